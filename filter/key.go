@@ -1,0 +1,117 @@
+// Package filter holds the words that every part of Sluice shares: the [Key]
+// of a flow, and the [Verdict] about it.
+//
+// The packages below it are the stations of a packet, in order: packet reads
+// bytes into a Key, policy decides a Key, queue answers the kernel, rules keeps
+// the iptables rules that bring the packet here. This package and packet and
+// policy are pure: they know neither a cluster nor a kernel, keep no clock and
+// do no I/O.
+package filter
+
+import (
+	"net/netip"
+	"strconv"
+)
+
+// Protocol is an IP protocol number (IANA "Assigned Internet Protocol Numbers").
+type Protocol uint8
+
+// The protocols that NetworkPolicy can name, and the two that need a word of
+// their own.
+const (
+	ICMP   Protocol = 1
+	TCP    Protocol = 6
+	UDP    Protocol = 17
+	ICMPv6 Protocol = 58
+	SCTP   Protocol = 132
+)
+
+// String gives the name that the Kubernetes API uses, or the number.
+func (p Protocol) String() string {
+	switch p {
+	case ICMP:
+		return "ICMP"
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	case ICMPv6:
+		return "ICMPv6"
+	case SCTP:
+		return "SCTP"
+	}
+	return strconv.Itoa(int(p))
+}
+
+// HasPorts says whether a NetworkPolicy can name ports of this protocol.
+func (p Protocol) HasPorts() bool { return p == TCP || p == UDP || p == SCTP }
+
+// Transport says what a packet tells about its transport header. It is a state
+// of its own, so that "no port could be read" is never taken for port 0.
+type Transport uint8
+
+const (
+	// Opaque is a packet whose transport header is missing, cut off, or behind
+	// an extension header that is not understood. Only a rule without ports can
+	// allow it. It is the zero value, so that what was never read allows least.
+	Opaque Transport = iota
+	// Portless is a packet of a protocol that has no ports, such as ICMP.
+	Portless
+	// Ported is a packet whose destination port was read.
+	Ported
+)
+
+// String names the state as the verdict log prints it.
+func (t Transport) String() string {
+	switch t {
+	case Portless:
+		return "portless"
+	case Ported:
+		return "ported"
+	}
+	return "opaque"
+}
+
+// Key is all that a verdict depends on, as read from a packet after Service
+// translation of the destination and before masquerading of the source.
+//
+// The source port is not part of it: no NetworkPolicy can match it, and every
+// new connection has another one, so that it would only spoil the flow cache.
+//
+// Addresses are 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2), so
+// that both families share one code path and the struct hashes as plain bytes:
+// as a map key, netip.Addr takes almost twice as long.
+type Key struct {
+	Src, Dst  [16]byte
+	Port      uint16 // destination port; 0 unless Transport is Ported
+	Protocol  Protocol
+	Transport Transport
+}
+
+// NewKey returns the key of a flow. The port counts only for protocols that
+// have ports; of any other protocol the key is Portless.
+func NewKey(src, dst netip.Addr, proto Protocol, port uint16) Key {
+	k := Key{Src: src.As16(), Dst: dst.As16(), Protocol: proto, Transport: Portless}
+	if proto.HasPorts() {
+		k.Transport, k.Port = Ported, port
+	}
+	return k
+}
+
+// SrcAddr is the source address in its own family.
+func (k Key) SrcAddr() netip.Addr { return netip.AddrFrom16(k.Src).Unmap() }
+
+// DstAddr is the destination address in its own family.
+func (k Key) DstAddr() netip.Addr { return netip.AddrFrom16(k.Dst).Unmap() }
+
+// String is for logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".
+func (k Key) String() string {
+	s := k.SrcAddr().String() + " > " + k.DstAddr().String() + " " + k.Protocol.String()
+	switch k.Transport {
+	case Ported:
+		return s + " " + strconv.Itoa(int(k.Port))
+	case Opaque:
+		return s + " opaque"
+	}
+	return s
+}

@@ -1,0 +1,117 @@
+package filter
+
+// Direction is the side of a flow that a policy guards.
+type Direction uint8
+
+// The directions, as seen from the pod that a policy selects.
+const (
+	Egress Direction = iota
+	Ingress
+)
+
+// String is the direction in the spelling of log lines and JSON.
+func (d Direction) String() string {
+	if d == Egress {
+		return "egress"
+	}
+	return "ingress"
+}
+
+// Action is what happens to a packet. The zero value denies.
+type Action uint8
+
+// The two actions.
+const (
+	Deny Action = iota
+	Allow
+)
+
+// String is the action in the spelling of log lines and JSON.
+func (a Action) String() string {
+	if a == Allow {
+		return "allow"
+	}
+	return "deny"
+}
+
+// Reason says in one word why a verdict is what it is.
+type Reason uint8
+
+// Reasons. Those that allow:
+const (
+	// Unknown is the zero value, which no decision returns.
+	Unknown Reason = iota
+	// NotIsolated: no policy selects either end in the direction that matters.
+	NotIsolated
+	// RuleAllows: every isolated end has a rule that allows the flow.
+	RuleAllows
+	// SameAddress: a pod reaches its own address.
+	SameAddress
+	// OwnNode: one end is the node that the pod runs on.
+	OwnNode
+
+	// EgressDenied: the source is isolated and none of its rules allows the flow.
+	EgressDenied
+	// IngressDenied: the destination is isolated and none of its rules allows the flow.
+	IngressDenied
+	// Malformed: the packet has no readable IP header.
+	Malformed
+	// NoWorld: the packet came before anything was known about the cluster.
+	NoWorld
+
+	reasons // the number of reasons
+)
+
+var reasonText = [reasons]string{
+	Unknown:       "unknown",
+	NotIsolated:   "not-isolated",
+	RuleAllows:    "rule",
+	SameAddress:   "same-address",
+	OwnNode:       "own-node",
+	EgressDenied:  "egress-denied",
+	IngressDenied: "ingress-denied",
+	Malformed:     "malformed",
+	NoWorld:       "no-world",
+}
+
+// String is the reason in the spelling of log lines, metrics and JSON.
+func (r Reason) String() string {
+	if r < reasons {
+		return reasonText[r]
+	}
+	return "invalid"
+}
+
+// Rule names one rule of one NetworkPolicy.
+type Rule struct {
+	Policy    string // "namespace/name"
+	Direction Direction
+	Index     int // in spec.ingress or spec.egress, from 0
+}
+
+// Isolation is the set of policies that isolate a pod in one direction.
+type Isolation struct {
+	Direction Direction
+	Policies  []string // "namespace/name", sorted; never empty
+}
+
+// Side is one direction's half of a verdict.
+type Side struct {
+	// Isolation is nil where no policy selects the pod in this direction.
+	Isolation *Isolation
+	// Rule is the rule that allowed the flow; nil where the side is not isolated
+	// or denies. Where several rules allow, it is one of them.
+	Rule *Rule
+}
+
+// Allows says whether this side lets the flow pass.
+func (s Side) Allows() bool { return s.Isolation == nil || s.Rule != nil }
+
+// Verdict is a decision and the reason for it. It points into the snapshot that
+// made it and holds no memory of its own, so making and copying one is free of
+// allocation.
+type Verdict struct {
+	Egress, Ingress Side
+	Action          Action
+	Reason          Reason
+}
