@@ -1,0 +1,78 @@
+package packet
+
+import (
+	"encoding/binary"
+
+	"github.com/google/gopacket/layers"
+)
+
+// maxExtensions is how many extension headers are stepped over. RFC 8200 (4.1)
+// has use for six in one packet; recent kernels stop at 12
+// (IP6_MAX_EXT_HDRS_CNT), and so does this, so that no packet that the kernel
+// can deliver is refused for its length alone.
+const maxExtensions = 12
+
+// minExtensionLen is the length of the shortest extension header, in bytes
+// (RFC 8200, 4).
+const minExtensionLen = 8
+
+// skipExtensions steps over the IPv6 extension headers that begin with one of
+// type next. It returns the type and the place of the header behind them, or
+// false, with the type of the header that it could not step over.
+//
+// It steps over exactly those headers that connection tracking steps over
+// (ipv6_skip_exthdr in the kernel), the Authentication Header among them: if it
+// saw further, a verdict about a port would be remembered for a connection that
+// does not end at that port. The walk is by hand because gopacket decodes
+// fragment and authentication headers only in packets that it allocates.
+func skipExtensions(next layers.IPProtocol, s span) (layers.IPProtocol, span, bool) {
+	for range maxExtensions {
+		if !isExtension(next) {
+			return next, s, true
+		}
+		if len(s.captured) < minExtensionLen {
+			return next, s, false
+		}
+		header := s.captured
+		rest, whole := s.skip(extensionLen(next, header))
+		if !whole {
+			return next, s, false
+		}
+		first := next != layers.IPProtocolIPv6Fragment || fragmentOffset(header) == 0
+		next, s = layers.IPProtocol(header[0]), rest
+		if !first {
+			return next, s, false
+		}
+	}
+	return next, s, !isExtension(next)
+}
+
+// isExtension says whether a header of this type is stepped over.
+func isExtension(next layers.IPProtocol) bool {
+	switch next {
+	case layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Fragment,
+		layers.IPProtocolIPv6Destination, layers.IPProtocolAH:
+		return true
+	}
+	return false
+}
+
+// extensionLen is the length in bytes that the extension header announces, which
+// has at least minExtensionLen bytes. Its second byte counts units of 8 bytes
+// after the first 8 (RFC 8200, 4.3); in an Authentication Header, units of 4
+// after the first 8 (RFC 4302, 2.2); in a fragment header, nothing.
+func extensionLen(next layers.IPProtocol, header []byte) int {
+	switch next {
+	case layers.IPProtocolIPv6Fragment:
+		return 8
+	case layers.IPProtocolAH:
+		return 8 + int(header[1])*4
+	}
+	return 8 + int(header[1])*8
+}
+
+// fragmentOffset is the offset in bytes that a fragment header gives its packet
+// (RFC 8200, 4.5). Behind any offset but 0 there is no upper-layer header.
+func fragmentOffset(header []byte) uint16 {
+	return binary.BigEndian.Uint16(header[2:]) &^ 7
+}

@@ -1,0 +1,120 @@
+package packet
+
+import (
+	"encoding/binary"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"sluice/filter"
+)
+
+// Lengths of the fixed headers, in bytes (RFC 9293, 3.1; RFC 768; RFC 9260, 3.1).
+//
+// The ports stand in the first four bytes of each, but a header of which less is
+// there is called cut off and not read: no receiver accepts such a packet, and a
+// fragment so small is made to have the rest of the header overwritten by the
+// next one (RFC 1858).
+const (
+	tcpHeaderLen  = 20
+	udpHeaderLen  = 8
+	sctpHeaderLen = 12
+)
+
+// Protocols without a name in gopacket, from IANA's "Assigned Internet Protocol
+// Numbers".
+const (
+	protocolIPComp   = 108
+	protocolMobility = 135
+	protocolHIP      = 139
+	protocolShim6    = 140
+	protocolWESP     = 141
+	lastAssigned     = 147
+)
+
+// transport reads what the upper layer says about ports.
+func (d *Decoder) transport(dg datagram) Packet {
+	p := Packet{Key: dg.key}
+	switch {
+	case dg.hidden || isOpaque(layers.IPProtocol(p.Key.Protocol)):
+	case p.Key.Protocol.HasPorts():
+		if src, dst, ok := d.ports(p.Key.Protocol, dg.upper); ok {
+			p.SrcPort, p.Key.Port, p.Key.Transport = src, dst, filter.Ported
+		}
+	default:
+		p.Key.Transport = filter.Portless
+	}
+	return p
+}
+
+// isOpaque says whether protocol hides the upper layer, or may hide it: headers
+// that were not stepped over, encryption and compression, and numbers that mean
+// nothing yet, for they may be those of extension headers to come.
+func isOpaque(protocol layers.IPProtocol) bool {
+	switch protocol {
+	case layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Fragment,
+		layers.IPProtocolIPv6Destination, layers.IPProtocolNoNextHeader, layers.IPProtocolAH,
+		layers.IPProtocolESP, protocolIPComp, protocolMobility, protocolHIP, protocolShim6, protocolWESP:
+		return true
+	}
+	return protocol > lastAssigned
+}
+
+// ports reads source and destination port; false if the header is cut off or
+// cannot be right.
+func (d *Decoder) ports(protocol filter.Protocol, s span) (src, dst uint16, ok bool) {
+	switch protocol {
+	case filter.TCP:
+		return d.tcpPorts(s)
+	case filter.UDP:
+		return d.udpPorts(s)
+	case filter.SCTP:
+		return d.sctpPorts(s)
+	}
+	return 0, 0, false
+}
+
+// tcpPorts steps over the options unread, as receivers ignore those that are
+// malformed. They need not be captured, but must fit what was sent.
+func (d *Decoder) tcpPorts(s span) (src, dst uint16, ok bool) {
+	if len(s.captured) < tcpHeaderLen {
+		return 0, 0, false
+	}
+	headerLen := int(s.captured[12]>>4) * 4
+	if headerLen < tcpHeaderLen || headerLen > s.sent {
+		return 0, 0, false
+	}
+	fixed := d.fixed(s.captured[:tcpHeaderLen])
+	fixed[12] = tcpHeaderLen / 4 << 4
+	if d.tcp.DecodeFromBytes(fixed, gopacket.NilDecodeFeedback) != nil {
+		return 0, 0, false
+	}
+	return uint16(d.tcp.SrcPort), uint16(d.tcp.DstPort), true
+}
+
+// udpPorts takes length 0 for a jumbogram (RFC 2675, 4). A length beyond the end
+// of the packet is right in a first fragment.
+func (d *Decoder) udpPorts(s span) (src, dst uint16, ok bool) {
+	if len(s.captured) < udpHeaderLen {
+		return 0, 0, false
+	}
+	if n := binary.BigEndian.Uint16(s.captured[4:]); n != 0 && n < udpHeaderLen {
+		return 0, 0, false
+	}
+	fixed := d.fixed(s.captured[:udpHeaderLen])
+	if d.udp.DecodeFromBytes(fixed, gopacket.NilDecodeFeedback) != nil {
+		return 0, 0, false
+	}
+	return uint16(d.udp.SrcPort), uint16(d.udp.DstPort), true
+}
+
+func (d *Decoder) sctpPorts(s span) (src, dst uint16, ok bool) {
+	if len(s.captured) < sctpHeaderLen {
+		return 0, 0, false
+	}
+	fixed := d.fixed(s.captured[:sctpHeaderLen])
+	if d.sctp.DecodeFromBytes(fixed, gopacket.NilDecodeFeedback) != nil {
+		return 0, 0, false
+	}
+	return uint16(d.sctp.SrcPort), uint16(d.sctp.DstPort), true
+}
