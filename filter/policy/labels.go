@@ -1,0 +1,165 @@
+package policy
+
+import (
+	"slices"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+)
+
+type label struct{ key, value string }
+
+// labelIndex finds those of many selectors that match a set of labels, and
+// tests only the few that could: each selector is filed under one requirement
+// that a matching object is bound to show.
+type labelIndex struct {
+	byLabel map[label][]*selector
+	byKey   map[string][]*selector
+	rest    []*selector // only NotIn and DoesNotExist: they match by absence
+}
+
+// anchor is the requirement that a selector is filed under: the labels of which
+// an object must have one, or else the key that it must have, or else nothing.
+func anchor(sel labels.Selector) (anyOf []label, key string) {
+	reqs, _ := sel.Requirements()
+	for _, r := range reqs {
+		switch r.Operator() {
+		case selection.In, selection.Equals, selection.DoubleEquals:
+			found := make([]label, 0, r.Values().Len())
+			for v := range r.Values() {
+				found = append(found, label{r.Key(), v})
+			}
+			if anyOf == nil || len(found) < len(anyOf) {
+				anyOf = found
+			}
+		case selection.Exists:
+			key = r.Key()
+		}
+	}
+	return anyOf, key
+}
+
+func (x *labelIndex) add(s *selector) {
+	anyOf, key := anchor(s.labels)
+	switch {
+	case anyOf != nil:
+		if x.byLabel == nil {
+			x.byLabel = make(map[label][]*selector)
+		}
+		for _, l := range anyOf {
+			x.byLabel[l] = append(x.byLabel[l], s)
+		}
+	case key != "":
+		if x.byKey == nil {
+			x.byKey = make(map[string][]*selector)
+		}
+		x.byKey[key] = append(x.byKey[key], s)
+	default:
+		x.rest = append(x.rest, s)
+	}
+}
+
+func (x *labelIndex) remove(s *selector) {
+	anyOf, key := anchor(s.labels)
+	switch {
+	case anyOf != nil:
+		for _, l := range anyOf {
+			dropFrom(x.byLabel, l, s)
+		}
+	case key != "":
+		dropFrom(x.byKey, key, s)
+	default:
+		x.rest = without(x.rest, s)
+	}
+}
+
+// match appends the selectors that match set.
+func (x *labelIndex) match(set labels.Set, found []*selector) []*selector {
+	test := func(candidates []*selector) {
+		for _, s := range candidates {
+			if s.labels.Matches(set) {
+				found = append(found, s)
+			}
+		}
+	}
+	if len(x.byLabel) > 0 || len(x.byKey) > 0 {
+		for k, v := range set {
+			test(x.byLabel[label{k, v}])
+			test(x.byKey[k])
+		}
+	}
+	test(x.rest)
+	return found
+}
+
+func dropFrom[K comparable](m map[K][]*selector, k K, s *selector) {
+	if left := without(m[k], s); len(left) > 0 {
+		m[k] = left
+	} else {
+		delete(m, k)
+	}
+}
+
+// without removes s from list, in place; the order does not matter.
+func without(list []*selector, s *selector) []*selector {
+	i := slices.Index(list, s)
+	if i < 0 {
+		return list
+	}
+	last := len(list) - 1
+	list[i], list[last] = list[last], nil
+	return list[:last]
+}
+
+// podSet is the pods of a namespace, findable by label: the other side of
+// labelIndex, for when a selector is new and the pods are old.
+type podSet struct {
+	all     map[*pod]struct{}
+	byLabel map[label]map[*pod]struct{}
+}
+
+func (x *podSet) add(p *pod) {
+	if x.all == nil {
+		x.all = make(map[*pod]struct{})
+		x.byLabel = make(map[label]map[*pod]struct{})
+	}
+	x.all[p] = struct{}{}
+	for k, v := range p.labels {
+		set := x.byLabel[label{k, v}]
+		if set == nil {
+			set = make(map[*pod]struct{}, 1)
+			x.byLabel[label{k, v}] = set
+		}
+		set[p] = struct{}{}
+	}
+}
+
+func (x *podSet) remove(p *pod) {
+	delete(x.all, p)
+	for k, v := range p.labels {
+		l := label{k, v}
+		delete(x.byLabel[l], p)
+		if len(x.byLabel[l]) == 0 {
+			delete(x.byLabel, l)
+		}
+	}
+}
+
+// match calls f for each pod that sel matches.
+func (x *podSet) match(sel labels.Selector, f func(*pod)) {
+	test := func(pods map[*pod]struct{}) {
+		for p := range pods {
+			if sel.Matches(p.labels) {
+				f(p)
+			}
+		}
+	}
+	anyOf, _ := anchor(sel)
+	if anyOf == nil {
+		test(x.all)
+		return
+	}
+	for _, l := range anyOf {
+		test(x.byLabel[l])
+	}
+}

@@ -1,0 +1,535 @@
+package policy_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
+
+	"sluice/filter"
+)
+
+// The oracle is the NetworkPolicy API read aloud: every flow loops over every
+// object, parses every selector and CIDR again, and remembers nothing. It costs
+// microseconds where the engine costs nanoseconds, and that is its use: it has
+// no index, class or cache that could share a mistake with the engine.
+//
+// Comments name the API field, or the kind of case, that a line stands for.
+
+// cluster is everything that a verdict depends on, as the API serves it. Objects
+// are never changed once they are in it, only replaced, so a copy of the slices
+// is a copy of the cluster.
+type cluster struct {
+	Namespaces []*corev1.Namespace
+	Pods       []*corev1.Pod
+	Policies   []*networkingv1.NetworkPolicy
+	Node       []netip.Addr // the addresses of the node that enforces
+}
+
+// flow is one packet, as far as a policy can see it.
+type flow struct {
+	Src, Dst  netip.Addr
+	Protocol  filter.Protocol
+	Transport filter.Transport
+	Port      uint16 // destination port; 0 unless Transport is Ported
+}
+
+func (f flow) key() filter.Key {
+	return filter.Key{
+		Src: f.Src.As16(), Dst: f.Dst.As16(),
+		Port: f.Port, Protocol: f.Protocol, Transport: f.Transport,
+	}
+}
+
+// judgement is the oracle's answer about a flow. Unlike a filter.Verdict it
+// names all the rules that allow, because the engine may name any of them.
+type judgement struct {
+	Egress, Ingress sideJudgement
+	SameAddress     bool // a pod talks to itself
+	OwnNode         bool // one end is the node of the other
+	Action          filter.Action
+}
+
+// sideJudgement is the answer of one direction.
+type sideJudgement struct {
+	Isolating []string // "namespace/name", sorted
+	Allowing  []filter.Rule
+}
+
+func (s sideJudgement) allows() bool { return len(s.Isolating) == 0 || len(s.Allowing) > 0 }
+
+func (s sideJudgement) String() string {
+	return fmt.Sprintf("isolated by %q, allowed by %v", s.Isolating, s.Allowing)
+}
+
+func (j judgement) String() string {
+	return fmt.Sprintf("%s (same address %t, own node %t)\n  egress:  %s\n  ingress: %s",
+		j.Action, j.SameAddress, j.OwnNode, j.Egress, j.Ingress)
+}
+
+// judge answers for one flow. Both ends must allow: egress at the source,
+// ingress at the destination.
+func (c *cluster) judge(f flow) judgement {
+	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
+	j := judgement{
+		Egress:      c.judgeSide(filter.Egress, f, src, dst),
+		Ingress:     c.judgeSide(filter.Ingress, f, src, dst),
+		SameAddress: f.Src == f.Dst,
+		// spec.ingress: "OR if the traffic source is the pod's local node"; the
+		// concept page says the same of traffic to that node.
+		OwnNode: slices.Contains(c.Node, f.Src) || slices.Contains(c.Node, f.Dst) ||
+			runsOn(src, f.Dst) || runsOn(dst, f.Src),
+	}
+	if j.exempt() || j.Egress.allows() && j.Ingress.allows() {
+		j.Action = filter.Allow
+	}
+	return j
+}
+
+// exempt says whether no policy is asked about the flow.
+func (j judgement) exempt() bool { return j.SameAddress || j.OwnNode }
+
+// judgeSide asks the policies of one end: the source's for egress, the
+// destination's for ingress.
+func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) sideJudgement {
+	pod, peer, peerAddr := src, dst, f.Dst
+	if d == filter.Ingress {
+		pod, peer, peerAddr = dst, src, f.Src
+	}
+	var side sideJudgement
+	if pod == nil {
+		return side // what is not a pod is not isolated
+	}
+	for _, p := range c.Policies {
+		// A policy acts in its own namespace alone.
+		if p.Namespace != pod.Namespace || !affects(p, d) {
+			continue
+		}
+		// Which pods a selector means that cannot be parsed is not known: the
+		// policy isolates every pod it could mean and allows none of them anything.
+		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+		if err == nil && !selector.Matches(labels.Set(pod.Labels)) {
+			continue
+		}
+		name := p.Namespace + "/" + p.Name
+		side.Isolating = append(side.Isolating, name)
+		if err != nil {
+			continue
+		}
+		for i, r := range rulesOf(p, d) {
+			if anyPortMatches(r.ports, f, dst) && c.anyPeerMatches(r.peers, p.Namespace, peerAddr, peer) {
+				side.Allowing = append(side.Allowing, filter.Rule{Policy: name, Direction: d, Index: i})
+			}
+		}
+	}
+	slices.Sort(side.Isolating)
+	return side
+}
+
+// affects reads spec.policyTypes with its default: "policies that contain an
+// egress section are assumed to affect egress, and all policies (whether or not
+// they contain an ingress section) are assumed to affect ingress".
+func affects(p *networkingv1.NetworkPolicy, d filter.Direction) bool {
+	if len(p.Spec.PolicyTypes) == 0 {
+		return d == filter.Ingress || len(p.Spec.Egress) > 0
+	}
+	if d == filter.Egress {
+		return slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+	}
+	return slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+}
+
+// policyRule is what ingress and egress rules have in common.
+type policyRule struct {
+	peers []networkingv1.NetworkPolicyPeer
+	ports []networkingv1.NetworkPolicyPort
+}
+
+func rulesOf(p *networkingv1.NetworkPolicy, d filter.Direction) (rules []policyRule) {
+	if d == filter.Egress {
+		for _, r := range p.Spec.Egress {
+			rules = append(rules, policyRule{r.To, r.Ports})
+		}
+		return rules
+	}
+	for _, r := range p.Spec.Ingress {
+		rules = append(rules, policyRule{r.From, r.Ports})
+	}
+	return rules
+}
+
+// anyPeerMatches reads from and to: "empty or missing ... matches all".
+func (c *cluster) anyPeerMatches(peers []networkingv1.NetworkPolicyPeer, policyNamespace string, addr netip.Addr, pod *corev1.Pod) bool {
+	return len(peers) == 0 || slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool {
+		return c.peerMatches(p, policyNamespace, addr, pod)
+	})
+}
+
+// peerMatches reads one NetworkPolicyPeer; pod is nil for an address outside.
+func (c *cluster) peerMatches(p networkingv1.NetworkPolicyPeer, policyNamespace string, addr netip.Addr, pod *corev1.Pod) bool {
+	bySelector := p.PodSelector != nil || p.NamespaceSelector != nil
+	if p.IPBlock != nil {
+		// "If this field is set then neither of the other fields can be."
+		return !bySelector && blockContains(p.IPBlock, addr)
+	}
+	if !bySelector || pod == nil {
+		return false // a peer must say something, and labels select pods alone
+	}
+	if p.NamespaceSelector == nil && pod.Namespace != policyNamespace {
+		return false // "Otherwise ... in the policy's own namespace"
+	}
+	if p.NamespaceSelector != nil && !selects(p.NamespaceSelector, c.namespaceLabels(pod.Namespace)) {
+		return false
+	}
+	return p.PodSelector == nil || selects(p.PodSelector, pod.Labels)
+}
+
+// selects says whether a selector matches; one that cannot be parsed matches nothing.
+func selects(s *metav1.LabelSelector, set map[string]string) bool {
+	selector, err := metav1.LabelSelectorAsSelector(s)
+	return err == nil && selector.Matches(labels.Set(set))
+}
+
+// blockContains reads an IPBlock: in cidr and in none of except. One malformed
+// part makes the whole block match nothing, so that a lost except never widens.
+func blockContains(b *networkingv1.IPBlock, addr netip.Addr) bool {
+	in, ok := cidrContains(b.CIDR, addr)
+	for _, text := range b.Except {
+		excepted, wellFormed := cidrContains(text, addr)
+		ok = ok && wellFormed
+		in = in && !excepted
+	}
+	return in && ok
+}
+
+// cidrContains takes host bits for zero, as the API does, and takes an
+// IPv4-mapped prefix for malformed, because no packet carries such an address.
+func cidrContains(text string, addr netip.Addr) (contains, wellFormed bool) {
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil || prefix.Addr().Is4In6() {
+		return false, false
+	}
+	return prefix.Contains(addr), true
+}
+
+// anyPortMatches reads ports: "empty or missing ... matches all ports", which is
+// the only way to match a packet that has none.
+func anyPortMatches(items []networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) bool {
+	return len(items) == 0 || slices.ContainsFunc(items, func(item networkingv1.NetworkPolicyPort) bool {
+		return portMatches(item, f, dst)
+	})
+}
+
+// portMatches reads one NetworkPolicyPort; dst is nil for an address outside.
+func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) bool {
+	protocol := corev1.ProtocolTCP // "If not specified, this field defaults to TCP."
+	if item.Protocol != nil {
+		protocol = *item.Protocol
+	}
+	if f.Transport != filter.Ported || f.Protocol != numberOf(protocol) {
+		return false
+	}
+	if item.Port == nil {
+		return item.EndPort == nil // endPort needs port
+	}
+	if item.Port.Type == intstr.String {
+		if item.EndPort != nil {
+			return false // endPort needs a number
+		}
+		number, ok := namedPort(dst, item.Port.StrVal, protocol)
+		return ok && number == int32(f.Port)
+	}
+	first, last := item.Port.IntVal, item.Port.IntVal
+	if item.EndPort != nil {
+		last = *item.EndPort
+	}
+	if first < 1 || last > 65535 {
+		return false
+	}
+	return first <= int32(f.Port) && int32(f.Port) <= last
+}
+
+// numberOf gives 0 for a protocol that NetworkPolicy does not know; no flow with
+// ports has that number.
+func numberOf(p corev1.Protocol) filter.Protocol {
+	switch p {
+	case corev1.ProtocolTCP:
+		return filter.TCP
+	case corev1.ProtocolUDP:
+		return filter.UDP
+	case corev1.ProtocolSCTP:
+		return filter.SCTP
+	}
+	return 0
+}
+
+// namedPort looks a name up on the destination pod, for ingress and for egress.
+// Containers come first, then sidecars, which are init containers that stay
+// (initContainers[].restartPolicy); other init containers are gone when the pod
+// serves. The name is empty on ports that have none, so it names nothing.
+func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, bool) {
+	if pod == nil || name == "" {
+		return 0, false
+	}
+	containers := slices.Clone(pod.Spec.Containers)
+	for _, c := range pod.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			containers = append(containers, c)
+		}
+	}
+	for _, c := range containers {
+		for _, p := range c.Ports {
+			// ports[].protocol: "Defaults to TCP".
+			isTCP := p.Protocol == "" && protocol == corev1.ProtocolTCP
+			if p.Name == name && (p.Protocol == protocol || isTCP) {
+				return p.ContainerPort, p.ContainerPort > 0
+			}
+		}
+	}
+	return 0, false
+}
+
+// podAt gives the pod that an address means, or nil. hostNetwork pods have no
+// address of their own and finished pods have given theirs up. Where two live
+// pods claim one address, the API server's view of one of them is late: the pod
+// that was created later counts; of two created in the same second, the one with
+// the greater "namespace/name", so that the order of events does not matter.
+func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
+	var owner *corev1.Pod
+	for _, p := range c.Pods {
+		finished := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		if p.Spec.HostNetwork || finished || !slices.Contains(podAddrs(p), addr) {
+			continue
+		}
+		if owner == nil || succeeds(p, owner) {
+			owner = p
+		}
+	}
+	return owner
+}
+
+func succeeds(a, b *corev1.Pod) bool {
+	if !a.CreationTimestamp.Time.Equal(b.CreationTimestamp.Time) {
+		return a.CreationTimestamp.Time.After(b.CreationTimestamp.Time)
+	}
+	return a.Namespace+"/"+a.Name > b.Namespace+"/"+b.Name
+}
+
+// podAddrs reads status.podIPs and status.podIP.
+func podAddrs(p *corev1.Pod) []netip.Addr {
+	texts := []string{p.Status.PodIP}
+	for _, ip := range p.Status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	return parseAddrs(texts)
+}
+
+// hostAddrs reads status.hostIPs and status.hostIP.
+func hostAddrs(p *corev1.Pod) []netip.Addr {
+	texts := []string{p.Status.HostIP}
+	for _, ip := range p.Status.HostIPs {
+		texts = append(texts, ip.IP)
+	}
+	return parseAddrs(texts)
+}
+
+func parseAddrs(texts []string) (addrs []netip.Addr) {
+	for _, text := range texts {
+		if addr, err := netip.ParseAddr(text); err == nil {
+			addrs = append(addrs, addr.Unmap())
+		}
+	}
+	return addrs
+}
+
+// runsOn says whether addr is the node that the pod runs on.
+func runsOn(pod *corev1.Pod, addr netip.Addr) bool {
+	return pod != nil && slices.Contains(hostAddrs(pod), addr)
+}
+
+// namespaceLabels gives a namespace's labels with the one that the API server
+// sets on each, which is all that a namespace has while its object is unknown.
+func (c *cluster) namespaceLabels(name string) map[string]string {
+	set := map[string]string{}
+	for _, ns := range c.Namespaces {
+		if ns.Name == name {
+			for k, v := range ns.Labels {
+				set[k] = v
+			}
+		}
+	}
+	set[corev1.LabelMetadataName] = name
+	return set
+}
+
+// String is the cluster as manifests, to reproduce a failure with.
+func (c *cluster) String() string {
+	var b strings.Builder
+	write := func(kind, version string, object any) {
+		text, err := yaml.Marshal(object)
+		if err != nil {
+			text = []byte(err.Error())
+		}
+		fmt.Fprintf(&b, "---\nkind: %s\napiVersion: %s\n%s", kind, version, text)
+	}
+	for _, o := range c.Namespaces {
+		write("Namespace", "v1", o)
+	}
+	for _, o := range c.Pods {
+		write("Pod", "v1", o)
+	}
+	for _, o := range c.Policies {
+		write("NetworkPolicy", "networking.k8s.io/v1", o)
+	}
+	fmt.Fprintf(&b, "# node addresses: %v\n", c.Node)
+	return b.String()
+}
+
+// readCluster reads manifests, separated by "---", with 10.9.0.1 as the node.
+func readCluster(t *testing.T, manifests string) *cluster {
+	t.Helper()
+	c := &cluster{Node: []netip.Addr{netip.MustParseAddr("10.9.0.1")}}
+	for _, text := range strings.Split(manifests, "---\n") {
+		var kind metav1.TypeMeta
+		var err error
+		if err = yaml.Unmarshal([]byte(text), &kind); err != nil {
+			t.Fatalf("reading manifest: %v\n%s", err, text)
+		}
+		switch kind.Kind {
+		case "Namespace":
+			c.Namespaces = append(c.Namespaces, new(corev1.Namespace))
+			err = yaml.UnmarshalStrict([]byte(text), c.Namespaces[len(c.Namespaces)-1])
+		case "Pod":
+			c.Pods = append(c.Pods, new(corev1.Pod))
+			err = yaml.UnmarshalStrict([]byte(text), c.Pods[len(c.Pods)-1])
+		case "NetworkPolicy":
+			c.Policies = append(c.Policies, new(networkingv1.NetworkPolicy))
+			err = yaml.UnmarshalStrict([]byte(text), c.Policies[len(c.Policies)-1])
+		}
+		if err != nil {
+			t.Fatalf("reading %s: %v\n%s", kind.Kind, err, text)
+		}
+	}
+	return c
+}
+
+// readFlow reads what Key.String writes: "10.0.0.1 > 10.0.0.2 TCP 80".
+func readFlow(t *testing.T, text string) flow {
+	t.Helper()
+	var src, dst, protocol, rest string
+	if n, err := fmt.Sscan(strings.Replace(text, ">", "", 1), &src, &dst, &protocol, &rest); n < 3 {
+		t.Fatalf("reading flow %q: %v", text, err)
+	}
+	f := flow{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Transport: filter.Portless}
+	for _, p := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP, filter.ICMP, filter.ICMPv6} {
+		if p.String() == protocol {
+			f.Protocol = p
+		}
+	}
+	if rest == "opaque" {
+		f.Transport = filter.Opaque
+	} else if f.Protocol.HasPorts() {
+		port, err := strconv.ParseUint(rest, 10, 16)
+		if err != nil {
+			t.Fatalf("reading flow %q: %v", text, err)
+		}
+		f.Transport, f.Port = filter.Ported, uint16(port)
+	}
+	return f
+}
+
+// smallCluster is the cluster of the two scenarios that users start from, with
+// one address of every kind around it.
+const smallCluster = `
+{kind: Namespace, metadata: {name: default}}
+---
+{kind: Namespace, metadata: {name: mine, labels: {project: myproject}}}
+---
+{kind: Pod, metadata: {namespace: default, name: db, labels: {role: db}}, spec: {containers: [
+  {name: a, ports: [{name: redis, containerPort: 6379}, {name: dns, containerPort: 53, protocol: UDP}]}],
+  initContainers: [{name: i, ports: [{name: setup, containerPort: 1}]},
+    {name: s, restartPolicy: Always, ports: [{name: mesh, containerPort: 15000}]}]},
+  status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}], hostIP: 10.9.0.2}}
+---
+{kind: Pod, metadata: {namespace: default, name: web, labels: {role: frontend}}, status: {podIP: 10.0.0.2, podIPs: [{ip: 10.0.0.2}, {ip: "fd00::2"}]}}
+---
+{kind: Pod, metadata: {namespace: mine, name: job, labels: {role: frontend}}, status: {podIP: 10.0.0.3}}
+---
+{kind: Pod, metadata: {namespace: bare, name: odd}, status: {podIP: 10.0.0.4}}
+---
+{kind: Pod, metadata: {namespace: default, name: done, labels: {role: frontend}}, status: {podIP: 10.0.0.5, phase: Succeeded}}
+---
+{kind: Pod, metadata: {namespace: default, name: agent, labels: {role: frontend}}, spec: {hostNetwork: true}, status: {podIP: 10.9.0.3}}
+---
+`
+
+// TestOracle holds the oracle itself against verdicts worked out by hand from
+// the documentation. Each policy is in namespace default, selects role=db
+// unless it says otherwise, and each flow is followed by its verdict.
+func TestOracle(t *testing.T) {
+	const web, job, odd, done, agent, out = "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.9.0.3", "192.0.2.7"
+	const redis = " > 10.0.0.1 TCP 6379"
+	tests := []struct {
+		name, spec  string
+		allow, deny []string
+	}{
+		{"another pod is selected", `podSelector: {matchLabels: {role: none}}`, []string{web + redis, out + redis}, nil},
+		{"access-demo1", `ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]`,
+			[]string{web + redis, "fd00::2 > fd00::1 TCP 6379"},
+			[]string{job + redis, odd + redis, done + redis, agent + redis, web + " > 10.0.0.1 TCP 80", web + " > 10.0.0.1 UDP 6379", web + " > 10.0.0.1 TCP opaque"}},
+		{"access-demo2", `ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]`,
+			[]string{job + redis}, []string{web + redis, odd + redis}},
+		{"ingress absent, default types", ``, []string{"10.0.0.1 > " + out + " TCP 80"}, []string{web + redis, web + " > 10.0.0.1 ICMP"}},
+		{"egress empty, default types", `egress: []`, []string{"10.0.0.1 > " + out + " TCP 80"}, []string{web + redis}},
+		{"one egress rule, default types", `egress: [{ports: [{port: 80}]}]`,
+			[]string{"10.0.0.1 > " + out + " TCP 80"}, []string{"10.0.0.1 > " + out + " TCP 81", web + redis}},
+		{"egress type alone", `policyTypes: [Egress]`, []string{web + redis}, []string{"10.0.0.1 > 10.0.0.2 TCP 80"}},
+		{"one empty rule", `ingress: [{}]`, []string{out + redis, web + " > 10.0.0.1 ICMP", web + " > 10.0.0.1 TCP opaque"}, nil},
+		{"from empty, a port item without port", `ingress: [{from: [], ports: [{protocol: UDP}]}]`,
+			[]string{out + " > 10.0.0.1 UDP 9"}, []string{out + redis}},
+		{"every namespace", `ingress: [{from: [{namespaceSelector: {}}]}]`, []string{job + redis, odd + redis}, []string{out + redis, agent + redis}},
+		{"both selectors", `ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}, podSelector: {matchLabels: {role: frontend}}}]}]`,
+			[]string{job + redis}, []string{web + redis}},
+		{"name label without object", `ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: bare}}}]}]`,
+			[]string{odd + redis}, []string{web + redis, job + redis}},
+		{"NotIn matches without the key", `ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: project, operator: NotIn, values: [myproject]}]}}]}]`,
+			[]string{web + redis, odd + redis}, []string{job + redis}},
+		{"ipBlock with except", `ingress: [{from: [{ipBlock: {cidr: 10.0.0.9/29, except: [10.0.0.2/32]}}, {ipBlock: {cidr: 10.0.0.0/29, except: [10.0.0.2/32]}}]}]`,
+			[]string{job + redis}, []string{web + redis, out + redis}},
+		{"malformed except", `ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [010.0.0.2/32]}}]}]`, nil, []string{web + redis, job + redis}},
+		{"malformed podSelector", "podSelector: {matchExpressions: [{key: role, operator: Is}]}\ningress: [{}]", nil, []string{web + redis, job + " > 10.0.0.2 TCP 1"}},
+		{"range", `ingress: [{ports: [{port: 6378, endPort: 6379}, {port: 9, endPort: 8}, {port: redis, endPort: 7000}]}]`,
+			[]string{web + redis, web + " > 10.0.0.1 TCP 6378"}, []string{web + " > 10.0.0.1 TCP 6380", web + " > 10.0.0.1 TCP 9"}},
+		{"named ports", `ingress: [{ports: [{port: redis}, {port: dns}, {port: setup}, {port: mesh}]}]`,
+			[]string{web + redis, web + " > 10.0.0.1 TCP 15000"}, []string{web + " > 10.0.0.1 UDP 53", web + " > 10.0.0.1 TCP 53", web + " > 10.0.0.1 TCP 1"}},
+		{"named port of the destination", "podSelector: {}\npolicyTypes: [Egress]\negress: [{ports: [{port: redis}]}]",
+			[]string{web + redis}, []string{web + " > " + out + " TCP 6379", "10.0.0.1 > 10.0.0.2 TCP 6379"}},
+		{"own node, own address", ``, []string{"10.9.0.1" + redis, "10.9.0.2" + redis, "10.0.0.1" + redis}, []string{"10.9.0.3" + redis}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			spec := test.spec
+			if !strings.HasPrefix(spec, "podSelector") {
+				spec = "podSelector: {matchLabels: {role: db}}\n" + spec
+			}
+			policy := "kind: NetworkPolicy\nmetadata: {namespace: default, name: p}\nspec:\n  " + strings.ReplaceAll(spec, "\n", "\n  ")
+			c := readCluster(t, smallCluster+policy)
+			for want, flows := range map[filter.Action][]string{filter.Allow: test.allow, filter.Deny: test.deny} {
+				for _, f := range flows {
+					if got := c.judge(readFlow(t, f)); got.Action != want {
+						t.Errorf("%s: %s, want %s\n%s", f, got, want, policy)
+					}
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,46 @@
+// Package policy turns Kubernetes objects into decisions.
+//
+// A [World] takes pods, namespaces and NetworkPolicies one by one, in any order,
+// and compiles what a change touches, not what exists. Each [World.Commit] gives
+// an immutable [Snapshot], whose Decide answers for a flow: it looks at two
+// endpoints, at one short list per direction, and at nothing that grows with the
+// number of policies.
+//
+// How a decision comes to be cheap. A pod carries the sorted ids of the peer
+// selectors that match it. The policies that isolate a pod in one direction are
+// compiled together into a rule set, cut along the port axis: a port finds the
+// selectors and address ranges that are allowed at it, by binary search. What is
+// left is whether two sorted lists of numbers share one.
+//
+// The package knows neither a cluster nor a kernel, and takes no lock: a World
+// belongs to one goroutine, a Snapshot to everyone.
+package policy
+
+import (
+	"fmt"
+	"log/slog"
+)
+
+// Problem is something in a policy that cannot be understood and therefore
+// allows nothing. The API server rejects most of these today, but hands out what
+// older versions of it have stored.
+type Problem struct {
+	Policy string // "namespace/name"
+	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
+	Detail string // what is wrong with it
+	Mend   string // what would be right
+}
+
+func (p Problem) Error() string {
+	return fmt.Sprintf("NetworkPolicy %s, %s: %s: %s", p.Policy, p.Field, p.Detail, p.Mend)
+}
+
+// LogValue keeps the parts apart in structured logs.
+func (p Problem) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("policy", p.Policy),
+		slog.String("field", p.Field),
+		slog.String("detail", p.Detail),
+		slog.String("mend", p.Mend),
+	)
+}

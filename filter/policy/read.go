@@ -1,0 +1,332 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/filter"
+)
+
+// policy is a NetworkPolicy, read once: selectors are interned, CIDRs are ranges.
+type policy struct {
+	objectKey
+	id        uint64 // new with each version of the policy
+	text      string // "namespace/name"
+	spec      *networkingv1.NetworkPolicySpec
+	subject   *selector
+	isolates  [2]bool // by filter.Direction
+	rules     [2][]rule
+	uses      []*selector // of peers, once for each use
+	problems  []Problem
+	malformed bool // its subject cannot be read
+}
+
+// rule is one ingress or egress rule. The zero value allows nothing.
+type rule struct {
+	ref    *filter.Rule
+	anyone bool        // every peer, outside ones too
+	some   []*selector // pods by their labels
+	whole  []*selector // all pods of some namespaces
+	blocks []addrRange
+
+	portless bool // every port, and protocols without ports
+	ports    []portRange
+}
+
+// portRange is one item of a rule's ports.
+type portRange struct {
+	protocol filter.Protocol
+	low      uint16
+	high     uint16
+	name     string // a named port; low and high mean nothing then
+}
+
+// all says whether the item names a protocol and no port.
+func (p portRange) all() bool { return p.name == "" && p.low == 0 && p.high == 65535 }
+
+// reader reads one policy. Whatever it cannot understand allows nothing, and is
+// noted as a problem.
+type reader struct {
+	w *World
+	p *policy
+}
+
+func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
+	p := &policy{objectKey: objectKey{o.Namespace, o.Name}, spec: &o.Spec}
+	p.text = p.objectKey.String()
+	r := reader{w, p}
+	p.isolates = r.directions()
+	subject, ok := r.selector(&o.Spec.PodSelector, "spec.podSelector")
+	if !ok {
+		// Which pods it was meant for is unknown: to isolate all of them and
+		// allow none is the reading that cannot let through what it forbids.
+		subject = labels.Everything()
+		p.malformed = true
+	}
+	p.subject = w.useSubject(p.namespace, subject)
+	if p.malformed {
+		return p
+	}
+	for i := range o.Spec.Ingress {
+		from := &o.Spec.Ingress[i]
+		r.rule(filter.Ingress, i, from.From, from.Ports, fmt.Sprintf("spec.ingress[%d]", i), "from")
+	}
+	for i := range o.Spec.Egress {
+		to := &o.Spec.Egress[i]
+		r.rule(filter.Egress, i, to.To, to.Ports, fmt.Sprintf("spec.egress[%d]", i), "to")
+	}
+	return p
+}
+
+func (r reader) problem(field, detail, mend string) {
+	r.p.problems = append(r.p.problems, Problem{Policy: r.p.text, Field: field, Detail: detail, Mend: mend})
+}
+
+// directions applies the defaulting of policyTypes that the API documents, for
+// objects that did not pass through the API server.
+func (r reader) directions() (isolates [2]bool) {
+	for i, t := range r.p.spec.PolicyTypes {
+		switch t {
+		case networkingv1.PolicyTypeIngress:
+			isolates[filter.Ingress] = true
+		case networkingv1.PolicyTypeEgress:
+			isolates[filter.Egress] = true
+		default:
+			r.problem(fmt.Sprintf("spec.policyTypes[%d]", i), fmt.Sprintf("%q is no policy type", t), "write Ingress or Egress")
+			return [2]bool{true, true}
+		}
+	}
+	if len(r.p.spec.PolicyTypes) == 0 {
+		isolates[filter.Ingress] = true
+		isolates[filter.Egress] = len(r.p.spec.Egress) > 0
+	}
+	return isolates
+}
+
+func (r reader) selector(sel *metav1.LabelSelector, field string) (labels.Selector, bool) {
+	parsed, err := metav1.LabelSelectorAsSelector(sel)
+	if err != nil {
+		r.problem(field, err.Error(), "write matchLabels, or matchExpressions with key, operator (In, NotIn, Exists, DoesNotExist) and values")
+		return nil, false
+	}
+	return parsed, true
+}
+
+func (r reader) rule(d filter.Direction, index int, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort, field, peersName string) {
+	if !r.p.isolates[d] {
+		return // rules of a direction that policyTypes leaves out mean nothing
+	}
+	out := rule{
+		ref:      &filter.Rule{Policy: r.p.text, Direction: d, Index: index},
+		anyone:   len(peers) == 0,
+		portless: len(ports) == 0,
+	}
+	for i := range peers {
+		r.peer(&out, &peers[i], fmt.Sprintf("%s.%s[%d]", field, peersName, i))
+	}
+	for i := range ports {
+		if p, ok := r.port(&ports[i], fmt.Sprintf("%s.ports[%d]", field, i)); ok {
+			out.ports = append(out.ports, p)
+		}
+	}
+	r.p.rules[d] = append(r.p.rules[d], out)
+}
+
+func (r reader) peer(out *rule, peer *networkingv1.NetworkPolicyPeer, field string) {
+	switch {
+	case peer.IPBlock != nil && (peer.PodSelector != nil || peer.NamespaceSelector != nil):
+		r.problem(field, "ipBlock stands beside a selector", "give each an item of its own")
+	case peer.IPBlock != nil:
+		if block, ok := r.block(peer.IPBlock, field+".ipBlock"); ok {
+			out.blocks = append(out.blocks, block...)
+		}
+	case peer.PodSelector == nil && peer.NamespaceSelector == nil:
+		r.problem(field, "it names no peer", "write a podSelector, a namespaceSelector or an ipBlock")
+	default:
+		r.pods(out, peer, field)
+	}
+}
+
+// pods reads a peer that selects pods by labels.
+func (r reader) pods(out *rule, peer *networkingv1.NetworkPolicyPeer, field string) {
+	podSelector := labels.Everything()
+	if peer.PodSelector != nil {
+		var ok bool
+		if podSelector, ok = r.selector(peer.PodSelector, field+".podSelector"); !ok {
+			return
+		}
+	}
+	in := scope{namespace: r.p.namespace}
+	if peer.NamespaceSelector != nil {
+		nsSelector, ok := r.selector(peer.NamespaceSelector, field+".namespaceSelector")
+		if !ok {
+			return
+		}
+		in = scope{selector: r.w.useNamespaces(nsSelector)}
+	}
+	s := r.w.usePeer(in, podSelector)
+	r.p.uses = append(r.p.uses, s)
+	if podSelector.Empty() {
+		out.whole = append(out.whole, s)
+	} else {
+		out.some = append(out.some, s)
+	}
+}
+
+// block reads an ipBlock as the ranges that are left of it. If any part of it is
+// malformed all of it is left out: without its exceptions it would allow more.
+func (r reader) block(b *networkingv1.IPBlock, field string) ([]addrRange, bool) {
+	cidr, ok := r.prefix(b.CIDR, field+".cidr")
+	var excepts []netip.Prefix
+	for i, text := range b.Except {
+		except, good := r.prefix(text, fmt.Sprintf("%s.except[%d]", field, i))
+		ok = ok && good
+		excepts = append(excepts, except)
+	}
+	if !ok {
+		return nil, false
+	}
+	return subtract(cidr, excepts), true
+}
+
+func (r reader) prefix(text, field string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p.Addr().Is4In6() {
+		r.problem(field, fmt.Sprintf("%q is not a CIDR", text), "write an address and a prefix length, without leading zeros, such as 10.0.0.0/8 or 2001:db8::/32")
+		return netip.Prefix{}, false
+	}
+	return p.Masked(), true
+}
+
+func (r reader) port(p *networkingv1.NetworkPolicyPort, field string) (portRange, bool) {
+	var out portRange
+	if p.Protocol != nil {
+		proto, ok := protocolOf(*p.Protocol)
+		if !ok {
+			r.problem(field+".protocol", fmt.Sprintf("%q is no protocol", *p.Protocol), "write TCP, UDP or SCTP")
+			return out, false
+		}
+		out.protocol = proto
+	} else {
+		out.protocol = filter.TCP
+	}
+	switch {
+	case p.Port == nil && p.EndPort != nil:
+		r.problem(field+".endPort", "there is no port that it could end", "write port too")
+		return out, false
+	case p.Port == nil:
+		out.high = 65535
+		return out, true
+	case p.Port.Type == intstr.String:
+		if p.EndPort != nil || p.Port.StrVal == "" {
+			r.problem(field, "a range of ports needs a number to start at", "write port as a number, or leave out endPort")
+			return out, false
+		}
+		out.name = p.Port.StrVal
+		return out, true
+	}
+	low, high := p.Port.IntVal, p.Port.IntVal
+	if p.EndPort != nil {
+		high = *p.EndPort
+	}
+	if low < 1 || high > 65535 || high < low {
+		r.problem(field, fmt.Sprintf("%d to %d is no range of ports", low, high), "write 1 <= port <= endPort <= 65535")
+		return out, false
+	}
+	out.low, out.high = uint16(low), uint16(high)
+	return out, true
+}
+
+// useSubject interns a policy's podSelector and finds the pods it matches.
+func (w *World) useSubject(namespace string, sel labels.Selector) *selector {
+	s, isNew := w.subjects.use(scope{namespace: namespace}, sel)
+	if isNew {
+		s.members = make(map[*pod]struct{})
+		s.subjects = make(map[*policy]struct{})
+		w.namespaces[namespace].pods.match(sel, func(p *pod) {
+			s.members[p] = struct{}{}
+			p.subjects = append(p.subjects, s)
+		})
+	}
+	return s
+}
+
+func (w *World) releaseSubject(s *selector) {
+	if w.subjects.release(s) {
+		for p := range s.members {
+			p.subjects = without(p.subjects, s)
+		}
+	}
+}
+
+// useNamespaces interns a namespaceSelector and finds the namespaces it matches.
+func (w *World) useNamespaces(sel labels.Selector) *selector {
+	s, isNew := w.nsSelectors.use(scope{}, sel)
+	if isNew {
+		s.namespaces = make(map[*namespace]struct{})
+		for _, ns := range w.namespaces {
+			if sel.Matches(ns.labels) {
+				s.namespaces[ns] = struct{}{}
+				ns.matched = append(ns.matched, s)
+			}
+		}
+	}
+	return s
+}
+
+// usePeer interns a selector of peers and finds the pods it matches. Nobody's
+// epoch changes for it: verdicts change with the rules that use it, and so with
+// the pods that those rules guard.
+func (w *World) usePeer(in scope, sel labels.Selector) *selector {
+	s, isNew := w.peers.use(in, sel)
+	if isNew {
+		s.members = make(map[*pod]struct{})
+		w.eachNamespace(in, func(ns *namespace) {
+			if sel.Empty() {
+				w.dirtyNS[ns] = struct{}{}
+				return
+			}
+			ns.pods.match(sel, func(p *pod) {
+				s.members[p] = struct{}{}
+				p.peers = append(p.peers, s)
+				w.dirtyPods[p] = struct{}{}
+			})
+		})
+	}
+	return s
+}
+
+func (w *World) releasePeer(s *selector) {
+	if w.peers.release(s) {
+		if s.labels.Empty() {
+			w.eachNamespace(s.scope, func(ns *namespace) { w.dirtyNS[ns] = struct{}{} })
+		}
+		for p := range s.members {
+			p.peers = without(p.peers, s)
+			w.dirtyPods[p] = struct{}{}
+		}
+	}
+	if nsSel := s.scope.selector; nsSel != nil && w.nsSelectors.release(nsSel) {
+		for ns := range nsSel.namespaces {
+			ns.matched = slices.DeleteFunc(ns.matched, func(m *selector) bool { return m == nsSel })
+		}
+	}
+}
+
+func (w *World) eachNamespace(in scope, f func(*namespace)) {
+	if in.selector == nil {
+		if ns := w.namespaces[in.namespace]; ns != nil {
+			f(ns)
+		}
+		return
+	}
+	for ns := range in.selector.namespaces {
+		f(ns)
+	}
+}

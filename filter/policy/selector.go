@@ -1,0 +1,124 @@
+package policy
+
+import (
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// selector is one label selector as policies use it, shared by all that write it
+// the same way. It selects namespaces, or pods within a scope.
+type selector struct {
+	id     uint32
+	scope  scope
+	labels labels.Selector // empty: everything in scope
+	refs   int             // how often policies use it
+
+	// For a selector of pods: who matches, and the policies it is the subject of.
+	// A peer selector that matches all of its scope has no members; it is filed
+	// with the namespaces instead, so that it costs nothing per pod.
+	members  map[*pod]struct{}
+	subjects map[*policy]struct{}
+	// For a selector of namespaces: who matches.
+	namespaces map[*namespace]struct{}
+}
+
+// scope says in which namespaces a selector of pods looks: in one, by name, or
+// in those that a selector of namespaces matches.
+type scope struct {
+	namespace string
+	selector  *selector
+}
+
+// selectorKey is what makes two selectors the same.
+type selectorKey struct {
+	scope scope
+	text  string
+}
+
+func (s *selector) key() selectorKey { return selectorKey{s.scope, s.labels.String()} }
+
+// selectors is a set of interned selectors, filed by scope.
+type selectors struct {
+	byKey   map[selectorKey]*selector
+	byScope map[scope]*scopeSelectors
+	unused  []uint32 // ids below the highest that are free again
+}
+
+// scopeSelectors is the selectors of one scope.
+type scopeSelectors struct {
+	everyone *selector // the one that is empty, if it is in use
+	some     labelIndex
+}
+
+func newSelectors() selectors {
+	return selectors{byKey: make(map[selectorKey]*selector), byScope: make(map[scope]*scopeSelectors)}
+}
+
+// use returns the shared selector and whether it is new. Every use must be
+// matched by a release.
+func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool) {
+	key := selectorKey{in, sel.String()}
+	if s = x.byKey[key]; s != nil {
+		s.refs++
+		return s, false
+	}
+	s = &selector{id: x.newID(), scope: in, labels: sel, refs: 1}
+	x.byKey[key] = s
+	filed := x.byScope[in]
+	if filed == nil {
+		filed = &scopeSelectors{}
+		x.byScope[in] = filed
+	}
+	if sel.Empty() {
+		filed.everyone = s
+	} else {
+		filed.some.add(s)
+	}
+	return s, true
+}
+
+// newID hands out the lowest numbers that do, so that they never run out. An id
+// may be given again within one commit: all that knew the old holder of it are
+// compiled anew in that same commit.
+func (x *selectors) newID() uint32 {
+	if last := len(x.unused) - 1; last >= 0 {
+		id := x.unused[last]
+		x.unused = x.unused[:last]
+		return id
+	}
+	return uint32(len(x.byKey))
+}
+
+// release ends a use and says whether it was the last.
+func (x *selectors) release(s *selector) (gone bool) {
+	if s.refs--; s.refs > 0 {
+		return false
+	}
+	delete(x.byKey, s.key())
+	x.unused = append(x.unused, s.id)
+	filed := x.byScope[s.scope]
+	if s == filed.everyone {
+		filed.everyone = nil
+	} else {
+		filed.some.remove(s)
+	}
+	if filed.everyone == nil && len(filed.some.byLabel) == 0 && len(filed.some.byKey) == 0 && len(filed.some.rest) == 0 {
+		delete(x.byScope, s.scope)
+	}
+	return true
+}
+
+// matching appends the selectors of a scope that match set and are not empty.
+func (x *selectors) matching(in scope, set labels.Set, found []*selector) []*selector {
+	if filed := x.byScope[in]; filed != nil {
+		found = filed.some.match(set, found)
+	}
+	return found
+}
+
+// everyone is the empty selector of a scope, or nil.
+func (x *selectors) everyone(in scope) *selector {
+	if filed := x.byScope[in]; filed != nil {
+		return filed.everyone
+	}
+	return nil
+}

@@ -1,0 +1,351 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/gaissmai/bart"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// World is what is known of the cluster. It is fed object by object, in any
+// order, and notes what each change touches; Commit compiles just that.
+//
+// A World is not safe for concurrent use, and keeps references to the objects it
+// is given: they must not be changed afterwards.
+type World struct {
+	namespaces map[string]*namespace
+	pods       map[objectKey]*pod
+	policies   map[objectKey]*policy
+	node       []netip.Addr
+	self       *Endpoint // whoever has the node's addresses
+
+	nsSelectors selectors // of namespaces, as peers name them
+	subjects    selectors // of the pods that policies select
+	peers       selectors // of the pods that policies name as peers
+
+	owners  map[netip.Addr][]*pod // every live pod that claims the address
+	groups  map[string]*group
+	classes map[string]*class
+
+	dirtyPods  map[*pod]struct{}
+	dirtyAddrs map[netip.Addr]struct{}
+
+	table      *bart.Table[*Endpoint] // by address, shared with the last snapshot
+	everyone   [][]uint32             // by namespace id: the selectors that match all its pods; shared too
+	unusedNS   []uint32
+	dirtyNS    map[*namespace]struct{}
+	lastEpoch  uint64
+	lastNumber uint64 // of snapshots
+	lastPolicy uint64
+	lastGroup  uint64
+}
+
+// namespace is a namespace that has an object, a pod or a policy.
+type namespace struct {
+	id       uint32
+	name     string
+	declared bool // there is a Namespace object
+	labels   labels.Set
+	pods     podSet
+	policies int
+	matched  []*selector // selectors of namespaces that match
+}
+
+// NewWorld returns a world in which nothing exists.
+func NewWorld() *World {
+	w := &World{
+		namespaces:  make(map[string]*namespace),
+		pods:        make(map[objectKey]*pod),
+		policies:    make(map[objectKey]*policy),
+		nsSelectors: newSelectors(),
+		subjects:    newSelectors(),
+		peers:       newSelectors(),
+		owners:      make(map[netip.Addr][]*pod),
+		groups:      make(map[string]*group),
+		classes:     make(map[string]*class),
+		dirtyPods:   make(map[*pod]struct{}),
+		dirtyAddrs:  make(map[netip.Addr]struct{}),
+		dirtyNS:     make(map[*namespace]struct{}),
+		table:       new(bart.Table[*Endpoint]),
+	}
+	w.self = &Endpoint{epoch: w.newEpoch()}
+	return w
+}
+
+// SetNode says which addresses are this node's own: traffic from and to the node
+// that a pod runs on is always allowed.
+func (w *World) SetNode(addrs []netip.Addr) {
+	for _, a := range w.node {
+		w.dirtyAddrs[a] = struct{}{}
+	}
+	w.node = nil
+	for _, a := range addrs {
+		a = a.Unmap().WithZone("")
+		w.node = append(w.node, a)
+		w.dirtyAddrs[a] = struct{}{}
+	}
+}
+
+// SetNamespace adds a namespace or replaces what is known of it. Its label
+// kubernetes.io/metadata.name is set as the API server sets it.
+func (w *World) SetNamespace(o *corev1.Namespace) {
+	ns := w.namespace(o.Name)
+	ns.declared = true
+	w.relabelNamespace(ns, o.Labels)
+}
+
+// DeleteNamespace removes the namespace's object. Pods and policies that are
+// still in it go on, as in a namespace without labels, until they are deleted.
+func (w *World) DeleteNamespace(name string) {
+	if ns := w.namespaces[name]; ns != nil {
+		ns.declared = false
+		w.relabelNamespace(ns, nil)
+		w.dropNamespace(ns)
+	}
+}
+
+// namespace returns the namespace, which comes into being with its first use:
+// pods and policies may be seen before it.
+func (w *World) namespace(name string) *namespace {
+	if ns := w.namespaces[name]; ns != nil {
+		return ns
+	}
+	ns := &namespace{id: uint32(len(w.namespaces)), name: name}
+	if last := len(w.unusedNS) - 1; last >= 0 {
+		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
+	}
+	w.namespaces[name] = ns
+	w.relabelNamespace(ns, nil)
+	return ns
+}
+
+// dropNamespace forgets a namespace that nothing is left of.
+func (w *World) dropNamespace(ns *namespace) {
+	if ns.declared || ns.policies > 0 || len(ns.pods.all) > 0 {
+		return
+	}
+	for _, s := range ns.matched {
+		delete(s.namespaces, ns)
+	}
+	ns.matched = nil
+	w.unusedNS = append(w.unusedNS, ns.id)
+	delete(w.namespaces, ns.name)
+	w.dirtyNS[ns] = struct{}{}
+}
+
+func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
+	set := given
+	if set[corev1.LabelMetadataName] != ns.name {
+		set = labels.Merge(given, labels.Set{corev1.LabelMetadataName: ns.name})
+	}
+	if ns.labels != nil && labels.Equals(set, ns.labels) {
+		return
+	}
+	ns.labels = set
+	matched := w.nsSelectors.matching(scope{}, set, nil)
+	if all := w.nsSelectors.everyone(scope{}); all != nil {
+		matched = append(matched, all)
+	}
+	if sameSelectors(matched, ns.matched) {
+		return
+	}
+	for _, s := range ns.matched {
+		delete(s.namespaces, ns)
+	}
+	for _, s := range matched {
+		s.namespaces[ns] = struct{}{}
+	}
+	ns.matched = matched
+	w.dirtyNS[ns] = struct{}{}
+	for p := range ns.pods.all {
+		w.matchPeers(p)
+		p.changed = true
+		w.dirtyPods[p] = struct{}{}
+	}
+}
+
+// SetPod adds a pod or replaces what is known of it.
+func (w *World) SetPod(o *corev1.Pod) {
+	p := readPod(o)
+	if old := w.pods[p.objectKey]; old != nil {
+		if old.sameIdentity(p) {
+			return
+		}
+		w.replacePod(old, p)
+		return
+	}
+	if len(p.addrs) == 0 {
+		return // nobody, or not yet somebody
+	}
+	p.ns = w.namespace(p.objectKey.namespace)
+	w.pods[p.objectKey] = p
+	p.ns.pods.add(p)
+	w.matchSubjects(p)
+	w.matchPeers(p)
+	w.claim(p)
+	w.dirtyPods[p] = struct{}{}
+}
+
+// replacePod updates a known pod in place, so that what refers to it stays right.
+func (w *World) replacePod(p, now *pod) {
+	if len(now.addrs) == 0 {
+		w.DeletePod(p.objectKey.namespace, p.name)
+		return
+	}
+	w.disclaim(p)
+	p.ns.pods.remove(p)
+	relabeled := !labels.Equals(p.labels, now.labels)
+	p.labels, p.addrs, p.hosts, p.ports, p.created = now.labels, now.addrs, now.hosts, now.ports, now.created
+	p.ns.pods.add(p)
+	w.claim(p)
+	if relabeled {
+		subjects, peers := p.subjects, p.peers
+		w.matchSubjects(p)
+		w.matchPeers(p)
+		p.changed = p.changed || !sameSelectors(subjects, p.subjects) || !sameSelectors(peers, p.peers)
+	}
+	w.dirtyPods[p] = struct{}{}
+}
+
+// DeletePod removes a pod. A pod that is not known is no error: informers may
+// say so twice.
+func (w *World) DeletePod(namespace, name string) {
+	p := w.pods[objectKey{namespace, name}]
+	if p == nil {
+		return
+	}
+	delete(w.pods, p.objectKey)
+	w.disclaim(p)
+	for _, s := range p.subjects {
+		delete(s.members, p)
+	}
+	for _, s := range p.peers {
+		delete(s.members, p)
+	}
+	p.subjects, p.peers = nil, nil
+	p.ns.pods.remove(p)
+	w.dirtyPods[p] = struct{}{}
+	w.dropNamespace(p.ns)
+}
+
+func (w *World) claim(p *pod) {
+	for _, a := range p.addrs {
+		w.owners[a] = append(w.owners[a], p)
+		w.dirtyAddrs[a] = struct{}{}
+	}
+}
+
+func (w *World) disclaim(p *pod) {
+	for _, a := range p.addrs {
+		left := slices.DeleteFunc(w.owners[a], func(o *pod) bool { return o == p })
+		if len(left) == 0 {
+			delete(w.owners, a)
+		} else {
+			w.owners[a] = left
+		}
+		w.dirtyAddrs[a] = struct{}{}
+	}
+}
+
+// matchSubjects finds the policies' subjects that a pod is among.
+func (w *World) matchSubjects(p *pod) {
+	in := scope{namespace: p.ns.name}
+	found := w.subjects.matching(in, p.labels, nil)
+	if all := w.subjects.everyone(in); all != nil {
+		found = append(found, all)
+	}
+	p.subjects = enroll(p, p.subjects, found)
+}
+
+// matchPeers finds the peers' selectors that a pod matches by its own labels.
+// Those that match its whole namespace are kept with the namespace.
+func (w *World) matchPeers(p *pod) {
+	found := w.peers.matching(scope{namespace: p.ns.name}, p.labels, nil)
+	for _, s := range p.ns.matched {
+		found = w.peers.matching(scope{selector: s}, p.labels, found)
+	}
+	p.peers = enroll(p, p.peers, found)
+}
+
+// enroll moves a pod's membership from old selectors to found ones.
+func enroll(p *pod, old, found []*selector) []*selector {
+	for _, s := range old {
+		delete(s.members, p)
+	}
+	for _, s := range found {
+		s.members[p] = struct{}{}
+	}
+	return found
+}
+
+func sameSelectors(a, b []*selector) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for _, s := range a {
+		if !slices.Contains(b, s) {
+			return false
+		}
+	}
+	return true
+}
+
+// SetPolicy adds a policy or replaces it.
+func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
+	key := objectKey{o.Namespace, o.Name}
+	old := w.policies[key]
+	if old != nil && equality.Semantic.DeepEqual(old.spec, &o.Spec) {
+		return
+	}
+	ns := w.namespace(key.namespace)
+	ns.policies++
+	w.lastPolicy++
+	p := w.readPolicy(o)
+	p.id = w.lastPolicy
+	w.policies[key] = p
+	p.subject.subjects[p] = struct{}{}
+	for m := range p.subject.members {
+		w.dirtyPods[m] = struct{}{}
+	}
+	if old != nil { // last, so that the selectors they share are never let go
+		w.removePolicy(old)
+	}
+}
+
+// DeletePolicy removes a policy. One that is not known is no error.
+func (w *World) DeletePolicy(namespace, name string) {
+	key := objectKey{namespace, name}
+	if p := w.policies[key]; p != nil {
+		delete(w.policies, key)
+		w.removePolicy(p)
+	}
+}
+
+func (w *World) removePolicy(p *policy) {
+	delete(p.subject.subjects, p)
+	for m := range p.subject.members {
+		w.dirtyPods[m] = struct{}{}
+	}
+	w.releaseSubject(p.subject)
+	for _, s := range p.uses {
+		w.releasePeer(s)
+	}
+	ns := w.namespaces[p.objectKey.namespace]
+	ns.policies--
+	w.dropNamespace(ns)
+}
+
+// Problems lists what could not be understood in the policies, by policy.
+func (w *World) Problems() []Problem {
+	var all []Problem
+	for _, p := range w.policies {
+		all = append(all, p.problems...)
+	}
+	slices.SortStableFunc(all, func(a, b Problem) int { return strings.Compare(a.Policy, b.Policy) })
+	return all
+}
