@@ -1,0 +1,149 @@
+// Package folder reads a cluster from a folder of manifests: the Namespaces,
+// Pods and NetworkPolicies in its YAML and JSON files, as the API server would
+// have them after its defaulting.
+//
+// [Read] reads once; [Follow] reads and then goes with what changes. Both are
+// made so that a mistake never opens anything in silence: what cannot be
+// understood is a [Problem] that names file, document, object, field and mend,
+// a policy that cannot be read stands in force as one that allows nothing, and
+// for a file that breaks later its last good state stays.
+//
+// Other kinds of objects may lie in the same folder; they are passed over.
+package folder
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+// Objects are the objects of a folder, in the order of files and documents. They
+// are complete, as if they had come from the API server, and must not be changed:
+// a World keeps references to them.
+type Objects struct {
+	Namespaces []*corev1.Namespace
+	Pods       []*corev1.Pod
+	Policies   []*networkingv1.NetworkPolicy
+
+	// Origins says where each object came from, by its text form:
+	// "NetworkPolicy default/x", "Pod default/x", "Namespace x".
+	Origins map[string]Origin
+}
+
+// Origin is the place of an object in the folder.
+type Origin struct {
+	File     string // path, beginning with the folder's
+	Document int    // in the file, from 1
+}
+
+// Problem is something in a manifest that the API server would reject, or that
+// cannot be read at all.
+type Problem struct {
+	File     string // path, beginning with the folder's
+	Document int    // in the file, from 1; 0 for the file as a whole
+	Object   string // as in "NetworkPolicy default/x"; empty if it cannot be told
+	Field    string // as in "spec.ingress[0].from"; empty for the whole document
+	Detail   string // what is wrong
+	Mend     string // what would be right
+}
+
+// Error is the problem in one line, the place first.
+func (p Problem) Error() string {
+	var b strings.Builder
+	b.WriteString(p.File)
+	if p.Document > 0 {
+		fmt.Fprintf(&b, ", document %d", p.Document)
+	}
+	for _, part := range []string{p.Object, p.Field} {
+		if part != "" {
+			b.WriteString(", ")
+			b.WriteString(part)
+		}
+	}
+	return b.String() + ": " + p.Detail + ": " + p.Mend
+}
+
+// LogValue keeps the parts apart in structured logs.
+func (p Problem) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("file", p.File),
+		slog.Int("document", p.Document),
+		slog.String("object", p.Object),
+		slog.String("field", p.Field),
+		slog.String("detail", p.Detail),
+		slog.String("mend", p.Mend),
+	)
+}
+
+// Read reads a folder with its subfolders, or a single file. In a folder it
+// takes the files *.yaml, *.yml and *.json whose names do not begin with a dot.
+//
+// What cannot be understood is left out and listed as a problem; only a folder
+// that cannot be opened is an error. Of two objects with one name the first
+// counts, by path and then by place in the file.
+func Read(dir string) (Objects, []Problem, error) {
+	paths, err := list(dir, nil)
+	if err != nil {
+		return Objects{}, nil, err
+	}
+	contents := make([]*content, len(paths))
+	for i, path := range paths {
+		contents[i] = readFile(path, slog.Default())
+	}
+	m := merge(contents)
+	var problems []Problem
+	for _, c := range contents {
+		problems = append(problems, c.problems...)
+	}
+	return m.objects(), append(problems, m.problems...), nil
+}
+
+// merged is the objects of several files put together.
+type merged struct {
+	items    []*item
+	byName   map[string]*item
+	problems []Problem // objects that are there twice
+}
+
+// merge takes the first of each object. The contents come sorted by path.
+func merge(contents []*content) *merged {
+	m := &merged{byName: make(map[string]*item)}
+	for _, c := range contents {
+		for _, it := range c.items {
+			if first := m.byName[it.name]; first != nil {
+				m.problems = append(m.problems, Problem{
+					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
+					Detail: fmt.Sprintf("the same object stands in %s, document %d, which counts", first.origin.File, first.origin.Document),
+					Mend:   "delete one of the two, or give it another name",
+				})
+				continue
+			}
+			m.byName[it.name] = it
+			m.items = append(m.items, it)
+		}
+	}
+	return m
+}
+
+func (m *merged) objects() Objects {
+	out := Objects{Origins: make(map[string]Origin, len(m.items))}
+	for _, it := range m.items {
+		out.add(it)
+	}
+	return out
+}
+
+func (o *Objects) add(it *item) {
+	o.Origins[it.name] = it.origin
+	switch object := it.object.(type) {
+	case *corev1.Namespace:
+		o.Namespaces = append(o.Namespaces, object)
+	case *corev1.Pod:
+		o.Pods = append(o.Pods, object)
+	case *networkingv1.NetworkPolicy:
+		o.Policies = append(o.Policies, object)
+	}
+}

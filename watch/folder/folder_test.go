@@ -1,0 +1,299 @@
+package folder
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+// write puts files into a new folder; the keys are their paths in it.
+func write(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		put(t, filepath.Join(dir, name), text)
+	}
+	return dir
+}
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, files map[string]string) (Objects, []Problem) {
+	t.Helper()
+	objects, problems, err := Read(write(t, files))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects, problems
+}
+
+// names lists what was read, sorted.
+func names(o Objects) string {
+	var all []string
+	for name := range o.Origins {
+		all = append(all, name)
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+const (
+	web = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  containers: [{name: c, image: i, ports: [{containerPort: 80, name: http}]}]
+status: {podIPs: [{ip: 10.0.0.1}]}
+`
+	shop = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {team: a}}
+`
+	closed = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {}}
+`
+)
+
+func TestReadFindsManifests(t *testing.T) {
+	tests := map[string]struct {
+		files map[string]string
+		want  string
+	}{
+		"documents of one file": {map[string]string{"all.yaml": web + "---" + shop + "---\n# nothing\n---" + closed}, "Namespace shop, NetworkPolicy default/closed, Pod default/web"},
+		"document end marker":   {map[string]string{"all.yaml": "%YAML 1.1\n---" + web + "...\n---" + shop}, "Namespace shop, Pod default/web"},
+		"text on marker line":   {map[string]string{"a.yaml": "--- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n"}, "Namespace a"},
+		"windows line ends":     {map[string]string{"a.yml": "\ufeff" + strings.ReplaceAll(web+"---"+shop, "\n", "\r\n")}, "Namespace shop, Pod default/web"},
+		"json stream":           {map[string]string{"a.json": `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a"}} {"apiVersion":"v1","kind":"Namespace","metadata":{"name":"b"}}`}, "Namespace a, Namespace b"},
+		"yaml in braces":        {map[string]string{"a.yaml": `{apiVersion: v1, kind: Namespace, metadata: {name: a}}`}, "Namespace a"},
+		"list":                  {map[string]string{"a.yaml": "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n"}, "Namespace a"},
+		"typed list":            {map[string]string{"a.yaml": "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicyList\nitems:\n- {metadata: {name: a}, spec: {podSelector: {}}}\n"}, "NetworkPolicy default/a"},
+		"empty list":            {map[string]string{"a.yaml": "apiVersion: v1\nkind: List\nitems: []\n"}, ""},
+		"subfolders":            {map[string]string{"a/b/web.yaml": web, "shop.yml": shop}, "Namespace shop, Pod default/web"},
+		"hidden and other files": {map[string]string{
+			".web.yaml": web, "..data/web.yaml": web, "web.yaml~": web, "README.md": "# hello", "shop.yaml": shop,
+		}, "Namespace shop"},
+		"other kinds": {map[string]string{
+			"a.yaml":      "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {unheardOf: 1}\n",
+			"b.yaml":      "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: a}\n",
+			"c.yaml":      "apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: a}\n",
+			"values.yaml": "replicas: 3\n",
+			"text.yaml":   "- 1\n- 2\n",
+			"web.yaml":    web,
+		}, "Pod default/web"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			objects, problems := read(t, tt.files)
+			if name != "other kinds" {
+				for _, p := range problems {
+					t.Error(p)
+				}
+			}
+			if got := names(objects); got != tt.want {
+				t.Errorf("read %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestReadTakesOneFileWhateverItsName(t *testing.T) {
+	dir := write(t, map[string]string{"manifest.txt": web, "shop.yaml": shop})
+	objects, _, err := Read(filepath.Join(dir, "manifest.txt"))
+	if err != nil || names(objects) != "Pod default/web" {
+		t.Errorf("read %q, %v", names(objects), err)
+	}
+	if _, _, err := Read(filepath.Join(dir, "none")); err == nil {
+		t.Error("a folder that is not there is no error")
+	}
+}
+
+func TestReadFollowsLinksButNotInCircles(t *testing.T) {
+	dir := write(t, map[string]string{"..1/web.yaml": web, "sub/shop.yaml": shop})
+	for link, to := range map[string]string{"..data": "..1", "web.yaml": "..data/web.yaml", "sub/up": "..", "gone.yaml": "nowhere"} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	objects, problems, err := Read(dir)
+	if err != nil || names(objects) != "Namespace shop, Pod default/web" {
+		t.Errorf("read %q, %v", names(objects), err)
+	}
+	if len(problems) != 1 || filepath.Base(problems[0].File) != "gone.yaml" {
+		t.Errorf("problems %v, want one about the link that leads nowhere", problems)
+	}
+}
+
+func TestReadDefaultsAsTheServerDoes(t *testing.T) {
+	objects, problems := read(t, map[string]string{"a.yaml": web + "---" + shop + "---" + closed + `---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: both, namespace: shop}
+spec:
+  podSelector: {}
+  ingress: []
+  egress: [{ports: [{port: 53}]}]
+`})
+	for _, p := range problems {
+		t.Error(p)
+	}
+	pod := objects.Pods[0]
+	if pod.Namespace != "default" || pod.Status.PodIP != "10.0.0.1" || pod.Spec.Containers[0].Ports[0].Protocol != "TCP" {
+		t.Errorf("pod is %+v", pod)
+	}
+	if got := objects.Namespaces[0].Labels["kubernetes.io/metadata.name"]; got != "shop" {
+		t.Errorf("the namespace's name label is %q", got)
+	}
+	if got := objects.Policies[0].Spec.PolicyTypes; !slices.Equal(got, []networkingv1.PolicyType{"Ingress"}) {
+		t.Errorf("policy types without rules: %v", got)
+	}
+	both := objects.Policies[1].Spec
+	if !slices.Equal(both.PolicyTypes, []networkingv1.PolicyType{"Ingress", "Egress"}) {
+		t.Errorf("policy types with an egress rule: %v", both.PolicyTypes)
+	}
+	if p := both.Egress[0].Ports[0].Protocol; p == nil || *p != "TCP" {
+		t.Error("the protocol is not TCP by default")
+	}
+	if origin := objects.Origins["NetworkPolicy shop/both"]; origin.Document != 4 || filepath.Base(origin.File) != "a.yaml" {
+		t.Errorf("origin %+v", origin)
+	}
+}
+
+func TestReadReportsProblems(t *testing.T) {
+	policy := func(rest string) string {
+		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n" + rest
+	}
+	tests := map[string]struct {
+		text                 string
+		object, field        string
+		detail, mend, others string
+	}{
+		"broken YAML":             {text: web + "---\nkind: {\n---" + shop, detail: "line 9", mend: "correct the YAML", others: "Namespace shop, Pod default/web"},
+		"a key twice":             {text: "kind: Pod\nkind: Pod\n", detail: "already set", mend: "YAML"},
+		"unknown field":           {text: policy("  podSelector: {}\n  ingress: [{form: []}]\n"), object: "NetworkPolicy default/p", field: "spec.ingress[0].form", detail: "no such field", mend: "write from", others: "NetworkPolicy default/p"},
+		"field in the wrong case": {text: policy("  podselector: {}\n"), object: "NetworkPolicy default/p", field: "spec.podselector", mend: "write podSelector", others: "NetworkPolicy default/p"},
+		"unlike any field":        {text: policy("  podSelector: {}\n  ingress: [{sources: []}]\n"), field: "spec.ingress[0].sources", mend: "the fields here are", others: "NetworkPolicy default/p"},
+		"wrong type":              {text: policy("  podSelector: {matchLabels: {a: 1}}\n"), object: "NetworkPolicy default/p", field: "spec.podSelector.matchLabels", mend: "in quotes", others: "NetworkPolicy default/p"},
+		"object for list":         {text: policy("  podSelector: {}\n  ingress: {from: []}\n"), field: "spec.ingress", mend: "a list", others: "NetworkPolicy default/p"},
+		"no name":                 {text: "apiVersion: v1\nkind: Pod\nmetadata: {}\n", object: "Pod default/", field: "metadata.name", detail: "missing", mend: "name"},
+		"bad name":                {text: "apiVersion: v1\nkind: Namespace\nmetadata: {name: A_b}\n", object: "Namespace A_b", field: "metadata.name", detail: "A_b", mend: "alphanumeric", others: "Namespace A_b"},
+		"bad namespace":           {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: a.b}\n", field: "metadata.namespace", mend: "dots", others: "Pod a.b/a"},
+		"name of wrong type":      {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: 7}\n", field: "metadata.name", mend: "in quotes"},
+		"bad label":               {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {k: 'b c'}}\n", object: "Pod default/a", field: "metadata.labels", detail: "b c", others: "Pod default/a"},
+		"wrong version":           {text: strings.Replace(closed, "networking.k8s.io/v1", "extensions/v1beta1", 1), object: "NetworkPolicy default/closed", field: "apiVersion", mend: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
+		"core version":            {text: strings.Replace(closed, "networking.k8s.io/v1", "v1", 1), field: "apiVersion", mend: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
+		"kind in wrong case":      {text: strings.Replace(closed, "NetworkPolicy", "Networkpolicy", 1), field: "kind", mend: "write NetworkPolicy", others: "NetworkPolicy default/closed"},
+		"misspelt kind":           {text: strings.Replace(closed, "NetworkPolicy", "NetworkPolcy", 1), field: "kind", mend: "NetworkPolicy"},
+		"no kind":                 {text: "metadata: {name: a}\n", field: "kind", detail: "missing", mend: "kind"},
+		"bad pod address":         {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIPs: [{ip: 10.0.0.01}]}\n", field: "status.podIPs[0].ip", detail: "10.0.0.01", mend: "leading zeros", others: "Pod default/a"},
+		"bad container port":      {text: strings.Replace(web, "80", "80000", 1), field: "spec.containers[0].ports[0].containerPort", mend: "65535", others: "Pod default/web"},
+		"in a list":               {text: "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a, label: {}}}\n", object: "Pod default/a", field: "items[0].metadata.label", mend: "write labels", others: "Pod default/a"},
+		"not an object":           {text: "apiVersion: v1\nkind: List\nitems: [7]\n", field: "items[0]", mend: "apiVersion"},
+		"twice":                   {text: closed + "---" + closed, object: "NetworkPolicy default/closed", field: "metadata.name", detail: "document 1", mend: "delete", others: "NetworkPolicy default/closed"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			objects, problems := read(t, map[string]string{"a.yaml": tt.text})
+			if len(problems) != 1 {
+				t.Fatalf("problems: %v, want one", problems)
+			}
+			p := problems[0]
+			if tt.object != "" && p.Object != tt.object {
+				t.Errorf("object %q, want %q", p.Object, tt.object)
+			}
+			if p.Field != tt.field {
+				t.Errorf("field %q, want %q", p.Field, tt.field)
+			}
+			if !strings.Contains(p.Detail, tt.detail) || !strings.Contains(p.Mend, tt.mend) {
+				t.Errorf("said %q; want %q and %q in it", p, tt.detail, tt.mend)
+			}
+			if p.Document == 0 || p.Detail == "" || p.Mend == "" {
+				t.Errorf("incomplete: %+v", p)
+			}
+			if got := names(objects); got != tt.others {
+				t.Errorf("read %q, want %q", got, tt.others)
+			}
+		})
+	}
+}
+
+func TestLineNumbersAreThoseOfTheFile(t *testing.T) {
+	_, problems := read(t, map[string]string{"a.yaml": shop + "---\na: 1\nb: [\n"})
+	if len(problems) != 1 || problems[0].Document != 2 || !strings.Contains(problems[0].Detail, "line 8") && !strings.Contains(problems[0].Detail, "line 7") {
+		t.Errorf("problems: %v", problems)
+	}
+}
+
+func TestFirstOfTwoFilesCounts(t *testing.T) {
+	objects, problems := read(t, map[string]string{
+		"b.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1), "a.yaml": web, "c/a.yaml": web,
+	})
+	if len(objects.Pods) != 1 || objects.Pods[0].Status.PodIP != "10.0.0.1" {
+		t.Errorf("pods: %v", objects.Pods)
+	}
+	if len(problems) != 2 || filepath.Base(problems[0].File) != "b.yaml" || !strings.Contains(problems[0].Detail, "a.yaml") {
+		t.Errorf("problems: %v", problems)
+	}
+}
+
+// A policy in which something cannot be read must not allow what it may have
+// been meant to forbid.
+func TestBrokenPolicyAllowsNothing(t *testing.T) {
+	const head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n"
+	tests := map[string]struct {
+		spec     string
+		selector int // requirements that are kept
+		types    []networkingv1.PolicyType
+	}{
+		"in a rule":         {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{form: []}]\n", 1, []networkingv1.PolicyType{"Ingress"}},
+		"in an exception":   {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excepts: []}}]}]\n", 1, []networkingv1.PolicyType{"Ingress"}},
+		"in the selector":   {"  podSelector: {matchLabels: {a: b, c: 1}}\n", 0, []networkingv1.PolicyType{"Ingress", "Egress"}},
+		"in the directions": {"  podSelector: {matchLabels: {a: b}}\n  policyType: [Egress]\n", 1, []networkingv1.PolicyType{"Ingress", "Egress"}},
+		"in an egress rule": {"  podSelector: {matchLabels: {a: b}}\n  egress: [{too: []}]\n", 1, []networkingv1.PolicyType{"Ingress", "Egress"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			objects, problems := read(t, map[string]string{"a.yaml": head + tt.spec})
+			if len(problems) != 1 || len(objects.Policies) != 1 {
+				t.Fatalf("problems %v, policies %v", problems, objects.Policies)
+			}
+			spec := objects.Policies[0].Spec
+			if len(spec.Ingress)+len(spec.Egress) != 0 {
+				t.Errorf("rules are left: %+v", spec)
+			}
+			if len(spec.PodSelector.MatchLabels) != tt.selector || !slices.Equal(spec.PolicyTypes, tt.types) {
+				t.Errorf("selects %v in %v, want %d labels in %v", spec.PodSelector, spec.PolicyTypes, tt.selector, tt.types)
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, seed := range []string{web, shop, closed, "{", "--- a\n...\n---", `{"kind":"List","items":[{}]}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, p := range parse("f", data, slog.New(slog.DiscardHandler)).problems {
+			if p.Detail == "" || p.Mend == "" {
+				t.Errorf("incomplete: %+v", p)
+			}
+		}
+	})
+}

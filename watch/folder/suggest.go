@@ -1,0 +1,117 @@
+package folder
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+)
+
+func newLike(object any) any { return reflect.New(reflect.TypeOf(object).Elem()).Interface() }
+
+// plainType is a Go type in words for people who write YAML.
+func plainType(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return "a text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice, reflect.Array:
+		return "a list (lines that begin with \"- \")"
+	case reflect.Struct, reflect.Map:
+		return "an object (lines of \"key: value\")"
+	}
+	return "a number"
+}
+
+// suggest says which field could have been meant: the one of that object whose
+// name is most like it, or else all there are if they are few.
+func suggest(object any, path string) string {
+	parent, name := "", path
+	if dot := strings.LastIndexByte(path, '.'); dot >= 0 {
+		parent, name = path[:dot], path[dot+1:]
+	}
+	fields := fieldsAt(reflect.TypeOf(object), parent)
+	best, least := "", 1+len(name)/3
+	for _, f := range fields {
+		if d := distance(strings.ToLower(name), strings.ToLower(f)); d <= least {
+			best, least = f, d-1
+		}
+	}
+	switch {
+	case best != "":
+		return "write " + best
+	case len(fields) == 0 || len(fields) > 8:
+		return "remove it"
+	}
+	return "remove it; the fields here are " + strings.Join(fields, ", ")
+}
+
+// fieldsAt lists the JSON fields of what path leads to from type t.
+func fieldsAt(t reflect.Type, path string) []string {
+	for part := range strings.SplitSeq(path, ".") {
+		if t = element(t); t == nil || part == "" {
+			break
+		}
+		name, _, _ := strings.Cut(part, "[")
+		if t = fieldType(t, name); t == nil {
+			return nil
+		}
+	}
+	if t = element(t); t == nil {
+		return nil
+	}
+	var names []string
+	for _, f := range reflect.VisibleFields(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name != "" && name != "-" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// element goes through pointers and lists to a struct; nil if there is none.
+func element(t reflect.Type) reflect.Type {
+	for t != nil && (t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice) {
+		t = t.Elem()
+	}
+	if t == nil || t.Kind() != reflect.Struct {
+		return nil
+	}
+	return t
+}
+
+func fieldType(t reflect.Type, json string) reflect.Type {
+	for _, f := range reflect.VisibleFields(t) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name == json {
+			return f.Type
+		}
+	}
+	return nil
+}
+
+// distance is the Damerau-Levenshtein distance (restricted): how many letters to
+// insert, delete, replace or swap with the next.
+func distance(a, b string) int {
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			rows[i][j] = slices.Min([]int{rows[i-1][j] + 1, rows[i][j-1] + 1, rows[i-1][j-1] + cost})
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)][len(b)]
+}
