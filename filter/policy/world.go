@@ -120,6 +120,7 @@ func (w *World) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
+	w.dirtyNS[ns] = struct{}{} // even if no selector matches it: its id was perhaps another's
 	w.relabelNamespace(ns, nil)
 	return ns
 }
