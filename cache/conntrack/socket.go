@@ -1,0 +1,49 @@
+package conntrack
+
+import (
+	"io"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// send sends out to the kernel in one system call.
+func send(raw syscall.RawConn, out []byte) error {
+	var err error
+	if e := raw.Write(func(fd uintptr) bool {
+		err = retry(func() error { return unix.Sendto(int(fd), out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) })
+		return err != unix.EAGAIN
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// receive reads one datagram. One that does not fit is an error: its tail would
+// be lost.
+func receive(raw syscall.RawConn, in []byte) (int, error) {
+	var n int
+	var err error
+	if e := raw.Read(func(fd uintptr) bool {
+		err = retry(func() (err error) {
+			n, _, err = unix.Recvfrom(int(fd), in, unix.MSG_TRUNC)
+			return err
+		})
+		return err != unix.EAGAIN
+	}); e != nil {
+		return 0, e
+	}
+	if err == nil && n > len(in) {
+		return 0, io.ErrShortBuffer
+	}
+	return n, err
+}
+
+// retry repeats a system call that a signal has interrupted.
+func retry(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}

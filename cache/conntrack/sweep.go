@@ -1,0 +1,321 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"sluice/filter"
+	"sluice/filter/packet"
+	"sluice/filter/policy"
+)
+
+const (
+	// batchSize is how many updates are collected before they are written, while
+	// the dump is still going on. It bounds the memory of a sweep.
+	batchSize = 512
+	// maxPasses bounds how often a sweep looks at the table; see Sweep.
+	maxPasses = 5
+)
+
+// Observer is told of every connection whose mark a sweep has rewritten, once
+// the kernel has taken it. The verdict says which way.
+type Observer interface {
+	Judged(p packet.Packet, v filter.Verdict)
+}
+
+// Result is what a sweep did.
+type Result struct {
+	Looked   int // connections that were judged
+	Judged   int // newly marked as allowed
+	Revoked  int // no longer allowed
+	Restored int // revoked before, and allowed again
+	Passes   int // times that the table was gone through
+	Duration time.Duration
+}
+
+// Written is the number of marks that were rewritten.
+func (r Result) Written() int { return r.Judged + r.Revoked + r.Restored }
+
+// LogValue gives the result to slog.
+func (r Result) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.Int("looked", r.Looked), slog.Int("judged", r.Judged), slog.Int("revoked", r.Revoked),
+		slog.Int("restored", r.Restored), slog.Int("passes", r.Passes), slog.Duration("duration", r.Duration))
+}
+
+// Sweeper judges live connections. It is safe for concurrent use: sweeps wait
+// for each other.
+type Sweeper struct {
+	// Local lists the addresses of this node. Connections with one of them at an
+	// end are never revoked, as the rules never stop them. It is asked at most
+	// once a sweep, and only if something is to be revoked. New sets it to what
+	// the interfaces of the process's network namespace have.
+	Local func() ([]netip.Addr, error)
+
+	table    Table
+	marks    Marks
+	log      *slog.Logger
+	observer Observer
+
+	mu sync.Mutex
+}
+
+// New returns a sweeper of the table. A nil logger or observer means that nobody
+// wants to know. Marks that cannot be told apart are an error of the first sweep.
+func New(table Table, marks Marks, log *slog.Logger, observer Observer) *Sweeper {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Sweeper{Local: interfaceAddrs, table: table, marks: marks, log: log, observer: observer}
+}
+
+// interfaceAddrs lists what addresses the interfaces have.
+func interfaceAddrs() ([]netip.Addr, error) {
+	nets, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses of this node: %w", err)
+	}
+	var addrs []netip.Addr
+	for _, n := range nets {
+		if p, ok := n.(*net.IPNet); ok {
+			if a, ok := netip.AddrFromSlice(p.IP); ok {
+				addrs = append(addrs, a.Unmap())
+			}
+		}
+	}
+	return addrs, nil
+}
+
+// Sweep judges the live connections of the changed addresses, or all if so said,
+// by the snapshot, and rewrites the marks that are not right. It is to be called
+// after every verdict under older snapshots has taken effect, and for all once
+// before the first change, because connections that lived before the agent did
+// carry no mark.
+//
+// It goes through the table until it finds nothing to rewrite. One time is
+// enough but for a rare race: the kernel finds the connection to mark by its
+// five-tuple, and between dump and mark another connection can have taken the
+// place of the one that was judged. The last pass finds such a mark. What is
+// denied has been stopped by then: its mark was written in the first.
+//
+// Sweep does nothing without a snapshot. With an error, some connections may
+// not have been judged; the sweep must be repeated for the same changes.
+func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, all bool) (Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.marks.check(); err != nil {
+		return Result{}, err
+	}
+	if snapshot == nil || !all && len(changes) == 0 {
+		return Result{}, nil
+	}
+	w := &sweep{Sweeper: s, ctx: ctx, snapshot: snapshot}
+	if !all {
+		w.among = changes
+		w.set = make(map[[16]byte]struct{}, len(changes))
+		for _, a := range changes {
+			w.set[a.As16()] = struct{}{}
+		}
+	}
+	start := time.Now()
+	err := w.run()
+	w.result.Duration = time.Since(start)
+	if err != nil {
+		return w.result, fmt.Errorf("sweep live connections: %w", err)
+	}
+	return w.result, nil
+}
+
+// ClearMarks takes the bits out of every connection's mark, so that no trace of
+// an agent is left, and returns of how many.
+func (s *Sweeper) ClearMarks(ctx context.Context, bits uint32) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return ClearMarks(ctx, s.table, bits)
+}
+
+// ClearMarks takes the bits out of every connection's mark, so that no trace of
+// an agent is left, and returns of how many. It can serve without a Sweeper,
+// after the agent is gone.
+func ClearMarks(ctx context.Context, table Table, bits uint32) (int, error) {
+	cleared := 0
+	for range maxPasses {
+		var updates []Update
+		err := table.Dump(ctx, nil, func(c *Conn) {
+			if c.Mark&bits != 0 {
+				updates = append(updates, Update{Ref: c.Ref, Mask: bits})
+			}
+		})
+		if err != nil && !errors.Is(err, ErrInterrupted) {
+			return cleared, fmt.Errorf("clear connection marks: %w", err)
+		}
+		if err := table.SetMarks(ctx, updates); err != nil {
+			return cleared, fmt.Errorf("clear connection marks: %w", err)
+		}
+		cleared += len(updates)
+		if err == nil {
+			return cleared, nil
+		}
+	}
+	return cleared, fmt.Errorf("clear connection marks: %w", ErrInterrupted)
+}
+
+// sweep is one Sweep under way.
+type sweep struct {
+	*Sweeper
+	ctx      context.Context
+	snapshot *policy.Snapshot
+	among    []netip.Addr          // nil for all
+	set      map[[16]byte]struct{} // the same
+	local    map[[16]byte]struct{} // nil until asked for
+
+	updates []Update  // not yet written
+	pending []verdict // of each of them
+	result  Result
+	looked  int   // in this pass
+	err     error // the first of this pass
+}
+
+// verdict is what to report of an update once it is written.
+type verdict struct {
+	packet  packet.Packet
+	verdict filter.Verdict
+	count   *int
+}
+
+func (w *sweep) run() error {
+	for w.result.Passes < maxPasses {
+		w.result.Passes++
+		before := w.result.Written()
+		err := w.pass()
+		if err != nil && !errors.Is(err, ErrInterrupted) {
+			return err
+		}
+		if err == nil && w.result.Written() == before {
+			return nil
+		}
+		if err != nil && w.result.Passes == maxPasses {
+			return err
+		}
+	}
+	w.log.Warn("connections change faster than they can be judged", "passes", w.result.Passes)
+	return nil
+}
+
+// pass goes through the table once. What it found before it was interrupted is
+// right, and is written.
+func (w *sweep) pass() error {
+	w.looked, w.err = 0, nil
+	w.updates, w.pending = w.updates[:0], w.pending[:0]
+	err := w.table.Dump(w.ctx, w.among, w.visit)
+	if w.err == nil {
+		w.flush()
+	}
+	w.result.Looked = max(w.result.Looked, w.looked)
+	if w.err != nil {
+		return w.err
+	}
+	return err
+}
+
+// visit judges one connection.
+func (w *sweep) visit(c *Conn) {
+	if w.err != nil || !w.concerns(c) {
+		return
+	}
+	v, known := w.judge(c)
+	if !known && c.Mark&w.marks.Revoked == 0 {
+		return
+	}
+	w.looked++
+	want := w.marks.Judged
+	if v.Action != filter.Allow {
+		want = w.marks.Revoked
+	}
+	had := c.Mark & w.marks.Mask()
+	if had == want {
+		return
+	}
+	count := &w.result.Judged
+	if want == w.marks.Revoked {
+		if w.isLocal(c) {
+			return
+		}
+		count = &w.result.Revoked
+	} else if had&w.marks.Revoked != 0 {
+		count = &w.result.Restored
+	}
+	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.marks.Mask()})
+	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count})
+	if len(w.updates) == batchSize {
+		w.flush()
+	}
+}
+
+// concerns says whether the connection is one of those to judge.
+func (w *sweep) concerns(c *Conn) bool {
+	if w.set == nil || c.Malformed {
+		return w.set == nil
+	}
+	if _, ok := w.set[c.Key.Src]; ok {
+		return true
+	}
+	_, ok := w.set[c.Key.Dst]
+	return ok
+}
+
+// judge gives the verdict, and says whether it could be another one: nothing can
+// be said against a connection of this node or between ends that are not pods,
+// and it does without a mark.
+func (w *sweep) judge(c *Conn) (v filter.Verdict, known bool) {
+	if c.Malformed {
+		return filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}, true
+	}
+	srcAddr, dstAddr := c.Key.SrcAddr(), c.Key.DstAddr()
+	src, dst := w.snapshot.Endpoint(srcAddr), w.snapshot.Endpoint(dstAddr)
+	known = (src != nil || dst != nil) && !src.IsNode()
+	return w.snapshot.DecideBetween(&c.Key, srcAddr, dstAddr, src, dst), known
+}
+
+// isLocal says whether an end of the connection is this node, though the
+// snapshot does not know the address: a bridge's, say.
+func (w *sweep) isLocal(c *Conn) bool {
+	if w.local == nil {
+		addrs, err := w.Local()
+		if err != nil {
+			w.log.Warn("this node's addresses are not known; only those that the policy knows are spared", "err", err)
+		}
+		w.local = make(map[[16]byte]struct{}, len(addrs))
+		for _, a := range addrs {
+			w.local[a.As16()] = struct{}{}
+		}
+	}
+	if _, ok := w.local[c.Key.Src]; ok {
+		return true
+	}
+	_, ok := w.local[c.Key.Dst]
+	return ok
+}
+
+// flush writes the updates, counts and reports them.
+func (w *sweep) flush() {
+	if len(w.updates) == 0 {
+		return
+	}
+	if w.err = w.table.SetMarks(w.ctx, w.updates); w.err != nil {
+		return
+	}
+	for _, p := range w.pending {
+		*p.count++
+		if w.observer != nil {
+			w.observer.Judged(p.packet, p.verdict)
+		}
+	}
+	w.updates, w.pending = w.updates[:0], w.pending[:0]
+}

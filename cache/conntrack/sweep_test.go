@@ -1,0 +1,368 @@
+package conntrack_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/cache/conntrack"
+	"sluice/filter"
+	"sluice/filter/packet"
+	"sluice/filter/policy"
+)
+
+const (
+	judged  = 0x10
+	revoked = 0x20
+	foreign = 0x4001 // bits that are somebody else's
+)
+
+// The pods of the tests: web and db are of namespace default, on a node that has
+// the addresses node.
+var (
+	web     = netip.MustParseAddr("10.1.0.1")
+	web6    = netip.MustParseAddr("fd00::1")
+	db      = netip.MustParseAddr("10.1.0.2")
+	db6     = netip.MustParseAddr("fd00::2")
+	idle    = netip.MustParseAddr("10.1.0.3")
+	node    = netip.MustParseAddr("192.168.0.1")
+	outside = netip.MustParseAddr("203.0.113.9")
+	service = netip.MustParseAddrPort("10.96.0.1:80")
+)
+
+// newWorld returns a world with the pods and no policy.
+func newWorld() *policy.World {
+	w := policy.NewWorld()
+	w.SetNode([]netip.Addr{node})
+	w.SetPod(pod("web", web, web6))
+	w.SetPod(pod("db", db, db6))
+	w.SetPod(pod("idle", idle))
+	return w
+}
+
+func pod(name string, addrs ...netip.Addr) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": name}}}
+	for _, a := range addrs {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
+	}
+	p.Status.HostIPs = []corev1.HostIP{{IP: node.String()}}
+	return p
+}
+
+// guard is a policy that lets nothing in to the pod but TCP to the ports.
+func guard(app string, ports ...int32) *networkingv1.NetworkPolicy {
+	p := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "guard-" + app},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": app}},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+		},
+	}
+	for _, n := range ports {
+		tcp, number := corev1.ProtocolTCP, intstr.FromInt32(n)
+		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{
+			Ports: []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: &number}},
+		})
+	}
+	return p
+}
+
+// observed is an Observer that keeps what it is told.
+type observed []string
+
+func (o *observed) Judged(p packet.Packet, v filter.Verdict) {
+	*o = append(*o, p.Key.String()+" "+v.Action.String())
+}
+
+// rig is a sweeper of a fake table.
+type rig struct {
+	t     *testing.T
+	world *policy.World
+	table *conntrack.Fake
+	seen  observed
+	*conntrack.Sweeper
+}
+
+func newRig(t *testing.T) *rig {
+	r := &rig{t: t, world: newWorld(), table: new(conntrack.Fake)}
+	r.Sweeper = conntrack.New(r.table, conntrack.DefaultMarks, nil, &r.seen)
+	r.Local = func() ([]netip.Addr, error) { return []netip.Addr{node}, nil }
+	r.world.Commit()
+	return r
+}
+
+// track adds a connection without translation.
+func (r *rig) track(src, dst netip.Addr, proto filter.Protocol, port uint16, mark uint32) conntrack.Ref {
+	return r.table.Add(filter.NewKey(src, dst, proto, port), 40000, netip.AddrPortFrom(dst, port), mark)
+}
+
+// commit sweeps after a commit.
+func (r *rig) commit(all bool) conntrack.Result {
+	r.t.Helper()
+	snapshot, changes := r.world.Commit()
+	res, err := r.Sweep(context.Background(), snapshot, changes, all)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return res
+}
+
+func (r *rig) want(ref conntrack.Ref, mark uint32) {
+	r.t.Helper()
+	if got, ok := r.table.Mark(ref); !ok || got != mark {
+		r.t.Errorf("mark is %#x (entry there: %v), want %#x", got, ok, mark)
+	}
+}
+
+func TestRevokedAndRestored(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		src, dst netip.Addr
+		proto    filter.Protocol
+		port     uint16
+	}{
+		{"TCP", web, db, filter.TCP, 6379},
+		{"TCP over IPv6", web6, db6, filter.TCP, 6379},
+		{"UDP", web, db, filter.UDP, 53},
+		{"SCTP", web6, db6, filter.SCTP, 7},
+		{"ICMP", web, db, filter.ICMP, 0},
+		{"from outside", outside, db, filter.TCP, 6379},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRig(t)
+			ref := r.track(tc.src, tc.dst, tc.proto, tc.port, foreign|judged)
+			r.world.SetPolicy(guard("db", 1))
+			if res := r.commit(false); res.Revoked != 1 || res.Judged+res.Restored != 0 {
+				t.Errorf("after the policy: %+v", res)
+			}
+			r.want(ref, foreign|revoked)
+			r.world.DeletePolicy("default", "guard-db")
+			if res := r.commit(false); res.Restored != 1 || res.Judged+res.Revoked != 0 {
+				t.Errorf("without the policy: %+v", res)
+			}
+			r.want(ref, foreign|judged)
+			key := filter.NewKey(tc.src, tc.dst, tc.proto, tc.port).String()
+			if got := strings.Join(r.seen, ", "); got != key+" deny, "+key+" allow" {
+				t.Errorf("observer was told: %s", got)
+			}
+		})
+	}
+}
+
+func TestOnlyChangedEndpointsAreJudged(t *testing.T) {
+	r := newRig(t)
+	// Neither could have come about under a policy; what matters is whether the
+	// sweep touches it.
+	changed := r.track(web, db, filter.TCP, 80, revoked)
+	other := r.track(web, idle, filter.TCP, 80, revoked)
+	r.world.SetPolicy(guard("db", 80))
+	if res := r.commit(false); res.Looked != 1 {
+		t.Errorf("looked at %d connections, want 1", res.Looked)
+	}
+	r.want(changed, judged)
+	r.want(other, revoked)
+}
+
+func TestFirstSweepJudgesWhatLivedBefore(t *testing.T) {
+	r := newRig(t)
+	r.world.SetPolicy(guard("db", 80))
+	allowed := r.track(web, db, filter.TCP, 80, foreign)
+	denied := r.track(web, db, filter.TCP, 81, foreign)
+	between := r.track(outside, netip.MustParseAddr("198.51.100.1"), filter.TCP, 80, foreign)
+	own := r.track(node, db, filter.TCP, 81, foreign)
+	toNode := r.track(db, node, filter.TCP, 81, foreign)
+	res := r.commit(true)
+	if res.Judged != 2 || res.Revoked != 1 {
+		t.Errorf("%+v, want 2 judged and 1 revoked", res)
+	}
+	r.want(allowed, foreign|judged)
+	r.want(denied, foreign|revoked)
+	r.want(between, foreign)
+	r.want(own, foreign)
+	r.want(toNode, foreign|judged)
+}
+
+func TestKeyIsThatAfterTranslation(t *testing.T) {
+	r := newRig(t)
+	pass := r.table.Add(filter.NewKey(web, db, filter.TCP, 6379), 1, service, judged)
+	stop := r.table.Add(filter.NewKey(web, db, filter.TCP, 80), 2, service, judged)
+	hairpin := r.table.Add(filter.NewKey(db, db, filter.TCP, 80), 3, service, judged)
+	r.world.SetPolicy(guard("db", 6379))
+	r.commit(false)
+	r.want(pass, judged)
+	r.want(stop, revoked)
+	r.want(hairpin, judged)
+}
+
+func TestLocalAddressesThatThePolicyDoesNotKnow(t *testing.T) {
+	bridge := netip.MustParseAddr("10.1.0.254")
+	r := newRig(t)
+	from := r.track(bridge, db, filter.TCP, 80, 0)
+	r.Local = func() ([]netip.Addr, error) { return []netip.Addr{bridge}, nil }
+	r.world.SetPolicy(guard("db", 1))
+	r.commit(false)
+	r.want(from, 0)
+	r.Local = func() ([]netip.Addr, error) { return nil, errors.New("unknown") }
+	r.commit(true)
+	r.want(from, revoked)
+}
+
+func TestVanishedPodFreesRevoked(t *testing.T) {
+	r := newRig(t)
+	gone := r.track(outside, db, filter.TCP, 80, revoked)
+	r.world.SetPolicy(guard("db", 1))
+	r.commit(false)
+	r.want(gone, revoked)
+	r.world.DeletePod("default", "db")
+	r.commit(false)
+	r.want(gone, judged)
+}
+
+func TestSweepIsIdempotent(t *testing.T) {
+	r := newRig(t)
+	r.track(web, db, filter.TCP, 80, judged)
+	r.world.SetPolicy(guard("db", 1))
+	if res := r.commit(false); res.Passes != 2 {
+		t.Errorf("%d passes, want one that writes and one that finds nothing", res.Passes)
+	}
+	_, before := r.table.Uses()
+	if res := r.commit(true); res.Written() != 0 || res.Passes != 1 {
+		t.Errorf("a second sweep: %+v", res)
+	}
+	if _, after := r.table.Uses(); after != before {
+		t.Errorf("a second sweep made %d updates", after-before)
+	}
+}
+
+func TestNothingToSweep(t *testing.T) {
+	r := newRig(t)
+	snapshot, _ := r.world.Commit()
+	if res, err := r.Sweep(context.Background(), snapshot, nil, false); err != nil || res.Passes != 0 {
+		t.Errorf("no changes: %+v, %v", res, err)
+	}
+	if res, err := r.Sweep(context.Background(), nil, nil, true); err != nil || res.Passes != 0 {
+		t.Errorf("no snapshot: %+v, %v", res, err)
+	}
+	if dumps, _ := r.table.Uses(); dumps != 0 {
+		t.Errorf("%d dumps for nothing", dumps)
+	}
+}
+
+func TestInterruptedDumpIsRepeated(t *testing.T) {
+	r := newRig(t)
+	first := r.track(web, db, filter.TCP, 80, judged)
+	second := r.track(web, db, filter.TCP, 81, judged)
+	left := 2
+	r.table.Interrupt = func() bool { left--; return left >= 0 }
+	r.world.SetPolicy(guard("db", 1))
+	if res := r.commit(false); res.Revoked != 2 {
+		t.Errorf("%+v, want 2 revoked", res)
+	}
+	r.want(first, revoked)
+	r.want(second, revoked)
+
+	r.table.Interrupt = func() bool { return true }
+	snapshot, _ := r.world.Commit()
+	if _, err := r.Sweep(context.Background(), snapshot, nil, true); !errors.Is(err, conntrack.ErrInterrupted) {
+		t.Errorf("a table that is never still: %v", err)
+	}
+}
+
+// TestReplacedConnection has a connection end between the dump and the update
+// and another begin with the same five-tuple, which a Service leads to another
+// port.
+func TestReplacedConnection(t *testing.T) {
+	for _, tc := range []struct {
+		name            string
+		oldPort, port   uint16
+		newMark, wanted uint32
+	}{
+		{"a denied one by an allowed one", 80, 6379, judged, judged},
+		{"an allowed one by a denied one", 6379, 80, revoked, revoked},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRig(t)
+			ref := r.table.Add(filter.NewKey(web, db, filter.TCP, tc.oldPort), 40000, service, 0)
+			r.table.BeforeSet = func() {
+				r.table.BeforeSet = nil
+				r.table.Add(filter.NewKey(web, db, filter.TCP, tc.port), 40000, service, tc.newMark)
+			}
+			r.world.SetPolicy(guard("db", 6379))
+			r.commit(false)
+			r.want(ref, tc.wanted)
+		})
+	}
+}
+
+func TestVanishedConnection(t *testing.T) {
+	r := newRig(t)
+	ref := r.track(web, db, filter.TCP, 80, judged)
+	stays := r.track(web, db, filter.TCP, 81, judged)
+	r.table.BeforeSet = func() { r.table.Remove(ref) }
+	r.world.SetPolicy(guard("db", 1))
+	r.commit(false)
+	if _, ok := r.table.Mark(ref); ok {
+		t.Error("the update revived it")
+	}
+	r.want(stays, revoked)
+}
+
+func TestManyConnectionsInBatches(t *testing.T) {
+	r := newRig(t)
+	var refs []conntrack.Ref
+	for i := range 1200 {
+		refs = append(refs, r.track(web, db, filter.UDP, uint16(1+i), foreign|judged))
+	}
+	r.world.SetPolicy(guard("db", 1))
+	if res := r.commit(false); res.Revoked != len(refs) || res.Looked != len(refs) {
+		t.Errorf("%+v, want %d revoked", res, len(refs))
+	}
+	for _, ref := range refs {
+		r.want(ref, foreign|revoked)
+	}
+}
+
+func TestClearMarks(t *testing.T) {
+	r := newRig(t)
+	a := r.track(web, db, filter.TCP, 80, foreign|judged)
+	b := r.track(web, db, filter.TCP, 81, revoked)
+	c := r.track(web, db, filter.TCP, 82, foreign)
+	if n, err := r.ClearMarks(context.Background(), judged|revoked); err != nil || n != 2 {
+		t.Errorf("cleared %d, %v; want 2", n, err)
+	}
+	r.want(a, foreign)
+	r.want(b, 0)
+	r.want(c, foreign)
+	if _, updates := r.table.Uses(); updates != 2 {
+		t.Errorf("%d updates, want 2: entries without our bits are left alone", updates)
+	}
+}
+
+func TestCancelled(t *testing.T) {
+	r := newRig(t)
+	r.track(web, db, filter.TCP, 80, judged)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	snapshot, _ := r.world.Commit()
+	if _, err := r.Sweep(ctx, snapshot, nil, true); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestMarksThatCannotBeToldApart(t *testing.T) {
+	w := newWorld()
+	snapshot, _ := w.Commit()
+	for _, m := range []conntrack.Marks{{}, {Judged: 1}, {Judged: 3, Revoked: 2}} {
+		s := conntrack.New(new(conntrack.Fake), m, nil, nil)
+		if _, err := s.Sweep(context.Background(), snapshot, nil, true); err == nil {
+			t.Errorf("%+v was taken", m)
+		}
+	}
+}
