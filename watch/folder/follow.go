@@ -107,6 +107,9 @@ func Follow(ctx context.Context, dir string, logger *slog.Logger, apply func(Del
 		return fmt.Errorf("follow manifests: %w", err)
 	}
 	defer watcher.Close()
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
 	f := &follower{
 		dir: filepath.Clean(dir), log: logger, watcher: watcher,
 		watched: make(map[string]fs.FileInfo), files: make(map[string]*file),

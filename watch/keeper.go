@@ -1,0 +1,206 @@
+// Package watch keeps what the agent knows of the cluster up to date: a
+// [Keeper] owns the policy.World, takes updates from its sources, and puts each
+// new snapshot in force.
+//
+// The sources are in the packages below: folder follows a folder of manifests.
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sluice/filter/policy"
+)
+
+// Update changes a World. It is called by the goroutine that owns the World and
+// must not keep it.
+type Update = func(*policy.World)
+
+// Source is where knowledge of the cluster comes from.
+type Source interface {
+	// Run calls update with all that the source knows, as one Update, and then
+	// with each change, until ctx ends. update returns when the Update has been
+	// queued; it may be called by one goroutine at a time.
+	Run(ctx context.Context, update func(Update)) error
+}
+
+// Options are what a Keeper can do without.
+type Options struct {
+	// Logger gets what is wrong in policies, each once; nil discards it.
+	Logger *slog.Logger
+	// OnPublish is called after each publish, the first one too, when no verdict
+	// of an older snapshot can still take effect. Until it returns, updates wait.
+	OnPublish func(context.Context, *policy.Snapshot, policy.Changes)
+}
+
+const (
+	// A lone update waits this long for others that belong to it.
+	linger = time.Millisecond
+	// A stream of updates is published at least this often.
+	longest = 20 * time.Millisecond
+	// A worker that holds a snapshot for longer than this is stuck, and must not
+	// keep new policy from all the others.
+	patience = 5 * time.Second
+)
+
+// Keeper owns a World: whatever changes it and whatever compiles it runs on the
+// one goroutine of Run.
+type Keeper struct {
+	world   *policy.World
+	pub     *policy.Published
+	log     *slog.Logger
+	publish func(context.Context, *policy.Snapshot, policy.Changes)
+	ready   chan struct{}
+	isReady bool
+	said    map[policy.Problem]bool
+}
+
+// message is an update on its way to the World.
+type message struct {
+	source int
+	update Update
+}
+
+// New returns a Keeper of world, which publishes to pub. The world is the
+// Keeper's from now on.
+func New(world *policy.World, pub *policy.Published, opts Options) *Keeper {
+	k := &Keeper{
+		world: world, pub: pub, log: opts.Logger, publish: opts.OnPublish,
+		ready: make(chan struct{}), said: make(map[policy.Problem]bool),
+	}
+	if k.log == nil {
+		k.log = slog.New(slog.DiscardHandler)
+	}
+	if k.publish == nil {
+		k.publish = func(context.Context, *policy.Snapshot, policy.Changes) {}
+	}
+	return k
+}
+
+// Ready is closed when the first snapshot is in force and OnPublish has returned
+// from it.
+func (k *Keeper) Ready() <-chan struct{} { return k.ready }
+
+// Run runs the sources and takes their updates until ctx ends, which is no error,
+// or a source does, which is one. The first snapshot is published when every
+// source has said what it knows: half a world would allow what the other half
+// forbids. Run may be called once.
+func (k *Keeper) Run(ctx context.Context, sources ...Source) error {
+	updates := make(chan message)
+	group, inner := errgroup.WithContext(ctx)
+	for i, s := range sources {
+		group.Go(func() error {
+			err := s.Run(inner, func(u Update) {
+				select {
+				case updates <- message{i, u}:
+				case <-inner.Done():
+				}
+			})
+			switch {
+			case inner.Err() != nil:
+				return nil // it ended because all end
+			case err == nil:
+				err = errors.New("it has ended")
+			}
+			return fmt.Errorf("watch the cluster: source %d: %w", i, err)
+		})
+	}
+	group.Go(func() error {
+		k.loop(inner, updates, len(sources))
+		return nil
+	})
+	return group.Wait()
+}
+
+func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources int) {
+	heard := make(map[int]bool, sources)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m := <-updates:
+			k.burst(ctx, m, updates, heard)
+		}
+		if len(heard) == sources {
+			k.commit(ctx)
+		}
+	}
+}
+
+// burst applies an update and those that come right behind it.
+func (k *Keeper) burst(ctx context.Context, m message, updates <-chan message, heard map[int]bool) {
+	began := time.Now()
+	wait := time.NewTimer(linger)
+	defer wait.Stop()
+	for {
+		m.update(k.world)
+		heard[m.source] = true
+		left := longest - time.Since(began)
+		if left <= 0 {
+			return
+		}
+		wait.Reset(min(linger, left))
+		select {
+		case <-ctx.Done():
+			return
+		case <-wait.C:
+			return
+		case m = <-updates:
+		}
+	}
+}
+
+// commit compiles the World and puts the snapshot in force.
+func (k *Keeper) commit(ctx context.Context) {
+	if ctx.Err() != nil {
+		return
+	}
+	began := time.Now()
+	snapshot, changes := k.world.Commit()
+	compiled := time.Since(began)
+	k.pub.Publish(snapshot)
+	k.problems()
+	if err := k.settle(ctx); err != nil {
+		return
+	}
+	k.publish(ctx, snapshot, changes)
+	level := slog.LevelDebug
+	if !k.isReady {
+		k.isReady = true
+		close(k.ready)
+		level = slog.LevelInfo
+	}
+	c := snapshot.Counts()
+	k.log.Log(ctx, level, "policies in force", "snapshot", snapshot.Number(), "policies", c.Policies,
+		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(changes), "compiled_in", compiled)
+}
+
+// settle waits until no verdict of an older snapshot can take effect any more.
+// It fails only if ctx ends.
+func (k *Keeper) settle(ctx context.Context) error {
+	limited, stop := context.WithTimeout(ctx, patience)
+	defer stop()
+	err := k.pub.Settle(limited)
+	if err != nil && ctx.Err() == nil {
+		k.log.Error("a worker holds on to an old snapshot; going on without it", "waited", patience)
+		return nil
+	}
+	return err
+}
+
+// problems logs what is wrong in the policies, each once for as long as it is.
+func (k *Keeper) problems() {
+	said := make(map[policy.Problem]bool)
+	for _, p := range k.world.Problems() {
+		if !k.said[p] {
+			k.log.Warn("part of a policy cannot be understood and allows nothing", "problem", p)
+		}
+		said[p] = true
+	}
+	k.said = said
+}

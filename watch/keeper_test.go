@@ -1,0 +1,246 @@
+package watch_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/watch"
+	"sluice/watch/folder"
+)
+
+var _ watch.Source = folder.Source{}
+
+const patience = 10 * time.Second
+
+// feed is a source that a test writes to.
+type feed chan watch.Update
+
+func (f feed) Run(ctx context.Context, update func(watch.Update)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u, ok := <-f:
+			if !ok {
+				return errors.New("the feed broke")
+			}
+			update(u)
+		}
+	}
+}
+
+type published struct {
+	snapshot *policy.Snapshot
+	changes  policy.Changes
+}
+
+// keep runs a Keeper and gives what it publishes.
+func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Keeper, chan published, chan error) {
+	t.Helper()
+	calls := make(chan published)
+	ctx, stop := context.WithCancel(t.Context())
+	k := watch.New(policy.NewWorld(), pub, watch.Options{
+		Logger: logger,
+		OnPublish: func(ctx context.Context, s *policy.Snapshot, c policy.Changes) {
+			select {
+			case calls <- published{s, c}:
+			case <-ctx.Done():
+			}
+		},
+	})
+	ended := make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ended <- k.Run(ctx, sources...)
+	}()
+	t.Cleanup(func() { stop(); <-done })
+	return k, calls, ended
+}
+
+func await[T any](t *testing.T, from <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-from:
+		return v
+	case <-time.After(patience):
+		t.Fatal("nothing came")
+		panic("unreachable")
+	}
+}
+
+func pod(name, ip string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: ip}}},
+	}
+}
+
+func TestKeeperPublishesEachChange(t *testing.T) {
+	var pub policy.Published
+	in := make(feed)
+	k, calls, ended := keep(t, &pub, nil, in)
+	in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+	first := await(t, calls)
+	if pub.Snapshot() != first.snapshot || first.snapshot.Counts().Pods != 1 {
+		t.Errorf("first publish: %+v", first.snapshot.Counts())
+	}
+	await(t, k.Ready())
+	in <- func(w *policy.World) { w.SetPod(pod("b", "10.0.0.2")) }
+	second := await(t, calls)
+	if len(second.changes) != 1 || second.changes[0] != netip.MustParseAddr("10.0.0.2") {
+		t.Errorf("changes %v, want the address of b alone", second.changes)
+	}
+	close(in)
+	if err := await(t, ended); err == nil || !strings.Contains(err.Error(), "the feed broke") {
+		t.Errorf("ended with %v, want the source's error", err)
+	}
+}
+
+func TestKeeperEndsWithItsContext(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if err := watch.New(policy.NewWorld(), new(policy.Published), watch.Options{}).Run(ctx, make(feed)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Half a world would allow what the other half forbids.
+func TestKeeperWaitsForEverySource(t *testing.T) {
+	var pub policy.Published
+	one, two := make(feed), make(feed)
+	_, calls, _ := keep(t, &pub, nil, one, two)
+	one <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+	one <- func(w *policy.World) { w.SetPod(pod("b", "10.0.0.2")) } // taken: the first one has been applied
+	select {
+	case p := <-calls:
+		t.Fatalf("published %+v without the second source", p.snapshot.Counts())
+	default:
+	}
+	two <- func(*policy.World) {}
+	if p := await(t, calls); p.snapshot.Counts().Pods != 2 {
+		t.Errorf("first publish: %+v", p.snapshot.Counts())
+	}
+}
+
+// While a publish is worked off, what comes adds up to one more.
+func TestKeeperCoalesces(t *testing.T) {
+	var pub policy.Published
+	in := make(feed)
+	_, calls, _ := keep(t, &pub, nil, in)
+	in <- func(*policy.World) {}
+	await(t, calls)
+	const updates = 50
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range updates {
+			in <- func(w *policy.World) {
+				w.SetPod(pod("p"+string(rune('A'+i)), netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String()))
+			}
+		}
+	}()
+	publishes, pods := 0, 0
+	for pods < updates {
+		publishes++
+		pods = await(t, calls).snapshot.Counts().Pods
+	}
+	<-done
+	if publishes > updates/2 {
+		t.Errorf("%d publishes for %d updates", publishes, updates)
+	}
+}
+
+// The callback may rely on it that no worker still acts on an older snapshot.
+func TestKeeperSettlesBeforeTheCallback(t *testing.T) {
+	var pub policy.Published
+	reader := pub.NewReader()
+	defer reader.Close()
+	in := make(feed)
+	_, calls, _ := keep(t, &pub, nil, in)
+	in <- func(*policy.World) {}
+	old := await(t, calls).snapshot
+
+	if got := reader.Begin(); got != old {
+		t.Fatal("the reader does not see what was published")
+	}
+	in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+	for pub.Snapshot() == old { // published, though not settled
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case <-calls:
+		t.Fatal("the callback came while a reader was at work")
+	case <-time.After(20 * time.Millisecond): // long enough for a wrong callback to show
+	}
+	reader.End()
+	await(t, calls)
+}
+
+func TestKeeperLogsEachProblemOnce(t *testing.T) {
+	var pub policy.Published
+	var log bytes.Buffer
+	in := make(feed)
+	_, calls, ended := keep(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), in)
+	in <- func(w *policy.World) {
+		w.SetPolicy(&networkingv1.NetworkPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"},
+			Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{
+				From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.01/8"}}},
+			}}},
+		})
+	}
+	await(t, calls)
+	in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+	await(t, calls)
+	close(in)
+	await(t, ended)
+	if n := strings.Count(log.String(), "ipBlock.cidr"); n != 1 {
+		t.Errorf("the problem was logged %d times:\n%s", n, log.String())
+	}
+}
+
+// From a saved file to a verdict.
+func TestKeeperFollowsAFolder(t *testing.T) {
+	dir := t.TempDir()
+	save := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save("pods.yaml", `
+{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIPs: [{ip: 10.0.0.1}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b}, status: {podIPs: [{ip: 10.0.0.2}]}}
+`)
+	var pub policy.Published
+	_, calls, _ := keep(t, &pub, nil, folder.Source{Dir: dir})
+	key := filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), filter.TCP, 80)
+	if v := await(t, calls).snapshot.Decide(key); v.Action != filter.Allow {
+		t.Errorf("without a policy: %v", v.Reason)
+	}
+	save("deny.yaml", "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}, spec: {podSelector: {}}}")
+	if v := await(t, calls).snapshot.Decide(key); v.Action != filter.Deny {
+		t.Errorf("with a policy that denies: %v", v.Reason)
+	}
+	if err := os.Remove(filepath.Join(dir, "deny.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if v := await(t, calls).snapshot.Decide(key); v.Action != filter.Allow {
+		t.Errorf("with the policy deleted: %v", v.Reason)
+	}
+}
