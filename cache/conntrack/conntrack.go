@@ -92,11 +92,11 @@ type Update struct {
 var ErrInterrupted = errors.New("dump of the connection table was interrupted")
 
 // Table is the table of tracked connections. Its methods are not called
-// concurrently.
+// concurrently, except that report may call SetMarks.
 type Table interface {
 	// Dump reports at least every connection that has one of the addresses as
 	// the source or the destination of its key, and all connections if among is
-	// nil. Connections that are made or vanish meanwhile may be reported or not.
+	// nil. It calls report for one at a time. Connections that are made or vanish meanwhile may be reported or not.
 	// It returns an error that is ErrInterrupted if others may be missing.
 	Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error
 	// SetMarks applies the updates in order, and has applied them all when it

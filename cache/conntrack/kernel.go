@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,11 +34,13 @@ const (
 // The sockets are mdlayher/netlink's. The messages are written and read here,
 // because only two numbers of each entry are of interest among a hundred.
 type Kernel struct {
-	netNS int
-	seq   uint32
-	in    []byte
-	out   []byte
-	set   *netlink.Conn // for SetMarks; nil until needed, and after an error
+	netNS   int
+	buffers sync.Pool // of readSize bytes, for dumps
+
+	// For SetMarks, which a dump's report may call.
+	set     *netlink.Conn // nil until needed, and after an error
+	seq     uint32
+	in, out []byte
 
 	// unfiltered is set once the kernel has shown that it cannot filter.
 	unfiltered atomic.Bool
@@ -57,6 +60,7 @@ type Options struct {
 // namespace than the process's.
 func Open(o Options) (*Kernel, error) {
 	k := &Kernel{netNS: o.NetNS, in: make([]byte, readSize)}
+	k.buffers.New = func() any { return new([readSize]byte) }
 	k.unfiltered.Store(o.NoFilter)
 	c, err := k.dial()
 	if err != nil {
@@ -90,53 +94,63 @@ func (k *Kernel) dial() (*netlink.Conn, error) {
 // Dump implements Table. For a few addresses it lets the kernel choose; where
 // the kernel cannot, and for many addresses, it reports every connection.
 func (k *Kernel) Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
-	if among == nil || len(among) > maxFiltered || k.unfiltered.Load() {
-		return k.dump(ctx, unix.AF_UNSPEC, netip.Addr{}, 0, report)
-	}
-	for _, a := range among {
-		err := k.dumpOf(ctx, among, a, report)
-		if errors.Is(err, errUnfiltered) {
-			k.unfiltered.Store(true)
-			return k.dump(ctx, unix.AF_UNSPEC, netip.Addr{}, 0, report)
-		}
-		if err != nil {
+	if among != nil && len(among) <= maxFiltered && !k.unfiltered.Load() {
+		err := k.dumpAmong(ctx, among, report)
+		if !errors.Is(err, errUnfiltered) {
 			return err
 		}
+		k.unfiltered.Store(true)
 	}
-	return nil
+	return k.dump(ctx, unix.AF_UNSPEC, netip.Addr{}, 0, report)
 }
 
 // errUnfiltered says that the kernel refuses a filter, or reports what was
 // filtered out.
 var errUnfiltered = errors.New("kernel does not filter the connection table")
 
-// dumpOf reports the connections of one address: those from it, then those to it
-// that were not reported with another address as the source.
-func (k *Kernel) dumpOf(ctx context.Context, among []netip.Addr, a netip.Addr, report func(*Conn)) error {
-	family, as16 := uint8(unix.AF_INET), a.As16()
-	if a.Is6() {
-		family = unix.AF_INET6
-	}
-	strays := false
-	err := k.dump(ctx, family, a, ctaTupleOrig, func(c *Conn) {
-		if !c.Malformed && c.Key.Src != as16 {
-			strays = true
-			return
-		}
+// dumpAmong reports the connections from the addresses, and at the same time
+// those to them that are from others: on two processors, the walks through the
+// kernel's table take half as long.
+func (k *Kernel) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
+	var mu sync.Mutex
+	locked := func(c *Conn) {
+		mu.Lock()
+		defer mu.Unlock()
 		report(c)
-	})
-	if err != nil || strays {
-		return filterError(err, strays)
 	}
-	err = k.dump(ctx, family, a, ctaTupleReply, func(c *Conn) {
-		switch {
-		case !c.Malformed && c.Key.Dst != as16:
-			strays = true
-		case !slices.Contains(among, c.Key.SrcAddr()):
-			report(c)
-		}
+	to := make(chan error, 1)
+	go func() {
+		to <- k.dumpOf(ctx, among, ctaTupleReply, func(c *Conn, a netip.Addr) bool {
+			if c.Malformed || !slices.Contains(among, c.Key.SrcAddr()) {
+				locked(c)
+			}
+			return c.Malformed || c.Key.DstAddr() == a
+		})
+	}()
+	err := k.dumpOf(ctx, among, ctaTupleOrig, func(c *Conn, a netip.Addr) bool {
+		locked(c)
+		return c.Malformed || c.Key.SrcAddr() == a
 	})
-	return filterError(err, strays)
+	return errors.Join(err, <-to)
+}
+
+// dumpOf asks for the connections that have each of the addresses as the source
+// of the given tuple. It fails if report says that one has not.
+func (k *Kernel) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
+	for _, a := range among {
+		family := uint8(unix.AF_INET)
+		if a.Is6() {
+			family = unix.AF_INET6
+		}
+		strays := false
+		err := k.dump(ctx, family, a, direction, func(c *Conn) {
+			strays = strays || !report(c, a)
+		})
+		if err := filterError(err, strays); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // filterError tells a kernel that cannot filter from one that fails.
@@ -155,10 +169,11 @@ func (k *Kernel) dump(ctx context.Context, family uint8, src netip.Addr, directi
 		return err
 	}
 	defer c.Close()
-	k.seq++
-	k.out = appendDump(k.out[:0], unix.NLM_F_REQUEST|unix.NLM_F_DUMP, k.seq, family, src, direction)
+	in := k.buffers.Get().(*[readSize]byte)
+	defer k.buffers.Put(in)
+	request := appendDump(nil, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, family, src, direction)
 	var conn Conn // once, because it escapes
-	err = exchange(ctx, c, k.out, k.in, func(m message) (bool, error) {
+	err = exchange(ctx, c, request, in[:], func(m message) (bool, error) {
 		if m.kind != msgConnSet {
 			return m.kind == unix.NLMSG_ERROR, m.err // the request was refused
 		}

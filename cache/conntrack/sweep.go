@@ -19,6 +19,10 @@ const (
 	// batchSize is how many updates are collected before they are written, while
 	// the dump is still going on. It bounds the memory of a sweep.
 	batchSize = 512
+	// batchTime is how long an update waits for others while the dump goes on: a
+	// dump of all connections can take a hundred milliseconds, and what is
+	// denied should not pass until its end.
+	batchTime = 5 * time.Millisecond
 	// maxPasses bounds how often a sweep looks at the table; see Sweep.
 	maxPasses = 5
 )
@@ -176,6 +180,7 @@ type sweep struct {
 	local    map[[16]byte]struct{} // nil until asked for
 
 	updates []Update  // not yet written
+	oldest  time.Time // when the first of them was found
 	pending []verdict // of each of them
 	result  Result
 	looked  int   // in this pass
@@ -214,9 +219,7 @@ func (w *sweep) pass() error {
 	w.looked, w.err = 0, nil
 	w.updates, w.pending = w.updates[:0], w.pending[:0]
 	err := w.table.Dump(w.ctx, w.among, w.visit)
-	if w.err == nil {
-		w.flush()
-	}
+	w.flush()
 	w.result.Looked = max(w.result.Looked, w.looked)
 	if w.err != nil {
 		return w.err
@@ -226,6 +229,9 @@ func (w *sweep) pass() error {
 
 // visit judges one connection.
 func (w *sweep) visit(c *Conn) {
+	if len(w.updates) > 0 && time.Since(w.oldest) > batchTime {
+		w.flush()
+	}
 	if w.err != nil || !w.concerns(c) {
 		return
 	}
@@ -250,6 +256,9 @@ func (w *sweep) visit(c *Conn) {
 		count = &w.result.Revoked
 	} else if had&w.marks.Revoked != 0 {
 		count = &w.result.Restored
+	}
+	if len(w.updates) == 0 {
+		w.oldest = time.Now()
 	}
 	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.marks.Mask()})
 	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count})
@@ -305,7 +314,7 @@ func (w *sweep) isLocal(c *Conn) bool {
 
 // flush writes the updates, counts and reports them.
 func (w *sweep) flush() {
-	if len(w.updates) == 0 {
+	if len(w.updates) == 0 || w.err != nil {
 		return
 	}
 	if w.err = w.table.SetMarks(w.ctx, w.updates); w.err != nil {
