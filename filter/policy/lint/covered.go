@@ -1,0 +1,132 @@
+package lint
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+)
+
+// exceptions finds exceptions that take nothing away from their cidr, or all.
+func (l *linter) exceptions(p *pol, r *rule) {
+	for _, x := range r.peers {
+		if x.block == nil {
+			continue
+		}
+		for i, e := range x.block.excepts {
+			field := fmt.Sprintf("%s.ipBlock.except[%d]", x.field, i)
+			switch c := x.block.cidr; {
+			case !c.Overlaps(e):
+				l.found(Except, p, field, "write a part of "+c.String()+", or remove it", "%s lies outside of the cidr %s and takes nothing away", e, c)
+			case e.Bits() < c.Bits():
+				l.found(Except, p, field, "write a part of the cidr, or remove the peer", "%s reaches out of the cidr %s and leaves nothing of it", e, c)
+			case e.Bits() == c.Bits():
+				l.found(Except, p, field, "write a part of the cidr, or remove the peer", "%s is all of the cidr and leaves nothing of it", e)
+			}
+		}
+	}
+}
+
+// covered finds rules whose flows another rule allows to the same pods anyway. It
+// compares what is written, not what the pods of today make of it: two selectors
+// that happen to match the same pods are not the same.
+func (l *linter) covered(p *pol, r *rule) {
+	if p.subject == nil || !r.whole {
+		return
+	}
+	for _, o := range l.policies {
+		if o.namespace != p.namespace || o.subject == nil || !within(p.subject, o.subject) {
+			continue
+		}
+		for i := range o.rules[r.direction] {
+			by := &o.rules[r.direction][i]
+			if by == r || !by.covers(r) {
+				continue
+			}
+			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
+				continue // they are the same: it is said about the other
+			}
+			whose := "this policy"
+			if o != p {
+				whose = "NetworkPolicy " + o.text
+			}
+			l.found(Covered, p, r.field, "remove it, or narrow the other one", "%s of %s allows all that it allows", by.field, whose)
+			return
+		}
+	}
+}
+
+// covers says whether every flow that o allows, r allows too.
+func (r *rule) covers(o *rule) bool {
+	peers := r.anyone || !o.anyone && len(o.peers) > 0 && !slices.ContainsFunc(o.peers, func(x peer) bool {
+		return !slices.ContainsFunc(r.peers, func(y peer) bool { return y.covers(&x) })
+	})
+	return peers && (r.anyPort || !o.anyPort && len(o.ports) > 0 && !slices.ContainsFunc(o.ports, func(x port) bool {
+		return !slices.ContainsFunc(r.ports, func(y port) bool { return y.covers(x) })
+	}))
+}
+
+func (x port) covers(o port) bool {
+	switch {
+	case x.protocol != o.protocol:
+		return false
+	case x.name != "" || o.name != "":
+		return x.name == o.name || x.name == "" && x.low <= 1 && x.high == 65535
+	}
+	return x.low <= o.low && o.high <= x.high
+}
+
+func (x *peer) covers(o *peer) bool {
+	if x.block == nil || o.block == nil {
+		return x.block == nil && o.block == nil && within(o.namespace, x.namespace) && within(o.pods, x.pods)
+	}
+	if !inside(o.block.cidr, x.block.cidr) {
+		return false
+	}
+	return !slices.ContainsFunc(x.block.excepts, func(e netip.Prefix) bool {
+		return e.Overlaps(o.block.cidr) && !slices.ContainsFunc(o.block.excepts, func(f netip.Prefix) bool { return inside(e, f) })
+	})
+}
+
+// inside says whether every address of p is in o.
+func inside(p, o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) }
+
+// within says whether whatever sel matches, wider matches too, as far as can be
+// told from one requirement at a time.
+func within(sel, wider labels.Selector) bool {
+	have, _ := sel.Requirements()
+	want, selectable := wider.Requirements()
+	if !selectable {
+		return false
+	}
+	return !slices.ContainsFunc(want, func(w labels.Requirement) bool {
+		return !slices.ContainsFunc(have, func(h labels.Requirement) bool { return follows(h, w) })
+	})
+}
+
+// follows says whether an object that satisfies h satisfies w.
+func follows(h, w labels.Requirement) bool {
+	if h.Key() != w.Key() {
+		return false
+	}
+	has := h.Operator() == selection.In || h.Operator() == selection.Equals || h.Operator() == selection.DoubleEquals
+	switch w.Operator() {
+	case selection.Exists:
+		return has || h.Operator() == selection.Exists
+	case selection.DoesNotExist:
+		return h.Operator() == selection.DoesNotExist
+	case selection.In, selection.Equals, selection.DoubleEquals:
+		return has && values(w).IsSuperset(values(h))
+	case selection.NotIn:
+		switch {
+		case has:
+			return values(h).Intersection(values(w)).Len() == 0
+		case h.Operator() == selection.NotIn:
+			return values(h).IsSuperset(values(w))
+		}
+		return h.Operator() == selection.DoesNotExist
+	}
+	return false
+}

@@ -1,0 +1,194 @@
+package lint
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// cluster is what most tests lint against: two namespaces, four pods.
+const cluster = `
+namespaces:
+- metadata: {name: default}
+- metadata: {name: shop, labels: {project: myproject}}
+pods:
+- metadata: {namespace: default, name: db, labels: {role: db}}
+  spec: {containers: [{ports: [{name: redis, containerPort: 6379, protocol: TCP}]}]}
+  status: {podIPs: [{ip: 10.0.0.1}]}
+- metadata: {namespace: default, name: web, labels: {role: frontend}}
+  status: {podIPs: [{ip: 10.0.0.2}]}
+- metadata: {namespace: shop, name: cart, labels: {app: cart}}
+  spec: {containers: [{ports: [{name: http, containerPort: 80, protocol: TCP}]}]}
+- metadata: {namespace: shop, name: agent, labels: {app: agent}}
+  spec: {hostNetwork: true}
+`
+
+type objects struct {
+	Namespaces []*corev1.Namespace
+	Pods       []*corev1.Pod
+	Policies   []*networkingv1.NetworkPolicy
+}
+
+func decode(t *testing.T, text string) (o objects) {
+	t.Helper()
+	if err := yaml.UnmarshalStrict([]byte(text), &o); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// check lints policies, each written as "name: spec", in the cluster.
+func check(t *testing.T, world string, specs ...string) []Finding {
+	t.Helper()
+	o := decode(t, world)
+	for _, text := range specs {
+		name, spec, _ := strings.Cut(text, ": ")
+		ns, name, _ := strings.Cut(name, "/")
+		p := &networkingv1.NetworkPolicy{}
+		p.Namespace, p.Name = ns, name
+		if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		o.Policies = append(o.Policies, p)
+	}
+	return Check(o.Namespaces, o.Pods, o.Policies)
+}
+
+const (
+	allowDNS = "default/dns: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]}]}"
+	demo1    = "default/access-demo1: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: TCP, port: 6379}]}]}"
+	demo2    = "default/access-demo2: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]}"
+	denyAll  = "default/deny: {podSelector: {}, policyTypes: [Ingress, Egress]}"
+)
+
+func TestFindings(t *testing.T) {
+	tests := map[string]struct {
+		policies []string
+		check    string
+		field    string
+		says     string
+	}{
+		"subject matches nothing":        {[]string{"default/p: {podSelector: {matchLabels: {role: dbb}}}"}, NoMatch, "spec.podSelector", "role is db, frontend there"},
+		"key that nobody has":            {[]string{"default/p: {podSelector: {matchLabels: {rolle: db}}}"}, NoMatch, "spec.podSelector", "none has the label rolle"},
+		"subject of host network":        {[]string{"shop/p: {podSelector: {matchLabels: {app: agent}}}"}, NoMatch, "spec.podSelector", "host network"},
+		"namespace that is nowhere":      {[]string{"shoop/p: {podSelector: {}}"}, NoMatch, "metadata.namespace", "default, shop"},
+		"peer matches nothing":           {[]string{"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}, {podSelector: {matchLabels: {app: cart}}}]}]}"}, NoMatch, "spec.ingress[0].from[1].podSelector", "no pod of namespace default"},
+		"peer of host network":           {[]string{"shop/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: agent}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].podSelector", "app=agent"},
+		"namespaces match nothing":       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: yours}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].namespaceSelector", "project is myproject there"},
+		"pods of namespaces":             {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}, podSelector: {matchLabels: {role: frontend}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].podSelector", "namespace shop"},
+		"named port":                     {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: http}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
+		"named port of another protocol": {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis, protocol: UDP}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
+		"named port of the peer":         {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: redis}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "http of TCP"},
+		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "outside the cluster"},
+		"no DNS":                         {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "port 53"},
+		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
+		"DNS over UDP alone":             {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "UDP alone"},
+		"DNS for other pods":             {[]string{strings.Replace(allowDNS, "{}", "{matchLabels: {role: db}}", 1), "default/p: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "look up"},
+		"exception outside":              {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 192.168.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[1]", "outside"},
+		"exception of the other family":  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: ['2001:db8::/32']}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "outside"},
+		"exception wider than the cidr":  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.0.0.0/8]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "leaves nothing"},
+		"exception of all":               {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.1.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "leaves nothing"},
+		"covered by its neighbour":       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {role: db}}}], ports: [{port: 80}]}, {from: [{podSelector: {}}], ports: [{port: 1, endPort: 100}]}]}"}, Covered, "spec.ingress[0]", "spec.ingress[1] of this policy"},
+		"covered by another policy":      {[]string{demo1, "default/a: {podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}"}, Covered, "spec.ingress[0]", "NetworkPolicy default/a"},
+		"twice the same":                 {[]string{demo1, strings.Replace(demo1, "demo1", "demo3", 1)}, Covered, "spec.ingress[0]", "access-demo1"},
+		"covered block":                  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.1.2.0/24]}}]}, {from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.2.0/25, 10.9.0.0/16]}}]}]}"}, Covered, "spec.ingress[0]", "spec.ingress[1]"},
+		"rules without force":            {[]string{"default/p: {podSelector: {}, policyTypes: [Ingress], egress: [{}]}"}, WithoutForce, "spec.egress", "policyTypes"},
+		"bad CIDR":                       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.01/8}}]}]}"}, Invalid, "spec.ingress[0].from[0].ipBlock.cidr", "leading zeros"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			found := check(t, cluster, tt.policies...)
+			if len(found) != 1 {
+				t.Fatalf("%d findings, want one: %v", len(found), found)
+			}
+			f := found[0]
+			if f.Check != tt.check || f.Field != tt.field || !strings.Contains(f.Error(), tt.says) {
+				t.Errorf("found %s at %s: %v; want %s at %s with %q", f.Check, f.Field, f, tt.check, tt.field, tt.says)
+			}
+			if !strings.HasPrefix(f.Object, "NetworkPolicy ") || f.Detail == "" || f.Mend == "" {
+				t.Errorf("incomplete: %+v", f)
+			}
+		})
+	}
+}
+
+// What is right or may well be must not be found fault with.
+func TestNoFindings(t *testing.T) {
+	tests := map[string][]string{
+		"the two scenarios":             {demo1, demo2},
+		"deny all":                      {denyAll},
+		"deny all and open some":        {denyAll, demo1, allowDNS},
+		"allow all":                     {"default/p: {podSelector: {}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}"},
+		"everyone in the namespace":     {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}"},
+		"DNS of the system":             {"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}, {port: 53}]}]}"},
+		"DNS in another policy":         {allowDNS, "default/p: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {role: db}}}], ports: [{port: redis}]}]}"},
+		"block with exceptions":         {allowDNS, "default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 172.17.0.0/16, except: [172.17.1.0/24]}}], ports: [{port: 6379}]}], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/24}}], ports: [{port: 5978}]}]}"},
+		"named port":                    {"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis}]}]}"},
+		"narrow subject, wide rule":     {"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{}]}", "default/q: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}"},
+		"other ports":                   {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 1, endPort: 10}]}, {from: [{podSelector: {}}], ports: [{port: 5, endPort: 11}]}]}"},
+		"portless is more than all":     {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}, {from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]}"},
+		"opposite operators":            {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [db]}]}}]}, {from: [{podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [db]}]}}]}]}"},
+		"a hole that the other has not": {"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}, {from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.2.0/24]}}]}]}"},
+		"own pods and all namespaces":   {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}, {from: [{namespaceSelector: {}}], ports: [{port: 81}]}]}"},
+	}
+	for name, policies := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, f := range check(t, cluster, policies...) {
+				t.Error(f)
+			}
+		})
+	}
+}
+
+// Without pods there is nothing to match; what is written can still be judged.
+func TestWithoutPods(t *testing.T) {
+	for _, f := range check(t, "{}", demo1, demo2, denyAll, allowDNS) {
+		t.Error(f)
+	}
+	found := check(t, "{}", "default/p: {podSelector: {matchLabels: {a: b}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}")
+	if len(found) != 1 || found[0].Check != NoDNS {
+		t.Errorf("found %v, want the missing DNS", found)
+	}
+}
+
+func TestWithin(t *testing.T) {
+	tests := []struct {
+		sel, wider string
+		want       bool
+	}{
+		{"{}", "{}", true},
+		{"{matchLabels: {a: b}}", "{}", true},
+		{"{}", "{matchLabels: {a: b}}", false},
+		{"{matchLabels: {a: b, c: d}}", "{matchLabels: {a: b}}", true},
+		{"{matchLabels: {a: b}}", "{matchExpressions: [{key: a, operator: Exists}]}", true},
+		{"{matchExpressions: [{key: a, operator: Exists}]}", "{matchLabels: {a: b}}", false},
+		{"{matchLabels: {a: b}}", "{matchExpressions: [{key: a, operator: In, values: [b, c]}]}", true},
+		{"{matchExpressions: [{key: a, operator: In, values: [b, c]}]}", "{matchLabels: {a: b}}", false},
+		{"{matchLabels: {a: b}}", "{matchExpressions: [{key: a, operator: NotIn, values: [c]}]}", true},
+		{"{matchLabels: {a: b}}", "{matchExpressions: [{key: a, operator: NotIn, values: [b]}]}", false},
+		{"{matchExpressions: [{key: a, operator: NotIn, values: [b, c]}]}", "{matchExpressions: [{key: a, operator: NotIn, values: [b]}]}", true},
+		{"{matchExpressions: [{key: a, operator: NotIn, values: [b]}]}", "{matchExpressions: [{key: a, operator: NotIn, values: [b, c]}]}", false},
+		{"{matchExpressions: [{key: a, operator: DoesNotExist}]}", "{matchExpressions: [{key: a, operator: NotIn, values: [b]}]}", true},
+		{"{matchExpressions: [{key: a, operator: NotIn, values: [b]}]}", "{matchExpressions: [{key: a, operator: DoesNotExist}]}", false},
+		{"{matchLabels: {a: b}}", "{matchLabels: {c: b}}", false},
+	}
+	for _, tt := range tests {
+		p := readPolicy(policyWith(t, tt.sel))
+		o := readPolicy(policyWith(t, tt.wider))
+		if got := within(p.subject, o.subject); got != tt.want {
+			t.Errorf("%s within %s: %v", tt.sel, tt.wider, got)
+		}
+	}
+}
+
+func policyWith(t *testing.T, selector string) *networkingv1.NetworkPolicy {
+	t.Helper()
+	p := &networkingv1.NetworkPolicy{}
+	if err := yaml.UnmarshalStrict([]byte(selector), &p.Spec.PodSelector); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}

@@ -1,0 +1,193 @@
+package lint
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+)
+
+// matches finds selectors that match nothing.
+func (l *linter) matches(p *pol) {
+	if len(l.pods) == 0 {
+		return
+	}
+	l.subjectMatches(p)
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			for j := range p.rules[d][i].peers {
+				l.peerMatches(p, &p.rules[d][i].peers[j])
+			}
+		}
+	}
+}
+
+func (l *linter) subjectMatches(p *pol) {
+	if p.subject == nil || slices.ContainsFunc(l.pods, p.selects) {
+		return
+	}
+	if l.namespaces[p.namespace] == nil {
+		l.found(NoMatch, p, "metadata.namespace", "write the namespace of the pods that it is for"+l.knownNamespaces(),
+			"there is no namespace %s, and no pod in it", p.namespace)
+		return
+	}
+	if p.subject.Empty() {
+		return // it is for whatever pods may come
+	}
+	onHost := func(o *pod) bool { return o.host && o.ns.name == p.namespace && p.subject.Matches(o.labels) }
+	if slices.ContainsFunc(l.pods, onHost) {
+		l.found(NoMatch, p, "spec.podSelector", "select pods that have an address of their own",
+			"it matches only pods of the host network, which no policy isolates")
+		return
+	}
+	l.found(NoMatch, p, "spec.podSelector", "write labels that the pods have"+l.nearLabels(p.subject, l.labelsIn(p.namespace)),
+		"no pod of namespace %s matches %s", p.namespace, p.subject)
+}
+
+func (l *linter) peerMatches(p *pol, x *peer) {
+	if x.block != nil || slices.ContainsFunc(l.pods, x.names) {
+		return
+	}
+	var inside []string
+	for _, ns := range l.namespaces {
+		if x.namespace.Matches(ns.labels) {
+			inside = append(inside, ns.name)
+		}
+	}
+	switch {
+	case x.isSystem() && !l.hasSystem():
+		return // a folder seldom holds the system's pods
+	case len(inside) == 0 && x.own:
+		return // said about the policy's namespace
+	case len(inside) == 0:
+		l.found(NoMatch, p, x.field+".namespaceSelector", "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
+			"no namespace matches %s", x.namespace)
+	case x.pods.Empty():
+		return // whatever pods may come there
+	default:
+		slices.Sort(inside)
+		l.found(NoMatch, p, x.field+".podSelector", "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
+			"no pod of namespace %s matches %s", strings.Join(inside, ", "), x.pods)
+	}
+}
+
+// isSystem says whether the peer could be in kube-system.
+func (x *peer) isSystem() bool {
+	return !x.namespace.Empty() && x.namespace.Matches(labels.Set{corev1.LabelMetadataName: metav1.NamespaceSystem})
+}
+
+// hasSystem says whether pods of kube-system are known.
+func (l *linter) hasSystem() bool {
+	return slices.ContainsFunc(l.pods, func(o *pod) bool { return o.ns.name == metav1.NamespaceSystem })
+}
+
+func (l *linter) labelsIn(namespaces ...string) []labels.Set {
+	var found []labels.Set
+	for _, o := range l.pods {
+		if slices.Contains(namespaces, o.ns.name) {
+			found = append(found, o.labels)
+		}
+	}
+	return found
+}
+
+func (l *linter) namespaceLabels() []labels.Set {
+	var found []labels.Set
+	for _, ns := range l.namespaces {
+		found = append(found, ns.labels)
+	}
+	return found
+}
+
+// nearLabels says what the labels are that the selector missed: the values that
+// its first key has, or that there is no such key.
+func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
+	requirements, _ := sel.Requirements()
+	for _, r := range requirements {
+		var seen []string
+		for _, set := range have {
+			if v, ok := set[r.Key()]; ok && !slices.Contains(seen, v) {
+				seen = append(seen, v)
+			}
+		}
+		slices.Sort(seen)
+		if len(seen) > 5 {
+			seen = append(seen[:5], "...")
+		}
+		alone := labels.NewSelector().Add(r)
+		if slices.ContainsFunc(have, func(s labels.Set) bool { return alone.Matches(s) }) {
+			continue // this one is not what it lacks
+		}
+		if len(seen) == 0 {
+			return fmt.Sprintf(" (none has the label %s)", r.Key())
+		}
+		return fmt.Sprintf(" (%s is %s there)", r.Key(), strings.Join(seen, ", "))
+	}
+	return ""
+}
+
+// knownNamespaces lists the namespaces if they are few.
+func (l *linter) knownNamespaces() string {
+	var all []string
+	for name := range l.namespaces {
+		all = append(all, name)
+	}
+	if len(all) == 0 || len(all) > 8 {
+		return ""
+	}
+	slices.Sort(all)
+	return " (there are " + strings.Join(all, ", ") + ")"
+}
+
+// portNames finds named ports that no possible destination has. Of a rule
+// without any destination the selectors have been reported already.
+func (l *linter) portNames(p *pol, r *rule) {
+	var to []*pod
+	for _, o := range l.pods {
+		isPeer := r.anyone || slices.ContainsFunc(r.peers, func(x peer) bool { return x.names(o) })
+		if r.direction == filter.Ingress && p.selects(o) || r.direction == filter.Egress && isPeer {
+			to = append(to, o)
+		}
+	}
+	outsideOnly := r.direction == filter.Egress && len(r.peers) > 0 && !slices.ContainsFunc(r.peers, func(x peer) bool { return x.block == nil })
+	if len(to) == 0 && !(outsideOnly && len(l.pods) > 0) {
+		return
+	}
+	for _, x := range r.ports {
+		if x.name == "" || slices.ContainsFunc(to, func(o *pod) bool { return o.ports[portName{x.name, x.protocol}] }) {
+			continue
+		}
+		if r.direction == filter.Egress && isDNS(x.name) && !l.hasSystem() {
+			continue
+		}
+		mend := "write a name that the pods' containers declare, or the number"
+		if outsideOnly {
+			mend = "write the number: addresses outside the cluster have no names for ports"
+		} else if others := portsOf(to); len(others) > 0 {
+			mend += " (they declare " + strings.Join(others, ", ") + ")"
+		}
+		l.found(NoPort, p, x.field+".port", mend, "no pod that it leads to has a port %q of %s", x.name, x.protocol)
+	}
+}
+
+// portsOf lists up to five of the ports that pods declare.
+func portsOf(pods []*pod) []string {
+	var all []string
+	for _, o := range pods {
+		for name := range o.ports {
+			if text := fmt.Sprintf("%s of %s", name.name, name.protocol); !slices.Contains(all, text) {
+				all = append(all, text)
+			}
+		}
+	}
+	slices.Sort(all)
+	if len(all) > 5 {
+		all = append(all[:5], "...")
+	}
+	return all
+}
