@@ -1,0 +1,142 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sluice/filter/policy/lint"
+	"sluice/watch/folder"
+)
+
+// finding is a line of lint's output: something that cannot be read in a file, or
+// something that is probably not meant.
+type finding struct {
+	Check    string `json:"check"`
+	File     string `json:"file,omitempty"`
+	Document int    `json:"document,omitempty"` // in the file, from 1
+	Object   string `json:"object,omitempty"`
+	Field    string `json:"field,omitempty"`
+	Detail   string `json:"detail"`
+	Mend     string `json:"mend"`
+}
+
+// manifestCheck is the check of findings that come from reading the files.
+const manifestCheck = "manifest"
+
+func lintCommand(e env) *cobra.Command {
+	var dir, format string
+	cmd := &cobra.Command{
+		Use:   "lint -f DIR",
+		Short: "Find what is legal in policies but probably wrong",
+		Long: `Lint finds what is legal in policies but probably wrong, and says in which file,
+object and field, and how to mend it:
+
+  manifest       what cannot be read, or what the API server would reject
+  invalid        a part of a policy that cannot be understood and allows nothing
+  no-match       a selector that matches no pod or no namespace
+  no-port        a named port that no selected pod has
+  no-dns         egress is isolated, something is allowed, but no DNS
+  except         an exception that lies outside its cidr, or leaves nothing of it
+  covered        a rule that allows nothing that another does not allow already
+  without-force  rules of a direction that policyTypes leaves out
+
+Whether selectors match is judged by the Pods and Namespaces in the same folder; if
+there are no Pods, it is not. The exit status is 1 if there is anything to report.`,
+		Example: `  sluice lint -f ./policies
+  sluice lint -f ./policies -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if format != "text" && format != "json" {
+				return fmt.Errorf("--output %s: write text or json", format)
+			}
+			return runLint(e, dir, format)
+		},
+	}
+	cmd.Flags().StringVarP(&dir, "filename", "f", "", "folder of manifests, or a single file")
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
+	return cmd
+}
+
+func runLint(e env, dir, format string) error {
+	objects, problems, err := folder.Read(dir)
+	if err != nil {
+		return err
+	}
+	found := []finding{} // not nil: in JSON none is [] and not null
+	for _, p := range problems {
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
+	}
+	broken := make(map[folder.Origin]bool)
+	for _, p := range problems {
+		broken[folder.Origin{File: p.File, Document: p.Document}] = true
+	}
+	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Policies) {
+		at := objects.Origins[f.Object]
+		if broken[at] {
+			continue // what is in force of it is not what is written
+		}
+		found = append(found, finding{f.Check, at.File, at.Document, f.Object, f.Field, f.Detail, f.Mend})
+	}
+	if format == "json" {
+		enc := json.NewEncoder(e.stdout)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		err = enc.Encode(found)
+	} else {
+		err = printFindings(e.stdout, found, objects)
+	}
+	if err != nil {
+		return fmt.Errorf("write the findings: %w", err)
+	}
+	if len(found) > 0 {
+		return exitError{status: exitFindings}
+	}
+	return nil
+}
+
+// printFindings writes the findings for people, those of one object together.
+func printFindings(out io.Writer, found []finding, objects folder.Objects) error {
+	var b strings.Builder
+	last := ""
+	for _, f := range found {
+		head := f.File
+		if f.Document > 0 {
+			head += fmt.Sprintf(", document %d", f.Document)
+		}
+		if f.Object != "" {
+			head += ": " + f.Object
+		}
+		if head != last {
+			fmt.Fprintln(&b, head)
+		}
+		last = head
+		place := f.Field
+		if place == "" {
+			place = "(all of it)"
+		}
+		fmt.Fprintf(&b, "  %s: %s  [%s]\n      mend: %s\n", place, f.Detail, f.Check, f.Mend)
+	}
+	if len(found) > 0 {
+		fmt.Fprintln(&b)
+	}
+	fmt.Fprintf(&b, "%s in %s, %s, %s\n", count(len(found), "finding", "findings"),
+		count(len(objects.Policies), "policy", "policies"), count(len(objects.Pods), "pod", "pods"),
+		count(len(objects.Namespaces), "namespace", "namespaces"))
+	if len(objects.Pods) == 0 && len(objects.Policies) > 0 {
+		fmt.Fprintln(&b, "There are no pods here, so that nothing was said about what selectors match.")
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
