@@ -1,0 +1,186 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/watch/folder"
+)
+
+// maxMatrixPods keeps the number of cells, its square, within what can be looked
+// at.
+const maxMatrixPods = 2000
+
+type matrixOptions struct {
+	dir, format string
+	ports       []string
+	namespaces  []string
+}
+
+func matrixCommand(e env) *cobra.Command {
+	var opts matrixOptions
+	cmd := &cobra.Command{
+		Use:   "matrix -f DIR",
+		Short: "Show who can reach whom, on which ports",
+		Long: `Matrix shows which pods can reach which others, on which ports, by the same
+decision that judges packets.
+
+Of each pod it asks for the ports that its containers declare, and for all others
+together. With --port it asks for those ports alone, of every pod.
+
+In the text table a cell holds the ports that are open: "all", "-" for none, or
+which, TCP where no protocol is written. The HTML page is one file that needs no
+network; point at a cell for the reasons.`,
+		Example: `  sluice matrix -f ./policies
+  sluice matrix -f ./policies --namespace shop --port 6379 --port 53/udp
+  sluice matrix -f ./policies -o html > matrix.html`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return runMatrix(e, opts) },
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&opts.dir, "filename", "f", "", "folder of manifests, or a single file")
+	flags.StringVarP(&opts.format, "output", "o", "text", "text, json or html")
+	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "ask for this port, such as 80 or 53/udp, of every pod (repeatable)")
+	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show the pods of this namespace alone (repeatable)")
+	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
+	return cmd
+}
+
+func runMatrix(e env, opts matrixOptions) error {
+	write, ok := map[string]func(io.Writer, *matrix) error{
+		"text": writeMatrixText, "json": writeMatrixJSON, "html": writeMatrixHTML,
+	}[opts.format]
+	if !ok {
+		return fmt.Errorf("--output %s: write text, json or html", opts.format)
+	}
+	asked, err := parsePorts(opts.ports)
+	if err != nil {
+		return err
+	}
+	objects, problems, err := folder.Read(opts.dir)
+	if err != nil {
+		return err
+	}
+	world := policy.NewWorld()
+	objects.Apply(world)
+	snapshot, _ := world.Commit()
+	m := &matrix{snapshot: snapshot, policies: policyPorts(objects.Policies), spans: make(map[spanKey][]portSpan)}
+	if err := m.addPods(e, objects.Pods, opts.namespaces, asked); err != nil {
+		return err
+	}
+	m.fill(len(asked) > 0)
+	if err := write(e.stdout, m); err != nil {
+		return fmt.Errorf("write the matrix: %w", err)
+	}
+	if len(problems)+len(world.Problems()) == 0 {
+		return nil
+	}
+	for _, p := range problems {
+		fmt.Fprintln(e.stderr, "sluice:", p)
+	}
+	for _, p := range world.Problems() {
+		fmt.Fprintln(e.stderr, "sluice:", p)
+	}
+	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests cannot be understood: the matrix shows what is left of them")}
+}
+
+// parsePorts reads --port.
+func parsePorts(texts []string) ([]matrixPort, error) {
+	var ports []matrixPort
+	for _, text := range texts {
+		number, proto, given := strings.Cut(text, "/")
+		if !given {
+			proto = "TCP"
+		}
+		n, err := strconv.ParseUint(number, 10, 16)
+		p, known := protocols[strings.ToUpper(proto)]
+		if err != nil || n == 0 || !known {
+			return nil, fmt.Errorf("--port %s: write a number from 1 to 65535, and tcp, udp or sctp behind a slash if it is not tcp", text)
+		}
+		port := matrixPort{Port: uint16(n), Protocol: strings.ToUpper(proto), proto: p}
+		if !slices.Contains(ports, port) {
+			ports = append(ports, port)
+		}
+	}
+	return ports, nil
+}
+
+var protocols = map[string]filter.Protocol{"TCP": filter.TCP, "UDP": filter.UDP, "SCTP": filter.SCTP}
+
+// matrix is who can reach whom.
+type matrix struct {
+	Pods  []*matrixPod  `json:"pods"`
+	Flows []*matrixCell `json:"flows"` // from each pod to each, in the order of pods
+
+	snapshot *policy.Snapshot
+	policies map[string][2][]portSpan // the ports that each policy's rules name
+	spans    map[spanKey][]portSpan
+}
+
+// matrixPort is a port that is asked for.
+type matrixPort struct {
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+	Name     string `json:"name,omitempty"`
+
+	proto filter.Protocol
+}
+
+// String is short: "80", "53/UDP".
+func (p matrixPort) String() string {
+	if p.proto == filter.TCP {
+		return strconv.Itoa(int(p.Port))
+	}
+	return strconv.Itoa(int(p.Port)) + "/" + p.Protocol
+}
+
+// What a cell says of a port. Mixed is an allow for one address family and a deny
+// for the other; of all other ports together, an allow for some.
+const (
+	allowed = "allow"
+	denied  = "deny"
+	mixed   = "mixed"
+)
+
+// matrixAnswer is what one port, or all others, of a destination get.
+type matrixAnswer struct {
+	Verdict string `json:"verdict"`
+	Reason  string `json:"reason"`
+	Why     string `json:"why"` // the policies and rules behind it
+}
+
+// matrixCell is one pod's way to another.
+type matrixCell struct {
+	From  string           `json:"from"`
+	To    string           `json:"to"`
+	Ports []matrixPortCell `json:"ports"`
+	Other *matrixOther     `json:"other,omitempty"` // all ports that are not in Ports
+}
+
+type matrixPortCell struct {
+	matrixPort
+	matrixAnswer
+}
+
+type matrixOther struct {
+	matrixAnswer
+	// If not all of them get the same: what is open, and what is so for one address
+	// family alone, as in "TCP 8000-8100", "UDP", "ICMP". The rest is closed.
+	Allowed   []string `json:"allowed,omitempty"`
+	OneFamily []string `json:"oneFamily,omitempty"`
+}
+
+func writeMatrixJSON(out io.Writer, m *matrix) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(m)
+}

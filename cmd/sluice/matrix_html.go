@@ -1,0 +1,101 @@
+package main
+
+import (
+	_ "embed"
+	"html/template"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+//go:embed matrix.html
+var matrixHTML string
+
+var matrixPage = template.Must(template.New("matrix").Parse(matrixHTML))
+
+// page is the matrix as the HTML page carries it. Most cells are alike, so that
+// each kind of cell is written once: 200 pods have 40,000 cells.
+type page struct {
+	Pods  []pagePod      `json:"pods"`
+	Ports []string       `json:"ports"` // every label of a port, for the filter
+	Kinds [][]pageAnswer `json:"kinds"`
+	Cells []int          `json:"cells"` // for each pair of pods, by row, its kind
+}
+
+type pagePod struct {
+	Namespace string   `json:"ns"`
+	Name      string   `json:"name"`
+	Addresses []string `json:"addrs"`
+	Egress    []string `json:"egress"`
+	Ingress   []string `json:"ingress"`
+}
+
+// pageAnswer is what a cell says of one port. The label of all other ports is
+// empty.
+type pageAnswer struct {
+	Label   string `json:"port"`
+	Name    string `json:"name,omitempty"`
+	Verdict string `json:"verdict"`
+	Why     string `json:"why"`
+}
+
+func writeMatrixHTML(out io.Writer, m *matrix) error { return matrixPage.Execute(out, newPage(m)) }
+
+func newPage(m *matrix) page {
+	p := page{Cells: make([]int, 0, len(m.Flows))}
+	labels := make(map[matrixPort]bool)
+	for _, o := range m.Pods {
+		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress}
+		for _, a := range o.Addresses {
+			pod.Addresses = append(pod.Addresses, a.String())
+		}
+		p.Pods = append(p.Pods, pod)
+		for _, port := range o.Ports {
+			port.Name = "" // one number may have many names
+			labels[port] = true
+		}
+	}
+	p.Ports = sortedLabels(labels)
+	kinds := make(map[string]int)
+	for _, c := range m.Flows {
+		var key strings.Builder
+		answers := make([]pageAnswer, 0, len(c.Ports)+1)
+		for _, port := range c.Ports {
+			answers = append(answers, pageAnswer{port.matrixPort.String(), port.Name, port.Verdict, port.Why})
+		}
+		if c.Other != nil {
+			answers = append(answers, pageAnswer{"", "", c.Other.Verdict, c.Other.Why})
+		}
+		for _, a := range answers {
+			key.WriteString(a.Label + "\x00" + a.Name + "\x00" + a.Verdict + "\x00" + a.Why + "\x00")
+		}
+		kind, known := kinds[key.String()]
+		if !known {
+			kind = len(p.Kinds)
+			kinds[key.String()] = kind
+			p.Kinds = append(p.Kinds, answers)
+		}
+		p.Cells = append(p.Cells, kind)
+	}
+	return p
+}
+
+func sortedLabels(ports map[matrixPort]bool) []string {
+	labels := []string{} // not nil: in JSON none is [] and not null
+	for p := range ports {
+		labels = append(labels, p.String())
+	}
+	number := func(label string) int {
+		n, _, _ := strings.Cut(label, "/")
+		i, _ := strconv.Atoi(n) // a label begins with a number
+		return i
+	}
+	slices.SortFunc(labels, func(a, b string) int {
+		if d := number(a) - number(b); d != 0 {
+			return d
+		}
+		return strings.Compare(a, b)
+	})
+	return labels
+}

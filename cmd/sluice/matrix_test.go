@@ -1,0 +1,261 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/watch/folder"
+)
+
+// matrixCluster has what a matrix can get wrong: ranges of ports, protocols apart,
+// a rule without ports, an ipBlock for one family alone, a named port, a pod with
+// one family, and pods that have no address of their own.
+const matrixCluster = `
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {project: myproject}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, labels: {role: db}}
+spec: {containers: [{name: c, ports: [{name: redis, containerPort: 6379}, {containerPort: 8050}, {containerPort: 53, protocol: UDP}]}]}
+status: {podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}]}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, labels: {role: frontend}}, status: {podIPs: [{ip: 10.0.0.2}, {ip: "fd00::2"}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: cart, namespace: shop}, status: {podIPs: [{ip: 10.0.0.3}, {ip: "fd00::3"}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: old, namespace: shop}, status: {podIPs: [{ip: "fd00::4"}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: agent, namespace: shop}, spec: {hostNetwork: true}, status: {podIPs: [{ip: 192.0.2.1}]}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db}
+spec:
+  podSelector: {matchLabels: {role: db}}
+  ingress:
+  - {from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: redis}, {port: 8000, endPort: 8100}, {protocol: UDP, port: 60000, endPort: 65535}]}
+  - {from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{protocol: SCTP}]}
+  - {from: [{ipBlock: {cidr: 10.0.0.3/32}}], ports: [{port: 6379}, {port: 7000, endPort: 7001}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {role: frontend}}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{podSelector: {}}]}]
+  egress: [{ports: [{port: 1, endPort: 8049}, {protocol: UDP}]}]
+`
+
+func matrixFolder(t *testing.T, text string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// sluice runs a command in process.
+func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	e := env{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, getenv: func(string) string { return "" }}
+	status = run(t.Context(), e, args)
+	return status, out.String(), errs.String()
+}
+
+// Every port of every protocol, asked one by one, must get what the matrix says,
+// be it for the port or for all others together.
+func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
+	dir := matrixFolder(t, matrixCluster)
+	objects, _, err := folder.Read(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	world := policy.NewWorld()
+	objects.Apply(world)
+	snapshot, _ := world.Commit()
+	status, stdout, stderr := sluice(t, "matrix", "-f", dir, "-o", "json")
+	if status != 0 || !strings.Contains(stderr, "1 pod without an address") {
+		t.Fatalf("status %d, %s", status, stderr)
+	}
+	var m matrix
+	if err := json.Unmarshal([]byte(stdout), &m); err != nil {
+		t.Fatal(err)
+	}
+	addrs := make(map[string][]netip.Addr)
+	for _, p := range m.Pods {
+		addrs[p.String()] = p.Addresses
+	}
+	if len(m.Pods) != 4 || len(m.Flows) != 16 {
+		t.Fatalf("%d pods, %d flows", len(m.Pods), len(m.Flows))
+	}
+	for _, c := range m.Flows {
+		want := func(proto filter.Protocol, port uint16) string {
+			return decideAll(snapshot, addrs[c.From], addrs[c.To], proto, port)
+		}
+		said := make(map[string]string)
+		for _, p := range c.Ports {
+			said[fmt.Sprintf("%s %d", p.Protocol, p.Port)] = p.Verdict
+		}
+		for _, proto := range protocols {
+			for port := 1; port <= 65535; port++ {
+				got, own := said[fmt.Sprintf("%s %d", proto, port)]
+				if !own {
+					got = c.Other.of(proto, port)
+				}
+				if w := want(proto, uint16(port)); got != w {
+					t.Fatalf("%s to %s, %s %d: %s, want %s", c.From, c.To, proto, port, got, w)
+				}
+			}
+		}
+		if got, w := c.Other.of(filter.ICMP, 0), want(filter.ICMP, 0); got != w {
+			t.Errorf("%s to %s, ICMP: %s, want %s", c.From, c.To, got, w)
+		}
+	}
+}
+
+// of is what the answer for all other ports says of one of them.
+func (o *matrixOther) of(proto filter.Protocol, port int) string {
+	holds := func(text string) bool {
+		name, ports, some := strings.Cut(text, " ")
+		var low, high int
+		if n, _ := fmt.Sscanf(ports, "%d-%d", &low, &high); n == 1 {
+			high = low
+		}
+		return name == proto.String() && (!some || low <= port && port <= high)
+	}
+	switch {
+	case len(o.Allowed)+len(o.OneFamily) == 0:
+		return o.Verdict
+	case slices.ContainsFunc(o.Allowed, holds):
+		return allowed
+	case slices.ContainsFunc(o.OneFamily, holds):
+		return mixed
+	}
+	return denied
+}
+
+// decideAll asks for each pair of addresses of one family.
+func decideAll(s *policy.Snapshot, from, to []netip.Addr, proto filter.Protocol, port uint16) string {
+	var all []string
+	for _, src := range from {
+		for _, dst := range to {
+			if src.Is4() == dst.Is4() {
+				all = append(all, s.Decide(filter.NewKey(src, dst, proto, port)).Action.String())
+			}
+		}
+	}
+	slices.Sort(all)
+	switch all = slices.Compact(all); len(all) {
+	case 0:
+		return denied
+	case 1:
+		return all[0]
+	}
+	return mixed
+}
+
+func TestMatrixText(t *testing.T) {
+	_, stdout, _ := sluice(t, "matrix", "-f", matrixFolder(t, matrixCluster))
+	want := []string{
+		"FROM \\ TO    default/db                      default/web  shop/cart   shop/old",
+		"default/db   self                            all          all         all",
+		"shop/cart    6379*,SCTP,7000-7001*           -            self        all",
+		"default/web  6379,8000-8049,60000-65535/UDP  self         1-8049,UDP  1-8049,UDP",
+	}
+	for _, line := range want {
+		if !strings.Contains(stdout, line+"\n") {
+			t.Errorf("there is no line %q in\n%s", line, stdout)
+		}
+	}
+}
+
+func TestMatrixOfAskedPorts(t *testing.T) {
+	_, stdout, _ := sluice(t, "matrix", "-f", matrixFolder(t, matrixCluster), "--port", "6379,8050", "--port", "53/udp", "--namespace", "default")
+	for _, line := range []string{
+		"default/db   self        6379,8050,53/UDP",
+		"default/web  6379        self",
+	} {
+		if !strings.Contains(stdout, line+"\n") {
+			t.Errorf("there is no line %q in\n%s", line, stdout)
+		}
+	}
+	if strings.Contains(stdout, "shop/") {
+		t.Errorf("pods of another namespace:\n%s", stdout)
+	}
+}
+
+func TestMatrixNumbersTheColumnsOfWideTables(t *testing.T) {
+	var text strings.Builder
+	for i := range 30 {
+		fmt.Fprintf(&text, "---\n{apiVersion: v1, kind: Pod, metadata: {name: pod-with-a-long-name-%d}, status: {podIPs: [{ip: 10.0.0.%d}]}}\n", i, i+1)
+	}
+	_, stdout, _ := sluice(t, "matrix", "-f", matrixFolder(t, text.String()))
+	first, _, _ := strings.Cut(stdout, "\n")
+	if len(first) > 250 || !strings.Contains(stdout, "\n1 default/pod-with-a-long-name-0") {
+		t.Errorf("the head is %q", first)
+	}
+}
+
+// The page must load nothing, hold all pods, and show names as text.
+func TestMatrixPageIsSelfContained(t *testing.T) {
+	status, html, stderr := sluice(t, "matrix", "-f", matrixFolder(t, matrixCluster), "-o", "html")
+	if status != 0 {
+		t.Fatal(stderr)
+	}
+	if found := regexp.MustCompile(`(?i)(src|href)\s*=|https?://|@import|url\(|fetch\(`).FindString(html); found != "" {
+		t.Errorf("the page refers to something else: %s", found)
+	}
+	var p page
+	raw := regexp.MustCompile(`const data = (\{.*\});`).FindStringSubmatch(html)
+	if raw == nil {
+		t.Fatal("there is no data in the page")
+	}
+	if err := json.Unmarshal([]byte(raw[1]), &p); err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Pods) != 4 || len(p.Cells) != 16 || slices.Max(p.Cells) >= len(p.Kinds) {
+		t.Errorf("%d pods, %d cells, %d kinds", len(p.Pods), len(p.Cells), len(p.Kinds))
+	}
+	if want := []string{"53/UDP", "6379", "8050"}; !slices.Equal(p.Ports, want) {
+		t.Errorf("ports %v, want %v", p.Ports, want)
+	}
+}
+
+func TestMatrixSaysWhatIsWrong(t *testing.T) {
+	dir := matrixFolder(t, matrixCluster)
+	tests := map[string]struct {
+		args   []string
+		status int
+		says   string
+	}{
+		"port":      {[]string{"-f", dir, "--port", "http"}, exitFailed, "1 to 65535"},
+		"port 0":    {[]string{"-f", dir, "--port", "0"}, exitFailed, "1 to 65535"},
+		"protocol":  {[]string{"-f", dir, "--port", "80/icmp"}, exitFailed, "sctp"},
+		"format":    {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "text, json or html"},
+		"no folder": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
+		"no pods":   {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "status.podIPs"},
+		"no flag":   {nil, exitFailed, "filename"},
+		"broken":    {[]string{"-f", matrixFolder(t, matrixCluster+"---\na: [\n")}, exitFailed, "correct the YAML"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			status, _, stderr := sluice(t, append([]string{"matrix"}, tt.args...)...)
+			if status != tt.status || !strings.Contains(stderr, tt.says) {
+				t.Errorf("status %d, %s; want %d with %q", status, stderr, tt.status, tt.says)
+			}
+		})
+	}
+}

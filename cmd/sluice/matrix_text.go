@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+)
+
+// textWidth is how wide a table may be before its columns get numbers for heads.
+const textWidth = 140
+
+// writeMatrixText writes the table: a row for each pod that sends, a column for
+// each that receives.
+func writeMatrixText(out io.Writer, m *matrix) error {
+	rows := make([][]string, len(m.Pods)+1)
+	rows[0] = []string{"FROM \\ TO"}
+	for _, p := range m.Pods {
+		rows[0] = append(rows[0], p.String())
+	}
+	for i, p := range m.Pods {
+		rows[i+1] = []string{p.String()}
+		for j := range m.Pods {
+			rows[i+1] = append(rows[i+1], m.Flows[i*len(m.Pods)+j].text())
+		}
+	}
+	if width(rows) > textWidth {
+		for i := range m.Pods {
+			rows[0][i+1] = fmt.Sprint(i + 1)
+			rows[i+1][0] = fmt.Sprintf("%d %s", i+1, rows[i+1][0])
+		}
+	}
+	var b strings.Builder
+	widths := columnWidths(rows)
+	for _, row := range rows {
+		var line strings.Builder
+		for j, cell := range row {
+			line.WriteString(cell + strings.Repeat(" ", widths[j]-utf8.RuneCountInString(cell)+2))
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+	b.WriteString("\nA cell holds the ports that are open, TCP if it does not say; all: every port; -: none; *: for one of IPv4 and IPv6 alone.\n")
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func columnWidths(rows [][]string) []int {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for j, cell := range row {
+			widths[j] = max(widths[j], utf8.RuneCountInString(cell))
+		}
+	}
+	return widths
+}
+
+func width(rows [][]string) int {
+	sum := 0
+	for _, w := range columnWidths(rows) {
+		sum += w + 2
+	}
+	return sum
+}
+
+// text lists what is open; or, where most is, what is not.
+func (c *matrixCell) text() string {
+	var open, shut []string
+	for _, p := range c.Ports {
+		switch p.Verdict {
+		case allowed:
+			open = append(open, p.matrixPort.String())
+		case mixed:
+			open = append(open, p.matrixPort.String()+"*")
+			shut = append(shut, p.matrixPort.String()+"*")
+		default:
+			shut = append(shut, p.matrixPort.String())
+		}
+	}
+	switch {
+	case c.From == c.To:
+		return "self"
+	case c.Other != nil && c.Other.Verdict == allowed && len(shut) > 0:
+		return "all but " + strings.Join(shut, ",")
+	case c.Other != nil && c.Other.Verdict == mixed:
+		open = append(open, c.Other.text()...)
+	}
+	switch {
+	case c.Other != nil && c.Other.Verdict == allowed:
+		return "all"
+	case len(open) == 0:
+		return "-"
+	}
+	return strings.Join(open, ",")
+}
+
+// text writes spans as ports are written: "8000-8100", "1-100/UDP", "SCTP".
+func (o *matrixOther) text() []string {
+	if len(o.Allowed)+len(o.OneFamily) == 0 {
+		return []string{"other*"}
+	}
+	var all []string
+	add := func(spans []string, mark string) {
+		for _, s := range spans {
+			switch proto, ports, some := strings.Cut(s, " "); {
+			case !some:
+				all = append(all, proto+mark)
+			case proto == "TCP":
+				all = append(all, ports+mark)
+			default:
+				all = append(all, ports+"/"+proto+mark)
+			}
+		}
+	}
+	add(o.Allowed, "")
+	add(o.OneFamily, "*")
+	return all
+}
