@@ -208,28 +208,24 @@ func appendUpdate(b []byte, u *Update, flags uint16, seq uint32) []byte {
 	return b
 }
 
-// appendDump appends a request for all entries of the family, or, with an
+// appendDump appends a request for all entries of the family, or, with an IPv4
 // address, for those that have it as the source of the given tuple. A kernel
 // before 5.8 does not know the filter, and answers with all of the family.
 func appendDump(b []byte, flags uint16, seq uint32, family uint8, src netip.Addr, direction uint16) []byte {
 	start := len(b)
 	b = beginMessage(b, msgConnGet, flags, seq, family)
 	if src.IsValid() {
-		kind := uint16(ctaIPv4Src)
-		if src.Is6() {
-			kind = ctaIPv6Src
-		}
-		b = appendSource(b, direction, kind, src)
+		b = appendSource(b, direction, src)
 		b = appendFilter(b, direction)
 	}
 	endMessage(b, start)
 	return b
 }
 
-func appendSource(b []byte, direction, kind uint16, src netip.Addr) []byte {
+func appendSource(b []byte, direction uint16, src netip.Addr) []byte {
 	b, tupleAt := beginNested(b, direction)
 	b, ipAt := beginNested(b, ctaTupleIP)
-	b = appendBytes(b, kind, src.AsSlice())
+	b = appendBytes(b, ctaIPv4Src, src.AsSlice())
 	endNested(b, ipAt)
 	endNested(b, tupleAt)
 	return b

@@ -1,0 +1,416 @@
+package conntrack_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	timo "github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
+
+	"sluice/cache/conntrack"
+	"sluice/filter"
+)
+
+// families are the ways through the tests' network.
+var families = []struct {
+	name, iptables string
+	service        netip.AddrPort
+	src, dst       netip.Addr
+}{
+	{"IPv4", "iptables", service, web, db},
+	{"IPv6", "ip6tables", service6, web6, db6},
+}
+
+// live is the sweeper of the router's real table.
+type live struct {
+	*rig
+	network
+	kernel *conntrack.Kernel
+}
+
+func newLive(t *testing.T) *live {
+	n := newNetwork(t)
+	r := newRig(t)
+	l := &live{rig: r, network: n, kernel: open(t, conntrack.Options{NetNS: int(n.router.handle)})}
+	local := r.Local // not that of this machine, whose addresses may be those of the pods
+	l.Sweeper = conntrack.New(l.kernel, conntrack.DefaultMarks, nil, &r.seen)
+	l.Local = local
+	return l
+}
+
+// marks returns the marks of the connections of a key.
+func (l *live) marks(key filter.Key) (marks []uint32) {
+	l.t.Helper()
+	if err := l.kernel.Dump(context.Background(), nil, func(c *conntrack.Conn) {
+		if c.Key == key {
+			marks = append(marks, c.Mark)
+		}
+	}); err != nil {
+		l.t.Fatal(err)
+	}
+	return marks
+}
+
+func (l *live) wantMark(key filter.Key, mark uint32) {
+	l.t.Helper()
+	if got := l.marks(key); len(got) != 1 || got[0] != mark {
+		l.t.Fatalf("marks of %v are %#x, want one of %#x", key, got, mark)
+	}
+}
+
+// deny and allow publish a policy that lets nothing in to db, and take it back.
+func (l *live) deny() conntrack.Result {
+	l.world.SetPolicy(guard("db", 1))
+	return l.commit(false)
+}
+
+func (l *live) allow() conntrack.Result {
+	l.world.DeletePolicy("default", "guard-db")
+	return l.commit(false)
+}
+
+// read reads what has come, within a bound.
+func read(t *testing.T, c net.Conn) string {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	b := make([]byte, 64)
+	n, err := c.Read(b)
+	if err != nil {
+		t.Fatalf("read: %v", err)
+	}
+	return string(b[:n])
+}
+
+func write(t *testing.T, c net.Conn, text string) {
+	t.Helper()
+	if _, err := c.Write([]byte(text)); err != nil {
+		t.Fatalf("write: %v", err)
+	}
+}
+
+// unread is how many bytes a TCP connection has for its reader.
+func unread(t *testing.T, c *net.TCPConn) (n int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	return n
+}
+
+// connectTCP opens a connection from web through the service to db.
+func (l *live) connectTCP(to netip.AddrPort, at netip.Addr) (client, server *net.TCPConn) {
+	l.t.Helper()
+	var listener *net.TCPListener
+	if err := l.network.db.do(func() (err error) {
+		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, target)))
+		return err
+	}); err != nil {
+		l.t.Fatal(err)
+	}
+	defer listener.Close()
+	if err := l.network.web.do(func() (err error) {
+		client, err = net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(to))
+		return err
+	}); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = client.Close() })
+	_ = listener.SetDeadline(time.Now().Add(5 * time.Second))
+	server, err := listener.AcceptTCP()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = server.Close() })
+	return client, server
+}
+
+// connectUDP opens sockets at web and db. The server's is not connected: it
+// learns its peer from what it reads.
+func (l *live) connectUDP(to netip.AddrPort, at netip.Addr) (client *net.UDPConn, server *net.UDPConn) {
+	l.t.Helper()
+	if err := errors.Join(
+		l.network.db.do(func() (err error) {
+			server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, target)))
+			return err
+		}),
+		l.network.web.do(func() (err error) {
+			client, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+			return err
+		})); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = client.Close(); _ = server.Close() })
+	return client, server
+}
+
+func TestTCPStopsAndFlowsAgain(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			l := newLive(t)
+			client, server := l.connectTCP(f.service, f.dst)
+			key := filter.NewKey(f.src, f.dst, filter.TCP, target)
+			write(t, client, "hello")
+			read(t, server)
+			l.wantMark(key, foreign)
+			l.commit(true)
+			l.wantMark(key, foreign|judged)
+
+			if res := l.deny(); res.Revoked != 1 {
+				t.Fatalf("%+v, want 1 revoked", res)
+			}
+			l.wantMark(key, foreign|revoked)
+			l.awaitDrop(f.iptables, "ORIGINAL", func() { write(t, client, "there") })
+			l.awaitDrop(f.iptables, "REPLY", func() { write(t, server, "back") })
+			if a, b := unread(t, client), unread(t, server); a+b != 0 {
+				t.Errorf("%d and %d bytes passed", a, b)
+			}
+
+			if res := l.allow(); res.Restored != 1 {
+				t.Fatalf("%+v, want 1 restored", res)
+			}
+			l.wantMark(key, foreign|judged)
+			if got := read(t, server); got != "there" {
+				t.Errorf("the server read %q", got)
+			}
+			if got := read(t, client); got != "back" {
+				t.Errorf("the client read %q", got)
+			}
+		})
+	}
+}
+
+func TestUDPStopsAndFlowsAgain(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			l := newLive(t)
+			client, server := l.connectUDP(f.service, f.dst)
+			reply := func(text string) {
+				t.Helper()
+				if _, err := server.WriteTo([]byte(text), l.peer(t, server)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			key := filter.NewKey(f.src, f.dst, filter.UDP, target)
+			write(t, client, "hello")
+			peer := l.peer(t, server)
+			if _, err := server.WriteTo([]byte("hello"), peer); err != nil {
+				t.Fatal(err)
+			}
+			read(t, client)
+			l.commit(true)
+			l.wantMark(key, foreign|judged)
+
+			l.deny()
+			l.wantMark(key, foreign|revoked)
+			l.awaitDrop(f.iptables, "ORIGINAL", func() { write(t, client, "lost") })
+			l.awaitDrop(f.iptables, "REPLY", func() { _, _ = server.WriteTo([]byte("lost"), peer) })
+
+			l.allow()
+			l.wantMark(key, foreign|judged)
+			write(t, client, "again")
+			reply("again")
+			if got := read(t, client); got != "again" {
+				t.Errorf("the client read %q: what was sent while revoked has passed", got)
+			}
+		})
+	}
+}
+
+// peer reads one datagram, which must not be one that was to be lost, and returns
+// who sent it.
+func (l *live) peer(t *testing.T, c *net.UDPConn) net.Addr {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	b := make([]byte, 64)
+	n, from, err := c.ReadFrom(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b[:n]) == "lost" {
+		t.Error("what was sent while revoked has passed")
+	}
+	return from
+}
+
+// TestOneWayUDPStops has traffic that nobody answers, which the kernel calls new
+// with every packet.
+func TestOneWayUDPStops(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			l := newLive(t)
+			client, server := l.connectUDP(f.service, f.dst)
+			write(t, client, "hello")
+			l.peer(t, server)
+			l.commit(true)
+			l.deny()
+			l.wantMark(filter.NewKey(f.src, f.dst, filter.UDP, target), foreign|revoked)
+			l.awaitDrop(f.iptables, "ORIGINAL", func() { write(t, client, "lost") })
+			l.allow()
+			write(t, client, "again")
+			l.peer(t, server)
+		})
+	}
+}
+
+func TestICMPIsRevoked(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			l := newLive(t)
+			proto := filter.ICMP
+			if f.dst.Is6() {
+				proto = filter.ICMPv6
+			}
+			l.network.web.run("ping", "-q", "-c", "1", "-W", "5", f.dst.String())
+			l.commit(true)
+			key := filter.NewKey(f.src, f.dst, proto, 0)
+			l.wantMark(key, foreign|judged)
+			l.deny()
+			l.wantMark(key, foreign|revoked)
+			l.allow()
+			l.wantMark(key, foreign|judged)
+		})
+	}
+}
+
+// TestKernelFilter has the kernel filter a table with connections of both
+// families. All that there is of IPv6 is between two addresses: a kernel that
+// compares them the wrong way round would find nothing.
+func TestKernelFilter(t *testing.T) {
+	ns := newNamespace(t)
+	ns.fill(300, db, idle, netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8"))
+	c, err := timo.Dial(&netlink.Config{NetNS: int(ns.handle)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for port := range uint16(20) {
+		if err := c.Create(timo.NewFlow(6, 0, web6, db6, 40000, 1+port, 600, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	filtered := open(t, conntrack.Options{NetNS: int(ns.handle)})
+	whole := open(t, conntrack.Options{NetNS: int(ns.handle), NoFilter: true})
+	collect := func(k *conntrack.Kernel, among ...netip.Addr) map[conntrack.Ref]int {
+		found := make(map[conntrack.Ref]int)
+		if err := k.Dump(context.Background(), among, func(c *conntrack.Conn) { found[c.Ref]++ }); err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if n := len(collect(whole, db)); n != 320 {
+		t.Fatalf("%d connections in all, want 320", n)
+	}
+	for _, tc := range []struct {
+		name  string
+		among []netip.Addr
+		want  int
+	}{
+		{"destination", []netip.Addr{db}, 75},
+		{"source", []netip.Addr{netip.MustParseAddr("10.0.0.9")}, 1},
+		{"source and destination", []netip.Addr{netip.MustParseAddr("10.0.0.7")}, 76},
+		{"one that is at both ends", []netip.Addr{netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("10.0.0.8")}, 76},
+		{"IPv6", []netip.Addr{web6, db6}, 20},
+		{"both families", []netip.Addr{db, db6}, 95},
+		{"nobody", []netip.Addr{outside}, 0},
+	} {
+		found := collect(filtered, tc.among...)
+		if len(found) != tc.want {
+			t.Errorf("%s: %d connections, want %d", tc.name, len(found), tc.want)
+		}
+		for ref, n := range found {
+			if n != 1 {
+				t.Errorf("%s: %v was reported %d times", tc.name, ref, n)
+			}
+		}
+	}
+}
+
+func TestUpdateOfVanishedConnections(t *testing.T) {
+	ns := newNamespace(t)
+	ns.fill(700, db)
+	k := open(t, conntrack.Options{NetNS: int(ns.handle)})
+	var updates []conntrack.Update
+	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) {
+		updates = append(updates, conntrack.Update{Ref: c.Ref, Mark: judged, Mask: judged | revoked})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := timo.Dial(&netlink.Config{NetNS: int(ns.handle)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.SetMarks(context.Background(), updates); err != nil {
+		t.Errorf("connections that are gone: %v", err)
+	}
+	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) { t.Errorf("%v was revived", c.Key) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSweepOfKernelTable marks while the dump goes on, many batches of it.
+func TestSweepOfKernelTable(t *testing.T) {
+	const count = 5000
+	ns := newNamespace(t)
+	ns.fill(count, db, idle)
+	k := open(t, conntrack.Options{NetNS: int(ns.handle)})
+	r := newRig(t)
+	r.Sweeper = conntrack.New(k, conntrack.DefaultMarks, nil, nil)
+	r.Local = func() ([]netip.Addr, error) { return nil, nil }
+	r.world.SetPolicy(guard("db", 1))
+	if res := r.commit(true); res.Judged != count/2 || res.Revoked != count/2 || res.Looked != count || res.Passes != 2 {
+		t.Errorf("%+v, want half of %d judged, half revoked", res, count)
+	}
+	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) {
+		if want := map[netip.Addr]uint32{db: revoked, idle: judged}[c.Key.DstAddr()]; c.Mark != want {
+			t.Errorf("%v has mark %#x", c.Key, c.Mark)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.ClearMarks(context.Background(), judged|revoked); err != nil || n != count {
+		t.Errorf("cleared %d, %v", n, err)
+	}
+}
+
+func TestCancelledKernelDump(t *testing.T) {
+	ns := newNamespace(t)
+	ns.fill(2000, db)
+	k := open(t, conntrack.Options{NetNS: int(ns.handle)})
+	ctx, cancel := context.WithCancel(context.Background())
+	err := k.Dump(ctx, nil, func(*conntrack.Conn) { cancel() })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled in the middle: %v", err)
+	}
+	if err := k.SetMarks(ctx, make([]conntrack.Update, 1)); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled before: %v", err)
+	}
+	n := 0
+	if err := k.Dump(context.Background(), nil, func(*conntrack.Conn) { n++ }); err != nil || n != 2000 {
+		t.Errorf("after that, %d connections, %v", n, err)
+	}
+}
+
+func TestOpenWithoutNamespace(t *testing.T) {
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := conntrack.Open(conntrack.Options{NetNS: int(file.Fd())}); err == nil {
+		t.Error("a file that is no namespace was taken for one")
+	}
+}
