@@ -2,8 +2,9 @@ package folder
 
 import (
 	"reflect"
-	"slices"
 	"strings"
+
+	"sluice/filter/policy/near"
 )
 
 func newLike(object any) any { return reflect.New(reflect.TypeOf(object).Elem()).Interface() }
@@ -31,14 +32,9 @@ func suggest(object any, path string) string {
 		parent, name = path[:dot], path[dot+1:]
 	}
 	fields := fieldsAt(reflect.TypeOf(object), parent)
-	best, least := "", 1+len(name)/3
-	for _, f := range fields {
-		if d := distance(strings.ToLower(name), strings.ToLower(f)); d <= least {
-			best, least = f, d-1
-		}
-	}
+	best, found := near.Name(name, fields)
 	switch {
-	case best != "":
+	case found:
 		return "write " + best
 	case len(fields) == 0 || len(fields) > 8:
 		return "remove it"
@@ -88,30 +84,4 @@ func fieldType(t reflect.Type, json string) reflect.Type {
 		}
 	}
 	return nil
-}
-
-// distance is the Damerau-Levenshtein distance (restricted): how many letters to
-// insert, delete, replace or swap with the next.
-func distance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			rows[i][j] = slices.Min([]int{rows[i-1][j] + 1, rows[i][j-1] + 1, rows[i-1][j-1] + cost})
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }
