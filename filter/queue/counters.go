@@ -1,0 +1,144 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// look is how often the kernel's counters are read.
+	look = time.Second
+	// glance is how often while a queue is drained.
+	glance = time.Millisecond
+)
+
+// counter is a line of /proc/net/netfilter/nfnetlink_queue (nfnetlink_queue.c,
+// seq_show).
+type counter struct {
+	waiting uint64 // packets in the queue
+	dropped uint64 // those that found it full, or that the socket could not take
+}
+
+// counters reads the counters of our queues, by number.
+func (q *Queues) counters() (map[uint16]counter, error) {
+	var text []byte
+	err := inNetNS(q.opts.NetNS, func() (err error) {
+		// thread-self, because the namespace belongs to the thread.
+		text, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the queues' counters: %w", err)
+	}
+	found := make(map[uint16]counter)
+	for line := range strings.Lines(string(text)) {
+		// queue, port, waiting, copy mode, copy range, dropped by the queue,
+		// dropped by the socket, sequence, 1
+		fields := strings.Fields(line)
+		if len(fields) < 7 {
+			continue
+		}
+		var numbers [7]uint64
+		for i := range numbers {
+			numbers[i], _ = strconv.ParseUint(fields[i], 10, 64) // a port may be negative, and is not needed
+		}
+		if n := numbers[0]; n >= uint64(q.opts.First) && n < uint64(q.opts.First)+uint64(q.opts.Count) {
+			found[uint16(n)] = counter{waiting: numbers[2], dropped: numbers[5] + numbers[6]}
+		}
+	}
+	return found, nil
+}
+
+// Waiting is how many packets wait in the queues for their answer.
+func (q *Queues) Waiting() (int, error) {
+	counters, err := q.counters()
+	sum := 0
+	for _, c := range counters {
+		sum += int(c.waiting)
+	}
+	return sum, err
+}
+
+// Drain returns when every packet has been answered. New ones must be kept from
+// the queues meanwhile.
+func (q *Queues) Drain(ctx context.Context) error {
+	tick := time.NewTicker(glance)
+	defer tick.Stop()
+	for {
+		n, err := q.Waiting()
+		if err != nil || n == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d packets wait in the queues: %w", n, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// watch counts and reports what the kernel drops, until ctx ends. A queue that
+// is bound anew counts from 0 again.
+func (q *Queues) watch(ctx context.Context) {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	last := make(map[uint16]counter)
+	failed := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, err := q.counters()
+		if err != nil {
+			if err.Error() != failed {
+				q.log.Warn("packets that the kernel drops are not counted", "err", err)
+			}
+			failed = err.Error()
+			continue
+		}
+		failed = ""
+		q.count(last, now)
+		last = now
+	}
+}
+
+// count adds up what was dropped between two looks.
+func (q *Queues) count(last, now map[uint16]counter) {
+	for number, c := range now {
+		before := last[number].dropped
+		if c.dropped < before {
+			before = 0
+		}
+		if lost := c.dropped - before; lost > 0 {
+			q.dropped.Add(lost)
+			q.log.Warn("the kernel dropped packets that found their queue full: more queues or a longer one may help",
+				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)
+		}
+	}
+}
+
+// inNetNS runs f in a network namespace, 0 for where we are.
+func inNetNS(fd int, f func() error) error {
+	if fd == 0 {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter the network namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

@@ -1,0 +1,132 @@
+// Package queue answers the kernel: for each packet that the rules send to an
+// NFQUEUE it asks a [Judge] and gives the verdict.
+//
+// There are several queues, and one worker reads each; the kernel keeps the
+// packets between two addresses in one queue. An allowed packet goes back to the
+// top of its chain (NF_REPEAT) with a bit in its mark, by which the rules save
+// the verdict to the connection; a denied one is dropped there and then.
+//
+// go-nfqueue speaks to the kernel, over a socket of ours: see [socket]. What a
+// worker cannot read is denied. A worker that fails is restarted; the kernel
+// itself then drops what waited in its queue. So no message goes unanswered.
+package queue
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"sluice/filter"
+)
+
+// Judge decides packets for one worker. Its methods are called by one goroutine
+// at a time.
+type Judge interface {
+	// Judge decides the packet that begins with its IP header at data[0]. The
+	// data are the caller's again when it returns.
+	Judge(data []byte) filter.Action
+	// Answered says that the kernel has carried out the answers to all packets
+	// that Judge was asked about.
+	Answered()
+}
+
+// Options say which queues to read, and how.
+type Options struct {
+	// First is the number of the first of Count queues.
+	First uint16
+	Count int
+	// Mark is the bit that an allowed packet gets in its mark. No other bit is
+	// changed.
+	Mark uint32
+	// MaxLen is how many packets may wait in each queue; 0 is DefaultMaxLen.
+	MaxLen uint32
+	// CopyRange is how many bytes of each packet are read; 0 is
+	// DefaultCopyRange.
+	CopyRange uint32
+	// FailOpen lets packets pass that find their queue full; otherwise they are
+	// dropped.
+	FailOpen bool
+	// NetNS is a file descriptor of the network namespace of the queues; 0 is
+	// that of the process.
+	NetNS int
+}
+
+const (
+	// DefaultMaxLen is four times the kernel's own default. At 20 µs a packet a
+	// full queue is worked off in 80 ms, so that no client waits a second for
+	// its retransmission of a packet that did not fit.
+	DefaultMaxLen = 4096
+	// DefaultCopyRange holds every header that a decision needs, but for long
+	// chains of IPv6 extension headers, which are opaque then.
+	DefaultCopyRange = 256
+)
+
+// Stats are what the workers have done since the start.
+type Stats struct {
+	Allowed, Denied uint64 // packets by answer
+	Late            uint64 // answers to packets that the kernel had given up, as when an interface goes away
+	Panics          uint64 // packets whose judgement failed, denied
+	Restarts        uint64 // of workers
+	Dropped         uint64 // by the kernel: the queue or the socket was full
+}
+
+// Queues are the workers of all queues.
+type Queues struct {
+	opts    Options
+	log     *slog.Logger
+	judges  []Judge
+	ready   chan struct{}
+	waiting atomic.Int32 // workers that have not started yet
+
+	allowed, denied, late, panics, restarts, dropped atomic.Uint64
+}
+
+// New returns the workers of the queues, one for each judge. A nil logger
+// discards what there is to say.
+func New(opts Options, judges []Judge, logger *slog.Logger) (*Queues, error) {
+	if opts.Count != len(judges) || opts.Count < 1 || int(opts.First)+opts.Count > 1<<16 {
+		return nil, fmt.Errorf("%d queues from number %d on with %d judges: each needs one, and numbers end at 65535", opts.Count, opts.First, len(judges))
+	}
+	if opts.MaxLen == 0 {
+		opts.MaxLen = DefaultMaxLen
+	}
+	if opts.CopyRange == 0 {
+		opts.CopyRange = DefaultCopyRange
+	}
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	q := &Queues{opts: opts, log: logger, judges: judges, ready: make(chan struct{})}
+	q.waiting.Store(int32(opts.Count))
+	return q, nil
+}
+
+// Ready is closed when every queue has been bound.
+func (q *Queues) Ready() <-chan struct{} { return q.ready }
+
+// Run reads the queues until ctx ends, which is no error. A queue that cannot be
+// opened at the start is one: another process may hold it, or the privilege may
+// be missing. One that fails later is opened again, and again.
+func (q *Queues) Run(ctx context.Context) error {
+	group, inner := errgroup.WithContext(ctx)
+	for i, judge := range q.judges {
+		w := &worker{Queues: q, number: q.opts.First + uint16(i), judge: judge}
+		group.Go(func() error { return w.run(inner) })
+	}
+	group.Go(func() error {
+		q.watch(inner)
+		return nil
+	})
+	return group.Wait()
+}
+
+// Stats are what has been done so far.
+func (q *Queues) Stats() Stats {
+	return Stats{
+		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Late: q.late.Load(),
+		Panics: q.panics.Load(), Restarts: q.restarts.Load(), Dropped: q.dropped.Load(),
+	}
+}

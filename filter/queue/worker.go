@@ -1,0 +1,191 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/florianl/go-nfqueue/v2"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"sluice/filter"
+)
+
+// How long a worker that failed waits before it is started again: short, because
+// its queue drops everything meanwhile.
+const (
+	firstBackoff = 10 * time.Millisecond
+	lastBackoff  = time.Second
+)
+
+// worker reads one queue.
+type worker struct {
+	*Queues
+	number uint16
+	judge  Judge
+	began  bool
+}
+
+// run keeps the worker going until ctx ends.
+func (w *worker) run(ctx context.Context) error {
+	backoff := firstBackoff
+	for {
+		since := time.Now()
+		err := w.read(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case !w.began:
+			return err
+		}
+		w.restarts.Add(1)
+		if time.Since(since) > time.Minute {
+			backoff = firstBackoff
+		}
+		w.log.Error("queue worker failed; starting it again", "queue", w.number, "err", err, "in", backoff)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, lastBackoff)
+	}
+}
+
+// read opens the queue and answers its packets until ctx ends or something
+// fails. When it returns, no more packets are judged.
+func (w *worker) read(ctx context.Context) error {
+	failed := make(chan error, 1)
+	fail := func(err error) {
+		select {
+		case failed <- err:
+		default: // the first reason is the one
+		}
+	}
+	nf, err := w.open(fail)
+	if err != nil {
+		return fmt.Errorf("open queue %d: %w", w.number, explain(err))
+	}
+	defer w.judge.Answered() // by the kernel: closing the queue drops what waits in it
+	defer nf.Close()
+	err = nf.RegisterWithErrorFunc(ctx, w.hook(nf, fail), func(err error) int {
+		fail(fmt.Errorf("read queue %d: %w", w.number, err))
+		return 1
+	})
+	if err != nil {
+		return fmt.Errorf("bind queue %d: %w", w.number, explain(err))
+	}
+	if !w.began {
+		w.began = true
+		if w.waiting.Add(-1) == 0 {
+			close(w.ready)
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// open opens the queue over our own socket.
+func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, error) {
+	flags := uint32(nfqueue.NfQaCfgFlagGSO) // without it, the kernel cuts big packets up, or drops them
+	if w.opts.FailOpen {
+		flags |= nfqueue.NfQaCfgFlagFailOpen
+	}
+	nf, err := nfqueue.Open(&nfqueue.Config{
+		NetNS: w.opts.NetNS, NfQueue: w.number, Copymode: nfqueue.NfQnlCopyPacket, Flags: flags,
+		MaxQueueLen: w.opts.MaxLen, MaxPacketLen: w.opts.CopyRange, Logger: libraryLog{w, fail},
+	})
+	if err != nil {
+		return nil, err
+	}
+	s, err := newSocket(w.opts.NetNS, w.opts.CopyRange, w.judge.Answered, func() { w.late.Add(1) })
+	if err != nil {
+		_ = nf.Close()
+		return nil, err
+	}
+	_ = nf.Con.Close()
+	nf.Con = netlink.NewConn(s, s.port)
+	return nf, nil
+}
+
+// hook answers one packet.
+func (w *worker) hook(nf *nfqueue.Nfqueue, fail func(error)) nfqueue.HookFunc {
+	return func(a nfqueue.Attribute) int {
+		if a.PacketID == nil {
+			fail(errors.New("a packet without a number cannot be answered"))
+			return 0
+		}
+		if a.Payload == nil {
+			// It was queued before the queue was configured. Round again: it
+			// comes back with its bytes.
+			if err := nf.SetVerdict(*a.PacketID, nfqueue.NfRepeat); err != nil {
+				fail(err)
+			}
+			return 0
+		}
+		var err error
+		if w.ask(*a.Payload) == filter.Allow {
+			w.allowed.Add(1)
+			var mark uint32
+			if a.Mark != nil {
+				mark = *a.Mark
+			}
+			err = nf.SetVerdictWithMark(*a.PacketID, nfqueue.NfRepeat, int(mark|w.opts.Mark))
+		} else {
+			w.denied.Add(1)
+			err = nf.SetVerdict(*a.PacketID, nfqueue.NfDrop)
+		}
+		if err != nil {
+			fail(err)
+		}
+		return 0
+	}
+}
+
+// ask asks the judge. A judge that fails about a packet denies it, and goes on
+// with the next.
+func (w *worker) ask(data []byte) (action filter.Action) {
+	defer func() {
+		if r := recover(); r != nil {
+			action = filter.Deny
+			w.panics.Add(1)
+			w.log.Error("judging a packet failed; it is denied", "queue", w.number, "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
+	return w.judge.Judge(data)
+}
+
+// libraryLog is where go-nfqueue says that it could not parse a message, and
+// nowhere else. The packet would wait for its answer for ever: the worker has to
+// start again.
+type libraryLog struct {
+	*worker
+	fail func(error)
+}
+
+func (l libraryLog) Debugf(string, ...any) {}
+
+func (l libraryLog) Errorf(format string, args ...any) {
+	if strings.HasPrefix(format, "Could not parse") {
+		l.fail(fmt.Errorf("go-nfqueue: "+format, args...))
+	}
+}
+
+// explain gives the errors that a user can do something about words of their own.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: run as root, or with the capability NET_ADMIN", err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: another process reads this queue: end it, or choose other numbers with --queue-first", err)
+	}
+	return err
+}
