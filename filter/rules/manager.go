@@ -1,0 +1,171 @@
+package rules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// Manager keeps the rules in the tables. Its methods may be called concurrently;
+// they wait for each other.
+type Manager struct {
+	opts    Options
+	log     *slog.Logger
+	repairs atomic.Uint64
+
+	mu     sync.Mutex
+	tables []*keptTable
+	keep   bool // Run is to restore the rules
+	wrote  bool // there may be rules that Apply has written
+}
+
+// keptTable is a table and what is known of it.
+type keptTable struct {
+	Table
+	spelling spelling
+	failed   string // the error that Run logged last, until it is over
+}
+
+// New returns a Manager of the rules in tables, such as [Open] gives. The
+// options are valid ones. A nil logger discards.
+func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	m := &Manager{opts: opts, log: logger}
+	for _, t := range tables {
+		m.tables = append(m.tables, &keptTable{Table: t, spelling: spelling{}})
+	}
+	return m
+}
+
+// Repairs is how many times Run has found the rules of a table other than they
+// should be, and restored them.
+func (m *Manager) Repairs() uint64 { return m.repairs.Load() }
+
+// Apply brings all tables to the wanted rules, and lets Run keep them so. It
+// writes nothing where all is right. With an error some tables may lack the
+// rules; Run goes on to try.
+func (m *Manager) Apply(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keep, m.wrote = true, true
+	return m.each(func(t *keptTable) error {
+		wrong, err := t.bring(ctx, m.opts.chains(t.Family()))
+		if err == nil && len(wrong) > 0 {
+			m.log.Info("rules applied", "table", t.String(), "because", strings.Join(wrong, "; "))
+		}
+		return err
+	})
+}
+
+// Pause takes the queues out of the rules, so that no new packet enters them
+// while the workers answer those that wait: what would be asked about passes or
+// is dropped, as FailOpen says. It leaves the rest as it is. Run restores
+// nothing until Apply, which ends the pause. Before Apply and after Remove, it
+// does nothing.
+func (m *Manager) Pause(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keep = false
+	if !m.wrote {
+		return nil
+	}
+	return m.each(func(t *keptTable) error {
+		if err := t.Restore(ctx, change{fill: m.opts.paused(t.Family())}.text()); err != nil {
+			return fmt.Errorf("take the queues out of the rules: %w", err)
+		}
+		return nil
+	})
+}
+
+// Remove takes the jump and all chains of ours away, and leaves everything else,
+// the kernel's hook included: packets that wait in a queue are not lost. Run
+// restores nothing until Apply.
+func (m *Manager) Remove(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keep = false
+	err := m.each(func(t *keptTable) error {
+		_, err := clearTable(ctx, t)
+		return err
+	})
+	m.wrote = err != nil
+	return err
+}
+
+// each does something with all tables, whatever comes of the others.
+func (m *Manager) each(do func(*keptTable) error) error {
+	var errs []error
+	for _, t := range m.tables {
+		if err := do(t); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", t, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// bring gives a table the wanted chains and the jump to them, and says what was
+// wrong. What comes out is read back: a version of iptables may spell a rule in
+// another way than we do, and must not look changed for ever. That spelling is
+// taken for ours once the table has answered two writes with the same one, in
+// case that somebody changed it in between.
+func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong []string, err error) {
+	var before holding
+	for try := 0; ; try++ {
+		now, err := look(ctx, t)
+		if err != nil {
+			return wrong, err
+		}
+		faults := t.faults(now, want)
+		if len(faults) > 0 && try >= 2 && now.equal(before) {
+			if t.spelling.learn(now, want); len(t.faults(now, want)) == 0 {
+				return wrong, nil
+			}
+		}
+		switch {
+		case len(faults) == 0:
+			return wrong, nil
+		case try == 0:
+			wrong = faults
+		case try == 3:
+			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): see who else changes %s", strings.Join(faults, "; "), table)
+		}
+		// What is to be deleted may have been, since the look: look once more.
+		if err := t.write(ctx, now, want); err != nil && (try > 0 || ctx.Err() != nil) {
+			return wrong, err
+		}
+		before = now
+	}
+}
+
+// write makes what a table holds into what is wanted, in one transaction. The
+// hook is touched only if the jump is not right.
+func (t *keptTable) write(ctx context.Context, now holding, want map[string][]string) error {
+	c := change{fill: want, drop: now.older()}
+	if len(c.drop) > 0 {
+		// Rare, so that only now all chains are searched for rules that lead there.
+		refs, err := leading(ctx, t, now, func(chain string) bool { return slices.Contains(c.drop, chain) })
+		if err != nil {
+			return err
+		}
+		c.stale = slices.DeleteFunc(refs, func(rule string) bool { return strings.HasPrefix(rule, "-A "+hook+" ") })
+	}
+	if len(t.jumpFaults(now.hook)) > 0 {
+		c.hooked = true
+	}
+	for _, rule := range now.hook {
+		if c.hooked && leadsTo(rule, isOurs) {
+			c.stale = append(c.stale, rule)
+		}
+	}
+	if err := t.Restore(ctx, c.text()); err != nil {
+		return fmt.Errorf("write the rules: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+package rules
+
+import (
+	"context"
+	"strings"
+	"time"
+)
+
+// period is how often Run looks at the rules: as long as somebody's flush may
+// leave the node open. A look costs some 8 runs of iptables, of 1 to 2 ms each.
+const period = time.Second
+
+// Run restores the rules that Apply has put in place, whenever somebody has
+// flushed, changed or reordered them, until ctx ends. It logs what was wrong. An
+// error is logged once for as long as it stays the same, and all is tried again.
+func (m *Manager) Run(ctx context.Context) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			m.reconcile(ctx)
+		}
+	}
+}
+
+// reconcile looks at all tables once.
+func (m *Manager) reconcile(ctx context.Context) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.keep {
+		return
+	}
+	for _, t := range m.tables {
+		m.restore(ctx, t)
+	}
+}
+
+// restore brings one table back to the wanted rules.
+func (m *Manager) restore(ctx context.Context, t *keptTable) {
+	wrong, err := t.bring(ctx, m.opts.chains(t.Family()))
+	if ctx.Err() != nil {
+		return // the command was cut short, which says nothing about the table
+	}
+	switch {
+	case err != nil && err.Error() != t.failed:
+		m.log.Error("rules cannot be kept; trying on", "table", t.String(), "wrong", strings.Join(wrong, "; "), "err", err)
+		t.failed = err.Error()
+	case err == nil && t.failed != "":
+		m.log.Info("rules can be kept again", "table", t.String())
+		t.failed = ""
+	}
+	if err == nil && len(wrong) > 0 {
+		m.repairs.Add(1)
+		m.log.Warn("somebody changed the rules; restored", "table", t.String(), "wrong", strings.Join(wrong, "; "))
+	}
+}

@@ -1,0 +1,20 @@
+package rules
+
+import "context"
+
+// Table is the mangle table of one family in one backend. Its methods are not
+// called concurrently.
+type Table interface {
+	// Family is the IP version whose packets meet the table.
+	Family() Family
+	// String is the name of the command that handles it, such as
+	// "ip6tables-legacy".
+	String() string
+	// Chains are the names of all chains, built-in ones included.
+	Chains(ctx context.Context) ([]string, error)
+	// Rules are the rules of a chain that exists, each "-A CHAIN ...", in order.
+	Rules(ctx context.Context, chain string) ([]string, error)
+	// Restore carries out a text for iptables-restore --noflush, as a whole or
+	// not at all.
+	Restore(ctx context.Context, text string) error
+}

@@ -1,0 +1,161 @@
+package rules
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+const (
+	// Chain is the chain that POSTROUTING jumps to. A chain is ours if it has
+	// this name, or this name and a dash before something else.
+	Chain = "SLUICE"
+	// allowChain is where a packet goes whose verdict is "allowed". It is a chain
+	// so that one test leads to three actions, the last of them "leave": were the
+	// packet mark cleared on the way through Chain, an allowed packet without a
+	// conntrack entry would be queued again, for ever.
+	allowChain = Chain + "-ALLOW"
+
+	table = "mangle"
+	hook  = "POSTROUTING"
+	jump  = "-A " + hook + " -j " + Chain
+)
+
+// ours are the names of the chains that we keep.
+var ours = []string{Chain, allowChain}
+
+// isOurs says whether a chain belongs to a Sluice, this version or another.
+func isOurs(chain string) bool {
+	return chain == Chain || strings.HasPrefix(chain, Chain+"-")
+}
+
+// What the families call ICMP, in the spelling of iptables-save, and the types
+// of IPv6 neighbour discovery (RFC 4861): without them no neighbour is found,
+// and so nothing gets through at all.
+var (
+	icmp               = map[Family]string{IPv4: "icmp", IPv6: "ipv6-icmp"}
+	neighbourDiscovery = map[Family][]int{IPv6: {133, 134, 135, 136, 137}}
+)
+
+// chains are the rules of each of our chains, spelled as iptables-save spells
+// them, so that what is read back can be compared.
+func (o Options) chains(f Family) map[string][]string {
+	return o.chainsWith(f, o.queue())
+}
+
+// paused are the same chains without the queues: what would be asked about gets
+// what it gets while nobody reads them.
+func (o Options) paused(f Family) map[string][]string {
+	if o.FailOpen {
+		return o.chainsWith(f, "-j RETURN")
+	}
+	return o.chainsWith(f, "-j DROP")
+}
+
+func (o Options) chainsWith(f Family, last string) map[string][]string {
+	return map[string][]string{
+		Chain: o.judge(f, last),
+		allowChain: {
+			// Without a connection, which is so for what conntrack calls INVALID or
+			// UNTRACKED, there is nothing to save, and each packet is asked about.
+			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.JudgedMark, o.Mask()),
+			// Cleared, so that nobody behind us meets it, or a tunnel's packet around
+			// this one.
+			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.JudgedMark),
+		},
+	}
+}
+
+// judge is the chain that all packets to be judged run through. Most packets
+// belong to judged connections and leave at the second rule. That one comes
+// before the test for the node's own address, which costs a look into the
+// routing table; the order of these two changes no packet's fate.
+func (o Options) judge(f Family, last string) []string {
+	rules := []string{
+		// The queue's answer: the same packet again, with our bit in its mark.
+		// --goto leaves Chain too, when allowChain ends.
+		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.JudgedMark, o.JudgedMark, allowChain),
+		// A connection that a helper expects, such as the data of FTP, starts with
+		// the mark of the one that announced it. It is RELATED until its first
+		// reply, and judged by itself.
+		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.JudgedMark, o.Mask()),
+		// Traffic from the pod's own node is always allowed, which is what lets
+		// probes pass. The test is of this network namespace's addresses. That no
+		// pod sends from them is the kernel's doing for IPv4, and the network
+		// plugin's for IPv6.
+		"-m addrtype --src-type LOCAL -j RETURN",
+		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
+		// Replies, and errors about them. A connection that was never allowed has
+		// none, because its first packet did not arrive.
+		"-m conntrack --ctdir REPLY -j RETURN",
+		// Of ICMP nothing but errors about a known connection is RELATED.
+		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
+	}
+	for _, t := range neighbourDiscovery[f] {
+		// A router has lowered the hop limit of all that it forwards, and who gets
+		// such a message from further away must ignore it (RFC 4861). So what
+		// claims to be one and comes through us is judged.
+		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
+	}
+	rules = append(rules, last)
+	for i := range rules {
+		rules[i] = "-A " + Chain + " " + rules[i]
+	}
+	return rules
+}
+
+// queue is the rule that asks. The kernel chooses among the queues by a hash of
+// both addresses and, for IPv4, the protocol, in which the direction makes no
+// difference (nfqueue_hash): all packets between two addresses stay in order,
+// and two busy addresses have one worker.
+func (o Options) queue() string {
+	rule := fmt.Sprintf("-j NFQUEUE --queue-num %d", o.FirstQueue)
+	if o.Queues > 1 {
+		rule = fmt.Sprintf("-j NFQUEUE --queue-balance %d:%d", o.FirstQueue, int(o.FirstQueue)+o.Queues-1)
+	}
+	if o.FailOpen {
+		rule += " --queue-bypass"
+	}
+	return rule
+}
+
+// Wanted is the text of the rules for one family, as iptables-restore --noflush
+// takes it: our chains, filled, and last the jump to them.
+func (o Options) Wanted(f Family) string {
+	return change{fill: o.chains(f), hooked: true}.text()
+}
+
+// change is what a transaction does.
+type change struct {
+	fill   map[string][]string // chains of ours that get these rules, whatever they held
+	stale  []string            // rules to take away, "-A CHAIN ..."
+	drop   []string            // chains to take away
+	hooked bool                // put the jump in the first place
+}
+
+// text is the transaction. Chains are made before rules lead to them, and
+// emptied before they are dropped.
+func (c change) text() string {
+	var lines []string
+	for _, name := range ours {
+		if _, ok := c.fill[name]; ok {
+			lines = append(lines, ":"+name+" - [0:0]") // makes it, or empties it
+		}
+	}
+	for _, name := range ours {
+		lines = append(lines, c.fill[name]...)
+	}
+	for _, rule := range c.stale {
+		lines = append(lines, "-D"+strings.TrimPrefix(rule, "-A"))
+	}
+	for _, name := range c.drop {
+		lines = append(lines, "-F "+name)
+	}
+	for _, name := range c.drop {
+		lines = append(lines, "-X "+name)
+	}
+	if c.hooked {
+		lines = append(lines, "-I "+hook+" 1 -j "+Chain)
+	}
+	return strings.Join(slices.Concat([]string{"*" + table}, lines, []string{"COMMIT", ""}), "\n")
+}
