@@ -1,0 +1,164 @@
+// Package verdictlog writes a line for each judged connection, for people who ask
+// why something was denied.
+//
+// A flood of denied packets must not become a flood of lines: the rate limit
+// decides before anything is looked up or formatted, and what it kept back is
+// counted and said.
+package verdictlog
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"sluice/filter"
+	"sluice/filter/packet"
+	"sluice/filter/policy"
+)
+
+// Level says which verdicts get a line.
+type Level string
+
+// The levels, as the flag spells them.
+const (
+	None   Level = "none"
+	Denied Level = "denied"
+	All    Level = "all"
+)
+
+// ParseLevel reads a level.
+func ParseLevel(text string) (Level, error) {
+	switch l := Level(text); l {
+	case None, Denied, All:
+		return l, nil
+	}
+	return None, fmt.Errorf("%q is no level: give none, denied or all", text)
+}
+
+// DefaultRate is how many lines a second are written unless told otherwise.
+const DefaultRate = 100
+
+// summary is how often what was kept back is said.
+const summary = 5 * time.Second
+
+// Log writes the lines. It is safe for concurrent use.
+type Log struct {
+	level      Level
+	log        *slog.Logger
+	limit      *rate.Limiter
+	names      *policy.Published
+	suppressed atomic.Uint64
+	total      atomic.Uint64
+}
+
+// New returns a log of the verdicts of a level, with at most perSecond lines a
+// second and a burst of as many; 0 is no limit. The pods' names are those of the
+// snapshot in force.
+func New(level Level, perSecond int, names *policy.Published, logger *slog.Logger) *Log {
+	limit := rate.NewLimiter(rate.Inf, 0)
+	if perSecond > 0 {
+		limit = rate.NewLimiter(rate.Limit(perSecond), perSecond)
+	}
+	return &Log{level: level, log: logger, limit: limit, names: names}
+}
+
+// Judged writes the line of one verdict, if the level and the rate allow it.
+func (l *Log) Judged(p packet.Packet, v filter.Verdict) {
+	if l.level == None || l.level == Denied && v.Action == filter.Allow {
+		return
+	}
+	if !l.limit.Allow() {
+		l.suppressed.Add(1)
+		l.total.Add(1)
+		return
+	}
+	l.log.LogAttrs(context.Background(), slog.LevelInfo, "verdict", l.attrs(p, v)...)
+}
+
+// Suppressed is how many lines the rate limit has kept back.
+func (l *Log) Suppressed() uint64 { return l.total.Load() }
+
+// Run says every few seconds how many lines were kept back, until ctx ends.
+func (l *Log) Run(ctx context.Context) {
+	tick := time.NewTicker(summary)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			l.say()
+			return
+		case <-tick.C:
+			l.say()
+		}
+	}
+}
+
+func (l *Log) say() {
+	if n := l.suppressed.Swap(0); n > 0 {
+		l.log.Warn("verdicts not logged, to keep to the rate", "suppressed", n, "per_second", float64(l.limit.Limit()))
+	}
+}
+
+// attrs are the fields of a line: who, what, and why.
+func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
+	attrs := make([]slog.Attr, 0, 16)
+	attrs = append(attrs, slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
+	if v.Reason == filter.Malformed {
+		return attrs
+	}
+	src, dst := p.Key.SrcAddr(), p.Key.DstAddr()
+	attrs = append(attrs, slog.String("src", src.String()), slog.String("dst", dst.String()), slog.String("proto", p.Key.Protocol.String()))
+	switch p.Key.Transport {
+	case filter.Ported:
+		attrs = append(attrs, slog.Int("sport", int(p.SrcPort)), slog.Int("dport", int(p.Key.Port)))
+	case filter.Opaque:
+		attrs = append(attrs, slog.String("transport", "opaque"))
+	}
+	if s := l.names.Snapshot(); s != nil {
+		attrs = appendName(attrs, "from", s, src)
+		attrs = appendName(attrs, "to", s, dst)
+	}
+	return appendWhy(attrs, v)
+}
+
+func appendName(attrs []slog.Attr, key string, s *policy.Snapshot, addr netip.Addr) []slog.Attr {
+	if e := s.Endpoint(addr); e != nil {
+		return append(attrs, slog.String(key, e.String()))
+	}
+	return attrs
+}
+
+// appendWhy names what decided: of a denial, the direction and all policies that
+// isolate there; of an allowed flow, the rule of each end that is isolated.
+func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
+	switch v.Reason {
+	case filter.EgressDenied:
+		return appendSide(attrs, "", filter.Egress, v.Egress)
+	case filter.IngressDenied:
+		return appendSide(attrs, "", filter.Ingress, v.Ingress)
+	}
+	if v.Ingress.Isolation == nil {
+		return appendSide(attrs, "", filter.Egress, v.Egress)
+	}
+	attrs = appendSide(attrs, "", filter.Ingress, v.Ingress)
+	return appendSide(attrs, "egress_", filter.Egress, v.Egress)
+}
+
+func appendSide(attrs []slog.Attr, prefix string, d filter.Direction, s filter.Side) []slog.Attr {
+	if s.Isolation == nil {
+		return attrs
+	}
+	if prefix == "" {
+		attrs = append(attrs, slog.String("direction", d.String()))
+	}
+	if s.Rule == nil {
+		return append(attrs, slog.String(prefix+"policy", strings.Join(s.Isolation.Policies, ",")))
+	}
+	return append(attrs, slog.String(prefix+"policy", s.Rule.Policy), slog.String(prefix+"rule", fmt.Sprintf("%s[%d]", s.Rule.Direction, s.Rule.Index)))
+}

@@ -1,0 +1,136 @@
+package verdictlog_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter"
+	"sluice/filter/packet"
+	"sluice/filter/policy"
+	"sluice/filter/verdictlog"
+)
+
+var (
+	web = netip.MustParseAddr("10.0.0.1")
+	db  = netip.MustParseAddr("fd00::2")
+)
+
+// log returns a log that writes lines without their time to the buffer.
+func log(level verdictlog.Level, perSecond int) (*verdictlog.Log, *bytes.Buffer) {
+	w := policy.NewWorld()
+	w.SetPod(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: web.String()}}},
+	})
+	s, _ := w.Commit()
+	var names policy.Published
+	names.Publish(s)
+	var out bytes.Buffer
+	handler := slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})
+	return verdictlog.New(level, perSecond, &names, slog.New(handler)), &out
+}
+
+func TestLine(t *testing.T) {
+	allowed := func(d filter.Direction, policy string, rule int) filter.Side {
+		return filter.Side{
+			Isolation: &filter.Isolation{Direction: d, Policies: []string{policy}},
+			Rule:      &filter.Rule{Policy: policy, Direction: d, Index: rule},
+		}
+	}
+	denied := filter.Side{Isolation: &filter.Isolation{Direction: filter.Ingress, Policies: []string{"shop/a", "shop/b"}}}
+	tcp := packet.Packet{Key: filter.NewKey(web, netip.MustParseAddr("192.0.2.9"), filter.TCP, 80), SrcPort: 40000}
+	tests := []struct {
+		name string
+		p    packet.Packet
+		v    filter.Verdict
+		want string
+	}{
+		{
+			"allowed by rules of both ends", tcp,
+			filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: allowed(filter.Egress, "shop/out", 2), Ingress: allowed(filter.Ingress, "shop/in", 0)},
+			"verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=ingress policy=shop/in rule=ingress[0] egress_policy=shop/out egress_rule=egress[2]",
+		},
+		{
+			"allowed by a rule of the source", tcp,
+			filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: allowed(filter.Egress, "shop/out", 2)},
+			"verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress policy=shop/out rule=egress[2]",
+		},
+		{
+			"denied at the destination", packet.Packet{Key: filter.NewKey(web, db, filter.ICMPv6, 0)},
+			filter.Verdict{Reason: filter.IngressDenied, Egress: allowed(filter.Egress, "shop/out", 2), Ingress: denied},
+			"verdict=deny reason=ingress-denied src=10.0.0.1 dst=fd00::2 proto=ICMPv6 from=shop/web direction=ingress policy=shop/a,shop/b",
+		},
+		{
+			"opaque, not isolated", packet.Packet{Key: filter.Key{Src: web.As16(), Dst: db.As16(), Protocol: filter.TCP}},
+			filter.Verdict{Action: filter.Allow, Reason: filter.NotIsolated},
+			"verdict=allow reason=not-isolated src=10.0.0.1 dst=fd00::2 proto=TCP transport=opaque from=shop/web",
+		},
+		{"malformed", packet.Packet{}, filter.Verdict{Reason: filter.Malformed}, "verdict=deny reason=malformed"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			l, out := log(verdictlog.All, 0)
+			l.Judged(tt.p, tt.v)
+			if got := strings.TrimSpace(out.String()); got != "level=INFO msg=verdict "+tt.want {
+				t.Errorf("%s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestLevels(t *testing.T) {
+	for level, want := range map[verdictlog.Level]int{verdictlog.None: 0, verdictlog.Denied: 1, verdictlog.All: 2} {
+		l, out := log(level, 0)
+		l.Judged(packet.Packet{}, filter.Verdict{Action: filter.Allow})
+		l.Judged(packet.Packet{}, filter.Verdict{Action: filter.Deny})
+		if got := strings.Count(out.String(), "\n"); got != want {
+			t.Errorf("level %s: %d lines, want %d", level, got, want)
+		}
+		if got, err := verdictlog.ParseLevel(string(level)); got != level || err != nil {
+			t.Errorf("level %s reads as %s, %v", level, got, err)
+		}
+	}
+	if _, err := verdictlog.ParseLevel("some"); err == nil || !strings.Contains(err.Error(), "none, denied or all") {
+		t.Errorf("a level that is none: %v", err)
+	}
+}
+
+// What the rate keeps back is not formatted, but counted and said.
+func TestRate(t *testing.T) {
+	const burst, more = 1000, 500
+	l, out := log(verdictlog.All, burst)
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for range burst + more {
+		l.Judged(packet.Packet{}, filter.Verdict{Reason: filter.Malformed})
+	}
+	lines := strings.Count(out.String(), "\n")
+	if lines < burst || lines == burst+more {
+		t.Errorf("%d lines at a rate of %d a second", lines, burst)
+	}
+	l.Run(ctx)
+	if want := fmt.Sprintf("suppressed=%d", burst+more-lines); !strings.Contains(out.String(), want) || l.Suppressed() != uint64(burst+more-lines) {
+		t.Errorf("there is no %s in the log, or in the count of %d", want, l.Suppressed())
+	}
+}
+
+func TestWhatIsKeptBackCostsNothing(t *testing.T) {
+	l, _ := log(verdictlog.All, 1)
+	l.Judged(packet.Packet{}, filter.Verdict{}) // the one line of this second
+	if n := testing.AllocsPerRun(1000, func() { l.Judged(packet.Packet{}, filter.Verdict{}) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
