@@ -103,5 +103,6 @@ func commands(e env) []*cobra.Command {
 	return []*cobra.Command{
 		matrixCommand(e),
 		lintCommand(e),
+		rulesCommand(e),
 	}
 }

@@ -85,8 +85,8 @@ func (o Options) judge(f Family, last string) []string {
 		// plugin's for IPv6.
 		"-m addrtype --src-type LOCAL -j RETURN",
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
-		// Replies, and errors about them. A connection that was never allowed has
-		// none, because its first packet did not arrive.
+		// Replies, and errors about them. A connection whose first packet was
+		// denied has none.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// Of ICMP nothing but errors about a known connection is RELATED.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),

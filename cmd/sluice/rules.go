@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sluice/cache/conntrack"
+	"sluice/filter/rules"
+)
+
+func rulesCommand(e env) *cobra.Command {
+	var opts rules.Options
+	var remove bool
+	cmd := &cobra.Command{
+		Use:   "rules",
+		Short: "Print the iptables rules that run keeps, or remove them",
+		Long: `Rules prints the exact iptables rules that "sluice run" keeps with the same flags,
+for IPv4 and IPv6, as iptables-restore --noflush takes them. This needs no
+privilege and changes nothing.
+
+With --remove it takes away every trace of an agent that is gone: the chains
+named SLUICE and the rules that lead to them, in both backends of iptables, and
+the two bits of connection marks. If the agent ran with --judged-mark or
+--revoked-mark, give the same again. An agent that still runs puts its rules back
+within seconds: stop it first.`,
+		Example: `  sluice rules
+  sluice rules --queues 2 --fail open
+  sluice rules --remove                             # as root`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := opts.Validate(); err != nil {
+				return err
+			}
+			if remove {
+				return removeRules(cmd.Context(), e.stdout, opts)
+			}
+			return printRules(e.stdout, opts)
+		},
+	}
+	addRulesFlags(cmd.Flags(), &opts)
+	cmd.Flags().BoolVar(&remove, "remove", false, "take away every trace of an agent that is gone")
+	return cmd
+}
+
+// printRules writes the rules of both families.
+func printRules(out io.Writer, opts rules.Options) error {
+	var b strings.Builder
+	for _, f := range rules.Families {
+		fmt.Fprintf(&b, "# %s\n%s", f, opts.Wanted(f))
+	}
+	if _, err := io.WriteString(out, b.String()); err != nil {
+		return fmt.Errorf("write the rules: %w", err)
+	}
+	return nil
+}
+
+// removeRules takes everything away that an agent has left in the kernel. What
+// has been removed is said even if something else fails.
+func removeRules(ctx context.Context, out io.Writer, opts rules.Options) error {
+	removed, err := removeTraces(ctx, opts)
+	var b strings.Builder
+	for _, line := range removed {
+		fmt.Fprintf(&b, "removed %s\n", line)
+	}
+	if len(removed) == 0 && err == nil {
+		b.WriteString("There was nothing to remove.\n")
+	}
+	if _, werr := io.WriteString(out, b.String()); werr != nil {
+		err = errors.Join(err, fmt.Errorf("write what was removed: %w", werr))
+	}
+	return err
+}
+
+// removeTraces removes rules first: they would mark connections anew.
+func removeTraces(ctx context.Context, opts rules.Options) (removed []string, err error) {
+	tables, err := rules.OpenAll(ctx)
+	if err == nil {
+		removed, err = rules.Traces(ctx, tables)
+	}
+	if errors.Is(err, rules.ErrPrivilege) {
+		return removed, err // the marks would be refused for the same reason
+	}
+	kernel, openErr := conntrack.Open(conntrack.Options{})
+	if openErr != nil {
+		return removed, errors.Join(err, openErr)
+	}
+	cleared, clearErr := conntrack.ClearMarks(ctx, kernel, opts.Mask())
+	if cleared > 0 {
+		removed = append(removed, "the marks of "+count(cleared, "connection", "connections"))
+	}
+	return removed, errors.Join(err, clearErr, kernel.Close())
+}

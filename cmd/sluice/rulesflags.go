@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"sluice/filter/rules"
+)
+
+// addRulesFlags adds the flags that say what the iptables rules are to be, and
+// gives o its defaults. Every command that has to do with the rules takes the
+// same ones. Once they are parsed, o.Validate finds what single flags cannot.
+func addRulesFlags(fs *pflag.FlagSet, o *rules.Options) {
+	*o = rules.Defaults
+	fs.Var((*markFlag)(&o.JudgedMark), "judged-mark", `bit that says "allowed", in connection marks and for a moment in packet marks;
+a packet that bears it already is not judged, so nothing else on the node may set it`)
+	fs.Var((*markFlag)(&o.RevokedMark), "revoked-mark", `bit of connection marks that says "no longer allowed"`)
+	fs.Var(newNumberFlag(&o.FirstQueue, 0, 65535), "queue-first", "number of the first NFQUEUE")
+	fs.Var(newNumberFlag(&o.Queues, 1, 65536), "queues", "how many NFQUEUEs, one worker each")
+	fs.Var(newChoiceFlag(&o.Backend, rules.Auto, rules.NFT, rules.Legacy), "iptables", "iptables to use: auto (the one that the node's other rules use), nft or legacy")
+	fs.Var((*failFlag)(&o.FailOpen), "fail", "what new connections get while no agent runs: open (they pass) or closed (they are dropped)")
+}
+
+// markFlag is a bit of a mark. Whether it is a single one, Validate says.
+type markFlag uint32
+
+func (m *markFlag) String() string { return fmt.Sprintf("%#x", uint32(*m)) }
+func (m *markFlag) Type() string   { return "bit" }
+
+func (m *markFlag) Set(text string) error {
+	n, err := strconv.ParseUint(text, 0, 32)
+	if err != nil {
+		return fmt.Errorf("give a number of 32 bits of which one is set, such as 0x10")
+	}
+	*m = markFlag(n)
+	return nil
+}
+
+// failFlag is whether to fail open.
+type failFlag bool
+
+func (f *failFlag) Type() string { return "open|closed" }
+
+func (f *failFlag) String() string {
+	if *f {
+		return "open"
+	}
+	return "closed"
+}
+
+func (f *failFlag) Set(text string) error {
+	if text != "open" && text != "closed" {
+		return fmt.Errorf("give open or closed")
+	}
+	*f = text == "open"
+	return nil
+}
+
+// numberFlag is a whole number between two others, both included.
+type numberFlag[T int | uint16] struct {
+	value     *T
+	low, high int
+}
+
+func newNumberFlag[T int | uint16](value *T, low, high int) *numberFlag[T] {
+	return &numberFlag[T]{value, low, high}
+}
+
+func (n *numberFlag[T]) String() string { return strconv.Itoa(int(*n.value)) }
+func (n *numberFlag[T]) Type() string   { return "number" }
+
+func (n *numberFlag[T]) Set(text string) error {
+	i, err := strconv.Atoi(text)
+	if err != nil || i < n.low || i > n.high {
+		return fmt.Errorf("give a number from %d to %d", n.low, n.high)
+	}
+	*n.value = T(i)
+	return nil
+}
+
+// choiceFlag is one of some words.
+type choiceFlag[T ~string] struct {
+	value   *T
+	choices []T
+}
+
+func newChoiceFlag[T ~string](value *T, choices ...T) *choiceFlag[T] {
+	return &choiceFlag[T]{value, choices}
+}
+
+func (c *choiceFlag[T]) String() string { return string(*c.value) }
+
+func (c *choiceFlag[T]) Type() string { return strings.Join(c.words(), "|") }
+
+func (c *choiceFlag[T]) Set(text string) error {
+	if !slices.Contains(c.choices, T(text)) {
+		return fmt.Errorf("give one of %s", strings.Join(c.words(), ", "))
+	}
+	*c.value = T(text)
+	return nil
+}
+
+func (c *choiceFlag[T]) words() []string {
+	var words []string
+	for _, choice := range c.choices {
+		words = append(words, string(choice))
+	}
+	return words
+}
