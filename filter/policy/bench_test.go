@@ -1,0 +1,145 @@
+package policy_test
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	madeup "sluice/bench/cluster"
+	"sluice/filter/policy"
+)
+
+// sizes are pods and policies, in one namespace and spread over many.
+func sizes() []madeup.Options {
+	var all []madeup.Options
+	for _, pods := range []int{100, 1_000, 10_000, 100_000} {
+		for _, namespaces := range []int{1, pods / 50} {
+			all = append(all, madeup.Options{Pods: pods, Policies: pods / 10, Namespaces: namespaces})
+		}
+	}
+	return all
+}
+
+func sizeName(o madeup.Options) string {
+	spread := "one"
+	if o.Namespaces > 1 {
+		spread = "spread"
+	}
+	return fmt.Sprintf("%d/%d/%s", o.Pods, o.Policies, spread)
+}
+
+// bySize runs a benchmark at each size, on a world that holds the cluster.
+func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.World, s *policy.Snapshot)) {
+	for _, o := range sizes() {
+		b.Run(sizeName(o), func(b *testing.B) {
+			c, w := madeup.New(1, o), policy.NewWorld()
+			c.Fill(w)
+			s, _ := w.Commit()
+			b.ReportAllocs()
+			run(b, c, w, s)
+		})
+	}
+}
+
+// BenchmarkDecide is what a packet costs whose verdict no cache remembers: flows
+// between random pods, so that nothing of them is in the processor's caches
+// either.
+func BenchmarkDecide(b *testing.B) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, _ *policy.World, s *policy.Snapshot) {
+		keys := c.Keys(1, 1<<16)
+		i, allowed := 0, 0
+		for b.Loop() {
+			allowed += int(s.Decide(keys[i%len(keys)]).Action)
+			i++
+		}
+		b.ReportMetric(100*float64(allowed)/float64(b.N), "%allowed")
+	})
+}
+
+// BenchmarkCompile is an agent's start: every object into a new world, and the
+// first snapshot. The metric heap-bytes is what world and snapshot keep.
+func BenchmarkCompile(b *testing.B) {
+	for _, o := range sizes() {
+		b.Run(sizeName(o), func(b *testing.B) {
+			c := madeup.New(1, o)
+			b.ReportAllocs()
+			for b.Loop() {
+				w := policy.NewWorld()
+				c.Fill(w)
+				w.Commit()
+			}
+			b.StopTimer()
+			b.ReportMetric(retained(c), "heap-bytes")
+		})
+	}
+}
+
+// retained is how much the heap grows by a compiled cluster, in bytes, without
+// the objects themselves.
+func retained(c *madeup.Cluster) float64 {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	w := policy.NewWorld()
+	c.Fill(w)
+	s, _ := w.Commit()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	runtime.KeepAlive(w)
+	runtime.KeepAlive(s)
+	runtime.KeepAlive(c)
+	return float64(after.HeapAlloc) - float64(before.HeapAlloc)
+}
+
+// BenchmarkCommitPod is a pod that goes and one that comes with its address, each
+// in a snapshot of its own.
+func BenchmarkCommitPod(b *testing.B) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.World, _ *policy.Snapshot) {
+		i := 0
+		for b.Loop() {
+			p := c.Pods[i%len(c.Pods)]
+			w.DeletePod(p.Namespace, p.Name)
+			w.Commit()
+			w.SetPod(p)
+			w.Commit()
+			i += 7
+		}
+	})
+}
+
+// BenchmarkCommitPolicy is a policy that goes and comes again, each in a snapshot
+// of its own.
+func BenchmarkCommitPolicy(b *testing.B) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.World, _ *policy.Snapshot) {
+		i := 0
+		for b.Loop() {
+			p := c.Policies[i%len(c.Policies)]
+			w.DeletePolicy(p.Namespace, p.Name)
+			w.Commit()
+			w.SetPolicy(p)
+			w.Commit()
+			i += 7
+		}
+	})
+}
+
+// BenchmarkCommitNamespace relabels a namespace, which touches every pod in it.
+func BenchmarkCommitNamespace(b *testing.B) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.World, _ *policy.Snapshot) {
+		without := make([]*corev1.Namespace, len(c.Namespaces))
+		for i, ns := range c.Namespaces {
+			without[i] = ns.DeepCopy()
+			without[i].Labels = nil
+		}
+		i := 0
+		for b.Loop() {
+			w.SetNamespace(without[i%len(without)])
+			w.Commit()
+			w.SetNamespace(c.Namespaces[i%len(without)])
+			w.Commit()
+			i += 7
+		}
+	})
+}
