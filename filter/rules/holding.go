@@ -169,7 +169,7 @@ func clearTable(ctx context.Context, t Table) (removed []string, err error) {
 		removed = append(removed, "rule "+strings.TrimPrefix(rule, "-A "))
 	}
 	for _, name := range c.drop {
-		removed = append(removed, fmt.Sprintf("chain %s (%d rules)", name, len(now.chains[name])))
+		removed = append(removed, fmt.Sprintf("chain %s, rules: %d", name, len(now.chains[name])))
 	}
 	return removed, nil
 }

@@ -1,0 +1,107 @@
+package rules
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestWantedText(t *testing.T) {
+	for f, file := range map[Family]string{IPv4: "testdata/ipv4.txt", IPv6: "testdata/ipv6.txt"} {
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := Defaults.Wanted(f); got != string(want) {
+			t.Errorf("%s: the rules are\n%s\nand should be\n%s", f, got, want)
+		}
+	}
+}
+
+func TestWantedFollowsTheOptions(t *testing.T) {
+	o := Options{JudgedMark: 0x100, RevokedMark: 0x80000000, FirstQueue: 7, Queues: 1, FailOpen: true}
+	got := o.Wanted(IPv4)
+	for _, line := range []string{
+		"-A SLUICE -m mark --mark 0x100/0x100 -g SLUICE-ALLOW",
+		"-A SLUICE -m connmark --mark 0x100/0x80000100 -m conntrack ! --ctstate RELATED -j RETURN",
+		"-A SLUICE -m connmark --mark 0x80000000/0x80000000 -j DROP",
+		"-A SLUICE -j NFQUEUE --queue-num 7 --queue-bypass",
+		"-A SLUICE-ALLOW -j CONNMARK --set-xmark 0x100/0x80000100",
+		"-A SLUICE-ALLOW -j MARK --set-xmark 0x0/0x100",
+	} {
+		if !strings.Contains(got, line+"\n") {
+			t.Errorf("there is no line %q in\n%s", line, got)
+		}
+	}
+	o.Queues = 3
+	if want := "-A SLUICE -j NFQUEUE --queue-balance 7:9 --queue-bypass\n"; !strings.Contains(o.Wanted(IPv6), want) {
+		t.Errorf("there is no line %q in\n%s", want, o.Wanted(IPv6))
+	}
+}
+
+// A pause changes the last rule of the main chain and nothing else.
+func TestPausedDiffersInTheQueueAlone(t *testing.T) {
+	for _, f := range Families {
+		for open, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
+			o := Defaults
+			o.FailOpen = open
+			want := o.chains(f)
+			want[Chain][len(want[Chain])-1] = last
+			got := o.paused(f)
+			for _, name := range ours {
+				if !slices.Equal(got[name], want[name]) {
+					t.Errorf("%s, open %v: chain %s is %q, want %q", f, open, name, got[name], want[name])
+				}
+			}
+		}
+	}
+}
+
+func TestLeadsTo(t *testing.T) {
+	tests := map[string]bool{
+		"-A POSTROUTING -j SLUICE": true,
+		"-A POSTROUTING -g SLUICE": true,
+		"-A POSTROUTING -s 10.0.0.0/8 -g SLUICE-OLD -m comment --comment a":   true,
+		"-A POSTROUTING -j SLUICE\n":                                          true,
+		"-A POSTROUTING -m comment --comment \"who \\\"is\\\"\" -j SLUICE":    true,
+		"-A POSTROUTING -j SLUICEGATE":                                        false,
+		"-A SLUICE -j RETURN":                                                 false,
+		"-A POSTROUTING -m comment --comment \"a -j SLUICE b\" -j RETURN":     false,
+		"-A POSTROUTING -m comment --comment \"\\\" -j SLUICE \" -j RETURN":   false,
+		"-A POSTROUTING -j":                                                   false,
+		"":                                                                    false,
+		"-A POSTROUTING -m comment --comment SLUICE -m mark --mark 1 -j DROP": false,
+	}
+	for rule, want := range tests {
+		if got := leadsTo(rule, isOurs); got != want {
+			t.Errorf("%s: %v", rule, got)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	if err := Defaults.Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+	tests := map[string]struct {
+		change func(*Options)
+		says   string
+	}{
+		"no bit":         {func(o *Options) { o.JudgedMark = 0 }, "--judged-mark 0x0 has 0 bits"},
+		"two bits":       {func(o *Options) { o.RevokedMark = 3 }, "--revoked-mark 0x3 has 2 bits"},
+		"kube-proxy":     {func(o *Options) { o.JudgedMark = 0x4000 }, "kube-proxy"},
+		"the same":       {func(o *Options) { o.JudgedMark = o.RevokedMark }, "two different bits"},
+		"no queue":       {func(o *Options) { o.Queues = 0 }, "1 to 65536"},
+		"too many":       {func(o *Options) { o.FirstQueue = 65535 }, "give 1 to 1"},
+		"backend":        {func(o *Options) { o.Backend = "ipset" }, "auto, nft or legacy"},
+		"all that fails": {func(o *Options) { *o = Options{} }, "--queues 0"},
+	}
+	for name, tt := range tests {
+		o := Defaults
+		tt.change(&o)
+		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, want %q", name, err, tt.says)
+		}
+	}
+}
