@@ -37,7 +37,7 @@ within seconds: stop it first.`,
 				return err
 			}
 			if remove {
-				return removeRules(cmd.Context(), e.stdout, opts)
+				return runRemove(cmd.Context(), e.stdout, opts)
 			}
 			return printRules(e.stdout, opts)
 		},
@@ -59,9 +59,9 @@ func printRules(out io.Writer, opts rules.Options) error {
 	return nil
 }
 
-// removeRules takes everything away that an agent has left in the kernel. What
+// runRemove takes everything away that an agent has left in the kernel. What
 // has been removed is said even if something else fails.
-func removeRules(ctx context.Context, out io.Writer, opts rules.Options) error {
+func runRemove(ctx context.Context, out io.Writer, opts rules.Options) error {
 	removed, err := removeTraces(ctx, opts)
 	var b strings.Builder
 	for _, line := range removed {
