@@ -11,6 +11,7 @@ package filter
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 )
 
 // Protocol is an IP protocol number (IANA "Assigned Internet Protocol Numbers").
@@ -41,6 +42,17 @@ func (p Protocol) String() string {
 		return "SCTP"
 	}
 	return strconv.Itoa(int(p))
+}
+
+// ParseProtocol reads what String writes for a protocol that has a name, in any
+// case.
+func ParseProtocol(text string) (Protocol, bool) {
+	for _, p := range [...]Protocol{TCP, UDP, SCTP, ICMP, ICMPv6} {
+		if strings.EqualFold(text, p.String()) {
+			return p, true
+		}
+	}
+	return 0, false
 }
 
 // HasPorts says whether a NetworkPolicy can name ports of this protocol.

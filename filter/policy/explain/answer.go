@@ -1,0 +1,208 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"sluice/filter"
+)
+
+// Answer is what a flow gets, in the shape of its JSON. Rules are numbered from 0
+// here, as the fields of a policy are.
+type Answer struct {
+	From     string `json:"from"`
+	To       string `json:"to"`
+	Port     uint16 `json:"port,omitempty"`
+	Protocol string `json:"protocol"`
+	Outcome
+	// Families is there if IPv4 and IPv6 come to it by different ways: what each of
+	// them gets. The answer as a whole is then that of the one that is denied.
+	Families []Family `json:"families,omitempty"`
+}
+
+// Outcome is a verdict and the policies and rules behind it.
+type Outcome struct {
+	Verdict   string     `json:"verdict"` // "allow" or "deny"
+	Reason    string     `json:"reason"`
+	Egress    SideAnswer `json:"egress"`
+	Ingress   SideAnswer `json:"ingress"`
+	Addresses []Pair     `json:"addresses"` // that it holds for
+}
+
+// Pair is the addresses of a flow.
+type Pair struct {
+	From netip.Addr `json:"from"`
+	To   netip.Addr `json:"to"`
+}
+
+// Family is the outcome for one address family.
+type Family struct {
+	Family string `json:"family"` // "IPv4" or "IPv6"
+	Outcome
+}
+
+// SideAnswer is one direction's half of an answer.
+type SideAnswer struct {
+	Isolated bool        `json:"isolated"`
+	Policies []string    `json:"policies"` // that isolate the pod; never null
+	Rule     *RuleAnswer `json:"rule"`     // that allowed it; null if none did, or none had to
+
+	*Details // only where an explanation was asked for
+}
+
+// RuleAnswer names a rule.
+type RuleAnswer struct {
+	Policy string `json:"policy"`
+	Index  int    `json:"index"` // from 0
+	Field  string `json:"field"` // as in "spec.ingress[0]"
+}
+
+// Details are the reasons of one side.
+type Details struct {
+	Allows   string          `json:"allows,omitempty"` // what the rule allows, in words
+	Nearest  []NearestAnswer `json:"nearest,omitempty"`
+	Empty    []string        `json:"withoutRules,omitempty"` // policies that allow nothing
+	Change   *ChangeAnswer   `json:"change,omitempty"`
+	Problems []string        `json:"problems,omitempty"`
+}
+
+// NearestAnswer is a rule that came near, and what it lacked.
+type NearestAnswer struct {
+	RuleAnswer
+	Lacks []string `json:"lacks"`
+}
+
+// ChangeAnswer is what would allow the flow.
+type ChangeAnswer struct {
+	Policy string `json:"policy"`
+	Field  string `json:"field"`
+	Add    any    `json:"add,omitempty"`
+	Mend   string `json:"mend,omitempty"` // where something must be mended instead
+}
+
+// Answer decides a question and names the policies and rules behind the verdict,
+// without reasons in words: for many flows.
+func (c *Cluster) Answer(q Question) (Answer, error) {
+	flows, err := c.Flows(q)
+	if err != nil {
+		return Answer{}, err
+	}
+	verdicts := make([]filter.Verdict, 0, 2)
+	for _, f := range flows {
+		verdicts = append(verdicts, c.Decide(f))
+	}
+	return answer(flows, verdicts, func(i int) Outcome { return outcome(flows[i], verdicts[i]) }), nil
+}
+
+// NewAnswer puts the explanations of one question in the shape of JSON, reasons
+// and all.
+func NewAnswer(all []Explanation) Answer {
+	var flows []Flow
+	var verdicts []filter.Verdict
+	for _, e := range all {
+		flows, verdicts = append(flows, e.Flow), append(verdicts, e.Verdict)
+	}
+	return answer(flows, verdicts, func(i int) Outcome {
+		o := outcome(flows[i], verdicts[i])
+		o.Egress.Details, o.Ingress.Details = all[i].Egress.details(), all[i].Ingress.details()
+		return o
+	})
+}
+
+// answer puts the outcomes of both families together.
+func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
+	first := flows[0]
+	a := Answer{From: first.From.Name, To: first.To.Name, Port: first.Key.Port, Protocol: first.Key.Protocol.String(), Outcome: outcomeOf(0)}
+	if len(flows) == 1 {
+		return a
+	}
+	if verdicts[0] == verdicts[1] {
+		a.Addresses = append(a.Addresses, pair(flows[1]))
+		return a
+	}
+	for i, f := range flows {
+		o := outcomeOf(i)
+		a.Families = append(a.Families, Family{familyOf(f), o})
+	}
+	if verdicts[1].Action == filter.Deny && verdicts[0].Action == filter.Allow {
+		a.Outcome = a.Families[1].Outcome
+	}
+	return a
+}
+
+func familyOf(f Flow) string {
+	if f.Key.SrcAddr().Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+func pair(f Flow) Pair { return Pair{f.Key.SrcAddr(), f.Key.DstAddr()} }
+
+func outcome(f Flow, v filter.Verdict) Outcome {
+	return Outcome{
+		Verdict: v.Action.String(), Reason: v.Reason.String(),
+		Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress),
+		Addresses: []Pair{pair(f)},
+	}
+}
+
+func sideAnswer(s filter.Side) SideAnswer {
+	a := SideAnswer{Policies: []string{}} // in JSON none is [] and not null
+	if s.Isolation != nil {
+		a.Isolated, a.Policies = true, s.Isolation.Policies
+	}
+	if s.Rule != nil {
+		r := ruleAnswer(*s.Rule)
+		a.Rule = &r
+	}
+	return a
+}
+
+func ruleAnswer(r filter.Rule) RuleAnswer { return RuleAnswer{r.Policy, r.Index, ruleField(r)} }
+
+func (s *Side) details() *Details {
+	d := &Details{Empty: s.Empty}
+	if s.Allowed != nil {
+		d.Allows = s.Allowed.allows()
+	}
+	for _, r := range s.Nearest {
+		n := NearestAnswer{RuleAnswer: ruleAnswer(r.Rule)}
+		for _, l := range r.Lacks {
+			n.Lacks = append(n.Lacks, l.String())
+		}
+		d.Nearest = append(d.Nearest, n)
+	}
+	if c := s.Change; c != nil {
+		d.Change = &ChangeAnswer{Policy: c.Policy, Field: c.Field, Add: c.Add}
+		if c.Problem != nil {
+			d.Change.Field, d.Change.Mend = c.Problem.Field, c.Problem.Detail+": "+c.Problem.Mend
+		}
+	}
+	for _, p := range s.Problems {
+		d.Problems = append(d.Problems, p.Error())
+	}
+	return d
+}
+
+// Why puts the reasons of a verdict in one line, from the verdict alone.
+func Why(v filter.Verdict) string {
+	switch v.Reason {
+	case filter.SameAddress:
+		return "a pod always reaches itself"
+	case filter.OwnNode:
+		return "traffic of the pod's own node always passes"
+	}
+	return "egress: " + whySide(v.Egress) + "; ingress: " + whySide(v.Ingress)
+}
+
+func whySide(s filter.Side) string {
+	switch {
+	case s.Isolation == nil:
+		return "not isolated"
+	case s.Rule != nil:
+		return fmt.Sprintf("allowed by %s, %s rule %d", s.Rule.Policy, s.Rule.Direction, s.Rule.Index+1)
+	}
+	return "no rule of " + strings.Join(s.Isolation.Policies, ", ") + " allows it"
+}

@@ -1,0 +1,212 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+)
+
+// Scores of peers that a flow's peer cannot be by its kind. They only choose
+// which of a rule's peers is shown as the nearest; labels count one each.
+const (
+	otherAddress = 50  // a pod, held against addresses that it does not lie in
+	otherKind    = 100 // no pod, held against labels
+)
+
+// peers holds the peers of a rule against the flow's. It returns whom the rule
+// allows, in words, and nil; or, if none matches, what the nearest lacks.
+func (h *holder) peers(items []networkingv1.NetworkPolicyPeer, field string) (string, *Lack) {
+	if len(items) == 0 {
+		return "every peer", nil
+	}
+	var nearest *Lack
+	for i := range items {
+		says, lack := h.peerItem(&items[i], fmt.Sprintf("%s[%d]", field, i))
+		if lack == nil {
+			return says, nil
+		}
+		if nearest == nil || lack.score < nearest.score {
+			nearest = lack
+		}
+	}
+	if n := len(items) - 1; n > 0 {
+		nearest.Flow += fmt.Sprintf(" (nor is it one of %s)", count(n, "other peer", "other peers"))
+	}
+	return nearest.Allows, nearest
+}
+
+func (h *holder) peerItem(p *networkingv1.NetworkPolicyPeer, field string) (string, *Lack) {
+	switch {
+	case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
+		return "", unreadable("peer", field)
+	case p.IPBlock != nil:
+		return h.block(p.IPBlock, field+".ipBlock")
+	case p.PodSelector == nil && p.NamespaceSelector == nil:
+		return "", unreadable("peer", field)
+	}
+	return h.pods(p, field)
+}
+
+// pods holds a peer that selects by labels.
+func (h *holder) pods(p *networkingv1.NetworkPolicyPeer, field string) (string, *Lack) {
+	pods := labels.Everything()
+	var err error
+	if p.PodSelector != nil {
+		if pods, err = metav1.LabelSelectorAsSelector(p.PodSelector); err != nil {
+			return "", unreadable("peer", field+".podSelector")
+		}
+	}
+	var namespaces labels.Selector
+	if p.NamespaceSelector != nil {
+		if namespaces, err = metav1.LabelSelectorAsSelector(p.NamespaceSelector); err != nil {
+			return "", unreadable("peer", field+".namespaceSelector")
+		}
+	}
+	says := h.podWords(pods, namespaces)
+	lack := &Lack{Part: "peer", Allows: says, keys: keysOf(pods)}
+	switch {
+	case h.peer.Node && !h.peer.byAddress():
+		lack.Flow, lack.score = fmt.Sprintf("%s is in the host network and has its node's address, which no selector chooses", h.peer.Name), otherKind
+		return says, lack
+	case h.peer.Pod == nil:
+		lack.Flow, lack.score = h.peer.Name+" is the address of no pod", otherKind
+		return says, lack
+	}
+	var flaws []string
+	ns, name := h.peer.Pod.Namespace, h.peer.Pod.Namespace+"/"+h.peer.Pod.Name
+	switch {
+	case namespaces != nil:
+		if missing := missing(namespaces, h.c.namespaceLabels(ns)); len(missing) > 0 {
+			flaws = append(flaws, "namespace "+ns+" has "+strings.Join(missing, " and "))
+			lack.score += len(missing)
+		}
+	case ns != h.namespace:
+		flaws = append(flaws, name+" is in namespace "+ns)
+		lack.score++
+	}
+	if missing := missing(pods, h.peer.Pod.Labels); len(missing) > 0 {
+		flaws = append(flaws, name+" has "+strings.Join(missing, " and "))
+		lack.score += len(missing)
+	}
+	if len(flaws) == 0 {
+		return says, nil
+	}
+	lack.Flow = strings.Join(flaws, ", and ")
+	return says, lack
+}
+
+// podWords puts a peer's selectors in words; namespaces is nil for the policy's
+// own.
+func (h *holder) podWords(pods, namespaces labels.Selector) string {
+	where := "namespace " + h.namespace
+	switch {
+	case namespaces == nil:
+	case namespaces.Empty():
+		where = "every namespace"
+	default:
+		where = "namespaces with " + words(namespaces)
+	}
+	if pods.Empty() {
+		return "every pod in " + where
+	}
+	return "pods with " + words(pods) + " in " + where
+}
+
+// block holds an ipBlock. If any part of it is malformed it allows nothing.
+func (h *holder) block(b *networkingv1.IPBlock, field string) (string, *Lack) {
+	cidr, ok := prefix(b.CIDR)
+	if !ok {
+		return "", unreadable("peer", field+".cidr")
+	}
+	says := "addresses in " + cidr.String()
+	if len(b.Except) > 0 {
+		says += " except " + some(b.Except, 5, ", ")
+	}
+	lack := &Lack{Part: "peer", Allows: says}
+	for i, text := range b.Except {
+		except, ok := prefix(text)
+		if !ok {
+			return "", unreadable("peer", fmt.Sprintf("%s.except[%d]", field, i))
+		}
+		if except.Contains(h.addr) && lack.score == 0 {
+			lack.Flow, lack.score = fmt.Sprintf("%s lies in %s, which is excepted", h.addr, except), 1
+		}
+	}
+	if !cidr.Contains(h.addr) {
+		lack.Flow, lack.score = h.addr.String()+" lies outside of it", 2
+		if h.peer.Pod != nil {
+			lack.score = otherAddress
+		}
+	}
+	if lack.score == 0 {
+		return says, nil
+	}
+	return says, lack
+}
+
+func prefix(text string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(text)
+	return p.Masked(), err == nil && !p.Addr().Is4In6()
+}
+
+// missing says, for each requirement of a selector that set does not satisfy,
+// what set has instead: "role=backend", "no label project".
+func missing(sel labels.Selector, set labels.Set) []string {
+	var found []string
+	requirements, _ := sel.Requirements()
+	for _, r := range requirements {
+		if r.Matches(set) {
+			continue
+		}
+		text := "no label " + r.Key()
+		if value, ok := set[r.Key()]; ok {
+			text = r.Key() + "=" + value
+		}
+		if !slices.Contains(found, text) {
+			found = append(found, text)
+		}
+	}
+	return found
+}
+
+// words puts a selector in words: "role=frontend and tier one of a, b".
+func words(sel labels.Selector) string {
+	var parts []string
+	requirements, _ := sel.Requirements()
+	for _, r := range requirements {
+		values := slices.Sorted(slices.Values(r.ValuesUnsorted()))
+		switch r.Operator() {
+		case selection.Exists:
+			parts = append(parts, "a label "+r.Key())
+		case selection.DoesNotExist:
+			parts = append(parts, "no label "+r.Key())
+		case selection.NotIn:
+			parts = append(parts, r.Key()+" not "+strings.Join(values, " or "))
+		default:
+			parts = append(parts, r.Key()+"="+strings.Join(values, " or "))
+		}
+	}
+	return strings.Join(parts, " and ")
+}
+
+func keysOf(sel labels.Selector) []string {
+	var keys []string
+	requirements, _ := sel.Requirements()
+	for _, r := range requirements {
+		keys = append(keys, r.Key())
+	}
+	return keys
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}

@@ -1,0 +1,258 @@
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter"
+	"sluice/filter/policy/near"
+)
+
+// Question is a flow in the words of whoever asks.
+type Question struct {
+	From, To string // "namespace/name" of a pod, "name" in namespace default, or an IP address
+	Port     string // a number, or the name of a port of the destination; empty for ICMP
+	Protocol string // TCP, UDP, SCTP or ICMP, in any case; empty means TCP
+}
+
+// Flow is a flow that can be decided.
+type Flow struct {
+	From, To *End
+	Key      filter.Key
+}
+
+// End is one end of a flow.
+type End struct {
+	// Name is how it was asked for: "namespace/name", or the address.
+	Name string
+	// Addrs are its addresses, at most one of each family, IPv4 first.
+	Addrs []netip.Addr
+	// Pod is who has them; nil for an address outside the cluster or of a node.
+	Pod *corev1.Pod
+	// Node says that it is a node: a pod of the host network has its node's
+	// addresses, and to policies it is no pod.
+	Node bool
+}
+
+// byAddress says whether the end was asked for by its address.
+func (e *End) byAddress() bool { return len(e.Addrs) == 1 && e.Name == e.Addrs[0].String() }
+
+// Flows turns a question into the flows that answer it: one for each address
+// family that both ends have, IPv4 first. An error says what would be right.
+func (c *Cluster) Flows(q Question) ([]Flow, error) {
+	from, err := c.end(q.From)
+	if err != nil {
+		return nil, fmt.Errorf("from: %w", err)
+	}
+	to, err := c.end(q.To)
+	if err != nil {
+		return nil, fmt.Errorf("to: %w", err)
+	}
+	proto, ok := filter.TCP, true
+	if q.Protocol != "" {
+		proto, ok = filter.ParseProtocol(q.Protocol)
+	}
+	if !ok || !proto.HasPorts() && proto != filter.ICMP {
+		return nil, fmt.Errorf("protocol: %q is none that can be asked for: write TCP, UDP, SCTP or ICMP (which means ICMPv6 between IPv6 addresses)", q.Protocol)
+	}
+	port, err := c.port(q.Port, proto, to)
+	if err != nil {
+		return nil, fmt.Errorf("port: %w", err)
+	}
+	flows := make([]Flow, 0, 2)
+	for _, src := range from.Addrs {
+		for _, dst := range to.Addrs {
+			if src.Is4() != dst.Is4() {
+				continue
+			}
+			p := proto
+			if p == filter.ICMP && src.Is6() {
+				p = filter.ICMPv6
+			}
+			flows = append(flows, Flow{from, to, filter.NewKey(src, dst, p, port)})
+		}
+	}
+	if len(flows) == 0 {
+		return nil, fmt.Errorf("no packet can pass: %s has only %s, %s only %s", from.Name, families(from), to.Name, families(to))
+	}
+	return flows, nil
+}
+
+func families(e *End) string {
+	if e.Addrs[0].Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// end finds who is meant.
+func (c *Cluster) end(text string) (*End, error) {
+	if text == "" {
+		return nil, fmt.Errorf("it is missing: write namespace/name of a pod, or an IP address")
+	}
+	name := text
+	switch strings.Count(text, "/") {
+	case 0:
+		if addr, err := netip.ParseAddr(text); err == nil {
+			return c.address(addr.Unmap().WithZone("")), nil
+		}
+		name = metav1.NamespaceDefault + "/" + text
+	case 1:
+	default:
+		return nil, fmt.Errorf("%q is neither a pod nor an address: write namespace/name of a pod, or an IP address", text)
+	}
+	if e := c.ends[name]; e != nil {
+		return e, nil
+	}
+	pod := c.pods[name]
+	if pod == nil {
+		return nil, c.noPod(name)
+	}
+	e, err := c.podEnd(name, pod)
+	if err == nil {
+		c.ends[name] = e
+	}
+	return e, err
+}
+
+func (c *Cluster) address(addr netip.Addr) *End {
+	e := &End{Name: addr.String(), Addrs: []netip.Addr{addr}}
+	if who := c.snapshot.Endpoint(addr); who.IsNode() {
+		e.Node = true
+	} else if who != nil {
+		e.Pod = c.pods[who.String()]
+	}
+	return e
+}
+
+// podEnd finds a pod's addresses. Whether they are its own is for the snapshot
+// to say.
+func (c *Cluster) podEnd(name string, pod *corev1.Pod) (*End, error) {
+	e := &End{Name: name, Pod: pod}
+	if pod.Spec.HostNetwork {
+		e.Pod, e.Node = nil, true
+	}
+	if phase := pod.Status.Phase; phase == corev1.PodSucceeded || phase == corev1.PodFailed {
+		return nil, fmt.Errorf("pod %s has ended (%s) and has no address any more: ask for a pod that runs", name, phase)
+	}
+	for _, text := range addressesOf(pod) {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			continue
+		}
+		addr = addr.Unmap().WithZone("")
+		who := c.snapshot.Endpoint(addr)
+		if !e.Node && who.String() != name {
+			return nil, fmt.Errorf("the address %s of pod %s belongs to %s: ask for that one, or correct status.podIPs", addr, name, cmp.Or(who.String(), "nobody"))
+		}
+		if !slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() }) {
+			e.Addrs = append(e.Addrs, addr)
+		}
+	}
+	if len(e.Addrs) == 0 {
+		return nil, fmt.Errorf("pod %s has no address: add status.podIPs, as from kubectl get pods -A -o yaml", name)
+	}
+	slices.SortFunc(e.Addrs, netip.Addr.Compare)
+	return e, nil
+}
+
+func addressesOf(pod *corev1.Pod) []string {
+	var texts []string
+	for _, ip := range pod.Status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	texts = append(texts, pod.Status.PodIP)
+	if pod.Spec.HostNetwork {
+		for _, ip := range pod.Status.HostIPs {
+			texts = append(texts, ip.IP)
+		}
+		texts = append(texts, pod.Status.HostIP)
+	}
+	return texts
+}
+
+// noPod says which pod may have been meant: one of the same name elsewhere, or
+// one with a name like it.
+func (c *Cluster) noPod(name string) error {
+	_, wanted, _ := strings.Cut(name, "/")
+	all := make([]string, 0, len(c.pods))
+	var same []string
+	for n := range c.pods {
+		all = append(all, n)
+		if _, o, _ := strings.Cut(n, "/"); o == wanted {
+			same = append(same, n)
+		}
+	}
+	slices.Sort(all)
+	slices.Sort(same)
+	if best, ok := near.Name(name, all); ok && len(same) == 0 {
+		same = []string{best}
+	}
+	switch {
+	case len(same) > 0:
+		return fmt.Errorf("there is no pod %s: did you mean %s?", name, some(same, 5, " or "))
+	case len(all) == 0:
+		return fmt.Errorf("there is no pod %s, nor any other: add Pods with status.podIPs to the manifests, or write an IP address", name)
+	}
+	return fmt.Errorf("there is no pod %s: write one of %s, or an IP address", name, some(all, 8, ", "))
+}
+
+// some joins up to n of the texts.
+func some(texts []string, n int, sep string) string {
+	if len(texts) <= n {
+		return strings.Join(texts, sep)
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(texts[:n], sep), len(texts)-n)
+}
+
+// port reads a number, or finds a name among the ports of the destination.
+func (c *Cluster) port(text string, proto filter.Protocol, to *End) (uint16, error) {
+	if !proto.HasPorts() {
+		if text != "" && text != "0" {
+			return 0, fmt.Errorf("%s has no ports: leave it out", proto)
+		}
+		return 0, nil
+	}
+	if text == "" {
+		return 0, fmt.Errorf("it is missing: write a number from 1 to 65535, or the name of a port of the destination")
+	}
+	n, err := strconv.Atoi(text)
+	switch {
+	case err == nil && n >= 1 && n <= 65535:
+		return uint16(n), nil
+	case err == nil || !nameLike(text):
+		return 0, fmt.Errorf("%q is no port: write a number from 1 to 65535, or the name of a port of the destination", text)
+	case to.Node:
+		return 0, fmt.Errorf("%s has a node's address, for which port names have no meaning: write the number of %q", to.Name, text)
+	case to.Pod == nil:
+		return 0, fmt.Errorf("%s is outside the cluster and has no names for ports: write the number of %q", to.Name, text)
+	}
+	ports := c.snapshot.Endpoint(to.Addrs[0]).NamedPorts()
+	var have []string
+	for _, p := range ports {
+		if p.Name == text && p.Protocol == proto {
+			return p.Number, nil
+		}
+		have = append(have, fmt.Sprintf("%s (%s %d)", p.Name, p.Protocol, p.Number))
+	}
+	if len(have) == 0 {
+		return 0, fmt.Errorf("%s has no port named %q, nor any other name: write the number", to.Name, text)
+	}
+	return 0, fmt.Errorf("%s has no %s port named %q: write one of its names, %s, or a number", to.Name, proto, text, some(have, 8, ", "))
+}
+
+// nameLike says whether text can be the name of a port at all: it has a letter,
+// and no sign or space.
+func nameLike(text string) bool {
+	return strings.ContainsFunc(text, func(r rune) bool { return r >= 'a' && r <= 'z' }) &&
+		!strings.ContainsFunc(text, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+		})
+}

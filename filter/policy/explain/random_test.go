@@ -1,0 +1,281 @@
+package explain_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/explain"
+)
+
+// dice makes small clusters in which labels, names, addresses and ports collide
+// often, some parts of them malformed.
+type dice struct{ *rand.Rand }
+
+func pick[T any](d dice, from ...T) T { return from[d.IntN(len(from))] }
+
+func (d dice) one(in int) bool { return d.IntN(in) == 0 }
+
+func (d dice) labels() map[string]string {
+	set := map[string]string{}
+	for _, k := range []string{"role", "tier", "pod-template-hash"} {
+		if !d.one(3) {
+			set[k] = pick(d, "a", "b", "c")
+		}
+	}
+	return set
+}
+
+func (d dice) selector() *metav1.LabelSelector {
+	switch d.IntN(7) {
+	case 0:
+		return &metav1.LabelSelector{}
+	case 1, 2, 3:
+		return &metav1.LabelSelector{MatchLabels: map[string]string{pick(d, "role", "tier"): pick(d, "a", "b", "c")}}
+	}
+	r := metav1.LabelSelectorRequirement{Key: pick(d, "role", "tier"), Operator: pick(d,
+		metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn, metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist)}
+	if r.Operator == metav1.LabelSelectorOpIn || r.Operator == metav1.LabelSelectorOpNotIn {
+		r.Values = []string{"a", pick(d, "b", "c")}
+	}
+	if d.one(15) {
+		r.Operator = "Is"
+	}
+	return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{r}}
+}
+
+func (d dice) peer() networkingv1.NetworkPolicyPeer {
+	var p networkingv1.NetworkPolicyPeer
+	switch d.IntN(8) {
+	case 0, 1:
+		p.PodSelector = d.selector()
+	case 2, 3:
+		p.NamespaceSelector = d.selector()
+	case 4:
+		p.PodSelector, p.NamespaceSelector = d.selector(), d.selector()
+	case 5, 6:
+		p.IPBlock = &networkingv1.IPBlock{CIDR: pick(d, "10.0.0.0/29", "10.0.0.4/30", "0.0.0.0/0", "fd00::/125", "::/0", "192.0.2.0/24", "010.0.0.0/8")}
+		for range d.IntN(3) {
+			p.IPBlock.Except = append(p.IPBlock.Except, pick(d, "10.0.0.2/32", "10.0.0.4/31", "fd00::4/126", "192.0.2.7/32", "oops"))
+		}
+	}
+	if d.one(30) {
+		p.PodSelector = d.selector() // perhaps beside a block
+	}
+	return p
+}
+
+func (d dice) port() networkingv1.NetworkPolicyPort {
+	var p networkingv1.NetworkPolicyPort
+	if !d.one(4) {
+		proto := pick(d, corev1.ProtocolTCP, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP, "tcp")
+		p.Protocol = &proto
+	}
+	if !d.one(6) {
+		port := pick(d, intstr.FromInt32(80), intstr.FromInt32(81), intstr.FromInt32(0), intstr.FromString("web"), intstr.FromString("alt"))
+		p.Port = &port
+	}
+	if d.one(4) {
+		end := pick[int32](d, 79, 82, 90)
+		p.EndPort = &end
+	}
+	return p
+}
+
+func (d dice) policy(name string) *networkingv1.NetworkPolicy {
+	o := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: pick(d, "one", "two"), Name: name}}
+	o.Spec.PodSelector = *d.selector()
+	o.Spec.PolicyTypes = pick(d, nil, []networkingv1.PolicyType{"Ingress"}, []networkingv1.PolicyType{"Ingress", "Egress"}, []networkingv1.PolicyType{"Egress"})
+	for range d.IntN(3) {
+		var peers []networkingv1.NetworkPolicyPeer
+		var ports []networkingv1.NetworkPolicyPort
+		for range d.IntN(3) {
+			peers = append(peers, d.peer())
+		}
+		for range d.IntN(3) {
+			ports = append(ports, d.port())
+		}
+		if d.one(2) {
+			o.Spec.Ingress = append(o.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: peers, Ports: ports})
+		} else {
+			o.Spec.Egress = append(o.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: peers, Ports: ports})
+		}
+	}
+	return o
+}
+
+func (d dice) cluster() explain.Objects {
+	var o explain.Objects
+	for _, name := range []string{"one", "two"} {
+		if !d.one(4) {
+			o.Namespaces = append(o.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: d.labels()}})
+		}
+	}
+	for i := range 6 {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pick(d, "one", "two"), Name: fmt.Sprint("p", i), Labels: d.labels()}}
+		p.Status.PodIPs = []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", i+1)}, {IP: fmt.Sprintf("fd00::%d", i+1)}}
+		p.Status.HostIP = pick(d, "", "192.0.2.7")
+		for range d.IntN(3) {
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{{
+				Name: pick(d, "web", "alt", "other"), Protocol: pick(d, corev1.ProtocolTCP, corev1.ProtocolUDP), ContainerPort: pick[int32](d, 80, 81, 8080),
+			}}})
+		}
+		p.Spec.HostNetwork = d.one(10)
+		o.Pods = append(o.Pods, p)
+	}
+	for i := range 1 + d.IntN(4) {
+		o.Policies = append(o.Policies, d.policy(fmt.Sprint("policy", i)))
+	}
+	return o
+}
+
+// clusterOf compiles objects.
+func clusterOf(o explain.Objects) (*explain.Cluster, *policy.Snapshot) {
+	w := policy.NewWorld()
+	for _, ns := range o.Namespaces {
+		w.SetNamespace(ns)
+	}
+	for _, p := range o.Pods {
+		w.SetPod(p)
+	}
+	for _, p := range o.Policies {
+		w.SetPolicy(p)
+	}
+	s, _ := w.Commit()
+	o.Problems = append(o.Problems, w.Problems()...)
+	return explain.New(s, o), s
+}
+
+// An explanation must never disagree with the decision: where a side denies, every
+// rule lacks something; where it allows, the rule that is named lacks nothing. And
+// what it says would allow the flow must do so.
+func TestExplanationsAgreeWithDecide(t *testing.T) {
+	seen := make(map[string]int)
+	for seed := range uint64(1500) {
+		d := dice{rand.New(rand.NewPCG(seed, 1))}
+		o := d.cluster()
+		c, snapshot := clusterOf(o)
+		for range 20 {
+			q := explain.Question{
+				From: d.end(o), To: d.end(o), Port: pick(d, "80", "81", "8080", "90"),
+				Protocol: pick(d, "tcp", "TCP", "UDP", "sctp", "icmp", ""),
+			}
+			if q.Protocol == "icmp" {
+				q.Port = ""
+			}
+			flows, err := c.Flows(q)
+			if err != nil && strings.Contains(err.Error(), "no packet can pass") {
+				continue // an address of each family
+			}
+			if err != nil {
+				t.Fatalf("seed %d, %+v: %v", seed, q, err)
+			}
+			for _, f := range flows {
+				e := c.Explain(f)
+				if v := snapshot.Decide(f.Key); e.Verdict != v {
+					t.Fatalf("seed %d, %s: explained %v, decided %v", seed, f.Key, e.Verdict, v)
+				}
+				for _, s := range []explain.Side{e.Egress, e.Ingress} {
+					if err := agrees(c, f, s, sideOf(e.Verdict, s.Direction)); err != nil {
+						t.Fatalf("seed %d, %s, %s: %v\n%s", seed, f.Key, s.Direction, err, explain.Text([]explain.Explanation{e}))
+					}
+					seen[fmt.Sprint(s.Direction, " ", len(s.Policies) > 0, " ", s.Allows())]++
+					if s.Change != nil && s.Change.Problem == nil {
+						changed, _ := clusterOf(apply(o, s))
+						if again := changed.Explain(f); !sideOf(again.Verdict, s.Direction).Allows() {
+							t.Fatalf("seed %d, %s: the change does not allow the %s\n%s", seed, f.Key, s.Direction, explain.Text([]explain.Explanation{e}))
+						}
+						seen["changed"]++
+					}
+				}
+			}
+		}
+	}
+	for _, what := range []string{"egress true true", "egress true false", "ingress true true", "ingress true false", "ingress false true", "changed"} {
+		if seen[what] < 500 {
+			t.Errorf("%q was seen %d times: the clusters are not what they should be", what, seen[what])
+		}
+	}
+}
+
+func (d dice) end(o explain.Objects) string {
+	if d.one(5) {
+		return pick(d, "192.0.2.7", "192.0.2.8", "10.0.0.9", "fd00::9", "10.0.0.1")
+	}
+	p := pick(d, o.Pods...)
+	return p.Namespace + "/" + p.Name
+}
+
+func sideOf(v filter.Verdict, d filter.Direction) filter.Side {
+	if d == filter.Egress {
+		return v.Egress
+	}
+	return v.Ingress
+}
+
+func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) error {
+	allowing := c.Allowing(f, s.Direction)
+	switch {
+	case v.Isolation == nil:
+		if len(s.Policies) > 0 || len(allowing) > 0 || s.Change != nil {
+			return fmt.Errorf("it is not isolated")
+		}
+	case v.Rule != nil:
+		if s.Allowed == nil || s.Allowed.Rule != *v.Rule || len(s.Allowed.Lacks) > 0 || !slices.Contains(allowing, *v.Rule) {
+			return fmt.Errorf("%v allows it", *v.Rule)
+		}
+	default:
+		if s.Allowed != nil || len(allowing) > 0 || s.Change == nil {
+			return fmt.Errorf("it denies; allowing %v, change %v", allowing, s.Change)
+		}
+		for _, r := range s.Nearest {
+			if len(r.Lacks) == 0 {
+				return fmt.Errorf("%v lacks nothing", r.Rule)
+			}
+		}
+	}
+	return nil
+}
+
+// apply makes the change that a side asks for, in a copy of the policy.
+func apply(o explain.Objects, s explain.Side) explain.Objects {
+	o.Policies = slices.Clone(o.Policies)
+	o.Problems = nil
+	for i, p := range o.Policies {
+		if p.Namespace+"/"+p.Name != s.Change.Policy {
+			continue
+		}
+		p = p.DeepCopy()
+		o.Policies[i] = p
+		switch add := s.Change.Add.(type) {
+		case networkingv1.NetworkPolicyIngressRule:
+			p.Spec.Ingress = append(p.Spec.Ingress, add)
+		case networkingv1.NetworkPolicyEgressRule:
+			p.Spec.Egress = append(p.Spec.Egress, add)
+		case networkingv1.NetworkPolicyPeer:
+			at := s.Nearest[0].Rule.Index
+			if s.Direction == filter.Egress {
+				p.Spec.Egress[at].To = append(p.Spec.Egress[at].To, add)
+			} else {
+				p.Spec.Ingress[at].From = append(p.Spec.Ingress[at].From, add)
+			}
+		case networkingv1.NetworkPolicyPort:
+			at := s.Nearest[0].Rule.Index
+			if s.Direction == filter.Egress {
+				p.Spec.Egress[at].Ports = append(p.Spec.Egress[at].Ports, add)
+			} else {
+				p.Spec.Ingress[at].Ports = append(p.Spec.Ingress[at].Ports, add)
+			}
+		}
+	}
+	return o
+}

@@ -1,0 +1,123 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter"
+)
+
+// Reading is one rule held against a flow.
+type Reading struct {
+	Rule  filter.Rule
+	Peers string // whom the rule allows, in words; of several, who comes nearest
+	Ports string // which ports it allows, in words
+	Lacks []Lack // what keeps it from allowing the flow; none if it does
+}
+
+// Lack is a part of a rule that a flow does not satisfy.
+type Lack struct {
+	Part   string // "peer" or "port"
+	Allows string // what the rule allows: "pods with role=frontend in namespace default"
+	Flow   string // what the flow is instead: "default/web has role=backend"
+
+	score int      // how far off it is, to choose among the peers of a rule
+	keys  []string // of labels that the rule's selector of pods looks at
+}
+
+// String is the lack as part of a sentence about the rule.
+func (l Lack) String() string { return "allows " + l.Allows + "; " + l.Flow }
+
+// lacks says whether the rule lacks a part.
+func (r *Reading) lacks(part string) bool {
+	for _, l := range r.Lacks {
+		if l.Part == part {
+			return true
+		}
+	}
+	return false
+}
+
+// rule is what ingress and egress rules have in common.
+type rule struct {
+	peers []networkingv1.NetworkPolicyPeer
+	ports []networkingv1.NetworkPolicyPort
+}
+
+// rules are a policy's rules that are in force in a direction: none if it cannot
+// be read which pods it is for.
+func (c *Cluster) rules(d filter.Direction, name string) []rule {
+	p := c.policies[name]
+	if p == nil {
+		return nil
+	}
+	if _, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector); err != nil {
+		return nil
+	}
+	var rules []rule
+	if d == filter.Egress {
+		for _, r := range p.Spec.Egress {
+			rules = append(rules, rule{r.To, r.Ports})
+		}
+		return rules
+	}
+	for _, r := range p.Spec.Ingress {
+		rules = append(rules, rule{r.From, r.Ports})
+	}
+	return rules
+}
+
+// readings holds all rules of some policies against a flow, in their order.
+func (c *Cluster) readings(d filter.Direction, f Flow, policies []string) []Reading {
+	var all []Reading
+	for _, name := range policies {
+		for i := range c.rules(d, name) {
+			all = append(all, c.reading(d, f, name, i))
+		}
+	}
+	return all
+}
+
+func (c *Cluster) reading(d filter.Direction, f Flow, name string, index int) Reading {
+	out := Reading{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
+	rules := c.rules(d, name)
+	if index >= len(rules) {
+		return out // the snapshot was made from other objects
+	}
+	h := holder{c: c, namespace: c.policies[name].Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
+	list := "to"
+	if d == filter.Ingress {
+		h.peer, h.addr, list = f.From, f.Key.SrcAddr(), "from"
+	}
+	field := ruleField(out.Rule)
+	var lack *Lack
+	if out.Peers, lack = h.peers(rules[index].peers, field+"."+list); lack != nil {
+		out.Lacks = append(out.Lacks, *lack)
+	}
+	if out.Ports, lack = h.ports(rules[index].ports, field+".ports"); lack != nil {
+		out.Lacks = append(out.Lacks, *lack)
+	}
+	return out
+}
+
+// ruleField is the rule's place in its policy, as in "spec.ingress[0]".
+func ruleField(r filter.Rule) string { return fmt.Sprintf("spec.%s[%d]", r.Direction, r.Index) }
+
+// holder holds the parts of a rule against a flow.
+type holder struct {
+	c         *Cluster
+	namespace string // of the policy
+	key       filter.Key
+	peer      *End
+	addr      netip.Addr // of the peer
+	to        *End
+}
+
+// unreadable is the lack of a part that cannot be understood. What is wrong with
+// it is among the problems.
+func unreadable(part, field string) *Lack {
+	return &Lack{Part: part, Allows: "nothing", Flow: field + " cannot be understood", score: 1000}
+}

@@ -1,0 +1,140 @@
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"sluice/filter"
+)
+
+// Text is the explanations of one question for people: the verdict in one line,
+// then the two directions, then what would have to change. Where both address
+// families come to it by the same way, they are explained together. Rules are
+// numbered from 1.
+func Text(all []Explanation) string {
+	if len(all) == 2 && all[0].Verdict == all[1].Verdict {
+		return all[0].text(all[1].Flow)
+	}
+	var parts []string
+	for _, e := range all {
+		parts = append(parts, e.text())
+	}
+	return strings.Join(parts, "\n")
+}
+
+// text writes one explanation; also are flows that it holds for too.
+func (e *Explanation) text(also ...Flow) string {
+	flows := append([]Flow{e.Flow}, also...)
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s (%s): %s to %s, %s\n", e.Verdict.Action, e.Verdict.Reason,
+		endText(e.Flow.From, flows, filter.Key.SrcAddr), endText(e.Flow.To, flows, filter.Key.DstAddr), portText(e.Flow.Key))
+	switch e.Verdict.Reason {
+	case filter.SameAddress, filter.OwnNode:
+		fmt.Fprintf(&b, "  %s: no policy has a say in it\n", Why(e.Verdict))
+		return b.String()
+	}
+	e.Egress.write(&b, e.Flow.From)
+	e.Ingress.write(&b, e.Flow.To)
+	for _, s := range []*Side{&e.Egress, &e.Ingress} {
+		s.writeChange(&b)
+	}
+	return b.String()
+}
+
+// endText names an end and the addresses that were judged.
+func endText(e *End, flows []Flow, addrOf func(filter.Key) netip.Addr) string {
+	if e.byAddress() {
+		switch {
+		case e.Pod != nil:
+			return fmt.Sprintf("%s (pod %s/%s)", e.Name, e.Pod.Namespace, e.Pod.Name)
+		case e.Node:
+			return e.Name + " (this node)"
+		}
+		return e.Name + " (no pod)"
+	}
+	var addrs []string
+	for _, f := range flows {
+		addrs = append(addrs, addrOf(f.Key).String())
+	}
+	return e.Name + " (" + strings.Join(addrs, ", ") + ")"
+}
+
+func (s *Side) write(b *strings.Builder, end *End) {
+	name := s.Pod
+	if name == "" {
+		name = end.Name
+	}
+	fmt.Fprintf(b, "  %s: %s ", s.Direction, name)
+	switch {
+	case s.Pod == "" && end.Node:
+		fmt.Fprintln(b, "has a node's address, which no policy isolates")
+		return
+	case s.Pod == "":
+		fmt.Fprintln(b, "is no pod, so that no policy isolates it")
+		return
+	case len(s.Policies) == 0:
+		fmt.Fprintln(b, "is not isolated: no policy selects it in this direction")
+		return
+	}
+	fmt.Fprintf(b, "is isolated by %s;", strings.Join(s.Policies, ", "))
+	if s.Allowed != nil {
+		fmt.Fprintf(b, "\n    %s rule %d allows it: %s\n", s.Allowed.Rule.Policy, s.Allowed.Rule.Index+1, s.Allowed.allows())
+	} else {
+		s.writeNearest(b)
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", p.Policy, p.Field, p.Detail)
+	}
+}
+
+// allows is what the rule allows in words: "pods with role=frontend in namespace
+// default, TCP 6379".
+func (r *Reading) allows() string { return r.Peers + ", " + r.Ports }
+
+func (s *Side) writeNearest(b *strings.Builder) {
+	fmt.Fprintln(b, " no rule allows it")
+	for _, r := range s.Nearest {
+		fmt.Fprintf(b, "    %s rule %d ", r.Rule.Policy, r.Rule.Index+1)
+		for i, l := range r.Lacks {
+			if i > 0 {
+				fmt.Fprint(b, "; and it ")
+			}
+			fmt.Fprint(b, l)
+		}
+		fmt.Fprintln(b)
+	}
+	if s.More > 0 {
+		fmt.Fprintf(b, "    (%s as much)\n", count(s.More, "other rule lacks", "other rules lack"))
+	}
+	for i, p := range s.Empty {
+		if i == maxNearest && len(s.Empty) > maxNearest+1 {
+			fmt.Fprintf(b, "    (%d other policies have no %s rule)\n", len(s.Empty)-i, s.Direction)
+			break
+		}
+		fmt.Fprintf(b, "    %s has no %s rule: it allows nothing\n", p, s.Direction)
+	}
+}
+
+// writeChange says what would have to change on this side.
+func (s *Side) writeChange(b *strings.Builder) {
+	c := s.Change
+	switch {
+	case c == nil:
+		return
+	case c.Problem != nil:
+		fmt.Fprintf(b, "to allow the %s: mend %s of NetworkPolicy %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy, c.Problem.Mend)
+		return
+	}
+	fmt.Fprintf(b, "to allow the %s: add to %s of NetworkPolicy %s\n", s.Direction, c.Field, c.Policy)
+	text, err := yaml.Marshal([]any{c.Add})
+	if err != nil {
+		text = []byte(err.Error()) // these types of the API always marshal
+	}
+	for line := range strings.Lines(string(text)) {
+		fmt.Fprintf(b, "    %s", line)
+	}
+}
