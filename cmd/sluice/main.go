@@ -101,6 +101,7 @@ draw the matrix of who can reach whom, lint.`,
 // commands is the table of subcommands, in the order of the help.
 func commands(e env) []*cobra.Command {
 	return []*cobra.Command{
+		runCommand(e),
 		matrixCommand(e),
 		lintCommand(e),
 		rulesCommand(e),

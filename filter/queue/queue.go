@@ -47,8 +47,11 @@ type Options struct {
 	// DefaultCopyRange.
 	CopyRange uint32
 	// FailOpen lets packets pass that find their queue full; otherwise they are
-	// dropped.
+	// dropped. A flood would then open what policies close.
 	FailOpen bool
+	// NoGSO has the kernel cut big packets up before they are queued. Some
+	// kernels drop UDP segments and SCTP then.
+	NoGSO bool
 	// NetNS is a file descriptor of the network namespace of the queues; 0 is
 	// that of the process.
 	NetNS int

@@ -95,7 +95,10 @@ func (w *worker) read(ctx context.Context) error {
 
 // open opens the queue over our own socket.
 func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, error) {
-	flags := uint32(nfqueue.NfQaCfgFlagGSO) // without it, the kernel cuts big packets up, or drops them
+	var flags uint32
+	if !w.opts.NoGSO {
+		flags |= nfqueue.NfQaCfgFlagGSO
+	}
 	if w.opts.FailOpen {
 		flags |= nfqueue.NfQaCfgFlagFailOpen
 	}

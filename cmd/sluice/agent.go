@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sluice/cache"
+	"sluice/cache/conntrack"
+	"sluice/filter/policy"
+	"sluice/filter/queue"
+	"sluice/filter/rules"
+	"sluice/filter/verdictlog"
+	"sluice/watch"
+	"sluice/watch/node"
+)
+
+// goodbye is how long the agent takes at most to end in order.
+const goodbye = 10 * time.Second
+
+// agent is the parts of a running agent, wired together.
+//
+// World and packets meet in published alone: the keeper puts snapshots there, the
+// judges take them from there. After each publish the follower judges the live
+// connections.
+type agent struct {
+	opts      runOptions
+	log       *slog.Logger
+	published policy.Published
+	verdicts  *verdictlog.Log
+	manager   *rules.Manager
+	judges    []*cache.Judge
+	queues    *queue.Queues
+	table     *conntrack.Kernel
+	sweeper   *conntrack.Sweeper
+	follower  *conntrack.Follower
+	keeper    *watch.Keeper
+
+	known   chan struct{} // closed when the first snapshot is in force
+	failed  chan error    // why the agent could not begin
+	applied bool          // there may be rules in place
+	begun   bool          // the rules are in place and live connections judged
+}
+
+func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, error) {
+	a := &agent{opts: opts, log: log, known: make(chan struct{}), failed: make(chan error, 1)}
+	tables, err := rules.Open(ctx, opts.rules.Backend, log)
+	if err != nil {
+		return nil, err
+	}
+	a.manager = rules.New(opts.rules, tables, log)
+	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
+	var judges []queue.Judge
+	for range opts.rules.Queues {
+		j := cache.NewJudge(&a.published, cache.NewFlows(opts.cacheSize), a.verdicts)
+		a.judges, judges = append(a.judges, j), append(judges, j)
+	}
+	a.queues, err = queue.New(queue.Options{
+		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Mark: opts.rules.JudgedMark,
+		MaxLen: uint32(opts.queueLen), CopyRange: uint32(opts.copyRange),
+		FailOpen: opts.overflow == passPackets, NoGSO: !opts.gso,
+	}, judges, log)
+	if err != nil {
+		return nil, err
+	}
+	if a.table, err = conntrack.Open(conntrack.Options{}); err != nil {
+		return nil, err
+	}
+	marks := conntrack.Marks{Judged: opts.rules.JudgedMark, Revoked: opts.rules.RevokedMark}
+	a.sweeper = conntrack.New(a.table, marks, log, a.verdicts)
+	a.follower = conntrack.Follow(a.sweeper, log)
+	a.keeper = watch.New(policy.NewWorld(), &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
+	return a, nil
+}
+
+func (a *agent) close() {
+	for _, j := range a.judges {
+		j.Close()
+	}
+	_ = a.table.Close()
+}
+
+// run runs all parts until ctx ends, and then ends them in order; or until one of
+// them fails, and then ends the others likewise.
+func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
+	// What serves packets goes on while the rules are taken back.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, serving := errgroup.WithContext(serving)
+	group.Go(func() error { return a.keeper.Run(serving, append(sources, node.Source{Logger: a.log})...) })
+	group.Go(func() error {
+		select {
+		case <-serving.Done():
+			return nil
+		case <-a.known: // before that, every packet would be denied
+			return a.queues.Run(serving)
+		}
+	})
+	group.Go(func() error {
+		select {
+		case <-serving.Done():
+			return nil
+		case err := <-a.failed:
+			return err
+		}
+	})
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run} {
+		group.Go(func() error { part(serving); return nil })
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- group.Wait() }()
+	select {
+	case <-ctx.Done():
+		a.log.Info("ending", "rules", string(a.opts.onExit))
+	case err := <-ended:
+		ended <- err
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+	defer cancel()
+	drained := a.drain(limited, serving)
+	stop()
+	return errors.Join(<-ended, drained, a.leave(limited))
+}
+
+// drain keeps new packets from the queues and waits until those that wait there
+// have been answered.
+func (a *agent) drain(ctx, serving context.Context) error {
+	if err := a.manager.Pause(ctx); err != nil {
+		return fmt.Errorf("end in order: %w", err)
+	}
+	if serving.Err() != nil {
+		return nil // the workers are gone, and the kernel has dropped what waited
+	}
+	if err := a.queues.Drain(ctx); err != nil {
+		return fmt.Errorf("end in order: %w", err)
+	}
+	return nil
+}
+
+// leave leaves the rules as they are to be without an agent.
+func (a *agent) leave(ctx context.Context) error {
+	if !a.applied {
+		return nil // they were never put in place
+	}
+	if a.opts.onExit == keepAtExit {
+		return a.manager.Apply(ctx)
+	}
+	if err := a.manager.Remove(ctx); err != nil {
+		return err
+	}
+	_, err := a.sweeper.ClearMarks(ctx, a.opts.rules.Mask())
+	return err
+}
+
+// onPublish is called when a snapshot is in force and no verdict of an older one
+// can still take effect.
+func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes) {
+	if a.begun {
+		a.follower.Published(s, changes, false)
+		return
+	}
+	if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
+		a.failed <- err
+		<-ctx.Done() // there is no going on from here
+	}
+}
+
+// begin puts the rules in place, once somebody reads the queues, and then judges
+// the connections that lived before: in this order, so that none begins unseen in
+// between.
+func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
+	close(a.known)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.queues.Ready():
+	}
+	a.applied = true
+	if err := a.manager.Apply(ctx); err != nil {
+		return fmt.Errorf("put the rules in place: %w", err)
+	}
+	a.follower.Published(s, nil, true)
+	if err := a.follower.Sweep(ctx); err != nil {
+		return err
+	}
+	a.begun = true
+	c := s.Counts()
+	a.log.Info("sluice is ready", "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
+		"queues", a.opts.rules.Queues, "fail", failText(a.opts.rules.FailOpen))
+	return nil
+}
+
+func failText(open bool) string {
+	f := failFlag(open)
+	return f.String()
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"sluice/cache"
+	"sluice/filter/queue"
+	"sluice/filter/rules"
+	"sluice/filter/verdictlog"
+	"sluice/watch/folder"
+)
+
+// onExit is what becomes of the rules when the agent ends.
+type onExit string
+
+const (
+	keepAtExit   onExit = "keep"
+	removeAtExit onExit = "remove"
+)
+
+// overflow is what becomes of packets that find their queue full.
+type overflow string
+
+const (
+	dropPackets overflow = "drop"
+	passPackets overflow = "pass"
+)
+
+type runOptions struct {
+	manifests string
+	rules     rules.Options
+	onExit    onExit
+
+	queueLen, copyRange, cacheSize int
+	overflow                       overflow
+	gso                            bool
+
+	verdicts     verdictlog.Level
+	verdictsRate int
+	logFormat    string
+	logLevel     slog.Level
+}
+
+func runCommand(e env) *cobra.Command {
+	opts := runOptions{onExit: removeAtExit, overflow: dropPackets, verdicts: verdictlog.None, logFormat: "text"}
+	cmd := &cobra.Command{
+		Use:   "run --manifests DIR",
+		Short: "Enforce the policies on this node",
+		Long: `Run enforces the NetworkPolicies on the pods of this node, until it is ended
+(Ctrl-C, SIGTERM).
+
+With --manifests it takes Namespaces, Pods (with status.podIPs) and NetworkPolicies
+from the YAML and JSON files of a folder and follows them: save a file, and the next
+connection is judged by it, and so are the live ones. Of a file that breaks, the last
+good state stays in force.
+
+It keeps rules in the iptables of this network namespace (sluice rules prints them).
+They bring the first packet of each new pod connection here; the rest of the
+connection stays in the kernel.
+
+When it ends, --on-exit says what becomes of the rules: remove them, and everything
+is open; or keep them, and judged connections go on while new ones get what --fail
+says. --fail also holds if the agent is killed or crashes.`,
+		Example: `  sluice run --manifests ./policies
+  sluice run --manifests ./policies --log-verdicts denied
+  sluice run --manifests ./policies --on-exit keep --fail closed`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := opts.rules.Validate(); err != nil {
+				return err
+			}
+			return runAgent(cmd.Context(), opts, newLogger(e, opts))
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&opts.manifests, "manifests", "", "folder of manifests, or a single file")
+	_ = cmd.MarkFlagRequired("manifests") // fails only for a flag that is not there
+	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
+	addRulesFlags(fs, &opts.rules)
+	addQueueFlags(fs, &opts)
+	addLogFlags(fs, &opts)
+	return cmd
+}
+
+func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {
+	opts.queueLen, opts.copyRange, opts.cacheSize, opts.gso = queue.DefaultMaxLen, queue.DefaultCopyRange, cache.DefaultSize, true
+	fs.Var(newNumberFlag(&opts.queueLen, 1, 1<<20), "queue-len", "how many packets may wait in each queue")
+	fs.Var(newNumberFlag(&opts.copyRange, 64, 65535), "copy-range", "how many bytes of a packet are read; IPv6 extension headers beyond are not understood")
+	fs.Var(newChoiceFlag(&opts.overflow, dropPackets, passPackets), "queue-overflow", "what packets get that find their queue full: drop or pass (a flood then opens what policies close)")
+	fs.BoolVar(&opts.gso, "queue-gso", opts.gso, "take packets that are not yet cut up to the size of the wire")
+	fs.Var(newNumberFlag(&opts.cacheSize, 0, 1<<24), "cache-size", "how many flows each worker remembers; 0 turns the cache off")
+}
+
+func addLogFlags(fs *pflag.FlagSet, opts *runOptions) {
+	fs.Var(newChoiceFlag(&opts.verdicts, verdictlog.None, verdictlog.Denied, verdictlog.All), "log-verdicts", "which verdicts to log: none, denied or all")
+	opts.verdictsRate = verdictlog.DefaultRate
+	fs.Var(newNumberFlag(&opts.verdictsRate, 0, 1<<20), "log-verdicts-rate", "how many verdicts to log a second; 0 for no limit")
+	fs.Var(newChoiceFlag(&opts.logFormat, "text", "json"), "log-format", "text or json")
+	fs.TextVar(&opts.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+}
+
+func newLogger(e env, opts runOptions) *slog.Logger {
+	o := &slog.HandlerOptions{Level: opts.logLevel}
+	if opts.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(e.stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(e.stderr, o))
+}
+
+// runAgent builds the agent from its parts and runs it.
+func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
+	a, err := newAgent(ctx, opts, log)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	if err := a.run(ctx, folder.Source{Dir: opts.manifests, Logger: log}); err != nil {
+		return fmt.Errorf("run the agent: %w", err)
+	}
+	return nil
+}
