@@ -1,0 +1,229 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The gateways of every pod. The same addresses are at the router's end of each
+// wire: only those at the wire's two ends know of them.
+var (
+	gateway4 = netip.MustParseAddr("169.254.1.1")
+	gateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// Device is the name of the interface that joins a host to its router.
+const Device = "eth0"
+
+// wire is a veth pair between a host and its router.
+type wire struct {
+	router *Host
+	inside netlink.Link // eth0
+	remote netlink.Link // the router's end
+}
+
+// RouterDevice is the name of the router's end of the host's wire, for rules that
+// name an interface.
+func (h *Host) RouterDevice() string { return h.wire.remote.Attrs().Name }
+
+// join wires a host to its router: addresses and a default route in the host, and
+// in the router a route to each address.
+func (h *Host) join(router *Host) error {
+	name := fmt.Sprintf("to-%x", h.IPv4.AsSlice()) // at most 15 bytes
+	if err := router.ns.link.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: name, Index: h.lab.nextIndex()}, PeerName: Device, PeerNamespace: netlink.NsFd(h.ns.fd),
+	}); err != nil {
+		return fmt.Errorf("add a veth pair: %w", err)
+	}
+	var err error
+	h.wire.router = router
+	if h.wire.remote, err = router.ns.link.LinkByName(name); err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	if h.wire.inside, err = h.ns.link.LinkByName(Device); err != nil {
+		return fmt.Errorf("find %s: %w", Device, err)
+	}
+	if err := errors.Join(router.ns.setUp(h.wire.remote), h.ns.setUp(h.wire.inside)); err != nil {
+		return err
+	}
+	if err := errors.Join(router.ns.awaitUp(h.wire.remote), h.ns.awaitUp(h.wire.inside)); err != nil {
+		return err
+	}
+	for _, f := range []struct{ addr, gateway netip.Addr }{
+		{h.IPv4, h.gateway(gateway4, router.IPv4)},
+		{h.IPv6, h.gateway(gateway6, router.IPv6)},
+	} {
+		if err := router.ns.addAddr(h.wire.remote, f.gateway); err != nil {
+			return err
+		}
+		if err := h.ns.addAddr(h.wire.inside, f.addr); err != nil {
+			return err
+		}
+		if err := h.ns.addRoute(h.wire.inside, netip.PrefixFrom(zero(f.addr), 0), f.gateway, f.addr); err != nil {
+			return err
+		}
+		if err := h.routeHere(netip.PrefixFrom(f.addr, f.addr.BitLen())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *namespace) setUp(dev netlink.Link) error {
+	if err := n.link.LinkSetUp(dev); err != nil {
+		return fmt.Errorf("set %s up: %w", dev.Attrs().Name, err)
+	}
+	return nil
+}
+
+// awaitUp waits until an interface takes packets. Until the kernel has seen, in
+// the background, that both ends are up, it drops what is sent.
+func (n *namespace) awaitUp(dev netlink.Link) error {
+	return await(dev.Attrs().Name+" is up", func() (bool, error) {
+		now, err := n.link.LinkByIndex(dev.Attrs().Index)
+		return err == nil && now.Attrs().OperState == netlink.OperUp, err
+	})
+}
+
+// awaitAddr waits until an address is the interface's own, which for IPv6 is done
+// in the background, however often it is told not to look for duplicates.
+func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
+	return await("address "+a.String()+" is in use", func() (bool, error) {
+		routes, err := n.link.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{OifIndex: dev.Attrs().Index})
+		// No route is an answer as well.
+		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+			return false, nil
+		}
+		return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, err
+	})
+}
+
+// await asks until the answer is yes.
+func await(what string, ask func() (bool, error)) error {
+	const bound = 10 * time.Second // where milliseconds are usual
+	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
+		switch ok, err := ask(); {
+		case err != nil:
+			return fmt.Errorf("wait until %s: %w", what, err)
+		case ok:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("wait until %s: not so after %v", what, bound)
+		}
+	}
+}
+
+// nextIndex is an interface index for a router's end, such as no host has for its
+// own. Where both ends of a veth pair have the same index, the kernel takes them
+// for unimportant and may wait a second before it believes that the wire is up;
+// until then IPv6 addresses do not answer.
+func (l *Lab) nextIndex() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wires++
+	return 1000 + l.wires
+}
+
+// gateway is how a host calls its router. Those on the wire call it by its own
+// addresses: a node has the pods' gateway as an address of its own, and no host
+// can route to itself.
+func (h *Host) gateway(pods, wire netip.Addr) netip.Addr {
+	if h.wire.router == h.lab.wire {
+		return wire
+	}
+	return pods
+}
+
+// AddAddr gives the host one more address, which may be any that no living host
+// has. It is not used as a source unless a socket is bound to it.
+func (h *Host) AddAddr(a netip.Addr) error {
+	h.lab.mu.Lock()
+	if h.lab.used[a] {
+		h.lab.mu.Unlock()
+		return fmt.Errorf("add an address to %s: %s is taken: give another, or close the host that has it", h.Name, a)
+	}
+	h.lab.used[a] = true
+	h.own(a)
+	h.lab.mu.Unlock()
+	if err := h.ns.addAddr(h.wire.inside, a); err != nil {
+		return fmt.Errorf("on %s: %w", h.Name, err)
+	}
+	return h.routeHere(netip.PrefixFrom(a, a.BitLen()))
+}
+
+// addAddr adds an address that is usable at once.
+func (n *namespace) addAddr(dev netlink.Link, a netip.Addr) error {
+	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}
+	if a.IsLinkLocalUnicast() {
+		addr.Scope = unix.RT_SCOPE_LINK
+	}
+	if a.Is6() && a.IsLinkLocalUnicast() {
+		addr.Mask = net.CIDRMask(64, 128)
+	}
+	if err := n.link.AddrAdd(dev, addr); err != nil {
+		return fmt.Errorf("add address %s: %w", a, err)
+	}
+	return n.awaitAddr(dev, a)
+}
+
+// addRoute adds a route out of a device. Without a gateway the destination is on
+// the wire itself. The source is what sockets without an address use.
+func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source netip.Addr) error {
+	r := &netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(to), Src: source.AsSlice()}
+	if gateway.IsValid() {
+		r.Gw, r.Flags = gateway.AsSlice(), int(netlink.FLAG_ONLINK)
+	} else if to.Addr().Is4() {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	if err := n.link.RouteAdd(r); err != nil {
+		return fmt.Errorf("add route to %s: %w", to, err)
+	}
+	return nil
+}
+
+// routeHere makes the host's router, and for a node's host the whole lab, send
+// packets for a range to the host.
+func (h *Host) routeHere(to netip.Prefix) error {
+	source := h.wire.router.IPv4
+	if to.Addr().Is6() {
+		source = h.wire.router.IPv6
+	}
+	via := netip.Addr{}
+	if to.Bits() < to.Addr().BitLen() { // the host routes for others
+		if via = h.IPv4; to.Addr().Is6() {
+			via = h.IPv6
+		}
+	}
+	return h.wire.router.ns.addRoute(h.wire.remote, to, via, source)
+}
+
+// cut removes the wire at once. When a namespace goes, the kernel does so in its
+// own time; a route that leads to an old pod would be in a new one's way.
+func (w wire) cut() error {
+	if w.remote == nil || !w.router.ns.fd.IsOpen() {
+		return nil
+	}
+	if err := w.router.ns.link.LinkDel(w.remote); err != nil {
+		return fmt.Errorf("remove %s: %w", w.remote.Attrs().Name, err)
+	}
+	return nil
+}
+
+// ipNet is the prefix in the form that netlink takes.
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// zero is the unspecified address of the family.
+func zero(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}

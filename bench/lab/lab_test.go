@@ -1,0 +1,180 @@
+package lab_test
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+)
+
+// patience bounds what a loaded machine may take. An attempt takes below a
+// millisecond on an idle one.
+const patience = 10 * time.Second
+
+func addPod(t testing.TB, n *lab.Node, name string, addrs ...netip.Addr) *lab.Host {
+	t.Helper()
+	h, err := n.AddPod(name, addrs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func serve(t testing.TB, h *lab.Host, port uint16) {
+	t.Helper()
+	for _, network := range []string{"tcp", "udp"} {
+		if err := h.Serve(network, port); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func addrPort(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+
+func TestEveryoneReachesEveryone(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{Nodes: 2})
+	hosts := []*lab.Host{l.Outside, l.Nodes[0].Host, l.Nodes[1].Host}
+	for i, name := range []string{"default/web", "default/db", "default/api"} {
+		hosts = append(hosts, addPod(t, l.Nodes[i%2], name))
+	}
+	for _, h := range hosts {
+		serve(t, h, 80)
+	}
+	var wg sync.WaitGroup
+	for _, from := range hosts {
+		for _, to := range hosts {
+			for i, addr := range to.Addrs() {
+				for _, network := range []string{"tcp", "udp"} {
+					wg.Go(func() {
+						r := from.Connect(t.Context(), network, addrPort(addr, 80), patience)
+						source := from.Addrs()[i]
+						if r.Outcome != lab.Reached || r.By != to.Name || r.Seen.Addr() != source || r.Seen != r.From {
+							t.Errorf("%s to %s %s/%s: %+v, want an answer that has seen %s", from.Name, to.Name, addr, network, r, source)
+						}
+					})
+				}
+			}
+		}
+	}
+	wg.Wait()
+}
+
+func TestOutcomes(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{})
+	web, db := addPod(t, l.Nodes[0], "web"), addPod(t, l.Nodes[0], "db")
+	for i, iptables := range []string{"iptables", "ip6tables"} {
+		for _, network := range []string{"tcp", "udp"} {
+			to := addrPort(db.Addrs()[i], 80)
+			// Many times, because errors must not be rationed.
+			for range 20 {
+				if r := web.Connect(t.Context(), network, to, patience); r.Outcome != lab.Refused {
+					t.Fatalf("closed port: %+v", r)
+				}
+			}
+		}
+		if err := l.Nodes[0].Run(iptables, "-w", "-A", "FORWARD", "-p", "tcp", "-j", "DROP"); err != nil {
+			t.Fatal(err)
+		}
+		to := addrPort(db.Addrs()[i], 80)
+		if r := web.Connect(t.Context(), "tcp", to, time.Millisecond); r.Outcome != lab.TimedOut {
+			t.Errorf("dropped: %+v", r)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if r := web.Connect(ctx, "udp", to, patience); r.Outcome == lab.Reached || r.Err == nil {
+			t.Errorf("cancelled: %+v", r)
+		}
+	}
+	nowhere := addrPort(netip.MustParseAddr("198.51.100.1"), 80)
+	if r := l.Outside.Connect(t.Context(), "tcp", nowhere, patience); r.Outcome != lab.Unreachable {
+		t.Errorf("no route: %+v", r)
+	}
+}
+
+// TestTranslation has what tests of Services and masquerading build upon.
+func TestTranslation(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{})
+	node, db := l.Nodes[0], addPod(t, l.Nodes[0], "db")
+	serve(t, db, 6379)
+	serve(t, l.Outside, 80)
+	for i, f := range []struct{ iptables, service string }{{"iptables", "10.96.0.1"}, {"ip6tables", "fd00:96::1"}} {
+		to := addrPort(db.Addrs()[i], 6379)
+		for _, args := range [][]string{
+			{"PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "80", "-j", "DNAT", "--to-destination", to.String()},
+			{"POSTROUTING", "-o", lab.Device, "-j", "MASQUERADE"},
+		} {
+			if err := node.Run(f.iptables, append([]string{"-w", "-t", "nat", "-A"}, args...)...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		web := addPod(t, node, "web")
+		service := addrPort(netip.MustParseAddr(f.service), 80)
+		if r := web.Connect(t.Context(), "tcp", service, patience); r.By != "db" || r.Seen != r.From {
+			t.Errorf("service: %+v", r)
+		}
+		if r := web.Connect(t.Context(), "tcp", addrPort(l.Outside.Addrs()[i], 80), patience); r.Seen.Addr() != node.Addrs()[i] {
+			t.Errorf("masqueraded: %+v, want to be seen as %s", r, node.Addrs()[i])
+		}
+	}
+}
+
+// TestAddresses gives addresses away, takes them back and gives them to others.
+func TestAddresses(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{})
+	old := addPod(t, l.Nodes[0], "old")
+	if _, err := l.AddPod("thief", old.IPv4); err == nil {
+		t.Fatal("two living pods have the same address")
+	}
+	extra := netip.MustParseAddr("203.0.113.7")
+	if err := l.Outside.AddAddr(extra); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, l.Outside, 80)
+	if r := old.Connect(t.Context(), "tcp", addrPort(extra, 80), patience); r.By != "outside" {
+		t.Errorf("second address: %+v", r)
+	}
+	addrs := old.Addrs()
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fresh := addPod(t, l.Nodes[0], "fresh", addrs...)
+	serve(t, fresh, 80)
+	for _, a := range addrs {
+		if r := l.Outside.Connect(t.Context(), "udp", addrPort(a, 80), patience); r.By != "fresh" {
+			t.Errorf("%s: %+v", a, r)
+		}
+	}
+	if next := addPod(t, l.Nodes[0], "next"); next.IPv4 == fresh.IPv4 || next.IPv6 == fresh.IPv6 {
+		t.Errorf("%s has %v, which fresh has too", next.Name, next.Addrs())
+	}
+}
+
+func BenchmarkLab(b *testing.B) {
+	lab.Require(b)
+	for b.Loop() {
+		l, err := lab.New(lab.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range 6 {
+			addPod(b, l.Nodes[0], "pod")
+		}
+		if err := l.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkConnect(b *testing.B) {
+	l := lab.ForTest(b, lab.Options{})
+	web, db := addPod(b, l.Nodes[0], "web"), addPod(b, l.Nodes[0], "db")
+	serve(b, db, 80)
+	for b.Loop() {
+		if r := web.Connect(b.Context(), "tcp", addrPort(db.IPv4, 80), patience); r.Outcome != lab.Reached {
+			b.Fatal(r.Err)
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package lab
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Send puts a packet, beginning with its IP header, on the host's wire to its
+// router, just as it is: the host's own kernel neither checks nor routes nor
+// filters it. So it can be anything that a hostile pod might send. What does not
+// look like IPv6 is announced as IPv4.
+func (h *Host) Send(packet []byte) error {
+	if h.wire.remote == nil {
+		return fmt.Errorf("send from %s: it has no wire", h.Name)
+	}
+	to := &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_IP), Ifindex: h.wire.inside.Attrs().Index}
+	to.Halen = uint8(copy(to.Addr[:], h.wire.remote.Attrs().HardwareAddr))
+	if len(packet) > 0 && packet[0]>>4 == 6 {
+		to.Protocol = bigEndian(unix.ETH_P_IPV6)
+	}
+	fd, err := h.packetSocket(0)
+	if err == nil {
+		err = errors.Join(unix.Sendto(fd, packet, 0, to), unix.Close(fd))
+	}
+	if err != nil {
+		return fmt.Errorf("send from %s: %w", h.Name, err)
+	}
+	return nil
+}
+
+// packetSocket opens a socket for whole packets without their link header. It
+// hears those of a protocol; with 0, none.
+func (h *Host) packetSocket(protocol uint16) (fd int, err error) {
+	err = h.ns.do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(bigEndian(protocol)))
+		return err
+	})
+	return fd, err
+}
+
+// bigEndian is a number in network byte order, as packet sockets want it.
+func bigEndian(n uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], n)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+// Sniffer hears the IP packets that arrive at a host on whatever interface,
+// before the host's kernel handles them: what netfilter lets through on the
+// router, and nothing else.
+type Sniffer struct {
+	host *Host
+	file *os.File
+	buf  []byte
+}
+
+// Sniff starts to listen. Everything that arrives from now on is kept for Next,
+// as far as the socket's buffer reaches. The sniffer ends with its host, or when
+// it is closed.
+func (h *Host) Sniff() (*Sniffer, error) {
+	fd, err := h.packetSocket(unix.ETH_P_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("sniff on %s: %w", h.Name, err)
+	}
+	s := &Sniffer{host: h, file: os.NewFile(uintptr(fd), "sniffer on "+h.Name), buf: make([]byte, 64<<10)}
+	return s, h.keep(s.file, nil)
+}
+
+// Next returns the next packet, beginning with its IP header, and waits for it
+// until ctx ends. Checksums may be missing, as packets that never leave the
+// machine do not need them. It is for one goroutine.
+func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
+	if err := s.file.SetReadDeadline(time.Time{}); err != nil {
+		return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.file.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for ctx.Err() == nil {
+		n, from, err := s.read()
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		case err != nil:
+			return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, err)
+		case from.Pkttype == unix.PACKET_OUTGOING:
+		case from.Protocol == bigEndian(unix.ETH_P_IP), from.Protocol == bigEndian(unix.ETH_P_IPV6):
+			return append([]byte(nil), s.buf[:n]...), nil
+		}
+	}
+	return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, context.Cause(ctx))
+}
+
+// Await returns the next packet that matches and passes over the others.
+func (s *Sniffer) Await(ctx context.Context, match func(packet []byte) bool) ([]byte, error) {
+	for {
+		if p, err := s.Next(ctx); err != nil || match(p) {
+			return p, err
+		}
+	}
+}
+
+func (s *Sniffer) read() (n int, from *unix.SockaddrLinklayer, err error) {
+	conn, err := s.file.SyscallConn()
+	if err != nil {
+		return 0, nil, err
+	}
+	var sa unix.Sockaddr
+	if e := conn.Read(func(fd uintptr) bool {
+		n, sa, err = unix.Recvfrom(int(fd), s.buf, 0)
+		return err != unix.EAGAIN && err != unix.EINTR
+	}); e != nil {
+		return 0, nil, e
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	from, ok := sa.(*unix.SockaddrLinklayer)
+	if !ok {
+		return 0, nil, errors.New("a packet without a link address")
+	}
+	return n, from, nil
+}
+
+// Close ends the sniffer.
+func (s *Sniffer) Close() error { return s.file.Close() }

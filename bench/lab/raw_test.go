@@ -1,0 +1,73 @@
+package lab_test
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"sluice/bench/lab"
+)
+
+// build makes an IP packet of a protocol that no socket here speaks.
+func build(t *testing.T, from, to *lab.Host, v6 bool, payload []byte) []byte {
+	t.Helper()
+	ip4 := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolSCTP, SrcIP: from.IPv4.AsSlice(), DstIP: to.IPv4.AsSlice()}
+	ip6 := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolSCTP, SrcIP: from.IPv6.AsSlice(), DstIP: to.IPv6.AsSlice()}
+	b := gopacket.NewSerializeBuffer()
+	var ip gopacket.SerializableLayer = ip4
+	if v6 {
+		ip = ip6
+	}
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ip, gopacket.Payload(payload)); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestSendAndSniff(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{Nodes: 2})
+	web, db := addPod(t, l.Nodes[0], "web"), addPod(t, l.Nodes[1], "db")
+	s, err := db.Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for _, v6 := range []bool{false, true} {
+		want := build(t, web, db, v6, []byte("eight by"))
+		if err := web.Send(want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Await(ctx, func(p []byte) bool { return bytes.HasSuffix(p, []byte("eight by")) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Three routers have counted it down.
+		if ttl := got[8-int(got[0]>>4)/6]; ttl != 61 {
+			t.Errorf("TTL %d, want 61: % x", ttl, got)
+		}
+		if len(got) != len(want) {
+			t.Errorf("got % x, want % x", got, want)
+		}
+	}
+	// The pod's own kernel would not send this one: its length is a lie.
+	lie := build(t, web, db, false, nil)
+	lie[3] = 19
+	n, err := l.Nodes[0].Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := web.Send(lie); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Await(ctx, func(p []byte) bool { return bytes.Equal(p, lie) }); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if _, err := s.Next(ctx); err == nil {
+		t.Error("Next outlives its context")
+	}
+}

@@ -1,0 +1,47 @@
+package lab
+
+import (
+	"os"
+	"os/exec"
+)
+
+// TB is what a test gives to the lab: a testing.TB, named here without importing
+// package testing into the demo.
+type TB interface {
+	Helper()
+	Skipf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Cleanup(func())
+}
+
+// Require skips the test where no lab can be: without root, or without iptables
+// for both families.
+func Require(t TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skipf("needs root: it makes network namespaces")
+	}
+	for _, name := range []string{"iptables", "ip6tables"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("needs %s: install the package iptables", name)
+		}
+	}
+}
+
+// ForTest builds a lab that lives as long as the test. It skips the test where
+// [Require] does.
+func ForTest(t TB, opts Options) *Lab {
+	t.Helper()
+	Require(t)
+	l, err := New(opts)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("%v", err)
+		}
+	})
+	return l
+}
