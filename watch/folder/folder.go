@@ -14,6 +14,7 @@ package folder
 import (
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -78,20 +79,26 @@ func (p Problem) LogValue() slog.Value {
 	)
 }
 
-// Read reads a folder with its subfolders, or a single file. In a folder it
-// takes the files *.yaml, *.yml and *.json whose names do not begin with a dot.
+// Read reads folders with their subfolders, or single files. In a folder it takes
+// the files *.yaml, *.yml and *.json whose names do not begin with a dot.
 //
 // What cannot be understood is left out and listed as a problem; only a folder
 // that cannot be opened is an error. Of two objects with one name the first
-// counts, by path and then by place in the file.
-func Read(dir string) (Objects, []Problem, error) {
-	paths, err := list(dir, nil)
-	if err != nil {
-		return Objects{}, nil, err
-	}
-	contents := make([]*content, len(paths))
-	for i, path := range paths {
-		contents[i] = readFile(path, slog.Default())
+// counts: in the order of dirs, then by path and then by place in the file.
+func Read(dirs ...string) (Objects, []Problem, error) {
+	var contents []*content
+	seen := make(map[string]bool)
+	for _, dir := range dirs {
+		paths, err := list(dir, nil)
+		if err != nil {
+			return Objects{}, nil, err
+		}
+		for _, path := range paths {
+			if key := filepath.Clean(path); !seen[key] { // a folder, and a file in it
+				seen[key] = true
+				contents = append(contents, readFile(path, slog.Default()))
+			}
+		}
 	}
 	m := merge(contents)
 	var problems []Problem

@@ -297,3 +297,26 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// Several folders are read as one, a file that is named twice once.
+func TestReadSeveral(t *testing.T) {
+	pod := func(name, label string) string {
+		return "{apiVersion: v1, kind: Pod, metadata: {name: " + name + ", labels: {in: " + label + "}}}"
+	}
+	a := write(t, map[string]string{"one.yaml": pod("one", "a"), "two.yaml": pod("two", "a")})
+	b := write(t, map[string]string{"two.yaml": pod("two", "b"), "six.yaml": pod("six", "b")})
+	objects, problems, err := Read(b, filepath.Join(a, "one.yaml"), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range objects.Pods {
+		got = append(got, p.Name+" "+p.Labels["in"])
+	}
+	if want := []string{"six b", "two b", "one a"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if len(problems) != 1 || problems[0].File != filepath.Join(a, "two.yaml") || !strings.Contains(problems[0].Detail, "the same object") {
+		t.Errorf("%v", problems)
+	}
+}
