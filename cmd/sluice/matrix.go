@@ -12,7 +12,6 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
-	"sluice/watch/folder"
 )
 
 // maxMatrixPods keeps the number of cells, its square, within what can be looked
@@ -65,31 +64,19 @@ func runMatrix(e env, opts matrixOptions) error {
 	if err != nil {
 		return err
 	}
-	objects, problems, err := folder.Read(opts.dir)
+	from, err := readManifests(nil, opts.dir)
 	if err != nil {
 		return err
 	}
-	world := policy.NewWorld()
-	objects.Apply(world)
-	snapshot, _ := world.Commit()
-	m := &matrix{snapshot: snapshot, policies: policyPorts(objects.Policies), spans: make(map[spanKey][]portSpan)}
-	if err := m.addPods(e, objects.Pods, opts.namespaces, asked); err != nil {
+	m := &matrix{snapshot: from.snapshot, policies: policyPorts(from.Policies), spans: make(map[spanKey][]portSpan)}
+	if err := m.addPods(e, from.Pods, opts.namespaces, asked); err != nil {
 		return err
 	}
 	m.fill(len(asked) > 0)
 	if err := write(e.stdout, m); err != nil {
 		return fmt.Errorf("write the matrix: %w", err)
 	}
-	if len(problems)+len(world.Problems()) == 0 {
-		return nil
-	}
-	for _, p := range problems {
-		fmt.Fprintln(e.stderr, "sluice:", p)
-	}
-	for _, p := range world.Problems() {
-		fmt.Fprintln(e.stderr, "sluice:", p)
-	}
-	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests cannot be understood: the matrix shows what is left of them")}
+	return from.report(e, "the matrix shows")
 }
 
 // parsePorts reads --port.
@@ -101,11 +88,11 @@ func parsePorts(texts []string) ([]matrixPort, error) {
 			proto = "TCP"
 		}
 		n, err := strconv.ParseUint(number, 10, 16)
-		p, known := protocols[strings.ToUpper(proto)]
-		if err != nil || n == 0 || !known {
+		p, known := filter.ParseProtocol(proto)
+		if err != nil || n == 0 || !known || !p.HasPorts() {
 			return nil, fmt.Errorf("--port %s: write a number from 1 to 65535, and tcp, udp or sctp behind a slash if it is not tcp", text)
 		}
-		port := matrixPort{Port: uint16(n), Protocol: strings.ToUpper(proto), proto: p}
+		port := matrixPort{Port: uint16(n), Protocol: p.String(), proto: p}
 		if !slices.Contains(ports, port) {
 			ports = append(ports, port)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/explain"
 )
 
 // matrixPod is a row and a column.
@@ -129,7 +130,7 @@ func (m *matrix) ask(from, to *matrixPod, proto filter.Protocol, port uint16) ma
 			continue
 		}
 		v := m.snapshot.Decide(filter.NewKey(src, to.Addresses[at], proto, port))
-		answers = append(answers, matrixAnswer{v.Action.String(), v.Reason.String(), why(v)})
+		answers = append(answers, matrixAnswer{v.Action.String(), v.Reason.String(), explain.Why(v)})
 		families = append(families, family)
 	}
 	switch {
@@ -140,27 +141,6 @@ func (m *matrix) ask(from, to *matrixPod, proto filter.Protocol, port uint16) ma
 	}
 	return matrixAnswer{mixed, answers[0].Reason, fmt.Sprintf("%s: %s (%s); %s: %s (%s)",
 		families[0], answers[0].Verdict, answers[0].Why, families[1], answers[1].Verdict, answers[1].Why)}
-}
-
-// why puts a verdict's reasons in words.
-func why(v filter.Verdict) string {
-	switch v.Reason {
-	case filter.SameAddress:
-		return "a pod always reaches itself"
-	case filter.OwnNode:
-		return "traffic of the pod's own node always passes"
-	}
-	return "egress: " + whySide(v.Egress) + "; ingress: " + whySide(v.Ingress)
-}
-
-func whySide(s filter.Side) string {
-	switch {
-	case s.Isolation == nil:
-		return "not isolated"
-	case s.Rule != nil:
-		return fmt.Sprintf("allowed by %s, %s rule %d", s.Rule.Policy, s.Rule.Direction, s.Rule.Index+1)
-	}
-	return "no rule of " + strings.Join(s.Isolation.Policies, ", ") + " allows it"
 }
 
 // portSpan is a range of ports within which no policy tells one from another.

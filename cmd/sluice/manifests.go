@@ -1,0 +1,76 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/explain"
+	"sluice/watch/folder"
+)
+
+// manifests is what folders of manifests hold, compiled.
+type manifests struct {
+	folder.Objects
+	snapshot *policy.Snapshot
+
+	unread        []folder.Problem // what the API server would reject
+	misunderstood []policy.Problem // what it would take, and allows nothing
+}
+
+// readManifests reads and compiles folders of manifests. node is the addresses of
+// the node whose view is taken, which may be none.
+func readManifests(node []netip.Addr, dirs ...string) (*manifests, error) {
+	objects, problems, err := folder.Read(dirs...)
+	if err != nil {
+		return nil, err
+	}
+	w := policy.NewWorld()
+	w.SetNode(node)
+	objects.Apply(w)
+	m := &manifests{Objects: objects, unread: problems, misunderstood: w.Problems()}
+	m.snapshot, _ = w.Commit()
+	return m, nil
+}
+
+// cluster is what flows are explained in. A policy that could not be read whole
+// stands in force without rules; its problems say why.
+func (m *manifests) cluster() *explain.Cluster {
+	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood}
+	for _, p := range m.unread {
+		if name, is := strings.CutPrefix(p.Object, "NetworkPolicy "); is {
+			o.Problems = append(o.Problems, policy.Problem{Policy: name, Field: p.Field, Detail: p.Detail, Mend: p.Mend})
+		}
+	}
+	return explain.New(m.snapshot, o)
+}
+
+// report lists what could not be understood, after the answer, where it is seen;
+// an answer from the rest of the manifests never looks sure. what is what was
+// answered, as the subject of a sentence.
+func (m *manifests) report(e env, what string) error {
+	if len(m.unread)+len(m.misunderstood) == 0 {
+		return nil
+	}
+	for _, p := range m.unread {
+		fmt.Fprintln(e.stderr, "sluice:", p)
+	}
+	for _, p := range m.misunderstood {
+		fmt.Fprintln(e.stderr, "sluice:", p)
+	}
+	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests cannot be understood: %s what is left of them", what)}
+}
+
+// parseAddrs reads the addresses that a flag was given.
+func parseAddrs(flag string, texts []string) ([]netip.Addr, error) {
+	var addrs []netip.Addr
+	for _, text := range texts {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: write an IP address, such as 192.0.2.1 or 2001:db8::1", flag, text)
+		}
+		addrs = append(addrs, addr)
+	}
+	return addrs, nil
+}
