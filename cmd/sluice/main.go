@@ -102,6 +102,7 @@ draw the matrix of who can reach whom, lint.`,
 func commands(e env) []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(e),
+		explainCommand(e),
 		matrixCommand(e),
 		lintCommand(e),
 		rulesCommand(e),

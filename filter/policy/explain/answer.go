@@ -188,21 +188,26 @@ func (s *Side) details() *Details {
 
 // Why puts the reasons of a verdict in one line, from the verdict alone.
 func Why(v filter.Verdict) string {
-	switch v.Reason {
-	case filter.SameAddress:
-		return "a pod always reaches itself"
-	case filter.OwnNode:
-		return "traffic of the pod's own node always passes"
-	}
-	return "egress: " + whySide(v.Egress) + "; ingress: " + whySide(v.Ingress)
+	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress)}.Why()
 }
 
-func whySide(s filter.Side) string {
+// Why puts the reasons in one line. Rules are numbered from 1 in it.
+func (o Outcome) Why() string {
+	switch o.Reason {
+	case filter.SameAddress.String():
+		return "a pod always reaches itself"
+	case filter.OwnNode.String():
+		return "traffic of the pod's own node always passes"
+	}
+	return "egress: " + o.Egress.why(filter.Egress) + "; ingress: " + o.Ingress.why(filter.Ingress)
+}
+
+func (s SideAnswer) why(d filter.Direction) string {
 	switch {
-	case s.Isolation == nil:
+	case !s.Isolated:
 		return "not isolated"
 	case s.Rule != nil:
-		return fmt.Sprintf("allowed by %s, %s rule %d", s.Rule.Policy, s.Rule.Direction, s.Rule.Index+1)
+		return fmt.Sprintf("allowed by %s, %s rule %d", s.Rule.Policy, d, s.Rule.Index+1)
 	}
-	return "no rule of " + strings.Join(s.Isolation.Policies, ", ") + " allows it"
+	return "no rule of " + strings.Join(s.Policies, ", ") + " allows it"
 }

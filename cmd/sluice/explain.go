@@ -1,0 +1,120 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"sluice/filter/policy/explain"
+)
+
+type explainOptions struct {
+	dir, format string
+	question    explain.Question
+	flows       string
+	node        []string
+}
+
+func explainCommand(e env) *cobra.Command {
+	opts := explainOptions{format: "text"}
+	cmd := &cobra.Command{
+		Use:   "explain -f DIR --from POD --to POD --port PORT",
+		Short: "Say whether a flow is allowed, and why",
+		Long: `Explain says whether a flow is allowed, by the same decision that judges packets,
+and why: for each direction which policies isolate the pod, and the rule that allows
+the flow, or the rules that come nearest and what each of them lacks. Then it says
+what would have to be added to allow it.
+
+A pod is written namespace/name, or name in namespace default; either end may be an
+IP address instead. A pod of two address families is asked about in both.
+
+Rules are numbered from 1 in the text; in JSON "index" counts from 0, as the field
+spec.ingress[0] does.
+
+With --flows it answers many flows, one JSON object a line, in their order and as
+they come:
+
+  {"from": "default/web", "to": "default/db", "port": 6379, "protocol": "TCP"}
+
+The port may be a name, and the protocol is TCP if there is none. With -o json each
+answer is a line with "verdict" (allow or deny), "reason", and the policies and rules
+of "egress" and "ingress". A flow that cannot be answered gets a line with "error".
+If the address families come to it by different ways the answer is that of the one
+that is denied, and "families" has both.
+
+The exit status is 0 if everything was answered, be it allow or deny, and 2 if not,
+or if parts of the manifests cannot be understood.`,
+		Example: `  sluice explain -f ./policies --from default/web --to default/db --port 6379
+  sluice explain -f ./policies --from 203.0.113.9 --to db --port redis -o json
+  sluice explain -f ./policies --from db --to 2001:db8::53 --port 53 --protocol udp
+  sluice explain -f ./policies --flows flows.jsonl -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("flows") {
+				for _, other := range []string{"from", "to", "port", "protocol"} {
+					if cmd.Flags().Changed(other) {
+						return fmt.Errorf("--%s is for one flow and --flows for many: give one of the two", other)
+					}
+				}
+			}
+			return runExplain(e, opts)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&opts.dir, "filename", "f", "", "folder of manifests, or a single file")
+	flags.StringVar(&opts.question.From, "from", "", "the pod, or IP address, that opens the connection")
+	flags.StringVar(&opts.question.To, "to", "", "the pod, or IP address, that it goes to")
+	flags.StringVarP(&opts.question.Port, "port", "p", "", "port of the destination: a number, or its name there")
+	flags.StringVar(&opts.question.Protocol, "protocol", "tcp", "tcp, udp, sctp or icmp (which has no port)")
+	flags.StringVar(&opts.flows, "flows", "", "file with a flow as a JSON object on each line; - for stdin")
+	flags.StringSliceVar(&opts.node, "node-ip", nil, "an address of the node whose pods are asked about: its traffic always passes (repeatable)")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
+	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
+	return cmd
+}
+
+func runExplain(e env, opts explainOptions) error {
+	node, err := parseAddrs("--node-ip", opts.node)
+	if err != nil {
+		return err
+	}
+	m, err := readManifests(node, opts.dir)
+	if err != nil {
+		return err
+	}
+	if opts.flows != "" {
+		err = explainFlows(e, m.cluster(), opts)
+	} else {
+		err = explainOne(e.stdout, m.cluster(), opts)
+	}
+	if doubt := m.report(e, "the answer comes from"); err == nil {
+		err = doubt
+	}
+	return err
+}
+
+// explainOne answers the question of the flags.
+func explainOne(out io.Writer, c *explain.Cluster, opts explainOptions) error {
+	flows, err := c.Flows(opts.question)
+	if err != nil {
+		return err // it begins with what was asked wrong, as the flag is called
+	}
+	var all []explain.Explanation
+	for _, f := range flows {
+		all = append(all, c.Explain(f))
+	}
+	if opts.format == "json" {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		err = enc.Encode(explain.NewAnswer(all))
+	} else {
+		_, err = io.WriteString(out, explain.Text(all))
+	}
+	if err != nil {
+		return fmt.Errorf("write the explanation: %w", err)
+	}
+	return nil
+}

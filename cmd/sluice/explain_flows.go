@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	kjson "sigs.k8s.io/json"
+
+	"sluice/filter/policy/explain"
+)
+
+// maxFlowLine is how long the line of a flow may be, in bytes.
+const maxFlowLine = 64 << 10
+
+// flowLine is a flow as --flows reads it.
+type flowLine struct {
+	From     string   `json:"from"`
+	To       string   `json:"to"`
+	Port     portText `json:"port"`
+	Protocol string   `json:"protocol"`
+}
+
+// portText is a port as it may be written: a number or a name.
+type portText string
+
+// UnmarshalJSON takes a number or a text.
+func (p *portText) UnmarshalJSON(data []byte) error {
+	if bytes.HasPrefix(data, []byte(`"`)) {
+		return json.Unmarshal(data, (*string)(p))
+	}
+	var n json.Number
+	if err := json.Unmarshal(data, &n); err != nil {
+		return errors.New("port: write a number, or the name of a port of the destination in quotes")
+	}
+	*p = portText(n)
+	return nil
+}
+
+// flowError is the answer to a flow that cannot be answered.
+type flowError struct {
+	Line     int             `json:"line"` // in the file, from 1
+	From     string          `json:"from,omitempty"`
+	To       string          `json:"to,omitempty"`
+	Port     json.RawMessage `json:"port,omitempty"` // as it was written
+	Protocol string          `json:"protocol,omitempty"`
+	Error    string          `json:"error"`
+}
+
+// explainFlows answers flows as they come.
+func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
+	in := e.stdin
+	if opts.flows != "-" {
+		f, err := os.Open(opts.flows)
+		if err != nil {
+			return fmt.Errorf("read flows: %w", err)
+		}
+		defer f.Close() // it was only read
+		in = f
+	}
+	x := flowExplainer{cluster: c, out: bufio.NewWriter(e.stdout)}
+	x.answer = textAnswers{x.out}
+	if opts.format == "json" {
+		enc := json.NewEncoder(x.out)
+		enc.SetEscapeHTML(false)
+		x.answer = jsonAnswers{enc}
+	}
+	if err := x.run(bufio.NewReaderSize(in, maxFlowLine)); err != nil {
+		return err
+	}
+	if x.failed > 0 {
+		return fmt.Errorf("%s of %d could not be answered", count(x.failed, "flow", "flows"), x.flows)
+	}
+	return nil
+}
+
+// flowExplainer answers one flow after the other. It looks at verdicts alone and
+// puts no reasons in words: a decision takes less than reading its flow.
+type flowExplainer struct {
+	cluster       *explain.Cluster
+	out           *bufio.Writer
+	answer        answerWriter
+	line          int
+	flows, failed int
+}
+
+// answerWriter writes answers in one format, in their order.
+type answerWriter interface {
+	answered(explain.Answer) error
+	failed(flowError) error
+}
+
+// run reads to the end. What has been answered is written out before it waits for
+// more, so that a program may ask and listen by turns.
+func (x *flowExplainer) run(in *bufio.Reader) error {
+	for {
+		if ready, _ := in.Peek(in.Buffered()); bytes.IndexByte(ready, '\n') < 0 {
+			if err := x.out.Flush(); err != nil {
+				return fmt.Errorf("write answers: %w", err)
+			}
+		}
+		text, err := in.ReadSlice('\n')
+		x.line++
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: line %d is longer than %d bytes: write one flow a line", x.line, maxFlowLine))
+		case err != nil && !errors.Is(err, io.EOF):
+			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: %w", err))
+		}
+		if text = bytes.TrimSpace(text); len(text) > 0 {
+			if err := x.flow(text); err != nil {
+				return fmt.Errorf("write answers: %w", err)
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := x.out.Flush(); err != nil {
+		return fmt.Errorf("write answers: %w", err)
+	}
+	return nil
+}
+
+// flow answers one line; its error is one of writing.
+func (x *flowExplainer) flow(text []byte) error {
+	x.flows++
+	f, err := readFlow(text)
+	if err == nil {
+		var a explain.Answer
+		if a, err = x.cluster.Answer(explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol}); err == nil {
+			return x.answer.answered(a)
+		}
+	}
+	x.failed++
+	return x.fail(text, err)
+}
+
+// readFlow reads a line strictly: a field that is misspelt would be a flow that
+// nobody asked about.
+func readFlow(text []byte) (flowLine, error) {
+	var f flowLine
+	strict, err := kjson.UnmarshalStrict(text, &f)
+	if err != nil {
+		var wrong *json.UnmarshalTypeError
+		if errors.As(err, &wrong) && wrong.Field != "" {
+			return f, fmt.Errorf("%s: a %s stands there: write a text", wrong.Field, wrong.Value)
+		}
+		if !bytes.HasPrefix(text, []byte("{")) {
+			return f, errors.New(`it is no JSON object: write {"from": "default/web", "to": "default/db", "port": 6379}`)
+		}
+		return f, fmt.Errorf("it cannot be read: %w", err)
+	}
+	if len(strict) > 0 {
+		return f, fmt.Errorf("%w: the fields of a flow are from, to, port and protocol", strict[0])
+	}
+	return f, nil
+}
+
+// fail writes the answer to a flow that has none, with what can be told of it.
+func (x *flowExplainer) fail(text []byte, err error) error {
+	out := flowError{Line: x.line, Error: err.Error()}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(text, &fields) == nil {
+		for name, into := range map[string]*string{"from": &out.From, "to": &out.To, "protocol": &out.Protocol} {
+			if json.Unmarshal(fields[name], into) != nil {
+				*into = strings.TrimSpace(string(fields[name]))
+			}
+		}
+		out.Port = fields["port"]
+	}
+	return x.answer.failed(out)
+}
+
+// jsonAnswers writes each answer as a line of JSON.
+type jsonAnswers struct{ enc *json.Encoder }
+
+func (w jsonAnswers) answered(a explain.Answer) error { return w.enc.Encode(a) }
+func (w jsonAnswers) failed(f flowError) error        { return w.enc.Encode(f) }
+
+// textAnswers writes each answer as a line for people.
+type textAnswers struct{ out io.Writer }
+
+func (w textAnswers) answered(a explain.Answer) error {
+	port := a.Protocol
+	if a.Port != 0 {
+		port += fmt.Sprint(" ", a.Port)
+	}
+	why := a.Why()
+	if len(a.Families) > 0 {
+		why = ""
+		for i, f := range a.Families {
+			if i > 0 {
+				why += "; "
+			}
+			why += fmt.Sprintf("%s %s (%s)", f.Family, f.Verdict, f.Why())
+		}
+	}
+	_, err := fmt.Fprintf(w.out, "%-5s  %s to %s, %s: %s\n", a.Verdict, a.From, a.To, port, why)
+	return err
+}
+
+func (w textAnswers) failed(f flowError) error {
+	_, err := fmt.Fprintf(w.out, "error  line %d: %s\n", f.Line, f.Error)
+	return err
+}
