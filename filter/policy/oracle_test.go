@@ -87,7 +87,7 @@ func (c *cluster) judge(f flow) judgement {
 		// spec.ingress: "OR if the traffic source is the pod's local node"; the
 		// concept page says the same of traffic to that node.
 		OwnNode: slices.Contains(c.Node, f.Src) || slices.Contains(c.Node, f.Dst) ||
-			runsOn(src, f.Dst) || runsOn(dst, f.Src),
+			dst == nil && runsOn(src, f.Dst) || src == nil && runsOn(dst, f.Src),
 	}
 	if j.exempt() || j.Egress.allows() && j.Ingress.allows() {
 		j.Action = filter.Allow
@@ -142,10 +142,17 @@ func affects(p *networkingv1.NetworkPolicy, d filter.Direction) bool {
 	if len(p.Spec.PolicyTypes) == 0 {
 		return d == filter.Ingress || len(p.Spec.Egress) > 0
 	}
-	if d == filter.Egress {
-		return slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+	types := map[networkingv1.PolicyType]bool{}
+	for _, t := range p.Spec.PolicyTypes {
+		if t != networkingv1.PolicyTypeIngress && t != networkingv1.PolicyTypeEgress {
+			return true // which direction it was meant for is not known
+		}
+		types[t] = true
 	}
-	return slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+	if d == filter.Egress {
+		return types[networkingv1.PolicyTypeEgress]
+	}
+	return types[networkingv1.PolicyTypeIngress]
 }
 
 // policyRule is what ingress and egress rules have in common.
@@ -351,7 +358,8 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// runsOn says whether addr is the node that the pod runs on.
+// runsOn says whether addr is the node that the pod runs on. An address that
+// another live pod claims is that pod's, whatever its status calls its node.
 func runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && slices.Contains(hostAddrs(pod), addr)
 }

@@ -208,7 +208,7 @@ func (r reader) port(p *networkingv1.NetworkPolicyPort, field string) (portRange
 	var out portRange
 	if p.Protocol != nil {
 		proto, ok := protocolOf(*p.Protocol)
-		if !ok {
+		if !ok || *p.Protocol == "" { // only a protocol that is absent has a default
 			r.problem(field+".protocol", fmt.Sprintf("%q is no protocol", *p.Protocol), "write TCP, UDP or SCTP")
 			return out, false
 		}

@@ -1,0 +1,144 @@
+package policy_test
+
+import (
+	"slices"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/filter"
+)
+
+// coverage counts what random decisions were about, so that the generator cannot
+// quietly stop reaching something.
+type coverage struct {
+	reasons map[filter.Reason]int
+	kinds   map[string]int
+}
+
+func newCoverage() *coverage {
+	return &coverage{reasons: map[filter.Reason]int{}, kinds: map[string]int{}}
+}
+
+func (s *coverage) add(o *coverage) {
+	for reason, n := range o.reasons {
+		s.reasons[reason] += n
+	}
+	for kind, n := range o.kinds {
+		s.kinds[kind] += n
+	}
+}
+
+// note counts one decision: its reason, and what in the rules made it so.
+func (s *coverage) note(c *cluster, f flow, j judgement) {
+	s.reasons[j.reason()]++
+	if j.exempt() {
+		return
+	}
+	for d, side := range []sideJudgement{filter.Egress: j.Egress, filter.Ingress: j.Ingress} {
+		if len(side.Isolating) > 1 {
+			s.kinds["several policies"]++
+		}
+		for _, p := range c.Policies {
+			if slices.Contains(side.Isolating, p.Namespace+"/"+p.Name) {
+				for _, rule := range rulesOf(p, filter.Direction(d)) {
+					s.noteRule(c, f, filter.Direction(d), p.Namespace, rule)
+				}
+			}
+		}
+	}
+}
+
+// noteRule counts what matched of a rule.
+func (s *coverage) noteRule(c *cluster, f flow, d filter.Direction, namespace string, rule policyRule) {
+	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
+	peer, peerAddr := dst, f.Dst
+	if d == filter.Ingress {
+		peer, peerAddr = src, f.Src
+	}
+	if !anyPortMatches(rule.ports, f, dst) {
+		return
+	}
+	for _, p := range rule.peers {
+		if c.peerMatches(p, namespace, peerAddr, peer) {
+			s.notePeer(p)
+		} else if p.IPBlock != nil {
+			if in, ok := cidrContains(p.IPBlock.CIDR, peerAddr); in && ok {
+				s.kinds["except"]++
+			}
+			if _, ok := cidrContains(p.IPBlock.CIDR, peerAddr); !ok {
+				s.kinds["malformed CIDR"]++
+			}
+		}
+	}
+	if !c.anyPeerMatches(rule.peers, namespace, peerAddr, peer) {
+		return
+	}
+	if len(rule.peers) == 0 {
+		s.kinds["every peer"]++
+	}
+	if len(rule.ports) == 0 {
+		s.kinds["every port"]++
+		s.kinds["every port, "+f.Transport.String()]++
+	}
+	for _, item := range rule.ports {
+		if portMatches(item, f, dst) {
+			s.kinds[portKind(item)]++
+			s.kinds[f.Protocol.String()]++
+		}
+	}
+}
+
+func (s *coverage) notePeer(p networkingv1.NetworkPolicyPeer) {
+	switch {
+	case p.IPBlock != nil && len(p.IPBlock.Except) > 0:
+		s.kinds["ipBlock beside its except"]++
+	case p.IPBlock != nil:
+		s.kinds["ipBlock"]++
+	case p.PodSelector == nil:
+		s.kinds["namespaceSelector"]++
+	case p.NamespaceSelector == nil:
+		s.kinds["podSelector"]++
+	default:
+		s.kinds["both selectors"]++
+	}
+	if p.PodSelector != nil {
+		for _, e := range p.PodSelector.MatchExpressions {
+			s.kinds[string(e.Operator)]++
+		}
+	}
+}
+
+func portKind(item networkingv1.NetworkPolicyPort) string {
+	switch {
+	case item.Port == nil:
+		return "protocol alone"
+	case item.Port.Type == intstr.String:
+		return "named port"
+	case item.EndPort != nil:
+		return "port range"
+	}
+	return "port number"
+}
+
+// check fails if any kind was rare among so many decisions.
+func (s *coverage) check(t *testing.T, decisions int) {
+	t.Helper()
+	t.Logf("%d decisions: %v, %v", decisions, s.reasons, s.kinds)
+	for reason := filter.NotIsolated; reason <= filter.IngressDenied; reason++ {
+		if s.reasons[reason] < decisions/200 {
+			t.Errorf("only %d of %d decisions were %s", s.reasons[reason], decisions, reason)
+		}
+	}
+	for _, kind := range []string{
+		"several policies", "every peer", "podSelector", "namespaceSelector", "both selectors", "ipBlock", "ipBlock beside its except",
+		"except", "malformed CIDR", "In", "NotIn", "Exists", "DoesNotExist",
+		"every port", "every port, opaque", "every port, portless", "every port, ported",
+		"protocol alone", "port number", "port range", "named port", "TCP", "UDP", "SCTP",
+	} {
+		if s.kinds[kind] < decisions/1000 {
+			t.Errorf("only %d of %d decisions met %q", s.kinds[kind], decisions, kind)
+		}
+	}
+}
