@@ -1,0 +1,163 @@
+package expect_test
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/expect"
+	"sluice/filter/policy/explain"
+)
+
+const pods = `
+- {metadata: {namespace: default, name: db, labels: {role: db}}, spec: {containers: [{ports: [{name: redis, containerPort: 6379}]}]}, status: {podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}]}}
+- {metadata: {namespace: default, name: web, labels: {role: frontend}}, status: {podIPs: [{ip: 10.0.0.2}, {ip: "fd00::2"}]}}
+- {metadata: {namespace: default, name: job}, status: {podIPs: [{ip: 10.0.0.3}, {ip: "fd00::3"}]}}
+`
+
+const policies = `
+- metadata: {namespace: default, name: access-demo1}
+  spec: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]}
+- metadata: {namespace: default, name: same}
+  spec: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]}
+- metadata: {namespace: default, name: four}
+  spec: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.3/32}}]}]}
+- metadata: {namespace: default, name: out}
+  spec: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}
+`
+
+func cluster(t *testing.T) *explain.Cluster {
+	t.Helper()
+	var o explain.Objects
+	var p []*corev1.Pod
+	var n []*networkingv1.NetworkPolicy
+	for text, into := range map[string]any{pods: &p, policies: &n} {
+		if err := yaml.UnmarshalStrict([]byte(text), into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Pods, o.Policies = p, n
+	w := policy.NewWorld()
+	for _, pod := range o.Pods {
+		w.SetPod(pod)
+	}
+	for _, np := range o.Policies {
+		w.SetPolicy(np)
+	}
+	s, _ := w.Commit()
+	return explain.New(s, o)
+}
+
+// A test passes, fails or cannot run.
+func TestRun(t *testing.T) {
+	tests := []struct {
+		name, test string
+		flows      int
+		failures   []string // the details, in order
+		err        string
+	}{
+		{"allowed", `{from: web, to: db, port: 6379, expect: allow}`, 2, nil, ""},
+		{"denied", `{from: job, to: db, port: 6379, expect: deny, policy: access-demo1}`, 2, []string{"expected deny, got allow"}, ""},
+		{"one family alone", `{from: job, to: db, port: 6379, expect: allow}`, 2, []string{"expected allow, got deny"}, ""},
+		{"by address", `{from: 10.0.0.3, to: db, port: 6379, expect: allow, policy: default/four}`, 1, nil, ""},
+		{"every combination", `{from: [web, "fd00::3"], to: [db, job], port: [6379, 80], expect: deny}`, 12, []string{
+			"expected deny, got allow", "expected deny, got allow", "expected deny, got allow", "expected deny, got allow", "expected deny, got allow"}, ""},
+		{"named port", `{from: web, to: db, port: redis, expect: Allow}`, 2, nil, ""},
+		{"ICMP", `{from: web, to: db, protocol: icmp, expect: deny}`, 2, nil, ""},
+		{"any policy that allows", `{from: web, to: db, port: 6379, expect: allow, policy: same}`, 2, nil, ""},
+		{"another policy", `{from: web, to: db, port: 6379, expect: allow, policy: four}`, 2, []string{"expected to be allowed by default/four, but no rule of it allows this flow"}, ""},
+		{"isolates the end that denies", `{from: web, to: db, port: 80, expect: deny, policy: four}`, 2, nil, ""},
+		{"isolates the other end", `{from: web, to: db, port: 80, expect: deny, policy: out}`, 2, []string{"expected to be denied by default/out, but it does not isolate the end that denies"}, ""},
+		{"allowed with no policy", `{from: web, to: job, port: 80, expect: allow, policy: out}`, 2, []string{"expected to be allowed by default/out, but no rule of it allows this flow"}, ""},
+		{"itself", `{from: db, to: db, port: 80, expect: allow}`, 2, nil, ""},
+		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no NetworkPolicy default/access-demo"},
+		{"no such pod", `{from: [web, wbe], to: db, port: 6379, expect: allow}`, 2, nil, "did you mean default/web"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f, err := expect.Parse([]byte("manifests: x\ntests:\n- " + tt.test))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := f.Tests[0].Run(cluster(t))
+			var details []string
+			for _, failure := range r.Failures {
+				details = append(details, failure.Detail)
+				if len(failure.Explanations) == 0 {
+					t.Error("a failure is not explained")
+				}
+			}
+			if strings.Join(details, "\n") != strings.Join(tt.failures, "\n") {
+				t.Errorf("failures %q, want %q", details, tt.failures)
+			}
+			if (r.Err != nil) != (tt.err != "") || r.Err != nil && !strings.Contains(r.Err.Error(), tt.err) {
+				t.Errorf("error %v, want %q", r.Err, tt.err)
+			}
+			if r.Flows != tt.flows || r.Passed() != (tt.failures == nil && tt.err == "") {
+				t.Errorf("%d flows, want %d; passed %t", r.Flows, tt.flows, r.Passed())
+			}
+		})
+	}
+}
+
+func TestParse(t *testing.T) {
+	f, err := expect.Parse([]byte(`# comment
+---
+manifests: [./a, b.yaml]
+nodeIPs: 192.0.2.1
+tests:
+- {name: one, from: web, to: [a/b, "10.0.0.1"], port: [80, http], protocol: udp, expect: deny, policy: p}
+- {from: web, to: db, protocol: ICMP, expect: allow}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := f.Tests[0], f.Tests[1]
+	if strings.Join(f.Manifests, " ") != "./a b.yaml" || f.NodeIPs[0].String() != "192.0.2.1" || one.Name != "one" ||
+		strings.Join(one.To, " ") != "a/b 10.0.0.1" || strings.Join(one.Ports, " ") != "80 http" || one.Policy != "default/p" {
+		t.Errorf("%+v", f)
+	}
+	if two.Name != "web to db, ICMP: allow" || len(two.Ports) != 1 || two.Ports[0] != "" {
+		t.Errorf("%+v", two)
+	}
+}
+
+// What is wrong is said with test, field and mend.
+func TestParseSaysWhatIsWrong(t *testing.T) {
+	const good = "{name: good, from: web, to: db, port: 80, expect: deny}"
+	tests := map[string]struct{ text, says string }{
+		"not YAML":          {"tests: [", "correct the YAML"},
+		"a list":            {"- a", "a list stands there: write an object with manifests, nodeIPs, tests"},
+		"empty":             {"", "manifests: it is missing"},
+		"no tests":          {"manifests: x", "tests: there are none"},
+		"tests no list":     {"manifests: x\ntests: " + good, "tests: an object stands there: write a list"},
+		"two documents":     {"manifests: x\ntests: [" + good + "]\n---\nmanifests: x\n", "several YAML documents"},
+		"no manifests":      {"tests: [" + good + "]", "manifests: it is missing: write the folders or files"},
+		"field":             {"manifest: x\ntests: [" + good + "]", "manifest: there is no such field: write manifests"},
+		"doubled":           {"manifests: x\nmanifests: y\ntests: [" + good + "]", "already set"},
+		"node":              {"manifests: x\nnodeIPs: [here]\ntests: [" + good + "]", `nodeIPs: "here" is not an IP address`},
+		"field of a test":   {"manifests: x\ntests: [" + good + ", {name: two, form: web}]", "test 2 (two), form: there is no such field: write from"},
+		"odd field":         {"manifests: x\ntests: [{reason: web}]", "test 1, reason: there is no such field: the fields here are name, from"},
+		"no from":           {"manifests: x\ntests: [{name: some, to: db, port: 80, expect: deny}]", "test 1 (some), from: it is missing: write namespace/name"},
+		"null":              {"manifests: x\ntests: [{from: [web, null], to: db, port: 80, expect: deny}]", "from: null stands there: write a text"},
+		"an object":         {"manifests: x\ntests: [{from: {a: b}, to: db, port: 80, expect: deny}]", `from: {"a":"b"} stands there`},
+		"no port":           {"manifests: x\ntests: [{from: web, to: db, expect: deny}]", "port: it is missing: write a number"},
+		"port of ICMP":      {"manifests: x\ntests: [{from: web, to: db, protocol: icmp, port: 8, expect: deny}]", "port: ICMP has no ports"},
+		"protocol":          {"manifests: x\ntests: [{from: web, to: db, protocol: http, port: 8, expect: deny}]", `protocol: "http" is none that can be asked for: write TCP`},
+		"protocol's type":   {"manifests: x\ntests: [{from: web, to: db, protocol: 6, port: 8, expect: deny}]", "protocol: a number stands there: write a text"},
+		"no expectation":    {"manifests: x\ntests: [{from: web, to: db, port: 8}]", "expect: it is missing: write allow or deny"},
+		"odd expectation":   {"manifests: x\ntests: [{from: web, to: db, port: 8, expect: allowed}]", `expect: "allowed" is neither: write allow or deny`},
+		"all that is wrong": {"manifests: x\ntests: [{to: db, port: 8, expect: maybe}, {from: web}]", "test 2, port: it is missing"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := expect.Parse([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%v\nwant %q", err, tt.says)
+			}
+		})
+	}
+}

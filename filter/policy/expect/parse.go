@@ -1,0 +1,259 @@
+package expect
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+
+	"sluice/filter"
+	"sluice/filter/policy/near"
+)
+
+// fileText is a file as it is written.
+type fileText struct {
+	Manifests list              `json:"manifests"`
+	NodeIPs   list              `json:"nodeIPs"`
+	Tests     []json.RawMessage `json:"tests"`
+}
+
+// testText is a test as it is written.
+type testText struct {
+	Name     string `json:"name"`
+	From     list   `json:"from"`
+	To       list   `json:"to"`
+	Port     list   `json:"port"`
+	Protocol string `json:"protocol"`
+	Expect   string `json:"expect"`
+	Policy   string `json:"policy"`
+}
+
+var (
+	fileFields = []string{"manifests", "nodeIPs", "tests"}
+	testFields = []string{"name", "from", "to", "port", "protocol", "expect", "policy"}
+)
+
+// list is one text or number, or a list of them. What else may stand there is kept
+// for an error that can name the field.
+type list struct {
+	texts []string
+	wrong string
+}
+
+// UnmarshalJSON takes a single value for a list of one.
+func (l *list) UnmarshalJSON(data []byte) error {
+	var items []json.RawMessage
+	switch {
+	case bytes.Equal(data, []byte("null")):
+		return nil
+	case !bytes.HasPrefix(data, []byte("[")):
+		items = append(items, data)
+	default:
+		if err := json.Unmarshal(data, &items); err != nil {
+			return err
+		}
+	}
+	for _, item := range items {
+		text, number := "", json.Number("")
+		if bytes.HasPrefix(item, []byte(`"`)) && json.Unmarshal(item, &text) == nil {
+			l.texts = append(l.texts, text)
+		} else if !bytes.Equal(item, []byte("null")) && json.Unmarshal(item, &number) == nil {
+			l.texts = append(l.texts, number.String())
+		} else {
+			l.wrong = string(item)
+		}
+	}
+	return nil
+}
+
+// check says what is wrong with a field that is a list. missing is the mend if
+// nothing stands there, and empty if that is no mistake.
+func (l *list) check(field, missing string) error {
+	switch {
+	case l.wrong != "":
+		return fmt.Errorf("%s: %s stands there: write a text or a number, or a list of them", field, l.wrong)
+	case len(l.texts) == 0 && missing != "":
+		return fmt.Errorf("%s: it is missing: %s", field, missing)
+	}
+	return nil
+}
+
+// Parse reads a file of expectations. Its error joins all that is wrong, each
+// with test, field and mend.
+func Parse(data []byte) (*File, error) {
+	if several(data) {
+		return nil, errors.New("there are several YAML documents: write a file for each")
+	}
+	text, err := yaml.YAMLToJSONStrict(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: correct the YAML", strings.TrimPrefix(err.Error(), "error converting YAML to JSON: "))
+	}
+	var raw fileText
+	if errs := decode(text, &raw, fileFields); len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	f := &File{Manifests: raw.Manifests.texts}
+	errs := []error{
+		raw.Manifests.check("manifests", "write the folders or files of the policies, relative to this file"),
+		raw.NodeIPs.check("nodeIPs", ""),
+	}
+	for _, text := range raw.NodeIPs.texts {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("nodeIPs: %q is not an IP address: write one, such as 192.0.2.1", text))
+		}
+		f.NodeIPs = append(f.NodeIPs, addr)
+	}
+	if len(raw.Tests) == 0 {
+		errs = append(errs, errors.New("tests: there are none: write at least one, with from, to, port and expect"))
+	}
+	for i, one := range raw.Tests {
+		t, wrong := parseTest(one)
+		name := fmt.Sprintf("test %d", i+1)
+		if t.Name != "" {
+			name += " (" + t.Name + ")"
+		}
+		for _, err := range wrong {
+			errs = append(errs, fmt.Errorf("%s, %w", name, err))
+		}
+		f.Tests = append(f.Tests, t)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// several says whether there is more than one document, of which the YAML package
+// reads but the first.
+func several(data []byte) bool {
+	begun := false
+	for line := range bytes.Lines(data) {
+		line = bytes.TrimRight(line, " \t\r\n")
+		switch {
+		case bytes.Equal(line, []byte("---")) || bytes.HasPrefix(line, []byte("--- ")):
+			if begun {
+				return true
+			}
+			begun = len(line) > len("---")
+		case len(line) > 0 && !bytes.HasPrefix(bytes.TrimLeft(line, " "), []byte("#")):
+			begun = true
+		}
+	}
+	return false
+}
+
+// decode reads strictly, and says which fields there are.
+func decode(text []byte, into any, fields []string) []error {
+	strict, err := kjson.UnmarshalStrict(text, into)
+	if err != nil {
+		var wrong *json.UnmarshalTypeError
+		switch {
+		case !errors.As(err, &wrong):
+			return []error{fmt.Errorf("a field cannot be read: %w", err)}
+		case wrong.Field == "":
+			return []error{fmt.Errorf("%s stands there: write an object with %s", kindOf(wrong.Value), strings.Join(fields, ", "))}
+		case wrong.Field == "tests":
+			return []error{fmt.Errorf("tests: %s stands there: write a list (lines that begin with \"- \")", kindOf(wrong.Value))}
+		}
+		return []error{fmt.Errorf("%s: %s stands there: write a text, in quotes if need be", wrong.Field, kindOf(wrong.Value))}
+	}
+	var errs []error
+	for _, err := range strict {
+		var at kjson.FieldError
+		if !errors.As(err, &at) {
+			errs = append(errs, err)
+			continue
+		}
+		mend := "the fields here are " + strings.Join(fields, ", ")
+		if best, ok := near.Name(at.FieldPath(), fields); ok {
+			mend = "write " + best
+		}
+		errs = append(errs, fmt.Errorf("%s: there is no such field: %s", at.FieldPath(), mend))
+	}
+	return errs
+}
+
+// kindOf is a kind of JSON value in the words of YAML.
+func kindOf(value string) string {
+	switch value {
+	case "array":
+		return "a list"
+	case "object":
+		return "an object"
+	case "string":
+		return "a text"
+	case "bool":
+		return "true or false (as YAML also reads yes, no, y and n)"
+	}
+	return "a " + value
+}
+
+// parseTest reads one test. Whether its pods and ports exist is for a run to say.
+func parseTest(text []byte) (Test, []error) {
+	var raw testText
+	if errs := decode(text, &raw, testFields); len(errs) > 0 {
+		return Test{Name: raw.Name}, errs // what else is missing may only be misspelt
+	}
+	t := Test{
+		Name: raw.Name, From: raw.From.texts, To: raw.To.texts, Ports: raw.Port.texts,
+		Protocol: raw.Protocol, Policy: raw.Policy,
+	}
+	const who = "write namespace/name of a pod, or an IP address"
+	errs := []error{raw.From.check("from", who), raw.To.check("to", who), raw.Port.check("port", "")}
+	proto, err := t.protocol()
+	errs = append(errs, err)
+	switch strings.ToLower(raw.Expect) {
+	case "allow":
+		t.Expect = filter.Allow
+	case "deny":
+		t.Expect = filter.Deny
+	case "":
+		errs = append(errs, errors.New("expect: it is missing: write allow or deny"))
+	default:
+		errs = append(errs, fmt.Errorf("expect: %q is neither: write allow or deny", raw.Expect))
+	}
+	if t.Policy != "" && !strings.Contains(t.Policy, "/") {
+		t.Policy = metav1.NamespaceDefault + "/" + t.Policy
+	}
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if t.Name == "" && len(errs) == 0 {
+		t.Name = t.describe(proto)
+	}
+	return t, errs
+}
+
+// protocol reads the protocol, and checks that there are ports where it has any.
+func (t *Test) protocol() (filter.Protocol, error) {
+	proto, ok := filter.TCP, true
+	if t.Protocol != "" {
+		proto, ok = filter.ParseProtocol(t.Protocol)
+	}
+	switch {
+	case !ok || proto == filter.ICMPv6:
+		return 0, fmt.Errorf("protocol: %q is none that can be asked for: write TCP, UDP, SCTP or ICMP", t.Protocol)
+	case proto.HasPorts() && len(t.Ports) == 0:
+		return 0, errors.New("port: it is missing: write a number, the name of a port of the destination, or a list of them")
+	case !proto.HasPorts() && len(t.Ports) > 0:
+		return 0, fmt.Errorf("port: %s has no ports: leave it out", proto)
+	case !proto.HasPorts():
+		t.Ports = []string{""}
+	}
+	return proto, nil
+}
+
+// describe is a name for a test that has none.
+func (t *Test) describe(proto filter.Protocol) string {
+	name := fmt.Sprintf("%s to %s, %s", strings.Join(t.From, ", "), strings.Join(t.To, ", "), proto)
+	if proto.HasPorts() {
+		name += " " + strings.Join(t.Ports, ", ")
+	}
+	return name + ": " + t.Expect.String()
+}
