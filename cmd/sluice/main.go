@@ -103,6 +103,7 @@ func commands(e env) []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(e),
 		explainCommand(e),
+		testCommand(e),
 		matrixCommand(e),
 		lintCommand(e),
 		rulesCommand(e),

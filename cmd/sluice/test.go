@@ -1,0 +1,212 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sluice/filter/policy/expect"
+	"sluice/filter/policy/explain"
+)
+
+// maxShown is how many of a test's flows are explained that are not as expected.
+const maxShown = 3
+
+func testCommand(e env) *cobra.Command {
+	var junit string
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "test FILE...",
+		Short: "Test policies against what you expect of them",
+		Long: `Test holds policies against what is expected of them, by the same decision that
+judges packets. A file names the manifests, relative to itself, and the expectations:
+
+  manifests: [./policies]
+  tests:
+  - name: the frontend reaches the database
+    from: default/web
+    to: default/db
+    port: 6379
+    expect: allow
+  - name: nobody else does, on any port
+    from: [default/job, 203.0.113.9]
+    to: default/db
+    port: [6379, 80]
+    expect: deny
+    policy: default/access-demo1
+
+from and to are pods (namespace/name, or name in namespace default) or IP addresses;
+port is a number or the name of a port of the destination. Each may be a list: the
+expectation is for every combination, and for both families of dual-stack pods.
+protocol is TCP, UDP, SCTP or ICMP, and TCP if it is left out. policy, which may be
+left out, must be the reason: a rule of it allows, or it is among the policies that
+isolate the end that denies. nodeIPs beside manifests are the addresses of the node
+whose pods are asked about.
+
+What is not as expected is explained. The exit status is 1 if any test failed, and 2
+if any could not run, or if parts of the manifests cannot be understood.`,
+		Example: `  sluice test policies_test.yaml
+  sluice test -v --junit report.xml tests/*.yaml`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("there is no file of tests: write one or more, as in: sluice test policies_test.yaml")
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, files []string) error { return runTests(e, files, junit, verbose) },
+	}
+	cmd.Flags().StringVar(&junit, "junit", "", "write a report in JUnit's XML to this file too")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the tests that pass too")
+	return cmd
+}
+
+// testedFile is a file of tests and what became of it.
+type testedFile struct {
+	path    string
+	results []expect.Result
+	err     error // it could not be run, or not be relied on
+}
+
+func runTests(e env, paths []string, junit string, verbose bool) error {
+	var files []testedFile
+	for _, path := range paths {
+		f := testedFile{path: path}
+		f.results, f.err = runTestFile(e, path)
+		for i := range f.results {
+			if err := printResult(e.stdout, path, &f.results[i], verbose); err != nil {
+				return fmt.Errorf("write the results: %w", err)
+			}
+		}
+		if f.err != nil {
+			fmt.Fprintf(e.stderr, "sluice: %s: %s\n", path, strings.ReplaceAll(f.err.Error(), "\n", "\nsluice: "+path+": "))
+		}
+		files = append(files, f)
+	}
+	sum := sumOf(files)
+	if _, err := fmt.Fprintln(e.stdout, sum); err != nil {
+		return fmt.Errorf("write the results: %w", err)
+	}
+	if junit != "" {
+		if err := writeJUnit(junit, files); err != nil {
+			return err
+		}
+	}
+	switch {
+	case sum.errors > 0:
+		return exitError{status: exitFailed}
+	case sum.failed > 0:
+		return exitError{status: exitFindings}
+	}
+	return nil
+}
+
+// runTestFile runs the tests of a file. There may be results and an error, if the
+// manifests could be understood in part.
+func runTestFile(e env, path string) ([]expect.Result, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read tests: %w", err)
+	}
+	f, err := expect.Parse(data)
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, dir := range f.Manifests {
+		if !filepath.IsAbs(dir) {
+			dir = filepath.Join(filepath.Dir(path), dir)
+		}
+		dirs = append(dirs, dir)
+	}
+	m, err := readManifests(f.NodeIPs, dirs...)
+	if err != nil {
+		return nil, err
+	}
+	c := m.cluster()
+	var results []expect.Result
+	for i := range f.Tests {
+		results = append(results, f.Tests[i].Run(c))
+	}
+	return results, m.report(e, "the tests were run on")
+}
+
+// tally counts tests. A file that could not be run counts as one error.
+type tally struct{ passed, failed, errors int }
+
+func (t tally) tests() int { return t.passed + t.failed + t.errors }
+
+func (t tally) String() string {
+	text := fmt.Sprintf("%d passed, %d failed", t.passed, t.failed)
+	if t.errors > 0 {
+		text += fmt.Sprintf(", %d could not be relied on", t.errors)
+	}
+	return text
+}
+
+func (t *tally) add(f *testedFile) {
+	for i := range f.results {
+		switch r := &f.results[i]; {
+		case r.Err != nil:
+			t.errors++
+		case r.Passed():
+			t.passed++
+		default:
+			t.failed++
+		}
+	}
+	if f.err != nil {
+		t.errors++
+	}
+}
+
+func sumOf(files []testedFile) tally {
+	var t tally
+	for i := range files {
+		t.add(&files[i])
+	}
+	return t
+}
+
+// printResult prints a test that did not pass, with the reasons.
+func printResult(out io.Writer, path string, r *expect.Result, verbose bool) error {
+	word := "FAIL "
+	switch {
+	case r.Err != nil:
+		word = "ERROR"
+	case r.Passed() && !verbose:
+		return nil
+	case r.Passed():
+		word = "ok   "
+	}
+	_, err := fmt.Fprintf(out, "%s %s: %s\n%s", word, path, r.Test.Name, indent(resultText(r)))
+	return err
+}
+
+// resultText says what is wrong with a test; nothing if it passed.
+func resultText(r *expect.Result) string {
+	var b strings.Builder
+	for i, f := range r.Failures {
+		if i == maxShown {
+			fmt.Fprintf(&b, "and %s that is not as expected\n", count(len(r.Failures)-i, "other flow", "other flows"))
+			break
+		}
+		fmt.Fprintf(&b, "%s: %s", f.Detail, explain.Text(f.Explanations))
+	}
+	if r.Err != nil {
+		fmt.Fprintln(&b, r.Err)
+	}
+	return b.String()
+}
+
+func indent(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString("      " + line)
+	}
+	return b.String()
+}
