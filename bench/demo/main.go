@@ -1,0 +1,137 @@
+// Command demo shows Sluice at work, on real packets and without a cluster: it
+// builds a node and its pods from network namespaces, starts `sluice run` on the
+// node, puts one policy after the other in force, and prints who reaches whom and
+// why others do not. `make demo` runs it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// env is what the demo may know of its surroundings. The tests run it with
+// another one.
+type env struct {
+	stdout, stderr io.Writer
+	colour         bool
+}
+
+// Exit statuses, those of sluice, and the one of a shell for an interrupt.
+const (
+	exitWrong       = 1 // something is not as promised
+	exitFailed      = 2 // the demo could not be shown
+	exitInterrupted = 130
+)
+
+// options are the demo's flags.
+type options struct {
+	sluice, step       string
+	keepGoing, verbose bool
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	status := run(ctx, env{os.Stdout, os.Stderr, isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""}, os.Args[1:])
+	stop()
+	os.Exit(status)
+}
+
+// run is the whole program as a function of its surroundings.
+func run(ctx context.Context, e env, args []string) (status int) {
+	o, err := parse(e, args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	var wrong int
+	if err == nil {
+		wrong, err = show(ctx, e, o)
+	}
+	switch {
+	case ctx.Err() != nil:
+		fmt.Fprintln(e.stderr, "demo: interrupted; everything is cleaned up")
+		return exitInterrupted
+	case err != nil:
+		fmt.Fprintf(e.stderr, "demo: %v\n", err)
+		return exitFailed
+	case wrong > 0:
+		return exitWrong
+	}
+	return 0
+}
+
+func parse(e env, args []string) (o options, err error) {
+	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // the error is returned, and told once
+	fs.StringVar(&o.sluice, "sluice", "bin/sluice", "the `file` to run as sluice")
+	fs.StringVar(&o.step, "step", "", "show this `step` alone")
+	fs.BoolVar(&o.keepGoing, "keep-going", false, "show the other steps after one that is not as promised")
+	fs.BoolVar(&o.verbose, "verbose", false, "show the agent's log as well")
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fs.SetOutput(e.stdout)
+		fmt.Fprintln(e.stdout, "Shows Sluice enforcing NetworkPolicies on real packets, between network namespaces. Needs root.\n\n  bin/demo --sluice bin/sluice\n  bin/demo --step access-demo1 --verbose\n\nFlags:")
+		fs.PrintDefaults()
+		return o, err
+	case err != nil:
+		return o, fmt.Errorf("%w (see --help)", err)
+	case fs.NArg() > 0:
+		return o, fmt.Errorf("unexpected argument %q: give flags alone (see --help)", fs.Arg(0))
+	}
+	_, err = selectSteps(o.step)
+	return o, err
+}
+
+// show builds everything, shows the steps, and takes everything down again. It
+// returns the number of probes that did not do as promised.
+func show(ctx context.Context, e env, o options) (wrong int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, errors.New("this needs root, because it makes network namespaces and iptables rules in them: try sudo make demo")
+	}
+	for _, name := range []string{"iptables", "ip6tables"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return 0, fmt.Errorf("%s is missing: install the package iptables", name)
+		}
+	}
+	// The agent is started from a thread in another namespace, where a path that
+	// is relative means the same; but exec looks a bare name up in PATH.
+	if o.sluice, err = filepath.Abs(o.sluice); err != nil {
+		return 0, fmt.Errorf("find sluice: %w", err)
+	}
+	if _, err := os.Stat(o.sluice); err != nil {
+		return 0, fmt.Errorf("find sluice: %w: build it with go build -o bin/sluice ./cmd/sluice, or name it with --sluice", err)
+	}
+	began := time.Now()
+	c, err := build()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.lab.Close()) }()
+	dir, err := os.MkdirTemp("", "sluice-demo-")
+	if err != nil {
+		return 0, fmt.Errorf("make a folder for manifests: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
+	p := &printer{out: e.stdout, colour: e.colour}
+	p.intro(c)
+	s := &stage{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
+	if err := s.open(ctx, o.sluice, o.verbose); err != nil {
+		return 0, err
+	}
+	selected, _ := selectSteps(o.step) // parse has looked at it
+	wrong, err = s.play(ctx, selected)
+	err = errors.Join(err, s.agent.stop())
+	if err == nil && ctx.Err() == nil {
+		p.end(s.shown, len(selected), s.probed, wrong, time.Since(began))
+	}
+	return wrong, err
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// printer writes what the user sees.
+type printer struct {
+	out    io.Writer
+	colour bool
+}
+
+// The colours, as the terminal takes them (ECMA-48, SGR).
+const (
+	bold   = "1"
+	faint  = "2"
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+)
+
+// paint colours a text, where colours are wanted.
+func (p *printer) paint(colour, text string) string {
+	if !p.colour || text == "" {
+		return text
+	}
+	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+func (p *printer) say(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
+
+// wrap breaks a text into lines of at most 84 characters, and prints it.
+func (p *printer) wrap(text string) {
+	line := ""
+	for _, word := range strings.Fields(text) {
+		if len(line)+1+len(word) > 84 {
+			p.say("%s", line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	p.say("%s", line)
+}
+
+func (p *printer) intro(c *cluster) {
+	p.say("%s\n", p.paint(bold, "Sluice: Kubernetes NetworkPolicy on real packets, without a cluster"))
+	p.wrap(`Sluice runs on each node of a cluster. It judges the first packet of every new
+		connection from or to a pod by the NetworkPolicies, and leaves the rest of the
+		connection to the kernel.`)
+	p.say("")
+	p.wrap("Here, network namespaces play one node, five pods on it and two hosts outside the cluster:")
+	p.say("")
+	for _, h := range c.hosts {
+		var what []string
+		if namespace, _, pod := strings.Cut(h.name, "/"); pod {
+			what = append(what, labels("namespace "+namespace, c, namespace))
+		}
+		for _, k := range slices.Sorted(maps.Keys(h.labels)) {
+			what = append(what, k+"="+h.labels[k])
+		}
+		for port, name := range h.portName {
+			what = append(what, fmt.Sprintf("calls port %d %s", port, name))
+		}
+		switch {
+		case h.name == nodeName:
+			what = append(what, "the node; sluice run is started on it")
+		case h.away():
+			what = append(what, "outside")
+		}
+		p.say("  %-12s %-11s %-15s  %s", h.name, h.IPv4, h.IPv6, strings.Join(what, ", "))
+	}
+	p.say("")
+	p.wrap(`Sluice follows a folder of manifests. For each step, a file with policies is saved
+		there. As soon as they are in force, everyone opens a TCP connection and sends a UDP
+		datagram to every port of everyone else, over IPv4 and over IPv6.`)
+	p.say("\nIn the tables, who asks stands on the left, who is asked stands above, and")
+	p.say("  %s   is reached by TCP and UDP      %s   is reached by TCP alone", p.paint(green, "yes"), p.paint(yellow, "TCP"))
+	p.say("  %s    is not reached; the letter tells why, below the table", p.paint(red, "no"))
+	p.say("  %s     is not asked: such packets do not come by the node", p.paint(faint, "."))
+}
+
+// labels is a namespace with its labels.
+func labels(text string, c *cluster, namespace string) string {
+	for _, ns := range namespaces {
+		if ns.name == namespace {
+			for _, k := range slices.Sorted(maps.Keys(ns.labels)) {
+				text += " (" + k + "=" + ns.labels[k] + ")"
+			}
+		}
+	}
+	return text
+}
+
+// begin prints what a step is about.
+func (p *printer) begin(st step, number, of int, took time.Duration) error {
+	title := fmt.Sprintf("── %d/%d  %s ", number, of, st.title)
+	p.say("\n%s\n", p.paint(bold, title+strings.Repeat("─", max(0, 84-len([]rune(title))))))
+	p.wrap(st.meaning)
+	text, err := st.yaml()
+	if err != nil {
+		return err
+	}
+	if text == "" {
+		return nil
+	}
+	p.say("")
+	for line := range strings.Lines(text) {
+		fmt.Fprint(p.out, p.paint(faint, "    "+strings.TrimRight(line, "\n"))+"\n")
+	}
+	p.say("\nIn force %d ms after the file was saved.", took.Milliseconds())
+	return nil
+}
+
+// result prints what came of a step.
+func (p *printer) result(st step, c *cluster, j judgement) {
+	p.say("")
+	p.table(c, j)
+	p.say("\n%-48s %s", "What the policies promise", "and what happened")
+	for i, pr := range j.promises {
+		word, verb := p.paint(green, "yes"), "got through"
+		if !pr.reach {
+			word, verb = p.paint(red, "no")+" ", "were denied"
+		}
+		mark := p.paint(green, "as promised")
+		if j.kept[i] != j.decided[i] {
+			mark = p.paint(red, "WRONG")
+		}
+		p.say("  %s  %-43s %3d of %3d attempts %s: %s", word, pr, j.kept[i], j.decided[i], verb, mark)
+	}
+	p.faults(j.wrong)
+	p.say("")
+	p.wrap(st.see)
+}
+
+// faults prints what went wrong, a bounded number of it.
+func (p *printer) faults(wrong []fault) {
+	const most = 12
+	for i, f := range wrong {
+		if i == most {
+			p.say("  and %d more", len(wrong)-most)
+			return
+		}
+		p.say("  %s %s %s, which is not as promised (%s)", p.paint(red, "WRONG:"), f.probe, f.what, f.promised)
+	}
+}
+
+func (p *printer) end(shown, of, probed, wrong int, took time.Duration) {
+	p.say("")
+	seconds := took.Round(100 * time.Millisecond)
+	if wrong == 0 {
+		p.say("%s", p.paint(bold, fmt.Sprintf("All as promised: %d steps, %d attempts, none wrong, in %v.", shown, probed, seconds)))
+		return
+	}
+	text := fmt.Sprintf("NOT as promised: %d of %d attempts are wrong, in %d of %d steps shown.", wrong, probed, shown, of)
+	if shown < of {
+		text += " Show the others with --keep-going."
+	}
+	p.say("%s", p.paint(red, text))
+}

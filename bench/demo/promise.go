@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// promise says of some probes whether they reach their goal. Of all that match a
+// probe, the last one counts; before them all stands "everything else: yes".
+//
+// Its text is "yes FROM -> TO" or "no FROM -> TO". FROM is a host, TO a host with
+// port and protocol, as in "default/db:6379/TCP"; a star at the end stands for
+// whatever may follow. "itself" is the host that asks.
+type promise struct {
+	from, to string
+	reach    bool
+}
+
+// everythingElse is what holds where no promise says otherwise.
+var everythingElse = promise{from: "*", to: "*", reach: true}
+
+func parsePromise(text string) (promise, error) {
+	f := strings.Fields(text)
+	if len(f) != 4 || f[0] != "yes" && f[0] != "no" || f[2] != "->" {
+		return promise{}, fmt.Errorf("promise %q: write yes or no, who, ->, whom", text)
+	}
+	return promise{from: f[1], to: f[3], reach: f[0] == "yes"}, nil
+}
+
+func (p promise) String() string {
+	if p == everythingElse {
+		return "everything else"
+	}
+	return p.from + " -> " + p.to
+}
+
+// parsePromises reads all promises that hold in a step, in order.
+func (s step) parsePromises() ([]promise, error) {
+	all := []promise{everythingElse}
+	for _, texts := range [][]string{s.promises, always} {
+		for _, text := range texts {
+			p, err := parsePromise(text)
+			if err != nil {
+				return nil, fmt.Errorf("step %s: %w", s.name, err)
+			}
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+func (p promise) matches(pr probe) bool {
+	if !like(p.from, pr.from.name) {
+		return false
+	}
+	if p.to == "itself" {
+		return pr.from == pr.to.host
+	}
+	return like(p.to, pr.to.String()+"/"+strings.ToUpper(pr.network))
+}
+
+// like compares with a pattern that may end in a star.
+func like(pattern, text string) bool {
+	if start, star := strings.CutSuffix(pattern, "*"); star {
+		return strings.HasPrefix(text, start)
+	}
+	return pattern == text
+}
+
+// decides is the index of the promise that counts for a probe.
+func decides(promises []promise, pr probe) int {
+	last := 0
+	for i, p := range promises {
+		if p.matches(pr) {
+			last = i
+		}
+	}
+	return last
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"sluice/bench/lab"
+)
+
+// The widths of the table, in characters.
+const (
+	firstColumn = 13
+	column      = 8
+)
+
+// cell is where a row and a column of the table meet.
+type cell struct {
+	asked, reached map[string]int // by network
+	why            []string       // letters
+	wrong          bool
+}
+
+// text is what the cell says, and in which colour.
+func (c *cell) text() (text, colour string) {
+	if c == nil {
+		return ".", faint
+	}
+	var through []string
+	complete := true
+	for _, n := range networks {
+		if c.reached[n] == c.asked[n] {
+			through = append(through, strings.ToUpper(n))
+		} else {
+			complete = false
+			if c.reached[n] > 0 {
+				c.wrong = true // one family alone
+			}
+		}
+	}
+	switch {
+	case complete:
+		text, colour = "yes", green
+	case len(through) > 0:
+		text, colour = through[0], yellow
+	default:
+		text, colour = "no", red
+	}
+	if len(c.why) > 0 {
+		text += " " + strings.Join(c.why, "")
+	}
+	if c.wrong {
+		text, colour = text+" !", bold+";"+red
+	}
+	return text, colour
+}
+
+// reasons gives letters to the reasons for denials, in order of their appearance.
+type reasons struct {
+	texts []string
+}
+
+func (r *reasons) letter(text string) string {
+	for i, t := range r.texts {
+		if t == text {
+			return string(rune('a' + i))
+		}
+	}
+	r.texts = append(r.texts, text)
+	return string(rune('a' + len(r.texts) - 1))
+}
+
+// table prints who has reached whom.
+func (p *printer) table(c *cluster, j judgement) {
+	cells, why := tabulate(j)
+	doors := c.doors()
+	above, below := strings.Repeat(" ", firstColumn), strings.Repeat(" ", firstColumn)
+	var last *host
+	for _, d := range doors {
+		name := ""
+		if d.host != last {
+			_, name, _ = strings.Cut("/"+d.host.name, "/")
+			name = name[strings.IndexByte(name, '/')+1:]
+		}
+		last = d.host
+		above += fmt.Sprintf("%-*s", column, name)
+		below += fmt.Sprintf("%-*d", column, d.port)
+	}
+	p.say("%s", p.paint(bold, strings.TrimRight(above, " ")))
+	p.say("%s", p.paint(bold, strings.TrimRight(below, " ")))
+	for _, h := range c.hosts {
+		row := fmt.Sprintf("%-*s", firstColumn, h.name)
+		for _, d := range doors {
+			text, colour := cells[place{h, d}].text()
+			row += p.paint(colour, text) + strings.Repeat(" ", max(1, column-len(text)))
+		}
+		p.say("%s", strings.TrimRight(row, " "))
+	}
+	for i, text := range why.texts {
+		p.say("  %s  %s", p.paint(red, string(rune('a'+i))), text)
+	}
+}
+
+// place is a cell's place in the table.
+type place struct {
+	from *host
+	to   door
+}
+
+// tabulate sums the outcomes up in cells.
+func tabulate(j judgement) (map[place]*cell, *reasons) {
+	cells, why := make(map[place]*cell), new(reasons)
+	for _, o := range j.outcomes {
+		at := place{o.from, o.to}
+		c := cells[at]
+		if c == nil {
+			c = &cell{asked: make(map[string]int), reached: make(map[string]int)}
+			cells[at] = c
+		}
+		c.asked[o.network]++
+		if o.reached() {
+			c.reached[o.network]++
+			continue
+		}
+		letter := why.letter(o.why())
+		if !strings.Contains(strings.Join(c.why, ""), letter) {
+			c.why = append(c.why, letter)
+		}
+	}
+	for _, f := range j.wrong {
+		cells[place{f.from, f.to}].wrong = true
+	}
+	return cells, why
+}
+
+// why is why an attempt did not get through.
+func (o outcome) why() string {
+	if o.denial != nil {
+		return o.denial.String()
+	}
+	if o.Outcome == lab.Reached {
+		return "answered by another: " + strconv.Quote(o.By)
+	}
+	return o.Outcome.String() + ", and no verdict"
+}
