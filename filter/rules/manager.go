@@ -85,8 +85,12 @@ func (m *Manager) Pause(ctx context.Context) error {
 }
 
 // Remove takes the jump and all chains of ours away, and leaves everything else,
-// the kernel's hook included: packets that wait in a queue are not lost. Run
-// restores nothing until Apply.
+// the kernel's hook included. Run restores nothing until Apply.
+//
+// Packets should no longer wait in the queues: Pause, let the workers answer
+// what waits, and Remove then. If ours are the last rules of the network
+// namespace that look at connections, the kernel unhooks connection tracking
+// with them, and that drops what waits. Otherwise nothing is lost.
 func (m *Manager) Remove(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
