@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +34,9 @@ type flow struct {
 // verdict is why a flow was denied.
 type verdict struct{ reason, policy string }
 
-func (v verdict) String() string { return v.reason + ", " + strings.ReplaceAll(v.policy, ",", " and ") }
+func (v verdict) String() string {
+	return v.reason + ": no rule of " + strings.ReplaceAll(v.policy, ",", " or ") + " allows it"
+}
 
 // agent is a running `sluice run` and what its log has told.
 type agent struct {
@@ -163,21 +167,30 @@ func (a *agent) forget() uint64 {
 	return a.snapshot
 }
 
-// stop ends the agent in order, or kills it if it will not.
+// stop ends the agent in order, or kills it if it will not. That it has ended
+// before is an error.
 func (a *agent) stop() error {
-	if err := a.cmd.Process.Signal(unix.SIGTERM); err != nil {
-		_ = a.cmd.Wait() // it has ended already, and await has said so
-		return nil
+	select {
+	case <-a.ended:
+		return fmt.Errorf("sluice ended by itself: %w", cmp.Or(a.cmd.Wait(), errors.New("exit status 0")))
+	default:
 	}
 	var late error
+	if err := a.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		late = fmt.Errorf("tell it: %w", err)
+	}
 	select {
 	case <-a.ended:
 	case <-time.After(goodbye):
 		late = fmt.Errorf("it did not end within %v and was killed", goodbye)
-		_ = a.cmd.Process.Kill()
+		_ = a.cmd.Process.Kill() // it may have ended just now
 		<-a.ended
 	}
-	if err := errors.Join(late, a.cmd.Wait()); err != nil {
+	err := a.cmd.Wait()
+	if status, ok := a.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == unix.SIGTERM && a.forget() == 0 {
+		err = nil // it had not begun to listen to signals, nor to do anything else
+	}
+	if err := errors.Join(late, err); err != nil {
 		return fmt.Errorf("end sluice: %w; its last words:\n%s", err, a.lastWords())
 	}
 	return nil

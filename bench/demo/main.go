@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -56,12 +57,12 @@ func run(ctx context.Context, e env, args []string) (status int) {
 		wrong, err = show(ctx, e, o)
 	}
 	switch {
-	case ctx.Err() != nil:
-		fmt.Fprintln(e.stderr, "demo: interrupted; everything is cleaned up")
-		return exitInterrupted
 	case err != nil:
 		fmt.Fprintf(e.stderr, "demo: %v\n", err)
 		return exitFailed
+	case ctx.Err() != nil:
+		fmt.Fprintln(e.stderr, "demo: interrupted; everything is cleaned up")
+		return exitInterrupted
 	case wrong > 0:
 		return exitWrong
 	}
@@ -101,8 +102,7 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 			return 0, fmt.Errorf("%s is missing: install the package iptables", name)
 		}
 	}
-	// The agent is started from a thread in another namespace, where a path that
-	// is relative means the same; but exec looks a bare name up in PATH.
+	// Made absolute, because a bare name would be looked up in PATH.
 	if o.sluice, err = filepath.Abs(o.sluice); err != nil {
 		return 0, fmt.Errorf("find sluice: %w", err)
 	}
@@ -121,17 +121,33 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	p := &printer{out: e.stdout, colour: e.colour}
+	p := &printer{out: &sharedWriter{w: e.stdout}, colour: e.colour}
 	p.intro(c)
 	s := &stage{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
-	if err := s.open(ctx, o.sluice, o.verbose); err != nil {
-		return 0, err
-	}
 	selected, _ := selectSteps(o.step) // parse has looked at it
-	wrong, err = s.play(ctx, selected)
-	err = errors.Join(err, s.agent.stop())
+	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
+		wrong, err = s.play(ctx, selected)
+	}
+	if ctx.Err() != nil {
+		err = nil // it is not what went wrong that ended the play
+	}
+	if s.agent != nil {
+		err = errors.Join(err, s.agent.stop())
+	}
 	if err == nil && ctx.Err() == nil {
 		p.end(s.shown, len(selected), s.probed, wrong, time.Since(began))
 	}
 	return wrong, err
+}
+
+// sharedWriter keeps the lines of the demo and of the agent's log apart.
+type sharedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (s *sharedWriter) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(b)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +24,8 @@ type stage struct {
 	shown, probed int
 }
 
-// open writes the manifests of namespaces and pods and starts the agent.
+// open writes the manifests of namespaces and pods and starts the agent. The
+// caller stops the agent, if there is one.
 func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
 	text, err := s.manifests()
 	if err != nil {
@@ -42,10 +42,7 @@ func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
 		return err
 	}
 	// Both lines, because the second comes after the first.
-	if err := s.await(ctx, "sluice is ready", func() bool { return s.agent.ready && s.agent.snapshot > 0 }); err != nil {
-		return errors.Join(err, s.agent.stop())
-	}
-	return nil
+	return s.await(ctx, "sluice is ready", func() bool { return s.agent.ready && s.agent.snapshot > 0 })
 }
 
 // save writes a file in one go: the agent must never see half of it.

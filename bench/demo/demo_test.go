@@ -1,0 +1,199 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/lab"
+)
+
+// TestMain lets the test binary stand in for an agent: given the arguments of
+// `sluice run`, it says what an agent says and enforces nothing.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 3 && os.Args[1] == "run" {
+		pretend(os.Args[3])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func pretend(dir string) {
+	ended, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	var last []byte
+	for number := 1; ended.Err() == nil; time.Sleep(time.Millisecond) {
+		text, err := os.ReadFile(filepath.Join(dir, "policies.yaml"))
+		if number > 1 && (err != nil || bytes.Equal(text, last)) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "level=INFO msg=\"sluice is ready\"\nlevel=DEBUG msg=\"policies in force\" snapshot=%d policies=%d\n",
+			number, bytes.Count(text, []byte("kind: NetworkPolicy")))
+		last, number = text, number+1
+	}
+}
+
+// buildSluice builds the real agent.
+func buildSluice(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "sluice")
+	if out, err := exec.Command("go", "build", "-o", path, "sluice/cmd/sluice").CombinedOutput(); err != nil {
+		t.Fatalf("build sluice: %v\n%s", err, out)
+	}
+	return path
+}
+
+// ownTemp gives the test a folder for temporary files, and says at the end
+// whether the demo has left anything there.
+func ownTemp(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	t.Cleanup(func() {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v %v", left, err)
+		}
+	})
+}
+
+func TestAllStepsAreAsPromised(t *testing.T) {
+	lab.Require(t)
+	sluice := buildSluice(t)
+	ownTemp(t)
+	var stdout, stderr bytes.Buffer
+	if status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, []string{"--sluice", sluice, "--verbose"}); status != 0 {
+		t.Fatalf("exit status %d: %s\n%s", status, stderr.String(), stdout.String())
+	}
+	for _, want := range []string{
+		"All as promised: 8 steps, 2176 attempts, none wrong",
+		"kind: NetworkPolicy",
+		"default/web  yes     yes     yes     TCP a   no a    yes     yes     yes     yes\n",
+		"a  ingress-denied: no rule of default/access-demo1 or default/access-demo2 allows it\n",
+		"a  egress-denied: no rule of default/to-partner allows it\n",
+		"sluice: time=", // from --verbose
+	} {
+		if !strings.Contains(stdout.String(), want) {
+			t.Errorf("%q is not in the output", want)
+		}
+	}
+	if strings.Contains(stdout.String(), "\x1b") {
+		t.Error("there are colours, although nobody wants them")
+	}
+	if stderr.Len() > 0 {
+		t.Errorf("on standard error: %s", stderr.String())
+	}
+}
+
+// An agent that does nothing must be found out.
+func TestWrongIsSeen(t *testing.T) {
+	lab.Require(t)
+	tests := []struct {
+		name   string
+		args   []string
+		status int
+		want   []string
+	}{
+		{"stops at the first", nil, exitWrong, []string{
+			"NOT as promised: 46 of 544 attempts are wrong, in 2 of 8 steps shown. Show the others with --keep-going.",
+			"default/api  yes     yes     yes     yes !   yes !",
+			"  no   * -> default/db:*                             0 of  46 attempts were denied: WRONG",
+			"WRONG: default/web -> default/db:6379/UDP over IPv6 got through, which is not as promised (* -> default/db:*)",
+		}},
+		{"goes on", []string{"--keep-going"}, exitWrong, []string{"in 8 of 8 steps shown.\n"}},
+		{"one step", []string{"--step", "deny-all"}, exitWrong, []string{"── 1/1  deny all", "168 of 272 attempts are wrong"}},
+		{"the one step that needs no agent", []string{"--step", "no-policy"}, 0, []string{"All as promised: 1 steps"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ownTemp(t)
+			var stdout, stderr bytes.Buffer
+			status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, append([]string{"--sluice", os.Args[0]}, tt.args...))
+			if status != tt.status || stderr.Len() > 0 {
+				t.Errorf("exit status %d, want %d: %s", status, tt.status, stderr.String())
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(stdout.String(), want) {
+					t.Errorf("%q is not in the output:\n%s", want, stdout.String())
+				}
+			}
+		})
+	}
+}
+
+// interrupter ends a context when a text is written.
+type interrupter struct {
+	at   string
+	stop func()
+	seen bytes.Buffer
+}
+
+func (i *interrupter) Write(b []byte) (int, error) {
+	i.seen.Write(b)
+	if strings.Contains(i.seen.String(), i.at) {
+		i.stop()
+	}
+	return len(b), nil
+}
+
+func TestInterrupted(t *testing.T) {
+	lab.Require(t)
+	sluice := buildSluice(t)
+	for _, at := range []string{"Sluice follows", "1/8", "2/8", "3/8"} {
+		t.Run(at, func(t *testing.T) {
+			ownTemp(t)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			var stderr bytes.Buffer
+			status := run(ctx, env{stdout: &interrupter{at: at, stop: stop}, stderr: &stderr}, []string{"--sluice", sluice})
+			if status != exitInterrupted || !strings.Contains(stderr.String(), "cleaned up") {
+				t.Errorf("exit status %d: %s", status, stderr.String())
+			}
+			children, err := os.ReadFile("/proc/thread-self/children")
+			if err == nil && len(children) > 0 {
+				t.Errorf("children: %s", children)
+			}
+		})
+	}
+}
+
+func TestAgentThatCannotStart(t *testing.T) {
+	lab.Require(t)
+	ownTemp(t)
+	broken := filepath.Join(t.TempDir(), "sluice")
+	if err := os.WriteFile(broken, []byte("#!/bin/sh\necho no queue for you >&2\nexit 7\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{broken: "no queue for you", "/no/such/sluice": "go build -o bin/sluice"} {
+		var stderr bytes.Buffer
+		if status := run(t.Context(), env{stdout: io.Discard, stderr: &stderr}, []string{"--sluice", path}); status != exitFailed || !strings.Contains(stderr.String(), want) {
+			t.Errorf("exit status %d, want %q in: %s", status, want, stderr.String())
+		}
+	}
+}
+
+func TestFlags(t *testing.T) {
+	for args, want := range map[string]string{
+		"--stop":       "flag provided but not defined: -stop (see --help)",
+		"--step nope":  "give one of no-policy, access-demo1,",
+		"access-demo1": "give flags alone",
+	} {
+		var stdout, stderr bytes.Buffer
+		if status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, strings.Fields(args)); status != exitFailed || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: exit status %d, want %q in: %s", args, status, want, stderr.String())
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	if status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, []string{"--help"}); status != 0 || !strings.Contains(stdout.String(), "-keep-going") {
+		t.Errorf("--help: exit status %d: %s%s", status, stdout.String(), stderr.String())
+	}
+}

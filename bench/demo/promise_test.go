@@ -1,0 +1,179 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sluice/bench/lab"
+	"sluice/watch/folder"
+)
+
+// strangers are two hosts with a door each.
+func strangers() (web, db *host) {
+	host := func(name string, port uint16, v4 string) *host {
+		return &host{name: name, ports: []uint16{port}, Host: &lab.Host{Name: name, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr("::" + v4)}}
+	}
+	return host("default/web", 80, "10.0.0.1"), host("default/db", 6379, "10.0.0.2")
+}
+
+func TestTheLastMatchCounts(t *testing.T) {
+	web, db := strangers()
+	st := step{promises: []string{"no * -> default/db:*", "yes default/web -> default/db:6379/TCP"}}
+	promises, err := st.parsePromises()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		p    probe
+		want string
+	}{
+		{probe{web, door{web, 80}, "udp", 0}, "* -> itself"},
+		{probe{db, door{web, 80}, "tcp", 1}, "everything else"},
+		{probe{web, door{db, 6379}, "tcp", 0}, "default/web -> default/db:6379/TCP"},
+		{probe{web, door{db, 6379}, "udp", 0}, "* -> default/db:*"},
+		{probe{web, door{db, 63790}, "tcp", 0}, "* -> default/db:*"},
+	} {
+		if got := promises[decides(promises, tt.p)]; got.String() != tt.want {
+			t.Errorf("%s: %q decides, want %q", tt.p, got, tt.want)
+		}
+	}
+}
+
+func TestPromisesAndPoliciesCanBeRead(t *testing.T) {
+	for _, st := range steps {
+		if _, err := st.parsePromises(); err != nil {
+			t.Error(err)
+		}
+		text, err := st.yaml()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "policies.yaml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		objects, problems, err := folder.Read(dir)
+		if err != nil || len(problems) > 0 || len(objects.Policies) != len(st.policies) {
+			t.Errorf("%s: %d policies, want %d; %v %v", st.name, len(objects.Policies), len(st.policies), problems, err)
+		}
+	}
+	for _, text := range []string{"", "maybe a -> b", "yes a to b", "yes a -> b c"} {
+		if _, err := parsePromise(text); err == nil {
+			t.Errorf("%q is read as a promise", text)
+		}
+	}
+}
+
+// A promise that decides nothing says nothing, and would not be missed.
+func TestEveryPromiseDecidesSomething(t *testing.T) {
+	lab.Require(t)
+	c, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.lab.Close()
+	for _, st := range steps {
+		promises, err := st.parsePromises()
+		if err != nil {
+			t.Fatal(err)
+		}
+		decided := make([]int, len(promises))
+		for _, p := range c.probes() {
+			decided[decides(promises, p)]++
+		}
+		for i, n := range decided {
+			if n == 0 {
+				t.Errorf("step %s: %q decides nothing", st.name, promises[i])
+			}
+		}
+	}
+}
+
+func TestFault(t *testing.T) {
+	web, db := strangers()
+	reached := outcome{probe: probe{web, door{db, 6379}, "tcp", 0}, Result: lab.Result{Outcome: lab.Reached, By: "default/db"}}
+	mistaken, lost := reached, reached
+	mistaken.By = "default/web"
+	lost.Outcome, lost.By = lab.TimedOut, ""
+	denied := lost
+	denied.denial = &verdict{"ingress-denied", "default/x"}
+	for _, tt := range []struct {
+		name  string
+		o     outcome
+		reach bool
+		want  string // in the fault; none if empty
+	}{
+		{"reached as promised", reached, true, ""},
+		{"reached against the promise", reached, false, "got through"},
+		{"denied as promised", denied, false, ""},
+		{"denied against the promise", denied, true, "ingress-denied"},
+		{"lost where denial was promised", lost, false, "did not deny"},
+		{"lost where an answer was promised", lost, true, "did not get through"},
+		{"answered by another", mistaken, true, "default/web"},
+	} {
+		got := tt.o.fault(tt.reach)
+		if (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestLog(t *testing.T) {
+	web, db := strangers()
+	a := &agent{changed: make(chan struct{}), denials: make(map[flow]verdict)}
+	a.line(`time=2026-01-02T03:04:05Z level=INFO msg="sluice is ready" policies=0`)
+	a.line(`level=DEBUG msg="policies in force" snapshot=7 policies=2 note="a \"quoted\" = sign"`)
+	a.line(`level=INFO msg=verdict verdict=deny reason=ingress-denied src=10.0.0.1 dst=10.0.0.2 proto=TCP sport=4 dport=6379 policy=a/b,c/d`)
+	a.line(`level=INFO msg=verdict verdict=allow reason=rule src=10.0.0.2 dst=10.0.0.1 proto=TCP sport=4 dport=80 policy=a/b`)
+	a.line(`level=INFO msg=verdict verdict=deny reason=malformed`)
+	a.line(`not a line of slog`)
+	if !a.ready || a.snapshot != 7 || a.policies != 2 {
+		t.Errorf("%+v", a)
+	}
+	v, ok := a.denials[probe{web, door{db, 6379}, "tcp", 0}.flow()]
+	if want := "ingress-denied: no rule of a/b or c/d allows it"; !ok || v.String() != want {
+		t.Errorf("%v, want %s", v, want)
+	}
+	if _, ok := a.denials[probe{db, door{web, 80}, "tcp", 0}.flow()]; ok {
+		t.Error("what was allowed counts as denied")
+	}
+	if got := fields(`a="x \"y\" = z" b=1`); got["a"] != `x "y" = z` || got["b"] != "1" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestCells(t *testing.T) {
+	web, db := strangers()
+	to := door{db, 6379}
+	var outcomes []outcome
+	for _, network := range networks {
+		for family := range 2 {
+			o := outcome{probe: probe{web, to, network, family}}
+			if network == "tcp" {
+				o.Result = lab.Result{Outcome: lab.Reached, By: db.name}
+			} else {
+				o.Outcome, o.denial = lab.TimedOut, &verdict{"ingress-denied", "default/x"}
+			}
+			outcomes = append(outcomes, o)
+		}
+	}
+	text := func() string {
+		promises, err := step{promises: []string{"no default/web -> default/db:6379/UDP"}}.parsePromises()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cells, _ := tabulate(judge(outcomes, promises))
+		got, _ := cells[place{web, to}].text()
+		return got
+	}
+	if got := text(); got != "TCP a" {
+		t.Errorf("UDP denied: %q", got)
+	}
+	outcomes[1].Outcome = lab.TimedOut // TCP over IPv6
+	if got := text(); got != "no ab !" {
+		t.Errorf("IPv6 lost: %q", got)
+	}
+}
