@@ -156,8 +156,15 @@ func readFlow(text []byte) (flowLine, error) {
 		}
 		return f, fmt.Errorf("it cannot be read: %w", err)
 	}
-	if len(strict) > 0 {
-		return f, fmt.Errorf("%w: the fields of a flow are from, to, port and protocol", strict[0])
+	var at kjson.FieldError
+	switch {
+	case len(strict) == 0:
+	case errors.As(strict[0], &at) && strings.HasPrefix(strict[0].Error(), "duplicate"):
+		return f, fmt.Errorf("%s: it stands there twice: keep one of the two", at.FieldPath())
+	case errors.As(strict[0], &at):
+		return f, fmt.Errorf("%s: there is no such field: the fields of a flow are from, to, port and protocol", at.FieldPath())
+	default:
+		return f, strict[0]
 	}
 	return f, nil
 }

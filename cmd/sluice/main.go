@@ -73,6 +73,10 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	return exit.status
 }
 
+// The help lists the commands in the order of the table, which is the one in which
+// people come to need them.
+func init() { cobra.EnableCommandSorting = false }
+
 // rootCommand is the table of subcommands.
 func rootCommand(e env) *cobra.Command {
 	root := &cobra.Command{
@@ -87,13 +91,11 @@ draw the matrix of who can reach whom, lint.`,
   sluice explain -f ./policies --from default/web --to default/db --port 6379`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(commands(e)...)
 	return root
 }

@@ -143,7 +143,7 @@ func (t tally) tests() int { return t.passed + t.failed + t.errors }
 func (t tally) String() string {
 	text := fmt.Sprintf("%d passed, %d failed", t.passed, t.failed)
 	if t.errors > 0 {
-		text += fmt.Sprintf(", %d could not be relied on", t.errors)
+		text += ", " + count(t.errors, "error", "errors")
 	}
 	return text
 }
@@ -192,10 +192,10 @@ func resultText(r *expect.Result) string {
 	var b strings.Builder
 	for i, f := range r.Failures {
 		if i == maxShown {
-			fmt.Fprintf(&b, "and %s that is not as expected\n", count(len(r.Failures)-i, "other flow", "other flows"))
+			fmt.Fprintf(&b, "and %s not as expected\n", count(len(r.Failures)-i, "other flow", "other flows"))
 			break
 		}
-		fmt.Fprintf(&b, "%s: %s", f.Detail, explain.Text(f.Explanations))
+		fmt.Fprintf(&b, "%s\n%s", f.Detail, explain.Text(f.Explanations))
 	}
 	if r.Err != nil {
 		fmt.Fprintln(&b, r.Err)

@@ -34,7 +34,7 @@ type junitCase struct {
 
 type junitFault struct {
 	Message string `xml:"message,attr"`
-	Text    string `xml:",chardata"`
+	Text    string `xml:",cdata"`
 }
 
 func writeJUnit(path string, files []testedFile) error {

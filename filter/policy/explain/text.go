@@ -80,7 +80,7 @@ func (s *Side) write(b *strings.Builder, end *End) {
 		fmt.Fprintln(b, "is not isolated: no policy selects it in this direction")
 		return
 	}
-	fmt.Fprintf(b, "is isolated by %s;", strings.Join(s.Policies, ", "))
+	fmt.Fprintf(b, "is isolated by %s", strings.Join(s.Policies, ", "))
 	if s.Allowed != nil {
 		fmt.Fprintf(b, "\n    %s rule %d allows it: %s\n", s.Allowed.Rule.Policy, s.Allowed.Rule.Index+1, s.Allowed.allows())
 	} else {
@@ -96,7 +96,7 @@ func (s *Side) write(b *strings.Builder, end *End) {
 func (r *Reading) allows() string { return r.Peers + ", " + r.Ports }
 
 func (s *Side) writeNearest(b *strings.Builder) {
-	fmt.Fprintln(b, " no rule allows it")
+	fmt.Fprintln(b, "; no rule allows it")
 	for _, r := range s.Nearest {
 		fmt.Fprintf(b, "    %s rule %d ", r.Rule.Policy, r.Rule.Index+1)
 		for i, l := range r.Lacks {

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// TestMain makes the command itself a command of the scripts.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"sluice": main})
+}
+
+// The scripts in testdata/script run the real command as users do. With
+// SLUICE_UPDATE_SCRIPTS set, what a script compares with is written anew.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		UpdateScripts:       os.Getenv("SLUICE_UPDATE_SCRIPTS") != "",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+// eachCommand calls f for every command, hidden ones too.
+func eachCommand(c *cobra.Command, f func(*cobra.Command)) {
+	f(c)
+	for _, sub := range c.Commands() {
+		eachCommand(sub, f)
+	}
+}
+
+func TestEveryCommandExplainsItself(t *testing.T) {
+	eachCommand(rootCommand(env{}), func(c *cobra.Command) {
+		t.Run(c.CommandPath(), func(t *testing.T) {
+			if c.Short == "" || c.Long == "" || c.Example == "" {
+				t.Errorf("short, long or example is missing: %q, %q, %q", c.Short, c.Long, c.Example)
+			}
+			if strings.HasSuffix(c.Short, ".") || len(c.Short) > 100 {
+				t.Errorf("%q is not a short line without a full stop", c.Short)
+			}
+			c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+				if f.Usage == "" {
+					t.Errorf("--%s is not explained", f.Name)
+				}
+			})
+			for line := range strings.Lines(c.Long + "\n" + c.Example) {
+				if len(strings.TrimRight(line, "\n")) > 100 {
+					t.Errorf("longer than a terminal is wide: %q", line)
+				}
+			}
+		})
+	})
+}
+
+// Every line of an example is a command whose flags and arguments are right.
+func TestExamplesParse(t *testing.T) {
+	lines := 0
+	eachCommand(rootCommand(env{}), func(documented *cobra.Command) {
+		for line := range strings.Lines(documented.Example) {
+			lines++
+			t.Run(strings.TrimSpace(line), func(t *testing.T) {
+				args, ok := exampleArgs(line)
+				if !ok {
+					t.Fatal("it does not begin with sluice")
+				}
+				root := rootCommand(env{})
+				cmd, rest, err := root.Find(args)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if documented.HasParent() && cmd.Name() != documented.Name() {
+					t.Errorf("it is an example of %s", cmd.Name())
+				}
+				if err := cmd.ParseFlags(rest); err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.ValidateRequiredFlags(); err != nil {
+					t.Error(err)
+				}
+				if err := cmd.ValidateArgs(cmd.Flags().Args()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	})
+	if lines < 10 {
+		t.Errorf("%d lines of examples: they were not found", lines)
+	}
+}
+
+// exampleArgs cuts a line of an example into arguments. Pipes, redirections and
+// what is explained behind two spaces are no part of them.
+func exampleArgs(line string) ([]string, bool) {
+	line, _, _ = strings.Cut(strings.TrimSpace(line), "  ")
+	for _, end := range []string{" > ", " | ", " && "} {
+		line, _, _ = strings.Cut(line, end)
+	}
+	line = strings.TrimPrefix(line, "sudo ")
+	fields := strings.Fields(line)
+	return fields[1:], fields[0] == "sluice"
+}
+
+// A program may ask and listen by turns: an answer does not wait for the next
+// flow.
+func TestFlowsAreAnsweredAsTheyCome(t *testing.T) {
+	dir := matrixFolder(t, matrixCluster)
+	in := &turns{t: t, flows: []string{
+		`{"from": "web", "to": "db", "port": 6379}`, `{"from": "web", "to": "db", "port": 5}`, `{"from": "nobody", "to": "db", "port": 5}`,
+	}}
+	var errs bytes.Buffer
+	e := env{stdin: in, stdout: &in.out, stderr: &errs}
+	if status := run(t.Context(), e, []string{"explain", "-f", dir, "--flows", "-", "-o", "json"}); status != exitFailed {
+		t.Errorf("status %d, want %d because of the last flow", status, exitFailed)
+	}
+	if in.asked != len(in.flows) {
+		t.Errorf("%d flows were read", in.asked)
+	}
+}
+
+// turns gives the next flow only when the one before has been answered.
+type turns struct {
+	t     *testing.T
+	flows []string
+	asked int
+	out   bytes.Buffer
+}
+
+func (x *turns) Read(p []byte) (int, error) {
+	if answered := strings.Count(x.out.String(), "\n"); answered != x.asked {
+		x.t.Errorf("%d answers after %d flows", answered, x.asked)
+	}
+	if x.asked == len(x.flows) {
+		return 0, io.EOF
+	}
+	x.asked++
+	return copy(p, x.flows[x.asked-1]+"\n"), nil
+}
+
+// Scripts tell success from failure; which failure it is, is a number.
+func TestExitStatuses(t *testing.T) {
+	dir := matrixFolder(t, matrixCluster)
+	expecting := func(tests string) []string {
+		file := filepath.Join(t.TempDir(), "tests")
+		if err := os.WriteFile(file, []byte("manifests: "+dir+"\ntests: ["+tests+"]"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return []string{"test", file}
+	}
+	asking := func(from, port string) []string {
+		return []string{"explain", "-f", dir, "--to", "db", "--from", from, "--port", port}
+	}
+	for name, tt := range map[string]struct {
+		args   []string
+		status int
+	}{
+		"allow":          {asking("web", "6379"), 0},
+		"deny":           {asking("web", "1"), 0}, // an answer like the other
+		"no answer":      {asking("nobody", "1"), exitFailed},
+		"test passes":    {expecting("{from: web, to: db, port: 6379, expect: allow}"), 0},
+		"test fails":     {expecting("{from: web, to: db, port: 6379, expect: deny}"), exitFindings},
+		"test cannot be": {expecting("{from: nobody, to: db, port: 1, expect: deny}, {from: web, to: db, port: 6379, expect: deny}"), exitFailed},
+		"matrix":         {[]string{"matrix", "-f", dir}, 0},
+		"no command":     {[]string{"frobnicate"}, exitFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if status, _, stderr := sluice(t, tt.args...); status != tt.status {
+				t.Errorf("status %d, want %d: %s", status, tt.status, stderr)
+			}
+		})
+	}
+}
