@@ -1,0 +1,248 @@
+package cache_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/cache"
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+func pod(name, addr string, labels map[string]string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: labels},
+		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: addr}}},
+	}
+}
+
+func key(src, dst string, port uint16) filter.Key {
+	return filter.NewKey(netip.MustParseAddr(src), netip.MustParseAddr(dst), filter.TCP, port)
+}
+
+func TestRemembersAtTheSecondTime(t *testing.T) {
+	w := policy.NewWorld()
+	w.SetPod(pod("a", "10.0.0.1", nil))
+	s, _ := w.Commit()
+	flows := cache.NewFlows(16)
+	k := key("10.0.0.1", "10.0.0.2", 80)
+	for i, want := range []cache.Stats{
+		{Misses: 1}, {Misses: 2, Size: 1}, {Misses: 2, Hits: 1, Size: 1}, {Misses: 2, Hits: 2, Size: 1},
+	} {
+		if v := flows.Decide(s, &k); v != s.Decide(k) {
+			t.Errorf("time %d: %+v", i+1, v)
+		}
+		if got := flows.Stats(); got != want {
+			t.Errorf("time %d: %+v, want %+v", i+1, got, want)
+		}
+	}
+	// Its pod gets another epoch: what is remembered does not answer, and is
+	// replaced at once.
+	w.SetPod(pod("a", "10.0.0.1", map[string]string{"role": "x"}))
+	w.SetPolicy(denyAll("default"))
+	s, _ = w.Commit()
+	if v := flows.Decide(s, &k); v.Action != s.Decide(k).Action {
+		t.Errorf("after a change: %+v", v)
+	}
+	flows.Decide(s, &k)
+	if got, want := flows.Stats(), (cache.Stats{Misses: 2, Hits: 3, Stale: 1, Size: 1}); got != want {
+		t.Errorf("after a change: %+v, want %+v", got, want)
+	}
+}
+
+func denyAll(namespace string) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "deny"},
+		Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}},
+	}
+}
+
+func TestSizeIsBounded(t *testing.T) {
+	s, _ := policy.NewWorld().Commit()
+	flows := cache.NewFlows(100)
+	for range 2 {
+		for port := range uint16(1000) {
+			k := key("10.0.0.1", "10.0.0.2", port)
+			flows.Decide(s, &k)
+			flows.Decide(s, &k)
+		}
+	}
+	if n := flows.Stats().Size; n != 100 {
+		t.Errorf("%d flows are remembered, want 100", n)
+	}
+}
+
+func TestOff(t *testing.T) {
+	s, _ := policy.NewWorld().Commit()
+	flows := cache.NewFlows(0)
+	k := key("10.0.0.1", "10.0.0.2", 1)
+	for range 3 {
+		if v := flows.Decide(s, &k); v.Action != filter.Allow {
+			t.Errorf("%+v", v)
+		}
+	}
+	if got, want := flows.Stats(), (cache.Stats{Misses: 3}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// scan opens each port once.
+func scan(flows *cache.Flows, s *policy.Snapshot) {
+	for port := range uint16(60000) {
+		k := key("10.0.0.9", "10.0.0.2", port)
+		flows.Decide(s, &k)
+	}
+}
+
+func TestScanPushesNothingOut(t *testing.T) {
+	s, _ := policy.NewWorld().Commit()
+	flows := cache.NewFlows(64)
+	k := key("10.0.0.1", "10.0.0.2", 80)
+	flows.Decide(s, &k)
+	flows.Decide(s, &k)
+	scan(flows, s)
+	before := flows.Stats().Hits
+	flows.Decide(s, &k)
+	if flows.Stats().Hits != before+1 {
+		t.Error("a scan of ports has pushed out a flow in use")
+	}
+}
+
+// churn changes a small world at random.
+type churn struct {
+	*rand.Rand
+	*policy.World
+}
+
+var (
+	names = []string{"a", "b", "c", "d", "e", "f"}
+	roles = []string{"db", "web", "none"}
+)
+
+func pick[T any](r *rand.Rand, from []T) T { return from[r.IntN(len(from))] }
+
+func (c churn) labels() map[string]string { return map[string]string{"role": pick(c.Rand, roles)} }
+
+func (c churn) addr() string {
+	if c.IntN(2) == 0 {
+		return fmt.Sprintf("10.0.0.%d", 1+c.IntN(8))
+	}
+	return fmt.Sprintf("fd00::%d", 1+c.IntN(8))
+}
+
+func (c churn) selector() *metav1.LabelSelector {
+	if c.IntN(3) == 0 {
+		return &metav1.LabelSelector{}
+	}
+	return &metav1.LabelSelector{MatchLabels: c.labels()}
+}
+
+func (c churn) policy() *networkingv1.NetworkPolicy {
+	port := pick(c.Rand, []intstr.IntOrString{intstr.FromInt32(80), intstr.FromInt32(81), intstr.FromString("http")})
+	ports := []networkingv1.NetworkPolicyPort{{Port: &port}}
+	if c.IntN(4) == 0 {
+		ports = nil
+	}
+	peer := pick(c.Rand, []networkingv1.NetworkPolicyPeer{
+		{PodSelector: c.selector()}, {NamespaceSelector: c.selector()}, {NamespaceSelector: c.selector(), PodSelector: c.selector()},
+		{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/29", Except: []string{"10.0.0.2/32"}}},
+		{IPBlock: &networkingv1.IPBlock{CIDR: "fd00::/125"}},
+	})
+	p := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: pick(c.Rand, names[:2]), Name: pick(c.Rand, names)},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: *c.selector()},
+	}
+	if c.IntN(2) == 0 {
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{Ports: ports, From: []networkingv1.NetworkPolicyPeer{peer}}}
+	} else {
+		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: ports, To: []networkingv1.NetworkPolicyPeer{peer}}}
+	}
+	return p
+}
+
+// step changes one thing.
+func (c churn) step() {
+	ns, name := pick(c.Rand, names[:2]), pick(c.Rand, names)
+	switch c.IntN(9) {
+	case 0, 1, 2:
+		p := pod(name, c.addr(), c.labels())
+		p.Namespace = ns
+		p.CreationTimestamp = metav1.Unix(int64(c.IntN(3)), 0)
+		p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: int32(80 + c.IntN(2))}}}}
+		if c.IntN(4) == 0 {
+			p.Status.HostIPs = []corev1.HostIP{{IP: c.addr()}}
+		}
+		c.SetPod(p)
+	case 3:
+		c.DeletePod(ns, name)
+	case 4:
+		c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns, Labels: c.labels()}})
+	case 5:
+		c.DeleteNamespace(ns)
+	case 6:
+		c.SetPolicy(c.policy())
+	case 7:
+		c.DeletePolicy(ns, name)
+	case 8:
+		c.SetNode([]netip.Addr{netip.MustParseAddr(c.addr())})
+	}
+}
+
+// No change of policy, pod, namespace or address ever lets an old verdict answer:
+// after each of many random changes, a cache that remembers all flows says what
+// the snapshot says, reasons included.
+func TestOldVerdictsNeverAnswer(t *testing.T) {
+	const worlds, steps = 25, 150
+	var hits, stale uint64
+	denied := 0
+	for seed := range uint64(worlds) {
+		c := churn{rand.New(rand.NewPCG(seed, 1)), policy.NewWorld()}
+		flows := cache.NewFlows(4096)
+		var keys []filter.Key
+		for range 150 {
+			keys = append(keys, key(c.addr(), c.addr(), uint16(80+c.IntN(3))))
+		}
+		for step := range steps {
+			c.step()
+			s, _ := c.Commit()
+			for range 2 { // so that all are remembered
+				for _, k := range keys {
+					got, want := flows.Decide(s, &k), s.Decide(k)
+					if got.Action != want.Action || got.Reason != want.Reason {
+						t.Fatalf("seed %d, step %d: %v is %v, %v; the snapshot says %v, %v", seed, step, k, got.Action, got.Reason, want.Action, want.Reason)
+					}
+					if got.Action == filter.Deny {
+						denied++
+					}
+				}
+			}
+		}
+		hits, stale = hits+flows.Stats().Hits, stale+flows.Stats().Stale
+	}
+	if hits < 5e5 || stale < 5e3 || denied < 5e4 {
+		t.Errorf("%d hits, %d stale, %d denied: the test hardly tests anything", hits, stale, denied)
+	}
+}
+
+func TestDecisionsDoNotAllocate(t *testing.T) {
+	s, _ := policy.NewWorld().Commit()
+	flows := cache.NewFlows(1024)
+	hit := key("10.0.0.1", "10.0.0.2", 80)
+	flows.Decide(s, &hit)
+	flows.Decide(s, &hit)
+	if n := testing.AllocsPerRun(1000, func() { flows.Decide(s, &hit) }); n != 0 {
+		t.Errorf("a hit costs %v allocations", n)
+	}
+	port := uint16(0)
+	miss := key("10.0.0.9", "10.0.0.2", 0)
+	if n := testing.AllocsPerRun(10000, func() { port++; miss.Port = port; flows.Decide(s, &miss) }); n != 0 {
+		t.Errorf("a flow that was never seen costs %v allocations", n)
+	}
+}

@@ -1,0 +1,137 @@
+package cache_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"sluice/bench/cluster"
+	"sluice/cache"
+	"sluice/filter"
+	"sluice/filter/packet"
+	"sluice/filter/policy"
+	"sluice/filter/queue"
+)
+
+var _ queue.Judge = (*cache.Judge)(nil)
+
+// datagram is an IPv4 packet with a TCP header for the key.
+func datagram(k filter.Key) []byte {
+	b := make([]byte, 40)
+	b[0], b[9] = 0x45, byte(filter.TCP)
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	src, dst := k.SrcAddr().As4(), k.DstAddr().As4()
+	copy(b[12:], src[:])
+	copy(b[16:], dst[:])
+	binary.BigEndian.PutUint16(b[20:], 40000)
+	binary.BigEndian.PutUint16(b[22:], k.Port)
+	b[32] = 5 << 4
+	return b
+}
+
+type seen []string
+
+func (s *seen) Judged(p packet.Packet, v filter.Verdict) {
+	*s = append(*s, fmt.Sprintf("%v from %d: %v, %v", p.Key, p.SrcPort, v.Action, v.Reason))
+}
+
+func TestJudge(t *testing.T) {
+	var published policy.Published
+	var said seen
+	j := cache.NewJudge(&published, cache.NewFlows(16), &said)
+	defer j.Close()
+	k := key("10.0.0.1", "10.0.0.2", 80)
+	ask := func(data []byte, want filter.Action, line string) {
+		t.Helper()
+		said = nil
+		if got := j.Judge(data); got != want || len(said) != 1 || said[0] != line {
+			t.Errorf("%v, and said %q; want %v and %q", got, said, want, line)
+		}
+		j.Answered()
+	}
+	const flow = "10.0.0.1 > 10.0.0.2 TCP 80 from 40000: "
+	ask(datagram(k), filter.Deny, flow+"deny, no-world")
+	w := policy.NewWorld()
+	w.SetPod(pod("a", "10.0.0.1", nil))
+	s, _ := w.Commit()
+	published.Publish(s)
+	ask(datagram(k), filter.Allow, flow+"allow, not-isolated")
+	ask(datagram(k)[:7], filter.Deny, ":: > :: 0 opaque from 0: deny, malformed")
+	w.SetPolicy(denyAll("default"))
+	s, _ = w.Commit()
+	published.Publish(s)
+	ask(datagram(k), filter.Deny, flow+"deny, egress-denied")
+}
+
+// A publisher learns when no verdict under the older snapshot is on its way: not
+// before the kernel has the answers.
+func TestSettleWaitsForTheAnswers(t *testing.T) {
+	var published policy.Published
+	j := cache.NewJudge(&published, cache.NewFlows(16), nil)
+	w := policy.NewWorld()
+	s, _ := w.Commit()
+	published.Publish(s)
+	data := datagram(key("10.0.0.1", "10.0.0.2", 80))
+	j.Judge(data)
+	j.Judge(data)
+	next, _ := w.Commit()
+	published.Publish(next)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if err := published.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("settled with answers on their way: %v", err)
+	}
+	j.Answered()
+	j.Answered() // as when a worker starts again
+	if err := published.Settle(t.Context()); err != nil {
+		t.Error(err)
+	}
+	j.Judge(data)
+	j.Close()
+	if err := published.Settle(t.Context()); err != nil {
+		t.Errorf("a judge that is closed is waited for: %v", err)
+	}
+}
+
+// BenchmarkJudge is the way of a packet from its bytes to its verdict: decode
+// plus hit, and decode plus miss.
+func BenchmarkJudge(b *testing.B) {
+	for _, o := range []cluster.Options{
+		{Pods: 100, Policies: 10, Namespaces: 1},
+		{Pods: 1000, Policies: 100, Namespaces: 1},
+		{Pods: 10000, Policies: 1000, Namespaces: 1},
+		{Pods: 10000, Policies: 1000, Namespaces: 100},
+		{Pods: 100000, Policies: 10000, Namespaces: 1000},
+	} {
+		w := policy.NewWorld()
+		c := cluster.New(1, o)
+		c.Fill(w)
+		s, _ := w.Commit()
+		var published policy.Published
+		published.Publish(s)
+		packets := make([][]byte, 0, 4096)
+		for _, k := range c.Keys(2, cap(packets)) {
+			packets = append(packets, datagram(k))
+		}
+		for name, size := range map[string]int{"hit": cache.DefaultSize, "miss": 0} {
+			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
+				j := cache.NewJudge(&published, cache.NewFlows(size), nil)
+				defer j.Close()
+				for range 2 {
+					for _, p := range packets {
+						j.Judge(p)
+					}
+				}
+				j.Answered()
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					j.Judge(packets[i%len(packets)])
+					j.Answered()
+				}
+			})
+		}
+	}
+}
