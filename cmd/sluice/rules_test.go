@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+	ct "github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/lab"
+	"sluice/filter/rules"
+)
+
+func TestRulesPrintsWhatRunKeeps(t *testing.T) {
+	tests := map[string]struct {
+		args []string
+		opts rules.Options
+	}{
+		"defaults": {nil, rules.Defaults},
+		"all flags": {
+			[]string{"--judged-mark", "0x100", "--revoked-mark", "512", "--queue-first", "9", "--queues", "1", "--fail", "open", "--iptables", "legacy"},
+			rules.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, FailOpen: true, Backend: rules.Legacy},
+		},
+	}
+	for name, tt := range tests {
+		status, stdout, stderr := sluice(t, append([]string{"rules"}, tt.args...)...)
+		if want := "# IPv4\n" + tt.opts.Wanted(rules.IPv4) + "# IPv6\n" + tt.opts.Wanted(rules.IPv6); status != 0 || stdout != want {
+			t.Errorf("%s: status %d, %s, it says\n%s\nwant\n%s", name, status, stderr, stdout, want)
+		}
+	}
+}
+
+func TestRulesSaysWhatIsWrong(t *testing.T) {
+	tests := map[string]struct{ args, says string }{
+		"fail":       {"--fail maybe", "give open or closed"},
+		"backend":    {"--iptables nftables", "give one of auto, nft, legacy"},
+		"mark":       {"--judged-mark green", "such as 0x10"},
+		"long mark":  {"--revoked-mark 0x100000000", "32 bits"},
+		"two bits":   {"--judged-mark 0x3", "exactly one"},
+		"one bit":    {"--judged-mark 0x20", "two different bits"},
+		"queues":     {"--queues 0", "from 1 to 65536"},
+		"first":      {"--queue-first -1", "from 0 to 65535"},
+		"last queue": {"--queue-first 65534", "give 1 to 2"},
+		"argument":   {"now", "now"},
+	}
+	for name, tt := range tests {
+		status, stdout, stderr := sluice(t, append([]string{"rules"}, strings.Fields(tt.args)...)...)
+		if status != exitFailed || !strings.Contains(stderr, tt.says) || stdout != "" {
+			t.Errorf("%s: status %d, %q, want %d and %q", name, status, stderr, exitFailed, tt.says)
+		}
+	}
+}
+
+// What it prints is what iptables-restore takes.
+func TestRulesPrintsWhatRestoreTakes(t *testing.T) {
+	node := lab.ForTest(t, lab.Options{}).Nodes[0]
+	_, stdout, _ := sluice(t, "rules")
+	v4, v6, _ := strings.Cut(stdout, "# IPv6\n")
+	for command, text := range map[string]string{"iptables-restore": v4, "ip6tables-restore": v6} {
+		restore := exec.Command(command, "--noflush")
+		restore.Stdin = strings.NewReader(text)
+		if _, err := node.Output(restore); err != nil {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+}
+
+// removing runs sluice rules --remove on a node.
+func removing(t *testing.T, node *lab.Node, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	if err := node.Do(func() error {
+		status, stdout, stderr = sluice(t, append([]string{"rules", "--remove"}, args...)...)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return status, stdout, stderr
+}
+
+func TestRulesRemove(t *testing.T) {
+	node := lab.ForTest(t, lab.Options{}).Nodes[0]
+	const nothing = "There was nothing to remove.\n"
+	if status, stdout, stderr := removing(t, node); status != 0 || stdout != nothing {
+		t.Fatalf("of nothing: status %d, %s%s", status, stdout, stderr)
+	}
+	leaveTraces(t, node)
+	status, stdout, stderr := removing(t, node)
+	for _, line := range []string{
+		"removed iptables-nft: mangle rule POSTROUTING -j SLUICE",
+		"removed ip6tables-nft: mangle chain SLUICE, rules: 12",
+		"removed iptables-legacy: mangle chain SLUICE-ALLOW, rules: 2",
+		"removed ip6tables-legacy: mangle rule POSTROUTING -j SLUICE",
+		"removed the marks of 2 connections",
+	} {
+		if !strings.Contains(stdout, line+"\n") {
+			t.Errorf("there is no line %q in\n%s", line, stdout)
+		}
+	}
+	if status != 0 || strings.Count(stdout, "\n") != 4*3+1 {
+		t.Errorf("status %d, %s\n%s", status, stderr, stdout)
+	}
+	for _, name := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
+		if text, err := node.Output(exec.Command(name)); err != nil || strings.Contains(text, "SLUICE") {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
+	}
+	if got := markedConnections(t, node); len(got) != 3 || got[1] != 1 || got[2] != 0 || got[3] != 0x40 {
+		t.Errorf("the marks are %#x", got)
+	}
+	if status, stdout, stderr := removing(t, node); status != 0 || stdout != nothing {
+		t.Errorf("again: status %d, %s%s", status, stdout, stderr)
+	}
+}
+
+// leaveTraces leaves on a node what agents of both backends would, and three
+// connections, one of them with marks of others alone.
+func leaveTraces(t *testing.T, node *lab.Node) {
+	t.Helper()
+	for _, b := range []rules.Backend{rules.NFT, rules.Legacy} {
+		if err := node.Do(func() error {
+			tables, err := rules.Open(t.Context(), b, slog.New(slog.DiscardHandler))
+			if err != nil {
+				return err
+			}
+			return rules.New(rules.Defaults, tables, nil).Apply(context.Background())
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := connections(t, node)
+	defer c.Close()
+	for port, mark := range map[uint16]uint32{1: 0x11, 2: 0x20, 3: 0x40} {
+		if err := c.Create(ct.NewFlow(17, 0, netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.2"), 1000, port, 600, mark)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func connections(t *testing.T, node *lab.Node) *ct.Conn {
+	t.Helper()
+	c, err := ct.Dial(&netlink.Config{NetNS: node.NetNS()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// markedConnections are the marks by destination port.
+func markedConnections(t *testing.T, node *lab.Node) map[uint16]uint32 {
+	t.Helper()
+	c := connections(t, node)
+	defer c.Close()
+	flows, err := c.Dump(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	marks := map[uint16]uint32{}
+	for _, f := range flows {
+		marks[f.TupleOrig.Proto.DestinationPort] = f.Mark
+	}
+	return marks
+}
+
+// Without privilege nothing is removed, and the error says what is needed.
+func TestRulesRemoveWithoutPrivilege(t *testing.T) {
+	done := make(chan struct{})
+	var status int
+	var stdout, stderr string
+	go func() {
+		defer close(done)
+		if os.Geteuid() == 0 {
+			runtime.LockOSThread() // and never unlock: this thread is good for nothing else
+			if err := dropPrivilege(); err != nil {
+				t.Errorf("give up privilege: %v", err)
+				return
+			}
+		}
+		status, stdout, stderr = sluice(t, "rules", "--remove")
+	}()
+	<-done
+	if strings.Contains(stderr, rules.ErrNotInstalled.Error()) {
+		t.Skip("needs iptables: install the package iptables")
+	}
+	if status != exitFailed || stdout != "" || !strings.Contains(stderr, "run as root") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+}
+
+// dropPrivilege takes the right to change network settings from this thread and
+// from what it starts, after it has entered a namespace of its own, lest anything
+// happen to the machine's.
+func dropPrivilege() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_NET_ADMIN, 0, 0, 0); err != nil {
+		return err
+	}
+	var caps [2]unix.CapUserData
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		return err
+	}
+	caps[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	caps[0].Permitted &^= 1 << unix.CAP_NET_ADMIN
+	return unix.Capset(&header, &caps[0])
+}
