@@ -9,23 +9,24 @@ import (
 	"github.com/mdlayher/netlink"
 	timo "github.com/ti-mo/conntrack"
 
+	"sluice/bench/lab"
 	"sluice/cache/conntrack"
 )
 
 // tracked is how many connections the benchmarks' table holds.
 const tracked = 50_000
 
-// benchTable returns a namespace with a full table, made once for all runs of a
+// benchTable returns a node with a full table, made once for all runs of a
 // benchmark, and the destinations of its connections.
-func benchTable(b *testing.B) (namespace, []netip.Addr) {
+func benchTable(b *testing.B) (*lab.Host, []netip.Addr) {
 	b.Helper()
-	ns := newNamespace(b)
+	node := newTable(b)
 	var dsts []netip.Addr
 	for i := range 500 {
 		dsts = append(dsts, netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}))
 	}
-	ns.fill(tracked, dsts...)
-	return ns, dsts
+	fill(b, node, tracked, dsts...)
+	return node, dsts
 }
 
 func open(tb testing.TB, o conntrack.Options) *conntrack.Kernel {
@@ -41,10 +42,10 @@ func open(tb testing.TB, o conntrack.Options) *conntrack.Kernel {
 // BenchmarkDump compares ways to find the connections of a few addresses in a
 // table of 50,000.
 func BenchmarkDump(b *testing.B) {
-	ns, dsts := benchTable(b)
+	node, dsts := benchTable(b)
 	ctx := context.Background()
 	b.Run("all/ti-mo", func(b *testing.B) {
-		c, err := timo.Dial(&netlink.Config{NetNS: int(ns.handle)})
+		c, err := timo.Dial(&netlink.Config{NetNS: node.NetNS()})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -58,7 +59,7 @@ func BenchmarkDump(b *testing.B) {
 		}
 	})
 	b.Run("all", func(b *testing.B) {
-		k := open(b, conntrack.Options{NetNS: int(ns.handle)})
+		k := open(b, conntrack.Options{NetNS: node.NetNS()})
 		b.ReportAllocs()
 		for b.Loop() {
 			n := 0
@@ -69,7 +70,7 @@ func BenchmarkDump(b *testing.B) {
 	})
 	for _, n := range []int{1, 2, 4} {
 		b.Run(fmt.Sprintf("addresses=%d", n), func(b *testing.B) {
-			k := open(b, conntrack.Options{NetNS: int(ns.handle)})
+			k := open(b, conntrack.Options{NetNS: node.NetNS()})
 			b.ReportAllocs()
 			for b.Loop() {
 				found := 0
@@ -83,9 +84,9 @@ func BenchmarkDump(b *testing.B) {
 
 // BenchmarkSetMarks compares ways to mark 10,000 connections.
 func BenchmarkSetMarks(b *testing.B) {
-	ns, _ := benchTable(b)
+	node, _ := benchTable(b)
 	ctx := context.Background()
-	k := open(b, conntrack.Options{NetNS: int(ns.handle)})
+	k := open(b, conntrack.Options{NetNS: node.NetNS()})
 	var updates []conntrack.Update
 	if err := k.Dump(ctx, nil, func(c *conntrack.Conn) {
 		if len(updates) < tracked/5 {
@@ -95,7 +96,7 @@ func BenchmarkSetMarks(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Run("ti-mo", func(b *testing.B) {
-		c, err := timo.Dial(&netlink.Config{NetNS: int(ns.handle)})
+		c, err := timo.Dial(&netlink.Config{NetNS: node.NetNS()})
 		if err != nil {
 			b.Fatal(err)
 		}

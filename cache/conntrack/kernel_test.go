@@ -37,7 +37,7 @@ type live struct {
 func newLive(t *testing.T) *live {
 	n := newNetwork(t)
 	r := newRig(t)
-	l := &live{rig: r, network: n, kernel: open(t, conntrack.Options{NetNS: int(n.router.handle)})}
+	l := &live{rig: r, network: n, kernel: open(t, conntrack.Options{NetNS: n.router.NetNS()})}
 	local := r.Local // not that of this machine, whose addresses may be those of the pods
 	l.Sweeper = conntrack.New(l.kernel, conntrack.DefaultMarks, nil, &r.seen)
 	l.Local = local
@@ -111,14 +111,14 @@ func unread(t *testing.T, c *net.TCPConn) (n int) {
 func (l *live) connectTCP(to netip.AddrPort, at netip.Addr) (client, server *net.TCPConn) {
 	l.t.Helper()
 	var listener *net.TCPListener
-	if err := l.network.db.do(func() (err error) {
+	if err := l.network.db.Do(func() (err error) {
 		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, target)))
 		return err
 	}); err != nil {
 		l.t.Fatal(err)
 	}
 	defer listener.Close()
-	if err := l.network.web.do(func() (err error) {
+	if err := l.network.web.Do(func() (err error) {
 		client, err = net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(to))
 		return err
 	}); err != nil {
@@ -139,11 +139,11 @@ func (l *live) connectTCP(to netip.AddrPort, at netip.Addr) (client, server *net
 func (l *live) connectUDP(to netip.AddrPort, at netip.Addr) (client *net.UDPConn, server *net.UDPConn) {
 	l.t.Helper()
 	if err := errors.Join(
-		l.network.db.do(func() (err error) {
+		l.network.db.Do(func() (err error) {
 			server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, target)))
 			return err
 		}),
-		l.network.web.do(func() (err error) {
+		l.network.web.Do(func() (err error) {
 			client, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 			return err
 		})); err != nil {
@@ -270,7 +270,7 @@ func TestICMPIsRevoked(t *testing.T) {
 			if f.dst.Is6() {
 				proto = filter.ICMPv6
 			}
-			l.network.web.run("ping", "-q", "-c", "1", "-W", "5", f.dst.String())
+			run(t, l.network.web, "ping", "-q", "-c", "1", "-W", "5", f.dst.String())
 			l.commit(true)
 			key := filter.NewKey(f.src, f.dst, proto, 0)
 			l.wantMark(key, foreign|judged)
@@ -286,9 +286,9 @@ func TestICMPIsRevoked(t *testing.T) {
 // families. All that there is of IPv6 is between two addresses: a kernel that
 // compares them the wrong way round would find nothing.
 func TestKernelFilter(t *testing.T) {
-	ns := newNamespace(t)
-	ns.fill(300, db, idle, netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8"))
-	c, err := timo.Dial(&netlink.Config{NetNS: int(ns.handle)})
+	node := newTable(t)
+	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8"))
+	c, err := timo.Dial(&netlink.Config{NetNS: node.NetNS()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,8 +298,8 @@ func TestKernelFilter(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	filtered := open(t, conntrack.Options{NetNS: int(ns.handle)})
-	whole := open(t, conntrack.Options{NetNS: int(ns.handle), NoFilter: true})
+	filtered := open(t, conntrack.Options{NetNS: node.NetNS()})
+	whole := open(t, conntrack.Options{NetNS: node.NetNS(), NoFilter: true})
 	collect := func(k *conntrack.Kernel, among ...netip.Addr) map[conntrack.Ref]int {
 		found := make(map[conntrack.Ref]int)
 		if err := k.Dump(context.Background(), among, func(c *conntrack.Conn) { found[c.Ref]++ }); err != nil {
@@ -336,16 +336,16 @@ func TestKernelFilter(t *testing.T) {
 }
 
 func TestUpdateOfVanishedConnections(t *testing.T) {
-	ns := newNamespace(t)
-	ns.fill(700, db)
-	k := open(t, conntrack.Options{NetNS: int(ns.handle)})
+	node := newTable(t)
+	fill(t, node, 700, db)
+	k := open(t, conntrack.Options{NetNS: node.NetNS()})
 	var updates []conntrack.Update
 	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) {
 		updates = append(updates, conntrack.Update{Ref: c.Ref, Mark: judged, Mask: judged | revoked})
 	}); err != nil {
 		t.Fatal(err)
 	}
-	c, err := timo.Dial(&netlink.Config{NetNS: int(ns.handle)})
+	c, err := timo.Dial(&netlink.Config{NetNS: node.NetNS()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,9 +364,9 @@ func TestUpdateOfVanishedConnections(t *testing.T) {
 // TestSweepOfKernelTable marks while the dump goes on, many batches of it.
 func TestSweepOfKernelTable(t *testing.T) {
 	const count = 5000
-	ns := newNamespace(t)
-	ns.fill(count, db, idle)
-	k := open(t, conntrack.Options{NetNS: int(ns.handle)})
+	node := newTable(t)
+	fill(t, node, count, db, idle)
+	k := open(t, conntrack.Options{NetNS: node.NetNS()})
 	r := newRig(t)
 	r.Sweeper = conntrack.New(k, conntrack.DefaultMarks, nil, nil)
 	r.Local = func() ([]netip.Addr, error) { return nil, nil }
@@ -387,9 +387,9 @@ func TestSweepOfKernelTable(t *testing.T) {
 }
 
 func TestCancelledKernelDump(t *testing.T) {
-	ns := newNamespace(t)
-	ns.fill(2000, db)
-	k := open(t, conntrack.Options{NetNS: int(ns.handle)})
+	node := newTable(t)
+	fill(t, node, 2000, db)
+	k := open(t, conntrack.Options{NetNS: node.NetNS()})
 	ctx, cancel := context.WithCancel(context.Background())
 	err := k.Dump(ctx, nil, func(*conntrack.Conn) { cancel() })
 	if !errors.Is(err, context.Canceled) {
