@@ -41,13 +41,9 @@ type remembered struct {
 
 func newHistory(seed uint64) *history {
 	h := &history{chance: newChance(seed), world: policy.NewWorld(), cluster: &cluster{}}
-	probes := map[flow]bool{}
-	all := &cluster{Pods: []*corev1.Pod{{}}}
-	for len(probes) < 120 {
-		probes[h.flow(all)] = true
-	}
-	for f := range probes {
-		h.probes = append(h.probes, f)
+	nobody := &cluster{Pods: []*corev1.Pod{{}}}
+	for len(h.probes) < 120 {
+		h.probes = append(h.probes, h.flow(nobody))
 	}
 	h.seen = make([]map[[2]uint64]remembered, len(h.probes))
 	for i := range h.seen {
@@ -128,7 +124,7 @@ func (h *history) setNode(addrs []netip.Addr) {
 // step is one event, or a few that belong together.
 func (h *history) step() {
 	name := fmt.Sprintf("p%d", h.IntN(10))
-	switch h.IntN(20) {
+	switch h.IntN(22) {
 	case 0, 1, 2, 3: // perhaps a new pod, perhaps other labels, addresses or ports
 		h.setPod(h.pod(name))
 	case 4:
@@ -153,6 +149,8 @@ func (h *history) step() {
 		h.setNode(h.node())
 	case 19:
 		h.resync()
+	case 20, 21:
+		h.changePorts()
 	}
 }
 
@@ -167,6 +165,13 @@ func (h *history) somePod() *corev1.Pod {
 func (h *history) relabelPod() {
 	if p := h.somePod(); p != nil {
 		p.Labels = h.labels()
+		h.setPod(p)
+	}
+}
+
+func (h *history) changePorts() {
+	if p := h.somePod(); p != nil {
+		h.setPorts(&p.Spec)
 		h.setPod(p)
 	}
 }

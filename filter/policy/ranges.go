@@ -25,14 +25,15 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// subtract cuts the exceptions out of a prefix.
+// subtract cuts the exceptions out of a prefix. Those of the other family are all
+// below it or all above it.
 func subtract(from netip.Prefix, excepts []netip.Prefix) []addrRange {
 	slices.SortFunc(excepts, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	low, high := from.Addr(), lastOf(from)
 	var left []addrRange
 	for _, e := range excepts {
 		first, last := e.Addr(), lastOf(e)
-		if first.BitLen() != low.BitLen() || last.Less(low) || high.Less(first) {
+		if last.Less(low) || high.Less(first) {
 			continue
 		}
 		if low.Less(first) {
@@ -54,10 +55,10 @@ func disjoint(ranges []addrRange) []addrRange {
 	for _, r := range ranges {
 		if n := len(out); n > 0 {
 			last := out[n-1].high
-			if last.BitLen() == r.low.BitLen() && !last.Less(r.high) {
+			if !last.Less(r.high) {
 				continue
 			}
-			if last.BitLen() == r.low.BitLen() && !last.Less(r.low) {
+			if !last.Less(r.low) {
 				r.low = last.Next()
 			}
 		}
@@ -76,7 +77,7 @@ func find(ranges []addrRange, addr netip.Addr) *filter.Rule {
 			low = mid + 1
 		}
 	}
-	if low == 0 || ranges[low-1].high.Less(addr) || ranges[low-1].low.BitLen() != addr.BitLen() {
+	if low == 0 || ranges[low-1].high.Less(addr) {
 		return nil
 	}
 	return ranges[low-1].rule

@@ -1,0 +1,117 @@
+package policy_test
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"sluice/filter/policy"
+)
+
+// TestEpochs says event by event who gets a new epoch: whoever a verdict may have
+// changed for, or remembered verdicts would be wrong, and nobody else, or they
+// would be of no use.
+func TestEpochs(t *testing.T) {
+	const (
+		toDBFromFrontend = `default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}`
+		namedPort        = `default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis}]}]}`
+		pod              = `{kind: Pod, metadata: {namespace: %s, name: %s, labels: %s}, status: {podIP: %s}}`
+	)
+	tests := []struct {
+		name          string
+		before, event step
+		want          []string // of the ends
+	}{
+		{name: "nothing"},
+		{name: "equal objects again",
+			before: step{policies: toDBFromFrontend}, event: step{policies: toDBFromFrontend, objects: fmt.Sprintf(pod, "mine", "job", "{role: frontend}", "10.0.0.3")}},
+		{name: "a pod starts elsewhere",
+			before: step{policies: toDBFromFrontend}, event: step{objects: fmt.Sprintf(pod, "default", "new", "{role: frontend}", "10.0.0.8")}, want: []string{"new"}},
+		{name: "a pod ends elsewhere",
+			before: step{policies: toDBFromFrontend}, event: step{remove: "Pod bare/odd"}, want: []string{"odd"}},
+		{name: "a policy comes", event: step{policies: toDBFromFrontend}, want: []string{"db", "db6"}},
+		{name: "a policy goes", before: step{policies: toDBFromFrontend}, event: step{remove: "NetworkPolicy default/p"}, want: []string{"db", "db6"}},
+		{name: "a policy's rules change", before: step{policies: toDBFromFrontend}, event: step{policies: namedPort}, want: []string{"db", "db6"}},
+		{name: "a policy comes that selects nobody", event: step{policies: `bare/p: {podSelector: {matchLabels: {role: none}}, ingress: [{from: [{podSelector: {matchLabels: {a: b}}}]}]}`}},
+		{name: "a label that no policy names",
+			before: step{policies: toDBFromFrontend}, event: step{objects: fmt.Sprintf(pod, "mine", "job", "{role: frontend, version: v2}", "10.0.0.3")}},
+		{name: "a label that a peer names",
+			before: step{policies: toDBFromFrontend}, event: step{objects: fmt.Sprintf(pod, "default", "web", "{role: backend}", "10.0.0.2")}, want: []string{"web", "web6"}},
+		{name: "a label that a subject names",
+			before: step{policies: toDBFromFrontend}, event: step{objects: fmt.Sprintf(pod, "default", "web", "{role: db}", "10.0.0.2")}, want: []string{"web", "web6"}},
+		{name: "a namespace label that no policy names", before: step{policies: accessDemo2},
+			event: step{objects: `{kind: Namespace, metadata: {name: mine, labels: {project: myproject, owner: me}}}`}},
+		{name: "a namespace label that a peer names", before: step{policies: accessDemo2},
+			event: step{objects: `{kind: Namespace, metadata: {name: mine}}`}, want: []string{"job"}},
+		{name: "a named port", before: step{policies: namedPort},
+			event: step{objects: `{kind: Pod, metadata: {namespace: default, name: web, labels: {role: frontend}},
+				spec: {containers: [{name: a, ports: [{name: redis, containerPort: 7000}]}]}, status: {podIP: 10.0.0.2, podIPs: [{ip: 10.0.0.2}, {ip: "fd00::2"}]}}`},
+			want: []string{"web", "web6"}},
+		{name: "the node of a pod", event: step{objects: `{kind: Pod, metadata: {namespace: mine, name: job, labels: {role: frontend}}, status: {podIP: 10.0.0.3, hostIP: 10.9.0.2}}`},
+			want: []string{"job"}},
+		{name: "an address passes on", event: step{objects: `{kind: Pod, metadata: {namespace: mine, name: next, labels: {role: frontend}, creationTimestamp: "2026-01-02T00:00:00Z"}, status: {podIP: 10.0.0.3}}`},
+			want: []string{"job"}},
+		{name: "a pod of the same name and address", event: step{remove: "Pod mine/job", objects: fmt.Sprintf(pod, "mine", "job", "{role: frontend}", "10.0.0.3")},
+			want: []string{"job"}},
+		{name: "a pod that finishes", event: step{objects: `{kind: Pod, metadata: {namespace: mine, name: job}, status: {phase: Succeeded, podIP: 10.0.0.3}}`},
+			want: []string{"job"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
+			r.world = r.cluster.world()
+			r.apply(test.before)
+			before, _ := r.world.Commit()
+			epochs := epochsOf(before)
+			r.apply(test.event)
+			after, changes := r.world.Commit()
+			if !maps.Equal(epochsOf(before), epochs) {
+				t.Error("the snapshot before has changed")
+			}
+			var got, changed []string
+			for name, addr := range ends {
+				a := netip.MustParseAddr(addr)
+				if before.Endpoint(a).Epoch() != after.Endpoint(a).Epoch() {
+					got = append(got, name)
+				}
+				if slices.Contains(changes, a) {
+					changed = append(changed, name)
+				}
+			}
+			slices.Sort(got)
+			slices.Sort(changed)
+			if !slices.Equal(got, test.want) || !slices.Equal(changed, test.want) || len(changes) != len(test.want) {
+				t.Errorf("new epochs for %q, changes name %q of %d, want %q in both", got, changed, len(changes), test.want)
+			}
+			if after.Number() != before.Number()+1 {
+				t.Errorf("snapshot %d follows %d", after.Number(), before.Number())
+			}
+		})
+	}
+}
+
+func epochsOf(s *policy.Snapshot) map[netip.Addr]uint64 {
+	epochs := map[netip.Addr]uint64{}
+	for a, e := range s.Endpoints() {
+		epochs[a] = e.Epoch()
+	}
+	return epochs
+}
+
+// TestNodeChange: whoever becomes the node, or is it no more, changes hands.
+func TestNodeChange(t *testing.T) {
+	r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
+	r.world = r.cluster.world()
+	r.world.Commit()
+	r.world.SetNode(addrs("10.9.0.3", "10.0.0.4"))
+	s, changes := r.world.Commit()
+	slices.SortFunc(changes, netip.Addr.Compare)
+	if want := addrs("10.0.0.4", "10.9.0.1", "10.9.0.3"); !slices.Equal(changes, want) {
+		t.Errorf("changes %v, want %v", changes, want)
+	}
+	if name := s.Endpoint(netip.MustParseAddr("10.0.0.4")).String(); name != "node" {
+		t.Errorf("10.0.0.4 is %q, want the node, although a pod claims it too", name)
+	}
+}

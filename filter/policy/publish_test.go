@@ -1,0 +1,128 @@
+package policy_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"sluice/filter/policy"
+)
+
+// TestSettleLeavesNoOlderEffect has readers act on snapshots while others are
+// published. Once Settle has returned, nothing that an older snapshot decided may
+// still take effect.
+func TestSettleLeavesNoOlderEffect(t *testing.T) {
+	const readers, rounds = 4, 2_000
+	ctx := context.Background()
+	w := policy.NewWorld()
+	var pub policy.Published
+	publish := func() uint64 {
+		s, _ := w.Commit()
+		pub.Publish(s)
+		return s.Number()
+	}
+	publish()
+
+	var settled atomic.Uint64 // no older snapshot may be acted on
+	var stop atomic.Bool
+	var late, acted atomic.Uint64
+	var workers sync.WaitGroup
+	for range readers {
+		workers.Go(func() {
+			for !stop.Load() {
+				r := pub.NewReader() // readers come and go, as workers restart
+				for range 50 {
+					number := r.Begin().Number()
+					runtime.Gosched() // deciding takes time
+					if number < settled.Load() {
+						late.Add(1)
+					}
+					r.End()
+					acted.Add(1)
+				}
+				r.Close()
+			}
+		})
+	}
+	for range rounds {
+		number := publish()
+		if err := pub.Settle(ctx); err != nil {
+			t.Fatal(err)
+		}
+		settled.Store(number)
+	}
+	stop.Store(true)
+	workers.Wait()
+	if n := late.Load(); n > 0 {
+		t.Errorf("%d of %d effects came of a snapshot older than the one that had settled", n, acted.Load())
+	}
+}
+
+// TestSettleWaitsForWork: for work that began before, as long as the context
+// allows, and for no other.
+func TestSettleWaitsForWork(t *testing.T) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	var pub policy.Published
+	idle, busy := pub.NewReader(), pub.NewReader()
+	if err := pub.Settle(ended); err != nil {
+		t.Errorf("with all readers idle: %v", err)
+	}
+	busy.Begin()
+	if err := pub.Settle(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a reader at work: %v, want %v", err, context.Canceled)
+	}
+	busy.End()
+	if err := pub.Settle(ended); err != nil {
+		t.Errorf("with its work done: %v", err)
+	}
+	busy.Begin()
+	busy.Close()
+	if err := pub.Settle(ended); err != nil {
+		t.Errorf("with the busy reader closed: %v", err)
+	}
+	idle.Begin()
+	if err := pub.Settle(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("with the other reader at work: %v, want %v", err, context.Canceled)
+	}
+}
+
+// TestSettleEndsWithTheWork: work that begins afterwards does not keep it.
+func TestSettleEndsWithTheWork(t *testing.T) {
+	var pub policy.Published
+	r := pub.NewReader()
+	r.Begin()
+	done := make(chan error)
+	go func() { done <- pub.Settle(context.Background()) }()
+	for {
+		r.End()
+		r.Begin()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+			runtime.Gosched()
+		}
+	}
+}
+
+func TestPublishedIsEmptyAtFirst(t *testing.T) {
+	var pub policy.Published
+	if s := pub.Snapshot(); s != nil {
+		t.Errorf("snapshot %d before the first Publish", s.Number())
+	}
+	if s := pub.NewReader().Begin(); s != nil {
+		t.Errorf("a reader gets snapshot %d before the first Publish", s.Number())
+	}
+	s, _ := policy.NewWorld().Commit()
+	pub.Publish(s)
+	if pub.Snapshot() != s {
+		t.Error("another snapshot than was published")
+	}
+}

@@ -1,0 +1,267 @@
+package policy_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// step is a change of the cluster, and flows with the verdicts that they get from
+// then on.
+type step struct {
+	policies string // lines of "namespace/name: {spec}", applied
+	objects  string // manifests of other objects, applied
+	remove   string // lines of "kind namespace/name", removed first
+	// flows are lines of "source > destination protocol port = verdict". Ends are
+	// addresses or the names below. The verdict is the action, and as much behind
+	// it as matters: the reason, then each side that a policy guards.
+	flows string
+}
+
+// ends are the addresses of smallCluster.
+var ends = map[string]string{
+	"db": "10.0.0.1", "db6": "fd00::1", "web": "10.0.0.2", "web6": "fd00::2", "job": "10.0.0.3", "odd": "10.0.0.4",
+	"done": "10.0.0.5", "agent": "10.9.0.3", "new": "10.0.0.8",
+	"node": "10.9.0.1", "nodeOfDB": "10.9.0.2", "out": "192.0.2.7", "out6": "2001:db8::7",
+}
+
+// semanticsCase is a case of what a NetworkPolicy means, in smallCluster.
+type semanticsCase struct {
+	name  string
+	steps []step
+}
+
+// one is a case of one step.
+func one(name, policies, flows string) semanticsCase {
+	return semanticsCase{name, []step{{policies: policies, flows: flows}}}
+}
+
+// The two scenarios that users start from.
+const (
+	accessDemo1 = `default/access-demo1: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]}`
+	accessDemo2 = `default/access-demo2: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]}`
+)
+
+// toDB is a policy p on db with one ingress rule.
+func toDB(rule string) string {
+	return "default/p: {podSelector: {matchLabels: {role: db}}, ingress: [" + rule + "]}"
+}
+
+// fromDB is a policy p on db with one egress rule.
+func fromDB(rule string) string {
+	return "default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [" + rule + "]}"
+}
+
+// TestSemantics runs the cases against the engine and the oracle, which must also
+// agree with each other about every flow between any two of the ends. What lies
+// outside a single decision is tested where it lives: translated addresses,
+// replies and live connections with the iptables rules and conntrack.
+func TestSemantics(t *testing.T) {
+	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases) {
+		t.Run(c.name, func(t *testing.T) {
+			r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
+			r.world = r.cluster.world()
+			for i, s := range c.steps {
+				r.apply(s)
+				r.snapshot, _ = r.world.Commit()
+				if strings.TrimSpace(s.flows) == "" {
+					t.Fatalf("step %d expects nothing", i)
+				}
+				for line := range strings.Lines(s.flows) {
+					if line = strings.TrimSpace(line); line != "" {
+						r.expect(i, line)
+					}
+				}
+				r.agree(i)
+			}
+		})
+	}
+}
+
+// semanticsRun is a case under way: the same objects for engine and oracle.
+type semanticsRun struct {
+	t        *testing.T
+	cluster  *cluster
+	world    *policy.World
+	snapshot *policy.Snapshot
+}
+
+func (r *semanticsRun) apply(s step) {
+	r.t.Helper()
+	for line := range strings.Lines(s.remove) {
+		r.removeObject(strings.TrimSpace(line))
+	}
+	changed := readCluster(r.t, s.objects)
+	for line := range strings.Lines(s.policies) {
+		if line = strings.TrimSpace(line); line != "" {
+			changed.Policies = append(changed.Policies, readPolicyLine(r.t, line))
+		}
+	}
+	for _, o := range changed.Namespaces {
+		r.cluster.Namespaces = set(r.cluster.Namespaces, o)
+		r.world.SetNamespace(o)
+	}
+	for _, o := range changed.Pods {
+		r.cluster.Pods = set(r.cluster.Pods, o)
+		r.world.SetPod(o)
+	}
+	for _, o := range changed.Policies {
+		r.cluster.Policies = set(r.cluster.Policies, o)
+		r.world.SetPolicy(o)
+	}
+}
+
+// readPolicyLine reads "namespace/name: {spec}".
+func readPolicyLine(t *testing.T, line string) *networkingv1.NetworkPolicy {
+	t.Helper()
+	name, spec, _ := strings.Cut(line, ": ")
+	o := &networkingv1.NetworkPolicy{}
+	o.Namespace, o.Name, _ = strings.Cut(name, "/")
+	if err := yaml.UnmarshalStrict([]byte(spec), &o.Spec); err != nil {
+		t.Fatalf("reading policy %q: %v", line, err)
+	}
+	return o
+}
+
+// removeObject removes "kind namespace/name".
+func (r *semanticsRun) removeObject(line string) {
+	r.t.Helper()
+	kind, rest, _ := strings.Cut(line, " ")
+	namespace, name, _ := strings.Cut(rest, "/")
+	switch kind {
+	case "":
+	case "Pod":
+		r.cluster.Pods = remove(r.cluster.Pods, namespace, name)
+		r.world.DeletePod(namespace, name)
+	case "NetworkPolicy":
+		r.cluster.Policies = remove(r.cluster.Policies, namespace, name)
+		r.world.DeletePolicy(namespace, name)
+	case "Namespace":
+		r.cluster.Namespaces = remove(r.cluster.Namespaces, "", rest)
+		r.world.DeleteNamespace(rest)
+	default:
+		r.t.Fatalf("cannot remove %q", line)
+	}
+}
+
+// expect checks one line of flows.
+func (r *semanticsRun) expect(step int, line string) {
+	r.t.Helper()
+	text, want, found := strings.Cut(line, " = ")
+	if !found {
+		r.t.Fatalf("flow without verdict: %q", line)
+	}
+	words := strings.Fields(text)
+	for i, word := range words {
+		if addr, ok := ends[word]; ok {
+			words[i] = addr
+		}
+	}
+	f := readFlow(r.t, strings.Join(words, " "))
+	got := spell(r.snapshot.Decide(f.key()))
+	if got != want && !strings.HasPrefix(got, want+" ") {
+		r.t.Errorf("step %d: %s = %s, want %s", step, text, got, want)
+	}
+	action, _, _ := strings.Cut(want, " ")
+	if judged := r.cluster.judge(f); judged.Action.String() != action {
+		r.t.Errorf("step %d: %s, says the oracle: %s, want %s", step, text, judged, action)
+	}
+}
+
+// spell writes a verdict as flows do: "deny ingress-denied
+// ingress=default/p,default/q:none"; where a rule allows, it stands in place of
+// none: "default/p[0]".
+func spell(v filter.Verdict) string {
+	text := v.Action.String() + " " + v.Reason.String()
+	for _, side := range []filter.Side{v.Egress, v.Ingress} {
+		if side.Isolation == nil {
+			continue
+		}
+		rule := "none"
+		if side.Rule != nil {
+			rule = fmt.Sprintf("%s[%d]", side.Rule.Policy, side.Rule.Index)
+		}
+		text += fmt.Sprintf(" %s=%s:%s", side.Isolation.Direction, strings.Join(side.Isolation.Policies, ","), rule)
+	}
+	return text
+}
+
+// agree compares engine and oracle about flows between all ends.
+func (r *semanticsRun) agree(step int) {
+	r.t.Helper()
+	for _, src := range ends {
+		for _, dst := range ends {
+			for _, rest := range []string{"TCP 6379", "TCP 80", "UDP 53", "SCTP 6379", "ICMP", "TCP opaque"} {
+				f := readFlow(r.t, src+" > "+dst+" "+rest)
+				if d := r.cluster.judge(f).disagreement(r.snapshot.Decide(f.key())); d != "" {
+					r.t.Fatalf("step %d: %s: %s", step, f.key(), d)
+				}
+			}
+		}
+	}
+}
+
+// TestProblemsNameThePolicyAndTheField is the other half of case 15: what is
+// malformed is not only refused but reported, with what would be right.
+func TestProblemsNameThePolicyAndTheField(t *testing.T) {
+	tests := map[string]string{ // spec: field
+		`{podSelector: {matchExpressions: [{key: a, operator: Is}]}}`:                                               "spec.podSelector",
+		`{policyTypes: [Ingress, Sideways]}`:                                                                        "spec.policyTypes[1]",
+		`{ingress: [{}, {from: [{podSelector: {}}, {podSelector: {matchExpressions: [{key: a, operator: In}]}}]}]}`: "spec.ingress[1].from[1].podSelector",
+		`{egress: [{to: [{namespaceSelector: {matchExpressions: [{key: a, operator: In}]}}]}]}`:                     "spec.egress[0].to[0].namespaceSelector",
+		`{ingress: [{from: [{ipBlock: {cidr: 010.0.0.0/8}}]}]}`:                                                     "spec.ingress[0].from[0].ipBlock.cidr",
+		`{ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.02.0.0/16]}}]}]}`:                 "spec.ingress[0].from[0].ipBlock.except[1]",
+		`{ingress: [{from: [{}]}]}`: "spec.ingress[0].from[0]",
+		`{ingress: [{from: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}]}]}`: "spec.ingress[0].from[0]",
+		`{ingress: [{ports: [{port: 80}, {port: 90, endPort: 80}]}]}`:           "spec.ingress[0].ports[1]",
+		`{ingress: [{ports: [{port: 70000}]}]}`:                                 "spec.ingress[0].ports[0]",
+		`{ingress: [{ports: [{endPort: 80}]}]}`:                                 "spec.ingress[0].ports[0].endPort",
+		`{ingress: [{ports: [{port: http, endPort: 80}]}]}`:                     "spec.ingress[0].ports[0]",
+		`{ingress: [{ports: [{protocol: ICMP}]}]}`:                              "spec.ingress[0].ports[0].protocol",
+		`{ingress: [{ports: [{protocol: ""}]}]}`:                                "spec.ingress[0].ports[0].protocol",
+	}
+	for spec, field := range tests {
+		w := policy.NewWorld()
+		w.SetPolicy(readPolicyLine(t, "default/p: "+spec))
+		problems := w.Problems()
+		if len(problems) != 1 || problems[0].Policy != "default/p" || problems[0].Field != field || problems[0].Detail == "" || problems[0].Mend == "" {
+			t.Errorf("%s: %v, want one problem in field %s", spec, problems, field)
+			continue
+		}
+		if text := problems[0].Error(); !strings.Contains(text, "default/p") || !strings.Contains(text, field) {
+			t.Errorf("%s: %q names no policy or field", spec, text)
+		}
+		w.SetPolicy(readPolicyLine(t, "default/p: {}"))
+		if problems := w.Problems(); len(problems) != 0 {
+			t.Errorf("%s: mended, but still %v", spec, problems)
+		}
+	}
+}
+
+// TestUnusualAddresses: an address in another spelling is the same address.
+func TestUnusualAddresses(t *testing.T) {
+	w := policy.NewWorld()
+	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})
+	w.SetPod(&corev1.Pod{Status: corev1.PodStatus{PodIP: "::ffff:10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "nonsense"}}}})
+	s, _ := w.Commit()
+	if s.Counts().Endpoints != 3 {
+		t.Errorf("%d endpoints, want 3", s.Counts().Endpoints)
+	}
+	for _, addr := range addrs("10.9.0.1", "fe80::1") {
+		if !s.Endpoint(addr).IsNode() {
+			t.Errorf("%s is not the node", addr)
+		}
+	}
+	if e := s.Endpoint(netip.MustParseAddr("10.0.0.1")); e == nil || e.IsNode() {
+		t.Errorf("10.0.0.1 is %q, want the pod", e)
+	}
+}
