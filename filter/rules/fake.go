@@ -20,6 +20,7 @@ type Fake struct {
 	chains map[string][]string // rules, each "-A CHAIN ..."
 	broken error
 	writes int
+	looks  int
 	spell  func(string) string
 }
 
@@ -76,6 +77,7 @@ func (t *Fake) Dump() string {
 func (t *Fake) Chains(context.Context) ([]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.looks++
 	return slices.Clone(t.order), t.broken
 }
 
@@ -97,6 +99,20 @@ func (t *Fake) Rules(_ context.Context, chain string) ([]string, error) {
 		}
 	}
 	return rules, nil
+}
+
+// Generation implements Table.
+func (t *Fake) Generation() (uint32, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return uint32(t.writes), t.broken == nil
+}
+
+// Looks is how often the chains were listed.
+func (t *Fake) Looks() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.looks
 }
 
 // Restore implements Table.

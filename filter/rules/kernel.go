@@ -24,6 +24,7 @@ var ErrPrivilege = errors.New("no privilege to change the node's packet filter: 
 type kernelTable struct {
 	family  Family
 	name    string
+	backend Backend
 	reader  *iptables.IPTables
 	restore string   // path of iptables-restore
 	wait    []string // its arguments that make it wait for the lock
@@ -43,7 +44,7 @@ func openTable(f Family, t tool) (Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use %s: %w", t.path, err)
 	}
-	k := &kernelTable{family: f, name: t.name, reader: reader, restore: restore}
+	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, restore: restore}
 	if a, b, c := reader.GetIptablesVersion(); a > 1 || b > 6 || b == 6 && c >= 2 {
 		k.wait = []string{"-w", strconv.Itoa(int(lockWait / time.Second))} // since 1.6.2
 	}
@@ -73,6 +74,16 @@ func (k *kernelTable) Rules(_ context.Context, chain string) ([]string, error) {
 		}
 	}
 	return rules, nil
+}
+
+// Generation is known of nf_tables alone, and then counts the changes of all
+// tables. An error is no news: Rules will meet it too.
+func (k *kernelTable) Generation() (uint32, bool) {
+	if k.backend != NFT {
+		return 0, false
+	}
+	n, err := nftGeneration()
+	return n, err == nil
 }
 
 func (k *kernelTable) Restore(ctx context.Context, text string) error {

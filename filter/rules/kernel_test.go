@@ -240,6 +240,32 @@ func (n *realNode) change(lines ...string) {
 	})
 }
 
+// The generation tells of every change, and of nothing else.
+func TestRealGeneration(t *testing.T) {
+	n := newRealNode(t, NFT, Defaults)
+	generation := func() (number uint32) {
+		n.inside(func(context.Context) (err error) {
+			number, err = nftGeneration()
+			return err
+		})
+		return number
+	}
+	n.inside(n.Apply)
+	before := generation()
+	n.inside(n.Apply) // only looks
+	if got := generation(); got != before {
+		t.Errorf("generation %d after %d without a change", got, before)
+	}
+	n.change("-A OUTPUT -j RETURN")
+	if got := generation(); got == before {
+		t.Errorf("generation %d after a change, and before", got)
+	}
+	legacy := newRealNode(t, Legacy, Defaults)
+	if _, known := legacy.tables[0].Generation(); known {
+		t.Error("the legacy backend says that it knows")
+	}
+}
+
 // sorted makes texts comparable in which chains stand in another order.
 func sorted(text string) string {
 	lines := strings.Split(text, "\n")

@@ -29,6 +29,9 @@ type keptTable struct {
 	Table
 	spelling spelling
 	failed   string // the error that Run logged last, until it is over
+	// The table was right when its generation was this one.
+	generation uint32
+	right      bool
 }
 
 // New returns a Manager of the rules in tables, such as [Open] gives. The

@@ -199,4 +199,3 @@ func (p *packets) asks(want int, f func()) {
 		p.realNode.t.Errorf("%d packets were asked about, want %d", got, want)
 	}
 }
-

@@ -14,6 +14,9 @@ type Table interface {
 	Chains(ctx context.Context) ([]string, error)
 	// Rules are the rules of a chain that exists, each "-A CHAIN ...", in order.
 	Rules(ctx context.Context, chain string) ([]string, error)
+	// Generation is a number that is another one after any change to the table,
+	// and perhaps after others, where that is much cheaper to know than Rules.
+	Generation() (number uint32, known bool)
 	// Restore carries out a text for iptables-restore --noflush, as a whole or
 	// not at all.
 	Restore(ctx context.Context, text string) error
