@@ -36,7 +36,9 @@ func TestSettleLeavesNoOlderEffect(t *testing.T) {
 				r := pub.NewReader() // readers come and go, as workers restart
 				for range 50 {
 					number := r.Begin().Number()
-					runtime.Gosched() // deciding takes time
+					for range 3 { // deciding takes time
+						runtime.Gosched()
+					}
 					if number < settled.Load() {
 						late.Add(1)
 					}

@@ -1,0 +1,161 @@
+package filter_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// listed is what "go list -json" tells of a package.
+type listed struct {
+	ImportPath   string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Deps         []string
+}
+
+// arrow is a rule about imports. Paths end with "/..." where they mean all
+// packages below as well.
+type arrow struct {
+	from    []string
+	never   []string
+	through bool // neither directly nor through other packages
+	tests   bool // tests of the packages must keep it too
+	except  map[string][]string
+	why     string
+}
+
+// The house's arrows. That a package does one job shows in what it imports.
+var arrows = []arrow{
+	{
+		from: []string{"sluice/filter/..."}, through: true,
+		never: []string{"sluice/cache/...", "sluice/watch/...", "sluice/cmd/...", "sluice/bench/..."},
+		why:   "the decision knows nothing of what is around it",
+	},
+	{
+		from: []string{"sluice/cache/..."}, through: true,
+		never: []string{"sluice/watch/...", "sluice/cmd/...", "sluice/bench/..."},
+		why:   "what remembers verdicts knows no source of them",
+	},
+	{
+		from: []string{"sluice/watch/..."}, through: true,
+		never: []string{"sluice/cache/...", "sluice/cmd/...", "sluice/bench/..."},
+		why:   "where the world comes from knows nothing of what becomes of it",
+	},
+	{
+		from: []string{"sluice/filter/...", "sluice/cache/...", "sluice/watch/...", "sluice/bench/..."}, tests: true,
+		never: []string{"sluice/cmd/..."},
+		why:   "the command wires the others together, and nobody needs it",
+	},
+	{
+		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy"},
+		never: []string{"net", "net/http", "os", "os/exec", "io", "io/fs", "time", "syscall", "unsafe"},
+		except: map[string][]string{
+			"sluice/filter/policy": {"time"}, // Settle polls, and says why
+		},
+		why: "the decision is pure: it has no clock and does no I/O",
+	},
+	{
+		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy"}, through: true,
+		never: []string{
+			"k8s.io/client-go/...", "github.com/vishvananda/netlink/...", "github.com/mdlayher/netlink/...", "github.com/ti-mo/...",
+			"github.com/florianl/...", "github.com/coreos/go-iptables/...", "github.com/cilium/ebpf/...", "github.com/spf13/cobra/...",
+		},
+		why: "the decision knows neither a cluster nor a kernel",
+	},
+}
+
+func TestArrows(t *testing.T) {
+	packages := goList(t)
+	for _, a := range arrows {
+		matched := 0
+		for _, p := range packages {
+			if !matches(a.from, p.ImportPath) {
+				continue
+			}
+			matched++
+			for _, bad := range a.broken(p) {
+				t.Errorf("%s imports %s: %s", p.ImportPath, bad, a.why)
+			}
+		}
+		if matched == 0 {
+			t.Errorf("no package in %v", a.from)
+		}
+	}
+}
+
+// broken lists the imports of a package that an arrow forbids.
+func (a arrow) broken(p listed) (bad []string) {
+	imports := slices.Clone(p.Imports)
+	if a.through {
+		imports = append(imports, p.Deps...)
+	}
+	if a.tests {
+		imports = append(imports, append(p.TestImports, p.XTestImports...)...)
+	}
+	for _, path := range imports {
+		if matches(a.never, path) && !slices.Contains(a.except[p.ImportPath], path) && !slices.Contains(bad, path) {
+			bad = append(bad, path)
+		}
+	}
+	return bad
+}
+
+func matches(patterns []string, path string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool {
+		below, all := strings.CutSuffix(pattern, "/...")
+		return path == below || all && strings.HasPrefix(path, below+"/")
+	})
+}
+
+// goList asks the go command about all packages of the module.
+func goList(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Imports,TestImports,XTestImports,Deps", "sluice/...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("listing the packages: %v\n%s", err, stderr.Bytes())
+	}
+	var packages []listed
+	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return packages
+		} else if err != nil {
+			t.Fatalf("reading the list of packages: %v", err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// TestBrokenArrowIsFound: the test above would say so.
+func TestBrokenArrowIsFound(t *testing.T) {
+	direct := arrow{from: []string{"sluice/filter/..."}, never: []string{"sluice/cmd/...", "time"}, except: map[string][]string{"sluice/filter/b": {"time"}}}
+	through, tests := direct, direct
+	through.through, tests.tests = true, true
+	p := listed{ImportPath: "sluice/filter/a", Imports: []string{"time", "fmt"}, Deps: []string{"time", "sluice/cmd/x"}, XTestImports: []string{"sluice/cmd"}}
+	for name, test := range map[string]struct {
+		a    arrow
+		want []string
+	}{
+		"direct":  {direct, []string{"time"}},
+		"through": {through, []string{"time", "sluice/cmd/x"}},
+		"tests":   {tests, []string{"time", "sluice/cmd"}},
+	} {
+		if got := test.a.broken(p); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
+	p.ImportPath = "sluice/filter/b"
+	if got := direct.broken(p); got != nil {
+		t.Errorf("%v in spite of the exception", got)
+	}
+}

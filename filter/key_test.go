@@ -1,0 +1,74 @@
+package filter_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"sluice/filter"
+)
+
+func TestNewKey(t *testing.T) {
+	tests := []struct {
+		src, dst string
+		protocol filter.Protocol
+		port     uint16
+		want     string
+	}{
+		{"10.0.0.1", "10.0.0.2", filter.TCP, 80, "10.0.0.1 > 10.0.0.2 TCP 80"},
+		{"::ffff:10.0.0.1", "10.0.0.2", filter.UDP, 0, "10.0.0.1 > 10.0.0.2 UDP 0"},
+		{"fd00::1", "fd00::2", filter.SCTP, 65535, "fd00::1 > fd00::2 SCTP 65535"},
+		{"10.0.0.1", "10.0.0.2", filter.ICMP, 80, "10.0.0.1 > 10.0.0.2 ICMP"},
+		{"fd00::1", "fd00::2", filter.ICMPv6, 1, "fd00::1 > fd00::2 ICMPv6"},
+		{"10.0.0.1", "10.0.0.2", 47, 80, "10.0.0.1 > 10.0.0.2 47"},
+	}
+	for _, test := range tests {
+		k := filter.NewKey(netip.MustParseAddr(test.src), netip.MustParseAddr(test.dst), test.protocol, test.port)
+		if got := k.String(); got != test.want {
+			t.Errorf("%s, want %s", got, test.want)
+		}
+		if k.Protocol.HasPorts() != (k.Transport == filter.Ported) || k.Transport != filter.Ported && k.Port != 0 {
+			t.Errorf("%s is %s with port %d", k, k.Transport, k.Port)
+		}
+	}
+}
+
+// TestZeroValuesAllowNothing: what was never read or decided must not let anything
+// through.
+func TestZeroValuesAllowNothing(t *testing.T) {
+	var k filter.Key
+	if k.Transport != filter.Opaque {
+		t.Errorf("a key that was not read is %s", k.Transport)
+	}
+	var v filter.Verdict
+	if v.Action != filter.Deny || v.Reason != filter.Unknown {
+		t.Errorf("a verdict that was not given is %s, %s", v.Action, v.Reason)
+	}
+}
+
+func TestSideAllows(t *testing.T) {
+	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b"}
+	for side, want := range map[filter.Side]bool{
+		{}:                                 true,
+		{Isolation: isolation}:             false,
+		{Isolation: isolation, Rule: rule}: true,
+	} {
+		if side.Allows() != want {
+			t.Errorf("%v allows: %t", side, side.Allows())
+		}
+	}
+}
+
+// TestReasonsHaveNames: logs and metrics tell reasons apart by them.
+func TestReasonsHaveNames(t *testing.T) {
+	seen := map[string]filter.Reason{}
+	for r := filter.Unknown; r <= filter.NoWorld; r++ {
+		name := r.String()
+		if other, ok := seen[name]; ok || name == "" || name == "invalid" {
+			t.Errorf("reason %d is called %q, as is %d", r, name, other)
+		}
+		seen[name] = r
+	}
+	if name := (filter.NoWorld + 1).String(); name != "invalid" {
+		t.Errorf("a reason past the last is called %q", name)
+	}
+}
