@@ -65,7 +65,7 @@ func (d dice) peer() networkingv1.NetworkPolicyPeer {
 	case 5, 6:
 		p.IPBlock = &networkingv1.IPBlock{CIDR: pick(d, "10.0.0.0/29", "10.0.0.4/30", "0.0.0.0/0", "fd00::/125", "::/0", "192.0.2.0/24", "010.0.0.0/8")}
 		for range d.IntN(3) {
-			p.IPBlock.Except = append(p.IPBlock.Except, pick(d, "10.0.0.2/32", "10.0.0.4/31", "fd00::4/126", "192.0.2.7/32", "oops"))
+			p.IPBlock.Except = append(p.IPBlock.Except, pick(d, "10.0.0.2/32", "10.0.0.4/31", "fd00::4/126", "192.0.2.7/32", "oops", "::ffff:10.0.0.2/128"))
 		}
 	}
 	if d.one(30) {
