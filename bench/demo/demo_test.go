@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,7 +26,15 @@ func TestMain(m *testing.M) {
 		pretend(os.Args[3])
 		return
 	}
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "sluice-demo-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	sluice = filepath.Join(dir, "sluice")
+	status := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(status)
 }
 
 func pretend(dir string) {
@@ -43,14 +52,23 @@ func pretend(dir string) {
 	}
 }
 
-// buildSluice builds the real agent.
-func buildSluice(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "sluice")
-	if out, err := exec.Command("go", "build", "-o", path, "sluice/cmd/sluice").CombinedOutput(); err != nil {
-		t.Fatalf("build sluice: %v\n%s", err, out)
+// sluice is where the real agent is built, once for all tests; see TestMain.
+var sluice string
+
+var buildSluice = sync.OnceValue(func() error {
+	if out, err := exec.Command("go", "build", "-o", sluice, "sluice/cmd/sluice").CombinedOutput(); err != nil {
+		return fmt.Errorf("build sluice: %w\n%s", err, out)
 	}
-	return path
+	return nil
+})
+
+// needSluice skips the test where no lab can be, and builds the agent.
+func needSluice(t *testing.T) {
+	t.Helper()
+	lab.Require(t)
+	if err := buildSluice(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // ownTemp gives the test a folder for temporary files, and says at the end
@@ -67,8 +85,7 @@ func ownTemp(t *testing.T) {
 }
 
 func TestAllStepsAreAsPromised(t *testing.T) {
-	lab.Require(t)
-	sluice := buildSluice(t)
+	needSluice(t)
 	ownTemp(t)
 	var stdout, stderr bytes.Buffer
 	if status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, []string{"--sluice", sluice, "--verbose"}); status != 0 {
@@ -146,8 +163,7 @@ func (i *interrupter) Write(b []byte) (int, error) {
 }
 
 func TestInterrupted(t *testing.T) {
-	lab.Require(t)
-	sluice := buildSluice(t)
+	needSluice(t)
 	for _, at := range []string{"Sluice follows", "1/8", "2/8", "3/8"} {
 		t.Run(at, func(t *testing.T) {
 			ownTemp(t)
