@@ -35,10 +35,13 @@ type Cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
+
+	maker maker
 }
 
 // New makes a cluster up. Pods come in apps of ten; each policy selects one app,
-// by two labels, and has two or three rules.
+// by two labels, and has two or three rules, the first of which is for the app's
+// clients, another app.
 func New(seed uint64, o Options) *Cluster {
 	o.Namespaces = max(1, o.Namespaces)
 	c := &Cluster{}
@@ -50,6 +53,7 @@ func New(seed uint64, o Options) *Cluster {
 		}})
 	}
 	m := maker{random: random, options: o, apps: max(1, o.Pods/replicas)}
+	c.maker = m
 	for i := range o.Pods {
 		c.Pods = append(c.Pods, m.pod(i))
 	}
@@ -72,21 +76,31 @@ func (c *Cluster) Fill(w *policy.World) {
 	}
 }
 
-// Keys makes up n flows between the pods, one in ten of them from outside the
-// cluster. All are IPv4.
+// Keys makes up n flows over TCP and IPv4: half of them are from an app's clients
+// to the port that its policy opens for them, the others from any pod to any pod,
+// and one in ten of those from outside the cluster.
 func (c *Cluster) Keys(seed uint64, n int) []filter.Key {
 	random := rand.New(rand.NewPCG(seed, 1))
-	address := func() netip.Addr { return netip.MustParseAddr(c.Pods[random.IntN(len(c.Pods))].Status.PodIP) }
 	keys := make([]filter.Key, n)
 	for i := range keys {
-		src, dst := address(), address()
-		if random.IntN(10) == 0 {
+		dst, port := random.IntN(len(c.Pods)), pick(random, portNumbers)
+		src, _ := address(random.IntN(len(c.Pods)))
+		switch random.IntN(20) {
+		case 0:
 			src = netip.AddrFrom4([4]byte{203, 0, 113, byte(random.Uint32())})
+		case 1, 2, 3, 4, 5, 6, 7, 8, 9, 10:
+			first := replicas * c.maker.client(c.maker.appOf(dst))
+			src, _ = address(min(first+random.IntN(replicas), len(c.Pods)-1))
+			port = clientPort
 		}
-		keys[i] = filter.NewKey(src, dst, filter.TCP, uint16(pick(random, portNumbers)))
+		dstAddr, _ := address(dst)
+		keys[i] = filter.NewKey(src, dstAddr, filter.TCP, uint16(port))
 	}
 	return keys
 }
+
+// clientPort is where every app serves its clients.
+const clientPort = 8080
 
 var (
 	environments = []string{"production", "staging", "test"}
@@ -101,8 +115,10 @@ func namespaceName(i int) string { return fmt.Sprintf("ns-%04d", i) }
 func appName(i int) string       { return fmt.Sprintf("app-%05d", i) }
 func teamName(i int) string      { return fmt.Sprintf("team-%02d", i%20) }
 
-// address is pod i's own: 10.0.0.0/8 and fd00::/104 hold enough.
+// address is pod i's own. The first networks of 10.0.0.0/8 and fd00::/104 stay
+// free for whatever else a benchmark needs addresses for.
 func address(i int) (v4, v6 netip.Addr) {
+	i += 1 << 16
 	a := [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}
 	b := [16]byte{0: 0xfd, 13: a[1], 14: a[2], 15: a[3]}
 	return netip.AddrFrom4(a), netip.AddrFrom16(b)
@@ -115,12 +131,26 @@ type maker struct {
 	apps    int
 }
 
+func (m maker) appOf(pod int) int { return pod / replicas % m.apps }
+
 // namespaceOf is the namespace of all pods of an app.
 func (m maker) namespaceOf(app int) int { return app % m.options.Namespaces }
 
+// neighbor is another app of the app's namespace, steps apps further on; or the
+// app itself where there is no other.
+func (m maker) neighbor(app, steps int) int {
+	if next := app + steps*m.options.Namespaces; next < m.apps {
+		return next
+	}
+	return m.namespaceOf(app) % m.apps
+}
+
+// client is the app whose pods an app serves.
+func (m maker) client(app int) int { return m.neighbor(app, 1) }
+
 func (m maker) pod(i int) *corev1.Pod {
-	app := i / replicas % m.apps
-	v4, v6 := address(i + 256) // no address ends in the network's first numbers
+	app := m.appOf(i)
+	v4, v6 := address(i)
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespaceName(m.namespaceOf(app)),
@@ -166,24 +196,37 @@ func (m maker) policy(i int) *networkingv1.NetworkPolicy {
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 		},
 	}
-	for range 2 + m.random.IntN(2) {
-		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: m.peers(), Ports: m.ports()})
+	p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{
+		From:  []networkingv1.NetworkPolicyPeer{{PodSelector: appSelector(m.client(app))}},
+		Ports: []networkingv1.NetworkPolicyPort{tcpPort(intstr.FromInt32(clientPort))},
+	}}
+	for range 1 + m.random.IntN(2) {
+		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: m.peers(app), Ports: m.ports()})
 	}
 	if m.random.IntN(4) == 0 {
 		p.Spec.PolicyTypes = append(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
-		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: m.peers(), Ports: m.ports()}}
+		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: m.peers(app), Ports: m.ports()}}
 	}
 	return p
 }
 
-// peers is one or two peers, each of one of the kinds that policies use.
-func (m maker) peers() []networkingv1.NetworkPolicyPeer {
+func appSelector(app int) *metav1.LabelSelector {
+	return &metav1.LabelSelector{MatchLabels: map[string]string{"app": appName(app)}}
+}
+
+func tcpPort(port intstr.IntOrString) networkingv1.NetworkPolicyPort {
+	protocol := corev1.ProtocolTCP
+	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &port}
+}
+
+// peers is one or two peers of an app, each of one of the kinds that policies use.
+func (m maker) peers(app int) []networkingv1.NetworkPolicyPeer {
 	var peers []networkingv1.NetworkPolicyPeer
 	for range 1 + m.random.IntN(2) {
 		var peer networkingv1.NetworkPolicyPeer
 		switch m.random.IntN(6) {
 		case 0, 1:
-			peer.PodSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": appName(m.random.IntN(m.apps))}}
+			peer.PodSelector = appSelector(m.neighbor(app, 2+m.random.IntN(20)))
 		case 2:
 			peer.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"team": teamName(m.random.IntN(20))}}
 		case 3:
@@ -210,20 +253,16 @@ func (m maker) peers() []networkingv1.NetworkPolicyPeer {
 func (m maker) ports() []networkingv1.NetworkPolicyPort {
 	var ports []networkingv1.NetworkPolicyPort
 	for range 1 + m.random.IntN(2) {
-		protocol := corev1.ProtocolTCP
-		port := networkingv1.NetworkPolicyPort{Protocol: &protocol}
 		switch number := pick(m.random, portNumbers); m.random.IntN(6) {
 		case 0:
-			name := intstr.FromString("http")
-			port.Port = &name
+			ports = append(ports, tcpPort(intstr.FromString("http")))
 		case 1:
-			first, last := intstr.FromInt32(30000), int32(32767)
-			port.Port, port.EndPort = &first, &last
+			port, last := tcpPort(intstr.FromInt32(30000)), int32(32767)
+			port.EndPort = &last
+			ports = append(ports, port)
 		default:
-			n := intstr.FromInt32(number)
-			port.Port = &n
+			ports = append(ports, tcpPort(intstr.FromInt32(number)))
 		}
-		ports = append(ports, port)
 	}
 	return ports
 }

@@ -1,0 +1,67 @@
+package cluster_test
+
+import (
+	"reflect"
+	"testing"
+
+	"sluice/bench/cluster"
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// TestClusterIsWhatItSays: benchmarks rest on sizes being right, policies being
+// understood, and flows being of both kinds.
+func TestClusterIsWhatItSays(t *testing.T) {
+	for _, o := range []cluster.Options{
+		{Pods: 1},
+		{Pods: 7, Policies: 2},
+		{Pods: 100, Policies: 10},
+		{Pods: 1000, Policies: 100, Namespaces: 20, DualStack: true},
+		{Pods: 1000, Policies: 250, Namespaces: 7},
+	} {
+		c, w := cluster.New(1, o), policy.NewWorld()
+		c.Fill(w)
+		s, _ := w.Commit()
+		want := policy.Counts{Namespaces: max(1, o.Namespaces), Pods: o.Pods, Policies: o.Policies, Endpoints: o.Pods}
+		if o.DualStack {
+			want.Endpoints *= 2
+		}
+		got := s.Counts()
+		got.Classes, got.Groups = 0, 0
+		if got != want {
+			t.Errorf("%+v: %+v, want %+v", o, got, want)
+		}
+		if problems := w.Problems(); len(problems) > 0 {
+			t.Errorf("%+v: %v", o, problems)
+		}
+		if o.Policies < 10 {
+			continue
+		}
+		var seen [2]int
+		keys := c.Keys(1, 1000)
+		for _, k := range keys {
+			v := s.Decide(k)
+			if seen[v.Action]++; v.Reason == filter.OwnNode {
+				t.Fatalf("%+v: %s is about a node", o, k)
+			}
+		}
+		if seen[filter.Allow] < 250 || seen[filter.Deny] < 250 {
+			t.Errorf("%+v: of 1000 flows %d are denied, %d allowed", o, seen[filter.Deny], seen[filter.Allow])
+		}
+	}
+}
+
+// TestClusterDependsOnTheSeedAlone, or no measurement could be repeated.
+func TestClusterDependsOnTheSeedAlone(t *testing.T) {
+	o := cluster.Options{Pods: 200, Policies: 20, Namespaces: 3}
+	a, b, other := cluster.New(1, o), cluster.New(1, o), cluster.New(2, o)
+	if !reflect.DeepEqual(a.Pods, b.Pods) || !reflect.DeepEqual(a.Policies, b.Policies) || !reflect.DeepEqual(a.Namespaces, b.Namespaces) {
+		t.Error("two clusters of one seed differ")
+	}
+	if reflect.DeepEqual(a.Policies, other.Policies) {
+		t.Error("two seeds make the same policies")
+	}
+	if !reflect.DeepEqual(a.Keys(1, 10), b.Keys(1, 10)) || reflect.DeepEqual(a.Keys(1, 10), a.Keys(2, 10)) {
+		t.Error("flows do not depend on the seed alone")
+	}
+}
