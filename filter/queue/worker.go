@@ -185,10 +185,12 @@ func (l libraryLog) Errorf(format string, args ...any) {
 // explain gives the errors that a user can do something about words of their own.
 func explain(err error) error {
 	switch {
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), "requested queue"):
+		// The kernel says EPERM for both; without the privilege, it refuses
+		// go-nfqueue's first request and not the one for the queue.
+		return fmt.Errorf("%w: another process reads this queue: end it, or choose other numbers with --queue-first", err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w: run as root, or with the capability NET_ADMIN", err)
-	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: another process reads this queue: end it, or choose other numbers with --queue-first", err)
 	}
 	return err
 }

@@ -1,0 +1,403 @@
+package queue_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+	"sluice/filter"
+	"sluice/filter/queue"
+)
+
+const (
+	patience = 20 * time.Second
+	mark     = 0x10
+	first    = 300
+)
+
+// judge is a Judge that a test writes as a function.
+type judge struct {
+	decide   func(data []byte) filter.Action
+	asked    atomic.Int64
+	answered atomic.Int64
+}
+
+func (j *judge) Judge(data []byte) filter.Action {
+	j.asked.Add(1)
+	return j.decide(data)
+}
+
+func (j *judge) Answered() { j.answered.Add(1) }
+
+// buffer is a log that may be read while it is written.
+type buffer struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.String()
+}
+
+// rig is a node whose queues are read, between a client and a server.
+type rig struct {
+	*testing.T
+	node           *lab.Node
+	client, server *lab.Host
+	log            buffer
+	judges         []*judge
+}
+
+// newRig sends what goes to the server to the queues, as the rules of an agent do.
+func newRig(t *testing.T, count int, decide func(data []byte) filter.Action) *rig {
+	l := lab.ForTest(t, lab.Options{})
+	r := &rig{T: t, node: l.Nodes[0]}
+	for name, host := range map[string]**lab.Host{"client": &r.client, "server": &r.server} {
+		h, err := l.AddPod(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		*host = h
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		if err := r.server.Serve(network, 80); err != nil {
+			t.Fatal(err)
+		}
+	}
+	numbers := []string{"--queue-num", fmt.Sprint(first)}
+	if count > 1 {
+		numbers = []string{"--queue-balance", fmt.Sprintf("%d:%d", first, first+count-1)}
+	}
+	for i, iptables := range []string{"iptables", "ip6tables"} {
+		to := r.server.Addrs()[i].String()
+		for _, rule := range [][]string{
+			{"-m", "mark", "--mark", fmt.Sprintf("%#x/%#x", mark, mark), "-j", "ACCEPT"},
+			append([]string{"-d", to, "-m", "conntrack", "--ctstate", "NEW", "-j", "NFQUEUE"}, numbers...),
+		} {
+			if err := r.node.Run(iptables, append([]string{"-w", "-t", "mangle", "-A", "POSTROUTING"}, rule...)...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range count {
+		r.judges = append(r.judges, &judge{decide: decide})
+	}
+	return r
+}
+
+// run reads the queues until the test ends, or stop is called.
+func (r *rig) run(opts queue.Options) (q *queue.Queues, stop func() error) {
+	r.Helper()
+	q = r.queues(opts)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- q.Run(ctx) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-ended
+	})
+	r.Cleanup(func() { _ = stop() })
+	select {
+	case <-q.Ready():
+	case err := <-ended:
+		r.Fatalf("the queues did not start: %v", err)
+	case <-time.After(patience):
+		r.Fatal("the queues did not start")
+	}
+	return q, stop
+}
+
+func (r *rig) queues(opts queue.Options) *queue.Queues {
+	r.Helper()
+	opts.First, opts.Count, opts.Mark, opts.NetNS = first, len(r.judges), mark, r.node.NetNS()
+	var judges []queue.Judge
+	for _, j := range r.judges {
+		judges = append(judges, j)
+	}
+	q, err := queue.New(opts, judges, slog.New(slog.NewTextHandler(&r.log, nil)))
+	if err != nil {
+		r.Fatal(err)
+	}
+	return q
+}
+
+// reaches says whether the client reaches the server, for each address.
+func (r *rig) reaches(network string, timeout time.Duration) (reached int) {
+	r.Helper()
+	for _, a := range r.server.Addrs() {
+		if res := r.client.Connect(r.Context(), network, netip.AddrPortFrom(a, 80), timeout); res.Outcome == lab.Reached {
+			reached++
+		}
+	}
+	return reached
+}
+
+// await waits until f is true.
+func (r *rig) await(what string, f func() bool) {
+	r.Helper()
+	for end := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			r.Fatalf("%s: not within %v\n%s", what, patience, r.log.String())
+		}
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	var deny atomic.Bool
+	var bad atomic.Value
+	r := newRig(t, 2, func(data []byte) filter.Action {
+		if v := data[0] >> 4; v != 4 && v != 6 {
+			bad.Store(bytes.Clone(data))
+		}
+		if deny.Load() {
+			return filter.Deny
+		}
+		return filter.Allow
+	})
+	q, stop := r.run(queue.Options{})
+	if n := r.reaches("tcp", patience) + r.reaches("udp", patience); n != 4 {
+		t.Errorf("%d of 4 ways are open", n)
+	}
+	// IPv6 finds its neighbours without a connection, and so through the queue.
+	if s := q.Stats(); s.Allowed < 4 || s.Denied != 0 {
+		t.Errorf("%+v, want 4 allowed or more", s)
+	}
+	deny.Store(true)
+	if n := r.reaches("tcp", 200*time.Millisecond) + r.reaches("udp", 200*time.Millisecond); n != 0 {
+		t.Errorf("%d of 4 ways are open, though all is denied", n)
+	}
+	if s := q.Stats(); s.Denied < 4 || s.Late+s.Panics+s.Restarts+s.Dropped != 0 {
+		t.Errorf("%+v, want 4 denied or more, and nothing else", s)
+	}
+	if data := bad.Load(); data != nil {
+		t.Errorf("a packet begins with % x", data)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	for i, j := range r.judges {
+		if j.asked.Load() > 0 && j.answered.Load() == 0 {
+			t.Errorf("judge %d was never told that its answers are carried out", i)
+		}
+	}
+}
+
+// A judge that fails about a packet denies that packet and no other.
+func TestJudgeThatPanics(t *testing.T) {
+	var panics atomic.Bool
+	panics.Store(true)
+	r := newRig(t, 1, func([]byte) filter.Action {
+		if panics.Load() {
+			panic("on purpose")
+		}
+		return filter.Allow
+	})
+	q, _ := r.run(queue.Options{})
+	if n := r.reaches("udp", 100*time.Millisecond); n != 0 {
+		t.Errorf("%d packets passed that could not be judged", n)
+	}
+	panics.Store(false)
+	if n := r.reaches("udp", patience); n != 2 {
+		t.Error("nothing passes after a judge has failed")
+	}
+	if s := q.Stats(); s.Panics == 0 || s.Restarts != 0 {
+		t.Errorf("%+v", s)
+	}
+	if !strings.Contains(r.log.String(), "on purpose") {
+		t.Errorf("the log does not say so: %s", r.log.String())
+	}
+}
+
+// While a burst waits for its answers, each packet gets its own.
+func TestBurst(t *testing.T) {
+	const packets = 120
+	begin := make(chan struct{})
+	var once sync.Once
+	r := newRig(t, 1, func(data []byte) filter.Action {
+		once.Do(func() { <-begin }) // until all wait in the queue
+		if bytes.Contains(data, []byte("odd")) {
+			return filter.Deny
+		}
+		return filter.Allow
+	})
+	q, _ := r.run(queue.Options{CopyRange: 512})
+	heard, err := r.server.Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range packets {
+		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := fmt.Sprintf("even %d.", i)
+		if i%2 == 1 {
+			text = fmt.Sprintf("odd %d.", i)
+		}
+		if _, err := conn.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close() // so that no two have one port, and are one connection
+	}
+	r.await("all packets in the queue", func() bool { n, err := q.Waiting(); return err == nil && n >= packets })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	short, stop := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer stop()
+	if err := q.Drain(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("drained with packets in the queue: %v", err)
+	}
+	close(begin)
+	if err := q.Drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < packets; i += 2 {
+		want := []byte(fmt.Sprintf("even %d.", i))
+		p, err := heard.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("even")) || bytes.Contains(p, []byte("odd")) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(p, want) {
+			t.Fatalf("heard %q, want %q", p[28:], want)
+		}
+	}
+	if s := q.Stats(); s.Allowed != packets/2 || s.Denied != packets/2 || s.Late != 0 {
+		t.Errorf("%+v, want %d allowed and as many denied", s, packets/2)
+	}
+	if j := r.judges[0]; j.answered.Load() >= j.asked.Load() {
+		t.Errorf("%d sends for %d packets: they were not answered in bursts", j.answered.Load(), j.asked.Load())
+	}
+}
+
+// What does not fit into a queue is dropped by the kernel, counted and reported.
+func TestOverflow(t *testing.T) {
+	begin := make(chan struct{})
+	r := newRig(t, 1, func([]byte) filter.Action {
+		<-begin
+		return filter.Allow
+	})
+	q, _ := r.run(queue.Options{MaxLen: 10})
+	for range 200 {
+		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+	}
+	r.await("a count of what was dropped", func() bool { return q.Stats().Dropped > 0 })
+	close(begin)
+	if !strings.Contains(r.log.String(), "the kernel dropped packets") {
+		t.Errorf("the log does not say so: %s", r.log.String())
+	}
+}
+
+// With FailOpen, what does not fit passes.
+func TestOverflowPasses(t *testing.T) {
+	begin := make(chan struct{})
+	r := newRig(t, 1, func([]byte) filter.Action {
+		<-begin
+		return filter.Deny
+	})
+	q, _ := r.run(queue.Options{MaxLen: 1, FailOpen: true})
+	heard, err := r.server.Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for i := range 300 {
+		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(conn, "passes %d", i); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+	}
+	if _, err := heard.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("passes")) }); err != nil {
+		t.Error(err)
+	}
+	close(begin)
+	if err := q.Drain(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// A queue that another process reads cannot be opened, and the error says what to
+// do.
+func TestQueueIsTaken(t *testing.T) {
+	r := newRig(t, 1, func([]byte) filter.Action { return filter.Allow })
+	r.run(queue.Options{})
+	err := r.queues(queue.Options{}).Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "--queue-first") {
+		t.Errorf("%v, want the mend", err)
+	}
+}
+
+// A queue is bound before it is configured; packets that come in between are
+// answered too. Connections open all the time while the queues come and go.
+func TestStartUnderLoad(t *testing.T) {
+	r := newRig(t, 2, func([]byte) filter.Action { return filter.Allow })
+	var stop atomic.Bool
+	var sent atomic.Int64
+	var wait sync.WaitGroup
+	defer func() { stop.Store(true); wait.Wait() }()
+	for range 4 {
+		wait.Go(func() {
+			for !stop.Load() {
+				for _, a := range r.server.Addrs() {
+					conn, err := r.client.DialUDP(netip.AddrPortFrom(a, 7))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if _, err := conn.Write([]byte("x")); err == nil {
+						sent.Add(1)
+					}
+					_ = conn.Close()
+				}
+			}
+		})
+	}
+	for range 15 {
+		q, end := r.run(queue.Options{})
+		before := sent.Load()
+		r.await("more packets", func() bool { return sent.Load() > before+100 })
+		r.await("an answer", func() bool { return q.Stats().Allowed > 0 })
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		if s := q.Stats(); s.Restarts+s.Panics != 0 {
+			t.Fatalf("%+v: a start under load failed\n%s", s, r.log.String())
+		}
+	}
+}
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	for _, o := range []queue.Options{{Count: 0}, {Count: 2}, {First: 65535, Count: 2}} {
+		if _, err := queue.New(o, nil, nil); err == nil {
+			t.Errorf("%+v was taken", o)
+		}
+	}
+}
