@@ -52,6 +52,9 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	if err != nil {
 		return nil, err
 	}
+	if err := forgetOtherBackend(ctx, tables, log); err != nil {
+		return nil, err
+	}
 	a.manager = rules.New(opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	var judges []queue.Judge
@@ -75,6 +78,20 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	a.follower = conntrack.Follow(a.sweeper, log)
 	a.keeper = watch.New(policy.NewWorld(), &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil
+}
+
+// forgetOtherBackend takes away what an agent has left in the backend that is not
+// used: packets would be judged by both.
+func forgetOtherBackend(ctx context.Context, inUse []rules.Table, log *slog.Logger) error {
+	others, err := rules.Others(ctx, inUse)
+	if err != nil {
+		return fmt.Errorf("look for rules in the other backend: %w", err)
+	}
+	removed, err := rules.Traces(ctx, others)
+	for _, line := range removed {
+		log.Warn("removed what an agent had left in the other backend", "what", line)
+	}
+	return err
 }
 
 func (a *agent) close() {
@@ -127,9 +144,10 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 }
 
 // drain keeps new packets from the queues and waits until those that wait there
-// have been answered.
+// have been answered. New ones already get what they will get without an agent.
 func (a *agent) drain(ctx, serving context.Context) error {
-	if err := a.manager.Pause(ctx); err != nil {
+	pass := a.opts.onExit == removeAtExit || a.opts.rules.FailOpen
+	if err := a.manager.Pause(ctx, pass); err != nil {
 		return fmt.Errorf("end in order: %w", err)
 	}
 	if serving.Err() != nil {

@@ -68,11 +68,10 @@ func (m *Manager) Apply(ctx context.Context) error {
 }
 
 // Pause takes the queues out of the rules, so that no new packet enters them
-// while the workers answer those that wait: what would be asked about passes or
-// is dropped, as FailOpen says. It leaves the rest as it is. Run restores
-// nothing until Apply, which ends the pause. Before Apply and after Remove, it
-// does nothing.
-func (m *Manager) Pause(ctx context.Context) error {
+// while the workers answer those that wait: what would be asked about passes, or
+// is dropped. It leaves the rest as it is. Run restores nothing until Apply,
+// which ends the pause. Before Apply and after Remove, it does nothing.
+func (m *Manager) Pause(ctx context.Context, pass bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep = false
@@ -80,7 +79,7 @@ func (m *Manager) Pause(ctx context.Context) error {
 		return nil
 	}
 	return m.each(func(t *keptTable) error {
-		if err := t.Restore(ctx, change{fill: m.opts.paused(t.Family())}.text()); err != nil {
+		if err := t.Restore(ctx, change{fill: m.opts.paused(t.Family(), pass)}.text()); err != nil {
 			return fmt.Errorf("take the queues out of the rules: %w", err)
 		}
 		return nil

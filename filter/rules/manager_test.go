@@ -237,14 +237,13 @@ func TestApplyGoesOnAfterAFailure(t *testing.T) {
 }
 
 func TestPauseAndApply(t *testing.T) {
-	for open, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
+	for pass, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
 		synctest.Test(t, func(t *testing.T) {
 			opts := Defaults
-			opts.FailOpen = open
 			m := newManaged(t, opts)
 			m.apply()
 			m.run()
-			if err := m.Pause(t.Context()); err != nil {
+			if err := m.Pause(t.Context(), pass); err != nil {
 				t.Fatal(err)
 			}
 			want := strings.ReplaceAll(m.applied(), "-A SLUICE "+opts.queue(), last)
@@ -265,14 +264,14 @@ func TestPauseAndRemove(t *testing.T) {
 		m := newManaged(t, Defaults)
 		m.apply()
 		m.run()
-		if err := m.Pause(t.Context()); err != nil {
+		if err := m.Pause(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
 		if err := m.Remove(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		m.want(m.clean)
-		if err := m.Pause(t.Context()); err != nil { // must make no chains
+		if err := m.Pause(t.Context(), false); err != nil { // must make no chains
 			t.Fatal(err)
 		}
 		time.Sleep(5 * period)
@@ -295,7 +294,7 @@ func TestConcurrentCalls(t *testing.T) {
 	for range 4 {
 		calls.Go(func() {
 			for range 50 {
-				if err := errors.Join(m.Apply(ctx), m.Pause(ctx), m.Remove(ctx)); err != nil {
+				if err := errors.Join(m.Apply(ctx), m.Pause(ctx, true), m.Remove(ctx)); err != nil {
 					t.Error(err)
 				}
 				m.reconcile(ctx)

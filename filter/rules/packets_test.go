@@ -211,7 +211,7 @@ func TestRealShutdown(t *testing.T) {
 					f.send()
 					await(t, "the packet waits", func() bool { return p.count() == i+1 })
 				}
-				p.inside(p.Pause)
+				p.inside(func(ctx context.Context) error { return p.Pause(ctx, open) })
 				p.newOnesWhilePaused(open)
 				if remove {
 					p.inside(p.Remove)

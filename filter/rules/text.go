@@ -43,10 +43,10 @@ func (o Options) chains(f Family) map[string][]string {
 	return o.chainsWith(f, o.queue())
 }
 
-// paused are the same chains without the queues: what would be asked about gets
-// what it gets while nobody reads them.
-func (o Options) paused(f Family) map[string][]string {
-	if o.FailOpen {
+// paused are the same chains without the queues: what would be asked about
+// passes, or is dropped.
+func (o Options) paused(f Family, pass bool) map[string][]string {
+	if pass {
 		return o.chainsWith(f, "-j RETURN")
 	}
 	return o.chainsWith(f, "-j DROP")

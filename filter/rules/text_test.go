@@ -43,15 +43,13 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 // A pause changes the last rule of the main chain and nothing else.
 func TestPausedDiffersInTheQueueAlone(t *testing.T) {
 	for _, f := range Families {
-		for open, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
-			o := Defaults
-			o.FailOpen = open
-			want := o.chains(f)
+		for pass, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
+			want := Defaults.chains(f)
 			want[Chain][len(want[Chain])-1] = last
-			got := o.paused(f)
+			got := Defaults.paused(f, pass)
 			for _, name := range ours {
 				if !slices.Equal(got[name], want[name]) {
-					t.Errorf("%s, open %v: chain %s is %q, want %q", f, open, name, got[name], want[name])
+					t.Errorf("%s, pass %v: chain %s is %q, want %q", f, pass, name, got[name], want[name])
 				}
 			}
 		}
