@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,8 +23,10 @@ import (
 // must not keep it.
 type Update = func(*policy.World)
 
-// Source is where knowledge of the cluster comes from.
+// Source is where knowledge of the cluster comes from. Its String says which it
+// is, for the log.
 type Source interface {
+	fmt.Stringer
 	// Run calls update with all that the source knows, as one Update, and then
 	// with each change, until ctx ends. update returns when the Update has been
 	// queued; it may be called by one goroutine at a time.
@@ -107,56 +111,66 @@ func (k *Keeper) Run(ctx context.Context, sources ...Source) error {
 			case err == nil:
 				err = errors.New("it has ended")
 			}
-			return fmt.Errorf("watch the cluster: source %d: %w", i, err)
+			return fmt.Errorf("follow %s: %w", s, err)
 		})
 	}
 	group.Go(func() error {
-		k.loop(inner, updates, len(sources))
+		k.loop(inner, updates, sources)
 		return nil
 	})
 	return group.Wait()
 }
 
-func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources int) {
-	heard := make(map[int]bool, sources)
+func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Source) {
+	heard := make([]bool, len(sources)) // ever
 	for {
+		var changed []bool // in this burst
 		select {
 		case <-ctx.Done():
 			return
 		case m := <-updates:
-			k.burst(ctx, m, updates, heard)
+			changed = k.burst(ctx, m, updates, len(sources))
 		}
-		if len(heard) == sources {
-			k.commit(ctx)
+		var by []string
+		for i, s := range sources {
+			if heard[i] = heard[i] || changed[i]; changed[i] {
+				by = append(by, s.String())
+			}
+		}
+		if !slices.Contains(heard, false) {
+			k.commit(ctx, by)
 		}
 	}
 }
 
-// burst applies an update and those that come right behind it.
-func (k *Keeper) burst(ctx context.Context, m message, updates <-chan message, heard map[int]bool) {
+// burst applies an update and those that come right behind it, and says which
+// sources they came from.
+func (k *Keeper) burst(ctx context.Context, m message, updates <-chan message, sources int) []bool {
+	changed := make([]bool, sources)
 	began := time.Now()
 	wait := time.NewTimer(linger)
 	defer wait.Stop()
 	for {
 		m.update(k.world)
-		heard[m.source] = true
+		changed[m.source] = true
 		left := longest - time.Since(began)
 		if left <= 0 {
-			return
+			return changed
 		}
 		wait.Reset(min(linger, left))
 		select {
 		case <-ctx.Done():
-			return
+			return changed
 		case <-wait.C:
-			return
+			return changed
 		case m = <-updates:
 		}
 	}
 }
 
-// commit compiles the World and puts the snapshot in force.
-func (k *Keeper) commit(ctx context.Context) {
+// commit compiles the World, which the named sources have changed, and puts the
+// snapshot in force.
+func (k *Keeper) commit(ctx context.Context, by []string) {
 	if ctx.Err() != nil {
 		return
 	}
@@ -176,7 +190,7 @@ func (k *Keeper) commit(ctx context.Context) {
 		level = slog.LevelInfo
 	}
 	c := snapshot.Counts()
-	k.log.Log(ctx, level, "policies in force", "snapshot", snapshot.Number(), "policies", c.Policies,
+	k.log.Log(ctx, level, "policies in force", "snapshot", snapshot.Number(), "changed_by", strings.Join(by, ", "), "policies", c.Policies,
 		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(changes), "compiled_in", compiled)
 }
 

@@ -29,6 +29,8 @@ const patience = 10 * time.Second
 // feed is a source that a test writes to.
 type feed chan watch.Update
 
+func (feed) String() string { return "a feed" }
+
 func (f feed) Run(ctx context.Context, update func(watch.Update)) error {
 	for {
 		select {

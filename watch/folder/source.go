@@ -13,6 +13,9 @@ type Source struct {
 	Logger *slog.Logger // gets what is wrong in the files; nil discards it
 }
 
+// String names the folder.
+func (s Source) String() string { return "folder " + s.Dir }
+
 // Run follows the folder until ctx ends.
 func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error {
 	return Follow(ctx, s.Dir, s.Logger, func(d Delta) { update(d.Apply) })

@@ -30,6 +30,9 @@ type Source struct {
 	Logger *slog.Logger // gets what goes wrong on the way; nil discards it
 }
 
+// String says what it is.
+func (Source) String() string { return "this node's addresses" }
+
 // Run gives the addresses, and gives them again whenever they change, until ctx
 // ends.
 func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error {
