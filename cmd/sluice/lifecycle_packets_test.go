@@ -1,0 +1,342 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// session is a live TCP connection to a server that sends back what comes.
+type session struct {
+	*net.TCPConn
+	t    *testing.T
+	sent int
+}
+
+// dial opens a connection and reads the server's greeting.
+func (s *site) dial(t *testing.T, from string, to netip.AddrPort) *session {
+	t.Helper()
+	c, err := s.host(from).DialTCP(t.Context(), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(patience))
+	for b := []byte{0}; b[0] != '\n'; {
+		if _, err := c.Read(b); err != nil {
+			t.Fatalf("read the greeting: %v", err)
+		}
+	}
+	return &session{TCPConn: c, t: t}
+}
+
+// write sends a byte.
+func (c *session) write() {
+	c.t.Helper()
+	c.sent++
+	if _, err := c.Write([]byte{byte(c.sent)}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// flows says that all that was sent comes back.
+func (c *session) flows() {
+	c.t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	for b := []byte{0}; b[0] != byte(c.sent); {
+		if _, err := c.Read(b); err != nil {
+			c.t.Fatalf("nothing comes back: %v", err)
+		}
+	}
+}
+
+// stopped says that nothing has come back.
+func (c *session) stopped() {
+	c.t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.t.Fatalf("read %d bytes, %v, of a connection that is no longer allowed", n, err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+}
+
+var dropRule = regexp.MustCompile(`(?m)^\[(\d+):\d+\] -A SLUICE .*connmark.* -j DROP$`)
+
+// dropped is how many packets of revoked connections the node has dropped.
+func (s *site) dropped(iptables string) int {
+	s.t.Helper()
+	text, err := s.Nodes[0].Output(exec.Command(iptables+"-save", "-c", "-t", "mangle"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	m := dropRule.FindStringSubmatch(text)
+	if m == nil {
+		s.t.Fatalf("there is no rule that drops:\n%s", text)
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+// awaitDrop waits until more than before have been dropped.
+func (s *site) awaitDrop(t *testing.T, iptables string, before int) {
+	t.Helper()
+	for end := time.Now().Add(patience); s.dropped(iptables) <= before; {
+		if time.Now().After(end) {
+			t.Fatal("nothing was dropped")
+		}
+	}
+}
+
+// Live connections stop when the policy no longer allows them, in both
+// directions, and flow again when it does (26), with translation between.
+func TestLiveConnectionsOnPackets(t *testing.T) {
+	s := newSite(t)
+	for _, f := range families {
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT",
+			"--to-destination", netip.AddrPortFrom(f.of(s.host("default/db")), 6379).String())
+	}
+	s.start()
+	for _, f := range families {
+		t.Run(f.name+" TCP through a Service", func(t *testing.T) {
+			c := s.dial(t, "default/other", netip.AddrPortFrom(netip.MustParseAddr(f.service), 81))
+			c.write()
+			c.flows()
+			s.save("policies.yaml", policies(demo1))
+			before := s.dropped(f.iptables)
+			c.write()
+			s.awaitDrop(t, f.iptables, before)
+			c.stopped()
+			s.save("policies.yaml", "")
+			c.flows()
+		})
+		t.Run(f.name+" one-way UDP", func(t *testing.T) {
+			w := s.wire(t, f.name == "IPv6")
+			if !w.arrives(w.udpTo(9, "before"), "before") {
+				t.Fatal("not even without a policy")
+			}
+			s.save("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
+			before := s.dropped(f.iptables)
+			if w.arrives(w.udpTo(9, "after"), "after") {
+				t.Error("a datagram passed after the policy was in force")
+			}
+			s.awaitDrop(t, f.iptables, before)
+			s.save("policies.yaml", "")
+			if !w.arrives(w.udpTo(9, "again"), "again") {
+				t.Error("nothing passes although it is allowed again")
+			}
+		})
+	}
+}
+
+// Connections that lived before the agent are judged when it starts, also when
+// only the server speaks, whose packets are replies and would pass.
+func TestConnectionsFromBeforeOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	for _, f := range families {
+		// Without a rule that needs it, the kernel tracks nothing.
+		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type pair struct{ allowed, denied *session }
+	var pairs []pair
+	for _, f := range families {
+		to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
+		pairs = append(pairs, pair{s.dial(t, "default/web", to), s.dial(t, "default/other", to)})
+	}
+	s.start()
+	for i, f := range families {
+		before := s.dropped(f.iptables)
+		pairs[i].allowed.write()
+		pairs[i].allowed.flows()
+		pairs[i].denied.write()
+		s.awaitDrop(t, f.iptables, before)
+		pairs[i].denied.stopped()
+	}
+}
+
+// traces are what an agent leaves on the node: chains, and marks of connections.
+func (s *site) traces(t *testing.T) string {
+	t.Helper()
+	var found strings.Builder
+	for _, f := range families {
+		text, err := s.Nodes[0].Output(exec.Command(f.iptables + "-save"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, "SLUICE") {
+				found.WriteString(line)
+			}
+		}
+	}
+	text, err := s.Nodes[0].Output(exec.Command("cat", "/proc/net/nf_conntrack"))
+	if err != nil {
+		t.Logf("connection marks are not looked at: %v", err)
+	}
+	for line := range strings.Lines(text) {
+		if m := regexp.MustCompile(`mark=(\d+)`).FindStringSubmatch(line); m != nil && m[1] != "0" {
+			found.WriteString(line)
+		}
+	}
+	return found.String()
+}
+
+// What is promised for the time without an agent, when it ends and when it is
+// killed; and that one that starts afterwards takes over.
+func TestWithoutAgentOnPackets(t *testing.T) {
+	const allowed, denied = "default/web default/db tcp 6379", "default/other default/db tcp 6379"
+	for _, c := range []struct {
+		name       string
+		args       []string
+		kill       bool
+		open, gone bool // new connections pass; no trace is left
+	}{
+		{"remove, closed", []string{"--on-exit", "remove", "--fail", "closed"}, false, true, true},
+		{"remove, open", []string{"--on-exit", "remove", "--fail", "open"}, false, true, true},
+		{"keep, closed", []string{"--on-exit", "keep", "--fail", "closed"}, false, false, false},
+		{"keep, open", []string{"--on-exit", "keep", "--fail", "open"}, false, true, false},
+		{"killed, closed", []string{"--on-exit", "remove", "--fail", "closed"}, true, false, false},
+		{"killed, open", []string{"--on-exit", "remove", "--fail", "open"}, true, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			s.start(c.args...)
+			s.check(t, []string{allowed}, []string{denied})
+			var live []*session
+			for _, f := range families {
+				live = append(live, s.dial(t, "default/web", netip.AddrPortFrom(f.of(s.host("default/db")), 6379)))
+			}
+			if c.kill {
+				s.agent.Kill()
+			} else {
+				s.stop()
+			}
+			for _, l := range live {
+				l.write()
+				l.flows()
+			}
+			if left := s.traces(t); (left == "") != c.gone {
+				t.Errorf("left on the node, want nothing %v:\n%s", c.gone, left)
+			}
+			if c.open {
+				s.check(t, []string{allowed, denied}, nil)
+			} else {
+				s.check(t, nil, []string{allowed, denied})
+			}
+			s.start(c.args...)
+			s.check(t, []string{allowed}, []string{denied})
+			for _, l := range live {
+				l.write()
+				l.flows()
+			}
+		})
+	}
+}
+
+// synRetransmitted is how many connection requests a host had to send again.
+func synRetransmitted(t *testing.T, h *lab.Host) (n int) {
+	t.Helper()
+	text, err := h.Output(exec.Command("cat", "/proc/net/netstat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "TcpExt:" {
+			continue
+		}
+		for i, name := range names {
+			if name == "TCPSynRetrans" {
+				n, _ = strconv.Atoi(fields[i])
+				return n
+			}
+		}
+		names = fields
+	}
+	t.Fatal("the kernel does not count TCPSynRetrans")
+	return 0
+}
+
+// An agent that ends answers every packet that waits: while connections open as
+// fast as they can, not one has to ask twice.
+func TestNoPacketWaitsAtTheEnd(t *testing.T) {
+	for _, args := range [][]string{
+		{"--on-exit", "remove", "--fail", "closed"},
+		{"--on-exit", "remove", "--fail", "open"},
+		{"--on-exit", "keep", "--fail", "open"},
+	} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			s.start(args...)
+			web := s.host("default/web")
+			before := synRetransmitted(t, web)
+			var stop atomic.Bool
+			var opened atomic.Int64
+			var wait sync.WaitGroup
+			failed := make(chan error, 16)
+			for i := range 8 {
+				to := netip.AddrPortFrom(families[i%2].of(s.host("default/db")), 6379)
+				wait.Go(func() {
+					for !stop.Load() {
+						if r := web.Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
+							failed <- fmt.Errorf("%s: %w", r.Outcome, r.Err)
+							return
+						}
+						opened.Add(1)
+					}
+				})
+			}
+			awaitMore := func(n int64) {
+				for target := opened.Load() + n; opened.Load() < target && len(failed) == 0; {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			awaitMore(300)
+			s.stop()
+			awaitMore(300)
+			stop.Store(true)
+			wait.Wait()
+			select {
+			case err := <-failed:
+				t.Error(err)
+			default:
+			}
+			if n := synRetransmitted(t, web) - before; n != 0 {
+				t.Errorf("%d of %d connections had to ask twice", n, opened.Load())
+			}
+		})
+	}
+}
+
+// Somebody flushes the table; within seconds the policies hold again.
+func TestFlushedRulesOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start()
+	for _, f := range families {
+		mark := s.agent.Mark()
+		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "mangle", "-F"); err != nil {
+			t.Fatal(err)
+		}
+		s.await(mark, "the repair", running.Message("somebody changed the rules; restored"))
+	}
+	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
+}

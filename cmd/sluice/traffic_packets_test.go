@@ -1,0 +1,374 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// families are the two ways between two hosts.
+var families = []struct {
+	name, iptables, service string
+	of                      func(*lab.Host) netip.Addr
+}{
+	{"IPv4", "iptables", "10.96.0.1", func(h *lab.Host) netip.Addr { return h.IPv4 }},
+	{"IPv6", "ip6tables", "fd00:96::1", func(h *lab.Host) netip.Addr { return h.IPv6 }},
+}
+
+// nat adds a rule to the node's table nat.
+func (s *site) nat(iptables string, rule ...string) {
+	s.t.Helper()
+	if err := s.Nodes[0].Run(iptables, append([]string{"-w", "-t", "nat", "-A"}, rule...)...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Policies see the destination after Service translation, and the source before
+// masquerading (14, 20); a pod reaches itself through a Service (23).
+func TestServicesOnPackets(t *testing.T) {
+	s := newSite(t)
+	pod := s.host("default/db")
+	for _, f := range families {
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT",
+			"--to-destination", netip.AddrPortFrom(f.of(pod), 6379).String())
+		// What kube-proxy does for a pod that reaches itself, and a node for what
+		// leaves the cluster.
+		s.nat(f.iptables, "POSTROUTING", "-s", f.of(pod).String(), "-d", f.of(pod).String(), "-j", "MASQUERADE")
+		s.nat(f.iptables, "POSTROUTING", "-o", lab.Device, "-j", "MASQUERADE")
+	}
+	s.write("policies.yaml", policies(demo1, webEgress("[{to: [{podSelector: {matchLabels: {role: db}}}], ports: [{port: 6379}]}, {to: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: \"2001:db8::/64\"}}], ports: [{port: 80}]}]"),
+		"default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
+	s.start()
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			service := f.service + " tcp 81"
+			s.check(t, []string{"default/web " + service, "default/db " + service, "default/web outside tcp 80"},
+				[]string{"default/other " + service, "default/web outside tcp 8080", "mine/cart " + service})
+		})
+	}
+	// The outside host really saw the node.
+	r := s.host("default/web").Connect(t.Context(), "tcp", netip.AddrPortFrom(s.Outside.IPv4, 80), patience)
+	if r.Seen.Addr() != s.Nodes[0].IPv4 {
+		t.Errorf("seen as %s (%v), want the node's address", r.Seen, r.Err)
+	}
+}
+
+// Traffic through a NodePort is not traffic from the pod's node (22).
+func TestNodePortOnPackets(t *testing.T) {
+	s := newSite(t)
+	pod := s.host("default/db")
+	for _, f := range families {
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.of(s.Nodes[0].Host).String(), "--dport", "30000", "-j", "DNAT",
+			"--to-destination", netip.AddrPortFrom(f.of(pod), 6379).String())
+		s.nat(f.iptables, "POSTROUTING", "-p", "tcp", "-d", f.of(pod).String(), "-j", "MASQUERADE")
+	}
+	s.write("policies.yaml", policies(demo1))
+	s.start()
+	s.check(t, []string{"default/far node-1 tcp 30000", "node-1 default/db tcp 6379"}, []string{"outside node-1 tcp 30000"})
+	s.save("policies.yaml", policies(demo1, db("[{from: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: \"2001:db8::/64\"}}]}]")))
+	s.check(t, []string{"outside node-1 tcp 30000"}, nil)
+}
+
+// Replies and the ICMP errors of what is allowed pass (21): a closed port says so,
+// through policies that allow neither.
+func TestErrorsPassOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
+	s.start()
+	for _, f := range families {
+		for _, network := range []string{"tcp", "udp"} {
+			to := netip.AddrPortFrom(f.of(s.host("default/db")), 9)
+			if r := s.host("default/web").Connect(t.Context(), network, to, patience); r.Outcome != lab.Refused {
+				t.Errorf("%s %s: %s, want it refused", f.name, network, r.Outcome)
+			}
+		}
+	}
+}
+
+// wire sends crafted packets from web to db and tells which arrive.
+type wire struct {
+	*site
+	t        *testing.T
+	v6       bool
+	sniffer  *lab.Sniffer
+	sentinel int
+}
+
+func (s *site) wire(t *testing.T, v6 bool) *wire {
+	t.Helper()
+	sniffer, err := s.host("default/db").Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &wire{site: s, t: t, v6: v6, sniffer: sniffer}
+}
+
+// packet makes a packet from web to db. The payload begins behind the IP header.
+func (w *wire) packet(proto layers.IPProtocol, payload ...gopacket.SerializableLayer) []byte {
+	w.t.Helper()
+	from, to := w.host("default/web"), w.host("default/db")
+	var ip gopacket.SerializableLayer = &layers.IPv4{Version: 4, TTL: 64, Id: 1, Protocol: proto, SrcIP: from.IPv4.AsSlice(), DstIP: to.IPv4.AsSlice()}
+	if w.v6 {
+		ip = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: proto, SrcIP: from.IPv6.AsSlice(), DstIP: to.IPv6.AsSlice()}
+	}
+	for _, l := range payload {
+		if c, ok := l.(interface {
+			SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+		}); ok {
+			if err := c.SetNetworkLayerForChecksum(ip.(gopacket.NetworkLayer)); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
+	b := gopacket.NewSerializeBuffer()
+	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+	if err := gopacket.SerializeLayers(b, opts, append([]gopacket.SerializableLayer{ip}, payload...)...); err != nil {
+		w.t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// udp is an allowed datagram that nothing else looks like.
+func (w *wire) udp(text string) []byte {
+	return w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(40000 + w.sentinel), DstPort: 53}, gopacket.Payload(text))
+}
+
+// udpTo is a datagram of one flow to each port.
+func (w *wire) udpTo(port uint16, text string) []byte {
+	return w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
+}
+
+// arrives sends a packet and says whether db hears it. The mark must be in it. A
+// datagram that is allowed follows it through the same queue: when that has
+// arrived without the packet, the packet was dropped.
+func (w *wire) arrives(packet []byte, mark string) bool {
+	w.t.Helper()
+	w.sentinel++
+	end := fmt.Sprintf("sentinel %d", w.sentinel)
+	for _, p := range [][]byte{packet, w.udp(end)} {
+		if err := w.host("default/web").Send(p); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	got, err := w.sniffer.Await(ctx, func(p []byte) bool {
+		return bytes.Contains(p, []byte(mark)) || bytes.Contains(p, []byte(end))
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return !bytes.Contains(got, []byte(end))
+}
+
+// sctp is the INIT that opens an association (RFC 9260, 3.3.2), with a text in
+// place of its parameters.
+func (w *wire) sctp(port uint16, text string) []byte {
+	init := make([]byte, 20, 20+len(text))
+	init[0] = 1
+	binary.BigEndian.PutUint16(init[2:], uint16(20+len(text)))
+	init[4] = 1 // a tag other than 0
+	init[11], init[13], init[15] = 1, 1, 1
+	return w.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
+}
+
+// Protocols that no socket here speaks, and packets that no socket would send
+// (19, 24, 25).
+func TestCraftedPackets(t *testing.T) {
+	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
+	s := newSite(t)
+	s.start("--queues", "1") // or the kernel would spread them by protocol, and lose their order
+	type sent struct {
+		name, mark string
+		packet     func(*wire) []byte
+	}
+	icmp := sent{"ICMP echo", "icmp echo", func(w *wire) []byte {
+		if w.v6 {
+			return w.packet(layers.IPProtocolICMPv6, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, &layers.ICMPv6Echo{Identifier: 7}, gopacket.Payload("icmp echo"))
+		}
+		return w.packet(layers.IPProtocolICMPv4, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 7}, gopacket.Payload("icmp echo"))
+	}}
+	sctp := sent{"SCTP", "sctp init", func(w *wire) []byte { return w.sctp(7777, "sctp init") }}
+	otherSCTP := sent{"SCTP to another port", "sctp other", func(w *wire) []byte { return w.sctp(7778, "sctp other") }}
+	unassigned := sent{"a protocol that means nothing", "protocol 200", func(w *wire) []byte {
+		return w.packet(200, gopacket.Payload("protocol 200"))
+	}}
+	cut := sent{"a TCP header that is cut off", "cut tcp", func(w *wire) []byte {
+		return w.packet(layers.IPProtocolTCP, gopacket.Payload("\x9c\x40\x18\xebcut tcp"))
+	}}
+	esp := sent{"encrypted payload", "esp payload", func(w *wire) []byte {
+		return w.packet(layers.IPProtocolESP, gopacket.Payload("12345678esp payload"))
+	}}
+	all := []sent{icmp, sctp, otherSCTP, unassigned, cut, esp}
+	cases := []struct {
+		name, ingress string
+		pass          []sent
+	}{
+		{"a rule without ports", "[{}]", all},
+		{"a rule for this peer without ports", "[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]", all},
+		{"all ports of all protocols", "[{ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]", []sent{sctp, otherSCTP}},
+		{"one SCTP port", "[" + allowDNS + ", {ports: [{protocol: SCTP, port: 7777}]}]", []sent{sctp}},
+		{"TCP alone", "[" + allowDNS + ", {ports: [{port: 7777}, {port: 6379}]}]", nil},
+		{"another peer without ports", "[" + allowDNS + ", {from: [{podSelector: {matchLabels: {role: backend}}}]}]", nil},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s.save("policies.yaml", policies(db(c.ingress)))
+			for i, f := range families {
+				w := s.wire(t, i == 1)
+				for _, p := range all {
+					want := false
+					for _, o := range c.pass {
+						want = want || o.name == p.name
+					}
+					if got := w.arrives(p.packet(w), p.mark); got != want {
+						t.Errorf("%s, %s: arrives %v, want %v", f.name, p.name, got, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// The kernel puts fragments together before it asks, so that later ones are
+// judged as what they are parts of (25).
+func TestFragmentsOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
+	s.start("--queues", "1")
+	for _, port := range []uint16{53, 54} {
+		t.Run(fmt.Sprint(port), func(t *testing.T) {
+			w := s.wire(t, false)
+			whole := w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 41000, DstPort: layers.UDPPort(port)}, gopacket.Payload("first part fragment "+strings.Repeat("x", 28)))
+			head, tail := whole[:20], whole[20:]
+			fragment := func(data []byte, offset int, more uint16) []byte {
+				p := append(bytes.Clone(head), data...)
+				binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
+				binary.BigEndian.PutUint16(p[6:], more<<13|uint16(offset/8))
+				p[10], p[11] = 0, 0
+				binary.BigEndian.PutUint16(p[10:], checksum(p[:20]))
+				return p
+			}
+			if err := w.host("default/web").Send(fragment(tail[:32], 0, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.arrives(fragment(tail[32:], 32, 0), "part fragment"); got != (port == 53) {
+				t.Errorf("arrives: %v", got)
+			}
+		})
+	}
+}
+
+// checksum is that of an IPv4 header (RFC 1071).
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// queued is how many packets the queues have seen so far.
+func (s *site) queued() (sum uint64) {
+	s.t.Helper()
+	text, err := s.Nodes[0].Output(exec.Command("cat", "/proc/net/netfilter/nfnetlink_queue"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		var f [9]int64
+		for i, field := range strings.Fields(line) {
+			_, _ = fmt.Sscan(field, &f[i])
+		}
+		sum += uint64(f[7])
+	}
+	return sum
+}
+
+// One-way UDP is new to the kernel with each packet, but judged once; so is a
+// connection with many packets.
+func TestJudgedOnceOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))
+	s.start()
+	const packets = 50
+	for i, f := range families {
+		w := s.wire(t, i == 1)
+		before := s.queued()
+		for n := range packets {
+			p := w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 42000, DstPort: 7}, gopacket.Payload(fmt.Sprintf("one way %d.", n)))
+			if err := w.host("default/web").Send(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		_, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(fmt.Sprintf("one way %d.", packets-1))) })
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := s.queued() - before; n != 1 {
+			t.Errorf("%s: %d of %d packets of one-way UDP were queued, want 1", f.name, n, packets)
+		}
+		before = s.queued()
+		client, err := w.host("default/web").DialTCP(t.Context(), netip.AddrPortFrom(f.of(w.host("default/db")), 6379))
+		if err != nil {
+			t.Fatal(err)
+		}
+		echo := make([]byte, 1)
+		for range packets {
+			if _, err := client.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Read(echo); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := s.queued() - before; n != 1 {
+			t.Errorf("%s: %d packets of one TCP connection were queued, want 1", f.name, n)
+		}
+		_ = client.Close()
+	}
+}
+
+// The log has a line for each judged connection, with all that is asked for.
+func TestVerdictLogOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start()
+	mark := s.agent.Mark()
+	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 80"})
+	for _, want := range []running.Line{
+		{"verdict": "allow", "reason": "rule", "from": "default/web", "to": "default/db", "proto": "TCP", "dport": "6379", "direction": "ingress", "policy": "default/access-demo1", "rule": "ingress[0]"},
+		{"verdict": "deny", "reason": "ingress-denied", "from": "default/other", "to": "default/db", "proto": "TCP", "dport": "80", "direction": "ingress", "policy": "default/access-demo1"},
+	} {
+		for _, f := range families {
+			want["src"], want["dst"] = f.of(s.host(want.Text("from"))), f.of(s.host(want.Text("to")))
+			l := s.await(mark, "a line of the verdict", func(l running.Line) bool {
+				for field := range want {
+					if l.Text(field) != want.Text(field) {
+						return false
+					}
+				}
+				return true
+			})
+			if l.Number("sport") == 0 {
+				t.Errorf("no source port in %v", l)
+			}
+		}
+	}
+}
