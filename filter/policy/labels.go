@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"math"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -19,9 +20,11 @@ type labelIndex struct {
 }
 
 // anchor is the requirement that a selector is filed under: the labels of which
-// an object must have one, or else the key that it must have, or else nothing.
-func anchor(sel labels.Selector) (anyOf []label, key string) {
+// an object must have one, at the lowest cost where there are several such
+// requirements, or else the key that it must have, or else nothing.
+func anchor(sel labels.Selector, cost func([]label) int) (anyOf []label, key string) {
 	reqs, _ := sel.Requirements()
+	lowest := math.MaxInt
 	for _, r := range reqs {
 		switch r.Operator() {
 		case selection.In, selection.Equals, selection.DoubleEquals:
@@ -29,8 +32,8 @@ func anchor(sel labels.Selector) (anyOf []label, key string) {
 			for v := range r.Values() {
 				found = append(found, label{r.Key(), v})
 			}
-			if anyOf == nil || len(found) < len(anyOf) {
-				anyOf = found
+			if c := cost(found); anyOf == nil || c < lowest {
+				anyOf, lowest = found, c
 			}
 		case selection.Exists:
 			key = r.Key()
@@ -39,8 +42,11 @@ func anchor(sel labels.Selector) (anyOf []label, key string) {
 	return anyOf, key
 }
 
+// entries is how often a selector is filed under these labels.
+func entries(anyOf []label) int { return len(anyOf) }
+
 func (x *labelIndex) add(s *selector) {
-	anyOf, key := anchor(s.labels)
+	anyOf, key := anchor(s.labels, entries)
 	switch {
 	case anyOf != nil:
 		if x.byLabel == nil {
@@ -60,7 +66,7 @@ func (x *labelIndex) add(s *selector) {
 }
 
 func (x *labelIndex) remove(s *selector) {
-	anyOf, key := anchor(s.labels)
+	anyOf, key := anchor(s.labels, entries)
 	switch {
 	case anyOf != nil:
 		for _, l := range anyOf {
@@ -145,7 +151,17 @@ func (x *podSet) remove(p *pod) {
 	}
 }
 
-// match calls f for each pod that sel matches.
+// having is how many pods have one of these labels.
+func (x *podSet) having(anyOf []label) int {
+	n := 0
+	for _, l := range anyOf {
+		n += len(x.byLabel[l])
+	}
+	return n
+}
+
+// match calls f for each pod that sel matches. It tests those that have the
+// rarest of the labels that sel asks for: of "app" and "tier", the few of the app.
 func (x *podSet) match(sel labels.Selector, f func(*pod)) {
 	test := func(pods map[*pod]struct{}) {
 		for p := range pods {
@@ -154,7 +170,7 @@ func (x *podSet) match(sel labels.Selector, f func(*pod)) {
 			}
 		}
 	}
-	anyOf, _ := anchor(sel)
+	anyOf, _ := anchor(sel, x.having)
 	if anyOf == nil {
 		test(x.all)
 		return
