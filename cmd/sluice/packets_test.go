@@ -33,7 +33,7 @@ const (
 // no agent.
 type site struct {
 	*lab.Lab
-	t     *testing.T
+	t     testing.TB
 	agent *running.Agent
 	dir   string
 	hosts map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
@@ -63,7 +63,7 @@ const siteNamespaces = `
 {apiVersion: v1, kind: Namespace, metadata: {name: mine, labels: {project: myproject}}}
 `
 
-func newSite(t *testing.T) *site {
+func newSite(t testing.TB) *site {
 	t.Helper()
 	l := lab.ForTest(t, lab.Options{Nodes: 2})
 	s := &site{Lab: l, t: t, dir: t.TempDir(), hosts: map[string]*lab.Host{

@@ -99,13 +99,13 @@ func TestErrorsPassOnPackets(t *testing.T) {
 // wire sends crafted packets from web to db and tells which arrive.
 type wire struct {
 	*site
-	t        *testing.T
+	t        testing.TB
 	v6       bool
 	sniffer  *lab.Sniffer
 	sentinel int
 }
 
-func (s *site) wire(t *testing.T, v6 bool) *wire {
+func (s *site) wire(t testing.TB, v6 bool) *wire {
 	t.Helper()
 	sniffer, err := s.host("default/db").Sniff()
 	if err != nil {

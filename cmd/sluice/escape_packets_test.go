@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+)
+
+// No verdict that was given under an old snapshot escapes: flows begin all the
+// time, and go on, while the policy changes to and fro. Whatever is sent after a
+// policy was acknowledged to be in force, by the agent's log, obeys it: flows
+// that were just being judged by the old one too.
+func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
+	const rounds, flows = 5, 200
+	deny := policies(db("[{ports: [{protocol: UDP, port: 53}]}]"))
+	s := newSite(t)
+	s.start("--log-verdicts", "none")
+	for i, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			w := s.wire(t, i == 1)
+			// The stage says what is in force: odd ones allow, even ones deny, 0 is
+			// anything, as long as a change goes on.
+			var stage atomic.Int64
+			var stop atomic.Bool
+			var wait sync.WaitGroup
+			web := w.host("default/web")
+			for sender := range 2 {
+				random := rand.New(rand.NewPCG(uint64(sender), 0))
+				wait.Go(func() {
+					for !stop.Load() {
+						udp := &layers.UDP{SrcPort: layers.UDPPort(20000 + random.IntN(flows)), DstPort: 9}
+						text := fmt.Sprintf("stage %d.", stage.Load())
+						if err := web.Send(w.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var heard [2*rounds + 1]atomic.Int64 // by stage
+			wait.Go(func() {
+				for {
+					p, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stage ")) })
+					if err != nil {
+						if !errors.Is(err, context.Canceled) && !errors.Is(err, os.ErrClosed) {
+							t.Error(err)
+						}
+						return
+					}
+					if m := stageText.FindSubmatch(p); m != nil {
+						n, _ := strconv.Atoi(string(m[1]))
+						heard[n].Add(1)
+					}
+				}
+			})
+			for round := range rounds {
+				s.save("policies.yaml", "")
+				allowed := int64(2*round + 1)
+				stage.Store(allowed)
+				for heard[allowed].Load() < 100 && !t.Failed() {
+					time.Sleep(time.Millisecond)
+				}
+				stage.Store(0)
+				s.save("policies.yaml", deny)
+				before := s.dropped(f.iptables)
+				stage.Store(allowed + 1)
+				s.awaitDrop(t, f.iptables, before+50)
+				stage.Store(0)
+			}
+			stop.Store(true)
+			cancel()
+			wait.Wait()
+			for n := 2; n < len(heard); n += 2 {
+				if got := heard[n].Load(); got > 0 {
+					t.Errorf("round %d: %d packets passed that were sent when the policy was in force", n/2, got)
+				}
+			}
+			s.save("policies.yaml", "")
+		})
+	}
+}
+
+var stageText = regexp.MustCompile(`stage (\d+)\.`)
