@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"time"
+
 	"sluice/filter"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
@@ -20,6 +22,7 @@ type Judge struct {
 	decoder  *packet.Decoder
 	flows    *Flows
 	observer Observer
+	tally    tally
 
 	snapshot *policy.Snapshot // while the answers to some packets are due, the one they are judged by
 }
@@ -43,20 +46,32 @@ func (j *Judge) Judge(data []byte) filter.Action {
 			j.reader.End()
 		}
 	}
-	p, err := j.decoder.Decode(data)
+	var p packet.Packet
 	var v filter.Verdict
-	switch {
-	case err != nil:
-		v = filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}
-	case j.snapshot == nil:
-		v = filter.Verdict{Action: filter.Deny, Reason: filter.NoWorld}
-	default:
-		v = j.flows.Decide(j.snapshot, &p.Key)
+	if j.tally.due() {
+		began := time.Now()
+		p, v = j.decide(data)
+		j.tally.took(time.Since(began))
+	} else {
+		p, v = j.decide(data)
 	}
+	j.tally.count(&v)
 	if j.observer != nil {
 		j.observer.Judged(p, v)
 	}
 	return v.Action
+}
+
+// decide is from the packet's bytes to its verdict.
+func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict) {
+	p, err := j.decoder.Decode(data)
+	switch {
+	case err != nil:
+		return p, filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}
+	case j.snapshot == nil:
+		return p, filter.Verdict{Action: filter.Deny, Reason: filter.NoWorld}
+	}
+	return p, j.flows.Decide(j.snapshot, &p.Key)
 }
 
 // Answered says that the kernel has carried out all answers so far.
@@ -69,6 +84,10 @@ func (j *Judge) Answered() {
 
 // Stats says how the judge's flow cache has done.
 func (j *Judge) Stats() Stats { return j.flows.Stats() }
+
+// Tally says what the judge has decided, and how fast. It may be asked while the
+// judge is at work.
+func (j *Judge) Tally() *Tally { return j.tally.read() }
 
 // Close takes the judge off the list of those that publishers wait for.
 func (j *Judge) Close() {

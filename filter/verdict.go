@@ -59,10 +59,11 @@ const (
 	// NoWorld: the packet came before anything was known about the cluster.
 	NoWorld
 
-	reasons // the number of reasons
+	// Reasons is how many there are.
+	Reasons
 )
 
-var reasonText = [reasons]string{
+var reasonText = [Reasons]string{
 	Unknown:       "unknown",
 	NotIsolated:   "not-isolated",
 	RuleAllows:    "rule",
@@ -76,7 +77,7 @@ var reasonText = [reasons]string{
 
 // String is the reason in the spelling of log lines, metrics and JSON.
 func (r Reason) String() string {
-	if r < reasons {
+	if r < Reasons {
 		return reasonText[r]
 	}
 	return "invalid"

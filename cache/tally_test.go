@@ -1,0 +1,80 @@
+package cache
+
+import (
+	"testing"
+	"time"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+func TestTallyCounts(t *testing.T) {
+	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b"}
+	var one tally
+	for _, v := range []filter.Verdict{
+		{Action: filter.Allow, Reason: filter.NotIsolated},
+		{Action: filter.Deny, Reason: filter.Malformed},
+		{Action: filter.Allow, Reason: filter.RuleAllows, Ingress: filter.Side{Isolation: isolation, Rule: rule}},
+		{Action: filter.Deny, Reason: filter.EgressDenied, Egress: filter.Side{Isolation: isolation}, Ingress: filter.Side{Isolation: isolation}},
+		{Action: filter.Deny, Reason: filter.EgressDenied, Egress: filter.Side{Isolation: isolation}},
+		{Action: filter.Deny, Reason: filter.EgressDenied, Egress: filter.Side{Isolation: isolation}},
+	} {
+		one.count(&v)
+	}
+	var want Verdicts
+	want[filter.Allow][filter.NotIsolated][0] = 1
+	want[filter.Deny][filter.Malformed][0] = 1
+	want[filter.Allow][filter.RuleAllows][1<<filter.Ingress] = 1
+	want[filter.Deny][filter.EgressDenied][1<<filter.Egress|1<<filter.Ingress] = 1
+	want[filter.Deny][filter.EgressDenied][1<<filter.Egress] = 2
+	got := one.read()
+	if got.Verdicts != want {
+		t.Errorf("counted %v, want %v", got.Verdicts, want)
+	}
+	got.Add(one.read())
+	if n := got.Verdicts[filter.Deny][filter.EgressDenied][1]; n != 4 {
+		t.Errorf("two judges have denied %d, want 4", n)
+	}
+	if s := Sides(2); s.Has(filter.Egress) || !s.Has(filter.Ingress) {
+		t.Errorf("sides %d: egress %t, ingress %t", s, s.Has(filter.Egress), s.Has(filter.Ingress))
+	}
+}
+
+func TestLatencyBuckets(t *testing.T) {
+	var one tally
+	for d, bucket := range map[time.Duration]int{-5: 0, 0: 0, 1: 1, 127: 7, 128: 8, 255: 8, 256: 9, time.Hour: latencies - 1} {
+		before := one.buckets[bucket].Load()
+		one.took(d)
+		if one.buckets[bucket].Load() != before+1 {
+			t.Errorf("%d ns are not in bucket %d", d, bucket)
+		}
+	}
+	if sum := one.read().Latency.Sum; sum != time.Hour+127+128+255+256+1-5 {
+		t.Errorf("the sum is %v", sum)
+	}
+}
+
+// One in sampling decisions is timed, and every one is counted.
+func TestJudgeTally(t *testing.T) {
+	var published policy.Published
+	j := NewJudge(&published, NewFlows(16), nil)
+	defer j.Close()
+	const n = 10*sampling + 1
+	for range n {
+		j.Judge([]byte{0})
+	}
+	got := j.Tally()
+	if malformed := got.Verdicts[filter.Deny][filter.Malformed][0]; malformed != n {
+		t.Errorf("%d of %d were counted", malformed, n)
+	}
+	var timed uint64
+	for _, b := range got.Latency.Buckets {
+		timed += b
+	}
+	if timed != n/sampling {
+		t.Errorf("%d of %d were timed, want %d", timed, n, n/sampling)
+	}
+	if allocs := testing.AllocsPerRun(2*sampling, func() { j.Judge([]byte{0}) }); allocs != 0 {
+		t.Errorf("counting takes %v allocations", allocs)
+	}
+}
