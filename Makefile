@@ -1,0 +1,58 @@
+# Sluice: what can be done here. Without a target, make prints this list.
+#
+# demo and test bring in what the machine lacks (.ci/setup), and say so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# iptables lies in sbin, which not every user has in the path.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# What runs is of a fixed version, so that all get the same findings.
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+FUZZTIME ?= 60s
+BENCH ?= .
+
+.PHONY: help
+help: ## print this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' Makefile | \
+		while IFS=$$'\t' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
+
+.PHONY: demo
+demo: ## show policies at work on real packets, in network namespaces (as root, under a minute)
+	@.ci/setup demo
+	@go build -o bin/sluice ./cmd/sluice
+	@go build -o bin/demo ./bench/demo
+	@bin/demo --sluice bin/sluice
+
+.PHONY: test
+test: ## run all tests (as root, those on real packets too)
+	@.ci/setup test
+	@.ci/test
+
+.PHONY: build
+build: ## build bin/sluice
+	CGO_ENABLED=0 go build -trimpath -o bin/sluice ./cmd/sluice
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
+	@grep -rEo --include='*_test.go' '^func Fuzz\w+' cmd filter cache watch bench | \
+		while IFS=: read -r file func; do \
+			echo "== $${func#func } in $$(dirname "$$file")"; \
+			go test -run '^$$' -fuzz "^$${func#func }$$" -fuzztime '$(FUZZTIME)' "./$$(dirname "$$file")"; \
+		done
+
+.PHONY: bench
+bench: ## run the benchmarks that match BENCH (all), one package after the other
+	@grep -rlE --include='*_test.go' '^func Benchmark' cmd filter cache watch bench | xargs -n1 dirname | sort -u | \
+		while read -r dir; do go test -run '^$$' -bench '$(BENCH)' -benchmem "./$$dir"; done
+
+.PHONY: lint
+lint: ## look for what is probably wrong in the code (the first run builds golangci-lint: minutes)
+	go run $(GOLANGCI_LINT) run
+
+.PHONY: clean
+clean: ## remove what was built here
+	rm -rf bin
