@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -62,6 +63,7 @@ type Keeper struct {
 	ready   chan struct{}
 	isReady bool
 	said    map[policy.Problem]bool
+	wrong   atomic.Pointer[[]policy.Problem]
 }
 
 // message is an update on its way to the World.
@@ -89,6 +91,15 @@ func New(world *policy.World, pub *policy.Published, opts Options) *Keeper {
 // Ready is closed when the first snapshot is in force and OnPublish has returned
 // from it.
 func (k *Keeper) Ready() <-chan struct{} { return k.ready }
+
+// Problems are what is wrong in the policies in force. Any goroutine may ask; the
+// list is shared, and never changes.
+func (k *Keeper) Problems() []policy.Problem {
+	if wrong := k.wrong.Load(); wrong != nil {
+		return *wrong
+	}
+	return nil
+}
 
 // Run runs the sources and takes their updates until ctx ends, which is no error,
 // or a source does, which is one. The first snapshot is published when every
@@ -210,7 +221,9 @@ func (k *Keeper) settle(ctx context.Context) error {
 // problems logs what is wrong in the policies, each once for as long as it is.
 func (k *Keeper) problems() {
 	said := make(map[policy.Problem]bool)
-	for _, p := range k.world.Problems() {
+	wrong := k.world.Problems()
+	k.wrong.Store(&wrong)
+	for _, p := range wrong {
 		if !k.said[p] {
 			k.log.Warn("part of a policy cannot be understood and allows nothing", "problem", p)
 		}

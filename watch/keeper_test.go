@@ -197,7 +197,10 @@ func TestKeeperLogsEachProblemOnce(t *testing.T) {
 	var pub policy.Published
 	var log bytes.Buffer
 	in := make(feed)
-	_, calls, ended := keep(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), in)
+	k, calls, ended := keep(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), in)
+	if p := k.Problems(); p != nil {
+		t.Errorf("problems %v before anything is known", p)
+	}
 	in <- func(w *policy.World) {
 		w.SetPolicy(&networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"},
@@ -209,6 +212,14 @@ func TestKeeperLogsEachProblemOnce(t *testing.T) {
 	await(t, calls)
 	in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
 	await(t, calls)
+	if p := k.Problems(); len(p) != 1 || p[0].Policy != "default/bad" {
+		t.Errorf("problems %v, want one of default/bad", p)
+	}
+	in <- func(w *policy.World) { w.DeletePolicy("default", "bad") }
+	await(t, calls)
+	if p := k.Problems(); len(p) != 0 {
+		t.Errorf("problems %v of a policy that is gone", p)
+	}
 	close(in)
 	await(t, ended)
 	if n := strings.Count(log.String(), "ipBlock.cidr"); n != 1 {

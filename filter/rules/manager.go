@@ -28,7 +28,7 @@ type Manager struct {
 type keptTable struct {
 	Table
 	spelling spelling
-	failed   string // the error that Run logged last, until it is over
+	failed   atomic.Pointer[string] // the error that Run logged last, until it is over
 	// The table was right when its generation was this one.
 	generation uint32
 	right      bool
@@ -50,6 +50,18 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 // Repairs is how many times Run has found the rules of a table other than they
 // should be, and restored them.
 func (m *Manager) Repairs() uint64 { return m.repairs.Load() }
+
+// Failures says which tables Run cannot keep right at present, and why, one line
+// each.
+func (m *Manager) Failures() []string {
+	var lines []string
+	for _, t := range m.tables {
+		if failed := t.failed.Load(); failed != nil {
+			lines = append(lines, fmt.Sprintf("%s: %s", t, *failed))
+		}
+	}
+	return lines
+}
 
 // Apply brings all tables to the wanted rules, and lets Run keep them so. It
 // writes nothing where all is right. With an error some tables may lack the

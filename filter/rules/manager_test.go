@@ -205,9 +205,15 @@ func TestRunSurvivesErrors(t *testing.T) {
 		if n := m.logs.count(slog.LevelError); n != 2 {
 			t.Errorf("another error: %d in the log, want 2", n)
 		}
+		if failures := m.Failures(); len(failures) != 1 || !strings.Contains(failures[0], "something else") {
+			t.Errorf("failures %q, want the second error", failures)
+		}
 		m.v4.Break(nil)
 		time.Sleep(2 * period)
 		m.want(m.applied())
+		if failures := m.Failures(); failures != nil {
+			t.Errorf("failures %q when all is right again", failures)
+		}
 		if m.Repairs() != 1 || !strings.Contains(m.logs.String(), "can be kept again") {
 			t.Errorf("%d repairs, want 1:\n%s", m.Repairs(), m.logs)
 		}

@@ -51,13 +51,15 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	if ctx.Err() != nil {
 		return // the command was cut short, which says nothing about the table
 	}
+	failed := t.failed.Load()
 	switch {
-	case err != nil && err.Error() != t.failed:
+	case err != nil && (failed == nil || err.Error() != *failed):
 		m.log.Error("rules cannot be kept; trying on", "table", t.String(), "wrong", strings.Join(wrong, "; "), "err", err)
-		t.failed = err.Error()
-	case err == nil && t.failed != "":
+		text := err.Error()
+		t.failed.Store(&text)
+	case err == nil && failed != nil:
 		m.log.Info("rules can be kept again", "table", t.String())
-		t.failed = ""
+		t.failed.Store(nil)
 	}
 	if err == nil && len(wrong) > 0 {
 		m.repairs.Add(1)

@@ -82,6 +82,9 @@ type follower struct {
 	state   *merged
 	said    map[Problem]bool // doubles that were reported
 	away    string           // why the folder cannot be read; said once
+
+	report   func([]Problem) // may be nil
+	reported []Problem       // what report got last
 }
 
 // file is one file of the folder.
@@ -90,6 +93,7 @@ type file struct {
 	content *content  // what is in force of it
 	good    bool      // content was without problems
 	broken  bool      // what the file holds now is not what is in force
+	wrong   []Problem // in what the file holds now
 	empty   time.Time // since when it has been empty with its objects still in force
 }
 
@@ -102,18 +106,24 @@ type file struct {
 // be read of it is in force. A folder that cannot be read any more changes
 // nothing either.
 func Follow(ctx context.Context, dir string, logger *slog.Logger, apply func(Delta)) error {
+	return Source{Dir: dir, Logger: logger}.follow(ctx, apply)
+}
+
+func (s Source) follow(ctx context.Context, apply func(Delta)) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("follow manifests: %w", err)
 	}
 	defer watcher.Close()
+	logger := s.Logger
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
 	f := &follower{
-		dir: filepath.Clean(dir), log: logger, watcher: watcher,
+		dir: filepath.Clean(s.Dir), log: logger, watcher: watcher,
 		watched: make(map[string]fs.FileInfo), files: make(map[string]*file),
 		touched: make(map[string]bool), state: merge(nil), said: make(map[Problem]bool),
+		report: s.OnProblems,
 	}
 	if _, err := os.Stat(f.dir); err != nil {
 		return fmt.Errorf("follow manifests: %w", err)
@@ -122,6 +132,7 @@ func Follow(ctx context.Context, dir string, logger *slog.Logger, apply func(Del
 	if err != nil {
 		return fmt.Errorf("follow manifests: %w", err)
 	}
+	f.tell(nil)
 	apply(first)
 	return f.loop(ctx, apply)
 }
@@ -148,6 +159,7 @@ func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 		case <-due.C:
 			began = time.Time{}
 			delta, again, err := f.scan()
+			f.tell(err)
 			if err == nil && !delta.none() {
 				apply(delta)
 			}
@@ -276,6 +288,7 @@ func (f *follower) take(known *file, now *content) time.Duration {
 	if known.good {
 		inForce = "the last good state of the file"
 	}
+	known.wrong = problems
 	for _, p := range problems {
 		f.log.Error("broken manifest", "problem", p, "in_force", inForce)
 	}
@@ -313,6 +326,26 @@ func (c *content) inPolicies() []Problem {
 		}
 	}
 	return found
+}
+
+// tell reports all that is wrong, if it is something else than last time. away is
+// why the folder cannot be read.
+func (f *follower) tell(away error) {
+	if f.report == nil {
+		return
+	}
+	var all []Problem
+	if away != nil {
+		all = append(all, Problem{File: f.dir, Detail: away.Error(), Mend: "bring it back; what was read of it stays in force"})
+	}
+	for _, path := range slices.Sorted(maps.Keys(f.files)) {
+		all = append(all, f.files[path].wrong...)
+	}
+	all = append(all, f.state.problems...)
+	if !slices.Equal(all, f.reported) {
+		f.reported = all
+		f.report(all)
+	}
 }
 
 // doubles reports objects that are there twice, each once.

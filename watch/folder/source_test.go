@@ -1,0 +1,70 @@
+package folder
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sluice/filter/policy"
+)
+
+// What is wrong is told as a whole, once for each change of it.
+func TestSourceTellsItsProblems(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	told, ended := make(chan []Problem), make(chan error, 1)
+	source := Source{Dir: dir, OnProblems: func(p []Problem) {
+		select {
+		case told <- p:
+		case <-ctx.Done():
+		}
+	}}
+	await := func(want ...string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-told:
+				if len(got) != len(want) {
+					continue // one of two steps
+				}
+				for i, p := range got {
+					if !strings.Contains(p.Error(), want[i]) {
+						t.Errorf("problem %q, want one with %q", p, want[i])
+					}
+				}
+				return
+			case <-ctx.Done():
+				t.Fatalf("%d problems were never told", len(want))
+			}
+		}
+	}
+	write("bad.yaml", "{apiVersion: v1, kind: Pod")
+	go func() { ended <- source.Run(ctx, func(func(*policy.World)) {}) }()
+	await("bad.yaml")
+	write("a.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: a}}")
+	write("b.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: a}}")
+	await("bad.yaml", "stands in")
+	write("bad.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: b}}")
+	await("stands in")
+	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	await()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	await(dir)
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
