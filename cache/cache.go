@@ -76,7 +76,11 @@ func NewFlows(size int) *Flows {
 // holds.
 func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) filter.Verdict {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
-	src, dst := s.Endpoint(srcAddr), s.Endpoint(dstAddr)
+	return f.DecideBetween(s, k, srcAddr, dstAddr, s.Endpoint(srcAddr), s.Endpoint(dstAddr))
+}
+
+// DecideBetween is Decide for a caller that has looked up both ends already.
+func (f *Flows) DecideBetween(s *policy.Snapshot, k *filter.Key, srcAddr, dstAddr netip.Addr, src, dst *policy.Endpoint) filter.Verdict {
 	if f.lru == nil {
 		f.misses.Add(1)
 		return s.DecideBetween(k, srcAddr, dstAddr, src, dst)

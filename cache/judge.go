@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"net/netip"
 	"time"
 
 	"sluice/filter"
@@ -14,64 +15,128 @@ type Observer interface {
 	Judged(p packet.Packet, v filter.Verdict)
 }
 
+// Ranges says which addresses should be pods'. It is asked about addresses that
+// nobody is known to have, and may be used concurrently.
+type Ranges interface {
+	// Contains says whether the address is in the pod ranges of this node, and
+	// whether in those of any node.
+	Contains(addr netip.Addr) (local, cluster bool)
+}
+
+// Config is what judges have in common.
+type Config struct {
+	Published *policy.Published
+	// Observer may be nil: nobody wants to know.
+	Observer Observer
+	// Ranges may be nil: no packet is held.
+	Ranges Ranges
+	// FailOpen lets a packet pass whose pod did not become known in time.
+	FailOpen bool
+}
+
 // Judge decides the packets of one queue: it reads a packet's key, looks it up in
 // the flow cache, and asks the snapshot in force about what is not there. It
 // serves one goroutine; see queue.Judge, which it is.
 type Judge struct {
-	reader   *policy.Reader
-	decoder  *packet.Decoder
-	flows    *Flows
-	observer Observer
-	tally    tally
+	Config
+	reader  *policy.Reader
+	decoder *packet.Decoder
+	flows   *Flows
+	tally   tally
 
 	snapshot *policy.Snapshot // while the answers to some packets are due, the one they are judged by
 }
 
-// NewJudge returns a judge by the snapshots that are published, with a cache of
-// its own. A nil observer means that nobody wants to know.
-func NewJudge(published *policy.Published, flows *Flows, observer Observer) *Judge {
-	return &Judge{reader: published.NewReader(), decoder: packet.NewDecoder(), flows: flows, observer: observer}
+// NewJudge returns a judge with a cache of its own.
+func NewJudge(config Config, flows *Flows) *Judge {
+	return &Judge{Config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
 }
 
 // Judge decides a packet, which begins with its IP header. What cannot be read is
-// denied.
+// denied. With Hold, it waits for the pod that should have the address awaited.
 //
 // All packets of a burst, until Answered, are judged by the snapshot that was in
 // force when it began: that is what lets publishers know when no older verdict is
 // still on its way (policy.Published.Settle).
-func (j *Judge) Judge(data []byte) filter.Action {
+func (j *Judge) Judge(data []byte) (action filter.Action, awaited netip.Addr) {
+	var p packet.Packet
+	var v filter.Verdict
+	if j.tally.due() {
+		began := time.Now()
+		p, v, awaited = j.decide(data)
+		j.tally.took(time.Since(began))
+	} else {
+		p, v, awaited = j.decide(data)
+	}
+	if awaited.IsValid() {
+		return filter.Hold, awaited
+	}
+	j.tell(p, v)
+	return v.Action, awaited
+}
+
+// GiveUp decides a packet whose pod did not become known in time: the fail mode
+// says what it gets. What is denied even so keeps its reason.
+func (j *Judge) GiveUp(data []byte) filter.Action {
+	p, v, _ := j.decide(data)
+	switch {
+	case j.FailOpen:
+		v = filter.Verdict{Action: filter.Allow, Reason: filter.UnknownPod}
+	case v.Action != filter.Deny:
+		v = filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}
+	}
+	j.tell(p, v)
+	return v.Action
+}
+
+// tell counts a verdict and reports it.
+func (j *Judge) tell(p packet.Packet, v filter.Verdict) {
+	j.tally.count(&v)
+	if j.Observer != nil {
+		j.Observer.Judged(p, v)
+	}
+}
+
+// decide reads a packet and gives the verdict, and the address that it should
+// wait for, if any.
+func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict, awaited netip.Addr) {
 	if j.snapshot == nil {
 		j.snapshot = j.reader.Begin()
 		if j.snapshot == nil {
 			j.reader.End()
 		}
 	}
-	var p packet.Packet
-	var v filter.Verdict
-	if j.tally.due() {
-		began := time.Now()
-		p, v = j.decide(data)
-		j.tally.took(time.Since(began))
-	} else {
-		p, v = j.decide(data)
-	}
-	j.tally.count(&v)
-	if j.observer != nil {
-		j.observer.Judged(p, v)
-	}
-	return v.Action
-}
-
-// decide is from the packet's bytes to its verdict.
-func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict) {
 	p, err := j.decoder.Decode(data)
 	switch {
 	case err != nil:
-		return p, filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}
+		return p, filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}, awaited
 	case j.snapshot == nil:
-		return p, filter.Verdict{Action: filter.Deny, Reason: filter.NoWorld}
+		return p, filter.Verdict{Action: filter.Deny, Reason: filter.NoWorld}, awaited
 	}
-	return p, j.flows.Decide(j.snapshot, &p.Key)
+	srcAddr, dstAddr := p.Key.SrcAddr(), p.Key.DstAddr()
+	src, dst := j.snapshot.Endpoint(srcAddr), j.snapshot.Endpoint(dstAddr)
+	v = j.flows.DecideBetween(j.snapshot, &p.Key, srcAddr, dstAddr, src, dst)
+	if j.Ranges != nil {
+		if src == nil && j.waits(srcAddr, v) {
+			return p, v, srcAddr
+		}
+		if dst == nil && j.waits(dstAddr, v) {
+			return p, v, dstAddr
+		}
+	}
+	return p, v, awaited
+}
+
+// waits says whether a packet with the given verdict has to wait for whoever has
+// an address that nobody is known to have.
+//
+// A pod of this node may be isolated by policies that are for us to enforce. Of a
+// pod elsewhere its own node enforces those; here it is only a peer. A peer that
+// is allowed although nobody knows it (by address, or because everyone is) is
+// allowed whoever it turns out to be, and only a denial is worth the wait.
+func (j *Judge) waits(addr netip.Addr, v filter.Verdict) bool {
+	local, cluster := j.Ranges.Contains(addr)
+	return local || cluster && v.Action == filter.Deny
 }
 
 // Answered says that the kernel has carried out all answers so far.
@@ -82,12 +147,12 @@ func (j *Judge) Answered() {
 	}
 }
 
-// Stats says how the judge's flow cache has done.
-func (j *Judge) Stats() Stats { return j.flows.Stats() }
-
 // Tally says what the judge has decided, and how fast. It may be asked while the
 // judge is at work.
 func (j *Judge) Tally() *Tally { return j.tally.read() }
+
+// Stats says how the judge's flow cache has done.
+func (j *Judge) Stats() Stats { return j.flows.Stats() }
 
 // Close takes the judge off the list of those that publishers wait for.
 func (j *Judge) Close() {

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,13 +43,13 @@ func (s *seen) Judged(p packet.Packet, v filter.Verdict) {
 func TestJudge(t *testing.T) {
 	var published policy.Published
 	var said seen
-	j := cache.NewJudge(&published, cache.NewFlows(16), &said)
+	j := cache.NewJudge(cache.Config{Published: &published, Observer: &said}, cache.NewFlows(16))
 	defer j.Close()
 	k := key("10.0.0.1", "10.0.0.2", 80)
 	ask := func(data []byte, want filter.Action, line string) {
 		t.Helper()
 		said = nil
-		if got := j.Judge(data); got != want || len(said) != 1 || said[0] != line {
+		if got, _ := j.Judge(data); got != want || len(said) != 1 || said[0] != line {
 			t.Errorf("%v, and said %q; want %v and %q", got, said, want, line)
 		}
 		j.Answered()
@@ -66,11 +68,81 @@ func TestJudge(t *testing.T) {
 	ask(datagram(k), filter.Deny, flow+"deny, egress-denied")
 }
 
+// ranges are the pod ranges of a node and of the cluster.
+type ranges struct{ local, cluster netip.Prefix }
+
+func (r ranges) Contains(a netip.Addr) (local, cluster bool) {
+	return r.local.Contains(a), r.cluster.Contains(a)
+}
+
+// Packets of pods that are not known wait, unless whoever it is makes no
+// difference here.
+func TestJudgeHolds(t *testing.T) {
+	w := policy.NewWorld()
+	w.SetPod(pod("free", "10.1.0.1", nil))
+	guarded := pod("guarded", "10.1.0.2", nil)
+	guarded.Namespace = "guarded"
+	w.SetPod(guarded)
+	w.SetPolicy(denyAll("guarded"))
+	s, _ := w.Commit()
+	var published policy.Published
+	published.Publish(s)
+	var said seen
+	config := cache.Config{
+		Published: &published, Observer: &said,
+		Ranges: ranges{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.0.0.0/8")},
+	}
+	const free, closed, local, remote, outside = "10.1.0.1", "10.1.0.2", "10.1.0.9", "10.2.0.9", "192.0.2.1"
+	tests := []struct {
+		src, dst string
+		want     filter.Action
+		awaited  string
+		givenUp  string // the last line, with the fail mode closed
+	}{
+		{free, outside, filter.Allow, "", ""},
+		{outside, closed, filter.Deny, "", ""},
+		{local, free, filter.Hold, local, "deny, unknown-pod"},
+		{free, local, filter.Hold, local, "deny, unknown-pod"},
+		{outside, local, filter.Hold, local, "deny, unknown-pod"},
+		{remote, free, filter.Allow, "", ""}, // its own node guards it
+		{free, remote, filter.Allow, "", ""},
+		{remote, closed, filter.Hold, remote, "deny, ingress-denied"},
+		{closed, remote, filter.Hold, remote, "deny, egress-denied"},
+		{remote, local, filter.Hold, local, "deny, unknown-pod"},
+	}
+	for _, open := range []bool{false, true} {
+		config.FailOpen = open
+		j := cache.NewJudge(config, cache.NewFlows(16))
+		for _, tt := range tests {
+			said = nil
+			data := datagram(key(tt.src, tt.dst, 80))
+			action, awaited := j.Judge(data)
+			if action != tt.want || awaited.IsValid() != (tt.awaited != "") || awaited.IsValid() && awaited.String() != tt.awaited {
+				t.Errorf("%s > %s: %v for %v, want %v for %q", tt.src, tt.dst, action, awaited, tt.want, tt.awaited)
+			}
+			if tt.awaited == "" {
+				continue
+			}
+			if len(said) > 0 {
+				t.Errorf("%s > %s: a packet that waits is reported as judged: %q", tt.src, tt.dst, said)
+			}
+			want, action := tt.givenUp, j.GiveUp(data)
+			if open {
+				want = "allow, unknown-pod"
+			}
+			if len(said) != 1 || !strings.HasSuffix(said[0], want) || !strings.HasPrefix(want, action.String()) {
+				t.Errorf("%s > %s given up: %v, and said %q; want %s", tt.src, tt.dst, action, said, want)
+			}
+		}
+		j.Close()
+	}
+}
+
 // A publisher learns when no verdict under the older snapshot is on its way: not
 // before the kernel has the answers.
 func TestSettleWaitsForTheAnswers(t *testing.T) {
 	var published policy.Published
-	j := cache.NewJudge(&published, cache.NewFlows(16), nil)
+	j := cache.NewJudge(cache.Config{Published: &published}, cache.NewFlows(16))
 	w := policy.NewWorld()
 	s, _ := w.Commit()
 	published.Publish(s)
@@ -118,7 +190,7 @@ func BenchmarkJudge(b *testing.B) {
 		}
 		for name, size := range map[string]int{"hit": cache.DefaultSize, "miss": 0} {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
-				j := cache.NewJudge(&published, cache.NewFlows(size), nil)
+				j := cache.NewJudge(cache.Config{Published: &published}, cache.NewFlows(size))
 				defer j.Close()
 				for range 2 {
 					for _, p := range packets {

@@ -57,7 +57,7 @@ func TestLatencyBuckets(t *testing.T) {
 // One in sampling decisions is timed, and every one is counted.
 func TestJudgeTally(t *testing.T) {
 	var published policy.Published
-	j := NewJudge(&published, NewFlows(16), nil)
+	j := NewJudge(Config{Published: &published}, NewFlows(16))
 	defer j.Close()
 	const n = 10*sampling + 1
 	for range n {

@@ -20,16 +20,22 @@ func (d Direction) String() string {
 // Action is what happens to a packet. The zero value denies.
 type Action uint8
 
-// The two actions.
+// The actions.
 const (
 	Deny Action = iota
 	Allow
+	// Hold: the packet waits, because one of its ends should be a pod that is not
+	// known yet. No decision says so, and what waits is judged again.
+	Hold
 )
 
 // String is the action in the spelling of log lines and JSON.
 func (a Action) String() string {
-	if a == Allow {
+	switch a {
+	case Allow:
 		return "allow"
+	case Hold:
+		return "hold"
 	}
 	return "deny"
 }
@@ -58,6 +64,9 @@ const (
 	Malformed
 	// NoWorld: the packet came before anything was known about the cluster.
 	NoWorld
+	// UnknownPod: one end should be a pod, and did not become known in time. What
+	// then happens is the fail mode's to say.
+	UnknownPod
 
 	// Reasons is how many there are.
 	Reasons
@@ -73,6 +82,7 @@ var reasonText = [Reasons]string{
 	IngressDenied: "ingress-denied",
 	Malformed:     "malformed",
 	NoWorld:       "no-world",
+	UnknownPod:    "unknown-pod",
 }
 
 // String is the reason in the spelling of log lines, metrics and JSON.

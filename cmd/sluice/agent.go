@@ -31,6 +31,7 @@ type agent struct {
 	opts      runOptions
 	log       *slog.Logger
 	published policy.Published
+	ranges    watch.Ranges // where pods have their addresses
 	verdicts  *verdictlog.Log
 	manager   *rules.Manager
 	judges    []*cache.Judge
@@ -57,16 +58,12 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	}
 	a.manager = rules.New(opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
-	var judges []queue.Judge
-	for range opts.rules.Queues {
-		j := cache.NewJudge(&a.published, cache.NewFlows(opts.cacheSize), a.verdicts)
-		a.judges, judges = append(a.judges, j), append(judges, j)
-	}
+	a.ranges.Set(opts.podCIDRs, nil)
 	a.queues, err = queue.New(queue.Options{
 		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Mark: opts.rules.JudgedMark,
 		MaxLen: uint32(opts.queueLen), CopyRange: uint32(opts.copyRange),
-		FailOpen: opts.overflow == passPackets, NoGSO: !opts.gso,
-	}, judges, log)
+		FailOpen: opts.overflow == passPackets, NoGSO: !opts.gso, Hold: opts.hold, MaxHeld: opts.maxHeld,
+	}, a.newJudge, log)
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +75,15 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	a.follower = conntrack.Follow(a.sweeper, log)
 	a.keeper = watch.New(policy.NewWorld(), &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil
+}
+
+// newJudge makes one of the workers' judges.
+func (a *agent) newJudge() queue.Judge {
+	j := cache.NewJudge(cache.Config{
+		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, FailOpen: a.opts.rules.FailOpen,
+	}, cache.NewFlows(a.opts.cacheSize))
+	a.judges = append(a.judges, j)
+	return j
 }
 
 // forgetOtherBackend takes away what an agent has left in the backend that is not
@@ -178,6 +184,7 @@ func (a *agent) leave(ctx context.Context) error {
 // can still take effect.
 func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes) {
 	if a.begun {
+		a.queues.Rejudge()
 		a.follower.Published(s, changes, false)
 		return
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -110,4 +111,28 @@ func (c *choiceFlag[T]) words() []string {
 		words = append(words, string(choice))
 	}
 	return words
+}
+
+// prefixesFlag is a list of CIDRs.
+type prefixesFlag []netip.Prefix
+
+func (p *prefixesFlag) Type() string { return "CIDR,..." }
+
+func (p *prefixesFlag) String() string {
+	var texts []string
+	for _, prefix := range *p {
+		texts = append(texts, prefix.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+func (p *prefixesFlag) Set(text string) error {
+	for one := range strings.SplitSeq(text, ",") {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(one))
+		if err != nil {
+			return fmt.Errorf("give CIDRs, such as 10.1.2.0/24 or fd00:1:2::/64, with commas between")
+		}
+		*p = append(*p, prefix.Masked())
+	}
+	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -35,6 +37,10 @@ type runOptions struct {
 	manifests string
 	rules     rules.Options
 	onExit    onExit
+
+	podCIDRs []netip.Prefix
+	hold     time.Duration
+	maxHeld  int
 
 	queueLen, copyRange, cacheSize int
 	overflow                       overflow
@@ -82,9 +88,18 @@ says. --fail also holds if the agent is killed or crashes.`,
 	_ = cmd.MarkFlagRequired("manifests") // fails only for a flag that is not there
 	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
 	addRulesFlags(fs, &opts.rules)
+	addHoldFlags(fs, &opts)
 	addQueueFlags(fs, &opts)
 	addLogFlags(fs, &opts)
 	return cmd
+}
+
+func addHoldFlags(fs *pflag.FlagSet, opts *runOptions) {
+	opts.hold, opts.maxHeld = queue.DefaultHold, queue.DefaultMaxHeld
+	fs.Var((*prefixesFlag)(&opts.podCIDRs), "pod-cidrs", `the ranges of this node's pods, such as 10.1.2.0/24,fd00:1:2::/64: a packet from or to
+an address there waits until its pod is known`)
+	fs.DurationVar(&opts.hold, "hold", opts.hold, "how long a packet waits at most for its pod to become known; then --fail decides")
+	fs.Var(newNumberFlag(&opts.maxHeld, 0, 1<<20), "hold-max", "how many packets wait so at most")
 }
 
 func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {

@@ -4,7 +4,8 @@
 // There are several queues, and one worker reads each; the kernel keeps the
 // packets between two addresses in one queue. An allowed packet goes back to the
 // top of its chain (NF_REPEAT) with a bit in its mark, by which the rules save
-// the verdict to the connection; a denied one is dropped there and then.
+// the verdict to the connection; a denied one is dropped there and then. One
+// whose pod is not known yet waits, within bounds, until it is.
 //
 // go-nfqueue speaks to the kernel, over a socket of ours: see [socket]. What a
 // worker cannot read is denied. A worker that fails is restarted; the kernel
@@ -15,19 +16,27 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"sluice/filter"
 )
 
-// Judge decides packets for one worker. Its methods are called by one goroutine
-// at a time.
+// Judge decides packets. Its methods are called by one goroutine at a time.
 type Judge interface {
 	// Judge decides the packet that begins with its IP header at data[0]. The
 	// data are the caller's again when it returns.
-	Judge(data []byte) filter.Action
+	//
+	// With filter.Hold the packet waits for whoever has the address awaited: it is
+	// judged again after each Rejudge, until the answer is another or its time is
+	// over.
+	Judge(data []byte) (action filter.Action, awaited netip.Addr)
+	// GiveUp decides a packet that has waited in vain, or for which there is no
+	// room to wait. It never says filter.Hold.
+	GiveUp(data []byte) filter.Action
 	// Answered says that the kernel has carried out the answers to all packets
 	// that Judge was asked about.
 	Answered()
@@ -52,6 +61,10 @@ type Options struct {
 	// NoGSO has the kernel cut big packets up before they are queued. Some
 	// kernels drop UDP segments and SCTP then.
 	NoGSO bool
+	// Hold is how long a packet waits at most for its pod to become known.
+	Hold time.Duration
+	// MaxHeld is how many packets wait so at most, in all queues together.
+	MaxHeld int
 	// NetNS is a file descriptor of the network namespace of the queues; 0 is
 	// that of the process.
 	NetNS int
@@ -74,24 +87,32 @@ type Stats struct {
 	Panics          uint64 // packets whose judgement failed, denied
 	Restarts        uint64 // of workers
 	Dropped         uint64 // by the kernel: the queue or the socket was full
+
+	Holding     int64  // packets that wait for their pod to become known
+	Held        uint64 // those that have ever waited
+	HoldExpired uint64 // those that have waited in vain
+	HoldRefused uint64 // those for which there was no room to wait
 }
 
 // Queues are the workers of all queues.
 type Queues struct {
 	opts    Options
 	log     *slog.Logger
-	judges  []Judge
+	workers []*worker
 	ready   chan struct{}
-	waiting atomic.Int32 // workers that have not started yet
+	unready atomic.Int32 // workers that have not started yet
 
 	allowed, denied, late, panics, restarts, dropped atomic.Uint64
+	heldTotal, heldExpired, heldRefused              atomic.Uint64
+	holding                                          atomic.Int64
 }
 
-// New returns the workers of the queues, one for each judge. A nil logger
-// discards what there is to say.
-func New(opts Options, judges []Judge, logger *slog.Logger) (*Queues, error) {
-	if opts.Count != len(judges) || opts.Count < 1 || int(opts.First)+opts.Count > 1<<16 {
-		return nil, fmt.Errorf("%d queues from number %d on with %d judges: each needs one, and numbers end at 65535", opts.Count, opts.First, len(judges))
+// New returns the workers of the queues. Each gets two judges from newJudge, one
+// for packets that arrive and one for packets that wait. A nil logger discards
+// what there is to say.
+func New(opts Options, newJudge func() Judge, logger *slog.Logger) (*Queues, error) {
+	if opts.Count < 1 || int(opts.First)+opts.Count > 1<<16 {
+		return nil, fmt.Errorf("%d queues from number %d on: there must be one, and numbers end at 65535", opts.Count, opts.First)
 	}
 	if opts.MaxLen == 0 {
 		opts.MaxLen = DefaultMaxLen
@@ -102,8 +123,13 @@ func New(opts Options, judges []Judge, logger *slog.Logger) (*Queues, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	q := &Queues{opts: opts, log: logger, judges: judges, ready: make(chan struct{})}
-	q.waiting.Store(int32(opts.Count))
+	q := &Queues{opts: opts, log: logger, ready: make(chan struct{})}
+	q.unready.Store(int32(opts.Count))
+	for i := range opts.Count {
+		w := &worker{Queues: q, number: opts.First + uint16(i), judge: newJudge()}
+		w.held = &holding{worker: w, judge: newJudge(), wake: make(chan struct{}, 1), waiting: make(map[netip.Addr]int)}
+		q.workers = append(q.workers, w)
+	}
 	return q, nil
 }
 
@@ -115,8 +141,7 @@ func (q *Queues) Ready() <-chan struct{} { return q.ready }
 // be missing. One that fails later is opened again, and again.
 func (q *Queues) Run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(ctx)
-	for i, judge := range q.judges {
-		w := &worker{Queues: q, number: q.opts.First + uint16(i), judge: judge}
+	for _, w := range q.workers {
 		group.Go(func() error { return w.run(inner) })
 	}
 	group.Go(func() error {
@@ -126,10 +151,19 @@ func (q *Queues) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// Rejudge has the packets that wait judged again. It is to be called after every
+// publish, when no verdict of an older snapshot is on its way.
+func (q *Queues) Rejudge() {
+	for _, w := range q.workers {
+		w.held.nudge()
+	}
+}
+
 // Stats are what has been done so far.
 func (q *Queues) Stats() Stats {
 	return Stats{
 		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Late: q.late.Load(),
 		Panics: q.panics.Load(), Restarts: q.restarts.Load(), Dropped: q.dropped.Load(),
+		Holding: q.holding.Load(), Held: q.heldTotal.Load(), HoldExpired: q.heldExpired.Load(), HoldRefused: q.heldRefused.Load(),
 	}
 }

@@ -29,11 +29,20 @@ type judge struct {
 	decide   func(data []byte) filter.Action
 	asked    atomic.Int64
 	answered atomic.Int64
+	givenUp  atomic.Int64
 }
 
-func (j *judge) Judge(data []byte) filter.Action {
+// awaited is whom packets wait for that are held.
+var awaited = netip.MustParseAddr("10.77.0.99")
+
+func (j *judge) Judge(data []byte) (filter.Action, netip.Addr) {
 	j.asked.Add(1)
-	return j.decide(data)
+	return j.decide(data), awaited
+}
+
+func (j *judge) GiveUp([]byte) filter.Action {
+	j.givenUp.Add(1)
+	return filter.Deny
 }
 
 func (j *judge) Answered() { j.answered.Add(1) }
@@ -62,7 +71,9 @@ type rig struct {
 	node           *lab.Node
 	client, server *lab.Host
 	log            buffer
-	judges         []*judge
+	count          int
+	decide         func([]byte) filter.Action
+	judges         []*judge // two for each queue: of those that arrive, and of those that wait
 }
 
 // newRig sends what goes to the server to the queues, as the rules of an agent do.
@@ -96,9 +107,7 @@ func newRig(t *testing.T, count int, decide func(data []byte) filter.Action) *ri
 			}
 		}
 	}
-	for range count {
-		r.judges = append(r.judges, &judge{decide: decide})
-	}
+	r.decide, r.count = decide, count
 	return r
 }
 
@@ -126,12 +135,12 @@ func (r *rig) run(opts queue.Options) (q *queue.Queues, stop func() error) {
 
 func (r *rig) queues(opts queue.Options) *queue.Queues {
 	r.Helper()
-	opts.First, opts.Count, opts.Mark, opts.NetNS = first, len(r.judges), mark, r.node.NetNS()
-	var judges []queue.Judge
-	for _, j := range r.judges {
-		judges = append(judges, j)
-	}
-	q, err := queue.New(opts, judges, slog.New(slog.NewTextHandler(&r.log, nil)))
+	opts.First, opts.Count, opts.Mark, opts.NetNS = first, r.count, mark, r.node.NetNS()
+	q, err := queue.New(opts, func() queue.Judge {
+		j := &judge{decide: r.decide}
+		r.judges = append(r.judges, j)
+		return j
+	}, slog.New(slog.NewTextHandler(&r.log, nil)))
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -394,8 +403,112 @@ func TestStartUnderLoad(t *testing.T) {
 	}
 }
 
+// sends has the client send a datagram with the text from a port of its own.
+func (r *rig) sends(text string) {
+	r.Helper()
+	conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { _ = conn.Close() })
+	if _, err := conn.Write([]byte(text)); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// hears returns the next datagram that the server hears with one of the texts.
+func (r *rig) hears(s *lab.Sniffer, texts ...string) string {
+	r.Helper()
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	defer cancel()
+	found := ""
+	if _, err := s.Await(ctx, func(p []byte) bool {
+		for _, text := range texts {
+			if bytes.Contains(p, []byte(text)) {
+				found = text
+			}
+		}
+		return found != ""
+	}); err != nil {
+		r.Fatal(err)
+	}
+	return found
+}
+
+// A packet that has to wait is answered when more is known; others of its queue
+// pass it meanwhile.
+func TestHold(t *testing.T) {
+	var known atomic.Bool
+	r := newRig(t, 1, func(data []byte) filter.Action {
+		if bytes.Contains(data, []byte("late")) && !known.Load() {
+			return filter.Hold
+		}
+		return filter.Allow
+	})
+	q, stop := r.run(queue.Options{Hold: time.Minute, MaxHeld: 10})
+	heard, err := r.server.Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.sends("late 1")
+	r.await("the packet waits", func() bool { return q.Stats().Holding == 1 })
+	r.sends("other 1")
+	if got := r.hears(heard, "late 1", "other 1"); got != "other 1" {
+		t.Errorf("%q came first", got)
+	}
+	q.Rejudge() // nothing new: it goes on waiting
+	r.sends("other 2")
+	if got := r.hears(heard, "late 1", "other 2"); got != "other 2" {
+		t.Errorf("%q came first", got)
+	}
+	known.Store(true)
+	q.Rejudge()
+	r.hears(heard, "late 1")
+	if s := q.Stats(); s.Held != 1 || s.Holding != 0 || s.HoldExpired+s.HoldRefused != 0 {
+		t.Errorf("%+v, want one that was held", s)
+	}
+	known.Store(false)
+	r.sends("late 2")
+	r.await("the packet waits", func() bool { return q.Stats().Holding == 1 })
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if s := q.Stats(); s.Holding != 0 {
+		t.Errorf("%d packets wait in a queue that is closed", s.Holding)
+	}
+}
+
+// What has waited in vain, and what finds no room to wait, is given up.
+func TestHoldIsBounded(t *testing.T) {
+	r := newRig(t, 1, func(data []byte) filter.Action {
+		if bytes.Contains(data, []byte("late")) {
+			return filter.Hold
+		}
+		return filter.Allow
+	})
+	q, _ := r.run(queue.Options{Hold: 300 * time.Millisecond, MaxHeld: 5})
+	for i := range 12 {
+		r.sends(fmt.Sprintf("late %d", i))
+	}
+	r.await("all have been given up", func() bool { return q.Stats().Denied >= 12 })
+	if s := q.Stats(); s.Holding != 0 || s.HoldExpired < 5 || s.HoldExpired+s.HoldRefused != 12 || s.HoldRefused == 0 {
+		t.Errorf("%+v, want 5 that waited, and the others refused", s)
+	}
+	if n := r.judges[0].givenUp.Load() + r.judges[1].givenUp.Load(); n != 12 {
+		t.Errorf("%d were given up, want 12", n)
+	}
+	heard, err := r.server.Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.sends("other")
+	if got := r.hears(heard, "late", "other"); got != "other" {
+		t.Errorf("%q passed", got)
+	}
+}
+
 func TestNewSaysWhatIsWrong(t *testing.T) {
-	for _, o := range []queue.Options{{Count: 0}, {Count: 2}, {First: 65535, Count: 2}} {
+	for _, o := range []queue.Options{{Count: 0}, {First: 65535, Count: 2}} {
 		if _, err := queue.New(o, nil, nil); err == nil {
 			t.Errorf("%+v was taken", o)
 		}

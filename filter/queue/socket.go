@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -53,11 +54,13 @@ type socket struct {
 	headers  []mmsghdr
 	messages []netlink.Message
 
-	out     []byte            // verdicts that are not yet sent
+	mu  sync.Mutex // packets that have waited are answered by another goroutine
+	out []byte     // verdicts that are not yet sent
+
 	awaited bool              // a request waits for its acknowledgement
 	aside   []netlink.Message // packets that came meanwhile
 
-	flushed func() // verdicts have been carried out
+	flushed func() // all verdicts about the last burst have been carried out
 	late    func() // a verdict came too late
 }
 
@@ -142,7 +145,9 @@ func (s *socket) SendMessages(messages []netlink.Message) error {
 
 // Send implements netlink.Socket. Verdicts are kept until the next read.
 func (s *socket) Send(m netlink.Message) error {
+	s.mu.Lock()
 	s.out = appendMessage(s.out, m)
+	s.mu.Unlock()
 	if m.Header.Type == kindAnswer {
 		return nil
 	}
@@ -168,6 +173,8 @@ func align(n int) int { return (n + 3) &^ 3 }
 // returns: the packet has then passed the rules once more, and its connection
 // has its mark.
 func (s *socket) flush() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.out) == 0 {
 		return nil
 	}
@@ -186,7 +193,6 @@ func (s *socket) flush() error {
 	if err != nil {
 		return fmt.Errorf("send verdicts: %w", err)
 	}
-	s.flushed()
 	return nil
 }
 
@@ -224,6 +230,7 @@ func (s *socket) next() ([]netlink.Message, error) {
 	if err := s.flush(); err != nil {
 		return nil, err
 	}
+	s.flushed()
 	if !s.awaited && len(s.aside) > 0 {
 		messages := s.aside
 		s.aside = nil

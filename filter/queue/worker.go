@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/florianl/go-nfqueue/v2"
@@ -27,6 +29,7 @@ type worker struct {
 	*Queues
 	number uint16
 	judge  Judge
+	held   *holding
 	began  bool
 }
 
@@ -66,12 +69,13 @@ func (w *worker) read(ctx context.Context) error {
 		default: // the first reason is the one
 		}
 	}
-	nf, err := w.open(fail)
+	nf, s, err := w.open(fail)
 	if err != nil {
 		return fmt.Errorf("open queue %d: %w", w.number, explain(err))
 	}
 	defer w.judge.Answered() // by the kernel: closing the queue drops what waits in it
 	defer nf.Close()
+	defer w.hold(ctx, nf, s, fail)()
 	err = nf.RegisterWithErrorFunc(ctx, w.hook(nf, fail), func(err error) int {
 		fail(fmt.Errorf("read queue %d: %w", w.number, err))
 		return 1
@@ -81,7 +85,7 @@ func (w *worker) read(ctx context.Context) error {
 	}
 	if !w.began {
 		w.began = true
-		if w.waiting.Add(-1) == 0 {
+		if w.unready.Add(-1) == 0 {
 			close(w.ready)
 		}
 	}
@@ -93,8 +97,25 @@ func (w *worker) read(ctx context.Context) error {
 	}
 }
 
+// hold starts what answers the packets that wait. It ends with the call of done.
+func (w *worker) hold(ctx context.Context, nf *nfqueue.Nfqueue, s *socket, fail func(error)) (done func()) {
+	w.held.fail, w.held.flush = fail, s.flush
+	w.held.reply = func(id, mark uint32, action filter.Action) {
+		if err := w.reply(nf, id, mark, action); err != nil {
+			fail(err)
+		}
+	}
+	inner, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { w.held.run(inner) })
+	return func() {
+		stop()
+		running.Wait()
+	}
+}
+
 // open opens the queue over our own socket.
-func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, error) {
+func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, *socket, error) {
 	var flags uint32
 	if !w.opts.NoGSO {
 		flags |= nfqueue.NfQaCfgFlagGSO
@@ -107,44 +128,32 @@ func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, error) {
 		MaxQueueLen: w.opts.MaxLen, MaxPacketLen: w.opts.CopyRange, Logger: libraryLog{w, fail},
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s, err := newSocket(w.opts.NetNS, w.opts.CopyRange, w.judge.Answered, func() { w.late.Add(1) })
 	if err != nil {
 		_ = nf.Close()
-		return nil, err
+		return nil, nil, err
 	}
 	_ = nf.Con.Close()
 	nf.Con = netlink.NewConn(s, s.port)
-	return nf, nil
+	return nf, s, nil
 }
 
-// hook answers one packet.
+// hook answers one packet, or has it wait.
 func (w *worker) hook(nf *nfqueue.Nfqueue, fail func(error)) nfqueue.HookFunc {
 	return func(a nfqueue.Attribute) int {
 		if a.PacketID == nil {
 			fail(errors.New("a packet without a number cannot be answered"))
 			return 0
 		}
+		var err error
 		if a.Payload == nil {
 			// It was queued before the queue was configured. Round again: it
 			// comes back with its bytes.
-			if err := nf.SetVerdict(*a.PacketID, nfqueue.NfRepeat); err != nil {
-				fail(err)
-			}
-			return 0
-		}
-		var err error
-		if w.ask(*a.Payload) == filter.Allow {
-			w.allowed.Add(1)
-			var mark uint32
-			if a.Mark != nil {
-				mark = *a.Mark
-			}
-			err = nf.SetVerdictWithMark(*a.PacketID, nfqueue.NfRepeat, int(mark|w.opts.Mark))
-		} else {
-			w.denied.Add(1)
-			err = nf.SetVerdict(*a.PacketID, nfqueue.NfDrop)
+			err = nf.SetVerdict(*a.PacketID, nfqueue.NfRepeat)
+		} else if action, wait := w.decide(&a); !wait {
+			err = w.reply(nf, *a.PacketID, markOf(&a), action)
 		}
 		if err != nil {
 			fail(err)
@@ -153,9 +162,39 @@ func (w *worker) hook(nf *nfqueue.Nfqueue, fail func(error)) nfqueue.HookFunc {
 	}
 }
 
-// ask asks the judge. A judge that fails about a packet denies it, and goes on
-// with the next.
-func (w *worker) ask(data []byte) (action filter.Action) {
+func markOf(a *nfqueue.Attribute) uint32 {
+	if a.Mark == nil {
+		return 0
+	}
+	return *a.Mark
+}
+
+// decide asks the judge about a packet, and keeps it if it has to wait.
+func (w *worker) decide(a *nfqueue.Attribute) (action filter.Action, wait bool) {
+	action, awaited := w.ask(w.judge, *a.Payload)
+	if action != filter.Hold {
+		return action, false
+	}
+	if w.held.add(held{*a.PacketID, markOf(a), *a.Payload, awaited, time.Now().Add(w.opts.Hold)}) {
+		return filter.Hold, true
+	}
+	w.heldRefused.Add(1)
+	return w.judge.GiveUp(*a.Payload), false
+}
+
+// reply gives the kernel the answer.
+func (w *worker) reply(nf *nfqueue.Nfqueue, id, mark uint32, action filter.Action) error {
+	if action == filter.Allow {
+		w.allowed.Add(1)
+		return nf.SetVerdictWithMark(id, nfqueue.NfRepeat, int(mark|w.opts.Mark))
+	}
+	w.denied.Add(1)
+	return nf.SetVerdict(id, nfqueue.NfDrop)
+}
+
+// ask asks a judge. One that fails about a packet denies it, and goes on with the
+// next.
+func (w *worker) ask(judge Judge, data []byte) (action filter.Action, awaited netip.Addr) {
 	defer func() {
 		if r := recover(); r != nil {
 			action = filter.Deny
@@ -163,7 +202,7 @@ func (w *worker) ask(data []byte) (action filter.Action) {
 			w.log.Error("judging a packet failed; it is denied", "queue", w.number, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	return w.judge.Judge(data)
+	return judge.Judge(data)
 }
 
 // libraryLog is where go-nfqueue says that it could not parse a message, and

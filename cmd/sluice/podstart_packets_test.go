@@ -1,0 +1,141 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// Each pod gets addresses that no pod had before: until the news of the old pod's
+// end has come, they are the old one's.
+var startRange4, startRange6 = netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/112")
+
+func startAddrs(number int) []netip.Addr {
+	v4, v6 := startRange4.Addr().As4(), startRange6.Addr().As16()
+	binary.BigEndian.PutUint16(v4[2:], uint16(number+1))
+	binary.BigEndian.PutUint16(v6[14:], uint16(number+1))
+	return []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
+}
+
+// starts lets pods start under policies and talk at once, while the news of them
+// arrives late.
+type starts struct {
+	*site
+	delay []time.Duration // beyond the lag, of each allowed connection
+	mu    sync.Mutex
+}
+
+func newStarts(t testing.TB) *starts {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1,
+		"default/mute: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}",
+		"default/closed: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {role: backend}}}]}]}"))
+	s.start("--pod-cidrs", startRange4.String()+","+startRange6.String(), "--log-verdicts", "none")
+	return &starts{site: s}
+}
+
+// start starts a pod that may talk to db and be talked to by all, or, if mute, may
+// talk to nobody and be talked to by other alone. It connects and is connected to
+// at once; the news of it comes with a lag.
+func (s *starts) start1(number int, mute bool, lag time.Duration) error {
+	name, role := fmt.Sprintf("start-%d", number), "frontend"
+	if mute {
+		role = "mute"
+	}
+	began := time.Now()
+	pod, err := s.Nodes[0].AddPod(name, startAddrs(number)...)
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+	if err := pod.Serve("tcp", 6379); err != nil {
+		return err
+	}
+	var wait sync.WaitGroup
+	failed := make(chan error, 8)
+	try := func(from, to *lab.Host, allowed bool) {
+		for _, f := range families {
+			wait.Go(func() {
+				r := from.Connect(s.t.Context(), "tcp", netip.AddrPortFrom(f.of(to), 6379), lag+silence)
+				switch {
+				case allowed && r.Outcome != lab.Reached:
+					failed <- fmt.Errorf("%s, lag %v: %s to %s over %s: %s", name, lag, from.Name, to.Name, f.name, r.Outcome)
+				case !allowed && r.Outcome == lab.Reached:
+					failed <- fmt.Errorf("%s, lag %v: %s reached %s over %s", name, lag, from.Name, to.Name, f.name)
+				case allowed:
+					s.mu.Lock()
+					s.delay = append(s.delay, r.Took-max(0, lag-time.Since(began)+r.Took))
+					s.mu.Unlock()
+				}
+			})
+		}
+	}
+	try(pod, s.hosts["default/db"], !mute)
+	try(s.hosts["default/web"], pod, !mute)
+	try(s.hosts["default/other"], pod, true)
+	time.Sleep(time.Until(began.Add(lag))) // the lag is what is tested
+	file := name + ".yaml"
+	err = running.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
+	wait.Wait()
+	if err == nil {
+		err = os.Remove(filepath.Join(s.dir, file))
+	}
+	close(failed)
+	if e, some := <-failed; some {
+		return e
+	}
+	return err
+}
+
+// run starts many pods, some at a time.
+func (s *starts) run(count int) {
+	s.t.Helper()
+	next := make(chan int)
+	var wait sync.WaitGroup
+	for range 4 {
+		wait.Go(func() {
+			for i := range next {
+				if err := s.start1(i, i%2 == 1, time.Duration(i%9)*100*time.Millisecond); err != nil {
+					s.t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range count {
+		next <- i
+	}
+	close(next)
+	wait.Wait()
+}
+
+// A pod that starts under a policy is isolated from its first packet, and what is
+// allowed waits for the news of the pod instead of being refused (28).
+func TestFirstPacketOnPackets(t *testing.T) {
+	s := newStarts(t)
+	other := s.host("default/other")
+	before := synRetransmitted(t, other)
+	s.run(18)
+	// Nothing that is allowed was lost: other may always talk.
+	if n := synRetransmitted(t, other) - before; n > 0 {
+		t.Errorf("%d requests had to be repeated", n)
+	}
+}
+
+// BenchmarkPodStart is a thousand starts with -benchtime=1000x. It measures how
+// much longer than the lag of the news an allowed connection took.
+func BenchmarkPodStart(b *testing.B) {
+	s := newStarts(b)
+	b.ResetTimer()
+	s.run(b.N)
+	report(b, "delay", s.delay)
+	b.ReportMetric(float64(slices.Max(s.delay).Microseconds())/1000, "delay-ms-max")
+}
