@@ -1,0 +1,197 @@
+// Package apiserver is a stand-in for the reading side of a Kubernetes API server:
+// it serves list and watch of what it is told that there is, in the protocol and
+// the encodings of the real one, streaming lists, bookmarks and expired versions
+// included. Tests have it do what a real server does at the wrong moment alone, and
+// benchmarks have it hold more objects than a real one would take in.
+package apiserver
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// Object is an object of one of the kinds that are served: Pods, Namespaces, Nodes
+// and NetworkPolicies.
+type Object interface {
+	runtime.Object
+	metav1.Object
+}
+
+// Options are what a Server does unlike the real one of today.
+type Options struct {
+	// NoStreaming refuses streaming lists, as servers before Kubernetes 1.32 do.
+	NoStreaming bool
+	// Refuse, if not nil, looks at each request before it is answered. What it
+	// returns is the answer; nil lets the request through.
+	Refuse func(*http.Request) *metav1.Status
+}
+
+// Server is an API server of four kinds. It is an http.Handler; its methods may be
+// called from several goroutines.
+type Server struct {
+	opts Options
+
+	mu        sync.Mutex
+	version   uint64 // of the last change
+	resources map[string]*resource
+}
+
+// resource is the objects of one kind.
+type resource struct {
+	name     string // as in "pods"
+	empty    Object
+	list     runtime.Object
+	objects  map[types.NamespacedName]*stored
+	history  []*stored // what has happened, oldest first
+	forgot   uint64    // the version up to which the history is gone
+	watchers map[*watcher]struct{}
+}
+
+// stored is a version of an object, with its encodings as far as they are known.
+type stored struct {
+	event   watch.EventType
+	version uint64
+	object  Object
+	mu      sync.Mutex
+	encoded [2][]byte
+}
+
+// New returns a server that holds nothing.
+func New(opts Options) *Server {
+	s := &Server{opts: opts, version: 1, resources: make(map[string]*resource)}
+	for _, r := range []*resource{
+		{name: "pods", empty: &corev1.Pod{}, list: &corev1.PodList{}},
+		{name: "namespaces", empty: &corev1.Namespace{}, list: &corev1.NamespaceList{}},
+		{name: "nodes", empty: &corev1.Node{}, list: &corev1.NodeList{}},
+		{name: "networkpolicies", empty: &networkingv1.NetworkPolicy{}, list: &networkingv1.NetworkPolicyList{}},
+	} {
+		r.objects, r.watchers = make(map[types.NamespacedName]*stored), make(map[*watcher]struct{})
+		s.resources[r.name] = r
+	}
+	return s
+}
+
+func resourceOf(o Object) string {
+	switch o.(type) {
+	case *corev1.Pod:
+		return "pods"
+	case *corev1.Namespace:
+		return "namespaces"
+	case *corev1.Node:
+		return "nodes"
+	case *networkingv1.NetworkPolicy:
+		return "networkpolicies"
+	}
+	return fmt.Sprintf("%T", o)
+}
+
+// Set creates objects, or replaces those of the same names. The server keeps them,
+// and writes their resource versions into them.
+func (s *Server) Set(objects ...Object) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range objects {
+		r := s.resources[resourceOf(o)]
+		event := watch.Added
+		if r.objects[nameOf(o)] != nil {
+			event = watch.Modified
+		}
+		s.happen(r, event, o)
+	}
+}
+
+// Delete takes objects away. Those that are not there are passed over.
+func (s *Server) Delete(objects ...Object) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range objects {
+		r := s.resources[resourceOf(o)]
+		if old := r.objects[nameOf(o)]; old != nil {
+			s.happen(r, watch.Deleted, old.object.DeepCopyObject().(Object))
+		}
+	}
+}
+
+func (s *Server) happen(r *resource, event watch.EventType, o Object) {
+	s.version++
+	o.SetResourceVersion(strconv.FormatUint(s.version, 10))
+	st := &stored{event: event, version: s.version, object: o}
+	if event == watch.Deleted {
+		delete(r.objects, nameOf(o))
+	} else {
+		r.objects[nameOf(o)] = st
+	}
+	r.history = append(r.history, st)
+	for w := range r.watchers {
+		w.send(st)
+	}
+}
+
+// Bookmark tells all watchers how far they have come.
+func (s *Server) Bookmark() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.resources {
+		for w := range r.watchers {
+			w.send(s.bookmark(r, nil))
+		}
+	}
+}
+
+func (s *Server) bookmark(r *resource, annotations map[string]string) *stored {
+	o := r.empty.DeepCopyObject().(Object)
+	o.SetResourceVersion(strconv.FormatUint(s.version, 10))
+	o.SetAnnotations(annotations)
+	return &stored{event: watch.Bookmark, version: s.version, object: o}
+}
+
+// Compact forgets what has happened so far: a watch that is to begin before now is
+// told that its version is too old.
+func (s *Server) Compact() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.resources {
+		r.history, r.forgot = nil, s.version
+	}
+}
+
+// EndWatches ends all watches, as a server does from time to time; those that watch
+// come back.
+func (s *Server) EndWatches() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.resources {
+		for w := range r.watchers {
+			w.end()
+		}
+	}
+}
+
+// Watchers is how many watches of a resource there are.
+func (s *Server) Watchers(resource string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.resources[resource].watchers)
+}
+
+// sorted are a resource's objects by name, as a list has them.
+func (r *resource) sorted() []*stored {
+	return slices.SortedFunc(maps.Values(r.objects), func(a, b *stored) int {
+		return compareNames(nameOf(a.object), nameOf(b.object))
+	})
+}
+
+func nameOf(o Object) types.NamespacedName {
+	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+}

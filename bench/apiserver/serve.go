@@ -1,0 +1,198 @@
+package apiserver
+
+import (
+	"cmp"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// prefixes are the paths of the API groups that are served.
+var prefixes = map[string]string{
+	"pods": "/api/v1/", "namespaces": "/api/v1/", "nodes": "/api/v1/", "networkpolicies": "/apis/networking.k8s.io/v1/",
+}
+
+// ServeHTTP answers list and watch requests over the whole cluster.
+func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	enc := encodingFor(req)
+	if s.opts.Refuse != nil {
+		if status := s.opts.Refuse(req); status != nil {
+			enc.answer(w, int(status.Code), status)
+			return
+		}
+	}
+	name := req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:]
+	r := s.resources[name]
+	if r == nil || req.URL.Path != prefixes[name]+name {
+		enc.answer(w, http.StatusNotFound, failure(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource"))
+		return
+	}
+	if req.FormValue("watch") == "true" || req.FormValue("watch") == "1" {
+		s.watch(w, req, r, enc)
+		return
+	}
+	s.list(w, req, r, enc)
+}
+
+func failure(code int32, reason metav1.StatusReason, message string) *metav1.Status {
+	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
+}
+
+// list answers with a page. The token of the next one is the name of its first
+// object; that objects change meanwhile is not the caller's trouble, who watches
+// from the first page's version.
+func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding) {
+	s.mu.Lock()
+	all, version := r.sorted(), s.version
+	s.mu.Unlock()
+	if token, err := base64.RawURLEncoding.DecodeString(req.FormValue("continue")); err == nil && len(token) > 0 {
+		v, rest, _ := strings.Cut(string(token), " ")
+		version, _ = strconv.ParseUint(v, 10, 64)
+		namespace, name, _ := strings.Cut(rest, "/")
+		from, _ := slices.BinarySearchFunc(all, types.NamespacedName{Namespace: namespace, Name: name}, func(o *stored, n types.NamespacedName) int {
+			return compareNames(nameOf(o.object), n)
+		})
+		all = all[from:]
+	}
+	list := r.list.DeepCopyObject()
+	m, err := meta.ListAccessor(list)
+	if err == nil {
+		m.SetResourceVersion(strconv.FormatUint(version, 10))
+		// As the real one: from its cache, limits are not looked at.
+		if limit, _ := strconv.Atoi(req.FormValue("limit")); limit > 0 && limit < len(all) && req.FormValue("resourceVersion") != "0" {
+			m.SetContinue(base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %s", version, nameOf(all[limit].object))))
+			all = all[:limit]
+		}
+		items := make([]runtime.Object, len(all))
+		for i, o := range all {
+			items[i] = o.object
+		}
+		err = meta.SetList(list, items)
+	}
+	if err != nil {
+		enc.answer(w, http.StatusInternalServerError, failure(http.StatusInternalServerError, metav1.StatusReasonInternalError, err.Error()))
+		return
+	}
+	enc.answer(w, http.StatusOK, list)
+}
+
+func compareNames(a, b types.NamespacedName) int {
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+}
+
+// watcher is one watch. Events wait in it for as long as the connection is slow.
+type watcher struct {
+	mu     sync.Mutex
+	events []*stored
+	wake   chan struct{}
+	ended  bool
+}
+
+func (w *watcher) send(events ...*stored) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, events...)
+	w.signal()
+}
+
+func (w *watcher) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	w.signal()
+}
+
+func (w *watcher) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watcher) take() (events []*stored, ended bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	events, w.events = w.events, nil
+	return events, w.ended
+}
+
+func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, enc encoding) {
+	events, status := s.begin(r, req)
+	if status != nil {
+		enc.answer(w, int(status.Code), status)
+		return
+	}
+	defer s.forget(r, events)
+	timeout := time.Hour
+	if seconds, err := strconv.Atoi(req.FormValue("timeoutSeconds")); err == nil {
+		timeout = time.Duration(seconds) * time.Second
+	}
+	over := time.NewTimer(timeout)
+	defer over.Stop()
+	stream := enc.stream(w)
+	_ = http.NewResponseController(w).Flush()
+	for {
+		batch, ended := events.take()
+		for _, e := range batch {
+			if stream(e) != nil {
+				return // who watched has gone
+			}
+		}
+		_ = http.NewResponseController(w).Flush()
+		if ended {
+			return
+		}
+		select {
+		case <-req.Context().Done():
+			return
+		case <-over.C:
+			return
+		case <-events.wake:
+		}
+	}
+}
+
+// begin registers a watch with the events that it begins with.
+func (s *Server) begin(r *resource, req *http.Request) (*watcher, *metav1.Status) {
+	w := &watcher{wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	from, _ := strconv.ParseUint(req.FormValue("resourceVersion"), 10, 64)
+	initial := req.FormValue("sendInitialEvents") == "true"
+	switch {
+	case initial && s.opts.NoStreaming:
+		return nil, failure(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+	case initial || from == 0:
+		for _, o := range r.sorted() {
+			w.events = append(w.events, &stored{event: watch.Added, version: o.version, object: o.object, encoded: o.encodings()})
+		}
+		if initial {
+			w.events = append(w.events, s.bookmark(r, map[string]string{metav1.InitialEventsAnnotationKey: "true"}))
+		}
+	case from < r.forgot:
+		w.events = []*stored{{event: watch.Error}}
+		w.ended = true
+	default:
+		next, _ := slices.BinarySearchFunc(r.history, from+1, func(o *stored, v uint64) int { return cmp.Compare(o.version, v) })
+		w.events = slices.Clone(r.history[next:])
+	}
+	r.watchers[w] = struct{}{}
+	return w, nil
+}
+
+func (s *Server) forget(r *resource, w *watcher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(r.watchers, w)
+}

@@ -1,0 +1,81 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+)
+
+// listPatience is how long one page of a list may take.
+const listPatience = time.Minute
+
+// client asks an API server for trimmed objects.
+type client struct {
+	scheme *runtime.Scheme
+	groups map[schema.GroupVersion]*rest.RESTClient
+}
+
+func newClient(config *rest.Config) (*client, error) {
+	c := &client{scheme: newScheme(), groups: make(map[schema.GroupVersion]*rest.RESTClient)}
+	config = rest.CopyConfig(config)
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	config.NegotiatedSerializer = newTrimmer(serializer.NewCodecFactory(c.scheme).WithoutConversion())
+	transport, err := rest.HTTPClientFor(config) // one for both groups: one connection
+	if err != nil {
+		return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
+	}
+	for _, k := range kinds {
+		if c.groups[k.group] != nil {
+			continue
+		}
+		config.GroupVersion, config.APIPath = &k.group, "/apis"
+		if k.group.Group == "" {
+			config.APIPath = "/api"
+		}
+		if c.groups[k.group], err = rest.RESTClientForConfigAndClient(config, transport); err != nil {
+			return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
+		}
+	}
+	return c, nil
+}
+
+// newScheme knows what is asked for and no more.
+func newScheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{}, &corev1.Namespace{}, &corev1.NamespaceList{}, &corev1.Node{}, &corev1.NodeList{})
+	s.AddKnownTypes(networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicy{}, &networkingv1.NetworkPolicyList{})
+	for _, k := range kinds {
+		metav1.AddToGroupVersion(s, k.group)
+	}
+	return s
+}
+
+func (c *client) request(k *kind, opts *metav1.ListOptions) *rest.Request {
+	return c.groups[k.group].Get().Resource(k.resource).VersionedParams(opts, runtime.NewParameterCodec(c.scheme))
+}
+
+// list asks for a page of objects.
+func (c *client) list(ctx context.Context, k *kind, opts metav1.ListOptions) (runtime.Object, error) {
+	return c.request(k, &opts).Timeout(listPatience).Do(ctx).Get()
+}
+
+// watch begins a watch. What breaks it off is told by its last event, as a reflector
+// takes it.
+func (c *client) watch(ctx context.Context, k *kind, opts metav1.ListOptions) (apiwatch.Interface, error) {
+	opts.Watch = true
+	var patience time.Duration
+	if opts.TimeoutSeconds != nil {
+		patience = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	return c.request(k, &opts).Timeout(patience).Watch(ctx)
+}

@@ -1,0 +1,77 @@
+package kube
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// trimmer has all objects trimmed that come out of its decoders.
+type trimmer struct {
+	runtime.NegotiatedSerializer
+	sets *labelSets
+}
+
+func newTrimmer(s runtime.NegotiatedSerializer) *trimmer {
+	return &trimmer{s, newLabelSets()}
+}
+
+// DecoderToVersion returns a decoder of trimmed objects.
+func (t *trimmer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
+	return decoder{t.NegotiatedSerializer.DecoderToVersion(d, gv), t.sets}
+}
+
+// decoder decodes objects and lists of objects, and trims them before anybody
+// holds on to them.
+type decoder struct {
+	full runtime.Decoder
+	sets *labelSets
+}
+
+// Decode returns a trimmed object, a list of some, or what is none of the objects
+// that are followed: a Status or the frame of a watch's event.
+func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	o, actual, err := d.full.Decode(data, kind, into)
+	if err != nil {
+		return nil, actual, err
+	}
+	o, err = d.trim(o)
+	return o, actual, err
+}
+
+func (d decoder) trim(o runtime.Object) (runtime.Object, error) {
+	switch o := o.(type) {
+	case *corev1.Pod:
+		return trimPod(o, d.sets), nil
+	case *corev1.Namespace:
+		return trimNamespace(o), nil
+	case *corev1.Node:
+		return trimNode(o), nil
+	case *networkingv1.NetworkPolicy:
+		return trimPolicy(o), nil
+	case *corev1.PodList:
+		return listOf(&o.ListMeta, o.Items, func(i *corev1.Pod) runtime.Object { return trimPod(i, d.sets) }), nil
+	case *corev1.NamespaceList:
+		return listOf(&o.ListMeta, o.Items, func(i *corev1.Namespace) runtime.Object { return trimNamespace(i) }), nil
+	case *corev1.NodeList:
+		return listOf(&o.ListMeta, o.Items, func(i *corev1.Node) runtime.Object { return trimNode(i) }), nil
+	case *networkingv1.NetworkPolicyList:
+		return listOf(&o.ListMeta, o.Items, func(i *networkingv1.NetworkPolicy) runtime.Object { return trimPolicy(i) }), nil
+	case *metav1.Status, *metav1.WatchEvent:
+		return o, nil
+	}
+	return nil, fmt.Errorf("the API server sent a %T, which was not asked for", o)
+}
+
+func listOf[T any](m *metav1.ListMeta, items []T, trim func(*T) runtime.Object) runtime.Object {
+	list := &metainternal.List{ListMeta: *m, Items: make([]runtime.Object, 0, len(items))}
+	for i := range items {
+		list.Items = append(list.Items, trim(&items[i]))
+	}
+	return list
+}

@@ -1,0 +1,26 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"sluice/filter/policy"
+)
+
+// kind is a kind of objects that is followed.
+type kind struct {
+	name     string // as in "Pod"
+	resource string // as in "pods", which is what RBAC calls it
+	group    schema.GroupVersion
+	remove   func(w *policy.World, namespace, name string)
+}
+
+var (
+	namespaceKind = &kind{"Namespace", "namespaces", corev1.SchemeGroupVersion, func(w *policy.World, _, name string) { w.DeleteNamespace(name) }}
+	podKind       = &kind{"Pod", "pods", corev1.SchemeGroupVersion, (*policy.World).DeletePod}
+	policyKind    = &kind{"NetworkPolicy", "networkpolicies", networkingv1.SchemeGroupVersion, (*policy.World).DeletePolicy}
+	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, nil} // no part of the World
+)
+
+var kinds = []*kind{namespaceKind, podKind, policyKind, nodeKind}

@@ -1,0 +1,238 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/rest"
+
+	"sluice/bench/apiserver"
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/watch"
+)
+
+// patience is how long a test waits for what is bound to come.
+const patience = 30 * time.Second
+
+// followed is a Source at work, with the Keeper that it feeds.
+type followed struct {
+	t         *testing.T
+	source    *Source
+	published policy.Published
+	changed   chan struct{} // gets a token after each publish
+	log       *records
+}
+
+// follow runs a source of the server until the test ends.
+func follow(t *testing.T, config *rest.Config, opts Options) *followed {
+	t.Helper()
+	f := &followed{t: t, changed: make(chan struct{}, 1), log: &records{changed: make(chan struct{}, 1)}}
+	opts.Logger = slog.New(f.log)
+	var err error
+	if f.source, err = New(config, opts); err != nil {
+		t.Fatal(err)
+	}
+	keeper := watch.New(policy.NewWorld(), &f.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes) {
+		select {
+		case f.changed <- struct{}{}:
+		default:
+		}
+	}})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- keeper.Run(ctx, f.source) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// until waits until ok, which is asked after each publish.
+func (f *followed) until(what string, ok func(*policy.Snapshot) bool) {
+	f.t.Helper()
+	timeout := time.After(patience)
+	for {
+		if s := f.published.Snapshot(); s != nil && ok(s) {
+			return
+		}
+		select {
+		case <-f.changed:
+		case <-timeout:
+			f.t.Fatalf("waited in vain until %s; health: %+v", what, f.source.Health())
+		}
+	}
+}
+
+// verdict waits until a flow over TCP gets the verdict.
+func (f *followed) verdict(from, to string, port uint16, want filter.Action) {
+	f.t.Helper()
+	key := filter.NewKey(netip.MustParseAddr(from), netip.MustParseAddr(to), filter.TCP, port)
+	f.until(fmt.Sprintf("%s to %s port %d gets: %v", from, to, port, want), func(s *policy.Snapshot) bool { return s.Decide(key).Action == want })
+}
+
+// names waits until an address is the pod's; an empty one means nobody's.
+func (f *followed) names(addr, pod string) {
+	f.t.Helper()
+	f.until(fmt.Sprintf("%s is %q", addr, pod), func(s *policy.Snapshot) bool { return s.Endpoint(netip.MustParseAddr(addr)).String() == pod })
+}
+
+// health waits until the health of a kind is as wanted.
+func (f *followed) health(k *kind, what string, ok func(KindHealth) bool) {
+	f.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		for _, h := range f.source.Health() {
+			if h.Kind == k.name && ok(h) {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("%s: waited in vain until %s; health: %+v", k.name, what, f.source.Health())
+		}
+		time.Sleep(time.Millisecond) // there is nothing to wait on: health is looked at, not sent
+	}
+}
+
+// records is a handler that keeps what is logged above the level of debugging.
+type records struct {
+	mu      sync.Mutex
+	list    []slog.Record
+	changed chan struct{}
+}
+
+func (r *records) Enabled(_ context.Context, level slog.Level) bool { return level > slog.LevelDebug }
+func (r *records) WithAttrs([]slog.Attr) slog.Handler               { return r }
+func (r *records) WithGroup(string) slog.Handler                    { return r }
+func (r *records) Handle(_ context.Context, rec slog.Record) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list = append(r.list, rec)
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// count is how many records there are with a message.
+func (r *records) count(message string) (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rec := range r.list {
+		if rec.Message == message {
+			n++
+		}
+	}
+	return n
+}
+
+// switchable lets a test answer requests in the server's place.
+type switchable struct {
+	refuse atomic.Pointer[func(*http.Request) *metav1.Status]
+}
+
+func (s *switchable) set(f func(*http.Request) *metav1.Status) { s.refuse.Store(&f) }
+func (s *switchable) answer(req *http.Request) *metav1.Status {
+	if f := s.refuse.Load(); f != nil && *f != nil {
+		return (*f)(req)
+	}
+	return nil
+}
+
+// serve starts an API server and returns how to reach it.
+func serve(t *testing.T, opts apiserver.Options) (*apiserver.Server, *rest.Config) {
+	t.Helper()
+	s := apiserver.New(opts)
+	h := httptest.NewServer(s)
+	t.Cleanup(func() {
+		h.CloseClientConnections()
+		h.Close()
+	})
+	return s, &rest.Config{Host: h.URL}
+}
+
+func makePod(name, ip string, labels map[string]string) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: labels, CreationTimestamp: metav1.Unix(1700000000, 0)},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Ports: []corev1.ContainerPort{{Name: "redis", ContainerPort: 6379, Protocol: corev1.ProtocolTCP}}}}},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning, HostIP: "172.16.0.1"},
+	}
+	if ip != "" {
+		p.Status.PodIP, p.Status.PodIPs = ip, []corev1.PodIP{{IP: ip}}
+	}
+	return p
+}
+
+func role(value string) map[string]string { return map[string]string{"role": value} }
+
+// makePolicy lets role=from, and nobody else, reach role=db at its port named redis.
+func makePolicy(name, from string) *networkingv1.NetworkPolicy {
+	port := intOrString("redis")
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: role("db")},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{
+				From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: role(from)}}},
+				Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
+			}},
+		},
+	}
+}
+
+func makeNamespace(name string, labels map[string]string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+}
+
+// small fills a server with a database, a client of it, a stranger, and a policy.
+func small(s *apiserver.Server) {
+	s.Set(makeNamespace("default", nil),
+		makePod("db", "10.1.0.1", role("db")), makePod("web", "10.1.0.2", role("frontend")), makePod("other", "10.1.0.3", nil),
+		makePolicy("access-db", "frontend"))
+}
+
+// TestFollow: what the API server has is in force, and what changes there.
+func TestFollow(t *testing.T) {
+	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
+		t.Run(name, func(t *testing.T) {
+			s, config := serve(t, opts)
+			small(s)
+			f := follow(t, config, Options{})
+			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
+			f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
+			f.verdict("10.1.0.2", "10.1.0.1", 80, filter.Deny)
+
+			s.Set(makePod("other", "10.1.0.3", role("frontend")))
+			f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
+			s.Set(makePolicy("access-db", "nobody"))
+			f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
+			s.Delete(makePolicy("access-db", "nobody"))
+			f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
+			s.Delete(makePod("other", "", nil))
+			f.names("10.1.0.3", "")
+			s.Set(makePod("late", "", nil))
+			s.Bookmark()
+			s.Set(makePod("late", "10.1.0.3", nil))
+			f.names("10.1.0.3", "default/late")
+		})
+	}
+}
+
+func intOrString(s string) intstr.IntOrString { return intstr.FromString(s) }

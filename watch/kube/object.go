@@ -1,0 +1,174 @@
+package kube
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"sluice/filter/policy"
+)
+
+// object is what is left of an API object when it has been trimmed to what
+// decisions need. A reflector handles it as the object itself.
+type object interface {
+	runtime.Object
+	metav1.Object
+	// put gives the object to the World.
+	put(w *policy.World)
+}
+
+// trimmed is what all objects have. Of the metadata only what is needed is set.
+type trimmed struct {
+	metav1.ObjectMeta
+}
+
+// GetObjectKind says that the kind is not among what was kept.
+func (*trimmed) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// trimMeta takes over names, version and creation. The end of a list that is
+// streamed is an annotation of an object without a name.
+func trimMeta(m *metav1.ObjectMeta) trimmed {
+	t := trimmed{metav1.ObjectMeta{
+		Namespace: interned(m.Namespace), Name: m.Name, ResourceVersion: m.ResourceVersion, CreationTimestamp: m.CreationTimestamp,
+	}}
+	if end, ok := m.Annotations[metav1.InitialEventsAnnotationKey]; ok && m.Name == "" {
+		t.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: end}
+	}
+	return t
+}
+
+// pod is a trimmed Pod: 400 bytes where the API's type has 3,000. The World wants
+// the API's, which is made when it is wanted.
+type pod struct {
+	trimmed
+	labels *labelSet
+	// nobody has no address of its own: it runs in the host's network, or has
+	// finished, or has not begun. All that counts of it is its name.
+	nobody bool
+	addrs  []string
+	hosts  []string
+	ports  []corev1.ContainerPort // with a name, those of sidecars last
+}
+
+func trimPod(o *corev1.Pod, sets *labelSets) *pod {
+	p := &pod{trimmed: trimMeta(&o.ObjectMeta)}
+	finished := o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed
+	p.addrs = addresses(o.Status.PodIP, o.Status.PodIPs, func(ip corev1.PodIP) string { return ip.IP })
+	if p.nobody = o.Spec.HostNetwork || finished || len(p.addrs) == 0; p.nobody {
+		p.addrs = nil
+		return p
+	}
+	p.labels = sets.intern(o.Labels)
+	p.hosts = addresses(o.Status.HostIP, o.Status.HostIPs, func(ip corev1.HostIP) string { return ip.IP })
+	for i := range o.Spec.Containers {
+		p.addPorts(&o.Spec.Containers[i])
+	}
+	for i := range o.Spec.InitContainers {
+		c := &o.Spec.InitContainers[i]
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			p.addPorts(c)
+		}
+	}
+	return p
+}
+
+// addresses is a list with the single address behind it, where older servers
+// leave the list out.
+func addresses[T any](one string, list []T, text func(T) string) []string {
+	all := make([]string, 0, max(1, len(list)))
+	for _, item := range list {
+		all = append(all, text(item))
+	}
+	if one != "" && !slices.Contains(all, one) {
+		all = append(all, one)
+	}
+	return all
+}
+
+func (p *pod) addPorts(c *corev1.Container) {
+	for _, port := range c.Ports {
+		if port.Name != "" {
+			p.ports = append(p.ports, corev1.ContainerPort{Name: interned(port.Name), Protocol: port.Protocol, ContainerPort: port.ContainerPort})
+		}
+	}
+}
+
+// api is the Pod as the API has it, with all that decisions look at.
+func (p *pod) api() *corev1.Pod {
+	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, CreationTimestamp: p.CreationTimestamp}}
+	if p.nobody {
+		return o
+	}
+	o.Labels = p.labels.of()
+	if len(p.ports) > 0 {
+		o.Spec.Containers = []corev1.Container{{Ports: p.ports}}
+	}
+	for _, a := range p.addrs {
+		o.Status.PodIPs = append(o.Status.PodIPs, corev1.PodIP{IP: a})
+	}
+	for _, a := range p.hosts {
+		o.Status.HostIPs = append(o.Status.HostIPs, corev1.HostIP{IP: a})
+	}
+	return o
+}
+
+func (p *pod) put(w *policy.World) { w.SetPod(p.api()) }
+
+// DeepCopyObject returns the object itself: nobody changes it.
+func (p *pod) DeepCopyObject() runtime.Object { return p }
+
+// namespace is a trimmed Namespace.
+type namespace struct{ trimmed }
+
+func trimNamespace(o *corev1.Namespace) *namespace {
+	n := &namespace{trimMeta(&o.ObjectMeta)}
+	n.Labels = o.Labels
+	return n
+}
+
+func (n *namespace) put(w *policy.World) {
+	w.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.Labels}})
+}
+
+// DeepCopyObject returns the object itself: nobody changes it.
+func (n *namespace) DeepCopyObject() runtime.Object { return n }
+
+// networkPolicy is a trimmed NetworkPolicy, of which the whole spec counts.
+type networkPolicy struct {
+	trimmed
+	spec networkingv1.NetworkPolicySpec
+}
+
+func trimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
+	return &networkPolicy{trimMeta(&o.ObjectMeta), o.Spec}
+}
+
+func (p *networkPolicy) put(w *policy.World) {
+	w.SetPolicy(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Spec: p.spec})
+}
+
+// DeepCopyObject returns the object itself: nobody changes it.
+func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
+
+// node is a trimmed Node.
+type node struct {
+	trimmed
+	ranges []string
+}
+
+func trimNode(o *corev1.Node) *node {
+	n := &node{trimmed: trimMeta(&o.ObjectMeta), ranges: o.Spec.PodCIDRs}
+	if len(n.ranges) == 0 && o.Spec.PodCIDR != "" {
+		n.ranges = []string{o.Spec.PodCIDR}
+	}
+	return n
+}
+
+func (n *node) put(*policy.World) {}
+
+// DeepCopyObject returns the object itself: nobody changes it.
+func (n *node) DeepCopyObject() runtime.Object { return n }

@@ -1,0 +1,42 @@
+package watch
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/gaissmai/bart"
+)
+
+// Ranges are the addresses that pods of the cluster have or can get. An address in
+// them that the World does not know is a pod's of which the news is still on its
+// way. One goroutine at a time may set them; any number may ask. The zero value
+// is ready to use and contains nothing.
+type Ranges struct {
+	current atomic.Pointer[ranges]
+}
+
+type ranges struct{ node, cluster bart.Lite }
+
+// Set replaces the ranges of this node's pods and those of all pods; the first
+// need not be among the second too.
+func (r *Ranges) Set(node, cluster []netip.Prefix) {
+	next := new(ranges)
+	for _, p := range node {
+		next.node.Insert(p.Masked())
+		next.cluster.Insert(p.Masked())
+	}
+	for _, p := range cluster {
+		next.cluster.Insert(p.Masked())
+	}
+	r.current.Store(next)
+}
+
+// Contains says whether an address is in a range of this node's pods, and whether
+// it is in one of the cluster's at all. It allocates nothing.
+func (r *Ranges) Contains(addr netip.Addr) (onNode, inCluster bool) {
+	now := r.current.Load()
+	if now == nil || !now.cluster.Contains(addr) {
+		return false, false
+	}
+	return now.node.Contains(addr), true
+}
