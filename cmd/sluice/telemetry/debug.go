@@ -1,0 +1,94 @@
+package telemetry
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// index is the page that leads to the others.
+func index(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	fmt.Fprint(w, `<!doctype html><title>sluice</title><h1>sluice</h1><ul>
+<li><a href="/debug/status">status</a>: what sluice status shows
+<li><a href="/debug/snapshot">snapshot</a>: how much is in force
+<li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies that isolate one pod
+<li><a href="/debug/pprof/">pprof</a>: profiles of the agent
+<li><a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>
+</ul>
+`)
+}
+
+// writeSnapshot says how much is in force.
+func writeSnapshot(w http.ResponseWriter, s *State) {
+	if s.Snapshot == nil {
+		http.Error(w, "nothing is in force yet", http.StatusServiceUnavailable)
+		return
+	}
+	c := s.Snapshot.Counts()
+	writeJSON(w, map[string]any{
+		"number": s.Snapshot.Number(), "published": s.Published, "policies": c.Policies, "pods": c.Pods,
+		"namespaces": c.Namespaces, "endpoints": c.Endpoints, "classes": c.Classes, "groups": c.Groups,
+	})
+}
+
+// endpoint is one endpoint as /debug/endpoint shows it.
+type endpoint struct {
+	Endpoint   string       `json:"endpoint"` // "namespace/name", or "node"
+	Addresses  []netip.Addr `json:"addresses"`
+	Epoch      uint64       `json:"epoch"`
+	Egress     []string     `json:"egress"`  // policies that isolate it there; null: it is not isolated
+	Ingress    []string     `json:"ingress"` // likewise
+	NamedPorts []string     `json:"namedPorts"`
+}
+
+// writeEndpoint shows the endpoint that the query names.
+func writeEndpoint(w http.ResponseWriter, r *http.Request, s *policy.Snapshot) {
+	if s == nil {
+		http.Error(w, "nothing is in force yet", http.StatusServiceUnavailable)
+		return
+	}
+	ip, pod := r.FormValue("ip"), r.FormValue("pod")
+	if (ip == "") == (pod == "") {
+		http.Error(w, "give ?ip=ADDRESS or ?pod=NAMESPACE/NAME", http.StatusBadRequest)
+		return
+	}
+	var found *policy.Endpoint
+	if ip != "" {
+		addr, err := netip.ParseAddr(ip)
+		if err != nil {
+			http.Error(w, "ip: write an IP address, such as 192.0.2.1", http.StatusBadRequest)
+			return
+		}
+		found = s.Endpoint(addr.Unmap())
+	}
+	out := endpoint{Addresses: []netip.Addr{}, NamedPorts: []string{}}
+	for addr, e := range s.Endpoints() {
+		if pod != "" && e.String() == pod || found != nil && e.String() == found.String() {
+			found = e
+			out.Addresses = append(out.Addresses, addr)
+		}
+	}
+	if found == nil {
+		http.Error(w, fmt.Sprintf("no pod and no node is known as %q", ip+pod), http.StatusNotFound)
+		return
+	}
+	slices.SortFunc(out.Addresses, netip.Addr.Compare)
+	out.Endpoint, out.Epoch = found.String(), found.Epoch()
+	out.Egress, out.Ingress = policies(found, filter.Egress), policies(found, filter.Ingress)
+	for _, p := range found.NamedPorts() {
+		out.NamedPorts = append(out.NamedPorts, fmt.Sprintf("%s=%d/%s", p.Name, p.Number, p.Protocol))
+	}
+	writeJSON(w, out)
+}
+
+func policies(e *policy.Endpoint, d filter.Direction) []string {
+	if isolation := e.Isolation(d); isolation != nil {
+		return isolation.Policies
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package telemetry
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// get asks a handler as a caller on the machine does.
+func get(h http.Handler, path string) *httptest.ResponseRecorder {
+	return getFrom(h, path, "127.0.0.1:5000")
+}
+
+func getFrom(h http.Handler, path, from string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	r.RemoteAddr = from
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func TestPages(t *testing.T) {
+	s := busy(t)
+	h := Handler(func() *State { return s })
+	for path, want := range map[string]string{
+		"/metrics":                           "sluice_queue_dropped_total 4\n",
+		"/healthz":                           "ok\n",
+		"/readyz":                            "ok\n",
+		"/debug/":                            `<a href="/debug/snapshot">`,
+		"/debug/status":                      `"version": "v1.2.3"`,
+		"/debug/snapshot":                    `"policies": 1`,
+		"/debug/endpoint?pod=default/db":     `"default/access-demo1"`,
+		"/debug/endpoint?ip=10.0.0.1":        `"default/access-demo1"`,
+		"/debug/endpoint?ip=::ffff:10.0.0.2": `"endpoint": "default/web"`,
+		"/debug/pprof/goroutine?debug=1":     "goroutine profile",
+		"/debug/pprof/cmdline":               "telemetry.test",
+		"/debug/pprof/":                      "Types of profiles available",
+	} {
+		if w := get(h, path); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d, want 200 and %q:\n%s", path, w.Code, want, w.Body)
+		}
+	}
+	for path, want := range map[string]int{
+		"/debug/endpoint": http.StatusBadRequest,
+		"/debug/endpoint?ip=10.0.0.1&pod=default/web": http.StatusBadRequest,
+		"/debug/endpoint?ip=ten":                      http.StatusBadRequest,
+		"/debug/endpoint?ip=192.0.2.1":                http.StatusNotFound,
+		"/debug/endpoint?pod=default/none":            http.StatusNotFound,
+		"/debug/nothing":                              http.StatusNotFound,
+		"/nothing":                                    http.StatusNotFound,
+		"/":                                           http.StatusFound,
+	} {
+		if w := get(h, path); w.Code != want {
+			t.Errorf("%s: %d, want %d:\n%s", path, w.Code, want, w.Body)
+		}
+	}
+}
+
+func TestEndpointPage(t *testing.T) {
+	s := busy(t)
+	var got endpoint
+	w := get(Handler(func() *State { return s }), "/debug/endpoint?ip=fd00::1")
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Endpoint != "default/db" || len(got.Addresses) != 2 || got.Addresses[0].String() != "10.0.0.1" ||
+		got.Egress != nil || len(got.Ingress) != 1 || len(got.NamedPorts) != 1 || got.NamedPorts[0] != "redis=6379/TCP" || got.Epoch == 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Before anything is in force the pages say so, and none of them breaks.
+func TestPagesOfANewAgent(t *testing.T) {
+	h := Handler(func() *State { return &State{Now: noon, Started: noon} })
+	for path, want := range map[string]int{
+		"/readyz": http.StatusServiceUnavailable, "/debug/snapshot": http.StatusServiceUnavailable,
+		"/debug/endpoint?ip=10.0.0.1": http.StatusServiceUnavailable,
+		"/healthz":                    http.StatusOK, "/metrics": http.StatusOK, "/debug/status": http.StatusOK,
+	} {
+		if w := get(h, path); w.Code != want {
+			t.Errorf("%s: %d, want %d:\n%s", path, w.Code, want, w.Body)
+		}
+	}
+}
+
+// Who comes over the network gets what a monitoring system needs, and no more.
+func TestDebugIsForThisMachine(t *testing.T) {
+	s := busy(t)
+	h := Handler(func() *State { return s })
+	for _, from := range []string{"192.0.2.7:5000", "[2001:db8::7]:5000", "[::ffff:192.0.2.7]:5000", "@"} {
+		for _, path := range []string{"/debug/", "/debug/endpoint?ip=10.0.0.1", "/debug/pprof/heap", "/debug/status"} {
+			if w := getFrom(h, path, from); w.Code != http.StatusForbidden {
+				t.Errorf("%s from %s: %d", path, from, w.Code)
+			}
+		}
+		if w := getFrom(h, "/metrics", from); w.Code != http.StatusOK {
+			t.Errorf("/metrics from %s: %d", from, w.Code)
+		}
+	}
+	for _, from := range []string{"[::1]:5000", "[::ffff:127.0.0.1]:5000"} {
+		if w := getFrom(h, "/debug/", from); w.Code != http.StatusOK {
+			t.Errorf("/debug/ from %s: %d", from, w.Code)
+		}
+	}
+}
+
+// An agent is dead when packets wait and it answers none; not when it has nothing
+// to do, or much.
+func TestPulse(t *testing.T) {
+	p := &pulse{}
+	s := busy(t)
+	at := func(after time.Duration, waiting int, answered uint64) string {
+		s.Now, s.Waiting, s.Queue.Allowed, s.Queue.Denied = noon.Add(after), waiting, answered, 0
+		return p.wrong(s)
+	}
+	for _, step := range []struct {
+		after    time.Duration
+		waiting  int
+		answered uint64
+		well     bool
+	}{
+		{0, 3, 10, true},
+		{time.Hour, 3, 11, true},
+		{2 * time.Hour, 0, 11, true},
+		{2*time.Hour + stuck, 3, 11, true},
+		{2*time.Hour + stuck + time.Second, 3, 11, false},
+		{3 * time.Hour, 3, 12, true},
+		{3*time.Hour + stuck + 1, 1, 12, false},
+		{3*time.Hour + stuck + 2, 0, 12, true},
+	} {
+		if wrong := at(step.after, step.waiting, step.answered); (wrong == "") != step.well {
+			t.Errorf("after %v with %d waiting and %d answered: %q", step.after, step.waiting, step.answered, wrong)
+		}
+	}
+}
+
+func TestCheckAddress(t *testing.T) {
+	for text, good := range map[string]bool{
+		DefaultAddress: true, ":9000": true, "[::1]:9000": true, "0.0.0.0:9000": true, "localhost:9000": true, "127.0.0.1:http": true,
+		"127.0.0.1": false, "9000": false, "127.0.0.1:99999": false, "example:80": false, "::1:80": false, "127.0.0.1:": true,
+	} {
+		if err := CheckAddress(text); (err == nil) != good {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

@@ -1,0 +1,105 @@
+package telemetry
+
+import (
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/cache"
+	"sluice/cache/conntrack"
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/queue"
+)
+
+// noon is when the states of the tests are read.
+var noon = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
+
+// snapshot has two pods, one of which a policy isolates in ingress.
+func snapshot(t *testing.T) *policy.Snapshot {
+	t.Helper()
+	w := policy.NewWorld()
+	add := func(name, role string, ips ...string) {
+		p := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"role": role}},
+			Spec: corev1.PodSpec{Containers: []corev1.Container{{
+				Ports: []corev1.ContainerPort{{Name: "redis", ContainerPort: 6379, Protocol: corev1.ProtocolTCP}},
+			}}},
+		}
+		for _, ip := range ips {
+			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: ip})
+		}
+		w.SetPod(p)
+	}
+	add("db", "db", "10.0.0.1", "fd00::1")
+	add("web", "frontend", "10.0.0.2")
+	w.SetPolicy(&networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "access-demo1"},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"role": "db"}},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+		},
+	})
+	s, _ := w.Commit()
+	return s
+}
+
+// busy is the state of an agent that has done a bit of everything, and is well.
+func busy(t *testing.T) *State {
+	s := &State{
+		Settings: Settings{
+			Version: "v1.2.3", PID: 42, Sources: []string{"folder ./policies"},
+			Backend: "nft", Queues: 4, Fail: "closed", OnExit: "keep",
+		},
+		Now: noon, Started: noon.Add(-3 * time.Hour), Ready: noon.Add(-2*time.Hour - 59*time.Minute),
+		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
+		Flows:   cache.Stats{Hits: 70, Misses: 20, Stale: 10, Size: 15},
+		Queue:   queue.Stats{Allowed: 90, Denied: 10, Late: 1, Panics: 2, Restarts: 3, Dropped: 4},
+		Waiting: 5, Repairs: 6, Unlogged: 7,
+		Rejudged: conntrack.Result{Looked: 20, Judged: 8, Revoked: 2, Restored: 1, Passes: 3, Duration: 1500 * time.Millisecond},
+		Watches: []Watch{
+			{Kind: "Pod", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 100, Restarts: 1, Errors: 2},
+			{Kind: "NetworkPolicy", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 5},
+		},
+	}
+	v := &s.Tally.Verdicts
+	v[filter.Allow][filter.NotIsolated][0] = 60
+	v[filter.Allow][filter.RuleAllows][3] = 20
+	v[filter.Allow][filter.RuleAllows][2] = 10
+	v[filter.Deny][filter.EgressDenied][3] = 3
+	v[filter.Deny][filter.EgressDenied][1] = 4
+	v[filter.Deny][filter.IngressDenied][2] = 2
+	v[filter.Deny][filter.Malformed][0] = 1
+	s.Tally.Latency.Buckets[8] = 3 // under 256 ns
+	s.Tally.Latency.Buckets[10] = 1
+	s.Tally.Latency.Buckets[24] = 1 // under or over 16 ms
+	s.Tally.Latency.Sum = 20 * time.Millisecond
+	return s
+}
+
+func TestUnready(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*State)
+		want   string
+	}{
+		"well":             {func(*State) {}, ""},
+		"no list":          {func(s *State) { s.Ready, s.Watches[1].Synced = time.Time{}, false }, "the list of NetworkPolicies has not come yet"},
+		"no list, and why": {func(s *State) { s.Ready, s.Watches[0] = time.Time{}, Watch{Kind: "Pod", Broken: "refused"} }, "the list of Pods has not come yet: refused"},
+		"no rules":         {func(s *State) { s.Ready = time.Time{} }, "the rules are not in place yet"},
+		"rules are lost":   {func(s *State) { s.Failing = []string{"mangle: locked"} }, "rules cannot be kept: mangle: locked"},
+		"away for a bit":   {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-grace) }, ""},
+		"away for long": {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-grace-time.Second) },
+			"Pods have not been heard of since 2024-05-01T11:58:59Z: gone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := busy(t)
+			tt.change(s)
+			if got := s.Unready(); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}

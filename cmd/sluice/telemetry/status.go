@@ -1,0 +1,175 @@
+package telemetry
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"sluice/filter"
+)
+
+// Status is what an agent says of itself to sluice status.
+type Status struct {
+	Settings
+	Started time.Time `json:"started"`
+	Ready   bool      `json:"ready"`
+	Unready string    `json:"unready,omitempty"` // why it is not
+
+	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before anything is in force
+	Packets   Packets    `json:"packets"`
+	Live      Live       `json:"live"`
+	Repairs   uint64     `json:"ruleRepairs"`
+	Watches   []Watch    `json:"watches"`
+	Problems  []Problem  `json:"problems"`
+
+	Now time.Time `json:"now"`
+}
+
+// Enforcing is what is in force.
+type Enforcing struct {
+	Since      time.Time `json:"since"` // when the agent was ready first; zero before
+	Snapshot   uint64    `json:"snapshot"`
+	Published  time.Time `json:"published"`
+	Policies   int       `json:"policies"`
+	Pods       int       `json:"pods"`
+	Namespaces int       `json:"namespaces"`
+	Endpoints  int       `json:"endpoints"`
+}
+
+// Packets are those that the agent was asked about since it started.
+type Packets struct {
+	Allowed uint64            `json:"allowed"`
+	Denied  uint64            `json:"denied"`
+	Reasons map[string]uint64 `json:"reasons"`
+	Waiting int               `json:"waiting"`
+	Dropped uint64            `json:"dropped"`  // by the kernel, because a queue was full
+	Panics  uint64            `json:"panics"`   // denied, because judging them failed
+	Restart uint64            `json:"restarts"` // of queue workers
+	Cached  uint64            `json:"cached"`   // answered from the flow cache
+}
+
+// Live is what became of live connections after changes.
+type Live struct {
+	Judged   int `json:"judged"`
+	Revoked  int `json:"revoked"`
+	Restored int `json:"restored"`
+}
+
+// Status sums a state up.
+func (s *State) Status() *Status {
+	out := &Status{
+		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs,
+		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), Now: s.Now,
+		Packets: Packets{
+			Waiting: s.Waiting, Dropped: s.Queue.Dropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
+			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
+		},
+		Live: Live{Judged: s.Rejudged.Looked, Revoked: s.Rejudged.Revoked, Restored: s.Rejudged.Restored},
+	}
+	out.Ready = out.Unready == ""
+	for labels, n := range byDirection(&s.Tally.Verdicts) {
+		if labels.action == filter.Allow {
+			out.Packets.Allowed += n
+		} else {
+			out.Packets.Denied += n
+		}
+		if n > 0 {
+			out.Packets.Reasons[labels.reason.String()] += n
+		}
+	}
+	if s.Snapshot != nil {
+		c := s.Snapshot.Counts()
+		out.Enforcing = &Enforcing{
+			Since: s.Ready, Snapshot: s.Snapshot.Number(), Published: s.Published,
+			Policies: c.Policies, Pods: c.Pods, Namespaces: c.Namespaces, Endpoints: c.Endpoints,
+		}
+	}
+	return out
+}
+
+// Good says whether there is nothing to look at.
+func (s *Status) Good() bool { return s.Ready && len(s.Problems) == 0 }
+
+// WriteText writes the status for people.
+func (s *Status) WriteText(out io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "sluice %s, process %d, %s\n\n", s.Version, s.PID, s.headline())
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "follows\t%s\n", strings.Join(s.Sources, ", "))
+	if e := s.Enforcing; e != nil {
+		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", count(e.Policies, "NetworkPolicy"), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
+		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
+	}
+	fmt.Fprintf(w, "rules\tiptables %s, %s, fail %s, on exit %s; repaired %s\n", s.Backend, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"))
+	p := s.Packets
+	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
+	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
+	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored)
+	for _, watch := range s.Watches {
+		fmt.Fprintf(w, "watch %s\t%s\n", watch.Kind, s.watchText(watch))
+	}
+	_ = w.Flush() // a strings.Builder takes everything
+	switch {
+	case s.Good():
+		b.WriteString("\nNo problems.\n")
+	case len(s.Problems) > 0:
+		b.WriteString("\nProblems:\n")
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(&b, "  %s\n", p)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// headline says in one line how it stands.
+func (s *Status) headline() string {
+	switch {
+	case s.Ready:
+		return fmt.Sprintf("enforces since %s (%s)", s.Enforcing.Since.Format(time.RFC3339), s.ago(s.Enforcing.Since))
+	case s.Enforcing != nil && !s.Enforcing.Since.IsZero():
+		return "enforces, but is not well: " + s.Unready
+	}
+	return fmt.Sprintf("started %s ago and not ready: %s", s.ago(s.Started), s.Unready)
+}
+
+// count is a number of things.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %s", n, plural(thing))
+}
+
+func plural(thing string) string {
+	if stem, ok := strings.CutSuffix(thing, "y"); ok {
+		return stem + "ies"
+	}
+	return thing + "s"
+}
+
+func (s *Status) watchText(w Watch) string {
+	switch {
+	case w.Broken != "":
+		return fmt.Sprintf("broken for %s", s.ago(w.Since))
+	case !w.Synced:
+		return "the list has not come yet"
+	}
+	return fmt.Sprintf("stands; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+}
+
+// ago is how long ago something was, as short as it can be said: "3h2m", "41s".
+func (s *Status) ago(t time.Time) string {
+	d := s.Now.Sub(t)
+	switch {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", int(d/(24*time.Hour)))
+	case d >= time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d/time.Hour), int(d%time.Hour/time.Minute))
+	case d >= time.Minute:
+		return fmt.Sprintf("%dm%ds", int(d/time.Minute), int(d%time.Minute/time.Second))
+	}
+	return fmt.Sprintf("%ds", int(d/time.Second))
+}

@@ -1,0 +1,48 @@
+package telemetry
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+	"time"
+)
+
+func TestStatusText(t *testing.T) {
+	ill := busy(t)
+	ill.Watches[1].Broken, ill.Watches[1].Since = "User \"x\" cannot watch networkpolicies: give it the verb", noon.Add(-50*time.Hour)
+	ill.Failing = []string{"mangle of IPv6: ip6tables-restore: the lock is held"}
+	ill.Problems = []Problem{{Kind: "policy", Where: "default/bad, spec.ingress[0].from[0].ipBlock.cidr", Detail: `"10.0.0.01/8" is no CIDR`, Mend: "write 10.0.0.0/8"}}
+	starting := &State{Settings: busy(t).Settings, Now: noon, Started: noon.Add(-4 * time.Second), Watches: []Watch{{Kind: "Pod", Since: noon}}}
+	for name, s := range map[string]*State{"well.txt": busy(t), "ill.txt": ill, "starting.txt": starting} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			status := s.Status()
+			if err := status.WriteText(&out); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, out.Bytes())
+			if status.Good() != (name == "well.txt") {
+				t.Errorf("good: %t", status.Good())
+			}
+		})
+	}
+}
+
+func TestStatusJSON(t *testing.T) {
+	text, err := json.MarshalIndent(busy(t).Status(), "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "status.json", append(text, '\n'))
+}
+
+func TestAgo(t *testing.T) {
+	s := &Status{Now: noon}
+	for d, want := range map[time.Duration]string{
+		0: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m1s", 3*time.Hour + 2*time.Minute + time.Second: "3h2m", 49 * time.Hour: "2 days",
+	} {
+		if got := s.ago(noon.Add(-d)); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+}

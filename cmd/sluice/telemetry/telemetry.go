@@ -1,0 +1,127 @@
+// Package telemetry tells people and machines how an agent stands: metrics,
+// health and debugging over HTTP, and sluice status over a unix socket.
+//
+// All of it is drawn from a [State], which is read when somebody asks. The parts
+// of the agent count for themselves, and the packet's way pays nothing for being
+// watched.
+//
+// Enforcing comes first: an address or a socket that cannot be had is said in the
+// log and tried again, and ends nothing.
+package telemetry
+
+import (
+	"fmt"
+	"time"
+
+	"sluice/cache"
+	"sluice/cache/conntrack"
+	"sluice/filter/policy"
+	"sluice/filter/queue"
+)
+
+// State is how an agent stands at one moment.
+type State struct {
+	Settings
+	Now     time.Time
+	Started time.Time
+	Ready   time.Time // when it was ready first; zero before
+
+	Snapshot  *policy.Snapshot // in force; nil before the first
+	Published time.Time        // when it was put in force
+	Tally     cache.Tally      // of all judges
+	Flows     cache.Stats      // likewise
+	Queue     queue.Stats
+	Waiting   int // packets that wait for their answer
+	Rejudged  conntrack.Result
+	Repairs   uint64 // of the rules
+	Unlogged  uint64 // verdicts that the log's rate kept back
+
+	Watches  []Watch
+	Failing  []string // tables whose rules cannot be kept, and why
+	Problems []Problem
+}
+
+// Settings are what an agent was told to do, as far as users ask about it.
+type Settings struct {
+	Version string   `json:"version"`
+	PID     int      `json:"pid"`
+	Sources []string `json:"sources"` // of policies and pods
+	Backend string   `json:"iptables"`
+	Queues  int      `json:"queues"`
+	Fail    string   `json:"fail"`
+	OnExit  string   `json:"onExit"`
+}
+
+// Watch is how it is with one kind of objects that is followed.
+type Watch struct {
+	Kind     string    `json:"kind"`
+	Synced   bool      `json:"synced"` // all there are have come
+	Broken   string    `json:"broken,omitempty"`
+	Since    time.Time `json:"since"` // when it broke, or came back
+	Events   uint64    `json:"events"`
+	Restarts uint64    `json:"restarts"`
+	Errors   uint64    `json:"errors"`
+}
+
+// Problem is something that is not as the user wants it.
+type Problem struct {
+	Kind   string `json:"kind"`  // what it is about: policy, manifest, watch or rules
+	Where  string `json:"where"` // which one, and where in it
+	Detail string `json:"detail"`
+	Mend   string `json:"mend,omitempty"`
+}
+
+func (p Problem) String() string {
+	text := fmt.Sprintf("%s %s: %s", p.Kind, p.Where, p.Detail)
+	if p.Mend != "" {
+		text += ": " + p.Mend
+	}
+	return text
+}
+
+// grace is for how long a watch may be broken before the agent counts as not
+// ready: an API server that is restarted is no reason.
+const grace = time.Minute
+
+// Unready says what keeps the agent from being ready; empty if nothing does.
+func (s *State) Unready() string {
+	if s.Ready.IsZero() {
+		for _, w := range s.Watches {
+			if !w.Synced {
+				return fmt.Sprintf("the list of %s has not come yet%s", plural(w.Kind), because(w.Broken))
+			}
+		}
+		return "the rules are not in place yet"
+	}
+	for _, table := range s.Failing {
+		return "rules cannot be kept: " + table
+	}
+	for _, w := range s.Watches {
+		if w.Broken != "" && s.Now.Sub(w.Since) > grace {
+			return fmt.Sprintf("%s have not been heard of since %s%s", plural(w.Kind), w.Since.Format(time.RFC3339), because(w.Broken))
+		}
+	}
+	return ""
+}
+
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + reason
+}
+
+// AllProblems are those that were found in what the agent was given, and those
+// that it meets itself.
+func (s *State) AllProblems() []Problem {
+	all := append([]Problem{}, s.Problems...)
+	for _, w := range s.Watches {
+		if w.Broken != "" {
+			all = append(all, Problem{Kind: "watch", Where: w.Kind, Detail: w.Broken})
+		}
+	}
+	for _, table := range s.Failing {
+		all = append(all, Problem{Kind: "rules", Where: "of the node", Detail: table})
+	}
+	return all
+}
