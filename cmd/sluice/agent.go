@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -41,14 +43,29 @@ type agent struct {
 	follower  *conntrack.Follower
 	keeper    *watch.Keeper
 
-	known   chan struct{} // closed when the first snapshot is in force
-	failed  chan error    // why the agent could not begin
-	applied bool          // there may be rules in place
-	begun   bool          // the rules are in place and live connections judged
+	known  chan struct{} // closed when the first snapshot is in force
+	failed chan error    // why the agent could not begin
+
+	occupied bool      // another agent reads the queues that were wanted
+	lease    io.Closer // that it has yielded; nil without one
+
+	mu    sync.Mutex
+	phase phase
 }
 
+// phase is how far an agent is.
+type phase uint8
+
+const (
+	starting  phase = iota // nothing is in place
+	applying               // there may be rules in place
+	enforcing              // the rules are in place and live connections judged
+	yielded                // another agent has taken over
+	leaving                // what is in place is taken back
+)
+
 func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, error) {
-	a := &agent{opts: opts, log: log, known: make(chan struct{}), failed: make(chan error, 1)}
+	a := &agent{log: log, known: make(chan struct{}), failed: make(chan error, 1)}
 	tables, err := rules.Open(ctx, opts.rules.Backend, log)
 	if err != nil {
 		return nil, err
@@ -56,6 +73,10 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	if err := forgetOtherBackend(ctx, tables, log); err != nil {
 		return nil, err
 	}
+	if opts.rules.FirstQueue, a.occupied, err = chooseQueues(opts.rules.FirstQueue, opts.rules.Queues); err != nil {
+		return nil, err
+	}
+	a.opts = opts
 	a.manager = rules.New(opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
@@ -105,6 +126,29 @@ func (a *agent) close() {
 		j.Close()
 	}
 	_ = a.table.Close()
+	if a.lease != nil {
+		_ = a.lease.Close() // the agent from before may step in again
+	}
+}
+
+// advance goes from one phase to the next, unless another has come between.
+func (a *agent) advance(from, to phase) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.phase != from {
+		return false
+	}
+	a.phase = to
+	return true
+}
+
+// end begins the last phase, and returns the one before.
+func (a *agent) end() phase {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	was := a.phase
+	a.phase = leaving
+	return was
 }
 
 // run runs all parts until ctx ends, and then ends them in order; or until one of
@@ -142,11 +186,16 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	case err := <-ended:
 		ended <- err
 	}
+	was := a.end()
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
 	defer cancel()
 	drained := a.drain(limited, serving)
 	stop()
-	return errors.Join(<-ended, drained, a.leave(limited))
+	err := errors.Join(<-ended, drained)
+	if was == applying || was == enforcing {
+		err = errors.Join(err, a.leave(limited))
+	}
+	return err
 }
 
 // drain keeps new packets from the queues and waits until those that wait there
@@ -167,9 +216,6 @@ func (a *agent) drain(ctx, serving context.Context) error {
 
 // leave leaves the rules as they are to be without an agent.
 func (a *agent) leave(ctx context.Context) error {
-	if !a.applied {
-		return nil // they were never put in place
-	}
 	if a.opts.onExit == keepAtExit {
 		return a.manager.Apply(ctx)
 	}
@@ -183,15 +229,20 @@ func (a *agent) leave(ctx context.Context) error {
 // onPublish is called when a snapshot is in force and no verdict of an older one
 // can still take effect.
 func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes) {
-	if a.begun {
-		a.queues.Rejudge()
-		a.follower.Published(s, changes, false)
+	a.mu.Lock()
+	now := a.phase
+	a.mu.Unlock()
+	switch now {
+	case starting:
+		if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
+			a.failed <- err
+			<-ctx.Done() // there is no going on from here
+		}
 		return
+	case enforcing:
+		a.follower.Published(s, changes, false)
 	}
-	if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
-		a.failed <- err
-		<-ctx.Done() // there is no going on from here
-	}
+	a.queues.Rejudge()
 }
 
 // begin puts the rules in place, once somebody reads the queues, and then judges
@@ -204,7 +255,16 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		return ctx.Err()
 	case <-a.queues.Ready():
 	}
-	a.applied = true
+	if a.occupied {
+		lease, err := takeOver(ctx, a.opts.socket)
+		if err != nil {
+			return err
+		}
+		a.lease = lease
+	}
+	if !a.advance(starting, applying) {
+		return context.Canceled
+	}
 	if err := a.manager.Apply(ctx); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}
@@ -212,10 +272,11 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	if err := a.follower.Sweep(ctx); err != nil {
 		return err
 	}
-	a.begun = true
+	a.advance(applying, enforcing)
 	c := s.Counts()
 	a.log.Info("sluice is ready", "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
-		"queues", a.opts.rules.Queues, "fail", failText(a.opts.rules.FailOpen))
+		"queues", fmt.Sprintf("%d-%d", a.opts.rules.FirstQueue, int(a.opts.rules.FirstQueue)+a.opts.rules.Queues-1),
+		"fail", failText(a.opts.rules.FailOpen))
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"sluice/cache"
+	"sluice/cmd/sluice/telemetry"
 	"sluice/filter/queue"
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
@@ -45,6 +46,8 @@ type runOptions struct {
 	queueLen, copyRange, cacheSize int
 	overflow                       overflow
 	gso                            bool
+
+	socket string // of sluice status, and of agents that take over
 
 	verdicts     verdictlog.Level
 	verdictsRate int
@@ -86,6 +89,7 @@ says. --fail also holds if the agent is killed or crashes.`,
 	fs := cmd.Flags()
 	fs.StringVar(&opts.manifests, "manifests", "", "folder of manifests, or a single file")
 	_ = cmd.MarkFlagRequired("manifests") // fails only for a flag that is not there
+	fs.StringVar(&opts.socket, "socket", telemetry.DefaultSocket, "path of the unix socket on which sluice status asks, and an agent that takes over; empty for none")
 	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
 	addRulesFlags(fs, &opts.rules)
 	addHoldFlags(fs, &opts)

@@ -28,8 +28,20 @@ type counter struct {
 
 // counters reads the counters of our queues, by number.
 func (q *Queues) counters() (map[uint16]counter, error) {
+	return counters(q.opts.NetNS, q.opts.First, q.opts.Count)
+}
+
+// Bound says whether somebody reads one of count queues from number first on, in
+// a network namespace, 0 for that of the process.
+func Bound(netNS int, first uint16, count int) (bool, error) {
+	found, err := counters(netNS, first, count)
+	return len(found) > 0, err
+}
+
+// counters reads the counters of those of count queues that somebody reads.
+func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 	var text []byte
-	err := inNetNS(q.opts.NetNS, func() (err error) {
+	err := inNetNS(netNS, func() (err error) {
 		// thread-self, because the namespace belongs to the thread.
 		text, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 		return err
@@ -49,7 +61,7 @@ func (q *Queues) counters() (map[uint16]counter, error) {
 		for i := range numbers {
 			numbers[i], _ = strconv.ParseUint(fields[i], 10, 64) // a port may be negative, and is not needed
 		}
-		if n := numbers[0]; n >= uint64(q.opts.First) && n < uint64(q.opts.First)+uint64(q.opts.Count) {
+		if n := numbers[0]; n >= uint64(first) && n < uint64(first)+uint64(count) {
 			found[uint16(n)] = counter{waiting: numbers[2], dropped: numbers[5] + numbers[6]}
 		}
 	}

@@ -98,6 +98,14 @@ func (m *Manager) Pause(ctx context.Context, pass bool) error {
 	})
 }
 
+// Yield leaves the rules to another agent, which is about to write its own in
+// their place: until Apply they are not for this one to keep, pause or remove.
+func (m *Manager) Yield() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keep, m.wrote = false, false
+}
+
 // Remove takes the jump and all chains of ours away, and leaves everything else,
 // the kernel's hook included. Run restores nothing until Apply.
 //

@@ -23,6 +23,8 @@ const (
 type Options struct {
 	Address string // of HTTP; empty for none
 	Socket  string // path of the unix socket of sluice status; empty for none
+	// HandOver answers an agent that wants to take over; nil refuses.
+	HandOver http.HandlerFunc
 	Logger  *slog.Logger
 }
 
@@ -41,6 +43,9 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	if opts.Socket != "" {
 		status := http.NewServeMux()
 		status.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
+		if opts.HandOver != nil {
+			status.HandleFunc("POST /handover", opts.HandOver)
+		}
 		group.Go(func() error {
 			serve(ctx, opts.Logger, opts.Socket, status, func() (net.Listener, error) { return listenSocket(opts.Socket) })
 			return nil
