@@ -69,7 +69,7 @@ func (p *printer) intro(c *cluster) {
 	for _, h := range c.hosts {
 		var what []string
 		if namespace, _, pod := strings.Cut(h.name, "/"); pod {
-			what = append(what, labels("namespace "+namespace, c, namespace))
+			what = append(what, labels("namespace "+namespace, namespace))
 		}
 		for _, k := range slices.Sorted(maps.Keys(h.labels)) {
 			what = append(what, k+"="+h.labels[k])
@@ -96,7 +96,7 @@ func (p *printer) intro(c *cluster) {
 }
 
 // labels is a namespace with its labels.
-func labels(text string, c *cluster, namespace string) string {
+func labels(text, namespace string) string {
 	for _, ns := range namespaces {
 		if ns.name == namespace {
 			for _, k := range slices.Sorted(maps.Keys(ns.labels)) {

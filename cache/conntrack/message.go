@@ -17,7 +17,7 @@ const (
 	attrNested   = 0x8000
 	attrTypeMask = 0x3fff
 
-	msgConnSet = 1<<8 | 0 // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
+	msgConnSet = 1 << 8   // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
 	msgConnGet = 1<<8 | 1 // IPCTNL_MSG_CT_GET
 
 	ctaTupleOrig   = 1

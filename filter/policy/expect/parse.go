@@ -62,11 +62,12 @@ func (l *list) UnmarshalJSON(data []byte) error {
 	}
 	for _, item := range items {
 		text, number := "", json.Number("")
-		if bytes.HasPrefix(item, []byte(`"`)) && json.Unmarshal(item, &text) == nil {
+		switch {
+		case bytes.HasPrefix(item, []byte(`"`)) && json.Unmarshal(item, &text) == nil:
 			l.texts = append(l.texts, text)
-		} else if !bytes.Equal(item, []byte("null")) && json.Unmarshal(item, &number) == nil {
+		case !bytes.Equal(item, []byte("null")) && json.Unmarshal(item, &number) == nil:
 			l.texts = append(l.texts, number.String())
-		} else {
+		default:
 			l.wrong = string(item)
 		}
 	}
