@@ -51,6 +51,8 @@ type agent struct {
 
 	mu    sync.Mutex
 	phase phase
+
+	standing
 }
 
 // phase is how far an agent is.
@@ -77,6 +79,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 		return nil, err
 	}
 	a.opts = opts
+	a.standsOn(tables)
 	a.manager = rules.New(opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
@@ -154,6 +157,7 @@ func (a *agent) end() phase {
 // run runs all parts until ctx ends, and then ends them in order; or until one of
 // them fails, and then ends the others likewise.
 func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
+	a.sources = sources
 	// What serves packets goes on while the rules are taken back.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -175,7 +179,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 			return err
 		}
 	})
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run, a.serve} {
 		group.Go(func() error { part(serving); return nil })
 	}
 	ended := make(chan error, 1)
@@ -229,6 +233,7 @@ func (a *agent) leave(ctx context.Context) error {
 // onPublish is called when a snapshot is in force and no verdict of an older one
 // can still take effect.
 func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes) {
+	note(&a.inForce)
 	a.mu.Lock()
 	now := a.phase
 	a.mu.Unlock()
@@ -273,6 +278,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		return err
 	}
 	a.advance(applying, enforcing)
+	note(&a.ready)
 	c := s.Counts()
 	a.log.Info("sluice is ready", "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
 		"queues", fmt.Sprintf("%d-%d", a.opts.rules.FirstQueue, int(a.opts.rules.FirstQueue)+a.opts.rules.Queues-1),

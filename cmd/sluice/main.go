@@ -108,6 +108,8 @@ func commands(e env) []*cobra.Command {
 		testCommand(e),
 		matrixCommand(e),
 		lintCommand(e),
+		statusCommand(e),
 		rulesCommand(e),
+		versionCommand(e),
 	}
 }

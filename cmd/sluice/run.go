@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"sluice/cache"
-	"sluice/cmd/sluice/telemetry"
 	"sluice/filter/queue"
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
@@ -47,7 +46,8 @@ type runOptions struct {
 	overflow                       overflow
 	gso                            bool
 
-	socket string // of sluice status, and of agents that take over
+	httpAddress string
+	socket      string // of sluice status, and of agents that take over
 
 	verdicts     verdictlog.Level
 	verdictsRate int
@@ -89,11 +89,11 @@ says. --fail also holds if the agent is killed or crashes.`,
 	fs := cmd.Flags()
 	fs.StringVar(&opts.manifests, "manifests", "", "folder of manifests, or a single file")
 	_ = cmd.MarkFlagRequired("manifests") // fails only for a flag that is not there
-	fs.StringVar(&opts.socket, "socket", telemetry.DefaultSocket, "path of the unix socket on which sluice status asks, and an agent that takes over; empty for none")
 	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
 	addRulesFlags(fs, &opts.rules)
 	addHoldFlags(fs, &opts)
 	addQueueFlags(fs, &opts)
+	addServeFlags(fs, &opts)
 	addLogFlags(fs, &opts)
 	return cmd
 }
@@ -138,7 +138,7 @@ func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
 		return err
 	}
 	defer a.close()
-	if err := a.run(ctx, folder.Source{Dir: opts.manifests, Logger: log}); err != nil {
+	if err := a.run(ctx, folder.Source{Dir: opts.manifests, Logger: log, OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) }}); err != nil {
 		return fmt.Errorf("run the agent: %w", err)
 	}
 	return nil

@@ -3,7 +3,6 @@ package telemetry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,8 +12,9 @@ import (
 )
 
 const (
-	// again is how long an address that could not be had is left alone.
-	again = 2 * time.Second
+	// again is how long an address that could not be had is left alone, and how
+	// often the socket is looked after.
+	again = time.Second
 	// hello is how long a caller may take to say what it wants.
 	hello = 5 * time.Second
 )
@@ -25,66 +25,103 @@ type Options struct {
 	Socket  string // path of the unix socket of sluice status; empty for none
 	// HandOver answers an agent that wants to take over; nil refuses.
 	HandOver http.HandlerFunc
-	Logger  *slog.Logger
+	// Displace says whether the agent that answers on the socket has yielded to
+	// this one; nil says never.
+	Displace func() bool
+	Logger   *slog.Logger // nil discards
 }
 
 // Serve answers until ctx ends. What cannot be listened on is said once, and
 // tried again until it can.
 func Serve(ctx context.Context, opts Options, read func() *State) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Displace == nil {
+		opts.Displace = func() bool { return false }
+	}
 	var group errgroup.Group
 	if opts.Address != "" {
-		group.Go(func() error {
-			serve(ctx, opts.Logger, opts.Address, Handler(read), func() (net.Listener, error) {
-				return new(net.ListenConfig).Listen(ctx, "tcp", opts.Address)
-			})
-			return nil
-		})
+		place := &place{name: opts.Address, log: opts.Logger}
+		group.Go(func() error { place.serve(ctx, Handler(read), listenTCP); return nil })
 	}
 	if opts.Socket != "" {
-		status := http.NewServeMux()
-		status.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
 		if opts.HandOver != nil {
-			status.HandleFunc("POST /handover", opts.HandOver)
+			mux.HandleFunc("POST /handover", opts.HandOver)
 		}
+		place := &place{name: opts.Socket, log: opts.Logger}
 		group.Go(func() error {
-			serve(ctx, opts.Logger, opts.Socket, status, func() (net.Listener, error) { return listenSocket(opts.Socket) })
+			place.serve(ctx, mux, func(_ context.Context, path string) (net.Listener, func() bool, error) {
+				s, err := listenSocket(path, opts.Displace())
+				if err != nil {
+					return nil, nil, err
+				}
+				lost := func() bool { return !s.inPlace() && vacant(path, opts.Displace()) == nil }
+				return s, lost, nil
+			})
 			return nil
 		})
 	}
 	_ = group.Wait() // none of them fails
 }
 
-// serve listens and answers, and does so again if that fails.
-func serve(ctx context.Context, log *slog.Logger, at string, handler http.Handler, listen func() (net.Listener, error)) {
-	said := ""
+func listenTCP(ctx context.Context, address string) (net.Listener, func() bool, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	return l, func() bool { return false }, err
+}
+
+// place is where the agent answers.
+type place struct {
+	name string
+	log  *slog.Logger
+	said string // what kept it from answering
+}
+
+// serve listens and answers until ctx ends, and listens again when the place was
+// lost: somebody has cleaned up /run, or the agent that took over from this one is
+// gone. Requests that are open do not notice.
+func (p *place) serve(ctx context.Context, handler http.Handler, listen func(context.Context, string) (net.Listener, func() bool, error)) {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: hello}
+	defer server.Close()
+	tick := time.NewTicker(again)
+	defer tick.Stop()
 	for ctx.Err() == nil {
-		err := answerOn(ctx, handler, listen, func() {
-			said = ""
-			log.Info("answering", "at", at)
-		})
-		if err != nil && ctx.Err() == nil && err.Error() != said {
-			said = err.Error()
-			log.Warn("cannot answer; trying again, and enforcing meanwhile", "at", at, "err", err)
+		l, lost, err := listen(ctx, p.name)
+		p.say(ctx, err)
+		var ended chan error
+		if err == nil {
+			ended = make(chan error, 1)
+			go func() { ended <- server.Serve(l) }()
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(again):
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return // and the server closes what it listens on
+			case err := <-ended:
+				p.say(ctx, err)
+				ended, lost, waiting = nil, nil, false
+			case <-tick.C:
+				waiting = ended != nil && !lost()
+			}
+		}
+		if ended != nil {
+			_ = l.Close() // nobody can reach it
+			<-ended
 		}
 	}
 }
 
-// answerOn answers until ctx ends or the listener fails.
-func answerOn(ctx context.Context, handler http.Handler, listen func() (net.Listener, error), begun func()) error {
-	l, err := listen()
-	if err != nil {
-		return err
+// say logs what keeps the agent from answering, once, or that it answers.
+func (p *place) say(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil || errors.Is(err, http.ErrServerClosed):
+	case err == nil:
+		p.said = ""
+		p.log.Info("answering", "at", p.name)
+	case err.Error() != p.said:
+		p.said = err.Error()
+		p.log.Warn("cannot answer; trying again, and enforcing meanwhile", "at", p.name, "err", err)
 	}
-	begun()
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: hello}
-	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		_ = l.Close()
-		return fmt.Errorf("answer: %w", err)
-	}
-	return nil
 }

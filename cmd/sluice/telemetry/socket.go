@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // DefaultSocket is where an agent answers sluice status.
@@ -22,14 +24,14 @@ const DefaultSocket = "/run/sluice/sluice.sock"
 //
 // The socket is made in a folder of its own, which nobody else can enter, and
 // moved to its place when its mode is right: so it is never there with a wider
-// one, and takes the place of a stale one in the same step. What is no socket, or
-// is one on which somebody answers, is left alone.
-func listenSocket(path string) (net.Listener, error) {
+// one, and takes the place of another in the same step. What is no socket is left
+// alone, and so is one on which somebody answers, unless it is for us to displace.
+func listenSocket(path string, displace bool) (*socket, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the folder of the status socket: %w", err)
 	}
-	if err := vacant(path); err != nil {
+	if err := vacant(path, displace); err != nil {
 		return nil, err
 	}
 	private, err := os.MkdirTemp(dir, ".sluice-")
@@ -58,8 +60,8 @@ func listenSocket(path string) (net.Listener, error) {
 	return &socket{l, path, info}, nil
 }
 
-// vacant says whether a socket can be put at a path.
-func vacant(path string) error {
+// vacant says what keeps a socket from being put at a path.
+func vacant(path string, displace bool) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -68,6 +70,8 @@ func vacant(path string) error {
 		return fmt.Errorf("look for a stale status socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("%s is there and no socket: move it away, or give another path with --socket", path)
+	case displace:
+		return nil
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
@@ -88,8 +92,14 @@ type socket struct {
 	made os.FileInfo
 }
 
+// inPlace says whether it can be reached.
+func (s *socket) inPlace() bool {
+	now, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(now, s.made)
+}
+
 func (s *socket) Close() error {
-	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.made) {
+	if s.inPlace() {
 		_ = os.Remove(s.path) // a stale one does no harm
 	}
 	return s.Listener.Close()
@@ -97,8 +107,13 @@ func (s *socket) Close() error {
 
 // Ask asks the agent behind a socket for its status.
 func Ask(ctx context.Context, path string) (*Status, error) {
+	here := false
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err == nil {
+			here = listensHere(conn)
+		}
+		return conn, err
 	}}
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
@@ -123,5 +138,22 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
 		return nil, fmt.Errorf("read the agent's answer: %w", err)
 	}
+	s.Here = here
 	return &s, nil
+}
+
+// listensHere says whether the process that listens is in our PID namespace. The
+// kernel has no number for one that is not (unix(7), SO_PEERCRED).
+func listensHere(conn net.Conn) bool {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return false
+	}
+	var peer *unix.Ucred
+	if ctl := raw.Control(func(fd uintptr) {
+		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); ctl != nil || err != nil {
+		return false
+	}
+	return peer.Pid != 0
 }

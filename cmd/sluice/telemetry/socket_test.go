@@ -53,7 +53,9 @@ func TestAsk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "sluice.sock")
 	state := busy(t)
 	stop := served(t, Options{Socket: path}, state)
-	if got, want := answered(t, path), state.Status(); !reflect.DeepEqual(got, want) {
+	want := state.Status()
+	want.Here = true
+	if got := answered(t, path); !reflect.DeepEqual(got, want) {
 		t.Errorf("asked %+v, want %+v", got, want)
 	}
 	info, err := os.Stat(path)
@@ -104,7 +106,7 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 	path := filepath.Join(dir, "sluice.sock")
 	stopFirst := served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
 	answered(t, path)
-	if _, err := listenSocket(path); err == nil || !strings.Contains(err.Error(), "another agent answers") {
+	if _, err := listenSocket(path, false); err == nil || !strings.Contains(err.Error(), "another agent answers") {
 		t.Errorf("a second agent: %v", err)
 	}
 	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 2}})
@@ -120,7 +122,7 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenSocket(file); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := listenSocket(file, true); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Errorf("a file at the socket's place: %v", err)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != "precious" {
@@ -131,14 +133,14 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 // An agent that ends does not take away the socket of its successor.
 func TestSuccessorKeepsItsSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
-	first, err := listenSocket(path)
+	first, err := listenSocket(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	second, err := listenSocket(path)
+	second, err := listenSocket(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,6 +150,77 @@ func TestSuccessorKeepsItsSocket(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("the successor's socket is gone: %v", err)
+	}
+}
+
+// An agent that has taken over has the socket too, before the one from before is
+// gone; and that one has it back if its successor dies.
+func TestSocketGoesToTheSuccessor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
+	answered(t, path)
+	displace := func() bool { return true }
+	stop := served(t, Options{Socket: path, Displace: displace}, &State{Settings: Settings{PID: 2}})
+	awaitPID(t, path, 2)
+	stop()
+	awaitPID(t, path, 1)
+	if err := os.Remove(path); err != nil { // as who cleans up /run does
+		t.Fatal(err)
+	}
+	awaitPID(t, path, 1)
+}
+
+// awaitPID asks until a process answers.
+func awaitPID(t *testing.T, path string, want int) {
+	t.Helper()
+	for end := time.Now().Add(patience); answered(t, path).PID != want; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("process %d never answers", want)
+		}
+	}
+}
+
+// A request to hand over stays open for as long as the successor lives, whatever
+// becomes of the socket.
+func TestHandOverOutlivesTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	asked, ended := make(chan struct{}), make(chan struct{})
+	served(t, Options{Socket: path, HandOver: func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).Flush()
+		close(asked)
+		<-r.Context().Done()
+		close(ended)
+	}}, busy(t))
+	answered(t, path)
+	ctx, release := context.WithCancel(t.Context())
+	defer release()
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://agent/handover", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	<-asked
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	answered(t, path) // on another socket
+	select {
+	case <-ended:
+		t.Error("the request ended with the socket")
+	default:
+	}
+	release()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("the request does not end with the successor")
 	}
 }
 

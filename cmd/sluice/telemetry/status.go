@@ -25,6 +25,9 @@ type Status struct {
 	Problems  []Problem  `json:"problems"`
 
 	Now time.Time `json:"now"`
+	// Here says whether the agent runs where we do, and not in another container on
+	// the node. Ask finds out.
+	Here bool `json:"-"`
 }
 
 // Enforcing is what is in force.

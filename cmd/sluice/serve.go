@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"sluice/cmd/sluice/telemetry"
+	"sluice/filter/rules"
+	"sluice/watch"
+	"sluice/watch/folder"
+	"sluice/watch/kube"
+)
+
+// standing is what the agent keeps of itself for those who ask how it stands.
+type standing struct {
+	started   time.Time
+	backend   string
+	sources   []watch.Source
+	ready     atomic.Pointer[time.Time] // when it was ready first
+	inForce   atomic.Pointer[time.Time] // since when the snapshot is that is in force
+	manifests atomic.Pointer[[]folder.Problem]
+}
+
+// standsOn notes the tables that hold the rules.
+func (s *standing) standsOn(tables []rules.Table) {
+	s.started = time.Now()
+	for i, t := range tables {
+		if i > 0 {
+			s.backend += ", "
+		}
+		s.backend += t.String()
+	}
+}
+
+// note notes that something happened just now.
+func note(when *atomic.Pointer[time.Time]) {
+	now := time.Now()
+	when.Store(&now)
+}
+
+func noted(when *atomic.Pointer[time.Time]) time.Time {
+	if t := when.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
+}
+
+// serve answers those who ask how the agent stands, until ctx ends.
+func (a *agent) serve(ctx context.Context) {
+	telemetry.Serve(ctx, telemetry.Options{
+		Address: a.opts.httpAddress, Socket: a.opts.socket, Logger: a.log,
+		HandOver: a.handOver, Displace: a.tookOver,
+	}, a.state)
+}
+
+// state is how the agent stands now.
+func (a *agent) state() *telemetry.State {
+	s := &telemetry.State{
+		Settings: telemetry.Settings{
+			Version: version(), PID: os.Getpid(), Backend: a.backend, Queues: a.opts.rules.Queues,
+			Fail: failText(a.opts.rules.FailOpen), OnExit: string(a.opts.onExit),
+		},
+		Now: time.Now(), Started: a.started, Ready: noted(&a.ready),
+		Snapshot: a.published.Snapshot(), Published: noted(&a.inForce),
+		Queue: a.queues.Stats(), Rejudged: a.follower.Total(), Repairs: a.manager.Repairs(),
+		Unlogged: a.verdicts.Suppressed(), Failing: a.manager.Failures(),
+	}
+	s.Waiting, _ = a.queues.Waiting() // the queues say in the log that they cannot be counted
+	for _, j := range a.judges {
+		s.Tally.Add(j.Tally())
+		flows := j.Stats()
+		s.Flows.Hits += flows.Hits
+		s.Flows.Misses += flows.Misses
+		s.Flows.Stale += flows.Stale
+		s.Flows.Size += flows.Size
+	}
+	for _, source := range a.sources {
+		s.Sources = append(s.Sources, source.String())
+		if api, is := source.(*kube.Source); is {
+			s.Watches = append(s.Watches, watches(api.Health())...)
+		}
+	}
+	for _, p := range a.keeper.Problems() {
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
+	}
+	if manifests := a.manifests.Load(); manifests != nil {
+		for _, p := range *manifests {
+			s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})
+		}
+	}
+	return s
+}
+
+// place says where in the manifests a problem is.
+func place(p folder.Problem) string {
+	text := p.File
+	if p.Document > 0 {
+		text += fmt.Sprintf(", document %d", p.Document)
+	}
+	for _, part := range []string{p.Object, p.Field} {
+		if part != "" {
+			text += ", " + part
+		}
+	}
+	return text
+}
+
+func watches(kinds []kube.KindHealth) []telemetry.Watch {
+	var all []telemetry.Watch
+	for _, k := range kinds {
+		w := telemetry.Watch{Kind: k.Kind, Synced: k.Synced, Since: k.Since, Events: k.Events, Restarts: k.Restarts, Errors: k.Errors}
+		if k.Err != nil {
+			w.Broken = k.Err.Error()
+		}
+		all = append(all, w)
+	}
+	return all
+}
+
+// tookOver says whether the agent from before has yielded to this one.
+func (a *agent) tookOver() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.occupied && (a.phase == applying || a.phase == enforcing)
+}
+
+func addServeFlags(fs *pflag.FlagSet, opts *runOptions) {
+	opts.httpAddress = telemetry.DefaultAddress
+	fs.Var((*addressFlag)(&opts.httpAddress), "http-address", "where to answer /metrics, /healthz, /readyz and, for callers on this node, /debug/; empty for nowhere")
+	fs.StringVar(&opts.socket, "socket", telemetry.DefaultSocket, "path of the unix socket on which sluice status asks, and an agent that takes over; empty for none")
+}
+
+// addressFlag is an address to listen on, or nothing.
+type addressFlag string
+
+func (f *addressFlag) String() string { return string(*f) }
+func (f *addressFlag) Type() string   { return "address:port" }
+
+func (f *addressFlag) Set(text string) error {
+	if text != "" {
+		if err := telemetry.CheckAddress(text); err != nil {
+			return err
+		}
+	}
+	*f = addressFlag(text)
+	return nil
+}

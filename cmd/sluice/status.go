@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sluice/cmd/sluice/telemetry"
+)
+
+// statusOutput is how the status is written.
+type statusOutput string
+
+const (
+	statusText statusOutput = "text"
+	statusJSON statusOutput = "json"
+)
+
+// statusPatience is how long an agent may take to answer.
+const statusPatience = 5 * time.Second
+
+func statusCommand(e env) *cobra.Command {
+	socket, output, self := "", statusText, false
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Ask this node's agent what it enforces, and with which problems",
+		Long: `Status asks the agent that runs on this node, over its unix socket, what it
+enforces and since when, what it has done, and what is wrong: policies that cannot
+be understood, broken manifests, a Kubernetes API that cannot be followed, rules
+that cannot be kept. In a cluster: kubectl -n kube-system exec POD -- sluice status.
+
+The exit status is 0 if the agent is ready and nothing is wrong, 1 if there is
+something to look at, and 2 if no agent answers.
+
+With --self it says in one line whether the agent in this container is ready, as
+a readiness probe asks; problems in policies do not count then, and neither does
+another agent on the same node.`,
+		Example: `  sluice status
+  sluice status -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), statusPatience)
+			defer cancel()
+			s, err := telemetry.Ask(ctx, socket)
+			if err != nil {
+				return err
+			}
+			if self {
+				return probe(e, s)
+			}
+			return printStatus(e, s, output)
+		},
+	}
+	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "the socket of the agent")
+	cmd.Flags().BoolVar(&self, "self", false, "say only whether the agent in this container is ready")
+	cmd.Flags().VarP(newChoiceFlag(&output, statusText, statusJSON), "output", "o", "text or json")
+	return cmd
+}
+
+// printStatus writes the status, and tells by the exit status whether it is good.
+func printStatus(e env, s *telemetry.Status, output statusOutput) error {
+	var err error
+	switch output {
+	case statusJSON:
+		encoder := json.NewEncoder(e.stdout)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(s)
+	case statusText:
+		err = s.WriteText(e.stdout)
+	}
+	if err != nil {
+		return fmt.Errorf("write the status: %w", err)
+	}
+	if !s.Good() {
+		return exitError{status: exitFindings}
+	}
+	return nil
+}
+
+// probe answers a readiness probe.
+func probe(e env, s *telemetry.Status) error {
+	switch {
+	case !s.Here:
+		return exitError{exitFindings, errors.New("another agent answers: this one has not taken over yet")}
+	case !s.Ready:
+		return exitError{exitFindings, errors.New(s.Unready)}
+	}
+	_, err := fmt.Fprintln(e.stdout, "ready")
+	return err
+}
