@@ -63,13 +63,13 @@ or if parts of the manifests cannot be understood.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&opts.dir, "filename", "f", "", "folder of manifests, or a single file")
-	flags.StringVar(&opts.question.From, "from", "", "the pod, or IP address, that opens the connection")
-	flags.StringVar(&opts.question.To, "to", "", "the pod, or IP address, that it goes to")
-	flags.StringVarP(&opts.question.Port, "port", "p", "", "port of the destination: a number, or its name there")
-	flags.StringVar(&opts.question.Protocol, "protocol", "tcp", "tcp, udp, sctp or icmp (which has no port)")
-	flags.StringVar(&opts.flows, "flows", "", "file with a flow as a JSON object on each line; - for stdin")
-	flags.StringSliceVar(&opts.node, "node-ip", nil, "an address of the node whose pods are asked about: its traffic always passes (repeatable)")
+	flags.StringVarP(&opts.dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	flags.StringVar(&opts.question.From, "from", "", "`POD` or IP address that opens the connection")
+	flags.StringVar(&opts.question.To, "to", "", "`POD` or IP address that it goes to")
+	flags.StringVarP(&opts.question.Port, "port", "p", "", "`PORT` of the destination: a number, or its name there")
+	flags.StringVar(&opts.question.Protocol, "protocol", "tcp", "`PROTOCOL`: tcp, udp, sctp or icmp (which has no port)")
+	flags.StringVar(&opts.flows, "flows", "", "`FILE` with a flow as a JSON object on each line; - for stdin")
+	flags.StringSliceVar(&opts.node, "node-ip", nil, "`ADDRESS` of the node whose pods are asked about: its traffic always passes (repeatable)")
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
 	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
 	return cmd

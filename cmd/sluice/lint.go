@@ -28,7 +28,8 @@ type finding struct {
 const manifestCheck = "manifest"
 
 func lintCommand(e env) *cobra.Command {
-	var dir, format string
+	var dir string
+	format := "text"
 	cmd := &cobra.Command{
 		Use:   "lint -f DIR",
 		Short: "Find what is legal in policies but probably wrong",
@@ -49,15 +50,10 @@ there are no Pods, it is not. The exit status is 1 if there is anything to repor
 		Example: `  sluice lint -f ./policies
   sluice lint -f ./policies -o json`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			if format != "text" && format != "json" {
-				return fmt.Errorf("--output %s: write text or json", format)
-			}
-			return runLint(e, dir, format)
-		},
+		RunE: func(*cobra.Command, []string) error { return runLint(e, dir, format) },
 	}
-	cmd.Flags().StringVarP(&dir, "filename", "f", "", "folder of manifests, or a single file")
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	cmd.Flags().StringVarP(&dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	cmd.Flags().VarP(newChoiceFlag(&format, "text", "json"), "output", "o", "text or json")
 	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
 	return cmd
 }

@@ -25,7 +25,7 @@ type matrixOptions struct {
 }
 
 func matrixCommand(e env) *cobra.Command {
-	var opts matrixOptions
+	opts := matrixOptions{format: "text"}
 	cmd := &cobra.Command{
 		Use:   "matrix -f DIR",
 		Short: "Show who can reach whom, on which ports",
@@ -45,21 +45,18 @@ network; point at a cell for the reasons.`,
 		RunE: func(*cobra.Command, []string) error { return runMatrix(e, opts) },
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&opts.dir, "filename", "f", "", "folder of manifests, or a single file")
-	flags.StringVarP(&opts.format, "output", "o", "text", "text, json or html")
-	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "ask for this port, such as 80 or 53/udp, of every pod (repeatable)")
-	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show the pods of this namespace alone (repeatable)")
+	flags.StringVarP(&opts.dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "html"), "output", "o", "text, json or html")
+	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "ask for this `PORT`, such as 80 or 53/udp, of every pod (repeatable)")
+	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show the pods of this `NAMESPACE` alone (repeatable)")
 	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
 	return cmd
 }
 
 func runMatrix(e env, opts matrixOptions) error {
-	write, ok := map[string]func(io.Writer, *matrix) error{
+	write := map[string]func(io.Writer, *matrix) error{
 		"text": writeMatrixText, "json": writeMatrixJSON, "html": writeMatrixHTML,
 	}[opts.format]
-	if !ok {
-		return fmt.Errorf("--output %s: write text, json or html", opts.format)
-	}
 	asked, err := parsePorts(opts.ports)
 	if err != nil {
 		return err

@@ -244,7 +244,7 @@ func TestMatrixSaysWhatIsWrong(t *testing.T) {
 		"port":      {[]string{"-f", dir, "--port", "http"}, exitFailed, "1 to 65535"},
 		"port 0":    {[]string{"-f", dir, "--port", "0"}, exitFailed, "1 to 65535"},
 		"protocol":  {[]string{"-f", dir, "--port", "80/icmp"}, exitFailed, "sctp"},
-		"format":    {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "text, json or html"},
+		"format":    {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, html"},
 		"no folder": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 		"no pods":   {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "status.podIPs"},
 		"no flag":   {nil, exitFailed, "filename"},

@@ -60,7 +60,7 @@ if any could not run, or if parts of the manifests cannot be understood.`,
 		},
 		RunE: func(_ *cobra.Command, files []string) error { return runTests(e, files, junit, verbose) },
 	}
-	cmd.Flags().StringVar(&junit, "junit", "", "write a report in JUnit's XML to this file too")
+	cmd.Flags().StringVar(&junit, "junit", "", "write a report in JUnit's XML to this `FILE` too")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the tests that pass too")
 	return cmd
 }
