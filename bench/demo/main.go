@@ -128,11 +128,11 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
 		wrong, err = s.play(ctx, selected)
 	}
-	if ctx.Err() != nil {
+	if errors.Is(err, context.Canceled) {
 		err = nil // it is not what went wrong that ended the play
 	}
 	if s.agent != nil {
-		err = errors.Join(err, s.agent.stop())
+		err = errors.Join(err, s.agent.Stop())
 	}
 	if err == nil && ctx.Err() == nil {
 		p.end(s.shown, len(selected), s.probed, wrong, time.Since(began))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sluice/bench/lab"
+	"sluice/bench/running"
 )
 
 // networks are what each door is asked by.
@@ -73,11 +74,11 @@ func (c *cluster) probes() (ps []probe) {
 }
 
 // ask makes all attempts at the same time, and finds the agent's verdict for each
-// that fails. What has failed without a verdict may have been lost on a busy
-// machine, and gets a second chance.
-func ask(ctx context.Context, probes []probe, a *agent) []outcome {
+// that fails in its log after a mark. What has failed without a verdict may have
+// been lost on a busy machine, and gets a second chance.
+func ask(ctx context.Context, probes []probe, a *running.Agent, mark int) []outcome {
 	outcomes := attempt(ctx, probes, patience)
-	explain(ctx, outcomes, a)
+	explain(ctx, outcomes, a, mark)
 	var again []probe
 	var at []int
 	for i, o := range outcomes {
@@ -89,7 +90,7 @@ func ask(ctx context.Context, probes []probe, a *agent) []outcome {
 		return outcomes
 	}
 	second := attempt(ctx, again, secondThought)
-	explain(ctx, second, a)
+	explain(ctx, second, a, mark)
 	for i, o := range second {
 		outcomes[at[i]] = o
 	}
@@ -111,23 +112,24 @@ func attempt(ctx context.Context, probes []probe, timeout time.Duration) []outco
 
 // explain adds the agent's verdicts to the attempts that failed. Its log may be
 // a little behind.
-func explain(ctx context.Context, outcomes []outcome, a *agent) {
+func explain(ctx context.Context, outcomes []outcome, a *running.Agent, mark int) {
+	missing := make(map[flow]*outcome)
+	for i := range outcomes {
+		if o := &outcomes[i]; !o.reached() {
+			missing[o.flow()] = o
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, logPatience)
 	defer cancel()
 	// That a verdict is missing at the end shows in the outcome.
-	_ = a.await(ctx, func() bool {
-		complete := true
-		for i := range outcomes {
-			o := &outcomes[i]
-			if o.reached() {
-				continue
-			}
-			if v, ok := a.denials[o.flow()]; ok {
-				o.denial = &v
-			} else {
-				complete = false
-			}
+	_, _ = a.Await(ctx, mark, func(l running.Line) bool {
+		if f, v, ok := denial(l); ok && missing[f] != nil {
+			missing[f].denial = &v
+			delete(missing, f)
 		}
-		return complete
+		return len(missing) == 0
 	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"sluice/bench/lab"
+	"sluice/bench/running"
 	"sluice/watch/folder"
 )
 
@@ -121,27 +123,27 @@ func TestFault(t *testing.T) {
 	}
 }
 
-func TestLog(t *testing.T) {
+func TestDenial(t *testing.T) {
 	web, db := strangers()
-	a := &agent{changed: make(chan struct{}), denials: make(map[flow]verdict)}
-	a.line(`time=2026-01-02T03:04:05Z level=INFO msg="sluice is ready" policies=0`)
-	a.line(`level=DEBUG msg="policies in force" snapshot=7 policies=2 note="a \"quoted\" = sign"`)
-	a.line(`level=INFO msg=verdict verdict=deny reason=ingress-denied src=10.0.0.1 dst=10.0.0.2 proto=TCP sport=4 dport=6379 policy=a/b,c/d`)
-	a.line(`level=INFO msg=verdict verdict=allow reason=rule src=10.0.0.2 dst=10.0.0.1 proto=TCP sport=4 dport=80 policy=a/b`)
-	a.line(`level=INFO msg=verdict verdict=deny reason=malformed`)
-	a.line(`not a line of slog`)
-	if !a.ready || a.snapshot != 7 || a.policies != 2 {
-		t.Errorf("%+v", a)
-	}
-	v, ok := a.denials[probe{web, door{db, 6379}, "tcp", 0}.flow()]
-	if want := "ingress-denied: no rule of a/b or c/d allows it"; !ok || v.String() != want {
-		t.Errorf("%v, want %s", v, want)
-	}
-	if _, ok := a.denials[probe{db, door{web, 80}, "tcp", 0}.flow()]; ok {
-		t.Error("what was allowed counts as denied")
-	}
-	if got := fields(`a="x \"y\" = z" b=1`); got["a"] != `x "y" = z` || got["b"] != "1" {
-		t.Errorf("%q", got)
+	for _, tt := range []struct {
+		name, line string
+		f          flow
+		why        string // none if it is no denial
+	}{
+		{"denied", `{"msg":"verdict","verdict":"deny","reason":"ingress-denied","src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","sport":4,"dport":6379,"policy":"a/b,c/d"}`,
+			probe{web, door{db, 6379}, "tcp", 0}.flow(), "ingress-denied: no rule of a/b or c/d allows it"},
+		{"malformed", `{"msg":"verdict","verdict":"deny","reason":"malformed"}`, flow{}, "malformed"},
+		{"allowed", `{"msg":"verdict","verdict":"allow","reason":"rule","src":"10.0.0.2","dst":"10.0.0.1","proto":"TCP","sport":4,"dport":80,"policy":"a/b"}`, flow{}, ""},
+		{"another line", `{"msg":"sluice is ready","policies":0}`, flow{}, ""},
+	} {
+		var l running.Line
+		if err := json.Unmarshal([]byte(tt.line), &l); err != nil {
+			t.Fatal(err)
+		}
+		f, v, ok := denial(l)
+		if ok != (tt.why != "") || f != tt.f || ok && v.String() != tt.why {
+			t.Errorf("%s: %v %v %q, want %v %q", tt.name, ok, f, v, tt.f, tt.why)
+		}
 	}
 }
 

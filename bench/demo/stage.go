@@ -3,14 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
+	"strings"
 	"time"
+
+	"sluice/bench/running"
 )
 
-// inForce is how long a policy may take from its file to being in force. It is
-// the bound of what takes some ten milliseconds.
+// inForce is how long the agent may take to start, and a policy from its file to
+// being in force. It is the bound of what takes some ten milliseconds.
 const inForce = 20 * time.Second
 
 // stage is where the steps are shown.
@@ -18,7 +18,7 @@ type stage struct {
 	*cluster
 	*printer
 	dir       string // the agent's folder of manifests
-	agent     *agent
+	agent     *running.Agent
 	keepGoing bool
 
 	shown, probed int
@@ -31,40 +31,28 @@ func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
 	if err != nil {
 		return err
 	}
-	if err := s.save("cluster.yaml", text); err != nil {
-		return err
+	if err := running.WriteFile(s.dir, "cluster.yaml", text); err != nil {
+		return fmt.Errorf("write the pods' manifests: %w", err)
 	}
-	echo := io.Discard
+	opts := running.Options{
+		Sluice: sluice, Node: s.lab.Nodes[0], Dir: s.dir,
+		Args: []string{"--on-exit", "remove", "--log-verdicts", "all", "--log-verdicts-rate", "0"},
+	}
 	if verbose {
-		echo = s.out
+		opts.Log = echo{s.printer}
 	}
-	if s.agent, err = startAgent(s.lab.Nodes[0].Host, sluice, s.dir, echo); err != nil {
-		return err
-	}
-	// Both lines, because the second comes after the first.
-	return s.await(ctx, "sluice is ready", func() bool { return s.agent.ready && s.agent.snapshot > 0 })
-}
-
-// save writes a file in one go: the agent must never see half of it.
-func (s *stage) save(name, text string) error {
-	hidden := filepath.Join(s.dir, "."+name)
-	err := os.WriteFile(hidden, []byte(text), 0o644)
-	if err == nil {
-		err = os.Rename(hidden, filepath.Join(s.dir, name))
-	}
-	if err != nil {
-		return fmt.Errorf("write a manifest: %w", err)
-	}
-	return nil
-}
-
-func (s *stage) await(ctx context.Context, what string, condition func() bool) error {
-	limited, cancel := context.WithTimeout(ctx, inForce)
+	ctx, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
-	if err := s.agent.await(limited, condition); err != nil {
-		return fmt.Errorf("wait until %s: %w", what, err)
-	}
-	return nil
+	s.agent, err = running.Start(ctx, opts)
+	return err
+}
+
+// echo shows the agent's log among what the demo says.
+type echo struct{ *printer }
+
+func (e echo) Write(line []byte) (int, error) {
+	e.say("%s", e.paint(faint, "  sluice: "+strings.TrimSuffix(string(line), "\n")))
+	return len(line), nil
 }
 
 // play shows the steps and returns how many probes did not do as promised.
@@ -82,7 +70,7 @@ func (s *stage) play(ctx context.Context, steps []step) (wrong int, err error) {
 		if err := s.begin(st, i+1, len(steps), took); err != nil {
 			return wrong, err
 		}
-		result := judge(ask(ctx, probes, s.agent), promises)
+		result := judge(ask(ctx, probes, s.agent, s.agent.Mark()), promises)
 		if ctx.Err() != nil {
 			return wrong, ctx.Err()
 		}
@@ -104,17 +92,16 @@ func (s *stage) apply(ctx context.Context, st step) (took time.Duration, err err
 	if err != nil {
 		return 0, err
 	}
-	before := s.agent.forget()
 	if len(st.policies) == 0 {
 		return 0, nil // the demo begins like this
 	}
+	ctx, cancel := context.WithTimeout(ctx, inForce)
+	defer cancel()
 	began := time.Now()
-	if err := s.save("policies.yaml", text); err != nil {
-		return 0, err
+	published, err := s.agent.Save(ctx, "policies.yaml", text)
+	if n := published.Number("policies"); err == nil && n != len(st.policies) {
+		err = fmt.Errorf("%d policies are in force, not %d: see why with --verbose", n, len(st.policies))
 	}
-	err = s.await(ctx, "the policies are in force", func() bool {
-		return s.agent.snapshot > before && s.agent.policies == uint64(len(st.policies))
-	})
 	return time.Since(began), err
 }
 

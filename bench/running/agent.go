@@ -5,6 +5,7 @@ package running
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,51 +28,45 @@ type Options struct {
 	Node   *lab.Node
 	Dir    string   // the folder of manifests
 	Args   []string // more arguments of sluice run
-	Log    io.Writer
-}
-
-// Line is a line of the agent's log.
-type Line map[string]any
-
-// Text is a field as text; empty if it is not there.
-func (l Line) Text(field string) string {
-	if v, ok := l[field]; ok {
-		return fmt.Sprint(v)
-	}
-	return ""
-}
-
-// Number is a field as a number; 0 if it is none.
-func (l Line) Number(field string) int {
-	n, _ := l[field].(float64)
-	return int(n)
-}
-
-// Time is when the line was written.
-func (l Line) Time() time.Time {
-	t, _ := time.Parse(time.RFC3339Nano, l.Text("time"))
-	return t
+	// Log gets the agent's log while it is written, in a form for people: each
+	// Write is one line.
+	Log io.Writer
+	// Goodbye is how long the agent may take to end once it was told to; 0 is 20s,
+	// the bound of what takes a fraction of a second.
+	Goodbye time.Duration
 }
 
 // Agent is a running agent. Its methods may be called from several goroutines.
 type Agent struct {
-	dir  string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
-	err  error         // how it ended
+	dir     string
+	cmd     *exec.Cmd
+	goodbye time.Duration
+	done    chan struct{} // closed when the process has ended
+	err     error         // how it ended
 
 	mu      sync.Mutex
 	lines   []Line
-	other   []string // what is no line of the log
+	last    []string // the last lines, as they were written
+	other   []string // what is no line of the log, which a crash is told in
 	changed chan struct{}
 	saves   int
 }
 
-// Start starts the agent and returns when it is ready.
+// lastWords is how many lines of the log an error shows.
+const lastWords = 15
+
+// Start starts the agent and returns when it is ready. If ctx ends before, the
+// agent is told to end, in order, and has ended when Start returns.
 func Start(ctx context.Context, opts Options) (*Agent, error) {
-	a := &Agent{dir: opts.Dir, done: make(chan struct{}), changed: make(chan struct{})}
+	a := &Agent{
+		dir: opts.Dir, goodbye: cmp.Or(opts.Goodbye, 20*time.Second),
+		done: make(chan struct{}), changed: make(chan struct{}),
+	}
 	args := append([]string{"run", "--manifests", opts.Dir, "--log-format", "json", "--log-level", "debug"}, opts.Args...)
 	a.cmd = exec.Command(opts.Sluice, args...)
+	// A group of its own: a terminal's Ctrl-C is for the caller, who then ends the
+	// agent.
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// A pipe of our own: StderrPipe would be closed by Wait with lines unread.
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -90,12 +85,14 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	if _, err = a.Await(ctx, 0, Message("sluice is ready")); err == nil {
 		_, err = a.Await(ctx, 0, Message("policies in force"))
 	}
-	if err != nil {
-		_ = a.cmd.Process.Kill()
-		<-a.done
-		return nil, fmt.Errorf("start the agent: %w", err)
+	if err == nil {
+		return a, nil
 	}
-	return a, nil
+	if late := a.end(); late != nil {
+		// Not wrapped: who only looks whether ctx has ended must not miss this.
+		return nil, fmt.Errorf("start the agent: %v; %w", err, late)
+	}
+	return nil, fmt.Errorf("start the agent: %w", err)
 }
 
 // follow reads the log until the process ends.
@@ -105,26 +102,29 @@ func (a *Agent) follow(r io.ReadCloser, log io.Writer) {
 	in.Buffer(nil, 1<<20)
 	for in.Scan() {
 		if log != nil {
-			fmt.Fprintln(log, in.Text())
+			fmt.Fprintln(log, readable(in.Text()))
 		}
-		var l Line
-		a.mu.Lock()
-		if err := json.Unmarshal(in.Bytes(), &l); err == nil {
-			a.lines = append(a.lines, l)
-		} else {
-			a.other = append(a.other, in.Text())
-		}
-		close(a.changed)
-		a.changed = make(chan struct{})
-		a.mu.Unlock()
+		a.line(in.Text())
 	}
+	_, _ = io.Copy(io.Discard, r) // a line beyond all bounds must not block the agent
 	a.err = a.cmd.Wait()
 	close(a.done)
 }
 
-// Message matches the lines with a message.
-func Message(msg string) func(Line) bool {
-	return func(l Line) bool { return l.Text("msg") == msg }
+// line takes in a line of the log.
+func (a *Agent) line(text string) {
+	var l Line
+	err := json.Unmarshal([]byte(text), &l)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		a.lines = append(a.lines, l)
+		a.last = append(a.last[max(0, len(a.last)-lastWords+1):], text)
+	} else {
+		a.other = append(a.other, text)
+	}
+	close(a.changed)
+	a.changed = make(chan struct{})
 }
 
 // Mark is a place in the log: all that is written later comes after it.
@@ -148,7 +148,8 @@ func (a *Agent) Since(mark int, match func(Line) bool) []Line {
 }
 
 // Await returns the first line after a mark that matches, as soon as it is there.
-// It fails when ctx or the agent ends before.
+// It fails when ctx or the agent ends before. match is called once for each line,
+// in order, so that it may also gather what several lines tell.
 func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Line, error) {
 	for {
 		ended := false
@@ -158,11 +159,14 @@ func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Lin
 		default:
 		}
 		a.mu.Lock()
-		changed := a.changed
+		lines, changed := a.lines[mark:], a.changed
 		a.mu.Unlock()
-		if found := a.Since(mark, match); len(found) > 0 {
-			return found[0], nil
+		for _, l := range lines {
+			if match(l) {
+				return l, nil
+			}
 		}
+		mark += len(lines)
 		if ended {
 			return nil, fmt.Errorf("the agent has ended (%w)\n%s", a.exit(), a.tail())
 		}
@@ -188,9 +192,8 @@ func (a *Agent) tail() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var b strings.Builder
-	for _, l := range a.lines[max(0, len(a.lines)-15):] {
-		text, _ := json.Marshal(l) // it came from JSON
-		fmt.Fprintf(&b, "  %s\n", text)
+	for _, text := range a.last {
+		fmt.Fprintf(&b, "  %s\n", readable(text))
 	}
 	for _, text := range a.other {
 		fmt.Fprintf(&b, "  %s\n", text)
@@ -245,21 +248,42 @@ func WriteFile(dir, name, text string) error {
 	return os.Rename(temporary, filepath.Join(dir, name))
 }
 
-// Stop ends the agent in order and waits for it.
-func (a *Agent) Stop() error { return a.Signal(syscall.SIGTERM) }
-
-// Kill ends the agent without a chance to do anything.
-func (a *Agent) Kill() { _ = a.Signal(syscall.SIGKILL) }
-
-// Signal sends a signal that ends the agent, and waits until it has. A process
-// that has ended already is no error, unless it ended with one.
-func (a *Agent) Signal(s syscall.Signal) error {
-	if err := a.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end the agent: %w", err)
+// Stop ends the agent in order and waits for it. An agent that has ended before,
+// that ends with an error, or that must be killed because it takes too long, is
+// an error.
+func (a *Agent) Stop() error {
+	select {
+	case <-a.done:
+		return fmt.Errorf("the agent had ended by itself (%w)\n%s", a.exit(), a.tail())
+	default:
 	}
-	<-a.done
+	if err := a.end(); err != nil {
+		return err
+	}
 	if a.err != nil {
 		return fmt.Errorf("the agent ended with %w\n%s", a.err, a.tail())
 	}
 	return nil
+}
+
+// Kill ends the agent without a chance to do anything.
+func (a *Agent) Kill() {
+	_ = a.cmd.Process.Kill() // it may have ended, which is as good
+	<-a.done
+}
+
+// end tells the agent to end, and kills it if it will not. It has ended
+// afterwards; the error says that it was not by its own doing.
+func (a *Agent) end() error {
+	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		a.Kill()
+		return fmt.Errorf("tell the agent to end: %w", err)
+	}
+	select {
+	case <-a.done:
+		return nil
+	case <-time.After(a.goodbye):
+		a.Kill()
+		return fmt.Errorf("the agent did not end within %v and was killed\n%s", a.goodbye, a.tail())
+	}
 }

@@ -1,0 +1,77 @@
+package running
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Line is a line of the agent's log.
+type Line map[string]any
+
+// Text is a field as text; empty if it is not there.
+func (l Line) Text(field string) string {
+	if v, ok := l[field]; ok {
+		return fmt.Sprint(v)
+	}
+	return ""
+}
+
+// Number is a field as a number; 0 if it is none.
+func (l Line) Number(field string) int {
+	n, _ := l[field].(float64)
+	return int(n)
+}
+
+// Time is when the line was written.
+func (l Line) Time() time.Time {
+	t, _ := time.Parse(time.RFC3339Nano, l.Text("time"))
+	return t
+}
+
+// Message matches the lines with a message.
+func Message(msg string) func(Line) bool {
+	return func(l Line) bool { return l.Text("msg") == msg }
+}
+
+// readable writes a line of the log for people: the time of day, the level, the
+// message, and the other fields in the order in which they were logged, which a
+// Line has lost. What is no line of the log stays as it is.
+func readable(text string) string {
+	in := json.NewDecoder(strings.NewReader(text))
+	if t, err := in.Token(); err != nil || t != json.Delim('{') {
+		return text
+	}
+	var clock, level, message, rest string
+	for in.More() {
+		key, err := in.Token()
+		var raw json.RawMessage
+		if err == nil {
+			err = in.Decode(&raw)
+		}
+		if err != nil {
+			return text
+		}
+		value := string(raw)
+		isText := json.Unmarshal(raw, &value) == nil
+		switch key {
+		case "time":
+			clock = value
+			if t, err := time.Parse(time.RFC3339Nano, value); err == nil {
+				clock = t.Format("15:04:05.000")
+			}
+		case "level":
+			level = value
+		case "msg":
+			message = value
+		default:
+			if isText && (value == "" || strings.ContainsAny(value, " =\"\n")) {
+				value = strconv.Quote(value)
+			}
+			rest += fmt.Sprintf(" %s=%s", key, value)
+		}
+	}
+	return fmt.Sprintf("%s %-5s %s%s", clock, level, message, rest)
+}
