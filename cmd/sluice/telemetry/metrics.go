@@ -59,6 +59,14 @@ var numbers = []number{
 		func(s *State) uint64 { return s.Queue.Panics }),
 	counter("queue_restarts_total", "Times that a queue worker failed and was started again.",
 		func(s *State) uint64 { return s.Queue.Restarts }),
+	gauge("held_packets", "Packets that wait for their pod to become known.",
+		func(s *State) float64 { return float64(s.Queue.Holding) }),
+	counter("held_packets_total", "Packets that have waited for their pod to become known.",
+		func(s *State) uint64 { return s.Queue.Held }),
+	counter("held_packets_expired_total", "Packets whose pod did not become known in time. They got what the fail mode says.",
+		func(s *State) uint64 { return s.Queue.HoldExpired }),
+	counter("held_packets_refused_total", "Packets for which there was no room to wait. They got what the fail mode says.",
+		func(s *State) uint64 { return s.Queue.HoldRefused }),
 	counter("rule_repairs_total", "Times that a table's rules were other than they should be, and were restored.",
 		func(s *State) uint64 { return s.Repairs }),
 	gauge("rule_tables_failing", "Tables whose rules cannot be kept at present.",
@@ -157,6 +165,7 @@ var expected = []series{
 	{"ingress", filter.Allow, filter.RuleAllows},
 	{"egress", filter.Deny, filter.EgressDenied},
 	{"ingress", filter.Deny, filter.IngressDenied},
+	{"none", filter.Deny, filter.UnknownPod},
 	{"none", filter.Deny, filter.Malformed},
 }
 
