@@ -46,8 +46,9 @@ type agent struct {
 	known  chan struct{} // closed when the first snapshot is in force
 	failed chan error    // why the agent could not begin
 
-	occupied bool      // another agent reads the queues that were wanted
-	lease    io.Closer // that it has yielded; nil without one
+	wantedQueue uint16    // the first
+	occupied    bool      // another agent may be there
+	lease       io.Closer // that it has yielded; nil without one
 
 	mu    sync.Mutex
 	phase phase
@@ -75,6 +76,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	if err := forgetOtherBackend(ctx, tables, log); err != nil {
 		return nil, err
 	}
+	a.wantedQueue = opts.rules.FirstQueue
 	if opts.rules.FirstQueue, a.occupied, err = chooseQueues(opts.rules.FirstQueue, opts.rules.Queues); err != nil {
 		return nil, err
 	}
@@ -262,10 +264,14 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	}
 	if a.occupied {
 		lease, err := takeOver(ctx, a.opts.socket)
-		if err != nil {
+		switch {
+		case err == nil:
+			a.lease = lease
+		case errors.Is(err, errNobody) && a.opts.rules.FirstQueue == a.wantedQueue:
+			// Whoever reads the queues behind ours is no agent, and not in the way.
+		default:
 			return err
 		}
-		a.lease = lease
 	}
 	if !a.advance(starting, applying) {
 		return context.Canceled

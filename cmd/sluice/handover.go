@@ -32,21 +32,32 @@ import (
 // takeoverPatience is how long the old agent may take to yield.
 const takeoverPatience = 5 * time.Second
 
-// chooseQueues gives the number of the first queue to read: the wanted one, or,
-// if another agent reads the queues there, the one behind them.
+// chooseQueues gives the number of the first queue to read, and whether another
+// agent may be there: that of the wanted queues, or, if somebody reads those, of
+// the ones behind them. So two agents that take over from each other change
+// places.
 func chooseQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
-	occupied, err = queue.Bound(0, first, count)
-	if err != nil || !occupied {
-		return first, false, err
+	wanted, err := queue.Bound(0, first, count)
+	if err != nil {
+		return 0, false, err
 	}
 	next := int(first) + count
 	if next+count > 1<<16 {
-		return 0, true, fmt.Errorf("another process reads queues from %d on, and there are no numbers behind them: choose others with --queue-first", first)
+		if wanted {
+			return 0, true, fmt.Errorf("another process reads queues from %d on, and there are no numbers behind them: choose others with --queue-first", first)
+		}
+		return first, false, nil
 	}
-	if twice, err := queue.Bound(0, uint16(next), count); err != nil || twice {
-		return 0, true, errors.Join(err, fmt.Errorf("other processes read the queues from %d on and from %d on: end one of them, or choose others with --queue-first", first, next))
+	behind, err := queue.Bound(0, uint16(next), count)
+	switch {
+	case err != nil:
+		return 0, false, err
+	case wanted && behind:
+		return 0, true, fmt.Errorf("other processes read the queues from %d on and from %d on: end one of them, or choose others with --queue-first", first, next)
+	case wanted:
+		return uint16(next), true, nil
 	}
-	return uint16(next), true, nil
+	return first, behind, nil
 }
 
 // takeOver asks the agent behind a socket to yield, and returns when it has. The
@@ -67,7 +78,7 @@ func takeOver(ctx context.Context, socket string) (lease io.Closer, err error) {
 	case err == nil && response.StatusCode == http.StatusOK && timer.Stop():
 		return closeFunc(func() error { cancel(); return response.Body.Close() }), nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		err = fmt.Errorf("nobody answers on %s: end what reads the queues, or name its socket with --socket", socket)
+		err = fmt.Errorf("%w %s: end what reads the queues, or name its socket with --socket", errNobody, socket)
 	case err == nil:
 		_ = response.Body.Close()
 		err = fmt.Errorf("it answers %s", response.Status)
@@ -75,6 +86,9 @@ func takeOver(ctx context.Context, socket string) (lease io.Closer, err error) {
 	cancel()
 	return nil, fmt.Errorf("take over from the agent that is there: %w", err)
 }
+
+// errNobody says that there is no agent to take over from.
+var errNobody = errors.New("nobody answers on")
 
 type closeFunc func() error
 

@@ -274,6 +274,71 @@ func synRetransmitted(t *testing.T, h *lab.Host) (n int) {
 	return 0
 }
 
+// load is connections that open as fast as they can, from a pod that may to one
+// that must not be reached by another.
+type load struct {
+	*site
+	t      *testing.T
+	opened atomic.Int64
+	stop   atomic.Bool
+	wait   sync.WaitGroup
+	failed chan error
+	before int
+}
+
+// newLoad begins to open connections, and to try those that are denied.
+func (s *site) newLoad(t *testing.T, denied bool) *load {
+	t.Helper()
+	l := &load{site: s, t: t, failed: make(chan error, 64), before: synRetransmitted(t, s.host("default/web"))}
+	for i := range 8 {
+		to := netip.AddrPortFrom(families[i%2].of(s.host("default/db")), 6379)
+		l.wait.Go(func() {
+			for !l.stop.Load() {
+				if r := s.host("default/web").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
+					l.failed <- fmt.Errorf("%s: %w", r.Outcome, r.Err)
+					return
+				}
+				l.opened.Add(1)
+			}
+		})
+		if denied && i < 4 {
+			l.wait.Go(func() {
+				for !l.stop.Load() {
+					if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence/10); r.Outcome == lab.Reached {
+						l.failed <- errors.New("a connection that is denied was let through")
+						return
+					}
+				}
+			})
+		}
+	}
+	t.Cleanup(func() { l.stop.Store(true); l.wait.Wait() })
+	return l
+}
+
+// more waits until n more connections have been opened.
+func (l *load) more(n int64) {
+	l.t.Helper()
+	for target := l.opened.Load() + n; l.opened.Load() < target && len(l.failed) == 0; {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// end ends the load. None may have failed, and none may have had to ask twice.
+func (l *load) end() {
+	l.t.Helper()
+	l.stop.Store(true)
+	l.wait.Wait()
+	select {
+	case err := <-l.failed:
+		l.t.Error(err)
+	default:
+	}
+	if n := synRetransmitted(l.t, l.host("default/web")) - l.before; n != 0 {
+		l.t.Errorf("%d of %d connections had to ask twice", n, l.opened.Load())
+	}
+}
+
 // An agent that ends answers every packet that waits: while connections open as
 // fast as they can, not one has to ask twice.
 func TestNoPacketWaitsAtTheEnd(t *testing.T) {
@@ -286,44 +351,51 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
 			s.start(args...)
-			web := s.host("default/web")
-			before := synRetransmitted(t, web)
-			var stop atomic.Bool
-			var opened atomic.Int64
-			var wait sync.WaitGroup
-			failed := make(chan error, 16)
-			for i := range 8 {
-				to := netip.AddrPortFrom(families[i%2].of(s.host("default/db")), 6379)
-				wait.Go(func() {
-					for !stop.Load() {
-						if r := web.Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
-							failed <- fmt.Errorf("%s: %w", r.Outcome, r.Err)
-							return
-						}
-						opened.Add(1)
-					}
-				})
-			}
-			awaitMore := func(n int64) {
-				for target := opened.Load() + n; opened.Load() < target && len(failed) == 0; {
-					time.Sleep(time.Millisecond)
-				}
-			}
-			awaitMore(300)
+			l := s.newLoad(t, false)
+			l.more(300)
 			s.stop()
-			awaitMore(300)
-			stop.Store(true)
-			wait.Wait()
-			select {
-			case err := <-failed:
-				t.Error(err)
-			default:
-			}
-			if n := synRetransmitted(t, web) - before; n != 0 {
-				t.Errorf("%d of %d connections had to ask twice", n, opened.Load())
-			}
+			l.more(300)
+			l.end()
 		})
 	}
+}
+
+// A new agent takes over from the old one while connections open as fast as they
+// can: none that is allowed has to ask twice, none that is denied gets through.
+func TestTakeoverOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	args := []string{"--on-exit", "keep", "--fail", "closed", "--log-verdicts", "none"}
+	s.start(args...)
+	l := s.newLoad(t, true)
+	for range 3 {
+		l.more(100)
+		next := s.another(args...)
+		l.more(100) // both are there
+		s.stop()
+		s.agent = next
+		l.more(100)
+	}
+	l.end()
+	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
+}
+
+// One that took over and dies leaves the node to the agent from before.
+func TestStepInOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	args := []string{"--on-exit", "keep", "--fail", "closed"}
+	s.start(args...)
+	next := s.another(args...)
+	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
+	mark := s.agent.Mark()
+	next.Kill()
+	s.await(mark, "the old agent steps in", func(l running.Line) bool {
+		return l.Text("msg") == "rules applied" && l.Text("table") == "ip6tables-nft"
+	})
+	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
+	s.save("policies.yaml", "")
+	s.check(t, []string{"default/other default/db tcp 6379"}, nil)
 }
 
 // Somebody flushes the table; within seconds the policies hold again.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,7 +37,10 @@ type site struct {
 	t     testing.TB
 	agent *running.Agent
 	dir   string
-	hosts map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
+	// socket is where the agent answers: two that have the same take over from
+	// each other.
+	socket string
+	hosts  map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
 }
 
 // sitePods are the pods, with their labels and the node that they run on.
@@ -66,7 +70,7 @@ const siteNamespaces = `
 func newSite(t testing.TB) *site {
 	t.Helper()
 	l := lab.ForTest(t, lab.Options{Nodes: 2})
-	s := &site{Lab: l, t: t, dir: t.TempDir(), hosts: map[string]*lab.Host{
+	s := &site{Lab: l, t: t, dir: t.TempDir(), socket: filepath.Join(t.TempDir(), "s"), hosts: map[string]*lab.Host{
 		"outside": l.Outside, "node-1": l.Nodes[0].Host, "node-2": l.Nodes[1].Host,
 	}}
 	for _, p := range sitePods {
@@ -130,19 +134,28 @@ func (s *site) write(name, text string) {
 // start starts the agent and ends it with the test.
 func (s *site) start(args ...string) {
 	s.t.Helper()
+	s.agent = s.another(args...)
+}
+
+// another starts an agent, which takes over if there is one, and ends it with the
+// test.
+func (s *site) another(args ...string) *running.Agent {
+	s.t.Helper()
 	program, err := exec.LookPath("sluice")
 	if err != nil {
 		s.t.Fatalf("find the command under test: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
-	if s.agent, err = running.Start(ctx, running.Options{
+	a, err := running.Start(ctx, running.Options{
 		Sluice: program, Node: s.Nodes[0], Dir: s.dir,
-		Args: append([]string{"--log-verdicts", "all", "--log-verdicts-rate", "0"}, args...),
-	}); err != nil {
+		Args: append([]string{"--socket", s.socket, "--log-verdicts", "all", "--log-verdicts-rate", "0"}, args...),
+	})
+	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(s.agent.Kill)
+	s.t.Cleanup(a.Kill)
+	return a
 }
 
 // stop ends the agent in order.
@@ -175,15 +188,15 @@ func (s *site) await(mark int, what string, match func(running.Line) bool) runni
 	return l
 }
 
-// probe is one attempt to talk, as the tests write it:
+// attempt is one attempt to talk, as the tests write it:
 // "default/web default/db tcp 6379".
-type probe struct {
+type attempt struct {
 	from, to string // pods, hosts, or for to an address
 	network  string
 	port     uint16
 }
 
-func parseProbe(t *testing.T, text string) probe {
+func parseAttempt(t *testing.T, text string) attempt {
 	t.Helper()
 	f := strings.Fields(text)
 	if len(f) != 4 {
@@ -193,7 +206,7 @@ func parseProbe(t *testing.T, text string) probe {
 	if err != nil {
 		t.Fatalf("probe %q: %v", text, err)
 	}
-	return probe{f[0], f[1], f[2], uint16(port)}
+	return attempt{f[0], f[1], f[2], uint16(port)}
 }
 
 // host is who has a name.
@@ -222,7 +235,7 @@ func (s *site) check(t *testing.T, allow, deny []string) {
 	t.Helper()
 	var wait sync.WaitGroup
 	try := func(text string, want bool) {
-		p := parseProbe(t, text)
+		p := parseAttempt(t, text)
 		from := s.host(p.from)
 		for _, addr := range s.targets(p.to) {
 			to := netip.AddrPortFrom(addr, p.port)

@@ -357,7 +357,20 @@ func TestOverflowPasses(t *testing.T) {
 // do.
 func TestQueueIsTaken(t *testing.T) {
 	r := newRig(t, 1, func([]byte) filter.Action { return filter.Allow })
+	bound := func() bool {
+		b, err := queue.Bound(r.node.NetNS(), first, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	if bound() {
+		t.Error("a queue counts as read before it is")
+	}
 	r.run(queue.Options{})
+	if !bound() {
+		t.Error("a queue that is read does not count as read")
+	}
 	err := r.queues(queue.Options{}).Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "--queue-first") {
 		t.Errorf("%v, want the mend", err)

@@ -289,6 +289,27 @@ func TestPauseAndRemove(t *testing.T) {
 	})
 }
 
+// After it has yielded, a manager touches nothing, until it is to apply again.
+func TestYield(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.apply()
+		m.run()
+		m.Yield()
+		m.change("-F SLUICE")
+		theirs := m.v4.Dump()
+		time.Sleep(5 * period)
+		if err := m.Pause(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.v4.Dump(); got != theirs {
+			t.Errorf("the table is\n%s\nand was left as\n%s", got, theirs)
+		}
+		m.apply()
+		m.want(m.applied())
+	})
+}
+
 // Calls from several goroutines leave a table that is one or the other, never
 // something between. The race detector looks on.
 func TestConcurrentCalls(t *testing.T) {
