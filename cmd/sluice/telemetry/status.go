@@ -49,6 +49,7 @@ type Packets struct {
 	Waiting int               `json:"waiting"`
 	Held    uint64            `json:"held"`     // that have waited for their pod to become known
 	Expired uint64            `json:"expired"`  // likewise, in vain
+	Refused uint64            `json:"refused"`  // that found no room to wait
 	Dropped uint64            `json:"dropped"`  // by the kernel, because a queue was full
 	Panics  uint64            `json:"panics"`   // denied, because judging them failed
 	Restart uint64            `json:"restarts"` // of queue workers
@@ -68,7 +69,7 @@ func (s *State) Status() *Status {
 		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs,
 		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), Now: s.Now,
 		Packets: Packets{
-			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired + s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
+			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
 		Live: Live{Judged: s.Rejudged.Looked, Revoked: s.Rejudged.Revoked, Restored: s.Rejudged.Restored},
@@ -110,7 +111,7 @@ func (s *Status) WriteText(out io.Writer) error {
 	fmt.Fprintf(w, "rules\tiptables %s, %s, fail %s, on exit %s; repaired %s\n", s.Backend, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"))
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
-	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain\n", p.Held, p.Expired)
+	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain; %d found no room\n", p.Held, p.Expired, p.Refused)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
 	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored)
 	for _, watch := range s.Watches {
