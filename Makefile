@@ -6,8 +6,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# iptables lies in sbin, which not every user has in the path.
-export PATH := $(PATH):/usr/sbin:/sbin
+# iptables lies in sbin, which not every user has in the path; and sudo may take away
+# where Go's own archive is unpacked.
+export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 
 # What runs is of a fixed version, so that all get the same findings.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -23,8 +24,7 @@ help: ## print this list
 .PHONY: demo
 demo: ## show policies at work on real packets, in network namespaces (as root, under a minute)
 	@.ci/setup demo
-	@go build -o bin/sluice ./cmd/sluice
-	@go build -o bin/demo ./bench/demo
+	@go build -buildvcs=false -o bin/ ./cmd/sluice ./bench/demo
 	@bin/demo --sluice bin/sluice
 
 .PHONY: test

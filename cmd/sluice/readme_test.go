@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+const (
+	readmePath = "../../README.md"
+	// asRoot stands above a block of the README whose commands change the machine.
+	asRoot = "<!-- as root -->"
+	// showStatus ends a command of the README that shows its exit status too.
+	showStatus = "; echo $?"
+)
+
+// block is what stands in the README between ```console and ```: commands behind a
+// dollar, and what each of them prints.
+type block struct {
+	first, end int // lines of the file, without the fences
+	root       bool
+}
+
+// commands are the commands of a block, each with its output.
+type command struct{ line, output string }
+
+func readmeBlocks(lines []string) (blocks []block) {
+	for i := 0; i < len(lines); i++ {
+		if lines[i] != "```console" {
+			continue
+		}
+		b := block{first: i + 1, root: i > 0 && lines[i-1] == asRoot}
+		for i++; i < len(lines) && lines[i] != "```"; i++ {
+		}
+		b.end = i
+		blocks = append(blocks, b)
+	}
+	return blocks
+}
+
+func readmeCommands(lines []string) (commands []command) {
+	for _, line := range lines {
+		if text, is := strings.CutPrefix(line, "$ "); is {
+			commands = append(commands, command{line: text})
+		} else if n := len(commands); n > 0 {
+			commands[n-1].output += line + "\n"
+		}
+	}
+	return commands
+}
+
+// The examples of the README do what stands there, in the folder examples. With
+// SLUICE_UPDATE_SCRIPTS set, what they print is written anew.
+func TestReadme(t *testing.T) {
+	text, err := os.ReadFile(readmePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(text), "\n")
+	update := os.Getenv("SLUICE_UPDATE_SCRIPTS") != ""
+	var updated []string
+	ran, last := 0, 0
+	for _, b := range readmeBlocks(lines) {
+		updated = append(updated, lines[last:b.first]...)
+		for _, c := range readmeCommands(lines[b.first:b.end]) {
+			got := c.output
+			t.Run(c.line, func(t *testing.T) {
+				args := readmeArgs(t, c.line)
+				if b.root || args == nil {
+					return
+				}
+				ran++
+				if got = runExample(t, args, strings.HasSuffix(c.line, showStatus)); got != c.output && !update {
+					t.Errorf("it prints\n%s\nand in the README stands\n%s", got, c.output)
+				}
+			})
+			updated = append(updated, "$ "+c.line)
+			if got != "" {
+				updated = append(updated, strings.Split(strings.TrimSuffix(got, "\n"), "\n")...)
+			}
+		}
+		last = b.end
+	}
+	updated = append(updated, lines[last:]...)
+	if ran < 6 {
+		t.Errorf("%d examples: they were not found", ran)
+	}
+	if update {
+		if err := os.WriteFile(readmePath, []byte(strings.Join(updated, "\n")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// readmeArgs gives the arguments of a command of sluice, which must be ones that it
+// takes; nil for another command, which must be a target of the Makefile.
+func readmeArgs(t *testing.T, line string) []string {
+	t.Helper()
+	line = strings.TrimPrefix(line, "sudo ")
+	if target, is := strings.CutPrefix(line, "make "); is {
+		makefile, err := os.ReadFile("../../Makefile")
+		if err != nil {
+			t.Fatal(err)
+		}
+		target, _, _ = strings.Cut(target, " ")
+		if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(target) + `:`).Match(makefile) {
+			t.Errorf("the Makefile has no target %s", target)
+		}
+		return nil
+	}
+	args, ok := exampleArgs(strings.TrimSuffix(line, showStatus))
+	if !ok {
+		t.Fatal("it is neither a command of sluice nor one of make")
+	}
+	cmd, rest, err := rootCommand(env{}).Find(args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.ParseFlags(rest); err != nil && !strings.Contains(err.Error(), "help") {
+		t.Fatal(err)
+	}
+	return args
+}
+
+// runExample gives all that a command prints, on both outputs, as a terminal shows
+// it.
+func runExample(t *testing.T, args []string, status bool) string {
+	t.Helper()
+	t.Chdir("examples")
+	var out bytes.Buffer
+	e := env{stdin: strings.NewReader(""), stdout: &out, stderr: &out, getenv: func(string) string { return "" }}
+	s := run(t.Context(), e, args)
+	if status {
+		fmt.Fprintln(&out, s)
+	}
+	return out.String()
+}
+
+var link = regexp.MustCompile(`\]\(([^)#:]+)\)`)
+
+// What the README points to is there.
+func TestReadmeLinks(t *testing.T) {
+	text, err := os.ReadFile(readmePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := link.FindAllSubmatch(text, -1)
+	for _, l := range links {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(readmePath), string(l[1]))); err != nil {
+			t.Errorf("a link: %v", err)
+		}
+	}
+	if len(links) == 0 {
+		t.Error("no links: they were not found")
+	}
+}
