@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+	"sluice/cmd/sluice/telemetry"
+)
+
+// scrape gets a page of the agent, as a process of its node does.
+func (s *site) scrape(t *testing.T, path string) (status int, text string) {
+	t.Helper()
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			return s.Nodes[0].DialTCP(ctx, netip.MustParseAddrPort(address))
+		},
+	}}
+	response, err := client.Get("http://" + telemetry.DefaultAddress + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(body)
+}
+
+// What an agent tells of itself is what it has done to real packets.
+func TestAgentTellsHowItStands(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start("--on-exit", "keep")
+	db := netip.AddrPortFrom(s.host("default/db").IPv4, 6379)
+	for pod, want := range map[string]lab.Outcome{"default/web": lab.Reached, "default/other": lab.TimedOut} {
+		if r := s.host(pod).Connect(t.Context(), "tcp", db, silence); r.Outcome != want {
+			t.Fatalf("%s: %v, want %v", pod, r.Outcome, want)
+		}
+	}
+	ask := func(wantStatus int) *telemetry.Status {
+		t.Helper()
+		status, stdout, stderr := sluice(t, "status", "--socket", s.socket, "-o", "json")
+		if status != wantStatus {
+			t.Fatalf("status %d, want %d: %s%s", status, wantStatus, stdout, stderr)
+		}
+		var got telemetry.Status
+		if err := json.Unmarshal([]byte(stdout), &got); err != nil {
+			t.Fatal(err)
+		}
+		return &got
+	}
+	got := ask(0)
+	if got.Enforcing.Policies != 1 || got.Enforcing.Pods != len(sitePods) || got.Packets.Allowed == 0 || got.Packets.Denied == 0 ||
+		got.Packets.Reasons["ingress-denied"] != got.Packets.Denied || got.OnExit != "keep" || !got.Ready {
+		t.Errorf("%+v", got)
+	}
+	if !got.Started.Before(got.Enforcing.Since) || time.Since(got.Started) > time.Hour {
+		t.Errorf("started %v, ready %v", got.Started, got.Enforcing.Since)
+	}
+	if status, stdout, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != 0 || stdout != "ready\n" {
+		t.Errorf("--self: status %d, %s%s", status, stdout, stderr)
+	}
+
+	for path, want := range map[string]string{
+		"/healthz": "ok", "/readyz": "ok", "/debug/endpoint?pod=default/db": "default/access-demo1", "/debug/": "pprof",
+		"/metrics": `sluice_verdicts_total{direction="ingress",reason="ingress-denied",verdict="deny"} `,
+	} {
+		if status, text := s.scrape(t, path); status != http.StatusOK || !strings.Contains(text, want) {
+			t.Errorf("%s: %d, want %q:\n%s", path, status, want, text)
+		}
+	}
+
+	// A broken manifest is a problem until it is mended.
+	s.write("broken.yaml", "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy")
+	await := func(problems int) {
+		t.Helper()
+		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+			status, stdout, _ := sluice(t, "status", "--socket", s.socket)
+			if strings.Count(stdout, "\n  manifest ") == problems && (status == exitFindings) == (problems > 0) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("status %d, want %d problems:\n%s", status, problems, stdout)
+			}
+		}
+	}
+	await(1)
+	s.save("broken.yaml", "")
+	await(0)
+}
+
+func TestStatusWithoutAnAgent(t *testing.T) {
+	status, stdout, stderr := sluice(t, "status", "--socket", t.TempDir()+"/none")
+	if status != exitFailed || stdout != "" || !strings.Contains(stderr, "no agent answers") || !strings.Contains(stderr, "--socket") {
+		t.Errorf("status %d, %q, %q", status, stdout, stderr)
+	}
+}
+
+func TestHTTPAddressIsChecked(t *testing.T) {
+	if status, _, stderr := sluice(t, "run", "--manifests", ".", "--http-address", "9000"); status != exitFailed || !strings.Contains(stderr, telemetry.DefaultAddress) {
+		t.Errorf("status %d, %q", status, stderr)
+	}
+}
