@@ -105,3 +105,22 @@ func (s *stored) encodings() [2][]byte {
 	defer s.mu.Unlock()
 	return s.encoded
 }
+
+// Encode encodes all objects as protobuf ahead of time, and returns how many bytes
+// that are, by resource.
+func (s *Server) Encode() (map[string]int, error) {
+	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
+	sizes := make(map[string]int)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, r := range s.resources {
+		for _, o := range r.objects {
+			raw, err := o.encode(encoding{0, info})
+			if err != nil {
+				return nil, err
+			}
+			sizes[name] += len(raw)
+		}
+	}
+	return sizes, nil
+}

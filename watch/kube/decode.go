@@ -36,6 +36,11 @@ type decoder struct {
 // Decode returns a trimmed object, a list of some, or what is none of the objects
 // that are followed: a Status or the frame of a watch's event.
 func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	if into == nil {
+		if o := d.decodeWire(data); o != nil {
+			return o, kind, nil
+		}
+	}
 	o, actual, err := d.full.Decode(data, kind, into)
 	if err != nil {
 		return nil, actual, err

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"maps"
 	"runtime"
 	"slices"
@@ -25,13 +26,33 @@ func (s *labelSet) of() map[string]string {
 	return s.labels
 }
 
+// labelText is labels in a row, key and value, each with a zero byte behind it: no
+// key and no value can have one in it.
+type labelText []byte
+
+func (t *labelText) add(key, value []byte) {
+	*t = append(append(append(append(*t, key...), 0), value...), 0)
+}
+
+// parse returns the labels. Of a key that is there twice the last counts.
+func (t labelText) parse() map[string]string {
+	labels := make(map[string]string, bytes.Count(t, zero)/2)
+	for len(t) > 0 {
+		key, rest, _ := bytes.Cut(t, zero)
+		value, rest, _ := bytes.Cut(rest, zero)
+		labels[interned(string(key))] = interned(string(value))
+		t = rest
+	}
+	return labels
+}
+
+var zero = []byte{0}
+
 // labelSets are the sets of labels in use. A set is forgotten when nobody holds it
 // any more, so that no user of one has to say so.
 type labelSets struct {
 	mu    sync.Mutex
 	known map[string]weak.Pointer[labelSet] // by text
-	text  []byte                            // of the set that is looked up
-	keys  []string
 }
 
 func newLabelSets() *labelSets {
@@ -40,28 +61,29 @@ func newLabelSets() *labelSets {
 
 // intern returns the set that is equal to the given labels; nil for none.
 func (s *labelSets) intern(labels map[string]string) *labelSet {
-	if len(labels) == 0 {
+	var text labelText
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		text.add([]byte(k), []byte(labels[k]))
+	}
+	return s.internText(text)
+}
+
+// internText returns the set with a text; nil for none. Where the set is known it
+// allocates nothing. The API server writes labels in order, so that equal sets have
+// equal texts.
+func (s *labelSets) internText(text labelText) *labelSet {
+	if len(text) == 0 {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.keys = slices.AppendSeq(s.keys[:0], maps.Keys(labels))
-	slices.Sort(s.keys)
-	s.text = s.text[:0]
-	for _, k := range s.keys {
-		// Neither a key nor a value can have a zero byte in it.
-		s.text = append(append(append(append(s.text, k...), 0), labels[k]...), 0)
-	}
-	if set := s.known[string(s.text)].Value(); set != nil {
+	if set := s.known[string(text)].Value(); set != nil {
 		return set
 	}
-	set := &labelSet{make(map[string]string, len(labels))}
-	for k, v := range labels {
-		set.labels[interned(k)] = interned(v)
-	}
-	text := string(s.text)
-	s.known[text] = weak.Make(set)
-	runtime.AddCleanup(set, s.forget, text)
+	set := &labelSet{text.parse()}
+	key := string(text)
+	s.known[key] = weak.Make(set)
+	runtime.AddCleanup(set, s.forget, key)
 	return set
 }
 

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+
+	"sluice/filter/policy"
+	"sluice/watch"
+	"sluice/watch/kube"
+)
+
+// agent is the part of sluice that follows a cluster.
+type agent struct {
+	address   string
+	source    *kube.Source
+	published policy.Published
+	changed   chan struct{}
+	rounds    byte
+}
+
+// usage is what the process has used so far.
+type usage struct {
+	at      time.Time
+	cpu     time.Duration
+	mallocs uint64
+	bytes   uint64
+}
+
+func measure(ctx context.Context, opts options) (err error) {
+	address, sizes, stop, err := startServer(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	a := &agent{address: address, changed: make(chan struct{}, 1)}
+	a.source, err = kube.New(&rest.Config{Host: "http://" + address}, kube.Options{NodeName: nodeName(0), Ranges: new(watch.Ranges)})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	group, inner := errgroup.WithContext(ctx)
+	keeper := watch.New(policy.NewWorld(), &a.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes) {
+		select {
+		case a.changed <- struct{}{}:
+		default:
+		}
+	}})
+	before, err := read()
+	if err != nil {
+		cancel()
+		return err
+	}
+	group.Go(func() error { return keeper.Run(inner, a.source) })
+	group.Go(func() error {
+		defer cancel()
+		return a.report(inner, opts, sizes, before, keeper)
+	})
+	return group.Wait()
+}
+
+// startServer starts the serving process, and returns its address and the sizes of
+// its objects. stop ends it.
+func startServer(ctx context.Context, opts options) (address, sizes string, stop func() error, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", "", nil, fmt.Errorf("start the server: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, self, opts.args()...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe() // its end ends the server
+	if err != nil {
+		return "", "", nil, fmt.Errorf("start the server: %w", err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", "", nil, fmt.Errorf("start the server: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return "", "", nil, fmt.Errorf("start the server: %w", err)
+	}
+	stop = func() error {
+		_ = in.Close()
+		return cmd.Wait()
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return "", "", nil, errors.Join(fmt.Errorf("start the server: %w", err), stop())
+	}
+	var pod, pol int
+	if _, err := fmt.Sscan(line, &address, &pod, &pol); err != nil {
+		return "", "", nil, errors.Join(fmt.Errorf("start the server: it printed %q: %w", strings.TrimSpace(line), err), stop())
+	}
+	return address, fmt.Sprintf("a pod is %d bytes on the wire, a policy %d", pod, pol), stop, nil
+}
+
+// report measures and prints.
+func (a *agent) report(ctx context.Context, opts options, sizes string, before usage, keeper *watch.Keeper) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-keeper.Ready():
+	}
+	synced, err := read()
+	if err != nil {
+		return err
+	}
+	c := a.published.Snapshot().Counts()
+	fmt.Printf("%d pods, %d policies, %d namespaces, %d nodes; %s\n\n", c.Pods, c.Policies, c.Namespaces, opts.nodes, sizes)
+	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "time to sync\t%v\tCPU %v, %d MB allocated\n", synced.at.Sub(before.at).Round(time.Millisecond), (synced.cpu - before.cpu).Round(time.Millisecond), (synced.bytes-before.bytes)>>20)
+	rss, peak, err := resident()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "resident after sync\t%d MiB\tpeak %d MiB\n", rss>>20, peak>>20)
+	if err := writeHeap(opts.heap); err != nil {
+		return err
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	fmt.Fprintf(w, "live heap\t%d MiB\t\n", m.HeapAlloc>>20)
+	for _, what := range []string{"status", "label", "restart", "policy"} {
+		if err := a.events(ctx, w, what, opts.events); err != nil {
+			return err
+		}
+	}
+	rss, peak, err = resident()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "resident at the end\t%d MiB\tpeak %d MiB\n", rss>>20, peak>>20)
+	return w.Flush()
+}
+
+// events has n events of a sort happen, as fast as they go, and prints what each
+// costs until it is in force.
+func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n int) error {
+	a.rounds++
+	last := netip.AddrFrom4([4]byte{192, 0, 2, a.rounds})
+	before, err := read()
+	if err != nil {
+		return err
+	}
+	number := a.published.Snapshot().Number()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s/happen/%s/%d?last=%s", a.address, what, n, last), nil)
+	if err != nil {
+		return fmt.Errorf("make events: %w", err)
+	}
+	answer, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("make events: %w", err)
+	}
+	_ = answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("make events: the server says %s", answer.Status)
+	}
+	for a.published.Snapshot().Endpoint(last).String() != "default/last" {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.changed:
+		}
+	}
+	after, err := read()
+	if err != nil {
+		return err
+	}
+	took := after.at.Sub(before.at)
+	fmt.Fprintf(w, "%s events\t%.0f/s\tCPU %v, %d allocations and %d bytes each; %d snapshots\n", what, float64(n)/took.Seconds(),
+		(after.cpu-before.cpu)/time.Duration(n), (after.mallocs-before.mallocs)/uint64(n), (after.bytes-before.bytes)/uint64(n), a.published.Snapshot().Number()-number)
+	return nil
+}
