@@ -1,0 +1,119 @@
+package main
+
+import (
+	"debug/elf"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// architectures are the names that images have for machines.
+var architectures = map[elf.Machine]string{
+	elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64", elf.EM_ARM: "arm", elf.EM_386: "386",
+	elf.EM_PPC64: "ppc64le", elf.EM_S390: "s390x", elf.EM_RISCV: "riscv64",
+}
+
+// architecture is the machine that a program is for.
+func architecture(path string) (string, error) {
+	f, err := elf.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("read the program %s: %w: build it for Linux", path, err)
+	}
+	defer f.Close()
+	arch, ok := architectures[f.Machine]
+	if !ok {
+		return "", fmt.Errorf("read the program %s: there is no name for the machine %s", path, f.Machine)
+	}
+	if interpreter(f) != "" {
+		return "", fmt.Errorf("read the program %s: it needs shared libraries: build it with CGO_ENABLED=0", path)
+	}
+	return arch, nil
+}
+
+// needed lists what the loader loads with a program or library, and the loader
+// (elf(5): PT_INTERP, DT_NEEDED, DT_RUNPATH).
+func needed(path string) ([]string, error) {
+	f, err := elf.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read what %s loads: %w", path, err)
+	}
+	defer f.Close()
+	names, err := f.ImportedLibraries()
+	if err != nil {
+		return nil, fmt.Errorf("read what %s loads: %w", path, err)
+	}
+	var dirs []string
+	for _, tag := range []elf.DynTag{elf.DT_RUNPATH, elf.DT_RPATH} {
+		paths, err := f.DynString(tag)
+		if err != nil {
+			continue // it has no section of the kind
+		}
+		for _, list := range paths {
+			for dir := range strings.SplitSeq(list, ":") {
+				dirs = append(dirs, strings.NewReplacer("$ORIGIN", filepath.Dir(path), "${ORIGIN}", filepath.Dir(path)).Replace(dir))
+			}
+		}
+	}
+	dirs = append(dirs, systemDirs()...)
+	var found []string
+	for _, name := range names {
+		lib, err := findLibrary(name, dirs, f)
+		if err != nil {
+			return nil, fmt.Errorf("find what %s loads: %w", path, err)
+		}
+		found = append(found, lib)
+	}
+	if loader := interpreter(f); loader != "" {
+		found = append(found, loader)
+	}
+	return found, nil
+}
+
+// systemDirs are where a loader looks without being told, and so where it will
+// find the libraries in an image that has no cache of theirs.
+func systemDirs() []string {
+	var dirs []string
+	for _, pattern := range []string{"/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*", "/lib64", "/usr/lib64", "/lib", "/usr/lib"} {
+		matches, _ := filepath.Glob(pattern) // the patterns are good
+		dirs = append(dirs, matches...)
+	}
+	return dirs
+}
+
+// findLibrary finds a library for the same kind of machine as the one that needs
+// it.
+func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		f, err := elf.Open(path)
+		if err != nil {
+			continue // a script of the linker
+		}
+		same := f.Machine == by.Machine && f.Class == by.Class
+		_ = f.Close()
+		if same {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("there is no library %s in %s", name, strings.Join(dirs, ", "))
+}
+
+// interpreter is the loader that a program asks for; empty for a library or a
+// static program.
+func interpreter(f *elf.File) string {
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_INTERP {
+			continue
+		}
+		b := make([]byte, p.Filesz)
+		if _, err := p.ReadAt(b, 0); err != nil {
+			return ""
+		}
+		return strings.TrimRight(string(b), "\x00")
+	}
+	return ""
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// maxLinks is how many links a path may lead through, as for the kernel.
+const maxLinks = 40
+
+// tree is the files of a layer, by absolute path.
+type tree struct {
+	entries map[string]entry
+	loaders map[string]bool // folders with libxtables
+}
+
+// entry is a folder, a link or a file.
+type entry struct {
+	link string // where it leads; empty for no link
+	file string // on this machine; empty for a folder
+	mode fs.FileMode
+}
+
+func newTree() *tree { return &tree{entries: make(map[string]entry), loaders: make(map[string]bool)} }
+
+// addDir adds a folder and those above it.
+func (t *tree) addDir(path string) {
+	for ; path != "/"; path = filepath.Dir(path) {
+		if _, ok := t.entries[path]; !ok {
+			t.entries[path] = entry{mode: 0o755}
+		}
+	}
+}
+
+// put adds a file of this machine at another path.
+func (t *tree) put(path, file string) {
+	t.addDir(filepath.Dir(path))
+	t.entries[path] = entry{file: file, mode: 0o755}
+}
+
+// add adds a file at its own path, with every link on the way to it as it is on
+// this machine. It returns the path of the file itself, and whether it was there
+// already.
+func (t *tree) add(path string) (file string, known bool, err error) {
+	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
+	at := "/"
+	for links := 0; len(rest) > 0; {
+		next := filepath.Join(at, rest[0])
+		rest = rest[1:]
+		info, err := os.Lstat(next)
+		if err != nil {
+			return "", false, fmt.Errorf("add %s: %w", path, err)
+		}
+		switch {
+		case info.Mode().Type() == fs.ModeSymlink:
+			if links++; links > maxLinks {
+				return "", false, fmt.Errorf("add %s: too many links", path)
+			}
+			to, err := os.Readlink(next)
+			if err != nil {
+				return "", false, fmt.Errorf("add %s: %w", path, err)
+			}
+			t.addDir(filepath.Dir(next))
+			t.entries[next] = entry{link: to, mode: 0o777}
+			if filepath.IsAbs(to) {
+				at = "/"
+			}
+			rest = append(strings.Split(strings.Trim(filepath.Clean(to), "/"), "/"), rest...)
+		case info.IsDir():
+			at = next
+		case info.Mode().IsRegular() && len(rest) == 0:
+			_, known = t.entries[next]
+			t.addDir(filepath.Dir(next))
+			t.entries[next] = entry{file: next, mode: info.Mode().Perm()}
+			return next, known, nil
+		default:
+			return "", false, fmt.Errorf("add %s: %s is no file", path, next)
+		}
+	}
+	return "", false, fmt.Errorf("add %s: it is a folder", path)
+}
+
+// addIfThere is add of a file that one can do without.
+func (t *tree) addIfThere(path string) error {
+	_, _, err := t.add(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// addProgram adds a program, found as a shell finds it, with what it loads.
+func (t *tree) addProgram(name string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath(filepath.Join("/usr/sbin", name)) // often missing in PATH
+	}
+	if err != nil {
+		return fmt.Errorf("find %s: %w: install it (Debian, Ubuntu: apt-get install iptables)", name, err)
+	}
+	return t.addLinked(path)
+}
+
+// addLinked adds a program or library, and what the loader will load with it.
+func (t *tree) addLinked(path string) error {
+	file, known, err := t.add(path)
+	if err != nil || known {
+		return err
+	}
+	needs, err := needed(file)
+	if err != nil {
+		return err
+	}
+	for _, need := range needs {
+		if err := t.addLinked(need); err != nil {
+			return err
+		}
+		if strings.HasPrefix(filepath.Base(need), "libxtables.") {
+			t.loaders[filepath.Dir(need)] = true
+		}
+	}
+	return nil
+}
+
+// addExtensions adds the matches and targets of iptables: they lie beside the
+// library that loads them, in the folder xtables.
+func (t *tree) addExtensions() error {
+	for dir := range t.loaders {
+		found, err := filepath.Glob(filepath.Join(dir, "xtables", "*.so"))
+		if err != nil {
+			return fmt.Errorf("find the extensions of iptables: %w", err)
+		}
+		if len(found) == 0 {
+			return fmt.Errorf("find the extensions of iptables: there are none in %s", filepath.Join(dir, "xtables"))
+		}
+		for _, f := range found {
+			if err := t.addLinked(f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// writeTar writes the files as a layer: in order, owned by root, without times.
+func (t *tree) writeTar(out io.Writer) error {
+	w := tar.NewWriter(out)
+	for _, path := range slices.Sorted(maps.Keys(t.entries)) {
+		e := t.entries[path]
+		if err := e.writeTar(w, strings.TrimPrefix(path, "/")); err != nil {
+			return fmt.Errorf("pack %s: %w", path, err)
+		}
+	}
+	return w.Close()
+}
+
+func (e entry) writeTar(w *tar.Writer, name string) error {
+	header := &tar.Header{Name: name, Mode: int64(e.mode.Perm()), Format: tar.FormatPAX}
+	switch {
+	case e.link != "":
+		header.Typeflag, header.Linkname = tar.TypeSymlink, e.link
+		return w.WriteHeader(header)
+	case e.file == "":
+		header.Typeflag, header.Name = tar.TypeDir, name+"/"
+		return w.WriteHeader(header)
+	}
+	f, err := os.Open(e.file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	header.Typeflag, header.Size = tar.TypeReg, info.Size()
+	if err := w.WriteHeader(header); err != nil {
+		return err
+	}
+	_, err = io.Copy(w, f)
+	return err
+}
