@@ -182,6 +182,20 @@ func TestMatrixText(t *testing.T) {
 	}
 }
 
+// What is so for every port is said once.
+func TestMatrixOfOneFamily(t *testing.T) {
+	dir := matrixFolder(t, matrixCluster+`---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: cart, namespace: shop}
+spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}
+`)
+	status, stdout, stderr := sluice(t, "matrix", "-f", dir)
+	if want := "default/db   self                            all          all*          -\n"; status != 0 || !strings.Contains(stdout, want) {
+		t.Errorf("status %d, there is no line %q in\n%s%s", status, want, stdout, stderr)
+	}
+}
+
 func TestMatrixOfAskedPorts(t *testing.T) {
 	_, stdout, _ := sluice(t, "matrix", "-f", matrixFolder(t, matrixCluster), "--port", "6379,8050", "--port", "53/udp", "--namespace", "default")
 	for _, line := range []string{

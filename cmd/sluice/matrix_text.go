@@ -79,6 +79,8 @@ func (c *matrixCell) text() string {
 	switch {
 	case c.From == c.To:
 		return "self"
+	case c.Other.oneFamily() && len(open) == len(shut) && len(shut) == len(c.Ports):
+		return "all*"
 	case c.Other != nil && c.Other.Verdict == allowed && len(shut) > 0:
 		return "all but " + strings.Join(shut, ",")
 	case c.Other != nil && c.Other.Verdict == mixed:
@@ -93,9 +95,14 @@ func (c *matrixCell) text() string {
 	return strings.Join(open, ",")
 }
 
+// oneFamily says whether all other ports are open for one address family alone.
+func (o *matrixOther) oneFamily() bool {
+	return o != nil && o.Verdict == mixed && len(o.Allowed)+len(o.OneFamily) == 0
+}
+
 // text writes spans as ports are written: "8000-8100", "1-100/UDP", "SCTP".
 func (o *matrixOther) text() []string {
-	if len(o.Allowed)+len(o.OneFamily) == 0 {
+	if o.oneFamily() {
 		return []string{"other*"}
 	}
 	var all []string
