@@ -5,16 +5,21 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
 
 	"sluice/cache"
 	"sluice/filter/queue"
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
+	"sluice/watch"
 	"sluice/watch/folder"
+	"sluice/watch/kube"
 )
 
 // onExit is what becomes of the rules when the agent ends.
@@ -35,6 +40,8 @@ const (
 
 type runOptions struct {
 	manifests string
+	cluster   clusterOptions
+	nodeName  string
 	rules     rules.Options
 	onExit    onExit
 
@@ -58,15 +65,19 @@ type runOptions struct {
 func runCommand(e env) *cobra.Command {
 	opts := runOptions{onExit: removeAtExit, overflow: dropPackets, verdicts: verdictlog.None, logFormat: "text"}
 	cmd := &cobra.Command{
-		Use:   "run --manifests DIR",
+		Use:   "run [--manifests DIR]",
 		Short: "Enforce the policies on this node",
 		Long: `Run enforces the NetworkPolicies on the pods of this node, until it is ended
 (Ctrl-C, SIGTERM).
 
-With --manifests it takes Namespaces, Pods (with status.podIPs) and NetworkPolicies
-from the YAML and JSON files of a folder and follows them: save a file, and the next
-connection is judged by it, and so are the live ones. Of a file that breaks, the last
-good state stays in force.
+It follows the Kubernetes API: in a pod by its service account, elsewhere as
+--kubeconfig says. --node-name names the Node that it runs on, whose pod ranges it
+needs to know pods that start from addresses outside the cluster.
+
+With --manifests it needs no cluster: it takes Namespaces, Pods (with status.podIPs)
+and NetworkPolicies from the YAML and JSON files of a folder and follows them: save a
+file, and the next connection is judged by it, and so are the live ones. Of a file
+that breaks, the last good state stays in force.
 
 It keeps rules in the iptables of this network namespace (sluice rules prints them).
 They bring the first packet of each new pod connection here; the rest of the
@@ -77,18 +88,25 @@ is open; or keep them, and judged connections go on while new ones get what --fa
 says. --fail also holds if the agent is killed or crashes.`,
 		Example: `  sluice run --manifests ./policies
   sluice run --manifests ./policies --log-verdicts denied
-  sluice run --manifests ./policies --on-exit keep --fail closed`,
+  sluice run --kubeconfig /etc/kubernetes/agent.conf --node-name node-1 --on-exit keep`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := opts.rules.Validate(); err != nil {
 				return err
 			}
+			if opts.manifests != "" && opts.cluster.given() {
+				return fmt.Errorf("--manifests and --kubeconfig or --context name two worlds: give one of them")
+			}
+			if opts.nodeName == "" {
+				opts.nodeName = nodeName(e)
+			}
 			return runAgent(cmd.Context(), opts, newLogger(e, opts))
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&opts.manifests, "manifests", "", "folder of manifests, or a single file")
-	_ = cmd.MarkFlagRequired("manifests") // fails only for a flag that is not there
+	fs.StringVar(&opts.manifests, "manifests", "", "`DIR` of manifests, or a single file, instead of a cluster")
+	addClusterFlags(fs, &opts.cluster)
+	fs.StringVar(&opts.nodeName, "node-name", "", "`NAME` of the Node that this is; $NODE_NAME, or else the host's name")
 	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
 	addRulesFlags(fs, &opts.rules)
 	addHoldFlags(fs, &opts)
@@ -131,15 +149,45 @@ func newLogger(e env, opts runOptions) *slog.Logger {
 	return slog.New(slog.NewTextHandler(e.stderr, o))
 }
 
+// nodeName is what this node is probably called in the cluster.
+func nodeName(e env) string {
+	if name := e.getenv("NODE_NAME"); name != "" {
+		return name
+	}
+	name, _ := os.Hostname() // without one, it has to be given
+	return strings.ToLower(name)
+}
+
 // runAgent builds the agent from its parts and runs it.
 func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
+	klog.SetSlogLogger(log)
 	a, err := newAgent(ctx, opts, log)
 	if err != nil {
 		return err
 	}
 	defer a.close()
-	if err := a.run(ctx, folder.Source{Dir: opts.manifests, Logger: log, OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) }}); err != nil {
+	source, err := a.source()
+	if err != nil {
+		return err
+	}
+	if err := a.run(ctx, source); err != nil {
 		return fmt.Errorf("run the agent: %w", err)
 	}
 	return nil
+}
+
+// source is where the agent learns of pods and policies.
+func (a *agent) source() (watch.Source, error) {
+	if a.opts.manifests != "" {
+		return folder.Source{Dir: a.opts.manifests, Logger: a.log, OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) }}, nil
+	}
+	config, err := a.opts.cluster.config()
+	if err != nil {
+		return nil, fmt.Errorf("%w; or give --manifests DIR to do without a cluster", err)
+	}
+	ranges := &a.ranges
+	if len(a.opts.podCIDRs) > 0 {
+		ranges = nil // those that were given hold
+	}
+	return kube.New(config, kube.Options{NodeName: a.opts.nodeName, Ranges: ranges, Logger: a.log})
 }
