@@ -186,7 +186,7 @@ func (w *worker) decide(a *nfqueue.Attribute) (action filter.Action, wait bool) 
 func (w *worker) reply(nf *nfqueue.Nfqueue, id, mark uint32, action filter.Action) error {
 	if action == filter.Allow {
 		w.allowed.Add(1)
-		return nf.SetVerdictWithMark(id, nfqueue.NfRepeat, int(mark|w.opts.Mark))
+		return nf.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark|w.opts.Mark))
 	}
 	w.denied.Add(1)
 	return nf.SetVerdict(id, nfqueue.NfDrop)
