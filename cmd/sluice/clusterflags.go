@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
+	"errors"
+
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
 
+	"sluice/watch/folder"
 	"sluice/watch/kube"
 )
 
@@ -22,4 +26,37 @@ func (o clusterOptions) given() bool { return o.kubeconfig != "" || o.context !=
 // named.
 func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
+}
+
+// input is what a command that answers without packets answers from: a folder of
+// manifests, or a live cluster.
+type input struct {
+	dir     string
+	cluster clusterOptions
+}
+
+func addInputFlags(fs *pflag.FlagSet, in *input) {
+	fs.StringVarP(&in.dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	addClusterFlags(fs, &in.cluster)
+}
+
+// read reads all there is, and lists what of it the API server would reject.
+func (in input) read(ctx context.Context) (folder.Objects, []folder.Problem, error) {
+	switch {
+	case in.dir != "" && in.cluster.given():
+		return folder.Objects{}, nil, errors.New("-f and --kubeconfig or --context name two worlds: give one of them")
+	case in.dir != "":
+		return folder.Read(in.dir)
+	case !in.cluster.given():
+		return folder.Objects{}, nil, errors.New("give a folder of manifests by -f DIR (--filename), or a cluster by --kubeconfig FILE or --context NAME")
+	}
+	config, err := in.cluster.config()
+	if err != nil {
+		return folder.Objects{}, nil, err
+	}
+	found, err := kube.Read(ctx, config)
+	if err != nil {
+		return folder.Objects{}, nil, err
+	}
+	return folder.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies), nil, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,10 +12,11 @@ import (
 )
 
 type explainOptions struct {
-	dir, format string
-	question    explain.Question
-	flows       string
-	node        []string
+	input
+	format   string
+	question explain.Question
+	flows    string
+	node     []string
 }
 
 func explainCommand(e env) *cobra.Command {
@@ -49,7 +51,8 @@ or if parts of the manifests cannot be understood.`,
 		Example: `  sluice explain -f ./policies --from default/web --to default/db --port 6379
   sluice explain -f ./policies --from 203.0.113.9 --to db --port redis -o json
   sluice explain -f ./policies --from db --to 2001:db8::53 --port 53 --protocol udp
-  sluice explain -f ./policies --flows flows.jsonl -o json`,
+  sluice explain -f ./policies --flows flows.jsonl -o json
+  sluice explain --context production --from web --to db --port 6379`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("flows") {
@@ -59,11 +62,11 @@ or if parts of the manifests cannot be understood.`,
 					}
 				}
 			}
-			return runExplain(e, opts)
+			return runExplain(cmd.Context(), e, opts)
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&opts.dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	addInputFlags(flags, &opts.input)
 	flags.StringVar(&opts.question.From, "from", "", "`POD` or IP address that opens the connection")
 	flags.StringVar(&opts.question.To, "to", "", "`POD` or IP address that it goes to")
 	flags.StringVarP(&opts.question.Port, "port", "p", "", "`PORT` of the destination: a number, or its name there")
@@ -71,16 +74,15 @@ or if parts of the manifests cannot be understood.`,
 	flags.StringVar(&opts.flows, "flows", "", "`FILE` with a flow as a JSON object on each line; - for stdin")
 	flags.StringSliceVar(&opts.node, "node-ip", nil, "`ADDRESS` of the node whose pods are asked about: its traffic always passes (repeatable)")
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
-	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
 	return cmd
 }
 
-func runExplain(e env, opts explainOptions) error {
+func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	node, err := parseAddrs("--node-ip", opts.node)
 	if err != nil {
 		return err
 	}
-	m, err := readManifests(node, opts.dir)
+	m, err := readInput(ctx, node, opts.input)
 	if err != nil {
 		return err
 	}

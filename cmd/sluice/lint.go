@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ type finding struct {
 const manifestCheck = "manifest"
 
 func lintCommand(e env) *cobra.Command {
-	var dir string
+	var in input
 	format := "text"
 	cmd := &cobra.Command{
 		Use:   "lint -f DIR",
@@ -45,21 +46,22 @@ object and field, and how to mend it:
   covered        a rule that allows nothing that another does not allow already
   without-force  rules of a direction that policyTypes leaves out
 
-Whether selectors match is judged by the Pods and Namespaces in the same folder; if
-there are no Pods, it is not. The exit status is 1 if there is anything to report.`,
+Whether selectors match is judged by the Pods and Namespaces in the same folder, or
+in the cluster; if there are no Pods, it is not. The exit status is 1 if there is
+anything to report.`,
 		Example: `  sluice lint -f ./policies
-  sluice lint -f ./policies -o json`,
+  sluice lint -f ./policies -o json
+  sluice lint --context production`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return runLint(e, dir, format) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runLint(cmd.Context(), e, in, format) },
 	}
-	cmd.Flags().StringVarP(&dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	addInputFlags(cmd.Flags(), &in)
 	cmd.Flags().VarP(newChoiceFlag(&format, "text", "json"), "output", "o", "text or json")
-	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
 	return cmd
 }
 
-func runLint(e env, dir, format string) error {
-	objects, problems, err := folder.Read(dir)
+func runLint(ctx context.Context, e env, in input, format string) error {
+	objects, problems, err := in.read(ctx)
 	if err != nil {
 		return err
 	}

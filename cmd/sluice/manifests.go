@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -26,12 +27,25 @@ func readManifests(node []netip.Addr, dirs ...string) (*manifests, error) {
 	if err != nil {
 		return nil, err
 	}
+	return compile(node, objects, problems), nil
+}
+
+// readInput is readManifests for a folder, or for a live cluster.
+func readInput(ctx context.Context, node []netip.Addr, in input) (*manifests, error) {
+	objects, problems, err := in.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return compile(node, objects, problems), nil
+}
+
+func compile(node []netip.Addr, objects folder.Objects, problems []folder.Problem) *manifests {
 	w := policy.NewWorld()
 	w.SetNode(node)
 	objects.Apply(w)
 	m := &manifests{Objects: objects, unread: problems, misunderstood: w.Problems()}
 	m.snapshot, _ = w.Commit()
-	return m, nil
+	return m
 }
 
 // cluster is what flows are explained in. A policy that could not be read whole

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,9 +20,10 @@ import (
 const maxMatrixPods = 2000
 
 type matrixOptions struct {
-	dir, format string
-	ports       []string
-	namespaces  []string
+	input
+	format     string
+	ports      []string
+	namespaces []string
 }
 
 func matrixCommand(e env) *cobra.Command {
@@ -42,18 +44,17 @@ network; point at a cell for the reasons.`,
   sluice matrix -f ./policies --namespace shop --port 6379 --port 53/udp
   sluice matrix -f ./policies -o html > matrix.html`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return runMatrix(e, opts) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runMatrix(cmd.Context(), e, opts) },
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&opts.dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	addInputFlags(flags, &opts.input)
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "html"), "output", "o", "text, json or html")
 	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "ask for this `PORT`, such as 80 or 53/udp, of every pod (repeatable)")
 	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show the pods of this `NAMESPACE` alone (repeatable)")
-	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
 	return cmd
 }
 
-func runMatrix(e env, opts matrixOptions) error {
+func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	write := map[string]func(io.Writer, *matrix) error{
 		"text": writeMatrixText, "json": writeMatrixJSON, "html": writeMatrixHTML,
 	}[opts.format]
@@ -61,7 +62,7 @@ func runMatrix(e env, opts matrixOptions) error {
 	if err != nil {
 		return err
 	}
-	from, err := readManifests(nil, opts.dir)
+	from, err := readInput(ctx, nil, opts.input)
 	if err != nil {
 		return err
 	}

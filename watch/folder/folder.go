@@ -19,6 +19,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Objects are the objects of a folder, in the order of files and documents. They
@@ -37,7 +38,24 @@ type Objects struct {
 // Origin is the place of an object in the folder.
 type Origin struct {
 	File     string // path, beginning with the folder's
-	Document int    // in the file, from 1
+	Document int    // in the file, from 1; 0 where there are none
+}
+
+// FromCluster makes the same of objects that a live cluster has, of which origin is
+// the name.
+func FromCluster(origin string, namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*networkingv1.NetworkPolicy) Objects {
+	o := Objects{Namespaces: namespaces, Pods: pods, Policies: policies, Origins: make(map[string]Origin)}
+	note := func(kind string, object metav1.Object) { o.Origins[kind+" "+nameOf(kind, object)] = Origin{File: origin} }
+	for _, n := range namespaces {
+		note("Namespace", n)
+	}
+	for _, p := range pods {
+		note("Pod", p)
+	}
+	for _, p := range policies {
+		note("NetworkPolicy", p)
+	}
+	return o
 }
 
 // Problem is something in a manifest that the API server would reject, or that

@@ -10,7 +10,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 )
@@ -18,18 +17,19 @@ import (
 // listPatience is how long one page of a list may take.
 const listPatience = time.Minute
 
-// client asks an API server for trimmed objects.
+// client asks an API server for objects.
 type client struct {
 	scheme *runtime.Scheme
 	groups map[schema.GroupVersion]*rest.RESTClient
 }
 
-func newClient(config *rest.Config) (*client, error) {
+// newClient returns a client that reads objects as codecs do.
+func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.NegotiatedSerializer) (*client, error) {
 	c := &client{scheme: newScheme(), groups: make(map[schema.GroupVersion]*rest.RESTClient)}
 	config = rest.CopyConfig(config)
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	config.NegotiatedSerializer = newTrimmer(serializer.NewCodecFactory(c.scheme).WithoutConversion())
+	config.NegotiatedSerializer = codecs(c.scheme)
 	transport, err := rest.HTTPClientFor(config) // one for both groups: one connection
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/wait"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
@@ -77,7 +78,9 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c, err := newClient(config)
+	c, err := newClient(config, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
+		return newTrimmer(serializer.NewCodecFactory(s).WithoutConversion())
+	})
 	if err != nil {
 		return nil, err
 	}

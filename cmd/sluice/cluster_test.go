@@ -1,0 +1,103 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/bench/apiserver"
+	"sluice/watch/folder"
+)
+
+// liveCluster serves what a folder holds as a cluster does, and returns a
+// kubeconfig for it.
+func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.Status) (kubeconfig string) {
+	t.Helper()
+	objects, problems, err := folder.Read(dir)
+	if err != nil || len(problems) > 0 {
+		t.Fatal(err, problems)
+	}
+	api := apiserver.New(apiserver.Options{Refuse: refuse})
+	for _, o := range objects.Namespaces {
+		api.Set(o)
+	}
+	for _, o := range objects.Pods {
+		api.Set(o)
+	}
+	for _, o := range objects.Policies {
+		api.Set(o)
+	}
+	server := httptest.NewServer(api)
+	t.Cleanup(server.Close)
+	kubeconfig = filepath.Join(t.TempDir(), "config")
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+ clusters: [{name: c, cluster: {server: "%s"}}], users: [{name: u, user: {token: t}}]}`, server.URL)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return kubeconfig
+}
+
+// A live cluster is answered from just as a folder with the same objects.
+func TestLiveClusterAnswersAsAFolder(t *testing.T) {
+	dir := matrixFolder(t, matrixCluster)
+	kubeconfig := liveCluster(t, dir, nil)
+	for _, args := range [][]string{
+		{"explain", "--from", "web", "--to", "db", "--port", "80"},
+		{"explain", "--from", "shop/cart", "--to", "db", "--port", "redis", "-o", "json"},
+		{"matrix"}, {"matrix", "-o", "json"}, {"lint", "-o", "json"},
+	} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			status, want, _ := sluice(t, append(args, "-f", dir)...)
+			liveStatus, got, stderr := sluice(t, append(args, "--kubeconfig", kubeconfig)...)
+			if args[0] == "lint" { // which also says in which file
+				want, got = withoutFiles(want), withoutFiles(got)
+			}
+			if liveStatus != status || got != want {
+				t.Errorf("status %d, want %d; %s\n%s\nwant\n%s", liveStatus, status, stderr, got, want)
+			}
+		})
+	}
+}
+
+func withoutFiles(text string) string {
+	var kept []string
+	for line := range strings.Lines(text) {
+		if !strings.Contains(line, `"file":`) && !strings.Contains(line, `"document":`) {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+func TestLiveClusterSaysWhatIsWrong(t *testing.T) {
+	dir := matrixFolder(t, matrixCluster)
+	forbidden := liveCluster(t, dir, func(r *http.Request) *metav1.Status {
+		if !strings.HasSuffix(r.URL.Path, "/pods") {
+			return nil
+		}
+		return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "pods is forbidden"}
+	})
+	for name, tt := range map[string]struct {
+		args []string
+		says string
+	}{
+		"both":          {[]string{"-f", dir, "--kubeconfig", forbidden}, "give one of them"},
+		"neither":       {nil, "--kubeconfig FILE"},
+		"no file":       {[]string{"--kubeconfig", filepath.Join(dir, "none")}, "kubeconfig"},
+		"no context":    {[]string{"--kubeconfig", forbidden, "--context", "x"}, "use one of: c"},
+		"no permission": {[]string{"--kubeconfig", forbidden}, "ClusterRole"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if status, _, stderr := sluice(t, append([]string{"matrix"}, tt.args...)...); status != exitFailed || !strings.Contains(stderr, tt.says) {
+				t.Errorf("status %d, %s; want %q", status, stderr, tt.says)
+			}
+		})
+	}
+}

@@ -1,0 +1,76 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+)
+
+// Objects are the objects of a cluster at one moment, whole, in the server's order.
+type Objects struct {
+	Namespaces []*corev1.Namespace
+	Pods       []*corev1.Pod
+	Policies   []*networkingv1.NetworkPolicy
+}
+
+// Read reads a cluster once, for those who ask about it. The kinds are read one
+// after the other, so that a change meanwhile may be seen in one and not in
+// another. An error is a [Trouble] if the server did not tell.
+func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
+	c, err := newClient(config, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
+		return serializer.NewCodecFactory(s).WithoutConversion()
+	})
+	if err != nil {
+		return nil, err
+	}
+	var o Objects
+	for _, k := range []*kind{namespaceKind, podKind, policyKind} {
+		if err := c.pages(ctx, k, o.take); err != nil {
+			return nil, troubleOf(err, config.Host, k, "list")
+		}
+	}
+	return &o, nil
+}
+
+// pages lists all objects of a kind, page by page.
+func (c *client) pages(ctx context.Context, k *kind, take func(runtime.Object) (string, error)) error {
+	for opts := (metav1.ListOptions{Limit: pageSize}); ; {
+		list, err := c.list(ctx, k, opts)
+		if err != nil {
+			return err
+		}
+		if opts.Continue, err = take(list); err != nil || opts.Continue == "" {
+			return err
+		}
+	}
+}
+
+// take keeps a page, and says where the next one goes on.
+func (o *Objects) take(page runtime.Object) (next string, err error) {
+	switch l := page.(type) {
+	case *corev1.NamespaceList:
+		o.Namespaces = append(o.Namespaces, pointers(l.Items)...)
+		return l.Continue, nil
+	case *corev1.PodList:
+		o.Pods = append(o.Pods, pointers(l.Items)...)
+		return l.Continue, nil
+	case *networkingv1.NetworkPolicyList:
+		o.Policies = append(o.Policies, pointers(l.Items)...)
+		return l.Continue, nil
+	}
+	return "", fmt.Errorf("the API server sent a %T, which was not asked for", page)
+}
+
+func pointers[T any](items []T) []*T {
+	out := make([]*T, len(items))
+	for i := range items {
+		out[i] = &items[i]
+	}
+	return out
+}
