@@ -90,7 +90,7 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	}
 	if late := a.end(); late != nil {
 		// Not wrapped: who only looks whether ctx has ended must not miss this.
-		return nil, fmt.Errorf("start the agent: %v; %w", err, late)
+		return nil, fmt.Errorf("start the agent: %v; %w", err, late) //nolint:errorlint // as said above
 	}
 	return nil, fmt.Errorf("start the agent: %w", err)
 }

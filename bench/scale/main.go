@@ -39,12 +39,13 @@ func main() {
 	flag.StringVar(&opts.heap, "heap", "", "write a profile of the heap after sync to this file")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	run := measure
 	if *serve {
 		run = serveCluster
 	}
-	if err := run(ctx, opts); err != nil {
+	err := run(ctx, opts)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "scale:", err)
 		os.Exit(1)
 	}

@@ -73,7 +73,7 @@ func takeOver(ctx context.Context, socket string) (lease io.Closer, err error) {
 		cancel()
 		return nil, fmt.Errorf("take over from the agent that is there: %w", err)
 	}
-	response, err := transport.RoundTrip(request)
+	response, err := transport.RoundTrip(request) //nolint:bodyclose // whoever takes over closes it: that ends it
 	switch {
 	case err == nil && response.StatusCode == http.StatusOK && timer.Stop():
 		return closeFunc(func() error { cancel(); return response.Body.Close() }), nil

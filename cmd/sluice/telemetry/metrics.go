@@ -73,7 +73,7 @@ var numbers = []number{
 		func(s *State) float64 { return float64(len(s.Failing)) }),
 	counter("verdicts_unlogged_total", "Verdicts that were not logged, to keep to the rate.",
 		func(s *State) uint64 { return s.Unlogged }),
-	number{describe("rejudge_seconds_total", "Time spent on judging live connections anew after changes."), prometheus.CounterValue,
+	{describe("rejudge_seconds_total", "Time spent on judging live connections anew after changes."), prometheus.CounterValue,
 		func(s *State) float64 { return s.Rejudged.Duration.Seconds() }},
 }
 
