@@ -13,7 +13,11 @@ export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 # What runs is of a fixed version, so that all get the same findings.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
+HELM := helm.sh/helm/v3/cmd/helm@v3.20.0
+KUSTOMIZE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.0
+
 FUZZTIME ?= 60s
+IMAGE ?= localhost/sluice:dev
 BENCH ?= .
 
 .PHONY: help
@@ -35,6 +39,17 @@ test: ## run all tests (as root, those on real packets too)
 .PHONY: build
 build: ## build bin/sluice
 	CGO_ENABLED=0 go build -trimpath -o bin/sluice ./cmd/sluice
+
+.PHONY: image
+image: ## build bin/sluice-image.tar, an OCI image to load into containerd; without a daemon or a registry
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/image/sluice ./cmd/sluice
+	go run ./deploy/image -sluice bin/image/sluice -name '$(IMAGE)' -o bin/sluice-image.tar
+
+.PHONY: check-deploy
+check-deploy: ## hold the chart and the base against Helm and kustomize (the first run builds them: minutes)
+	GOBIN='$(CURDIR)/.cache/tools' go install $(HELM)
+	GOBIN='$(CURDIR)/.cache/tools' go install $(KUSTOMIZE)
+	PATH='$(CURDIR)/.cache/tools':"$$PATH" go test -count 1 ./deploy
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other

@@ -1,0 +1,181 @@
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"text/template"
+
+	"sigs.k8s.io/yaml"
+)
+
+const chartDir = "helm/sluice"
+
+// release is what the chart is rendered for.
+var release = map[string]any{"Name": "sluice", "Namespace": "kube-system", "Service": "Helm"}
+
+// fullValues sets every value to something else than its default.
+const fullValues = "testdata/full-values.yaml"
+
+// render renders the chart as Helm does: every template, in order of their names,
+// with the values of the files put over the defaults.
+func render(t *testing.T, files ...string) []byte {
+	t.Helper()
+	values := map[string]any{}
+	for _, path := range append([]string{filepath.Join(chartDir, "values.yaml")}, files...) {
+		var over map[string]any
+		readYAML(t, path, &over)
+		merge(values, over)
+	}
+	var chart map[string]any
+	readYAML(t, filepath.Join(chartDir, "Chart.yaml"), &chart)
+	data := map[string]any{
+		"Values": values, "Release": release,
+		"Chart": map[string]any{"Name": chart["name"], "Version": chart["version"], "AppVersion": chart["appVersion"]},
+	}
+	all := template.New("chart").Option("missingkey=error")
+	all.Funcs(functions(all))
+	paths, err := filepath.Glob(filepath.Join(chartDir, "templates", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := all.New(filepath.Base(path)).Parse(string(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out bytes.Buffer
+	for _, path := range paths {
+		if filepath.Ext(path) != ".yaml" {
+			continue
+		}
+		fmt.Fprintf(&out, "---\n")
+		if err := all.ExecuteTemplate(&out, filepath.Base(path), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out.Bytes()
+}
+
+// functions are those of Helm that the chart uses.
+func functions(all *template.Template) template.FuncMap {
+	return template.FuncMap{
+		"include": func(name string, data any) (string, error) {
+			var out strings.Builder
+			err := all.ExecuteTemplate(&out, name, data)
+			return out.String(), err
+		},
+		"toYaml": func(v any) (string, error) {
+			text, err := yaml.Marshal(v)
+			return strings.TrimSuffix(string(text), "\n"), err
+		},
+		"nindent": func(n int, text string) string {
+			indent := "\n" + strings.Repeat(" ", n)
+			return indent + strings.ReplaceAll(text, "\n", indent)
+		},
+		"quote": func(v any) string { return fmt.Sprintf("%q", fmt.Sprint(v)) },
+		"default": func(otherwise, v any) any {
+			if truth, _ := template.IsTrue(v); truth {
+				return v
+			}
+			return otherwise
+		},
+		"join": func(by string, list []any) string {
+			var texts []string
+			for _, v := range list {
+				texts = append(texts, fmt.Sprint(v))
+			}
+			return strings.Join(texts, by)
+		},
+		"list":            func(v ...any) []any { return v },
+		"has":             func(v any, list []any) bool { return slices.Contains(list, v) },
+		"trimAll":         func(cut, text string) string { return strings.Trim(text, cut) },
+		"regexFind":       func(pattern, text string) string { return regexp.MustCompile(pattern).FindString(text) },
+		"regexReplaceAll": func(pattern, text, by string) string { return regexp.MustCompile(pattern).ReplaceAllString(text, by) },
+	}
+}
+
+// merge puts values over others, as Helm does: maps are merged, all else replaced.
+func merge(into, over map[string]any) {
+	for key, v := range over {
+		below, isMap := v.(map[string]any)
+		if existing, both := into[key].(map[string]any); isMap && both {
+			merge(existing, below)
+			continue
+		}
+		into[key] = v
+	}
+}
+
+func readYAML(t *testing.T, path string, into any) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.UnmarshalStrict(text, into); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+// Every value has a schema, every schema a value; and the one that sets all of
+// them sets no other.
+func TestSchemaKnowsTheValues(t *testing.T) {
+	var schema, values, full map[string]any
+	text, err := os.ReadFile(filepath.Join(chartDir, "values.schema.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &schema); err != nil {
+		t.Fatal(err)
+	}
+	readYAML(t, filepath.Join(chartDir, "values.yaml"), &values)
+	readYAML(t, fullValues, &full)
+	sameKeys(t, "", schema, values, full)
+}
+
+func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
+	t.Helper()
+	properties, ok := schema["properties"].(map[string]any)
+	if !ok {
+		return // any keys will do
+	}
+	if schema["additionalProperties"] != false {
+		t.Errorf("the schema of %q lets a misspelt value pass", path)
+	}
+	for key := range values {
+		if properties[key] == nil {
+			t.Errorf("%s.%s has no schema", path, key)
+		}
+	}
+	for key, p := range properties {
+		if path == "" && key == "global" {
+			continue // Helm's own
+		}
+		if _, ok := values[key]; !ok {
+			t.Errorf("%s.%s has a schema and no value", path, key)
+		}
+		if _, ok := full[key]; !ok {
+			t.Errorf("%s.%s is not in %s", path, key, fullValues)
+		}
+		below, _ := values[key].(map[string]any)
+		fullBelow, _ := full[key].(map[string]any)
+		sameKeys(t, path+"."+key, p.(map[string]any), below, fullBelow)
+	}
+}
+
+// What the chart renders is what it was when somebody last looked at it.
+func TestChartIsAsBefore(t *testing.T) {
+	golden(t, "testdata/chart-default.yaml", render(t))
+	golden(t, "testdata/chart-full.yaml", render(t, fullValues))
+}

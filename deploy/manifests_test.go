@@ -1,0 +1,326 @@
+package deploy
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	sigsyaml "sigs.k8s.io/yaml"
+)
+
+const baseDir = "kustomize/base"
+
+var update = flag.Bool("update", false, "write the files that results are compared with anew")
+
+// golden compares with a file.
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s is otherwise (go test -update writes it):\n%s", path, got)
+	}
+}
+
+// objects are what manifests hold.
+type objects struct {
+	account   corev1.ServiceAccount
+	role      rbacv1.ClusterRole
+	binding   rbacv1.ClusterRoleBinding
+	daemonSet appsv1.DaemonSet
+}
+
+// read reads manifests into the types of the API, which must have every field that
+// is set. Each kind must be there once.
+func read(t *testing.T, text []byte) *objects {
+	t.Helper()
+	o := &objects{}
+	into := map[string]any{
+		"v1 ServiceAccount": &o.account, "apps/v1 DaemonSet": &o.daemonSet,
+		"rbac.authorization.k8s.io/v1 ClusterRole":        &o.role,
+		"rbac.authorization.k8s.io/v1 ClusterRoleBinding": &o.binding,
+	}
+	for reader := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text))); ; {
+		document, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var kind metav1.TypeMeta
+		if err := sigsyaml.Unmarshal(document, &kind); err != nil {
+			t.Fatalf("%v in\n%s", err, document)
+		}
+		if kind.Kind == "" {
+			continue // comments alone
+		}
+		name := kind.APIVersion + " " + kind.Kind
+		target := into[name]
+		if target == nil {
+			t.Fatalf("there is a %s, or a second one", name)
+		}
+		delete(into, name)
+		if err := sigsyaml.UnmarshalStrict(document, target); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	for name := range into {
+		t.Errorf("there is no %s", name)
+	}
+	return o
+}
+
+// base reads the files that the kustomization names, and only files that it does
+// are there.
+func base(t *testing.T) []byte {
+	t.Helper()
+	var k struct {
+		metav1.TypeMeta `json:",inline"`
+		Resources       []string `json:"resources"`
+	}
+	readYAML(t, filepath.Join(baseDir, "kustomization.yaml"), &k)
+	entries, err := os.ReadDir(baseDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != "kustomization.yaml" && !slices.Contains(k.Resources, e.Name()) {
+			t.Errorf("%s is in no kustomization", e.Name())
+		}
+	}
+	var all []byte
+	for _, name := range k.Resources {
+		text, err := os.ReadFile(filepath.Join(baseDir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(append(all, "---\n"...), text...)
+	}
+	return all
+}
+
+// The base and the chart with its defaults say the same, but for the labels by
+// which Helm knows its own.
+func TestBaseAndChartSayTheSame(t *testing.T) {
+	a, b := read(t, base(t)), read(t, render(t))
+	for _, m := range []*metav1.ObjectMeta{&b.account.ObjectMeta, &b.role.ObjectMeta, &b.binding.ObjectMeta, &b.daemonSet.ObjectMeta, &b.daemonSet.Spec.Template.ObjectMeta} {
+		if m.Labels["app.kubernetes.io/instance"] != "sluice" {
+			t.Errorf("the chart's labels are %v", m.Labels)
+		}
+		m.Labels = map[string]string{"app.kubernetes.io/name": m.Labels["app.kubernetes.io/name"]}
+	}
+	delete(b.daemonSet.Spec.Selector.MatchLabels, "app.kubernetes.io/instance")
+	if yamlOf(t, a) != yamlOf(t, b) {
+		t.Errorf("the base says\n%+v\nand the chart\n%+v", yamlOf(t, a), yamlOf(t, b))
+	}
+}
+
+func yamlOf(t *testing.T, o *objects) string {
+	t.Helper()
+	var all strings.Builder
+	for _, v := range []any{o.account, o.role, o.binding, o.daemonSet} {
+		text, err := sigsyaml.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+	}
+	return all.String()
+}
+
+// eachRendering calls f for the base and for the chart with few and with all
+// values.
+func eachRendering(t *testing.T, f func(*testing.T, *objects)) {
+	for name, text := range map[string][]byte{"base": base(t), "chart": render(t), "chart, all values": render(t, fullValues)} {
+		t.Run(name, func(t *testing.T) { f(t, read(t, text)) })
+	}
+}
+
+// An agent may read what it has to, and nothing more.
+func TestRoleIsSmall(t *testing.T) {
+	eachRendering(t, func(t *testing.T, o *objects) {
+		may := map[string][]string{}
+		for _, r := range o.role.Rules {
+			if len(r.APIGroups) != 1 || len(r.NonResourceURLs) > 0 {
+				t.Errorf("rule %+v", r)
+			}
+			for _, resource := range r.Resources {
+				may[r.APIGroups[0]+"/"+resource] = r.Verbs
+			}
+		}
+		read := []string{"get", "list", "watch"}
+		want := map[string][]string{"/pods": read, "/namespaces": read, "/nodes": read, "networking.k8s.io/networkpolicies": read}
+		if !reflect.DeepEqual(may, want) {
+			t.Errorf("it may %v, want %v", may, want)
+		}
+		subject := rbacv1.Subject{Kind: "ServiceAccount", Name: o.account.Name, Namespace: o.account.Namespace}
+		if o.binding.RoleRef.Name != o.role.Name || len(o.binding.Subjects) != 1 || o.binding.Subjects[0] != subject ||
+			o.daemonSet.Spec.Template.Spec.ServiceAccountName != o.account.Name || o.daemonSet.Namespace != o.account.Namespace {
+			t.Errorf("the binding %+v does not bind the account %s/%s of the pods", o.binding, o.account.Namespace, o.account.Name)
+		}
+	})
+}
+
+// The pod has what an agent needs on its node, and not the node.
+func TestPodIsConfined(t *testing.T) {
+	eachRendering(t, func(t *testing.T, o *objects) {
+		pod := o.daemonSet.Spec.Template.Spec
+		if !pod.HostNetwork || pod.HostPID || pod.HostIPC || len(pod.Containers) != 1 || len(pod.InitContainers) != 0 {
+			t.Errorf("the pod is %+v", pod)
+		}
+		if len(pod.Tolerations) == 0 || pod.PriorityClassName == "" {
+			t.Error("it would not run on every node")
+		}
+		if p := pod.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
+			t.Errorf("seccomp %+v", p)
+		}
+		c := pod.Containers[0]
+		s := c.SecurityContext
+		if *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL" {
+			t.Errorf("the container's security context is %+v", s)
+		}
+		if want := []corev1.Capability{"NET_ADMIN", "NET_RAW"}; !slices.Equal(s.Capabilities.Add, want) {
+			t.Errorf("capabilities %v, want %v, which a test of the command measures", s.Capabilities.Add, want)
+		}
+		if len(c.Ports) != 0 {
+			t.Error("with a port on the host, two agents could not stand side by side during an update")
+		}
+		if r := o.daemonSet.Spec.UpdateStrategy.RollingUpdate; r.MaxSurge.IntValue() != 1 || r.MaxUnavailable.IntValue() != 0 {
+			t.Errorf("an update leaves a node without an agent: %+v", r)
+		}
+		for label, value := range o.daemonSet.Spec.Selector.MatchLabels {
+			if o.daemonSet.Spec.Template.Labels[label] != value {
+				t.Errorf("the pods lack the label %s=%s", label, value)
+			}
+		}
+		for _, v := range pod.Volumes {
+			if v.HostPath == nil || !strings.HasPrefix(v.HostPath.Path, "/run/") && !strings.HasPrefix(v.HostPath.Path, "/var/run/") {
+				t.Errorf("volume %+v", v)
+			}
+		}
+		for _, m := range c.VolumeMounts {
+			if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
+				t.Errorf("there is no volume %s", m.Name)
+			}
+		}
+	})
+}
+
+// The kubelet asks where the agent answers.
+func TestProbesReachTheAgent(t *testing.T) {
+	eachRendering(t, func(t *testing.T, o *objects) {
+		c := o.daemonSet.Spec.Template.Spec.Containers[0]
+		socket := argument(t, c.Args, "--socket")
+		if command := c.ReadinessProbe.Exec.Command; !slices.Contains(command, "--self") || argument(t, command, "--socket") != socket {
+			t.Errorf("readiness asks %q, and the agent answers on %s", command, socket)
+		}
+		if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == filepath.Dir(socket) }) {
+			t.Errorf("nothing is mounted for the socket %s", socket)
+		}
+		g := c.LivenessProbe.HTTPGet
+		address := argument(t, c.Args, "--http-address")
+		everywhere := fmt.Sprintf("0.0.0.0:%d", g.Port.IntValue())
+		if at := fmt.Sprintf("%s:%d", g.Host, g.Port.IntValue()); at != address && !(address == everywhere && g.Host == "127.0.0.1") || g.Path != "/healthz" {
+			t.Errorf("liveness asks %s%s, and the agent answers on %s", at, g.Path, address)
+		}
+	})
+}
+
+func argument(t *testing.T, args []string, flag string) string {
+	t.Helper()
+	for _, a := range args {
+		if v, ok := strings.CutPrefix(a, flag+"="); ok {
+			return v
+		}
+	}
+	t.Fatalf("there is no %s in %q", flag, args)
+	return ""
+}
+
+// tool runs a program that "make check-deploy" brings.
+func tool(t *testing.T, name string, args ...string) ([]byte, error) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("needs %s: run make check-deploy", name)
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(path, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, stderr.Bytes())
+	}
+	return out, err
+}
+
+// helmArgs render the chart as the tests do. Without a version, a Helm that was
+// built from its module takes the cluster for a very old one.
+func helmArgs(more ...string) []string {
+	return append([]string{"template", "sluice", chartDir, "--namespace", "kube-system", "--kube-version", "1.33.0"}, more...)
+}
+
+func TestHelmRendersAsTheTestsDo(t *testing.T) {
+	for name, files := range map[string][]string{"defaults": nil, "all values": {fullValues}} {
+		t.Run(name, func(t *testing.T) {
+			var args []string
+			for _, f := range files {
+				args = append(args, "--values", f)
+			}
+			out, err := tool(t, "helm", helmArgs(args...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a, b := read(t, out), read(t, render(t, files...)); yamlOf(t, a) != yamlOf(t, b) {
+				t.Errorf("Helm says\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
+			}
+		})
+	}
+}
+
+// The schema refuses what would not work.
+func TestHelmRefusesBadValues(t *testing.T) {
+	for _, bad := range []string{
+		"fail=shut", "onExit=stay", "hold=1", "iptables=ebtables", "queues=-1", "httpAddress=9999", "runDir=run",
+		"log.level=loud", "image.pullPolicy=Sometimes", "podCIDRs={10.0.0.0}", "extraArgs={x}", "hodl=1s", "log.verdict=all",
+	} {
+		t.Run(bad, func(t *testing.T) {
+			if _, err := tool(t, "helm", helmArgs("--set", bad)...); err == nil || !strings.Contains(err.Error(), "schema") {
+				t.Errorf("it is rendered: %v", err)
+			}
+		})
+	}
+}
+
+func TestKustomizeBuildsTheBase(t *testing.T) {
+	out, err := tool(t, "kustomize", "build", baseDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := read(t, out), read(t, base(t)); yamlOf(t, a) != yamlOf(t, b) {
+		t.Errorf("kustomize says\n%s\nand the files\n%s", yamlOf(t, a), yamlOf(t, b))
+	}
+}
