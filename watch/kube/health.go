@@ -8,6 +8,12 @@ import (
 	"time"
 )
 
+// What is logged about the API server.
+const (
+	cannotFollow = "the Kubernetes API cannot be followed; what is known stays in force"
+	canFollow    = "the Kubernetes API can be followed again"
+)
+
 // KindHealth is how it is with one kind of object.
 type KindHealth struct {
 	Kind   string // as in "Pod"
@@ -117,7 +123,7 @@ func (h *health) settle(s *kindState, t *Trouble) {
 	}
 	if key := t.key(); !slices.Contains(h.said, key) {
 		h.said = append(h.said, key)
-		h.log.Warn("the Kubernetes API cannot be followed; what is known stays in force", "problem", t)
+		h.log.Warn(cannotFollow, "problem", t)
 	}
 }
 
@@ -129,6 +135,6 @@ func (h *health) recovered() {
 	}
 	if len(h.said) > 0 {
 		h.said = nil
-		h.log.Info("the Kubernetes API can be followed again", "server", h.host, "after", h.now().Sub(h.began).Round(time.Millisecond))
+		h.log.Info(canFollow, "server", h.host, "after", h.now().Sub(h.began).Round(time.Millisecond))
 	}
 }

@@ -25,6 +25,8 @@ type Trouble struct {
 	Request string
 	Cause   error
 	Mend    string // what would help
+
+	resource string // that was asked for; empty if Request is
 }
 
 func (t *Trouble) Error() string {
@@ -48,8 +50,9 @@ func (t *Trouble) LogValue() slog.Value {
 }
 
 // key is the same for what a reader would take for the same trouble: the mend is
-// chosen by the nature of the cause, whose text may hold ports and times.
-func (t *Trouble) key() string { return t.Request + "\x00" + t.Mend }
+// chosen by the nature of the cause, whose text may hold ports and times, and who
+// may not watch may not list in most cases either.
+func (t *Trouble) key() string { return t.resource + "\x00" + t.Mend }
 
 func (t *Trouble) same(o *Trouble) bool { return t.key() == o.key() }
 
@@ -62,15 +65,15 @@ func isEnd(err error) bool {
 }
 
 func troubleOf(err error, server string, k *kind, verb string) *Trouble {
-	t := &Trouble{Server: server, Request: verb + " " + k.resource, Cause: err}
+	t := &Trouble{Server: server, Request: verb + " " + k.resource, Cause: err, resource: k.resource}
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
 		if t.Mend = statusMend(err, status, k); t.Mend == "" {
-			t.Request, t.Mend = "", "see the API server's log; sluice tries again"
+			t.Request, t.resource, t.Mend = "", "", "see the API server's log; sluice tries again"
 		}
 		return t
 	}
-	t.Request, t.Mend = "", connectMend(err)
+	t.Request, t.resource, t.Mend = "", "", connectMend(err)
 	return t
 }
 

@@ -1,0 +1,253 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"sluice/bench/cluster"
+	"sluice/bench/controlplane"
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/watch"
+)
+
+// real is a real API server, and what a test writes to it as its admin.
+type real struct {
+	*testing.T
+	*controlplane.ControlPlane
+	admin *kubernetes.Clientset
+	ctx   context.Context
+}
+
+func realServer(t *testing.T) *real {
+	t.Helper()
+	c := controlplane.ForTest(t, nil)
+	admin, err := c.Client(controlplane.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &real{t, c, admin, context.Background()}
+}
+
+func (r *real) must(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// grant lets the agent read what it follows.
+func (r *real) grant() {
+	r.Helper()
+	r.must(controlplane.Grant(r.ctx, r.admin))
+}
+
+// config is how the agent's user reaches the server.
+func (r *real) config(user string) *rest.Config {
+	r.Helper()
+	config, err := r.Config(user)
+	r.must(err)
+	return config
+}
+
+func (r *real) createPod(p *corev1.Pod) {
+	r.Helper()
+	r.must(controlplane.CreatePod(r.ctx, r.admin, p))
+}
+
+func (r *real) deletePod(name string) {
+	r.Helper()
+	now := int64(0)
+	r.must(r.admin.CoreV1().Pods("default").Delete(r.ctx, name, metav1.DeleteOptions{GracePeriodSeconds: &now}))
+}
+
+func (r *real) small() {
+	r.Helper()
+	r.createPod(makePod("db", "10.1.0.1", role("db")))
+	r.createPod(makePod("web", "10.1.0.2", role("frontend")))
+	r.createPod(makePod("other", "10.1.0.3", nil))
+	_, err := r.admin.NetworkingV1().NetworkPolicies("default").Create(r.ctx, makePolicy("access-db", "frontend"), metav1.CreateOptions{})
+	r.must(err)
+}
+
+// wire is a network that can be cut.
+type wire struct {
+	mu    sync.Mutex
+	isCut bool
+	conns []net.Conn
+}
+
+func (w *wire) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case w.isCut:
+		return nil, errors.Join(&net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}, conn.Close())
+	}
+	w.conns = append(w.conns, conn)
+	return conn, nil
+}
+
+func (w *wire) set(isCut bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.isCut = isCut
+	for _, c := range w.conns {
+		_ = c.Close() // those that have ended are closed already
+	}
+	w.conns = nil
+}
+
+// TestClusterFollow: what is written to a real API server is in force, whatever
+// becomes of the server and of the way to it.
+func TestClusterFollow(t *testing.T) {
+	r := realServer(t)
+	r.grant()
+	r.small()
+	var w wire
+	config := r.config(controlplane.Agent)
+	config.Dial = w.dial
+	f := follow(t, config, Options{})
+
+	t.Log("what is there, and what changes")
+	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
+	_, err := r.admin.CoreV1().Pods("default").Patch(r.ctx, "other", "application/merge-patch+json", []byte(`{"metadata":{"labels":{"role":"frontend"}}}`), metav1.PatchOptions{})
+	r.must(err)
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
+	r.must(r.admin.NetworkingV1().NetworkPolicies("default").Delete(r.ctx, "access-db", metav1.DeleteOptions{}))
+	f.verdict("10.1.0.3", "10.1.0.1", 80, filter.Allow)
+	_, err = r.admin.NetworkingV1().NetworkPolicies("default").Create(r.ctx, makePolicy("access-db", "frontend"), metav1.CreateOptions{})
+	r.must(err)
+	f.verdict("10.1.0.3", "10.1.0.1", 80, filter.Deny)
+	r.deletePod("web")
+	f.names("10.1.0.2", "")
+
+	t.Log("server killed: what is known stays in force; restarted: what is written then comes")
+	r.must(r.StopServer(syscall.SIGKILL))
+	f.health(podKind, "the server is away", func(h KindHealth) bool { return h.Err != nil })
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
+	f.verdict("10.1.0.3", "10.1.0.1", 80, filter.Deny)
+	r.must(r.StartServer(r.ctx))
+	r.createPod(makePod("web", "10.1.0.4", role("frontend")))
+	f.names("10.1.0.4", "default/web")
+	for _, k := range kinds {
+		f.health(k, "all is well", func(h KindHealth) bool { return h.Err == nil && h.Synced })
+	}
+
+	t.Log("cut off while a pod goes, another gets its address and its policy changes, and the server forgets how")
+	w.set(true)
+	f.health(podKind, "the server is away", func(h KindHealth) bool { return h.Err != nil })
+	r.deletePod("other")
+	r.createPod(makePod("new", "10.1.0.3", nil))
+	r.must(r.admin.NetworkingV1().NetworkPolicies("default").Delete(r.ctx, "access-db", metav1.DeleteOptions{}))
+	_, err = r.admin.NetworkingV1().NetworkPolicies("default").Create(r.ctx, makePolicy("other", "nobody"), metav1.CreateOptions{})
+	r.must(err)
+	r.must(r.StopServer(syscall.SIGTERM))
+	r.must(r.StartServer(r.ctx))
+	f.names("10.1.0.3", "default/other") // as far as is known
+	w.set(false)
+	f.names("10.1.0.3", "default/new")
+	f.verdict("10.1.0.4", "10.1.0.1", 6379, filter.Deny)
+}
+
+// TestClusterRefused: a user without rights is told which he needs, once; with them
+// all goes on.
+func TestClusterRefused(t *testing.T) {
+	r := realServer(t)
+	r.small()
+	f := follow(t, r.config(controlplane.Agent), Options{})
+	for _, k := range kinds {
+		f.health(k, "access is refused", func(h KindHealth) bool {
+			return apierrors.IsForbidden(h.Err) && strings.Contains(h.Err.Error(), "list and watch "+k.resource) && strings.Contains(h.Err.Error(), `User "sluice"`)
+		})
+	}
+	f.health(podKind, "it has been tried again", func(h KindHealth) bool { return h.Errors >= 6 })
+	if n := f.log.count(cannotFollow); n != len(kinds) {
+		t.Errorf("%d warnings, want one for each of %d kinds", n, len(kinds))
+	}
+	if f.published.Snapshot() != nil {
+		t.Error("something was published without any knowledge")
+	}
+	r.grant()
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
+	if n := f.log.count(canFollow); n != 1 {
+		t.Errorf("it was said %d times that all is well, want once", n)
+	}
+}
+
+// TestClusterUnauthorized: so is one with a wrong token.
+func TestClusterUnauthorized(t *testing.T) {
+	r := realServer(t)
+	config := r.config(controlplane.Agent)
+	config.BearerToken = "wrong"
+	f := follow(t, config, Options{})
+	f.health(podKind, "the token is refused", func(h KindHealth) bool {
+		return apierrors.IsUnauthorized(h.Err) && strings.Contains(h.Err.Error(), "credentials")
+	})
+	config = r.config(controlplane.Agent)
+	config.CAData = nil
+	f = follow(t, config, Options{})
+	f.health(podKind, "the certificate is refused", func(h KindHealth) bool {
+		return h.Err != nil && strings.Contains(h.Err.Error(), "certificate-authority")
+	})
+}
+
+// TestClusterLatency prints how long it takes from a write to the API until a
+// snapshot is in force by which flows get another verdict, with a thousand pods and
+// a hundred policies beside.
+func TestClusterLatency(t *testing.T) {
+	const changes = 500
+	r := realServer(t)
+	r.grant()
+	r.must(controlplane.Fill(r.ctx, r.admin, cluster.New(1, cluster.Options{Pods: 1000, Policies: 100, Namespaces: 20})))
+	r.small()
+	f := follow(t, r.config(controlplane.Agent), Options{Ranges: new(watch.Ranges)})
+	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
+	if c := f.published.Snapshot().Counts(); c.Pods < 1000 || c.Policies < 100 {
+		t.Fatalf("there are only %d pods and %d policies", c.Pods, c.Policies)
+	}
+	key := filter.NewKey(netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("10.1.0.1"), filter.TCP, 6379)
+	policies := r.admin.NetworkingV1().NetworkPolicies("default")
+	var begun, answered []time.Duration
+	for i := range changes {
+		from, want := "frontend", filter.Allow
+		if i%2 == 0 {
+			from, want = "nobody", filter.Deny
+		}
+		inForce := make(chan time.Time, 1)
+		go func() {
+			f.until("the change is in force", func(s *policy.Snapshot) bool { return s.Decide(key).Action == want })
+			inForce <- time.Now()
+		}()
+		before := time.Now()
+		_, err := policies.Update(r.ctx, makePolicy("access-db", from), metav1.UpdateOptions{})
+		after := time.Now()
+		r.must(err)
+		at := <-inForce
+		begun, answered = append(begun, at.Sub(before)), append(answered, at.Sub(after))
+	}
+	fmt.Printf("%d changes of a policy, with 1,000 pods and 100 policies beside, until the snapshot is in force:\n", changes)
+	for name, list := range map[string][]time.Duration{"from the request's begin": begun, "from the answer": answered} {
+		slices.Sort(list)
+		fmt.Printf("  %-26s p50 %v  p99 %v  max %v\n", name, list[changes/2], list[changes*99/100], list[changes-1])
+	}
+}
