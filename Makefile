@@ -38,7 +38,7 @@ test: ## run all tests (as root, those on real packets too)
 
 .PHONY: build
 build: ## build bin/sluice
-	CGO_ENABLED=0 go build -trimpath -o bin/sluice ./cmd/sluice
+	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/sluice ./cmd/sluice
 
 .PHONY: image
 image: ## build bin/sluice-image.tar, an OCI image to load into containerd; without a daemon or a registry

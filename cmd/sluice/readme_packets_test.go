@@ -29,7 +29,8 @@ func shapeOf(text string) (msg, fields string) {
 }
 
 // The log that the README shows is one that the agent writes: each line has the
-// message and the fields of one that it wrote here.
+// message and the fields of one that it wrote here. And its status has the lines
+// that this one's has.
 func TestReadmeLogOnPackets(t *testing.T) {
 	text, err := os.ReadFile(readmePath)
 	if err != nil {
@@ -43,21 +44,36 @@ func TestReadmeLogOnPackets(t *testing.T) {
 	for _, l := range s.agent.Since(0, func(running.Line) bool { return true }) {
 		written[l.Text("msg")+": "+strings.Join(slices.Sorted(maps.Keys(l)), " ")] = true
 	}
-	lines, shown := strings.Split(string(text), "\n"), 0
+	_, told, _ := sluice(t, "status", "--socket", s.socket)
+	lines, logs, statuses := strings.Split(string(text), "\n"), 0, 0
 	for _, b := range readmeBlocks(lines) {
 		for _, c := range readmeCommands(lines[b.first:b.end]) {
-			if !b.root || !strings.Contains(c.line, "sluice run") {
-				continue
-			}
-			for line := range strings.Lines(c.output) {
-				shown++
-				if msg, fields := shapeOf(line); !written[msg+": "+fields] {
-					t.Errorf("the agent writes no line like %s", line)
+			switch {
+			case b.root && strings.Contains(c.line, "sluice run"):
+				for line := range strings.Lines(c.output) {
+					logs++
+					if msg, fields := shapeOf(line); !written[msg+": "+fields] {
+						t.Errorf("the agent writes no line like %s", line)
+					}
+				}
+			case b.root && strings.Contains(c.line, "sluice status"):
+				statuses++
+				if got, want := wordsOf(told), wordsOf(c.output); got != want {
+					t.Errorf("the status is\n%s\nand in the README stands\n%s", told, c.output)
 				}
 			}
 		}
 	}
-	if shown == 0 {
-		t.Error("the README shows no log: it was not found")
+	if logs == 0 || statuses == 0 {
+		t.Errorf("%d lines of logs and %d statuses in the README: they were not found", logs, statuses)
 	}
+}
+
+// value is what is different in each status: numbers, times, names, and what is
+// wrong.
+var value = regexp.MustCompile(`^sluice .*?,|folder \S+|-nft|-legacy|\S*\d\S*|ies\b|y\b|s\b`)
+
+// wordsOf is a status without its values.
+func wordsOf(status string) string {
+	return strings.Join(strings.Fields(value.ReplaceAllString(status, "")), " ")
 }

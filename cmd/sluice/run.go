@@ -138,7 +138,7 @@ func addLogFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.verdictsRate = verdictlog.DefaultRate
 	fs.Var(newNumberFlag(&opts.verdictsRate, 0, 1<<20), "log-verdicts-rate", "how many verdicts to log a second; 0 for no limit")
 	fs.Var(newChoiceFlag(&opts.logFormat, "text", "json"), "log-format", "text or json")
-	fs.TextVar(&opts.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.TextVar(&opts.logLevel, "log-level", slog.LevelInfo, "`LEVEL`: debug, info, warn or error")
 }
 
 func newLogger(e env, opts runOptions) *slog.Logger {

@@ -132,7 +132,7 @@ func (a *agent) tookOver() bool {
 func addServeFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.httpAddress = telemetry.DefaultAddress
 	fs.Var((*addressFlag)(&opts.httpAddress), "http-address", "where to answer /metrics, /healthz, /readyz and, for callers on this node, /debug/; empty for nowhere")
-	fs.StringVar(&opts.socket, "socket", telemetry.DefaultSocket, "path of the unix socket on which sluice status asks, and an agent that takes over; empty for none")
+	fs.StringVar(&opts.socket, "socket", telemetry.DefaultSocket, "`PATH` of the unix socket on which sluice status asks, and an agent that takes over; empty for none")
 }
 
 // addressFlag is an address to listen on, or nothing.

@@ -55,7 +55,7 @@ another agent on the same node.`,
 			return printStatus(e, s, output)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "the socket of the agent")
+	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "`PATH` of the agent's socket")
 	cmd.Flags().BoolVar(&self, "self", false, "say only whether the agent in this container is ready")
 	cmd.Flags().VarP(newChoiceFlag(&output, statusText, statusJSON), "output", "o", "text or json")
 	return cmd
