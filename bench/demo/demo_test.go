@@ -103,12 +103,32 @@ func TestAllStepsAreAsPromised(t *testing.T) {
 			t.Errorf("%q is not in the output", want)
 		}
 	}
+	for line := range strings.Lines(shownInReadme(t)) {
+		if line != "...\n" && !strings.Contains(stdout.String(), line) {
+			t.Errorf("the README shows a line that is not in the output: %s", line)
+		}
+	}
 	if strings.Contains(stdout.String(), "\x1b") {
 		t.Error("there are colours, although nobody wants them")
 	}
 	if stderr.Len() > 0 {
 		t.Errorf("on standard error: %s", stderr.String())
 	}
+}
+
+// shownInReadme is the step that the README shows.
+func shownInReadme(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, step, found := strings.Cut(string(text), "```\n── ")
+	step, _, ended := strings.Cut(step, "```\n")
+	if !found || !ended {
+		t.Fatal("the README shows no step: it was not found")
+	}
+	return "── " + step
 }
 
 // An agent that does nothing must be found out.

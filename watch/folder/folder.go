@@ -45,7 +45,9 @@ type Origin struct {
 // the name.
 func FromCluster(origin string, namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*networkingv1.NetworkPolicy) Objects {
 	o := Objects{Namespaces: namespaces, Pods: pods, Policies: policies, Origins: make(map[string]Origin)}
-	note := func(kind string, object metav1.Object) { o.Origins[kind+" "+nameOf(kind, object)] = Origin{File: origin} }
+	note := func(kind string, object metav1.Object) {
+		o.Origins[kind+" "+nameOf(kind, object)] = Origin{File: origin}
+	}
 	for _, n := range namespaces {
 		note("Namespace", n)
 	}
