@@ -19,7 +19,7 @@ import (
 // standing is what the agent keeps of itself for those who ask how it stands.
 type standing struct {
 	started   time.Time
-	backend   string
+	tables    string // that hold the rules
 	sources   []watch.Source
 	ready     atomic.Pointer[time.Time] // when it was ready first
 	inForce   atomic.Pointer[time.Time] // since when the snapshot is that is in force
@@ -31,9 +31,9 @@ func (s *standing) standsOn(tables []rules.Table) {
 	s.started = time.Now()
 	for i, t := range tables {
 		if i > 0 {
-			s.backend += ", "
+			s.tables += ", "
 		}
-		s.backend += t.String()
+		s.tables += t.String()
 	}
 }
 
@@ -62,7 +62,7 @@ func (a *agent) serve(ctx context.Context) {
 func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: telemetry.Settings{
-			Version: version(), PID: os.Getpid(), Backend: a.backend, Queues: a.opts.rules.Queues,
+			Version: version(), PID: os.Getpid(), Tables: a.tables, Queues: a.opts.rules.Queues,
 			Fail: failText(a.opts.rules.FailOpen), OnExit: string(a.opts.onExit),
 		},
 		Now: time.Now(), Started: a.started, Ready: noted(&a.ready),

@@ -108,7 +108,7 @@ func (s *Status) WriteText(out io.Writer) error {
 		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", count(e.Policies, "NetworkPolicy"), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
 		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
 	}
-	fmt.Fprintf(w, "rules\tiptables %s, %s, fail %s, on exit %s; repaired %s\n", s.Backend, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"))
+	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"))
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
 	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain; %d found no room\n", p.Held, p.Expired, p.Refused)

@@ -46,7 +46,7 @@ type Settings struct {
 	Version string   `json:"version"`
 	PID     int      `json:"pid"`
 	Sources []string `json:"sources"` // of policies and pods
-	Backend string   `json:"iptables"`
+	Tables  string   `json:"tables"`  // that hold the rules
 	Queues  int      `json:"queues"`
 	Fail    string   `json:"fail"`
 	OnExit  string   `json:"onExit"`
