@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// deployed are the manifests of the agent: those of kustomize, and what the chart
+// renders with few and with all values.
+var deployed = []string{
+	"../../deploy/kustomize/base/daemonset.yaml", "../../deploy/testdata/chart-default.yaml", "../../deploy/testdata/chart-full.yaml",
+}
+
+// daemonSet is the one in a file of manifests.
+func daemonSet(t *testing.T, path string) *appsv1.DaemonSet {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text))); ; {
+		document, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			t.Fatalf("there is no DaemonSet in %s", path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var d appsv1.DaemonSet
+		if err := yaml.Unmarshal(document, &d); err != nil {
+			t.Fatal(err)
+		}
+		if d.Kind == "DaemonSet" {
+			return &d
+		}
+	}
+}
+
+// The command takes the arguments that the manifests give it.
+func TestDeployedArgumentsParse(t *testing.T) {
+	for _, path := range deployed {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			c := daemonSet(t, path).Spec.Template.Spec.Containers[0]
+			for _, args := range [][]string{c.Args, c.ReadinessProbe.Exec.Command[1:]} {
+				cmd, rest, err := rootCommand(env{}).Find(args)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.ParseFlags(rest); err != nil {
+					t.Errorf("sluice %s: %v", strings.Join(args, " "), err)
+				}
+				if err := cmd.ValidateArgs(cmd.Flags().Args()); err != nil {
+					t.Errorf("sluice %s: %v", strings.Join(args, " "), err)
+				}
+			}
+		})
+	}
+}
+
+// The capabilities that the manifests give are enough, in both backends of
+// iptables; with nft, one of them is.
+func TestDeployedCapabilitiesAreEnough(t *testing.T) {
+	lab.Require(t)
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil {
+		t.Skip("needs setpriv: install the package util-linux")
+	}
+	program, err := exec.LookPath("sluice")
+	if err != nil {
+		t.Fatalf("find the command under test: %v", err)
+	}
+	var given []string
+	for _, c := range daemonSet(t, deployed[0]).Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add {
+		given = append(given, strings.ToLower(string(c)))
+	}
+	for _, tt := range []struct {
+		backend string
+		caps    []string
+	}{{"nft", given}, {"legacy", given}, {"nft", []string{"net_admin"}}} {
+		t.Run(tt.backend+" with "+strings.Join(tt.caps, " and "), func(t *testing.T) {
+			// As the container runtime does: no capability but these, and none to be
+			// had by running another program.
+			script := filepath.Join(t.TempDir(), "confined")
+			text := fmt.Sprintf("#!/bin/sh\nexec '%s' --bounding-set=-all,+%s --inh-caps=-all --no-new-privs '%s' \"$@\"\n", setpriv, strings.Join(tt.caps, ",+"), program)
+			if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			s.agent, err = running.Start(ctx, running.Options{
+				Sluice: script, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket, "--iptables", tt.backend},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(s.agent.Kill)
+			db := netip.AddrPortFrom(s.host("default/db").IPv6, 6379)
+			for pod, want := range map[string]lab.Outcome{"default/web": lab.Reached, "default/other": lab.TimedOut} {
+				if r := s.host(pod).Connect(t.Context(), "tcp", db, silence); r.Outcome != want {
+					t.Errorf("%s: %v, want %v", pod, r.Outcome, want)
+				}
+			}
+			s.save("policies.yaml", "") // the live connections are judged
+			if err := s.agent.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
