@@ -26,7 +26,7 @@ import (
 type Options struct {
 	Sluice string // path of the program
 	Node   *lab.Node
-	Dir    string   // the folder of manifests
+	Dir    string   // the folder of manifests; empty if Args name a cluster
 	Args   []string // more arguments of sluice run
 	// Log gets the agent's log while it is written, in a form for people: each
 	// Write is one line.
@@ -62,8 +62,11 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		dir: opts.Dir, goodbye: cmp.Or(opts.Goodbye, 20*time.Second),
 		done: make(chan struct{}), changed: make(chan struct{}),
 	}
-	args := append([]string{"run", "--manifests", opts.Dir, "--log-format", "json", "--log-level", "debug"}, opts.Args...)
-	a.cmd = exec.Command(opts.Sluice, args...)
+	args := []string{"run", "--log-format", "json", "--log-level", "debug"}
+	if opts.Dir != "" {
+		args = append(args, "--manifests", opts.Dir)
+	}
+	a.cmd = exec.Command(opts.Sluice, append(args, opts.Args...)...)
 	// A group of its own: a terminal's Ctrl-C is for the caller, who then ends the
 	// agent.
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -1,0 +1,341 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"sluice/bench/cluster"
+	"sluice/bench/controlplane"
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// clusterSite is a lab with a real API server on its node, and an agent that
+// follows it.
+type clusterSite struct {
+	*lab.Lab
+	t      *testing.T
+	server *controlplane.ControlPlane
+	admin  *kubernetes.Clientset
+	agent  *running.Agent
+	pods   map[string]*lab.Host
+}
+
+// newClusterSite starts all but the agent: pods db, web and other in namespace
+// default, and another thousand with a hundred policies that there are no packets
+// of.
+func newClusterSite(t *testing.T) *clusterSite {
+	t.Helper()
+	l := lab.ForTest(t, lab.Options{})
+	s := &clusterSite{Lab: l, t: t, pods: make(map[string]*lab.Host), server: controlplane.ForTest(t, l.Nodes[0].Host)}
+	var err error
+	s.admin, err = s.server.Client(controlplane.Admin)
+	s.must(err)
+	s.must(controlplane.Grant(t.Context(), s.admin))
+	n := l.Nodes[0]
+	_, err = s.admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name},
+		Spec:       corev1.NodeSpec{PodCIDR: n.Pods4.String(), PodCIDRs: []string{n.Pods4.String(), n.Pods6.String()}},
+	}, metav1.CreateOptions{})
+	s.must(err)
+	for name, role := range map[string]string{"db": "db", "web": "frontend", "other": "backend"} {
+		s.pods[name], err = l.AddPod(name)
+		s.must(err)
+		s.must(s.pods[name].Serve("tcp", 6379))
+		p := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"role": role}},
+			Spec:       corev1.PodSpec{NodeName: n.Name, Containers: []corev1.Container{{Name: "main"}}},
+			Status:     corev1.PodStatus{Phase: corev1.PodRunning, HostIP: n.IPv4.String(), PodIP: s.pods[name].IPv4.String()},
+		}
+		for _, a := range s.pods[name].Addrs() {
+			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
+		}
+		for _, a := range n.Addrs() {
+			p.Status.HostIPs = append(p.Status.HostIPs, corev1.HostIP{IP: a.String()})
+		}
+		s.must(controlplane.CreatePod(t.Context(), s.admin, p))
+	}
+	s.must(controlplane.Fill(t.Context(), s.admin, cluster.New(1, cluster.Options{Pods: 1000, Policies: 100, Namespaces: 20})))
+	return s
+}
+
+func (s *clusterSite) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// start starts the agent as a user that may read what it needs and no more.
+func (s *clusterSite) start() {
+	s.t.Helper()
+	program, err := exec.LookPath("sluice")
+	s.must(err)
+	kubeconfig, err := s.server.Kubeconfig(controlplane.Agent)
+	s.must(err)
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	s.agent, err = running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Args: []string{
+		"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", filepath.Join(s.t.TempDir(), "s"),
+	}})
+	s.must(err)
+	s.t.Cleanup(s.agent.Kill)
+}
+
+// isolate makes a policy that lets nobody reach db, or only pods of some roles.
+func isolate(name string, roles ...string) *networkingv1.NetworkPolicy {
+	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
+	p.Spec.PodSelector.MatchLabels = map[string]string{"role": "db"}
+	p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	for _, role := range roles {
+		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{
+			From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"role": role}}}},
+		})
+	}
+	return p
+}
+
+func (s *clusterSite) create(p *networkingv1.NetworkPolicy) {
+	s.t.Helper()
+	_, err := s.admin.NetworkingV1().NetworkPolicies(p.Namespace).Create(s.t.Context(), p, metav1.CreateOptions{})
+	s.must(err)
+}
+
+func (s *clusterSite) remove(name string) {
+	s.t.Helper()
+	s.must(s.admin.NetworkingV1().NetworkPolicies("default").Delete(s.t.Context(), name, metav1.DeleteOptions{}))
+}
+
+// comes waits until a pod can connect to db, or no longer can, over both families.
+func (s *clusterSite) comes(from string, want lab.Outcome) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	for _, addr := range s.pods["db"].Addrs() {
+		for {
+			r := s.pods[from].Connect(ctx, "tcp", netip.AddrPortFrom(addr, 6379), silence)
+			if r.Outcome == want {
+				break
+			}
+			if ctx.Err() != nil {
+				s.t.Fatalf("%s to db at %s: %s, want %s", from, addr, r.Outcome, want)
+			}
+		}
+	}
+}
+
+// TestClusterPackets: what is written to a real API server shows on real packets,
+// and stays in force while that is away.
+func TestClusterPackets(t *testing.T) {
+	s := newClusterSite(t)
+	s.create(isolate("access-db", "frontend"))
+	s.start()
+	s.comes("web", lab.Reached)
+	s.comes("other", lab.TimedOut)
+
+	s.create(isolate("access-db-2", "backend"))
+	s.comes("other", lab.Reached)
+	s.remove("access-db-2")
+	s.comes("other", lab.TimedOut)
+
+	s.must(s.server.StopServer(syscall.SIGKILL))
+	s.comes("other", lab.TimedOut)
+	s.comes("web", lab.Reached)
+	s.must(s.server.StartServer(t.Context()))
+	s.remove("access-db")
+	s.comes("other", lab.Reached)
+	s.must(s.agent.Stop())
+}
+
+// stream is packets from one pod to another, each of a connection of its own.
+type stream struct {
+	mu      sync.Mutex
+	sent    []time.Time // by number
+	arrived []bool
+	changed chan struct{}
+}
+
+// pace is how often a packet is sent, and so how exact a change's time is known.
+const pace = 500 * time.Microsecond
+
+// newStream sends packets from one pod to another until the test ends.
+func (s *clusterSite) newStream(from, to *lab.Host) *stream {
+	s.t.Helper()
+	st := &stream{changed: make(chan struct{}, 1)}
+	listener, err := to.ListenUDP(netip.AddrPortFrom(to.IPv4, 9999))
+	s.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		buf := make([]byte, 64)
+		for {
+			n, err := listener.Read(buf)
+			if err != nil {
+				return
+			}
+			if n == 8 {
+				st.receive(int(binary.BigEndian.Uint64(buf)))
+			}
+		}
+	})
+	wait.Go(func() {
+		err := from.Do(func() error { return st.send(ctx, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.IPv4, 9999))) })
+		if err != nil {
+			s.t.Error(err)
+		}
+	})
+	s.t.Cleanup(func() {
+		cancel()
+		_ = listener.Close()
+		wait.Wait()
+	})
+	return st
+}
+
+func (st *stream) send(ctx context.Context, to *net.UDPAddr) error {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	for number := uint64(0); ; number++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		c, err := net.DialUDP("udp", nil, to) // in the pod: this thread is
+		if err != nil {
+			return fmt.Errorf("open a socket: %w", err)
+		}
+		st.mu.Lock()
+		st.sent, st.arrived = append(st.sent, time.Now()), append(st.arrived, false)
+		st.mu.Unlock()
+		_, err = c.Write(binary.BigEndian.AppendUint64(nil, number))
+		_ = c.Close()
+		if err != nil {
+			return fmt.Errorf("send a packet: %w", err)
+		}
+		st.tell()
+	}
+}
+
+func (st *stream) receive(number int) {
+	st.mu.Lock()
+	st.arrived[number] = true
+	st.mu.Unlock()
+	st.tell()
+}
+
+func (st *stream) tell() {
+	select {
+	case st.changed <- struct{}{}:
+	default:
+	}
+}
+
+// next is the number of the packet that is sent next.
+func (st *stream) next() int {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return len(st.sent)
+}
+
+// settled is how many packets one after the other must fare alike to say that the
+// change is complete, and how long ago the last of them must have been sent.
+const (
+	settled = 20
+	travel  = 10 * time.Millisecond
+)
+
+// turns waits until packets from number on fare as wanted, for good, and returns
+// when the first of them was sent.
+func (st *stream) turns(ctx context.Context, from int, arrive bool) (time.Time, error) {
+	for {
+		if at, ok := st.turned(from, arrive); ok {
+			return at, nil
+		}
+		select {
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("wait until packets arrive: %v: %w", arrive, ctx.Err())
+		case <-st.changed:
+		}
+	}
+}
+
+func (st *stream) turned(from int, arrive bool) (time.Time, bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	old := len(st.sent)
+	for old > from && time.Since(st.sent[old-1]) < travel {
+		old--
+	}
+	first := old
+	for first > from && st.arrived[first-1] == arrive {
+		first--
+	}
+	if old-first < settled {
+		return time.Time{}, false
+	}
+	return st.sent[first], true
+}
+
+// TestClusterPacketLatency prints how long it takes from a write to the API until
+// the first packet is denied, and until the first is allowed, with a thousand pods
+// and a hundred policies beside.
+func TestClusterPacketLatency(t *testing.T) {
+	const changes = 500
+	s := newClusterSite(t)
+	s.start()
+	// Connections of packets that were let through are forgotten soon: there are
+	// to be as many as on a busy node, and not ever more.
+	s.must(s.Nodes[0].Do(func() error {
+		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", []byte("2"), 0o644)
+	}))
+	st := s.newStream(s.pods["web"], s.pods["db"])
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	measure := func(arrive bool, write func()) (begun, answered time.Duration) {
+		from, before := st.next(), time.Now()
+		write()
+		after := time.Now()
+		at, err := st.turns(ctx, from, arrive)
+		s.must(err)
+		return at.Sub(before), at.Sub(after)
+	}
+	if _, err := st.turns(ctx, 0, true); err != nil {
+		t.Fatal(err)
+	}
+	var times [4][]time.Duration
+	for range changes {
+		begun, answered := measure(false, func() { s.create(isolate("closed")) })
+		times[0], times[1] = append(times[0], begun), append(times[1], answered)
+		begun, answered = measure(true, func() { s.remove("closed") })
+		times[2], times[3] = append(times[2], begun), append(times[3], answered)
+	}
+	fmt.Printf("%d policies created and deleted, with 1,000 pods and 100 policies beside; from the API write\n", changes)
+	fmt.Printf("  %-52s %10s %10s %10s\n", "until", "p50", "p99", "max")
+	for i, name := range []string{
+		"the first packet denied, from the request's begin", "the first packet denied, from the answer",
+		"the first packet allowed, from the request's begin", "the first packet allowed, from the answer",
+	} {
+		list := times[i]
+		slices.Sort(list)
+		ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+		fmt.Printf("  %-52s %10s %10s %10s\n", name, ms(list[changes/2]), ms(list[changes*99/100]), ms(list[changes-1]))
+	}
+	s.must(s.agent.Stop())
+}
