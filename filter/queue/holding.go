@@ -78,12 +78,10 @@ func (h *holding) nudge() {
 	}
 }
 
-// run judges what waits, again and again, until ctx ends. Then the queue is
-// closed, and the kernel drops what still waits.
+// run judges what waits, again and again, until ctx ends.
 func (h *holding) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	defer h.forget()
 	for {
 		select {
 		case <-ctx.Done():
@@ -140,7 +138,8 @@ func (h *holding) drop(awaited netip.Addr) {
 	}
 }
 
-// forget lets go of everything.
+// forget lets go of everything: the queue has been closed, and the kernel has
+// dropped what waited in it.
 func (h *holding) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

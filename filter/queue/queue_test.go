@@ -30,13 +30,17 @@ type judge struct {
 	asked    atomic.Int64
 	answered atomic.Int64
 	givenUp  atomic.Int64
+	spread   bool // what waits waits for an address of its own
 }
 
 // awaited is whom packets wait for that are held.
 var awaited = netip.MustParseAddr("10.77.0.99")
 
 func (j *judge) Judge(data []byte) (filter.Action, netip.Addr) {
-	j.asked.Add(1)
+	n := j.asked.Add(1)
+	if j.spread {
+		return j.decide(data), netip.AddrFrom4([4]byte{10, 78, byte(n >> 8), byte(n)})
+	}
 	return j.decide(data), awaited
 }
 
@@ -73,6 +77,7 @@ type rig struct {
 	log            buffer
 	count          int
 	decide         func([]byte) filter.Action
+	spread         bool     // see judge
 	judges         []*judge // two for each queue: of those that arrive, and of those that wait
 }
 
@@ -137,7 +142,7 @@ func (r *rig) queues(opts queue.Options) *queue.Queues {
 	r.Helper()
 	opts.First, opts.Count, opts.Mark, opts.NetNS = first, r.count, mark, r.node.NetNS()
 	q, err := queue.New(opts, func() queue.Judge {
-		j := &judge{decide: r.decide}
+		j := &judge{decide: r.decide, spread: r.spread}
 		r.judges = append(r.judges, j)
 		return j
 	}, slog.New(slog.NewTextHandler(&r.log, nil)))
@@ -517,6 +522,82 @@ func TestHoldIsBounded(t *testing.T) {
 	r.sends("other")
 	if got := r.hears(heard, "late", "other"); got != "other" {
 		t.Errorf("%q passed", got)
+	}
+}
+
+// What a worker holds while it fails is not answered in the queue that it opens
+// next: another packet has its number there.
+func TestHoldEndsWithItsQueue(t *testing.T) {
+	var queues atomic.Pointer[queue.Queues]
+	var r *rig
+	bound := func() bool {
+		is, err := queue.Bound(r.node.NetNS(), first, 1)
+		return err == nil && is
+	}
+	r = newRig(t, 1, func(data []byte) filter.Action {
+		if !bytes.Contains(data, []byte("late")) {
+			return filter.Allow
+		}
+		if bytes.Contains(data, []byte("late 2")) {
+			q := queues.Load()
+			q.Fail(errors.New("on purpose"))
+			// Until the worker has let go of what it holds, or of the queue.
+			for end := time.Now().Add(patience); q.Stats().Holding > 0 && bound() && time.Now().Before(end); {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return filter.Hold
+	})
+	q, _ := r.run(queue.Options{Hold: time.Minute, MaxHeld: 10})
+	queues.Store(q)
+	r.sends("late 1")
+	r.await("the packet waits", func() bool { return q.Stats().Holding == 1 })
+	r.sends("late 2")
+	r.await("the worker has started again", func() bool { return q.Stats().Restarts == 1 && bound() })
+	heard, err := r.server.Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.sends("other")
+	r.hears(heard, "other")
+	if s := q.Stats(); s.Held != 2 || s.Holding != 0 {
+		t.Errorf("%+v: a packet of the queue before counts as waiting in this one", s)
+	}
+}
+
+// More answers than the kernel takes at once reach it.
+func TestManyAnswersAtOnce(t *testing.T) {
+	const packets = 8000 // 32 bytes for each, and the kernel takes some 210,000
+	var known atomic.Bool
+	r := newRig(t, 1, func(data []byte) filter.Action {
+		if bytes.Contains(data, []byte("late")) && !known.Load() {
+			return filter.Hold
+		}
+		return filter.Deny
+	})
+	r.spread = true
+	q, _ := r.run(queue.Options{Hold: time.Minute, MaxHeld: packets, MaxLen: packets})
+	for range packets {
+		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte("late")); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+	}
+	r.await("all wait", func() bool { return q.Stats().Holding == packets })
+	known.Store(true)
+	q.Rejudge()
+	r.await("all are answered", func() bool { return q.Stats().Denied == packets })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := q.Drain(ctx); err != nil {
+		t.Error(err)
+	}
+	if s := q.Stats(); s.Restarts+s.Late != 0 {
+		t.Errorf("%+v: not all answers were taken\n%s", s, r.log.String())
 	}
 }
 

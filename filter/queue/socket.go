@@ -24,6 +24,10 @@ const (
 	// receiveBuffer is what the kernel may keep for us, in bytes: it accounts
 	// about 800 bytes for each packet, so that MaxLen fills before this does.
 	receiveBuffer = 8 << 20
+	// maxOut is how many bytes of verdicts go out in one system call, about 800 of
+	// them: the kernel refuses what exceeds the socket's send buffer, which is some
+	// 200 KiB, and many packets that have waited may be answered at once.
+	maxOut = 32 << 10
 
 	headerLen  = 16       // struct nlmsghdr
 	kindPacket = 3 << 8   // NFNL_SUBSYS_QUEUE, NFQNL_MSG_PACKET
@@ -64,11 +68,11 @@ type socket struct {
 	late    func() // a verdict came too late
 }
 
-// mmsghdr is struct mmsghdr of recvmmsg(2).
+// mmsghdr is struct mmsghdr of recvmmsg(2). Go pads it as C does, on 32 bits and
+// on 64.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	len uint32
-	_   [4]byte
 }
 
 // newSocket opens a socket in a network namespace, 0 for the process's own.
@@ -143,12 +147,17 @@ func (s *socket) SendMessages(messages []netlink.Message) error {
 	return nil
 }
 
-// Send implements netlink.Socket. Verdicts are kept until the next read.
+// Send implements netlink.Socket. Verdicts are kept until the next read, or until
+// they are many.
 func (s *socket) Send(m netlink.Message) error {
 	s.mu.Lock()
 	s.out = appendMessage(s.out, m)
+	full := len(s.out) >= maxOut
 	s.mu.Unlock()
 	if m.Header.Type == kindAnswer {
+		if full {
+			return s.flush()
+		}
 		return nil
 	}
 	s.awaited = m.Header.Flags&netlink.Acknowledge != 0

@@ -74,8 +74,10 @@ func (w *worker) read(ctx context.Context) error {
 		return fmt.Errorf("open queue %d: %w", w.number, explain(err))
 	}
 	defer w.judge.Answered() // by the kernel: closing the queue drops what waits in it
-	defer nf.Close()
+	// The queue is closed first, which ends the hook: a packet that it held later
+	// would be answered in the next queue, where another has its number.
 	defer w.hold(ctx, nf, s, fail)()
+	defer nf.Close()
 	err = nf.RegisterWithErrorFunc(ctx, w.hook(nf, fail), func(err error) int {
 		fail(fmt.Errorf("read queue %d: %w", w.number, err))
 		return 1
@@ -97,7 +99,8 @@ func (w *worker) read(ctx context.Context) error {
 	}
 }
 
-// hold starts what answers the packets that wait. It ends with the call of done.
+// hold starts what answers the packets that wait. It ends with the call of done,
+// for which the queue has to be closed.
 func (w *worker) hold(ctx context.Context, nf *nfqueue.Nfqueue, s *socket, fail func(error)) (done func()) {
 	w.held.fail, w.held.flush = fail, s.flush
 	w.held.reply = func(id, mark uint32, action filter.Action) {
@@ -111,6 +114,7 @@ func (w *worker) hold(ctx context.Context, nf *nfqueue.Nfqueue, s *socket, fail 
 	return func() {
 		stop()
 		running.Wait()
+		w.held.forget()
 	}
 }
 
