@@ -51,6 +51,10 @@ check-deploy: ## hold the chart and the base against Helm and kustomize (the fir
 	GOBIN='$(CURDIR)/.cache/tools' go install $(KUSTOMIZE)
 	PATH='$(CURDIR)/.cache/tools':"$$PATH" go test -count 1 ./deploy
 
+.PHONY: generate
+generate: ## compile the programs of the kernel's flow cache anew (Debian: clang, llvm, libbpf-dev)
+	BPF2GO_CFLAGS="-idirafter /usr/include/$$(uname -m)-linux-gnu" go generate ./cache/kernel
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
 	@grep -rEo --include='*_test.go' '^func Fuzz\w+' cmd filter cache watch bench | \

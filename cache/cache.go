@@ -2,8 +2,8 @@
 // flow cache in user space, and the [Judge] that uses it: the way of a packet
 // from its bytes to its verdict.
 //
-// The packages below it are the other places: conntrack, the marks of live
-// connections.
+// The packages below it are the other places: kernel, a flow cache in the kernel;
+// conntrack, the marks of live connections.
 //
 // Nothing is ever flushed. A remembered verdict carries the epochs of both ends,
 // which change whenever a verdict about them could; it answers only while both

@@ -23,13 +23,25 @@ type Ranges interface {
 	Contains(addr netip.Addr) (local, cluster bool)
 }
 
-// Config is what judges have in common.
+// Memory is one more place where verdicts are remembered: kernel.Writer is one. It
+// serves one judge.
+type Memory interface {
+	// Remember is told of a verdict, and the epochs of both ends that it was given
+	// with: it holds while they are current. It is called on the packet's way.
+	Remember(k filter.Key, src, dst uint64, action filter.Action)
+}
+
+// Config is how a judge judges.
 type Config struct {
 	Published *policy.Published
 	// Observer may be nil: nobody wants to know.
 	Observer Observer
 	// Ranges may be nil: no packet is held.
 	Ranges Ranges
+	// Memory may be nil: verdicts are remembered in the judge's flow cache alone.
+	// It is not told of packets of pairs that no policy concerns, of packets that
+	// wait, and of what only the fail mode decides.
+	Memory Memory
 	// FailOpen lets a packet pass whose pod did not become known in time.
 	FailOpen bool
 }
@@ -123,6 +135,11 @@ func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict, awaited 
 		if dst == nil && j.waits(dstAddr, v) {
 			return p, v, dstAddr
 		}
+	}
+	// Before the answer and not after, which costs the packet microseconds: a second
+	// connection that follows on the heels of the first finds it.
+	if j.Memory != nil && v.Reason != filter.NotIsolated {
+		j.Memory.Remember(p.Key, src.Epoch(), dst.Epoch(), v.Action)
 	}
 	return p, v, awaited
 }

@@ -1,0 +1,317 @@
+package kernel_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/cache/kernel"
+	"sluice/filter"
+)
+
+// The pods of most tests: db is isolated and lets web in at port 6379.
+var (
+	db     = netip.MustParseAddr("10.0.0.2")
+	web    = netip.MustParseAddr("10.0.0.3")
+	other  = netip.MustParseAddr("10.0.0.4")
+	remote = netip.MustParseAddr("198.51.100.7")
+)
+
+func podOf(name string, addr netip.Addr) *corev1.Pod {
+	p := &corev1.Pod{}
+	p.Namespace, p.Name, p.Labels = "default", name, map[string]string{"name": name}
+	p.Status.PodIPs = []corev1.PodIP{{IP: addr.String()}}
+	return p
+}
+
+// letIn is a policy that lets one pod into another at port 6379, and nobody else.
+func letIn(into, from string) *networkingv1.NetworkPolicy {
+	port := intstr.FromInt32(6379)
+	p := &networkingv1.NetworkPolicy{}
+	p.Namespace, p.Name = "default", into
+	p.Spec.PodSelector.MatchLabels = map[string]string{"name": into}
+	p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{
+		Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
+		From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"name": from}}}},
+	}}
+	return p
+}
+
+// newStage is a cache, its programs, and a user space that knows the pods.
+func newStage(t testing.TB, opts kernel.Options, r ranges) (*kernel.Cache, *programs, *user) {
+	t.Helper()
+	c := newCache(t, opts)
+	p, u := load(t, c), newUser(t, c, r)
+	for name, addr := range map[string]netip.Addr{"db": db, "web": web, "other": other} {
+		u.world.SetPod(podOf(name, addr))
+	}
+	u.world.SetPolicy(letIn("db", "web"))
+	return c, p, u
+}
+
+func redis(from netip.Addr) []byte { return packetOf(from, db, filter.TCP, 6379, 20) }
+
+// Before anything is published, and after nothing was remembered, the programs
+// are silent; then they say what was decided.
+func TestRemembers(t *testing.T) {
+	c, p, u := newStage(t, kernel.Options{}, nil)
+	if said := p.say(redis(web)); said != silent {
+		t.Errorf("before anything was published: %s", said)
+	}
+	u.commit(t)
+	for from, want := range map[netip.Addr]verdict{web: allowed, other: denied, remote: denied} {
+		if said := p.say(redis(from)); said != silent {
+			t.Errorf("%s before it was judged: %s", from, said)
+		}
+		u.judges(redis(from))
+		if said := p.say(redis(from)); said != want {
+			t.Errorf("%s after it was judged: %s, want %s", from, said, want)
+		}
+	}
+	if said := p.say(packetOf(web, db, filter.TCP, 6380, 20)); said != silent {
+		t.Errorf("another port: %s", said)
+	}
+	if said := p.say(packetOf(db, other, filter.UDP, 9, 20)); said != allowed {
+		t.Errorf("a pair that no policy concerns: %s", said)
+	}
+	stats, err := c.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stats.Open != 1 || stats.Allowed != 1 || stats.Denied != 2 || stats.Failed != 0 || stats.Published <= 0 {
+		t.Errorf("stats: %+v", stats)
+	}
+}
+
+// A change of either end makes what was remembered void; a change elsewhere does
+// not.
+func TestForgets(t *testing.T) {
+	_, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	u.judges(redis(web))
+	u.world.SetPod(podOf("new", remote))
+	u.commit(t)
+	if said := p.say(redis(web)); said != allowed {
+		t.Errorf("after a change elsewhere: %s", said)
+	}
+	relabeled := podOf("web", web)
+	relabeled.Labels["name"] = "other"
+	u.world.SetPod(relabeled)
+	u.commit(t)
+	if said := p.say(redis(web)); said != silent {
+		t.Errorf("after the source's labels changed: %s", said)
+	}
+	u.judges(redis(web))
+	if said := p.say(redis(web)); said != denied {
+		t.Errorf("judged anew: %s", said)
+	}
+	u.world.DeletePolicy("default", "db")
+	u.commit(t)
+	if said := p.say(redis(web)); said != allowed {
+		t.Errorf("after the policy is gone: %s", said)
+	}
+}
+
+// A verdict that is remembered too late, when its epochs are past, never answers.
+func TestLateVerdict(t *testing.T) {
+	c, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	s := u.published.Snapshot()
+	k := filter.NewKey(web, db, filter.TCP, 6379)
+	src, dst := s.Endpoint(web).Epoch(), s.Endpoint(db).Epoch()
+	u.world.SetPolicy(letIn("db", "other"))
+	u.commit(t)
+	c.NewWriter().Remember(k, src, dst, filter.Allow)
+	if said := p.say(redis(web)); said != silent {
+		t.Errorf("a verdict from before: %s", said)
+	}
+}
+
+// Unknown addresses in pod ranges are left to user space, whatever is remembered.
+func TestUnknownPodsAreLeftToUserSpace(t *testing.T) {
+	c, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	u.judges(redis(remote))
+	out := packetOf(web, remote, filter.TCP, 443, 20)
+	for _, in := range []bool{false, true, false} {
+		var r ranges
+		if in {
+			r = ranges{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("fd00::/64")}
+		}
+		if err := c.SetRanges(r); err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range []struct {
+			data []byte
+			want verdict
+		}{{out, allowed}, {redis(remote), denied}} {
+			if in {
+				one.want = silent
+			}
+			if said := p.say(one.data); said != one.want {
+				t.Errorf("in a range %v: %s, want %s", in, said, one.want)
+			}
+		}
+	}
+}
+
+// Two strangers are left to user space, though it lets them pass: when it is gone,
+// they may be pods.
+func TestStrangersAreLeftToUserSpace(t *testing.T) {
+	_, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	data := packetOf(remote, netip.MustParseAddr("198.51.100.8"), filter.TCP, 80, 20)
+	if action := u.judges(data); action != filter.Allow {
+		t.Fatalf("user space says %s", action)
+	}
+	if said := p.say(data); said != silent {
+		t.Errorf("the kernel says %s", said)
+	}
+}
+
+// With denials left to user space there is no program that denies.
+func TestAllowedOnly(t *testing.T) {
+	c, p, u := newStage(t, kernel.Options{AllowedOnly: true}, nil)
+	u.commit(t)
+	u.judges(redis(web))
+	u.judges(redis(other))
+	if said := p.say(redis(web)); said != allowed {
+		t.Errorf("allowed: %s", said)
+	}
+	if said := p.say(redis(other)); said != silent || c.DenyPin() != "" {
+		t.Errorf("denied: %s, pinned at %q", said, c.DenyPin())
+	}
+}
+
+// More endpoints than the tables have room for get larger ones.
+func TestGrows(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes 70000 pods")
+	}
+	_, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	u.judges(redis(web))
+	for i := range 70000 {
+		u.world.SetPod(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)})))
+	}
+	u.commit(t)
+	if said := p.say(redis(web)); said != allowed {
+		t.Errorf("what was remembered before: %s", said)
+	}
+	if said := p.say(packetOf(netip.MustParseAddr("10.2.0.5"), web, filter.TCP, 1, 20)); said != allowed {
+		t.Errorf("a pod that came last: %s", said)
+	}
+}
+
+// What an agent has pinned stays as long as it lives, and goes when others start.
+func TestStalePins(t *testing.T) {
+	dir := bpffs(t)
+	lives, err := kernel.Open(kernel.Options{BPFFS: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, err := kernel.Open(kernel.Options{BPFFS: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := filepath.Join(dir, "sluice-1-1") // of another network namespace
+	if err := os.Mkdir(stranger, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := dead.Close(); err != nil { // as the end of its process does
+		t.Fatal(err)
+	}
+	removed, err := kernel.RemoveStale(dir)
+	if err != nil || len(removed) != 1 || removed[0] != filepath.Dir(dead.AllowPin()) {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	for path, want := range map[string]bool{lives.AllowPin(): true, lives.DenyPin(): true, dead.AllowPin(): false, stranger: true} {
+		if _, err := os.Lstat(path); (err == nil) != want {
+			t.Errorf("%s is there %v, want %v", path, err == nil, want)
+		}
+	}
+	if err := lives.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(filepath.Dir(lives.AllowPin())); err == nil {
+		t.Error("an agent that removes its pins leaves them")
+	}
+}
+
+// Where there is no BPF file system, there is nothing to remove, and nothing is
+// mounted for that.
+func TestNoStalePins(t *testing.T) {
+	if removed, err := kernel.RemoveStale(t.TempDir()); err != nil || len(removed) > 0 {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+}
+
+// Errors say what to do.
+func TestOpenWhereItCannotBe(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("as another user than root, the first step fails already")
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kernel.Open(kernel.Options{BPFFS: file}); err == nil || !strings.Contains(err.Error(), "mount the BPF file system") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// The way of a packet allocates nothing for what the kernel is to remember.
+func TestRememberAllocatesNothing(t *testing.T) {
+	w := newCache(t, kernel.Options{}).NewWriter()
+	k := filter.NewKey(web, db, filter.TCP, 80)
+	if n := testing.AllocsPerRun(100, func() { w.Remember(k, 1, 2, filter.Allow) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkRemember(b *testing.B) {
+	w := newCache(b, kernel.Options{}).NewWriter()
+	k := filter.NewKey(web, db, filter.TCP, 80)
+	b.ReportAllocs()
+	for b.Loop() {
+		k.Port++
+		w.Remember(k, 1, 2, filter.Allow)
+	}
+}
+
+// BenchmarkPrograms is what the programs cost a packet, by what they say.
+func BenchmarkPrograms(b *testing.B) {
+	_, p, u := newStage(b, kernel.Options{}, ranges{netip.MustParsePrefix("10.9.0.0/16")})
+	u.commit(b)
+	u.judges(redis(web))
+	for _, bench := range []struct {
+		name    string
+		program *ebpf.Program
+		data    []byte
+	}{
+		{"allow, remembered", p.allow, redis(web)},
+		{"allow, not remembered", p.allow, redis(other)},
+		{"deny, not remembered", p.deny, redis(other)},
+		{"allow, no policy", p.allow, packetOf(db, web, filter.TCP, 80, 20)},
+		{"allow, from outside", p.allow, packetOf(remote, web, filter.TCP, 80, 20)},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			frame := append([]byte{12: 8, 13: 0}, bench.data...)
+			_, took, err := bench.program.Benchmark(frame, b.N, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
+		})
+	}
+}

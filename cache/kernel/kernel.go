@@ -1,0 +1,264 @@
+// Package kernel is the flow cache in the kernel: verdicts that were given before
+// are given again without a way to user space, and packets that no policy
+// concerns never take it.
+//
+// Two small eBPF programs, program.c, do that. iptables calls them as matches
+// right before the rule that queues: "allow" says yes to a packet that may pass,
+// "deny" to one that must not, and what neither knows is queued. A [Cache] loads
+// them, pins them where iptables finds them, and keeps in their maps
+//
+//   - the endpoints of the snapshot in force, with their epochs and whether they
+//     are isolated,
+//   - the ranges in which unknown addresses are pods that user space waits for,
+//   - verdicts that were given, by key.
+//
+// Nothing is ever flushed. A verdict carries the epochs of both ends, and the
+// programs compare them with those in force at the moment of the packet; so a
+// verdict that is remembered too late, or by an agent that works on an old
+// snapshot, answers nothing.
+//
+// # When a change is in force
+//
+// [Cache.Publish] writes a second table of endpoints and puts it in the place of
+// the first, in one step: a packet is judged by the one or by the other, never by
+// some of each. It returns when the kernel has said that no program, and no
+// packet on its way through the rules, uses the first one any more (an RCU grace
+// period, which the kernel waits for before a map in a map counts as replaced).
+// From then on not one packet is judged by the old state, and the connections
+// that it let pass are in the connection table, for a sweep to find. Up to the
+// replacement new packets are judged by the old state, as those were that came a
+// moment earlier.
+//
+// # Without an agent
+//
+// The rules hold on to the programs, and the programs to the maps, also when the
+// agent is gone or another one has written the same paths. What the kernel knew
+// last then goes on to hold: remembered verdicts, and that no policy concerns a
+// pod.
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"sluice/filter"
+)
+
+// DefaultFlows is how many verdicts the kernel remembers: about 8 MiB, taken at
+// once.
+const DefaultFlows = 65536
+
+// Options say how to make a Cache.
+type Options struct {
+	// BPFFS is where the BPF file system is mounted, or is to be: empty for
+	// DefaultBPFFS.
+	BPFFS string
+	// Flows is how many verdicts are remembered; 0 is DefaultFlows. Of more, those
+	// that were asked for longest ago are forgotten.
+	Flows int
+	// AllowedOnly leaves denials to user space, where they are logged.
+	AllowedOnly bool
+	// Logger gets what goes wrong on the way; nil discards it.
+	Logger *slog.Logger
+}
+
+// Stats say how a cache has done. Answers of the kernel are counted per packet.
+type Stats struct {
+	Open    uint64 // packets allowed because no policy concerns them
+	Allowed uint64 // packets allowed by a verdict that was remembered
+	Denied  uint64 // packets denied likewise
+	Failed  uint64 // verdicts that could not be remembered
+	// Published is how long the last Publish took that changed something.
+	Published time.Duration
+}
+
+// Cache is the flow cache in the kernel. Its methods may be called concurrently.
+type Cache struct {
+	opts Options
+	log  *slog.Logger
+	seed uint64
+	objs programObjects
+	made *ebpf.MapSpec // of a table of endpoints
+	pins *pins
+
+	mu     sync.Mutex
+	tables *tables
+	ranges map[netip.Prefix]bool
+
+	failed    atomic.Uint64
+	published atomic.Int64
+}
+
+// Open makes a cache and pins its programs. It answers nothing until Publish. An
+// error says what the kernel, or the caller's privileges, lack.
+func Open(opts Options) (*Cache, error) {
+	c := &Cache{opts: opts, log: opts.Logger, seed: rand.Uint64(), ranges: make(map[netip.Prefix]bool)}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.opts.BPFFS == "" {
+		c.opts.BPFFS = DefaultBPFFS
+	}
+	if err := c.load(); err != nil {
+		return nil, fmt.Errorf("load the kernel's flow cache: %w", explain(err))
+	}
+	if err := c.pin(); err != nil {
+		return nil, errors.Join(fmt.Errorf("pin the kernel's flow cache: %w", explain(err)), c.objs.Close())
+	}
+	return c, nil
+}
+
+// load makes the maps and programs.
+func (c *Cache) load() error {
+	// Kernels before 5.11 count maps as locked memory, of which little is allowed.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return err
+	}
+	spec, err := loadProgram()
+	if err != nil {
+		return err
+	}
+	if c.opts.Flows > 0 {
+		spec.Maps[programMapFlows].MaxEntries = uint32(c.opts.Flows)
+	}
+	if err := spec.Variables[programVarSeed].Set(c.seed); err != nil {
+		return err
+	}
+	c.made = spec.Maps[programMapEndpoints].InnerMap.Copy()
+	return spec.LoadAndAssign(&c.objs, nil)
+}
+
+func (c *Cache) pin() (err error) {
+	if err := mount(c.opts.BPFFS); err != nil {
+		return err
+	}
+	if c.pins, err = newPins(c.opts.BPFFS); err != nil {
+		return err
+	}
+	if err = c.objs.Allow.Pin(c.AllowPin()); err == nil && !c.opts.AllowedOnly {
+		err = c.objs.Deny.Pin(c.DenyPin())
+	}
+	if err != nil {
+		err = errors.Join(err, c.pins.remove())
+	}
+	return err
+}
+
+// AllowPin is the path of the program that says which packets may pass.
+func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
+
+// DenyPin is the path of the program that says which packets must not pass; empty
+// if the cache remembers no denials.
+func (c *Cache) DenyPin() string {
+	if c.opts.AllowedOnly {
+		return ""
+	}
+	return filepath.Join(c.pins.dir, "deny")
+}
+
+// Close ends the agent's part. What rules refer to stays in the kernel, and the
+// programs stay pinned.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Join(c.objs.Close(), c.tables.close(), c.pins.release())
+}
+
+// Remove is Close that leaves nothing. No rule should refer to the programs any
+// more.
+func (c *Cache) Remove() error {
+	return errors.Join(c.pins.remove(), c.Close())
+}
+
+// SetRanges says in which ranges pods have their addresses, of this node and of
+// others. A packet from or to an unknown address there is left to user space.
+func (c *Cache) SetRanges(prefixes []netip.Prefix) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	wanted := make(map[netip.Prefix]bool)
+	for _, p := range prefixes {
+		p = p.Masked()
+		wanted[p] = true
+		if c.ranges[p] {
+			continue
+		}
+		if err := c.objs.Ranges.Update(rangeOf(p), uint32(1), ebpf.UpdateAny); err != nil {
+			return fmt.Errorf("add pod range %s to the kernel's flow cache: %w", p, err)
+		}
+		c.ranges[p] = true
+	}
+	for p := range c.ranges {
+		if wanted[p] {
+			continue
+		}
+		if err := c.objs.Ranges.Delete(rangeOf(p)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("remove pod range %s from the kernel's flow cache: %w", p, err)
+		}
+		delete(c.ranges, p)
+	}
+	return nil
+}
+
+// prefix is struct range of program.c.
+type prefix struct {
+	Bits  uint32
+	First [16]byte
+}
+
+func rangeOf(p netip.Prefix) prefix {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return prefix{uint32(bits), p.Addr().As16()}
+}
+
+// Stats says how the cache has done.
+func (c *Cache) Stats() (Stats, error) {
+	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
+	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied} {
+		var each []uint64 // by CPU
+		if err := c.objs.Answers.Lookup(uint32(i), &each); err != nil {
+			return s, fmt.Errorf("count the answers of the kernel's flow cache: %w", err)
+		}
+		for _, n := range each {
+			*sum += n
+		}
+	}
+	return s, nil
+}
+
+// explain gives the errors that a user can do something about words of their own.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w: run as root, or with the capabilities BPF, NET_ADMIN and, to mount the BPF file system, SYS_ADMIN", err)
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL), errors.Is(err, ebpf.ErrNotSupported):
+		return fmt.Errorf("%w: the kernel may be older than 5.2 or built without BPF", err)
+	}
+	return err
+}
+
+// Writer is how one worker remembers verdicts. It serves one goroutine.
+type Writer struct {
+	cache *Cache
+	// Held here so that a system call can be told where they are without an
+	// allocation for each packet.
+	key   filter.Key
+	value uint64
+}
+
+// NewWriter returns a writer for one goroutine.
+func (c *Cache) NewWriter() *Writer { return &Writer{cache: c} }

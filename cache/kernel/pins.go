@@ -1,0 +1,138 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultBPFFS is where systems mount the BPF file system.
+const DefaultBPFFS = "/sys/fs/bpf"
+
+// mounted says whether a path is in a BPF file system.
+func mounted(path string) bool {
+	var s unix.Statfs_t
+	return unix.Statfs(path, &s) == nil && uint32(s.Type) == unix.BPF_FS_MAGIC
+}
+
+// mount mounts the BPF file system unless it is there.
+func mount(path string) error {
+	if mounted(path) {
+		return nil
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return fmt.Errorf("mount the BPF file system: %w", err)
+	}
+	if err := unix.Mount("bpf", path, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("mount the BPF file system on %s: %w", path, err)
+	}
+	return nil
+}
+
+// pins is the folder of one agent's programs. The agent holds a lock on it for as
+// long as it lives, so that others can tell what a dead one has left: the kernel
+// lets go of the lock whatever way a process ends, and knows it across containers
+// that see each other's processes under other numbers or not at all.
+type pins struct {
+	dir  string
+	lock *os.File
+}
+
+// stem is how the names of the folders begin of agents in this network namespace.
+// Those of others, whose rules are elsewhere, are not ours to remove.
+func stem() (string, error) {
+	var s unix.Stat_t
+	// thread-self, because the namespace belongs to the thread.
+	if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
+		return "", fmt.Errorf("find out the network namespace: %w", err)
+	}
+	return fmt.Sprintf("sluice-%d-", s.Ino), nil
+}
+
+func newPins(bpffs string) (*pins, error) {
+	name, err := stem()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(bpffs, name)
+	if err != nil {
+		return nil, err
+	}
+	lock, locked, err := lock(dir)
+	if err == nil && !locked {
+		err = fmt.Errorf("another process has locked %s", dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(dir))
+	}
+	return &pins{dir, lock}, nil
+}
+
+// lock takes the lock of a folder, unless somebody has it.
+func lock(dir string) (f *os.File, locked bool, err error) {
+	if f, err = os.Open(dir); err != nil {
+		return nil, false, err
+	}
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case err == nil:
+		return f, true, nil
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil, false, f.Close()
+	default:
+		return nil, false, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+}
+
+// remove takes the programs' names away. What rules refer to stays in the kernel.
+func (p *pins) remove() error {
+	if err := os.RemoveAll(p.dir); err != nil {
+		return fmt.Errorf("remove the pinned programs: %w", err)
+	}
+	return nil
+}
+
+// release lets go of the lock and leaves the rest.
+func (p *pins) release() error { return p.lock.Close() }
+
+// RemoveStale removes the pinned programs of agents of this network namespace
+// that are gone, and returns their folders. Rules that still refer to them go on
+// to work, but the legacy backend of iptables can then not change their table.
+func RemoveStale(bpffs string) (removed []string, err error) {
+	if bpffs == "" {
+		bpffs = DefaultBPFFS
+	}
+	if !mounted(bpffs) {
+		return nil, nil
+	}
+	name, err := stem()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(bpffs)
+	if err != nil {
+		return nil, fmt.Errorf("look for pinned programs of agents that are gone: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), name) {
+			continue
+		}
+		dir := filepath.Join(bpffs, e.Name())
+		f, locked, err := lock(dir)
+		if locked {
+			p := pins{dir, f}
+			if err = errors.Join(p.remove(), p.release()); err == nil {
+				removed = append(removed, dir)
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return removed, errors.Join(errs...)
+}

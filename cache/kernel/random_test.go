@@ -1,0 +1,219 @@
+package kernel_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/cache/kernel"
+	"sluice/filter"
+)
+
+// chance makes clusters and packets up, with few words, so that things meet.
+type chance struct{ *rand.Rand }
+
+func oneOf[T any](r chance, values ...T) T { return values[r.IntN(len(values))] }
+
+func (r chance) oneIn(n int) bool { return r.IntN(n) == 0 }
+
+const pods = 8
+
+// podAddrs are the two addresses of pod n.
+func podAddrs(n int) [2]netip.Addr {
+	return [2]netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})}
+}
+
+var (
+	nodeAddrs = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	outside   = [2]netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:f::7")}
+	// The last two of the pods' addresses are not expected to be pods'.
+	podRanges = ranges{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
+)
+
+// addr is anybody's address: a pod's, this node's or one from outside.
+func (r chance) addr(v6 int) netip.Addr {
+	switch r.IntN(8) {
+	case 0:
+		return nodeAddrs[v6]
+	case 1:
+		return outside[v6]
+	}
+	return podAddrs(2 + r.IntN(pods))[v6]
+}
+
+func (r chance) labels() map[string]string {
+	return map[string]string{"app": oneOf(r, "x", "y"), "role": oneOf(r, "x", "y")}
+}
+
+func (r chance) pod(n int) *corev1.Pod {
+	p := &corev1.Pod{}
+	p.Namespace, p.Name, p.Labels = oneOf(r, "a", "b"), fmt.Sprint("p", n), r.labels()
+	for _, a := range podAddrs(n) {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
+	}
+	if r.oneIn(3) {
+		p.Status.HostIPs = []corev1.HostIP{{IP: outside[0].String()}, {IP: outside[1].String()}} // another node's
+	}
+	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: oneOf[int32](r, 80, 81)}}}}
+	return p
+}
+
+var portNumbers = []uint16{53, 80, 81}
+
+func (r chance) ports() (ports []networkingv1.NetworkPolicyPort) {
+	for range r.IntN(3) {
+		protocol, port := oneOf(r, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP), intstr.FromInt32(int32(oneOf(r, portNumbers...)))
+		if r.oneIn(4) {
+			port = intstr.FromString("http")
+		}
+		ports = append(ports, networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &port})
+	}
+	return ports
+}
+
+func (r chance) peers() (peers []networkingv1.NetworkPolicyPeer) {
+	for range r.IntN(3) {
+		if r.oneIn(3) {
+			peers = append(peers, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: oneOf(r, "10.0.0.4/30", "fd00::4/126", "0.0.0.0/0", "::/0")}})
+			continue
+		}
+		peers = append(peers, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"role": oneOf(r, "x", "y")}}})
+	}
+	return peers
+}
+
+func (r chance) policy(n int) *networkingv1.NetworkPolicy {
+	p := &networkingv1.NetworkPolicy{}
+	p.Namespace, p.Name = oneOf(r, "a", "b"), fmt.Sprint("n", n)
+	p.Spec.PodSelector.MatchLabels = map[string]string{"app": oneOf(r, "x", "y")}
+	if r.oneIn(2) {
+		p.Spec.PolicyTypes = append(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+		for range r.IntN(3) {
+			p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: r.peers(), Ports: r.ports()})
+		}
+	} else {
+		p.Spec.PolicyTypes = append(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+		for range r.IntN(3) {
+			p.Spec.Egress = append(p.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: r.peers(), Ports: r.ports()})
+		}
+	}
+	return p
+}
+
+// change changes something about the cluster.
+func (r chance) change(u *user) {
+	n := 2 + r.IntN(pods)
+	switch r.IntN(6) {
+	case 0:
+		for _, ns := range []string{"a", "b"} {
+			u.world.DeletePod(ns, fmt.Sprint("p", n))
+		}
+	case 1, 2:
+		u.world.SetPod(r.pod(n))
+	case 3, 4:
+		u.world.SetPolicy(r.policy(r.IntN(3)))
+	case 5:
+		u.world.DeletePolicy(oneOf(r, "a", "b"), fmt.Sprint("n", r.IntN(3)))
+	}
+	if r.oneIn(20) {
+		u.world.SetNode(oneOf(r, nodeAddrs[:], nil))
+	}
+}
+
+// packet makes a packet up: most are what hosts send, some have a byte or the
+// length changed, options, or extension headers. It says whether it is plain.
+func (r chance) packet() (data []byte, plain bool) {
+	v6 := r.IntN(2)
+	src, dst := r.addr(v6), r.addr(v6)
+	protocol := oneOf[uint8](r, 6, 6, 6, 17, 17, 132, 1, 58, 47, 50, 0, 44, 60)
+	data = packetOf(src, dst, filter.Protocol(protocol), oneOf(r, portNumbers...), oneOf(r, 20, 20, 24, 60))
+	plain = slices.Contains([]uint8{6, 17, 132, 1, 58}, protocol)
+	switch r.IntN(6) {
+	case 0:
+		at := r.IntN(len(data))
+		data[at] = byte(r.Uint32())
+		plain = false
+	case 1:
+		data = data[:r.IntN(len(data)+1)]
+		plain = false
+	case 2:
+		at := min(oneOf(r, 0, 2, 4, 6, 20, 24, 32, 44, 52), len(data)-2)
+		binary.BigEndian.PutUint16(data[at:], oneOf[uint16](r, 0, 7, 8, 11, 12, 19, 20, 28, 39, 40, 0x4000, 0x2000, 1, 0x4600, 0x6000, 0x0600, 0x2b06))
+		plain = false
+	case 3:
+		if v6 == 1 && r.oneIn(2) {
+			mapped := podAddrs(3)[0].As16()
+			copy(data[oneOf(r, 8, 24):], mapped[:])
+			plain = false
+		}
+	}
+	return data, plain
+}
+
+// Whatever the programs say, user space says too, whatever the packet is; and of
+// what hosts send, they say all that they were told.
+func TestSaysWhatUserSpaceSays(t *testing.T) {
+	c := newCache(t, kernel.Options{})
+	p := load(t, c)
+	u := newUser(t, c, podRanges)
+	r := chance{rand.New(rand.NewPCG(1, 0))}
+	says := map[verdict]int{}
+	rounds, packets := 300, 200
+	if testing.Short() {
+		rounds = 30
+	}
+	u.world.SetNode(nodeAddrs[:])
+	for round := range rounds {
+		for range 1 + r.IntN(3) {
+			r.change(u)
+		}
+		u.commit(t)
+		var again [][]byte
+		for range packets {
+			data, plain := r.packet()
+			before := p.say(data)
+			action := u.judges(data)
+			after := p.say(data)
+			if plain {
+				again = append(again, data)
+			}
+			for when, said := range map[string]verdict{"before": before, "after": after} {
+				if said == allowed && action != filter.Allow || said == denied && action != filter.Deny {
+					t.Fatalf("round %d, %s: the kernel says %s, user space %s, about %x", round, when, said, action, data)
+				}
+			}
+			k, err := u.decoder.Decode(data)
+			strangers := err == nil && u.published.Snapshot().Endpoint(k.Key.SrcAddr()) == nil && u.published.Snapshot().Endpoint(k.Key.DstAddr()) == nil
+			if plain && after == silent && action != filter.Hold && !strangers {
+				t.Fatalf("round %d: the kernel says nothing about %x, which user space decided: %s", round, data, action)
+			}
+			says[before]++
+		}
+		// What it was told before the next changes must not outlive them.
+		for range r.IntN(2) {
+			r.change(u)
+			u.commit(t)
+			for _, data := range again {
+				said := p.say(data)
+				if action := u.judges(data); said == allowed && action != filter.Allow || said == denied && action != filter.Deny {
+					t.Fatalf("round %d, after a change: the kernel says %s, user space %s, about %x", round, said, action, data)
+				}
+				says[said]++
+			}
+		}
+	}
+	t.Log(says)
+	for _, v := range []verdict{allowed, denied, silent} {
+		if says[v] < rounds {
+			t.Errorf("the kernel said %s %d times: the test has become blunt", v, says[v])
+		}
+	}
+}
