@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,6 +71,16 @@ func TestAgentTellsHowItStands(t *testing.T) {
 	}
 	if status, stdout, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != 0 || stdout != "ready\n" {
 		t.Errorf("--self: status %d, %s%s", status, stdout, stderr)
+	}
+	// In another container on the node, that agent is not one's own.
+	program, err := exec.LookPath("sluice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := exec.Command(program, "status", "--socket", s.socket, "--self")
+	elsewhere.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	if out, err := elsewhere.CombinedOutput(); elsewhere.ProcessState.ExitCode() != exitFindings || !strings.Contains(string(out), "another agent answers") {
+		t.Errorf("--self in another container: %v, %s", err, out)
 	}
 
 	for path, want := range map[string]string{
