@@ -79,6 +79,14 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
+// WithoutPins leaves the pinned programs out of the rules from the next Apply on,
+// for a node whose iptables cannot call them.
+func (m *Manager) WithoutPins() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.opts.AllowPin, m.opts.DenyPin = "", ""
+}
+
 // Pause takes the queues out of the rules, so that no new packet enters them
 // while the workers answer those that wait: what would be asked about passes, or
 // is dropped. It leaves the rest as it is. Run restores nothing until Apply,

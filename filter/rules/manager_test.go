@@ -265,6 +265,20 @@ func TestPauseAndApply(t *testing.T) {
 	}
 }
 
+func TestWithoutPins(t *testing.T) {
+	opts := Defaults
+	opts.AllowPin, opts.DenyPin = "/pins/allow", "/pins/deny"
+	m := newManaged(t, opts)
+	m.apply()
+	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
+		t.Fatalf("want both programs in\n%s", got)
+	}
+	m.WithoutPins()
+	m.apply()
+	m.opts.AllowPin, m.opts.DenyPin = "", "" // as m.applied gives them
+	m.want(m.applied())
+}
+
 func TestPauseAndRemove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)

@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"strings"
 )
 
 // Family is an IP version. All that the package does for one it does for both,
@@ -78,6 +79,10 @@ type Options struct {
 	FailOpen bool
 	// Backend is which iptables to use.
 	Backend Backend
+	// AllowPin and DenyPin are the paths of pinned BPF programs, which are asked
+	// before the queue: whether a packet may pass, and whether it must not. Each
+	// may be empty; see the package cache/kernel.
+	AllowPin, DenyPin string
 }
 
 // Defaults are the options that hold unless flags say otherwise.
@@ -91,6 +96,10 @@ var Defaults = Options{
 // The bits that kube-proxy and kubelet set in packet marks on every node. A
 // packet that is to be masqueraded would count as allowed if we shared them.
 const kubeMarks = 0x4000 | 0x8000
+
+// maxPinLen is the room that the kernel has for a path in a rule
+// (XT_BPF_PATH_MAX), with the byte that ends it.
+const maxPinLen = 512
 
 // Mask is both of our bits. No other bit of a mark is ever written.
 func (o Options) Mask() uint32 { return o.JudgedMark | o.RevokedMark }
@@ -114,6 +123,11 @@ func (o Options) Validate() error {
 	}
 	if room := 1<<16 - int(o.FirstQueue); o.Queues < 1 || o.Queues > room {
 		errs = append(errs, fmt.Errorf("--queues %d with --queue-first %d: queue numbers end at 65535, so give 1 to %d", o.Queues, o.FirstQueue, room))
+	}
+	for _, path := range []string{o.AllowPin, o.DenyPin} {
+		if strings.ContainsAny(path, " \t\n\"'\\") || len(path) >= maxPinLen {
+			errs = append(errs, fmt.Errorf("the path of a BPF program, %q, is no word that iptables reads: give one without blanks and quotes, shorter than %d bytes", path, maxPinLen))
+		}
 	}
 	switch o.Backend {
 	case Auto, NFT, Legacy:

@@ -97,9 +97,23 @@ func (o Options) judge(f Family, last string) []string {
 		// claims to be one and comes through us is judged.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
-	rules = append(rules, last)
+	rules = append(append(rules, o.remembered()...), last)
 	for i := range rules {
 		rules[i] = "-A " + Chain + " " + rules[i]
+	}
+	return rules
+}
+
+// remembered are the rules that spare the way to the queue. They come last, so
+// that a packet which leaves before costs nothing here, and none that is dropped
+// before is saved by what was remembered. What a program allows takes the same way
+// as the queue's answer.
+func (o Options) remembered() (rules []string) {
+	if o.AllowPin != "" {
+		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -g %s", o.AllowPin, allowChain))
+	}
+	if o.DenyPin != "" {
+		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -j DROP", o.DenyPin))
 	}
 	return rules
 }

@@ -40,6 +40,42 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 	}
 }
 
+// What the kernel remembers is asked right before the queue, and stays when the
+// queue is taken out.
+func TestRemembered(t *testing.T) {
+	o := Defaults
+	o.AllowPin, o.DenyPin = "/sys/fs/bpf/s/allow", "/sys/fs/bpf/s/deny"
+	allow, deny := "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/allow -g SLUICE-ALLOW", "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/deny -j DROP"
+	for _, f := range Families {
+		plain := Defaults.chains(f)[Chain]
+		before, queue := plain[:len(plain)-1], plain[len(plain)-1]
+		for _, c := range []struct {
+			opts Options
+			last []string
+		}{
+			{o, []string{allow, deny, queue}},
+			{Options{JudgedMark: o.JudgedMark, RevokedMark: o.RevokedMark, Queues: o.Queues, AllowPin: o.AllowPin}, []string{allow, queue}},
+		} {
+			if got, want := c.opts.chains(f)[Chain], slices.Concat(before, c.last); !slices.Equal(got, want) {
+				t.Errorf("%s: the chain is\n%s\nand should be\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+		}
+		if got, want := o.paused(f, false)[Chain], slices.Concat(before, []string{allow, deny, "-A SLUICE -j DROP"}); !slices.Equal(got, want) {
+			t.Errorf("%s, paused: the chain is\n%s\nand should be\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
+func TestPinsThatIptablesCannotRead(t *testing.T) {
+	for _, path := range []string{"/sys/fs/b pf/allow", "/sys/\"bpf/allow", "/" + strings.Repeat("x", 511)} {
+		o := Defaults
+		o.DenyPin = path
+		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), "without blanks") {
+			t.Errorf("%q: error %v", path, err)
+		}
+	}
+}
+
 // A pause changes the last rule of the main chain and nothing else.
 func TestPausedDiffersInTheQueueAlone(t *testing.T) {
 	for _, f := range Families {
