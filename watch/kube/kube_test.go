@@ -183,7 +183,7 @@ func role(value string) map[string]string { return map[string]string{"role": val
 
 // makePolicy lets role=from, and nobody else, reach role=db at its port named redis.
 func makePolicy(name, from string) *networkingv1.NetworkPolicy {
-	port := intOrString("redis")
+	port := intstr.FromString("redis")
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
 		Spec: networkingv1.NetworkPolicySpec{
@@ -234,5 +234,3 @@ func TestFollow(t *testing.T) {
 		})
 	}
 }
-
-func intOrString(s string) intstr.IntOrString { return intstr.FromString(s) }

@@ -26,7 +26,6 @@ const (
 	objectMeta, objectSpec, objectStatus   = 1, 2, 3
 	metaName, metaNamespace, metaVersion   = 1, 3, 6
 	metaCreated, metaLabels, metaNotes     = 8, 11, 12
-	timeSeconds, timeNanos                 = 1, 2
 	entryKey, entryValue                   = 1, 2 // of a map
 	specContainers, specInit, specHostNet  = 2, 20, 11
 	containerPorts, containerRestart       = 6, 24
@@ -191,20 +190,7 @@ func wireMeta(t *trimmed, meta []byte, labels *labelText) error {
 		case metaVersion:
 			t.ResourceVersion = string(f.bytes)
 		case metaCreated:
-			var at metav1.Timestamp
-			err := each(f.bytes, func(f field) error {
-				switch f.number {
-				case timeSeconds:
-					at.Seconds = int64(f.value)
-				case timeNanos:
-					at.Nanos = int32(f.value)
-				}
-				return nil
-			})
-			if at != (metav1.Timestamp{}) {
-				t.CreationTimestamp = metav1.Unix(at.Seconds, int64(at.Nanos))
-			}
-			return err
+			return t.CreationTimestamp.Unmarshal(f.bytes)
 		case metaLabels:
 			if labels != nil {
 				k, v, err := entry(f.bytes)

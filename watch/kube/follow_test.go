@@ -1,0 +1,286 @@
+package kube
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+
+	"sluice/bench/apiserver"
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/watch"
+)
+
+// TestNothingBeforeAllKinds: as long as one kind is refused nothing is published,
+// and then all at once.
+func TestNothingBeforeAllKinds(t *testing.T) {
+	for _, late := range kinds {
+		t.Run(late.name, func(t *testing.T) {
+			var answers switchable
+			answers.set(func(req *http.Request) *metav1.Status {
+				if strings.HasSuffix(req.URL.Path, "/"+late.resource) {
+					return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "not yet"}
+				}
+				return nil
+			})
+			s, config := serve(t, apiserver.Options{Refuse: answers.answer})
+			small(s)
+			f := follow(t, config, Options{})
+			for _, k := range kinds {
+				if k != late {
+					f.health(k, "it is synced", func(h KindHealth) bool { return h.Synced })
+				}
+			}
+			f.health(late, "it is refused", func(h KindHealth) bool { return h.Err != nil && h.Errors >= 4 })
+			if f.published.Snapshot() != nil {
+				t.Fatal("something was published already")
+			}
+			answers.set(nil)
+			f.until("all is known", func(s *policy.Snapshot) bool {
+				if c := s.Counts(); s.Number() == 1 && (c.Pods != 3 || c.Policies != 1) {
+					t.Errorf("the first snapshot has %d pods and %d policies, want 3 and 1", c.Pods, c.Policies)
+				}
+				return true
+			})
+		})
+	}
+}
+
+// TestVanished: what goes while nobody hears of it is gone after the next list, and
+// what has come in its place counts.
+func TestVanished(t *testing.T) {
+	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
+		t.Run(name, func(t *testing.T) {
+			var answers switchable
+			opts.Refuse = answers.answer
+			s, config := serve(t, opts)
+			small(s)
+			f := follow(t, config, Options{})
+			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
+			for _, k := range kinds {
+				f.health(k, "it is watched", func(h KindHealth) bool { return h.Synced && s.Watchers(k.resource) > 0 })
+			}
+
+			answers.set(func(*http.Request) *metav1.Status {
+				return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError, Message: "ill"}
+			})
+			s.EndWatches()
+			f.health(podKind, "the server is ill", func(h KindHealth) bool { return h.Err != nil })
+			s.Delete(makePod("other", "", nil), makePod("web", "", nil), makePolicy("access-db", ""))
+			s.Set(makePod("web", "10.1.0.9", role("frontend"))) // under its old name
+			s.Set(makePod("heir", "10.1.0.3", nil))
+			s.Set(makePolicy("other", "nobody"))
+			s.Compact()
+			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow) // as far as is known
+			answers.set(nil)
+			f.names("10.1.0.3", "default/heir")
+			f.names("10.1.0.2", "")
+			f.names("10.1.0.9", "default/web")
+			f.verdict("10.1.0.9", "10.1.0.1", 6379, filter.Deny)
+			f.health(podKind, "all is well", func(h KindHealth) bool { return h.Err == nil && h.Restarts > 0 })
+		})
+	}
+}
+
+// TestServerAway: a server that is gone is said once, for all kinds, and so is its
+// return.
+func TestServerAway(t *testing.T) {
+	s := apiserver.New(apiserver.Options{})
+	small(s)
+	h := httptest.NewServer(s)
+	f := follow(t, &rest.Config{Host: h.URL}, Options{})
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
+	address := h.Listener.Addr().String()
+	h.CloseClientConnections()
+	h.Close()
+	for _, k := range kinds {
+		f.health(k, "the server is away", func(h KindHealth) bool {
+			return h.Synced && h.Err != nil && h.Errors > 1 && strings.Contains(h.Err.Error(), "start the API server")
+		})
+	}
+	if n := f.log.count(cannotFollow); n != 1 {
+		t.Errorf("it was said %d times, want once", n)
+	}
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
+
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := &httptest.Server{Listener: listener, Config: &http.Server{Handler: s}}
+	back.Start()
+	t.Cleanup(func() {
+		back.CloseClientConnections()
+		back.Close()
+	})
+	s.Set(makePod("other", "10.1.0.3", role("frontend")))
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
+	for _, k := range kinds {
+		f.health(k, "all is well", func(h KindHealth) bool { return h.Err == nil })
+	}
+	if n := f.log.count(canFollow); n != 1 {
+		t.Errorf("the return was said %d times, want once", n)
+	}
+}
+
+// TestTroubles: what is wrong on the way to the server is told with its mend.
+func TestTroubles(t *testing.T) {
+	secure := httptest.NewTLSServer(apiserver.New(apiserver.Options{}))
+	t.Cleanup(secure.Close)
+	secure.Config.ErrorLog = quietLog
+	plain := httptest.NewServer(apiserver.New(apiserver.Options{}))
+	t.Cleanup(plain.Close)
+	other := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(other.Close)
+	refuses := func(code int32, reason metav1.StatusReason) string {
+		_, config := serve(t, apiserver.Options{Refuse: func(*http.Request) *metav1.Status {
+			return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: "no"}
+		}})
+		return config.Host
+	}
+	for name, test := range map[string]struct{ host, want string }{
+		"nobody there":    {"http://127.0.0.1:1", "start the API server, or correct its address"},
+		"no such name":    {"http://api.invalid", "correct the server's name"},
+		"unknown signer":  {secure.URL, "certificate-authority"},
+		"no TLS there":    {strings.Replace(plain.URL, "http:", "https:", 1), "write http://"},
+		"not an API":      {other.URL, "does not serve pods of v1"},
+		"forbidden":       {refuses(http.StatusForbidden, metav1.StatusReasonForbidden), `let this user list and watch pods of API group ""`},
+		"unauthorized":    {refuses(http.StatusUnauthorized, metav1.StatusReasonUnauthorized), "give credentials"},
+		"server in need":  {refuses(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable), "see the API server's log"},
+		"a kind is not":   {refuses(http.StatusNotFound, metav1.StatusReasonNotFound), "does not serve pods of v1"},
+		"too many at all": {refuses(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests), "see the API server's log"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := follow(t, &rest.Config{Host: test.host}, Options{})
+			f.health(podKind, test.want, func(h KindHealth) bool {
+				var trouble *Trouble
+				return errors.As(h.Err, &trouble) && strings.Contains(trouble.Mend, test.want) && trouble.Server == test.host && trouble.LogValue().Group() != nil
+			})
+			if f.published.Snapshot() != nil {
+				t.Error("something was published")
+			}
+		})
+	}
+}
+
+// TestJSON: a server that does not speak protobuf is understood too.
+func TestJSON(t *testing.T) {
+	s := apiserver.New(apiserver.Options{})
+	small(s)
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		req.Header.Set("Accept", runtime.ContentTypeJSON)
+		s.ServeHTTP(w, req)
+	}))
+	t.Cleanup(func() {
+		h.CloseClientConnections()
+		h.Close()
+	})
+	f := follow(t, &rest.Config{Host: h.URL}, Options{})
+	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
+	s.Set(makePod("other", "10.1.0.3", role("frontend")))
+	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
+}
+
+// TestRanges: the pod ranges of the Nodes are known with the first snapshot, and
+// follow.
+func TestRanges(t *testing.T) {
+	s, config := serve(t, apiserver.Options{})
+	small(s)
+	node := func(name string, ranges ...string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: ranges}}
+	}
+	s.Set(node("here", "10.1.0.0/24", "fd00:1::/64"), node("there", "10.1.1.0/24", "nonsense"))
+	var ranges watch.Ranges
+	if local, inCluster := ranges.Contains(netip.MustParseAddr("10.1.0.1")); local || inCluster {
+		t.Error("ranges that were never set contain something")
+	}
+	f := follow(t, config, Options{NodeName: "here", Ranges: &ranges})
+	f.until("something is known", func(*policy.Snapshot) bool { return true })
+	check := func(addr string, local, inCluster bool) {
+		t.Helper()
+		if l, c := ranges.Contains(netip.MustParseAddr(addr)); l != local || c != inCluster {
+			t.Errorf("%s: on this node %v, in the cluster %v; want %v, %v", addr, l, c, local, inCluster)
+		}
+	}
+	check("10.1.0.1", true, true)
+	check("fd00:1::7", true, true)
+	check("10.1.1.1", false, true)
+	check("10.2.0.1", false, false)
+	if n := f.log.count("a pod range of a node cannot be read and is left out"); n != 1 {
+		t.Errorf("the malformed range was told %d times, want once", n)
+	}
+	s.Delete(node("there"))
+	s.Set(node("here", "10.3.0.0/24"))
+	f.health(nodeKind, "both events have come", func(h KindHealth) bool { return h.Events >= 2 })
+	check("10.1.1.1", false, false)
+	check("10.1.0.1", false, false)
+	check("10.3.0.1", true, true)
+	s.Delete(node("here"))
+	f.health(nodeKind, "this node is gone", func(h KindHealth) bool { return h.Events >= 3 })
+	check("10.3.0.1", false, false)
+	if n := f.log.count("there is no Node of this node's name: its pod ranges are not known"); n != 1 {
+		t.Errorf("that this node is gone was told %d times, want once", n)
+	}
+}
+
+// TestConfig: what is wrong with a kubeconfig is told with file and mend.
+func TestConfig(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	const clusters = "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"https://192.0.2.1:6443\"}}]\nusers: [{name: u, user: {token: t}}]\n"
+	good := write("good", clusters+"contexts: [{name: one, context: {cluster: c, user: u}}, {name: two, context: {cluster: c, user: u}}]\ncurrent-context: one\n")
+	config, err := Config(ConfigOptions{Kubeconfig: good, Version: "v1.2.3"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.Host != "https://192.0.2.1:6443" || config.BearerToken != "t" || config.UserAgent != "sluice/v1.2.3" || config.Timeout != 0 {
+		t.Errorf("config: %+v", config)
+	}
+	if _, err := Config(ConfigOptions{Kubeconfig: good, Context: "two"}); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	for name, test := range map[string]struct {
+		opts ConfigOptions
+		want []string
+	}{
+		"not in a pod":    {ConfigOptions{}, []string{"does not run in a pod", "--kubeconfig"}},
+		"no file":         {ConfigOptions{Kubeconfig: filepath.Join(dir, "none")}, []string{"none", "give the path"}},
+		"no YAML":         {ConfigOptions{Kubeconfig: write("bad", ":\n- [")}, []string{"bad", "kubectl config view"}},
+		"no such context": {ConfigOptions{Kubeconfig: good, Context: "three"}, []string{good, `"three"`, "--context", "one, two"}},
+		"none is current": {ConfigOptions{Kubeconfig: write("uncurrent", clusters+"contexts: [{name: one, context: {cluster: c, user: u}}]\n")}, []string{"no current-context", "one"}},
+		"no contexts":     {ConfigOptions{Kubeconfig: write("empty", clusters)}, []string{"has no contexts"}},
+		"no such cluster": {ConfigOptions{Kubeconfig: write("lost", "apiVersion: v1\nkind: Config\ncontexts: [{name: one, context: {cluster: gone, user: u}}]\ncurrent-context: one\n")}, []string{"lost"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Config(test.opts)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, w := range test.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("%q lacks %q", err, w)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,192 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"maps"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"sluice/filter/policy"
+)
+
+var (
+	quietLog  = log.New(io.Discard, "", 0)
+	quietSlog = slog.New(slog.DiscardHandler)
+)
+
+func podObject(name string) *pod {
+	p := &pod{addrs: []string{"10.0.0.1"}}
+	p.Namespace, p.Name = "default", name
+	return p
+}
+
+// drain takes all changes of a queue, as text.
+func drain(q *queue) []string {
+	var all []string
+	for changes, ok := q.take(false); ok; changes, ok = q.take(false) {
+		for _, c := range changes {
+			verb := "set "
+			if c.object == nil {
+				verb = "delete "
+			}
+			all = append(all, verb+c.kind.resource+" "+c.name.String())
+		}
+	}
+	return all
+}
+
+func equal(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestTable: what a reflector can bring, in the orders that it can.
+func TestTable(t *testing.T) {
+	q := newQueue(1)
+	h := newHealth("test", quietSlog)
+	table := newTable(podKind, q, h)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(table.Replace([]any{podObject("a"), podObject("b")}, "1"))
+	equal(t, drain(q), "set pods default/a", "set pods default/b")
+	must(table.Add(podObject("c")))
+	must(table.Update(podObject("a")))
+	must(table.Delete(podObject("b")))
+	must(table.Add(podObject("b"))) // another of that name
+	equal(t, drain(q), "set pods default/c", "set pods default/a", "delete pods default/b", "set pods default/b")
+	must(table.Delete(cache.DeletedFinalStateUnknown{Key: "default/c", Obj: podObject("c")}))
+	equal(t, drain(q), "delete pods default/c")
+	must(table.Replace([]any{podObject("b"), podObject("d")}, "9"))
+	equal(t, drain(q), "set pods default/b", "set pods default/d", "delete pods default/a")
+	must(table.Replace(nil, "10"))
+	got := make(map[string]bool)
+	for _, text := range drain(q) {
+		got[text] = true
+	}
+	if !maps.Equal(got, map[string]bool{"delete pods default/b": true, "delete pods default/d": true}) {
+		t.Errorf("after an empty list: %v", got)
+	}
+	if len(table.known) != 0 {
+		t.Errorf("still known: %v", table.known)
+	}
+	if err := table.Add("text"); err == nil {
+		t.Error("a text was taken for a pod")
+	}
+	if err := table.Delete("text"); err == nil {
+		t.Error("a text was taken for a pod that is gone")
+	}
+	if got := h.list()[1]; got.Events != 5 || got.Objects != 0 || !got.Synced {
+		t.Errorf("health: %+v", got)
+	}
+}
+
+// TestQueueBounds: a burst goes in parts, and who brings more than has room waits,
+// until there is room or all ends.
+func TestQueueBounds(t *testing.T) {
+	q := newQueue(1)
+	first := make([]change, 3*longest)
+	q.addFirst(first)
+	if got, ok := q.take(true); !ok || len(got) != len(first) {
+		t.Fatalf("the first take gave %d changes, want all %d", len(got), len(first))
+	}
+	q.add(make([]change, longest+1)...)
+	if got, _ := q.take(false); len(got) != longest {
+		t.Errorf("a take gave %d changes, want %d", len(got), longest)
+	}
+	if got, _ := q.take(false); len(got) != 1 {
+		t.Errorf("the next take gave %d changes, want 1", len(got))
+	}
+	if _, ok := q.take(false); ok {
+		t.Error("an empty queue gave something")
+	}
+
+	q.add(make([]change, most)...)
+	var added atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		q.add(change{name: types.NamespacedName{Name: "late"}})
+		added.Store(true)
+		close(done)
+	}()
+	// The other goroutine cannot be seen to wait; that it has not been let in can.
+	for range 100 {
+		runtime.Gosched()
+	}
+	if added.Load() {
+		t.Error("there is no bound")
+	}
+	q.take(false)
+	<-done
+	q.add(make([]change, most)...)
+	ended := make(chan struct{})
+	go func() {
+		q.add(change{})
+		close(ended)
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	q.run(ctx, func(func(*policy.World)) {})
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Fatal("who waited for room waits after the end")
+	}
+}
+
+// TestLabelSets: equal labels are one set, for as long as somebody has it.
+func TestLabelSets(t *testing.T) {
+	sets := newLabelSets()
+	a := sets.intern(map[string]string{"app": "web", "tier": "front"})
+	b := sets.intern(map[string]string{"tier": "front", "app": "web"})
+	if a != b {
+		t.Error("equal labels are two sets")
+	}
+	others := []*labelSet{
+		sets.intern(map[string]string{"app": "web"}),
+		sets.intern(map[string]string{"app": "webtier", "front": ""}),
+		sets.intern(map[string]string{"app": "", "web": "", "tier": "front"}),
+	}
+	for i, o := range others {
+		if o == a {
+			t.Errorf("other labels are the same set: %v", others[i].of())
+		}
+	}
+	if sets.intern(nil) != nil || (*labelSet)(nil).of() != nil {
+		t.Error("no labels are a set")
+	}
+	want := map[string]string{"app": "web", "tier": "front"}
+	if !maps.Equal(a.of(), want) {
+		t.Errorf("labels: %v, want %v", a.of(), want)
+	}
+	if sets.size() != 4 {
+		t.Errorf("%d sets, want 4", sets.size())
+	}
+	runtime.KeepAlive(b)
+	a, b = nil, nil
+	deadline := time.Now().Add(patience)
+	for sets.size() != 3 {
+		runtime.GC() // its cleanups run when they like
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sets, want 3: what nobody has is still known", sets.size())
+		}
+	}
+	runtime.KeepAlive(others)
+	if a := sets.intern(want); !maps.Equal(a.of(), want) {
+		t.Errorf("labels that come again: %v", a.of())
+	}
+}
