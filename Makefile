@@ -36,6 +36,11 @@ test: ## run all tests (as root, those on real packets too)
 	@.ci/setup test
 	@.ci/test
 
+.PHONY: test-cluster
+test-cluster: ## hold the agent against a real API server, and print its latencies (the first run builds one: 5 minutes)
+	@.ci/setup test
+	SLUICE_TEST_CLUSTER=1 go test -buildvcs=false -count=1 -timeout=30m -p=1 -v -run '^TestCluster' ./watch/kube ./cmd/sluice
+
 .PHONY: build
 build: ## build bin/sluice
 	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/sluice ./cmd/sluice
@@ -67,6 +72,10 @@ fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
 bench: ## run the benchmarks that match BENCH (all), one package after the other
 	@grep -rlE --include='*_test.go' '^func Benchmark' cmd filter cache watch bench | xargs -n1 dirname | sort -u | \
 		while read -r dir; do go test -run '^$$' -bench '$(BENCH)' -benchmem "./$$dir"; done
+
+.PHONY: bench-scale
+bench-scale: ## measure what it costs to follow 100,000 pods and 10,000 policies
+	go run ./bench/scale
 
 .PHONY: lint
 lint: ## look for what is probably wrong in the code (the first run builds golangci-lint: minutes)
