@@ -61,6 +61,14 @@ func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, all boo
 	}
 }
 
+// Rest leaves the connections to somebody else, until the next Published: it
+// forgets what is still to be swept, and returns when no sweep goes on.
+func (f *Follower) Rest() {
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	f.take()
+}
+
 // Total is what all sweeps have done together.
 func (f *Follower) Total() Result {
 	f.mu.Lock()

@@ -100,3 +100,23 @@ func TestFollowerReportsAFailure(t *testing.T) {
 		}
 	}
 }
+
+// A follower that rests leaves the connections to another agent, whatever was
+// still to be done, until something new is published.
+func TestFollowerRests(t *testing.T) {
+	r := newRig(t)
+	f := r.follow()
+	toDB := r.track(web, db, filter.TCP, 80, judged)
+	r.world.SetPolicy(guard("db"))
+	r.publish(f, true)
+	f.Rest()
+	if err := f.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.want(toDB, judged)
+	r.publish(f, true)
+	if err := f.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.want(toDB, revoked)
+}

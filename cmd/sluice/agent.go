@@ -21,8 +21,14 @@ import (
 	"sluice/watch/node"
 )
 
-// goodbye is how long the agent takes at most to end in order.
-const goodbye = 10 * time.Second
+const (
+	// answering is how long the agent waits at its end for packets that wait to be
+	// answered.
+	answering = 5 * time.Second
+	// goodbye is how long it then takes at most to leave the rules as they are to
+	// be.
+	goodbye = 5 * time.Second
+)
 
 // agent is the parts of a running agent, wired together.
 //
@@ -38,6 +44,7 @@ type agent struct {
 	manager   *rules.Manager
 	judges    []*cache.Judge
 	queues    *queue.Queues
+	backend   []rules.Table // that the rules are kept in
 	table     *conntrack.Kernel
 	sweeper   *conntrack.Sweeper
 	follower  *conntrack.Follower
@@ -46,12 +53,14 @@ type agent struct {
 	known  chan struct{} // closed when the first snapshot is in force
 	failed chan error    // why the agent could not begin
 
-	wantedQueue uint16    // the first
-	occupied    bool      // another agent may be there
-	lease       io.Closer // that it has yielded; nil without one
+	wantedQueue uint16        // the first
+	occupied    bool          // another agent may be there
+	lease       io.Closer     // that it has yielded; nil without one
+	inherited   chan struct{} // closed when the node is this agent's, and was another's
 
-	mu    sync.Mutex
-	phase phase
+	serving context.Context // of all parts
+	mu      sync.Mutex
+	phase   phase
 
 	standing
 }
@@ -68,19 +77,16 @@ const (
 )
 
 func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, error) {
-	a := &agent{log: log, known: make(chan struct{}), failed: make(chan error, 1)}
+	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1)}
 	tables, err := rules.Open(ctx, opts.rules.Backend, log)
 	if err != nil {
-		return nil, err
-	}
-	if err := forgetOtherBackend(ctx, tables, log); err != nil {
 		return nil, err
 	}
 	a.wantedQueue = opts.rules.FirstQueue
 	if opts.rules.FirstQueue, a.occupied, err = chooseQueues(opts.rules.FirstQueue, opts.rules.Queues); err != nil {
 		return nil, err
 	}
-	a.opts = opts
+	a.opts, a.backend = opts, tables
 	a.standsOn(tables)
 	a.manager = rules.New(opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
@@ -164,6 +170,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, serving := errgroup.WithContext(serving)
+	a.serving = serving
 	group.Go(func() error { return a.keeper.Run(serving, append(sources, node.Source{Logger: a.log})...) })
 	group.Go(func() error {
 		select {
@@ -181,7 +188,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 			return err
 		}
 	})
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run, a.serve} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run, a.inherit, a.serve} {
 		group.Go(func() error { part(serving); return nil })
 	}
 	ended := make(chan error, 1)
@@ -193,13 +200,11 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 		ended <- err
 	}
 	was := a.end()
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
-	defer cancel()
-	drained := a.drain(limited, serving)
+	drained := a.drain(context.WithoutCancel(ctx), serving)
 	stop()
 	err := errors.Join(<-ended, drained)
 	if was == applying || was == enforcing {
-		err = errors.Join(err, a.leave(limited))
+		err = errors.Join(err, a.leave(context.WithoutCancel(ctx)))
 	}
 	return err
 }
@@ -207,6 +212,8 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 // drain keeps new packets from the queues and waits until those that wait there
 // have been answered. New ones already get what they will get without an agent.
 func (a *agent) drain(ctx, serving context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answering)
+	defer cancel()
 	pass := a.opts.onExit == removeAtExit || a.opts.rules.FailOpen
 	if err := a.manager.Pause(ctx, pass); err != nil {
 		return fmt.Errorf("end in order: %w", err)
@@ -220,8 +227,11 @@ func (a *agent) drain(ctx, serving context.Context) error {
 	return nil
 }
 
-// leave leaves the rules as they are to be without an agent.
+// leave leaves the rules as they are to be without an agent. Its time is its own:
+// also when packets waited for too long, no rule may stay by mistake.
 func (a *agent) leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, goodbye)
+	defer cancel()
 	if a.opts.onExit == keepAtExit {
 		return a.manager.Apply(ctx)
 	}
@@ -238,18 +248,18 @@ func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes polic
 	note(&a.inForce)
 	a.mu.Lock()
 	now := a.phase
-	a.mu.Unlock()
-	switch now {
-	case starting:
-		if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
-			a.failed <- err
-			<-ctx.Done() // there is no going on from here
-		}
-		return
-	case enforcing:
-		a.follower.Published(s, changes, false)
+	if now == enforcing {
+		a.follower.Published(s, changes, false) // and not after this agent has yielded
 	}
-	a.queues.Rejudge()
+	a.mu.Unlock()
+	if now != starting {
+		a.queues.Rejudge()
+		return
+	}
+	if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
+		a.failed <- err
+		<-ctx.Done() // there is no going on from here
+	}
 }
 
 // begin puts the rules in place, once somebody reads the queues, and then judges
@@ -263,13 +273,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	case <-a.queues.Ready():
 	}
 	if a.occupied {
-		lease, err := takeOver(ctx, a.opts.socket)
-		switch {
-		case err == nil:
-			a.lease = lease
-		case errors.Is(err, errNobody) && a.opts.rules.FirstQueue == a.wantedQueue:
-			// Whoever reads the queues behind ours is no agent, and not in the way.
-		default:
+		if err := a.succeed(ctx); err != nil {
 			return err
 		}
 	}
@@ -279,11 +283,18 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	if err := a.manager.Apply(ctx); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}
+	// Only now, so that an agent that was there has enforced by them until now.
+	if err := forgetOtherBackend(ctx, a.backend, a.log); err != nil {
+		return err
+	}
 	a.follower.Published(s, nil, true)
 	if err := a.follower.Sweep(ctx); err != nil {
 		return err
 	}
 	a.advance(applying, enforcing)
+	if a.lease != nil {
+		close(a.inherited)
+	}
 	note(&a.ready)
 	c := s.Counts()
 	a.log.Info("sluice is ready", "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,

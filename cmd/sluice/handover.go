@@ -23,14 +23,21 @@ import (
 //     from now on. The old one goes on to answer what waits in its queues.
 //  3. It writes its rules in place of the old ones, in one transaction. From here
 //     on new connections come to its queues.
-//  4. The request of step 2 stays open. Should it break off while the old agent
+//  4. When the old one has answered what waited, the new one judges all live
+//     connections once more.
+//  5. The request of step 2 stays open. Should it break off while the old agent
 //     is still there, the new one has died: the old one steps in again.
 //
 // Both judge by the same API, so that a connection gets the same verdict from
-// either.
+// either, but for what one of them has heard and the other not yet. That is why
+// the old one ends its sweeps before it yields, and what step 4 is for.
 
-// takeoverPatience is how long the old agent may take to yield.
-const takeoverPatience = 5 * time.Second
+const (
+	// takeoverPatience is how long the old agent may take to yield.
+	takeoverPatience = 5 * time.Second
+	// askAgain is how soon one that cannot yield is asked again.
+	askAgain = 50 * time.Millisecond
+)
 
 // chooseQueues gives the number of the first queue to read, and whether another
 // agent may be there: that of the wanted queues, or, if somebody reads those, of
@@ -79,6 +86,9 @@ func takeOver(ctx context.Context, socket string) (lease io.Closer, err error) {
 		return closeFunc(func() error { cancel(); return response.Body.Close() }), nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		err = fmt.Errorf("%w %s: end what reads the queues, or name its socket with --socket", errNobody, socket)
+	case err == nil && response.StatusCode == http.StatusConflict:
+		_ = response.Body.Close()
+		err = fmt.Errorf("%w %s", errNotNow, socket)
 	case err == nil:
 		_ = response.Body.Close()
 		err = fmt.Errorf("it answers %s", response.Status)
@@ -87,8 +97,37 @@ func takeOver(ctx context.Context, socket string) (lease io.Closer, err error) {
 	return nil, fmt.Errorf("take over from the agent that is there: %w", err)
 }
 
-// errNobody says that there is no agent to take over from.
-var errNobody = errors.New("nobody answers on")
+var (
+	// errNobody says that there is no agent to take over from.
+	errNobody = errors.New("nobody answers on")
+	// errNotNow says that the agent does not enforce. It is about to begin or to
+	// end; or it is this one itself, because the one that is to be asked is just
+	// about to put its own socket in place.
+	errNotNow = errors.New("no agent that enforces answers on")
+)
+
+// succeed takes over from the agent that is there, if one is.
+func (a *agent) succeed(ctx context.Context) error {
+	for end := time.Now().Add(takeoverPatience); ; {
+		lease, err := takeOver(ctx, a.opts.socket)
+		switch {
+		case err == nil:
+			a.lease = lease
+			return nil
+		case errors.Is(err, errNobody) && a.opts.rules.FirstQueue == a.wantedQueue:
+			return nil // whoever reads the queues behind ours is no agent, and not in the way
+		case errors.Is(err, errNobody) && a.vacated():
+			return nil // the agent that was there has ended meanwhile
+		case !errors.Is(err, errNotNow) || time.Now().After(end):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(askAgain):
+		}
+	}
+}
 
 type closeFunc func() error
 
@@ -110,7 +149,60 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// yield leaves the rules and the live connections to another agent.
+// vacated says that nobody reads the wanted queues any more.
+func (a *agent) vacated() bool {
+	bound, err := queue.Bound(0, a.wantedQueue, a.opts.rules.Queues)
+	return err == nil && !bound
+}
+
+// others is the first of the queues of the agent that this one takes over from.
+func (a *agent) others() uint16 {
+	if a.opts.rules.FirstQueue != a.wantedQueue {
+		return a.wantedQueue
+	}
+	return a.wantedQueue + uint16(a.opts.rules.Queues)
+}
+
+// settling is how often the queues of the agent from before are looked at.
+const settling = 20 * time.Millisecond
+
+// inherit waits until the agent from before has answered what waits in its queues,
+// and has all live connections judged then: it may have known less than this one.
+func (a *agent) inherit(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-a.inherited:
+	}
+	tick := time.NewTicker(settling)
+	defer tick.Stop()
+	// Two looks, because a packet leaves the count before its verdict is carried
+	// out.
+	for empty := 0; empty < 2; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch n, err := queue.Waiting(0, a.others(), a.opts.rules.Queues); {
+		case err != nil:
+			a.log.Warn("it is not known whether the agent from before has answered all packets", "err", err)
+			empty = 2
+		case n == 0:
+			empty++
+		default:
+			empty = 0
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.phase == enforcing {
+		a.follower.Published(a.published.Snapshot(), nil, true)
+	}
+}
+
+// yield leaves the rules and the live connections to another agent, and returns
+// when this one does nothing about them any more.
 func (a *agent) yield() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -119,15 +211,16 @@ func (a *agent) yield() bool {
 	}
 	a.phase = yielded
 	a.manager.Yield()
+	a.follower.Rest()
 	return true
 }
 
 // stepIn takes the rules and the live connections back, unless this agent is
-// about to end.
+// about to end, which breaks off the request too.
 func (a *agent) stepIn() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.phase != yielded {
+	if a.phase != yielded || a.serving.Err() != nil {
 		return nil
 	}
 	a.log.Warn("the agent that took over is gone; enforcing again")
@@ -135,6 +228,7 @@ func (a *agent) stepIn() error {
 	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
 	defer cancel()
 	err := a.manager.Apply(ctx) // if it fails, the manager tries on
+	err = errors.Join(err, forgetOtherBackend(ctx, a.backend, a.log))
 	a.follower.Published(a.published.Snapshot(), nil, true)
 	return err
 }

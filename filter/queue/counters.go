@@ -70,9 +70,15 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 
 // Waiting is how many packets wait in the queues for their answer.
 func (q *Queues) Waiting() (int, error) {
-	counters, err := q.counters()
+	return Waiting(q.opts.NetNS, q.opts.First, q.opts.Count)
+}
+
+// Waiting is how many packets wait in count queues from number first on, whoever
+// reads them, in a network namespace, 0 for that of the process.
+func Waiting(netNS int, first uint16, count int) (int, error) {
+	found, err := counters(netNS, first, count)
 	sum := 0
-	for _, c := range counters {
+	for _, c := range found {
 		sum += int(c.waiting)
 	}
 	return sum, err

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"sluice/bench/running"
+)
+
+// late is a pod that has started and that the agent has not heard of, and a
+// connected socket of other to it.
+func (s *site) late(t *testing.T) (manifest string, conn net.Conn) {
+	t.Helper()
+	pod, err := s.Nodes[0].AddPod("late", startAddrs(1)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pod.Serve("udp", 9); err != nil {
+		t.Fatal(err)
+	}
+	conn, err = s.host("default/other").DialUDP(netip.AddrPortFrom(pod.IPv4, 9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return s.pod("default/late", "role: late", 0, pod.Addrs()...), conn
+}
+
+// send sends a datagram.
+func send(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An agent that has yielded answers what waits in its queues by what it knows. If
+// the one that took over knows more, that is what counts.
+func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
+	s := newSite(t)
+	args := []string{"--pod-cidrs", startRange4.String(), "--hold", "1m", "--on-exit", "keep"}
+	s.start(args...)
+	manifest, conn := s.late(t)
+	send(t, conn)
+	s.await(0, "the packet waits", running.Message("packet waits for its pod to become known"))
+
+	old := s.dir
+	s.dir = t.TempDir()
+	s.write("cluster.yaml", siteNamespaces+s.pods()+manifest)
+	s.write("policies.yaml", policies("default/late: {podSelector: {matchLabels: {role: late}}}"))
+	s.start(args...)
+	before := s.dropped("iptables")
+	if err := running.WriteFile(old, "late.yaml", manifest); err != nil { // and no policy
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); s.dropped("iptables") <= before; send(t, conn) {
+		if time.Now().After(end) {
+			t.Fatal("the verdict of the old agent holds")
+		}
+	}
+}
+
+// Packets that wait for longer than the agent takes to end do not keep it from
+// taking its rules away.
+func TestEndWithPacketsThatWait(t *testing.T) {
+	s := newSite(t)
+	s.start("--pod-cidrs", startRange4.String(), "--hold", "1h", "--on-exit", "remove")
+	_, conn := s.late(t)
+	send(t, conn)
+	s.await(0, "the packet waits", running.Message("packet waits for its pod to become known"))
+	if err := s.agent.Stop(); err == nil {
+		t.Error("the agent does not say that packets waited")
+	}
+	if left := s.traces(t); left != "" {
+		t.Errorf("left on the node:\n%s", left)
+	}
+}
