@@ -1,0 +1,165 @@
+package byhand_test
+
+import (
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"sluice/bench/byhand"
+	"sluice/bench/cluster"
+	"sluice/bench/lab"
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// walk is what iptables does with the first packet of a flow, read literally.
+func walk(r *byhand.Rules, chain string, k filter.Key) (dropped bool) {
+	sets := make(map[string]byhand.Set)
+	for _, s := range r.Sets {
+		sets[s.Name] = s
+	}
+	var visit func(chain string) bool
+	visit = func(chain string) bool {
+		for _, rule := range r.In[chain] {
+			if !matches(rule, sets, k) {
+				continue
+			}
+			switch rule.Target {
+			case byhand.Return:
+				return false
+			case byhand.Drop:
+				return true
+			}
+			if visit(rule.Target) {
+				return true
+			}
+		}
+		return false
+	}
+	return visit(chain)
+}
+
+func matches(r byhand.Rule, sets map[string]byhand.Set, k filter.Key) bool {
+	src, dst := k.SrcAddr(), k.DstAddr()
+	if r.Established || r.Src.IsValid() && r.Src != src || r.Dst.IsValid() && r.Dst != dst {
+		return false
+	}
+	if r.Proto != 0 && r.Proto != k.Protocol || r.Last != 0 && (k.Port < r.First || k.Port > r.Last) {
+		return false
+	}
+	if r.Set == "" {
+		return true
+	}
+	a := dst
+	if r.Side == filter.Ingress {
+		a = src
+	}
+	s := sets[r.Set]
+	if s.Kind == "hash:ip,port" {
+		return s.Has(a, k.Protocol, k.Port)
+	}
+	return s.Has(a, 0, 0)
+}
+
+// TestSameVerdicts holds the rules against the decision of Sluice: a benchmark of
+// peers that enforce different policies would measure nothing.
+func TestSameVerdicts(t *testing.T) {
+	for _, o := range []cluster.Options{
+		{Pods: 10, Policies: 1},
+		{Pods: 200, Policies: 40},
+		{Pods: 600, Policies: 60, Namespaces: 12},
+	} {
+		c, w := cluster.New(3, o), policy.NewWorld()
+		c.Fill(w)
+		snapshot, _ := w.Commit()
+		var all []netip.Addr
+		for _, p := range c.Pods {
+			all = append(all, netip.MustParseAddr(p.Status.PodIP))
+		}
+		rules, err := byhand.Write(byhand.Cluster{Namespaces: c.Namespaces, Pods: c.Pods, Policies: c.Policies}, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys := c.Keys(1, 4000)
+		// Flows to outside, for egress by ipBlock, and by UDP.
+		for _, k := range c.Keys(2, 500) {
+			out := netip.AddrFrom4([4]byte{203, 0, byte(k.Port), byte(k.Port >> 3)})
+			keys = append(keys, filter.NewKey(k.SrcAddr(), out, filter.TCP, k.Port), filter.NewKey(k.SrcAddr(), k.DstAddr(), filter.UDP, k.Port))
+		}
+		var seen [2]int
+		for _, k := range keys {
+			v := snapshot.Decide(k)
+			seen[v.Action]++
+			// The path of a packet to itself never leaves the pod.
+			if dropped := walk(rules, byhand.Root, k); dropped != (v.Action == filter.Deny) && k.Src != k.Dst {
+				t.Fatalf("%+v: %s: Sluice says %s (%s), by hand it is dropped: %v", o, k, v.Action, v.Reason, dropped)
+			}
+		}
+		if seen[filter.Allow] < 500 || seen[filter.Deny] < 500 {
+			t.Errorf("%+v: of %d flows %d are denied, %d allowed", o, len(keys), seen[filter.Deny], seen[filter.Allow])
+		}
+	}
+}
+
+// TestLocalPodsAlone: the pods of other nodes have no chains here.
+func TestLocalPodsAlone(t *testing.T) {
+	c := cluster.New(1, cluster.Options{Pods: 100, Policies: 10})
+	local := []netip.Addr{netip.MustParseAddr(c.Pods[3].Status.PodIP)}
+	r, err := byhand.Write(byhand.Cluster{Namespaces: c.Namespaces, Pods: c.Pods, Policies: c.Policies}, local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rule := range r.In[byhand.Root][1:] {
+		if rule.Src != local[0] && rule.Dst != local[0] {
+			t.Errorf("%+v is not about %s", rule, local[0])
+		}
+	}
+	if len(r.Chains) < 2 {
+		t.Error("the pod has no chain")
+	}
+	c.Pods[3].Status.Phase = corev1.PodSucceeded
+	if r, err = byhand.Write(byhand.Cluster{Namespaces: c.Namespaces, Pods: c.Pods, Policies: c.Policies}, local); err != nil || len(r.Chains) > 1 {
+		t.Errorf("a pod that has ended has chains: %v %v", r.Chains, err)
+	}
+}
+
+// TestTheKernelTakesThem loads what is written.
+func TestTheKernelTakesThem(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{})
+	if _, err := exec.LookPath("ipset"); err != nil {
+		t.Skip("needs ipset: install the package ipset")
+	}
+	c := cluster.New(3, cluster.Options{Pods: 400, Policies: 120, Namespaces: 4})
+	var all []netip.Addr
+	for _, p := range c.Pods {
+		all = append(all, netip.MustParseAddr(p.Status.PodIP))
+	}
+	r, err := byhand.Write(byhand.Cluster{Namespaces: c.Namespaces, Pods: c.Pods, Policies: c.Policies}, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := make(map[string]bool)
+	for _, s := range r.Sets {
+		kinds[s.Kind] = true
+	}
+	if len(kinds) != 3 {
+		t.Errorf("kinds of sets: %v, want all three to be tried", kinds)
+	}
+	if err := r.Apply(l.Nodes[0]); err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Nodes[0].Output(exec.Command("iptables-save", "-t", "filter"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := 1
+	for _, rules := range r.In {
+		want += len(rules)
+	}
+	if got := strings.Count(out, "\n-A "); got != want {
+		t.Errorf("the kernel has %d rules, want %d", got, want)
+	}
+}

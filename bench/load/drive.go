@@ -1,0 +1,98 @@
+package load
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Order is what a driven client is to do.
+type Order struct {
+	Do string `json:"do"` // tcp, udp, stream, flood or probe
+	Target
+	Clients int            `json:"clients,omitempty"` // of tcp and udp
+	Ranges  []netip.Prefix `json:"ranges,omitempty"`  // of flood
+	For     time.Duration  `json:"for"`
+}
+
+// Answer is what came of an order.
+type Answer struct {
+	Error string `json:"error,omitempty"`
+	Outcome
+	Seen
+}
+
+// Do carries out one order.
+func (c *Client) Do(ctx context.Context, o Order) (a Answer, err error) {
+	switch o.Do {
+	case "tcp":
+		a.Outcome, err = c.Connect(ctx, o.Target, o.Clients, o.For)
+	case "udp":
+		a.Outcome, err = c.Request(ctx, o.Target, o.Clients, o.For)
+	case "stream":
+		a.Outcome, err = Stream(ctx, o.Target, o.For)
+	case "flood":
+		a.Outcome, err = Flood(ctx, o.Ranges, o.For)
+	case "probe":
+		a.Seen, err = Probe(ctx, o.Target, o.For)
+	default:
+		err = fmt.Errorf("%q is no order: give tcp, udp, stream, flood or probe", o.Do)
+	}
+	return a, err
+}
+
+// Obey carries out orders from in, a line of JSON each, and answers on out in the
+// same way, until in ends. A harness that starts one process in a pod and gives it
+// orders does not measure how processes start.
+func Obey(ctx context.Context, in io.Reader, out io.Writer) error {
+	c, lines, answers := new(Client), bufio.NewScanner(in), json.NewEncoder(out)
+	for lines.Scan() {
+		var o Order
+		var a Answer
+		err := json.Unmarshal(lines.Bytes(), &o)
+		if err == nil {
+			a, err = c.Do(ctx, o)
+		}
+		if err != nil {
+			a.Error = err.Error()
+		}
+		if err := answers.Encode(a); err != nil {
+			return fmt.Errorf("answer an order: %w", err)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read orders: %w", err)
+	}
+	return nil
+}
+
+// Driver gives orders to an obeying client. It belongs to one goroutine.
+type Driver struct {
+	orders  *json.Encoder
+	answers *json.Decoder
+}
+
+// NewDriver drives the client that reads its orders from orders and answers to
+// answers.
+func NewDriver(orders io.Writer, answers io.Reader) *Driver {
+	return &Driver{json.NewEncoder(orders), json.NewDecoder(answers)}
+}
+
+// Do has an order carried out.
+func (d *Driver) Do(o Order) (a Answer, err error) {
+	if err = d.orders.Encode(o); err == nil {
+		err = d.answers.Decode(&a)
+	}
+	if err == nil && a.Error != "" {
+		err = errors.New(a.Error)
+	}
+	if err != nil {
+		return a, fmt.Errorf("load %s to %s: %w", o.Do, o.To, err)
+	}
+	return a, nil
+}

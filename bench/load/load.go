@@ -1,0 +1,160 @@
+// Package load makes traffic and serves it: new TCP connections, UDP requests, one
+// long stream, a flood, and datagrams by which a change of policy is seen.
+//
+// It speaks to the kernel directly, with one thread and epoll on each side. What a
+// benchmark's own client costs is cost that all contenders share, and the more of
+// it there is, the more alike they look: net.Dial takes about twice the CPU of a
+// connection without any agent.
+//
+// A connection is measured from connect to the answer of the server's kernel, which
+// is what an agent on the way can delay. It is then closed by a reset, so that no
+// port waits for a minute (TIME_WAIT) before it can be used again.
+package load
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Ports is a range of port numbers.
+type Ports struct {
+	First uint16 `json:"first"`
+	Count int    `json:"count"` // 0 means 1
+}
+
+// Nth is the nth port, counted round.
+func (p Ports) Nth(n uint64) uint16 { return p.First + uint16(n%uint64(max(1, p.Count))) }
+
+// Target says between whom connections are made. The nth one goes from the nth
+// source, counted round, and to the next port once all sources have had their turn:
+// a flow's key (source, destination, port) comes again after as many connections as
+// there are sources times ports.
+type Target struct {
+	To    netip.Addr   `json:"to"`
+	Ports Ports        `json:"ports"`
+	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; none is the kernel's choice
+}
+
+// Key is the source, which may be invalid, and the port of the nth connection.
+func (t Target) Key(n uint64) (from netip.Addr, port uint16) {
+	if len(t.From) == 0 {
+		return netip.Addr{}, t.Ports.Nth(n)
+	}
+	sources := uint64(len(t.From))
+	return t.From[n%sources], t.Ports.Nth(n / sources)
+}
+
+// Latency is how long connections or requests took.
+type Latency struct {
+	P50  Micros `json:"p50"`
+	P99  Micros `json:"p99"`
+	P999 Micros `json:"p99.9"`
+	Max  Micros `json:"max"`
+}
+
+// Micros is a time in microseconds.
+type Micros float64
+
+// Outcome is what a client has seen.
+type Outcome struct {
+	Done   uint64        `json:"done"`   // connections or requests that were answered
+	Failed uint64        `json:"failed"` // that were not, or refused
+	Late   uint64        `json:"late"`   // of Done: those that took a repetition, after a second
+	Took   time.Duration `json:"took"`
+	Latency
+	Bytes uint64 `json:"bytes,omitempty"` // of a stream
+}
+
+// Rate is how many were answered a second.
+func (o Outcome) Rate() float64 { return float64(o.Done) / o.Took.Seconds() }
+
+// lateAfter is when TCP repeats a SYN, less what a clock may be off.
+const lateAfter = 950 * time.Millisecond
+
+// patience is how long a connection may take; TCP has tried thrice by then. A
+// datagram is not repeated, and lost much sooner.
+const (
+	patience         = 4 * time.Second
+	datagramPatience = time.Second
+)
+
+// summarize sorts the times.
+func summarize(took []time.Duration) (l Latency, late uint64) {
+	if len(took) == 0 {
+		return l, 0
+	}
+	slices.Sort(took)
+	at := func(q float64) Micros {
+		return Micros(float64(took[min(len(took)-1, int(q*float64(len(took))))].Nanoseconds()) / 1000)
+	}
+	for i := len(took) - 1; i >= 0 && took[i] >= lateAfter; i-- {
+		late++
+	}
+	return Latency{P50: at(0.5), P99: at(0.99), P999: at(0.999), Max: at(1)}, late
+}
+
+// sockaddr is an address as the kernel takes it.
+func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Port: int(port), Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(port), Addr: a.As16()}
+}
+
+func domain(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// open makes a socket that does not block, bound to an address if there is one. The
+// port is chosen when it connects, by the whole four of addresses and ports: chosen
+// at the bind, they would run out.
+func open(kind int, from, to netip.Addr) (fd int, err error) {
+	fd, err = unix.Socket(domain(to), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open a socket: %w", err)
+	}
+	if !from.IsValid() {
+		return fd, nil
+	}
+	err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	if err == nil {
+		err = unix.Bind(fd, sockaddr(from, 0))
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("bind to %s: %w", from, err)
+	}
+	return fd, nil
+}
+
+// ParsePorts reads "8080" or "20000-20999".
+func ParsePorts(text string) (p Ports, err error) {
+	var last uint16
+	if n, _ := fmt.Sscanf(text, "%d-%d", &p.First, &last); n == 2 && last >= p.First && p.First > 0 {
+		p.Count = int(last) - int(p.First) + 1
+		if p.String() == text {
+			return p, nil
+		}
+	}
+	p = Ports{Count: 1}
+	if err := json.Unmarshal([]byte(text), &p.First); err != nil || p.First == 0 {
+		return Ports{}, fmt.Errorf("ports %q: give a number or a range, such as 8080 or 20000-20999", text)
+	}
+	return p, nil
+}
+
+// String is the range as ParsePorts reads it.
+func (p Ports) String() string {
+	if p.Count <= 1 {
+		return fmt.Sprint(p.First)
+	}
+	return fmt.Sprintf("%d-%d", p.First, int(p.First)+p.Count-1)
+}

@@ -1,0 +1,159 @@
+package load_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/bench/load"
+)
+
+var loopback = netip.MustParseAddr("127.0.0.1")
+
+// freePorts finds a few ports that nobody uses, one after the other.
+func freePorts(t *testing.T, n int) load.Ports {
+	t.Helper()
+next:
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := l.Addr().(*net.TCPAddr).AddrPort().Port()
+		_ = l.Close()
+		p := load.Ports{First: first, Count: n}
+		if int(first)+n > 65535 {
+			continue
+		}
+		for i := range n {
+			a := netip.AddrPortFrom(netip.IPv6Unspecified(), p.Nth(uint64(i)))
+			l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(a))
+			if err != nil {
+				continue next
+			}
+			_ = l.Close()
+			u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
+			if err != nil {
+				continue next
+			}
+			_ = u.Close()
+		}
+		return p
+	}
+	t.Fatal("no free ports")
+	return load.Ports{}
+}
+
+func TestClientAndServer(t *testing.T) {
+	ports := freePorts(t, 4)
+	// The last one is for the stream.
+	served := load.Ports{First: ports.First, Count: 3}
+	s, err := load.Serve(load.ServerOptions{TCP: []load.Ports{served}, UDP: []load.Ports{served}, Stream: ports.Nth(3)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		// And the port is free again.
+		l, err := net.Listen("tcp", netip.AddrPortFrom(loopback, ports.First).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = l.Close()
+	}()
+	ordersIn, orders := io.Pipe()
+	answers, answersOut := io.Pipe()
+	obeyed := make(chan error, 1)
+	go func() { obeyed <- load.Obey(t.Context(), ordersIn, answersOut) }()
+	d := load.NewDriver(orders, answers)
+
+	to := load.Target{To: loopback, Ports: served, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2")}}
+	for _, o := range []load.Order{{Do: "tcp", Clients: 1}, {Do: "tcp", Clients: 8}, {Do: "udp", Clients: 1}, {Do: "udp", Clients: 8}} {
+		o.Target, o.For = to, 100*time.Millisecond
+		a, err := d.Do(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Done < 10 || a.Failed > 0 || a.Took < o.For || a.P50 <= 0 || a.P50 > a.P99 || a.P99 > a.P999 || a.P999 > a.Max {
+			t.Errorf("%s with %d clients: %+v", o.Do, o.Clients, a.Outcome)
+		}
+	}
+	to.Ports = load.Ports{First: ports.Nth(3)}
+	if a, err := d.Do(load.Order{Do: "stream", Target: to, For: 50 * time.Millisecond}); err != nil || a.Bytes < 1<<20 {
+		t.Errorf("stream: %d bytes: %v", a.Bytes, err)
+	}
+	to.Ports = served
+	if a, err := d.Do(load.Order{Do: "probe", Target: to, For: 50 * time.Millisecond}); err != nil || len(a.New) < 5 || len(a.Live) < 5 {
+		t.Errorf("probe: %d and %d answers: %v", len(a.New), len(a.Live), err)
+	}
+	if a, err := d.Do(load.Order{Do: "flood", Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, For: 20 * time.Millisecond}); err != nil || a.Done < 10 {
+		t.Errorf("flood: %d packets: %v", a.Done, err)
+	}
+	if _, err := d.Do(load.Order{Do: "dance"}); err == nil || !strings.Contains(err.Error(), "dance") {
+		t.Errorf("%v, want that dance is no order", err)
+	}
+	_ = orders.Close()
+	if err := <-obeyed; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestClosedPort: what is refused is no connection.
+func TestClosedPort(t *testing.T) {
+	to := load.Target{To: loopback, Ports: freePorts(t, 1)}
+	c := new(load.Client)
+	for _, what := range []func(context.Context, load.Target, int, time.Duration) (load.Outcome, error){c.Connect, c.Request} {
+		out, err := what(t.Context(), to, 2, 20*time.Millisecond)
+		if err != nil || out.Done > 0 || out.Failed == 0 {
+			t.Errorf("%+v: %v", out, err)
+		}
+	}
+}
+
+func TestEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	to := load.Target{To: loopback, Ports: freePorts(t, 1)}
+	if _, err := new(load.Client).Connect(ctx, to, 1, time.Hour); err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestKeysComeAgainLate: only after all sources and ports have had their turn, or
+// "never seen" would not be true.
+func TestKeysComeAgainLate(t *testing.T) {
+	to := load.Target{To: loopback, Ports: load.Ports{First: 65000, Count: 7}, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}}
+	type key struct {
+		from netip.Addr
+		port uint16
+	}
+	seen := make(map[key]bool)
+	for i := range uint64(21) {
+		from, port := to.Key(i)
+		if port < 65000 || port > 65006 || seen[key{from, port}] {
+			t.Fatalf("connection %d is from %s to %d", i, from, port)
+		}
+		seen[key{from, port}] = true
+	}
+	if from, port := to.Key(21); from != loopback || port != 65000 {
+		t.Errorf("after all it begins with %s, %d", from, port)
+	}
+}
+
+func TestParsePorts(t *testing.T) {
+	for text, want := range map[string]load.Ports{"80": {80, 1}, "20000-20999": {20000, 1000}, "7-7": {}, "9-8": {}, "0": {}, "70000": {}, "80-": {}, "a": {}, "80-90x": {}, "": {}} {
+		got, err := load.ParsePorts(text)
+		if got != want || (err == nil) != (want.Count > 0) {
+			t.Errorf("%q: %+v, %v; want %+v", text, got, err, want)
+		}
+		if err == nil && got.String() != text {
+			t.Errorf("%q is written %q", text, got)
+		}
+	}
+}

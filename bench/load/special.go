@@ -1,0 +1,201 @@
+package load
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stream sends over one TCP connection as fast as it goes, for a time. Bytes are
+// what the kernel has taken, which at the end is at most a socket's buffer more
+// than what has arrived.
+func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, err error) {
+	from, port := to.Key(0)
+	d := net.Dialer{}
+	if from.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: from.AsSlice()}
+	}
+	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(to.To, port).String())
+	if err != nil {
+		return out, fmt.Errorf("open the stream: %w", err)
+	}
+	defer c.Close()
+	began := time.Now()
+	if err := c.SetWriteDeadline(began.Add(during)); err != nil {
+		return out, fmt.Errorf("open the stream: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := c.Write(buf)
+		out.Bytes += uint64(n)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			out.Done, out.Took = 1, time.Since(began)
+			return out, ctx.Err()
+		}
+		if err != nil {
+			return out, fmt.Errorf("send the stream: %w", err)
+		}
+	}
+}
+
+// Flood sends first packets of new flows as fast as one thread can, for a time: UDP
+// and TCP in turn, to random ports of random addresses of the given ranges. Nothing
+// waits for an answer. Done is how many were sent.
+func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (out Outcome, err error) {
+	if len(ranges) == 0 {
+		return out, errors.New("flood: give at least one range of addresses")
+	}
+	udp, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return out, fmt.Errorf("open a socket: %w", err)
+	}
+	defer unix.Close(udp)
+	random := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	began := time.Now()
+	for end := began.Add(during); ; {
+		if out.Done&63 == 0 && (ctx.Err() != nil || time.Now().After(end)) {
+			break
+		}
+		to := &unix.SockaddrInet4{Port: 1 + random.IntN(65535), Addr: somewhere(random, ranges)}
+		if out.Done&1 == 0 {
+			// Errors are the network's word on an earlier one: it is unreachable.
+			_ = unix.Sendto(udp, []byte("flood"), 0, to)
+		} else if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err == nil {
+			_ = unix.Connect(fd, to)
+			closeHard(fd)
+		}
+		out.Done++
+	}
+	out.Took = time.Since(began)
+	return out, ctx.Err()
+}
+
+// somewhere is a random IPv4 address of one of the ranges.
+func somewhere(random *rand.Rand, ranges []netip.Prefix) (a [4]byte) {
+	p := ranges[random.IntN(len(ranges))]
+	host := random.Uint32() & (1<<(32-p.Bits()) - 1)
+	first := p.Masked().Addr().As4()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(first[:])|host)
+	return a
+}
+
+// Seen is which datagrams of a probe have been answered, by the times at which they
+// were sent, in order.
+type Seen struct {
+	New  []int64 `json:"new"`  // from a new socket each, Unix nanoseconds
+	Live []int64 `json:"live"` // all from one socket
+}
+
+// beat is the time between two datagrams of a probe.
+const beat = 200 * time.Microsecond
+
+// Probe sends a datagram from a new socket and one from a socket that stays, again
+// and again for a time, to the first port of the target. What is answered was
+// allowed at the time when it was sent.
+func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err error) {
+	from, port := to.Key(0)
+	p := &probe{from: from, to: to.To, port: port, seen: &seen}
+	if p.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return seen, fmt.Errorf("open epoll: %w", err)
+	}
+	defer p.close()
+	if p.live, err = p.open(); err != nil {
+		return seen, err
+	}
+	began := time.Now()
+	for next := began; time.Since(began) < during && ctx.Err() == nil; {
+		time.Sleep(time.Until(next))
+		next = time.Now().Add(beat)
+		if err := errors.Join(p.read(), p.send()); err != nil {
+			return seen, err
+		}
+	}
+	return seen, ctx.Err()
+}
+
+// probe is the sockets of a Probe.
+type probe struct {
+	from, to netip.Addr
+	port     uint16
+	poll     int
+	live     int
+	old      []int // sockets that may still be answered, the oldest first
+	seen     *Seen
+}
+
+// probeSockets is how many sockets wait for an answer at once; those before have
+// waited for 100 ms.
+const probeSockets = 500
+
+func (p *probe) open() (int, error) {
+	fd, err := open(unix.SOCK_DGRAM, p.from, p.to)
+	if err != nil {
+		return -1, err
+	}
+	err = unix.Connect(fd, sockaddr(p.to, p.port))
+	if err == nil {
+		err = unix.EpollCtl(p.poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("probe %s port %d: %w", p.to, p.port, err)
+	}
+	return fd, nil
+}
+
+func (p *probe) send() error {
+	fd, err := p.open()
+	if err != nil {
+		return err
+	}
+	if p.old = append(p.old, fd); len(p.old) > probeSockets {
+		_ = unix.Close(p.old[0])
+		p.old = p.old[1:]
+	}
+	for _, fd := range []int{fd, p.live} {
+		var b [8]byte
+		binary.BigEndian.PutUint64(b[:], uint64(time.Now().UnixNano()))
+		_, _ = unix.Write(fd, b[:]) // an error tells of the one before
+	}
+	return nil
+}
+
+// read takes the answers that are there.
+func (p *probe) read() error {
+	var events [64]unix.EpollEvent
+	n, err := unix.EpollWait(p.poll, events[:], 0)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("wait for answers: %w", err)
+	}
+	for _, e := range events[:max(0, n)] {
+		var b [8]byte
+		if n, err := unix.Read(int(e.Fd), b[:]); err != nil || n != len(b) {
+			continue
+		}
+		sent := int64(binary.BigEndian.Uint64(b[:]))
+		if int(e.Fd) == p.live {
+			p.seen.Live = append(p.seen.Live, sent)
+		} else {
+			p.seen.New = append(p.seen.New, sent)
+		}
+	}
+	return nil
+}
+
+func (p *probe) close() {
+	for _, fd := range append(p.old, p.live, p.poll) {
+		if fd > 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}

@@ -1,0 +1,128 @@
+package result
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+
+	"sluice/bench/stats"
+)
+
+// Change is a figure of two results.
+type Change struct {
+	Key
+	Old, New float64 // medians, of ratios or of the figures themselves
+	Ratio    bool    // whether Old and New are ratios to the row that measures
+	P        float64 // of the rank test
+	// Real: it is beyond the noise.
+	Real bool
+}
+
+// What makes a change count: see [Compare].
+const (
+	falseShare = 0.05 // of the changes that count, how many may be chance
+	smallest   = 0.02 // a change below this, of the old value, is of no interest
+)
+
+// Compare holds two results against each other, figure by figure, as far as both
+// have it and it is better in one way.
+//
+// Where a row is held against another one, the ratios are compared: what the whole
+// machine did that day falls out of them. The values are those of the rounds; the
+// test is the two-sided rank test of Mann and Whitney, which assumes no
+// distribution; and because many figures are tested at once, the changes that count
+// are chosen so that about one in twenty of them is chance (Benjamini and
+// Hochberg). A change must also be 2% or more. With absolute, nothing is divided.
+func Compare(old, fresh *Result, absolute bool) []Change {
+	var changes []Change
+	var p []float64
+	for _, s := range fresh.Series {
+		before := Series{s.Key, old.Values(s.Key)}
+		if s.Better == "" || len(before.Values) == 0 {
+			continue
+		}
+		a, b, ratio := before.Values, s.Values, false
+		if x, y := old.Ratios(before), fresh.Ratios(s); !absolute && len(x) > 0 && len(y) > 0 {
+			a, b, ratio = x, y, true
+		}
+		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
+		changes, p = append(changes, c), append(p, c.P)
+	}
+	for i, found := range stats.Discoveries(p, falseShare) {
+		c := &changes[i]
+		c.Real = found && math.Abs(c.New-c.Old) >= smallest*math.Abs(c.Old) && c.New != c.Old
+	}
+	return changes
+}
+
+// Worse says whether the change is for the worse.
+func (c Change) Worse() bool { return (c.New < c.Old) == (c.Better == More) && c.New != c.Old }
+
+// WriteChanges prints what has changed beyond the noise, and how much was compared.
+// It returns how many figures got worse.
+func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int, err error) {
+	fmt.Fprintf(w, "old: %s\nnew: %s\n", old.place(), fresh.place())
+	if old.Machine.Kernel != fresh.Machine.Kernel || old.Machine.CPU != fresh.Machine.CPU || old.Machine.Cores != fresh.Machine.Cores {
+		fmt.Fprintln(w, "These are two machines, or two kernels: only ratios can be compared.")
+	}
+	t := Table{Head: []string{"", "load", "figure", "old", "new", "change", "p", ""}}
+	for _, c := range changes {
+		if !c.Real {
+			continue
+		}
+		word := "better"
+		if c.Worse() {
+			word, worse = "WORSE", worse+1
+		}
+		name := c.Name
+		if c.Ratio {
+			name += ", ratio"
+		}
+		change := "–"
+		if c.Old != 0 {
+			change = fmt.Sprintf("%+.1f%%", 100*(c.New-c.Old)/math.Abs(c.Old))
+		}
+		t.Rows = append(t.Rows, []string{c.Scenario.String(), c.Row + " " + c.Load, name, number(c.Old), number(c.New), change, fmt.Sprintf("%.2g", c.P), word})
+	}
+	t.Title = fmt.Sprintf("%d figures compared, %d changed beyond the noise, %d for the worse", len(changes), len(t.Rows), worse)
+	if len(t.Rows) > 0 {
+		t.Head[1] = "row and load"
+		err = t.Text(w)
+	} else {
+		fmt.Fprintf(w, "\n%s\n", t.Title)
+	}
+	if n := max(fewest(old), fewest(fresh)); n < 4 {
+		fmt.Fprintf(w, "\nSome figures have %d values only: below 4 on both sides no difference can be told from chance. Measure with more --rounds.\n", n)
+	}
+	return worse, err
+}
+
+// fewest is the smallest number of values that a figure has.
+func fewest(r *Result) int {
+	n := math.MaxInt
+	for _, s := range r.Series {
+		n = min(n, len(s.Values))
+	}
+	return n
+}
+
+// Sort orders changes: the worse first, then by how much.
+func Sort(changes []Change) {
+	weight := func(c Change) float64 {
+		w := math.Abs(c.New-c.Old) / max(1e-9, math.Abs(c.Old))
+		if c.Worse() {
+			w += 1e12
+		}
+		return -w
+	}
+	slices.SortStableFunc(changes, func(a, b Change) int {
+		switch x, y := weight(a), weight(b); {
+		case x < y:
+			return -1
+		case x > y:
+			return 1
+		}
+		return 0
+	})
+}

@@ -1,0 +1,183 @@
+// Package result is what the benchmark harness has measured, and the forms in which
+// people look at it: JSON, tables for a terminal, a page in Markdown, a report in
+// HTML, and what has changed between two results.
+//
+// A result is a flat list of series. Each is one figure of one contender under one
+// load on one size of cluster, with a value for every round; so whatever is measured
+// next needs no new form.
+package result
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"sluice/bench/stats"
+)
+
+// format is the number of this form of result. It changes when old results cannot
+// be read any more.
+const format = 1
+
+// Result is one run of the harness.
+type Result struct {
+	Format  int               `json:"format"`
+	Made    time.Time         `json:"made"`
+	Took    Seconds           `json:"took_seconds"`
+	Machine Machine           `json:"machine"`
+	Options map[string]string `json:"options"`
+	Rows    []Row             `json:"rows"`
+	Loads   []Load            `json:"loads"`
+	Series  []Series          `json:"series"`
+	// Notes are what a reader must know, such as rows that were left out and why.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// Seconds is a duration in a result.
+type Seconds float64
+
+// Machine is where it was measured.
+type Machine struct {
+	Kernel   string `json:"kernel"`
+	CPU      string `json:"cpu"`
+	Cores    int    `json:"cores"`
+	Memory   int64  `json:"memory_bytes"`
+	Go       string `json:"go"`
+	Sluice   string `json:"sluice"`
+	Iptables string `json:"iptables"`
+}
+
+// Row is a contender.
+type Row struct {
+	Name  string `json:"name"`
+	Label string `json:"label"`
+	// Against is the row that ratios are to; empty for one that is a measure itself.
+	Against string `json:"against,omitempty"`
+	About   string `json:"about"`
+}
+
+// Load is what contenders are put through.
+type Load struct {
+	Name  string `json:"name"`
+	Label string `json:"label"`
+}
+
+// Scenario is a size of cluster.
+type Scenario struct {
+	Pods       int `json:"pods"`
+	Policies   int `json:"policies"`
+	Namespaces int `json:"namespaces"`
+}
+
+// String is the size in words.
+func (s Scenario) String() string {
+	text := fmt.Sprintf("%s pods, %s policies, ", group(strconv.Itoa(s.Pods)), group(strconv.Itoa(s.Policies)))
+	if s.Policies == 1 {
+		text = fmt.Sprintf("%s pods, 1 policy, ", group(strconv.Itoa(s.Pods)))
+	}
+	if s.Namespaces == 1 {
+		return text + "one namespace"
+	}
+	return text + strconv.Itoa(s.Namespaces) + " namespaces"
+}
+
+// Which way a figure is better; neither for those that only explain others.
+const (
+	More = "more"
+	Less = "less"
+)
+
+// Metric is a figure.
+type Metric struct {
+	Name   string `json:"metric"`
+	Unit   string `json:"unit"`
+	Better string `json:"better,omitempty"`
+}
+
+// Key is what a series is about.
+type Key struct {
+	Scenario `json:"scenario"`
+	Row      string `json:"row"`
+	Load     string `json:"load"`
+	Metric
+}
+
+// Series is a figure with its values, one each round.
+type Series struct {
+	Key
+	Values []float64 `json:"values"`
+}
+
+// Add adds the value of a round.
+func (r *Result) Add(k Key, value float64) {
+	for i := range r.Series {
+		if r.Series[i].Key == k {
+			r.Series[i].Values = append(r.Series[i].Values, value)
+			return
+		}
+	}
+	r.Series = append(r.Series, Series{k, []float64{value}})
+}
+
+// Values are those of a series; none if it is not there.
+func (r *Result) Values(k Key) []float64 {
+	for _, s := range r.Series {
+		if s.Key == k {
+			return s.Values
+		}
+	}
+	return nil
+}
+
+// Ratios are those of a series to the same figure of the row that its row is held
+// against, round by round. There are none if there is no such row or figure.
+func (r *Result) Ratios(s Series) []float64 {
+	i := slices.IndexFunc(r.Rows, func(row Row) bool { return row.Name == s.Row })
+	if i < 0 || r.Rows[i].Against == "" {
+		return nil
+	}
+	k := s.Key
+	k.Row = r.Rows[i].Against
+	return stats.Ratios(s.Values, r.Values(k))
+}
+
+// Scenarios are the sizes of cluster that were measured, in order.
+func (r *Result) Scenarios() (all []Scenario) {
+	for _, s := range r.Series {
+		if !slices.Contains(all, s.Scenario) {
+			all = append(all, s.Scenario)
+		}
+	}
+	return all
+}
+
+// Write writes the result as JSON.
+func (r *Result) Write(w io.Writer) error {
+	r.Format = format
+	e := json.NewEncoder(w)
+	e.SetIndent("", " ")
+	if err := e.Encode(r); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
+// ReadFile reads what Write has written.
+func ReadFile(name string) (*Result, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("read a result: %w", err)
+	}
+	r := new(Result)
+	if err := json.Unmarshal(text, r); err != nil {
+		return nil, fmt.Errorf("read a result: %s: %w", name, err)
+	}
+	if r.Format != format {
+		return nil, fmt.Errorf("read a result: %s has format %d, this program reads %d: measure anew", name, r.Format, format)
+	}
+	return r, nil
+}

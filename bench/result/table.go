@@ -1,0 +1,218 @@
+package result
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"sluice/bench/stats"
+)
+
+// Table is figures in rows, for any form of output.
+type Table struct {
+	Title string
+	Head  []string
+	Rows  [][]string
+}
+
+// Tables are the tables of a size of cluster: one for each load, with a line for
+// each contender. The first figure of each, and whatever is better in one way, is
+// followed by its ratio, if there is one.
+func (r *Result) Tables(of Scenario) (tables []Table) {
+	for _, l := range r.Loads {
+		if t := r.table(of, l); len(t.Rows) > 0 {
+			tables = append(tables, t)
+		}
+	}
+	return tables
+}
+
+func (r *Result) table(of Scenario, l Load) Table {
+	t := Table{Title: l.Label, Head: []string{""}}
+	var metrics []Metric
+	for _, s := range r.Series {
+		if s.Scenario == of && s.Load == l.Name && !slices.Contains(metrics, s.Metric) {
+			metrics = append(metrics, s.Metric)
+		}
+	}
+	ratio := r.hasRatio(of, l)
+	for i, m := range metrics {
+		t.Head = append(t.Head, strings.TrimSpace(m.Name+" "+m.Unit))
+		if i == 0 && ratio {
+			t.Head = append(t.Head, "ratio", "lowest–highest")
+		}
+	}
+	for _, row := range r.Rows {
+		cells, found := []string{row.Label}, false
+		for i, m := range metrics {
+			s := Series{Key: Key{of, row.Name, l.Name, m}}
+			s.Values = r.Values(s.Key)
+			found = found || len(s.Values) > 0
+			cells = append(cells, cell(s.Values, i == 0))
+			if i == 0 && ratio {
+				cells = append(cells, ratioCells(r.Ratios(s))...)
+			}
+		}
+		if found {
+			t.Rows = append(t.Rows, cells)
+		}
+	}
+	return t
+}
+
+// hasRatio says whether the first figure of a load can be held against another row.
+func (r *Result) hasRatio(of Scenario, l Load) bool {
+	for _, s := range r.Series {
+		if s.Scenario == of && s.Load == l.Name && len(r.Ratios(s)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// cell is the middle, and the spread if it is asked for: half of what lies between
+// the lowest and the highest.
+func cell(values []float64, spread bool) string {
+	if len(values) == 0 {
+		return "–"
+	}
+	m := stats.Median(values)
+	text := number(m)
+	if spread && len(values) > 1 && m != 0 {
+		text += fmt.Sprintf(" ±%.0f%%", 100*(slices.Max(values)-slices.Min(values))/2/math.Abs(m))
+	}
+	return text
+}
+
+func ratioCells(ratios []float64) []string {
+	if len(ratios) == 0 {
+		return []string{"1", ""}
+	}
+	return []string{
+		fmt.Sprintf("%.3f", stats.Median(ratios)),
+		fmt.Sprintf("%.3f–%.3f", slices.Min(ratios), slices.Max(ratios)),
+	}
+}
+
+// number writes a figure with three digits that count, and large ones in full.
+func number(v float64) string {
+	switch a := math.Abs(v); {
+	case math.IsNaN(v):
+		return "–"
+	case a >= 100, v == math.Trunc(v):
+		return group(strconv.FormatFloat(v, 'f', 0, 64))
+	case a >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case a >= 1:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	case a >= 0.1:
+		return strconv.FormatFloat(v, 'f', 3, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 2, 64)
+}
+
+// group puts commas between thousands.
+func group(digits string) string {
+	head, tail := digits, ""
+	for len(head) > 3 && head[len(head)-4] != '-' {
+		head, tail = head[:len(head)-3], ","+head[len(head)-3:]+tail
+	}
+	return head + tail
+}
+
+// Text writes all tables for a terminal.
+func (r *Result) Text(w io.Writer) error {
+	fmt.Fprintln(w, r.place())
+	for _, s := range r.Scenarios() {
+		fmt.Fprintf(w, "\n== %s\n", s)
+		for _, t := range r.Tables(s) {
+			if err := t.Text(w); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(w, "\nnote: %s\n", n)
+	}
+	return nil
+}
+
+// place is where and when it was measured.
+func (r *Result) place() string {
+	m := r.Machine
+	return fmt.Sprintf("%s; Linux %s, %s, %d cores; sluice %s; %s", r.Made.UTC().Format("2006-01-02 15:04 UTC"), m.Kernel, m.CPU, m.Cores, m.Sluice, m.Iptables)
+}
+
+// Text writes the table for a terminal.
+func (t Table) Text(w io.Writer) error {
+	fmt.Fprintf(w, "\n%s\n", t.Title)
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, row := range append([][]string{t.Head}, t.Rows...) {
+		fmt.Fprintf(tw, "  %s\n", strings.Join(row, "\t"))
+	}
+	if err := tw.Flush(); err != nil {
+		return fmt.Errorf("print a table: %w", err)
+	}
+	return nil
+}
+
+// markdown writes the table for a page.
+func (t Table) markdown(w io.Writer) {
+	fmt.Fprintf(w, "\n**%s**\n\n", t.Title)
+	for i, row := range append([][]string{t.Head}, t.Rows...) {
+		fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | "))
+		if i == 0 {
+			fmt.Fprintf(w, "|---%s\n", strings.Repeat("|--:", len(row)-1)+"|")
+		}
+	}
+}
+
+// Page writes the result as a page in Markdown, how it was made included.
+func (r *Result) Page(w io.Writer) error {
+	fmt.Fprintf(w, `# The latest results
+
+Made by the harness itself (%s), in %s: write it anew with that command
+and do not edit it. [README.md](README.md) says how to read it.
+
+%s
+`, "`"+r.command()+"`", minutes(r.Took), r.place())
+	fmt.Fprint(w, "\nThe contenders:\n\n")
+	for _, row := range r.Rows {
+		fmt.Fprintf(w, "- **%s**: %s\n", row.Label, row.About)
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(w, "\nNote: %s\n", n)
+	}
+	for _, s := range r.Scenarios() {
+		fmt.Fprintf(w, "\n## %s\n", s)
+		for _, t := range r.Tables(s) {
+			t.markdown(w)
+		}
+	}
+	return nil
+}
+
+// command is how the result came to be.
+func (r *Result) command() string {
+	text := "bin/bench run"
+	names := make([]string, 0, len(r.Options))
+	for name := range r.Options {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		text += " --" + name + "=" + r.Options[name]
+	}
+	return text
+}
+
+func minutes(s Seconds) string {
+	if s < 90 {
+		return fmt.Sprintf("%.0f seconds", float64(s))
+	}
+	return fmt.Sprintf("%.0f minutes", float64(s)/60)
+}
