@@ -2,6 +2,7 @@ package watch
 
 import (
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/gaissmai/bart"
@@ -13,6 +14,9 @@ import (
 // is ready to use and contains nothing.
 type Ranges struct {
 	current atomic.Pointer[ranges]
+	// OnSet, if not nil, is told of all ranges that Set is given, before they hold.
+	// It is set before the first Set.
+	OnSet func(all []netip.Prefix)
 }
 
 type ranges struct{ node, cluster bart.Lite }
@@ -20,6 +24,9 @@ type ranges struct{ node, cluster bart.Lite }
 // Set replaces the ranges of this node's pods and those of all pods; the first
 // need not be among the second too.
 func (r *Ranges) Set(node, cluster []netip.Prefix) {
+	if r.OnSet != nil {
+		r.OnSet(slices.Concat(node, cluster))
+	}
 	next := new(ranges)
 	for _, p := range node {
 		next.node.Insert(p.Masked())

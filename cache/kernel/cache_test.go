@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -313,5 +314,50 @@ func BenchmarkPrograms(b *testing.B) {
 			}
 			b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
 		})
+	}
+}
+
+// A range that the kernel cannot take closes the cache, until all are there.
+func TestRangesThatCannotBe(t *testing.T) {
+	c, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	open := packetOf(web, other, filter.TCP, 80, 20)
+	many := make([]netip.Prefix, 70000) // the kernel takes 65536
+	for i := range many {
+		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+	}
+	if err := c.SetRanges(many); err == nil || errors.Is(err, kernel.ErrOpen) || !strings.Contains(err.Error(), "add pod range 172.1.") {
+		t.Errorf("error %v", err)
+	}
+	u.commit(t)
+	if said := p.say(open); said != silent {
+		t.Errorf("with ranges that the kernel does not know: %s", said)
+	}
+	if err := c.SetRanges(many[:10]); err != nil {
+		t.Fatal(err)
+	}
+	u.commit(t)
+	if said := p.say(open); said != allowed {
+		t.Errorf("with all ranges: %s", said)
+	}
+}
+
+// A cache that was stopped says nothing, whatever it is told.
+func TestStop(t *testing.T) {
+	c, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	u.judges(redis(web))
+	if err := c.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	u.commit(t)
+	u.judges(redis(web))
+	for _, data := range [][]byte{redis(web), packetOf(web, other, filter.TCP, 80, 20)} {
+		if said := p.say(data); said != silent {
+			t.Errorf("%s", said)
+		}
+	}
+	if _, err := os.Lstat(filepath.Dir(c.AllowPin())); err == nil {
+		t.Error("the programs are still pinned")
 	}
 }

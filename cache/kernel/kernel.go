@@ -96,6 +96,8 @@ type Cache struct {
 	mu     sync.Mutex
 	tables *tables
 	ranges map[netip.Prefix]bool
+	lacks  error       // a range that the kernel does not know
+	off    atomic.Bool // it was stopped
 
 	failed    atomic.Uint64
 	published atomic.Int64
@@ -182,11 +184,30 @@ func (c *Cache) Remove() error {
 	return errors.Join(c.pins.remove(), c.Close())
 }
 
+// Stop ends the cache before the agent does, where nothing can call its programs.
+// They say nothing from now on, and nothing is remembered.
+func (c *Cache) Stop() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.off.Store(true)
+	return errors.Join(c.shut(), c.pins.remove())
+}
+
 // SetRanges says in which ranges pods have their addresses, of this node and of
 // others. A packet from or to an unknown address there is left to user space.
+//
+// With an error the cache answers nothing until another SetRanges succeeds, and a
+// Publish after it; if the error is ErrOpen it could not be closed.
 func (c *Cache) SetRanges(prefixes []netip.Prefix) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.lacks = c.setRanges(prefixes); c.lacks != nil {
+		return errors.Join(c.lacks, c.shut())
+	}
+	return nil
+}
+
+func (c *Cache) setRanges(prefixes []netip.Prefix) error {
 	wanted := make(map[netip.Prefix]bool)
 	for _, p := range prefixes {
 		p = p.Masked()

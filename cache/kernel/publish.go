@@ -63,7 +63,7 @@ func (t *tables) close() error {
 func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.tables != nil && len(changes) == 0 {
+	if c.off.Load() || c.lacks != nil || c.tables != nil && len(changes) == 0 {
 		return nil
 	}
 	began := time.Now()

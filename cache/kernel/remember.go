@@ -18,7 +18,7 @@ import (
 // passed over.
 func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	readable := k.Transport == filter.Ported || k.Transport == filter.Portless && (k.Protocol == filter.ICMP || k.Protocol == filter.ICMPv6)
-	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly {
+	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly || w.cache.off.Load() {
 		return
 	}
 	w.key, w.value = k, stamp(w.cache.seed, &k, src, dst)
