@@ -204,7 +204,7 @@ func (w *World) commitAddrs() Changes {
 		for a := range w.owners {
 			w.table.Insert(hostPrefix(a), w.occupant(a))
 		}
-		for _, a := range w.node {
+		for a := range w.node {
 			w.table.Insert(hostPrefix(a), w.self)
 		}
 	}
@@ -232,7 +232,7 @@ func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen
 // occupant is who has the address: this node before any pod, and of the pods
 // that claim it the one that beats the others.
 func (w *World) occupant(a netip.Addr) *Endpoint {
-	if slices.Contains(w.node, a) {
+	if _, own := w.node[a]; own {
 		return w.self
 	}
 	claims := w.owners[a]

@@ -21,8 +21,8 @@ type World struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[objectKey]*policy
-	node       []netip.Addr
-	self       *Endpoint // whoever has the node's addresses
+	node       map[netip.Addr]struct{} // with IPVS, also the address of every Service
+	self       *Endpoint               // whoever has the node's addresses
 
 	nsSelectors selectors // of namespaces, as peers name them
 	subjects    selectors // of the pods that policies select
@@ -80,15 +80,20 @@ func NewWorld() *World {
 // SetNode says which addresses are this node's own: traffic from and to the node
 // that a pod runs on is always allowed.
 func (w *World) SetNode(addrs []netip.Addr) {
-	for _, a := range w.node {
-		w.dirtyAddrs[a] = struct{}{}
-	}
-	w.node = nil
+	now := make(map[netip.Addr]struct{}, len(addrs))
 	for _, a := range addrs {
 		a = a.Unmap().WithZone("")
-		w.node = append(w.node, a)
-		w.dirtyAddrs[a] = struct{}{}
+		now[a] = struct{}{}
+		if _, had := w.node[a]; !had {
+			w.dirtyAddrs[a] = struct{}{}
+		}
 	}
+	for a := range w.node {
+		if _, has := now[a]; !has {
+			w.dirtyAddrs[a] = struct{}{}
+		}
+	}
+	w.node = now
 }
 
 // SetNamespace adds a namespace or replaces what is known of it. Its label
