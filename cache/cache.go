@@ -13,7 +13,6 @@ package cache
 
 import (
 	"hash/maphash"
-	"net/netip"
 	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -40,9 +39,9 @@ type Stats struct {
 //
 // A flow is remembered when it is decided for the second time. A scan of ports
 // then pushes nothing out that is worth keeping, and a flow that is never seen
-// again costs no allocation, of which an insertion takes one.
+// again costs no allocation, of which an insertion takes two.
 type Flows struct {
-	lru  *simplelru.LRU[filter.Key, flow]
+	lru  *simplelru.LRU[filter.Key, *flow]
 	seed maphash.Seed
 	once []uint32 // by hash: of flows decided lately, one that was decided once
 
@@ -52,16 +51,24 @@ type Flows struct {
 
 // flow is a remembered verdict.
 type flow struct {
-	src, dst uint64 // the epochs of both ends
-	verdict  filter.Verdict
+	verdict filter.Verdict
+	ends    Ends
+	// snapshot is the number of the one by which the verdict was last found to
+	// hold. As long as that is in force nobody has to be looked up, which is half
+	// of what a hit would cost otherwise.
+	snapshot uint64
 }
+
+// Ends are the epochs of both ends of a flow: 0 where nobody is known to have the
+// address.
+type Ends struct{ Src, Dst uint64 }
 
 // NewFlows returns a cache for up to size flows; 0 or less turns it off.
 func NewFlows(size int) *Flows {
 	if size <= 0 {
 		return &Flows{}
 	}
-	lru, err := simplelru.NewLRU[filter.Key, flow](size, nil)
+	lru, err := simplelru.NewLRU[filter.Key, *flow](size, nil)
 	if err != nil {
 		return &Flows{} // it fails for sizes that are not positive alone
 	}
@@ -73,40 +80,43 @@ func NewFlows(size int) *Flows {
 }
 
 // Decide gives the verdict that the snapshot gives, from memory where that still
-// holds.
-func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) filter.Verdict {
-	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
-	return f.DecideBetween(s, k, srcAddr, dstAddr, s.Endpoint(srcAddr), s.Endpoint(dstAddr))
-}
-
-// DecideBetween is Decide for a caller that has looked up both ends already.
-func (f *Flows) DecideBetween(s *policy.Snapshot, k *filter.Key, srcAddr, dstAddr netip.Addr, src, dst *policy.Endpoint) filter.Verdict {
-	if f.lru == nil {
-		f.misses.Add(1)
-		return s.DecideBetween(k, srcAddr, dstAddr, src, dst)
+// holds, and the epochs of both ends.
+func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (filter.Verdict, Ends) {
+	var known *flow
+	if f.lru != nil {
+		known, _ = f.lru.Get(*k)
 	}
-	known, found := f.lru.Get(*k)
-	if found && known.src == src.Epoch() && known.dst == dst.Epoch() {
+	if known != nil && known.snapshot == s.Number() {
 		f.hits.Add(1)
-		return known.verdict
+		return known.verdict, known.ends
 	}
-	return f.decide(s, k, srcAddr, dstAddr, src, dst, found)
-}
-
-// decide asks the snapshot, and remembers what it says if the flow has been
-// decided before.
-func (f *Flows) decide(s *policy.Snapshot, k *filter.Key, srcAddr, dstAddr netip.Addr, src, dst *policy.Endpoint, stale bool) filter.Verdict {
-	v := s.DecideBetween(k, srcAddr, dstAddr, src, dst)
-	if stale {
+	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
+	src, dst := s.Endpoint(srcAddr), s.Endpoint(dstAddr)
+	ends := Ends{src.Epoch(), dst.Epoch()}
+	if known != nil && known.ends == ends {
+		f.hits.Add(1)
+		known.snapshot = s.Number()
+		return known.verdict, ends
+	}
+	now := flow{s.DecideBetween(k, srcAddr, dstAddr, src, dst), ends, s.Number()}
+	switch {
+	case known != nil:
 		f.stale.Add(1)
-	} else {
+		*known = now
+	case f.lru != nil && f.seen(k):
+		f.misses.Add(1)
+		f.remember(k, now)
+	default:
 		f.misses.Add(1)
 	}
-	if stale || f.seen(k) {
-		f.lru.Add(*k, flow{src.Epoch(), dst.Epoch(), v})
-		f.size.Store(int64(f.lru.Len()))
-	}
-	return v
+	return now.verdict, ends
+}
+
+// remember keeps a verdict. It is a function of its own so that what is kept, and
+// nothing else, is allocated.
+func (f *Flows) remember(k *filter.Key, now flow) {
+	f.lru.Add(*k, &now)
+	f.size.Store(int64(f.lru.Len()))
 }
 
 // seen says whether the flow was decided lately, and remembers that it was. It

@@ -125,21 +125,19 @@ func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict, awaited 
 	case j.snapshot == nil:
 		return p, filter.Verdict{Action: filter.Deny, Reason: filter.NoWorld}, awaited
 	}
-	srcAddr, dstAddr := p.Key.SrcAddr(), p.Key.DstAddr()
-	src, dst := j.snapshot.Endpoint(srcAddr), j.snapshot.Endpoint(dstAddr)
-	v = j.flows.DecideBetween(j.snapshot, &p.Key, srcAddr, dstAddr, src, dst)
+	v, ends := j.flows.Decide(j.snapshot, &p.Key)
 	if j.Ranges != nil {
-		if src == nil && j.waits(srcAddr, v) {
-			return p, v, srcAddr
+		if ends.Src == 0 && j.waits(p.Key.SrcAddr(), v) {
+			return p, v, p.Key.SrcAddr()
 		}
-		if dst == nil && j.waits(dstAddr, v) {
-			return p, v, dstAddr
+		if ends.Dst == 0 && j.waits(p.Key.DstAddr(), v) {
+			return p, v, p.Key.DstAddr()
 		}
 	}
 	// Before the answer and not after, which costs the packet microseconds: a second
 	// connection that follows on the heels of the first finds it.
 	if j.Memory != nil && v.Reason != filter.NotIsolated {
-		j.Memory.Remember(p.Key, src.Epoch(), dst.Epoch(), v.Action)
+		j.Memory.Remember(p.Key, ends.Src, ends.Dst, v.Action)
 	}
 	return p, v, awaited
 }
