@@ -18,6 +18,7 @@ KUSTOMIZE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.0
 
 FUZZTIME ?= 60s
 IMAGE ?= localhost/sluice:dev
+VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 BENCH ?= .
 
 .PHONY: help
@@ -47,8 +48,8 @@ build: ## build bin/sluice
 
 .PHONY: image
 image: ## build bin/sluice-image.tar, an OCI image to load into containerd; without a daemon or a registry
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/image/sluice ./cmd/sluice
-	go run ./deploy/image -sluice bin/image/sluice -name '$(IMAGE)' -o bin/sluice-image.tar
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X main.release=$(VERSION)' -o bin/image/sluice ./cmd/sluice
+	go run ./deploy/image -sluice bin/image/sluice -name '$(IMAGE)' -version '$(VERSION)' -o bin/sluice-image.tar
 
 .PHONY: check-deploy
 check-deploy: ## hold the chart and the base against Helm and kustomize (the first run builds them: minutes)

@@ -8,9 +8,16 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is the version of the program as the Go linker has written it: that of
-// the module, or the commit that it was built from.
+// release is the version that a build says it is (-ldflags "-X main.release=v1"), as
+// that of an image does: no repository is there to read it from. Empty otherwise.
+var release string
+
+// version is the version of the program: the one that its build has said, or else
+// what the Go linker has found, that of the module or the commit it was built from.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
