@@ -61,6 +61,11 @@ type Sweeper struct {
 	// once a sweep, and only if something is to be revoked. New sets it to what
 	// the interfaces of the process's network namespace have.
 	Local func() ([]netip.Addr, error)
+	// Awaited says of an address that nobody has whether new connections from and
+	// to it wait for its pod, and are denied if none becomes known. Live ones are
+	// then revoked: the pod that had the address is gone, and the next one that
+	// gets it may be at work before the news of it has come. Nil says never.
+	Awaited func(netip.Addr) bool
 
 	table    Table
 	marks    Marks
@@ -289,8 +294,13 @@ func (w *sweep) judge(c *Conn) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := c.Key.SrcAddr(), c.Key.DstAddr()
 	src, dst := w.snapshot.Endpoint(srcAddr), w.snapshot.Endpoint(dstAddr)
 	known = (src != nil || dst != nil) && !src.IsNode()
+	if !src.IsNode() && !dst.IsNode() && (src == nil && w.awaits(srcAddr) || dst == nil && w.awaits(dstAddr)) {
+		return filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}, true
+	}
 	return w.snapshot.DecideBetween(&c.Key, srcAddr, dstAddr, src, dst), known
 }
+
+func (w *sweep) awaits(addr netip.Addr) bool { return w.Awaited != nil && w.Awaited(addr) }
 
 // isLocal says whether an end of the connection is this node, though the
 // snapshot does not know the address: a bridge's, say.

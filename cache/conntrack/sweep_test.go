@@ -366,3 +366,36 @@ func TestMarksThatCannotBeToldApart(t *testing.T) {
 		}
 	}
 }
+
+// A connection of a pod that is gone is revoked until the next pod that gets the
+// address is known, and judged as that pod's then; unless new connections of
+// addresses that nobody has are let through as well.
+func TestAddressThatNobodyHas(t *testing.T) {
+	for _, awaited := range []bool{false, true} {
+		r := newRig(t)
+		if awaited {
+			r.Awaited = func(a netip.Addr) bool { return a == db || a == db6 }
+		}
+		refs := []conntrack.Ref{
+			r.track(web, db, filter.UDP, 53, judged),
+			r.track(outside, db, filter.UDP, 53, judged),
+			r.track(db, outside, filter.TCP, 80, judged),
+			r.track(web6, db6, filter.TCP, 80, judged),
+		}
+		fromNode, other := r.track(node, db, filter.TCP, 80, judged), r.track(web, idle, filter.TCP, 80, judged)
+		r.world.DeletePod("default", "db")
+		r.commit(false)
+		want := uint32(judged)
+		if awaited {
+			want = revoked
+		}
+		for _, ref := range refs {
+			r.want(ref, want)
+		}
+		r.world.SetPod(pod("next", db, db6))
+		r.commit(false)
+		for _, ref := range append(refs, fromNode, other) {
+			r.want(ref, judged)
+		}
+	}
+}

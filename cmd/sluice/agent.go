@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -104,6 +105,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	}
 	marks := conntrack.Marks{Judged: opts.rules.JudgedMark, Revoked: opts.rules.RevokedMark}
 	a.sweeper = conntrack.New(a.table, marks, log, a.verdicts)
+	a.sweeper.Awaited = a.awaited
 	a.follower = conntrack.Follow(a.sweeper, log)
 	a.keeper = watch.New(policy.NewWorld(), &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil
@@ -116,6 +118,13 @@ func (a *agent) newJudge() queue.Judge {
 	}, cache.NewFlows(a.opts.cacheSize))
 	a.judges = append(a.judges, j)
 	return j
+}
+
+// awaited says whether a packet from or to an address that nobody has waits, and
+// is denied if it waits in vain.
+func (a *agent) awaited(addr netip.Addr) bool {
+	local, _ := a.ranges.Contains(addr)
+	return local && !a.opts.rules.FailOpen
 }
 
 // forgetOtherBackend takes away what an agent has left in the backend that is not

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+// The flows of a pod do not go on to the next pod that gets its address, also
+// before the news of that one has come (28, 29).
+func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.start("--pod-cidrs", startRange4.String())
+	manifest, conn := s.late(t)
+	s.save("late.yaml", manifest)
+	send(t, conn) // and is judged, for as long as the connection is tracked
+	if _, err := conn.Read(make([]byte, 64)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := s.agent.Remove(ctx, "late.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	before := s.dropped("iptables")
+	send(t, conn)
+	s.awaitDrop(t, "iptables", before)
+	s.save("late.yaml", manifest) // another pod, which may
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	send(t, conn)
+	if _, err := conn.Read(make([]byte, 64)); err != nil {
+		t.Error(err)
+	}
+}
