@@ -181,3 +181,8 @@ func ReadFile(name string) (*Result, error) {
 	}
 	return r, nil
 }
+
+// Note adds what a reader must know.
+func (r *Result) Note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+}

@@ -98,6 +98,9 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	return nil, fmt.Errorf("start the agent: %w", err)
 }
 
+// PID is the number of the agent's process.
+func (a *Agent) PID() int { return a.cmd.Process.Pid }
+
 // follow reads the log until the process ends.
 func (a *Agent) follow(r io.ReadCloser, log io.Writer) {
 	defer r.Close()

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/florianl/go-nfqueue/v2"
+	"github.com/spf13/cobra"
+)
+
+// acceptQueues is how many queues the accepting program reads: as many as sluice
+// does by default, so that they differ in what they do with packets alone.
+const acceptQueues = 4
+
+// acceptRules bring it the first packet of each connection.
+const acceptRules = `*mangle
+-A POSTROUTING -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN
+-A POSTROUTING -j NFQUEUE --queue-balance 0:3
+COMMIT
+`
+
+// acceptCommand is the contender that judges nothing: go-nfqueue as its
+// documentation shows it, a system call for each packet and one for each answer.
+func acceptCommand(e env) *cobra.Command {
+	return &cobra.Command{
+		Use: "accept", Hidden: true, Args: cobra.NoArgs,
+		Short: "Accept everything that comes by NFQUEUE 0 to 3 of this network namespace",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return accept(cmd.Context(), func() { fmt.Fprintln(e.stdout, ready) })
+		},
+	}
+}
+
+// accept accepts until ctx ends.
+func accept(ctx context.Context, started func()) error {
+	failed := make(chan error, acceptQueues)
+	for i := range uint16(acceptQueues) {
+		nf, err := nfqueue.Open(&nfqueue.Config{NfQueue: i, MaxPacketLen: 256, MaxQueueLen: 4096, Copymode: nfqueue.NfQnlCopyPacket})
+		if err != nil {
+			return fmt.Errorf("open queue %d: %w", i, err)
+		}
+		defer nf.Close()
+		hook := func(a nfqueue.Attribute) int {
+			if a.PacketID == nil {
+				return 0
+			}
+			if err := nf.SetVerdict(*a.PacketID, nfqueue.NfAccept); err != nil {
+				failed <- fmt.Errorf("answer queue %d: %w", i, err)
+				return 1
+			}
+			return 0
+		}
+		if err := nf.RegisterWithErrorFunc(ctx, hook, func(err error) int {
+			if ctx.Err() != nil {
+				return 1
+			}
+			failed <- fmt.Errorf("read queue %d: %w", i, err)
+			return 1
+		}); err != nil {
+			return fmt.Errorf("bind queue %d: %w", i, err)
+		}
+	}
+	started()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}

@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"sluice/bench/load"
+	"sluice/bench/result"
+	"sluice/bench/running"
+)
+
+// extras are measured beside the loads, of those rows that have what it takes.
+var extras = []result.Load{
+	{Name: "start", Label: "Start of the agent to ready, and its memory then"},
+	{Name: "effect", Label: "From the write of a policy to its effect on packets"},
+	{Name: "churn", Label: "New TCP connections, 16 clients at once, while policies change"},
+	{Name: "flood", Label: "New TCP connections, 1 client, while another pod floods"},
+}
+
+// Figures of the extras.
+var (
+	toReady    = result.Metric{Name: "ready", Unit: "ms", Better: result.Less}
+	denyNew    = result.Metric{Name: "deny new", Unit: "ms", Better: result.Less}
+	denyLive   = result.Metric{Name: "deny live", Unit: "ms", Better: result.Less}
+	allowNew   = result.Metric{Name: "allow new", Unit: "ms", Better: result.Less}
+	quietP99   = result.Metric{Name: "p99 quiet", Unit: "µs", Better: result.Less}
+	changeP99  = result.Metric{Name: "p99 changing", Unit: "µs", Better: result.Less}
+	floodP99   = result.Metric{Name: "p99 flooded", Unit: "µs", Better: result.Less}
+	times      = result.Metric{Name: "ratio of p99", Unit: "×", Better: result.Less}
+	changes    = result.Metric{Name: "changes", Unit: "/s"}
+	floodSent  = result.Metric{Name: "flood", Unit: "packets/s"}
+	quietRate  = result.Metric{Name: "connections quiet", Unit: "/s"}
+	changeRate = result.Metric{Name: "connections", Unit: "/s", Better: result.More}
+)
+
+// extrasOf measures the extras of a site.
+func (s *site) extrasOf(ctx context.Context, b *bench, r *result.Result) error {
+	for _, x := range []struct {
+		name string
+		run  func(context.Context, *bench, *result.Result) error
+	}{{"effect", s.effects}, {"churn", s.churn}, {"flood", s.floods}, {"start", s.starts}} {
+		if !b.extras[x.name] {
+			continue
+		}
+		if err := x.run(ctx, b, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adder adds figures of a seat and an extra.
+func (s *site) adder(r *result.Result, t *seat, name string) func(result.Metric, float64) {
+	return func(m result.Metric, v float64) {
+		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: name, Metric: m}, v)
+	}
+}
+
+// agents are the seats with an agent whose policies may be changed.
+func (s *site) agents() (seats []*seat) {
+	for _, t := range s.seats {
+		if t.agent != nil && !t.fresh {
+			seats = append(seats, t)
+		}
+	}
+	return seats
+}
+
+// starts ends the last agent and starts it again, a few times.
+func (s *site) starts(ctx context.Context, b *bench, r *result.Result) error {
+	agents := s.agents()
+	if len(agents) == 0 {
+		return nil
+	}
+	t := agents[len(agents)-1]
+	add := s.adder(r, t, "start")
+	for i := range b.rounds {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b.progress.step(b.startTime(s.Scenario), "%s: start %d of %d", t.Label, i+1, b.rounds)
+		err := t.agent.Stop()
+		t.agent, t.pid = nil, 0
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		if err := s.startAgent(ctx, t); err != nil {
+			return err
+		}
+		add(toReady, millis(time.Since(began)))
+		mib, err := rss(t.pid)
+		if err != nil {
+			return err
+		}
+		add(resident, mib)
+	}
+	return nil
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// allowing writes a policy that lets clients reach a port of the server, or another
+// one. It is a file of its own.
+func (s *site) allowing(t *seat, name string, number int32) error {
+	ports := []networkingv1.NetworkPolicyPort{port(corev1.ProtocolUDP, number)}
+	return writeObjects(t.dir, name+".json", policyFor(home(s.cluster), name, ports))
+}
+
+// Times of a probe: how long it flows before the policy is written, and in all. The
+// rest is for the policy to take effect.
+const (
+	probeBefore = 200 * time.Millisecond
+	probeTime   = 1200 * time.Millisecond
+)
+
+// effects measures how long a policy takes from its file to the packets: two files
+// that take turns allow and deny what a client sends all the time.
+func (s *site) effects(ctx context.Context, b *bench, r *result.Result) error {
+	for round := range b.rounds {
+		for _, t := range s.agents() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			add := s.adder(r, t, "effect")
+			b.progress.step(2*probeTime, "%s: effect of a policy, %d of %d", t.Label, round+1, b.rounds)
+			allowed, wrote, err := s.probe(t, probePort)
+			if err != nil {
+				return err
+			}
+			if first := slices.IndexFunc(allowed.New, func(at int64) bool { return at > wrote }); first >= 0 {
+				add(allowNew, millis(time.Duration(allowed.New[first]-wrote)))
+			} else {
+				r.Note("%s, %s: a policy that allows had no effect within %v", s.Scenario, t.Label, probeTime-probeBefore)
+				continue
+			}
+			denied, wrote, err := s.probe(t, probePort+1)
+			if err != nil {
+				return err
+			}
+			for _, of := range []struct {
+				m    result.Metric
+				seen []int64
+			}{{denyNew, denied.New}, {denyLive, denied.Live}} {
+				took := time.Duration(0)
+				if n := len(of.seen); n > 0 {
+					took = max(0, time.Duration(of.seen[n-1]-wrote))
+				}
+				if took > probeTime-probeBefore-100*time.Millisecond {
+					r.Note("%s, %s: %s had no effect within %v", s.Scenario, t.Label, of.m.Name, took)
+					continue
+				}
+				add(of.m, millis(took))
+			}
+		}
+	}
+	return nil
+}
+
+// probe has datagrams flow to the probe's port while the policy that allows a port
+// is written.
+func (s *site) probe(t *seat, allow int32) (seen load.Seen, wrote int64, err error) {
+	type answer struct {
+		load.Answer
+		err error
+	}
+	answered := make(chan answer, 1)
+	to := s.target(t)
+	to.Ports = load.Ports{First: probePort}
+	go func() {
+		a, err := t.traffic.Do(load.Order{Do: "probe", Target: to, For: probeTime})
+		answered <- answer{a, err}
+	}()
+	time.Sleep(probeBefore)
+	wrote = time.Now().UnixNano()
+	err = s.allowing(t, "effect", allow)
+	a := <-answered // in any case: the driver is for one order at a time
+	if err == nil {
+		err = a.err
+	}
+	return a.Seen, wrote, err
+}
+
+// changeEvery is the time between two changes of policy.
+const changeEvery = 100 * time.Millisecond
+
+// churn measures connections without and with policies that change all the time, in
+// turn. The policy that changes selects the server, so that all that is remembered
+// about it becomes void with each change.
+func (s *site) churn(ctx context.Context, b *bench, r *result.Result) error {
+	l := loads[1]
+	for round := range b.churnRounds {
+		for _, t := range s.agents() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			add := s.adder(r, t, "churn")
+			b.progress.step(2*b.churn, "%s: changes of policy, round %d of %d", t.Label, round+1, b.churnRounds)
+			quiet, _, err := s.window(t, l, b.churn)
+			if err != nil {
+				return err
+			}
+			mark := t.agent.Mark()
+			changing, stop := context.WithCancel(ctx)
+			changed := make(chan error, 1)
+			go func() { changed <- s.change(changing, t) }()
+			busy, used, err := s.window(t, l, b.churn)
+			stop()
+			if e := <-changed; err == nil {
+				err = e
+			}
+			if err != nil {
+				return err
+			}
+			published := t.agent.Since(mark, running.Message("policies in force"))
+			add(changeP99, float64(busy.P99))
+			add(quietP99, float64(quiet.P99))
+			add(times, float64(busy.P99)/float64(quiet.P99))
+			add(changes, float64(len(published))/busy.Took.Seconds())
+			add(changeRate, busy.Rate())
+			add(quietRate, quiet.Rate())
+			add(queued, float64(used.queued)/float64(busy.Done))
+			add(dropped, float64(used.dropped))
+			add(failed, float64(busy.Failed))
+			add(late, float64(busy.Late))
+		}
+	}
+	return nil
+}
+
+// change writes one policy after the other until ctx ends.
+func (s *site) change(ctx context.Context, t *seat) error {
+	tick := time.NewTicker(changeEvery)
+	defer tick.Stop()
+	for i := int32(0); ; i++ {
+		select {
+		case <-ctx.Done():
+			if err := os.Remove(filepath.Join(t.dir, "churn.json")); err != nil && !os.IsNotExist(err) {
+				return fmt.Errorf("remove the policy that changes: %w", err)
+			}
+			return nil
+		case <-tick.C:
+		}
+		if err := s.allowing(t, "churn", 10000+i%1000); err != nil {
+			return err
+		}
+	}
+}
+
+// floods measures one client's connections without and with a pod on the same node
+// that sends first packets of new flows as fast as it can, in turn.
+func (s *site) floods(ctx context.Context, b *bench, r *result.Result) error {
+	l := loads[0]
+	for round := range b.rounds {
+		for i := range s.seats {
+			t := s.seats[(i+round)%len(s.seats)]
+			if t.fresh {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			add := s.adder(r, t, "flood")
+			b.progress.step(2*b.window+floodLead, "%s: flood, round %d of %d", t.Label, round+1, b.rounds)
+			quiet, _, err := s.window(t, l, b.window)
+			if err != nil {
+				return err
+			}
+			flood, busy, used, err := s.flooded(t, l, b.window)
+			if err != nil {
+				return err
+			}
+			if busy.Done == 0 { // which is worse than any latency
+				r.Note("%s, %s: under the flood not one of %d connections succeeded", s.Scenario, t.Label, busy.Failed)
+			} else {
+				add(floodP99, float64(busy.P99))
+				add(quietP99, float64(quiet.P99))
+				add(times, float64(busy.P99)/float64(quiet.P99))
+			}
+			add(floodSent, flood.Rate())
+			if t.pid != 0 {
+				add(dropped, float64(used.dropped))
+			}
+			add(failed, float64(busy.Failed))
+			add(late, float64(busy.Late))
+		}
+	}
+	return nil
+}
+
+// floodLead is for how long a flood lasts before the client begins: until queues
+// and tables are as full as it makes them.
+const floodLead = 200 * time.Millisecond
+
+// flooded puts a seat through a load while its hostile pod floods: the server, the
+// other pods of its node, and the whole cluster.
+func (s *site) flooded(t *seat, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
+	type answer struct {
+		load.Answer
+		err error
+	}
+	answered := make(chan answer, 1)
+	order := load.Order{Do: "flood", For: during + floodLead, Ranges: []netip.Prefix{
+		netip.PrefixFrom(t.server.IPv4, 32), t.node.Pods4, netip.MustParsePrefix("10.1.0.0/16"),
+	}}
+	go func() {
+		a, err := t.flood.Do(order)
+		answered <- answer{a, err}
+	}()
+	time.Sleep(floodLead)
+	a, used, err = s.window(t, l, during)
+	f := <-answered
+	if err == nil {
+		err = f.err
+	}
+	return f.Answer, a, used, err
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"sluice/bench/load"
+	"sluice/bench/result"
+)
+
+// loadSpec is what every contender is put through, a window of time in each round.
+type loadSpec struct {
+	result.Load
+	do      string // the order
+	clients int
+	seen    bool // for rows whose keys were seen before alone: it makes one connection
+}
+
+var loads = []loadSpec{
+	{Load: result.Load{Name: "tcp-1", Label: "New TCP connections, 1 client"}, do: "tcp", clients: 1},
+	{Load: result.Load{Name: "tcp-16", Label: "New TCP connections, 16 clients at once"}, do: "tcp", clients: 16},
+	{Load: result.Load{Name: "tcp-64", Label: "New TCP connections, 64 clients at once"}, do: "tcp", clients: 64},
+	{Load: result.Load{Name: "udp-16", Label: "UDP requests from new sockets, 16 clients at once"}, do: "udp", clients: 16},
+	{Load: result.Load{Name: "stream", Label: "One TCP stream"}, do: "stream", seen: true},
+}
+
+// Figures of the loads.
+var (
+	connections  = result.Metric{Name: "connections", Unit: "/s", Better: result.More}
+	requests     = result.Metric{Name: "requests", Unit: "/s", Better: result.More}
+	throughput   = result.Metric{Name: "throughput", Unit: "Gbit/s", Better: result.More}
+	p50          = result.Metric{Name: "p50", Unit: "µs", Better: result.Less}
+	p99          = result.Metric{Name: "p99", Unit: "µs", Better: result.Less}
+	p999         = result.Metric{Name: "p99.9", Unit: "µs", Better: result.Less}
+	agentCPU     = result.Metric{Name: "agent CPU", Unit: "µs/conn", Better: result.Less}
+	agentPerCPU  = result.Metric{Name: "agent CPU", Unit: "µs/queued", Better: result.Less}
+	machineCPU   = result.Metric{Name: "all CPU", Unit: "µs/conn", Better: result.Less}
+	queued       = result.Metric{Name: "queued", Unit: "/conn"}
+	dropped      = result.Metric{Name: "dropped", Better: result.Less}
+	failed       = result.Metric{Name: "failed", Better: result.Less}
+	late         = result.Metric{Name: "late", Better: result.Less}
+	resident     = result.Metric{Name: "agent RSS", Unit: "MiB", Better: result.Less}
+	streamedCPU  = result.Metric{Name: "all CPU", Unit: "s/GB", Better: result.Less}
+	streamQueued = result.Metric{Name: "queued"}
+)
+
+// target is what a seat's clients connect to.
+func (s *site) target(t *seat) load.Target {
+	to := load.Target{To: t.server.IPv4, From: t.sources, Ports: load.Ports{First: seenPort}}
+	if t.fresh {
+		to.Ports = freshPorts(s.Scenario)
+	}
+	return to
+}
+
+// window puts a seat through a load once and returns what it has cost.
+func (s *site) window(t *seat, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
+	before, err := t.usage()
+	if err != nil {
+		return a, used, err
+	}
+	o := load.Order{Do: l.do, Target: s.target(t), Clients: l.clients, For: during}
+	if l.do == "stream" {
+		o.Ports = load.Ports{First: streamPort}
+	}
+	if a, err = t.traffic.Do(o); err != nil {
+		return a, used, err
+	}
+	after, err := t.usage()
+	if err != nil {
+		return a, used, err
+	}
+	return a, usage{
+		agent: after.agent - before.agent, machine: after.machine - before.machine,
+		queued: after.queued - before.queued, dropped: after.dropped - before.dropped,
+	}, nil
+}
+
+// record adds a window's figures to the result.
+func (s *site) record(r *result.Result, t *seat, l loadSpec, a load.Answer, used usage) error {
+	add := func(m result.Metric, v float64) {
+		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: l.Name, Metric: m}, v)
+	}
+	if l.do == "stream" {
+		add(throughput, float64(a.Bytes)*8/1e9/a.Took.Seconds())
+		add(streamedCPU, used.machine.Seconds()/(float64(a.Bytes)/1e9))
+		add(streamQueued, float64(used.queued))
+		return nil
+	}
+	if a.Done == 0 {
+		return fmt.Errorf("%s, %s: not one of %d attempts was answered", t.Label, l.Label, a.Failed)
+	}
+	each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(a.Done) }
+	add(map[string]result.Metric{"tcp": connections, "udp": requests}[l.do], a.Rate())
+	add(p50, float64(a.P50))
+	add(p99, float64(a.P99))
+	add(p999, float64(a.P999))
+	if t.pid != 0 {
+		add(agentCPU, each(used.agent))
+		if share := float64(used.queued) / float64(a.Done); share > 0.5 {
+			add(agentPerCPU, each(used.agent)/share)
+		}
+	}
+	add(machineCPU, each(used.machine))
+	if t.pid != 0 {
+		add(queued, float64(used.queued)/float64(a.Done))
+		add(dropped, float64(used.dropped))
+	}
+	add(failed, float64(a.Failed))
+	add(late, float64(a.Late))
+	if t.agent == nil {
+		return nil
+	}
+	mib, err := rss(t.pid)
+	add(resident, mib)
+	return err
+}
+
+// selectLoads are the loads of the given names, all if there are none.
+func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, err error) {
+	extra = make(map[string]bool)
+	known := make([]string, 0, len(loads)+len(extras))
+	for _, l := range loads {
+		known = append(known, l.Name)
+		if len(names) == 0 || slices.Contains(names, l.Name) {
+			selected = append(selected, l)
+		}
+	}
+	for _, x := range extras {
+		known = append(known, x.Name)
+		extra[x.Name] = len(names) == 0 || slices.Contains(names, x.Name)
+	}
+	for _, n := range names {
+		if !slices.Contains(known, n) {
+			return nil, nil, fmt.Errorf("there is no load %q: give some of %s", n, strings.Join(known, ", "))
+		}
+	}
+	return selected, extra, nil
+}
+
+// takesPart says whether a row has a load.
+func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
+
+// warmUp is before the first round: so that keys that were seen have been seen, and
+// neither heap nor tables have to grow while it counts.
+const warmUp = 200 * time.Millisecond
+
+// rounds puts all seats through all loads, in turn, again and again.
+func (s *site) rounds(ctx context.Context, b *bench, r *result.Result) error {
+	if len(b.loads) == 0 {
+		return nil
+	}
+	for _, t := range s.seats {
+		if _, _, err := s.window(t, loads[1], warmUp); err != nil {
+			return err
+		}
+	}
+	for round := range b.rounds {
+		for _, l := range b.loads {
+			// Each round another one is the first: what the one before leaves behind,
+			// such as connections to forget, is left to all in turn.
+			for i := range s.seats {
+				t := s.seats[(i+round)%len(s.seats)]
+				if !l.takesPart(t.row) {
+					continue
+				}
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				b.progress.step(b.window, "%s: %s, round %d of %d", t.Label, l.Name, round+1, b.rounds)
+				a, used, err := s.window(t, l, b.window)
+				if err == nil {
+					err = s.record(r, t, l, a, used)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

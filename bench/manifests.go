@@ -1,0 +1,164 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/bench/cluster"
+	"sluice/bench/load"
+	"sluice/bench/result"
+	"sluice/bench/running"
+)
+
+// Ports of the server's pod. That it also serves all that seatPorts says is for the
+// keys that were never seen.
+const (
+	seenPort   = 8080
+	streamPort = 5201
+	probePort  = 9000
+	freshPort  = 20000
+)
+
+// freshKeys is how many keys there are before one comes again: twice what the
+// kernel's cache holds, and far beyond --cache-size of the row that uses them.
+const freshKeys = 131072
+
+const (
+	// maxSources is how many pods are clients; in the smallest cluster fewer.
+	maxSources = 16
+	// chunk is how many objects a file of manifests holds.
+	chunk = 500
+	// labels of the lab's pods.
+	roleServer, roleClient, roleHostile = "bench-server", "bench-client", "bench-hostile"
+)
+
+// sourcesOf is how many pods of a cluster are the lab's clients.
+func sourcesOf(s result.Scenario) int { return min(maxSources, s.Pods-2) }
+
+// freshPorts are the ports for keys that were never seen.
+func freshPorts(s result.Scenario) load.Ports {
+	return load.Ports{First: freshPort, Count: freshKeys / sourcesOf(s)}
+}
+
+// makeCluster makes up what the scenario has beside the lab's own pods and their
+// policy.
+func makeCluster(s result.Scenario) *cluster.Cluster {
+	own := sourcesOf(s) + 2
+	c := cluster.New(1, cluster.Options{Pods: max(10, s.Pods-own), Policies: s.Policies - 1, Namespaces: s.Namespaces})
+	c.Pods = c.Pods[:s.Pods-own]
+	return c
+}
+
+// home is the namespace of the lab's pods: one of the cluster's own.
+func home(c *cluster.Cluster) string { return c.Namespaces[0].Name }
+
+// labPods are the pods of a seat.
+func labPods(namespace string, s *seat) (pods []*corev1.Pod) {
+	add := func(name, role string, a netip.Addr) {
+		pods = append(pods, &corev1.Pod{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": role}},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main"}}},
+			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: a.String(), PodIPs: []corev1.PodIP{{IP: a.String()}}},
+		})
+	}
+	add("server", roleServer, s.server.IPv4)
+	add("hostile", roleHostile, s.hostile.IPv4)
+	for i, a := range s.sources {
+		add(fmt.Sprintf("client-%d", i), roleClient, a)
+	}
+	return pods
+}
+
+// labPolicy lets the lab's clients reach what its server serves.
+func labPolicy(namespace string, s result.Scenario) *networkingv1.NetworkPolicy {
+	fresh := freshPorts(s)
+	last := int32(fresh.First) + int32(fresh.Count) - 1
+	var ports []networkingv1.NetworkPolicyPort
+	for _, protocol := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
+		ports = append(ports, port(protocol, seenPort))
+		p := port(protocol, int32(fresh.First))
+		p.EndPort = &last
+		ports = append(ports, p)
+	}
+	return policyFor(namespace, "bench", append(ports, port(corev1.ProtocolTCP, streamPort)))
+}
+
+// policyFor lets clients reach ports of the server.
+func policyFor(namespace, name string, ports []networkingv1.NetworkPolicyPort) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": roleServer}},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{
+				From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": roleClient}}}},
+				Ports: ports,
+			}},
+		},
+	}
+}
+
+func port(protocol corev1.Protocol, number int32) networkingv1.NetworkPolicyPort {
+	n := intstr.FromInt32(number)
+	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &n}
+}
+
+// writeCluster writes a cluster's objects into a folder, in files of a size that
+// tools write, and not in one.
+func writeCluster(dir string, c *cluster.Cluster) error {
+	var objects []any
+	for _, o := range c.Namespaces {
+		o.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}
+		objects = append(objects, o)
+	}
+	for _, o := range c.Pods {
+		o.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
+		objects = append(objects, o)
+	}
+	for _, o := range c.Policies {
+		o.TypeMeta = metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}
+		objects = append(objects, o)
+	}
+	for i := 0; i < len(objects); i += chunk {
+		if err := writeObjects(dir, fmt.Sprintf("cluster-%03d.json", i/chunk), objects[i:min(i+chunk, len(objects))]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeObjects writes a file of manifests in one step.
+func writeObjects(dir, name string, objects ...any) error {
+	text, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "List", "items": objects})
+	if err == nil {
+		err = running.WriteFile(dir, name, string(text))
+	}
+	if err != nil {
+		return fmt.Errorf("write manifests: %w", err)
+	}
+	return nil
+}
+
+// linkFiles makes the files of a folder appear in another one.
+func linkFiles(from, to string) error {
+	entries, err := os.ReadDir(from)
+	for _, e := range entries {
+		if err == nil {
+			err = os.Link(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("link manifests: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sluice/bench/load"
+)
+
+// serverCommand and clientCommand are the two ends for lab nodes: on two machines,
+// or as pods of a cluster (deploy/bench). The harness starts the same server.
+func serverCommand(e env) *cobra.Command {
+	tcp, udp := []string{"8080"}, []string{"8080"}
+	o := load.ServerOptions{}
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Serve what bench client connects to, until it is ended",
+		Example: `  bin/bench server
+  bin/bench server --tcp 8080,20000-27999`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.TCP, err = parsePorts(tcp); err != nil {
+				return err
+			}
+			if o.UDP, err = parsePorts(udp); err != nil {
+				return err
+			}
+			s, err := load.Serve(o)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(e.stdout, ready)
+			<-cmd.Context().Done()
+			return s.Close()
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&tcp, "tcp", tcp, "`PORTS` where TCP connections are accepted, numbers and ranges")
+	f.StringSliceVar(&udp, "udp", udp, "`PORTS` where datagrams are sent back")
+	f.Uint16Var(&o.Stream, "stream", streamPort, "the `PORT` that swallows streams; 0 for none")
+	return cmd
+}
+
+func parsePorts(texts []string) (ports []load.Ports, err error) {
+	for _, text := range texts {
+		p, err := load.ParsePorts(text)
+		if err != nil {
+			return nil, err
+		}
+		ports = append(ports, p)
+	}
+	return ports, nil
+}
+
+// visit is what a client does to a server.
+type visit struct {
+	ports, from []string
+	clients     []int
+	stream      uint16
+	during      time.Duration
+	rounds      int
+	wait        time.Duration
+}
+
+func clientCommand(e env) *cobra.Command {
+	v := visit{clients: []int{1, 16, 64}, ports: []string{"8080"}}
+	cmd := &cobra.Command{
+		Use:   "client SERVER",
+		Short: "Measure connections to a bench server on another machine",
+		Long: `Client measures new TCP connections and UDP requests to a server, a name or an
+address, and one TCP stream. It prints a line for each load and round.
+
+Run it with and without an agent on the nodes, and with and without policies, more
+than once in turn: only what differs within one hour on the same two machines tells
+of the agent. deploy/bench runs both ends as pods.`,
+		Example: `  bin/bench client 10.1.2.3
+  bin/bench client 10.1.2.3 --ports 20000-27999 --clients 64   # keys that were never seen`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return v.run(cmd.Context(), e, args[0]) },
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&v.ports, "ports", v.ports, "the server's `PORT` or range of ports")
+	f.StringSliceVar(&v.from, "from", nil, "`ADDRESS,...` of this machine to connect from, in turn")
+	f.IntSliceVar(&v.clients, "clients", v.clients, "how many are at work at once, one `NUMBER` after the other")
+	f.Uint16Var(&v.stream, "stream", streamPort, "the server's `PORT` for a stream; 0 for none")
+	f.DurationVar(&v.during, "for", 5*time.Second, "how long each is measured")
+	f.IntVar(&v.rounds, "rounds", 3, "how many times each is measured")
+	f.DurationVar(&v.wait, "wait", time.Minute, "how long the server may take to answer at first")
+	return cmd
+}
+
+func (v visit) run(ctx context.Context, e env, server string) error {
+	to, err := v.target(ctx, server)
+	if err != nil {
+		return err
+	}
+	c := new(load.Client)
+	if err := v.await(ctx, c, to); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "%-8s %7s %10s %9s %9s %9s %8s %6s\n", "load", "clients", "per second", "p50 µs", "p99 µs", "p99.9 µs", "failed", "late")
+	for range v.rounds {
+		for _, do := range []string{"tcp", "udp"} {
+			for _, n := range v.clients {
+				a, err := c.Do(ctx, load.Order{Do: do, Target: to, Clients: n, For: v.during})
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(e.stdout, "%-8s %7d %10.0f %9.0f %9.0f %9.0f %8d %6d\n", do, n, a.Rate(), float64(a.P50), float64(a.P99), float64(a.P999), a.Failed, a.Late)
+			}
+		}
+		if v.stream == 0 {
+			continue
+		}
+		stream := to
+		stream.Ports = load.Ports{First: v.stream}
+		a, err := c.Do(ctx, load.Order{Do: "stream", Target: stream, For: v.during})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(e.stdout, "%-8s %7d %10.2f Gbit/s\n", "stream", 1, float64(a.Bytes)*8/1e9/a.Took.Seconds())
+	}
+	return nil
+}
+
+// target looks up whom to connect to, once: what a resolver costs is not measured.
+func (v visit) target(ctx context.Context, server string) (to load.Target, err error) {
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", server)
+	if err != nil {
+		return to, fmt.Errorf("look up the server: %w", err)
+	}
+	to.To = addrs[0].Unmap()
+	ports, err := parsePorts(v.ports)
+	if err != nil {
+		return to, err
+	}
+	if len(ports) != 1 {
+		return to, errors.New("--ports: give one port or one range")
+	}
+	to.Ports = ports[0]
+	for _, text := range v.from {
+		a, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil {
+			return to, fmt.Errorf("--from: %w", err)
+		}
+		to.From = append(to.From, a)
+	}
+	return to, nil
+}
+
+// await waits until the server accepts a connection: two pods start in any order.
+func (v visit) await(ctx context.Context, c *load.Client, to load.Target) error {
+	for end := time.Now().Add(v.wait); ; {
+		out, err := c.Connect(ctx, to, 1, 100*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		if out.Done > 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the server at %s, port %s, has not accepted a connection within %v: is it running, and do policies allow it?", to.To, to.Ports, v.wait)
+		}
+	}
+}

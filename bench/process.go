@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"sluice/bench/lab"
+	"sluice/bench/load"
+)
+
+// ready is what a program of ours prints when it has begun.
+const ready = "ready"
+
+// process is this program, started on a host of the lab. It ends with the lab.
+type process struct {
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	out   io.ReadCloser
+	words *words
+	unbid func() bool
+}
+
+// start starts this program on a host. It is killed when ctx ends, so that nobody
+// waits for an order to be carried out to its end.
+func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
+	p := &process{cmd: exec.Command(e.self, args...), words: new(words)}
+	// A group of its own: a terminal's Ctrl-C is for the one that cleans up.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.Stderr = p.words
+	var err error
+	if p.in, err = p.cmd.StdinPipe(); err == nil {
+		if p.out, err = p.cmd.StdoutPipe(); err == nil {
+			err = on.Start(p.cmd)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start bench %s: %w", args[0], err)
+	}
+	p.unbid = context.AfterFunc(ctx, func() { _ = p.cmd.Process.Kill() })
+	return p, nil
+}
+
+// startReady starts this program and waits until it says that it is ready.
+func (e env) startReady(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
+	p, err := e.start(ctx, on, args...)
+	if err != nil {
+		return nil, err
+	}
+	line, err := bufio.NewReader(p.out).ReadString('\n')
+	if err == nil && strings.TrimSpace(line) == ready {
+		return p, nil
+	}
+	p.end()
+	return nil, fmt.Errorf("start bench %s on %s: it has ended: %s", args[0], on.Name, p.words)
+}
+
+// driver gives orders to a process that obeys.
+func (p *process) driver() *load.Driver { return load.NewDriver(p.in, p.out) }
+
+// end ends the process and waits for it.
+func (p *process) end() {
+	p.unbid()
+	_ = p.cmd.Process.Kill() // it may have ended, which is as good
+	_ = p.cmd.Wait()         // killed, as it says
+}
+
+// words are what a process has said on standard error. They are read while it may
+// still speak.
+type words struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (w *words) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.buf.Write(b)
+}
+
+func (w *words) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.TrimSpace(w.buf.String())
+}
+
+// obeyCommand is the client that the harness starts in pods.
+func obeyCommand(e env) *cobra.Command {
+	return &cobra.Command{
+		Use: "obey", Hidden: true, Args: cobra.NoArgs,
+		Short: "Carry out orders from standard input",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return load.Obey(cmd.Context(), e.stdin, e.stdout)
+		},
+	}
+}

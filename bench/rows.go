@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"sluice/bench/result"
+)
+
+// kind is what stands on a contender's node.
+type kind uint8
+
+const (
+	bare     kind = iota // conntrack, and nothing that judges
+	byHand               // iptables rules and IP sets
+	accepts              // a queue that accepts everything
+	isSluice             // sluice run
+)
+
+// row is a contender.
+type row struct {
+	result.Row
+	kind  kind
+	fresh bool     // its connections have keys that were never seen
+	on    string   // the row whose node it shares; empty for one of its own
+	args  []string // of sluice run
+	needs string   // a flag of sluice run, without which the row is left out
+}
+
+// rows are the contenders, in the order of the tables.
+var rows = []row{
+	{
+		Row:  result.Row{Name: "none", Label: "no agent", About: "conntrack and one rule that looks at the connection's state; the measure of all others"},
+		kind: bare,
+	},
+	{
+		Row:  result.Row{Name: "none-fresh", Label: "no agent, never-seen keys", About: "the same node, with connections to thousands of ports, which costs the server something by itself"},
+		kind: bare, fresh: true, on: "none",
+	},
+	{
+		Row:  result.Row{Name: "hand", Label: "iptables and IP sets by hand", Against: "none", About: "the same policies as rules in the kernel, for the pods of this node and up to 100 others as if they were on it"},
+		kind: byHand,
+	},
+	{
+		Row:  result.Row{Name: "accept", Label: "queue that accepts everything", Against: "none", About: "go-nfqueue as it comes, four queues, no decision at all"},
+		kind: accepts,
+	},
+	{
+		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port come again before all caches have forgotten them"},
+		// With as small a cache as this one, what comes again after thousands of
+		// others is never seen again; its cost is that of a full cache.
+		kind: isSluice, fresh: true, args: []string{"--cache-size", "1024"},
+	},
+	{
+		Row:  result.Row{Name: "user", Label: "Sluice, cache in user space", Against: "none", About: "keys that were seen before, remembered by the agent alone"},
+		kind: isSluice, args: []string{"--kernel-cache", "off"},
+	},
+	{
+		Row:  result.Row{Name: "kernel", Label: "Sluice, cache in the kernel", Against: "none", About: "keys that were seen before, remembered by the kernel"},
+		kind: isSluice, args: []string{"--kernel-cache", "on"}, needs: "--kernel-cache",
+	},
+}
+
+// selectRows are the rows of the given names, all if there are none, and those that
+// they are held against. What this machine or this sluice cannot do is left out,
+// and notes say why.
+func selectRows(names []string, help string) (selected []row, notes []string, err error) {
+	wanted := make(map[string]bool)
+	for _, name := range names {
+		i := slices.IndexFunc(rows, func(r row) bool { return r.Name == name })
+		if i < 0 {
+			return nil, nil, fmt.Errorf("there is no row %q: give some of %s", name, strings.Join(rowNames(), ", "))
+		}
+		for _, n := range []string{name, rows[i].Against} {
+			wanted[n] = true
+			if j := slices.IndexFunc(rows, func(r row) bool { return r.Name == n }); j >= 0 {
+				wanted[rows[j].on] = true
+			}
+		}
+	}
+	for _, r := range rows {
+		if len(names) > 0 && !wanted[r.Name] {
+			continue
+		}
+		if why := r.lacks(help); why != "" {
+			notes = append(notes, fmt.Sprintf("without the row %q: %s", r.Label, why))
+			continue
+		}
+		if !strings.Contains(help, "--kernel-cache") {
+			r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })
+		}
+		selected = append(selected, r)
+	}
+	return selected, notes, nil
+}
+
+// lacks says what a row would need and is not there.
+func (r row) lacks(help string) string {
+	if r.needs != "" && !strings.Contains(help, r.needs) {
+		return "this sluice run has no flag " + r.needs
+	}
+	if _, err := exec.LookPath("ipset"); r.kind == byHand && err != nil {
+		return "there is no command ipset: install the package ipset"
+	}
+	return ""
+}
+
+func rowNames() (names []string) {
+	for _, r := range rows {
+		names = append(names, r.Name)
+	}
+	return names
+}

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"sluice/bench/result"
+)
+
+// bench is a run: what is measured, how often and for how long.
+type bench struct {
+	env
+	sluice              string
+	out, html, page     string
+	rowNames, loadNames []string
+	sizes               []string
+	quick               bool
+
+	rounds, churnRounds int
+	window, churn       time.Duration
+
+	scenarios []result.Scenario
+	rows      []row
+	loads     []loadSpec
+	extras    map[string]bool
+	progress  *progress
+}
+
+// Sizes of the full run and of the quick one.
+var (
+	fullSizes  = []string{"10/1/1", "1000/100/1", "1000/100/100", "10000/1000/1", "10000/1000/100"}
+	quickSizes = []string{"1000/100/100"}
+)
+
+func runCommand(e env) *cobra.Command {
+	b := &bench{env: e}
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Measure all contenders in turn, on network namespaces of this machine",
+		Long: `Run builds a node for each contender out of network namespaces, has all of them
+stand ready, puts them through the same loads in turn, round after round, and prints
+tables with ratios to a node without an agent. It needs root, and leaves nothing
+behind, also when it is interrupted.
+
+--quick ends in about two minutes and shows the orders of magnitude. To compare
+two versions, measure both with the same flags and use bench compare.`,
+		Example: `  bin/bench run --quick
+  bin/bench run --out new.json --html new.html
+  bin/bench run --rows none,kernel --loads tcp-16,tcp-64 --sizes 1000/100/1 --rounds 15`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return b.main(cmd.Context(), cmd.Flags()) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&b.sluice, "sluice", "bin/sluice", "the `FILE` to run as sluice")
+	f.StringVar(&b.out, "out", "", "write the result as JSON to this `FILE`")
+	f.StringVar(&b.html, "html", "", "write a report with charts to this `FILE`")
+	f.StringVar(&b.page, "page", "", "write the result as a page in Markdown to this `FILE`")
+	f.StringSliceVar(&b.rowNames, "rows", nil, "the contenders, `NAME,...` of "+strings.Join(rowNames(), ", ")+", and those that they are held against; all if not given")
+	f.StringSliceVar(&b.loadNames, "loads", nil, "the loads, `NAME,...`: tcp-1, tcp-16, tcp-64, udp-16, stream, start, effect, churn, flood; all if not given")
+	f.StringSliceVar(&b.loadNames, "only", nil, "the same as --loads")
+	f.StringSliceVar(&b.sizes, "sizes", fullSizes, "the clusters, as `PODS/POLICIES/NAMESPACES,...`")
+	f.IntVar(&b.rounds, "rounds", 7, "how many times each is measured")
+	f.DurationVar(&b.window, "for", 1500*time.Millisecond, "how long each is measured in a round")
+	f.DurationVar(&b.churn, "churn", 20*time.Second, "how long connections are measured while policies change, three times")
+	f.BoolVar(&b.quick, "quick", false, "less of all, in two minutes: other defaults of --sizes, --rounds, --for and --churn")
+	return cmd
+}
+
+// main measures and writes what was asked for.
+func (b *bench) main(ctx context.Context, flags *pflag.FlagSet) error {
+	if err := b.prepare(ctx, flags); err != nil {
+		return err
+	}
+	began := time.Now()
+	r := &result.Result{Made: began, Options: b.options(flags)}
+	var notes []string
+	var err error
+	if r.Machine, err = b.machine(ctx); err != nil {
+		return err
+	}
+	help, err := exec.CommandContext(ctx, b.sluice, "run", "--help").Output()
+	if err != nil {
+		return fmt.Errorf("ask %s what it can do: %w", b.sluice, err)
+	}
+	if b.rows, notes, err = selectRows(b.rowNames, string(help)); err != nil {
+		return err
+	}
+	r.Notes = append(r.Notes, notes...)
+	for _, row := range b.rows {
+		r.Rows = append(r.Rows, row.Row)
+	}
+	for _, l := range b.loads {
+		r.Loads = append(r.Loads, l.Load)
+	}
+	r.Loads = append(r.Loads, extras...)
+	b.progress = &progress{out: b.stderr, terminal: b.terminal, began: began, planned: b.plan()}
+	for _, s := range b.scenarios {
+		if err := b.scenario(ctx, s, r); err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	b.progress.end()
+	r.Took = result.Seconds(time.Since(began).Seconds())
+	return b.write(r)
+}
+
+// prepare looks at the flags before anything is built.
+func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("this needs root, because it makes network namespaces and iptables rules in them: try sudo make bench")
+	}
+	for _, name := range []string{"iptables", "ip6tables", "iptables-restore"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("%s is missing: install the package iptables", name)
+		}
+	}
+	if b.quick {
+		quickly := func(name string, f func()) {
+			if !flags.Changed(name) {
+				f()
+			}
+		}
+		quickly("sizes", func() { b.sizes = quickSizes })
+		quickly("rounds", func() { b.rounds = 3 })
+		quickly("for", func() { b.window = 400 * time.Millisecond })
+		quickly("churn", func() { b.churn = time.Second })
+	}
+	if b.rounds < 1 || b.window <= 0 || b.churn <= 0 {
+		return errors.New("--rounds, --for and --churn: give more than nothing")
+	}
+	b.churnRounds = min(3, b.rounds)
+	for _, text := range b.sizes {
+		s, err := parseSize(text)
+		if err != nil {
+			return err
+		}
+		b.scenarios = append(b.scenarios, s)
+	}
+	if b.loads, b.extras, err = selectLoads(b.loadNames); err != nil {
+		return err
+	}
+	// Made absolute, because a bare name would be looked up in PATH.
+	if b.sluice, err = filepath.Abs(b.sluice); err != nil {
+		return fmt.Errorf("find sluice: %w", err)
+	}
+	if _, err := os.Stat(b.sluice); err != nil {
+		return fmt.Errorf("find sluice: %w: build it with make build, or name it with --sluice", err)
+	}
+	return ctx.Err()
+}
+
+// parseSize reads "1000/100/20"; without the last, one namespace.
+func parseSize(text string) (s result.Scenario, err error) {
+	parts := strings.Split(text, "/")
+	numbers := []*int{&s.Pods, &s.Policies, &s.Namespaces}
+	s.Namespaces = 1
+	ok := len(parts) == 2 || len(parts) == 3
+	for i := 0; ok && i < len(parts); i++ {
+		*numbers[i], err = strconv.Atoi(parts[i])
+		ok = err == nil
+	}
+	if !ok || s.Pods < 4 || s.Pods > 100_000 || s.Policies < 1 || s.Namespaces < 1 {
+		return s, fmt.Errorf("size %q: give pods (4 to 100000), policies and namespaces, such as 1000/100/20", text)
+	}
+	return s, nil
+}
+
+// scenario measures everything in a cluster of one size.
+func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Result) (err error) {
+	b.progress.in(fmt.Sprintf("%d/%d/%d", s.Pods, s.Policies, s.Namespaces))
+	site := &site{env: b.env, Scenario: s, sluice: b.sluice}
+	defer func() { err = errors.Join(err, site.close()) }()
+	if err := site.open(ctx, b.rows, func(what string) { b.progress.step(b.startTime(s), "%s", what) }); err != nil {
+		return err
+	}
+	if err := site.rounds(ctx, b, r); err != nil {
+		return err
+	}
+	return site.extrasOf(ctx, b, r)
+}
+
+// startTime is about how long a contender takes to stand ready.
+func (b *bench) startTime(s result.Scenario) time.Duration {
+	return 500*time.Millisecond + time.Duration(s.Pods)*200*time.Microsecond
+}
+
+// plan is how long all steps should take.
+func (b *bench) plan() (total time.Duration) {
+	agents, seen := 0, 0
+	for _, r := range b.rows {
+		if !r.fresh {
+			seen++
+			if r.kind == isSluice {
+				agents++
+			}
+		}
+	}
+	n := func(count int, each time.Duration) time.Duration { return time.Duration(count) * each }
+	for _, s := range b.scenarios {
+		total += n(len(b.rows), b.startTime(s))
+		for _, l := range b.loads {
+			rows := len(b.rows)
+			if l.seen {
+				rows = seen
+			}
+			total += n(b.rounds*rows, b.window)
+		}
+		for _, x := range []struct {
+			name string
+			all  time.Duration
+		}{
+			{"start", n(b.rounds*min(1, agents), b.startTime(s))}, {"effect", n(b.rounds*agents, 2*probeTime)},
+			{"churn", n(b.churnRounds*agents, 2*b.churn)}, {"flood", n(b.rounds*seen, 2*b.window+floodLead)},
+		} {
+			if b.extras[x.name] {
+				total += x.all
+			}
+		}
+	}
+	return total
+}
+
+// options are the flags that say what was measured, for who wants to do so again.
+func (b *bench) options(flags *pflag.FlagSet) map[string]string {
+	o := map[string]string{
+		"rounds": strconv.Itoa(b.rounds), "for": b.window.String(), "churn": b.churn.String(), "sizes": strings.Join(b.sizes, ","),
+	}
+	if len(b.rowNames) > 0 {
+		o["rows"] = strings.Join(b.rowNames, ",")
+	}
+	if len(b.loadNames) > 0 {
+		o["loads"] = strings.Join(b.loadNames, ",")
+	}
+	if flags.Changed("sluice") {
+		o["sluice"] = filepath.Base(b.sluice)
+	}
+	return o
+}
+
+// write prints the tables and writes the files.
+func (b *bench) write(r *result.Result) error {
+	if err := r.Text(b.stdout); err != nil {
+		return err
+	}
+	return writeFiles(map[string]func(io.Writer) error{b.out: r.Write, b.html: r.HTML, b.page: r.Page})
+}
+
+// writeFiles writes files by name; those without a name are not wanted.
+func writeFiles(files map[string]func(io.Writer) error) error {
+	names := make([]string, 0, len(files))
+	for name := range files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if name == "" {
+			continue
+		}
+		f, err := os.Create(name)
+		if err == nil {
+			err = errors.Join(files[name](f), f.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	return nil
+}

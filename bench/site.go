@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sluice/bench/byhand"
+	"sluice/bench/cluster"
+	"sluice/bench/lab"
+	"sluice/bench/load"
+	"sluice/bench/result"
+	"sluice/bench/running"
+)
+
+// site is a cluster of some size in which all contenders stand ready.
+type site struct {
+	env
+	result.Scenario
+	sluice  string // path of the program
+	lab     *lab.Lab
+	dir     string // of manifests, a folder for each seat
+	cluster *cluster.Cluster
+	seats   []*seat
+}
+
+// seat is a contender's node, with its pods: a server, a client that has the
+// addresses of many pods, and a hostile one.
+type seat struct {
+	row
+	node                    *lab.Node
+	server, client, hostile *lab.Host
+	sources                 []netip.Addr
+	dir                     string // the agent's folder
+	agent                   *running.Agent
+	pid                     int // of whatever reads the queues; 0 for nothing
+	traffic, flood          *load.Driver
+	processes               []*process
+}
+
+// open builds a site. The caller closes it, also after an error.
+func (s *site) open(ctx context.Context, rows []row, progress func(string)) (err error) {
+	if s.dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
+		return fmt.Errorf("make a folder for manifests: %w", err)
+	}
+	s.cluster = makeCluster(s.Scenario)
+	shared := filepath.Join(s.dir, "cluster")
+	if err := os.Mkdir(shared, 0o700); err != nil {
+		return fmt.Errorf("make a folder for manifests: %w", err)
+	}
+	if err := writeCluster(shared, s.cluster); err != nil {
+		return err
+	}
+	nodes := 0
+	for _, r := range rows {
+		if r.on == "" {
+			nodes++
+		}
+	}
+	if s.lab, err = lab.New(lab.Options{Nodes: nodes}); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		progress("starting " + r.Label)
+		if err := s.sit(ctx, r, shared); err != nil {
+			return fmt.Errorf("start the row %q: %w", r.Label, err)
+		}
+	}
+	return nil
+}
+
+// sit makes a contender's node ready.
+func (s *site) sit(ctx context.Context, r row, shared string) error {
+	if r.on != "" {
+		other := *s.seat(r.on)
+		// Its processes are the other's to end.
+		other.row, other.processes = r, nil
+		s.seats = append(s.seats, &other)
+		return nil
+	}
+	own := 0
+	for _, t := range s.seats {
+		if t.on == "" {
+			own++
+		}
+	}
+	t := &seat{row: r, node: s.lab.Nodes[own]}
+	s.seats = append(s.seats, t)
+	if err := s.pods(t); err != nil {
+		return err
+	}
+	if err := s.contender(ctx, t, shared); err != nil {
+		return err
+	}
+	return s.programs(ctx, t)
+}
+
+// seat is the one of a row.
+func (s *site) seat(name string) *seat {
+	for _, t := range s.seats {
+		if t.Name == name {
+			return t
+		}
+	}
+	return nil
+}
+
+// pods starts a seat's pods.
+func (s *site) pods(t *seat) (err error) {
+	for _, p := range []struct {
+		name string
+		host **lab.Host
+	}{{"server", &t.server}, {"client", &t.client}, {"hostile", &t.hostile}} {
+		if *p.host, err = t.node.AddPod(p.name); err != nil {
+			return err
+		}
+	}
+	t.sources = []netip.Addr{t.client.IPv4}
+	for a := t.hostile.IPv4.Next(); len(t.sources) < sourcesOf(s.Scenario); a = a.Next() {
+		if err := t.client.AddAddr(a); err != nil {
+			return err
+		}
+		t.sources = append(t.sources, a)
+	}
+	// All ports that a client may use; and connections that are over are forgotten
+	// soon, or some ten seconds of them would fill the table of connections.
+	if err := setting(t.client, "ipv4/ip_local_port_range", "1024 65535"); err != nil {
+		return err
+	}
+	for name, value := range map[string]string{"tcp_timeout_close": "1", "tcp_timeout_syn_sent": "2", "udp_timeout": "1", "udp_timeout_stream": "2"} {
+		if err := setting(t.node.Host, "netfilter/nf_conntrack_"+name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setting sets a kernel parameter below net on a host.
+func setting(h *lab.Host, name, value string) error {
+	return h.Do(func() error {
+		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+			return fmt.Errorf("set a kernel parameter: %w", err)
+		}
+		return nil
+	})
+}
+
+// contender puts on the node what its row is about.
+func (s *site) contender(ctx context.Context, t *seat, shared string) error {
+	switch t.kind {
+	case bare:
+		return byhand.Baseline().Apply(t.node)
+	case byHand:
+		return s.byHand(t)
+	case accepts:
+		cmd := exec.Command("iptables-restore", "--noflush")
+		cmd.Stdin = strings.NewReader(acceptRules)
+		if _, err := t.node.Output(cmd); err != nil {
+			return err
+		}
+		p, err := s.startReady(ctx, t.node.Host, "accept")
+		if err != nil {
+			return err
+		}
+		t.processes, t.pid = append(t.processes, p), p.cmd.Process.Pid
+		return nil
+	}
+	t.dir = filepath.Join(s.dir, t.Name)
+	if err := os.Mkdir(t.dir, 0o700); err != nil {
+		return fmt.Errorf("make a folder for manifests: %w", err)
+	}
+	if err := linkFiles(shared, t.dir); err != nil {
+		return err
+	}
+	var objects []any
+	for _, p := range labPods(home(s.cluster), t) {
+		objects = append(objects, p)
+	}
+	if err := writeObjects(t.dir, "bench.json", append(objects, labPolicy(home(s.cluster), s.Scenario))...); err != nil {
+		return err
+	}
+	return s.startAgent(ctx, t)
+}
+
+// byHand writes the policies down as rules, for the seat's pods and as many of the
+// cluster's as run on a node.
+func (s *site) byHand(t *seat) error {
+	const neighbors = 100
+	local := append([]netip.Addr{t.server.IPv4, t.hostile.IPv4}, t.sources...)
+	for _, p := range s.cluster.Pods[:min(neighbors, len(s.cluster.Pods))] {
+		local = append(local, netip.MustParseAddr(p.Status.PodIP))
+	}
+	// The seat's pods are in the middle of the list: it is as long for them as for
+	// the mean of a node's pods.
+	pods, half := s.cluster.Pods, min(neighbors, len(s.cluster.Pods))/2
+	c := byhand.Cluster{Namespaces: s.cluster.Namespaces}
+	c.Pods = append(append(append(c.Pods, pods[:half]...), labPods(home(s.cluster), t)...), pods[half:]...)
+	c.Policies = append(append(c.Policies, s.cluster.Policies...), labPolicy(home(s.cluster), s.Scenario))
+	r, err := byhand.Write(c, local)
+	if err != nil {
+		return err
+	}
+	return r.Apply(t.node)
+}
+
+// patience is how long an agent may take to start, or a change to be in force.
+const patience = time.Minute
+
+// startAgent starts sluice on a seat's node.
+func (s *site) startAgent(ctx context.Context, t *seat) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	// A socket of its own: agents that share one take over from each other.
+	args := append([]string{"--socket", filepath.Join(s.dir, t.Name+".socket")}, t.args...)
+	t.agent, err = running.Start(ctx, running.Options{Sluice: s.sluice, Node: t.node, Dir: t.dir, Args: args})
+	if err == nil {
+		t.pid = t.agent.PID()
+	}
+	return err
+}
+
+// programs starts what makes and serves traffic.
+func (s *site) programs(ctx context.Context, t *seat) error {
+	ports := fmt.Sprint(seenPort)
+	if t.fresh || t.kind == bare {
+		ports += "," + freshPorts(s.Scenario).String()
+	}
+	server, err := s.startReady(ctx, t.server, "server", "--tcp", ports, "--udp", ports+","+fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort))
+	if err != nil {
+		return err
+	}
+	t.processes = append(t.processes, server)
+	for _, p := range []struct {
+		on     *lab.Host
+		driver **load.Driver
+	}{{t.client, &t.traffic}, {t.hostile, &t.flood}} {
+		obeying, err := s.start(ctx, p.on, "obey")
+		if err != nil {
+			return err
+		}
+		t.processes, *p.driver = append(t.processes, obeying), obeying.driver()
+	}
+	return nil
+}
+
+// close ends everything and leaves nothing behind.
+func (s *site) close() error {
+	var errs []error
+	for _, t := range s.seats {
+		if t.agent != nil && t.on == "" {
+			errs = append(errs, t.agent.Stop())
+		}
+		for _, p := range t.processes {
+			p.end()
+		}
+	}
+	if s.lab != nil {
+		errs = append(errs, s.lab.Close())
+	}
+	if s.dir != "" {
+		errs = append(errs, os.RemoveAll(s.dir))
+	}
+	return errors.Join(errs...)
+}

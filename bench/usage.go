@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// usage is what was used up to a moment. Two of them tell what a load has cost.
+type usage struct {
+	agent   time.Duration // CPU of the agent's process
+	machine time.Duration // CPU of everything
+	queued  uint64        // packets that were ever put into a queue
+	dropped uint64        // those that found it full, or that nobody could read
+}
+
+// usage reads what was used. pid is the agent's, 0 for none.
+func (s *seat) usage() (u usage, err error) {
+	if s.pid != 0 {
+		if u.agent, err = cpuOf(s.pid); err != nil {
+			return u, err
+		}
+	}
+	if u.machine, err = cpuOfAll(); err != nil {
+		return u, err
+	}
+	err = s.node.Do(func() (err error) {
+		// thread-self, because the namespace belongs to the thread.
+		text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+		if err != nil {
+			return fmt.Errorf("read the queues' counters: %w", err)
+		}
+		u.queued, u.dropped = queues(string(text))
+		return nil
+	})
+	return u, err
+}
+
+// cpuOf is the CPU time that a process has used, with the threads that have ended.
+// A process's CPU clock counts in nanoseconds; /proc/PID/stat in hundredths of a
+// second, of which a short load uses a few.
+func cpuOf(pid int) (time.Duration, error) {
+	const scheduled = 2 // CPUCLOCK_SCHED (posix-timers_types.h): all the time it ran
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|scheduled), &ts); err != nil {
+		return 0, fmt.Errorf("read the CPU time of process %d: %w", pid, err)
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
+// cpuOfAll is the time for which the machine's CPUs were not idle, in hundredths of
+// a second (proc_stat(5)).
+func cpuOfAll() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, fmt.Errorf("read the machine's CPU time: %w", err)
+	}
+	return busy(string(text)), nil
+}
+
+func busy(stat string) time.Duration {
+	line, _, _ := strings.Cut(stat, "\n")
+	var ticks int64
+	// cpu, user, nice, system, idle, iowait, irq, softirq; what a hypervisor took
+	// away is nobody's work here.
+	for i, f := range strings.Fields(line) {
+		if n, err := strconv.ParseInt(f, 10, 64); err == nil && i >= 1 && i <= 7 && i != 4 && i != 5 {
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+// queues sums up /proc/net/netfilter/nfnetlink_queue: queue, port, waiting, copy
+// mode, copy range, dropped by the queue, dropped by the socket, last id, 1.
+func queues(text string) (queued, dropped uint64) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) < 8 {
+			continue
+		}
+		full, _ := strconv.ParseUint(f[5], 10, 64)
+		lost, _ := strconv.ParseUint(f[6], 10, 64)
+		last, _ := strconv.ParseUint(f[7], 10, 64)
+		queued, dropped = queued+last, dropped+full+lost
+	}
+	return queued, dropped
+}
+
+// rss is the resident set of a process, in MiB.
+func rss(pid int) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read the resident set: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib float64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kib); n == 1 {
+			return kib / 1024, nil
+		}
+	}
+	return 0, fmt.Errorf("read the resident set: there is none of process %d", pid)
+}
