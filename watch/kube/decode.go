@@ -14,23 +14,23 @@ import (
 // trimmer has all objects trimmed that come out of its decoders.
 type trimmer struct {
 	runtime.NegotiatedSerializer
-	sets *labelSets
+	shared *pools
 }
 
 func newTrimmer(s runtime.NegotiatedSerializer) *trimmer {
-	return &trimmer{s, newLabelSets()}
+	return &trimmer{s, newPools()}
 }
 
 // DecoderToVersion returns a decoder of trimmed objects.
 func (t *trimmer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
-	return decoder{t.NegotiatedSerializer.DecoderToVersion(d, gv), t.sets}
+	return decoder{t.NegotiatedSerializer.DecoderToVersion(d, gv), t.shared}
 }
 
 // decoder decodes objects and lists of objects, and trims them before anybody
 // holds on to them.
 type decoder struct {
-	full runtime.Decoder
-	sets *labelSets
+	full   runtime.Decoder
+	shared *pools
 }
 
 // Decode returns a trimmed object, a list of some, or what is none of the objects
@@ -52,7 +52,7 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 func (d decoder) trim(o runtime.Object) (runtime.Object, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
-		return trimPod(o, d.sets), nil
+		return trimPod(o, d.shared), nil
 	case *corev1.Namespace:
 		return trimNamespace(o), nil
 	case *corev1.Node:
@@ -60,7 +60,7 @@ func (d decoder) trim(o runtime.Object) (runtime.Object, error) {
 	case *networkingv1.NetworkPolicy:
 		return trimPolicy(o), nil
 	case *corev1.PodList:
-		return listOf(&o.ListMeta, o.Items, func(i *corev1.Pod) runtime.Object { return trimPod(i, d.sets) }), nil
+		return listOf(&o.ListMeta, o.Items, func(i *corev1.Pod) runtime.Object { return trimPod(i, d.shared) }), nil
 	case *corev1.NamespaceList:
 		return listOf(&o.ListMeta, o.Items, func(i *corev1.Namespace) runtime.Object { return trimNamespace(i) }), nil
 	case *corev1.NodeList:

@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"sluice/filter/policy"
 )
@@ -16,33 +17,45 @@ import (
 // decisions need. A reflector handles it as the object itself.
 type object interface {
 	runtime.Object
-	metav1.Object
+	metav1.ObjectMetaAccessor
+	// id is the object's name and, where it has one, namespace.
+	id() types.NamespacedName
 	// put gives the object to the World.
 	put(w *policy.World)
 }
 
-// trimmed is what all objects have. Of the metadata only what is needed is set.
+// trimmed is what all objects have: of 250 bytes of metadata 80.
 type trimmed struct {
-	metav1.ObjectMeta
+	types.NamespacedName
+	version string
+	created metav1.Time
+	end     bool // no object, but the end of a list that is streamed
 }
+
+func (t *trimmed) id() types.NamespacedName { return t.NamespacedName }
 
 // GetObjectKind says that the kind is not among what was kept.
 func (*trimmed) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
 
-// trimMeta takes over names, version and creation. The end of a list that is
-// streamed is an annotation of an object without a name.
-func trimMeta(m *metav1.ObjectMeta) trimmed {
-	t := trimmed{metav1.ObjectMeta{
-		Namespace: interned(m.Namespace), Name: m.Name, ResourceVersion: m.ResourceVersion, CreationTimestamp: m.CreationTimestamp,
-	}}
-	if end, ok := m.Annotations[metav1.InitialEventsAnnotationKey]; ok && m.Name == "" {
-		t.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: end}
+// GetObjectMeta is the metadata as a reflector asks for it.
+func (t *trimmed) GetObjectMeta() metav1.Object {
+	m := &metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name, ResourceVersion: t.version, CreationTimestamp: t.created}
+	if t.end {
+		m.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: "true"}
 	}
-	return t
+	return m
 }
 
-// pod is a trimmed Pod: 400 bytes where the API's type has 3,000. The World wants
-// the API's, which is made when it is wanted.
+func trimMeta(m *metav1.ObjectMeta) trimmed {
+	return trimmed{
+		NamespacedName: types.NamespacedName{Namespace: interned(m.Namespace), Name: m.Name},
+		version:        m.ResourceVersion, created: m.CreationTimestamp,
+		end: m.Annotations[metav1.InitialEventsAnnotationKey] == "true",
+	}
+}
+
+// pod is a trimmed Pod: 300 bytes with all that hangs on it, where the API's type
+// takes 8,000. The World wants the API's, which is made when it is wanted.
 type pod struct {
 	trimmed
 	labels *labelSet
@@ -51,10 +64,10 @@ type pod struct {
 	nobody bool
 	addrs  []string
 	hosts  []string
-	ports  []corev1.ContainerPort // with a name, those of sidecars last
+	ports  *portList
 }
 
-func trimPod(o *corev1.Pod, sets *labelSets) *pod {
+func trimPod(o *corev1.Pod, shared *pools) *pod {
 	p := &pod{trimmed: trimMeta(&o.ObjectMeta)}
 	finished := o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed
 	p.addrs = addresses(o.Status.PodIP, o.Status.PodIPs, func(ip corev1.PodIP) string { return ip.IP })
@@ -62,17 +75,19 @@ func trimPod(o *corev1.Pod, sets *labelSets) *pod {
 		p.addrs = nil
 		return p
 	}
-	p.labels = sets.intern(o.Labels)
+	p.labels = shared.labelsOf(o.Labels)
 	p.hosts = addresses(o.Status.HostIP, o.Status.HostIPs, func(ip corev1.HostIP) string { return ip.IP })
+	var ports portText
 	for i := range o.Spec.Containers {
-		p.addPorts(&o.Spec.Containers[i])
+		addPorts(&ports, &o.Spec.Containers[i])
 	}
 	for i := range o.Spec.InitContainers {
 		c := &o.Spec.InitContainers[i]
 		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			p.addPorts(c)
+			addPorts(&ports, c)
 		}
 	}
+	p.ports = shared.portsIn(ports)
 	return p
 }
 
@@ -89,23 +104,21 @@ func addresses[T any](one string, list []T, text func(T) string) []string {
 	return all
 }
 
-func (p *pod) addPorts(c *corev1.Container) {
+func addPorts(text *portText, c *corev1.Container) {
 	for _, port := range c.Ports {
-		if port.Name != "" {
-			p.ports = append(p.ports, corev1.ContainerPort{Name: interned(port.Name), Protocol: port.Protocol, ContainerPort: port.ContainerPort})
-		}
+		text.add([]byte(port.Name), []byte(port.Protocol), port.ContainerPort)
 	}
 }
 
 // api is the Pod as the API has it, with all that decisions look at.
 func (p *pod) api() *corev1.Pod {
-	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, CreationTimestamp: p.CreationTimestamp}}
+	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, CreationTimestamp: p.created}}
 	if p.nobody {
 		return o
 	}
 	o.Labels = p.labels.of()
-	if len(p.ports) > 0 {
-		o.Spec.Containers = []corev1.Container{{Ports: p.ports}}
+	if ports := p.ports.of(); ports != nil {
+		o.Spec.Containers = []corev1.Container{{Ports: ports}}
 	}
 	for _, a := range p.addrs {
 		o.Status.PodIPs = append(o.Status.PodIPs, corev1.PodIP{IP: a})
@@ -122,16 +135,17 @@ func (p *pod) put(w *policy.World) { w.SetPod(p.api()) }
 func (p *pod) DeepCopyObject() runtime.Object { return p }
 
 // namespace is a trimmed Namespace.
-type namespace struct{ trimmed }
+type namespace struct {
+	trimmed
+	labels map[string]string
+}
 
 func trimNamespace(o *corev1.Namespace) *namespace {
-	n := &namespace{trimMeta(&o.ObjectMeta)}
-	n.Labels = o.Labels
-	return n
+	return &namespace{trimMeta(&o.ObjectMeta), o.Labels}
 }
 
 func (n *namespace) put(w *policy.World) {
-	w.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.Labels}})
+	w.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.labels}})
 }
 
 // DeepCopyObject returns the object itself: nobody changes it.

@@ -70,7 +70,7 @@ func (t *table) Delete(o any) error {
 		return fmt.Errorf("delete a %s: %T is none", t.kind.name, o)
 	}
 	t.health.events(t.kind, 1)
-	t.queue.add(t.delete(nameOf(obj)))
+	t.queue.add(t.delete(obj.id()))
 	t.publishNodes()
 	return nil
 }
@@ -112,7 +112,7 @@ func (t *table) set(o any) (change, error) {
 	if !ok {
 		return change{}, fmt.Errorf("take a %s: %T is none", t.kind.name, o)
 	}
-	c := change{kind: t.kind, name: nameOf(obj), object: obj}
+	c := change{kind: t.kind, name: obj.id(), object: obj}
 	switch obj := obj.(type) {
 	case *pod:
 		t.known[c.name] = obj.labels
@@ -139,8 +139,4 @@ func (t *table) publishNodes() {
 	if t.nodes != nil {
 		t.nodes.publish()
 	}
-}
-
-func nameOf(o object) types.NamespacedName {
-	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
 }

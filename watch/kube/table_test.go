@@ -150,23 +150,24 @@ func TestQueueBounds(t *testing.T) {
 
 // TestLabelSets: equal labels are one set, for as long as somebody has it.
 func TestLabelSets(t *testing.T) {
-	sets := newLabelSets()
-	a := sets.intern(map[string]string{"app": "web", "tier": "front"})
-	b := sets.intern(map[string]string{"tier": "front", "app": "web"})
+	pools := newPools()
+	sets := pools.labels
+	a := pools.labelsOf(map[string]string{"app": "web", "tier": "front"})
+	b := pools.labelsOf(map[string]string{"tier": "front", "app": "web"})
 	if a != b {
 		t.Error("equal labels are two sets")
 	}
 	others := []*labelSet{
-		sets.intern(map[string]string{"app": "web"}),
-		sets.intern(map[string]string{"app": "webtier", "front": ""}),
-		sets.intern(map[string]string{"app": "", "web": "", "tier": "front"}),
+		pools.labelsOf(map[string]string{"app": "web"}),
+		pools.labelsOf(map[string]string{"app": "webtier", "front": ""}),
+		pools.labelsOf(map[string]string{"app": "", "web": "", "tier": "front"}),
 	}
 	for i, o := range others {
 		if o == a {
 			t.Errorf("other labels are the same set: %v", others[i].of())
 		}
 	}
-	if sets.intern(nil) != nil || (*labelSet)(nil).of() != nil {
+	if pools.labelsOf(nil) != nil || (*labelSet)(nil).of() != nil {
 		t.Error("no labels are a set")
 	}
 	want := map[string]string{"app": "web", "tier": "front"}
@@ -186,7 +187,7 @@ func TestLabelSets(t *testing.T) {
 		}
 	}
 	runtime.KeepAlive(others)
-	if a := sets.intern(want); !maps.Equal(a.of(), want) {
+	if a := pools.labelsOf(want); !maps.Equal(a.of(), want) {
 		t.Errorf("labels that come again: %v", a.of())
 	}
 }

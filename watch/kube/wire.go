@@ -158,23 +158,23 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := new(pod)
-	var space [512]byte
-	labels := labelText(space[:0])
-	if err := wireMeta(&p.trimmed, meta, &labels); err != nil {
+	p, at := new(pod), d.shared.texts.Get().(*texts)
+	defer d.shared.texts.Put(at)
+	at.reset()
+	if err := wireMeta(&p.trimmed, meta, &at.labels); err != nil {
 		return nil, err
 	}
 	if err := p.readStatus(status); err != nil {
 		return nil, err
 	}
-	if err := p.readSpec(spec); err != nil {
+	if err := p.readSpec(spec, at); err != nil {
 		return nil, err
 	}
 	if p.nobody = p.nobody || len(p.addrs) == 0; p.nobody {
-		p.addrs, p.hosts, p.ports = nil, nil, nil
+		p.addrs, p.hosts = nil, nil
 		return p, nil
 	}
-	p.labels = d.sets.internText(labels)
+	p.labels, p.ports = d.shared.labelsIn(at.labels), d.shared.portsIn(append(at.ports, at.sidecars...))
 	return p, nil
 }
 
@@ -188,9 +188,9 @@ func wireMeta(t *trimmed, meta []byte, labels *labelText) error {
 		case metaNamespace:
 			t.Namespace = interned(string(f.bytes))
 		case metaVersion:
-			t.ResourceVersion = string(f.bytes)
+			t.version = string(f.bytes)
 		case metaCreated:
-			return t.CreationTimestamp.Unmarshal(f.bytes)
+			return t.created.Unmarshal(f.bytes)
 		case metaLabels:
 			if labels != nil {
 				k, v, err := entry(f.bytes)
@@ -198,10 +198,9 @@ func wireMeta(t *trimmed, meta []byte, labels *labelText) error {
 				return err
 			}
 		case metaNotes:
-			if k, v, err := entry(f.bytes); string(k) == metav1.InitialEventsAnnotationKey || err != nil {
-				t.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: string(v)}
-				return err
-			}
+			k, v, err := entry(f.bytes)
+			t.end = t.end || string(k) == metav1.InitialEventsAnnotationKey && string(v) == "true"
+			return err
 		}
 		return nil
 	})
@@ -261,59 +260,57 @@ func appendMissing(list []string, one []byte) []string {
 	return list
 }
 
-func (p *pod) readSpec(spec []byte) error {
-	var sidecars []corev1.ContainerPort
-	err := each(spec, func(f field) (err error) {
+// readSpec reads the spec, and notes the ports.
+func (p *pod) readSpec(spec []byte, at *texts) error {
+	return each(spec, func(f field) error {
 		switch f.number {
 		case specHostNet:
 			p.nobody = p.nobody || f.value != 0
 		case specContainers:
-			p.ports, _, err = appendPorts(p.ports, f.bytes)
+			_, err := wirePorts(&at.ports, f.bytes)
+			return err
 		case specInit:
-			var always bool
-			var with []corev1.ContainerPort
-			if with, always, err = appendPorts(sidecars, f.bytes); always {
-				sidecars = with
-			}
-		}
-		return err
-	})
-	p.ports = append(p.ports, sidecars...)
-	return err
-}
-
-// appendPorts appends a container's ports that have a name, and says whether it is
-// always restarted.
-func appendPorts(list []corev1.ContainerPort, container []byte) (_ []corev1.ContainerPort, always bool, err error) {
-	err = each(container, func(f field) error {
-		switch f.number {
-		case containerRestart:
-			always = corev1.ContainerRestartPolicy(f.bytes) == corev1.ContainerRestartPolicyAlways
-		case containerPorts:
-			port, err := wirePort(f.bytes)
-			if port.Name != "" {
-				list = append(list, port)
+			before := len(at.sidecars)
+			always, err := wirePorts(&at.sidecars, f.bytes)
+			if !always { // it ends before the pod begins
+				at.sidecars = at.sidecars[:before]
 			}
 			return err
 		}
 		return nil
 	})
-	return list, always, err
 }
 
-func wirePort(raw []byte) (port corev1.ContainerPort, err error) {
-	err = each(raw, func(f field) error {
+// wirePorts reads a container's ports, and says whether it is always restarted.
+func wirePorts(text *portText, container []byte) (always bool, err error) {
+	err = each(container, func(f field) error {
 		switch f.number {
-		case portName:
-			port.Name = interned(string(f.bytes))
-		case portNumber:
-			port.ContainerPort = int32(f.value)
-		case portProtocol:
-			port.Protocol = corev1.Protocol(interned(string(f.bytes)))
+		case containerRestart:
+			always = corev1.ContainerRestartPolicy(f.bytes) == corev1.ContainerRestartPolicyAlways
+		case containerPorts:
+			return wirePort(text, f.bytes)
 		}
 		return nil
 	})
-	return port, err
+	return always, err
+}
+
+func wirePort(text *portText, raw []byte) error {
+	var name, protocol []byte
+	var number int32
+	err := each(raw, func(f field) error {
+		switch f.number {
+		case portName:
+			name = f.bytes
+		case portNumber:
+			number = int32(f.value)
+		case portProtocol:
+			protocol = f.bytes
+		}
+		return nil
+	})
+	text.add(name, protocol, number)
+	return err
 }
 
 func wireNode(raw []byte) (*node, error) {

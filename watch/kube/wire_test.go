@@ -96,13 +96,13 @@ func TestWireAsDecoded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := trimPod(full.(*corev1.Pod), d.sets)
+		want := trimPod(full.(*corev1.Pod), d.shared)
 		if !samePod(got, want) {
 			t.Fatalf("seed %d:\ngot  %+v\nwant %+v", seed, got, want)
 		}
 		if !got.nobody {
 			somebody++
-			ports += len(got.ports)
+			ports += len(got.ports.of())
 		}
 		var n corev1.Node
 		filler(seed).Fill(&n)
@@ -121,7 +121,7 @@ func TestWireAsDecoded(t *testing.T) {
 }
 
 func samePod(a, b *pod) bool {
-	return reflect.DeepEqual(a.api(), b.api()) && a.labels == b.labels && a.ResourceVersion == b.ResourceVersion && reflect.DeepEqual(a.Annotations, b.Annotations)
+	return reflect.DeepEqual(a.api(), b.api()) && a.labels == b.labels && a.version == b.version && a.end == b.end
 }
 
 // TestWireBookmark: a bookmark is an object with hardly anything in it.
@@ -131,7 +131,7 @@ func TestWireBookmark(t *testing.T) {
 		if _, isNode := o.(*node); isNode {
 			whole = &corev1.Node{ObjectMeta: whole.(*corev1.Pod).ObjectMeta}
 		}
-		got := testDecoder(t).decodeWire(encode(t, whole)).(object)
+		got := testDecoder(t).decodeWire(encode(t, whole)).(object).GetObjectMeta()
 		if got.GetResourceVersion() != "7" || got.GetAnnotations()[metav1.InitialEventsAnnotationKey] != "true" {
 			t.Errorf("%T: version %q, annotations %v", o, got.GetResourceVersion(), got.GetAnnotations())
 		}
