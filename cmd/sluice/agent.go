@@ -14,6 +14,7 @@ import (
 
 	"sluice/cache"
 	"sluice/cache/conntrack"
+	"sluice/cache/kernel"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
 	"sluice/filter/rules"
@@ -46,18 +47,21 @@ type agent struct {
 	judges    []*cache.Judge
 	queues    *queue.Queues
 	backend   []rules.Table // that the rules are kept in
+	kernel    *kernel.Cache // nil where verdicts are not remembered in the kernel
 	table     *conntrack.Kernel
 	sweeper   *conntrack.Sweeper
 	follower  *conntrack.Follower
 	keeper    *watch.Keeper
 
 	known  chan struct{} // closed when the first snapshot is in force
-	failed chan error    // why the agent could not begin
+	failed chan error    // why the agent cannot begin, or go on
 
 	wantedQueue uint16        // the first
 	occupied    bool          // another agent may be there
 	lease       io.Closer     // that it has yielded; nil without one
 	inherited   chan struct{} // closed when the node is this agent's, and was another's
+
+	rulesStay bool // at the end, or because they could not be removed
 
 	serving context.Context // of all parts
 	mu      sync.Mutex
@@ -77,7 +81,7 @@ const (
 	leaving                // what is in place is taken back
 )
 
-func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, error) {
+func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *agent, err error) {
 	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1)}
 	tables, err := rules.Open(ctx, opts.rules.Backend, log)
 	if err != nil {
@@ -89,7 +93,15 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 	}
 	a.opts, a.backend = opts, tables
 	a.standsOn(tables)
-	a.manager = rules.New(opts.rules, tables, log)
+	if err := a.openKernel(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.closeKernel())
+		}
+	}()
+	a.manager = rules.New(a.opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
 	a.queues, err = queue.New(queue.Options{
@@ -113,9 +125,13 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (*agent, e
 
 // newJudge makes one of the workers' judges.
 func (a *agent) newJudge() queue.Judge {
-	j := cache.NewJudge(cache.Config{
+	config := cache.Config{
 		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, FailOpen: a.opts.rules.FailOpen,
-	}, cache.NewFlows(a.opts.cacheSize))
+	}
+	if a.kernel != nil {
+		config.Memory = a.kernel.NewWriter()
+	}
+	j := cache.NewJudge(config, cache.NewFlows(a.opts.cacheSize))
 	a.judges = append(a.judges, j)
 	return j
 }
@@ -146,6 +162,9 @@ func (a *agent) close() {
 		j.Close()
 	}
 	_ = a.table.Close()
+	if err := a.closeKernel(); err != nil {
+		a.log.Warn("something of the kernel's flow cache may be left", "err", err)
+	}
 	if a.lease != nil {
 		_ = a.lease.Close() // the agent from before may step in again
 	}
@@ -241,12 +260,14 @@ func (a *agent) drain(ctx, serving context.Context) error {
 func (a *agent) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, goodbye)
 	defer cancel()
+	a.rulesStay = true
 	if a.opts.onExit == keepAtExit {
 		return a.manager.Apply(ctx)
 	}
 	if err := a.manager.Remove(ctx); err != nil {
 		return err
 	}
+	a.rulesStay = false
 	_, err := a.sweeper.ClearMarks(ctx, a.opts.rules.Mask())
 	return err
 }
@@ -256,18 +277,31 @@ func (a *agent) leave(ctx context.Context) error {
 func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes) {
 	note(&a.inForce)
 	a.mu.Lock()
-	now := a.phase
-	if now == enforcing {
-		a.follower.Published(s, changes, false) // and not after this agent has yielded
-	}
+	begun := a.phase != starting
 	a.mu.Unlock()
-	if now != starting {
-		a.queues.Rejudge()
+	if begun {
+		a.queues.Rejudge() // what waits for a pod need not wait for the kernel too
+	}
+	a.publishToKernel(s, changes)
+	if begun {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.phase == enforcing {
+			a.follower.Published(s, changes, false) // and not after this agent has yielded
+		}
 		return
 	}
 	if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
-		a.failed <- err
+		a.fail(err)
 		<-ctx.Done() // there is no going on from here
+	}
+}
+
+// fail ends the agent, with the first reason that it is given.
+func (a *agent) fail(err error) {
+	select {
+	case a.failed <- err:
+	default:
 	}
 }
 
@@ -289,13 +323,14 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	if !a.advance(starting, applying) {
 		return context.Canceled
 	}
-	if err := a.manager.Apply(ctx); err != nil {
+	if err := a.apply(ctx); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}
 	// Only now, so that an agent that was there has enforced by them until now.
 	if err := forgetOtherBackend(ctx, a.backend, a.log); err != nil {
 		return err
 	}
+	a.forgetStale()
 	a.follower.Published(s, nil, true)
 	if err := a.follower.Sweep(ctx); err != nil {
 		return err

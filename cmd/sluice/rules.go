@@ -10,22 +10,25 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/cache/conntrack"
+	"sluice/cache/kernel"
 	"sluice/filter/rules"
 )
 
 func rulesCommand(e env) *cobra.Command {
 	var opts rules.Options
 	var remove bool
+	var bpffs, pins string
 	cmd := &cobra.Command{
 		Use:   "rules",
 		Short: "Print the iptables rules that run keeps, or remove them",
 		Long: `Rules prints the exact iptables rules that "sluice run" keeps with the same flags,
 for IPv4 and IPv6, as iptables-restore --noflush takes them. This needs no
-privilege and changes nothing.
+privilege and changes nothing. With its --kernel-cache there are two more before the
+last, which call the programs of that agent: --kernel-cache-pins shows them too.
 
 With --remove it takes away every trace of an agent that is gone: the chains
-named SLUICE and the rules that lead to them, in both backends of iptables, and
-the two bits of connection marks. If the agent ran with --judged-mark or
+named SLUICE and the rules that lead to them, in both backends of iptables, the
+programs that they called, and the two bits of connection marks. If the agent ran with --judged-mark or
 --revoked-mark, give the same again. An agent that still runs puts its rules back
 within seconds: stop it first.`,
 		Example: `  sluice rules
@@ -37,12 +40,14 @@ within seconds: stop it first.`,
 				return err
 			}
 			if remove {
-				return runRemove(cmd.Context(), e.stdout, opts)
+				return runRemove(cmd.Context(), e.stdout, opts, bpffs)
 			}
-			return printRules(e.stdout, opts)
+			return printRules(e.stdout, withPins(opts, pins))
 		},
 	}
 	addRulesFlags(cmd.Flags(), &opts)
+	addPinsFlag(cmd.Flags(), &pins)
+	addBPFFSFlag(cmd.Flags(), &bpffs)
 	cmd.Flags().BoolVar(&remove, "remove", false, "take away every trace of an agent that is gone")
 	return cmd
 }
@@ -61,8 +66,8 @@ func printRules(out io.Writer, opts rules.Options) error {
 
 // runRemove takes everything away that an agent has left in the kernel. What
 // has been removed is said even if something else fails.
-func runRemove(ctx context.Context, out io.Writer, opts rules.Options) error {
-	removed, err := removeTraces(ctx, opts)
+func runRemove(ctx context.Context, out io.Writer, opts rules.Options, bpffs string) error {
+	removed, err := removeTraces(ctx, opts, bpffs)
 	var b strings.Builder
 	for _, line := range removed {
 		fmt.Fprintf(&b, "removed %s\n", line)
@@ -76,8 +81,9 @@ func runRemove(ctx context.Context, out io.Writer, opts rules.Options) error {
 	return err
 }
 
-// removeTraces removes rules first: they would mark connections anew.
-func removeTraces(ctx context.Context, opts rules.Options) (removed []string, err error) {
+// removeTraces removes rules first: they would mark connections anew, and call the
+// programs.
+func removeTraces(ctx context.Context, opts rules.Options, bpffs string) (removed []string, err error) {
 	tables, err := rules.OpenAll(ctx)
 	if err == nil {
 		removed, err = rules.Traces(ctx, tables)
@@ -85,6 +91,11 @@ func removeTraces(ctx context.Context, opts rules.Options) (removed []string, er
 	if errors.Is(err, rules.ErrPrivilege) {
 		return removed, err // the marks would be refused for the same reason
 	}
+	dirs, pinsErr := kernel.RemoveStale(bpffs)
+	for _, dir := range dirs {
+		removed = append(removed, "the programs pinned in "+dir)
+	}
+	err = errors.Join(err, pinsErr)
 	kernel, openErr := conntrack.Open(conntrack.Options{})
 	if openErr != nil {
 		return removed, errors.Join(err, openErr)

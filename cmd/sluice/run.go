@@ -49,6 +49,9 @@ type runOptions struct {
 	hold     time.Duration
 	maxHeld  int
 
+	kernelCache kernelCache
+	bpffs       string
+
 	queueLen, copyRange, cacheSize int
 	overflow                       overflow
 	gso                            bool
@@ -111,6 +114,7 @@ says. --fail also holds if the agent is killed or crashes.`,
 	addRulesFlags(fs, &opts.rules)
 	addHoldFlags(fs, &opts)
 	addQueueFlags(fs, &opts)
+	addKernelFlags(fs, &opts)
 	addServeFlags(fs, &opts)
 	addLogFlags(fs, &opts)
 	return cmd

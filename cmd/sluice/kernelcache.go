@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+
+	"sluice/cache/kernel"
+	"sluice/filter/policy"
+	"sluice/filter/rules"
+	"sluice/filter/verdictlog"
+)
+
+// Verdicts can be remembered in the kernel too, where it and iptables can do that:
+//
+//   - Before there are rules, the agent pins the programs that the rules are to
+//     call, each agent its own. It fills them before its rules lead there.
+//   - With each publish it brings them up to date, and goes on to the live
+//     connections when no packet in the rules was judged by the state before.
+//   - When its rules are in place, nobody needs what agents before it have pinned.
+//   - At its end the programs stay with the rules, or go with them.
+
+// kernelCache says whether to remember verdicts in the kernel.
+type kernelCache string
+
+const (
+	kernelCacheAuto kernelCache = "auto"
+	kernelCacheOn   kernelCache = "on"
+	kernelCacheOff  kernelCache = "off"
+)
+
+func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
+	opts.kernelCache = kernelCacheOff
+	fs.Var(newChoiceFlag(&opts.kernelCache, kernelCacheAuto, kernelCacheOn, kernelCacheOff), "kernel-cache", `whether the kernel answers by itself what was answered before, and what no policy
+concerns: on, off, or auto (where it can, and the log wants no line for each verdict).
+Its answers are not logged; what --log-verdicts denied asks for it leaves to the agent`)
+	addBPFFSFlag(fs, &opts.bpffs)
+}
+
+func addBPFFSFlag(fs *pflag.FlagSet, path *string) {
+	fs.StringVar(path, "bpffs", kernel.DefaultBPFFS, "`DIR` where the BPF file system is mounted, or is to be")
+}
+
+// openKernel makes the flow cache in the kernel, and has the rules call it.
+func (a *agent) openKernel() error {
+	wanted := a.opts.kernelCache
+	if wanted == kernelCacheAuto && a.opts.verdicts == verdictlog.All {
+		a.log.Info("verdicts are not remembered in the kernel", "because", "the log is to have a line for each")
+		return nil
+	}
+	if wanted == kernelCacheOff {
+		return nil
+	}
+	// A denial that is remembered would hold while no agent runs.
+	allowedOnly := a.opts.verdicts != verdictlog.None || a.opts.rules.FailOpen
+	c, err := kernel.Open(kernel.Options{BPFFS: a.opts.bpffs, AllowedOnly: allowedOnly, Logger: a.log})
+	switch {
+	case err != nil && wanted == kernelCacheOn:
+		return fmt.Errorf("%w; or give --kernel-cache off", err)
+	case err != nil:
+		a.log.Info("verdicts are not remembered in the kernel", "because", err)
+		return nil
+	}
+	a.kernel = c
+	a.opts.rules.AllowPin, a.opts.rules.DenyPin = c.AllowPin(), c.DenyPin()
+	if err := a.opts.rules.Validate(); err != nil {
+		return errors.Join(err, c.Remove())
+	}
+	a.ranges.OnSet = func(all []netip.Prefix) { a.kernelFailed(c.SetRanges(all)) }
+	a.log.Info("verdicts are remembered in the kernel", "programs", filepath.Dir(c.AllowPin()), "denied_too", !allowedOnly)
+	return nil
+}
+
+// apply puts the rules in place, without the kernel's flow cache if they cannot be
+// with it: that iptables lacks the match shows only now.
+func (a *agent) apply(ctx context.Context) error {
+	err := a.manager.Apply(ctx)
+	if err == nil || a.kernel == nil || a.opts.kernelCache == kernelCacheOn || ctx.Err() != nil {
+		return err
+	}
+	a.manager.WithoutPins()
+	if again := a.manager.Apply(ctx); again != nil {
+		return again
+	}
+	a.log.Info("verdicts are not remembered in the kernel after all", "because", err)
+	return a.kernel.Stop()
+}
+
+// publishToKernel returns when the kernel too judges no packet by an older
+// snapshot.
+func (a *agent) publishToKernel(s *policy.Snapshot, changes policy.Changes) {
+	if a.kernel != nil {
+		a.kernelFailed(a.kernel.Publish(s, changes))
+	}
+}
+
+// kernelFailed deals with a kernel that could not be told what is new. Then all is
+// queued, as without its cache; but if it might go on to answer as before, the
+// agent ends.
+func (a *agent) kernelFailed(err error) {
+	switch {
+	case errors.Is(err, kernel.ErrOpen):
+		a.fail(err)
+	case err != nil:
+		a.log.Error("the kernel answers nothing by itself until a change succeeds", "err", err)
+	}
+}
+
+// forgetStale takes away what agents that are gone have pinned, now that no rule
+// calls it.
+func (a *agent) forgetStale() {
+	removed, err := kernel.RemoveStale(a.opts.bpffs)
+	for _, dir := range removed {
+		a.log.Info("removed the pinned programs of an agent that is gone", "dir", dir)
+	}
+	if err != nil {
+		a.log.Warn("pinned programs of agents that are gone may be left", "err", err)
+	}
+}
+
+// closeKernel ends the flow cache in the kernel. Where rules still call it, it goes
+// on to answer.
+func (a *agent) closeKernel() error {
+	switch {
+	case a.kernel == nil:
+		return nil
+	case a.rulesStay:
+		return a.kernel.Close()
+	}
+	return a.kernel.Remove()
+}
+
+// addPinsFlag lets sluice rules print the rules of a kernel's flow cache.
+func addPinsFlag(fs *pflag.FlagSet, dir *string) {
+	fs.StringVar(dir, "kernel-cache-pins", "", "print the rules of the kernel's flow cache too, as if its programs were pinned in `DIR`")
+}
+
+// withPins are rules that call the programs pinned in a folder, if there is one.
+func withPins(o rules.Options, dir string) rules.Options {
+	if dir == "" {
+		return o
+	}
+	o.AllowPin = filepath.Join(dir, "allow")
+	if !o.FailOpen {
+		o.DenyPin = filepath.Join(dir, "deny")
+	}
+	return o
+}

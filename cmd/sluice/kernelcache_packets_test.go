@@ -1,0 +1,387 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// kernelArgs are flags of an agent with the kernel's flow cache, in a BPF file
+// system that ends with the test.
+func kernelArgs(t testing.TB, more ...string) []string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "bpf")
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+			t.Error(err)
+		}
+	})
+	return append([]string{"--kernel-cache", "on", "--bpffs", dir, "--log-verdicts", "none"}, more...)
+}
+
+// pinned are the folders of programs that agents have pinned.
+func pinned(t *testing.T, args []string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(args[3], "sluice-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// notQueued says that nothing of what f does is queued.
+func (s *site) notQueued(t *testing.T, what string, f func()) {
+	t.Helper()
+	before := s.queued()
+	f()
+	if n := s.queued() - before; n != 0 {
+		t.Errorf("%s: %d packets were queued", what, n)
+	}
+}
+
+const (
+	webToDB   = "default/web default/db tcp 6379"
+	otherToDB = "default/other default/db tcp 6379"
+)
+
+// other1 is demo1 that lets the other pod in.
+var other1 = strings.ReplaceAll(demo1, "role: frontend", "role: backend")
+
+// What was judged before is not queued again, nor what no policy concerns; and a
+// change is in force for all of it at once.
+func TestKernelCacheOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs(t)...)
+	before := s.queued()
+	s.check(t, []string{webToDB}, []string{otherToDB})
+	if s.queued() == before {
+		t.Error("the first time, nobody was asked")
+	}
+	s.notQueued(t, "the second time", func() { s.check(t, []string{webToDB, webToDB}, []string{otherToDB}) })
+	s.notQueued(t, "no policy", func() {
+		s.check(t, []string{
+			"default/web default/other tcp 80", "default/db default/other udp 53", "default/web outside tcp 80",
+			"outside default/web tcp 8080", "default/far bare/odd tcp 80", "node-1 default/db tcp 80", "default/db outside udp 53",
+		}, nil)
+	})
+	for range 3 {
+		s.save("policies.yaml", policies(other1))
+		s.check(t, []string{otherToDB}, []string{webToDB})
+		s.notQueued(t, "after a change, the second time", func() { s.check(t, []string{otherToDB}, []string{webToDB}) })
+		s.save("policies.yaml", policies(demo1))
+		s.check(t, []string{webToDB}, []string{otherToDB})
+	}
+	s.save("policies.yaml", policies(demo1, "default/none: {podSelector: {matchLabels: {tier: x}}, policyTypes: [Egress]}"))
+	s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{"default/other outside tcp 80", otherToDB})
+}
+
+// With denials logged, those are queued each time, and what is allowed is not.
+func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs(t, "--log-verdicts", "denied")...)
+	s.check(t, []string{webToDB}, nil)
+	s.notQueued(t, "allowed", func() { s.check(t, []string{webToDB}, nil) })
+	for range 3 {
+		mark := s.agent.Mark()
+		s.check(t, nil, []string{otherToDB})
+		s.await(mark, "a line of the denial", func(l running.Line) bool { return l.Text("verdict") == "deny" })
+	}
+}
+
+// What holds without an agent: what the kernel knew last, and the fail mode for the
+// rest. The next agent takes away what the last one has pinned.
+func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
+	const noPolicy, neverSeen = "default/web default/other tcp 80", "mine/cart default/db tcp 6379"
+	for _, c := range []struct {
+		name         string
+		exit, fail   string
+		kill         bool
+		allow, deny  []string
+		pins, traces bool // are left
+	}{
+		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy}, []string{otherToDB, neverSeen}, true, true},
+		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
+		{"keep, closed", "keep", "closed", false, []string{webToDB, noPolicy}, []string{otherToDB, neverSeen}, true, true},
+		{"remove", "remove", "closed", false, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			args := kernelArgs(t, "--on-exit", c.exit, "--fail", c.fail)
+			s.start(args...)
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			if c.kill {
+				s.agent.Kill()
+			} else {
+				s.stop()
+			}
+			if left := pinned(t, args); (len(left) == 1) != c.pins {
+				t.Errorf("pinned without an agent: %v", left)
+			}
+			if left := s.traces(t); (left != "") != c.traces {
+				t.Errorf("left without an agent:\n%s", left)
+			}
+			s.check(t, c.allow, c.deny)
+			before := pinned(t, args)
+			s.start(args...)
+			after := pinned(t, args)
+			if len(after) != 1 || len(before) == 1 && after[0] == before[0] {
+				t.Errorf("pinned by the next agent: %v, after %v", after, before)
+			}
+			s.check(t, []string{webToDB}, []string{otherToDB, neverSeen})
+			s.agent.Kill()
+			s.removed(t, args[3])
+			if left := pinned(t, args); len(left) > 0 {
+				t.Errorf("pinned after all was removed: %v", left)
+			}
+			s.check(t, []string{webToDB, otherToDB, neverSeen}, nil)
+		})
+	}
+}
+
+// removed runs sluice rules --remove.
+func (s *site) removed(t *testing.T, bpffs string) {
+	t.Helper()
+	err := s.Nodes[0].Run("sluice", "rules", "--remove", "--bpffs", bpffs)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Agents that take over from each other leave no gap, and each its own programs
+// alone.
+func TestKernelCacheTakeoverOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	args := kernelArgs(t, "--on-exit", "keep", "--fail", "closed")
+	s.start(args...)
+	l := s.newLoad(t, true)
+	for range 2 {
+		l.more(100)
+		next := s.another(args...)
+		if n := len(pinned(t, args)); n != 2 {
+			t.Errorf("%d agents have pinned programs, want 2", n)
+		}
+		l.more(100)
+		s.stop()
+		s.agent = next
+		if n := len(pinned(t, args)); n != 1 {
+			t.Errorf("%d agents have pinned programs, want 1", n)
+		}
+		l.more(100)
+	}
+	l.end()
+	next := s.another(args...)
+	mark := s.agent.Mark()
+	next.Kill()
+	s.await(mark, "the old agent steps in", func(l running.Line) bool {
+		return l.Text("msg") == "rules applied" && l.Text("table") == "ip6tables-nft"
+	})
+	s.save("policies.yaml", policies(other1))
+	s.check(t, []string{otherToDB}, []string{webToDB})
+}
+
+// Policies, labels and addresses change as fast as they can while connections
+// open: of what is sent after a change was acknowledged, not one packet is judged
+// by the state before, neither new connections nor those that are open.
+func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
+	const rounds, ports = 8, 3000
+	s := newSite(t)
+	s.start(kernelArgs(t)...)
+	web := s.host("default/web")
+	ours := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 9}]}]")
+	s.save("policies.yaml", policies(ours))
+	webIs := func(name, labels string) string { return s.pod("default/"+name, labels, 0, web.Addrs()...) }
+	// Each is a change that denies, and the one back.
+	changes := []struct{ name, file, deny, allow string }{
+		{"policy", "policies.yaml", policies(db("[]")), policies(ours)},
+		{"policy of the source", "egress.yaml", policies("default/none: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress]}"), ""},
+		{"label", "cluster.yaml", s.cluster("default/web", webIs("web", "role: backend")), s.cluster("", "")},
+		{"address", "cluster.yaml", s.cluster("default/web", webIs("new", "role: new")), s.cluster("", "")},
+	}
+	for i, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			w := s.wire(t, i == 1)
+			e := newEscape(t, w, ports, 2*rounds*len(changes)+2)
+			for range rounds {
+				for _, c := range changes {
+					e.allowed()
+					e.change(func() { s.save(c.file, c.deny) })
+					e.denied(c.name)
+					e.change(func() { s.save(c.file, c.allow) })
+				}
+			}
+			e.allowed()
+			e.end()
+		})
+	}
+}
+
+// cluster is the manifest of the cluster, with another one in the place of a pod.
+func (s *site) cluster(without, instead string) string {
+	text := siteNamespaces + instead
+	for _, p := range sitePods {
+		if p.name != without {
+			text += s.pod(p.name, p.labels, p.node, s.hosts[p.name].Addrs()...)
+		}
+	}
+	return text
+}
+
+// escape sends datagrams from web to db, each of a random source port and so mostly
+// the first of a connection, that say during which stage they were sent.
+type escape struct {
+	*wire
+	t      *testing.T
+	gate   sync.RWMutex // held while a datagram is sent; a stage ends when all are
+	stage  int          // 0 while a change goes on
+	next   int
+	denies map[int]string
+	sent   []atomic.Int64
+	heard  []atomic.Int64
+	stop   atomic.Bool
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+}
+
+func newEscape(t *testing.T, w *wire, ports, stages int) *escape {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	e := &escape{wire: w, t: t, denies: map[int]string{}, sent: make([]atomic.Int64, stages), heard: make([]atomic.Int64, stages), cancel: cancel}
+	for sender := range 2 {
+		random := rand.New(rand.NewPCG(uint64(sender), 1))
+		e.wait.Go(func() {
+			for !e.stop.Load() {
+				if err := e.send(uint16(20000 + random.IntN(ports))); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	e.wait.Go(func() {
+		for {
+			p, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stage ")) })
+			if err != nil {
+				if !errors.Is(err, context.Canceled) && !errors.Is(err, os.ErrClosed) {
+					t.Error(err)
+				}
+				return
+			}
+			if m := stageText.FindSubmatch(p); m != nil {
+				n, _ := strconv.Atoi(string(m[1]))
+				e.heard[n].Add(1)
+			}
+		}
+	})
+	t.Cleanup(func() { e.stop.Store(true); cancel(); e.wait.Wait() })
+	return e
+}
+
+func (e *escape) send(port uint16) error {
+	e.gate.RLock()
+	defer e.gate.RUnlock()
+	udp := &layers.UDP{SrcPort: layers.UDPPort(port), DstPort: 9}
+	err := e.host("default/web").Send(e.packet(layers.IPProtocolUDP, udp, gopacket.Payload(fmt.Sprintf("stage %d.", e.stage))))
+	if err == nil {
+		e.sent[e.stage].Add(1)
+	}
+	return err
+}
+
+func (e *escape) set(stage int) {
+	e.gate.Lock()
+	defer e.gate.Unlock()
+	e.stage = stage
+}
+
+// change makes a change while datagrams are sent.
+func (e *escape) change(f func()) {
+	e.set(0)
+	f()
+}
+
+// allowed is a stage in which datagrams arrive.
+func (e *escape) allowed() {
+	e.next++
+	e.set(e.next)
+	e.await("hear", &e.heard[e.next])
+}
+
+// denied is a stage in which none may.
+func (e *escape) denied(why string) {
+	e.next++
+	e.denies[e.next] = why
+	e.set(e.next)
+	e.await("send", &e.sent[e.next])
+}
+
+// await waits for some datagrams.
+func (e *escape) await(what string, n *atomic.Int64) {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(e.t.Context(), patience)
+	defer cancel()
+	for n.Load() < 200 {
+		if ctx.Err() != nil {
+			e.t.Fatalf("%s: %d datagrams only in stage %d", what, n.Load(), e.next)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// end ends the test, in a stage that allows: what was sent before has arrived when
+// the last one has.
+func (e *escape) end() {
+	e.t.Helper()
+	e.stop.Store(true)
+	e.cancel()
+	e.wait.Wait()
+	var sent int64
+	for stage, why := range e.denies {
+		sent += e.sent[stage].Load()
+		if n := e.heard[stage].Load(); n > 0 {
+			e.t.Errorf("%s, stage %d: %d of %d datagrams passed that were sent when the change was in force", why, stage, n, e.sent[stage].Load())
+		}
+	}
+	e.t.Logf("%d changes; %d datagrams sent while denied, none passed", len(e.denies), sent)
+}
+
+// A pod's own flood of one denied key is answered by the kernel alone.
+func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs(t)...)
+	s.check(t, []string{webToDB}, []string{otherToDB})
+	s.notQueued(t, "a flood", func() {
+		for range 50 {
+			for _, f := range families {
+				ctx, cancel := context.WithTimeout(t.Context(), silence/100)
+				r := s.host("default/other").Connect(ctx, "tcp", netip.AddrPortFrom(f.of(s.host("default/db")), 6379), silence/100)
+				cancel()
+				if r.Outcome == lab.Reached {
+					t.Fatal("it was let through")
+				}
+			}
+		}
+	})
+}
