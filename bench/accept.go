@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/florianl/go-nfqueue/v2"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // acceptQueues is how many queues the accepting program reads: as many as sluice
@@ -51,8 +53,11 @@ func accept(ctx context.Context, started func()) error {
 			return 0
 		}
 		if err := nf.RegisterWithErrorFunc(ctx, hook, func(err error) int {
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
 				return 1
+			case errors.Is(err, unix.ENOBUFS):
+				return 0 // packets were lost, which is what a flood is for; others go on
 			}
 			failed <- fmt.Errorf("read queue %d: %w", i, err)
 			return 1

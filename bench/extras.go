@@ -278,8 +278,8 @@ func (s *site) floods(ctx context.Context, b *bench, r *result.Result) error {
 			if err != nil {
 				return err
 			}
-			if busy.Done == 0 { // which is worse than any latency
-				r.Note("%s, %s: under the flood not one of %d connections succeeded", s.Scenario, t.Label, busy.Failed)
+			if busy.Done == 0 || quiet.Done == 0 { // which is worse than any latency
+				r.Note("%s, %s: beside the flood %d connections were answered and %d were not", s.Scenario, t.Label, busy.Done, busy.Failed)
 			} else {
 				add(floodP99, float64(busy.P99))
 				add(quietP99, float64(quiet.P99))

@@ -188,7 +188,11 @@ func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Resul
 	if err := site.rounds(ctx, b, r); err != nil {
 		return err
 	}
-	return site.extrasOf(ctx, b, r)
+	if err := site.extrasOf(ctx, b, r); err != nil {
+		return err
+	}
+	r.Aims = append(r.Aims, judge(r, s)...)
+	return nil
 }
 
 // startTime is about how long a contender takes to stand ready.

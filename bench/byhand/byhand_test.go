@@ -70,7 +70,7 @@ func TestSameVerdicts(t *testing.T) {
 	for _, o := range []cluster.Options{
 		{Pods: 10, Policies: 1},
 		{Pods: 200, Policies: 40},
-		{Pods: 600, Policies: 60, Namespaces: 12},
+		{Pods: 300, Policies: 30, Namespaces: 6},
 	} {
 		c, w := cluster.New(3, o), policy.NewWorld()
 		c.Fill(w)
@@ -83,9 +83,9 @@ func TestSameVerdicts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		keys := c.Keys(1, 4000)
+		keys := c.Keys(1, 1500)
 		// Flows to outside, for egress by ipBlock, and by UDP.
-		for _, k := range c.Keys(2, 500) {
+		for _, k := range c.Keys(2, 300) {
 			out := netip.AddrFrom4([4]byte{203, 0, byte(k.Port), byte(k.Port >> 3)})
 			keys = append(keys, filter.NewKey(k.SrcAddr(), out, filter.TCP, k.Port), filter.NewKey(k.SrcAddr(), k.DstAddr(), filter.UDP, k.Port))
 		}
@@ -98,7 +98,7 @@ func TestSameVerdicts(t *testing.T) {
 				t.Fatalf("%+v: %s: Sluice says %s (%s), by hand it is dropped: %v", o, k, v.Action, v.Reason, dropped)
 			}
 		}
-		if seen[filter.Allow] < 500 || seen[filter.Deny] < 500 {
+		if seen[filter.Allow] < 200 || seen[filter.Deny] < 200 {
 			t.Errorf("%+v: of %d flows %d are denied, %d allowed", o, len(keys), seen[filter.Deny], seen[filter.Allow])
 		}
 	}

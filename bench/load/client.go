@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,88 +43,129 @@ type slot struct {
 	began time.Time
 }
 
+// crew is the clients that are at work at once.
+type crew struct {
+	*exchange
+	*Client
+	poll  int
+	slots []slot
+	took  []time.Duration
+	out   Outcome
+}
+
+// run has clients work for a time, and then waits for those connections that have
+// begun: the ones that take long are those that matter, and to forget them would
+// make the worst server look best.
 func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.Duration) (out Outcome, err error) {
-	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
+	w := &crew{exchange: x, Client: c, slots: make([]slot, max(1, clients)), took: make([]time.Duration, 0, 1<<16)}
+	if w.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return out, fmt.Errorf("open epoll: %w", err)
 	}
-	slots := make([]slot, max(1, clients))
-	defer func() {
-		for _, s := range slots {
-			closeHard(s.fd)
-		}
-		_ = unix.Close(poll)
-	}()
+	for i := range w.slots {
+		w.slots[i].fd = -1
+	}
+	defer w.close()
 	began := time.Now()
-	for i := range slots {
-		slots[i].fd = -1
-		if err := c.begin(x, poll, slots, i); err != nil {
+	for i := range w.slots {
+		if err := w.begin(i); err != nil {
 			return out, err
 		}
 	}
-	took := make([]time.Duration, 0, 1<<16)
-	events := make([]unix.EpollEvent, len(slots))
-	now, swept := began, began
-	for end := began.Add(during); now.Before(end) && ctx.Err() == nil; {
-		n, err := unix.EpollWait(poll, events, 20)
+	if err := w.work(ctx, began.Add(during), true); err != nil {
+		return out, err
+	}
+	w.out.Took, w.out.InTime = time.Since(began), uint64(len(w.took))
+	if err := w.work(ctx, time.Now().Add(x.patience+time.Second), false); err != nil {
+		return out, err
+	}
+	w.out.Done = uint64(len(w.took))
+	w.out.Latency, w.out.Late = summarize(w.took)
+	return w.out, ctx.Err()
+}
+
+// work takes answers until a moment, and as long as a connection is open. With
+// again, a new one begins where one is done.
+func (w *crew) work(ctx context.Context, until time.Time, again bool) error {
+	events := make([]unix.EpollEvent, len(w.slots))
+	swept := time.Now()
+	for now := swept; now.Before(until) && ctx.Err() == nil && w.open(); {
+		n, err := unix.EpollWait(w.poll, events, 20)
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			return out, fmt.Errorf("wait for answers: %w", err)
+			return fmt.Errorf("wait for answers: %w", err)
 		}
 		now = time.Now()
 		for _, e := range events[:max(0, n)] {
-			s := &slots[e.Fd]
-			if x.answered(s.fd) {
-				took = append(took, now.Sub(s.began))
+			if w.answered(w.slots[e.Fd].fd) {
+				w.took = append(w.took, now.Sub(w.slots[e.Fd].began))
 			} else {
-				out.Failed++
+				w.out.Failed++
 			}
-			closeHard(s.fd)
-			if err := c.begin(x, poll, slots, int(e.Fd)); err != nil {
-				return out, err
+			if err := w.over(int(e.Fd), again); err != nil {
+				return err
 			}
 		}
 		if now.Sub(swept) < 50*time.Millisecond {
 			continue
 		}
 		swept = now
-		for i, s := range slots {
-			if now.Sub(s.began) > x.patience {
-				out.Failed++
-				closeHard(s.fd)
-				if err := c.begin(x, poll, slots, i); err != nil {
-					return out, err
-				}
+		for i, s := range w.slots {
+			if s.fd < 0 || now.Sub(s.began) <= w.patience {
+				continue
+			}
+			w.out.Failed++
+			if err := w.over(i, again); err != nil {
+				return err
 			}
 		}
 	}
-	out.Done, out.Took = uint64(len(took)), now.Sub(began)
-	out.Latency, out.Late = summarize(took)
-	return out, ctx.Err()
+	return nil
+}
+
+// open says whether a connection is open.
+func (w *crew) open() bool {
+	return slices.ContainsFunc(w.slots, func(s slot) bool { return s.fd >= 0 })
+}
+
+// over ends the connection of a slot.
+func (w *crew) over(i int, again bool) error {
+	closeHard(w.slots[i].fd)
+	w.slots[i].fd = -1
+	if again {
+		return w.begin(i)
+	}
+	return nil
+}
+
+func (w *crew) close() {
+	for _, s := range w.slots {
+		closeHard(s.fd)
+	}
+	_ = unix.Close(w.poll)
 }
 
 // begin makes the next connection in a slot.
-func (c *Client) begin(x *exchange, poll int, slots []slot, i int) error {
-	from, port := x.Key(c.made)
-	c.made++
+func (w *crew) begin(i int) error {
+	from, port := w.Key(w.made)
+	w.made++
 	began := time.Now()
-	fd, err := open(x.kind, from, x.To)
+	fd, err := open(w.kind, from, w.To)
 	if err != nil {
 		return err
 	}
-	slots[i] = slot{fd, began}
-	if err := unix.Connect(fd, sockaddr(x.To, port)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		return fmt.Errorf("connect to %s port %d: %w", x.To, port, err)
+	w.slots[i] = slot{fd, began}
+	if err := unix.Connect(fd, sockaddr(w.To, port)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return fmt.Errorf("connect to %s port %d: %w", w.To, port, err)
 	}
-	if x.kind == unix.SOCK_DGRAM {
+	if w.kind == unix.SOCK_DGRAM {
 		// A firewall on this very host may say no at once, which is an answer that
 		// does not come.
 		if _, err := unix.Write(fd, []byte("?")); err != nil && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("send to %s port %d: %w", x.To, port, err)
+			return fmt.Errorf("send to %s port %d: %w", w.To, port, err)
 		}
 	}
 	// The events carry the number of the slot.
-	event := unix.EpollEvent{Events: x.ready | unix.EPOLLONESHOT, Fd: int32(i)}
-	if err := unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
+	event := unix.EpollEvent{Events: w.ready | unix.EPOLLONESHOT, Fd: int32(i)}
+	if err := unix.EpollCtl(w.poll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		return fmt.Errorf("wait for the answer: %w", err)
 	}
 	return nil

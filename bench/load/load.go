@@ -63,7 +63,8 @@ type Micros float64
 // Outcome is what a client has seen.
 type Outcome struct {
 	Done   uint64        `json:"done"`   // connections or requests that were answered
-	Failed uint64        `json:"failed"` // that were not, or refused
+	InTime uint64        `json:"intime"` // of Done: before the time was over; the others had begun before
+	Failed uint64        `json:"failed"` // that were not answered, or refused
 	Late   uint64        `json:"late"`   // of Done: those that took a repetition, after a second
 	Took   time.Duration `json:"took"`
 	Latency
@@ -71,7 +72,7 @@ type Outcome struct {
 }
 
 // Rate is how many were answered a second.
-func (o Outcome) Rate() float64 { return float64(o.Done) / o.Took.Seconds() }
+func (o Outcome) Rate() float64 { return float64(o.InTime) / o.Took.Seconds() }
 
 // lateAfter is when TCP repeats a SYN, less what a clock may be off.
 const lateAfter = 950 * time.Millisecond

@@ -76,7 +76,7 @@ func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (ou
 		}
 		out.Done++
 	}
-	out.Took = time.Since(began)
+	out.Took, out.InTime = time.Since(began), out.Done
 	return out, ctx.Err()
 }
 

@@ -171,12 +171,11 @@ func (r *Result) latencies(of Scenario, l Load) []chart {
 
 // first is the first figure of a load.
 func (r *Result) first(of Scenario, l Load) (Metric, bool) {
-	for _, s := range r.Series {
-		if s.Scenario == of && s.Load == l.Name {
-			return s.Metric, true
-		}
+	metrics, _ := r.metrics(of, l)
+	if len(metrics) == 0 {
+		return Metric{}, false
 	}
-	return Metric{}, false
+	return metrics[0], true
 }
 
 // lines adds a line for each row that has something to show.

@@ -33,6 +33,7 @@ type Result struct {
 	Rows    []Row             `json:"rows"`
 	Loads   []Load            `json:"loads"`
 	Series  []Series          `json:"series"`
+	Aims    []Aim             `json:"aims,omitempty"`
 	// Notes are what a reader must know, such as rows that were left out and why.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -104,6 +105,20 @@ type Key struct {
 	Row      string `json:"row"`
 	Load     string `json:"load"`
 	Metric
+}
+
+// Aim is a bound that was to be kept, and what was measured.
+type Aim struct {
+	Scenario `json:"scenario"`
+	Row      string  `json:"row"`
+	Load     string  `json:"load"`
+	Label    string  `json:"label"`
+	Want     float64 `json:"want"` // at least or at most, as Better says
+	Better   string  `json:"better"`
+	Got      float64 `json:"got"`
+	Low      float64 `json:"low"` // of the rounds
+	High     float64 `json:"high"`
+	Missed   bool    `json:"missed"`
 }
 
 // Series is a figure with its values, one each round.

@@ -23,6 +23,9 @@ type Table struct {
 // each contender. The first figure of each, and whatever is better in one way, is
 // followed by its ratio, if there is one.
 func (r *Result) Tables(of Scenario) (tables []Table) {
+	if t := r.aims(of); len(t.Rows) > 0 {
+		tables = append(tables, t)
+	}
 	for _, l := range r.Loads {
 		if t := r.table(of, l); len(t.Rows) > 0 {
 			tables = append(tables, t)
@@ -31,13 +34,27 @@ func (r *Result) Tables(of Scenario) (tables []Table) {
 	return tables
 }
 
+// aims is the table of what was to be reached.
+func (r *Result) aims(of Scenario) Table {
+	t := Table{Title: "What is aimed for", Head: []string{"", "row", "load", "aim", "measured", "lowest–highest", ""}}
+	for _, a := range r.Aims {
+		if a.Scenario != of {
+			continue
+		}
+		sign, word := map[string]string{More: "≥ ", Less: "≤ "}[a.Better], ""
+		if a.Missed {
+			word = "missed"
+		}
+		t.Rows = append(t.Rows, []string{a.Label, a.Row, a.Load, sign + number(a.Want), number(a.Got), number(a.Low) + "–" + number(a.High), word})
+	}
+	return t
+}
+
 func (r *Result) table(of Scenario, l Load) Table {
 	t := Table{Title: l.Label, Head: []string{""}}
-	var metrics []Metric
-	for _, s := range r.Series {
-		if s.Scenario == of && s.Load == l.Name && !slices.Contains(metrics, s.Metric) {
-			metrics = append(metrics, s.Metric)
-		}
+	metrics, none := r.metrics(of, l)
+	if len(none) > 0 {
+		t.Title += " (" + strings.Join(none, ", ") + ": none)"
 	}
 	ratio := r.hasRatio(of, l)
 	for i, m := range metrics {
@@ -52,7 +69,7 @@ func (r *Result) table(of Scenario, l Load) Table {
 			s := Series{Key: Key{of, row.Name, l.Name, m}}
 			s.Values = r.Values(s.Key)
 			found = found || len(s.Values) > 0
-			cells = append(cells, cell(s.Values, i == 0))
+			cells = append(cells, cell(s.Values, i == 0 && ratio, !ratio))
 			if i == 0 && ratio {
 				cells = append(cells, ratioCells(r.Ratios(s))...)
 			}
@@ -62,6 +79,39 @@ func (r *Result) table(of Scenario, l Load) Table {
 		}
 	}
 	return t
+}
+
+// metrics are the figures of a load, in the order of the row that has most of them.
+// Counts of what should not happen, and has not, are none: they need no column.
+func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) {
+	rows := make(map[string][]Metric)
+	happened := make(map[Metric]bool)
+	for _, s := range r.Series {
+		if s.Scenario == of && s.Load == l.Name {
+			rows[s.Row] = append(rows[s.Row], s.Metric)
+			happened[s.Metric] = happened[s.Metric] || slices.Max(s.Values) > 0
+		}
+	}
+	for _, row := range r.Rows {
+		if len(rows[row.Name]) > len(metrics) {
+			metrics = slices.Clone(rows[row.Name])
+		}
+	}
+	for _, row := range r.Rows {
+		for _, m := range rows[row.Name] {
+			if !slices.Contains(metrics, m) {
+				metrics = append(metrics, m)
+			}
+		}
+	}
+	metrics = slices.DeleteFunc(metrics, func(m Metric) bool {
+		if m.Unit != "" || m.Better != Less || happened[m] {
+			return false
+		}
+		none = append(none, m.Name)
+		return true
+	})
+	return metrics, none
 }
 
 // hasRatio says whether the first figure of a load can be held against another row.
@@ -74,18 +124,21 @@ func (r *Result) hasRatio(of Scenario, l Load) bool {
 	return false
 }
 
-// cell is the middle, and the spread if it is asked for: half of what lies between
-// the lowest and the highest.
-func cell(values []float64, spread bool) string {
+// cell is the middle, and if it is asked for half of what lies between the lowest
+// and the highest, in percent, or both of them.
+func cell(values []float64, spread, bounds bool) string {
 	if len(values) == 0 {
 		return "–"
 	}
-	m := stats.Median(values)
-	text := number(m)
-	if spread && len(values) > 1 && m != 0 {
-		text += fmt.Sprintf(" ±%.0f%%", 100*(slices.Max(values)-slices.Min(values))/2/math.Abs(m))
+	m, low, high := stats.Median(values), slices.Min(values), slices.Max(values)
+	switch {
+	case low == high || m == 0:
+	case spread:
+		return fmt.Sprintf("%s ±%.0f%%", number(m), 100*(high-low)/2/math.Abs(m))
+	case bounds:
+		return fmt.Sprintf("%s (%s–%s)", number(m), number(low), number(high))
 	}
-	return text
+	return number(m)
 }
 
 func ratioCells(ratios []float64) []string {

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"math"
+
+	"sluice/bench/result"
+	"sluice/bench/stats"
+)
+
+// aim is a bound that Sluice should keep, as a figure of some rows and loads.
+type aim struct {
+	label  string
+	rows   []string
+	loads  []string
+	metric result.Metric
+	// against is the row that the figure is divided by, round by round; the row's
+	// own if it is empty, and none if it is "-".
+	against string
+	want    float64
+	better  string
+	at      float64 // the quantile of the values that counts; 0 is the middle
+}
+
+// own says that a figure is held against the aim as it is.
+const own = "-"
+
+// aims are what judging may cost. They are ratios of one run, because of the figures
+// themselves every machine has its own.
+var aims = []aim{
+	{label: "connections/s, never-seen keys", rows: []string{"fresh"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.90, better: result.More},
+	{label: "connections/s, keys seen before", rows: []string{"kernel"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.97, better: result.More},
+	{label: "agent CPU per queued packet, of the queue that accepts everything", rows: []string{"fresh", "user"}, loads: []string{"tcp-16", "tcp-64"}, metric: agentPerCPU, against: "accept", want: 0.5, better: result.Less},
+	{label: "throughput of a stream", rows: []string{"user", "kernel"}, loads: []string{"stream"}, metric: throughput, want: 0.99, better: result.More},
+	{label: "connect p99 while policies change, of that without", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: times, against: own, want: 1.5, better: result.Less},
+	{label: "packets dropped while policies change", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: dropped, against: own, better: result.Less, at: 1},
+	{label: "policy written to new connections denied, ms at p99", rows: []string{"user", "kernel"}, loads: []string{"effect"}, metric: denyNew, against: own, want: 50, better: result.Less, at: 0.99},
+	{label: "connect p99 beside a flood, of that without", rows: []string{"user", "kernel"}, loads: []string{"flood"}, metric: times, against: own, want: 3, better: result.Less},
+}
+
+// judge holds what was measured in a scenario against the aims.
+func judge(r *result.Result, s result.Scenario) (found []result.Aim) {
+	for _, a := range aims {
+		for _, row := range a.rows {
+			for _, l := range a.loads {
+				k := result.Key{Scenario: s, Row: row, Load: l, Metric: a.metric}
+				values := r.Values(k)
+				switch a.against {
+				case own:
+				case "":
+					values = r.Ratios(result.Series{Key: k, Values: values})
+				default:
+					k.Row = a.against
+					values = stats.Ratios(values, r.Values(k))
+				}
+				if len(values) == 0 {
+					continue
+				}
+				at := a.at
+				if at == 0 {
+					at = 0.5
+				}
+				got := stats.Quantile(values, at)
+				missed := got > a.want
+				if a.better == result.More {
+					missed = got < a.want
+				}
+				found = append(found, result.Aim{
+					Scenario: s, Row: row, Load: l, Label: a.label, Want: a.want, Better: a.better,
+					Got: got, Low: stats.Quantile(values, 0), High: stats.Quantile(values, 1), Missed: missed || math.IsNaN(got),
+				})
+			}
+		}
+	}
+	return found
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/lab"
+	"sluice/bench/result"
+)
+
+// TestMain lets the test binary be the program that the harness starts in pods.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && slices.Contains([]string{"obey", "server", "accept"}, os.Args[1]) {
+		main()
+	}
+	dir, err := os.MkdirTemp("", "sluice-bench-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	sluice = filepath.Join(dir, "sluice")
+	status := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(status)
+}
+
+// sluice is where the agent is built, once for all tests; see TestMain.
+var sluice string
+
+var buildSluice = sync.OnceValue(func() error {
+	if out, err := exec.Command("go", "build", "-o", sluice, "sluice/cmd/sluice").CombinedOutput(); err != nil {
+		return fmt.Errorf("build sluice: %w\n%s", err, out)
+	}
+	return nil
+})
+
+// surroundings are those of a test. watch sees what goes to standard error.
+func surroundings(t *testing.T, watch func(string)) (e env, stdout *bytes.Buffer) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout = new(bytes.Buffer)
+	return env{stdin: strings.NewReader(""), stdout: stdout, stderr: watcher(watch), self: self, terminal: true}, stdout
+}
+
+type watcher func(string)
+
+func (w watcher) Write(b []byte) (int, error) { w(string(b)); return len(b), nil }
+
+// needLab skips the test where no lab can be, builds the agent, and sees at the end
+// that nothing was left: no file, no process.
+func needLab(t *testing.T) {
+	t.Helper()
+	lab.Require(t)
+	if err := buildSluice(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	t.Cleanup(func() {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("left in the temporary folder: %v %v", left, err)
+		}
+		if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err == nil {
+			t.Errorf("there is a child left (%d)", pid)
+		}
+	})
+}
+
+// TestRun has every row go through every load once, in moments, and looks at what
+// each must show whatever the machine does.
+func TestRun(t *testing.T) {
+	needLab(t)
+	file := filepath.Join(t.TempDir(), "r.json")
+	var log strings.Builder
+	e, stdout := surroundings(t, func(s string) { log.WriteString(s) })
+	status := run(t.Context(), e, []string{
+		"run", "--sluice", sluice, "--sizes", "40/4/2", "--rounds", "1", "--for", "60ms", "--churn", "300ms",
+		"--out", file, "--html", file + ".html", "--page", file + ".md",
+	})
+	if status != 0 {
+		t.Fatalf("exit status %d:\n%s", status, log.String())
+	}
+	r, err := result.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := result.Scenario{Pods: 40, Policies: 4, Namespaces: 2}
+	one := func(row, load string, m result.Metric) float64 {
+		t.Helper()
+		values := r.Values(result.Key{Scenario: s, Row: row, Load: load, Metric: m})
+		if len(values) != 1 {
+			t.Fatalf("%s, %s, %s: %v, want one value", row, load, m.Name, values)
+		}
+		return values[0]
+	}
+	for _, of := range r.Rows {
+		for _, l := range []string{"tcp-1", "tcp-16", "tcp-64"} {
+			if one(of.Name, l, connections) <= 0 || one(of.Name, l, p50) <= 0 || one(of.Name, l, machineCPU) < 0 {
+				t.Errorf("%s, %s: no connections", of.Name, l)
+			}
+		}
+		if one(of.Name, "udp-16", requests) <= 0 {
+			t.Errorf("%s: no requests", of.Name)
+		}
+		i := slices.IndexFunc(rows, func(r row) bool { return r.Name == of.Name })
+		if !rows[i].fresh && one(of.Name, "stream", throughput) <= 0 {
+			t.Errorf("%s: no stream", of.Name)
+		}
+	}
+	// That each is what it says shows in where its packets went.
+	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0} {
+		if !slices.ContainsFunc(r.Rows, func(r result.Row) bool { return r.Name == row }) {
+			continue
+		}
+		if got := one(row, "tcp-1", queued); got < want-0.1 || got > want+0.5 {
+			t.Errorf("%s: %v packets of each connection are queued, want about %v", row, got, want)
+		}
+		if one(row, "tcp-1", agentCPU) < 0 {
+			t.Errorf("%s: the agent has given CPU time back", row)
+		}
+	}
+	last := r.Rows[len(r.Rows)-1].Name // of the agents, the one that is started again
+	if one(last, "start", toReady) <= 0 || one("user", "effect", denyNew) < 0 || one("user", "effect", allowNew) <= 0 ||
+		one("user", "churn", changes) <= 0 || one("user", "churn", connections) <= 0 || one("none", "flood", floodSent) <= 0 {
+		t.Error("extras are not what they must be")
+	}
+	if len(r.Aims) == 0 {
+		t.Error("nothing was held against the aims")
+	}
+	for name, want := range map[string]string{".html": "<svg", ".md": "## 40 pods, 4 policies, 2 namespaces"} {
+		text, err := os.ReadFile(file + name)
+		if err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s lacks %q: %v", name, want, err)
+		}
+	}
+	if !strings.Contains(stdout.String(), "New TCP connections, 64 clients at once") || !strings.Contains(log.String(), "left: 40/4/2: no agent: tcp-1") {
+		t.Errorf("printed:\n%s\n%s", stdout.String(), log.String())
+	}
+	// And a result is like itself.
+	stdout.Reset()
+	if status := run(t.Context(), e, []string{"compare", file, file}); status != 0 || !strings.Contains(stdout.String(), ", 0 changed beyond the noise") {
+		t.Errorf("compared with itself: exit status %d\n%s", status, stdout.String())
+	}
+}
+
+// TestInterrupted: Ctrl-C in the middle of a load leaves nothing behind.
+func TestInterrupted(t *testing.T) {
+	needLab(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var log strings.Builder
+	e, _ := surroundings(t, func(s string) {
+		log.WriteString(s)
+		if strings.Contains(s, "tcp-16, round 1") {
+			// A moment later, while the client is at it for an hour.
+			time.AfterFunc(20*time.Millisecond, cancel)
+		}
+	})
+	status := run(ctx, e, []string{"run", "--sluice", sluice, "--sizes", "10/1", "--rows", "user", "--loads", "tcp-16", "--for", "1h"})
+	if status != exitInterrupted || !strings.Contains(log.String(), "everything is cleaned up") {
+		t.Errorf("exit status %d:\n%s", status, log.String())
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	lab.Require(t)
+	bad := filepath.Join(t.TempDir(), "bad.json")
+	if err := os.WriteFile(bad, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"run", "--sizes", "3/1"}, `size "3/1"`},
+		{[]string{"run", "--sizes", "10/x"}, `size "10/x"`},
+		{[]string{"run", "--loads", "dance"}, "tcp-64, udp-16, stream, start, effect, churn, flood"},
+		{[]string{"run", "--sluice", "/no/such/file"}, "--sluice"},
+		{[]string{"run", "--rounds", "0"}, "--rounds"},
+		{[]string{"run", "more"}, "more"},
+		{[]string{"compare", bad, bad}, "format 0"},
+		{[]string{"report", "/no/such/file"}, "/no/such/file"},
+		{[]string{"server", "--tcp", "x"}, `ports "x"`},
+		{[]string{"client", "127.0.0.1", "--ports", "1,2"}, "--ports"},
+		{[]string{"client", "127.0.0.1", "--from", "x"}, "--from"},
+	} {
+		var log strings.Builder
+		e, _ := surroundings(t, func(s string) { log.WriteString(s) })
+		if status := run(t.Context(), e, tt.args); status != exitFailed || !strings.Contains(log.String(), tt.want) {
+			t.Errorf("%v: exit status %d, %q; want %q in it", tt.args, status, log.String(), tt.want)
+		}
+	}
+}
+
+// TestServerAndClient are the two ends on lab nodes, here on loopback of a pod.
+func TestServerAndClient(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{})
+	pod, err := l.AddPod("pod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, _ := surroundings(t, func(string) {})
+	server, err := e.startReady(t.Context(), pod, "server", "--tcp", "8080,9000-9003", "--udp", "8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.end()
+	for _, args := range [][]string{
+		{"127.0.0.1", "--clients", "1,4"},
+		{"::1", "--clients", "2", "--from", "::1"},
+	} {
+		var out bytes.Buffer
+		err := pod.Do(func() error {
+			e.stdout = &out
+			cmd := clientCommand(e)
+			cmd.SetArgs(append(args, "--for", "30ms", "--rounds", "1"))
+			cmd.SilenceErrors, cmd.SilenceUsage = true, true
+			return cmd.ExecuteContext(t.Context())
+		})
+		if err != nil || !strings.Contains(out.String(), "udp") || !strings.Contains(out.String(), "Gbit/s") {
+			t.Errorf("%v: %v\n%s", args, err, out.String())
+		}
+	}
+	if _, err := e.startReady(t.Context(), pod, "server", "--tcp", "8080"); err == nil || !strings.Contains(err.Error(), "8080") {
+		t.Errorf("a second server on the port: %v", err)
+	}
+}
