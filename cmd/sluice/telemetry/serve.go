@@ -15,6 +15,9 @@ const (
 	// again is how long an address that could not be had is left alone, and how
 	// often the socket is looked after.
 	again = time.Second
+	// patient is for how long it is no news that a place cannot be had: an agent that
+	// takes over waits for the one from before.
+	patient = 30 * time.Second
 	// hello is how long a caller may take to say what it wants.
 	hello = 5 * time.Second
 )
@@ -76,7 +79,10 @@ func listenTCP(ctx context.Context, address string) (net.Listener, func() bool, 
 type place struct {
 	name string
 	log  *slog.Logger
-	said string // what kept it from answering
+	// What keeps it from answering, what of that was said, and since when it is so.
+	said   string
+	warned bool
+	since  time.Time
 }
 
 // serve listens and answers until ctx ends, and listens again when the place was
@@ -113,15 +119,19 @@ func (p *place) serve(ctx context.Context, handler http.Handler, listen func(con
 	}
 }
 
-// say logs what keeps the agent from answering, once, or that it answers.
+// say logs what keeps the agent from answering, once, and once more as a warning
+// if it stays so; or that it answers.
 func (p *place) say(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil || errors.Is(err, http.ErrServerClosed):
 	case err == nil:
-		p.said = ""
+		p.said, p.warned = "", false
 		p.log.Info("answering", "at", p.name)
 	case err.Error() != p.said:
-		p.said = err.Error()
-		p.log.Warn("cannot answer; trying again, and enforcing meanwhile", "at", p.name, "err", err)
+		p.said, p.warned, p.since = err.Error(), false, time.Now()
+		p.log.Info("not answering yet; trying again, and enforcing meanwhile", "at", p.name, "because", err)
+	case !p.warned && time.Since(p.since) > patient:
+		p.warned = true
+		p.log.Warn("cannot answer; enforcing all the same", "at", p.name, "err", err)
 	}
 }

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -253,7 +255,7 @@ func TestServeWaitsForItsAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(said.String(), "cannot answer"); n != 1 {
+	if n := strings.Count(said.String(), "not answering yet"); n != 1 {
 		t.Errorf("it was said %d times:\n%s", n, said)
 	}
 }
@@ -277,4 +279,30 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
+}
+
+// What keeps an agent from answering is news when it stays so.
+func TestPlaceWarnsAfterAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		said := &lines{first: make(chan struct{})}
+		p := &place{name: "there", log: slog.New(slog.NewTextHandler(said, nil))}
+		warnings := func() int { return strings.Count(said.String(), "level=WARN") }
+		for range 2 {
+			for range int(patient / again) {
+				p.say(t.Context(), errors.New("it is taken"))
+				time.Sleep(again)
+			}
+			if n := warnings(); n != 0 {
+				t.Errorf("%d warnings, of what may well pass", n)
+			}
+			p.say(t.Context(), nil)
+		}
+		for range 3 * int(patient/again) {
+			p.say(t.Context(), errors.New("it is taken"))
+			time.Sleep(again)
+		}
+		if n := warnings(); n != 1 {
+			t.Errorf("%d warnings of what stays, want 1:\n%s", n, said)
+		}
+	})
 }
