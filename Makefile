@@ -70,7 +70,17 @@ fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
 		done
 
 .PHONY: bench
-bench: ## run the benchmarks that match BENCH (all), one package after the other
+bench: ## measure what judging costs beside other ways, on real packets (as root; 40 minutes, BENCHFLAGS=--quick 2)
+	@go build -trimpath -ldflags='-X main.release=$(VERSION)' -o bin/ ./cmd/sluice ./bench
+	@bin/bench run --sluice bin/sluice --out bin/bench.json --html bin/bench.html $(BENCHFLAGS)
+
+.PHONY: bench-image
+bench-image: ## build bin/bench-image.tar, the image of deploy/bench, as make image does
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/image/bench ./bench
+	go run ./deploy/image -sluice bin/image/bench -name localhost/sluice-bench:dev -version '$(VERSION)' -o bin/bench-image.tar
+
+.PHONY: gobench
+gobench: ## run the Go benchmarks that match BENCH (all), one package after the other
 	@grep -rlE --include='*_test.go' '^func Benchmark' cmd filter cache watch bench | xargs -n1 dirname | sort -u | \
 		while read -r dir; do go test -run '^$$' -bench '$(BENCH)' -benchmem "./$$dir"; done
 

@@ -92,17 +92,17 @@ of the agent. deploy/bench runs both ends as pods.`,
 	f.Uint16Var(&v.stream, "stream", streamPort, "the server's `PORT` for a stream; 0 for none")
 	f.DurationVar(&v.during, "for", 5*time.Second, "how long each is measured")
 	f.IntVar(&v.rounds, "rounds", 3, "how many times each is measured")
-	f.DurationVar(&v.wait, "wait", time.Minute, "how long the server may take to answer at first")
+	f.DurationVar(&v.wait, "wait", time.Minute, "how long the server may take to be there")
 	return cmd
 }
 
 func (v visit) run(ctx context.Context, e env, server string) error {
-	to, err := v.target(ctx, server)
+	to, err := v.target()
 	if err != nil {
 		return err
 	}
 	c := new(load.Client)
-	if err := v.await(ctx, c, to); err != nil {
+	if err := v.await(ctx, c, &to, server); err != nil {
 		return err
 	}
 	fmt.Fprintf(e.stdout, "%-8s %7s %10s %9s %9s %9s %8s %6s\n", "load", "clients", "per second", "p50 µs", "p99 µs", "p99.9 µs", "failed", "late")
@@ -130,13 +130,8 @@ func (v visit) run(ctx context.Context, e env, server string) error {
 	return nil
 }
 
-// target looks up whom to connect to, once: what a resolver costs is not measured.
-func (v visit) target(ctx context.Context, server string) (to load.Target, err error) {
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", server)
-	if err != nil {
-		return to, fmt.Errorf("look up the server: %w", err)
-	}
-	to.To = addrs[0].Unmap()
+// target is what the flags say of whom to connect to.
+func (v visit) target() (to load.Target, err error) {
 	ports, err := parsePorts(v.ports)
 	if err != nil {
 		return to, err
@@ -155,18 +150,32 @@ func (v visit) target(ctx context.Context, server string) (to load.Target, err e
 	return to, nil
 }
 
-// await waits until the server accepts a connection: two pods start in any order.
-func (v visit) await(ctx context.Context, c *load.Client, to load.Target) error {
+// await looks up the server, once and for all, and waits until it accepts a
+// connection: two pods start in any order, and a name is known when its pod is ready.
+func (v visit) await(ctx context.Context, c *load.Client, to *load.Target, server string) error {
+	const pause = 100 * time.Millisecond
 	for end := time.Now().Add(v.wait); ; {
-		out, err := c.Connect(ctx, to, 1, 100*time.Millisecond)
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", server)
 		if err != nil {
-			return err
-		}
-		if out.Done > 0 {
-			return nil
+			err = fmt.Errorf("look up the server: %w", err)
+		} else {
+			to.To = addrs[0].Unmap()
+			out, e := c.Connect(ctx, *to, 1, pause)
+			switch {
+			case e != nil:
+				return e
+			case out.Done > 0:
+				return nil
+			}
+			err = fmt.Errorf("the server at %s, port %s, has not accepted a connection within %v: is it running, and do policies allow it?", to.To, to.Ports, v.wait)
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("the server at %s, port %s, has not accepted a connection within %v: is it running, and do policies allow it?", to.To, to.Ports, v.wait)
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
 		}
 	}
 }
