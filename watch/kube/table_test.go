@@ -178,7 +178,6 @@ func TestLabelSets(t *testing.T) {
 		t.Errorf("%d sets, want 4", sets.size())
 	}
 	runtime.KeepAlive(b)
-	a, b = nil, nil
 	deadline := time.Now().Add(patience)
 	for sets.size() != 3 {
 		runtime.GC() // its cleanups run when they like
