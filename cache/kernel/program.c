@@ -112,8 +112,9 @@ static __always_inline int yes(enum answer which)
 }
 
 // upper is where the header behind that of IP begins, and how much of the packet
-// lies behind there by what the IP header says. Without a protocol, it is behind
-// something odd.
+// lies behind there by what the IP header says: nothing, in packets too long for
+// the field, which are left to user space. Protocol 0 stands for something odd; in
+// IPv6 it is that, a header of options.
 struct upper {
 	__u32 at, length;
 	__u8 protocol;
@@ -176,7 +177,7 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struc
 	k->dst = ip.dst;
 	up->at = sizeof(ip);
 	up->length = bpf_ntohs(ip.length);
-	up->protocol = up->length ? ip.next : 0; // 0 is a header of options
+	up->protocol = ip.next;
 	return 1;
 }
 
@@ -190,7 +191,7 @@ static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, stru
 	k->transport = PORTED;
 	switch (up->protocol) {
 	case IPPROTO_TCP: // RFC 9293, 3.1
-		if (up->length < 20 || bpf_skb_load_bytes(skb, up->at, header, 20))
+		if (bpf_skb_load_bytes(skb, up->at, header, 20))
 			return 0;
 		__u32 own = (header[12] >> 4) * 4;
 		if (own < 20 || own > up->length)
