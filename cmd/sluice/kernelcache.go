@@ -110,6 +110,19 @@ func (a *agent) kernelFailed(err error) {
 	}
 }
 
+// kernelStats says how the kernel's flow cache has done, if there is one.
+func (a *agent) kernelStats() *kernel.Stats {
+	if a.kernel == nil {
+		return nil
+	}
+	stats, err := a.kernel.Stats()
+	if err != nil {
+		a.log.Warn("the answers of the kernel are not counted", "err", err)
+		return nil
+	}
+	return &stats
+}
+
 // forgetStale takes away what agents that are gone have pinned, now that no rule
 // calls it.
 func (a *agent) forgetStale() {

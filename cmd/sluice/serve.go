@@ -70,6 +70,7 @@ func (a *agent) state() *telemetry.State {
 		Queue: a.queues.Stats(), Rejudged: a.follower.Total(), Repairs: a.manager.Repairs(),
 		Unlogged: a.verdicts.Suppressed(), Failing: a.manager.Failures(),
 	}
+	s.Kernel = a.kernelStats()
 	s.Waiting, _ = a.queues.Waiting() // the queues say in the log that they cannot be counted
 	for _, j := range a.judges {
 		s.Tally.Add(j.Tally())

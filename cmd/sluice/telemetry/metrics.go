@@ -83,6 +83,8 @@ var (
 	verdicts   = describe("verdicts_total", "Verdicts about packets, one for each new connection. The direction is the one that decided: where a rule allowed, which ends were isolated.", "direction", "verdict", "reason")
 	decision   = describe("decision_seconds", "Time from a packet's bytes to its verdict, without the queue. One of 64 is timed.")
 	lookups    = describe("flow_cache_lookups_total", "Decisions by what the flow cache had: a hit, a miss, or a stale verdict that no longer held.", "result")
+	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open to all because no policy concerns them, or allowed or denied by a verdict that it remembered.", "answer")
+	unkept     = describe("kernel_cache_failures_total", "Verdicts that the kernel could not be told to remember.")
 	rejudged   = describe("connections_rejudged_total", "Live connections that were judged anew after a change: newly judged, revoked, restored, or unchanged.", "result")
 	problems   = describe("problems", "What is wrong at present, by what it is about. sluice status tells more.", "kind")
 	synced     = describe("watch_synced", "1 when all objects of the kind have come.", "kind")
@@ -90,7 +92,7 @@ var (
 	events     = describe("watch_events_total", "Objects that came, changed or went.", "kind")
 	restarts   = describe("watch_restarts_total", "Watches that were begun again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that broke off with an error.", "kind")
-	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, rejudged, problems, synced, broken, events, restarts, failures}
+	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
 // problemKinds have a series each, so that an alert sees them begin.
@@ -131,6 +133,12 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(lookups, "hit", s.Flows.Hits)
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
+	if k := s.Kernel; k != nil {
+		count(inKernel, "open", k.Open)
+		count(inKernel, "allowed", k.Allowed)
+		count(inKernel, "denied", k.Denied)
+		out <- prometheus.MustNewConstMetric(unkept, prometheus.CounterValue, float64(k.Failed))
+	}
 	count(rejudged, "judged", uint64(s.Rejudged.Judged))
 	count(rejudged, "revoked", uint64(s.Rejudged.Revoked))
 	count(rejudged, "restored", uint64(s.Rejudged.Restored))

@@ -19,6 +19,7 @@ type Status struct {
 
 	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before anything is in force
 	Packets   Packets    `json:"packets"`
+	Kernel    *InKernel  `json:"kernel,omitempty"` // nil where verdicts are not remembered in the kernel
 	Live      Live       `json:"live"`
 	Repairs   uint64     `json:"ruleRepairs"`
 	Watches   []Watch    `json:"watches"`
@@ -56,6 +57,13 @@ type Packets struct {
 	Cached  uint64            `json:"cached"`   // answered from the flow cache
 }
 
+// InKernel are packets that the kernel answered by itself.
+type InKernel struct {
+	Open    uint64 `json:"open"` // allowed because no policy concerns them
+	Allowed uint64 `json:"allowed"`
+	Denied  uint64 `json:"denied"`
+}
+
 // Live is what became of live connections after changes.
 type Live struct {
 	Judged   int `json:"judged"`
@@ -73,6 +81,9 @@ func (s *State) Status() *Status {
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
 		Live: Live{Judged: s.Rejudged.Looked, Revoked: s.Rejudged.Revoked, Restored: s.Rejudged.Restored},
+	}
+	if k := s.Kernel; k != nil {
+		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied}
 	}
 	out.Ready = out.Unready == ""
 	for labels, n := range byDirection(&s.Tally.Verdicts) {
@@ -111,6 +122,9 @@ func (s *Status) WriteText(out io.Writer) error {
 	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"))
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
+	if k := s.Kernel; k != nil {
+		fmt.Fprintf(w, "in the kernel\t%d packets open to all, %d allowed and %d denied from memory, without asking\n", k.Open, k.Allowed, k.Denied)
+	}
 	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain; %d found no room\n", p.Held, p.Expired, p.Refused)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
 	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored)

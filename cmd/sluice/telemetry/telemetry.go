@@ -15,6 +15,7 @@ import (
 
 	"sluice/cache"
 	"sluice/cache/conntrack"
+	"sluice/cache/kernel"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
 )
@@ -30,6 +31,7 @@ type State struct {
 	Published time.Time        // when it was put in force
 	Tally     cache.Tally      // of all judges
 	Flows     cache.Stats      // likewise
+	Kernel    *kernel.Stats    // nil where verdicts are not remembered in the kernel
 	Queue     queue.Stats
 	Waiting   int // packets that wait for their answer
 	Rejudged  conntrack.Result
