@@ -361,3 +361,18 @@ func TestStop(t *testing.T) {
 		t.Error("the programs are still pinned")
 	}
 }
+
+// BenchmarkPublish is how long one change takes to be in force among 10,000 pods:
+// up to the exchange of the tables the kernel judges by the state before, and then
+// it waits for what is in the rules.
+func BenchmarkPublish(b *testing.B) {
+	_, _, u := newStage(b, kernel.Options{}, nil)
+	for i := range 10000 {
+		u.world.SetPod(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})))
+	}
+	u.commit(b)
+	for i := 0; b.Loop(); i++ {
+		u.world.SetPolicy(letIn("db", []string{"web", "other"}[i%2]))
+		u.commit(b)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -165,6 +166,69 @@ func (s *site) removed(t *testing.T, bpffs string) {
 	err := s.Nodes[0].Run("sluice", "rules", "--remove", "--bpffs", bpffs)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// withoutMatch makes the node's iptables refuse programs, as one does that lacks
+// the match.
+func withoutMatch(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"iptables", "ip6tables"} {
+		for _, backend := range []string{"", "-nft"} {
+			for _, what := range []string{"", "-save", "-restore"} {
+				tool := name + backend + what
+				path, err := exec.LookPath(tool)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if what != "-restore" {
+					if err := os.Symlink(path, filepath.Join(dir, tool)); err != nil {
+						t.Fatal(err)
+					}
+					continue
+				}
+				script := fmt.Sprintf("#!/bin/sh\nrules=$(cat)\ncase $rules in *object-pinned*) echo \"Couldn't load match \\`bpf'\" >&2; exit 2;; esac\nprintf '%%s\\n' \"$rules\" | exec %s \"$@\"\n", path)
+				if err := os.WriteFile(filepath.Join(dir, tool), []byte(script), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// Where iptables cannot call the programs, all is queued as without them, with
+// auto; with on, the agent does not start.
+func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	withoutMatch(t)
+	args := kernelArgs(t, "--kernel-cache", "auto", "--iptables", "nft")
+	s.start(args...)
+	s.await(0, "that it is said", running.Message("verdicts are not remembered in the kernel after all"))
+	for range 2 {
+		before := s.queued()
+		s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{otherToDB})
+		if n := s.queued() - before; n < 6 {
+			t.Errorf("%d packets were queued of 6 connections", n)
+		}
+	}
+	s.save("policies.yaml", policies(other1))
+	s.check(t, []string{otherToDB}, []string{webToDB})
+	if left := pinned(t, args); len(left) > 0 {
+		t.Errorf("pinned for nobody: %v", left)
+	}
+	s.stop()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	program, err := exec.LookPath("sluice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: append(args, "--kernel-cache", "on", "--socket", s.socket)})
+	if err == nil || !strings.Contains(err.Error(), "load match") {
+		t.Errorf("with on: %v", err)
 	}
 }
 
