@@ -70,8 +70,8 @@ fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
 		done
 
 .PHONY: bench
-bench: ## measure what judging costs beside other ways, on real packets (as root; 40 minutes, BENCHFLAGS=--quick 2)
-	@go build -trimpath -ldflags='-X main.release=$(VERSION)' -o bin/ ./cmd/sluice ./bench
+bench: ## measure what judging costs beside other ways, on real packets (as root; an hour, with BENCHFLAGS=--quick 2 minutes)
+	@go build -trimpath -buildvcs=false -ldflags='-X main.release=$(VERSION)' -o bin/ ./cmd/sluice ./bench
 	@bin/bench run --sluice bin/sluice --out bin/bench.json --html bin/bench.html $(BENCHFLAGS)
 
 .PHONY: bench-image

@@ -186,7 +186,7 @@ func TestMistakes(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"run", "--sizes", "3/1"}, `size "3/1"`},
+		{[]string{"run", "--sizes", "9/1"}, `size "9/1"`},
 		{[]string{"run", "--sizes", "10/x"}, `size "10/x"`},
 		{[]string{"run", "--loads", "dance"}, "tcp-64, udp-16, stream, start, effect, churn, flood"},
 		{[]string{"run", "--sluice", "/no/such/file"}, "--sluice"},

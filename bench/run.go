@@ -171,8 +171,8 @@ func parseSize(text string) (s result.Scenario, err error) {
 		*numbers[i], err = strconv.Atoi(parts[i])
 		ok = err == nil
 	}
-	if !ok || s.Pods < 4 || s.Pods > 100_000 || s.Policies < 1 || s.Namespaces < 1 {
-		return s, fmt.Errorf("size %q: give pods (4 to 100000), policies and namespaces, such as 1000/100/20", text)
+	if !ok || s.Pods < 10 || s.Pods > 100_000 || s.Policies < 1 || s.Namespaces < 1 {
+		return s, fmt.Errorf("size %q: give pods (10 to 100000), policies and namespaces, such as 1000/100/20", text)
 	}
 	return s, nil
 }

@@ -80,19 +80,19 @@ func TestClientAndServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a.Done < 10 || a.Failed > 0 || a.Took < o.For || a.P50 <= 0 || a.P50 > a.P99 || a.P99 > a.P999 || a.P999 > a.Max {
+		if a.Done == 0 || a.Failed > 0 || a.Took < o.For || a.P50 <= 0 || a.P50 > a.P99 || a.P99 > a.P999 || a.P999 > a.Max {
 			t.Errorf("%s with %d clients: %+v", o.Do, o.Clients, a.Outcome)
 		}
 	}
 	to.Ports = load.Ports{First: ports.Nth(3)}
-	if a, err := d.Do(load.Order{Do: "stream", Target: to, For: 50 * time.Millisecond}); err != nil || a.Bytes < 1<<20 {
+	if a, err := d.Do(load.Order{Do: "stream", Target: to, For: 50 * time.Millisecond}); err != nil || a.Bytes == 0 {
 		t.Errorf("stream: %d bytes: %v", a.Bytes, err)
 	}
 	to.Ports = served
-	if a, err := d.Do(load.Order{Do: "probe", Target: to, For: 50 * time.Millisecond}); err != nil || len(a.New) < 5 || len(a.Live) < 5 {
+	if a, err := d.Do(load.Order{Do: "probe", Target: to, For: 50 * time.Millisecond}); err != nil || len(a.New) == 0 || len(a.Live) == 0 {
 		t.Errorf("probe: %d and %d answers: %v", len(a.New), len(a.Live), err)
 	}
-	if a, err := d.Do(load.Order{Do: "flood", Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, For: 20 * time.Millisecond}); err != nil || a.Done < 10 {
+	if a, err := d.Do(load.Order{Do: "flood", Ranges: []netip.Prefix{netip.MustParsePrefix("127.77.0.0/16")}, For: 20 * time.Millisecond}); err != nil || a.Done == 0 {
 		t.Errorf("flood: %d packets: %v", a.Done, err)
 	}
 	if _, err := d.Do(load.Order{Do: "dance"}); err == nil || !strings.Contains(err.Error(), "dance") {

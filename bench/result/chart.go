@@ -14,10 +14,12 @@ import (
 // and a stroke at the middle. All values are seen, so that nobody has to believe in
 // a bar.
 type chart struct {
-	title string
-	lines []chartLine
-	log   bool    // the scale is logarithmic
-	mark  float64 // a value to hold the others against; 0 for none
+	title  string
+	legend []string // what the groups of dots are, in their order
+	unit   string
+	lines  []chartLine
+	log    bool    // the scale is logarithmic
+	mark   float64 // a value to hold the others against; 0 for none
 }
 
 // chartLine is a contender's line. Several groups of dots have several colours.
@@ -42,7 +44,7 @@ func (c chart) svg() string {
 	height := chartMargin*2 + lineHeight*len(c.lines)
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" role="img" aria-label="%s">`, chartWidth, height, html.EscapeString(c.title))
-	fmt.Fprintf(&b, `<text class="title" x="0" y="16">%s</text>`, html.EscapeString(c.title))
+	fmt.Fprintf(&b, `<text class="title" x="0" y="16">%s</text>`, c.heading())
 	x := func(v float64) float64 {
 		share := (v - low) / (high - low)
 		if c.log {
@@ -75,6 +77,25 @@ func (c chart) svg() string {
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+// heading is the title and, in the colours of their dots, what the groups are.
+func (c chart) heading() string {
+	text := html.EscapeString(c.title)
+	for i, name := range c.legend {
+		sep := ", "
+		if i == 0 {
+			sep = ": "
+		}
+		text += fmt.Sprintf(`%s<tspan class="t%d">%s</tspan>`, sep, i, html.EscapeString(name))
+	}
+	if c.unit != "" {
+		text += " in " + html.EscapeString(c.unit)
+	}
+	if c.log {
+		text += " (logarithmic)"
+	}
+	return text
 }
 
 // bounds are what the scale begins and ends with: 0, unless it is logarithmic.
@@ -118,48 +139,55 @@ func (c chart) ticks(low, high float64) (ticks []float64) {
 // charts are the drawings of a size of cluster.
 func (r *Result) charts(of Scenario) (charts []chart) {
 	for _, l := range r.Loads {
-		first, found := r.first(of, l)
-		if !found {
+		metrics, _ := r.metrics(of, l)
+		if len(metrics) == 0 {
 			continue
 		}
 		if r.hasRatio(of, l) {
-			c := chart{title: l.Label + ": " + first.Name + " as a share of the row it is held against", mark: 1}
-			r.lines(&c, func(row Row) [][]float64 {
-				s := Series{Key: Key{of, row.Name, l.Name, first}}
-				s.Values = r.Values(s.Key)
-				if ratios := r.Ratios(s); len(ratios) > 0 {
-					return [][]float64{ratios}
-				}
-				return nil
-			})
-			charts = append(charts, c)
+			charts = append(charts, r.shares(of, l, metrics[0]))
 		}
-		charts = append(charts, r.latencies(of, l)...)
+		for _, unit := range []string{"µs", "ms", "µs/conn"} {
+			charts = append(charts, r.figures(of, l, metrics, unit)...)
+		}
 	}
 	return charts
 }
 
-// latencies draws the times of a load, its quantiles in several colours.
-func (r *Result) latencies(of Scenario, l Load) []chart {
-	var times []Metric
-	for _, s := range r.Series {
-		if s.Scenario == of && s.Load == l.Name && (s.Unit == "µs" || s.Unit == "ms") && s.Better == Less && !slices.Contains(times, s.Metric) {
-			times = append(times, s.Metric)
+// shares draws the ratios of a load's first figure.
+func (r *Result) shares(of Scenario, l Load, m Metric) chart {
+	c := chart{title: l.Label + ": " + m.Name + " as a share of the row it is held against", mark: 1}
+	low, high := 1.0, 1.0
+	r.lines(&c, func(row Row) [][]float64 {
+		s := Series{Key: Key{of, row.Name, l.Name, m}}
+		s.Values = r.Values(s.Key)
+		ratios := r.Ratios(s)
+		if len(ratios) == 0 {
+			return nil
+		}
+		low, high = min(low, slices.Min(ratios)), max(high, slices.Max(ratios))
+		return [][]float64{ratios}
+	})
+	c.log = low > 0 && high/low > 10 // so that those near 1 can still be told apart
+	return c
+}
+
+// figures draws those figures of a load that are less for the better and of one
+// unit, each in a colour of its own.
+func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []chart {
+	c := chart{title: l.Label, unit: unit, log: unit != "µs/conn"}
+	var drawn []Metric
+	for _, m := range metrics {
+		if m.Unit == unit && m.Better == Less {
+			drawn, c.legend = append(drawn, m), append(c.legend, m.Name)
 		}
 	}
-	times = slices.DeleteFunc(times, func(m Metric) bool { return m.Unit != times[0].Unit })
-	if len(times) == 0 {
-		return nil
-	}
-	var names []string
-	for _, m := range times {
-		names = append(names, m.Name)
-	}
-	c := chart{title: l.Label + ": " + strings.Join(names, ", ") + " in " + times[0].Unit + " (logarithmic)", log: true}
 	r.lines(&c, func(row Row) (groups [][]float64) {
-		for _, m := range times {
+		for _, m := range drawn {
 			values := slices.Clone(r.Values(Key{of, row.Name, l.Name, m}))
-			groups = append(groups, slices.DeleteFunc(values, func(v float64) bool { return v <= 0 })) // a logarithm has no place for 0
+			if c.log { // which has no place for 0
+				values = slices.DeleteFunc(values, func(v float64) bool { return v <= 0 })
+			}
+			groups = append(groups, values)
 		}
 		return groups
 	})
@@ -167,15 +195,6 @@ func (r *Result) latencies(of Scenario, l Load) []chart {
 		return nil
 	}
 	return []chart{c}
-}
-
-// first is the first figure of a load.
-func (r *Result) first(of Scenario, l Load) (Metric, bool) {
-	metrics, _ := r.metrics(of, l)
-	if len(metrics) == 0 {
-		return Metric{}, false
-	}
-	return metrics[0], true
 }
 
 // lines adds a line for each row that has something to show.
