@@ -191,6 +191,7 @@ func TestMistakes(t *testing.T) {
 		{[]string{"run", "--loads", "dance"}, "tcp-64, udp-16, stream, start, effect, churn, flood"},
 		{[]string{"run", "--sluice", "/no/such/file"}, "--sluice"},
 		{[]string{"run", "--rounds", "0"}, "--rounds"},
+		{[]string{"run", "--vary", "queues"}, "queues=1,2,4"},
 		{[]string{"run", "more"}, "more"},
 		{[]string{"compare", bad, bad}, "format 0"},
 		{[]string{"report", "/no/such/file"}, "/no/such/file"},

@@ -88,12 +88,33 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 			notes = append(notes, fmt.Sprintf("without the row %q: %s", r.Label, why))
 			continue
 		}
-		if !strings.Contains(help, "--kernel-cache") {
-			r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })
-		}
-		selected = append(selected, r)
+		selected = append(selected, r.known(help))
 	}
 	return selected, notes, nil
+}
+
+// known is the row without the flag that an older sluice does not have.
+func (r row) known(help string) row {
+	if !strings.Contains(help, "--kernel-cache") {
+		r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })
+	}
+	return r
+}
+
+// varied are the rows for a flag of sluice run with one value after the other, each
+// a contender of its own beside the row that it is made from: "queues=1,2,4".
+func varied(text string) (variants []row, err error) {
+	name, list, ok := strings.Cut(strings.TrimLeft(text, "-"), "=")
+	if values := strings.Split(list, ","); ok && name != "" && !slices.Contains(values, "") {
+		for _, v := range values {
+			r := rows[slices.IndexFunc(rows, func(r row) bool { return r.Name == "user" })]
+			r.Name, r.Label = name+"="+v, r.Label+", --"+name+" "+v
+			r.args = append(slices.Clone(r.args), "--"+name+"="+v)
+			variants = append(variants, r)
+		}
+		return variants, nil
+	}
+	return nil, fmt.Errorf("--vary %q: give a flag of sluice run and values, such as queues=1,2,4", text)
 }
 
 // lacks says what a row would need and is not there.

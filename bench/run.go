@@ -26,6 +26,7 @@ type bench struct {
 	out, html, page     string
 	rowNames, loadNames []string
 	sizes               []string
+	vary                string
 	quick               bool
 
 	rounds, churnRounds int
@@ -33,6 +34,7 @@ type bench struct {
 
 	scenarios []result.Scenario
 	rows      []row
+	variants  []row // of --vary
 	loads     []loadSpec
 	extras    map[string]bool
 	progress  *progress
@@ -58,7 +60,8 @@ behind, also when it is interrupted.
 two versions, measure both with the same flags and use bench compare.`,
 		Example: `  bin/bench run --quick
   bin/bench run --out new.json --html new.html
-  bin/bench run --rows none,kernel --loads tcp-16,tcp-64 --sizes 1000/100/1 --rounds 15`,
+  bin/bench run --rows none,kernel --loads tcp-16,tcp-64 --sizes 1000/100/1 --rounds 15
+  bin/bench run --rows none --vary queues=1,2,4,8 --loads tcp-64 --sizes 1000/100/1`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return b.main(cmd.Context(), cmd.Flags()) },
 	}
@@ -71,6 +74,7 @@ two versions, measure both with the same flags and use bench compare.`,
 	f.StringSliceVar(&b.loadNames, "loads", nil, "the loads, `NAME,...`: tcp-1, tcp-16, tcp-64, udp-16, stream, start, effect, churn, flood; all if not given")
 	f.StringSliceVar(&b.loadNames, "only", nil, "the same as --loads")
 	f.StringSliceVar(&b.sizes, "sizes", fullSizes, "the clusters, as `PODS/POLICIES/NAMESPACES,...`")
+	f.StringVar(&b.vary, "vary", "", "more rows: sluice run with a `FLAG=VALUE,...` at one value after the other, such as queues=1,2,4")
 	f.IntVar(&b.rounds, "rounds", 7, "how many times each is measured")
 	f.DurationVar(&b.window, "for", 1500*time.Millisecond, "how long each is measured in a round")
 	f.DurationVar(&b.churn, "churn", 20*time.Second, "how long connections are measured while policies change, three times")
@@ -96,6 +100,9 @@ func (b *bench) main(ctx context.Context, flags *pflag.FlagSet) error {
 	}
 	if b.rows, notes, err = selectRows(b.rowNames, string(help)); err != nil {
 		return err
+	}
+	for _, v := range b.variants {
+		b.rows = append(b.rows, v.known(string(help)))
 	}
 	r.Notes = append(r.Notes, notes...)
 	for _, row := range b.rows {
@@ -150,6 +157,11 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 	}
 	if b.loads, b.extras, err = selectLoads(b.loadNames); err != nil {
 		return err
+	}
+	if b.vary != "" {
+		if b.variants, err = varied(b.vary); err != nil {
+			return err
+		}
 	}
 	// Made absolute, because a bare name would be looked up in PATH.
 	if b.sluice, err = filepath.Abs(b.sluice); err != nil {
@@ -246,6 +258,9 @@ func (b *bench) options(flags *pflag.FlagSet) map[string]string {
 	}
 	if len(b.loadNames) > 0 {
 		o["loads"] = strings.Join(b.loadNames, ",")
+	}
+	if b.vary != "" {
+		o["vary"] = b.vary
 	}
 	if flags.Changed("sluice") {
 		o["sluice"] = filepath.Base(b.sluice)

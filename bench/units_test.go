@@ -72,6 +72,18 @@ func TestSelectRows(t *testing.T) {
 	}
 }
 
+func TestVaried(t *testing.T) {
+	got, err := varied("--queues=1,8")
+	if err != nil || len(got) != 2 || got[1].Name != "queues=8" || got[1].Against != "none" || !slices.Contains(got[1].args, "--queues=8") || slices.Contains(got[0].args, "--queues=8") {
+		t.Errorf("%+v %v", got, err)
+	}
+	for _, bad := range []string{"queues", "queues=", "=1", "queues=1,,2"} {
+		if _, err := varied(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
 // TestClusterHasItsSize, the lab's pods and policy included, and lets through what
 // the loads do.
 func TestClusterHasItsSize(t *testing.T) {
