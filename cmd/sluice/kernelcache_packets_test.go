@@ -95,6 +95,23 @@ func TestKernelCacheOnPackets(t *testing.T) {
 	s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{"default/other outside tcp 80", otherToDB})
 }
 
+// The legacy tables of iptables call the programs too, and others can go on to
+// change them.
+func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs(t, "--iptables", "legacy")...)
+	s.check(t, []string{webToDB}, []string{otherToDB})
+	s.notQueued(t, "the second time", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
+	s.agent.Kill()
+	for _, tool := range []string{"iptables-legacy", "ip6tables-legacy"} {
+		if err := s.Nodes[0].Run(tool, "-w", "-t", "mangle", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x7", "-j", "DROP"); err != nil {
+			t.Error(err)
+		}
+	}
+	s.check(t, []string{webToDB}, []string{otherToDB})
+}
+
 // With denials logged, those are queued each time, and what is allowed is not.
 func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 	s := newSite(t)
