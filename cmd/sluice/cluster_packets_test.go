@@ -331,6 +331,11 @@ func TestClusterPacketLatency(t *testing.T) {
 		s.must(err)
 		line, err := s.agent.Await(ctx, mark, running.Message("policies in force"))
 		s.must(err)
+		// The next change is to find the agent at rest, as most do.
+		_, err = s.agent.Await(ctx, mark, func(l running.Line) bool {
+			return l.Text("msg") == "live connections judged anew" && l.Number("snapshot") >= line.Number("snapshot")
+		})
+		s.must(err)
 		times[what+", from the request"] = append(times[what+", from the request"], at.Sub(before))
 		times[what+", from the answer"] = append(times[what+", from the answer"], at.Sub(after))
 		times[what+", until the agent logs it, from the answer"] = append(times[what+", until the agent logs it, from the answer"], line.Time().Sub(after))
