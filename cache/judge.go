@@ -42,7 +42,8 @@ type Config struct {
 	// It is not told of packets of pairs that no policy concerns, of packets that
 	// wait, and of what only the fail mode decides.
 	Memory Memory
-	// FailOpen lets a packet pass whose pod did not become known in time.
+	// FailOpen lets a packet pass whose pod, which should be one of this node, did
+	// not become known in time.
 	FailOpen bool
 }
 
@@ -87,15 +88,22 @@ func (j *Judge) Judge(data []byte) (action filter.Action, awaited netip.Addr) {
 	return v.Action, awaited
 }
 
-// GiveUp decides a packet whose pod did not become known in time: the fail mode
-// says what it gets. What is denied even so keeps its reason.
+// GiveUp decides a packet whose pod did not become known in time. If that should
+// be a pod of this node, the fail mode says what the packet gets. Else the verdict
+// stands that an address of nobody gets, which allows no more than any pod would
+// be: the fail mode is for want of knowledge, and does not open what policies
+// close to everybody.
 func (j *Judge) GiveUp(data []byte) filter.Action {
-	p, v, _ := j.decide(data)
-	switch {
-	case j.FailOpen:
-		v = filter.Verdict{Action: filter.Allow, Reason: filter.UnknownPod}
-	case v.Action != filter.Deny:
-		v = filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}
+	p, v, awaited := j.decide(data)
+	if awaited.IsValid() {
+		if local, _ := j.Ranges.Contains(awaited); local {
+			switch {
+			case j.FailOpen:
+				v = filter.Verdict{Action: filter.Allow, Reason: filter.UnknownPod}
+			case v.Action != filter.Deny:
+				v = filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}
+			}
+		}
 	}
 	j.tell(p, v)
 	return v.Action

@@ -40,6 +40,8 @@ type Options struct {
 	Logger *slog.Logger
 	// OnPublish is called after each publish, the first one too, when no verdict
 	// of an older snapshot can still take effect. Until it returns, updates wait.
+	// Should a worker be stuck, it is called nevertheless, and then again with the
+	// same changes until the worker is back.
 	OnPublish func(context.Context, *policy.Snapshot, policy.Changes)
 }
 
@@ -51,6 +53,8 @@ const (
 	// A worker that holds a snapshot for longer than this is stuck, and must not
 	// keep new policy from all the others.
 	patience = 5 * time.Second
+	// So long after the last try, what changed meanwhile is told again.
+	retry = time.Second
 )
 
 // Keeper owns a World: whatever changes it and whatever compiles it runs on the
@@ -63,7 +67,10 @@ type Keeper struct {
 	ready   chan struct{}
 	isReady bool
 	said    map[policy.Problem]bool
-	wrong   atomic.Pointer[[]policy.Problem]
+
+	unsettled policy.Changes   // told while a worker was stuck
+	again     <-chan time.Time // when to tell them again; nil for never
+	wrong     atomic.Pointer[[]policy.Problem]
 }
 
 // message is an update on its way to the World.
@@ -141,6 +148,9 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 			return
 		case m := <-updates:
 			changed = k.burst(ctx, m, updates, len(sources))
+		case <-k.again:
+			k.commit(ctx, nil)
+			continue
 		}
 		var by []string
 		for i, s := range sources {
@@ -190,10 +200,17 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 	compiled := time.Since(began)
 	k.pub.Publish(snapshot)
 	k.problems()
-	if err := k.settle(ctx); err != nil {
+	settled, err := k.settle(ctx)
+	if err != nil {
 		return
 	}
+	changes = append(changes, k.unsettled...)
 	k.publish(ctx, snapshot, changes)
+	k.unsettled, k.again = nil, nil
+	if !settled {
+		// What the worker does may come to effect yet: all of it once more.
+		k.unsettled, k.again = changes, time.After(retry)
+	}
 	level := slog.LevelDebug
 	if !k.isReady {
 		k.isReady = true
@@ -205,17 +222,17 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(changes), "compiled_in", compiled)
 }
 
-// settle waits until no verdict of an older snapshot can take effect any more.
-// It fails only if ctx ends.
-func (k *Keeper) settle(ctx context.Context) error {
+// settle waits until no verdict of an older snapshot can take effect any more. It
+// is false if a worker is stuck, and fails only if ctx ends.
+func (k *Keeper) settle(ctx context.Context) (settled bool, err error) {
 	limited, stop := context.WithTimeout(ctx, patience)
 	defer stop()
-	err := k.pub.Settle(limited)
+	err = k.pub.Settle(limited)
 	if err != nil && ctx.Err() == nil {
 		k.log.Error("a worker holds on to an old snapshot; going on without it", "waited", patience)
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 // problems logs what is wrong in the policies, each once for as long as it is.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -191,6 +192,36 @@ func TestKeeperSettlesBeforeTheCallback(t *testing.T) {
 	}
 	reader.End()
 	await(t, calls)
+}
+
+// A worker that is stuck keeps the policy from nobody else; what it may still do
+// by the old one is found when it is back.
+func TestKeeperTellsAgainWhatAStuckWorkerMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pub policy.Published
+		reader := pub.NewReader()
+		defer reader.Close()
+		in := make(feed)
+		_, calls, _ := keep(t, &pub, nil, in)
+		in <- func(*policy.World) {}
+		await(t, calls)
+		reader.Begin()
+		in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+		for range 2 { // stuck, and still stuck
+			if p := await(t, calls); len(p.changes) != 1 {
+				t.Fatalf("changes %v, want the address of a", p.changes)
+			}
+		}
+		reader.End()
+		if p := await(t, calls); len(p.changes) != 1 || p.changes[0] != netip.MustParseAddr("10.0.0.1") {
+			t.Errorf("changes %v, want the address of a again", p.changes)
+		}
+		select {
+		case p := <-calls:
+			t.Errorf("told once more: %v", p.changes)
+		case <-time.After(time.Minute):
+		}
+	})
 }
 
 func TestKeeperLogsEachProblemOnce(t *testing.T) {

@@ -64,7 +64,8 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	}
 	args := []string{"run", "--log-format", "json", "--log-level", "debug"}
 	if opts.Dir != "" {
-		args = append(args, "--manifests", opts.Dir)
+		// Names that begin with a dot are none of manifests'.
+		args = append(args, "--manifests", opts.Dir, "--socket", filepath.Join(opts.Dir, ".socket"))
 	}
 	a.cmd = exec.Command(opts.Sluice, append(args, opts.Args...)...)
 	// A group of its own: a terminal's Ctrl-C is for the caller, who then ends the
