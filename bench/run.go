@@ -194,7 +194,8 @@ func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Resul
 	b.progress.in(fmt.Sprintf("%d/%d/%d", s.Pods, s.Policies, s.Namespaces))
 	site := &site{env: b.env, Scenario: s, sluice: b.sluice}
 	defer func() { err = errors.Join(err, site.close()) }()
-	if err := site.open(ctx, b.rows, func(what string) { b.progress.step(b.startTime(s), "%s", what) }); err != nil {
+	started := func(what string) { b.progress.step(b.startTime(s), "%s", what) }
+	if err := site.open(ctx, b.rows, started, r.Note); err != nil {
 		return err
 	}
 	if err := site.rounds(ctx, b, r); err != nil {

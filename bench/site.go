@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,7 @@ type site struct {
 	dir     string // of manifests, a folder for each seat
 	cluster *cluster.Cluster
 	seats   []*seat
+	used    int // nodes that are somebody's
 }
 
 // seat is a contender's node, with its pods: a server, a client that has the
@@ -44,8 +46,9 @@ type seat struct {
 	processes               []*process
 }
 
-// open builds a site. The caller closes it, also after an error.
-func (s *site) open(ctx context.Context, rows []row, progress func(string)) (err error) {
+// open builds a site. The caller closes it, also after an error. A row that asks for
+// what not every kernel has is left out where it does not start, and note says so.
+func (s *site) open(ctx context.Context, rows []row, progress func(string), note func(string, ...any)) (err error) {
 	if s.dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
 		return fmt.Errorf("make a folder for manifests: %w", err)
 	}
@@ -68,7 +71,13 @@ func (s *site) open(ctx context.Context, rows []row, progress func(string)) (err
 	}
 	for _, r := range rows {
 		progress("starting " + r.Label)
-		if err := s.sit(ctx, r, shared); err != nil {
+		err := s.sit(ctx, r, shared)
+		switch {
+		case err == nil:
+		case r.needs != "" && ctx.Err() == nil:
+			note("%s: without the row %q: %v", s.Scenario, r.Label, err)
+			s.seats = slices.DeleteFunc(s.seats, func(t *seat) bool { return t.Name == r.Name })
+		default:
 			return fmt.Errorf("start the row %q: %w", r.Label, err)
 		}
 	}
@@ -84,13 +93,8 @@ func (s *site) sit(ctx context.Context, r row, shared string) error {
 		s.seats = append(s.seats, &other)
 		return nil
 	}
-	own := 0
-	for _, t := range s.seats {
-		if t.on == "" {
-			own++
-		}
-	}
-	t := &seat{row: r, node: s.lab.Nodes[own]}
+	t := &seat{row: r, node: s.lab.Nodes[s.used]}
+	s.used++
 	s.seats = append(s.seats, t)
 	if err := s.pods(t); err != nil {
 		return err
