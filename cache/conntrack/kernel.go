@@ -1,10 +1,12 @@
 package conntrack
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -27,6 +29,10 @@ const (
 	// through the kernel's whole table; reporting all takes about as long as
 	// twenty of them with 50,000 connections (see the benchmarks).
 	maxFiltered = 4
+	// fewConns are reported faster in one walk than chosen in several: a walk looks
+	// into every bucket of the kernel's hash table, full or empty, which takes some
+	// milliseconds where the table is made for many.
+	fewConns = 4096
 )
 
 // Kernel is the kernel's table of one network namespace, by ctnetlink.
@@ -34,8 +40,9 @@ const (
 // The sockets are mdlayher/netlink's. The messages are written and read here,
 // because only two numbers of each entry are of interest among a hundred.
 type Kernel struct {
-	netNS   int
-	buffers sync.Pool // of readSize bytes, for dumps
+	netNS      int
+	filterFrom int
+	buffers    sync.Pool // of readSize bytes, for dumps
 
 	// For SetMarks, which a dump's report may call.
 	set     *netlink.Conn // nil until needed, and after an error
@@ -54,12 +61,15 @@ type Options struct {
 	// NoFilter makes every dump report all connections, as if the kernel knew no
 	// filter.
 	NoFilter bool
+	// FilterFrom is from how many connections on the kernel is to choose those of
+	// a few addresses; 0 is a number that was found to be best.
+	FilterFrom int
 }
 
 // Open opens the table. It needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for another
 // namespace than the process's.
 func Open(o Options) (*Kernel, error) {
-	k := &Kernel{netNS: o.NetNS, in: make([]byte, readSize)}
+	k := &Kernel{netNS: o.NetNS, filterFrom: cmp.Or(o.FilterFrom, fewConns), in: make([]byte, readSize)}
 	k.buffers.New = func() any { return new([readSize]byte) }
 	k.unfiltered.Store(o.NoFilter)
 	c, err := k.dial()
@@ -91,10 +101,10 @@ func (k *Kernel) dial() (*netlink.Conn, error) {
 	return c, nil
 }
 
-// Dump implements Table. For a few addresses it lets the kernel choose; where
-// the kernel cannot, and for many addresses, it reports every connection.
+// Dump implements Table. For a few addresses in a large table it lets the kernel
+// choose; where the kernel cannot, and otherwise, it reports every connection.
 func (k *Kernel) Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
-	if among != nil && len(among) <= maxFiltered && !k.unfiltered.Load() {
+	if among != nil && len(among) <= maxFiltered && !k.unfiltered.Load() && k.count(ctx) >= k.filterFrom {
 		err := k.dumpAmong(ctx, among, report)
 		if !errors.Is(err, errUnfiltered) {
 			return err
@@ -102,6 +112,26 @@ func (k *Kernel) Dump(ctx context.Context, among []netip.Addr, report func(*Conn
 		k.unfiltered.Store(true)
 	}
 	return k.dump(ctx, unix.AF_UNSPEC, netip.Addr{}, 0, report)
+}
+
+// count is how many connections there are. A kernel before 5.9 does not tell, and
+// then they count as many.
+func (k *Kernel) count(ctx context.Context) int {
+	c, err := k.dial()
+	if err != nil {
+		return math.MaxInt
+	}
+	defer c.Close()
+	in := k.buffers.Get().(*[readSize]byte)
+	defer k.buffers.Put(in)
+	n := math.MaxInt
+	_ = exchange(ctx, c, appendCount(nil, 1), in[:], func(m message) (bool, error) {
+		if m.kind == msgConnStats {
+			n = parseCount(m.body)
+		}
+		return true, nil
+	})
+	return n
 }
 
 // errUnfiltered says that the kernel refuses a filter, or reports what was

@@ -298,7 +298,7 @@ func TestKernelFilter(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	filtered := open(t, conntrack.Options{NetNS: node.NetNS()})
+	filtered := open(t, conntrack.Options{NetNS: node.NetNS(), FilterFrom: 1})
 	whole := open(t, conntrack.Options{NetNS: node.NetNS(), NoFilter: true})
 	collect := func(k *conntrack.Kernel, among ...netip.Addr) map[conntrack.Ref]int {
 		found := make(map[conntrack.Ref]int)
@@ -412,5 +412,25 @@ func TestOpenWithoutNamespace(t *testing.T) {
 	defer file.Close()
 	if _, err := conntrack.Open(conntrack.Options{NetNS: int(file.Fd())}); err == nil {
 		t.Error("a file that is no namespace was taken for one")
+	}
+}
+
+// TestFewAreReportedInOneWalk has a table that is small, and then one that is not.
+func TestFewAreReportedInOneWalk(t *testing.T) {
+	node := newTable(t)
+	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"))
+	k := open(t, conntrack.Options{NetNS: node.NetNS()})
+	reported := func() (n int) {
+		if err := k.Dump(context.Background(), []netip.Addr{db}, func(*conntrack.Conn) { n++ }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := reported(); n != 300 {
+		t.Errorf("%d connections, want all 300", n)
+	}
+	fill(t, node, 6000, netip.MustParseAddr("10.9.0.1"))
+	if n := reported(); n != 100 {
+		t.Errorf("%d connections, want the 100 of the address", n)
 	}
 }

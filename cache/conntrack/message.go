@@ -3,7 +3,10 @@ package conntrack
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
 
 	"sluice/filter"
 )
@@ -19,6 +22,9 @@ const (
 
 	msgConnSet = 1 << 8   // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
 	msgConnGet = 1<<8 | 1 // IPCTNL_MSG_CT_GET
+
+	msgConnStats    = 1<<8 | 5 // IPCTNL_MSG_CT_GET_STATS
+	ctaStatsEntries = 1        // CTA_STATS_GLOBAL_ENTRIES
 
 	ctaTupleOrig   = 1
 	ctaTupleReply  = 2
@@ -220,6 +226,26 @@ func appendDump(b []byte, flags uint16, seq uint32, family uint8, src netip.Addr
 	}
 	endMessage(b, start)
 	return b
+}
+
+// appendCount appends a request for the number of entries.
+func appendCount(b []byte, seq uint32) []byte {
+	start := len(b)
+	b = beginMessage(b, msgConnStats, unix.NLM_F_REQUEST, seq, unix.AF_UNSPEC)
+	endMessage(b, start)
+	return b
+}
+
+// parseCount reads the answer, from nfgenmsg on. Many, if it does not say.
+func parseCount(body []byte) int {
+	if len(body) >= nfgenLen {
+		for a, rest, ok := cut(body[nfgenLen:]); ok; a, rest, ok = cut(rest) {
+			if a.kind == ctaStatsEntries && len(a.value) == 4 {
+				return int(binary.BigEndian.Uint32(a.value))
+			}
+		}
+	}
+	return math.MaxInt
 }
 
 func appendSource(b []byte, direction uint16, src netip.Addr) []byte {
