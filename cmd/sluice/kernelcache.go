@@ -35,9 +35,9 @@ const (
 
 func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.kernelCache = kernelCacheOff
-	fs.Var(newChoiceFlag(&opts.kernelCache, kernelCacheAuto, kernelCacheOn, kernelCacheOff), "kernel-cache", `whether the kernel answers by itself what was answered before, and what no policy
-concerns: on, off, or auto (where it can, and the log wants no line for each verdict).
-Its answers are not logged; what --log-verdicts denied asks for it leaves to the agent`)
+	fs.Var(newChoiceFlag(&opts.kernelCache, kernelCacheAuto, kernelCacheOn, kernelCacheOff), "kernel-cache", `whether the kernel itself answers what was answered before, and what no policy
+concerns. It logs nothing, and so leaves denials to the agent with --log-verdicts
+denied. auto is on where that works, unless --log-verdicts is all`)
 	addBPFFSFlag(fs, &opts.bpffs)
 }
 

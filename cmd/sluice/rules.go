@@ -28,9 +28,9 @@ last, which call the programs of that agent: --kernel-cache-pins shows them too.
 
 With --remove it takes away every trace of an agent that is gone: the chains
 named SLUICE and the rules that lead to them, in both backends of iptables, the
-programs that they called, and the two bits of connection marks. If the agent ran with --judged-mark or
---revoked-mark, give the same again. An agent that still runs puts its rules back
-within seconds: stop it first.`,
+programs that they called, and the two bits of connection marks. If the agent ran
+with --judged-mark or --revoked-mark, give the same again. An agent that still runs
+puts its rules back within seconds: stop it first.`,
 		Example: `  sluice rules
   sluice rules --queues 2 --fail open
   sluice rules --remove                             # as root`,
