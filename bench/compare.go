@@ -19,8 +19,9 @@ row is held against another one, as Sluice against no agent, their ratios are
 compared, so that a machine that was slower that day does not count.
 
 A change counts if it is 2% or more and beyond the noise: by the rank test of Mann
-and Whitney over the rounds of both results, chosen among all figures so that about
-one in twenty of those shown is chance (Benjamini and Hochberg, 0.05).
+and Whitney over the rounds of both results, chosen among the figures of a size of
+cluster so that about one in twenty of those shown is chance (Benjamini and
+Hochberg, 0.05).
 
 The exit status is 1 if a figure got worse.`,
 		Example: `  bin/bench compare old.json new.json`,

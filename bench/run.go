@@ -88,7 +88,7 @@ func (b *bench) main(ctx context.Context, flags *pflag.FlagSet) error {
 		return err
 	}
 	began := time.Now()
-	r := &result.Result{Made: began, Options: b.options(flags)}
+	r := &result.Result{Made: began, Options: b.options()}
 	var notes []string
 	var err error
 	if r.Machine, err = b.machine(ctx); err != nil {
@@ -250,7 +250,7 @@ func (b *bench) plan() (total time.Duration) {
 }
 
 // options are the flags that say what was measured, for who wants to do so again.
-func (b *bench) options(flags *pflag.FlagSet) map[string]string {
+func (b *bench) options() map[string]string {
 	o := map[string]string{
 		"rounds": strconv.Itoa(b.rounds), "for": b.window.String(), "churn": b.churn.String(), "sizes": strings.Join(b.sizes, ","),
 	}
@@ -262,9 +262,6 @@ func (b *bench) options(flags *pflag.FlagSet) map[string]string {
 	}
 	if b.vary != "" {
 		o["vary"] = b.vary
-	}
-	if flags.Changed("sluice") {
-		o["sluice"] = filepath.Base(b.sluice)
 	}
 	return o
 }

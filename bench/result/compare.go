@@ -32,11 +32,11 @@ const (
 // machine did that day falls out of them. The values are those of the rounds; the
 // test is the two-sided rank test of Mann and Whitney, which assumes no
 // distribution; and because many figures are tested at once, the changes that count
-// are chosen so that about one in twenty of them is chance (Benjamini and
-// Hochberg). A change must also be 2% or more. With absolute, nothing is divided.
+// are chosen among those of one size of cluster so that about one in twenty of them
+// is chance (Benjamini and Hochberg). A change must also be 2% or more. With
+// absolute, nothing is divided.
 func Compare(old, fresh *Result, absolute bool) []Change {
 	var changes []Change
-	var p []float64
 	for _, s := range fresh.Series {
 		before := Series{s.Key, old.Values(s.Key)}
 		if s.Better == "" || len(before.Values) == 0 {
@@ -47,13 +47,30 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 			a, b, ratio = x, y, true
 		}
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
-		changes, p = append(changes, c), append(p, c.P)
+		changes = append(changes, c)
 	}
-	for i, found := range stats.Discoveries(p, falseShare) {
-		c := &changes[i]
-		c.Real = found && math.Abs(c.New-c.Old) >= smallest*math.Abs(c.Old) && c.New != c.Old
+	// All sizes together would be too many for a few rounds: with 7 on both sides no
+	// figure can be less probable than 1 in 1716, and where one of a thousand changed
+	// it would have to be.
+	for _, of := range fresh.Scenarios() {
+		choose(changes, of)
 	}
 	return changes
+}
+
+// choose marks the changes of a size of cluster that count.
+func choose(changes []Change, of Scenario) {
+	var p []float64
+	var its []*Change
+	for i := range changes {
+		if changes[i].Scenario == of {
+			p, its = append(p, changes[i].P), append(its, &changes[i])
+		}
+	}
+	for i, found := range stats.Discoveries(p, falseShare) {
+		c := its[i]
+		c.Real = found && math.Abs(c.New-c.Old) >= smallest*math.Abs(c.Old) && c.New != c.Old
+	}
 }
 
 // Worse says whether the change is for the worse.

@@ -228,11 +228,14 @@ func (t Table) markdown(w io.Writer) {
 func (r *Result) Page(w io.Writer) error {
 	fmt.Fprintf(w, `# The latest results
 
-Made by the harness itself (%s), in %s: write it anew with that command
-and do not edit it. [README.md](README.md) says how to read it.
+The harness has written this page itself, in %[2]s. To write it anew:
 
-%s
-`, "`"+r.command()+"`", minutes(r.Took), r.place())
+    %[1]s --page bench/RESULTS.md
+
+[README.md](README.md) says how to read it.
+
+%[3]s
+`, r.command(), minutes(r.Took), r.place())
 	fmt.Fprint(w, "\nThe contenders:\n\n")
 	for _, row := range r.Rows {
 		fmt.Fprintf(w, "- **%s**: %s\n", row.Label, row.About)
