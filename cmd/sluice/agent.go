@@ -55,6 +55,7 @@ type agent struct {
 
 	known  chan struct{} // closed when the first snapshot is in force
 	failed chan error    // why the agent cannot begin, or go on
+	synced chan struct{} // closed when all is in place
 
 	wantedQueue uint16        // the first
 	occupied    bool          // another agent may be there
@@ -82,7 +83,7 @@ const (
 )
 
 func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *agent, err error) {
-	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1)}
+	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1), synced: make(chan struct{})}
 	tables, err := rules.Open(ctx, opts.rules.Backend, log)
 	if err != nil {
 		return nil, err
@@ -216,7 +217,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 			return err
 		}
 	})
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run, a.inherit, a.serve} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run, a.inherit, a.serve, a.tendMemory} {
 		group.Go(func() error { part(serving); return nil })
 	}
 	ended := make(chan error, 1)
@@ -340,6 +341,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		close(a.inherited)
 	}
 	note(&a.ready)
+	close(a.synced)
 	c := s.Counts()
 	a.log.Info("sluice is ready", "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
 		"queues", fmt.Sprintf("%d-%d", a.opts.rules.FirstQueue, int(a.opts.rules.FirstQueue)+a.opts.rules.Queues-1),

@@ -56,6 +56,7 @@ type runOptions struct {
 	overflow                       overflow
 	gso                            bool
 
+	tendMemory  bool // the environment leaves the collector to us
 	httpAddress string
 	socket      string // of sluice status, and of agents that take over
 
@@ -103,6 +104,7 @@ says. --fail also holds if the agent is killed or crashes.`,
 			if opts.nodeName == "" {
 				opts.nodeName = nodeName(e)
 			}
+			opts.tendMemory = e.getenv("GOGC") == "" && e.getenv("GOMEMLIMIT") == ""
 			return runAgent(cmd.Context(), opts, newLogger(e, opts))
 		},
 	}

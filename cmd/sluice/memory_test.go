@@ -1,0 +1,20 @@
+package main
+
+import (
+	"runtime"
+	"testing"
+)
+
+func TestGCPercent(t *testing.T) {
+	for live, want := range map[uint64]int{
+		0: mostGC, 1 << 20: mostGC, 32 << 20: 200, headroom: 100, 128 << 20: 50, 200 << 20: leastGC, 1 << 40: leastGC,
+	} {
+		if got := gcPercent(live); got != want {
+			t.Errorf("%d bytes: %d percent, want %d", live, got, want)
+		}
+	}
+	runtime.GC()
+	if live := liveHeap(); live == 0 {
+		t.Error("nothing is live")
+	}
+}
