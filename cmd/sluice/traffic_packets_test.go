@@ -310,16 +310,19 @@ func TestJudgedOnceOnPackets(t *testing.T) {
 		w := s.wire(t, i == 1)
 		before := s.queued()
 		for n := range packets {
-			p := w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 42000, DstPort: 7}, gopacket.Payload(fmt.Sprintf("one way %d.", n)))
-			if err := w.host("default/web").Send(p); err != nil {
+			text := fmt.Sprintf("one way %d.", n)
+			if err := w.host("default/web").Send(w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 42000, DstPort: 7}, gopacket.Payload(text))); err != nil {
 				t.Fatal(err)
 			}
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		_, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(fmt.Sprintf("one way %d.", packets-1))) })
-		cancel()
-		if err != nil {
-			t.Fatal(err)
+			if n > 0 && n < packets-1 {
+				continue // a packet that comes before the verdict about the first is asked about too
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			_, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(text)) })
+			cancel()
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
 		if n := s.queued() - before; n != 1 {
 			t.Errorf("%s: %d of %d packets of one-way UDP were queued, want 1", f.name, n, packets)
