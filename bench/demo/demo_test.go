@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,8 +23,8 @@ import (
 // TestMain lets the test binary stand in for an agent: given the arguments of
 // `sluice run`, it says what an agent says and enforces nothing.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 3 && os.Args[1] == "run" {
-		pretend(os.Args[3])
+	if i := slices.Index(os.Args, "--manifests"); i > 0 && os.Args[1] == "run" {
+		pretend(os.Args[i+1])
 		return
 	}
 	dir, err := os.MkdirTemp("", "sluice-demo-test-")

@@ -1,6 +1,7 @@
 package conntrack_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
 	"github.com/mdlayher/netlink"
 	timo "github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
@@ -262,6 +265,42 @@ func TestOneWayUDPStops(t *testing.T) {
 	}
 }
 
+// ping sends an ICMP echo request from web and returns when it is answered. It is
+// made by hand, so that no test needs a program that may be missing.
+func (l *live) ping(src, dst netip.Addr) {
+	l.t.Helper()
+	s, err := l.network.web.Sniff()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	const text = "sluice asks"
+	packet := []gopacket.SerializableLayer{
+		&layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolICMPv4, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()},
+		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: 7, Seq: 1},
+		gopacket.Payload(text),
+	}
+	if dst.Is6() {
+		ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolICMPv6, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+		icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeEchoRequest, 0)}
+		if err := icmp.SetNetworkLayerForChecksum(ip); err != nil {
+			l.t.Fatal(err)
+		}
+		packet = []gopacket.SerializableLayer{ip, icmp, &layers.ICMPv6Echo{Identifier: 7, SeqNumber: 1}, gopacket.Payload(text)}
+	}
+	b := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, packet...); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.network.web.Send(b.Bytes()); err != nil {
+		l.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(l.t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := s.Await(ctx, func(p []byte) bool { return bytes.HasSuffix(p, []byte(text)) }); err != nil {
+		l.t.Fatalf("await an answer to ping: %v", err)
+	}
+}
+
 func TestICMPIsRevoked(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
@@ -270,7 +309,7 @@ func TestICMPIsRevoked(t *testing.T) {
 			if f.dst.Is6() {
 				proto = filter.ICMPv6
 			}
-			run(t, l.network.web, "ping", "-q", "-c", "1", "-W", "5", f.dst.String())
+			l.ping(f.src, f.dst)
 			l.commit(true)
 			key := filter.NewKey(f.src, f.dst, proto, 0)
 			l.wantMark(key, foreign|judged)
