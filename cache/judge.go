@@ -76,15 +76,15 @@ func (j *Judge) Judge(data []byte) (action filter.Action, awaited netip.Addr) {
 	var v filter.Verdict
 	if j.tally.due() {
 		began := time.Now()
-		p, v, awaited = j.decide(data)
+		awaited = j.decide(data, &p, &v)
 		j.tally.took(time.Since(began))
 	} else {
-		p, v, awaited = j.decide(data)
+		awaited = j.decide(data, &p, &v)
 	}
 	if awaited.IsValid() {
 		return filter.Hold, awaited
 	}
-	j.tell(p, v)
+	j.tell(&p, &v)
 	return v.Action, awaited
 }
 
@@ -94,7 +94,9 @@ func (j *Judge) Judge(data []byte) (action filter.Action, awaited netip.Addr) {
 // be: the fail mode is for want of knowledge, and does not open what policies
 // close to everybody.
 func (j *Judge) GiveUp(data []byte) filter.Action {
-	p, v, awaited := j.decide(data)
+	var p packet.Packet
+	var v filter.Verdict
+	awaited := j.decide(data, &p, &v)
 	if awaited.IsValid() {
 		if local, _ := j.Ranges.Contains(awaited); local {
 			switch {
@@ -105,41 +107,46 @@ func (j *Judge) GiveUp(data []byte) filter.Action {
 			}
 		}
 	}
-	j.tell(p, v)
+	j.tell(&p, &v)
 	return v.Action
 }
 
 // tell counts a verdict and reports it.
-func (j *Judge) tell(p packet.Packet, v filter.Verdict) {
-	j.tally.count(&v)
+func (j *Judge) tell(p *packet.Packet, v *filter.Verdict) {
+	j.tally.count(v)
 	if j.Observer != nil {
-		j.Observer.Judged(p, v)
+		j.Observer.Judged(*p, *v)
 	}
 }
 
 // decide reads a packet and gives the verdict, and the address that it should
-// wait for, if any.
-func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict, awaited netip.Addr) {
+// wait for, if any. Both are written where they are needed: to hand them up from
+// call to call cost a tenth of a hit.
+func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaited netip.Addr) {
 	if j.snapshot == nil {
 		j.snapshot = j.reader.Begin()
 		if j.snapshot == nil {
 			j.reader.End()
 		}
 	}
-	p, err := j.decoder.Decode(data)
+	var err error
+	*p, err = j.decoder.Decode(data)
 	switch {
 	case err != nil:
-		return p, filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}, awaited
+		v.Action, v.Reason = filter.Deny, filter.Malformed
+		return awaited
 	case j.snapshot == nil:
-		return p, filter.Verdict{Action: filter.Deny, Reason: filter.NoWorld}, awaited
+		v.Action, v.Reason = filter.Deny, filter.NoWorld
+		return awaited
 	}
-	v, ends := j.flows.Decide(j.snapshot, &p.Key)
+	var ends Ends
+	*v, ends = j.flows.Decide(j.snapshot, &p.Key)
 	if j.Ranges != nil {
 		if ends.Src == 0 && j.waits(p.Key.SrcAddr(), v) {
-			return p, v, p.Key.SrcAddr()
+			return p.Key.SrcAddr()
 		}
 		if ends.Dst == 0 && j.waits(p.Key.DstAddr(), v) {
-			return p, v, p.Key.DstAddr()
+			return p.Key.DstAddr()
 		}
 	}
 	// Before the answer and not after, which costs the packet microseconds: a second
@@ -147,7 +154,7 @@ func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict, awaited 
 	if j.Memory != nil && v.Reason != filter.NotIsolated {
 		j.Memory.Remember(p.Key, ends.Src, ends.Dst, v.Action)
 	}
-	return p, v, awaited
+	return awaited
 }
 
 // waits says whether a packet with the given verdict has to wait for whoever has
@@ -157,7 +164,7 @@ func (j *Judge) decide(data []byte) (p packet.Packet, v filter.Verdict, awaited 
 // pod elsewhere its own node enforces those; here it is only a peer. A peer that
 // is allowed although nobody knows it (by address, or because everyone is) is
 // allowed whoever it turns out to be, and only a denial is worth the wait.
-func (j *Judge) waits(addr netip.Addr, v filter.Verdict) bool {
+func (j *Judge) waits(addr netip.Addr, v *filter.Verdict) bool {
 	local, cluster := j.Ranges.Contains(addr)
 	return local || cluster && v.Action == filter.Deny
 }
