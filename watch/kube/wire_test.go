@@ -30,7 +30,7 @@ func filler(seed int64) *randfill.Filler {
 		func(q *resource.Quantity, c randfill.Continue) {
 			*q = *resource.NewQuantity(c.Rand.Int63n(1e6), resource.DecimalSI)
 		},
-		func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte("{}") },
+		func(f *metav1.FieldsV1, _ randfill.Continue) { *f = *metav1.NewFieldsV1("{}") },
 		func(p *corev1.PodPhase, c randfill.Continue) {
 			*p = []corev1.PodPhase{"", corev1.PodPending, corev1.PodRunning, corev1.PodRunning, corev1.PodRunning, corev1.PodSucceeded, corev1.PodFailed}[c.Intn(7)]
 		},
