@@ -45,6 +45,8 @@ type Flows struct {
 	seed maphash.Seed
 	once []uint32 // by hash: of flows decided lately, one that was decided once
 
+	fresh bool // the last answer was a decision, and not from memory
+
 	hits, misses, stale atomic.Uint64
 	size                atomic.Int64
 }
@@ -82,6 +84,7 @@ func NewFlows(size int) *Flows {
 // Decide gives the verdict that the snapshot gives, from memory where that still
 // holds, and the epochs of both ends.
 func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (filter.Verdict, Ends) {
+	f.fresh = false
 	var known *flow
 	if f.lru != nil {
 		known, _ = f.lru.Get(*k)
@@ -98,6 +101,7 @@ func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (filter.Verdict, Ends)
 		known.snapshot = s.Number()
 		return known.verdict, ends
 	}
+	f.fresh = true
 	now := flow{s.DecideBetween(k, srcAddr, dstAddr, src, dst), ends, s.Number()}
 	switch {
 	case known != nil:

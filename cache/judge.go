@@ -31,6 +31,15 @@ type Memory interface {
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
+// Admissions is told under which keys connections may live from now on:
+// conntrack.Admitted is one. It is called on the packet's way, by several judges at
+// once.
+type Admissions interface {
+	// Admit is told of a key that is allowed, the epochs of its ends and the number
+	// of the snapshot, before the verdict takes effect.
+	Admit(k filter.Key, src, dst, snapshot uint64)
+}
+
 // Config is how a judge judges.
 type Config struct {
 	Published *policy.Published
@@ -42,6 +51,10 @@ type Config struct {
 	// It is not told of packets of pairs that no policy concerns, of packets that
 	// wait, and of what only the fail mode decides.
 	Memory Memory
+	// Admissions may be nil: nobody wants to know. It is not told of a key again
+	// for as long as a cache answers for it, and not of pairs that no policy
+	// concerns, unless one end should be a pod that is not known yet.
+	Admissions Admissions
 	// FailOpen lets a packet pass whose pod, which should be one of this node, did
 	// not become known in time.
 	FailOpen bool
@@ -101,6 +114,10 @@ func (j *Judge) GiveUp(data []byte) filter.Action {
 		if local, _ := j.Ranges.Contains(awaited); local {
 			switch {
 			case j.FailOpen:
+				if j.Admissions != nil {
+					src, dst := j.snapshot.Endpoint(p.Key.SrcAddr()), j.snapshot.Endpoint(p.Key.DstAddr())
+					j.Admissions.Admit(p.Key, src.Epoch(), dst.Epoch(), j.snapshot.Number())
+				}
 				v = filter.Verdict{Action: filter.Allow, Reason: filter.UnknownPod}
 			case v.Action != filter.Deny:
 				v = filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}
@@ -149,12 +166,35 @@ func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaite
 			return p.Key.DstAddr()
 		}
 	}
+	if j.Admissions != nil && v.Action == filter.Allow && j.admits(&p.Key, v.Reason, ends) {
+		j.Admissions.Admit(p.Key, ends.Src, ends.Dst, j.snapshot.Number())
+	}
 	// Before the answer and not after, which costs the packet microseconds: a second
 	// connection that follows on the heels of the first finds it.
 	if j.Memory != nil && v.Reason != filter.NotIsolated {
 		j.Memory.Remember(p.Key, ends.Src, ends.Dst, v.Action)
 	}
 	return awaited
+}
+
+// admits says whether a key that is allowed is to be told of.
+func (j *Judge) admits(k *filter.Key, why filter.Reason, ends Ends) bool {
+	switch why {
+	case filter.SameAddress, filter.OwnNode:
+		return false // for as long as the ends are who they are
+	case filter.NotIsolated:
+		return ends.Src == 0 && j.expects(k.SrcAddr()) || ends.Dst == 0 && j.expects(k.DstAddr())
+	}
+	return j.flows.fresh
+}
+
+// expects says whether an address that nobody has should be a pod's.
+func (j *Judge) expects(addr netip.Addr) bool {
+	if j.Ranges == nil {
+		return false
+	}
+	_, cluster := j.Ranges.Contains(addr)
+	return cluster
 }
 
 // waits says whether a packet with the given verdict has to wait for whoever has

@@ -41,8 +41,8 @@ type Options struct {
 	// OnPublish is called after each publish, the first one too, when no verdict
 	// of an older snapshot can still take effect. Until it returns, updates wait.
 	// Should a worker be stuck, it is called nevertheless, and then again with the
-	// same changes until the worker is back.
-	OnPublish func(context.Context, *policy.Snapshot, policy.Changes)
+	// same changes until the worker is back; late says so in all of these calls.
+	OnPublish func(ctx context.Context, s *policy.Snapshot, changes policy.Changes, late bool)
 }
 
 const (
@@ -63,7 +63,7 @@ type Keeper struct {
 	world   *policy.World
 	pub     *policy.Published
 	log     *slog.Logger
-	publish func(context.Context, *policy.Snapshot, policy.Changes)
+	publish func(context.Context, *policy.Snapshot, policy.Changes, bool)
 	ready   chan struct{}
 	isReady bool
 	said    map[policy.Problem]bool
@@ -90,7 +90,7 @@ func New(world *policy.World, pub *policy.Published, opts Options) *Keeper {
 		k.log = slog.New(slog.DiscardHandler)
 	}
 	if k.publish == nil {
-		k.publish = func(context.Context, *policy.Snapshot, policy.Changes) {}
+		k.publish = func(context.Context, *policy.Snapshot, policy.Changes, bool) {}
 	}
 	return k
 }
@@ -204,8 +204,9 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 	if err != nil {
 		return
 	}
+	late := !settled || k.again != nil
 	changes = append(changes, k.unsettled...)
-	k.publish(ctx, snapshot, changes)
+	k.publish(ctx, snapshot, changes, late)
 	k.unsettled, k.again = nil, nil
 	if !settled {
 		// What the worker does may come to effect yet: all of it once more.

@@ -58,7 +58,7 @@ func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...w
 	ctx, stop := context.WithCancel(t.Context())
 	k := watch.New(policy.NewWorld(), pub, watch.Options{
 		Logger: logger,
-		OnPublish: func(ctx context.Context, s *policy.Snapshot, c policy.Changes) {
+		OnPublish: func(ctx context.Context, s *policy.Snapshot, c policy.Changes, _ bool) {
 			select {
 			case calls <- published{s, c}:
 			case <-ctx.Done():

@@ -14,6 +14,7 @@ import (
 // is ready to use and contains nothing.
 type Ranges struct {
 	current atomic.Pointer[ranges]
+	sets    atomic.Uint64
 	// OnSet, if not nil, is told of all ranges that Set is given, before they hold.
 	// It is set before the first Set.
 	OnSet func(all []netip.Prefix)
@@ -36,7 +37,11 @@ func (r *Ranges) Set(node, cluster []netip.Prefix) {
 		next.cluster.Insert(p.Masked())
 	}
 	r.current.Store(next)
+	r.sets.Add(1)
 }
+
+// Sets is how many times the ranges were set.
+func (r *Ranges) Sets() uint64 { return r.sets.Load() }
 
 // Contains says whether an address is in a range of this node's pods, and whether
 // it is in one of the cluster's at all. It allocates nothing.

@@ -53,7 +53,7 @@ func measure(ctx context.Context, opts options) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	group, inner := errgroup.WithContext(ctx)
-	keeper := watch.New(policy.NewWorld(), &a.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes) {
+	keeper := watch.New(policy.NewWorld(), &a.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes, bool) {
 		select {
 		case a.changed <- struct{}{}:
 		default:

@@ -3,10 +3,13 @@ package conntrack
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 )
 
@@ -20,45 +23,112 @@ const (
 // sweep of a big table takes longer than to publish, and what is published
 // meanwhile adds up to one more sweep.
 //
+// It sweeps for those changes alone by which the verdict about some connection that
+// may live has turned, as far as Admitted knows.
+//
 // That loses nothing. A sweep with the latest snapshot is right for everything
 // that changed before it, and a connection that a sweep judged by a snapshot
 // which was replaced meanwhile is judged again by the next one: if its verdict
 // differs, one of its ends is among that one's changes.
 type Follower struct {
-	sweeper *Sweeper
-	log     *slog.Logger
-	wake    chan struct{}
-	turn    sync.Mutex // held by the sweep that goes on
+	sweeper  *Sweeper
+	admitted *Admitted // nil: every change may turn a verdict
+	log      *slog.Logger
+	wake     chan struct{}
+	turn     sync.Mutex // held by the sweep that goes on
+	sweeps   uint64     // how many there were
 
 	mu       sync.Mutex
 	snapshot *policy.Snapshot
-	changes  map[netip.Addr]struct{}
+	changes  map[netip.Addr]change
 	all      bool
 	sum      Result
 }
 
-// Follow returns a Follower that sweeps with s. A nil logger discards.
-func Follow(s *Sweeper, log *slog.Logger) *Follower {
+// change is what is known of an address that has changed since the last sweep.
+type change struct {
+	snapshot uint64 // with which it last did
+	need     need
+}
+
+// need says what a change needs beyond a look at what Admitted knows.
+type need uint8
+
+const (
+	nothing need = iota
+	// later: Admitted does not know all connections of the address. That is of no
+	// consequence until somebody has it again.
+	later
+	// sweepNow: connections may be concerned that Admitted does not know.
+	sweepNow
+)
+
+// maxLater is of how many addresses it may be unknown what connections they have.
+const maxLater = 1024
+
+// Scope says for which connections a publish is of interest.
+type Scope uint8
+
+const (
+	// Turned are those about which the verdict has turned.
+	Turned Scope = iota
+	// Changed are all of the addresses that changed: verdicts of older snapshots
+	// may have taken effect late, or may yet.
+	Changed
+	// Everything is all there are.
+	Everything
+)
+
+// Follow returns a Follower that sweeps with s. With a nil Admitted, it does so
+// after every change. A nil logger discards.
+func Follow(s *Sweeper, admitted *Admitted, log *slog.Logger) *Follower {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{sweeper: s, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]struct{})}
+	return &Follower{sweeper: s, admitted: admitted, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
 }
 
 // Published says that a snapshot is in force, that no verdict of an older one can
-// still take effect, and which addresses it changed; all says that every
-// connection is to be judged.
-func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, all bool) {
+// still take effect, and which addresses it changed since the call before. The
+// first call is to be of Everything, and so is one after which others may have
+// admitted connections, or ranges in which pods are expected have changed.
+func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
-	f.snapshot, f.all = s, f.all || all
+	before := f.snapshot
+	f.snapshot, f.all = s, f.all || scope == Everything
 	for _, a := range changes {
-		f.changes[a] = struct{}{}
+		n := sweepNow
+		if scope == Turned && f.changes[a].need == nothing {
+			n = f.need(before, s, a)
+		}
+		f.changes[a] = change{s.Number(), n}
 	}
 	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
 	default: // it will be seen
 	}
+}
+
+// need says whether an address may have live connections that no judge was asked
+// about, or that Admitted does not keep under it, and that may be denied now.
+func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
+	if f.admitted == nil || before == nil {
+		return sweepNow
+	}
+	was, is := before.Endpoint(a), now.Endpoint(a)
+	expected := f.admitted.expected(a)
+	if is != nil && is.Epoch() <= before.NewestEpoch() {
+		// It has had the address before, and verdicts from then hold again.
+		f.admitted.lose(a.As16(), now.Number())
+	}
+	switch {
+	case was == nil && !expected, was != nil && is == nil && f.sweeper.awaits(a), was != nil && policy.Tightens(was, is):
+		return sweepNow
+	case is == nil && expected:
+		return later
+	}
+	return nothing
 }
 
 // Rest leaves the connections to somebody else, until the next Published: it
@@ -110,10 +180,15 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	f.turn.Lock()
 	defer f.turn.Unlock()
 	snapshot, changes, all := f.take()
-	if snapshot == nil || len(changes) == 0 && !all {
+	if snapshot == nil {
 		return nil
 	}
-	res, err := f.sweeper.Sweep(ctx, snapshot, changes, all)
+	due := f.due(snapshot, changes, all)
+	if len(due) == 0 && !all {
+		return nil
+	}
+	f.sweeps++
+	res, err := f.sweeper.sweep(ctx, snapshot, due, all, f.admitted, f.sweeps)
 	level := slog.LevelDebug
 	if res.Written() > 0 {
 		level = slog.LevelInfo
@@ -123,30 +198,63 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	f.sum.add(res)
 	f.mu.Unlock()
 	if err != nil {
+		for a, c := range changes {
+			changes[a] = change{c.snapshot, sweepNow}
+		}
 		f.putBack(changes, all)
+		return err
 	}
-	return err
+	if f.admitted != nil {
+		for _, a := range due {
+			f.admitted.swept(a.As16(), changes[a].snapshot, f.sweeps)
+		}
+	}
+	return nil
+}
+
+// due are the changed addresses whose connections are to be judged. What can wait
+// goes back.
+func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
+	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
+	judge := func(k *filter.Key) filter.Action {
+		v, _ := f.sweeper.judge(s, k)
+		return v.Action
+	}
+	for a, c := range changes {
+		switch {
+		case all || c.need == sweepNow || f.admitted.turned(a.As16(), judge):
+			due = append(due, a)
+		case c.need == later:
+			wait[a] = c
+		}
+	}
+	if len(wait) > maxLater {
+		return slices.AppendSeq(due, maps.Keys(wait))
+	}
+	f.putBack(wait, false)
+	return due
 }
 
 // take takes what is to be swept.
-func (f *Follower) take() (s *policy.Snapshot, changes policy.Changes, all bool) {
+func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for a := range f.changes {
-		changes = append(changes, a)
-	}
-	clear(f.changes)
+	changes, f.changes = f.changes, make(map[netip.Addr]change)
 	all, f.all = f.all, false
 	return f.snapshot, changes, all
 }
 
-// putBack notes what could not be swept.
-func (f *Follower) putBack(changes policy.Changes, all bool) {
+// putBack notes what is still to be done. An address that has changed again
+// meanwhile did so without regard to that.
+func (f *Follower) putBack(changes map[netip.Addr]change, all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.all = f.all || all
-	for _, a := range changes {
-		f.changes[a] = struct{}{}
+	for a, c := range changes {
+		if newer, ok := f.changes[a]; ok {
+			c = change{newer.snapshot, sweepNow}
+		}
+		f.changes[a] = c
 	}
 }
 

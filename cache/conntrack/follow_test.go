@@ -15,12 +15,12 @@ import (
 )
 
 // follow returns a follower of the rig's sweeper.
-func (r *rig) follow() *conntrack.Follower { return conntrack.Follow(r.Sweeper, nil) }
+func (r *rig) follow() *conntrack.Follower { return conntrack.Follow(r.Sweeper, nil, nil) }
 
 // publish commits and tells the follower.
-func (r *rig) publish(f *conntrack.Follower, all bool) {
+func (r *rig) publish(f *conntrack.Follower, scope conntrack.Scope) {
 	s, changes := r.world.Commit()
-	f.Published(s, changes, all)
+	f.Published(s, changes, scope)
 }
 
 func TestFollowerSweepsForAllThatWasPublished(t *testing.T) {
@@ -29,9 +29,9 @@ func TestFollowerSweepsForAllThatWasPublished(t *testing.T) {
 	toDB := r.track(web, db, filter.TCP, 80, judged)
 	toIdle := r.track(web, idle, filter.TCP, 80, judged)
 	r.world.SetPolicy(guard("db"))
-	r.publish(f, false)
+	r.publish(f, conntrack.Turned)
 	r.world.SetPolicy(guard("idle"))
-	r.publish(f, false) // before the first was swept for
+	r.publish(f, conntrack.Turned) // before the first was swept for
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestFollowerTriesAgain(t *testing.T) {
 		go func() { f.Run(ctx); close(done) }()
 		r.world.SetPolicy(guard("db"))
 		r.world.SetPolicy(guard("idle"))
-		r.publish(f, false)
+		r.publish(f, conntrack.Turned)
 		synctest.Wait()
 		r.want(toDB, revoked) // in the half that was seen
 		r.want(toIdle, judged)
@@ -88,12 +88,12 @@ func (*broken) Dump(context.Context, []netip.Addr, func(*conntrack.Conn)) error 
 }
 
 func TestFollowerReportsAFailure(t *testing.T) {
-	f := conntrack.Follow(conntrack.New(new(broken), conntrack.DefaultMarks, nil, nil), nil)
+	f := conntrack.Follow(conntrack.New(new(broken), conntrack.DefaultMarks, nil, nil), nil, nil)
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Errorf("without a snapshot: %v", err)
 	}
 	s, _ := policy.NewWorld().Commit()
-	f.Published(s, nil, true)
+	f.Published(s, nil, conntrack.Everything)
 	for range 2 { // it is still to be done
 		if err := f.Sweep(t.Context()); err == nil {
 			t.Error("a table that cannot be read is no error")
@@ -108,13 +108,13 @@ func TestFollowerRests(t *testing.T) {
 	f := r.follow()
 	toDB := r.track(web, db, filter.TCP, 80, judged)
 	r.world.SetPolicy(guard("db"))
-	r.publish(f, true)
+	r.publish(f, conntrack.Everything)
 	f.Rest()
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	r.want(toDB, judged)
-	r.publish(f, true)
+	r.publish(f, conntrack.Everything)
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}

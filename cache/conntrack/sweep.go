@@ -116,6 +116,12 @@ func interfaceAddrs() ([]netip.Addr, error) {
 // Sweep does nothing without a snapshot. With an error, some connections may
 // not have been judged; the sweep must be repeated for the same changes.
 func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, all bool) (Result, error) {
+	return s.sweep(ctx, snapshot, changes, all, nil, 0)
+}
+
+// sweep is Sweep that tells of the connections that it sees, under the number that
+// it is given.
+func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, all bool, seen *Admitted, number uint64) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.marks.check(); err != nil {
@@ -124,7 +130,7 @@ func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes 
 	if snapshot == nil || !all && len(changes) == 0 {
 		return Result{}, nil
 	}
-	w := &sweep{Sweeper: s, ctx: ctx, snapshot: snapshot}
+	w := &sweep{Sweeper: s, ctx: ctx, snapshot: snapshot, seen: seen, number: number}
 	if !all {
 		w.among = changes
 		w.set = make(map[[16]byte]struct{}, len(changes))
@@ -183,6 +189,8 @@ type sweep struct {
 	among    []netip.Addr          // nil for all
 	set      map[[16]byte]struct{} // the same
 	local    map[[16]byte]struct{} // nil until asked for
+	seen     *Admitted             // nil: nobody wants to know
+	number   uint64
 
 	updates []Update  // not yet written
 	oldest  time.Time // when the first of them was found
@@ -240,7 +248,13 @@ func (w *sweep) visit(c *Conn) {
 	if w.err != nil || !w.concerns(c) {
 		return
 	}
-	v, known := w.judge(c)
+	v, known := filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}, true
+	if !c.Malformed {
+		v, known = w.judge(w.snapshot, &c.Key)
+		if w.seen != nil {
+			w.seen.see(&c.Key, w.snapshot, &v, w.number)
+		}
+	}
 	if !known && c.Mark&w.marks.Revoked == 0 {
 		return
 	}
@@ -287,20 +301,17 @@ func (w *sweep) concerns(c *Conn) bool {
 // judge gives the verdict, and says whether it could be another one: nothing can
 // be said against a connection of this node or between ends that are not pods,
 // and it does without a mark.
-func (w *sweep) judge(c *Conn) (v filter.Verdict, known bool) {
-	if c.Malformed {
-		return filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}, true
-	}
-	srcAddr, dstAddr := c.Key.SrcAddr(), c.Key.DstAddr()
-	src, dst := w.snapshot.Endpoint(srcAddr), w.snapshot.Endpoint(dstAddr)
+func (s *Sweeper) judge(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
+	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
+	src, dst := by.Endpoint(srcAddr), by.Endpoint(dstAddr)
 	known = (src != nil || dst != nil) && !src.IsNode()
-	if !src.IsNode() && !dst.IsNode() && (src == nil && w.awaits(srcAddr) || dst == nil && w.awaits(dstAddr)) {
+	if !src.IsNode() && !dst.IsNode() && (src == nil && s.awaits(srcAddr) || dst == nil && s.awaits(dstAddr)) {
 		return filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}, true
 	}
-	return w.snapshot.DecideBetween(&c.Key, srcAddr, dstAddr, src, dst), known
+	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-func (w *sweep) awaits(addr netip.Addr) bool { return w.Awaited != nil && w.Awaited(addr) }
+func (s *Sweeper) awaits(addr netip.Addr) bool { return s.Awaited != nil && s.Awaited(addr) }
 
 // isLocal says whether an end of the connection is this node, though the
 // snapshot does not know the address: a bridge's, say.

@@ -42,6 +42,7 @@ type agent struct {
 	log       *slog.Logger
 	published policy.Published
 	ranges    watch.Ranges // where pods have their addresses
+	rangesSet uint64       // how often they were when live connections were last all judged
 	verdicts  *verdictlog.Log
 	manager   *rules.Manager
 	judges    []*cache.Judge
@@ -49,6 +50,7 @@ type agent struct {
 	backend   []rules.Table // that the rules are kept in
 	kernel    *kernel.Cache // nil where verdicts are not remembered in the kernel
 	table     *conntrack.Kernel
+	admitted  *conntrack.Admitted
 	sweeper   *conntrack.Sweeper
 	follower  *conntrack.Follower
 	keeper    *watch.Keeper
@@ -105,6 +107,10 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.manager = rules.New(a.opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
+	a.admitted = conntrack.NewAdmitted(func(addr netip.Addr) bool {
+		_, cluster := a.ranges.Contains(addr)
+		return cluster
+	})
 	a.queues, err = queue.New(queue.Options{
 		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Mark: opts.rules.JudgedMark,
 		MaxLen: uint32(opts.queueLen), CopyRange: uint32(opts.copyRange),
@@ -119,7 +125,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	marks := conntrack.Marks{Judged: opts.rules.JudgedMark, Revoked: opts.rules.RevokedMark}
 	a.sweeper = conntrack.New(a.table, marks, log, a.verdicts)
 	a.sweeper.Awaited = a.awaited
-	a.follower = conntrack.Follow(a.sweeper, log)
+	a.follower = conntrack.Follow(a.sweeper, a.admitted, log)
 	a.keeper = watch.New(policy.NewWorld(), &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil
 }
@@ -127,7 +133,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 // newJudge makes one of the workers' judges.
 func (a *agent) newJudge() queue.Judge {
 	config := cache.Config{
-		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, FailOpen: a.opts.rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Admissions: a.admitted, FailOpen: a.opts.rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
@@ -274,8 +280,8 @@ func (a *agent) leave(ctx context.Context) error {
 }
 
 // onPublish is called when a snapshot is in force and no verdict of an older one
-// can still take effect.
-func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes) {
+// can still take effect, or late ones might.
+func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes, late bool) {
 	note(&a.inForce)
 	a.mu.Lock()
 	begun := a.phase != starting
@@ -288,7 +294,7 @@ func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes polic
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if a.phase == enforcing {
-			a.follower.Published(s, changes, false) // and not after this agent has yielded
+			a.follower.Published(s, changes, a.scope(late)) // and not after this agent has yielded
 		}
 		return
 	}
@@ -296,6 +302,20 @@ func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes polic
 		a.fail(err)
 		<-ctx.Done() // there is no going on from here
 	}
+}
+
+// scope is which live connections are to be judged after a publish. Where pods are
+// expected decides of which keys the judges tell; with other ranges, all that live
+// must be found once.
+func (a *agent) scope(late bool) conntrack.Scope {
+	switch sets := a.ranges.Sets(); {
+	case sets != a.rangesSet:
+		a.rangesSet = sets
+		return conntrack.Everything
+	case late:
+		return conntrack.Changed
+	}
+	return conntrack.Turned
 }
 
 // fail ends the agent, with the first reason that it is given.
@@ -332,7 +352,8 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		return err
 	}
 	a.forgetStale()
-	a.follower.Published(s, nil, true)
+	a.rangesSet = a.ranges.Sets()
+	a.follower.Published(s, nil, conntrack.Everything)
 	if err := a.follower.Sweep(ctx); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"sluice/cache/conntrack"
 	"sluice/filter/queue"
 )
 
@@ -197,7 +198,7 @@ func (a *agent) inherit(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.phase == enforcing {
-		a.follower.Published(a.published.Snapshot(), nil, true)
+		a.follower.Published(a.published.Snapshot(), nil, conntrack.Everything)
 	}
 }
 
@@ -229,6 +230,6 @@ func (a *agent) stepIn() error {
 	defer cancel()
 	err := a.manager.Apply(ctx) // if it fails, the manager tries on
 	err = errors.Join(err, forgetOtherBackend(ctx, a.backend, a.log))
-	a.follower.Published(a.published.Snapshot(), nil, true)
+	a.follower.Published(a.published.Snapshot(), nil, conntrack.Everything)
 	return err
 }

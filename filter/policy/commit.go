@@ -26,6 +26,7 @@ func (w *World) Commit() (*Snapshot, Changes) {
 	w.lastNumber++
 	return &Snapshot{
 		number:   w.lastNumber,
+		newest:   w.lastEpoch,
 		table:    w.table,
 		everyone: w.everyone,
 		counts: Counts{

@@ -14,6 +14,7 @@ import (
 // any number of goroutines may use it at once.
 type Snapshot struct {
 	number   uint64
+	newest   uint64 // of the epochs given so far
 	table    *bart.Table[*Endpoint]
 	everyone [][]uint32 // by namespace id: selectors that match all pods of it
 	counts   Counts
@@ -55,6 +56,11 @@ type group struct {
 
 // Number tells snapshots of one World apart: it grows by one with each.
 func (s *Snapshot) Number() uint64 { return s.number }
+
+// NewestEpoch is the last epoch that was given until the snapshot was made. An
+// endpoint in a later one that has no newer epoch was there before, maybe at other
+// addresses.
+func (s *Snapshot) NewestEpoch() uint64 { return s.newest }
 
 // Counts says how much the snapshot holds.
 func (s *Snapshot) Counts() Counts { return s.counts }
@@ -106,6 +112,25 @@ func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation {
 		return nil
 	}
 	return e.class.groups[d].isolation
+}
+
+// Tightens says whether flows of an address may be denied now that was is now that
+// were allowed with no policy in the way, or only because of the node that the pod
+// runs on (filter.NotIsolated, filter.OwnNode). Neither of the two is nil for an
+// address outside.
+func Tightens(was, now *Endpoint) bool {
+	if was.IsNode() || now.IsNode() {
+		return !now.IsNode()
+	}
+	if was != nil && now != nil && !slices.Equal(was.hosts, now.hosts) {
+		return true
+	}
+	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+		if was.Isolation(d) == nil && now.Isolation(d) != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // Decide gives the verdict about a flow. It parses nothing, locks nothing and

@@ -45,7 +45,7 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	if f.source, err = New(config, opts); err != nil {
 		t.Fatal(err)
 	}
-	keeper := watch.New(policy.NewWorld(), &f.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes) {
+	keeper := watch.New(policy.NewWorld(), &f.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes, bool) {
 		select {
 		case f.changed <- struct{}{}:
 		default:

@@ -1,0 +1,220 @@
+package conntrack
+
+import (
+	"net/netip"
+	"sync"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+const (
+	shardCount = 16
+	// maxKeys is how many keys one address may have: with more, it is not worth
+	// judging them one by one, and a change is followed by a sweep.
+	maxKeys = 2048
+	// maxShard is how many keys a shard may have in all. All shards together then
+	// take some 10 MiB.
+	maxShard = 8192
+)
+
+// Admitted knows the keys under which connections may live, by the address of
+// either end. Most changes of policy turn no verdict about them, and then no live
+// connection has to be looked for: to go through the kernel's table takes it some
+// ten milliseconds, in which the processor forwards no packet. Judging a hundred
+// keys takes 20 µs.
+//
+// It may know keys of which no connection lives any more. What it must not lack
+// is a key of one that does. Who tells it:
+//
+//   - The judges, of every key that they allow for the first time since one of its
+//     ends changed; before that no cache can answer for them. See Admit.
+//   - The sweeps, of all connections that they see.
+//
+// Nobody tells of connections that policies do not concern; a policy that begins
+// to concern them is followed by a sweep (policy.Tightens). And of addresses with
+// too many keys it notes just that.
+type Admitted struct {
+	// expected says of an address that nobody has whether it should be a pod's.
+	expected          func(netip.Addr) bool
+	perAddr, perShard int
+	shards            [shardCount]shard
+}
+
+type shard struct {
+	mu    sync.Mutex
+	of    map[[16]byte]*keySet
+	total int // keys in all
+}
+
+// keySet is what is known of one address. No set is one with no keys.
+type keySet struct {
+	keys map[filter.Key]admission
+	// lost is the snapshot by which a key was last judged that is not among them; 0
+	// if none is missing.
+	lost uint64
+}
+
+// admission is what is known of one key.
+type admission struct {
+	snapshot uint64 // by which it was last judged
+	sweep    uint64 // the number of the last one that saw it
+	told     told   // what its live connections were told; some may not know of the latest
+}
+
+// told is a set of actions.
+type told uint8
+
+func toldOf(a filter.Action) told { return 1 << a }
+
+// NewAdmitted returns an Admitted that knows no keys. expected says of an address
+// that nobody is known to have whether it should be a pod's; nil says never.
+func NewAdmitted(expected func(netip.Addr) bool) *Admitted {
+	a := &Admitted{expected: expected, perAddr: maxKeys, perShard: maxShard}
+	if a.expected == nil {
+		a.expected = func(netip.Addr) bool { return false }
+	}
+	for i := range a.shards {
+		a.shards[i].of = make(map[[16]byte]*keySet)
+	}
+	return a
+}
+
+func (a *Admitted) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
+
+// Admit notes that a key was allowed, by the snapshot of that number and with
+// these epochs of its ends: 0 where nobody has the address. It may be called
+// concurrently, and returns before the verdict takes effect. It takes some 200 ns.
+func (a *Admitted) Admit(k filter.Key, src, dst, snapshot uint64) {
+	if src != 0 || a.expected(k.SrcAddr()) {
+		a.add(k.Src, &k, admission{snapshot: snapshot, told: toldOf(filter.Allow)}, false)
+	}
+	if dst != 0 || a.expected(k.DstAddr()) {
+		a.add(k.Dst, &k, admission{snapshot: snapshot, told: toldOf(filter.Allow)}, false)
+	}
+}
+
+// see notes a live connection, and what it is told by a sweep.
+func (a *Admitted) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sweep uint64) {
+	now := admission{snapshot: by.Number(), sweep: sweep, told: toldOf(v.Action)}
+	for _, addr := range [...]netip.Addr{k.SrcAddr(), k.DstAddr()} {
+		if by.Endpoint(addr) != nil || a.expected(addr) {
+			a.add(addr.As16(), k, now, true)
+		}
+	}
+}
+
+// add notes a key of an address. To a set that lacks some, only a sweep adds, which
+// may make it whole.
+func (a *Admitted) add(addr [16]byte, k *filter.Key, now admission, sweep bool) {
+	s := a.shard(addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set := s.of[addr]
+	if set == nil {
+		set = new(keySet)
+		s.of[addr] = set
+	}
+	if set.lost != 0 && !sweep {
+		set.lost = max(set.lost, now.snapshot)
+		return
+	}
+	if was, ok := set.keys[*k]; ok {
+		// A sweep tells all; only by a newer snapshot something else can have been said.
+		if !sweep || was.snapshot > now.snapshot {
+			now.told |= was.told
+		}
+		now.snapshot, now.sweep = max(was.snapshot, now.snapshot), max(was.sweep, now.sweep)
+		set.keys[*k] = now
+		return
+	}
+	if len(set.keys) >= a.perAddr {
+		s.forget(set, now.snapshot)
+		return
+	}
+	if s.total >= a.perShard {
+		s.evict(set, now.snapshot)
+	}
+	if set.keys == nil {
+		set.keys = make(map[filter.Key]admission)
+	}
+	set.keys[*k] = now
+	s.total++
+}
+
+// forget gives up knowing an address's keys.
+func (s *shard) forget(set *keySet, snapshot uint64) {
+	s.total -= len(set.keys)
+	set.keys, set.lost = nil, max(set.lost, snapshot)
+}
+
+// evict forgets the keys of any address but one, which makes room.
+func (s *shard) evict(but *keySet, snapshot uint64) {
+	for _, set := range s.of {
+		if set != but && len(set.keys) > 0 {
+			s.forget(set, snapshot)
+			return
+		}
+	}
+	s.forget(but, snapshot)
+}
+
+// lose says that caches may answer for keys of an address that are not known, by the
+// snapshot of that number and later ones.
+func (a *Admitted) lose(addr [16]byte, snapshot uint64) {
+	s := a.shard(addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.of[addr] == nil {
+		s.of[addr] = new(keySet)
+	}
+	s.forget(s.of[addr], snapshot)
+}
+
+// turned says whether what some live connection of an address was told may differ
+// from what judge says now.
+func (a *Admitted) turned(addr [16]byte, judge func(*filter.Key) filter.Action) bool {
+	s := a.shard(addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set := s.of[addr]
+	if set == nil {
+		return false
+	}
+	if set.lost != 0 {
+		return true
+	}
+	for k, was := range set.keys {
+		if toldOf(judge(&k)) != was.told {
+			return true
+		}
+	}
+	return false
+}
+
+// swept notes that a sweep has seen all connections of an address, which changed
+// last with the snapshot of the given number. A key that it did not see, and that
+// was judged before, is gone: no cache answers for it any more.
+func (a *Admitted) swept(addr [16]byte, changed, sweep uint64) {
+	s := a.shard(addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set := s.of[addr]
+	if set == nil {
+		return
+	}
+	if set.lost >= changed {
+		s.forget(set, set.lost)
+		return
+	}
+	set.lost = 0
+	for k, was := range set.keys {
+		if was.sweep != sweep && was.snapshot < changed {
+			delete(set.keys, k)
+			s.total--
+		}
+	}
+	if len(set.keys) == 0 {
+		delete(s.of, addr)
+	}
+}

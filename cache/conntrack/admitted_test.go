@@ -1,0 +1,392 @@
+package conntrack_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/cache"
+	"sluice/cache/conntrack"
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+var (
+	_ cache.Admissions = (*conntrack.Admitted)(nil)
+
+	nodePods = netip.MustParsePrefix("10.1.0.0/24")
+	allPods  = netip.MustParsePrefix("10.1.0.0/16")
+)
+
+// history is a node on which connections begin and end while a small world changes
+// at random. It has a judge with its flow cache, and what the kernel's does: it
+// lets pass what no policy concerns, and answers what was answered before.
+type history struct {
+	*rig
+	rand      *rand.Rand
+	published policy.Published
+	judge     *cache.Judge
+	admitted  *conntrack.Admitted
+	follower  *conntrack.Follower
+	kernel    map[filter.Key]remembered
+	behind    *policy.Snapshot // what the kernel judges by
+	changed   policy.Changes   // since the last sweep
+	live      []conntrack.Ref
+	port      uint16
+	addrs     []netip.Addr
+	ranged    bool // in which ranges pods are is known
+}
+
+type remembered struct {
+	src, dst uint64
+	action   filter.Action
+}
+
+func (h *history) Remember(k filter.Key, src, dst uint64, action filter.Action) {
+	h.kernel[k] = remembered{src, dst, action}
+}
+
+func (h *history) Contains(a netip.Addr) (local, cluster bool) {
+	return h.ranged && nodePods.Contains(a), h.ranged && allPods.Contains(a)
+}
+
+func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
+	h := &history{rig: newRig(t), rand: rand.New(rand.NewPCG(seed, 1)), kernel: make(map[filter.Key]remembered)}
+	h.ranged = h.rand.IntN(4) > 0
+	failOpen := h.rand.IntN(4) == 0
+	h.admitted = conntrack.NewAdmitted(func(a netip.Addr) bool { _, cluster := h.Contains(a); return cluster })
+	h.admitted.Limit(perAddr, perShard)
+	h.follower = conntrack.Follow(h.Sweeper, h.admitted, nil)
+	h.Awaited = func(a netip.Addr) bool { local, _ := h.Contains(a); return local && !failOpen }
+	h.judge = cache.NewJudge(cache.Config{Published: &h.published, Ranges: h, Memory: h, Admissions: h.admitted, FailOpen: failOpen}, cache.NewFlows(8))
+	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.1.1", "10.1.1.2", "10.1.1.3", "192.168.0.1", "192.168.0.2", "203.0.113.9"} {
+		h.addrs = append(h.addrs, netip.MustParseAddr(a))
+	}
+	return h
+}
+
+func (h *history) addr() netip.Addr { return h.addrs[h.rand.IntN(len(h.addrs))] }
+
+// connect begins a connection, if it is allowed.
+func (h *history) connect() {
+	src, dst := h.addr(), h.addr()
+	if src == node {
+		return // which the rules do not ask about
+	}
+	k := filter.NewKey(src, dst, filter.TCP, 80+uint16(h.rand.IntN(3)))
+	if h.allows(&k) {
+		h.port++
+		h.live = append(h.live, h.table.Add(k, h.port, netip.AddrPortFrom(dst, k.Port), judged))
+	}
+}
+
+// hangUp ends any connection.
+func (h *history) hangUp() {
+	i := h.rand.IntN(len(h.live))
+	h.table.Remove(h.live[i])
+	h.live[i] = h.live[len(h.live)-1]
+	h.live = h.live[:len(h.live)-1]
+}
+
+func (h *history) allows(k *filter.Key) bool {
+	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 {
+		return action == filter.Allow
+	}
+	packet := syn(k, h.port)
+	action, awaited := h.judge.Judge(packet)
+	if awaited.IsValid() {
+		action = h.judge.GiveUp(packet)
+	}
+	h.judge.Answered()
+	return action == filter.Allow
+}
+
+// inKernel is what the kernel's flow cache answers, if it does.
+func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
+	src, dst := h.behind.Endpoint(k.SrcAddr()), h.behind.Endpoint(k.DstAddr())
+	for addr, e := range map[netip.Addr]*policy.Endpoint{k.SrcAddr(): src, k.DstAddr(): dst} {
+		if _, cluster := h.Contains(addr); cluster && e == nil {
+			return 0, false
+		}
+	}
+	if (src != nil || dst != nil) && (src.IsNode() || dst.IsNode() || src.Isolation(filter.Egress) == nil && dst.Isolation(filter.Ingress) == nil) {
+		return filter.Allow, true
+	}
+	was, ok := h.kernel[*k]
+	return was.action, ok && was.src == src.Epoch() && was.dst == dst.Epoch()
+}
+
+// syn is the first packet of a connection.
+func syn(k *filter.Key, srcPort uint16) []byte {
+	b := make([]byte, 40)
+	b[0], b[9] = 0x45, byte(filter.TCP)
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	src, dst := k.SrcAddr().As4(), k.DstAddr().As4()
+	copy(b[12:], src[:])
+	copy(b[16:], dst[:])
+	binary.BigEndian.PutUint16(b[20:], srcPort)
+	binary.BigEndian.PutUint16(b[22:], k.Port)
+	b[32] = 5 << 4
+	return b
+}
+
+// change changes one thing in the world.
+func (h *history) change() {
+	switch h.rand.IntN(8) {
+	case 0, 1:
+		h.world.SetPod(h.randomPod())
+	case 2:
+		h.world.DeletePod("default", fmt.Sprint("p", h.rand.IntN(7)))
+	case 3:
+		h.world.DeletePolicy("default", fmt.Sprint("n", h.rand.IntN(4)))
+	case 4:
+		if h.rand.IntN(4) == 0 {
+			h.world.SetNode([]netip.Addr{node, h.addrs[len(h.addrs)-1-h.rand.IntN(2)]})
+		} else {
+			h.world.SetNode([]netip.Addr{node})
+		}
+	default:
+		h.world.SetPolicy(h.randomPolicy())
+	}
+}
+
+func (h *history) randomPod() *corev1.Pod {
+	p := pod(fmt.Sprint("p", h.rand.IntN(7)), h.addr())
+	p.Labels["app"] = fmt.Sprint("a", h.rand.IntN(3))
+	if h.rand.IntN(5) == 0 {
+		p.Status.HostIPs = []corev1.HostIP{{IP: "203.0.113.9"}}
+	}
+	return p
+}
+
+func (h *history) randomPolicy() *networkingv1.NetworkPolicy {
+	app := func() *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", h.rand.IntN(3))}}
+	}
+	var peers []networkingv1.NetworkPolicyPeer
+	switch h.rand.IntN(4) {
+	case 0:
+		peers = []networkingv1.NetworkPolicyPeer{{PodSelector: app()}}
+	case 1:
+		peers = []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: netip.PrefixFrom(h.addr(), 24).Masked().String()}}}
+	case 2:
+		peers = []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}
+	}
+	tcp := corev1.ProtocolTCP
+	var ports []networkingv1.NetworkPolicyPort
+	for n := range int32(3) {
+		if h.rand.IntN(2) == 0 {
+			port := intstr.FromInt32(80 + n)
+			ports = append(ports, networkingv1.NetworkPolicyPort{Protocol: &tcp, Port: &port})
+		}
+	}
+	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("n", h.rand.IntN(4))}}
+	p.Spec.PodSelector = *app()
+	if h.rand.IntN(2) == 0 {
+		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers, Ports: ports}}
+	} else {
+		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: peers, Ports: ports}}
+	}
+	return p
+}
+
+// publish puts what has changed in force. Between there and the kernel's turn,
+// connections begin by both.
+func (h *history) publish(scope conntrack.Scope) {
+	s, changes := h.world.Commit()
+	h.published.Publish(s)
+	if h.behind == nil {
+		h.behind = s
+	}
+	for range h.rand.IntN(4) {
+		h.connect()
+	}
+	h.behind = s
+	h.follower.Published(s, changes, scope)
+	h.changed = append(h.changed, changes...)
+}
+
+// sweep sweeps, at times only at the second try.
+func (h *history) sweep() (walked bool) {
+	before, _ := h.table.Uses()
+	defer func() { h.table.Interrupt = nil }()
+	for try := 0; ; try++ {
+		failing := try == 0 && h.rand.IntN(8) == 0
+		h.table.Interrupt = func() bool { return failing }
+		err := h.follower.Sweep(h.t.Context())
+		if err == nil {
+			after, _ := h.table.Uses()
+			return after > before
+		}
+		if !failing {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// TestNoSweepIsLeftOut looks, after each sweep that was limited to what Admitted
+// takes for concerned or was left out altogether, at the live connections of all
+// addresses that changed: none may have another mark than it should.
+func TestNoSweepIsLeftOut(t *testing.T) {
+	const histories = 400
+	for _, limit := range []struct{ perAddr, perShard int }{{1000, 1000}, {5, 1000}, {1000, 12}} {
+		walked, spared, written := 0, 0, 0
+		for seed := range histories {
+			h := newHistory(t, uint64(seed), limit.perAddr, limit.perShard)
+			var wrong observed
+			everyone := conntrack.New(h.table, conntrack.DefaultMarks, nil, &wrong)
+			everyone.Local, everyone.Awaited = h.Local, h.Awaited
+			h.publish(conntrack.Everything)
+			h.sweep()
+			for range 60 {
+				for range h.rand.IntN(12) {
+					h.connect()
+				}
+				for len(h.live) > 20 || len(h.live) > 0 && h.rand.IntN(3) == 0 {
+					h.hangUp()
+				}
+				for range 1 + h.rand.IntN(2) {
+					h.change()
+					h.publish(conntrack.Turned)
+					for range h.rand.IntN(3) {
+						h.connect()
+					}
+				}
+				before := h.follower.Total()
+				if h.sweep() {
+					walked++
+				} else {
+					spared++
+				}
+				written += h.follower.Total().Written() - before.Written()
+				res, err := everyone.Sweep(t.Context(), h.published.Snapshot(), h.changed, false)
+				h.changed = nil
+				if err != nil {
+					t.Fatal(err)
+				}
+				if res.Written() > 0 {
+					t.Fatalf("seed %d: of all connections, these had the wrong mark: %v", seed, wrong)
+				}
+			}
+			if counted, sum := h.admitted.Keys(); counted != sum {
+				t.Fatalf("seed %d: %d keys are known, and counted as %d", seed, counted, sum)
+			}
+			h.judge.Close()
+		}
+		t.Logf("limits %+v: of %d times, %d did without a sweep; %d marks were rewritten", limit, walked+spared, spared, written)
+		if spared == 0 || walked == 0 || written == 0 {
+			t.Errorf("limits %+v: swept %d times, spared %d, rewrote %d marks; want some of each", limit, walked, spared, written)
+		}
+	}
+}
+
+// quiet is a history in which nothing happens by chance: p0 has an address, and a
+// policy lets all to its port 80.
+func quiet(t *testing.T) (h *history, k filter.Key) {
+	h = newHistory(t, 1, 1000, 1000)
+	h.ranged = true
+	t.Cleanup(h.judge.Close)
+	h.world.SetPod(pod("p0", h.addrs[4]))
+	h.world.SetPolicy(guard("p0", 80))
+	h.inForce(conntrack.Everything)
+	return h, filter.NewKey(outside, h.addrs[4], filter.TCP, 80)
+}
+
+// inForce publishes, and sweeps.
+func (h *history) inForce(scope conntrack.Scope) {
+	h.t.Helper()
+	s, changes := h.world.Commit()
+	h.published.Publish(s)
+	h.behind = s
+	h.follower.Published(s, changes, scope)
+	if err := h.follower.Sweep(h.t.Context()); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// open begins a connection, by the judge or because the kernel remembers.
+func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
+	h.t.Helper()
+	var action filter.Action
+	if byKernel {
+		action, _ = h.inKernel(&k)
+	} else {
+		action, _ = h.judge.Judge(syn(&k, 1))
+		h.judge.Answered()
+	}
+	if action != filter.Allow {
+		h.t.Fatalf("%v, by the kernel: %v, is not allowed", k, byKernel)
+	}
+	return h.table.Add(k, 1, netip.AddrPortFrom(k.DstAddr(), k.Port), judged)
+}
+
+// A verdict about a pod whose address another one had meanwhile is remembered, and
+// holds again when the pod has it back.
+func TestAnAddressComesBack(t *testing.T) {
+	h, k := quiet(t)
+	h.table.Remove(h.open(k, false))
+	later := pod("p1", h.addrs[4])
+	later.CreationTimestamp = metav1.Now()
+	h.world.SetPod(later)
+	h.inForce(conntrack.Changed) // which finds that no connection lives
+	if e := h.behind.Endpoint(h.addrs[4]); e.Name != "p1" {
+		t.Fatalf("%v has the address", e)
+	}
+	h.world.DeletePod("default", "p1")
+	h.inForce(conntrack.Turned)
+	ref := h.open(k, true)
+	h.world.SetPolicy(guard("p0", 1))
+	h.inForce(conntrack.Turned)
+	h.want(ref, revoked)
+}
+
+// A connection that came and went between a publish and its sweep leaves a verdict
+// by the new snapshot, which is remembered.
+func TestAVerdictBeforeTheSweep(t *testing.T) {
+	h, k := quiet(t)
+	h.world.SetPolicy(guard("p0", 80, 81))
+	s, changes := h.world.Commit()
+	h.published.Publish(s)
+	h.behind = s
+	h.follower.Published(s, changes, conntrack.Changed)
+	h.table.Remove(h.open(k, false))
+	if err := h.follower.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ref := h.open(k, true)
+	h.world.SetPolicy(guard("p0", 1))
+	h.inForce(conntrack.Turned)
+	h.want(ref, revoked)
+}
+
+// Many keys of one address are no longer known one by one, until a sweep finds few.
+func TestManyKeys(t *testing.T) {
+	h, k := quiet(t)
+	h.admitted.Limit(3, 1000)
+	h.open(k, false)
+	for i := range byte(4) {
+		k.Src[15] = i
+		h.table.Remove(h.open(k, false))
+	}
+	dumps := func() int { n, _ := h.table.Uses(); return n }
+	for i, want := range []int{1, 0} { // the first change makes sure, the second need not
+		before := dumps()
+		h.world.SetPolicy(guard("p0", 80, int32(100+i)))
+		h.inForce(conntrack.Turned)
+		if got := dumps() - before; got != want {
+			t.Errorf("change %d: went through the table %d times, want %d", i, got, want)
+		}
+	}
+	if counted, _ := h.admitted.Keys(); counted != 1 {
+		t.Errorf("%d keys are known, want that of the one connection", counted)
+	}
+}
