@@ -61,7 +61,8 @@ const bpffs = "/sys/fs/bpf"
 
 // ownBPF gives the namespace a BPF file system of its own in the usual place, so
 // that what is pinned there is never pinned on the machine, and is gone with the
-// namespace. Where the kernel has no BPF, there is none.
+// namespace. Where the kernel has no BPF, or a container forbids to mount anything,
+// there is none, and nothing can be pinned.
 func (n *namespace) ownBPF() error {
 	if _, err := os.Stat(bpffs); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -80,7 +81,7 @@ func (n *namespace) ownBPF() error {
 		n.mounts, err = os.Open("/proc/thread-self/ns/mnt")
 		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("mount a BPF file system: %w", err)
 	}
 	return nil
