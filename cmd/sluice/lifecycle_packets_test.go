@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -217,7 +218,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
-			args := append(c.args, "--kernel-cache", "off")
+			args := slices.Concat(c.args, []string{"--kernel-cache", "off"})
 			s.start(args...)
 			s.check(t, []string{allowed}, []string{denied})
 			var live []*session
