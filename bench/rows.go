@@ -51,7 +51,7 @@ var rows = []row{
 		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port come again before all caches have forgotten them"},
 		// With as small a cache as this one, what comes again after thousands of
 		// others is never seen again; its cost is that of a full cache.
-		kind: isSluice, fresh: true, args: []string{"--cache-size", "1024"},
+		kind: isSluice, fresh: true, args: []string{"--kernel-cache", "off", "--cache-size", "1024"},
 	},
 	{
 		Row:  result.Row{Name: "user", Label: "Sluice, cache in user space", Against: "none", About: "keys that were seen before, remembered by the agent alone"},

@@ -202,7 +202,11 @@ func TestPodIsConfined(t *testing.T) {
 		if *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL" {
 			t.Errorf("the container's security context is %+v", s)
 		}
-		if want := []corev1.Capability{"NET_ADMIN", "NET_RAW"}; !slices.Equal(s.Capabilities.Add, want) {
+		want, bpf := []corev1.Capability{"NET_ADMIN", "NET_RAW"}, argument(t, c.Args, "--kernel-cache") != "off"
+		if bpf {
+			want = append(want, "BPF")
+		}
+		if !slices.Equal(s.Capabilities.Add, want) {
 			t.Errorf("capabilities %v, want %v, which a test of the command measures", s.Capabilities.Add, want)
 		}
 		if len(c.Ports) != 0 {
@@ -217,6 +221,9 @@ func TestPodIsConfined(t *testing.T) {
 			}
 		}
 		for _, v := range pod.Volumes {
+			if bpf && v.Name == "bpf" && v.HostPath != nil && v.HostPath.Path == "/sys/fs/bpf" {
+				continue
+			}
 			if v.HostPath == nil || !strings.HasPrefix(v.HostPath.Path, "/run/") && !strings.HasPrefix(v.HostPath.Path, "/var/run/") {
 				t.Errorf("volume %+v", v)
 			}
@@ -224,6 +231,9 @@ func TestPodIsConfined(t *testing.T) {
 		for _, m := range c.VolumeMounts {
 			if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
 				t.Errorf("there is no volume %s", m.Name)
+			}
+			if m.Name == "bpf" && m.MountPath != argument(t, c.Args, "--bpffs") {
+				t.Errorf("the BPF file system is mounted at %s, and looked for at %s", m.MountPath, argument(t, c.Args, "--bpffs"))
 			}
 		}
 	})

@@ -34,7 +34,7 @@ func traces(t *testing.T) (found []string) {
 		}
 		for _, p := range paths {
 			// What is gone since Glob is no trace.
-			if to, err := os.Readlink(p); err == nil && to != home && (strings.HasPrefix(to, "net:") || strings.HasPrefix(to, "socket:")) {
+			if to, err := os.Readlink(p); err == nil && to != home && (strings.HasPrefix(to, "net:") || strings.HasPrefix(to, "mnt:") || strings.HasPrefix(to, "socket:")) {
 				found = append(found, p+" -> "+to)
 			}
 		}

@@ -67,7 +67,8 @@ type Lab struct {
 }
 
 // Node is a host that routes for its pods. Its addresses are 192.0.2.1,
-// 2001:db8::1 and counting.
+// 2001:db8::1 and counting. Commands and functions that run on it find a BPF file
+// system of the node's own at /sys/fs/bpf.
 type Node struct {
 	*Host
 	// Pods4 and Pods6 are the ranges from which pods get their addresses.
@@ -122,6 +123,9 @@ func (l *Lab) build(nodes int) (err error) {
 func (l *Lab) addNode(i int) error {
 	h, err := l.addHost(l.wire, fmt.Sprintf("node-%d", i+1), Hosts4, Hosts6, routerSettings)
 	if err != nil {
+		return err
+	}
+	if err := h.ns.ownBPF(); err != nil {
 		return err
 	}
 	v4, v6 := Pods4.Addr().As4(), Pods6.Addr().As16()

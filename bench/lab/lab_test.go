@@ -2,7 +2,11 @@ package lab_test
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/netip"
+	"os"
+	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -149,6 +153,38 @@ func TestAddresses(t *testing.T) {
 	}
 	if next := addPod(t, l.Nodes[0], "next"); next.IPv4 == fresh.IPv4 || next.IPv6 == fresh.IPv6 {
 		t.Errorf("%s has %v, which fresh has too", next.Name, next.Addrs())
+	}
+}
+
+// What a node has in its BPF file system, nobody else has; and whoever goes there
+// is where he was otherwise.
+func TestBPFFileSystem(t *testing.T) {
+	const made = "/sys/fs/bpf/sluice-lab-test"
+	if _, err := os.Stat("/sys/fs/bpf"); err != nil {
+		t.Skipf("this kernel has no BPF: %v", err)
+	}
+	l := lab.ForTest(t, lab.Options{Nodes: 2})
+	for _, n := range l.Nodes { // on the second one too: it is not there yet
+		if err := n.Run("mkdir", made); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(made); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a node has made is on this machine: %v", err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if there, err := l.Nodes[0].Output(exec.Command("pwd")); err != nil || there != here+"\n" {
+		t.Errorf("a command runs in %q, want %q: %v", there, here, err)
+	}
+	err = l.Nodes[0].Do(func() error {
+		_, err := os.Stat(made)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime"
 
@@ -16,6 +17,8 @@ import (
 type namespace struct {
 	fd   netns.NsHandle
 	link *netlink.Handle // speaks to this namespace from whatever thread
+	// mounts is the mount namespace that goes with it; nil for that of all others.
+	mounts *os.File
 }
 
 // newNamespace makes a namespace, with loopback up and the given settings, paths
@@ -53,24 +56,78 @@ func set(settings ...string) error {
 	return nil
 }
 
+// bpffs is where systems mount the BPF file system.
+const bpffs = "/sys/fs/bpf"
+
+// ownBPF gives the namespace a BPF file system of its own in the usual place, so
+// that what is pinned there is never pinned on the machine, and is gone with the
+// namespace. Where the kernel has no BPF, or a container forbids to mount anything,
+// there is none, and nothing can be pinned.
+func (n *namespace) ownBPF() error {
+	if _, err := os.Stat(bpffs); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	err := onThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		// Or it would be mounted for everyone.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return err
+		}
+		n.mounts, err = os.Open("/proc/thread-self/ns/mnt")
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("mount a BPF file system: %w", err)
+	}
+	return nil
+}
+
 // do runs f on a thread in the namespace.
 func (n *namespace) do(f func() error) error {
 	return onThread(func() error {
-		if err := netns.Set(n.fd); err != nil {
+		if err := n.enter(); err != nil {
 			return fmt.Errorf("enter a network namespace: %w", err)
 		}
 		return f()
 	})
 }
 
+func (n *namespace) enter() error {
+	if err := netns.Set(n.fd); err != nil || n.mounts == nil {
+		return err
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	// Threads share their working directory, and none that does may enter; entering
+	// leads to the root.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	if err := unix.Setns(int(n.mounts.Fd()), unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	return unix.Chdir(dir)
+}
+
 func (n *namespace) close() error {
 	if n.link != nil {
 		n.link.Close()
 	}
-	if !n.fd.IsOpen() {
-		return nil
+	var errs []error
+	if n.mounts != nil {
+		errs = append(errs, n.mounts.Close())
 	}
-	if err := n.fd.Close(); err != nil {
+	if n.fd.IsOpen() {
+		errs = append(errs, n.fd.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close a network namespace: %w", err)
 	}
 	return nil

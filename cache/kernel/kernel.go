@@ -266,7 +266,7 @@ func (c *Cache) Stats() (Stats, error) {
 func explain(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%w: run as root, or with the capabilities BPF, NET_ADMIN and, to mount the BPF file system, SYS_ADMIN", err)
+		return fmt.Errorf("%w: run as root, or with the capabilities BPF and, to mount the BPF file system, SYS_ADMIN; in a container, by a seccomp profile that lets these call bpf", err)
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL), errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: the kernel may be older than 5.2 or built without BPF", err)
 	}

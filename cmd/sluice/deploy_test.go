@@ -75,7 +75,8 @@ func TestDeployedArgumentsParse(t *testing.T) {
 }
 
 // The capabilities that the manifests give are enough, in both backends of
-// iptables; with nft, one of them is.
+// iptables; with nft, one of them is, but for the kernel's flow cache. Its programs
+// are called from wherever the container sees the node's BPF file system.
 func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 	lab.Require(t)
 	setpriv, err := exec.LookPath("setpriv")
@@ -91,14 +92,17 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 		given = append(given, strings.ToLower(string(c)))
 	}
 	for _, tt := range []struct {
-		backend string
-		caps    []string
-	}{{"nft", given}, {"legacy", given}, {"nft", []string{"net_admin"}}} {
+		backend  string
+		caps     []string
+		inKernel bool
+	}{{"nft", given, true}, {"legacy", given, false}, {"nft", []string{"net_admin"}, false}} {
 		t.Run(tt.backend+" with "+strings.Join(tt.caps, " and "), func(t *testing.T) {
 			// As the container runtime does: no capability but these, and none to be
-			// had by running another program.
-			script := filepath.Join(t.TempDir(), "confined")
-			text := fmt.Sprintf("#!/bin/sh\nexec '%s' --bounding-set=-all,+%s --inh-caps=-all --no-new-privs '%s' \"$@\"\n", setpriv, strings.Join(tt.caps, ",+"), program)
+			// had by running another program; mounts of its own, with the node's BPF file
+			// system elsewhere.
+			script, bpffs := filepath.Join(t.TempDir(), "confined"), t.TempDir()
+			text := fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount --bind /sys/fs/bpf \"$0\" && umount /sys/fs/bpf && exec \"$@\"' '%s' "+
+				"'%s' --bounding-set=-all,+%s --inh-caps=-all --no-new-privs '%s' \"$@\"\n", bpffs, setpriv, strings.Join(tt.caps, ",+"), program)
 			if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -107,12 +111,15 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			s.agent, err = running.Start(ctx, running.Options{
-				Sluice: script, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket, "--iptables", tt.backend},
+				Sluice: script, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket, "--iptables", tt.backend, "--bpffs", bpffs},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(s.agent.Kill)
+			if pins := s.pinned(t); (len(pins) == 1) != tt.inKernel {
+				t.Errorf("pinned: %v, want programs: %v", pins, tt.inKernel)
+			}
 			db := netip.AddrPortFrom(s.host("default/db").IPv6, 6379)
 			for pod, want := range map[string]lab.Outcome{"default/web": lab.Reached, "default/other": lab.TimedOut} {
 				if r := s.host(pod).Connect(t.Context(), "tcp", db, silence); r.Outcome != want {
@@ -122,6 +129,9 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 			s.save("policies.yaml", "") // the live connections are judged
 			if err := s.agent.Stop(); err != nil {
 				t.Error(err)
+			}
+			if pins := s.pinned(t); len(pins) > 0 {
+				t.Errorf("pinned after the end: %v", pins)
 			}
 		})
 	}

@@ -21,12 +21,13 @@ import (
 // No verdict that was given under an old snapshot escapes: flows begin all the
 // time, and go on, while the policy changes to and fro. Whatever is sent after a
 // policy was acknowledged to be in force, by the agent's log, obeys it: flows
-// that were just being judged by the old one too.
+// that were just being judged by the old one too. All take the way through the
+// queues here; TestNoOldVerdictEscapesTheKernelOnPackets has the kernel answer.
 func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	const rounds, flows = 5, 200
 	deny := policies(db("[{ports: [{protocol: UDP, port: 53}]}]"))
 	s := newSite(t)
-	s.start("--log-verdicts", "none")
+	s.start("--kernel-cache", "off")
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			w := s.wire(t, i == 1)

@@ -230,6 +230,9 @@ func (a *agent) stepIn() error {
 	defer cancel()
 	err := a.manager.Apply(ctx) // if it fails, the manager tries on
 	err = errors.Join(err, forgetOtherBackend(ctx, a.backend, a.log))
+	if err == nil {
+		a.forgetStale()
+	}
 	a.follower.Published(a.published.Snapshot(), nil, conntrack.Everything)
 	return err
 }

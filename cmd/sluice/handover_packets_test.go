@@ -77,3 +77,43 @@ func TestEndWithPacketsThatWait(t *testing.T) {
 		t.Errorf("left on the node:\n%s", left)
 	}
 }
+
+// Once an agent that takes over is ready, nothing answers by what the one from before
+// knew, however it differs: neither that one nor what it has the kernel remember, as
+// long as it is there and when it is gone.
+func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
+	const rounds, ports = 2, 3000
+	allow, deny := policies(db("[{ports: [{protocol: UDP, port: 9}]}]")), policies(db("[]"))
+	for i, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			s := newSite(t)
+			takeOver := func(text string) (old *running.Agent) {
+				old = s.agent
+				s.dir = t.TempDir()
+				s.write("cluster.yaml", siteNamespaces+s.pods())
+				s.write("policies.yaml", text)
+				s.start(kernelArgs("--on-exit", "keep")...)
+				return old
+			}
+			end := func(old *running.Agent) {
+				t.Helper()
+				if err := old.Stop(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			takeOver(allow)
+			e := newEscape(t, s.wire(t, i == 1), ports, 3*rounds+2)
+			for range rounds {
+				e.allowed()
+				var old *running.Agent
+				e.change(func() { old = takeOver(deny) })
+				e.denied("both are there")
+				end(old)
+				e.denied("the old one is gone")
+				e.change(func() { end(takeOver(allow)) })
+			}
+			e.allowed()
+			e.end()
+		})
+	}
+}

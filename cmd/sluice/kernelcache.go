@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -34,10 +35,11 @@ const (
 )
 
 func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
-	opts.kernelCache = kernelCacheOff
+	opts.kernelCache = kernelCacheAuto
 	fs.Var(newChoiceFlag(&opts.kernelCache, kernelCacheAuto, kernelCacheOn, kernelCacheOff), "kernel-cache", `whether the kernel itself answers what was answered before, and what no policy
 concerns. It logs nothing, and so leaves denials to the agent with --log-verdicts
-denied. auto is on where that works, unless --log-verdicts is all`)
+denied. auto is on where that works, but not with --log-verdicts all, and not in
+iptables' legacy tables: none can change those then who does not see --bpffs`)
 	addBPFFSFlag(fs, &opts.bpffs)
 }
 
@@ -48,11 +50,11 @@ func addBPFFSFlag(fs *pflag.FlagSet, path *string) {
 // openKernel makes the flow cache in the kernel, and has the rules call it.
 func (a *agent) openKernel() error {
 	wanted := a.opts.kernelCache
-	if wanted == kernelCacheAuto && a.opts.verdicts == verdictlog.All {
-		a.log.Info("verdicts are not remembered in the kernel", "because", "the log is to have a line for each")
+	if wanted == kernelCacheOff {
 		return nil
 	}
-	if wanted == kernelCacheOff {
+	if why := a.unwelcome(); wanted == kernelCacheAuto && why != "" {
+		a.log.Info("verdicts are not remembered in the kernel", "because", why)
 		return nil
 	}
 	// A denial that is remembered would hold while no agent runs.
@@ -73,6 +75,21 @@ func (a *agent) openKernel() error {
 	a.ranges.OnSet = func(all []netip.Prefix) { a.kernelFailed(c.SetRanges(all)) }
 	a.log.Info("verdicts are remembered in the kernel", "programs", filepath.Dir(c.AllowPin()), "denied_too", !allowedOnly)
 	return nil
+}
+
+// unwelcome says why the kernel's flow cache would do harm, if it would.
+//
+// Each change of a legacy table replaces it as a whole, and the programs that its
+// rules call are looked up anew by whoever makes the change: kube-proxy, in a
+// container that does not see where they are pinned, could change nothing any more.
+func (a *agent) unwelcome() string {
+	switch {
+	case a.opts.verdicts == verdictlog.All:
+		return "the log is to have a line for each"
+	case strings.HasSuffix(a.tables, "-"+string(rules.Legacy)):
+		return "others, who may not see the programs, could not change the legacy tables"
+	}
+	return ""
 }
 
 // apply puts the rules in place, without the kernel's flow cache if they cannot be

@@ -23,25 +23,19 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
+	"sluice/cache/kernel"
 )
 
-// kernelArgs are flags of an agent with the kernel's flow cache, in a BPF file
-// system that ends with the test.
-func kernelArgs(t testing.TB, more ...string) []string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "bpf")
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-			t.Error(err)
-		}
-	})
-	return append([]string{"--kernel-cache", "on", "--bpffs", dir, "--log-verdicts", "none"}, more...)
-}
+// kernelArgs are flags of an agent with the kernel's flow cache: it must be there.
+func kernelArgs(more ...string) []string { return append([]string{"--kernel-cache", "on"}, more...) }
 
-// pinned are the folders of programs that agents have pinned.
-func pinned(t *testing.T, args []string) []string {
+// pinned are the folders of programs that agents have pinned on the node.
+func (s *site) pinned(t *testing.T) (found []string) {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(args[3], "sluice-*"))
+	err := s.Nodes[0].Do(func() (err error) {
+		found, err = filepath.Glob(filepath.Join(kernel.DefaultBPFFS, "sluice-*"))
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,12 +60,55 @@ const (
 // other1 is demo1 that lets the other pod in.
 var other1 = strings.ReplaceAll(demo1, "role: frontend", "role: backend")
 
+// Without a word about it, the kernel remembers verdicts where it can, and where that
+// does no harm. Where not it is said, and all holds as without.
+func TestKernelCacheByItselfOnPackets(t *testing.T) {
+	noFolder := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(noFolder, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, because string
+		args          []string
+	}{
+		{"works", "", []string{"--iptables", "nft"}},
+		{"each verdict logged", "a line for each", []string{"--log-verdicts", "all", "--iptables", "nft"}},
+		{"legacy tables", "legacy tables", []string{"--iptables", "legacy"}},
+		{"cannot be pinned", "mount the BPF file system", []string{"--bpffs", noFolder, "--iptables", "nft"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			s.start(c.args...)
+			said := s.agent.Since(0, running.Message("verdicts are not remembered in the kernel"))
+			if works := c.because == ""; works != (len(said) == 0) || works != (len(s.pinned(t)) == 1) || !works && !strings.Contains(said[0].Text("because"), c.because) {
+				t.Errorf("pinned %v, said %v", s.pinned(t), said)
+			}
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			before := s.queued()
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			if asked := s.queued() > before; asked == (c.because == "") {
+				t.Errorf("asked about what was judged before: %v", asked)
+			}
+			s.save("policies.yaml", policies(other1))
+			s.check(t, []string{otherToDB}, []string{webToDB})
+			// Whoever else has rules there, in a container that does not see the node's
+			// BPF file system, can go on to change them.
+			err := s.Nodes[0].Run("unshare", "-m", "sh", "-c", "umount /sys/fs/bpf && exec \"$@\"", "sh",
+				"iptables-"+map[bool]string{true: "legacy", false: "nft"}[c.name == "legacy tables"], "-w", "-t", "mangle", "-N", "OTHER")
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // What was judged before is not queued again, nor what no policy concerns; and a
 // change is in force for all of it at once.
 func TestKernelCacheOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	s.start(kernelArgs(t)...)
+	s.start(kernelArgs()...)
 	before := s.queued()
 	s.check(t, []string{webToDB}, []string{otherToDB})
 	if s.queued() == before {
@@ -100,7 +137,7 @@ func TestKernelCacheOnPackets(t *testing.T) {
 func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	s.start(kernelArgs(t, "--iptables", "legacy")...)
+	s.start(kernelArgs("--iptables", "legacy")...)
 	s.check(t, []string{webToDB}, []string{otherToDB})
 	s.notQueued(t, "the second time", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
 	s.agent.Kill()
@@ -116,7 +153,7 @@ func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
 func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	s.start(kernelArgs(t, "--log-verdicts", "denied")...)
+	s.start(kernelArgs("--log-verdicts", "denied")...)
 	s.check(t, []string{webToDB}, nil)
 	s.notQueued(t, "allowed", func() { s.check(t, []string{webToDB}, nil) })
 	for range 3 {
@@ -129,7 +166,7 @@ func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 // What holds without an agent: what the kernel knew last, and the fail mode for the
 // rest. The next agent takes away what the last one has pinned.
 func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
-	const noPolicy, neverSeen = "default/web default/other tcp 80", "mine/cart default/db tcp 6379"
+	const noPolicy, outside, neverSeen = "default/web default/other tcp 80", "default/other outside tcp 80", "mine/cart default/db tcp 6379"
 	for _, c := range []struct {
 		name         string
 		exit, fail   string
@@ -137,15 +174,15 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		allow, deny  []string
 		pins, traces bool // are left
 	}{
-		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy}, []string{otherToDB, neverSeen}, true, true},
+		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
-		{"keep, closed", "keep", "closed", false, []string{webToDB, noPolicy}, []string{otherToDB, neverSeen}, true, true},
+		{"keep, closed", "keep", "closed", false, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"remove", "remove", "closed", false, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
-			args := kernelArgs(t, "--on-exit", c.exit, "--fail", c.fail)
+			args := kernelArgs("--on-exit", c.exit, "--fail", c.fail)
 			s.start(args...)
 			s.check(t, []string{webToDB}, []string{otherToDB})
 			if c.kill {
@@ -153,23 +190,23 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 			} else {
 				s.stop()
 			}
-			if left := pinned(t, args); (len(left) == 1) != c.pins {
+			if left := s.pinned(t); (len(left) == 1) != c.pins {
 				t.Errorf("pinned without an agent: %v", left)
 			}
 			if left := s.traces(t); (left != "") != c.traces {
 				t.Errorf("left without an agent:\n%s", left)
 			}
 			s.check(t, c.allow, c.deny)
-			before := pinned(t, args)
+			before := s.pinned(t)
 			s.start(args...)
-			after := pinned(t, args)
+			after := s.pinned(t)
 			if len(after) != 1 || len(before) == 1 && after[0] == before[0] {
 				t.Errorf("pinned by the next agent: %v, after %v", after, before)
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB, neverSeen})
 			s.agent.Kill()
-			s.removed(t, args[3])
-			if left := pinned(t, args); len(left) > 0 {
+			s.removed(t)
+			if left := s.pinned(t); len(left) > 0 {
 				t.Errorf("pinned after all was removed: %v", left)
 			}
 			s.check(t, []string{webToDB, otherToDB, neverSeen}, nil)
@@ -178,9 +215,9 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 }
 
 // removed runs sluice rules --remove.
-func (s *site) removed(t *testing.T, bpffs string) {
+func (s *site) removed(t *testing.T) {
 	t.Helper()
-	err := s.Nodes[0].Run("sluice", "rules", "--remove", "--bpffs", bpffs)
+	err := s.Nodes[0].Run("sluice", "rules", "--remove")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +258,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
 	withoutMatch(t)
-	args := kernelArgs(t, "--kernel-cache", "auto", "--iptables", "nft")
+	args := []string{"--iptables", "nft"}
 	s.start(args...)
 	s.await(0, "that it is said", running.Message("verdicts are not remembered in the kernel after all"))
 	for range 2 {
@@ -233,7 +270,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	}
 	s.save("policies.yaml", policies(other1))
 	s.check(t, []string{otherToDB}, []string{webToDB})
-	if left := pinned(t, args); len(left) > 0 {
+	if left := s.pinned(t); len(left) > 0 {
 		t.Errorf("pinned for nobody: %v", left)
 	}
 	s.stop()
@@ -254,19 +291,19 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	args := kernelArgs(t, "--on-exit", "keep", "--fail", "closed")
+	args := kernelArgs("--on-exit", "keep", "--fail", "closed")
 	s.start(args...)
 	l := s.newLoad(t, true)
 	for range 2 {
 		l.more(100)
 		next := s.another(args...)
-		if n := len(pinned(t, args)); n != 2 {
+		if n := len(s.pinned(t)); n != 2 {
 			t.Errorf("%d agents have pinned programs, want 2", n)
 		}
 		l.more(100)
 		s.stop()
 		s.agent = next
-		if n := len(pinned(t, args)); n != 1 {
+		if n := len(s.pinned(t)); n != 1 {
 			t.Errorf("%d agents have pinned programs, want 1", n)
 		}
 		l.more(100)
@@ -278,6 +315,7 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s.await(mark, "the old agent steps in", func(l running.Line) bool {
 		return l.Text("msg") == "rules applied" && l.Text("table") == "ip6tables-nft"
 	})
+	s.await(mark, "what the dead agent had pinned is removed", running.Message("removed the pinned programs of an agent that is gone"))
 	s.save("policies.yaml", policies(other1))
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }
@@ -288,7 +326,7 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	const rounds, ports = 4, 3000
 	s := newSite(t)
-	s.start(kernelArgs(t)...)
+	s.start(kernelArgs()...)
 	web := s.host("default/web")
 	ours := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 9}]}]")
 	s.save("policies.yaml", policies(ours))
@@ -477,7 +515,7 @@ func (e *escape) end() {
 func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	s.start(kernelArgs(t)...)
+	s.start(kernelArgs()...)
 	s.check(t, []string{webToDB}, []string{otherToDB})
 	s.notQueued(t, "a flood", func() {
 		for range 50 {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -197,7 +198,8 @@ func (s *site) traces(t *testing.T) string {
 }
 
 // What is promised for the time without an agent, when it ends and when it is
-// killed; and that one that starts afterwards takes over.
+// killed; and that one that starts afterwards takes over. What the kernel knows by
+// itself besides is in TestKernelCacheWithoutAgentOnPackets.
 func TestWithoutAgentOnPackets(t *testing.T) {
 	const allowed, denied = "default/web default/db tcp 6379", "default/other default/db tcp 6379"
 	for _, c := range []struct {
@@ -216,7 +218,8 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
-			s.start(c.args...)
+			args := slices.Concat(c.args, []string{"--kernel-cache", "off"})
+			s.start(args...)
 			s.check(t, []string{allowed}, []string{denied})
 			var live []*session
 			for _, f := range families {
@@ -239,7 +242,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 			} else {
 				s.check(t, nil, []string{allowed, denied})
 			}
-			s.start(c.args...)
+			s.start(args...)
 			s.check(t, []string{allowed}, []string{denied})
 			for _, l := range live {
 				l.write()
@@ -340,7 +343,8 @@ func (l *load) end() {
 }
 
 // An agent that ends answers every packet that waits: while connections open as
-// fast as they can, not one has to ask twice.
+// fast as they can, not one has to ask twice. All wait, with no help of the kernel's
+// flow cache.
 func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 	for _, args := range [][]string{
 		{"--on-exit", "remove", "--fail", "closed"},
@@ -350,7 +354,7 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
-			s.start(args...)
+			s.start(append(args, "--kernel-cache", "off")...)
 			l := s.newLoad(t, false)
 			l.more(300)
 			s.stop()
@@ -361,11 +365,12 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 }
 
 // A new agent takes over from the old one while connections open as fast as they
-// can: none that is allowed has to ask twice, none that is denied gets through.
+// can: none that is allowed has to ask twice, none that is denied gets through. All
+// are asked about; TestKernelCacheTakeoverOnPackets has the kernel answer.
 func TestTakeoverOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	args := []string{"--on-exit", "keep", "--fail", "closed", "--log-verdicts", "none"}
+	args := []string{"--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off"}
 	s.start(args...)
 	l := s.newLoad(t, true)
 	for range 3 {

@@ -147,8 +147,8 @@ func (s *site) another(args ...string) *running.Agent {
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
-	args = append([]string{"--socket", s.socket, "--log-verdicts", "all", "--log-verdicts-rate", "0"}, args...)
-	// So that all tests can be made with other flags too, such as --kernel-cache on.
+	args = append([]string{"--socket", s.socket}, args...)
+	// So that all tests can be made with other flags too, such as --kernel-cache off.
 	args = append(args, strings.Fields(os.Getenv("SLUICE_TEST_ARGS"))...)
 	a, err := running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: args})
 	if err != nil {

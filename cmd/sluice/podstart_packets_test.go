@@ -39,7 +39,7 @@ func newStarts(t testing.TB) *starts {
 	s.write("policies.yaml", policies(demo1,
 		"default/mute: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}",
 		"default/closed: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {role: backend}}}]}]}"))
-	s.start("--pod-cidrs", startRange4.String()+","+startRange6.String(), "--log-verdicts", "none")
+	s.start("--pod-cidrs", startRange4.String()+","+startRange6.String())
 	return &starts{site: s}
 }
 

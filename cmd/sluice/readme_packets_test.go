@@ -38,7 +38,7 @@ func TestReadmeLogOnPackets(t *testing.T) {
 	}
 	s := newSite(t)
 	s.write("policies.yaml", policies("default/out: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Egress]}"))
-	s.start()
+	s.start("--kernel-cache", "on", "--log-verdicts", "denied")
 	s.check(t, nil, []string{"default/other default/db tcp 6379"})
 	written := make(map[string]bool)
 	for _, l := range s.agent.Since(0, func(running.Line) bool { return true }) {

@@ -71,7 +71,7 @@ func BenchmarkRevoke(b *testing.B) {
 			b.Run(fmt.Sprintf("connections=%d/pods=%d/%s", size.connections, size.pods, f.name), func(b *testing.B) {
 				s := newSite(b)
 				s.write("others.yaml", s.others(size.pods-1))
-				s.start("--log-verdicts", "none")
+				s.start()
 				s.track(size.connections, f.name == "IPv6")
 				w := s.wire(b, f.name == "IPv6")
 				var last atomic.Int64 // when a packet of the stream arrived

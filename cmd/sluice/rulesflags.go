@@ -23,7 +23,7 @@ a packet that bears it already is not judged, so nothing else on the node may se
 	fs.Var(newNumberFlag(&o.FirstQueue, 0, 65535), "queue-first", "number of the first NFQUEUE")
 	fs.Var(newNumberFlag(&o.Queues, 1, 65536), "queues", "how many NFQUEUEs, one worker each")
 	fs.Var(newChoiceFlag(&o.Backend, rules.Auto, rules.NFT, rules.Legacy), "iptables", "iptables to use: auto (the one that the node's other rules use), nft or legacy")
-	fs.Var((*failFlag)(&o.FailOpen), "fail", "what new connections get while no agent runs: open (they pass) or closed (they are dropped)")
+	fs.Var((*failFlag)(&o.FailOpen), "fail", "what new connections get while no agent runs, but for what --kernel-cache has remembered:\nopen (they pass) or closed (they are dropped)")
 }
 
 // markFlag is a bit of a mark. Whether it is a single one, Validate says.

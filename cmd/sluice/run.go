@@ -85,11 +85,13 @@ that breaks, the last good state stays in force.
 
 It keeps rules in the iptables of this network namespace (sluice rules prints them).
 They bring the first packet of each new pod connection here; the rest of the
-connection stays in the kernel.
+connection stays in the kernel. With --kernel-cache, so does the first packet of
+what was judged before, and of what no policy concerns.
 
 When it ends, --on-exit says what becomes of the rules: remove them, and everything
-is open; or keep them, and judged connections go on while new ones get what --fail
-says. --fail also holds if the agent is killed or crashes.`,
+is open; or keep them, and judged connections go on, also new ones for which the
+kernel remembers the verdict or that there is no policy, while all others get what
+--fail says. --fail also holds if the agent is killed or crashes.`,
 		Example: `  sluice run --manifests ./policies
   sluice run --manifests ./policies --log-verdicts denied
   sluice run --kubeconfig /etc/kubernetes/agent.conf --node-name node-1 --on-exit keep`,

@@ -159,6 +159,7 @@ func TestSemanticsOnPackets(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s.save("policies.yaml", policies(c.policies...))
+			s.check(t, c.allow, c.deny) // by the agent, and then by what was remembered
 			s.check(t, c.allow, c.deny)
 		})
 	}

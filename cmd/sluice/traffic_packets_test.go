@@ -300,11 +300,12 @@ func (s *site) queued() (sum uint64) {
 }
 
 // One-way UDP is new to the kernel with each packet, but judged once; so is a
-// connection with many packets.
+// connection with many packets. The connection's mark does that, and not the kernel's
+// flow cache.
 func TestJudgedOnceOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))
-	s.start()
+	s.start("--kernel-cache", "off")
 	const packets = 50
 	for i, f := range families {
 		w := s.wire(t, i == 1)
@@ -352,7 +353,7 @@ func TestJudgedOnceOnPackets(t *testing.T) {
 func TestVerdictLogOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	s.start()
+	s.start("--log-verdicts", "all", "--log-verdicts-rate", "0")
 	mark := s.agent.Mark()
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 80"})
 	for _, want := range []running.Line{
