@@ -236,14 +236,22 @@ func (a *Agent) change(ctx context.Context, f func() error) (Line, error) {
 		return l.Text("msg") == "policies in force" && strings.Contains(l.Text("changed_by"), "folder "+a.dir)
 	})
 	if err == nil && published.Number("changed_addresses") > 0 {
-		_, err = a.Await(ctx, mark, func(l Line) bool {
-			return l.Text("msg") == "live connections judged anew" && l.Number("snapshot") >= published.Number("snapshot")
-		})
+		_, err = a.Await(ctx, mark, Followed(published))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("await that the manifests are in force: %w", err)
 	}
 	return published, nil
+}
+
+// Followed is whether a line says that the live connections follow what another one
+// says is in force.
+func Followed(published Line) func(Line) bool {
+	return func(l Line) bool {
+		what := l.Text("msg")
+		return (what == "live connections judged anew" || what == "no live connection is concerned") &&
+			l.Number("snapshot") >= published.Number("snapshot")
+	}
 }
 
 // WriteFile writes a manifest in one step, as a careful editor does.

@@ -185,6 +185,9 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	}
 	due := f.due(snapshot, changes, all)
 	if len(due) == 0 && !all {
+		if len(changes) > 0 {
+			f.log.Debug("no live connection is concerned", "snapshot", snapshot.Number(), "changed_addresses", len(changes))
+		}
 		return nil
 	}
 	f.sweeps++

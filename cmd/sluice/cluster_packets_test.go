@@ -332,9 +332,7 @@ func TestClusterPacketLatency(t *testing.T) {
 		line, err := s.agent.Await(ctx, mark, running.Message("policies in force"))
 		s.must(err)
 		// The next change is to find the agent at rest, as most do.
-		_, err = s.agent.Await(ctx, mark, func(l running.Line) bool {
-			return l.Text("msg") == "live connections judged anew" && l.Number("snapshot") >= line.Number("snapshot")
-		})
+		_, err = s.agent.Await(ctx, mark, running.Followed(line))
 		s.must(err)
 		times[what+", from the request"] = append(times[what+", from the request"], at.Sub(before))
 		times[what+", from the answer"] = append(times[what+", from the answer"], at.Sub(after))
