@@ -1,12 +1,13 @@
 // Command scale measures what following a large cluster costs an agent: the time
-// until it knows all, the memory it then has, and what each event costs.
+// until it knows all, what each event costs, and the memory that it takes.
 //
 // The cluster is served by a process of its own (this program again, with -serve),
 // over HTTP, as protobuf and with streaming lists, like the real API server. The
-// agent's side is the source and the keeper that sluice runs, in this process, so
-// that its resident set is what they need and no more.
+// agent's side is first the source and the keeper that sluice runs, in this process,
+// so that nothing else adds to what an event costs; and then sluice run itself, on a
+// node of a lab, so that its resident set is that of an agent.
 //
-//	go run ./bench/scale
+//	go run ./bench/scale -sluice bin/sluice
 //	go run ./bench/scale -pods 10000 -policies 1000 -namespaces 100
 package main
 
@@ -24,7 +25,7 @@ type options struct {
 	pods, policies, namespaces, nodes int
 	events                            int
 	pages                             bool
-	heap                              string
+	sluice, heap                      string
 }
 
 func main() {
@@ -36,7 +37,8 @@ func main() {
 	flag.IntVar(&opts.nodes, "nodes", 1_000, "how many nodes there are")
 	flag.IntVar(&opts.events, "events", 20_000, "how many events of each sort are measured")
 	flag.BoolVar(&opts.pages, "pages", false, "list in pages, as from a server without streaming lists")
-	flag.StringVar(&opts.heap, "heap", "", "write a profile of the heap after sync to this file")
+	flag.StringVar(&opts.heap, "heap", "", "write a profile of the heap of sluice run after sync to this file")
+	flag.StringVar(&opts.sluice, "sluice", "", "the program whose memory is measured; empty for none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	run := measure
@@ -44,6 +46,9 @@ func main() {
 		run = serveCluster
 	}
 	err := run(ctx, opts)
+	if err == nil && !*serve {
+		err = measureProcess(ctx, opts)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "scale:", err)

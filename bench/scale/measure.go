@@ -41,7 +41,7 @@ type usage struct {
 }
 
 func measure(ctx context.Context, opts options) (err error) {
-	address, sizes, stop, err := startServer(ctx, opts)
+	address, sizes, stop, err := startServer(ctx, opts, (*exec.Cmd).Start)
 	if err != nil {
 		return err
 	}
@@ -72,9 +72,9 @@ func measure(ctx context.Context, opts options) (err error) {
 	return group.Wait()
 }
 
-// startServer starts the serving process, and returns its address and the sizes of
-// its objects. stop ends it.
-func startServer(ctx context.Context, opts options) (address, sizes string, stop func() error, err error) {
+// startServer starts the serving process by start, and returns its address and the
+// sizes of its objects. stop ends it.
+func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error) (address, sizes string, stop func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", "", nil, fmt.Errorf("start the server: %w", err)
@@ -89,7 +89,7 @@ func startServer(ctx context.Context, opts options) (address, sizes string, stop
 	if err != nil {
 		return "", "", nil, fmt.Errorf("start the server: %w", err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := start(cmd); err != nil {
 		return "", "", nil, fmt.Errorf("start the server: %w", err)
 	}
 	stop = func() error {
@@ -125,27 +125,15 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	// As the agent does once it is ready, with so much to keep.
 	debug.FreeOSMemory()
 	debug.SetGCPercent(40)
-	rss, peak, err := resident()
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(w, "resident after sync\t%d MiB\tpeak %d MiB\n", rss>>20, peak>>20)
-	if err := writeHeap(opts.heap); err != nil {
-		return err
-	}
+	runtime.GC() // what had cleanups
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	fmt.Fprintf(w, "live heap\t%d MiB\t\n", m.HeapAlloc>>20)
-	for _, what := range []string{"status", "label", "restart", "policy"} {
+	for _, what := range sorts {
 		if err := a.events(ctx, w, what, opts.events); err != nil {
 			return err
 		}
 	}
-	rss, peak, err = resident()
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(w, "resident at the end\t%d MiB\tpeak %d MiB\n", rss>>20, peak>>20)
 	return w.Flush()
 }
 
@@ -159,19 +147,10 @@ func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n 
 		return err
 	}
 	number := a.published.Snapshot().Number()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s/happen/%s/%d?last=%s", a.address, what, n, last), nil)
-	if err != nil {
-		return fmt.Errorf("make events: %w", err)
+	if err := happen(ctx, http.DefaultClient, fmt.Sprintf("http://%s/happen/%s/%d?last=%s", a.address, what, n, last)); err != nil {
+		return err
 	}
-	answer, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fmt.Errorf("make events: %w", err)
-	}
-	_ = answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("make events: the server says %s", answer.Status)
-	}
-	for a.published.Snapshot().Endpoint(last).String() != "default/last" {
+	for a.published.Snapshot().Endpoint(last) == nil {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -185,5 +164,22 @@ func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n 
 	took := after.at.Sub(before.at)
 	fmt.Fprintf(w, "%s events\t%.0f/s\tCPU %v, %d allocations and %d bytes each; %d snapshots\n", what, float64(n)/took.Seconds(),
 		(after.cpu-before.cpu)/time.Duration(n), (after.mallocs-before.mallocs)/uint64(n), (after.bytes-before.bytes)/uint64(n), a.published.Snapshot().Number()-number)
+	return nil
+}
+
+// happen asks the serving process for events.
+func happen(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
+	if err != nil {
+		return fmt.Errorf("make events: %w", err)
+	}
+	answer, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("make events: %w", err)
+	}
+	_ = answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("make events: the server says %s", answer.Status)
+	}
 	return nil
 }

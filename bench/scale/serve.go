@@ -72,7 +72,7 @@ func serveCluster(ctx context.Context, opts options) error {
 }
 
 // happen makes n events of a sort, and one last one by which the agent sees that it
-// has had them all: a pod with the address that is asked for.
+// has had them all: one more pod, with the address that is asked for.
 func (c *cast) happen(w http.ResponseWriter, req *http.Request) {
 	n, err := strconv.Atoi(req.PathValue("n"))
 	if err != nil {
@@ -89,7 +89,7 @@ func (c *cast) happen(w http.ResponseWriter, req *http.Request) {
 		}
 	}
 	c.server.Set(&corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "last"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "last-" + strconv.Itoa(c.round)},
 		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: req.FormValue("last")},
 	})
 }

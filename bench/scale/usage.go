@@ -2,11 +2,9 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/pprof"
 	"strings"
 	"syscall"
 	"time"
@@ -23,26 +21,9 @@ func read() (usage, error) {
 	return usage{time.Now(), time.Duration(r.Utime.Nano() + r.Stime.Nano()), m.Mallocs, m.TotalAlloc}, nil
 }
 
-// writeHeap collects garbage, and writes a profile of what is left.
-func writeHeap(file string) error {
-	runtime.GC()
-	runtime.GC() // what had cleanups
-	if file == "" {
-		return nil
-	}
-	f, err := os.Create(file)
-	if err == nil {
-		err = errors.Join(pprof.Lookup("heap").WriteTo(f, 0), f.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("write a profile of the heap: %w", err)
-	}
-	return nil
-}
-
-// resident reads the process's resident set, in bytes, now and at its largest.
-func resident() (now, peak int64, err error) {
-	f, err := os.Open("/proc/self/status")
+// resident reads the resident set of a process, in bytes, now and at its largest.
+func resident(pid string) (now, peak int64, err error) {
+	f, err := os.Open("/proc/" + pid + "/status")
 	if err != nil {
 		return 0, 0, fmt.Errorf("read the resident set: %w", err)
 	}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// kinds of events, in the order in which they happen.
+var sorts = []string{"status", "label", "restart", "policy"}
+
+// debugAddress is where the agent answers, on its node.
+const debugAddress = "127.0.0.1:10301"
+
+// settling is how long after sync the memory is read once more.
+const settling = 10 * time.Second
+
+// process is sluice run on a node of its own, where the cluster is served too.
+type process struct {
+	*running.Agent
+	served string // address of the serving process
+	client http.Client
+	last   int // how many pods were added to see an end of events
+}
+
+// measureProcess measures the memory of sluice itself: with its rules, its queues
+// and the kernel's flow cache, which the measurement in this process lacks.
+func measureProcess(ctx context.Context, opts options) (err error) {
+	if opts.sluice == "" {
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		fmt.Println("\nsluice run: not measured, it needs root")
+		return nil
+	}
+	l, err := lab.New(lab.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	node := l.Nodes[0]
+	p := &process{client: http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, to string) (net.Conn, error) {
+			at, err := netip.ParseAddrPort(to)
+			if err != nil {
+				return nil, err
+			}
+			return node.DialTCP(ctx, at)
+		},
+	}}}
+	defer p.client.CloseIdleConnections()
+	address, _, stop, err := startServer(ctx, opts, node.Start)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	p.served = address
+	dir, err := os.MkdirTemp("", "scale-")
+	if err != nil {
+		return fmt.Errorf("make a folder for the agent: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	kubeconfig := filepath.Join(dir, "config")
+	text := fmt.Sprintf(`{clusters: [{name: c, cluster: {server: "http://%s"}}], contexts: [{name: c, context: {cluster: c}}], current-context: c}`, address)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		return fmt.Errorf("write the agent's kubeconfig: %w", err)
+	}
+	began := time.Now()
+	p.Agent, err = running.Start(ctx, running.Options{
+		Sluice: opts.sluice, Node: node,
+		Args: []string{"--kubeconfig", kubeconfig, "--node-name", nodeName(0), "--socket", filepath.Join(dir, "socket"), "--http-address", debugAddress},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Stop()) }()
+	return p.report(ctx, opts, time.Since(began))
+}
+
+// report measures and prints.
+func (p *process) report(ctx context.Context, opts options, took time.Duration) error {
+	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "\nsluice run\tresident\tpeak\t\n")
+	if err := p.row(w, fmt.Sprintf("synced, after %v", took.Round(time.Millisecond))); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(settling):
+	}
+	if err := p.row(w, fmt.Sprintf("%v later", settling)); err != nil {
+		return err
+	}
+	if err := p.heap(ctx, opts.heap); err != nil {
+		return err
+	}
+	for _, sort := range sorts {
+		if err := p.events(ctx, opts, sort); err != nil {
+			return err
+		}
+		if err := p.row(w, fmt.Sprintf("after %d %s events", opts.events, sort)); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+func (p *process) row(w io.Writer, when string) error {
+	rss, peak, err := resident(fmt.Sprint(p.PID()))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "%s\t%d MiB\t%d MiB\t\n", when, rss>>20, peak>>20)
+	return nil
+}
+
+// events has events happen and awaits that the last is in force, which is one more
+// pod.
+func (p *process) events(ctx context.Context, opts options, sort string) error {
+	mark := p.Mark()
+	p.last++
+	url := fmt.Sprintf("http://%s/happen/%s/%d?last=192.0.2.%d", p.served, sort, opts.events, 200+p.last)
+	if err := happen(ctx, &p.client, url); err != nil {
+		return err
+	}
+	_, err := p.Await(ctx, mark, func(l running.Line) bool {
+		return l.Text("msg") == "policies in force" && l.Number("pods") == opts.pods+p.last
+	})
+	return err
+}
+
+// heap writes a profile of the agent's heap to a file, if one was named.
+func (p *process) heap(ctx context.Context, file string) error {
+	if file == "" {
+		return nil
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+debugAddress+"/debug/pprof/heap?gc=1", nil)
+	if err != nil {
+		return fmt.Errorf("ask for the agent's heap: %w", err)
+	}
+	answer, err := p.client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask for the agent's heap: %w", err)
+	}
+	defer answer.Body.Close()
+	f, err := os.Create(file)
+	if err == nil {
+		_, err = io.Copy(f, answer.Body)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("write a profile of the agent's heap: %w", err)
+	}
+	return nil
+}
