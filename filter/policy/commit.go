@@ -21,8 +21,10 @@ func (w *World) Commit() (*Snapshot, Changes) {
 	for p := range w.dirtyPods {
 		w.commitPod(p)
 	}
-	clear(w.dirtyPods)
 	changes := w.commitAddrs()
+	// New ones, because a map never shrinks: after the first lists these would stay
+	// as large as the cluster, and to clear them would cost as much each time.
+	w.dirtyPods, w.dirtyAddrs = make(map[*pod]struct{}), make(map[netip.Addr]struct{})
 	w.lastNumber++
 	return &Snapshot{
 		number:   w.lastNumber,
@@ -134,6 +136,7 @@ func (w *World) classOf(p *pod) *class {
 		for _, g := range groups {
 			w.releaseGroup(g) // the class holds it already
 		}
+		p.ports = c.ports // the same ones, once for all
 		return c
 	}
 	c = &class{key: string(key), refs: 1, namespace: p.ns.id, peers: peers, groups: groups, ports: p.ports}
@@ -224,7 +227,6 @@ func (w *World) commitAddrs() Changes {
 			w.table = w.table.DeletePersist(hostPrefix(a))
 		}
 	}
-	clear(w.dirtyAddrs)
 	return changes
 }
 
@@ -236,12 +238,11 @@ func (w *World) occupant(a netip.Addr) *Endpoint {
 	if _, own := w.node[a]; own {
 		return w.self
 	}
-	claims := w.owners[a]
-	if len(claims) == 0 {
+	best := w.owners[a]
+	if best == nil {
 		return nil
 	}
-	best := claims[0]
-	for _, p := range claims[1:] {
+	for _, p := range w.rivals[a] {
 		if p.beats(best) {
 			best = p
 		}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,9 +17,9 @@ import (
 // policy is a NetworkPolicy, read once: selectors are interned, CIDRs are ranges.
 type policy struct {
 	objectKey
-	id        uint64 // new with each version of the policy
-	text      string // "namespace/name"
-	spec      *networkingv1.NetworkPolicySpec
+	id        uint64            // new with each version of the policy
+	text      string            // "namespace/name"
+	sum       [sha256.Size]byte // of its spec, which is not kept: it is larger than all the rest
 	subject   *selector
 	isolates  [2]bool // by filter.Direction
 	rules     [2][]rule
@@ -58,10 +59,10 @@ type reader struct {
 }
 
 func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
-	p := &policy{objectKey: objectKey{o.Namespace, o.Name}, spec: &o.Spec}
+	p := &policy{objectKey: objectKey{o.Namespace, o.Name}}
 	p.text = p.objectKey.String()
 	r := reader{w, p}
-	p.isolates = r.directions()
+	p.isolates = r.directions(&o.Spec)
 	subject, ok := r.selector(&o.Spec.PodSelector, "spec.podSelector")
 	if !ok {
 		// Which pods it was meant for is unknown: to isolate all of them and
@@ -84,14 +85,21 @@ func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
 	return p
 }
 
+// sumOf is a sum by which a spec is known again. It fails if the spec cannot be
+// encoded; such a one is read anew each time.
+func sumOf(spec *networkingv1.NetworkPolicySpec) (sum [sha256.Size]byte, ok bool) {
+	data, err := spec.Marshal() // sorts what maps hold
+	return sha256.Sum256(data), err == nil
+}
+
 func (r reader) problem(field, detail, mend string) {
 	r.p.problems = append(r.p.problems, Problem{Policy: r.p.text, Field: field, Detail: detail, Mend: mend})
 }
 
 // directions applies the defaulting of policyTypes that the API documents, for
 // objects that did not pass through the API server.
-func (r reader) directions() (isolates [2]bool) {
-	for i, t := range r.p.spec.PolicyTypes {
+func (r reader) directions(spec *networkingv1.NetworkPolicySpec) (isolates [2]bool) {
+	for i, t := range spec.PolicyTypes {
 		switch t {
 		case networkingv1.PolicyTypeIngress:
 			isolates[filter.Ingress] = true
@@ -102,9 +110,9 @@ func (r reader) directions() (isolates [2]bool) {
 			return [2]bool{true, true}
 		}
 	}
-	if len(r.p.spec.PolicyTypes) == 0 {
+	if len(spec.PolicyTypes) == 0 {
 		isolates[filter.Ingress] = true
-		isolates[filter.Egress] = len(r.p.spec.Egress) > 0
+		isolates[filter.Egress] = len(spec.Egress) > 0
 	}
 	return isolates
 }

@@ -8,7 +8,6 @@ import (
 	"github.com/gaissmai/bart"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/labels"
 )
 
@@ -28,7 +27,8 @@ type World struct {
 	subjects    selectors // of the pods that policies select
 	peers       selectors // of the pods that policies name as peers
 
-	owners  map[netip.Addr][]*pod // every live pod that claims the address
+	owners  map[netip.Addr]*pod   // a live pod that claims the address
+	rivals  map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
 	groups  map[string]*group
 	classes map[string]*class
 
@@ -65,7 +65,8 @@ func NewWorld() *World {
 		nsSelectors: newSelectors(),
 		subjects:    newSelectors(),
 		peers:       newSelectors(),
-		owners:      make(map[netip.Addr][]*pod),
+		owners:      make(map[netip.Addr]*pod),
+		rivals:      make(map[netip.Addr][]*pod),
 		groups:      make(map[string]*group),
 		classes:     make(map[string]*class),
 		dirtyPods:   make(map[*pod]struct{}),
@@ -241,20 +242,32 @@ func (w *World) DeletePod(namespace, name string) {
 
 func (w *World) claim(p *pod) {
 	for _, a := range p.addrs {
-		w.owners[a] = append(w.owners[a], p)
+		if w.owners[a] == nil {
+			w.owners[a] = p
+		} else {
+			w.rivals[a] = append(w.rivals[a], p)
+		}
 		w.dirtyAddrs[a] = struct{}{}
 	}
 }
 
 func (w *World) disclaim(p *pod) {
 	for _, a := range p.addrs {
-		left := slices.DeleteFunc(w.owners[a], func(o *pod) bool { return o == p })
-		if len(left) == 0 {
-			delete(w.owners, a)
-		} else {
-			w.owners[a] = left
-		}
 		w.dirtyAddrs[a] = struct{}{}
+		rivals := w.rivals[a]
+		switch last := len(rivals) - 1; {
+		case w.owners[a] != p:
+			rivals = slices.DeleteFunc(rivals, func(o *pod) bool { return o == p })
+		case last < 0:
+			delete(w.owners, a)
+			continue
+		default:
+			w.owners[a] = rivals[last]
+			rivals = slices.Delete(rivals, last, last+1)
+		}
+		if w.rivals[a] = rivals; len(rivals) == 0 {
+			delete(w.rivals, a)
+		}
 	}
 }
 
@@ -305,14 +318,15 @@ func sameSelectors(a, b []*selector) bool {
 func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
 	key := objectKey{o.Namespace, o.Name}
 	old := w.policies[key]
-	if old != nil && equality.Semantic.DeepEqual(old.spec, &o.Spec) {
+	sum, ok := sumOf(&o.Spec)
+	if ok && old != nil && old.sum == sum {
 		return
 	}
 	ns := w.namespace(key.namespace)
 	ns.policies++
 	w.lastPolicy++
 	p := w.readPolicy(o)
-	p.id = w.lastPolicy
+	p.id, p.sum = w.lastPolicy, sum
 	w.policies[key] = p
 	p.subject.subjects[p] = struct{}{}
 	for m := range p.subject.members {
