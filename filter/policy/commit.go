@@ -88,7 +88,7 @@ func (w *World) commitPod(p *pod) {
 		w.releaseClass(c) // of the two uses, the endpoint needs one
 		return
 	}
-	e := &Endpoint{Namespace: p.objectKey.namespace, Name: p.name, class: c, hosts: p.hosts}
+	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, hosts: p.hosts}
 	if keeps {
 		e.epoch = old.epoch
 	} else {
@@ -110,15 +110,15 @@ func (w *World) newEpoch() uint64 {
 
 // classOf returns the pod's class with one more use.
 func (w *World) classOf(p *pod) *class {
-	peers := make([]uint32, len(p.peers))
-	for i, s := range p.peers {
+	peers := make([]uint32, len(p.kin.peers))
+	for i, s := range p.kin.peers {
 		peers[i] = s.id
 	}
 	slices.Sort(peers)
 	groups := [2]*group{w.groupOf(p, filter.Egress), w.groupOf(p, filter.Ingress)}
 
 	var key []byte
-	key = binary.AppendUvarint(key, uint64(p.ns.id))
+	key = binary.AppendUvarint(key, uint64(p.kin.ns.id))
 	for _, g := range groups {
 		key = binary.AppendUvarint(key, g.number())
 	}
@@ -139,7 +139,7 @@ func (w *World) classOf(p *pod) *class {
 		p.ports = c.ports // the same ones, once for all
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.ns.id, peers: peers, groups: groups, ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.kin.ns.id, peers: peers, groups: groups, ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"hash/maphash"
 	"math"
 	"slices"
 
@@ -117,42 +118,71 @@ func without(list []*selector, s *selector) []*selector {
 	return list[:last]
 }
 
-// podSet is the pods of a namespace, findable by label: the other side of
+// kin is the pods of a namespace that have the same labels, such as those of a
+// Deployment. No selector tells them apart, so that what selectors match is known
+// once for all of them.
+type kin struct {
+	ns     *namespace
+	labels labels.Set
+	hash   uint64
+	pods   map[*pod]struct{} // never empty
+
+	subjects []*selector // selectors of policies' subjects that match
+	peers    []*selector // selectors of peers that match
+}
+
+// hashOf is a number that equal labels share, in whatever order a map has them.
+func (w *World) hashOf(set labels.Set) (sum uint64) {
+	for k, v := range set {
+		sum += maphash.Comparable(w.seed, label{k, v})
+	}
+	return sum
+}
+
+// kinSet is the pods of a namespace, findable by label: the other side of
 // labelIndex, for when a selector is new and the pods are old.
-type podSet struct {
-	all     map[*pod]struct{}
-	byLabel map[label]map[*pod]struct{}
+type kinSet struct {
+	all     map[*kin]struct{}
+	byHash  map[uint64]*kin // but for those whose hash was another's first
+	byLabel map[label]map[*kin]struct{}
 }
 
-func (x *podSet) add(p *pod) {
+func (x *kinSet) add(k *kin) {
 	if x.all == nil {
-		x.all = make(map[*pod]struct{})
-		x.byLabel = make(map[label]map[*pod]struct{})
+		x.all = make(map[*kin]struct{})
+		x.byHash = make(map[uint64]*kin)
+		x.byLabel = make(map[label]map[*kin]struct{})
 	}
-	x.all[p] = struct{}{}
-	for k, v := range p.labels {
-		set := x.byLabel[label{k, v}]
+	x.all[k] = struct{}{}
+	if x.byHash[k.hash] == nil {
+		x.byHash[k.hash] = k
+	}
+	for key, v := range k.labels {
+		set := x.byLabel[label{key, v}]
 		if set == nil {
-			set = make(map[*pod]struct{}, 1)
-			x.byLabel[label{k, v}] = set
+			set = make(map[*kin]struct{}, 1)
+			x.byLabel[label{key, v}] = set
 		}
-		set[p] = struct{}{}
+		set[k] = struct{}{}
 	}
 }
 
-func (x *podSet) remove(p *pod) {
-	delete(x.all, p)
-	for k, v := range p.labels {
-		l := label{k, v}
-		delete(x.byLabel[l], p)
+func (x *kinSet) remove(k *kin) {
+	delete(x.all, k)
+	if x.byHash[k.hash] == k {
+		delete(x.byHash, k.hash)
+	}
+	for key, v := range k.labels {
+		l := label{key, v}
+		delete(x.byLabel[l], k)
 		if len(x.byLabel[l]) == 0 {
 			delete(x.byLabel, l)
 		}
 	}
 }
 
-// having is how many pods have one of these labels.
-func (x *podSet) having(anyOf []label) int {
+// having is how many kins have one of these labels.
+func (x *kinSet) having(anyOf []label) int {
 	n := 0
 	for _, l := range anyOf {
 		n += len(x.byLabel[l])
@@ -160,13 +190,13 @@ func (x *podSet) having(anyOf []label) int {
 	return n
 }
 
-// match calls f for each pod that sel matches. It tests those that have the
-// rarest of the labels that sel asks for: of "app" and "tier", the few of the app.
-func (x *podSet) match(sel labels.Selector, f func(*pod)) {
-	test := func(pods map[*pod]struct{}) {
-		for p := range pods {
-			if sel.Matches(p.labels) {
-				f(p)
+// match calls f for each kin that sel matches. It tests those that have the rarest
+// of the labels that sel asks for: of "app" and "tier", the few of the app.
+func (x *kinSet) match(sel labels.Selector, f func(*kin)) {
+	test := func(kins map[*kin]struct{}) {
+		for k := range kins {
+			if sel.Matches(k.labels) {
+				f(k)
 			}
 		}
 	}

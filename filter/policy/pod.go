@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
 )
@@ -20,15 +19,11 @@ func (k objectKey) String() string { return k.namespace + "/" + k.name }
 // about it.
 type pod struct {
 	objectKey
-	ns      *namespace
-	labels  labels.Set
+	kin     *kin
 	addrs   []netip.Addr // empty for pods that are nobody
 	hosts   []netip.Addr // its node's addresses
 	ports   []namedPort
 	created int64 // Unix time, nanoseconds
-
-	subjects []*selector // selectors of policies' subjects that match
-	peers    []*selector // selectors of peers that match
 
 	endpoint *Endpoint // as last compiled
 	changed  bool      // a verdict about it may differ, whatever its class says
@@ -47,7 +42,6 @@ type namedPort struct {
 func readPod(o *corev1.Pod) *pod {
 	p := &pod{
 		objectKey: objectKey{o.Namespace, o.Name},
-		labels:    o.Labels,
 		created:   o.CreationTimestamp.UnixNano(),
 	}
 	if o.Spec.HostNetwork || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
@@ -126,10 +120,11 @@ func protocolOf(p corev1.Protocol) (filter.Protocol, bool) {
 	return 0, false
 }
 
-// sameIdentity says whether nothing that a decision looks at differs.
+// sameIdentity says whether nothing that a decision looks at differs but perhaps the
+// labels.
 func (p *pod) sameIdentity(o *pod) bool {
 	return slices.Equal(p.addrs, o.addrs) && slices.Equal(p.hosts, o.hosts) && slices.Equal(p.ports, o.ports) &&
-		p.created == o.created && labels.Equals(p.labels, o.labels)
+		p.created == o.created
 }
 
 // beats says which of two live pods with one address has it: the one created
@@ -145,7 +140,7 @@ func (p *pod) beats(o *pod) bool {
 // selectedBy lists the policies that isolate the pod in a direction, by name.
 func (p *pod) selectedBy(d filter.Direction) []*policy {
 	var found []*policy
-	for _, s := range p.subjects {
+	for _, s := range p.kin.subjects {
 		for pol := range s.subjects {
 			if pol.isolates[d] {
 				found = append(found, pol)

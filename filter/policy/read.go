@@ -255,11 +255,11 @@ func (r reader) port(p *networkingv1.NetworkPolicyPort, field string) (portRange
 func (w *World) useSubject(namespace string, sel labels.Selector) *selector {
 	s, isNew := w.subjects.use(scope{namespace: namespace}, sel)
 	if isNew {
-		s.members = make(map[*pod]struct{})
+		s.members = make(map[*kin]struct{})
 		s.subjects = make(map[*policy]struct{})
-		w.namespaces[namespace].pods.match(sel, func(p *pod) {
-			s.members[p] = struct{}{}
-			p.subjects = append(p.subjects, s)
+		w.namespaces[namespace].kins.match(sel, func(k *kin) {
+			s.members[k] = struct{}{}
+			k.subjects = append(k.subjects, s)
 		})
 	}
 	return s
@@ -267,8 +267,8 @@ func (w *World) useSubject(namespace string, sel labels.Selector) *selector {
 
 func (w *World) releaseSubject(s *selector) {
 	if w.subjects.release(s) {
-		for p := range s.members {
-			p.subjects = without(p.subjects, s)
+		for k := range s.members {
+			k.subjects = without(k.subjects, s)
 		}
 	}
 }
@@ -294,18 +294,18 @@ func (w *World) useNamespaces(sel labels.Selector) *selector {
 func (w *World) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew {
-		s.members = make(map[*pod]struct{})
+		s.members = make(map[*kin]struct{})
 		w.eachNamespace(in, func(ns *namespace) {
 			if sel.Empty() {
 				w.dirtyNS[ns] = struct{}{}
 				return
 			}
-			ns.pods.match(sel, func(p *pod) {
-				s.members[p] = struct{}{}
-				p.peers = append(p.peers, s)
-				w.dirtyPods[p] = struct{}{}
+			ns.kins.match(sel, func(k *kin) {
+				s.members[k] = struct{}{}
+				k.peers = append(k.peers, s)
 			})
 		})
+		w.touch(s)
 	}
 	return s
 }
@@ -315,9 +315,9 @@ func (w *World) releasePeer(s *selector) {
 		if s.labels.Empty() {
 			w.eachNamespace(s.scope, func(ns *namespace) { w.dirtyNS[ns] = struct{}{} })
 		}
-		for p := range s.members {
-			p.peers = without(p.peers, s)
-			w.dirtyPods[p] = struct{}{}
+		w.touch(s)
+		for k := range s.members {
+			k.peers = without(k.peers, s)
 		}
 	}
 	if nsSel := s.scope.selector; nsSel != nil && w.nsSelectors.release(nsSel) {

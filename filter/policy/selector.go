@@ -15,7 +15,7 @@ type selector struct {
 	// For a selector of pods: who matches, and the policies it is the subject of.
 	// A peer selector that matches all of its scope has no members; it is filed
 	// with the namespaces instead, so that it costs nothing per pod.
-	members  map[*pod]struct{}
+	members  map[*kin]struct{}
 	subjects map[*policy]struct{}
 	// For a selector of namespaces: who matches.
 	namespaces map[*namespace]struct{}

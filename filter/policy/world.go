@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"strings"
@@ -39,6 +40,7 @@ type World struct {
 	everyone   [][]uint32             // by namespace id: the selectors that match all its pods; shared too
 	unusedNS   []uint32
 	dirtyNS    map[*namespace]struct{}
+	seed       maphash.Seed
 	lastEpoch  uint64
 	lastNumber uint64 // of snapshots
 	lastPolicy uint64
@@ -51,7 +53,7 @@ type namespace struct {
 	name     string
 	declared bool // there is a Namespace object
 	labels   labels.Set
-	pods     podSet
+	kins     kinSet
 	policies int
 	matched  []*selector // selectors of namespaces that match
 }
@@ -73,6 +75,7 @@ func NewWorld() *World {
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
 		dirtyNS:     make(map[*namespace]struct{}),
 		table:       new(bart.Table[*Endpoint]),
+		seed:        maphash.MakeSeed(),
 	}
 	w.self = &Endpoint{epoch: w.newEpoch()}
 	return w
@@ -133,7 +136,7 @@ func (w *World) namespace(name string) *namespace {
 
 // dropNamespace forgets a namespace that nothing is left of.
 func (w *World) dropNamespace(ns *namespace) {
-	if ns.declared || ns.policies > 0 || len(ns.pods.all) > 0 {
+	if ns.declared || ns.policies > 0 || len(ns.kins.all) > 0 {
 		return
 	}
 	for _, s := range ns.matched {
@@ -169,10 +172,12 @@ func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
 	}
 	ns.matched = matched
 	w.dirtyNS[ns] = struct{}{}
-	for p := range ns.pods.all {
-		w.matchPeers(p)
-		p.changed = true
-		w.dirtyPods[p] = struct{}{}
+	for k := range ns.kins.all {
+		w.matchPeers(k)
+		for p := range k.pods {
+			p.changed = true
+			w.dirtyPods[p] = struct{}{}
+		}
 	}
 }
 
@@ -180,41 +185,36 @@ func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
 func (w *World) SetPod(o *corev1.Pod) {
 	p := readPod(o)
 	if old := w.pods[p.objectKey]; old != nil {
-		if old.sameIdentity(p) {
-			return
-		}
-		w.replacePod(old, p)
+		w.replacePod(old, p, o.Labels)
 		return
 	}
 	if len(p.addrs) == 0 {
 		return // nobody, or not yet somebody
 	}
-	p.ns = w.namespace(p.objectKey.namespace)
 	w.pods[p.objectKey] = p
-	p.ns.pods.add(p)
-	w.matchSubjects(p)
-	w.matchPeers(p)
+	w.join(p, w.namespace(p.namespace), o.Labels)
 	w.claim(p)
 	w.dirtyPods[p] = struct{}{}
 }
 
 // replacePod updates a known pod in place, so that what refers to it stays right.
-func (w *World) replacePod(p, now *pod) {
+func (w *World) replacePod(p, now *pod, set labels.Set) {
+	relabeled := !labels.Equals(p.kin.labels, set)
+	if !relabeled && p.sameIdentity(now) {
+		return
+	}
 	if len(now.addrs) == 0 {
-		w.DeletePod(p.objectKey.namespace, p.name)
+		w.DeletePod(p.namespace, p.name)
 		return
 	}
 	w.disclaim(p)
-	p.ns.pods.remove(p)
-	relabeled := !labels.Equals(p.labels, now.labels)
-	p.labels, p.addrs, p.hosts, p.ports, p.created = now.labels, now.addrs, now.hosts, now.ports, now.created
-	p.ns.pods.add(p)
+	p.addrs, p.hosts, p.ports, p.created = now.addrs, now.hosts, now.ports, now.created
 	w.claim(p)
 	if relabeled {
-		subjects, peers := p.subjects, p.peers
-		w.matchSubjects(p)
-		w.matchPeers(p)
-		p.changed = p.changed || !sameSelectors(subjects, p.subjects) || !sameSelectors(peers, p.peers)
+		before := p.kin
+		w.join(p, before.ns, set)
+		p.changed = p.changed || !sameSelectors(before.subjects, p.kin.subjects) || !sameSelectors(before.peers, p.kin.peers)
+		leave(p, before)
 	}
 	w.dirtyPods[p] = struct{}{}
 }
@@ -228,16 +228,9 @@ func (w *World) DeletePod(namespace, name string) {
 	}
 	delete(w.pods, p.objectKey)
 	w.disclaim(p)
-	for _, s := range p.subjects {
-		delete(s.members, p)
-	}
-	for _, s := range p.peers {
-		delete(s.members, p)
-	}
-	p.subjects, p.peers = nil, nil
-	p.ns.pods.remove(p)
+	leave(p, p.kin)
 	w.dirtyPods[p] = struct{}{}
-	w.dropNamespace(p.ns)
+	w.dropNamespace(p.kin.ns)
 }
 
 func (w *World) claim(p *pod) {
@@ -271,35 +264,68 @@ func (w *World) disclaim(p *pod) {
 	}
 }
 
-// matchSubjects finds the policies' subjects that a pod is among.
-func (w *World) matchSubjects(p *pod) {
-	in := scope{namespace: p.ns.name}
-	found := w.subjects.matching(in, p.labels, nil)
+// join puts a pod among those of its namespace that have its labels.
+func (w *World) join(p *pod, ns *namespace, set labels.Set) {
+	hash := w.hashOf(set)
+	k := ns.kins.byHash[hash]
+	if k == nil || !labels.Equals(k.labels, set) {
+		k = &kin{ns: ns, labels: set, hash: hash, pods: make(map[*pod]struct{}, 1)}
+		ns.kins.add(k)
+		w.matchSubjects(k)
+		w.matchPeers(k)
+	}
+	k.pods[p] = struct{}{}
+	p.kin = k
+}
+
+// leave takes a pod out of those that it was among.
+func leave(p *pod, k *kin) {
+	if delete(k.pods, p); len(k.pods) > 0 {
+		return
+	}
+	enroll(k, k.subjects, nil)
+	enroll(k, k.peers, nil)
+	k.ns.kins.remove(k)
+}
+
+// matchSubjects finds the policies' subjects that pods are among.
+func (w *World) matchSubjects(k *kin) {
+	in := scope{namespace: k.ns.name}
+	found := w.subjects.matching(in, k.labels, nil)
 	if all := w.subjects.everyone(in); all != nil {
 		found = append(found, all)
 	}
-	p.subjects = enroll(p, p.subjects, found)
+	k.subjects = enroll(k, k.subjects, found)
 }
 
-// matchPeers finds the peers' selectors that a pod matches by its own labels.
-// Those that match its whole namespace are kept with the namespace.
-func (w *World) matchPeers(p *pod) {
-	found := w.peers.matching(scope{namespace: p.ns.name}, p.labels, nil)
-	for _, s := range p.ns.matched {
-		found = w.peers.matching(scope{selector: s}, p.labels, found)
+// matchPeers finds the peers' selectors that pods match by their own labels. Those
+// that match their whole namespace are kept with the namespace.
+func (w *World) matchPeers(k *kin) {
+	found := w.peers.matching(scope{namespace: k.ns.name}, k.labels, nil)
+	for _, s := range k.ns.matched {
+		found = w.peers.matching(scope{selector: s}, k.labels, found)
 	}
-	p.peers = enroll(p, p.peers, found)
+	k.peers = enroll(k, k.peers, found)
 }
 
-// enroll moves a pod's membership from old selectors to found ones.
-func enroll(p *pod, old, found []*selector) []*selector {
+// enroll moves the membership of pods from old selectors to found ones.
+func enroll(k *kin, old, found []*selector) []*selector {
 	for _, s := range old {
-		delete(s.members, p)
+		delete(s.members, k)
 	}
 	for _, s := range found {
-		s.members[p] = struct{}{}
+		s.members[k] = struct{}{}
 	}
 	return found
+}
+
+// touch has the pods that a selector matches compiled anew.
+func (w *World) touch(s *selector) {
+	for k := range s.members {
+		for p := range k.pods {
+			w.dirtyPods[p] = struct{}{}
+		}
+	}
 }
 
 func sameSelectors(a, b []*selector) bool {
@@ -329,9 +355,7 @@ func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
 	p.id, p.sum = w.lastPolicy, sum
 	w.policies[key] = p
 	p.subject.subjects[p] = struct{}{}
-	for m := range p.subject.members {
-		w.dirtyPods[m] = struct{}{}
-	}
+	w.touch(p.subject)
 	if old != nil { // last, so that the selectors they share are never let go
 		w.removePolicy(old)
 	}
@@ -348,9 +372,7 @@ func (w *World) DeletePolicy(namespace, name string) {
 
 func (w *World) removePolicy(p *policy) {
 	delete(p.subject.subjects, p)
-	for m := range p.subject.members {
-		w.dirtyPods[m] = struct{}{}
-	}
+	w.touch(p.subject)
 	w.releaseSubject(p.subject)
 	for _, s := range p.uses {
 		w.releasePeer(s)
