@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/gaissmai/bart"
-
 	"sluice/filter"
 )
 
@@ -33,7 +31,7 @@ func (w *World) Commit() (*Snapshot, Changes) {
 		everyone: w.everyone,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
-			Endpoints: w.table.Size(), Classes: len(w.classes), Groups: len(w.groups),
+			Endpoints: w.table.size, Classes: len(w.classes), Groups: len(w.groups),
 		},
 	}, changes
 }
@@ -196,41 +194,24 @@ func (w *World) releaseGroup(g *group) {
 	}
 }
 
-// commitAddrs brings the table of addresses up to date. A few changes make a
-// copy of their paths in it; many make a new table, which is cheaper then.
+// commitAddrs brings the table of addresses up to date.
 func (w *World) commitAddrs() Changes {
-	if len(w.dirtyAddrs) == 0 {
-		return nil
-	}
-	before, anew := w.table, len(w.dirtyAddrs) > 64+w.table.Size()/8
-	if anew {
-		w.table = new(bart.Table[*Endpoint])
-		for a := range w.owners {
-			w.table.Insert(hostPrefix(a), w.occupant(a))
-		}
-		for a := range w.node {
-			w.table.Insert(hostPrefix(a), w.self)
-		}
-	}
 	var changes Changes
+	var moved []entry
 	for a := range w.dirtyAddrs {
-		was, _ := before.Lookup(a)
-		now := w.occupant(a)
+		was, now := w.table.get(a), w.occupant(a)
 		if was.Epoch() != now.Epoch() {
 			changes = append(changes, a)
 		}
-		switch {
-		case anew || was == now:
-		case now != nil:
-			w.table = w.table.InsertPersist(hostPrefix(a), now)
-		default:
-			w.table = w.table.DeletePersist(hostPrefix(a))
+		if was != now {
+			moved = append(moved, entryOf(a, now))
 		}
+	}
+	if len(moved) > 0 {
+		w.table = w.table.with(moved)
 	}
 	return changes
 }
-
-func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // occupant is who has the address: this node before any pod, and of the pods
 // that claim it the one that beats the others.

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/gaissmai/bart"
-
 	"sluice/filter"
 )
 
@@ -15,7 +13,7 @@ import (
 type Snapshot struct {
 	number   uint64
 	newest   uint64 // of the epochs given so far
-	table    *bart.Table[*Endpoint]
+	table    *addrTable
 	everyone [][]uint32 // by namespace id: selectors that match all pods of it
 	counts   Counts
 }
@@ -67,20 +65,11 @@ func (s *Snapshot) Counts() Counts { return s.counts }
 
 // Endpoint returns who has the address, or nil: an address outside the cluster.
 func (s *Snapshot) Endpoint(addr netip.Addr) *Endpoint {
-	e, _ := s.table.Lookup(addr)
-	return e
+	return s.table.get(addr)
 }
 
 // Endpoints lists everyone who has an address, in no particular order.
-func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] {
-	return func(yield func(netip.Addr, *Endpoint) bool) {
-		for prefix, e := range s.table.All() {
-			if !yield(prefix.Addr(), e) {
-				return
-			}
-		}
-	}
-}
+func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] { return s.table.all() }
 
 // IsNode says whether the endpoint is this node and no pod.
 func (e *Endpoint) IsNode() bool { return e != nil && e.class == nil }

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gaissmai/bart"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -36,8 +35,8 @@ type World struct {
 	dirtyPods  map[*pod]struct{}
 	dirtyAddrs map[netip.Addr]struct{}
 
-	table      *bart.Table[*Endpoint] // by address, shared with the last snapshot
-	everyone   [][]uint32             // by namespace id: the selectors that match all its pods; shared too
+	table      *addrTable // by address, shared with the last snapshot
+	everyone   [][]uint32 // by namespace id: the selectors that match all its pods; shared too
 	unusedNS   []uint32
 	dirtyNS    map[*namespace]struct{}
 	seed       maphash.Seed
@@ -74,7 +73,7 @@ func NewWorld() *World {
 		dirtyPods:   make(map[*pod]struct{}),
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
 		dirtyNS:     make(map[*namespace]struct{}),
-		table:       new(bart.Table[*Endpoint]),
+		table:       new(addrTable),
 		seed:        maphash.MakeSeed(),
 	}
 	w.self = &Endpoint{epoch: w.newEpoch()}

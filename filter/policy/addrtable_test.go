@@ -1,0 +1,68 @@
+package policy
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+)
+
+// TestAddrTable holds tables against maps, while they grow and shrink; and sees
+// that those from which others are made stay as they are.
+func TestAddrTable(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 1))
+	addr := func() netip.Addr {
+		n := random.IntN(4000)
+		if a := [4]byte{10, 0, byte(n >> 8), byte(n)}; n%2 == 0 {
+			return netip.AddrFrom4(a)
+		}
+		return netip.AddrFrom16([16]byte{0: 0xfd, 7: byte(n), 14: byte(n >> 8), 15: byte(n)})
+	}
+	now, want := new(addrTable), map[netip.Addr]*Endpoint{}
+	before, wanted := now, map[netip.Addr]*Endpoint{}
+	chapters := map[int]bool{}
+	for round := range 400 {
+		var changes []entry
+		for range 1 + random.IntN(100) {
+			a, e := addr(), &Endpoint{epoch: random.Uint64()}
+			if grows := round < 200; random.IntN(4) > 0 != grows {
+				e = nil
+			}
+			changes = append(changes, entryOf(a, e))
+			if want[a] = e; e == nil {
+				delete(want, a)
+			}
+		}
+		now = now.with(changes)
+		same(t, now, want)
+		chapters[len(now.chapters)] = true
+		if random.IntN(5) == 0 {
+			same(t, before, wanted)
+			before, wanted = now, maps.Clone(want)
+		}
+	}
+	for a := range want {
+		now = now.with([]entry{entryOf(a, nil)})
+	}
+	same(t, now, nil)
+	if len(chapters) < 4 || len(now.chapters) != 1 {
+		t.Errorf("there were %v chapters, and %d at the end: want several numbers of them, and 1", chapters, len(now.chapters))
+	}
+}
+
+func same(t *testing.T, table *addrTable, want map[netip.Addr]*Endpoint) {
+	t.Helper()
+	if got := maps.Collect(table.all()); table.size != len(want) || !maps.Equal(got, want) {
+		t.Fatalf("a table of %d with %d entries, want %d, or others", table.size, len(got), len(want))
+	}
+	for a, e := range want {
+		if got := table.get(a); got != e {
+			t.Fatalf("%s is %v's, want %v's", a, got, e)
+		}
+	}
+	for _, nobody := range []string{"10.1.0.0", "fd00::1:0", "::ffff:10.9.0.0"} {
+		if got := table.get(netip.MustParseAddr(nobody)); got != nil {
+			t.Fatalf("%s is %v's, want nobody's", nobody, got)
+		}
+	}
+}
