@@ -15,8 +15,11 @@ const (
 	headroom = 64 << 20
 	// The bounds of what that comes to, in percent of the live heap.
 	leastGC, mostGC = 40, 400
-	// How often it is reckoned anew.
-	reckoning = time.Minute
+	// beside is what the process takes beside the heap and the headroom: stacks, the
+	// collector's own, and room between objects.
+	beside = 48 << 20
+	// How often it is reckoned anew, while the first lists come and later.
+	firstReckoning, reckoning = 100 * time.Millisecond, time.Minute
 )
 
 // tendMemory has the collector leave the headroom, until ctx ends. Who sets GOGC
@@ -25,20 +28,23 @@ func (a *agent) tendMemory(ctx context.Context) {
 	if !a.opts.tendMemory {
 		return
 	}
-	tick := time.NewTicker(reckoning)
+	tick := time.NewTicker(firstReckoning)
 	defer tick.Stop()
 	synced := a.synced
 	for {
+		live := liveHeap()
+		debug.SetGCPercent(gcPercent(live))
+		debug.SetMemoryLimit(memoryLimit(live))
 		select {
 		case <-ctx.Done():
 			return
 		case <-synced:
 			synced = nil
+			tick.Reset(reckoning)
 			// The first lists leave several times their size behind.
 			debug.FreeOSMemory()
 		case <-tick.C:
 		}
-		debug.SetGCPercent(gcPercent(liveHeap()))
 	}
 }
 
@@ -55,4 +61,11 @@ func liveHeap() uint64 {
 // gcPercent is how much the heap may grow, in percent of what is live.
 func gcPercent(live uint64) int {
 	return int(min(max(100*headroom/max(live, 1), leastGC), mostGC))
+}
+
+// memoryLimit is how many bytes the process is to take at most, all in all. A burst
+// of events is garbage faster than the collector, left to its percentage, gives it
+// back; by this it hurries.
+func memoryLimit(live uint64) int64 {
+	return int64(live + max(headroom, live/100*leastGC) + beside)
 }

@@ -18,3 +18,13 @@ func TestGCPercent(t *testing.T) {
 		t.Error("nothing is live")
 	}
 }
+
+func TestMemoryLimit(t *testing.T) {
+	for live, want := range map[uint64]int64{
+		0: headroom + beside, 100 << 20: 100<<20 + headroom + beside, 1000 << 20: 1400<<20 + beside,
+	} {
+		if got := memoryLimit(live); got != want {
+			t.Errorf("%d bytes: %d, want %d", live, got, want)
+		}
+	}
+}
