@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -69,6 +71,10 @@ func TestCrowdOnPackets(t *testing.T) {
 		if now := s.queues(); now[others] != before[others]+1 || now[crowd] != before[crowd] {
 			t.Errorf("mine/cart to %s: queues %v after %v, want one packet more, in the first", db, now, before)
 		}
+	}
+	text := fmt.Sprintf("sluice_crowd_packets_total %d\n", s.queues()[crowd])
+	if status, page := s.scrape(t, "/metrics"); status != http.StatusOK || !strings.Contains(page, text) {
+		t.Errorf("%d, want %q in\n%s", status, text, page)
 	}
 }
 
