@@ -116,3 +116,20 @@ const (
 	notApart    = "sources that send more than --source-share are not set apart"
 	notInKernel = "verdicts are not remembered in the kernel after all"
 )
+
+// Agents with and without the crowd's queue take over from each other: neither
+// takes a number of the other's.
+func TestTakeoverWithAnotherShareOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	for _, share := range []string{"10", "0", "20"} {
+		old := s.agent
+		s.start("--source-share", share, "--on-exit", "keep")
+		if old != nil {
+			if err := old.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.check(t, []string{webToDB}, []string{otherToDB})
+	}
+}
