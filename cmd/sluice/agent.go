@@ -91,7 +91,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 		return nil, err
 	}
 	a.wantedQueue = opts.rules.FirstQueue
-	if opts.rules.FirstQueue, a.occupied, err = chooseQueues(opts.rules.FirstQueue, opts.rules.Queues); err != nil {
+	if opts.rules.FirstQueue, a.occupied, err = chooseQueues(opts.rules.FirstQueue, opts.rules.Span()); err != nil {
 		return nil, err
 	}
 	a.opts, a.backend = opts, tables
@@ -112,7 +112,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 		return cluster
 	})
 	a.queues, err = queue.New(queue.Options{
-		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Mark: opts.rules.JudgedMark,
+		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Crowd: opts.rules.SourceShare > 0, Mark: opts.rules.JudgedMark,
 		MaxLen: uint32(opts.queueLen), CopyRange: uint32(opts.copyRange),
 		FailOpen: opts.overflow == passPackets, NoGSO: !opts.gso, Hold: opts.hold, MaxHeld: opts.maxHeld,
 	}, a.newJudge, log)

@@ -152,7 +152,7 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 
 // vacated says that nobody reads the wanted queues any more.
 func (a *agent) vacated() bool {
-	bound, err := queue.Bound(0, a.wantedQueue, a.opts.rules.Queues)
+	bound, err := queue.Bound(0, a.wantedQueue, a.opts.rules.Span())
 	return err == nil && !bound
 }
 
@@ -161,7 +161,7 @@ func (a *agent) others() uint16 {
 	if a.opts.rules.FirstQueue != a.wantedQueue {
 		return a.wantedQueue
 	}
-	return a.wantedQueue + uint16(a.opts.rules.Queues)
+	return a.wantedQueue + uint16(a.opts.rules.Span())
 }
 
 // settling is how often the queues of the agent from before are looked at.
@@ -185,7 +185,7 @@ func (a *agent) inherit(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		switch n, err := queue.Waiting(0, a.others(), a.opts.rules.Queues); {
+		switch n, err := queue.Waiting(0, a.others(), a.opts.rules.Span()); {
 		case err != nil:
 			a.log.Warn("it is not known whether the agent from before has answered all packets", "err", err)
 			empty = 2

@@ -92,19 +92,33 @@ func (a *agent) unwelcome() string {
 	return ""
 }
 
-// apply puts the rules in place, without the kernel's flow cache if they cannot be
-// with it: that iptables lacks the match shows only now.
+// apply puts the rules in place, without the crowd's queue or the kernel's flow
+// cache if they cannot be with them: that iptables or the kernel lacks a match
+// shows only now.
 func (a *agent) apply(ctx context.Context) error {
 	err := a.manager.Apply(ctx)
-	if err == nil || a.kernel == nil || a.opts.kernelCache == kernelCacheOn || ctx.Err() != nil {
-		return err
+	crowd, pins := a.opts.rules.SourceShare > 0, a.kernel != nil && a.opts.kernelCache != kernelCacheOn
+	for _, less := range []struct{ pins, crowd bool }{{crowd: true}, {pins: true}, {pins: true, crowd: true}} {
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if less.pins && !pins || less.crowd && !crowd {
+			continue
+		}
+		a.manager.Without(less.pins, less.crowd)
+		if a.manager.Apply(ctx) != nil {
+			continue // what is wrong with all of it says more
+		}
+		if less.crowd {
+			a.log.Info("sources that send more than --source-share are not set apart", "because", err)
+		}
+		if less.pins {
+			a.log.Info("verdicts are not remembered in the kernel after all", "because", err)
+			return a.kernel.Stop()
+		}
+		return nil
 	}
-	a.manager.WithoutPins()
-	if again := a.manager.Apply(ctx); again != nil {
-		return again
-	}
-	a.log.Info("verdicts are not remembered in the kernel after all", "because", err)
-	return a.kernel.Stop()
+	return err
 }
 
 // publishToKernel returns when the kernel too judges no packet by an older

@@ -223,9 +223,9 @@ func (s *site) removed(t *testing.T) {
 	}
 }
 
-// withoutMatch makes the node's iptables refuse programs, as one does that lacks
-// the match.
-func withoutMatch(t *testing.T) {
+// withoutMatch makes the node's iptables refuse what has one of the words in it, as
+// one does that lacks the match.
+func withoutMatch(t *testing.T, words ...string) {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"iptables", "ip6tables"} {
@@ -242,7 +242,7 @@ func withoutMatch(t *testing.T) {
 					}
 					continue
 				}
-				script := fmt.Sprintf("#!/bin/sh\nrules=$(cat)\ncase $rules in *object-pinned*) echo \"Couldn't load match \\`bpf'\" >&2; exit 2;; esac\nprintf '%%s\\n' \"$rules\" | exec %s \"$@\"\n", path)
+				script := fmt.Sprintf("#!/bin/sh\nrules=$(cat)\ncase $rules in *%s*) echo \"Couldn't load match\" >&2; exit 2;; esac\nprintf '%%s\\n' \"$rules\" | exec %s \"$@\"\n", strings.Join(words, "*|*"), path)
 				if err := os.WriteFile(filepath.Join(dir, tool), []byte(script), 0o755); err != nil {
 					t.Fatal(err)
 				}
@@ -257,7 +257,7 @@ func withoutMatch(t *testing.T) {
 func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	withoutMatch(t)
+	withoutMatch(t, "object-pinned")
 	args := []string{"--iptables", "nft"}
 	s.start(args...)
 	s.await(0, "that it is said", running.Message("verdicts are not remembered in the kernel after all"))

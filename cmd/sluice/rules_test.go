@@ -25,8 +25,8 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 	}{
 		"defaults": {nil, rules.Defaults},
 		"all flags": {
-			[]string{"--judged-mark", "0x100", "--revoked-mark", "512", "--queue-first", "9", "--queues", "1", "--fail", "open", "--iptables", "legacy"},
-			rules.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, FailOpen: true, Backend: rules.Legacy},
+			[]string{"--judged-mark", "0x100", "--revoked-mark", "512", "--queue-first", "9", "--queues", "1", "--source-share", "50", "--fail", "open", "--iptables", "legacy"},
+			rules.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: rules.Legacy},
 		},
 	}
 	for name, tt := range tests {
@@ -45,9 +45,9 @@ func TestRulesSaysWhatIsWrong(t *testing.T) {
 		"long mark":  {"--revoked-mark 0x100000000", "32 bits"},
 		"two bits":   {"--judged-mark 0x3", "exactly one"},
 		"one bit":    {"--judged-mark 0x20", "two different bits"},
-		"queues":     {"--queues 0", "from 1 to 65536"},
-		"first":      {"--queue-first -1", "from 0 to 65535"},
-		"last queue": {"--queue-first 65534", "give 1 to 2"},
+		"queues":     {"--queues 0", "from 1 to 65535"},
+		"first":      {"--queue-first -1", "from 0 to 65534"},
+		"last queue": {"--queue-first 65533", "give 1 to 2"},
 		"argument":   {"now", "now"},
 	}
 	for name, tt := range tests {
@@ -94,7 +94,7 @@ func TestRulesRemove(t *testing.T) {
 	status, stdout, stderr := removing(t, node)
 	for _, line := range []string{
 		"removed iptables-nft: mangle rule POSTROUTING -j SLUICE",
-		"removed ip6tables-nft: mangle chain SLUICE, rules: 12",
+		"removed ip6tables-nft: mangle chain SLUICE, rules: 13",
 		"removed iptables-legacy: mangle chain SLUICE-ALLOW, rules: 2",
 		"removed ip6tables-legacy: mangle rule POSTROUTING -j SLUICE",
 		"removed the marks of 2 connections",

@@ -20,8 +20,10 @@ func addRulesFlags(fs *pflag.FlagSet, o *rules.Options) {
 	fs.Var((*markFlag)(&o.JudgedMark), "judged-mark", `bit that says "allowed", in connection marks and for a moment in packet marks;
 a packet that bears it already is not judged, so nothing else on the node may set it`)
 	fs.Var((*markFlag)(&o.RevokedMark), "revoked-mark", `bit of connection marks that says "no longer allowed"`)
-	fs.Var(newNumberFlag(&o.FirstQueue, 0, 65535), "queue-first", "number of the first NFQUEUE")
-	fs.Var(newNumberFlag(&o.Queues, 1, 65536), "queues", "how many NFQUEUEs, one worker each")
+	fs.Var(newNumberFlag(&o.FirstQueue, 0, 65534), "queue-first", "number of the first NFQUEUE")
+	fs.Var(newNumberFlag(&o.Queues, 1, 65535), "queues", "how many NFQUEUEs, one worker each")
+	fs.Var(newNumberFlag(&o.SourceShare, 0, rules.MaxSourceShare), "source-share", `how many new connections a second one source has judged in these queues; more wait
+in one behind them, so that others need not wait for them; 0 for no such queue`)
 	fs.Var(newChoiceFlag(&o.Backend, rules.Auto, rules.NFT, rules.Legacy), "iptables", "iptables to use: auto (the one that the node's other rules use), nft or legacy")
 	fs.Var((*failFlag)(&o.FailOpen), "fail", "what new connections get while no agent runs, but for what --kernel-cache has remembered:\nopen (they pass) or closed (they are dropped)")
 }

@@ -285,6 +285,16 @@ func checksum(b []byte) uint16 {
 // queued is how many packets the queues have seen so far.
 func (s *site) queued() (sum uint64) {
 	s.t.Helper()
+	for _, n := range s.queues() {
+		sum += n
+	}
+	return sum
+}
+
+// queues is the same for each queue, by its number.
+func (s *site) queues() map[int]uint64 {
+	s.t.Helper()
+	found := make(map[int]uint64)
 	text, err := s.Nodes[0].Output(exec.Command("cat", "/proc/net/netfilter/nfnetlink_queue"))
 	if err != nil {
 		s.t.Fatal(err)
@@ -294,9 +304,9 @@ func (s *site) queued() (sum uint64) {
 		for i, field := range strings.Fields(line) {
 			_, _ = fmt.Sscan(field, &f[i])
 		}
-		sum += uint64(f[7])
+		found[int(f[0])] = uint64(f[7])
 	}
-	return sum
+	return found
 }
 
 // One-way UDP is new to the kernel with each packet, but judged once; so is a

@@ -28,7 +28,7 @@ type counter struct {
 
 // counters reads the counters of our queues, by number.
 func (q *Queues) counters() (map[uint16]counter, error) {
-	return counters(q.opts.NetNS, q.opts.First, q.opts.Count)
+	return counters(q.opts.NetNS, q.opts.First, q.opts.span())
 }
 
 // Bound says whether somebody reads one of count queues from number first on, in
@@ -70,7 +70,7 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 
 // Waiting is how many packets wait in the queues for their answer.
 func (q *Queues) Waiting() (int, error) {
-	return Waiting(q.opts.NetNS, q.opts.First, q.opts.Count)
+	return Waiting(q.opts.NetNS, q.opts.First, q.opts.span())
 }
 
 // Waiting is how many packets wait in count queues from number first on, whoever
@@ -136,7 +136,15 @@ func (q *Queues) count(last, now map[uint16]counter) {
 		if c.dropped < before {
 			before = 0
 		}
-		if lost := c.dropped - before; lost > 0 {
+		lost := c.dropped - before
+		switch {
+		case lost == 0:
+			continue
+		case q.opts.Crowd && int(number) == int(q.opts.First)+q.opts.Count:
+			q.crowdDropped.Add(lost)
+			q.log.Warn("the kernel dropped packets of sources that send more than their share",
+				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)
+		default:
 			q.dropped.Add(lost)
 			q.log.Warn("the kernel dropped packets that found their queue full: more queues or a longer one may help",
 				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)

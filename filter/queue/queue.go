@@ -2,7 +2,8 @@
 // NFQUEUE it asks a [Judge] and gives the verdict.
 //
 // There are several queues, and one worker reads each; the kernel keeps the
-// packets between two addresses in one queue. An allowed packet goes back to the
+// packets between two addresses in one queue. Sources that send more than their
+// share may have one more, the crowd's. An allowed packet goes back to the
 // top of its chain (NF_REPEAT) with a bit in its mark, by which the rules save
 // the verdict to the connection; a denied one is dropped there and then. One
 // whose pod is not known yet waits, within bounds, until it is.
@@ -47,6 +48,8 @@ type Options struct {
 	// First is the number of the first of Count queues.
 	First uint16
 	Count int
+	// Crowd has the one behind them read too. Its worker gives way to all others.
+	Crowd bool
 	// Mark is the bit that an allowed packet gets in its mark. No other bit is
 	// changed.
 	Mark uint32
@@ -70,6 +73,14 @@ type Options struct {
 	NetNS int
 }
 
+// span is how many queues are read.
+func (o Options) span() int {
+	if o.Crowd {
+		return o.Count + 1
+	}
+	return o.Count
+}
+
 const (
 	// DefaultMaxLen is four times the kernel's own default. At 20 µs a packet a
 	// full queue is worked off in 80 ms, so that no client waits a second for
@@ -87,6 +98,8 @@ type Stats struct {
 	Panics          uint64 // packets whose judgement failed, denied
 	Restarts        uint64 // of workers
 	Dropped         uint64 // by the kernel: the queue or the socket was full
+	Crowd           uint64 // packets that were answered in the crowd's queue
+	CrowdDropped    uint64 // by the kernel, in the crowd's queue: none of Dropped
 
 	Holding     int64  // packets that wait for their pod to become known
 	Held        uint64 // those that have ever waited
@@ -103,6 +116,7 @@ type Queues struct {
 	unready atomic.Int32 // workers that have not started yet
 
 	allowed, denied, late, panics, restarts, dropped atomic.Uint64
+	crowd, crowdDropped                              atomic.Uint64
 	heldTotal, heldExpired, heldRefused              atomic.Uint64
 	holding                                          atomic.Int64
 }
@@ -111,8 +125,8 @@ type Queues struct {
 // for packets that arrive and one for packets that wait. A nil logger discards
 // what there is to say.
 func New(opts Options, newJudge func() Judge, logger *slog.Logger) (*Queues, error) {
-	if opts.Count < 1 || int(opts.First)+opts.Count > 1<<16 {
-		return nil, fmt.Errorf("%d queues from number %d on: there must be one, and numbers end at 65535", opts.Count, opts.First)
+	if opts.Count < 1 || int(opts.First)+opts.span() > 1<<16 {
+		return nil, fmt.Errorf("%d queues from number %d on: there must be one, and numbers end at 65535", opts.span(), opts.First)
 	}
 	if opts.MaxLen == 0 {
 		opts.MaxLen = DefaultMaxLen
@@ -124,9 +138,9 @@ func New(opts Options, newJudge func() Judge, logger *slog.Logger) (*Queues, err
 		logger = slog.New(slog.DiscardHandler)
 	}
 	q := &Queues{opts: opts, log: logger, ready: make(chan struct{})}
-	q.unready.Store(int32(opts.Count))
-	for i := range opts.Count {
-		w := &worker{Queues: q, number: opts.First + uint16(i), judge: newJudge()}
+	q.unready.Store(int32(opts.span()))
+	for i := range opts.span() {
+		w := &worker{Queues: q, number: opts.First + uint16(i), crowd: i == opts.Count, judge: newJudge()}
 		w.held = &holding{worker: w, judge: newJudge(), wake: make(chan struct{}, 1), waiting: make(map[netip.Addr]int)}
 		q.workers = append(q.workers, w)
 	}
@@ -164,6 +178,7 @@ func (q *Queues) Stats() Stats {
 	return Stats{
 		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Late: q.late.Load(),
 		Panics: q.panics.Load(), Restarts: q.restarts.Load(), Dropped: q.dropped.Load(),
+		Crowd: q.crowd.Load(), CrowdDropped: q.crowdDropped.Load(),
 		Holding: q.holding.Load(), Held: q.heldTotal.Load(), HoldExpired: q.heldExpired.Load(), HoldRefused: q.heldRefused.Load(),
 	}
 }

@@ -325,6 +325,55 @@ func TestOverflow(t *testing.T) {
 	}
 }
 
+// The crowd's queue is read like the others, and what it loses counts apart.
+func TestCrowd(t *testing.T) {
+	begin := make(chan struct{})
+	r := newRig(t, 1, func(data []byte) filter.Action {
+		if bytes.Contains(data, []byte("crowd")) {
+			<-begin
+		}
+		return filter.Allow
+	})
+	for i, iptables := range []string{"iptables", "ip6tables"} {
+		if err := r.node.Run(iptables, "-w", "-t", "mangle", "-I", "POSTROUTING", "2", "-d", r.server.Addrs()[i].String(), "-p", "udp", "--dport", "9",
+			"-m", "conntrack", "--ctstate", "NEW", "-j", "NFQUEUE", "--queue-num", fmt.Sprint(first+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const room = 1000
+	q, _ := r.run(queue.Options{Crowd: true, MaxLen: room})
+	for range 2 * room {
+		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 9))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte("crowd")); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+	}
+	r.await("a count of what the crowd lost", func() bool { return q.Stats().CrowdDropped > 0 })
+	if n := r.reaches("udp", patience); n != 2 {
+		t.Errorf("%d of 2 ways are open beside a crowd whose judge is at work", n)
+	}
+	if s := q.Stats(); s.Crowd != 0 || s.Allowed != 2 || s.Dropped != 0 {
+		t.Errorf("%+v, want 2 allowed, none of them of the crowd", s)
+	}
+	if n, err := q.Waiting(); err != nil || n != room {
+		t.Errorf("%d wait (%v), want %d", n, err, room)
+	}
+	close(begin)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := q.Drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.await("all are answered", func() bool { return q.Stats().Crowd == room })
+	if s := q.Stats(); s.Allowed != room+2 || s.Late+s.Restarts != 0 {
+		t.Errorf("%+v, want %d allowed", s, room+2)
+	}
+}
+
 // With FailOpen, what does not fit passes.
 func TestOverflowPasses(t *testing.T) {
 	begin := make(chan struct{})
@@ -602,7 +651,7 @@ func TestManyAnswersAtOnce(t *testing.T) {
 }
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
-	for _, o := range []queue.Options{{Count: 0}, {First: 65535, Count: 2}} {
+	for _, o := range []queue.Options{{Count: 0}, {First: 65535, Count: 2}, {First: 65535, Count: 1, Crowd: true}} {
 		if _, err := queue.New(o, nil, nil); err == nil {
 			t.Errorf("%+v was taken", o)
 		}

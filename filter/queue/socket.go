@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,13 @@ const (
 	// burst is how many messages one system call reads at most. Their answers
 	// go back in one, so that it also bounds how long a verdict is on its way.
 	burst = 64
+	// crowdBurst is the same for the crowd's queue; crowdTurn, once crowdBacklog
+	// packets have come without a pause. Others wait for a turn at worst: with 4
+	// packets instead of 2 their 99th percentile was a quarter longer, with 8 twice
+	// as long. But 2 cost a busy client a third of its connections, 16 none.
+	crowdBurst   = 16
+	crowdTurn    = 2
+	crowdBacklog = 512
 	// overhead is more than what a message holds beside the packet.
 	overhead = 512
 	// receiveBuffer is what the kernel may keep for us, in bytes: it accounts
@@ -58,6 +66,10 @@ type socket struct {
 	headers  []mmsghdr
 	messages []netlink.Message
 
+	crowd  bool // others go first
+	most   int  // how many messages a read takes
+	behind int  // how many have come since a read last took less
+
 	mu  sync.Mutex // packets that have waited are answered by another goroutine
 	out []byte     // verdicts that are not yet sent
 
@@ -77,12 +89,12 @@ type mmsghdr struct {
 
 // newSocket opens a socket in a network namespace, 0 for the process's own.
 // Messages hold up to copyRange bytes of a packet.
-func newSocket(netNS int, copyRange uint32, flushed, late func()) (*socket, error) {
+func newSocket(netNS int, copyRange uint32, crowd bool, flushed, late func()) (*socket, error) {
 	conn, err := nlsocket.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER, "nfqueue", &nlsocket.Config{NetNS: netNS})
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{conn: conn, flushed: flushed, late: late}
+	s := &socket{conn: conn, crowd: crowd, most: burst, flushed: flushed, late: late}
 	if err := s.setUp(copyRange); err != nil {
 		_ = conn.Close()
 		return nil, err
@@ -240,6 +252,9 @@ func (s *socket) next() ([]netlink.Message, error) {
 		return nil, err
 	}
 	s.flushed()
+	if s.crowd && s.behind > 0 {
+		giveWay()
+	}
 	if !s.awaited && len(s.aside) > 0 {
 		messages := s.aside
 		s.aside = nil
@@ -270,7 +285,7 @@ func (s *socket) next() ([]netlink.Message, error) {
 func (s *socket) read() (n int, err error) {
 	if e := s.raw.Read(func(fd uintptr) bool {
 		for {
-			got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&s.headers[0])), burst, unix.MSG_DONTWAIT, 0, 0)
+			got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&s.headers[0])), uintptr(s.most), unix.MSG_DONTWAIT, 0, 0)
 			switch errno {
 			case 0:
 				n, err = int(got), nil
@@ -286,7 +301,38 @@ func (s *socket) read() (n int, err error) {
 	}); e != nil {
 		return 0, e
 	}
+	s.paceAfter(n)
 	return n, err
+}
+
+// paceAfter says how many messages the next read takes, after one of n.
+func (s *socket) paceAfter(n int) {
+	if s.behind += n; n < s.most {
+		s.behind = 0
+	}
+	switch {
+	case !s.crowd:
+		s.most = burst
+	case s.behind < crowdBacklog:
+		s.most = crowdBurst
+	default:
+		s.most = crowdTurn
+	}
+}
+
+// giveWay lets all others go first that could go on, at once if there are none.
+// Only both calls together do that. The first is for the other workers: it also
+// wakes an idle thread of the runtime, which looks for packets in their queues.
+// The second is for the pods: the kernel lets a thread run on for milliseconds
+// that has much to do, and whom it wakes waits so long. Measured on two cores as
+// the 99th percentile of another pod's connections beside a flood, in times of
+// that without: neither 17, one of them 11 or 18, both 2.
+//
+// The thread keeps its priority: the kernel would let one of a lower priority wait
+// for long in the midst of a burst, and the collector would wait for it.
+func giveWay() {
+	runtime.Gosched()
+	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 }
 
 // cut makes messages of the first n buffers. Without a request that is waited

@@ -28,6 +28,7 @@ const (
 type worker struct {
 	*Queues
 	number uint16
+	crowd  bool
 	judge  Judge
 	held   *holding
 	began  bool
@@ -134,7 +135,7 @@ func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, *socket, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := newSocket(w.opts.NetNS, w.opts.CopyRange, w.judge.Answered, func() { w.late.Add(1) })
+	s, err := newSocket(w.opts.NetNS, w.opts.CopyRange, w.crowd, w.judge.Answered, func() { w.late.Add(1) })
 	if err != nil {
 		_ = nf.Close()
 		return nil, nil, err
@@ -188,6 +189,9 @@ func (w *worker) decide(a *nfqueue.Attribute) (action filter.Action, wait bool) 
 
 // reply gives the kernel the answer.
 func (w *worker) reply(nf *nfqueue.Nfqueue, id, mark uint32, action filter.Action) error {
+	if w.crowd {
+		w.Queues.crowd.Add(1)
+	}
 	if action == filter.Allow {
 		w.allowed.Add(1)
 		return nf.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark|w.opts.Mark))

@@ -194,6 +194,26 @@ func TestRealApplyAndRemove(t *testing.T) {
 	})
 }
 
+// The rule of each share stays as it is written: where iptables prints it in
+// another way, that is learnt.
+func TestRealShares(t *testing.T) {
+	withBackends(t, func(t *testing.T, b Backend) {
+		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have iptables' own burst
+			opts := Defaults
+			opts.SourceShare = share
+			n := newRealNode(t, b, opts)
+			n.inside(n.Apply)
+			if text := n.saved(); !strings.Contains(text, "--hashlimit-above ") {
+				t.Errorf("%d: no rule in\n%s", share, text)
+			}
+			n.inside(func(ctx context.Context) error { n.reconcile(ctx); n.reconcile(ctx); return nil })
+			if n.Repairs() > 0 || len(n.Failures()) > 0 {
+				t.Errorf("%d: %d repairs\n%s", share, n.Repairs(), n.logs)
+			}
+		}
+	})
+}
+
 // ruin are what others do to our rules in the kernel.
 var ruin = map[string][]string{
 	"flush all":    {"-F", "-X SLUICE", "-X SLUICE-ALLOW"},

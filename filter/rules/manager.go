@@ -15,6 +15,7 @@ import (
 // they wait for each other.
 type Manager struct {
 	opts    Options
+	all     Options // with what Without has left out
 	log     *slog.Logger
 	repairs atomic.Uint64
 
@@ -40,7 +41,7 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{opts: opts, log: logger}
+	m := &Manager{opts: opts, all: opts, log: logger}
 	for _, t := range tables {
 		m.tables = append(m.tables, &keptTable{Table: t, spelling: spelling{}})
 	}
@@ -79,12 +80,19 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
-// WithoutPins leaves the pinned programs out of the rules from the next Apply on,
-// for a node whose iptables cannot call them.
-func (m *Manager) WithoutPins() {
+// Without leaves the pinned programs or the crowd's queue, or both, out of the
+// rules from the next Apply on, for a node whose iptables lacks the match. What an
+// earlier call has left out is back.
+func (m *Manager) Without(pins, crowd bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.opts.AllowPin, m.opts.DenyPin = "", ""
+	m.opts = m.all
+	if pins {
+		m.opts.AllowPin, m.opts.DenyPin = "", ""
+	}
+	if crowd {
+		m.opts.SourceShare = 0
+	}
 }
 
 // Pause takes the queues out of the rules, so that no new packet enters them

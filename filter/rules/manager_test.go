@@ -252,7 +252,8 @@ func TestPauseAndApply(t *testing.T) {
 			if err := m.Pause(t.Context(), pass); err != nil {
 				t.Fatal(err)
 			}
-			want := strings.ReplaceAll(m.applied(), "-A SLUICE "+opts.queue(), last)
+			queues := "-A SLUICE " + opts.crowd()[0] + "\n-A SLUICE " + opts.queue()
+			want := strings.ReplaceAll(m.applied(), queues, last)
 			m.want(want)
 			time.Sleep(5 * period)
 			m.want(want) // Run has left it
@@ -265,7 +266,7 @@ func TestPauseAndApply(t *testing.T) {
 	}
 }
 
-func TestWithoutPins(t *testing.T) {
+func TestWithout(t *testing.T) {
 	opts := Defaults
 	opts.AllowPin, opts.DenyPin = "/pins/allow", "/pins/deny"
 	m := newManaged(t, opts)
@@ -273,10 +274,15 @@ func TestWithoutPins(t *testing.T) {
 	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
 		t.Fatalf("want both programs in\n%s", got)
 	}
-	m.WithoutPins()
-	m.apply()
-	m.opts.AllowPin, m.opts.DenyPin = "", "" // as m.applied gives them
-	m.want(m.applied())
+	for _, less := range []struct{ pins, crowd bool }{{crowd: true}, {pins: true}, {true, true}, {}} {
+		m.Without(less.pins, less.crowd)
+		m.apply()
+		m.want(m.applied())
+		got := m.v4.Dump()
+		if strings.Contains(got, "/pins/") == less.pins || strings.Contains(got, "hashlimit") == less.crowd {
+			t.Errorf("without %+v:\n%s", less, got)
+		}
+	}
 }
 
 func TestPauseAndRemove(t *testing.T) {
@@ -462,11 +468,11 @@ func TestTraces(t *testing.T) {
 		"iptables-fake: mangle rule OUTPUT -p tcp -g SLUICE-V0",
 		"iptables-fake: mangle rule POSTROUTING -j SLUICE",
 		"iptables-fake: mangle rule KUBE-THEIRS -j SLUICE",
-		"iptables-fake: mangle chain SLUICE, rules: 7",
+		"iptables-fake: mangle chain SLUICE, rules: 8",
 		"iptables-fake: mangle chain SLUICE-ALLOW, rules: 2",
 		"iptables-fake: mangle chain SLUICE-V0, rules: 1",
 		"ip6tables-fake: mangle rule POSTROUTING -j SLUICE",
-		"ip6tables-fake: mangle chain SLUICE, rules: 12",
+		"ip6tables-fake: mangle chain SLUICE, rules: 13",
 		"ip6tables-fake: mangle chain SLUICE-ALLOW, rules: 2",
 	}
 	if !slices.Equal(removed, want) {

@@ -191,6 +191,49 @@ func TestRealQueueBalance(t *testing.T) {
 	t.Logf("queues used: %v", used)
 }
 
+// What a source has beyond its share comes to the crowd's queue, and nobody else
+// there. Its share it goes on to have.
+func TestRealCrowd(t *testing.T) {
+	withBackends(t, func(t *testing.T, b Backend) {
+		opts := Defaults
+		opts.SourceShare = 1
+		p := newPackets(t, b, opts)
+		crowd := func(from int) (n int) {
+			p.reader.mu.Lock()
+			defer p.reader.mu.Unlock()
+			for _, q := range p.queues[from:] {
+				if q == opts.Queues {
+					n++
+				}
+			}
+			return n
+		}
+		once := func(from *lab.Host, src netip.Addr, to *lab.Host, dst netip.Addr) {
+			f := p.flow(from, src, to, dst)
+			f.send()
+			f.arrives()
+		}
+		p.families(func(a, b netip.Addr) {
+			before := p.count()
+			p.asks(1, func() { once(p.a, a, p.b, b) })
+			if n := crowd(before); n != 0 {
+				t.Error("the first packet of a source is beyond its share")
+			}
+			await(t, "a packet beyond the share", func() bool { once(p.a, a, p.b, b); return crowd(before) > 0 })
+			await(t, "the share of the next second", func() bool {
+				before := p.count()
+				once(p.a, a, p.b, b)
+				return crowd(before) == 0
+			})
+			before = p.count()
+			p.asks(1, func() { once(p.b, b, p.a, a) })
+			if n := crowd(before); n != 0 {
+				t.Error("another source is set apart")
+			}
+		})
+	})
+}
+
 // Shutdown: with the queues paused nothing new enters them, and what waits in
 // them is not lost, whether the rules go or stay.
 func TestRealShutdown(t *testing.T) {

@@ -30,7 +30,7 @@ type reader struct {
 func read(n *realNode, opts Options) *reader {
 	n.t.Helper()
 	r := &reader{t: n.t, mark: opts.JudgedMark}
-	for i := range opts.Queues {
+	for i := range opts.Span() {
 		q, err := nfqueue.Open(&nfqueue.Config{
 			NetNS: n.NetNS(), NfQueue: opts.FirstQueue + uint16(i), MaxPacketLen: 128, Copymode: nfqueue.NfQnlCopyPacket,
 		})

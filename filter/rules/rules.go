@@ -71,9 +71,12 @@ type Options struct {
 	// RevokedMark is the bit of the connection mark that says "no longer allowed".
 	RevokedMark uint32
 	// FirstQueue is the number of the first of Queues NFQUEUEs. One worker reads
-	// each.
+	// each. The one behind them is the crowd's.
 	FirstQueue uint16
 	Queues     int
+	// SourceShare is how many packets a second a source may have in these queues.
+	// What it sends beyond goes to the crowd's; 0 leaves that one out.
+	SourceShare int
 	// FailOpen lets packets pass while nobody reads their queue; otherwise they
 	// are dropped.
 	FailOpen bool
@@ -90,6 +93,7 @@ var Defaults = Options{
 	JudgedMark:  0x10,
 	RevokedMark: 0x20,
 	Queues:      4,
+	SourceShare: 1000,
 	Backend:     Auto,
 }
 
@@ -121,8 +125,14 @@ func (o Options) Validate() error {
 	if o.JudgedMark == o.RevokedMark {
 		errs = append(errs, fmt.Errorf("--judged-mark and --revoked-mark are both %#x: give two different bits", o.JudgedMark))
 	}
-	if room := 1<<16 - int(o.FirstQueue); o.Queues < 1 || o.Queues > room {
-		errs = append(errs, fmt.Errorf("--queues %d with --queue-first %d: queue numbers end at 65535, so give 1 to %d", o.Queues, o.FirstQueue, room))
+	switch room := 1<<16 - 1 - int(o.FirstQueue); {
+	case room == 0:
+		errs = append(errs, fmt.Errorf("--queue-first %d: queue numbers end at 65535, and the crowd's queue comes behind the others, so give 0 to 65534", o.FirstQueue))
+	case o.Queues < 1 || o.Queues > room:
+		errs = append(errs, fmt.Errorf("--queues %d with --queue-first %d: queue numbers end at 65535, and the crowd's queue comes behind the others, so give 1 to %d", o.Queues, o.FirstQueue, room))
+	}
+	if o.SourceShare < 0 || o.SourceShare > MaxSourceShare {
+		errs = append(errs, fmt.Errorf("--source-share %d: give 1 to %d new connections a second, or 0 to set no source apart", o.SourceShare, MaxSourceShare))
 	}
 	for _, path := range []string{o.AllowPin, o.DenyPin} {
 		if strings.ContainsAny(path, " \t\n\"'\\") || len(path) >= maxPinLen {

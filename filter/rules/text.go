@@ -40,7 +40,7 @@ var (
 // chains are the rules of each of our chains, spelled as iptables-save spells
 // them, so that what is read back can be compared.
 func (o Options) chains(f Family) map[string][]string {
-	return o.chainsWith(f, o.queue())
+	return o.chainsWith(f, append(o.crowd(), o.queue())...)
 }
 
 // paused are the same chains without the queues: what would be asked about
@@ -52,9 +52,9 @@ func (o Options) paused(f Family, pass bool) map[string][]string {
 	return o.chainsWith(f, "-j DROP")
 }
 
-func (o Options) chainsWith(f Family, last string) map[string][]string {
+func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	return map[string][]string{
-		Chain: o.judge(f, last),
+		Chain: o.judge(f, last...),
 		allowChain: {
 			// Without a connection, which is so for what conntrack calls INVALID or
 			// UNTRACKED, there is nothing to save, and each packet is asked about.
@@ -70,7 +70,7 @@ func (o Options) chainsWith(f Family, last string) map[string][]string {
 // belong to judged connections and leave at the second rule. That one comes
 // before the test for the node's own address, which costs a look into the
 // routing table; the order of these two changes no packet's fate.
-func (o Options) judge(f Family, last string) []string {
+func (o Options) judge(f Family, last ...string) []string {
 	rules := []string{
 		// The queue's answer: the same packet again, with our bit in its mark.
 		// --goto leaves Chain too, when allowChain ends.
@@ -97,7 +97,7 @@ func (o Options) judge(f Family, last string) []string {
 		// claims to be one and comes through us is judged.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
-	rules = append(append(rules, o.remembered()...), last)
+	rules = append(append(rules, o.remembered()...), last...)
 	for i := range rules {
 		rules[i] = "-A " + Chain + " " + rules[i]
 	}
@@ -127,10 +127,15 @@ func (o Options) queue() string {
 	if o.Queues > 1 {
 		rule = fmt.Sprintf("-j NFQUEUE --queue-balance %d:%d", o.FirstQueue, int(o.FirstQueue)+o.Queues-1)
 	}
+	return rule + o.bypass()
+}
+
+// bypass is what a rule that asks says of packets for which there is nobody to ask.
+func (o Options) bypass() string {
 	if o.FailOpen {
-		rule += " --queue-bypass"
+		return " --queue-bypass"
 	}
-	return rule
+	return ""
 }
 
 // Wanted is the text of the rules for one family, as iptables-restore --noflush

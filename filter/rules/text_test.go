@@ -34,26 +34,36 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 			t.Errorf("there is no line %q in\n%s", line, got)
 		}
 	}
+	if strings.Contains(got, "hashlimit") {
+		t.Errorf("a source is set apart, without a share:\n%s", got)
+	}
+	o.SourceShare = 3000 // 333 units for a packet, which the kernel prints as 3003
+	if want := "--hashlimit-above 3003/sec --hashlimit-burst 300 --hashlimit-mode srcip --hashlimit-name sluice-3003 "; !strings.Contains(o.Wanted(IPv4), want) {
+		t.Errorf("there is no %q in\n%s", want, o.Wanted(IPv4))
+	}
+	if want := " -j NFQUEUE --queue-num 8 --queue-bypass\n-A SLUICE -j NFQUEUE --queue-num 7 --queue-bypass\n"; !strings.Contains(o.Wanted(IPv6), want) {
+		t.Errorf("there is no %q in\n%s", want, o.Wanted(IPv6))
+	}
 	o.Queues = 3
 	if want := "-A SLUICE -j NFQUEUE --queue-balance 7:9 --queue-bypass\n"; !strings.Contains(o.Wanted(IPv6), want) {
 		t.Errorf("there is no line %q in\n%s", want, o.Wanted(IPv6))
 	}
 }
 
-// What the kernel remembers is asked right before the queue, and stays when the
-// queue is taken out.
+// What the kernel remembers is asked right before the queues, and stays when they
+// are taken out.
 func TestRemembered(t *testing.T) {
 	o := Defaults
 	o.AllowPin, o.DenyPin = "/sys/fs/bpf/s/allow", "/sys/fs/bpf/s/deny"
 	allow, deny := "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/allow -g SLUICE-ALLOW", "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/deny -j DROP"
 	for _, f := range Families {
 		plain := Defaults.chains(f)[Chain]
-		before, queue := plain[:len(plain)-1], plain[len(plain)-1]
+		before, crowd, queue := plain[:len(plain)-2], plain[len(plain)-2], plain[len(plain)-1]
 		for _, c := range []struct {
 			opts Options
 			last []string
 		}{
-			{o, []string{allow, deny, queue}},
+			{o, []string{allow, deny, crowd, queue}},
 			{Options{JudgedMark: o.JudgedMark, RevokedMark: o.RevokedMark, Queues: o.Queues, AllowPin: o.AllowPin}, []string{allow, queue}},
 		} {
 			if got, want := c.opts.chains(f)[Chain], slices.Concat(before, c.last); !slices.Equal(got, want) {
@@ -76,12 +86,12 @@ func TestPinsThatIptablesCannotRead(t *testing.T) {
 	}
 }
 
-// A pause changes the last rule of the main chain and nothing else.
-func TestPausedDiffersInTheQueueAlone(t *testing.T) {
+// A pause changes the last two rules of the main chain and nothing else.
+func TestPausedDiffersInTheQueuesAlone(t *testing.T) {
 	for _, f := range Families {
 		for pass, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
 			want := Defaults.chains(f)
-			want[Chain][len(want[Chain])-1] = last
+			want[Chain] = append(want[Chain][:len(want[Chain])-2], last)
 			got := Defaults.paused(f, pass)
 			for _, name := range ours {
 				if !slices.Equal(got[name], want[name]) {
@@ -126,8 +136,11 @@ func TestValidate(t *testing.T) {
 		"two bits":       {func(o *Options) { o.RevokedMark = 3 }, "--revoked-mark 0x3 has 2 bits"},
 		"kube-proxy":     {func(o *Options) { o.JudgedMark = 0x4000 }, "kube-proxy"},
 		"the same":       {func(o *Options) { o.JudgedMark = o.RevokedMark }, "two different bits"},
-		"no queue":       {func(o *Options) { o.Queues = 0 }, "1 to 65536"},
-		"too many":       {func(o *Options) { o.FirstQueue = 65535 }, "give 1 to 1"},
+		"no queue":       {func(o *Options) { o.Queues = 0 }, "1 to 65535"},
+		"too many":       {func(o *Options) { o.FirstQueue = 65534 }, "give 1 to 1"},
+		"no room":        {func(o *Options) { o.FirstQueue = 65535 }, "give 0 to 65534"},
+		"share":          {func(o *Options) { o.SourceShare = 10001 }, "--source-share 10001: give 1 to 10000"},
+		"no share":       {func(o *Options) { o.SourceShare = -1 }, "or 0"},
 		"backend":        {func(o *Options) { o.Backend = "ipset" }, "auto, nft or legacy"},
 		"all that fails": {func(o *Options) { *o = Options{} }, "--queues 0"},
 	}

@@ -59,7 +59,7 @@ func busy(t *testing.T) *State {
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
 		Flows:   cache.Stats{Hits: 70, Misses: 20, Stale: 10, Size: 15},
 		Kernel:  &kernel.Stats{Open: 500, Allowed: 400, Denied: 300, Failed: 2},
-		Queue:   queue.Stats{Allowed: 90, Denied: 10, Late: 1, Panics: 2, Restarts: 3, Dropped: 4, Holding: 5, Held: 50, HoldExpired: 6, HoldRefused: 7},
+		Queue:   queue.Stats{Allowed: 90, Denied: 10, Late: 1, Panics: 2, Restarts: 3, Dropped: 4, Crowd: 30, CrowdDropped: 9, Holding: 5, Held: 50, HoldExpired: 6, HoldRefused: 7},
 		Waiting: 5, Repairs: 6, Unlogged: 7,
 		Rejudged: conntrack.Result{Looked: 20, Judged: 8, Revoked: 2, Restored: 1, Passes: 3, Duration: 1500 * time.Millisecond},
 		Watches: []Watch{

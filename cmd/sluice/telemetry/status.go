@@ -44,17 +44,19 @@ type Enforcing struct {
 
 // Packets are those that the agent was asked about since it started.
 type Packets struct {
-	Allowed uint64            `json:"allowed"`
-	Denied  uint64            `json:"denied"`
-	Reasons map[string]uint64 `json:"reasons"`
-	Waiting int               `json:"waiting"`
-	Held    uint64            `json:"held"`     // that have waited for their pod to become known
-	Expired uint64            `json:"expired"`  // likewise, in vain
-	Refused uint64            `json:"refused"`  // that found no room to wait
-	Dropped uint64            `json:"dropped"`  // by the kernel, because a queue was full
-	Panics  uint64            `json:"panics"`   // denied, because judging them failed
-	Restart uint64            `json:"restarts"` // of queue workers
-	Cached  uint64            `json:"cached"`   // answered from the flow cache
+	Allowed      uint64            `json:"allowed"`
+	Denied       uint64            `json:"denied"`
+	Reasons      map[string]uint64 `json:"reasons"`
+	Waiting      int               `json:"waiting"`
+	Held         uint64            `json:"held"`         // that have waited for their pod to become known
+	Expired      uint64            `json:"expired"`      // likewise, in vain
+	Refused      uint64            `json:"refused"`      // that found no room to wait
+	Dropped      uint64            `json:"dropped"`      // by the kernel, because a queue was full
+	Crowd        uint64            `json:"crowd"`        // of sources that send more than their share
+	CrowdDropped uint64            `json:"crowdDropped"` // of such, by the kernel, because their queue was full
+	Panics       uint64            `json:"panics"`       // denied, because judging them failed
+	Restart      uint64            `json:"restarts"`     // of queue workers
+	Cached       uint64            `json:"cached"`       // answered from the flow cache
 }
 
 // InKernel are packets that the kernel answered by itself.
@@ -77,7 +79,7 @@ func (s *State) Status() *Status {
 		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs,
 		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), Now: s.Now,
 		Packets: Packets{
-			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
+			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Crowd: s.Queue.Crowd, CrowdDropped: s.Queue.CrowdDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
 		Live: Live{Judged: s.Rejudged.Looked, Revoked: s.Rejudged.Revoked, Restored: s.Rejudged.Restored},
@@ -126,6 +128,7 @@ func (s *Status) WriteText(out io.Writer) error {
 		fmt.Fprintf(w, "in the kernel\t%d packets open to all, %d allowed and %d denied from memory, without asking\n", k.Open, k.Allowed, k.Denied)
 	}
 	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain; %d found no room\n", p.Held, p.Expired, p.Refused)
+	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
 	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored)
 	for _, watch := range s.Watches {

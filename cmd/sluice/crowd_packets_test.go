@@ -1,0 +1,135 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// webAsks is a policy that lets the frontend, and nobody else, ask the database.
+const webAsks = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 53}]}]}"
+
+// floodOnce opens connections of never-seen keys at once, and says what became of
+// them.
+func (s *site) floodOnce(t *testing.T, from string, to netip.AddrPort, timeout time.Duration) map[lab.Outcome]int {
+	t.Helper()
+	const connections = 30
+	results := make(chan lab.Outcome, connections)
+	var wait sync.WaitGroup
+	for range connections {
+		wait.Go(func() { results <- s.host(from).Connect(t.Context(), "udp", to, timeout).Outcome })
+	}
+	wait.Wait()
+	close(results)
+	outcomes := make(map[lab.Outcome]int)
+	for o := range results {
+		outcomes[o]++
+	}
+	return outcomes
+}
+
+// A pod that opens connections beyond its share has them judged apart, and rightly;
+// another pod's do not meet them.
+func TestCrowdOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(webAsks))
+	s.start("--queues", "1", "--queue-first", "20", "--source-share", "1")
+	const others, crowd = 20, 21
+	for _, addr := range s.host("default/db").Addrs() {
+		db := netip.AddrPortFrom(addr, 53)
+		for _, flood := range []struct {
+			from    string
+			timeout time.Duration
+			want    lab.Outcome
+		}{{"default/web", patience, lab.Reached}, {"default/other", silence, lab.TimedOut}} {
+			before := s.queues()
+			// With a share of one in a second, some are beyond unless all of it takes
+			// that many seconds.
+			for end := time.Now().Add(patience); s.queues()[crowd] == before[crowd]; {
+				if got := s.floodOnce(t, flood.from, db, flood.timeout); len(got) != 1 || got[flood.want] == 0 {
+					t.Errorf("%s to %s: %v, want all %v", flood.from, db, got, flood.want)
+				}
+				if time.Now().After(end) {
+					t.Fatalf("%s to %s: nothing comes to the crowd's queue", flood.from, db)
+				}
+			}
+			if now := s.queues(); now[others] == before[others] {
+				t.Errorf("%s to %s: the share is not in the other queue", flood.from, db)
+			}
+		}
+		before := s.queues()
+		if r := s.host("mine/cart").Connect(t.Context(), "udp", db, silence); r.Outcome != lab.TimedOut {
+			t.Errorf("mine/cart to %s: %v, want %v", db, r.Outcome, lab.TimedOut)
+		}
+		if now := s.queues(); now[others] != before[others]+1 || now[crowd] != before[crowd] {
+			t.Errorf("mine/cart to %s: queues %v after %v, want one packet more, in the first", db, now, before)
+		}
+	}
+	text := fmt.Sprintf("sluice_crowd_packets_total %d\n", s.queues()[crowd])
+	if status, page := s.scrape(t, "/metrics"); status != http.StatusOK || !strings.Contains(page, text) {
+		t.Errorf("%d, want %q in\n%s", status, text, page)
+	}
+}
+
+// Where iptables cannot tell what a source sends, all is judged as without; also
+// where it lacks what the kernel's flow cache needs.
+func TestCrowdWithoutTheMatchOnPackets(t *testing.T) {
+	for name, tt := range map[string]struct {
+		lacks  []string
+		said   []string
+		unsaid string
+	}{
+		"hashlimit": {[]string{"hashlimit-above"}, []string{notApart}, notInKernel},
+		"programs":  {[]string{"object-pinned"}, []string{notInKernel}, notApart},
+		"both":      {[]string{"hashlimit-above", "object-pinned"}, []string{notApart, notInKernel}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			withoutMatch(t, tt.lacks...)
+			s.start("--iptables", "nft")
+			for _, text := range tt.said {
+				s.await(0, "that it is said", running.Message(text))
+			}
+			if n := len(s.agent.Since(0, running.Message(tt.unsaid))); tt.unsaid != "" && n > 0 {
+				t.Errorf("it is said %d times too: %s", n, tt.unsaid)
+			}
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			rules := s.traces(t)
+			for _, word := range tt.lacks {
+				if strings.Contains(rules, word) {
+					t.Errorf("a rule has %s:\n%s", word, rules)
+				}
+			}
+		})
+	}
+}
+
+const (
+	notApart    = "sources that send more than --source-share are not set apart"
+	notInKernel = "verdicts are not remembered in the kernel after all"
+)
+
+// Agents with and without the crowd's queue take over from each other: neither
+// takes a number of the other's.
+func TestTakeoverWithAnotherShareOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	for _, share := range []string{"10", "0", "20"} {
+		old := s.agent
+		s.start("--source-share", share, "--on-exit", "keep")
+		if old != nil {
+			if err := old.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.check(t, []string{webToDB}, []string{otherToDB})
+	}
+}
