@@ -40,7 +40,7 @@ func (s *site) floodOnce(t *testing.T, from string, to netip.AddrPort, timeout t
 func TestCrowdOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(webAsks))
-	s.start("--queues", "1", "--queue-first", "20", "--source-share", "1")
+	s.start("--queues", "1", "--queue-first", "20", "--source-share", "1", "--kernel-cache", "off")
 	const others, crowd = 20, 21
 	for _, addr := range s.host("default/db").Addrs() {
 		db := netip.AddrPortFrom(addr, 53)
