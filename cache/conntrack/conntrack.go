@@ -4,7 +4,9 @@
 // asking. When the policy changes, what the connection's mark says has to change
 // with it: a [Sweeper] judges the live connections of the endpoints that changed
 // anew, by the same Decide that new connections get, and rewrites two bits of
-// the mark: judged and revoked. The rules drop both directions of a revoked
+// the mark: judged and revoked. [Admitted] knows under which keys connections may
+// live, so that a change which turns no verdict about them, as most do, costs no
+// look at the kernel's table. The rules drop both directions of a revoked
 // connection. No entry is deleted, because the next reply would make a new one,
 // the other way round, and be taken for the first packet of a connection.
 //
