@@ -12,6 +12,7 @@ import (
 
 	"sluice/bench/cluster"
 	"sluice/cache"
+	"sluice/cache/conntrack"
 	"sluice/filter"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
@@ -169,7 +170,8 @@ func TestSettleWaitsForTheAnswers(t *testing.T) {
 }
 
 // BenchmarkJudge is the way of a packet from its bytes to its verdict: decode
-// plus hit, and decode plus miss.
+// plus hit, and decode plus miss. As in the agent, what is allowed is noted for the
+// sweeps.
 func BenchmarkJudge(b *testing.B) {
 	for _, o := range []cluster.Options{
 		{Pods: 100, Policies: 10, Namespaces: 1},
@@ -190,7 +192,7 @@ func BenchmarkJudge(b *testing.B) {
 		}
 		for name, size := range map[string]int{"hit": cache.DefaultSize, "miss": 0} {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
-				j := cache.NewJudge(cache.Config{Published: &published}, cache.NewFlows(size))
+				j := cache.NewJudge(cache.Config{Published: &published, Admissions: conntrack.NewAdmitted(nil)}, cache.NewFlows(size))
 				defer j.Close()
 				for range 2 {
 					for _, p := range packets {
