@@ -1,28 +1,35 @@
 package queue
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // The crowd's worker takes a few packets at a time once it is behind, and more
-// again when it has caught up. The others never do.
+// again when for some time hardly any have come. Others' workers do not change
+// their pace.
 func TestPace(t *testing.T) {
 	crowd, other := &socket{crowd: true, most: crowdBurst}, &socket{most: burst}
+	now := time.Now()
 	for taken := 0; taken < crowdBacklog; taken += crowdBurst {
 		if crowd.most != crowdBurst {
 			t.Fatalf("it takes %d after %d", crowd.most, taken)
 		}
-		crowd.paceAfter(crowdBurst)
+		crowd.paceAfter(crowdBurst, now)
 	}
-	for range 2 {
-		if crowd.most != crowdTurn || crowd.behind == 0 {
-			t.Errorf("it takes %d, behind by %d", crowd.most, crowd.behind)
+	for range 3 {
+		if crowd.most != crowdTurn {
+			t.Errorf("it takes %d, with a crowd", crowd.most)
 		}
-		crowd.paceAfter(crowdTurn)
+		crowd.paceAfter(crowdTurn-1, now)
+		now = now.Add(crowdTime - 1)
+		crowd.paceAfter(crowdTurn, now)
 	}
-	if crowd.paceAfter(crowdTurn - 1); crowd.most != crowdBurst || crowd.behind != 0 {
-		t.Errorf("it takes %d, behind by %d, although nothing waits", crowd.most, crowd.behind)
+	if crowd.paceAfter(crowdTurn-1, now.Add(crowdTime)); crowd.most != crowdBurst {
+		t.Errorf("it takes %d, although the crowd is gone", crowd.most)
 	}
 	for range 2 * crowdBacklog / burst {
-		if other.paceAfter(burst); other.most != burst {
+		if other.paceAfter(burst, now); other.most != burst {
 			t.Fatalf("a worker of others takes %d", other.most)
 		}
 	}
