@@ -330,16 +330,28 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 }
 
 // A verdict about a pod whose address another one had meanwhile is remembered, and
-// holds again when the pod has it back.
+// holds again when the pod has it back; also when both happened before a sweep.
 func TestAnAddressComesBack(t *testing.T) {
+	for _, sweep := range []bool{true, false} {
+		t.Run(fmt.Sprintf("sweep=%v", sweep), func(t *testing.T) { testComesBack(t, sweep) })
+	}
+}
+
+func testComesBack(t *testing.T, sweep bool) {
 	h, k := quiet(t)
 	h.table.Remove(h.open(k, false))
 	later := pod("p1", h.addrs[4])
 	later.CreationTimestamp = metav1.Now()
 	h.world.SetPod(later)
-	h.inForce(conntrack.Changed) // which finds that no connection lives
-	if e := h.behind.Endpoint(h.addrs[4]); e.Name != "p1" {
+	s, changes := h.world.Commit()
+	h.follower.Published(s, changes, conntrack.Changed)
+	if e := s.Endpoint(h.addrs[4]); e.Name != "p1" {
 		t.Fatalf("%v has the address", e)
+	}
+	if sweep { // which finds that no connection lives
+		if err := h.follower.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h.world.DeletePod("default", "p1")
 	h.inForce(conntrack.Turned)

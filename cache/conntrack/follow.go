@@ -97,6 +97,7 @@ func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope S
 	before := f.snapshot
 	f.snapshot, f.all = s, f.all || scope == Everything
 	for _, a := range changes {
+		f.comesBack(before, s, a)
 		n := sweepNow
 		if scope == Turned && f.changes[a].need == nothing {
 			n = f.need(before, s, a)
@@ -110,6 +111,17 @@ func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope S
 	}
 }
 
+// comesBack notes if whoever has an address now has had it before: verdicts from then
+// hold again, though Admitted may have forgotten them.
+func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
+	if f.admitted == nil || before == nil {
+		return
+	}
+	if is := now.Endpoint(a); is != nil && is.Epoch() <= before.NewestEpoch() {
+		f.admitted.lose(a.As16(), now.Number())
+	}
+}
+
 // need says whether an address may have live connections that no judge was asked
 // about, or that Admitted does not keep under it, and that may be denied now.
 func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
@@ -118,10 +130,6 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	}
 	was, is := before.Endpoint(a), now.Endpoint(a)
 	expected := f.admitted.expected(a)
-	if is != nil && is.Epoch() <= before.NewestEpoch() {
-		// It has had the address before, and verdicts from then hold again.
-		f.admitted.lose(a.As16(), now.Number())
-	}
 	switch {
 	case was == nil && !expected, was != nil && is == nil && f.sweeper.awaits(a), was != nil && policy.Tightens(was, is):
 		return sweepNow
