@@ -304,19 +304,17 @@ func (s *socket) read() (n int, err error) {
 	}); e != nil {
 		return 0, e
 	}
-	s.paceAfter(n, time.Now())
+	if s.crowd {
+		s.paceAfter(n, time.Now())
+	}
 	return n, err
 }
 
-// paceAfter says how many messages the next read takes, after one of n.
+// paceAfter says how many messages the next read of the crowd's queue takes, after
+// one of n.
 func (s *socket) paceAfter(n int, now time.Time) {
-	switch {
-	case !s.crowd:
-		return
-	case n < s.most:
+	if s.behind += n; n < s.most {
 		s.behind = 0
-	default:
-		s.behind += n
 	}
 	if s.behind >= crowdBacklog || s.behind > 0 && s.most == crowdTurn {
 		s.calm = now.Add(crowdTime)
