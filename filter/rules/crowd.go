@@ -13,6 +13,10 @@ const (
 	// crowdBuckets are the places of its hash table, 8 bytes each. The kernel walks
 	// them once a second.
 	crowdBuckets = 1 << 14
+	// burstsPerSecond is how much of its share a source may have at once: of 1,000,
+	// 100 packets, a worker's work of 2 ms. Who is beyond finds an idle worker in the
+	// crowd's queue, unless there is a crowd.
+	burstsPerSecond = 10
 	// limitUnits is what hashlimit divides by a rate; it keeps the whole part.
 	limitUnits = 1_000_000
 )
@@ -43,10 +47,5 @@ func (o Options) crowd() []string {
 	rate := limitUnits / (limitUnits / o.SourceShare)
 	return []string{fmt.Sprintf("-m hashlimit --hashlimit-above %d/sec --hashlimit-burst %d --hashlimit-mode srcip"+
 		" --hashlimit-name sluice-%d --hashlimit-htable-size %d --hashlimit-htable-max %d -j NFQUEUE --queue-num %d%s",
-		rate, max(1, o.SourceShare/crowdBurst), rate, crowdBuckets, crowdTable, int(o.FirstQueue)+o.Queues, o.bypass())}
+		rate, max(1, o.SourceShare/burstsPerSecond), rate, crowdBuckets, crowdTable, int(o.FirstQueue)+o.Queues, o.bypass())}
 }
-
-// crowdBurst is the part of a second whose share a source may have at once. 100
-// packets are a worker's work of 2 ms; who is beyond finds an idle worker in the
-// crowd's queue, unless there is a crowd.
-const crowdBurst = 10
