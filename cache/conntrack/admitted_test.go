@@ -329,6 +329,15 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	return h.table.Add(k, 1, netip.AddrPortFrom(k.DstAddr(), k.Port), judged)
 }
 
+// revokes has a connection begin by what the kernel remembers, and its key denied.
+func (h *history) revokes(k filter.Key) {
+	h.t.Helper()
+	ref := h.open(k, true)
+	h.world.SetPolicy(guard("p0", 1))
+	h.inForce(conntrack.Turned)
+	h.want(ref, revoked)
+}
+
 // A verdict about a pod whose address another one had meanwhile is remembered, and
 // holds again when the pod has it back; also when both happened before a sweep.
 func TestAnAddressComesBack(t *testing.T) {
@@ -355,10 +364,7 @@ func testComesBack(t *testing.T, sweep bool) {
 	}
 	h.world.DeletePod("default", "p1")
 	h.inForce(conntrack.Turned)
-	ref := h.open(k, true)
-	h.world.SetPolicy(guard("p0", 1))
-	h.inForce(conntrack.Turned)
-	h.want(ref, revoked)
+	h.revokes(k)
 }
 
 // A connection that came and went between a publish and its sweep leaves a verdict
@@ -374,10 +380,7 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	if err := h.follower.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ref := h.open(k, true)
-	h.world.SetPolicy(guard("p0", 1))
-	h.inForce(conntrack.Turned)
-	h.want(ref, revoked)
+	h.revokes(k)
 }
 
 // Many keys of one address are no longer known one by one, until a sweep finds few.
