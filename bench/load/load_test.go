@@ -106,7 +106,9 @@ func TestClientAndServer(t *testing.T) {
 
 // TestClosedPort: what is refused is no connection.
 func TestClosedPort(t *testing.T) {
-	to := load.Target{To: loopback, Ports: freePorts(t, 1)}
+	// From another address: from its own, a client that the kernel gives just the
+	// closed port reaches itself (RFC 9293, 3.5: both sides open at once).
+	to := load.Target{To: loopback, Ports: freePorts(t, 1), From: []netip.Addr{netip.MustParseAddr("127.0.0.2")}}
 	c := new(load.Client)
 	for _, what := range []func(context.Context, load.Target, int, time.Duration) (load.Outcome, error){c.Connect, c.Request} {
 		out, err := what(t.Context(), to, 2, 20*time.Millisecond)
