@@ -27,7 +27,8 @@ type Ranges interface {
 // serves one judge.
 type Memory interface {
 	// Remember is told of a verdict, and the epochs of both ends that it was given
-	// with: it holds while they are current. It is called on the packet's way.
+	// with: it holds while they are current. With filter.Any, it holds for all
+	// packets of the pair. It is called on the packet's way.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
@@ -36,7 +37,8 @@ type Memory interface {
 // once.
 type Admissions interface {
 	// Admit is told of a key that is allowed, the epochs of its ends and the number
-	// of the snapshot, before the verdict takes effect.
+	// of the snapshot, before the verdict takes effect. With filter.Any, all keys of
+	// the pair are.
 	Admit(k filter.Key, src, dst, snapshot uint64)
 }
 
@@ -166,13 +168,17 @@ func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaite
 			return p.Key.DstAddr()
 		}
 	}
-	if j.Admissions != nil && v.Action == filter.Allow && j.admits(&p.Key, v.Reason, ends) {
-		j.Admissions.Admit(p.Key, ends.Src, ends.Dst, j.snapshot.Number())
+	k := p.Key
+	if v.Pair {
+		k = k.Pair()
+	}
+	if j.Admissions != nil && v.Action == filter.Allow && j.admits(&k, v.Reason, ends) {
+		j.Admissions.Admit(k, ends.Src, ends.Dst, j.snapshot.Number())
 	}
 	// Before the answer and not after, which costs the packet microseconds: a second
 	// connection that follows on the heels of the first finds it.
 	if j.Memory != nil && v.Reason != filter.NotIsolated {
-		j.Memory.Remember(p.Key, ends.Src, ends.Dst, v.Action)
+		j.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
 	}
 	return awaited
 }

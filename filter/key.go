@@ -71,6 +71,8 @@ const (
 	Portless
 	// Ported is a packet whose destination port was read.
 	Ported
+	// Any is of no packet: a key with it stands for all between its two addresses.
+	Any
 )
 
 // String names the state as the verdict log prints it.
@@ -80,6 +82,8 @@ func (t Transport) String() string {
 		return "portless"
 	case Ported:
 		return "ported"
+	case Any:
+		return "any"
 	}
 	return "opaque"
 }
@@ -116,9 +120,17 @@ func (k Key) SrcAddr() netip.Addr { return netip.AddrFrom16(k.Src).Unmap() }
 // DstAddr is the destination address in its own family.
 func (k Key) DstAddr() netip.Addr { return netip.AddrFrom16(k.Dst).Unmap() }
 
+// Pair is the key of all packets between the two addresses. It is decided as one
+// of which nothing more is known: what is allowed then is allowed for all.
+func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
+
 // String is for logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".
 func (k Key) String() string {
-	s := k.SrcAddr().String() + " > " + k.DstAddr().String() + " " + k.Protocol.String()
+	s := k.SrcAddr().String() + " > " + k.DstAddr().String() + " "
+	if k.Transport == Any {
+		return s + "any"
+	}
+	s += k.Protocol.String()
 	switch k.Transport {
 	case Ported:
 		return s + " " + strconv.Itoa(int(k.Port))

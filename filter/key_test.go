@@ -32,6 +32,18 @@ func TestNewKey(t *testing.T) {
 	}
 }
 
+// The key of a pair is no packet's, and the same for all of them.
+func TestPair(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	pair := filter.NewKey(a, b, filter.TCP, 80).Pair()
+	if got, want := pair.String(), "10.0.0.1 > 10.0.0.2 any"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if pair != filter.NewKey(a, b, filter.ICMP, 0).Pair() || pair == (filter.Key{Src: pair.Src, Dst: pair.Dst}) {
+		t.Error("the pair has several keys, or that of a packet")
+	}
+}
+
 // TestZeroValuesAllowNothing: what was never read or decided must not let anything
 // through.
 func TestZeroValuesAllowNothing(t *testing.T) {

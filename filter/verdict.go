@@ -125,4 +125,8 @@ type Verdict struct {
 	Egress, Ingress Side
 	Action          Action
 	Reason          Reason
+	// Pair says that all packets between the two addresses get this action,
+	// whatever their protocol and port, though not always for this reason. It is
+	// not set for some pairs of which that is true.
+	Pair bool
 }

@@ -119,8 +119,12 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	if (src != nil || dst != nil) && (src.IsNode() || dst.IsNode() || src.Isolation(filter.Egress) == nil && dst.Isolation(filter.Ingress) == nil) {
 		return filter.Allow, true
 	}
-	was, ok := h.kernel[*k]
-	return was.action, ok && was.src == src.Epoch() && was.dst == dst.Epoch()
+	for _, key := range []filter.Key{k.Pair(), *k} {
+		if was, ok := h.kernel[key]; ok && was.src == src.Epoch() && was.dst == dst.Epoch() {
+			return was.action, true
+		}
+	}
+	return 0, false
 }
 
 // syn is the first packet of a connection.

@@ -94,6 +94,92 @@ func TestRemembers(t *testing.T) {
 	}
 }
 
+// everything are packets from one to another that policies can tell apart.
+func everything(src, dst netip.Addr) (all [][]byte) {
+	for _, port := range []uint16{0, 80, 6378, 6379, 65535} {
+		for _, protocol := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
+			all = append(all, packetOf(src, dst, protocol, port, 20))
+		}
+	}
+	return append(all, packetOf(src, dst, filter.ICMP, 0, 20))
+}
+
+// One verdict that holds for all packets between two addresses answers for all, and
+// no longer than others do. The first of a scan of ports is all that user space
+// sees.
+func TestPairs(t *testing.T) {
+	_, p, u := newStage(t, kernel.Options{}, nil)
+	all := letIn("db", "web")
+	all.Spec.Ingress[0].Ports = nil
+	u.world.SetPolicy(all)
+	u.commit(t)
+	says := func(from netip.Addr, want verdict) {
+		t.Helper()
+		for _, data := range everything(from, db) {
+			if said := p.say(data); said != want {
+				t.Errorf("%x: %s, want %s", data, said, want)
+			}
+		}
+	}
+	for from, want := range map[netip.Addr]verdict{web: allowed, other: denied, remote: denied} {
+		says(from, silent)
+		u.judges(packetOf(from, db, filter.UDP, 53, 20))
+		says(from, want)
+	}
+	// Now ports matter, and the rule names one.
+	u.world.SetPolicy(letIn("db", "web"))
+	u.commit(t)
+	says(web, silent)
+	for _, data := range everything(web, db) {
+		want := denied
+		if u.judges(data) == filter.Allow {
+			want = allowed
+		}
+		if said := p.say(data); said != want {
+			t.Errorf("%x: %s, want %s", data, said, want)
+		}
+	}
+	if p.say(redis(web)) != allowed {
+		t.Error("the port that is allowed is not")
+	}
+}
+
+// Who has policies and no rule is closed to other pods, and nobody has to be asked.
+// A stranger may be its node, which user space knows, and it reaches itself.
+func TestClosed(t *testing.T) {
+	_, p, u := newStage(t, kernel.Options{}, nil)
+	u.world.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	none := letIn("db", "web")
+	none.Spec.Ingress = nil
+	none.Spec.PolicyTypes = append(none.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+	u.world.SetPolicy(none)
+	u.commit(t)
+	for _, one := range []struct {
+		src, dst     netip.Addr
+		first, later verdict
+	}{
+		{web, db, denied, denied},
+		{db, web, denied, denied},
+		{db, db, silent, allowed},
+		{remote, db, silent, denied},
+		{db, remote, silent, denied},
+		{netip.MustParseAddr("192.0.2.1"), db, allowed, allowed},
+		{web, other, allowed, allowed},
+	} {
+		for i, data := range everything(one.src, one.dst) {
+			if said := p.say(data); i == 0 && said != one.first || i > 0 && said != one.later {
+				t.Errorf("packet %d from %s to %s: %s, want %s, then %s", i, one.src, one.dst, said, one.first, one.later)
+			}
+			u.judges(data)
+		}
+	}
+	fragment := packetOf(web, db, filter.TCP, 80, 20)
+	fragment[6] = 0x20
+	if said := p.say(fragment); said != denied {
+		t.Errorf("a fragment: %s", said)
+	}
+}
+
 // A change of either end makes what was remembered void; a change elsewhere does
 // not.
 func TestForgets(t *testing.T) {
@@ -293,8 +379,12 @@ func BenchmarkRemember(b *testing.B) {
 // BenchmarkPrograms is what the programs cost a packet, by what they say.
 func BenchmarkPrograms(b *testing.B) {
 	_, p, u := newStage(b, kernel.Options{}, ranges{netip.MustParsePrefix("10.9.0.0/16")})
+	closed := letIn("other", "nobody")
+	closed.Spec.Ingress = nil
+	u.world.SetPolicy(closed)
 	u.commit(b)
 	u.judges(redis(web))
+	u.judges(redis(remote))
 	for _, bench := range []struct {
 		name    string
 		program *ebpf.Program
@@ -305,6 +395,8 @@ func BenchmarkPrograms(b *testing.B) {
 		{"deny, not remembered", p.deny, redis(other)},
 		{"allow, no policy", p.allow, packetOf(db, web, filter.TCP, 80, 20)},
 		{"allow, from outside", p.allow, packetOf(remote, web, filter.TCP, 80, 20)},
+		{"deny, closed", p.deny, packetOf(db, other, filter.TCP, 80, 20)},
+		{"deny, remembered for the pair", p.deny, redis(remote)},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			frame := append([]byte{12: 8, 13: 0}, bench.data...)

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/cache/kernel"
 	"sluice/filter"
@@ -97,6 +98,7 @@ func TestChangesAtOnce(t *testing.T) {
 	egress.Namespace, egress.Name = "default", "egress"
 	egress.Spec.PodSelector.MatchLabels = map[string]string{"name": "web"}
 	egress.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // not closed: user space is asked
 	ingress := letIn("db", "nobody")
 	u.world.SetPolicy(egress)
 	u.commit(t)

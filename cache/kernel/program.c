@@ -10,8 +10,9 @@
 // or nothing. All that is odd is left to those: fragments, IPv4 options, IPv6
 // extension headers, lengths that cannot be right.
 //
-// A packet reaches them at its IP header. Both cost some 100 ns where they say
-// yes; a packet that is queued after all has paid for both.
+// A packet reaches them at its IP header. Each costs 110 ns where no verdict is
+// needed and 180 where one is looked up; a packet that is queued after all has paid
+// for both.
 
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -31,18 +32,28 @@ struct key {
 };
 
 // What filter.Transport calls these states.
-enum { PORTLESS = 1, PORTED = 2 };
+enum { PORTLESS = 1, PORTED = 2, ANY = 3 };
 
 enum { ICMPV6 = 58 }; // which linux/in.h lacks
 
 // endpoint is whoever is known to have an address. The flags say in which
-// directions policies isolate it, and whether it is this node and no pod.
+// directions policies isolate it, in which of these no rule allows anything, and
+// whether it is this node and no pod.
 struct endpoint {
 	__u64 epoch;
 	__u64 flags;
 };
 
-enum { ISOLATED_EGRESS = 1, ISOLATED_INGRESS = 2, NODE = 4 };
+enum {
+	ISOLATED_EGRESS = 1,
+	ISOLATED_INGRESS = 2,
+	NODE = 4,
+	CLOSED_EGRESS = 8,
+	CLOSED_INGRESS = 16,
+	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
+	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
+	OF_DESTINATION = ISOLATED_INGRESS | CLOSED_INGRESS | NODE,
+};
 
 enum verdict { DENY = 0, ALLOW = 1 };
 
@@ -82,7 +93,9 @@ struct {
 	__type(value, __u32);
 } ranges SEC(".maps");
 
-// flows are the verdicts that were given, as stamp and verdict in one number.
+// flows are the verdicts that were given, as stamp and verdict in one number. Where
+// one holds for all packets of a pair of addresses, its key is the pair's, so that
+// a scan of ports takes one place, and one way to user space.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
@@ -90,8 +103,8 @@ struct {
 	__type(value, __u64);
 } flows SEC(".maps");
 
-// answers counts: packets allowed because nobody isolates either end, allowed and
-// denied from memory.
+// answers counts: packets allowed because nobody isolates either end, other packets
+// allowed, and packets denied.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 3);
@@ -255,6 +268,13 @@ static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 	return mix(h, dst) & ~1ULL;
 }
 
+static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum verdict wanted)
+{
+	volatile __u64 *flow = bpf_map_lookup_elem(&flows, k);
+
+	return flow && *flow == (stamp(k, src, dst) | wanted);
+}
+
 static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 {
 	struct key k = {};
@@ -280,14 +300,21 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 	// With no policy in the way any packet passes, whatever it is. It takes a known
 	// end: of two strangers user space says the same, but when it is gone, they may
 	// be pods that it never heard of.
-	__u64 flags = (src ? src->flags & ~ISOLATED_INGRESS : 0) | (dst ? dst->flags & ~ISOLATED_EGRESS : 0);
+	__u64 flags = (src ? src->flags & OF_SOURCE : 0) | (dst ? dst->flags & OF_DESTINATION : 0);
 	if ((src || dst) && (!flags || flags & NODE))
 		return wanted == ALLOW && yes(OPEN);
 
+	// Nor does any pass from or to a pod to which nothing is allowed, but from and to
+	// itself, and its node: a stranger may be that.
+	if (src && dst && src != dst && flags & CLOSED)
+		return wanted == DENY && yes(DENIED);
+
 	if (!read_upper(skb, &k, &up))
 		return 0;
-	volatile __u64 *flow = bpf_map_lookup_elem(&flows, &k);
-	if (!flow || *flow != (stamp(&k, src ? src->epoch : 0, dst ? dst->epoch : 0) | wanted))
+	struct key pair = { .src = k.src, .dst = k.dst, .transport = ANY };
+	__u64 from = src ? src->epoch : 0, to = dst ? dst->epoch : 0;
+
+	if (!remembered(&pair, from, to, wanted) && !remembered(&k, from, to, wanted))
 		return 0;
 	return yes(wanted == ALLOW ? ALLOWED : DENIED);
 }

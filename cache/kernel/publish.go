@@ -23,18 +23,25 @@ const (
 	isolatedEgress  = 1
 	isolatedIngress = 2
 	isNode          = 4
+	closedEgress    = 8
+	closedIngress   = 16
 )
 
 func endpointOf(e *policy.Endpoint) endpoint {
 	out := endpoint{Epoch: e.Epoch()}
-	if e.IsNode() {
-		out.Flags |= isNode
-	}
-	if e.Isolation(filter.Egress) != nil {
-		out.Flags |= isolatedEgress
-	}
-	if e.Isolation(filter.Ingress) != nil {
-		out.Flags |= isolatedIngress
+	for _, one := range [...]struct {
+		is   bool
+		flag uint64
+	}{
+		{e.IsNode(), isNode},
+		{e.Isolation(filter.Egress) != nil, isolatedEgress},
+		{e.Isolation(filter.Ingress) != nil, isolatedIngress},
+		{e.Closed(filter.Egress), closedEgress},
+		{e.Closed(filter.Ingress), closedIngress},
+	} {
+		if one.is {
+			out.Flags |= one.flag
+		}
 	}
 	return out
 }

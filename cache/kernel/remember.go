@@ -17,7 +17,7 @@ import (
 // Keys that the programs do not read, and denials where they are not wanted, are
 // passed over.
 func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
-	readable := k.Transport == filter.Ported || k.Transport == filter.Portless && (k.Protocol == filter.ICMP || k.Protocol == filter.ICMPv6)
+	readable := k.Transport == filter.Any || k.Transport == filter.Ported || k.Transport == filter.Portless && (k.Protocol == filter.ICMP || k.Protocol == filter.ICMPv6)
 	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly || w.cache.off.Load() {
 		return
 	}

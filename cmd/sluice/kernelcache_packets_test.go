@@ -328,12 +328,16 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.start(kernelArgs()...)
 	web := s.host("default/web")
-	ours := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 9}]}]")
-	s.save("policies.yaml", policies(ours))
+	web9 := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 9}]}]")
+	web10 := strings.ReplaceAll(web9, "port: 9", "port: 10")
+	anyPort := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
+	s.save("policies.yaml", policies(web9))
 	webIs := func(name, labels string) string { return s.pod("default/"+name, labels, 0, web.Addrs()...) }
 	// Each is a change that denies, and the one back.
 	changes := []struct{ name, file, deny, allow string }{
-		{"policy", "policies.yaml", policies(db("[]")), policies(ours)},
+		{"policy", "policies.yaml", policies(db("[]")), policies(web9)},
+		{"port", "policies.yaml", policies(web10), policies(anyPort)},
+		{"any port", "policies.yaml", policies(web10), policies(anyPort)},
 		{"policy of the source", "egress.yaml", policies("default/none: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress]}"), ""},
 		{"label", "cluster.yaml", s.cluster("default/web", webIs("web", "role: backend")), s.cluster("", "")},
 		{"address", "cluster.yaml", s.cluster("default/web", webIs("new", "role: new")), s.cluster("", "")},

@@ -10,8 +10,10 @@ import (
 
 // ruleSet is what one set of policies allows in one direction, cut along the
 // port axis. Finding the rule for a flow looks into at most three peer sets and
-// the named ports of the destination, however many policies went into it.
+// the named ports of the destination, however many policies went into it; finding
+// none, into one more.
 type ruleSet struct {
+	peers    *peerSet // all rules: whoever is allowed anything; nil if nobody is
 	portless *peerSet // rules without ports
 	ports    [3]portTable
 	named    map[portName]*peerSet
@@ -44,16 +46,27 @@ type peerRule struct {
 	rule     *filter.Rule
 }
 
-// find returns the rule that allows the flow k from or to peer, or nil. dst is
-// the destination, which is where named ports are looked up in both directions.
-func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone [][]uint32) *filter.Rule {
+// find returns the rule that allows the flow k from or to peer, or nil, and whether
+// it is the same, allowed or not, for all flows between the two. dst is the
+// destination, which is where named ports are looked up in both directions.
+func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone [][]uint32) (rule *filter.Rule, pair bool) {
 	var some, whole []uint32
 	if peer != nil && peer.class != nil {
 		some, whole = peer.class.peers, everyone[peer.class.namespace]
 	}
-	if rule := r.portless.find(some, whole, peerAddr); rule != nil || k.Transport != filter.Ported {
-		return rule
+	if rule := r.portless.find(some, whole, peerAddr); rule != nil {
+		return rule, true
 	}
+	if k.Transport == filter.Ported {
+		if rule := r.atPort(k, some, whole, peerAddr, dst); rule != nil {
+			return rule, false
+		}
+	}
+	return nil, r.peers.find(some, whole, peerAddr) == nil
+}
+
+// atPort returns the rule that allows the flow for its port.
+func (r *ruleSet) atPort(k *filter.Key, some, whole []uint32, peerAddr netip.Addr, dst *Endpoint) *filter.Rule {
 	t := &r.ports[portTableOf(k.Protocol)]
 	if rule := t.all.find(some, whole, peerAddr); rule != nil {
 		return rule
@@ -183,11 +196,13 @@ func compile(d filter.Direction, policies []*policy) *ruleSet {
 		}
 	}
 	out := &ruleSet{}
+	every := make([]int, len(c.rules))
 	var portless []int
 	var all [3][]int
 	var spans [3][]span
 	named := make(map[portName][]int)
 	for i, r := range c.rules {
+		every[i] = i
 		if r.portless {
 			portless = append(portless, i)
 		}
@@ -204,7 +219,7 @@ func compile(d filter.Direction, policies []*policy) *ruleSet {
 			}
 		}
 	}
-	out.portless = c.set(portless)
+	out.peers, out.portless = c.set(every), c.set(portless)
 	for t := range out.ports {
 		out.ports[t] = c.table(spans[t])
 		out.ports[t].all = c.set(all[t])

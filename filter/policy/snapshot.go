@@ -103,6 +103,12 @@ func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation {
 	return e.class.groups[d].isolation
 }
 
+// Closed says whether a direction is isolated and no rule allows anybody anything:
+// but for its node, whoever sends there is denied, whatever it is.
+func (e *Endpoint) Closed(d filter.Direction) bool {
+	return e.Isolation(d) != nil && e.class.groups[d].rules.peers == nil
+}
+
 // Tightens says whether flows of an address may be denied now that was is now that
 // were allowed with no policy in the way, or only because of the node that the pod
 // runs on (filter.NotIsolated, filter.OwnNode). Neither of the two is nil for an
@@ -133,26 +139,29 @@ func (s *Snapshot) Decide(k filter.Key) filter.Verdict {
 func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
 	switch {
 	case k.Src == k.Dst:
-		return filter.Verdict{Action: filter.Allow, Reason: filter.SameAddress}
+		return filter.Verdict{Action: filter.Allow, Reason: filter.SameAddress, Pair: true}
 	case src.IsNode(), dst.IsNode(), dst.runsOn(srcAddr, src), src.runsOn(dstAddr, dst):
-		return filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode}
+		return filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
 	}
 	v := filter.Verdict{Action: filter.Allow, Reason: filter.NotIsolated}
+	egress, ingress := true, true // says the same for all packets between the two
 	if src != nil && src.class.groups[filter.Egress] != nil {
 		g := src.class.groups[filter.Egress]
-		v.Egress = filter.Side{Isolation: g.isolation, Rule: g.rules.find(k, dst, dstAddr, dst, s.everyone)}
-		v.Reason = filter.RuleAllows
+		v.Egress.Isolation, v.Reason = g.isolation, filter.RuleAllows
+		v.Egress.Rule, egress = g.rules.find(k, dst, dstAddr, dst, s.everyone)
 	}
 	if dst != nil && dst.class.groups[filter.Ingress] != nil {
 		g := dst.class.groups[filter.Ingress]
-		v.Ingress = filter.Side{Isolation: g.isolation, Rule: g.rules.find(k, src, srcAddr, dst, s.everyone)}
-		v.Reason = filter.RuleAllows
+		v.Ingress.Isolation, v.Reason = g.isolation, filter.RuleAllows
+		v.Ingress.Rule, ingress = g.rules.find(k, src, srcAddr, dst, s.everyone)
 	}
 	switch {
 	case !v.Egress.Allows():
-		v.Action, v.Reason = filter.Deny, filter.EgressDenied
+		v.Action, v.Reason, v.Pair = filter.Deny, filter.EgressDenied, egress || ingress && !v.Ingress.Allows()
 	case !v.Ingress.Allows():
-		v.Action, v.Reason = filter.Deny, filter.IngressDenied
+		v.Action, v.Reason, v.Pair = filter.Deny, filter.IngressDenied, ingress
+	default:
+		v.Pair = egress && ingress
 	}
 	return v
 }
