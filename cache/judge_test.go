@@ -200,10 +200,14 @@ func BenchmarkJudge(b *testing.B) {
 					}
 				}
 				j.Answered()
+				before := j.Stats()
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
 					j.Judge(packets[i%len(packets)])
 					j.Answered()
+				}
+				if now := j.Stats(); name == "hit" && now.Misses+now.Stale != before.Misses+before.Stale {
+					b.Errorf("%d of %d were no hits", now.Misses+now.Stale-before.Misses-before.Stale, b.N)
 				}
 			})
 		}
