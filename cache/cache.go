@@ -21,7 +21,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// DefaultSize is how many flows one cache remembers: about 8 MiB when full.
+// DefaultSize is how many flows one cache remembers: some 9 MiB when full.
 const DefaultSize = 32768
 
 // Stats say how a cache has done. They may be read while it is in use.
