@@ -101,6 +101,23 @@ func scan(flows *cache.Flows, s *policy.Snapshot) {
 	}
 }
 
+// Flows that take turns are all remembered at the second time, and none keeps
+// another from it for ever.
+func TestRemembersAllThatTakeTurns(t *testing.T) {
+	const n = 1024
+	s, _ := policy.NewWorld().Commit()
+	flows := cache.NewFlows(4 * n)
+	for range 3 {
+		for port := range uint16(n) {
+			k := key("10.0.0.1", "10.0.0.2", port)
+			flows.Decide(s, &k)
+		}
+	}
+	if got, want := flows.Stats(), (cache.Stats{Misses: 2 * n, Hits: n, Size: n}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestScanPushesNothingOut(t *testing.T) {
 	s, _ := policy.NewWorld().Commit()
 	flows := cache.NewFlows(64)

@@ -17,14 +17,6 @@ const (
 	ipv6HeaderLen = 40
 )
 
-// datagram is what both versions of IP come down to; behind it they share one
-// path.
-type datagram struct {
-	key    filter.Key // addresses and protocol
-	upper  span       // from the first byte of the upper layer's header
-	hidden bool       // that header is not in this packet, or cannot be found
-}
-
 // span is the part of a packet from some header to the end.
 type span struct {
 	captured []byte // what the copy range left of it
@@ -54,65 +46,60 @@ func (s span) skip(n int) (span, bool) {
 	return span{captured: s.captured[n:], sent: s.sent - n}, true
 }
 
-// ipv4 reads an IPv4 header (RFC 791). Options are stepped over unread: no
-// verdict depends on them.
+// ipv4 reads an IPv4 header (RFC 791) into the addresses and the protocol of a key.
+// It returns the packet from the first byte of the upper layer's header on; found
+// is false where that is not in this packet, or cannot be found. Options are
+// stepped over unread: no verdict depends on them.
 //
 // Unlike IPv6 extension headers, an Authentication Header is not stepped over.
 // To the kernel's connection tracking it is the protocol of the flow, so that all
 // AH packets between two addresses are one connection: a verdict about the port
 // behind the first one would hold for every port behind the next.
-func (d *Decoder) ipv4(data []byte) (datagram, error) {
+func (d *Decoder) ipv4(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv4HeaderLen {
-		return datagram{}, ErrTruncated
+		return upper, false, ErrTruncated
 	}
 	fixed := d.fixed(data[:ipv4HeaderLen])
 	fixed[0] = 4<<4 | ipv4HeaderLen/4
 	binary.BigEndian.PutUint16(fixed[2:], ipv4HeaderLen)
 	if d.ip4.DecodeFromBytes(fixed, gopacket.NilDecodeFeedback) != nil {
-		return datagram{}, ErrTruncated
+		return upper, false, ErrTruncated
 	}
-
-	var dg datagram
-	dg.key.Src = netip.AddrFrom4([4]byte(d.ip4.SrcIP)).As16()
-	dg.key.Dst = netip.AddrFrom4([4]byte(d.ip4.DstIP)).As16()
-	dg.key.Protocol = filter.Protocol(d.ip4.Protocol)
+	k.Src = netip.AddrFrom4([4]byte(d.ip4.SrcIP)).As16()
+	k.Dst = netip.AddrFrom4([4]byte(d.ip4.DstIP)).As16()
+	k.Protocol = filter.Protocol(d.ip4.Protocol)
 
 	headerLen := int(data[0]&0x0f) * 4
 	totalLen := int(binary.BigEndian.Uint16(data[2:]))
-	var whole bool
-	dg.upper, whole = newSpan(data, totalLen).skip(headerLen)
-	dg.hidden = !whole || headerLen < ipv4HeaderLen || d.ip4.FragOffset != 0
-	return dg, nil
+	upper, whole := newSpan(data, totalLen).skip(headerLen)
+	return upper, whole && headerLen >= ipv4HeaderLen && d.ip4.FragOffset == 0, nil
 }
 
-// ipv6 reads an IPv6 header and its extension headers (RFC 8200).
+// ipv6 does the same with an IPv6 header and its extension headers (RFC 8200).
 //
 // Of the fixed header gopacket reads the addresses alone: it decodes a
 // hop-by-hop header along with it, option by option, and takes length 0 for an
 // error, so that both fields are read here. The destination is the one in the
 // header also where a routing header lists others, because a policy judges the
 // packet on its way to the next node.
-func (d *Decoder) ipv6(data []byte) (datagram, error) {
+func (d *Decoder) ipv6(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv6HeaderLen {
-		return datagram{}, ErrTruncated
+		return upper, false, ErrTruncated
 	}
 	fixed := d.fixed(data[:ipv6HeaderLen])
 	binary.BigEndian.PutUint16(fixed[4:], 1) // any length but 0
 	fixed[6] = byte(layers.IPProtocolNoNextHeader)
 	if d.ip6.DecodeFromBytes(fixed, gopacket.NilDecodeFeedback) != nil {
-		return datagram{}, ErrTruncated
+		return upper, false, ErrTruncated
 	}
 
 	src, dst := [16]byte(d.ip6.SrcIP), [16]byte(d.ip6.DstIP)
 	if netip.AddrFrom16(src).Is4In6() || netip.AddrFrom16(dst).Is4In6() {
-		return datagram{}, ErrMappedAddress
+		return upper, false, ErrMappedAddress
 	}
 	payloadLen := int(binary.BigEndian.Uint16(data[4:]))
 	body := newSpan(data[ipv6HeaderLen:], payloadLen)
 	next, upper, found := skipExtensions(layers.IPProtocol(data[6]), body)
-	return datagram{
-		key:    filter.Key{Src: src, Dst: dst, Protocol: filter.Protocol(next)},
-		upper:  upper,
-		hidden: !found,
-	}, nil
+	k.Src, k.Dst, k.Protocol = src, dst, filter.Protocol(next)
+	return upper, found, nil
 }

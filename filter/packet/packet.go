@@ -80,24 +80,24 @@ func NewDecoder() *Decoder { return new(Decoder) }
 // The first 128 bytes are enough for every header but long IPv6 extension
 // headers. Decode neither changes data nor keeps a reference to it, does not
 // allocate, and takes bounded time whatever the packet says.
-func (d *Decoder) Decode(data []byte) (Packet, error) {
+func (d *Decoder) Decode(data []byte) (p Packet, err error) {
 	if len(data) == 0 {
-		return Packet{}, ErrTruncated
+		return p, ErrTruncated
 	}
-	var dg datagram
-	var err error
+	var upper span
+	var found bool
 	switch data[0] >> 4 {
 	case 4:
-		dg, err = d.ipv4(data)
+		upper, found, err = d.ipv4(data, &p.Key)
 	case 6:
-		dg, err = d.ipv6(data)
+		upper, found, err = d.ipv6(data, &p.Key)
 	default:
 		err = ErrVersion
 	}
-	if err != nil {
-		return Packet{}, err
+	if err == nil {
+		d.transport(&p, upper, found)
 	}
-	return d.transport(dg), nil
+	return p, err
 }
 
 // fixed copies a fixed header to where it can be edited, and returns the copy.

@@ -32,19 +32,18 @@ const (
 	lastAssigned     = 147
 )
 
-// transport reads what the upper layer says about ports.
-func (d *Decoder) transport(dg datagram) Packet {
-	p := Packet{Key: dg.key}
+// transport reads what the upper layer says about ports, if it was found, into a
+// packet whose protocol is known.
+func (d *Decoder) transport(p *Packet, upper span, found bool) {
 	switch {
-	case dg.hidden || isOpaque(layers.IPProtocol(p.Key.Protocol)):
+	case !found || isOpaque(layers.IPProtocol(p.Key.Protocol)):
 	case p.Key.Protocol.HasPorts():
-		if src, dst, ok := d.ports(p.Key.Protocol, dg.upper); ok {
+		if src, dst, ok := d.ports(p.Key.Protocol, upper); ok {
 			p.SrcPort, p.Key.Port, p.Key.Transport = src, dst, filter.Ported
 		}
 	default:
 		p.Key.Transport = filter.Portless
 	}
-	return p
 }
 
 // isOpaque says whether protocol hides the upper layer, or may hide it: headers
