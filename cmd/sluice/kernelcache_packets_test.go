@@ -515,6 +515,28 @@ func (e *escape) end() {
 	e.t.Logf("%d changes; %d datagrams sent while denied, none passed", len(e.denies), sent)
 }
 
+// Of a scan of ports that are all denied, or all allowed, nothing is queued once one
+// of them was judged.
+func TestScanOfPortsIsNotQueued(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
+	s.start(kernelArgs()...)
+	s.check(t, []string{webToDB}, []string{otherToDB})
+	s.notQueued(t, "a scan", func() {
+		for port := range uint16(50) {
+			for _, f := range families {
+				to := netip.AddrPortFrom(f.of(s.host("default/db")), 7000+port)
+				if r := s.host("default/web").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Refused {
+					t.Fatalf("from whom all is allowed, to a closed port: %s, %v", r.Outcome, r.Err)
+				}
+				if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence/100); r.Outcome != lab.TimedOut {
+					t.Fatalf("from whom nothing is allowed: %s", r.Outcome)
+				}
+			}
+		}
+	})
+}
+
 // A pod's own flood of one denied key is answered by the kernel alone.
 func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 	s := newSite(t)
