@@ -125,7 +125,7 @@ func (s *Status) WriteText(out io.Writer) error {
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {
-		fmt.Fprintf(w, "in the kernel\t%d packets open to all, %d allowed and %d denied from memory, without asking\n", k.Open, k.Allowed, k.Denied)
+		fmt.Fprintf(w, "in the kernel\t%d packets open to all, %d allowed and %d denied without asking\n", k.Open, k.Allowed, k.Denied)
 	}
 	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain; %d found no room\n", p.Held, p.Expired, p.Refused)
 	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
