@@ -103,8 +103,8 @@ func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation {
 	return e.class.groups[d].isolation
 }
 
-// Closed says whether a direction is isolated and no rule allows anybody anything:
-// but for its node, whoever sends there is denied, whatever it is.
+// Closed says whether a direction is isolated and there is no rule: but for what goes
+// to or comes from its node or itself, all packets that way are denied.
 func (e *Endpoint) Closed(d filter.Direction) bool {
 	return e.Isolation(d) != nil && e.class.groups[d].rules.peers == nil
 }
