@@ -168,16 +168,21 @@ func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaite
 			return p.Key.DstAddr()
 		}
 	}
+	admits := j.Admissions != nil && v.Action == filter.Allow && j.admits(&p.Key, v.Reason, ends)
+	remembers := j.Memory != nil && v.Reason != filter.NotIsolated
+	if !admits && !remembers {
+		return awaited
+	}
 	k := p.Key
 	if v.Pair {
 		k = k.Pair()
 	}
-	if j.Admissions != nil && v.Action == filter.Allow && j.admits(&k, v.Reason, ends) {
+	if admits {
 		j.Admissions.Admit(k, ends.Src, ends.Dst, j.snapshot.Number())
 	}
 	// Before the answer and not after, which costs the packet microseconds: a second
 	// connection that follows on the heels of the first finds it.
-	if j.Memory != nil && v.Reason != filter.NotIsolated {
+	if remembers {
 		j.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
 	}
 	return awaited
