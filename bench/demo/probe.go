@@ -15,13 +15,13 @@ import (
 var networks = []string{"tcp", "udp"}
 
 const (
-	// patience is how long an answer may take. In the lab it takes a few
-	// milliseconds; it is below the second after which TCP tries again.
-	patience = 700 * time.Millisecond
-	// secondThought is for what got neither an answer nor a verdict.
-	secondThought = 5 * time.Second
-	// logPatience is how long a verdict may take from the agent to its log.
-	logPatience = 2 * time.Second
+	// probeTimeout bounds an attempt that gets neither an answer nor a verdict: its
+	// packet was lost.
+	probeTimeout = time.Minute
+	// strayInterval is how long attempts that were denied go on, so that an answer
+	// which comes although the agent denied the attempt is seen. In the lab an answer
+	// takes a few milliseconds.
+	strayInterval = 300 * time.Millisecond
 )
 
 // probe is one attempt: a connection or an exchange of datagrams.
@@ -73,63 +73,76 @@ func (c *cluster) probes() (ps []probe) {
 	return ps
 }
 
-// ask makes all attempts at the same time, and finds the agent's verdict for each
-// that fails in its log after a mark. What has failed without a verdict may have
-// been lost on a busy machine, and gets a second chance.
+// ask makes all attempts at the same time. It waits until each has got an answer, or
+// a denial in the agent's log after mark, and then a little longer for answers that
+// should not come.
 func ask(ctx context.Context, probes []probe, a *running.Agent, mark int) []outcome {
-	outcomes := attempt(ctx, probes, patience)
-	explain(ctx, outcomes, a, mark)
-	var again []probe
-	var at []int
-	for i, o := range outcomes {
-		if !o.reached() && o.denial == nil {
-			again, at = append(again, o.probe), append(at, i)
-		}
-	}
-	if len(again) == 0 || ctx.Err() != nil {
-		return outcomes
-	}
-	second := attempt(ctx, again, secondThought)
-	explain(ctx, second, a, mark)
-	for i, o := range second {
-		outcomes[at[i]] = o
-	}
-	return outcomes
-}
-
-func attempt(ctx context.Context, probes []probe, timeout time.Duration) []outcome {
+	ctx, stop := context.WithTimeout(ctx, probeTimeout)
+	defer stop()
+	open := newUndecided(probes)
 	outcomes := make([]outcome, len(probes))
-	var wg sync.WaitGroup
+	var attempts, watch sync.WaitGroup
 	for i, p := range probes {
-		wg.Go(func() {
+		attempts.Go(func() {
 			to := netip.AddrPortFrom(p.to.host.Addrs()[p.family], p.to.port)
-			outcomes[i] = outcome{probe: p, Result: p.from.Connect(ctx, p.network, to, timeout)}
+			outcomes[i] = outcome{probe: p, Result: p.from.Connect(ctx, p.network, to, probeTimeout)}
+			if outcomes[i].reached() {
+				open.decide(p.flow(), nil)
+			}
 		})
 	}
-	wg.Wait()
+	watch.Go(func() {
+		// Await ends with ctx, or with the agent; what is missing shows in the outcomes.
+		defer stop()
+		_, _ = a.Await(ctx, mark, func(l running.Line) bool {
+			if f, v, ok := denial(l); ok {
+				open.decide(f, &v)
+			}
+			return false
+		})
+	})
+	select {
+	case <-open.none:
+		time.Sleep(strayInterval)
+	case <-ctx.Done():
+	}
+	stop()
+	attempts.Wait()
+	watch.Wait()
+	for i := range outcomes {
+		if o := &outcomes[i]; !o.reached() {
+			o.denial = open.denials[o.flow()]
+		}
+	}
 	return outcomes
 }
 
-// explain adds the agent's verdicts to the attempts that failed. Its log may be
-// a little behind.
-func explain(ctx context.Context, outcomes []outcome, a *running.Agent, mark int) {
-	missing := make(map[flow]*outcome)
-	for i := range outcomes {
-		if o := &outcomes[i]; !o.reached() {
-			missing[o.flow()] = o
+// undecided are the attempts that have neither an answer nor a denial.
+type undecided struct {
+	mu      sync.Mutex
+	flows   map[flow]bool
+	denials map[flow]*verdict
+	none    chan struct{} // closed when there are none left
+}
+
+func newUndecided(probes []probe) *undecided {
+	u := &undecided{flows: make(map[flow]bool, len(probes)), denials: make(map[flow]*verdict), none: make(chan struct{})}
+	for _, p := range probes {
+		u.flows[p.flow()] = true
+	}
+	return u
+}
+
+// decide takes in an answer, or the denial v.
+func (u *undecided) decide(f flow, v *verdict) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if v != nil && u.denials[f] == nil {
+		u.denials[f] = v
+	}
+	if u.flows[f] {
+		if delete(u.flows, f); len(u.flows) == 0 {
+			close(u.none)
 		}
 	}
-	if len(missing) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, logPatience)
-	defer cancel()
-	// That a verdict is missing at the end shows in the outcome.
-	_, _ = a.Await(ctx, mark, func(l running.Line) bool {
-		if f, v, ok := denial(l); ok && missing[f] != nil {
-			missing[f].denial = &v
-			delete(missing, f)
-		}
-		return len(missing) == 0
-	})
 }

@@ -11,7 +11,7 @@ import (
 
 // inForce is how long the agent may take to start, and a policy from its file to
 // being in force. It is the bound of what takes some ten milliseconds.
-const inForce = 20 * time.Second
+const inForce = time.Minute
 
 // stage is where the steps are shown.
 type stage struct {

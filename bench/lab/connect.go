@@ -25,7 +25,7 @@ const (
 	Reached
 	// Refused: the host is there and the port is closed.
 	Refused
-	// TimedOut: no answer within the time.
+	// TimedOut: no answer before the time or the context ended.
 	TimedOut
 	// Unreachable: the network said that it cannot or will not deliver. Of UDP the
 	// kernel does not pass that on, and the attempt times out.
@@ -114,7 +114,8 @@ func outcome(err error) Outcome {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET):
 		return Refused
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, unix.ETIMEDOUT):
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, context.Canceled), errors.Is(err, unix.ETIMEDOUT):
 		return TimedOut
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return Unreachable
