@@ -25,7 +25,8 @@ import (
 
 var _ watch.Source = folder.Source{}
 
-const patience = 10 * time.Second
+// patience bounds the wait for what must come.
+const patience = 2 * time.Minute
 
 // feed is a source that a test writes to.
 type feed chan watch.Update

@@ -106,7 +106,7 @@ func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 
 // await asks until the answer is yes.
 func await(what string, ask func() (bool, error)) error {
-	const bound = 10 * time.Second // where milliseconds are usual
+	const bound = time.Minute // where milliseconds are usual
 	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
 		switch ok, err := ask(); {
 		case err != nil:

@@ -31,8 +31,8 @@ type Options struct {
 	// Log gets the agent's log while it is written, in a form for people: each
 	// Write is one line.
 	Log io.Writer
-	// Goodbye is how long the agent may take to end once it was told to; 0 is 20s,
-	// the bound of what takes a fraction of a second.
+	// Goodbye is how long the agent may take to end once it was told to; 0 is two
+	// minutes: it takes a fraction of a second, and longer on a busy machine.
 	Goodbye time.Duration
 }
 
@@ -59,7 +59,7 @@ const lastWords = 15
 // agent is told to end, in order, and has ended when Start returns.
 func Start(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{
-		dir: opts.Dir, goodbye: cmp.Or(opts.Goodbye, 20*time.Second),
+		dir: opts.Dir, goodbye: cmp.Or(opts.Goodbye, 2*time.Minute),
 		done: make(chan struct{}), changed: make(chan struct{}),
 	}
 	args := []string{"run", "--log-format", "json", "--log-level", "debug"}

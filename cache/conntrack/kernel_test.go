@@ -81,7 +81,7 @@ func (l *live) allow() conntrack.Result {
 // read reads what has come, within a bound.
 func read(t *testing.T, c net.Conn) string {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	b := make([]byte, 64)
 	n, err := c.Read(b)
 	if err != nil {
@@ -128,7 +128,7 @@ func (l *live) connectTCP(to netip.AddrPort, at netip.Addr) (client, server *net
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { _ = client.Close() })
-	_ = listener.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = listener.SetDeadline(time.Now().Add(patience))
 	server, err := listener.AcceptTCP()
 	if err != nil {
 		l.t.Fatal(err)
@@ -233,7 +233,7 @@ func TestUDPStopsAndFlowsAgain(t *testing.T) {
 // who sent it.
 func (l *live) peer(t *testing.T, c *net.UDPConn) net.Addr {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	b := make([]byte, 64)
 	n, from, err := c.ReadFrom(b)
 	if err != nil {
@@ -294,7 +294,7 @@ func (l *live) ping(src, dst netip.Addr) {
 	if err := l.network.web.Send(b.Bytes()); err != nil {
 		l.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(l.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
 	defer cancel()
 	if _, err := s.Await(ctx, func(p []byte) bool { return bytes.HasSuffix(p, []byte(text)) }); err != nil {
 		l.t.Fatalf("await an answer to ping: %v", err)

@@ -15,6 +15,9 @@ import (
 // service6 is what service is in IPv6.
 var service6 = netip.MustParseAddrPort("[fd00:96::1]:80")
 
+// patience bounds the wait for a packet that must come.
+const patience = 2 * time.Minute
+
 // target is the port that the services lead to, on db.
 const target = 6379
 
@@ -81,7 +84,7 @@ func (n network) awaitDrop(family, direction string, f func()) {
 	n.tb.Helper()
 	before := n.dropped(family, direction)
 	f()
-	for end := time.Now().Add(5 * time.Second); n.dropped(family, direction) == before; {
+	for end := time.Now().Add(patience); n.dropped(family, direction) == before; {
 		if time.Now().After(end) {
 			n.tb.Fatalf("%s: no packet in direction %s was dropped", family, direction)
 		}

@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a condition may take to come true.
-const patience = 10 * time.Second
+const patience = 2 * time.Minute
 
 // backends are those that can be asked for.
 var backends = []Backend{NFT, Legacy}

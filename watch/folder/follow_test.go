@@ -44,7 +44,8 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-const patience = 10 * time.Second
+// patience bounds the wait for what must come.
+const patience = 2 * time.Minute
 
 // follow starts Follow and waits for its first delta.
 func follow(t *testing.T, dir string) *following {

@@ -25,7 +25,7 @@ import (
 )
 
 // patience is how long a test waits for what is bound to come.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // followed is a Source at work, with the Keeper that it feeds.
 type followed struct {

@@ -18,7 +18,8 @@ import (
 	"time"
 )
 
-const patience = 10 * time.Second
+// patience bounds the wait for what must come.
+const patience = 2 * time.Minute
 
 // served runs Serve until the test ends, or until stop is called.
 func served(t *testing.T, opts Options, s *State) (stop func()) {
