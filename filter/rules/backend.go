@@ -18,6 +18,7 @@ var ErrNotInstalled = errors.New("iptables is not installed: install it (Debian,
 
 // tool is a command of one family and one backend that the node has.
 type tool struct {
+	family     Family
 	name, path string
 	backend    Backend
 }
@@ -40,7 +41,7 @@ func lookPath(name string) (string, error) {
 // backend; the one that plain "iptables" stands for comes first.
 func findTools(ctx context.Context, f Family) []tool {
 	var tools []tool
-	plain := tool{name: f.command()}
+	plain := tool{family: f, name: f.command()}
 	if path, err := lookPath(plain.name); err == nil {
 		plain.path, plain.backend = path, Legacy
 		// Versions before 1.8 know one backend and do not name it.
@@ -49,7 +50,7 @@ func findTools(ctx context.Context, f Family) []tool {
 		}
 	}
 	for _, b := range []Backend{NFT, Legacy} {
-		t := tool{name: f.command() + "-" + string(b), backend: b}
+		t := tool{family: f, name: f.command() + "-" + string(b), backend: b}
 		path, err := lookPath(t.name)
 		switch {
 		case err == nil:
@@ -74,7 +75,8 @@ type use struct {
 }
 
 // usage reads all tables of a backend, both families. Reading loads nothing:
-// the -save commands visit only tables that exist.
+// the -save commands visit only tables that exist. They stop at the first rule that
+// they cannot print; then the tables are read without them.
 func usage(ctx context.Context, tools []tool) (use, error) {
 	var u use
 	for _, t := range tools {
@@ -87,11 +89,29 @@ func usage(ctx context.Context, tools []tool) (use, error) {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
 		}
 		if err != nil {
-			return use{}, fmt.Errorf("%s: %w", path, explain(err))
+			err = explain(err)
 		}
-		u.add(string(out))
+		if errors.Is(err, ErrPrivilege) || ctx.Err() != nil {
+			return use{}, fmt.Errorf("%s: %w", path, err)
+		}
+		if err == nil && !strings.Contains(string(out), "is incompatible, use 'nft' tool") {
+			u.add(string(out))
+			continue
+		}
+		if second := u.addUnprintable(ctx, t); second != nil {
+			return use{}, fmt.Errorf("%s: %w", path, errors.Join(err, second))
+		}
 	}
 	return u, nil
+}
+
+// addUnprintable counts in the tables of a backend of which iptables-save does not
+// print all.
+func (u *use) addUnprintable(ctx context.Context, t tool) error {
+	if t.backend == NFT {
+		return nftTable{t.family}.count(u)
+	}
+	return u.addListings(ctx, t)
 }
 
 // add counts in what iptables-save has printed.
@@ -100,12 +120,18 @@ func (u *use) add(saved string) {
 		fields := strings.Fields(line)
 		switch {
 		case len(fields) < 2:
-		case fields[0] == ":KUBE-IPTABLES-HINT" || fields[0] == ":KUBE-KUBELET-CANARY":
+		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOurs(fields[1]) && !leadsTo(line, isOurs):
 			u.rules++ // ours do not count: they say only what we found last time
 		}
 	}
+}
+
+// isKubelets reports whether a chain is one by which kubelet says which backend is in
+// use.
+func isKubelets(chain string) bool {
+	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
 }
 
 // choose says which backend the others use, and how one can tell.
@@ -243,17 +269,23 @@ func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 // legacyTable says whether the legacy mangle table of this network namespace
 // has been made.
 func legacyTable(f Family) (bool, error) {
+	names, err := legacyTables(f)
+	return slices.Contains(names, table), err
+}
+
+// legacyTables are the names of the legacy tables of this network namespace.
+func legacyTables(f Family) ([]string, error) {
 	// thread-self, because the namespace belongs to the thread.
 	path := map[Family]string{IPv4: "/proc/thread-self/net/ip_tables_names", IPv6: "/proc/thread-self/net/ip6_tables_names"}[f]
 	names, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil, nil
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return false, ErrPrivilege
+		return nil, ErrPrivilege
 	}
 	if err != nil {
-		return false, fmt.Errorf("read the names of legacy tables: %w", err)
+		return nil, fmt.Errorf("read the names of legacy tables: %w", err)
 	}
-	return slices.Contains(strings.Fields(string(names)), table), nil
+	return strings.Fields(string(names)), nil
 }

@@ -101,6 +101,9 @@ func (t *Fake) Rules(_ context.Context, chain string) ([]string, error) {
 	return rules, nil
 }
 
+// Inactive implements Table.
+func (t *Fake) Inactive(context.Context) (string, error) { return "", nil }
+
 // Generation implements Table.
 func (t *Fake) Generation() (uint32, bool) {
 	t.mu.Lock()

@@ -13,6 +13,8 @@ type holding struct {
 	names  []string            // of all chains
 	chains map[string][]string // the rules of our chains, older ones included
 	hook   []string            // the rules of the hook
+	// inactive says why no packet meets the rules, if none does.
+	inactive string
 }
 
 // look reads a table. The commands read one chain at a time, so that somebody
@@ -23,6 +25,9 @@ func look(ctx context.Context, t Table) (holding, error) {
 		return holding{}, err
 	}
 	h := holding{names: names, chains: map[string][]string{}}
+	if h.inactive, err = t.Inactive(ctx); err != nil {
+		return holding{}, err
+	}
 	if h.hook, err = t.Rules(ctx, hook); err != nil {
 		return holding{}, err
 	}
@@ -48,9 +53,20 @@ func (h holding) older() []string {
 	return names
 }
 
-// equal says whether both hold the same of ours.
+// outdated are the chains of older versions that are to go: not those that are empty
+// and cannot be deleted.
+func (t *keptTable) outdated(now holding) []string {
+	return slices.DeleteFunc(now.older(), func(name string) bool {
+		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
+	})
+}
+
+// equal says whether both hold the same of ours, but for the handles of rules.
 func (h holding) equal(o holding) bool {
-	return slices.Equal(h.hook, o.hook) && maps.EqualFunc(h.chains, o.chains, slices.Equal)
+	same := func(a, b []string) bool {
+		return slices.EqualFunc(a, b, func(a, b string) bool { return withoutHandle(a) == withoutHandle(b) })
+	}
+	return same(h.hook, o.hook) && maps.EqualFunc(h.chains, o.chains, same)
 }
 
 // spelling is how this node's iptables prints our rules, where that differs from
@@ -99,8 +115,11 @@ func (t *keptTable) faults(now holding, want map[string][]string) []string {
 			wrong = append(wrong, fmt.Sprintf("chain %s has other rules", name))
 		}
 	}
-	for _, name := range now.older() {
+	for _, name := range t.outdated(now) {
 		wrong = append(wrong, fmt.Sprintf("chain %s is not of this version", name))
+	}
+	if now.inactive != "" {
+		wrong = append(wrong, now.inactive)
 	}
 	return append(wrong, t.jumpFaults(now.hook)...)
 }
@@ -149,27 +168,60 @@ func leading(ctx context.Context, t Table, now holding, is func(chain string) bo
 }
 
 // clearTable takes all of ours out of a table, and says what that was, in the
-// words of iptables.
+// words of iptables. A chain that something else refers to, such as a map of native
+// nft, cannot be deleted: it is emptied, and then does nothing.
 func clearTable(ctx context.Context, t Table) (removed []string, err error) {
-	now, err := look(ctx, t)
-	if err != nil {
-		return nil, err
+	for try := 0; ; try++ {
+		now, err := look(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		c := change{drop: slices.Sorted(maps.Keys(now.chains)), keepDropped: try == clearTries}
+		if len(c.drop) == 0 {
+			return nil, nil // no rule can lead to a chain that is not there
+		}
+		if c.stale, err = leading(ctx, t, now, isOurs); err != nil {
+			return nil, err
+		}
+		err = t.Restore(ctx, c.text())
+		if err != nil && (try == clearTries || ctx.Err() != nil) {
+			return nil, fmt.Errorf("remove the rules: %w", err)
+		}
+		if err == nil {
+			return c.removed(now, dropEach(ctx, t, c)), nil
+		}
 	}
-	c := change{drop: slices.Sorted(maps.Keys(now.chains))}
-	if len(c.drop) == 0 {
-		return nil, nil // no rule can lead to a chain that is not there
-	}
-	if c.stale, err = leading(ctx, t, now, isOurs); err != nil {
-		return nil, err
-	}
-	if err := t.Restore(ctx, c.text()); err != nil {
-		return nil, fmt.Errorf("remove the rules: %w", err)
-	}
-	for _, rule := range c.stale {
-		removed = append(removed, "rule "+strings.TrimPrefix(rule, "-A "))
+}
+
+// clearTries is how often the chains are to be deleted, before they are only emptied:
+// what is to be deleted may be gone since the look, or iptables may not find it.
+const clearTries = 2
+
+// dropEach deletes those chains of a change that only have been emptied, one by one,
+// and returns those that cannot be deleted.
+func dropEach(ctx context.Context, t Table, c change) (left []string) {
+	if !c.keepDropped {
+		return nil
 	}
 	for _, name := range c.drop {
-		removed = append(removed, fmt.Sprintf("chain %s, rules: %d", name, len(now.chains[name])))
+		if t.Restore(ctx, change{drop: []string{name}}.text()) != nil {
+			left = append(left, name)
+		}
 	}
-	return removed, nil
+	return left
+}
+
+// removed says what a change has taken away. The chains in left could not be deleted.
+func (c change) removed(before holding, left []string) (lines []string) {
+	for _, rule := range c.stale {
+		lines = append(lines, "rule "+strings.TrimPrefix(rule, "-A "))
+	}
+	for _, name := range c.drop {
+		line := fmt.Sprintf("chain %s, rules: %d", name, len(before.chains[name]))
+		if slices.Contains(left, name) {
+			line = fmt.Sprintf("rules of chain %s: %d; the chain itself stays, empty, because something else refers to it", name, len(before.chains[name]))
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }

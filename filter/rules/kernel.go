@@ -17,6 +17,10 @@ import (
 // legacy backend. Kubernetes components hold it for tenths of a second.
 const lockWait = 5 * time.Second
 
+// restoreTimeout bounds one run of iptables-restore, so that a command that hangs does
+// not end all repairs.
+const restoreTimeout = 20 * time.Second
+
 // ErrPrivilege says that the kernel refused because of who we are.
 var ErrPrivilege = errors.New("no privilege to change the node's packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")
 
@@ -26,8 +30,11 @@ type kernelTable struct {
 	name    string
 	backend Backend
 	reader  *iptables.IPTables
+	path    string   // of iptables
 	restore string   // path of iptables-restore
 	wait    []string // its arguments that make it wait for the lock
+	// byHandle has rules of others read with their handles instead of by iptables.
+	byHandle bool
 }
 
 // openTable finds out what the command can do.
@@ -44,7 +51,7 @@ func openTable(f Family, t tool) (Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use %s: %w", t.path, err)
 	}
-	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, restore: restore}
+	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, path: t.path, restore: restore}
 	if a, b, c := reader.GetIptablesVersion(); a > 1 || b > 6 || b == 6 && c >= 2 {
 		k.wait = []string{"-w", strconv.Itoa(int(lockWait / time.Second))} // since 1.6.2
 	}
@@ -54,15 +61,52 @@ func openTable(f Family, t tool) (Table, error) {
 func (k *kernelTable) Family() Family { return k.family }
 func (k *kernelTable) String() string { return k.name }
 
-func (k *kernelTable) Chains(context.Context) ([]string, error) {
-	chains, err := k.reader.ListChains(table)
-	if err != nil {
-		return nil, fmt.Errorf("list the chains of %s: %w", table, explain(err))
+// Chains asks nf_tables itself, because iptables-nft refuses to list a table in which
+// a single rule is beyond it.
+func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
+	if k.backend != NFT {
+		return k.legacyChains(ctx)
 	}
-	return chains, nil
+	chains, err := k.nft().chains()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, c := range chains {
+		names = append(names, c.name)
+	}
+	return names, nil
 }
 
-func (k *kernelTable) Rules(_ context.Context, chain string) ([]string, error) {
+// Rules has iptables list the chain. Where it refuses, because of a rule that it
+// cannot express or a library that it lacks, the rules are read without it, as far as
+// they lead to other chains.
+func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
+	if !k.byHandle || isOurs(chain) {
+		rules, err := k.list(chain)
+		if err == nil || errors.Is(explain(err), ErrPrivilege) {
+			return rules, err
+		}
+		if k.backend != NFT {
+			if rules, second := k.legacyRules(ctx, chain); second == nil {
+				return rules, nil
+			}
+			return nil, err
+		}
+	}
+	rules, err := k.nft().rules(chain)
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	for _, r := range rules {
+		lines = append(lines, r.text(chain))
+	}
+	return lines, nil
+}
+
+// list has iptables list the rules of a chain.
+func (k *kernelTable) list(chain string) ([]string, error) {
 	lines, err := k.reader.List(table, chain)
 	if err != nil {
 		return nil, fmt.Errorf("list the rules of %s %s: %w", table, chain, explain(err))
@@ -76,6 +120,16 @@ func (k *kernelTable) Rules(_ context.Context, chain string) ([]string, error) {
 	return rules, nil
 }
 
+func (k *kernelTable) nft() nftTable { return nftTable{k.family} }
+
+// Inactive implements Table. The legacy backend has no such states.
+func (k *kernelTable) Inactive(context.Context) (string, error) {
+	if k.backend != NFT {
+		return "", nil
+	}
+	return k.nft().inactive()
+}
+
 // Generation is known of nf_tables alone, and then counts the changes of all
 // tables. An error is no news: Rules will meet it too.
 func (k *kernelTable) Generation() (uint32, bool) {
@@ -86,7 +140,49 @@ func (k *kernelTable) Generation() (uint32, bool) {
 	return n, err == nil
 }
 
+// Restore has iptables-restore carry out the text. Around it goes what iptables cannot
+// do: rules that are named by their handle are deleted after the rest is in place and
+// before chains are dropped to which they may lead; and a table that is switched off
+// is switched on.
 func (k *kernelTable) Restore(ctx context.Context, text string) error {
+	if k.backend != NFT {
+		return k.run(ctx, text)
+	}
+	if k.byHandle {
+		var err error
+		if text, err = k.nft().withHandles(text); err != nil {
+			return err
+		}
+	}
+	steps := splitText(text)
+	err := k.run(ctx, steps.first)
+	if err != nil && k.clearBaseChains(text) {
+		err = k.run(ctx, steps.first)
+	}
+	for _, h := range steps.handles {
+		if err == nil {
+			err = k.nft().deleteRule(h.chain, h.handle)
+		}
+	}
+	if err == nil && steps.last != "" {
+		err = k.run(ctx, steps.last)
+	}
+	// iptables may not find a rule that it has printed, or not get past one that it does
+	// not understand. By its handle any rule can be deleted the next time.
+	k.byHandle = err != nil
+	if err != nil {
+		return err
+	}
+	if off, err := k.nft().dormant(); err != nil || !off {
+		return err
+	}
+	return k.nft().wake()
+}
+
+// run is one run of iptables-restore.
+func (k *kernelTable) run(ctx context.Context, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, k.restore, append([]string{"--noflush"}, k.wait...)...)
 	cmd.Stdin = strings.NewReader(text)
 	var stderr bytes.Buffer
@@ -95,6 +191,58 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 		return fmt.Errorf("%s: %w", k.restore, explain(fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))))
 	}
 	return nil
+}
+
+// clearBaseChains deletes chains with names of ours that the kernel itself calls, and
+// reports whether there were any: no rule can jump to such a chain, and iptables
+// cannot delete it.
+func (k *kernelTable) clearBaseChains(text string) (cleared bool) {
+	chains, err := k.nft().chains()
+	if err != nil {
+		return false
+	}
+	for _, c := range chains {
+		if c.base && isOurs(c.name) && k.nft().deleteChain(c.name) == nil {
+			cleared = true
+		}
+	}
+	return cleared
+}
+
+// steps are the parts of a transaction that refers to rules by handles.
+type steps struct {
+	first   string
+	handles []ruleHandle
+	last    string
+}
+
+type ruleHandle struct {
+	chain  string
+	handle uint64
+}
+
+// splitText splits a transaction that refers to rules by handles. Without any, all of
+// it is the first step, and so remains one transaction.
+func splitText(text string) steps {
+	var s steps
+	var first, last []string
+	for line := range strings.Lines(text) {
+		if chain, handle, is := handleOf(line); is {
+			s.handles = append(s.handles, ruleHandle{chain, handle})
+		} else if strings.HasPrefix(line, "-X ") {
+			last = append(last, line)
+		} else {
+			first = append(first, line)
+		}
+	}
+	if len(s.handles) == 0 {
+		return steps{first: text}
+	}
+	s.first = strings.Join(first, "")
+	if len(last) > 0 {
+		s.last = "*" + table + "\n" + strings.Join(last, "") + "COMMIT\n"
+	}
+	return s
 }
 
 // explain gives the errors of the commands that a user can do something about

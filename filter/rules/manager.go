@@ -30,6 +30,9 @@ type keptTable struct {
 	Table
 	spelling spelling
 	failed   atomic.Pointer[string] // the error that Run logged last, until it is over
+	// stuck are chains of older versions that something refers to. They were emptied, and
+	// stay.
+	stuck []string
 	// The table was right when its generation was this one.
 	generation uint32
 	right      bool
@@ -178,8 +181,14 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 		case try == 3:
 			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): see who else changes %s", strings.Join(faults, "; "), table)
 		}
-		// What is to be deleted may have been, since the look: look once more.
-		if err := t.write(ctx, now, want); err != nil && (try > 0 || ctx.Err() != nil) {
+		// What is to be deleted may have been, since the look: look once more. Then it
+		// may be an older chain that cannot be deleted.
+		err = t.write(ctx, now, want)
+		if err != nil && try > 0 && len(t.outdated(now)) > 0 {
+			t.stuck = t.outdated(now)
+			err = t.write(ctx, now, want)
+		}
+		if err != nil && (try > 0 || ctx.Err() != nil) {
 			return wrong, err
 		}
 		before = now
@@ -189,7 +198,8 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 // write makes what a table holds into what is wanted, in one transaction. The
 // hook is touched only if the jump is not right.
 func (t *keptTable) write(ctx context.Context, now holding, want map[string][]string) error {
-	c := change{fill: want, drop: now.older()}
+	c := change{fill: want, drop: t.outdated(now)}
+	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
 		// Rare, so that only now all chains are searched for rules that lead there.
 		refs, err := leading(ctx, t, now, func(chain string) bool { return slices.Contains(c.drop, chain) })
@@ -206,7 +216,11 @@ func (t *keptTable) write(ctx context.Context, now holding, want map[string][]st
 			c.stale = append(c.stale, rule)
 		}
 	}
-	if err := t.Restore(ctx, c.text()); err != nil {
+	err := t.Restore(ctx, c.text())
+	switch {
+	case err != nil && now.inactive != "":
+		return fmt.Errorf("write the rules: %s: %w", now.inactive, err)
+	case err != nil:
 		return fmt.Errorf("write the rules: %w", err)
 	}
 	return nil

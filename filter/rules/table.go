@@ -12,8 +12,13 @@ type Table interface {
 	String() string
 	// Chains are the names of all chains, built-in ones included.
 	Chains(ctx context.Context) ([]string, error)
-	// Rules are the rules of a chain that exists, each "-A CHAIN ...", in order.
+	// Rules are the rules of a chain that exists, each "-A CHAIN ...", in order. Of one
+	// that iptables cannot print the text has at least the jumps to other chains, and
+	// suffices for deleting it.
 	Rules(ctx context.Context, chain string) ([]string, error)
+	// Inactive says why no packet meets the rules of the table although they are there;
+	// empty if packets do. Restore ends such a state where it can.
+	Inactive(ctx context.Context) (why string, err error)
 	// Generation is a number that is another one after any change to the table,
 	// and perhaps after others, where that is much cheaper to know than Rules.
 	Generation() (number uint32, known bool)

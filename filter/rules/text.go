@@ -146,10 +146,12 @@ func (o Options) Wanted(f Family) string {
 
 // change is what a transaction does.
 type change struct {
-	fill   map[string][]string // chains of ours that get these rules, whatever they held
-	stale  []string            // rules to take away, "-A CHAIN ..."
-	drop   []string            // chains to take away
-	hooked bool                // put the jump in the first place
+	fill  map[string][]string // chains of ours that get these rules, whatever they held
+	stale []string            // rules to take away, "-A CHAIN ..."
+	drop  []string            // chains to take away
+	// keepDropped empties these chains only, for where something refers to them.
+	keepDropped bool
+	hooked      bool // put the jump in the first place
 }
 
 // text is the transaction. Chains are made before rules lead to them, and
@@ -171,7 +173,9 @@ func (c change) text() string {
 		lines = append(lines, "-F "+name)
 	}
 	for _, name := range c.drop {
-		lines = append(lines, "-X "+name)
+		if !c.keepDropped {
+			lines = append(lines, "-X "+name)
+		}
 	}
 	if c.hooked {
 		lines = append(lines, "-I "+hook+" 1 -j "+Chain)

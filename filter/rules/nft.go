@@ -1,0 +1,456 @@
+package rules
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// nftTable is the mangle table of one family in nf_tables, asked over netlink.
+//
+// iptables-nft refuses to list a table in which somebody has a rule that iptables
+// cannot express, and a chain likewise. Writing to them it does not refuse. So
+// everything is written by iptables and our own chains are read by it; over netlink
+// go the questions that concern what others have there, and the few changes that
+// iptables cannot make.
+type nftTable struct{ family Family }
+
+// nftChain is a chain of the table.
+type nftChain struct {
+	name string
+	// base is set if the kernel itself calls the chain; hook and priority are where.
+	base     bool
+	hook     uint32
+	priority int32
+}
+
+// nftRule is a rule, as far as it says where packets go next.
+type nftRule struct {
+	handle  uint64
+	targets []nftTarget
+	// plain is set if the rule does nothing but count and jump.
+	plain bool
+}
+
+type nftTarget struct {
+	flag  string // of iptables: -j or -g
+	chain string
+}
+
+// proto is the number of the family in netfilter.
+func (t nftTable) proto() byte {
+	if t.family == IPv6 {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
+}
+
+// message makes a message of nf_tables about this table's family.
+func (t nftTable) message(kind uint16, flags netlink.HeaderFlags, attrs []byte) netlink.Message {
+	return netlink.Message{
+		Header: netlink.Header{Type: nftType(kind), Flags: netlink.Request | flags},
+		Data:   append([]byte{t.proto(), unix.NFNETLINK_V0, 0, 0}, attrs...),
+	}
+}
+
+// encode makes attributes; nf_tables has all numbers in network byte order.
+func encode(fill func(*netlink.AttributeEncoder)) ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.ByteOrder = binary.BigEndian
+	fill(ae)
+	return ae.Encode()
+}
+
+// dumpTries bounds how often a list is read that changes meanwhile.
+const dumpTries = 5
+
+// dump reads a list. The answers' attributes are passed to each. The socket is a
+// new one each time, because it belongs to the namespace of the thread that opens it.
+func (t nftTable) dump(kind uint16, attrs []byte, each func(*netlink.AttributeDecoder) error) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var answers []netlink.Message
+	for try := 1; ; try++ {
+		answers, err = c.Execute(t.message(kind, netlink.Dump, attrs))
+		if err == nil && !slices.ContainsFunc(answers, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 }) {
+			break
+		}
+		if errors.Is(err, unix.ENOENT) {
+			return nil // no such table or chain: nothing is listed
+		}
+		if try < dumpTries && (err == nil || errors.Is(err, unix.EINTR)) {
+			continue
+		}
+		if err == nil {
+			err = errors.New("the rules change faster than they can be read")
+		}
+		return err
+	}
+	for _, m := range answers {
+		if len(m.Data) < nfgenmsgLen || m.Data[0] != t.proto() {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(m.Data[nfgenmsgLen:])
+		if err != nil {
+			return err
+		}
+		ad.ByteOrder = binary.BigEndian
+		if err := each(ad); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chains are all chains of the table. A table that does not exist has none.
+func (t nftTable) chains() (chains []nftChain, err error) {
+	err = t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
+		var c nftChain
+		var of string
+		for ad.Next() {
+			switch ad.Type() {
+			case unix.NFTA_CHAIN_TABLE:
+				of = ad.String()
+			case unix.NFTA_CHAIN_NAME:
+				c.name = ad.String()
+			case unix.NFTA_CHAIN_HOOK:
+				c.base = true
+				ad.Nested(c.readHook)
+			}
+		}
+		if of == table {
+			chains = append(chains, c)
+		}
+		return ad.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of %s: %w", table, explain(err))
+	}
+	return chains, nil
+}
+
+func (c *nftChain) readHook(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_HOOK_HOOKNUM:
+			c.hook = ad.Uint32()
+		case unix.NFTA_HOOK_PRIORITY:
+			c.priority = int32(ad.Uint32())
+		}
+	}
+	return nil
+}
+
+// dormant reports whether the table is switched off: its rules are there, and no
+// packet meets them.
+func (t nftTable) dormant() (off bool, err error) {
+	err = t.dump(unix.NFT_MSG_GETTABLE, nil, func(ad *netlink.AttributeDecoder) error {
+		var name string
+		var flags uint32
+		for ad.Next() {
+			switch ad.Type() {
+			case unix.NFTA_TABLE_NAME:
+				name = ad.String()
+			case unix.NFTA_TABLE_FLAGS:
+				flags = ad.Uint32()
+			}
+		}
+		off = off || name == table && flags&unix.NFT_TABLE_F_DORMANT != 0
+		return ad.Err()
+	})
+	if err != nil {
+		return false, fmt.Errorf("read the flags of %s: %w", table, explain(err))
+	}
+	return off, nil
+}
+
+// rules are the rules of a chain, in order.
+func (t nftTable) rules(chain string) (rules []nftRule, err error) {
+	attrs, err := encode(func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.NFTA_RULE_TABLE, table)
+		ae.String(unix.NFTA_RULE_CHAIN, chain)
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = t.dump(unix.NFT_MSG_GETRULE, attrs, func(ad *netlink.AttributeDecoder) error {
+		r, of, err := readRule(ad)
+		if of == (rulePlace{table, chain}) {
+			rules = append(rules, r)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the rules of %s %s: %w", table, chain, explain(err))
+	}
+	return rules, nil
+}
+
+// rulePlace is where a rule is.
+type rulePlace struct{ table, chain string }
+
+func readRule(ad *netlink.AttributeDecoder) (r nftRule, of rulePlace, err error) {
+	r.plain = true
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_RULE_TABLE:
+			of.table = ad.String()
+		case unix.NFTA_RULE_CHAIN:
+			of.chain = ad.String()
+		case unix.NFTA_RULE_HANDLE:
+			r.handle = ad.Uint64()
+		case unix.NFTA_RULE_EXPRESSIONS:
+			ad.Nested(r.readExpressions)
+		}
+	}
+	return r, of, ad.Err()
+}
+
+func (r *nftRule) readExpressions(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		ad.Nested(func(ad *netlink.AttributeDecoder) error {
+			var name string
+			for ad.Next() {
+				switch ad.Type() {
+				case unix.NFTA_EXPR_NAME:
+					name = ad.String()
+				case unix.NFTA_EXPR_DATA:
+					if name == "immediate" {
+						ad.Nested(r.readImmediate)
+					}
+				}
+			}
+			r.plain = r.plain && (name == "counter" || name == "immediate")
+			return nil
+		})
+	}
+	r.plain = r.plain && len(r.targets) == 1
+	return nil
+}
+
+// readImmediate finds the verdict that a rule ends with.
+func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		if ad.Type() != unix.NFTA_IMMEDIATE_DATA {
+			continue
+		}
+		ad.Nested(func(ad *netlink.AttributeDecoder) error {
+			for ad.Next() {
+				if ad.Type() == unix.NFTA_DATA_VERDICT {
+					ad.Nested(r.readVerdict)
+				}
+			}
+			return nil
+		})
+	}
+	return nil
+}
+
+func (r *nftRule) readVerdict(ad *netlink.AttributeDecoder) error {
+	var code int32
+	var chain string
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			code = int32(ad.Uint32())
+		case unix.NFTA_VERDICT_CHAIN:
+			chain = ad.String()
+		}
+	}
+	switch code {
+	case unix.NFT_JUMP:
+		r.targets = append(r.targets, nftTarget{"-j", chain})
+	case unix.NFT_GOTO:
+		r.targets = append(r.targets, nftTarget{"-g", chain})
+	}
+	return nil
+}
+
+// text writes the rule as iptables would, if iptables can express it. Otherwise it
+// gives the rule's handle and where it leads, which leadsTo understands and
+// [kernelTable.Restore] deletes by.
+func (r nftRule) text(chain string) string {
+	text := "-A " + chain
+	if !r.plain {
+		text += fmt.Sprintf(" %s%d", handleSign, r.handle)
+	}
+	for _, t := range r.targets {
+		text += " " + t.flag + " " + t.chain
+	}
+	return text
+}
+
+// handleSign precedes a handle in the text of a rule.
+const handleSign = "@"
+
+// handleOf is the handle in a line of a transaction that deletes a rule by it.
+func handleOf(line string) (chain string, handle uint64, is bool) {
+	words := strings.Fields(line)
+	if len(words) < 3 || words[0] != "-D" {
+		return "", 0, false
+	}
+	n, err := fmt.Sscanf(words[2], handleSign+"%d", &handle)
+	return words[1], handle, n == 1 && err == nil
+}
+
+// withHandles gives the handle of each rule that a transaction deletes by its text. The
+// texts are those of [nftRule.text].
+func (t nftTable) withHandles(text string) (string, error) {
+	var out strings.Builder
+	left := map[string][]nftRule{} // by chain
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if _, _, has := handleOf(line); has || len(words) < 3 || words[0] != "-D" {
+			out.WriteString(line)
+			continue
+		}
+		chain, rule := words[1], "-A "+strings.TrimSpace(strings.TrimPrefix(line, "-D "))
+		rules, read := left[chain]
+		if !read {
+			var err error
+			if rules, err = t.rules(chain); err != nil {
+				return "", err
+			}
+		}
+		at := slices.IndexFunc(rules, func(r nftRule) bool { return r.text(chain) == rule })
+		if at >= 0 { // otherwise it is gone
+			fmt.Fprintf(&out, "-D %s %s%d\n", chain, handleSign, rules[at].handle)
+			rules = slices.Delete(rules, at, at+1)
+		}
+		left[chain] = rules
+	}
+	return out.String(), nil
+}
+
+var handleInRule = regexp.MustCompile(` ` + handleSign + `\d+`)
+
+// withoutHandle makes the texts of rules comparable that were written twice.
+func withoutHandle(rule string) string { return handleInRule.ReplaceAllString(rule, "") }
+
+// deleteRule deletes a rule. That it is gone already is no error: the kernel gives a
+// handle to one rule only.
+func (t nftTable) deleteRule(chain string, handle uint64) error {
+	err := t.commit(unix.NFT_MSG_DELRULE, 0, func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.NFTA_RULE_TABLE, table)
+		ae.String(unix.NFTA_RULE_CHAIN, chain)
+		ae.Uint64(unix.NFTA_RULE_HANDLE, handle)
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete rule %d of %s %s: %w", handle, table, chain, explain(err))
+	}
+	return nil
+}
+
+// deleteChain deletes a chain and its rules.
+func (t nftTable) deleteChain(chain string) error {
+	err := t.commit(unix.NFT_MSG_DELCHAIN, 0, func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.NFTA_CHAIN_TABLE, table)
+		ae.String(unix.NFTA_CHAIN_NAME, chain)
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete chain %s %s: %w", table, chain, explain(err))
+	}
+	return nil
+}
+
+// wake switches the table on.
+func (t nftTable) wake() error {
+	err := t.commit(unix.NFT_MSG_NEWTABLE, 0, func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.NFTA_TABLE_NAME, table)
+		ae.Uint32(unix.NFTA_TABLE_FLAGS, 0)
+	})
+	if err != nil {
+		return fmt.Errorf("switch table %s on: %w", table, explain(err))
+	}
+	return nil
+}
+
+// commit carries out one change, which nf_tables takes in a batch only.
+func (t nftTable) commit(kind uint16, flags netlink.HeaderFlags, fill func(*netlink.AttributeEncoder)) error {
+	attrs, err := encode(fill)
+	if err != nil {
+		return err
+	}
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	edge := func(kind uint16) netlink.Message {
+		return netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request},
+			Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES},
+		}
+	}
+	batch := []netlink.Message{edge(unix.NFNL_MSG_BATCH_BEGIN), t.message(kind, netlink.Acknowledge|flags, attrs), edge(unix.NFNL_MSG_BATCH_END)}
+	if _, err := c.SendMessages(batch); err != nil {
+		return err
+	}
+	_, err = c.Receive() // the acknowledgement, or the error
+	return err
+}
+
+// count adds to u what all tables of the family hold, by whomever they were made.
+func (t nftTable) count(u *use) error {
+	err := t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_CHAIN_NAME {
+				u.kubelet = u.kubelet || isKubelets(ad.String())
+			}
+		}
+		return ad.Err()
+	})
+	if err == nil {
+		err = t.dump(unix.NFT_MSG_GETRULE, nil, func(ad *netlink.AttributeDecoder) error {
+			r, of, err := readRule(ad)
+			if err == nil && !isOurs(of.chain) && !leadsTo(r.text(of.chain), isOurs) {
+				u.rules++
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("count the rules of %s in nf_tables: %w", t.family, explain(err))
+	}
+	return nil
+}
+
+// hooks are the numbers of the kernel's hooks that iptables' chains hang on.
+var hooks = map[string]uint32{
+	"PREROUTING": unix.NF_INET_PRE_ROUTING, "INPUT": unix.NF_INET_LOCAL_IN, "FORWARD": unix.NF_INET_FORWARD,
+	"OUTPUT": unix.NF_INET_LOCAL_OUT, "POSTROUTING": unix.NF_INET_POST_ROUTING,
+}
+
+// manglePriority is where mangle's chains are among those of one hook
+// (NF_IP_PRI_MANGLE).
+const manglePriority = -150
+
+// inactive says why packets do not meet the rules of the table.
+func (t nftTable) inactive() (string, error) {
+	off, err := t.dormant()
+	if err != nil {
+		return "", err
+	}
+	if off {
+		return fmt.Sprintf("table %s is dormant", table), nil
+	}
+	chains, err := t.chains()
+	if err != nil {
+		return "", err
+	}
+	for _, c := range chains {
+		if c.name == hook && (!c.base || c.hook != hooks[hook] || c.priority != manglePriority) {
+			return fmt.Sprintf("chain %s of %s was made without iptables and does not have its place in the kernel: delete or rename it", hook, table), nil
+		}
+	}
+	return "", nil
+}
