@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -246,9 +247,12 @@ func splitText(text string) steps {
 }
 
 // explain gives the errors of the commands that a user can do something about
-// words of their own. The commands have no error codes but these texts.
+// words of their own. The commands have no error codes but these texts; netlink has.
 func explain(err error) error {
 	text := err.Error()
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w (%s)", ErrPrivilege, text)
+	}
 	for _, sign := range []string{"Permission denied", "Operation not permitted", "you must be root"} {
 		if strings.Contains(text, sign) {
 			return fmt.Errorf("%w (%s)", ErrPrivilege, strings.TrimSpace(text))
