@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -65,7 +67,7 @@ func isEnd(err error) bool {
 }
 
 func troubleOf(err error, server string, k *kind, verb string) *Trouble {
-	t := &Trouble{Server: server, Request: verb + " " + k.resource, Cause: err, resource: k.resource}
+	t := &Trouble{Server: server, Request: verb + " " + k.resource, Cause: worded(err), resource: k.resource}
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
 		if t.Mend = statusMend(err, status, k); t.Mend == "" {
@@ -75,6 +77,24 @@ func troubleOf(err error, server string, k *kind, verb string) *Trouble {
 	}
 	t.Request, t.resource, t.Mend = "", "", connectMend(err)
 	return t
+}
+
+// worded gives an error without a text one: a Status says all that it says in its
+// code, if a server or a proxy leaves its message away.
+func worded(err error) error {
+	if strings.TrimSpace(err.Error()) != "" {
+		return err
+	}
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return fmt.Errorf("an error of type %T without a text%w", err, err)
+	}
+	s := status.Status()
+	name := http.StatusText(int(s.Code))
+	if name == "" {
+		name = cmp.Or(string(s.Reason), "which HTTP has no name for")
+	}
+	return fmt.Errorf("the server answers %d, %s%w", s.Code, name, err)
 }
 
 // statusMend is what helps against an answer that concerns one kind, or the user.
