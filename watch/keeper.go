@@ -226,7 +226,7 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 // settle waits until no verdict of an older snapshot can take effect any more. It
 // is false if a worker is stuck, and fails only if ctx ends.
 func (k *Keeper) settle(ctx context.Context) (settled bool, err error) {
-	limited, stop := context.WithTimeout(ctx, patience)
+	limited, stop := context.WithTimeoutCause(ctx, patience, errors.New("a worker holds on to an old snapshot"))
 	defer stop()
 	err = k.pub.Settle(limited)
 	if err != nil && ctx.Err() == nil {

@@ -90,7 +90,7 @@ func (f *Fake) Dump(ctx context.Context, _ []netip.Addr, report func(*Conn)) err
 		conns = conns[:len(conns)/2]
 	}
 	for i := range conns {
-		if err := ctx.Err(); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return err
 		}
 		report(&conns[i])
@@ -103,7 +103,7 @@ func (f *Fake) Dump(ctx context.Context, _ []netip.Addr, report func(*Conn)) err
 
 // SetMarks implements Table.
 func (f *Fake) SetMarks(ctx context.Context, updates []Update) error {
-	if err := ctx.Err(); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	if f.BeforeSet != nil {

@@ -247,7 +247,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 // drain keeps new packets from the queues and waits until those that wait there
 // have been answered. New ones already get what they will get without an agent.
 func (a *agent) drain(ctx, serving context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, answering)
+	ctx, cancel := within(ctx, answering, "to answer the packets that wait")
 	defer cancel()
 	pass := a.opts.onExit == removeAtExit || a.opts.rules.FailOpen
 	if err := a.manager.Pause(ctx, pass); err != nil {
@@ -265,7 +265,7 @@ func (a *agent) drain(ctx, serving context.Context) error {
 // leave leaves the rules as they are to be without an agent. Its time is its own:
 // also when packets waited for too long, no rule may stay by mistake.
 func (a *agent) leave(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, goodbye)
+	ctx, cancel := within(ctx, goodbye, "to leave the rules as they are to be")
 	defer cancel()
 	a.rulesStay = true
 	if a.opts.onExit == keepAtExit {
@@ -299,10 +299,15 @@ func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes polic
 		return
 	}
 	if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
-		a.fail(err)
+		if !errors.Is(err, errEnding) {
+			a.fail(err)
+		}
 		<-ctx.Done() // there is no going on from here
 	}
 }
+
+// errEnding says that the agent was told to end before it began, which is no failure.
+var errEnding = errors.New("the agent ends before it has begun")
 
 // scope is which live connections are to be judged after a publish. Where pods are
 // expected decides of which keys the judges tell; with other ranges, all that live
@@ -333,7 +338,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	close(a.known)
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	case <-a.queues.Ready():
 	}
 	if a.occupied {
@@ -342,7 +347,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		}
 	}
 	if !a.advance(starting, applying) {
-		return context.Canceled
+		return errEnding
 	}
 	if err := a.apply(ctx); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)

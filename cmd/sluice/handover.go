@@ -69,13 +69,17 @@ func chooseQueues(first uint16, count int) (chosen uint16, occupied bool, err er
 }
 
 // takeOver asks the agent behind a socket to yield, and returns when it has. The
-// lease must stay open for as long as this agent is there.
-func takeOver(ctx context.Context, socket string) (lease io.Closer, err error) {
+// lease must stay open for as long as this agent is there. An agent that does not
+// answer within the timeout hangs: the error says so, and what to do.
+func takeOver(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
-	limited, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	timer := time.AfterFunc(takeoverPatience, cancel)
+	limited, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	cancel := func() { end(nil) }
+	timer := time.AfterFunc(timeout, func() {
+		end(fmt.Errorf("it has not answered on %s for %v: it hangs; end its process, and start this one again", socket, timeout))
+	})
 	request, err := http.NewRequestWithContext(limited, http.MethodPost, "http://agent/handover", http.NoBody)
 	if err != nil {
 		cancel()
@@ -85,6 +89,11 @@ func takeOver(ctx context.Context, socket string) (lease io.Closer, err error) {
 	switch {
 	case err == nil && response.StatusCode == http.StatusOK && timer.Stop():
 		return closeFunc(func() error { cancel(); return response.Body.Close() }), nil
+	case limited.Err() != nil:
+		if err == nil {
+			_ = response.Body.Close() // it answered when the time was over
+		}
+		err = context.Cause(limited)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		err = fmt.Errorf("%w %s: end what reads the queues, or name its socket with --socket", errNobody, socket)
 	case err == nil && response.StatusCode == http.StatusConflict:
@@ -110,7 +119,7 @@ var (
 // succeed takes over from the agent that is there, if one is.
 func (a *agent) succeed(ctx context.Context) error {
 	for end := time.Now().Add(takeoverPatience); ; {
-		lease, err := takeOver(ctx, a.opts.socket)
+		lease, err := takeOver(ctx, a.opts.socket, takeoverPatience)
 		switch {
 		case err == nil:
 			a.lease = lease
@@ -124,7 +133,7 @@ func (a *agent) succeed(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		case <-time.After(askAgain):
 		}
 	}
@@ -226,7 +235,7 @@ func (a *agent) stepIn() error {
 	}
 	a.log.Warn("the agent that took over is gone; enforcing again")
 	a.phase = enforcing
-	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+	ctx, cancel := within(context.Background(), goodbye, "to put the rules back in place")
 	defer cancel()
 	err := a.manager.Apply(ctx) // if it fails, the manager tries on
 	err = errors.Join(err, forgetOtherBackend(ctx, a.backend, a.log))

@@ -150,7 +150,7 @@ func addLogFlags(fs *pflag.FlagSet, opts *runOptions) {
 }
 
 func newLogger(e env, opts runOptions) *slog.Logger {
-	o := &slog.HandlerOptions{Level: opts.logLevel}
+	o := &slog.HandlerOptions{Level: opts.logLevel, ReplaceAttr: worded}
 	if opts.logFormat == "json" {
 		return slog.New(slog.NewJSONHandler(e.stderr, o))
 	}

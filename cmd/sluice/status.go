@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,7 +42,7 @@ another agent on the same node.`,
   sluice status -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), statusPatience)
+			ctx, cancel := within(cmd.Context(), statusPatience, "to answer")
 			defer cancel()
 			s, err := telemetry.Ask(ctx, socket)
 			if err != nil {

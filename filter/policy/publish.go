@@ -80,7 +80,7 @@ func (p *Published) Settle(ctx context.Context) error {
 		for wait := time.Microsecond; turn%2 == 1 && r.turn.Load() == turn; wait = min(2*wait, time.Millisecond) {
 			select {
 			case <-ctx.Done():
-				return ctx.Err()
+				return context.Cause(ctx)
 			case <-time.After(wait):
 			}
 		}

@@ -96,7 +96,7 @@ func (q *Queues) Drain(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d packets wait in the queues: %w", n, ctx.Err())
+			return fmt.Errorf("%d packets wait in the queues: %w", n, context.Cause(ctx))
 		case <-tick.C:
 		}
 	}

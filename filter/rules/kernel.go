@@ -189,6 +189,9 @@ func (k *kernelTable) run(ctx context.Context, text string) error {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // says more than that the command was killed
+		}
 		return fmt.Errorf("%s: %w", k.restore, explain(fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))))
 	}
 	return nil

@@ -126,6 +126,8 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 		return nil, fmt.Errorf("no agent answers on %s: start sluice run on this node, or name its socket with --socket", path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("the agent's socket %s is its owner's alone: ask as root", path)
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("ask the agent on %s: %w", path, context.Cause(ctx))
 	case err != nil:
 		return nil, fmt.Errorf("ask the agent on %s: %w", path, err)
 	}
@@ -136,7 +138,10 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	}
 	var s Status
 	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
-		return nil, fmt.Errorf("read the agent's answer: %w", err)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("read the answer of the agent on %s: %w", path, err)
 	}
 	s.Here = here
 	return &s, nil

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"sluice/bench/running"
+)
+
+// An agent that cannot take over because the one that is there hangs says so, and
+// what helps.
+func TestTakeOverFromAHungAgent(t *testing.T) {
+	s := newSite(t)
+	s.start("--on-exit", "keep")
+	if err := syscall.Kill(s.agent.PID(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	program, err := exec.LookPath("sluice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	a, err := running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket}})
+	if err == nil {
+		a.Kill()
+		t.Fatal("it took over from an agent that does not answer")
+	}
+	if text := err.Error(); !strings.Contains(text, s.socket) || !strings.Contains(text, "hangs") || strings.Contains(text, "context canceled") {
+		t.Errorf("it says: %s", text)
+	}
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/cmd/sluice/telemetry"
+	"sluice/watch/folder"
+)
+
+// hung is a socket behind which an agent does not answer.
+func hung(t *testing.T) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return path
+}
+
+// What is said about an agent that hangs names the agent, how long it was waited
+// for, and what helps; not the context that ended.
+func TestHungAgentIsNamed(t *testing.T) {
+	path := hung(t)
+	const timeout = 50 * time.Millisecond
+	_, takeover := takeOver(t.Context(), path, timeout)
+	ctx, cancel := within(t.Context(), timeout, "to answer")
+	defer cancel()
+	_, status := telemetry.Ask(ctx, path)
+	for what, tt := range map[string]struct {
+		err  error
+		want []string
+	}{
+		"take over": {takeover, []string{path, timeout.String(), "hangs", "end its process"}},
+		"status":    {status, []string{path, timeout.String()}},
+	} {
+		if tt.err == nil {
+			t.Errorf("%s: no error", what)
+			continue
+		}
+		for _, text := range tt.want {
+			if !strings.Contains(tt.err.Error(), text) {
+				t.Errorf("%s: %q lacks %q", what, tt.err, text)
+			}
+		}
+		if strings.Contains(tt.err.Error(), "context ") {
+			t.Errorf("%s: %q tells of a context", what, tt.err)
+		}
+	}
+}
+
+// Every context that ends by time says what took too long, and every error that is
+// made of a context's end gives that cause.
+func TestContextsNameTheirCause(t *testing.T) {
+	root := filepath.Join("..", "..")
+	checked := 0
+	for _, dir := range []string{"cache", "cmd", "filter", "watch"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			set := token.NewFileSet()
+			file, err := parser.ParseFile(set, path, nil, parser.SkipObjectResolution)
+			if err != nil {
+				return err
+			}
+			checked++
+			for _, at := range causeless(file) {
+				t.Errorf("%s: use context.WithTimeoutCause, or context.Cause", set.Position(at))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if checked < 50 {
+		t.Errorf("only %d files were looked at", checked)
+	}
+}
+
+// causeless are the places of a file that set a time limit without a cause, or hand
+// the error of a context on.
+func causeless(file *ast.File) (found []token.Pos) {
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.SelectorExpr:
+			if of, is := n.X.(*ast.Ident); is && of.Name == "context" && (n.Sel.Name == "WithTimeout" || n.Sel.Name == "WithDeadline") {
+				found = append(found, n.Pos())
+			}
+		case *ast.BinaryExpr:
+			return false // ctx.Err() != nil asks, and hands nothing on
+		case *ast.CallExpr:
+			if sel, is := n.Fun.(*ast.SelectorExpr); is && sel.Sel.Name == "Err" && len(n.Args) == 0 {
+				if of, is := sel.X.(*ast.Ident); is && strings.Contains(strings.ToLower(of.Name), "ctx") {
+					found = append(found, n.Pos())
+				}
+			}
+		}
+		return true
+	})
+	return found
+}
+
+func TestCauselessIsFound(t *testing.T) {
+	const text = `package p
+func f(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	if ctx.Err() != nil {
+		return fmt.Errorf("x: %w", ctx.Err())
+	}
+	return ctx.Err()
+}`
+	file, err := parser.ParseFile(token.NewFileSet(), "p.go", text, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(causeless(file)); n != 3 {
+		t.Errorf("%d places found, want 3", n)
+	}
+}
+
+// A log line has no attribute without a value.
+func TestNoEmptyAttributes(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		var out strings.Builder
+		log := newLogger(env{stderr: &out}, runOptions{logFormat: format})
+		log.Info("said", "problem", folder.Problem{File: "f.yaml", Detail: "d"}, "err", errors.New(""), "because", "", "n", 0, "cause", error(nil), "is", os.ErrNotExist)
+		text := out.String()
+		for _, bad := range []string{`=""`, `:""`, "because", "object", "= "} {
+			if strings.Contains(text, bad) {
+				t.Errorf("%s: %q in %s", format, bad, text)
+			}
+		}
+		for _, want := range []string{"f.yaml", "without a text", "file does not exist"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: no %q in %s", format, want, text)
+			}
+		}
+	}
+}
