@@ -84,10 +84,10 @@ var numbers = []number{
 // Metrics with labels.
 var (
 	buildInfo  = describe("build_info", "1, with the version of the agent and of Go.", "version", "goversion")
-	verdicts   = describe("verdicts_total", "Verdicts about packets, one for each new connection. The direction is the one that decided: where a rule allowed, which ends were isolated.", "direction", "verdict", "reason")
+	verdicts   = describe("verdicts_total", "Verdicts about packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided: where a rule allowed, which ends were isolated. What the kernel answered by itself has the reason kernel: it remembers verdicts without their reason and direction.", "direction", "verdict", "reason")
 	decision   = describe("decision_seconds", "Time from a packet's bytes to its verdict, without the queue. One of 64 is timed.")
-	lookups    = describe("flow_cache_lookups_total", "Decisions by what the flow cache had: a hit, a miss, or a stale verdict that no longer held.", "result")
-	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open to all because no policy concerns them, or allowed or denied by a verdict that it remembered.", "answer")
+	lookups    = describe("flow_cache_lookups_total", "Decisions of the agent by what its flow cache had: a hit, a miss, or a stale verdict that no longer held.", "result")
+	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open to all because no policy concerns them, or allowed or denied by a verdict that it remembered. They are among sluice_verdicts_total.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that the kernel could not be told to remember.")
 	rejudged   = describe("connections_rejudged_total", "Live connections that were judged anew after a change: newly judged, revoked, restored, or unchanged.", "result")
 	problems   = describe("problems", "What is wrong at present, by what it is about. sluice status tells more.", "kind")
@@ -97,6 +97,12 @@ var (
 	restarts   = describe("watch_restarts_total", "Watches that were begun again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that broke off with an error.", "kind")
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, rejudged, problems, synced, broken, events, restarts, failures}
+)
+
+// The labels of verdicts that the kernel gives: it knows neither direction nor reason.
+const (
+	notKnown = "unknown"
+	byKernel = "kernel"
 )
 
 // problemKinds have a series each, so that an alert sees them begin.
@@ -138,6 +144,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
 	if k := s.Kernel; k != nil {
+		// Without these a denial that repeats would count once, however often it does.
+		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
+		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
 		count(inKernel, "allowed", k.Allowed)
 		count(inKernel, "denied", k.Denied)
