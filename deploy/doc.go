@@ -3,6 +3,7 @@
 //	Dockerfile        the image, for builders that reach a registry
 //	image             builds the image without one
 //	kustomize/base    the DaemonSet and what it needs
+//	kustomize/startup-taint  a component: keep pods off new nodes until an agent is ready
 //	helm/sluice       the same as a chart
 //	monitoring        a Grafana dashboard and alert rules for Prometheus
 //

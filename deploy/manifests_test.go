@@ -154,7 +154,7 @@ func yamlOf(t *testing.T, o *objects) string {
 // eachRendering calls f for the base and for the chart with few and with all
 // values.
 func eachRendering(t *testing.T, f func(*testing.T, *objects)) {
-	for name, text := range map[string][]byte{"base": base(t), "chart": render(t), "chart, all values": render(t, fullValues)} {
+	for name, text := range map[string][]byte{"base": base(t), "base with the startup taint": withTaint(t), "chart": render(t), "chart, all values": render(t, fullValues)} {
 		t.Run(name, func(t *testing.T) { f(t, read(t, text)) })
 	}
 }
@@ -168,11 +168,14 @@ func TestRoleIsSmall(t *testing.T) {
 				t.Errorf("rule %+v", r)
 			}
 			for _, resource := range r.Resources {
-				may[r.APIGroups[0]+"/"+resource] = r.Verbs
+				may[r.APIGroups[0]+"/"+resource] = append(may[r.APIGroups[0]+"/"+resource], r.Verbs...)
 			}
 		}
 		read := []string{"get", "list", "watch"}
 		want := map[string][]string{"/pods": read, "/namespaces": read, "/nodes": read, "networking.k8s.io/networkpolicies": read}
+		if o.startupTaint() != "" {
+			want["/nodes"] = append(slices.Clone(read), "patch")
+		}
 		if !reflect.DeepEqual(may, want) {
 			t.Errorf("it may %v, want %v", may, want)
 		}
@@ -315,7 +318,7 @@ func TestHelmRendersAsTheTestsDo(t *testing.T) {
 func TestHelmRefusesBadValues(t *testing.T) {
 	for _, bad := range []string{
 		"fail=shut", "onExit=stay", "hold=1", "iptables=ebtables", "queues=-1", "httpAddress=9999", "runDir=run",
-		"log.level=loud", "image.pullPolicy=Sometimes", "podCIDRs={10.0.0.0}", "extraArgs={x}", "hodl=1s", "log.verdict=all",
+		"startupTaint=a=b:NoSchedule", "log.level=loud", "image.pullPolicy=Sometimes", "podCIDRs={10.0.0.0}", "extraArgs={x}", "hodl=1s", "log.verdict=all",
 	} {
 		t.Run(bad, func(t *testing.T) {
 			if _, err := tool(t, "helm", helmArgs("--set", bad)...); err == nil || !strings.Contains(err.Error(), "schema") {

@@ -1,7 +1,7 @@
 // Package apiserver is a stand-in for the reading side of a Kubernetes API server:
 // it serves list and watch of what it is told that there is, in the protocol and
 // the encodings of the real one, streaming lists, bookmarks and expired versions
-// included. Tests have it do what a real server does at the wrong moment alone, and
+// included. Nodes can be patched too. Tests have it do what a real server does at the wrong moment alone, and
 // benchmarks have it hold more objects than a real one would take in.
 package apiserver
 
@@ -121,6 +121,17 @@ func (s *Server) Delete(objects ...Object) {
 			s.happen(r, watch.Deleted, old.object.DeepCopyObject().(Object))
 		}
 	}
+}
+
+// Get returns the object of this one's kind and name as the server has it; nil if
+// there is none. It must not be changed.
+func (s *Server) Get(o Object) Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.resources[resourceOf(o)].objects[nameOf(o)]; st != nil {
+		return st.object
+	}
+	return nil
 }
 
 func (s *Server) happen(r *resource, event watch.EventType, o Object) {

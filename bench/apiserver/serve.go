@@ -23,7 +23,8 @@ var prefixes = map[string]string{
 	"pods": "/api/v1/", "namespaces": "/api/v1/", "nodes": "/api/v1/", "networkpolicies": "/apis/networking.k8s.io/v1/",
 }
 
-// ServeHTTP answers list and watch requests over the whole cluster.
+// ServeHTTP answers list and watch requests over the whole cluster, and get and JSON
+// patch of objects without a namespace.
 func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	enc := encodingFor(req)
 	if s.opts.Refuse != nil {
@@ -32,8 +33,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	name := req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:]
+	slash := strings.LastIndexByte(req.URL.Path, '/')
+	name := req.URL.Path[slash+1:]
 	r := s.resources[name]
+	if r == nil && req.URL.Path[:slash] == prefixes["nodes"]+"nodes" {
+		s.object(w, req, s.resources["nodes"], types.NamespacedName{Name: name}, enc)
+		return
+	}
 	if r == nil || req.URL.Path != prefixes[name]+name {
 		enc.answer(w, http.StatusNotFound, failure(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource"))
 		return

@@ -42,8 +42,10 @@ type runOptions struct {
 	manifests string
 	cluster   clusterOptions
 	nodeName  string
-	rules     rules.Options
-	onExit    onExit
+	// startupTaint is the key of the taint to remove from the Node; empty if none.
+	startupTaint string
+	rules        rules.Options
+	onExit       onExit
 
 	podCIDRs []netip.Prefix
 	hold     time.Duration
@@ -103,6 +105,9 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 			if opts.manifests != "" && opts.cluster.given() {
 				return fmt.Errorf("--manifests and --kubeconfig or --context name two worlds: give one of them")
 			}
+			if opts.manifests != "" && opts.startupTaint != "" {
+				return fmt.Errorf("--startup-taint is removed from a Node, and with --manifests there is no cluster that has one: leave it out")
+			}
 			if opts.nodeName == "" {
 				opts.nodeName = nodeName(e)
 			}
@@ -115,6 +120,7 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 	addClusterFlags(fs, &opts.cluster)
 	fs.StringVar(&opts.nodeName, "node-name", "", "`NAME` of the Node that this is; $NODE_NAME, or else the host's name")
 	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
+	addTaintFlags(fs, &opts)
 	addRulesFlags(fs, &opts.rules)
 	addHoldFlags(fs, &opts)
 	addQueueFlags(fs, &opts)
@@ -197,5 +203,5 @@ func (a *agent) source() (watch.Source, error) {
 	if len(a.opts.podCIDRs) > 0 {
 		ranges = nil // those that were given hold
 	}
-	return kube.New(config, kube.Options{NodeName: a.opts.nodeName, Ranges: ranges, Logger: a.log})
+	return kube.New(config, kube.Options{NodeName: a.opts.nodeName, Ranges: ranges, StartupTaint: a.startupTaint(), Logger: a.log})
 }

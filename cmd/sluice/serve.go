@@ -84,6 +84,7 @@ func (a *agent) state() *telemetry.State {
 		s.Sources = append(s.Sources, source.String())
 		if api, is := source.(*kube.Source); is {
 			s.Watches = append(s.Watches, watches(api.Health())...)
+			s.Problems = append(s.Problems, a.taintProblems(api)...)
 		}
 	}
 	for _, p := range a.keeper.Problems() {

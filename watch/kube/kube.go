@@ -55,6 +55,8 @@ type Options struct {
 	// Ranges gets the pod ranges of the Nodes, before the first Update; nil if
 	// nobody needs them.
 	Ranges *watch.Ranges
+	// StartupTaint is removed from this node's Node; nil if there is none.
+	StartupTaint *StartupTaint
 	// Logger gets what goes wrong, each once for as long as it does; nil
 	// discards it.
 	Logger *slog.Logger
@@ -68,6 +70,7 @@ type Source struct {
 	queue  *queue
 	health *health
 	tables []*table
+	taint  *startupTaint // nil if there is none
 	log    *slog.Logger
 }
 
@@ -86,10 +89,16 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	}
 	s := &Source{host: config.Host, client: c, queue: newQueue(len(kinds)), log: log}
 	s.health = newHealth(config.Host, log)
+	if opts.StartupTaint != nil {
+		s.taint = newStartupTaint(*opts.StartupTaint, opts.NodeName, config.Host, c.groups[nodeKind.group], log)
+	}
 	for _, k := range kinds {
 		t := newTable(k, s.queue, s.health)
 		if k == nodeKind && opts.Ranges != nil {
 			t.nodes = newNodes(opts.NodeName, opts.Ranges, log)
+		}
+		if k == nodeKind {
+			t.taint = s.taint
 		}
 		s.tables = append(s.tables, t)
 	}
@@ -120,6 +129,12 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.World))) erro
 		s.queue.run(ctx, update)
 		return nil
 	})
+	if s.taint != nil {
+		group.Go(func() error {
+			s.taint.run(ctx)
+			return nil
+		})
+	}
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("follow the %s: %w", s, err)
 	}

@@ -172,12 +172,16 @@ func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
 type node struct {
 	trimmed
 	ranges []string
+	taints []string // their keys
 }
 
 func trimNode(o *corev1.Node) *node {
 	n := &node{trimmed: trimMeta(&o.ObjectMeta), ranges: o.Spec.PodCIDRs}
 	if len(n.ranges) == 0 && o.Spec.PodCIDR != "" {
 		n.ranges = []string{o.Spec.PodCIDR}
+	}
+	for _, t := range o.Spec.Taints {
+		n.taints = append(n.taints, interned(t.Key))
 	}
 	return n
 }

@@ -32,7 +32,8 @@ type table struct {
 	kind   *kind
 	queue  *queue
 	health *health
-	nodes  *nodes // of Nodes, if somebody needs them
+	nodes  *nodes        // of Nodes, if somebody needs them
+	taint  *startupTaint // of this node's Node; nil if there is none
 	// known is what the API server has. With a pod's name goes its set of labels,
 	// so that the set stays known as long as the World has a pod with it.
 	known map[types.NamespacedName]*labelSet
@@ -120,6 +121,9 @@ func (t *table) set(o any) (change, error) {
 		t.known[c.name] = nil
 		if t.nodes != nil {
 			t.nodes.set(obj)
+		}
+		if t.taint != nil {
+			t.taint.observe(obj)
 		}
 	default:
 		t.known[c.name] = nil

@@ -33,7 +33,8 @@ const (
 	statusPhase, statusHostIP, statusPodIP = 1, 5, 6
 	statusPodIPs, statusHostIPs            = 12, 16
 	ipText                                 = 1
-	nodePodCIDR, nodePodCIDRs              = 1, 7
+	nodePodCIDR, nodeTaints, nodePodCIDRs  = 1, 5, 7
+	taintKey                               = 1
 )
 
 // magic is what an object encoded as protobuf begins with.
@@ -329,6 +330,13 @@ func wireNode(raw []byte) (*node, error) {
 			single = string(f.bytes)
 		case nodePodCIDRs:
 			n.ranges = append(n.ranges, string(f.bytes))
+		case nodeTaints:
+			return each(f.bytes, func(f field) error {
+				if f.number == taintKey {
+					n.taints = append(n.taints, interned(string(f.bytes)))
+				}
+				return nil
+			})
 		}
 		return nil
 	})

@@ -217,6 +217,7 @@ func TestFieldNumbers(t *testing.T) {
 		{corev1.PodStatus{}, "podIPs", statusPodIPs}, {corev1.PodStatus{}, "hostIPs", statusHostIPs},
 		{corev1.PodIP{}, "ip", ipText}, {corev1.HostIP{}, "ip", ipText},
 		{corev1.NodeSpec{}, "podCIDR", nodePodCIDR}, {corev1.NodeSpec{}, "podCIDRs", nodePodCIDRs},
+		{corev1.NodeSpec{}, "taints", nodeTaints}, {corev1.Taint{}, "key", taintKey},
 	} {
 		if got := numberOf(test.message, test.field); got != test.number {
 			t.Errorf("%T.%s is field %d, not %d", test.message, test.field, got, test.number)

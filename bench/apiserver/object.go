@@ -1,0 +1,73 @@
+package apiserver
+
+import (
+	"io"
+	"net/http"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// object answers get and patch of one object. Encoding writes to an object for a
+// moment, so that what others may be encoding is copied.
+func (s *Server) object(w http.ResponseWriter, req *http.Request, r *resource, name types.NamespacedName, enc encoding) {
+	var o Object
+	var status *metav1.Status
+	switch req.Method {
+	case http.MethodGet:
+		o, status = s.get(r, name)
+	case http.MethodPatch:
+		o, status = s.patch(r, name, req)
+	default:
+		status = failure(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "the server does not allow this method on the requested resource")
+	}
+	if status != nil {
+		enc.answer(w, int(status.Code), status)
+		return
+	}
+	enc.answer(w, http.StatusOK, o)
+}
+
+func (s *Server) get(r *resource, name types.NamespacedName) (Object, *metav1.Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := r.objects[name]; st != nil {
+		return st.object.DeepCopyObject().(Object), nil
+	}
+	return nil, failure(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
+}
+
+// patch applies a JSON patch, all of it or, if a test in it does not hold, nothing.
+func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request) (Object, *metav1.Status) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil || req.Header.Get("Content-Type") != string(types.JSONPatchType) {
+		return nil, failure(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType, "only JSON patches are served")
+	}
+	patch, err := jsonpatch.DecodePatch(body)
+	if err != nil {
+		return nil, failure(http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := r.objects[name]
+	if st == nil {
+		return nil, failure(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
+	}
+	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeJSON)
+	text, err := encoding{1, info}.encode(st.object.DeepCopyObject())
+	if err == nil {
+		text, err = patch.Apply(text)
+	}
+	o := r.empty.DeepCopyObject().(Object)
+	if err == nil {
+		err = runtime.DecodeInto(codecs.UniversalDeserializer(), text, o)
+	}
+	if err != nil {
+		return nil, failure(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err.Error())
+	}
+	s.happen(r, watch.Modified, o)
+	return o.DeepCopyObject().(Object), nil
+}

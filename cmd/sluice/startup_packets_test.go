@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/bench/apiserver"
+	"sluice/bench/lab"
+	"sluice/bench/running"
+	"sluice/watch/folder"
+)
+
+// standIn is a stand-in for the API server on the site's node, with what the site's
+// folder holds and the Node.
+type standIn struct {
+	*apiserver.Server
+	kubeconfig string
+}
+
+// serveAPI serves the site's objects until the test ends.
+func (s *site) serveAPI(t *testing.T, node *corev1.Node, refuse func(*http.Request) *metav1.Status) *standIn {
+	t.Helper()
+	objects, problems, err := folder.Read(s.dir)
+	if err != nil || len(problems) > 0 {
+		t.Fatal(err, problems)
+	}
+	api := &standIn{apiserver.New(apiserver.Options{Refuse: refuse}), filepath.Join(t.TempDir(), "config")}
+	for _, o := range objects.Namespaces {
+		api.Set(o)
+	}
+	for _, o := range objects.Pods {
+		api.Set(o)
+	}
+	for _, o := range objects.Policies {
+		api.Set(o)
+	}
+	api.Set(node)
+	listener, err := s.Nodes[0].ListenTCP(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: api}
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("serve the API: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		_ = server.Close()
+		wait.Wait()
+	})
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+ clusters: [{name: c, cluster: {server: "http://%s"}}], users: [{name: u, user: {token: t}}]}`, listener.Addr())
+	if err := os.WriteFile(api.kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return api
+}
+
+// startFollowing starts an agent that follows an API server.
+func (s *site) startFollowing(kubeconfig string, args ...string) {
+	s.t.Helper()
+	program, err := exec.LookPath("sluice")
+	if err != nil {
+		s.t.Fatalf("find the command under test: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	args = append([]string{"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", s.socket}, args...)
+	s.agent, err = running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Args: args})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(s.agent.Kill)
+}
+
+// problem waits until sluice status tells a problem.
+func (s *site) problem(t *testing.T, text string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		status, out, err := sluice(t, "status", "--socket", s.socket)
+		if status == exitFindings && strings.Contains(out, text) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("status %d says\n%s%s\nwant %q", status, out, err, text)
+		}
+	}
+}
+
+// From a node's boot until its first agent is ready, all is open. The startup taint
+// goes when that is over: the rules are in place, and connections that began before
+// are judged.
+func TestStartupTaintOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	for _, f := range families {
+		// Without a rule that needs it, the kernel tracks nothing.
+		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := corev1.Taint{Key: "dedicated", Value: "db", Effect: corev1.TaintEffectNoSchedule}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.Nodes[0].Name}, Spec: corev1.NodeSpec{
+		PodCIDRs: []string{s.Nodes[0].Pods4.String(), s.Nodes[0].Pods6.String()},
+		Taints:   []corev1.Taint{{Key: "sluice.dev/agent-not-ready", Effect: corev1.TaintEffectNoSchedule}, other},
+	}}
+	var granted atomic.Bool
+	api := s.serveAPI(t, node, func(req *http.Request) *metav1.Status {
+		if req.Method != http.MethodPatch {
+			return nil
+		}
+		if !granted.Load() {
+			return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "no patches"}
+		}
+		for _, f := range families {
+			to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
+			if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence); r.Outcome == lab.Reached {
+				t.Errorf("over %s a new connection passes when the taint goes", f.name)
+			}
+		}
+		return nil
+	})
+	var before []*session
+	for _, f := range families {
+		before = append(before, s.dial(t, "default/other", netip.AddrPortFrom(f.of(s.host("default/db")), 6379)))
+	}
+	s.startFollowing(api.kubeconfig, "--startup-taint", "sluice.dev/agent-not-ready")
+	s.problem(t, "taint sluice.dev/agent-not-ready of Node node-1: cannot be removed, so that no pods are scheduled here: no patches: let this user get and patch nodes")
+	granted.Store(true)
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		left := api.Get(node).(*corev1.Node).Spec.Taints
+		if len(left) == 1 && left[0] == other {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the Node bears %v", left)
+		}
+	}
+	for i, f := range families {
+		dropped := s.dropped(f.iptables)
+		before[i].write()
+		s.awaitDrop(t, f.iptables, dropped)
+		before[i].stopped()
+	}
+}
+
+// Where no rule had the kernel track connections, those from before the agent are
+// not known to it. The agent's own rules have it track them, and their next packet
+// is judged as a first one.
+func TestUntrackedFromBeforeOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	type pair struct{ allowed, denied *session }
+	var pairs []pair
+	for _, f := range families {
+		to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
+		pairs = append(pairs, pair{s.dial(t, "default/web", to), s.dial(t, "default/other", to)})
+	}
+	s.start("--log-verdicts", "denied")
+	for i, f := range families {
+		mark := s.agent.Mark()
+		pairs[i].allowed.write()
+		pairs[i].allowed.flows()
+		pairs[i].denied.write()
+		s.await(mark, "the denial over "+f.name, func(l running.Line) bool {
+			return l.Text("verdict") == "deny" && l.Text("src") == f.of(s.host("default/other")).String()
+		})
+		pairs[i].denied.stopped()
+	}
+}

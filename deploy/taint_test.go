@@ -1,0 +1,131 @@
+package deploy
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	sigsyaml "sigs.k8s.io/yaml"
+)
+
+const (
+	taintComponent = "kustomize/startup-taint/kustomization.yaml"
+	taintOverlay   = "testdata/startup-taint"
+)
+
+// withTaint is the base with the component's patches, as kustomize applies them.
+func withTaint(t *testing.T) []byte {
+	t.Helper()
+	var component struct {
+		metav1.TypeMeta `json:",inline"`
+		Patches         []struct {
+			Target struct{ Group, Version, Kind, Name string }
+			Patch  string
+		}
+	}
+	readYAML(t, taintComponent, &component)
+	used := make([]bool, len(component.Patches))
+	var all []byte
+	for reader := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(base(t)))); ; {
+		document, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var is metav1.PartialObjectMetadata
+		if err := sigsyaml.Unmarshal(document, &is); err != nil {
+			t.Fatal(err)
+		}
+		for i, p := range component.Patches {
+			if strings.TrimPrefix(p.Target.Group+"/"+p.Target.Version, "/") == is.APIVersion && p.Target.Kind == is.Kind && p.Target.Name == is.Name {
+				document, used[i] = apply(t, document, p.Patch), true
+			}
+		}
+		all = append(append(all, "---\n"...), document...)
+	}
+	if i := slices.Index(used, false); i >= 0 {
+		t.Errorf("%s: patch %d concerns nothing of the base", taintComponent, i)
+	}
+	return all
+}
+
+// apply applies a JSON patch, written in YAML, to a document of YAML.
+func apply(t *testing.T, document []byte, text string) []byte {
+	t.Helper()
+	steps, err := sigsyaml.YAMLToJSON([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch, err := jsonpatch.DecodePatch(steps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := sigsyaml.YAMLToJSON(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := patch.Apply(from)
+	if err != nil {
+		t.Fatalf("%s: %v", taintComponent, err)
+	}
+	return append(to, '\n')
+}
+
+// startupTaint is the taint that the agents of manifests remove; empty for none.
+func (o *objects) startupTaint() string {
+	for _, a := range o.daemonSet.Spec.Template.Spec.Containers[0].Args {
+		if key, ok := strings.CutPrefix(a, "--startup-taint="); ok {
+			return key
+		}
+	}
+	return ""
+}
+
+// The startup taint is for those who choose it. Its agents come to a node that bears
+// it, or it would never go.
+func TestStartupTaintIsTolerated(t *testing.T) {
+	for name, tt := range map[string]struct {
+		text []byte
+		key  string
+	}{
+		"base":              {base(t), ""},
+		"component":         {withTaint(t), "sluice.dev/agent-not-ready"},
+		"chart":             {render(t), ""},
+		"chart, all values": {render(t, fullValues), "example.com/agent-not-ready"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := read(t, tt.text)
+			if got := o.startupTaint(); got != tt.key {
+				t.Fatalf("the taint is %q, want %q", got, tt.key)
+			}
+			for _, effect := range []corev1.TaintEffect{corev1.TaintEffectNoSchedule, corev1.TaintEffectNoExecute} {
+				taint := corev1.Taint{Key: tt.key, Value: "any", Effect: effect}
+				if tt.key != "" && !slices.ContainsFunc(o.daemonSet.Spec.Template.Spec.Tolerations, func(tol corev1.Toleration) bool {
+					return tol.Operator == corev1.TolerationOpExists && (tol.Key == "" || tol.Key == taint.Key) && (tol.Effect == "" || tol.Effect == effect)
+				}) {
+					t.Errorf("the agent's pod does not tolerate %v", taint)
+				}
+			}
+		})
+	}
+}
+
+func TestKustomizeBuildsTheStartupTaint(t *testing.T) {
+	out, err := tool(t, "kustomize", "build", taintOverlay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := read(t, out), read(t, withTaint(t)); yamlOf(t, a) != yamlOf(t, b) {
+		t.Errorf("kustomize says\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
+	}
+}

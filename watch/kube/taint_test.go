@@ -1,0 +1,165 @@
+package kube
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/bench/apiserver"
+)
+
+const taintKeyOfTest = "sluice.dev/agent-not-ready"
+
+var (
+	startup = corev1.Taint{Key: taintKeyOfTest, Effect: corev1.TaintEffectNoSchedule}
+	evict   = corev1.Taint{Key: taintKeyOfTest, Value: "true", Effect: corev1.TaintEffectNoExecute}
+	added   = metav1.NewTime(time.Unix(1700000000, 0))
+	others  = []corev1.Taint{
+		{Key: "node.kubernetes.io/unreachable", Effect: corev1.TaintEffectNoExecute, TimeAdded: &added},
+		{Key: "example.com/" + "sluice.dev", Value: taintKeyOfTest, Effect: corev1.TaintEffectNoSchedule},
+		{Key: "dedicated", Value: "db", Effect: corev1.TaintEffectNoSchedule},
+	}
+)
+
+// tainted is a Node with taints, given as lists or one by one.
+func tainted(name string, taints ...any) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	for _, t := range taints {
+		switch t := t.(type) {
+		case corev1.Taint:
+			n.Spec.Taints = append(n.Spec.Taints, t)
+		case []corev1.Taint:
+			n.Spec.Taints = append(n.Spec.Taints, t...)
+		}
+	}
+	return n
+}
+
+// taintSite is a source at work that removes the taint from Node "here" when ready.
+type taintSite struct {
+	*followed
+	api   *apiserver.Server
+	ready atomic.Bool
+	asked atomic.Int64 // how often the taint's removal asked for readiness
+}
+
+func followTaint(t *testing.T, opts apiserver.Options, nodes ...apiserver.Object) *taintSite {
+	t.Helper()
+	s := new(taintSite)
+	api, config := serve(t, opts)
+	s.api = api
+	small(api)
+	api.Set(nodes...)
+	s.followed = follow(t, config, Options{NodeName: "here", StartupTaint: &StartupTaint{Key: taintKeyOfTest, Ready: func() bool {
+		s.asked.Add(1)
+		return s.ready.Load()
+	}}})
+	return s
+}
+
+// await waits until ok.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+// bears waits until a Node has exactly these taints.
+func (s *taintSite) bears(name string, want ...corev1.Taint) {
+	s.t.Helper()
+	await(s.t, fmt.Sprintf("Node %s bears %v", name, want), func() bool {
+		got := s.api.Get(tainted(name)).(*corev1.Node).Spec.Taints
+		return slices.EqualFunc(got, want, func(a, b corev1.Taint) bool {
+			return a.MatchTaint(&b) && a.Value == b.Value && a.TimeAdded.Equal(b.TimeAdded)
+		})
+	})
+}
+
+// TestStartupTaint: the taint stays until the agent is ready, then goes, by whatever
+// effect and place in the list, and again when it comes back. Taints of others and
+// other Nodes keep what they have.
+func TestStartupTaint(t *testing.T) {
+	s := followTaint(t, apiserver.Options{}, tainted("here", others[0], startup, others[1:], evict), tainted("there", startup))
+	await(t, "the agent is asked whether it is ready", func() bool { return s.asked.Load() > 2 })
+	s.bears("here", others[0], startup, others[1], others[2], evict)
+	s.ready.Store(true)
+	s.bears("here", others...)
+	await(t, "the removal is logged, once", func() bool { return s.log.count(taintRemoved) == 1 })
+
+	s.api.Set(tainted("here", startup))
+	s.bears("here")
+	s.ready.Store(false)
+	s.api.Set(tainted("here", evict, others))
+	asked := s.asked.Load()
+	await(t, "the agent is asked again", func() bool { return s.asked.Load() > asked+2 })
+	s.bears("here", append([]corev1.Taint{evict}, others...)...)
+	s.ready.Store(true)
+	s.bears("here", others...)
+	s.bears("there", startup)
+	if err := s.source.StartupTaintError(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStartupTaintMeanwhile: a Node that changes between the reading and the patch
+// loses the right taint, and no other.
+func TestStartupTaintMeanwhile(t *testing.T) {
+	var patches atomic.Int64
+	var answers switchable
+	s := followTaint(t, apiserver.Options{Refuse: answers.answer}, tainted("here", startup))
+	answers.set(func(req *http.Request) *metav1.Status {
+		if req.Method != http.MethodPatch {
+			return nil
+		}
+		if n := patches.Add(1); n <= 2 {
+			s.api.Set(tainted("here", others[:n], startup)) // each moves the taint one place on
+		}
+		return nil
+	})
+	s.ready.Store(true)
+	s.bears("here", others[:2]...)
+	if n := patches.Load(); n != 3 {
+		t.Errorf("%d patches, want 3", n)
+	}
+	if n := s.log.count(taintStays); n != 0 {
+		t.Errorf("a Node that changes was logged as trouble, %d times", n)
+	}
+}
+
+// TestStartupTaintRefused: who may not patch Nodes is told what it takes, once; with
+// the right the taint goes and the trouble is over.
+func TestStartupTaintRefused(t *testing.T) {
+	var answers switchable
+	tries := new(atomic.Int64)
+	answers.set(func(req *http.Request) *metav1.Status {
+		if req.Method != http.MethodPatch {
+			return nil
+		}
+		tries.Add(1)
+		return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "nodes is forbidden"}
+	})
+	s := followTaint(t, apiserver.Options{Refuse: answers.answer}, tainted("here", startup))
+	s.ready.Store(true)
+	await(t, "it is tried again", func() bool { return tries.Load() >= 3 })
+	err := s.source.StartupTaintError()
+	if err == nil || !strings.Contains(err.Error(), "get and patch nodes") || !strings.Contains(err.Error(), "patch nodes at") {
+		t.Errorf("the trouble is told as %v", err)
+	}
+	if n := s.log.count(taintStays); n != 1 {
+		t.Errorf("the trouble was logged %d times, want once", n)
+	}
+	s.bears("here", startup)
+	answers.set(nil)
+	s.bears("here")
+	await(t, "the trouble is over", func() bool { return s.source.StartupTaintError() == nil })
+}
