@@ -119,6 +119,9 @@ func (j *Judge) GiveUp(data []byte) filter.Action {
 				if j.Admissions != nil {
 					src, dst := j.snapshot.Endpoint(p.Key.SrcAddr()), j.snapshot.Endpoint(p.Key.DstAddr())
 					j.Admissions.Admit(p.Key, src.Epoch(), dst.Epoch(), j.snapshot.Number())
+					if p.MidStream {
+						j.Admissions.Admit(p.Reverse(), dst.Epoch(), src.Epoch(), j.snapshot.Number())
+					}
 				}
 				v = filter.Verdict{Action: filter.Allow, Reason: filter.UnknownPod}
 			case v.Action != filter.Deny:
@@ -160,6 +163,44 @@ func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaite
 	}
 	var ends Ends
 	*v, ends = j.flows.Decide(j.snapshot, &p.Key)
+	if p.MidStream && v.Action == filter.Allow {
+		return j.decideMidStream(p, v, ends)
+	}
+	if awaited = j.awaited(p, v, ends); !awaited.IsValid() {
+		j.note(&p.Key, v, ends)
+	}
+	return awaited
+}
+
+// decideMidStream completes the verdict about a packet that does not begin a
+// connection and is allowed as if it did. Which end has opened the connection is not
+// known: after its entry is gone from the connection table, a server's segment looks
+// like a client's. So the packet passes only if the opposite direction is allowed
+// too; otherwise a connection that was revoked would come back the other way round.
+func (j *Judge) decideMidStream(p *packet.Packet, v *filter.Verdict, ends Ends) (awaited netip.Addr) {
+	fresh := j.flows.fresh
+	reverse := p.Reverse()
+	back, _ := j.flows.Decide(j.snapshot, &reverse)
+	forth := *v
+	if back.Action != filter.Allow {
+		*v = back
+		v.Reason, v.Pair = filter.MidStream, false
+	}
+	if awaited = j.awaited(p, v, ends); awaited.IsValid() {
+		return awaited
+	}
+	// Both are noted, whatever comes of the packet: caches may answer for them from
+	// now on. The kernel's remembers neither for packets such as this one.
+	if back.Action == filter.Allow {
+		j.note(&reverse, &back, Ends{ends.Dst, ends.Src})
+	}
+	j.flows.fresh = fresh
+	j.note(&p.Key, &forth, ends)
+	return awaited
+}
+
+// awaited is the address of the pod that a packet must wait for, if any.
+func (j *Judge) awaited(p *packet.Packet, v *filter.Verdict, ends Ends) (none netip.Addr) {
 	if j.Ranges != nil {
 		if ends.Src == 0 && j.waits(p.Key.SrcAddr(), v) {
 			return p.Key.SrcAddr()
@@ -168,12 +209,17 @@ func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaite
 			return p.Key.DstAddr()
 		}
 	}
-	admits := j.Admissions != nil && v.Action == filter.Allow && j.admits(&p.Key, v.Reason, ends)
+	return none
+}
+
+// note tells Admissions and Memory of a verdict, as far as they need it.
+func (j *Judge) note(key *filter.Key, v *filter.Verdict, ends Ends) {
+	admits := j.Admissions != nil && v.Action == filter.Allow && j.admits(key, v.Reason, ends)
 	remembers := j.Memory != nil && v.Reason != filter.NotIsolated
 	if !admits && !remembers {
-		return awaited
+		return
 	}
-	k := p.Key
+	k := *key
 	if v.Pair {
 		k = k.Pair()
 	}
@@ -185,7 +231,6 @@ func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaite
 	if remembers {
 		j.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
 	}
-	return awaited
 }
 
 // admits says whether a key that is allowed is to be told of.

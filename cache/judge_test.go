@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	networkingv1 "k8s.io/api/networking/v1"
+
 	"sluice/bench/cluster"
 	"sluice/cache"
 	"sluice/cache/conntrack"
@@ -21,7 +23,7 @@ import (
 
 var _ queue.Judge = (*cache.Judge)(nil)
 
-// datagram is an IPv4 packet with a TCP header for the key.
+// datagram is an IPv4 packet with a TCP header for the key, which opens a connection.
 func datagram(k filter.Key) []byte {
 	b := make([]byte, 40)
 	b[0], b[9] = 0x45, byte(filter.TCP)
@@ -31,7 +33,7 @@ func datagram(k filter.Key) []byte {
 	copy(b[16:], dst[:])
 	binary.BigEndian.PutUint16(b[20:], 40000)
 	binary.BigEndian.PutUint16(b[22:], k.Port)
-	b[32] = 5 << 4
+	b[32], b[33] = 5<<4, 0x02
 	return b
 }
 
@@ -67,6 +69,62 @@ func TestJudge(t *testing.T) {
 	s, _ = w.Commit()
 	published.Publish(s)
 	ask(datagram(k), filter.Deny, flow+"deny, egress-denied")
+}
+
+// denyIngress is a policy that closes the pods of an app to everybody.
+func denyIngress(app string) *networkingv1.NetworkPolicy {
+	p := denyAll("default")
+	p.Spec.PodSelector.MatchLabels = map[string]string{"app": app}
+	p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	return p
+}
+
+// A packet that does not begin a connection passes only if it may go either way:
+// its sender may be the end that was connected to.
+func TestJudgeMidStream(t *testing.T) {
+	var published policy.Published
+	var said seen
+	j := cache.NewJudge(cache.Config{Published: &published, Observer: &said}, cache.NewFlows(16))
+	defer j.Close()
+	w := policy.NewWorld()
+	server, client := pod("server", "10.0.0.1", nil), pod("client", "10.0.0.2", nil)
+	server.Labels, client.Labels = map[string]string{"app": "server"}, map[string]string{"app": "client"}
+	w.SetPod(server)
+	w.SetPod(client)
+	w.SetPolicy(denyIngress("server"))
+	s, _ := w.Commit()
+	published.Publish(s)
+	const denied, out, in = "deny, mid-stream", "10.0.0.1", "10.0.0.2"
+	for _, tt := range []struct {
+		name     string
+		src, dst string
+		flags    byte
+		want     string
+	}{
+		{"SYN", out, in, 0x02, "allow, not-isolated"},
+		{"SYN with ECN bits and PSH", out, in, 0xca, "allow, not-isolated"},
+		{"SYN+ACK", out, in, 0x12, denied},
+		{"ACK", out, in, 0x10, denied},
+		{"FIN+ACK", out, in, 0x11, denied},
+		{"RST", out, in, 0x04, denied},
+		{"SYN+RST", out, in, 0x06, denied},
+		{"SYN+FIN", out, in, 0x03, denied},
+		{"no flags", out, in, 0, denied},
+		{"SYN the other way", in, out, 0x02, "deny, ingress-denied"},
+		{"ACK the other way", in, out, 0x10, "deny, ingress-denied"},
+		{"ACK to an address outside", out, "192.0.2.1", 0x10, denied},
+		{"ACK of an open pod", in, "192.0.2.1", 0x10, "allow, not-isolated"},
+	} {
+		for range 3 { // the third time from the flow cache
+			said = nil
+			data := datagram(key(tt.src, tt.dst, 40000))
+			data[33] = tt.flags
+			if action, _ := j.Judge(data); len(said) != 1 || !strings.HasSuffix(said[0], ": "+tt.want) || !strings.HasPrefix(tt.want, action.String()) {
+				t.Errorf("%s: %v, and said %q; want %s", tt.name, action, said, tt.want)
+			}
+			j.Answered()
+		}
+	}
 }
 
 // ranges are the pod ranges of a node and of the cluster.

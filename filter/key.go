@@ -120,6 +120,16 @@ func (k Key) SrcAddr() netip.Addr { return netip.AddrFrom16(k.Src).Unmap() }
 // DstAddr is the destination address in its own family.
 func (k Key) DstAddr() netip.Addr { return netip.AddrFrom16(k.Dst).Unmap() }
 
+// Reverse is the key of a packet the other way, whose destination port is the given
+// source port of this one.
+func (k Key) Reverse(srcPort uint16) Key {
+	k.Src, k.Dst = k.Dst, k.Src
+	if k.Transport == Ported {
+		k.Port = srcPort
+	}
+	return k
+}
+
 // Pair is the key of all packets between the two addresses. It is decided as one
 // of which nothing more is known: what is allowed then is allowed for all.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }

@@ -67,6 +67,9 @@ const (
 	// UnknownPod: one end should be a pod, and did not become known in time. What
 	// then happens is the fail mode's to say.
 	UnknownPod
+	// MidStream: the packet does not begin a connection, and policies deny the
+	// opposite direction, in which the connection may have begun.
+	MidStream
 
 	// Reasons is how many there are.
 	Reasons
@@ -83,6 +86,7 @@ var reasonText = [Reasons]string{
 	Malformed:     "malformed",
 	NoWorld:       "no-world",
 	UnknownPod:    "unknown-pod",
+	MidStream:     "mid-stream",
 }
 
 // String is the reason in the spelling of log lines, metrics and JSON.

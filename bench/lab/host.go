@@ -231,7 +231,7 @@ func (h *Host) close(cut bool) error {
 		}
 	}
 	for _, c := range h.closers {
-		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}

@@ -81,9 +81,17 @@ func (h *history) connect() {
 		return // which the rules do not ask about
 	}
 	k := filter.NewKey(src, dst, filter.TCP, 80+uint16(h.rand.IntN(3)))
-	if h.allows(&k) {
-		h.port++
-		h.live = append(h.live, h.table.Add(k, h.port, netip.AddrPortFrom(dst, k.Port), judged))
+	h.port++
+	port, midStream := h.port, h.rand.IntN(3) == 0
+	if midStream {
+		port = 80 + uint16(h.rand.IntN(3))
+	}
+	if h.allows(&k, port, midStream) {
+		ref := h.table.Add(k, port, netip.AddrPortFrom(dst, k.Port), judged)
+		if midStream {
+			h.table.PickUp(ref)
+		}
+		h.live = append(h.live, ref)
 	}
 }
 
@@ -95,11 +103,15 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-func (h *history) allows(k *filter.Key) bool {
-	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 {
+// allows decides the first packet that the node sees of a connection.
+func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
+	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
 	}
-	packet := syn(k, h.port)
+	packet := syn(k, port)
+	if midStream {
+		packet[33] = 0x10
+	}
 	action, awaited := h.judge.Judge(packet)
 	if awaited.IsValid() {
 		action = h.judge.GiveUp(packet)
@@ -127,6 +139,14 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	return 0, false
 }
 
+// openBack reports whether no policy isolates the ends against the opposite
+// direction, as the kernel's flow cache must know of a packet in the middle of a
+// connection.
+func (h *history) openBack(k *filter.Key) bool {
+	src, dst := h.behind.Endpoint(k.SrcAddr()), h.behind.Endpoint(k.DstAddr())
+	return src.IsNode() || dst.IsNode() || src.Isolation(filter.Ingress) == nil && dst.Isolation(filter.Egress) == nil
+}
+
 // syn is the first packet of a connection.
 func syn(k *filter.Key, srcPort uint16) []byte {
 	b := make([]byte, 40)
@@ -137,7 +157,7 @@ func syn(k *filter.Key, srcPort uint16) []byte {
 	copy(b[16:], dst[:])
 	binary.BigEndian.PutUint16(b[20:], srcPort)
 	binary.BigEndian.PutUint16(b[22:], k.Port)
-	b[32] = 5 << 4
+	b[32], b[33] = 5<<4, 0x02
 	return b
 }
 

@@ -10,6 +10,9 @@
 // connection. No entry is deleted, because the next reply would make a new one,
 // the other way round, and be taken for the first packet of a connection.
 //
+// Of a TCP connection the kernel tells whether it saw it begin. If not, the entry may
+// be the wrong way round, and both directions must be allowed ([Conn.MidStream]).
+//
 // No verdict of an older snapshot escapes: the caller publishes the snapshot and
 // waits for [sluice/filter/policy.Published.Settle] before it sweeps. From then
 // on every verdict that was given under an older snapshot stands in the mark of
@@ -58,6 +61,9 @@ type Conn struct {
 	Key filter.Key
 	// SrcPort is the source port; 0 unless Key.Transport is Ported.
 	SrcPort uint16
+	// MidStream is set if the entry was not made by the first packet of the
+	// connection: its source may be the end that was connected to.
+	MidStream bool
 	// Malformed says that the entry has no key that could be trusted, as with an
 	// IPv4-mapped address in an IPv6 header. Key then says nothing.
 	Malformed bool

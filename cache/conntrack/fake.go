@@ -50,6 +50,15 @@ func (f *Fake) Add(key filter.Key, srcPort uint16, original netip.AddrPort, mark
 	return c.Ref
 }
 
+// PickUp makes a connection one that the table has not seen begin.
+func (f *Fake) PickUp(ref Ref) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.conns {
+		c.MidStream = c.MidStream || c.Ref == ref
+	}
+}
+
 // Remove ends a connection.
 func (f *Fake) Remove(ref Ref) {
 	f.mu.Lock()

@@ -42,6 +42,15 @@ const (
 	ctaTupleProto   = 2
 	ctaProtoNum     = 1
 	ctaProtoSrcPort = 2
+
+	ctaProtoInfo             = 4
+	ctaProtoInfoTCP          = 1
+	ctaProtoInfoTCPFlagsOrig = 4 // struct nf_ct_tcp_flags: flags and mask, a byte each
+	// tcpLiberal says that the windows of a connection are not known. The kernel sets
+	// it for both directions of one that it picks up in the middle (tcp_new), and
+	// never for the original direction of one that it saw begin, unless a flowtable
+	// takes that over.
+	tcpLiberal = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL
 )
 
 // errMessage says that the kernel's message is not what its own description says.
@@ -126,6 +135,8 @@ func parseConn(body []byte, c *Conn) error {
 			}
 		case ctaTupleReply:
 			reply = parseTuple(a.value)
+		case ctaProtoInfo:
+			c.MidStream = parseMidStream(a.value)
 		case ctaMark:
 			if len(a.value) == 4 {
 				c.Mark = binary.BigEndian.Uint32(a.value)
@@ -148,6 +159,22 @@ func parseConn(body []byte, c *Conn) error {
 		c.SrcPort = orig.srcPort
 	}
 	return nil
+}
+
+// parseMidStream reads from a CTA_PROTOINFO whether a TCP connection was picked up
+// after its beginning. Of SCTP the kernel does not tell.
+func parseMidStream(b []byte) bool {
+	for p, rest, ok := cut(b); ok; p, rest, ok = cut(rest) {
+		if p.kind != ctaProtoInfoTCP {
+			continue
+		}
+		for f, rest, ok := cut(p.value); ok; f, rest, ok = cut(rest) {
+			if f.kind == ctaProtoInfoTCPFlagsOrig && len(f.value) > 0 {
+				return f.value[0]&tcpLiberal != 0
+			}
+		}
+	}
+	return false
 }
 
 // add appends an attribute to the name, padded; false if there is no room.

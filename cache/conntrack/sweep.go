@@ -250,10 +250,7 @@ func (w *sweep) visit(c *Conn) {
 	}
 	v, known := filter.Verdict{Action: filter.Deny, Reason: filter.Malformed}, true
 	if !c.Malformed {
-		v, known = w.judge(w.snapshot, &c.Key)
-		if w.seen != nil {
-			w.seen.see(&c.Key, w.snapshot, &v, w.number)
-		}
+		v, known = w.decide(c)
 	}
 	if !known && c.Mark&w.marks.Revoked == 0 {
 		return
@@ -284,6 +281,31 @@ func (w *sweep) visit(c *Conn) {
 	if len(w.updates) == batchSize {
 		w.flush()
 	}
+}
+
+// decide gives the verdict about a connection. One that was picked up in the middle
+// may go on only if it may have begun at either end, as its packets may; see
+// [sluice/cache.Judge].
+func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
+	v, known = w.judge(w.snapshot, &c.Key)
+	if w.seen != nil {
+		w.seen.see(&c.Key, w.snapshot, &v, w.number)
+	}
+	if !c.MidStream {
+		return v, known
+	}
+	reverse := c.Key.Reverse(c.SrcPort)
+	back, _ := w.judge(w.snapshot, &reverse)
+	if w.seen != nil {
+		w.seen.see(&reverse, w.snapshot, &back, w.number)
+	}
+	if v.Action == filter.Allow && back.Action != filter.Allow {
+		v, known = back, true
+		if v.Reason != filter.UnknownPod {
+			v.Reason, v.Pair = filter.MidStream, false
+		}
+	}
+	return v, known
 }
 
 // concerns says whether the connection is one of those to judge.

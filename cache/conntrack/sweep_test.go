@@ -399,3 +399,40 @@ func TestAddressThatNobodyHas(t *testing.T) {
 		}
 	}
 }
+
+// A connection that was picked up in the middle may have begun at either end: it
+// goes on while both directions are allowed, and no longer.
+func TestPickedUpInTheMiddle(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		guards []*networkingv1.NetworkPolicy
+		want   uint32
+	}{
+		{"no policy", nil, judged},
+		{"the destination is guarded", []*networkingv1.NetworkPolicy{guard("db")}, revoked},
+		{"the source is guarded", []*networkingv1.NetworkPolicy{guard("web")}, revoked},
+		{"the source allows its own port", []*networkingv1.NetworkPolicy{guard("web", 40000)}, judged},
+		{"both allow", []*networkingv1.NetworkPolicy{guard("web", 40000), guard("db", 80)}, judged},
+		{"the source allows the other port", []*networkingv1.NetworkPolicy{guard("web", 80)}, revoked},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRig(t)
+			v4, v6 := r.track(web, db, filter.TCP, 80, 0), r.track(web6, db6, filter.TCP, 80, foreign)
+			r.table.PickUp(v4)
+			r.table.PickUp(v6)
+			r.commit(true)
+			r.want(v4, judged)
+			for _, p := range tc.guards {
+				r.world.SetPolicy(p)
+			}
+			r.commit(false)
+			r.want(v4, tc.want)
+			r.want(v6, tc.want|foreign)
+			for _, p := range tc.guards {
+				r.world.DeletePolicy("default", p.Name)
+			}
+			r.commit(false)
+			r.want(v4, judged)
+		})
+	}
+}

@@ -180,6 +180,59 @@ func TestClosed(t *testing.T) {
 	}
 }
 
+// The kernel lets no packet pass that is in the middle of a connection if policies
+// isolate an end against the opposite direction: user space knows whether they deny
+// it. What the kernel denies to the first packet of a connection, it denies to all.
+func TestMidStreamIsLeftToUserSpace(t *testing.T) {
+	_, p, u := newStage(t, kernel.Options{}, nil)
+	u.commit(t)
+	u.judges(redis(web))
+	u.judges(redis(other))
+	v6 := netip.MustParseAddr("fd00::2")
+	pod := podOf("db", db)
+	pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: v6.String()})
+	u.world.SetPod(pod)
+	u.commit(t)
+	edit := func(data []byte, at int, value byte) []byte {
+		data = append([]byte(nil), data...)
+		data[len(data)-len(packetBody(data))+at] = value
+		return data
+	}
+	remote6 := netip.MustParseAddr("2001:db8::9")
+	options := packetOf(db, remote, filter.TCP, 80, 24)
+	copy(options[20:], append([]byte{1, 1, 1, 1}, options[20:40]...))
+	options[0] = 0x46
+	for _, one := range []struct {
+		name string
+		data []byte
+		want verdict
+	}{
+		{"SYN out of an isolated pod", packetOf(db, remote, filter.TCP, 80, 20), allowed},
+		{"SYN with ECN", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0xc2), allowed},
+		{"ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x10), silent},
+		{"SYN+ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x12), silent},
+		{"RST", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x04), silent},
+		{"FIN+ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x11), silent},
+		{"SYN+FIN", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x03), silent},
+		{"no flags", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0), silent},
+		{"SYN behind IP options", options, silent},
+		{"IPv6, SYN", packetOf(v6, remote6, filter.TCP, 80, 20), allowed},
+		{"IPv6, ACK", edit(packetOf(v6, remote6, filter.TCP, 80, 20), 13, 0x10), silent},
+		{"IPv6, extension header", packetOf(v6, remote6, 60, 80, 20), silent},
+		{"SCTP INIT", packetOf(db, remote, filter.SCTP, 80, 20), allowed},
+		{"SCTP HEARTBEAT", edit(packetOf(db, remote, filter.SCTP, 80, 20), 12, 4), silent},
+		{"UDP", packetOf(db, remote, filter.UDP, 80, 20), allowed},
+		{"ICMP", packetOf(db, remote, filter.ICMP, 0, 20), allowed},
+		{"ACK that is denied", edit(redis(other), 13, 0x10), denied},
+		{"ACK with no isolated end", edit(packetOf(web, other, filter.TCP, 80, 20), 13, 0x10), allowed},
+		{"ACK into an isolated pod", edit(redis(web), 13, 0x10), allowed},
+	} {
+		if said := p.say(one.data); said != one.want {
+			t.Errorf("%s: %s, want %s", one.name, said, one.want)
+		}
+	}
+}
+
 // A change of either end makes what was remembered void; a change elsewhere does
 // not.
 func TestForgets(t *testing.T) {

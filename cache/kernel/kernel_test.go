@@ -160,13 +160,16 @@ func (u *user) judges(data []byte) filter.Action {
 	return action
 }
 
-// packetOf is a packet as hosts send it, with so many bytes behind the IP header.
+// packetOf is a packet as hosts send it, with so many bytes behind the IP header. It
+// opens a connection.
 func packetOf(src, dst netip.Addr, protocol filter.Protocol, port uint16, length int) []byte {
 	body := make([]byte, length)
 	binary.BigEndian.PutUint16(body[2:], port)
 	switch protocol {
 	case filter.TCP:
-		body[12] = 5 << 4 // no options
+		body[12], body[13] = 5<<4, 0x02 // no options, SYN
+	case filter.SCTP:
+		body[12] = 1 // INIT
 	case filter.UDP:
 		binary.BigEndian.PutUint16(body[4:], uint16(length))
 	}

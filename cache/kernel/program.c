@@ -50,6 +50,7 @@ enum {
 	NODE = 4,
 	CLOSED_EGRESS = 8,
 	CLOSED_INGRESS = 16,
+	KNOWN = 32, // set here: there is one
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
 	OF_DESTINATION = ISOLATED_INGRESS | CLOSED_INGRESS | NODE,
@@ -127,10 +128,13 @@ static __always_inline int yes(enum answer which)
 // upper is where the header behind that of IP begins, and how much of the packet
 // lies behind there by what the IP header says: nothing, in packets too long for
 // the field, which are left to user space. Protocol 0 stands for something odd; in
-// IPv6 it is that, a header of options.
+// IPv6 it is that, a header of options. begins is set once the header was read, if
+// the packet may be the first of a connection, for which the verdict about its key
+// suffices. Any other may belong to a connection that the end it goes to has opened:
+// see Judge in the package cache.
 struct upper {
 	__u32 at, length;
-	__u8 protocol;
+	__u8 protocol, begins;
 };
 
 static __always_inline int mapped(struct address *a)
@@ -201,6 +205,9 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struc
 	return 1;
 }
 
+enum { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 }; // of TCP, RFC 9293, 3.1
+enum { INIT = 1 };						 // the chunk of SCTP, RFC 9260, 3.2
+
 // read_upper completes the key; 0 if the header is odd, or not all there.
 static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, struct upper *up)
 {
@@ -209,6 +216,7 @@ static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, stru
 
 	k->protocol = up->protocol;
 	k->transport = PORTED;
+	up->begins = 1;
 	switch (up->protocol) {
 	case IPPROTO_TCP: // RFC 9293, 3.1
 		if (bpf_skb_load_bytes(skb, up->at, header, 20))
@@ -216,6 +224,7 @@ static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, stru
 		__u32 own = (header[12] >> 4) * 4;
 		if (own < 20 || own > up->length)
 			return 0;
+		up->begins = (header[13] & (FIN | SYN | RST | ACK)) == SYN;
 		break;
 	case IPPROTO_UDP: // RFC 768
 		if (up->length < 8 || bpf_skb_load_bytes(skb, up->at, header, 8))
@@ -227,6 +236,7 @@ static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, stru
 	case IPPROTO_SCTP: // RFC 9260, 3.1
 		if (up->length < 12 || bpf_skb_load_bytes(skb, up->at, header, 12))
 			return 0;
+		up->begins = up->length > 12 && !bpf_skb_load_bytes(skb, up->at + 12, header + 12, 1) && header[12] == INIT;
 		break;
 	case IPPROTO_ICMP:
 	case ICMPV6:
@@ -301,27 +311,50 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 
 	struct endpoint *src = bpf_map_lookup_elem(known, &k.src);
 	struct endpoint *dst = bpf_map_lookup_elem(known, &k.dst);
-	if ((!src && expected(&k.src)) || (!dst && expected(&k.dst)))
+	// Numbers from here on: what a compiler makes of two pointers in one condition
+	// needs PERFMON too.
+	__u64 of_src = 0, of_dst = 0, src_epoch = 0, dst_epoch = 0;
+
+	if (src) {
+		of_src = src->flags | KNOWN;
+		src_epoch = src->epoch;
+	} else if (expected(&k.src)) {
 		return 0;
+	}
+	if (dst) {
+		of_dst = dst->flags | KNOWN;
+		dst_epoch = dst->epoch;
+	} else if (expected(&k.dst)) {
+		return 0;
+	}
+
+	__u64 flags = (of_src & OF_SOURCE) | (of_dst & OF_DESTINATION);
+	__u64 back = (of_src & ISOLATED_INGRESS) | (of_dst & ISOLATED_EGRESS);
+
+	int read = 0;
+
+	if (wanted == ALLOW && back && !(flags & NODE)) {
+		read = read_upper(skb, &k, &up);
+		if (!read || !up.begins)
+			return 0;
+	}
 
 	// With no policy in the way any packet passes, whatever it is. It takes a known
 	// end: of two strangers user space says the same, but when it is gone, they may
 	// be pods that it never heard of.
-	__u64 flags = (src ? src->flags & OF_SOURCE : 0) | (dst ? dst->flags & OF_DESTINATION : 0);
-	if ((src || dst) && (!flags || flags & NODE))
+	if ((of_src | of_dst) & KNOWN && (!flags || flags & NODE))
 		return wanted == ALLOW && yes(OPEN);
 
 	// Nor does any pass from or to a pod to which nothing is allowed, but from and to
 	// itself, and its node: a stranger may be that.
-	if (src && dst && !same(&k.src, &k.dst) && flags & CLOSED)
+	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED)
 		return wanted == DENY && yes(DENIED);
 
-	if (!read_upper(skb, &k, &up))
+	if (!read && !read_upper(skb, &k, &up))
 		return 0;
 	struct key pair = { .src = k.src, .dst = k.dst, .transport = ANY };
-	__u64 from = src ? src->epoch : 0, to = dst ? dst->epoch : 0;
 
-	if (!remembered(&pair, from, to, wanted) && !remembered(&k, from, to, wanted))
+	if (!remembered(&pair, src_epoch, dst_epoch, wanted) && !remembered(&k, src_epoch, dst_epoch, wanted))
 		return 0;
 	return yes(wanted == ALLOW ? ALLOWED : DENIED);
 }

@@ -136,7 +136,11 @@ func (r chance) packet() (data []byte, plain bool) {
 	protocol := oneOf[uint8](r, 6, 6, 6, 17, 17, 132, 1, 58, 47, 50, 0, 44, 60)
 	data = packetOf(src, dst, filter.Protocol(protocol), oneOf(r, portNumbers...), oneOf(r, 20, 20, 24, 60))
 	plain = slices.Contains([]uint8{6, 17, 132, 1, 58}, protocol)
-	switch r.IntN(6) {
+	switch r.IntN(7) {
+	case 6:
+		// Flags of TCP, the first chunk of SCTP: it may be in the middle of a connection.
+		data[len(data)-len(packetBody(data))+12+r.IntN(2)] ^= byte(r.Uint32() & 0x1f)
+		plain = false
 	case 0:
 		at := r.IntN(len(data))
 		data[at] = byte(r.Uint32())
@@ -156,6 +160,14 @@ func (r chance) packet() (data []byte, plain bool) {
 		}
 	}
 	return data, plain
+}
+
+// packetBody is what is behind the IP header of a packet that packetOf made.
+func packetBody(data []byte) []byte {
+	if data[0]>>4 == 6 {
+		return data[40:]
+	}
+	return data[20:]
 }
 
 // Whatever the programs say, user space says too, whatever the packet is; and of
@@ -187,6 +199,8 @@ func TestSaysWhatUserSpaceSays(t *testing.T) {
 			}
 			for when, said := range map[string]verdict{"before": before, "after": after} {
 				if said == allowed && action != filter.Allow || said == denied && action != filter.Deny {
+					k, _ := u.decoder.Decode(data)
+					t.Logf("%v %+v", k, u.published.Snapshot().Decide(k.Key))
 					t.Fatalf("round %d, %s: the kernel says %s, user space %s, about %x", round, when, said, action, data)
 				}
 			}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
@@ -20,10 +21,11 @@ import (
 // families are the two ways between two hosts.
 var families = []struct {
 	name, iptables, service string
+	netlink                 int
 	of                      func(*lab.Host) netip.Addr
 }{
-	{"IPv4", "iptables", "10.96.0.1", func(h *lab.Host) netip.Addr { return h.IPv4 }},
-	{"IPv6", "ip6tables", "fd00:96::1", func(h *lab.Host) netip.Addr { return h.IPv6 }},
+	{"IPv4", "iptables", "10.96.0.1", unix.AF_INET, func(h *lab.Host) netip.Addr { return h.IPv4 }},
+	{"IPv6", "ip6tables", "fd00:96::1", unix.AF_INET6, func(h *lab.Host) netip.Addr { return h.IPv6 }},
 }
 
 // nat adds a rule to the node's table nat.

@@ -65,7 +65,27 @@ func slowDecode(data []byte) (p packet.Packet, err error) {
 	if visible {
 		slowTransport(w, last, &p)
 	}
+	p.MidStream = slowMidStream(w, last, visible)
 	return p, nil
+}
+
+// slowMidStream looks for the flags of a TCP header and the type of the first chunk
+// of an SCTP packet. What is hidden by a header that is not stepped over may be
+// either, whatever the family.
+func slowMidStream(w wire, last header, visible bool) bool {
+	switch last.protocol {
+	case 6:
+		if !visible || !w.has(last.at, 20) {
+			return true
+		}
+		fin, syn, rst, ack := w.data[last.at+13]&1, w.data[last.at+13]>>1&1, w.data[last.at+13]>>2&1, w.data[last.at+13]>>4&1
+		return syn == 0 || fin+rst+ack > 0
+	case 132:
+		return !visible || !w.has(last.at, 13) || w.data[last.at+12] != 1
+	case 0, 43, 44, 51, 60:
+		return !visible
+	}
+	return false
 }
 
 // endOf is where a packet of this length ends; of length 0 it is not known.

@@ -41,7 +41,16 @@ type Packet struct {
 	// SrcPort is the source port; 0 unless Key.Transport is Ported. No verdict
 	// depends on it, but a log line does not name a connection without it.
 	SrcPort uint16
+	// MidStream is set for a packet of a protocol whose connections have a beginning
+	// that is not one: a TCP segment other than a plain SYN, an SCTP packet other
+	// than an INIT, and what cannot be read but may be either. Connection tracking
+	// may take it for the first packet of a connection, though its sender may be the
+	// end that was connected to.
+	MidStream bool
 }
+
+// Reverse is the key of the packets that answer this one.
+func (p *Packet) Reverse() filter.Key { return p.Key.Reverse(p.SrcPort) }
 
 // Decoder decodes packets and reuses its memory for each. It is not safe for
 // concurrent use: each queue worker has its own.

@@ -245,3 +245,46 @@ func TestNewKeyIsWhatDecodeReads(t *testing.T) {
 		}
 	}
 }
+
+// What may be the first packet of a connection, and what cannot be.
+func TestMidStream(t *testing.T) {
+	segment := func(flags byte) []byte { return with(tcp(), 13, flags) }
+	chunk := func(kind byte) []byte { return with(sctp(), 12, kind) }
+	d := packet.NewDecoder()
+	for _, tt := range []struct {
+		name string
+		data []byte
+		want bool
+	}{
+		{"SYN", v4(layers.IPProtocolTCP, segment(0x02), nil), false},
+		{"SYN with ECN bits, PSH and URG", v6(layers.IPProtocolTCP, segment(0xea)), false},
+		{"SYN+ACK", v4(layers.IPProtocolTCP, segment(0x12), nil), true},
+		{"SYN+RST", v4(layers.IPProtocolTCP, segment(0x06), nil), true},
+		{"SYN+FIN", v4(layers.IPProtocolTCP, segment(0x03), nil), true},
+		{"ACK", v6(layers.IPProtocolTCP, segment(0x10)), true},
+		{"RST", v4(layers.IPProtocolTCP, segment(0x04), nil), true},
+		{"FIN", v4(layers.IPProtocolTCP, segment(0x01), nil), true},
+		{"no flags", v6(layers.IPProtocolTCP, segment(0)), true},
+		{"SYN behind extension headers", chain(layers.IPProtocolTCP, segment(0x02), hopByHop, destination), false},
+		{"ACK behind extension headers", chain(layers.IPProtocolTCP, segment(0x10), hopByHop, destination), true},
+		{"too many extension headers", chain(layers.IPProtocolTCP, segment(0x02), repeat(destination, 13)...), true},
+		{"TCP header cut off", v4(layers.IPProtocolTCP, segment(0x02)[:16], nil), true},
+		{"later fragment of TCP", v4(layers.IPProtocolTCP, segment(0x02), func(ip *layers.IPv4) { ip.FragOffset = 1 }), true},
+		{"INIT", v4(layers.IPProtocolSCTP, chunk(1), nil), false},
+		{"HEARTBEAT", v6(layers.IPProtocolSCTP, chunk(4)), true},
+		{"SCTP without a chunk", v4(layers.IPProtocolSCTP, chunk(1)[:12], nil), true},
+		{"UDP", v4(layers.IPProtocolUDP, udp(), nil), false},
+		{"later fragment of UDP", v4(layers.IPProtocolUDP, udp(), func(ip *layers.IPv4) { ip.FragOffset = 1 }), false},
+		{"ICMP", v4(layers.IPProtocolICMPv4, icmp(), nil), false},
+		{"ESP", v6(layers.IPProtocolESP, make([]byte, 32)), false},
+		{"IPv4 AH", v4(layers.IPProtocolAH, make([]byte, 32), nil), false},
+	} {
+		p, err := d.Decode(tt.data)
+		if err != nil || p.MidStream != tt.want {
+			t.Errorf("%s: %v, %v, want %v", tt.name, p.MidStream, err, tt.want)
+		}
+		if r := p.Reverse(); r.Src != p.Key.Dst || r.Dst != p.Key.Src || r.Transport != p.Key.Transport || r.Transport == filter.Ported && r.Port != p.SrcPort {
+			t.Errorf("%s: the reverse of %v from %d is %v", tt.name, p.Key, p.SrcPort, r)
+		}
+	}
+}

@@ -21,6 +21,18 @@ const (
 	sctpHeaderLen = 12
 )
 
+// The flags of a TCP header's byte 13 that tell whether it opens a connection
+// (RFC 9293, 3.1), and the type of the chunk that opens an SCTP association
+// (RFC 9260, 3.2).
+const (
+	tcpFIN = 0x01
+	tcpSYN = 0x02
+	tcpRST = 0x04
+	tcpACK = 0x10
+
+	sctpINIT = 1
+)
+
 // Protocols without a name in gopacket, from IANA's "Assigned Internet Protocol
 // Numbers".
 const (
@@ -37,13 +49,33 @@ const (
 func (d *Decoder) transport(p *Packet, upper span, found bool) {
 	switch {
 	case !found || isOpaque(layers.IPProtocol(p.Key.Protocol)):
+		p.MidStream = !found && hidesBeginning(layers.IPProtocol(p.Key.Protocol))
 	case p.Key.Protocol.HasPorts():
 		if src, dst, ok := d.ports(p.Key.Protocol, upper); ok {
 			p.SrcPort, p.Key.Port, p.Key.Transport = src, dst, filter.Ported
 		}
+		p.MidStream = !begins(p.Key.Protocol, upper)
 	default:
 		p.Key.Transport = filter.Portless
 	}
+}
+
+// begins reports whether a packet may be the first of a connection. Every datagram
+// of UDP may.
+func begins(protocol filter.Protocol, s span) bool {
+	switch protocol {
+	case filter.TCP:
+		return len(s.captured) >= tcpHeaderLen && s.captured[13]&(tcpFIN|tcpSYN|tcpRST|tcpACK) == tcpSYN
+	case filter.SCTP:
+		return len(s.captured) > sctpHeaderLen && s.captured[sctpHeaderLen] == sctpINIT
+	}
+	return true
+}
+
+// hidesBeginning reports whether a packet that could not be read up to its
+// transport header may belong to a protocol whose connections have a beginning.
+func hidesBeginning(protocol layers.IPProtocol) bool {
+	return protocol == layers.IPProtocolTCP || protocol == layers.IPProtocolSCTP || isExtension(protocol)
 }
 
 // isOpaque says whether protocol hides the upper layer, or may hide it: headers

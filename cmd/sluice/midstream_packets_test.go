@@ -1,0 +1,375 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/vishvananda/netlink"
+
+	"sluice/bench/running"
+	"sluice/cache/conntrack"
+	"sluice/filter"
+)
+
+// The tests of this file take the entry of a connection out of the connection table
+// while both ends go on: what the kernel then takes for a new connection begins at
+// whichever end speaks first.
+
+// talk is a TCP connection of which the test holds both ends.
+type talk struct {
+	*site
+	t              *testing.T
+	family         int
+	from           string // the pod that opened it, to default/db
+	client, server *net.TCPConn
+	next, acked    uint32 // of the client: its next sequence number, and what it awaits
+}
+
+// talk connects from a pod to default/db, at a port of its own.
+func (s *site) talk(t *testing.T, family int, from string) *talk {
+	t.Helper()
+	db := s.host("default/db")
+	l, err := db.ListenTCP(netip.AddrPortFrom(families[family].of(db), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := s.host(from).DialTCP(t.Context(), l.Addr().(*net.TCPAddr).AddrPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &talk{site: s, t: t, family: family, from: from, client: client, server: server}
+	t.Cleanup(func() { _ = client.SetLinger(0); _ = client.Close(); _ = server.SetLinger(0); _ = server.Close() })
+	c.flows()
+	c.learn()
+	return c
+}
+
+// learn finds out the client's sequence numbers, as the client itself can.
+func (c *talk) learn() {
+	c.t.Helper()
+	sniffer, err := c.host("default/db").Sniff()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer sniffer.Close()
+	say(c.t, c.client)
+	hear(c.t, c.server)
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	client, _ := c.ends()
+	for c.next == 0 {
+		data, err := sniffer.Next(ctx)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		first := gopacket.LayerType(layers.LayerTypeIPv4)
+		if data[0]>>4 == 6 {
+			first = layers.LayerTypeIPv6
+		}
+		tcp, ok := gopacket.NewPacket(data, first, gopacket.Default).Layer(layers.LayerTypeTCP).(*layers.TCP)
+		if ok && uint16(tcp.SrcPort) == client.Port() && len(tcp.Payload) == 1 {
+			c.next, c.acked = tcp.Seq+1, tcp.Ack
+		}
+	}
+}
+
+// send puts a segment of the client's on its wire, behind the back of its kernel.
+func (c *talk) send(tcp *layers.TCP) {
+	c.t.Helper()
+	client, server := c.ends()
+	tcp.SrcPort, tcp.DstPort, tcp.Window = layers.TCPPort(client.Port()), layers.TCPPort(server.Port()), 1000
+	var ip gopacket.SerializableLayer
+	if client.Addr().Is4() {
+		ip = &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: client.Addr().AsSlice(), DstIP: server.Addr().AsSlice()}
+	} else {
+		ip = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: client.Addr().AsSlice(), DstIP: server.Addr().AsSlice()}
+	}
+	if err := tcp.SetNetworkLayerForChecksum(ip.(gopacket.NetworkLayer)); err != nil {
+		c.t.Fatal(err)
+	}
+	b := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ip, tcp); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := c.host(c.from).Send(b.Bytes()); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// MatchConntrackFlow is for netlink: it finds the entry of this connection.
+func (c *talk) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	client, server := c.ends()
+	return flow.Forward.SrcPort == client.Port() && flow.Forward.DstPort == server.Port()
+}
+
+// ends are the addresses of the client and the server.
+func (c *talk) ends() (client, server netip.AddrPort) {
+	return c.client.LocalAddr().(*net.TCPAddr).AddrPort(), c.server.LocalAddr().(*net.TCPAddr).AddrPort()
+}
+
+// say sends a byte and does not wait for it to arrive.
+func say(t *testing.T, from *net.TCPConn) {
+	t.Helper()
+	if _, err := from.Write([]byte{'x'}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hear waits for a byte.
+func hear(t *testing.T, at *net.TCPConn) {
+	t.Helper()
+	_ = at.SetReadDeadline(time.Now().Add(patience))
+	if _, err := at.Read(make([]byte, 1)); err != nil {
+		t.Fatalf("%s hears nothing: %v", at.LocalAddr(), err)
+	}
+}
+
+// deaf fails if anything has arrived.
+func deaf(t *testing.T, at *net.TCPConn) {
+	t.Helper()
+	(&session{TCPConn: at, t: t}).stopped()
+}
+
+// flows sends a byte each way.
+func (c *talk) flows() {
+	c.t.Helper()
+	for _, d := range [][2]*net.TCPConn{{c.client, c.server}, {c.server, c.client}} {
+		say(c.t, d[0])
+		hear(c.t, d[1])
+	}
+}
+
+// tracked reports whether the node's table has an entry between the two ends, which
+// of them it says has begun, and whether the kernel saw that.
+func (c *talk) tracked() (found *conntrack.Conn) {
+	c.t.Helper()
+	client, server := c.ends()
+	err := c.Nodes[0].Do(func() error {
+		table, err := conntrack.Open(conntrack.Options{})
+		if err != nil {
+			return err
+		}
+		defer table.Close()
+		return table.Dump(context.Background(), nil, func(e *conntrack.Conn) {
+			forth := filter.NewKey(client.Addr(), server.Addr(), filter.TCP, server.Port())
+			if e.Key == forth && e.SrcPort == client.Port() || e.Key == forth.Reverse(client.Port()) && e.SrcPort == server.Port() {
+				found = new(*e)
+			}
+		})
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return found
+}
+
+// awaitTracked waits until the entry is as it should be.
+func (c *talk) awaitTracked(what string, is func(*conntrack.Conn) bool) {
+	c.t.Helper()
+	for end := time.Now().Add(patience); !is(c.tracked()); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			c.t.Fatalf("%s: not so: %+v", what, c.tracked())
+		}
+	}
+}
+
+// awaitMark waits until the sweep has marked the connection.
+func (c *talk) awaitMark(mark uint32) {
+	c.t.Helper()
+	c.awaitTracked(fmt.Sprintf("connection mark %#x", mark), func(e *conntrack.Conn) bool { return e != nil && e.Mark == mark })
+}
+
+// set sets kernel parameters of the node's network.
+func (s *site) set(settings ...string) {
+	s.t.Helper()
+	err := s.Nodes[0].Do(func() error {
+		for ; len(settings) > 1; settings = settings[2:] {
+			if err := os.WriteFile("/proc/sys/net/netfilter/"+settings[0], []byte(settings[1]), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// losses are the ways in which a connection loses its entry.
+var losses = []struct {
+	name string
+	lose func(*talk)
+}{
+	{"table flushed", func(c *talk) {
+		if err := c.Nodes[0].Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }); err != nil {
+			c.t.Fatal(err)
+		}
+	}},
+	{"entry evicted", func(c *talk) { // what the kernel does when the table is full
+		if err := c.Nodes[0].Do(func() error {
+			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(families[c.family].netlink), c)
+			return err
+		}); err != nil {
+			c.t.Fatal(err)
+		}
+	}},
+	{"entry expired", func(c *talk) {
+		c.set("nf_conntrack_tcp_timeout_established", "1", "nf_conntrack_tcp_timeout_unacknowledged", "1")
+		defer c.set("nf_conntrack_tcp_timeout_established", "432000", "nf_conntrack_tcp_timeout_unacknowledged", "300")
+		c.send(&layers.TCP{ACK: true, Seq: c.next, Ack: c.acked}) // the timeout counts from the next packet on
+	}},
+	{"reset by the client", func(c *talk) {
+		c.send(&layers.TCP{RST: true, Seq: c.next})
+		c.send(&layers.TCP{SYN: true, Seq: c.next + 100000})
+	}},
+}
+
+// lose takes the entry of the connection away.
+func (c *talk) lose(how func(*talk)) {
+	c.t.Helper()
+	how(c)
+	c.awaitTracked("the entry is gone", func(e *conntrack.Conn) bool { return e == nil })
+}
+
+// A connection that was revoked does not come back when its entry is gone: what the
+// server sends then would begin one from the isolated server to the client, which no
+// policy denies. One that may have begun at either end goes on.
+func TestRevokedStaysRevokedOnPackets(t *testing.T) {
+	for _, cached := range []string{"on", "off"} {
+		for _, loose := range []string{"1", "0"} {
+			t.Run(fmt.Sprintf("kernel cache %s, tcp_loose %s", cached, loose), func(t *testing.T) {
+				s := newSite(t)
+				s.set("nf_conntrack_tcp_loose", loose)
+				s.start("--kernel-cache", cached, "--log-verdicts", "denied", "--log-verdicts-rate", "0")
+				for _, l := range losses {
+					for family := range families {
+						t.Run(l.name+", "+families[family].name, func(t *testing.T) {
+							s.save("policies.yaml", "")
+							denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
+							s.save("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
+							denied.awaitMark(0x20)
+							denied.lose(l.lose)
+							allowed.lose(losses[0].lose)
+							mark := s.agent.Mark()
+							_, server := denied.ends()
+							say(t, denied.server)
+							s.await(mark, "the server's data are denied", func(line running.Line) bool {
+								return line.Text("reason") == "mid-stream" && line.Number("sport") == int(server.Port()) && line.Text("policy") != ""
+							})
+							say(t, denied.client)
+							s.await(mark, "the client's data are denied", func(line running.Line) bool {
+								return line.Text("reason") == "ingress-denied" && line.Number("dport") == int(server.Port())
+							})
+							deaf(t, denied.client)
+							deaf(t, denied.server)
+							if e := denied.tracked(); e != nil {
+								t.Errorf("it is tracked again: %+v", e)
+							}
+							allowed.flows()
+						})
+					}
+				}
+			})
+		}
+	}
+}
+
+// trackEverything has the node track connections without an agent.
+func (s *site) trackEverything() {
+	s.t.Helper()
+	for _, f := range families {
+		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// A sweep knows of an entry which end has begun the connection, unless the kernel
+// picked it up in the middle; and judges that as its packets are.
+func TestSweepOfMidStreamOnPackets(t *testing.T) {
+	closed := "default/closed: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Ingress]}"
+	toDB := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
+	pickUp := func(c *talk) {
+		c.lose(losses[0].lose)
+		say(c.t, c.server)
+		hear(c.t, c.client)
+		c.awaitTracked("picked up from the server", func(e *conntrack.Conn) bool { return e != nil && e.MidStream && e.Key.Port != 0 })
+		if _, server := c.ends(); c.tracked().Key.SrcAddr() != server.Addr() {
+			c.t.Fatalf("not begun by the server: %+v", c.tracked())
+		}
+	}
+	for family := range families {
+		t.Run("at the start, "+families[family].name, func(t *testing.T) {
+			s := newSite(t)
+			s.trackEverything()
+			// Of one that began in sight, only that direction counts: its client may be
+			// closed to everybody.
+			begun, other := s.talk(t, family, "default/web"), s.talk(t, family, "default/other")
+			both := s.talk(t, family, "mine/cart")
+			pickUp(both)
+			pickUp(other)
+			begun.flows() // the flush has hit it too
+			again := s.talk(t, family, "default/web")
+			s.write("policies.yaml", policies(closed, toDB, "default/cart: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}]}]}"))
+			s.start()
+			again.flows()
+			both.flows()
+			other.awaitMark(0x20)
+			begun.awaitMark(0x20) // picked up, and closed the other way round
+		})
+		t.Run("later, "+families[family].name, func(t *testing.T) {
+			s := newSite(t)
+			s.start()
+			c := s.talk(t, family, "default/other")
+			pickUp(c)
+			s.save("policies.yaml", policies(toDB))
+			c.awaitMark(0x20)
+			before := s.dropped(families[family].iptables)
+			say(t, c.server)
+			s.awaitDrop(t, families[family].iptables, before)
+			deaf(t, c.client)
+			s.save("policies.yaml", "")
+			hear(t, c.client)
+			c.flows()
+		})
+	}
+}
+
+// An agent that starts on a node that tracked nothing before goes on with what is
+// allowed whichever end began it, and stops what is denied.
+func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
+	var allowed, denied []*talk
+	for family := range families {
+		allowed, denied = append(allowed, s.talk(t, family, "default/web")), append(denied, s.talk(t, family, "default/other"))
+	}
+	if denied[0].tracked() != nil {
+		t.Fatal("the node tracks connections before there are rules")
+	}
+	s.start("--log-verdicts", "denied", "--log-verdicts-rate", "0")
+	for family := range families {
+		mark := s.agent.Mark()
+		_, server := denied[family].ends()
+		say(t, denied[family].server)
+		s.await(mark, "the server's data are denied", func(line running.Line) bool {
+			return line.Text("reason") == "mid-stream" && line.Number("sport") == int(server.Port())
+		})
+		deaf(t, denied[family].client)
+		say(t, allowed[family].server)
+		hear(t, allowed[family].client)
+		allowed[family].flows()
+	}
+}
