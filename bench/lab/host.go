@@ -27,6 +27,8 @@ type Host struct {
 	ns   *namespace
 	wire wire // what joins it to its router; zero for the lab's own router
 
+	bridge *bridge // that joins its pods; nil if each has a route
+
 	mu      sync.Mutex
 	closed  bool
 	addrs   []netip.Addr // all that it holds in the lab

@@ -55,6 +55,9 @@ func (h *Host) join(router *Host) error {
 	if err := errors.Join(router.ns.awaitUp(h.wire.remote), h.ns.awaitUp(h.wire.inside)); err != nil {
 		return err
 	}
+	if router.bridge != nil {
+		return h.joinBridge(router)
+	}
 	for _, f := range []struct{ addr, gateway netip.Addr }{
 		{h.IPv4, h.gateway(gateway4, router.IPv4)},
 		{h.IPv6, h.gateway(gateway6, router.IPv6)},
@@ -159,7 +162,13 @@ func (h *Host) AddAddr(a netip.Addr) error {
 
 // addAddr adds an address that is usable at once.
 func (n *namespace) addAddr(dev netlink.Link, a netip.Addr) error {
-	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}
+	return n.addPrefix(dev, netip.PrefixFrom(a, a.BitLen()))
+}
+
+// addPrefix is addAddr for an address with the range that is on its wire.
+func (n *namespace) addPrefix(dev netlink.Link, p netip.Prefix) error {
+	a := p.Addr()
+	addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
 	if a.IsLinkLocalUnicast() {
 		addr.Scope = unix.RT_SCOPE_LINK
 	}
@@ -190,6 +199,9 @@ func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source 
 // routeHere makes the host's router, and for a node's host the whole lab, send
 // packets for a range to the host.
 func (h *Host) routeHere(to netip.Prefix) error {
+	if b := h.wire.router.bridge; b != nil {
+		return b.routeHere(h, to)
+	}
 	source := h.wire.router.IPv4
 	if to.Addr().Is6() {
 		source = h.wire.router.IPv6

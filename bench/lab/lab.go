@@ -45,6 +45,9 @@ const maxNodes = 256
 // Options say how large a lab is.
 type Options struct {
 	Nodes int // 0 means one
+	// Bridged joins the pods of a node by a Linux bridge, as the bridge CNI plugin
+	// does, and not by a route to each.
+	Bridged bool
 }
 
 // Lab is a network of nodes, pods and outside hosts. Its methods may be called
@@ -96,13 +99,13 @@ var routerSettings = append(slices.Clone(hostSettings),
 // without root. The caller must Close it.
 func New(opts Options) (*Lab, error) {
 	l := &Lab{used: make(map[netip.Addr]bool)}
-	if err := l.build(max(opts.Nodes, 1)); err != nil {
+	if err := l.build(max(opts.Nodes, 1), opts.Bridged); err != nil {
 		return nil, errors.Join(fmt.Errorf("build the lab: %w", err), l.Close())
 	}
 	return l, nil
 }
 
-func (l *Lab) build(nodes int) (err error) {
+func (l *Lab) build(nodes int, bridged bool) (err error) {
 	if nodes > maxNodes {
 		return fmt.Errorf("%d nodes: give 1 to %d", nodes, maxNodes)
 	}
@@ -112,7 +115,7 @@ func (l *Lab) build(nodes int) (err error) {
 	l.wire.IPv4, l.wire.IPv6 = nth(Hosts4, 254), nth(Hosts6, 254)
 	l.used[l.wire.IPv4], l.used[l.wire.IPv6] = true, true
 	for i := range nodes {
-		if err := l.addNode(i); err != nil {
+		if err := l.addNode(i, bridged); err != nil {
 			return err
 		}
 	}
@@ -120,7 +123,7 @@ func (l *Lab) build(nodes int) (err error) {
 	return err
 }
 
-func (l *Lab) addNode(i int) error {
+func (l *Lab) addNode(i int, bridged bool) error {
 	h, err := l.addHost(l.wire, fmt.Sprintf("node-%d", i+1), Hosts4, Hosts6, routerSettings)
 	if err != nil {
 		return err
@@ -134,6 +137,11 @@ func (l *Lab) addNode(i int) error {
 	for _, pods := range []netip.Prefix{n.Pods4, n.Pods6} {
 		if err := h.routeHere(pods); err != nil {
 			return err
+		}
+	}
+	if bridged {
+		if err := n.addBridge(); err != nil {
+			return fmt.Errorf("add a bridge to %s: %w", n.Name, err)
 		}
 	}
 	l.Nodes = append(l.Nodes, n)

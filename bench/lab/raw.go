@@ -20,11 +20,11 @@ func (h *Host) Send(packet []byte) error {
 		return fmt.Errorf("send from %s: it has no wire", h.Name)
 	}
 	to := &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_IP), Ifindex: h.wire.inside.Attrs().Index}
-	to.Halen = uint8(copy(to.Addr[:], h.wire.remote.Attrs().HardwareAddr))
+	to.Halen = uint8(copy(to.Addr[:], h.RouterMAC()))
 	if len(packet) > 0 && packet[0]>>4 == 6 {
 		to.Protocol = bigEndian(unix.ETH_P_IPV6)
 	}
-	fd, err := h.packetSocket(0)
+	fd, err := h.packetSocket(unix.SOCK_DGRAM, 0)
 	if err == nil {
 		err = errors.Join(unix.Sendto(fd, packet, 0, to), unix.Close(fd))
 	}
@@ -34,11 +34,11 @@ func (h *Host) Send(packet []byte) error {
 	return nil
 }
 
-// packetSocket opens a socket for whole packets without their link header. It
-// hears those of a protocol; with 0, none.
-func (h *Host) packetSocket(protocol uint16) (fd int, err error) {
+// packetSocket opens a socket for whole packets, of SOCK_DGRAM without their link
+// header, of SOCK_RAW with it. It hears those of a protocol; with 0, none.
+func (h *Host) packetSocket(kind int, protocol uint16) (fd int, err error) {
 	err = h.ns.do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(bigEndian(protocol)))
+		fd, err = unix.Socket(unix.AF_PACKET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(bigEndian(protocol)))
 		return err
 	})
 	return fd, err
@@ -64,7 +64,7 @@ type Sniffer struct {
 // as far as the socket's buffer reaches. The sniffer ends with its host, or when
 // it is closed.
 func (h *Host) Sniff() (*Sniffer, error) {
-	fd, err := h.packetSocket(unix.ETH_P_ALL)
+	fd, err := h.packetSocket(unix.SOCK_DGRAM, unix.ETH_P_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("sniff on %s: %w", h.Name, err)
 	}

@@ -1,0 +1,117 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// BridgeDevice is the name of the bridge that joins the pods of a node, where
+// Options.Bridged asks for one.
+const BridgeDevice = "br0"
+
+// Bridged frames meet iptables, as Kubernetes asks of every node.
+var bridgeSettings = []string{
+	"net/bridge/bridge-nf-call-iptables", "1", "net/bridge/bridge-nf-call-ip6tables", "1",
+}
+
+// bridge joins the pods of a node. The node has the first address of each range on
+// it, which is the pods' gateway.
+type bridge struct {
+	link     netlink.Link
+	gateways [2]netip.Addr
+	ranges   [2]netip.Prefix
+}
+
+// addBridge gives the node its bridge.
+func (n *Node) addBridge() error {
+	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // or it would follow those of its ports
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: BridgeDevice, Index: n.lab.nextIndex(), HardwareAddr: mac}}
+	if err := n.ns.do(func() error { return set(bridgeSettings...) }); err != nil {
+		return err
+	}
+	if err := n.ns.link.LinkAdd(link); err != nil {
+		return err
+	}
+	made, err := n.ns.link.LinkByName(BridgeDevice)
+	if err != nil {
+		return err
+	}
+	if err := n.ns.setUp(made); err != nil {
+		return err
+	}
+	b := &bridge{link: made, ranges: [2]netip.Prefix{n.Pods4, n.Pods6}}
+	for i, pods := range b.ranges {
+		b.gateways[i] = pods.Addr().Next()
+		n.lab.used[b.gateways[i]] = true
+		if err := n.ns.addPrefix(made, netip.PrefixFrom(b.gateways[i], pods.Bits())); err != nil {
+			return err
+		}
+	}
+	n.bridge = b
+	return nil
+}
+
+// joinBridge makes the host a port of its router's bridge. Its neighbours there are
+// on its wire.
+func (h *Host) joinBridge(router *Host) error {
+	b := router.bridge
+	if err := router.ns.link.LinkSetMaster(h.wire.remote, b.link); err != nil {
+		return fmt.Errorf("make %s a port of %s: %w", h.RouterDevice(), BridgeDevice, err)
+	}
+	for i, a := range h.Addrs() {
+		bits := b.ranges[i].Bits()
+		if !b.ranges[i].Contains(a) {
+			bits = a.BitLen()
+		}
+		if err := errors.Join(h.ns.addPrefix(h.wire.inside, netip.PrefixFrom(a, bits)), b.routeHere(h, netip.PrefixFrom(a, a.BitLen()))); err != nil {
+			return err
+		}
+		if err := h.ns.addRoute(h.wire.inside, netip.PrefixFrom(zero(a), 0), b.gateways[i], a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// routeHere has the node send a range to the bridge, unless it does so already.
+func (b *bridge) routeHere(h *Host, to netip.Prefix) error {
+	if b.ranges[0].Contains(to.Addr()) || b.ranges[1].Contains(to.Addr()) || to.Addr().IsLinkLocalUnicast() && to.Addr().Is6() {
+		return nil
+	}
+	source := b.gateways[0]
+	if to.Addr().Is6() {
+		source = b.gateways[1]
+	}
+	return h.wire.router.ns.addRoute(b.link, to, netip.Addr{}, source)
+}
+
+// RouterMAC is the link address at which the host's router takes what it is to
+// forward.
+func (h *Host) RouterMAC() net.HardwareAddr {
+	if b := h.wire.router.bridge; b != nil {
+		return b.link.Attrs().HardwareAddr
+	}
+	return h.wire.remote.Attrs().HardwareAddr
+}
+
+// MAC is the link address of the host.
+func (h *Host) MAC() net.HardwareAddr { return h.wire.inside.Attrs().HardwareAddr }
+
+// SendFrame puts a frame, beginning with its link header, on the host's wire, just
+// as it is.
+func (h *Host) SendFrame(frame []byte) error {
+	fd, err := h.packetSocket(unix.SOCK_RAW, 0)
+	if err == nil {
+		to := &unix.SockaddrLinklayer{Ifindex: h.wire.inside.Attrs().Index}
+		err = errors.Join(unix.Sendto(fd, frame, 0, to), unix.Close(fd))
+	}
+	if err != nil {
+		return fmt.Errorf("send a frame from %s: %w", h.Name, err)
+	}
+	return nil
+}
