@@ -14,8 +14,12 @@ import (
 // Options.Bridged asks for one.
 const BridgeDevice = "br0"
 
-// Bridged frames meet iptables, as Kubernetes asks of every node.
+// Bridged frames meet iptables, as Kubernetes asks of every node. And the node does
+// not tell pods that they share a wire: the packet that it would tell so about can
+// then not be queued for as long as the neighbour's address is looked up, and is lost
+// (nf_ct_drop_unconfirmed).
 var bridgeSettings = []string{
+	"net/ipv4/conf/all/send_redirects", "0", "net/ipv4/conf/default/send_redirects", "0",
 	"net/bridge/bridge-nf-call-iptables", "1", "net/bridge/bridge-nf-call-ip6tables", "1",
 }
 

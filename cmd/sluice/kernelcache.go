@@ -92,33 +92,48 @@ func (a *agent) unwelcome() string {
 	return ""
 }
 
-// apply puts the rules in place, without the crowd's queue or the kernel's flow
-// cache if they cannot be with them: that iptables or the kernel lacks a match
-// shows only now.
+// lesser are what the rules may have to do without, the least first.
+var lesser = []rules.Less{
+	{Crowd: true}, {Pins: true}, {Sources: true},
+	{Crowd: true, Pins: true}, {Crowd: true, Sources: true}, {Pins: true, Sources: true},
+	{Crowd: true, Pins: true, Sources: true},
+}
+
+// apply puts the rules in place, without the crowd's queue, the kernel's flow cache
+// or the rules about forged sources if they cannot be with them: that iptables or the
+// kernel lacks a match shows only now.
 func (a *agent) apply(ctx context.Context) error {
 	err := a.manager.Apply(ctx)
 	crowd, pins := a.opts.rules.SourceShare > 0, a.kernel != nil && a.opts.kernelCache != kernelCacheOn
-	for _, less := range []struct{ pins, crowd bool }{{crowd: true}, {pins: true}, {pins: true, crowd: true}} {
+	for _, less := range lesser {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if less.pins && !pins || less.crowd && !crowd {
+		if less.Pins && !pins || less.Crowd && !crowd {
 			continue
 		}
-		a.manager.Without(less.pins, less.crowd)
-		if a.manager.Apply(ctx) != nil {
-			continue // what is wrong with all of it says more
+		a.manager.Without(less)
+		if a.manager.Apply(ctx) == nil {
+			return a.without(less, err)
 		}
-		if less.crowd {
-			a.log.Info("sources that send more than --source-share are not set apart", "because", err)
-		}
-		if less.pins {
-			a.log.Info("verdicts are not remembered in the kernel after all", "because", err)
-			return a.kernel.Stop()
-		}
-		return nil
+		// What is wrong with all of it says more.
 	}
 	return err
+}
+
+// without says what the rules lack, and why.
+func (a *agent) without(less rules.Less, why error) error {
+	if less.Crowd {
+		a.log.Info("sources that send more than --source-share are not set apart", "because", why)
+	}
+	if less.Sources {
+		a.log.Warn("packets that claim to come from this node or from their receiver are not dropped", "because", why)
+	}
+	if less.Pins {
+		a.log.Info("verdicts are not remembered in the kernel after all", "because", why)
+		return a.kernel.Stop()
+	}
+	return nil
 }
 
 // publishToKernel returns when the kernel too judges no packet by an older

@@ -70,7 +70,13 @@ const siteNamespaces = `
 
 func newSite(t testing.TB) *site {
 	t.Helper()
-	l := lab.ForTest(t, lab.Options{Nodes: 2})
+	return newSiteIn(t, lab.Options{Nodes: 2})
+}
+
+// newSiteIn is newSite in another lab, of two nodes.
+func newSiteIn(t testing.TB, opts lab.Options) *site {
+	t.Helper()
+	l := lab.ForTest(t, opts)
 	s := &site{Lab: l, t: t, dir: t.TempDir(), socket: filepath.Join(t.TempDir(), "s"), hosts: map[string]*lab.Host{
 		"outside": l.Outside, "node-1": l.Nodes[0].Host, "node-2": l.Nodes[1].Host,
 	}}

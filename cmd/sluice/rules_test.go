@@ -103,7 +103,7 @@ func TestRulesRemove(t *testing.T) {
 			t.Errorf("there is no line %q in\n%s", line, stdout)
 		}
 	}
-	if status != 0 || strings.Count(stdout, "\n") != 4*3+1 {
+	if status != 0 || strings.Count(stdout, "\n") != 4*5+1 {
 		t.Errorf("status %d, %s\n%s", status, stderr, stdout)
 	}
 	for _, name := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {

@@ -27,7 +27,7 @@ type Fake struct {
 // NewFake makes an empty table.
 func NewFake(f Family) *Fake {
 	t := &Fake{family: f, chains: map[string][]string{}}
-	for _, c := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", hook} {
+	for _, c := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"} {
 		t.order, t.chains[c] = append(t.order, c), nil
 	}
 	return t

@@ -46,7 +46,7 @@ func (n *realNode) nft(format string) {
 func (n *realNode) emptyChains() {
 	n.t.Helper()
 	for _, f := range Families {
-		for _, chain := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", hook} {
+		for _, chain := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"} {
 			n.iptables(f, "-t", table, "-A", chain, "-j", "ACCEPT")
 			n.iptables(f, "-t", table, "-D", chain, "-j", "ACCEPT")
 		}
@@ -68,7 +68,7 @@ func (n *realNode) ruleset() string {
 func (n *realNode) inForce() {
 	n.t.Helper()
 	for _, f := range Families {
-		text := n.output("nft", "--stateless", "list", "chain", nftFamily[f], table, hook)
+		text := n.output("nft", "--stateless", "list", "chain", nftFamily[f], table, "POSTROUTING")
 		rules := strings.Split(text[strings.Index(text, "policy"):], "\n")
 		if len(rules) < 2 || !strings.HasSuffix(rules[1], "jump "+Chain) || strings.Count(text, Chain) != 1+strings.Count(text, `"-j SLUICE"`) {
 			n.t.Errorf("%s: the hook holds\n%s", f, text)
@@ -278,7 +278,7 @@ func refusingIptables(t *testing.T) string {
 // node's has, keeps nothing from going on either.
 func TestRealMissingLibraries(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
-		for _, chain := range []string{hook, "FORWARD", "KUBE-THEIRS"} {
+		for _, chain := range []string{"POSTROUTING", "FORWARD", "KUBE-THEIRS"} {
 			n := newRealNode(t, b, Defaults)
 			var tables []Table
 			var tools []tool
@@ -316,7 +316,7 @@ func TestRealMissingLibraries(t *testing.T) {
 					n.change("-D POSTROUTING -p udp -j ACCEPT")
 				}
 				n.inside(func(ctx context.Context) error { m.reconcile(ctx); return nil })
-				if text := n.saved(); strings.Count(text, jump+"\n") != 2 {
+				if text := n.saved(); strings.Count(text, entries[1].jump()+"\n") != 2 {
 					t.Errorf("%s, a rule in %s: the tables hold\n%s", name, chain, text)
 				}
 			}
@@ -332,7 +332,7 @@ func TestRealMissingLibraries(t *testing.T) {
 			// In a listing of the legacy backend a rule has no handle, and so one of others
 			// that leads to us may stay. What it leads to is empty.
 			got := n.saved()
-			if b == Legacy && chain == hook {
+			if b == Legacy && chain == "POSTROUTING" {
 				got = strings.NewReplacer(":"+Chain+" - \n", "", "-p tcp -g "+Chain+"\n", "").Replace(got)
 			}
 			if strings.Contains(got, Chain) && strings.Contains(strings.ReplaceAll(got, "not -j "+Chain, ""), Chain) {

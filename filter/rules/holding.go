@@ -12,7 +12,7 @@ import (
 type holding struct {
 	names  []string            // of all chains
 	chains map[string][]string // the rules of our chains, older ones included
-	hook   []string            // the rules of the hook
+	hooks  map[string][]string // the rules of the hooks
 	// inactive says why no packet meets the rules, if none does.
 	inactive string
 }
@@ -24,12 +24,14 @@ func look(ctx context.Context, t Table) (holding, error) {
 	if err != nil {
 		return holding{}, err
 	}
-	h := holding{names: names, chains: map[string][]string{}}
+	h := holding{names: names, chains: map[string][]string{}, hooks: map[string][]string{}}
 	if h.inactive, err = t.Inactive(ctx); err != nil {
 		return holding{}, err
 	}
-	if h.hook, err = t.Rules(ctx, hook); err != nil {
-		return holding{}, err
+	for _, e := range entries {
+		if h.hooks[e.name], err = t.Rules(ctx, e.name); err != nil {
+			return holding{}, err
+		}
 	}
 	for _, name := range names {
 		if !isOurs(name) {
@@ -66,7 +68,7 @@ func (h holding) equal(o holding) bool {
 	same := func(a, b []string) bool {
 		return slices.EqualFunc(a, b, func(a, b string) bool { return withoutHandle(a) == withoutHandle(b) })
 	}
-	return same(h.hook, o.hook) && maps.EqualFunc(h.chains, o.chains, same)
+	return maps.EqualFunc(h.hooks, o.hooks, same) && maps.EqualFunc(h.chains, o.chains, same)
 }
 
 // spelling is how this node's iptables prints our rules, where that differs from
@@ -94,8 +96,10 @@ func (s spelling) learn(now holding, want map[string][]string) {
 			s[rule] = now.chains[name][i]
 		}
 	}
-	if len(now.hook) > 0 && leadsTo(now.hook[0], func(chain string) bool { return chain == Chain }) {
-		s[jump] = now.hook[0]
+	for _, e := range entries {
+		if rules := now.hooks[e.name]; len(rules) > 0 && leadsTo(rules[0], func(chain string) bool { return chain == e.chain }) {
+			s[e.jump()] = rules[0]
+		}
 	}
 }
 
@@ -121,13 +125,16 @@ func (t *keptTable) faults(now holding, want map[string][]string) []string {
 	if now.inactive != "" {
 		wrong = append(wrong, now.inactive)
 	}
-	return append(wrong, t.jumpFaults(now.hook)...)
+	for _, e := range entries {
+		wrong = append(wrong, t.jumpFaults(e, now.hooks[e.name])...)
+	}
+	return wrong
 }
 
 // jumpFaults says what is wrong with the way into our chains: of all rules of the
 // hook, the first must be our jump, and no other may lead to us.
-func (t *keptTable) jumpFaults(rules []string) []string {
-	wanted, count := t.spelling.of(jump), 0
+func (t *keptTable) jumpFaults(e entry, rules []string) []string {
+	wanted, count := t.spelling.of(e.jump()), 0
 	for _, rule := range rules {
 		if leadsTo(rule, isOurs) {
 			count++
@@ -135,15 +142,15 @@ func (t *keptTable) jumpFaults(rules []string) []string {
 	}
 	switch {
 	case count == 0:
-		return []string{fmt.Sprintf("%s does not jump to %s", hook, Chain)}
+		return []string{fmt.Sprintf("%s does not jump to %s", e.name, e.chain)}
 	case count > 1:
-		return []string{fmt.Sprintf("%s jumps to %s %d times", hook, Chain, count)}
+		return []string{fmt.Sprintf("%s jumps to %s %d times", e.name, e.chain, count)}
 	case rules[0] == wanted:
 		return nil
 	case slices.Contains(rules, wanted):
-		return []string{fmt.Sprintf("the jump to %s is not the first rule of %s", Chain, hook)}
+		return []string{fmt.Sprintf("the jump to %s is not the first rule of %s", e.chain, e.name)}
 	}
-	return []string{fmt.Sprintf("%s jumps to %s by another rule", hook, Chain)}
+	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
 // leading are all rules of a table that lead to a chain that is accepted, but

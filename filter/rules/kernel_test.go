@@ -153,7 +153,7 @@ func (n *realNode) theirs() {
 	for _, f := range Families {
 		n.iptables(f, "-t", table, "-N", "KUBE-THEIRS")
 		n.iptables(f, "-t", table, "-A", "KUBE-THEIRS", "-m", "comment", "--comment", "not -j SLUICE", "-j", "RETURN")
-		for _, chain := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", hook} {
+		for _, chain := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"} {
 			n.iptables(f, "-t", table, "-A", chain, "-p", "tcp", "-j", "KUBE-THEIRS")
 		}
 	}
@@ -177,7 +177,7 @@ func TestRealApplyAndRemove(t *testing.T) {
 				}
 			}
 		}
-		if at, theirs := strings.Index(after, jump+"\n"), strings.Index(after, "-A "+hook+" -p tcp"); at < 0 || theirs < at {
+		if at, theirs := strings.Index(after, entries[1].jump()+"\n"), strings.Index(after, "-A POSTROUTING -p tcp"); at < 0 || theirs < at {
 			t.Errorf("the jump is not the first rule:\n%s", after)
 		}
 		n.inside(n.Apply)
@@ -329,7 +329,7 @@ func TestRealTraces(t *testing.T) {
 			return err
 		}
 		removed, err := Traces(ctx, all)
-		if len(removed) != 4*3 { // the jump and two chains
+		if len(removed) != 4*5 { // two jumps and three chains
 			t.Errorf("removed %d things: %s", len(removed), strings.Join(removed, "\n"))
 		}
 		return err

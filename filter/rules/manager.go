@@ -83,19 +83,27 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
-// Without leaves the pinned programs or the crowd's queue, or both, out of the
-// rules from the next Apply on, for a node whose iptables lacks the match. What an
-// earlier call has left out is back.
-func (m *Manager) Without(pins, crowd bool) {
+// Less says what is left out of the rules, on a node whose iptables or kernel lacks
+// the match that it takes.
+type Less struct {
+	Pins    bool // the pinned programs
+	Crowd   bool // the crowd's queue
+	Sources bool // the rules about forged sources
+}
+
+// Without leaves something out of the rules from the next Apply on. What an earlier
+// call has left out is back.
+func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.opts = m.all
-	if pins {
+	if less.Pins {
 		m.opts.AllowPin, m.opts.DenyPin = "", ""
 	}
-	if crowd {
+	if less.Crowd {
 		m.opts.SourceShare = 0
 	}
+	m.opts.AnySource = m.opts.AnySource || less.Sources
 }
 
 // Pause takes the queues out of the rules, so that no new packet enters them
@@ -206,14 +214,19 @@ func (t *keptTable) write(ctx context.Context, now holding, want map[string][]st
 		if err != nil {
 			return err
 		}
-		c.stale = slices.DeleteFunc(refs, func(rule string) bool { return strings.HasPrefix(rule, "-A "+hook+" ") })
+		c.stale = slices.DeleteFunc(refs, func(rule string) bool {
+			return slices.ContainsFunc(entries, func(e entry) bool { return strings.HasPrefix(rule, "-A "+e.name+" ") })
+		})
 	}
-	if len(t.jumpFaults(now.hook)) > 0 {
-		c.hooked = true
-	}
-	for _, rule := range now.hook {
-		if c.hooked && leadsTo(rule, isOurs) {
-			c.stale = append(c.stale, rule)
+	for _, e := range entries {
+		if len(t.jumpFaults(e, now.hooks[e.name])) == 0 {
+			continue
+		}
+		c.hooked = append(c.hooked, e)
+		for _, rule := range now.hooks[e.name] {
+			if leadsTo(rule, isOurs) {
+				c.stale = append(c.stale, rule)
+			}
 		}
 	}
 	err := t.Restore(ctx, c.text())

@@ -122,14 +122,17 @@ var changes = map[string]struct {
 	lines []string
 	says  string
 }{
-	"flush all":       {[]string{"-F POSTROUTING", "-F SLUICE", "-F SLUICE-ALLOW", "-X SLUICE", "-X SLUICE-ALLOW", "-A POSTROUTING -j KUBE-THEIRS"}, "there is no chain SLUICE; "},
-	"flush a chain":   {[]string{"-F SLUICE-ALLOW"}, "chain SLUICE-ALLOW is empty"},
-	"flush the hook":  {[]string{"-F POSTROUTING", "-A POSTROUTING -j KUBE-THEIRS"}, "POSTROUTING does not jump to SLUICE"},
-	"delete a rule":   {[]string{"-D SLUICE -m addrtype --src-type LOCAL -j RETURN"}, "chain SLUICE has other rules"},
-	"insert a rule":   {[]string{"-I SLUICE 1 -j RETURN"}, "chain SLUICE has other rules"},
-	"reorder":         {[]string{"-D POSTROUTING -j SLUICE", "-A POSTROUTING -j SLUICE"}, "is not the first rule of POSTROUTING"},
-	"double the jump": {[]string{"-A POSTROUTING -j SLUICE"}, "jumps to SLUICE 2 times"},
-	"narrow the jump": {[]string{"-D POSTROUTING -j SLUICE", "-I POSTROUTING 1 -p tcp -j SLUICE"}, "by another rule"},
+	"flush all":        {[]string{"-F PREROUTING", "-F POSTROUTING", "-F SLUICE", "-F SLUICE-ALLOW", "-F SLUICE-SOURCE", "-X SLUICE", "-X SLUICE-ALLOW", "-X SLUICE-SOURCE", "-A POSTROUTING -j KUBE-THEIRS"}, "there is no chain SLUICE; "},
+	"flush a chain":    {[]string{"-F SLUICE-ALLOW"}, "chain SLUICE-ALLOW is empty"},
+	"flush the hook":   {[]string{"-F POSTROUTING", "-A POSTROUTING -j KUBE-THEIRS"}, "POSTROUTING does not jump to SLUICE"},
+	"flush one of two": {[]string{"-F PREROUTING"}, "PREROUTING does not jump to SLUICE-SOURCE"},
+	"flush sources":    {[]string{"-F SLUICE-SOURCE"}, "chain SLUICE-SOURCE is empty"},
+	"the wrong hook":   {[]string{"-D PREROUTING -j SLUICE-SOURCE", "-I PREROUTING 1 -j SLUICE"}, "PREROUTING jumps to SLUICE-SOURCE by another rule"},
+	"delete a rule":    {[]string{"-D SLUICE -m addrtype --src-type LOCAL -j RETURN"}, "chain SLUICE has other rules"},
+	"insert a rule":    {[]string{"-I SLUICE 1 -j RETURN"}, "chain SLUICE has other rules"},
+	"reorder":          {[]string{"-D POSTROUTING -j SLUICE", "-A POSTROUTING -j SLUICE"}, "is not the first rule of POSTROUTING"},
+	"double the jump":  {[]string{"-A POSTROUTING -j SLUICE"}, "jumps to SLUICE 2 times"},
+	"narrow the jump":  {[]string{"-D POSTROUTING -j SLUICE", "-I POSTROUTING 1 -p tcp -j SLUICE"}, "by another rule"},
 	"older chains": {[]string{":SLUICE-V0 - [0:0]", "-A SLUICE-V0 -j SLUICE-ALLOW", "-A SLUICE -j SLUICE-V0", "-A OUTPUT -j SLUICE-V0", "-A POSTROUTING -j SLUICE-V0"},
 		"chain SLUICE-V0 is not of this version"},
 }
@@ -274,12 +277,12 @@ func TestWithout(t *testing.T) {
 	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
 		t.Fatalf("want both programs in\n%s", got)
 	}
-	for _, less := range []struct{ pins, crowd bool }{{crowd: true}, {pins: true}, {true, true}, {}} {
-		m.Without(less.pins, less.crowd)
+	for _, less := range []Less{{Crowd: true}, {Pins: true}, {Sources: true}, {true, true, true}, {}} {
+		m.Without(less)
 		m.apply()
 		m.want(m.applied())
 		got := m.v4.Dump()
-		if strings.Contains(got, "/pins/") == less.pins || strings.Contains(got, "hashlimit") == less.crowd {
+		if strings.Contains(got, "/pins/") == less.Pins || strings.Contains(got, "hashlimit") == less.Crowd || strings.Contains(got, "rpfilter") == less.Sources {
 			t.Errorf("without %+v:\n%s", less, got)
 		}
 	}
@@ -357,7 +360,7 @@ func TestConcurrentCalls(t *testing.T) {
 
 // respell spells rules as no version of iptables does.
 func respell(rule string) string {
-	if strings.HasPrefix(rule, "-A SLUICE") || rule == jump {
+	if strings.HasPrefix(rule, "-A SLUICE") || slices.ContainsFunc(entries, func(e entry) bool { return rule == e.jump() }) {
 		return strings.ReplaceAll(strings.Replace(rule, "-j ", "--jump-here -j ", 1), "ipv6-icmp", "58")
 	}
 	return rule
@@ -465,15 +468,19 @@ func TestTraces(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
+		"iptables-fake: mangle rule PREROUTING -j SLUICE-SOURCE",
 		"iptables-fake: mangle rule OUTPUT -p tcp -g SLUICE-V0",
 		"iptables-fake: mangle rule POSTROUTING -j SLUICE",
 		"iptables-fake: mangle rule KUBE-THEIRS -j SLUICE",
 		"iptables-fake: mangle chain SLUICE, rules: 8",
 		"iptables-fake: mangle chain SLUICE-ALLOW, rules: 2",
+		"iptables-fake: mangle chain SLUICE-SOURCE, rules: 3",
 		"iptables-fake: mangle chain SLUICE-V0, rules: 1",
+		"ip6tables-fake: mangle rule PREROUTING -j SLUICE-SOURCE",
 		"ip6tables-fake: mangle rule POSTROUTING -j SLUICE",
 		"ip6tables-fake: mangle chain SLUICE, rules: 13",
 		"ip6tables-fake: mangle chain SLUICE-ALLOW, rules: 2",
+		"ip6tables-fake: mangle chain SLUICE-SOURCE, rules: 3",
 	}
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%s\nwant\n%s", strings.Join(removed, "\n"), strings.Join(want, "\n"))
@@ -490,7 +497,7 @@ func TestTracesGoesOnAfterAFailure(t *testing.T) {
 	m.apply()
 	m.v4.Break(errors.New("the lock is held"))
 	removed, err := Traces(t.Context(), []Table{m.v4, m.v6})
-	if err == nil || !strings.Contains(err.Error(), "iptables-fake: the lock is held") || len(removed) != 3 {
+	if err == nil || !strings.Contains(err.Error(), "iptables-fake: the lock is held") || len(removed) != 5 {
 		t.Errorf("removed %q, %v", removed, err)
 	}
 }

@@ -448,8 +448,9 @@ func (t nftTable) inactive() (string, error) {
 		return "", err
 	}
 	for _, c := range chains {
-		if c.name == hook && (!c.base || c.hook != hooks[hook] || c.priority != manglePriority) {
-			return fmt.Sprintf("chain %s of %s was made without iptables and does not have its place in the kernel: delete or rename it", hook, table), nil
+		ours := slices.ContainsFunc(entries, func(e entry) bool { return e.name == c.name })
+		if ours && (!c.base || c.hook != hooks[c.name] || c.priority != manglePriority) {
+			return fmt.Sprintf("chain %s of %s was made without iptables and does not have its place in the kernel: delete or rename it", c.name, table), nil
 		}
 	}
 	return "", nil

@@ -8,7 +8,9 @@
 // The rules stand in chains of our own, named by [Chain] and beginning with its
 // name, behind one jump that is the first rule of mangle's POSTROUTING. There
 // the destination is after DNAT and the source before SNAT, and nobody's filter
-// rules can accept ahead of us. Nothing else is touched.
+// rules can accept ahead of us. Another jump is the first rule of mangle's
+// PREROUTING, where packets are still as they came, and drops those with a source
+// that they cannot have. Nothing else is touched.
 //
 // Every change is one transaction of iptables-restore, because go-iptables,
 // which reads the rules, writes one rule at a time: between flushing a chain and
@@ -80,6 +82,8 @@ type Options struct {
 	// FailOpen lets packets pass while nobody reads their queue; otherwise they
 	// are dropped.
 	FailOpen bool
+	// AnySource leaves out the rules that drop forged sources.
+	AnySource bool
 	// Backend is which iptables to use.
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs, which are asked

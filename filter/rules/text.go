@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	// Chain is the chain that POSTROUTING jumps to. A chain is ours if it has
+	// Chain is the chain that POSTROUTING jumps to, and judges. A chain is ours if it has
 	// this name, or this name and a dash before something else.
 	Chain = "SLUICE"
 	// allowChain is where a packet goes whose verdict is "allowed". It is a chain
@@ -15,14 +15,26 @@ const (
 	// packet mark cleared on the way through Chain, an allowed packet without a
 	// conntrack entry would be queued again, for ever.
 	allowChain = Chain + "-ALLOW"
+	// sourceChain is the chain that PREROUTING jumps to.
+	sourceChain = Chain + "-SOURCE"
 
 	table = "mangle"
-	hook  = "POSTROUTING"
-	jump  = "-A " + hook + " -j " + Chain
 )
 
+// entry is a built-in chain of the table, and the chain of ours that its first rule
+// jumps to.
+type entry struct {
+	name, chain string
+}
+
+// entries are those that we use, in the order in which a packet meets them.
+var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}}
+
+// jump is the rule that leads from the one to the other.
+func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
+
 // ours are the names of the chains that we keep.
-var ours = []string{Chain, allowChain}
+var ours = []string{Chain, allowChain, sourceChain}
 
 // isOurs says whether a chain belongs to a Sluice, this version or another.
 func isOurs(chain string) bool {
@@ -63,6 +75,7 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 			// this one.
 			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.JudgedMark),
 		},
+		sourceChain: o.sources(f),
 	}
 }
 
@@ -80,9 +93,8 @@ func (o Options) judge(f Family, last ...string) []string {
 		// reply, and judged by itself.
 		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.JudgedMark, o.Mask()),
 		// Traffic from the pod's own node is always allowed, which is what lets
-		// probes pass. The test is of this network namespace's addresses. That no
-		// pod sends from them is the kernel's doing for IPv4, and the network
-		// plugin's for IPv6.
+		// probes pass. The test is of this network namespace's addresses; sourceChain
+		// has dropped what others sent from them.
 		"-m addrtype --src-type LOCAL -j RETURN",
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
 		// Replies, and errors about them. A connection whose first packet was
@@ -141,7 +153,7 @@ func (o Options) bypass() string {
 // Wanted is the text of the rules for one family, as iptables-restore --noflush
 // takes it: our chains, filled, and last the jump to them.
 func (o Options) Wanted(f Family) string {
-	return change{fill: o.chains(f), hooked: true}.text()
+	return change{fill: o.chains(f), hooked: entries}.text()
 }
 
 // change is what a transaction does.
@@ -151,7 +163,7 @@ type change struct {
 	drop  []string            // chains to take away
 	// keepDropped empties these chains only, for where something refers to them.
 	keepDropped bool
-	hooked      bool // put the jump in the first place
+	hooked      []entry // put the jumps of these in the first place
 }
 
 // text is the transaction. Chains are made before rules lead to them, and
@@ -177,8 +189,8 @@ func (c change) text() string {
 			lines = append(lines, "-X "+name)
 		}
 	}
-	if c.hooked {
-		lines = append(lines, "-I "+hook+" 1 -j "+Chain)
+	for _, e := range c.hooked {
+		lines = append(lines, "-I "+e.name+" 1 -j "+e.chain)
 	}
 	return strings.Join(slices.Concat([]string{"*" + table}, lines, []string{"COMMIT", ""}), "\n")
 }
