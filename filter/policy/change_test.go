@@ -41,6 +41,8 @@ type remembered struct {
 
 func newHistory(seed uint64) *history {
 	h := &history{chance: newChance(seed), world: policy.NewWorld(), cluster: &cluster{}}
+	h.cluster.shape = int(seed % policy.Shapes)
+	h.world.SetShape(h.cluster.shape)
 	nobody := &cluster{Pods: []*corev1.Pod{{}}}
 	for len(h.probes) < 120 {
 		h.probes = append(h.probes, h.flow(nobody))

@@ -172,7 +172,7 @@ func (w *World) groupOf(p *pod, d filter.Direction) *group {
 		isolation.Policies = append(isolation.Policies, pol.text)
 	}
 	w.lastGroup++
-	g := &group{key: string(key), id: w.lastGroup, refs: 1, isolation: isolation, rules: compile(d, policies)}
+	g := &group{key: string(key), id: w.lastGroup, refs: 1, isolation: isolation, rules: compile(d, policies, w.shape)}
 	w.groups[g.key] = g
 	return g
 }

@@ -15,6 +15,7 @@ import (
 type coverage struct {
 	reasons map[filter.Reason]int
 	kinds   map[string]int
+	forms   [3]int // port tables that are flat, trees, and sets that refer to others
 }
 
 func newCoverage() *coverage {
@@ -22,12 +23,20 @@ func newCoverage() *coverage {
 }
 
 func (s *coverage) add(o *coverage) {
+	for i, n := range o.forms {
+		s.forms[i] += n
+	}
 	for reason, n := range o.reasons {
 		s.reasons[reason] += n
 	}
 	for kind, n := range o.kinds {
 		s.kinds[kind] += n
 	}
+}
+
+// noteForms counts what a cluster was compiled to.
+func (s *coverage) noteForms(flat, trees, refer int) {
+	s.forms[0], s.forms[1], s.forms[2] = s.forms[0]+flat, s.forms[1]+trees, s.forms[2]+refer
 }
 
 // note counts one decision: its reason, and what in the rules made it so.
@@ -126,6 +135,11 @@ func portKind(item networkingv1.NetworkPolicyPort) string {
 func (s *coverage) check(t *testing.T, decisions int) {
 	t.Helper()
 	t.Logf("%d decisions: %v, %v", decisions, s.reasons, s.kinds)
+	for i, form := range []string{"flat", "trees", "with references"} {
+		if s.forms[i] < decisions/10_000 {
+			t.Errorf("only %d rule sets were %s", s.forms[i], form)
+		}
+	}
 	for reason := filter.NotIsolated; reason <= filter.IngressDenied; reason++ {
 		if s.reasons[reason] < decisions/200 {
 			t.Errorf("only %d of %d decisions were %s", s.reasons[reason], decisions, reason)

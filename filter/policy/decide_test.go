@@ -13,6 +13,7 @@ import (
 // world builds a World of the cluster from nothing.
 func (c *cluster) world() *policy.World {
 	w := policy.NewWorld()
+	w.SetShape(c.shape)
 	w.SetNode(c.Node)
 	for _, o := range c.Namespaces {
 		w.SetNamespace(o)
@@ -122,7 +123,10 @@ func TestDecideAgainstOracle(t *testing.T) {
 func decideRandomly(seed uint64, seen *coverage) string {
 	r := newChance(seed)
 	c := r.cluster()
-	s, _ := c.world().Commit()
+	c.shape = int(seed % policy.Shapes)
+	w := c.world()
+	s, _ := w.Commit()
+	seen.noteForms(w.Forms())
 	for range flowsPerCluster {
 		f := r.flow(c)
 		v, want := s.Decide(f.key()), c.judge(f)
@@ -170,6 +174,7 @@ func TestDecideAllocatesNothing(t *testing.T) {
 	for seed := uint64(1); seed <= 50; seed++ {
 		r := newChance(seed)
 		c := r.cluster()
+		c.shape = int(seed % policy.Shapes)
 		s, _ := c.world().Commit()
 		for range 100 {
 			key := r.flow(c).key()

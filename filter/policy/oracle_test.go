@@ -33,6 +33,8 @@ type cluster struct {
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
 	Node       []netip.Addr // the addresses of the node that enforces
+
+	shape int // of the rule sets that the engine compiles; see policy.SetShape
 }
 
 // flow is one packet, as far as a policy can see it.

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // between are flows between the ends of f that tell apart what policies can.
@@ -32,6 +33,7 @@ func TestPairs(t *testing.T) {
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 7000)
 		c := r.cluster()
+		c.shape = int(seed % policy.Shapes)
 		s, _ := c.world().Commit()
 		for range flows {
 			f := r.flow(c)

@@ -1,18 +1,16 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
-
-	"sluice/filter"
 )
 
-// addrRange is the addresses from low to high, both included, of one family, and
-// the rule that allows them. netip.Addr.Compare puts all of IPv4 before all of
-// IPv6, so that one sorted list serves both.
+// addrRange is the addresses from low to high, both included, of one family.
+// netip.Addr.Compare puts all of IPv4 before all of IPv6, so that one sorted list
+// serves both.
 type addrRange struct {
 	low, high netip.Addr
-	rule      *filter.Rule
 }
 
 // lastOf is the highest address of a prefix.
@@ -46,39 +44,63 @@ func subtract(from netip.Prefix, excepts []netip.Prefix) []addrRange {
 	return append(left, addrRange{low: low, high: high})
 }
 
-// disjoint sorts ranges and cuts away where they overlap, so that a binary search
-// finds the one that holds an address. Where two overlap, the one that begins
-// first keeps its rule.
-func disjoint(ranges []addrRange) []addrRange {
-	slices.SortStableFunc(ranges, func(a, b addrRange) int { return a.low.Compare(b.low) })
-	var out []addrRange
-	for _, r := range ranges {
-		if n := len(out); n > 0 {
-			last := out[n-1].high
-			if !last.Less(r.high) {
-				continue
-			}
-			if !last.Less(r.low) {
-				r.low = last.Next()
-			}
-		}
-		out = append(out, r)
+// after is the address behind a, in the order in which all of IPv6 follows all of
+// IPv4; it is not valid behind the last.
+func after(a netip.Addr) netip.Addr {
+	if next := a.Next(); next.IsValid() || a.Is6() {
+		return next
 	}
-	return out
+	return netip.IPv6Unspecified()
 }
 
-// find returns the rule of the range that holds addr, or nil.
-func find(ranges []addrRange, addr netip.Addr) *filter.Rule {
-	low, high := 0, len(ranges)
+// placeOf is how many of the sorted bounds are not above addr.
+func placeOf(bounds []netip.Addr, addr netip.Addr) uint32 {
+	low, high := 0, len(bounds)
 	for low < high {
-		if mid := int(uint(low+high) >> 1); addr.Less(ranges[mid].low) {
+		if mid := int(uint(low+high) >> 1); addr.Less(bounds[mid]) {
 			high = mid
 		} else {
 			low = mid + 1
 		}
 	}
-	if low == 0 || ranges[low-1].high.Less(addr) {
-		return nil
+	return uint32(low)
+}
+
+// disjoint sorts ranges and cuts away where they overlap, so that a binary search
+// finds the one that holds an address. Where two overlap, the one that begins
+// first keeps its rule.
+func disjoint(ranges []blockRange) []blockRange {
+	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
+	out := ranges[:0]
+	for _, r := range ranges {
+		if n := len(out); n > 0 {
+			last := out[n-1].end
+			if r.end <= last {
+				continue
+			}
+			r.low = max(r.low, last)
+			if r.low == last && out[n-1].rule == r.rule {
+				out[n-1].end = r.end
+				continue
+			}
+		}
+		out = append(out, r)
+	}
+	return fitted(out)
+}
+
+// blockAt returns the rule of the range that holds a place, or noRule.
+func blockAt(ranges []blockRange, place uint32) uint32 {
+	low, high := 0, len(ranges)
+	for low < high {
+		if mid := int(uint(low+high) >> 1); place < ranges[mid].low {
+			high = mid
+		} else {
+			low = mid + 1
+		}
+	}
+	if low == 0 || ranges[low-1].end <= place {
+		return noRule
 	}
 	return ranges[low-1].rule
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -31,6 +32,7 @@ type policy struct {
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
 	ref    *filter.Rule
+	index  int         // in spec.ingress or spec.egress
 	anyone bool        // every peer, outside ones too
 	some   []*selector // pods by their labels
 	whole  []*selector // all pods of some namespaces
@@ -54,14 +56,21 @@ func (p portRange) all() bool { return p.name == "" && p.low == 0 && p.high == 6
 // reader reads one policy. Whatever it cannot understand allows nothing, and is
 // noted as a problem.
 type reader struct {
-	w *World
-	p *policy
+	w    *World
+	p    *policy
+	seen map[string]bool // rules that the policy has already, by their content
+	more *int            // problems beyond mostProblems
 }
+
+// mostProblems is how many problems of a policy are told one by one. A policy of
+// nothing but faults has a hundred thousand of them.
+const mostProblems = 20
 
 func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
 	p := &policy{objectKey: objectKey{o.Namespace, o.Name}}
 	p.text = p.objectKey.String()
-	r := reader{w, p}
+	r := reader{w: w, p: p, more: new(int)}
+	defer r.countRest()
 	p.isolates = r.directions(&o.Spec)
 	subject, ok := r.selector(&o.Spec.PodSelector, "spec.podSelector")
 	if !ok {
@@ -74,10 +83,12 @@ func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
 	if p.malformed {
 		return p
 	}
+	r.seen = make(map[string]bool)
 	for i := range o.Spec.Ingress {
 		from := &o.Spec.Ingress[i]
 		r.rule(filter.Ingress, i, from.From, from.Ports, fmt.Sprintf("spec.ingress[%d]", i), "from")
 	}
+	clear(r.seen)
 	for i := range o.Spec.Egress {
 		to := &o.Spec.Egress[i]
 		r.rule(filter.Egress, i, to.To, to.Ports, fmt.Sprintf("spec.egress[%d]", i), "to")
@@ -93,7 +104,20 @@ func sumOf(spec *networkingv1.NetworkPolicySpec) (sum [sha256.Size]byte, ok bool
 }
 
 func (r reader) problem(field, detail, mend string) {
+	if len(r.p.problems) == mostProblems {
+		*r.more++
+		return
+	}
 	r.p.problems = append(r.p.problems, Problem{Policy: r.p.text, Field: field, Detail: detail, Mend: mend})
+}
+
+// countRest tells how many problems were not told one by one.
+func (r reader) countRest() {
+	if *r.more > 0 {
+		r.p.problems = append(r.p.problems, Problem{
+			Policy: r.p.text, Field: "spec", Detail: fmt.Sprintf("it has %d more problems", *r.more), Mend: "correct the first, and the next are told",
+		})
+	}
 }
 
 // directions applies the defaulting of policyTypes that the API documents, for
@@ -131,7 +155,7 @@ func (r reader) rule(d filter.Direction, index int, peers []networkingv1.Network
 		return // rules of a direction that policyTypes leaves out mean nothing
 	}
 	out := rule{
-		ref:      &filter.Rule{Policy: r.p.text, Direction: d, Index: index},
+		index:    index,
 		anyone:   len(peers) == 0,
 		portless: len(ports) == 0,
 	}
@@ -143,7 +167,49 @@ func (r reader) rule(d filter.Direction, index int, peers []networkingv1.Network
 			out.ports = append(out.ports, p)
 		}
 	}
-	r.p.rules[d] = append(r.p.rules[d], out)
+	r.add(d, &out)
+}
+
+// add keeps a rule unless it allows nothing that a rule before it does not allow:
+// what rules take does not depend on how often they are repeated.
+func (r reader) add(d filter.Direction, out *rule) {
+	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 || !out.portless && len(out.ports) == 0 {
+		return // all of its peers or ports are malformed
+	}
+	key := out.content()
+	if r.seen[string(key)] {
+		return
+	}
+	r.seen[string(key)] = true
+	out.some, out.whole, out.blocks, out.ports = fitted(out.some), fitted(out.whole), fitted(out.blocks), fitted(out.ports)
+	out.ref = &filter.Rule{Policy: r.p.text, Direction: d, Index: out.index}
+	r.p.rules[d] = append(r.p.rules[d], *out)
+}
+
+// content is what a rule allows: equal only for rules that allow the same.
+func (r *rule) content() []byte {
+	var key []byte
+	if r.portless {
+		key = append(key, 1)
+	}
+	for _, p := range r.ports {
+		key = append(key, 2, byte(p.protocol), byte(p.low>>8), byte(p.low), byte(p.high>>8), byte(p.high), byte(len(p.name)>>8), byte(len(p.name)))
+		key = append(key, p.name...)
+	}
+	if r.anyone {
+		key = append(key, 3)
+	}
+	for _, list := range [][]*selector{r.some, r.whole} {
+		key = binary.AppendUvarint(append(key, 4), uint64(len(list)))
+		for _, s := range list {
+			key = binary.LittleEndian.AppendUint32(key, s.id)
+		}
+	}
+	for _, b := range r.blocks {
+		low, high := b.low.As16(), b.high.As16()
+		key = append(append(append(key, byte(b.low.BitLen())), low[:]...), high[:]...)
+	}
+	return key
 }
 
 func (r reader) peer(out *rule, peer *networkingv1.NetworkPolicyPeer, field string) {

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 
@@ -11,10 +10,16 @@ import (
 // ruleSet is what one set of policies allows in one direction, cut along the
 // port axis. Finding the rule for a flow looks into at most three peer sets and
 // the named ports of the destination, however many policies went into it; finding
-// none, into one more.
+// none, into one more. Where rules overlap so much along the axis that a set for
+// each interval would outgrow the policies, a look-up walks a tree of sets instead.
+//
+// Sets hold numbers of 4 bytes where they can: a rule is its place in rules, an
+// address range its places in bounds.
 type ruleSet struct {
-	peers    *peerSet // all rules: whoever is allowed anything; nil if nobody is
-	portless *peerSet // rules without ports
+	rules    []*filter.Rule
+	bounds   []netip.Addr // where address ranges begin, or end one before; sorted
+	peers    *peerSet     // all rules: every allowed peer; nil if there is none
+	portless *peerSet     // rules without ports
 	ports    [3]portTable
 	named    map[portName]*peerSet
 }
@@ -30,63 +35,79 @@ type portTable struct {
 	all    *peerSet   // rules that name the protocol and no port
 	starts []uint16   // sorted: where each interval begins
 	sets   []*peerSet // for each interval, nil where nothing is allowed
+	// tree says that sets is a segment tree over the intervals: the set of interval
+	// i is spread over the nodes i+len(starts), half of that, and so on down to 1.
+	tree bool
 }
 
 // peerSet is who is allowed at some ports.
 type peerSet struct {
-	everyone *filter.Rule // a rule that allows every peer
+	everyone uint32       // a rule that allows every peer, or noRule
 	some     []peerRule   // by the selectors that a pod carries
 	whole    []peerRule   // by the selectors that its namespace carries
-	blocks   []addrRange  // by address
+	blocks   []blockRange // by address
+	more     []*peerSet   // of rules too large to be copied into every set that has them
 }
 
+// noRule is the number of no rule.
+const noRule = ^uint32(0)
+
 // peerRule is a selector's id and the rule that allows those it matches.
-type peerRule struct {
-	selector uint32
-	rule     *filter.Rule
+type peerRule struct{ selector, rule uint32 }
+
+// blockRange is the addresses between two bounds, and the rule that allows them.
+type blockRange struct{ low, end, rule uint32 }
+
+// remote is the other end of a flow, as a rule set looks at it.
+type remote struct {
+	some, whole []uint32
+	place       uint32 // of its address: how many bounds are not above it
 }
 
 // find returns the rule that allows the flow k from or to peer, or nil, and whether
 // it is the same, allowed or not, for all flows between the two. dst is the
 // destination, which is where named ports are looked up in both directions.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone [][]uint32) (rule *filter.Rule, pair bool) {
-	var some, whole []uint32
+	var p remote
 	if peer != nil && peer.class != nil {
-		some, whole = peer.class.peers, everyone[peer.class.namespace]
+		p.some, p.whole = peer.class.peers, everyone[peer.class.namespace]
 	}
-	if rule := r.portless.find(some, whole, peerAddr); rule != nil {
-		return rule, true
+	if len(r.bounds) > 0 {
+		p.place = placeOf(r.bounds, peerAddr)
+	}
+	if i := r.portless.find(&p); i != noRule {
+		return r.rules[i], true
 	}
 	if k.Transport == filter.Ported {
-		if rule := r.atPort(k, some, whole, peerAddr, dst); rule != nil {
-			return rule, false
+		if i := r.atPort(k, &p, dst); i != noRule {
+			return r.rules[i], false
 		}
 	}
-	return nil, r.peers.find(some, whole, peerAddr) == nil
+	return nil, r.peers.find(&p) == noRule
 }
 
 // atPort returns the rule that allows the flow for its port.
-func (r *ruleSet) atPort(k *filter.Key, some, whole []uint32, peerAddr netip.Addr, dst *Endpoint) *filter.Rule {
+func (r *ruleSet) atPort(k *filter.Key, p *remote, dst *Endpoint) uint32 {
 	t := &r.ports[portTableOf(k.Protocol)]
-	if rule := t.all.find(some, whole, peerAddr); rule != nil {
-		return rule
+	if i := t.all.find(p); i != noRule {
+		return i
 	}
-	if rule := t.at(k.Port).find(some, whole, peerAddr); rule != nil {
-		return rule
+	if i := t.find(k.Port, p); i != noRule {
+		return i
 	}
 	if len(r.named) == 0 || dst == nil || dst.class == nil {
-		return nil
+		return noRule
 	}
 	for i := range dst.class.ports {
 		np := &dst.class.ports[i]
 		if np.number != k.Port || np.protocol != k.Protocol {
 			continue
 		}
-		if rule := r.named[portName{np.name, np.protocol}].find(some, whole, peerAddr); rule != nil {
-			return rule
+		if i := r.named[portName{np.name, np.protocol}].find(p); i != noRule {
+			return i
 		}
 	}
-	return nil
+	return noRule
 }
 
 func portTableOf(p filter.Protocol) int {
@@ -99,8 +120,8 @@ func portTableOf(p filter.Protocol) int {
 	return 0
 }
 
-// at returns the peer set of the interval that holds port.
-func (t *portTable) at(port uint16) *peerSet {
+// find returns the rule that allows the peer at port.
+func (t *portTable) find(port uint16, p *remote) uint32 {
 	low, high := 0, len(t.starts)
 	for low < high {
 		if mid := int(uint(low+high) >> 1); t.starts[mid] <= port {
@@ -110,49 +131,64 @@ func (t *portTable) at(port uint16) *peerSet {
 		}
 	}
 	if low == 0 {
-		return nil
+		return noRule
 	}
-	return t.sets[low-1]
+	if !t.tree {
+		return t.sets[low-1].find(p)
+	}
+	for node := low - 1 + len(t.starts); node > 0; node /= 2 {
+		if i := t.sets[node].find(p); i != noRule {
+			return i
+		}
+	}
+	return noRule
 }
 
-func (s *peerSet) find(some, whole []uint32, addr netip.Addr) *filter.Rule {
+func (s *peerSet) find(p *remote) uint32 {
 	if s == nil {
-		return nil
+		return noRule
 	}
-	if s.everyone != nil {
+	if s.everyone != noRule {
 		return s.everyone
 	}
-	if rule := shared(s.some, some); rule != nil {
-		return rule
+	if i := shared(s.some, p.some); i != noRule {
+		return i
 	}
-	if rule := shared(s.whole, whole); rule != nil {
-		return rule
+	if i := shared(s.whole, p.whole); i != noRule {
+		return i
 	}
-	if len(s.blocks) == 0 {
-		return nil
+	if len(s.blocks) > 0 {
+		if i := blockAt(s.blocks, p.place); i != noRule {
+			return i
+		}
 	}
-	return find(s.blocks, addr)
+	for _, o := range s.more {
+		if i := o.find(p); i != noRule {
+			return i
+		}
+	}
+	return noRule
 }
 
 // shared returns the rule of a selector that stands in both sorted lists. It
 // walks the shorter and searches the longer, so that a pod with few selectors
 // costs little against a rule set with thousands, and the other way round.
-func shared(rules []peerRule, ids []uint32) *filter.Rule {
+func shared(rules []peerRule, ids []uint32) uint32 {
 	if len(rules) == 0 || len(ids) == 0 {
-		return nil
+		return noRule
 	}
 	if len(ids) <= len(rules) {
 		for _, id := range ids {
 			at := searchRules(rules, id)
 			if at == len(rules) {
-				return nil
+				return noRule
 			}
 			if rules[at].selector == id {
 				return rules[at].rule
 			}
 			rules = rules[at:]
 		}
-		return nil
+		return noRule
 	}
 	for i := range rules {
 		at, found := slices.BinarySearch(ids, rules[i].selector)
@@ -160,10 +196,10 @@ func shared(rules []peerRule, ids []uint32) *filter.Rule {
 			return rules[i].rule
 		}
 		if ids = ids[at:]; len(ids) == 0 {
-			return nil
+			return noRule
 		}
 	}
-	return nil
+	return noRule
 }
 
 // searchRules is slices.BinarySearchFunc without the call through a function
@@ -178,150 +214,4 @@ func searchRules(rules []peerRule, id uint32) int {
 		}
 	}
 	return low
-}
-
-// compiler builds a rule set from rules. Intervals with the same rules share one
-// peer set.
-type compiler struct {
-	rules []*rule
-	sets  map[string]*peerSet
-}
-
-// compile merges the rules of policies for one direction.
-func compile(d filter.Direction, policies []*policy) *ruleSet {
-	c := compiler{sets: make(map[string]*peerSet)}
-	for _, p := range policies {
-		for i := range p.rules[d] {
-			c.rules = append(c.rules, &p.rules[d][i])
-		}
-	}
-	out := &ruleSet{}
-	every := make([]int, len(c.rules))
-	var portless []int
-	var all [3][]int
-	var spans [3][]span
-	named := make(map[portName][]int)
-	for i, r := range c.rules {
-		every[i] = i
-		if r.portless {
-			portless = append(portless, i)
-		}
-		for _, p := range r.ports {
-			t := portTableOf(p.protocol)
-			switch {
-			case p.name != "":
-				key := portName{p.name, p.protocol}
-				named[key] = append(named[key], i)
-			case p.all():
-				all[t] = append(all[t], i)
-			default:
-				spans[t] = append(spans[t], span{p.low, p.high, i})
-			}
-		}
-	}
-	out.peers, out.portless = c.set(every), c.set(portless)
-	for t := range out.ports {
-		out.ports[t] = c.table(spans[t])
-		out.ports[t].all = c.set(all[t])
-	}
-	if len(named) > 0 {
-		out.named = make(map[portName]*peerSet, len(named))
-		for key, rules := range named {
-			out.named[key] = c.set(rules)
-		}
-	}
-	return out
-}
-
-// span is a range of ports and the rule that names it.
-type span struct {
-	low, high uint16
-	rule      int
-}
-
-// table cuts the ports where any span begins or ends.
-func (c *compiler) table(spans []span) portTable {
-	type edge struct {
-		port  uint32 // 65536 is just past the last port
-		rule  int
-		begin bool
-	}
-	edges := make([]edge, 0, 2*len(spans))
-	for _, s := range spans {
-		edges = append(edges, edge{uint32(s.low), s.rule, true}, edge{uint32(s.high) + 1, s.rule, false})
-	}
-	slices.SortFunc(edges, func(a, b edge) int { return int(a.port) - int(b.port) })
-	var t portTable
-	active := make(map[int]int) // rule → spans of it that are open
-	for i, e := range edges {
-		if e.begin {
-			active[e.rule]++
-		} else if active[e.rule]--; active[e.rule] == 0 {
-			delete(active, e.rule)
-		}
-		if last := i+1 == len(edges) || edges[i+1].port != e.port; !last || e.port > 65535 {
-			continue
-		}
-		rules := make([]int, 0, len(active))
-		for r := range active {
-			rules = append(rules, r)
-		}
-		t.starts = append(t.starts, uint16(e.port))
-		t.sets = append(t.sets, c.set(rules))
-	}
-	return t
-}
-
-// set builds the peer set of some rules, or returns the one that was built.
-func (c *compiler) set(rules []int) *peerSet {
-	if len(rules) == 0 {
-		return nil
-	}
-	slices.Sort(rules)
-	rules = slices.Compact(rules)
-	key := make([]byte, 0, 4*len(rules))
-	for _, i := range rules {
-		key = binary.LittleEndian.AppendUint32(key, uint32(i))
-	}
-	if s, ok := c.sets[string(key)]; ok {
-		return s
-	}
-	s := c.build(rules)
-	c.sets[string(key)] = s
-	return s
-}
-
-func (c *compiler) build(rules []int) *peerSet {
-	s := &peerSet{}
-	for _, i := range rules {
-		r := c.rules[i]
-		if r.anyone {
-			return &peerSet{everyone: r.ref}
-		}
-		for _, sel := range r.some {
-			s.some = append(s.some, peerRule{sel.id, r.ref})
-		}
-		for _, sel := range r.whole {
-			s.whole = append(s.whole, peerRule{sel.id, r.ref})
-		}
-		for _, b := range r.blocks {
-			s.blocks = append(s.blocks, addrRange{b.low, b.high, r.ref})
-		}
-	}
-	s.some, s.whole, s.blocks = distinct(s.some), distinct(s.whole), disjoint(s.blocks)
-	return s
-}
-
-// distinct sorts by selector and keeps the first rule of each.
-func distinct(rules []peerRule) []peerRule {
-	slices.SortStableFunc(rules, func(a, b peerRule) int {
-		if a.selector < b.selector {
-			return -1
-		}
-		if a.selector > b.selector {
-			return 1
-		}
-		return 0
-	})
-	return slices.Clip(slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector }))
 }

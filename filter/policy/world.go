@@ -20,6 +20,7 @@ type World struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[objectKey]*policy
+	faulty     map[*policy]struct{}    // those that have problems
 	node       map[netip.Addr]struct{} // with IPVS, also the address of every Service
 	self       *Endpoint               // whoever has the node's addresses
 
@@ -30,6 +31,7 @@ type World struct {
 	owners  map[netip.Addr]*pod   // a live pod that claims the address
 	rivals  map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
 	groups  map[string]*group
+	shape   shape // of what groups are compiled to
 	classes map[string]*class
 
 	dirtyPods  map[*pod]struct{}
@@ -63,12 +65,14 @@ func NewWorld() *World {
 		namespaces:  make(map[string]*namespace),
 		pods:        make(map[objectKey]*pod),
 		policies:    make(map[objectKey]*policy),
+		faulty:      make(map[*policy]struct{}),
 		nsSelectors: newSelectors(),
 		subjects:    newSelectors(),
 		peers:       newSelectors(),
 		owners:      make(map[netip.Addr]*pod),
 		rivals:      make(map[netip.Addr][]*pod),
 		groups:      make(map[string]*group),
+		shape:       defaultShape(),
 		classes:     make(map[string]*class),
 		dirtyPods:   make(map[*pod]struct{}),
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
@@ -353,6 +357,9 @@ func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
 	p := w.readPolicy(o)
 	p.id, p.sum = w.lastPolicy, sum
 	w.policies[key] = p
+	if len(p.problems) > 0 {
+		w.faulty[p] = struct{}{}
+	}
 	p.subject.subjects[p] = struct{}{}
 	w.touch(p.subject)
 	if old != nil { // last, so that the selectors they share are never let go
@@ -370,6 +377,7 @@ func (w *World) DeletePolicy(namespace, name string) {
 }
 
 func (w *World) removePolicy(p *policy) {
+	delete(w.faulty, p)
 	delete(p.subject.subjects, p)
 	w.touch(p.subject)
 	w.releaseSubject(p.subject)
@@ -384,7 +392,7 @@ func (w *World) removePolicy(p *policy) {
 // Problems lists what could not be understood in the policies, by policy.
 func (w *World) Problems() []Problem {
 	var all []Problem
-	for _, p := range w.policies {
+	for p := range w.faulty {
 		all = append(all, p.problems...)
 	}
 	slices.SortStableFunc(all, func(a, b Problem) int { return strings.Compare(a.Policy, b.Policy) })

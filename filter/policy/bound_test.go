@@ -1,0 +1,96 @@
+package policy_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+)
+
+// What compiling one policy may take for each byte that etcd stores of it, and
+// beside that. The worst that the search has found is at about half of it.
+const (
+	keptPerByte      = 60
+	allocatedPerByte = 200
+	besidePolicies   = 256 << 10
+)
+
+// mutate changes one ingredient of a recipe.
+func (m monster) mutate(r *rand.Rand) monster {
+	few := func() int { return []int{0, 1, 2, 4, 8, 12, 16, 32, 100, 300}[r.IntN(10)] }
+	switch r.IntN(13) {
+	case 0:
+		m.Layout = r.IntN(layouts)
+	case 1, 2:
+		m.Ports = few()
+	case 3:
+		m.Names = few()
+	case 4, 5:
+		m.Blocks = few()
+	case 6:
+		m.Excepts = few()
+	case 7:
+		m.V6 = !m.V6
+	case 8:
+		m.In, m.NotIn = few(), r.IntN(2)*few()
+	case 9:
+		m.Exists, m.Absent = few(), r.IntN(2)*few()
+	case 10:
+		m.Values = few()
+	case 11:
+		m.Namespaces = few()
+	case 12:
+		m.Reuse = few()
+	}
+	return m
+}
+
+// TestWorstPolicies searches for policies that take much to compile for their size:
+// from random recipes on, it keeps each change of an ingredient that makes them
+// take more. Every recipe on the way has to keep within the bound.
+func TestWorstPolicies(t *testing.T) {
+	size, starts, steps := 48<<10, 6, 40
+	if testing.Short() || raceEnabled {
+		starts, steps = 2, 10
+	}
+	worst, recipe := 0.0, monster{}
+	for start := range starts {
+		r := rand.New(rand.NewPCG(uint64(start), 7))
+		at := monster{Ports: 1, Blocks: 1, Pods: 3}
+		for range 6 {
+			at = at.mutate(r)
+		}
+		best := 0.0
+		for range steps {
+			next := at.mutate(r)
+			cost, err := next.cost(size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cost >= best {
+				best, at = cost, next
+			}
+		}
+		if best > worst {
+			worst, recipe = best, at
+		}
+	}
+	t.Logf("worst: %.0f bytes kept for each byte of the policy: %v", worst, recipe)
+	if worst < keptPerByte/6 {
+		t.Error("the search has become blunt")
+	}
+}
+
+// cost is what the recipe keeps for each byte of a policy of the size. It fails if
+// that is more than may be.
+func (m monster) cost(size int) (float64, error) {
+	p := m.ofSize("worst", size)
+	took, w, s := take(m.pods(), p)
+	runtime.KeepAlive(w)
+	runtime.KeepAlive(s)
+	stored := uint64(p.Size())
+	if took.kept > keptPerByte*stored+besidePolicies || took.allocated > allocatedPerByte*stored+besidePolicies {
+		return 0, fmt.Errorf("a policy of %d bytes keeps %d and allocates %d: %v", stored, took.kept, took.allocated, m)
+	}
+	return float64(took.kept) / float64(stored), nil
+}

@@ -1,0 +1,488 @@
+package policy
+
+import (
+	"cmp"
+	"hash/maphash"
+	"math/bits"
+	"net/netip"
+	"slices"
+
+	"sluice/filter"
+)
+
+// shape bounds how large compiled sets may become, as multiples of what the rules
+// themselves hold. A set for each interval of ports is the fastest form, and takes
+// rules × intervals where rules overlap; beyond flat, a segment tree takes each span
+// log(intervals) times at most. A rule with many ports and many peers takes their
+// product in either form: beyond tree, the largest of these are not copied but
+// referred to, which costs a look-up each.
+type shape struct {
+	floor int // entries that are always granted
+	flat  int // for each entry of the rules
+	tree  int // for each entry of the rules and each level of the tree
+}
+
+func defaultShape() shape { return shape{floor: 1024, flat: 8, tree: 4} }
+
+// compiler builds a rule set from rules. Places with the same rules share one peer
+// set.
+type compiler struct {
+	shape  shape
+	rules  []*rule
+	weight []int          // of each rule: how many entries it adds to a set
+	blocks [][]blockRange // of each rule
+	marks  []mark
+	sets   map[mark]*peerSet
+}
+
+// mark is a random number of a rule, or those of several rules added up (without
+// carry): sets of rules are known by it. With 128 bits that nobody can foresee, no
+// two sets will ever share one.
+type mark [2]uint64
+
+func (m mark) with(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
+
+// compile merges the rules of policies for one direction.
+func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
+	c := compiler{shape: s, sets: make(map[mark]*peerSet)}
+	for _, p := range policies {
+		for i := range p.rules[d] {
+			c.rules = append(c.rules, &p.rules[d][i])
+		}
+	}
+	out := &ruleSet{rules: make([]*filter.Rule, len(c.rules))}
+	for i, r := range c.rules {
+		out.rules[i] = r.ref
+	}
+	out.bounds = c.prepare()
+	var every, portless []uint32
+	var all [3][]uint32
+	var spans [3][]span
+	names := make(map[portName][]uint32)
+	for i, r := range c.rules {
+		i := uint32(i)
+		every = append(every, i)
+		if r.portless {
+			portless = append(portless, i)
+		}
+		for _, p := range r.ports {
+			t := portTableOf(p.protocol)
+			switch {
+			case p.name != "":
+				key := portName{p.name, p.protocol}
+				names[key] = appendOnce(names[key], i)
+			case p.all():
+				all[t] = appendOnce(all[t], i)
+			default:
+				spans[t] = append(spans[t], span{uint32(p.low), uint32(p.high) + 1, i})
+			}
+		}
+	}
+	out.peers, out.portless, out.named = c.set(every), c.set(portless), c.names(names)
+	for t := range out.ports {
+		out.ports[t] = c.table(spans[t])
+		out.ports[t].all = c.set(all[t])
+	}
+	return out
+}
+
+// appendOnce appends i to an ascending list that may end with it.
+func appendOnce(list []uint32, i uint32) []uint32 {
+	if n := len(list); n > 0 && list[n-1] == i {
+		return list
+	}
+	return append(list, i)
+}
+
+// prepare weighs and marks the rules, and numbers the bounds of their addresses.
+func (c *compiler) prepare() []netip.Addr {
+	seeds := [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+	var bounds []netip.Addr
+	for i, r := range c.rules {
+		c.marks = append(c.marks, mark{maphash.Comparable(seeds[0], i), maphash.Comparable(seeds[1], i)})
+		for _, b := range r.blocks {
+			bounds = append(bounds, b.low)
+			if end := after(b.high); end.IsValid() {
+				bounds = append(bounds, end)
+			}
+		}
+	}
+	slices.SortFunc(bounds, netip.Addr.Compare)
+	bounds = slices.Clip(slices.Compact(bounds))
+	c.weight, c.blocks = make([]int, len(c.rules)), make([][]blockRange, len(c.rules))
+	for i, r := range c.rules {
+		if c.weight[i] = 1; r.anyone {
+			continue
+		}
+		list := make([]blockRange, len(r.blocks))
+		for j, b := range r.blocks {
+			list[j] = blockRange{placeOf(bounds, b.low), uint32(len(bounds)) + 1, uint32(i)}
+			if end := after(b.high); end.IsValid() {
+				list[j].end = placeOf(bounds, end)
+			}
+		}
+		c.blocks[i] = disjoint(list)
+		c.weight[i] += len(r.some) + len(r.whole) + len(c.blocks[i])
+	}
+	return bounds
+}
+
+// names builds the sets of the ports that have names.
+func (c *compiler) names(names map[portName][]uint32) map[portName]*peerSet {
+	if len(names) == 0 {
+		return nil
+	}
+	places := newPlaces(len(names))
+	keys := make([]portName, 0, len(names))
+	for key, rules := range names {
+		for range rules {
+			places.count(len(keys))
+		}
+		keys = append(keys, key)
+	}
+	places.allot()
+	for i, key := range keys {
+		for _, r := range names[key] {
+			places.put(i, r)
+		}
+	}
+	out := make(map[portName]*peerSet, len(names))
+	for i, s := range c.setsAt(places, c.shape.floor+c.shape.flat*(c.weightOf(places)+len(places.rules))) {
+		out[keys[i]] = s
+	}
+	return out
+}
+
+// span is a range of ports, or of the intervals that they are cut into, without
+// its end, and the rule that names it.
+type span struct {
+	low, end, rule uint32
+}
+
+// joined sorts spans by rule, and joins those of one rule that touch.
+func joined(spans []span) []span {
+	slices.SortFunc(spans, func(a, b span) int {
+		return cmp.Or(cmp.Compare(a.rule, b.rule), cmp.Compare(a.low, b.low))
+	})
+	out := spans[:0]
+	for _, s := range spans {
+		if n := len(out); n > 0 && out[n-1].rule == s.rule && s.low <= out[n-1].end {
+			out[n-1].end = max(out[n-1].end, s.end)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// table cuts the ports where any span begins or ends.
+func (c *compiler) table(spans []span) portTable {
+	if len(spans) == 0 {
+		return portTable{}
+	}
+	spans = joined(spans)
+	cuts := make([]uint32, 0, 2*len(spans))
+	for _, s := range spans {
+		cuts = append(cuts, s.low, s.end)
+	}
+	slices.Sort(cuts)
+	cuts = slices.Compact(cuts)
+	var t portTable
+	for _, port := range cuts {
+		if port < 1<<16 {
+			t.starts = append(t.starts, uint16(port))
+		}
+	}
+	t.starts = slices.Clip(t.starts)
+	for i := range spans {
+		low, _ := slices.BinarySearch(cuts, spans[i].low)
+		end, _ := slices.BinarySearch(cuts, spans[i].end)
+		spans[i].low, spans[i].end = uint32(low), uint32(end)
+	}
+	size := len(spans)
+	for i, s := range spans {
+		if i == 0 || spans[i-1].rule != s.rule {
+			size += c.weight[s.rule]
+		}
+	}
+	if t.sets = c.flat(spans, len(t.starts), c.shape.floor+c.shape.flat*size); t.sets == nil {
+		t.tree = true
+		t.sets = c.tree(spans, len(t.starts), c.shape.tree*bits.Len(uint(len(t.starts)))*size)
+	}
+	return t
+}
+
+// flat builds a set for each interval, or returns nil if those took more entries
+// than may be. It does not build what it does not return.
+func (c *compiler) flat(spans []span, intervals, most int) []*peerSet {
+	type edge struct{ at, rule uint32 }
+	edges := make([]edge, 0, 2*len(spans))
+	for _, s := range spans {
+		edges = append(edges, edge{s.low, s.rule}, edge{s.end, s.rule})
+	}
+	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
+	// sweep calls f for each interval with the mark of its rules; open says which
+	// they are: a rule's spans do not touch, so that each edge of it is a change.
+	open := make([]bool, len(c.rules))
+	sweep := func(f func(interval int, m mark, weight int) bool) bool {
+		clear(open)
+		var m mark
+		weight := 0
+		for next := 0; next < len(edges); {
+			at := edges[next].at
+			for ; next < len(edges) && edges[next].at == at; next++ {
+				r := edges[next].rule
+				if m, open[r] = m.with(c.marks[r]), !open[r]; open[r] {
+					weight += c.weight[r]
+				} else {
+					weight -= c.weight[r]
+				}
+			}
+			if int(at) < intervals && !f(int(at), m, weight) {
+				return false
+			}
+		}
+		return true
+	}
+	seen, total := make(map[mark]bool), 0
+	if !sweep(func(_ int, m mark, weight int) bool {
+		if !seen[m] {
+			seen[m] = true
+			total += weight
+		}
+		return total <= most
+	}) {
+		return nil
+	}
+	sets := make([]*peerSet, intervals)
+	var rules []uint32
+	sweep(func(i int, m mark, _ int) bool {
+		if m == (mark{}) {
+			return true
+		}
+		if sets[i] = c.sets[m]; sets[i] == nil {
+			rules = rules[:0]
+			for r, is := range open {
+				if is {
+					rules = append(rules, uint32(r))
+				}
+			}
+			sets[i] = c.set(rules)
+		}
+		return true
+	})
+	return sets
+}
+
+// tree builds the sets of a segment tree over the intervals, in which each span is
+// in two nodes of a level at most.
+func (c *compiler) tree(spans []span, intervals, most int) []*peerSet {
+	nodes := newPlaces(2 * intervals)
+	each := func(f func(node int, rule uint32)) {
+		for _, s := range spans {
+			low, end := int(s.low)+intervals, int(s.end)+intervals
+			for ; low < end; low, end = low/2, end/2 {
+				if low%2 == 1 {
+					f(low, s.rule)
+					low++
+				}
+				if end%2 == 1 {
+					end--
+					f(end, s.rule)
+				}
+			}
+		}
+	}
+	each(func(node int, _ uint32) { nodes.count(node) })
+	nodes.allot()
+	each(nodes.put)
+	return c.setsAt(nodes, most)
+}
+
+// places is lists of rules, one for each of some places, in one piece of memory.
+type places struct {
+	ends  []int // of each place's list, in rules; while filling, how far it is
+	rules []uint32
+}
+
+func newPlaces(n int) *places { return &places{ends: make([]int, n)} }
+
+// count makes room for one more rule at a place.
+func (p *places) count(at int) { p.ends[at]++ }
+
+// allot ends the counting.
+func (p *places) allot() {
+	sum := 0
+	for i, n := range p.ends {
+		p.ends[i] = sum
+		sum += n
+	}
+	p.rules = make([]uint32, sum)
+}
+
+// put adds a rule where there was room made for it.
+func (p *places) put(at int, rule uint32) {
+	p.rules[p.ends[at]] = rule
+	p.ends[at]++
+}
+
+func (p *places) at(i int) []uint32 {
+	begin := 0
+	if i > 0 {
+		begin = p.ends[i-1]
+	}
+	return p.rules[begin:p.ends[i]]
+}
+
+// weightOf is the weight of all rules that are anywhere, each once.
+func (c *compiler) weightOf(p *places) (sum int) {
+	counted := make([]bool, len(c.rules))
+	for _, r := range p.rules {
+		if !counted[r] {
+			counted[r] = true
+			sum += c.weight[r]
+		}
+	}
+	return sum
+}
+
+// setsAt builds the set of each place, with about as many entries as may be at most.
+func (c *compiler) setsAt(p *places, most int) []*peerSet {
+	large := c.large(p, most)
+	sets := make([]*peerSet, len(p.ends))
+	for i := range sets {
+		sets[i] = c.split(p.at(i), large)
+	}
+	return sets
+}
+
+// large picks the rules that are not to be copied: those that this saves most.
+func (c *compiler) large(p *places, most int) []bool {
+	seen, total := make(map[mark]bool), 0
+	uses := make([]int, len(c.rules))
+	for i := range p.ends {
+		var m mark
+		weight := 0
+		for _, r := range p.at(i) {
+			m = m.with(c.marks[r])
+			weight += c.weight[r]
+			uses[r]++
+		}
+		if !seen[m] {
+			seen[m] = true
+			total += weight
+		}
+	}
+	if total <= most {
+		return nil
+	}
+	var order []int
+	total = 0
+	for r, n := range uses {
+		total += n * c.weight[r]
+		if n > 1 && c.weight[r] > 1 {
+			order = append(order, r)
+		}
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(uses[b]*c.weight[b], uses[a]*c.weight[a]) })
+	large := make([]bool, len(c.rules))
+	for _, r := range order {
+		if total <= most {
+			break
+		}
+		large[r] = true
+		total -= uses[r] * c.weight[r]
+	}
+	return large
+}
+
+// split is the set of some rules, of which the large ones are referred to.
+func (c *compiler) split(rules []uint32, large []bool) *peerSet {
+	if large == nil || len(rules) < 2 || !slices.ContainsFunc(rules, func(r uint32) bool { return large[r] }) {
+		return c.set(rules)
+	}
+	m := c.markOf(rules)
+	if s := c.sets[m]; s != nil {
+		return s
+	}
+	s := &peerSet{everyone: noRule}
+	var small []uint32
+	for _, r := range rules {
+		if large[r] {
+			s.more = append(s.more, c.set([]uint32{r}))
+		} else {
+			small = append(small, r)
+		}
+	}
+	s.more = slices.Clip(s.more)
+	if of := c.set(small); of != nil {
+		s.everyone, s.some, s.whole, s.blocks = of.everyone, of.some, of.whole, of.blocks
+	}
+	c.sets[m] = s
+	return s
+}
+
+func (c *compiler) markOf(rules []uint32) (m mark) {
+	for _, r := range rules {
+		m = m.with(c.marks[r])
+	}
+	return m
+}
+
+// set builds the peer set of some rules, each named once, in order, or returns the
+// one that was built.
+func (c *compiler) set(rules []uint32) *peerSet {
+	if len(rules) == 0 {
+		return nil
+	}
+	m := c.markOf(rules)
+	s := c.sets[m]
+	if s == nil {
+		s = c.build(rules)
+		c.sets[m] = s
+	}
+	return s
+}
+
+func (c *compiler) build(rules []uint32) *peerSet {
+	s := &peerSet{everyone: noRule}
+	some, whole, blocks := 0, 0, 0
+	for _, i := range rules {
+		r := c.rules[i]
+		if r.anyone {
+			return &peerSet{everyone: i}
+		}
+		some, whole, blocks = some+len(r.some), whole+len(r.whole), blocks+len(c.blocks[i])
+	}
+	s.some, s.whole, s.blocks = make([]peerRule, 0, some), make([]peerRule, 0, whole), make([]blockRange, 0, blocks)
+	for _, i := range rules {
+		for _, sel := range c.rules[i].some {
+			s.some = append(s.some, peerRule{sel.id, i})
+		}
+		for _, sel := range c.rules[i].whole {
+			s.whole = append(s.whole, peerRule{sel.id, i})
+		}
+		s.blocks = append(s.blocks, c.blocks[i]...)
+	}
+	s.some, s.whole, s.blocks = distinct(s.some), distinct(s.whole), disjoint(s.blocks)
+	return s
+}
+
+// distinct sorts by selector and keeps the first rule of each.
+func distinct(rules []peerRule) []peerRule {
+	slices.SortFunc(rules, func(a, b peerRule) int {
+		return cmp.Or(cmp.Compare(a.selector, b.selector), cmp.Compare(a.rule, b.rule))
+	})
+	return fitted(slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector }))
+}
+
+// fitted is list, in memory of its own size if it was made in much more.
+func fitted[T any](list []T) []T {
+	if len(list) == 0 {
+		return nil
+	}
+	if cap(list)-len(list) > len(list)/8 {
+		return append(make([]T, 0, len(list)), list...)
+	}
+	return list
+}

@@ -1,0 +1,44 @@
+package policy_test
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+)
+
+// monsters are the recipes of the curve: those that were worst, by what makes them
+// large.
+var monsters = []struct {
+	name string
+	monster
+}{
+	{"nested-ports", monster{Layout: nested, Ports: 1, Blocks: 5, Pods: 1}},
+	{"nested-ports-1-block", monster{Layout: nested, Ports: 1, Blocks: 1, Pods: 1}},
+	{"overlapping-ports-products", monster{Layout: overlapping, Ports: 12, Blocks: 12, Pods: 1}},
+	{"names-products", monster{Names: 12, Blocks: 12, Pods: 1}},
+	{"excepts", monster{Layout: nested, Ports: 1, Blocks: 1, Excepts: 50, Pods: 1}},
+}
+
+// BenchmarkWorst is what the worst policies take to compile, by their size.
+func BenchmarkWorst(b *testing.B) {
+	for _, m := range monsters {
+		for _, size := range []int{96 << 10, 384 << 10, largest} {
+			b.Run(fmt.Sprintf("%s/%dK", m.name, size>>10), func(b *testing.B) {
+				pods, p := m.pods(), m.ofSize("worst", size)
+				if len(pods) == 0 {
+					b.Fatal("no pod is selected")
+				}
+				var last taken
+				for b.Loop() {
+					t, w, s := take(pods, p)
+					runtime.KeepAlive(w)
+					runtime.KeepAlive(s)
+					last = t
+				}
+				b.ReportMetric(float64(last.kept)/(1<<20), "kept-MiB")
+				b.ReportMetric(float64(last.allocated)/(1<<20), "allocated-MiB")
+				b.ReportMetric(float64(p.Size())/(1<<10), "KiB")
+			})
+		}
+	}
+}
