@@ -20,15 +20,21 @@ import (
 // scrape gets a page of the agent, as a process of its node does.
 func (s *site) scrape(t *testing.T, path string) (status int, text string) {
 	t.Helper()
+	return s.scrapeFrom(t, "node-1", netip.MustParseAddrPort(telemetry.DefaultAddress), path)
+}
+
+// scrapeFrom gets a page of the agent, as a process of a host does.
+func (s *site) scrapeFrom(t *testing.T, from string, at netip.AddrPort, path string) (status int, text string) {
+	t.Helper()
 	client := http.Client{Timeout: patience, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return s.Nodes[0].DialTCP(ctx, netip.MustParseAddrPort(address))
+			return s.host(from).DialTCP(ctx, netip.MustParseAddrPort(address))
 		},
 	}}
-	response, err := client.Get("http://" + telemetry.DefaultAddress + path)
+	response, err := client.Get("http://" + at.String() + path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s from %s: %v", path, from, err)
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)

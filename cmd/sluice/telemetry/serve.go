@@ -18,8 +18,19 @@ const (
 	// patient is for how long it is no news that a place cannot be had: an agent that
 	// takes over waits for the one from before.
 	patient = 30 * time.Second
-	// hello is how long a caller may take to say what it wants.
-	hello = 5 * time.Second
+	// hello bounds how long a caller may take for the header of a request, and
+	// readTimeout for all of it.
+	hello       = 5 * time.Second
+	readTimeout = 10 * time.Second
+	// writeTimeout bounds how long an answer takes from the request on, with a caller
+	// that reads slowly, or not at all.
+	writeTimeout = 30 * time.Second
+	// idleTimeout bounds the wait for the next request on a connection: longer than
+	// the usual interval of a scrape.
+	idleTimeout = 90 * time.Second
+	// No request that is answered has a header of more than some hundred bytes, or a
+	// body.
+	maxHeader, maxBody = 8 << 10, 1 << 10
 )
 
 // Options say where an agent answers.
@@ -43,36 +54,106 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	if opts.Displace == nil {
 		opts.Displace = func() bool { return false }
 	}
+	may := allowed(descriptors())
+	node, others, socket := newPlaces(may.node, may.node), newPlaces(may.others, may.perSource), newPlaces(may.socket, may.socket)
+	all := []*places{node, others, socket}
+	counting := func() *State {
+		s := *read()
+		s.Connections = connections(all)
+		return &s
+	}
 	var group errgroup.Group
 	if opts.Address != "" {
 		place := &place{name: opts.Address, log: opts.Logger}
-		group.Go(func() error { place.serve(ctx, Handler(read), listenTCP); return nil })
+		group.Go(func() error { place.serve(ctx, Handler(counting), listenTCP(node, others)); return nil })
 	}
 	if opts.Socket != "" {
-		mux := http.NewServeMux()
-		mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
-		if opts.HandOver != nil {
-			mux.HandleFunc("POST /handover", opts.HandOver)
-		}
 		place := &place{name: opts.Socket, log: opts.Logger}
-		group.Go(func() error {
-			place.serve(ctx, mux, func(_ context.Context, path string) (net.Listener, func() bool, error) {
-				s, err := listenSocket(path, opts.Displace())
-				if err != nil {
-					return nil, nil, err
-				}
-				lost := func() bool { return !s.inPlace() && vacant(path, opts.Displace()) == nil }
-				return s, lost, nil
-			})
-			return nil
-		})
+		group.Go(func() error { place.serve(ctx, socketHandler(opts, counting), listenUnix(opts, socket)); return nil })
 	}
+	group.Go(func() error { warnOfDisplaced(ctx, opts.Logger, all); return nil })
 	_ = group.Wait() // none of them fails
 }
 
-func listenTCP(ctx context.Context, address string) (net.Listener, func() bool, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	return l, func() bool { return false }, err
+// socketHandler answers root on this node.
+func socketHandler(opts Options, read func() *State) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
+	if opts.HandOver != nil {
+		mux.HandleFunc("POST /handover", func(w http.ResponseWriter, r *http.Request) {
+			// The request stays open for as long as the other agent enforces.
+			placeOf(r.Context()).set(func(c *placed) { c.stays = true })
+			extend(w, time.Time{})
+			opts.HandOver(w, r)
+		})
+	}
+	return mux
+}
+
+// listener opens a listener, and the function that reports whether it was lost.
+type listener func(context.Context, string) (net.Listener, func() bool, error)
+
+func listenTCP(node, others *places) listener {
+	return func(ctx context.Context, address string) (net.Listener, func() bool, error) {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		return limited{l, ofTCP(node, others)}, func() bool { return false }, err
+	}
+}
+
+func listenUnix(opts Options, in *places) listener {
+	return func(_ context.Context, path string) (net.Listener, func() bool, error) {
+		s, err := listenSocket(path, opts.Displace())
+		if err != nil {
+			return nil, nil, err
+		}
+		lost := func() bool { return !s.inPlace() && vacant(path, opts.Displace()) == nil }
+		return limited{s, ofSocket(in)}, lost, nil
+	}
+}
+
+// warnOfDisplaced says once in a while how many connections were closed for others.
+func warnOfDisplaced(ctx context.Context, log *slog.Logger, all []*places) {
+	tick := time.NewTicker(lookout)
+	defer tick.Stop()
+	for last := connections(all).Displaced; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := connections(all).Displaced; now > last {
+			log.Warn("more connections than are answered at once: the oldest of those who have most were closed", "closed", now-last)
+			last = now
+		}
+	}
+}
+
+// newServer returns a server that waits for no caller longer than it must.
+func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           http.MaxBytesHandler(occupying(handler), maxBody),
+		ReadHeaderTimeout: hello, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader, ConnContext: withConn,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// occupying marks connections with a request that is being answered.
+func occupying(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := placeOf(r.Context())
+		c.set(func(c *placed) { c.busy = true })
+		defer c.set(func(c *placed) { c.busy = false })
+		next.ServeHTTP(w, r)
+	})
+}
+
+// extend gives a request until a time to be read and answered; zero is without end.
+// The end of the time to read also ends the context of a request that is answered.
+func extend(w http.ResponseWriter, until time.Time) {
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(until)  // where it cannot be set, there is none
+	_ = control.SetWriteDeadline(until) // likewise
 }
 
 // place is where the agent answers.
@@ -88,8 +169,8 @@ type place struct {
 // serve listens and answers until ctx ends, and listens again when the place was
 // lost: somebody has cleaned up /run, or the agent that took over from this one is
 // gone. Requests that are open do not notice.
-func (p *place) serve(ctx context.Context, handler http.Handler, listen func(context.Context, string) (net.Listener, func() bool, error)) {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: hello}
+func (p *place) serve(ctx context.Context, handler http.Handler, listen listener) {
+	server := newServer(handler, p.log)
 	defer server.Close()
 	tick := time.NewTicker(again)
 	defer tick.Stop()

@@ -38,6 +38,8 @@ type State struct {
 	Repairs   uint64 // of the rules
 	Unlogged  uint64 // verdicts that the log's rate kept back
 
+	Connections Connections // of those who ask over HTTP
+
 	Watches  []Watch
 	Failing  []string // tables whose rules cannot be kept, and why
 	Problems []Problem

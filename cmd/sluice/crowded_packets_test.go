@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/bench/running"
+)
+
+// callers are connections that are opened, and then do what keeps them open.
+type callers struct {
+	t    *testing.T
+	dial func(context.Context) (net.Conn, error)
+}
+
+// What a caller can do to keep a connection: all but the last cost it nothing.
+const (
+	saysNothing  = ""
+	half         = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
+	halfBody     = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
+	comesBack    = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // and may ask again
+	asksForHours = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // on the node
+)
+
+// readsNothing asks for more than the buffers on the way hold.
+var readsNothing = strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 50)
+
+// open opens a number of connections, and leaves them open until the test ends.
+func (c callers) open(n int, says string) {
+	c.t.Helper()
+	for range n {
+		ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+		conn, err := c.dial(ctx)
+		cancel()
+		if err != nil {
+			return // the agent takes no more, as may be
+		}
+		c.t.Cleanup(func() { _ = conn.Close() })
+		if tcp, is := conn.(*net.TCPConn); is && says == readsNothing {
+			_ = tcp.SetReadBuffer(1)
+		}
+		_, _ = io.WriteString(conn, says) // it may be closed already
+		if says == comesBack {
+			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			_, _ = conn.Read(make([]byte, 1))
+		}
+	}
+}
+
+// limitedTo is a command that is the agent's, with few file descriptors.
+func limitedTo(t *testing.T, descriptors int) (program string) {
+	t.Helper()
+	sluice, err := exec.LookPath("sluice")
+	if err != nil {
+		t.Fatalf("find the command under test: %v", err)
+	}
+	program = filepath.Join(t.TempDir(), "limited")
+	text := fmt.Sprintf("#!/bin/sh\nulimit -n %d\nexec %s \"$@\"\n", descriptors, sluice)
+	if err := os.WriteFile(program, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// However many connect to the agent, and whatever they do or leave undone: policies
+// change, rules are repaired, and who asks for health or metrics is answered.
+func TestCallersDoNotStopTheAgentOnPackets(t *testing.T) {
+	const descriptors, port = 256, 10301
+	for name, crowd := range map[string]func(s *site, pod, node, socket callers){
+		"a pod that comes back": func(_ *site, pod, _, _ callers) { pod.open(2*descriptors, comesBack) },
+		"a pod, all at once": func(_ *site, pod, _, _ callers) {
+			for _, says := range []string{saysNothing, half, halfBody, readsNothing} {
+				pod.open(descriptors, says)
+			}
+		},
+		"processes of the node": func(_ *site, _, node, _ callers) {
+			node.open(1, asksForHours)
+			for _, says := range []string{comesBack, readsNothing, half} {
+				node.open(descriptors, says)
+			}
+		},
+		"root, on the socket": func(_ *site, _, _, socket callers) {
+			for _, says := range []string{strings.ReplaceAll(comesBack, "healthz", "status"), half, saysNothing} {
+				socket.open(descriptors, says)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies("default/mute: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Egress]}"))
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			a, err := running.Start(ctx, running.Options{Sluice: limitedTo(t, descriptors), Node: s.Nodes[0], Dir: s.dir,
+				Args: []string{"--socket", s.socket, "--http-address", fmt.Sprintf("0.0.0.0:%d", port)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(a.Kill)
+			s.agent = a
+			at := netip.AddrPortFrom(s.host("node-1").IPv4, port)
+			tcp := func(from string) callers {
+				return callers{t, func(ctx context.Context) (net.Conn, error) { return s.host(from).DialTCP(ctx, at) }}
+			}
+			crowd(s, tcp("default/other"), tcp("node-1"), callers{t, func(ctx context.Context) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", s.socket)
+			}})
+			open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.PID()))
+			if err != nil || len(open) > descriptors*2/3 {
+				t.Errorf("%d of %d descriptors are in use, %v", len(open), descriptors, err)
+			}
+
+			s.save("policies.yaml", policies(demo1))
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			for _, f := range families {
+				if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "mangle", "-F"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for end := time.Now().Add(patience); strings.Count(s.traces(t), "-A POSTROUTING -j SLUICE\n") != len(families); time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("flushed rules are not restored:\n%s", s.traces(t))
+				}
+			}
+			s.check(t, []string{webToDB}, []string{otherToDB})
+
+			for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+				if status, text := s.scrape(t, path); status != http.StatusOK {
+					t.Errorf("%s on the node: %d %s", path, status, text)
+				}
+				for _, from := range []string{"node-2", "mine/cart", "node-1"} {
+					if status, text := s.scrapeFrom(t, from, at, path); status != http.StatusOK {
+						t.Errorf("%s from %s: %d %s", path, from, status, text)
+					}
+				}
+			}
+			if status, stdout, stderr := sluice(t, "status", "--socket", s.socket); status != 0 {
+				t.Errorf("sluice status: %d %s%s", status, stdout, stderr)
+			}
+		})
+	}
+}
