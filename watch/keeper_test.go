@@ -273,7 +273,7 @@ func TestKeeperFollowsAFolder(t *testing.T) {
 {apiVersion: v1, kind: Pod, metadata: {name: b}, status: {podIPs: [{ip: 10.0.0.2}]}}
 `)
 	var pub policy.Published
-	_, calls, _ := keep(t, &pub, nil, folder.Source{Dir: dir})
+	_, calls, _ := keep(t, &pub, nil, folder.Source{Dirs: []string{dir}})
 	key := filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), filter.TCP, 80)
 	if v := await(t, calls).snapshot.Decide(key); v.Action != filter.Allow {
 		t.Errorf("without a policy: %v", v.Reason)

@@ -22,44 +22,49 @@ type checker struct {
 	p      *parser
 	at     string // prefix of fields
 	object string
-	before int  // the number of problems of the file before this object
+	text   []byte
 	lost   bool // which object it is cannot be told
+	doubt  bool // of a policy: its spec may not be as it was read
+	closed bool // of a policy: what its rules mean cannot be told
 }
 
 func (c *checker) problem(field, detail, mend string) {
 	c.p.problem(c.object, c.at+field, detail, mend)
 }
 
-// strict reports an unknown or a doubled field.
+// strict reports an unknown field. Of a policy's spec that is a problem, which is
+// reported with its rule. Elsewhere the field changes nothing: it may be one of a newer
+// API, or the status that NetworkPolicies had in Kubernetes 1.24 to 1.27.
 func (c *checker) strict(object any, err error) {
+	_, policy := object.(*networkingv1.NetworkPolicy)
+	c.doubt = true // the decoder lists no more than a hundred unknown fields
 	var at kjson.FieldError
-	if !errors.As(err, &at) {
+	switch {
+	case !errors.As(err, &at):
 		c.problem("", err.Error(), "write the object as the API documents it")
-		return
+	case policy && (at.FieldPath() == "spec" || strings.HasPrefix(at.FieldPath(), "spec.")):
+	case policy && (at.FieldPath() == "status" || strings.HasPrefix(at.FieldPath(), "status.")):
+	default:
+		c.p.note(c.object, c.at+at.FieldPath(), "there is no such field; it changes nothing", suggest(object, at.FieldPath()))
 	}
-	path := at.FieldPath()
-	if strings.HasPrefix(err.Error(), "duplicate field") {
-		c.problem(path, "it stands there twice", "keep one of the two")
-		return
-	}
-	c.problem(path, "there is no such field", suggest(object, path))
 }
 
-// undecodable reports a value of the wrong type. The standard decoder is asked
-// again because it says in which field.
-func (c *checker) undecodable(text []byte, object any, err error) {
+// undecodable reports a value of the wrong type, in the part of the object that is
+// at a field. The standard decoder is asked again because it says in which field.
+func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))
 	if !errors.As(again, &wrong) {
-		c.problem("", strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
+		c.problem(at, strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
 		return
 	}
 	mend := "write " + plainType(wrong.Type)
 	if wrong.Type.Kind().String() == "string" {
 		mend += ", in quotes if need be"
 	}
-	c.lost = c.lost || wrong.Field == "metadata" || wrong.Field == "metadata.name" || wrong.Field == "metadata.namespace"
-	c.problem(wrong.Field, fmt.Sprintf("a %s stands there", wrong.Value), mend)
+	field := strings.Trim(at+"."+wrong.Field, ".")
+	c.lost = c.lost || field == "metadata" || field == "metadata.name" || field == "metadata.namespace"
+	c.problem(field, fmt.Sprintf("a %s stands there", wrong.Value), mend)
 }
 
 // meta checks what decisions need of the metadata.
@@ -154,56 +159,6 @@ func (c *checker) containers(at string, containers []corev1.Container) {
 			for _, text := range utilvalidation.IsValidPortName(port.Name) {
 				c.problem(where+"name", fmt.Sprintf("%q is no name of a port", port.Name), text)
 			}
-		}
-	}
-}
-
-// checkPolicy applies the API server's defaulting. What only the meaning of rules
-// depends on (CIDRs, ranges of ports, selectors) is for the policy package to
-// judge. A policy in which something could not be read isolates and allows
-// nothing: to leave out what was not understood could open what it forbids.
-func checkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
-	broken := c.p.problems[c.before:]
-	if len(broken) > 0 {
-		denyAll(o, broken, c.at)
-	}
-	if len(o.Spec.PolicyTypes) == 0 {
-		o.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-		if len(o.Spec.Egress) > 0 {
-			o.Spec.PolicyTypes = append(o.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
-		}
-	}
-	for i := range o.Spec.Ingress {
-		defaultPorts(o.Spec.Ingress[i].Ports)
-	}
-	for i := range o.Spec.Egress {
-		defaultPorts(o.Spec.Egress[i].Ports)
-	}
-}
-
-// denyAll takes a broken policy's rules away. Which pods and directions it is for
-// is kept if the mistake lies in a rule; otherwise it is for all that were named,
-// which is no fewer than was meant, and for both directions.
-func denyAll(o *networkingv1.NetworkPolicy, broken []Problem, at string) {
-	rulesOnly := true
-	for _, p := range broken {
-		field := strings.TrimPrefix(p.Field, at)
-		rulesOnly = rulesOnly && (strings.HasPrefix(field, "spec.ingress") || strings.HasPrefix(field, "spec.egress"))
-		if strings.HasPrefix(field, "spec.podSelector") {
-			o.Spec.PodSelector = metav1.LabelSelector{}
-		}
-	}
-	if !rulesOnly || (len(o.Spec.PolicyTypes) == 0 && len(o.Spec.Egress) > 0) {
-		o.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
-	}
-	o.Spec.Ingress, o.Spec.Egress = nil, nil
-}
-
-func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
-	tcp := corev1.ProtocolTCP
-	for i := range ports {
-		if ports[i].Protocol == nil {
-			ports[i].Protocol = &tcp
 		}
 	}
 }

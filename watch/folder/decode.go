@@ -7,14 +7,23 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
+	"strconv"
 	"strings"
 
+	yamlv2 "go.yaml.in/yaml/v2"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
+
+	"sluice/filter/policy/near"
 )
+
+// maxLists bounds lists in lists: each is decoded again.
+const maxLists = 8
 
 // item is one object of a file.
 type item struct {
@@ -32,29 +41,76 @@ type parser struct {
 }
 
 // parse reads the text of a file. Each document is read by itself, so that one
-// that is broken does not hide the others.
+// that is broken does not hide the others. Whatever separates documents, nothing is
+// left out without a problem or a note.
 func parse(path string, data []byte, logger *slog.Logger) *content {
 	p := &parser{path: path, logger: logger}
-	data = bytes.TrimPrefix(data, []byte("\ufeff"))
-	if trimmed := bytes.TrimLeft(data, " \t\r\n"); bytes.HasPrefix(trimmed, []byte("{")) && p.jsonStream(data) {
+	data, flaw := plainText(data)
+	if flaw != "" {
+		p.problem("", "", flaw, "save it as text, in UTF-8")
 		return &p.content
 	}
 	for _, d := range split(data) {
+		if trimmed := bytes.TrimLeft(d.text, " \t\n"); bytes.HasPrefix(trimmed, []byte("{")) && p.jsonStream(d.text) {
+			continue
+		}
 		p.document++
-		text, err := yaml.YAMLToJSONStrict(d.text)
+		text, err := toJSON(d.text)
 		if err != nil {
 			// Once more with the lines before it blank: so the parser's line
 			// numbers are those of the file. Only broken documents pay for it.
-			_, err = yaml.YAMLToJSONStrict(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
+			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			p.problem("", "", strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: "), "correct the YAML")
 			continue
 		}
-		p.object(text, "", metav1.TypeMeta{})
+		p.object(text, "", metav1.TypeMeta{}, 0)
+		if where, more := behind(d); more {
+			p.problem("", "", where+"something follows the end of the document, which is not read",
+				"write --- (three dashes on a line of their own) between two objects")
+		}
 	}
 	return &p.content
 }
 
-// jsonStream reads JSON objects one after the other, and says whether that is
+// toJSON turns a document into JSON. Some input makes the YAML parser panic.
+func toJSON(text []byte) (_ []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the YAML cannot be parsed: %v", r)
+		}
+	}()
+	return yaml.YAMLToJSONStrict(text)
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
+
+// behind reports whether a text goes on behind its first document, which is all that
+// the YAML parser has read of it, and where.
+func behind(d document) (where string, more bool) {
+	defer func() {
+		if recover() != nil {
+			more = true
+		}
+	}()
+	in := yamlv2.NewDecoder(bytes.NewReader(d.text))
+	var skipped struct{}
+	_ = in.Decode(&skipped) // it was read before
+	err := in.Decode(&skipped)
+	if errors.Is(err, io.EOF) {
+		return "", false
+	}
+	if err != nil {
+		line := 1
+		if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
+			line, _ = strconv.Atoi(m[1]) // of digits alone
+			line++                       // the parser counts this one from 0
+		}
+		where = fmt.Sprintf("line %d: ", d.line+line)
+	}
+	return where, true
+}
+
+// jsonStream reads JSON values one after the other, and reports whether that is
 // what the data are: YAML may begin with a brace too.
 func (p *parser) jsonStream(data []byte) bool {
 	var documents []json.RawMessage
@@ -71,13 +127,26 @@ func (p *parser) jsonStream(data []byte) bool {
 	}
 	for _, raw := range documents {
 		p.document++
-		p.object(raw, "", metav1.TypeMeta{})
+		// YAML with a key twice is refused as a whole.
+		var whole any
+		if twice, err := kjson.UnmarshalStrict(raw, &whole); err != nil || len(twice) > 0 {
+			p.problem("", "", fmt.Sprint(errors.Join(append(twice, err)...)), "keep one of the two")
+			continue
+		}
+		p.object(raw, "", metav1.TypeMeta{}, 0)
 	}
 	return true
 }
 
 func (p *parser) problem(object, field, detail, mend string) {
 	p.problems = append(p.problems, Problem{
+		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Mend: mend,
+	})
+}
+
+// note is a problem that changes nothing.
+func (p *parser) note(object, field, detail, mend string) {
+	p.notes = append(p.notes, Problem{
 		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Mend: mend,
 	})
 }
@@ -93,8 +162,9 @@ type head struct {
 }
 
 // object reads one object, or the items of a list. at is its place in a list, as
-// a prefix of fields; listed is its type if its list implies one.
-func (p *parser) object(text []byte, at string, listed metav1.TypeMeta) {
+// a prefix of fields; listed is its type if its list implies one, and depth in how
+// many lists it is.
+func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth int) {
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &h); err != nil {
 		if !bytes.Equal(bytes.TrimSpace(text), []byte("null")) {
@@ -108,81 +178,173 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta) {
 		apiVersion, kind = listed.APIVersion, listed.Kind
 	}
 	if kind == "" {
-		if apiVersion != "" || h.Metadata != nil || h.Spec != nil {
-			p.problem("", at+"kind", "it is missing", "write the kind of the object, such as NetworkPolicy")
-		}
-		return // something else that is YAML: values of a chart, tests of policies
-	}
-	if strings.HasSuffix(kind, "List") && h.Items != nil {
-		p.list(text, at, metav1.TypeMeta{APIVersion: apiVersion, Kind: strings.TrimSuffix(kind, "List")})
+		p.kindless(h, text, at)
 		return
 	}
-	switch kind = p.known(apiVersion, kind, at, text); kind {
+	if isList(kind, h.Items) {
+		p.list(text, at, apiVersion, kind, depth+1)
+		return
+	}
+	kind, understood := p.known(apiVersion, kind, at, text)
+	switch kind {
 	case "Namespace":
 		add(p, text, at, kind, &corev1.Namespace{}, checkNamespace)
 	case "Pod":
 		add(p, text, at, kind, &corev1.Pod{}, checkPod)
 	case "NetworkPolicy":
-		add(p, text, at, kind, &networkingv1.NetworkPolicy{}, checkPolicy)
+		add(p, text, at, kind, &networkingv1.NetworkPolicy{}, func(o *networkingv1.NetworkPolicy, c *checker) {
+			c.closed = c.closed || !understood
+			checkPolicy(o, c)
+		})
+	case "Service":
+		extra(p, text, kind, &corev1.Service{})
+	case "EndpointSlice":
+		extra(p, text, kind, &discoveryv1.EndpointSlice{})
 	}
 }
 
-// list reads the items of a List, PodList and the like.
-func (p *parser) list(text []byte, at string, typed metav1.TypeMeta) {
-	var l struct {
-		Items []json.RawMessage `json:"items"`
+// kindless tells of a document that has no kind: an object without one, or something
+// else that is YAML, such as values of a chart.
+func (p *parser) kindless(h head, text []byte, at string) {
+	if h.APIVersion != nil || h.Kind != nil || h.Metadata != nil || h.Spec != nil {
+		p.problem("", at+"kind", "it is missing", "write the kind of the object, such as NetworkPolicy")
+		return
 	}
-	if err := json.Unmarshal(text, &l); err != nil {
+	var fields map[string]any
+	if err := json.Unmarshal(text, &fields); err != nil || len(fields) == 0 {
+		return // it is empty
+	}
+	for name := range fields {
+		for _, right := range []string{"kind", "apiVersion", "metadata", "spec"} {
+			if strings.EqualFold(name, right) {
+				p.problem("", at+name, "there is no such field", "write "+right)
+				return
+			}
+		}
+	}
+	p.note("", strings.TrimSuffix(at, "."), "it has no kind and is not read", "if it is to be an object, write apiVersion and kind")
+}
+
+// isList reports whether an object is a list of others: what has items and is named
+// so, and the lists of the kinds that are read even without.
+func isList(kind string, items any) bool {
+	if _, are := items.([]any); are && strings.HasSuffix(strings.ToLower(kind), "list") {
+		return true
+	}
+	switch kind {
+	case "List", "NamespaceList", "PodList", "NetworkPolicyList":
+		return true
+	}
+	return strings.HasSuffix(kind, "List") && items != nil
+}
+
+// list reads the items of a List, PodList and the like.
+func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
+	if depth > maxLists {
+		p.problem("", strings.TrimSuffix(at, "."), fmt.Sprintf("it is a list in more than %d lists", maxLists), "write the objects one by one")
+		return
+	}
+	var l struct {
+		APIVersion any               `json:"apiVersion"`
+		Kind       any               `json:"kind"`
+		Metadata   any               `json:"metadata"`
+		Items      []json.RawMessage `json:"items"`
+	}
+	unknown, err := kjson.UnmarshalStrict(text, &l)
+	if err != nil {
 		p.problem("", at+"items", "it is not a list of objects", "write each object as an item")
 		return
 	}
+	for _, e := range unknown {
+		p.unlisted(e, at, kind)
+	}
+	typed := metav1.TypeMeta{APIVersion: apiVersion, Kind: kind[:len(kind)-len("List")]}
 	if typed.Kind == "" {
 		typed = metav1.TypeMeta{}
 	}
 	for i, raw := range l.Items {
-		p.object(raw, fmt.Sprintf("%sitems[%d].", at, i), typed)
+		p.object(raw, fmt.Sprintf("%sitems[%d].", at, i), typed, depth)
 	}
 }
 
-// known returns the kind if it is one that decisions need, and else nothing. A
-// near miss is a problem, since a policy that is passed over isolates nothing.
-func (p *parser) known(apiVersion, kind, at string, text []byte) string {
-	wanted := map[string]string{"namespace": "Namespace", "pod": "Pod", "networkpolicy": "NetworkPolicy"}[strings.ToLower(kind)]
+// unlisted reports an unknown field of a list. If it may be meant to be its items, they
+// have not been read.
+func (p *parser) unlisted(err error, at, kind string) {
+	var field kjson.FieldError
+	if !errors.As(err, &field) {
+		p.problem("", at+"items", err.Error(), "write apiVersion, kind and items")
+		return
+	}
+	if _, like := near.Name(field.FieldPath(), []string{"items"}); like {
+		p.problem("", at+field.FieldPath(), "there is no such field", "write items")
+		return
+	}
+	p.note("", at+field.FieldPath(), "a "+kind+" has no such field; it changes nothing", "remove it")
+}
+
+// wanted are the kinds that decisions need, in lower case, and the version in which
+// each is read.
+func wanted(kind string) (name, version string) {
+	switch strings.ToLower(kind) {
+	case "namespace":
+		return "Namespace", "v1"
+	case "pod":
+		return "Pod", "v1"
+	case "networkpolicy":
+		return "NetworkPolicy", networkingv1.SchemeGroupVersion.String()
+	}
+	return "", ""
+}
+
+// formerVersion is the one in which NetworkPolicies were until Kubernetes 1.16, with
+// the same fields and the same meaning.
+const formerVersion = "extensions/v1beta1"
+
+// known returns the kind if it is one that is read, and else nothing. A near miss is
+// a problem, since a policy that is passed over isolates nothing; it is read, but what
+// its rules mean is not understood.
+func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
+	name, version := wanted(kind)
 	group, _, hasGroup := strings.Cut(apiVersion, "/")
-	if !hasGroup {
+	if !hasGroup && group != networkingv1.GroupName {
 		group = ""
 	}
 	foreign := strings.Contains(group, ".") && group != networkingv1.GroupName
 	switch {
-	case foreign, wanted == "" && group != networkingv1.GroupName:
-		p.logger.Debug("manifest of another kind passed over", "file", p.path, "document", p.document, "apiVersion", apiVersion, "kind", kind)
-		return ""
-	case wanted == "":
+	case foreign && group == discoveryv1.GroupName && kind == "EndpointSlice", apiVersion == "v1" && kind == "Service":
+		return kind, true
+	case foreign, name == "" && group != networkingv1.GroupName:
+		p.pass(Kind{group, kind}, apiVersion, at)
+		return "", true
+	case name == "":
 		switch kind {
 		case "Ingress", "IngressClass", "IPAddress", "ServiceCIDR":
 		default:
 			p.problem("", at+"kind", fmt.Sprintf("%q is no kind of %s", kind, apiVersion), "if it is to be a policy, write NetworkPolicy")
 		}
-		return ""
+		return "", true
 	}
-	version := "v1"
-	if wanted == "NetworkPolicy" {
-		version = networkingv1.SchemeGroupVersion.String()
+	object := name + " " + nameIn(text, name)
+	understood = true
+	if kind != name {
+		p.problem(object, at+"kind", fmt.Sprintf("%q is not the name of the kind", kind), "write "+name)
+		understood = false
 	}
-	name := wanted + " " + nameIn(text, wanted)
-	if kind != wanted {
-		p.problem(name, at+"kind", fmt.Sprintf("%q is not the name of the kind", kind), "write "+wanted)
+	switch {
+	case apiVersion == version:
+	case apiVersion == formerVersion && name == "NetworkPolicy":
+		p.note(object, at+"apiVersion", fmt.Sprintf("%q is gone since Kubernetes 1.16; it is read as %s", apiVersion, version), "write "+version)
+	default:
+		p.problem(object, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, name), "write "+version)
+		understood = false
 	}
-	if apiVersion != version {
-		p.problem(name, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, wanted), "write "+version)
-	}
-	return wanted
+	return name, understood
 }
 
 // nameIn is the object's name as far as it can be told, for messages.
 func nameIn(text []byte, kind string) string {
 	var o metav1.PartialObjectMetadata
-	_ = json.Unmarshal(text, &o) // what cannot be read stays empty, and is reported elsewhere
+	_ = kjson.UnmarshalCaseSensitivePreserveInts(text, &o) // what cannot be read stays empty, and is reported elsewhere
 	return nameOf(kind, &o)
 }
 
@@ -200,22 +362,40 @@ func nameOf(kind string, o metav1.Object) string {
 // add decodes, defaults and checks one object, and keeps it if anything can be
 // made of it.
 func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, check func(T, *checker)) {
-	c := &checker{p: p, at: at, object: kind + " " + nameIn(text, kind), before: len(p.problems)}
+	c := &checker{p: p, at: at, object: kind + " " + nameIn(text, kind), text: text}
 	strict, err := kjson.UnmarshalStrict(text, object)
 	for _, e := range strict {
 		c.strict(object, e)
 	}
 	if err != nil {
-		c.undecodable(text, object, err)
+		c.decode(object, err)
 	}
 	if object.GetNamespace() == "" && kind != "Namespace" {
 		object.SetNamespace(metav1.NamespaceDefault)
 	}
 	c.meta(object, kind)
 	check(object, c)
-	if c.lost {
+	if !c.lost {
+		p.keep(kind, object)
+	}
+}
+
+// extra decodes an object that no decision needs, and that tells what is behind an
+// address. What cannot be read of it is left out.
+func extra[T metav1.Object](p *parser, text []byte, kind string, object T) {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, object); err != nil {
+		p.note(kind+" "+nameIn(text, kind), "", "it cannot be read: "+strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
 		return
 	}
+	if object.GetNamespace() == "" {
+		object.SetNamespace(metav1.NamespaceDefault)
+	}
+	if object.GetName() != "" {
+		p.keep(kind, object)
+	}
+}
+
+func (p *parser) keep(kind string, object metav1.Object) {
 	p.items = append(p.items, &item{
 		name: kind + " " + nameOf(kind, object), object: object,
 		origin: Origin{File: p.path, Document: p.document},

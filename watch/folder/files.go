@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,38 +14,49 @@ import (
 type content struct {
 	items    []*item
 	problems []Problem
+	notes    []Problem //  what changes nothing
+	holes    []Problem // what is legal and empty in rules of policies
+	notRead  []NotRead // objects that were passed over and may change what is allowed
 }
 
-// list gives the paths of the manifests in dir and below, sorted. A single file
-// is given back whatever its name. visit, if not nil, is called with each folder
-// before it is read, so that a watch misses nothing in between.
+// listing is what was found in a folder.
+type listing struct {
+	paths    []string  // of manifests, sorted
+	problems []Problem // folders below that cannot be read, and links that lead nowhere
+	closed   []string  // the folders below that cannot be read
+}
+
+// list finds the manifests in dir and below. A single file is given back whatever
+// its name. visit, if not nil, is called with each folder before it is read, so that a
+// watch misses nothing in between.
 //
 // Names that begin with a dot are passed over: editors keep their own files
 // under such names, and a mounted ConfigMap its versions. Symbolic links are
-// followed, since in a ConfigMap every file is one.
-func list(dir string, visit func(dir string)) ([]string, error) {
+// followed, since in a ConfigMap every file is one. What is no regular file and is
+// named as a manifest is among the paths: reading it says what is wrong with it.
+func list(dir string, visit func(dir string)) (listing, error) {
 	info, err := os.Stat(dir)
 	if err != nil {
-		return nil, fmt.Errorf("read manifests: %w", err)
+		return listing{}, fmt.Errorf("read manifests: %w", err)
 	}
 	if !info.IsDir() {
 		if visit != nil {
 			visit(filepath.Dir(dir))
 		}
-		return []string{dir}, nil
+		return listing{paths: []string{dir}}, nil
 	}
 	l := lister{visit: visit, seen: make(map[string]bool)}
 	if err := l.folder(dir); err != nil {
-		return nil, fmt.Errorf("read manifests: %w", err)
+		return listing{}, fmt.Errorf("read manifests: %w", err)
 	}
 	slices.Sort(l.paths)
-	return l.paths, nil
+	return l.listing, nil
 }
 
 type lister struct {
+	listing
 	visit func(dir string)
 	seen  map[string]bool // folders by their real paths: links may go in circles
-	paths []string
 }
 
 func (l *lister) folder(dir string) error {
@@ -66,41 +76,36 @@ func (l *lister) folder(dir string) error {
 		return err
 	}
 	for _, e := range entries {
-		if err := l.entry(filepath.Join(dir, e.Name()), e); err != nil {
-			return err
-		}
+		l.entry(filepath.Join(dir, e.Name()), e)
 	}
 	return nil
 }
 
-func (l *lister) entry(path string, e fs.DirEntry) error {
+func (l *lister) entry(path string, e fs.DirEntry) {
 	if strings.HasPrefix(e.Name(), ".") {
-		return nil
+		return
 	}
 	isDir := e.IsDir()
 	if e.Type()&fs.ModeSymlink != 0 {
 		info, err := os.Stat(path)
+		if err != nil && !named(path) { // else reading it says so
+			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Mend: "correct the link, or remove it"})
+		}
 		isDir = err == nil && info.IsDir()
 	}
 	switch {
 	case isDir:
 		// A folder that goes away while it is read is none.
 		if err := l.folder(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Mend: "make it a folder that the process may read"})
+			l.closed = append(l.closed, path)
 		}
-	case slices.Contains([]string{".yaml", ".yml", ".json"}, strings.ToLower(filepath.Ext(path))):
+	case named(path):
 		l.paths = append(l.paths, path)
 	}
-	return nil
 }
 
-// readFile reads one file. Whatever is wrong with it becomes a problem.
-func readFile(path string, logger *slog.Logger) *content {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return &content{problems: []Problem{{
-			File: path, Detail: err.Error(), Mend: "make it a file that the process may read",
-		}}}
-	}
-	return parse(path, data, logger)
+// named reports whether the file's name is one of a manifest.
+func named(path string) bool {
+	return slices.Contains([]string{".yaml", ".yml", ".json"}, strings.ToLower(filepath.Ext(path)))
 }

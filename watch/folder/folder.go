@@ -8,7 +8,8 @@
 // a policy that cannot be read stands in force as one that allows nothing, and
 // for a file that breaks later its last good state stays.
 //
-// Other kinds of objects may lie in the same folder; they are passed over.
+// Other kinds of objects may lie in the same folder; they are passed over, and those
+// that may change what is allowed are counted.
 package folder
 
 import (
@@ -18,6 +19,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -30,9 +32,17 @@ type Objects struct {
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
 
+	// What is behind addresses of Services. No decision depends on it.
+	Services       []*corev1.Service
+	EndpointSlices []*discoveryv1.EndpointSlice
+
 	// Origins says where each object came from, by its text form:
 	// "NetworkPolicy default/x", "Pod default/x", "Namespace x".
 	Origins map[string]Origin
+
+	Notes   []Problem // what is odd in the files, and changes nothing
+	Holes   []Problem // what is there and empty in rules of policies, and so opens them
+	NotRead []NotRead // kinds that may change what is allowed, in the order of the files
 }
 
 // Origin is the place of an object in the folder.
@@ -109,23 +119,30 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 	var contents []*content
 	seen := make(map[string]bool)
 	for _, dir := range dirs {
-		paths, err := list(dir, nil)
+		found, err := list(dir, nil)
 		if err != nil {
 			return Objects{}, nil, err
 		}
-		for _, path := range paths {
+		contents = append(contents, &content{problems: found.problems})
+		for _, path := range found.paths {
 			if key := filepath.Clean(path); !seen[key] { // a folder, and a file in it
 				seen[key] = true
-				contents = append(contents, readFile(path, slog.Default()))
+				o := opener{limit: maxRead, pipes: path == dir}
+				contents = append(contents, o.readFile(path, slog.Default()))
 			}
 		}
 	}
 	m := merge(contents)
 	var problems []Problem
+	objects := m.objects()
 	for _, c := range contents {
 		problems = append(problems, c.problems...)
+		objects.Notes = append(objects.Notes, c.notes...)
+		objects.Holes = append(objects.Holes, c.holes...)
 	}
-	return m.objects(), append(problems, m.problems...), nil
+	objects.Notes = append(objects.Notes, m.notes...)
+	objects.NotRead = sumNotRead(contents)
+	return objects, append(problems, m.problems...), nil
 }
 
 // merged is the objects of several files put together.
@@ -133,6 +150,7 @@ type merged struct {
 	items    []*item
 	byName   map[string]*item
 	problems []Problem // objects that are there twice
+	notes    []Problem // likewise, of kinds that no decision depends on
 }
 
 // merge takes the first of each object. The contents come sorted by path.
@@ -141,11 +159,16 @@ func merge(contents []*content) *merged {
 	for _, c := range contents {
 		for _, it := range c.items {
 			if first := m.byName[it.name]; first != nil {
-				m.problems = append(m.problems, Problem{
+				twice := Problem{
 					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
 					Detail: fmt.Sprintf("the same object stands in %s, document %d, which counts", first.origin.File, first.origin.Document),
 					Mend:   "delete one of the two, or give it another name",
-				})
+				}
+				if it.decides() {
+					m.problems = append(m.problems, twice)
+				} else {
+					m.notes = append(m.notes, twice)
+				}
 				continue
 			}
 			m.byName[it.name] = it
@@ -153,6 +176,15 @@ func merge(contents []*content) *merged {
 		}
 	}
 	return m
+}
+
+// decides reports whether a decision depends on the object.
+func (it *item) decides() bool {
+	switch it.object.(type) {
+	case *corev1.Service, *discoveryv1.EndpointSlice:
+		return false
+	}
+	return true
 }
 
 func (m *merged) objects() Objects {
@@ -172,5 +204,9 @@ func (o *Objects) add(it *item) {
 		o.Pods = append(o.Pods, object)
 	case *networkingv1.NetworkPolicy:
 		o.Policies = append(o.Policies, object)
+	case *corev1.Service:
+		o.Services = append(o.Services, object)
+	case *discoveryv1.EndpointSlice:
+		o.EndpointSlices = append(o.EndpointSlices, object)
 	}
 }

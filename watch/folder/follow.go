@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -72,7 +73,7 @@ func (o Objects) Apply(w *policy.World) {
 
 // follower is the state of one Follow. It belongs to one goroutine.
 type follower struct {
-	dir     string
+	roots   []*root
 	log     *slog.Logger
 	watcher *fsnotify.Watcher
 	watched map[string]fs.FileInfo // folders
@@ -80,11 +81,22 @@ type follower struct {
 	touched map[string]bool // paths that events named since the last scan
 	all     bool            // events were lost: read every file
 	state   *merged
-	said    map[Problem]bool // doubles that were reported
-	away    string           // why the folder cannot be read; said once
+	said    map[Problem]bool // doubles and places that were reported
 
 	report   func([]Problem) // may be nil
 	reported []Problem       // what report got last
+
+	passed  func([]NotRead) // may be nil
+	notRead []NotRead       // what passed got last
+}
+
+// root is a folder, or single file, that is followed.
+type root struct {
+	dir      string
+	paths    []string  // of its files when it was last read
+	gone     []string  // folders of it that cannot be read now; their files stay as they were
+	problems []Problem // of folders
+	away     string    // why it cannot be read; said once
 }
 
 // file is one file of the folder.
@@ -106,7 +118,7 @@ type file struct {
 // be read of it is in force. A folder that cannot be read any more changes
 // nothing either.
 func Follow(ctx context.Context, dir string, logger *slog.Logger, apply func(Delta)) error {
-	return Source{Dir: dir, Logger: logger}.follow(ctx, apply)
+	return Source{Dirs: []string{dir}, Logger: logger}.follow(ctx, apply)
 }
 
 func (s Source) follow(ctx context.Context, apply func(Delta)) error {
@@ -120,19 +132,24 @@ func (s Source) follow(ctx context.Context, apply func(Delta)) error {
 		logger = slog.New(slog.DiscardHandler)
 	}
 	f := &follower{
-		dir: filepath.Clean(s.Dir), log: logger, watcher: watcher,
+		log: logger, watcher: watcher,
 		watched: make(map[string]fs.FileInfo), files: make(map[string]*file),
 		touched: make(map[string]bool), state: merge(nil), said: make(map[Problem]bool),
-		report: s.OnProblems,
+		report: s.OnProblems, passed: s.OnNotRead,
 	}
-	if _, err := os.Stat(f.dir); err != nil {
-		return fmt.Errorf("follow manifests: %w", err)
+	for _, dir := range s.Dirs {
+		f.roots = append(f.roots, &root{dir: filepath.Clean(dir)})
+		if _, err := os.Stat(dir); err != nil {
+			return fmt.Errorf("follow manifests: %w", err)
+		}
 	}
-	first, _, err := f.scan()
-	if err != nil {
-		return fmt.Errorf("follow manifests: %w", err)
+	first, _ := f.scan()
+	for _, r := range f.roots {
+		if r.away != "" {
+			return fmt.Errorf("follow manifests: %s", r.away)
+		}
 	}
-	f.tell(nil)
+	f.tell()
 	apply(first)
 	return f.loop(ctx, apply)
 }
@@ -147,20 +164,20 @@ func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 			return nil
 		case e, ok := <-f.watcher.Events:
 			if !ok {
-				return fmt.Errorf("follow manifests: the watch of %s has ended", f.dir)
+				return fmt.Errorf("follow manifests: the watch of %s has ended", f.dirs())
 			}
 			f.event(e)
 		case err, ok := <-f.watcher.Errors:
 			if !ok {
-				return fmt.Errorf("follow manifests: the watch of %s has ended", f.dir)
+				return fmt.Errorf("follow manifests: the watch of %s has ended", f.dirs())
 			}
 			f.log.Warn("events about manifests were lost; reading them all", "error", err)
 			f.all = true
 		case <-due.C:
 			began = time.Time{}
-			delta, again, err := f.scan()
-			f.tell(err)
-			if err == nil && !delta.none() {
+			delta, again := f.scan()
+			f.tell()
+			if !delta.none() {
 				apply(delta)
 			}
 			due.Reset(again)
@@ -182,22 +199,33 @@ func (f *follower) event(e fsnotify.Event) {
 
 func (d Delta) none() bool { return len(d.Set.Origins) == 0 && len(d.Deleted) == 0 }
 
+func (f *follower) dirs() string {
+	var dirs []string
+	for _, r := range f.roots {
+		dirs = append(dirs, r.dir)
+	}
+	return strings.Join(dirs, ", ")
+}
+
 // scan looks at every file and reads those that changed. It returns what follows
 // from that, and when to look again.
-func (f *follower) scan() (Delta, time.Duration, error) {
+func (f *follower) scan() (Delta, time.Duration) {
 	seen := make(map[string]bool)
-	paths, err := list(f.dir, func(dir string) { f.watch(dir); seen[dir] = true })
-	if err != nil {
-		if f.away != err.Error() {
-			f.away = err.Error()
-			f.log.Error("manifests cannot be read; what was read of them stays in force", "error", err)
+	again := resync
+	var contents []*content
+	found := make(map[string]bool) // files
+	for _, r := range f.roots {
+		f.find(r, seen)
+		for _, path := range r.paths {
+			if found[path] {
+				continue // a folder, and a file in it
+			}
+			found[path] = true
+			if !r.unreachable(path) {
+				again = min(again, f.look(path))
+			}
+			contents = append(contents, f.files[path].content)
 		}
-		clear(f.watched) // another folder may take its place
-		return Delta{}, resync, err
-	}
-	if f.away != "" {
-		f.away = ""
-		f.log.Info("manifests can be read again", "folder", f.dir)
 	}
 	for dir := range f.watched {
 		if !seen[dir] {
@@ -205,23 +233,46 @@ func (f *follower) scan() (Delta, time.Duration, error) {
 			delete(f.watched, dir)
 		}
 	}
-	again := resync
-	contents := make([]*content, len(paths))
-	for i, path := range paths {
-		again = min(again, f.look(path))
-		contents[i] = f.files[path].content
-	}
-	maps.DeleteFunc(f.files, func(path string, _ *file) bool {
-		_, found := slices.BinarySearch(paths, path)
-		return !found
-	})
+	maps.DeleteFunc(f.files, func(path string, _ *file) bool { return !found[path] })
 	clear(f.touched)
 	f.all = false
 	now := merge(contents)
-	f.doubles(now.problems)
+	f.complain(now.problems)
+	f.tellNotRead(sumNotRead(contents))
 	delta := difference(f.state, now)
 	f.state = now
-	return delta, again, nil
+	return delta, again
+}
+
+// find lists the files of a root. Those that cannot be reached now stay listed.
+func (f *follower) find(r *root, seen map[string]bool) {
+	l, err := list(r.dir, func(dir string) { f.watch(dir); seen[dir] = true })
+	if err != nil {
+		if r.away != err.Error() {
+			r.away = err.Error()
+			f.log.Error("manifests cannot be read; what was read of them stays in force", "error", err)
+		}
+		return
+	}
+	if r.away != "" {
+		r.away = ""
+		f.log.Info("manifests can be read again", "folder", r.dir)
+	}
+	r.gone, r.problems = l.closed, l.problems
+	for _, path := range r.paths {
+		if r.unreachable(path) && f.files[path] != nil && !slices.Contains(l.paths, path) {
+			l.paths = append(l.paths, path)
+		}
+	}
+	slices.Sort(l.paths)
+	r.paths = l.paths
+}
+
+// unreachable reports whether the file is in a folder that cannot be read now.
+func (r *root) unreachable(path string) bool {
+	return r.away != "" || slices.ContainsFunc(r.gone, func(dir string) bool {
+		return strings.HasPrefix(path, dir+string(filepath.Separator))
+	})
 }
 
 // watch asks for events of a folder, anew if another folder has its name now.
@@ -269,11 +320,12 @@ func (f *follower) look(path string) time.Duration {
 		info = nil
 	}
 	known.info = info
-	return f.take(known, readFile(path, f.log))
+	return f.take(known, opener{limit: maxFollowed}.readFile(path, f.log))
 }
 
 // take puts what was read in force, unless something is wrong with it.
 func (f *follower) take(known *file, now *content) time.Duration {
+	now.items = slices.DeleteFunc(now.items, func(it *item) bool { return !it.decides() })
 	problems := append(slices.Clone(now.problems), now.inPolicies()...)
 	if len(problems) == 0 && len(now.items) == 0 && len(known.content.items) > 0 {
 		if known.empty.IsZero() {
@@ -291,6 +343,9 @@ func (f *follower) take(known *file, now *content) time.Duration {
 	known.wrong = problems
 	for _, p := range problems {
 		f.log.Error("broken manifest", "problem", p, "in_force", inForce)
+	}
+	for _, text := range Condense(now.notes) {
+		f.log.Info("something in a manifest changes nothing", "note", text)
 	}
 	switch {
 	case len(problems) == 0:
@@ -319,6 +374,9 @@ func (c *content) inPolicies() []Problem {
 		w := policy.NewWorld()
 		w.SetPolicy(o)
 		for _, p := range w.Problems() {
+			if Follows(p, c.problems) {
+				continue
+			}
 			found = append(found, Problem{
 				File: it.origin.File, Document: it.origin.Document, Object: it.name,
 				Field: p.Field, Detail: p.Detail, Mend: p.Mend,
@@ -328,15 +386,17 @@ func (c *content) inPolicies() []Problem {
 	return found
 }
 
-// tell reports all that is wrong, if it is something else than last time. away is
-// why the folder cannot be read.
-func (f *follower) tell(away error) {
+// tell reports all that is wrong, if it is something else than last time.
+func (f *follower) tell() {
 	if f.report == nil {
 		return
 	}
 	var all []Problem
-	if away != nil {
-		all = append(all, Problem{File: f.dir, Detail: away.Error(), Mend: "bring it back; what was read of it stays in force"})
+	for _, r := range f.roots {
+		if r.away != "" {
+			all = append(all, Problem{File: r.dir, Detail: r.away, Mend: "bring it back; what was read of it stays in force"})
+		}
+		all = append(all, r.problems...)
 	}
 	for _, path := range slices.Sorted(maps.Keys(f.files)) {
 		all = append(all, f.files[path].wrong...)
@@ -348,16 +408,39 @@ func (f *follower) tell(away error) {
 	}
 }
 
-// doubles reports objects that are there twice, each once.
-func (f *follower) doubles(problems []Problem) {
-	said := make(map[Problem]bool, len(problems))
-	for _, p := range problems {
+// complain logs objects that are there twice and folders that cannot be read, each
+// once for as long as it is so.
+func (f *follower) complain(twice []Problem) {
+	said := make(map[Problem]bool)
+	tell := func(p Problem, text string) {
 		if !f.said[p] {
-			f.log.Error("manifest passed over", "problem", p)
+			f.log.Error(text, "problem", p)
 		}
 		said[p] = true
 	}
+	for _, p := range twice {
+		tell(p, "manifest passed over")
+	}
+	for _, r := range f.roots {
+		for _, p := range r.problems {
+			tell(p, "manifests cannot be read; what was read of them stays in force")
+		}
+	}
 	f.said = said
+}
+
+// tellNotRead tells of objects that are passed over and may change what is allowed.
+func (f *follower) tellNotRead(now []NotRead) {
+	if slices.Equal(now, f.notRead) {
+		return
+	}
+	f.notRead = now
+	if len(now) > 0 {
+		f.log.Warn("objects that may change what is allowed are not read", "not_read", TextOf(now))
+	}
+	if f.passed != nil {
+		f.passed(now)
+	}
 }
 
 // difference compares by identity: a file that was not read again gives the same

@@ -22,7 +22,7 @@ func TestSourceTellsItsProblems(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
 	told, ended := make(chan []Problem), make(chan error, 1)
-	source := Source{Dir: dir, OnProblems: func(p []Problem) {
+	source := Source{Dirs: []string{dir}, OnProblems: func(p []Problem) {
 		select {
 		case told <- p:
 		case <-ctx.Done():

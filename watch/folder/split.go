@@ -31,6 +31,9 @@ func split(data []byte) []document {
 		if marker(text, "---") || marker(text, "...") {
 			flush(line)
 			text = append([]byte("   "), text[3:]...) // so that columns stay right
+			if len(bytes.TrimSpace(text)) == 0 {
+				text = []byte("\n") // a tab there would be indentation
+			}
 		}
 		current.text = append(current.text, text...)
 		line++

@@ -1,0 +1,36 @@
+package folder
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+var index = regexp.MustCompile(`\[\d+\]`)
+
+// Condense puts notes in words, those that say the same of many objects once: a field
+// that a newer API has is in every Pod.
+func Condense(notes []Problem) []string {
+	type same struct{ kind, field, detail string }
+	at := make(map[same]int)
+	var first []Problem
+	var more []int
+	for _, n := range notes {
+		kind, _, _ := strings.Cut(n.Object, " ")
+		key := same{kind, index.ReplaceAllString(n.Field, ""), n.Detail}
+		if i, known := at[key]; known {
+			more[i]++
+			continue
+		}
+		at[key] = len(first)
+		first, more = append(first, n), append(more, 0)
+	}
+	texts := make([]string, len(first))
+	for i, n := range first {
+		texts[i] = n.Error()
+		if more[i] > 0 {
+			texts[i] += fmt.Sprintf(" (the same %d times more)", more[i])
+		}
+	}
+	return texts
+}

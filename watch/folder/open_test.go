@@ -1,0 +1,201 @@
+package folder
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// strange puts what is no regular file into a folder, under names of manifests.
+func strange(t *testing.T, dir string) {
+	t.Helper()
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo.yaml"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := net.Listen("unix", filepath.Join(dir, "socket.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = socket.Close() })
+	for link, to := range map[string]string{
+		"null.yaml": "/dev/null", "zero.yml": "/dev/zero", "circle.json": "circle.json", "gone.yaml": "nowhere", "folder-gone": "nowhere",
+	} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hole, err := os.Create(filepath.Join(dir, "hole.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(hole.Truncate(maxFollowed), hole.Close()); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(dir, "large.yaml")
+	put(t, large, "")
+	if err := os.Truncate(large, 1<<40); err != nil {
+		t.Logf("no file of a terabyte: %v", err)
+		put(t, large, "\x00")
+	}
+}
+
+var strangeNames = []string{"circle.json", "fifo.yaml", "folder-gone", "gone.yaml", "hole.yaml", "large.yaml", "null.yaml", "socket.yaml", "zero.yml"}
+
+// What is no file is a problem each, and keeps nothing else from being read.
+func TestReadOfStrangeFiles(t *testing.T) {
+	dir := write(t, map[string]string{"web.yaml": web, "sub/shop.yaml": shop})
+	strange(t, dir)
+	objects, problems, err := Read(dir)
+	if err != nil || names(objects) != "Namespace shop, Pod default/web" {
+		t.Errorf("read %q, %v", names(objects), err)
+	}
+	said := make(map[string]bool)
+	for _, p := range problems {
+		said[filepath.Base(p.File)] = true
+		if p.Detail == "" || p.Mend == "" {
+			t.Errorf("incomplete: %+v", p)
+		}
+	}
+	for _, name := range strangeNames {
+		if !said[name] {
+			t.Errorf("nothing was said of %s: %v", name, problems)
+		}
+	}
+}
+
+// They come and go while the folder is followed: updates go on, and so does the end.
+func TestFollowGoesOnBesideStrangeFiles(t *testing.T) {
+	dir := write(t, map[string]string{"web.yaml": web})
+	ctx, stop := context.WithCancel(t.Context())
+	deltas, reports, done := make(chan Delta, 100), make(chan []Problem, 100), make(chan error, 1)
+	source := Source{Dirs: []string{dir}, Logger: slog.New(slog.DiscardHandler), OnProblems: func(p []Problem) { reports <- p }}
+	go func() { done <- source.follow(ctx, func(d Delta) { deltas <- d }) }()
+	next(t, deltas)
+	strange(t, dir)
+	for reported := 0; reported < len(strangeNames); {
+		reported = len(next(t, reports))
+	}
+	put(t, filepath.Join(dir, "shop.yaml"), shop)
+	if d := next(t, deltas); len(d.Set.Namespaces) != 1 {
+		t.Errorf("beside strange files a namespace gave %+v", d)
+	}
+	// A pipe takes the place of a file, whose last good state stays.
+	pipe := filepath.Join(dir, "web.yaml")
+	if err := errors.Join(os.Remove(pipe), syscall.Mkfifo(pipe, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for reported := 0; reported < len(strangeNames)+1; {
+		reported = len(next(t, reports))
+	}
+	put(t, filepath.Join(dir, "closed.yaml"), closed)
+	if d := next(t, deltas); len(d.Set.Policies) != 1 || len(d.Deleted) != 0 {
+		t.Errorf("beside a pipe a policy gave %+v", d)
+	}
+	stop()
+	if err := next(t, done); err != nil {
+		t.Error(err)
+	}
+}
+
+func next[T any](t *testing.T, from chan T) (got T) {
+	t.Helper()
+	select {
+	case got = <-from:
+	case <-time.After(patience):
+		t.Fatal("nothing came")
+	}
+	return got
+}
+
+// The shell gives a pipe for <(command).
+func TestReadOfAPipeThatIsNamed(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	writer, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader := os.NewFile(mustOpen(t, pipe), pipe) // keeps what is written when the writer has gone
+	defer reader.Close()
+	if _, err := writer.WriteString(web + "---" + shop); err != nil {
+		t.Fatal(err)
+	}
+	if err := writer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	objects, problems, err := Read(pipe)
+	if err != nil || len(problems) != 0 || names(objects) != "Namespace shop, Pod default/web" {
+		t.Errorf("read %q, %v, %v", names(objects), problems, err)
+	}
+	if _, problems, _ := Read(pipe); len(problems) != 1 || !strings.Contains(problems[0].Detail, "empty") {
+		t.Errorf("of an empty pipe: %v", problems)
+	}
+}
+
+func mustOpen(t *testing.T, path string) uintptr {
+	t.Helper()
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uintptr(fd)
+}
+
+// A folder below that cannot be read changes nothing in it, and keeps nothing else.
+func TestFollowKeepsWhatItCannotReach(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may read every folder")
+	}
+	f := follow(t, write(t, map[string]string{"web.yaml": web, "sub/closed.yaml": closed}))
+	sub := filepath.Join(f.dir, "sub")
+	f.must(os.Chmod(sub, 0))
+	t.Cleanup(func() { _ = os.Chmod(sub, 0o755) })
+	f.put("shop.yaml", shop)
+	f.until("Namespace shop, NetworkPolicy default/closed, Pod default/web")
+	f.says("cannot be read")
+}
+
+// Several folders are followed as one is. One that goes away keeps what it had, and
+// the others go on.
+func TestFollowOfSeveral(t *testing.T) {
+	a := write(t, map[string]string{"in/web.yaml": web, "in/closed.yaml": closed})
+	b := write(t, map[string]string{"shop.yaml": shop, "web.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1)})
+	ctx, stop := context.WithCancel(t.Context())
+	deltas, reports, done := make(chan Delta, 100), make(chan []Problem, 100), make(chan error, 1)
+	in := filepath.Join(a, "in")
+	source := Source{Dirs: []string{in, b, filepath.Join(b, "shop.yaml")}, OnProblems: func(p []Problem) { reports <- p }}
+	go func() { done <- source.follow(ctx, func(d Delta) { deltas <- d }) }()
+	first := next(t, deltas)
+	if names(first.Set) != "Namespace shop, NetworkPolicy default/closed, Pod default/web" || first.Set.Pods[0].Status.PodIP != "10.0.0.1" {
+		t.Errorf("first %+v", first.Set)
+	}
+	if p := next(t, reports); len(p) != 1 || p[0].File != filepath.Join(b, "web.yaml") || !strings.Contains(p[0].Detail, in) {
+		t.Errorf("of the pod that is in both: %v", p)
+	}
+	if err := os.Rename(in, in+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	if p := next(t, reports); len(p) != 2 || p[0].File != in {
+		t.Errorf("of the folder that is away: %v", p)
+	}
+	put(t, filepath.Join(b, "b.yaml"), strings.Replace(closed, "closed", "other", 1))
+	if d := next(t, deltas); len(d.Set.Policies) != 1 || len(d.Deleted) != 0 {
+		t.Errorf("while one is away: %+v", d)
+	}
+	stop()
+	if err := next(t, done); err != nil {
+		t.Error(err)
+	}
+	if err := (Source{Dirs: []string{b, in}}).follow(t.Context(), nil); err == nil || !strings.Contains(err.Error(), in) {
+		t.Errorf("to begin with a folder that is away: %v", err)
+	}
+}

@@ -1,0 +1,232 @@
+package folder
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kjson "sigs.k8s.io/json"
+
+	"sluice/filter/policy"
+)
+
+// checkPolicy applies the API server's defaulting. What only the meaning of rules
+// depends on (CIDRs, ranges of ports, selectors) is for the policy package to judge.
+//
+// A rule in which something could not be read allows nothing: to leave out what was not
+// understood could open what it forbids. If it cannot be read which pods or directions
+// the policy is for, it is for all that were named, which is no fewer than was meant,
+// in both directions, and allows nothing.
+func checkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
+	if c.doubt && !c.closed {
+		c.specByParts(o)
+	}
+	if c.closed {
+		closePolicy(&o.Spec)
+	}
+	if len(o.Spec.PolicyTypes) == 0 {
+		o.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+		if len(o.Spec.Egress) > 0 {
+			o.Spec.PolicyTypes = append(o.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+		}
+	}
+	for i := range o.Spec.Ingress {
+		defaultPorts(o.Spec.Ingress[i].Ports)
+	}
+	for i := range o.Spec.Egress {
+		defaultPorts(o.Spec.Egress[i].Ports)
+	}
+	c.findHoles()
+}
+
+// closePolicy takes all rules away, and isolates in both directions.
+func closePolicy(spec *networkingv1.NetworkPolicySpec) {
+	spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
+	spec.Ingress, spec.Egress = nil, nil
+}
+
+func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
+	tcp := corev1.ProtocolTCP
+	for i := range ports {
+		if ports[i].Protocol == nil {
+			ports[i].Protocol = &tcp
+		}
+	}
+}
+
+// decode reports a value of the wrong type. Of a policy's spec that is done with the
+// part it is in.
+func (c *checker) decode(object any, err error) {
+	c.doubt = true
+	if _, policy := object.(*networkingv1.NetworkPolicy); policy {
+		var outside struct {
+			metav1.TypeMeta   `json:",inline"`
+			metav1.ObjectMeta `json:"metadata"`
+		}
+		if err = kjson.UnmarshalCaseSensitivePreserveInts(c.text, &outside); err == nil {
+			return // it is in the spec
+		}
+		object = &outside
+	}
+	c.undecodable(c.text, object, "", err)
+}
+
+// specByParts reads a spec in which something cannot be read: each rule by itself, so
+// that it is known which one is broken. The others stay in force.
+func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
+	var whole struct {
+		Spec json.RawMessage `json:"spec"`
+	}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(c.text, &whole); err != nil {
+		c.closed = true
+		c.problem("", err.Error(), "write the object as the API documents it")
+		return
+	}
+	if len(whole.Spec) == 0 {
+		return
+	}
+	var parts struct {
+		PodSelector json.RawMessage `json:"podSelector"`
+		PolicyTypes json.RawMessage `json:"policyTypes"`
+		Ingress     json.RawMessage `json:"ingress"`
+		Egress      json.RawMessage `json:"egress"`
+	}
+	if !part(c, whole.Spec, "spec", &parts) {
+		c.closed = true
+	}
+	o.Spec = networkingv1.NetworkPolicySpec{}
+	if !part(c, parts.PodSelector, "spec.podSelector", &o.Spec.PodSelector) {
+		c.closed = true
+		o.Spec.PodSelector = metav1.LabelSelector{}
+	}
+	if !part(c, parts.PolicyTypes, "spec.policyTypes", &o.Spec.PolicyTypes) {
+		c.closed = true
+	}
+	closed := []networkingv1.NetworkPolicyPeer{{}} // a peer that names nobody
+	o.Spec.Ingress = rulesByParts(c, parts.Ingress, "spec.ingress", networkingv1.NetworkPolicyIngressRule{From: closed})
+	o.Spec.Egress = rulesByParts(c, parts.Egress, "spec.egress", networkingv1.NetworkPolicyEgressRule{To: closed})
+}
+
+// rulesByParts reads the rules of one direction; closed takes the place of those that
+// cannot be read, so that the others keep their numbers.
+func rulesByParts[T any](c *checker, raw json.RawMessage, at string, closed T) []T {
+	var items []json.RawMessage
+	if !part(c, raw, at, &items) {
+		return []T{closed} // a rule, so that the direction is isolated
+	}
+	rules := make([]T, len(items))
+	for i := range items {
+		if !part(c, items[i], fmt.Sprintf("%s[%d]", at, i), &rules[i]) {
+			rules[i] = closed
+		}
+	}
+	return rules
+}
+
+// part decodes a part of a spec strictly, and reports whether all of it could be read.
+func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
+	if len(raw) == 0 {
+		return true
+	}
+	unknown, err := kjson.UnmarshalStrict(raw, into)
+	for _, e := range unknown {
+		var f kjson.FieldError
+		path, detail := "", e.Error()
+		if errors.As(e, &f) {
+			path, detail = f.FieldPath(), "there is no such field"
+		}
+		c.problem(strings.Trim(at+"."+path, "."), detail, suggest(into, path))
+	}
+	if err != nil {
+		c.undecodable(raw, into, at, err)
+	}
+	return len(unknown) == 0 && err == nil
+}
+
+// Follows reports whether a problem that the policy package has found comes from one of
+// those: a rule that cannot be read is put in force as one that names nobody.
+func Follows(p policy.Problem, from []Problem) bool {
+	rule := ruleOf(p.Field)
+	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {
+		return false
+	}
+	list, _, _ := strings.Cut(rule, "[")
+	return slices.ContainsFunc(from, func(o Problem) bool {
+		at := strings.Index(o.Field, "spec") // behind the place in a list
+		return at >= 0 && o.Object == "NetworkPolicy "+p.Policy && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
+	})
+}
+
+// ruleOf is the part of a field that names a rule, as in spec.ingress[0].
+func ruleOf(field string) string {
+	if end := strings.IndexByte(field, ']'); end >= 0 {
+		return field[:end+1]
+	}
+	return field
+}
+
+// mayHaveHoles matches what findHoles looks for: most policies have none of it.
+var mayHaveHoles = regexp.MustCompile(`null|\[\s*\]`)
+
+// findHoles finds what is written and empty in a rule, as a template leaves it whose
+// list was empty. It is legal, and opens the rule to everything of its kind. The API
+// server drops it, so that it can be told from what was left out here alone.
+func (c *checker) findHoles() {
+	if c.closed || !mayHaveHoles.Match(c.text) {
+		return
+	}
+	type rule map[string]json.RawMessage
+	var o struct {
+		Spec struct {
+			Ingress []rule `json:"ingress"`
+			Egress  []rule `json:"egress"`
+		} `json:"spec"`
+	}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(c.text, &o); err != nil {
+		return // it has been reported
+	}
+	for _, d := range []struct {
+		field, peers, end string
+		rules             []rule
+	}{{"ingress", "from", "source", o.Spec.Ingress}, {"egress", "to", "destination", o.Spec.Egress}} {
+		for i, r := range d.rules {
+			at := fmt.Sprintf("spec.%s[%d]", d.field, i)
+			if r == nil {
+				c.hole(at, "it is empty and allows everything", "write {} if everything is meant, or write what it is to allow")
+			}
+			if peers, there := r[d.peers]; there && empty(peers) {
+				c.hole(at+"."+d.peers, "it is there and empty, which allows every "+d.end, "leave "+d.peers+" out if every "+d.end+" is meant, or list them")
+			}
+			ports, there := r["ports"]
+			if there && empty(ports) {
+				c.hole(at+".ports", "it is there and empty, which allows every port", "leave ports out if every port is meant, or list them")
+			}
+			var items []json.RawMessage
+			_ = json.Unmarshal(ports, &items) // of what is not there there are none
+			for j, item := range items {
+				if empty(item) {
+					c.hole(fmt.Sprintf("%s.ports[%d]", at, j), "it is empty and allows every TCP port", "write its port and protocol")
+				}
+			}
+		}
+	}
+}
+
+func (c *checker) hole(field, detail, mend string) {
+	c.p.holes = append(c.p.holes, Problem{
+		File: c.p.path, Document: c.p.document, Object: c.object, Field: c.at + field, Detail: detail, Mend: mend,
+	})
+}
+
+// empty reports whether a value is null or a list of nothing.
+func empty(raw json.RawMessage) bool {
+	raw = bytes.TrimSpace(raw)
+	return bytes.Equal(raw, []byte("null")) || len(raw) > 1 && raw[0] == '[' && len(bytes.TrimSpace(raw[1:len(raw)-1])) == 0
+}
