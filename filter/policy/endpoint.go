@@ -1,6 +1,10 @@
 package policy
 
-import "sluice/filter"
+import (
+	corev1 "k8s.io/api/core/v1"
+
+	"sluice/filter"
+)
 
 // NamedPort is a container port that policies can name.
 type NamedPort struct {
@@ -16,8 +20,21 @@ func (e *Endpoint) NamedPorts() []NamedPort {
 	if e == nil || e.class == nil {
 		return nil
 	}
-	ports := make([]NamedPort, len(e.class.ports))
-	for i, p := range e.class.ports {
+	return export(e.class.ports)
+}
+
+// NamedPortsOf lists the ports of a pod that policies can name, before a World knows the
+// pod.
+func NamedPortsOf(spec *corev1.PodSpec) []NamedPort {
+	if spec.HostNetwork {
+		return nil
+	}
+	return export(namedPorts(spec))
+}
+
+func export(list []namedPort) []NamedPort {
+	ports := make([]NamedPort, len(list))
+	for i, p := range list {
 		ports[i] = NamedPort{p.name, p.protocol, p.number}
 	}
 	return ports

@@ -10,7 +10,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/filter"
 )
@@ -270,51 +269,20 @@ func (r reader) block(b *networkingv1.IPBlock, field string) ([]addrRange, bool)
 }
 
 func (r reader) prefix(text, field string) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(text)
-	if err != nil || p.Addr().Is4In6() {
+	p, ok := ReadPrefix(text)
+	if !ok {
 		r.problem(field, fmt.Sprintf("%q is not a CIDR", text), "write an address and a prefix length, without leading zeros, such as 10.0.0.0/8 or 2001:db8::/32")
-		return netip.Prefix{}, false
 	}
-	return p.Masked(), true
+	return p, ok
 }
 
 func (r reader) port(p *networkingv1.NetworkPolicyPort, field string) (portRange, bool) {
-	var out portRange
-	if p.Protocol != nil {
-		proto, ok := protocolOf(*p.Protocol)
-		if !ok || *p.Protocol == "" { // only a protocol that is absent has a default
-			r.problem(field+".protocol", fmt.Sprintf("%q is no protocol", *p.Protocol), "write TCP, UDP or SCTP")
-			return out, false
-		}
-		out.protocol = proto
-	} else {
-		out.protocol = filter.TCP
+	port, flaw := ReadPort(p)
+	if flaw != nil {
+		r.problem(field+flaw.Field, flaw.Detail, flaw.Mend)
+		return portRange{}, false
 	}
-	switch {
-	case p.Port == nil && p.EndPort != nil:
-		r.problem(field+".endPort", "there is no port that it could end", "write port too")
-		return out, false
-	case p.Port == nil:
-		out.high = 65535
-		return out, true
-	case p.Port.Type == intstr.String:
-		if p.EndPort != nil || p.Port.StrVal == "" {
-			r.problem(field, "a range of ports needs a number to start at", "write port as a number, or leave out endPort")
-			return out, false
-		}
-		out.name = p.Port.StrVal
-		return out, true
-	}
-	low, high := p.Port.IntVal, p.Port.IntVal
-	if p.EndPort != nil {
-		high = *p.EndPort
-	}
-	if low < 1 || high > 65535 || high < low {
-		r.problem(field, fmt.Sprintf("%d to %d is no range of ports", low, high), "write 1 <= port <= endPort <= 65535")
-		return out, false
-	}
-	out.low, out.high = uint16(low), uint16(high)
-	return out, true
+	return portRange{protocol: port.Protocol, low: port.Low, high: port.High, name: port.Name}, true
 }
 
 // useSubject interns a policy's podSelector and finds the pods it matches.

@@ -19,6 +19,11 @@ type Answer struct {
 	// Families is there if IPv4 and IPv6 come to it by different ways: what each of
 	// them gets. The answer as a whole is then that of the one that is denied.
 	Families []Family `json:"families,omitempty"`
+	// Service is there if To is the address of a Service, and Backends is what flows to
+	// each endpoint behind it get. The answer as a whole is then that of one that is
+	// denied, if any is.
+	Service  string   `json:"service,omitempty"` // "namespace/name"
+	Backends []Answer `json:"backends,omitempty"`
 }
 
 // Outcome is a verdict and the policies and rules behind it.
@@ -113,6 +118,9 @@ func NewAnswer(all []Explanation) Answer {
 // answer puts the outcomes of both families together.
 func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
 	first := flows[0]
+	if first.Via != nil {
+		return viaAnswer(flows, verdicts, outcomeOf)
+	}
 	a := Answer{From: first.From.Name, To: first.To.Name, Port: first.Key.Port, Protocol: first.Key.Protocol.String(), Outcome: outcomeOf(0)}
 	if len(flows) == 1 {
 		return a
@@ -127,6 +135,23 @@ func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome
 	}
 	if verdicts[1].Action == filter.Deny && verdicts[0].Action == filter.Allow {
 		a.Outcome = a.Families[1].Outcome
+	}
+	return a
+}
+
+// viaAnswer puts the outcomes of all endpoints of a Service together.
+func viaAnswer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
+	via := flows[0].Via
+	a := Answer{
+		From: flows[0].From.Name, To: via.Addr.String(), Port: via.Port, Protocol: flows[0].Key.Protocol.String(),
+		Outcome: outcomeOf(0), Service: via.Service,
+	}
+	for i, f := range flows {
+		b := Answer{From: f.From.Name, To: f.To.Name, Port: f.Key.Port, Protocol: f.Key.Protocol.String(), Outcome: outcomeOf(i)}
+		if verdicts[i].Action == filter.Deny && a.Verdict != b.Verdict {
+			a.Outcome = b.Outcome
+		}
+		a.Backends = append(a.Backends, b)
 	}
 	return a
 }

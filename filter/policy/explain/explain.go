@@ -12,9 +12,11 @@
 package explain
 
 import (
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -29,6 +31,10 @@ type Objects struct {
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
 	Problems   []policy.Problem
+
+	// What is behind the addresses of Services; both may be empty.
+	Services       []*corev1.Service
+	EndpointSlices []*discoveryv1.EndpointSlice
 }
 
 // Cluster is what flows are explained in. It belongs to one goroutine.
@@ -39,6 +45,7 @@ type Cluster struct {
 	policies   map[string]*networkingv1.NetworkPolicy
 	problems   map[string][]policy.Problem // by policy
 	ends       map[string]*End             // pods that were asked for
+	services   map[netip.Addr]*service
 }
 
 // New returns the cluster of a snapshot and the objects that it was made from.
@@ -50,7 +57,9 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 		policies:   make(map[string]*networkingv1.NetworkPolicy, len(o.Policies)),
 		problems:   make(map[string][]policy.Problem),
 		ends:       make(map[string]*End),
+		services:   make(map[netip.Addr]*service),
 	}
+	c.addServices(o.Services, o.EndpointSlices)
 	for _, ns := range o.Namespaces {
 		c.namespaces[ns.Name] = ns.Labels
 	}

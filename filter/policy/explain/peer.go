@@ -2,7 +2,6 @@ package explain
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -10,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+
+	"sluice/filter/policy"
 )
 
 // Scores of peers that a flow's peer cannot be by its kind. They only choose
@@ -120,7 +121,7 @@ func (h *holder) podWords(pods, namespaces labels.Selector) string {
 
 // block holds an ipBlock. If any part of it is malformed it allows nothing.
 func (h *holder) block(b *networkingv1.IPBlock, field string) (string, *Lack) {
-	cidr, ok := prefix(b.CIDR)
+	cidr, ok := policy.ReadPrefix(b.CIDR)
 	if !ok {
 		return "", unreadable("peer", field+".cidr")
 	}
@@ -130,7 +131,7 @@ func (h *holder) block(b *networkingv1.IPBlock, field string) (string, *Lack) {
 	}
 	lack := &Lack{Part: "peer", Allows: says}
 	for i, text := range b.Except {
-		except, ok := prefix(text)
+		except, ok := policy.ReadPrefix(text)
 		if !ok {
 			return "", unreadable("peer", fmt.Sprintf("%s.except[%d]", field, i))
 		}
@@ -148,11 +149,6 @@ func (h *holder) block(b *networkingv1.IPBlock, field string) (string, *Lack) {
 		return says, nil
 	}
 	return says, lack
-}
-
-func prefix(text string) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(text)
-	return p.Masked(), err == nil && !p.Addr().Is4In6()
 }
 
 // missing says, for each requirement of a selector that set does not satisfy,

@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -50,45 +48,23 @@ func (h *holder) ports(items []networkingv1.NetworkPolicyPort, field string) (st
 // portItem puts one item in words and says whether it matches. It gives the name
 // of a named port too. Of an item that cannot be understood all are empty.
 func (h *holder) portItem(p *networkingv1.NetworkPolicyPort) (says, name string, matches bool) {
-	proto := filter.TCP
-	if p.Protocol != nil && *p.Protocol != "" {
-		var ok bool
-		if proto, ok = apiProtocol(*p.Protocol); !ok {
-			return "", "", false
-		}
-	}
-	same := h.key.Transport == filter.Ported && h.key.Protocol == proto
-	switch {
-	case p.Port == nil:
-		if p.EndPort != nil {
-			return "", "", false
-		}
-		return "every " + proto.String() + " port", "", same
-	case p.Port.Type == intstr.String:
-		if p.EndPort != nil || p.Port.StrVal == "" {
-			return "", "", false
-		}
-		number, ok := h.lookUp(p.Port.StrVal, proto)
-		return proto.String() + " " + p.Port.StrVal, p.Port.StrVal, same && ok && number == h.key.Port
-	}
-	low, high := p.Port.IntVal, p.Port.IntVal
-	if p.EndPort != nil {
-		high = *p.EndPort
-	}
-	if low < 1 || high > 65535 || high < low {
+	port, flaw := policy.ReadPort(p)
+	if flaw != nil {
 		return "", "", false
 	}
-	says = fmt.Sprintf("%s %d", proto, low)
-	if high > low {
-		says += fmt.Sprintf("-%d", high)
+	same := h.key.Transport == filter.Ported && h.key.Protocol == port.Protocol
+	switch {
+	case port.Name != "":
+		number, ok := h.lookUp(port.Name, port.Protocol)
+		return port.Protocol.String() + " " + port.Name, port.Name, same && ok && number == h.key.Port
+	case port.Low == 0:
+		return "every " + port.Protocol.String() + " port", "", same
 	}
-	return says, "", same && low <= int32(h.key.Port) && int32(h.key.Port) <= high
-}
-
-// apiProtocol reads a protocol as policies may write it, which is in capitals.
-func apiProtocol(p corev1.Protocol) (filter.Protocol, bool) {
-	proto, ok := filter.ParseProtocol(string(p))
-	return proto, ok && proto.HasPorts() && proto.String() == string(p)
+	says = fmt.Sprintf("%s %d", port.Protocol, port.Low)
+	if port.High > port.Low {
+		says += fmt.Sprintf("-%d", port.High)
+	}
+	return says, "", same && port.Low <= h.key.Port && h.key.Port <= port.High
 }
 
 func (h *holder) namedPorts() []policy.NamedPort {

@@ -26,6 +26,8 @@ type Question struct {
 type Flow struct {
 	From, To *End
 	Key      filter.Key
+	// Via is the Service whose address was asked for; nil if it was what is judged.
+	Via *Via
 }
 
 // End is one end of a flow.
@@ -39,13 +41,16 @@ type End struct {
 	// Node says that it is a node: a pod of the host network has its node's
 	// addresses, and to policies it is no pod.
 	Node bool
+
+	service *service // whose address it is
 }
 
 // byAddress says whether the end was asked for by its address.
 func (e *End) byAddress() bool { return len(e.Addrs) == 1 && e.Name == e.Addrs[0].String() }
 
 // Flows turns a question into the flows that answer it: one for each address
-// family that both ends have, IPv4 first. An error says what would be right.
+// family that both ends have, IPv4 first; for the address of a Service, one to each
+// endpoint behind it. An error says what would be right.
 func (c *Cluster) Flows(q Question) ([]Flow, error) {
 	from, err := c.end(q.From)
 	if err != nil {
@@ -62,6 +67,12 @@ func (c *Cluster) Flows(q Question) ([]Flow, error) {
 	if !ok || !proto.HasPorts() && proto != filter.ICMP {
 		return nil, fmt.Errorf("protocol: %q is none that can be asked for: write TCP, UDP, SCTP or ICMP (which means ICMPv6 between IPv6 addresses)", q.Protocol)
 	}
+	switch {
+	case from.service != nil:
+		return nil, fmt.Errorf("from: %s is the address of Service %s, and no packet comes from there: write a pod behind it", from.Name, from.service.text())
+	case to.service != nil:
+		return c.serviceFlows(from, to, q, proto)
+	}
 	port, err := c.port(q.Port, proto, to)
 	if err != nil {
 		return nil, fmt.Errorf("port: %w", err)
@@ -76,7 +87,7 @@ func (c *Cluster) Flows(q Question) ([]Flow, error) {
 			if p == filter.ICMP && src.Is6() {
 				p = filter.ICMPv6
 			}
-			flows = append(flows, Flow{from, to, filter.NewKey(src, dst, p, port)})
+			flows = append(flows, Flow{From: from, To: to, Key: filter.NewKey(src, dst, p, port)})
 		}
 	}
 	if len(flows) == 0 {
@@ -128,6 +139,8 @@ func (c *Cluster) address(addr netip.Addr) *End {
 		e.Node = true
 	} else if who != nil {
 		e.Pod = c.pods[who.String()]
+	} else {
+		e.service = c.services[addr]
 	}
 	return e
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -16,6 +17,9 @@ import (
 // families come to it by the same way, they are explained together. Rules are
 // numbered from 1.
 func Text(all []Explanation) string {
+	if len(all) > 0 && all[0].Flow.Via != nil {
+		return viaText(all)
+	}
 	if len(all) == 2 && all[0].Verdict == all[1].Verdict {
 		return all[0].text(all[1].Flow)
 	}
@@ -24,6 +28,34 @@ func Text(all []Explanation) string {
 		parts = append(parts, e.text())
 	}
 	return strings.Join(parts, "\n")
+}
+
+// maxBackends is how many endpoints of a Service are explained one by one.
+const maxBackends = 5
+
+// viaText explains a flow to the address of a Service: first those to endpoints that
+// are denied, if some are.
+func viaText(all []Explanation) string {
+	via := all[0].Flow.Via
+	denied := 0
+	sorted := slices.Clone(all)
+	slices.SortStableFunc(sorted, func(a, b Explanation) int { return int(a.Verdict.Action) - int(b.Verdict.Action) })
+	for _, e := range all {
+		if e.Verdict.Action == filter.Deny {
+			denied++
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s port %d is Service %s: its address never reaches a decision, which sees what is behind it (%s, %d denied)\n",
+		via.Addr, via.Port, via.Service, count(len(all), "endpoint", "endpoints"), denied)
+	for i, e := range sorted {
+		if i == maxBackends {
+			fmt.Fprintf(&b, "and %s\n", count(len(all)-i, "more endpoint", "more endpoints"))
+			break
+		}
+		b.WriteString(e.text())
+	}
+	return b.String()
 }
 
 // text writes one explanation; also are flows that it holds for too.

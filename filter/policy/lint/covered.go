@@ -29,6 +29,28 @@ func (l *linter) exceptions(p *pol, r *rule) {
 	}
 }
 
+// hostBits finds CIDRs that are read as another one than is written.
+func (l *linter) hostBits(p *pol, r *rule) {
+	for _, x := range r.peers {
+		if x.block == nil {
+			continue
+		}
+		l.masked(p, x.field+".ipBlock.cidr", x.block.written.CIDR, x.block.cidr)
+		for i, e := range x.block.excepts {
+			l.masked(p, fmt.Sprintf("%s.ipBlock.except[%d]", x.field, i), x.block.written.Except[i], e)
+		}
+	}
+}
+
+func (l *linter) masked(p *pol, field, text string, read netip.Prefix) {
+	written, err := netip.ParsePrefix(text)
+	if err != nil || written == read {
+		return
+	}
+	l.found(HostBits, p, field, fmt.Sprintf("write %s, or %s for the one address", read, netip.PrefixFrom(written.Addr(), written.Addr().BitLen())),
+		"%s has bits behind its prefix, and is read as %s", text, read)
+}
+
 // covered finds rules whose flows another rule allows to the same pods anyway. It
 // compares what is written, not what the pods of today make of it: two selectors
 // that happen to match the same pods are not the same.
@@ -70,12 +92,12 @@ func (r *rule) covers(o *rule) bool {
 
 func (x port) covers(o port) bool {
 	switch {
-	case x.protocol != o.protocol:
+	case x.Protocol != o.Protocol:
 		return false
-	case x.name != "" || o.name != "":
-		return x.name == o.name || x.name == "" && x.low <= 1 && x.high == 65535
+	case x.Name != "" || o.Name != "":
+		return x.Name == o.Name || x.Name == "" && x.Low <= 1 && x.High == 65535
 	}
-	return x.low <= o.low && o.high <= x.high
+	return x.Low <= o.Low && o.High <= x.High
 }
 
 func (x *peer) covers(o *peer) bool {

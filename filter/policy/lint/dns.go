@@ -3,7 +3,6 @@ package lint
 import (
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -19,13 +18,13 @@ func (l *linter) dns(p *pol) {
 		return
 	}
 	subjects := l.subjects(p)
-	for _, proto := range []corev1.Protocol{corev1.ProtocolUDP, corev1.ProtocolTCP} {
+	for _, proto := range []filter.Protocol{filter.UDP, filter.TCP} {
 		closed := slices.IndexFunc(subjects, func(o *pod) bool { return !l.allowsDNS(o, proto) })
 		if closed < 0 {
 			continue
 		}
 		detail := "it isolates egress, and no policy of these pods allows DNS, so that they can look up no name"
-		if proto == corev1.ProtocolTCP {
+		if proto == filter.TCP {
 			detail = "DNS is allowed over UDP alone: answers that are too long for it are asked for again over TCP"
 		}
 		l.found(NoDNS, p, "spec.egress", "add an egress rule for port 53 of UDP and of TCP", "%s", detail)
@@ -55,7 +54,7 @@ func (l *linter) subjects(p *pol) []*pod {
 	return []*pod{like}
 }
 
-func (l *linter) allowsDNS(o *pod, proto corev1.Protocol) bool {
+func (l *linter) allowsDNS(o *pod, proto filter.Protocol) bool {
 	return slices.ContainsFunc(l.policies, func(p *pol) bool {
 		return p.selects(o) && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool {
 			return r.opensDNS(proto, p.namespace)
@@ -66,12 +65,12 @@ func (l *linter) allowsDNS(o *pod, proto corev1.Protocol) bool {
 // opensDNS says whether the rule may be meant to reach a DNS server, which may be
 // anywhere. A rule that names no port and no peer outside of the policy's
 // namespace is about something else.
-func (r *rule) opensDNS(proto corev1.Protocol, namespace string) bool {
+func (r *rule) opensDNS(proto filter.Protocol, namespace string) bool {
 	if r.anyPort {
 		return r.anyone || namespace == metav1.NamespaceSystem || slices.ContainsFunc(r.peers, func(x peer) bool { return !x.own })
 	}
 	return (r.anyone || len(r.peers) > 0) && slices.ContainsFunc(r.ports, func(x port) bool {
-		return x.protocol == proto && (isDNS(x.name) || x.name == "" && x.low <= 53 && 53 <= x.high)
+		return x.Protocol == proto && (isDNS(x.Name) || x.Name == "" && x.Low <= 53 && 53 <= x.High)
 	})
 }
 

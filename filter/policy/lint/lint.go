@@ -26,6 +26,7 @@ const (
 	NoPort       = "no-port"       // a named port that no destination has
 	NoDNS        = "no-dns"        // egress is isolated, something is allowed, DNS is not
 	Except       = "except"        // an exception that takes nothing, or everything, away
+	HostBits     = "host-bits"     // a CIDR that is read as another one
 	Covered      = "covered"       // a rule that another rule makes needless
 	WithoutForce = "without-force" // rules of a direction that policyTypes leaves out
 )
@@ -89,6 +90,7 @@ func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*netwo
 			for i := range p.rules[d] {
 				l.portNames(p, &p.rules[d][i])
 				l.exceptions(p, &p.rules[d][i])
+				l.hostBits(p, &p.rules[d][i])
 				l.covered(p, &p.rules[d][i])
 			}
 		}

@@ -10,10 +10,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/sets"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // namespace is one that has an object or a pod.
@@ -27,6 +27,7 @@ func newNamespace(name string, given labels.Set) *namespace {
 }
 
 type pod struct {
+	name   string
 	ns     *namespace
 	labels labels.Set
 	addrs  []netip.Addr
@@ -36,7 +37,7 @@ type pod struct {
 
 type portName struct {
 	name     string
-	protocol corev1.Protocol
+	protocol filter.Protocol
 }
 
 // addPod takes a pod in. Pods that have finished count, since a selector that
@@ -47,27 +48,16 @@ func (l *linter) addPod(o *corev1.Pod) {
 		ns = newNamespace(o.Namespace, nil)
 		l.namespaces[o.Namespace] = ns
 	}
-	p := &pod{ns: ns, labels: o.Labels, host: o.Spec.HostNetwork, ports: make(map[portName]bool)}
+	p := &pod{name: o.Name, ns: ns, labels: o.Labels, host: o.Spec.HostNetwork, ports: make(map[portName]bool)}
 	for _, ip := range o.Status.PodIPs {
 		if addr, err := netip.ParseAddr(ip.IP); err == nil {
 			p.addrs = append(p.addrs, addr.Unmap())
 		}
 	}
-	for _, c := range slices.Concat(o.Spec.Containers, o.Spec.InitContainers) {
-		for _, port := range c.Ports {
-			if port.Name != "" {
-				p.ports[portName{port.Name, protocolOr(&port.Protocol)}] = true
-			}
-		}
+	for _, port := range policy.NamedPortsOf(&o.Spec) {
+		p.ports[portName{port.Name, port.Protocol}] = true
 	}
 	l.pods = append(l.pods, p)
-}
-
-func protocolOr(p *corev1.Protocol) corev1.Protocol {
-	if p == nil || *p == "" {
-		return corev1.ProtocolTCP
-	}
-	return *p
 }
 
 // pol is a policy with its selectors and ranges read.
@@ -103,14 +93,12 @@ type peer struct {
 type block struct {
 	cidr    netip.Prefix
 	excepts []netip.Prefix
+	written *networkingv1.IPBlock
 }
 
 type port struct {
-	field    string
-	protocol corev1.Protocol
-	name     string
-	low      int32
-	high     int32
+	policy.Port
+	field string
 }
 
 func readPolicy(o *networkingv1.NetworkPolicy) *pol {
@@ -148,12 +136,11 @@ func (p *pol) rule(d filter.Direction, index int, list string, peers []networkin
 		r.whole = r.whole && ok
 	}
 	for i := range ports {
-		out, ok := readPort(&ports[i])
-		out.field = fmt.Sprintf("%s.ports[%d]", r.field, i)
-		if ok {
-			r.ports = append(r.ports, out)
+		out, flaw := policy.ReadPort(&ports[i])
+		if flaw == nil {
+			r.ports = append(r.ports, port{out, fmt.Sprintf("%s.ports[%d]", r.field, i)})
 		}
-		r.whole = r.whole && ok
+		r.whole = r.whole && flaw == nil
 	}
 	return r
 }
@@ -185,36 +172,19 @@ func (p *pol) peer(o *networkingv1.NetworkPolicyPeer) (peer, bool) {
 }
 
 func readBlock(o *networkingv1.IPBlock) (*block, bool) {
-	cidr, err := netip.ParsePrefix(o.CIDR)
-	if err != nil {
+	cidr, ok := policy.ReadPrefix(o.CIDR)
+	if !ok {
 		return nil, false
 	}
-	b := &block{cidr: cidr.Masked()}
+	b := &block{cidr: cidr, written: o}
 	for _, text := range o.Except {
-		except, err := netip.ParsePrefix(text)
-		if err != nil {
+		except, ok := policy.ReadPrefix(text)
+		if !ok {
 			return nil, false
 		}
-		b.excepts = append(b.excepts, except.Masked())
+		b.excepts = append(b.excepts, except)
 	}
 	return b, true
-}
-
-func readPort(o *networkingv1.NetworkPolicyPort) (port, bool) {
-	p := port{protocol: protocolOr(o.Protocol)}
-	switch {
-	case o.Port == nil:
-		p.high = 65535
-		return p, o.EndPort == nil
-	case o.Port.Type == intstr.String:
-		p.name = o.Port.StrVal
-		return p, o.EndPort == nil
-	}
-	p.low, p.high = o.Port.IntVal, o.Port.IntVal
-	if o.EndPort != nil {
-		p.high = *o.EndPort
-	}
-	return p, p.low <= p.high
 }
 
 // selects says whether the policy is for the pod.

@@ -69,11 +69,36 @@ func (l *linter) peerMatches(p *pol, x *peer) {
 			"no namespace matches %s", x.namespace)
 	case x.pods.Empty():
 		return // whatever pods may come there
+	case l.onHost(x) != nil:
+		l.found(NoMatch, p, x.field+".podSelector", "allow the addresses of their nodes by an ipBlock",
+			"%s matches only pods of the host network (%s): they have their node's address, and no selector chooses them", x.pods, l.onHost(x))
 	default:
 		slices.Sort(inside)
 		l.found(NoMatch, p, x.field+".podSelector", "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
 			"no pod of namespace %s matches %s", strings.Join(inside, ", "), x.pods)
 	}
+}
+
+// hostPods are pods of the host network, in words.
+type hostPods []*pod
+
+func (list hostPods) String() string {
+	text := list[0].ns.name + "/" + list[0].name
+	if n := len(list) - 1; n > 0 {
+		text += fmt.Sprintf(" and %d more", n)
+	}
+	return text
+}
+
+// onHost lists the pods of the host network that the peer would choose if it could.
+func (l *linter) onHost(x *peer) hostPods {
+	var found hostPods
+	for _, o := range l.pods {
+		if o.host && x.namespace.Matches(o.ns.labels) && x.pods.Matches(o.labels) {
+			found = append(found, o)
+		}
+	}
+	return found
 }
 
 // isSystem says whether the peer could be in kube-system.
@@ -149,7 +174,7 @@ func (l *linter) knownNamespaces() string {
 func (l *linter) portNames(p *pol, r *rule) {
 	var to []*pod
 	for _, o := range l.pods {
-		isPeer := r.anyone || slices.ContainsFunc(r.peers, func(x peer) bool { return x.names(o) })
+		isPeer := !o.host && (r.anyone || slices.ContainsFunc(r.peers, func(x peer) bool { return x.names(o) }))
 		if r.direction == filter.Ingress && p.selects(o) || r.direction == filter.Egress && isPeer {
 			to = append(to, o)
 		}
@@ -159,10 +184,10 @@ func (l *linter) portNames(p *pol, r *rule) {
 		return
 	}
 	for _, x := range r.ports {
-		if x.name == "" || slices.ContainsFunc(to, func(o *pod) bool { return o.ports[portName{x.name, x.protocol}] }) {
+		if x.Name == "" || slices.ContainsFunc(to, func(o *pod) bool { return o.ports[portName{x.Name, x.Protocol}] }) {
 			continue
 		}
-		if r.direction == filter.Egress && isDNS(x.name) && !l.hasSystem() {
+		if r.direction == filter.Egress && isDNS(x.Name) && !l.hasSystem() {
 			continue
 		}
 		mend := "write a name that the pods' containers declare, or the number"
@@ -171,7 +196,7 @@ func (l *linter) portNames(p *pol, r *rule) {
 		} else if others := portsOf(to); len(others) > 0 {
 			mend += " (they declare " + strings.Join(others, ", ") + ")"
 		}
-		l.found(NoPort, p, x.field+".port", mend, "no pod that it leads to has a port %q of %s", x.name, x.protocol)
+		l.found(NoPort, p, x.field+".port", mend, "no pod that it leads to has a port %q of %s", x.Name, x.Protocol)
 	}
 }
 

@@ -1,0 +1,223 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// service is a Service that has addresses in the cluster. They never reach a decision:
+// the node puts the address of an endpoint in their place before it judges a packet.
+type service struct {
+	*corev1.Service
+	slices []*discoveryv1.EndpointSlice
+	behind map[behindKey][]backend // what was asked for before
+}
+
+// behindKey is a port of a Service, in one address family.
+type behindKey struct {
+	port int
+	v4   bool
+}
+
+// Via is the Service by whose address a flow was asked for.
+type Via struct {
+	Service string     // "namespace/name"
+	Addr    netip.Addr // that was asked for
+	Port    uint16     // likewise
+}
+
+// backend is an address and port behind a Service.
+type backend struct {
+	addr netip.Addr
+	port uint16
+}
+
+func (s *service) text() string { return s.Namespace + "/" + s.Name }
+
+// addServices notes the Services by their addresses.
+func (c *Cluster) addServices(services []*corev1.Service, endpoints []*discoveryv1.EndpointSlice) {
+	slicesOf := make(map[string][]*discoveryv1.EndpointSlice)
+	for _, s := range endpoints {
+		name := s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
+		slicesOf[name] = append(slicesOf[name], s)
+	}
+	for _, o := range services {
+		s := &service{o, slicesOf[o.Namespace+"/"+o.Name], make(map[behindKey][]backend)}
+		for _, text := range append([]string{o.Spec.ClusterIP}, o.Spec.ClusterIPs...) {
+			addr, err := netip.ParseAddr(text)
+			if err != nil {
+				continue // a Service without: headless, or not yet
+			}
+			if addr = addr.Unmap(); c.services[addr] == nil {
+				c.services[addr] = s
+			}
+		}
+	}
+}
+
+// serviceFlows turns a question about a Service's address into the flows that a
+// decision sees: one to each endpoint.
+func (c *Cluster) serviceFlows(from, to *End, q Question, proto filter.Protocol) ([]Flow, error) {
+	s, addr := to.service, to.Addrs[0]
+	at := slices.IndexFunc(from.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() })
+	if at < 0 {
+		return nil, fmt.Errorf("no packet can pass: %s has only %s, %s only %s", from.Name, families(from), to.Name, families(to))
+	}
+	port, err := s.port(q.Port, proto)
+	if err != nil {
+		return nil, fmt.Errorf("port: %w", err)
+	}
+	key := behindKey{port, addr.Is4()}
+	behind, known := s.behind[key]
+	if !known {
+		behind = c.backends(s, &s.Spec.Ports[port], addr.Is4())
+		s.behind[key] = behind
+	}
+	if len(behind) == 0 {
+		return nil, fmt.Errorf("to: %s is the address of Service %s and never reaches a decision, which sees the address and port of what is behind it; "+
+			"%s: ask for an address behind it, with its port%s", addr, s.text(), s.nothingBehind(), targetText(&s.Spec.Ports[port]))
+	}
+	flows := make([]Flow, 0, len(behind))
+	for _, b := range behind {
+		via := &Via{s.text(), addr, uint16(s.Spec.Ports[port].Port)}
+		flows = append(flows, Flow{From: from, To: c.address(b.addr), Key: filter.NewKey(from.Addrs[at], b.addr, proto, b.port), Via: via})
+	}
+	return flows, nil
+}
+
+// port finds a port of the Service by its number or name, and returns its place.
+func (s *service) port(text string, proto filter.Protocol) (int, error) {
+	var have []string
+	for i := range s.Spec.Ports {
+		p := &s.Spec.Ports[i]
+		of, ok := filter.ParseProtocol(string(p.Protocol))
+		if p.Protocol == "" {
+			of, ok = filter.TCP, true
+		}
+		if ok && of == proto && (text == strconv.Itoa(int(p.Port)) || text != "" && text == p.Name) {
+			return i, nil
+		}
+		have = append(have, strings.TrimSpace(fmt.Sprintf("%s %d %s", of, p.Port, p.Name)))
+	}
+	if !proto.HasPorts() {
+		return 0, fmt.Errorf("%s to the address of a Service reaches nothing: only its ports lead to what is behind it", proto)
+	}
+	if len(have) == 0 {
+		return 0, fmt.Errorf("Service %s has no port", s.text())
+	}
+	return 0, fmt.Errorf("Service %s has no %s port %q: write one of %s", s.text(), proto, text, some(have, 8, ", "))
+}
+
+// backends are the addresses and ports behind a port of a Service, sorted: those that
+// its EndpointSlices name, or if there are none, those of the pods that it selects.
+func (c *Cluster) backends(s *service, port *corev1.ServicePort, v4 bool) []backend {
+	var found []backend
+	add := func(text string, number int32) {
+		addr, err := netip.ParseAddr(text)
+		if err == nil && addr.Unmap().Is4() == v4 && number >= 1 && number <= 65535 {
+			found = append(found, backend{addr.Unmap().WithZone(""), uint16(number)})
+		}
+	}
+	for _, slice := range s.slices {
+		number := slicePort(slice, port)
+		for _, e := range slice.Endpoints {
+			if e.Conditions.Ready == nil || *e.Conditions.Ready {
+				for _, text := range e.Addresses {
+					add(text, number)
+				}
+			}
+		}
+	}
+	if len(s.slices) == 0 && len(s.Spec.Selector) > 0 {
+		for _, pod := range c.pods {
+			if pod.Namespace == s.Namespace && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(pod.Labels)) && (serves(pod) || s.Spec.PublishNotReadyAddresses) {
+				number := podPort(pod, port)
+				for _, text := range addressesOf(pod) {
+					add(text, number)
+				}
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b backend) int {
+		if n := a.addr.Compare(b.addr); n != 0 {
+			return n
+		}
+		return int(a.port) - int(b.port)
+	})
+	return slices.Compact(found)
+}
+
+// slicePort is the number of a Service's port in an EndpointSlice; 0 if it has none.
+func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) int32 {
+	for _, p := range slice.Ports {
+		name, proto := "", corev1.ProtocolTCP
+		if p.Name != nil {
+			name = *p.Name
+		}
+		if p.Protocol != nil {
+			proto = *p.Protocol
+		}
+		if name == port.Name && p.Port != nil && (proto == port.Protocol || proto == corev1.ProtocolTCP && port.Protocol == "") {
+			return *p.Port
+		}
+	}
+	return 0
+}
+
+// serves reports whether a pod is behind the Services that select it.
+func serves(pod *corev1.Pod) bool {
+	if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+		return false
+	}
+	return !slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionFalse
+	})
+}
+
+// podPort is the number of a Service's port on a pod; 0 if it has none.
+func podPort(pod *corev1.Pod, port *corev1.ServicePort) int32 {
+	switch {
+	case port.TargetPort.Type == intstr.Int && port.TargetPort.IntVal != 0:
+		return port.TargetPort.IntVal
+	case port.TargetPort.StrVal == "":
+		return port.Port
+	}
+	spec := pod.Spec
+	spec.HostNetwork = false // a Service finds the ports of those too
+	for _, p := range policy.NamedPortsOf(&spec) {
+		if p.Name == port.TargetPort.StrVal && (p.Protocol.String() == string(port.Protocol) || port.Protocol == "" && p.Protocol == filter.TCP) {
+			return int32(p.Number)
+		}
+	}
+	return 0
+}
+
+// nothingBehind says why it is not known what is behind a Service.
+func (s *service) nothingBehind() string {
+	switch {
+	case len(s.slices) > 0:
+		return "none of its EndpointSlices has an endpoint that is ready at this port"
+	case len(s.Spec.Selector) > 0:
+		return "no pod that is ready matches its selector (" + labels.FormatLabels(s.Spec.Selector) + ") and has this port"
+	}
+	return "it has no selector, and there are no EndpointSlices of it"
+}
+
+// targetText is the port behind a Service as far as the Service tells it.
+func targetText(port *corev1.ServicePort) string {
+	if port.TargetPort.String() == "0" {
+		return fmt.Sprintf(" (%d)", port.Port)
+	}
+	return fmt.Sprintf(" (%s)", port.TargetPort.String())
+}
