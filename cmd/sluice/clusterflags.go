@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
@@ -28,25 +29,27 @@ func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
 }
 
-// input is what a command that answers without packets answers from: a folder of
+// input is what a command that answers without packets answers from: folders of
 // manifests, or a live cluster.
 type input struct {
-	dir     string
+	dirs    []string
 	cluster clusterOptions
 }
 
 func addInputFlags(fs *pflag.FlagSet, in *input) {
-	fs.StringVarP(&in.dir, "filename", "f", "", "`DIR` with manifests, or a single file")
+	fs.StringArrayVarP(&in.dirs, "filename", "f", nil, "`DIR` with manifests, or a single file (repeatable)")
 	addClusterFlags(fs, &in.cluster)
 }
 
 // read reads all there is, and lists what of it the API server would reject.
 func (in input) read(ctx context.Context) (folder.Objects, []folder.Problem, error) {
 	switch {
-	case in.dir != "" && in.cluster.given():
+	case len(in.dirs) > 0 && in.cluster.given():
 		return folder.Objects{}, nil, errors.New("-f and --kubeconfig or --context name two worlds: give one of them")
-	case in.dir != "":
-		return folder.Read(in.dir)
+	case slices.Contains(in.dirs, ""):
+		return folder.Objects{}, nil, errors.New("-f is empty: write a folder of manifests, or a single file")
+	case len(in.dirs) > 0:
+		return folder.Read(in.dirs...)
 	case !in.cluster.given():
 		return folder.Objects{}, nil, errors.New("give a folder of manifests by -f DIR (--filename), or a cluster by --kubeconfig FILE or --context NAME")
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/filter/policy/explain"
+	"sluice/watch/folder"
 )
 
 type explainOptions struct {
@@ -89,7 +90,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	if opts.flows != "" {
 		err = explainFlows(e, m.cluster(), opts)
 	} else {
-		err = explainOne(e.stdout, m.cluster(), opts)
+		err = explainOne(e.stdout, m, opts)
 	}
 	if doubt := m.report(e, "the answer comes from"); err == nil {
 		err = doubt
@@ -98,7 +99,8 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 }
 
 // explainOne answers the question of the flags.
-func explainOne(out io.Writer, c *explain.Cluster, opts explainOptions) error {
+func explainOne(out io.Writer, m *manifests, opts explainOptions) error {
+	c := m.cluster()
 	flows, err := c.Flows(opts.question)
 	if err != nil {
 		return err // it begins with what was asked wrong, as the flag is called
@@ -111,7 +113,10 @@ func explainOne(out io.Writer, c *explain.Cluster, opts explainOptions) error {
 		enc := json.NewEncoder(out)
 		enc.SetIndent("", "  ")
 		enc.SetEscapeHTML(false)
-		err = enc.Encode(explain.NewAnswer(all))
+		err = enc.Encode(struct {
+			explain.Answer
+			NotRead []folder.NotRead `json:"notRead,omitempty"`
+		}{explain.NewAnswer(all), m.NotRead})
 	} else {
 		_, err = io.WriteString(out, explain.Text(all))
 	}

@@ -12,6 +12,7 @@ import (
 
 	kjson "sigs.k8s.io/json"
 
+	"sluice/filter"
 	"sluice/filter/policy/explain"
 )
 
@@ -199,6 +200,15 @@ func (w textAnswers) answered(a explain.Answer) error {
 		port += fmt.Sprint(" ", a.Port)
 	}
 	why := a.Why()
+	if a.Service != "" {
+		denied := 0
+		for _, b := range a.Backends {
+			if b.Verdict == filter.Deny.String() {
+				denied++
+			}
+		}
+		why = fmt.Sprintf("Service %s, %s, %d denied; %s", a.Service, count(len(a.Backends), "endpoint", "endpoints"), denied, why)
+	}
 	if len(a.Families) > 0 {
 		why = ""
 		for i, f := range a.Families {

@@ -28,6 +28,10 @@ type finding struct {
 // manifestCheck is the check of findings that come from reading the files.
 const manifestCheck = "manifest"
 
+// emptyCheck is the check of findings about what is written and empty in a rule. Only
+// the files tell it: the API server drops what is empty.
+const emptyCheck = "empty"
+
 func lintCommand(e env) *cobra.Command {
 	var in input
 	format := "text"
@@ -38,11 +42,13 @@ func lintCommand(e env) *cobra.Command {
 object and field, and how to mend it:
 
   manifest       what cannot be read, or what the API server would reject
+  empty          a list of peers or ports that is there and empty, and so allows all
   invalid        a part of a policy that cannot be understood and allows nothing
   no-match       a selector that matches no pod or no namespace
   no-port        a named port that no selected pod has
   no-dns         egress is isolated, something is allowed, but no DNS
   except         an exception that lies outside its cidr, or leaves nothing of it
+  host-bits      a CIDR with bits behind its prefix, which is read without them
   covered        a rule that allows nothing that another does not allow already
   without-force  rules of a direction that policyTypes leaves out
 
@@ -80,6 +86,12 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 		}
 		found = append(found, finding{f.Check, at.File, at.Document, f.Object, f.Field, f.Detail, f.Mend})
 	}
+	for _, p := range objects.Holes {
+		if !broken[folder.Origin{File: p.File, Document: p.Document}] {
+			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
+		}
+	}
+	tellNotes(e, objects)
 	if format == "json" {
 		enc := json.NewEncoder(e.stdout)
 		enc.SetIndent("", "  ")

@@ -43,7 +43,12 @@ func compile(node []netip.Addr, objects folder.Objects, problems []folder.Proble
 	w := policy.NewWorld()
 	w.SetNode(node)
 	objects.Apply(w)
-	m := &manifests{Objects: objects, unread: problems, misunderstood: w.Problems()}
+	m := &manifests{Objects: objects, unread: problems}
+	for _, p := range w.Problems() {
+		if !folder.Follows(p, problems) {
+			m.misunderstood = append(m.misunderstood, p)
+		}
+	}
 	m.snapshot, _ = w.Commit()
 	return m
 }
@@ -51,7 +56,7 @@ func compile(node []netip.Addr, objects folder.Objects, problems []folder.Proble
 // cluster is what flows are explained in. A policy that could not be read whole
 // stands in force without rules; its problems say why.
 func (m *manifests) cluster() *explain.Cluster {
-	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood}
+	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood, Services: m.Services, EndpointSlices: m.EndpointSlices}
 	for _, p := range m.unread {
 		if name, is := strings.CutPrefix(p.Object, "NetworkPolicy "); is {
 			o.Problems = append(o.Problems, policy.Problem{Policy: name, Field: p.Field, Detail: p.Detail, Mend: p.Mend})
@@ -64,6 +69,7 @@ func (m *manifests) cluster() *explain.Cluster {
 // an answer from the rest of the manifests never looks sure. what is what was
 // answered, as the subject of a sentence.
 func (m *manifests) report(e env, what string) error {
+	tellNotes(e, m.Objects)
 	if len(m.unread)+len(m.misunderstood) == 0 {
 		return nil
 	}
@@ -74,6 +80,17 @@ func (m *manifests) report(e env, what string) error {
 		fmt.Fprintln(e.stderr, "sluice:", p)
 	}
 	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests cannot be understood: %s what is left of them", what)}
+}
+
+// tellNotes tells of what does not change an answer or a status: odd things in the
+// files, and objects of kinds that are not read and may change what is allowed.
+func tellNotes(e env, o folder.Objects) {
+	for _, n := range folder.Condense(o.Notes) {
+		fmt.Fprintln(e.stderr, "sluice: note:", n)
+	}
+	if text := folder.TextOf(o.NotRead); text != "" {
+		fmt.Fprintln(e.stderr, "sluice: not read:", text)
+	}
 }
 
 // parseAddrs reads the addresses that a flag was given.

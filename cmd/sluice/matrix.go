@@ -13,6 +13,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/watch/folder"
 )
 
 // maxMatrixPods keeps the number of cells, its square, within what can be looked
@@ -66,7 +67,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	if err != nil {
 		return err
 	}
-	m := &matrix{snapshot: from.snapshot, policies: policyPorts(from.Policies), spans: make(map[spanKey][]portSpan)}
+	m := &matrix{NotRead: from.NotRead, snapshot: from.snapshot, policies: policyPorts(from.Policies), spans: make(map[spanKey][]portSpan)}
 	if err := m.addPods(e, from.Pods, opts.namespaces, asked); err != nil {
 		return err
 	}
@@ -104,6 +105,8 @@ var protocols = map[string]filter.Protocol{"TCP": filter.TCP, "UDP": filter.UDP,
 type matrix struct {
 	Pods  []*matrixPod  `json:"pods"`
 	Flows []*matrixCell `json:"flows"` // from each pod to each, in the order of pods
+	// Objects that were passed over and may change what is allowed.
+	NotRead []folder.NotRead `json:"notRead,omitempty"`
 
 	snapshot *policy.Snapshot
 	policies map[string][2][]portSpan // the ports that each policy's rules name

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"sluice/watch/folder"
 )
 
 //go:embed matrix.html
@@ -21,6 +23,8 @@ type page struct {
 	Ports []string       `json:"ports"` // every label of a port, for the filter
 	Kinds [][]pageAnswer `json:"kinds"`
 	Cells []int          `json:"cells"` // for each pair of pods, by row, its kind
+
+	NotRead string `json:"-"` // objects that were passed over and may change what is allowed
 }
 
 type pagePod struct {
@@ -43,7 +47,7 @@ type pageAnswer struct {
 func writeMatrixHTML(out io.Writer, m *matrix) error { return matrixPage.Execute(out, newPage(m)) }
 
 func newPage(m *matrix) page {
-	p := page{Cells: make([]int, 0, len(m.Flows))}
+	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: folder.TextOf(m.NotRead)}
 	labels := make(map[matrixPort]bool)
 	for _, o := range m.Pods {
 		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ const (
 )
 
 type runOptions struct {
-	manifests string
+	manifests []string
 	cluster   clusterOptions
 	nodeName  string
 	// startupTaint is the key of the taint to remove from the Node; empty if none.
@@ -83,7 +84,8 @@ needs to know pods that start from addresses outside the cluster.
 With --manifests it needs no cluster: it takes Namespaces, Pods (with status.podIPs)
 and NetworkPolicies from the YAML and JSON files of a folder and follows them: save a
 file, and the next connection is judged by it, and so are the live ones. Of a file
-that breaks, the last good state stays in force.
+that breaks, the last good state stays in force. Of an object that is in two folders
+or files the first counts, in the order of the flags.
 
 It keeps rules in the iptables of this network namespace (sluice rules prints them).
 They bring the first packet of each new pod connection here; the rest of the
@@ -102,11 +104,14 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 			if err := opts.rules.Validate(); err != nil {
 				return err
 			}
-			if opts.manifests != "" && opts.cluster.given() {
+			if len(opts.manifests) > 0 && opts.cluster.given() {
 				return fmt.Errorf("--manifests and --kubeconfig or --context name two worlds: give one of them")
 			}
-			if opts.manifests != "" && opts.startupTaint != "" {
+			if len(opts.manifests) > 0 && opts.startupTaint != "" {
 				return fmt.Errorf("--startup-taint is removed from a Node, and with --manifests there is no cluster that has one: leave it out")
+			}
+			if slices.Contains(opts.manifests, "") {
+				return fmt.Errorf("--manifests is empty: write a folder of manifests, or a single file")
 			}
 			if opts.nodeName == "" {
 				opts.nodeName = nodeName(e)
@@ -116,7 +121,7 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&opts.manifests, "manifests", "", "`DIR` of manifests, or a single file, instead of a cluster")
+	fs.StringArrayVar(&opts.manifests, "manifests", nil, "`DIR` of manifests, or a single file, instead of a cluster (repeatable)")
 	addClusterFlags(fs, &opts.cluster)
 	fs.StringVar(&opts.nodeName, "node-name", "", "`NAME` of the Node that this is; $NODE_NAME, or else the host's name")
 	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
@@ -192,8 +197,12 @@ func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
 
 // source is where the agent learns of pods and policies.
 func (a *agent) source() (watch.Source, error) {
-	if a.opts.manifests != "" {
-		return folder.Source{Dir: a.opts.manifests, Logger: a.log, OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) }}, nil
+	if len(a.opts.manifests) > 0 {
+		return folder.Source{
+			Dirs: a.opts.manifests, Logger: a.log,
+			OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) },
+			OnNotRead:  func(n []folder.NotRead) { a.notRead.Store(&n) },
+		}, nil
 	}
 	config, err := a.opts.cluster.config()
 	if err != nil {

@@ -24,6 +24,7 @@ type standing struct {
 	ready     atomic.Pointer[time.Time] // when it was ready first
 	inForce   atomic.Pointer[time.Time] // since when the snapshot is that is in force
 	manifests atomic.Pointer[[]folder.Problem]
+	notRead   atomic.Pointer[[]folder.NotRead]
 }
 
 // standsOn notes the tables that hold the rules.
@@ -94,6 +95,9 @@ func (a *agent) state() *telemetry.State {
 		for _, p := range *manifests {
 			s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})
 		}
+	}
+	if passed := a.notRead.Load(); passed != nil {
+		s.NotRead = folder.TextOf(*passed)
 	}
 	return s
 }

@@ -24,6 +24,7 @@ type Status struct {
 	Repairs   uint64     `json:"ruleRepairs"`
 	Watches   []Watch    `json:"watches"`
 	Problems  []Problem  `json:"problems"`
+	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds that may change what is allowed
 
 	Now time.Time `json:"now"`
 	// Here says whether the agent runs where we do, and not in another container on
@@ -77,7 +78,7 @@ type Live struct {
 func (s *State) Status() *Status {
 	out := &Status{
 		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs,
-		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), Now: s.Now,
+		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), NotRead: s.NotRead, Now: s.Now,
 		Packets: Packets{
 			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Crowd: s.Queue.Crowd, CrowdDropped: s.Queue.CrowdDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
@@ -131,6 +132,9 @@ func (s *Status) WriteText(out io.Writer) error {
 	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
 	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored)
+	if s.NotRead != "" {
+		fmt.Fprintf(w, "not read\t%s\n", s.NotRead)
+	}
 	for _, watch := range s.Watches {
 		fmt.Fprintf(w, "watch %s\t%s\n", watch.Kind, s.watchText(watch))
 	}

@@ -43,6 +43,7 @@ type State struct {
 	Watches  []Watch
 	Failing  []string // tables whose rules cannot be kept, and why
 	Problems []Problem
+	NotRead  string // objects of other kinds that may change what is allowed
 }
 
 // Settings are what an agent was told to do, as far as users ask about it.
