@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -141,9 +142,21 @@ func (w *wire) packet(proto layers.IPProtocol, payload ...gopacket.SerializableL
 	return b.Bytes()
 }
 
-// udp is an allowed datagram that nothing else looks like.
+// udp is an allowed datagram that nothing else looks like. It has options, so that the
+// kernel's flow cache leaves it to the queue and it overtakes nothing that waits there.
 func (w *wire) udp(text string) []byte {
-	return w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(40000 + w.sentinel), DstPort: 53}, gopacket.Payload(text))
+	udp := &layers.UDP{SrcPort: layers.UDPPort(40000 + w.sentinel), DstPort: 53}
+	if w.v6 {
+		options := []byte{byte(layers.IPProtocolUDP), 0, 1, 4, 0, 0, 0, 0} // padding (RFC 8200, 4.2)
+		return w.packet(layers.IPProtocolIPv6Destination, gopacket.Payload(options), udp, gopacket.Payload(text))
+	}
+	packet := w.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))
+	packet = slices.Insert(packet, 20, 1, 1, 1, 1) // four times no operation (RFC 791, 3.1)
+	packet[0]++
+	binary.BigEndian.PutUint16(packet[2:], uint16(len(packet)))
+	packet[10], packet[11] = 0, 0
+	binary.BigEndian.PutUint16(packet[10:], checksum(packet[:24]))
+	return packet
 }
 
 // udpTo is a datagram of one flow to each port.
