@@ -11,8 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// object answers get and patch of one object. Encoding writes to an object for a
-// moment, so that what others may be encoding is copied.
+// object answers get and patch of one object.
 func (s *Server) object(w http.ResponseWriter, req *http.Request, r *resource, name types.NamespacedName, enc encoding) {
 	var o Object
 	var status *metav1.Status
@@ -35,7 +34,7 @@ func (s *Server) get(r *resource, name types.NamespacedName) (Object, *metav1.St
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st := r.objects[name]; st != nil {
-		return st.object.DeepCopyObject().(Object), nil
+		return st.copy(), nil
 	}
 	return nil, failure(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
 }
@@ -57,7 +56,7 @@ func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request
 		return nil, failure(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
 	}
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeJSON)
-	text, err := encoding{1, info}.encode(st.object.DeepCopyObject())
+	text, err := encoding{1, info}.encode(st.copy())
 	if err == nil {
 		text, err = patch.Apply(text)
 	}
@@ -68,6 +67,15 @@ func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request
 	if err != nil {
 		return nil, failure(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err.Error())
 	}
+	answer := o.DeepCopyObject().(Object)
 	s.happen(r, watch.Modified, o)
-	return o.DeepCopyObject().(Object), nil
+	answer.SetResourceVersion(o.GetResourceVersion())
+	return answer, nil
+}
+
+// copy copies the object. Encoding writes to an object for a moment.
+func (s *stored) copy() Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.object.DeepCopyObject().(Object)
 }
