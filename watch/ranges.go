@@ -3,6 +3,7 @@ package watch
 import (
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/gaissmai/bart"
@@ -10,14 +11,17 @@ import (
 
 // Ranges are the addresses that pods of the cluster have or can get. An address in
 // them that the World does not know is a pod's of which the news is still on its
-// way. One goroutine at a time may set them; any number may ask. The zero value
-// is ready to use and contains nothing.
+// way. Any number of goroutines may set them and ask. The zero value is ready to use
+// and contains nothing.
 type Ranges struct {
 	current atomic.Pointer[ranges]
 	sets    atomic.Uint64
-	// OnSet, if not nil, is told of all ranges that Set is given, before they hold.
-	// It is set before the first Set.
+	// OnSet, if not nil, is told of all ranges before they hold. It is set before the
+	// first Set, and called by one goroutine at a time.
 	OnSet func(all []netip.Prefix)
+
+	mu                     sync.Mutex
+	node, cluster, derived []netip.Prefix
 }
 
 type ranges struct{ node, cluster bart.Lite }
@@ -25,15 +29,43 @@ type ranges struct{ node, cluster bart.Lite }
 // Set replaces the ranges of this node's pods and those of all pods; the first
 // need not be among the second too.
 func (r *Ranges) Set(node, cluster []netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.node, r.cluster = slices.Clone(node), slices.Clone(cluster)
+	r.store()
+}
+
+// Derive replaces the ranges of this node's pods that follow from how the node reaches
+// them. They hold beside those of Set.
+func (r *Ranges) Derive(node []netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.Equal(node, r.derived) {
+		return
+	}
+	r.derived = slices.Clone(node)
+	r.store()
+}
+
+// Node lists the ranges of this node's pods, as Set and as Derive gave them.
+func (r *Ranges) Node() (set, derived []netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.node), slices.Clone(r.derived)
+}
+
+// store puts the ranges in force.
+func (r *Ranges) store() {
+	node := slices.Concat(r.node, r.derived)
 	if r.OnSet != nil {
-		r.OnSet(slices.Concat(node, cluster))
+		r.OnSet(slices.Concat(node, r.cluster))
 	}
 	next := new(ranges)
 	for _, p := range node {
 		next.node.Insert(p.Masked())
 		next.cluster.Insert(p.Masked())
 	}
-	for _, p := range cluster {
+	for _, p := range r.cluster {
 		next.cluster.Insert(p.Masked())
 	}
 	r.current.Store(next)

@@ -43,6 +43,7 @@ type agent struct {
 	published policy.Published
 	ranges    watch.Ranges // where pods have their addresses
 	rangesSet uint64       // how often they were when live connections were last all judged
+	network   *nodeNetwork
 	verdicts  *verdictlog.Log
 	manager   *rules.Manager
 	judges    []*cache.Judge
@@ -107,6 +108,9 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.manager = rules.New(a.opts.rules, tables, log)
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
+	a.network = newNodeNetwork(&a.ranges, log)
+	a.network.cluster = len(opts.manifests) == 0
+	a.network.derive = a.network.cluster && len(opts.podCIDRs) == 0 // those that were given hold alone
 	a.admitted = conntrack.NewAdmitted(func(addr netip.Addr) bool {
 		_, cluster := a.ranges.Contains(addr)
 		return cluster
@@ -223,6 +227,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 			return err
 		}
 	})
+	group.Go(func() error { a.network.run(serving, &a.published); return nil })
 	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run, a.inherit, a.serve, a.tendMemory} {
 		group.Go(func() error { part(serving); return nil })
 	}
@@ -349,6 +354,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	if !a.advance(starting, applying) {
 		return errEnding
 	}
+	a.network.begin(s) // pods that start are expected before the rules ask about them
 	if err := a.apply(ctx); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}

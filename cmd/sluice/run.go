@@ -48,9 +48,10 @@ type runOptions struct {
 	rules        rules.Options
 	onExit       onExit
 
-	podCIDRs []netip.Prefix
-	hold     time.Duration
-	maxHeld  int
+	podCIDRs       []netip.Prefix
+	sysctlProblems sysctlProblems
+	hold           time.Duration
+	maxHeld        int
 
 	kernelCache kernelCache
 	bpffs       string
@@ -128,6 +129,7 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 	addTaintFlags(fs, &opts)
 	addRulesFlags(fs, &opts.rules)
 	addHoldFlags(fs, &opts)
+	addNetworkFlags(fs, &opts)
 	addQueueFlags(fs, &opts)
 	addKernelFlags(fs, &opts)
 	addServeFlags(fs, &opts)
@@ -138,7 +140,8 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 func addHoldFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.hold, opts.maxHeld = queue.DefaultHold, queue.DefaultMaxHeld
 	fs.Var((*prefixesFlag)(&opts.podCIDRs), "pod-cidrs", `the ranges of this node's pods, such as 10.1.2.0/24,fd00:1:2::/64: a packet from or to
-an address there waits until its pod is known`)
+an address there waits until its pod is known; if not given, those of its Node and
+what follows from its routes`)
 	fs.DurationVar(&opts.hold, "hold", opts.hold, "how long a packet waits at most for its pod to become known; then --fail decides")
 	fs.Var(newNumberFlag(&opts.maxHeld, 0, 1<<20), "hold-max", "how many packets wait so at most")
 }

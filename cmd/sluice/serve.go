@@ -91,6 +91,7 @@ func (a *agent) state() *telemetry.State {
 	for _, p := range a.keeper.Problems() {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
 	}
+	a.network.tell(s, a.opts.sysctlProblems == unreadySysctl)
 	if manifests := a.manifests.Load(); manifests != nil {
 		for _, p := range *manifests {
 			s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"net/netip"
+
 	corev1 "k8s.io/api/core/v1"
 
 	"sluice/filter"
@@ -38,4 +40,13 @@ func export(list []namedPort) []NamedPort {
 		ports[i] = NamedPort{p.name, p.protocol, p.number}
 	}
 	return ports
+}
+
+// Hosts are the addresses of the node that a pod runs on, as its status has them. The
+// list must not be changed.
+func (e *Endpoint) Hosts() []netip.Addr {
+	if e == nil {
+		return nil
+	}
+	return e.hosts
 }

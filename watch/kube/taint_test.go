@@ -23,7 +23,7 @@ var (
 	added   = metav1.NewTime(time.Unix(1700000000, 0))
 	others  = []corev1.Taint{
 		{Key: "node.kubernetes.io/unreachable", Effect: corev1.TaintEffectNoExecute, TimeAdded: &added},
-		{Key: "example.com/" + "sluice.dev", Value: taintKeyOfTest, Effect: corev1.TaintEffectNoSchedule},
+		{Key: "example.com/" + "sluice.dev", Value: "agent-not-ready", Effect: corev1.TaintEffectNoSchedule},
 		{Key: "dedicated", Value: "db", Effect: corev1.TaintEffectNoSchedule},
 	}
 )

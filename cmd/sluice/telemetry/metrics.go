@@ -46,6 +46,10 @@ var numbers = []number{
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Namespaces }) }),
 	gauge("endpoints", "Addresses of pods and of this node that are known.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Endpoints }) }),
+	gauge("sysctl_problems", "Settings of the kernel by which packets between pods on a bridge of this node pass iptables by.",
+		func(s *State) float64 { return float64(s.SysctlProblems) }),
+	gauge("pods_outside_ranges", "Addresses of this node's pods that none of its pod ranges holds. A pod that starts at such an address is open until the API tells of it.",
+		func(s *State) float64 { return float64(s.PodsOutside) }),
 
 	gauge("flow_cache_entries", "Flows that are remembered with their verdict, by all workers.",
 		func(s *State) float64 { return float64(s.Flows.Size) }),

@@ -40,10 +40,15 @@ type State struct {
 
 	Connections Connections // of those who ask over HTTP
 
-	Watches  []Watch
-	Failing  []string // tables whose rules cannot be kept, and why
-	Problems []Problem
-	NotRead  string // objects of other kinds that may change what is allowed
+	Watches []Watch
+	Failing []string // tables whose rules cannot be kept, and why
+	// Bypassed are the settings by which packets pass iptables by, where the agent
+	// is to be not ready for them.
+	Bypassed       []string
+	SysctlProblems int // such settings, in any case
+	PodsOutside    int // addresses of this node's pods that no pod range holds
+	Problems       []Problem
+	NotRead        string // objects of other kinds that may change what is allowed
 }
 
 // Settings are what an agent was told to do, as far as users ask about it.
@@ -70,7 +75,7 @@ type Watch struct {
 
 // Problem is something that is not as the user wants it.
 type Problem struct {
-	Kind   string `json:"kind"`  // what it is about: policy, manifest, watch, rules or taint
+	Kind   string `json:"kind"`  // what it is about: policy, manifest, watch, rules, taint, sysctl or ranges
 	Where  string `json:"where"` // which one, and where in it
 	Detail string `json:"detail"`
 	Mend   string `json:"mend,omitempty"`
@@ -100,6 +105,9 @@ func (s *State) Unready() string {
 	}
 	for _, table := range s.Failing {
 		return "rules cannot be kept: " + table
+	}
+	for _, setting := range s.Bypassed {
+		return "packets between pods pass iptables by: " + setting
 	}
 	for _, w := range s.Watches {
 		if w.Broken != "" && s.Now.Sub(w.Since) > grace {

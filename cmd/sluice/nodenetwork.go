@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"sluice/cmd/sluice/telemetry"
+	"sluice/filter/policy"
+	"sluice/watch"
+	"sluice/watch/node"
+)
+
+const (
+	// lookInterval is how often the kernel's settings are read: it tells of no change.
+	lookInterval = 2 * time.Second
+	// outsideGrace is for how long a pod may have an address outside of all ranges: of
+	// a pod that ends, the route goes before the news comes.
+	outsideGrace = 30 * time.Second
+)
+
+// sysctlProblems is what becomes of settings by which packets pass iptables by.
+type sysctlProblems string
+
+const (
+	reportSysctls sysctlProblems = "report"
+	unreadySysctl sysctlProblems = "unready"
+)
+
+func addNetworkFlags(fs *pflag.FlagSet, opts *runOptions) {
+	opts.sysctlProblems = reportSysctls
+	fs.Var(newChoiceFlag(&opts.sysctlProblems, reportSysctls, unreadySysctl), "sysctl-problems",
+		`what becomes of sysctls by which packets between pods on a bridge pass iptables by, such as
+net.bridge.bridge-nf-call-iptables=0: report (in log, status and metrics) or unready (that too,
+and the agent is not ready)`)
+}
+
+// nodeNetwork is what the agent knows of the way that packets take on its node: over
+// which interfaces, by which settings of the kernel.
+type nodeNetwork struct {
+	ranges  *watch.Ranges
+	cluster bool   // pods come from a cluster, and should have addresses in the ranges
+	derive  bool   // ranges of pods follow from the node's routes too
+	root    string // of the kernel's settings
+	grace   time.Duration
+	log     *slog.Logger
+
+	mu       sync.Mutex
+	network  *node.Network
+	snapshot *policy.Snapshot // that pods was read from
+	pods     []netip.Addr     // of this node
+	names    map[netip.Addr]string
+	since    map[netip.Addr]time.Time // of pods that no range holds: since when
+	outside  []netip.Addr             // those of them for which the grace is over
+	settings []node.SettingProblem
+	said     map[node.SettingProblem]bool
+	warned   bool // that pods are outside of all ranges
+}
+
+func newNodeNetwork(ranges *watch.Ranges, log *slog.Logger) *nodeNetwork {
+	return &nodeNetwork{
+		ranges: ranges, root: node.DefaultSysctls, grace: outsideGrace, log: log,
+		since: make(map[netip.Addr]time.Time), said: make(map[node.SettingProblem]bool),
+	}
+}
+
+// run follows the node's network and settings until ctx ends.
+func (n *nodeNetwork) run(ctx context.Context, published *policy.Published) {
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		node.FollowNetwork(ctx, n.log, func(now *node.Network) {
+			n.mu.Lock()
+			n.network = now
+			n.mu.Unlock()
+			n.look(nil)
+		})
+	})
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+			n.look(published.Snapshot())
+		}
+	}
+	wait.Wait()
+}
+
+// begin reads all for the first time, before the agent is ready.
+func (n *nodeNetwork) begin(s *policy.Snapshot) {
+	now, err := node.ReadNetwork()
+	if err != nil {
+		n.log.Warn("this node's interfaces and routes are not known yet", "err", err)
+	} else {
+		n.mu.Lock()
+		n.network = now
+		n.mu.Unlock()
+	}
+	n.look(s)
+}
+
+// look takes in what has changed. With a snapshot, it looks for this node's pods in it.
+func (n *nodeNetwork) look(s *policy.Snapshot) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s != nil && s != n.snapshot {
+		n.snapshot = s
+		n.readPods(s)
+	}
+	if n.network == nil {
+		return
+	}
+	set, derived := n.ranges.Node()
+	if n.derive {
+		was := derived
+		derived = n.network.PodRanges(set, was, n.pods)
+		if !slices.Equal(derived, was) {
+			n.log.Debug("ranges of this node's pods follow from its routes", "ranges", derived)
+		}
+		n.ranges.Derive(derived)
+	}
+	n.findOutside()
+	n.settings = node.CheckSettings(n.root, n.network.PodBridges(slices.Concat(set, derived), n.pods))
+	n.say()
+}
+
+// readPods finds the addresses of this node's pods: those of which one of the node's
+// addresses is their node's.
+func (n *nodeNetwork) readPods(s *policy.Snapshot) {
+	n.pods, n.names = n.pods[:0], make(map[netip.Addr]string)
+	for addr, e := range s.Endpoints() {
+		if slices.ContainsFunc(e.Hosts(), func(host netip.Addr) bool { return s.Endpoint(host).IsNode() }) {
+			n.pods = append(n.pods, addr)
+			n.names[addr] = e.String()
+		}
+	}
+	slices.SortFunc(n.pods, netip.Addr.Compare)
+}
+
+// findOutside finds the pods whose addresses no range of this node holds.
+func (n *nodeNetwork) findOutside() {
+	now, since := time.Now(), make(map[netip.Addr]time.Time)
+	n.outside = n.outside[:0]
+	if !n.cluster {
+		return
+	}
+	for _, addr := range n.pods {
+		if local, _ := n.ranges.Contains(addr); local {
+			continue
+		}
+		since[addr] = now
+		if before, ok := n.since[addr]; ok {
+			since[addr] = before
+		}
+		if now.Sub(since[addr]) >= n.grace {
+			n.outside = append(n.outside, addr)
+		}
+	}
+	n.since = since
+}
+
+// say logs each problem once for as long as it is there, and that it is over.
+func (n *nodeNetwork) say() {
+	for _, p := range n.settings {
+		if !n.said[p] {
+			n.said[p] = true
+			n.log.Warn("a setting of the kernel keeps packets from iptables", "setting", p.Setting, "bridge", p.Where, "problem", p.Detail, "mend", p.Hint)
+		}
+	}
+	for p := range n.said {
+		if !slices.Contains(n.settings, p) {
+			delete(n.said, p)
+			n.log.Info("a setting of the kernel no longer keeps packets from iptables", "setting", p.Setting, "bridge", p.Where)
+		}
+	}
+	switch {
+	case len(n.outside) > 0 && !n.warned:
+		n.warned = true
+		p := n.outsideProblem()
+		n.log.Warn("pods of this node have addresses outside of its known pod ranges", "where", p.Where, "problem", p.Detail, "mend", p.Mend)
+	case len(n.outside) == 0 && n.warned:
+		n.warned = false
+		n.log.Info("all pods of this node have addresses in its pod ranges again")
+	}
+}
+
+// outsideProblem tells of the pods outside of all ranges.
+func (n *nodeNetwork) outsideProblem() telemetry.Problem {
+	const most = 3
+	var some []string
+	for _, addr := range n.outside[:min(len(n.outside), most)] {
+		some = append(some, fmt.Sprintf("%s of %s", addr, n.names[addr]))
+	}
+	if more := len(n.outside) - most; more > 0 {
+		some = append(some, fmt.Sprintf("and %d more", more))
+	}
+	known := "there are none"
+	if set, derived := n.ranges.Node(); len(set)+len(derived) > 0 {
+		known = fmt.Sprintf("they are %s", join(slices.Concat(set, derived)))
+	}
+	return telemetry.Problem{
+		Kind: "ranges", Where: "of this node's pods",
+		Detail: fmt.Sprintf("these do not hold %s (%s): a pod that starts at such an address is open until the API tells of it", strings.Join(some, ", "), known),
+		Mend:   "give --pod-cidrs (podCIDRs in the chart) the ranges that this node's pods get their addresses from",
+	}
+}
+
+func join(prefixes []netip.Prefix) string {
+	const most = 8
+	var texts []string
+	for _, p := range prefixes[:min(len(prefixes), most)] {
+		texts = append(texts, p.String())
+	}
+	if len(prefixes) > most {
+		texts = append(texts, "…")
+	}
+	return strings.Join(texts, ", ")
+}
+
+// tell adds what is wrong to a state.
+func (n *nodeNetwork) tell(s *telemetry.State, failing bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.settings {
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "sysctl", Where: p.Setting + ", bridge " + p.Where, Detail: p.Detail, Mend: p.Hint})
+		if failing {
+			s.Bypassed = append(s.Bypassed, p.Setting+": "+p.Detail)
+		}
+	}
+	s.SysctlProblems = len(n.settings)
+	if len(n.outside) > 0 {
+		s.Problems = append(s.Problems, n.outsideProblem())
+		s.PodsOutside = len(n.outside)
+	}
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// bridgeSysctls are those by which iptables sees what a bridge forwards.
+const (
+	sysctlIPv4 = "net/bridge/bridge-nf-call-iptables"
+	sysctlIPv6 = "net/bridge/bridge-nf-call-ip6tables"
+	sysctlVLAN = "net/bridge/bridge-nf-filter-vlan-tagged"
+)
+
+// sysctl sets a setting of the node's kernel.
+func (s *site) sysctl(t *testing.T, path, value string) {
+	t.Helper()
+	if err := s.Nodes[0].Do(func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) }); err != nil {
+		t.Skipf("needs br_netfilter in the kernel: %v", err)
+	}
+}
+
+// good waits until sluice status finds nothing wrong.
+func (s *site) good(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		status, out, err := sluice(t, "status", "--socket", s.socket)
+		if status == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("status %d says\n%s%s", status, out, err)
+		}
+	}
+}
+
+// Settings by which packets between pods on a bridge pass iptables by are told for as
+// long as they are so, and keep the agent from being ready if it is told to.
+func TestBridgeSettingsOnPackets(t *testing.T) {
+	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s.write("policies.yaml", policies(demo1))
+	s.sysctl(t, sysctlVLAN, "1")
+	s.start("--sysctl-problems", "unready")
+	s.good(t)
+	for i, f := range families {
+		path := []string{sysctlIPv4, sysctlIPv6}[i]
+		name := strings.ReplaceAll(path, "/", ".")
+		t.Run(name, func(t *testing.T) {
+			to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
+			mark := s.agent.Mark()
+			s.sysctl(t, path, "0")
+			s.problem(t, "sysctl "+name+", bridge br0: is 0: ")
+			s.problem(t, "sysctl -w "+name+"=1")
+			if status, _, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != exitFindings || !strings.Contains(stderr, name) {
+				t.Errorf("the probe: status %d, %s", status, stderr)
+			}
+			if r := s.host("default/other").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
+				t.Errorf("what is told as open is not: %v", r.Outcome)
+			}
+			if f.name == "IPv4" { // the bridge's own setting is enough
+				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
+					t.Fatal(err)
+				}
+				s.good(t)
+				if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence); r.Outcome != lab.TimedOut {
+					t.Errorf("what is told as closed is not: %v", r.Outcome)
+				}
+				return
+			}
+			s.sysctl(t, path, "1")
+			s.await(mark, "that it is over", running.Message("a setting of the kernel no longer keeps packets from iptables"))
+			s.good(t)
+			if told := s.agent.Since(mark, running.Message("a setting of the kernel keeps packets from iptables")); len(told) != 1 {
+				t.Errorf("it was logged %d times, want once", len(told))
+			}
+		})
+	}
+	s.sysctl(t, sysctlVLAN, "0")
+	s.problem(t, "sysctl net.bridge.bridge-nf-filter-vlan-tagged, bridge br0: is 0: ")
+}
+
+// A node that has no bridge with pods is told nothing, whatever its settings are.
+func TestNoBridgeNoSettingsOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	for _, path := range []string{sysctlIPv4, sysctlIPv6, sysctlVLAN} {
+		s.sysctl(t, path, "0")
+	}
+	for _, args := range [][]string{{"link", "add", "docker0", "type", "bridge"}, {"addr", "add", "172.17.0.1/16", "dev", "docker0"}, {"link", "set", "docker0", "up"}} {
+		if err := s.Nodes[0].Run("ip", args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.start("--sysctl-problems", "unready", "--pod-cidrs", s.Nodes[0].Pods4.String()+","+s.Nodes[0].Pods6.String())
+	s.good(t)
+}
+
+// barePod is a starting pod of the site's node as the API has it.
+func (s *site) barePod(name, role string, h *lab.Host) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"role": role}, CreationTimestamp: metav1.Now()},
+		Spec:       corev1.PodSpec{NodeName: s.Nodes[0].Name, Containers: []corev1.Container{{Name: "c"}}},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning},
+	}
+	for _, a := range h.Addrs() {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
+	}
+	for _, a := range s.Nodes[0].Addrs() {
+		p.Status.HostIPs = append(p.Status.HostIPs, corev1.HostIP{IP: a.String()})
+	}
+	return p
+}
+
+// On a node whose Node has no spec.podCIDR, a pod that starts under a policy is
+// isolated from its first packet all the same, and what is allowed waits for the news
+// of the pod.
+func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
+	for name, bridged := range map[string]bool{"routed": false, "bridged": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: bridged})
+			s.write("policies.yaml", policies(demo1, "default/mute: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}"))
+			s.sysctl(t, sysctlVLAN, "1")
+			api := s.serveAPI(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.Nodes[0].Name}}, nil)
+			s.startFollowing(api.kubeconfig, "--hold", patience.String())
+			for i, role := range []string{"mute", "frontend"} {
+				pod, err := s.Nodes[0].AddPod(fmt.Sprintf("start-%d", i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bridged { // of a bridge, the range is known
+					for _, a := range pod.Addrs() {
+						s.expected(t, a)
+					}
+				}
+				before := s.held(t)
+				var wait sync.WaitGroup
+				outcomes := make([]lab.Outcome, len(families))
+				for j, f := range families {
+					wait.Go(func() {
+						limit := patience
+						if role == "mute" {
+							limit = 2 * silence
+						}
+						outcomes[j] = pod.Connect(t.Context(), "tcp", netip.AddrPortFrom(f.of(s.host("default/db")), 6379), limit).Outcome
+					})
+				}
+				// The packets are there, and wait for the news.
+				for end := time.Now().Add(patience); s.held(t) < before+len(families); time.Sleep(time.Millisecond) {
+					if time.Now().After(end) {
+						t.Fatalf("of %s, no packets wait", role)
+					}
+				}
+				api.Set(s.barePod(pod.Name, role, pod))
+				wait.Wait()
+				for j, f := range families {
+					if want := map[string]lab.Outcome{"mute": lab.TimedOut, "frontend": lab.Reached}[role]; outcomes[j] != want {
+						t.Errorf("%s, over %s: %v, want %v", role, f.name, outcomes[j], want)
+					}
+				}
+			}
+			s.good(t)
+		})
+	}
+}
+
+// expected waits until the agent expects a pod at an address.
+func (s *site) expected(t *testing.T, addr netip.Addr) {
+	t.Helper()
+	s.await(0, "the range of "+addr.String(), func(l running.Line) bool {
+		return l.Text("msg") == "ranges of this node's pods follow from its routes" && strings.Contains(fmt.Sprint(l["ranges"]), netip.PrefixFrom(addr, addr.BitLen()).String())
+	})
+}
+
+// held is how many packets have waited for their pod so far.
+func (s *site) held(t *testing.T) int {
+	t.Helper()
+	_, out, _ := sluice(t, "status", "--socket", s.socket, "-o", "json")
+	var status struct{ Packets struct{ Held int } }
+	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return status.Packets.Held
+}

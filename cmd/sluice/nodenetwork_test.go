@@ -1,0 +1,166 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/cmd/sluice/telemetry"
+	"sluice/filter/policy"
+	"sluice/watch"
+	"sluice/watch/node"
+)
+
+// podAt is a pod with an address and its node's.
+func podAt(name, addr, host string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: addr}}, HostIPs: []corev1.HostIP{{IP: host}}},
+	}
+}
+
+// snapshotOf is a snapshot of pods on a node with an address.
+func snapshotOf(self string, pods ...*corev1.Pod) *policy.Snapshot {
+	w := policy.NewWorld()
+	w.SetNode([]netip.Addr{netip.MustParseAddr(self)})
+	for _, p := range pods {
+		w.SetPod(p)
+	}
+	s, _ := w.Commit()
+	return s
+}
+
+// bridgeTo is a network with a bridge to a range, of which a port leads to a pod.
+func bridgeTo(pods string) *node.Network {
+	return &node.Network{
+		Links:  []node.Link{{Index: 3, Name: "cni0", Kind: "bridge"}, {Index: 4, Name: "veth1", Kind: "veth", Master: 3, Elsewhere: true}},
+		Routes: []node.Route{{To: netip.MustParsePrefix(pods), Link: 3}},
+	}
+}
+
+// testNetwork is a node's network as the agent knows it, with no grace.
+func testNetwork(t *testing.T, network *node.Network) *nodeNetwork {
+	n := newNodeNetwork(new(watch.Ranges), slog.New(slog.DiscardHandler))
+	n.cluster, n.derive, n.grace, n.root, n.network = true, true, 0, t.TempDir(), network
+	return n
+}
+
+func (n *nodeNetwork) problems(kind string) (found []telemetry.Problem) {
+	var s telemetry.State
+	n.tell(&s, true)
+	for _, p := range s.Problems {
+		if p.Kind == kind {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// Without spec.podCIDR, ranges follow from the bridge as soon as a pod is known there,
+// stay while it is gone, and go with the bridge.
+func TestRangesFromABridge(t *testing.T) {
+	n := testNetwork(t, bridgeTo("10.42.3.0/24"))
+	starting := netip.MustParseAddr("10.42.3.77")
+	expects := func(want bool) {
+		t.Helper()
+		if got, _ := n.ranges.Contains(starting); got != want {
+			t.Errorf("a pod is expected at %s: %v, want %v", starting, got, want)
+		}
+	}
+	n.look(snapshotOf("192.0.2.1", podAt("elsewhere", "10.42.4.5", "192.0.2.2")))
+	expects(false)
+	n.look(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
+	expects(true)
+	n.look(snapshotOf("192.0.2.1"))
+	expects(true)
+	if p := n.problems("ranges"); p != nil {
+		t.Errorf("problems %v", p)
+	}
+	n.network = bridgeTo("10.43.0.0/24") // the plugin was set up anew
+	n.look(nil)
+	expects(false)
+}
+
+// Pods of this node outside of all ranges are a problem that names them and says what
+// helps; a moment of it is none.
+func TestPodsOutsideOfRanges(t *testing.T) {
+	n := testNetwork(t, new(node.Network))
+	n.ranges.Set([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}, nil)
+	n.grace = time.Hour
+	outside := []*corev1.Pod{podAt("a", "10.9.0.1", "192.0.2.1"), podAt("b", "fd00::9", "192.0.2.1"), podAt("c", "10.9.0.3", "192.0.2.1"), podAt("d", "10.9.0.4", "192.0.2.1"),
+		podAt("inside", "10.1.0.5", "192.0.2.1"), podAt("elsewhere", "10.9.0.7", "192.0.2.2")}
+	n.look(snapshotOf("192.0.2.1", outside...))
+	if p := n.problems("ranges"); p != nil {
+		t.Errorf("problems before the grace is over: %v", p)
+	}
+	n.grace = 0
+	n.look(nil)
+	p := n.problems("ranges")
+	if len(p) != 1 {
+		t.Fatalf("%d problems, want 1: %v", len(p), p)
+	}
+	for _, want := range []string{"10.9.0.1 of default/a", "and 1 more", "they are 10.1.0.0/24", "--pod-cidrs", "is open until the API tells of it"} {
+		if !strings.Contains(p[0].String(), want) {
+			t.Errorf("%q lacks %q", p[0], want)
+		}
+	}
+	var s telemetry.State
+	if n.tell(&s, false); s.PodsOutside != 4 {
+		t.Errorf("%d addresses are outside, want 4", s.PodsOutside)
+	}
+	n.look(snapshotOf("192.0.2.1", outside[4:]...))
+	if p := n.problems("ranges"); p != nil {
+		t.Errorf("problems when they are gone: %v", p)
+	}
+	n.ranges.Set(nil, nil)
+	n.look(nil)
+	if p := n.problems("ranges"); len(p) != 1 || !strings.Contains(p[0].Detail, "there are none") {
+		t.Errorf("problems without any range: %v", p)
+	}
+}
+
+// What --pod-cidrs gives holds alone; without a cluster, a folder tells all.
+func TestRangesThatAreGivenHoldAlone(t *testing.T) {
+	n := testNetwork(t, bridgeTo("10.42.3.0/24"))
+	n.derive = false
+	s := snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1"))
+	n.look(s)
+	if _, derived := n.ranges.Node(); derived != nil {
+		t.Errorf("derived %v", derived)
+	}
+	if p := n.problems("ranges"); len(p) != 1 {
+		t.Errorf("problems %v, want that the ranges are wrong", p)
+	}
+	n.cluster = false
+	n.look(nil)
+	if p := n.problems("ranges"); p != nil {
+		t.Errorf("problems without a cluster: %v", p)
+	}
+}
+
+// A setting that keeps packets from iptables is a problem, and one of readiness only
+// if it is to be.
+func TestSettingsAreTold(t *testing.T) {
+	n := testNetwork(t, bridgeTo("10.42.3.0/24")) // of a kernel without br_netfilter
+	n.look(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
+	for _, unready := range []bool{false, true} {
+		s := telemetry.State{Ready: time.Now(), Now: time.Now()}
+		n.tell(&s, unready)
+		if s.SysctlProblems != 1 || len(s.Problems) != 1 || s.Problems[0].Kind != "sysctl" || !strings.Contains(s.Problems[0].String(), "modprobe br_netfilter") {
+			t.Errorf("%d problems: %v", s.SysctlProblems, s.Problems)
+		}
+		if why := s.Unready(); (why != "") != unready || unready && !strings.Contains(why, "br_netfilter") {
+			t.Errorf("unready %v: %q", unready, why)
+		}
+	}
+	n.network = new(node.Network)
+	n.look(nil)
+	if p := n.problems("sysctl"); p != nil {
+		t.Errorf("problems without a bridge: %v", p)
+	}
+}

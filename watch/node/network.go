@@ -1,0 +1,233 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// burst without events ends a burst of changes: a pod's interface and its routes
+	// come within a few milliseconds. Until then, a pod that starts is not expected.
+	burst = 5 * time.Millisecond
+	// share is how much longer than a reading of the network the pause after it is:
+	// on a node with very many routes that change all the time, it bounds the CPU.
+	share = 20
+)
+
+// Network is the interfaces and routes of a network namespace.
+type Network struct {
+	Links  []Link
+	Routes []Route
+}
+
+// Link is an interface.
+type Link struct {
+	Index  int
+	Name   string
+	Kind   string // as in "bridge" or "veth"
+	Master int    // index of the bridge that it is a port of; 0 if none
+	// Elsewhere says that the other end is in another network namespace.
+	Elsewhere bool
+	// Uplink says that a route over it has a gateway, or leads everywhere.
+	Uplink bool
+	// CallIPTables and CallIP6Tables are a bridge's own settings that iptables sees
+	// what it forwards, whatever the sysctls of all bridges say.
+	CallIPTables, CallIP6Tables bool
+}
+
+// Route is a route to a neighbour, without a gateway.
+type Route struct {
+	To   netip.Prefix
+	Link int
+}
+
+// ReadNetwork reads the interfaces and routes of the process's network namespace.
+func ReadNetwork() (*Network, error) {
+	links, err := netlink.LinkList()
+	// A dump that was interrupted by a change is followed by the change's event.
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list this node's interfaces: %w", err)
+	}
+	n := new(Network)
+	for _, l := range links {
+		a := l.Attrs()
+		n.Links = append(n.Links, Link{Index: a.Index, Name: a.Name, Kind: l.Type(), Master: a.MasterIndex, Elsewhere: a.NetNsID >= 0})
+	}
+	if err := n.readBridges(); err != nil {
+		return nil, err
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list this node's routes: %w", err)
+	}
+	for _, r := range routes {
+		n.addRoute(&r)
+	}
+	return n, nil
+}
+
+// addRoute takes a route without a gateway, and notes of all others over which
+// interfaces they lead.
+func (n *Network) addRoute(r *netlink.Route) {
+	for _, hop := range r.MultiPath {
+		n.setUplink(hop.LinkIndex)
+	}
+	var to netip.Prefix
+	if r.Dst != nil {
+		addr, _ := netip.AddrFromSlice(r.Dst.IP)
+		if bits, size := r.Dst.Mask.Size(); size == addr.BitLen() {
+			to = netip.PrefixFrom(addr, bits)
+		}
+	}
+	if r.Gw != nil || r.Via != nil || !to.IsValid() || to.Bits() == 0 {
+		n.setUplink(r.LinkIndex)
+		return
+	}
+	if r.LinkIndex != 0 {
+		n.Routes = append(n.Routes, Route{To: to, Link: r.LinkIndex})
+	}
+}
+
+func (n *Network) setUplink(index int) {
+	for i := range n.Links {
+		n.Links[i].Uplink = n.Links[i].Uplink || n.Links[i].Index == index && index != 0
+	}
+}
+
+// readBridges reads the bridges' own settings, which the library leaves out.
+func (n *Network) readBridges() error {
+	for i := range n.Links {
+		l := &n.Links[i]
+		if l.Kind != "bridge" {
+			continue
+		}
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(l.Index)
+		req.AddData(msg)
+		answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		if errors.Is(err, unix.ENODEV) {
+			continue // it has gone, which an event tells
+		}
+		if err != nil {
+			return fmt.Errorf("read the settings of bridge %s: %w", l.Name, err)
+		}
+		for _, m := range answers {
+			if len(m) > unix.SizeofIfInfomsg {
+				l.readSettings(m[unix.SizeofIfInfomsg:])
+			}
+		}
+	}
+	return nil
+}
+
+// readSettings reads a bridge's settings from the attributes of its link.
+func (l *Link) readSettings(attrs []byte) {
+	for _, path := range attributes(attrs, unix.IFLA_LINKINFO) {
+		for _, data := range attributes(path, nl.IFLA_INFO_DATA) {
+			for _, v := range attributes(data, nl.IFLA_BR_NF_CALL_IPTABLES) {
+				l.CallIPTables = len(v) > 0 && v[0] != 0
+			}
+			for _, v := range attributes(data, nl.IFLA_BR_NF_CALL_IP6TABLES) {
+				l.CallIP6Tables = len(v) > 0 && v[0] != 0
+			}
+		}
+	}
+}
+
+// attributes are the values of the attributes of one type. What is malformed is left
+// out.
+func attributes(raw []byte, typ uint16) (values [][]byte) {
+	all, err := nl.ParseRouteAttr(raw)
+	if err != nil {
+		return nil
+	}
+	for _, a := range all {
+		if a.Attr.Type&nl.NLA_TYPE_MASK == typ {
+			values = append(values, a.Value)
+		}
+	}
+	return values
+}
+
+// FollowNetwork calls changed with the network of the process's namespace, and again
+// soon after it changes, until ctx ends. It does not fail: without events, the network
+// is read every minute.
+func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)) {
+	links, routes := subscribe(ctx, log)
+	said := ""
+	for {
+		began := time.Now()
+		n, err := ReadNetwork()
+		switch {
+		case err == nil:
+			said = ""
+			changed(n)
+		case err.Error() != said:
+			said = err.Error()
+			log.Warn("this node's interfaces and routes are not known; those from before count", "err", err)
+		}
+		pause := time.NewTimer(share * time.Since(began))
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+		if !waitChange(ctx, &links, &routes) {
+			return
+		}
+	}
+}
+
+// subscribe subscribes to the changes of interfaces and routes. A channel that there
+// are no events for is nil.
+func subscribe(ctx context.Context, log *slog.Logger) (<-chan netlink.LinkUpdate, <-chan netlink.RouteUpdate) {
+	lost := func(err error) {
+		if ctx.Err() == nil {
+			log.Warn("changes of this node's interfaces and routes are seen late", "err", err, "every", resync)
+		}
+	}
+	links, routes := make(chan netlink.LinkUpdate, 64), make(chan netlink.RouteUpdate, 64)
+	if err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: lost}); err != nil {
+		lost(err)
+		links = nil
+	}
+	if err := netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: lost}); err != nil {
+		lost(err)
+		routes = nil
+	}
+	return links, routes
+}
+
+// waitChange returns after a burst of events, or without one when it is time to look.
+// It is false when ctx has ended.
+func waitChange(ctx context.Context, links *<-chan netlink.LinkUpdate, routes *<-chan netlink.RouteUpdate) bool {
+	timer := time.NewTimer(resync)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case _, open := <-*links:
+			if !open {
+				*links = nil
+			}
+			timer.Reset(burst)
+		case _, open := <-*routes:
+			if !open {
+				*routes = nil
+			}
+			timer.Reset(burst)
+		case <-timer.C:
+			return ctx.Err() == nil
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+func prefixes(texts ...string) (list []netip.Prefix) {
+	for _, t := range texts {
+		list = append(list, netip.MustParsePrefix(t))
+	}
+	return list
+}
+
+func addrs(texts ...string) (list []netip.Addr) {
+	for _, t := range texts {
+		list = append(list, netip.MustParseAddr(t))
+	}
+	return list
+}
+
+// bridged is a node with an uplink, a bridge of pods, and one of other containers.
+func bridged() *Network {
+	return &Network{
+		Links: []Link{
+			{Index: 1, Name: "lo", Kind: "device"},
+			{Index: 2, Name: "eth0", Kind: "device", Uplink: true},
+			{Index: 3, Name: "cni0", Kind: "bridge"},
+			{Index: 4, Name: "vethA", Kind: "veth", Master: 3, Elsewhere: true},
+			{Index: 5, Name: "docker0", Kind: "bridge"},
+			{Index: 6, Name: "vethB", Kind: "veth", Master: 5, Elsewhere: true},
+		},
+		Routes: []Route{
+			{netip.MustParsePrefix("192.0.2.0/24"), 2},
+			{netip.MustParsePrefix("10.42.3.0/24"), 3},
+			{netip.MustParsePrefix("fd00:42:3::/64"), 3},
+			{netip.MustParsePrefix("fe80::/64"), 3},
+			{netip.MustParsePrefix("172.17.0.0/16"), 5},
+		},
+	}
+}
+
+// routed is a node with an interface and a route for each pod.
+func routed() *Network {
+	return &Network{
+		Links: []Link{
+			{Index: 2, Name: "eth0", Kind: "veth", Elsewhere: true, Uplink: true}, // the node is a container itself
+			{Index: 3, Name: "cali1", Kind: "veth", Elsewhere: true},
+			{Index: 4, Name: "cali2", Kind: "veth", Elsewhere: true},
+			{Index: 5, Name: "near", Kind: "veth"}, // both ends on the node
+			{Index: 6, Name: "tunl0", Kind: "ipip"},
+		},
+		Routes: []Route{
+			{netip.MustParsePrefix("192.0.2.1/32"), 2}, // to the gateway
+			{netip.MustParsePrefix("10.0.7.5/32"), 3},
+			{netip.MustParsePrefix("fd00::5/128"), 3},
+			{netip.MustParsePrefix("fe80::5/128"), 3},
+			{netip.MustParsePrefix("10.0.7.6/32"), 4},
+			{netip.MustParsePrefix("10.9.9.9/32"), 5},
+			{netip.MustParsePrefix("10.0.8.9/32"), 6},
+			{netip.MustParsePrefix("10.0.9.0/24"), 4},
+		},
+	}
+}
+
+// Ranges of pods follow from routes where no other machine can have the address, and
+// from nothing else.
+func TestPodRanges(t *testing.T) {
+	for name, tt := range map[string]struct {
+		network *Network
+		change  func(*Network)
+		known   []netip.Prefix
+		before  []netip.Prefix
+		pods    []netip.Addr
+		want    []netip.Prefix
+	}{
+		"routed":                      {network: routed(), want: prefixes("10.0.7.5/32", "10.0.7.6/32", "fd00::5/128")},
+		"routed, one is known":        {network: routed(), known: prefixes("10.0.7.0/29", "fd00::/64"), want: nil},
+		"routed, IPv4 alone is known": {network: routed(), known: prefixes("10.0.7.0/24"), want: prefixes("fd00::5/128")},
+		"bridged, no pod is known":    {network: bridged(), want: nil},
+		"bridged":                     {network: bridged(), pods: addrs("10.42.3.9", "fd00:42:3::9"), want: prefixes("10.42.3.0/24", "fd00:42:3::/64")},
+		"bridged, IPv4 alone":         {network: bridged(), pods: addrs("10.42.3.9"), want: prefixes("10.42.3.0/24")},
+		"bridged, podCIDR is known":   {network: bridged(), pods: addrs("10.42.3.9"), known: prefixes("10.42.3.0/24"), want: nil},
+		"bridged, wider than podCIDR": {network: bridged(), pods: addrs("10.42.3.9"), known: prefixes("10.42.3.0/25"), want: prefixes("10.42.3.0/24")},
+		"bridged to the LAN": {
+			network: bridged(), pods: addrs("10.42.3.9"), want: nil,
+			change: func(n *Network) { n.Links = append(n.Links, Link{Index: 9, Name: "eth1", Kind: "device", Master: 3}) },
+		},
+		"bridged to a tunnel": {
+			network: bridged(), pods: addrs("10.42.3.9"), want: nil,
+			change: func(n *Network) { n.Links = append(n.Links, Link{Index: 9, Name: "vxlan1", Kind: "vxlan", Master: 3}) },
+		},
+		"the bridge has a gateway behind it": {
+			network: bridged(), pods: addrs("10.42.3.9"), want: nil,
+			change: func(n *Network) { n.Links[2].Uplink = true },
+		},
+		"bridged, its last pod is gone": {network: bridged(), before: prefixes("10.42.3.0/24", "10.42.9.0/24"), want: prefixes("10.42.3.0/24")},
+		"nothing":                       {network: new(Network), pods: addrs("10.42.3.9"), want: nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tt.change != nil {
+				tt.change(tt.network)
+			}
+			if got := tt.network.PodRanges(tt.known, tt.before, tt.pods); !slices.Equal(got, tt.want) {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// A bridge carries pods if the node reaches some of them by it.
+func TestPodBridges(t *testing.T) {
+	for name, tt := range map[string]struct {
+		network *Network
+		ranges  []netip.Prefix
+		pods    []netip.Addr
+		want    []string
+	}{
+		"nothing is known":        {network: bridged()},
+		"by range":                {bridged(), prefixes("10.42.3.0/24"), nil, []string{"cni0"}},
+		"by a part of the range":  {bridged(), prefixes("10.42.0.0/16"), nil, []string{"cni0"}},
+		"by pod":                  {bridged(), nil, addrs("fd00:42:3::1"), []string{"cni0"}},
+		"pods elsewhere":          {bridged(), prefixes("10.50.0.0/16"), addrs("10.50.0.1"), nil},
+		"routed pods, no bridges": {routed(), prefixes("10.0.7.0/24"), addrs("10.0.7.5"), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for _, l := range tt.network.PodBridges(tt.ranges, tt.pods) {
+				got = append(got, l.Name)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}

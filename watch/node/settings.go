@@ -1,0 +1,84 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// DefaultSysctls is where the kernel has its settings. Those of a network namespace are
+// the reading process's own.
+const DefaultSysctls = "/proc/sys"
+
+// SettingProblem is a setting of the kernel by which packets between pods reach their
+// receiver without passing iptables, and so without a verdict.
+type SettingProblem struct {
+	Setting string // a sysctl's name, or that of a module
+	Where   string // the bridge
+	Detail  string
+	Hint    string // the command that sets it right
+}
+
+const (
+	bridgeSysctls = "net.bridge."
+	callIPTables  = bridgeSysctls + "bridge-nf-call-iptables"
+	callIP6Tables = bridgeSysctls + "bridge-nf-call-ip6tables"
+	vlanTagged    = bridgeSysctls + "bridge-nf-filter-vlan-tagged"
+)
+
+// CheckSettings lists the settings, read from root, by which packets between pods on
+// these bridges pass iptables by. A kernel that has no such settings is a problem if
+// there is a bridge, and none otherwise.
+func CheckSettings(root string, bridges []Link) (found []SettingProblem) {
+	if len(bridges) == 0 {
+		return nil // what is routed always passes iptables
+	}
+	s := sysctls(root)
+	if _, err := os.Stat(s.path("net.bridge")); errors.Is(err, fs.ErrNotExist) {
+		for _, b := range bridges {
+			found = append(found, SettingProblem{
+				Setting: "br_netfilter", Where: b.Name,
+				Detail: fmt.Sprintf("the module is not loaded: packets between pods on bridge %s pass iptables by, and no policy holds between them", b.Name),
+				Hint:   "modprobe br_netfilter && sysctl -w " + strings.Join([]string{callIPTables + "=1", callIP6Tables + "=1", vlanTagged + "=1"}, " "),
+			})
+		}
+		return found
+	}
+	for _, b := range bridges {
+		if !b.CallIPTables {
+			found = s.want(found, callIPTables, b, "IPv4 packets between pods on bridge %s pass iptables by, and no policy holds between them")
+		}
+		if _, err := os.Stat(s.path("net.ipv6")); err == nil && !b.CallIP6Tables {
+			found = s.want(found, callIP6Tables, b, "IPv6 packets between pods on bridge %s, also those between link-local addresses that every pod has, pass iptables by, and no policy holds between them")
+		}
+		found = s.want(found, vlanTagged, b, "frames with a VLAN tag between pods on bridge %s pass iptables by: a pod that may send raw packets tags them with VLAN 0, which its receiver takes as untagged, and no policy holds for them")
+	}
+	slices.SortStableFunc(found, func(a, b SettingProblem) int { return strings.Compare(a.Setting, b.Setting) })
+	return found
+}
+
+// sysctls is the folder with the kernel's settings.
+type sysctls string
+
+func (s sysctls) path(name string) string {
+	return filepath.Join(string(s), strings.ReplaceAll(name, ".", "/"))
+}
+
+// want adds a problem if a setting is off, or cannot be read.
+func (s sysctls) want(found []SettingProblem, name string, b Link, detail string) []SettingProblem {
+	text, err := os.ReadFile(s.path(name))
+	p := SettingProblem{Setting: name, Where: b.Name, Hint: "sysctl -w " + name + "=1"}
+	switch value := strings.TrimSpace(string(text)); {
+	case err != nil:
+		p.Detail = fmt.Sprintf("%v: it is not known whether iptables sees packets between pods on bridge %s", err, b.Name)
+	case value != "0":
+		return found
+	default:
+		p.Detail = "is 0: " + fmt.Sprintf(detail, b.Name)
+	}
+	return append(found, p)
+}
