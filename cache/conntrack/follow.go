@@ -42,6 +42,7 @@ type Follower struct {
 	snapshot *policy.Snapshot
 	changes  map[netip.Addr]change
 	all      bool
+	gap      bool
 	sum      Result
 }
 
@@ -77,6 +78,9 @@ const (
 	Changed
 	// Everything is all there are.
 	Everything
+	// Gap is Everything after packets may have passed unjudged. Connections without a
+	// mark are counted as such.
+	Gap
 )
 
 // Follow returns a Follower that sweeps with s. With a nil Admitted, it does so
@@ -95,7 +99,7 @@ func Follow(s *Sweeper, admitted *Admitted, log *slog.Logger) *Follower {
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
 	before := f.snapshot
-	f.snapshot, f.all = s, f.all || scope == Everything
+	f.snapshot, f.all, f.gap = s, f.all || scope >= Everything, f.gap || scope == Gap
 	for _, a := range changes {
 		f.comesBack(before, s, a)
 		n := sweepNow
@@ -187,7 +191,7 @@ func (f *Follower) Run(ctx context.Context) {
 func (f *Follower) Sweep(ctx context.Context) error {
 	f.turn.Lock()
 	defer f.turn.Unlock()
-	snapshot, changes, all := f.take()
+	snapshot, changes, all, gap := f.take()
 	if snapshot == nil {
 		return nil
 	}
@@ -199,10 +203,13 @@ func (f *Follower) Sweep(ctx context.Context) error {
 		return nil
 	}
 	f.sweeps++
-	res, err := f.sweeper.sweep(ctx, snapshot, due, all, f.admitted, f.sweeps)
+	res, err := f.sweeper.sweep(ctx, snapshot, due, scan{all: all, gap: gap, seen: f.admitted, number: f.sweeps})
 	level := slog.LevelDebug
 	if res.Written() > 0 {
 		level = slog.LevelInfo
+	}
+	if res.Unjudged > 0 {
+		f.log.Warn("connections had passed unjudged, and were judged now", "unjudged", res.Unjudged, "revoked", res.Revoked)
 	}
 	f.log.Log(ctx, level, "live connections judged anew", "snapshot", snapshot.Number(), "connections", res)
 	f.mu.Lock()
@@ -212,7 +219,7 @@ func (f *Follower) Sweep(ctx context.Context) error {
 		for a, c := range changes {
 			changes[a] = change{c.snapshot, sweepNow}
 		}
-		f.putBack(changes, all)
+		f.putBack(changes, all, gap)
 		return err
 	}
 	if f.admitted != nil {
@@ -242,25 +249,26 @@ func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bo
 	if len(wait) > maxLater {
 		return slices.AppendSeq(due, maps.Keys(wait))
 	}
-	f.putBack(wait, false)
+	f.putBack(wait, false, false)
 	return due
 }
 
 // take takes what is to be swept.
-func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, all bool) {
+func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	changes, f.changes = f.changes, make(map[netip.Addr]change)
 	all, f.all = f.all, false
-	return f.snapshot, changes, all
+	gap, f.gap = f.gap, false
+	return f.snapshot, changes, all, gap
 }
 
 // putBack notes what is still to be done. An address that has changed again
 // meanwhile did so without regard to that.
-func (f *Follower) putBack(changes map[netip.Addr]change, all bool) {
+func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.all = f.all || all
+	f.all, f.gap = f.all || all, f.gap || gap
 	for a, c := range changes {
 		if newer, ok := f.changes[a]; ok {
 			c = change{newer.snapshot, sweepNow}
@@ -275,6 +283,7 @@ func (r *Result) add(o Result) {
 	r.Judged += o.Judged
 	r.Revoked += o.Revoked
 	r.Restored += o.Restored
+	r.Unjudged += o.Unjudged
 	r.Passes += o.Passes
 	r.Duration += o.Duration
 }

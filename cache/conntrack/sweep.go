@@ -39,6 +39,7 @@ type Result struct {
 	Judged   int // newly marked as allowed
 	Revoked  int // no longer allowed
 	Restored int // revoked before, and allowed again
+	Unjudged int // without a verdict before: counted after a Gap alone
 	Passes   int // times that the table was gone through
 	Duration time.Duration
 }
@@ -116,22 +117,29 @@ func interfaceAddrs() ([]netip.Addr, error) {
 // Sweep does nothing without a snapshot. With an error, some connections may
 // not have been judged; the sweep must be repeated for the same changes.
 func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, all bool) (Result, error) {
-	return s.sweep(ctx, snapshot, changes, all, nil, 0)
+	return s.sweep(ctx, snapshot, changes, scan{all: all})
 }
 
-// sweep is Sweep that tells of the connections that it sees, under the number that
-// it is given.
-func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, all bool, seen *Admitted, number uint64) (Result, error) {
+// scan says how to sweep.
+type scan struct {
+	all    bool      // look at all connections
+	gap    bool      // some may have passed unjudged: count those
+	seen   *Admitted // is told of the connections that are seen; may be nil
+	number uint64    // under which it is told
+}
+
+// sweep is Sweep with all that there is to say.
+func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, how scan) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.marks.check(); err != nil {
 		return Result{}, err
 	}
-	if snapshot == nil || !all && len(changes) == 0 {
+	if snapshot == nil || !how.all && len(changes) == 0 {
 		return Result{}, nil
 	}
-	w := &sweep{Sweeper: s, ctx: ctx, snapshot: snapshot, seen: seen, number: number}
-	if !all {
+	w := &sweep{Sweeper: s, ctx: ctx, snapshot: snapshot, scan: how}
+	if !how.all {
 		w.among = changes
 		w.set = make(map[[16]byte]struct{}, len(changes))
 		for _, a := range changes {
@@ -184,13 +192,12 @@ func ClearMarks(ctx context.Context, table Table, bits uint32) (int, error) {
 // sweep is one Sweep under way.
 type sweep struct {
 	*Sweeper
+	scan
 	ctx      context.Context
 	snapshot *policy.Snapshot
 	among    []netip.Addr          // nil for all
 	set      map[[16]byte]struct{} // the same
 	local    map[[16]byte]struct{} // nil until asked for
-	seen     *Admitted             // nil: nobody wants to know
-	number   uint64
 
 	updates []Update  // not yet written
 	oldest  time.Time // when the first of them was found
@@ -205,6 +212,8 @@ type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict
 	count   *int
+	// unjudged is set if the connection had no verdict and should have had one.
+	unjudged bool
 }
 
 func (w *sweep) run() error {
@@ -277,7 +286,7 @@ func (w *sweep) visit(c *Conn) {
 		w.oldest = time.Now()
 	}
 	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.marks.Mask()})
-	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count})
+	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.gap && had == 0 && !w.isLocal(c)})
 	if len(w.updates) == batchSize {
 		w.flush()
 	}
@@ -365,6 +374,9 @@ func (w *sweep) flush() {
 	}
 	for _, p := range w.pending {
 		*p.count++
+		if p.unjudged {
+			w.result.Unjudged++
+		}
 		if w.observer != nil {
 			w.observer.Judged(p.packet, p.verdict)
 		}

@@ -59,6 +59,7 @@ type agent struct {
 	known  chan struct{} // closed when the first snapshot is in force
 	failed chan error    // why the agent cannot begin, or go on
 	synced chan struct{} // closed when all is in place
+	gaps   chan struct{} // packets may have passed unjudged
 
 	wantedQueue uint16        // the first
 	occupied    bool          // another agent may be there
@@ -86,7 +87,7 @@ const (
 )
 
 func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *agent, err error) {
-	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1), synced: make(chan struct{})}
+	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1), synced: make(chan struct{}), gaps: make(chan struct{}, 1)}
 	tables, err := rules.Open(ctx, opts.rules.Backend, log)
 	if err != nil {
 		return nil, err
@@ -106,6 +107,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 		}
 	}()
 	a.manager = rules.New(a.opts.rules, tables, log)
+	a.manager.OnRepair = a.noteGap
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
 	a.network = newNodeNetwork(&a.ranges, log)
@@ -118,7 +120,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.queues, err = queue.New(queue.Options{
 		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Crowd: opts.rules.SourceShare > 0, Mark: opts.rules.JudgedMark,
 		MaxLen: uint32(opts.queueLen), CopyRange: uint32(opts.copyRange),
-		FailOpen: opts.overflow == passPackets, NoGSO: !opts.gso, Hold: opts.hold, MaxHeld: opts.maxHeld,
+		FailOpen: opts.overflow == passPackets, OnGap: a.noteGap, NoGSO: !opts.gso, Hold: opts.hold, MaxHeld: opts.maxHeld,
 	}, a.newJudge, log)
 	if err != nil {
 		return nil, err
@@ -228,7 +230,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 		}
 	})
 	group.Go(func() error { a.network.run(serving, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.verdicts.Run, a.inherit, a.serve, a.tendMemory} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.verdicts.Run, a.inherit, a.serve, a.tendMemory} {
 		group.Go(func() error { part(serving); return nil })
 	}
 	ended := make(chan error, 1)

@@ -61,6 +61,10 @@ type Options struct {
 	// FailOpen lets packets pass that find their queue full; otherwise they are
 	// dropped. A flood would then open what policies close.
 	FailOpen bool
+	// OnGap, if set, is called after packets may have passed unjudged: their queue may
+	// have been full, with FailOpen, or its worker has been started again, during which
+	// rules may let packets pass. It is called on a packet's way and must not wait.
+	OnGap func()
 	// NoGSO has the kernel cut big packets up before they are queued. Some
 	// kernels drop UDP segments and SCTP then.
 	NoGSO bool
@@ -100,6 +104,7 @@ type Stats struct {
 	Dropped         uint64 // by the kernel: the queue or the socket was full
 	Crowd           uint64 // packets that were answered in the crowd's queue
 	CrowdDropped    uint64 // by the kernel, in the crowd's queue: none of Dropped
+	Overflows       uint64 // times that a queue may have been full and let packets pass
 
 	Holding     int64  // packets that wait for their pod to become known
 	Held        uint64 // those that have ever waited
@@ -116,7 +121,7 @@ type Queues struct {
 	unready atomic.Int32 // workers that have not started yet
 
 	allowed, denied, late, panics, restarts, dropped atomic.Uint64
-	crowd, crowdDropped                              atomic.Uint64
+	crowd, crowdDropped, overflows                   atomic.Uint64
 	heldTotal, heldExpired, heldRefused              atomic.Uint64
 	holding                                          atomic.Int64
 }
@@ -145,6 +150,23 @@ func New(opts Options, newJudge func() Judge, logger *slog.Logger) (*Queues, err
 		q.workers = append(q.workers, w)
 	}
 	return q, nil
+}
+
+// backlog is how many packets must have come without a pause if one found a full
+// queue, or a full socket with a buffer of so many bytes. The kernel does not count
+// packets that it lets pass then. But when it did, many were waiting for their
+// answer: those that wait for their pod, at most a burst that was being answered, and
+// the rest unread.
+func (o Options) backlog(buffer int) int {
+	most := 2*(int(o.CopyRange)+overhead) + 1024 // what the kernel accounts for a packet
+	return max(1, min(int(o.MaxLen)-o.MaxHeld-burst, buffer/most))
+}
+
+// gap says that packets may have passed unjudged.
+func (q *Queues) gap() {
+	if q.opts.OnGap != nil {
+		q.opts.OnGap()
+	}
 }
 
 // Ready is closed when every queue has been bound.
@@ -178,7 +200,7 @@ func (q *Queues) Stats() Stats {
 	return Stats{
 		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Late: q.late.Load(),
 		Panics: q.panics.Load(), Restarts: q.restarts.Load(), Dropped: q.dropped.Load(),
-		Crowd: q.crowd.Load(), CrowdDropped: q.crowdDropped.Load(),
+		Crowd: q.crowd.Load(), CrowdDropped: q.crowdDropped.Load(), Overflows: q.overflows.Load(),
 		Holding: q.holding.Load(), Held: q.heldTotal.Load(), HoldExpired: q.heldExpired.Load(), HoldRefused: q.heldRefused.Load(),
 	}
 }

@@ -409,6 +409,64 @@ func TestOverflowPasses(t *testing.T) {
 	}
 }
 
+// With FailOpen, it is told when packets may have passed a full queue, which the
+// kernel does not count: after the last of them.
+func TestOverflowIsTold(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		packets       int
+		opts          queue.Options
+		full, passing bool
+	}{
+		{"full", 1000, queue.Options{MaxLen: 500, FailOpen: true}, true, true},
+		{"not nearly full", 300, queue.Options{MaxLen: 500, FailOpen: true}, false, true},
+		{"full, and packets are dropped", 1000, queue.Options{MaxLen: 500}, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			begin := make(chan struct{})
+			var asked, told atomic.Int64
+			r := newRig(t, 1, func([]byte) filter.Action {
+				<-begin
+				asked.Add(1)
+				return filter.Deny
+			})
+			c.opts.OnGap = func() { told.Add(1) }
+			q, _ := r.run(c.opts)
+			for range c.packets {
+				conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := conn.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.Close()
+			}
+			want := int64(min(c.packets, int(c.opts.MaxLen)))
+			r.await("the packets wait", func() bool {
+				n, err := q.Waiting()
+				return err == nil && int64(n) == want
+			})
+			if told.Load() > 0 {
+				t.Error("told before the packets were read")
+			}
+			close(begin)
+			r.await("all are answered", func() bool { return asked.Load() == want })
+			wantTold := uint64(0)
+			if c.full && c.passing {
+				wantTold = 1
+				r.await("it is told", func() bool { return told.Load() > 0 })
+			}
+			if n := q.Stats().Overflows; n != wantTold {
+				t.Errorf("%d overflows, want %d", n, wantTold)
+			}
+			if wantTold == 0 && told.Load() > 0 {
+				t.Errorf("told %d times", told.Load())
+			}
+		})
+	}
+}
+
 // A queue that another process reads cannot be opened, and the error says what to
 // do.
 func TestQueueIsTaken(t *testing.T) {

@@ -73,6 +73,12 @@ type socket struct {
 	behind int       // how many have come since a read last took less
 	calm   time.Time // when there is no crowd any more
 
+	// If backlog messages came without a pause, overflowed is called for each burst
+	// until the next pause; 0 is never.
+	backlog    int
+	unpaused   int // messages since the last pause
+	overflowed func(first bool)
+
 	mu  sync.Mutex // packets that have waited are answered by another goroutine
 	out []byte     // verdicts that are not yet sent
 
@@ -304,10 +310,25 @@ func (s *socket) read() (n int, err error) {
 	}); e != nil {
 		return 0, e
 	}
+	if s.backlog > 0 {
+		s.count(n)
+	}
 	if s.crowd {
 		s.paceAfter(n, time.Now())
 	}
 	return n, err
+}
+
+// count counts the messages that came without a pause. A read that took less than it
+// could have was the last before one.
+func (s *socket) count(n int) {
+	before := s.unpaused
+	if s.unpaused += n; s.unpaused >= s.backlog {
+		s.overflowed(before < s.backlog)
+	}
+	if n < s.most {
+		s.unpaused = 0
+	}
 }
 
 // paceAfter says how many messages the next read of the crowd's queue takes, after

@@ -86,7 +86,9 @@ func (w *worker) read(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("bind queue %d: %w", w.number, explain(err))
 	}
-	if !w.began {
+	if w.began {
+		w.gap()
+	} else {
 		w.began = true
 		if w.unready.Add(-1) == 0 {
 			close(w.ready)
@@ -140,9 +142,28 @@ func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, *socket, error) {
 		_ = nf.Close()
 		return nil, nil, err
 	}
+	if w.opts.FailOpen {
+		buffer, err := s.conn.GetsockoptInt(unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if err != nil {
+			_ = nf.Close()
+			_ = s.Close()
+			return nil, nil, fmt.Errorf("get the size of the receive buffer: %w", err)
+		}
+		s.backlog, s.overflowed = w.opts.backlog(buffer), w.overflowed
+	}
 	_ = nf.Con.Close()
 	nf.Con = netlink.NewConn(s, s.port)
 	return nf, s, nil
+}
+
+// overflowed records that packets may have found the queue full, and passed; first is
+// set unless it went on from the last time.
+func (w *worker) overflowed(first bool) {
+	if first && w.overflows.Add(1) == 1 {
+		w.log.Warn("a queue may have been full and let packets pass unjudged; their connections will be judged. More queues or a longer one may help",
+			"queue", w.number, "max_len", w.opts.MaxLen)
+	}
+	w.gap()
 }
 
 // hook answers one packet, or has it wait.

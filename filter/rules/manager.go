@@ -14,6 +14,10 @@ import (
 // Manager keeps the rules in the tables. Its methods may be called concurrently;
 // they wait for each other.
 type Manager struct {
+	// OnRepair, if set, is called after each repair: until then, packets may have
+	// passed unjudged. It must not wait. Set it before Run.
+	OnRepair func()
+
 	opts    Options
 	all     Options // with what Without has left out
 	log     *slog.Logger

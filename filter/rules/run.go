@@ -63,6 +63,9 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	}
 	if err == nil && len(wrong) > 0 {
 		m.repairs.Add(1)
+		if m.OnRepair != nil {
+			m.OnRepair()
+		}
 		m.log.Warn("somebody changed the rules; restored", "table", t.String(), "wrong", strings.Join(wrong, "; "))
 	}
 }

@@ -85,6 +85,10 @@ var numbers = []number{
 		func(s *State) uint64 { return s.Connections.Displaced }),
 	counter("verdicts_unlogged_total", "Verdicts that were not logged, to keep to the rate.",
 		func(s *State) uint64 { return s.Unlogged }),
+	counter("queue_overflows_total", "Times that a queue may have been full and let packets pass unjudged (--queue-overflow pass). The kernel does not count the packets.",
+		func(s *State) uint64 { return s.Queue.Overflows }),
+	counter("connections_unjudged_total", "Live connections that had passed without a verdict, while rules were restored or past a full queue, and were judged afterwards.",
+		func(s *State) uint64 { return uint64(s.Rejudged.Unjudged) }),
 	{describe("rejudge_seconds_total", "Time spent on judging live connections anew after changes."), prometheus.CounterValue,
 		func(s *State) float64 { return s.Rejudged.Duration.Seconds() }},
 }

@@ -72,6 +72,7 @@ type Live struct {
 	Judged   int `json:"judged"`
 	Revoked  int `json:"revoked"`
 	Restored int `json:"restored"`
+	Unjudged int `json:"unjudged"` // had passed without a verdict, and were judged afterwards
 }
 
 // Status sums a state up.
@@ -83,7 +84,7 @@ func (s *State) Status() *Status {
 			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Crowd: s.Queue.Crowd, CrowdDropped: s.Queue.CrowdDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
-		Live: Live{Judged: s.Rejudged.Looked, Revoked: s.Rejudged.Revoked, Restored: s.Rejudged.Restored},
+		Live: Live{Judged: s.Rejudged.Looked, Revoked: s.Rejudged.Revoked, Restored: s.Rejudged.Restored, Unjudged: s.Rejudged.Unjudged},
 	}
 	if k := s.Kernel; k != nil {
 		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied}
@@ -131,7 +132,7 @@ func (s *Status) WriteText(out io.Writer) error {
 	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain; %d found no room\n", p.Held, p.Expired, p.Refused)
 	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
-	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored)
+	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored; %d had passed unjudged\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored, s.Live.Unjudged)
 	if s.NotRead != "" {
 		fmt.Fprintf(w, "not read\t%s\n", s.NotRead)
 	}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"net/netip"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+	"sluice/bench/running"
+)
+
+// pause halts the agent, as a busy machine does for long; resume has it go on.
+func (s *site) pause(t *testing.T) (resume func()) {
+	t.Helper()
+	pid := s.agent.PID()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	resume = func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
+	t.Cleanup(resume)
+	return resume
+}
+
+var unjudgedMetric = regexp.MustCompile(`(?m)^sluice_connections_unjudged_total (\d+)$`)
+
+// unjudged is how many connections the agent has found that had passed unjudged.
+func (s *site) unjudged(t *testing.T) int {
+	t.Helper()
+	_, text := s.scrape(t, "/metrics")
+	m := unjudgedMetric.FindStringSubmatch(text)
+	if m == nil {
+		t.Fatal("no count of connections that passed unjudged")
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+// awaitUnjudged waits until so many more have been found.
+func (s *site) awaitUnjudged(t *testing.T, before, more int) {
+	t.Helper()
+	for end := time.Now().Add(patience); s.unjudged(t) != before+more; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections had passed unjudged, want %d", s.unjudged(t)-before, more)
+		}
+	}
+}
+
+// stays checks that a connection is stopped both ways: the replies too, about which
+// nobody is asked.
+func (c *talk) stays(revoked bool) {
+	c.t.Helper()
+	if !revoked {
+		c.awaitMark(0x10)
+		c.flows()
+		return
+	}
+	c.awaitMark(0x20)
+	iptables := families[c.family].iptables
+	before := c.dropped(iptables)
+	say(c.t, c.server)
+	c.awaitDrop(c.t, iptables, before)
+	before = c.dropped(iptables)
+	say(c.t, c.client)
+	c.awaitDrop(c.t, iptables, before)
+	deaf(c.t, c.client)
+	deaf(c.t, c.server)
+}
+
+// While the rules are flushed, everything passes. When they are back, what has begun
+// meanwhile is judged, and counted.
+func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
+	s := newSite(t)
+	// Without a rule that needs it, the kernel tracks nothing during the flush.
+	s.trackEverything()
+	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
+	s.start()
+	for family, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			before, mark := s.unjudged(t), s.agent.Mark()
+			resume := s.pause(t)
+			if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "mangle", "-F"); err != nil {
+				t.Fatal(err)
+			}
+			denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
+			resume()
+			s.await(mark, "the repair", running.Message("somebody changed the rules; restored"))
+			denied.stays(true)
+			allowed.stays(false)
+			s.awaitUnjudged(t, before, 2)
+		})
+	}
+}
+
+// What passes a full queue is judged afterwards, and counted.
+func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.trackEverything()
+	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
+	s.start("--queue-overflow", "pass", "--queue-len", "1", "--queues", "1")
+	for family, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			before := s.unjudged(t)
+			resume := s.pause(t)
+			// One packet of another flow fills the queue.
+			w := s.wire(t, f.name == "IPv6")
+			queued := s.queued()
+			if err := s.host("default/web").Send(w.udpTo(9, "fills it")); err != nil {
+				t.Fatal(err)
+			}
+			for end := time.Now().Add(patience); s.queued() == queued; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the packet is not queued")
+				}
+			}
+			denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
+			resume()
+			denied.stays(true)
+			allowed.stays(false)
+			s.awaitUnjudged(t, before, 2)
+		})
+	}
+}
+
+// With --fail open, connections begin while no agent runs; the next one judges them
+// when it starts.
+func TestConnectionsWithoutAgentAreJudgedOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
+	args := []string{"--fail", "open", "--on-exit", "keep"}
+	s.start(args...)
+	s.agent.Kill()
+	var denied, allowed []*talk
+	for family := range families {
+		denied, allowed = append(denied, s.talk(t, family, "default/other")), append(allowed, s.talk(t, family, "default/web"))
+	}
+	s.start(args...)
+	for family := range families {
+		(&talk{site: s, t: t, family: family, client: denied[family].client, server: denied[family].server}).stays(true)
+		allowed[family].stays(false)
+	}
+	if r := s.host("default/other").Connect(t.Context(), "tcp", netip.AddrPortFrom(s.host("default/db").IPv4, 6379), silence); r.Outcome != lab.TimedOut {
+		t.Errorf("a new connection: %s", r.Outcome)
+	}
+}
