@@ -18,7 +18,7 @@ const (
 // mutate changes one ingredient of a recipe.
 func (m monster) mutate(r *rand.Rand) monster {
 	few := func() int { return []int{0, 1, 2, 4, 8, 12, 16, 32, 100, 300}[r.IntN(10)] }
-	switch r.IntN(13) {
+	switch r.IntN(14) {
 	case 0:
 		m.Layout = r.IntN(layouts)
 	case 1, 2:
@@ -41,6 +41,8 @@ func (m monster) mutate(r *rand.Rand) monster {
 		m.Namespaces = few()
 	case 12:
 		m.Reuse = few()
+	case 13:
+		m.Both = few()
 	}
 	return m
 }

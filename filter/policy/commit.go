@@ -15,14 +15,16 @@ type Changes []netip.Addr
 // Commit compiles what has changed since the last Commit. The snapshot before
 // stays as it was. With nothing changed it is the same snapshot in a new number.
 func (w *World) Commit() (*Snapshot, Changes) {
-	w.commitNamespaces()
-	for p := range w.dirtyPods {
+	w.match()
+	w.recent = make(map[*kin]*class)
+	for _, p := range w.dirtyPods {
+		p.dirty = false
 		w.commitPod(p)
 	}
 	changes := w.commitAddrs()
 	// New ones, because a map never shrinks: after the first lists these would stay
 	// as large as the cluster, and to clear them would cost as much each time.
-	w.dirtyPods, w.dirtyAddrs = make(map[*pod]struct{}), make(map[netip.Addr]struct{})
+	w.dirtyPods, w.dirtyAddrs, w.touched, w.recent = nil, make(map[netip.Addr]struct{}), nil, nil
 	w.lastNumber++
 	return &Snapshot{
 		number:   w.lastNumber,
@@ -34,36 +36,6 @@ func (w *World) Commit() (*Snapshot, Changes) {
 			Endpoints: w.table.size, Classes: len(w.classes), Groups: len(w.groups),
 		},
 	}, changes
-}
-
-// commitNamespaces rewrites, in a copy, which selectors match whole namespaces.
-func (w *World) commitNamespaces() {
-	if len(w.dirtyNS) == 0 {
-		return
-	}
-	everyone := make([][]uint32, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
-	copy(everyone, w.everyone)
-	for ns := range w.dirtyNS {
-		if w.namespaces[ns.name] == ns {
-			everyone[ns.id] = w.wholeSelectors(ns)
-		}
-	}
-	w.everyone = everyone
-	clear(w.dirtyNS)
-}
-
-func (w *World) wholeSelectors(ns *namespace) []uint32 {
-	var ids []uint32
-	if s := w.peers.everyone(scope{namespace: ns.name}); s != nil {
-		ids = append(ids, s.id)
-	}
-	for _, m := range ns.matched {
-		if s := w.peers.everyone(scope{selector: m}); s != nil {
-			ids = append(ids, s.id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
 }
 
 // commitPod compiles a pod's endpoint. It gets a new epoch only if its own
@@ -80,13 +52,15 @@ func (w *World) commitPod(p *pod) {
 	}
 	c := w.classOf(p)
 	keeps := old != nil && !p.changed && slices.Equal(old.hosts, p.hosts) &&
-		old.class.groups == c.groups && slices.Equal(old.class.ports, c.ports)
-	p.changed = false
+		old.class.groups == c.groups && slices.Equal(old.class.ports, c.ports) &&
+		!(p.relabeled && !old.class.peers.equal(&c.peers))
+	p.changed, p.relabeled = false, false
 	if keeps && old.class == c {
 		w.releaseClass(c) // of the two uses, the endpoint needs one
 		return
 	}
-	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, hosts: p.hosts}
+	e := w.newEndpoint()
+	*e = Endpoint{Namespace: p.namespace, Name: p.name, class: c, hosts: p.hosts}
 	if keeps {
 		e.epoch = old.epoch
 	} else {
@@ -97,8 +71,23 @@ func (w *World) commitPod(p *pod) {
 	}
 	p.endpoint = e
 	for _, a := range p.addrs {
-		w.dirtyAddrs[a] = struct{}{}
+		if len(w.rivals) > 0 && len(w.rivals[a]) > 0 {
+			w.dirtyAddrs[a] = struct{}{}
+		} else {
+			w.touched = append(w.touched, a)
+		}
 	}
+}
+
+// newEndpoint is one of a few that are allocated together: a namespace that has a
+// new label brings as many new ones as it has pods.
+func (w *World) newEndpoint() *Endpoint {
+	if len(w.endpoints) == 0 {
+		w.endpoints = make([]Endpoint, 16)
+	}
+	e := &w.endpoints[0]
+	w.endpoints = w.endpoints[1:]
+	return e
 }
 
 func (w *World) newEpoch() uint64 {
@@ -108,11 +97,17 @@ func (w *World) newEpoch() uint64 {
 
 // classOf returns the pod's class with one more use.
 func (w *World) classOf(p *pod) *class {
-	peers := make([]uint32, len(p.kin.peers))
-	for i, s := range p.kin.peers {
-		peers[i] = s.id
+	if c := w.recent[p.kin]; c != nil && slices.Equal(c.ports, p.ports) {
+		c.refs++
+		p.ports = c.ports
+		return c
 	}
-	slices.Sort(peers)
+	c := w.classFor(p)
+	w.recent[p.kin] = c
+	return c
+}
+
+func (w *World) classFor(p *pod) *class {
 	groups := [2]*group{w.groupOf(p, filter.Egress), w.groupOf(p, filter.Ingress)}
 
 	var key []byte
@@ -120,9 +115,8 @@ func (w *World) classOf(p *pod) *class {
 	for _, g := range groups {
 		key = binary.AppendUvarint(key, g.number())
 	}
-	key = binary.AppendUvarint(key, uint64(len(peers)))
-	for _, id := range peers {
-		key = binary.AppendUvarint(key, uint64(id))
+	for _, sum := range p.kin.sum {
+		key = binary.LittleEndian.AppendUint64(key, sum)
 	}
 	for _, np := range p.ports {
 		key = append(key, np.name...)
@@ -137,7 +131,7 @@ func (w *World) classOf(p *pod) *class {
 		p.ports = c.ports // the same ones, once for all
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.kin.ns.id, peers: peers, groups: groups, ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.kin.ns.id, peers: p.kin.peers, groups: groups, ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }
@@ -198,13 +192,21 @@ func (w *World) releaseGroup(g *group) {
 func (w *World) commitAddrs() Changes {
 	var changes Changes
 	var moved []entry
-	for a := range w.dirtyAddrs {
+	commit := func(a netip.Addr) {
 		was, now := w.table.get(a), w.occupant(a)
 		if was.Epoch() != now.Epoch() {
 			changes = append(changes, a)
 		}
 		if was != now {
 			moved = append(moved, entryOf(a, now))
+		}
+	}
+	for a := range w.dirtyAddrs {
+		commit(a)
+	}
+	for _, a := range w.touched {
+		if _, done := w.dirtyAddrs[a]; !done {
+			commit(a)
 		}
 	}
 	if len(moved) > 0 {

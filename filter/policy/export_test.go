@@ -4,8 +4,13 @@ package policy
 // trees, and trees that copy no rule of which they can do without a copy.
 const Shapes = 3
 
-// SetShape has what is compiled from now on take one of the forms.
+// SetShape has what is compiled from now on take one of the forms. In the second and
+// third, few selectors are kept as many are.
 func (w *World) SetShape(n int) {
+	if n > 0 {
+		w.ids.few, w.peers.few, w.nsSelectors.few, w.subjects.few = 0, 0, 0, 0
+		w.peers.wide.few = 0
+	}
 	switch n {
 	case 1:
 		w.shape = shape{floor: -1, flat: 0, tree: 1 << 20}

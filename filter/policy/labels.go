@@ -15,9 +15,37 @@ type label struct{ key, value string }
 // tests only the few that could: each selector is filed under one requirement
 // that a matching object is bound to show.
 type labelIndex struct {
-	byLabel map[label][]*selector
-	byKey   map[string][]*selector
-	rest    []*selector // only NotIn and DoesNotExist: they match by absence
+	byLabel map[label]bucket
+	byKey   map[string]bucket
+	rest    bucket   // only NotIn and DoesNotExist: they match by absence
+	absence *absence // of the rest, where they are more than few
+	few     int
+}
+
+// bucket is some selectors. One that is let go is no longer counted, and taken out
+// only when half of a bucket are such: with thousands that share a label, each
+// search for one would cost as much as the label has selectors.
+type bucket struct {
+	list []*selector
+	gone int
+}
+
+func (b *bucket) drop() {
+	if b.gone++; 2*b.gone >= len(b.list) {
+		b.list = slices.DeleteFunc(b.list, func(s *selector) bool { return s.refs == 0 })
+		b.gone = 0
+	}
+}
+
+func (b *bucket) empty() bool { return len(b.list) == b.gone }
+
+// absence finds those of many selectors that match by absence: all but the few that
+// a label or a key of the object rules out. With 10,000 of them, testing each takes
+// a millisecond for each pod.
+type absence struct {
+	all     idBits
+	byLabel map[label]bucket
+	byKey   map[string]bucket
 }
 
 // anchor is the requirement that a selector is filed under: the labels of which
@@ -50,42 +78,93 @@ func (x *labelIndex) add(s *selector) {
 	anyOf, key := anchor(s.labels, entries)
 	switch {
 	case anyOf != nil:
-		if x.byLabel == nil {
-			x.byLabel = make(map[label][]*selector)
-		}
 		for _, l := range anyOf {
-			x.byLabel[l] = append(x.byLabel[l], s)
+			addTo(&x.byLabel, l, s)
 		}
 	case key != "":
-		if x.byKey == nil {
-			x.byKey = make(map[string][]*selector)
-		}
-		x.byKey[key] = append(x.byKey[key], s)
+		addTo(&x.byKey, key, s)
 	default:
-		x.rest = append(x.rest, s)
+		x.rest.list = append(x.rest.list, s)
+		if x.absence != nil {
+			x.absence.add(s)
+		} else if len(x.rest.list) > x.few {
+			x.absence = &absence{}
+			for _, o := range x.rest.list {
+				if o.refs > 0 {
+					x.absence.add(o)
+				}
+			}
+		}
 	}
 }
 
+// remove takes out a selector that has no use any more.
 func (x *labelIndex) remove(s *selector) {
 	anyOf, key := anchor(s.labels, entries)
 	switch {
 	case anyOf != nil:
 		for _, l := range anyOf {
-			dropFrom(x.byLabel, l, s)
+			dropFrom(x.byLabel, l)
 		}
 	case key != "":
-		dropFrom(x.byKey, key, s)
+		dropFrom(x.byKey, key)
 	default:
-		x.rest = without(x.rest, s)
+		x.rest.drop()
+		if x.absence != nil {
+			x.absence.remove(s)
+		}
+		if x.rest.empty() {
+			x.absence = nil
+		}
 	}
 }
 
-// match appends the selectors that match set.
-func (x *labelIndex) match(set labels.Set, found []*selector) []*selector {
-	test := func(candidates []*selector) {
-		for _, s := range candidates {
-			if s.labels.Matches(set) {
-				found = append(found, s)
+func (x *labelIndex) empty() bool {
+	return len(x.byLabel) == 0 && len(x.byKey) == 0 && x.rest.empty()
+}
+
+// match calls f for the selectors that match set.
+func (x *labelIndex) match(set labels.Set, f func(*selector)) {
+	x.present(set, f)
+	x.rest.match(set, f)
+}
+
+// present calls f for those that match by a label or key that set has.
+func (x *labelIndex) present(set labels.Set, f func(*selector)) {
+	if len(x.byLabel) > 0 || len(x.byKey) > 0 {
+		for k, v := range set {
+			x.byLabel[label{k, v}].match(set, f)
+			x.byKey[k].match(set, f)
+		}
+	}
+}
+
+func (b bucket) match(set labels.Set, f func(*selector)) {
+	for _, s := range b.list {
+		if s.refs > 0 && s.labels.Matches(set) {
+			f(s)
+		}
+	}
+}
+
+// collect adds the ids of the selectors that match set.
+func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
+	add := func(s *selector) { ids.set(s.id) }
+	if x.absence == nil {
+		x.match(set, add)
+		return
+	}
+	x.present(set, add)
+	x.absence.collect(set, ids, scratch, nil)
+}
+
+// collectIn is collect for selectors of several scopes: it adds those whose scope has
+// the namespace, which has to have been given to mask.
+func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask *idBits) {
+	test := func(b bucket) {
+		for _, s := range b.list {
+			if s.refs > 0 && ns.matched.has(s.scope.selector.id) && s.labels.Matches(set) {
+				ids.set(s.id)
 			}
 		}
 	}
@@ -95,16 +174,89 @@ func (x *labelIndex) match(set labels.Set, found []*selector) []*selector {
 			test(x.byKey[k])
 		}
 	}
-	test(x.rest)
-	return found
+	if x.absence == nil {
+		test(x.rest)
+		return
+	}
+	x.absence.collect(set, ids, scratch, mask)
 }
 
-func dropFrom[K comparable](m map[K][]*selector, k K, s *selector) {
-	if left := without(m[k], s); len(left) > 0 {
-		m[k] = left
-	} else {
-		delete(m, k)
+// mask sets which of the selectors that match by absence have the namespace in
+// their scope.
+func (x *labelIndex) mask(ns *namespace, mask *idBits) {
+	mask.reset()
+	if x.absence == nil {
+		return
 	}
+	for _, s := range x.rest.list {
+		if s.refs > 0 && ns.matched.has(s.scope.selector.id) {
+			mask.set(s.id)
+		}
+	}
+}
+
+func (x *absence) add(s *selector) {
+	x.all.set(s.id)
+	reqs, _ := s.labels.Requirements()
+	for _, r := range reqs {
+		if r.Operator() == selection.DoesNotExist {
+			addTo(&x.byKey, r.Key(), s)
+			continue
+		}
+		for v := range r.Values() {
+			addTo(&x.byLabel, label{r.Key(), v}, s)
+		}
+	}
+}
+
+func (x *absence) remove(s *selector) {
+	x.all.unset(s.id)
+	reqs, _ := s.labels.Requirements()
+	for _, r := range reqs {
+		if r.Operator() == selection.DoesNotExist {
+			dropFrom(x.byKey, r.Key())
+			continue
+		}
+		for v := range r.Values() {
+			dropFrom(x.byLabel, label{r.Key(), v})
+		}
+	}
+}
+
+// collect adds those that match set, and are in mask unless that is nil.
+func (x *absence) collect(set labels.Set, ids, scratch, mask *idBits) {
+	if mask == nil {
+		mask = &x.all
+	}
+	scratch.copyOf(mask)
+	for k, v := range set {
+		for _, b := range [2]bucket{x.byLabel[label{k, v}], x.byKey[k]} {
+			for _, s := range b.list {
+				if s.refs > 0 {
+					scratch.unset(s.id)
+				}
+			}
+		}
+	}
+	ids.add(scratch)
+}
+
+func addTo[K comparable](m *map[K]bucket, k K, s *selector) {
+	if *m == nil {
+		*m = make(map[K]bucket)
+	}
+	b := (*m)[k]
+	b.list = append(b.list, s)
+	(*m)[k] = b
+}
+
+func dropFrom[K comparable](m map[K]bucket, k K) {
+	b := m[k]
+	if b.drop(); len(b.list) == 0 {
+		delete(m, k)
+		return
+	}
+	m[k] = b
 }
 
 // without removes s from list, in place; the order does not matter.
@@ -128,13 +280,15 @@ type kin struct {
 	pods   map[*pod]struct{} // never empty
 
 	subjects []*selector // selectors of policies' subjects that match
-	peers    []*selector // selectors of peers that match
+	peers    idSet       // selectors of peers that match, as of the last commit
+	sum      [2]uint64   // of peers
+	stale    bool        // peers may be others now
 }
 
 // hashOf is a number that equal labels share, in whatever order a map has them.
 func (w *World) hashOf(set labels.Set) (sum uint64) {
 	for k, v := range set {
-		sum += maphash.Comparable(w.seed, label{k, v})
+		sum += maphash.Comparable(w.seeds[0], label{k, v})
 	}
 	return sum
 }
@@ -188,6 +342,14 @@ func (x *kinSet) having(anyOf []label) int {
 		n += len(x.byLabel[l])
 	}
 	return n
+}
+
+// candidates is how many kins match tests for a selector.
+func (x *kinSet) candidates(sel labels.Selector) int {
+	if anyOf, _ := anchor(sel, x.having); anyOf != nil {
+		return x.having(anyOf)
+	}
+	return len(x.all)
 }
 
 // match calls f for each kin that sel matches. It tests those that have the rarest

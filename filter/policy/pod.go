@@ -27,6 +27,9 @@ type pod struct {
 
 	endpoint *Endpoint // as last compiled
 	changed  bool      // a verdict about it may differ, whatever its class says
+	// relabeled: a verdict about it differs if its peers do.
+	relabeled bool
+	dirty     bool // the next commit compiles it
 }
 
 // namedPort is a container port that has a name.

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -307,68 +306,29 @@ func (w *World) releaseSubject(s *selector) {
 	}
 }
 
-// useNamespaces interns a namespaceSelector and finds the namespaces it matches.
+// useNamespaces interns a namespaceSelector.
 func (w *World) useNamespaces(sel labels.Selector) *selector {
 	s, isNew := w.nsSelectors.use(scope{}, sel)
-	if isNew {
-		s.namespaces = make(map[*namespace]struct{})
-		for _, ns := range w.namespaces {
-			if sel.Matches(ns.labels) {
-				s.namespaces[ns] = struct{}{}
-				ns.matched = append(ns.matched, s)
-			}
-		}
-	}
+	w.staleNS = w.staleNS || isNew
 	return s
 }
 
-// usePeer interns a selector of peers and finds the pods it matches. Nobody's
-// epoch changes for it: verdicts change with the rules that use it, and so with
-// the pods that those rules guard.
+// usePeer interns a selector of peers; the pods that it matches learn of it with
+// the next commit. Nobody's epoch changes for it: verdicts change with the rules that
+// use it, and so with the pods that those rules guard.
 func (w *World) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew {
-		s.members = make(map[*kin]struct{})
-		w.eachNamespace(in, func(ns *namespace) {
-			if sel.Empty() {
-				w.dirtyNS[ns] = struct{}{}
-				return
-			}
-			ns.kins.match(sel, func(k *kin) {
-				s.members[k] = struct{}{}
-				k.peers = append(k.peers, s)
-			})
-		})
-		w.touch(s)
+		w.added = append(w.added, s)
 	}
 	return s
 }
 
 func (w *World) releasePeer(s *selector) {
 	if w.peers.release(s) {
-		if s.labels.Empty() {
-			w.eachNamespace(s.scope, func(ns *namespace) { w.dirtyNS[ns] = struct{}{} })
-		}
-		w.touch(s)
-		for k := range s.members {
-			k.peers = without(k.peers, s)
-		}
+		w.removed = append(w.removed, s)
 	}
 	if nsSel := s.scope.selector; nsSel != nil && w.nsSelectors.release(nsSel) {
-		for ns := range nsSel.namespaces {
-			ns.matched = slices.DeleteFunc(ns.matched, func(m *selector) bool { return m == nsSel })
-		}
-	}
-}
-
-func (w *World) eachNamespace(in scope, f func(*namespace)) {
-	if in.selector == nil {
-		if ns := w.namespaces[in.namespace]; ns != nil {
-			f(ns)
-		}
-		return
-	}
-	for ns := range in.selector.namespaces {
-		f(ns)
+		w.staleNS = true
 	}
 }

@@ -60,17 +60,17 @@ type blockRange struct{ low, end, rule uint32 }
 
 // remote is the other end of a flow, as a rule set looks at it.
 type remote struct {
-	some, whole []uint32
+	some, whole *idSet // nil for an address of no pod
 	place       uint32 // of its address: how many bounds are not above it
 }
 
 // find returns the rule that allows the flow k from or to peer, or nil, and whether
 // it is the same, allowed or not, for all flows between the two. dst is the
 // destination, which is where named ports are looked up in both directions.
-func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone [][]uint32) (rule *filter.Rule, pair bool) {
+func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	var p remote
 	if peer != nil && peer.class != nil {
-		p.some, p.whole = peer.class.peers, everyone[peer.class.namespace]
+		p.some, p.whole = &peer.class.peers, &everyone[peer.class.namespace]
 	}
 	if len(r.bounds) > 0 {
 		p.place = placeOf(r.bounds, peerAddr)
@@ -151,11 +151,13 @@ func (s *peerSet) find(p *remote) uint32 {
 	if s.everyone != noRule {
 		return s.everyone
 	}
-	if i := shared(s.some, p.some); i != noRule {
-		return i
-	}
-	if i := shared(s.whole, p.whole); i != noRule {
-		return i
+	if p.some != nil {
+		if i := shared(s.some, p.some); i != noRule {
+			return i
+		}
+		if i := shared(s.whole, p.whole); i != noRule {
+			return i
+		}
 	}
 	if len(s.blocks) > 0 {
 		if i := blockAt(s.blocks, p.place); i != noRule {
@@ -170,11 +172,18 @@ func (s *peerSet) find(p *remote) uint32 {
 	return noRule
 }
 
-// shared returns the rule of a selector that stands in both sorted lists. It
+// shared returns the rule of a selector that is in both. Of two sorted lists it
 // walks the shorter and searches the longer, so that a pod with few selectors
 // costs little against a rule set with thousands, and the other way round.
-func shared(rules []peerRule, ids []uint32) uint32 {
-	if len(rules) == 0 || len(ids) == 0 {
+func shared(rules []peerRule, set *idSet) uint32 {
+	if len(rules) == 0 {
+		return noRule
+	}
+	if set.words != nil {
+		return sharedBits(rules, set)
+	}
+	ids := set.list
+	if len(ids) == 0 {
 		return noRule
 	}
 	if len(ids) <= len(rules) {
@@ -214,4 +223,15 @@ func searchRules(rules []peerRule, id uint32) int {
 		}
 	}
 	return low
+}
+
+// sharedBits is shared for many ids.
+func sharedBits(rules []peerRule, set *idSet) uint32 {
+	for i := range rules {
+		id := rules[i].selector
+		if at := id/64 - set.first; at < uint32(len(set.words)) && set.words[at]>>(id%64)&1 == 1 {
+			return rules[i].rule
+		}
+	}
+	return noRule
 }

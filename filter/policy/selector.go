@@ -12,13 +12,13 @@ type selector struct {
 	labels labels.Selector // empty: everything in scope
 	refs   int             // how often policies use it
 
-	// For a selector of pods: who matches, and the policies it is the subject of.
-	// A peer selector that matches all of its scope has no members; it is filed
-	// with the namespaces instead, so that it costs nothing per pod.
+	// For a policy's subject: the pods that match, and the policies. Who matches a
+	// peer's selector is known the other way round alone, by each pod and namespace:
+	// kept with the selector too, it took a hundred times the selectors' size.
 	members  map[*kin]struct{}
 	subjects map[*policy]struct{}
-	// For a selector of namespaces: who matches.
-	namespaces map[*namespace]struct{}
+	// For a selector of namespaces: the selectors of pods in those it matches.
+	within *scopeSelectors
 }
 
 // scope says in which namespaces a selector of pods looks: in one, by name, or
@@ -39,18 +39,26 @@ func (s *selector) key() selectorKey { return selectorKey{s.scope, s.labels.Stri
 // selectors is a set of interned selectors, filed by scope.
 type selectors struct {
 	byKey   map[selectorKey]*selector
+	byID    []*selector
 	byScope map[scope]*scopeSelectors
-	unused  []uint32 // ids below the highest that are free again
+	wide    labelIndex // those that are not empty, of all scopes that are selectors
+	unused  []uint32   // ids below the highest that are free again
+	few     int        // how many selectors that match by absence are tested one by one
 }
 
-// scopeSelectors is the selectors of one scope.
+// scopeSelectors is the selectors of one scope; of one that is a selector, only the
+// empty one. The others of those are together in one index: there may be ten thousand
+// scopes that have a namespace, and one selector in each.
 type scopeSelectors struct {
 	everyone *selector // the one that is empty, if it is in use
 	some     labelIndex
 }
 
+// fewAbsent is up to how many selectors that match by absence are tested one by one.
+const fewAbsent = 64
+
 func newSelectors() selectors {
-	return selectors{byKey: make(map[selectorKey]*selector), byScope: make(map[scope]*scopeSelectors)}
+	return selectors{byKey: make(map[selectorKey]*selector), byScope: make(map[scope]*scopeSelectors), few: fewAbsent, wide: labelIndex{few: fewAbsent}}
 }
 
 // use returns the shared selector and whether it is new. Every use must be
@@ -63,10 +71,21 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 	}
 	s = &selector{id: x.newID(), scope: in, labels: sel, refs: 1}
 	x.byKey[key] = s
+	if int(s.id) == len(x.byID) {
+		x.byID = append(x.byID, nil)
+	}
+	x.byID[s.id] = s
+	if in.selector != nil && !sel.Empty() {
+		x.wide.add(s)
+		return s, true
+	}
 	filed := x.byScope[in]
 	if filed == nil {
-		filed = &scopeSelectors{}
+		filed = &scopeSelectors{some: labelIndex{few: x.few}}
 		x.byScope[in] = filed
+		if in.selector != nil {
+			in.selector.within = filed
+		}
 	}
 	if sel.Empty() {
 		filed.everyone = s
@@ -85,7 +104,7 @@ func (x *selectors) newID() uint32 {
 		x.unused = x.unused[:last]
 		return id
 	}
-	return uint32(len(x.byKey))
+	return uint32(len(x.byID))
 }
 
 // release ends a use and says whether it was the last.
@@ -95,14 +114,22 @@ func (x *selectors) release(s *selector) (gone bool) {
 	}
 	delete(x.byKey, s.key())
 	x.unused = append(x.unused, s.id)
+	x.byID[s.id] = nil
+	if s.scope.selector != nil && !s.labels.Empty() {
+		x.wide.remove(s)
+		return true
+	}
 	filed := x.byScope[s.scope]
 	if s == filed.everyone {
 		filed.everyone = nil
 	} else {
 		filed.some.remove(s)
 	}
-	if filed.everyone == nil && len(filed.some.byLabel) == 0 && len(filed.some.byKey) == 0 && len(filed.some.rest) == 0 {
+	if filed.everyone == nil && filed.some.empty() {
 		delete(x.byScope, s.scope)
+		if s.scope.selector != nil {
+			s.scope.selector.within = nil
+		}
 	}
 	return true
 }
@@ -110,7 +137,7 @@ func (x *selectors) release(s *selector) (gone bool) {
 // matching appends the selectors of a scope that match set and are not empty.
 func (x *selectors) matching(in scope, set labels.Set, found []*selector) []*selector {
 	if filed := x.byScope[in]; filed != nil {
-		found = filed.some.match(set, found)
+		filed.some.match(set, func(s *selector) { found = append(found, s) })
 	}
 	return found
 }

@@ -14,7 +14,7 @@ type Snapshot struct {
 	number   uint64
 	newest   uint64 // of the epochs given so far
 	table    *addrTable
-	everyone [][]uint32 // by namespace id: selectors that match all pods of it
+	everyone []idSet // by namespace id: selectors that match all pods of it
 	counts   Counts
 }
 
@@ -37,7 +37,7 @@ type class struct {
 	key       string
 	refs      int
 	namespace uint32
-	peers     []uint32  // ids of the peer selectors that match, sorted
+	peers     idSet     // of the peer selectors that match
 	groups    [2]*group // by filter.Direction; nil where not isolated
 	ports     []namedPort
 }

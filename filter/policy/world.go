@@ -34,14 +34,23 @@ type World struct {
 	shape   shape // of what groups are compiled to
 	classes map[string]*class
 
-	dirtyPods  map[*pod]struct{}
-	dirtyAddrs map[netip.Addr]struct{}
+	dirtyPods        []*pod // each once: those that are dirty
+	dirtyAddrs       map[netip.Addr]struct{}
+	touched          []netip.Addr // of pods compiled in this commit
+	staleKins        []*kin
+	staleNS          bool        // a selector of namespaces came or went
+	added            []*selector // of peers, since the last commit
+	removed          []*selector
+	ids, spare, mask idBits
 
 	table      *addrTable // by address, shared with the last snapshot
-	everyone   [][]uint32 // by namespace id: the selectors that match all its pods; shared too
+	everyone   []idSet    // by namespace id: the selectors that match all its pods; shared too
 	unusedNS   []uint32
 	dirtyNS    map[*namespace]struct{}
-	seed       maphash.Seed
+	staleIn    []*namespace    // those in which a selector came or went
+	recent     map[*kin]*class // what a pod of these was compiled to in this commit
+	endpoints  []Endpoint      // of the next pods
+	seeds      [2]maphash.Seed
 	lastEpoch  uint64
 	lastNumber uint64 // of snapshots
 	lastPolicy uint64
@@ -56,7 +65,11 @@ type namespace struct {
 	labels   labels.Set
 	kins     kinSet
 	policies int
-	matched  []*selector // selectors of namespaces that match
+	matched  idSet // selectors of namespaces that match, as of the last commit
+
+	relabeled bool // since the last commit
+	stale     bool // all of its pods may match other peers
+	tests     int  // how many of its pods were tested for that in this commit
 }
 
 // NewWorld returns a world in which nothing exists.
@@ -74,12 +87,12 @@ func NewWorld() *World {
 		groups:      make(map[string]*group),
 		shape:       defaultShape(),
 		classes:     make(map[string]*class),
-		dirtyPods:   make(map[*pod]struct{}),
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
 		dirtyNS:     make(map[*namespace]struct{}),
 		table:       new(addrTable),
-		seed:        maphash.MakeSeed(),
+		seeds:       [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 	}
+	w.ids.few = 32
 	w.self = &Endpoint{epoch: w.newEpoch()}
 	return w
 }
@@ -142,10 +155,6 @@ func (w *World) dropNamespace(ns *namespace) {
 	if ns.declared || ns.policies > 0 || len(ns.kins.all) > 0 {
 		return
 	}
-	for _, s := range ns.matched {
-		delete(s.namespaces, ns)
-	}
-	ns.matched = nil
 	w.unusedNS = append(w.unusedNS, ns.id)
 	delete(w.namespaces, ns.name)
 	w.dirtyNS[ns] = struct{}{}
@@ -159,29 +168,8 @@ func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
 	if ns.labels != nil && labels.Equals(set, ns.labels) {
 		return
 	}
-	ns.labels = set
-	matched := w.nsSelectors.matching(scope{}, set, nil)
-	if all := w.nsSelectors.everyone(scope{}); all != nil {
-		matched = append(matched, all)
-	}
-	if sameSelectors(matched, ns.matched) {
-		return
-	}
-	for _, s := range ns.matched {
-		delete(s.namespaces, ns)
-	}
-	for _, s := range matched {
-		s.namespaces[ns] = struct{}{}
-	}
-	ns.matched = matched
+	ns.labels, ns.relabeled = set, true
 	w.dirtyNS[ns] = struct{}{}
-	for k := range ns.kins.all {
-		w.matchPeers(k)
-		for p := range k.pods {
-			p.changed = true
-			w.dirtyPods[p] = struct{}{}
-		}
-	}
 }
 
 // SetPod adds a pod or replaces what is known of it.
@@ -197,7 +185,7 @@ func (w *World) SetPod(o *corev1.Pod) {
 	w.pods[p.objectKey] = p
 	w.join(p, w.namespace(p.namespace), o.Labels)
 	w.claim(p)
-	w.dirtyPods[p] = struct{}{}
+	w.dirty(p)
 }
 
 // replacePod updates a known pod in place, so that what refers to it stays right.
@@ -216,10 +204,10 @@ func (w *World) replacePod(p, now *pod, set labels.Set) {
 	if relabeled {
 		before := p.kin
 		w.join(p, before.ns, set)
-		p.changed = p.changed || !sameSelectors(before.subjects, p.kin.subjects) || !sameSelectors(before.peers, p.kin.peers)
+		p.relabeled = true
 		leave(p, before)
 	}
-	w.dirtyPods[p] = struct{}{}
+	w.dirty(p)
 }
 
 // DeletePod removes a pod. A pod that is not known is no error: informers may
@@ -232,7 +220,7 @@ func (w *World) DeletePod(namespace, name string) {
 	delete(w.pods, p.objectKey)
 	w.disclaim(p)
 	leave(p, p.kin)
-	w.dirtyPods[p] = struct{}{}
+	w.dirty(p)
 	w.dropNamespace(p.kin.ns)
 }
 
@@ -275,7 +263,7 @@ func (w *World) join(p *pod, ns *namespace, set labels.Set) {
 		k = &kin{ns: ns, labels: set, hash: hash, pods: make(map[*pod]struct{}, 1)}
 		ns.kins.add(k)
 		w.matchSubjects(k)
-		w.matchPeers(k)
+		w.stale(k)
 	}
 	k.pods[p] = struct{}{}
 	p.kin = k
@@ -287,7 +275,6 @@ func leave(p *pod, k *kin) {
 		return
 	}
 	enroll(k, k.subjects, nil)
-	enroll(k, k.peers, nil)
 	k.ns.kins.remove(k)
 }
 
@@ -299,16 +286,6 @@ func (w *World) matchSubjects(k *kin) {
 		found = append(found, all)
 	}
 	k.subjects = enroll(k, k.subjects, found)
-}
-
-// matchPeers finds the peers' selectors that pods match by their own labels. Those
-// that match their whole namespace are kept with the namespace.
-func (w *World) matchPeers(k *kin) {
-	found := w.peers.matching(scope{namespace: k.ns.name}, k.labels, nil)
-	for _, s := range k.ns.matched {
-		found = w.peers.matching(scope{selector: s}, k.labels, found)
-	}
-	k.peers = enroll(k, k.peers, found)
 }
 
 // enroll moves the membership of pods from old selectors to found ones.
@@ -326,21 +303,25 @@ func enroll(k *kin, old, found []*selector) []*selector {
 func (w *World) touch(s *selector) {
 	for k := range s.members {
 		for p := range k.pods {
-			w.dirtyPods[p] = struct{}{}
+			w.dirty(p)
 		}
 	}
 }
 
-func sameSelectors(a, b []*selector) bool {
-	if len(a) != len(b) {
-		return false
+// dirty has a pod compiled anew.
+func (w *World) dirty(p *pod) {
+	if !p.dirty {
+		p.dirty = true
+		w.dirtyPods = append(w.dirtyPods, p)
 	}
-	for _, s := range a {
-		if !slices.Contains(b, s) {
-			return false
-		}
+}
+
+// stale has the peers that pods match found anew.
+func (w *World) stale(k *kin) {
+	if !k.stale {
+		k.stale = true
+		w.staleKins = append(w.staleKins, k)
 	}
-	return true
 }
 
 // SetPolicy adds a policy or replaces it.

@@ -16,6 +16,10 @@ var monsters = []struct {
 	{"nested-ports-1-block", monster{Layout: nested, Ports: 1, Blocks: 1, Pods: 1}},
 	{"overlapping-ports-products", monster{Layout: overlapping, Ports: 12, Blocks: 12, Pods: 1}},
 	{"names-products", monster{Names: 12, Blocks: 12, Pods: 1}},
+	{"NotIn", monster{Layout: alike, Ports: 1, NotIn: 100, Values: 1, Pods: 3000}},
+	{"Exists", monster{Layout: alike, Ports: 1, Exists: 100, Absent: 100, Pods: 3000}},
+	{"namespaces", monster{Layout: alike, Ports: 1, Namespaces: 100, Pods: 1000, PodNamespaces: 1000}},
+	{"namespaces-and-pods", monster{Layout: alike, Ports: 1, Both: 100, Pods: 1000, PodNamespaces: 1000}},
 	{"excepts", monster{Layout: nested, Ports: 1, Blocks: 1, Excepts: 50, Pods: 1}},
 }
 

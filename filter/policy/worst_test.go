@@ -39,7 +39,9 @@ type monster struct {
 	Values               int // of each In and NotIn
 	Namespaces           int // peers by labels of namespaces
 	Reuse                int // after how many rules peers come again; 0 for never
+	Both                 int // peers by labels of namespaces and pods
 	Pods                 int // with distinct labels, in the policy's namespace
+	PodNamespaces        int // unless they are spread over so many
 }
 
 func (m monster) String() string { type plain monster; return fmt.Sprintf("%+v", plain(m)) }
@@ -112,6 +114,12 @@ func (m monster) peers(rule int) (peers []networkingv1.NetworkPolicyPeer) {
 	for j := range m.Namespaces {
 		peers = append(peers, networkingv1.NetworkPolicyPeer{NamespaceSelector: expression(metav1.LabelSelectorOpNotIn, rule*m.Namespaces+j)})
 	}
+	for j := range m.Both {
+		peers = append(peers, networkingv1.NetworkPolicyPeer{
+			NamespaceSelector: expression(metav1.LabelSelectorOpNotIn, rule*m.Both+j),
+			PodSelector:       expression(metav1.LabelSelectorOpNotIn, rule*m.Both+j+1),
+		})
+	}
 	return peers
 }
 
@@ -137,8 +145,12 @@ func (m monster) block(i int) *networkingv1.IPBlock {
 // pods are the recipe's, each with labels of its own.
 func (m monster) pods() (list []*corev1.Pod) {
 	for i := range m.Pods {
+		namespace := "attacker"
+		if m.PodNamespaces > 0 && i > 0 {
+			namespace = fmt.Sprintf("ns-%d", i%m.PodNamespaces)
+		}
 		list = append(list, &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "attacker", Name: fmt.Sprintf("pod-%d", i), Labels: map[string]string{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("pod-%d", i), Labels: map[string]string{
 				"id": fmt.Sprintf("v%d", i), fmt.Sprintf("k%d", i): "",
 			}},
 			Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String()}}},

@@ -1,0 +1,156 @@
+package policy
+
+import (
+	"hash/maphash"
+	"math/bits"
+	"slices"
+)
+
+// idSet is the ids of the selectors that match something. It never changes. Few
+// ids are a sorted list; where that would be longer, a bit for each id between the
+// lowest and the highest: no pod takes more than a bit for each selector, however
+// many match it.
+type idSet struct {
+	list  []uint32
+	first uint32 // words[0] has the bits of the ids from first*64 on
+	words []uint64
+}
+
+// has reports whether the set has an id.
+func (s *idSet) has(id uint32) bool {
+	if s.words == nil {
+		_, found := slices.BinarySearch(s.list, id)
+		return found
+	}
+	at := id/64 - s.first
+	return at < uint32(len(s.words)) && s.words[at]>>(id%64)&1 == 1
+}
+
+// all calls f for each id, in ascending order.
+func (s *idSet) all(f func(uint32)) {
+	for _, id := range s.list {
+		f(id)
+	}
+	for i, word := range s.words {
+		for ; word != 0; word &= word - 1 {
+			f((s.first+uint32(i))*64 + uint32(bits.TrailingZeros64(word)))
+		}
+	}
+}
+
+// common calls f for each id that b has too, until f returns false.
+func (s *idSet) common(b *idBits, f func(uint32) bool) {
+	for _, id := range s.list {
+		if at := int(id / 64); at < len(b.words) && b.words[at]>>(id%64)&1 == 1 && !f(id) {
+			return
+		}
+	}
+	for i := range s.words {
+		at := i + int(s.first)
+		if at >= len(b.words) {
+			return
+		}
+		for word := s.words[i] & b.words[at]; word != 0; word &= word - 1 {
+			if !f(uint32(at*64 + bits.TrailingZeros64(word))) {
+				return
+			}
+		}
+	}
+}
+
+func (s *idSet) equal(o *idSet) bool {
+	return s.first == o.first && slices.Equal(s.list, o.list) && slices.Equal(s.words, o.words)
+}
+
+// sum adds the set to a hash.
+func (s *idSet) sum(h *maphash.Hash) {
+	maphash.WriteComparable(h, [3]uint32{uint32(len(s.list)), s.first, uint32(len(s.words))})
+	for _, id := range s.list {
+		maphash.WriteComparable(h, id)
+	}
+	for _, word := range s.words {
+		maphash.WriteComparable(h, word)
+	}
+}
+
+// idBits is a set in the making, used over and over.
+type idBits struct {
+	words     []uint64
+	low, high int // all bits that are set are in words[low:high]
+	few       int // up to so many ids are a list in any case
+}
+
+func (b *idBits) grow(words int) {
+	if n := words - len(b.words); n > 0 {
+		b.words = append(b.words, make([]uint64, n)...)
+	}
+}
+
+func (b *idBits) widen(low, high int) {
+	if b.grow(high); b.low == b.high {
+		b.low, b.high = low, high
+		return
+	}
+	b.low, b.high = min(b.low, low), max(b.high, high)
+}
+
+func (b *idBits) set(id uint32) {
+	at := int(id / 64)
+	b.widen(at, at+1)
+	b.words[at] |= 1 << (id % 64)
+}
+
+func (b *idBits) unset(id uint32) {
+	if at := int(id / 64); at < len(b.words) {
+		b.words[at] &^= 1 << (id % 64)
+	}
+}
+
+// copyOf makes b a copy of o.
+func (b *idBits) copyOf(o *idBits) {
+	b.reset()
+	b.widen(o.low, o.high)
+	copy(b.words[b.low:b.high], o.words[o.low:o.high])
+}
+
+// add adds what o has.
+func (b *idBits) add(o *idBits) {
+	if o.low == o.high {
+		return
+	}
+	b.widen(o.low, o.high)
+	for i := o.low; i < o.high; i++ {
+		b.words[i] |= o.words[i]
+	}
+}
+
+func (b *idBits) reset() {
+	clear(b.words[b.low:b.high])
+	b.low, b.high = 0, 0
+}
+
+// take returns the set, and empties b.
+func (b *idBits) take() (s idSet) {
+	words := b.words[b.low:b.high]
+	count := 0
+	for len(words) > 0 && words[len(words)-1] == 0 {
+		words = words[:len(words)-1]
+	}
+	first := b.low
+	for len(words) > 0 && words[0] == 0 {
+		words, first = words[1:], first+1
+	}
+	for _, word := range words {
+		count += bits.OnesCount64(word)
+	}
+	switch wide := (idSet{first: uint32(first), words: words}); {
+	case count == 0:
+	case count > b.few && count > 2*len(words):
+		s = idSet{first: uint32(first), words: slices.Clone(words)}
+	default:
+		s.list = make([]uint32, 0, count)
+		wide.all(func(id uint32) { s.list = append(s.list, id) })
+	}
+	b.reset()
+	return s
+}

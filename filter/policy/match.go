@@ -1,0 +1,190 @@
+package policy
+
+import (
+	"cmp"
+	"hash/maphash"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// match finds out which selectors of peers match which pods, for all that has
+// changed since the last commit: at once, because a policy may bring ten thousand
+// selectors, each of which concerns the same pods.
+func (w *World) match() {
+	w.affect(w.removed) // while namespaces still know what they matched
+	w.matchNamespaces()
+	w.affect(w.added)
+	w.added, w.removed = nil, nil
+	for _, ns := range w.staleIn {
+		if ns.stale {
+			for k := range ns.kins.all {
+				w.stale(k)
+			}
+		}
+		ns.stale, ns.tests = false, 0
+	}
+	w.staleIn = nil
+	w.matchPods()
+	w.matchWhole()
+}
+
+// affect notes what selectors of peers that came or went concern.
+func (w *World) affect(selectors []*selector) {
+	var whole, some idBits // the scopes that are selectors
+	within := make(map[uint32][]*selector)
+	for _, s := range selectors {
+		switch in := s.scope.selector; {
+		case in == nil:
+			if ns := w.namespaces[s.scope.namespace]; ns != nil {
+				w.affectIn(s.labels, ns)
+			}
+		case s.labels.Empty():
+			whole.set(in.id)
+		default:
+			some.set(in.id)
+			within[in.id] = append(within[in.id], s)
+		}
+	}
+	if whole.words == nil && some.words == nil {
+		return
+	}
+	for _, ns := range w.namespaces {
+		ns.matched.common(&whole, func(uint32) bool {
+			w.dirtyNS[ns] = struct{}{}
+			return false
+		})
+		ns.matched.common(&some, func(id uint32) bool {
+			for _, s := range within[id] {
+				w.affectIn(s.labels, ns)
+			}
+			return !ns.stale
+		})
+	}
+}
+
+// affectIn looks for the pods of a namespace that a selector matches, until to match
+// all of them anew costs less than to go on looking.
+func (w *World) affectIn(sel labels.Selector, ns *namespace) {
+	switch {
+	case sel.Empty():
+		w.dirtyNS[ns] = struct{}{}
+		return
+	case ns.stale:
+		return
+	case ns.tests == 0:
+		w.staleIn = append(w.staleIn, ns)
+	}
+	if ns.tests += 1 + ns.kins.candidates(sel); ns.tests > 4*len(ns.kins.all)+64 {
+		ns.stale = true
+		return
+	}
+	ns.kins.match(sel, w.stale)
+}
+
+// matchNamespaces matches namespaces anew: those that have other labels, or all.
+func (w *World) matchNamespaces() {
+	if !w.staleNS {
+		for ns := range w.dirtyNS {
+			if ns.relabeled {
+				w.matchNamespace(ns)
+			}
+		}
+		return
+	}
+	for _, ns := range w.namespaces {
+		w.matchNamespace(ns)
+	}
+	w.staleNS = false
+}
+
+func (w *World) matchNamespace(ns *namespace) {
+	if all := w.nsSelectors.everyone(scope{}); all != nil {
+		w.ids.set(all.id)
+	}
+	if filed := w.nsSelectors.byScope[scope{}]; filed != nil {
+		filed.some.collect(ns.labels, &w.ids, &w.spare)
+	}
+	matched := w.ids.take()
+	if ns.relabeled && !matched.equal(&ns.matched) {
+		if ns.tests++; ns.tests == 1 {
+			w.staleIn = append(w.staleIn, ns)
+		}
+		ns.stale = true
+		for k := range ns.kins.all {
+			for p := range k.pods {
+				p.changed = true
+				w.dirty(p)
+			}
+		}
+	}
+	ns.matched, ns.relabeled = matched, false
+}
+
+// matchPods finds the peers' selectors that pods match by their own labels. Those
+// that match their whole namespace are kept with the namespace.
+func (w *World) matchPods() {
+	slices.SortFunc(w.staleKins, func(a, b *kin) int { return cmp.Compare(a.ns.id, b.ns.id) })
+	var in *namespace
+	var own *scopeSelectors
+	for _, k := range w.staleKins {
+		if k.stale = false; len(k.pods) == 0 {
+			continue
+		}
+		if k.ns != in {
+			in, own = k.ns, w.peers.byScope[scope{namespace: k.ns.name}]
+			w.peers.wide.mask(in, &w.mask)
+		}
+		if own != nil {
+			own.some.collect(k.labels, &w.ids, &w.spare)
+		}
+		w.peers.wide.collectIn(in, k.labels, &w.ids, &w.spare, &w.mask)
+		if peers := w.ids.take(); !peers.equal(&k.peers) || k.sum == [2]uint64{} {
+			k.peers, k.sum = peers, w.sumOf(&peers)
+			for p := range k.pods {
+				w.dirty(p)
+			}
+		}
+	}
+	w.staleKins = nil
+}
+
+// sumOf is a sum by which equal sets are known: of 128 bits that nobody can
+// foresee, so that no two will ever share one.
+func (w *World) sumOf(ids *idSet) (sum [2]uint64) {
+	for i := range sum {
+		var h maphash.Hash
+		h.SetSeed(w.seeds[i])
+		ids.sum(&h)
+		sum[i] = h.Sum64()
+	}
+	return sum
+}
+
+// matchWhole rewrites, in a copy, which selectors match whole namespaces.
+func (w *World) matchWhole() {
+	if len(w.dirtyNS) == 0 {
+		return
+	}
+	everyone := make([]idSet, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
+	copy(everyone, w.everyone)
+	for ns := range w.dirtyNS {
+		if w.namespaces[ns.name] == ns {
+			everyone[ns.id] = w.wholeSelectors(ns)
+		}
+	}
+	w.everyone = everyone
+	w.dirtyNS = make(map[*namespace]struct{})
+}
+
+func (w *World) wholeSelectors(ns *namespace) idSet {
+	if s := w.peers.everyone(scope{namespace: ns.name}); s != nil {
+		w.ids.set(s.id)
+	}
+	ns.matched.all(func(id uint32) {
+		if filed := w.nsSelectors.byID[id].within; filed != nil && filed.everyone != nil {
+			w.ids.set(filed.everyone.id)
+		}
+	})
+	return w.ids.take()
+}
