@@ -67,10 +67,12 @@ type Keeper struct {
 	ready   chan struct{}
 	isReady bool
 	said    map[policy.Problem]bool
+	clashed map[string]bool
 
 	unsettled policy.Changes   // told while a worker was stuck
 	again     <-chan time.Time // when to tell them again; nil for never
 	wrong     atomic.Pointer[[]policy.Problem]
+	clashes   atomic.Pointer[[]policy.Clash]
 }
 
 // message is an update on its way to the World.
@@ -104,6 +106,15 @@ func (k *Keeper) Ready() <-chan struct{} { return k.ready }
 func (k *Keeper) Problems() []policy.Problem {
 	if wrong := k.wrong.Load(); wrong != nil {
 		return *wrong
+	}
+	return nil
+}
+
+// Clashes are the addresses that several live pods claim. Any goroutine may ask; the list
+// is shared, and never changes.
+func (k *Keeper) Clashes() []policy.Clash {
+	if clashes := k.clashes.Load(); clashes != nil {
+		return *clashes
 	}
 	return nil
 }
@@ -200,6 +211,7 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 	compiled := time.Since(began)
 	k.pub.Publish(snapshot)
 	k.problems()
+	k.conflicts()
 	settled, err := k.settle(ctx)
 	if err != nil {
 		return
@@ -248,4 +260,20 @@ func (k *Keeper) problems() {
 		said[p] = true
 	}
 	k.said = said
+}
+
+// conflicts logs addresses that several live pods claim, each once for as long as they
+// do.
+func (k *Keeper) conflicts() {
+	clashes := k.world.Clashes()
+	k.clashes.Store(&clashes)
+	clashed := make(map[string]bool, len(clashes))
+	for _, c := range clashes {
+		key := c.Addr.String() + " " + c.Pods()
+		if !k.clashed[key] {
+			k.log.Warn("several live pods claim one address", "address", c.Addr, "counts", c.Winner, "others", strings.Join(c.Others, ", "))
+		}
+		clashed[key] = true
+	}
+	k.clashed = clashed
 }

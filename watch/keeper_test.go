@@ -289,3 +289,27 @@ func TestKeeperFollowsAFolder(t *testing.T) {
 		t.Errorf("with the policy deleted: %v", v.Reason)
 	}
 }
+
+// Two live pods with one address are named for as long as they have it, and logged once.
+func TestKeeperTellsOfClashes(t *testing.T) {
+	var pub policy.Published
+	var log bytes.Buffer
+	updates := make(feed)
+	k, calls, _ := keep(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), updates)
+	set := func(u watch.Update) {
+		updates <- u
+		await(t, calls)
+	}
+	set(func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")); w.SetPod(pod("b", "10.0.0.1")) })
+	set(func(w *policy.World) { w.SetPod(pod("c", "10.0.0.2")) })
+	if c := k.Clashes(); len(c) != 1 || c[0].Addr.String() != "10.0.0.1" {
+		t.Errorf("clashes %v", c)
+	}
+	set(func(w *policy.World) { w.DeletePod("default", "a") })
+	if c := k.Clashes(); len(c) != 0 {
+		t.Errorf("clashes after one is gone: %v", c)
+	}
+	if n := strings.Count(log.String(), "several live pods claim one address"); n != 1 {
+		t.Errorf("it was logged %d times:\n%s", n, &log)
+	}
+}

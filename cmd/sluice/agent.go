@@ -132,7 +132,10 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.sweeper = conntrack.New(a.table, marks, log, a.verdicts)
 	a.sweeper.Awaited = a.awaited
 	a.follower = conntrack.Follow(a.sweeper, a.admitted, log)
-	a.keeper = watch.New(policy.NewWorld(), &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
+	world := policy.NewWorld()
+	world.SetLocalNode(opts.nodeName)
+	world.SetLocalRanges(opts.podCIDRs)
+	a.keeper = watch.New(world, &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil
 }
 

@@ -92,6 +92,12 @@ func (a *agent) state() *telemetry.State {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
 	}
 	a.network.tell(s, a.opts.sysctlProblems == unreadySysctl)
+	for _, c := range a.keeper.Clashes() {
+		s.Problems = append(s.Problems, telemetry.Problem{
+			Kind: "address", Where: c.Addr.String(), Detail: fmt.Sprintf("the live pods %s claim it; %s counts", c.Pods(), c.Winner),
+			Mend: "delete the pod that has not got the address, or correct its status",
+		})
+	}
 	if manifests := a.manifests.Load(); manifests != nil {
 		for _, p := range *manifests {
 			s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})

@@ -41,6 +41,7 @@ type remembered struct {
 
 func newHistory(seed uint64) *history {
 	h := &history{chance: newChance(seed), world: policy.NewWorld(), cluster: &cluster{}}
+	h.world.SetLocalNode(localNode)
 	h.cluster.shape = int(seed % policy.Shapes)
 	h.world.SetShape(h.cluster.shape)
 	nobody := &cluster{Pods: []*corev1.Pod{{}}}
@@ -81,8 +82,8 @@ func remove[T metav1.Object](list []T, namespace, name string) []T {
 }
 
 func (h *history) setPod(o *corev1.Pod) {
-	h.note("set pod %s/%s labels=%v ip=%s ips=%v phase=%s hostNetwork=%t created=%d", o.Namespace, o.Name, o.Labels,
-		o.Status.PodIP, o.Status.PodIPs, o.Status.Phase, o.Spec.HostNetwork, o.CreationTimestamp.Unix())
+	h.note("set pod %s/%s labels=%v ip=%s ips=%v phase=%s hostNetwork=%t node=%s created=%d", o.Namespace, o.Name, o.Labels,
+		o.Status.PodIP, o.Status.PodIPs, o.Status.Phase, o.Spec.HostNetwork, o.Spec.NodeName, o.CreationTimestamp.Unix())
 	h.world.SetPod(o)
 	h.cluster.Pods = set(h.cluster.Pods, o)
 }
@@ -117,6 +118,12 @@ func (h *history) deletePolicy(namespace, name string) {
 	h.cluster.Policies = remove(h.cluster.Policies, namespace, name)
 }
 
+func (h *history) setRanges(ranges []netip.Prefix) {
+	h.note("set ranges %v", ranges)
+	h.world.SetLocalRanges(ranges)
+	h.cluster.Ranges = ranges
+}
+
 func (h *history) setNode(addrs []netip.Addr) {
 	h.note("set node %v", addrs)
 	h.world.SetNode(addrs)
@@ -126,7 +133,7 @@ func (h *history) setNode(addrs []netip.Addr) {
 // step is one event, or a few that belong together.
 func (h *history) step() {
 	name := fmt.Sprintf("p%d", h.IntN(10))
-	switch h.IntN(22) {
+	switch h.IntN(23) {
 	case 0, 1, 2, 3: // perhaps a new pod, perhaps other labels, addresses or ports
 		h.setPod(h.pod(name))
 	case 4:
@@ -153,6 +160,8 @@ func (h *history) step() {
 		h.resync()
 	case 20, 21:
 		h.changePorts()
+	case 22:
+		h.setRanges(h.ranges())
 	}
 }
 
@@ -285,6 +294,9 @@ func (h *history) checkPublic(now, anew *policy.Snapshot, changes policy.Changes
 		owners[a] = e.String()
 	}
 	count := 0
+	if c := h.world.Clashes(); fmt.Sprint(c) != fmt.Sprint(h.cluster.clashes()) {
+		h.fail(flow{}, fmt.Sprintf("clashes %v, want %v", c, h.cluster.clashes()))
+	}
 	for a, e := range anew.Endpoints() {
 		if count++; owners[a] != e.String() {
 			h.fail(flow{Src: a, Dst: a}, fmt.Sprintf("the address is %q's, but %q's in a world built anew", owners[a], e))

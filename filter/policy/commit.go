@@ -226,7 +226,7 @@ func (w *World) occupant(a netip.Addr) *Endpoint {
 		return nil
 	}
 	for _, p := range w.rivals[a] {
-		if p.beats(best) {
+		if w.beats(p, best, a) {
 			best = p
 		}
 	}

@@ -15,6 +15,8 @@ func (c *cluster) world() *policy.World {
 	w := policy.NewWorld()
 	w.SetShape(c.shape)
 	w.SetNode(c.Node)
+	w.SetLocalNode(localNode)
+	w.SetLocalRanges(c.Ranges)
 	for _, o := range c.Namespaces {
 		w.SetNamespace(o)
 	}

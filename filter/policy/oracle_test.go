@@ -3,6 +3,7 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // The oracle is the NetworkPolicy API read aloud: every flow loops over every
@@ -32,7 +34,8 @@ type cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
-	Node       []netip.Addr // the addresses of the node that enforces
+	Node       []netip.Addr   // the addresses of the node that enforces
+	Ranges     []netip.Prefix // of its pods
 
 	shape int // of the rule sets that the engine compiles; see policy.SetShape
 }
@@ -254,6 +257,10 @@ func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) b
 		if item.EndPort != nil {
 			return false // endPort needs a number
 		}
+		// "this must be an IANA_SVC_NAME": RFC 6335, 5.1.
+		if !portName.MatchString(item.Port.StrVal) || strings.Contains(item.Port.StrVal, "--") || len(item.Port.StrVal) > 15 {
+			return false
+		}
 		number, ok := namedPort(dst, item.Port.StrVal, protocol)
 		return ok && number == int32(f.Port)
 	}
@@ -266,6 +273,8 @@ func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) b
 	}
 	return first <= int32(f.Port) && int32(f.Port) <= last
 }
+
+var portName = regexp.MustCompile(`^([a-z0-9][a-z0-9-]*)?[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
 // numberOf gives 0 for a protocol that NetworkPolicy does not know; no flow with
 // ports has that number.
@@ -319,18 +328,62 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 		if p.Spec.HostNetwork || finished || !slices.Contains(podAddrs(p), addr) {
 			continue
 		}
-		if owner == nil || succeeds(p, owner) {
+		if owner == nil || c.succeeds(p, owner, addr) {
 			owner = p
 		}
 	}
 	return owner
 }
 
-func succeeds(a, b *corev1.Pod) bool {
+// succeeds says which of two pods has an address: in the ranges of the node that
+// enforces, one that runs there; else the newer one.
+func (c *cluster) succeeds(a, b *corev1.Pod, addr netip.Addr) bool {
+	here := func(p *corev1.Pod) bool { return p.Spec.NodeName == localNode }
+	for _, r := range c.Ranges {
+		if r.Contains(addr) && here(a) != here(b) {
+			return here(a)
+		}
+	}
 	if !a.CreationTimestamp.Time.Equal(b.CreationTimestamp.Time) {
 		return a.CreationTimestamp.Time.After(b.CreationTimestamp.Time)
 	}
 	return a.Namespace+"/"+a.Name > b.Namespace+"/"+b.Name
+}
+
+// clashes lists the addresses that two or more pods claim that nobody deletes.
+func (c *cluster) clashes() []policy.Clash {
+	claims := map[netip.Addr][]string{}
+	live := map[netip.Addr]int{}
+	for _, p := range c.Pods {
+		if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		addrs := podAddrs(p)
+		slices.SortFunc(addrs, netip.Addr.Compare)
+		for _, a := range slices.Compact(addrs) {
+			claims[a] = append(claims[a], p.Namespace+"/"+p.Name)
+			if p.DeletionTimestamp == nil {
+				live[a]++
+			}
+		}
+	}
+	var all []policy.Clash
+	for a, names := range claims {
+		if live[a] < 2 || slices.Contains(c.Node, a) {
+			continue
+		}
+		winner := c.podAt(a)
+		clash := policy.Clash{Addr: a, Winner: winner.Namespace + "/" + winner.Name}
+		slices.Sort(names)
+		for _, name := range names {
+			if name != clash.Winner {
+				clash.Others = append(clash.Others, name)
+			}
+		}
+		all = append(all, clash)
+	}
+	slices.SortFunc(all, func(a, b policy.Clash) int { return a.Addr.Compare(b.Addr) })
+	return all
 }
 
 // podAddrs reads status.podIPs and status.podIP.

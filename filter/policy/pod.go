@@ -24,6 +24,8 @@ type pod struct {
 	hosts   []netip.Addr // its node's addresses
 	ports   []namedPort
 	created int64 // Unix time, nanoseconds
+	local   bool  // it runs on this node
+	ending  bool  // it is being deleted
 
 	endpoint *Endpoint // as last compiled
 	changed  bool      // a verdict about it may differ, whatever its class says
@@ -46,6 +48,7 @@ func readPod(o *corev1.Pod) *pod {
 	p := &pod{
 		objectKey: objectKey{o.Namespace, o.Name},
 		created:   o.CreationTimestamp.UnixNano(),
+		ending:    o.DeletionTimestamp != nil,
 	}
 	if o.Spec.HostNetwork || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
 		return p
@@ -127,7 +130,7 @@ func protocolOf(p corev1.Protocol) (filter.Protocol, bool) {
 // labels.
 func (p *pod) sameIdentity(o *pod) bool {
 	return slices.Equal(p.addrs, o.addrs) && slices.Equal(p.hosts, o.hosts) && slices.Equal(p.ports, o.ports) &&
-		p.created == o.created
+		p.created == o.created && p.local == o.local && p.ending == o.ending
 }
 
 // beats says which of two live pods with one address has it: the one created

@@ -75,7 +75,7 @@ func (r chance) labels() map[string]string {
 }
 
 func (r chance) cluster() *cluster {
-	c := &cluster{Node: r.node()}
+	c := &cluster{Node: r.node(), Ranges: r.ranges()}
 	for _, name := range namespaceNames[:3] {
 		if !r.oneIn(4) {
 			c.Namespaces = append(c.Namespaces, r.namespace(name))
@@ -88,6 +88,15 @@ func (r chance) cluster() *cluster {
 		c.Policies = append(c.Policies, r.policy(fmt.Sprintf("n%d", i)))
 	}
 	return c
+}
+
+// localNode is the name of the enforcing node.
+const localNode = "here"
+
+// ranges are those of the enforcing node's pods, in which a few of the addresses are.
+func (r chance) ranges() []netip.Prefix {
+	all := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125"), netip.MustParsePrefix("10.0.0.9/32")}
+	return all[:oneOf(r, 0, 1, 2, 2, 3)]
 }
 
 // node is the enforcing node's addresses: of both families mostly.
@@ -107,6 +116,10 @@ func (r chance) pod(name string) *corev1.Pod {
 		CreationTimestamp: metav1.NewTime(time.Unix(int64(r.IntN(3)), 0)),
 	}}
 	r.setPorts(&o.Spec)
+	if r.oneIn(10) {
+		o.DeletionTimestamp = &metav1.Time{Time: time.Unix(9, 0)}
+	}
+	o.Spec.NodeName = oneOf(r, localNode, "elsewhere", "elsewhere", "")
 	r.setStatus(o)
 	return o
 }
@@ -117,7 +130,7 @@ func (r chance) setPorts(spec *corev1.PodSpec) {
 			var c corev1.Container
 			for range r.IntN(3) {
 				c.Ports = append(c.Ports, corev1.ContainerPort{
-					Name: oneOf(r, "", "http", "dns", "sip", "http"), ContainerPort: oneOf(r, portNumbers...),
+					Name: r.containerPort(), ContainerPort: oneOf(r, portNumbers...),
 					Protocol: oneOf(r, "", corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP),
 				})
 			}
@@ -132,6 +145,14 @@ func (r chance) setPorts(spec *corev1.PodSpec) {
 			spec.InitContainers[i].RestartPolicy = &always
 		}
 	}
+}
+
+// containerPort is the name of a port, now and then one that no policy can name.
+func (r chance) containerPort() string {
+	if r.oneIn(30) {
+		return oneOf(r, "80", "HTTP", "a--b")
+	}
+	return oneOf(r, "", "http", "dns", "sip", "http")
 }
 
 func (r chance) setStatus(o *corev1.Pod) {
@@ -303,7 +324,8 @@ func (r chance) ports() []networkingv1.NetworkPolicyPort {
 // spoil makes a port one that validation would refuse.
 func (r chance) spoil(p *networkingv1.NetworkPolicyPort) {
 	last := int32(80)
-	port := oneOf(r, intstr.FromInt32(0), intstr.FromInt32(-1), intstr.FromInt32(65536), intstr.FromInt32(443), intstr.FromString(""), intstr.FromString("http"))
+	port := oneOf(r, intstr.FromInt32(0), intstr.FromInt32(-1), intstr.FromInt32(65536), intstr.FromInt32(443), intstr.FromString(""), intstr.FromString("http"),
+		intstr.FromString("80"), intstr.FromString("HTTP"), intstr.FromString("a--b"), intstr.FromString("-a"), intstr.FromString("longer-than-fifteen"))
 	switch r.IntN(3) {
 	case 0:
 		p.Port, p.EndPort = &port, &last

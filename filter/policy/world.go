@@ -23,6 +23,7 @@ type World struct {
 	faulty     map[*policy]struct{}    // those that have problems
 	node       map[netip.Addr]struct{} // with IPVS, also the address of every Service
 	self       *Endpoint               // whoever has the node's addresses
+	local      local
 
 	nsSelectors selectors // of namespaces, as peers name them
 	subjects    selectors // of the pods that policies select
@@ -175,6 +176,7 @@ func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
 // SetPod adds a pod or replaces what is known of it.
 func (w *World) SetPod(o *corev1.Pod) {
 	p := readPod(o)
+	p.local = w.local.node != "" && o.Spec.NodeName == w.local.node
 	if old := w.pods[p.objectKey]; old != nil {
 		w.replacePod(old, p, o.Labels)
 		return
@@ -200,6 +202,7 @@ func (w *World) replacePod(p, now *pod, set labels.Set) {
 	}
 	w.disclaim(p)
 	p.addrs, p.hosts, p.ports, p.created = now.addrs, now.hosts, now.ports, now.created
+	p.local, p.ending = now.local, now.ending
 	w.claim(p)
 	if relabeled {
 		before := p.kin

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,6 +30,7 @@ type trimmed struct {
 	types.NamespacedName
 	version string
 	created metav1.Time
+	ending  bool // it is being deleted
 	end     bool // no object, but the end of a list that is streamed
 }
 
@@ -49,7 +51,7 @@ func (t *trimmed) GetObjectMeta() metav1.Object {
 func trimMeta(m *metav1.ObjectMeta) trimmed {
 	return trimmed{
 		NamespacedName: types.NamespacedName{Namespace: interned(m.Namespace), Name: m.Name},
-		version:        m.ResourceVersion, created: m.CreationTimestamp,
+		version:        m.ResourceVersion, created: m.CreationTimestamp, ending: m.DeletionTimestamp != nil,
 		end: m.Annotations[metav1.InitialEventsAnnotationKey] == "true",
 	}
 }
@@ -62,6 +64,7 @@ type pod struct {
 	// nobody has no address of its own: it runs in the host's network, or has
 	// finished, or has not begun. All that counts of it is its name.
 	nobody bool
+	node   string // that it runs on
 	addrs  []string
 	hosts  []string
 	ports  *portList
@@ -75,7 +78,7 @@ func trimPod(o *corev1.Pod, shared *pools) *pod {
 		p.addrs = nil
 		return p
 	}
-	p.labels = shared.labelsOf(o.Labels)
+	p.labels, p.node = shared.labelsOf(o.Labels), interned(o.Spec.NodeName)
 	p.hosts = addresses(o.Status.HostIP, o.Status.HostIPs, func(ip corev1.HostIP) string { return ip.IP })
 	var ports portText
 	for i := range o.Spec.Containers {
@@ -116,7 +119,10 @@ func (p *pod) api() *corev1.Pod {
 	if p.nobody {
 		return o
 	}
-	o.Labels = p.labels.of()
+	if p.ending {
+		o.DeletionTimestamp = &metav1.Time{} // that it is there is all that counts
+	}
+	o.Labels, o.Spec.NodeName = p.labels.of(), p.node
 	if ports := p.ports.of(); ports != nil {
 		o.Spec.Containers = []corev1.Container{{Ports: ports}}
 	}
@@ -173,6 +179,8 @@ type node struct {
 	trimmed
 	ranges []string
 	taints []string // their keys
+
+	local []netip.Prefix // its ranges, read, if it is the Node that the agent runs on
 }
 
 func trimNode(o *corev1.Node) *node {
@@ -186,7 +194,11 @@ func trimNode(o *corev1.Node) *node {
 	return n
 }
 
-func (n *node) put(*policy.World) {}
+func (n *node) put(w *policy.World) {
+	if n.local != nil {
+		w.SetLocalRanges(n.local)
+	}
+}
 
 // DeepCopyObject returns the object itself: nobody changes it.
 func (n *node) DeepCopyObject() runtime.Object { return n }

@@ -26,8 +26,10 @@ const (
 	objectMeta, objectSpec, objectStatus   = 1, 2, 3
 	metaName, metaNamespace, metaVersion   = 1, 3, 6
 	metaCreated, metaLabels, metaNotes     = 8, 11, 12
+	metaDeleted                            = 9
 	entryKey, entryValue                   = 1, 2 // of a map
 	specContainers, specInit, specHostNet  = 2, 20, 11
+	specNodeName                           = 10
 	containerPorts, containerRestart       = 6, 24
 	portName, portNumber, portProtocol     = 1, 3, 4
 	statusPhase, statusHostIP, statusPodIP = 1, 5, 6
@@ -172,7 +174,7 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 		return nil, err
 	}
 	if p.nobody = p.nobody || len(p.addrs) == 0; p.nobody {
-		p.addrs, p.hosts = nil, nil
+		p.addrs, p.hosts, p.node = nil, nil, ""
 		return p, nil
 	}
 	p.labels, p.ports = d.shared.labelsIn(at.labels), d.shared.portsIn(append(at.ports, at.sidecars...))
@@ -192,6 +194,8 @@ func wireMeta(t *trimmed, meta []byte, labels *labelText) error {
 			t.version = string(f.bytes)
 		case metaCreated:
 			return t.created.Unmarshal(f.bytes)
+		case metaDeleted:
+			t.ending = true
 		case metaLabels:
 			if labels != nil {
 				k, v, err := entry(f.bytes)
@@ -267,6 +271,8 @@ func (p *pod) readSpec(spec []byte, at *texts) error {
 		switch f.number {
 		case specHostNet:
 			p.nobody = p.nobody || f.value != 0
+		case specNodeName:
+			p.node = interned(string(f.bytes))
 		case specContainers:
 			_, err := wirePorts(&at.ports, f.bytes)
 			return err

@@ -118,7 +118,7 @@ const (
 )
 
 // problemKinds have a series each, so that an alert sees them begin.
-var problemKinds = []string{"policy", "manifest", "watch", "rules"}
+var problemKinds = []string{"policy", "address", "manifest", "watch", "rules"}
 
 // collector reads a State for each scrape.
 type collector struct{ read func() *State }

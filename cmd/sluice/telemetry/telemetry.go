@@ -75,7 +75,7 @@ type Watch struct {
 
 // Problem is something that is not as the user wants it.
 type Problem struct {
-	Kind   string `json:"kind"`  // what it is about: policy, manifest, watch, rules, taint, sysctl or ranges
+	Kind   string `json:"kind"`  // what it is about: policy, address, manifest, watch, rules, taint, sysctl or ranges
 	Where  string `json:"where"` // which one, and where in it
 	Detail string `json:"detail"`
 	Mend   string `json:"mend,omitempty"`

@@ -21,6 +21,7 @@ import (
 
 // The checks, by the names that a Finding carries.
 const (
+	SameAddress  = "same-address"  // an address that several live pods claim
 	Invalid      = "invalid"       // a part that cannot be understood and allows nothing
 	NoMatch      = "no-match"      // a selector that matches nothing
 	NoPort       = "no-port"       // a named port that no destination has
@@ -72,6 +73,7 @@ func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*netwo
 	}
 	for _, o := range pods {
 		l.addPod(o)
+		world.SetPod(o)
 	}
 	for _, o := range policies {
 		world.SetPolicy(o)
@@ -93,6 +95,15 @@ func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*netwo
 				l.hostBits(p, &p.rules[d][i])
 				l.covered(p, &p.rules[d][i])
 			}
+		}
+	}
+	world.Commit()
+	for _, c := range world.Clashes() {
+		for _, o := range c.Others {
+			l.findings = append(l.findings, Finding{
+				SameAddress, "Pod " + o, "status.podIPs", fmt.Sprintf("its address %s is that of the live pod %s too, which counts", c.Addr, c.Winner),
+				"correct its status, or leave out the pod that is gone",
+			})
 		}
 	}
 	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })

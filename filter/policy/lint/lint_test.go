@@ -21,7 +21,11 @@ pods:
 - metadata: {namespace: default, name: web, labels: {role: frontend}}
   status: {podIPs: [{ip: 10.0.0.2}]}
 - metadata: {namespace: shop, name: cart, labels: {app: cart}}
-  spec: {containers: [{ports: [{name: http, containerPort: 80, protocol: TCP}]}]}
+  spec:
+    containers: [{ports: [{name: http, containerPort: 80, protocol: TCP}]}]
+    initContainers:
+    - {ports: [{name: setup, containerPort: 81, protocol: TCP}]}
+    - {restartPolicy: Always, ports: [{name: mesh, containerPort: 82, protocol: TCP}]}
 - metadata: {namespace: shop, name: agent, labels: {app: agent}}
   spec: {hostNetwork: true}
 `
@@ -96,6 +100,12 @@ func TestFindings(t *testing.T) {
 		"twice the same":                 {[]string{demo1, strings.Replace(demo1, "demo1", "demo3", 1)}, Covered, "spec.ingress[0]", "access-demo1"},
 		"covered block":                  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.1.2.0/24]}}]}, {from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.2.0/25, 10.9.0.0/16]}}]}]}"}, Covered, "spec.ingress[0]", "spec.ingress[1]"},
 		"rules without force":            {[]string{"default/p: {podSelector: {}, policyTypes: [Ingress], egress: [{}]}"}, WithoutForce, "spec.egress", "policyTypes"},
+		"host bits":                      {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.7/24}}]}]}"}, HostBits, "spec.ingress[0].from[0].ipBlock.cidr", "10.0.0.0/24"},
+		"host bits of an exception":      {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 'fd00::/8', except: ['fd00:1::7/32']}}]}]}"}, HostBits, "spec.ingress[0].from[0].ipBlock.except[0]", "fd00:1::/32"},
+		"a number in quotes":             {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: '80'}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "take the quotes away"},
+		"a port without a name":          {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: ''}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "no name of a port"},
+		"a port's name in capitals":      {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: HTTP}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "no name of a port"},
+		"port of an init container":      {[]string{"shop/p: {podSelector: {matchLabels: {app: cart}}, ingress: [{ports: [{port: setup}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "http of TCP"},
 		"bad CIDR":                       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.01/8}}]}]}"}, Invalid, "spec.ingress[0].from[0].ipBlock.cidr", "leading zeros"},
 	}
 	for name, tt := range tests {
@@ -115,6 +125,20 @@ func TestFindings(t *testing.T) {
 	}
 }
 
+// Two live pods with one address are a mistake; of a pod of the host network it is none.
+func TestSameAddress(t *testing.T) {
+	found := check(t, `
+pods:
+- {metadata: {namespace: default, name: a, creationTimestamp: "2026-01-01T00:00:00Z"}, status: {podIPs: [{ip: 10.0.0.1}]}}
+- {metadata: {namespace: default, name: b, creationTimestamp: "2026-01-02T00:00:00Z"}, status: {podIPs: [{ip: 10.0.0.1}]}}
+- {metadata: {namespace: default, name: c}, spec: {hostNetwork: true}, status: {podIPs: [{ip: 10.0.0.1}]}}
+- {metadata: {namespace: default, name: d}, status: {phase: Succeeded, podIPs: [{ip: 10.0.0.1}]}}
+`)
+	if len(found) != 1 || found[0].Check != SameAddress || found[0].Object != "Pod default/a" || !strings.Contains(found[0].Detail, "default/b") {
+		t.Errorf("found %v", found)
+	}
+}
+
 // What is right or may well be must not be found fault with.
 func TestNoFindings(t *testing.T) {
 	tests := map[string][]string{
@@ -127,6 +151,7 @@ func TestNoFindings(t *testing.T) {
 		"DNS in another policy":         {allowDNS, "default/p: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {role: db}}}], ports: [{port: redis}]}]}"},
 		"block with exceptions":         {allowDNS, "default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 172.17.0.0/16, except: [172.17.1.0/24]}}], ports: [{port: 6379}]}], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/24}}], ports: [{port: 5978}]}]}"},
 		"named port":                    {"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis}]}]}"},
+		"port of a sidecar":             {"shop/p: {podSelector: {matchLabels: {app: cart}}, ingress: [{ports: [{port: mesh}]}]}"},
 		"narrow subject, wide rule":     {"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{}]}", "default/q: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}"},
 		"other ports":                   {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 1, endPort: 10}]}, {from: [{podSelector: {}}], ports: [{port: 5, endPort: 11}]}]}"},
 		"portless is more than all":     {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}, {from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]}"},
