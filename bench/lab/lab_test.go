@@ -72,10 +72,18 @@ func TestOutcomes(t *testing.T) {
 	for i, iptables := range []string{"iptables", "ip6tables"} {
 		for _, network := range []string{"tcp", "udp"} {
 			to := addrPort(db.Addrs()[i], 80)
-			// Many times, because errors must not be rationed.
-			for range 20 {
-				if r := web.Connect(t.Context(), network, to, patience); r.Outcome != lab.Refused {
-					t.Fatalf("closed port: %+v", r)
+			// Many times, because errors must not be rationed. A busy machine loses a
+			// datagram or its error now and then: its CPUs' backlogs are for all
+			// namespaces.
+			const most = 4
+			for refused, lost := 0, 0; refused < 20; {
+				switch r := web.Connect(t.Context(), network, to, patience/12); {
+				case r.Outcome == lab.Refused:
+					refused++
+				case r.Outcome == lab.TimedOut && lost < most:
+					lost++
+				default:
+					t.Fatalf("closed port, after %d were refused and %d lost: %+v", refused, lost, r)
 				}
 			}
 		}

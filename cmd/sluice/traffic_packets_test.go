@@ -92,7 +92,11 @@ func TestErrorsPassOnPackets(t *testing.T) {
 	for _, f := range families {
 		for _, network := range []string{"tcp", "udp"} {
 			to := netip.AddrPortFrom(f.of(s.host("default/db")), 9)
-			if r := s.host("default/web").Connect(t.Context(), network, to, patience); r.Outcome != lab.Refused {
+			r := s.host("default/web").Connect(t.Context(), network, to, patience/12)
+			if r.Outcome == lab.TimedOut { // a busy machine may lose a datagram
+				r = s.host("default/web").Connect(t.Context(), network, to, patience)
+			}
+			if r.Outcome != lab.Refused {
 				t.Errorf("%s %s: %s, want it refused", f.name, network, r.Outcome)
 			}
 		}
