@@ -54,7 +54,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -99,12 +98,12 @@ type Stats struct {
 
 // Cache is the flow cache in the kernel. Its methods may be called concurrently.
 type Cache struct {
-	opts Options
-	log  *slog.Logger
-	seed uint64
-	objs programObjects
-	made *ebpf.MapSpec // of a table of endpoints
-	pins *pins
+	opts    Options
+	log     *slog.Logger
+	secrets secrets
+	objs    programObjects
+	made    *ebpf.MapSpec // of a table of endpoints
+	pins    *pins
 
 	mu     sync.Mutex
 	tables *tables
@@ -119,7 +118,7 @@ type Cache struct {
 // Open makes a cache and pins its programs. It answers nothing until Publish. An
 // error says what the kernel, or the caller's privileges, lack.
 func Open(opts Options) (*Cache, error) {
-	c := &Cache{opts: opts, log: opts.Logger, seed: rand.Uint64(), ranges: make(map[netip.Prefix]bool)}
+	c := &Cache{opts: opts, log: opts.Logger, secrets: newSecrets(), ranges: make(map[netip.Prefix]bool)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -148,7 +147,7 @@ func (c *Cache) load() error {
 	if c.opts.Flows > 0 {
 		spec.Maps[programMapFlows].MaxEntries = uint32(c.opts.Flows)
 	}
-	if err := spec.Variables[programVarSeed].Set(c.seed); err != nil {
+	if err := spec.Variables[programVarSecrets].Set(c.secrets); err != nil {
 		return err
 	}
 	c.made = spec.Maps[programMapEndpoints].InnerMap.Copy()

@@ -58,8 +58,8 @@ enum {
 
 enum verdict { DENY = 0, ALLOW = 1 };
 
-// A random number that the loader sets: see stamp.
-volatile const __u64 seed;
+// Random numbers that the loader sets: see stamp.
+volatile const __u64 secrets[7];
 
 // endpoints holds one table of all endpoints, which is never written while it is
 // here: user space writes another and puts that in its place. So whatever changes
@@ -258,31 +258,33 @@ static __always_inline int expected(struct address *a)
 	return bpf_map_lookup_elem(&ranges, &one) != 0;
 }
 
-static __always_inline __u64 mix(__u64 h, __u64 word)
+// product is one step of NH, the hash of UMAC (Black, Halevi, Krawczyk, Krovetz and
+// Rogaway, "UMAC: Fast and secure message authentication", CRYPTO 1999).
+static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 {
-	h = (h ^ word) * 0x9e3779b97f4a7c15; // of the golden ratio, as in Fibonacci hashing
-	return h ^ h >> 29;
-}
-
-static __always_inline __u64 mix_address(__u64 h, struct address *a)
-{
-	h = mix(h, (__u64)a->word[0] << 32 | a->word[1]);
-	return mix(h, (__u64)a->word[2] << 32 | a->word[3]);
+	return (__u64)(__u32)(a + (__u32)secret) * (__u32)(b + (__u32)(secret >> 32));
 }
 
 // stamp is a number that a key has with the epochs of its two ends, and with no
 // others: a verdict holds while both are what they were. It stands for the key
 // too because the kernel gives the place of a flow that it forgets to another at
 // once, under the hands of a program that reads it; what is read is one number,
-// so that it cannot be half of each. The seed keeps others from finding two keys
-// with one stamp.
+// so that it cannot be half of each. Of any two inputs, at most one choice of the
+// secrets in 2^30 gives both one stamp, so that nobody who does not know them finds
+// two. A chain of multiplications by a constant has no such bound: there, the same
+// two bits changed in neighbouring words cancelled out for every start value.
 static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 {
-	__u64 h = mix_address(mix_address(seed, &k->src), &k->dst);
+	__u32 rest = (__u32)k->port << 16 | k->protocol << 8 | k->transport;
+	__u64 h = product(secrets[0], k->src.word[0], k->src.word[1]);
 
-	h = mix(h, (__u64)k->port << 16 | k->protocol << 8 | k->transport);
-	h = mix(h, src);
-	return mix(h, dst) & ~1ULL;
+	h += product(secrets[1], k->src.word[2], k->src.word[3]);
+	h += product(secrets[2], k->dst.word[0], k->dst.word[1]);
+	h += product(secrets[3], k->dst.word[2], k->dst.word[3]);
+	h += product(secrets[4], rest, 0);
+	h += product(secrets[5], src, src >> 32);
+	h += product(secrets[6], dst, dst >> 32);
+	return h & ~1ULL;
 }
 
 static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum verdict wanted)

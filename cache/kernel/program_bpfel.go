@@ -22,7 +22,7 @@ const (
 	programMapRanges    = "ranges"
 	programProgAllow    = "allow"
 	programProgDeny     = "deny"
-	programVarSeed      = "seed"
+	programVarSecrets   = "secrets"
 )
 
 // loadProgram returns the embedded CollectionSpec for program.
@@ -85,7 +85,7 @@ type programMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programVariableSpecs struct {
-	Seed *ebpf.VariableSpec `ebpf:"seed"`
+	Secrets *ebpf.VariableSpec `ebpf:"secrets"`
 }
 
 // programObjects contains all objects after they have been loaded into the kernel.
@@ -127,7 +127,7 @@ func (m *programMaps) Close() error {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programVariables struct {
-	Seed *ebpf.Variable `ebpf:"seed"`
+	Secrets *ebpf.Variable `ebpf:"secrets"`
 }
 
 // programPrograms contains all programs after they have been loaded into the kernel.

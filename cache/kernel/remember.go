@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -21,7 +22,7 @@ func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly || w.cache.off.Load() {
 		return
 	}
-	w.key, w.value = k, stamp(w.cache.seed, &k, src, dst)
+	w.key, w.value = k, w.cache.secrets.stamp(&k, src, dst)
 	if action == filter.Allow {
 		w.value |= 1
 	}
@@ -30,20 +31,32 @@ func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	}
 }
 
-// stamp is the function of that name in program.c.
-func stamp(seed uint64, k *filter.Key, src, dst uint64) uint64 {
-	h := seed
-	for _, a := range [...]*[16]byte{&k.Src, &k.Dst} {
-		for i := 0; i < 16; i += 8 {
-			h = mix(h, uint64(binary.NativeEndian.Uint32(a[i:]))<<32|uint64(binary.NativeEndian.Uint32(a[i+4:])))
-		}
+// secrets are the random numbers of that name in program.c.
+type secrets [7]uint64
+
+func newSecrets() (s secrets) {
+	for i := range s {
+		s[i] = rand.Uint64()
 	}
-	h = mix(h, uint64(k.Port)<<16|uint64(k.Protocol)<<8|uint64(k.Transport))
-	h = mix(h, src)
-	return mix(h, dst) &^ 1
+	return s
 }
 
-func mix(h, word uint64) uint64 {
-	h = (h ^ word) * 0x9e3779b97f4a7c15
-	return h ^ h>>29
+// stamp is the function of that name in program.c.
+func (s *secrets) stamp(k *filter.Key, src, dst uint64) (h uint64) {
+	for i := range 4 {
+		a := &k.Src
+		if i >= 2 {
+			a = &k.Dst
+		}
+		at := i % 2 * 8
+		h += product(s[i], binary.NativeEndian.Uint32(a[at:]), binary.NativeEndian.Uint32(a[at+4:]))
+	}
+	h += product(s[4], uint32(k.Port)<<16|uint32(k.Protocol)<<8|uint32(k.Transport), 0)
+	h += product(s[5], uint32(src), uint32(src>>32))
+	h += product(s[6], uint32(dst), uint32(dst>>32))
+	return h &^ 1
+}
+
+func product(secret uint64, a, b uint32) uint64 {
+	return uint64(a+uint32(secret)) * uint64(b+uint32(secret>>32))
 }
