@@ -34,8 +34,10 @@ type Link struct {
 	Name   string
 	Kind   string // as in "bridge" or "veth"
 	Master int    // index of the bridge that it is a port of; 0 if none
-	// Elsewhere says that the other end is in another network namespace.
+	// Elsewhere says that the other end is in another network namespace, and Namespace
+	// which: interfaces with the same one lead to the same pod.
 	Elsewhere bool
+	Namespace int
 	// Uplink says that a route over it has a gateway, or leads everywhere.
 	Uplink bool
 	// CallIPTables and CallIP6Tables are a bridge's own settings that iptables sees
@@ -59,7 +61,7 @@ func ReadNetwork() (*Network, error) {
 	n := new(Network)
 	for _, l := range links {
 		a := l.Attrs()
-		n.Links = append(n.Links, Link{Index: a.Index, Name: a.Name, Kind: l.Type(), Master: a.MasterIndex, Elsewhere: a.NetNsID >= 0})
+		n.Links = append(n.Links, Link{Index: a.Index, Name: a.Name, Kind: l.Type(), Master: a.MasterIndex, Elsewhere: a.NetNsID >= 0, Namespace: a.NetNsID})
 	}
 	if err := n.readBridges(); err != nil {
 		return nil, err

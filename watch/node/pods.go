@@ -28,7 +28,9 @@ func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 //
 //   - An address to which a route leads over an interface whose other end is in another
 //     network namespace, and which leads to no gateway. A network plugin makes it before
-//     the pod runs.
+//     the pod runs. Further addresses of a pod that is known, which the API does not
+//     list, are not expected to become known; nor are those of a pod that is on a bridge
+//     too.
 //   - What a bridge is directly connected to, if a known pod is there, and if all its
 //     ports lead to other network namespaces: with one that leads out of the node, other
 //     machines may have addresses there.
@@ -37,13 +39,14 @@ func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 // lies in known ranges is left out. The list is sorted.
 func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []netip.Prefix {
 	var found []netip.Prefix
+	taken := n.taken(pods)
 	for _, r := range n.Routes {
 		l, ok := n.link(r.Link)
 		if !ok || l.Uplink || within(r.To, known) || r.To.Addr().IsLinkLocalUnicast() || r.To.Addr().IsMulticast() {
 			continue
 		}
 		switch {
-		case r.To.IsSingleIP() && l.Elsewhere && l.Kind == "veth" && l.Master == 0,
+		case r.To.IsSingleIP() && l.leadsElsewhere() && l.Master == 0 && (slices.Contains(pods, r.To.Addr()) || !taken[l.Namespace]),
 			l.Kind == "bridge" && n.leadsNowhereElse(l) && (holdsAny(r.To, pods) || slices.Contains(before, r.To.Masked())):
 			found = append(found, r.To.Masked())
 		}
@@ -66,8 +69,28 @@ func (n *Network) link(index int) (Link, bool) {
 // namespaces on this node.
 func (n *Network) leadsNowhereElse(bridge Link) bool {
 	return !slices.ContainsFunc(n.Links, func(l Link) bool {
-		return l.Master == bridge.Index && !(l.Kind == "veth" && l.Elsewhere)
+		return l.Master == bridge.Index && !l.leadsElsewhere()
 	})
+}
+
+// leadsElsewhere reports whether the other end is in another network namespace.
+func (l Link) leadsElsewhere() bool { return l.Kind == "veth" && l.Elsewhere }
+
+// taken are the namespaces of known pods with a route of their own, and of all that are
+// on a bridge.
+func (n *Network) taken(pods []netip.Addr) map[int]bool {
+	taken := make(map[int]bool)
+	for _, l := range n.Links {
+		if l.leadsElsewhere() && l.Master != 0 {
+			taken[l.Namespace] = true
+		}
+	}
+	for _, r := range n.Routes {
+		if l, ok := n.link(r.Link); ok && l.leadsElsewhere() && r.To.IsSingleIP() && slices.Contains(pods, r.To.Addr()) {
+			taken[l.Namespace] = true
+		}
+	}
+	return taken
 }
 
 func holdsAny(p netip.Prefix, addrs []netip.Addr) bool { return slices.ContainsFunc(addrs, p.Contains) }
