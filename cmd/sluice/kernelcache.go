@@ -128,6 +128,7 @@ func (a *agent) without(less rules.Less, why error) error {
 	}
 	if less.Sources {
 		a.log.Warn("packets that claim to come from this node or from their receiver are not dropped", "because", why)
+		a.network.takesAnySource()
 	}
 	if less.Pins {
 		a.log.Info("verdicts are not remembered in the kernel after all", "because", why)

@@ -52,7 +52,11 @@ type nodeNetwork struct {
 	grace   time.Duration
 	log     *slog.Logger
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// anySource says that the rules drop no forged sources, so that some settings
+	// matter more.
+	anySource bool
+
 	network  *node.Network
 	snapshot *policy.Snapshot // that pods was read from
 	pods     []netip.Addr     // of this node
@@ -107,6 +111,14 @@ func (n *nodeNetwork) begin(s *policy.Snapshot) {
 	n.look(s)
 }
 
+// takesAnySource notes that the rules drop no forged sources.
+func (n *nodeNetwork) takesAnySource() {
+	n.mu.Lock()
+	n.anySource = true
+	n.mu.Unlock()
+	n.look(nil)
+}
+
 // look takes in what has changed. With a snapshot, it looks for this node's pods in it.
 func (n *nodeNetwork) look(s *policy.Snapshot) {
 	n.mu.Lock()
@@ -128,7 +140,11 @@ func (n *nodeNetwork) look(s *policy.Snapshot) {
 		n.ranges.Derive(derived)
 	}
 	n.findOutside()
-	n.settings = node.CheckSettings(n.root, n.network.PodBridges(slices.Concat(set, derived), n.pods))
+	ranges := slices.Concat(set, derived)
+	n.settings = node.CheckSettings(n.root, n.network.PodBridges(ranges, n.pods))
+	if n.anySource {
+		n.settings = append(n.settings, node.CheckSources(n.root, n.network.PodLinks(ranges, n.pods))...)
+	}
 	n.say()
 }
 
@@ -172,13 +188,13 @@ func (n *nodeNetwork) say() {
 	for _, p := range n.settings {
 		if !n.said[p] {
 			n.said[p] = true
-			n.log.Warn("a setting of the kernel keeps packets from iptables", "setting", p.Setting, "bridge", p.Where, "problem", p.Detail, "mend", p.Hint)
+			n.log.Warn("a setting of the kernel leaves packets between pods without a verdict", "setting", p.Setting, "interface", p.Where, "problem", p.Detail, "mend", p.Hint)
 		}
 	}
 	for p := range n.said {
 		if !slices.Contains(n.settings, p) {
 			delete(n.said, p)
-			n.log.Info("a setting of the kernel no longer keeps packets from iptables", "setting", p.Setting, "bridge", p.Where)
+			n.log.Info("a setting of the kernel no longer leaves packets between pods without a verdict", "setting", p.Setting, "interface", p.Where)
 		}
 	}
 	switch {
@@ -230,7 +246,7 @@ func (n *nodeNetwork) tell(s *telemetry.State, failing bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.settings {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "sysctl", Where: p.Setting + ", bridge " + p.Where, Detail: p.Detail, Mend: p.Hint})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "sysctl", Where: p.Setting + ", " + p.Where, Detail: p.Detail, Mend: p.Hint})
 		if failing {
 			s.Bypassed = append(s.Bypassed, p.Setting+": "+p.Detail)
 		}

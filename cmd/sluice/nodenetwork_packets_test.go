@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -61,7 +62,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
 			mark := s.agent.Mark()
 			s.sysctl(t, path, "0")
-			s.problem(t, "sysctl "+name+", bridge br0: is 0: ")
+			s.problem(t, "sysctl "+name+", br0: is 0: ")
 			s.problem(t, "sysctl -w "+name+"=1")
 			if status, _, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != exitFindings || !strings.Contains(stderr, name) {
 				t.Errorf("the probe: status %d, %s", status, stderr)
@@ -80,15 +81,15 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 				return
 			}
 			s.sysctl(t, path, "1")
-			s.await(mark, "that it is over", running.Message("a setting of the kernel no longer keeps packets from iptables"))
+			s.await(mark, "that it is over", running.Message("a setting of the kernel no longer leaves packets between pods without a verdict"))
 			s.good(t)
-			if told := s.agent.Since(mark, running.Message("a setting of the kernel keeps packets from iptables")); len(told) != 1 {
+			if told := s.agent.Since(mark, running.Message("a setting of the kernel leaves packets between pods without a verdict")); len(told) != 1 {
 				t.Errorf("it was logged %d times, want once", len(told))
 			}
 		})
 	}
 	s.sysctl(t, sysctlVLAN, "0")
-	s.problem(t, "sysctl net.bridge.bridge-nf-filter-vlan-tagged, bridge br0: is 0: ")
+	s.problem(t, "sysctl net.bridge.bridge-nf-filter-vlan-tagged, br0: is 0: ")
 }
 
 // A node that has no bridge with pods is told nothing, whatever its settings are.
@@ -192,4 +193,36 @@ func (s *site) held(t *testing.T) int {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return status.Packets.Held
+}
+
+// With kube-proxy's route_localnet, the kernel takes sources of loopback from pods where
+// rp_filter is 0. The rules drop them, so that these settings open nothing.
+func TestLoopbackSourcesOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
+	s.sysctl(t, "net/ipv4/conf/all/route_localnet", "1")
+	for _, conf := range []string{"all", "default", s.host("default/web").RouterDevice()} {
+		s.sysctl(t, "net/ipv4/conf/"+conf+"/rp_filter", "0")
+	}
+	w := s.wire(t, false)
+	forged := func(source string) (packet []byte, text string) {
+		text = "from " + source
+		packet = w.udpTo(9, text)
+		from := netip.MustParseAddr(source).As4()
+		copy(packet[12:], from[:])
+		copy(packet[10:], []byte{0, 0})
+		binary.BigEndian.PutUint16(packet[10:], checksum(packet[:20]))
+		copy(packet[26:], []byte{0, 0}) // without a checksum of UDP
+		return packet, text
+	}
+	if !w.arrives(forged("127.0.0.2")) {
+		t.Fatal("it does not arrive without an agent either: the test shows nothing")
+	}
+	s.start()
+	for _, source := range []string{"127.0.0.1", "127.0.0.2", "127.255.255.254", s.Nodes[0].IPv4.String()} {
+		if w.arrives(forged(source)) {
+			t.Errorf("a packet with source %s arrives", source)
+		}
+	}
+	s.good(t)
 }

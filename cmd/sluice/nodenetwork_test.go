@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -157,6 +160,18 @@ func TestSettingsAreTold(t *testing.T) {
 		if why := s.Unready(); (why != "") != unready || unready && !strings.Contains(why, "br_netfilter") {
 			t.Errorf("unready %v: %q", unready, why)
 		}
+	}
+	n.takesAnySource()
+	if p := n.problems("sysctl"); len(p) != 1 {
+		t.Errorf("with route_localnet off, problems %v", p)
+	}
+	conf := filepath.Join(n.root, "net/ipv4/conf/cni0")
+	if err := errors.Join(os.MkdirAll(conf, 0o755), os.WriteFile(filepath.Join(conf, "route_localnet"), []byte("1\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	n.look(nil)
+	if p := n.problems("sysctl"); len(p) != 2 || !strings.Contains(p[1].String(), "rp_filter=2") {
+		t.Errorf("with route_localnet on, problems %v", p)
 	}
 	n.network = new(node.Network)
 	n.look(nil)

@@ -22,6 +22,20 @@ func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	return found
 }
 
+// PodLinks are the interfaces by which the node reaches its pods: those bridges, and
+// those of single pods.
+func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
+	found := n.PodBridges(ranges, pods)
+	for _, l := range n.Links {
+		if l.leadsElsewhere() && l.Master == 0 && slices.ContainsFunc(n.Routes, func(r Route) bool {
+			return r.Link == l.Index && r.To.IsSingleIP() && (slices.Contains(pods, r.To.Addr()) || within(r.To, ranges))
+		}) {
+			found = append(found, l)
+		}
+	}
+	return found
+}
+
 // PodRanges derives where pods of this node can have their addresses from the way that
 // packets to them go. An address there that no pod is known to have is a pod's that
 // starts, as no other machine can have it:

@@ -125,6 +125,31 @@ func TestPodRanges(t *testing.T) {
 	}
 }
 
+// Pods are reached by their own interfaces, or by their bridge.
+func TestPodLinks(t *testing.T) {
+	for name, tt := range map[string]struct {
+		network *Network
+		ranges  []netip.Prefix
+		pods    []netip.Addr
+		want    []string
+	}{
+		"routed, by pod":   {routed(), nil, addrs("10.0.7.5"), []string{"cali1"}},
+		"routed, by range": {routed(), prefixes("10.0.7.0/24"), nil, []string{"cali1", "cali2"}},
+		"bridged":          {bridged(), nil, addrs("10.42.3.9"), []string{"cni0"}},
+		"nothing is known": {routed(), nil, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for _, l := range tt.network.PodLinks(tt.ranges, tt.pods) {
+				got = append(got, l.Name)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
 // A bridge carries pods if the node reaches some of them by it.
 func TestPodBridges(t *testing.T) {
 	for name, tt := range map[string]struct {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -18,7 +19,7 @@ const DefaultSysctls = "/proc/sys"
 // receiver without passing iptables, and so without a verdict.
 type SettingProblem struct {
 	Setting string // a sysctl's name, or that of a module
-	Where   string // the bridge
+	Where   string // the interface, and how many more
 	Detail  string
 	Hint    string // the command that sets it right
 }
@@ -61,11 +62,50 @@ func CheckSettings(root string, bridges []Link) (found []SettingProblem) {
 	return found
 }
 
+// CheckSources lists the settings, read from root, by which the node takes packets from
+// these interfaces, which lead to pods, with sources in 127.0.0.0/8. They count as the
+// node's own, which may reach every pod. It matters only where no rule drops forged
+// sources: kube-proxy sets route_localnet on most nodes, and rp_filter is 0 on many.
+func CheckSources(root string, links []Link) []SettingProblem {
+	s := sysctls(root)
+	var open []string
+	for _, l := range links {
+		// The kernel takes route_localnet if either is set, and the higher rp_filter.
+		routed := max(s.number("all", "route_localnet"), s.number(l.Name, "route_localnet"))
+		if filter := max(s.number("all", "rp_filter"), s.number(l.Name, "rp_filter")); routed > 0 && filter == 0 {
+			open = append(open, l.Name)
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	where := open[0]
+	if more := len(open) - 1; more > 0 {
+		where += fmt.Sprintf(" and %d more", more)
+	}
+	return []SettingProblem{{
+		Setting: "net.ipv4.conf.all.rp_filter", Where: where,
+		Detail: "is 0, with route_localnet 1, and this node's iptables cannot drop forged sources: packets of pods with sources in 127.0.0.0/8 pass as this node's own",
+		Hint:   "sysctl -w net.ipv4.conf.all.rp_filter=2",
+	}}
+}
+
 // sysctls is the folder with the kernel's settings.
 type sysctls string
 
 func (s sysctls) path(name string) string {
 	return filepath.Join(string(s), strings.ReplaceAll(name, ".", "/"))
+}
+
+// number is an interface's setting for IPv4; 0 if it cannot be read, as of an interface
+// that has gone.
+func (s sysctls) number(link, setting string) int {
+	text, err := os.ReadFile(filepath.Join(string(s), "net/ipv4/conf", link, setting))
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return n
 }
 
 // want adds a problem if a setting is off, or cannot be read.

@@ -80,3 +80,32 @@ func TestCheckSettings(t *testing.T) {
 		})
 	}
 }
+
+// The kernel takes sources of loopback from an interface with route_localnet and without
+// rp_filter, each of the interface itself or of all.
+func TestCheckSources(t *testing.T) {
+	const all, one = "net/ipv4/conf/all/", "net/ipv4/conf/cali1.2/"
+	links := []Link{{Name: "cali1.2"}, {Name: "gone"}}
+	for name, tt := range map[string]struct {
+		values map[string]string
+		want   string // where
+	}{
+		"no settings at all":      {map[string]string{}, ""},
+		"as it is by default":     {map[string]string{all + "route_localnet": "0", all + "rp_filter": "0", one + "route_localnet": "0", one + "rp_filter": "0"}, ""},
+		"kube-proxy, no rp":       {map[string]string{all + "route_localnet": "1", all + "rp_filter": "0", one + "rp_filter": "0"}, "cali1.2 and 1 more"},
+		"kube-proxy, rp of all":   {map[string]string{all + "route_localnet": "1", all + "rp_filter": "2", one + "rp_filter": "0"}, ""},
+		"kube-proxy, rp of one":   {map[string]string{all + "route_localnet": "1", all + "rp_filter": "0", one + "rp_filter": "1", "net/ipv4/conf/gone/rp_filter": "1"}, ""},
+		"the interface's own":     {map[string]string{all + "route_localnet": "0", all + "rp_filter": "0", one + "route_localnet": "1", one + "rp_filter": "0"}, "cali1.2"},
+		"the interface's own, rp": {map[string]string{all + "route_localnet": "0", all + "rp_filter": "0", one + "route_localnet": "1", one + "rp_filter": "2"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			where := ""
+			for _, p := range CheckSources(settings(t, tt.values), links) {
+				where += p.Where
+			}
+			if where != tt.want {
+				t.Errorf("%q, want %q", where, tt.want)
+			}
+		})
+	}
+}
