@@ -170,6 +170,71 @@ func (c *Cache) pin() (err error) {
 	return err
 }
 
+// EnsurePins gives the programs their names again where these are gone, or are now
+// those of others: no rule that calls a program can be written without its name. It
+// mounts the BPF file system if that is gone.
+func (c *Cache) EnsurePins() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.off.Load() {
+		return nil
+	}
+	programs := map[string]*ebpf.Program{c.AllowPin(): c.objs.Allow}
+	if !c.opts.AllowedOnly {
+		programs[c.DenyPin()] = c.objs.Deny
+	}
+	var errs []error
+	for path, program := range programs {
+		if pinned(path, program) {
+			continue
+		}
+		if err := c.pinAgain(path, program); err != nil {
+			errs = append(errs, fmt.Errorf("pin the kernel's flow cache again: %w", explain(err)))
+			continue
+		}
+		c.log.Warn("a pinned program of the kernel's flow cache was gone; pinned again", "path", path)
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
+	if err := mount(c.opts.BPFFS); err != nil {
+		return err
+	}
+	if err := c.pins.ensure(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return err
+	}
+	// A copy, because a program that was pinned once takes itself to be so still.
+	again, err := program.Clone()
+	if err != nil {
+		return err
+	}
+	return errors.Join(again.Pin(path), again.Close())
+}
+
+// pinned reports whether a path is the name of a program.
+func pinned(path string, program *ebpf.Program) bool {
+	there, err := ebpf.LoadPinnedProgram(path, nil)
+	if err != nil {
+		return false
+	}
+	defer there.Close()
+	is, err := there.Info()
+	if err != nil {
+		return false
+	}
+	want, err := program.Info()
+	if err != nil {
+		return false
+	}
+	id, ok := is.ID()
+	wantID, wantOK := want.ID()
+	return ok && wantOK && id == wantID
+}
+
 // AllowPin is the path of the program that says which packets may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
 

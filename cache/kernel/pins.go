@@ -88,6 +88,30 @@ func lock(dir string) (f *os.File, locked bool, err error) {
 	}
 }
 
+// ensure makes the folder again if it is gone, and takes its lock.
+func (p *pins) ensure() error {
+	var held, there unix.Stat_t
+	if err := unix.Fstat(int(p.lock.Fd()), &held); err != nil {
+		return err
+	}
+	if unix.Stat(p.dir, &there) == nil && there.Ino == held.Ino && there.Dev == held.Dev {
+		return nil
+	}
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return err
+	}
+	f, locked, err := lock(p.dir)
+	if err == nil && !locked {
+		err = fmt.Errorf("another process has locked %s", p.dir)
+	}
+	if err != nil {
+		return err
+	}
+	old := p.lock
+	p.lock = f
+	return old.Close()
+}
+
 // remove takes the programs' names away. What rules refer to stays in the kernel.
 func (p *pins) remove() error {
 	if err := os.RemoveAll(p.dir); err != nil {

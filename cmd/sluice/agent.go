@@ -108,6 +108,9 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	}()
 	a.manager = rules.New(a.opts.rules, tables, log)
 	a.manager.OnRepair = a.noteGap
+	if a.kernel != nil {
+		a.manager.EnsurePins = a.kernel.EnsurePins
+	}
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
 	a.network = newNodeNetwork(&a.ranges, log)

@@ -92,46 +92,37 @@ func (a *agent) unwelcome() string {
 	return ""
 }
 
-// lesser are what the rules may have to do without, the least first.
-var lesser = []rules.Less{
-	{Crowd: true}, {Pins: true}, {Sources: true},
-	{Crowd: true, Pins: true}, {Crowd: true, Sources: true}, {Pins: true, Sources: true},
-	{Crowd: true, Pins: true, Sources: true},
-}
-
-// apply puts the rules in place, without the crowd's queue, the kernel's flow cache
-// or the rules about forged sources if they cannot be with them: that iptables or the
-// kernel lacks a match shows only now.
+// apply puts the rules in place. That iptables or the kernel lacks a match for the
+// crowd's queue, the kernel's flow cache or the rules about forged sources shows only
+// now: what the manager has had to leave out is left out for good.
 func (a *agent) apply(ctx context.Context) error {
-	err := a.manager.Apply(ctx)
-	crowd, pins := a.opts.rules.SourceShare > 0, a.kernel != nil && a.opts.kernelCache != kernelCacheOn
-	for _, less := range lesser {
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		if less.Pins && !pins || less.Crowd && !crowd {
-			continue
-		}
-		a.manager.Without(less)
-		if a.manager.Apply(ctx) == nil {
-			return a.without(less, err)
-		}
-		// What is wrong with all of it says more.
+	a.manager.MustPin(a.kernel != nil && a.opts.kernelCache == kernelCacheOn)
+	if err := a.manager.Apply(ctx); err != nil {
+		return err
 	}
-	return err
+	a.manager.MustPin(false) // a repair without the programs is better than none
+	less, because := a.manager.Lacks()
+	if less == (rules.Less{}) {
+		return nil
+	}
+	a.manager.Without(less)
+	if err := a.manager.Apply(ctx); err != nil {
+		return err
+	}
+	return a.without(less, because)
 }
 
 // without says what the rules lack, and why.
-func (a *agent) without(less rules.Less, why error) error {
+func (a *agent) without(less rules.Less, because string) error {
 	if less.Crowd {
-		a.log.Info("sources that send more than --source-share are not set apart", "because", why)
+		a.log.Info("sources that send more than --source-share are not set apart", "because", because)
 	}
 	if less.Sources {
-		a.log.Warn("packets that claim to come from this node or from their receiver are not dropped", "because", why)
+		a.log.Warn("packets that claim to come from this node or from their receiver are not dropped", "because", because)
 		a.network.takesAnySource()
 	}
 	if less.Pins {
-		a.log.Info("verdicts are not remembered in the kernel after all", "because", why)
+		a.log.Info("verdicts are not remembered in the kernel after all", "because", because)
 		return a.kernel.Stop()
 	}
 	return nil

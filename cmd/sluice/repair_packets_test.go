@@ -77,3 +77,70 @@ func TestForeignRulesOnPackets(t *testing.T) {
 		})
 	}
 }
+
+// flush empties and deletes all of mangle, in both families.
+func (s *site) flush(t *testing.T) {
+	t.Helper()
+	for _, f := range families {
+		for _, what := range []string{"-F", "-X"} {
+			if err := s.Nodes[0].Run(f.iptables+"-nft", "-t", "mangle", what); err != nil {
+				t.Log(err) // between the two the agent may have been faster
+			}
+		}
+	}
+}
+
+// repaired waits until the agent has restored the rules of both families.
+func (s *site) repaired(t *testing.T, mark int) {
+	t.Helper()
+	for _, f := range families {
+		s.await(mark, "a repair of "+f.name, func(l running.Line) bool {
+			return strings.HasPrefix(l.Text("msg"), "somebody changed the rules") && l.Text("table") == f.iptables+"-nft"
+		})
+	}
+}
+
+// A flush is repaired also when the names of the pinned programs are gone: they get
+// their names back, or where they cannot, the rules do without. Either ends as always.
+func TestPinsGoneOnPackets(t *testing.T) {
+	for _, c := range []struct {
+		name, do string
+		reduced  bool
+	}{
+		{"names", "rm -r /sys/fs/bpf/sluice-*", false},
+		{"names of others", "cd /sys/fs/bpf/sluice-* && rm allow deny && mkdir allow", false},
+		{"unmounted", "umount -l /sys/fs/bpf", false},
+		{"read-only", "rm -r /sys/fs/bpf/sluice-* && mount -o remount,ro,bind /sys/fs/bpf", true},
+		{"covered", "mount -t tmpfs -o ro none /sys/fs/bpf", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			s.start(kernelArgs("--iptables", "nft", "--on-exit", "remove")...)
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			mark := s.agent.Mark()
+			if err := s.Nodes[0].Run("sh", "-c", c.do); err != nil {
+				t.Fatal(err)
+			}
+			s.flush(t)
+			s.repaired(t, mark)
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			status, err := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket))
+			if err != nil && !c.reduced {
+				t.Errorf("status: %v", err)
+			}
+			if reduced := strings.Contains(status, "do not call the kernel's flow cache"); reduced != c.reduced || !strings.Contains(status, "enforces since") {
+				t.Errorf("status, want reduced %v:\n%s", c.reduced, status)
+			}
+			if !c.reduced {
+				s.notQueued(t, "what was judged before", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
+			}
+			s.save("policies.yaml", policies(other1))
+			s.check(t, []string{otherToDB}, []string{webToDB})
+			s.stop()
+			if text := s.ruleset(t); strings.Contains(text, "SLUICE") {
+				t.Errorf("left at the end:\n%s", text)
+			}
+		})
+	}
+}

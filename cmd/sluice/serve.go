@@ -70,6 +70,7 @@ func (a *agent) state() *telemetry.State {
 		Snapshot: a.published.Snapshot(), Published: noted(&a.inForce),
 		Queue: a.queues.Stats(), Rejudged: a.follower.Total(), Repairs: a.manager.Repairs(),
 		Unlogged: a.verdicts.Suppressed(), Failing: a.manager.Failures(),
+		RepairFailures: a.manager.RepairFailures(), Reduced: a.manager.Reduced(),
 	}
 	s.Kernel = a.kernelStats()
 	s.Waiting, _ = a.queues.Waiting() // the queues say in the log that they cannot be counted

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,6 +23,9 @@ type Fake struct {
 	writes int
 	looks  int
 	spell  func(string) string
+	refuse func(text string) error
+	told   func() // nil where the kernel does not tell
+	tells  bool
 }
 
 // NewFake makes an empty table.
@@ -44,6 +48,13 @@ func (t *Fake) Break(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.broken = err
+}
+
+// Refuse makes transactions fail for which refuse gives an error.
+func (t *Fake) Refuse(refuse func(text string) error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refuse = refuse
 }
 
 // Spell makes Rules give each rule as f spells it, as another version of
@@ -111,6 +122,24 @@ func (t *Fake) Generation() (uint32, bool) {
 	return uint32(t.writes), t.broken == nil
 }
 
+// Tell makes Watch work.
+func (t *Fake) Tell() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tells = true
+}
+
+// Watch implements Table.
+func (t *Fake) Watch(_ context.Context, told func()) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.tells {
+		return errors.ErrUnsupported
+	}
+	t.told = told
+	return nil
+}
+
 // Looks is how often the chains were listed.
 func (t *Fake) Looks() int {
 	t.mu.Lock()
@@ -125,6 +154,11 @@ func (t *Fake) Restore(_ context.Context, text string) error {
 	if t.broken != nil {
 		return t.broken
 	}
+	if t.refuse != nil {
+		if err := t.refuse(text); err != nil {
+			return err
+		}
+	}
 	next := &Fake{order: slices.Clone(t.order), chains: maps.Clone(t.chains), spell: t.spell}
 	for i, line := range strings.Split(text, "\n") {
 		if err := next.carryOut(line); err != nil {
@@ -133,6 +167,9 @@ func (t *Fake) Restore(_ context.Context, text string) error {
 	}
 	t.order, t.chains = next.order, next.chains
 	t.writes++
+	if t.told != nil {
+		t.told()
+	}
 	return nil
 }
 

@@ -29,16 +29,21 @@ var nftFamily = map[Family]string{IPv4: "ip", IPv6: "ip6"}
 // nft carries out commands of nft for both families.
 func (n *realNode) nft(format string) {
 	n.t.Helper()
+	for _, f := range Families {
+		n.nftOnce(strings.NewReplacer("%[1]s", nftFamily[f], "%s", nftFamily[f]).Replace(format))
+	}
+}
+
+// nftOnce carries out commands of nft in one transaction.
+func (n *realNode) nftOnce(script string) {
+	n.t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
 		n.t.Skip("needs nft: install the package nftables")
 	}
-	for _, f := range Families {
-		script := strings.NewReplacer("%[1]s", nftFamily[f], "%s", nftFamily[f]).Replace(format)
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(script)
-		if out, err := n.Output(cmd); err != nil {
-			n.t.Fatalf("nft %q: %v %s", script, err, out)
-		}
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(script)
+	if out, err := n.Output(cmd); err != nil {
+		n.t.Fatalf("nft %.300q: %v %s", script, err, out)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Manager keeps the rules in the tables. Its methods may be called concurrently;
@@ -17,23 +18,38 @@ type Manager struct {
 	// OnRepair, if set, is called after each repair: until then, packets may have
 	// passed unjudged. It must not wait. Set it before Run.
 	OnRepair func()
+	// EnsurePins, if set, puts programs back whose names are gone: a rule can be written
+	// only while the programs that it calls have names. Set it before Run.
+	EnsurePins func() error
 
-	opts    Options
-	all     Options // with what Without has left out
-	log     *slog.Logger
-	repairs atomic.Uint64
+	opts     Options
+	all      Options // with what Without has left out
+	log      *slog.Logger
+	repairs  atomic.Uint64
+	failures atomic.Uint64
 
 	mu     sync.Mutex
 	tables []*keptTable
 	keep   bool // Run is to restore the rules
 	wrote  bool // there may be rules that Apply has written
+	// mustPin forbids rules that do not call the pinned programs.
+	mustPin bool
 }
 
 // keptTable is a table and what is known of it.
 type keptTable struct {
 	Table
 	spelling spelling
-	failed   atomic.Pointer[string] // the error that Run logged last, until it is over
+	changed  atomic.Bool               // the kernel has told of a change
+	since    atomic.Pointer[time.Time] // when the work at the table began that goes on
+	logged   string                    // the error that Run logged last, until it is over
+	failing  int                       // how many times in a row Run has failed
+	failed   atomic.Pointer[string]    // why, from the second time on
+	// lacks are the parts that could not be written, reduced why, and complete when to
+	// try with them again.
+	lacks    Less
+	reduced  atomic.Pointer[string]
+	complete time.Time
 	// stuck are chains of older versions that something refers to. They were emptied, and
 	// stay.
 	stuck []string
@@ -59,27 +75,49 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 // should be, and restored them.
 func (m *Manager) Repairs() uint64 { return m.repairs.Load() }
 
+// RepairFailures is how many times Run has not been able to restore the rules of a
+// table.
+func (m *Manager) RepairFailures() uint64 { return m.failures.Load() }
+
+// stuckAfter is after how long work at a table counts as failed that has not ended:
+// longer than any command may wait for a lock.
+const stuckAfter = time.Minute
+
 // Failures says which tables Run cannot keep right at present, and why, one line
-// each.
+// each. One failure is none yet, because the next attempt comes at once.
 func (m *Manager) Failures() []string {
 	var lines []string
 	for _, t := range m.tables {
 		if failed := t.failed.Load(); failed != nil {
 			lines = append(lines, fmt.Sprintf("%s: %s", t, *failed))
+		} else if since := t.since.Load(); since != nil && time.Since(*since) > stuckAfter {
+			lines = append(lines, fmt.Sprintf("%s: reading or writing the rules has not ended since %s", t, since.Format(time.RFC3339)))
+		}
+	}
+	return lines
+}
+
+// Reduced says which tables have rules that lack a part, and why, one line each.
+func (m *Manager) Reduced() []string {
+	var lines []string
+	for _, t := range m.tables {
+		if reduced := t.reduced.Load(); reduced != nil {
+			lines = append(lines, fmt.Sprintf("%s: %s", t, *reduced))
 		}
 	}
 	return lines
 }
 
 // Apply brings all tables to the wanted rules, and lets Run keep them so. It
-// writes nothing where all is right. With an error some tables may lack the
-// rules; Run goes on to try.
+// writes nothing where all is right. Parts that cannot be written are left out, see
+// Lacks. With an error some tables may lack the rules; Run goes on to try.
 func (m *Manager) Apply(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep, m.wrote = true, true
 	return m.each(func(t *keptTable) error {
-		wrong, err := t.bring(ctx, m.opts.chains(t.Family()))
+		t.complete = time.Time{} // what was lacking may be there now
+		wrong, err := m.ensure(ctx, t)
 		if err == nil && len(wrong) > 0 {
 			m.log.Info("rules applied", "table", t.String(), "because", strings.Join(wrong, "; "))
 		}
@@ -87,27 +125,15 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
-// Less says what is left out of the rules, on a node whose iptables or kernel lacks
-// the match that it takes.
-type Less struct {
-	Pins    bool // the pinned programs
-	Crowd   bool // the crowd's queue
-	Sources bool // the rules about forged sources
-}
-
 // Without leaves something out of the rules from the next Apply on. What an earlier
 // call has left out is back.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.opts = m.all
-	if less.Pins {
-		m.opts.AllowPin, m.opts.DenyPin = "", ""
+	m.opts = m.all.without(less)
+	for _, t := range m.tables {
+		t.reduce(Less{}, nil)
 	}
-	if less.Crowd {
-		m.opts.SourceShare = 0
-	}
-	m.opts.AnySource = m.opts.AnySource || less.Sources
 }
 
 // Pause takes the queues out of the rules, so that no new packet enters them
@@ -122,10 +148,7 @@ func (m *Manager) Pause(ctx context.Context, pass bool) error {
 		return nil
 	}
 	return m.each(func(t *keptTable) error {
-		if err := t.Restore(ctx, change{fill: m.opts.paused(t.Family(), pass)}.text()); err != nil {
-			return fmt.Errorf("take the queues out of the rules: %w", err)
-		}
-		return nil
+		return m.pause(ctx, t, pass)
 	})
 }
 
@@ -160,12 +183,18 @@ func (m *Manager) Remove(ctx context.Context) error {
 func (m *Manager) each(do func(*keptTable) error) error {
 	var errs []error
 	for _, t := range m.tables {
+		t.begin()
 		if err := do(t); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t, err))
 		}
+		t.end()
 	}
 	return errors.Join(errs...)
 }
+
+// begin and end enclose work at a table.
+func (t *keptTable) begin() { now := time.Now(); t.since.Store(&now) }
+func (t *keptTable) end()   { t.since.Store(nil) }
 
 // bring gives a table the wanted chains and the jump to them, and says what was
 // wrong. What comes out is read back: a version of iptables may spell a rule in
@@ -174,19 +203,24 @@ func (m *Manager) each(do func(*keptTable) error) error {
 // case that somebody changed it in between.
 func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong []string, err error) {
 	var before holding
+	t.right = false
 	for try := 0; ; try++ {
+		generation, known := t.Generation() // before the look, lest it miss a change
 		now, err := look(ctx, t)
+		if err != nil && try == 0 && ctx.Err() == nil {
+			now, err = look(ctx, t) // a chain may go between two questions
+		}
 		if err != nil {
 			return wrong, err
 		}
 		faults := t.faults(now, want)
 		if len(faults) > 0 && try >= 2 && now.equal(before) {
-			if t.spelling.learn(now, want); len(t.faults(now, want)) == 0 {
-				return wrong, nil
-			}
+			t.spelling.learn(now, want)
+			faults = t.faults(now, want)
 		}
 		switch {
 		case len(faults) == 0:
+			t.generation, t.right = generation, known
 			return wrong, nil
 		case try == 0:
 			wrong = faults
@@ -206,6 +240,9 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 		before = now
 	}
 }
+
+// errWrite says that rules could be read and not be written.
+var errWrite = errors.New("write the rules")
 
 // write makes what a table holds into what is wanted, in one transaction. The
 // hook is touched only if the jump is not right.
@@ -236,9 +273,9 @@ func (t *keptTable) write(ctx context.Context, now holding, want map[string][]st
 	err := t.Restore(ctx, c.text())
 	switch {
 	case err != nil && now.inactive != "":
-		return fmt.Errorf("write the rules: %s: %w", now.inactive, err)
+		return fmt.Errorf("%w: %s: %w", errWrite, now.inactive, err)
 	case err != nil:
-		return fmt.Errorf("write the rules: %w", err)
+		return fmt.Errorf("%w: %w", errWrite, err)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 
 // reader reads the queues, and allows all that it is not told to hold.
 type reader struct {
-	t    *testing.T
+	t    testing.TB
 	mark uint32
 
 	mu     sync.Mutex
@@ -143,7 +143,7 @@ func (p *packets) counter(end string) (n int) {
 
 // flow is a UDP socket in each of two hosts.
 type flow struct {
-	t        *testing.T
+	t        testing.TB
 	from, to *net.UDPConn
 	peer     netip.AddrPort
 }

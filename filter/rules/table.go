@@ -22,6 +22,10 @@ type Table interface {
 	// Generation is a number that is another one after any change to the table,
 	// and perhaps after others, where that is much cheaper to know than Rules.
 	Generation() (number uint32, known bool)
+	// Watch calls told soon after each change to the table that may concern us, our own
+	// included, until ctx ends. It returns at once, with [errors.ErrUnsupported] where
+	// the kernel does not tell. Changes may be missed.
+	Watch(ctx context.Context, told func()) error
 	// Restore carries out a text for iptables-restore --noflush, as a whole or
 	// not at all.
 	Restore(ctx context.Context, text string) error

@@ -22,6 +22,7 @@ type Status struct {
 	Kernel    *InKernel  `json:"kernel,omitempty"` // nil where verdicts are not remembered in the kernel
 	Live      Live       `json:"live"`
 	Repairs   uint64     `json:"ruleRepairs"`
+	Failed    uint64     `json:"ruleRepairFailures"`
 	Watches   []Watch    `json:"watches"`
 	Problems  []Problem  `json:"problems"`
 	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds that may change what is allowed
@@ -78,7 +79,7 @@ type Live struct {
 // Status sums a state up.
 func (s *State) Status() *Status {
 	out := &Status{
-		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs,
+		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs, Failed: s.RepairFailures,
 		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), NotRead: s.NotRead, Now: s.Now,
 		Packets: Packets{
 			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Crowd: s.Queue.Crowd, CrowdDropped: s.Queue.CrowdDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
@@ -123,7 +124,7 @@ func (s *Status) WriteText(out io.Writer) error {
 		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", count(e.Policies, "NetworkPolicy"), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
 		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
 	}
-	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"))
+	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"), s.Failed)
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {

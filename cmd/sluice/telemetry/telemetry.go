@@ -36,12 +36,15 @@ type State struct {
 	Waiting   int // packets that wait for their answer
 	Rejudged  conntrack.Result
 	Repairs   uint64 // of the rules
-	Unlogged  uint64 // verdicts that the log's rate kept back
+	// RepairFailures are attempts at one that have failed.
+	RepairFailures uint64
+	Unlogged       uint64 // verdicts that the log's rate kept back
 
 	Connections Connections // of those who ask over HTTP
 
 	Watches []Watch
 	Failing []string // tables whose rules cannot be kept, and why
+	Reduced []string // tables whose rules lack a part, and why
 	// Bypassed are the settings by which packets pass iptables by, where the agent
 	// is to be not ready for them.
 	Bypassed       []string
@@ -133,7 +136,7 @@ func (s *State) AllProblems() []Problem {
 			all = append(all, Problem{Kind: "watch", Where: w.Kind, Detail: w.Broken})
 		}
 	}
-	for _, table := range s.Failing {
+	for _, table := range append(append([]string{}, s.Failing...), s.Reduced...) {
 		all = append(all, Problem{Kind: "rules", Where: "of the node", Detail: table})
 	}
 	return all
