@@ -1,12 +1,15 @@
 package watch
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/gaissmai/bart"
+
+	"sluice/filter/policy"
 )
 
 // Ranges are the addresses that pods of the cluster have or can get. An address in
@@ -22,6 +25,7 @@ type Ranges struct {
 
 	mu                     sync.Mutex
 	node, cluster, derived []netip.Prefix
+	waiting                chan struct{} // closed when they are stored next; nil if nothing waits
 }
 
 type ranges struct{ node, cluster bart.Lite }
@@ -70,6 +74,44 @@ func (r *Ranges) store() {
 	}
 	r.current.Store(next)
 	r.sets.Add(1)
+	if r.waiting != nil {
+		close(r.waiting)
+		r.waiting = nil
+	}
+}
+
+// next returns a channel that is closed when ranges are stored.
+func (r *Ranges) next() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting == nil {
+		r.waiting = make(chan struct{})
+	}
+	return r.waiting
+}
+
+// Local is the ranges of this node's pods as a source of a Keeper.
+type Local struct{ Ranges *Ranges }
+
+// String says what it is.
+func (Local) String() string { return "this node's pod ranges" }
+
+// Run gives the ranges, and gives them again whenever they change, until ctx ends.
+func (l Local) Run(ctx context.Context, update func(Update)) error {
+	var known []netip.Prefix
+	for first := true; ; first = false {
+		changed := l.Ranges.next() // before they are read, so that no change is missed
+		set, derived := l.Ranges.Node()
+		if now := slices.Concat(set, derived); first || !slices.Equal(now, known) {
+			known = now
+			update(func(w *policy.World) { w.SetLocalRanges(now) })
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
 }
 
 // Sets is how many times the ranges were set.

@@ -137,7 +137,6 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.follower = conntrack.Follow(a.sweeper, a.admitted, log)
 	world := policy.NewWorld()
 	world.SetLocalNode(opts.nodeName)
-	world.SetLocalRanges(opts.podCIDRs)
 	a.keeper = watch.New(world, &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil
 }
@@ -218,7 +217,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	defer stop()
 	group, serving := errgroup.WithContext(serving)
 	a.serving = serving
-	group.Go(func() error { return a.keeper.Run(serving, append(sources, node.Source{Logger: a.log})...) })
+	group.Go(func() error { return a.keeper.Run(serving, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...) })
 	group.Go(func() error {
 		select {
 		case <-serving.Done():

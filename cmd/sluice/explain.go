@@ -33,6 +33,9 @@ what would have to be added to allow it.
 A pod is written namespace/name, or name in namespace default; either end may be an
 IP address instead. A pod of two address families is asked about in both.
 
+The address of a Service in the manifests never reaches a decision: it is answered for
+each endpoint behind it, by its EndpointSlices or the pods that it selects.
+
 Rules are numbered from 1 in the text; in JSON "index" counts from 0, as the field
 spec.ingress[0] does.
 
@@ -48,7 +51,9 @@ If the address families come to it by different ways the answer is that of the o
 that is denied, and "families" has both.
 
 The exit status is 0 if everything was answered, be it allow or deny, and 2 if not,
-or if parts of the manifests cannot be understood.`,
+or if parts of the manifests cannot be understood. Objects of other kinds that may
+change what is allowed, such as policies of Calico or Cilium, are named ("not read")
+and change neither answer nor status.`,
 		Example: `  sluice explain -f ./policies --from default/web --to default/db --port 6379
   sluice explain -f ./policies --from 203.0.113.9 --to db --port redis -o json
   sluice explain -f ./policies --from db --to 2001:db8::53 --port 53 --protocol udp

@@ -218,6 +218,9 @@ func (w textAnswers) answered(a explain.Answer) error {
 			why += fmt.Sprintf("%s %s (%s)", f.Family, f.Verdict, f.Why())
 		}
 	}
+	for _, n := range a.Notes {
+		why += "; note: " + n
+	}
 	_, err := fmt.Fprintf(w.out, "%-5s  %s to %s, %s: %s\n", a.Verdict, a.From, a.To, port, why)
 	return err
 }

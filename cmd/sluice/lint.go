@@ -55,7 +55,9 @@ object and field, and how to mend it:
 
 Whether selectors match is judged by the Pods and Namespaces in the same folder, or
 in the cluster; if there are no Pods, it is not. The exit status is 1 if there is
-anything to report.`,
+anything to report. Unknown fields that change nothing are noted, and objects of other
+kinds that may change what is allowed, such as policies of Calico or Cilium, are named
+("not read"); neither changes the status.`,
 		Example: `  sluice lint -f ./policies
   sluice lint -f ./policies -o json
   sluice lint --context production`,

@@ -40,7 +40,11 @@ together. With --port it asks for those ports alone, of every pod.
 
 In the text table a cell holds the ports that are open: "all", "-" for none, or
 which, TCP where no protocol is written. The HTML page is one file that needs no
-network; point at a cell for the reasons.`,
+network; point at a cell for the reasons.
+
+Objects of other kinds that may change what is allowed, such as policies of Calico or
+Cilium, are named ("not read"). The exit status is 2 if parts of the manifests cannot
+be understood.`,
 		Example: `  sluice matrix -f ./policies
   sluice matrix -f ./policies --namespace shop --port 6379 --port 53/udp
   sluice matrix -f ./policies -o html > matrix.html`,

@@ -49,7 +49,9 @@ isolate the end that denies. nodeIPs beside manifests are the addresses of the n
 whose pods are asked about.
 
 What is not as expected is explained. The exit status is 1 if any test failed, and 2
-if any could not run, or if parts of the manifests cannot be understood.`,
+if any could not run, or if parts of the manifests cannot be understood. Objects of
+other kinds that may change what is allowed, such as policies of Calico or Cilium, are
+named ("not read") and change no status.`,
 		Example: `  sluice test policies_test.yaml
   sluice test -v --junit report.xml tests/*.yaml`,
 		Args: func(_ *cobra.Command, args []string) error {

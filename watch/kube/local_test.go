@@ -1,19 +1,16 @@
 package kube
 
 import (
-	"log/slog"
 	"net/netip"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
-	"sluice/watch"
 )
 
-// What the API tells of nodes reaches the World: which pods run here, and in which
-// ranges they have their addresses.
+// What the API tells of pods reaches the World: which of them run here, and which are
+// being deleted.
 func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 	d, w := testDecoder(t), policy.NewWorld()
 	w.SetLocalNode("here")
@@ -29,12 +26,7 @@ func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 	if got := owner(); got != "default/far" {
 		t.Errorf("without ranges the address is %s's", got)
 	}
-	nodes := newNodes("here", new(watch.Ranges), slog.New(slog.DiscardHandler))
-	for name, cidr := range map[string]string{"here": "10.1.0.0/24", "there": "10.1.1.0/24"} {
-		n := trimNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: []string{cidr}}})
-		nodes.set(n)
-		n.put(w)
-	}
+	w.SetLocalRanges([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")})
 	if got := owner(); got != "default/near" {
 		t.Errorf("in this node's ranges the address is %s's", got)
 	}

@@ -25,7 +25,7 @@ func newNodes(self string, ranges *watch.Ranges, log *slog.Logger) *nodes {
 // set takes a Node's ranges. A Node says every few minutes that it lives, in most
 // cases with nothing new.
 func (n *nodes) set(o *node) {
-	list := make([]netip.Prefix, 0, len(o.ranges))
+	var list []netip.Prefix
 	for _, text := range o.ranges {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -33,9 +33,6 @@ func (n *nodes) set(o *node) {
 			continue
 		}
 		list = append(list, p)
-	}
-	if o.Name == n.self {
-		o.local = list
 	}
 	old, known := n.known[o.Name]
 	if known && slices.Equal(list, old) {

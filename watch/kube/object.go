@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -179,8 +178,6 @@ type node struct {
 	trimmed
 	ranges []string
 	taints []string // their keys
-
-	local []netip.Prefix // its ranges, read, if it is the Node that the agent runs on
 }
 
 func trimNode(o *corev1.Node) *node {
@@ -194,11 +191,7 @@ func trimNode(o *corev1.Node) *node {
 	return n
 }
 
-func (n *node) put(w *policy.World) {
-	if n.local != nil {
-		w.SetLocalRanges(n.local)
-	}
-}
+func (n *node) put(*policy.World) {}
 
 // DeepCopyObject returns the object itself: nobody changes it.
 func (n *node) DeepCopyObject() runtime.Object { return n }

@@ -33,6 +33,7 @@ type Outcome struct {
 	Egress    SideAnswer `json:"egress"`
 	Ingress   SideAnswer `json:"ingress"`
 	Addresses []Pair     `json:"addresses"` // that it holds for
+	Notes     []string   `json:"notes,omitempty"`
 }
 
 // Pair is the addresses of a flow.
@@ -169,7 +170,7 @@ func outcome(f Flow, v filter.Verdict) Outcome {
 	return Outcome{
 		Verdict: v.Action.String(), Reason: v.Reason.String(),
 		Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress),
-		Addresses: []Pair{pair(f)},
+		Addresses: []Pair{pair(f)}, Notes: notes(f, v),
 	}
 }
 

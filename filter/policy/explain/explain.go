@@ -12,6 +12,7 @@
 package explain
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -86,6 +87,7 @@ type Explanation struct {
 	Verdict filter.Verdict
 	Egress  Side // of the source
 	Ingress Side // of the destination
+	Notes   []string
 }
 
 // Side is one direction's half of an explanation.
@@ -123,7 +125,27 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	e := Explanation{Flow: f, Verdict: c.snapshot.Decide(f.Key)}
 	e.Egress = c.side(filter.Egress, f, e.Verdict.Egress)
 	e.Ingress = c.side(filter.Ingress, f, e.Verdict.Ingress)
+	e.Notes = notes(f, e.Verdict)
 	return e
+}
+
+// notes says what may make the verdict another one: a node has addresses that neither
+// manifests nor the API tell, such as that of a node-local DNS cache. Those that nodes are
+// given so are link-local. The agent on the node knows them from its interfaces.
+func notes(f Flow, v filter.Verdict) []string {
+	if v.Action == filter.Allow {
+		return nil
+	}
+	var found []string
+	for _, e := range []*End{f.From, f.To} {
+		for _, a := range e.Addrs {
+			if e.Pod == nil && !e.Node && a.IsLinkLocalUnicast() {
+				found = append(found, fmt.Sprintf("%s may be an address of the pod's own node, as that of a node-local DNS cache is: "+
+					"then the node allows the flow. Ask with the node's addresses (--node-ip %s, nodeIPs) if it is", a, a))
+			}
+		}
+	}
+	return found
 }
 
 // Allowing lists all rules of one direction that allow the flow. Of a verdict

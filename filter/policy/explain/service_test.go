@@ -130,3 +130,29 @@ func TestAnswerOfAService(t *testing.T) {
 		}
 	}
 }
+
+// Addresses that only the node knows to be its own are answered with a note.
+func TestNotesAboutNodeLocalAddresses(t *testing.T) {
+	c := serviceCluster(t)
+	for _, tt := range []struct {
+		q    Question
+		note string
+	}{
+		{Question{From: "169.254.20.10", To: "lab/db-1", Port: "53"}, "169.254.20.10 may be an address of the pod's own node"},
+		{Question{From: "fe80::1", To: "10.0.0.3", Port: "53"}, ""}, // no packet can pass
+		{Question{From: "192.0.2.1", To: "lab/db-1", Port: "53"}, ""},
+		{Question{From: "169.254.20.10", To: "lab/db-0", Port: "53"}, ""}, // allowed anyway
+	} {
+		flows, err := c.Flows(tt.q)
+		if err != nil {
+			continue
+		}
+		e := c.Explain(flows[0])
+		if got := strings.Join(e.Notes, "\n"); (got == "") != (tt.note == "") || !strings.Contains(got, tt.note) {
+			t.Errorf("%v: notes %q, want %q in them", tt.q, got, tt.note)
+		}
+		if a := NewAnswer([]Explanation{e}); len(a.Notes) != len(e.Notes) || strings.Contains(Text([]Explanation{e}), "note: ") != (tt.note != "") {
+			t.Errorf("%v: the answer has notes %q, the text is\n%s", tt.q, a.Notes, Text([]Explanation{e}))
+		}
+	}
+}

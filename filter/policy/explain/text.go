@@ -71,6 +71,9 @@ func (e *Explanation) text(also ...Flow) string {
 	}
 	e.Egress.write(&b, e.Flow.From)
 	e.Ingress.write(&b, e.Flow.To)
+	for _, n := range e.Notes {
+		fmt.Fprintf(&b, "note: %s\n", n)
+	}
 	for _, s := range []*Side{&e.Egress, &e.Ingress} {
 		s.writeChange(&b)
 	}
