@@ -28,6 +28,8 @@ pods:
     - {restartPolicy: Always, ports: [{name: mesh, containerPort: 82, protocol: TCP}]}
 - metadata: {namespace: shop, name: agent, labels: {app: agent}}
   spec: {hostNetwork: true}
+- {metadata: {namespace: edge, name: proxy}, spec: {hostNetwork: true}}
+- {metadata: {namespace: edge, name: proxy-2}, spec: {hostNetwork: true}}
 `
 
 type objects struct {
@@ -78,9 +80,10 @@ func TestFindings(t *testing.T) {
 		"subject matches nothing":        {[]string{"default/p: {podSelector: {matchLabels: {role: dbb}}}"}, NoMatch, "spec.podSelector", "role is db, frontend there"},
 		"key that nobody has":            {[]string{"default/p: {podSelector: {matchLabels: {rolle: db}}}"}, NoMatch, "spec.podSelector", "none has the label rolle"},
 		"subject of host network":        {[]string{"shop/p: {podSelector: {matchLabels: {app: agent}}}"}, NoMatch, "spec.podSelector", "host network"},
-		"namespace that is nowhere":      {[]string{"shoop/p: {podSelector: {}}"}, NoMatch, "metadata.namespace", "default, shop"},
+		"namespace that is nowhere":      {[]string{"shoop/p: {podSelector: {}}"}, NoMatch, "metadata.namespace", "default, edge, shop"},
 		"peer matches nothing":           {[]string{"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}, {podSelector: {matchLabels: {app: cart}}}]}]}"}, NoMatch, "spec.ingress[0].from[1].podSelector", "no pod of namespace default"},
 		"peer of host network":           {[]string{"shop/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: agent}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].podSelector", "app=agent"},
+		"namespace of host network":      {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: edge}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].namespaceSelector", "edge/proxy and 1 more"},
 		"namespaces match nothing":       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: yours}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].namespaceSelector", "project is myproject there"},
 		"pods of namespaces":             {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}, podSelector: {matchLabels: {role: frontend}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].podSelector", "namespace shop"},
 		"named port":                     {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: http}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},

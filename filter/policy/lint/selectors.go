@@ -1,6 +1,7 @@
 package lint
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,11 +68,15 @@ func (l *linter) peerMatches(p *pol, x *peer) {
 	case len(inside) == 0:
 		l.found(NoMatch, p, x.field+".namespaceSelector", "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
 			"no namespace matches %s", x.namespace)
+	case l.onHost(x) != nil && !(x.pods.Empty() && (x.own || x.isSystem())):
+		field := ".podSelector"
+		if x.pods.Empty() {
+			field = ".namespaceSelector"
+		}
+		l.found(NoMatch, p, x.field+field, "allow the addresses of their nodes by an ipBlock",
+			"%s matches only pods of the host network (%s): they have their node's address, and no selector chooses them", cmp.Or(x.pods.String(), "it"), l.onHost(x))
 	case x.pods.Empty():
 		return // whatever pods may come there
-	case l.onHost(x) != nil:
-		l.found(NoMatch, p, x.field+".podSelector", "allow the addresses of their nodes by an ipBlock",
-			"%s matches only pods of the host network (%s): they have their node's address, and no selector chooses them", x.pods, l.onHost(x))
 	default:
 		slices.Sort(inside)
 		l.found(NoMatch, p, x.field+".podSelector", "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
