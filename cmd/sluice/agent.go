@@ -217,7 +217,9 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	defer stop()
 	group, serving := errgroup.WithContext(serving)
 	a.serving = serving
-	group.Go(func() error { return a.keeper.Run(serving, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...) })
+	group.Go(func() error {
+		return a.keeper.Run(serving, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...)
+	})
 	group.Go(func() error {
 		select {
 		case <-serving.Done():
