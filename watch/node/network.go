@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -14,12 +15,15 @@ import (
 )
 
 const (
-	// burst without events ends a burst of changes: a pod's interface and its routes
-	// come within a few milliseconds. Until then, a pod that starts is not expected.
+	// burst is the pause between a change and the reading: a pod's interface and its
+	// routes come within a few milliseconds. Until then, a pod that starts is not
+	// expected.
 	burst = 5 * time.Millisecond
 	// share is how much longer than a reading of the network the pause after it is:
 	// on a node with very many routes that change all the time, it bounds the CPU.
 	share = 20
+	// resubscribe is the pause before a subscription that broke off is renewed.
+	resubscribe = time.Second
 )
 
 // Network is the interfaces and routes of a network namespace.
@@ -164,9 +168,23 @@ func attributes(raw []byte, typ uint16) (values [][]byte) {
 // soon after it changes, until ctx ends. It does not fail: without events, the network
 // is read every minute.
 func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)) {
-	links, routes := subscribe(ctx, log)
+	events := make(chan struct{}, 1)
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	wait.Go(func() {
+		follow(ctx, log, events, func(ctx context.Context, lost func(error)) (<-chan netlink.LinkUpdate, error) {
+			c := make(chan netlink.LinkUpdate, 64)
+			return c, netlink.LinkSubscribeWithOptions(c, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: lost})
+		})
+	})
+	wait.Go(func() {
+		follow(ctx, log, events, func(ctx context.Context, lost func(error)) (<-chan netlink.RouteUpdate, error) {
+			c := make(chan netlink.RouteUpdate, 64)
+			return c, netlink.RouteSubscribeWithOptions(c, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: lost})
+		})
+	})
 	said := ""
-	for {
+	for ctx.Err() == nil {
 		began := time.Now()
 		n, err := ReadNetwork()
 		switch {
@@ -177,59 +195,61 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 			said = err.Error()
 			log.Warn("this node's interfaces and routes are not known; those from before count", "err", err)
 		}
-		pause := time.NewTimer(share * time.Since(began))
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
-		if !waitChange(ctx, &links, &routes) {
+		if !sleep(ctx, share*time.Since(began)) {
 			return
 		}
-	}
-}
-
-// subscribe subscribes to the changes of interfaces and routes. A channel that there
-// are no events for is nil.
-func subscribe(ctx context.Context, log *slog.Logger) (<-chan netlink.LinkUpdate, <-chan netlink.RouteUpdate) {
-	lost := func(err error) {
-		if ctx.Err() == nil {
-			log.Warn("changes of this node's interfaces and routes are seen late", "err", err, "every", resync)
-		}
-	}
-	links, routes := make(chan netlink.LinkUpdate, 64), make(chan netlink.RouteUpdate, 64)
-	if err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: lost}); err != nil {
-		lost(err)
-		links = nil
-	}
-	if err := netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: lost}); err != nil {
-		lost(err)
-		routes = nil
-	}
-	return links, routes
-}
-
-// waitChange returns after a burst of events, or without one when it is time to look.
-// It is false when ctx has ended.
-func waitChange(ctx context.Context, links *<-chan netlink.LinkUpdate, routes *<-chan netlink.RouteUpdate) bool {
-	timer := time.NewTimer(resync)
-	defer timer.Stop()
-	for {
 		select {
 		case <-ctx.Done():
-			return false
-		case _, open := <-*links:
-			if !open {
-				*links = nil
-			}
-			timer.Reset(burst)
-		case _, open := <-*routes:
-			if !open {
-				*routes = nil
-			}
-			timer.Reset(burst)
-		case <-timer.C:
-			return ctx.Err() == nil
+		case <-events:
+			sleep(ctx, burst)
+		case <-time.After(resync):
 		}
+	}
+}
+
+// follow puts a token into events for what a subscription brings, and subscribes again
+// when it breaks off: the kernel ends one that lags behind. What was missed meanwhile
+// counts as an event.
+func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}, subscribe func(context.Context, func(error)) (<-chan T, error)) {
+	signal := func() {
+		select {
+		case events <- struct{}{}:
+		default:
+		}
+	}
+	for ctx.Err() == nil {
+		// Its end closes the socket, which a subscription that breaks off leaves open.
+		inner, end := context.WithCancel(ctx)
+		c, err := subscribe(inner, func(err error) {
+			if inner.Err() == nil {
+				log.Debug("changes of this node's network were missed; reading all of it", "err", err)
+			}
+		})
+		if err != nil {
+			log.Warn("changes of this node's interfaces and routes are seen late", "err", err, "every", resync)
+		}
+		signal()
+		for open := err == nil; open; {
+			select {
+			case <-ctx.Done():
+				open = false
+			case _, open = <-c:
+				signal()
+			}
+		}
+		end()
+		sleep(ctx, resubscribe)
+	}
+}
+
+// sleep is false if ctx has ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }

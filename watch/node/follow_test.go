@@ -1,0 +1,53 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+)
+
+// A subscription that breaks off, or cannot be had, is renewed, and what may have been
+// missed counts as an event.
+func TestFollowSubscribesAgain(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	events, done := make(chan struct{}, 1), make(chan struct{})
+	subscriptions := make(chan context.Context, 8)
+	live := make(chan int)
+	go func() {
+		defer close(done)
+		n := 0
+		follow(ctx, slog.New(slog.DiscardHandler), events, func(ctx context.Context, _ func(error)) (<-chan int, error) {
+			subscriptions <- ctx
+			switch n++; n {
+			case 1:
+				broken := make(chan int)
+				close(broken)
+				return broken, nil
+			case 2:
+				return nil, errors.New("no socket")
+			}
+			return live, nil
+		})
+	}()
+	wait := func(what string, c <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-c:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("waited for %s", what)
+		}
+	}
+	first := <-subscriptions
+	wait("an event of the one that broke off", events)
+	wait("the end of its socket", first.Done())
+	<-subscriptions
+	<-subscriptions
+	for range 3 {
+		live <- 1
+		wait("an event of the last one", events)
+	}
+	cancel()
+	wait("the end", done)
+}
