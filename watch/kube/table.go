@@ -143,4 +143,8 @@ func (t *table) publishNodes() {
 	if t.nodes != nil {
 		t.nodes.publish()
 	}
+	if t.taint != nil {
+		_, there := t.known[types.NamespacedName{Name: t.taint.node}]
+		t.taint.missing.Store(!there)
+	}
 }

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -54,6 +55,7 @@ type startupTaint struct {
 	log     *slog.Logger
 	seen    chan struct{} // holds a token if the Node may bear the taint
 	trouble atomic.Pointer[Trouble]
+	missing atomic.Bool // there is no Node of this name, as far as the server has told
 }
 
 func newStartupTaint(t StartupTaint, node, server string, client rest.Interface, log *slog.Logger) *startupTaint {
@@ -195,6 +197,12 @@ func (s *Source) StartupTaintError() error {
 	}
 	if t := s.taint.trouble.Load(); t != nil {
 		return t
+	}
+	if s.taint.missing.Load() {
+		return &Trouble{
+			Server: s.host, Request: "find Node " + s.taint.node, Cause: errors.New("there is no Node of this name"),
+			Mend: "give --node-name the name of this node's Node object, in most clusters spec.nodeName of the agent's pod",
+		}
 	}
 	return nil
 }

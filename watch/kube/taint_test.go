@@ -163,3 +163,19 @@ func TestStartupTaintRefused(t *testing.T) {
 	s.bears("here")
 	await(t, "the trouble is over", func() bool { return s.source.StartupTaintError() == nil })
 }
+
+// TestStartupTaintWithoutNode: an agent whose Node is not there, as under a wrong name,
+// says that the taint will not go.
+func TestStartupTaintWithoutNode(t *testing.T) {
+	s := followTaint(t, apiserver.Options{}, tainted("there", startup))
+	await(t, "the Node is missed", func() bool {
+		err := s.source.StartupTaintError()
+		return err != nil && strings.Contains(err.Error(), "find Node here") && strings.Contains(err.Error(), "--node-name")
+	})
+	s.ready.Store(true)
+	s.api.Set(tainted("here", startup))
+	s.bears("here")
+	await(t, "the Node is there", func() bool { return s.source.StartupTaintError() == nil })
+	s.api.Delete(tainted("here"))
+	await(t, "the Node is missed again", func() bool { return s.source.StartupTaintError() != nil })
+}
