@@ -124,56 +124,69 @@ func (s *site) barePod(name, role string, h *lab.Host) *corev1.Pod {
 	return p
 }
 
-// On a node whose Node has no spec.podCIDR, a pod that starts under a policy is
-// isolated from its first packet all the same, and what is allowed waits for the news
-// of the pod.
+// On a node whose Node has no spec.podCIDR, a pod that starts under policies is isolated
+// from its first packet all the same, in both directions, and what is allowed waits for
+// the news of the pod.
 func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	for name, bridged := range map[string]bool{"routed": false, "bridged": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: bridged})
-			s.write("policies.yaml", policies(demo1, "default/mute: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}"))
+			s.write("policies.yaml", policies(demo1, "default/mute: {podSelector: {matchLabels: {role: mute}}}",
+				"default/silent: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}"))
 			s.sysctl(t, sysctlVLAN, "1")
 			api := s.serveAPI(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.Nodes[0].Name}}, nil)
 			s.startFollowing(api.kubeconfig, "--hold", patience.String())
 			for i, role := range []string{"mute", "frontend"} {
-				pod, err := s.Nodes[0].AddPod(fmt.Sprintf("start-%d", i))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !bridged { // of a bridge, the range is known
-					for _, a := range pod.Addrs() {
-						s.expected(t, a)
-					}
-				}
-				before := s.held(t)
-				var wait sync.WaitGroup
-				outcomes := make([]lab.Outcome, len(families))
-				for j, f := range families {
-					wait.Go(func() {
-						limit := patience
-						if role == "mute" {
-							limit = 2 * silence
-						}
-						outcomes[j] = pod.Connect(t.Context(), "tcp", netip.AddrPortFrom(f.of(s.host("default/db")), 6379), limit).Outcome
-					})
-				}
-				// The packets are there, and wait for the news.
-				for end := time.Now().Add(patience); s.held(t) < before+len(families); time.Sleep(time.Millisecond) {
-					if time.Now().After(end) {
-						t.Fatalf("of %s, no packets wait", role)
-					}
-				}
-				api.Set(s.barePod(pod.Name, role, pod))
-				wait.Wait()
-				for j, f := range families {
-					if want := map[string]lab.Outcome{"mute": lab.TimedOut, "frontend": lab.Reached}[role]; outcomes[j] != want {
-						t.Errorf("%s, over %s: %v, want %v", role, f.name, outcomes[j], want)
-					}
-				}
+				s.startPod(t, api, fmt.Sprintf("start-%d", i), role, role == "frontend", !bridged)
 			}
 			s.good(t)
 		})
 	}
+}
+
+// startPod starts a pod, which connects and is connected to at once; the news of it
+// comes when the packets wait for it. It may either do all or nothing.
+func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
+	t.Helper()
+	pod, err := s.Nodes[0].AddPod(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pod.Serve("tcp", 6379); err != nil {
+		t.Fatal(err)
+	}
+	if ownRoute { // what a bridge is connected to is known
+		for _, a := range pod.Addrs() {
+			s.expected(t, a)
+		}
+	}
+	want, limit := lab.TimedOut, 2*silence
+	if allowed {
+		want, limit = lab.Reached, patience
+	}
+	before, tries := s.held(t), 0
+	var wait sync.WaitGroup
+	for _, f := range families {
+		for _, way := range []struct {
+			from, to *lab.Host
+			port     uint16
+		}{{pod, s.host("default/web"), 80}, {s.host("default/other"), pod, 6379}} {
+			tries++
+			wait.Go(func() {
+				if r := way.from.Connect(t.Context(), "tcp", netip.AddrPortFrom(f.of(way.to), way.port), limit); r.Outcome != want {
+					t.Errorf("%s, over %s: %s to %s: %v, want %v", role, f.name, way.from.Name, way.to.Name, r.Outcome, want)
+				}
+			})
+		}
+	}
+	for end := time.Now().Add(patience); s.held(t) < before+tries; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("%s: of %d packets, %d wait for the news", role, tries, s.held(t)-before)
+			break
+		}
+	}
+	api.Set(s.barePod(name, role, pod))
+	wait.Wait()
 }
 
 // expected waits until the agent expects a pod at an address.
