@@ -18,7 +18,7 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	go func() {
 		defer close(done)
 		n := 0
-		follow(ctx, slog.New(slog.DiscardHandler), events, func(ctx context.Context, _ func(error)) (<-chan int, error) {
+		follow(ctx, slog.New(slog.DiscardHandler), events, func(n int) bool { return n > 0 }, func(ctx context.Context, _ func(error)) (<-chan int, error) {
 			subscriptions <- ctx
 			switch n++; n {
 			case 1:
@@ -45,9 +45,16 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	<-subscriptions
 	<-subscriptions
 	for range 3 {
+		live <- 0 // of no concern
 		live <- 1
 		wait("an event of the last one", events)
 	}
+	live <- 0
 	cancel()
 	wait("the end", done)
+	select {
+	case <-events:
+		t.Error("something of no concern counts as an event")
+	default:
+	}
 }
