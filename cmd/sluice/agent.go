@@ -369,7 +369,8 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	}
 	// Only now, so that an agent that was there has enforced by them until now.
 	if err := forgetOtherBackend(ctx, a.backend, a.log); err != nil {
-		return err
+		// Packets meet these rules too, and then get what both say: no reason not to begin.
+		a.log.Error("what an agent may have left in the other backend cannot be removed", "err", err)
 	}
 	a.forgetStale()
 	a.rangesSet = a.ranges.Sets()

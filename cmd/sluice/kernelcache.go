@@ -101,6 +101,12 @@ func (a *agent) apply(ctx context.Context) error {
 		return err
 	}
 	a.manager.MustPin(false) // a repair without the programs is better than none
+	if less, _ := a.manager.Lacks(); less != (rules.Less{}) {
+		// Once more with all of it: the first time something else may have been in the way.
+		if err := a.manager.Apply(ctx); err != nil {
+			return err
+		}
+	}
 	less, because := a.manager.Lacks()
 	if less == (rules.Less{}) {
 		return nil

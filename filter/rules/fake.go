@@ -112,6 +112,16 @@ func (t *Fake) Rules(_ context.Context, chain string) ([]string, error) {
 	return rules, nil
 }
 
+// Jumps implements Table.
+func (t *Fake) Jumps(ctx context.Context, chain string) ([]string, error) { return t.Rules(ctx, chain) }
+
+// Count implements Table.
+func (t *Fake) Count(_ context.Context, chain string) (int, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.chains[chain]), t.broken == nil
+}
+
 // Inactive implements Table.
 func (t *Fake) Inactive(context.Context) (string, error) { return "", nil }
 

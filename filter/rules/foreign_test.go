@@ -2,12 +2,14 @@ package rules
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -270,9 +272,7 @@ func refusingIptables(t *testing.T) string {
 	}
 	path := filepath.Join(t.TempDir(), "iptables-nft")
 	script := "#!/bin/bash\nfor a; do if [ \"$a\" = -S ]; then echo \"table \\`mangle' is incompatible, use 'nft' tool.\" >&2; exit 1; fi; done\nexec -a iptables-nft " + real + " \"$@\"\n"
-	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	writeScript(t, path, script)
 	if err := os.Symlink(real+"-restore", path+"-restore"); err != nil {
 		t.Fatal(err)
 	}
@@ -373,9 +373,17 @@ func lackingIptables(t *testing.T, f Family, b Backend) tool {
 			t.Skipf("needs %s: install the package iptables", command)
 		}
 		script := fmt.Sprintf("#!/bin/bash\nexport XTABLES_LIBDIR=%s/lib\nexec -a %s %s \"$@\"\n", dir, command, real)
-		if err := os.WriteFile(filepath.Join(dir, command), []byte(script), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		writeScript(t, filepath.Join(dir, command), script)
 	}
 	return tool{family: f, name: name, path: filepath.Join(dir, name), backend: b}
+}
+
+// writeScript writes a program, and returns when it can be run: a process that another
+// test starts meanwhile has it open for writing until it runs its own program.
+func writeScript(t *testing.T, path, script string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	await(t, path+" can be run", func() bool { return !errors.Is(exec.Command(path, "--version").Run(), syscall.ETXTBSY) })
 }

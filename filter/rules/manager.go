@@ -206,14 +206,13 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 	t.right = false
 	for try := 0; ; try++ {
 		generation, known := t.Generation() // before the look, lest it miss a change
-		now, err := look(ctx, t)
+		now, faults, err := t.compare(ctx, want, try == 0)
 		if err != nil && try == 0 && ctx.Err() == nil {
-			now, err = look(ctx, t) // a chain may go between two questions
+			now, faults, err = t.compare(ctx, want, false) // a chain may go between two questions
 		}
 		if err != nil {
 			return wrong, err
 		}
-		faults := t.faults(now, want)
 		if len(faults) > 0 && try >= 2 && now.equal(before) {
 			t.spelling.learn(now, want)
 			faults = t.faults(now, want)
@@ -239,6 +238,23 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 		}
 		before = now
 	}
+}
+
+// compare reads a table and says what is wrong with it. If it is allowed to be quick,
+// what is obviously wrong suffices.
+func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (holding, []string, error) {
+	if quick {
+		if now, err := glance(ctx, t); err == nil {
+			if faults := t.obvious(ctx, now, want); len(faults) > 0 {
+				return now, faults, nil
+			}
+		}
+	}
+	now, err := look(ctx, t)
+	if err != nil {
+		return now, nil, err
+	}
+	return now, t.faults(now, want), nil
 }
 
 // errWrite says that rules could be read and not be written.

@@ -245,8 +245,9 @@ func TestRunIsTold(t *testing.T) {
 				m.change(c.lines...)
 				synctest.Wait()
 				m.want(m.applied())
-				if n := m.v4.Looks() - looks; m.Repairs() != 1 || n != 2 || time.Since(start) > 0 {
-					t.Errorf("%d repairs with %d looks after %v, want one with one before and one behind the write", m.Repairs(), n, time.Since(start))
+				// A quick one, a thorough one if that shows nothing, and one behind the write.
+				if n := m.v4.Looks() - looks; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
+					t.Errorf("%d repairs with %d looks after %v, want one with three", m.Repairs(), n, time.Since(start))
 				}
 			})
 		})
@@ -356,7 +357,9 @@ func TestRealWatchOverrun(t *testing.T) {
 	n.inForce()
 }
 
-// BenchmarkRepair measures the time from a flush to the repair in the kernel.
+// BenchmarkRepair measures the time from when the kernel tells of a flush until it
+// tells of the repair, and from the start of the command that flushes until the agent
+// has checked its repair.
 func BenchmarkRepair(b *testing.B) {
 	for _, backend := range backends {
 		b.Run(string(backend), func(b *testing.B) { benchmarkRepair(b, backend) })
@@ -367,18 +370,39 @@ func benchmarkRepair(b *testing.B, backend Backend) {
 	n := newRealNode(b, backend, Defaults)
 	n.inside(n.Apply)
 	n.keep()
-	var took []time.Duration
+	times := make(chan time.Time, 100)
+	n.inside(func(ctx context.Context) error {
+		return n.tables[0].Watch(ctx, func() { times <- time.Now() })
+	})
+	var command, open []time.Duration
 	for b.Loop() {
+		for len(times) > 0 {
+			<-times
+		}
 		repairs, start := n.Repairs(), time.Now()
 		n.iptables(IPv4, "-t", table, "-F", "POSTROUTING")
 		for n.Repairs() == repairs {
-			time.Sleep(100 * time.Microsecond)
+			time.Sleep(time.Millisecond)
 		}
-		took = append(took, time.Since(start))
+		command = append(command, time.Since(start))
+		if backend == NFT { // the legacy backend does not tell exactly when
+			flushed := <-times
+			open = append(open, (<-times).Sub(flushed))
+		}
 		time.Sleep(time.Second/looksPerSecond + time.Duration(rand.Int64N(int64(period)/10)))
 	}
+	report(b, command, "command-to-checked")
+	report(b, open, "open")
+}
+
+// report reports percentiles.
+func report(b *testing.B, took []time.Duration, what string) {
+	b.Helper()
+	if len(took) == 0 {
+		return
+	}
 	slices.Sort(took)
-	for percent, name := range map[int]string{50: "p50-ms", 99: "p99-ms", 100: "max-ms"} {
-		b.ReportMetric(float64(took[(len(took)-1)*percent/100])/float64(time.Millisecond), name)
+	for percent, name := range map[int]string{50: "p50-ms", 99: "p99-ms"} {
+		b.ReportMetric(float64(took[(len(took)-1)*percent/100])/float64(time.Millisecond), what+"-"+name)
 	}
 }

@@ -16,6 +16,11 @@ type Table interface {
 	// that iptables cannot print the text has at least the jumps to other chains, and
 	// suffices for deleting it.
 	Rules(ctx context.Context, chain string) ([]string, error)
+	// Jumps are the rules of a chain as far as they lead to other chains: as Rules gives
+	// those of a chain that iptables cannot print.
+	Jumps(ctx context.Context, chain string) ([]string, error)
+	// Count is how many rules a chain has, where that is much cheaper to know than Rules.
+	Count(ctx context.Context, chain string) (rules int, known bool)
 	// Inactive says why no packet meets the rules of the table although they are there;
 	// empty if packets do. Restore ends such a state where it can.
 	Inactive(ctx context.Context) (why string, err error)
