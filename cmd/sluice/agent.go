@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,6 +66,10 @@ type agent struct {
 	occupied    bool          // another agent may be there
 	lease       io.Closer     // that it has yielded; nil without one
 	inherited   chan struct{} // closed when the node is this agent's, and was another's
+
+	// left is why an earlier agent's rules in the other backend could not be removed;
+	// packets meet those too.
+	left atomic.Pointer[error]
 
 	rulesStay bool // at the end, or because they could not be removed
 
@@ -175,6 +180,33 @@ func forgetOtherBackend(ctx context.Context, inUse []rules.Table, log *slog.Logg
 	return err
 }
 
+// forgetInterval is how often the other backend is tried again.
+const forgetInterval = 30 * time.Second
+
+// forgetLater tries until the other backend is rid of what an agent has left there, if
+// it was not at the start.
+func (a *agent) forgetLater(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-a.synced:
+	}
+	tick := time.NewTicker(forgetInterval)
+	defer tick.Stop()
+	for a.left.Load() != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := forgetOtherBackend(ctx, a.backend, a.log); err != nil {
+			a.left.Store(&err)
+			continue
+		}
+		a.left.Store(nil)
+	}
+}
+
 func (a *agent) close() {
 	for _, j := range a.judges {
 		j.Close()
@@ -237,7 +269,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 		}
 	})
 	group.Go(func() error { a.network.run(serving, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.verdicts.Run, a.inherit, a.serve, a.tendMemory} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.verdicts.Run, a.inherit, a.serve, a.tendMemory, a.forgetLater} {
 		group.Go(func() error { part(serving); return nil })
 	}
 	ended := make(chan error, 1)
@@ -369,8 +401,8 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	}
 	// Only now, so that an agent that was there has enforced by them until now.
 	if err := forgetOtherBackend(ctx, a.backend, a.log); err != nil {
-		// Packets meet these rules too, and then get what both say: no reason not to begin.
-		a.log.Error("what an agent may have left in the other backend cannot be removed", "err", err)
+		a.left.Store(&err) // no reason not to begin
+		a.log.Error("what an agent may have left in the other backend cannot be removed; trying on", "err", err)
 	}
 	a.forgetStale()
 	a.rangesSet = a.ranges.Sets()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -142,5 +144,37 @@ func TestPinsGoneOnPackets(t *testing.T) {
 				t.Errorf("left at the end:\n%s", text)
 			}
 		})
+	}
+}
+
+// What an agent has left in the other backend, and cannot be removed, is said. It
+// keeps none from beginning.
+func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start("--iptables", "legacy")
+	s.agent.Kill()
+	dir := t.TempDir()
+	for _, name := range []string{"iptables", "ip6tables"} {
+		path, err := exec.LookPath(name + "-legacy")
+		if err != nil {
+			t.Skipf("needs %s-legacy: install the package iptables", name)
+		}
+		for _, tool := range []string{"-legacy", "-legacy-save"} {
+			if err := os.Symlink(path, filepath.Join(dir, name+tool)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		script := "#!/bin/sh\necho 'Another app is currently holding the xtables lock' >&2\nexit 4\n"
+		if err := os.WriteFile(filepath.Join(dir, name+"-legacy-restore"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	s.start("--iptables", "nft")
+	s.check(t, []string{webToDB}, []string{otherToDB})
+	status, _ := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket))
+	if !strings.Contains(status, "rules of the other backend: ") || !strings.Contains(status, "holding the xtables lock") {
+		t.Errorf("the status is\n%s", status)
 	}
 }

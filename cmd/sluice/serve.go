@@ -72,6 +72,9 @@ func (a *agent) state() *telemetry.State {
 		Unlogged: a.verdicts.Suppressed(), Failing: a.manager.Failures(),
 		RepairFailures: a.manager.RepairFailures(), Reduced: a.manager.Reduced(),
 	}
+	if left := a.left.Load(); left != nil {
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
+	}
 	s.Kernel = a.kernelStats()
 	s.Waiting, _ = a.queues.Waiting() // the queues say in the log that they cannot be counted
 	for _, j := range a.judges {
