@@ -50,6 +50,9 @@ type nodeNetwork struct {
 	derive  bool   // ranges of pods follow from the node's routes too
 	root    string // of the kernel's settings
 	grace   time.Duration
+	// guarded reports whether pods' interfaces let neither VLAN tags nor forged sources
+	// pass; nil if they do.
+	guarded func() bool
 	log     *slog.Logger
 
 	mu sync.Mutex
@@ -141,8 +144,9 @@ func (n *nodeNetwork) look(s *policy.Snapshot) {
 	}
 	n.findOutside()
 	ranges := slices.Concat(set, derived)
-	n.settings = node.CheckSettings(n.root, n.network.PodBridges(ranges, n.pods))
-	if n.anySource {
+	guarded := n.guarded != nil && n.guarded()
+	n.settings = node.CheckSettings(n.root, n.network.PodBridges(ranges, n.pods), guarded)
+	if n.anySource && !guarded {
 		n.settings = append(n.settings, node.CheckSources(n.root, n.network.PodLinks(ranges, n.pods))...)
 	}
 	n.say()

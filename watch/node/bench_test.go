@@ -37,7 +37,7 @@ func BenchmarkNetwork(b *testing.B) {
 		b.Run(name+"/look", func(b *testing.B) {
 			for b.Loop() {
 				derived := n.PodRanges(nil, nil, addrs)
-				node.CheckSettings(node.DefaultSysctls, n.PodBridges(derived, addrs))
+				node.CheckSettings(node.DefaultSysctls, n.PodBridges(derived, addrs), false)
 			}
 		})
 	}

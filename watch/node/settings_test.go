@@ -59,6 +59,7 @@ func TestCheckSettings(t *testing.T) {
 		"IPv4 off":                {with(fileIPv4, "0"), cni, []string{"net.bridge.bridge-nf-call-iptables", "sysctl -w net.bridge.bridge-nf-call-iptables=1"}},
 		"IPv6 off":                {with(fileIPv6, "0"), cni, []string{"net.bridge.bridge-nf-call-ip6tables", "sysctl -w net.bridge.bridge-nf-call-ip6tables=1"}},
 		"VLAN off":                {with(fileVLAN, "0"), cni, []string{"net.bridge.bridge-nf-filter-vlan-tagged", "sysctl -w net.bridge.bridge-nf-filter-vlan-tagged=1"}},
+		"VLAN off, guarded":       {with(fileVLAN, "0"), cni, nil},
 		"no IPv6 in the kernel":   {with(fileIPv6, "0", fileV6, ""), cni, nil},
 		"the bridge's own":        {with(fileIPv4, "0", fileIPv6, "0"), []Link{{Name: "cni0", CallIPTables: true, CallIP6Tables: true}}, nil},
 		"the bridge's own, IPv4":  {with(fileIPv4, "0", fileIPv6, "0"), []Link{{Name: "cni0", CallIPTables: true}}, []string{"net.bridge.bridge-nf-call-ip6tables", "sysctl -w net.bridge.bridge-nf-call-ip6tables=1"}},
@@ -68,7 +69,7 @@ func TestCheckSettings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			for _, p := range CheckSettings(settings(t, tt.values), tt.bridges) {
+			for _, p := range CheckSettings(settings(t, tt.values), tt.bridges, strings.HasSuffix(name, "guarded")) {
 				got = append(got, p.Setting, p.Hint)
 				if !strings.Contains(p.Detail, "bridge "+p.Where) {
 					t.Errorf("%q does not name the bridge", p.Detail)
