@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
@@ -22,6 +23,9 @@ const lockWait = 5 * time.Second
 // not end all repairs.
 const restoreTimeout = 20 * time.Second
 
+// errSlow is the cause of a command's end after that time.
+var errSlow = fmt.Errorf("it took longer than %v", restoreTimeout)
+
 // ErrPrivilege says that the kernel refused because of who we are.
 var ErrPrivilege = errors.New("no privilege to change the node's packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")
 
@@ -34,8 +38,9 @@ type kernelTable struct {
 	path    string   // of iptables
 	restore string   // path of iptables-restore
 	wait    []string // its arguments that make it wait for the lock
-	// byHandle has rules of others read with their handles instead of by iptables.
-	byHandle bool
+	// byHandle has rules of others read with their handles instead of by iptables. It is
+	// atomic because tests change the tables beside the Manager.
+	byHandle atomic.Bool
 }
 
 // openTable finds out what the command can do.
@@ -83,7 +88,7 @@ func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 // cannot express or a library that it lacks, the rules are read without it, as far as
 // they lead to other chains.
 func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
-	if !k.byHandle || isOurs(chain) {
+	if !k.byHandle.Load() || isOurs(chain) {
 		rules, err := k.list(chain)
 		if err == nil || errors.Is(explain(err), ErrPrivilege) {
 			return rules, err
@@ -166,7 +171,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if k.backend != NFT {
 		return k.run(ctx, text)
 	}
-	if k.byHandle {
+	if k.byHandle.Load() {
 		var err error
 		if text, err = k.nft().withHandles(text); err != nil {
 			return err
@@ -187,7 +192,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	}
 	// iptables may not find a rule that it has printed, or not get past one that it does
 	// not understand. By its handle any rule can be deleted the next time.
-	k.byHandle = err != nil
+	k.byHandle.Store(err != nil)
 	if err != nil {
 		return err
 	}
@@ -199,7 +204,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 
 // run is one run of iptables-restore.
 func (k *kernelTable) run(ctx context.Context, text string) error {
-	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, k.restore, append([]string{"--noflush"}, k.wait...)...)
 	cmd.Stdin = strings.NewReader(text)

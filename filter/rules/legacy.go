@@ -65,11 +65,14 @@ func plainJump(words []string) string {
 
 // listing runs iptables -L.
 func listing(ctx context.Context, path, table string, wait []string, chain ...string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
 	defer cancel()
 	args := slices.Concat([]string{"-t", table, "-n", "-v"}, wait, []string{"-L"}, chain)
 	out, err := exec.CommandContext(ctx, path, args...).Output()
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // says more than that the command was killed
+		}
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n"), nil

@@ -115,7 +115,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // remove removes the taint, and does nothing if it is not there.
 func (t *startupTaint) remove(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patchTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, patchTimeout, fmt.Errorf("the API server did not answer within %v", patchTimeout))
 	defer cancel()
 	for attempt := 1; ; attempt++ {
 		patch, err := t.patch(ctx)
