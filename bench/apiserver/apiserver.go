@@ -118,18 +118,18 @@ func (s *Server) Delete(objects ...Object) {
 	for _, o := range objects {
 		r := s.resources[resourceOf(o)]
 		if old := r.objects[nameOf(o)]; old != nil {
-			s.happen(r, watch.Deleted, old.object.DeepCopyObject().(Object))
+			s.happen(r, watch.Deleted, old.copy())
 		}
 	}
 }
 
-// Get returns the object of this one's kind and name as the server has it; nil if
-// there is none. It must not be changed.
+// Get returns the object of this one's kind and name as the server has it, in a
+// copy; nil if there is none.
 func (s *Server) Get(o Object) Object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st := s.resources[resourceOf(o)].objects[nameOf(o)]; st != nil {
-		return st.object
+		return st.copy()
 	}
 	return nil
 }
