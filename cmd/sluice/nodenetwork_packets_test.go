@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -68,7 +69,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 				t.Errorf("the probe: status %d, %s", status, stderr)
 			}
 			if r := s.host("default/other").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
-				t.Errorf("what is told as open is not: %v", r.Outcome)
+				t.Errorf("what is reported as open is not: %v", r.Outcome)
 			}
 			if f.name == "IPv4" { // the bridge's own setting is enough
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
@@ -76,7 +77,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 				}
 				s.good(t)
 				if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence); r.Outcome != lab.TimedOut {
-					t.Errorf("what is told as closed is not: %v", r.Outcome)
+					t.Errorf("what is reported as closed is not: %v", r.Outcome)
 				}
 				return
 			}
@@ -88,8 +89,35 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			}
 		})
 	}
+	if s.taggedArrives(t) {
+		t.Error("with all settings on, a frame with a VLAN tag passes iptables by")
+	}
 	s.sysctl(t, sysctlVLAN, "0")
 	s.problem(t, "sysctl net.bridge.bridge-nf-filter-vlan-tagged, br0: is 0: ")
+	if !s.taggedArrives(t) {
+		t.Error("what is reported as open is not, for frames with a VLAN tag")
+	}
+}
+
+// taggedArrives reports whether db takes a datagram of other that no policy allows, in a
+// frame tagged with VLAN 0.
+func (s *site) taggedArrives(t *testing.T) bool {
+	t.Helper()
+	from, to := s.host("default/other"), s.host("default/db")
+	listener, err := to.ListenUDP(netip.AddrPortFrom(to.IPv4, 9999))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	frame := slices.Concat(to.MAC(), from.MAC(), []byte{0x81, 0, 0, 0, 0x08, 0}, udpPacket(from.IPv4, to.IPv4, 9999, 9999, "tagged"))
+	if err := from.SendFrame(frame); err != nil {
+		t.Fatal(err)
+	}
+	if err := listener.SetReadDeadline(time.Now().Add(silence)); err != nil {
+		t.Fatal(err)
+	}
+	n, _ := listener.Read(make([]byte, 64))
+	return n > 0
 }
 
 // A node that has no bridge with pods is told nothing, whatever its settings are.
