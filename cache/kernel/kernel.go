@@ -47,7 +47,10 @@
 // The rules hold on to the programs, and the programs to the maps, also when the
 // agent is gone or another one has written the same paths. What the kernel knew
 // last then goes on to hold: remembered verdicts, and that no policy concerns a
-// pod.
+// pod. But a pod that starts then may get the address of another. So of a pod of this
+// node that has an interface of its own, it holds for packets that come or go by that
+// interface ([Cache.SetDevices]); and of one that has none, for a while
+// ([Options.Unattended]).
 package kernel
 
 import (
@@ -66,11 +69,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // DefaultFlows is how many verdicts the kernel remembers: about 8 MiB, taken at
 // once.
 const DefaultFlows = 65536
+
+// DefaultUnattended is longer than an agent that crashes again and again is away at
+// a time: Kubernetes waits up to 5 minutes before it starts it again.
+const DefaultUnattended = 10 * time.Minute
 
 // Options say how to make a Cache.
 type Options struct {
@@ -82,6 +90,10 @@ type Options struct {
 	Flows int
 	// AllowedOnly leaves denials to user space, where they are logged.
 	AllowedOnly bool
+	// Unattended is for how long after the last call of Attend the kernel answers for
+	// pods of this node that share an interface, as on a bridge; 0 is for ever. Their
+	// addresses may belong to other pods when the agent has been gone for long.
+	Unattended time.Duration
 	// Logger gets what goes wrong on the way; nil discards it.
 	Logger *slog.Logger
 }
@@ -108,8 +120,11 @@ type Cache struct {
 	mu     sync.Mutex
 	tables *tables
 	ranges map[netip.Prefix]bool
-	lacks  error       // a range that the kernel does not know
-	off    atomic.Bool // it was stopped
+	// devices are the interfaces of this node's pods, where each has its own.
+	devices  map[netip.Addr]uint32
+	snapshot *policy.Snapshot // the last that was published
+	lacks    error            // a range that the kernel does not know
+	off      atomic.Bool      // it was stopped
 
 	failed    atomic.Uint64
 	published atomic.Int64
@@ -118,7 +133,7 @@ type Cache struct {
 // Open makes a cache and pins its programs. It answers nothing until Publish. An
 // error says what the kernel, or the caller's privileges, lack.
 func Open(opts Options) (*Cache, error) {
-	c := &Cache{opts: opts, log: opts.Logger, secrets: newSecrets(), ranges: make(map[netip.Prefix]bool)}
+	c := &Cache{opts: opts, log: opts.Logger, secrets: newSecrets(), ranges: make(map[netip.Prefix]bool), devices: make(map[netip.Addr]uint32)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -151,7 +166,13 @@ func (c *Cache) load() error {
 		return err
 	}
 	c.made = spec.Maps[programMapEndpoints].InnerMap.Copy()
-	return spec.LoadAndAssign(&c.objs, nil)
+	if err := spec.LoadAndAssign(&c.objs, nil); err != nil {
+		return err
+	}
+	if err := c.Attend(); err != nil {
+		return errors.Join(err, c.objs.Close())
+	}
+	return nil
 }
 
 func (c *Cache) pin() (err error) {

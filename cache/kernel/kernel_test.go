@@ -86,6 +86,15 @@ const (
 // nothing.
 func (p *programs) say(data []byte) verdict {
 	p.t.Helper()
+	return p.sayFrom(0, data)
+}
+
+// sayFrom is say for a packet that came in by an interface. It leaves by that of the
+// number 1.
+func (p *programs) sayFrom(device uint32, data []byte) verdict {
+	p.t.Helper()
+	var skb [192]byte // struct __sk_buff
+	binary.NativeEndian.PutUint32(skb[36:], device)
 	frame, header := make([]byte, 14, 14+len(data)), 20
 	binary.BigEndian.PutUint16(frame[12:], 0x0800)
 	if len(data) > 0 && data[0]>>4 == 6 {
@@ -101,7 +110,7 @@ func (p *programs) say(data []byte) verdict {
 		if one.Program == nil {
 			continue
 		}
-		yes, err := one.Run(&ebpf.RunOptions{Data: frame})
+		yes, err := one.Run(&ebpf.RunOptions{Data: frame, Context: skb})
 		switch {
 		case err != nil && len(data) < header:
 			return silent

@@ -38,10 +38,13 @@ enum { ICMPV6 = 58 }; // which linux/in.h lacks
 
 // endpoint is whoever is known to have an address. The flags say in which
 // directions policies isolate it, in which of these no rule allows anything, and
-// whether it is this node and no pod.
+// whether it is this node and no pod. The device is the interface that leads to this
+// pod of this node and to no other, if there is one: a pod that gets the address when
+// there is no agent has another, and nothing is answered for it.
 struct endpoint {
 	__u64 epoch;
-	__u64 flags;
+	__u32 flags;
+	__u32 device;
 };
 
 enum {
@@ -51,6 +54,7 @@ enum {
 	CLOSED_EGRESS = 8,
 	CLOSED_INGRESS = 16,
 	KNOWN = 32, // set here: there is one
+	SHARED = 64, // a pod of this node that no device tells from others
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
 	OF_DESTINATION = ISOLATED_INGRESS | CLOSED_INGRESS | NODE,
@@ -77,6 +81,16 @@ struct {
 		__uint(value_size, sizeof(struct endpoint));
 	});
 } endpoints SEC(".maps");
+
+// deadline is until when the programs answer for pods that no device tells from
+// others, in nanoseconds of the kernel's monotonic clock. The agent moves it on. The
+// addresses of such pods may belong to others when it has been gone for long.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} deadline SEC(".maps");
 
 struct range {
 	__u32 bits;
@@ -294,6 +308,15 @@ static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum 
 	return flow && *flow == (stamp(k, src, dst) | wanted);
 }
 
+// unattended reports whether the deadline is over.
+static __always_inline int unattended(void)
+{
+	__u32 first = 0;
+	__u64 *until = bpf_map_lookup_elem(&deadline, &first);
+
+	return !until || bpf_ktime_get_ns() > *until;
+}
+
 static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 {
 	struct key k = {};
@@ -320,15 +343,22 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 	if (src) {
 		of_src = src->flags | KNOWN;
 		src_epoch = src->epoch;
+		if (src->device && src->device != skb->ingress_ifindex)
+			return 0;
 	} else if (expected(&k.src)) {
 		return 0;
 	}
 	if (dst) {
 		of_dst = dst->flags | KNOWN;
 		dst_epoch = dst->epoch;
+		if (dst->device && dst->device != skb->ifindex)
+			return 0;
 	} else if (expected(&k.dst)) {
 		return 0;
 	}
+
+	if ((of_src | of_dst) & SHARED && unattended())
+		return 0;
 
 	__u64 flags = (of_src & OF_SOURCE) | (of_dst & OF_DESTINATION);
 	__u64 back = (of_src & ISOLATED_INGRESS) | (of_dst & ISOLATED_EGRESS);

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	programMapAnswers   = "answers"
+	programMapDeadline  = "deadline"
 	programMapEndpoints = "endpoints"
 	programMapFlows     = "flows"
 	programMapRanges    = "ranges"
@@ -76,6 +77,7 @@ type programProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type programMapSpecs struct {
 	Answers   *ebpf.MapSpec `ebpf:"answers"`
+	Deadline  *ebpf.MapSpec `ebpf:"deadline"`
 	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	Ranges    *ebpf.MapSpec `ebpf:"ranges"`
@@ -109,6 +111,7 @@ func (o *programObjects) Close() error {
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programMaps struct {
 	Answers   *ebpf.Map `ebpf:"answers"`
+	Deadline  *ebpf.Map `ebpf:"deadline"`
 	Endpoints *ebpf.Map `ebpf:"endpoints"`
 	Flows     *ebpf.Map `ebpf:"flows"`
 	Ranges    *ebpf.Map `ebpf:"ranges"`
@@ -117,6 +120,7 @@ type programMaps struct {
 func (m *programMaps) Close() error {
 	return _ProgramClose(
 		m.Answers,
+		m.Deadline,
 		m.Endpoints,
 		m.Flows,
 		m.Ranges,

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -16,7 +18,8 @@ import (
 
 // endpoint is the struct of that name in program.c.
 type endpoint struct {
-	Epoch, Flags uint64
+	Epoch         uint64
+	Flags, Device uint32
 }
 
 const (
@@ -25,25 +28,34 @@ const (
 	isNode          = 4
 	closedEgress    = 8
 	closedIngress   = 16
+	shared          = 64
 )
 
-func endpointOf(e *policy.Endpoint) endpoint {
-	out := endpoint{Epoch: e.Epoch()}
+// endpointOf is what the programs know of who has an address. A pod of this node has
+// a device of its own, or is one of several that share one.
+func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
+	out := endpoint{Epoch: e.Epoch(), Device: device}
 	for _, one := range [...]struct {
 		is   bool
-		flag uint64
+		flag uint32
 	}{
 		{e.IsNode(), isNode},
 		{e.Isolation(filter.Egress) != nil, isolatedEgress},
 		{e.Isolation(filter.Ingress) != nil, isolatedIngress},
 		{e.Closed(filter.Egress), closedEgress},
 		{e.Closed(filter.Ingress), closedIngress},
+		{device == 0 && isHere(s, e), shared},
 	} {
 		if one.is {
 			out.Flags |= one.flag
 		}
 	}
 	return out
+}
+
+// isHere reports whether a pod runs on this node.
+func isHere(s *policy.Snapshot, e *policy.Endpoint) bool {
+	return slices.ContainsFunc(e.Hosts(), func(host netip.Addr) bool { return s.Endpoint(host).IsNode() })
 }
 
 // tables are two tables of endpoints. Programs read one, and the other is written
@@ -78,7 +90,60 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 		err = fmt.Errorf("bring the kernel's flow cache up to date: %w", explain(err))
 		return errors.Join(err, c.shut())
 	}
+	c.snapshot = s
 	c.published.Store(int64(time.Since(began)))
+	return nil
+}
+
+// SetDevices says which interface leads to each pod address of this node, where it
+// leads to no other pod's. What was known of an address that is not among them stays
+// for as long as somebody has it: of a pod that ends, the interface goes before the
+// news comes.
+//
+// With an error the cache answers nothing until a later Publish succeeds; if the
+// error is ErrOpen it could not be closed either.
+func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for a := range c.devices {
+		if _, ok := devices[a]; !ok && (c.snapshot == nil || c.snapshot.Endpoint(a) == nil) {
+			delete(c.devices, a)
+		}
+	}
+	var changed []netip.Addr
+	for a, device := range devices {
+		if c.devices[a] != device {
+			c.devices[a] = device
+			changed = append(changed, a)
+		}
+	}
+	if c.tables == nil || c.snapshot == nil {
+		return nil // the next Publish writes them
+	}
+	// Each by itself, and in the table that is read too: no verdict depends on it.
+	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
+		known := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
+		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), known))); err != nil {
+			return errors.Join(fmt.Errorf("tell the kernel's flow cache of this node's interfaces: %w", explain(err)), c.shut())
+		}
+	}
+	return nil
+}
+
+// Attend moves on the time until when the kernel answers for pods that share an
+// interface. It is to be called more often than Options.Unattended.
+func (c *Cache) Attend() error {
+	until := uint64(math.MaxUint64)
+	if c.opts.Unattended > 0 {
+		var now unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+			return fmt.Errorf("read the clock: %w", err)
+		}
+		until = uint64(now.Nano()) + uint64(c.opts.Unattended)
+	}
+	if err := c.objs.Deadline.Update(uint32(0), until, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("tell the kernel's flow cache that the agent is there: %w", explain(err))
+	}
 	return nil
 }
 
@@ -87,14 +152,14 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 		return c.rebuild(s)
 	}
 	t := c.tables
-	if err := write(t.spare, s, slices.Values(changes)); err != nil {
+	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
 		return err
 	}
 	if err := c.use(t.spare); err != nil {
 		return err
 	}
 	t.read, t.spare = t.spare, t.read
-	if err := write(t.spare, s, slices.Values(changes)); err != nil {
+	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
 		// The one that is read is right. The next change makes new ones.
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
 		c.tables = nil
@@ -121,7 +186,7 @@ func (c *Cache) rebuild(s *policy.Snapshot) error {
 	for _, table := range []**ebpf.Map{&next.read, &next.spare} {
 		var err error
 		if *table, err = ebpf.NewMap(spec); err == nil {
-			err = write(*table, s, addresses(s))
+			err = c.write(*table, s, addresses(s))
 		}
 		if err != nil {
 			return errors.Join(fmt.Errorf("make a table of %d endpoints: %w", s.Counts().Endpoints, err), next.close())
@@ -147,11 +212,11 @@ func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 }
 
 // write writes who has some addresses into a table that no program reads.
-func write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
+func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
 	for a := range addrs {
 		var err error
 		if e := s.Endpoint(a); e != nil {
-			err = table.Update(a.As16(), endpointOf(e), ebpf.UpdateAny)
+			err = table.Update(a.As16(), endpointOf(s, e, c.devices[a]), ebpf.UpdateAny)
 		} else if err = table.Delete(a.As16()); errors.Is(err, ebpf.ErrKeyNotExist) {
 			err = nil
 		}

@@ -119,6 +119,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
 	a.ranges.Set(opts.podCIDRs, nil)
 	a.network = newNodeNetwork(&a.ranges, log)
+	a.network.onDevices = a.tellDevices
 	a.network.cluster = len(opts.manifests) == 0
 	a.network.derive = a.network.cluster && len(opts.podCIDRs) == 0 // those that were given hold alone
 	a.admitted = conntrack.NewAdmitted(func(addr netip.Addr) bool {
@@ -269,7 +270,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 		}
 	})
 	group.Go(func() error { a.network.run(serving, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.verdicts.Run, a.inherit, a.serve, a.tendMemory, a.forgetLater} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.inherit, a.serve, a.tendMemory, a.forgetLater} {
 		group.Go(func() error { part(serving); return nil })
 	}
 	ended := make(chan error, 1)

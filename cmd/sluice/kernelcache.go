@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -40,6 +41,10 @@ func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
 concerns. It logs nothing, and so leaves denials to the agent with --log-verdicts
 denied. auto is on where that works, but not with --log-verdicts all, and not in
 iptables' legacy tables: none can change those then who does not see --bpffs`)
+	opts.kernelUnattended = kernel.DefaultUnattended
+	fs.DurationVar(&opts.kernelUnattended, "unattended", opts.kernelUnattended, `how long the kernel (--kernel-cache) goes on to answer, when the agent is gone, for pods
+of this node that share an interface, as on a bridge: later, other pods may have their
+addresses; 0 for no limit`)
 	addBPFFSFlag(fs, &opts.bpffs)
 }
 
@@ -59,7 +64,7 @@ func (a *agent) openKernel() error {
 	}
 	// A denial that is remembered would hold while no agent runs.
 	allowedOnly := a.opts.verdicts != verdictlog.None || a.opts.rules.FailOpen
-	c, err := kernel.Open(kernel.Options{BPFFS: a.opts.bpffs, AllowedOnly: allowedOnly, Logger: a.log})
+	c, err := kernel.Open(kernel.Options{BPFFS: a.opts.bpffs, AllowedOnly: allowedOnly, Unattended: a.opts.kernelUnattended, Logger: a.log})
 	switch {
 	case err != nil && wanted == kernelCacheOn:
 		return fmt.Errorf("%w; or give --kernel-cache off", err)
@@ -75,6 +80,35 @@ func (a *agent) openKernel() error {
 	a.ranges.OnSet = func(all []netip.Prefix) { a.kernelFailed(c.SetRanges(all)) }
 	a.log.Info("verdicts are remembered in the kernel", "programs", filepath.Dir(c.AllowPin()), "denied_too", !allowedOnly)
 	return nil
+}
+
+// tellDevices tells the kernel which interface leads to which pod.
+func (a *agent) tellDevices(devices map[netip.Addr]uint32) {
+	if a.kernel != nil {
+		a.kernelFailed(a.kernel.SetDevices(devices))
+	}
+}
+
+// attend tells the kernel again and again that the agent is there, until ctx ends.
+func (a *agent) attend(ctx context.Context) {
+	if a.kernel == nil || a.opts.kernelUnattended == 0 {
+		return
+	}
+	tick := time.NewTicker(max(min(a.opts.kernelUnattended/10, 10*time.Second), time.Millisecond))
+	defer tick.Stop()
+	failed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := a.kernel.Attend()
+		if err != nil && !failed {
+			a.log.Error("the kernel will stop answering for pods that share an interface", "err", err)
+		}
+		failed = err != nil
+	}
 }
 
 // unwelcome says why the kernel's flow cache would do harm, if it would.

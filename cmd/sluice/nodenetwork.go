@@ -54,6 +54,9 @@ type nodeNetwork struct {
 	// pass; nil if they do.
 	guarded func() bool
 	log     *slog.Logger
+	// onDevices, if set, is told which interface leads to each address of a pod of this
+	// node that has its own.
+	onDevices func(map[netip.Addr]uint32)
 
 	mu sync.Mutex
 	// anySource says that the rules drop no forged sources, so that some settings
@@ -83,9 +86,7 @@ func (n *nodeNetwork) run(ctx context.Context, published *policy.Published) {
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		node.FollowNetwork(ctx, n.log, func(now *node.Network) {
-			n.mu.Lock()
-			n.network = now
-			n.mu.Unlock()
+			n.take(now)
 			n.look(nil)
 		})
 	})
@@ -107,9 +108,7 @@ func (n *nodeNetwork) begin(s *policy.Snapshot) {
 	if err != nil {
 		n.log.Warn("this node's interfaces and routes are not known yet", "err", err)
 	} else {
-		n.mu.Lock()
-		n.network = now
-		n.mu.Unlock()
+		n.take(now)
 	}
 	n.look(s)
 }
@@ -120,6 +119,16 @@ func (n *nodeNetwork) takesAnySource() {
 	n.anySource = true
 	n.mu.Unlock()
 	n.look(nil)
+}
+
+// take takes in what was read.
+func (n *nodeNetwork) take(now *node.Network) {
+	n.mu.Lock()
+	n.network = now
+	n.mu.Unlock()
+	if n.onDevices != nil {
+		n.onDevices(now.PodDevices())
+	}
 }
 
 // look takes in what has changed. With a snapshot, it looks for this node's pods in it.

@@ -54,7 +54,9 @@ type runOptions struct {
 	maxHeld        int
 
 	kernelCache kernelCache
-	bpffs       string
+	// kernelUnattended is kernel.Options.Unattended.
+	kernelUnattended time.Duration
+	bpffs            string
 
 	queueLen, copyRange, cacheSize int
 	overflow                       overflow
@@ -104,6 +106,9 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := opts.rules.Validate(); err != nil {
 				return err
+			}
+			if opts.kernelUnattended < 0 {
+				return fmt.Errorf("--unattended %s: give a duration such as 10m, or 0 for no limit", opts.kernelUnattended)
 			}
 			if len(opts.manifests) > 0 && opts.cluster.given() {
 				return fmt.Errorf("--manifests and --kubeconfig or --context name two worlds: give one of them")

@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -70,6 +71,29 @@ func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []n
 	})
 	return slices.Compact(found)
 }
+
+// PodDevices are the interfaces that lead to one address each, of a pod of this node:
+// by their index.
+func (n *Network) PodDevices() map[netip.Addr]uint32 {
+	found := make(map[netip.Addr]uint32)
+	for _, r := range n.Routes {
+		l, ok := n.link(r.Link)
+		if !ok || !r.To.IsSingleIP() || !l.toPod() {
+			continue
+		}
+		if other, ok := found[r.To.Addr()]; ok && other != uint32(l.Index) {
+			found[r.To.Addr()] = 0 // which of them it is depends on the packet
+			continue
+		}
+		found[r.To.Addr()] = uint32(l.Index)
+	}
+	maps.DeleteFunc(found, func(_ netip.Addr, device uint32) bool { return device == 0 })
+	return found
+}
+
+// toPod reports whether an interface leads to one pod alone: its other end is in
+// another network namespace, and no route over it has a gateway.
+func (l Link) toPod() bool { return !l.Uplink && l.leadsElsewhere() && l.Master == 0 }
 
 func (n *Network) link(index int) (Link, bool) {
 	i := slices.IndexFunc(n.Links, func(l Link) bool { return l.Index == index })

@@ -176,3 +176,23 @@ func TestPodBridges(t *testing.T) {
 		})
 	}
 }
+
+// An interface of a pod's own is one whose other end is elsewhere, that is no port of a
+// bridge and no way to a gateway, and the only one to the address.
+func TestPodDevices(t *testing.T) {
+	n := routed()
+	n.Routes = append(n.Routes, Route{netip.MustParsePrefix("10.0.7.9/32"), 3}, Route{netip.MustParsePrefix("10.0.7.9/32"), 4}, Route{netip.MustParsePrefix("10.0.7.9/32"), 3},
+		Route{netip.MustParsePrefix("10.0.8.0/24"), 4})
+	got := n.PodDevices()
+	for text, want := range map[string]uint32{
+		"10.0.7.5": 3, "fd00::5": 3, "10.0.7.6": 4,
+		"192.0.2.1": 0, "10.9.9.9": 0, "10.0.7.9": 0, "10.0.8.0": 0,
+	} {
+		if device := got[netip.MustParseAddr(text)]; device != want {
+			t.Errorf("%s: %d, want %d", text, device, want)
+		}
+	}
+	if got := bridged().PodDevices(); len(got) > 0 {
+		t.Errorf("behind bridges: %v", got)
+	}
+}

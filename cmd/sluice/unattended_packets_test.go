@@ -1,0 +1,86 @@
+package main
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"sluice/bench/lab"
+)
+
+// replace ends a pod and starts another one at its addresses, of which no agent has
+// heard.
+func (s *site) replace(t *testing.T, name string) *lab.Host {
+	t.Helper()
+	old := s.host(name)
+	addrs := old.Addrs()
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h, err := s.Nodes[0].AddPod("new", addrs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.hosts["new"] = h
+	s.serve(h)
+	return h
+}
+
+// When the agent is gone, what the kernel knows of a pod of this node holds behind
+// that pod's interface alone: a pod that gets the address of one without policies, or
+// of one that a rule allows, may be isolated, and gets what --fail says.
+func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs("--on-exit", "keep", "--unattended", "0")...)
+	others := []string{"default/web default/other tcp 80", "default/other default/web udp 53", "default/other outside tcp 80", "outside default/other tcp 8080", webToDB}
+	toOdd := []string{"default/other bare/odd tcp 80", "outside bare/odd tcp 80", "bare/odd default/other tcp 80", "bare/odd outside udp 53"}
+	s.check(t, append(toOdd, others...), nil)
+	s.notQueued(t, "with an agent", func() { s.check(t, append(toOdd, others...), nil) })
+	s.agent.Kill()
+	s.check(t, append(toOdd, others...), nil)
+	s.replace(t, "bare/odd")
+	delete(s.hosts, "bare/odd")
+	s.check(t, others, []string{"default/other new tcp 80", "outside new tcp 80", "new default/other tcp 80", "new outside udp 53"})
+	// One that a rule allows is replaced too.
+	s.replace(t, "default/web")
+	s.check(t, nil, []string{"new default/db tcp 6379"})
+	// The node itself reaches it, as its probes must.
+	s.check(t, []string{"node-1 new tcp 80"}, nil)
+	s.start(kernelArgs()...)
+	s.check(t, []string{"default/other outside tcp 80"}, nil)
+}
+
+// Pods that share an interface cannot be told from one another: for those, what the
+// kernel knows holds for a while after the agent is gone.
+func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	// A second way to each address of the pod: which one a packet takes, the kernel
+	// would have to be asked.
+	other := s.host("default/web").RouterDevice()
+	for i, addr := range s.host("bare/odd").Addrs() {
+		family := []string{"-4", "-6"}[i]
+		if err := s.Nodes[0].Run("ip", family, "route", "add", addr.String(), "dev", other, "metric", "4000"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const limit = 4 * time.Second
+	s.start(kernelArgs("--on-exit", "keep", "--unattended", limit.String())...)
+	toOdd, others := []string{"default/other bare/odd tcp 80", "bare/odd outside tcp 80"}, []string{"default/other outside tcp 80", webToDB}
+	s.check(t, append(toOdd, others...), nil)
+	time.Sleep(limit + limit/2) // the agent is there: it goes on
+	s.notQueued(t, "with an agent", func() { s.check(t, append(toOdd, others...), nil) })
+	s.agent.Kill()
+	for _, addr := range s.host("bare/odd").Addrs() {
+		open := func() bool {
+			return s.host("default/other").Connect(t.Context(), "tcp", netip.AddrPortFrom(addr, 80), silence).Outcome == lab.Reached
+		}
+		for end := time.Now().Add(patience); open(); {
+			if time.Now().After(end) {
+				t.Fatalf("%s is open for ever", addr)
+			}
+		}
+	}
+	s.check(t, others, toOdd)
+}
