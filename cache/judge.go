@@ -166,9 +166,13 @@ func (j *Judge) decide(data []byte, p *packet.Packet, v *filter.Verdict) (awaite
 	if p.MidStream && v.Action == filter.Allow {
 		return j.decideMidStream(p, v, ends)
 	}
-	if awaited = j.awaited(p, v, ends); !awaited.IsValid() {
-		j.note(&p.Key, v, ends)
+	e := j.pending(&p.Key, ends)
+	if e != settled && !j.snapshot.Final(&p.Key, v, e.src, e.dst) {
+		if awaited = e.awaited(&p.Key, v); awaited.IsValid() {
+			return awaited
+		}
 	}
+	j.note(&p.Key, v, ends, e)
 	return awaited
 }
 
@@ -186,36 +190,83 @@ func (j *Judge) decideMidStream(p *packet.Packet, v *filter.Verdict, ends Ends) 
 		*v = back
 		v.Reason, v.Pair = filter.MidStream, false
 	}
-	if awaited = j.awaited(p, v, ends); awaited.IsValid() {
-		return awaited
+	e := j.pending(&p.Key, ends)
+	if e != settled && !j.finalMidStream(p, &forth, &reverse, &back, e) {
+		if awaited = e.awaited(&p.Key, v); awaited.IsValid() {
+			return awaited
+		}
 	}
 	// Both are noted, whatever comes of the packet: caches may answer for them from
 	// now on. The kernel's remembers neither for packets such as this one.
 	if back.Action == filter.Allow {
-		j.note(&reverse, &back, Ends{ends.Dst, ends.Src})
+		j.note(&reverse, &back, Ends{ends.Dst, ends.Src}, pendings{e.dst, e.src})
 	}
 	j.flows.fresh = fresh
-	j.note(&p.Key, &forth, ends)
+	j.note(&p.Key, &forth, ends, e)
 	return awaited
 }
 
-// awaited is the address of the pod that a packet must wait for, if any.
-func (j *Judge) awaited(p *packet.Packet, v *filter.Verdict, ends Ends) (none netip.Addr) {
-	if j.Ranges != nil {
-		if ends.Src == 0 && j.waits(p.Key.SrcAddr(), v) {
-			return p.Key.SrcAddr()
-		}
-		if ends.Dst == 0 && j.waits(p.Key.DstAddr(), v) {
-			return p.Key.DstAddr()
-		}
+// finalMidStream reports whether no pod can change the verdict about a packet that
+// does not begin a connection and is allowed as if it did.
+func (j *Judge) finalMidStream(p *packet.Packet, forth *filter.Verdict, reverse *filter.Key, back *filter.Verdict, e pendings) bool {
+	return j.snapshot.Final(reverse, back, e.dst, e.src) &&
+		(back.Action != filter.Allow || j.snapshot.Final(&p.Key, forth, e.src, e.dst))
+}
+
+// pendings are the ends of a flow that should be pods and are not known to be.
+type pendings struct{ src, dst policy.Pending }
+
+// settled is that there are none.
+var settled = pendings{policy.Known, policy.Known}
+
+func (j *Judge) pending(k *filter.Key, ends Ends) (e pendings) {
+	if j.Ranges == nil {
+		return e
+	}
+	if ends.Src == 0 {
+		e.src = j.pendingAt(k.SrcAddr())
+	}
+	if ends.Dst == 0 {
+		e.dst = j.pendingAt(k.DstAddr())
+	}
+	return e
+}
+
+func (j *Judge) pendingAt(addr netip.Addr) policy.Pending {
+	switch local, cluster := j.Ranges.Contains(addr); {
+	case local:
+		return policy.PendingLocal
+	case cluster:
+		return policy.PendingRemote
+	}
+	return policy.Known
+}
+
+// awaited is the address of the pod that a packet whose verdict is not final must
+// wait for, if any.
+//
+// A pod of this node may be isolated by policies that are for us to enforce. Of a
+// pod elsewhere its own node enforces those; here it is only a peer, and only a
+// denial is worth the wait.
+func (e pendings) awaited(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
+	waits := func(end policy.Pending) bool {
+		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
+	}
+	switch {
+	case waits(e.src):
+		return k.SrcAddr()
+	case waits(e.dst):
+		return k.DstAddr()
 	}
 	return none
 }
 
-// note tells Admissions and Memory of a verdict, as far as they need it.
-func (j *Judge) note(key *filter.Key, v *filter.Verdict, ends Ends) {
-	admits := j.Admissions != nil && v.Action == filter.Allow && j.admits(key, v.Reason, ends)
-	remembers := j.Memory != nil && v.Reason != filter.NotIsolated
+// note tells Admissions and Memory of a verdict, as far as they need it. Memory need
+// not know of verdicts about pods that are not known: it would not answer with them,
+// and a scan of addresses would push out of it what it answers with.
+func (j *Judge) note(key *filter.Key, v *filter.Verdict, ends Ends, e pendings) {
+	admits := j.Admissions != nil && v.Action == filter.Allow && j.admits(v.Reason, e)
+	remembers := j.Memory != nil && v.Reason != filter.NotIsolated && e == settled
 	if !admits && !remembers {
 		return
 	}
@@ -234,35 +285,14 @@ func (j *Judge) note(key *filter.Key, v *filter.Verdict, ends Ends) {
 }
 
 // admits says whether a key that is allowed is to be told of.
-func (j *Judge) admits(k *filter.Key, why filter.Reason, ends Ends) bool {
+func (j *Judge) admits(why filter.Reason, e pendings) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:
 		return false // for as long as the ends are who they are
 	case filter.NotIsolated:
-		return ends.Src == 0 && j.expects(k.SrcAddr()) || ends.Dst == 0 && j.expects(k.DstAddr())
+		return e != settled
 	}
 	return j.flows.fresh
-}
-
-// expects says whether an address that nobody has should be a pod's.
-func (j *Judge) expects(addr netip.Addr) bool {
-	if j.Ranges == nil {
-		return false
-	}
-	_, cluster := j.Ranges.Contains(addr)
-	return cluster
-}
-
-// waits says whether a packet with the given verdict has to wait for whoever has
-// an address that nobody is known to have.
-//
-// A pod of this node may be isolated by policies that are for us to enforce. Of a
-// pod elsewhere its own node enforces those; here it is only a peer. A peer that
-// is allowed although nobody knows it (by address, or because everyone is) is
-// allowed whoever it turns out to be, and only a denial is worth the wait.
-func (j *Judge) waits(addr netip.Addr, v *filter.Verdict) bool {
-	local, cluster := j.Ranges.Contains(addr)
-	return local || cluster && v.Action == filter.Deny
 }
 
 // Answered says that the kernel has carried out all answers so far.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/bench/cluster"
 	"sluice/cache"
@@ -143,6 +145,16 @@ func TestJudgeHolds(t *testing.T) {
 	guarded.Namespace = "guarded"
 	w.SetPod(guarded)
 	w.SetPolicy(denyAll("guarded"))
+	picky := pod("picky", "10.1.0.3", nil)
+	picky.Namespace = "picky"
+	w.SetPod(picky)
+	only80 := denyAll("picky")
+	port := intstr.FromInt32(80)
+	ports := []networkingv1.NetworkPolicyPort{{Port: &port}}
+	friends := []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"is": "friend"}}}}
+	only80.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: friends, Ports: ports}}
+	only80.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: friends, Ports: ports}}
+	w.SetPolicy(only80)
 	s, _ := w.Commit()
 	var published policy.Published
 	published.Publish(s)
@@ -151,7 +163,7 @@ func TestJudgeHolds(t *testing.T) {
 		Published: &published, Observer: &said,
 		Ranges: ranges{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.0.0.0/8")},
 	}
-	const free, closed, local, remote, outside = "10.1.0.1", "10.1.0.2", "10.1.0.9", "10.2.0.9", "192.0.2.1"
+	const free, closed, choosy, local, remote, outside = "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.9", "10.2.0.9", "192.0.2.1"
 	tests := []struct {
 		src, dst string
 		want     filter.Action
@@ -165,13 +177,26 @@ func TestJudgeHolds(t *testing.T) {
 		{outside, local, filter.Hold, local, "deny, unknown-pod"},
 		{remote, free, filter.Allow, "", ""}, // its own node guards it
 		{free, remote, filter.Allow, "", ""},
-		{remote, closed, filter.Hold, remote, "deny, ingress-denied"},
-		{closed, remote, filter.Hold, remote, "deny, egress-denied"},
 		{remote, local, filter.Hold, local, "deny, unknown-pod"},
+		// Nothing that the pod may turn out to be changes these.
+		{remote, closed, filter.Deny, "", ""},
+		{closed, remote, filter.Deny, "", ""},
+		{local, closed, filter.Deny, "", ""},
+		{closed, local, filter.Deny, "", ""},
+		// Its labels may change these.
+		{remote, choosy, filter.Hold, remote, "deny, ingress-denied"},
+		{choosy, remote, filter.Hold, remote, "deny, egress-denied"},
+		{local, choosy, filter.Hold, local, "deny, ingress-denied"},
+		{choosy, local, filter.Hold, local, "deny, egress-denied"},
 	}
 	for _, open := range []bool{false, true} {
 		config.FailOpen = open
 		j := cache.NewJudge(config, cache.NewFlows(16))
+		for _, ends := range [][2]string{{remote, choosy}, {choosy, local}} {
+			if action, _ := j.Judge(datagram(key(ends[0], ends[1], 81))); action != filter.Deny {
+				t.Errorf("%s > %s, to a port that no rule names: %v", ends[0], ends[1], action)
+			}
+		}
 		for _, tt := range tests {
 			said = nil
 			data := datagram(key(tt.src, tt.dst, 80))

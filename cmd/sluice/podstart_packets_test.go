@@ -7,10 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
@@ -31,6 +35,7 @@ func startAddrs(number int) []netip.Addr {
 // arrives late.
 type starts struct {
 	*site
+	stay  bool            // pods that have ended stay known
 	delay []time.Duration // beyond the lag, of each allowed connection
 	mu    sync.Mutex
 }
@@ -91,7 +96,7 @@ func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 	file := name + ".yaml"
 	err = running.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
 	wait.Wait()
-	if err == nil {
+	if err == nil && !s.stay {
 		err = os.Remove(filepath.Join(s.dir, file))
 	}
 	close(failed)
@@ -134,6 +139,105 @@ func TestFirstPacketOnPackets(t *testing.T) {
 			t.Errorf("a packet of a pod that started was given up: want %s 0 in\n%s", name, page)
 		}
 	}
+}
+
+// scanned is a number of addresses above those of pods that start.
+const scanned = 0x8000
+
+// scans are ways to have packets wait for pods that there are not.
+var scans = map[string]func(s *starts, n int) error{
+	"to such addresses": func(s *starts, n int) error {
+		conn, err := s.host("mine/cart").DialUDP(netip.AddrPortFrom(startAddrs(scanned + n)[0], 9))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.Write([]byte("scan"))
+		return err
+	},
+	"from such addresses": func(s *starts, n int) error {
+		ip := &layers.IPv4{
+			Version: 4, TTL: 64, Id: 1, Protocol: layers.IPProtocolUDP,
+			SrcIP: startAddrs(scanned + n)[0].AsSlice(), DstIP: s.host("default/db").IPv4.AsSlice(),
+		}
+		udp := &layers.UDP{SrcPort: 9, DstPort: 6379}
+		if err := udp.SetNetworkLayerForChecksum(ip); err != nil {
+			return err
+		}
+		b := gopacket.NewSerializeBuffer()
+		opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+		if err := gopacket.SerializeLayers(b, opts, ip, udp, gopacket.Payload("scan")); err != nil {
+			return err
+		}
+		return s.host("mine/cart").Send(b.Bytes())
+	},
+}
+
+// A pod that scans, so that its packets take every place to wait, does not take those
+// of pods that start: none of their packets is given up.
+func TestStartBesideAScanOnPackets(t *testing.T) {
+	const places = 128
+	for name, scan := range scans {
+		t.Run(name, func(t *testing.T) {
+			s := newStarts(t, "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
+			s.stay = true // a pod that is gone has its connections denied as those of an unknown one
+			// Whether db lets a datagram in depends on the pod, too.
+			s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
+			sent := 0
+			send := func() {
+				if err := scan(s, sent%0x4000); err != nil {
+					t.Error(err)
+				}
+				sent++
+			}
+			for end := time.Now().Add(patience); s.holding(t) < places; send() {
+				if time.Now().After(end) {
+					t.Fatalf("the scan takes %d places", s.holding(t))
+				}
+			}
+			stop, done := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(done)
+				tick := time.NewTicker(2 * time.Millisecond)
+				defer tick.Stop()
+				for ; ; send() {
+					select {
+					case <-stop:
+						return
+					case <-tick.C:
+					}
+				}
+			}()
+			s.run(8)
+			close(stop)
+			<-done
+			given := s.agent.Since(0, func(l running.Line) bool {
+				return l.Text("reason") == "unknown-pod" && !isScanned(l.Text("src")) && !isScanned(l.Text("dst"))
+			})
+			if len(given) > 0 {
+				t.Errorf("%d packets of pods that started were given up, first %v", len(given), given[0])
+			}
+			if n := s.holding(t); n > places {
+				t.Errorf("%d packets wait, want %d at most", n, places)
+			}
+		})
+	}
+}
+
+func isScanned(text string) bool {
+	addr, err := netip.ParseAddr(text)
+	return err == nil && startRange4.Contains(addr) && addr.As4()[2] >= scanned>>8
+}
+
+// holding is how many packets wait for their pod.
+func (s *starts) holding(t *testing.T) (n int) {
+	t.Helper()
+	_, page := s.scrape(t, "/metrics")
+	_, text, _ := strings.Cut(page, "\nsluice_held_packets ")
+	if _, err := fmt.Sscan(text, &n); err != nil {
+		t.Fatalf("%v in\n%s", err, page)
+	}
+	return n
 }
 
 // BenchmarkPodStart is a thousand starts with -benchtime=1000x. It measures how

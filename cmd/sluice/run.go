@@ -148,7 +148,7 @@ func addHoldFlags(fs *pflag.FlagSet, opts *runOptions) {
 an address there waits until its pod is known; if not given, those of its Node and
 what follows from its routes`)
 	fs.DurationVar(&opts.hold, "hold", opts.hold, "how long a packet waits at most for its pod to become known; then --fail decides")
-	fs.Var(newNumberFlag(&opts.maxHeld, 0, 1<<20), "hold-max", "how many packets wait so at most")
+	fs.Var(newNumberFlag(&opts.maxHeld, 0, 1<<20), "hold-max", "how many packets wait so at most. When all places are taken, the sender that has most gives way to others")
 }
 
 func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {

@@ -166,7 +166,7 @@ func (w *World) groupOf(p *pod, d filter.Direction) *group {
 		isolation.Policies = append(isolation.Policies, pol.text)
 	}
 	w.lastGroup++
-	g := &group{key: string(key), id: w.lastGroup, refs: 1, isolation: isolation, rules: compile(d, policies, w.shape)}
+	g := &group{key: string(key), id: w.lastGroup, refs: 1, isolation: isolation, rules: compile(d, policies, w.shape), reach: reachOf(d, policies)}
 	w.groups[g.key] = g
 	return g
 }

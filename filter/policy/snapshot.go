@@ -50,6 +50,7 @@ type group struct {
 	refs      int
 	isolation *filter.Isolation
 	rules     *ruleSet
+	reach     reach
 }
 
 // Number tells snapshots of one World apart: it grows by one with each.

@@ -16,9 +16,6 @@ const (
 	// DefaultMaxHeld is how many packets wait in all; a quarter of one queue, so
 	// that they leave room for those that need not wait.
 	DefaultMaxHeld = DefaultMaxLen / 4
-	// maxHeldFor is how many packets wait for one address: a scan of a range that
-	// nobody has must not take the room of all others.
-	maxHeldFor = 64
 )
 
 // holding is the packets of one worker that wait for a pod to become known. They
@@ -35,10 +32,10 @@ type holding struct {
 	flush func() error
 	fail  func(error)
 	wake  chan struct{}
+	lost  chan struct{} // some packet has lost its place
 
 	mu      sync.Mutex
-	packets []held // the oldest first
-	waiting map[netip.Addr]int
+	packets []*held // the oldest first
 }
 
 // held is a packet that waits.
@@ -47,21 +44,37 @@ type held struct {
 	data     []byte
 	awaited  netip.Addr
 	until    time.Time
+
+	device    uint32     // the interface that it came in by; 0 if the kernel does not say
+	source    netip.Addr // as it claims
+	in        *holding
+	displaced bool // shares' to read and write
 }
 
-// add keeps a packet; false if there is no room.
-func (h *holding) add(p held) bool {
-	h.mu.Lock()
+// sourceOf is the source address of a packet whose IP header has been read.
+func sourceOf(data []byte) (a netip.Addr) {
+	switch {
+	case len(data) >= 20 && data[0]>>4 == 4:
+		a, _ = netip.AddrFromSlice(data[12:16])
+	case len(data) >= 40 && data[0]>>4 == 6:
+		a, _ = netip.AddrFromSlice(data[8:24])
+	}
+	return a
+}
+
+// add keeps a packet; false if there is no place for it.
+func (h *holding) add(p *held) bool {
+	h.mu.Lock() // until the packet is among the others, where it is found if it loses its place
 	defer h.mu.Unlock()
-	if h.waiting[p.awaited] >= maxHeldFor {
+	p.in = h
+	displaced, ok := h.shares.take(p)
+	if !ok {
 		return false
 	}
-	if h.holding.Add(1) > int64(h.opts.MaxHeld) {
-		h.holding.Add(-1)
-		return false
+	if displaced != nil {
+		signal(displaced.in.lost)
 	}
 	h.heldTotal.Add(1)
-	h.waiting[p.awaited]++
 	h.packets = append(h.packets, p)
 	h.log.Debug("packet waits for its pod to become known", "address", p.awaited)
 	if len(h.packets) == 1 {
@@ -71,10 +84,13 @@ func (h *holding) add(p held) bool {
 }
 
 // nudge has run look at the packets.
-func (h *holding) nudge() {
+func (h *holding) nudge() { signal(h.wake) }
+
+// signal wakes who listens on c.
+func signal(c chan struct{}) {
 	select {
-	case h.wake <- struct{}{}:
-	default: // it will
+	case c <- struct{}{}:
+	default: // it will look
 	}
 }
 
@@ -86,11 +102,12 @@ func (h *holding) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-h.lost:
+			h.giveUpLost()
 		case <-h.wake:
+			h.look(timer)
 		case <-timer.C:
-		}
-		if next, any := h.rejudge(); any {
-			timer.Reset(time.Until(next))
+			h.look(timer)
 		}
 		// What was answered is on its way to the kernel only now.
 		err := h.flush()
@@ -100,6 +117,32 @@ func (h *holding) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// look judges all packets again, and sets the timer for when the first of the others
+// has waited for too long.
+func (h *holding) look(timer *time.Timer) {
+	if next, any := h.rejudge(); any {
+		timer.Reset(time.Until(next))
+	}
+}
+
+// giveUpLost answers the packets that have lost their place. The others are not
+// judged again: a flood would have it done for each of its packets.
+func (h *holding) giveUpLost() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	kept := h.packets[:0]
+	for _, p := range h.packets {
+		if !h.shares.lost(p) {
+			kept = append(kept, p)
+			continue
+		}
+		h.heldRefused.Add(1)
+		h.reply(p.id, p.mark, h.judge.GiveUp(p.data))
+	}
+	clear(h.packets[len(kept):])
+	h.packets = kept
 }
 
 // rejudge answers what need not wait any longer, and returns until when the
@@ -120,7 +163,7 @@ func (h *holding) rejudge() (next time.Time, any bool) {
 			action = h.judge.GiveUp(p.data)
 		}
 		h.reply(p.id, p.mark, action)
-		h.drop(p.awaited)
+		h.shares.leave(p)
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
@@ -130,21 +173,13 @@ func (h *holding) rejudge() (next time.Time, any bool) {
 	return kept[0].until, true
 }
 
-// drop counts a packet that waits no longer.
-func (h *holding) drop(awaited netip.Addr) {
-	h.holding.Add(-1)
-	if h.waiting[awaited]--; h.waiting[awaited] == 0 {
-		delete(h.waiting, awaited)
-	}
-}
-
 // forget lets go of everything: the queue has been closed, and the kernel has
 // dropped what waited in it.
 func (h *holding) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range h.packets {
-		h.drop(p.awaited)
+		h.shares.leave(p)
 	}
 	h.packets = nil
 }

@@ -70,7 +70,8 @@ type Options struct {
 	NoGSO bool
 	// Hold is how long a packet waits at most for its pod to become known.
 	Hold time.Duration
-	// MaxHeld is how many packets wait so at most, in all queues together.
+	// MaxHeld is how many packets wait so at most, in all queues together. When
+	// all places are taken, those who have most of them give way to others.
 	MaxHeld int
 	// NetNS is a file descriptor of the network namespace of the queues; 0 is
 	// that of the process.
@@ -109,7 +110,7 @@ type Stats struct {
 	Holding     int64  // packets that wait for their pod to become known
 	Held        uint64 // those that have ever waited
 	HoldExpired uint64 // those that have waited in vain
-	HoldRefused uint64 // those for which there was no room to wait
+	HoldRefused uint64 // those that found no place, or lost it to a sender with fewer
 }
 
 // Queues are the workers of all queues.
@@ -123,7 +124,7 @@ type Queues struct {
 	allowed, denied, late, panics, restarts, dropped atomic.Uint64
 	crowd, crowdDropped, overflows                   atomic.Uint64
 	heldTotal, heldExpired, heldRefused              atomic.Uint64
-	holding                                          atomic.Int64
+	shares                                           *shares // of packets that wait
 }
 
 // New returns the workers of the queues. Each gets two judges from newJudge, one
@@ -142,11 +143,11 @@ func New(opts Options, newJudge func() Judge, logger *slog.Logger) (*Queues, err
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	q := &Queues{opts: opts, log: logger, ready: make(chan struct{})}
+	q := &Queues{opts: opts, log: logger, ready: make(chan struct{}), shares: newShares(opts.MaxHeld)}
 	q.unready.Store(int32(opts.span()))
 	for i := range opts.span() {
 		w := &worker{Queues: q, number: opts.First + uint16(i), crowd: i == opts.Count, judge: newJudge()}
-		w.held = &holding{worker: w, judge: newJudge(), wake: make(chan struct{}, 1), waiting: make(map[netip.Addr]int)}
+		w.held = &holding{worker: w, judge: newJudge(), wake: make(chan struct{}, 1), lost: make(chan struct{}, 1)}
 		q.workers = append(q.workers, w)
 	}
 	return q, nil
@@ -201,6 +202,6 @@ func (q *Queues) Stats() Stats {
 		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Late: q.late.Load(),
 		Panics: q.panics.Load(), Restarts: q.restarts.Load(), Dropped: q.dropped.Load(),
 		Crowd: q.crowd.Load(), CrowdDropped: q.crowdDropped.Load(), Overflows: q.overflows.Load(),
-		Holding: q.holding.Load(), Held: q.heldTotal.Load(), HoldExpired: q.heldExpired.Load(), HoldRefused: q.heldRefused.Load(),
+		Holding: int64(q.shares.held()), Held: q.heldTotal.Load(), HoldExpired: q.heldExpired.Load(), HoldRefused: q.heldRefused.Load(),
 	}
 }

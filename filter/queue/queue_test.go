@@ -634,6 +634,63 @@ func TestHoldIsBounded(t *testing.T) {
 	}
 }
 
+// When all places are taken, a packet of another sender takes that of the newest of
+// the one that has most.
+func TestHoldIsShared(t *testing.T) {
+	var known atomic.Bool
+	r := newRig(t, 2, func(data []byte) filter.Action {
+		if bytes.Contains(data, []byte("late")) && !known.Load() {
+			return filter.Hold
+		}
+		return filter.Allow
+	})
+	heard, err := r.server.Sniff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const places, scanned = 5, 12
+	q, _ := r.run(queue.Options{Hold: time.Hour, MaxHeld: places})
+	for i := range scanned {
+		r.sends(fmt.Sprintf("late %d.", i))
+	}
+	r.await("the places are taken", func() bool { return q.Stats().Denied == scanned-places })
+	for i := range 2 {
+		other, err := r.node.AddPod(fmt.Sprintf("other-%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := other.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "late other %d.", i); err != nil {
+			t.Fatal(err)
+		}
+		r.await("one gives way", func() bool { return int(q.Stats().Denied) == scanned-places+1+i })
+	}
+	if s := q.Stats(); s.Holding != places || s.HoldRefused != scanned-places+2 || s.HoldExpired != 0 || s.Late+s.Restarts != 0 {
+		t.Errorf("%+v", s)
+	}
+	known.Store(true)
+	q.Rejudge()
+	want := map[string]bool{"late 0.": true, "late 1.": true, "late 2.": true, "late other 0.": true, "late other 1.": true}
+	for len(want) > 0 {
+		var texts []string
+		for i := range scanned {
+			texts = append(texts, fmt.Sprintf("late %d.", i))
+		}
+		got := r.hears(heard, append(texts, "late other 0.", "late other 1.")...)
+		if !want[got] {
+			t.Fatalf("%q passes, want one of %v", got, want)
+		}
+		delete(want, got)
+	}
+	if s := q.Stats(); s.Holding != 0 || s.Allowed < places {
+		t.Errorf("%+v", s)
+	}
+}
+
 // What a worker holds while it fails is not answered in the queue that it opens
 // next: another packet has its number there.
 func TestHoldEndsWithItsQueue(t *testing.T) {

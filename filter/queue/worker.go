@@ -195,13 +195,28 @@ func markOf(a *nfqueue.Attribute) uint32 {
 	return *a.Mark
 }
 
+// deviceOf is the interface by which a packet came in: of a bridge, the port.
+func deviceOf(a *nfqueue.Attribute) uint32 {
+	switch {
+	case a.PhysInDev != nil:
+		return *a.PhysInDev
+	case a.InDev != nil:
+		return *a.InDev
+	}
+	return 0
+}
+
 // decide asks the judge about a packet, and keeps it if it has to wait.
 func (w *worker) decide(a *nfqueue.Attribute) (action filter.Action, wait bool) {
 	action, awaited := w.ask(w.judge, *a.Payload)
 	if action != filter.Hold {
 		return action, false
 	}
-	if w.held.add(held{*a.PacketID, markOf(a), *a.Payload, awaited, time.Now().Add(w.opts.Hold)}) {
+	p := &held{
+		id: *a.PacketID, mark: markOf(a), data: *a.Payload, awaited: awaited, until: time.Now().Add(w.opts.Hold),
+		device: deviceOf(a), source: sourceOf(*a.Payload),
+	}
+	if w.held.add(p) {
 		return filter.Hold, true
 	}
 	w.heldRefused.Add(1)

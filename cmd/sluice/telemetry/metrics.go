@@ -73,7 +73,7 @@ var numbers = []number{
 		func(s *State) uint64 { return s.Queue.Held }),
 	counter("held_packets_expired_total", "Packets whose pod did not become known in time. They got what the fail mode says.",
 		func(s *State) uint64 { return s.Queue.HoldExpired }),
-	counter("held_packets_refused_total", "Packets for which there was no room to wait. They got what the fail mode says.",
+	counter("held_packets_refused_total", "Packets that found no place to wait for their pod, or lost it to a packet of a sender that has fewer. They got what the fail mode says.",
 		func(s *State) uint64 { return s.Queue.HoldRefused }),
 	counter("rule_repairs_total", "Times that a table's rules were other than they should be, and were restored.",
 		func(s *State) uint64 { return s.Repairs }),

@@ -52,7 +52,7 @@ type Packets struct {
 	Waiting      int               `json:"waiting"`
 	Held         uint64            `json:"held"`         // that have waited for their pod to become known
 	Expired      uint64            `json:"expired"`      // likewise, in vain
-	Refused      uint64            `json:"refused"`      // that found no room to wait
+	Refused      uint64            `json:"refused"`      // that found no place to wait, or lost it to a sender with fewer
 	Dropped      uint64            `json:"dropped"`      // by the kernel, because a queue was full
 	Crowd        uint64            `json:"crowd"`        // of sources that send more than their share
 	CrowdDropped uint64            `json:"crowdDropped"` // of such, by the kernel, because their queue was full
@@ -130,7 +130,7 @@ func (s *Status) WriteText(out io.Writer) error {
 	if k := s.Kernel; k != nil {
 		fmt.Fprintf(w, "in the kernel\t%d packets open to all, %d allowed and %d denied without asking\n", k.Open, k.Allowed, k.Denied)
 	}
-	fmt.Fprintf(w, "held\t%d waited for their pod to become known, %d of them in vain; %d found no room\n", p.Held, p.Expired, p.Refused)
+	fmt.Fprintf(w, "held for pods\t%d; expired %d; rejected or displaced (no place left) %d\n", p.Held, p.Expired, p.Refused)
 	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
 	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored; %d had passed unjudged\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored, s.Live.Unjudged)

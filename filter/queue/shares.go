@@ -1,0 +1,165 @@
+package queue
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// shares divides the places of packets that wait for a pod among those who send
+// them. A sender may use every place that is free. When none is, a packet of a
+// sender with fewer takes the place of the newest packet of the one that has most:
+// so a pod that scans addresses nobody has cannot take the places of pods that
+// start, whose first packets are few; and none is kept empty for them.
+//
+// A sender is first the interface that a packet came in by, which a pod cannot
+// forge, and then the source address among those of the interface. Where the kernel
+// does not name the interface, all addresses count as of one.
+type shares struct {
+	most int
+
+	mu      sync.Mutex
+	taken   int
+	devices map[uint32]*sharer
+	ranks   ranks // of devices
+}
+
+// sharer is an interface, or a source address of one.
+type sharer struct {
+	n       int     // places that it has
+	packets []*held // of an address, the oldest first
+
+	addresses map[netip.Addr]*sharer // of an interface
+	ranks     ranks                  // likewise
+}
+
+func newShares(most int) *shares {
+	return &shares{most: most, devices: make(map[uint32]*sharer)}
+}
+
+// take gives a packet a place, or not. The packet that has lost its place to it, if
+// any, is marked so.
+func (s *shares) take(p *held) (displaced *held, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken >= s.most {
+		if displaced = s.displace(p); displaced == nil {
+			return nil, false
+		}
+		displaced.displaced = true
+		s.remove(displaced)
+	}
+	d := s.devices[p.device]
+	if d == nil {
+		d = &sharer{addresses: make(map[netip.Addr]*sharer)}
+		s.devices[p.device] = d
+	}
+	a := d.addresses[p.source]
+	if a == nil {
+		a = &sharer{}
+		d.addresses[p.source] = a
+	}
+	a.packets = append(a.packets, p)
+	s.ranks.move(d, 1)
+	d.ranks.move(a, 1)
+	s.taken++
+	return displaced, true
+}
+
+// displace chooses the packet that gives way to p, or none. Afterwards none of the
+// two senders has fewer places than the other had before, or else they would take
+// turns.
+func (s *shares) displace(p *held) *held {
+	own, top := s.devices[p.device], s.ranks.top()
+	switch {
+	case top == nil:
+		return nil
+	case own == nil && top.n > 1, own != nil && own.n+1 < top.n:
+		return top.ranks.top().newest()
+	case own == nil:
+		return nil
+	}
+	has := 0
+	if a := own.addresses[p.source]; a != nil {
+		has = a.n
+	}
+	if a := own.ranks.top(); has+1 < a.n {
+		return a.newest()
+	}
+	return nil
+}
+
+func (a *sharer) newest() *held { return a.packets[len(a.packets)-1] }
+
+// leave gives the place of a packet back that has not lost it.
+func (s *shares) leave(p *held) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !p.displaced {
+		s.remove(p)
+	}
+}
+
+// lost reports whether another packet has the place of p.
+func (s *shares) lost(p *held) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.displaced
+}
+
+func (s *shares) held() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
+func (s *shares) remove(p *held) {
+	d := s.devices[p.device]
+	a := d.addresses[p.source]
+	for i, o := range a.packets { // the oldest go first, and the newest are displaced
+		if o == p {
+			a.packets = append(a.packets[:i], a.packets[i+1:]...)
+			break
+		}
+	}
+	s.ranks.move(d, -1)
+	d.ranks.move(a, -1)
+	if a.n == 0 {
+		delete(d.addresses, p.source)
+	}
+	if d.n == 0 {
+		delete(s.devices, p.device)
+	}
+	s.taken--
+}
+
+// ranks orders sharers by how many places they have. A step up or down costs the
+// same however many sharers there are, so that a flood of forged sources cannot make
+// the choice of a packet expensive.
+type ranks []map[*sharer]struct{}
+
+// move changes the number of places of a sharer by one, up or down.
+func (r *ranks) move(a *sharer, by int) {
+	if a.n > 0 {
+		delete((*r)[a.n-1], a)
+	}
+	if a.n += by; a.n > 0 {
+		for len(*r) < a.n {
+			*r = append(*r, make(map[*sharer]struct{}))
+		}
+		(*r)[a.n-1][a] = struct{}{}
+	}
+	for len(*r) > 0 && len((*r)[len(*r)-1]) == 0 {
+		*r = (*r)[:len(*r)-1]
+	}
+}
+
+// top is one of those that have most; nil if none has any.
+func (r *ranks) top() *sharer {
+	if len(*r) == 0 {
+		return nil
+	}
+	for a := range (*r)[len(*r)-1] {
+		return a
+	}
+	return nil
+}
