@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/spf13/pflag"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/rest"
 
 	"sluice/watch/folder"
@@ -61,5 +62,15 @@ func (in input) read(ctx context.Context) (folder.Objects, []folder.Problem, err
 	if err != nil {
 		return folder.Objects{}, nil, err
 	}
-	return folder.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies), nil, nil
+	objects := folder.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies)
+	others, err := kube.CountOthers(ctx, config, func(group, kind string) bool {
+		return group != networkingv1.GroupName && folder.Restricting(folder.Kind{Group: group, Name: kind})
+	})
+	for _, o := range others {
+		objects.NotRead = append(objects.NotRead, folder.NotRead{Kind: folder.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})
+	}
+	if err != nil {
+		objects.Notes = append(objects.Notes, folder.Problem{File: config.Host, Detail: err.Error(), Mend: "allow to list them, to learn whether they may change what is allowed"})
+	}
+	return objects, nil, nil
 }

@@ -42,7 +42,7 @@ func lintCommand(e env) *cobra.Command {
 object and field, and how to mend it:
 
   manifest       what cannot be read, or what the API server would reject
-  empty          a list of peers or ports that is there and empty, and so allows all
+  empty          what is there and empty in a rule, and so allows all of its kind
   same-address   an address that several live pods claim
   invalid        a part of a policy that cannot be understood and allows nothing
   no-match       a selector that matches no pod or no namespace

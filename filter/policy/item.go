@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -64,6 +65,12 @@ func nameFlaw(name string) *Problem {
 		return nil
 	}
 	p := &Problem{Field: ".port", Detail: fmt.Sprintf("%q is no name of a port: it %s", name, wrong[0]), Mend: "write the name that the container declares, or the number"}
+	low, high, _ := strings.Cut(name, "-")
+	if l, err := strconv.ParseUint(low, 10, 16); err == nil && l > 0 {
+		if h, err := strconv.ParseUint(high, 10, 16); err == nil && l <= h {
+			p.Mend = fmt.Sprintf("write a range as port: %d and endPort: %d", l, h)
+		}
+	}
 	if n, err := strconv.ParseUint(name, 10, 16); err == nil && n > 0 {
 		p.Mend = fmt.Sprintf("take the quotes away to mean the number: port: %d", n)
 	}

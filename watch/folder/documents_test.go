@@ -262,35 +262,43 @@ spec: {quota: 7}
 
 // What a template leaves whose list was empty is legal, and opens the rule.
 func TestHoles(t *testing.T) {
-	objects, problems := read(t, map[string]string{"a.yaml": `
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: p}
-spec:
-  podSelector: {}
-  ingress:
-  - from:
-    ports:
-    - port: 3000
-  - from: [{podSelector: {}}]
-    ports: []
-  -
-  - {}
-  - from: [{podSelector: {}}]
-    ports: [null, {port: 1}]
-  egress:
-  - to: []
-    ports: [{port: 5432}]
-  - ports: [{port: 53}]
-  - to: [{podSelector: {}}]
-`})
-	var got []string
-	for _, h := range objects.Holes {
-		got = append(got, h.Field)
+	tests := map[string][]string{ // rules of ingress, and where they have holes
+		"{from: , ports: [{port: 3000}]}":                   {".from"},
+		"{from: [], ports: [{port: 3000}]}":                 {".from"},
+		"{from: [{podSelector: {}}], ports: }":              {".ports"},
+		"{from: [{podSelector: {}}], ports: [ ]}":           {".ports"},
+		"{from: , ports: }":                                 {".from", ".ports"},
+		"null":                                              {""},
+		"{ports: [null, {port: 1}]}":                        {".ports[0]"},
+		"{ports: [{port: , protocol: UDP}]}":                {".ports[0].port"},
+		"{from: [{namespaceSelector: {}, podSelector: }]}":  {".from[0].podSelector"},
+		"{from: [{podSelector: {matchLabels: }}]}":          {".from[0].podSelector.matchLabels"},
+		"{from: [{namespaceSelector: {matchLabels: }}]}":    {".from[0].namespaceSelector.matchLabels"},
+		"{from: [{ipBlock: {cidr: 10.0.0.0/8, except: }}]}": {".from[0].ipBlock.except"},
+		"{}":                                     nil,
+		"{from: [{podSelector: {}}]}":            nil,
+		"{ports: [{port: 53}, {protocol: UDP}]}": nil,
+		"{from: [{podSelector: {matchLabels: , matchExpressions: [{key: a, operator: Exists}]}}]}": nil,
+		"{from: [{podSelector: {matchLabels: {}}}]}":                                               nil,
 	}
-	want := []string{"spec.ingress[0].from", "spec.ingress[1].ports", "spec.ingress[2]", "spec.ingress[4].ports[0]", "spec.egress[0].to"}
-	if !slices.Equal(got, want) || len(problems) != 0 {
-		t.Errorf("holes at %q, want %q; problems %v", got, want, problems)
+	for rule, want := range tests {
+		t.Run(rule, func(t *testing.T) {
+			objects, problems := read(t, map[string]string{"a.yaml": policyHead + "  ingress:\n  - {}\n  - " + rule + "\n"})
+			var got []string
+			for _, h := range objects.Holes {
+				got = append(got, strings.TrimPrefix(h.Field, "spec.ingress[1]"))
+				if h.Object != "NetworkPolicy default/p" || h.Document != 1 || h.Detail == "" || h.Mend == "" {
+					t.Errorf("incomplete: %+v", h)
+				}
+			}
+			if !slices.Equal(got, want) || len(problems) != 0 {
+				t.Errorf("holes at %q, want %q; problems %v", got, want, problems)
+			}
+		})
+	}
+	objects, _ := read(t, map[string]string{"a.yaml": policyHead + "  egress: [{to: []}]\n"})
+	if len(objects.Holes) != 1 || objects.Holes[0].Field != "spec.egress[0].to" {
+		t.Errorf("of egress: %v", objects.Holes)
 	}
 }
 

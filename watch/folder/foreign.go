@@ -33,9 +33,9 @@ func TextOf(passed []NotRead) string {
 	return strings.Join(texts, ", ")
 }
 
-// restricting reports whether objects of the kind decide which packets pass, beside
+// Restricting reports whether objects of the kind decide which packets pass, beside
 // NetworkPolicies: every kind of policy that is named as theirs is, and some others.
-func restricting(k Kind) bool {
+func Restricting(k Kind) bool {
 	name := strings.TrimSuffix(strings.TrimSuffix(k.Name, "Policies"), "Policy")
 	if name != k.Name && strings.HasSuffix(strings.ToLower(name), "network") {
 		return true
@@ -47,7 +47,7 @@ func restricting(k Kind) bool {
 		return k.Group == "kubeovn.io"
 	case "SecurityPolicy": // NSX
 		return strings.HasSuffix(k.Group, "nsx.vmware.com")
-	case "SecurityGroupPolicy", "PolicyEndpoint", "ClusterPolicyEndpoint": // Amazon
+	case "SecurityGroupPolicy": // Amazon
 		return strings.HasSuffix(k.Group, "k8s.aws")
 	case "AuthorizationPolicy": // Istio, Linkerd
 		return k.Group == "security.istio.io" || k.Group == "policy.linkerd.io"
@@ -70,7 +70,7 @@ func core(kind string) bool {
 // pass notes an object that is not read.
 func (p *parser) pass(k Kind, version, at string) {
 	p.logger.Debug("manifest of another kind passed over", "file", p.path, "document", p.document, "at", at, "apiVersion", version, "kind", k.Name)
-	if restricting(k) || k.Group == "" && version == "v1" && !core(k.Name) {
+	if Restricting(k) || k.Group == "" && version == "v1" && !core(k.Name) {
 		p.notRead = append(p.notRead, NotRead{k, 1})
 	}
 }

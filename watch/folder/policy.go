@@ -1,11 +1,9 @@
 package folder
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -170,63 +168,4 @@ func ruleOf(field string) string {
 		return field[:end+1]
 	}
 	return field
-}
-
-// mayHaveHoles matches what findHoles looks for: most policies have none of it.
-var mayHaveHoles = regexp.MustCompile(`null|\[\s*\]`)
-
-// findHoles finds what is written and empty in a rule, as a template leaves it whose
-// list was empty. It is legal, and opens the rule to everything of its kind. The API
-// server drops it, so that it can be told from what was left out here alone.
-func (c *checker) findHoles() {
-	if c.closed || !mayHaveHoles.Match(c.text) {
-		return
-	}
-	type rule map[string]json.RawMessage
-	var o struct {
-		Spec struct {
-			Ingress []rule `json:"ingress"`
-			Egress  []rule `json:"egress"`
-		} `json:"spec"`
-	}
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(c.text, &o); err != nil {
-		return // it has been reported
-	}
-	for _, d := range []struct {
-		field, peers, end string
-		rules             []rule
-	}{{"ingress", "from", "source", o.Spec.Ingress}, {"egress", "to", "destination", o.Spec.Egress}} {
-		for i, r := range d.rules {
-			at := fmt.Sprintf("spec.%s[%d]", d.field, i)
-			if r == nil {
-				c.hole(at, "it is empty and allows everything", "write {} if everything is meant, or write what it is to allow")
-			}
-			if peers, there := r[d.peers]; there && empty(peers) {
-				c.hole(at+"."+d.peers, "it is there and empty, which allows every "+d.end, "leave "+d.peers+" out if every "+d.end+" is meant, or list them")
-			}
-			ports, there := r["ports"]
-			if there && empty(ports) {
-				c.hole(at+".ports", "it is there and empty, which allows every port", "leave ports out if every port is meant, or list them")
-			}
-			var items []json.RawMessage
-			_ = json.Unmarshal(ports, &items) // of what is not there there are none
-			for j, item := range items {
-				if empty(item) {
-					c.hole(fmt.Sprintf("%s.ports[%d]", at, j), "it is empty and allows every TCP port", "write its port and protocol")
-				}
-			}
-		}
-	}
-}
-
-func (c *checker) hole(field, detail, mend string) {
-	c.p.holes = append(c.p.holes, Problem{
-		File: c.p.path, Document: c.p.document, Object: c.object, Field: c.at + field, Detail: detail, Mend: mend,
-	})
-}
-
-// empty reports whether a value is null or a list of nothing.
-func empty(raw json.RawMessage) bool {
-	raw = bytes.TrimSpace(raw)
-	return bytes.Equal(raw, []byte("null")) || len(raw) > 1 && raw[0] == '[' && len(bytes.TrimSpace(raw[1:len(raw)-1])) == 0
 }

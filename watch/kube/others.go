@@ -1,0 +1,173 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+)
+
+// Others is how many objects of a kind there are that a cluster has beside those that are
+// read.
+type Others struct {
+	Group, Kind string
+	Count       int
+}
+
+// discovery asks for all kinds at once, as servers since Kubernetes 1.26 tell them; what
+// older ones answer is the list of groups alone.
+const discovery = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList," +
+	"application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
+
+// partial asks for the metadata of objects alone.
+const partial = "application/json;g=meta.k8s.io;v=v1;as=PartialObjectMetadataList,application/json"
+
+// maxAnswer bounds an answer that is read whole.
+const maxAnswer = 64 << 20
+
+// served is a kind as discovery tells it.
+type served struct{ group, version, kind, name string }
+
+// CountOthers counts the objects of each kind that match picks. A kind of which they
+// cannot be listed is left out, and named in the error.
+func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool) ([]Others, error) {
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("find other kinds of objects: %w", err)
+	}
+	transport, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("find other kinds of objects: %w", err)
+	}
+	a := asker{ctx: ctx, base: base, http: transport}
+	all, err := a.resources()
+	if err != nil {
+		return nil, fmt.Errorf("find other kinds of objects: %w", err)
+	}
+	var found []Others
+	var refused []string
+	for _, r := range all {
+		if !match(r.group, r.kind) {
+			continue
+		}
+		switch n, err := a.count(r); {
+		case err != nil:
+			refused = append(refused, fmt.Sprintf("%s of %s (%v)", r.kind, r.group, err))
+		case n > 0:
+			found = append(found, Others{r.group, r.kind, n})
+		}
+	}
+	if len(refused) > 0 {
+		return found, fmt.Errorf("list objects of other kinds: %s", strings.Join(refused, "; "))
+	}
+	return found, nil
+}
+
+// asker asks an API server for JSON.
+type asker struct {
+	ctx  context.Context
+	base *url.URL
+	http *http.Client
+}
+
+// get asks for a path and decodes the answer. Of a path that is not there it decodes
+// nothing.
+func (a asker) get(path string, query url.Values, accept string, into any) error {
+	ctx, stop := context.WithTimeout(a.ctx, listPatience)
+	defer stop()
+	at := a.base.JoinPath(path)
+	at.RawQuery = query.Encode()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Accept", accept)
+	answer, err := a.http.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close() // it was only read
+	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
+	switch {
+	case err != nil:
+		return err
+	case answer.StatusCode == http.StatusNotFound:
+		return nil
+	case answer.StatusCode != http.StatusOK:
+		return fmt.Errorf("the API server answers %s", answer.Status)
+	}
+	return json.Unmarshal(body, into)
+}
+
+// resources lists what the server has beside the core API, each kind in one version.
+func (a asker) resources() ([]served, error) {
+	var answer struct {
+		Groups []metav1.APIGroup `json:"groups"` // of an older server
+		Items  []struct {
+			Metadata struct {
+				Name string `json:"name"`
+			} `json:"metadata"`
+			Versions []struct {
+				Version   string `json:"version"`
+				Resources []struct {
+					Resource     string `json:"resource"`
+					ResponseKind struct {
+						Kind string `json:"kind"`
+					} `json:"responseKind"`
+				} `json:"resources"`
+			} `json:"versions"`
+		} `json:"items"`
+	}
+	if err := a.get("/apis", nil, discovery, &answer); err != nil {
+		return nil, err
+	}
+	var all []served
+	seen := make(map[[2]string]bool) // versions come with the preferred one first
+	add := func(r served) {
+		if key := [2]string{r.group, r.kind}; !seen[key] {
+			seen[key] = true
+			all = append(all, r)
+		}
+	}
+	for _, g := range answer.Items {
+		for _, v := range g.Versions {
+			for _, r := range v.Resources {
+				add(served{g.Metadata.Name, v.Version, r.ResponseKind.Kind, r.Resource})
+			}
+		}
+	}
+	for _, g := range answer.Groups {
+		var list metav1.APIResourceList
+		if err := a.get("/apis/"+g.PreferredVersion.GroupVersion, nil, "application/json", &list); err != nil {
+			return nil, err
+		}
+		for _, r := range list.APIResources {
+			if !strings.Contains(r.Name, "/") {
+				add(served{g.Name, g.PreferredVersion.Version, r.Kind, r.Name})
+			}
+		}
+	}
+	return all, nil
+}
+
+// count counts the objects of a kind, page by page.
+func (a asker) count(r served) (int, error) {
+	n := 0
+	for query := (url.Values{"limit": {fmt.Sprint(pageSize)}}); ; {
+		var list metav1.PartialObjectMetadataList
+		if err := a.get("/apis/"+r.group+"/"+r.version+"/"+r.name, query, partial, &list); err != nil {
+			return 0, err
+		}
+		n += len(list.Items)
+		if list.Continue == "" {
+			return n, nil
+		}
+		query.Set("continue", list.Continue)
+	}
+}
