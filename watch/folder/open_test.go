@@ -199,3 +199,41 @@ func TestFollowOfSeveral(t *testing.T) {
 		t.Errorf("to begin with a folder that is away: %v", err)
 	}
 }
+
+// Between the look at a file and its opening, a pipe may take its place.
+func TestOpeningDoesNotWaitForAPipe(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe.yaml")
+	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := opener{limit: maxFollowed}.try(pipe)
+		done <- err
+	}()
+	if err := next(t, done); !errors.Is(err, errNotRegular) {
+		t.Errorf("error %v, want %v", err, errNotRegular)
+	}
+}
+
+// What is written while it is read is not taken in half; what has no end is given up.
+func TestFilesThatGrow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	put(t, path, web)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data, err := opener{limit: int64(len(web))}.readAll(f, false)
+	if err != nil || string(data) != web {
+		t.Errorf("up to the limit: %q, %v", data, err)
+	}
+	put(t, path, web+"#")
+	if _, err := f.Seek(0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (opener{limit: int64(len(web))}).readAll(f, false); !errors.Is(err, errTooLarge) {
+		t.Errorf("a byte beyond the limit: %v", err)
+	}
+}
