@@ -16,6 +16,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/cache/kernel"
+	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
 	"sluice/filter/rules"
@@ -51,6 +52,7 @@ type agent struct {
 	queues    *queue.Queues
 	backend   []rules.Table // that the rules are kept in
 	kernel    *kernel.Cache // nil where verdicts are not remembered in the kernel
+	guard     *guard.Guard  // nil where pods' interfaces are not guarded
 	table     *conntrack.Kernel
 	admitted  *conntrack.Admitted
 	sweeper   *conntrack.Sweeper
@@ -108,9 +110,12 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.closeKernel())
+			err = errors.Join(err, a.closeKernel(), a.closeGuard())
 		}
 	}()
+	if err := a.openGuard(); err != nil {
+		return nil, err
+	}
 	a.manager = rules.New(a.opts.rules, tables, log)
 	a.manager.OnRepair = a.noteGap
 	if a.kernel != nil {
@@ -216,6 +221,9 @@ func (a *agent) close() {
 	if err := a.closeKernel(); err != nil {
 		a.log.Warn("something of the kernel's flow cache may be left", "err", err)
 	}
+	if err := a.closeGuard(); err != nil {
+		a.log.Warn("something of the guard of the pods' interfaces may be left", "err", err)
+	}
 	if a.lease != nil {
 		_ = a.lease.Close() // the agent from before may step in again
 	}
@@ -270,7 +278,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 		}
 	})
 	group.Go(func() error { a.network.run(serving, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.inherit, a.serve, a.tendMemory, a.forgetLater} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.inherit, a.serve, a.tendMemory, a.forgetLater, a.runGuard} {
 		group.Go(func() error { part(serving); return nil })
 	}
 	ended := make(chan error, 1)
@@ -322,6 +330,9 @@ func (a *agent) leave(ctx context.Context) error {
 		return err
 	}
 	a.rulesStay = false
+	if err := a.removeGuard(); err != nil {
+		return err
+	}
 	_, err := a.sweeper.ClearMarks(ctx, a.opts.rules.Mask())
 	return err
 }
@@ -337,6 +348,7 @@ func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes polic
 		a.queues.Rejudge() // what waits for a pod need not wait for the kernel too
 	}
 	a.publishToKernel(s, changes)
+	a.publishToGuard(s)
 	if begun {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -406,6 +418,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		a.log.Error("what an agent may have left in the other backend cannot be removed; trying on", "err", err)
 	}
 	a.forgetStale()
+	a.beginGuard(s)
 	a.rangesSet = a.ranges.Sets()
 	a.follower.Published(s, nil, conntrack.Everything)
 	if err := a.follower.Sweep(ctx); err != nil {

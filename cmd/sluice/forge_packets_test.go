@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"testing"
+	"time"
 
 	"sluice/bench/lab"
 )
@@ -123,13 +126,16 @@ func (g *forger) frame(packet []byte) []byte {
 	return binary.BigEndian.AppendUint16(append(bytes.Clone(g.to), g.attacker.MAC()...), kind)
 }
 
-// arrives sends a frame and says whether the victim hears the text in it. A datagram
+// arrives sends a frame, if any, and says whether the victim hears the text in it. A datagram
 // that is allowed follows on the same way.
 func (g *forger) arrives(frame []byte, text string) bool {
 	g.t.Helper()
 	end := g.text()
 	last := udpPacket(g.of(g.attacker), g.of(g.victim), uint16(20000+*g.sent), 53, end)
 	for _, f := range [][]byte{frame, append(g.frame(last), last...)} {
+		if f == nil {
+			continue // sent in another way
+		}
 		if err := g.attacker.SendFrame(f); err != nil {
 			g.t.Fatal(err)
 		}
@@ -206,6 +212,228 @@ func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
 		}
 		if !g.datagram(g.of(g.attacker), g.of(g.victim), 53) {
 			t.Error("what is allowed does not arrive")
+		}
+	})
+}
+
+// A source that is another pod's or nobody's is dropped, so that neither what the
+// other may do nor what strangers may helps the attacker.
+func TestForgedOthersOnPackets(t *testing.T) {
+	withForger(t, nil, func(t *testing.T, g *forger) {
+		web, stranger, elsewhere := g.of(g.host("default/web")), g.pick("198.51.100.7", "2001:db8:7::7"), g.of(g.host("default/far"))
+		for name, src := range map[string]netip.Addr{"web": web, "far": elsewhere} {
+			for _, port := range []uint16{7, 53} {
+				if g.datagram(src, g.of(g.victim), port) {
+					t.Errorf("a datagram to port %d arrives that claims to be from %s", port, name)
+				}
+			}
+		}
+		open := g.at("bare/odd", g.to.String() == g.victim.MAC().String())
+		for name, src := range map[string]netip.Addr{"a stranger": stranger, "web": web} {
+			if open.datagram(src, g.of(open.victim), 9) {
+				t.Errorf("a datagram goes round the attacker's own policy, as if from %s", name)
+			}
+		}
+		if open.datagram(g.of(g.attacker), g.of(open.victim), 9) || !open.datagram(g.of(g.attacker), g.of(open.victim), 53) {
+			t.Error("the attacker's own policy does not hold for what it sends as itself")
+		}
+	})
+}
+
+// linkLocal is a host's link-local IPv6 address.
+func (g *forger) linkLocal(h *lab.Host) (found netip.Addr) {
+	g.t.Helper()
+	err := h.Do(func() error {
+		i, err := net.InterfaceByName(lab.Device)
+		if err != nil {
+			return err
+		}
+		addrs, err := i.Addrs()
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
+				found = p.Addr()
+			}
+		}
+		return err
+	})
+	if err != nil || !found.IsValid() {
+		g.t.Fatalf("no link-local address of %s: %v", h.Name, err)
+	}
+	return found
+}
+
+// Link-local addresses, and others that the API does not list, do not go round
+// policies; those of pods without any go on.
+func TestUnlistedAddressesOnPackets(t *testing.T) {
+	withForger(t, nil, func(t *testing.T, g *forger) {
+		mine, its := g.linkLocal(g.attacker), g.linkLocal(g.victim)
+		if !g.v6 {
+			mine, its = netip.MustParseAddr("169.254.172.4"), netip.MustParseAddr("169.254.172.2")
+			for h, a := range map[*lab.Host]netip.Addr{g.attacker: mine, g.victim: its} {
+				_ = h.AddAddr(a) // again, on the second way
+			}
+		}
+		for name, p := range map[string][2]netip.Addr{
+			"both": {mine, its}, "its": {g.of(g.attacker), its}, "mine": {mine, g.of(g.victim)},
+		} {
+			if g.datagram(p[0], p[1], 9) {
+				t.Errorf("a datagram arrives with link-local addresses: %s", name)
+			}
+		}
+	})
+}
+
+// Frames with a tag of no network go the way of those without, but iptables is not
+// asked about them.
+func TestTaggedFramesOnPackets(t *testing.T) {
+	withForger(t, nil, func(t *testing.T, g *forger) {
+		for name, tags := range map[string][]byte{
+			"one": {0x81, 0, 0, 0}, "with a priority": {0x81, 0, 0xe0, 0}, "two": {0x88, 0xa8, 0, 0, 0x81, 0, 0, 0}, "a network": {0x81, 0, 0, 7},
+		} {
+			text := g.text()
+			p := udpPacket(g.of(g.attacker), g.of(g.victim), uint16(20000+*g.sent), 9, text)
+			frame := g.frame(p)
+			tagged := append(append(append(bytes.Clone(frame[:12]), tags...), frame[12:]...), p...)
+			if g.arrives(tagged, text) {
+				t.Errorf("a tagged frame arrives: %s", name)
+			}
+		}
+	})
+}
+
+// Pods are not their neighbours' routers.
+func TestRouterMessagesOnPackets(t *testing.T) {
+	withForger(t, nil, func(t *testing.T, g *forger) {
+		if !g.v6 {
+			text := g.text()
+			inner := udpPacket(g.of(g.victim), g.of(g.host("default/web")), 53, 53, text)
+			redirect := append([]byte{5, 1, 0, 0}, append(g.of(g.attacker).AsSlice(), inner...)...)
+			binary.BigEndian.PutUint16(redirect[2:], checksum(append(bytes.Clone(redirect), 0)[:len(redirect)&^1]))
+			p := ipPacket(g.of(g.attacker), g.of(g.victim), 1, 64, redirect)
+			if g.arrives(append(g.frame(p), p...), text) {
+				t.Error("a redirect arrives")
+			}
+			return
+		}
+		from := g.linkLocal(g.attacker)
+		for _, to := range []netip.Addr{netip.MustParseAddr("ff02::1"), g.linkLocal(g.victim), g.of(g.victim)} {
+			for _, kind := range []byte{134, 137} {
+				for _, options := range []bool{false, true} {
+					text := fmt.Sprintf("%-21s", g.text()) // with its two bytes of header, an option of 24
+					size := map[byte]int{134: 16, 137: 40}[kind]
+					message := append(append(make([]byte, size), 200, 3), text[:21]+"."...)
+					message[0] = kind
+					binary.BigEndian.PutUint16(message[2:], transportSum(from, to, 58, message))
+					p := ipPacket(from, to, 58, 255, message)
+					if options {
+						p = ipPacket(from, to, 60, 255, append([]byte{58, 0, 1, 4, 0, 0, 0, 0}, message...))
+					}
+					frame := g.frame(p)
+					if to.IsMulticast() {
+						copy(frame, []byte{0x33, 0x33, 0, 0, 0, 1})
+					}
+					if g.arrives(append(frame, p...), text[:9]) {
+						t.Errorf("a message of type %d to %s arrives, behind options: %v", kind, to, options)
+					}
+				}
+			}
+		}
+	})
+}
+
+// What a pod sends to all does not reach those that are isolated, and does reach
+// others: mDNS is such.
+func TestBroadcastOnPackets(t *testing.T) {
+	withForger(t, nil, func(t *testing.T, g *forger) {
+		direct := g.to.String() == g.victim.MAC().String()
+		if !direct {
+			t.Skip("a router does not forward what is sent to all")
+		}
+		free := *g
+		free.attacker = g.host("default/web") // which no policy isolates
+		send := func(g *forger, dst netip.Addr, mac net.HardwareAddr) bool {
+			src := g.of(g.attacker)
+			if dst.Is6() {
+				src = g.linkLocal(g.attacker)
+			}
+			text := g.text()
+			p := udpPacket(src, dst, uint16(20000+*g.sent), 5353, text)
+			frame := append(g.frame(p), p...)
+			copy(frame, mac)
+			return g.arrives(frame, text)
+		}
+		group, mac := netip.MustParseAddr("224.0.0.251"), net.HardwareAddr{1, 0, 0x5e, 0, 0, 0xfb}
+		if g.v6 {
+			group, mac = netip.MustParseAddr("ff02::fb"), net.HardwareAddr{0x33, 0x33, 0, 0, 0, 0xfb}
+		}
+		all := net.HardwareAddr{255, 255, 255, 255, 255, 255}
+		targets := map[netip.Addr]net.HardwareAddr{group: mac}
+		if !g.v6 {
+			targets[netip.MustParseAddr("255.255.255.255")] = all
+			targets[netip.MustParseAddr("10.77.0.255")] = all
+		}
+		for dst, mac := range targets {
+			if send(&free, dst, mac) {
+				t.Errorf("a datagram to %s arrives at an isolated pod", dst)
+			}
+			open := free.at("bare/odd", true)
+			if !send(open, dst, mac) {
+				t.Errorf("a datagram to %s does not arrive at a pod without policies", dst)
+			}
+			open.attacker = g.attacker
+			if send(open, dst, mac) {
+				t.Errorf("a datagram to %s goes round the sender's policy", dst)
+			}
+		}
+	})
+}
+
+// A datagram for the node's end of a tunnel, which any pod may send to its node, is not
+// taken apart: what is in it may claim to come from anywhere.
+func TestTunnelledSourcesOnPackets(t *testing.T) {
+	withForger(t, nil, func(t *testing.T, g *forger) {
+		node := g.Nodes[0]
+		device, port := "vxlan.4", uint16(8472)
+		if g.v6 {
+			device, port = "vxlan.6", 8473
+		}
+		if err := node.Run("ip", "link", "show", device); err != nil { // on the first way
+			for _, args := range [][]string{
+				{"link", "add", device, "address", "02:00:00:00:09:01", "type", "vxlan", "id", "9", "dstport", fmt.Sprint(port), "local", g.of(node.Host).String()},
+				{"address", "add", "10.99.0.1/32", "dev", device}, // or rp_filter would not look for a route
+				{"link", "set", device, "up"},
+			} {
+				if err := node.Run("ip", args...); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		at := netip.AddrPortFrom(g.of(node.Host), port)
+		conn, err := g.attacker.DialUDP(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		send := func(text string) {
+			inner := udpPacket(g.of(g.host("default/far")), g.of(g.victim), uint16(20000+*g.sent), 7, text)
+			frame := append([]byte{8, 0, 0, 0, 0, 0, 9, 0, 2, 0, 0, 0, 9, 1}, g.frame(inner)[6:]...)
+			if _, err := conn.Write(append(frame, inner...)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		guarded := func() bool {
+			out, err := node.Output(exec.Command("tc", "filter", "show", "dev", device, "ingress"))
+			return err == nil && strings.Contains(out, "sluice")
+		}
+		for end := time.Now().Add(patience); !guarded() && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		for range 3 {
+			text := g.text()
+			send(text)
+			if g.arrives(nil, text) {
+				t.Error("what is in the datagram arrives")
+			}
 		}
 	})
 }

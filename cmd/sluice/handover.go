@@ -221,6 +221,7 @@ func (a *agent) yield() bool {
 	}
 	a.phase = yielded
 	a.manager.Yield()
+	a.yieldGuard()
 	a.follower.Rest()
 	return true
 }
@@ -242,6 +243,7 @@ func (a *agent) stepIn() error {
 	if err == nil {
 		a.forgetStale()
 	}
+	a.beginGuard(a.published.Snapshot())
 	a.follower.Published(a.published.Snapshot(), nil, conntrack.Everything)
 	return err
 }

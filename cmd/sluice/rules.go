@@ -11,6 +11,7 @@ import (
 
 	"sluice/cache/conntrack"
 	"sluice/cache/kernel"
+	"sluice/filter/guard"
 	"sluice/filter/rules"
 )
 
@@ -28,8 +29,9 @@ last, which call the programs of that agent: --kernel-cache-pins shows them too.
 
 With --remove it takes away every trace of an agent that is gone: the chains
 named SLUICE and the rules that lead to them, in both backends of iptables, the
-programs that they called, and the two bits of connection marks. If the agent ran
-with --judged-mark or --revoked-mark, give the same again. An agent that still runs
+programs that they called, those of the guard on pods' interfaces, and the two bits
+of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
+same again. An agent that still runs
 puts its rules back within seconds: stop it first.`,
 		Example: `  sluice rules
   sluice rules --queues 2 --fail open
@@ -91,6 +93,11 @@ func removeTraces(ctx context.Context, opts rules.Options, bpffs string) (remove
 	if errors.Is(err, rules.ErrPrivilege) {
 		return removed, err // the marks would be refused for the same reason
 	}
+	guarded, guardErr := guard.RemoveTraces()
+	for _, name := range guarded {
+		removed = append(removed, "the guard of interface "+name)
+	}
+	err = errors.Join(err, guardErr)
 	dirs, pinsErr := kernel.RemoveStale(bpffs)
 	for _, dir := range dirs {
 		removed = append(removed, "the programs pinned in "+dir)

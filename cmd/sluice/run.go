@@ -54,6 +54,7 @@ type runOptions struct {
 	maxHeld        int
 
 	kernelCache kernelCache
+	guard       guardMode
 	// kernelUnattended is kernel.Options.Unattended.
 	kernelUnattended time.Duration
 	bpffs            string
@@ -137,6 +138,7 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 	addNetworkFlags(fs, &opts)
 	addQueueFlags(fs, &opts)
 	addKernelFlags(fs, &opts)
+	addGuardFlag(fs, &opts)
 	addServeFlags(fs, &opts)
 	addLogFlags(fs, &opts)
 	return cmd

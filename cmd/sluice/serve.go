@@ -76,6 +76,11 @@ func (a *agent) state() *telemetry.State {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
 	}
 	s.Kernel = a.kernelStats()
+	s.Guard, s.Unguarded = a.guardStats()
+	var err error
+	if s.Forged, err = a.manager.Forged(); err != nil {
+		a.log.Warn("forged packets are not counted", "err", err)
+	}
 	s.Waiting, _ = a.queues.Waiting() // the queues say in the log that they cannot be counted
 	for _, j := range a.judges {
 		s.Tally.Add(j.Tally())

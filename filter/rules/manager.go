@@ -52,7 +52,8 @@ type keptTable struct {
 	complete time.Time
 	// stuck are chains of older versions that something refers to. They were emptied, and
 	// stay.
-	stuck []string
+	stuck  []string
+	forged forged
 	// The table was right when its generation was this one.
 	generation uint32
 	right      bool

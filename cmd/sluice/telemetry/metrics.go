@@ -105,6 +105,8 @@ var (
 	lookups    = describe("flow_cache_lookups_total", "Decisions of the agent by what its flow cache had: a hit, a miss, or a stale verdict that no longer held.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open to all because no policy concerns them, or allowed or denied by a verdict that it remembered. They are among sluice_verdicts_total.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that the kernel could not be told to remember.")
+	forged     = describe("forged_dropped_total", "Frames that were dropped because they do not say, or say wrongly, whose they are, or because no policy can be applied to them: by the rules (rule), or at pods' interfaces, by what was wrong.", "reason")
+	guarded    = describe("guarded_interfaces", "Interfaces that are guarded: known to be a pod's, or not known whose.", "pod")
 	rejudged   = describe("connections_rejudged_total", "Live connections that were judged anew after a change: newly judged, revoked, restored, or unchanged.", "result")
 	problems   = describe("problems", "What is wrong at present, by what it is about. sluice status tells more.", "kind")
 	synced     = describe("watch_synced", "1 when all objects of the kind have come.", "kind")
@@ -112,7 +114,7 @@ var (
 	events     = describe("watch_events_total", "Objects that came, changed or went.", "kind")
 	restarts   = describe("watch_restarts_total", "Watches that were begun again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that broke off with an error.", "kind")
-	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, rejudged, problems, synced, broken, events, restarts, failures}
+	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
 // The labels of verdicts that the kernel gives: it knows neither direction nor reason.
@@ -167,6 +169,14 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		count(inKernel, "allowed", k.Allowed)
 		count(inKernel, "denied", k.Denied)
 		out <- prometheus.MustNewConstMetric(unkept, prometheus.CounterValue, float64(k.Failed))
+	}
+	count(forged, "rule", s.Forged)
+	if g := s.Guard; g != nil {
+		for reason, n := range g.Dropped {
+			count(forged, reason, n)
+		}
+		out <- prometheus.MustNewConstMetric(guarded, prometheus.GaugeValue, float64(g.Ports), "known")
+		out <- prometheus.MustNewConstMetric(guarded, prometheus.GaugeValue, float64(g.Unknown), "unknown")
 	}
 	count(rejudged, "judged", uint64(s.Rejudged.Judged))
 	count(rejudged, "revoked", uint64(s.Rejudged.Revoked))

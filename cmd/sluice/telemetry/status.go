@@ -20,6 +20,7 @@ type Status struct {
 	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before anything is in force
 	Packets   Packets    `json:"packets"`
 	Kernel    *InKernel  `json:"kernel,omitempty"` // nil where verdicts are not remembered in the kernel
+	Forged    Forged     `json:"forged"`
 	Live      Live       `json:"live"`
 	Repairs   uint64     `json:"ruleRepairs"`
 	Failed    uint64     `json:"ruleRepairFailures"`
@@ -61,6 +62,28 @@ type Packets struct {
 	Cached       uint64            `json:"cached"`       // answered from the flow cache
 }
 
+// Forged are frames that were dropped because they do not say, or say wrongly, whose
+// they are, or because no policy can be applied to them.
+type Forged struct {
+	Rules   uint64            `json:"rules"`             // by iptables: as if from this node, or from their receiver
+	Reasons map[string]uint64 `json:"reasons,omitempty"` // at pods' interfaces
+	Guarded bool              `json:"guarded"`           // pods' interfaces are
+	Ports   int               `json:"ports"`             // that are known to be pods'
+	Unknown int               `json:"unknown"`           // of which it is not known whose they are
+}
+
+func (f Forged) text() string {
+	text := fmt.Sprintf("%d dropped by the rules", f.Rules)
+	if !f.Guarded {
+		return text + "; pods' interfaces are not guarded"
+	}
+	var sum uint64
+	for _, n := range f.Reasons {
+		sum += n
+	}
+	return fmt.Sprintf("%s, %d at pods' interfaces; %s guarded, and %d of which the pod is not known", text, sum, count(f.Ports, "interface"), f.Unknown)
+}
+
 // InKernel are packets that the kernel answered by itself.
 type InKernel struct {
 	Open    uint64 `json:"open"` // allowed because no policy concerns them
@@ -89,6 +112,10 @@ func (s *State) Status() *Status {
 	}
 	if k := s.Kernel; k != nil {
 		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied}
+	}
+	out.Forged.Rules = s.Forged
+	if g := s.Guard; g != nil {
+		out.Forged = Forged{s.Forged, g.Dropped, true, g.Ports, g.Unknown}
 	}
 	out.Ready = out.Unready == ""
 	for labels, n := range byDirection(&s.Tally.Verdicts) {
@@ -130,6 +157,7 @@ func (s *Status) WriteText(out io.Writer) error {
 	if k := s.Kernel; k != nil {
 		fmt.Fprintf(w, "in the kernel\t%d packets open to all, %d allowed and %d denied without asking\n", k.Open, k.Allowed, k.Denied)
 	}
+	fmt.Fprintf(w, "forged\t%s\n", s.Forged.text())
 	fmt.Fprintf(w, "held for pods\t%d; expired %d; rejected or displaced (no place left) %d\n", p.Held, p.Expired, p.Refused)
 	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))

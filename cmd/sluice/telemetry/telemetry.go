@@ -16,6 +16,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/cache/kernel"
+	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
 )
@@ -32,6 +33,8 @@ type State struct {
 	Tally     cache.Tally      // of all judges
 	Flows     cache.Stats      // likewise
 	Kernel    *kernel.Stats    // nil where verdicts are not remembered in the kernel
+	Guard     *guard.Stats     // nil where pods' interfaces are not guarded
+	Forged    uint64           // packets that the rules have dropped because of their source
 	Queue     queue.Stats
 	Waiting   int // packets that wait for their answer
 	Rejudged  conntrack.Result
@@ -41,6 +44,9 @@ type State struct {
 	Unlogged       uint64 // verdicts that the log's rate kept back
 
 	Connections Connections // of those who ask over HTTP
+
+	// Unguarded says why the guard of pods' interfaces is not up to date.
+	Unguarded string
 
 	Watches []Watch
 	Failing []string // tables whose rules cannot be kept, and why
@@ -138,6 +144,9 @@ func (s *State) AllProblems() []Problem {
 	}
 	for _, table := range append(append([]string{}, s.Failing...), s.Reduced...) {
 		all = append(all, Problem{Kind: "rules", Where: "of the node", Detail: table})
+	}
+	if s.Unguarded != "" {
+		all = append(all, Problem{Kind: "rules", Where: "of pods' interfaces", Detail: s.Unguarded})
 	}
 	return all
 }

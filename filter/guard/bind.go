@@ -1,0 +1,199 @@
+package guard
+
+import (
+	"net/netip"
+	"slices"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// binding is that a port is a pod's.
+type binding struct {
+	pod    string
+	listed []netip.Addr // its addresses there that the API lists
+	netns  int
+}
+
+// bindings are the pods by the index of the port that has their addresses of the API.
+type bindings map[int]*binding
+
+// of is whose a port is; nil if that is not known, or if other networks than that of
+// the API are there.
+func (b bindings) of(p port) *binding { return b[p.index] }
+
+// unknown says whether there is a port that may turn out to be a pod's.
+func (b bindings) unknown(f found) bool {
+	return slices.ContainsFunc(f.ports, func(p port) bool { return !p.tunnel && b.of(p) == nil && b.beside(p) == nil })
+}
+
+// beside is whose another port of the same network namespace is.
+func (b bindings) beside(p port) *binding {
+	if p.tunnel {
+		return nil
+	}
+	for _, one := range b {
+		if one.netns == p.netns {
+			return one
+		}
+	}
+	return nil
+}
+
+// next are the bindings that now hold. Those from before go first: what is known of a
+// port does not change with what its pod claims later.
+func (b bindings) next(f found, s *policy.Snapshot) bindings {
+	now, taken := bindings{}, make(map[string]int)
+	for _, p := range f.ports {
+		if was := b[p.index]; was != nil && !p.tunnel {
+			if listed := of(was.pod, s, was.listed, p.routed, p.behind); len(listed) > 0 {
+				now[p.index], taken[was.pod] = &binding{was.pod, listed, p.netns}, p.index
+			}
+		}
+	}
+	// A route is the network plugin's word, an address at the other end is the pod's.
+	for _, word := range []func(port) []netip.Addr{
+		func(p port) []netip.Addr { return p.routed },
+		func(p port) []netip.Addr { return p.behind },
+	} {
+		claims := make(map[string][]port)
+		for _, p := range f.ports {
+			if p.tunnel || now[p.index] != nil || now.beside(p) != nil {
+				continue
+			}
+			for _, pod := range pods(s, word(p)) {
+				if _, is := taken[pod]; !is {
+					claims[pod] = append(claims[pod], p)
+				}
+			}
+		}
+		for pod, by := range claims {
+			if len(by) > 1 || len(pods(s, word(by[0]))) > 1 {
+				continue // one of them lies
+			}
+			p := by[0]
+			now[p.index], taken[pod] = &binding{pod, of(pod, s, word(p)), p.netns}, p.index
+		}
+	}
+	return now
+}
+
+// pods are those whose addresses are among the given ones.
+func pods(s *policy.Snapshot, addrs []netip.Addr) (names []string) {
+	for _, a := range addrs {
+		if e := s.Endpoint(a); e != nil && !e.IsNode() && !slices.Contains(names, e.String()) {
+			names = append(names, e.String())
+		}
+	}
+	return names
+}
+
+// of are the addresses among the given ones that are the pod's, each once.
+func of(pod string, s *policy.Snapshot, among ...[]netip.Addr) (addrs []netip.Addr) {
+	for _, a := range slices.Concat(among...) {
+		if e := s.Endpoint(a); e != nil && !e.IsNode() && e.String() == pod && !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+// What program.c calls these.
+const (
+	podPort         uint32 = 1
+	primaryPort     uint32 = 2
+	isolatedEgress  uint32 = 4
+	isolatedIngress uint32 = 8
+	secondaryPort   uint32 = 16
+
+	listed uint32 = 1
+	extra  uint32 = 2
+
+	ofPod    uint32 = 1
+	ofNode   uint32 = 2
+	ofTunnel uint32 = 4
+)
+
+// place is struct place of program.c.
+type place struct {
+	Address [16]byte
+	Port    uint32
+}
+
+// state is what the maps hold.
+type state struct {
+	ports   map[uint32]uint32
+	own     map[place]uint32
+	known   map[[16]byte]uint32
+	tunnels map[uint16]uint32 // in network byte order
+}
+
+func newState() state {
+	return state{map[uint32]uint32{}, map[place]uint32{}, map[[16]byte]uint32{}, map[uint16]uint32{}}
+}
+
+// wanted is what the maps are to hold.
+func wanted(f found, b bindings, s *policy.Snapshot) state {
+	st := newState()
+	bridges := make(map[int]bool)
+	for _, p := range f.ports {
+		if b.of(p) != nil && p.master != 0 {
+			bridges[p.master] = true
+			st.ports[uint32(p.master)] = 0 // what its pods send to the router seems to come from it
+		}
+	}
+	for _, p := range f.ports {
+		if p.tunnel {
+			continue
+		}
+		flags := uint32(0)
+		if bridges[p.master] {
+			flags |= podPort
+		}
+		if one := b.of(p); one != nil {
+			flags |= podPort | primaryPort | isolation(s, one)
+			st.claim(f, p, one, s)
+		} else if one := b.beside(p); one != nil {
+			flags |= secondaryPort | isolation(s, one)
+		}
+		st.ports[uint32(p.index)] = flags
+	}
+	for a := range f.node {
+		st.known[a.As16()] |= ofNode
+	}
+	for a := range f.peers {
+		st.known[a.As16()] |= ofTunnel
+	}
+	for _, t := range f.tunnels {
+		st.tunnels[bigEndian(t)] = 1
+	}
+	return st
+}
+
+// claim notes which addresses are a pod's at its port.
+func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
+	for _, a := range slices.Concat(p.routed, p.behind, p.beside) {
+		if s.Endpoint(a) == nil && !f.node[a] && !a.IsLoopback() && !a.IsMulticast() {
+			st.own[place{a.As16(), uint32(p.index)}] = extra
+			if a.IsLinkLocalUnicast() && a.Is6() {
+				st.known[a.As16()] |= ofPod
+			}
+		}
+	}
+	for _, a := range one.listed {
+		st.own[place{a.As16(), uint32(p.index)}] = listed
+		st.known[a.As16()] |= ofPod
+	}
+}
+
+// isolation says in which directions policies isolate the pod.
+func isolation(s *policy.Snapshot, b *binding) (flags uint32) {
+	e := s.Endpoint(b.listed[0])
+	if e.Isolation(filter.Egress) != nil {
+		flags |= isolatedEgress
+	}
+	if e.Isolation(filter.Ingress) != nil {
+		flags |= isolatedIngress
+	}
+	return flags
+}

@@ -1,0 +1,126 @@
+package guard
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter/policy"
+)
+
+// snapshotOf knows a pod for each letter, with the addresses 10.0.0.1 and fd00::1 and so
+// on, but none for a dash. Those that are named are isolated in both directions.
+func snapshotOf(t *testing.T, pods string, isolated ...string) *policy.Snapshot {
+	t.Helper()
+	w := policy.NewWorld()
+	for i := range pods {
+		if pods[i] != '-' {
+			w.SetPod(&corev1.Pod{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: string(pods[i]), Labels: map[string]string{"name": string(pods[i])}},
+				Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", i+1)}, {IP: fmt.Sprintf("fd00::%d", i+1)}}},
+			})
+		}
+	}
+	for _, name := range isolated {
+		w.SetPolicy(&networkingv1.NetworkPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p-" + name},
+			Spec: networkingv1.NetworkPolicySpec{
+				PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"name": name}},
+				PolicyTypes: []networkingv1.PolicyType{"Ingress", "Egress"},
+			},
+		})
+	}
+	s, _ := w.Commit()
+	return s
+}
+
+func addrs(texts ...string) (list []netip.Addr) {
+	for _, text := range texts {
+		list = append(list, netip.MustParseAddr(text))
+	}
+	return list
+}
+
+// bridged is a port with addresses at its other end; routed is one with routes to it.
+func bridged(index int, behind ...string) port {
+	return port{index: index, master: 99, netns: index, behind: addrs(behind...)}
+}
+
+func routed(index int, to ...string) port {
+	return port{index: index, netns: index, routed: addrs(to...)}
+}
+
+// whose are the pods of ports.
+func whose(b bindings) map[int]string {
+	found := make(map[int]string)
+	for index, one := range b {
+		found[index] = one.pod
+	}
+	return found
+}
+
+func TestBindings(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before, now []port
+		podsBefore  string
+		podsNow     string
+		want        map[int]string
+	}{
+		"by address":                       {now: []port{bridged(1, "10.0.0.1", "fe80::1"), bridged(2, "fd00::2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
+		"by route":                         {now: []port{routed(1, "10.0.0.1"), routed(2, "fd00::2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
+		"of two that claim one, neither":   {now: []port{bridged(1, "10.0.0.1"), bridged(2, "10.0.0.1")}, podsNow: "ab", want: map[int]string{}},
+		"one that claims two, neither":     {now: []port{bridged(1, "10.0.0.1", "10.0.0.2")}, podsNow: "ab", want: map[int]string{}},
+		"a route is worth more":            {now: []port{bridged(1, "10.0.0.1"), routed(2, "10.0.0.1")}, podsNow: "ab", want: map[int]string{2: "n/a"}},
+		"strangers":                        {now: []port{bridged(1, "192.0.2.1")}, podsNow: "ab", want: map[int]string{}},
+		"what was known remains":           {before: []port{bridged(1, "10.0.0.1"), bridged(2, "10.0.0.2")}, podsBefore: "ab", now: []port{bridged(1, "10.0.0.2"), bridged(2, "10.0.0.2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
+		"also when it gives up its own":    {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(1)}, podsNow: "ab", want: map[int]string{1: "n/a"}},
+		"until the pod is gone":            {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(1, "10.0.0.1")}, podsNow: "-b", want: map[int]string{}},
+		"or the port":                      {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(3, "10.0.0.1")}, podsNow: "ab", want: map[int]string{3: "n/a"}},
+		"an address passes to another pod": {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "a", now: []port{bridged(2, "10.0.0.1")}, podsNow: "b", want: map[int]string{2: "n/b"}},
+		"a tunnel is no pod's":             {now: []port{{index: 1, tunnel: true, routed: addrs("10.0.0.1")}}, podsNow: "a", want: map[int]string{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := bindings{}
+			if tt.before != nil {
+				b = b.next(found{ports: tt.before}, snapshotOf(t, tt.podsBefore))
+			}
+			if got := whose(b.next(found{ports: tt.now}, snapshotOf(t, tt.podsNow))); !maps.Equal(got, tt.want) {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// What the programs are told.
+func TestWanted(t *testing.T) {
+	second := bridged(3, "10.9.0.1")
+	second.netns, second.master = 1, 98
+	f := found{
+		ports: []port{bridged(1, "10.0.0.1", "fd00::1", "fe80::a", "169.254.1.1"), bridged(2, "10.0.0.2"), second, bridged(4, "10.0.0.9"), {index: 5, tunnel: true}},
+		node:  addresses{netip.MustParseAddr("192.0.2.1"): true}, peers: addresses{netip.MustParseAddr("192.0.2.2"): true},
+		tunnels: []uint16{4789},
+	}
+	s := snapshotOf(t, "ab", "a")
+	st := wanted(f, bindings{}.next(f, s), s)
+	if want := map[uint32]uint32{1: podPort | primaryPort | isolatedEgress | isolatedIngress, 2: podPort | primaryPort, 3: secondaryPort | isolatedEgress | isolatedIngress, 4: podPort, 99: 0}; !maps.Equal(st.ports, want) {
+		t.Errorf("ports %v, want %v", st.ports, want)
+	}
+	for text, want := range map[string]uint32{"10.0.0.1": listed, "fd00::1": listed, "fe80::a": extra, "169.254.1.1": extra, "10.0.0.2": 0} {
+		if got := st.own[place{netip.MustParseAddr(text).As16(), 1}]; got != want {
+			t.Errorf("%s at port 1: %d, want %d", text, got, want)
+		}
+	}
+	for text, want := range map[string]uint32{"10.0.0.1": ofPod, "fe80::a": ofPod, "169.254.1.1": 0, "192.0.2.1": ofNode, "192.0.2.2": ofTunnel} {
+		if got := st.known[netip.MustParseAddr(text).As16()]; got != want {
+			t.Errorf("%s is known as %d, want %d", text, got, want)
+		}
+	}
+	if len(st.tunnels) != 1 {
+		t.Errorf("tunnels %v", st.tunnels)
+	}
+}

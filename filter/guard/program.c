@@ -1,0 +1,389 @@
+//go:build ignore
+
+// Two programs at the node's end of every pod's interface. "from_pod" sees each frame
+// that comes from the pod, before bridge, iptables and routing do; "to_pod" each that
+// goes to it, after them. They drop what no policy can be applied to: frames that do
+// not say whose they are, or say it wrongly, and such as iptables does not see.
+//
+// They know nothing of connections, and decide nothing that policies decide.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+// The mark of a packet that needs no verdict, which the loader sets.
+volatile const __u32 allowed_mark;
+
+// address is IPv6, or IPv4 in its mapped form, ::ffff:a.b.c.d.
+struct address {
+	__u32 word[4];
+};
+
+// What a port is.
+enum {
+	POD = 1,		// pods are behind it, or share its bridge
+	PRIMARY = 2,		// a known pod's, and its addresses of the API are there
+	ISOLATED_EGRESS = 4,	// that pod is, by policies
+	ISOLATED_INGRESS = 8,
+	SECONDARY = 16,		// a known pod's, and other networks are there
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); // the index of the interface
+	__type(value, __u32);
+} ports SEC(".maps");
+
+// own are the addresses of the pod behind a port.
+struct place {
+	struct address address;
+	__u32 port;
+};
+
+enum { LISTED = 1, EXTRA = 2 }; // in the API, or only at the interface
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct place);
+	__type(value, __u32);
+} own SEC(".maps");
+
+// known are addresses of which it is clear whose they are.
+enum { OF_POD = 1, OF_NODE = 2, OF_TUNNEL = 4 }; // the last: other ends of this node's tunnels
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, __u32);
+} known SEC(".maps");
+
+// tunnels are the UDP ports at which this node takes packets out of packets.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u16); // in network byte order
+	__type(value, __u32);
+} tunnels SEC(".maps");
+
+enum reason { SOURCE, ARP, TAG, ROUTER, TUNNEL, LINK_LOCAL, GROUP, REASONS };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} dropped SEC(".maps");
+
+static __always_inline int drop(enum reason why)
+{
+	__u32 at = why;
+	__u64 *count = bpf_map_lookup_elem(&dropped, &at);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32 length)
+{
+	return bpf_skb_load_bytes_relative(skb, at, to, length, BPF_HDR_START_NET);
+}
+
+enum { HOP_BY_HOP = 0, IPIP = 4, SIT = 41, ROUTING = 43, FRAGMENT = 44, GRE = 47, ICMP6 = 58, NONE = 59, OPTIONS = 60 };
+
+// packet is what is read of an IP packet.
+struct packet {
+	struct address src, dst;
+	__u32 upper;		// where the header behind that of IP is
+	__u8 protocol;		// NONE if it is not here
+	__u8 type;		// of ICMP
+	__u8 plain;		// nothing stands between IP and that header, or only hop-by-hop options
+	__u8 group, local;	// sent to several; link-local at an end, unicast
+	__be16 sport, dport;	// of UDP
+};
+
+static __always_inline int local6(struct address *a)
+{
+	return (a->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+static __always_inline int local4(struct address *a)
+{
+	return (a->word[3] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
+}
+
+static __always_inline int nobody4(struct address *a)
+{
+	return !a->word[3];
+}
+
+static __always_inline int nobody6(struct address *a)
+{
+	return !a->word[0] && !a->word[1] && !a->word[2] && !a->word[3];
+}
+
+static __always_inline int read4(struct __sk_buff *skb, struct packet *p)
+{
+	struct {
+		__u8 version, tos;
+		__be16 length, id, fragment;
+		__u8 ttl, protocol;
+		__u16 checksum;
+		__be32 src, dst;
+	} ip;
+
+	if (load(skb, 0, &ip, sizeof(ip)))
+		return -1;
+	p->src.word[2] = p->dst.word[2] = bpf_htonl(0xffff);
+	p->src.word[3] = ip.src;
+	p->dst.word[3] = ip.dst;
+	p->upper = (ip.version & 15) * 4;
+	p->protocol = ip.fragment & bpf_htons(0x1fff) ? NONE : ip.protocol;
+	p->group = (ip.dst & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || ip.dst == 0xffffffff;
+	p->local = local4(&p->src) || local4(&p->dst);
+	p->plain = 1;
+	return 0;
+}
+
+static __always_inline int read6(struct __sk_buff *skb, struct packet *p)
+{
+	struct {
+		__be32 version;
+		__be16 length;
+		__u8 next, hops;
+		struct address src, dst;
+	} ip;
+
+	if (load(skb, 0, &ip, sizeof(ip)))
+		return -1;
+	p->src = ip.src;
+	p->dst = ip.dst;
+	p->upper = sizeof(ip);
+	p->protocol = ip.next;
+	p->group = (ip.dst.word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+	p->local = local6(&p->src) || local6(&p->dst);
+	p->plain = 1;
+#pragma unroll
+	for (int i = 0; i < 8; i++) {
+		__u8 h[4];
+
+		if (p->protocol != HOP_BY_HOP && p->protocol != ROUTING && p->protocol != FRAGMENT && p->protocol != OPTIONS)
+			return 0;
+		if (load(skb, p->upper, h, sizeof(h))) {
+			p->protocol = NONE;
+			return 0;
+		}
+		p->plain &= p->protocol == HOP_BY_HOP;
+		if (p->protocol == FRAGMENT) {
+			if (h[2] || h[3] & 0xf8) {
+				p->protocol = NONE;
+				return 0;
+			}
+			p->upper += 8;
+		} else {
+			p->upper += (h[1] + 1) * 8;
+		}
+		p->protocol = h[0];
+	}
+	return 0;
+}
+
+// read reads an IP packet; 0 if it is one.
+static __always_inline int read(struct __sk_buff *skb, struct packet *p)
+{
+	__be16 udp[2];
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (read4(skb, p))
+			return -1;
+	} else if (read6(skb, p)) {
+		return -1;
+	}
+	if (p->protocol == ICMP6 || p->protocol == IPPROTO_ICMP) {
+		if (load(skb, p->upper, &p->type, 1))
+			p->protocol = NONE;
+	} else if (p->protocol == IPPROTO_UDP) {
+		if (!load(skb, p->upper, udp, sizeof(udp))) {
+			p->sport = udp[0];
+			p->dport = udp[1];
+		}
+	}
+	return 0;
+}
+
+static __always_inline int ip(struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6);
+}
+
+static __always_inline int tagged(struct __sk_buff *skb)
+{
+	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) || skb->protocol == bpf_htons(ETH_P_8021AD);
+}
+
+// Neighbours cannot be found without the first, nor groups joined without the others
+// (RFC 4861, 3810, 3376).
+static __always_inline int neighbours(struct __sk_buff *skb, struct packet *p)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return p->protocol == IPPROTO_IGMP;
+	if (p->protocol != ICMP6 || !p->plain)
+		return 0;
+	return (p->type >= 133 && p->type <= 136) || (p->type >= 130 && p->type <= 132) || p->type == 143;
+}
+
+// asks_dhcp is a client's question to whatever server there is.
+static __always_inline int asks_dhcp(struct __sk_buff *skb, struct packet *p)
+{
+	if (p->protocol != IPPROTO_UDP || !p->group)
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return p->sport == bpf_htons(68) && p->dport == bpf_htons(67);
+	return p->sport == bpf_htons(546) && p->dport == bpf_htons(547);
+}
+
+static __always_inline __u32 owned(struct address *a, __u32 port)
+{
+	struct place at = { .address = *a, .port = port };
+	__u32 *how = bpf_map_lookup_elem(&own, &at);
+
+	return how ? *how : 0;
+}
+
+static __always_inline __u32 whose(struct address *a)
+{
+	__u32 *who = bpf_map_lookup_elem(&known, a);
+
+	return who ? *who : 0;
+}
+
+// may_claim says whether a port may send from an address. Of a pod that policies
+// isolate, addresses that the API does not list would go round them.
+static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct packet *p)
+{
+	__u32 how = owned(&p->src, skb->ifindex);
+
+	if (how == LISTED)
+		return 1;
+	if (how == EXTRA && !(flags & ISOLATED_EGRESS && flags & PRIMARY))
+		return 1;
+	if (skb->protocol == bpf_htons(ETH_P_IP) ? nobody4(&p->src) : nobody6(&p->src))
+		return !(flags & PRIMARY) || neighbours(skb, p) || asks_dhcp(skb, p);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6) && local6(&p->src))
+		return !(whose(&p->src) & (OF_POD | OF_NODE)) || how;
+	return !(flags & PRIMARY) && !(whose(&p->src) & (OF_POD | OF_NODE));
+}
+
+static __always_inline int arp_from(struct __sk_buff *skb, __u32 flags)
+{
+	struct address sender = { .word[2] = bpf_htonl(0xffff) };
+
+	// Hardware and protocol, their lengths, the operation and the sender's link
+	// address come before.
+	if (load(skb, 14, &sender.word[3], 4) || nobody4(&sender))
+		return TC_ACT_UNSPEC;
+	if (owned(&sender, skb->ifindex))
+		return TC_ACT_UNSPEC;
+	if (whose(&sender) & (OF_POD | OF_NODE) || flags & PRIMARY)
+		return drop(ARP);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc/from_pod")
+int from_pod(struct __sk_buff *skb)
+{
+	__u32 index = skb->ifindex;
+	__u32 *port = bpf_map_lookup_elem(&ports, &index);
+	__u32 flags = port ? *port : 0;
+	struct packet p = {};
+
+	// A tag of network 0 means none, and yet iptables may not be asked about it.
+	if (tagged(skb)) {
+		if (flags & POD || !(skb->vlan_tci & 0xfff))
+			return drop(TAG);
+		return TC_ACT_UNSPEC;
+	}
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return arp_from(skb, flags);
+	if (!ip(skb) || read(skb, &p))
+		return TC_ACT_UNSPEC;
+	if (!may_claim(skb, flags, &p))
+		return drop(SOURCE);
+
+	// Pods are not routers of their neighbours.
+	if (flags & POD) {
+		if (p.protocol == ICMP6 && skb->protocol == bpf_htons(ETH_P_IPV6) && (p.type == 134 || p.type == 137))
+			return drop(ROUTER);
+		if (p.protocol == IPPROTO_ICMP && skb->protocol == bpf_htons(ETH_P_IP) && (p.type == 5 || p.type == 9))
+			return drop(ROUTER);
+	}
+
+	// What a tunnel carries would seem to come from another node.
+	if (p.protocol == IPPROTO_UDP ? bpf_map_lookup_elem(&tunnels, &p.dport) != 0 : p.protocol == IPIP || p.protocol == SIT || p.protocol == GRE) {
+		if (whose(&p.dst) & (OF_NODE | OF_TUNNEL))
+			return drop(TUNNEL);
+	}
+
+	// Link-local addresses are no pod's to policies, but for those that the API lists.
+	if (flags & ISOLATED_EGRESS && p.local && !(whose(&p.dst) & OF_NODE)) {
+		if (skb->protocol == bpf_htons(ETH_P_IP)) {
+			if (local4(&p.src) && owned(&p.src, skb->ifindex) != LISTED)
+				return drop(LINK_LOCAL);
+		} else if (flags & PRIMARY && !neighbours(skb, &p) && !asks_dhcp(skb, &p)) {
+			return drop(LINK_LOCAL);
+		}
+	}
+
+	// A bridge sends copies of what is for several to all its ports. They share a
+	// connection that does not exist yet, and such the kernel does not queue: it drops
+	// them (nf_ct_drop_unconfirmed). So what needs no verdict does not ask for one. That
+	// isolated pods do not get it is the other program's work.
+	if (flags & POD && p.group && (!(flags & ISOLATED_EGRESS) || neighbours(skb, &p) || asks_dhcp(skb, &p)))
+		skb->mark |= allowed_mark;
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc/to_pod")
+int to_pod(struct __sk_buff *skb)
+{
+	__u32 index = skb->ifindex, from = skb->ingress_ifindex;
+	__u32 *port = bpf_map_lookup_elem(&ports, &index);
+	struct packet p = {};
+	__u8 link[6] = {};
+
+	// The node itself may send what it likes.
+	if (!port || !(*port & ISOLATED_INGRESS) || !from)
+		return TC_ACT_UNSPEC;
+	__u32 flags = *port;
+
+	if (flags & PRIMARY && tagged(skb))
+		return drop(TAG);
+	if (!ip(skb) || read(skb, &p) || neighbours(skb, &p))
+		return TC_ACT_UNSPEC;
+	if (flags & PRIMARY) {
+		if (bpf_skb_load_bytes(skb, 0, link, sizeof(link)) == 0 && link[0] & 1)
+			p.group = 1;
+		if (p.group)
+			return drop(GROUP);
+		if (p.local && skb->protocol == bpf_htons(ETH_P_IPV6))
+			return drop(LINK_LOCAL);
+	}
+
+	// Of other addresses policies do not know whose they are. From pods nothing comes
+	// to those; from elsewhere it may be answers.
+	if (bpf_map_lookup_elem(&ports, &from) && (flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst)))) {
+		if (owned(&p.dst, skb->ifindex) != LISTED)
+			return drop(LINK_LOCAL);
+	}
+	return TC_ACT_UNSPEC;
+}
+

@@ -1,0 +1,207 @@
+package guard
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	wire "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// found is what there is on the node.
+type found struct {
+	ports   []port // by index
+	node    addresses
+	peers   addresses // other ends of the node's tunnels
+	tunnels []uint16  // UDP ports
+}
+
+// port is the node's end of a pair of interfaces whose other end is in another
+// network namespace; or a tunnel.
+type port struct {
+	index, master int
+	name          string
+	tunnel        bool
+	netns         int          // as the kernel numbers them here
+	routed        []netip.Addr // host routes lead to it
+	behind        []netip.Addr // of the other end
+	beside        []netip.Addr // of other interfaces of that namespace
+}
+
+// survey looks at the node.
+func survey() (found, error) {
+	f := found{node: addresses{}, peers: addresses{}}
+	links, err := netlink.LinkList()
+	if err = interrupted(err); err != nil {
+		return f, fmt.Errorf("list the node's interfaces: %w", err)
+	}
+	routes, err := hostRoutes()
+	if err != nil {
+		return f, err
+	}
+	spaces := make(map[int]map[int][]netip.Addr)
+	for _, l := range links {
+		a := l.Attrs()
+		p := port{index: a.Index, master: a.MasterIndex, name: a.Name, netns: a.NetNsID, routed: routes[a.Index]}
+		switch {
+		case f.tunnel(l):
+			p.tunnel = true
+		case l.Type() != "veth" || a.NetNsID < 0:
+			continue
+		default:
+			if spaces[p.netns] == nil {
+				// One that is just going has no addresses, which is as good.
+				spaces[p.netns], _ = elsewhere(p.netns)
+			}
+			for index, addrs := range spaces[p.netns] {
+				if index == a.ParentIndex {
+					p.behind = addrs
+				} else {
+					p.beside = append(p.beside, addrs...)
+				}
+			}
+		}
+		f.ports = append(f.ports, p)
+	}
+	slices.SortFunc(f.ports, func(a, b port) int { return a.index - b.index })
+	return f, f.own()
+}
+
+// tunnel takes in what is to be known of an interface that takes packets out of
+// packets, and says whether it is one.
+func (f *found) tunnel(l netlink.Link) bool {
+	switch t := l.(type) {
+	case *netlink.Vxlan:
+		f.tunnels = append(f.tunnels, uint16(t.Port))
+		f.peers.add(t.Group)
+	case *netlink.Geneve:
+		f.tunnels = append(f.tunnels, t.Dport)
+		f.peers.add(t.Remote)
+	case *netlink.Iptun:
+		f.peers.add(t.Remote)
+	case *netlink.Sittun:
+		f.peers.add(t.Remote)
+	case *netlink.Ip6tnl:
+		f.peers.add(t.Remote)
+	case *netlink.Gretun:
+		f.peers.add(t.Remote)
+	case *netlink.Gretap:
+		f.peers.add(t.Remote)
+	default:
+		return false
+	}
+	// The kernel's table of forwarding names the other ends, one by one.
+	entries, err := netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE)
+	if interrupted(err) == nil {
+		for _, e := range entries {
+			f.peers.add(e.IP)
+		}
+	}
+	return true
+}
+
+// add adds an address that there is.
+func (a addresses) add(ip []byte) {
+	if addr, ok := netip.AddrFromSlice(ip); ok && !addr.IsUnspecified() {
+		a[addr.Unmap()] = true
+	}
+}
+
+// own are the node's addresses, those of loopback too.
+func (f *found) own() error {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err = interrupted(err); err != nil {
+		return fmt.Errorf("list the node's addresses: %w", err)
+	}
+	for _, a := range list {
+		f.node.add(a.IP)
+	}
+	return nil
+}
+
+// hostRoutes are the addresses that have a route of their own to an interface.
+func hostRoutes() (map[int][]netip.Addr, error) {
+	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err = interrupted(err); err != nil {
+		return nil, fmt.Errorf("list the node's routes: %w", err)
+	}
+	routes := make(map[int][]netip.Addr)
+	for _, r := range all {
+		if r.Dst == nil || r.Gw != nil || r.Type != unix.RTN_UNICAST {
+			continue
+		}
+		if ones, bits := r.Dst.Mask.Size(); ones != bits {
+			continue
+		}
+		if addr, ok := netip.AddrFromSlice(r.Dst.IP); ok {
+			routes[r.LinkIndex] = append(routes[r.LinkIndex], addr.Unmap())
+		}
+	}
+	return routes, nil
+}
+
+// interrupted is an error that says more than that something changed meanwhile, of
+// which there will be an event.
+func interrupted(err error) error {
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil
+	}
+	return err
+}
+
+// elsewhere are the addresses of a network namespace, by interface, without those of
+// loopback. The kernel gives them to who may administrate that namespace.
+func elsewhere(netns int) (map[int][]netip.Addr, error) {
+	c, err := wire.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if err := c.SetOption(wire.GetStrictCheck, true); err != nil { // or the namespace would be ignored
+		return nil, err
+	}
+	attrs := wire.NewAttributeEncoder()
+	attrs.Int32(unix.IFA_TARGET_NETNSID, int32(netns))
+	encoded, err := attrs.Encode()
+	if err != nil {
+		return nil, err
+	}
+	answers, err := c.Execute(wire.Message{
+		Header: wire.Header{Type: unix.RTM_GETADDR, Flags: wire.Request | wire.Dump},
+		Data:   append(make([]byte, unix.SizeofIfAddrmsg), encoded...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[int][]netip.Addr)
+	for _, m := range answers {
+		if index, addr := ifAddress(m.Data); addr.IsValid() && !addr.IsLoopback() {
+			found[index] = append(found[index], addr)
+		}
+	}
+	return found, nil
+}
+
+// ifAddress reads a message about an interface's address.
+func ifAddress(data []byte) (index int, addr netip.Addr) {
+	if len(data) < unix.SizeofIfAddrmsg {
+		return 0, addr
+	}
+	attrs, err := wire.NewAttributeDecoder(data[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return 0, addr
+	}
+	for attrs.Next() {
+		switch {
+		case attrs.Type() == unix.IFA_LOCAL, attrs.Type() == unix.IFA_ADDRESS && !addr.IsValid():
+			if a, ok := netip.AddrFromSlice(attrs.Bytes()); ok {
+				addr = a.Unmap()
+			}
+		}
+	}
+	return int(binary.NativeEndian.Uint32(data[4:])), addr
+}
