@@ -80,10 +80,14 @@ func (m *matrix) addPods(e env, pods []*corev1.Pod, namespaces []string, asked [
 	return nil
 }
 
-// declaredPorts lists the ports of all containers, by number.
+// declaredPorts lists the ports of containers and sidecars, by number: init containers end
+// before the pod serves anything.
 func declaredPorts(o *corev1.Pod) []matrixPort {
 	var ports []matrixPort
-	for _, c := range slices.Concat(o.Spec.Containers, o.Spec.InitContainers) {
+	sidecars := slices.DeleteFunc(slices.Clone(o.Spec.InitContainers), func(c corev1.Container) bool {
+		return c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
+	})
+	for _, c := range slices.Concat(o.Spec.Containers, sidecars) {
 		for _, p := range c.Ports {
 			proto, known := protocols[string(p.Protocol)]
 			same := func(o matrixPort) bool { return int32(o.Port) == p.ContainerPort && o.proto == proto }

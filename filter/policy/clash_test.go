@@ -79,7 +79,7 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 	}
 }
 
-// The node's own address is no pod's, whoever claims it.
+// The node's own address is no pod's, whichever pods claim it.
 func TestClaimsOfTheNodesAddressAreNoClash(t *testing.T) {
 	w := policy.NewWorld()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("10.0.0.1")})

@@ -52,7 +52,7 @@ func ReadPort(p *networkingv1.NetworkPolicyPort) (port Port, flaw *Problem) {
 		high = *p.EndPort
 	}
 	if low < 1 || high > 65535 || high < low {
-		return port, &Problem{Detail: fmt.Sprintf("%d to %d is no range of ports", low, high), Mend: "write 1 <= port <= endPort <= 65535"}
+		return port, &Problem{Detail: fmt.Sprintf("%d to %d is not a range of ports", low, high), Mend: "write 1 <= port <= endPort <= 65535"}
 	}
 	port.Low, port.High = uint16(low), uint16(high)
 	return port, nil
@@ -64,7 +64,7 @@ func nameFlaw(name string) *Problem {
 	if len(wrong) == 0 {
 		return nil
 	}
-	p := &Problem{Field: ".port", Detail: fmt.Sprintf("%q is no name of a port: it %s", name, wrong[0]), Mend: "write the name that the container declares, or the number"}
+	p := &Problem{Field: ".port", Detail: fmt.Sprintf("%q is not the name of a port: it %s", name, wrong[0]), Mend: "write the name that the container declares, or the number"}
 	low, high, _ := strings.Cut(name, "-")
 	if l, err := strconv.ParseUint(low, 10, 16); err == nil && l > 0 {
 		if h, err := strconv.ParseUint(high, 10, 16); err == nil && l <= h {

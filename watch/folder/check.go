@@ -157,7 +157,7 @@ func (c *checker) containers(at string, containers []corev1.Container) {
 				continue
 			}
 			for _, text := range utilvalidation.IsValidPortName(port.Name) {
-				c.problem(where+"name", fmt.Sprintf("%q is no name of a port", port.Name), text)
+				c.problem(where+"name", fmt.Sprintf("%q is not the name of a port", port.Name), text)
 			}
 		}
 	}

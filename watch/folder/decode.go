@@ -310,6 +310,9 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		group = ""
 	}
 	foreign := strings.Contains(group, ".") && group != networkingv1.GroupName
+	if _, like := near.Name(group, []string{networkingv1.GroupName}); like && name == "NetworkPolicy" {
+		foreign = false // a slip of the pen
+	}
 	switch {
 	case foreign && group == discoveryv1.GroupName && kind == "EndpointSlice", apiVersion == "v1" && kind == "Service":
 		return kind, true

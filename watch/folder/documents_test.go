@@ -193,6 +193,8 @@ func TestUnknownFields(t *testing.T) {
 		"a spec of the wrong type":      {"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: [1]\n", nil, 1, 0},
 		"rules of the wrong type":       {policyHead + "  ingress: {from: []}\n", []string{closedRule}, 1, 0},
 		"a version to come":             {strings.Replace(policyHead, "/v1", "/v7", 1) + "  ingress: [{}]\n", nil, 1, 0},
+		"a group misspelt":              {strings.Replace(policyHead, "networking.k8s.io", "networking.k8s", 1) + "  ingress: [{}]\n", nil, 1, 0},
+		"a group and no version":        {strings.Replace(policyHead, "/v1", "", 1) + "  ingress: [{}]\n", nil, 1, 0},
 		"a version that is gone":        {strings.Replace(policyHead, "networking.k8s.io/v1", "extensions/v1beta1", 1) + "  ingress: [{}]\n", []string{openRule}, 0, 1},
 	}
 	for name, tt := range tests {

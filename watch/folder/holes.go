@@ -90,7 +90,7 @@ func (f fields) has(name string) bool {
 	return there
 }
 
-// object reads an object; what is none has no fields.
+// object reads an object; another value has no fields.
 func object(raw json.RawMessage) (f fields) {
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return nil
@@ -98,7 +98,7 @@ func object(raw json.RawMessage) (f fields) {
 	return f
 }
 
-// items reads a list of objects; what is none has no items.
+// items reads a list of objects; another value has no items.
 func items(raw json.RawMessage) (list []fields) {
 	if err := json.Unmarshal(raw, &list); err != nil {
 		return nil

@@ -125,7 +125,7 @@ func (o opener) readAll(f *os.File, pipe bool) ([]byte, error) {
 	part := make([]byte, 64<<10)
 	for {
 		if pipe {
-			_ = f.SetReadDeadline(time.Now().Add(pipeTimeout)) // where there is none, it is waited for
+			_ = f.SetReadDeadline(time.Now().Add(pipeTimeout)) // without a deadline, the read waits
 		}
 		n, err := f.Read(part)
 		all.Write(part[:n])

@@ -107,7 +107,7 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	if !part(c, parts.PolicyTypes, "spec.policyTypes", &o.Spec.PolicyTypes) {
 		c.closed = true
 	}
-	closed := []networkingv1.NetworkPolicyPeer{{}} // a peer that names nobody
+	closed := []networkingv1.NetworkPolicyPeer{{}} // a peer that names no pod and no address
 	o.Spec.Ingress = rulesByParts(c, parts.Ingress, "spec.ingress", networkingv1.NetworkPolicyIngressRule{From: closed})
 	o.Spec.Egress = rulesByParts(c, parts.Egress, "spec.egress", networkingv1.NetworkPolicyEgressRule{To: closed})
 }
@@ -149,7 +149,7 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 }
 
 // Follows reports whether a problem that the policy package has found comes from one of
-// those: a rule that cannot be read is put in force as one that names nobody.
+// those: a rule that cannot be read is put in force as one that names no peer.
 func Follows(p policy.Problem, from []Problem) bool {
 	rule := ruleOf(p.Field)
 	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {

@@ -107,8 +107,8 @@ func TestFindings(t *testing.T) {
 		"host bits of an exception":      {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 'fd00::/8', except: ['fd00:1::7/32']}}]}]}"}, HostBits, "spec.ingress[0].from[0].ipBlock.except[0]", "fd00:1::/32"},
 		"a number in quotes":             {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: '80'}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "take the quotes away"},
 		"a range in quotes":              {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: '80-90'}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "port: 80 and endPort: 90"},
-		"a port without a name":          {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: ''}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "no name of a port"},
-		"a port's name in capitals":      {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: HTTP}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "no name of a port"},
+		"a port without a name":          {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: ''}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "not the name of a port"},
+		"a port's name in capitals":      {[]string{"default/p: {podSelector: {}, ingress: [{ports: [{port: HTTP}]}]}"}, Invalid, "spec.ingress[0].ports[0].port", "not the name of a port"},
 		"port of an init container":      {[]string{"shop/p: {podSelector: {matchLabels: {app: cart}}, ingress: [{ports: [{port: setup}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "http of TCP"},
 		"bad CIDR":                       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.01/8}}]}]}"}, Invalid, "spec.ingress[0].from[0].ipBlock.cidr", "leading zeros"},
 	}
