@@ -65,6 +65,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -155,9 +156,29 @@ func (c *Cache) load() error {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
+	err := c.loadPrograms(false)
+	if err != nil && c.loadPrograms(true) == nil {
+		c.log.Info("the kernel does not let the programs of its flow cache read the clock; without an agent, they answer without limit for pods that share an interface", "err", err)
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.Attend(); err != nil {
+		return errors.Join(err, c.objs.Close())
+	}
+	return nil
+}
+
+// loadPrograms makes the maps and programs, which read the clock unless so said:
+// kernels before 5.8 let only programs under the GPL do so.
+func (c *Cache) loadPrograms(clockless bool) error {
 	spec, err := loadProgram()
 	if err != nil {
 		return err
+	}
+	if clockless {
+		stopClock(spec)
 	}
 	if c.opts.Flows > 0 {
 		spec.Maps[programMapFlows].MaxEntries = uint32(c.opts.Flows)
@@ -166,13 +187,18 @@ func (c *Cache) load() error {
 		return err
 	}
 	c.made = spec.Maps[programMapEndpoints].InnerMap.Copy()
-	if err := spec.LoadAndAssign(&c.objs, nil); err != nil {
-		return err
+	return spec.LoadAndAssign(&c.objs, nil)
+}
+
+// stopClock has the programs take the time for 0, at which no deadline is over.
+func stopClock(spec *ebpf.CollectionSpec) {
+	for _, p := range spec.Programs {
+		for i, ins := range p.Instructions {
+			if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnKtimeGetNs) {
+				p.Instructions[i] = asm.Mov.Imm(asm.R0, 0).WithMetadata(ins.Metadata)
+			}
+		}
 	}
-	if err := c.Attend(); err != nil {
-		return errors.Join(err, c.objs.Close())
-	}
-	return nil
 }
 
 func (c *Cache) pin() (err error) {

@@ -714,12 +714,17 @@ func TestHoldEndsWithItsQueue(t *testing.T) {
 		}
 		return filter.Hold
 	})
-	q, _ := r.run(queue.Options{Hold: time.Minute, MaxHeld: 10})
+	var gaps atomic.Int64
+	q, _ := r.run(queue.Options{Hold: time.Minute, MaxHeld: 10, OnGap: func() { gaps.Add(1) }})
 	queues.Store(q)
 	r.sends("late 1")
 	r.await("the packet waits", func() bool { return q.Stats().Holding == 1 })
+	if n := gaps.Load(); n != 0 {
+		t.Errorf("%d gaps before the worker failed", n)
+	}
 	r.sends("late 2")
 	r.await("the worker has started again", func() bool { return q.Stats().Restarts == 1 && bound() })
+	r.await("it is told that packets may have passed meanwhile", func() bool { return gaps.Load() == 1 })
 	heard, err := r.server.Sniff()
 	if err != nil {
 		t.Fatal(err)
