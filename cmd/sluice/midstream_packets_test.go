@@ -374,3 +374,69 @@ func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 		allowed[family].flows()
 	}
 }
+
+// Of what an isolated pod sends to a peer that policies do not let in, only what begins
+// a connection arrives. Whatever else comes without one, as after a flush of the table,
+// may be an answer.
+func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
+	segment := func(set func(*layers.TCP)) func(*wire, string) []byte {
+		return func(w *wire, mark string) []byte {
+			tcp := &layers.TCP{SrcPort: layers.TCPPort(30000 + w.sentinel), DstPort: 40000, Seq: 1000, Ack: 2000, Window: 1000}
+			set(tcp)
+			return w.packet(layers.IPProtocolTCP, tcp, gopacket.Payload(mark))
+		}
+	}
+	chunk := func(kind byte) func(*wire, string) []byte {
+		return func(w *wire, mark string) []byte {
+			data := make([]byte, 20, 20+len(mark))
+			data[0], data[3], data[4] = kind, byte(20+len(mark)), 1
+			data[11], data[13], data[15] = 1, 1, 1
+			sctp := &layers.SCTP{SrcPort: layers.SCTPPort(30000 + w.sentinel), DstPort: 40000}
+			if kind != 1 {
+				sctp.VerificationTag = 7
+			}
+			return w.packet(layers.IPProtocolSCTP, sctp, gopacket.Payload(append(data, mark...)))
+		}
+	}
+	sent := []struct {
+		name    string
+		packet  func(*wire, string) []byte
+		arrives bool
+	}{
+		{"SYN", segment(func(s *layers.TCP) { s.SYN = true }), true},
+		{"SYN+ACK", segment(func(s *layers.TCP) { s.SYN, s.ACK = true, true }), false},
+		{"ACK", segment(func(s *layers.TCP) { s.ACK = true }), false},
+		{"PSH+ACK", segment(func(s *layers.TCP) { s.ACK, s.PSH = true, true }), false},
+		{"FIN", segment(func(s *layers.TCP) { s.FIN = true }), false},
+		{"FIN+ACK", segment(func(s *layers.TCP) { s.FIN, s.ACK = true, true }), false},
+		{"RST", segment(func(s *layers.TCP) { s.RST = true }), false},
+		{"SYN+FIN", segment(func(s *layers.TCP) { s.SYN, s.FIN = true, true }), false},
+		{"no flags", segment(func(*layers.TCP) {}), false},
+		{"INIT", chunk(1), true},
+		{"DATA", chunk(0), false},
+		{"INIT ACK", chunk(2), false},
+		{"HEARTBEAT", chunk(4), false},
+		{"ABORT", chunk(6), false},
+		{"UDP", func(w *wire, mark string) []byte { return w.udpTo(40000, mark) }, true},
+	}
+	for _, loose := range []string{"1", "0"} {
+		t.Run("tcp_loose "+loose, func(t *testing.T) {
+			s := newSite(t)
+			s.set("nf_conntrack_tcp_loose", loose)
+			s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
+			// One queue, and nothing answered before it, so that all stays in order.
+			s.start("--queues", "1", "--kernel-cache", "off")
+			for i, f := range families {
+				for to, open := range map[string]bool{"default/other": false, "default/web": true} {
+					w := s.wireBetween(t, "default/db", to, i == 1)
+					for _, p := range sent {
+						mark := fmt.Sprintf("%s to %s.", p.name, to)
+						if got := w.arrives(p.packet(w, mark), mark); got != (p.arrives || open) {
+							t.Errorf("%s, %s: arrives %v, want %v", f.name, mark, got, p.arrives || open)
+						}
+					}
+				}
+			}
+		})
+	}
+}

@@ -107,6 +107,7 @@ func TestErrorsPassOnPackets(t *testing.T) {
 type wire struct {
 	*site
 	t        testing.TB
+	from, to string
 	v6       bool
 	sniffer  *lab.Sniffer
 	sentinel int
@@ -114,17 +115,23 @@ type wire struct {
 
 func (s *site) wire(t testing.TB, v6 bool) *wire {
 	t.Helper()
-	sniffer, err := s.host("default/db").Sniff()
+	return s.wireBetween(t, "default/web", "default/db", v6)
+}
+
+// wireBetween is wire for two other pods.
+func (s *site) wireBetween(t testing.TB, from, to string, v6 bool) *wire {
+	t.Helper()
+	sniffer, err := s.host(to).Sniff()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &wire{site: s, t: t, v6: v6, sniffer: sniffer}
+	return &wire{site: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
 }
 
 // packet makes a packet from web to db. The payload begins behind the IP header.
 func (w *wire) packet(proto layers.IPProtocol, payload ...gopacket.SerializableLayer) []byte {
 	w.t.Helper()
-	from, to := w.host("default/web"), w.host("default/db")
+	from, to := w.host(w.from), w.host(w.to)
 	var ip gopacket.SerializableLayer = &layers.IPv4{Version: 4, TTL: 64, Id: 1, Protocol: proto, SrcIP: from.IPv4.AsSlice(), DstIP: to.IPv4.AsSlice()}
 	if w.v6 {
 		ip = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: proto, SrcIP: from.IPv6.AsSlice(), DstIP: to.IPv6.AsSlice()}
@@ -176,7 +183,7 @@ func (w *wire) arrives(packet []byte, mark string) bool {
 	w.sentinel++
 	end := fmt.Sprintf("sentinel %d", w.sentinel)
 	for _, p := range [][]byte{packet, w.udp(end)} {
-		if err := w.host("default/web").Send(p); err != nil {
+		if err := w.host(w.from).Send(p); err != nil {
 			w.t.Fatal(err)
 		}
 	}
