@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sluice/bench/running"
 )
@@ -177,4 +178,61 @@ func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
 	if !strings.Contains(status, "rules of the other backend: ") || !strings.Contains(status, "holding the xtables lock") {
 		t.Errorf("the status is\n%s", status)
 	}
+}
+
+// A repair that fails, and fails again, is said by log, status, metrics and readiness,
+// until one succeeds.
+func TestRepairThatFailsOnPackets(t *testing.T) {
+	s := newSite(t)
+	dir := t.TempDir()
+	broken := filepath.Join(dir, "broken")
+	for _, name := range []string{"iptables-nft", "ip6tables-nft"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Skipf("needs %s: install the package iptables", name)
+		}
+		for _, tool := range []string{name, name + "-save"} {
+			if err := os.Symlink(path, filepath.Join(dir, tool)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		script := "#!/bin/sh\nif [ -e " + broken + " ]; then echo 'it is broken' >&2; exit 4; fi\nexec " + path + "-restore \"$@\"\n"
+		if err := os.WriteFile(filepath.Join(dir, name+"-restore"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	s.write("policies.yaml", policies(demo1))
+	s.start("--iptables", "nft")
+	status := func() string {
+		text, _ := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket)) // it fails if not all is well
+		return text
+	}
+	if text := status(); !strings.Contains(text, "No problems.") || !strings.Contains(text, "repaired 0 times, 0 failed") {
+		t.Errorf("before:\n%s", text)
+	}
+	if err := os.WriteFile(broken, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mark := s.agent.Mark()
+	s.flush(t)
+	s.await(mark, "that it is said", running.Message("rules cannot be kept; trying on"))
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		text := status()
+		if strings.Contains(text, "is not well: rules cannot be kept: ") && strings.Contains(text, "rules of the node: ") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the status is\n%s", text)
+		}
+	}
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	s.repaired(t, mark)
+	s.await(mark, "that it is over", running.Message("rules can be kept again"))
+	if text := status(); !strings.Contains(text, "enforces since") || !strings.Contains(text, "No problems.") || strings.Contains(text, " 0 failed") {
+		t.Errorf("afterwards:\n%s", text)
+	}
+	s.check(t, []string{webToDB}, []string{otherToDB})
 }

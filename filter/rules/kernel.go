@@ -194,6 +194,9 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	// not understand. By its handle any rule can be deleted the next time.
 	k.byHandle.Store(err != nil)
 	if err != nil {
+		if owned, second := k.nft().owned(); owned && second == nil {
+			err = fmt.Errorf("table %s belongs to a process (nft list tables shows which), and the kernel lets no other change it: %w", table, err)
+		}
 		return err
 	}
 	if off, err := k.nft().dormant(); err != nil || !off {

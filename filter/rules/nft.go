@@ -152,7 +152,16 @@ func (c *nftChain) readHook(ad *netlink.AttributeDecoder) error {
 
 // dormant reports whether the table is switched off: its rules are there, and no
 // packet meets them.
-func (t nftTable) dormant() (off bool, err error) {
+func (t nftTable) dormant() (bool, error) { return t.flag(unix.NFT_TABLE_F_DORMANT) }
+
+// owned reports whether the table belongs to a process, which alone can change it.
+func (t nftTable) owned() (bool, error) { return t.flag(tableOwner) }
+
+// tableOwner is NFT_TABLE_F_OWNER.
+const tableOwner = 0x2
+
+// flag reports whether the table has a flag.
+func (t nftTable) flag(flag uint32) (set bool, err error) {
 	err = t.dump(unix.NFT_MSG_GETTABLE, nil, func(ad *netlink.AttributeDecoder) error {
 		var name string
 		var flags uint32
@@ -164,13 +173,13 @@ func (t nftTable) dormant() (off bool, err error) {
 				flags = ad.Uint32()
 			}
 		}
-		off = off || name == table && flags&unix.NFT_TABLE_F_DORMANT != 0
+		set = set || name == table && flags&flag != 0
 		return ad.Err()
 	})
 	if err != nil {
 		return false, fmt.Errorf("read the flags of %s: %w", table, explain(err))
 	}
-	return off, nil
+	return set, nil
 }
 
 // rules are the rules of a chain, in order.
