@@ -17,7 +17,8 @@
 // filling it again its connections would pass unjudged. With iptables-restore
 // --noflush a packet meets the old rules or the new ones and nothing between,
 // and the hook itself is never taken away: that would drop every packet that
-// waits in a queue.
+// waits in a queue. Over netlink goes what iptables refuses to do beside rules of others
+// that it cannot express, and what must be known faster than a command can tell.
 package rules
 
 import (

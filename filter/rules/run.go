@@ -16,7 +16,7 @@ const (
 	// retryDelay is how soon a repair is tried again that failed once.
 	retryDelay = 100 * time.Millisecond
 	// lookBurst and looksPerSecond bound the looks that changes of others cause, and
-	// so their cost: at the higher rate, 5 to 10% of one CPU.
+	// so their cost: with a repair each, up to a fifth of one CPU.
 	lookBurst      = 10
 	looksPerSecond = 10
 )
