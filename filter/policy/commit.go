@@ -21,10 +21,13 @@ func (w *World) Commit() (*Snapshot, Changes) {
 		p.dirty = false
 		w.commitPod(p)
 	}
+	for _, p := range w.renewed {
+		w.commitRenewed(p)
+	}
 	changes := w.commitAddrs()
 	// New ones, because a map never shrinks: after the first lists these would stay
 	// as large as the cluster, and to clear them would cost as much each time.
-	w.dirtyPods, w.dirtyAddrs, w.touched, w.recent = nil, make(map[netip.Addr]struct{}), nil, nil
+	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched, w.recent = nil, nil, make(map[netip.Addr]struct{}), nil, nil
 	w.lastNumber++
 	return &Snapshot{
 		number:   w.lastNumber,
@@ -51,10 +54,10 @@ func (w *World) commitPod(p *pod) {
 		return
 	}
 	c := w.classOf(p)
-	keeps := old != nil && !p.changed && slices.Equal(old.hosts, p.hosts) &&
+	keeps := old != nil && !p.renewed && slices.Equal(old.hosts, p.hosts) &&
 		old.class.groups == c.groups && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
-	p.changed, p.relabeled = false, false
+	p.renewed, p.relabeled = false, false
 	if keeps && old.class == c {
 		w.releaseClass(c) // of the two uses, the endpoint needs one
 		return
@@ -70,13 +73,20 @@ func (w *World) commitPod(p *pod) {
 		w.releaseClass(old.class)
 	}
 	p.endpoint = e
-	for _, a := range p.addrs {
-		if len(w.rivals) > 0 && len(w.rivals[a]) > 0 {
-			w.dirtyAddrs[a] = struct{}{}
-		} else {
-			w.touched = append(w.touched, a)
-		}
+	w.touched = append(w.touched, p)
+}
+
+// commitRenewed gives a pod a new epoch, unless it has been given one.
+func (w *World) commitRenewed(p *pod) {
+	if !p.renewed || w.pods[p.objectKey] != p || p.endpoint == nil {
+		return
 	}
+	p.renewed = false
+	e := w.newEndpoint()
+	*e = *p.endpoint
+	e.epoch = w.newEpoch()
+	p.endpoint = e
+	w.touched = append(w.touched, p)
 }
 
 // newEndpoint is one of a few that are allocated together: a namespace that has a
@@ -190,10 +200,10 @@ func (w *World) releaseGroup(g *group) {
 
 // commitAddrs brings the table of addresses up to date.
 func (w *World) commitAddrs() Changes {
-	var changes Changes
-	var moved []entry
-	commit := func(a netip.Addr) {
-		was, now := w.table.get(a), w.occupant(a)
+	changes := make(Changes, 0, len(w.touched)+len(w.dirtyAddrs))
+	moved := make([]entry, 0, len(w.touched)+len(w.dirtyAddrs))
+	commit := func(a netip.Addr, now *Endpoint) {
+		was := w.table.get(a)
 		if was.Epoch() != now.Epoch() {
 			changes = append(changes, a)
 		}
@@ -201,13 +211,20 @@ func (w *World) commitAddrs() Changes {
 			moved = append(moved, entryOf(a, now))
 		}
 	}
-	for a := range w.dirtyAddrs {
-		commit(a)
-	}
-	for _, a := range w.touched {
-		if _, done := w.dirtyAddrs[a]; !done {
-			commit(a)
+	for _, p := range w.touched {
+		for _, a := range p.addrs {
+			if _, later := w.dirtyAddrs[a]; later {
+				continue
+			}
+			if _, own := w.node[a]; own || len(w.rivals) > 0 && len(w.rivals[a]) > 0 {
+				w.dirtyAddrs[a] = struct{}{}
+			} else {
+				commit(a, p.endpoint)
+			}
 		}
+	}
+	for a := range w.dirtyAddrs {
+		commit(a, w.occupant(a))
 	}
 	if len(moved) > 0 {
 		w.table = w.table.with(moved)

@@ -107,18 +107,31 @@ func (w *World) matchNamespace(ns *namespace) {
 	}
 	matched := w.ids.take()
 	if ns.relabeled && !matched.equal(&ns.matched) {
-		if ns.tests++; ns.tests == 1 {
-			w.staleIn = append(w.staleIn, ns)
-		}
-		ns.stale = true
+		w.affectBy(&matched, &ns.matched, ns)
+		w.affectBy(&ns.matched, &matched, ns)
 		for k := range ns.kins.all {
 			for p := range k.pods {
-				p.changed = true
-				w.dirty(p)
+				w.renew(p)
 			}
 		}
 	}
 	ns.matched, ns.relabeled = matched, false
+}
+
+// affectBy notes what concerns a namespace because a matches it and b does not. With
+// an id that was another's it may note too much.
+func (w *World) affectBy(a, b *idSet, ns *namespace) {
+	a.all(func(id uint32) {
+		s := w.nsSelectors.byID[id]
+		if s == nil || b.has(id) {
+			return
+		}
+		for _, o := range s.pods.list {
+			if o.refs > 0 {
+				w.affectIn(o.labels, ns)
+			}
+		}
+	})
 }
 
 // matchPods finds the peers' selectors that pods match by their own labels. Those

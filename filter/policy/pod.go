@@ -28,7 +28,7 @@ type pod struct {
 	ending  bool  // it is being deleted
 
 	endpoint *Endpoint // as last compiled
-	changed  bool      // a verdict about it may differ, whatever its class says
+	renewed  bool      // a verdict about it may differ, whatever its class says
 	// relabeled: a verdict about it differs if its peers do.
 	relabeled bool
 	dirty     bool // the next commit compiles it

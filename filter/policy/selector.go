@@ -19,6 +19,7 @@ type selector struct {
 	subjects map[*policy]struct{}
 	// For a selector of namespaces: the selectors of pods in those it matches.
 	within *scopeSelectors
+	pods   bucket // the others: selectors of some pods in those it matches
 }
 
 // scope says in which namespaces a selector of pods looks: in one, by name, or
@@ -77,6 +78,7 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 	x.byID[s.id] = s
 	if in.selector != nil && !sel.Empty() {
 		x.wide.add(s)
+		in.selector.pods.list = append(in.selector.pods.list, s)
 		return s, true
 	}
 	filed := x.byScope[in]
@@ -117,6 +119,7 @@ func (x *selectors) release(s *selector) (gone bool) {
 	x.byID[s.id] = nil
 	if s.scope.selector != nil && !s.labels.Empty() {
 		x.wide.remove(s)
+		s.scope.selector.pods.drop()
 		return true
 	}
 	filed := x.byScope[s.scope]

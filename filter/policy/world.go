@@ -36,8 +36,9 @@ type World struct {
 	classes map[string]*class
 
 	dirtyPods        []*pod // each once: those that are dirty
+	renewed          []*pod // each once: those that are to have a new epoch
 	dirtyAddrs       map[netip.Addr]struct{}
-	touched          []netip.Addr // of pods compiled in this commit
+	touched          []*pod // those with other endpoints since the last commit
 	staleKins        []*kin
 	staleNS          bool        // a selector of namespaces came or went
 	added            []*selector // of peers, since the last commit
@@ -316,6 +317,14 @@ func (w *World) dirty(p *pod) {
 	if !p.dirty {
 		p.dirty = true
 		w.dirtyPods = append(w.dirtyPods, p)
+	}
+}
+
+// renew gives a pod a new epoch, and nothing else.
+func (w *World) renew(p *pod) {
+	if !p.renewed {
+		p.renewed = true
+		w.renewed = append(w.renewed, p)
 	}
 }
 
