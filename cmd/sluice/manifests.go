@@ -44,12 +44,12 @@ func compile(node []netip.Addr, objects folder.Objects, problems []folder.Proble
 	w.SetNode(node)
 	objects.Apply(w)
 	m := &manifests{Objects: objects, unread: problems}
+	m.snapshot, _ = w.Commit()
 	for _, p := range w.Problems() {
 		if !folder.Follows(p, problems) {
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}
-	m.snapshot, _ = w.Commit()
 	return m
 }
 

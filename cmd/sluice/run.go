@@ -53,6 +53,8 @@ type runOptions struct {
 	hold           time.Duration
 	maxHeld        int
 
+	policyMemory, policiesMemory int // MiB; 0 for no limit
+
 	kernelCache kernelCache
 	guard       guardMode
 	// kernelUnattended is kernel.Options.Unattended.
@@ -135,6 +137,7 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 	addTaintFlags(fs, &opts)
 	addRulesFlags(fs, &opts.rules)
 	addHoldFlags(fs, &opts)
+	addLimitFlags(fs, &opts)
 	addNetworkFlags(fs, &opts)
 	addQueueFlags(fs, &opts)
 	addKernelFlags(fs, &opts)

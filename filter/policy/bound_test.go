@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"testing"
+
+	"sluice/filter/policy"
 )
 
 // What compiling one policy may take for each byte that etcd stores of it, and
@@ -93,6 +95,9 @@ func (m monster) cost(size int) (float64, error) {
 	stored := uint64(p.Size())
 	if took.kept > keptPerByte*stored+besidePolicies || took.allocated > allocatedPerByte*stored+besidePolicies {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and allocates %d: %v", stored, took.kept, took.allocated, m)
+	}
+	if estimate := uint64(policy.CostOf(&p.Spec)); took.kept > estimate+besidePolicies {
+		return 0, fmt.Errorf("a policy of %d bytes keeps %d and was estimated at %d: %v", stored, took.kept, estimate, m)
 	}
 	return float64(took.kept) / float64(stored), nil
 }

@@ -15,6 +15,7 @@ type Changes []netip.Addr
 // Commit compiles what has changed since the last Commit. The snapshot before
 // stays as it was. With nothing changed it is the same snapshot in a new number.
 func (w *World) Commit() (*Snapshot, Changes) {
+	w.balance()
 	w.match()
 	w.recent = make(map[*kin]*class)
 	for _, p := range w.dirtyPods {
@@ -163,22 +164,61 @@ func (w *World) groupOf(p *pod, d filter.Direction) *group {
 	if len(policies) == 0 {
 		return nil
 	}
-	key := []byte{'0' + byte(d)}
+	key := groupKey{direction: d}
 	for _, pol := range policies {
-		key = binary.AppendUvarint(key, pol.id)
+		key.policies = key.policies.with(pol.mark)
 	}
-	if g := w.groups[string(key)]; g != nil {
+	if g := w.groups[key]; g != nil {
 		g.refs++
 		return g
 	}
-	isolation := &filter.Isolation{Direction: d}
-	for _, pol := range policies {
-		isolation.Policies = append(isolation.Policies, pol.text)
+	slices.SortFunc(policies, byText)
+	isolation := &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
+	for i, pol := range policies {
+		isolation.Policies[i] = pol.text
 	}
 	w.lastGroup++
-	g := &group{key: string(key), id: w.lastGroup, refs: 1, isolation: isolation, rules: compile(d, policies, w.shape), reach: reachOf(d, policies)}
+	g := &group{key: key, id: w.lastGroup, refs: 1, isolation: isolation, ns: p.kin.ns}
+	g.rules = w.rulesOf(g, policies)
 	w.groups[g.key] = g
 	return g
+}
+
+// grantedToGroups is how many entries of rules that are merged for sets of policies a
+// namespace has in any case; beside that, as many as there are in its policies. Where
+// each pod is selected by policies of its own, all merged would take the policies'
+// size times the pods.
+const grantedToGroups = 1 << 15
+
+// rulesOf compiles the rules of some policies together, or lists each policy's.
+func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
+	d := g.key.direction
+	if len(policies) == 1 {
+		return w.rulesOfOne(d, policies[0])
+	}
+	size := 0
+	for _, p := range policies {
+		size += p.size[d]
+	}
+	if g.ns.merged+size <= grantedToGroups+g.ns.size && !w.shape.apart {
+		g.size = size
+		g.ns.merged += size
+		return compile(d, policies, w.shape)
+	}
+	all := &ruleSet{parts: make([]*ruleSet, 0, len(policies))}
+	for _, p := range policies {
+		if len(p.rules[d]) > 0 {
+			all.parts = append(all.parts, w.rulesOfOne(d, p))
+		}
+	}
+	return all
+}
+
+func (w *World) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
+	if p.compiled[d] == nil {
+		p.compiled[d] = compile(d, []*policy{p}, w.shape)
+	}
+	return p.compiled[d]
 }
 
 // number is the group's id; that of no group is 0.
@@ -194,6 +234,7 @@ func (w *World) releaseGroup(g *group) {
 		return
 	}
 	if g.refs--; g.refs == 0 {
+		g.ns.merged -= g.size
 		delete(w.groups, g.key)
 	}
 }

@@ -17,12 +17,13 @@ import (
 // product in either form: beyond tree, the largest of these are not copied but
 // referred to, which costs a look-up each.
 type shape struct {
-	floor int // entries that are always granted
-	flat  int // for each entry of the rules
-	tree  int // for each entry of the rules and each level of the tree
+	floor int  // entries that are always granted
+	flat  int  // for each entry of the rules
+	tree  int  // for each entry of the rules and each level of the tree
+	apart bool // the rules of several policies are not merged; for tests
 }
 
-func defaultShape() shape { return shape{floor: 1024, flat: 8, tree: 4} }
+func defaultShape() shape { return shape{floor: 256, flat: 8, tree: 4} }
 
 // compiler builds a rule set from rules. Places with the same rules share one peer
 // set.
@@ -50,7 +51,7 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 			c.rules = append(c.rules, &p.rules[d][i])
 		}
 	}
-	out := &ruleSet{rules: make([]*filter.Rule, len(c.rules))}
+	out := &ruleSet{rules: make([]*filter.Rule, len(c.rules)), reach: reachOf(d, policies)}
 	for i, r := range c.rules {
 		out.rules[i] = r.ref
 	}

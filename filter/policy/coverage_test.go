@@ -15,7 +15,7 @@ import (
 type coverage struct {
 	reasons map[filter.Reason]int
 	kinds   map[string]int
-	forms   [3]int // port tables that are flat, trees, and sets that refer to others
+	forms   [4]int // port tables that are flat, trees, sets that refer to others, and parts
 }
 
 func newCoverage() *coverage {
@@ -35,8 +35,10 @@ func (s *coverage) add(o *coverage) {
 }
 
 // noteForms counts what a cluster was compiled to.
-func (s *coverage) noteForms(flat, trees, refer int) {
-	s.forms[0], s.forms[1], s.forms[2] = s.forms[0]+flat, s.forms[1]+trees, s.forms[2]+refer
+func (s *coverage) noteForms(flat, trees, refer, apart int) {
+	for i, n := range []int{flat, trees, refer, apart} {
+		s.forms[i] += n
+	}
 }
 
 // note counts one decision: its reason, and what in the rules made it so.
@@ -135,8 +137,8 @@ func portKind(item networkingv1.NetworkPolicyPort) string {
 func (s *coverage) check(t *testing.T, decisions int) {
 	t.Helper()
 	t.Logf("%d decisions: %v, %v", decisions, s.reasons, s.kinds)
-	for i, form := range []string{"flat", "trees", "with references"} {
-		if s.forms[i] < decisions/10_000 {
+	for i, form := range []string{"flat", "trees", "with references", "in parts"} {
+		if s.forms[i] < decisions/20_000 {
 			t.Errorf("only %d rule sets were %s", s.forms[i], form)
 		}
 	}

@@ -1,8 +1,14 @@
 package policy
 
+import networkingv1 "k8s.io/api/networking/v1"
+
+// CostOf is the estimate by which policies are refused.
+func CostOf(spec *networkingv1.NetworkPolicySpec) int64 { return costOf(spec) }
+
 // Shapes are the forms that rule sets can have: as agents compile them, always
-// trees, and trees that copy no rule of which they can do without a copy.
-const Shapes = 3
+// trees, trees that copy no rule of which they can do without a copy, and one for each
+// policy.
+const Shapes = 4
 
 // SetShape has what is compiled from now on take one of the forms. In the second and
 // third, few selectors are kept as many are.
@@ -16,15 +22,19 @@ func (w *World) SetShape(n int) {
 		w.shape = shape{floor: -1, flat: 0, tree: 1 << 20}
 	case 2:
 		w.shape = shape{floor: -1, flat: 0, tree: 0}
+	case 3:
+		w.shape = shape{floor: -1, flat: 0, tree: 1 << 20, apart: true}
 	default:
 		w.shape = defaultShape()
 	}
 }
 
 // Forms counts, in the rule sets in use, the port tables that are flat and trees,
-// and the peer sets that refer to others.
-func (w *World) Forms() (flat, trees, refer int) {
+// the peer sets that refer to
+// others, and the rule sets that are parts of others.
+func (w *World) Forms() (flat, trees, refer, apart int) {
 	for _, g := range w.groups {
+		apart += len(g.rules.parts)
 		for _, t := range g.rules.ports {
 			switch {
 			case t.tree:
@@ -39,5 +49,5 @@ func (w *World) Forms() (flat, trees, refer int) {
 			}
 		}
 	}
-	return flat, trees, refer
+	return flat, trees, refer, apart
 }

@@ -56,7 +56,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 		return always // a rule that allows an address allows whichever pod has it
 	case peer == Known, e == nil, e.class == nil:
 		return never
-	case e.class.groups[d].reach.mayAllow(k, d, e.class.ports):
+	case e.class.groups[d].rules.mayAllow(k, d, e.class.ports):
 		return depends
 	}
 	return never
@@ -132,6 +132,16 @@ func merged(list []portRange) []portRange {
 		out = append(out, p)
 	}
 	return slices.Clone(out)
+}
+
+// mayAllow is that of the rules, or of any part of them.
+func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
+	for _, part := range r.parts {
+		if part.mayAllow(k, d, ports) {
+			return true
+		}
+	}
+	return r.reach.mayAllow(k, d, ports)
 }
 
 // mayAllow reports whether a rule could allow a flow in a direction that is pending

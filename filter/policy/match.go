@@ -181,22 +181,28 @@ func (w *World) matchWhole() {
 	}
 	everyone := make([]idSet, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
 	copy(everyone, w.everyone)
+	of := make([]uint32, len(w.nsSelectors.byID)) // each selector of namespaces; 0 for none
+	for i, s := range w.nsSelectors.byID {
+		if s != nil && s.within != nil && s.within.everyone != nil {
+			of[i] = s.within.everyone.id + 1
+		}
+	}
 	for ns := range w.dirtyNS {
 		if w.namespaces[ns.name] == ns {
-			everyone[ns.id] = w.wholeSelectors(ns)
+			everyone[ns.id] = w.wholeSelectors(ns, of)
 		}
 	}
 	w.everyone = everyone
 	w.dirtyNS = make(map[*namespace]struct{})
 }
 
-func (w *World) wholeSelectors(ns *namespace) idSet {
+func (w *World) wholeSelectors(ns *namespace, of []uint32) idSet {
 	if s := w.peers.everyone(scope{namespace: ns.name}); s != nil {
 		w.ids.set(s.id)
 	}
 	ns.matched.all(func(id uint32) {
-		if filed := w.nsSelectors.byID[id].within; filed != nil && filed.everyone != nil {
-			w.ids.set(filed.everyone.id)
+		if of[id] > 0 {
+			w.ids.set(of[id] - 1)
 		}
 	})
 	return w.ids.take()

@@ -143,7 +143,7 @@ func (p *pod) beats(o *pod) bool {
 	return p.String() > o.String()
 }
 
-// selectedBy lists the policies that isolate the pod in a direction, by name.
+// selectedBy lists the policies that isolate the pod in a direction.
 func (p *pod) selectedBy(d filter.Direction) []*policy {
 	var found []*policy
 	for _, s := range p.kin.subjects {
@@ -153,6 +153,5 @@ func (p *pod) selectedBy(d filter.Direction) []*policy {
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b *policy) int { return strings.Compare(a.text, b.text) })
 	return found
 }

@@ -17,14 +17,21 @@ import (
 type policy struct {
 	objectKey
 	id        uint64            // new with each version of the policy
+	mark      mark              // of the id
 	text      string            // "namespace/name"
-	sum       [sha256.Size]byte // of its spec, which is not kept: it is larger than all the rest
+	sum       [sha256.Size]byte // of its spec
+	spec      []byte            // encoded; nil where it cannot be, or there is no room for it
 	subject   *selector
 	isolates  [2]bool // by filter.Direction
 	rules     [2][]rule
+	size      [2]int      // entries of the rules
+	compiled  [2]*ruleSet // by themselves; nil until it is asked for
 	uses      []*selector // of peers, once for each use
 	problems  []Problem
-	malformed bool // its subject cannot be read
+	malformed bool  // its subject cannot be read
+	cost      int64 // estimated, in bytes
+	refused   bool  // its rules are not read, because it takes too much
+	surplus   bool  // by itself it does not
 }
 
 // rule is one ingress or egress rule. The zero value allows nothing.
@@ -92,13 +99,6 @@ func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
 		r.rule(filter.Egress, i, to.To, to.Ports, fmt.Sprintf("spec.egress[%d]", i), "to")
 	}
 	return p
-}
-
-// sumOf is a sum by which a spec is known again. It fails if the spec cannot be
-// encoded; such a one is read anew each time.
-func sumOf(spec *networkingv1.NetworkPolicySpec) (sum [sha256.Size]byte, ok bool) {
-	data, err := spec.Marshal() // sorts what maps hold
-	return sha256.Sum256(data), err == nil
 }
 
 func (r reader) problem(field, detail, mend string) {
@@ -182,6 +182,7 @@ func (r reader) add(d filter.Direction, out *rule) {
 	out.some, out.whole, out.blocks, out.ports = fitted(out.some), fitted(out.whole), fitted(out.blocks), fitted(out.ports)
 	out.ref = &filter.Rule{Policy: r.p.text, Direction: d, Index: out.index}
 	r.p.rules[d] = append(r.p.rules[d], *out)
+	r.p.size[d] += 1 + len(out.some) + len(out.whole) + len(out.blocks) + len(out.ports)
 }
 
 // content is what a rule allows: equal only for rules that allow the same.

@@ -22,7 +22,14 @@ type ruleSet struct {
 	portless *peerSet     // rules without ports
 	ports    [3]portTable
 	named    map[portName]*peerSet
+	reach    reach
+	// parts are the rule sets of single policies. Where there are some, there is
+	// nothing else.
+	parts []*ruleSet
 }
+
+// none reports whether there is no rule.
+func (r *ruleSet) none() bool { return r.peers == nil && len(r.parts) == 0 }
 
 type portName struct {
 	name     string
@@ -68,6 +75,9 @@ type remote struct {
 // it is the same, allowed or not, for all flows between the two. dst is the
 // destination, which is where named ports are looked up in both directions.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
+	if len(r.parts) > 0 {
+		return r.inParts(k, peer, peerAddr, dst, everyone)
+	}
 	var p remote
 	if peer != nil && peer.class != nil {
 		p.some, p.whole = &peer.class.peers, &everyone[peer.class.namespace]
@@ -84,6 +94,19 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 		}
 	}
 	return nil, r.peers.find(&p) == noRule
+}
+
+// inParts is find where the rules are not merged.
+func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
+	pair = true
+	for _, part := range r.parts {
+		rule, same := part.find(k, peer, peerAddr, dst, everyone)
+		if rule != nil {
+			return rule, same
+		}
+		pair = pair && same
+	}
+	return nil, pair
 }
 
 // atPort returns the rule that allows the flow for its port.

@@ -45,12 +45,19 @@ type class struct {
 // group is a set of policies that isolate the same pods in one direction, and
 // what they allow together.
 type group struct {
-	key       string
+	key       groupKey
 	id        uint64
 	refs      int
 	isolation *filter.Isolation
 	rules     *ruleSet
-	reach     reach
+	ns        *namespace
+	size      int // of its rules, if they are merged for it alone
+}
+
+// groupKey is by what a set of policies is known.
+type groupKey struct {
+	direction filter.Direction
+	policies  mark
 }
 
 // Number tells snapshots of one World apart: it grows by one with each.
@@ -107,7 +114,7 @@ func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation {
 // Closed says whether a direction is isolated and there is no rule: but for what goes
 // to or comes from its node or itself, all packets that way are denied.
 func (e *Endpoint) Closed(d filter.Direction) bool {
-	return e.Isolation(d) != nil && e.class.groups[d].rules.peers == nil
+	return e.Isolation(d) != nil && e.class.groups[d].rules.none()
 }
 
 // Tightens says whether flows of an address may be denied now that was is now that

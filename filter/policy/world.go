@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"hash/maphash"
 	"net/netip"
 	"slices"
@@ -29,11 +30,17 @@ type World struct {
 	subjects    selectors // of the pods that policies select
 	peers       selectors // of the pods that policies name as peers
 
-	owners  map[netip.Addr]*pod   // a live pod that claims the address
-	rivals  map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
-	groups  map[string]*group
-	shape   shape // of what groups are compiled to
-	classes map[string]*class
+	owners map[netip.Addr]*pod   // a live pod that claims the address
+	rivals map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
+	groups map[groupKey]*group
+	shape  shape // of what groups are compiled to
+
+	limits    Limits
+	cost      int64 // of all policies but those that are refused
+	refused   int   // bytes that are kept of policies that are refused
+	overdrawn bool  // some are refused for what all take together
+	recount   bool  // those may be others now
+	classes   map[string]*class
 
 	dirtyPods        []*pod // each once: those that are dirty
 	renewed          []*pod // each once: those that are to have a new epoch
@@ -67,6 +74,8 @@ type namespace struct {
 	labels   labels.Set
 	kins     kinSet
 	policies int
+	size     int   // entries of its policies' rules
+	merged   int   // entries of rules that are merged for sets of its policies
 	matched  idSet // selectors of namespaces that match, as of the last commit
 
 	relabeled bool // since the last commit
@@ -86,8 +95,9 @@ func NewWorld() *World {
 		peers:       newSelectors(),
 		owners:      make(map[netip.Addr]*pod),
 		rivals:      make(map[netip.Addr][]*pod),
-		groups:      make(map[string]*group),
+		groups:      make(map[groupKey]*group),
 		shape:       defaultShape(),
+		limits:      DefaultLimits(),
 		classes:     make(map[string]*class),
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
 		dirtyNS:     make(map[*namespace]struct{}),
@@ -338,18 +348,32 @@ func (w *World) stale(k *kin) {
 
 // SetPolicy adds a policy or replaces it.
 func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
-	key := objectKey{o.Namespace, o.Name}
-	old := w.policies[key]
-	sum, ok := sumOf(&o.Spec)
-	if ok && old != nil && old.sum == sum {
+	old := w.policies[objectKey{o.Namespace, o.Name}]
+	spec, err := o.Spec.Marshal() // sorts what maps hold
+	if err != nil {
+		spec = nil // one that cannot be encoded is read anew each time
+	}
+	sum := sha256.Sum256(spec)
+	if err == nil && old != nil && old.sum == sum {
 		return
 	}
-	ns := w.namespace(key.namespace)
+	w.put(o, old, spec, func() *policy { return w.admit(o) }).sum = sum
+}
+
+// put has a policy read, and put in the place of the one before, if there is one.
+func (w *World) put(o *networkingv1.NetworkPolicy, old *policy, spec []byte, read func() *policy) *policy {
+	ns := w.namespace(o.Namespace)
 	ns.policies++
+	if old != nil {
+		w.discount(old)
+	}
+	p := read()
 	w.lastPolicy++
-	p := w.readPolicy(o)
-	p.id, p.sum = w.lastPolicy, sum
-	w.policies[key] = p
+	p.id = w.lastPolicy
+	p.mark = mark{maphash.Comparable(w.seeds[0], p.id), maphash.Comparable(w.seeds[1], p.id)}
+	ns.size += p.size[0] + p.size[1]
+	w.count(p, spec)
+	w.policies[p.objectKey] = p
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
 	}
@@ -358,6 +382,7 @@ func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
 	if old != nil { // last, so that the selectors they share are never let go
 		w.removePolicy(old)
 	}
+	return p
 }
 
 // DeletePolicy removes a policy. One that is not known is no error.
@@ -365,6 +390,7 @@ func (w *World) DeletePolicy(namespace, name string) {
 	key := objectKey{namespace, name}
 	if p := w.policies[key]; p != nil {
 		delete(w.policies, key)
+		w.discount(p)
 		w.removePolicy(p)
 	}
 }
@@ -379,6 +405,7 @@ func (w *World) removePolicy(p *policy) {
 	}
 	ns := w.namespaces[p.objectKey.namespace]
 	ns.policies--
+	ns.size -= p.size[0] + p.size[1]
 	w.dropNamespace(ns)
 }
 

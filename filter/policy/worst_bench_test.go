@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+
+	"sluice/filter/policy"
 )
 
 // monsters are the recipes of the curve: those that were worst, by what makes them
@@ -41,6 +43,7 @@ func BenchmarkWorst(b *testing.B) {
 				}
 				b.ReportMetric(float64(last.kept)/(1<<20), "kept-MiB")
 				b.ReportMetric(float64(last.allocated)/(1<<20), "allocated-MiB")
+				b.ReportMetric(float64(policy.CostOf(&p.Spec))/(1<<20), "estimated-MiB")
 				b.ReportMetric(float64(p.Size())/(1<<10), "KiB")
 			})
 		}

@@ -187,6 +187,7 @@ func heap() (kept, allocated uint64) {
 func take(pods []*corev1.Pod, policies ...*networkingv1.NetworkPolicy) (taken, *policy.World, *policy.Snapshot) {
 	kept, allocated := heap()
 	w := policy.NewWorld()
+	w.SetLimits(policy.Limits{})
 	for _, p := range pods {
 		w.SetPod(p)
 	}

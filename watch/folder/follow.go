@@ -372,6 +372,7 @@ func (c *content) inPolicies() []Problem {
 			continue
 		}
 		w := policy.NewWorld()
+		w.SetLimits(policy.Limits{}) // what policies take is for the world that has all of them
 		w.SetPolicy(o)
 		for _, p := range w.Problems() {
 			if Follows(p, c.problems) {

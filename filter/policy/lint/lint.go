@@ -81,6 +81,7 @@ func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*netwo
 	}
 	slices.SortFunc(l.policies, func(a, b *pol) int { return cmp.Compare(a.text, b.text) })
 
+	world.Commit() // which decides what is too much
 	for _, p := range world.Problems() {
 		l.findings = append(l.findings, Finding{Invalid, "NetworkPolicy " + p.Policy, p.Field, p.Detail, p.Mend})
 	}
@@ -97,7 +98,6 @@ func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*netwo
 			}
 		}
 	}
-	world.Commit()
 	for _, c := range world.Clashes() {
 		for _, o := range c.Others {
 			l.findings = append(l.findings, Finding{

@@ -1,0 +1,162 @@
+package policy_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// limited is two tenants with a pod and policies each. The pods may be reached from
+// everywhere on TCP 80, by the policy small; the policies large allow more the larger
+// they are.
+type limited struct{ *policy.World }
+
+func newLimited(l policy.Limits) limited {
+	w := limited{policy.NewWorld()}
+	w.SetLimits(l)
+	for i, namespace := range []string{"a", "b"} {
+		w.SetPod(&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "pod", Labels: map[string]string{"app": "web"}},
+			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", i+1)}}},
+		})
+	}
+	return w
+}
+
+// large is a policy with so many rules.
+func large(namespace, name string, rules int) *networkingv1.NetworkPolicy {
+	p := monster{Layout: apart, Ports: 1, Blocks: 1}.policy(name, rules)
+	p.Namespace = namespace
+	return p
+}
+
+// refused are the policies whose problems name the flag.
+func refused(w *policy.World, flag string) (names []string) {
+	for _, p := range w.Problems() {
+		if strings.Contains(p.Mend, flag) && p.Field == "spec" {
+			names = append(names, p.Policy)
+		}
+	}
+	return names
+}
+
+func (w limited) verdict(t *testing.T, to string) filter.Verdict {
+	t.Helper()
+	s, _ := w.Commit()
+	f := flow{Src: addrs("1.0.0.1")[0], Dst: addrs(to)[0], Protocol: filter.TCP, Transport: filter.Ported, Port: 1}
+	return s.Decide(f.key())
+}
+
+// A policy that takes more than one may allows nothing, for the pods that it selects
+// alone, and comes into force when it is made smaller.
+func TestPolicyBeyondItsLimit(t *testing.T) {
+	limit := policy.CostOf(&large("a", "p", 50).Spec)
+	w := newLimited(policy.Limits{Policy: limit})
+	w.SetPolicy(large("a", "p", 51))
+	w.SetPolicy(large("b", "p", 50))
+	if v := w.verdict(t, "10.0.0.1"); v.Reason != filter.IngressDenied {
+		t.Errorf("the pod of the policy beyond: %v", v.Reason)
+	}
+	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
+		t.Errorf("the pod of the other policy: %v", v.Reason)
+	}
+	if got := refused(w.World, "--policy-memory"); !slices.Equal(got, []string{"a/p"}) {
+		t.Errorf("refused are %v", got)
+	}
+	w.SetPolicy(large("a", "p", 50))
+	if v := w.verdict(t, "10.0.0.1"); v.Reason != filter.RuleAllows || len(w.Problems()) > 0 {
+		t.Errorf("made smaller: %v, %v", v.Reason, w.Problems())
+	}
+}
+
+// A refused policy isolates in the directions that it would isolate in.
+func TestRefusedPolicyIsolates(t *testing.T) {
+	for _, types := range [][]networkingv1.PolicyType{nil, {networkingv1.PolicyTypeEgress}, {networkingv1.PolicyTypeIngress}, {networkingv1.PolicyTypeEgress, networkingv1.PolicyTypeIngress}, {"Sideways"}} {
+		p := large("a", "p", 50)
+		p.Spec.PolicyTypes = types
+		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{}}
+		whole, without := newLimited(policy.Limits{}), newLimited(policy.Limits{Policy: 1})
+		whole.SetPolicy(p)
+		without.SetPolicy(p)
+		before, _ := whole.Commit()
+		after, _ := without.Commit()
+		for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+			pod := addrs("10.0.0.1")[0]
+			if is, was := after.Endpoint(pod).Isolation(d) != nil, before.Endpoint(pod).Isolation(d) != nil; is != was {
+				t.Errorf("%v: isolated for %v %t, refused %t", types, d, was, is)
+			}
+		}
+	}
+}
+
+// Of the namespace whose policies take most, the largest go, until the rest is
+// within the limit; and they come back when there is room.
+func TestPoliciesBeyondTheirLimit(t *testing.T) {
+	cost := policy.CostOf(&large("a", "p0", 50).Spec)
+	w := newLimited(policy.Limits{Policies: 5*cost + cost/2})
+	w.SetPolicy(large("b", "p0", 50))
+	for i := range 4 {
+		w.SetPolicy(large("a", fmt.Sprintf("p%d", i), 50+i))
+	}
+	w.Commit()
+	if got := refused(w.World, "--policies-memory"); len(got) != 0 {
+		t.Fatalf("refused are %v", got)
+	}
+	w.SetPolicy(large("b", "p1", 50))
+	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
+		t.Errorf("a pod of the namespace whose policies take less: %v", v.Reason)
+	}
+	if got := refused(w.World, "--policies-memory"); !slices.Equal(got, []string{"a/p3"}) {
+		t.Fatalf("refused are %v", got)
+	}
+	w.DeletePolicy("a", "p0")
+	w.Commit()
+	if got := w.Problems(); len(got) != 0 {
+		t.Fatalf("with room for it: %v", got)
+	}
+}
+
+// Which policies are refused does not depend on the order in which they came, nor on
+// what was there before.
+func TestRefusalIsStable(t *testing.T) {
+	cost := policy.CostOf(&large("a", "p0", 50).Spec)
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		var policies []*networkingv1.NetworkPolicy
+		for i := range 12 {
+			policies = append(policies, large([]string{"a", "b"}[r.IntN(2)], fmt.Sprintf("p%d", i), 20+r.IntN(60)))
+		}
+		limits := policy.Limits{Policies: 6 * cost}
+		first, second := newLimited(limits), newLimited(limits)
+		for _, p := range policies {
+			first.SetPolicy(p)
+		}
+		for _, i := range r.Perm(len(policies)) {
+			second.SetPolicy(policies[i])
+			if r.IntN(3) == 0 {
+				other := large("b", fmt.Sprintf("other%d", r.IntN(3)), 100)
+				second.SetPolicy(other)
+				second.Commit()
+				second.DeletePolicy(other.Namespace, other.Name)
+			}
+			if r.IntN(2) == 0 {
+				second.Commit()
+			}
+		}
+		first.Commit()
+		second.Commit()
+		a, b := refused(first.World, "--policies-memory"), refused(second.World, "--policies-memory")
+		if slices.Sort(a); len(a) == 0 || !slices.Equal(a, b) {
+			t.Fatalf("seed %d: refused are %v, in another order %v", seed, a, b)
+		}
+	}
+}
