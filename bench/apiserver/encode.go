@@ -90,7 +90,7 @@ func (s *stored) encode(e encoding) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.encoded[e.index] == nil {
-		raw, err := e.encode(s.object)
+		raw, err := e.encode(s.copy()) // encoding writes the kind into it for a moment
 		if err != nil {
 			return nil, err
 		}

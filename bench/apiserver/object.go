@@ -73,9 +73,5 @@ func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request
 	return answer, nil
 }
 
-// copy copies the object. Encoding writes to an object for a moment.
-func (s *stored) copy() Object {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.object.DeepCopyObject().(Object)
-}
+// copy copies the object, which several versions of it may share and nothing changes.
+func (s *stored) copy() Object { return s.object.DeepCopyObject().(Object) }
