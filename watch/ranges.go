@@ -37,6 +37,7 @@ func (r *Ranges) Set(node, cluster []netip.Prefix) {
 	defer r.mu.Unlock()
 	r.node, r.cluster = slices.Clone(node), slices.Clone(cluster)
 	r.store()
+	r.sets.Add(1)
 }
 
 // Derive replaces the ranges of this node's pods that follow from how the node reaches
@@ -47,8 +48,12 @@ func (r *Ranges) Derive(node []netip.Prefix) {
 	if slices.Equal(node, r.derived) {
 		return
 	}
+	more := slices.ContainsFunc(node, func(p netip.Prefix) bool { return !slices.Contains(r.derived, p) })
 	r.derived = slices.Clone(node)
 	r.store()
+	if more {
+		r.sets.Add(1)
+	}
 }
 
 // Node lists the ranges of this node's pods, as Set and as Derive gave them.
@@ -73,7 +78,6 @@ func (r *Ranges) store() {
 		next.cluster.Insert(p.Masked())
 	}
 	r.current.Store(next)
-	r.sets.Add(1)
 	if r.waiting != nil {
 		close(r.waiting)
 		r.waiting = nil
@@ -114,7 +118,8 @@ func (l Local) Run(ctx context.Context, update func(Update)) error {
 	}
 }
 
-// Sets is how many times the ranges were set.
+// Sets is how many times the ranges were set. A derived range that goes does not count:
+// it goes with its pod, and live connections of others are not concerned.
 func (r *Ranges) Sets() uint64 { return r.sets.Load() }
 
 // Contains says whether an address is in a range of this node's pods, and whether

@@ -39,3 +39,38 @@ func TestLocalRangesReachTheWorld(t *testing.T) {
 	await(t, calls)
 	counts("default/old")
 }
+
+// Derived ranges hold beside those that are set, and count as set when one is added.
+func TestDerivedRanges(t *testing.T) {
+	var ranges watch.Ranges
+	prefixes := func(texts ...string) (list []netip.Prefix) {
+		for _, text := range texts {
+			list = append(list, netip.MustParsePrefix(text))
+		}
+		return list
+	}
+	var told int
+	ranges.OnSet = func(all []netip.Prefix) { told = len(all) }
+	check := func(what string, sets uint64, all int, in map[string]bool) {
+		t.Helper()
+		if got := ranges.Sets(); got != sets || told != all {
+			t.Errorf("%s: set %d times, %d ranges told; want %d and %d", what, got, told, sets, all)
+		}
+		for addr, want := range in {
+			if local, cluster := ranges.Contains(netip.MustParseAddr(addr)); local != want || cluster != want {
+				t.Errorf("%s: %s is in the node's ranges %v, in the cluster's %v; want %v", what, addr, local, cluster, want)
+			}
+		}
+	}
+	ranges.Set(prefixes("10.1.0.0/24"), nil)
+	ranges.Derive(prefixes("10.9.0.1/32", "fd00::1/128"))
+	check("derived", 2, 3, map[string]bool{"10.1.0.5": true, "10.9.0.1": true, "fd00::1": true, "10.9.0.2": false})
+	ranges.Derive(prefixes("10.9.0.1/32", "fd00::1/128"))
+	check("the same", 2, 3, nil)
+	ranges.Derive(prefixes("10.9.0.1/32"))
+	check("one goes", 2, 2, map[string]bool{"10.9.0.1": true, "fd00::1": false})
+	ranges.Derive(prefixes("10.9.0.1/32", "10.9.0.2/32"))
+	check("one comes", 3, 3, map[string]bool{"10.9.0.2": true})
+	ranges.Set(nil, nil)
+	check("none is set", 4, 2, map[string]bool{"10.1.0.5": false, "10.9.0.1": true})
+}
