@@ -12,9 +12,14 @@ import (
 // let the replies pass, which ask nobody. So after each such gap all live connections
 // are judged, once the gap is closed.
 
-// gapInterval bounds how often that is while gaps follow one another: a look at a
-// table of 100,000 connections takes some hundred milliseconds of one CPU.
-const gapInterval = time.Second
+const (
+	// gapInterval bounds how often that is while gaps follow one another.
+	gapInterval = time.Second
+	// gapShare is how much longer than such a sweep the pause after it is: the sweep of a
+	// table of 100,000 connections takes some hundred milliseconds of one CPU, and a pod
+	// that keeps a queue full must not keep it busy.
+	gapShare = 9
+)
 
 // noteGap records that packets may have passed unjudged. It does not wait.
 func (a *agent) noteGap() {
@@ -25,7 +30,7 @@ func (a *agent) noteGap() {
 }
 
 // closeGaps has the live connections judged after each gap, until ctx ends. A gap
-// that is noted during the wait is followed by a sweep when it is over.
+// that is noted during the pause is followed by a sweep when it is over.
 func (a *agent) closeGaps(ctx context.Context) {
 	for {
 		select {
@@ -33,16 +38,22 @@ func (a *agent) closeGaps(ctx context.Context) {
 			return
 		case <-a.gaps:
 		}
-		a.closeGap()
+		began := time.Now()
+		a.publishGap()
+		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("connections that may have passed unjudged could not be judged; trying again", "err", err)
+			a.noteGap()
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(gapInterval):
+		case <-time.After(max(gapInterval, gapShare*time.Since(began))):
 		}
 	}
 }
 
-func (a *agent) closeGap() {
+// publishGap tells the follower, unless others judge all.
+func (a *agent) publishGap() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch a.phase {
