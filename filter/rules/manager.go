@@ -133,7 +133,7 @@ func (m *Manager) Without(less Less) {
 	defer m.mu.Unlock()
 	m.opts = m.all.without(less)
 	for _, t := range m.tables {
-		t.reduce(Less{}, nil)
+		t.reduce(Less{}, nil, 0)
 	}
 }
 

@@ -26,7 +26,8 @@ var lesser = []Less{
 	{Crowd: true, Pins: true, Sources: true},
 }
 
-// completeInterval is how often parts that are left out are tried again. An attempt
+// completeInterval is how often parts that are left out are tried again, after the first
+// time, which comes with the next period. An attempt
 // without success costs two runs of iptables and changes nothing.
 const completeInterval = time.Minute
 
@@ -94,7 +95,8 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		}
 		// An error of these says less than that of the whole.
 		if _, second := t.bring(ctx, m.opts.without(less).chains(t.Family())); second == nil {
-			t.reduce(less, err)
+			// What failed may have been over in between.
+			t.reduce(less, err, period)
 			return wrong, nil
 		}
 	}
@@ -109,9 +111,10 @@ func (m *Manager) ensurePins() error {
 	return m.EnsurePins()
 }
 
-// reduce records which parts a table lacks.
-func (t *keptTable) reduce(less Less, because error) {
-	t.lacks, t.complete = less, time.Now().Add(completeInterval)
+// reduce records which parts a table lacks, and how long to wait before they are tried
+// again.
+func (t *keptTable) reduce(less Less, because error, wait time.Duration) {
+	t.lacks, t.complete = less, time.Now().Add(wait)
 	if less == (Less{}) {
 		t.reduced.Store(nil)
 		return
@@ -147,13 +150,13 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 	generation, right := t.generation, t.right
 	_, err := t.bring(ctx, m.opts.chains(t.Family()))
 	if err == nil {
-		t.reduce(Less{}, nil)
+		t.reduce(Less{}, nil, 0)
 		m.log.Info("the rules have all their parts again", "table", t.String())
 		return
 	}
 	// A transaction that fails changes nothing.
 	t.generation, t.right = generation, right
-	t.reduce(t.lacks, err)
+	t.reduce(t.lacks, err, completeInterval)
 }
 
 // pause puts the rules in place that a table has without the queues.
