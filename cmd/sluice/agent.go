@@ -126,6 +126,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.network = newNodeNetwork(&a.ranges, log)
 	a.network.onDevices = a.tellDevices
 	a.network.cluster = len(opts.manifests) == 0
+	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
 	a.network.derive = a.network.cluster && len(opts.podCIDRs) == 0 // those that were given hold alone
 	a.admitted = conntrack.NewAdmitted(func(addr netip.Addr) bool {
 		_, cluster := a.ranges.Contains(addr)

@@ -54,7 +54,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
 	s.sysctl(t, sysctlVLAN, "1")
-	s.start("--sysctl-problems", "unready")
+	s.start("--sysctl-problems", "unready", "--guard", "off")
 	s.good(t)
 	for i, f := range families {
 		path := []string{sysctlIPv4, sysctlIPv6}[i]
@@ -97,6 +97,21 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 	if !s.taggedArrives(t) {
 		t.Error("what is reported as open is not, for frames with a VLAN tag")
 	}
+}
+
+// With a guard of the pods' interfaces, which lets no VLAN tag pass, the setting for them
+// does not matter, and is not reported.
+func TestGuardMakesUpForVLANSettingOnPackets(t *testing.T) {
+	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s.write("policies.yaml", policies(demo1))
+	s.sysctl(t, sysctlVLAN, "0")
+	s.start("--sysctl-problems", "unready")
+	s.good(t)
+	if s.taggedArrives(t) {
+		t.Error("a frame with a VLAN tag passes iptables by")
+	}
+	s.sysctl(t, sysctlIPv6, "0") // which it does not make up for
+	s.problem(t, "sysctl net.bridge.bridge-nf-call-ip6tables, br0: is 0: ")
 }
 
 // taggedArrives reports whether db takes a datagram of other that no policy allows, in a
