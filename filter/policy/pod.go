@@ -24,11 +24,11 @@ type pod struct {
 	hosts   []netip.Addr // its node's addresses
 	ports   []namedPort
 	created int64 // Unix time, nanoseconds
-	local   bool  // it runs on this node
-	ending  bool  // it is being deleted
 
 	endpoint *Endpoint // as last compiled
 	renewed  bool      // a verdict about it may differ, whatever its class says
+	local    bool      // it runs on this node
+	ending   bool      // it is being deleted
 	// relabeled: a verdict about it differs if its peers do.
 	relabeled bool
 	dirty     bool // the next commit compiles it

@@ -36,14 +36,14 @@ func (c *checker) problem(field, detail, mend string) {
 // reported with its rule. Elsewhere the field changes nothing: it may be one of a newer
 // API, or the status that NetworkPolicies had in Kubernetes 1.24 to 1.27.
 func (c *checker) strict(object any, err error) {
-	_, policy := object.(*networkingv1.NetworkPolicy)
+	_, isPolicy := object.(*networkingv1.NetworkPolicy)
 	c.doubt = true // the decoder lists no more than a hundred unknown fields
 	var at kjson.FieldError
 	switch {
 	case !errors.As(err, &at):
 		c.problem("", err.Error(), "write the object as the API documents it")
-	case policy && (at.FieldPath() == "spec" || strings.HasPrefix(at.FieldPath(), "spec.")):
-	case policy && (at.FieldPath() == "status" || strings.HasPrefix(at.FieldPath(), "status.")):
+	case isPolicy && (at.FieldPath() == "spec" || strings.HasPrefix(at.FieldPath(), "spec.")):
+	case isPolicy && (at.FieldPath() == "status" || strings.HasPrefix(at.FieldPath(), "status.")):
 	default:
 		c.p.note(c.object, c.at+at.FieldPath(), "there is no such field; it changes nothing", suggest(object, at.FieldPath()))
 	}

@@ -63,7 +63,7 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 // part it is in.
 func (c *checker) decode(object any, err error) {
 	c.doubt = true
-	if _, policy := object.(*networkingv1.NetworkPolicy); policy {
+	if _, isPolicy := object.(*networkingv1.NetworkPolicy); isPolicy {
 		var outside struct {
 			metav1.TypeMeta   `json:",inline"`
 			metav1.ObjectMeta `json:"metadata"`

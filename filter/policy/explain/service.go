@@ -114,9 +114,9 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 		return 0, fmt.Errorf("%s to the address of a Service reaches nothing: only its ports lead to what is behind it", proto)
 	}
 	if len(have) == 0 {
-		return 0, fmt.Errorf("Service %s has no port", s.text())
+		return 0, fmt.Errorf("the Service %s has no port", s.text())
 	}
-	return 0, fmt.Errorf("Service %s has no %s port %q: write one of %s", s.text(), proto, text, some(have, 8, ", "))
+	return 0, fmt.Errorf("the Service %s has no %s port %q: write one of %s", s.text(), proto, text, some(have, 8, ", "))
 }
 
 // backends are the addresses and ports behind a port of a Service, sorted: those that
