@@ -78,6 +78,9 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	for _, p := range problems {
 		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
 	}
+	for _, p := range objects.Outdated {
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
+	}
 	broken := make(map[folder.Origin]bool)
 	for _, p := range problems {
 		broken[folder.Origin{File: p.File, Document: p.Document}] = true

@@ -69,6 +69,7 @@ func (m *manifests) cluster() *explain.Cluster {
 // an answer from the rest of the manifests never looks sure. what is what was
 // answered, as the subject of a sentence.
 func (m *manifests) report(e env, what string) error {
+	m.Notes = append(m.Notes, m.Outdated...)
 	tellNotes(e, m.Objects)
 	if len(m.unread)+len(m.misunderstood) == 0 {
 		return nil

@@ -336,7 +336,10 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	switch {
 	case apiVersion == version:
 	case apiVersion == formerVersion && name == "NetworkPolicy":
-		p.note(object, at+"apiVersion", fmt.Sprintf("%q is gone since Kubernetes 1.16; it is read as %s", apiVersion, version), "write "+version)
+		p.outdated = append(p.outdated, Problem{
+			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
+			Detail: fmt.Sprintf("%q is gone since Kubernetes 1.16; it is read as %s", apiVersion, version), Mend: "write " + version,
+		})
 	default:
 		p.problem(object, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, name), "write "+version)
 		understood = false

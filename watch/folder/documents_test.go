@@ -214,8 +214,8 @@ func TestUnknownFields(t *testing.T) {
 			if !slices.Equal(rules, tt.rules) {
 				t.Errorf("rules are %v, want %v", rules, tt.rules)
 			}
-			if len(problems) != tt.problems || len(objects.Notes) != tt.notes {
-				t.Errorf("problems %v, %d notes; want %d and %d", problems, len(objects.Notes), tt.problems, tt.notes)
+			if len(problems) != tt.problems || len(objects.Notes)+len(objects.Outdated) != tt.notes {
+				t.Errorf("problems %v, %d notes; want %d and %d", problems, len(objects.Notes)+len(objects.Outdated), tt.problems, tt.notes)
 			}
 			types := []networkingv1.PolicyType{"Ingress"}
 			if tt.rules == nil {

@@ -15,6 +15,7 @@ type content struct {
 	items    []*item
 	problems []Problem
 	notes    []Problem //  what changes nothing
+	outdated []Problem // what is read, and no API server takes any more
 	holes    []Problem // what is legal and empty in rules of policies
 	notRead  []NotRead // objects that were passed over and may change what is allowed
 }

@@ -40,9 +40,10 @@ type Objects struct {
 	// "NetworkPolicy default/x", "Pod default/x", "Namespace x".
 	Origins map[string]Origin
 
-	Notes   []Problem // what is odd in the files, and changes nothing
-	Holes   []Problem // what is there and empty in rules of policies, and so opens them
-	NotRead []NotRead // kinds that may change what is allowed, in the order of the files
+	Notes    []Problem // what is odd in the files, and changes nothing
+	Outdated []Problem // what is read, and no API server takes any more
+	Holes    []Problem // what is there and empty in rules of policies, and so opens them
+	NotRead  []NotRead // kinds that may change what is allowed, in the order of the files
 }
 
 // Origin is the place of an object in the folder.
@@ -138,6 +139,7 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 	for _, c := range contents {
 		problems = append(problems, c.problems...)
 		objects.Notes = append(objects.Notes, c.notes...)
+		objects.Outdated = append(objects.Outdated, c.outdated...)
 		objects.Holes = append(objects.Holes, c.holes...)
 	}
 	objects.Notes = append(objects.Notes, m.notes...)

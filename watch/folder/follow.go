@@ -344,7 +344,7 @@ func (f *follower) take(known *file, now *content) time.Duration {
 	for _, p := range problems {
 		f.log.Error("broken manifest", "problem", p, "in_force", inForce)
 	}
-	for _, text := range Condense(now.notes) {
+	for _, text := range Condense(slices.Concat(now.notes, now.outdated)) {
 		f.log.Info("something in a manifest changes nothing", "note", text)
 	}
 	switch {
