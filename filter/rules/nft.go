@@ -12,7 +12,7 @@ import (
 
 // nftTable is the mangle table of one family in nf_tables, asked over netlink.
 //
-// iptables-nft refuses to list a table in which somebody has a rule that iptables
+// iptables-nft refuses to list a table that holds a rule that iptables
 // cannot express, and a chain likewise. Writing to them it does not refuse. So
 // everything is written by iptables and our own chains are read by it; over netlink
 // go the questions that concern what others have there, and the few changes that
@@ -189,7 +189,7 @@ func (t nftTable) rules(chain string) (rules []nftRule, err error) {
 	return rules, nil
 }
 
-// count adds to u what all tables of the family hold, by whomever they were made.
+// count adds to u what all tables of the family hold, those of native nft too.
 func (t nftTable) count(u *use) error {
 	err := t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
 		for ad.Next() {

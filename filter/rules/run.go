@@ -109,7 +109,7 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	t.changed.Store(false)
 	if t.right && !t.due() {
 		if generation, known := t.Generation(); known && generation == t.generation {
-			_ = m.ensurePins() // who writes a rule that needs them says what is wrong
+			_ = m.ensurePins() // an error is reported when a rule needs them
 			return
 		}
 	}
