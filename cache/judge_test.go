@@ -178,6 +178,7 @@ func TestJudgeHolds(t *testing.T) {
 		{remote, free, filter.Allow, "", ""}, // its own node guards it
 		{free, remote, filter.Allow, "", ""},
 		{remote, local, filter.Hold, local, "deny, unknown-pod"},
+		{local, local, filter.Hold, local, "deny, unknown-pod"},
 		// Nothing that the pod may turn out to be changes these.
 		{remote, closed, filter.Deny, "", ""},
 		{closed, remote, filter.Deny, "", ""},

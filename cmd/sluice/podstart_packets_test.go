@@ -40,8 +40,10 @@ type starts struct {
 	mu    sync.Mutex
 }
 
-func newStarts(t testing.TB, args ...string) *starts {
-	s := newSite(t)
+func newStarts(t testing.TB, args ...string) *starts { return newStartsIn(t, newSite(t), args...) }
+
+func newStartsIn(t testing.TB, s *site, args ...string) *starts {
+	t.Helper()
 	s.write("policies.yaml", policies(demo1,
 		"default/mute: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}",
 		"default/closed: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {role: backend}}}]}]}"))
@@ -178,49 +180,51 @@ var scans = map[string]func(s *starts, n int) error{
 func TestStartBesideAScanOnPackets(t *testing.T) {
 	const places = 128
 	for name, scan := range scans {
-		t.Run(name, func(t *testing.T) {
-			s := newStarts(t, "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
-			s.stay = true // a pod that is gone has its connections denied as those of an unknown one
-			// Whether db lets a datagram in depends on the pod, too.
-			s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
-			sent := 0
-			send := func() {
-				if err := scan(s, sent%0x4000); err != nil {
-					t.Error(err)
+		for _, bridged := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, bridged %v", name, bridged), func(t *testing.T) {
+				s := newStartsIn(t, newSiteIn(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
+				s.stay = true // a pod that is gone has its connections denied as those of an unknown one
+				// Whether db lets a datagram in depends on the pod, too.
+				s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
+				sent := 0
+				send := func() {
+					if err := scan(s, sent%0x4000); err != nil {
+						t.Error(err)
+					}
+					sent++
 				}
-				sent++
-			}
-			for end := time.Now().Add(patience); s.holding(t) < places; send() {
-				if time.Now().After(end) {
-					t.Fatalf("the scan takes %d places", s.holding(t))
-				}
-			}
-			stop, done := make(chan struct{}), make(chan struct{})
-			go func() {
-				defer close(done)
-				tick := time.NewTicker(2 * time.Millisecond)
-				defer tick.Stop()
-				for ; ; send() {
-					select {
-					case <-stop:
-						return
-					case <-tick.C:
+				for end := time.Now().Add(patience); s.holding(t) < places; send() {
+					if time.Now().After(end) {
+						t.Fatalf("the scan takes %d places", s.holding(t))
 					}
 				}
-			}()
-			s.run(8)
-			close(stop)
-			<-done
-			given := s.agent.Since(0, func(l running.Line) bool {
-				return l.Text("reason") == "unknown-pod" && !isScanned(l.Text("src")) && !isScanned(l.Text("dst"))
+				stop, done := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(done)
+					tick := time.NewTicker(2 * time.Millisecond)
+					defer tick.Stop()
+					for ; ; send() {
+						select {
+						case <-stop:
+							return
+						case <-tick.C:
+						}
+					}
+				}()
+				s.run(8)
+				close(stop)
+				<-done
+				given := s.agent.Since(0, func(l running.Line) bool {
+					return l.Text("reason") == "unknown-pod" && !isScanned(l.Text("src")) && !isScanned(l.Text("dst"))
+				})
+				if len(given) > 0 {
+					t.Errorf("%d packets of pods that started were given up, first %v", len(given), given[0])
+				}
+				if n := s.holding(t); n > places {
+					t.Errorf("%d packets wait, want %d at most", n, places)
+				}
 			})
-			if len(given) > 0 {
-				t.Errorf("%d packets of pods that started were given up, first %v", len(given), given[0])
-			}
-			if n := s.holding(t); n > places {
-				t.Errorf("%d packets wait, want %d at most", n, places)
-			}
-		})
+		}
 	}
 }
 

@@ -18,11 +18,16 @@ func (c *cluster) without(addr netip.Addr) *cluster {
 	return &out
 }
 
-// with is the cluster with a pod that has an address and no other, and is in no
-// node's network.
-func (c *cluster) with(r chance, name string, addr netip.Addr) *cluster {
+// with is the cluster with a pod that has an address and no other, is in no node's
+// network, and may have a name for the port of a flow.
+func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster {
 	out := *c
 	p := r.pod(name)
+	if f.Transport == filter.Ported && f.Port > 0 && r.oneIn(2) {
+		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{{
+			Name: oneOf(r, portNames...), ContainerPort: int32(f.Port), Protocol: corev1.Protocol(f.Protocol.String()),
+		}}})
+	}
 	p.Spec.HostNetwork = false
 	p.Status.Phase, p.Status.PodIP, p.Status.PodIPs = corev1.PodRunning, addr.String(), []corev1.PodIP{{IP: addr.String()}}
 	out.Pods = append(slices.Clone(c.Pods), p)
@@ -30,25 +35,25 @@ func (c *cluster) with(r chance, name string, addr netip.Addr) *cluster {
 }
 
 // A verdict that is final is the one that the oracle gives whichever pod is put at
-// the pending address; and one that is not differs for some pod, mostly.
+// the pending addresses; and one that is not differs for some pod, mostly.
 func TestFinalVerdictsAreFinal(t *testing.T) {
-	const clusters, flows, pods = 400, 10, 12
+	const clusters, flows, pods = 500, 15, 12
 	final, open, needless := map[filter.Action]int{}, 0, 0
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 9000)
 		whole := r.cluster()
 		for range flows {
 			f := r.flow(whole)
-			addr, src, dst := f.Src, policy.Known, policy.Known
-			kind := oneOf(r, policy.PendingRemote, policy.PendingLocal)
-			if r.oneIn(2) {
-				addr, dst = f.Dst, kind
-			} else {
-				src = kind
+			kinds := [2]policy.Pending{}
+			c := whole
+			for i, addr := range []netip.Addr{f.Src, f.Dst} {
+				if other := c.without(addr); r.oneIn(2) && !slices.Contains(c.Node, addr) && other.podAt(addr) == nil {
+					kinds[i], c = oneOf(r, policy.PendingRemote, policy.PendingLocal), other
+				}
 			}
-			c := whole.without(addr)
-			if slices.Contains(c.Node, addr) || c.podAt(addr) != nil {
-				continue // the node's own, or a pod's that has it otherwise
+			src, dst := kinds[0], kinds[1]
+			if src == policy.Known && dst == policy.Known || f.Src == f.Dst && src != dst {
+				continue
 			}
 			s, _ := c.world().Commit()
 			v := s.Decide(f.key())
@@ -56,16 +61,18 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 			isFinal := s.Final(&k, &v, src, dst)
 			turned := false
 			for i := range pods {
-				other := c.with(r, "newcomer", addr)
+				other := c
+				if src != policy.Known {
+					other = other.with(r, "source", f.Src, f)
+				}
+				if dst != policy.Known && f.Dst != f.Src {
+					other = other.with(r, "destination", f.Dst, f)
+				}
 				j := other.judge(f)
 				action := j.Action
-				if kind == policy.PendingRemote && !j.exempt() {
-					// That pod's own policies are for its node to enforce.
-					side := j.Ingress
-					if dst == policy.PendingRemote {
-						side = j.Egress
-					}
-					if action = filter.Deny; side.allows() {
+				if !j.exempt() { // a remote pod's own policies are for its node to enforce
+					action = filter.Deny
+					if (src == policy.PendingRemote || j.Egress.allows()) && (dst == policy.PendingRemote || j.Ingress.allows()) {
 						action = filter.Allow
 					}
 				}
@@ -74,7 +81,7 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 				}
 				turned = true
 				if isFinal {
-					t.Fatalf("seed %d: %v is finally %v (%v), with %s pending, but not with pod %d: %v\n%s", seed, f, v.Action, v.Reason, addr, i, j, other)
+					t.Fatalf("seed %d: %v is finally %v (%v), with %v pending, but not with pods %d: %v\n%s", seed, f, v.Action, v.Reason, kinds, i, j, other)
 				}
 			}
 			switch {
