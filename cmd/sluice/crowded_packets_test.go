@@ -52,7 +52,9 @@ func (c callers) open(n int, says string) {
 		_, _ = io.WriteString(conn, says) // it may be closed already
 		if says == comesBack {
 			_ = conn.SetReadDeadline(time.Now().Add(patience))
-			_, _ = conn.Read(make([]byte, 1))
+			if _, err := conn.Read(make([]byte, 1)); err != nil {
+				return // likewise
+			}
 		}
 	}
 }
