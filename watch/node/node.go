@@ -1,6 +1,9 @@
 // Package node follows the addresses of the node that the agent runs on. Traffic
 // from and to the node that a pod runs on is always allowed, so that the World
 // has to know them.
+//
+// It also reads how the node reaches its pods, by [Network], and what follows from
+// that: which addresses are theirs, and which of the kernel's settings matter.
 package node
 
 import (
