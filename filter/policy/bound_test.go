@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 
+	"sluice/bench/worst"
 	"sluice/filter/policy"
 )
 
@@ -18,11 +19,11 @@ const (
 )
 
 // mutate changes one ingredient of a recipe.
-func (m monster) mutate(r *rand.Rand) monster {
+func mutate(m worst.Recipe, r *rand.Rand) worst.Recipe {
 	few := func() int { return []int{0, 1, 2, 4, 8, 12, 16, 32, 100, 300}[r.IntN(10)] }
 	switch r.IntN(14) {
 	case 0:
-		m.Layout = r.IntN(layouts)
+		m.Layout = r.IntN(worst.Layouts)
 	case 1, 2:
 		m.Ports = few()
 	case 3:
@@ -57,17 +58,17 @@ func TestWorstPolicies(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		starts, steps = 2, 10
 	}
-	worst, recipe := 0.0, monster{}
+	most, recipe := 0.0, worst.Recipe{}
 	for start := range starts {
 		r := rand.New(rand.NewPCG(uint64(start), 7))
-		at := monster{Ports: 1, Blocks: 1, Pods: 3}
+		at := worst.Recipe{Ports: 1, Blocks: 1, Identities: 3}
 		for range 6 {
-			at = at.mutate(r)
+			at = mutate(at, r)
 		}
 		best := 0.0
 		for range steps {
-			next := at.mutate(r)
-			cost, err := next.cost(size)
+			next := mutate(at, r)
+			cost, err := costOf(next, size)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -75,21 +76,21 @@ func TestWorstPolicies(t *testing.T) {
 				best, at = cost, next
 			}
 		}
-		if best > worst {
-			worst, recipe = best, at
+		if best > most {
+			most, recipe = best, at
 		}
 	}
-	t.Logf("worst: %.0f bytes kept for each byte of the policy: %v", worst, recipe)
-	if worst < keptPerByte/6 {
+	t.Logf("worst: %.0f bytes kept for each byte of the policy: %v", most, recipe)
+	if most < keptPerByte/6 {
 		t.Error("the search has become blunt")
 	}
 }
 
-// cost is what the recipe keeps for each byte of a policy of the size. It fails if
+// costOf is what the recipe keeps for each byte of a policy of the size. It fails if
 // that is more than may be.
-func (m monster) cost(size int) (float64, error) {
-	p := m.ofSize("worst", size)
-	took, w, s := take(m.pods(), p)
+func costOf(m worst.Recipe, size int) (float64, error) {
+	p := m.OfSize("worst", size)
+	took, w, s := take(m.Pods(), p)
 	runtime.KeepAlive(w)
 	runtime.KeepAlive(s)
 	stored := uint64(p.Size())

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"testing"
 
+	"sluice/bench/worst"
 	"sluice/filter/policy"
 )
 
@@ -12,25 +13,25 @@ import (
 // large.
 var monsters = []struct {
 	name string
-	monster
+	worst.Recipe
 }{
-	{"nested-ports", monster{Layout: nested, Ports: 1, Blocks: 5, Pods: 1}},
-	{"nested-ports-1-block", monster{Layout: nested, Ports: 1, Blocks: 1, Pods: 1}},
-	{"overlapping-ports-products", monster{Layout: overlapping, Ports: 12, Blocks: 12, Pods: 1}},
-	{"names-products", monster{Names: 12, Blocks: 12, Pods: 1}},
-	{"NotIn", monster{Layout: alike, Ports: 1, NotIn: 100, Values: 1, Pods: 3000}},
-	{"Exists", monster{Layout: alike, Ports: 1, Exists: 100, Absent: 100, Pods: 3000}},
-	{"namespaces", monster{Layout: alike, Ports: 1, Namespaces: 100, Pods: 1000, PodNamespaces: 1000}},
-	{"namespaces-and-pods", monster{Layout: alike, Ports: 1, Both: 100, Pods: 1000, PodNamespaces: 1000}},
-	{"excepts", monster{Layout: nested, Ports: 1, Blocks: 1, Excepts: 50, Pods: 1}},
+	{"nested-ports", worst.Recipe{Layout: worst.Nested, Ports: 1, Blocks: 5, Identities: 1}},
+	{"nested-ports-1-block", worst.Recipe{Layout: worst.Nested, Ports: 1, Blocks: 1, Identities: 1}},
+	{"overlapping-ports-products", worst.Recipe{Layout: worst.Overlapping, Ports: 12, Blocks: 12, Identities: 1}},
+	{"names-products", worst.Recipe{Names: 12, Blocks: 12, Identities: 1}},
+	{"NotIn", worst.Recipe{Layout: worst.Alike, Ports: 1, NotIn: 100, Values: 1, Identities: 3000}},
+	{"Exists", worst.Recipe{Layout: worst.Alike, Ports: 1, Exists: 100, Absent: 100, Identities: 3000}},
+	{"namespaces", worst.Recipe{Layout: worst.Alike, Ports: 1, Namespaces: 100, Identities: 1000, PodNamespaces: 1000}},
+	{"namespaces-and-pods", worst.Recipe{Layout: worst.Alike, Ports: 1, Both: 100, Identities: 1000, PodNamespaces: 1000}},
+	{"excepts", worst.Recipe{Layout: worst.Nested, Ports: 1, Blocks: 1, Excepts: 50, Identities: 1}},
 }
 
 // BenchmarkWorst is what the worst policies take to compile, by their size.
 func BenchmarkWorst(b *testing.B) {
 	for _, m := range monsters {
-		for _, size := range []int{96 << 10, 384 << 10, largest} {
+		for _, size := range []int{96 << 10, 384 << 10, worst.Largest} {
 			b.Run(fmt.Sprintf("%s/%dK", m.name, size>>10), func(b *testing.B) {
-				pods, p := m.pods(), m.ofSize("worst", size)
+				pods, p := m.Pods(), m.OfSize("worst", size)
 				if len(pods) == 0 {
 					b.Fatal("no pod is selected")
 				}
