@@ -121,16 +121,16 @@ func (w *World) matchNamespace(ns *namespace) {
 // affectBy notes what concerns a namespace because a matches it and b does not. With
 // an id that was another's it may note too much.
 func (w *World) affectBy(a, b *idSet, ns *namespace) {
-	a.all(func(id uint32) {
-		s := w.nsSelectors.byID[id]
-		if s == nil || b.has(id) {
-			return
+	a.common(&w.peers.scopes, func(id uint32) bool {
+		if b.has(id) {
+			return true
 		}
-		for _, o := range s.pods.list {
-			if o.refs > 0 {
+		for _, o := range w.nsSelectors.byID[id].pods.list {
+			if o.refs > 0 && !ns.stale {
 				w.affectIn(o.labels, ns)
 			}
 		}
+		return !ns.stale
 	})
 }
 

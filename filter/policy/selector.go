@@ -43,6 +43,7 @@ type selectors struct {
 	byID    []*selector
 	byScope map[scope]*scopeSelectors
 	wide    labelIndex // those that are not empty, of all scopes that are selectors
+	scopes  idBits     // the scopes of these
 	unused  []uint32   // ids below the highest that are free again
 	few     int        // how many selectors that match by absence are tested one by one
 }
@@ -79,6 +80,7 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 	if in.selector != nil && !sel.Empty() {
 		x.wide.add(s)
 		in.selector.pods.list = append(in.selector.pods.list, s)
+		x.scopes.set(in.selector.id)
 		return s, true
 	}
 	filed := x.byScope[in]
@@ -119,7 +121,9 @@ func (x *selectors) release(s *selector) (gone bool) {
 	x.byID[s.id] = nil
 	if s.scope.selector != nil && !s.labels.Empty() {
 		x.wide.remove(s)
-		s.scope.selector.pods.drop()
+		if s.scope.selector.pods.drop(); s.scope.selector.pods.empty() {
+			x.scopes.unset(s.scope.selector.id)
+		}
 		return true
 	}
 	filed := x.byScope[s.scope]

@@ -1,0 +1,53 @@
+package policy_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/bench/worst"
+)
+
+// overlapping are policies each of which selects another half of the pods, so that
+// no two pods are selected by the same ones.
+func overlapping(pods, policies, rules int) (list []*networkingv1.NetworkPolicy) {
+	r := rand.New(rand.NewPCG(uint64(pods), uint64(policies)))
+	for i := range policies {
+		p := worst.Recipe{Layout: worst.Overlapping, Ports: 1, Blocks: 4}.Policy(fmt.Sprintf("p%d", i), rules)
+		half := metav1.LabelSelectorRequirement{Key: "id", Operator: metav1.LabelSelectorOpIn}
+		for _, pod := range r.Perm(pods)[:pods/2] {
+			half.Values = append(half.Values, fmt.Sprintf("v%d", pod))
+		}
+		p.Spec.PodSelector.MatchExpressions = append(p.Spec.PodSelector.MatchExpressions, half)
+		list = append(list, p)
+	}
+	return list
+}
+
+// Pods that are selected by many policies, each by others, do not take the policies'
+// size once more for each pod: a verdict goes through the policies instead.
+func TestManySetsOfPolicies(t *testing.T) {
+	const pods, policies, rules = 300, 60, 100
+	list := overlapping(pods, policies, rules)
+	stored := uint64(0)
+	for _, p := range list {
+		stored += uint64(p.Size())
+	}
+	took, w, s := take(worst.Recipe{Identities: pods}.Pods(), list...)
+	defer runtime.KeepAlive(w)
+	defer runtime.KeepAlive(s)
+	if s.Counts().Groups < pods*9/10 {
+		t.Errorf("%d pods are in %d groups: the test has become blunt", pods, s.Counts().Groups)
+	}
+	if limit := keptPerByte*stored + 64*pods*policies + 8<<20; took.kept > limit {
+		t.Errorf("policies of %d bytes keep %d, want %d at most", stored, took.kept, limit)
+	}
+	if _, _, _, apart := w.Forms(); apart == 0 {
+		t.Error("no policy is looked up by itself: the test has become blunt")
+	}
+	t.Logf("policies of %d KiB in %d groups keep %d KiB", stored>>10, s.Counts().Groups, took.kept>>10)
+}
