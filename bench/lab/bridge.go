@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -109,13 +110,42 @@ func (h *Host) MAC() net.HardwareAddr { return h.wire.inside.Attrs().HardwareAdd
 // SendFrame puts a frame, beginning with its link header, on the host's wire, just
 // as it is.
 func (h *Host) SendFrame(frame []byte) error {
-	fd, err := h.packetSocket(unix.SOCK_RAW, 0)
+	i, err := h.Inject()
 	if err == nil {
-		to := &unix.SockaddrLinklayer{Ifindex: h.wire.inside.Attrs().Index}
-		err = errors.Join(unix.Sendto(fd, frame, 0, to), unix.Close(fd))
+		err = errors.Join(i.Send(frame), i.Close())
 	}
-	if err != nil {
-		return fmt.Errorf("send a frame from %s: %w", h.Name, err)
-	}
-	return nil
+	return err
 }
+
+// Injector puts many frames on a host's wire.
+type Injector struct {
+	host *Host
+	fd   int
+}
+
+// Inject opens an injector, which is the caller's to close.
+func (h *Host) Inject() (*Injector, error) {
+	fd, err := h.packetSocket(unix.SOCK_RAW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("send frames from %s: %w", h.Name, err)
+	}
+	return &Injector{h, fd}, nil
+}
+
+// Send puts a frame, beginning with its link header, on the wire, just as it is.
+func (i *Injector) Send(frame []byte) error {
+	to := &unix.SockaddrLinklayer{Ifindex: i.host.wire.inside.Attrs().Index}
+	for {
+		switch err := unix.Sendto(i.fd, frame, 0, to); err {
+		case nil:
+			return nil
+		case unix.EAGAIN, unix.ENOBUFS, unix.EINTR:
+			runtime.Gosched() // the wire is full
+		default:
+			return fmt.Errorf("send a frame from %s: %w", i.host.Name, err)
+		}
+	}
+}
+
+// Close ends the injector.
+func (i *Injector) Close() error { return unix.Close(i.fd) }

@@ -126,5 +126,37 @@ func (s *Sniffer) read() (n int, from *unix.SockaddrLinklayer, err error) {
 	return n, from, nil
 }
 
+// Enlarge gives the sniffer room for bytes, for when it does not read for a while.
+func (s *Sniffer) Enlarge(bytes int) error {
+	return s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) })
+}
+
+// Lost is how many packets the sniffer had no room for since it was asked last.
+func (s *Sniffer) Lost() (n uint32, err error) {
+	err = s.control(func(fd int) error {
+		stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+		if err == nil {
+			n = stats.Drops
+		}
+		return err
+	})
+	return n, err
+}
+
+// control does something with the sniffer's socket.
+func (s *Sniffer) control(do func(fd int) error) error {
+	conn, err := s.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := conn.Control(func(fd uintptr) { err = do(int(fd)) }); e != nil {
+		return e
+	}
+	if err != nil {
+		return fmt.Errorf("sniff on %s: %w", s.host.Name, err)
+	}
+	return nil
+}
+
 // Close ends the sniffer.
 func (s *Sniffer) Close() error { return s.file.Close() }

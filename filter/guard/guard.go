@@ -31,6 +31,10 @@
 // and what has a link-local address, with the same exceptions but the last; and what
 // pods send to addresses of it that the API does not list.
 //
+// To every pod: what is for an address of the node, which policies let pass and a bridge
+// would bring wherever its link address says; and messages of neighbour discovery that
+// were forwarded.
+//
 // From an interface of which it is not known whose it is, as that of a pod that is
 // starting, only sources are dropped that are known to be somebody else's.
 package guard
@@ -257,7 +261,7 @@ type Stats struct {
 }
 
 // Reasons are those of Stats, in the order of program.c.
-var Reasons = []string{"source", "arp", "tag", "router", "tunnel", "link-local", "group"}
+var Reasons = []string{"source", "arp", "tag", "router", "tunnel", "link-local", "group", "stray"}
 
 // Stats says what was dropped.
 func (g *Guard) Stats() (Stats, error) {

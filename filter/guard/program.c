@@ -74,7 +74,7 @@ struct {
 	__type(value, __u32);
 } tunnels SEC(".maps");
 
-enum reason { SOURCE, ARP, TAG, ROUTER, TUNNEL, LINK_LOCAL, GROUP, REASONS };
+enum reason { SOURCE, ARP, TAG, ROUTER, TUNNEL, LINK_LOCAL, GROUP, STRAY, REASONS };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -106,7 +106,9 @@ struct packet {
 	__u32 upper;		// where the header behind that of IP is
 	__u8 protocol;		// NONE if it is not here
 	__u8 type;		// of ICMP
-	__u8 plain;		// nothing stands between IP and that header, or only hop-by-hop options
+	__u8 hops;
+	__u8 direct;		// nothing stands between IP and that header
+	__u8 plain;		// nothing, or hop-by-hop options
 	__u8 group, local;	// sent to several; link-local at an end, unicast
 	__be16 sport, dport;	// of UDP
 };
@@ -150,7 +152,7 @@ static __always_inline int read4(struct __sk_buff *skb, struct packet *p)
 	p->protocol = ip.fragment & bpf_htons(0x1fff) ? NONE : ip.protocol;
 	p->group = (ip.dst & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || ip.dst == 0xffffffff;
 	p->local = local4(&p->src) || local4(&p->dst);
-	p->plain = 1;
+	p->direct = p->plain = 1;
 	return 0;
 }
 
@@ -171,7 +173,8 @@ static __always_inline int read6(struct __sk_buff *skb, struct packet *p)
 	p->protocol = ip.next;
 	p->group = (ip.dst.word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 	p->local = local6(&p->src) || local6(&p->dst);
-	p->plain = 1;
+	p->hops = ip.hops;
+	p->direct = p->plain = 1;
 #pragma unroll
 	for (int i = 0; i < 8; i++) {
 		__u8 h[4];
@@ -182,6 +185,7 @@ static __always_inline int read6(struct __sk_buff *skb, struct packet *p)
 			p->protocol = NONE;
 			return 0;
 		}
+		p->direct = 0;
 		p->plain &= p->protocol == HOP_BY_HOP;
 		if (p->protocol == FRAGMENT) {
 			if (h[2] || h[3] & 0xf8) {
@@ -230,25 +234,28 @@ static __always_inline int tagged(struct __sk_buff *skb)
 	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) || skb->protocol == bpf_htons(ETH_P_8021AD);
 }
 
-// Neighbours cannot be found without the first, nor groups joined without the others
-// (RFC 4861, 3810, 3376).
+// Neighbours cannot be found without the first, which a router has not forwarded, nor
+// groups be joined without the others (RFC 4861, 3810, 3376).
 static __always_inline int neighbours(struct __sk_buff *skb, struct packet *p)
 {
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return p->protocol == IPPROTO_IGMP;
-	if (p->protocol != ICMP6 || !p->plain)
+		return p->protocol == IPPROTO_IGMP && p->group && ~p->dst.word[3];
+	if (p->protocol != ICMP6)
 		return 0;
-	return (p->type >= 133 && p->type <= 136) || (p->type >= 130 && p->type <= 132) || p->type == 143;
+	if (p->type >= 133 && p->type <= 136)
+		return p->direct && p->hops == 255;
+	return p->plain && p->group && ((p->type >= 130 && p->type <= 132) || p->type == 143);
 }
 
 // asks_dhcp is a client's question to whatever server there is.
 static __always_inline int asks_dhcp(struct __sk_buff *skb, struct packet *p)
 {
-	if (p->protocol != IPPROTO_UDP || !p->group)
+	if (p->protocol != IPPROTO_UDP)
 		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return p->sport == bpf_htons(68) && p->dport == bpf_htons(67);
-	return p->sport == bpf_htons(546) && p->dport == bpf_htons(547);
+		return !~p->dst.word[3] && p->sport == bpf_htons(68) && p->dport == bpf_htons(67);
+	return p->dst.word[0] == bpf_htonl(0xff020000) && p->dst.word[3] == bpf_htonl(0x00010002) &&
+	       p->sport == bpf_htons(546) && p->dport == bpf_htons(547);
 }
 
 static __always_inline __u32 owned(struct address *a, __u32 port)
@@ -305,6 +312,7 @@ int from_pod(struct __sk_buff *skb)
 	__u32 *port = bpf_map_lookup_elem(&ports, &index);
 	__u32 flags = port ? *port : 0;
 	struct packet p = {};
+	__u8 link[6] = {};
 
 	// A tag of network 0 means none, and yet iptables may not be asked about it.
 	if (tagged(skb)) {
@@ -319,6 +327,12 @@ int from_pod(struct __sk_buff *skb)
 	if (!may_claim(skb, flags, &p))
 		return drop(SOURCE);
 
+	// A frame for all, in which a packet for one is: a bridge gives a copy to the node, by
+	// which the kernel takes the connection for one that was let pass, although policies
+	// deny it (br_nf_local_in). Then its answers would pass, and errors about it.
+	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1 && !(whose(&p.dst) & OF_NODE))
+		return drop(STRAY);
+
 	// Pods are not routers of their neighbours.
 	if (flags & POD) {
 		if (p.protocol == ICMP6 && skb->protocol == bpf_htons(ETH_P_IPV6) && (p.type == 134 || p.type == 137))
@@ -329,7 +343,7 @@ int from_pod(struct __sk_buff *skb)
 
 	// What a tunnel carries would seem to come from another node.
 	if (p.protocol == IPPROTO_UDP ? bpf_map_lookup_elem(&tunnels, &p.dport) != 0 : p.protocol == IPIP || p.protocol == SIT || p.protocol == GRE) {
-		if (whose(&p.dst) & (OF_NODE | OF_TUNNEL))
+		if (p.group || whose(&p.dst) & (OF_NODE | OF_TUNNEL))
 			return drop(TUNNEL);
 	}
 
@@ -361,13 +375,25 @@ int to_pod(struct __sk_buff *skb)
 	__u8 link[6] = {};
 
 	// The node itself may send what it likes.
-	if (!port || !(*port & ISOLATED_INGRESS) || !from)
+	if (!port || !(*port & (PRIMARY | ISOLATED_INGRESS)) || !from)
 		return TC_ACT_UNSPEC;
 	__u32 flags = *port;
 
-	if (flags & PRIMARY && tagged(skb))
+	if (flags & PRIMARY && flags & ISOLATED_INGRESS && tagged(skb))
 		return drop(TAG);
-	if (!ip(skb) || read(skb, &p) || neighbours(skb, &p))
+	if (!ip(skb) || read(skb, &p))
+		return TC_ACT_UNSPEC;
+
+	// What is for the node, policies let pass; but a bridge goes by the link address. And
+	// a router that sends back to the bridge what came from there does not care that
+	// messages to neighbours are not to be forwarded. None has headers before it.
+	if (flags & PRIMARY) {
+		if (whose(&p.dst) & OF_NODE)
+			return drop(STRAY);
+		if (p.protocol == ICMP6 && p.type >= 133 && p.type <= 137 && (p.hops != 255 || !p.direct) && skb->protocol == bpf_htons(ETH_P_IPV6))
+			return drop(STRAY);
+	}
+	if (!(flags & ISOLATED_INGRESS) || neighbours(skb, &p))
 		return TC_ACT_UNSPEC;
 	if (flags & PRIMARY) {
 		if (bpf_skb_load_bytes(skb, 0, link, sizeof(link)) == 0 && link[0] & 1)

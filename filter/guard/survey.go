@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -119,8 +120,24 @@ func (f *found) own() error {
 	}
 	for _, a := range list {
 		f.node.add(a.IP)
+		// What is sent to all of a network is the node's too, and so, of old, is what is
+		// sent to its first address.
+		f.node.add(a.Broadcast)
+		if ones, bits := a.Mask.Size(); bits == 32 && ones < 31 {
+			f.node.add(a.IP.Mask(a.Mask))
+			f.node.add(last(a.IPNet))
+		}
 	}
 	return nil
+}
+
+// last is the address of an IPv4 network that means all of it.
+func last(n *net.IPNet) net.IP {
+	ip := slices.Clone(n.IP.To4())
+	for i := range ip {
+		ip[i] |= ^n.Mask[i]
+	}
+	return ip
 }
 
 // hostRoutes are the addresses that have a route of their own to an interface.

@@ -1,0 +1,385 @@
+// Package frames makes random frames, such as a hostile pod might send: right ones, and
+// others with addresses, tags, headers and lengths that are not right. Each bears a
+// number in its payload, so that whoever captures it, or a part of it, knows which it
+// is and who sent it.
+//
+// The same seed gives the same frames.
+package frames
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// magic is how the mark of a frame begins; payloads repeat the mark.
+const magic = "\xf5\xaa\x5c\x17"
+
+// markLen is the length of a mark: the magic, the number and its complement, by which a
+// number shows that is not what it was.
+const markLen = 12
+
+// Find reads the number of the frame that some bytes are from.
+func Find(data []byte) (id uint32, found bool) {
+	for i := 0; i+markLen <= len(data); i++ {
+		if id := binary.BigEndian.Uint32(data[i+4:]); string(data[i:i+4]) == magic && ^id == binary.BigEndian.Uint32(data[i+8:]) {
+			return id, true
+		}
+	}
+	return 0, false
+}
+
+// Fill makes a payload of at least n bytes that bears the number throughout.
+func Fill(id uint32, n int) []byte {
+	one := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32([]byte(magic), id), ^id)
+	return slices.Repeat(one, max(2, (n+markLen-1)/markLen))
+}
+
+// End is where a frame can come from or go to.
+type End struct {
+	MAC   net.HardwareAddr
+	Addrs []netip.Addr
+}
+
+// Options say what the frames are made of.
+type Options struct {
+	Sender End
+	// Targets are whom the frames are for, Others whose addresses they bear as well. Of
+	// the latter only the first, the router, is sent to: with others, the sender may have
+	// connections from which answers pass.
+	Targets, Others []End
+	Ports           []uint16
+	// Tunnels are UDP ports of tunnels, with the link address behind them.
+	Tunnels map[uint16]net.HardwareAddr
+}
+
+// Source makes frames, one after the other. It serves one goroutine.
+type Source struct {
+	Options
+	random *rand.Rand
+	all    []netip.Addr
+	reach  []netip.Addr // of targets and the router
+}
+
+// New returns a source of frames.
+func New(seed uint64, opts Options) *Source {
+	s := &Source{Options: opts, random: rand.New(rand.NewPCG(seed, 1))}
+	for _, e := range slices.Concat([]End{opts.Sender}, opts.Targets, opts.Others) {
+		s.all = append(s.all, e.Addrs...)
+	}
+	for _, e := range append(slices.Clone(opts.Targets), opts.Others[0]) {
+		s.reach = append(s.reach, e.Addrs...)
+	}
+	return s
+}
+
+// strange are addresses that nobody should send from, and few should be sent to.
+var strange = []netip.Addr{
+	netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("255.255.255.255"),
+	netip.MustParseAddr("224.0.0.1"), netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("169.254.172.9"), netip.MustParseAddr("10.77.0.255"),
+	netip.MustParseAddr("::"), netip.MustParseAddr("::1"), netip.MustParseAddr("ff02::1"), netip.MustParseAddr("ff02::2"),
+	netip.MustParseAddr("ff02::fb"), netip.MustParseAddr("ff05::1:3"), netip.MustParseAddr("ff02::1:2"), netip.MustParseAddr("2001:db8:7::7"), netip.MustParseAddr("fe80::7"),
+	netip.MustParseAddr("::ffff:10.77.0.2"), netip.MustParseAddr("::10.77.0.2"), netip.MustParseAddr("64:ff9b::a4d:2"), netip.MustParseAddr("2002:a4d:2::1"),
+}
+
+// one picks one of a list.
+func one[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
+
+// in says yes once in n times.
+func (s *Source) in(n int) bool { return s.random.IntN(n) == 0 }
+
+// Next makes the frame of a number.
+func (s *Source) Next(id uint32) []byte {
+	v6 := s.in(2)
+	target := one(s.random, s.Targets)
+	src, dst := s.source(v6), s.destination(target, v6)
+	packet := s.ip(src, dst, id, 0)
+	frame := s.link(target, dst, packet)
+	if s.in(6) { // anything in the headers
+		for range 1 + s.random.IntN(3) {
+			frame[12+s.random.IntN(min(len(frame)-12, 60))] ^= 1 << s.random.IntN(8)
+		}
+	}
+	if s.in(40) {
+		frame = frame[:max(14, len(frame)-s.random.IntN(60))]
+	}
+	return frame
+}
+
+// family picks an address of a family.
+func (s *Source) family(among []netip.Addr, v6 bool) netip.Addr {
+	var fit []netip.Addr
+	for _, a := range among {
+		if a.Is6() == v6 {
+			fit = append(fit, a)
+		}
+	}
+	return one(s.random, fit)
+}
+
+func (s *Source) source(v6 bool) netip.Addr {
+	switch s.random.IntN(5) {
+	case 0:
+		return s.family(s.all, v6)
+	case 1:
+		return s.family(strange, v6)
+	}
+	return s.family(s.Sender.Addrs, v6)
+}
+
+func (s *Source) destination(target End, v6 bool) netip.Addr {
+	switch s.random.IntN(8) {
+	case 0:
+		return s.family(s.reach, v6)
+	case 1:
+		return s.family(strange, v6)
+	}
+	return s.family(target.Addrs, v6)
+}
+
+// ip makes a packet. Depth is in how many others it is.
+func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
+	protocol, upper := s.upper(src, dst, id, depth)
+	if !src.Is6() {
+		return s.ipv4(src, dst, protocol, upper)
+	}
+	first, chain := protocol, []byte(nil)
+	for s.in(3) && len(chain) < 200 {
+		first, chain = s.extension(first, chain)
+	}
+	length := len(chain) + len(upper)
+	if s.in(40) {
+		length = s.random.IntN(length + 20)
+	}
+	hops := one(s.random, []byte{255, 64, 1})
+	p := []byte{0x60, 0, 0, 0, byte(length >> 8), byte(length), first, hops}
+	return slices.Concat(p, src.AsSlice(), dst.AsSlice(), chain, upper)
+}
+
+// extension puts one more header before a chain of them.
+func (s *Source) extension(next byte, chain []byte) (byte, []byte) {
+	h := make([]byte, 8)
+	kind := one(s.random, []byte{0, 60, 43, 44, 51, 135, 59, 139})
+	switch kind {
+	case 44:
+		offset := 0
+		if s.in(3) {
+			offset = s.random.IntN(40) << 3
+		}
+		binary.BigEndian.PutUint16(h[2:], uint16(offset|s.random.IntN(2)))
+		h[7] = byte(s.random.IntN(4))
+	case 0, 60:
+		h[2], h[3] = 1, 4 // PadN
+		if s.in(4) {
+			h[2], h[3] = 5, 2 // router alert
+		}
+	case 51:
+		h[1] = 0
+	case 43:
+		h[2], h[3] = byte(s.random.IntN(5)), byte(s.random.IntN(2))
+	}
+	h[0] = next
+	if kind == 51 {
+		h[1] = 1
+		h = append(h, 0, 0, 0, 0)
+	}
+	return kind, append(h, chain...)
+}
+
+func (s *Source) ipv4(src, dst netip.Addr, protocol byte, upper []byte) []byte {
+	var options []byte
+	if s.in(8) {
+		options = one(s.random, [][]byte{{1, 1, 1, 0}, {148, 4, 0, 0}, append([]byte{131, 7, 4}, append(dst.AsSlice(), 0)...), {7, 7, 4, 0, 0, 0, 0, 0}})
+	}
+	length := 20 + len(options) + len(upper)
+	if s.in(40) {
+		length = s.random.IntN(length + 20)
+	}
+	fragment := uint16(0)
+	if s.in(8) {
+		fragment = uint16(s.random.IntN(2))<<13 | uint16(one(s.random, []int{0, 0, 1, 2, 3, 100, 8191}))
+	}
+	p := []byte{0x45 + byte(len(options)/4), 0, byte(length >> 8), byte(length), 0, byte(s.random.IntN(4)), byte(fragment >> 8), byte(fragment), one(s.random, []byte{64, 255, 1, 2}), protocol, 0, 0}
+	p = slices.Concat(p, src.AsSlice(), dst.AsSlice(), options)
+	binary.BigEndian.PutUint16(p[10:], checksum(p))
+	return append(p, upper...)
+}
+
+// upper makes what an IP packet carries.
+func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte, payload []byte) {
+	fill := Fill(id, s.random.IntN(80))
+	icmp := byte(1)
+	if src.Is6() {
+		icmp = 58
+	}
+	switch n := s.random.IntN(20); {
+	case n < 6:
+		protocol, payload = 17, s.udp(fill)
+	case n < 12:
+		protocol, payload = 6, s.tcp(fill)
+	case n < 15:
+		protocol, payload = icmp, s.icmp(icmp, src, dst, fill, id, depth)
+	case n == 15 && depth < 2:
+		return one(s.random, []byte{4, 41, 47}), s.inner(id, depth)
+	case n == 16 && len(s.Tunnels) > 0 && depth < 2:
+		protocol, payload = 17, s.tunnel(id, depth)
+	case n == 17:
+		protocol, payload = 132, slices.Concat(s.pair(), []byte{0, 0, 0, 0, 0, 0, 0, 0, one(s.random, []byte{0, 1, 14}), 0, 0, 20}, fill)
+	default:
+		return one(s.random, []byte{2, 50, 51, 59, 103, 115, 136, 200, 255}), fill
+	}
+	if at, has := map[byte]int{17: 6, 6: 16, 58: 2, 1: 2}[protocol]; has && !s.in(20) {
+		s.sum(src, dst, protocol, payload, at)
+	}
+	return protocol, payload
+}
+
+// pair are two ports. That of the source is one at which nothing answers: two servers
+// that send back what they get would never end.
+func (s *Source) pair() []byte {
+	b := binary.BigEndian.AppendUint16(nil, one(s.random, []uint16{67, 68, 546, 547, 5353, uint16(10000 + s.random.IntN(50000)), 20000, 20001}))
+	return binary.BigEndian.AppendUint16(b, one(s.random, s.Ports))
+}
+
+func (s *Source) udp(data []byte) []byte {
+	length := 8 + len(data)
+	if s.in(30) {
+		length = s.random.IntN(length + 20)
+	}
+	return slices.Concat(s.pair(), []byte{byte(length >> 8), byte(length), 0, 0}, data)
+}
+
+func (s *Source) tcp(data []byte) []byte {
+	flags := one(s.random, []byte{2, 2, 16, 18, 4, 20, 17, 24, 0, 1, 41, 63, 194})
+	h := slices.Concat(s.pair(), []byte{0, 0, 0, byte(s.random.IntN(4)), 0, 0, 0, byte(s.random.IntN(4)), 0x50, flags, 0xff, 0xff, 0, 0, 0, 0})
+	if s.in(30) {
+		h[12] = byte(s.random.IntN(16)) << 4
+	}
+	return append(h, data...)
+}
+
+// icmp makes a message. Errors quote a packet as if of the target.
+func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32, depth int) []byte {
+	types := []byte{8, 0, 3, 4, 5, 9, 10, 11, 12, 13, 17}
+	if protocol == 58 {
+		types = []byte{128, 129, 1, 2, 3, 4, 133, 134, 135, 136, 137, 130, 131, 132, 143, 151, 200}
+	}
+	h := []byte{one(s.random, types), byte(s.random.IntN(5)), 0, 0, 0, 0, 0, 0}
+	switch {
+	case protocol == 58 && h[0] >= 133 && h[0] <= 137:
+		h[1] = 0
+		if h[0] != 133 && h[0] != 134 {
+			h = append(h, s.family(s.all, true).AsSlice()...)
+		} else if h[0] == 134 {
+			h = append(h, 0, 0, 0, 0, 0, 0, 0, 0)
+		}
+		h = append(h, 200, byte(1+len(data)/8), 0, 0, 0, 0, 0, 0) // an option that means nothing
+	case s.in(2) && depth < 2:
+		if src.Is6() != dst.Is6() {
+			break
+		}
+		return append(h, s.ip(dst, src, id, depth+1)...)
+	}
+	return append(h, data...)
+}
+
+// inner is a packet in a packet.
+func (s *Source) inner(id uint32, depth int) []byte {
+	v6 := s.in(2)
+	return s.ip(s.family(s.all, v6), s.destination(one(s.random, s.Targets), v6), id, depth+1)
+}
+
+// tunnel is a frame in VXLAN, in a datagram.
+func (s *Source) tunnel(id uint32, depth int) []byte {
+	inner := s.inner(id, depth)
+	for port, mac := range s.Tunnels {
+		kind := []byte{8, 0}
+		if inner[0]>>4 == 6 {
+			kind = []byte{0x86, 0xdd}
+		}
+		frame := slices.Concat([]byte{8, 0, 0, 0, 0, 0, 9, 0}, mac, s.Sender.MAC, kind, inner)
+		b := binary.BigEndian.AppendUint16(nil, uint16(1024+s.random.IntN(60000)))
+		b = binary.BigEndian.AppendUint16(b, port)
+		b = binary.BigEndian.AppendUint16(b, uint16(8+len(frame)))
+		return slices.Concat(b, []byte{0, 0}, frame)
+	}
+	return nil
+}
+
+// sum writes the checksum of a header.
+func (s *Source) sum(src, dst netip.Addr, protocol byte, payload []byte, at int) {
+	if len(payload) < at+2 {
+		return
+	}
+	payload[at], payload[at+1] = 0, 0
+	var pseudo []byte
+	if protocol != 1 {
+		pseudo = binary.BigEndian.AppendUint32(append(src.AsSlice(), dst.AsSlice()...), uint32(len(payload)))
+		pseudo = append(pseudo, 0, 0, 0, protocol)
+	}
+	binary.BigEndian.PutUint16(payload[at:], checksum(append(pseudo, payload...)))
+}
+
+// checksum is that of the internet (RFC 1071).
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(b); i++ {
+		sum += uint32(b[i]) << (8 * ((i + 1) % 2))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// link puts a packet into a frame.
+func (s *Source) link(target End, dst netip.Addr, packet []byte) []byte {
+	to := one(s.random, []net.HardwareAddr{target.MAC, target.MAC, s.Others[0].MAC})
+	switch {
+	case s.in(25):
+		to = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	case dst.IsMulticast() && dst.Is6():
+		to = append(net.HardwareAddr{0x33, 0x33}, dst.AsSlice()[12:]...)
+	case dst.IsMulticast():
+		b := dst.As4()
+		to = net.HardwareAddr{1, 0, 0x5e, b[1] & 0x7f, b[2], b[3]}
+	}
+	from := s.Sender.MAC
+	if s.in(50) {
+		from = net.HardwareAddr{2, 0, 0, byte(s.random.IntN(4)), 0, 7}
+	}
+	frame := append(append([]byte(nil), to...), from...)
+	for s.in(8) && len(frame) < 40 {
+		tag := one(s.random, []uint16{0, 0, 0xe000, 1, 7, 4095})
+		frame = binary.BigEndian.AppendUint16(append(frame, one(s.random, [][]byte{{0x81, 0}, {0x88, 0xa8}})...), tag)
+	}
+	kind := uint16(0x0800)
+	if packet[0]>>4 == 6 {
+		kind = 0x86dd
+	}
+	if s.in(60) {
+		kind ^= 0x0800 ^ 0x86dd
+	}
+	switch s.random.IntN(60) {
+	case 0: // PPPoE
+		frame = append(frame, 0x88, 0x64, 0x11, 0, 0, 1, byte((len(packet)+2)>>8), byte(len(packet)+2), 0, 0x21)
+	case 1: // LLC, SNAP
+		frame = append(frame, byte((len(packet)+8)>>8), byte(len(packet)+8), 0xaa, 0xaa, 3, 0, 0, 0, byte(kind>>8), byte(kind))
+	case 2: // MPLS
+		frame = append(frame, 0x88, 0x47, 0, 0, 1, 64)
+	case 3: // an answer of ARP, as if from somebody
+		who := s.family(s.all, false).AsSlice()
+		return slices.Concat(frame, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, byte(1 + s.random.IntN(2))}, s.Sender.MAC, who, target.MAC, s.family(target.Addrs, false).AsSlice())
+	default:
+		frame = binary.BigEndian.AppendUint16(frame, kind)
+	}
+	return append(frame, packet...)
+}
+
+// Describe shows a frame for a message.
+func Describe(frame []byte) string {
+	return fmt.Sprintf("%d bytes: % x", len(frame), frame[:min(len(frame), 120)])
+}
