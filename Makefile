@@ -17,6 +17,8 @@ HELM := helm.sh/helm/v3/cmd/helm@v3.20.0
 KUSTOMIZE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.0
 
 FUZZTIME ?= 60s
+FRAMES ?= 1000000
+SEED ?= 1
 IMAGE ?= localhost/sluice:dev
 VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 BENCH ?= .
@@ -58,8 +60,8 @@ check-deploy: ## hold the chart and the base against Helm and kustomize (the fir
 	PATH='$(CURDIR)/.cache/tools':"$$PATH" go test -count 1 ./deploy
 
 .PHONY: generate
-generate: ## compile the programs of the kernel's flow cache anew (Debian: clang, llvm, libbpf-dev)
-	BPF2GO_CFLAGS="-idirafter /usr/include/$$(uname -m)-linux-gnu" go generate ./cache/kernel
+generate: ## compile the programs of the kernel's flow cache and of the guard anew (Debian: clang, llvm, libbpf-dev)
+	BPF2GO_CFLAGS="-idirafter /usr/include/$$(uname -m)-linux-gnu" go generate ./cache/kernel ./filter/guard
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
@@ -68,6 +70,10 @@ fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
 			echo "== $${func#func } in $$(dirname "$$file")"; \
 			go test -run '^$$' -fuzz "^$${func#func }$$" -fuzztime '$(FUZZTIME)' "./$$(dirname "$$file")"; \
 		done
+
+.PHONY: fuzz-frames
+fuzz-frames: ## send FRAMES random frames (1000000) of SEED (1) in each layout, as root, and see that none arrives that is not allowed
+	SLUICE_FUZZ_FRAMES='$(FRAMES)' SLUICE_FUZZ_SEED='$(SEED)' go test -buildvcs=false -count=1 -timeout=6h -v -run '^TestRandomFrames' ./cmd/sluice
 
 .PHONY: bench
 bench: ## measure what judging costs beside other ways, on real packets (as root; an hour, with BENCHFLAGS=--quick 2 minutes)

@@ -55,6 +55,9 @@ func bigEndian(n uint16) uint16 {
 // before the host's kernel handles them: what netfilter lets through on the
 // router, and nothing else.
 type Sniffer struct {
+	// Outside leaves out what the host sends to itself.
+	Outside bool
+
 	host *Host
 	file *os.File
 	buf  []byte
@@ -87,7 +90,7 @@ func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 		case err != nil:
 			return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, err)
-		case from.Pkttype == unix.PACKET_OUTGOING:
+		case from.Pkttype == unix.PACKET_OUTGOING, s.Outside && from.Hatype == unix.ARPHRD_LOOPBACK:
 		case from.Protocol == bigEndian(unix.ETH_P_IP), from.Protocol == bigEndian(unix.ETH_P_IPV6):
 			return append([]byte(nil), s.buf[:n]...), nil
 		}

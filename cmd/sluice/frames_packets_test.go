@@ -131,6 +131,7 @@ func (f *frameFuzz) open(seed uint64) {
 		targets = append(targets, f.end(name))
 		sniffer, err := f.host(name).Sniff()
 		if err == nil {
+			sniffer.Outside = true
 			err = sniffer.Enlarge(64 << 20)
 		}
 		if err != nil {
@@ -395,7 +396,15 @@ func related(p []byte) bool {
 		at := int(p[0]&15) * 4
 		return p[9] == 1 && at < len(p) && slices.Contains([]byte{3, 4, 11, 12}, p[at])
 	}
-	return p[6] == 58 && len(p) > 40 && p[40] < 5
+	next, at := p[6], 40
+	for slices.Contains([]byte{0, 43, 44, 60}, next) && at+8 <= len(p) {
+		size := (int(p[at+1]) + 1) * 8
+		if next == 44 {
+			size = 8
+		}
+		next, at = p[at], at+size
+	}
+	return next == 58 && at < len(p) && p[at] < 5
 }
 
 // report says how much arrived, and that nothing was missed.

@@ -112,6 +112,7 @@ const (
 	ofPod    uint32 = 1
 	ofNode   uint32 = 2
 	ofTunnel uint32 = 4
+	ofAll    uint32 = 8
 )
 
 // place is struct place of program.c.
@@ -160,6 +161,9 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	}
 	for a := range f.node {
 		st.known[a.As16()] |= ofNode
+	}
+	for a := range f.all {
+		st.known[a.As16()] |= ofAll
 	}
 	for a := range f.peers {
 		st.known[a.As16()] |= ofTunnel

@@ -56,7 +56,12 @@ struct {
 } own SEC(".maps");
 
 // known are addresses of which it is clear whose they are.
-enum { OF_POD = 1, OF_NODE = 2, OF_TUNNEL = 4 }; // the last: other ends of this node's tunnels
+enum {
+	OF_POD = 1,
+	OF_NODE = 2,
+	OF_TUNNEL = 4,	// at the other end of one of this node's
+	OF_ALL = 8,	// on a network of this node
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -108,7 +113,7 @@ struct packet {
 	__u8 type;		// of ICMP
 	__u8 hops;
 	__u8 direct;		// nothing stands between IP and that header
-	__u8 plain;		// nothing, or hop-by-hop options
+	__u8 plain;		// nothing, or one header of hop-by-hop options
 	__u8 group, local;	// sent to several; link-local at an end, unicast
 	__be16 sport, dport;	// of UDP
 };
@@ -186,7 +191,7 @@ static __always_inline int read6(struct __sk_buff *skb, struct packet *p)
 			return 0;
 		}
 		p->direct = 0;
-		p->plain &= p->protocol == HOP_BY_HOP;
+		p->plain &= i == 0 && p->protocol == HOP_BY_HOP;
 		if (p->protocol == FRAGMENT) {
 			if (h[2] || h[3] & 0xf8) {
 				p->protocol = NONE;
@@ -239,7 +244,7 @@ static __always_inline int tagged(struct __sk_buff *skb)
 static __always_inline int neighbours(struct __sk_buff *skb, struct packet *p)
 {
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return p->protocol == IPPROTO_IGMP && p->group && ~p->dst.word[3];
+		return p->protocol == IPPROTO_IGMP && (p->dst.word[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
 	if (p->protocol != ICMP6)
 		return 0;
 	if (p->type >= 133 && p->type <= 136)
@@ -271,6 +276,13 @@ static __always_inline __u32 whose(struct address *a)
 	__u32 *who = bpf_map_lookup_elem(&known, a);
 
 	return who ? *who : 0;
+}
+
+// for_all says whether a packet is for several, also by what an address means on a
+// network of this node.
+static __always_inline int for_all(struct packet *p)
+{
+	return p->group || (whose(&p->dst) & (OF_ALL | OF_POD)) == OF_ALL;
 }
 
 // may_claim says whether a port may send from an address. Of a pod that policies
@@ -326,11 +338,12 @@ int from_pod(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (!may_claim(skb, flags, &p))
 		return drop(SOURCE);
+	p.group = for_all(&p);
 
 	// A frame for all, in which a packet for one is: a bridge gives a copy to the node, by
 	// which the kernel takes the connection for one that was let pass, although policies
 	// deny it (br_nf_local_in). Then its answers would pass, and errors about it.
-	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1 && !(whose(&p.dst) & OF_NODE))
+	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1)
 		return drop(STRAY);
 
 	// Pods are not routers of their neighbours.
@@ -374,14 +387,18 @@ int to_pod(struct __sk_buff *skb)
 	struct packet p = {};
 	__u8 link[6] = {};
 
-	// The node itself may send what it likes.
-	if (!port || !(*port & (PRIMARY | ISOLATED_INGRESS)) || !from)
+	if (!port || !(*port & (PRIMARY | ISOLATED_INGRESS)))
 		return TC_ACT_UNSPEC;
 	__u32 flags = *port;
 
-	if (flags & PRIMARY && flags & ISOLATED_INGRESS && tagged(skb))
+	if (from && flags & PRIMARY && flags & ISOLATED_INGRESS && tagged(skb))
 		return drop(TAG);
 	if (!ip(skb) || read(skb, &p))
+		return TC_ACT_UNSPEC;
+
+	// The node itself may send what it likes. Parts of a packet that IPv6 has cut up do
+	// not say that they came from elsewhere (ip6_copy_metadata).
+	if (!from && whose(&p.src) & OF_NODE)
 		return TC_ACT_UNSPEC;
 
 	// What is for the node, policies let pass; but a bridge goes by the link address. And
@@ -396,9 +413,7 @@ int to_pod(struct __sk_buff *skb)
 	if (!(flags & ISOLATED_INGRESS) || neighbours(skb, &p))
 		return TC_ACT_UNSPEC;
 	if (flags & PRIMARY) {
-		if (bpf_skb_load_bytes(skb, 0, link, sizeof(link)) == 0 && link[0] & 1)
-			p.group = 1;
-		if (p.group)
+		if (for_all(&p) || (!bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1))
 			return drop(GROUP);
 		if (p.local && skb->protocol == bpf_htons(ETH_P_IPV6))
 			return drop(LINK_LOCAL);
@@ -406,7 +421,7 @@ int to_pod(struct __sk_buff *skb)
 
 	// Of other addresses policies do not know whose they are. From pods nothing comes
 	// to those; from elsewhere it may be answers.
-	if (bpf_map_lookup_elem(&ports, &from) && (flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst)))) {
+	if ((!from || bpf_map_lookup_elem(&ports, &from)) && (flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst)))) {
 		if (owned(&p.dst, skb->ifindex) != LISTED)
 			return drop(LINK_LOCAL);
 	}

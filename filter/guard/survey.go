@@ -17,6 +17,7 @@ import (
 type found struct {
 	ports   []port // by index
 	node    addresses
+	all     addresses // that mean all of a network
 	peers   addresses // other ends of the node's tunnels
 	tunnels []uint16  // UDP ports
 }
@@ -35,7 +36,7 @@ type port struct {
 
 // survey looks at the node.
 func survey() (found, error) {
-	f := found{node: addresses{}, peers: addresses{}}
+	f := found{node: addresses{}, all: addresses{}, peers: addresses{}}
 	links, err := netlink.LinkList()
 	if err = interrupted(err); err != nil {
 		return f, fmt.Errorf("list the node's interfaces: %w", err)
@@ -120,12 +121,11 @@ func (f *found) own() error {
 	}
 	for _, a := range list {
 		f.node.add(a.IP)
-		// What is sent to all of a network is the node's too, and so, of old, is what is
-		// sent to its first address.
-		f.node.add(a.Broadcast)
+		// Of old, the first address of a network is all of it, too.
+		f.all.add(a.Broadcast)
 		if ones, bits := a.Mask.Size(); bits == 32 && ones < 31 {
-			f.node.add(a.IP.Mask(a.Mask))
-			f.node.add(last(a.IPNet))
+			f.all.add(a.IP.Mask(a.Mask))
+			f.all.add(last(a.IPNet))
 		}
 	}
 	return nil
