@@ -193,7 +193,8 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 					}
 					sent++
 				}
-				for end := time.Now().Add(patience); s.holding(t) < places; send() {
+				// Where forged sources are dropped, they take no places at all.
+				for end := time.Now().Add(patience); s.holding(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
 					if time.Now().After(end) {
 						t.Fatalf("the scan takes %d places", s.holding(t))
 					}
