@@ -55,3 +55,31 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 
 // siteFlow is an object whose document ends with its line.
 const siteFlow = "{apiVersion: v1, kind: Namespace, metadata: {name: spare}}\n"
+
+// What a pod of another node claims takes neither address nor policies from a pod that
+// runs here, and the clash is told.
+func TestAPodElsewhereTakesNoPoliciesAway(t *testing.T) {
+	s := newSite(t)
+	s.write("cluster.yaml", siteNamespaces+strings.ReplaceAll(s.pods(), "spec: {", "spec: {nodeName: here, "))
+	s.write("shut.yaml", policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
+	db := s.host("default/db")
+	s.start("--node-name", "here", "--pod-cidrs", fmt.Sprintf("%s/32,%s/128", db.IPv4, db.IPv6))
+	closed := []string{"default/web default/db tcp 6379"}
+	s.check(t, nil, closed)
+
+	thief := s.pod("default/thief", "role: open", 1, db.Addrs()...)
+	thief = strings.Replace(thief, "spec: {", "spec: {nodeName: there, ", 1)
+	thief = strings.Replace(thief, "metadata: {", `metadata: {creationTimestamp: "2031-01-01T00:00:00Z", `, 1)
+	s.save("thief.yaml", thief)
+	s.check(t, nil, closed)
+	status, stdout, _ := sluice(t, "status", "--socket", s.socket)
+	for _, addr := range db.Addrs() {
+		want := fmt.Sprintf("address %s: the live pods default/db, default/thief claim it; default/db counts", addr)
+		if status == 0 || !strings.Contains(stdout, want) {
+			t.Errorf("status %d, and %q is not in\n%s", status, want, stdout)
+		}
+	}
+	if _, metrics := s.scrape(t, "/metrics"); !strings.Contains(metrics, `sluice_problems{kind="address"} 2`) {
+		t.Error("the metric of problems does not count the addresses")
+	}
+}
