@@ -355,10 +355,12 @@ int from_pod(struct __sk_buff *skb)
 	}
 
 	// What a tunnel carries would seem to come from another node.
-	if (p.protocol == IPPROTO_UDP ? bpf_map_lookup_elem(&tunnels, &p.dport) != 0 : p.protocol == IPIP || p.protocol == SIT || p.protocol == GRE) {
-		if (p.group || whose(&p.dst) & (OF_NODE | OF_TUNNEL))
-			return drop(TUNNEL);
-	}
+	__u8 tunnelled = p.protocol == IPIP || p.protocol == SIT || p.protocol == GRE;
+
+	if (p.protocol == IPPROTO_UDP)
+		tunnelled = bpf_map_lookup_elem(&tunnels, &p.dport) != 0;
+	if (tunnelled && flags & POD && (p.group || whose(&p.dst) & (OF_NODE | OF_TUNNEL)))
+		return drop(TUNNEL);
 
 	// Link-local addresses are no pod's to policies, but for those that the API lists.
 	if (flags & ISOLATED_EGRESS && p.local && !(whose(&p.dst) & OF_NODE)) {

@@ -41,7 +41,7 @@ func survey() (found, error) {
 	if err = interrupted(err); err != nil {
 		return f, fmt.Errorf("list the node's interfaces: %w", err)
 	}
-	routes, err := hostRoutes()
+	routes, uplinks, err := hostRoutes()
 	if err != nil {
 		return f, err
 	}
@@ -52,8 +52,8 @@ func survey() (found, error) {
 		switch {
 		case f.tunnel(l):
 			p.tunnel = true
-		case l.Type() != "veth" || a.NetNsID < 0:
-			continue
+		case l.Type() != "veth" || a.NetNsID < 0 || uplinks[p.index]:
+			continue // a node that is a container has such a way to the outside
 		default:
 			if spaces[p.netns] == nil {
 				// One that is just going has no addresses, which is as good.
@@ -140,14 +140,21 @@ func last(n *net.IPNet) net.IP {
 	return ip
 }
 
-// hostRoutes are the addresses that have a route of their own to an interface.
-func hostRoutes() (map[int][]netip.Addr, error) {
+// hostRoutes are the addresses that have a route of their own to an interface; and the
+// interfaces behind which there are routers.
+func hostRoutes() (routes map[int][]netip.Addr, uplinks map[int]bool, err error) {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err = interrupted(err); err != nil {
-		return nil, fmt.Errorf("list the node's routes: %w", err)
+		return nil, nil, fmt.Errorf("list the node's routes: %w", err)
 	}
-	routes := make(map[int][]netip.Addr)
+	routes, uplinks = make(map[int][]netip.Addr), make(map[int]bool)
 	for _, r := range all {
+		if r.Gw != nil || r.Via != nil {
+			uplinks[r.LinkIndex] = true
+		}
+		for _, hop := range r.MultiPath {
+			uplinks[hop.LinkIndex] = true
+		}
 		if r.Dst == nil || r.Gw != nil || r.Type != unix.RTN_UNICAST {
 			continue
 		}
@@ -158,7 +165,7 @@ func hostRoutes() (map[int][]netip.Addr, error) {
 			routes[r.LinkIndex] = append(routes[r.LinkIndex], addr.Unmap())
 		}
 	}
-	return routes, nil
+	return routes, uplinks, nil
 }
 
 // interrupted is an error that says more than that something changed meanwhile, of

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"sluice/bench/lab"
+)
+
+// The guard is there from the start, once on each interface also when agents take over
+// from each other; it stays or goes with the rules, and rules --remove takes it away.
+func TestGuardComesAndGoesOnPackets(t *testing.T) {
+	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s.write("policies.yaml", forgePolicies)
+	count := func(want int, when string) {
+		t.Helper()
+		if n := s.programs(t); n != want {
+			t.Errorf("%s: %d programs, want %d", when, n, want)
+		}
+	}
+	const all = 5 * 2 // two at each pod of the node
+	s.start("--on-exit", "keep")
+	count(all, "at the start")
+	old := s.agent
+	s.start("--on-exit", "keep")
+	if err := old.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	count(all, "after another has taken over")
+	s.stop()
+	count(all, "kept")
+	s.start("--guard", "off", "--on-exit", "keep")
+	count(0, "by an agent without")
+	s.stop()
+	s.start("--on-exit", "keep")
+	s.agent.Kill()
+	count(all, "after it was killed")
+	if status, out, _ := removing(t, s.Nodes[0]); status != 0 || strings.Count(out, "removed the guard of interface ") != all/2 {
+		t.Errorf("status %d, %s", status, out)
+	}
+	count(0, "removed")
+	s.start()
+	s.stop()
+	count(0, "after an end in order")
+}
+
+// programs counts the guard's programs on the interfaces of the node's pods.
+func (s *site) programs(t *testing.T) (n int) {
+	t.Helper()
+	for _, p := range sitePods {
+		if p.node != 0 {
+			continue
+		}
+		for _, way := range []string{"ingress", "egress"} {
+			out, err := s.Nodes[0].Output(exec.Command("tc", "filter", "show", "dev", s.host(p.name).RouterDevice(), way))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += strings.Count(out, "direct-action")
+		}
+	}
+	return n
+}
+
+// What was forged is counted, by the rules and by the guard, for status and metrics.
+func TestForgedIsCountedOnPackets(t *testing.T) {
+	for _, args := range [][]string{{"--iptables", "nft"}, {"--iptables", "legacy"}, {"--iptables", "nft", "--guard", "off"}} {
+		withForger(t, args, func(t *testing.T, g *forger) {
+			reason := "source"
+			if args[len(args)-1] == "off" {
+				reason = "rule"
+			}
+			before := g.forged(t, reason)
+			for range 3 {
+				g.datagram(g.of(g.victim), g.of(g.victim), 9)
+			}
+			if n := g.forged(t, reason) - before; n != 3 {
+				t.Errorf("%v: %d packets are counted, want 3", args, n)
+			}
+		})
+	}
+}
+
+// forged is how many frames the metrics count as dropped for a reason.
+func (g *forger) forged(t *testing.T, reason string) int {
+	t.Helper()
+	_, page := g.scrape(t, "/metrics")
+	m := regexp.MustCompile(fmt.Sprintf(`sluice_forged_dropped_total\{reason="%s"\} (\d+)`, reason)).FindStringSubmatch(page)
+	if m == nil {
+		t.Fatalf("nothing is counted for %s", reason)
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+// A pod that policies isolate altogether still finds its neighbours, joins groups and
+// asks for a DHCP server; and none that it may not speak for answers for others in ARP.
+func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
+	withForger(t, nil, func(t *testing.T, g *forger) {
+		direct := g.to.String() == g.victim.MAC().String()
+		switch {
+		case !direct:
+			t.Skip("between neighbours alone")
+		case g.v6:
+			from, to := g.of(g.attacker), g.of(g.victim)
+			text := fmt.Sprintf("%-14s", g.text())
+			message := append(append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, to.AsSlice()...), append([]byte{200, 2}, text...)...)
+			binary.BigEndian.PutUint16(message[2:], transportSum(from, to, 58, message))
+			p := ipPacket(from, to, 58, 255, message)
+			if !g.arrives(append(g.frame(p), p...), strings.TrimSpace(text)) {
+				t.Error("a neighbour solicitation does not arrive")
+			}
+			local, group := g.linkLocal(g.attacker), netip.MustParseAddr("ff02::1:ff00:7")
+			text = g.text()
+			report := append(append([]byte{131, 0, 0, 0, 0, 0, 0, 0}, group.AsSlice()...), text...)
+			binary.BigEndian.PutUint16(report[2:], transportSum(local, group, 58, report))
+			p = ipPacket(local, group, 0, 1, append([]byte{58, 0, 5, 2, 0, 0, 1, 0}, report...))
+			frame := append(g.frame(p), p...)
+			copy(frame, []byte{0x33, 0x33, 0xff, 0, 0, 7})
+			if !g.arrives(frame, text) {
+				t.Error("a report of MLD does not arrive")
+			}
+		default:
+			open := g.at("bare/odd", true)
+			text := g.text()
+			udp := append([]byte{0, 68, 0, 67, 0, byte(8 + len(text)), 0, 0}, text...)
+			p := ipPacket(netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.255"), 17, 64, udp)
+			frame := append(open.frame(p), p...)
+			copy(frame, []byte{255, 255, 255, 255, 255, 255})
+			if !open.arrives(frame, text) {
+				t.Error("a question to DHCP servers does not arrive at a pod that may be one")
+			}
+		}
+	})
+}
+
+// In ARP, no pod answers for another.
+func TestForgedARPOnPackets(t *testing.T) {
+	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s.start()
+	attacker, victim, web := s.host(forgeAttacker), s.host(forgeVictim), s.host("default/web")
+	learn := func(sender netip.Addr) string {
+		frame := append(append([]byte(nil), victim.MAC()...), attacker.MAC()...)
+		frame = append(append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2), attacker.MAC()...)
+		frame = append(append(append(frame, sender.AsSlice()...), victim.MAC()...), victim.IPv4.AsSlice()...)
+		if err := attacker.SendFrame(frame); err != nil {
+			t.Fatal(err)
+		}
+		// What follows is allowed, and arrives later.
+		if r := attacker.Connect(t.Context(), "udp", netip.AddrPortFrom(victim.IPv4, 53), patience); r.Outcome != lab.Reached {
+			t.Fatal(r.Err)
+		}
+		out, err := victim.Output(exec.Command("ip", "neigh", "show", sender.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if r := victim.Connect(t.Context(), "udp", netip.AddrPortFrom(web.IPv4, 53), patience); r.Outcome != lab.Reached { // so that it knows web
+		t.Fatal(r.Err)
+	}
+	if got := learn(web.IPv4); strings.Contains(got, attacker.MAC().String()) {
+		t.Errorf("the victim takes the attacker for web: %s", got)
+	}
+	if got := learn(attacker.IPv4); !strings.Contains(got, attacker.MAC().String()) {
+		t.Errorf("the victim does not know the attacker: %s", got)
+	}
+}
