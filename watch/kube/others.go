@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -79,7 +80,7 @@ type asker struct {
 // get asks for a path and decodes the answer. Of a path that is not there it decodes
 // nothing.
 func (a asker) get(path string, query url.Values, accept string, into any) error {
-	ctx, stop := context.WithTimeout(a.ctx, listPatience)
+	ctx, stop := context.WithTimeoutCause(a.ctx, listPatience, fmt.Errorf("it has not answered within %v", listPatience))
 	defer stop()
 	at := a.base.JoinPath(path)
 	at.RawQuery = query.Encode()
@@ -90,13 +91,13 @@ func (a asker) get(path string, query url.Values, accept string, into any) error
 	request.Header.Set("Accept", accept)
 	answer, err := a.http.Do(request)
 	if err != nil {
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	defer answer.Body.Close() // it was only read
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	switch {
 	case err != nil:
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	case answer.StatusCode == http.StatusNotFound:
 		return nil
 	case answer.StatusCode != http.StatusOK:
