@@ -229,6 +229,7 @@ var losses = []struct {
 		c.set("nf_conntrack_tcp_timeout_established", "1", "nf_conntrack_tcp_timeout_unacknowledged", "1")
 		defer c.set("nf_conntrack_tcp_timeout_established", "432000", "nf_conntrack_tcp_timeout_unacknowledged", "300")
 		c.send(&layers.TCP{ACK: true, Seq: c.next, Ack: c.acked}) // the timeout counts from the next packet on
+		c.awaitLost()                                             // before the timeouts are as they were
 	}},
 	{"reset by the client", func(c *talk) {
 		c.send(&layers.TCP{RST: true, Seq: c.next})
@@ -240,6 +241,11 @@ var losses = []struct {
 func (c *talk) lose(how func(*talk)) {
 	c.t.Helper()
 	how(c)
+	c.awaitLost()
+}
+
+func (c *talk) awaitLost() {
+	c.t.Helper()
 	c.awaitTracked("the entry is gone", func(e *conntrack.Conn) bool { return e == nil })
 }
 
