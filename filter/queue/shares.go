@@ -8,7 +8,7 @@ import (
 // shares divides the places of packets that wait for a pod among those who send
 // them. A sender may use every place that is free. When none is, a packet of a
 // sender with fewer takes the place of the newest packet of the one that has most:
-// so a pod that scans addresses nobody has cannot take the places of pods that
+// so a pod that scans addresses without a pod cannot take the places of pods that
 // start, whose first packets are few; and none is kept empty for them.
 //
 // A sender is first the interface that a packet came in by, which a pod cannot

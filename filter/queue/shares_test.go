@@ -27,7 +27,7 @@ func most[K comparable](m map[K]int) (most int) {
 	return most
 }
 
-// Places are given as somebody would who counts all that wait for each packet.
+// Places are given as by counting, for each packet, all that wait.
 func TestShares(t *testing.T) {
 	displacements, refusals := 0, 0
 	for seed := range uint64(200) {

@@ -215,7 +215,7 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// placeOf is the place of a request's connection; without one, it is that of nobody.
+// placeOf is the place of a request's connection; without one, an empty one.
 func placeOf(ctx context.Context) *placed {
 	if c, is := ctx.Value(connKey{}).(*placed); is {
 		return c
