@@ -17,18 +17,21 @@ type Changes []netip.Addr
 func (w *World) Commit() (*Snapshot, Changes) {
 	w.balance()
 	w.match()
-	w.recent = make(map[*kin]*class)
 	for _, p := range w.dirtyPods {
 		p.dirty = false
 		w.commitPod(p)
 	}
+	for _, k := range w.compiled {
+		k.recent = nil // which would keep a class that no pod has any more
+	}
+	w.compiled = w.compiled[:0]
 	for _, p := range w.renewed {
 		w.commitRenewed(p)
 	}
 	changes := w.commitAddrs()
 	// New ones, because a map never shrinks: after the first lists these would stay
 	// as large as the cluster, and to clear them would cost as much each time.
-	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched, w.recent = nil, nil, make(map[netip.Addr]struct{}), nil, nil
+	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
 	w.lastNumber++
 	return &Snapshot{
 		number:   w.lastNumber,
@@ -47,7 +50,7 @@ func (w *World) Commit() (*Snapshot, Changes) {
 // policy elsewhere names it as a peer is that policy's pods' affair.
 func (w *World) commitPod(p *pod) {
 	old := p.endpoint
-	if w.pods[p.objectKey] != p {
+	if p.gone {
 		if old != nil {
 			w.releaseClass(old.class)
 			p.endpoint = nil
@@ -58,7 +61,7 @@ func (w *World) commitPod(p *pod) {
 	keeps := old != nil && !p.renewed && slices.Equal(old.hosts, p.hosts) &&
 		old.class.groups == c.groups && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
-	p.renewed, p.relabeled = false, false
+	p.renewed, p.relabeled, p.regroup = false, false, false
 	if keeps && old.class == c {
 		w.releaseClass(c) // of the two uses, the endpoint needs one
 		return
@@ -79,7 +82,7 @@ func (w *World) commitPod(p *pod) {
 
 // commitRenewed gives a pod a new epoch, unless it has been given one.
 func (w *World) commitRenewed(p *pod) {
-	if !p.renewed || w.pods[p.objectKey] != p || p.endpoint == nil {
+	if !p.renewed || p.gone || p.endpoint == nil {
 		return
 	}
 	p.renewed = false
@@ -108,18 +111,21 @@ func (w *World) newEpoch() uint64 {
 
 // classOf returns the pod's class with one more use.
 func (w *World) classOf(p *pod) *class {
-	if c := w.recent[p.kin]; c != nil && slices.Equal(c.ports, p.ports) {
+	if c := p.kin.recent; c != nil && slices.Equal(c.ports, p.ports) {
 		c.refs++
 		p.ports = c.ports
 		return c
 	}
 	c := w.classFor(p)
-	w.recent[p.kin] = c
+	if p.kin.recent == nil {
+		w.compiled = append(w.compiled, p.kin)
+	}
+	p.kin.recent = c
 	return c
 }
 
 func (w *World) classFor(p *pod) *class {
-	groups := [2]*group{w.groupOf(p, filter.Egress), w.groupOf(p, filter.Ingress)}
+	groups := w.groupsOf(p)
 
 	var key []byte
 	key = binary.AppendUvarint(key, uint64(p.kin.ns.id))
@@ -155,6 +161,20 @@ func (w *World) releaseClass(c *class) {
 	for _, g := range c.groups {
 		w.releaseGroup(g)
 	}
+}
+
+// groupsOf returns the pod's groups by direction, with one more use of each.
+func (w *World) groupsOf(p *pod) [2]*group {
+	if p.regroup || p.endpoint == nil {
+		return [2]*group{w.groupOf(p, filter.Egress), w.groupOf(p, filter.Ingress)}
+	}
+	groups := p.endpoint.class.groups
+	for _, g := range groups {
+		if g != nil {
+			g.refs++
+		}
+	}
+	return groups
 }
 
 // groupOf returns the group of policies that isolate the pod, compiled, with one

@@ -283,6 +283,8 @@ type kin struct {
 	peers    idSet       // selectors of peers that match, as of the last commit
 	sum      [2]uint64   // of peers
 	stale    bool        // peers may be others now
+	staleOwn bool        // also those of policies of its own namespace, of no other
+	recent   *class      // what a pod of these was compiled to in this commit
 }
 
 // hashOf is a number that equal labels share, in whatever order a map has them.

@@ -12,19 +12,22 @@ import (
 // changed since the last commit: at once, because a policy may bring ten thousand
 // selectors, each of which concerns the same pods.
 func (w *World) match() {
-	w.affect(w.removed) // while namespaces still know what they matched
+	w.affect(w.removed)              // while namespaces still know what they matched
+	w.wideOnly = len(w.removed) == 0 // or else ids may be others' now
 	w.matchNamespaces()
+	w.wideOnly = false
 	w.affect(w.added)
 	w.added, w.removed = nil, nil
 	for _, ns := range w.staleIn {
 		if ns.stale {
+			w.wideOnly = !ns.staleOwn
 			for k := range ns.kins.all {
 				w.stale(k)
 			}
 		}
-		ns.stale, ns.tests = false, 0
+		ns.stale, ns.staleOwn, ns.tests = false, false, 0
 	}
-	w.staleIn = nil
+	w.staleIn, w.wideOnly = nil, false
 	w.matchPods()
 	w.matchWhole()
 }
@@ -71,12 +74,13 @@ func (w *World) affectIn(sel labels.Selector, ns *namespace) {
 		w.dirtyNS[ns] = struct{}{}
 		return
 	case ns.stale:
+		ns.staleOwn = ns.staleOwn || !w.wideOnly
 		return
 	case ns.tests == 0:
 		w.staleIn = append(w.staleIn, ns)
 	}
 	if ns.tests += 1 + ns.kins.candidates(sel); ns.tests > 4*len(ns.kins.all)+64 {
-		ns.stale = true
+		ns.stale, ns.staleOwn = true, !w.wideOnly
 		return
 	}
 	ns.kins.match(sel, w.stale)
@@ -148,9 +152,12 @@ func (w *World) matchPods() {
 			in, own = k.ns, w.peers.byScope[scope{namespace: k.ns.name}]
 			w.peers.wide.mask(in, &w.mask)
 		}
-		if own != nil {
+		if !k.staleOwn {
+			k.peers.all(w.keepOwn)
+		} else if own != nil {
 			own.some.collect(k.labels, &w.ids, &w.spare)
 		}
+		k.staleOwn = false
 		w.peers.wide.collectIn(in, k.labels, &w.ids, &w.spare, &w.mask)
 		if peers := w.ids.take(); !peers.equal(&k.peers) || k.sum == [2]uint64{} {
 			k.peers, k.sum = peers, w.sumOf(&peers)
@@ -160,6 +167,14 @@ func (w *World) matchPods() {
 		}
 	}
 	w.staleKins = nil
+}
+
+// keepOwn takes over an id if its selector is of a policy of the pods' own namespace,
+// and of no other.
+func (w *World) keepOwn(id uint32) {
+	if w.peers.byID[id].scope.selector == nil {
+		w.ids.set(id)
+	}
 }
 
 // sumOf is a sum by which equal sets are known: of 128 bits that nobody can

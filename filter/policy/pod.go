@@ -32,6 +32,8 @@ type pod struct {
 	// relabeled: a verdict about it differs if its peers do.
 	relabeled bool
 	dirty     bool // the next commit compiles it
+	regroup   bool // other policies may select it
+	gone      bool // it has been deleted
 }
 
 // namedPort is a container port that has a name.

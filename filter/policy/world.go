@@ -56,9 +56,10 @@ type World struct {
 	everyone   []idSet    // by namespace id: the selectors that match all its pods; shared too
 	unusedNS   []uint32
 	dirtyNS    map[*namespace]struct{}
-	staleIn    []*namespace    // those in which a selector came or went
-	recent     map[*kin]*class // what a pod of these was compiled to in this commit
-	endpoints  []Endpoint      // of the next pods
+	staleIn    []*namespace // those in which a selector came or went
+	compiled   []*kin       // whose pods this commit has compiled
+	wideOnly   bool         // only selectors of peers whose scope is a selector are matched anew
+	endpoints  []Endpoint   // of the next pods
 	seeds      [2]maphash.Seed
 	lastEpoch  uint64
 	lastNumber uint64 // of snapshots
@@ -80,6 +81,7 @@ type namespace struct {
 
 	relabeled bool // since the last commit
 	stale     bool // all of its pods may match other peers
+	staleOwn  bool // also such of its own policies
 	tests     int  // how many of its pods were tested for that in this commit
 }
 
@@ -232,6 +234,7 @@ func (w *World) DeletePod(namespace, name string) {
 		return
 	}
 	delete(w.pods, p.objectKey)
+	p.gone = true
 	w.disclaim(p)
 	leave(p, p.kin)
 	w.dirty(p)
@@ -280,7 +283,7 @@ func (w *World) join(p *pod, ns *namespace, set labels.Set) {
 		w.stale(k)
 	}
 	k.pods[p] = struct{}{}
-	p.kin = k
+	p.kin, p.regroup = k, true
 }
 
 // leave takes a pod out of those that it was among.
@@ -317,6 +320,7 @@ func enroll(k *kin, old, found []*selector) []*selector {
 func (w *World) touch(s *selector) {
 	for k := range s.members {
 		for p := range k.pods {
+			p.regroup = true
 			w.dirty(p)
 		}
 	}
@@ -344,6 +348,7 @@ func (w *World) stale(k *kin) {
 		k.stale = true
 		w.staleKins = append(w.staleKins, k)
 	}
+	k.staleOwn = k.staleOwn || !w.wideOnly
 }
 
 // SetPolicy adds a policy or replaces it.
