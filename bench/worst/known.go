@@ -18,6 +18,7 @@ func Known() []Named {
 		{"Exists", Recipe{Layout: Alike, Ports: 1, Exists: 100, Absent: 100, Identities: 3000}},
 		{"namespaces", Recipe{Layout: Alike, Ports: 1, Namespaces: 100, Identities: 1000, PodNamespaces: 1000}},
 		{"namespaces-and-pods", Recipe{Layout: Alike, Ports: 1, Both: 100, Identities: 1000, PodNamespaces: 1000}},
+		{"requirements", Recipe{Layout: Alike, Ports: 1, Requirements: 1000, Identities: 3000}},
 		{"excepts", Recipe{Layout: Nested, Ports: 1, Blocks: 1, Excepts: 50, Identities: 1}},
 	}
 }

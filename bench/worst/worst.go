@@ -42,6 +42,7 @@ type Recipe struct {
 	Values               int // of each In and NotIn
 	Namespaces           int // peers by labels of namespaces
 	Reuse                int // after how many rules peers come again; 0 for never
+	Requirements         int // of one more peer, which looks at the pods of all namespaces
 	Both                 int // peers by labels of namespaces and pods
 	Identities           int // pods with distinct labels, in the policy's namespace
 	PodNamespaces        int // unless they are spread over so many
@@ -116,6 +117,13 @@ func (m Recipe) peers(rule int) (peers []networkingv1.NetworkPolicyPeer) {
 	}
 	for j := range m.Namespaces {
 		peers = append(peers, networkingv1.NetworkPolicyPeer{NamespaceSelector: expression(metav1.LabelSelectorOpNotIn, rule*m.Namespaces+j)})
+	}
+	if m.Requirements > 0 {
+		all := &metav1.LabelSelector{}
+		for j := range m.Requirements {
+			all.MatchExpressions = append(all.MatchExpressions, expression(metav1.LabelSelectorOpDoesNotExist, 1<<20+rule*m.Requirements+j).MatchExpressions...)
+		}
+		peers = append(peers, networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{}, PodSelector: all})
 	}
 	for j := range m.Both {
 		peers = append(peers, networkingv1.NetworkPolicyPeer{

@@ -21,7 +21,7 @@ const (
 // mutate changes one ingredient of a recipe.
 func mutate(m worst.Recipe, r *rand.Rand) worst.Recipe {
 	few := func() int { return []int{0, 1, 2, 4, 8, 12, 16, 32, 100, 300}[r.IntN(10)] }
-	switch r.IntN(14) {
+	switch r.IntN(15) {
 	case 0:
 		m.Layout = r.IntN(worst.Layouts)
 	case 1, 2:
@@ -46,6 +46,8 @@ func mutate(m worst.Recipe, r *rand.Rand) worst.Recipe {
 		m.Reuse = few()
 	case 13:
 		m.Both = few()
+	case 14:
+		m.Requirements = few()
 	}
 	return m
 }

@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/util/sets"
 )
 
 type label struct{ key, value string }
@@ -51,31 +52,116 @@ type absence struct {
 // anchor is the requirement that a selector is filed under: the labels of which
 // an object must have one, at the lowest cost where there are several such
 // requirements, or else the key that it must have, or else nothing.
-func anchor(sel labels.Selector, cost func([]label) int) (anyOf []label, key string) {
-	reqs, _ := sel.Requirements()
+func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	lowest := math.MaxInt
-	for _, r := range reqs {
-		switch r.Operator() {
-		case selection.In, selection.Equals, selection.DoubleEquals:
-			found := make([]label, 0, r.Values().Len())
-			for v := range r.Values() {
-				found = append(found, label{r.Key(), v})
-			}
-			if c := cost(found); anyOf == nil || c < lowest {
-				anyOf, lowest = found, c
-			}
-		case selection.Exists:
+	for _, r := range s.asks {
+		if r.Operator() == selection.Exists {
 			key = r.Key()
+			continue
+		}
+		found := make([]label, 0, r.Values().Len())
+		for v := range r.Values() {
+			found = append(found, label{r.Key(), v})
+		}
+		if c := cost(found); anyOf == nil || c < lowest {
+			anyOf, lowest = found, c
 		}
 	}
 	return anyOf, key
+}
+
+// mostAsked bounds among how many requirements of a selector an anchor is looked for.
+const mostAsked = 8
+
+// asksOf are the first requirements that an object has to have something for.
+func asksOf(sel labels.Selector) (asks []labels.Requirement) {
+	reqs, _ := sel.Requirements()
+	for _, r := range reqs {
+		switch r.Operator() {
+		case selection.In, selection.Equals, selection.DoubleEquals, selection.Exists:
+			if asks = append(asks, r); len(asks) == mostAsked {
+				return asks
+			}
+		}
+	}
+	return asks
+}
+
+// matcher is a selector of many requirements, by key: to match costs as much as the
+// object has labels, and not as much as there are requirements.
+type matcher struct {
+	asks   map[string]map[string]bool // the values that a key may have; nil for any
+	labels map[label]bool             // that the object must not have
+	keys   map[string]bool            // that the object must not have
+}
+
+// matcherOf returns a matcher, or nil for a selector of few requirements.
+func matcherOf(sel labels.Selector) *matcher {
+	reqs, _ := sel.Requirements()
+	if len(reqs) <= mostAsked {
+		return nil
+	}
+	m := &matcher{make(map[string]map[string]bool), make(map[label]bool), make(map[string]bool)}
+	for _, r := range reqs {
+		switch r.Operator() {
+		case selection.In, selection.Equals, selection.DoubleEquals:
+			m.ask(r.Key(), r.Values())
+		case selection.Exists:
+			if _, is := m.asks[r.Key()]; !is {
+				m.asks[r.Key()] = nil
+			}
+		case selection.NotIn, selection.NotEquals:
+			for v := range r.Values() {
+				m.labels[label{r.Key(), v}] = true
+			}
+		case selection.DoesNotExist:
+			m.keys[r.Key()] = true
+		default:
+			return nil // no label selector of the API has others
+		}
+	}
+	return m
+}
+
+// ask leaves of the values that a key may have those that are given.
+func (m *matcher) ask(key string, values map[string]sets.Empty) {
+	old, both := m.asks[key], make(map[string]bool, len(values))
+	for v := range values {
+		if old == nil || old[v] {
+			both[v] = true
+		}
+	}
+	m.asks[key] = both
+}
+
+func (m *matcher) matches(set labels.Set) bool {
+	asked := 0
+	for k, v := range set {
+		if m.keys[k] || m.labels[label{k, v}] {
+			return false
+		}
+		if values, is := m.asks[k]; is {
+			if asked++; values != nil && !values[v] {
+				return false
+			}
+		}
+	}
+	return asked == len(m.asks)
+}
+
+// matches reports whether the selector matches an object with these labels.
+func (s *selector) matches(set labels.Set) bool {
+	if s.many != nil {
+		return s.many.matches(set)
+	}
+	return s.labels.Matches(set)
 }
 
 // entries is how often a selector is filed under these labels.
 func entries(anyOf []label) int { return len(anyOf) }
 
 func (x *labelIndex) add(s *selector) {
-	anyOf, key := anchor(s.labels, entries)
+	anyOf, key := anchor(s, entries)
 	switch {
 	case anyOf != nil:
 		for _, l := range anyOf {
@@ -100,7 +186,7 @@ func (x *labelIndex) add(s *selector) {
 
 // remove takes out a selector that has no use any more.
 func (x *labelIndex) remove(s *selector) {
-	anyOf, key := anchor(s.labels, entries)
+	anyOf, key := anchor(s, entries)
 	switch {
 	case anyOf != nil:
 		for _, l := range anyOf {
@@ -141,7 +227,7 @@ func (x *labelIndex) present(set labels.Set, f func(*selector)) {
 
 func (b bucket) match(set labels.Set, f func(*selector)) {
 	for _, s := range b.list {
-		if s.refs > 0 && s.labels.Matches(set) {
+		if s.refs > 0 && s.matches(set) {
 			f(s)
 		}
 	}
@@ -163,7 +249,7 @@ func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask *idBits) {
 	test := func(b bucket) {
 		for _, s := range b.list {
-			if s.refs > 0 && ns.matched.has(s.scope.selector.id) && s.labels.Matches(set) {
+			if s.refs > 0 && ns.matched.has(s.scope.selector.id) && s.matches(set) {
 				ids.set(s.id)
 			}
 		}
@@ -347,24 +433,24 @@ func (x *kinSet) having(anyOf []label) int {
 }
 
 // candidates is how many kins match tests for a selector.
-func (x *kinSet) candidates(sel labels.Selector) int {
-	if anyOf, _ := anchor(sel, x.having); anyOf != nil {
+func (x *kinSet) candidates(s *selector) int {
+	if anyOf, _ := anchor(s, x.having); anyOf != nil {
 		return x.having(anyOf)
 	}
 	return len(x.all)
 }
 
-// match calls f for each kin that sel matches. It tests those that have the rarest
-// of the labels that sel asks for: of "app" and "tier", the few of the app.
-func (x *kinSet) match(sel labels.Selector, f func(*kin)) {
+// match calls f for each kin that s matches. It tests those that have the rarest
+// of the labels that s asks for: of "app" and "tier", the few of the app.
+func (x *kinSet) match(s *selector, f func(*kin)) {
 	test := func(kins map[*kin]struct{}) {
 		for k := range kins {
-			if sel.Matches(k.labels) {
+			if s.matches(k.labels) {
 				f(k)
 			}
 		}
 	}
-	anyOf, _ := anchor(sel, x.having)
+	anyOf, _ := anchor(s, x.having)
 	if anyOf == nil {
 		test(x.all)
 		return

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"hash/maphash"
 	"slices"
-
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 // match finds out which selectors of peers match which pods, for all that has
@@ -40,7 +38,7 @@ func (w *World) affect(selectors []*selector) {
 		switch in := s.scope.selector; {
 		case in == nil:
 			if ns := w.namespaces[s.scope.namespace]; ns != nil {
-				w.affectIn(s.labels, ns)
+				w.affectIn(s, ns)
 			}
 		case s.labels.Empty():
 			whole.set(in.id)
@@ -59,7 +57,7 @@ func (w *World) affect(selectors []*selector) {
 		})
 		ns.matched.common(&some, func(id uint32) bool {
 			for _, s := range within[id] {
-				w.affectIn(s.labels, ns)
+				w.affectIn(s, ns)
 			}
 			return !ns.stale
 		})
@@ -68,9 +66,9 @@ func (w *World) affect(selectors []*selector) {
 
 // affectIn looks for the pods of a namespace that a selector matches, until to match
 // all of them anew costs less than to go on looking.
-func (w *World) affectIn(sel labels.Selector, ns *namespace) {
+func (w *World) affectIn(s *selector, ns *namespace) {
 	switch {
-	case sel.Empty():
+	case s.labels.Empty():
 		w.dirtyNS[ns] = struct{}{}
 		return
 	case ns.stale:
@@ -79,11 +77,11 @@ func (w *World) affectIn(sel labels.Selector, ns *namespace) {
 	case ns.tests == 0:
 		w.staleIn = append(w.staleIn, ns)
 	}
-	if ns.tests += 1 + ns.kins.candidates(sel); ns.tests > 4*len(ns.kins.all)+64 {
+	if ns.tests += 1 + ns.kins.candidates(s); ns.tests > 4*len(ns.kins.all)+64 {
 		ns.stale, ns.staleOwn = true, !w.wideOnly
 		return
 	}
-	ns.kins.match(sel, w.stale)
+	ns.kins.match(s, w.stale)
 }
 
 // matchNamespaces matches namespaces anew: those that have other labels, or all.
@@ -131,7 +129,7 @@ func (w *World) affectBy(a, b *idSet, ns *namespace) {
 		}
 		for _, o := range w.nsSelectors.byID[id].pods.list {
 			if o.refs > 0 && !ns.stale {
-				w.affectIn(o.labels, ns)
+				w.affectIn(o, ns)
 			}
 		}
 		return !ns.stale

@@ -291,7 +291,7 @@ func (w *World) useSubject(namespace string, sel labels.Selector) *selector {
 	if isNew {
 		s.members = make(map[*kin]struct{})
 		s.subjects = make(map[*policy]struct{})
-		w.namespaces[namespace].kins.match(sel, func(k *kin) {
+		w.namespaces[namespace].kins.match(s, func(k *kin) {
 			s.members[k] = struct{}{}
 			k.subjects = append(k.subjects, s)
 		})

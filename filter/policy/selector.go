@@ -10,7 +10,9 @@ type selector struct {
 	id     uint32
 	scope  scope
 	labels labels.Selector // empty: everything in scope
-	refs   int             // how often policies use it
+	asks   []labels.Requirement
+	many   *matcher
+	refs   int // how often policies use it
 
 	// For a policy's subject: the pods that match, and the policies. Who matches a
 	// peer's selector is known the other way round alone, by each pod and namespace:
@@ -71,7 +73,7 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 		s.refs++
 		return s, false
 	}
-	s = &selector{id: x.newID(), scope: in, labels: sel, refs: 1}
+	s = &selector{id: x.newID(), scope: in, labels: sel, refs: 1, asks: asksOf(sel), many: matcherOf(sel)}
 	x.byKey[key] = s
 	if int(s.id) == len(x.byID) {
 		x.byID = append(x.byID, nil)
