@@ -259,7 +259,7 @@ static __always_inline int asks_dhcp(struct __sk_buff *skb, struct packet *p)
 		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return !~p->dst.word[3] && p->sport == bpf_htons(68) && p->dport == bpf_htons(67);
-	return p->dst.word[0] == bpf_htonl(0xff020000) && p->dst.word[3] == bpf_htonl(0x00010002) &&
+	return p->dst.word[0] == bpf_htonl(0xff020000) && !p->dst.word[1] && !p->dst.word[2] && p->dst.word[3] == bpf_htonl(0x00010002) &&
 	       p->sport == bpf_htons(546) && p->dport == bpf_htons(547);
 }
 
@@ -338,13 +338,15 @@ int from_pod(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (!may_claim(skb, flags, &p))
 		return drop(SOURCE);
-	p.group = for_all(&p);
 
 	// A frame for all, in which a packet for one is: a bridge gives a copy to the node, by
 	// which the kernel takes the connection for one that was let pass, although policies
 	// deny it (br_nf_local_in). Then its answers would pass, and errors about it.
-	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1)
-		return drop(STRAY);
+	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1) {
+		if (!for_all(&p))
+			return drop(STRAY);
+		p.group = 1;
+	}
 
 	// Pods are not routers of their neighbours.
 	if (flags & POD) {
@@ -359,7 +361,7 @@ int from_pod(struct __sk_buff *skb)
 
 	if (p.protocol == IPPROTO_UDP)
 		tunnelled = bpf_map_lookup_elem(&tunnels, &p.dport) != 0;
-	if (tunnelled && flags & POD && (p.group || whose(&p.dst) & (OF_NODE | OF_TUNNEL)))
+	if (tunnelled && flags & POD && (p.group || whose(&p.dst) & (OF_NODE | OF_TUNNEL | OF_ALL)))
 		return drop(TUNNEL);
 
 	// Link-local addresses are no pod's to policies, but for those that the API lists.
@@ -422,11 +424,12 @@ int to_pod(struct __sk_buff *skb)
 	}
 
 	// Of other addresses policies do not know whose they are. From pods nothing comes
-	// to those; from elsewhere it may be answers.
-	if ((!from || bpf_map_lookup_elem(&ports, &from)) && (flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst)))) {
-		if (owned(&p.dst, skb->ifindex) != LISTED)
-			return drop(LINK_LOCAL);
-	}
+	// to those; from elsewhere it may be answers, but not to another pod, of which a
+	// bridge has made copies for all.
+	if (owned(&p.dst, skb->ifindex) == LISTED || !(flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst))))
+		return TC_ACT_UNSPEC;
+	if (!from || whose(&p.dst) & OF_POD || bpf_map_lookup_elem(&ports, &from))
+		return drop(LINK_LOCAL);
 	return TC_ACT_UNSPEC;
 }
 
