@@ -23,8 +23,8 @@
 // # What is dropped
 //
 // From a pod: sources that are not its own, in ARP too; router advertisements and
-// redirects; tagged frames; packets in packets for this node's tunnels, or their
-// other ends. From a pod that policies isolate for egress, further: sources that the
+// redirects; tagged frames; packets for one address in frames for all; packets in
+// packets for this node's tunnels, or their other ends. From a pod that policies isolate for egress, further: sources that the
 // API does not list, and what has a link-local address, but for neighbour discovery,
 // the joining of groups and the search for a DHCP server. To one that they isolate
 // for ingress: from elsewhere than its node, tagged frames, broadcast and multicast,
@@ -60,8 +60,13 @@ const (
 	// interface is seen at once, that of addresses behind it is not.
 	searching = time.Second
 	resting   = 10 * time.Second
-	// burst is how long events are gathered: a network plugin makes several.
-	burst = 20 * time.Millisecond
+	// burst is how long events are gathered: a network plugin makes several. What is
+	// published is no event; it may only be about a port that is not known yet.
+	burst     = 20 * time.Millisecond
+	published = 200 * time.Millisecond
+	// searches is how often in a row a port is looked at whose pod does not become
+	// known: a container may be none.
+	searches = 30
 )
 
 // Guard is the programs on the node's interfaces. Its methods may be called
@@ -78,6 +83,8 @@ type Guard struct {
 	bound    bindings
 	written  state
 	attached map[int]bool // by index of the interface
+	checked  time.Time    // when they were last seen to be there
+	searched int          // looks since something changed
 	failed   string       // what was logged last
 }
 
@@ -161,6 +168,14 @@ func (g *Guard) Run(ctx context.Context) {
 	}
 	timer := time.NewTimer(searching)
 	defer timer.Stop()
+	next := time.Now().Add(searching)
+	// A look is brought forward, and never put off, however much happens.
+	within := func(d time.Duration) {
+		if at := time.Now().Add(d); at.Before(next) {
+			next = at
+			timer.Reset(d)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -169,11 +184,13 @@ func (g *Guard) Run(ctx context.Context) {
 			if !open {
 				events = nil
 			}
-			timer.Reset(burst)
+			within(burst)
 		case <-g.kick:
-			timer.Reset(burst)
+			within(published)
 		case <-timer.C:
-			timer.Reset(g.again())
+			d := g.again()
+			next = time.Now().Add(d)
+			timer.Reset(d)
 		}
 	}
 }
@@ -198,7 +215,7 @@ func (g *Guard) again() time.Duration {
 		g.log.Info("the guard of the pods' interfaces is up to date again")
 	}
 	g.failed = text
-	if err != nil || g.bound.unknown(g.found) {
+	if err != nil || g.bound.unknown(g.found) && g.searched < searches {
 		return searching
 	}
 	return resting
@@ -217,6 +234,9 @@ func (g *Guard) look() error {
 	if err != nil {
 		return err
 	}
+	if g.searched++; len(now.ports) != len(g.found.ports) {
+		g.searched = 0
+	}
 	g.found = now
 	// First what the programs are to know, or they would let pass what they should not.
 	return errors.Join(g.write(), g.attach())
@@ -226,9 +246,13 @@ func (g *Guard) look() error {
 func (g *Guard) attach() error {
 	there := make(map[int]bool)
 	var errs []error
+	check := time.Since(g.checked) >= resting
+	if check {
+		g.checked = time.Now()
+	}
 	for _, p := range g.found.ports {
 		there[p.index] = true
-		if g.attached[p.index] && present(p.index) {
+		if g.attached[p.index] && !(check && !present(p.index)) {
 			continue
 		}
 		if err := attach(p, g.objs.FromPod.FD(), g.objs.ToPod.FD()); err != nil {
