@@ -123,8 +123,9 @@ const (
 	byKernel = "kernel"
 )
 
-// problemKinds have a series each, so that an alert sees them begin.
-var problemKinds = []string{"policy", "address", "manifest", "watch", "rules"}
+// problemKinds have a series each, so that an alert sees them begin. Other kinds have one
+// while there are problems of them.
+var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint"}
 
 // collector reads a State for each scrape.
 type collector struct{ read func() *State }
@@ -190,11 +191,14 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		count(failures, w.Kind, w.Errors)
 	}
 	found := make(map[string]int)
+	for _, kind := range problemKinds {
+		found[kind] = 0
+	}
 	for _, p := range s.AllProblems() {
 		found[p.Kind]++
 	}
-	for _, kind := range problemKinds {
-		out <- prometheus.MustNewConstMetric(problems, prometheus.GaugeValue, float64(found[kind]), kind)
+	for kind, n := range found {
+		out <- prometheus.MustNewConstMetric(problems, prometheus.GaugeValue, float64(n), kind)
 	}
 }
 

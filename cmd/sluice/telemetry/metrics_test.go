@@ -73,6 +73,17 @@ func TestMetricsOfANewAgent(t *testing.T) {
 	}
 }
 
+// No problem is left out of the count because its kind is not among those with a
+// series of their own.
+func TestEveryProblemIsCounted(t *testing.T) {
+	text := string(gathered(t, &State{Now: noon, Problems: []Problem{{Kind: "sysctl"}, {Kind: "new"}, {Kind: "new"}}}))
+	for _, want := range []string{`sluice_problems{kind="sysctl"} 1`, `sluice_problems{kind="new"} 2`} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("there is no %q in\n%s", want, text)
+		}
+	}
+}
+
 func TestMetricsKeepToTheConventions(t *testing.T) {
 	problems, err := promlint.New(bytes.NewReader(gathered(t, busy(t)))).Lint()
 	if err != nil {
