@@ -318,7 +318,7 @@ func TestHelmRendersAsTheTestsDo(t *testing.T) {
 func TestHelmRefusesBadValues(t *testing.T) {
 	for _, bad := range []string{
 		"fail=shut", "onExit=stay", "hold=1", "iptables=ebtables", "queues=-1", "httpAddress=9999", "runDir=run",
-		"startupTaint=a=b:NoSchedule", "sysctlProblems=ignore", "log.level=loud", "image.pullPolicy=Sometimes", "podCIDRs={10.0.0.0}", "extraArgs={x}", "hodl=1s", "log.verdict=all",
+		"startupTaint=a=b:NoSchedule", "sysctlProblems=ignore", "guard=maybe", "log.level=loud", "image.pullPolicy=Sometimes", "podCIDRs={10.0.0.0}", "extraArgs={x}", "hodl=1s", "log.verdict=all",
 	} {
 		t.Run(bad, func(t *testing.T) {
 			if _, err := tool(t, "helm", helmArgs("--set", bad)...); err == nil || !strings.Contains(err.Error(), "schema") {
