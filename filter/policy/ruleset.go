@@ -68,7 +68,10 @@ type blockRange struct{ low, end, rule uint32 }
 // remote is the other end of a flow, as a rule set looks at it.
 type remote struct {
 	some, whole *idSet // nil for an address of no pod
+	addr        netip.Addr
+	bounds      []netip.Addr
 	place       uint32 // of its address: how many bounds are not above it
+	placed      bool   // place is known: most flows are decided without it
 }
 
 // find returns the rule that allows the flow k from or to peer, or nil, and whether
@@ -78,12 +81,9 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 	if len(r.parts) > 0 {
 		return r.inParts(k, peer, peerAddr, dst, everyone)
 	}
-	var p remote
+	p := remote{addr: peerAddr, bounds: r.bounds}
 	if peer != nil && peer.class != nil {
 		p.some, p.whole = &peer.class.peers, &everyone[peer.class.namespace]
-	}
-	if len(r.bounds) > 0 {
-		p.place = placeOf(r.bounds, peerAddr)
 	}
 	if i := r.portless.find(&p); i != noRule {
 		return r.rules[i], true
@@ -183,6 +183,9 @@ func (s *peerSet) find(p *remote) uint32 {
 		}
 	}
 	if len(s.blocks) > 0 {
+		if !p.placed {
+			p.place, p.placed = placeOf(p.bounds, p.addr), true
+		}
 		if i := blockAt(s.blocks, p.place); i != noRule {
 			return i
 		}
@@ -202,8 +205,8 @@ func shared(rules []peerRule, set *idSet) uint32 {
 	if len(rules) == 0 {
 		return noRule
 	}
-	if set.words != nil {
-		return sharedBits(rules, set)
+	if set.dense != nil {
+		return sharedBits(rules, set.dense)
 	}
 	ids := set.list
 	if len(ids) == 0 {
@@ -249,10 +252,9 @@ func searchRules(rules []peerRule, id uint32) int {
 }
 
 // sharedBits is shared for many ids.
-func sharedBits(rules []peerRule, set *idSet) uint32 {
+func sharedBits(rules []peerRule, set *idWords) uint32 {
 	for i := range rules {
-		id := rules[i].selector
-		if at := id/64 - set.first; at < uint32(len(set.words)) && set.words[at]>>(id%64)&1 == 1 {
+		if set.has(rules[i].selector) {
 			return rules[i].rule
 		}
 	}

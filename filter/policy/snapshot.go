@@ -34,12 +34,12 @@ type Endpoint struct {
 
 // class is what all pods share that no policy can tell apart.
 type class struct {
+	groups    [2]*group // by filter.Direction; nil where not isolated
+	namespace uint32
+	peers     idSet // of the peer selectors that match
+	ports     []namedPort
 	key       string
 	refs      int
-	namespace uint32
-	peers     idSet     // of the peer selectors that match
-	groups    [2]*group // by filter.Direction; nil where not isolated
-	ports     []namedPort
 }
 
 // group is a set of policies that isolate the same pods in one direction, and
