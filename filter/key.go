@@ -130,8 +130,8 @@ func (k Key) Reverse(srcPort uint16) Key {
 	return k
 }
 
-// Pair is the key of all packets between the two addresses. It is decided as one
-// of which nothing more is known: what is allowed then is allowed for all.
+// Pair is the key of all packets between the two addresses. It is decided from the
+// addresses only: if it is allowed, every packet between them is.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
 
 // String is for logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".

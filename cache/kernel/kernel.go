@@ -262,7 +262,7 @@ func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
 	return errors.Join(again.Pin(path), again.Close())
 }
 
-// pinned reports whether a path is the name of a program.
+// pinned reports whether program is pinned at path.
 func pinned(path string, program *ebpf.Program) bool {
 	there, err := ebpf.LoadPinnedProgram(path, nil)
 	if err != nil {

@@ -100,8 +100,8 @@ func TestStampsOfAChainCollide(t *testing.T) {
 }
 
 // A stamp depends on the secrets, and on which end has which epoch. That the kernel
-// makes the same stamps is what TestSaysWhatUserSpaceSays shows: of a verdict with
-// another it says nothing.
+// computes the same stamps is tested by TestSaysWhatUserSpaceSays: the kernel ignores
+// a verdict with a different stamp.
 func TestStampDependsOnAll(t *testing.T) {
 	a, b := newSecrets(), newSecrets()
 	var k filter.Key

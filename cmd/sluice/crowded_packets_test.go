@@ -32,7 +32,8 @@ const (
 	asksForHours = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // on the node
 )
 
-// readsNothing asks for more than the buffers on the way hold.
+// readsNothing requests more data than the socket buffers hold; its sender does not
+// read the answers.
 var readsNothing = strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 50)
 
 // open opens a number of connections, and leaves them open until the test ends.

@@ -15,9 +15,9 @@ import (
 	"sluice/bench/lab"
 )
 
-// The attacks of a pod that writes into its frames what it likes. The attacker is
-// default/other: it may send to port 53 and nowhere else. The victim default/db takes
-// port 53 from all, and port 7 from frontends.
+// The forging tests have an attacker that writes arbitrary frames, and a victim. The
+// attacker default/other may send only to port 53. The victim default/db accepts port 53
+// from everywhere, and port 7 from frontends.
 const (
 	forgeAttacker = "default/other"
 	forgeVictim   = "default/db"
@@ -126,7 +126,7 @@ func (g *forger) frame(packet []byte) []byte {
 	return binary.BigEndian.AppendUint16(append(bytes.Clone(g.to), g.attacker.MAC()...), kind)
 }
 
-// arrives sends a frame, if any, and says whether the victim hears the text in it. A datagram
+// arrives sends a frame, if any, and reports whether the victim hears the text in it. A datagram
 // that is allowed follows on the same way.
 func (g *forger) arrives(frame []byte, text string) bool {
 	g.t.Helper()
@@ -149,7 +149,7 @@ func (g *forger) arrives(frame []byte, text string) bool {
 	return bytes.Contains(got, []byte(text))
 }
 
-// datagram says whether a datagram with these addresses arrives.
+// datagram reports whether a datagram with these addresses arrives.
 func (g *forger) datagram(src, dst netip.Addr, port uint16) bool {
 	g.t.Helper()
 	text := g.text()

@@ -353,7 +353,7 @@ func part(p []byte) (which string, later bool) {
 	return "", false
 }
 
-// isSender says whether an address is one of the senders'.
+// isSender reports whether an address is one of the senders'.
 func (f *frameFuzz) isSender(a netip.Addr) bool {
 	return slices.ContainsFunc(fuzzSenders, func(name string) bool { return slices.Contains(f.host(name).Addrs(), a) })
 }
@@ -378,7 +378,7 @@ func essential(p []byte) bool {
 	return false
 }
 
-// asksDHCP says whether a packet is a client's question to whatever server there is.
+// asksDHCP reports whether a packet is a client's question to whatever server there is.
 func asksDHCP(p packet.Packet) bool {
 	switch p.Key.DstAddr().String() {
 	case "255.255.255.255":
@@ -389,7 +389,7 @@ func asksDHCP(p packet.Packet) bool {
 	return false
 }
 
-// related says whether a packet is an ICMP error, which passes if it is about a
+// related reports whether a packet is an ICMP error, which passes if it is about a
 // connection that is allowed.
 func related(p []byte) bool {
 	if p[0]>>4 == 4 {

@@ -9,7 +9,7 @@ import (
 
 // Packets pass unjudged while the rules are flushed, and past a full queue with
 // --queue-overflow pass. Their connections have no mark; and from then on the rules
-// let the replies pass, which ask nobody. So after each such gap all live connections
+// let the replies pass without a verdict. So after each such gap all live connections
 // are judged, once the gap is closed.
 
 const (

@@ -38,7 +38,8 @@ func (s *site) unjudged(t *testing.T) int {
 	return n
 }
 
-// awaitUnjudged waits until so many more have been found.
+// awaitUnjudged waits until the count of connections that passed unjudged has grown
+// from before by more.
 func (s *site) awaitUnjudged(t *testing.T, before, more int) {
 	t.Helper()
 	for end := time.Now().Add(patience); s.unjudged(t) != before+more; time.Sleep(time.Millisecond) {
@@ -69,8 +70,8 @@ func (c *talk) stays(revoked bool) {
 	deaf(c.t, c.server)
 }
 
-// While the rules are flushed, everything passes. When they are back, what has begun
-// meanwhile is judged, and counted.
+// While the rules are flushed, everything passes. When they are back, the connections
+// that began in between are judged and counted.
 func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 	s := newSite(t)
 	// Without a rule that needs it, the kernel tracks nothing during the flush.

@@ -152,7 +152,7 @@ func (a *agent) apply(ctx context.Context) error {
 	return a.without(less, because)
 }
 
-// without says what the rules lack, and why.
+// without logs which parts the rules lack, and adapts the agent to that.
 func (a *agent) without(less rules.Less, because string) error {
 	if less.Crowd {
 		a.log.Info("sources that send more than --source-share are not set apart", "because", because)

@@ -19,10 +19,11 @@ import (
 )
 
 const (
-	// lookInterval is how often the kernel's settings are read: it tells of no change.
+	// lookInterval is the time between two readings of the kernel's settings, whose
+	// changes the kernel does not report.
 	lookInterval = 2 * time.Second
-	// outsideGrace is for how long a pod may have an address outside of all ranges: of
-	// a pod that ends, the route goes before the news comes.
+	// outsideGrace bounds how long a pod may have an address outside of all ranges before
+	// it is reported: when a pod ends, its route is removed before the API reports it.
 	outsideGrace = 30 * time.Second
 )
 

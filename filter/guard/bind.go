@@ -22,7 +22,7 @@ type bindings map[int]*binding
 // the API are there.
 func (b bindings) of(p port) *binding { return b[p.index] }
 
-// unknown says whether there is a port that may turn out to be a pod's.
+// unknown reports whether there is a port that may turn out to be a pod's.
 func (b bindings) unknown(f found) bool {
 	return slices.ContainsFunc(f.ports, func(p port) bool { return !p.tunnel && b.of(p) == nil && b.beside(p) == nil })
 }
@@ -190,7 +190,7 @@ func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 	}
 }
 
-// isolation says in which directions policies isolate the pod.
+// isolation returns the directions in which policies isolate the pod, as flags.
 func isolation(s *policy.Snapshot, b *binding) (flags uint32) {
 	e := s.Endpoint(b.listed[0])
 	if e.Isolation(filter.Egress) != nil {

@@ -126,8 +126,8 @@ func (g *Guard) Begin(s *policy.Snapshot) error {
 	return g.look()
 }
 
-// Publish takes in a snapshot: when it returns, it is in force for the ports whose pods
-// are known.
+// Publish applies a snapshot. When Publish returns, the snapshot is in force for the
+// ports whose pods are known.
 func (g *Guard) Publish(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -313,7 +313,7 @@ func (g *Guard) Stats() (Stats, error) {
 	return s, nil
 }
 
-// Close ends the agent's part; the programs stay where they are.
+// Close closes the agent's handles of the programs and maps; the programs stay attached.
 func (g *Guard) Close() error { return g.objs.Close() }
 
 // Remove takes the programs off all interfaces.

@@ -53,7 +53,7 @@ func bpfFilter(index int, parent uint32, name string, fd int) *netlink.BpfFilter
 // gone says that an interface is not there any more.
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) }
 
-// present says whether a program of ours stands on an interface.
+// present reports whether a program of ours is attached to an interface.
 func present(index int) bool {
 	return len(ours(index, netlink.HANDLE_MIN_INGRESS)) > 0
 }

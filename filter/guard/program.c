@@ -1,11 +1,11 @@
 //go:build ignore
 
-// Two programs at the node's end of every pod's interface. "from_pod" sees each frame
-// that comes from the pod, before bridge, iptables and routing do; "to_pod" each that
-// goes to it, after them. They drop what no policy can be applied to: frames that do
-// not say whose they are, or say it wrongly, and such as iptables does not see.
+// Two programs run at the node's end of every pod's interface. "from_pod" sees each frame
+// from the pod, before bridge, iptables and routing. "to_pod" sees each frame to the pod,
+// after them. They drop frames to which no policy can be applied: those with a missing or
+// wrong source, and those that iptables does not see.
 //
-// They know nothing of connections, and decide nothing that policies decide.
+// They do not track connections, and take no decision that belongs to policies.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -14,7 +14,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-// The mark of a packet that needs no verdict, which the loader sets.
+// allowed_mark marks a packet that needs no verdict. The loader sets its value.
 volatile const __u32 allowed_mark;
 
 // address is IPv6, or IPv4 in its mapped form, ::ffff:a.b.c.d.
@@ -278,14 +278,14 @@ static __always_inline __u32 whose(struct address *a)
 	return who ? *who : 0;
 }
 
-// for_all says whether a packet is for several, also by what an address means on a
+// for_all reports whether a packet is for several, also by what an address means on a
 // network of this node.
 static __always_inline int for_all(struct packet *p)
 {
 	return p->group || (whose(&p->dst) & (OF_ALL | OF_POD)) == OF_ALL;
 }
 
-// may_claim says whether a port may send from an address. Of a pod that policies
+// may_claim reports whether a port may send from an address. Of a pod that policies
 // isolate, addresses that the API does not list would go round them.
 static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct packet *p)
 {

@@ -74,7 +74,7 @@ func survey() (found, error) {
 }
 
 // tunnel takes in what is to be known of an interface that takes packets out of
-// packets, and says whether it is one.
+// packets, and reports whether it is one.
 func (f *found) tunnel(l netlink.Link) bool {
 	switch t := l.(type) {
 	case *netlink.Vxlan:

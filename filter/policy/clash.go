@@ -46,7 +46,7 @@ func (w *World) beats(p, o *pod, a netip.Addr) bool {
 type Clash struct {
 	Addr   netip.Addr
 	Winner string   // the pod that counts, "namespace/name"
-	Others []string // the other pods, likewise, sorted
+	Others []string // the other pods, in the same form, sorted
 }
 
 // Pods names the pods that claim the address, the one that counts first.

@@ -45,8 +45,8 @@ const (
 	costOfEntry    = 14
 )
 
-// costOf estimates what a policy takes, from its size alone. The estimate is at least
-// what it takes if no other policy shares any of its selectors.
+// costOf estimates the bytes that a compiled policy takes, from its size only. It is an
+// upper bound, even for a policy that shares no selector with others.
 func costOf(spec *networkingv1.NetworkPolicySpec) int64 {
 	c := costs{}
 	c.selector(&spec.PodSelector)

@@ -46,7 +46,7 @@ type selectors struct {
 	byScope map[scope]*scopeSelectors
 	wide    labelIndex // those that are not empty, of all scopes that are selectors
 	scopes  idBits     // the scopes of these
-	unused  []uint32   // ids below the highest that are free again
+	unused  []uint32   // released ids, free for reuse
 	few     int        // how many selectors that match by absence are tested one by one
 }
 

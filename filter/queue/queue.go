@@ -104,7 +104,7 @@ type Stats struct {
 	Restarts        uint64 // of workers
 	Dropped         uint64 // by the kernel: the queue or the socket was full
 	Crowd           uint64 // packets that were answered in the crowd's queue
-	CrowdDropped    uint64 // by the kernel, in the crowd's queue: none of Dropped
+	CrowdDropped    uint64 // by the kernel, in the crowd's queue; not included in Dropped
 	Overflows       uint64 // times that a queue may have been full and let packets pass
 
 	Holding     int64  // packets that wait for their pod to become known

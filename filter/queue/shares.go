@@ -29,7 +29,7 @@ type sharer struct {
 	packets []*held // of an address, the oldest first
 
 	addresses map[netip.Addr]*sharer // of an interface
-	ranks     ranks                  // likewise
+	ranks     ranks                  // of addresses, if this is an interface
 }
 
 func newShares(most int) *shares {

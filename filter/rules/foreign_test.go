@@ -407,8 +407,9 @@ func lackingIptables(t *testing.T, f Family, b Backend) tool {
 	return tool{family: f, name: name, path: filepath.Join(dir, name), backend: b}
 }
 
-// writeScript writes a program, and returns when it can be run: a process that another
-// test starts meanwhile has it open for writing until it runs its own program.
+// writeScript writes a script, and returns when it can be run. A child that another test
+// forks in between inherits the open file, and running the script fails with ETXTBSY until
+// that child calls exec.
 func writeScript(t *testing.T, path, script string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {

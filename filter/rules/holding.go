@@ -94,7 +94,8 @@ func (t *keptTable) outdated(now holding) []string {
 	})
 }
 
-// equal says whether both hold the same of ours, but for the handles of rules.
+// equal reports whether both hold the same chains and rules of ours, apart from the
+// handles of rules.
 func (h holding) equal(o holding) bool {
 	same := func(a, b []string) bool {
 		return slices.EqualFunc(a, b, func(a, b string) bool { return withoutHandle(a) == withoutHandle(b) })

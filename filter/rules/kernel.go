@@ -67,8 +67,8 @@ func openTable(f Family, t tool) (Table, error) {
 func (k *kernelTable) Family() Family { return k.family }
 func (k *kernelTable) String() string { return k.name }
 
-// Chains asks nf_tables itself, because iptables-nft refuses to list a table in which
-// a single rule is beyond it.
+// Chains asks nf_tables directly, because iptables-nft refuses to list a table if it
+// does not understand one of its rules.
 func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 	if k.backend != NFT {
 		return k.legacyChains(ctx)

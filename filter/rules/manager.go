@@ -227,8 +227,9 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 		case try == 3:
 			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): see who else changes %s", strings.Join(faults, "; "), table)
 		}
-		// What is to be deleted may have been, since the look: look once more. Then it
-		// may be an older chain that cannot be deleted.
+		// A chain to be deleted may be gone since compare read the table, so a failed
+		// first write is tried again. If the second fails too, something may refer to
+		// an outdated chain: empty those chains without deleting them.
 		err = t.write(ctx, now, want)
 		if err != nil && try > 0 && len(t.outdated(now)) > 0 {
 			t.stuck = t.outdated(now)

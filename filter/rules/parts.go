@@ -31,7 +31,7 @@ var lesser = []Less{
 // without success costs two runs of iptables and changes nothing.
 const completeInterval = time.Minute
 
-// without gives the options that leave parts out.
+// without returns the options without the parts in less.
 func (o Options) without(less Less) Options {
 	if less.Pins {
 		o.AllowPin, o.DenyPin = "", ""

@@ -373,7 +373,7 @@ func TestRealWatchLegacy(t *testing.T) {
 	}
 }
 
-// More changes than there is room for are known to have been.
+// Changes are noticed even if the buffer of the watch's socket overflows.
 func TestRealWatchOverrun(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	n.inside(n.Apply)

@@ -44,7 +44,7 @@ const (
 	bpfReturn = 0x06
 )
 
-// sameAddress is a program that says whether the source of a packet is its
+// sameAddress is a program that reports whether the source of a packet is its
 // destination, in the form that iptables takes and prints. No other match compares
 // two fields of a packet. It takes neither the system call bpf nor a pinned name.
 func sameAddress(f Family) string {

@@ -110,8 +110,8 @@ func behind(d document) (where string, more bool) {
 	return where, true
 }
 
-// jsonStream reads JSON values one after the other, and reports whether that is
-// what the data are: YAML may begin with a brace too.
+// jsonStream reads JSON values one after the other, and reports whether data consists
+// of such values. YAML may begin with a brace too.
 func (p *parser) jsonStream(data []byte) bool {
 	var documents []json.RawMessage
 	for d := json.NewDecoder(bytes.NewReader(data)); ; {

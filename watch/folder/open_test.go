@@ -124,7 +124,7 @@ func TestReadOfAPipeThatIsNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader := os.NewFile(mustOpen(t, pipe), pipe) // keeps what is written when the writer has gone
+	reader := os.NewFile(mustOpen(t, pipe), pipe) // keeps the pipe's data after the writer has closed
 	defer reader.Close()
 	if _, err := writer.WriteString(web + "---" + shop); err != nil {
 		t.Fatal(err)

@@ -57,7 +57,7 @@ func plainText(data []byte) ([]byte, string) {
 	return bytes.ReplaceAll(data, []byte("\n\ufeff"), []byte("\n")), ""
 }
 
-// lineOf is the line, from 1, that the byte at the given place is in.
+// lineOf returns the number of the line, from 1, with the byte at the given offset.
 func lineOf(data []byte, at int) int { return 1 + bytes.Count(data[:at], []byte("\n")) }
 
 // fromWide decodes UTF-16 or UTF-32 that begins with a byte order mark.

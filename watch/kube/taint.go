@@ -189,8 +189,8 @@ func (t *startupTaint) settle(err error) {
 	}
 }
 
-// StartupTaintError is why the taint cannot be removed from this node's Node; nil if
-// it can, or is not there.
+// StartupTaintError returns why the taint cannot be removed from this node's Node. It
+// returns nil if the taint can be removed, or is not there.
 func (s *Source) StartupTaintError() error {
 	if s.taint == nil {
 		return nil

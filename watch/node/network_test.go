@@ -22,7 +22,8 @@ func read(t *testing.T, h *lab.Host) (n *node.Network) {
 	return n
 }
 
-// Routed pods are found by their routes, and the way out of the node is none to a pod.
+// Routed pods are found by their routes. The node's way out is not taken
+// for the route of a pod.
 func TestReadRoutedNetwork(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	pod, err := l.AddPod("web")

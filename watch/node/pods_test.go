@@ -177,8 +177,8 @@ func TestPodBridges(t *testing.T) {
 	}
 }
 
-// An interface of a pod's own is one whose other end is elsewhere, that is no port of a
-// bridge and no way to a gateway, and the only one to the address.
+// A pod's own interface has its other end in another network namespace and the only route
+// to the pod's address. It is neither a port of a bridge nor on the way to a gateway.
 func TestPodDevices(t *testing.T) {
 	n := routed()
 	n.Routes = append(n.Routes, Route{netip.MustParsePrefix("10.0.7.9/32"), 3}, Route{netip.MustParsePrefix("10.0.7.9/32"), 4}, Route{netip.MustParsePrefix("10.0.7.9/32"), 3},

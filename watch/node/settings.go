@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// DefaultSysctls is where the kernel has its settings. Those of a network namespace are
-// the reading process's own.
+// DefaultSysctls is the directory of the kernel's settings. For settings of a network
+// namespace, a process reads those of its own.
 const DefaultSysctls = "/proc/sys"
 
 // SettingProblem is a setting of the kernel by which packets between pods reach their

@@ -23,7 +23,7 @@ const DefaultAddress = "127.0.0.1:10301"
 // is for callers on this machine alone, whatever the address that is listened on.
 func Handler(read func() *State) http.Handler {
 	mux := http.NewServeMux()
-	// What every pod may ask for, which could keep a CPU busy.
+	// Every pod may request these pages, so inTurn bounds the CPU time that they take.
 	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(Registry(read), promhttp.HandlerOpts{})))
 	mux.Handle("GET /healthz", inTurn(&pulse{read: read}))
 	mux.Handle("GET /readyz", inTurn(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, read().Unready()) })))

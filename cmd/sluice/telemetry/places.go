@@ -56,7 +56,7 @@ func descriptors() uint64 {
 	return limit.Cur
 }
 
-// places are the connections that may be open at once.
+// places tracks the open connections, and bounds their number in total and per source.
 type places struct {
 	most, perSource int
 

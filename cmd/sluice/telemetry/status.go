@@ -62,14 +62,14 @@ type Packets struct {
 	Cached       uint64            `json:"cached"`       // answered from the flow cache
 }
 
-// Forged are frames that were dropped because they do not say, or say wrongly, whose
-// they are, or because no policy can be applied to them.
+// Forged counts frames that were dropped because their source is missing or wrong, or
+// because no policy can be applied to them.
 type Forged struct {
 	Rules   uint64            `json:"rules"`             // by iptables: as if from this node, or from their receiver
 	Reasons map[string]uint64 `json:"reasons,omitempty"` // at pods' interfaces
-	Guarded bool              `json:"guarded"`           // pods' interfaces are
-	Ports   int               `json:"ports"`             // that are known to be pods'
-	Unknown int               `json:"unknown"`           // of which it is not known whose they are
+	Guarded bool              `json:"guarded"`           // whether pods' interfaces are guarded
+	Ports   int               `json:"ports"`             // interfaces whose pod is known
+	Unknown int               `json:"unknown"`           // interfaces whose pod is not known
 }
 
 func (f Forged) text() string {

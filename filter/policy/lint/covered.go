@@ -29,7 +29,7 @@ func (l *linter) exceptions(p *pol, r *rule) {
 	}
 }
 
-// hostBits finds CIDRs that are read as another one than is written.
+// hostBits finds CIDRs with host bits, which are read as a different CIDR.
 func (l *linter) hostBits(p *pol, r *rule) {
 	for _, x := range r.peers {
 		if x.block == nil {
