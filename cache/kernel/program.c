@@ -284,8 +284,8 @@ static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 // too because the kernel gives the place of a flow that it forgets to another at
 // once, under the hands of a program that reads it; what is read is one number,
 // so that it cannot be half of each. Of any two inputs, at most one choice of the
-// secrets in 2^30 gives both one stamp, so that nobody who does not know them finds
-// two. A chain of multiplications by a constant has no such bound: there, the same
+// secrets in 2^30 gives both one stamp, so that two cannot be found without
+// them. A chain of multiplications by a constant has no such bound: there, the same
 // two bits changed in neighbouring words cancelled out for every start value.
 static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 {

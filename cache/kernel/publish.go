@@ -95,10 +95,10 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	return nil
 }
 
-// SetDevices says which interface leads to each pod address of this node, where it
-// leads to no other pod's. What was known of an address that is not among them stays
-// for as long as somebody has it: of a pod that ends, the interface goes before the
-// news comes.
+// SetDevices sets the interface that leads to each pod address of this node, where it
+// leads to no other pod's. The interface of an address that is not in the new set is kept
+// while a pod has the address: when a pod ends, its interface is removed before the API
+// reports it.
 //
 // With an error the cache answers nothing until a later Publish succeeds; if the
 // error is ErrOpen it could not be closed either.

@@ -216,8 +216,8 @@ func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
 	})
 }
 
-// A source that is another pod's or nobody's is dropped, so that neither what the
-// other may do nor what strangers may helps the attacker.
+// A source that belongs to another pod, or to no pod, is dropped. The attacker gains
+// neither the other pod's rights nor those of an unknown address.
 func TestForgedOthersOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		web, stranger, elsewhere := g.of(g.host("default/web")), g.pick("198.51.100.7", "2001:db8:7::7"), g.of(g.host("default/far"))

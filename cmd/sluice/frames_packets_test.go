@@ -190,8 +190,8 @@ func (f *frameFuzz) run(count int) {
 
 // wait returns when all that was sent has been dealt with: a datagram that each target
 // may get has arrived there, after what was sent before. It is sent until it does: a
-// frame with somebody's link address may have led the bridge astray, until that one
-// speaks.
+// frame with a forged link address may have misled the bridge until the address's owner
+// sends.
 func (f *frameFuzz) wait(id uint32) {
 	f.t.Helper()
 	for i, name := range fuzzTargets {

@@ -49,8 +49,8 @@ func (s *site) awaitUnjudged(t *testing.T, before, more int) {
 	}
 }
 
-// stays checks that a connection is stopped both ways: the replies too, about which
-// nobody is asked.
+// stays checks that a connection is stopped both ways: the replies too, which
+// need no verdict.
 func (c *talk) stays(revoked bool) {
 	c.t.Helper()
 	if !revoked {

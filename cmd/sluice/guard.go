@@ -10,7 +10,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// guardMode says whether to guard the pods' interfaces.
+// guardMode is whether to guard the pods' interfaces.
 type guardMode string
 
 const (

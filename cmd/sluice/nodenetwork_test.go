@@ -84,7 +84,7 @@ func TestRangesFromABridge(t *testing.T) {
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems %v", p)
 	}
-	n.network = bridgeTo("10.43.0.0/24") // the plugin was set up anew
+	n.network = bridgeTo("10.43.0.0/24") // the plugin was set up again
 	n.look(nil)
 	expects(false)
 }

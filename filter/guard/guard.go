@@ -2,7 +2,7 @@
 // policies cannot be applied to does not reach the pods that they isolate.
 //
 // A packet is judged by its addresses. So a pod that writes another's address into
-// its packets would have the other's rights, or, with an address of nobody, those of
+// its packets would have the other's rights, or, with an address of no pod, those of
 // an address outside the cluster. And there are frames that iptables is not asked
 // about, or that bear addresses that are no pod's to the API. Which pod a frame comes
 // from, or goes to, is known for certain at one place: the node's end of its
@@ -35,8 +35,8 @@
 // would bring wherever its link address says; and messages of neighbour discovery that
 // were forwarded.
 //
-// From an interface of which it is not known whose it is, as that of a pod that is
-// starting, only sources are dropped that are known to be somebody else's.
+// From an interface whose pod is not known, such as that of a pod that is starting, only
+// sources that are known to belong to others are dropped.
 package guard
 
 import (

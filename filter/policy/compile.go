@@ -37,7 +37,7 @@ type compiler struct {
 }
 
 // mark is a random number of a rule, or those of several rules added up (without
-// carry): sets of rules are known by it. With 128 bits that nobody can foresee, no
+// carry): sets of rules are known by it. With 128 bits that are unpredictable, no
 // two sets will ever share one.
 type mark [2]uint64
 

@@ -64,8 +64,8 @@ func (w *World) affect(selectors []*selector) {
 	}
 }
 
-// affectIn looks for the pods of a namespace that a selector matches, until to match
-// all of them anew costs less than to go on looking.
+// affectIn looks for the pods of a namespace that a selector matches. It stops where
+// matching all of them again costs less than going on.
 func (w *World) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():
@@ -84,7 +84,7 @@ func (w *World) affectIn(s *selector, ns *namespace) {
 	ns.kins.match(s, w.stale)
 }
 
-// matchNamespaces matches namespaces anew: those that have other labels, or all.
+// matchNamespaces matches namespaces again: those that have other labels, or all.
 func (w *World) matchNamespaces() {
 	if !w.staleNS {
 		for ns := range w.dirtyNS {
@@ -175,8 +175,8 @@ func (w *World) keepOwn(id uint32) {
 	}
 }
 
-// sumOf is a sum by which equal sets are known: of 128 bits that nobody can
-// foresee, so that no two will ever share one.
+// sumOf is a sum by which equal sets are known: of 128 unpredictable
+// bits, so that no two will ever share one.
 func (w *World) sumOf(ids *idSet) (sum [2]uint64) {
 	for i := range sum {
 		var h maphash.Hash

@@ -350,7 +350,7 @@ func (c *cluster) succeeds(a, b *corev1.Pod, addr netip.Addr) bool {
 	return a.Namespace+"/"+a.Name > b.Namespace+"/"+b.Name
 }
 
-// clashes lists the addresses that two or more pods claim that nobody deletes.
+// clashes lists the addresses that two or more pods claim, apart from pods being deleted.
 func (c *cluster) clashes() []policy.Clash {
 	claims := map[netip.Addr][]string{}
 	live := map[netip.Addr]int{}

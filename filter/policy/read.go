@@ -315,7 +315,7 @@ func (w *World) useNamespaces(sel labels.Selector) *selector {
 }
 
 // usePeer interns a selector of peers; the pods that it matches learn of it with
-// the next commit. Nobody's epoch changes for it: verdicts change with the rules that
+// the next commit. No pod's epoch changes for it: verdicts change with the rules that
 // use it, and so with the pods that those rules guard.
 func (w *World) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)

@@ -58,7 +58,7 @@ type World struct {
 	dirtyNS    map[*namespace]struct{}
 	staleIn    []*namespace // those in which a selector came or went
 	compiled   []*kin       // whose pods this commit has compiled
-	wideOnly   bool         // only selectors of peers whose scope is a selector are matched anew
+	wideOnly   bool         // only selectors of peers whose scope is a selector are matched again
 	endpoints  []Endpoint   // of the next pods
 	seeds      [2]maphash.Seed
 	lastEpoch  uint64
@@ -326,7 +326,7 @@ func (w *World) touch(s *selector) {
 	}
 }
 
-// dirty has a pod compiled anew.
+// dirty marks a pod to be compiled again.
 func (w *World) dirty(p *pod) {
 	if !p.dirty {
 		p.dirty = true
@@ -342,7 +342,7 @@ func (w *World) renew(p *pod) {
 	}
 }
 
-// stale has the peers that pods match found anew.
+// stale marks a kin: the peer selectors that match its pods must be found again.
 func (w *World) stale(k *kin) {
 	if !k.stale {
 		k.stale = true
@@ -356,7 +356,7 @@ func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
 	old := w.policies[objectKey{o.Namespace, o.Name}]
 	spec, err := o.Spec.Marshal() // sorts what maps hold
 	if err != nil {
-		spec = nil // one that cannot be encoded is read anew each time
+		spec = nil // a spec that cannot be encoded is read again each time
 	}
 	sum := sha256.Sum256(spec)
 	if err == nil && old != nil && old.sum == sum {

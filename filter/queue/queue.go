@@ -109,7 +109,7 @@ type Stats struct {
 
 	Holding     int64  // packets that wait for their pod to become known
 	Held        uint64 // those that have ever waited
-	HoldExpired uint64 // those that have waited in vain
+	HoldExpired uint64 // those whose pod did not become known in time
 	HoldRefused uint64 // those that found no place, or lost it to a sender with fewer
 }
 

@@ -13,8 +13,8 @@ type dropCounter interface {
 	Dropped(chain string) (packets uint64, err error)
 }
 
-// forged adds up what a table's counters say. They begin anew when the chain is
-// written, and what they said last before is all that is known of the rest.
+// forged adds up what a table's counters say. The counters start at 0 again
+// when the chain is written; of the packets before that, only the last reading is known.
 type forged struct {
 	mu          sync.Mutex
 	last, total uint64

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// sources are the rules that drop packets with sources that nobody but this node, or
-// the receiver, can have. They stand in PREROUTING, before any translation, because
+// sources are the rules that drop packets with sources that only this node, or the
+// receiver, can have. They are in PREROUTING, before any translation, because
 // later both sources are legitimate:
 //
 //   - What the node itself sends never comes in, but by loopback, and by the copies

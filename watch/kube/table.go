@@ -32,7 +32,7 @@ type table struct {
 	kind   *kind
 	queue  *queue
 	health *health
-	nodes  *nodes        // of Nodes, if somebody needs them
+	nodes  *nodes        // of Nodes; nil if not needed
 	taint  *startupTaint // of this node's Node; nil if there is none
 	// known is what the API server has. With a pod's name goes its set of labels,
 	// so that the set stays known as long as the World has a pod with it.

@@ -1,7 +1,7 @@
 // Package frames makes random frames, such as a hostile pod might send: right ones, and
 // others with addresses, tags, headers and lengths that are not right. Each bears a
-// number in its payload, so that whoever captures it, or a part of it, knows which it
-// is and who sent it.
+// number in its payload, so that a capture of it, or of a part of it, shows which frame it
+// is and which pod sent it.
 //
 // The same seed gives the same frames.
 package frames
@@ -76,7 +76,7 @@ func New(seed uint64, opts Options) *Source {
 	return s
 }
 
-// strange are addresses that nobody should send from, and few should be sent to.
+// strange are addresses that no pod should send from, and that few packets go to.
 var strange = []netip.Addr{
 	netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("255.255.255.255"),
 	netip.MustParseAddr("224.0.0.1"), netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("169.254.172.9"), netip.MustParseAddr("10.77.0.255"),
@@ -370,7 +370,7 @@ func (s *Source) link(target End, dst netip.Addr, packet []byte) []byte {
 		frame = append(frame, byte((len(packet)+8)>>8), byte(len(packet)+8), 0xaa, 0xaa, 3, 0, 0, 0, byte(kind>>8), byte(kind))
 	case 2: // MPLS
 		frame = append(frame, 0x88, 0x47, 0, 0, 1, 64)
-	case 3: // an answer of ARP, as if from somebody
+	case 3: // an ARP message with some known host's address as its sender
 		who := s.family(s.all, false).AsSlice()
 		return slices.Concat(frame, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, byte(1 + s.random.IntN(2))}, s.Sender.MAC, who, target.MAC, s.family(target.Addrs, false).AsSlice())
 	default:
