@@ -148,6 +148,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	a.sweeper.Awaited = a.awaited
 	a.follower = conntrack.Follow(a.sweeper, a.admitted, log)
 	world := policy.NewWorld()
+	world.SetLimits(opts.limits())
 	world.SetLocalNode(opts.nodeName)
 	a.keeper = watch.New(world, &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil

@@ -74,7 +74,7 @@ func (c *talk) learn() {
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		first := gopacket.LayerType(layers.LayerTypeIPv4)
+		first := layers.LayerTypeIPv4
 		if data[0]>>4 == 6 {
 			first = layers.LayerTypeIPv6
 		}

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"sluice/bench/worst"
 )
 
@@ -43,6 +46,31 @@ func TestWorstPoliciesOnPackets(t *testing.T) {
 	_, told, _ := sluice(t, "status", "--socket", s.socket)
 	if !strings.Contains(told, worst.Namespace+"/") || !strings.Contains(told, "--policies-memory") {
 		t.Errorf("the status names no policy that is refused:\n%s", told)
+	}
+}
+
+// The flags set the limits: a policy beyond allows nothing, is named, and leaves others'
+// in force.
+func TestPolicyLimitFlagsOnPackets(t *testing.T) {
+	for _, flag := range []string{"--policy-memory", "--policies-memory"} {
+		t.Run(flag, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", policies(demo1))
+			p := worst.Known()[0].OfSize("large", 200<<10)
+			p.Namespace, p.APIVersion, p.Kind = "mine", "networking.k8s.io/v1", "NetworkPolicy"
+			p.Spec.PodSelector = metav1.LabelSelector{}
+			p.Spec.PolicyTypes, p.Spec.Ingress = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}, append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{})
+			s.write("large.yaml", manifest(t, p))
+			s.start(flag, "1")
+			s.check(t, []string{webToDB}, []string{otherToDB, "default/web mine/cart tcp 80"})
+			_, told, _ := sluice(t, "status", "--socket", s.socket)
+			if !strings.Contains(told, "mine/large") || !strings.Contains(told, flag) {
+				t.Errorf("the status does not say that mine/large is beyond %s:\n%s", flag, told)
+			}
+			s.agent.Kill()
+			s.start(flag, "0")
+			s.check(t, []string{webToDB, "default/web mine/cart tcp 80"}, []string{otherToDB})
+		})
 	}
 }
 

@@ -20,7 +20,7 @@ func TestNamesOfPorts(t *testing.T) {
 	tests := map[string]string{ // by name: the hint; empty for a name that is right
 		"http": "", "a": "", "80a": "", "a-1": "", "fifteen-letters": "",
 		"80": "port: 80", "8000": "port: 8000", "80-90": "port: 80 and endPort: 90",
-		"": "the number", "0": "the number", "99999": "the number", " 80": "the number", "HTTP": "the number", "a--b": "the number",
+		"": "the number", "0": "the number", "99999": "the number", "8 0": "the number", "HTTP": "the number", "a--b": "the number",
 		"-a": "the number", "a-": "the number", "a_b": "the number", "sixteen-letters-": "the number", "sixteen-letters1": "the number", "é": "the number",
 	}
 	for name, hint := range tests {

@@ -76,7 +76,8 @@ func (n *realNode) inForce() {
 	n.t.Helper()
 	for _, f := range Families {
 		text := n.output("nft", "--stateless", "list", "chain", nftFamily[f], table, "POSTROUTING")
-		rules := strings.Split(text[strings.Index(text, "policy"):], "\n")
+		_, text, _ = strings.Cut(text, "policy")
+		rules := strings.Split(text, "\n")
 		if len(rules) < 2 || !strings.HasSuffix(rules[1], "jump "+Chain) || strings.Count(text, Chain) != 1+strings.Count(text, `"-j SLUICE"`) {
 			n.t.Errorf("%s: the hook holds\n%s", f, text)
 		}

@@ -179,7 +179,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	}
 	steps := splitText(text)
 	err := k.run(ctx, steps.first)
-	if err != nil && k.clearBaseChains(text) {
+	if err != nil && k.clearBaseChains() {
 		err = k.run(ctx, steps.first)
 	}
 	for _, h := range steps.handles {
@@ -225,7 +225,7 @@ func (k *kernelTable) run(ctx context.Context, text string) error {
 // clearBaseChains deletes chains with names of ours that the kernel itself calls, and
 // reports whether there were any: no rule can jump to such a chain, and iptables
 // cannot delete it.
-func (k *kernelTable) clearBaseChains(text string) (cleared bool) {
+func (k *kernelTable) clearBaseChains() (cleared bool) {
 	chains, err := k.nft().chains()
 	if err != nil {
 		return false

@@ -326,7 +326,7 @@ func (s *Source) sum(src, dst netip.Addr, protocol byte, payload []byte, at int)
 // checksum is that of the internet (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
-	for i := 0; i < len(b); i++ {
+	for i := range b {
 		sum += uint32(b[i]) << (8 * ((i + 1) % 2))
 	}
 	for sum > 0xffff {
