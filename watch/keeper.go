@@ -255,7 +255,7 @@ func (k *Keeper) problems() {
 	k.wrong.Store(&wrong)
 	for _, p := range wrong {
 		if !k.said[p] {
-			k.log.Warn("part of a policy cannot be understood and allows nothing", "problem", p)
+			k.log.Warn("part of a policy allows nothing", "problem", p)
 		}
 		said[p] = true
 	}
