@@ -41,7 +41,9 @@ type site struct {
 	// socket is where the agent answers: two that have the same take over from
 	// each other.
 	socket string
-	hosts  map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
+	// program is the sluice to run; empty for the one under test.
+	program string
+	hosts   map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
 }
 
 // sitePods are the pods, with their labels and the node that they run on.
@@ -148,9 +150,12 @@ func (s *site) start(args ...string) {
 // test.
 func (s *site) another(args ...string) *running.Agent {
 	s.t.Helper()
-	program, err := exec.LookPath("sluice")
-	if err != nil {
-		s.t.Fatalf("find the command under test: %v", err)
+	program := s.program
+	if program == "" {
+		var err error
+		if program, err = exec.LookPath("sluice"); err != nil {
+			s.t.Fatalf("find the command under test: %v", err)
+		}
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()

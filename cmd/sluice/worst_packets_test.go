@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -23,6 +25,11 @@ const daemonSetLimit = 512 << 10
 // other tenants' policies are in force, and the policies that are refused are named.
 func TestWorstPoliciesOnPackets(t *testing.T) {
 	s := newSite(t)
+	// Not the one under test: the race detector takes several times the memory.
+	s.program = filepath.Join(t.TempDir(), "sluice")
+	if out, err := exec.Command("go", "build", "-o", s.program, "sluice/cmd/sluice").CombinedOutput(); err != nil {
+		t.Fatalf("build sluice: %v\n%s", err, out)
+	}
 	const guarded = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"
 	s.write("policies.yaml", policies(guarded))
 	s.start()
