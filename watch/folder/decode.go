@@ -50,6 +50,7 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 		p.problem("", "", flaw, "save it as text, in UTF-8")
 		return &p.content
 	}
+	p.blank = len(bytes.TrimSpace(data)) == 0
 	for _, d := range split(data) {
 		if trimmed := bytes.TrimLeft(d.text, " \t\n"); bytes.HasPrefix(trimmed, []byte("{")) && p.jsonStream(d.text) {
 			continue

@@ -12,6 +12,7 @@ import (
 
 // content is what one file holds.
 type content struct {
+	blank    bool // it has no text, not even a comment
 	items    []*item
 	problems []Problem
 	notes    []Problem //  what changes nothing

@@ -24,9 +24,6 @@ import (
 const (
 	quiet = 10 * time.Millisecond // without events ends a burst
 	burst = 50 * time.Millisecond // is the longest that one may go on
-	// A file that has just become empty is usually about to be written: editors
-	// and shells truncate first. For this long its objects stay.
-	emptied = 250 * time.Millisecond
 	// A look at all files without an event catches what events cannot tell:
 	// links that lead out of the folder, file systems without notification, a
 	// folder that was away. It costs one stat a file.
@@ -106,7 +103,6 @@ type file struct {
 	good    bool      // content was without problems
 	broken  bool      // what the file holds now is not what is in force
 	wrong   []Problem // in what the file holds now
-	empty   time.Time // since when it has been empty with its objects still in force
 }
 
 // Follow reads the folder, or the single file, and calls apply with all there is,
@@ -303,11 +299,7 @@ func (f *follower) look(path string) time.Duration {
 		known = &file{content: &content{}}
 		f.files[path] = known
 	case f.all || f.touched[path] || err != nil:
-	case !known.empty.IsZero() && time.Since(known.empty) >= emptied:
 	case known.info != nil && os.SameFile(known.info, info) && known.info.Size() == info.Size() && known.info.ModTime().Equal(info.ModTime()):
-		if !known.empty.IsZero() {
-			return emptied - time.Since(known.empty)
-		}
 		return resync
 	}
 	if err != nil {
@@ -320,22 +312,23 @@ func (f *follower) look(path string) time.Duration {
 		info = nil
 	}
 	known.info = info
-	return f.take(known, opener{limit: maxFollowed}.readFile(path, f.log))
+	f.take(path, known, opener{limit: maxFollowed}.readFile(path, f.log))
+	return resync
 }
 
-// take puts what was read in force, unless something is wrong with it.
-func (f *follower) take(known *file, now *content) time.Duration {
+// take puts what was read in force, unless something is wrong with it. A file that has
+// become empty is broken too: editors and shells truncate a file before they write it,
+// and its policies must not be missing for as long as the writer takes.
+func (f *follower) take(path string, known *file, now *content) {
 	now.items = slices.DeleteFunc(now.items, func(it *item) bool { return !it.decides() })
 	problems := append(slices.Clone(now.problems), now.inPolicies()...)
-	if len(problems) == 0 && len(now.items) == 0 && len(known.content.items) > 0 {
-		if known.empty.IsZero() {
-			known.empty = time.Now()
-		}
-		if left := emptied - time.Since(known.empty); left > 0 {
-			return left
-		}
+	emptied := now.blank && len(known.content.items) > 0
+	if emptied {
+		problems = append(problems, Problem{
+			File: path, Detail: "it is empty; what it held stays in force",
+			Mend: "remove the file, or write a comment into it, to take its objects away",
+		})
 	}
-	known.empty = time.Time{}
 	inForce := "what can be read of the file"
 	if known.good {
 		inForce = "the last good state of the file"
@@ -353,12 +346,11 @@ func (f *follower) take(known *file, now *content) time.Duration {
 			f.log.Info("manifest mended", "objects", len(now.items))
 		}
 		known.content, known.good, known.broken = now, true, false
-	case known.good:
+	case known.good || emptied:
 		known.broken = true
 	default:
 		known.content, known.broken = now, true
 	}
-	return resync
 }
 
 // inPolicies lists what the engine would not understand in the policies. That

@@ -258,16 +258,62 @@ func TestBrokenFileThatIsDeletedTakesItsObjectsAlong(t *testing.T) {
 	f.until("Pod default/web")
 }
 
-// Read in the middle of a burst, a file that was truncated would look as if its
-// policies had been deleted.
-func TestTruncatedFileKeepsItsObjectsForAWhile(t *testing.T) {
-	f := follow(t, write(t, map[string]string{"all.yaml": closed}))
-	f.until("NetworkPolicy default/closed")
-	before := time.Now()
+// A file that was truncated and is written later must not lose its policies meanwhile.
+func TestTruncatedFileKeepsItsObjects(t *testing.T) {
+	for name, text := range map[string]string{
+		"no bytes": "", "white space": " \n\t\r\n", "a byte order mark": "\ufeff", "empty UTF-16": "\xff\xfe",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := follow(t, write(t, map[string]string{"all.yaml": closed}))
+			f.put("all.yaml", text)
+			f.says("it is empty; what it held stays in force")
+			f.put("shop.yaml", shop)
+			f.until("Namespace shop, NetworkPolicy default/closed")
+			f.put("all.yaml", web)
+			f.until("Namespace shop, Pod default/web")
+			f.says("manifest mended")
+		})
+	}
+}
+
+func TestTruncatedFileLosesItsObjects(t *testing.T) {
+	for name, text := range map[string]string{
+		"a comment": "# nothing\n", "empty documents": "---\n---\n", "null": "null\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := follow(t, write(t, map[string]string{"all.yaml": closed}))
+			f.put("all.yaml", "")
+			f.says("it is empty")
+			f.put("all.yaml", text)
+			f.until("")
+		})
+	}
+	t.Run("removed", func(t *testing.T) {
+		f := follow(t, write(t, map[string]string{"all.yaml": closed}))
+		f.put("all.yaml", "")
+		f.says("it is empty")
+		f.must(os.Remove(filepath.Join(f.dir, "all.yaml")))
+		f.until("")
+	})
+}
+
+// The file was never good: what could be read of it is in force, and stays.
+func TestTruncatedBrokenFileKeepsWhatIsInForce(t *testing.T) {
+	f := follow(t, write(t, map[string]string{"all.yaml": closed + "---\na: ["}))
 	f.put("all.yaml", "")
-	f.until("")
-	if waited := time.Since(before); waited < emptied {
-		t.Errorf("the objects were gone after %v, want at least %v", waited, emptied)
+	f.says("it is empty")
+	f.put("shop.yaml", shop)
+	f.until("Namespace shop, NetworkPolicy default/closed")
+}
+
+// A file that held no objects may be empty.
+func TestEmptyFileWithoutObjectsIsNoProblem(t *testing.T) {
+	f := follow(t, write(t, map[string]string{"all.yaml": "", "was.yaml": "# nothing\n"}))
+	f.put("was.yaml", "")
+	f.put("shop.yaml", shop)
+	f.until("Namespace shop")
+	if log := f.log.String(); strings.Contains(log, "it is empty") {
+		t.Errorf("an empty file is reported:\n%s", log)
 	}
 }
 
