@@ -125,7 +125,7 @@ const (
 
 // problemKinds have a series each, so that an alert sees them begin. Other kinds have one
 // while there are problems of them.
-var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint"}
+var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint", "listen"}
 
 // collector reads a State for each scrape.
 type collector struct{ read func() *State }

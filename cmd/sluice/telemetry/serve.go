@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,8 +17,8 @@ const (
 	// again is how long an address that could not be had is left alone, and how
 	// often the socket is looked after.
 	again = time.Second
-	// patient is for how long it is no news that a place cannot be had: an agent that
-	// takes over waits for the one from before.
+	// patient bounds how long the agent may fail to listen on a place before that is a
+	// problem: an agent that takes over waits for the one from before.
 	patient = 30 * time.Second
 	// hello bounds how long a caller may take for the header of a request, and
 	// readTimeout for all of it.
@@ -57,22 +59,31 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	may := allowed(descriptors())
 	node, others, socket := newPlaces(may.node, may.node), newPlaces(may.others, may.perSource), newPlaces(may.socket, may.socket)
 	all := []*places{node, others, socket}
-	counting := func() *State {
-		s := *read()
-		s.Connections = connections(all)
-		return &s
-	}
+	address := &place{name: opts.Address, hint: "end the process that listens there, or give another address with --http-address", log: opts.Logger}
+	path := &place{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger}
+	whole := complete(read, all, address, path)
 	var group errgroup.Group
 	if opts.Address != "" {
-		place := &place{name: opts.Address, log: opts.Logger}
-		group.Go(func() error { place.serve(ctx, Handler(counting), listenTCP(node, others)); return nil })
+		group.Go(func() error { address.serve(ctx, Handler(whole), listenTCP(node, others)); return nil })
 	}
 	if opts.Socket != "" {
-		place := &place{name: opts.Socket, log: opts.Logger}
-		group.Go(func() error { place.serve(ctx, socketHandler(opts, counting), listenUnix(opts, socket)); return nil })
+		group.Go(func() error { path.serve(ctx, socketHandler(opts, whole), listenUnix(opts, socket)); return nil })
 	}
 	group.Go(func() error { warnOfDisplaced(ctx, opts.Logger, all); return nil })
 	_ = group.Wait() // none of them fails
+}
+
+// complete adds to a state what the server itself counts, and the places on which it
+// cannot listen.
+func complete(read func() *State, all []*places, listens ...*place) func() *State {
+	return func() *State {
+		s := *read()
+		s.Connections = connections(all)
+		for _, p := range listens {
+			s.Problems = append(slices.Clip(s.Problems), p.problems()...)
+		}
+		return &s
+	}
 }
 
 // socketHandler answers root on this node.
@@ -159,11 +170,13 @@ func extend(w http.ResponseWriter, until time.Time) {
 // place is where the agent answers.
 type place struct {
 	name string
+	hint string // what to do if the agent cannot listen there for long
 	log  *slog.Logger
-	// What keeps it from answering, what of that was said, and since when it is so.
-	said   string
+
+	mu     sync.Mutex
+	failed error     // why it does not answer; nil if it does
+	since  time.Time // when it stopped answering, or first failed to
 	warned bool
-	since  time.Time
 }
 
 // serve listens and answers until ctx ends, and listens again when the place was
@@ -203,16 +216,37 @@ func (p *place) serve(ctx context.Context, handler http.Handler, listen listener
 // say logs what keeps the agent from answering, once, and once more as a warning
 // if it stays so; or that it answers.
 func (p *place) say(ctx context.Context, err error) {
-	switch {
-	case ctx.Err() != nil || errors.Is(err, http.ErrServerClosed):
-	case err == nil:
-		p.said, p.warned = "", false
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.failed
+	p.failed = err
+	if err == nil {
+		p.warned = false
 		p.log.Info("answering", "at", p.name)
-	case err.Error() != p.said:
-		p.said, p.warned, p.since = err.Error(), false, time.Now()
+		return
+	}
+	if was == nil {
+		p.since = time.Now()
+	}
+	if was == nil || was.Error() != err.Error() {
 		p.log.Info("not answering yet; trying again, and enforcing meanwhile", "at", p.name, "because", err)
-	case !p.warned && time.Since(p.since) > patient:
+	}
+	if !p.warned && time.Since(p.since) > patient {
 		p.warned = true
 		p.log.Warn("cannot answer; enforcing all the same", "at", p.name, "err", err)
 	}
+}
+
+// problems returns the problem that the agent cannot listen there, once the warning
+// was logged.
+func (p *place) problems() []Problem {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failed == nil || !p.warned {
+		return nil
+	}
+	return []Problem{{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Mend: p.hint}}
 }

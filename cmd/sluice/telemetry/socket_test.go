@@ -3,7 +3,7 @@ package telemetry
 import (
 	"bytes"
 	"context"
-	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -282,28 +282,65 @@ func (l *lines) String() string {
 	return l.text.String()
 }
 
-// What keeps an agent from answering is news when it stays so.
-func TestPlaceWarnsAfterAWhile(t *testing.T) {
+// A place on which the agent cannot listen is a warning and a problem only if it stays
+// so, also if the reason changes, and no problem any more when the agent listens.
+func TestPlaceFailsForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		said := &lines{first: make(chan struct{})}
-		p := &place{name: "there", log: slog.New(slog.NewTextHandler(said, nil))}
-		warnings := func() int { return strings.Count(said.String(), "level=WARN") }
-		for range 2 {
-			for range int(patient / again) {
-				p.say(t.Context(), errors.New("it is taken"))
+		p := &place{name: "there", hint: "free it", log: slog.New(slog.NewTextHandler(said, nil))}
+		given := &State{Problems: make([]Problem, 1, 4)}
+		read := complete(func() *State { return given }, nil, p, &place{name: "elsewhere"})
+		check := func(warnings, problems int) {
+			t.Helper()
+			if n := strings.Count(said.String(), "level=WARN"); n != warnings {
+				t.Errorf("%d warnings, want %d:\n%s", n, warnings, said)
+			}
+			if all := read().AllProblems(); len(all) != 1+problems {
+				t.Errorf("problems %v, want %d beside the given one", all, problems)
+			}
+		}
+		fail := func(times int) {
+			for i := range times {
+				p.say(t.Context(), fmt.Errorf("it is taken, %d", i%2))
 				time.Sleep(again)
 			}
-			if n := warnings(); n != 0 {
-				t.Errorf("%d warnings, of what may well pass", n)
-			}
+		}
+		for range 2 {
+			fail(int(patient / again))
+			check(0, 0)
 			p.say(t.Context(), nil)
 		}
-		for range 3 * int(patient/again) {
-			p.say(t.Context(), errors.New("it is taken"))
-			time.Sleep(again)
+		fail(3 * int(patient/again))
+		check(1, 1)
+		all := read().AllProblems()
+		if got, want := all[len(all)-1].String(), "listen there: it is taken, 1: free it"; got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
-		if n := warnings(); n != 1 {
-			t.Errorf("%d warnings of what stays, want 1:\n%s", n, said)
+		p.say(t.Context(), nil)
+		check(1, 0)
+	})
+}
+
+// An address that another process has is a problem in the status after a while.
+func TestServeTellsOfTakenAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
 		}
+		defer l.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		p := &place{name: l.Addr().String(), log: slog.New(slog.DiscardHandler)}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			p.serve(ctx, http.NotFoundHandler(), listenTCP(newPlaces(1, 1), newPlaces(1, 1)))
+		}()
+		time.Sleep(2 * patient)
+		if found := p.problems(); len(found) != 1 || !strings.Contains(found[0].Detail, "in use") {
+			t.Errorf("problems %v", found)
+		}
+		cancel()
+		<-ended
 	})
 }

@@ -6,7 +6,7 @@
 // watched.
 //
 // Enforcing comes first: an address or a socket that cannot be had is said in the
-// log and tried again, and ends nothing.
+// log and tried again, and ends nothing. If it stays so it is a problem.
 package telemetry
 
 import (
@@ -84,7 +84,7 @@ type Watch struct {
 
 // Problem is something that is not as the user wants it.
 type Problem struct {
-	Kind   string `json:"kind"`  // what it is about: policy, address, manifest, watch, rules, taint, sysctl or ranges
+	Kind   string `json:"kind"`  // what it is about: policy, address, manifest, watch, rules, taint, sysctl, ranges or listen
 	Where  string `json:"where"` // which one, and where in it
 	Detail string `json:"detail"`
 	Mend   string `json:"mend,omitempty"`
