@@ -140,7 +140,8 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 		if errors.As(e, &f) {
 			path, detail = f.FieldPath(), "there is no such field"
 		}
-		c.problem(strings.Trim(at+"."+path, "."), detail, suggest(into, path))
+		path = strings.Trim(at+"."+path, ".")
+		c.problem(path, detail, suggestInSpec(path))
 	}
 	if err != nil {
 		c.undecodable(raw, into, at, err)

@@ -77,7 +77,11 @@ func element(t reflect.Type) reflect.Type {
 	return t
 }
 
+// fieldType returns the type of a field; nil if there is none.
 func fieldType(t reflect.Type, json string) reflect.Type {
+	if t == nil {
+		return nil
+	}
 	for _, f := range reflect.VisibleFields(t) {
 		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name == json {
 			return f.Type
