@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"sluice/filter/policy"
@@ -80,7 +81,11 @@ func (m *manifests) report(e env, what string) error {
 	for _, p := range m.misunderstood {
 		fmt.Fprintln(e.stderr, "sluice:", p)
 	}
-	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests cannot be understood: %s what is left of them", what)}
+	why := "cannot be understood"
+	if slices.ContainsFunc(m.misunderstood, func(p policy.Problem) bool { return p.TooLarge }) {
+		why += " or are too large"
+	}
+	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s what is left of them", why, what)}
 }
 
 // tellNotes tells of what does not change an answer or a status: odd things in the

@@ -132,7 +132,7 @@ func (w *World) refuse(o *networkingv1.NetworkPolicy, cost int64, detail, mend s
 	p := w.readPolicy(&bare)
 	p.isolates = reader{w: w, p: &policy{}, more: new(int)}.directions(&o.Spec)
 	p.cost, p.refused = cost, true
-	p.problems = append(p.problems, Problem{Policy: p.text, Field: "spec", Detail: detail, Mend: mend})
+	p.problems = append(p.problems, Problem{Policy: p.text, Field: "spec", Detail: detail, Mend: mend, TooLarge: true})
 	return p
 }
 

@@ -21,14 +21,17 @@ import (
 	"log/slog"
 )
 
-// Problem is something in a policy that cannot be understood and therefore
-// allows nothing. The API server rejects most of these today, but hands out what
+// Problem is something in a policy that cannot be understood or is too large, and
+// therefore allows nothing. The API server rejects most of these today, but hands out what
 // older versions of it have stored.
 type Problem struct {
 	Policy string // "namespace/name"
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with it
 	Mend   string // what would be right
+	// TooLarge reports that the whole policy is refused for its size, and not that it
+	// cannot be understood.
+	TooLarge bool
 }
 
 func (p Problem) Error() string {

@@ -106,7 +106,7 @@ type Side struct {
 	Empty   []string
 	Change  *Change
 
-	// What could not be understood of the policies that isolate the pod.
+	// What could not be understood of the policies that isolate the pod, or is too large.
 	Problems []policy.Problem
 }
 
@@ -187,12 +187,12 @@ func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
 		s.Problems = append(s.Problems, c.problems[p]...)
 	}
 	if given.Rule != nil {
-		r := c.reading(d, f, given.Rule.Policy, given.Rule.Index)
+		r := c.reading(d, f, given.Rule.Policy, given.Rule.Index, c.rules(d, given.Rule.Policy))
 		s.Allowed = &r
 		return s
 	}
 	for _, p := range s.Policies {
-		if len(c.rules(d, p)) == 0 {
+		if !c.tooLarge(p) && len(c.rules(d, p)) == 0 {
 			s.Empty = append(s.Empty, p)
 		}
 	}

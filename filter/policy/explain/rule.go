@@ -3,11 +3,13 @@ package explain
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // Reading is one rule held against a flow.
@@ -48,10 +50,10 @@ type rule struct {
 }
 
 // rules are a policy's rules that are in force in a direction: none if it cannot
-// be read which pods it is for.
+// be read which pods it is for, or if it is too large.
 func (c *Cluster) rules(d filter.Direction, name string) []rule {
 	p := c.policies[name]
-	if p == nil {
+	if p == nil || c.tooLarge(name) {
 		return nil
 	}
 	if _, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector); err != nil {
@@ -74,16 +76,22 @@ func (c *Cluster) rules(d filter.Direction, name string) []rule {
 func (c *Cluster) readings(d filter.Direction, f Flow, policies []string) []Reading {
 	var all []Reading
 	for _, name := range policies {
-		for i := range c.rules(d, name) {
-			all = append(all, c.reading(d, f, name, i))
+		rules := c.rules(d, name)
+		for i := range rules {
+			all = append(all, c.reading(d, f, name, i, rules))
 		}
 	}
 	return all
 }
 
-func (c *Cluster) reading(d filter.Direction, f Flow, name string, index int) Reading {
+// tooLarge reports whether a policy was refused for its size.
+func (c *Cluster) tooLarge(name string) bool {
+	return slices.ContainsFunc(c.problems[name], func(p policy.Problem) bool { return p.TooLarge })
+}
+
+// reading holds one of a policy's rules against a flow.
+func (c *Cluster) reading(d filter.Direction, f Flow, name string, index int, rules []rule) Reading {
 	out := Reading{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
-	rules := c.rules(d, name)
 	if index >= len(rules) {
 		return out // the snapshot was made from other objects
 	}

@@ -122,6 +122,10 @@ func (s *Side) write(b *strings.Builder, end *End) {
 		s.writeNearest(b)
 	}
 	for _, p := range s.Problems {
+		if p.TooLarge {
+			fmt.Fprintf(b, "    %s is too large and allows nothing: %s\n", p.Policy, p.Detail)
+			continue
+		}
 		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", p.Policy, p.Field, p.Detail)
 	}
 }
@@ -159,6 +163,9 @@ func (s *Side) writeChange(b *strings.Builder) {
 	c := s.Change
 	switch {
 	case c == nil:
+		return
+	case c.Problem != nil && c.Problem.TooLarge:
+		fmt.Fprintf(b, "to allow the %s: shrink NetworkPolicy %s: %s\n", s.Direction, c.Policy, c.Problem.Mend)
 		return
 	case c.Problem != nil:
 		fmt.Fprintf(b, "to allow the %s: mend %s of NetworkPolicy %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy, c.Problem.Mend)
