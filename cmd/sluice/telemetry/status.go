@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"sluice/cache/conntrack"
 	"sluice/filter"
 )
 
@@ -81,7 +82,7 @@ func (f Forged) text() string {
 	for _, n := range f.Reasons {
 		sum += n
 	}
-	return fmt.Sprintf("%s, %d at pods' interfaces; %s guarded, and %d of which the pod is not known", text, sum, count(f.Ports, "interface"), f.Unknown)
+	return fmt.Sprintf("%s, %d at pods' interfaces; guards %s of known pods, and %d of unknown pods", text, sum, count(f.Ports, "interface"), f.Unknown)
 }
 
 // InKernel are packets that the kernel answered by itself.
@@ -91,12 +92,22 @@ type InKernel struct {
 	Denied  uint64 `json:"denied"`
 }
 
-// Live is what became of live connections after changes.
+// Live is what became of live connections after changes. Each of those judged is one
+// of unchanged, allowed, revoked and restored.
 type Live struct {
-	Judged   int `json:"judged"`
-	Revoked  int `json:"revoked"`
-	Restored int `json:"restored"`
-	Unjudged int `json:"unjudged"` // had passed without a verdict, and were judged afterwards
+	Judged    int `json:"judged"`
+	Unchanged int `json:"unchanged"`
+	Allowed   int `json:"allowed"` // for the first time
+	Revoked   int `json:"revoked"`
+	Restored  int `json:"restored"`
+	Unjudged  int `json:"unjudged"` // had passed without a verdict, and were judged afterwards
+}
+
+func liveOf(r conntrack.Result) Live {
+	return Live{
+		Judged: r.Looked, Unchanged: max(0, r.Looked-r.Written()), Allowed: r.Judged,
+		Revoked: r.Revoked, Restored: r.Restored, Unjudged: r.Unjudged,
+	}
 }
 
 // Status sums a state up.
@@ -108,7 +119,7 @@ func (s *State) Status() *Status {
 			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Crowd: s.Queue.Crowd, CrowdDropped: s.Queue.CrowdDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
-		Live: Live{Judged: s.Rejudged.Looked, Revoked: s.Rejudged.Revoked, Restored: s.Rejudged.Restored, Unjudged: s.Rejudged.Unjudged},
+		Live: liveOf(s.Rejudged),
 	}
 	if k := s.Kernel; k != nil {
 		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied}
@@ -155,13 +166,14 @@ func (s *Status) WriteText(out io.Writer) error {
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {
-		fmt.Fprintf(w, "in the kernel\t%d packets open to all, %d allowed and %d denied without asking\n", k.Open, k.Allowed, k.Denied)
+		fmt.Fprintf(w, "in the kernel\t%s that no policy concerns; by remembered verdicts %d allowed, %d denied\n", count(int(k.Open), "packet"), k.Allowed, k.Denied)
 	}
 	fmt.Fprintf(w, "forged\t%s\n", s.Forged.text())
 	fmt.Fprintf(w, "held for pods\t%d; expired %d; rejected or displaced (no place left) %d\n", p.Held, p.Expired, p.Refused)
 	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
-	fmt.Fprintf(w, "live connections\t%d judged anew, %d revoked, %d restored; %d had passed unjudged\n", s.Live.Judged, s.Live.Revoked, s.Live.Restored, s.Live.Unjudged)
+	fmt.Fprintf(w, "live connections\t%d checked after changes: %d unchanged, %d newly allowed, %d revoked, %d restored; %d had passed unjudged\n",
+		s.Live.Judged, s.Live.Unchanged, s.Live.Allowed, s.Live.Revoked, s.Live.Restored, s.Live.Unjudged)
 	if s.NotRead != "" {
 		fmt.Fprintf(w, "not read\t%s\n", s.NotRead)
 	}

@@ -3,6 +3,8 @@ package telemetry
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
+	"strings"
 	"testing"
 	"time"
 )
@@ -25,6 +27,40 @@ func TestStatusText(t *testing.T) {
 				t.Errorf("good: %t", status.Good())
 			}
 		})
+	}
+}
+
+// Status and metric count live connections the same way.
+func TestLiveConnectionsAddUp(t *testing.T) {
+	s := busy(t)
+	live := s.Status().Live
+	if sum := live.Unchanged + live.Allowed + live.Revoked + live.Restored; sum != live.Judged || live.Judged == 0 {
+		t.Errorf("%+v: the parts are %d of %d", live, sum, live.Judged)
+	}
+	families, err := Registry(func() *State { return s }).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]int)
+	for _, f := range families {
+		if f.GetName() == "sluice_connections_rejudged_total" {
+			for _, m := range f.GetMetric() {
+				got[m.GetLabel()[0].GetValue()] = int(m.GetCounter().GetValue())
+			}
+		}
+	}
+	want := map[string]int{"unchanged": live.Unchanged, "allowed": live.Allowed, "revoked": live.Revoked, "restored": live.Restored}
+	if !maps.Equal(got, want) {
+		t.Errorf("the metric says %v, the status %v", got, want)
+	}
+}
+
+func TestStatusIsSingular(t *testing.T) {
+	s := busy(t)
+	s.Kernel.Open = 1
+	var out bytes.Buffer
+	if err := s.Status().WriteText(&out); err != nil || !strings.Contains(out.String(), " 1 packet that") {
+		t.Errorf("%v:\n%s", err, out.String())
 	}
 }
 
