@@ -38,6 +38,9 @@ var generated = []string{
 // change finds the least that must be added: to the nearest rule, if it lacks one
 // thing, and else a rule.
 func (c *Cluster) change(s *Side, f Flow) *Change {
+	if p := c.inTheWay(s); p != nil {
+		return &Change{Policy: s.Nearest[0].Rule.Policy, Problem: p}
+	}
 	if len(s.Nearest) > 0 && len(s.Nearest[0].Lacks) == 1 {
 		r := &s.Nearest[0]
 		switch {
@@ -66,6 +69,21 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 		return &Change{Policy: s.Policies[0], Problem: &p[0]}
 	}
 	return &Change{Policy: name, Field: "spec." + s.Direction.String(), Add: c.ruleOf(s, f, name, nearest)}
+}
+
+// inTheWay returns what must be corrected in the nearest rule before anything is added:
+// the API server refuses an item beside one that cannot be understood, and so does an
+// agent that follows the file. A port in quotes is all that has to change then.
+func (c *Cluster) inTheWay(s *Side) *policy.Problem {
+	if len(s.Nearest) == 0 {
+		return nil
+	}
+	r := &s.Nearest[0]
+	part := ruleField(r.Rule)
+	if r.lacks("port") {
+		part += ".ports"
+	}
+	return c.problemOf(r.Rule, part)
 }
 
 // takesRules says whether a rule that is added to the policy is in force.

@@ -169,8 +169,18 @@ func TestWords(t *testing.T) {
 			"rule 1 allows nothing; spec.ingress[0].from[0].ipBlock.cidr cannot be understood",
 			`not understood: default/x, spec.ingress[0].from[0].ipBlock.cidr: "010.0.0.0/8" is not a CIDR`,
 		}},
+		{"a port in quotes", `ingress: [{ports: [{port: "6379"}]}]`, "web db tcp 6379", []string{
+			"rule 1 allows nothing; spec.ingress[0].ports[0].port cannot be understood\n",
+			"to allow the ingress: first correct spec.ingress[0].ports[0].port of NetworkPolicy default/x: take the quotes away to mean the number: port: 6379\n",
+		}},
+		{"a port in quotes beside another", `ingress: [{ports: [{port: 6379}, {port: "80"}]}]`, "web db tcp 80", []string{
+			"first correct spec.ingress[0].ports[1].port of NetworkPolicy default/x: take the quotes away to mean the number: port: 80\n",
+		}},
+		{"a broken rule beside the nearest", `ingress: [{ports: [{port: 6379}]}, {from: [{podSelector: {matchLabels: {a: b}}}], ports: [{port: "80"}]}]`, "web db tcp 80", []string{
+			"to allow the ingress: add to spec.ingress[0].ports of NetworkPolicy default/x\n",
+		}},
 		{"malformed subject", "podSelector: {matchExpressions: [{key: role, operator: Is}]}\ningress: [{}]", "db web tcp 80", []string{
-			"default/x has no ingress rule: it allows nothing", "not understood: default/x, spec.podSelector", "to allow the ingress: mend spec.podSelector of NetworkPolicy default/x",
+			"default/x has no ingress rule: it allows nothing", "not understood: default/x, spec.podSelector", "to allow the ingress: first correct spec.podSelector of NetworkPolicy default/x",
 		}},
 		{"itself", ``, "db db tcp 80", []string{"allow (same-address): default/db (10.0.0.1, fd00::1) to default/db (10.0.0.1, fd00::1), TCP 80\n  a pod always reaches itself: no policy has a say in it\n"}},
 		{"own node", ``, "192.0.2.1 db tcp 80", []string{"allow (own-node)"}},

@@ -36,7 +36,7 @@ func (h *holder) peers(items []networkingv1.NetworkPolicyPeer, field string) (st
 			nearest = lack
 		}
 	}
-	if n := len(items) - 1; n > 0 {
+	if n := len(items) - 1; n > 0 && nearest.field == "" {
 		nearest.Flow += fmt.Sprintf(" (nor is it one of %s)", count(n, "other peer", "other peers"))
 	}
 	return nearest.Allows, nearest

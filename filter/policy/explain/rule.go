@@ -1,9 +1,11 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +30,7 @@ type Lack struct {
 
 	score int      // how far off it is, to choose among the peers of a rule
 	keys  []string // of labels that the rule's selector of pods looks at
+	field string   // of a part that cannot be understood
 }
 
 // String is the lack as part of a sentence about the rule.
@@ -108,8 +111,45 @@ func (c *Cluster) reading(d filter.Direction, f Flow, name string, index int, ru
 	if out.Ports, lack = h.ports(rules[index].ports, field+".ports"); lack != nil {
 		out.Lacks = append(out.Lacks, *lack)
 	}
+	for i := range out.Lacks {
+		if l := &out.Lacks[i]; l.field != "" {
+			l.Flow = cmp.Or(c.brokenField(out.Rule, l.field), l.field) + " cannot be understood"
+		}
+	}
 	return out
 }
+
+// brokenField returns the field of the problem of a rule; empty if it has none.
+func (c *Cluster) brokenField(r filter.Rule, part string) string {
+	if p := c.problemOf(r, part); p != nil {
+		return fromSpec(p.Field)
+	}
+	return ""
+}
+
+// problemOf returns what is wrong with a rule, in the given part of it if there is
+// something; nil if nothing is wrong. A rule that cannot be read is in force as one that
+// names no peer, and its problem is in another field, or in the list of rules.
+func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
+	problems := c.problems[r.Policy]
+	for _, at := range []string{part, ruleField(r)} {
+		for i := range problems {
+			if strings.HasPrefix(fromSpec(problems[i].Field), at) {
+				return &problems[i]
+			}
+		}
+	}
+	for i := range problems {
+		if fromSpec(problems[i].Field) == "spec."+r.Direction.String() {
+			return &problems[i]
+		}
+	}
+	return nil
+}
+
+// fromSpec cuts off the place of an object in a list: "items[0].spec.ingress" becomes
+// "spec.ingress".
+func fromSpec(field string) string { return field[max(0, strings.Index(field, "spec.")):] }
 
 // ruleField is the rule's place in its policy, as in "spec.ingress[0]".
 func ruleField(r filter.Rule) string { return fmt.Sprintf("spec.%s[%d]", r.Direction, r.Index) }
@@ -127,5 +167,5 @@ type holder struct {
 // unreadable is the lack of a part that cannot be understood. What is wrong with
 // it is among the problems.
 func unreadable(part, field string) *Lack {
-	return &Lack{Part: part, Allows: "nothing", Flow: field + " cannot be understood", score: 1000}
+	return &Lack{Part: part, Allows: "nothing", field: field, score: 1000}
 }

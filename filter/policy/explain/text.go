@@ -168,7 +168,7 @@ func (s *Side) writeChange(b *strings.Builder) {
 		fmt.Fprintf(b, "to allow the %s: shrink NetworkPolicy %s: %s\n", s.Direction, c.Policy, c.Problem.Mend)
 		return
 	case c.Problem != nil:
-		fmt.Fprintf(b, "to allow the %s: mend %s of NetworkPolicy %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy, c.Problem.Mend)
+		fmt.Fprintf(b, "to allow the %s: first correct %s of NetworkPolicy %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy, c.Problem.Mend)
 		return
 	}
 	fmt.Fprintf(b, "to allow the %s: add to %s of NetworkPolicy %s\n", s.Direction, c.Field, c.Policy)
