@@ -3,8 +3,8 @@ package rules
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
-	"strings"
 	"sync"
 )
 
@@ -56,7 +56,9 @@ var countedDrop = regexp.MustCompile(`-c (\d+) \d+ -j DROP$`)
 func (k *kernelTable) Dropped(chain string) (packets uint64, err error) {
 	lines, err := k.reader.ListWithCounters(table, chain)
 	if err != nil {
-		if strings.Contains(err.Error(), "No chain") || strings.Contains(err.Error(), "does not exist") || strings.Contains(err.Error(), "no chain") {
+		// The error does not tell that the chain is missing: iptables-nft calls such a chain
+		// incompatible.
+		if chains, listErr := k.reader.ListChains(table); listErr == nil && !slices.Contains(chains, chain) {
 			return 0, nil
 		}
 		return 0, fmt.Errorf("list the counters of %s %s: %w", table, chain, explain(err))

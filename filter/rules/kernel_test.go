@@ -194,6 +194,39 @@ func TestRealApplyAndRemove(t *testing.T) {
 	})
 }
 
+// Before the rules are in place, and after they are gone, no forged packet is counted,
+// and that is no failure. Chains of others make no difference.
+func TestRealForgedWithoutRules(t *testing.T) {
+	withBackends(t, func(t *testing.T, b Backend) {
+		n := newRealNode(t, b, Defaults)
+		n.inside(func(ctx context.Context) error {
+			logger := slog.New(slog.NewTextHandler(n.logs, nil))
+			tables, err := Open(ctx, b, logger)
+			if err != nil {
+				return err
+			}
+			m := New(Defaults, tables, logger)
+			check := func(when string) {
+				if sum, err := m.Forged(); sum != 0 || err != nil {
+					t.Errorf("%s: %d, %v", when, sum, err)
+				}
+			}
+			check("before")
+			n.theirs()
+			check("beside the rules of others")
+			if err := m.Apply(ctx); err != nil {
+				return err
+			}
+			check("in place")
+			if err := m.Remove(ctx); err != nil {
+				return err
+			}
+			check("removed")
+			return nil
+		})
+	})
+}
+
 // The rule of each share stays as it is written: where iptables prints it in
 // another way, that is learnt.
 func TestRealShares(t *testing.T) {
