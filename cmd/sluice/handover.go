@@ -98,7 +98,7 @@ func takeOver(ctx context.Context, socket string, timeout time.Duration) (lease 
 		err = fmt.Errorf("%w %s: end what reads the queues, or name its socket with --socket", errNobody, socket)
 	case err == nil && response.StatusCode == http.StatusConflict:
 		_ = response.Body.Close()
-		err = fmt.Errorf("%w %s", errNotNow, socket)
+		err = fmt.Errorf("%w %s: an agent with another --socket may be running: name its socket with --socket, or end it first", errNotNow, socket)
 	case err == nil:
 		_ = response.Body.Close()
 		err = fmt.Errorf("it answers %s", response.Status)
