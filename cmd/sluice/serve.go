@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"sluice/cmd/sluice/telemetry"
+	"sluice/filter/policy"
 	"sluice/filter/rules"
 	"sluice/watch"
 	"sluice/watch/folder"
@@ -97,7 +99,11 @@ func (a *agent) state() *telemetry.State {
 			s.Problems = append(s.Problems, a.taintProblems(api)...)
 		}
 	}
-	for _, p := range a.keeper.Problems() {
+	var manifests []folder.Problem
+	if read := a.manifests.Load(); read != nil {
+		manifests = *read
+	}
+	for _, p := range beyondManifests(a.keeper.Problems(), manifests) {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
 	}
 	a.network.tell(s, a.opts.sysctlProblems == unreadySysctl)
@@ -107,15 +113,23 @@ func (a *agent) state() *telemetry.State {
 			Mend: "delete the pod that has not got the address, or correct its status",
 		})
 	}
-	if manifests := a.manifests.Load(); manifests != nil {
-		for _, p := range *manifests {
-			s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})
-		}
+	for _, p := range manifests {
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})
 	}
 	if passed := a.notRead.Load(); passed != nil {
 		s.NotRead = folder.TextOf(*passed)
 	}
 	return s
+}
+
+// beyondManifests returns the problems of policies that the problems of manifests do
+// not tell already, with the file.
+func beyondManifests(found []policy.Problem, manifests []folder.Problem) []policy.Problem {
+	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
+		return folder.Follows(p, manifests) || slices.ContainsFunc(manifests, func(m folder.Problem) bool {
+			return m.Object == "NetworkPolicy "+p.Policy && m.Field == p.Field && m.Detail == p.Detail
+		})
+	})
 }
 
 // place says where in the manifests a problem is.
