@@ -61,7 +61,8 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 			// Once more with the lines before it blank: so the parser's line
 			// numbers are those of the file. Only broken documents pay for it.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
-			p.problem("", "", strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: "), "correct the YAML")
+			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
+			p.problem("", "", message, syntaxHint(d, message))
 			continue
 		}
 		p.object(text, "", metav1.TypeMeta{}, 0)
