@@ -11,6 +11,7 @@ import (
 
 	"sluice/cache/conntrack"
 	"sluice/cache/kernel"
+	"sluice/cmd/sluice/telemetry"
 	"sluice/filter/guard"
 	"sluice/filter/rules"
 )
@@ -18,7 +19,7 @@ import (
 func rulesCommand(e env) *cobra.Command {
 	var opts rules.Options
 	var remove bool
-	var bpffs, pins string
+	var bpffs, pins, socket string
 	cmd := &cobra.Command{
 		Use:   "rules",
 		Short: "Print the iptables rules that run keeps, or remove them",
@@ -32,7 +33,9 @@ named SLUICE and the rules that lead to them, in both backends of iptables, the
 programs that they called, those of the guard on pods' interfaces, and the two bits
 of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
 same again. An agent that still runs
-puts its rules back within seconds: stop it first.`,
+puts its rules back within seconds: stop it first. If one answers on --socket, a warning
+names its process, and the exit status is 1 although everything was removed; it is 0
+otherwise, and 2 if something cannot be removed.`,
 		Example: `  sluice rules
   sluice rules --queues 2 --fail open
   sluice rules --remove                             # as root`,
@@ -42,7 +45,11 @@ puts its rules back within seconds: stop it first.`,
 				return err
 			}
 			if remove {
-				return runRemove(cmd.Context(), e.stdout, opts, bpffs)
+				warned := warnOfAgent(cmd.Context(), e.stderr, socket)
+				if err := runRemove(cmd.Context(), e.stdout, opts, bpffs); err != nil || !warned {
+					return err
+				}
+				return exitError{status: exitFindings}
 			}
 			return printRules(e.stdout, withPins(opts, pins))
 		},
@@ -50,6 +57,7 @@ puts its rules back within seconds: stop it first.`,
 	addRulesFlags(cmd.Flags(), &opts)
 	addPinsFlag(cmd.Flags(), &pins)
 	addBPFFSFlag(cmd.Flags(), &bpffs)
+	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket on which an agent that still runs answers; empty to ask none")
 	cmd.Flags().BoolVar(&remove, "remove", false, "take away every trace of an agent that is gone")
 	return cmd
 }
@@ -64,6 +72,28 @@ func printRules(out io.Writer, opts rules.Options) error {
 		return fmt.Errorf("write the rules: %w", err)
 	}
 	return nil
+}
+
+// warnOfAgent warns of an agent that still runs and will put back what is removed. It
+// reports whether it did. An agent that does not answer in time counts as one.
+func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
+	if socket == "" {
+		return false
+	}
+	ctx, cancel := within(ctx, statusPatience, "to answer")
+	defer cancel()
+	s, err := telemetry.Ask(ctx, socket)
+	switch {
+	case errors.Is(err, telemetry.ErrNoAgent):
+		return false
+	case err != nil:
+		fmt.Fprintf(out, "sluice: warning: an agent may still run, and puts back what is removed: %v\n", err)
+	case s.Process == 0:
+		fmt.Fprintln(out, "sluice: warning: an agent still runs (in another container) and puts back what is removed: end it first")
+	default:
+		fmt.Fprintf(out, "sluice: warning: an agent still runs (process %d) and puts back what is removed: end it first\n", s.Process)
+	}
+	return true
 }
 
 // runRemove takes everything away that an agent has left in the kernel. What

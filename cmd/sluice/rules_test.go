@@ -2,19 +2,23 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	ct "github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
 
 	"sluice/bench/lab"
+	"sluice/cmd/sluice/telemetry"
 	"sluice/filter/rules"
 )
 
@@ -72,11 +76,11 @@ func TestRulesPrintsWhatRestoreTakes(t *testing.T) {
 	}
 }
 
-// removing runs sluice rules --remove on a node.
+// removing runs sluice rules --remove on a node, which asks no agent unless args say so.
 func removing(t *testing.T, node *lab.Node, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	if err := node.Do(func() error {
-		status, stdout, stderr = sluice(t, append([]string{"rules", "--remove"}, args...)...)
+		status, stdout, stderr = sluice(t, append([]string{"rules", "--remove", "--socket", ""}, args...)...)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -166,6 +170,38 @@ func markedConnections(t *testing.T, node *lab.Node) map[uint16]uint32 {
 		marks[f.TupleOrig.Proto.DestinationPort] = f.Mark
 	}
 	return marks
+}
+
+// An agent that still runs is named, because it puts back what is removed.
+func TestRulesRemoveWarnsOfAgents(t *testing.T) {
+	node := lab.ForTest(t, lab.Options{}).Nodes[0]
+	path := filepath.Join(t.TempDir(), "s")
+	check := func(when string, wantStatus int, wantErr, wantOut string) {
+		t.Helper()
+		status, stdout, stderr := removing(t, node, "--socket", path)
+		if status != wantStatus || stderr != wantErr || !strings.Contains(stdout, wantOut) {
+			t.Errorf("%s: status %d, %q, want %d and %q:\n%s", when, status, stderr, wantStatus, wantErr, stdout)
+		}
+	}
+	check("without an agent", 0, "", "nothing to remove")
+	leaveTraces(t, node)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		telemetry.Serve(ctx, telemetry.Options{Socket: path}, func() *telemetry.State { return &telemetry.State{Now: time.Now()} })
+	}()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if _, err := telemetry.Ask(ctx, path); err == nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	check("beside an agent", exitFindings, fmt.Sprintf("sluice: warning: an agent still runs (process %d) and puts back what is removed: end it first\n", os.Getpid()), "removed the marks")
+	stop()
+	<-ended
+	check("after its end", 0, "", "nothing to remove")
 }
 
 // Without privilege nothing is removed, and the error says what is needed.

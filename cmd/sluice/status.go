@@ -83,7 +83,7 @@ func printStatus(e env, s *telemetry.Status, output statusOutput) error {
 // probe answers a readiness probe.
 func probe(e env, s *telemetry.Status) error {
 	switch {
-	case !s.Here:
+	case s.Process == 0:
 		return exitError{exitFindings, errors.New("another agent answers: this one has not taken over yet")}
 	case !s.Ready:
 		return exitError{exitFindings, errors.New(s.Unready)}

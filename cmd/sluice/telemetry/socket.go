@@ -105,13 +105,16 @@ func (s *socket) Close() error {
 	return s.Listener.Close()
 }
 
+// ErrNoAgent says that there is no agent behind a socket.
+var ErrNoAgent = errors.New("no agent answers")
+
 // Ask asks the agent behind a socket for its status.
 func Ask(ctx context.Context, path string) (*Status, error) {
-	here := false
+	process := 0
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if err == nil {
-			here = listensHere(conn)
+			process = listenerOf(conn)
 		}
 		return conn, err
 	}}
@@ -123,7 +126,7 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	response, err := transport.RoundTrip(request)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("no agent answers on %s: start sluice run on this node, or name its socket with --socket", path)
+		return nil, fmt.Errorf("%w on %s: start sluice run on this node, or name its socket with --socket", ErrNoAgent, path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("the agent's socket %s is its owner's alone: ask as root", path)
 	case ctx.Err() != nil:
@@ -143,22 +146,22 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 		}
 		return nil, fmt.Errorf("read the answer of the agent on %s: %w", path, err)
 	}
-	s.Here = here
+	s.Process = process
 	return &s, nil
 }
 
-// listensHere says whether the process that listens is in our PID namespace. The
-// kernel has no number for one that is not (unix(7), SO_PEERCRED).
-func listensHere(conn net.Conn) bool {
+// listenerOf returns the number in our PID namespace of the process that listens. The
+// kernel has 0 for one that is not in it (unix(7), SO_PEERCRED).
+func listenerOf(conn net.Conn) int {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return false
+		return 0
 	}
 	var peer *unix.Ucred
 	if ctl := raw.Control(func(fd uintptr) {
 		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); ctl != nil || err != nil {
-		return false
+		return 0
 	}
-	return peer.Pid != 0
+	return int(peer.Pid)
 }

@@ -30,9 +30,9 @@ type Status struct {
 	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds that may change what is allowed
 
 	Now time.Time `json:"now"`
-	// Here says whether the agent runs where we do, and not in another container on
-	// the node. Ask finds out.
-	Here bool `json:"-"`
+	// Process is the agent's number where we run, which PID is not if the agent is in a
+	// container; 0 if the agent is in another container than we. Ask finds it out.
+	Process int `json:"-"`
 }
 
 // Enforcing is what is in force.
