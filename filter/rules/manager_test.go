@@ -474,13 +474,13 @@ func TestTraces(t *testing.T) {
 		"iptables-fake: mangle rule KUBE-THEIRS -j SLUICE",
 		"iptables-fake: mangle chain SLUICE, rules: 8",
 		"iptables-fake: mangle chain SLUICE-ALLOW, rules: 2",
-		"iptables-fake: mangle chain SLUICE-SOURCE, rules: 3",
+		"iptables-fake: mangle chain SLUICE-SOURCE, rules: 4",
 		"iptables-fake: mangle chain SLUICE-V0, rules: 1",
 		"ip6tables-fake: mangle rule PREROUTING -j SLUICE-SOURCE",
 		"ip6tables-fake: mangle rule POSTROUTING -j SLUICE",
 		"ip6tables-fake: mangle chain SLUICE, rules: 13",
 		"ip6tables-fake: mangle chain SLUICE-ALLOW, rules: 2",
-		"ip6tables-fake: mangle chain SLUICE-SOURCE, rules: 3",
+		"ip6tables-fake: mangle chain SLUICE-SOURCE, rules: 4",
 	}
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%s\nwant\n%s", strings.Join(removed, "\n"), strings.Join(want, "\n"))

@@ -18,17 +18,19 @@ import (
 // rpfilter alone would do for more, but it takes an interface to tell which
 // asymmetric ways are legitimate; see the package guard.
 //
-// The rule about the node costs a look into the routing table, in IPv6 some 700 ns, and so it leaves
-// out what claims to belong to a connection that exists, whose ports and place in the
-// stream a forger would have to guess. At pods' interfaces the guard looks at all.
+// Every packet of the node meets this chain. The first rule spares those of connections
+// that exist the others, which took 3% of a packet's way in IPv4 and 13% in IPv6, most of
+// it for the look into the routing table. A forger would have to guess the ports of such a
+// connection and the place in its stream; at pods' interfaces the guard checks all.
 func (o Options) sources(f Family) []string {
 	rules := []string{
+		"-m conntrack --ctstate ESTABLISHED -j RETURN",
 		"-i lo -j RETURN",
 		fmt.Sprintf("-m bpf --bytecode %q -j DROP", sameAddress(f)),
-		"-m conntrack ! --ctstate ESTABLISHED -m addrtype --src-type LOCAL -m rpfilter --invert -j DROP",
+		"-m addrtype --src-type LOCAL -m rpfilter --invert -j DROP",
 	}
 	if o.AnySource {
-		rules = rules[:1]
+		rules = rules[1:2] // a chain needs a rule
 	}
 	for i := range rules {
 		rules[i] = "-A " + sourceChain + " " + rules[i]
