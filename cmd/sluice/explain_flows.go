@@ -14,6 +14,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/near"
 )
 
 // maxFlowLine is how long the line of a flow may be, in bytes.
@@ -150,10 +151,10 @@ func readFlow(text []byte) (flowLine, error) {
 	if err != nil {
 		var wrong *json.UnmarshalTypeError
 		if errors.As(err, &wrong) && wrong.Field != "" {
-			return f, fmt.Errorf("%s: a %s stands there: write a text", wrong.Field, wrong.Value)
+			return f, fmt.Errorf("%s: it is %s: write a string", wrong.Field, near.Kind(wrong.Value))
 		}
 		if !bytes.HasPrefix(text, []byte("{")) {
-			return f, errors.New(`it is no JSON object: write {"from": "default/web", "to": "default/db", "port": 6379}`)
+			return f, errors.New(`it is not a JSON object: write {"from": "default/web", "to": "default/db", "port": 6379}`)
 		}
 		return f, fmt.Errorf("it cannot be read: %w", err)
 	}
@@ -161,7 +162,7 @@ func readFlow(text []byte) (flowLine, error) {
 	switch {
 	case len(strict) == 0:
 	case errors.As(strict[0], &at) && strings.HasPrefix(strict[0].Error(), "duplicate"):
-		return f, fmt.Errorf("%s: it stands there twice: keep one of the two", at.FieldPath())
+		return f, fmt.Errorf("%s: it is there twice: keep one of the two", at.FieldPath())
 	case errors.As(strict[0], &at):
 		return f, fmt.Errorf("%s: there is no such field: the fields of a flow are from, to, port and protocol", at.FieldPath())
 	default:

@@ -27,7 +27,7 @@ func ReadPort(p *networkingv1.NetworkPolicyPort) (port Port, flaw *Problem) {
 	if p.Protocol != nil {
 		proto, ok := protocolOf(*p.Protocol)
 		if !ok || *p.Protocol == "" {
-			return port, &Problem{Field: ".protocol", Detail: fmt.Sprintf("%q is no protocol", *p.Protocol), Mend: "write TCP, UDP or SCTP"}
+			return port, &Problem{Field: ".protocol", Detail: fmt.Sprintf("%q is not a protocol", *p.Protocol), Mend: "write TCP, UDP or SCTP"}
 		}
 		port.Protocol = proto
 	}
@@ -50,6 +50,9 @@ func ReadPort(p *networkingv1.NetworkPolicyPort) (port Port, flaw *Problem) {
 	low, high := p.Port.IntVal, p.Port.IntVal
 	if p.EndPort != nil {
 		high = *p.EndPort
+	}
+	if p.EndPort == nil && (low < 1 || low > 65535) {
+		return port, &Problem{Field: ".port", Detail: fmt.Sprintf("%d is not a port", low), Mend: "write a number from 1 to 65535"}
 	}
 	if low < 1 || high > 65535 || high < low {
 		return port, &Problem{Detail: fmt.Sprintf("%d to %d is not a range of ports", low, high), Mend: "write 1 <= port <= endPort <= 65535"}

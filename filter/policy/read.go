@@ -128,7 +128,7 @@ func (r reader) directions(spec *networkingv1.NetworkPolicySpec) (isolates [2]bo
 		case networkingv1.PolicyTypeEgress:
 			isolates[filter.Egress] = true
 		default:
-			r.problem(fmt.Sprintf("spec.policyTypes[%d]", i), fmt.Sprintf("%q is no policy type", t), "write Ingress or Egress")
+			r.problem(fmt.Sprintf("spec.policyTypes[%d]", i), fmt.Sprintf("%q is not a policy type", t), "write Ingress or Egress")
 			return [2]bool{true, true}
 		}
 	}

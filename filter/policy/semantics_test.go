@@ -223,7 +223,7 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 		`{ingress: [{from: [{}]}]}`: "spec.ingress[0].from[0]",
 		`{ingress: [{from: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}]}]}`: "spec.ingress[0].from[0]",
 		`{ingress: [{ports: [{port: 80}, {port: 90, endPort: 80}]}]}`:           "spec.ingress[0].ports[1]",
-		`{ingress: [{ports: [{port: 70000}]}]}`:                                 "spec.ingress[0].ports[0]",
+		`{ingress: [{ports: [{port: 70000}]}]}`:                                 "spec.ingress[0].ports[0].port",
 		`{ingress: [{ports: [{endPort: 80}]}]}`:                                 "spec.ingress[0].ports[0].endPort",
 		`{ingress: [{ports: [{port: http, endPort: 80}]}]}`:                     "spec.ingress[0].ports[0]",
 		`{ingress: [{ports: [{protocol: ICMP}]}]}`:                              "spec.ingress[0].ports[0].protocol",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,8 @@ import (
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
+
+	"sluice/filter/policy/near"
 )
 
 // checker reports what is wrong with one object.
@@ -59,12 +62,12 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 		return
 	}
 	mend := "write " + plainType(wrong.Type)
-	if wrong.Type.Kind().String() == "string" {
-		mend += ", in quotes if need be"
+	if wrong.Type.Kind() == reflect.String {
+		mend = near.WriteString(wrong.Value)
 	}
 	field := strings.Trim(at+"."+wrong.Field, ".")
 	c.lost = c.lost || field == "metadata" || field == "metadata.name" || field == "metadata.namespace"
-	c.problem(field, fmt.Sprintf("a %s stands there", wrong.Value), mend)
+	c.problem(field, "it is "+near.Kind(wrong.Value), mend)
 }
 
 // meta checks what decisions need of the metadata.
@@ -81,12 +84,12 @@ func (c *checker) meta(o metav1.Object, kind string) {
 			valid = validation.NameIsDNSLabel
 		}
 		for _, text := range valid(o.GetName(), false) {
-			c.problem("metadata.name", fmt.Sprintf("%q is no name", o.GetName()), text)
+			c.problem("metadata.name", fmt.Sprintf("%q is not a name", o.GetName()), text)
 		}
 	}
 	if kind != "Namespace" {
 		for _, text := range validation.NameIsDNSLabel(o.GetNamespace(), false) {
-			c.problem("metadata.namespace", fmt.Sprintf("%q is no name", o.GetNamespace()), text)
+			c.problem("metadata.namespace", fmt.Sprintf("%q is not a name", o.GetNamespace()), text)
 		}
 	}
 	for _, e := range metavalidation.ValidateLabels(o.GetLabels(), field.NewPath("metadata", "labels")) {
@@ -148,10 +151,10 @@ func (c *checker) containers(at string, containers []corev1.Container) {
 				port.Protocol = corev1.ProtocolTCP
 			case corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP:
 			default:
-				c.problem(where+"protocol", fmt.Sprintf("%q is no protocol", port.Protocol), "write TCP, UDP or SCTP")
+				c.problem(where+"protocol", fmt.Sprintf("%q is not a protocol", port.Protocol), "write TCP, UDP or SCTP")
 			}
 			if port.ContainerPort < 1 || port.ContainerPort > 65535 {
-				c.problem(where+"containerPort", fmt.Sprintf("%d is no port", port.ContainerPort), "write a number from 1 to 65535")
+				c.problem(where+"containerPort", fmt.Sprintf("%d is not a port", port.ContainerPort), "write a number from 1 to 65535")
 			}
 			if port.Name == "" {
 				continue

@@ -325,7 +325,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		switch kind {
 		case "Ingress", "IngressClass", "IPAddress", "ServiceCIDR":
 		default:
-			p.problem("", at+"kind", fmt.Sprintf("%q is no kind of %s", kind, apiVersion), "if it is to be a policy, write NetworkPolicy")
+			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is to be a policy, write NetworkPolicy")
 		}
 		return "", true
 	}
@@ -357,6 +357,12 @@ func nameIn(text []byte, kind string) string {
 }
 
 func nameOf(kind string, o metav1.Object) string {
+	if o.GetName() == "" {
+		if ns := o.GetNamespace(); ns != "" {
+			return "without a name in namespace " + ns
+		}
+		return "without a name"
+	}
 	if kind == "Namespace" {
 		return o.GetName()
 	}

@@ -28,7 +28,11 @@ func Condense(notes []Problem) []string {
 	texts := make([]string, len(first))
 	for i, n := range first {
 		texts[i] = n.Error()
-		if more[i] > 0 {
+		switch more[i] {
+		case 0:
+		case 1:
+			texts[i] += " (once more)"
+		default:
 			texts[i] += fmt.Sprintf(" (the same %d times more)", more[i])
 		}
 	}

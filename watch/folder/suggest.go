@@ -13,7 +13,7 @@ func newLike(object any) any { return reflect.New(reflect.TypeOf(object).Elem())
 func plainType(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:
-		return "a text"
+		return "a string"
 	case reflect.Bool:
 		return "true or false"
 	case reflect.Slice, reflect.Array:

@@ -79,7 +79,7 @@ func (l *list) UnmarshalJSON(data []byte) error {
 func (l *list) check(field, missing string) error {
 	switch {
 	case l.wrong != "":
-		return fmt.Errorf("%s: %s stands there: write a text or a number, or a list of them", field, l.wrong)
+		return fmt.Errorf("%s: %s is neither a string nor a number: write one of the two, or a list of them", field, l.wrong)
 	case len(l.texts) == 0 && missing != "":
 		return fmt.Errorf("%s: it is missing: %s", field, missing)
 	}
@@ -160,11 +160,11 @@ func decode(text []byte, into any, fields []string) []error {
 		case !errors.As(err, &wrong):
 			return []error{fmt.Errorf("a field cannot be read: %w", err)}
 		case wrong.Field == "":
-			return []error{fmt.Errorf("%s stands there: write an object with %s", kindOf(wrong.Value), strings.Join(fields, ", "))}
+			return []error{fmt.Errorf("it is %s: write an object with %s", near.Kind(wrong.Value), strings.Join(fields, ", "))}
 		case wrong.Field == "tests":
-			return []error{fmt.Errorf("tests: %s stands there: write a list (lines that begin with \"- \")", kindOf(wrong.Value))}
+			return []error{fmt.Errorf("tests: it is %s: write a list (lines that begin with \"- \")", near.Kind(wrong.Value))}
 		}
-		return []error{fmt.Errorf("%s: %s stands there: write a text, in quotes if need be", wrong.Field, kindOf(wrong.Value))}
+		return []error{fmt.Errorf("%s: it is %s: %s", wrong.Field, near.Kind(wrong.Value), near.WriteString(wrong.Value))}
 	}
 	var errs []error
 	for _, err := range strict {
@@ -180,21 +180,6 @@ func decode(text []byte, into any, fields []string) []error {
 		errs = append(errs, fmt.Errorf("%s: there is no such field: %s", at.FieldPath(), mend))
 	}
 	return errs
-}
-
-// kindOf is a kind of JSON value in the words of YAML.
-func kindOf(value string) string {
-	switch value {
-	case "array":
-		return "a list"
-	case "object":
-		return "an object"
-	case "string":
-		return "a text"
-	case "bool":
-		return "true or false (as YAML also reads yes, no, y and n)"
-	}
-	return "a " + value
 }
 
 // parseTest reads one test. Whether its pods and ports exist is for a run to say.

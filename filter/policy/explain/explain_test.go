@@ -130,7 +130,7 @@ func TestWords(t *testing.T) {
 		}},
 		{"exception", `ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]`, "10.1.2.3 db tcp 6379", []string{
 			"10.1.2.3 (no pod) to default/db (10.0.0.1)",
-			"egress: 10.1.2.3 is no pod, so that no policy isolates it",
+			"egress: 10.1.2.3 is not a pod, so that no policy isolates it",
 			"allows addresses in 10.0.0.0/8 except 10.1.0.0/16; 10.1.2.3 lies in 10.1.0.0/16, which is excepted",
 			"    - ipBlock:\n        cidr: 10.1.2.3/32\n",
 		}},
@@ -163,7 +163,7 @@ func TestWords(t *testing.T) {
 			"to allow the egress: add to spec.egress[0].to of",
 		}},
 		{"egress to a name outside", "policyTypes: [Egress]\negress: [{ports: [{port: http}]}]", "db 203.0.113.9 tcp 80", []string{
-			"allows TCP http; the flow is to TCP 80, and 203.0.113.9 is no pod, so that it has no names for ports",
+			"allows TCP http; the flow is to TCP 80, and 203.0.113.9 is not a pod, so that it has no names for ports",
 		}},
 		{"malformed block", `ingress: [{from: [{ipBlock: {cidr: 010.0.0.0/8}}]}]`, "web db tcp 80", []string{
 			"rule 1 allows nothing; spec.ingress[0].from[0].ipBlock.cidr cannot be understood",
@@ -178,6 +178,9 @@ func TestWords(t *testing.T) {
 		}},
 		{"a broken rule beside the nearest", `ingress: [{ports: [{port: 6379}]}, {from: [{podSelector: {matchLabels: {a: b}}}], ports: [{port: "80"}]}]`, "web db tcp 80", []string{
 			"to allow the ingress: add to spec.ingress[0].ports of NetworkPolicy default/x\n",
+		}},
+		{"a number that is not a port", `ingress: [{ports: [{port: 70000}]}]`, "web db tcp 80", []string{
+			"not understood: default/x, spec.ingress[0].ports[0].port: 70000 is not a port\n", "write a number from 1 to 65535",
 		}},
 		{"malformed subject", "podSelector: {matchExpressions: [{key: role, operator: Is}]}\ningress: [{}]", "db web tcp 80", []string{
 			"default/x has no ingress rule: it allows nothing", "not understood: default/x, spec.podSelector", "to allow the ingress: first correct spec.podSelector of NetworkPolicy default/x",
@@ -248,7 +251,7 @@ func TestQuestionsThatHaveNoAnswer(t *testing.T) {
 		"a name outside":      {"web 192.0.2.9 tcp http", "is outside the cluster and has no names for ports"},
 		"a name on the host":  {"web shop/agent tcp http", "port names have no meaning"},
 		"a port with ICMP":    {"web db icmp 8", "ICMP has no ports: leave it out"},
-		"a sign and a number": {"web db tcp +80x", "is no port"},
+		"a sign and a number": {"web db tcp +80x", "is not a port"},
 	}
 	c := read(t, nil)
 	for name, tt := range tests {

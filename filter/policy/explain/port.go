@@ -83,7 +83,7 @@ func (h *holder) lookUp(name string, proto filter.Protocol) (uint16, bool) {
 // nameWords says what the names of ports mean on the destination.
 func (h *holder) nameWords(names []string) string {
 	if h.to.Pod == nil {
-		return ", and " + h.to.Name + " is no pod, so that it has no names for ports"
+		return ", and " + h.to.Name + " is not a pod, so that it has no names for ports"
 	}
 	var have, all []string
 	for _, p := range h.namedPorts() {

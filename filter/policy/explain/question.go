@@ -241,7 +241,7 @@ func (c *Cluster) port(text string, proto filter.Protocol, to *End) (uint16, err
 	case err == nil && n >= 1 && n <= 65535:
 		return uint16(n), nil
 	case err == nil || !nameLike(text):
-		return 0, fmt.Errorf("%q is no port: write a number from 1 to 65535, or the name of a port of the destination", text)
+		return 0, fmt.Errorf("%q is not a port: write a number from 1 to 65535, or the name of a port of the destination", text)
 	case to.Node:
 		return 0, fmt.Errorf("%s has a node's address, for which port names have no meaning: write the number of %q", to.Name, text)
 	case to.Pod == nil:

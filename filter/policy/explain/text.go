@@ -109,7 +109,7 @@ func (s *Side) write(b *strings.Builder, end *End) {
 		fmt.Fprintln(b, "has a node's address, which no policy isolates")
 		return
 	case s.Pod == "":
-		fmt.Fprintln(b, "is no pod, so that no policy isolates it")
+		fmt.Fprintln(b, "is not a pod, so that no policy isolates it")
 		return
 	case len(s.Policies) == 0:
 		fmt.Fprintln(b, "is not isolated: no policy selects it in this direction")
