@@ -59,6 +59,10 @@ func TestSourceTellsItsProblems(t *testing.T) {
 		t.Fatal(err)
 	}
 	await()
+	write("a.yaml", "")
+	await("a.yaml: it is empty; what it held stays in force: remove the file, or write a comment into it")
+	write("a.yaml", "# nothing")
+	await()
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
