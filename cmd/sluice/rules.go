@@ -31,12 +31,13 @@ last, which call the programs of that agent: --kernel-cache-pins shows them too.
 With --remove it takes away every trace of an agent that is gone: the chains
 named SLUICE and the rules that lead to them, in both backends of iptables, the
 programs that they called, those of the guard on pods' interfaces, and the two bits
-of connection marks. A qdisc clsact stays on an interface if another program has a
-filter there, or if no agent of this version has added it. If the agent ran with --judged-mark or --revoked-mark, give the
-same again. An agent that still runs
-puts its rules back within seconds: stop it first. If one answers on --socket, a warning
-names its process, and the exit status is 1 although everything was removed; it is 0
-otherwise, and 2 if something cannot be removed.`,
+of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
+same again. A qdisc clsact stays on an interface if another program has a filter
+there, or if no agent of this version has added it.
+
+An agent that still runs puts its rules back within seconds: stop it first. If one
+answers on --socket, a warning names its process, and the exit status is 1 although
+everything was removed; it is 0 otherwise, and 2 if something cannot be removed.`,
 		Example: `  sluice rules
   sluice rules --queues 2 --fail open
   sluice rules --remove                             # as root`,
