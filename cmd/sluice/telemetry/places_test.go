@@ -112,7 +112,7 @@ func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
 // answering runs a server on pipes, by the clock of a bubble.
 func answering(t *testing.T, handler http.Handler, f func(dial func() net.Conn)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	synctest.Test(t, func(*testing.T) {
 		all := make(pipes)
 		server := newServer(handler, slog.New(slog.DiscardHandler))
 		done := make(chan error, 1)
