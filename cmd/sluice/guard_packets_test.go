@@ -50,48 +50,6 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 	count(0, "after an end in order")
 }
 
-// The qdiscs that agents have added go with the guard, also with that of a later agent.
-// One that was there before stays, and one on which others have filters.
-func TestGuardRemovesItsQdiscsOnPackets(t *testing.T) {
-	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
-	s.write("policies.yaml", forgePolicies)
-	tc := func(args ...string) string {
-		t.Helper()
-		out, err := s.Nodes[0].Output(exec.Command("tc", args...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
-	earlier, shared := s.host("default/web").RouterDevice(), s.host("default/db").RouterDevice()
-	check := func(when string, want int) {
-		t.Helper()
-		all := tc("qdisc", "show")
-		if n := strings.Count(all, "qdisc clsact"); n != want {
-			t.Errorf("%s: %d qdiscs, want %d:\n%s", when, n, want, all)
-		}
-	}
-	tc("qdisc", "add", "dev", earlier, "clsact")
-	s.start("--on-exit", "keep")
-	check("at the start", 5)
-	tc("filter", "add", "dev", shared, "egress", "prio", "9", "bpf", "bytecode", "1,6 0 0 0,")
-	s.stop()
-	s.start("--on-exit", "remove")
-	check("with a later agent", 5)
-	s.stop()
-	check("after its end", 2)
-	if !strings.Contains(tc("filter", "show", "dev", shared, "egress"), "bytecode") {
-		t.Error("the filter of others is gone")
-	}
-	s.start("--on-exit", "keep")
-	s.agent.Kill()
-	tc("filter", "del", "dev", shared, "egress", "prio", "9")
-	if status, _, stderr := removing(t, s.Nodes[0]); status != 0 {
-		t.Errorf("status %d, %s", status, stderr)
-	}
-	check("after rules --remove", 2) // that of shared was there before this agent
-}
-
 // programs counts the guard's programs on the interfaces of the node's pods.
 func (s *site) programs(t *testing.T) (n int) {
 	t.Helper()

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -16,10 +15,6 @@ import (
 const (
 	fromName = "sluice-from-pod"
 	toName   = "sluice-to-pod"
-	// ownedName replaces fromName where an agent has added the qdisc, which may then be
-	// removed with the programs: the next agent, or sluice rules --remove, knows it from
-	// this name.
-	ownedName = fromName + "+qdisc"
 )
 
 // Where among the filters of an interface: before those of others.
@@ -28,21 +23,15 @@ const (
 	handle   = 0x51
 )
 
-// sides are where an interface has filters.
-func sides() [2]uint32 {
-	return [...]uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS}
-}
-
 // attach puts the programs on an interface. A tunnel has but one.
 func attach(p port, from, to int) error {
-	name := fromName
-	switch err := netlink.QdiscAdd(clsact(p.index)); {
-	case err == nil || errors.Is(err, unix.EEXIST) && owned(p.index):
-		name = ownedName
-	case !errors.Is(err, unix.EEXIST):
+	clsact := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: p.index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+	if err := netlink.QdiscAdd(clsact); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add qdisc clsact: %w", err)
 	}
-	if err := netlink.FilterReplace(bpfFilter(p.index, netlink.HANDLE_MIN_INGRESS, name, from)); err != nil {
+	if err := netlink.FilterReplace(bpfFilter(p.index, netlink.HANDLE_MIN_INGRESS, fromName, from)); err != nil {
 		return fmt.Errorf("put %s in place: %w", fromName, err)
 	}
 	if p.tunnel {
@@ -50,36 +39,6 @@ func attach(p port, from, to int) error {
 	}
 	if err := netlink.FilterReplace(bpfFilter(p.index, netlink.HANDLE_MIN_EGRESS, toName, to)); err != nil {
 		return fmt.Errorf("put %s in place: %w", toName, err)
-	}
-	return nil
-}
-
-// clsact is the qdisc that has tc's hooks.
-func clsact(index int) netlink.Qdisc {
-	return &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-	}}
-}
-
-// owned reports whether an agent has added the qdisc of an interface.
-func owned(index int) bool {
-	return slices.ContainsFunc(ours(index, netlink.HANDLE_MIN_INGRESS), func(f netlink.Filter) bool {
-		bpf, is := f.(*netlink.BpfFilter)
-		return is && bpf.Name == ownedName
-	})
-}
-
-// removeQdisc removes the qdisc that an agent has added, if no filter is left on it. It
-// stays if that cannot be known.
-func removeQdisc(index int) error {
-	for _, parent := range sides() {
-		left, err := netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, parent)
-		if err != nil || len(left) > 0 {
-			return nil
-		}
-	}
-	if err := netlink.QdiscDel(clsact(index)); err != nil && !gone(err) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("remove qdisc clsact: %w", err)
 	}
 	return nil
 }
@@ -103,16 +62,16 @@ func present(index int) bool {
 func ours(index int, parent uint32) (found []netlink.Filter) {
 	filters, _ := netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, parent)
 	for _, f := range filters {
-		if bpf, is := f.(*netlink.BpfFilter); is && (bpf.Name == fromName || bpf.Name == toName || bpf.Name == ownedName) {
+		if bpf, is := f.(*netlink.BpfFilter); is && (bpf.Name == fromName || bpf.Name == toName) {
 			found = append(found, f)
 		}
 	}
 	return found
 }
 
-// RemoveTraces takes the programs of any agent off the interfaces, and returns the names
-// of those interfaces. A qdisc that an agent has added goes too, unless it has filters
-// of others.
+// RemoveTraces takes the programs of any agent off the interfaces, and returns the
+// names of those. The qdiscs stay: to remove one, the kernel stops the interface for some
+// milliseconds and drops what is sent there (qdisc_graft, dev_deactivate).
 func RemoveTraces() (removed []string, err error) {
 	links, err := netlink.LinkList()
 	if err = interrupted(err); err != nil {
@@ -120,34 +79,20 @@ func RemoveTraces() (removed []string, err error) {
 	}
 	var errs []error
 	for _, l := range links {
-		any, err := detach(l.Attrs().Index)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("take the guard off interface %s: %w", l.Attrs().Name, err))
+		any := false
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			for _, f := range ours(l.Attrs().Index, parent) {
+				if err := netlink.FilterDel(f); err != nil && !gone(err) {
+					errs = append(errs, fmt.Errorf("take the guard off interface %s: %w", l.Attrs().Name, err))
+				}
+				any = true
+			}
 		}
 		if any {
 			removed = append(removed, l.Attrs().Name)
 		}
 	}
 	return removed, errors.Join(errs...)
-}
-
-// detach takes the programs off an interface, and the qdisc if an agent has added it. It
-// reports whether there were programs.
-func detach(index int) (any bool, err error) {
-	mayRemove := owned(index)
-	var errs []error
-	for _, parent := range sides() {
-		for _, f := range ours(index, parent) {
-			if err := netlink.FilterDel(f); err != nil && !gone(err) {
-				errs = append(errs, err)
-			}
-			any = true
-		}
-	}
-	if mayRemove {
-		errs = append(errs, removeQdisc(index))
-	}
-	return any, errors.Join(errs...)
 }
 
 // write brings the maps from what they hold to what is wanted: addresses first, for a
