@@ -225,13 +225,13 @@ func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
 		g.ns.merged += size
 		return compile(d, policies, w.shape)
 	}
-	all := &ruleSet{parts: make([]*ruleSet, 0, len(policies))}
+	all := &oversized{parts: make([]*ruleSet, 0, len(policies))}
 	for _, p := range policies {
 		if len(p.rules[d]) > 0 {
 			all.parts = append(all.parts, w.rulesOfOne(d, p))
 		}
 	}
-	return all
+	return &ruleSet{oversized: all}
 }
 
 func (w *World) rulesOfOne(d filter.Direction, p *policy) *ruleSet {

@@ -46,16 +46,15 @@ func (m mark) with(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
 // compile merges the rules of policies for one direction.
 func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	c := compiler{shape: s, sets: make(map[mark]*peerSet)}
+	out := &ruleSet{}
 	for _, p := range policies {
+		out.rules = slices.Grow(out.rules, len(p.rules[d]))
 		for i := range p.rules[d] {
 			c.rules = append(c.rules, &p.rules[d][i])
+			out.rules = append(out.rules, filter.Rule{Policy: p.text, Direction: d, Index: p.rules[d][i].index})
 		}
 	}
-	out := &ruleSet{rules: make([]*filter.Rule, len(c.rules)), reach: reachOf(d, policies)}
-	for i, r := range c.rules {
-		out.rules[i] = r.ref
-	}
-	out.bounds = c.prepare()
+	out.rules, out.bounds = fitted(out.rules), c.prepare()
 	var every, portless []uint32
 	var all [3][]uint32
 	var spans [3][]span
@@ -72,6 +71,7 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 			case p.name != "":
 				key := portName{p.name, p.protocol}
 				names[key] = appendOnce(names[key], i)
+				out.anyNamed[t] = true
 			case p.all():
 				all[t] = appendOnce(all[t], i)
 			default:
@@ -81,8 +81,15 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	}
 	out.peers, out.portless, out.named = c.set(every), c.set(portless), c.names(names)
 	for t := range out.ports {
-		out.ports[t] = c.table(spans[t])
-		out.ports[t].all = c.set(all[t])
+		table := &out.ports[t]
+		table.all = c.set(all[t])
+		var tree portTree
+		if table.flat, tree = c.table(spans[t]); tree.sets != nil {
+			if out.oversized == nil {
+				out.oversized = &oversized{}
+			}
+			out.oversized.trees[t] = tree
+		}
 	}
 	return out
 }
@@ -177,9 +184,9 @@ func joined(spans []span) []span {
 }
 
 // table cuts the ports where any span begins or ends.
-func (c *compiler) table(spans []span) portTable {
+func (c *compiler) table(spans []span) (flat []interval, tree portTree) {
 	if len(spans) == 0 {
-		return portTable{}
+		return nil, tree
 	}
 	spans = joined(spans)
 	cuts := make([]uint32, 0, 2*len(spans))
@@ -188,13 +195,6 @@ func (c *compiler) table(spans []span) portTable {
 	}
 	slices.Sort(cuts)
 	cuts = slices.Compact(cuts)
-	var t portTable
-	for _, port := range cuts {
-		if port < 1<<16 {
-			t.starts = append(t.starts, uint16(port))
-		}
-	}
-	t.starts = slices.Clip(t.starts)
 	for i := range spans {
 		low, _ := slices.BinarySearch(cuts, spans[i].low)
 		end, _ := slices.BinarySearch(cuts, spans[i].end)
@@ -206,16 +206,24 @@ func (c *compiler) table(spans []span) portTable {
 			size += c.weight[s.rule]
 		}
 	}
-	if t.sets = c.flat(spans, len(t.starts), c.shape.floor+c.shape.flat*size); t.sets == nil {
-		t.tree = true
-		t.sets = c.tree(spans, len(t.starts), c.shape.tree*bits.Len(uint(len(t.starts)))*size)
+	starts := cuts
+	if last := len(cuts) - 1; cuts[last] == 1<<16 {
+		starts = cuts[:last]
 	}
-	return t
+	if flat = c.flat(spans, starts, c.shape.floor+c.shape.flat*size); flat != nil {
+		return flat, tree
+	}
+	tree.starts = make([]uint16, len(starts))
+	for i, port := range starts {
+		tree.starts[i] = uint16(port)
+	}
+	tree.sets = c.tree(spans, len(starts), c.shape.tree*bits.Len(uint(len(starts)))*size)
+	return nil, tree
 }
 
 // flat builds a set for each interval, or returns nil if those took more entries
 // than may be. It does not build what it does not return.
-func (c *compiler) flat(spans []span, intervals, most int) []*peerSet {
+func (c *compiler) flat(spans []span, starts []uint32, most int) []interval {
 	type edge struct{ at, rule uint32 }
 	edges := make([]edge, 0, 2*len(spans))
 	for _, s := range spans {
@@ -239,7 +247,7 @@ func (c *compiler) flat(spans []span, intervals, most int) []*peerSet {
 					weight -= c.weight[r]
 				}
 			}
-			if int(at) < intervals && !f(int(at), m, weight) {
+			if int(at) < len(starts) && !f(int(at), m, weight) {
 				return false
 			}
 		}
@@ -255,24 +263,27 @@ func (c *compiler) flat(spans []span, intervals, most int) []*peerSet {
 	}) {
 		return nil
 	}
-	sets := make([]*peerSet, intervals)
+	out := make([]interval, len(starts))
+	for i, port := range starts {
+		out[i].start = uint16(port)
+	}
 	var rules []uint32
 	sweep(func(i int, m mark, _ int) bool {
 		if m == (mark{}) {
 			return true
 		}
-		if sets[i] = c.sets[m]; sets[i] == nil {
+		if out[i].set = c.sets[m]; out[i].set == nil {
 			rules = rules[:0]
 			for r, is := range open {
 				if is {
 					rules = append(rules, uint32(r))
 				}
 			}
-			sets[i] = c.set(rules)
+			out[i].set = c.set(rules)
 		}
 		return true
 	})
-	return sets
+	return out
 }
 
 // tree builds the sets of a segment tree over the intervals, in which each span is
@@ -408,17 +419,18 @@ func (c *compiler) split(rules []uint32, large []bool) *peerSet {
 	}
 	s := &peerSet{everyone: noRule}
 	var small []uint32
+	var more []*peerSet
 	for _, r := range rules {
 		if large[r] {
-			s.more = append(s.more, c.set([]uint32{r}))
+			more = append(more, c.set([]uint32{r}))
 		} else {
 			small = append(small, r)
 		}
 	}
-	s.more = slices.Clip(s.more)
 	if of := c.set(small); of != nil {
-		s.everyone, s.some, s.whole, s.blocks = of.everyone, of.some, of.whole, of.blocks
+		*s = *of
 	}
+	s.more = &peerSets{slices.Clip(more)}
 	c.sets[m] = s
 	return s
 }
@@ -455,17 +467,22 @@ func (c *compiler) build(rules []uint32) *peerSet {
 		}
 		some, whole, blocks = some+len(r.some), whole+len(r.whole), blocks+len(c.blocks[i])
 	}
-	s.some, s.whole, s.blocks = make([]peerRule, 0, some), make([]peerRule, 0, whole), make([]blockRange, 0, blocks)
+	s.peers, s.blocks = make([]peerRule, 0, some+whole), make([]blockRange, 0, blocks)
 	for _, i := range rules {
 		for _, sel := range c.rules[i].some {
-			s.some = append(s.some, peerRule{sel.id, i})
-		}
-		for _, sel := range c.rules[i].whole {
-			s.whole = append(s.whole, peerRule{sel.id, i})
+			s.peers = append(s.peers, peerRule{sel.id, i})
 		}
 		s.blocks = append(s.blocks, c.blocks[i]...)
 	}
-	s.some, s.whole, s.blocks = distinct(s.some), distinct(s.whole), disjoint(s.blocks)
+	s.peers = distinct(s.peers)
+	s.whole = uint32(len(s.peers))
+	for _, i := range rules {
+		for _, sel := range c.rules[i].whole {
+			s.peers = append(s.peers, peerRule{sel.id, i})
+		}
+	}
+	s.peers = fitted(s.peers[:len(distinct(s.peers[s.whole:]))+int(s.whole)])
+	s.blocks = disjoint(s.blocks)
 	return s
 }
 
@@ -474,7 +491,7 @@ func distinct(rules []peerRule) []peerRule {
 	slices.SortFunc(rules, func(a, b peerRule) int {
 		return cmp.Or(cmp.Compare(a.selector, b.selector), cmp.Compare(a.rule, b.rule))
 	})
-	return fitted(slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector }))
+	return slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector })
 }
 
 // fitted is list, in memory of its own size if it was made in much more.

@@ -34,15 +34,19 @@ func (w *World) SetShape(n int) {
 // others, and the rule sets that are parts of others.
 func (w *World) Forms() (flat, trees, refer, apart int) {
 	for _, g := range w.groups {
-		apart += len(g.rules.parts)
-		for _, t := range g.rules.ports {
-			switch {
-			case t.tree:
-				trees++
-			case t.sets != nil:
+		apart += len(g.rules.parts())
+		for t := range g.rules.ports {
+			var sets []*peerSet
+			if list := g.rules.ports[t].flat; list != nil {
 				flat++
+				for _, i := range list {
+					sets = append(sets, i.set)
+				}
+			} else if g.rules.oversized != nil && g.rules.oversized.trees[t].sets != nil {
+				trees++
+				sets = g.rules.oversized.trees[t].sets
 			}
-			for _, s := range t.sets {
+			for _, s := range sets {
 				if s != nil && s.more != nil {
 					refer++
 				}

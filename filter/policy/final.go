@@ -62,123 +62,54 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	return never
 }
 
-// reach is where a rule could allow a pod that is not known yet: the ports of the
-// rules that name pods by labels, and all named ports, which the pod may have at any
-// number. It takes no more room than the rules.
-type reach struct {
-	portless bool
-	all      [3]bool
-	spans    [3][]portRange // sorted, and apart from each other
-	named    []portName     // of rules that name pods
-	anyNamed [3]bool        // also of rules that name addresses, or all
-}
-
-func reachOf(d filter.Direction, policies []*policy) (out reach) {
-	for _, p := range policies {
-		for i := range p.rules[d] {
-			out.add(&p.rules[d][i])
-		}
-	}
-	for t := range out.spans {
-		out.spans[t] = merged(out.spans[t])
-	}
-	slices.SortFunc(out.named, comparePortNames)
-	out.named = slices.Clip(slices.Compact(out.named))
-	return out
-}
-
-func (r *reach) add(o *rule) {
-	pods := len(o.some)+len(o.whole) > 0
-	r.portless = r.portless || pods && o.portless
-	for _, p := range o.ports {
-		t := portTableOf(p.protocol)
-		switch {
-		case p.name != "":
-			r.anyNamed[t] = true
-			if pods {
-				r.named = append(r.named, portName{p.name, p.protocol})
-			}
-		case !pods: // what it allows does not depend on the pod
-		case p.all():
-			r.all[t] = true
-		default:
-			r.spans[t] = append(r.spans[t], p)
-		}
-	}
-}
-
-func comparePortNames(a, b portName) int {
-	if a.protocol != b.protocol {
-		return int(a.protocol) - int(b.protocol)
-	}
-	switch {
-	case a.name < b.name:
-		return -1
-	case a.name > b.name:
-		return 1
-	}
-	return 0
-}
-
-// merged joins ranges that touch or overlap.
-func merged(list []portRange) []portRange {
-	slices.SortFunc(list, func(a, b portRange) int { return int(a.low) - int(b.low) })
-	out := list[:0]
-	for _, p := range list {
-		if n := len(out); n > 0 && int(p.low) <= int(out[n-1].high)+1 {
-			out[n-1].high = max(out[n-1].high, p.high)
-			continue
-		}
-		out = append(out, p)
-	}
-	return slices.Clone(out)
-}
-
-// mayAllow is that of the rules, or of any part of them.
+// mayAllow reports whether a rule could allow a flow in a direction that is pending
+// at the other end, and is not allowed with no pod there. That is a rule for the
+// flow's port that names pods by labels; or one for a named port, which the pod may
+// have at any number. ports are those of the end that the rules are for.
 func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
-	for _, part := range r.parts {
+	for _, part := range r.parts() {
 		if part.mayAllow(k, d, ports) {
 			return true
 		}
 	}
-	return r.reach.mayAllow(k, d, ports)
-}
-
-// mayAllow reports whether a rule could allow a flow in a direction that is pending
-// at the other end. ports are those of the end that the rules are for.
-func (r *reach) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
-	if r.portless {
+	if r.portless.namesPods() {
 		return true
 	}
 	if k.Transport != filter.Ported {
 		return false
 	}
 	t := portTableOf(k.Protocol)
-	if r.all[t] || within(r.spans[t], k.Port) {
+	if r.ports[t].all.namesPods() || r.ports[t].at(k.Port).namesPods() {
+		return true
+	}
+	if r.oversized != nil && r.oversized.trees[t].namesPods(k.Port) {
 		return true
 	}
 	if d == filter.Egress {
 		return r.anyNamed[t] // names are looked up at the destination
 	}
 	for i := range ports {
-		if np := &ports[i]; np.number == k.Port && np.protocol == k.Protocol {
-			if _, found := slices.BinarySearchFunc(r.named, portName{np.name, np.protocol}, comparePortNames); found {
-				return true
-			}
+		if np := &ports[i]; np.number == k.Port && np.protocol == k.Protocol && r.named[portName{np.name, np.protocol}].namesPods() {
+			return true
 		}
 	}
 	return false
 }
 
-// within reports whether a port is in one of the ranges.
-func within(list []portRange, port uint16) bool {
-	low, high := 0, len(list)
-	for low < high {
-		if mid := int(uint(low+high) >> 1); list[mid].low <= port {
-			low = mid + 1
-		} else {
-			high = mid
+// namesPods reports whether the set has a rule for a port that names pods.
+func (t *portTree) namesPods(port uint16) bool {
+	for node := t.leaf(port); node > 0; node /= 2 {
+		if t.sets[node].namesPods() {
+			return true
 		}
 	}
-	return low > 0 && list[low-1].high >= port
+	return false
+}
+
+// namesPods reports whether the set has a rule that names pods by labels.
+func (s *peerSet) namesPods() bool {
+	if s == nil {
+		return false
+	}
+	return len(s.peers) > 0 || s.more != nil && slices.ContainsFunc(s.more.list, (*peerSet).namesPods)
 }

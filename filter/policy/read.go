@@ -36,7 +36,6 @@ type policy struct {
 
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
-	ref    *filter.Rule
 	index  int         // in spec.ingress or spec.egress
 	anyone bool        // every peer, outside ones too
 	some   []*selector // pods by their labels
@@ -180,7 +179,6 @@ func (r reader) add(d filter.Direction, out *rule) {
 	}
 	r.seen[string(key)] = true
 	out.some, out.whole, out.blocks, out.ports = fitted(out.some), fitted(out.whole), fitted(out.blocks), fitted(out.ports)
-	out.ref = &filter.Rule{Policy: r.p.text, Direction: d, Index: out.index}
 	r.p.rules[d] = append(r.p.rules[d], *out)
 	r.p.size[d] += 1 + len(out.some) + len(out.whole) + len(out.blocks) + len(out.ports)
 }

@@ -14,22 +14,36 @@ import (
 // each interval would outgrow the policies, a look-up walks a tree of sets instead.
 //
 // Sets hold numbers of 4 bytes where they can: a rule is its place in rules, an
-// address range its places in bounds.
+// address range its places in bounds. What most look-ups read comes first, within one
+// line of the processor's cache.
 type ruleSet struct {
-	rules    []*filter.Rule
-	bounds   []netip.Addr // where address ranges begin, or end one before; sorted
-	peers    *peerSet     // all rules: every allowed peer; nil if there is none
-	portless *peerSet     // rules without ports
-	ports    [3]portTable
-	named    map[portName]*peerSet
-	reach    reach
+	portless  *peerSet // rules without ports
+	peers     *peerSet // all rules: every allowed peer; nil if there is none
+	rules     []filter.Rule
+	ports     [3]portTable
+	bounds    []netip.Addr // where address ranges begin, or end one before; sorted
+	named     map[portName]*peerSet
+	anyNamed  [3]bool    // by protocol, as ports is
+	oversized *oversized // nil for most
+}
+
+// oversized is the forms of rules that would take too much as others are kept.
+type oversized struct {
+	trees [3]portTree
 	// parts are the rule sets of single policies. Where there are some, there is
 	// nothing else.
 	parts []*ruleSet
 }
 
 // none reports whether there is no rule.
-func (r *ruleSet) none() bool { return r.peers == nil && len(r.parts) == 0 }
+func (r *ruleSet) none() bool { return r.peers == nil && len(r.parts()) == 0 }
+
+func (r *ruleSet) parts() []*ruleSet {
+	if r.oversized == nil {
+		return nil
+	}
+	return r.oversized.parts
+}
 
 type portName struct {
 	name     string
@@ -39,22 +53,37 @@ type portName struct {
 // portTable is one protocol's ports, cut into intervals within which the same
 // rules apply.
 type portTable struct {
-	all    *peerSet   // rules that name the protocol and no port
-	starts []uint16   // sorted: where each interval begins
-	sets   []*peerSet // for each interval, nil where nothing is allowed
-	// tree says that sets is a segment tree over the intervals: the set of interval
-	// i is spread over the nodes i+len(starts), half of that, and so on down to 1.
-	tree bool
+	all  *peerSet   // rules that name the protocol and no port
+	flat []interval // sorted; none where there is a tree
 }
 
-// peerSet is who is allowed at some ports.
-type peerSet struct {
-	everyone uint32       // a rule that allows every peer, or noRule
-	some     []peerRule   // by the selectors that a pod carries
-	whole    []peerRule   // by the selectors that its namespace carries
-	blocks   []blockRange // by address
-	more     []*peerSet   // of rules too large to be copied into every set that has them
+// interval is the ports from one on to the next interval, and their set, nil where
+// nothing is allowed.
+type interval struct {
+	set   *peerSet
+	start uint16
 }
+
+// portTree is a segment tree over the intervals that ports are cut into: the set of
+// interval i is spread over the nodes i+len(starts), half of that, and so on down to 1.
+type portTree struct {
+	starts []uint16 // sorted: where each interval begins
+	sets   []*peerSet
+}
+
+// peerSet is the peers that are allowed at some ports. It fills one line of the
+// processor's cache.
+type peerSet struct {
+	everyone uint32 // a rule that allows every peer, or noRule
+	whole    uint32 // where in peers those of the second kind begin
+	// peers are by the selectors that a pod carries, and then by those that its
+	// namespace carries.
+	peers  []peerRule
+	blocks []blockRange // by address
+	more   *peerSets    // of rules too large to be copied into every set that has them
+}
+
+type peerSets struct{ list []*peerSet }
 
 // noRule is the number of no rule.
 const noRule = ^uint32(0)
@@ -78,7 +107,7 @@ type remote struct {
 // it is the same, allowed or not, for all flows between the two. dst is the
 // destination, which is where named ports are looked up in both directions.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
-	if len(r.parts) > 0 {
+	if r.peers == nil {
 		return r.inParts(k, peer, peerAddr, dst, everyone)
 	}
 	p := remote{addr: peerAddr, bounds: r.bounds}
@@ -86,20 +115,20 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 		p.some, p.whole = &peer.class.peers, &everyone[peer.class.namespace]
 	}
 	if i := r.portless.find(&p); i != noRule {
-		return r.rules[i], true
+		return &r.rules[i], true
 	}
 	if k.Transport == filter.Ported {
 		if i := r.atPort(k, &p, dst); i != noRule {
-			return r.rules[i], false
+			return &r.rules[i], false
 		}
 	}
 	return nil, r.peers.find(&p) == noRule
 }
 
-// inParts is find where the rules are not merged.
+// inParts is find where the rules are not merged, or there are none.
 func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	pair = true
-	for _, part := range r.parts {
+	for _, part := range r.parts() {
 		rule, same := part.find(k, peer, peerAddr, dst, everyone)
 		if rule != nil {
 			return rule, same
@@ -115,8 +144,13 @@ func (r *ruleSet) atPort(k *filter.Key, p *remote, dst *Endpoint) uint32 {
 	if i := t.all.find(p); i != noRule {
 		return i
 	}
-	if i := t.find(k.Port, p); i != noRule {
+	if i := t.at(k.Port).find(p); i != noRule {
 		return i
+	}
+	if r.oversized != nil {
+		if i := r.oversized.trees[portTableOf(k.Protocol)].find(k.Port, p); i != noRule {
+			return i
+		}
 	}
 	if len(r.named) == 0 || dst == nil || dst.class == nil {
 		return noRule
@@ -143,28 +177,42 @@ func portTableOf(p filter.Protocol) int {
 	return 0
 }
 
-// find returns the rule that allows the peer at port.
-func (t *portTable) find(port uint16, p *remote) uint32 {
-	low, high := 0, len(t.starts)
+// at returns the set of the interval that holds port.
+func (t *portTable) at(port uint16) *peerSet {
+	low, high := 0, len(t.flat)
 	for low < high {
-		if mid := int(uint(low+high) >> 1); t.starts[mid] <= port {
+		if mid := int(uint(low+high) >> 1); t.flat[mid].start <= port {
 			low = mid + 1
 		} else {
 			high = mid
 		}
 	}
 	if low == 0 {
-		return noRule
+		return nil
 	}
-	if !t.tree {
-		return t.sets[low-1].find(p)
-	}
-	for node := low - 1 + len(t.starts); node > 0; node /= 2 {
+	return t.flat[low-1].set
+}
+
+// find returns the rule that allows the peer at port.
+func (t *portTree) find(port uint16, p *remote) uint32 {
+	for node := t.leaf(port); node > 0; node /= 2 {
 		if i := t.sets[node].find(p); i != noRule {
 			return i
 		}
 	}
 	return noRule
+}
+
+// leaf is the node of the interval that holds port, or 0.
+func (t *portTree) leaf(port uint16) int {
+	at, found := slices.BinarySearch(t.starts, port)
+	if found {
+		at++
+	}
+	if at == 0 {
+		return 0
+	}
+	return at - 1 + len(t.starts)
 }
 
 func (s *peerSet) find(p *remote) uint32 {
@@ -175,10 +223,10 @@ func (s *peerSet) find(p *remote) uint32 {
 		return s.everyone
 	}
 	if p.some != nil {
-		if i := shared(s.some, p.some); i != noRule {
+		if i := shared(s.peers[:s.whole], p.some); i != noRule {
 			return i
 		}
-		if i := shared(s.whole, p.whole); i != noRule {
+		if i := shared(s.peers[s.whole:], p.whole); i != noRule {
 			return i
 		}
 	}
@@ -190,9 +238,11 @@ func (s *peerSet) find(p *remote) uint32 {
 			return i
 		}
 	}
-	for _, o := range s.more {
-		if i := o.find(p); i != noRule {
-			return i
+	if s.more != nil {
+		for _, o := range s.more.list {
+			if i := o.find(p); i != noRule {
+				return i
+			}
 		}
 	}
 	return noRule

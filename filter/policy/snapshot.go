@@ -45,11 +45,11 @@ type class struct {
 // group is a set of policies that isolate the same pods in one direction, and
 // what they allow together.
 type group struct {
+	isolation *filter.Isolation
+	rules     *ruleSet
 	key       groupKey
 	id        uint64
 	refs      int
-	isolation *filter.Isolation
-	rules     *ruleSet
 	ns        *namespace
 	size      int // of its rules, if they are merged for it alone
 }
