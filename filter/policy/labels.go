@@ -2,6 +2,7 @@ package policy
 
 import (
 	"hash/maphash"
+	"iter"
 	"math"
 	"slices"
 
@@ -16,37 +17,58 @@ type label struct{ key, value string }
 // tests only the few that could: each selector is filed under one requirement
 // that a matching object is bound to show.
 type labelIndex struct {
-	byLabel map[label]bucket
-	byKey   map[string]bucket
-	rest    bucket   // only NotIn and DoesNotExist: they match by absence
-	absence *absence // of the rest, where they are more than few
+	byLabel map[label]bucket[*selector]
+	byKey   map[string]bucket[*selector]
+	rest    bucket[*selector] // only NotIn and DoesNotExist: they match by absence
+	absence *absence          // of the rest, where they are more than few
 	few     int
 }
 
-// bucket is some selectors. One that is let go is no longer counted, and taken out
-// only when half of a bucket are such: with thousands that share a label, each
-// search for one would cost as much as the label has selectors.
-type bucket struct {
-	list []*selector
+// bucket is some selectors, or some of what they match. One that is let go is no
+// longer counted, and taken out only when half of a bucket are such: with thousands
+// that share a label, each search for one would cost as much as the label has
+// selectors. A map takes ten times as much for one or two, which is what most have.
+type bucket[T interface{ gone() bool }] struct {
+	list []T
 	gone int
 }
 
-func (b *bucket) drop() {
+// gone reports whether no policy uses the selector any more.
+func (s *selector) gone() bool { return s.refs == 0 }
+
+// add adds one that is not gone.
+func (b *bucket[T]) add(t T) { b.list = append(b.list, t) }
+
+// drop is told that one of them is gone.
+func (b *bucket[T]) drop() {
 	if b.gone++; 2*b.gone >= len(b.list) {
-		b.list = slices.DeleteFunc(b.list, func(s *selector) bool { return s.refs == 0 })
+		b.list = slices.DeleteFunc(b.list, T.gone)
 		b.gone = 0
 	}
 }
 
-func (b *bucket) empty() bool { return len(b.list) == b.gone }
+// all lists those that are not gone.
+func (b bucket[T]) all() iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for _, t := range b.list {
+			if !t.gone() && !yield(t) {
+				return
+			}
+		}
+	}
+}
+
+func (b bucket[T]) count() int { return len(b.list) - b.gone }
+
+func (b bucket[T]) empty() bool { return b.count() == 0 }
 
 // absence finds those of many selectors that match by absence: all but the few that
 // a label or a key of the object rules out. With 10,000 of them, testing each takes
 // a millisecond for each pod.
 type absence struct {
 	all     idBits
-	byLabel map[label]bucket
-	byKey   map[string]bucket
+	byLabel map[label]bucket[*selector]
+	byKey   map[string]bucket[*selector]
 }
 
 // anchor is the requirement that a selector is filed under: the labels of which
@@ -170,15 +192,13 @@ func (x *labelIndex) add(s *selector) {
 	case key != "":
 		addTo(&x.byKey, key, s)
 	default:
-		x.rest.list = append(x.rest.list, s)
+		x.rest.add(s)
 		if x.absence != nil {
 			x.absence.add(s)
 		} else if len(x.rest.list) > x.few {
 			x.absence = &absence{}
-			for _, o := range x.rest.list {
-				if o.refs > 0 {
-					x.absence.add(o)
-				}
+			for o := range x.rest.all() {
+				x.absence.add(o)
 			}
 		}
 	}
@@ -212,22 +232,22 @@ func (x *labelIndex) empty() bool {
 // match calls f for the selectors that match set.
 func (x *labelIndex) match(set labels.Set, f func(*selector)) {
 	x.present(set, f)
-	x.rest.match(set, f)
+	matchIn(x.rest, set, f)
 }
 
 // present calls f for those that match by a label or key that set has.
 func (x *labelIndex) present(set labels.Set, f func(*selector)) {
 	if len(x.byLabel) > 0 || len(x.byKey) > 0 {
 		for k, v := range set {
-			x.byLabel[label{k, v}].match(set, f)
-			x.byKey[k].match(set, f)
+			matchIn(x.byLabel[label{k, v}], set, f)
+			matchIn(x.byKey[k], set, f)
 		}
 	}
 }
 
-func (b bucket) match(set labels.Set, f func(*selector)) {
-	for _, s := range b.list {
-		if s.refs > 0 && s.matches(set) {
+func matchIn(b bucket[*selector], set labels.Set, f func(*selector)) {
+	for s := range b.all() {
+		if s.matches(set) {
 			f(s)
 		}
 	}
@@ -247,9 +267,9 @@ func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 // collectIn is collect for selectors of several scopes: it adds those whose scope has
 // the namespace, which has to have been given to mask.
 func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask *idBits) {
-	test := func(b bucket) {
-		for _, s := range b.list {
-			if s.refs > 0 && ns.matched.has(s.scope.selector.id) && s.matches(set) {
+	test := func(b bucket[*selector]) {
+		for s := range b.all() {
+			if ns.matched.has(s.scope.selector.id) && s.matches(set) {
 				ids.set(s.id)
 			}
 		}
@@ -274,8 +294,8 @@ func (x *labelIndex) mask(ns *namespace, mask *idBits) {
 	if x.absence == nil {
 		return
 	}
-	for _, s := range x.rest.list {
-		if s.refs > 0 && ns.matched.has(s.scope.selector.id) {
+	for s := range x.rest.all() {
+		if ns.matched.has(s.scope.selector.id) {
 			mask.set(s.id)
 		}
 	}
@@ -316,29 +336,27 @@ func (x *absence) collect(set labels.Set, ids, scratch, mask *idBits) {
 	}
 	scratch.copyOf(mask)
 	for k, v := range set {
-		for _, b := range [2]bucket{x.byLabel[label{k, v}], x.byKey[k]} {
-			for _, s := range b.list {
-				if s.refs > 0 {
-					scratch.unset(s.id)
-				}
+		for _, b := range [2]bucket[*selector]{x.byLabel[label{k, v}], x.byKey[k]} {
+			for s := range b.all() {
+				scratch.unset(s.id)
 			}
 		}
 	}
 	ids.add(scratch)
 }
 
-func addTo[K comparable](m *map[K]bucket, k K, s *selector) {
+func addTo[K comparable, T interface{ gone() bool }](m *map[K]bucket[T], k K, t T) {
 	if *m == nil {
-		*m = make(map[K]bucket)
+		*m = make(map[K]bucket[T])
 	}
 	b := (*m)[k]
-	b.list = append(b.list, s)
+	b.add(t)
 	(*m)[k] = b
 }
 
-func dropFrom[K comparable](m map[K]bucket, k K) {
+func dropFrom[K comparable, T interface{ gone() bool }](m map[K]bucket[T], k K) {
 	b := m[k]
-	if b.drop(); len(b.list) == 0 {
+	if b.drop(); b.empty() {
 		delete(m, k)
 		return
 	}
@@ -363,7 +381,7 @@ type kin struct {
 	ns     *namespace
 	labels labels.Set
 	hash   uint64
-	pods   map[*pod]struct{} // never empty
+	pods   []*pod // each knows its place; empty for one that is gone
 
 	subjects []*selector // selectors of policies' subjects that match
 	peers    idSet       // selectors of peers that match, as of the last commit
@@ -373,61 +391,78 @@ type kin struct {
 	recent   *class      // what a pod of these was compiled to in this commit
 }
 
-// hashOf is a number that equal labels share, in whatever order a map has them.
-func (w *World) hashOf(set labels.Set) (sum uint64) {
-	for k, v := range set {
-		sum += maphash.Comparable(w.seeds[0], label{k, v})
+// gone reports whether there is no such pod any more.
+func (k *kin) gone() bool { return len(k.pods) == 0 }
+
+// add puts a pod among them.
+func (k *kin) add(p *pod) {
+	p.kin, p.place = k, uint32(len(k.pods))
+	k.pods = append(k.pods, p)
+}
+
+// remove takes out the pod at a place. It may be among others already.
+func (k *kin) remove(place uint32) {
+	last := uint32(len(k.pods) - 1)
+	if place != last {
+		k.pods[place] = k.pods[last]
+		k.pods[place].place = place
 	}
-	return sum
+	k.pods[last] = nil
+	k.pods = k.pods[:last]
 }
 
 // kinSet is the pods of a namespace, findable by label: the other side of
 // labelIndex, for when a selector is new and the pods are old.
 type kinSet struct {
-	all     map[*kin]struct{}
+	seed    maphash.Seed
+	all     bucket[*kin]
 	byHash  map[uint64]*kin // but for those whose hash was another's first
-	byLabel map[label]map[*kin]struct{}
+	byLabel map[uint64]bucket[*kin]
 }
 
-func (x *kinSet) add(k *kin) {
-	if x.all == nil {
-		x.all = make(map[*kin]struct{})
-		x.byHash = make(map[uint64]*kin)
-		x.byLabel = make(map[label]map[*kin]struct{})
+// hash is a number that equal labels share.
+func (x *kinSet) hash(key, value string) uint64 {
+	return maphash.Comparable(x.seed, label{key, value})
+}
+
+// hashOf is a number that equal sets of labels share, in whatever order a map has them.
+func (x *kinSet) hashOf(set labels.Set) (sum uint64) {
+	for k, v := range set {
+		sum += x.hash(k, v)
 	}
-	x.all[k] = struct{}{}
+	return sum
+}
+
+// add adds a kin that has a pod.
+func (x *kinSet) add(k *kin) {
+	if x.byHash == nil {
+		x.byHash = make(map[uint64]*kin)
+	}
+	x.all.add(k)
 	if x.byHash[k.hash] == nil {
 		x.byHash[k.hash] = k
 	}
 	for key, v := range k.labels {
-		set := x.byLabel[label{key, v}]
-		if set == nil {
-			set = make(map[*kin]struct{}, 1)
-			x.byLabel[label{key, v}] = set
-		}
-		set[k] = struct{}{}
+		addTo(&x.byLabel, x.hash(key, v), k)
 	}
 }
 
+// remove takes out a kin that is gone.
 func (x *kinSet) remove(k *kin) {
-	delete(x.all, k)
+	x.all.drop()
 	if x.byHash[k.hash] == k {
 		delete(x.byHash, k.hash)
 	}
 	for key, v := range k.labels {
-		l := label{key, v}
-		delete(x.byLabel[l], k)
-		if len(x.byLabel[l]) == 0 {
-			delete(x.byLabel, l)
-		}
+		dropFrom(x.byLabel, x.hash(key, v))
 	}
 }
 
-// having is how many kins have one of these labels.
+// having is how many kins have one of these labels, or another of the same hash.
 func (x *kinSet) having(anyOf []label) int {
 	n := 0
 	for _, l := range anyOf {
-		n += len(x.byLabel[l])
+		n += x.byLabel[x.hash(l.key, l.value)].count()
 	}
 	return n
 }
@@ -437,14 +472,14 @@ func (x *kinSet) candidates(s *selector) int {
 	if anyOf, _ := anchor(s, x.having); anyOf != nil {
 		return x.having(anyOf)
 	}
-	return len(x.all)
+	return x.all.count()
 }
 
 // match calls f for each kin that s matches. It tests those that have the rarest
 // of the labels that s asks for: of "app" and "tier", the few of the app.
 func (x *kinSet) match(s *selector, f func(*kin)) {
-	test := func(kins map[*kin]struct{}) {
-		for k := range kins {
+	test := func(kins bucket[*kin]) {
+		for k := range kins.all() {
 			if s.matches(k.labels) {
 				f(k)
 			}
@@ -456,6 +491,6 @@ func (x *kinSet) match(s *selector, f func(*kin)) {
 		return
 	}
 	for _, l := range anyOf {
-		test(x.byLabel[l])
+		test(x.byLabel[x.hash(l.key, l.value)])
 	}
 }

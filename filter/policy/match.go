@@ -19,7 +19,7 @@ func (w *World) match() {
 	for _, ns := range w.staleIn {
 		if ns.stale {
 			w.wideOnly = !ns.staleOwn
-			for k := range ns.kins.all {
+			for k := range ns.kins.all.all() {
 				w.stale(k)
 			}
 		}
@@ -77,7 +77,7 @@ func (w *World) affectIn(s *selector, ns *namespace) {
 	case ns.tests == 0:
 		w.staleIn = append(w.staleIn, ns)
 	}
-	if ns.tests += 1 + ns.kins.candidates(s); ns.tests > 4*len(ns.kins.all)+64 {
+	if ns.tests += 1 + ns.kins.candidates(s); ns.tests > 4*ns.kins.all.count()+64 {
 		ns.stale, ns.staleOwn = true, !w.wideOnly
 		return
 	}
@@ -111,8 +111,8 @@ func (w *World) matchNamespace(ns *namespace) {
 	if ns.relabeled && !matched.equal(&ns.matched) {
 		w.affectBy(&matched, &ns.matched, ns)
 		w.affectBy(&ns.matched, &matched, ns)
-		for k := range ns.kins.all {
-			for p := range k.pods {
+		for k := range ns.kins.all.all() {
+			for _, p := range k.pods {
 				w.renew(p)
 			}
 		}
@@ -127,8 +127,8 @@ func (w *World) affectBy(a, b *idSet, ns *namespace) {
 		if b.has(id) {
 			return true
 		}
-		for _, o := range w.nsSelectors.byID[id].pods.list {
-			if o.refs > 0 && !ns.stale {
+		for o := range w.nsSelectors.byID[id].pods.all() {
+			if !ns.stale {
 				w.affectIn(o, ns)
 			}
 		}
@@ -143,7 +143,7 @@ func (w *World) matchPods() {
 	var in *namespace
 	var own *scopeSelectors
 	for _, k := range w.staleKins {
-		if k.stale = false; len(k.pods) == 0 {
+		if k.stale = false; k.gone() {
 			continue
 		}
 		if k.ns != in {
@@ -159,7 +159,7 @@ func (w *World) matchPods() {
 		w.peers.wide.collectIn(in, k.labels, &w.ids, &w.spare, &w.mask)
 		if peers := w.ids.take(); !peers.equal(&k.peers) || k.sum == [2]uint64{} {
 			k.peers, k.sum = peers, w.sumOf(&peers)
-			for p := range k.pods {
+			for _, p := range k.pods {
 				w.dirty(p)
 			}
 		}

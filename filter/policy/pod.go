@@ -26,6 +26,7 @@ type pod struct {
 	created int64 // Unix time, nanoseconds
 
 	endpoint *Endpoint // as last compiled
+	place    uint32    // in the kin's list
 	renewed  bool      // a verdict about it may differ, whatever its class says
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted

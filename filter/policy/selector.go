@@ -21,7 +21,7 @@ type selector struct {
 	subjects map[*policy]struct{}
 	// For a selector of namespaces: the selectors of pods in those it matches.
 	within *scopeSelectors
-	pods   bucket // the others: selectors of some pods in those it matches
+	pods   bucket[*selector] // the others: selectors of some pods in those it matches
 }
 
 // scope says in which namespaces a selector of pods looks: in one, by name, or
@@ -81,7 +81,7 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 	x.byID[s.id] = s
 	if in.selector != nil && !sel.Empty() {
 		x.wide.add(s)
-		in.selector.pods.list = append(in.selector.pods.list, s)
+		in.selector.pods.add(s)
 		x.scopes.set(in.selector.id)
 		return s, true
 	}

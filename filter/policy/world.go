@@ -154,7 +154,7 @@ func (w *World) namespace(name string) *namespace {
 	if ns := w.namespaces[name]; ns != nil {
 		return ns
 	}
-	ns := &namespace{id: uint32(len(w.namespaces)), name: name}
+	ns := &namespace{id: uint32(len(w.namespaces)), name: name, kins: kinSet{seed: w.seeds[0]}}
 	if last := len(w.unusedNS) - 1; last >= 0 {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
@@ -166,7 +166,7 @@ func (w *World) namespace(name string) *namespace {
 
 // dropNamespace forgets a namespace that nothing is left of.
 func (w *World) dropNamespace(ns *namespace) {
-	if ns.declared || ns.policies > 0 || len(ns.kins.all) > 0 {
+	if ns.declared || ns.policies > 0 || !ns.kins.all.empty() {
 		return
 	}
 	w.unusedNS = append(w.unusedNS, ns.id)
@@ -218,10 +218,10 @@ func (w *World) replacePod(p, now *pod, set labels.Set) {
 	p.local, p.ending = now.local, now.ending
 	w.claim(p)
 	if relabeled {
-		before := p.kin
+		before, place := p.kin, p.place
 		w.join(p, before.ns, set)
 		p.relabeled = true
-		leave(p, before)
+		leave(before, place)
 	}
 	w.dirty(p)
 }
@@ -236,7 +236,7 @@ func (w *World) DeletePod(namespace, name string) {
 	delete(w.pods, p.objectKey)
 	p.gone = true
 	w.disclaim(p)
-	leave(p, p.kin)
+	leave(p.kin, p.place)
 	w.dirty(p)
 	w.dropNamespace(p.kin.ns)
 }
@@ -274,21 +274,22 @@ func (w *World) disclaim(p *pod) {
 
 // join puts a pod among those of its namespace that have its labels.
 func (w *World) join(p *pod, ns *namespace, set labels.Set) {
-	hash := w.hashOf(set)
-	k := ns.kins.byHash[hash]
-	if k == nil || !labels.Equals(k.labels, set) {
-		k = &kin{ns: ns, labels: set, hash: hash, pods: make(map[*pod]struct{}, 1)}
-		ns.kins.add(k)
-		w.matchSubjects(k)
-		w.stale(k)
+	p.regroup = true
+	hash := ns.kins.hashOf(set)
+	if k := ns.kins.byHash[hash]; k != nil && labels.Equals(k.labels, set) {
+		k.add(p)
+		return
 	}
-	k.pods[p] = struct{}{}
-	p.kin, p.regroup = k, true
+	k := &kin{ns: ns, labels: set, hash: hash}
+	k.add(p)
+	ns.kins.add(k)
+	w.matchSubjects(k)
+	w.stale(k)
 }
 
-// leave takes a pod out of those that it was among.
-func leave(p *pod, k *kin) {
-	if delete(k.pods, p); len(k.pods) > 0 {
+// leave takes a pod out of those that it was among, at their place.
+func leave(k *kin, place uint32) {
+	if k.remove(place); !k.gone() {
 		return
 	}
 	enroll(k, k.subjects, nil)
@@ -319,7 +320,7 @@ func enroll(k *kin, old, found []*selector) []*selector {
 // touch has the pods that a selector matches compiled anew.
 func (w *World) touch(s *selector) {
 	for k := range s.members {
-		for p := range k.pods {
+		for _, p := range k.pods {
 			p.regroup = true
 			w.dirty(p)
 		}
