@@ -58,7 +58,7 @@ func (w *World) commitPod(p *pod) {
 		return
 	}
 	c := w.classOf(p)
-	keeps := old != nil && !p.renewed && slices.Equal(old.hosts, p.hosts) &&
+	keeps := old != nil && !p.renewed && old.host.same(p.host) &&
 		old.class.groups == c.groups && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.regroup = false, false, false
@@ -66,8 +66,7 @@ func (w *World) commitPod(p *pod) {
 		w.releaseClass(c) // of the two uses, the endpoint needs one
 		return
 	}
-	e := w.newEndpoint()
-	*e = Endpoint{Namespace: p.namespace, Name: p.name, class: c, hosts: p.hosts}
+	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
 	if keeps {
 		e.epoch = old.epoch
 	} else {
@@ -86,22 +85,10 @@ func (w *World) commitRenewed(p *pod) {
 		return
 	}
 	p.renewed = false
-	e := w.newEndpoint()
-	*e = *p.endpoint
+	e := *p.endpoint
 	e.epoch = w.newEpoch()
-	p.endpoint = e
+	p.endpoint = &e
 	w.touched = append(w.touched, p)
-}
-
-// newEndpoint is one of a few that are allocated together: a namespace that has a
-// new label brings as many new ones as it has pods.
-func (w *World) newEndpoint() *Endpoint {
-	if len(w.endpoints) == 0 {
-		w.endpoints = make([]Endpoint, 16)
-	}
-	e := &w.endpoints[0]
-	w.endpoints = w.endpoints[1:]
-	return e
 }
 
 func (w *World) newEpoch() uint64 {

@@ -17,15 +17,7 @@ func (c *cluster) world() *policy.World {
 	w.SetNode(c.Node)
 	w.SetLocalNode(localNode)
 	w.SetLocalRanges(c.Ranges)
-	for _, o := range c.Namespaces {
-		w.SetNamespace(o)
-	}
-	for _, o := range c.Pods {
-		w.SetPod(o)
-	}
-	for _, o := range c.Policies {
-		w.SetPolicy(o)
-	}
+	c.into(w)
 	return w
 }
 

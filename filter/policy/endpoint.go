@@ -48,5 +48,5 @@ func (e *Endpoint) Hosts() []netip.Addr {
 	if e == nil {
 		return nil
 	}
-	return e.hosts
+	return e.host.list()
 }

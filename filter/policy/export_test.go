@@ -55,3 +55,19 @@ func (w *World) Forms() (flat, trees, refer, apart int) {
 	}
 	return flat, trees, refer, apart
 }
+
+// Kept counts what the world keeps of objects, by what it is.
+func (w *World) Kept() map[string]int {
+	kept := map[string]int{
+		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty),
+		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "groups": len(w.groups), "classes": len(w.classes),
+		"selectors": len(w.nsSelectors.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
+		"scopes":    len(w.nsSelectors.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),
+	}
+	for _, ns := range w.namespaces {
+		kept["kins"] += ns.kins.all.count()
+		kept["hashes of kins"] += len(ns.kins.byHash)
+		kept["labels of kins"] += len(ns.kins.byLabel)
+	}
+	return kept
+}

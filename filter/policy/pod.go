@@ -21,7 +21,7 @@ type pod struct {
 	objectKey
 	kin     *kin
 	addrs   []netip.Addr // empty for pods that are nobody
-	hosts   []netip.Addr // its node's addresses
+	host    *host
 	ports   []namedPort
 	created int64 // Unix time, nanoseconds
 
@@ -35,6 +35,47 @@ type pod struct {
 	dirty     bool // the next commit compiles it
 	regroup   bool // other policies may select it
 	gone      bool // it has been deleted
+}
+
+// host is the addresses of a node that pods run on, as their status has them. The pods
+// of a node share it; nil has none.
+type host struct {
+	addrs []netip.Addr // never empty
+	pods  int
+}
+
+func (h *host) list() []netip.Addr {
+	if h == nil {
+		return nil
+	}
+	return h.addrs
+}
+
+// same reports whether both have the same addresses.
+func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.list()) }
+
+// useHost returns the host that pods share in the place of one that was read, with one
+// more use.
+func (w *World) useHost(read *host) *host {
+	if read == nil {
+		return nil
+	}
+	h := w.hosts[read.addrs[0]]
+	if !h.same(read) {
+		h = read
+		w.hosts[h.addrs[0]] = h
+	}
+	h.pods++
+	return h
+}
+
+func (w *World) releaseHost(h *host) {
+	if h == nil {
+		return
+	}
+	if h.pods--; h.pods == 0 && w.hosts[h.addrs[0]] == h {
+		delete(w.hosts, h.addrs[0])
+	}
 }
 
 // namedPort is a container port that has a name.
@@ -60,10 +101,13 @@ func readPod(o *corev1.Pod) *pod {
 		p.addrs = appendAddr(p.addrs, ip.IP)
 	}
 	p.addrs = appendAddr(p.addrs, o.Status.PodIP)
+	var hosts []netip.Addr
 	for _, ip := range o.Status.HostIPs {
-		p.hosts = appendAddr(p.hosts, ip.IP)
+		hosts = appendAddr(hosts, ip.IP)
 	}
-	p.hosts = appendAddr(p.hosts, o.Status.HostIP)
+	if hosts = appendAddr(hosts, o.Status.HostIP); len(hosts) > 0 {
+		p.host = &host{addrs: hosts}
+	}
 	p.ports = namedPorts(&o.Spec)
 	return p
 }
@@ -132,7 +176,7 @@ func protocolOf(p corev1.Protocol) (filter.Protocol, bool) {
 // sameIdentity says whether nothing that a decision looks at differs but perhaps the
 // labels.
 func (p *pod) sameIdentity(o *pod) bool {
-	return slices.Equal(p.addrs, o.addrs) && slices.Equal(p.hosts, o.hosts) && slices.Equal(p.ports, o.ports) &&
+	return slices.Equal(p.addrs, o.addrs) && p.host.same(o.host) && slices.Equal(p.ports, o.ports) &&
 		p.created == o.created && p.local == o.local && p.ending == o.ending
 }
 

@@ -28,7 +28,7 @@ type Endpoint struct {
 	Namespace, Name string // of the pod; empty for the node
 
 	class *class // nil for the node
-	hosts []netip.Addr
+	host  *host
 	epoch uint64
 }
 
@@ -125,7 +125,7 @@ func Tightens(was, now *Endpoint) bool {
 	if was.IsNode() || now.IsNode() {
 		return !now.IsNode()
 	}
-	if was != nil && now != nil && !slices.Equal(was.hosts, now.hosts) {
+	if was != nil && now != nil && !was.host.same(now.host) {
 		return true
 	}
 	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
@@ -177,5 +177,5 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 // runsOn says whether addr, which is not another pod's, is an address of the
 // node that the pod e runs on.
 func (e *Endpoint) runsOn(addr netip.Addr, other *Endpoint) bool {
-	return e != nil && other == nil && slices.Contains(e.hosts, addr)
+	return e != nil && other == nil && slices.Contains(e.host.list(), addr)
 }

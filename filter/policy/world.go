@@ -32,6 +32,7 @@ type World struct {
 
 	owners map[netip.Addr]*pod   // a live pod that claims the address
 	rivals map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
+	hosts  map[netip.Addr]*host  // by the first of their addresses
 	groups map[groupKey]*group
 	shape  shape // of what groups are compiled to
 
@@ -59,7 +60,6 @@ type World struct {
 	staleIn    []*namespace // those in which a selector came or went
 	compiled   []*kin       // whose pods this commit has compiled
 	wideOnly   bool         // only selectors of peers whose scope is a selector are matched again
-	endpoints  []Endpoint   // of the next pods
 	seeds      [2]maphash.Seed
 	lastEpoch  uint64
 	lastNumber uint64 // of snapshots
@@ -97,6 +97,7 @@ func NewWorld() *World {
 		peers:       newSelectors(),
 		owners:      make(map[netip.Addr]*pod),
 		rivals:      make(map[netip.Addr][]*pod),
+		hosts:       make(map[netip.Addr]*host),
 		groups:      make(map[groupKey]*group),
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
@@ -197,6 +198,7 @@ func (w *World) SetPod(o *corev1.Pod) {
 	if len(p.addrs) == 0 {
 		return // nobody, or not yet somebody
 	}
+	p.host = w.useHost(p.host)
 	w.pods[p.objectKey] = p
 	w.join(p, w.namespace(p.namespace), o.Labels)
 	w.claim(p)
@@ -214,14 +216,16 @@ func (w *World) replacePod(p, now *pod, set labels.Set) {
 		return
 	}
 	w.disclaim(p)
-	p.addrs, p.hosts, p.ports, p.created = now.addrs, now.hosts, now.ports, now.created
+	host := p.host
+	p.addrs, p.host, p.ports, p.created = now.addrs, w.useHost(now.host), now.ports, now.created
+	w.releaseHost(host)
 	p.local, p.ending = now.local, now.ending
 	w.claim(p)
 	if relabeled {
-		before, place := p.kin, p.place
-		w.join(p, before.ns, set)
+		kin, place := p.kin, p.place
+		w.join(p, kin.ns, set)
 		p.relabeled = true
-		leave(before, place)
+		leave(kin, place)
 	}
 	w.dirty(p)
 }
@@ -236,6 +240,7 @@ func (w *World) DeletePod(namespace, name string) {
 	delete(w.pods, p.objectKey)
 	p.gone = true
 	w.disclaim(p)
+	w.releaseHost(p.host)
 	leave(p.kin, p.place)
 	w.dirty(p)
 	w.dropNamespace(p.kin.ns)

@@ -1,0 +1,64 @@
+package policy_test
+
+import (
+	"testing"
+
+	"sluice/filter/policy"
+)
+
+// A world keeps nothing of objects that are gone: an agent follows a cluster for
+// months, in which all pods and nodes become others.
+func TestNothingIsLeft(t *testing.T) {
+	for seed := range uint64(200) {
+		r := newChance(seed + 700)
+		a, b := r.cluster(), r.cluster()
+		w := a.world()
+		if r.oneIn(2) {
+			w.Commit()
+		}
+		b.into(w) // pods of the same names have other labels, hosts and addresses
+		if kept := w.Kept(); len(a.Pods) > 0 && (kept["kins"] == 0 || kept["pods"] == 0) {
+			t.Fatalf("seed %d: nothing is kept of a cluster that is there: %v", seed, kept)
+		}
+		if r.oneIn(2) {
+			w.Commit()
+		}
+		a.outOf(w)
+		b.outOf(w)
+		w.Commit()
+		for what, n := range w.Kept() {
+			if n > 0 && what != "namespaces" { // which keep their pods by label
+				t.Errorf("seed %d: %d %s are kept", seed, n, what)
+			}
+		}
+		for _, o := range append(a.Namespaces, b.Namespaces...) {
+			w.DeleteNamespace(o.Name)
+		}
+		if n := w.Kept()["namespaces"]; n > 0 {
+			t.Errorf("seed %d: %d namespaces are kept", seed, n)
+		}
+	}
+}
+
+// into sets all objects of the cluster.
+func (c *cluster) into(w *policy.World) {
+	for _, o := range c.Namespaces {
+		w.SetNamespace(o)
+	}
+	for _, o := range c.Pods {
+		w.SetPod(o)
+	}
+	for _, o := range c.Policies {
+		w.SetPolicy(o)
+	}
+}
+
+// outOf deletes all objects of the cluster but its namespaces.
+func (c *cluster) outOf(w *policy.World) {
+	for _, o := range c.Pods {
+		w.DeletePod(o.Namespace, o.Name)
+	}
+	for _, o := range c.Policies {
+		w.DeletePolicy(o.Namespace, o.Name)
+	}
+}
