@@ -2,13 +2,19 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	bpf "github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"sluice/bench/lab"
 )
@@ -57,15 +63,58 @@ func (s *site) programs(t *testing.T) (n int) {
 		if p.node != 0 {
 			continue
 		}
+		device := s.host(p.name).RouterDevice()
 		for _, way := range []string{"ingress", "egress"} {
-			out, err := s.Nodes[0].Output(exec.Command("tc", "filter", "show", "dev", s.host(p.name).RouterDevice(), way))
+			out, err := s.Nodes[0].Output(exec.Command("tc", "filter", "show", "dev", device, way))
 			if err != nil {
 				t.Fatal(err)
 			}
 			n += strings.Count(out, "direct-action")
 		}
+		err := s.Nodes[0].Do(func() error {
+			n += tcxPrograms(t, device)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	return n
+}
+
+// tcxPrograms counts the programs that are attached to an interface with TCX; none
+// before Linux 6.6.
+func tcxPrograms(t *testing.T, device string) (n int) {
+	t.Helper()
+	found, err := net.InterfaceByName(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, way := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+		there, err := bpf.QueryPrograms(bpf.QueryOptions{Target: found.Index, Attach: way})
+		if errors.Is(err, unix.EINVAL) {
+			return 0
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		n += len(there.Programs)
+	}
+	return n
+}
+
+// To attach the programs costs no packet: while connections open as fast as they can, the
+// first agent of a node begins, and no request is lost.
+func TestAttachingLosesNothingOnPackets(t *testing.T) {
+	for range 3 {
+		s := newSite(t)
+		s.write("policies.yaml", policies(demo1))
+		l := s.newLoad(t, false)
+		l.more(100)
+		s.start()
+		l.more(300)
+		l.end()
+		s.stop()
+	}
 }
 
 // What was forged is counted, by the rules and by the guard, for status and metrics.
@@ -140,35 +189,52 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 	})
 }
 
-// In ARP, no pod answers for another.
+// In ARP and in neighbour discovery, no pod answers for another.
 func TestForgedARPOnPackets(t *testing.T) {
 	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
 	s.start()
 	attacker, victim, web := s.host(forgeAttacker), s.host(forgeVictim), s.host("default/web")
-	learn := func(sender netip.Addr) string {
-		frame := append(append([]byte(nil), victim.MAC()...), attacker.MAC()...)
-		frame = append(append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2), attacker.MAC()...)
-		frame = append(append(append(frame, sender.AsSlice()...), victim.MAC()...), victim.IPv4.AsSlice()...)
-		if err := attacker.SendFrame(frame); err != nil {
-			t.Fatal(err)
-		}
-		// What follows is allowed, and arrives later.
-		if r := attacker.Connect(t.Context(), "udp", netip.AddrPortFrom(victim.IPv4, 53), patience); r.Outcome != lab.Reached {
+	reach := func(from *lab.Host, to netip.Addr) {
+		t.Helper()
+		if r := from.Connect(t.Context(), "udp", netip.AddrPortFrom(to, 53), patience); r.Outcome != lab.Reached {
 			t.Fatal(r.Err)
 		}
-		out, err := victim.Output(exec.Command("ip", "neigh", "show", sender.String()))
-		if err != nil {
-			t.Fatal(err)
+	}
+	for _, family := range families {
+		// learn returns what the victim takes the link address to be of one for whom the
+		// attacker answers.
+		learn := func(of netip.Addr) string {
+			if err := attacker.SendFrame(answerFor(of, attacker, victim)); err != nil {
+				t.Fatal(err)
+			}
+			reach(attacker, family.of(victim)) // what follows is allowed, and arrives later
+			out, err := victim.Output(exec.Command("ip", "neigh", "show", of.String()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out
 		}
-		return out
+		reach(victim, family.of(web)) // so that it knows web
+		if got := learn(family.of(web)); strings.Contains(got, attacker.MAC().String()) {
+			t.Errorf("the victim takes the attacker for web: %s", got)
+		}
+		if got := learn(family.of(attacker)); !strings.Contains(got, attacker.MAC().String()) {
+			t.Errorf("the victim does not know the attacker: %s", got)
+		}
 	}
-	if r := victim.Connect(t.Context(), "udp", netip.AddrPortFrom(web.IPv4, 53), patience); r.Outcome != lab.Reached { // so that it knows web
-		t.Fatal(r.Err)
+}
+
+// answerFor says to another host, in ARP or neighbour discovery, that an address is to be
+// found at a third one's interface.
+func answerFor(of netip.Addr, at, to *lab.Host) []byte {
+	frame := append(append([]byte(nil), to.MAC()...), at.MAC()...)
+	if of.Is4() {
+		frame = append(append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2), at.MAC()...)
+		return append(append(append(frame, of.AsSlice()...), to.MAC()...), to.IPv4.AsSlice()...)
 	}
-	if got := learn(web.IPv4); strings.Contains(got, attacker.MAC().String()) {
-		t.Errorf("the victim takes the attacker for web: %s", got)
-	}
-	if got := learn(attacker.IPv4); !strings.Contains(got, attacker.MAC().String()) {
-		t.Errorf("the victim does not know the attacker: %s", got)
-	}
+	const override, targetLinkAddress = 0x20, 2
+	message := append([]byte{136, 0, 0, 0, override, 0, 0, 0}, of.AsSlice()...)
+	message = append(append(message, targetLinkAddress, 1), at.MAC()...)
+	binary.BigEndian.PutUint16(message[2:], transportSum(at.IPv6, to.IPv6, 58, message))
+	return append(append(frame, 0x86, 0xdd), ipPacket(at.IPv6, to.IPv6, 58, 255, message)...)
 }

@@ -32,8 +32,8 @@ With --remove it takes away every trace of an agent that is gone: the chains
 named SLUICE and the rules that lead to them, in both backends of iptables, the
 programs that they called, those of the guard on pods' interfaces, and the two bits
 of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
-same again. A qdisc clsact, without filters of ours, stays on the pods' interfaces: while
-the kernel removes one, it drops what is sent there.
+same again. Before Linux 6.6 a qdisc clsact, without filters of ours, stays on the pods'
+interfaces: while the kernel removes one, it drops what is sent there.
 
 An agent that still runs puts its rules back within seconds: stop it first. If one
 answers on --socket, a warning names its process, and the exit status is 1 although

@@ -2,42 +2,45 @@ package guard
 
 import (
 	"net/netip"
-	"os"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // What a frame costs in the programs, as the kernel measures it: of a pod that nothing
 // is known of, of one without policies, and of one that they isolate.
 func BenchmarkPrograms(b *testing.B) {
-	if os.Geteuid() != 0 {
-		b.Skip("needs root: it loads programs")
-	}
-	g, err := Open(0x10, nil)
-	if err != nil {
-		b.Skipf("the kernel does not take the programs: %v", err)
-	}
-	b.Cleanup(func() { _ = g.Close() })
-	const loopback = 1 // where the kernel runs them
+	g := openGuard(b)
 	src, dst := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	frame := append(make([]byte, 12), 8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0)
-	frame = append(append(append(frame, src.AsSlice()...), dst.AsSlice()...), make([]byte, 20)...)
+	const isolated = podPort | primaryPort | isolatedEgress | isolatedIngress
 	for _, bench := range []struct {
-		name  string
-		flags uint32
-	}{{"unknown", 0}, {"open", podPort | primaryPort}, {"isolated", podPort | primaryPort | isolatedEgress | isolatedIngress}} {
-		st := newState()
-		st.ports[loopback] = bench.flags
-		for _, a := range []netip.Addr{src, dst} {
-			st.own[place{a.As16(), loopback}], st.known[a.As16()] = listed, ofPod
-		}
-		if err := g.objs.write(&g.written, st); err != nil {
-			b.Fatal(err)
-		}
-		for name, program := range map[string]*ebpf.Program{"from": g.objs.FromPod, "to": g.objs.ToPod} {
-			b.Run(bench.name+"/"+name, func(b *testing.B) {
-				verdict, took, err := program.Benchmark(frame, b.N, nil)
+		name     string
+		flags    uint32
+		protocol byte
+	}{{"unknown", 0, unix.IPPROTO_TCP}, {"open", podPort | primaryPort, unix.IPPROTO_TCP}, {"isolated", isolated, unix.IPPROTO_TCP},
+		{"isolated-udp", isolated, unix.IPPROTO_UDP}, {"isolated-icmp", isolated, unix.IPPROTO_ICMP}} {
+		frame := append(make([]byte, 12), 8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, bench.protocol, 0, 0)
+		frame = append(append(append(frame, src.AsSlice()...), dst.AsSlice()...), make([]byte, 20)...)
+		for _, way := range []struct {
+			name    string
+			program *ebpf.Program
+			pods    netip.Addr
+		}{{"from", g.objs.SluiceFromPod, src}, {"to", g.objs.SluiceToPod, dst}} {
+			st := newState()
+			value := portValue{Flags: bench.flags}
+			if bench.flags&primaryPort != 0 {
+				value.ordinary([]netip.Addr{way.pods}, nil)
+			}
+			st.ports[loopback] = value
+			for _, a := range []netip.Addr{src, dst} {
+				st.own[place{a.As16(), loopback}], st.known[a.As16()] = listed, ofPod
+			}
+			if err := g.objs.write(&g.written, st); err != nil {
+				b.Fatal(err)
+			}
+			b.Run(bench.name+"/"+way.name, func(b *testing.B) {
+				verdict, took, err := way.program.Benchmark(frame, b.N, nil)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -121,16 +121,23 @@ type place struct {
 	Port    uint32
 }
 
+// portValue is struct port of program.c.
+type portValue struct {
+	Flags uint32
+	IPv4  [4]byte
+	IPv6  [16]byte
+}
+
 // state is what the maps hold.
 type state struct {
-	ports   map[uint32]uint32
+	ports   map[uint32]portValue
 	own     map[place]uint32
 	known   map[[16]byte]uint32
 	tunnels map[uint16]uint32 // in network byte order
 }
 
 func newState() state {
-	return state{map[uint32]uint32{}, map[place]uint32{}, map[[16]byte]uint32{}, map[uint16]uint32{}}
+	return state{map[uint32]portValue{}, map[place]uint32{}, map[[16]byte]uint32{}, map[uint16]uint32{}}
 }
 
 // wanted is what the maps are to hold.
@@ -140,24 +147,25 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	for _, p := range f.ports {
 		if b.of(p) != nil && p.master != 0 {
 			bridges[p.master] = true
-			st.ports[uint32(p.master)] = 0 // what its pods send to the router seems to come from it
+			st.ports[uint32(p.master)] = portValue{} // what its pods send to the router seems to come from it
 		}
 	}
 	for _, p := range f.ports {
 		if p.tunnel {
 			continue
 		}
-		flags := uint32(0)
+		var v portValue
 		if bridges[p.master] {
-			flags |= podPort
+			v.Flags |= podPort
 		}
 		if one := b.of(p); one != nil {
-			flags |= podPort | primaryPort | isolation(s, one)
+			v.Flags |= podPort | primaryPort | isolation(s, one)
+			v.ordinary(one.listed, f.node)
 			st.claim(f, p, one, s)
 		} else if one := b.beside(p); one != nil {
-			flags |= secondaryPort | isolation(s, one)
+			v.Flags |= secondaryPort | isolation(s, one)
 		}
-		st.ports[uint32(p.index)] = flags
+		st.ports[uint32(p.index)] = v
 	}
 	for a := range f.node {
 		st.known[a.As16()] |= ofNode
@@ -172,6 +180,20 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 		st.tunnels[bigEndian(t)] = 1
 	}
 	return st
+}
+
+// ordinary sets the addresses at which program.c lets ordinary frames pass without
+// looking closer: the first of each family that is neither the node's nor link-local.
+func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
+	for _, a := range listed {
+		switch {
+		case node[a] || a.IsLinkLocalUnicast():
+		case a.Is4() && v.IPv4 == [4]byte{}:
+			v.IPv4 = a.As4()
+		case a.Is6() && v.IPv6 == [16]byte{}:
+			v.IPv6 = a.As16()
+		}
+	}
 }
 
 // claim notes which addresses are a pod's at its port.

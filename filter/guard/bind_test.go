@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -107,7 +108,16 @@ func TestWanted(t *testing.T) {
 	}
 	s := snapshotOf(t, "ab", "a")
 	st := wanted(f, bindings{}.next(f, s), s)
-	if want := map[uint32]uint32{1: podPort | primaryPort | isolatedEgress | isolatedIngress, 2: podPort | primaryPort, 3: secondaryPort | isolatedEgress | isolatedIngress, 4: podPort, 99: 0}; !maps.Equal(st.ports, want) {
+	isolated, first := isolatedEgress|isolatedIngress, portValue{Flags: podPort | primaryPort}
+	first.ordinary(addrs("10.0.0.1", "fd00::1"), nil)
+	first.Flags |= isolated
+	if want := map[uint32]portValue{
+		1:  first,
+		2:  {Flags: podPort | primaryPort, IPv4: [4]byte{10, 0, 0, 2}},
+		3:  {Flags: secondaryPort | isolated},
+		4:  {Flags: podPort},
+		99: {},
+	}; !maps.Equal(st.ports, want) {
 		t.Errorf("ports %v, want %v", st.ports, want)
 	}
 	for text, want := range map[string]uint32{"10.0.0.1": listed, "fd00::1": listed, "fe80::a": extra, "169.254.1.1": extra, "10.0.0.2": 0} {
@@ -122,5 +132,22 @@ func TestWanted(t *testing.T) {
 	}
 	if len(st.tunnels) != 1 {
 		t.Errorf("tunnels %v", st.tunnels)
+	}
+}
+
+// At which addresses the programs look no closer.
+func TestOrdinary(t *testing.T) {
+	node := addresses{netip.MustParseAddr("10.0.0.9"): true}
+	for listed, want := range map[string]string{
+		"10.0.0.1 10.0.0.2": "10.0.0.1 ::",
+		"fe80::1 fd00::1":   "0.0.0.0 fd00::1",
+		"10.0.0.9 fd00::1":  "0.0.0.0 fd00::1",
+		"169.254.0.1":       "0.0.0.0 ::",
+	} {
+		var v portValue
+		v.ordinary(addrs(strings.Fields(listed)...), node)
+		if got := netip.AddrFrom4(v.IPv4).String() + " " + netip.AddrFrom16(v.IPv6).String(); got != want {
+			t.Errorf("of %s: %s, want %s", listed, got, want)
+		}
 	}
 }

@@ -1,15 +1,16 @@
 //go:build ignore
 
-// Two programs run at the node's end of every pod's interface. "from_pod" sees each frame
-// from the pod, before bridge, iptables and routing. "to_pod" sees each frame to the pod,
-// after them. They drop frames to which no policy can be applied: those with a missing or
-// wrong source, and those that iptables does not see.
+// Two programs run at the node's end of every pod's interface. "sluice_from_pod" sees each
+// frame from the pod, before bridge, iptables and routing. "sluice_to_pod" sees each frame
+// to the pod, after them. They drop frames to which no policy can be applied: those with a
+// missing or wrong source, and those that iptables does not see.
 //
 // They do not track connections, and take no decision that belongs to policies.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/ip.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -31,12 +32,21 @@ enum {
 	SECONDARY = 16,		// a known pod's, and other networks are there
 };
 
+// port is what is known of one. The addresses are one of each family that the API lists
+// for the pod, which are no others' and not link-local; zero if there is none. They are in
+// the map of own addresses too, and spare ordinary frames the look-ups there.
+struct port {
+	__u32 flags;
+	__be32 ipv4;
+	struct address ipv6;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32); // the index of the interface
-	__type(value, __u32);
+	__type(value, struct port);
 } ports SEC(".maps");
 
 // own are the addresses of the pod behind a port.
@@ -302,6 +312,15 @@ static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct 
 	return !(flags & PRIMARY) && !(whose(&p->src) & (OF_POD | OF_NODE));
 }
 
+// may_answer reports whether a port may say that an address is to be found there. Of a
+// known pod, all addresses are known but link-local ones, which may be new.
+static __always_inline int may_answer(struct __sk_buff *skb, __u32 flags, struct address *a, int local)
+{
+	if (owned(a, skb->ifindex))
+		return 1;
+	return !(whose(a) & (OF_POD | OF_NODE)) && (local || !(flags & PRIMARY));
+}
+
 static __always_inline int arp_from(struct __sk_buff *skb, __u32 flags)
 {
 	struct address sender = { .word[2] = bpf_htonl(0xffff) };
@@ -310,21 +329,91 @@ static __always_inline int arp_from(struct __sk_buff *skb, __u32 flags)
 	// address come before.
 	if (load(skb, 14, &sender.word[3], 4) || nobody4(&sender))
 		return TC_ACT_UNSPEC;
-	if (owned(&sender, skb->ifindex))
-		return TC_ACT_UNSPEC;
-	if (whose(&sender) & (OF_POD | OF_NODE) || flags & PRIMARY)
-		return drop(ARP);
-	return TC_ACT_UNSPEC;
+	return may_answer(skb, flags, &sender, 0) ? TC_ACT_UNSPEC : drop(ARP);
+}
+
+// may_advertise reports the same of the target of a neighbour advertisement (RFC 4861,
+// section 4.4). One that cannot be read is not valid to its receivers either.
+static __always_inline int may_advertise(struct __sk_buff *skb, __u32 flags, struct packet *p)
+{
+	struct address target;
+
+	if (load(skb, p->upper + 8, &target, sizeof(target)))
+		return 1;
+	return may_answer(skb, flags, &target, local6(&target));
+}
+
+enum { ETH_LENGTH = 14, IPV4_LENGTH = 20, IPV6_LENGTH = 40 };
+
+// no_tunnel reports whether a packet is one of TCP, or of UDP for a port at which nothing
+// is taken out of packets.
+static __always_inline int no_tunnel(__u8 protocol, void *upper, void *end)
+{
+	__be16 *ports = upper, to;
+
+	if (protocol == IPPROTO_TCP)
+		return 1;
+	if (protocol != IPPROTO_UDP || (void *)(ports + 2) > end)
+		return 0;
+	to = ports[1];
+	return !bpf_map_lookup_elem(&tunnels, &to);
+}
+
+// ordinary reports that a frame need not be looked at any closer: one packet of TCP or
+// UDP between two unicast addresses that are not link-local, in an untagged frame for one
+// receiver, where the pod's end is its own address. All checks below would let it pass;
+// they cost up to four look-ups more.
+static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, int from)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u8 *link = data;
+
+	if (data + ETH_LENGTH + IPV4_LENGTH > end || skb->vlan_present || link[0] & 1)
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_LENGTH;
+		__be32 pods = from ? ip->saddr : ip->daddr;
+
+		// Multicast begins at 224.0.0.0.
+		if (!pods || pods != port->ipv4 || ip->ihl != 5 ||
+		    (ip->daddr & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000))
+			return 0;
+		return no_tunnel(ip->protocol, ip + 1, end);
+	}
+	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct {
+			__be32 version;
+			__be16 length;
+			__u8 next, hops;
+			struct address src, dst;
+		} *ip = data + ETH_LENGTH;
+
+		if ((void *)(ip + 1) > end)
+			return 0;
+		struct address *pods = from ? &ip->src : &ip->dst;
+
+		// Link-local addresses and multicast are all above fe00::.
+		if (!pods->word[0] || pods->word[0] != port->ipv6.word[0] || pods->word[1] != port->ipv6.word[1] ||
+		    pods->word[2] != port->ipv6.word[2] || pods->word[3] != port->ipv6.word[3] ||
+		    (ip->src.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000) ||
+		    (ip->dst.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000))
+			return 0;
+		return no_tunnel(ip->next, ip + 1, end);
+	}
+	return 0;
 }
 
 SEC("tc/from_pod")
-int from_pod(struct __sk_buff *skb)
+int sluice_from_pod(struct __sk_buff *skb)
 {
 	__u32 index = skb->ifindex;
-	__u32 *port = bpf_map_lookup_elem(&ports, &index);
-	__u32 flags = port ? *port : 0;
+	struct port *port = bpf_map_lookup_elem(&ports, &index);
+	__u32 flags = port ? port->flags : 0;
 	struct packet p = {};
 	__u8 link[6] = {};
+
+	if (port && ordinary(skb, port, 1))
+		return TC_ACT_UNSPEC;
 
 	// A tag of network 0 means none, and yet iptables may not be asked about it.
 	if (tagged(skb)) {
@@ -347,6 +436,9 @@ int from_pod(struct __sk_buff *skb)
 			return drop(STRAY);
 		p.group = 1;
 	}
+
+	if (p.protocol == ICMP6 && p.type == 136 && skb->protocol == bpf_htons(ETH_P_IPV6) && !may_advertise(skb, flags, &p))
+		return drop(ARP);
 
 	// Pods are not routers of their neighbours.
 	if (flags & POD) {
@@ -384,16 +476,16 @@ int from_pod(struct __sk_buff *skb)
 }
 
 SEC("tc/to_pod")
-int to_pod(struct __sk_buff *skb)
+int sluice_to_pod(struct __sk_buff *skb)
 {
 	__u32 index = skb->ifindex, from = skb->ingress_ifindex;
-	__u32 *port = bpf_map_lookup_elem(&ports, &index);
+	struct port *port = bpf_map_lookup_elem(&ports, &index);
 	struct packet p = {};
 	__u8 link[6] = {};
 
-	if (!port || !(*port & (PRIMARY | ISOLATED_INGRESS)))
+	if (!port || !(port->flags & (PRIMARY | ISOLATED_INGRESS)) || ordinary(skb, port, 0))
 		return TC_ACT_UNSPEC;
-	__u32 flags = *port;
+	__u32 flags = port->flags;
 
 	if (from && flags & PRIMARY && flags & ISOLATED_INGRESS && tagged(skb))
 		return drop(TAG);

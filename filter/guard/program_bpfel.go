@@ -16,14 +16,14 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	programMapDropped     = "dropped"
-	programMapKnown       = "known"
-	programMapOwn         = "own"
-	programMapPorts       = "ports"
-	programMapTunnels     = "tunnels"
-	programProgFromPod    = "from_pod"
-	programProgToPod      = "to_pod"
-	programVarAllowedMark = "allowed_mark"
+	programMapDropped        = "dropped"
+	programMapKnown          = "known"
+	programMapOwn            = "own"
+	programMapPorts          = "ports"
+	programMapTunnels        = "tunnels"
+	programProgSluiceFromPod = "sluice_from_pod"
+	programProgSluiceToPod   = "sluice_to_pod"
+	programVarAllowedMark    = "allowed_mark"
 )
 
 // loadProgram returns the embedded CollectionSpec for program.
@@ -68,8 +68,8 @@ type programSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programProgramSpecs struct {
-	FromPod *ebpf.ProgramSpec `ebpf:"from_pod"`
-	ToPod   *ebpf.ProgramSpec `ebpf:"to_pod"`
+	SluiceFromPod *ebpf.ProgramSpec `ebpf:"sluice_from_pod"`
+	SluiceToPod   *ebpf.ProgramSpec `ebpf:"sluice_to_pod"`
 }
 
 // programMapSpecs contains maps before they are loaded into the kernel.
@@ -138,14 +138,14 @@ type programVariables struct {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programPrograms struct {
-	FromPod *ebpf.Program `ebpf:"from_pod"`
-	ToPod   *ebpf.Program `ebpf:"to_pod"`
+	SluiceFromPod *ebpf.Program `ebpf:"sluice_from_pod"`
+	SluiceToPod   *ebpf.Program `ebpf:"sluice_to_pod"`
 }
 
 func (p *programPrograms) Close() error {
 	return _ProgramClose(
-		p.FromPod,
-		p.ToPod,
+		p.SluiceFromPod,
+		p.SluiceToPod,
 	)
 }
 

@@ -1,0 +1,110 @@
+package guard
+
+import (
+	"errors"
+	"runtime"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// newInterface makes an interface in a network namespace of the test's own, for as long
+// as the test runs.
+func newInterface(t *testing.T) (index int) {
+	t.Helper()
+	runtime.LockOSThread() // for good: the thread ends with the test, and its namespace too
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "pod"}, PeerName: "peer"}); err != nil {
+		t.Fatal(err)
+	}
+	one, err := netlink.LinkByName("pod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return one.Attrs().Index
+}
+
+// places counts ours at an interface: with TCX, and as filters.
+func places(t *testing.T, index int) (tcx, filters int) {
+	t.Helper()
+	for _, s := range []side{fromPod, toPod} {
+		ids, err := s.attached(index)
+		if err != nil && !errors.Is(err, unix.EINVAL) {
+			t.Fatal(err)
+		}
+		tcx += len(ids)
+		filters += len(s.filters(index))
+	}
+	return tcx, filters
+}
+
+// needTCX skips a test on kernels before 6.6.
+func needTCX(t *testing.T) {
+	t.Helper()
+	if _, err := fromPod.attached(1); errors.Is(err, unix.EINVAL) || errors.Is(err, ebpf.ErrNotSupported) {
+		t.Skip("needs TCX, which Linux has since 6.6")
+	}
+}
+
+// Each agent's programs take the place of those before, also of an agent that used
+// filters; and all can be taken away.
+func TestAttach(t *testing.T) {
+	old, now := openGuard(t), openGuard(t)
+	needTCX(t)
+	index := newInterface(t)
+	p := port{index: index, name: "pod"}
+	expect := func(what string, tcx, filters int) {
+		t.Helper()
+		if a, b := places(t, index); a != tcx || b != filters {
+			t.Errorf("%s: %d with TCX and %d filters, want %d and %d", what, a, b, tcx, filters)
+		}
+		if got := present(index); got != (tcx+filters > 0) {
+			t.Errorf("%s: present is %v", what, got)
+		}
+	}
+	expect("at first", 0, 0)
+	for range 2 {
+		if err := errors.Join(fromPod.attachFilter(index, old.objs.SluiceFromPod), toPod.attachFilter(index, old.objs.SluiceToPod)); err != nil {
+			t.Fatal(err)
+		}
+		expect("as filters", 0, 2)
+	}
+	for _, g := range []*Guard{old, now, now} {
+		if err := g.objs.attach(p); err != nil {
+			t.Fatal(err)
+		}
+		expect("with TCX", 2, 0)
+	}
+	info, err := now.objs.SluiceFromPod.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	if ids, err := fromPod.attached(index); err != nil || len(ids) != 1 || ids[0] != id {
+		t.Errorf("program %v is there (%v), want the last one, %d", ids, err, id)
+	}
+	if removed, err := RemoveTraces(); err != nil || len(removed) != 1 {
+		t.Errorf("removed from %v, %v", removed, err)
+	}
+	expect("taken away", 0, 0)
+
+	p.tunnel = true
+	if err := now.objs.attach(p); err != nil {
+		t.Fatal(err)
+	}
+	expect("at a tunnel", 1, 0)
+	if err := fromPod.attachFilter(index, old.objs.SluiceFromPod); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := RemoveTraces(); err != nil || len(removed) != 1 {
+		t.Errorf("removed from %v, %v", removed, err)
+	}
+	expect("both taken away", 0, 0)
+	if _, err := RemoveTraces(); err != nil {
+		t.Error(err)
+	}
+}
