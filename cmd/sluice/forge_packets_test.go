@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -421,11 +419,7 @@ func TestTunnelledSourcesOnPackets(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		guarded := func() bool {
-			out, err := node.Output(exec.Command("tc", "filter", "show", "dev", device, "ingress"))
-			return err == nil && strings.Contains(out, "sluice")
-		}
-		for end := time.Now().Add(patience); !guarded() && time.Now().Before(end); {
+		for end := time.Now().Add(patience); programsAt(t, node.Host, device) == 0 && time.Now().Before(end); {
 			time.Sleep(10 * time.Millisecond)
 		}
 		for range 3 {

@@ -60,44 +60,42 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 func (s *site) programs(t *testing.T) (n int) {
 	t.Helper()
 	for _, p := range sitePods {
-		if p.node != 0 {
-			continue
-		}
-		device := s.host(p.name).RouterDevice()
-		for _, way := range []string{"ingress", "egress"} {
-			out, err := s.Nodes[0].Output(exec.Command("tc", "filter", "show", "dev", device, way))
-			if err != nil {
-				t.Fatal(err)
-			}
-			n += strings.Count(out, "direct-action")
-		}
-		err := s.Nodes[0].Do(func() error {
-			n += tcxPrograms(t, device)
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
+		if p.node == 0 {
+			n += programsAt(t, s.Nodes[0].Host, s.host(p.name).RouterDevice())
 		}
 	}
 	return n
 }
 
-// tcxPrograms counts the programs that are attached to an interface with TCX; none
-// before Linux 6.6.
-func tcxPrograms(t *testing.T, device string) (n int) {
+// programsAt counts those on an interface of the node: filters, and since Linux 6.6
+// programs that are attached with TCX.
+func programsAt(t *testing.T, node *lab.Host, device string) (n int) {
 	t.Helper()
-	found, err := net.InterfaceByName(device)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, way := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-		there, err := bpf.QueryPrograms(bpf.QueryOptions{Target: found.Index, Attach: way})
-		if errors.Is(err, unix.EINVAL) {
-			return 0
-		} else if err != nil {
+	for _, way := range []string{"ingress", "egress"} {
+		out, err := node.Output(exec.Command("tc", "filter", "show", "dev", device, way))
+		if err != nil {
 			t.Fatal(err)
 		}
-		n += len(there.Programs)
+		n += strings.Count(out, "direct-action")
+	}
+	err := node.Do(func() error {
+		found, err := net.InterfaceByName(device)
+		if err != nil {
+			return err
+		}
+		for _, way := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			there, err := bpf.QueryPrograms(bpf.QueryOptions{Target: found.Index, Attach: way})
+			if errors.Is(err, unix.EINVAL) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			n += len(there.Programs)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	return n
 }
