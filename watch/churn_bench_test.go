@@ -2,9 +2,14 @@ package watch_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/bench/worst"
 	"sluice/filter/policy"
@@ -12,47 +17,80 @@ import (
 )
 
 // BenchmarkBesideChurn is how long a change of one tenant's policy takes until it is in
-// force, while another tenant's policy of 180 KB of JSON changes three times a second.
+// force, while other tenants' policies change three times a second: one of 80 KiB, one as
+// large as an API server keeps, or four such of two tenants. Each is measured 100 times,
+// whatever -benchtime says.
 func BenchmarkBesideChurn(b *testing.B) {
 	for _, recipe := range worst.Known() {
-		b.Run(recipe.Name, func(b *testing.B) {
-			world := policy.NewWorld()
-			for _, p := range recipe.Pods() {
-				world.SetPod(p)
-			}
-			published := make(chan uint64, 1000)
-			k := watch.New(world, new(policy.Published), watch.Options{OnPublish: func(_ context.Context, s *policy.Snapshot, _ policy.Changes, _ bool) {
-				published <- s.Number()
-			}})
-			feed := make(feed)
-			ctx, stop := context.WithCancel(b.Context())
-			defer stop()
-			go func() { _ = k.Run(ctx, feed) }()
-			churn := [2]watch.Update{}
-			for i := range churn {
-				p := recipe.OfSize("churn", 80<<10-1000*i)
-				churn[i] = func(w *policy.World) { w.SetPolicy(p) }
-			}
-			var delays []time.Duration
-			for i := 0; b.Loop(); i++ {
-				other := worst.Recipe{Layout: worst.Apart, Ports: 1, Blocks: 1}.Policy("other", 1+i%5)
-				other.Namespace = "other"
-				feed <- churn[i%2] // the worst moment: right before
-				began := time.Now()
-				done := make(chan struct{})
-				feed <- func(w *policy.World) { w.SetPolicy(other); close(done) }
-				<-done
-				for len(published) > 0 {
-					<-published
+		for _, c := range []struct {
+			name     string
+			size     int
+			policies int
+		}{{"80K", 80 << 10, 1}, {"1536K", worst.Largest, 1}, {"4x1536K", worst.Largest, 4}} {
+			b.Run(recipe.Name+"/"+c.name, func(b *testing.B) {
+				var list []watch.Update
+				for i := range 2 * c.policies {
+					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
+					p.Namespace = []string{worst.Namespace, "ns-1"}[i%2*(c.policies/4)]
+					list = append(list, func(w *policy.World) { w.SetPolicy(p) })
 				}
-				<-published
-				delays = append(delays, time.Since(began))
-				time.Sleep(time.Second/3 - time.Since(began))
-			}
-			slices.Sort(delays)
-			b.ReportMetric(float64(delays[len(delays)/2])/1e6, "median-ms")
-			b.ReportMetric(float64(delays[len(delays)-1])/1e6, "most-ms")
-			b.ReportMetric(0, "ns/op")
-		})
+				besideChurn(b, recipe.Pods(), time.Second/3/time.Duration(c.policies), list)
+			})
+		}
 	}
+}
+
+// besideChurn feeds the updates one by one, over and over, and measures others beside them.
+func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn []watch.Update) {
+	world := policy.NewWorld()
+	for _, p := range pods {
+		world.SetPod(p)
+	}
+	published := make(chan int, 10000)
+	count := 0 // on the Keeper's goroutine
+	k := watch.New(world, new(policy.Published), watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes, bool) {
+		count++
+		published <- count
+	}})
+	feed := make(feed)
+	ctx, stop := context.WithCancel(b.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = k.Run(ctx, feed) }()
+	defer func() { stop(); <-ended }()
+	feed <- func(*policy.World) {}
+	<-k.Ready()
+	var delays []time.Duration
+	next := time.Now()
+	for i, n := 0, 0; n < 100; n++ {
+		if time.Now().After(next) {
+			feed <- churn[i%len(churn)] // the worst moment: right before
+			i, next = i+1, next.Add(interval)
+		}
+		other := small(n)
+		began := time.Now()
+		before := make(chan int, 1)
+		feed <- func(w *policy.World) { w.SetPolicy(other); before <- count }
+		for was := <-before; <-published <= was; {
+		}
+		delays = append(delays, time.Since(began))
+		time.Sleep(30*time.Millisecond - time.Since(began))
+	}
+	slices.Sort(delays)
+	for b.Loop() { // which has been measured
+	}
+	b.ReportMetric(float64(delays[len(delays)/2])/1e6, "p50-ms")
+	b.ReportMetric(float64(delays[len(delays)*99/100-1])/1e6, "p99-ms")
+	b.ReportMetric(float64(delays[len(delays)-1])/1e6, "max-ms")
+	b.ReportMetric(0, "ns/op")
+}
+
+// small is a policy like those of most tenants, one of a few versions.
+func small(n int) *networkingv1.NetworkPolicy {
+	p := worst.Recipe{Layout: worst.Apart, Ports: 1, Blocks: 1, In: 1}.Policy("other", 1+n%5)
+	p.Namespace = "other"
+	p.Spec.Ingress[0].From = append(p.Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{
+		NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": fmt.Sprint(n % 7)}},
+		PodSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"app": "client"}},
+	})
+	return p
 }

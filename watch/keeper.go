@@ -53,12 +53,15 @@ const (
 	// A worker that holds a snapshot for longer than this is stuck, and must not
 	// keep new policy from all the others.
 	patience = 5 * time.Second
+	// workSlice bounds how long work for large policies holds up other updates.
+	workSlice = 5 * time.Millisecond
 	// So long after the last try, what changed meanwhile is told again.
 	retry = time.Second
 )
 
-// Keeper owns a World: whatever changes it and whatever compiles it runs on the
-// one goroutine of Run.
+// Keeper owns a World: all that changes it runs on one goroutine of Run. Another one reads
+// and compiles large policies, which takes up to half a second for each; meanwhile other
+// updates go on.
 type Keeper struct {
 	world   *policy.World
 	pub     *policy.Published
@@ -69,10 +72,15 @@ type Keeper struct {
 	said    map[policy.Problem]bool
 	clashed map[string]bool
 
-	unsettled policy.Changes   // told while a worker was stuck
-	again     <-chan time.Time // when to tell them again; nil for never
-	wrong     atomic.Pointer[[]policy.Problem]
-	clashes   atomic.Pointer[[]policy.Clash]
+	unsettled policy.Changes     // told while a worker was stuck
+	again     <-chan time.Time   // when to tell them again; nil for never
+	working   bool               // the World has work for large policies
+	drafts    chan *policy.Draft // to be prepared: one at most
+	prepared  chan *policy.Draft
+	before    func() // each Prepare of a draft; for tests
+
+	wrong   atomic.Pointer[[]policy.Problem]
+	clashes atomic.Pointer[[]policy.Clash]
 }
 
 // message is an update on its way to the World.
@@ -87,6 +95,7 @@ func New(world *policy.World, pub *policy.Published, opts Options) *Keeper {
 	k := &Keeper{
 		world: world, pub: pub, log: opts.Logger, publish: opts.OnPublish,
 		ready: make(chan struct{}), said: make(map[policy.Problem]bool),
+		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), before: func() {},
 	}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
@@ -147,12 +156,25 @@ func (k *Keeper) Run(ctx context.Context, sources ...Source) error {
 		k.loop(inner, updates, sources)
 		return nil
 	})
+	group.Go(func() error {
+		k.prepare(inner)
+		return nil
+	})
 	return group.Wait()
 }
 
 func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Source) {
 	heard := make([]bool, len(sources)) // ever
+	always := make(chan struct{})
+	close(always)
 	for {
+		if d := k.world.NextDraft(); d != nil {
+			k.drafts <- d
+		}
+		var work <-chan struct{}
+		if k.working {
+			work = always
+		}
 		var changed []bool // in this burst
 		select {
 		case <-ctx.Done():
@@ -161,6 +183,13 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 			changed = k.burst(ctx, m, updates, len(sources))
 		case <-k.again:
 			k.commit(ctx, nil)
+			continue
+		case d := <-k.prepared:
+			k.world.Prepared(d)
+			k.working = true
+			continue
+		case <-work:
+			k.work(ctx)
 			continue
 		}
 		var by []string
@@ -171,7 +200,31 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 		}
 		if !slices.Contains(heard, false) {
 			k.commit(ctx, by)
+			k.working = true // perhaps
 		}
+	}
+}
+
+// prepare prepares drafts until ctx ends.
+func (k *Keeper) prepare(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case d := <-k.drafts:
+			k.before()
+			d.Prepare()
+			k.prepared <- d
+		}
+	}
+}
+
+// work does a part of the work for large policies.
+func (k *Keeper) work(ctx context.Context) {
+	began := time.Now()
+	again, commit := k.world.Work(func() bool { return time.Since(began) < workSlice })
+	if k.working = again; commit {
+		k.commit(ctx, []string{"large policies"})
 	}
 }
 
@@ -227,6 +280,7 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 	level := slog.LevelDebug
 	if !k.isReady {
 		k.isReady = true
+		k.world.UseDrafts()
 		close(k.ready)
 		level = slog.LevelInfo
 	}

@@ -55,6 +55,12 @@ type published struct {
 // keep runs a Keeper and gives what it publishes.
 func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Keeper, chan published, chan error) {
 	t.Helper()
+	return keepWith(t, pub, logger, func(*watch.Keeper) {}, sources...)
+}
+
+// keepWith is keep for a Keeper that is changed before it runs.
+func keepWith(t *testing.T, pub *policy.Published, logger *slog.Logger, change func(*watch.Keeper), sources ...watch.Source) (*watch.Keeper, chan published, chan error) {
+	t.Helper()
 	calls := make(chan published)
 	ctx, stop := context.WithCancel(t.Context())
 	k := watch.New(policy.NewWorld(), pub, watch.Options{
@@ -66,6 +72,7 @@ func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...w
 			}
 		},
 	})
+	change(k)
 	ended := make(chan error, 1)
 	done := make(chan struct{})
 	go func() {

@@ -32,6 +32,7 @@ func (w *World) Commit() (*Snapshot, Changes) {
 	// New ones, because a map never shrinks: after the first lists these would stay
 	// as large as the cluster, and to clear them would cost as much each time.
 	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
+	w.due = false
 	w.lastNumber++
 	return &Snapshot{
 		number:   w.lastNumber,
@@ -203,6 +204,9 @@ func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
 	if len(policies) == 1 {
 		return w.rulesOfOne(d, policies[0])
 	}
+	if slices.ContainsFunc(policies, func(p *policy) bool { return p.large }) {
+		return w.besideLarge(g, policies)
+	}
 	size := 0
 	for _, p := range policies {
 		size += p.size[d]
@@ -219,6 +223,30 @@ func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
 		}
 	}
 	return &ruleSet{oversized: all}
+}
+
+// besideLarge compiles the rules of some policies of which a few are large. Those are
+// merged with no others: that would take as long with each change of any of them.
+func (w *World) besideLarge(g *group, policies []*policy) *ruleSet {
+	all := &ruleSet{parts: make([]*ruleSet, 0, len(policies))}
+	var small []*policy
+	for _, p := range policies {
+		if !p.large {
+			small = append(small, p)
+		} else if rules := w.rulesOfOne(g.key.direction, p); !rules.none() {
+			all.parts = append(all.parts, rules)
+		}
+	}
+	if len(small) == 0 {
+		return all
+	}
+	switch rules := w.rulesOf(g, small); {
+	case len(rules.parts) > 0:
+		all.parts = append(all.parts, rules.parts...)
+	case !rules.none():
+		all.parts = append(all.parts, rules)
+	}
+	return all
 }
 
 func (w *World) rulesOfOne(d filter.Direction, p *policy) *ruleSet {

@@ -29,6 +29,18 @@ func (w *World) SetShape(n int) {
 	}
 }
 
+// SetLarge has policies of more bytes be drafts, if the World uses any.
+func (w *World) SetLarge(bytes int) { w.large = bytes }
+
+// Versions are the policies in force, each by the sum of its spec.
+func (w *World) Versions() map[[2]string][32]byte {
+	all := make(map[[2]string][32]byte, len(w.policies))
+	for key, p := range w.policies {
+		all[[2]string{key.namespace, key.name}] = p.sum
+	}
+	return all
+}
+
 // Forms counts, in the rule sets in use, the port tables that are flat and trees,
 // the peer sets that refer to
 // others, and the rule sets that are parts of others.

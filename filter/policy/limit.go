@@ -104,8 +104,7 @@ func (c *costs) selector(s *metav1.LabelSelector) {
 func (w *World) admit(o *networkingv1.NetworkPolicy) *policy {
 	cost := costOf(&o.Spec)
 	if most := w.limits.Policy; most > 0 && cost > most {
-		return w.refuse(o, cost, fmt.Sprintf("compiled it would take %s, and one policy may take %s", mebibytes(cost), mebibytes(most)),
-			"split it, name ranges and labels instead of single ports, addresses and pods, or raise --policy-memory")
+		return w.refuseTooLarge(o, cost)
 	}
 	if most := w.limits.Policies; most > 0 && w.cost+cost > most {
 		w.recount = true
@@ -116,10 +115,24 @@ func (w *World) admit(o *networkingv1.NetworkPolicy) *policy {
 	return p
 }
 
+// refuseTooLarge refuses a policy for what it takes alone.
+func (w *World) refuseTooLarge(o *networkingv1.NetworkPolicy, cost int64) *policy {
+	return w.refuse(o, cost, fmt.Sprintf("compiled it would take %s, and one policy may take %s", mebibytes(cost), mebibytes(w.limits.Policy)),
+		"split it, name ranges and labels instead of single ports, addresses and pods, or raise --policy-memory")
+}
+
 // refuseForAll refuses a policy for what all take together.
 func (w *World) refuseForAll(o *networkingv1.NetworkPolicy, cost int64) *policy {
 	p := w.refuse(o, cost, fmt.Sprintf("compiled it would take %s, and all policies together %s at most", mebibytes(cost), mebibytes(w.limits.Policies)),
 		"make fewer or smaller policies in the namespace whose policies take most, or raise --policies-memory")
+	p.surplus = true
+	return p
+}
+
+// refuseToWait refuses a policy for what waits to be compiled.
+func (w *World) refuseToWait(o *networkingv1.NetworkPolicy) *policy {
+	p := w.refuse(o, costOf(&o.Spec), fmt.Sprintf("it waits for other large policies of its namespace to be compiled, of which %s may wait", mebibytes(mostWaiting)),
+		"change fewer large policies at a time")
 	p.surplus = true
 	return p
 }
@@ -130,7 +143,7 @@ func (w *World) refuse(o *networkingv1.NetworkPolicy, cost int64, detail, mend s
 	bare := *o
 	bare.Spec.Ingress, bare.Spec.Egress = nil, nil
 	p := w.readPolicy(&bare)
-	p.isolates = reader{w: w, p: &policy{}, more: new(int)}.directions(&o.Spec)
+	p.isolates = reader{p: &policy{}, more: new(int)}.directions(&o.Spec)
 	p.cost, p.refused = cost, true
 	p.problems = append(p.problems, Problem{Policy: p.text, Field: "spec", Detail: detail, Mend: mend, TooLarge: true})
 	return p
@@ -183,10 +196,26 @@ func (w *World) balance() {
 		}
 	}
 	slices.SortFunc(back, byText)
+	waits := false
 	for _, p := range back {
+		if w.drafts.on && w.isLarge(p.spec) {
+			waits = !w.draftBack(p) || waits
+			continue
+		}
 		w.replace(p, func(o *networkingv1.NetworkPolicy, _ int64) *policy { return w.admit(o) })
 	}
-	w.recount = false
+	w.recount = waits
+}
+
+// draftBack has a large policy that was refused wait to come back. It returns false if
+// there is no room.
+func (w *World) draftBack(p *policy) bool {
+	newest, _ := w.newest(p.objectKey)
+	d := w.drafts.current
+	if newest != p.sum || w.drafts.waiting[p.objectKey] != nil || d != nil && d.key == p.objectKey && !d.dropped {
+		return true // it comes, or a later version
+	}
+	return w.draft(p.objectKey, p.spec, p.sum)
 }
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
@@ -235,5 +264,5 @@ func (w *World) replace(p *policy, read func(*networkingv1.NetworkPolicy, int64)
 	if err := o.Spec.Unmarshal(p.spec); err != nil {
 		return // cannot be: it was encoded here
 	}
-	w.put(o, p, p.spec, func() *policy { return read(o, p.cost) }).sum = p.sum
+	w.put(p.objectKey, p, p.spec, func() *policy { return read(o, p.cost) }).sum = p.sum
 }

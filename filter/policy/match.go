@@ -170,7 +170,7 @@ func (w *World) matchPods() {
 // keepOwn takes over an id if its selector is of a policy of the pods' own namespace,
 // and of no other.
 func (w *World) keepOwn(id uint32) {
-	if w.peers.byID[id].scope.selector == nil {
+	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
 	}
 }

@@ -28,6 +28,7 @@ type policy struct {
 	compiled  [2]*ruleSet // by themselves; nil until it is asked for
 	uses      []*selector // of peers, once for each use
 	problems  []Problem
+	large     bool  // its rules are merged with no other's
 	malformed bool  // its subject cannot be read
 	cost      int64 // estimated, in bytes
 	refused   bool  // its rules are not read, because it takes too much
@@ -57,10 +58,16 @@ type portRange struct {
 // all says whether the item names a protocol and no port.
 func (p portRange) all() bool { return p.name == "" && p.low == 0 && p.high == 65535 }
 
+// interner gives a policy that is read its selectors.
+type interner interface {
+	useNamespaces(labels.Selector) *selector
+	usePeer(scope, labels.Selector) *selector
+}
+
 // reader reads one policy. Whatever it cannot understand allows nothing, and is
 // noted as a problem.
 type reader struct {
-	w    *World
+	in   interner
 	p    *policy
 	seen map[string]bool // rules that the policy has already, by their content
 	more *int            // problems beyond mostProblems
@@ -71,9 +78,16 @@ type reader struct {
 const mostProblems = 20
 
 func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
+	p, subject := read(o, w)
+	p.subject = w.useSubject(newSelector(selectorKey{scope{namespace: p.namespace}, subject.String()}, subject))
+	return p
+}
+
+// read reads a policy, and which pods it selects.
+func read(o *networkingv1.NetworkPolicy, in interner) (*policy, labels.Selector) {
 	p := &policy{objectKey: objectKey{o.Namespace, o.Name}}
 	p.text = p.objectKey.String()
-	r := reader{w: w, p: p, more: new(int)}
+	r := reader{in: in, p: p, more: new(int)}
 	defer r.countRest()
 	p.isolates = r.directions(&o.Spec)
 	subject, ok := r.selector(&o.Spec.PodSelector, "spec.podSelector")
@@ -83,9 +97,8 @@ func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
 		subject = labels.Everything()
 		p.malformed = true
 	}
-	p.subject = w.useSubject(p.namespace, subject)
 	if p.malformed {
-		return p
+		return p, subject
 	}
 	r.seen = make(map[string]bool)
 	for i := range o.Spec.Ingress {
@@ -97,7 +110,7 @@ func (w *World) readPolicy(o *networkingv1.NetworkPolicy) *policy {
 		to := &o.Spec.Egress[i]
 		r.rule(filter.Egress, i, to.To, to.Ports, fmt.Sprintf("spec.egress[%d]", i), "to")
 	}
-	return p
+	return p, subject
 }
 
 func (r reader) problem(field, detail, mend string) {
@@ -239,9 +252,9 @@ func (r reader) pods(out *rule, peer *networkingv1.NetworkPolicyPeer, field stri
 		if !ok {
 			return
 		}
-		in = scope{selector: r.w.useNamespaces(nsSelector)}
+		in = scope{selector: r.in.useNamespaces(nsSelector)}
 	}
-	s := r.w.usePeer(in, podSelector)
+	s := r.in.usePeer(in, podSelector)
 	r.p.uses = append(r.p.uses, s)
 	if podSelector.Empty() {
 		out.whole = append(out.whole, s)
@@ -284,12 +297,12 @@ func (r reader) port(p *networkingv1.NetworkPolicyPort, field string) (portRange
 }
 
 // useSubject interns a policy's podSelector and finds the pods it matches.
-func (w *World) useSubject(namespace string, sel labels.Selector) *selector {
-	s, isNew := w.subjects.use(scope{namespace: namespace}, sel)
+func (w *World) useSubject(s *selector) *selector {
+	s, isNew := w.subjects.adopt(s)
 	if isNew {
 		s.members = make(map[*kin]struct{})
 		s.subjects = make(map[*policy]struct{})
-		w.namespaces[namespace].kins.match(s, func(k *kin) {
+		w.namespaces[s.scope.namespace].kins.match(s, func(k *kin) {
 			s.members[k] = struct{}{}
 			k.subjects = append(k.subjects, s)
 		})
@@ -298,7 +311,7 @@ func (w *World) useSubject(namespace string, sel labels.Selector) *selector {
 }
 
 func (w *World) releaseSubject(s *selector) {
-	if w.subjects.release(s) {
+	if w.subjects.release(s, &w.subjects.unused) {
 		for k := range s.members {
 			k.subjects = without(k.subjects, s)
 		}
@@ -308,7 +321,7 @@ func (w *World) releaseSubject(s *selector) {
 // useNamespaces interns a namespaceSelector.
 func (w *World) useNamespaces(sel labels.Selector) *selector {
 	s, isNew := w.nsSelectors.use(scope{}, sel)
-	w.staleNS = w.staleNS || isNew
+	w.staleNS = w.staleNS || isNew || s.fresh
 	return s
 }
 
@@ -317,17 +330,18 @@ func (w *World) useNamespaces(sel labels.Selector) *selector {
 // use it, and so with the pods that those rules guard.
 func (w *World) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
-	if isNew {
+	if isNew || s.fresh {
 		w.added = append(w.added, s)
+		s.fresh = false
 	}
 	return s
 }
 
 func (w *World) releasePeer(s *selector) {
-	if w.peers.release(s) {
+	if w.peers.release(s, &w.peers.unused) {
 		w.removed = append(w.removed, s)
 	}
-	if nsSel := s.scope.selector; nsSel != nil && w.nsSelectors.release(nsSel) {
+	if nsSel := s.scope.selector; nsSel != nil && w.nsSelectors.release(nsSel, &w.nsSelectors.unused) {
 		w.staleNS = true
 	}
 }

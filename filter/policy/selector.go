@@ -9,10 +9,17 @@ import (
 type selector struct {
 	id     uint32
 	scope  scope
+	text   string          // of labels, by which it is known
 	labels labels.Selector // empty: everything in scope
 	asks   []labels.Requirement
 	many   *matcher
 	refs   int // how often policies use it
+
+	// fresh: only drafts use it so far, and not all pods (or namespaces) that match it
+	// know it.
+	fresh bool
+	// twin is the shared selector that took the place of this one of a draft.
+	twin *selector
 
 	// For a policy's subject: the pods that match, and the policies. Who matches a
 	// peer's selector is known the other way round alone, by each pod and namespace:
@@ -37,7 +44,11 @@ type selectorKey struct {
 	text  string
 }
 
-func (s *selector) key() selectorKey { return selectorKey{s.scope, s.labels.String()} }
+func (s *selector) key() selectorKey { return selectorKey{s.scope, s.text} }
+
+func newSelector(key selectorKey, sel labels.Selector) *selector {
+	return &selector{scope: key.scope, text: key.text, labels: sel, asks: asksOf(sel), many: matcherOf(sel)}
+}
 
 // selectors is a set of interned selectors, filed by scope.
 type selectors struct {
@@ -73,17 +84,44 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 		s.refs++
 		return s, false
 	}
-	s = &selector{id: x.newID(), scope: in, labels: sel, refs: 1, asks: asksOf(sel), many: matcherOf(sel)}
-	x.byKey[key] = s
+	s = newSelector(key, sel)
+	x.file(s)
+	return s, true
+}
+
+// adopt is use for a selector that was read for a draft. It becomes the shared one, or
+// refers to the one that there is.
+func (x *selectors) adopt(s *selector) (shared *selector, isNew bool) {
+	if s.twin != nil {
+		s = s.twin
+	}
+	if s.refs > 0 {
+		s.refs++
+		return s, false
+	}
+	if shared = x.byKey[s.key()]; shared != nil {
+		s.twin = shared
+		shared.refs++
+		return shared, false
+	}
+	x.file(s)
+	return s, true
+}
+
+// file gives a selector an id and its first use, and makes it findable.
+func (x *selectors) file(s *selector) {
+	in := s.scope
+	s.id, s.refs = x.newID(), 1
+	x.byKey[s.key()] = s
 	if int(s.id) == len(x.byID) {
 		x.byID = append(x.byID, nil)
 	}
 	x.byID[s.id] = s
-	if in.selector != nil && !sel.Empty() {
+	if in.selector != nil && !s.labels.Empty() {
 		x.wide.add(s)
 		in.selector.pods.add(s)
 		x.scopes.set(in.selector.id)
-		return s, true
+		return
 	}
 	filed := x.byScope[in]
 	if filed == nil {
@@ -93,12 +131,11 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 			in.selector.within = filed
 		}
 	}
-	if sel.Empty() {
+	if s.labels.Empty() {
 		filed.everyone = s
 	} else {
 		filed.some.add(s)
 	}
-	return s, true
 }
 
 // newID hands out the lowest numbers that do, so that they never run out. An id
@@ -113,13 +150,13 @@ func (x *selectors) newID() uint32 {
 	return uint32(len(x.byID))
 }
 
-// release ends a use and says whether it was the last.
-func (x *selectors) release(s *selector) (gone bool) {
+// release ends a use and says whether it was the last. If so, it adds the id to unused.
+func (x *selectors) release(s *selector, unused *[]uint32) (gone bool) {
 	if s.refs--; s.refs > 0 {
 		return false
 	}
 	delete(x.byKey, s.key())
-	x.unused = append(x.unused, s.id)
+	*unused = append(*unused, s.id)
 	x.byID[s.id] = nil
 	if s.scope.selector != nil && !s.labels.Empty() {
 		x.wide.remove(s)

@@ -36,6 +36,13 @@ type World struct {
 	groups map[groupKey]*group
 	shape  shape // of what groups are compiled to
 
+	drafts drafts
+	large  int         // bytes of a policy that is not large
+	dying  []*selector // uses by large policies that are gone
+	sweep  *sweep      // nil if none goes on
+	limbo  limbo
+	due    bool // a policy came or was refused since the last Commit
+
 	limits    Limits
 	cost      int64 // of all policies but those that are refused
 	refused   int   // bytes that are kept of policies that are refused
@@ -75,7 +82,7 @@ type namespace struct {
 	labels   labels.Set
 	kins     kinSet
 	policies int
-	size     int   // entries of its policies' rules
+	size     int   // entries of its policies' rules, but for large ones
 	merged   int   // entries of rules that are merged for sets of its policies
 	matched  idSet // selectors of namespaces that match, as of the last commit
 
@@ -101,6 +108,7 @@ func NewWorld() *World {
 		groups:      make(map[groupKey]*group),
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
+		large:       largeSize,
 		classes:     make(map[string]*class),
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
 		dirtyNS:     make(map[*namespace]struct{}),
@@ -359,22 +367,36 @@ func (w *World) stale(k *kin) {
 
 // SetPolicy adds a policy or replaces it.
 func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
-	old := w.policies[objectKey{o.Namespace, o.Name}]
+	key := objectKey{o.Namespace, o.Name}
+	old := w.policies[key]
 	spec, err := o.Spec.Marshal() // sorts what maps hold
 	if err != nil {
 		spec = nil // a spec that cannot be encoded is read again each time
 	}
 	sum := sha256.Sum256(spec)
-	if err == nil && old != nil && old.sum == sum {
+	if newest, ok := w.newest(key); err == nil && ok && newest == sum {
 		return
 	}
-	w.put(o, old, spec, func() *policy { return w.admit(o) }).sum = sum
+	if old != nil && err == nil && old.sum == sum {
+		w.dropDrafts(key) // it is back at the version in force
+		return
+	}
+	switch {
+	case !w.drafts.on || !w.isLarge(spec):
+		w.dropDrafts(key)
+		w.put(key, old, spec, func() *policy { return w.admit(o) }).sum = sum
+	case !w.draft(key, spec, sum):
+		w.dropDrafts(key)
+		w.put(key, old, spec, func() *policy { return w.refuseToWait(o) }).sum = sum
+		w.recount = true
+	}
 }
 
 // put has a policy read, and put in the place of the one before, if there is one.
-func (w *World) put(o *networkingv1.NetworkPolicy, old *policy, spec []byte, read func() *policy) *policy {
-	ns := w.namespace(o.Namespace)
+func (w *World) put(key objectKey, old *policy, spec []byte, read func() *policy) *policy {
+	ns := w.namespace(key.namespace)
 	ns.policies++
+	w.due = true
 	if old != nil {
 		w.discount(old)
 	}
@@ -382,7 +404,9 @@ func (w *World) put(o *networkingv1.NetworkPolicy, old *policy, spec []byte, rea
 	w.lastPolicy++
 	p.id = w.lastPolicy
 	p.mark = mark{maphash.Comparable(w.seeds[0], p.id), maphash.Comparable(w.seeds[1], p.id)}
-	ns.size += p.size[0] + p.size[1]
+	if p.large = w.isLarge(spec); !p.large {
+		ns.size += p.size[0] + p.size[1]
+	}
 	w.count(p, spec)
 	w.policies[p.objectKey] = p
 	if len(p.problems) > 0 {
@@ -399,6 +423,7 @@ func (w *World) put(o *networkingv1.NetworkPolicy, old *policy, spec []byte, rea
 // DeletePolicy removes a policy. One that is not known is no error.
 func (w *World) DeletePolicy(namespace, name string) {
 	key := objectKey{namespace, name}
+	w.dropDrafts(key)
 	if p := w.policies[key]; p != nil {
 		delete(w.policies, key)
 		w.discount(p)
@@ -411,12 +436,18 @@ func (w *World) removePolicy(p *policy) {
 	delete(p.subject.subjects, p)
 	w.touch(p.subject)
 	w.releaseSubject(p.subject)
-	for _, s := range p.uses {
-		w.releasePeer(s)
+	if w.drafts.on && p.large {
+		w.dying = append(w.dying, p.uses...)
+	} else {
+		for _, s := range p.uses {
+			w.releasePeer(s)
+		}
 	}
 	ns := w.namespaces[p.objectKey.namespace]
 	ns.policies--
-	ns.size -= p.size[0] + p.size[1]
+	if !p.large {
+		ns.size -= p.size[0] + p.size[1]
+	}
 	w.dropNamespace(ns)
 }
 

@@ -1,0 +1,108 @@
+package policy
+
+// sweep matches pods with all selectors of peers, in pieces, so that the selectors of a
+// large policy do not hold up other changes. It is for selectors that no policy in force
+// has: those of a draft, and those that are gone. Until its end, what a pod knows of them
+// means nothing.
+type sweep struct {
+	namespaces []*namespace
+	kins       []*kin
+	draft      *Draft // for which it is; nil for none
+	retired    limbo
+}
+
+// sweptAtOnce bounds the sets of labels of one namespace that are matched as one piece.
+const sweptAtOnce = 32
+
+// limbo is the ids of selectors that are gone, while pods may still know them, and where
+// these pods are.
+type limbo struct {
+	peers, namespaces []uint32
+	wide              bool
+	in                map[string]struct{} // unless it is wide
+}
+
+func (l *limbo) empty() bool { return len(l.peers)+len(l.namespaces) == 0 }
+
+func (l *limbo) touch(s *selector) {
+	if s.scope.selector != nil {
+		l.wide = true
+		return
+	}
+	if l.in == nil {
+		l.in = make(map[string]struct{})
+	}
+	l.in[s.scope.namespace] = struct{}{}
+}
+
+// releaseDying ends one use of a selector by a large policy that is gone.
+func (w *World) releaseDying() {
+	last := len(w.dying) - 1
+	s := w.dying[last]
+	if w.dying = w.dying[:last]; last == 0 {
+		w.dying = nil
+	}
+	if w.peers.release(s, &w.limbo.peers) {
+		w.limbo.touch(s)
+	}
+	if in := s.scope.selector; in != nil {
+		w.nsSelectors.release(in, &w.limbo.namespaces)
+		w.limbo.wide = true
+	}
+}
+
+// beginSweep begins a sweep for a draft, if it needs one, and all that are gone.
+func (w *World) beginSweep(d *Draft) {
+	s := &sweep{retired: w.limbo}
+	w.limbo = limbo{}
+	if d != nil {
+		s.draft = d
+		for _, f := range d.fresh {
+			if f.scope != (scope{}) {
+				s.retired.touch(f)
+			}
+		}
+	}
+	for _, ns := range w.namespaces {
+		if _, in := s.retired.in[ns.name]; in || s.retired.wide {
+			s.namespaces = append(s.namespaces, ns)
+		}
+	}
+	w.sweep = s
+}
+
+// sweepOne does one piece of a sweep.
+func (w *World) sweepOne() {
+	s := w.sweep
+	if n := len(s.kins); n > 0 {
+		some := max(0, n-sweptAtOnce)
+		for _, k := range s.kins[some:] {
+			w.stale(k)
+		}
+		s.kins = s.kins[:some]
+		w.matchPods()
+		return
+	}
+	if last := len(s.namespaces) - 1; last >= 0 {
+		ns := s.namespaces[last]
+		s.namespaces = s.namespaces[:last]
+		if w.namespaces[ns.name] != ns {
+			return
+		}
+		w.dirtyNS[ns] = struct{}{}
+		w.matchNamespace(ns)
+		for k := range ns.kins.all {
+			s.kins = append(s.kins, k)
+		}
+		return
+	}
+	if d := s.draft; d != nil {
+		d.known = true
+		for _, f := range d.fresh {
+			f.fresh = false
+		}
+	}
+	w.peers.unused = append(w.peers.unused, s.retired.peers...)
+	w.nsSelectors.unused = append(w.nsSelectors.unused, s.retired.namespaces...)
+	w.sweep = nil
+}

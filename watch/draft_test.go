@@ -1,0 +1,263 @@
+package watch_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/watch"
+)
+
+// drafted is a Keeper of which a test holds up the preparation of large policies. Each
+// pod has the address 10.0.0.N.
+type drafted struct {
+	t       *testing.T
+	in      feed
+	calls   chan published
+	steps   chan chan struct{} // one for each step, which goes on when it is closed
+	last    *policy.Snapshot
+	problem func() []policy.Problem
+}
+
+const outside = "192.0.2.7"
+
+func newDrafted(t *testing.T) *drafted {
+	d := &drafted{t: t, in: make(feed), steps: make(chan chan struct{})}
+	hold := func(k *watch.Keeper) {
+		k.BeforeDrafts(func() {
+			step := make(chan struct{})
+			select {
+			case d.steps <- step:
+			case <-t.Context().Done():
+				return
+			}
+			select {
+			case <-step:
+			case <-t.Context().Done():
+			}
+		})
+	}
+	var k *watch.Keeper
+	k, d.calls, _ = keepWith(t, new(policy.Published), nil, hold, d.in)
+	d.problem = k.Problems
+	d.update(func(w *policy.World) {
+		for i := range 4 {
+			p := pod(fmt.Sprint("pod-", i), fmt.Sprint("10.0.0.", i))
+			p.Labels = map[string]string{"pod": fmt.Sprint(i)}
+			w.SetPod(p)
+		}
+	})
+	d.last = await(t, d.calls).snapshot
+	await(t, k.Ready())
+	return d
+}
+
+func (d *drafted) update(u watch.Update) {
+	d.t.Helper()
+	for {
+		select {
+		case d.in <- u:
+			return
+		case p := <-d.calls: // which holds up updates
+			d.last = p.snapshot
+		case <-time.After(patience):
+			d.t.Fatal("the update is not taken")
+		}
+	}
+}
+
+func (d *drafted) set(p *networkingv1.NetworkPolicy) {
+	d.t.Helper()
+	d.update(func(w *policy.World) { w.SetPolicy(p) })
+}
+
+func (d *drafted) delete(name string) {
+	d.t.Helper()
+	d.update(func(w *policy.World) { w.DeletePolicy("default", name) })
+}
+
+// allows reports whether the pod may be reached from outside at the port.
+func (d *drafted) allows(pod int, port uint16) bool {
+	key := filter.NewKey(netip.MustParseAddr(outside), netip.AddrFrom4([4]byte{10, 0, 0, byte(pod)}), filter.TCP, port)
+	return d.last.Decide(key).Action == filter.Allow
+}
+
+// until waits until the pod may be reached at the port, or may not.
+func (d *drafted) until(pod int, port uint16, allowed bool) {
+	d.t.Helper()
+	for d.allows(pod, port) != allowed {
+		d.last = await(d.t, d.calls).snapshot
+	}
+}
+
+// step waits for the next step of a large policy, which goes on when the channel is
+// closed.
+func (d *drafted) step() chan struct{} {
+	d.t.Helper()
+	for {
+		select {
+		case step := <-d.steps:
+			return step
+		case p := <-d.calls:
+			d.last = p.snapshot
+		case <-time.After(patience):
+			d.t.Fatal("no large policy is prepared")
+		}
+	}
+}
+
+// onPort is a policy that allows the outside on one port of a pod: a small one, or one so
+// large that it is a draft, of addresses and of labels.
+func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkPolicy {
+	number := intstr.FromInt32(port)
+	rule := networkingv1.NetworkPolicyIngressRule{
+		Ports: []networkingv1.NetworkPolicyPort{{Port: &number}},
+		From:  []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: outside + "/32"}}},
+	}
+	for i := range 2000 {
+		if !large {
+			break
+		}
+		rule.From = append(rule.From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("198.18.%d.%d/32", i/250, i%250)}},
+			networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"other": fmt.Sprint(i)}}})
+	}
+	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
+	p.Spec.PodSelector.MatchLabels = map[string]string{"pod": fmt.Sprint(pod)}
+	p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{rule}
+	return p
+}
+
+// While a large policy is read and compiled, other changes come into force.
+func TestKeeperGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
+	d := newDrafted(t)
+	d.set(onPort("large", 0, 80, true))
+	for range 2 { // it is read, and then compiled
+		step := d.step()
+		for port := uint16(100); port < 103; port++ {
+			d.set(onPort("small", 1, int32(port), false))
+			d.until(1, 99, false)
+			d.until(1, port, true)
+		}
+		d.delete("small")
+		d.until(1, 99, true)
+		if !d.allows(0, 81) {
+			t.Error("the large policy is in force before it is compiled")
+		}
+		close(step)
+	}
+	d.until(0, 81, false)
+	if !d.allows(0, 80) {
+		t.Error("the large policy allows nothing")
+	}
+}
+
+// Of the versions of a policy the last one comes into force, whichever are large, and none
+// comes into force after it.
+func TestKeeperKeepsTheOrderOfVersions(t *testing.T) {
+	for _, last := range []bool{false, true} {
+		d := newDrafted(t)
+		d.set(onPort("p", 0, 80, true))
+		step := d.step()
+		d.set(onPort("p", 0, 81, true))
+		d.set(onPort("p", 0, 82, last))
+		if !last {
+			d.until(0, 82, true)
+			d.until(0, 80, false)
+		}
+		close(step)
+		d.release(onPort("behind", 1, 80, true)) // of another pod, and later
+		d.until(0, 80, false)
+		d.until(0, 81, false)
+		if !d.allows(0, 82) {
+			t.Errorf("last version large %t: it is not in force", last)
+		}
+	}
+}
+
+// A policy that is deleted while it is read or compiled stays deleted, and a new one of
+// its name comes into force.
+func TestKeeperDeletesWhatIsCompiled(t *testing.T) {
+	for _, compiling := range []bool{false, true} {
+		d := newDrafted(t)
+		d.set(onPort("p", 0, 80, true))
+		step := d.step()
+		if compiling {
+			close(step)
+			step = d.step()
+		}
+		d.delete("p")
+		close(step)
+		d.release(onPort("behind", 1, 80, true))
+		if !d.allows(0, 79) {
+			t.Errorf("compiling %t: the policy came back", compiling)
+		}
+		d.set(onPort("p", 0, 80, true))
+		step = d.step()
+		d.delete("p")
+		d.set(onPort("p", 0, 81, true))
+		close(step)
+		d.release(onPort("behind", 2, 80, true))
+		if !d.allows(0, 81) || d.allows(0, 80) {
+			t.Errorf("compiling %t: the new policy of the name is not in force", compiling)
+		}
+	}
+}
+
+// release sets a large policy and lets all steps go on until it is in force, and so all
+// that were set before it.
+func (d *drafted) release(p *networkingv1.NetworkPolicy) {
+	d.t.Helper()
+	var pod int
+	if _, err := fmt.Sscan(p.Spec.PodSelector.MatchLabels["pod"], &pod); err != nil {
+		d.t.Fatal(err)
+	}
+	d.set(p)
+	for d.allows(pod, 9) {
+		select {
+		case step := <-d.steps:
+			close(step)
+		case call := <-d.calls:
+			d.last = call.snapshot
+		case <-time.After(patience):
+			d.t.Fatal("the large policy does not come into force")
+		}
+	}
+}
+
+// The namespaces' policies take turns.
+func TestKeeperCompilesByTurns(t *testing.T) {
+	d := newDrafted(t)
+	for i := range 20 {
+		d.set(onPort(fmt.Sprint("many-", i), 0, 80, true))
+	}
+	first := d.step()
+	away := pod("away", "10.0.0.9")
+	away.Namespace, away.Labels = "other", map[string]string{"pod": "0"}
+	d.update(func(w *policy.World) { w.SetPod(away) })
+	other := onPort("one", 0, 80, true)
+	other.Namespace = "other"
+	d.set(other)
+	close(first)
+	steps := 1
+	for d.allows(9, 1) {
+		select {
+		case step := <-d.steps:
+			close(step)
+			steps++
+		case call := <-d.calls:
+			d.last = call.snapshot
+		case <-time.After(patience):
+			t.Fatal("the large policy does not come into force")
+		}
+	}
+	if steps > 8 { // two for each policy
+		t.Errorf("the only policy of a namespace waited for %d steps", steps)
+	}
+}
