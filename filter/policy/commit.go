@@ -228,7 +228,7 @@ func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
 // besideLarge compiles the rules of some policies of which a few are large. Those are
 // merged with no others: that would take as long with each change of any of them.
 func (w *World) besideLarge(g *group, policies []*policy) *ruleSet {
-	all := &ruleSet{parts: make([]*ruleSet, 0, len(policies))}
+	all := &oversized{parts: make([]*ruleSet, 0, len(policies))}
 	var small []*policy
 	for _, p := range policies {
 		if !p.large {
@@ -237,16 +237,15 @@ func (w *World) besideLarge(g *group, policies []*policy) *ruleSet {
 			all.parts = append(all.parts, rules)
 		}
 	}
-	if len(small) == 0 {
-		return all
+	if len(small) > 0 {
+		switch rules := w.rulesOf(g, small); {
+		case len(rules.parts()) > 0:
+			all.parts = append(all.parts, rules.parts()...)
+		case !rules.none():
+			all.parts = append(all.parts, rules)
+		}
 	}
-	switch rules := w.rulesOf(g, small); {
-	case len(rules.parts) > 0:
-		all.parts = append(all.parts, rules.parts...)
-	case !rules.none():
-		all.parts = append(all.parts, rules)
-	}
-	return all
+	return &ruleSet{oversized: all}
 }
 
 func (w *World) rulesOfOne(d filter.Direction, p *policy) *ruleSet {

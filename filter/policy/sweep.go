@@ -91,7 +91,7 @@ func (w *World) sweepOne() {
 		}
 		w.dirtyNS[ns] = struct{}{}
 		w.matchNamespace(ns)
-		for k := range ns.kins.all {
+		for k := range ns.kins.all.all() {
 			s.kins = append(s.kins, k)
 		}
 		return
