@@ -98,7 +98,7 @@ type blockRange struct{ low, end, rule uint32 }
 type remote struct {
 	some, whole *idSet // nil for an address of no pod
 	addr        netip.Addr
-	bounds      []netip.Addr
+	rules       *ruleSet
 	place       uint32 // of its address: how many bounds are not above it
 	placed      bool   // place is known: most flows are decided without it
 }
@@ -110,7 +110,7 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 	if r.peers == nil {
 		return r.inParts(k, peer, peerAddr, dst, everyone)
 	}
-	p := remote{addr: peerAddr, bounds: r.bounds}
+	p := remote{addr: peerAddr, rules: r}
 	if peer != nil && peer.class != nil {
 		p.some, p.whole = &peer.class.peers, &everyone[peer.class.namespace]
 	}
@@ -232,7 +232,7 @@ func (s *peerSet) find(p *remote) uint32 {
 	}
 	if len(s.blocks) > 0 {
 		if !p.placed {
-			p.place, p.placed = placeOf(p.bounds, p.addr), true
+			p.place, p.placed = placeOf(p.rules.bounds, p.addr), true
 		}
 		if i := blockAt(s.blocks, p.place); i != noRule {
 			return i
