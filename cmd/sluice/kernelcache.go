@@ -120,7 +120,7 @@ func (a *agent) unwelcome() string {
 	switch {
 	case a.opts.verdicts == verdictlog.All:
 		return "the log is to have a line for each"
-	case strings.HasSuffix(a.tables, "-"+string(rules.Legacy)):
+	case strings.HasSuffix(a.tableNames(), "-"+string(rules.Legacy)):
 		return "others, who may not see the programs, could not change the legacy tables"
 	}
 	return ""

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +22,7 @@ import (
 // standing is what the agent keeps of itself for those who ask how it stands.
 type standing struct {
 	started   time.Time
-	tables    string // that hold the rules
+	tables    []rules.Table // that hold the rules
 	sources   []watch.Source
 	ready     atomic.Pointer[time.Time] // when it was ready first
 	inForce   atomic.Pointer[time.Time] // since when the snapshot is that is in force
@@ -30,14 +31,15 @@ type standing struct {
 }
 
 // standsOn notes the tables that hold the rules.
-func (s *standing) standsOn(tables []rules.Table) {
-	s.started = time.Now()
-	for i, t := range tables {
-		if i > 0 {
-			s.tables += ", "
-		}
-		s.tables += t.String()
+func (s *standing) standsOn(tables []rules.Table) { s.started, s.tables = time.Now(), tables }
+
+// tableNames says where the rules are at present.
+func (s *standing) tableNames() string {
+	var names []string
+	for _, t := range s.tables {
+		names = append(names, t.String())
 	}
+	return strings.Join(names, ", ")
 }
 
 // note notes that something happened just now.
@@ -65,7 +67,7 @@ func (a *agent) serve(ctx context.Context) {
 func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: telemetry.Settings{
-			Version: version(), PID: os.Getpid(), Tables: a.tables, Queues: a.opts.rules.Queues,
+			Version: version(), PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.rules.Queues,
 			Fail: failText(a.opts.rules.FailOpen), OnExit: string(a.opts.onExit),
 		},
 		Now: time.Now(), Started: a.started, Ready: noted(&a.ready),

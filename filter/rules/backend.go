@@ -109,7 +109,7 @@ func usage(ctx context.Context, tools []tool) (use, error) {
 // print all.
 func (u *use) addUnprintable(ctx context.Context, t tool) error {
 	if t.backend == NFT {
-		return nftTable{t.family}.count(u)
+		return nftTable{t.family, table}.count(u)
 	}
 	return u.addListings(ctx, t)
 }
@@ -172,6 +172,8 @@ func Open(ctx context.Context, want Backend, logger *slog.Logger) ([]Table, erro
 	for _, f := range Families {
 		t, err := openFamily(f, backend, tools[f])
 		switch {
+		case err == nil && backend == NFT:
+			tables = append(tables, newPlace(t, logger))
 		case err == nil:
 			tables = append(tables, t)
 		case f == IPv4:
@@ -211,7 +213,7 @@ func of(b Backend, tools []tool) []tool {
 var errNoIPv6 = errors.New("the kernel has IPv6 switched off")
 
 // openFamily opens a family's table in a backend.
-func openFamily(f Family, b Backend, tools []tool) (Table, error) {
+func openFamily(f Family, b Backend, tools []tool) (*kernelTable, error) {
 	if _, err := os.Stat("/proc/sys/net/ipv6"); f == IPv6 && errors.Is(err, fs.ErrNotExist) {
 		return nil, errNoIPv6
 	}
@@ -223,7 +225,7 @@ func openFamily(f Family, b Backend, tools []tool) (Table, error) {
 }
 
 // OpenAll gives the mangle tables of both backends and both families that exist
-// here, to remove rules from. A legacy table that does not exist is left out,
+// here, and those of our own in nf_tables, to remove rules from. A legacy table that does not exist is left out,
 // because looking into it would make it.
 func OpenAll(ctx context.Context) ([]Table, error) {
 	var tables []Table
@@ -249,17 +251,30 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 			}
 			tables = append(tables, opened)
 		}
+		own := newOwnTable(f)
+		chains, err := own.Chains(ctx)
+		if err != nil && slices.ContainsFunc(tools, func(t tool) bool { return t.backend == NFT }) {
+			return nil, err // otherwise the kernel may lack nf_tables
+		}
+		if len(chains) > 0 {
+			tables = append(tables, own)
+		}
 	}
 	return tables, nil
 }
 
 // Others gives the tables of OpenAll that are not among those in use: an agent
 // that used the other backend may have left rules there, and packets would be
-// judged by both. [Traces] takes them away.
+// judged by both. [Traces] takes them away. A table of our own stays, without rules.
 func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	all, err := OpenAll(ctx)
 	if err != nil {
 		return nil, err
+	}
+	for _, t := range all {
+		if own, is := t.(*ownTable); is {
+			own.stays = true
+		}
 	}
 	return slices.DeleteFunc(all, func(t Table) bool {
 		return slices.ContainsFunc(inUse, func(u Table) bool { return u.String() == t.String() })

@@ -14,6 +14,7 @@ import (
 // Fake is a [Table] in memory, for tests. It understands what this package
 // writes and refuses the rest. It may be used concurrently.
 type Fake struct {
+	noChoice
 	family Family
 
 	mu     sync.Mutex

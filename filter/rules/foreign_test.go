@@ -223,46 +223,6 @@ func TestRealReferredTo(t *testing.T) {
 	n.inForce()
 }
 
-// A hook of others in the place of iptables' own is not touched, and said.
-func TestRealHookOfOthers(t *testing.T) {
-	n := newRealNode(t, NFT, Defaults)
-	n.nft("add table %[1]s mangle\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority 100; }")
-	err := n.Do(func() error { return n.Apply(t.Context()) })
-	if err == nil || !strings.Contains(err.Error(), "delete or rename it") {
-		t.Errorf("%v", err)
-	}
-	n.inside(n.Remove)
-}
-
-// That a table belongs to a process is said; nothing can be done about it.
-func TestRealOwnedTable(t *testing.T) {
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip("needs nft: install the package nftables")
-	}
-	n := newRealNode(t, NFT, Defaults)
-	cmd := exec.Command("nft", "-i") // the table belongs to it as long as it runs
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = stdin.Close(); _ = cmd.Wait() })
-	if _, err := stdin.Write([]byte("add table ip mangle { flags owner; }\n")); err != nil {
-		t.Fatal(err)
-	}
-	await(t, "the table is there", func() bool { return strings.Contains(n.output("nft", "list", "tables"), "mangle") })
-	err = n.Do(func() error { return n.Apply(t.Context()) })
-	if err == nil || !strings.Contains(err.Error(), "iptables-nft: write the rules: table mangle belongs to a process") {
-		t.Errorf("%v", err)
-	}
-	n.inside(n.Remove)
-	if text := n.output("nft", "list", "table", "ip6", "mangle"); strings.Contains(text, Chain) {
-		t.Errorf("left:\n%s", text)
-	}
-}
-
 // An iptables that lists no chain of a table that has something beyond it, as the
 // first of nf_tables, does not find its own rules changed for ever, and finds them
 // changed when they are.

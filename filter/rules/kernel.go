@@ -31,6 +31,7 @@ var ErrPrivilege = errors.New("no privilege to change the node's packet filter: 
 
 // kernelTable is the kernel's table, behind the iptables commands.
 type kernelTable struct {
+	noChoice
 	family  Family
 	name    string
 	backend Backend
@@ -44,7 +45,7 @@ type kernelTable struct {
 }
 
 // openTable finds out what the command can do.
-func openTable(f Family, t tool) (Table, error) {
+func openTable(f Family, t tool) (*kernelTable, error) {
 	protocol := iptables.ProtocolIPv4
 	if f == IPv6 {
 		protocol = iptables.ProtocolIPv6
@@ -143,7 +144,7 @@ func (k *kernelTable) list(chain string) ([]string, error) {
 	return rules, nil
 }
 
-func (k *kernelTable) nft() nftTable { return nftTable{k.family} }
+func (k *kernelTable) nft() nftTable { return nftTable{k.family, table} }
 
 // Inactive implements Table. The legacy backend has no such states.
 func (k *kernelTable) Inactive(context.Context) (string, error) {

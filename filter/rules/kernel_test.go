@@ -23,6 +23,9 @@ const patience = 2 * time.Minute
 // backends are those that can be asked for.
 var backends = []Backend{NFT, Legacy}
 
+// inOwn stands for the backend nft on a node where mangle cannot be used.
+const inOwn Backend = "own"
+
 // counted is a table that counts what is written to it.
 type counted struct {
 	Table
@@ -41,6 +44,7 @@ type realNode struct {
 	t       testing.TB
 	lab     *lab.Lab
 	backend Backend
+	own     bool // the rules are in our own tables
 	tables  []*counted
 	logs    *logs
 }
@@ -56,6 +60,10 @@ func newRealNode(t testing.TB, backend Backend, opts Options) *realNode {
 	}
 	l := lab.ForTest(t, lab.Options{})
 	n := &realNode{Node: l.Nodes[0], t: t, lab: l, backend: backend, logs: &logs{}}
+	if n.own = backend == inOwn; n.own {
+		backend, n.backend = NFT, NFT
+		n.nft("add table %[1]s mangle\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority 100; }")
+	}
 	logger := slog.New(slog.NewTextHandler(n.logs, nil))
 	n.inside(func(ctx context.Context) error {
 		tables, err := Open(ctx, backend, logger)
@@ -144,6 +152,15 @@ func withBackends(t *testing.T, f func(*testing.T, Backend)) {
 			f(t, b)
 		})
 	}
+}
+
+// withPlaces runs a test in both, and in our own tables.
+func withPlaces(t *testing.T, f func(*testing.T, Backend)) {
+	withBackends(t, f)
+	t.Run(string(inOwn), func(t *testing.T) {
+		t.Parallel()
+		f(t, inOwn)
+	})
 }
 
 // theirs fills the tables of both families with rules of others, also in the

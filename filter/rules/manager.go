@@ -162,19 +162,23 @@ func (m *Manager) Yield() {
 }
 
 // Remove takes the jump and all chains of ours away, and leaves everything else,
-// the kernel's hook included. Run restores nothing until Apply.
+// the kernel's hook included, apart from that of a table of our own. Run restores nothing
+// until Apply.
 //
 // Packets should no longer wait in the queues: Pause, let the workers answer
 // what waits, and Remove then. If ours are the last rules of the network
 // namespace that look at connections, the kernel unhooks connection tracking
-// with them, and that drops what waits. Otherwise nothing is lost.
+// with them, and that drops what waits. A table of our own does the same. Otherwise nothing
+// is lost.
 func (m *Manager) Remove(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep = false
 	err := m.each(func(t *keptTable) error {
-		_, err := clearTable(ctx, t)
-		return err
+		if _, err := clearTable(ctx, t); err != nil {
+			return err
+		}
+		return t.Leave()
 	})
 	m.wrote = err != nil
 	return err
@@ -207,6 +211,9 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 	t.right = false
 	for try := 0; ; try++ {
 		generation, known := t.Generation() // before the look, lest it miss a change
+		if err := t.Choose(); err != nil {
+			return wrong, err
+		}
 		now, faults, err := t.compare(ctx, want, try == 0)
 		if err != nil && try == 0 && ctx.Err() == nil {
 			now, faults, err = t.compare(ctx, want, false) // a chain may go between two questions
@@ -221,6 +228,7 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 		switch {
 		case len(faults) == 0:
 			t.generation, t.right = generation, known
+			t.Tidy(ctx)
 			return wrong, nil
 		case try == 0:
 			wrong = faults

@@ -10,20 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftTable is the mangle table of one family in nf_tables, asked over netlink.
+// nftTable is a table of one family in nf_tables, asked over netlink: iptables' mangle,
+// or our own.
 //
 // iptables-nft refuses to list a table that holds a rule that iptables
 // cannot express, and a chain likewise. Writing to them it does not refuse. So
 // everything is written by iptables and our own chains are read by it; over netlink
 // go the questions that concern what others have there, and the few changes that
 // iptables cannot make.
-type nftTable struct{ family Family }
+type nftTable struct {
+	family Family
+	name   string
+}
 
 // nftChain is a chain of the table.
 type nftChain struct {
 	name string
-	// base is set if the kernel itself calls the chain; hook and priority are where.
+	// base is set if the kernel itself calls the chain; kind, hook and priority say for
+	// which packets.
 	base     bool
+	kind     string
 	hook     uint32
 	priority int32
 }
@@ -107,18 +113,20 @@ func (t nftTable) chains() (chains []nftChain, err error) {
 				of = ad.String()
 			case unix.NFTA_CHAIN_NAME:
 				c.name = ad.String()
+			case unix.NFTA_CHAIN_TYPE:
+				c.kind = ad.String()
 			case unix.NFTA_CHAIN_HOOK:
 				c.base = true
 				ad.Nested(c.readHook)
 			}
 		}
-		if of == table {
+		if of == t.name {
 			chains = append(chains, c)
 		}
 		return ad.Err()
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list the chains of %s: %w", table, explain(err))
+		return nil, fmt.Errorf("list the chains of %s: %w", t.name, explain(err))
 	}
 	return chains, nil
 }
@@ -158,11 +166,11 @@ func (t nftTable) flag(flag uint32) (set bool, err error) {
 				flags = ad.Uint32()
 			}
 		}
-		set = set || name == table && flags&flag != 0
+		set = set || name == t.name && flags&flag != 0
 		return ad.Err()
 	})
 	if err != nil {
-		return false, fmt.Errorf("read the flags of %s: %w", table, explain(err))
+		return false, fmt.Errorf("read the flags of %s: %w", t.name, explain(err))
 	}
 	return set, nil
 }
@@ -170,7 +178,7 @@ func (t nftTable) flag(flag uint32) (set bool, err error) {
 // rules are the rules of a chain, in order.
 func (t nftTable) rules(chain string) (rules []nftRule, err error) {
 	attrs, err := encode(func(ae *netlink.AttributeEncoder) {
-		ae.String(unix.NFTA_RULE_TABLE, table)
+		ae.String(unix.NFTA_RULE_TABLE, t.name)
 		ae.String(unix.NFTA_RULE_CHAIN, chain)
 	})
 	if err != nil {
@@ -178,13 +186,13 @@ func (t nftTable) rules(chain string) (rules []nftRule, err error) {
 	}
 	err = t.dump(unix.NFT_MSG_GETRULE, attrs, func(ad *netlink.AttributeDecoder) error {
 		r, of, err := readRule(ad)
-		if of == (rulePlace{table, chain}) {
+		if of == (rulePlace{t.name, chain}) {
 			rules = append(rules, r)
 		}
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list the rules of %s %s: %w", table, chain, explain(err))
+		return nil, fmt.Errorf("list the rules of %s %s: %w", t.name, chain, explain(err))
 	}
 	return rules, nil
 }
@@ -224,6 +232,10 @@ var hooks = map[string]uint32{
 // (NF_IP_PRI_MANGLE).
 const manglePriority = -150
 
+// chainKind is the type of mangle's chains that we use. One of type nat would be called for
+// the first packet of a connection only.
+const chainKind = "filter"
+
 // inactive says why packets do not meet the rules of the table.
 func (t nftTable) inactive() (string, error) {
 	off, err := t.dormant()
@@ -231,16 +243,21 @@ func (t nftTable) inactive() (string, error) {
 		return "", err
 	}
 	if off {
-		return fmt.Sprintf("table %s is dormant", table), nil
+		return fmt.Sprintf("table %s is dormant", t.name), nil
 	}
+	return t.foreign()
+}
+
+// foreign says which chain has the name of a hook that we use and is another one, so
+// that its rules are not called where ours must be.
+func (t nftTable) foreign() (string, error) {
 	chains, err := t.chains()
 	if err != nil {
 		return "", err
 	}
 	for _, c := range chains {
-		ours := slices.ContainsFunc(entries, func(e entry) bool { return e.name == c.name })
-		if ours && (!c.base || c.hook != hooks[c.name] || c.priority != manglePriority) {
-			return fmt.Sprintf("chain %s of %s was made without iptables and does not have its place in the kernel: delete or rename it", c.name, table), nil
+		if isHook(c.name) && (!c.base || c.kind != chainKind || c.hook != hooks[c.name] || c.priority != manglePriority) {
+			return fmt.Sprintf("chain %s of %s was made without iptables and does not have its place in the kernel: delete or rename it", c.name, t.name), nil
 		}
 	}
 	return "", nil

@@ -16,6 +16,11 @@ type nftRule struct {
 	targets []nftTarget
 	// plain is set if the rule does nothing but count and jump.
 	plain bool
+	// drops is set if the rule ends with the verdict to drop, packets is what it counted.
+	drops   bool
+	packets uint64
+	// expressions are what the rule does, as the kernel gives it.
+	expressions []byte
 }
 
 type nftTarget struct {
@@ -37,6 +42,7 @@ func readRule(ad *netlink.AttributeDecoder) (r nftRule, of rulePlace, err error)
 		case unix.NFTA_RULE_HANDLE:
 			r.handle = ad.Uint64()
 		case unix.NFTA_RULE_EXPRESSIONS:
+			r.expressions = ad.Bytes()
 			ad.Nested(r.readExpressions)
 		}
 	}
@@ -52,8 +58,11 @@ func (r *nftRule) readExpressions(ad *netlink.AttributeDecoder) error {
 				case unix.NFTA_EXPR_NAME:
 					name = ad.String()
 				case unix.NFTA_EXPR_DATA:
-					if name == "immediate" {
+					switch name {
+					case "immediate":
 						ad.Nested(r.readImmediate)
+					case "counter":
+						ad.Nested(r.readCounter)
 					}
 				}
 			}
@@ -64,6 +73,18 @@ func (r *nftRule) readExpressions(ad *netlink.AttributeDecoder) error {
 	r.plain = r.plain && len(r.targets) == 1
 	return nil
 }
+
+func (r *nftRule) readCounter(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		if ad.Type() == unix.NFTA_COUNTER_PACKETS {
+			r.packets = ad.Uint64()
+		}
+	}
+	return nil
+}
+
+// verdictDrop is NF_DROP.
+const verdictDrop = 0
 
 // readImmediate finds the verdict that a rule ends with.
 func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) error {
@@ -95,6 +116,8 @@ func (r *nftRule) readVerdict(ad *netlink.AttributeDecoder) error {
 		}
 	}
 	switch code {
+	case verdictDrop:
+		r.drops = true
 	case unix.NFT_JUMP:
 		r.targets = append(r.targets, nftTarget{"-j", chain})
 	case unix.NFT_GOTO:

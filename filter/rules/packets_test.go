@@ -18,7 +18,7 @@ import (
 
 // One-way UDP is asked about once, and so is a whole TCP connection.
 func TestRealJudgedOnce(t *testing.T) {
-	withBackends(t, func(t *testing.T, b Backend) {
+	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
 		if err := p.b.Serve("tcp", 80); err != nil {
 			t.Fatal(err)
@@ -42,7 +42,7 @@ func TestRealJudgedOnce(t *testing.T) {
 
 // What the connection table does not know is asked about each time, and once.
 func TestRealUntracked(t *testing.T) {
-	withBackends(t, func(t *testing.T, b Backend) {
+	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
 		for _, f := range Families {
 			p.iptables(f, "-t", "raw", "-A", "PREROUTING", "-p", "udp", "-j", "CT", "--notrack")
@@ -61,7 +61,7 @@ func TestRealUntracked(t *testing.T) {
 
 // Errors about a connection reach who opened it, without being asked about.
 func TestRealErrorsPass(t *testing.T) {
-	withBackends(t, func(t *testing.T, b Backend) {
+	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
 		p.families(func(_, b netip.Addr) {
 			p.asks(1, func() {
@@ -85,7 +85,7 @@ func TestRealErrorsPass(t *testing.T) {
 // The node is not asked about, from whichever of its addresses it sends: not
 // from its link-local ones either.
 func TestRealNodePasses(t *testing.T) {
-	withBackends(t, func(t *testing.T, b Backend) {
+	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
 		p.asks(0, func() {
 			p.families(func(_, b netip.Addr) {
@@ -132,7 +132,7 @@ func (p *packets) linkLocal(device string) netip.Addr {
 
 // Both directions of a revoked connection end.
 func TestRealRevoked(t *testing.T) {
-	withBackends(t, func(t *testing.T, b Backend) {
+	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
 		p.families(func(a, b netip.Addr) {
 			f := p.flow(p.a, a, p.b, b)
@@ -194,7 +194,7 @@ func TestRealQueueBalance(t *testing.T) {
 // What a source has beyond its share comes to the crowd's queue, and nobody else
 // there. Its share it goes on to have.
 func TestRealCrowd(t *testing.T) {
-	withBackends(t, func(t *testing.T, b Backend) {
+	withPlaces(t, func(t *testing.T, b Backend) {
 		opts := Defaults
 		opts.SourceShare = 1
 		p := newPackets(t, b, opts)
@@ -237,7 +237,7 @@ func TestRealCrowd(t *testing.T) {
 // Shutdown: with the queues paused nothing new enters them, and what waits in
 // them is not lost, whether the rules go or stay.
 func TestRealShutdown(t *testing.T) {
-	withBackends(t, func(t *testing.T, b Backend) {
+	withPlaces(t, func(t *testing.T, b Backend) {
 		for _, open := range []bool{true, false} {
 			for _, remove := range []bool{true, false} {
 				opts := Defaults
@@ -261,7 +261,9 @@ func TestRealShutdown(t *testing.T) {
 				}
 				p.release()
 				for _, f := range waiting {
-					f.arrives()
+					if !remove || !p.own { // a table of our own goes as a whole, and its hook with it
+						f.arrives()
+					}
 				}
 				if !remove {
 					p.inside(p.Apply)

@@ -125,6 +125,9 @@ func newPackets(t *testing.T, b Backend, opts Options) *packets {
 // chain that ends in the given way.
 func (p *packets) counter(end string) (n int) {
 	p.realNode.t.Helper()
+	if p.own {
+		return p.ownCounter(end)
+	}
 	for _, f := range Families {
 		for line := range strings.Lines(p.output(f.command()+"-"+string(p.backend), "-t", table, "-vS", Chain)) {
 			// -A CHAIN ... -c PACKETS BYTES -j TARGET

@@ -2,7 +2,7 @@ package rules
 
 import "context"
 
-// Table is the mangle table of one family in one backend. Its methods are not
+// Table is the mangle table of one family in one backend, or what is used in its place. Its methods are not
 // called concurrently.
 type Table interface {
 	// Family is the IP version whose packets meet the table.
@@ -10,6 +10,13 @@ type Table interface {
 	// String is the name of the command that handles it, such as
 	// "ip6tables-legacy".
 	String() string
+	// Choose decides, where there is a choice, which table of the family has the rules from
+	// now on, and Tidy takes what is left in the other one away, if it can. The rules
+	// are written between the two.
+	Choose() error
+	Tidy(ctx context.Context)
+	// Leave takes away what is ours of the table itself, when no rules of ours are in it.
+	Leave() error
 	// Chains are the names of all chains, built-in ones included.
 	Chains(ctx context.Context) ([]string, error)
 	// Rules are the rules of a chain that exists, each "-A CHAIN ...", in order. Of one
@@ -35,3 +42,15 @@ type Table interface {
 	// not at all.
 	Restore(ctx context.Context, text string) error
 }
+
+// noChoice is the part of a [Table] that has none.
+type noChoice struct{}
+
+// Choose implements [Table].
+func (noChoice) Choose() error { return nil }
+
+// Tidy implements [Table].
+func (noChoice) Tidy(context.Context) {}
+
+// Leave implements [Table].
+func (noChoice) Leave() error { return nil }

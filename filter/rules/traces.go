@@ -16,12 +16,23 @@ func Traces(ctx context.Context, tables []Table) (removed []string, err error) {
 	var errs []error
 	for _, t := range tables {
 		lines, err := clearTable(ctx, t)
+		if err == nil {
+			err = t.Leave()
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t, err))
 		}
 		for _, line := range lines {
-			removed = append(removed, fmt.Sprintf("%s: %s %s", t, table, line))
+			removed = append(removed, fmt.Sprintf("%s %s", where(t), line))
 		}
 	}
 	return removed, errors.Join(errs...)
+}
+
+// where names a table for the user.
+func where(t Table) string {
+	if _, own := t.(*ownTable); own {
+		return t.String()
+	}
+	return t.String() + ": " + table
 }

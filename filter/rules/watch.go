@@ -74,7 +74,7 @@ func (t nftTable) concerns(m netlink.Message) bool {
 	chain := uint16(unix.NFTA_CHAIN_NAME)
 	switch m.Header.Type & 0xff {
 	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE:
-		return is(attribute(attrs, unix.NFTA_TABLE_NAME), table)
+		return is(attribute(attrs, unix.NFTA_TABLE_NAME), t.name)
 	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
 		chain = unix.NFTA_RULE_CHAIN
 	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN:
@@ -82,7 +82,7 @@ func (t nftTable) concerns(m netlink.Message) bool {
 		return false
 	}
 	// Of rules and of chains the table's name has the same number.
-	if !is(attribute(attrs, unix.NFTA_RULE_TABLE), table) {
+	if !is(attribute(attrs, unix.NFTA_RULE_TABLE), t.name) {
 		return false
 	}
 	name := attribute(attrs, chain)
