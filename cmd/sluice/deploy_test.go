@@ -95,8 +95,9 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 		backend  string
 		caps     []string
 		inKernel bool
-	}{{"nft", given, true}, {"legacy", given, false}, {"nft", []string{"net_admin"}, false}} {
-		t.Run(tt.backend+" with "+strings.Join(tt.caps, " and "), func(t *testing.T) {
+		foreign  bool // mangle cannot be used
+	}{{"nft", given, true, false}, {"legacy", given, false, false}, {"nft", []string{"net_admin"}, false, false}, {"nft", given, true, true}} {
+		t.Run(fmt.Sprintf("%s with %s, mangle unusable %v", tt.backend, strings.Join(tt.caps, " and "), tt.foreign), func(t *testing.T) {
 			// As the container runtime does: no capability but these, and none to be
 			// had by running another program; mounts of its own, with the node's BPF file
 			// system elsewhere.
@@ -107,6 +108,9 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := newSite(t)
+			if tt.foreign {
+				s.nft(t, foreignHook)
+			}
 			s.write("policies.yaml", policies(demo1))
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()

@@ -27,10 +27,14 @@ func rulesCommand(e env) *cobra.Command {
 for IPv4 and IPv6, as iptables-restore --noflush takes them. This needs no
 privilege and changes nothing. With its --kernel-cache there are two more before the
 last, which call the programs of that agent: --kernel-cache-pins shows them too.
+With the nft backend, where the table mangle belongs to another process or has a
+POSTROUTING or PREROUTING that is not iptables' own, the same rules are in tables
+of their own, named sluice, which "nft list table ip sluice" shows (ip6 likewise);
+"sluice status" names the tables in use.
 
 With --remove it takes away every trace of an agent that is gone: the chains
 named SLUICE and the rules that lead to them, in both backends of iptables, the
-programs that they called, those of the guard on pods' interfaces, and the two bits
+tables named sluice, the programs that they called, those of the guard on pods' interfaces, and the two bits
 of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
 same again. Before Linux 6.6 a qdisc clsact, without filters of ours, stays on the pods'
 interfaces: while the kernel removes one, it drops what is sent there.

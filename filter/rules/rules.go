@@ -10,7 +10,8 @@
 // the destination is after DNAT and the source before SNAT, and nobody's filter
 // rules can accept ahead of us. Another jump is the first rule of mangle's
 // PREROUTING, where packets are still as they came, and drops those with a source
-// that they cannot have. Nothing else is touched.
+// that they cannot have. Nothing else is touched. Where mangle of nf_tables cannot be
+// used, the same rules are in a table of our own: see place and ownTable.
 //
 // Every change is one transaction of iptables-restore, because go-iptables,
 // which reads the rules, writes one rule at a time: between flushing a chain and

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sluice/bench/running"
+)
+
+// foreignHook is a table mangle in which POSTROUTING is not iptables' chain.
+const foreignHook = "add table %s mangle\ndelete table %s mangle\nadd table %s mangle\nadd chain %s mangle POSTROUTING { type filter hook postrouting priority 7; }"
+
+// own has a process take the mangle of both families for its own, until the returned
+// function is called or the test ends.
+func (s *site) own(t *testing.T) (end func()) {
+	t.Helper()
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("needs nft: install the package nftables")
+	}
+	cmd := exec.Command("nft", "-i") // the tables belong to it as long as it runs
+	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = s.Nodes[0].Start(cmd)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := false
+	end = func() {
+		if !gone {
+			gone = true
+			_ = stdin.Close()
+			_ = cmd.Wait()
+		}
+	}
+	t.Cleanup(end)
+	for _, family := range []string{"ip", "ip6"} {
+		line := strings.ReplaceAll("add table % mangle; delete table % mangle; add table % mangle { flags owner; }\n", "%", family)
+		if _, err := stdin.Write([]byte(line)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.until(t, "the tables belong to a process", func() bool { return strings.Count(s.ruleset(t), "flags owner") == 2 })
+	return end
+}
+
+// until waits until something holds.
+func (s *site) until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not so after %v: %s", patience, what)
+		}
+	}
+}
+
+// inTable reports whether the rules of both families are in a table, and in no other.
+func (s *site) inTable(t *testing.T, name string) bool {
+	t.Helper()
+	for _, family := range []string{"ip", "ip6"} {
+		for _, other := range []string{"mangle", "sluice"} {
+			text, err := s.Nodes[0].Output(exec.Command("nft", "list", "table", family, other))
+			if there := err == nil && strings.Contains(text, "jump SLUICE\n") && strings.Contains(text, "jump SLUICE-SOURCE\n"); there != (other == name) {
+				return false
+			}
+			if err == nil && other != name && strings.Contains(text, "SLUICE") {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// statusNames waits until the status names the tables, and no problem.
+func (s *site) statusNames(t *testing.T, tables string) {
+	t.Helper()
+	s.until(t, "the status names "+tables, func() bool { // behind a take-over it takes a moment
+		text, err := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket))
+		return err == nil && strings.Contains(text, "rules             "+tables+"; ") && strings.Contains(text, "No problems.")
+	})
+}
+
+const (
+	inMangle = "iptables-nft, ip6tables-nft"
+	inSluice = "nft table ip sluice, nft table ip6 sluice"
+)
+
+// Where mangle cannot be used, all goes on with a table of our own: start, repair,
+// take-over, the kernel's flow cache, the time without an agent, and the end.
+func TestOwnTableOnPackets(t *testing.T) {
+	for name, obstruct := range map[string]func(*site, *testing.T) (end func()){
+		"owned": (*site).own,
+		"foreign": func(s *site, t *testing.T) func() {
+			s.nft(t, foreignHook)
+			return func() { s.nft(t, "delete table %s mangle") }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			end := obstruct(s, t)
+			s.write("policies.yaml", policies(demo1))
+			args := kernelArgs("--iptables", "nft", "--on-exit", "remove")
+			checked := func(tables, name string) {
+				t.Helper()
+				s.statusNames(t, tables)
+				s.check(t, []string{webToDB}, []string{otherToDB})
+				s.notQueued(t, "what was judged before", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
+				if !s.inTable(t, name) {
+					t.Errorf("the rules are not in %s alone:\n%s", name, s.ruleset(t))
+				}
+			}
+			s.start(args...)
+			checked(inSluice, "sluice")
+			for _, ruin := range []string{"flush table %s sluice", "delete table %s sluice"} {
+				mark := s.agent.Mark()
+				s.nft(t, ruin)
+				for _, family := range []string{"ip", "ip6"} {
+					s.await(mark, "a repair of "+family, func(l running.Line) bool {
+						return strings.HasPrefix(l.Text("msg"), "somebody changed the rules") && l.Text("table") == "nft table "+family+" sluice"
+					})
+				}
+				checked(inSluice, "sluice")
+			}
+			take := func() {
+				next := s.another(args...)
+				s.stop()
+				s.agent = next
+			}
+			take()
+			checked(inSluice, "sluice")
+			end()
+			take()
+			checked(inMangle, "mangle")
+			end = obstruct(s, t) // while the agent runs
+			s.until(t, "the rules are in our own table", func() bool { return s.inTable(t, "sluice") })
+			checked(inSluice, "sluice")
+			end()
+			checked(inSluice, "sluice") // until another agent comes
+			s.agent.Kill()
+			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // by what the kernel remembers
+			s.removed(t)
+			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Contains(text, "sluice") {
+				t.Errorf("after rules --remove:\n%s", text)
+			}
+			s.check(t, []string{webToDB, otherToDB}, nil)
+			obstruct(s, t)
+			s.start(args...)
+			s.check(t, []string{webToDB}, []string{otherToDB})
+			s.stop()
+			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Contains(text, "sluice") {
+				t.Errorf("left at the end:\n%s", text)
+			}
+		})
+	}
+}
+
+// sendSignal sends a signal to a process.
+func sendSignal(t *testing.T, pid int, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// While connections open as fast as they can, the rules go from mangle to our own table
+// and back, with the same agent and with another: no request that is allowed is lost,
+// and none that is denied gets through.
+func TestTableChangesOnPackets(t *testing.T) {
+	s := newSite(t)
+	s.write("policies.yaml", policies(demo1))
+	args := []string{"--iptables", "nft", "--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off"}
+	s.start(args...)
+	l := s.newLoad(t, true)
+	take := func() {
+		l.more(100)
+		next := s.another(args...)
+		l.more(100) // both are there
+		s.stop()
+		s.agent = next
+		l.more(100)
+	}
+	for range 3 {
+		l.more(100)
+		// The other hook goes on to be right, so that nothing but the move may let a
+		// packet through; and no hook goes, for which the kernel would drop what waits. The
+		// agent would repair what it sees of the change.
+		sendSignal(t, s.agent.PID(), syscall.SIGSTOP)
+		s.nft(t, "rename chain %s mangle PREROUTING theirs")
+		s.nft(t, "add chain %s mangle PREROUTING")
+		sendSignal(t, s.agent.PID(), syscall.SIGCONT)
+		s.until(t, "the rules are in our own table", func() bool { return s.inTable(t, "sluice") })
+		take()
+		if !s.inTable(t, "sluice") {
+			t.Errorf("the rules are not in our own table alone:\n%s", s.ruleset(t))
+		}
+		s.nft(t, "delete chain %s mangle PREROUTING")
+		s.nft(t, "rename chain %s mangle theirs PREROUTING")
+		take()
+		if !s.inTable(t, "mangle") {
+			t.Errorf("the rules are not in mangle alone:\n%s", s.ruleset(t))
+		}
+	}
+	l.end()
+}
