@@ -32,7 +32,8 @@ func BenchmarkBesideChurn(b *testing.B) {
 				for i := range 2 * c.policies {
 					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
 					p.Namespace = []string{worst.Namespace, "ns-1"}[i%2*(c.policies/4)]
-					list = append(list, func(w *policy.World) { w.SetPolicy(p) })
+					e := policy.Encode(p) // as a source does on a goroutine of its own
+					list = append(list, func(w *policy.World) { w.SetEncoded(e) })
 				}
 				besideChurn(b, recipe.Pods(), time.Second/3/time.Duration(c.policies), list)
 			})

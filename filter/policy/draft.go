@@ -217,6 +217,7 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 	key := selectorKey{in, sel.String()}
 	s := u[key]
 	if s == nil {
+
 		s = newSelector(key, sel)
 		s.id = uint32(len(u)) // by which the reader tells rules apart
 		u[key] = s

@@ -11,6 +11,9 @@ type sweep struct {
 	retired    limbo
 }
 
+// sweptTogether bounds the namespaces that are matched as one piece.
+const sweptTogether = 16
+
 // sweptAtOnce bounds the sets of labels of one namespace that are matched as one piece.
 const sweptAtOnce = 32
 
@@ -71,6 +74,18 @@ func (w *World) beginSweep(d *Draft) {
 	w.sweep = s
 }
 
+// sweepNamespace matches a namespace, and has its pods matched later.
+func (w *World) sweepNamespace(ns *namespace) {
+	if w.namespaces[ns.name] != ns {
+		return // it is gone
+	}
+	w.dirtyNS[ns] = struct{}{}
+	w.matchNamespace(ns)
+	for k := range ns.kins.all.all() {
+		w.sweep.kins = append(w.sweep.kins, k)
+	}
+}
+
 // sweepOne does one piece of a sweep.
 func (w *World) sweepOne() {
 	s := w.sweep
@@ -83,17 +98,13 @@ func (w *World) sweepOne() {
 		w.matchPods()
 		return
 	}
-	if last := len(s.namespaces) - 1; last >= 0 {
-		ns := s.namespaces[last]
-		s.namespaces = s.namespaces[:last]
-		if w.namespaces[ns.name] != ns {
-			return
+	if n := len(s.namespaces); n > 0 {
+		some := max(0, n-sweptTogether)
+		for _, ns := range s.namespaces[some:] {
+			w.sweepNamespace(ns)
 		}
-		w.dirtyNS[ns] = struct{}{}
-		w.matchNamespace(ns)
-		for k := range ns.kins.all.all() {
-			s.kins = append(s.kins, k)
-		}
+		s.namespaces = s.namespaces[:some]
+		w.matchWhole()
 		return
 	}
 	if d := s.draft; d != nil {

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"crypto/sha256"
 	"hash/maphash"
 	"net/netip"
 	"slices"
@@ -366,28 +365,23 @@ func (w *World) stale(k *kin) {
 }
 
 // SetPolicy adds a policy or replaces it.
-func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) {
-	key := objectKey{o.Namespace, o.Name}
-	old := w.policies[key]
-	spec, err := o.Spec.Marshal() // sorts what maps hold
-	if err != nil {
-		spec = nil // a spec that cannot be encoded is read again each time
-	}
-	sum := sha256.Sum256(spec)
-	if newest, ok := w.newest(key); err == nil && ok && newest == sum {
-		return
-	}
-	if old != nil && err == nil && old.sum == sum {
-		w.dropDrafts(key) // it is back at the version in force
-		return
-	}
+func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) { w.SetEncoded(Encode(o)) }
+
+// SetEncoded is SetPolicy for a policy that has been encoded.
+func (w *World) SetEncoded(e Encoded) {
+	old := w.policies[e.key]
+	newest, ok := w.newest(e.key)
 	switch {
-	case !w.drafts.on || !w.isLarge(spec):
-		w.dropDrafts(key)
-		w.put(key, old, spec, func() *policy { return w.admit(o) }).sum = sum
-	case !w.draft(key, spec, sum):
-		w.dropDrafts(key)
-		w.put(key, old, spec, func() *policy { return w.refuseToWait(o) }).sum = sum
+	case e.whole && ok && newest == e.sum:
+	case e.whole && old != nil && old.sum == e.sum: // it is back at the version in force
+		w.dropDrafts(e.key)
+	case !w.drafts.on || !w.isLarge(e.spec):
+		w.dropDrafts(e.key)
+		o := e.object()
+		w.put(e.key, old, e.spec, func() *policy { return w.admit(o) }).sum = e.sum
+	case !w.draft(e.key, e.spec, e.sum):
+		w.dropDrafts(e.key)
+		w.put(e.key, old, e.spec, func() *policy { return w.refuseToWait(e.object()) }).sum = e.sum
 		w.recount = true
 	}
 }

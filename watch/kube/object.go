@@ -156,19 +156,19 @@ func (n *namespace) put(w *policy.World) {
 // DeepCopyObject returns the object itself: nobody changes it.
 func (n *namespace) DeepCopyObject() runtime.Object { return n }
 
-// networkPolicy is a trimmed NetworkPolicy, of which the whole spec counts.
+// networkPolicy is a trimmed NetworkPolicy, of which the whole spec counts. It is encoded
+// here, on the reflector's goroutine, so that a large one holds up no other update.
 type networkPolicy struct {
 	trimmed
-	spec networkingv1.NetworkPolicySpec
+	policy policy.Encoded
 }
 
 func trimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
-	return &networkPolicy{trimMeta(&o.ObjectMeta), o.Spec}
+	t := trimMeta(&o.ObjectMeta)
+	return &networkPolicy{t, policy.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name}, Spec: o.Spec})}
 }
 
-func (p *networkPolicy) put(w *policy.World) {
-	w.SetPolicy(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Spec: p.spec})
-}
+func (p *networkPolicy) put(w *policy.World) { w.SetEncoded(p.policy) }
 
 // DeepCopyObject returns the object itself: nobody changes it.
 func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
