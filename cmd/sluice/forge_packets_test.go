@@ -49,9 +49,15 @@ type forger struct {
 // withForger runs a test in each layout and family, and where pods share a bridge,
 // through it and through the router.
 func withForger(t *testing.T, args []string, f func(*testing.T, *forger)) {
+	withForgerOn(t, func(*site, *testing.T) {}, args, f)
+}
+
+// withForgerOn does so on nodes that are prepared before the agent starts.
+func withForgerOn(t *testing.T, prepare func(*site, *testing.T), args []string, f func(*testing.T, *forger)) {
 	for _, layout := range layouts {
 		t.Run(layout.name, func(t *testing.T) {
 			s := newSiteIn(t, layout.opts)
+			prepare(s, t)
 			s.write("policies.yaml", forgePolicies)
 			s.start(append([]string{"--queues", "1"}, args...)...) // so that packets stay in order
 			sent := 0
@@ -193,25 +199,29 @@ func ipPacket(src, dst netip.Addr, protocol, hops byte, payload []byte) []byte {
 // A source that is the node's own, or the receiver's, is dropped, whichever way the
 // packet takes; and what is allowed arrives.
 func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
-	withForger(t, nil, func(t *testing.T, g *forger) {
-		node := g.Nodes[0].Host
-		sources := map[string]netip.Addr{"the node": g.of(node), "the receiver": g.of(g.victim), "loopback": g.pick("127.0.0.1", "::1")}
-		if g.attacker.RouterMAC()[1] == 0x77 { // the bridge's
-			sources["the gateway"] = g.pick("10.77.0.1", "fd00:77::1")
-		} else {
-			sources["the gateway"] = g.pick("169.254.1.1", "fe80::1")
-		}
-		for name, src := range sources {
-			for _, port := range []uint16{53, 9} {
-				if g.datagram(src, g.of(g.victim), port) {
-					t.Errorf("a datagram to port %d arrives that claims to be from %s (%s)", port, name, src)
-				}
+	withForger(t, nil, noForgedNodeOrReceiver)
+}
+
+// noForgedNodeOrReceiver sends such packets.
+func noForgedNodeOrReceiver(t *testing.T, g *forger) {
+	t.Helper()
+	node := g.Nodes[0].Host
+	sources := map[string]netip.Addr{"the node": g.of(node), "the receiver": g.of(g.victim), "loopback": g.pick("127.0.0.1", "::1")}
+	if g.attacker.RouterMAC()[1] == 0x77 { // the bridge's
+		sources["the gateway"] = g.pick("10.77.0.1", "fd00:77::1")
+	} else {
+		sources["the gateway"] = g.pick("169.254.1.1", "fe80::1")
+	}
+	for name, src := range sources {
+		for _, port := range []uint16{53, 9} {
+			if g.datagram(src, g.of(g.victim), port) {
+				t.Errorf("a datagram to port %d arrives that claims to be from %s (%s)", port, name, src)
 			}
 		}
-		if !g.datagram(g.of(g.attacker), g.of(g.victim), 53) {
-			t.Error("what is allowed does not arrive")
-		}
-	})
+	}
+	if !g.datagram(g.of(g.attacker), g.of(g.victim), 53) {
+		t.Error("what is allowed does not arrive")
+	}
 }
 
 // A source that belongs to another pod, or to no pod, is dropped. The attacker gains

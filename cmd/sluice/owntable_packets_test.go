@@ -205,3 +205,18 @@ func TestTableChangesOnPackets(t *testing.T) {
 	}
 	l.end()
 }
+
+// The rules drop such sources in our own table too, without the guard, although the match
+// rpfilter cannot be there.
+func TestForgedInOwnTableOnPackets(t *testing.T) {
+	withForgerOn(t, func(s *site, t *testing.T) { s.nft(t, foreignHook) }, []string{"--iptables", "nft", "--guard=off"}, func(t *testing.T, g *forger) {
+		if text := g.ruleset(t); !strings.Contains(text, "fib saddr . iif oif") {
+			t.Fatalf("the rules are not in our own table:\n%s", text)
+		}
+		before := g.forged(t, "rule")
+		noForgedNodeOrReceiver(t, g)
+		if now := g.forged(t, "rule"); now <= before {
+			t.Errorf("%d forged packets are counted, and %d before", now, before)
+		}
+	})
+}
