@@ -31,22 +31,19 @@ func (p *packets) ownCounter(end string) (n int) {
 	return n
 }
 
-// all are options that between them lead to every rule that there is.
-func all() (all []Options) {
-	for _, o := range []Options{
+// everyRule are options that between them lead to every rule that there is.
+func everyRule() []Options {
+	return []Options{
 		Defaults, pinnedOptions(), Defaults.without(Less{Crowd: true, Sources: true}),
 		{JudgedMark: 1, RevokedMark: 1 << 31, FirstQueue: 7, Queues: 1, SourceShare: 7, FailOpen: true},
 		{JudgedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare},
-	} {
-		all = append(all, o)
 	}
-	return all
 }
 
 // Every rule that there can be is known, and what is not known is refused.
 func TestEncodeRule(t *testing.T) {
 	for _, f := range Families {
-		for _, o := range all() {
+		for _, o := range everyRule() {
 			for _, chains := range []map[string][]string{o.chains(f), o.paused(f, true), o.paused(f, false)} {
 				for name, rules := range chains {
 					for _, rule := range rules {
@@ -73,7 +70,7 @@ func TestEncodeRule(t *testing.T) {
 
 // What is written without iptables, iptables prints as the rules that it was made from.
 func TestRealEncodedAsIptablesDoes(t *testing.T) {
-	for i, o := range all() {
+	for i, o := range everyRule() {
 		o.AllowPin, o.DenyPin = "", "" // the kernel looks for the programs
 		n := newRealNode(t, NFT, o)
 		for _, f := range Families {
@@ -148,7 +145,7 @@ func (n *realNode) tableText(f Family, name string) string {
 	return text
 }
 
-// inOwnTable says whether the rules of a family are in our own table, alone.
+// inOwnTable checks that the rules of a family are in our own table, and only there.
 func (n *realNode) inOwnTable(f Family) {
 	n.t.Helper()
 	own := n.tableText(f, ownName)
@@ -162,7 +159,7 @@ func (n *realNode) inOwnTable(f Family) {
 	}
 }
 
-// families says which a case is for.
+// someFamilies are those of which mangle cannot be used.
 var someFamilies = [][]Family{{IPv4}, {IPv6}, {IPv4, IPv6}}
 
 // Where mangle cannot be used, the rules are in a table of our own, and all goes on as it
@@ -258,7 +255,7 @@ func (p *packets) everyone() {
 	})
 }
 
-// asksOnce says that of a flow of each family the first packet is asked about.
+// asksOnce checks that only the first packet of a flow of each family is asked about.
 func (p *packets) asksOnce() {
 	p.realNode.t.Helper()
 	p.asks(2, func() {
@@ -348,7 +345,7 @@ func (p *packets) next(ctx context.Context) error {
 	return errors.Join(err, m.settled(ctx))
 }
 
-// settled looks again, and says whether something was to repair.
+// settled looks again. An error says that something was to be repaired.
 func (m *Manager) settled(ctx context.Context) error {
 	m.reconcile(ctx)
 	if m.Repairs() > 0 || len(m.Failures()) > 0 {
