@@ -1,6 +1,5 @@
 // Package cache holds every place where a verdict is remembered. Here is the
-// flow cache in user space, and the [Judge] that uses it: the way of a packet
-// from its bytes to its verdict.
+// flow cache in user space.
 //
 // The packages below it are the other places: kernel, a flow cache in the kernel;
 // conntrack, the marks of live connections.
@@ -45,8 +44,6 @@ type Flows struct {
 	seed maphash.Seed
 	once []lately // by hash: flows decided lately
 
-	fresh bool // the last answer was a decision, and not from memory
-
 	hits, misses, stale atomic.Uint64
 	size                atomic.Int64
 }
@@ -87,26 +84,25 @@ func NewFlows(size int) *Flows {
 }
 
 // Decide gives the verdict that the snapshot gives, from memory where that still
-// holds, and the epochs of both ends.
-func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (filter.Verdict, Ends) {
-	f.fresh = false
+// holds, and the epochs of both ends. fresh is set if it is a decision, and not from
+// memory.
+func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, ends Ends, fresh bool) {
 	var known *flow
 	if f.lru != nil {
 		known, _ = f.lru.Get(*k)
 	}
 	if known != nil && known.snapshot == s.Number() {
 		f.hits.Add(1)
-		return known.verdict, known.ends
+		return known.verdict, known.ends, false
 	}
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
 	src, dst := s.Endpoint(srcAddr), s.Endpoint(dstAddr)
-	ends := Ends{src.Epoch(), dst.Epoch()}
+	ends = Ends{src.Epoch(), dst.Epoch()}
 	if known != nil && known.ends == ends {
 		f.hits.Add(1)
 		known.snapshot = s.Number()
-		return known.verdict, ends
+		return known.verdict, ends, false
 	}
-	f.fresh = true
 	now := flow{s.DecideBetween(k, srcAddr, dstAddr, src, dst), ends, s.Number()}
 	switch {
 	case known != nil:
@@ -118,7 +114,7 @@ func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (filter.Verdict, Ends)
 	default:
 		f.misses.Add(1)
 	}
-	return now.verdict, ends
+	return now.verdict, ends, true
 }
 
 // remember keeps a verdict. It is a function of its own so that what is kept, and

@@ -36,7 +36,7 @@ func TestRemembersAtTheSecondTime(t *testing.T) {
 	for i, want := range []cache.Stats{
 		{Misses: 1}, {Misses: 2, Size: 1}, {Misses: 2, Hits: 1, Size: 1}, {Misses: 2, Hits: 2, Size: 1},
 	} {
-		if v, _ := flows.Decide(s, &k); v != s.Decide(k) {
+		if v, _, _ := flows.Decide(s, &k); v != s.Decide(k) {
 			t.Errorf("time %d: %+v", i+1, v)
 		}
 		if got := flows.Stats(); got != want {
@@ -48,7 +48,7 @@ func TestRemembersAtTheSecondTime(t *testing.T) {
 	w.SetPod(pod("a", "10.0.0.1", map[string]string{"role": "x"}))
 	w.SetPolicy(denyAll("default"))
 	s, _ = w.Commit()
-	if v, _ := flows.Decide(s, &k); v.Action != s.Decide(k).Action {
+	if v, _, _ := flows.Decide(s, &k); v.Action != s.Decide(k).Action {
 		t.Errorf("after a change: %+v", v)
 	}
 	flows.Decide(s, &k)
@@ -84,7 +84,7 @@ func TestOff(t *testing.T) {
 	flows := cache.NewFlows(0)
 	k := key("10.0.0.1", "10.0.0.2", 1)
 	for range 3 {
-		if v, _ := flows.Decide(s, &k); v.Action != filter.Allow {
+		if v, _, _ := flows.Decide(s, &k); v.Action != filter.Allow {
 			t.Errorf("%+v", v)
 		}
 	}
@@ -232,7 +232,7 @@ func TestOldVerdictsNeverAnswer(t *testing.T) {
 			for range 2 { // so that all are remembered
 				for _, k := range keys {
 					want := s.Decide(k)
-					got, _ := flows.Decide(s, &k)
+					got, _, _ := flows.Decide(s, &k)
 					if got.Action != want.Action || got.Reason != want.Reason {
 						t.Fatalf("seed %d, step %d: %v is %v, %v; the snapshot says %v, %v", seed, step, k, got.Action, got.Reason, want.Action, want.Reason)
 					}

@@ -28,7 +28,7 @@ const (
 // is a key of one that does. Who tells it:
 //
 //   - The judges, of every key that they allow for the first time since one of its
-//     ends changed; before that no cache can answer for them. See Admit.
+//     ends changed; before that no cache can answer for them. See Track.
 //   - The sweeps, of all connections that they see.
 //
 // Nobody tells of connections that policies do not concern; a policy that begins
@@ -82,10 +82,10 @@ func NewAdmitted(expected func(netip.Addr) bool) *Admitted {
 
 func (a *Admitted) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
-// Admit notes that a key was allowed, by the snapshot of that number and with
+// Track notes that a key was allowed, by the snapshot of that number and with
 // these epochs of its ends: 0 where nobody has the address. It may be called
 // concurrently, and returns before the verdict takes effect. It takes some 200 ns.
-func (a *Admitted) Admit(k filter.Key, src, dst, snapshot uint64) {
+func (a *Admitted) Track(k filter.Key, src, dst, snapshot uint64) {
 	if src != 0 || a.expected(k.SrcAddr()) {
 		a.add(k.Src, &k, admission{snapshot: snapshot, told: toldOf(filter.Allow)}, false)
 	}

@@ -15,24 +15,25 @@ import (
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/policy"
 )
 
 var (
-	_ cache.Admissions = (*conntrack.Admitted)(nil)
+	_ engine.FlowTracker = (*conntrack.Admitted)(nil)
 
 	nodePods = netip.MustParsePrefix("10.1.0.0/24")
 	allPods  = netip.MustParsePrefix("10.1.0.0/16")
 )
 
 // history is a node on which connections begin and end while a small world changes
-// at random. It has a judge with its flow cache, and what the kernel's does: it
+// at random. It has an evaluator with its flow cache, and what the kernel's does: it
 // lets pass what no policy concerns, and answers what was answered before.
 type history struct {
 	*rig
 	rand      *rand.Rand
 	published policy.Published
-	judge     *cache.Judge
+	evaluator *engine.Evaluator
 	admitted  *conntrack.Admitted
 	follower  *conntrack.Follower
 	kernel    map[filter.Key]remembered
@@ -65,7 +66,7 @@ func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
 	h.admitted.Limit(perAddr, perShard)
 	h.follower = conntrack.Follow(h.Sweeper, h.admitted, nil)
 	h.Awaited = func(a netip.Addr) bool { local, _ := h.Contains(a); return local && !failOpen }
-	h.judge = cache.NewJudge(cache.Config{Published: &h.published, Ranges: h, Memory: h, Admissions: h.admitted, FailOpen: failOpen}, cache.NewFlows(8))
+	h.evaluator = engine.New(engine.Config{Published: &h.published, Ranges: h, Memory: h, Tracker: h.admitted, FailOpen: failOpen}, cache.NewFlows(8))
 	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.1.1", "10.1.1.2", "10.1.1.3", "192.168.0.1", "192.168.0.2", "203.0.113.9"} {
 		h.addrs = append(h.addrs, netip.MustParseAddr(a))
 	}
@@ -112,11 +113,11 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	if midStream {
 		packet[33] = 0x10
 	}
-	action, awaited := h.judge.Judge(packet)
+	action, awaited := h.evaluator.Evaluate(packet)
 	if awaited.IsValid() {
-		action = h.judge.GiveUp(packet)
+		action = h.evaluator.Expire(packet)
 	}
-	h.judge.Answered()
+	h.evaluator.Answered()
 	return action == filter.Allow
 }
 
@@ -304,7 +305,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 			if counted, sum := h.admitted.Keys(); counted != sum {
 				t.Fatalf("seed %d: %d keys are known, and counted as %d", seed, counted, sum)
 			}
-			h.judge.Close()
+			h.evaluator.Close()
 		}
 		t.Logf("limits %+v: of %d times, %d did without a sweep; %d marks were rewritten", limit, walked+spared, spared, written)
 		if spared == 0 || walked == 0 || written == 0 {
@@ -318,7 +319,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 func quiet(t *testing.T) (h *history, k filter.Key) {
 	h = newHistory(t, 1, 1000, 1000)
 	h.ranged = true
-	t.Cleanup(h.judge.Close)
+	t.Cleanup(h.evaluator.Close)
 	h.world.SetPod(pod("p0", h.addrs[4]))
 	h.world.SetPolicy(guard("p0", 80))
 	h.inForce(conntrack.Everything)
@@ -337,15 +338,15 @@ func (h *history) inForce(scope conntrack.Scope) {
 	}
 }
 
-// open begins a connection, by the judge or because the kernel remembers.
+// open begins a connection, by the evaluator or because the kernel remembers.
 func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	h.t.Helper()
 	var action filter.Action
 	if byKernel {
 		action, _ = h.inKernel(&k)
 	} else {
-		action, _ = h.judge.Judge(syn(&k, 1))
-		h.judge.Answered()
+		action, _ = h.evaluator.Evaluate(syn(&k, 1))
+		h.evaluator.Answered()
 	}
 	if action != filter.Allow {
 		h.t.Fatalf("%v, by the kernel: %v, is not allowed", k, byKernel)

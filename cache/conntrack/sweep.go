@@ -294,7 +294,7 @@ func (w *sweep) visit(c *Conn) {
 
 // decide gives the verdict about a connection. One that was picked up in the middle
 // may go on only if it may have begun at either end, as its packets may; see
-// [sluice/cache.Judge].
+// [sluice/filter/engine.Evaluator].
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.judge(w.snapshot, &c.Key)
 	if w.seen != nil {

@@ -15,6 +15,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/kernel"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
 )
@@ -137,7 +138,7 @@ func (r ranges) Contains(addr netip.Addr) (local, cluster bool) {
 type user struct {
 	world     *policy.World
 	published policy.Published
-	judge     *cache.Judge
+	evaluator *engine.Evaluator
 	cache     *kernel.Cache
 	decoder   *packet.Decoder
 }
@@ -145,7 +146,7 @@ type user struct {
 func newUser(t testing.TB, c *kernel.Cache, r ranges) *user {
 	t.Helper()
 	u := &user{world: policy.NewWorld(), cache: c, decoder: packet.NewDecoder()}
-	u.judge = cache.NewJudge(cache.Config{Published: &u.published, Ranges: r, Memory: c.NewWriter()}, cache.NewFlows(0))
+	u.evaluator = engine.New(engine.Config{Published: &u.published, Ranges: r, Memory: c.NewWriter()}, cache.NewFlows(0))
 	if err := c.SetRanges(r); err != nil {
 		t.Fatal(err)
 	}
@@ -164,8 +165,8 @@ func (u *user) commit(t testing.TB) {
 
 // judges gives user space's verdict, which is then remembered.
 func (u *user) judges(data []byte) filter.Action {
-	action, _ := u.judge.Judge(data)
-	u.judge.Answered()
+	action, _ := u.evaluator.Evaluate(data)
+	u.evaluator.Answered()
 	return action
 }
 

@@ -12,8 +12,10 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sluice/cache"
 	"sluice/cache/kernel"
 	"sluice/filter"
+	"sluice/filter/engine"
 )
 
 // onlyPort lets web into db at port 6379 of every protocol that has ports.
@@ -40,10 +42,10 @@ func TestOddPackets(t *testing.T) {
 	}
 	u.world.SetPolicy(onlyPort())
 	u.commit(t)
-	// A judge that remembers nothing: what was remembered of the first packet is
+	// An evaluator that remembers nothing: what was remembered of the first packet is
 	// what may be misread.
 	forgetful := newUser(t, c, nil)
-	forgetful.judge.Memory = nil
+	forgetful.evaluator = engine.New(engine.Config{Published: &forgetful.published}, cache.NewFlows(0))
 	forgetful.published.Publish(u.published.Snapshot())
 	for _, ends := range [][2]netip.Addr{{web, db}, {web6, db6}} {
 		for _, protocol := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {

@@ -16,6 +16,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/cache/kernel"
+	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
@@ -40,24 +41,24 @@ const (
 // judges take them from there. After each publish the follower judges the live
 // connections.
 type agent struct {
-	opts      runOptions
-	log       *slog.Logger
-	published policy.Published
-	ranges    watch.Ranges // where pods have their addresses
-	rangesSet uint64       // how often they were when live connections were last all judged
-	network   *nodeNetwork
-	verdicts  *verdictlog.Log
-	manager   *rules.Manager
-	judges    []*cache.Judge
-	queues    *queue.Queues
-	backend   []rules.Table // that the rules are kept in
-	kernel    *kernel.Cache // nil where verdicts are not remembered in the kernel
-	guard     *guard.Guard  // nil where pods' interfaces are not guarded
-	table     *conntrack.Kernel
-	admitted  *conntrack.Admitted
-	sweeper   *conntrack.Sweeper
-	follower  *conntrack.Follower
-	keeper    *watch.Keeper
+	opts       runOptions
+	log        *slog.Logger
+	published  policy.Published
+	ranges     watch.Ranges // where pods have their addresses
+	rangesSet  uint64       // how often they were when live connections were last all judged
+	network    *nodeNetwork
+	verdicts   *verdictlog.Log
+	manager    *rules.Manager
+	evaluators []*engine.Evaluator
+	queues     *queue.Queues
+	backend    []rules.Table // that the rules are kept in
+	kernel     *kernel.Cache // nil where verdicts are not remembered in the kernel
+	guard      *guard.Guard  // nil where pods' interfaces are not guarded
+	table      *conntrack.Kernel
+	admitted   *conntrack.Admitted
+	sweeper    *conntrack.Sweeper
+	follower   *conntrack.Follower
+	keeper     *watch.Keeper
 
 	known  chan struct{} // closed when the first snapshot is in force
 	failed chan error    // why the agent cannot begin, or go on
@@ -136,7 +137,7 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Crowd: opts.rules.SourceShare > 0, Mark: opts.rules.JudgedMark,
 		MaxLen: uint32(opts.queueLen), CopyRange: uint32(opts.copyRange),
 		FailOpen: opts.overflow == passPackets, OnGap: a.noteGap, NoGSO: !opts.gso, Hold: opts.hold, MaxHeld: opts.maxHeld,
-	}, a.newJudge, log)
+	}, a.newEvaluator, log)
 	if err != nil {
 		return nil, err
 	}
@@ -154,17 +155,17 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	return a, nil
 }
 
-// newJudge makes one of the workers' judges.
-func (a *agent) newJudge() queue.Judge {
-	config := cache.Config{
-		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Admissions: a.admitted, FailOpen: a.opts.rules.FailOpen,
+// newEvaluator makes one of the workers' evaluators.
+func (a *agent) newEvaluator() queue.Evaluator {
+	config := engine.Config{
+		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Tracker: a.admitted, FailOpen: a.opts.rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
 	}
-	j := cache.NewJudge(config, cache.NewFlows(a.opts.cacheSize))
-	a.judges = append(a.judges, j)
-	return j
+	e := engine.New(config, cache.NewFlows(a.opts.cacheSize))
+	a.evaluators = append(a.evaluators, e)
+	return e
 }
 
 // awaited says whether a packet from or to an address that nobody has waits, and
@@ -216,8 +217,8 @@ func (a *agent) forgetLater(ctx context.Context) {
 }
 
 func (a *agent) close() {
-	for _, j := range a.judges {
-		j.Close()
+	for _, e := range a.evaluators {
+		e.Close()
 	}
 	_ = a.table.Close()
 	if err := a.closeKernel(); err != nil {

@@ -86,9 +86,9 @@ func (a *agent) state() *telemetry.State {
 		a.log.Warn("forged packets are not counted", "err", err)
 	}
 	s.Waiting, _ = a.queues.Waiting() // the queues say in the log that they cannot be counted
-	for _, j := range a.judges {
-		s.Tally.Add(j.Tally())
-		flows := j.Stats()
+	for _, e := range a.evaluators {
+		s.Tally.Add(e.Tally())
+		flows := e.Stats()
 		s.Flows.Hits += flows.Hits
 		s.Flows.Misses += flows.Misses
 		s.Flows.Stale += flows.Stale

@@ -27,7 +27,7 @@ const (
 // settled, and Rejudge comes after that.
 type holding struct {
 	*worker
-	judge Judge
+	judge Evaluator
 	reply func(id uint32, mark uint32, action filter.Action)
 	flush func() error
 	fail  func(error)
@@ -103,7 +103,7 @@ func (h *holding) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-h.lost:
-			h.giveUpLost()
+			h.expireLost()
 		case <-h.wake:
 			h.look(timer)
 		case <-timer.C:
@@ -127,9 +127,9 @@ func (h *holding) look(timer *time.Timer) {
 	}
 }
 
-// giveUpLost answers the packets that have lost their place. The others are not
+// expireLost answers the packets that have lost their place. The others are not
 // judged again: a flood would have it done for each of its packets.
-func (h *holding) giveUpLost() {
+func (h *holding) expireLost() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	kept := h.packets[:0]
@@ -139,7 +139,7 @@ func (h *holding) giveUpLost() {
 			continue
 		}
 		h.heldRefused.Add(1)
-		h.reply(p.id, p.mark, h.judge.GiveUp(p.data))
+		h.reply(p.id, p.mark, h.judge.Expire(p.data))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
@@ -160,7 +160,7 @@ func (h *holding) rejudge() (next time.Time, any bool) {
 		}
 		if action == filter.Hold {
 			h.heldExpired.Add(1)
-			action = h.judge.GiveUp(p.data)
+			action = h.judge.Expire(p.data)
 		}
 		h.reply(p.id, p.mark, action)
 		h.shares.leave(p)

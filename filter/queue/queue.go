@@ -1,5 +1,5 @@
 // Package queue answers the kernel: for each packet that the rules send to an
-// NFQUEUE it asks a [Judge] and gives the verdict.
+// NFQUEUE it asks an [Evaluator] and gives the verdict.
 //
 // There are several queues, and one worker reads each; the kernel keeps the
 // packets between two addresses in one queue. Sources that send more than their
@@ -26,20 +26,20 @@ import (
 	"sluice/filter"
 )
 
-// Judge decides packets. Its methods are called by one goroutine at a time.
-type Judge interface {
-	// Judge decides the packet that begins with its IP header at data[0]. The
+// Evaluator decides packets. Its methods are called by one goroutine at a time.
+type Evaluator interface {
+	// Evaluate decides the packet that begins with its IP header at data[0]. The
 	// data are the caller's again when it returns.
 	//
 	// With filter.Hold the packet waits for whoever has the address awaited: it is
 	// judged again after each Rejudge, until the answer is another or its time is
 	// over.
-	Judge(data []byte) (action filter.Action, awaited netip.Addr)
-	// GiveUp decides a packet that has waited in vain, or for which there is no
+	Evaluate(data []byte) (action filter.Action, awaited netip.Addr)
+	// Expire decides a packet that has waited in vain, or for which there is no
 	// room to wait. It never says filter.Hold.
-	GiveUp(data []byte) filter.Action
+	Expire(data []byte) filter.Action
 	// Answered says that the kernel has carried out the answers to all packets
-	// that Judge was asked about.
+	// that Evaluate was asked about.
 	Answered()
 }
 
@@ -127,10 +127,10 @@ type Queues struct {
 	shares                                           *shares // of packets that wait
 }
 
-// New returns the workers of the queues. Each gets two judges from newJudge, one
+// New returns the workers of the queues. Each gets two evaluators from newEvaluator, one
 // for packets that arrive and one for packets that wait. A nil logger discards
 // what there is to say.
-func New(opts Options, newJudge func() Judge, logger *slog.Logger) (*Queues, error) {
+func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Queues, error) {
 	if opts.Count < 1 || int(opts.First)+opts.span() > 1<<16 {
 		return nil, fmt.Errorf("%d queues from number %d on: there must be one, and numbers end at 65535", opts.span(), opts.First)
 	}
@@ -146,8 +146,8 @@ func New(opts Options, newJudge func() Judge, logger *slog.Logger) (*Queues, err
 	q := &Queues{opts: opts, log: logger, ready: make(chan struct{}), shares: newShares(opts.MaxHeld)}
 	q.unready.Store(int32(opts.span()))
 	for i := range opts.span() {
-		w := &worker{Queues: q, number: opts.First + uint16(i), crowd: i == opts.Count, judge: newJudge()}
-		w.held = &holding{worker: w, judge: newJudge(), wake: make(chan struct{}, 1), lost: make(chan struct{}, 1)}
+		w := &worker{Queues: q, number: opts.First + uint16(i), crowd: i == opts.Count, judge: newEvaluator()}
+		w.held = &holding{worker: w, judge: newEvaluator(), wake: make(chan struct{}, 1), lost: make(chan struct{}, 1)}
 		q.workers = append(q.workers, w)
 	}
 	return q, nil

@@ -24,7 +24,7 @@ const (
 	first    = 300
 )
 
-// judge is a Judge that a test writes as a function.
+// judge is an Evaluator that a test writes as a function.
 type judge struct {
 	decide   func(data []byte) filter.Action
 	asked    atomic.Int64
@@ -36,7 +36,7 @@ type judge struct {
 // awaited is whom packets wait for that are held.
 var awaited = netip.MustParseAddr("10.77.0.99")
 
-func (j *judge) Judge(data []byte) (filter.Action, netip.Addr) {
+func (j *judge) Evaluate(data []byte) (filter.Action, netip.Addr) {
 	n := j.asked.Add(1)
 	if j.spread {
 		return j.decide(data), netip.AddrFrom4([4]byte{10, 78, byte(n >> 8), byte(n)})
@@ -44,7 +44,7 @@ func (j *judge) Judge(data []byte) (filter.Action, netip.Addr) {
 	return j.decide(data), awaited
 }
 
-func (j *judge) GiveUp([]byte) filter.Action {
+func (j *judge) Expire([]byte) filter.Action {
 	j.givenUp.Add(1)
 	return filter.Deny
 }
@@ -141,7 +141,7 @@ func (r *rig) run(opts queue.Options) (q *queue.Queues, stop func() error) {
 func (r *rig) queues(opts queue.Options) *queue.Queues {
 	r.Helper()
 	opts.First, opts.Count, opts.Mark, opts.NetNS = first, r.count, mark, r.node.NetNS()
-	q, err := queue.New(opts, func() queue.Judge {
+	q, err := queue.New(opts, func() queue.Evaluator {
 		j := &judge{decide: r.decide, spread: r.spread}
 		r.judges = append(r.judges, j)
 		return j

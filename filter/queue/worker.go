@@ -29,7 +29,7 @@ type worker struct {
 	*Queues
 	number uint16
 	crowd  bool
-	judge  Judge
+	judge  Evaluator
 	held   *holding
 	began  bool
 }
@@ -220,7 +220,7 @@ func (w *worker) decide(a *nfqueue.Attribute) (action filter.Action, wait bool) 
 		return filter.Hold, true
 	}
 	w.heldRefused.Add(1)
-	return w.judge.GiveUp(*a.Payload), false
+	return w.judge.Expire(*a.Payload), false
 }
 
 // reply gives the kernel the answer.
@@ -238,7 +238,7 @@ func (w *worker) reply(nf *nfqueue.Nfqueue, id, mark uint32, action filter.Actio
 
 // ask asks a judge. One that fails about a packet denies it, and goes on with the
 // next.
-func (w *worker) ask(judge Judge, data []byte) (action filter.Action, awaited netip.Addr) {
+func (w *worker) ask(judge Evaluator, data []byte) (action filter.Action, awaited netip.Addr) {
 	defer func() {
 		if r := recover(); r != nil {
 			action = filter.Deny
@@ -246,7 +246,7 @@ func (w *worker) ask(judge Judge, data []byte) (action filter.Action, awaited ne
 			w.log.Error("judging a packet failed; it is denied", "queue", w.number, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	return judge.Judge(data)
+	return judge.Evaluate(data)
 }
 
 // libraryLog is where go-nfqueue says that it could not parse a message, and

@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"sluice/cache"
 	"sluice/filter"
+	"sluice/filter/engine"
 )
 
 // number is a metric without labels.
@@ -222,7 +222,7 @@ var expected = []series{
 }
 
 // byDirection adds up verdicts by the direction that decided.
-func byDirection(v *cache.Verdicts) map[series]uint64 {
+func byDirection(v *engine.Verdicts) map[series]uint64 {
 	sums := make(map[series]uint64)
 	for _, s := range expected {
 		sums[s] = 0
@@ -232,7 +232,7 @@ func byDirection(v *cache.Verdicts) map[series]uint64 {
 			for sides, n := range v[action][reason] {
 				if n > 0 {
 					r := filter.Reason(reason)
-					sums[series{direction(r, cache.Sides(sides)), filter.Action(action), r}] += n
+					sums[series{direction(r, engine.Sides(sides)), filter.Action(action), r}] += n
 				}
 			}
 		}
@@ -241,7 +241,7 @@ func byDirection(v *cache.Verdicts) map[series]uint64 {
 }
 
 // direction is the one that decided.
-func direction(r filter.Reason, s cache.Sides) string {
+func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {
 	case r == filter.EgressDenied:
@@ -260,7 +260,7 @@ func direction(r filter.Reason, s cache.Sides) string {
 
 // latency makes the histogram of decisions. What is quicker than 2^6 ns is one
 // bucket: no decision is.
-func latency(l *cache.Latency) prometheus.Metric {
+func latency(l *engine.Latency) prometheus.Metric {
 	const first = 6
 	buckets := make(map[float64]uint64)
 	var sum uint64

@@ -16,6 +16,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/cache/kernel"
+	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
@@ -30,7 +31,7 @@ type State struct {
 
 	Snapshot  *policy.Snapshot // in force; nil before the first
 	Published time.Time        // when it was put in force
-	Tally     cache.Tally      // of all judges
+	Tally     engine.Tally     // of all judges
 	Flows     cache.Stats      // likewise
 	Kernel    *kernel.Stats    // nil where verdicts are not remembered in the kernel
 	Guard     *guard.Stats     // nil where pods' interfaces are not guarded

@@ -1,4 +1,4 @@
-package cache
+package engine
 
 import (
 	"math/bits"
@@ -46,13 +46,13 @@ type Latency struct {
 	Sum     time.Duration
 }
 
-// Tally is what judges have decided, and how fast.
+// Tally is what evaluators have decided, and how fast.
 type Tally struct {
 	Verdicts Verdicts
 	Latency  Latency
 }
 
-// Add adds another judge's tally.
+// Add adds another evaluator's tally.
 func (t *Tally) Add(o *Tally) {
 	for a := range t.Verdicts {
 		for r := range t.Verdicts[a] {

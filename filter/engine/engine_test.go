@@ -1,4 +1,4 @@
-package cache_test
+package engine_test
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -18,12 +19,31 @@ import (
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
 )
 
-var _ queue.Judge = (*cache.Judge)(nil)
+var _ queue.Evaluator = (*engine.Evaluator)(nil)
+
+func pod(name, addr string, labels map[string]string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: labels},
+		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: addr}}},
+	}
+}
+
+func key(src, dst string, port uint16) filter.Key {
+	return filter.NewKey(netip.MustParseAddr(src), netip.MustParseAddr(dst), filter.TCP, port)
+}
+
+func denyAll(namespace string) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "deny"},
+		Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}},
+	}
+}
 
 // datagram is an IPv4 packet with a TCP header for the key, which opens a connection.
 func datagram(k filter.Key) []byte {
@@ -45,19 +65,19 @@ func (s *seen) Judged(p packet.Packet, v filter.Verdict) {
 	*s = append(*s, fmt.Sprintf("%v from %d: %v, %v", p.Key, p.SrcPort, v.Action, v.Reason))
 }
 
-func TestJudge(t *testing.T) {
+func TestEvaluate(t *testing.T) {
 	var published policy.Published
 	var said seen
-	j := cache.NewJudge(cache.Config{Published: &published, Observer: &said}, cache.NewFlows(16))
-	defer j.Close()
+	e := engine.New(engine.Config{Published: &published, Observer: &said}, cache.NewFlows(16))
+	defer e.Close()
 	k := key("10.0.0.1", "10.0.0.2", 80)
 	ask := func(data []byte, want filter.Action, line string) {
 		t.Helper()
 		said = nil
-		if got, _ := j.Judge(data); got != want || len(said) != 1 || said[0] != line {
+		if got, _ := e.Evaluate(data); got != want || len(said) != 1 || said[0] != line {
 			t.Errorf("%v, and said %q; want %v and %q", got, said, want, line)
 		}
-		j.Answered()
+		e.Answered()
 	}
 	const flow = "10.0.0.1 > 10.0.0.2 TCP 80 from 40000: "
 	ask(datagram(k), filter.Deny, flow+"deny, no-world")
@@ -83,11 +103,11 @@ func denyIngress(app string) *networkingv1.NetworkPolicy {
 
 // A packet that does not begin a connection passes only if it may go either way:
 // its sender may be the end that was connected to.
-func TestJudgeMidStream(t *testing.T) {
+func TestEvaluateMidStream(t *testing.T) {
 	var published policy.Published
 	var said seen
-	j := cache.NewJudge(cache.Config{Published: &published, Observer: &said}, cache.NewFlows(16))
-	defer j.Close()
+	e := engine.New(engine.Config{Published: &published, Observer: &said}, cache.NewFlows(16))
+	defer e.Close()
 	w := policy.NewWorld()
 	server, client := pod("server", "10.0.0.1", nil), pod("client", "10.0.0.2", nil)
 	server.Labels, client.Labels = map[string]string{"app": "server"}, map[string]string{"app": "client"}
@@ -121,10 +141,10 @@ func TestJudgeMidStream(t *testing.T) {
 			said = nil
 			data := datagram(key(tt.src, tt.dst, 40000))
 			data[33] = tt.flags
-			if action, _ := j.Judge(data); len(said) != 1 || !strings.HasSuffix(said[0], ": "+tt.want) || !strings.HasPrefix(tt.want, action.String()) {
+			if action, _ := e.Evaluate(data); len(said) != 1 || !strings.HasSuffix(said[0], ": "+tt.want) || !strings.HasPrefix(tt.want, action.String()) {
 				t.Errorf("%s: %v, and said %q; want %s", tt.name, action, said, tt.want)
 			}
-			j.Answered()
+			e.Answered()
 		}
 	}
 }
@@ -138,7 +158,7 @@ func (r ranges) Contains(a netip.Addr) (local, cluster bool) {
 
 // Packets of pods that are not known wait, unless whoever it is makes no
 // difference here.
-func TestJudgeHolds(t *testing.T) {
+func TestEvaluateHolds(t *testing.T) {
 	w := policy.NewWorld()
 	w.SetPod(pod("free", "10.1.0.1", nil))
 	guarded := pod("guarded", "10.1.0.2", nil)
@@ -159,7 +179,7 @@ func TestJudgeHolds(t *testing.T) {
 	var published policy.Published
 	published.Publish(s)
 	var said seen
-	config := cache.Config{
+	config := engine.Config{
 		Published: &published, Observer: &said,
 		Ranges: ranges{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.0.0.0/8")},
 	}
@@ -192,16 +212,16 @@ func TestJudgeHolds(t *testing.T) {
 	}
 	for _, open := range []bool{false, true} {
 		config.FailOpen = open
-		j := cache.NewJudge(config, cache.NewFlows(16))
+		e := engine.New(config, cache.NewFlows(16))
 		for _, ends := range [][2]string{{remote, choosy}, {choosy, local}} {
-			if action, _ := j.Judge(datagram(key(ends[0], ends[1], 81))); action != filter.Deny {
+			if action, _ := e.Evaluate(datagram(key(ends[0], ends[1], 81))); action != filter.Deny {
 				t.Errorf("%s > %s, to a port that no rule names: %v", ends[0], ends[1], action)
 			}
 		}
 		for _, tt := range tests {
 			said = nil
 			data := datagram(key(tt.src, tt.dst, 80))
-			action, awaited := j.Judge(data)
+			action, awaited := e.Evaluate(data)
 			if action != tt.want || awaited.IsValid() != (tt.awaited != "") || awaited.IsValid() && awaited.String() != tt.awaited {
 				t.Errorf("%s > %s: %v for %v, want %v for %q", tt.src, tt.dst, action, awaited, tt.want, tt.awaited)
 			}
@@ -211,7 +231,7 @@ func TestJudgeHolds(t *testing.T) {
 			if len(said) > 0 {
 				t.Errorf("%s > %s: a packet that waits is reported as judged: %q", tt.src, tt.dst, said)
 			}
-			want, action := tt.givenUp, j.GiveUp(data)
+			want, action := tt.givenUp, e.Expire(data)
 			if open && tt.awaited == local {
 				want = "allow, unknown-pod"
 			}
@@ -219,7 +239,7 @@ func TestJudgeHolds(t *testing.T) {
 				t.Errorf("%s > %s given up: %v, and said %q; want %s", tt.src, tt.dst, action, said, want)
 			}
 		}
-		j.Close()
+		e.Close()
 	}
 }
 
@@ -227,13 +247,13 @@ func TestJudgeHolds(t *testing.T) {
 // before the kernel has the answers.
 func TestSettleWaitsForTheAnswers(t *testing.T) {
 	var published policy.Published
-	j := cache.NewJudge(cache.Config{Published: &published}, cache.NewFlows(16))
+	e := engine.New(engine.Config{Published: &published}, cache.NewFlows(16))
 	w := policy.NewWorld()
 	s, _ := w.Commit()
 	published.Publish(s)
 	data := datagram(key("10.0.0.1", "10.0.0.2", 80))
-	j.Judge(data)
-	j.Judge(data)
+	e.Evaluate(data)
+	e.Evaluate(data)
 	next, _ := w.Commit()
 	published.Publish(next)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
@@ -241,24 +261,24 @@ func TestSettleWaitsForTheAnswers(t *testing.T) {
 	if err := published.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("settled with answers on their way: %v", err)
 	}
-	j.Answered()
-	j.Answered() // as when a worker starts again
+	e.Answered()
+	e.Answered() // as when a worker starts again
 	if err := published.Settle(t.Context()); err != nil {
 		t.Error(err)
 	}
-	j.Judge(data)
-	j.Close()
+	e.Evaluate(data)
+	e.Close()
 	if err := published.Settle(t.Context()); err != nil {
-		t.Errorf("a judge that is closed is waited for: %v", err)
+		t.Errorf("an evaluator that is closed is waited for: %v", err)
 	}
 }
 
-// BenchmarkJudge is the way of a packet from its bytes to its verdict: decode
+// BenchmarkEvaluate is the way of a packet from its bytes to its verdict: decode
 // plus hit, and decode plus miss. As in the agent, what is allowed is noted for the
 // sweeps. On one core of an AMD EPYC a hit takes 140 ns at each size, of which the
 // lookup and decoding take a good quarter each; a miss, which is measured with no
 // cache, 260 to 600.
-func BenchmarkJudge(b *testing.B) {
+func BenchmarkEvaluate(b *testing.B) {
 	for _, o := range []cluster.Options{
 		{Pods: 100, Policies: 10, Namespaces: 1},
 		{Pods: 1000, Policies: 100, Namespaces: 1},
@@ -278,21 +298,21 @@ func BenchmarkJudge(b *testing.B) {
 		}
 		for name, size := range map[string]int{"hit": cache.DefaultSize, "miss": 0} {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
-				j := cache.NewJudge(cache.Config{Published: &published, Admissions: conntrack.NewAdmitted(nil)}, cache.NewFlows(size))
-				defer j.Close()
+				e := engine.New(engine.Config{Published: &published, Tracker: conntrack.NewAdmitted(nil)}, cache.NewFlows(size))
+				defer e.Close()
 				for range 2 {
 					for _, p := range packets {
-						j.Judge(p)
+						e.Evaluate(p)
 					}
 				}
-				j.Answered()
-				before := j.Stats()
+				e.Answered()
+				before := e.Stats()
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
-					j.Judge(packets[i%len(packets)])
-					j.Answered()
+					e.Evaluate(packets[i%len(packets)])
+					e.Answered()
 				}
-				if now := j.Stats(); name == "hit" && now.Misses+now.Stale != before.Misses+before.Stale {
+				if now := e.Stats(); name == "hit" && now.Misses+now.Stale != before.Misses+before.Stale {
 					b.Errorf("%d of %d were no hits", now.Misses+now.Stale-before.Misses-before.Stale, b.N)
 				}
 			})

@@ -1,9 +1,10 @@
-package cache
+package engine
 
 import (
 	"testing"
 	"time"
 
+	"sluice/cache"
 	"sluice/filter"
 	"sluice/filter/policy"
 )
@@ -33,7 +34,7 @@ func TestTallyCounts(t *testing.T) {
 	}
 	got.Add(one.read())
 	if n := got.Verdicts[filter.Deny][filter.EgressDenied][1]; n != 4 {
-		t.Errorf("two judges have denied %d, want 4", n)
+		t.Errorf("two evaluators have denied %d, want 4", n)
 	}
 	if s := Sides(2); s.Has(filter.Egress) || !s.Has(filter.Ingress) {
 		t.Errorf("sides %d: egress %t, ingress %t", s, s.Has(filter.Egress), s.Has(filter.Ingress))
@@ -55,15 +56,15 @@ func TestLatencyBuckets(t *testing.T) {
 }
 
 // One in sampling decisions is timed, and every one is counted.
-func TestJudgeTally(t *testing.T) {
+func TestEvaluatorTally(t *testing.T) {
 	var published policy.Published
-	j := NewJudge(Config{Published: &published}, NewFlows(16))
-	defer j.Close()
+	e := New(Config{Published: &published}, cache.NewFlows(16))
+	defer e.Close()
 	const n = 10*sampling + 1
 	for range n {
-		j.Judge([]byte{0})
+		e.Evaluate([]byte{0})
 	}
-	got := j.Tally()
+	got := e.Tally()
 	if malformed := got.Verdicts[filter.Deny][filter.Malformed][0]; malformed != n {
 		t.Errorf("%d of %d were counted", malformed, n)
 	}
@@ -74,7 +75,7 @@ func TestJudgeTally(t *testing.T) {
 	if timed != n/sampling {
 		t.Errorf("%d of %d were timed, want %d", timed, n, n/sampling)
 	}
-	if allocs := testing.AllocsPerRun(2*sampling, func() { j.Judge([]byte{0}) }); allocs != 0 {
+	if allocs := testing.AllocsPerRun(2*sampling, func() { e.Evaluate([]byte{0}) }); allocs != 0 {
 		t.Errorf("counting takes %v allocations", allocs)
 	}
 }
