@@ -5,13 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"sluice/cache/conntrack"
 	"sluice/cache/kernel"
-	"sluice/cmd/sluice/telemetry"
+	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/guard"
 	"sluice/filter/rules"
 )
@@ -86,8 +88,6 @@ func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 	if socket == "" {
 		return false
 	}
-	ctx, cancel := within(ctx, statusPatience, "to answer")
-	defer cancel()
 	s, err := telemetry.Ask(ctx, socket)
 	switch {
 	case errors.Is(err, telemetry.ErrNoAgent):
@@ -148,4 +148,21 @@ func removeTraces(ctx context.Context, opts rules.Options, bpffs string) (remove
 		removed = append(removed, "the marks of "+count(cleared, "connection", "connections"))
 	}
 	return removed, errors.Join(err, clearErr, kernel.Close())
+}
+
+// addPinsFlag lets sluice rules print the rules of a kernel's flow cache.
+func addPinsFlag(fs *pflag.FlagSet, dir *string) {
+	fs.StringVar(dir, "kernel-cache-pins", "", "print the rules of the kernel's flow cache too, as if its programs were pinned in `DIR`")
+}
+
+// withPins are rules that call the programs pinned in a folder, if there is one.
+func withPins(o rules.Options, dir string) rules.Options {
+	if dir == "" {
+		return o
+	}
+	o.AllowPin = filepath.Join(dir, "allow")
+	if !o.FailOpen {
+		o.DenyPin = filepath.Join(dir, "deny")
+	}
+	return o
 }

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/bench/lab"
-	"sluice/cmd/sluice/telemetry"
+	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/rules"
 )
 

@@ -4,79 +4,23 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
-	"sluice/cache"
-	"sluice/filter/queue"
-	"sluice/filter/rules"
+	"sluice/cmd/sluice/agent"
+	"sluice/filter/policy"
 	"sluice/filter/verdictlog"
-	"sluice/watch"
-	"sluice/watch/folder"
-	"sluice/watch/kube"
 )
-
-// onExit is what becomes of the rules when the agent ends.
-type onExit string
-
-const (
-	keepAtExit   onExit = "keep"
-	removeAtExit onExit = "remove"
-)
-
-// overflow is what becomes of packets that find their queue full.
-type overflow string
-
-const (
-	dropPackets overflow = "drop"
-	passPackets overflow = "pass"
-)
-
-type runOptions struct {
-	manifests []string
-	cluster   clusterOptions
-	nodeName  string
-	// startupTaint is the key of the taint to remove from the Node; empty if none.
-	startupTaint string
-	rules        rules.Options
-	onExit       onExit
-
-	podCIDRs       []netip.Prefix
-	sysctlProblems sysctlProblems
-	hold           time.Duration
-	maxHeld        int
-
-	policyMemory, policiesMemory int // MiB; 0 for no limit
-
-	kernelCache kernelCache
-	guard       guardMode
-	// kernelUnattended is kernel.Options.Unattended.
-	kernelUnattended time.Duration
-	bpffs            string
-
-	queueLen, copyRange, cacheSize int
-	overflow                       overflow
-	gso                            bool
-
-	tendMemory  bool // the environment leaves the collector to us
-	httpAddress string
-	socket      string // of sluice status, and of agents that take over
-
-	verdicts     verdictlog.Level
-	verdictsRate int
-	logFormat    string
-	logLevel     slog.Level
-}
 
 func runCommand(e env) *cobra.Command {
-	opts := runOptions{onExit: removeAtExit, overflow: dropPackets, verdicts: verdictlog.None, logFormat: "text"}
+	opts := runOptions{
+		Options:   agent.Options{OnExit: agent.RemoveRules, Overflow: agent.DropPackets, Verdicts: verdictlog.None},
+		logFormat: "text",
+	}
 	cmd := &cobra.Command{
 		Use:   "run [--manifests DIR]",
 		Short: "Enforce the policies on this node",
@@ -107,35 +51,35 @@ kernel remembers the verdict or that there is no policy, while all others get wh
   sluice run --kubeconfig /etc/kubernetes/agent.conf --node-name node-1 --on-exit keep`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := opts.rules.Validate(); err != nil {
+			if err := opts.Rules.Validate(); err != nil {
 				return err
 			}
-			if opts.kernelUnattended < 0 {
-				return fmt.Errorf("--unattended %s: give a duration such as 10m, or 0 for no limit", opts.kernelUnattended)
+			if opts.Unattended < 0 {
+				return fmt.Errorf("--unattended %s: give a duration such as 10m, or 0 for no limit", opts.Unattended)
 			}
-			if len(opts.manifests) > 0 && opts.cluster.given() {
+			if len(opts.Manifests) > 0 && opts.cluster.given() {
 				return fmt.Errorf("--manifests and --kubeconfig or --context name two worlds: give one of them")
 			}
-			if len(opts.manifests) > 0 && opts.startupTaint != "" {
+			if len(opts.Manifests) > 0 && opts.StartupTaint != "" {
 				return fmt.Errorf("--startup-taint is removed from a Node, and with --manifests there is no cluster that has one: leave it out")
 			}
-			if slices.Contains(opts.manifests, "") {
+			if slices.Contains(opts.Manifests, "") {
 				return fmt.Errorf("--manifests is empty: write a folder of manifests, or a single file")
 			}
-			if opts.nodeName == "" {
-				opts.nodeName = nodeName(e)
+			if opts.NodeName == "" {
+				opts.NodeName = nodeName(e)
 			}
-			opts.tendMemory = e.getenv("GOGC") == "" && e.getenv("GOMEMLIMIT") == ""
+			opts.TuneMemory = e.getenv("GOGC") == "" && e.getenv("GOMEMLIMIT") == ""
 			return runAgent(cmd.Context(), opts, newLogger(e, opts))
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringArrayVar(&opts.manifests, "manifests", nil, "`DIR` of manifests, or a single file, instead of a cluster (repeatable)")
+	fs.StringArrayVar(&opts.Manifests, "manifests", nil, "`DIR` of manifests, or a single file, instead of a cluster (repeatable)")
 	addClusterFlags(fs, &opts.cluster)
-	fs.StringVar(&opts.nodeName, "node-name", "", "`NAME` of the Node that this is; $NODE_NAME, or else the host's name")
-	fs.Var(newChoiceFlag(&opts.onExit, keepAtExit, removeAtExit), "on-exit", "what becomes of the rules at the end: keep or remove")
+	fs.StringVar(&opts.NodeName, "node-name", "", "`NAME` of the Node that this is; $NODE_NAME, or else the host's name")
+	fs.Var(newChoiceFlag(&opts.OnExit, agent.KeepRules, agent.RemoveRules), "on-exit", "what becomes of the rules at the end: keep or remove")
 	addTaintFlags(fs, &opts)
-	addRulesFlags(fs, &opts.rules)
+	addRulesFlags(fs, &opts.Rules)
 	addHoldFlags(fs, &opts)
 	addLimitFlags(fs, &opts)
 	addNetworkFlags(fs, &opts)
@@ -147,38 +91,39 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 	return cmd
 }
 
-func addHoldFlags(fs *pflag.FlagSet, opts *runOptions) {
-	opts.hold, opts.maxHeld = queue.DefaultHold, queue.DefaultMaxHeld
-	fs.Var((*prefixesFlag)(&opts.podCIDRs), "pod-cidrs", `the ranges of this node's pods, such as 10.1.2.0/24,fd00:1:2::/64: a packet from or to
-an address there waits until its pod is known; if not given, those of its Node and
-what follows from its routes`)
-	fs.DurationVar(&opts.hold, "hold", opts.hold, "how long a packet waits at most for its pod to become known; then --fail decides")
-	fs.Var(newNumberFlag(&opts.maxHeld, 0, 1<<20), "hold-max", "how many packets wait so at most. When all places are taken, the sender that has most gives way to others")
-}
-
-func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {
-	opts.queueLen, opts.copyRange, opts.cacheSize, opts.gso = queue.DefaultMaxLen, queue.DefaultCopyRange, cache.DefaultSize, true
-	fs.Var(newNumberFlag(&opts.queueLen, 1, 1<<20), "queue-len", "how many packets may wait in each queue")
-	fs.Var(newNumberFlag(&opts.copyRange, 64, 65535), "copy-range", "how many bytes of a packet are read; IPv6 extension headers beyond are not understood")
-	fs.Var(newChoiceFlag(&opts.overflow, dropPackets, passPackets), "queue-overflow", "what packets get that find their queue full: drop or pass (a flood then opens what policies close)")
-	fs.BoolVar(&opts.gso, "queue-gso", opts.gso, "take packets that are not yet cut up to the size of the wire")
-	fs.Var(newNumberFlag(&opts.cacheSize, 0, 1<<24), "cache-size", "how many flows each worker remembers; 0 turns the cache off")
-}
-
-func addLogFlags(fs *pflag.FlagSet, opts *runOptions) {
-	fs.Var(newChoiceFlag(&opts.verdicts, verdictlog.None, verdictlog.Denied, verdictlog.All), "log-verdicts", "which verdicts to log: none, denied or all")
-	opts.verdictsRate = verdictlog.DefaultRate
-	fs.Var(newNumberFlag(&opts.verdictsRate, 0, 1<<20), "log-verdicts-rate", "how many verdicts to log a second; 0 for no limit")
-	fs.Var(newChoiceFlag(&opts.logFormat, "text", "json"), "log-format", "text or json")
-	fs.TextVar(&opts.logLevel, "log-level", slog.LevelInfo, "`LEVEL`: debug, info, warn or error")
-}
-
 func newLogger(e env, opts runOptions) *slog.Logger {
 	o := &slog.HandlerOptions{Level: opts.logLevel, ReplaceAttr: worded}
 	if opts.logFormat == "json" {
 		return slog.New(slog.NewJSONHandler(e.stderr, o))
 	}
 	return slog.New(slog.NewTextHandler(e.stderr, o))
+}
+
+// worded leaves attributes out of a log line that are empty, such as the field of a
+// problem that concerns a whole file. An error without a text is named by its type,
+// since that there was one must not be lost.
+func worded(_ []string, a slog.Attr) slog.Attr {
+	switch a.Value.Kind() {
+	case slog.KindString:
+		if a.Value.String() == "" {
+			return slog.Attr{}
+		}
+	case slog.KindAny:
+		if err, is := a.Value.Any().(error); is && err.Error() == "" {
+			return slog.String(a.Key, fmt.Sprintf("an error of type %T without a text", err))
+		}
+	default:
+	}
+	return a
+}
+
+// runOptions are those of the agent, and those that the command reads itself.
+type runOptions struct {
+	agent.Options
+	cluster                      clusterOptions
+	policyMemory, policiesMemory int // MiB; 0 for no limit
+	logFormat                    string
+	logLevel                     slog.Level
 }
 
 // nodeName is what this node is probably called in the cluster.
@@ -190,40 +135,20 @@ func nodeName(e env) string {
 	return strings.ToLower(name)
 }
 
-// runAgent builds the agent from its parts and runs it.
+// runAgent reads where the cluster is, if one is to be followed, and runs the agent.
 func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
 	klog.SetSlogLogger(log)
-	a, err := newAgent(ctx, opts, log)
-	if err != nil {
-		return err
+	opts.Version, opts.Limits = version(), opts.limits()
+	if len(opts.Manifests) == 0 {
+		var err error
+		if opts.Cluster, err = opts.cluster.config(); err != nil {
+			return fmt.Errorf("%w; or give --manifests DIR to do without a cluster", err)
+		}
 	}
-	defer a.close()
-	source, err := a.source()
-	if err != nil {
-		return err
-	}
-	if err := a.run(ctx, source); err != nil {
-		return fmt.Errorf("run the agent: %w", err)
-	}
-	return nil
+	return agent.Run(ctx, opts.Options, log)
 }
 
-// source is where the agent learns of pods and policies.
-func (a *agent) source() (watch.Source, error) {
-	if len(a.opts.manifests) > 0 {
-		return folder.Source{
-			Dirs: a.opts.manifests, Logger: a.log,
-			OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) },
-			OnNotRead:  func(n []folder.NotRead) { a.notRead.Store(&n) },
-		}, nil
-	}
-	config, err := a.opts.cluster.config()
-	if err != nil {
-		return nil, fmt.Errorf("%w; or give --manifests DIR to do without a cluster", err)
-	}
-	ranges := &a.ranges
-	if len(a.opts.podCIDRs) > 0 {
-		ranges = nil // those that were given hold
-	}
-	return kube.New(config, kube.Options{NodeName: a.opts.nodeName, Ranges: ranges, StartupTaint: a.startupTaint(), Logger: a.log})
+// limits are what policies may take.
+func (o *runOptions) limits() policy.Limits {
+	return policy.Limits{Policy: int64(o.policyMemory) << 20, Policies: int64(o.policiesMemory) << 20}
 }

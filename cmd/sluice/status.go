@@ -4,11 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"sluice/cmd/sluice/telemetry"
+	"sluice/cmd/sluice/agent/telemetry"
 )
 
 // statusOutput is how the status is written.
@@ -18,9 +17,6 @@ const (
 	statusText statusOutput = "text"
 	statusJSON statusOutput = "json"
 )
-
-// statusPatience is how long an agent may take to answer.
-const statusPatience = 5 * time.Second
 
 func statusCommand(e env) *cobra.Command {
 	socket, output, self := "", statusText, false
@@ -42,9 +38,7 @@ another agent on the same node.`,
   sluice status -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := within(cmd.Context(), statusPatience, "to answer")
-			defer cancel()
-			s, err := telemetry.Ask(ctx, socket)
+			s, err := telemetry.Ask(cmd.Context(), socket)
 			if err != nil {
 				return err
 			}

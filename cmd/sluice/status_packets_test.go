@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"sluice/bench/lab"
-	"sluice/cmd/sluice/telemetry"
+	"sluice/cmd/sluice/agent/telemetry"
 )
 
 // scrape gets a page of the agent, as a process of its node does.

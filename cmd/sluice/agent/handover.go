@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -119,12 +119,12 @@ var (
 // succeed takes over from the agent that is there, if one is.
 func (a *agent) succeed(ctx context.Context) error {
 	for end := time.Now().Add(takeoverPatience); ; {
-		lease, err := takeOver(ctx, a.opts.socket, takeoverPatience)
+		lease, err := takeOver(ctx, a.opts.Socket, takeoverPatience)
 		switch {
 		case err == nil:
 			a.lease = lease
 			return nil
-		case errors.Is(err, errNobody) && a.opts.rules.FirstQueue == a.wantedQueue:
+		case errors.Is(err, errNobody) && a.opts.Rules.FirstQueue == a.wantedQueue:
 			return nil // whoever reads the queues behind ours is no agent, and not in the way
 		case errors.Is(err, errNobody) && a.vacated():
 			return nil // the agent that was there has ended meanwhile
@@ -161,16 +161,16 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 
 // vacated says that nobody reads the wanted queues any more.
 func (a *agent) vacated() bool {
-	bound, err := queue.Bound(0, a.wantedQueue, a.opts.rules.Span())
+	bound, err := queue.Bound(0, a.wantedQueue, a.opts.Rules.Span())
 	return err == nil && !bound
 }
 
 // others is the first of the queues of the agent that this one takes over from.
 func (a *agent) others() uint16 {
-	if a.opts.rules.FirstQueue != a.wantedQueue {
+	if a.opts.Rules.FirstQueue != a.wantedQueue {
 		return a.wantedQueue
 	}
-	return a.wantedQueue + uint16(a.opts.rules.Span())
+	return a.wantedQueue + uint16(a.opts.Rules.Span())
 }
 
 // settling is how often the queues of the agent from before are looked at.
@@ -194,7 +194,7 @@ func (a *agent) inherit(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		switch n, err := queue.Waiting(0, a.others(), a.opts.rules.Span()); {
+		switch n, err := queue.Waiting(0, a.others(), a.opts.Rules.Span()); {
 		case err != nil:
 			a.log.Warn("it is not known whether the agent from before has answered all packets", "err", err)
 			empty = 2

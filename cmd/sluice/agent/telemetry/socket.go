@@ -108,8 +108,13 @@ func (s *socket) Close() error {
 // ErrNoAgent says that there is no agent behind a socket.
 var ErrNoAgent = errors.New("no agent answers")
 
+// askTimeout bounds the wait for an agent's status.
+const askTimeout = 5 * time.Second
+
 // Ask asks the agent behind a socket for its status.
 func Ask(ctx context.Context, path string) (*Status, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("it took longer than %v to answer", askTimeout))
+	defer cancel()
 	process := 0
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/spf13/pflag"
 
 	"sluice/cache/kernel"
 	"sluice/filter/policy"
@@ -26,55 +24,29 @@ import (
 //   - When its rules are in place, nobody needs what agents before it have pinned.
 //   - At its end the programs stay with the rules, or go with them.
 
-// kernelCache says whether to remember verdicts in the kernel.
-type kernelCache string
-
-const (
-	kernelCacheAuto kernelCache = "auto"
-	kernelCacheOn   kernelCache = "on"
-	kernelCacheOff  kernelCache = "off"
-)
-
-func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
-	opts.kernelCache = kernelCacheAuto
-	fs.Var(newChoiceFlag(&opts.kernelCache, kernelCacheAuto, kernelCacheOn, kernelCacheOff), "kernel-cache", `whether the kernel itself answers what was answered before, and what no policy
-concerns. It logs nothing, and so leaves denials to the agent with --log-verdicts
-denied. auto is on where that works, but not with --log-verdicts all, and not in
-iptables' legacy tables: none can change those then who does not see --bpffs`)
-	opts.kernelUnattended = kernel.DefaultUnattended
-	fs.DurationVar(&opts.kernelUnattended, "unattended", opts.kernelUnattended, `how long the kernel (--kernel-cache) goes on to answer, when the agent is gone, for pods
-of this node that share an interface, as on a bridge: later, other pods may have their
-addresses; 0 for no limit`)
-	addBPFFSFlag(fs, &opts.bpffs)
-}
-
-func addBPFFSFlag(fs *pflag.FlagSet, path *string) {
-	fs.StringVar(path, "bpffs", kernel.DefaultBPFFS, "`DIR` where the BPF file system is mounted, or is to be")
-}
-
 // openKernel makes the flow cache in the kernel, and has the rules call it.
 func (a *agent) openKernel() error {
-	wanted := a.opts.kernelCache
-	if wanted == kernelCacheOff {
+	wanted := a.opts.KernelCache
+	if wanted == KernelCacheOff {
 		return nil
 	}
-	if why := a.unwelcome(); wanted == kernelCacheAuto && why != "" {
+	if why := a.unwelcome(); wanted == KernelCacheAuto && why != "" {
 		a.log.Info("verdicts are not remembered in the kernel", "because", why)
 		return nil
 	}
 	// A denial that is remembered would hold while no agent runs.
-	allowedOnly := a.opts.verdicts != verdictlog.None || a.opts.rules.FailOpen
-	c, err := kernel.Open(kernel.Options{BPFFS: a.opts.bpffs, AllowedOnly: allowedOnly, Unattended: a.opts.kernelUnattended, Logger: a.log})
+	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
+	c, err := kernel.Open(kernel.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {
-	case err != nil && wanted == kernelCacheOn:
+	case err != nil && wanted == KernelCacheOn:
 		return fmt.Errorf("%w; or give --kernel-cache off", err)
 	case err != nil:
 		a.log.Info("verdicts are not remembered in the kernel", "because", err)
 		return nil
 	}
 	a.kernel = c
-	a.opts.rules.AllowPin, a.opts.rules.DenyPin = c.AllowPin(), c.DenyPin()
-	if err := a.opts.rules.Validate(); err != nil {
+	a.opts.Rules.AllowPin, a.opts.Rules.DenyPin = c.AllowPin(), c.DenyPin()
+	if err := a.opts.Rules.Validate(); err != nil {
 		return errors.Join(err, c.Remove())
 	}
 	a.ranges.OnSet = func(all []netip.Prefix) { a.kernelFailed(c.SetRanges(all)) }
@@ -91,10 +63,10 @@ func (a *agent) tellDevices(devices map[netip.Addr]uint32) {
 
 // attend tells the kernel again and again that the agent is there, until ctx ends.
 func (a *agent) attend(ctx context.Context) {
-	if a.kernel == nil || a.opts.kernelUnattended == 0 {
+	if a.kernel == nil || a.opts.Unattended == 0 {
 		return
 	}
-	tick := time.NewTicker(max(min(a.opts.kernelUnattended/10, 10*time.Second), time.Millisecond))
+	tick := time.NewTicker(max(min(a.opts.Unattended/10, 10*time.Second), time.Millisecond))
 	defer tick.Stop()
 	failed := false
 	for {
@@ -118,7 +90,7 @@ func (a *agent) attend(ctx context.Context) {
 // container that does not see where they are pinned, could change nothing any more.
 func (a *agent) unwelcome() string {
 	switch {
-	case a.opts.verdicts == verdictlog.All:
+	case a.opts.Verdicts == verdictlog.All:
 		return "the log is to have a line for each"
 	case strings.HasSuffix(a.tableNames(), "-"+string(rules.Legacy)):
 		return "others, who may not see the programs, could not change the legacy tables"
@@ -130,7 +102,7 @@ func (a *agent) unwelcome() string {
 // crowd's queue, the kernel's flow cache or the rules about forged sources shows only
 // now: what the manager has had to leave out is left out for good.
 func (a *agent) apply(ctx context.Context) error {
-	a.manager.MustPin(a.kernel != nil && a.opts.kernelCache == kernelCacheOn)
+	a.manager.MustPin(a.kernel != nil && a.opts.KernelCache == KernelCacheOn)
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}
@@ -204,7 +176,7 @@ func (a *agent) kernelStats() *kernel.Stats {
 // forgetStale takes away what agents that are gone have pinned, now that no rule
 // calls it.
 func (a *agent) forgetStale() {
-	removed, err := kernel.RemoveStale(a.opts.bpffs)
+	removed, err := kernel.RemoveStale(a.opts.BPFFS)
 	for _, dir := range removed {
 		a.log.Info("removed the pinned programs of an agent that is gone", "dir", dir)
 	}
@@ -223,21 +195,4 @@ func (a *agent) closeKernel() error {
 		return a.kernel.Close()
 	}
 	return a.kernel.Remove()
-}
-
-// addPinsFlag lets sluice rules print the rules of a kernel's flow cache.
-func addPinsFlag(fs *pflag.FlagSet, dir *string) {
-	fs.StringVar(dir, "kernel-cache-pins", "", "print the rules of the kernel's flow cache too, as if its programs were pinned in `DIR`")
-}
-
-// withPins are rules that call the programs pinned in a folder, if there is one.
-func withPins(o rules.Options, dir string) rules.Options {
-	if dir == "" {
-		return o
-	}
-	o.AllowPin = filepath.Join(dir, "allow")
-	if !o.FailOpen {
-		o.DenyPin = filepath.Join(dir, "deny")
-	}
-	return o
 }

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -25,7 +25,7 @@ const (
 // tendMemory has the collector leave the headroom, until ctx ends. Who sets GOGC
 // or GOMEMLIMIT knows better.
 func (a *agent) tendMemory(ctx context.Context) {
-	if !a.opts.tendMemory {
+	if !a.opts.TuneMemory {
 		return
 	}
 	tick := time.NewTicker(firstReckoning)

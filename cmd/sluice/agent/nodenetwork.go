@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -10,9 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spf13/pflag"
-
-	"sluice/cmd/sluice/telemetry"
+	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
 	"sluice/watch"
 	"sluice/watch/node"
@@ -26,22 +24,6 @@ const (
 	// it is reported: when a pod ends, its route is removed before the API reports it.
 	outsideGrace = 30 * time.Second
 )
-
-// sysctlProblems is what becomes of settings by which packets pass iptables by.
-type sysctlProblems string
-
-const (
-	reportSysctls sysctlProblems = "report"
-	unreadySysctl sysctlProblems = "unready"
-)
-
-func addNetworkFlags(fs *pflag.FlagSet, opts *runOptions) {
-	opts.sysctlProblems = reportSysctls
-	fs.Var(newChoiceFlag(&opts.sysctlProblems, reportSysctls, unreadySysctl), "sysctl-problems",
-		`what becomes of sysctls by which packets between pods on a bridge pass iptables by, such as
-net.bridge.bridge-nf-call-iptables=0: report (in log, status and metrics) or unready (that too,
-and the agent is not ready)`)
-}
 
 // nodeNetwork is what the agent knows of the way that packets take on its node: over
 // which interfaces, by which settings of the kernel.

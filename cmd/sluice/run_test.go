@@ -6,59 +6,13 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"sluice/cmd/sluice/telemetry"
 	"sluice/watch/folder"
 )
-
-// hung is a socket behind which an agent does not answer.
-func hung(t *testing.T) (path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	return path
-}
-
-// What is said about an agent that hangs names the agent, how long it was waited
-// for, and what helps; not the context that ended.
-func TestHungAgentIsNamed(t *testing.T) {
-	path := hung(t)
-	const timeout = 50 * time.Millisecond
-	_, takeover := takeOver(t.Context(), path, timeout)
-	ctx, cancel := within(t.Context(), timeout, "to answer")
-	defer cancel()
-	_, status := telemetry.Ask(ctx, path)
-	for what, tt := range map[string]struct {
-		err  error
-		want []string
-	}{
-		"take over": {takeover, []string{path, timeout.String(), "hangs", "end its process"}},
-		"status":    {status, []string{path, timeout.String()}},
-	} {
-		if tt.err == nil {
-			t.Errorf("%s: no error", what)
-			continue
-		}
-		for _, text := range tt.want {
-			if !strings.Contains(tt.err.Error(), text) {
-				t.Errorf("%s: %q lacks %q", what, tt.err, text)
-			}
-		}
-		if strings.Contains(tt.err.Error(), "context ") {
-			t.Errorf("%s: %q tells of a context", what, tt.err)
-		}
-	}
-}
 
 // Every context that ends by time says what took too long, and every error that is
 // made of a context's end gives that cause.

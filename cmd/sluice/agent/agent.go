@@ -1,4 +1,6 @@
-package main
+// Package agent is the agent of a node: it wires the parts together, starts them in
+// order, puts each change of policy in force, hands over to the next agent, and ends.
+package agent
 
 import (
 	"context"
@@ -23,6 +25,8 @@ import (
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
 	"sluice/watch"
+	"sluice/watch/folder"
+	"sluice/watch/kube"
 	"sluice/watch/node"
 )
 
@@ -41,7 +45,7 @@ const (
 // judges take them from there. After each publish the follower judges the live
 // connections.
 type agent struct {
-	opts       runOptions
+	opts       Options
 	log        *slog.Logger
 	published  policy.Published
 	ranges     watch.Ranges // where pods have their addresses
@@ -94,14 +98,14 @@ const (
 	leaving                // what is in place is taken back
 )
 
-func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *agent, err error) {
+func newAgent(ctx context.Context, opts Options, log *slog.Logger) (made *agent, err error) {
 	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1), synced: make(chan struct{}), gaps: make(chan struct{}, 1)}
-	tables, err := rules.Open(ctx, opts.rules.Backend, log)
+	tables, err := rules.Open(ctx, opts.Rules.Backend, log)
 	if err != nil {
 		return nil, err
 	}
-	a.wantedQueue = opts.rules.FirstQueue
-	if opts.rules.FirstQueue, a.occupied, err = chooseQueues(opts.rules.FirstQueue, opts.rules.Span()); err != nil {
+	a.wantedQueue = opts.Rules.FirstQueue
+	if opts.Rules.FirstQueue, a.occupied, err = chooseQueues(opts.Rules.FirstQueue, opts.Rules.Span()); err != nil {
 		return nil, err
 	}
 	a.opts, a.backend = opts, tables
@@ -117,26 +121,26 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	if err := a.openGuard(); err != nil {
 		return nil, err
 	}
-	a.manager = rules.New(a.opts.rules, tables, log)
+	a.manager = rules.New(a.opts.Rules, tables, log)
 	a.manager.OnRepair = a.noteGap
 	if a.kernel != nil {
 		a.manager.EnsurePins = a.kernel.EnsurePins
 	}
-	a.verdicts = verdictlog.New(opts.verdicts, opts.verdictsRate, &a.published, log)
-	a.ranges.Set(opts.podCIDRs, nil)
+	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, log)
+	a.ranges.Set(opts.PodCIDRs, nil)
 	a.network = newNodeNetwork(&a.ranges, log)
 	a.network.onDevices = a.tellDevices
-	a.network.cluster = len(opts.manifests) == 0
+	a.network.cluster = len(opts.Manifests) == 0
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
-	a.network.derive = a.network.cluster && len(opts.podCIDRs) == 0 // those that were given hold alone
+	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // those that were given hold alone
 	a.admitted = conntrack.NewAdmitted(func(addr netip.Addr) bool {
 		_, cluster := a.ranges.Contains(addr)
 		return cluster
 	})
 	a.queues, err = queue.New(queue.Options{
-		First: opts.rules.FirstQueue, Count: opts.rules.Queues, Crowd: opts.rules.SourceShare > 0, Mark: opts.rules.JudgedMark,
-		MaxLen: uint32(opts.queueLen), CopyRange: uint32(opts.copyRange),
-		FailOpen: opts.overflow == passPackets, OnGap: a.noteGap, NoGSO: !opts.gso, Hold: opts.hold, MaxHeld: opts.maxHeld,
+		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Crowd: opts.Rules.SourceShare > 0, Mark: opts.Rules.JudgedMark,
+		MaxLen: uint32(opts.QueueLen), CopyRange: uint32(opts.CopyRange),
+		FailOpen: opts.Overflow == PassPackets, OnGap: a.noteGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
 	}, a.newEvaluator, log)
 	if err != nil {
 		return nil, err
@@ -144,13 +148,13 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 	if a.table, err = conntrack.Open(conntrack.Options{}); err != nil {
 		return nil, err
 	}
-	marks := conntrack.Marks{Judged: opts.rules.JudgedMark, Revoked: opts.rules.RevokedMark}
+	marks := conntrack.Marks{Judged: opts.Rules.JudgedMark, Revoked: opts.Rules.RevokedMark}
 	a.sweeper = conntrack.New(a.table, marks, log, a.verdicts)
 	a.sweeper.Awaited = a.awaited
 	a.follower = conntrack.Follow(a.sweeper, a.admitted, log)
 	world := policy.NewWorld()
-	world.SetLimits(opts.limits())
-	world.SetLocalNode(opts.nodeName)
+	world.SetLimits(opts.Limits)
+	world.SetLocalNode(opts.NodeName)
 	a.keeper = watch.New(world, &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
 	return a, nil
 }
@@ -158,12 +162,12 @@ func newAgent(ctx context.Context, opts runOptions, log *slog.Logger) (made *age
 // newEvaluator makes one of the workers' evaluators.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Tracker: a.admitted, FailOpen: a.opts.rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Tracker: a.admitted, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
 	}
-	e := engine.New(config, cache.NewFlows(a.opts.cacheSize))
+	e := engine.New(config, cache.NewFlows(a.opts.CacheSize))
 	a.evaluators = append(a.evaluators, e)
 	return e
 }
@@ -172,7 +176,7 @@ func (a *agent) newEvaluator() queue.Evaluator {
 // is denied if it waits in vain.
 func (a *agent) awaited(addr netip.Addr) bool {
 	local, _ := a.ranges.Contains(addr)
-	return local && !a.opts.rules.FailOpen
+	return local && !a.opts.Rules.FailOpen
 }
 
 // forgetOtherBackend takes away what an agent has left in the backend that is not
@@ -288,7 +292,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	go func() { ended <- group.Wait() }()
 	select {
 	case <-ctx.Done():
-		a.log.Info("ending", "rules", string(a.opts.onExit))
+		a.log.Info("ending", "rules", string(a.opts.OnExit))
 	case err := <-ended:
 		ended <- err
 	}
@@ -307,7 +311,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 func (a *agent) drain(ctx, serving context.Context) error {
 	ctx, cancel := within(ctx, answering, "to answer the packets that wait")
 	defer cancel()
-	pass := a.opts.onExit == removeAtExit || a.opts.rules.FailOpen
+	pass := a.opts.OnExit == RemoveRules || a.opts.Rules.FailOpen
 	if err := a.manager.Pause(ctx, pass); err != nil {
 		return fmt.Errorf("end in order: %w", err)
 	}
@@ -326,7 +330,7 @@ func (a *agent) leave(ctx context.Context) error {
 	ctx, cancel := within(ctx, goodbye, "to leave the rules as they are to be")
 	defer cancel()
 	a.rulesStay = true
-	if a.opts.onExit == keepAtExit {
+	if a.opts.OnExit == KeepRules {
 		return a.manager.Apply(ctx)
 	}
 	if err := a.manager.Remove(ctx); err != nil {
@@ -336,7 +340,7 @@ func (a *agent) leave(ctx context.Context) error {
 	if err := a.removeGuard(); err != nil {
 		return err
 	}
-	_, err := a.sweeper.ClearMarks(ctx, a.opts.rules.Mask())
+	_, err := a.sweeper.ClearMarks(ctx, a.opts.Rules.Mask())
 	return err
 }
 
@@ -435,12 +439,54 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	close(a.synced)
 	c := s.Counts()
 	a.log.Info("sluice is ready", "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
-		"queues", fmt.Sprintf("%d-%d", a.opts.rules.FirstQueue, int(a.opts.rules.FirstQueue)+a.opts.rules.Queues-1),
-		"fail", failText(a.opts.rules.FailOpen))
+		"queues", fmt.Sprintf("%d-%d", a.opts.Rules.FirstQueue, int(a.opts.Rules.FirstQueue)+a.opts.Rules.Queues-1),
+		"fail", failText(a.opts.Rules.FailOpen))
 	return nil
 }
 
 func failText(open bool) string {
-	f := failFlag(open)
-	return f.String()
+	if open {
+		return "open"
+	}
+	return "closed"
+}
+
+// source is where the agent learns of pods and policies.
+func (a *agent) source() (watch.Source, error) {
+	if len(a.opts.Manifests) > 0 {
+		return folder.Source{
+			Dirs: a.opts.Manifests, Logger: a.log,
+			OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) },
+			OnNotRead:  func(n []folder.NotRead) { a.notRead.Store(&n) },
+		}, nil
+	}
+	ranges := &a.ranges
+	if len(a.opts.PodCIDRs) > 0 {
+		ranges = nil // those that were given hold
+	}
+	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, Ranges: ranges, StartupTaint: a.startupTaint(), Logger: a.log})
+}
+
+// Run builds an agent and runs it until ctx ends.
+func Run(ctx context.Context, opts Options, log *slog.Logger) error {
+	a, err := newAgent(ctx, opts, log)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	source, err := a.source()
+	if err != nil {
+		return err
+	}
+	if err := a.run(ctx, source); err != nil {
+		return fmt.Errorf("run the agent: %w", err)
+	}
+	return nil
+}
+
+// within bounds ctx. The cause of its end names what was awaited and for how long:
+// "context deadline exceeded" names neither. Who returns an error because a context
+// ended takes it from context.Cause.
+func within(ctx context.Context, timeout time.Duration, what string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than %v %s", timeout, what))
 }

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"errors"
@@ -13,7 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/cmd/sluice/telemetry"
+	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
 	"sluice/watch"
 	"sluice/watch/node"

@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const monitoring = "../../../deploy/monitoring/"
+const monitoring = "../../../../deploy/monitoring/"
 
 // expression is a query of the dashboard or of an alert.
 type expression struct{ place, text string }

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -9,9 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/spf13/pflag"
-
-	"sluice/cmd/sluice/telemetry"
+	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
 	"sluice/filter/rules"
 	"sluice/watch"
@@ -58,7 +56,7 @@ func noted(when *atomic.Pointer[time.Time]) time.Time {
 // serve answers those who ask how the agent stands, until ctx ends.
 func (a *agent) serve(ctx context.Context) {
 	telemetry.Serve(ctx, telemetry.Options{
-		Address: a.opts.httpAddress, Socket: a.opts.socket, Logger: a.log,
+		Address: a.opts.HTTPAddress, Socket: a.opts.Socket, Logger: a.log,
 		HandOver: a.handOver, Displace: a.tookOver,
 	}, a.state)
 }
@@ -67,8 +65,8 @@ func (a *agent) serve(ctx context.Context) {
 func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: telemetry.Settings{
-			Version: version(), PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.rules.Queues,
-			Fail: failText(a.opts.rules.FailOpen), OnExit: string(a.opts.onExit),
+			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
+			Fail: failText(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit),
 		},
 		Now: time.Now(), Started: a.started, Ready: noted(&a.ready),
 		Snapshot: a.published.Snapshot(), Published: noted(&a.inForce),
@@ -108,7 +106,7 @@ func (a *agent) state() *telemetry.State {
 	for _, p := range beyondManifests(a.keeper.Problems(), manifests) {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
 	}
-	a.network.tell(s, a.opts.sysctlProblems == unreadySysctl)
+	a.network.tell(s, a.opts.SysctlProblems == UnreadySysctls)
 	for _, c := range a.keeper.Clashes() {
 		s.Problems = append(s.Problems, telemetry.Problem{
 			Kind: "address", Where: c.Addr.String(), Detail: fmt.Sprintf("the live pods %s claim it; %s counts", c.Pods(), c.Winner),
@@ -165,26 +163,4 @@ func (a *agent) tookOver() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.occupied && (a.phase == applying || a.phase == enforcing)
-}
-
-func addServeFlags(fs *pflag.FlagSet, opts *runOptions) {
-	opts.httpAddress = telemetry.DefaultAddress
-	fs.Var((*addressFlag)(&opts.httpAddress), "http-address", "where to answer /metrics, /healthz, /readyz and, for callers on this node, /debug/; empty for nowhere")
-	fs.StringVar(&opts.socket, "socket", telemetry.DefaultSocket, "`PATH` of the unix socket on which sluice status asks, and an agent that takes over; empty for none")
-}
-
-// addressFlag is an address to listen on, or nothing.
-type addressFlag string
-
-func (f *addressFlag) String() string { return string(*f) }
-func (f *addressFlag) Type() string   { return "address:port" }
-
-func (f *addressFlag) Set(text string) error {
-	if text != "" {
-		if err := telemetry.CheckAddress(text); err != nil {
-			return err
-		}
-	}
-	*f = addressFlag(text)
-	return nil
 }

@@ -1,39 +1,21 @@
-package main
+package agent
 
 import (
 	"context"
 	"fmt"
 
-	"github.com/spf13/pflag"
-
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 )
 
-// guardMode is whether to guard the pods' interfaces.
-type guardMode string
-
-const (
-	guardAuto guardMode = "auto"
-	guardOn   guardMode = "on"
-	guardOff  guardMode = "off"
-)
-
-func addGuardFlag(fs *pflag.FlagSet, opts *runOptions) {
-	opts.guard = guardAuto
-	fs.Var(newChoiceFlag(&opts.guard, guardAuto, guardOn, guardOff), "guard", `whether programs on the node's ends of pods' interfaces drop packets with a source
-that is not the pod's, router advertisements of pods, and what isolated pods must not
-send or get although iptables cannot tell; auto is on where the kernel takes them`)
-}
-
 // openGuard loads the guard of the pods' interfaces.
 func (a *agent) openGuard() error {
-	if a.opts.guard == guardOff {
+	if a.opts.Guard == GuardOff {
 		return nil
 	}
-	g, err := guard.Open(a.opts.rules.JudgedMark, a.log)
+	g, err := guard.Open(a.opts.Rules.JudgedMark, a.log)
 	switch {
-	case err != nil && a.opts.guard == guardOn:
+	case err != nil && a.opts.Guard == GuardOn:
 		return fmt.Errorf("%w; or give --guard off", err)
 	case err != nil:
 		a.log.Warn("pods' interfaces are not guarded: sources that pods forge are not found out", "because", err)

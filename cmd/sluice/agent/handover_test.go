@@ -1,0 +1,89 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/cmd/sluice/agent/telemetry"
+)
+
+// An agent that has yielded and fails breaks off the request of the one that took
+// over. That one is still there, and its rules must stay.
+func TestNoStepInAtTheEnd(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	a := &agent{phase: yielded, serving: ended} // without anything to step in with
+	if err := a.stepIn(); err != nil {
+		t.Error(err)
+	}
+	if was := a.end(); was != yielded {
+		t.Errorf("phase %d: it would take the other one's rules away", was)
+	}
+}
+
+// An agent that has its own socket finds itself there, and not the agent that reads the
+// queues: the error tells where to look.
+func TestTakeOverNamesOtherSockets(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc((&agent{}).handOver)}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close(); <-ended })
+	_, err = takeOver(t.Context(), path, time.Minute)
+	if !errors.Is(err, errNotNow) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "agent with another --socket") {
+		t.Errorf("%v", err)
+	}
+}
+
+// hung is a socket behind which an agent does not answer.
+func hung(t *testing.T) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return path
+}
+
+// What is said about an agent that hangs names the agent, how long it was waited
+// for, and what helps; not the context that ended.
+func TestHungAgentIsNamed(t *testing.T) {
+	path := hung(t)
+	const timeout = 50 * time.Millisecond
+	_, takeover := takeOver(t.Context(), path, timeout)
+	ctx, cancel := within(t.Context(), timeout, "to answer")
+	defer cancel()
+	_, status := telemetry.Ask(ctx, path)
+	for what, tt := range map[string]struct {
+		err  error
+		want []string
+	}{
+		"take over": {takeover, []string{path, timeout.String(), "hangs", "end its process"}},
+		"status":    {status, []string{path, timeout.String()}},
+	} {
+		if tt.err == nil {
+			t.Errorf("%s: no error", what)
+			continue
+		}
+		for _, text := range tt.want {
+			if !strings.Contains(tt.err.Error(), text) {
+				t.Errorf("%s: %q lacks %q", what, tt.err, text)
+			}
+		}
+		if strings.Contains(tt.err.Error(), "context ") {
+			t.Errorf("%s: %q tells of a context", what, tt.err)
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"net/netip"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"sluice/filter/policy"
+	"sluice/filter/rules"
+	"sluice/filter/verdictlog"
+)
+
+// Options are the settings of an agent.
+type Options struct {
+	// Manifests are directories of manifests, or single files. If there are none, Cluster
+	// tells where the API server is.
+	Manifests []string
+	Cluster   *rest.Config
+	NodeName  string
+	// StartupTaint is the key of the taint that the agent removes from its Node; empty if
+	// there is none.
+	StartupTaint string
+
+	Rules  rules.Options
+	OnExit OnExit
+
+	PodCIDRs       []netip.Prefix
+	SysctlProblems SysctlProblems
+	Hold           time.Duration // that a packet waits at most for its pod
+	MaxHeld        int           // packets that wait so
+	Limits         policy.Limits
+
+	KernelCache KernelCache
+	Unattended  time.Duration // see kernel.Options
+	BPFFS       string
+	Guard       GuardMode
+
+	QueueLen, CopyRange, CacheSize int
+	Overflow                       Overflow
+	GSO                            bool
+
+	// TuneMemory lets the agent set the garbage collector.
+	TuneMemory  bool
+	HTTPAddress string
+	Socket      string // for sluice status, and for the agent that takes over
+
+	Verdicts     verdictlog.Level
+	VerdictsRate int
+	Version      string
+}
+
+// OnExit is what happens to the rules when the agent ends.
+type OnExit string
+
+// The values of OnExit.
+const (
+	KeepRules   OnExit = "keep"
+	RemoveRules OnExit = "remove"
+)
+
+// Overflow is what happens to packets that find their queue full.
+type Overflow string
+
+// The values of Overflow.
+const (
+	DropPackets Overflow = "drop"
+	PassPackets Overflow = "pass"
+)
+
+// KernelCache is whether the kernel remembers verdicts.
+type KernelCache string
+
+// The values of KernelCache. Auto is on where it works and does no harm.
+const (
+	KernelCacheAuto KernelCache = "auto"
+	KernelCacheOn   KernelCache = "on"
+	KernelCacheOff  KernelCache = "off"
+)
+
+// GuardMode is whether pods' interfaces are guarded.
+type GuardMode string
+
+// The values of GuardMode. Auto is on where the kernel takes the programs.
+const (
+	GuardAuto GuardMode = "auto"
+	GuardOn   GuardMode = "on"
+	GuardOff  GuardMode = "off"
+)
+
+// SysctlProblems is how the agent treats sysctls that let packets bypass iptables.
+type SysctlProblems string
+
+// The values of SysctlProblems.
+const (
+	ReportSysctls  SysctlProblems = "report"
+	UnreadySysctls SysctlProblems = "unready"
+)

@@ -1,0 +1,39 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+
+	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/watch/kube"
+)
+
+// startupTaint is the taint to remove from this node's Node; nil if there is none.
+func (a *agent) startupTaint() *kube.StartupTaint {
+	if a.opts.StartupTaint == "" {
+		return nil
+	}
+	return &kube.StartupTaint{Key: a.opts.StartupTaint, Ready: a.enforces}
+}
+
+// enforces reports whether this agent enforces, and is as ready as it tells probes.
+func (a *agent) enforces() bool {
+	a.mu.Lock()
+	now := a.phase
+	a.mu.Unlock()
+	return now == enforcing && a.state().Unready() == ""
+}
+
+// taintProblems are what keeps a source from removing the startup taint.
+func (a *agent) taintProblems(source *kube.Source) []telemetry.Problem {
+	err := source.StartupTaintError()
+	if err == nil {
+		return nil
+	}
+	p := telemetry.Problem{Kind: "taint", Where: a.opts.StartupTaint + " of Node " + a.opts.NodeName, Detail: err.Error()}
+	var trouble *kube.Trouble
+	if errors.As(err, &trouble) {
+		p.Detail, p.Mend = fmt.Sprintf("cannot be removed, so that no pods are scheduled here: %v", trouble.Cause), trouble.Mend
+	}
+	return []telemetry.Problem{p}
+}
