@@ -61,7 +61,7 @@ check-deploy: ## hold the chart and the base against Helm and kustomize (the fir
 
 .PHONY: generate
 generate: ## compile the programs of the kernel's flow cache and of the guard anew (Debian: clang, llvm, libbpf-dev)
-	BPF2GO_CFLAGS="-idirafter /usr/include/$$(uname -m)-linux-gnu" go generate ./cache/kernel ./filter/guard
+	BPF2GO_CFLAGS="-idirafter /usr/include/$$(uname -m)-linux-gnu" go generate ./cache/bpf ./filter/guard
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other

@@ -23,7 +23,7 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 )
 
 // kernelArgs are flags of an agent with the kernel's flow cache: it must be there.
@@ -33,7 +33,7 @@ func kernelArgs(more ...string) []string { return append([]string{"--kernel-cach
 func (s *site) pinned(t *testing.T) (found []string) {
 	t.Helper()
 	err := s.Nodes[0].Do(func() (err error) {
-		found, err = filepath.Glob(filepath.Join(kernel.DefaultBPFFS, "sluice-*"))
+		found, err = filepath.Glob(filepath.Join(bpf.DefaultBPFFS, "sluice-*"))
 		return err
 	})
 	if err != nil {

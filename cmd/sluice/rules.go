@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
-	"sluice/cache/kernel"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/guard"
 	"sluice/filter/rules"
@@ -134,7 +134,7 @@ func removeTraces(ctx context.Context, opts rules.Options, bpffs string) (remove
 		removed = append(removed, "the guard of interface "+name)
 	}
 	err = errors.Join(err, guardErr)
-	dirs, pinsErr := kernel.RemoveStale(bpffs)
+	dirs, pinsErr := bpf.RemoveStale(bpffs)
 	for _, dir := range dirs {
 		removed = append(removed, "the programs pinned in "+dir)
 	}

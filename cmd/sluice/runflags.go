@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"sluice/cache"
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 	"sluice/cmd/sluice/agent"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
@@ -55,7 +55,7 @@ func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
 concerns. It logs nothing, and so leaves denials to the agent with --log-verdicts
 denied. auto is on where that works, but not with --log-verdicts all, and not in
 iptables' legacy tables: none can change those then who does not see --bpffs`)
-	opts.Unattended = kernel.DefaultUnattended
+	opts.Unattended = bpf.DefaultUnattended
 	fs.DurationVar(&opts.Unattended, "unattended", opts.Unattended, `how long the kernel (--kernel-cache) goes on to answer, when the agent is gone, for pods
 of this node that share an interface, as on a bridge: later, other pods may have their
 addresses; 0 for no limit`)
@@ -63,7 +63,7 @@ addresses; 0 for no limit`)
 }
 
 func addBPFFSFlag(fs *pflag.FlagSet, path *string) {
-	fs.StringVar(path, "bpffs", kernel.DefaultBPFFS, "`DIR` where the BPF file system is mounted, or is to be")
+	fs.StringVar(path, "bpffs", bpf.DefaultBPFFS, "`DIR` where the BPF file system is mounted, or is to be")
 }
 
 func addGuardFlag(fs *pflag.FlagSet, opts *runOptions) {

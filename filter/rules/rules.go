@@ -90,7 +90,7 @@ type Options struct {
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs, which are asked
 	// before the queue: whether a packet may pass, and whether it must not. Each
-	// may be empty; see the package cache/kernel.
+	// may be empty; see the package cache/bpf.
 	AllowPin, DenyPin string
 }
 

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"sluice/cache"
+	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
-	"sluice/cache/kernel"
 	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
@@ -56,7 +56,7 @@ type agent struct {
 	evaluators []*engine.Evaluator
 	queues     *queue.Queues
 	backend    []rules.Table // that the rules are kept in
-	kernel     *kernel.Cache // nil where verdicts are not remembered in the kernel
+	kernel     *bpf.Cache    // nil where verdicts are not remembered in the kernel
 	guard      *guard.Guard  // nil where pods' interfaces are not guarded
 	table      *conntrack.Kernel
 	admitted   *conntrack.Admitted

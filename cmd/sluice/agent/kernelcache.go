@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 	"sluice/filter/policy"
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
@@ -36,7 +36,7 @@ func (a *agent) openKernel() error {
 	}
 	// A denial that is remembered would hold while no agent runs.
 	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
-	c, err := kernel.Open(kernel.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
+	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {
 	case err != nil && wanted == KernelCacheOn:
 		return fmt.Errorf("%w; or give --kernel-cache off", err)
@@ -153,7 +153,7 @@ func (a *agent) publishToKernel(s *policy.Snapshot, changes policy.Changes) {
 // agent ends.
 func (a *agent) kernelFailed(err error) {
 	switch {
-	case errors.Is(err, kernel.ErrOpen):
+	case errors.Is(err, bpf.ErrOpen):
 		a.fail(err)
 	case err != nil:
 		a.log.Error("the kernel answers nothing by itself until a change succeeds", "err", err)
@@ -161,7 +161,7 @@ func (a *agent) kernelFailed(err error) {
 }
 
 // kernelStats says how the kernel's flow cache has done, if there is one.
-func (a *agent) kernelStats() *kernel.Stats {
+func (a *agent) kernelStats() *bpf.Stats {
 	if a.kernel == nil {
 		return nil
 	}
@@ -176,7 +176,7 @@ func (a *agent) kernelStats() *kernel.Stats {
 // forgetStale takes away what agents that are gone have pinned, now that no rule
 // calls it.
 func (a *agent) forgetStale() {
-	removed, err := kernel.RemoveStale(a.opts.BPFFS)
+	removed, err := bpf.RemoveStale(a.opts.BPFFS)
 	for _, dir := range removed {
 		a.log.Info("removed the pinned programs of an agent that is gone", "dir", dir)
 	}

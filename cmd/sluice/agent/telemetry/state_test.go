@@ -9,8 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/cache"
+	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
-	"sluice/cache/kernel"
 	"sluice/filter"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
@@ -60,7 +60,7 @@ func busy(t *testing.T) *State {
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
 		Flows:       cache.Stats{Hits: 70, Misses: 20, Stale: 10, Size: 15},
 		Connections: Connections{Open: 4, Displaced: 8},
-		Kernel:      &kernel.Stats{Open: 500, Allowed: 400, Denied: 300, Failed: 2},
+		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Failed: 2},
 		Guard:       &guard.Stats{Dropped: map[string]uint64{"source": 11, "arp": 0, "tag": 1, "router": 2, "tunnel": 0, "link-local": 3, "group": 4, "stray": 5}, Ports: 5, Unknown: 1},
 		Forged:      12,
 		Queue:       queue.Stats{Allowed: 90, Denied: 10, Late: 1, Panics: 2, Restarts: 3, Dropped: 4, Crowd: 30, CrowdDropped: 9, Holding: 5, Held: 50, HoldExpired: 6, HoldRefused: 7},

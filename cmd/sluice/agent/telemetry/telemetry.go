@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"sluice/cache"
+	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
-	"sluice/cache/kernel"
 	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
@@ -33,7 +33,7 @@ type State struct {
 	Published time.Time        // when it was put in force
 	Tally     engine.Tally     // of all judges
 	Flows     cache.Stats      // likewise
-	Kernel    *kernel.Stats    // nil where verdicts are not remembered in the kernel
+	Kernel    *bpf.Stats       // nil where verdicts are not remembered in the kernel
 	Guard     *guard.Stats     // nil where pods' interfaces are not guarded
 	Forged    uint64           // packets that the rules have dropped because of their source
 	Queue     queue.Stats

@@ -1,4 +1,4 @@
-package kernel_test
+package bpf_test
 
 import (
 	"errors"
@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 	"sluice/filter"
 )
 
@@ -49,7 +49,7 @@ func letIn(into, from string) *networkingv1.NetworkPolicy {
 }
 
 // newStage is a cache, its programs, and a user space that knows the pods.
-func newStage(t testing.TB, opts kernel.Options, r ranges) (*kernel.Cache, *programs, *user) {
+func newStage(t testing.TB, opts bpf.Options, r ranges) (*bpf.Cache, *programs, *user) {
 	t.Helper()
 	c := newCache(t, opts)
 	p, u := load(t, c), newUser(t, c, r)
@@ -65,7 +65,7 @@ func redis(from netip.Addr) []byte { return packetOf(from, db, filter.TCP, 6379,
 // Before anything is published, and after nothing was remembered, the programs
 // are silent; then they say what was decided.
 func TestRemembers(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{}, nil)
+	c, p, u := newStage(t, bpf.Options{}, nil)
 	if said := p.say(redis(web)); said != silent {
 		t.Errorf("before anything was published: %s", said)
 	}
@@ -108,7 +108,7 @@ func everything(src, dst netip.Addr) (all [][]byte) {
 // no longer than others do. The first of a scan of ports is all that user space
 // sees.
 func TestPairs(t *testing.T) {
-	_, p, u := newStage(t, kernel.Options{}, nil)
+	_, p, u := newStage(t, bpf.Options{}, nil)
 	all := letIn("db", "web")
 	all.Spec.Ingress[0].Ports = nil
 	u.world.SetPolicy(all)
@@ -147,7 +147,7 @@ func TestPairs(t *testing.T) {
 // Who has policies and no rule is closed to other pods, and nobody has to be asked.
 // A stranger may be its node, which user space knows, and it reaches itself.
 func TestClosed(t *testing.T) {
-	_, p, u := newStage(t, kernel.Options{}, nil)
+	_, p, u := newStage(t, bpf.Options{}, nil)
 	u.world.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
 	none := letIn("db", "web")
 	none.Spec.Ingress = nil
@@ -184,7 +184,7 @@ func TestClosed(t *testing.T) {
 // isolate an end against the opposite direction: user space knows whether they deny
 // it. What the kernel denies to the first packet of a connection, it denies to all.
 func TestMidStreamIsLeftToUserSpace(t *testing.T) {
-	_, p, u := newStage(t, kernel.Options{}, nil)
+	_, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	u.judges(redis(web))
 	u.judges(redis(other))
@@ -236,7 +236,7 @@ func TestMidStreamIsLeftToUserSpace(t *testing.T) {
 // A change of either end makes what was remembered void; a change elsewhere does
 // not.
 func TestForgets(t *testing.T) {
-	_, p, u := newStage(t, kernel.Options{}, nil)
+	_, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	u.judges(redis(web))
 	u.world.SetPod(podOf("new", remote))
@@ -264,7 +264,7 @@ func TestForgets(t *testing.T) {
 
 // A verdict that is remembered too late, when its epochs are past, never answers.
 func TestLateVerdict(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{}, nil)
+	c, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	s := u.published.Snapshot()
 	k := filter.NewKey(web, db, filter.TCP, 6379)
@@ -279,7 +279,7 @@ func TestLateVerdict(t *testing.T) {
 
 // Unknown addresses in pod ranges are left to user space, whatever is remembered.
 func TestUnknownPodsAreLeftToUserSpace(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{}, nil)
+	c, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	u.judges(redis(remote))
 	out := packetOf(web, remote, filter.TCP, 443, 20)
@@ -308,7 +308,7 @@ func TestUnknownPodsAreLeftToUserSpace(t *testing.T) {
 // Two strangers are left to user space, though it lets them pass: when it is gone,
 // they may be pods.
 func TestStrangersAreLeftToUserSpace(t *testing.T) {
-	_, p, u := newStage(t, kernel.Options{}, nil)
+	_, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	data := packetOf(remote, netip.MustParseAddr("198.51.100.8"), filter.TCP, 80, 20)
 	if action := u.judges(data); action != filter.Allow {
@@ -321,7 +321,7 @@ func TestStrangersAreLeftToUserSpace(t *testing.T) {
 
 // With denials left to user space there is no program that denies.
 func TestAllowedOnly(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{AllowedOnly: true}, nil)
+	c, p, u := newStage(t, bpf.Options{AllowedOnly: true}, nil)
 	u.commit(t)
 	u.judges(redis(web))
 	u.judges(redis(other))
@@ -338,7 +338,7 @@ func TestGrows(t *testing.T) {
 	if testing.Short() {
 		t.Skip("makes 70000 pods")
 	}
-	_, p, u := newStage(t, kernel.Options{}, nil)
+	_, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	u.judges(redis(web))
 	for i := range 70000 {
@@ -356,11 +356,11 @@ func TestGrows(t *testing.T) {
 // What an agent has pinned stays as long as it lives, and goes when others start.
 func TestStalePins(t *testing.T) {
 	dir := bpffs(t)
-	lives, err := kernel.Open(kernel.Options{BPFFS: dir})
+	lives, err := bpf.Open(bpf.Options{BPFFS: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead, err := kernel.Open(kernel.Options{BPFFS: dir})
+	dead, err := bpf.Open(bpf.Options{BPFFS: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +371,7 @@ func TestStalePins(t *testing.T) {
 	if err := dead.Close(); err != nil { // as the end of its process does
 		t.Fatal(err)
 	}
-	removed, err := kernel.RemoveStale(dir)
+	removed, err := bpf.RemoveStale(dir)
 	if err != nil || len(removed) != 1 || removed[0] != filepath.Dir(dead.AllowPin()) {
 		t.Errorf("removed %v, %v", removed, err)
 	}
@@ -391,7 +391,7 @@ func TestStalePins(t *testing.T) {
 // Where there is no BPF file system, there is nothing to remove, and nothing is
 // mounted for that.
 func TestNoStalePins(t *testing.T) {
-	if removed, err := kernel.RemoveStale(t.TempDir()); err != nil || len(removed) > 0 {
+	if removed, err := bpf.RemoveStale(t.TempDir()); err != nil || len(removed) > 0 {
 		t.Errorf("removed %v, %v", removed, err)
 	}
 }
@@ -405,14 +405,14 @@ func TestOpenWhereItCannotBe(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kernel.Open(kernel.Options{BPFFS: file}); err == nil || !strings.Contains(err.Error(), "mount the BPF file system") {
+	if _, err := bpf.Open(bpf.Options{BPFFS: file}); err == nil || !strings.Contains(err.Error(), "mount the BPF file system") {
 		t.Errorf("error %v", err)
 	}
 }
 
 // The way of a packet allocates nothing for what the kernel is to remember.
 func TestRememberAllocatesNothing(t *testing.T) {
-	w := newCache(t, kernel.Options{}).NewWriter()
+	w := newCache(t, bpf.Options{}).NewWriter()
 	k := filter.NewKey(web, db, filter.TCP, 80)
 	if n := testing.AllocsPerRun(100, func() { w.Remember(k, 1, 2, filter.Allow) }); n > 0 {
 		t.Errorf("%v allocations", n)
@@ -420,7 +420,7 @@ func TestRememberAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkRemember(b *testing.B) {
-	w := newCache(b, kernel.Options{}).NewWriter()
+	w := newCache(b, bpf.Options{}).NewWriter()
 	k := filter.NewKey(web, db, filter.TCP, 80)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -431,7 +431,7 @@ func BenchmarkRemember(b *testing.B) {
 
 // BenchmarkPrograms is what the programs cost a packet, by what they say.
 func BenchmarkPrograms(b *testing.B) {
-	_, p, u := newStage(b, kernel.Options{}, ranges{netip.MustParsePrefix("10.9.0.0/16")})
+	_, p, u := newStage(b, bpf.Options{}, ranges{netip.MustParsePrefix("10.9.0.0/16")})
 	closed := letIn("other", "nobody")
 	closed.Spec.Ingress = nil
 	u.world.SetPolicy(closed)
@@ -464,14 +464,14 @@ func BenchmarkPrograms(b *testing.B) {
 
 // A range that the kernel cannot take closes the cache, until all are there.
 func TestRangesThatCannotBe(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{}, nil)
+	c, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	open := packetOf(web, other, filter.TCP, 80, 20)
 	many := make([]netip.Prefix, 70000) // the kernel takes 65536
 	for i := range many {
 		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}
-	if err := c.SetRanges(many); err == nil || errors.Is(err, kernel.ErrOpen) || !strings.Contains(err.Error(), "add pod range 172.1.") {
+	if err := c.SetRanges(many); err == nil || errors.Is(err, bpf.ErrOpen) || !strings.Contains(err.Error(), "add pod range 172.1.") {
 		t.Errorf("error %v", err)
 	}
 	u.commit(t)
@@ -489,7 +489,7 @@ func TestRangesThatCannotBe(t *testing.T) {
 
 // A cache that was stopped says nothing, whatever it is told.
 func TestStop(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{}, nil)
+	c, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	u.judges(redis(web))
 	if err := c.Stop(); err != nil {
@@ -511,7 +511,7 @@ func TestStop(t *testing.T) {
 // up to the exchange of the tables the kernel judges by the state before, and then
 // it waits for what is in the rules.
 func BenchmarkPublish(b *testing.B) {
-	_, _, u := newStage(b, kernel.Options{}, nil)
+	_, _, u := newStage(b, bpf.Options{}, nil)
 	for i := range 10000 {
 		u.world.SetPod(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})))
 	}

@@ -1,4 +1,4 @@
-package kernel_test
+package bpf_test
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/cache"
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 	"sluice/filter"
 	"sluice/filter/engine"
 )
@@ -33,7 +33,7 @@ func onlyPort() *networkingv1.NetworkPolicy {
 // value, every field of 16 bits to every length that could be, and the packet is
 // cut at every length: what user space would not let pass, the programs do not.
 func TestOddPackets(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{}, nil)
+	c, p, u := newStage(t, bpf.Options{}, nil)
 	web6, db6 := netip.MustParseAddr("fd00::3"), netip.MustParseAddr("fd00::2")
 	for name, addrs := range map[string][2]netip.Addr{"db": {db, db6}, "web": {web, web6}} {
 		pod := podOf(name, addrs[0])
@@ -92,7 +92,7 @@ func TestOddPackets(t *testing.T) {
 // What changes at once in the cluster changes at once in the kernel: of two pods
 // of which always one is isolated from the other, never none is.
 func TestChangesAtOnce(t *testing.T) {
-	c := newCache(t, kernel.Options{})
+	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, nil)
 	u.world.SetPod(podOf("web", web))
 	u.world.SetPod(podOf("db", db))

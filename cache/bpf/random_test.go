@@ -1,4 +1,4 @@
-package kernel_test
+package bpf_test
 
 import (
 	"encoding/binary"
@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 	"sluice/filter"
 )
 
@@ -173,7 +173,7 @@ func packetBody(data []byte) []byte {
 // Whatever the programs say, user space says too, whatever the packet is; and of
 // what hosts send, they say all that they were told.
 func TestSaysWhatUserSpaceSays(t *testing.T) {
-	c := newCache(t, kernel.Options{})
+	c := newCache(t, bpf.Options{})
 	p := load(t, c)
 	u := newUser(t, c, podRanges)
 	r := chance{rand.New(rand.NewPCG(1, 0))}

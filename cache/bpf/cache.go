@@ -51,7 +51,7 @@
 // node that has an interface of its own, it holds for packets that come or go by that
 // interface ([Cache.SetDevices]); and of one that has none, for a while
 // ([Options.Unattended]).
-package kernel
+package bpf
 
 import (
 	"errors"
@@ -72,6 +72,11 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 )
+
+// The objects are committed, so that building needs no clang. "make generate"
+// compiles them again; clang 14 of Debian 12 gives the same bytes.
+//
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -no-global-types -target bpfel,bpfeb program program.c -- -O2 -Wall -Werror -mcpu=v2
 
 // DefaultFlows is how many verdicts the kernel remembers: about 8 MiB, taken at
 // once.

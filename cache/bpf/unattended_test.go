@@ -1,4 +1,4 @@
-package kernel_test
+package bpf_test
 
 import (
 	"net/netip"
@@ -7,14 +7,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 	"sluice/filter"
 )
 
 // What is known of a pod with an interface of its own holds for packets that come or
 // go by that interface.
 func TestDevices(t *testing.T) {
-	c, p, u := newStage(t, kernel.Options{}, nil)
+	c, p, u := newStage(t, bpf.Options{}, nil)
 	closed := letIn("other", "nobody")
 	closed.Spec.Ingress = nil
 	u.world.SetPolicy(closed)
@@ -89,7 +89,7 @@ func TestUnattended(t *testing.T) {
 		{"no limit", 0, allowed}, {"an hour", time.Hour, allowed}, {"over", time.Nanosecond, silent},
 	} {
 		t.Run(one.name, func(t *testing.T) {
-			c, p, u := newStage(t, kernel.Options{Unattended: one.limit}, nil)
+			c, p, u := newStage(t, bpf.Options{Unattended: one.limit}, nil)
 			u.world.SetNode([]netip.Addr{node})
 			here := podOf("here", netip.MustParseAddr("10.0.0.9"))
 			here.Status.HostIPs = []corev1.HostIP{{IP: node.String()}}

@@ -1,4 +1,4 @@
-package kernel_test
+package bpf_test
 
 import (
 	"encoding/binary"
@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/cache"
-	"sluice/cache/kernel"
+	"sluice/cache/bpf"
 	"sluice/filter"
 	"sluice/filter/engine"
 	"sluice/filter/packet"
@@ -21,10 +21,10 @@ import (
 )
 
 // newCache makes a cache in a BPF file system of its own.
-func newCache(t testing.TB, opts kernel.Options) *kernel.Cache {
+func newCache(t testing.TB, opts bpf.Options) *bpf.Cache {
 	t.Helper()
 	opts.BPFFS = bpffs(t)
-	c, err := kernel.Open(opts)
+	c, err := bpf.Open(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ type programs struct {
 	allow, deny *ebpf.Program
 }
 
-func load(t testing.TB, c *kernel.Cache) *programs {
+func load(t testing.TB, c *bpf.Cache) *programs {
 	t.Helper()
 	p := &programs{t: t}
 	for path, to := range map[string]**ebpf.Program{c.AllowPin(): &p.allow, c.DenyPin(): &p.deny} {
@@ -139,11 +139,11 @@ type user struct {
 	world     *policy.World
 	published policy.Published
 	evaluator *engine.Evaluator
-	cache     *kernel.Cache
+	cache     *bpf.Cache
 	decoder   *packet.Decoder
 }
 
-func newUser(t testing.TB, c *kernel.Cache, r ranges) *user {
+func newUser(t testing.TB, c *bpf.Cache, r ranges) *user {
 	t.Helper()
 	u := &user{world: policy.NewWorld(), cache: c, decoder: packet.NewDecoder()}
 	u.evaluator = engine.New(engine.Config{Published: &u.published, Ranges: r, Memory: c.NewWriter()}, cache.NewFlows(0))
