@@ -29,7 +29,7 @@ func benchTable(b *testing.B) (*lab.Host, []netip.Addr) {
 	return node, dsts
 }
 
-func open(tb testing.TB, o conntrack.Options) *conntrack.Kernel {
+func open(tb testing.TB, o conntrack.Options) *conntrack.Netlink {
 	tb.Helper()
 	k, err := conntrack.Open(o)
 	if err != nil {

@@ -4,7 +4,7 @@
 // asking. When the policy changes, what the connection's mark says has to change
 // with it: a [Sweeper] judges the live connections of the endpoints that changed
 // anew, by the same Decide that new connections get, and rewrites two bits of
-// the mark: judged and revoked. [Admitted] knows under which keys connections may
+// the mark: allowed and revoked. [TrackedFlows] knows under which keys connections may
 // live, so that a change which turns no verdict about them, as most do, costs no
 // look at the kernel's table. The rules drop both directions of a revoked
 // connection. No entry is deleted, because the next reply would make a new one,
@@ -19,8 +19,8 @@
 // an entry of the table, and every entry that is made later is judged by the
 // new one.
 //
-// The kernel's table stands behind [Table]; [Kernel] is the real one, by
-// ctnetlink, and [Fake] one for tests.
+// The kernel's table stands behind [Table]; [Netlink] is the real one, by
+// ctnetlink.
 package conntrack
 
 import (
@@ -35,20 +35,17 @@ import (
 // Marks are the two bits of the connection mark that are Sluice's own. No other
 // bit is ever written.
 type Marks struct {
-	Judged  uint32 // the connection is allowed and passes unasked
+	Allowed uint32 // the connection is allowed and passes unasked
 	Revoked uint32 // the connection is no longer allowed and is dropped
 }
 
-// DefaultMarks are the bits that are used unless options say otherwise.
-var DefaultMarks = Marks{Judged: 0x10, Revoked: 0x20}
-
 // Mask is both bits.
-func (m Marks) Mask() uint32 { return m.Judged | m.Revoked }
+func (m Marks) Mask() uint32 { return m.Allowed | m.Revoked }
 
 // check says whether the bits can be told apart.
 func (m Marks) check() error {
-	if m.Judged == 0 || m.Revoked == 0 || m.Judged&m.Revoked != 0 {
-		return fmt.Errorf("marks judged %#x and revoked %#x: each must have a bit that the other has not", m.Judged, m.Revoked)
+	if m.Allowed == 0 || m.Revoked == 0 || m.Allowed&m.Revoked != 0 {
+		return fmt.Errorf("marks allowed %#x and revoked %#x: each must have a bit that the other has not", m.Allowed, m.Revoked)
 	}
 	return nil
 }

@@ -15,8 +15,8 @@ import (
 
 // How long a sweep that failed waits for the next try.
 const (
-	firstRetry = 50 * time.Millisecond
-	lastRetry  = 5 * time.Second
+	firstRetryBackoff = 50 * time.Millisecond
+	lastRetryBackoff  = 5 * time.Second
 )
 
 // Follower sweeps after each publish, without keeping the publisher waiting: a
@@ -24,7 +24,7 @@ const (
 // meanwhile adds up to one more sweep.
 //
 // It sweeps for those changes alone by which the verdict about some connection that
-// may live has turned, as far as Admitted knows.
+// may live has turned, as far as TrackedFlows knows.
 //
 // That loses nothing. A sweep with the latest snapshot is right for everything
 // that changed before it, and a connection that a sweep judged by a snapshot
@@ -32,10 +32,10 @@ const (
 // differs, one of its ends is among that one's changes.
 type Follower struct {
 	sweeper  *Sweeper
-	admitted *Admitted // nil: every change may turn a verdict
+	tracked  *TrackedFlows // nil: every change may turn a verdict
 	log      *slog.Logger
 	wake     chan struct{}
-	turn     sync.Mutex // held by the sweep that goes on
+	sweeping sync.Mutex // held by the sweep that goes on
 	sweeps   uint64     // how many there were
 
 	mu       sync.Mutex
@@ -52,16 +52,16 @@ type change struct {
 	need     need
 }
 
-// need says what a change needs beyond a look at what Admitted knows.
+// need says what a change needs beyond a look at what TrackedFlows knows.
 type need uint8
 
 const (
-	nothing need = iota
-	// later: Admitted does not know all connections of the address. That is of no
+	needNothing need = iota
+	// needLater: TrackedFlows does not know all connections of the address. That is of no
 	// consequence until somebody has it again.
-	later
-	// sweepNow: connections may be concerned that Admitted does not know.
-	sweepNow
+	needLater
+	// needSweep: connections may be concerned that TrackedFlows does not know.
+	needSweep
 )
 
 // maxLater is of how many addresses it may be unknown what connections they have.
@@ -71,25 +71,25 @@ const maxLater = 1024
 type Scope uint8
 
 const (
-	// Turned are those about which the verdict has turned.
-	Turned Scope = iota
-	// Changed are all of the addresses that changed: verdicts of older snapshots
+	// ScopeFlows are those about which the verdict has turned.
+	ScopeFlows Scope = iota
+	// ScopeAddresses are all of the addresses that changed: verdicts of older snapshots
 	// may have taken effect late, or may yet.
-	Changed
-	// Everything is all there are.
-	Everything
-	// Gap is Everything after packets may have passed unjudged. Connections without a
+	ScopeAddresses
+	// ScopeAll is all there are.
+	ScopeAll
+	// ScopeGap is Everything after packets may have passed unjudged. Connections without a
 	// mark are counted as such.
-	Gap
+	ScopeGap
 )
 
-// Follow returns a Follower that sweeps with s. With a nil Admitted, it does so
+// Follow returns a Follower that sweeps with s. With a nil TrackedFlows, it does so
 // after every change. A nil logger discards.
-func Follow(s *Sweeper, admitted *Admitted, log *slog.Logger) *Follower {
+func Follow(s *Sweeper, admitted *TrackedFlows, log *slog.Logger) *Follower {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{sweeper: s, admitted: admitted, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
+	return &Follower{sweeper: s, tracked: admitted, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
 }
 
 // Published says that a snapshot is in force, that no verdict of an older one can
@@ -99,11 +99,11 @@ func Follow(s *Sweeper, admitted *Admitted, log *slog.Logger) *Follower {
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
 	before := f.snapshot
-	f.snapshot, f.all, f.gap = s, f.all || scope >= Everything, f.gap || scope == Gap
+	f.snapshot, f.all, f.gap = s, f.all || scope >= ScopeAll, f.gap || scope == ScopeGap
 	for _, a := range changes {
 		f.comesBack(before, s, a)
-		n := sweepNow
-		if scope == Turned && f.changes[a].need == nothing {
+		n := needSweep
+		if scope == ScopeFlows && f.changes[a].need == needNothing {
 			n = f.need(before, s, a)
 		}
 		f.changes[a] = change{s.Number(), n}
@@ -116,38 +116,38 @@ func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope S
 }
 
 // comesBack notes if whoever has an address now has had it before: verdicts from then
-// hold again, though Admitted may have forgotten them.
+// hold again, though TrackedFlows may have forgotten them.
 func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
-	if f.admitted == nil || before == nil {
+	if f.tracked == nil || before == nil {
 		return
 	}
 	if is := now.Endpoint(a); is != nil && is.Epoch() <= before.NewestEpoch() {
-		f.admitted.lose(a.As16(), now.Number())
+		f.tracked.lose(a.As16(), now.Number())
 	}
 }
 
 // need says whether an address may have live connections that no judge was asked
-// about, or that Admitted does not keep under it, and that may be denied now.
+// about, or that TrackedFlows does not keep under it, and that may be denied now.
 func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
-	if f.admitted == nil || before == nil {
-		return sweepNow
+	if f.tracked == nil || before == nil {
+		return needSweep
 	}
 	was, is := before.Endpoint(a), now.Endpoint(a)
-	expected := f.admitted.expected(a)
+	expected := f.tracked.expected(a)
 	switch {
-	case was == nil && !expected, was != nil && is == nil && f.sweeper.awaits(a), was != nil && policy.Tightens(was, is):
-		return sweepNow
+	case was == nil && !expected, was != nil && is == nil && f.sweeper.pending(a), was != nil && policy.Tightens(was, is):
+		return needSweep
 	case is == nil && expected:
-		return later
+		return needLater
 	}
-	return nothing
+	return needNothing
 }
 
-// Rest leaves the connections to somebody else, until the next Published: it
+// Pause leaves the connections to somebody else, until the next Published: it
 // forgets what is still to be swept, and returns when no sweep goes on.
-func (f *Follower) Rest() {
-	f.turn.Lock()
-	defer f.turn.Unlock()
+func (f *Follower) Pause() {
+	f.sweeping.Lock()
+	defer f.sweeping.Unlock()
 	f.take()
 }
 
@@ -160,7 +160,7 @@ func (f *Follower) Total() Result {
 
 // Run sweeps until ctx ends. A sweep that fails is repeated until it succeeds.
 func (f *Follower) Run(ctx context.Context) {
-	retry := firstRetry
+	retry := firstRetryBackoff
 	for {
 		select {
 		case <-ctx.Done():
@@ -169,7 +169,7 @@ func (f *Follower) Run(ctx context.Context) {
 		}
 		err := f.Sweep(ctx)
 		if err == nil || ctx.Err() != nil {
-			retry = firstRetry
+			retry = firstRetryBackoff
 			continue
 		}
 		f.log.Error("live connections could not be judged anew; trying again", "err", err, "in", retry)
@@ -178,7 +178,7 @@ func (f *Follower) Run(ctx context.Context) {
 			return
 		case <-time.After(retry):
 		}
-		retry = min(2*retry, lastRetry)
+		retry = min(2*retry, lastRetryBackoff)
 		select {
 		case f.wake <- struct{}{}:
 		default:
@@ -189,8 +189,8 @@ func (f *Follower) Run(ctx context.Context) {
 // Sweep sweeps for all that was published since the last time, and has done so
 // when it returns nil. With an error it is still to be done.
 func (f *Follower) Sweep(ctx context.Context) error {
-	f.turn.Lock()
-	defer f.turn.Unlock()
+	f.sweeping.Lock()
+	defer f.sweeping.Unlock()
 	snapshot, changes, all, gap := f.take()
 	if snapshot == nil {
 		return nil
@@ -203,7 +203,7 @@ func (f *Follower) Sweep(ctx context.Context) error {
 		return nil
 	}
 	f.sweeps++
-	res, err := f.sweeper.sweep(ctx, snapshot, due, scan{all: all, gap: gap, seen: f.admitted, number: f.sweeps})
+	res, err := f.sweeper.sweep(ctx, snapshot, due, sweepOptions{all: all, gap: gap, seen: f.tracked, number: f.sweeps})
 	level := slog.LevelDebug
 	if res.Written() > 0 {
 		level = slog.LevelInfo
@@ -217,14 +217,14 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	f.mu.Unlock()
 	if err != nil {
 		for a, c := range changes {
-			changes[a] = change{c.snapshot, sweepNow}
+			changes[a] = change{c.snapshot, needSweep}
 		}
 		f.putBack(changes, all, gap)
 		return err
 	}
-	if f.admitted != nil {
+	if f.tracked != nil {
 		for _, a := range due {
-			f.admitted.swept(a.As16(), changes[a].snapshot, f.sweeps)
+			f.tracked.swept(a.As16(), changes[a].snapshot, f.sweeps)
 		}
 	}
 	return nil
@@ -235,14 +235,14 @@ func (f *Follower) Sweep(ctx context.Context) error {
 func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
 	judge := func(k *filter.Key) filter.Action {
-		v, _ := f.sweeper.judge(s, k)
+		v, _ := f.sweeper.evaluate(s, k)
 		return v.Action
 	}
 	for a, c := range changes {
 		switch {
-		case all || c.need == sweepNow || f.admitted.turned(a.As16(), judge):
+		case all || c.need == needSweep || f.tracked.changed(a.As16(), judge):
 			due = append(due, a)
-		case c.need == later:
+		case c.need == needLater:
 			wait[a] = c
 		}
 	}
@@ -271,7 +271,7 @@ func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.all, f.gap = f.all || all, f.gap || gap
 	for a, c := range changes {
 		if newer, ok := f.changes[a]; ok {
-			c = change{newer.snapshot, sweepNow}
+			c = change{newer.snapshot, needSweep}
 		}
 		f.changes[a] = c
 	}
@@ -279,8 +279,8 @@ func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 
 // add adds up two results.
 func (r *Result) add(o Result) {
-	r.Looked += o.Looked
-	r.Judged += o.Judged
+	r.Evaluated += o.Evaluated
+	r.Allowed += o.Allowed
 	r.Revoked += o.Revoked
 	r.Restored += o.Restored
 	r.Unjudged += o.Unjudged

@@ -29,9 +29,9 @@ func TestFollowerSweepsForAllThatWasPublished(t *testing.T) {
 	toDB := r.track(web, db, filter.TCP, 80, judged)
 	toIdle := r.track(web, idle, filter.TCP, 80, judged)
 	r.world.SetPolicy(guard("db"))
-	r.publish(f, conntrack.Turned)
+	r.publish(f, conntrack.ScopeFlows)
 	r.world.SetPolicy(guard("idle"))
-	r.publish(f, conntrack.Turned) // before the first was swept for
+	r.publish(f, conntrack.ScopeFlows) // before the first was swept for
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestFollowerTriesAgain(t *testing.T) {
 		go func() { f.Run(ctx); close(done) }()
 		r.world.SetPolicy(guard("db"))
 		r.world.SetPolicy(guard("idle"))
-		r.publish(f, conntrack.Turned)
+		r.publish(f, conntrack.ScopeFlows)
 		synctest.Wait()
 		r.want(toDB, revoked) // in the half that was seen
 		r.want(toIdle, judged)
@@ -93,7 +93,7 @@ func TestFollowerReportsAFailure(t *testing.T) {
 		t.Errorf("without a snapshot: %v", err)
 	}
 	s, _ := policy.NewWorld().Commit()
-	f.Published(s, nil, conntrack.Everything)
+	f.Published(s, nil, conntrack.ScopeAll)
 	for range 2 { // it is still to be done
 		if err := f.Sweep(t.Context()); err == nil {
 			t.Error("a table that cannot be read is no error")
@@ -108,13 +108,13 @@ func TestFollowerRests(t *testing.T) {
 	f := r.follow()
 	toDB := r.track(web, db, filter.TCP, 80, judged)
 	r.world.SetPolicy(guard("db"))
-	r.publish(f, conntrack.Everything)
-	f.Rest()
+	r.publish(f, conntrack.ScopeAll)
+	f.Pause()
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	r.want(toDB, judged)
-	r.publish(f, conntrack.Everything)
+	r.publish(f, conntrack.ScopeAll)
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -19,10 +19,10 @@ const (
 	// batchSize is how many updates are collected before they are written, while
 	// the dump is still going on. It bounds the memory of a sweep.
 	batchSize = 512
-	// batchTime is how long an update waits for others while the dump goes on: a
+	// batchTimeout is how long an update waits for others while the dump goes on: a
 	// dump of all connections can take a hundred milliseconds, and what is
 	// denied should not pass until its end.
-	batchTime = 5 * time.Millisecond
+	batchTimeout = 5 * time.Millisecond
 	// maxPasses bounds how often a sweep looks at the table; see Sweep.
 	maxPasses = 5
 )
@@ -35,22 +35,22 @@ type Observer interface {
 
 // Result is what a sweep did.
 type Result struct {
-	Looked   int // connections that were judged
-	Judged   int // newly marked as allowed
-	Revoked  int // no longer allowed
-	Restored int // revoked before, and allowed again
-	Unjudged int // without a verdict before: counted after a Gap alone
-	Passes   int // times that the table was gone through
-	Duration time.Duration
+	Evaluated int // connections that were judged
+	Allowed   int // newly marked as allowed
+	Revoked   int // no longer allowed
+	Restored  int // revoked before, and allowed again
+	Unjudged  int // without a verdict before: counted after a Gap alone
+	Passes    int // times that the table was gone through
+	Duration  time.Duration
 }
 
 // Written is the number of marks that were rewritten.
-func (r Result) Written() int { return r.Judged + r.Revoked + r.Restored }
+func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored }
 
 // LogValue gives the result to slog.
 func (r Result) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.Int("looked", r.Looked), slog.Int("judged", r.Judged), slog.Int("revoked", r.Revoked),
+		slog.Int("looked", r.Evaluated), slog.Int("judged", r.Allowed), slog.Int("revoked", r.Revoked),
 		slog.Int("restored", r.Restored), slog.Int("passes", r.Passes), slog.Duration("duration", r.Duration))
 }
 
@@ -117,19 +117,19 @@ func interfaceAddrs() ([]netip.Addr, error) {
 // Sweep does nothing without a snapshot. With an error, some connections may
 // not have been judged; the sweep must be repeated for the same changes.
 func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, all bool) (Result, error) {
-	return s.sweep(ctx, snapshot, changes, scan{all: all})
+	return s.sweep(ctx, snapshot, changes, sweepOptions{all: all})
 }
 
-// scan says how to sweep.
-type scan struct {
-	all    bool      // look at all connections
-	gap    bool      // some may have passed unjudged: count those
-	seen   *Admitted // is told of the connections that are seen; may be nil
-	number uint64    // under which it is told
+// sweepOptions says how to sweep.
+type sweepOptions struct {
+	all    bool          // look at all connections
+	gap    bool          // some may have passed unjudged: count those
+	seen   *TrackedFlows // is told of the connections that are seen; may be nil
+	number uint64        // under which it is told
 }
 
 // sweep is Sweep with all that there is to say.
-func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, how scan) (Result, error) {
+func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, how sweepOptions) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.marks.check(); err != nil {
@@ -138,7 +138,7 @@ func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes 
 	if snapshot == nil || !how.all && len(changes) == 0 {
 		return Result{}, nil
 	}
-	w := &sweep{Sweeper: s, ctx: ctx, snapshot: snapshot, scan: how}
+	w := &sweep{sweeper: s, options: how, ctx: ctx, snapshot: snapshot}
 	if !how.all {
 		w.among = changes
 		w.set = make(map[[16]byte]struct{}, len(changes))
@@ -191,8 +191,8 @@ func ClearMarks(ctx context.Context, table Table, bits uint32) (int, error) {
 
 // sweep is one Sweep under way.
 type sweep struct {
-	*Sweeper
-	scan
+	sweeper  *Sweeper
+	options  sweepOptions
 	ctx      context.Context
 	snapshot *policy.Snapshot
 	among    []netip.Addr          // nil for all
@@ -231,7 +231,7 @@ func (w *sweep) run() error {
 			return err
 		}
 	}
-	w.log.Warn("connections change faster than they can be judged", "passes", w.result.Passes)
+	w.sweeper.log.Warn("connections change faster than they can be judged", "passes", w.result.Passes)
 	return nil
 }
 
@@ -240,9 +240,9 @@ func (w *sweep) run() error {
 func (w *sweep) pass() error {
 	w.looked, w.err = 0, nil
 	w.updates, w.pending = w.updates[:0], w.pending[:0]
-	err := w.table.Dump(w.ctx, w.among, w.visit)
+	err := w.sweeper.table.Dump(w.ctx, w.among, w.visit)
 	w.flush()
-	w.result.Looked = max(w.result.Looked, w.looked)
+	w.result.Evaluated = max(w.result.Evaluated, w.looked)
 	if w.err != nil {
 		return w.err
 	}
@@ -251,7 +251,7 @@ func (w *sweep) pass() error {
 
 // visit judges one connection.
 func (w *sweep) visit(c *Conn) {
-	if len(w.updates) > 0 && time.Since(w.oldest) > batchTime {
+	if len(w.updates) > 0 && time.Since(w.oldest) > batchTimeout {
 		w.flush()
 	}
 	if w.err != nil || !w.concerns(c) {
@@ -261,32 +261,32 @@ func (w *sweep) visit(c *Conn) {
 	if !c.Malformed {
 		v, known = w.decide(c)
 	}
-	if !known && c.Mark&w.marks.Revoked == 0 {
+	if !known && c.Mark&w.sweeper.marks.Revoked == 0 {
 		return
 	}
 	w.looked++
-	want := w.marks.Judged
+	want := w.sweeper.marks.Allowed
 	if v.Action != filter.Allow {
-		want = w.marks.Revoked
+		want = w.sweeper.marks.Revoked
 	}
-	had := c.Mark & w.marks.Mask()
+	had := c.Mark & w.sweeper.marks.Mask()
 	if had == want {
 		return
 	}
-	count := &w.result.Judged
-	if want == w.marks.Revoked {
+	count := &w.result.Allowed
+	if want == w.sweeper.marks.Revoked {
 		if w.isLocal(c) {
 			return
 		}
 		count = &w.result.Revoked
-	} else if had&w.marks.Revoked != 0 {
+	} else if had&w.sweeper.marks.Revoked != 0 {
 		count = &w.result.Restored
 	}
 	if len(w.updates) == 0 {
 		w.oldest = time.Now()
 	}
-	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.marks.Mask()})
-	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.gap && had == 0 && !w.isLocal(c)})
+	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.sweeper.marks.Mask()})
+	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.options.gap && had == 0 && !w.isLocal(c)})
 	if len(w.updates) == batchSize {
 		w.flush()
 	}
@@ -296,17 +296,17 @@ func (w *sweep) visit(c *Conn) {
 // may go on only if it may have begun at either end, as its packets may; see
 // [sluice/filter/engine.Evaluator].
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
-	v, known = w.judge(w.snapshot, &c.Key)
-	if w.seen != nil {
-		w.seen.see(&c.Key, w.snapshot, &v, w.number)
+	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
+	if w.options.seen != nil {
+		w.options.seen.see(&c.Key, w.snapshot, &v, w.options.number)
 	}
 	if !c.MidStream {
 		return v, known
 	}
 	reverse := c.Key.Reverse(c.SrcPort)
-	back, _ := w.judge(w.snapshot, &reverse)
-	if w.seen != nil {
-		w.seen.see(&reverse, w.snapshot, &back, w.number)
+	back, _ := w.sweeper.evaluate(w.snapshot, &reverse)
+	if w.options.seen != nil {
+		w.options.seen.see(&reverse, w.snapshot, &back, w.options.number)
 	}
 	if v.Action == filter.Allow && back.Action != filter.Allow {
 		v, known = back, true
@@ -329,28 +329,28 @@ func (w *sweep) concerns(c *Conn) bool {
 	return ok
 }
 
-// judge gives the verdict, and says whether it could be another one: nothing can
+// evaluate gives the verdict, and says whether it could be another one: nothing can
 // be said against a connection of this node or between ends that are not pods,
 // and it does without a mark.
-func (s *Sweeper) judge(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
+func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
 	src, dst := by.Endpoint(srcAddr), by.Endpoint(dstAddr)
 	known = (src != nil || dst != nil) && !src.IsNode()
-	if !src.IsNode() && !dst.IsNode() && (src == nil && s.awaits(srcAddr) || dst == nil && s.awaits(dstAddr)) {
+	if !src.IsNode() && !dst.IsNode() && (src == nil && s.pending(srcAddr) || dst == nil && s.pending(dstAddr)) {
 		return filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}, true
 	}
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-func (s *Sweeper) awaits(addr netip.Addr) bool { return s.Awaited != nil && s.Awaited(addr) }
+func (s *Sweeper) pending(addr netip.Addr) bool { return s.Awaited != nil && s.Awaited(addr) }
 
 // isLocal says whether an end of the connection is this node, though the
 // snapshot does not know the address: a bridge's, say.
 func (w *sweep) isLocal(c *Conn) bool {
 	if w.local == nil {
-		addrs, err := w.Local()
+		addrs, err := w.sweeper.Local()
 		if err != nil {
-			w.log.Warn("this node's addresses are not known; only those that the policy knows are spared", "err", err)
+			w.sweeper.log.Warn("this node's addresses are not known; only those that the policy knows are spared", "err", err)
 		}
 		w.local = make(map[[16]byte]struct{}, len(addrs))
 		for _, a := range addrs {
@@ -369,7 +369,7 @@ func (w *sweep) flush() {
 	if len(w.updates) == 0 || w.err != nil {
 		return
 	}
-	if w.err = w.table.SetMarks(w.ctx, w.updates); w.err != nil {
+	if w.err = w.sweeper.table.SetMarks(w.ctx, w.updates); w.err != nil {
 		return
 	}
 	for _, p := range w.pending {
@@ -377,8 +377,8 @@ func (w *sweep) flush() {
 		if p.unjudged {
 			w.result.Unjudged++
 		}
-		if w.observer != nil {
-			w.observer.Judged(p.packet, p.verdict)
+		if w.sweeper.observer != nil {
+			w.sweeper.observer.Judged(p.packet, p.verdict)
 		}
 	}
 	w.updates, w.pending = w.updates[:0], w.pending[:0]

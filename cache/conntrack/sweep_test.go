@@ -139,12 +139,12 @@ func TestRevokedAndRestored(t *testing.T) {
 			r := newRig(t)
 			ref := r.track(tc.src, tc.dst, tc.proto, tc.port, foreign|judged)
 			r.world.SetPolicy(guard("db", 1))
-			if res := r.commit(false); res.Revoked != 1 || res.Judged+res.Restored != 0 {
+			if res := r.commit(false); res.Revoked != 1 || res.Allowed+res.Restored != 0 {
 				t.Errorf("after the policy: %+v", res)
 			}
 			r.want(ref, foreign|revoked)
 			r.world.DeletePolicy("default", "guard-db")
-			if res := r.commit(false); res.Restored != 1 || res.Judged+res.Revoked != 0 {
+			if res := r.commit(false); res.Restored != 1 || res.Allowed+res.Revoked != 0 {
 				t.Errorf("without the policy: %+v", res)
 			}
 			r.want(ref, foreign|judged)
@@ -163,8 +163,8 @@ func TestOnlyChangedEndpointsAreJudged(t *testing.T) {
 	changed := r.track(web, db, filter.TCP, 80, revoked)
 	other := r.track(web, idle, filter.TCP, 80, revoked)
 	r.world.SetPolicy(guard("db", 80))
-	if res := r.commit(false); res.Looked != 1 {
-		t.Errorf("looked at %d connections, want 1", res.Looked)
+	if res := r.commit(false); res.Evaluated != 1 {
+		t.Errorf("looked at %d connections, want 1", res.Evaluated)
 	}
 	r.want(changed, judged)
 	r.want(other, revoked)
@@ -179,7 +179,7 @@ func TestFirstSweepJudgesWhatLivedBefore(t *testing.T) {
 	own := r.track(node, db, filter.TCP, 81, foreign)
 	toNode := r.track(db, node, filter.TCP, 81, foreign)
 	res := r.commit(true)
-	if res.Judged != 2 || res.Revoked != 1 {
+	if res.Allowed != 2 || res.Revoked != 1 {
 		t.Errorf("%+v, want 2 judged and 1 revoked", res)
 	}
 	r.want(allowed, foreign|judged)
@@ -321,7 +321,7 @@ func TestManyConnectionsInBatches(t *testing.T) {
 		refs = append(refs, r.track(web, db, filter.UDP, uint16(1+i), foreign|judged))
 	}
 	r.world.SetPolicy(guard("db", 1))
-	if res := r.commit(false); res.Revoked != len(refs) || res.Looked != len(refs) {
+	if res := r.commit(false); res.Revoked != len(refs) || res.Evaluated != len(refs) {
 		t.Errorf("%+v, want %d revoked", res, len(refs))
 	}
 	for _, ref := range refs {
@@ -359,7 +359,7 @@ func TestCancelled(t *testing.T) {
 func TestMarksThatCannotBeToldApart(t *testing.T) {
 	w := newWorld()
 	snapshot, _ := w.Commit()
-	for _, m := range []conntrack.Marks{{}, {Judged: 1}, {Judged: 3, Revoked: 2}} {
+	for _, m := range []conntrack.Marks{{}, {Allowed: 1}, {Allowed: 3, Revoked: 2}} {
 		s := conntrack.New(new(conntrack.Fake), m, nil, nil)
 		if _, err := s.Sweep(context.Background(), snapshot, nil, true); err == nil {
 			t.Errorf("%+v was taken", m)

@@ -298,7 +298,7 @@ func BenchmarkEvaluate(b *testing.B) {
 		}
 		for name, size := range map[string]int{"hit": cache.DefaultSize, "miss": 0} {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
-				e := engine.New(engine.Config{Published: &published, Tracker: conntrack.NewAdmitted(nil)}, cache.NewFlows(size))
+				e := engine.New(engine.Config{Published: &published, Tracker: conntrack.NewTrackedFlows(nil)}, cache.NewFlows(size))
 				defer e.Close()
 				for range 2 {
 					for _, p := range packets {

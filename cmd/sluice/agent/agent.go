@@ -58,8 +58,8 @@ type agent struct {
 	backend    []rules.Table // that the rules are kept in
 	kernel     *bpf.Cache    // nil where verdicts are not remembered in the kernel
 	guard      *guard.Guard  // nil where pods' interfaces are not guarded
-	table      *conntrack.Kernel
-	admitted   *conntrack.Admitted
+	table      *conntrack.Netlink
+	admitted   *conntrack.TrackedFlows
 	sweeper    *conntrack.Sweeper
 	follower   *conntrack.Follower
 	keeper     *watch.Keeper
@@ -133,7 +133,7 @@ func newAgent(ctx context.Context, opts Options, log *slog.Logger) (made *agent,
 	a.network.cluster = len(opts.Manifests) == 0
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
 	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // those that were given hold alone
-	a.admitted = conntrack.NewAdmitted(func(addr netip.Addr) bool {
+	a.admitted = conntrack.NewTrackedFlows(func(addr netip.Addr) bool {
 		_, cluster := a.ranges.Contains(addr)
 		return cluster
 	})
@@ -148,7 +148,7 @@ func newAgent(ctx context.Context, opts Options, log *slog.Logger) (made *agent,
 	if a.table, err = conntrack.Open(conntrack.Options{}); err != nil {
 		return nil, err
 	}
-	marks := conntrack.Marks{Judged: opts.Rules.JudgedMark, Revoked: opts.Rules.RevokedMark}
+	marks := conntrack.Marks{Allowed: opts.Rules.JudgedMark, Revoked: opts.Rules.RevokedMark}
 	a.sweeper = conntrack.New(a.table, marks, log, a.verdicts)
 	a.sweeper.Awaited = a.awaited
 	a.follower = conntrack.Follow(a.sweeper, a.admitted, log)
@@ -382,11 +382,11 @@ func (a *agent) scope(late bool) conntrack.Scope {
 	switch sets := a.ranges.Sets(); {
 	case sets != a.rangesSet:
 		a.rangesSet = sets
-		return conntrack.Everything
+		return conntrack.ScopeAll
 	case late:
-		return conntrack.Changed
+		return conntrack.ScopeAddresses
 	}
-	return conntrack.Turned
+	return conntrack.ScopeFlows
 }
 
 // fail ends the agent, with the first reason that it is given.
@@ -427,7 +427,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	a.forgetStale()
 	a.beginGuard(s)
 	a.rangesSet = a.ranges.Sets()
-	a.follower.Published(s, nil, conntrack.Everything)
+	a.follower.Published(s, nil, conntrack.ScopeAll)
 	if err := a.follower.Sweep(ctx); err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func (a *agent) publishGap() {
 	defer a.mu.Unlock()
 	switch a.phase {
 	case enforcing:
-		a.follower.Published(a.published.Snapshot(), nil, conntrack.Gap)
+		a.follower.Published(a.published.Snapshot(), nil, conntrack.ScopeGap)
 	case starting, applying:
 		a.noteGap() // the sweep of the start may have been before it
 	case yielded, leaving: // the next agent judges all

@@ -207,7 +207,7 @@ func (a *agent) inherit(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.phase == enforcing {
-		a.follower.Published(a.published.Snapshot(), nil, conntrack.Everything)
+		a.follower.Published(a.published.Snapshot(), nil, conntrack.ScopeAll)
 	}
 }
 
@@ -222,7 +222,7 @@ func (a *agent) yield() bool {
 	a.phase = yielded
 	a.manager.Yield()
 	a.yieldGuard()
-	a.follower.Rest()
+	a.follower.Pause()
 	return true
 }
 
@@ -244,6 +244,6 @@ func (a *agent) stepIn() error {
 		a.forgetStale()
 	}
 	a.beginGuard(a.published.Snapshot())
-	a.follower.Published(a.published.Snapshot(), nil, conntrack.Everything)
+	a.follower.Published(a.published.Snapshot(), nil, conntrack.ScopeAll)
 	return err
 }

@@ -65,7 +65,7 @@ func busy(t *testing.T) *State {
 		Forged:      12,
 		Queue:       queue.Stats{Allowed: 90, Denied: 10, Late: 1, Panics: 2, Restarts: 3, Dropped: 4, Crowd: 30, CrowdDropped: 9, Holding: 5, Held: 50, HoldExpired: 6, HoldRefused: 7},
 		Waiting:     5, Repairs: 6, Unlogged: 7,
-		Rejudged: conntrack.Result{Looked: 20, Judged: 8, Revoked: 2, Restored: 1, Passes: 3, Duration: 1500 * time.Millisecond},
+		Rejudged: conntrack.Result{Evaluated: 20, Allowed: 8, Revoked: 2, Restored: 1, Passes: 3, Duration: 1500 * time.Millisecond},
 		Watches: []Watch{
 			{Kind: "Pod", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 100, Restarts: 1, Errors: 2},
 			{Kind: "NetworkPolicy", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 5},

@@ -105,7 +105,7 @@ type Live struct {
 
 func liveOf(r conntrack.Result) Live {
 	return Live{
-		Judged: r.Looked, Unchanged: max(0, r.Looked-r.Written()), Allowed: r.Judged,
+		Judged: r.Evaluated, Unchanged: max(0, r.Evaluated-r.Written()), Allowed: r.Allowed,
 		Revoked: r.Revoked, Restored: r.Restored, Unjudged: r.Unjudged,
 	}
 }

@@ -34,7 +34,7 @@ var families = []struct {
 type live struct {
 	*rig
 	network
-	kernel *conntrack.Kernel
+	kernel *conntrack.Netlink
 }
 
 func newLive(t *testing.T) *live {
@@ -339,7 +339,7 @@ func TestKernelFilter(t *testing.T) {
 	}
 	filtered := open(t, conntrack.Options{NetNS: node.NetNS(), FilterFrom: 1})
 	whole := open(t, conntrack.Options{NetNS: node.NetNS(), NoFilter: true})
-	collect := func(k *conntrack.Kernel, among ...netip.Addr) map[conntrack.Ref]int {
+	collect := func(k *conntrack.Netlink, among ...netip.Addr) map[conntrack.Ref]int {
 		found := make(map[conntrack.Ref]int)
 		if err := k.Dump(context.Background(), among, func(c *conntrack.Conn) { found[c.Ref]++ }); err != nil {
 			t.Fatal(err)
@@ -410,7 +410,7 @@ func TestSweepOfKernelTable(t *testing.T) {
 	r.Sweeper = conntrack.New(k, conntrack.DefaultMarks, nil, nil)
 	r.Local = func() ([]netip.Addr, error) { return nil, nil }
 	r.world.SetPolicy(guard("db", 1))
-	if res := r.commit(true); res.Judged != count/2 || res.Revoked != count/2 || res.Looked != count || res.Passes != 2 {
+	if res := r.commit(true); res.Allowed != count/2 || res.Revoked != count/2 || res.Evaluated != count || res.Passes != 2 {
 		t.Errorf("%+v, want half of %d judged, half revoked", res, count)
 	}
 	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) {

@@ -35,11 +35,11 @@ const (
 	fewConns = 4096
 )
 
-// Kernel is the kernel's table of one network namespace, by ctnetlink.
+// Netlink is the kernel's table of one network namespace, by ctnetlink.
 //
 // The sockets are mdlayher/netlink's. The messages are written and read here,
 // because only two numbers of each entry are of interest among a hundred.
-type Kernel struct {
+type Netlink struct {
 	netNS      int
 	filterFrom int
 	buffers    sync.Pool // of readSize bytes, for dumps
@@ -68,8 +68,8 @@ type Options struct {
 
 // Open opens the table. It needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for another
 // namespace than the process's.
-func Open(o Options) (*Kernel, error) {
-	k := &Kernel{netNS: o.NetNS, filterFrom: cmp.Or(o.FilterFrom, fewConns), in: make([]byte, readSize)}
+func Open(o Options) (*Netlink, error) {
+	k := &Netlink{netNS: o.NetNS, filterFrom: cmp.Or(o.FilterFrom, fewConns), in: make([]byte, readSize)}
 	k.buffers.New = func() any { return new([readSize]byte) }
 	k.unfiltered.Store(o.NoFilter)
 	c, err := k.dial()
@@ -81,7 +81,7 @@ func Open(o Options) (*Kernel, error) {
 }
 
 // Close implements Table.
-func (k *Kernel) Close() error {
+func (k *Netlink) Close() error {
 	if k.set == nil {
 		return nil
 	}
@@ -90,7 +90,7 @@ func (k *Kernel) Close() error {
 	return err
 }
 
-func (k *Kernel) dial() (*netlink.Conn, error) {
+func (k *Netlink) dial() (*netlink.Conn, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.netNS})
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket to the connection table: %w", err)
@@ -103,7 +103,7 @@ func (k *Kernel) dial() (*netlink.Conn, error) {
 
 // Dump implements Table. For a few addresses in a large table it lets the kernel
 // choose; where the kernel cannot, and otherwise, it reports every connection.
-func (k *Kernel) Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
+func (k *Netlink) Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	if among != nil && len(among) <= maxFiltered && !k.unfiltered.Load() && k.count(ctx) >= k.filterFrom {
 		err := k.dumpAmong(ctx, among, report)
 		if !errors.Is(err, errUnfiltered) {
@@ -116,7 +116,7 @@ func (k *Kernel) Dump(ctx context.Context, among []netip.Addr, report func(*Conn
 
 // count is how many connections there are. A kernel before 5.9 does not tell, and
 // then they count as many.
-func (k *Kernel) count(ctx context.Context) int {
+func (k *Netlink) count(ctx context.Context) int {
 	c, err := k.dial()
 	if err != nil {
 		return math.MaxInt
@@ -146,7 +146,7 @@ var errUnfiltered = errors.New("kernel does not filter the connection table")
 // IPv6 addresses the wrong way round (ctnetlink_filter_match_tuple, at least
 // 5.8 to 6.18): it leaves out just those that are asked for, and where they are
 // the only ones, its answer looks like that of an empty table.
-func (k *Kernel) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
+func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	v4 := slices.DeleteFunc(slices.Clone(among), netip.Addr.Is6)
 	var mu sync.Mutex
 	locked := func(c *Conn) {
@@ -175,7 +175,7 @@ func (k *Kernel) dumpAmong(ctx context.Context, among []netip.Addr, report func(
 
 // dumpOf asks for the connections that have each of the IPv4 addresses as the
 // source of the given tuple. It fails if report says that one has not.
-func (k *Kernel) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
+func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false
 		err := k.dump(ctx, unix.AF_INET, a, direction, func(c *Conn) {
@@ -198,7 +198,7 @@ func filterError(err error, strays bool) error {
 
 // dump makes one dump, on a socket of its own: what is left of a dump that was
 // given up would otherwise be taken for the next one's. That costs some 20 µs.
-func (k *Kernel) dump(ctx context.Context, family uint8, src netip.Addr, direction uint16, report func(*Conn)) error {
+func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direction uint16, report func(*Conn)) error {
 	c, err := k.dial()
 	if err != nil {
 		return err
@@ -230,7 +230,7 @@ func (k *Kernel) dump(ctx context.Context, family uint8, src netip.Addr, directi
 // SetMarks implements Table. The kernel applies a message before the send that
 // brings it returns, and answers nothing if all is well: only the last one of a
 // batch asks for an answer, which says that all answers are there.
-func (k *Kernel) SetMarks(ctx context.Context, updates []Update) error {
+func (k *Netlink) SetMarks(ctx context.Context, updates []Update) error {
 	for batch := range slices.Chunk(updates, sendBatch) {
 		if err := k.setBatch(ctx, batch); err != nil {
 			_ = k.Close()
@@ -240,7 +240,7 @@ func (k *Kernel) SetMarks(ctx context.Context, updates []Update) error {
 	return nil
 }
 
-func (k *Kernel) setBatch(ctx context.Context, batch []Update) error {
+func (k *Netlink) setBatch(ctx context.Context, batch []Update) error {
 	if k.set == nil {
 		c, err := k.dial()
 		if err != nil {

@@ -18,7 +18,7 @@ const (
 	maxShard = 8192
 )
 
-// Admitted knows the keys under which connections may live, by the address of
+// TrackedFlows knows the keys under which connections may live, by the address of
 // either end. Most changes of policy turn no verdict about them, and then no live
 // connection has to be looked for: to go through the kernel's table takes it some
 // ten milliseconds, in which the processor forwards no packet. Judging a hundred
@@ -34,7 +34,7 @@ const (
 // Nobody tells of connections that policies do not concern; a policy that begins
 // to concern them is followed by a sweep (policy.Tightens). And of addresses with
 // too many keys it notes just that.
-type Admitted struct {
+type TrackedFlows struct {
 	// expected says of an address that nobody has whether it should be a pod's.
 	expected          func(netip.Addr) bool
 	perAddr, perShard int
@@ -49,28 +49,28 @@ type shard struct {
 
 // keySet is what is known of one address. No set is one with no keys.
 type keySet struct {
-	keys map[filter.Key]admission
+	keys map[filter.Key]trackedFlow
 	// lost is the snapshot by which a key was last judged that is not among them; 0
 	// if none is missing.
 	lost uint64
 }
 
-// admission is what is known of one key.
-type admission struct {
-	snapshot uint64 // by which it was last judged
-	sweep    uint64 // the number of the last one that saw it
-	told     told   // what its live connections were told; some may not know of the latest
+// trackedFlow is what is known of one key.
+type trackedFlow struct {
+	snapshot uint64  // by which it was last judged
+	sweep    uint64  // the number of the last one that saw it
+	actions  actions // what its live connections were told; some may not know of the latest
 }
 
-// told is a set of actions.
-type told uint8
+// actions is a set of actions.
+type actions uint8
 
-func toldOf(a filter.Action) told { return 1 << a }
+func actionsOf(a filter.Action) actions { return 1 << a }
 
-// NewAdmitted returns an Admitted that knows no keys. expected says of an address
+// NewTrackedFlows returns TrackedFlows that knows no keys. expected says of an address
 // that nobody is known to have whether it should be a pod's; nil says never.
-func NewAdmitted(expected func(netip.Addr) bool) *Admitted {
-	a := &Admitted{expected: expected, perAddr: maxKeys, perShard: maxShard}
+func NewTrackedFlows(expected func(netip.Addr) bool) *TrackedFlows {
+	a := &TrackedFlows{expected: expected, perAddr: maxKeys, perShard: maxShard}
 	if a.expected == nil {
 		a.expected = func(netip.Addr) bool { return false }
 	}
@@ -80,23 +80,23 @@ func NewAdmitted(expected func(netip.Addr) bool) *Admitted {
 	return a
 }
 
-func (a *Admitted) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
+func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
 // Track notes that a key was allowed, by the snapshot of that number and with
 // these epochs of its ends: 0 where nobody has the address. It may be called
 // concurrently, and returns before the verdict takes effect. It takes some 200 ns.
-func (a *Admitted) Track(k filter.Key, src, dst, snapshot uint64) {
+func (a *TrackedFlows) Track(k filter.Key, src, dst, snapshot uint64) {
 	if src != 0 || a.expected(k.SrcAddr()) {
-		a.add(k.Src, &k, admission{snapshot: snapshot, told: toldOf(filter.Allow)}, false)
+		a.add(k.Src, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}, false)
 	}
 	if dst != 0 || a.expected(k.DstAddr()) {
-		a.add(k.Dst, &k, admission{snapshot: snapshot, told: toldOf(filter.Allow)}, false)
+		a.add(k.Dst, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}, false)
 	}
 }
 
 // see notes a live connection, and what it is told by a sweep.
-func (a *Admitted) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sweep uint64) {
-	now := admission{snapshot: by.Number(), sweep: sweep, told: toldOf(v.Action)}
+func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sweep uint64) {
+	now := trackedFlow{snapshot: by.Number(), sweep: sweep, actions: actionsOf(v.Action)}
 	for _, addr := range [...]netip.Addr{k.SrcAddr(), k.DstAddr()} {
 		if by.Endpoint(addr) != nil || a.expected(addr) {
 			a.add(addr.As16(), k, now, true)
@@ -106,7 +106,7 @@ func (a *Admitted) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sw
 
 // add notes a key of an address. To a set that lacks some, only a sweep adds, which
 // may make it whole.
-func (a *Admitted) add(addr [16]byte, k *filter.Key, now admission, sweep bool) {
+func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow, sweep bool) {
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +122,7 @@ func (a *Admitted) add(addr [16]byte, k *filter.Key, now admission, sweep bool) 
 	if was, ok := set.keys[*k]; ok {
 		// A sweep tells all; only by a newer snapshot something else can have been said.
 		if !sweep || was.snapshot > now.snapshot {
-			now.told |= was.told
+			now.actions |= was.actions
 		}
 		now.snapshot, now.sweep = max(was.snapshot, now.snapshot), max(was.sweep, now.sweep)
 		set.keys[*k] = now
@@ -136,7 +136,7 @@ func (a *Admitted) add(addr [16]byte, k *filter.Key, now admission, sweep bool) 
 		s.evict(set, now.snapshot)
 	}
 	if set.keys == nil {
-		set.keys = make(map[filter.Key]admission)
+		set.keys = make(map[filter.Key]trackedFlow)
 	}
 	set.keys[*k] = now
 	s.total++
@@ -161,7 +161,7 @@ func (s *shard) evict(but *keySet, snapshot uint64) {
 
 // lose says that caches may answer for keys of an address that are not known, by the
 // snapshot of that number and later ones.
-func (a *Admitted) lose(addr [16]byte, snapshot uint64) {
+func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,9 +171,9 @@ func (a *Admitted) lose(addr [16]byte, snapshot uint64) {
 	s.forget(s.of[addr], snapshot)
 }
 
-// turned says whether what some live connection of an address was told may differ
+// changed says whether what some live connection of an address was told may differ
 // from what judge says now.
-func (a *Admitted) turned(addr [16]byte, judge func(*filter.Key) filter.Action) bool {
+func (a *TrackedFlows) changed(addr [16]byte, judge func(*filter.Key) filter.Action) bool {
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -185,7 +185,7 @@ func (a *Admitted) turned(addr [16]byte, judge func(*filter.Key) filter.Action) 
 		return true
 	}
 	for k, was := range set.keys {
-		if toldOf(judge(&k)) != was.told {
+		if actionsOf(judge(&k)) != was.actions {
 			return true
 		}
 	}
@@ -195,7 +195,7 @@ func (a *Admitted) turned(addr [16]byte, judge func(*filter.Key) filter.Action) 
 // swept notes that a sweep has seen all connections of an address, which changed
 // last with the snapshot of the given number. A key that it did not see, and that
 // was judged before, is gone: no cache answers for it any more.
-func (a *Admitted) swept(addr [16]byte, changed, sweep uint64) {
+func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	_ engine.FlowTracker = (*conntrack.Admitted)(nil)
+	_ engine.FlowTracker = (*conntrack.TrackedFlows)(nil)
 
 	nodePods = netip.MustParsePrefix("10.1.0.0/24")
 	allPods  = netip.MustParsePrefix("10.1.0.0/16")
@@ -34,7 +34,7 @@ type history struct {
 	rand      *rand.Rand
 	published policy.Published
 	evaluator *engine.Evaluator
-	admitted  *conntrack.Admitted
+	admitted  *conntrack.TrackedFlows
 	follower  *conntrack.Follower
 	kernel    map[filter.Key]remembered
 	behind    *policy.Snapshot // what the kernel judges by
@@ -62,7 +62,7 @@ func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
 	h := &history{rig: newRig(t), rand: rand.New(rand.NewPCG(seed, 1)), kernel: make(map[filter.Key]remembered)}
 	h.ranged = h.rand.IntN(4) > 0
 	failOpen := h.rand.IntN(4) == 0
-	h.admitted = conntrack.NewAdmitted(func(a netip.Addr) bool { _, cluster := h.Contains(a); return cluster })
+	h.admitted = conntrack.NewTrackedFlows(func(a netip.Addr) bool { _, cluster := h.Contains(a); return cluster })
 	h.admitted.Limit(perAddr, perShard)
 	h.follower = conntrack.Follow(h.Sweeper, h.admitted, nil)
 	h.Awaited = func(a netip.Addr) bool { local, _ := h.Contains(a); return local && !failOpen }
@@ -270,7 +270,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 			var wrong observed
 			everyone := conntrack.New(h.table, conntrack.DefaultMarks, nil, &wrong)
 			everyone.Local, everyone.Awaited = h.Local, h.Awaited
-			h.publish(conntrack.Everything)
+			h.publish(conntrack.ScopeAll)
 			h.sweep()
 			for range 60 {
 				for range h.rand.IntN(12) {
@@ -281,7 +281,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 				}
 				for range 1 + h.rand.IntN(2) {
 					h.change()
-					h.publish(conntrack.Turned)
+					h.publish(conntrack.ScopeFlows)
 					for range h.rand.IntN(3) {
 						h.connect()
 					}
@@ -322,7 +322,7 @@ func quiet(t *testing.T) (h *history, k filter.Key) {
 	t.Cleanup(h.evaluator.Close)
 	h.world.SetPod(pod("p0", h.addrs[4]))
 	h.world.SetPolicy(guard("p0", 80))
-	h.inForce(conntrack.Everything)
+	h.inForce(conntrack.ScopeAll)
 	return h, filter.NewKey(outside, h.addrs[4], filter.TCP, 80)
 }
 
@@ -359,7 +359,7 @@ func (h *history) revokes(k filter.Key) {
 	h.t.Helper()
 	ref := h.open(k, true)
 	h.world.SetPolicy(guard("p0", 1))
-	h.inForce(conntrack.Turned)
+	h.inForce(conntrack.ScopeFlows)
 	h.want(ref, revoked)
 }
 
@@ -378,7 +378,7 @@ func testComesBack(t *testing.T, sweep bool) {
 	later.CreationTimestamp = metav1.Now()
 	h.world.SetPod(later)
 	s, changes := h.world.Commit()
-	h.follower.Published(s, changes, conntrack.Changed)
+	h.follower.Published(s, changes, conntrack.ScopeAddresses)
 	if e := s.Endpoint(h.addrs[4]); e.Name != "p1" {
 		t.Fatalf("%v has the address", e)
 	}
@@ -388,7 +388,7 @@ func testComesBack(t *testing.T, sweep bool) {
 		}
 	}
 	h.world.DeletePod("default", "p1")
-	h.inForce(conntrack.Turned)
+	h.inForce(conntrack.ScopeFlows)
 	h.revokes(k)
 }
 
@@ -400,7 +400,7 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	s, changes := h.world.Commit()
 	h.published.Publish(s)
 	h.behind = s
-	h.follower.Published(s, changes, conntrack.Changed)
+	h.follower.Published(s, changes, conntrack.ScopeAddresses)
 	h.table.Remove(h.open(k, false))
 	if err := h.follower.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
@@ -421,7 +421,7 @@ func TestManyKeys(t *testing.T) {
 	for i, want := range []int{1, 0} { // the first change makes sure, the second need not
 		before := dumps()
 		h.world.SetPolicy(guard("p0", 80, int32(100+i)))
-		h.inForce(conntrack.Turned)
+		h.inForce(conntrack.ScopeFlows)
 		if got := dumps() - before; got != want {
 			t.Errorf("change %d: went through the table %d times, want %d", i, got, want)
 		}
