@@ -40,9 +40,9 @@ type Stats struct {
 // then pushes nothing out that is worth keeping, and a flow that is never seen
 // again costs no allocation, of which an insertion takes two.
 type Flows struct {
-	lru  *simplelru.LRU[filter.Key, *flow]
-	seed maphash.Seed
-	once []lately // by hash: flows decided lately
+	lru        *simplelru.LRU[filter.Key, *flow]
+	seed       maphash.Seed
+	doorkeeper []doorkeeperSet // by hash: flows decided lately
 
 	hits, misses, stale atomic.Uint64
 	size                atomic.Int64
@@ -58,10 +58,10 @@ type flow struct {
 	snapshot uint64
 }
 
-// lately is a set of flows that were decided, the last one first, in one cache line.
+// doorkeeperSet is a set of flows that were decided, the last one first, in one cache line.
 // With room for one flow, two that take turns would each make it forget the other
 // and never be remembered: an eighth of 4,000 flows had such a twin.
-type lately [16]uint32
+type doorkeeperSet [16]uint32
 
 // Ends are the epochs of both ends of a flow: 0 where nobody is known to have the
 // address.
@@ -77,10 +77,10 @@ func NewFlows(size int) *Flows {
 		return &Flows{} // it fails for sizes that are not positive alone
 	}
 	sets := 1
-	for sets*len(lately{}) < 2*size { // half full, few sets overflow
+	for sets*len(doorkeeperSet{}) < 2*size { // half full, few sets overflow
 		sets *= 2
 	}
-	return &Flows{lru: lru, seed: maphash.MakeSeed(), once: make([]lately, sets)}
+	return &Flows{lru: lru, seed: maphash.MakeSeed(), doorkeeper: make([]doorkeeperSet, sets)}
 }
 
 // Decide gives the verdict that the snapshot gives, from memory where that still
@@ -129,7 +129,7 @@ func (f *Flows) remember(k *filter.Key, now flow) {
 // million times it takes one flow for another and remembers it early.
 func (f *Flows) seen(k *filter.Key) bool {
 	h := maphash.Comparable(f.seed, *k)
-	set, tag := &f.once[h&uint64(len(f.once)-1)], uint32(h>>32)|1 // never 0, which is no flow
+	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // never 0, which is no flow
 	for _, t := range set {
 		if t == tag {
 			return true

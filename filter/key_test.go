@@ -52,7 +52,7 @@ func TestZeroValuesAllowNothing(t *testing.T) {
 		t.Errorf("a key that was not read is %s", k.Transport)
 	}
 	var v filter.Verdict
-	if v.Action != filter.Deny || v.Reason != filter.Unknown {
+	if v.Action != filter.Deny || v.Reason != filter.NoReason {
 		t.Errorf("a verdict that was not given is %s, %s", v.Action, v.Reason)
 	}
 }
@@ -73,14 +73,14 @@ func TestSideAllows(t *testing.T) {
 // TestReasonsHaveNames: logs and metrics tell reasons apart by them.
 func TestReasonsHaveNames(t *testing.T) {
 	seen := map[string]filter.Reason{}
-	r := filter.Unknown
+	r := filter.NoReason
 	for ; r.String() != "invalid"; r++ {
 		if other, ok := seen[r.String()]; ok || r.String() == "" {
 			t.Errorf("reason %d is called %q, as is %d", r, r, other)
 		}
 		seen[r.String()] = r
 	}
-	if r <= filter.NoWorld {
+	if r <= filter.NotSynced {
 		t.Errorf("reason %d has no name", r)
 	}
 }

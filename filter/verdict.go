@@ -45,8 +45,8 @@ type Reason uint8
 
 // Reasons. Those that allow:
 const (
-	// Unknown is the zero value, which no decision returns.
-	Unknown Reason = iota
+	// NoReason is the zero value, which no decision returns.
+	NoReason Reason = iota
 	// NotIsolated: no policy selects either end in the direction that matters.
 	NotIsolated
 	// RuleAllows: every isolated end has a rule that allows the flow.
@@ -62,21 +62,21 @@ const (
 	IngressDenied
 	// Malformed: the packet has no readable IP header.
 	Malformed
-	// NoWorld: the packet came before anything was known about the cluster.
-	NoWorld
-	// UnknownPod: one end should be a pod, and did not become known in time. What
+	// NotSynced: the packet came before anything was known about the cluster.
+	NotSynced
+	// PodNotKnown: one end should be a pod, and did not become known in time. What
 	// then happens is the fail mode's to say.
-	UnknownPod
+	PodNotKnown
 	// MidStream: the packet does not begin a connection, and policies deny the
 	// opposite direction, in which the connection may have begun.
 	MidStream
 
-	// Reasons is how many there are.
-	Reasons
+	// NumReasons is how many there are.
+	NumReasons
 )
 
-var reasonText = [Reasons]string{
-	Unknown:       "unknown",
+var reasonText = [NumReasons]string{
+	NoReason:      "unknown",
 	NotIsolated:   "not-isolated",
 	RuleAllows:    "rule",
 	SameAddress:   "same-address",
@@ -84,14 +84,14 @@ var reasonText = [Reasons]string{
 	EgressDenied:  "egress-denied",
 	IngressDenied: "ingress-denied",
 	Malformed:     "malformed",
-	NoWorld:       "no-world",
-	UnknownPod:    "unknown-pod",
+	NotSynced:     "no-world",
+	PodNotKnown:   "unknown-pod",
 	MidStream:     "mid-stream",
 }
 
 // String is the reason in the spelling of log lines, metrics and JSON.
 func (r Reason) String() string {
-	if r < Reasons {
+	if r < NumReasons {
 		return reasonText[r]
 	}
 	return "invalid"

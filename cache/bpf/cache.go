@@ -116,21 +116,21 @@ type Stats struct {
 
 // Cache is the flow cache in the kernel. Its methods may be called concurrently.
 type Cache struct {
-	opts    Options
-	log     *slog.Logger
-	secrets secrets
-	objs    programObjects
-	made    *ebpf.MapSpec // of a table of endpoints
-	pins    *pins
+	opts          Options
+	log           *slog.Logger
+	secrets       secrets
+	objs          programObjects
+	endpointsSpec *ebpf.MapSpec // of a table of endpoints
+	pins          *pins
 
 	mu     sync.Mutex
 	tables *tables
 	ranges map[netip.Prefix]bool
 	// devices are the interfaces of this node's pods, where each has its own.
-	devices  map[netip.Addr]uint32
-	snapshot *policy.Snapshot // the last that was published
-	lacks    error            // a range that the kernel does not know
-	off      atomic.Bool      // it was stopped
+	devices   map[netip.Addr]uint32
+	snapshot  *policy.Snapshot // the last that was published
+	rangesErr error            // a range that the kernel does not know
+	stopped   atomic.Bool      // it was stopped
 
 	failed    atomic.Uint64
 	published atomic.Int64
@@ -147,10 +147,10 @@ func Open(opts Options) (*Cache, error) {
 		c.opts.BPFFS = DefaultBPFFS
 	}
 	if err := c.load(); err != nil {
-		return nil, fmt.Errorf("load the kernel's flow cache: %w", explain(err))
+		return nil, fmt.Errorf("load the kernel's flow cache: %w", withHint(err))
 	}
 	if err := c.pin(); err != nil {
-		return nil, errors.Join(fmt.Errorf("pin the kernel's flow cache: %w", explain(err)), c.objs.Close())
+		return nil, errors.Join(fmt.Errorf("pin the kernel's flow cache: %w", withHint(err)), c.objs.Close())
 	}
 	return c, nil
 }
@@ -191,7 +191,7 @@ func (c *Cache) loadPrograms(clockless bool) error {
 	if err := spec.Variables[programVarSecrets].Set(c.secrets); err != nil {
 		return err
 	}
-	c.made = spec.Maps[programMapEndpoints].InnerMap.Copy()
+	c.endpointsSpec = spec.Maps[programMapEndpoints].InnerMap.Copy()
 	return spec.LoadAndAssign(&c.objs, nil)
 }
 
@@ -228,7 +228,7 @@ func (c *Cache) pin() (err error) {
 func (c *Cache) EnsurePins() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.off.Load() {
+	if c.stopped.Load() {
 		return nil
 	}
 	programs := map[string]*ebpf.Program{c.AllowPin(): c.objs.Allow}
@@ -241,7 +241,7 @@ func (c *Cache) EnsurePins() error {
 			continue
 		}
 		if err := c.pinAgain(path, program); err != nil {
-			errs = append(errs, fmt.Errorf("pin the kernel's flow cache again: %w", explain(err)))
+			errs = append(errs, fmt.Errorf("pin the kernel's flow cache again: %w", withHint(err)))
 			continue
 		}
 		c.log.Warn("a pinned program of the kernel's flow cache was gone; pinned again", "path", path)
@@ -318,8 +318,8 @@ func (c *Cache) Remove() error {
 func (c *Cache) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.off.Store(true)
-	return errors.Join(c.shut(), c.pins.remove())
+	c.stopped.Store(true)
+	return errors.Join(c.disable(), c.pins.remove())
 }
 
 // SetRanges says in which ranges pods have their addresses, of this node and of
@@ -330,8 +330,8 @@ func (c *Cache) Stop() error {
 func (c *Cache) SetRanges(prefixes []netip.Prefix) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lacks = c.setRanges(prefixes); c.lacks != nil {
-		return errors.Join(c.lacks, c.shut())
+	if c.rangesErr = c.setRanges(prefixes); c.rangesErr != nil {
+		return errors.Join(c.rangesErr, c.disable())
 	}
 	return nil
 }
@@ -390,8 +390,8 @@ func (c *Cache) Stats() (Stats, error) {
 	return s, nil
 }
 
-// explain gives the errors that a user can do something about words of their own.
-func explain(err error) error {
+// withHint gives the errors that a user can do something about words of their own.
+func withHint(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%w: run as root, or with the capabilities BPF and, to mount the BPF file system, SYS_ADMIN; in a container, by a seccomp profile that lets these call bpf", err)

@@ -471,7 +471,7 @@ func TestRangesThatCannotBe(t *testing.T) {
 	for i := range many {
 		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}
-	if err := c.SetRanges(many); err == nil || errors.Is(err, bpf.ErrOpen) || !strings.Contains(err.Error(), "add pod range 172.1.") {
+	if err := c.SetRanges(many); err == nil || errors.Is(err, bpf.ErrStillAnswering) || !strings.Contains(err.Error(), "add pod range 172.1.") {
 		t.Errorf("error %v", err)
 	}
 	u.commit(t)

@@ -43,9 +43,9 @@ type pins struct {
 	lock *os.File
 }
 
-// stem is how the names of the folders begin of agents in this network namespace.
+// pinPrefix is how the names of the folders begin of agents in this network namespace.
 // Those of others, whose rules are elsewhere, are not ours to remove.
-func stem() (string, error) {
+func pinPrefix() (string, error) {
 	var s unix.Stat_t
 	// thread-self, because the namespace belongs to the thread.
 	if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
@@ -55,7 +55,7 @@ func stem() (string, error) {
 }
 
 func newPins(bpffs string) (*pins, error) {
-	name, err := stem()
+	name, err := pinPrefix()
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func RemoveStale(bpffs string) (removed []string, err error) {
 	if !mounted(bpffs) {
 		return nil, nil
 	}
-	name, err := stem()
+	name, err := pinPrefix()
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		{e.Isolation(filter.Ingress) != nil, isolatedIngress},
 		{e.Closed(filter.Egress), closedEgress},
 		{e.Closed(filter.Ingress), closedIngress},
-		{device == 0 && isHere(s, e), shared},
+		{device == 0 && isLocal(s, e), shared},
 	} {
 		if one.is {
 			out.Flags |= one.flag
@@ -53,8 +53,8 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 	return out
 }
 
-// isHere reports whether a pod runs on this node.
-func isHere(s *policy.Snapshot, e *policy.Endpoint) bool {
+// isLocal reports whether a pod runs on this node.
+func isLocal(s *policy.Snapshot, e *policy.Endpoint) bool {
 	return slices.ContainsFunc(e.Hosts(), func(host netip.Addr) bool { return s.Endpoint(host).IsNode() })
 }
 
@@ -82,13 +82,13 @@ func (t *tables) close() error {
 func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.off.Load() || c.lacks != nil || c.tables != nil && len(changes) == 0 {
+	if c.stopped.Load() || c.rangesErr != nil || c.tables != nil && len(changes) == 0 {
 		return nil
 	}
 	began := time.Now()
 	if err := c.publish(s, changes); err != nil {
-		err = fmt.Errorf("bring the kernel's flow cache up to date: %w", explain(err))
-		return errors.Join(err, c.shut())
+		err = fmt.Errorf("bring the kernel's flow cache up to date: %w", withHint(err))
+		return errors.Join(err, c.disable())
 	}
 	c.snapshot = s
 	c.published.Store(int64(time.Since(began)))
@@ -124,7 +124,7 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
 		known := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
 		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), known))); err != nil {
-			return errors.Join(fmt.Errorf("tell the kernel's flow cache of this node's interfaces: %w", explain(err)), c.shut())
+			return errors.Join(fmt.Errorf("tell the kernel's flow cache of this node's interfaces: %w", withHint(err)), c.disable())
 		}
 	}
 	return nil
@@ -142,7 +142,7 @@ func (c *Cache) Attend() error {
 		until = uint64(now.Nano()) + uint64(c.opts.Unattended)
 	}
 	if err := c.objs.Deadline.Update(uint32(0), until, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("tell the kernel's flow cache that the agent is there: %w", explain(err))
+		return fmt.Errorf("tell the kernel's flow cache that the agent is there: %w", withHint(err))
 	}
 	return nil
 }
@@ -155,7 +155,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
 		return err
 	}
-	if err := c.use(t.spare); err != nil {
+	if err := c.swap(t.spare); err != nil {
 		return err
 	}
 	t.read, t.spare = t.spare, t.read
@@ -168,8 +168,8 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	return nil
 }
 
-// use has the programs read a table, and returns when none reads another.
-func (c *Cache) use(table *ebpf.Map) error {
+// swap has the programs read a table, and returns when none reads another.
+func (c *Cache) swap(table *ebpf.Map) error {
 	if err := c.objs.Endpoints.Update(uint32(0), table, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("replace the table of endpoints: %w", err)
 	}
@@ -178,7 +178,7 @@ func (c *Cache) use(table *ebpf.Map) error {
 
 // rebuild makes new tables with room to grow.
 func (c *Cache) rebuild(s *policy.Snapshot) error {
-	spec := c.made.Copy()
+	spec := c.endpointsSpec.Copy()
 	for int(spec.MaxEntries) < 2*s.Counts().Endpoints {
 		spec.MaxEntries *= 2
 	}
@@ -192,7 +192,7 @@ func (c *Cache) rebuild(s *policy.Snapshot) error {
 			return errors.Join(fmt.Errorf("make a table of %d endpoints: %w", s.Counts().Endpoints, err), next.close())
 		}
 	}
-	if err := c.use(next.read); err != nil {
+	if err := c.swap(next.read); err != nil {
 		return errors.Join(err, next.close())
 	}
 	before := c.tables
@@ -227,13 +227,13 @@ func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.
 	return nil
 }
 
-// ErrOpen says that the cache may answer by a snapshot that is no longer in force.
-var ErrOpen = errors.New("the kernel's flow cache could not be closed")
+// ErrStillAnswering says that the cache may answer by a snapshot that is no longer in force.
+var ErrStillAnswering = errors.New("the kernel's flow cache could not be closed")
 
-// shut takes the endpoints away, without which the programs say nothing.
-func (c *Cache) shut() error {
+// disable takes the endpoints away, without which the programs say nothing.
+func (c *Cache) disable() error {
 	if err := c.objs.Endpoints.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("%w: %w", ErrOpen, err)
+		return fmt.Errorf("%w: %w", ErrStillAnswering, err)
 	}
 	t := c.tables
 	c.tables = nil

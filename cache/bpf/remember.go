@@ -19,7 +19,7 @@ import (
 // passed over.
 func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	readable := k.Transport == filter.Any || k.Transport == filter.Ported || k.Transport == filter.Portless && (k.Protocol == filter.ICMP || k.Protocol == filter.ICMPv6)
-	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly || w.cache.off.Load() {
+	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly || w.cache.stopped.Load() {
 		return
 	}
 	w.key, w.value = k, w.cache.secrets.stamp(&k, src, dst)

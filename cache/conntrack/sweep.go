@@ -30,7 +30,7 @@ const (
 // Observer is told of every connection whose mark a sweep has rewritten, once
 // the kernel has taken it. The verdict says which way.
 type Observer interface {
-	Judged(p packet.Packet, v filter.Verdict)
+	Observe(p packet.Packet, v filter.Verdict)
 }
 
 // Result is what a sweep did.
@@ -310,7 +310,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	}
 	if v.Action == filter.Allow && back.Action != filter.Allow {
 		v, known = back, true
-		if v.Reason != filter.UnknownPod {
+		if v.Reason != filter.PodNotKnown {
 			v.Reason, v.Pair = filter.MidStream, false
 		}
 	}
@@ -337,7 +337,7 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	src, dst := by.Endpoint(srcAddr), by.Endpoint(dstAddr)
 	known = (src != nil || dst != nil) && !src.IsNode()
 	if !src.IsNode() && !dst.IsNode() && (src == nil && s.pending(srcAddr) || dst == nil && s.pending(dstAddr)) {
-		return filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}, true
+		return filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}, true
 	}
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
@@ -378,7 +378,7 @@ func (w *sweep) flush() {
 			w.result.Unjudged++
 		}
 		if w.sweeper.observer != nil {
-			w.sweeper.observer.Judged(p.packet, p.verdict)
+			w.sweeper.observer.Observe(p.packet, p.verdict)
 		}
 	}
 	w.updates, w.pending = w.updates[:0], w.pending[:0]

@@ -77,7 +77,7 @@ func guard(app string, ports ...int32) *networkingv1.NetworkPolicy {
 // observed is an Observer that keeps what it is told.
 type observed []string
 
-func (o *observed) Judged(p packet.Packet, v filter.Verdict) {
+func (o *observed) Observe(p packet.Packet, v filter.Verdict) {
 	*o = append(*o, p.Key.String()+" "+v.Action.String())
 }
 

@@ -15,7 +15,7 @@ import (
 // Observer sees every packet that is evaluated. It is called on the packet's
 // way and must not block.
 type Observer interface {
-	Judged(p packet.Packet, v filter.Verdict)
+	Observe(p packet.Packet, v filter.Verdict)
 }
 
 // Ranges reports which addresses should be pods'. It is asked about addresses that
@@ -135,9 +135,9 @@ func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 				e.config.Tracker.Track(p.Reverse(), dst.Epoch(), src.Epoch(), e.snapshot.Number())
 			}
 		}
-		*v = filter.Verdict{Action: filter.Allow, Reason: filter.UnknownPod}
+		*v = filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}
 	case v.Action != filter.Deny:
-		*v = filter.Verdict{Action: filter.Deny, Reason: filter.UnknownPod}
+		*v = filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}
 	}
 }
 
@@ -145,7 +145,7 @@ func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 	e.tally.count(v)
 	if e.config.Observer != nil {
-		e.config.Observer.Judged(*p, *v)
+		e.config.Observer.Observe(*p, *v)
 	}
 }
 
@@ -166,7 +166,7 @@ func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pe
 		v.Action, v.Reason = filter.Deny, filter.Malformed
 		return pending
 	case e.snapshot == nil:
-		v.Action, v.Reason = filter.Deny, filter.NoWorld
+		v.Action, v.Reason = filter.Deny, filter.NotSynced
 		return pending
 	}
 	var ends cache.Ends

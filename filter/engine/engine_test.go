@@ -61,7 +61,7 @@ func datagram(k filter.Key) []byte {
 
 type seen []string
 
-func (s *seen) Judged(p packet.Packet, v filter.Verdict) {
+func (s *seen) Observe(p packet.Packet, v filter.Verdict) {
 	*s = append(*s, fmt.Sprintf("%v from %d: %v, %v", p.Key, p.SrcPort, v.Action, v.Reason))
 }
 

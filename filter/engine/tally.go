@@ -11,9 +11,9 @@ import (
 const (
 	// One of so many decisions is timed: two looks at the clock cost about as much
 	// as a hit in the cache.
-	sampling = 64
+	sampleInterval = 64
 	// Decisions of 2^latencies ns, which is 17 ms, or longer share a bucket.
-	latencies = 25
+	latencyBuckets = 25
 )
 
 // Sides says which ends of a flow are isolated in the direction that concerns
@@ -36,13 +36,13 @@ func SidesOf(v *filter.Verdict) Sides {
 func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 
 // Verdicts counts verdicts by action, by reason and by what was isolated.
-type Verdicts [2][filter.Reasons][4]uint64
+type Verdicts [2][filter.NumReasons][4]uint64
 
 // Latency says how long decisions took: of the decisions that were timed, which
 // are one in 64, Buckets[i] counts those of less than 2^i ns and no less than
 // half of that; the last one also all that took longer.
 type Latency struct {
-	Buckets [latencies]uint64
+	Buckets [latencyBuckets]uint64
 	Sum     time.Duration
 }
 
@@ -71,8 +71,8 @@ func (t *Tally) Add(o *Tally) {
 // cache line with anything that another worker writes.
 type tally struct {
 	_        [64]byte
-	verdicts [2][filter.Reasons][4]atomic.Uint64
-	buckets  [latencies]atomic.Uint64
+	verdicts [2][filter.NumReasons][4]atomic.Uint64
+	buckets  [latencyBuckets]atomic.Uint64
 	sum      atomic.Int64
 	turn     uint32 // of decisions, for the sampling; the writer's alone
 	_        [64]byte
@@ -81,18 +81,18 @@ type tally struct {
 // due says whether the next decision is to be timed.
 func (t *tally) due() bool {
 	t.turn++
-	return t.turn%sampling == 0
+	return t.turn%sampleInterval == 0
 }
 
 // took counts a decision that was timed.
 func (t *tally) took(d time.Duration) {
-	t.buckets[min(bits.Len64(uint64(max(d, 0))), latencies-1)].Add(1)
+	t.buckets[min(bits.Len64(uint64(max(d, 0))), latencyBuckets-1)].Add(1)
 	t.sum.Add(int64(d))
 }
 
 // count counts a verdict.
 func (t *tally) count(v *filter.Verdict) {
-	t.verdicts[v.Action&1][min(v.Reason, filter.Reasons-1)][SidesOf(v)].Add(1)
+	t.verdicts[v.Action&1][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
 }
 
 func (t *tally) read() *Tally {

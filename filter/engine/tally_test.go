@@ -43,7 +43,7 @@ func TestTallyCounts(t *testing.T) {
 
 func TestLatencyBuckets(t *testing.T) {
 	var one tally
-	for d, bucket := range map[time.Duration]int{-5: 0, 0: 0, 1: 1, 127: 7, 128: 8, 255: 8, 256: 9, time.Hour: latencies - 1} {
+	for d, bucket := range map[time.Duration]int{-5: 0, 0: 0, 1: 1, 127: 7, 128: 8, 255: 8, 256: 9, time.Hour: latencyBuckets - 1} {
 		before := one.buckets[bucket].Load()
 		one.took(d)
 		if one.buckets[bucket].Load() != before+1 {
@@ -60,7 +60,7 @@ func TestEvaluatorTally(t *testing.T) {
 	var published policy.Published
 	e := New(Config{Published: &published}, cache.NewFlows(16))
 	defer e.Close()
-	const n = 10*sampling + 1
+	const n = 10*sampleInterval + 1
 	for range n {
 		e.Evaluate([]byte{0})
 	}
@@ -72,10 +72,10 @@ func TestEvaluatorTally(t *testing.T) {
 	for _, b := range got.Latency.Buckets {
 		timed += b
 	}
-	if timed != n/sampling {
-		t.Errorf("%d of %d were timed, want %d", timed, n, n/sampling)
+	if timed != n/sampleInterval {
+		t.Errorf("%d of %d were timed, want %d", timed, n, n/sampleInterval)
 	}
-	if allocs := testing.AllocsPerRun(2*sampling, func() { e.Evaluate([]byte{0}) }); allocs != 0 {
+	if allocs := testing.AllocsPerRun(2*sampleInterval, func() { e.Evaluate([]byte{0}) }); allocs != 0 {
 		t.Errorf("counting takes %v allocations", allocs)
 	}
 }

@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// look is how often the kernel's counters are read.
-	look = time.Second
-	// glance is how often while a queue is drained.
-	glance = time.Millisecond
+	// countersInterval is how often the kernel's counters are read.
+	countersInterval = time.Second
+	// drainInterval is how often while a queue is drained.
+	drainInterval = time.Millisecond
 )
 
 // counter is a line of /proc/net/netfilter/nfnetlink_queue (nfnetlink_queue.c,
@@ -87,7 +87,7 @@ func Waiting(netNS int, first uint16, count int) (int, error) {
 // Drain returns when every packet has been answered. New ones must be kept from
 // the queues meanwhile.
 func (q *Queues) Drain(ctx context.Context) error {
-	tick := time.NewTicker(glance)
+	tick := time.NewTicker(drainInterval)
 	defer tick.Stop()
 	for {
 		n, err := q.Waiting()
@@ -105,7 +105,7 @@ func (q *Queues) Drain(ctx context.Context) error {
 // watch counts and reports what the kernel drops, until ctx ends. A queue that
 // is bound anew counts from 0 again.
 func (q *Queues) watch(ctx context.Context) {
-	tick := time.NewTicker(look)
+	tick := time.NewTicker(countersInterval)
 	defer tick.Stop()
 	last := make(map[uint16]counter)
 	failed := ""
@@ -140,8 +140,8 @@ func (q *Queues) count(last, now map[uint16]counter) {
 		switch {
 		case lost == 0:
 			continue
-		case q.opts.Crowd && int(number) == int(q.opts.First)+q.opts.Count:
-			q.crowdDropped.Add(lost)
+		case q.opts.Overflow && int(number) == int(q.opts.First)+q.opts.Count:
+			q.overflowDropped.Add(lost)
 			q.log.Warn("the kernel dropped packets of sources that send more than their share",
 				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)
 		default:

@@ -8,23 +8,23 @@ import (
 // The crowd's worker takes a few packets at a time once it is behind, and more
 // again when for some time hardly any have come.
 func TestPace(t *testing.T) {
-	crowd := &socket{crowd: true, most: crowdBurst}
+	crowd := &socket{overflow: true, most: overflowBurst}
 	now := time.Now()
-	for taken := 0; taken < crowdBacklog; taken += crowdBurst {
-		if crowd.most != crowdBurst {
+	for taken := 0; taken < floodBacklog; taken += overflowBurst {
+		if crowd.most != overflowBurst {
 			t.Fatalf("it takes %d after %d", crowd.most, taken)
 		}
-		crowd.paceAfter(crowdBurst, now)
+		crowd.paceAfter(overflowBurst, now)
 	}
 	for range 3 {
-		if crowd.most != crowdTurn {
+		if crowd.most != floodBurst {
 			t.Errorf("it takes %d, with a crowd", crowd.most)
 		}
-		crowd.paceAfter(crowdTurn-1, now)
-		now = now.Add(crowdTime - 1)
-		crowd.paceAfter(crowdTurn, now)
+		crowd.paceAfter(floodBurst-1, now)
+		now = now.Add(floodQuiet - 1)
+		crowd.paceAfter(floodBurst, now)
 	}
-	if crowd.paceAfter(crowdTurn-1, now.Add(crowdTime)); crowd.most != crowdBurst {
+	if crowd.paceAfter(floodBurst-1, now.Add(floodQuiet)); crowd.most != overflowBurst {
 		t.Errorf("it takes %d, although the crowd is gone", crowd.most)
 	}
 }

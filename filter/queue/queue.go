@@ -48,8 +48,8 @@ type Options struct {
 	// First is the number of the first of Count queues.
 	First uint16
 	Count int
-	// Crowd has the one behind them read too. Its worker gives way to all others.
-	Crowd bool
+	// Overflow has the one behind them read too. Its worker gives way to all others.
+	Overflow bool
 	// Mark is the bit that an allowed packet gets in its mark. No other bit is
 	// changed.
 	Mark uint32
@@ -80,7 +80,7 @@ type Options struct {
 
 // span is how many queues are read.
 func (o Options) span() int {
-	if o.Crowd {
+	if o.Overflow {
 		return o.Count + 1
 	}
 	return o.Count
@@ -99,18 +99,18 @@ const (
 // Stats are what the workers have done since the start.
 type Stats struct {
 	Allowed, Denied uint64 // packets by answer
-	Late            uint64 // answers to packets that the kernel had given up, as when an interface goes away
+	Stale           uint64 // answers to packets that the kernel had given up, as when an interface goes away
 	Panics          uint64 // packets whose judgement failed, denied
 	Restarts        uint64 // of workers
 	Dropped         uint64 // by the kernel: the queue or the socket was full
-	Crowd           uint64 // packets that were answered in the crowd's queue
-	CrowdDropped    uint64 // by the kernel, in the crowd's queue; not included in Dropped
-	Overflows       uint64 // times that a queue may have been full and let packets pass
+	Overflow        uint64 // packets that were answered in the crowd's queue
+	OverflowDropped uint64 // by the kernel, in the crowd's queue; not included in Dropped
+	Full            uint64 // times that a queue may have been full and let packets pass
 
-	Holding     int64  // packets that wait for their pod to become known
-	Held        uint64 // those that have ever waited
-	HoldExpired uint64 // those whose pod did not become known in time
-	HoldRefused uint64 // those that found no place, or lost it to a sender with fewer
+	Pending      int64  // packets that wait for their pod to become known
+	Held         uint64 // those that have ever waited
+	HoldExpired  uint64 // those whose pod did not become known in time
+	HoldRejected uint64 // those that found no place, or lost it to a sender with fewer
 }
 
 // Queues are the workers of all queues.
@@ -121,10 +121,10 @@ type Queues struct {
 	ready   chan struct{}
 	unready atomic.Int32 // workers that have not started yet
 
-	allowed, denied, late, panics, restarts, dropped atomic.Uint64
-	crowd, crowdDropped, overflows                   atomic.Uint64
-	heldTotal, heldExpired, heldRefused              atomic.Uint64
-	shares                                           *shares // of packets that wait
+	allowed, denied, stale, panics, restarts, dropped atomic.Uint64
+	overflow, overflowDropped, full                   atomic.Uint64
+	heldTotal, heldExpired, heldRejected              atomic.Uint64
+	shares                                            *shares // of packets that wait
 }
 
 // New returns the workers of the queues. Each gets two evaluators from newEvaluator, one
@@ -146,19 +146,19 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	q := &Queues{opts: opts, log: logger, ready: make(chan struct{}), shares: newShares(opts.MaxHeld)}
 	q.unready.Store(int32(opts.span()))
 	for i := range opts.span() {
-		w := &worker{Queues: q, number: opts.First + uint16(i), crowd: i == opts.Count, judge: newEvaluator()}
-		w.held = &holding{worker: w, judge: newEvaluator(), wake: make(chan struct{}, 1), lost: make(chan struct{}, 1)}
+		w := &worker{Queues: q, number: opts.First + uint16(i), overflow: i == opts.Count, evaluator: newEvaluator()}
+		w.pending = &pendingPackets{worker: w, evaluator: newEvaluator(), wake: make(chan struct{}, 1), displaced: make(chan struct{}, 1)}
 		q.workers = append(q.workers, w)
 	}
 	return q, nil
 }
 
-// backlog is how many packets must have come without a pause if one found a full
+// fullBacklog is how many packets must have come without a pause if one found a full
 // queue, or a full socket with a buffer of so many bytes. The kernel does not count
 // packets that it lets pass then. But when it did, many were waiting for their
 // answer: those that wait for their pod, at most a burst that was being answered, and
 // the rest unread.
-func (o Options) backlog(buffer int) int {
+func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // what the kernel accounts for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-burst, buffer/most))
 }
@@ -188,20 +188,20 @@ func (q *Queues) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// Rejudge has the packets that wait judged again. It is to be called after every
+// Reevaluate has the packets that wait judged again. It is to be called after every
 // publish, when no verdict of an older snapshot is on its way.
-func (q *Queues) Rejudge() {
+func (q *Queues) Reevaluate() {
 	for _, w := range q.workers {
-		w.held.nudge()
+		w.pending.poke()
 	}
 }
 
 // Stats are what has been done so far.
 func (q *Queues) Stats() Stats {
 	return Stats{
-		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Late: q.late.Load(),
+		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Stale: q.stale.Load(),
 		Panics: q.panics.Load(), Restarts: q.restarts.Load(), Dropped: q.dropped.Load(),
-		Crowd: q.crowd.Load(), CrowdDropped: q.crowdDropped.Load(), Overflows: q.overflows.Load(),
-		Holding: int64(q.shares.held()), Held: q.heldTotal.Load(), HoldExpired: q.heldExpired.Load(), HoldRefused: q.heldRefused.Load(),
+		Overflow: q.overflow.Load(), OverflowDropped: q.overflowDropped.Load(), Full: q.full.Load(),
+		Pending: int64(q.shares.held()), Held: q.heldTotal.Load(), HoldExpired: q.heldExpired.Load(), HoldRejected: q.heldRejected.Load(),
 	}
 }

@@ -198,7 +198,7 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("%d of 4 ways are open, though all is denied", n)
 	}
 	r.await("4 packets are denied", func() bool { return q.Stats().Denied >= 4 })
-	if s := q.Stats(); s.Late+s.Panics+s.Restarts+s.Dropped != 0 {
+	if s := q.Stats(); s.Stale+s.Panics+s.Restarts+s.Dropped != 0 {
 		t.Errorf("%+v, want denied packets and nothing else", s)
 	}
 	if data := bad.Load(); data != nil {
@@ -294,7 +294,7 @@ func TestBurst(t *testing.T) {
 			t.Fatalf("heard %q, want %q", p[28:], want)
 		}
 	}
-	if s := q.Stats(); s.Allowed != packets/2 || s.Denied != packets/2 || s.Late != 0 {
+	if s := q.Stats(); s.Allowed != packets/2 || s.Denied != packets/2 || s.Stale != 0 {
 		t.Errorf("%+v, want %d allowed and as many denied", s, packets/2)
 	}
 	if j := r.judges[0]; j.answered.Load() >= j.asked.Load() {
@@ -343,7 +343,7 @@ func TestCrowd(t *testing.T) {
 		}
 	}
 	const room = 1000
-	q, _ := r.run(queue.Options{Crowd: true, MaxLen: room})
+	q, _ := r.run(queue.Options{Overflow: true, MaxLen: room})
 	for range 2 * room {
 		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 9))
 		if err != nil {
@@ -354,11 +354,11 @@ func TestCrowd(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	r.await("a count of what the crowd lost", func() bool { return q.Stats().CrowdDropped > 0 })
+	r.await("a count of what the crowd lost", func() bool { return q.Stats().OverflowDropped > 0 })
 	if n := r.reaches("udp", patience); n != 2 {
 		t.Errorf("%d of 2 ways are open beside a crowd whose judge is at work", n)
 	}
-	if s := q.Stats(); s.Crowd != 0 || s.Allowed != 2 || s.Dropped != 0 {
+	if s := q.Stats(); s.Overflow != 0 || s.Allowed != 2 || s.Dropped != 0 {
 		t.Errorf("%+v, want 2 allowed, none of them of the crowd", s)
 	}
 	if n, err := q.Waiting(); err != nil || n != room {
@@ -370,8 +370,8 @@ func TestCrowd(t *testing.T) {
 	if err := q.Drain(ctx); err != nil {
 		t.Fatal(err)
 	}
-	r.await("all are answered", func() bool { return q.Stats().Crowd == room })
-	if s := q.Stats(); s.Allowed != room+2 || s.Late+s.Restarts != 0 {
+	r.await("all are answered", func() bool { return q.Stats().Overflow == room })
+	if s := q.Stats(); s.Allowed != room+2 || s.Stale+s.Restarts != 0 {
 		t.Errorf("%+v, want %d allowed", s, room+2)
 	}
 }
@@ -457,7 +457,7 @@ func TestOverflowIsTold(t *testing.T) {
 				wantTold = 1
 				r.await("it is told", func() bool { return told.Load() > 0 })
 			}
-			if n := q.Stats().Overflows; n != wantTold {
+			if n := q.Stats().Full; n != wantTold {
 				t.Errorf("%d overflows, want %d", n, wantTold)
 			}
 			if wantTold == 0 && told.Load() > 0 {
@@ -578,30 +578,30 @@ func TestHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.sends("late 1")
-	r.await("the packet waits", func() bool { return q.Stats().Holding == 1 })
+	r.await("the packet waits", func() bool { return q.Stats().Pending == 1 })
 	r.sends("other 1")
 	if got := r.hears(heard, "late 1", "other 1"); got != "other 1" {
 		t.Errorf("%q came first", got)
 	}
-	q.Rejudge() // nothing new: it goes on waiting
+	q.Reevaluate() // nothing new: it goes on waiting
 	r.sends("other 2")
 	if got := r.hears(heard, "late 1", "other 2"); got != "other 2" {
 		t.Errorf("%q came first", got)
 	}
 	known.Store(true)
-	q.Rejudge()
+	q.Reevaluate()
 	r.hears(heard, "late 1")
-	if s := q.Stats(); s.Held != 1 || s.Holding != 0 || s.HoldExpired+s.HoldRefused != 0 {
+	if s := q.Stats(); s.Held != 1 || s.Pending != 0 || s.HoldExpired+s.HoldRejected != 0 {
 		t.Errorf("%+v, want one that was held", s)
 	}
 	known.Store(false)
 	r.sends("late 2")
-	r.await("the packet waits", func() bool { return q.Stats().Holding == 1 })
+	r.await("the packet waits", func() bool { return q.Stats().Pending == 1 })
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if s := q.Stats(); s.Holding != 0 {
-		t.Errorf("%d packets wait in a queue that is closed", s.Holding)
+	if s := q.Stats(); s.Pending != 0 {
+		t.Errorf("%d packets wait in a queue that is closed", s.Pending)
 	}
 }
 
@@ -618,7 +618,7 @@ func TestHoldIsBounded(t *testing.T) {
 		r.sends(fmt.Sprintf("late %d", i))
 	}
 	r.await("all have been given up", func() bool { return q.Stats().Denied >= 12 })
-	if s := q.Stats(); s.Holding != 0 || s.HoldExpired < 5 || s.HoldExpired+s.HoldRefused != 12 || s.HoldRefused == 0 {
+	if s := q.Stats(); s.Pending != 0 || s.HoldExpired < 5 || s.HoldExpired+s.HoldRejected != 12 || s.HoldRejected == 0 {
 		t.Errorf("%+v, want 5 that waited, and the others refused", s)
 	}
 	if n := r.judges[0].givenUp.Load() + r.judges[1].givenUp.Load(); n != 12 {
@@ -669,11 +669,11 @@ func TestHoldIsShared(t *testing.T) {
 		}
 		r.await("one gives way", func() bool { return int(q.Stats().Denied) == scanned-places+1+i })
 	}
-	if s := q.Stats(); s.Holding != places || s.HoldRefused != scanned-places+2 || s.HoldExpired != 0 || s.Late+s.Restarts != 0 {
+	if s := q.Stats(); s.Pending != places || s.HoldRejected != scanned-places+2 || s.HoldExpired != 0 || s.Stale+s.Restarts != 0 {
 		t.Errorf("%+v", s)
 	}
 	known.Store(true)
-	q.Rejudge()
+	q.Reevaluate()
 	want := map[string]bool{"late 0.": true, "late 1.": true, "late 2.": true, "late other 0.": true, "late other 1.": true}
 	for len(want) > 0 {
 		var texts []string
@@ -686,7 +686,7 @@ func TestHoldIsShared(t *testing.T) {
 		}
 		delete(want, got)
 	}
-	if s := q.Stats(); s.Holding != 0 || s.Allowed < places {
+	if s := q.Stats(); s.Pending != 0 || s.Allowed < places {
 		t.Errorf("%+v", s)
 	}
 }
@@ -708,7 +708,7 @@ func TestHoldEndsWithItsQueue(t *testing.T) {
 			q := queues.Load()
 			q.Fail(errors.New("on purpose"))
 			// Until the worker has let go of what it holds, or of the queue.
-			for end := time.Now().Add(patience); q.Stats().Holding > 0 && bound() && time.Now().Before(end); {
+			for end := time.Now().Add(patience); q.Stats().Pending > 0 && bound() && time.Now().Before(end); {
 				time.Sleep(time.Millisecond)
 			}
 		}
@@ -718,7 +718,7 @@ func TestHoldEndsWithItsQueue(t *testing.T) {
 	q, _ := r.run(queue.Options{Hold: time.Minute, MaxHeld: 10, OnGap: func() { gaps.Add(1) }})
 	queues.Store(q)
 	r.sends("late 1")
-	r.await("the packet waits", func() bool { return q.Stats().Holding == 1 })
+	r.await("the packet waits", func() bool { return q.Stats().Pending == 1 })
 	if n := gaps.Load(); n != 0 {
 		t.Errorf("%d gaps before the worker failed", n)
 	}
@@ -731,7 +731,7 @@ func TestHoldEndsWithItsQueue(t *testing.T) {
 	}
 	r.sends("other")
 	r.hears(heard, "other")
-	if s := q.Stats(); s.Held != 2 || s.Holding != 0 {
+	if s := q.Stats(); s.Held != 2 || s.Pending != 0 {
 		t.Errorf("%+v: a packet of the queue before counts as waiting in this one", s)
 	}
 }
@@ -758,22 +758,22 @@ func TestManyAnswersAtOnce(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	r.await("all wait", func() bool { return q.Stats().Holding == packets })
+	r.await("all wait", func() bool { return q.Stats().Pending == packets })
 	known.Store(true)
-	q.Rejudge()
+	q.Reevaluate()
 	r.await("all are answered", func() bool { return q.Stats().Denied == packets })
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := q.Drain(ctx); err != nil {
 		t.Error(err)
 	}
-	if s := q.Stats(); s.Restarts+s.Late != 0 {
+	if s := q.Stats(); s.Restarts+s.Stale != 0 {
 		t.Errorf("%+v: not all answers were taken\n%s", s, r.log.String())
 	}
 }
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
-	for _, o := range []queue.Options{{Count: 0}, {First: 65535, Count: 2}, {First: 65535, Count: 1, Crowd: true}} {
+	for _, o := range []queue.Options{{Count: 0}, {First: 65535, Count: 2}, {First: 65535, Count: 1, Overflow: true}} {
 		if _, err := queue.New(o, nil, nil); err == nil {
 			t.Errorf("%+v was taken", o)
 		}

@@ -25,8 +25,8 @@ type shares struct {
 
 // sharer is an interface, or a source address of one.
 type sharer struct {
-	n       int     // places that it has
-	packets []*held // of an address, the oldest first
+	n       int              // places that it has
+	packets []*pendingPacket // of an address, the oldest first
 
 	addresses map[netip.Addr]*sharer // of an interface
 	ranks     ranks                  // of addresses, if this is an interface
@@ -38,7 +38,7 @@ func newShares(most int) *shares {
 
 // take gives a packet a place, or not. The packet that has lost its place to it, if
 // any, is marked so.
-func (s *shares) take(p *held) (displaced *held, ok bool) {
+func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.taken >= s.most {
@@ -68,7 +68,7 @@ func (s *shares) take(p *held) (displaced *held, ok bool) {
 // displace chooses the packet that gives way to p, or none. Afterwards none of the
 // two senders has fewer places than the other had before, or else they would take
 // turns.
-func (s *shares) displace(p *held) *held {
+func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
 	case top == nil:
@@ -88,10 +88,10 @@ func (s *shares) displace(p *held) *held {
 	return nil
 }
 
-func (a *sharer) newest() *held { return a.packets[len(a.packets)-1] }
+func (a *sharer) newest() *pendingPacket { return a.packets[len(a.packets)-1] }
 
 // leave gives the place of a packet back that has not lost it.
-func (s *shares) leave(p *held) {
+func (s *shares) leave(p *pendingPacket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !p.displaced {
@@ -99,8 +99,8 @@ func (s *shares) leave(p *held) {
 	}
 }
 
-// lost reports whether another packet has the place of p.
-func (s *shares) lost(p *held) bool {
+// isDisplaced reports whether another packet has the place of p.
+func (s *shares) isDisplaced(p *pendingPacket) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return p.displaced
@@ -112,7 +112,7 @@ func (s *shares) held() int {
 	return s.taken
 }
 
-func (s *shares) remove(p *held) {
+func (s *shares) remove(p *pendingPacket) {
 	d := s.devices[p.device]
 	a := d.addresses[p.source]
 	for i, o := range a.packets { // the oldest go first, and the newest are displaced

@@ -9,7 +9,7 @@ import (
 func addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}) }
 
 // counts are the places of devices and of their addresses, found by counting.
-func counts(waiting []*held) (devices map[uint32]int, addresses map[uint32]map[netip.Addr]int) {
+func counts(waiting []*pendingPacket) (devices map[uint32]int, addresses map[uint32]map[netip.Addr]int) {
 	devices, addresses = make(map[uint32]int), make(map[uint32]map[netip.Addr]int)
 	for _, p := range waiting {
 		if devices[p.device]++; addresses[p.device] == nil {
@@ -34,14 +34,14 @@ func TestShares(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		size := 1 + r.IntN(12)
 		s := newShares(size)
-		var waiting []*held // the oldest first
+		var waiting []*pendingPacket // the oldest first
 		for range 300 {
 			if len(waiting) > 0 && r.IntN(4) == 0 {
 				i := r.IntN(len(waiting))
 				s.leave(waiting[i])
 				waiting = append(waiting[:i:i], waiting[i+1:]...)
 			}
-			p := &held{device: uint32(r.IntN(3)), source: addr(r.IntN(3))}
+			p := &pendingPacket{device: uint32(r.IntN(3)), source: addr(r.IntN(3))}
 			devices, addresses := counts(waiting)
 			full := len(waiting) >= size
 			otherDevice := devices[p.device]+1 < most(devices)
@@ -62,7 +62,7 @@ func TestShares(t *testing.T) {
 						at = i
 					}
 				}
-				if waiting[at] != displaced || !s.lost(displaced) {
+				if waiting[at] != displaced || !s.isDisplaced(displaced) {
 					t.Fatalf("seed %d: what is displaced is not the newest", seed)
 				}
 				waiting = append(waiting[:at:at], waiting[at+1:]...)
@@ -78,7 +78,7 @@ func TestShares(t *testing.T) {
 		}
 		for _, p := range waiting {
 			s.leave(p)
-			s.leave(&held{displaced: true})
+			s.leave(&pendingPacket{displaced: true})
 		}
 		if s.held() != 0 || len(s.devices) != 0 || len(s.ranks) != 0 {
 			t.Fatalf("seed %d: something is left: %+v", seed, s)
@@ -96,14 +96,14 @@ func TestForgedSourcesStayWithinTheirInterface(t *testing.T) {
 	scan := func(n int) {
 		for range n {
 			scanner++
-			s.take(&held{device: 1, source: addr(scanner)})
+			s.take(&pendingPacket{device: 1, source: addr(scanner)})
 		}
 	}
 	scan(4 * DefaultMaxHeld)
-	var starting []*held
+	var starting []*pendingPacket
 	for pod := range 30 {
 		for n := range 4 {
-			p := &held{device: uint32(2 + pod), source: addr(60000 + pod)}
+			p := &pendingPacket{device: uint32(2 + pod), source: addr(60000 + pod)}
 			if _, ok := s.take(p); !ok {
 				t.Fatalf("packet %d of pod %d finds no place", n, pod)
 			}
@@ -112,7 +112,7 @@ func TestForgedSourcesStayWithinTheirInterface(t *testing.T) {
 		}
 	}
 	for _, p := range starting {
-		if s.lost(p) {
+		if s.isDisplaced(p) {
 			t.Fatal("a packet of a starting pod lost its place")
 		}
 	}

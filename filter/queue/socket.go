@@ -20,15 +20,15 @@ const (
 	// burst is how many messages one system call reads at most. Their answers
 	// go back in one, so that it also bounds how long a verdict is on its way.
 	burst = 64
-	// crowdBurst is the same for the crowd's queue; crowdTurn, once crowdBacklog
+	// overflowBurst is the same for the crowd's queue; crowdTurn, once crowdBacklog
 	// packets have come without a pause, and until for crowdTime hardly any have: a
 	// flood has short pauses too. Others wait for a turn at worst: with 4
 	// packets instead of 2 their 99th percentile was a quarter longer, with 8 twice
 	// as long. But 2 cost a busy client a third of its connections, 16 none.
-	crowdBurst   = 16
-	crowdTurn    = 2
-	crowdBacklog = 512
-	crowdTime    = 20 * time.Millisecond
+	overflowBurst = 16
+	floodBurst    = 2
+	floodBacklog  = 512
+	floodQuiet    = 20 * time.Millisecond
 	// overhead is more than what a message holds beside the packet.
 	overhead = 512
 	// receiveBuffer is what the kernel may keep for us, in bytes: it accounts
@@ -68,16 +68,16 @@ type socket struct {
 	headers  []mmsghdr
 	messages []netlink.Message
 
-	crowd  bool      // others go first
-	most   int       // how many messages a read takes
-	behind int       // how many have come since a read last took less
-	calm   time.Time // when there is no crowd any more
+	overflow   bool      // others go first
+	most       int       // how many messages a read takes
+	behind     int       // how many have come since a read last took less
+	floodUntil time.Time // when there is no crowd any more
 
 	// If backlog messages came without a pause, overflowed is called for each burst
 	// until the next pause; 0 is never.
-	backlog    int
-	unpaused   int // messages since the last pause
-	overflowed func(first bool)
+	backlog  int
+	unpaused int // messages since the last pause
+	full     func(first bool)
 
 	mu  sync.Mutex // packets that have waited are answered by another goroutine
 	out []byte     // verdicts that are not yet sent
@@ -86,7 +86,7 @@ type socket struct {
 	aside   []netlink.Message // packets that came meanwhile
 
 	flushed func() // all verdicts about the last burst have been carried out
-	late    func() // a verdict came too late
+	stale   func() // a verdict came too late
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2). Go pads it as C does, on 32 bits and
@@ -103,7 +103,7 @@ func newSocket(netNS int, copyRange uint32, crowd bool, flushed, late func()) (*
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{conn: conn, crowd: crowd, most: burst, flushed: flushed, late: late}
+	s := &socket{conn: conn, overflow: crowd, most: burst, flushed: flushed, stale: late}
 	if err := s.setUp(copyRange); err != nil {
 		_ = conn.Close()
 		return nil, err
@@ -261,8 +261,8 @@ func (s *socket) next() ([]netlink.Message, error) {
 		return nil, err
 	}
 	s.flushed()
-	if s.crowd && s.most == crowdTurn {
-		giveWay()
+	if s.overflow && s.most == floodBurst {
+		yield()
 	}
 	if !s.awaited && len(s.aside) > 0 {
 		messages := s.aside
@@ -313,7 +313,7 @@ func (s *socket) read() (n int, err error) {
 	if s.backlog > 0 {
 		s.count(n)
 	}
-	if s.crowd {
+	if s.overflow {
 		s.paceAfter(n, time.Now())
 	}
 	return n, err
@@ -324,7 +324,7 @@ func (s *socket) read() (n int, err error) {
 func (s *socket) count(n int) {
 	before := s.unpaused
 	if s.unpaused += n; s.unpaused >= s.backlog {
-		s.overflowed(before < s.backlog)
+		s.full(before < s.backlog)
 	}
 	if n < s.most {
 		s.unpaused = 0
@@ -337,16 +337,16 @@ func (s *socket) paceAfter(n int, now time.Time) {
 	if s.behind += n; n < s.most {
 		s.behind = 0
 	}
-	if s.behind >= crowdBacklog || s.behind > 0 && s.most == crowdTurn {
-		s.calm = now.Add(crowdTime)
+	if s.behind >= floodBacklog || s.behind > 0 && s.most == floodBurst {
+		s.floodUntil = now.Add(floodQuiet)
 	}
-	s.most = crowdBurst
-	if now.Before(s.calm) {
-		s.most = crowdTurn
+	s.most = overflowBurst
+	if now.Before(s.floodUntil) {
+		s.most = floodBurst
 	}
 }
 
-// giveWay lets all others go first that could go on, at once if there are none.
+// yield lets all others go first that could go on, at once if there are none.
 // Only both calls together do that. The first is for the other workers: it also
 // wakes an idle thread of the runtime, which looks for packets in their queues.
 // The second is for the pods: the kernel lets a thread run on for milliseconds
@@ -360,7 +360,7 @@ func (s *socket) paceAfter(n int, now time.Time) {
 //
 // The thread keeps its priority: the kernel would let one of a lower priority wait
 // for long in the midst of a burst, and the collector would wait for it.
-func giveWay() {
+func yield() {
 	runtime.Gosched()
 	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 }
@@ -395,7 +395,7 @@ func (s *socket) cut(n int) error {
 			case s.awaited || m.Header.Type == kindPacket:
 				s.messages = append(s.messages, m)
 			case m.Header.Type == netlink.Error:
-				s.late()
+				s.stale()
 			}
 			b = b[min(align(length), len(b)):]
 		}

@@ -27,11 +27,11 @@ const (
 // worker reads one queue.
 type worker struct {
 	*Queues
-	number uint16
-	crowd  bool
-	judge  Evaluator
-	held   *holding
-	began  bool
+	number    uint16
+	overflow  bool
+	evaluator Evaluator
+	pending   *pendingPackets
+	began     bool
 }
 
 // run keeps the worker going until ctx ends.
@@ -74,10 +74,10 @@ func (w *worker) read(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open queue %d: %w", w.number, explain(err))
 	}
-	defer w.judge.Answered() // by the kernel: closing the queue drops what waits in it
+	defer w.evaluator.Answered() // by the kernel: closing the queue drops what waits in it
 	// The queue is closed first, which ends the hook: a packet that it held later
 	// would be answered in the next queue, where another has its number.
-	defer w.hold(ctx, nf, s, fail)()
+	defer w.startPending(ctx, nf, s, fail)()
 	defer nf.Close()
 	err = nf.RegisterWithErrorFunc(ctx, w.hook(nf, fail), func(err error) int {
 		fail(fmt.Errorf("read queue %d: %w", w.number, err))
@@ -102,22 +102,22 @@ func (w *worker) read(ctx context.Context) error {
 	}
 }
 
-// hold starts what answers the packets that wait. It ends with the call of done,
+// startPending starts what answers the packets that wait. It ends with the call of done,
 // for which the queue has to be closed.
-func (w *worker) hold(ctx context.Context, nf *nfqueue.Nfqueue, s *socket, fail func(error)) (done func()) {
-	w.held.fail, w.held.flush = fail, s.flush
-	w.held.reply = func(id, mark uint32, action filter.Action) {
+func (w *worker) startPending(ctx context.Context, nf *nfqueue.Nfqueue, s *socket, fail func(error)) (done func()) {
+	w.pending.fail, w.pending.flush = fail, s.flush
+	w.pending.reply = func(id, mark uint32, action filter.Action) {
 		if err := w.reply(nf, id, mark, action); err != nil {
 			fail(err)
 		}
 	}
 	inner, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
-	running.Go(func() { w.held.run(inner) })
+	running.Go(func() { w.pending.run(inner) })
 	return func() {
 		stop()
 		running.Wait()
-		w.held.forget()
+		w.pending.forget()
 	}
 }
 
@@ -137,7 +137,7 @@ func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, *socket, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := newSocket(w.opts.NetNS, w.opts.CopyRange, w.crowd, w.judge.Answered, func() { w.late.Add(1) })
+	s, err := newSocket(w.opts.NetNS, w.opts.CopyRange, w.overflow, w.evaluator.Answered, func() { w.stale.Add(1) })
 	if err != nil {
 		_ = nf.Close()
 		return nil, nil, err
@@ -149,17 +149,17 @@ func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, *socket, error) {
 			_ = s.Close()
 			return nil, nil, fmt.Errorf("get the size of the receive buffer: %w", err)
 		}
-		s.backlog, s.overflowed = w.opts.backlog(buffer), w.overflowed
+		s.backlog, s.full = w.opts.fullBacklog(buffer), w.queueFull
 	}
 	_ = nf.Con.Close()
 	nf.Con = netlink.NewConn(s, s.port)
 	return nf, s, nil
 }
 
-// overflowed records that packets may have found the queue full, and passed; first is
+// queueFull records that packets may have found the queue full, and passed; first is
 // set unless it went on from the last time.
-func (w *worker) overflowed(first bool) {
-	if first && w.overflows.Add(1) == 1 {
+func (w *worker) queueFull(first bool) {
+	if first && w.full.Add(1) == 1 {
 		w.log.Warn("a queue may have been full and let packets pass unjudged; their connections will be judged. More queues or a longer one may help",
 			"queue", w.number, "max_len", w.opts.MaxLen)
 	}
@@ -208,25 +208,25 @@ func deviceOf(a *nfqueue.Attribute) uint32 {
 
 // decide asks the judge about a packet, and keeps it if it has to wait.
 func (w *worker) decide(a *nfqueue.Attribute) (action filter.Action, wait bool) {
-	action, awaited := w.ask(w.judge, *a.Payload)
+	action, awaited := w.evaluate(w.evaluator, *a.Payload)
 	if action != filter.Hold {
 		return action, false
 	}
-	p := &held{
-		id: *a.PacketID, mark: markOf(a), data: *a.Payload, awaited: awaited, until: time.Now().Add(w.opts.Hold),
+	p := &pendingPacket{
+		id: *a.PacketID, mark: markOf(a), data: *a.Payload, addr: awaited, deadline: time.Now().Add(w.opts.Hold),
 		device: deviceOf(a), source: sourceOf(*a.Payload),
 	}
-	if w.held.add(p) {
+	if w.pending.add(p) {
 		return filter.Hold, true
 	}
-	w.heldRefused.Add(1)
-	return w.judge.Expire(*a.Payload), false
+	w.heldRejected.Add(1)
+	return w.evaluator.Expire(*a.Payload), false
 }
 
 // reply gives the kernel the answer.
 func (w *worker) reply(nf *nfqueue.Nfqueue, id, mark uint32, action filter.Action) error {
-	if w.crowd {
-		w.Queues.crowd.Add(1)
+	if w.overflow {
+		w.Queues.overflow.Add(1)
 	}
 	if action == filter.Allow {
 		w.allowed.Add(1)
@@ -236,9 +236,9 @@ func (w *worker) reply(nf *nfqueue.Nfqueue, id, mark uint32, action filter.Actio
 	return nf.SetVerdict(id, nfqueue.NfDrop)
 }
 
-// ask asks a judge. One that fails about a packet denies it, and goes on with the
+// evaluate asks a judge. One that fails about a packet denies it, and goes on with the
 // next.
-func (w *worker) ask(judge Evaluator, data []byte) (action filter.Action, awaited netip.Addr) {
+func (w *worker) evaluate(judge Evaluator, data []byte) (action filter.Action, awaited netip.Addr) {
 	defer func() {
 		if r := recover(); r != nil {
 			action = filter.Deny

@@ -44,8 +44,8 @@ func ParseLevel(text string) (Level, error) {
 // DefaultRate is how many lines a second are written unless told otherwise.
 const DefaultRate = 100
 
-// summary is how often what was kept back is said.
-const summary = 5 * time.Second
+// summaryInterval is how often what was kept back is said.
+const summaryInterval = 5 * time.Second
 
 // Log writes the lines. It is safe for concurrent use.
 type Log struct {
@@ -68,8 +68,8 @@ func New(level Level, perSecond int, names *policy.Published, logger *slog.Logge
 	return &Log{level: level, log: logger, limit: limit, names: names}
 }
 
-// Judged writes the line of one verdict, if the level and the rate allow it.
-func (l *Log) Judged(p packet.Packet, v filter.Verdict) {
+// Observe writes the line of one verdict, if the level and the rate allow it.
+func (l *Log) Observe(p packet.Packet, v filter.Verdict) {
 	if l.level == None || l.level == Denied && v.Action == filter.Allow {
 		return
 	}
@@ -86,20 +86,20 @@ func (l *Log) Suppressed() uint64 { return l.total.Load() }
 
 // Run says every few seconds how many lines were kept back, until ctx ends.
 func (l *Log) Run(ctx context.Context) {
-	tick := time.NewTicker(summary)
+	tick := time.NewTicker(summaryInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			l.say()
+			l.reportSuppressed()
 			return
 		case <-tick.C:
-			l.say()
+			l.reportSuppressed()
 		}
 	}
 }
 
-func (l *Log) say() {
+func (l *Log) reportSuppressed() {
 	if n := l.suppressed.Swap(0); n > 0 {
 		l.log.Warn("verdicts not logged, to keep to the rate", "suppressed", n, "per_second", float64(l.limit.Limit()))
 	}

@@ -83,7 +83,7 @@ func TestLine(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			l, out := log(verdictlog.All, 0)
-			l.Judged(tt.p, tt.v)
+			l.Observe(tt.p, tt.v)
 			if got := strings.TrimSpace(out.String()); got != "level=INFO msg=verdict "+tt.want {
 				t.Errorf("%s\nwant %s", got, tt.want)
 			}
@@ -94,8 +94,8 @@ func TestLine(t *testing.T) {
 func TestLevels(t *testing.T) {
 	for level, want := range map[verdictlog.Level]int{verdictlog.None: 0, verdictlog.Denied: 1, verdictlog.All: 2} {
 		l, out := log(level, 0)
-		l.Judged(packet.Packet{}, filter.Verdict{Action: filter.Allow})
-		l.Judged(packet.Packet{}, filter.Verdict{Action: filter.Deny})
+		l.Observe(packet.Packet{}, filter.Verdict{Action: filter.Allow})
+		l.Observe(packet.Packet{}, filter.Verdict{Action: filter.Deny})
 		if got := strings.Count(out.String(), "\n"); got != want {
 			t.Errorf("level %s: %d lines, want %d", level, got, want)
 		}
@@ -115,7 +115,7 @@ func TestRate(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	for range burst + more {
-		l.Judged(packet.Packet{}, filter.Verdict{Reason: filter.Malformed})
+		l.Observe(packet.Packet{}, filter.Verdict{Reason: filter.Malformed})
 	}
 	lines := strings.Count(out.String(), "\n")
 	if lines < burst || lines == burst+more {
@@ -129,8 +129,8 @@ func TestRate(t *testing.T) {
 
 func TestWhatIsKeptBackCostsNothing(t *testing.T) {
 	l, _ := log(verdictlog.All, 1)
-	l.Judged(packet.Packet{}, filter.Verdict{}) // the one line of this second
-	if n := testing.AllocsPerRun(1000, func() { l.Judged(packet.Packet{}, filter.Verdict{}) }); n > 0 {
+	l.Observe(packet.Packet{}, filter.Verdict{}) // the one line of this second
+	if n := testing.AllocsPerRun(1000, func() { l.Observe(packet.Packet{}, filter.Verdict{}) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

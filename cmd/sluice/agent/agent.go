@@ -138,7 +138,7 @@ func newAgent(ctx context.Context, opts Options, log *slog.Logger) (made *agent,
 		return cluster
 	})
 	a.queues, err = queue.New(queue.Options{
-		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Crowd: opts.Rules.SourceShare > 0, Mark: opts.Rules.JudgedMark,
+		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.JudgedMark,
 		MaxLen: uint32(opts.QueueLen), CopyRange: uint32(opts.CopyRange),
 		FailOpen: opts.Overflow == PassPackets, OnGap: a.noteGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
 	}, a.newEvaluator, log)
@@ -352,7 +352,7 @@ func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes polic
 	begun := a.phase != starting
 	a.mu.Unlock()
 	if begun {
-		a.queues.Rejudge() // what waits for a pod need not wait for the kernel too
+		a.queues.Reevaluate() // what waits for a pod need not wait for the kernel too
 	}
 	a.publishToKernel(s, changes)
 	a.publishToGuard(s)

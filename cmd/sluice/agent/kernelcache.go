@@ -153,7 +153,7 @@ func (a *agent) publishToKernel(s *policy.Snapshot, changes policy.Changes) {
 // agent ends.
 func (a *agent) kernelFailed(err error) {
 	switch {
-	case errors.Is(err, bpf.ErrOpen):
+	case errors.Is(err, bpf.ErrStillAnswering):
 		a.fail(err)
 	case err != nil:
 		a.log.Error("the kernel answers nothing by itself until a change succeeds", "err", err)

@@ -63,7 +63,7 @@ func busy(t *testing.T) *State {
 		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Failed: 2},
 		Guard:       &guard.Stats{Dropped: map[string]uint64{"source": 11, "arp": 0, "tag": 1, "router": 2, "tunnel": 0, "link-local": 3, "group": 4, "stray": 5}, Ports: 5, Unknown: 1},
 		Forged:      12,
-		Queue:       queue.Stats{Allowed: 90, Denied: 10, Late: 1, Panics: 2, Restarts: 3, Dropped: 4, Crowd: 30, CrowdDropped: 9, Holding: 5, Held: 50, HoldExpired: 6, HoldRefused: 7},
+		Queue:       queue.Stats{Allowed: 90, Denied: 10, Stale: 1, Panics: 2, Restarts: 3, Dropped: 4, Overflow: 30, OverflowDropped: 9, Pending: 5, Held: 50, HoldExpired: 6, HoldRejected: 7},
 		Waiting:     5, Repairs: 6, Unlogged: 7,
 		Rejudged: conntrack.Result{Evaluated: 20, Allowed: 8, Revoked: 2, Restored: 1, Passes: 3, Duration: 1500 * time.Millisecond},
 		Watches: []Watch{

@@ -116,7 +116,7 @@ func (s *State) Status() *Status {
 		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs, Failed: s.RepairFailures,
 		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), NotRead: s.NotRead, Now: s.Now,
 		Packets: Packets{
-			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRefused, Dropped: s.Queue.Dropped, Crowd: s.Queue.Crowd, CrowdDropped: s.Queue.CrowdDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
+			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRejected, Dropped: s.Queue.Dropped, Crowd: s.Queue.Overflow, CrowdDropped: s.Queue.OverflowDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
 		Live: liveOf(s.Rejudged),

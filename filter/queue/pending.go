@@ -18,36 +18,36 @@ const (
 	DefaultMaxHeld = DefaultMaxLen / 4
 )
 
-// holding is the packets of one worker that wait for a pod to become known. They
+// pendingPackets is the packets of one worker that wait for a pod to become known. They
 // wait in the kernel; here are their numbers.
 //
 // They are judged again after each publish, by a judge of their own, since the
 // worker's is busy with packets that arrive meanwhile. None is missed: a packet
 // that was held under an older snapshot was held before the publisher had
 // settled, and Rejudge comes after that.
-type holding struct {
+type pendingPackets struct {
 	*worker
-	judge Evaluator
-	reply func(id uint32, mark uint32, action filter.Action)
-	flush func() error
-	fail  func(error)
-	wake  chan struct{}
-	lost  chan struct{} // some packet has lost its place
+	evaluator Evaluator
+	reply     func(id uint32, mark uint32, action filter.Action)
+	flush     func() error
+	fail      func(error)
+	wake      chan struct{}
+	displaced chan struct{} // some packet has lost its place
 
 	mu      sync.Mutex
-	packets []*held // the oldest first
+	packets []*pendingPacket // the oldest first
 }
 
-// held is a packet that waits.
-type held struct {
+// pendingPacket is a packet that waits.
+type pendingPacket struct {
 	id, mark uint32
 	data     []byte
-	awaited  netip.Addr
-	until    time.Time
+	addr     netip.Addr
+	deadline time.Time
 
 	device    uint32     // the interface that it came in by; 0 if the kernel does not say
 	source    netip.Addr // as it claims
-	in        *holding
+	owner     *pendingPackets
 	displaced bool // shares' to read and write
 }
 
@@ -63,28 +63,28 @@ func sourceOf(data []byte) (a netip.Addr) {
 }
 
 // add keeps a packet; false if there is no place for it.
-func (h *holding) add(p *held) bool {
+func (h *pendingPackets) add(p *pendingPacket) bool {
 	h.mu.Lock() // until the packet is among the others, where it is found if it loses its place
 	defer h.mu.Unlock()
-	p.in = h
+	p.owner = h
 	displaced, ok := h.shares.take(p)
 	if !ok {
 		return false
 	}
 	if displaced != nil {
-		signal(displaced.in.lost)
+		signal(displaced.owner.displaced)
 	}
 	h.heldTotal.Add(1)
 	h.packets = append(h.packets, p)
-	h.log.Debug("packet waits for its pod to become known", "address", p.awaited)
+	h.log.Debug("packet waits for its pod to become known", "address", p.addr)
 	if len(h.packets) == 1 {
-		h.nudge() // so that its time is watched
+		h.poke() // so that its time is watched
 	}
 	return true
 }
 
-// nudge has run look at the packets.
-func (h *holding) nudge() { signal(h.wake) }
+// poke has run look at the packets.
+func (h *pendingPackets) poke() { signal(h.wake) }
 
 // signal wakes who listens on c.
 func signal(c chan struct{}) {
@@ -95,23 +95,23 @@ func signal(c chan struct{}) {
 }
 
 // run judges what waits, again and again, until ctx ends.
-func (h *holding) run(ctx context.Context) {
+func (h *pendingPackets) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-h.lost:
-			h.expireLost()
+		case <-h.displaced:
+			h.expireDisplaced()
 		case <-h.wake:
-			h.look(timer)
+			h.reevaluateAndArm(timer)
 		case <-timer.C:
-			h.look(timer)
+			h.reevaluateAndArm(timer)
 		}
 		// What was answered is on its way to the kernel only now.
 		err := h.flush()
-		h.judge.Answered()
+		h.evaluator.Answered()
 		if err != nil {
 			h.fail(err)
 			return
@@ -119,48 +119,48 @@ func (h *holding) run(ctx context.Context) {
 	}
 }
 
-// look judges all packets again, and sets the timer for when the first of the others
+// reevaluateAndArm judges all packets again, and sets the timer for when the first of the others
 // has waited for too long.
-func (h *holding) look(timer *time.Timer) {
-	if next, any := h.rejudge(); any {
+func (h *pendingPackets) reevaluateAndArm(timer *time.Timer) {
+	if next, any := h.reevaluate(); any {
 		timer.Reset(time.Until(next))
 	}
 }
 
-// expireLost answers the packets that have lost their place. The others are not
+// expireDisplaced answers the packets that have lost their place. The others are not
 // judged again: a flood would have it done for each of its packets.
-func (h *holding) expireLost() {
+func (h *pendingPackets) expireDisplaced() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	kept := h.packets[:0]
 	for _, p := range h.packets {
-		if !h.shares.lost(p) {
+		if !h.shares.isDisplaced(p) {
 			kept = append(kept, p)
 			continue
 		}
-		h.heldRefused.Add(1)
-		h.reply(p.id, p.mark, h.judge.Expire(p.data))
+		h.heldRejected.Add(1)
+		h.reply(p.id, p.mark, h.evaluator.Expire(p.data))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
 }
 
-// rejudge answers what need not wait any longer, and returns until when the
+// reevaluate answers what need not wait any longer, and returns until when the
 // oldest of the others waits.
-func (h *holding) rejudge() (next time.Time, any bool) {
+func (h *pendingPackets) reevaluate() (next time.Time, any bool) {
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	kept := h.packets[:0]
 	for _, p := range h.packets {
-		action, _ := h.worker.ask(h.judge, p.data)
-		if action == filter.Hold && now.Before(p.until) {
+		action, _ := h.worker.evaluate(h.evaluator, p.data)
+		if action == filter.Hold && now.Before(p.deadline) {
 			kept = append(kept, p)
 			continue
 		}
 		if action == filter.Hold {
 			h.heldExpired.Add(1)
-			action = h.judge.Expire(p.data)
+			action = h.evaluator.Expire(p.data)
 		}
 		h.reply(p.id, p.mark, action)
 		h.shares.leave(p)
@@ -170,12 +170,12 @@ func (h *holding) rejudge() (next time.Time, any bool) {
 	if len(kept) == 0 {
 		return time.Time{}, false
 	}
-	return kept[0].until, true
+	return kept[0].deadline, true
 }
 
 // forget lets go of everything: the queue has been closed, and the kernel has
 // dropped what waited in it.
-func (h *holding) forget() {
+func (h *pendingPackets) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range h.packets {
