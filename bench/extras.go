@@ -15,6 +15,7 @@ import (
 	"sluice/bench/load"
 	"sluice/bench/result"
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // extras are measured beside the loads, of those rows that have what it takes.
@@ -220,7 +221,7 @@ func (s *site) churn(ctx context.Context, b *bench, r *result.Result) error {
 			if err != nil {
 				return err
 			}
-			published := t.agent.Since(mark, running.Message("policies in force"))
+			published := t.agent.Since(mark, running.Event(event.Published))
 			add(changeP99, float64(busy.P99))
 			add(quietP99, float64(quiet.P99))
 			add(times, float64(busy.P99)/float64(quiet.P99))

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"sluice/filter/event"
 	"sluice/filter/policy"
 )
 
@@ -285,7 +286,7 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 		level = slog.LevelInfo
 	}
 	c := snapshot.Counts()
-	k.log.Log(ctx, level, "policies in force", "snapshot", snapshot.Number(), "changed_by", strings.Join(by, ", "), "policies", c.Policies,
+	k.log.Log(ctx, level, "policies in force", event.Published.Attr(), "snapshot", snapshot.Number(), "changed_by", strings.Join(by, ", "), "policies", c.Policies,
 		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(changes), "compiled_in", compiled)
 }
 
@@ -325,7 +326,7 @@ func (k *Keeper) conflicts() {
 	for _, c := range clashes {
 		key := c.Addr.String() + " " + c.Pods()
 		if !k.clashed[key] {
-			k.log.Warn("several live pods claim one address", "address", c.Addr, "counts", c.Winner, "others", strings.Join(c.Others, ", "))
+			k.log.Warn("several live pods claim one address", event.AddressShared.Attr(), "address", c.Addr, "counts", c.Winner, "others", strings.Join(c.Others, ", "))
 		}
 		clashed[key] = true
 	}

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter"
+	"sluice/filter/event"
 	"sluice/filter/policy"
 	"sluice/watch"
 	"sluice/watch/folder"
@@ -316,7 +317,7 @@ func TestKeeperTellsOfClashes(t *testing.T) {
 	if c := k.Clashes(); len(c) != 0 {
 		t.Errorf("clashes after one is gone: %v", c)
 	}
-	if n := strings.Count(log.String(), "several live pods claim one address"); n != 1 {
+	if n := strings.Count(log.String(), event.AddressShared.Attr().String()); n != 1 {
 		t.Errorf("it was logged %d times:\n%s", n, &log)
 	}
 }

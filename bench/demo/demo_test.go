@@ -47,7 +47,7 @@ func pretend(dir string) {
 		if number > 1 && (err != nil || bytes.Equal(text, last)) {
 			continue
 		}
-		fmt.Fprintf(os.Stderr, "{\"msg\":\"sluice is ready\"}\n{\"msg\":\"policies in force\",\"changed_by\":%q,\"policies\":%d}\n",
+		fmt.Fprintf(os.Stderr, "{\"event\":\"ready\"}\n{\"event\":\"published\",\"changed_by\":%q,\"policies\":%d}\n",
 			"folder "+dir, bytes.Count(text, []byte("kind: NetworkPolicy")))
 		last, number = text, number+1
 	}
@@ -98,7 +98,7 @@ func TestAllStepsAreAsPromised(t *testing.T) {
 		"default/web  yes     yes     yes     TCP a   no a    yes     yes     yes     yes\n",
 		"a  ingress-denied: no rule of default/access-demo1 or default/access-demo2 allows it\n",
 		"a  egress-denied: no rule of default/to-partner allows it\n",
-		" INFO  verdict verdict=deny reason=ingress-denied src=", // from --verbose
+		" INFO  verdict event=verdict verdict=deny reason=ingress-denied src=", // from --verbose
 	} {
 		if !strings.Contains(stdout.String(), want) {
 			t.Errorf("%q is not in the output", want)

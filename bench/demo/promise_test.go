@@ -130,11 +130,11 @@ func TestDenial(t *testing.T) {
 		f          flow
 		why        string // none if it is no denial
 	}{
-		{"denied", `{"msg":"verdict","verdict":"deny","reason":"ingress-denied","src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","sport":4,"dport":6379,"policy":"a/b,c/d"}`,
+		{"denied", `{"event":"verdict","verdict":"deny","reason":"ingress-denied","src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","sport":4,"dport":6379,"policy":"a/b,c/d"}`,
 			probe{web, door{db, 6379}, "tcp", 0}.flow(), "ingress-denied: no rule of a/b or c/d allows it"},
-		{"malformed", `{"msg":"verdict","verdict":"deny","reason":"malformed"}`, flow{}, "malformed"},
-		{"allowed", `{"msg":"verdict","verdict":"allow","reason":"rule","src":"10.0.0.2","dst":"10.0.0.1","proto":"TCP","sport":4,"dport":80,"policy":"a/b"}`, flow{}, ""},
-		{"another line", `{"msg":"sluice is ready","policies":0}`, flow{}, ""},
+		{"malformed", `{"event":"verdict","verdict":"deny","reason":"malformed"}`, flow{}, "malformed"},
+		{"allowed", `{"event":"verdict","verdict":"allow","reason":"rule","src":"10.0.0.2","dst":"10.0.0.1","proto":"TCP","sport":4,"dport":80,"policy":"a/b"}`, flow{}, ""},
+		{"another line", `{"event":"ready","policies":0}`, flow{}, ""},
 	} {
 		var l running.Line
 		if err := json.Unmarshal([]byte(tt.line), &l); err != nil {

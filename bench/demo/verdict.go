@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // flow is a connection as the agent's log names it.
@@ -26,7 +27,7 @@ func (v verdict) String() string {
 
 // denial reads a line of the agent's log; ok if it tells of a denial.
 func denial(l running.Line) (f flow, v verdict, ok bool) {
-	if l.Text("msg") != "verdict" || l.Text("verdict") != "deny" {
+	if !l.Is(event.Verdict) || l.Text("verdict") != "deny" {
 		return f, v, false
 	}
 	f.src, _ = netip.ParseAddr(l.Text("src")) // a malformed packet has no addresses

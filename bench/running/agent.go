@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"sluice/bench/lab"
+	"sluice/filter/event"
 )
 
 // Options say which agent to start and where.
@@ -86,8 +87,8 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	go a.follow(read, opts.Log)
 	// The line of the first publish comes last, and must not be taken for that of a
 	// change.
-	if _, err = a.Await(ctx, 0, Message("sluice is ready")); err == nil {
-		_, err = a.Await(ctx, 0, Message("policies in force"))
+	if _, err = a.Await(ctx, 0, Event(event.Ready)); err == nil {
+		_, err = a.Await(ctx, 0, Event(event.Published))
 	}
 	if err == nil {
 		return a, nil
@@ -233,7 +234,7 @@ func (a *Agent) change(ctx context.Context, f func() error) (Line, error) {
 		return nil, fmt.Errorf("change the manifests: %w", err)
 	}
 	published, err := a.Await(ctx, mark, func(l Line) bool {
-		return l.Text("msg") == "policies in force" && strings.Contains(l.Text("changed_by"), "folder "+a.dir)
+		return l.Is(event.Published) && strings.Contains(l.Text("changed_by"), "folder "+a.dir)
 	})
 	if err == nil && published.Number("changed_addresses") > 0 {
 		_, err = a.Await(ctx, mark, Followed(published))
@@ -248,9 +249,7 @@ func (a *Agent) change(ctx context.Context, f func() error) (Line, error) {
 // says is in force.
 func Followed(published Line) func(Line) bool {
 	return func(l Line) bool {
-		what := l.Text("msg")
-		return (what == "live connections judged anew" || what == "no live connection is concerned") &&
-			l.Number("snapshot") >= published.Number("snapshot")
+		return l.Is(event.Swept) && l.Number("snapshot") >= published.Number("snapshot")
 	}
 }
 

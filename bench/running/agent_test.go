@@ -74,8 +74,8 @@ func standIn(t *testing.T, ctx context.Context, script string, opts Options) (*A
 
 // ready is what an agent says when it is.
 const ready = `
-echo '{"level":"INFO","msg":"sluice is ready"}' >&2
-echo '{"level":"INFO","msg":"policies in force"}' >&2
+echo '{"level":"INFO","msg":"up","event":"ready"}' >&2
+echo '{"level":"INFO","msg":"new","event":"published"}' >&2
 `
 
 // noChild says whether a process was left.

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"sluice/filter/event"
 )
 
 // Line is a line of the agent's log.
@@ -31,9 +33,12 @@ func (l Line) Time() time.Time {
 	return t
 }
 
-// Message matches the lines with a message.
-func Message(msg string) func(Line) bool {
-	return func(l Line) bool { return l.Text("msg") == msg }
+// Is reports whether the line has the event.
+func (l Line) Is(e event.Name) bool { return l.Text(event.Key) == string(e) }
+
+// Event matches the lines with an event.
+func Event(e event.Name) func(Line) bool {
+	return func(l Line) bool { return l.Is(e) }
 }
 
 // readable writes a line of the log for people: the time of day, the level, the

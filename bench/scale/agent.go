@@ -15,6 +15,7 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // kinds of events, in the order in which they happen.
@@ -136,7 +137,7 @@ func (p *process) events(ctx context.Context, opts options, sort string) error {
 		return err
 	}
 	_, err := p.Await(ctx, mark, func(l running.Line) bool {
-		return l.Text("msg") == "policies in force" && l.Number("pods") == opts.pods+p.last
+		return l.Is(event.Published) && l.Number("pods") == opts.pods+p.last
 	})
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sluice/filter"
+	"sluice/filter/event"
 	"sluice/filter/policy"
 )
 
@@ -198,7 +199,7 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	due := f.due(snapshot, changes, all)
 	if len(due) == 0 && !all {
 		if len(changes) > 0 {
-			f.log.Debug("no live connection is concerned", "snapshot", snapshot.Number(), "changed_addresses", len(changes))
+			f.log.Debug("no live connection is concerned", event.Swept.Attr(), "snapshot", snapshot.Number(), "changed_addresses", len(changes))
 		}
 		return nil
 	}
@@ -211,7 +212,7 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	if res.Unjudged > 0 {
 		f.log.Warn("connections had passed unjudged, and were judged now", "unjudged", res.Unjudged, "revoked", res.Revoked)
 	}
-	f.log.Log(ctx, level, "live connections judged anew", "snapshot", snapshot.Number(), "connections", res)
+	f.log.Log(ctx, level, "live connections judged anew", event.Swept.Attr(), "snapshot", snapshot.Number(), "connections", res)
 	f.mu.Lock()
 	f.sum.add(res)
 	f.mu.Unlock()

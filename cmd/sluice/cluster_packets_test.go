@@ -25,6 +25,7 @@ import (
 	"sluice/bench/controlplane"
 	"sluice/bench/lab"
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // clusterSite is a lab with a real API server on its node, and an agent that
@@ -329,7 +330,7 @@ func TestClusterPacketLatency(t *testing.T) {
 		after := time.Now()
 		at, err := st.turns(ctx, from, arrive)
 		s.must(err)
-		line, err := s.agent.Await(ctx, mark, running.Message("policies in force"))
+		line, err := s.agent.Await(ctx, mark, running.Event(event.Published))
 		s.must(err)
 		// The next change is to find the agent at rest, as most do.
 		_, err = s.agent.Await(ctx, mark, running.Followed(line))

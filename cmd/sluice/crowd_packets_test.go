@@ -12,6 +12,7 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // webAsks is a policy that lets the frontend, and nobody else, ask the database.
@@ -84,23 +85,23 @@ func TestCrowdOnPackets(t *testing.T) {
 func TestCrowdWithoutTheMatchOnPackets(t *testing.T) {
 	for name, tt := range map[string]struct {
 		lacks []string
-		said  []string
+		said  []event.Name
 	}{
-		"hashlimit": {[]string{"hashlimit-above"}, []string{notApart}},
-		"programs":  {[]string{"object-pinned"}, []string{notInKernel}},
-		"rpfilter":  {[]string{"rpfilter"}, []string{notChecked}},
-		"both":      {[]string{"hashlimit-above", "object-pinned"}, []string{notApart, notInKernel}},
-		"all":       {[]string{"hashlimit-above", "bpf"}, []string{notApart, notInKernel, notChecked}},
+		"hashlimit": {[]string{"hashlimit-above"}, []event.Name{event.SourceLimitOff}},
+		"programs":  {[]string{"object-pinned"}, []event.Name{event.KernelCacheOff}},
+		"rpfilter":  {[]string{"rpfilter"}, []event.Name{event.SourceCheckOff}},
+		"both":      {[]string{"hashlimit-above", "object-pinned"}, []event.Name{event.SourceLimitOff, event.KernelCacheOff}},
+		"all":       {[]string{"hashlimit-above", "bpf"}, []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
 			withoutMatch(t, tt.lacks...)
 			s.start("--iptables", "nft")
-			for _, text := range []string{notApart, notInKernel, notChecked} {
-				want := slices.Contains(tt.said, text)
-				if n := len(s.agent.Since(0, running.Message(text))); n > 0 != want {
-					t.Errorf("it is said %d times, want %v: %s", n, want, text)
+			for _, name := range []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff} {
+				want := slices.Contains(tt.said, name)
+				if n := len(s.agent.Since(0, running.Event(name))); n > 0 != want {
+					t.Errorf("it is said %d times, want %v: %s", n, want, name)
 				}
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB})
@@ -113,12 +114,6 @@ func TestCrowdWithoutTheMatchOnPackets(t *testing.T) {
 		})
 	}
 }
-
-const (
-	notApart    = "sources that send more than --source-share are not set apart"
-	notChecked  = "packets that claim to come from this node or from their receiver are not dropped"
-	notInKernel = "verdicts are not remembered in the kernel after all"
-)
 
 // Agents with and without the crowd's queue take over from each other: neither
 // takes a number of the other's.

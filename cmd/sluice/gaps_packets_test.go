@@ -10,6 +10,7 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // pause halts the agent, as a busy machine does for long; resume has it go on.
@@ -87,7 +88,7 @@ func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 			}
 			denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
 			resume()
-			s.await(mark, "the repair", running.Message("somebody changed the rules; restored"))
+			s.await(mark, "the repair", running.Event(event.RulesRestored))
 			denied.stays(true)
 			allowed.stays(false)
 			s.awaitUnjudged(t, before, 2)

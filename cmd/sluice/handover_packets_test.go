@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // late is a pod that has started and that the agent has not heard of, and a
@@ -44,7 +45,7 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s.start(args...)
 	manifest, conn := s.late(t)
 	send(t, conn)
-	s.await(0, "the packet waits", running.Message("packet waits for its pod to become known"))
+	s.await(0, "the packet waits", running.Event(event.PacketHeld))
 
 	old := s.dir
 	s.dir = t.TempDir()
@@ -69,7 +70,7 @@ func TestEndWithPacketsThatWait(t *testing.T) {
 	s.start("--pod-cidrs", startRange4.String(), "--hold", "1h", "--on-exit", "remove")
 	_, conn := s.late(t)
 	send(t, conn)
-	s.await(0, "the packet waits", running.Message("packet waits for its pod to become known"))
+	s.await(0, "the packet waits", running.Event(event.PacketHeld))
 	if err := s.agent.Stop(); err == nil {
 		t.Error("the agent does not say that packets waited")
 	}

@@ -24,6 +24,7 @@ import (
 	"sluice/bench/lab"
 	"sluice/bench/running"
 	"sluice/cache/bpf"
+	"sluice/filter/event"
 )
 
 // kernelArgs are flags of an agent with the kernel's flow cache: it must be there.
@@ -80,7 +81,7 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
 			s.start(c.args...)
-			said := s.agent.Since(0, running.Message("verdicts are not remembered in the kernel"))
+			said := s.agent.Since(0, running.Event(event.KernelCacheOff))
 			if works := c.because == ""; works != (len(said) == 0) || works != (len(s.pinned(t)) == 1) || !works && !strings.Contains(said[0].Text("because"), c.because) {
 				t.Errorf("pinned %v, said %v", s.pinned(t), said)
 			}
@@ -260,7 +261,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	withoutMatch(t, "object-pinned")
 	args := []string{"--iptables", "nft"}
 	s.start(args...)
-	s.await(0, "that it is said", running.Message("verdicts are not remembered in the kernel after all"))
+	s.await(0, "that it is said", running.Event(event.KernelCacheOff))
 	for range 2 {
 		before := s.queued()
 		s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{otherToDB})
@@ -313,9 +314,9 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	mark := s.agent.Mark()
 	next.Kill()
 	s.await(mark, "the old agent steps in", func(l running.Line) bool {
-		return l.Text("msg") == "rules applied" && l.Text("table") == "ip6tables-nft"
+		return l.Is(event.RulesApplied) && l.Text("table") == "ip6tables-nft"
 	})
-	s.await(mark, "what the dead agent had pinned is removed", running.Message("removed the pinned programs of an agent that is gone"))
+	s.await(mark, "what the dead agent had pinned is removed", running.Event(event.PinsRemoved))
 	s.save("policies.yaml", policies(other1))
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }

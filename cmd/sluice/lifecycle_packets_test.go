@@ -18,6 +18,7 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // session is a live TCP connection to a server that sends back what comes.
@@ -451,7 +452,7 @@ func TestStepInOnPackets(t *testing.T) {
 	mark := s.agent.Mark()
 	next.Kill()
 	s.await(mark, "the old agent steps in", func(l running.Line) bool {
-		return l.Text("msg") == "rules applied" && l.Text("table") == "ip6tables-nft"
+		return l.Is(event.RulesApplied) && l.Text("table") == "ip6tables-nft"
 	})
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
 	s.save("policies.yaml", "")
@@ -468,7 +469,7 @@ func TestFlushedRulesOnPackets(t *testing.T) {
 		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "mangle", "-F"); err != nil {
 			t.Fatal(err)
 		}
-		s.await(mark, "the repair", running.Message("somebody changed the rules; restored"))
+		s.await(mark, "the repair", running.Event(event.RulesRestored))
 	}
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // A policy that is lost behind something that is no separator, a pipe in the folder, and
@@ -28,7 +29,7 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	broken := func(file string) {
 		t.Helper()
 		s.await(mark, "a broken manifest", func(l running.Line) bool {
-			return l.Text("msg") == "broken manifest" && strings.Contains(fmt.Sprint(l), file)
+			return l.Is(event.ManifestBroken) && strings.Contains(fmt.Sprint(l), file)
 		})
 	}
 	s.write("shut.yaml", siteFlow+"-"+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))

@@ -17,6 +17,7 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // bridgeSysctls are those by which iptables sees what a bridge forwards.
@@ -82,9 +83,9 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 				return
 			}
 			s.sysctl(t, path, "1")
-			s.await(mark, "that it is over", running.Message("a setting of the kernel no longer leaves packets between pods without a verdict"))
+			s.await(mark, "that it is over", running.Event(event.SettingRight))
 			s.good(t)
-			if told := s.agent.Since(mark, running.Message("a setting of the kernel leaves packets between pods without a verdict")); len(told) != 1 {
+			if told := s.agent.Since(mark, running.Event(event.SettingWrong)); len(told) != 1 {
 				t.Errorf("it was logged %d times, want once", len(told))
 			}
 		})
@@ -236,7 +237,7 @@ func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, 
 func (s *site) expected(t *testing.T, addr netip.Addr) {
 	t.Helper()
 	s.await(0, "the range of "+addr.String(), func(l running.Line) bool {
-		return l.Text("msg") == "ranges of this node's pods follow from its routes" && strings.Contains(fmt.Sprint(l["ranges"]), netip.PrefixFrom(addr, addr.BitLen()).String())
+		return l.Is(event.RangesDerived) && strings.Contains(fmt.Sprint(l["ranges"]), netip.PrefixFrom(addr, addr.BitLen()).String())
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // foreignHook is a table mangle in which POSTROUTING is not iptables' chain.
@@ -119,7 +120,7 @@ func TestOwnTableOnPackets(t *testing.T) {
 				s.nft(t, ruin)
 				for _, family := range []string{"ip", "ip6"} {
 					s.await(mark, "a repair of "+family, func(l running.Line) bool {
-						return strings.HasPrefix(l.Text("msg"), "somebody changed the rules") && l.Text("table") == "nft table "+family+" sluice"
+						return l.Is(event.RulesRestored) && l.Text("table") == "nft table "+family+" sluice"
 					})
 				}
 				checked(inSluice, "sluice")

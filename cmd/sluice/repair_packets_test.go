@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sluice/bench/running"
+	"sluice/filter/event"
 )
 
 // nft runs commands of nft on the node, %s being ip and ip6.
@@ -59,7 +60,7 @@ func TestForeignRulesOnPackets(t *testing.T) {
 			s.nft(t, theirs)
 			for _, f := range families {
 				s.await(mark, "a repair", func(l running.Line) bool {
-					return strings.HasPrefix(l.Text("msg"), "somebody changed the rules") && l.Text("table") == f.iptables+"-nft"
+					return l.Is(event.RulesRestored) && l.Text("table") == f.iptables+"-nft"
 				})
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB})
@@ -98,7 +99,7 @@ func (s *site) repaired(t *testing.T, mark int) {
 	t.Helper()
 	for _, f := range families {
 		s.await(mark, "a repair of "+f.name, func(l running.Line) bool {
-			return strings.HasPrefix(l.Text("msg"), "somebody changed the rules") && l.Text("table") == f.iptables+"-nft"
+			return l.Is(event.RulesRestored) && l.Text("table") == f.iptables+"-nft"
 		})
 	}
 }
@@ -216,7 +217,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	}
 	mark := s.agent.Mark()
 	s.flush(t)
-	s.await(mark, "that it is said", running.Message("rules cannot be kept; trying on"))
+	s.await(mark, "that it is said", running.Event(event.RulesFailing))
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		text := status()
 		if strings.Contains(text, "is not well: rules cannot be kept: ") && strings.Contains(text, "rules of the node: ") {
@@ -230,7 +231,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.repaired(t, mark)
-	s.await(mark, "that it is over", running.Message("rules can be kept again"))
+	s.await(mark, "that it is over", running.Event(event.RulesRecovered))
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the first repair may have left something out
 		text := status()
 		if strings.Contains(text, "enforces since") && strings.Contains(text, "No problems.") && !strings.Contains(text, " 0 failed") {

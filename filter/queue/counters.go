@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sluice/filter/event"
 )
 
 const (
@@ -142,11 +144,11 @@ func (q *Queues) count(last, now map[uint16]counter) {
 			continue
 		case q.opts.Overflow && int(number) == int(q.opts.First)+q.opts.Count:
 			q.overflowDropped.Add(lost)
-			q.log.Warn("the kernel dropped packets of sources that send more than their share",
+			q.log.Warn("the kernel dropped packets of sources that send more than their share", event.PacketsDropped.Attr(),
 				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)
 		default:
 			q.dropped.Add(lost)
-			q.log.Warn("the kernel dropped packets that found their queue full: more queues or a longer one may help",
+			q.log.Warn("the kernel dropped packets that found their queue full: more queues or a longer one may help", event.PacketsDropped.Attr(),
 				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sluice/filter"
+	"sluice/filter/event"
 )
 
 const (
@@ -76,7 +77,7 @@ func (h *pendingPackets) add(p *pendingPacket) bool {
 	}
 	h.heldTotal.Add(1)
 	h.packets = append(h.packets, p)
-	h.log.Debug("packet waits for its pod to become known", "address", p.addr)
+	h.log.Debug("packet waits for its pod to become known", event.PacketHeld.Attr(), "address", p.addr)
 	if len(h.packets) == 1 {
 		h.poke() // so that its time is watched
 	}

@@ -15,6 +15,7 @@ import (
 
 	"sluice/bench/lab"
 	"sluice/filter"
+	"sluice/filter/event"
 	"sluice/filter/queue"
 )
 
@@ -322,7 +323,7 @@ func TestOverflow(t *testing.T) {
 	}
 	r.await("a count of what was dropped", func() bool { return q.Stats().Dropped > 0 })
 	close(begin)
-	if !strings.Contains(r.log.String(), "the kernel dropped packets") {
+	if !strings.Contains(r.log.String(), event.PacketsDropped.Attr().String()) {
 		t.Errorf("the log does not say so: %s", r.log.String())
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"sluice/filter/event"
 )
 
 // Manager keeps the rules in the tables. Its methods may be called concurrently;
@@ -120,7 +122,7 @@ func (m *Manager) Apply(ctx context.Context) error {
 		t.complete = time.Time{} // what was lacking may be there now
 		wrong, err := m.ensure(ctx, t)
 		if err == nil && len(wrong) > 0 {
-			m.log.Info("rules applied", "table", t.String(), "because", strings.Join(wrong, "; "))
+			m.log.Info("rules applied", event.RulesApplied.Attr(), "table", t.String(), "because", strings.Join(wrong, "; "))
 		}
 		return err
 	})

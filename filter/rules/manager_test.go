@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"sluice/filter/event"
 )
 
 // foreign are rules of others, which nothing may touch.
@@ -217,7 +219,7 @@ func TestRunSurvivesErrors(t *testing.T) {
 		if failures := m.Failures(); failures != nil {
 			t.Errorf("failures %q when all is right again", failures)
 		}
-		if m.Repairs() != 1 || !strings.Contains(m.logs.String(), "can be kept again") {
+		if m.Repairs() != 1 || !strings.Contains(m.logs.String(), event.RulesRecovered.Attr().String()) {
 			t.Errorf("%d repairs, want 1:\n%s", m.Repairs(), m.logs)
 		}
 	})

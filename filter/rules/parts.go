@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"sluice/filter/event"
 )
 
 // Less says what is left out of the rules, on a node that lacks something for it: the
@@ -151,7 +153,7 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 	_, err := t.bring(ctx, m.opts.chains(t.Family()))
 	if err == nil {
 		t.reduce(Less{}, nil, 0)
-		m.log.Info("the rules have all their parts again", "table", t.String())
+		m.log.Info("the rules have all their parts again", event.RulesComplete.Attr(), "table", t.String())
 		return
 	}
 	// A transaction that fails changes nothing.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"sluice/filter/event"
 )
 
 // pinnedOptions are options with programs to call.
@@ -115,7 +117,7 @@ func TestFallBacksEnd(t *testing.T) {
 		m.v4.Refuse(nil)
 		time.Sleep(2 * completeInterval)
 		m.want(whole)
-		if m.Repairs() != 1 || m.RepairFailures() != 0 || len(m.Reduced()) > 0 || strings.Count(m.logs.String(), "all their parts again") != 1 {
+		if m.Repairs() != 1 || m.RepairFailures() != 0 || len(m.Reduced()) > 0 || strings.Count(m.logs.String(), event.RulesComplete.Attr().String()) != 1 {
 			t.Errorf("%d repairs, %d failures, reduced %q\n%s", m.Repairs(), m.RepairFailures(), m.Reduced(), m.logs)
 		}
 	})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"time"
+
+	"sluice/filter/event"
 )
 
 const (
@@ -122,7 +124,7 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 		return
 	}
 	if t.logged != "" {
-		m.log.Info("rules can be kept again", "table", t.String())
+		m.log.Info("rules can be kept again", event.RulesRecovered.Attr(), "table", t.String())
 	}
 	t.failing, t.logged = 0, ""
 	t.failed.Store(nil)
@@ -131,7 +133,7 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 		if m.OnRepair != nil {
 			m.OnRepair()
 		}
-		attrs := []any{"table", t.String(), "wrong", strings.Join(wrong, "; ")}
+		attrs := []any{event.RulesRestored.Attr(), "table", t.String(), "wrong", strings.Join(wrong, "; ")}
 		if reduced := t.reduced.Load(); reduced != nil {
 			attrs = append(attrs, "lacking", *reduced)
 		}
@@ -145,7 +147,7 @@ func (m *Manager) failed(t *keptTable, wrong []string, err error) {
 	t.failing++
 	text := err.Error()
 	if text != t.logged {
-		m.log.Error("rules cannot be kept; trying on", "table", t.String(), "wrong", strings.Join(wrong, "; "), "err", err)
+		m.log.Error("rules cannot be kept; trying on", event.RulesFailing.Attr(), "table", t.String(), "wrong", strings.Join(wrong, "; "), "err", err)
 	}
 	t.logged = text
 	if t.failing > 1 {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"sluice/filter"
+	"sluice/filter/event"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
 )
@@ -108,7 +109,7 @@ func (l *Log) reportSuppressed() {
 // attrs are the fields of a line: who, what, and why.
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 16)
-	attrs = append(attrs, slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
+	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
 	if v.Reason == filter.Malformed {
 		return attrs
 	}

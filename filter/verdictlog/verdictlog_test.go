@@ -84,7 +84,7 @@ func TestLine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			l, out := log(verdictlog.All, 0)
 			l.Observe(tt.p, tt.v)
-			if got := strings.TrimSpace(out.String()); got != "level=INFO msg=verdict "+tt.want {
+			if got := strings.TrimSpace(out.String()); got != "level=INFO msg=verdict event=verdict "+tt.want {
 				t.Errorf("%s\nwant %s", got, tt.want)
 			}
 		})

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"sluice/filter/event"
 	"sluice/filter/policy"
 )
 
@@ -246,13 +247,13 @@ func (f *follower) find(r *root, seen map[string]bool) {
 	if err != nil {
 		if r.away != err.Error() {
 			r.away = err.Error()
-			f.log.Error("manifests cannot be read; what was read of them stays in force", "error", err)
+			f.log.Error("manifests cannot be read; what was read of them stays in force", event.ManifestsUnreadable.Attr(), "error", err)
 		}
 		return
 	}
 	if r.away != "" {
 		r.away = ""
-		f.log.Info("manifests can be read again", "folder", r.dir)
+		f.log.Info("manifests can be read again", event.ManifestsReadable.Attr(), "folder", r.dir)
 	}
 	r.gone, r.problems = l.closed, l.problems
 	for _, path := range r.paths {
@@ -335,7 +336,7 @@ func (f *follower) take(path string, known *file, now *content) {
 	}
 	known.wrong = problems
 	for _, p := range problems {
-		f.log.Error("broken manifest", "problem", p, "in_force", inForce)
+		f.log.Error("broken manifest", event.ManifestBroken.Attr(), "problem", p, "in_force", inForce)
 	}
 	for _, text := range Condense(slices.Concat(now.notes, now.outdated)) {
 		f.log.Info("something in a manifest changes nothing", "note", text)
@@ -343,7 +344,7 @@ func (f *follower) take(path string, known *file, now *content) {
 	switch {
 	case len(problems) == 0:
 		if known.broken {
-			f.log.Info("manifest mended", "objects", len(now.items))
+			f.log.Info("manifest mended", event.ManifestRepaired.Attr(), "objects", len(now.items))
 		}
 		known.content, known.good, known.broken = now, true, false
 	case known.good || emptied:

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"sluice/filter/event"
 )
 
 // following is a Follow under test and the state that its deltas add up to.
@@ -245,7 +247,7 @@ func TestBrokenFileKeepsItsLastGoodState(t *testing.T) {
 			}
 			f.put("all.yaml", shop)
 			f.until("Namespace shop")
-			f.says("manifest mended")
+			f.says(event.ManifestRepaired.Attr().String())
 		})
 	}
 }
@@ -253,7 +255,7 @@ func TestBrokenFileKeepsItsLastGoodState(t *testing.T) {
 func TestBrokenFileThatIsDeletedTakesItsObjectsAlong(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": closed, "web.yaml": web}))
 	f.put("all.yaml", "a: [")
-	f.says("broken manifest")
+	f.says(event.ManifestBroken.Attr().String())
 	f.must(os.Remove(filepath.Join(f.dir, "all.yaml")))
 	f.until("Pod default/web")
 }
@@ -271,7 +273,7 @@ func TestTruncatedFileKeepsItsObjects(t *testing.T) {
 			f.until("Namespace shop, NetworkPolicy default/closed")
 			f.put("all.yaml", web)
 			f.until("Namespace shop, Pod default/web")
-			f.says("manifest mended")
+			f.says(event.ManifestRepaired.Attr().String())
 		})
 	}
 }
@@ -336,9 +338,9 @@ func TestFolderThatGoesAwayChangesNothing(t *testing.T) {
 	dir := filepath.Join(write(t, map[string]string{"in/web.yaml": web}), "in")
 	f := follow(t, dir)
 	f.must(os.Rename(dir, dir+"-away"))
-	f.says("stays in force")
+	f.says(event.ManifestsUnreadable.Attr().String())
 	f.must(os.Rename(dir+"-away", dir))
-	f.says("can be read again")
+	f.says(event.ManifestsReadable.Attr().String())
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
 }

@@ -22,6 +22,7 @@ import (
 	"sluice/bench/cluster"
 	"sluice/bench/controlplane"
 	"sluice/filter"
+	"sluice/filter/event"
 	"sluice/filter/policy"
 	"sluice/watch"
 )
@@ -181,7 +182,7 @@ func TestClusterRefused(t *testing.T) {
 		})
 	}
 	f.health(podKind, "it has been tried again", func(h KindHealth) bool { return h.Errors >= 6 })
-	if n := f.log.count(cannotFollow); n != len(kinds) {
+	if n := f.log.count(event.APIUnreachable); n != len(kinds) {
 		t.Errorf("%d warnings, want one for each of %d kinds", n, len(kinds))
 	}
 	if f.published.Snapshot() != nil {
@@ -189,7 +190,7 @@ func TestClusterRefused(t *testing.T) {
 	}
 	r.grant()
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
-	if n := f.log.count(canFollow); n != 1 {
+	if n := f.log.count(event.APIReachable); n != 1 {
 		t.Errorf("it was said %d times that all is well, want once", n)
 	}
 }

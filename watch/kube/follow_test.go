@@ -18,6 +18,7 @@ import (
 
 	"sluice/bench/apiserver"
 	"sluice/filter"
+	"sluice/filter/event"
 	"sluice/filter/policy"
 	"sluice/watch"
 )
@@ -109,7 +110,7 @@ func TestServerAway(t *testing.T) {
 			return h.Synced && h.Err != nil && h.Errors > 1 && strings.Contains(h.Err.Error(), "start the API server")
 		})
 	}
-	if n := f.log.count(cannotFollow); n != 1 {
+	if n := f.log.count(event.APIUnreachable); n != 1 {
 		t.Errorf("it was said %d times, want once", n)
 	}
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
@@ -129,7 +130,7 @@ func TestServerAway(t *testing.T) {
 	for _, k := range kinds {
 		f.health(k, "all is well", func(h KindHealth) bool { return h.Err == nil })
 	}
-	if n := f.log.count(canFollow); n != 1 {
+	if n := f.log.count(event.APIReachable); n != 1 {
 		t.Errorf("the return was said %d times, want once", n)
 	}
 }
@@ -219,7 +220,7 @@ func TestRanges(t *testing.T) {
 	check("fd00:1::7", true, true)
 	check("10.1.1.1", false, true)
 	check("10.2.0.1", false, false)
-	if n := f.log.count("a pod range of a node cannot be read and is left out"); n != 1 {
+	if n := f.log.count(event.NodeRangeUnreadable); n != 1 {
 		t.Errorf("the malformed range was told %d times, want once", n)
 	}
 	s.Delete(node("there"))
@@ -231,7 +232,7 @@ func TestRanges(t *testing.T) {
 	s.Delete(node("here"))
 	f.health(nodeKind, "this node is gone", func(h KindHealth) bool { return h.Events >= 3 })
 	check("10.3.0.1", false, false)
-	if n := f.log.count("there is no Node of this node's name: its pod ranges are not known"); n != 1 {
+	if n := f.log.count(event.NodeUnknown); n != 1 {
 		t.Errorf("that this node is gone was told %d times, want once", n)
 	}
 }

@@ -6,12 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-)
 
-// What is logged about the API server.
-const (
-	cannotFollow = "the Kubernetes API cannot be followed; what is known stays in force"
-	canFollow    = "the Kubernetes API can be followed again"
+	"sluice/filter/event"
 )
 
 // KindHealth is how it is with one kind of object.
@@ -123,7 +119,7 @@ func (h *health) settle(s *kindState, t *Trouble) {
 	}
 	if key := t.key(); !slices.Contains(h.said, key) {
 		h.said = append(h.said, key)
-		h.log.Warn(cannotFollow, "problem", t)
+		h.log.Warn("the Kubernetes API cannot be followed; what is known stays in force", event.APIUnreachable.Attr(), "problem", t)
 	}
 }
 
@@ -135,6 +131,6 @@ func (h *health) recovered() {
 	}
 	if len(h.said) > 0 {
 		h.said = nil
-		h.log.Info(canFollow, "server", h.host, "after", h.now().Sub(h.began).Round(time.Millisecond))
+		h.log.Info("the Kubernetes API can be followed again", event.APIReachable.Attr(), "server", h.host, "after", h.now().Sub(h.began).Round(time.Millisecond))
 	}
 }

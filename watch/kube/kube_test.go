@@ -20,6 +20,7 @@ import (
 
 	"sluice/bench/apiserver"
 	"sluice/filter"
+	"sluice/filter/event"
 	"sluice/filter/policy"
 	"sluice/watch"
 )
@@ -130,12 +131,23 @@ func (r *records) Handle(_ context.Context, rec slog.Record) error {
 	return nil
 }
 
-// count is how many records there are with a message.
-func (r *records) count(message string) (n int) {
+// eventOf returns the event of a record; empty if it has none.
+func eventOf(rec slog.Record) (name event.Name) {
+	rec.Attrs(func(a slog.Attr) bool {
+		if a.Key == event.Key {
+			name = event.Name(a.Value.String())
+		}
+		return name == ""
+	})
+	return name
+}
+
+// count returns the number of records of an event.
+func (r *records) count(name event.Name) (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, rec := range r.list {
-		if rec.Message == message {
+		if eventOf(rec) == name {
 			n++
 		}
 	}

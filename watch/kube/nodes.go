@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"sluice/filter/event"
 	"sluice/watch"
 )
 
@@ -29,7 +30,7 @@ func (n *nodes) set(o *node) {
 	for _, text := range o.ranges {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			n.log.Warn("a pod range of a node cannot be read and is left out", "node", o.Name, "field", "spec.podCIDRs", "range", text, "err", err)
+			n.log.Warn("a pod range of a node cannot be read and is left out", event.NodeRangeUnreadable.Attr(), "node", o.Name, "field", "spec.podCIDRs", "range", text, "err", err)
 			continue
 		}
 		list = append(list, p)
@@ -60,7 +61,7 @@ func (n *nodes) publish() {
 	n.ranges.Set(n.known[n.self], all)
 	if _, there := n.known[n.self]; n.self != "" && there == n.warned {
 		if n.warned = !there; n.warned {
-			n.log.Warn("there is no Node of this node's name: its pod ranges are not known", "node", n.self,
+			n.log.Warn("there is no Node of this node's name: its pod ranges are not known", event.NodeUnknown.Attr(), "node", n.self,
 				"mend", "give the name of this node's Node object, in most clusters spec.nodeName of the agent's pod")
 		}
 	}

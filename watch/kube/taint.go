@@ -13,6 +13,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+
+	"sluice/filter/event"
 )
 
 const (
@@ -24,12 +26,6 @@ const (
 	// patchAttempts is how often a Node is read and written again at once because it
 	// changed in between; then the wait of all retries applies.
 	patchAttempts = 5
-)
-
-// What is logged about the startup taint.
-const (
-	taintRemoved = "the startup taint was removed: pods can be scheduled to this node"
-	taintStays   = "the startup taint cannot be removed; no pods are scheduled to this node"
 )
 
 // StartupTaint is a taint that keeps pods off a node until its agent enforces. The
@@ -125,7 +121,7 @@ func (t *startupTaint) remove(ctx context.Context) error {
 		err = t.client.Patch(types.JSONPatchType).Resource(nodeKind.resource).Name(t.node).Body(patch).Do(ctx).Error()
 		switch {
 		case err == nil:
-			t.log.Info(taintRemoved, "node", t.node, "taint", t.Key)
+			t.log.Info("the startup taint was removed: pods can be scheduled to this node", event.TaintRemoved.Attr(), "node", t.node, "taint", t.Key)
 			return nil
 		case attempt < patchAttempts && (apierrors.IsConflict(err) || apierrors.IsInvalid(err)):
 			continue // the Node has changed: a test of the patch does not hold
@@ -185,7 +181,7 @@ func (t *startupTaint) settle(err error) {
 		now.Mend = `let this user get and patch nodes of API group "", by a ClusterRole and a ClusterRoleBinding; the chart's value startupTaint does`
 	}
 	if was := t.trouble.Swap(now); was == nil || !was.same(now) {
-		t.log.Warn(taintStays, "node", t.node, "taint", t.Key, "problem", now)
+		t.log.Warn("the startup taint cannot be removed; no pods are scheduled to this node", event.TaintKept.Attr(), "node", t.node, "taint", t.Key, "problem", now)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/bench/apiserver"
+	"sluice/filter/event"
 )
 
 const taintKeyOfTest = "sluice.dev/agent-not-ready"
@@ -94,7 +95,7 @@ func TestStartupTaint(t *testing.T) {
 	s.bears("here", others[0], startup, others[1], others[2], evict)
 	s.ready.Store(true)
 	s.bears("here", others...)
-	await(t, "the removal is logged, once", func() bool { return s.log.count(taintRemoved) == 1 })
+	await(t, "the removal is logged, once", func() bool { return s.log.count(event.TaintRemoved) == 1 })
 
 	s.api.Set(tainted("here", startup))
 	s.bears("here")
@@ -131,7 +132,7 @@ func TestStartupTaintMeanwhile(t *testing.T) {
 	if n := patches.Load(); n != 3 {
 		t.Errorf("%d patches, want 3", n)
 	}
-	if n := s.log.count(taintStays); n != 0 {
+	if n := s.log.count(event.TaintKept); n != 0 {
 		t.Errorf("a Node that changes was logged as trouble, %d times", n)
 	}
 }
@@ -155,7 +156,7 @@ func TestStartupTaintRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "get and patch nodes") || !strings.Contains(err.Error(), "patch nodes at") {
 		t.Errorf("the trouble is told as %v", err)
 	}
-	if n := s.log.count(taintStays); n != 1 {
+	if n := s.log.count(event.TaintKept); n != 1 {
 		t.Errorf("the trouble was logged %d times, want once", n)
 	}
 	s.bears("here", startup)

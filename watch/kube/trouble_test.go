@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"k8s.io/client-go/rest"
+
+	"sluice/filter/event"
 )
 
 // answers are the bodies that servers and proxies send with an error, as far as
@@ -46,7 +48,7 @@ func TestTroubleHasACause(t *testing.T) {
 				t.Cleanup(server.Close)
 				f := follow(t, &rest.Config{Host: server.URL}, Options{})
 				f.health(podKind, "it has failed", func(h KindHealth) bool { return h.Err != nil })
-				f.log.attrs(t, cannotFollow, func(path, text string) {
+				f.log.attrs(t, event.APIUnreachable, func(path, text string) {
 					if strings.TrimSpace(text) == "" {
 						t.Errorf("%s is %q", path, text)
 					}
@@ -60,20 +62,20 @@ func TestTroubleHasACause(t *testing.T) {
 }
 
 // attrs calls f for each attribute of the records that have a message.
-func (r *records) attrs(t *testing.T, message string, f func(path, text string)) {
+func (r *records) attrs(t *testing.T, name event.Name, f func(path, text string)) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	seen := 0
 	for _, rec := range r.list {
-		if rec.Message != message {
+		if eventOf(rec) != name {
 			continue
 		}
 		seen++
 		rec.Attrs(func(a slog.Attr) bool { eachAttr("", a, f); return true })
 	}
 	if seen == 0 {
-		t.Errorf("there is no line %q", message)
+		t.Errorf("there is no line of %s", name)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
 	"sluice/filter/engine"
+	"sluice/filter/event"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
@@ -438,7 +439,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 	note(&a.ready)
 	close(a.synced)
 	c := s.Counts()
-	a.log.Info("sluice is ready", "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
+	a.log.Info("sluice is ready", event.Ready.Attr(), "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
 		"queues", fmt.Sprintf("%d-%d", a.opts.Rules.FirstQueue, int(a.opts.Rules.FirstQueue)+a.opts.Rules.Queues-1),
 		"fail", failText(a.opts.Rules.FailOpen))
 	return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sluice/cache/bpf"
+	"sluice/filter/event"
 	"sluice/filter/policy"
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
@@ -31,7 +32,7 @@ func (a *agent) openKernel() error {
 		return nil
 	}
 	if why := a.unwelcome(); wanted == KernelCacheAuto && why != "" {
-		a.log.Info("verdicts are not remembered in the kernel", "because", why)
+		a.log.Info("verdicts are not remembered in the kernel", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
 	// A denial that is remembered would hold while no agent runs.
@@ -41,7 +42,7 @@ func (a *agent) openKernel() error {
 	case err != nil && wanted == KernelCacheOn:
 		return fmt.Errorf("%w; or give --kernel-cache off", err)
 	case err != nil:
-		a.log.Info("verdicts are not remembered in the kernel", "because", err)
+		a.log.Info("verdicts are not remembered in the kernel", event.KernelCacheOff.Attr(), "because", err)
 		return nil
 	}
 	a.kernel = c
@@ -127,14 +128,14 @@ func (a *agent) apply(ctx context.Context) error {
 // without logs which parts the rules lack, and adapts the agent to that.
 func (a *agent) without(less rules.Less, because string) error {
 	if less.Crowd {
-		a.log.Info("sources that send more than --source-share are not set apart", "because", because)
+		a.log.Info("sources that send more than --source-share are not set apart", event.SourceLimitOff.Attr(), "because", because)
 	}
 	if less.Sources {
-		a.log.Warn("packets that claim to come from this node or from their receiver are not dropped", "because", because)
+		a.log.Warn("packets that claim to come from this node or from their receiver are not dropped", event.SourceCheckOff.Attr(), "because", because)
 		a.network.takesAnySource()
 	}
 	if less.Pins {
-		a.log.Info("verdicts are not remembered in the kernel after all", "because", because)
+		a.log.Info("verdicts are not remembered in the kernel after all", event.KernelCacheOff.Attr(), "because", because)
 		return a.kernel.Stop()
 	}
 	return nil
@@ -178,7 +179,7 @@ func (a *agent) kernelStats() *bpf.Stats {
 func (a *agent) forgetStale() {
 	removed, err := bpf.RemoveStale(a.opts.BPFFS)
 	for _, dir := range removed {
-		a.log.Info("removed the pinned programs of an agent that is gone", "dir", dir)
+		a.log.Info("removed the pinned programs of an agent that is gone", event.PinsRemoved.Attr(), "dir", dir)
 	}
 	if err != nil {
 		a.log.Warn("pinned programs of agents that are gone may be left", "err", err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/filter/event"
 	"sluice/filter/policy"
 	"sluice/watch"
 	"sluice/watch/node"
@@ -130,7 +131,7 @@ func (n *nodeNetwork) look(s *policy.Snapshot) {
 		was := derived
 		derived = n.network.PodRanges(set, was, n.pods)
 		if !slices.Equal(derived, was) {
-			n.log.Debug("ranges of this node's pods follow from its routes", "ranges", derived)
+			n.log.Debug("ranges of this node's pods follow from its routes", event.RangesDerived.Attr(), "ranges", derived)
 		}
 		n.ranges.Derive(derived)
 	}
@@ -184,13 +185,13 @@ func (n *nodeNetwork) say() {
 	for _, p := range n.settings {
 		if !n.said[p] {
 			n.said[p] = true
-			n.log.Warn("a setting of the kernel leaves packets between pods without a verdict", "setting", p.Setting, "interface", p.Where, "problem", p.Detail, "mend", p.Hint)
+			n.log.Warn("a setting of the kernel leaves packets between pods without a verdict", event.SettingWrong.Attr(), "setting", p.Setting, "interface", p.Where, "problem", p.Detail, "mend", p.Hint)
 		}
 	}
 	for p := range n.said {
 		if !slices.Contains(n.settings, p) {
 			delete(n.said, p)
-			n.log.Info("a setting of the kernel no longer leaves packets between pods without a verdict", "setting", p.Setting, "interface", p.Where)
+			n.log.Info("a setting of the kernel no longer leaves packets between pods without a verdict", event.SettingRight.Attr(), "setting", p.Setting, "interface", p.Where)
 		}
 	}
 	switch {

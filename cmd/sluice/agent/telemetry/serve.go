@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"sluice/filter/event"
 )
 
 const (
@@ -232,7 +234,7 @@ func (p *place) say(ctx context.Context, err error) {
 		p.since = time.Now()
 	}
 	if was == nil || was.Error() != err.Error() {
-		p.log.Info("not answering yet; trying again, and enforcing meanwhile", "at", p.name, "because", err)
+		p.log.Info("not answering yet; trying again, and enforcing meanwhile", event.AddressInUse.Attr(), "at", p.name, "because", err)
 	}
 	if !p.warned && time.Since(p.since) > patient {
 		p.warned = true

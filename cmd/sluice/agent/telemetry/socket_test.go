@@ -16,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"sluice/filter/event"
 )
 
 // patience bounds the wait for what must come.
@@ -256,7 +258,7 @@ func TestServeWaitsForItsAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(said.String(), "not answering yet"); n != 1 {
+	if n := strings.Count(said.String(), event.AddressInUse.Attr().String()); n != 1 {
 		t.Errorf("it was said %d times:\n%s", n, said)
 	}
 }

@@ -1,0 +1,68 @@
+// Package event names the log lines that programs wait for. A log message may be reworded at
+// any time; the name of an event stays, and so do the attributes that README.md lists for it.
+package event
+
+import "log/slog"
+
+// Key is the attribute of a log line that holds the name of its event.
+const Key = "event"
+
+// Name is the value of that attribute.
+type Name string
+
+// Attr returns the attribute for a log line.
+func (n Name) Attr() slog.Attr { return slog.String(Key, string(n)) }
+
+// The agent's life.
+const (
+	Ready          Name = "ready"
+	SourceLimitOff Name = "source-limit-off"
+	SourceCheckOff Name = "source-check-off"
+	KernelCacheOff Name = "kernel-cache-off"
+	PinsRemoved    Name = "pins-removed"
+	AddressInUse   Name = "address-in-use"
+)
+
+// Packets.
+const (
+	Verdict        Name = "verdict"
+	PacketHeld     Name = "packet-held"
+	PacketsDropped Name = "packets-dropped"
+)
+
+// Changes of policies and pods.
+const (
+	Published Name = "published"
+	Swept     Name = "swept"
+)
+
+// The rules in iptables.
+const (
+	RulesApplied   Name = "rules-applied"
+	RulesRestored  Name = "rules-restored"
+	RulesFailing   Name = "rules-failing"
+	RulesRecovered Name = "rules-recovered"
+	RulesComplete  Name = "rules-complete"
+)
+
+// The sources of policies and pods.
+const (
+	ManifestBroken      Name = "manifest-broken"
+	ManifestRepaired    Name = "manifest-repaired"
+	ManifestsUnreadable Name = "manifests-unreadable"
+	ManifestsReadable   Name = "manifests-readable"
+	APIUnreachable      Name = "api-unreachable"
+	APIReachable        Name = "api-reachable"
+	AddressShared       Name = "address-shared"
+	NodeUnknown         Name = "node-unknown"
+	NodeRangeUnreadable Name = "node-range-unreadable"
+	TaintRemoved        Name = "taint-removed"
+	TaintKept           Name = "taint-kept"
+)
+
+// The network of the node.
+const (
+	SettingWrong  Name = "setting-wrong"
+	SettingRight  Name = "setting-right"
+	RangesDerived Name = "ranges-derived"
+)
