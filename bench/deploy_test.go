@@ -17,6 +17,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 const manifests = "../deploy/bench"
@@ -107,23 +109,23 @@ func TestDeployedPoliciesAllowTheBenchmark(t *testing.T) {
 	w := policy.NewWorld()
 	server, client, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
 	pod := func(name string, labels map[string]string, a netip.Addr) {
-		w.SetPod(&corev1.Pod{
+		w.SetPod(kubepod.Read(&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "sluice-bench", Name: name, Labels: labels},
 			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: a.String(), PodIPs: []corev1.PodIP{{IP: a.String()}}},
-		})
+		}))
 	}
 	policies := 0
 	for _, o := range readManifests(t, filepath.Join(manifests, "with-policies")) {
 		switch o := o.(type) {
 		case *corev1.Namespace:
-			w.SetNamespace(o)
+			w.SetNamespace(o.Name, o.Labels)
 		case *appsv1.Deployment:
 			pod("server", o.Spec.Template.Labels, server)
 		case *batchv1.Job:
 			pod("client", o.Spec.Template.Labels, client)
 		case *networkingv1.NetworkPolicy:
 			policies++
-			w.SetPolicy(o)
+			w.SetPolicy(netpol.Read(o))
 		}
 	}
 	pod("other", map[string]string{"app": "other"}, other)

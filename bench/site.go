@@ -18,6 +18,8 @@ import (
 	"sluice/bench/load"
 	"sluice/bench/result"
 	"sluice/bench/running"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // site is a cluster of some size in which all contenders stand ready.
@@ -203,13 +205,11 @@ func (s *site) byHand(t *seat) error {
 	// The seat's pods are in the middle of the list: it is as long for them as for
 	// the mean of a node's pods.
 	pods, half := s.cluster.Pods, min(neighbors, len(s.cluster.Pods))/2
-	c := byhand.Cluster{Namespaces: s.cluster.Namespaces}
-	c.Pods = append(append(append(c.Pods, pods[:half]...), labPods(home(s.cluster), t)...), pods[half:]...)
-	c.Policies = append(append(c.Policies, s.cluster.Policies...), labPolicy(home(s.cluster), s.Scenario))
-	r, err := byhand.Write(c, local)
-	if err != nil {
-		return err
-	}
+	r := byhand.Write(byhand.Cluster{
+		Namespaces: s.cluster.Namespaces,
+		Pods:       kubepod.ReadAll(slices.Concat(pods[:half], labPods(home(s.cluster), t), pods[half:])),
+		Policies:   append(netpol.ReadAll(s.cluster.Policies), netpol.Read(labPolicy(home(s.cluster), s.Scenario))),
+	}, local)
 	return r.Apply(t.node)
 }
 

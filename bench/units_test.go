@@ -14,6 +14,8 @@ import (
 	"sluice/bench/result"
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 func TestQueueCounters(t *testing.T) {
@@ -93,9 +95,9 @@ func TestClusterHasItsSize(t *testing.T) {
 		server, hostile := netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.2")
 		seat := newTestSeat(server, hostile, sourcesOf(s))
 		for _, p := range labPods(home(c), seat) {
-			w.SetPod(p)
+			w.SetPod(kubepod.Read(p))
 		}
-		w.SetPolicy(labPolicy(home(c), s))
+		w.SetPolicy(netpol.Read(labPolicy(home(c), s)))
 		snapshot, _ := w.Commit()
 		if n := snapshot.Counts(); n.Pods != s.Pods || n.Policies != s.Policies || n.Namespaces != s.Namespaces {
 			t.Errorf("%s: %+v", s, n)

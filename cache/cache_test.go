@@ -14,6 +14,8 @@ import (
 	"sluice/cache"
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 func pod(name, addr string, labels map[string]string) *corev1.Pod {
@@ -29,7 +31,7 @@ func key(src, dst string, port uint16) filter.Key {
 
 func TestRemembersAtTheSecondTime(t *testing.T) {
 	w := policy.NewWorld()
-	w.SetPod(pod("a", "10.0.0.1", nil))
+	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", nil)))
 	s, _ := w.Commit()
 	flows := cache.NewFlows(16)
 	k := key("10.0.0.1", "10.0.0.2", 80)
@@ -45,8 +47,8 @@ func TestRemembersAtTheSecondTime(t *testing.T) {
 	}
 	// Its pod gets another epoch: what is remembered does not answer, and is
 	// replaced at once.
-	w.SetPod(pod("a", "10.0.0.1", map[string]string{"role": "x"}))
-	w.SetPolicy(denyAll("default"))
+	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", map[string]string{"role": "x"})))
+	w.SetPolicy(netpol.Read(denyAll("default")))
 	s, _ = w.Commit()
 	if v, _, _ := flows.Decide(s, &k); v.Action != s.Decide(k).Action {
 		t.Errorf("after a change: %+v", v)
@@ -196,17 +198,17 @@ func (c churn) step() {
 		if c.IntN(4) == 0 {
 			p.Status.HostIPs = []corev1.HostIP{{IP: c.addr()}}
 		}
-		c.SetPod(p)
+		c.SetPod(kubepod.Read(p))
 	case 3:
 		c.DeletePod(ns, name)
 	case 4:
-		c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns, Labels: c.labels()}})
+		c.SetNamespace(ns, c.labels())
 	case 5:
 		c.DeleteNamespace(ns)
 	case 6:
-		c.SetPolicy(c.policy())
+		c.SetPolicy(netpol.Read(c.policy()))
 	case 7:
-		c.DeletePolicy(ns, name)
+		c.DeletePolicy(netpol.Ref(ns, name))
 	case 8:
 		c.SetNode([]netip.Addr{netip.MustParseAddr(c.addr())})
 	}

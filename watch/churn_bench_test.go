@@ -13,6 +13,8 @@ import (
 
 	"sluice/bench/worst"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 	"sluice/watch"
 )
 
@@ -32,7 +34,7 @@ func BenchmarkBesideChurn(b *testing.B) {
 				for i := range 2 * c.policies {
 					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
 					p.Namespace = []string{worst.Namespace, "ns-1"}[i%2*(c.policies/4)]
-					e := policy.Encode(p) // as a source does on a goroutine of its own
+					e := netpol.Encode(p) // as a source does on a goroutine of its own
 					list = append(list, func(w *policy.World) { w.SetEncoded(e) })
 				}
 				besideChurn(b, recipe.Pods(), time.Second/3/time.Duration(c.policies), list)
@@ -45,7 +47,7 @@ func BenchmarkBesideChurn(b *testing.B) {
 func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn []watch.Update) {
 	world := policy.NewWorld()
 	for _, p := range pods {
-		world.SetPod(p)
+		world.SetPod(kubepod.Read(p))
 	}
 	published := make(chan int, 10000)
 	count := 0 // on the Keeper's goroutine
@@ -67,7 +69,7 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 			feed <- churn[i%len(churn)] // the worst moment: right before
 			i, next = i+1, next.Add(interval)
 		}
-		other := small(n)
+		other := netpol.Read(small(n))
 		began := time.Now()
 		before := make(chan int, 1)
 		feed <- func(w *policy.World) { w.SetPolicy(other); before <- count }

@@ -12,6 +12,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 	"sluice/watch"
 )
 
@@ -51,7 +53,7 @@ func newDrafted(t *testing.T) *drafted {
 		for i := range 4 {
 			p := pod(fmt.Sprint("pod-", i), fmt.Sprint("10.0.0.", i))
 			p.Labels = map[string]string{"pod": fmt.Sprint(i)}
-			w.SetPod(p)
+			w.SetPod(kubepod.Read(p))
 		}
 	})
 	d.last = await(t, d.calls).snapshot
@@ -75,12 +77,13 @@ func (d *drafted) update(u watch.Update) {
 
 func (d *drafted) set(p *networkingv1.NetworkPolicy) {
 	d.t.Helper()
-	d.update(func(w *policy.World) { w.SetPolicy(p) })
+	form := netpol.Read(p)
+	d.update(func(w *policy.World) { w.SetPolicy(form) })
 }
 
 func (d *drafted) delete(name string) {
 	d.t.Helper()
-	d.update(func(w *policy.World) { w.DeletePolicy("default", name) })
+	d.update(func(w *policy.World) { w.DeletePolicy(netpol.Ref("default", name)) })
 }
 
 // allows reports whether the pod may be reached from outside at the port.
@@ -240,7 +243,7 @@ func TestKeeperCompilesByTurns(t *testing.T) {
 	first := d.step()
 	away := pod("away", "10.0.0.9")
 	away.Namespace, away.Labels = "other", map[string]string{"pod": "0"}
-	d.update(func(w *policy.World) { w.SetPod(away) })
+	d.update(func(w *policy.World) { w.SetPod(kubepod.Read(away)) })
 	other := onPort("one", 0, 80, true)
 	other.Namespace = "other"
 	d.set(other)

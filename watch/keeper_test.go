@@ -20,6 +20,8 @@ import (
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 	"sluice/watch"
 	"sluice/watch/folder"
 )
@@ -106,13 +108,13 @@ func TestKeeperPublishesEachChange(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
 	k, calls, ended := keep(t, &pub, nil, in)
-	in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	first := await(t, calls)
 	if pub.Snapshot() != first.snapshot || first.snapshot.Counts().Pods != 1 {
 		t.Errorf("first publish: %+v", first.snapshot.Counts())
 	}
 	await(t, k.Ready())
-	in <- func(w *policy.World) { w.SetPod(pod("b", "10.0.0.2")) }
+	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) }
 	second := await(t, calls)
 	if len(second.changes) != 1 || second.changes[0] != netip.MustParseAddr("10.0.0.2") {
 		t.Errorf("changes %v, want the address of b alone", second.changes)
@@ -136,8 +138,8 @@ func TestKeeperWaitsForEverySource(t *testing.T) {
 	var pub policy.Published
 	one, two := make(feed), make(feed)
 	_, calls, _ := keep(t, &pub, nil, one, two)
-	one <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
-	one <- func(w *policy.World) { w.SetPod(pod("b", "10.0.0.2")) } // taken: the first one has been applied
+	one <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
+	one <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // taken: the first one has been applied
 	select {
 	case p := <-calls:
 		t.Fatalf("published %+v without the second source", p.snapshot.Counts())
@@ -162,7 +164,7 @@ func TestKeeperCoalesces(t *testing.T) {
 		defer close(done)
 		for i := range updates {
 			in <- func(w *policy.World) {
-				w.SetPod(pod("p"+string(rune('A'+i)), netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String()))
+				w.SetPod(kubepod.Read(pod("p"+string(rune('A'+i)), netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String())))
 			}
 		}
 	}()
@@ -190,7 +192,7 @@ func TestKeeperSettlesBeforeTheCallback(t *testing.T) {
 	if got := reader.Begin(); got != old {
 		t.Fatal("the reader does not see what was published")
 	}
-	in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	for pub.Snapshot() == old { // published, though not settled
 		time.Sleep(time.Millisecond)
 	}
@@ -215,7 +217,7 @@ func TestKeeperTellsAgainWhatAStuckWorkerMissed(t *testing.T) {
 		in <- func(*policy.World) {}
 		await(t, calls)
 		reader.Begin()
-		in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+		in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 		for range 2 { // stuck, and still stuck
 			if p := await(t, calls); len(p.changes) != 1 {
 				t.Fatalf("changes %v, want the address of a", p.changes)
@@ -242,20 +244,20 @@ func TestKeeperLogsEachProblemOnce(t *testing.T) {
 		t.Errorf("problems %v before anything is known", p)
 	}
 	in <- func(w *policy.World) {
-		w.SetPolicy(&networkingv1.NetworkPolicy{
+		w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"},
 			Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{
 				From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.01/8"}}},
 			}}},
-		})
+		}))
 	}
 	await(t, calls)
-	in <- func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")) }
+	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	await(t, calls)
-	if p := k.Problems(); len(p) != 1 || p[0].Policy != "default/bad" {
+	if p := k.Problems(); len(p) != 1 || p[0].Policy.String() != "default/bad" {
 		t.Errorf("problems %v, want one of default/bad", p)
 	}
-	in <- func(w *policy.World) { w.DeletePolicy("default", "bad") }
+	in <- func(w *policy.World) { w.DeletePolicy(netpol.Ref("default", "bad")) }
 	await(t, calls)
 	if p := k.Problems(); len(p) != 0 {
 		t.Errorf("problems %v of a policy that is gone", p)
@@ -308,8 +310,11 @@ func TestKeeperTellsOfClashes(t *testing.T) {
 		updates <- u
 		await(t, calls)
 	}
-	set(func(w *policy.World) { w.SetPod(pod("a", "10.0.0.1")); w.SetPod(pod("b", "10.0.0.1")) })
-	set(func(w *policy.World) { w.SetPod(pod("c", "10.0.0.2")) })
+	set(func(w *policy.World) {
+		w.SetPod(kubepod.Read(pod("a", "10.0.0.1")))
+		w.SetPod(kubepod.Read(pod("b", "10.0.0.1")))
+	})
+	set(func(w *policy.World) { w.SetPod(kubepod.Read(pod("c", "10.0.0.2"))) })
 	if c := k.Clashes(); len(c) != 1 || c[0].Addr.String() != "10.0.0.1" {
 		t.Errorf("clashes %v", c)
 	}

@@ -7,6 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 	"sluice/watch"
 )
 
@@ -19,7 +20,11 @@ func TestLocalRangesReachTheWorld(t *testing.T) {
 	k, calls, _ := keep(t, &pub, nil, watch.Local{Ranges: &ranges}, pods)
 	old, young := pod("old", "10.0.0.1"), pod("young", "10.0.0.1")
 	old.Spec.NodeName, young.CreationTimestamp = "here", metav1.Unix(1, 0)
-	pods <- func(w *policy.World) { w.SetLocalNode("here"); w.SetPod(old); w.SetPod(young) }
+	pods <- func(w *policy.World) {
+		w.SetLocalNode("here")
+		w.SetPod(kubepod.Read(old))
+		w.SetPod(kubepod.Read(young))
+	}
 	await(t, calls)
 	counts := func(want string) {
 		t.Helper()

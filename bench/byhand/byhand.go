@@ -19,19 +19,17 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
-// Cluster is the objects, as the API serves them.
+// Cluster is what rules are written for.
 type Cluster struct {
 	Namespaces []*corev1.Namespace
-	Pods       []*corev1.Pod
-	Policies   []*networkingv1.NetworkPolicy
+	Pods       []*policy.Pod
+	Policies   []*policy.Policy
 }
 
 // Set is an IP set.
@@ -84,7 +82,7 @@ func Baseline() *Rules {
 }
 
 // Write writes the rules for the pods with the given addresses.
-func Write(c Cluster, local []netip.Addr) (*Rules, error) {
+func Write(c Cluster, local []netip.Addr) *Rules {
 	w := &writer{Cluster: c, rules: Baseline(), sets: make(map[string]string), namespaces: make(map[string]labels.Set)}
 	for _, n := range c.Namespaces {
 		l := labels.Merge(n.Labels, labels.Set{corev1.LabelMetadataName: n.Name})
@@ -92,23 +90,16 @@ func Write(c Cluster, local []netip.Addr) (*Rules, error) {
 	}
 	for _, p := range c.Pods {
 		if slices.Contains(local, address(p)) {
-			if err := w.pod(p); err != nil {
-				return nil, err
-			}
+			w.pod(p)
 		}
 	}
-	return w.rules, nil
+	return w.rules
 }
 
 // address is a pod's IPv4 address; the zero Addr if it has none, or has ended.
-func address(p *corev1.Pod) netip.Addr {
-	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
-		return netip.Addr{}
-	}
-	for _, ip := range p.Status.PodIPs {
-		if a, err := netip.ParseAddr(ip.IP); err == nil && a.Is4() {
-			return a
-		}
+func address(p *policy.Pod) netip.Addr {
+	if i := slices.IndexFunc(p.Addrs, netip.Addr.Is4); i >= 0 && p.Ended == "" {
+		return p.Addrs[i]
 	}
 	return netip.Addr{}
 }
@@ -121,24 +112,21 @@ type writer struct {
 }
 
 // pod writes the chains of a pod, one for each direction that it is isolated in.
-func (w *writer) pod(p *corev1.Pod) error {
+func (w *writer) pod(p *policy.Pod) {
 	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
 		var rules []Rule
 		isolated := false
-		for _, policy := range w.Policies {
-			ok, err := selects(policy, p)
-			if err != nil {
-				return fmt.Errorf("policy %s/%s: %w", policy.Namespace, policy.Name, err)
-			}
-			if !ok || !slices.Contains(policy.Spec.PolicyTypes, typeOf(d)) {
+		for _, o := range w.Policies {
+			if !o.Isolates[d] || !selects(&o.Subject, p) {
 				continue
 			}
 			isolated = true
-			more, err := w.policy(policy, p, d)
-			if err != nil {
-				return fmt.Errorf("policy %s/%s: %w", policy.Namespace, policy.Name, err)
+			if o.Subject.Malformed {
+				continue // none of its rules is in force
 			}
-			rules = append(rules, more...)
+			for i := range o.Rules[d] {
+				rules = append(rules, w.rule(o.Subject.Namespace, p, d, &o.Rules[d][i])...)
+			}
 		}
 		if !isolated {
 			continue
@@ -154,96 +142,49 @@ func (w *writer) pod(p *corev1.Pod) error {
 		}
 		w.rules.In[Root] = append(w.rules.In[Root], jump)
 	}
-	return nil
 }
 
-func typeOf(d filter.Direction) networkingv1.PolicyType {
-	if d == filter.Egress {
-		return networkingv1.PolicyTypeEgress
-	}
-	return networkingv1.PolicyTypeIngress
-}
-
-func selects(policy *networkingv1.NetworkPolicy, p *corev1.Pod) (bool, error) {
-	if policy.Namespace != p.Namespace {
-		return false, nil
-	}
-	s, err := metav1.LabelSelectorAsSelector(&policy.Spec.PodSelector)
-	if err != nil {
-		return false, err
-	}
-	return s.Matches(labels.Set(p.Labels)), nil
-}
-
-// policy is what a policy allows a pod, as rules of the pod's chain.
-func (w *writer) policy(policy *networkingv1.NetworkPolicy, p *corev1.Pod, d filter.Direction) (rules []Rule, err error) {
-	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) error {
-		more, err := w.rule(policy.Namespace, p, d, peers, ports)
-		rules = append(rules, more...)
-		return err
-	}
-	if d == filter.Egress {
-		for _, r := range policy.Spec.Egress {
-			if err := add(r.To, r.Ports); err != nil {
-				return nil, err
-			}
-		}
-		return rules, nil
-	}
-	for _, r := range policy.Spec.Ingress {
-		if err := add(r.From, r.Ports); err != nil {
-			return nil, err
-		}
-	}
-	return rules, nil
+func selects(s *policy.Subject, p *policy.Pod) bool {
+	return s.Namespace == p.Namespace && s.Pods.Matches(p.Labels)
 }
 
 // rule is the product of peers and ports.
-func (w *writer) rule(namespace string, p *corev1.Pod, d filter.Direction, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) (rules []Rule, err error) {
-	from := make([]Rule, 0, len(peers))
-	var pods [][]*corev1.Pod // of each peer, to look up named ports
-	for _, peer := range peers {
-		r := Rule{Side: d, Target: Return}
-		var matched []*corev1.Pod
-		if r.Set, matched, err = w.peer(namespace, peer); err != nil {
-			return nil, err
-		}
-		if r.Set != "" { // an IPv6 range holds no address of ours
-			from, pods = append(from, r), append(pods, matched)
+func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *policy.Rule) (rules []Rule) {
+	from := make([]Rule, 0, len(r.Peers))
+	var pods [][]*policy.Pod // of each peer, to look up named ports
+	for i := range r.Peers {
+		set, matched := w.peer(namespace, &r.Peers[i])
+		if set != "" { // an IPv6 range holds no address of ours
+			from, pods = append(from, Rule{Side: d, Set: set, Target: Return}), append(pods, matched)
 		}
 	}
-	if len(peers) == 0 {
-		from, pods = []Rule{{Target: Return}}, [][]*corev1.Pod{w.Pods}
+	if len(r.Peers) == 0 {
+		from, pods = []Rule{{Target: Return}}, [][]*policy.Pod{w.Pods}
 	}
-	for i, r := range from {
-		if len(ports) == 0 {
-			rules = append(rules, r)
+	for i, f := range from {
+		if len(r.Ports) == 0 {
+			rules = append(rules, f)
 		}
-		for _, port := range ports {
-			rules = append(rules, w.port(r, p, d, port, pods[i])...)
+		for _, port := range r.Ports {
+			rules = append(rules, w.port(f, p, d, port, pods[i])...)
 		}
 	}
-	return rules, nil
+	return rules
 }
 
 // port narrows a rule down to a port.
-func (w *writer) port(r Rule, p *corev1.Pod, d filter.Direction, port networkingv1.NetworkPolicyPort, peers []*corev1.Pod) []Rule {
-	r.Proto = filter.TCP
-	if port.Protocol != nil {
-		r.Proto, _ = filter.ParseProtocol(string(*port.Protocol))
-	}
+func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.PortRange, peers []*policy.Pod) []Rule {
+	r.Proto = port.Protocol
 	switch {
-	case port.Port == nil:
+	case port.Malformed:
+		return nil
+	case port.All():
 		return []Rule{r}
-	case port.Port.Type == intstr.Int:
-		r.First = uint16(port.Port.IntVal)
-		r.Last = r.First
-		if port.EndPort != nil {
-			r.Last = uint16(*port.EndPort)
-		}
+	case port.Name == "":
+		r.First, r.Last = port.Low, port.High
 		return []Rule{r}
 	case d == filter.Ingress:
-		if r.First = named(p, port.Port.StrVal, r.Proto); r.First == 0 {
+		if r.First = named(p, port.Name, r.Proto); r.First == 0 {
 			return nil
 		}
 		r.Last = r.First
@@ -252,62 +193,54 @@ func (w *writer) port(r Rule, p *corev1.Pod, d filter.Direction, port networking
 	// Each destination has its own number for the name.
 	s := Set{Kind: "hash:ip,port"}
 	for _, peer := range peers {
-		if n, a := named(peer, port.Port.StrVal, r.Proto), address(peer); n != 0 && a.IsValid() {
+		if n, a := named(peer, port.Name, r.Proto), address(peer); n != 0 && a.IsValid() {
 			s.Members = append(s.Members, Member{Net: netip.PrefixFrom(a, 32), Proto: r.Proto, Port: n})
 		}
 	}
-	r.Set, r.Side = w.set(fmt.Sprint("named ", r.Set, port.Port.StrVal, r.Proto), s), filter.Egress
+	r.Set, r.Side = w.set(fmt.Sprint("named ", r.Set, port.Name, r.Proto), s), filter.Egress
 	return []Rule{r}
 }
 
 // named is the number of a pod's port; 0 if it has none of that name.
-func named(p *corev1.Pod, name string, proto filter.Protocol) uint16 {
-	for _, c := range p.Spec.Containers {
-		for _, port := range c.Ports {
-			protocol := port.Protocol
-			if protocol == "" {
-				protocol = corev1.ProtocolTCP
-			}
-			if port.Name == name && string(protocol) == proto.String() {
-				return uint16(port.ContainerPort)
-			}
+func named(p *policy.Pod, name string, proto filter.Protocol) uint16 {
+	for _, port := range p.Ports {
+		if port.Name == name && port.Protocol == proto {
+			return port.Number
 		}
 	}
 	return 0
 }
 
 // peer is the set of a peer's addresses, and its pods.
-func (w *writer) peer(namespace string, peer networkingv1.NetworkPolicyPeer) (name string, pods []*corev1.Pod, err error) {
-	if peer.IPBlock != nil {
-		s, err := block(peer.IPBlock)
-		if err != nil || len(s.Members) == 0 {
-			return "", nil, err
+func (w *writer) peer(namespace string, peer *policy.Peer) (name string, pods []*policy.Pod) {
+	switch {
+	case peer.Malformed != "":
+		return "", nil
+	case peer.Block != nil:
+		s := block(peer.Block)
+		if len(s.Members) == 0 {
+			return "", nil
 		}
-		return w.set(fmt.Sprint("block ", s.Members), s), w.within(s), nil
+		return w.set(fmt.Sprint("block ", s.Members), s), w.within(s)
 	}
-	space := labels.SelectorFromSet(labels.Set{corev1.LabelMetadataName: namespace})
-	if peer.NamespaceSelector != nil {
-		if space, err = metav1.LabelSelectorAsSelector(peer.NamespaceSelector); err != nil {
-			return "", nil, err
-		}
+	space, pod := peer.Namespaces, peer.Pods
+	if space == nil {
+		space = labels.SelectorFromSet(labels.Set{corev1.LabelMetadataName: namespace})
 	}
-	pod := labels.Everything()
-	if peer.PodSelector != nil {
-		if pod, err = metav1.LabelSelectorAsSelector(peer.PodSelector); err != nil {
-			return "", nil, err
-		}
+	if pod == nil {
+		pod = labels.Everything()
 	}
 	s := Set{Kind: "hash:ip"}
 	for _, p := range w.Pods {
-		if a := address(p); a.IsValid() && pod.Matches(labels.Set(p.Labels)) && space.Matches(w.spaceOf(p)) {
+		if a := address(p); a.IsValid() && pod.Matches(p.Labels) && space.Matches(w.spaceOf(p)) {
 			pods, s.Members = append(pods, p), append(s.Members, Member{Net: netip.PrefixFrom(a, 32)})
 		}
 	}
-	return w.set("pods "+space.String()+" / "+pod.String(), s), pods, nil
+	return w.set("pods "+space.String()+" / "+pod.String(), s), pods
 }
 
 // spaceOf are the labels of a pod's namespace, which may have no object.
-func (w *writer) spaceOf(p *corev1.Pod) labels.Set {
+func (w *writer) spaceOf(p *policy.Pod) labels.Set {
 	if l, ok := w.namespaces[p.Namespace]; ok {
 		return l
 	}
@@ -315,29 +248,27 @@ func (w *writer) spaceOf(p *corev1.Pod) labels.Set {
 }
 
 // block is a range as a set; without members if it is one of IPv6.
-func block(b *networkingv1.IPBlock) (s Set, err error) {
+func block(b *policy.Block) (s Set) {
 	s.Kind = "hash:net"
-	for i, text := range append([]string{b.CIDR}, b.Except...) {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return s, fmt.Errorf("read a range: %w", err)
-		}
-		if !p.Addr().Is4() {
-			return s, nil
-		}
+	if !b.CIDR.Addr().Is4() {
+		return s
+	}
+	for i, p := range append([]netip.Prefix{b.CIDR}, b.Except...) {
 		nets := []netip.Prefix{p.Masked()}
 		if p.Bits() == 0 { // a set has no place for this one
 			nets = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/1"), netip.MustParsePrefix("128.0.0.0/1")}
 		}
 		for _, n := range nets {
-			s.Members = append(s.Members, Member{Net: n, Except: i > 0})
+			if n.Addr().Is4() {
+				s.Members = append(s.Members, Member{Net: n, Except: i > 0})
+			}
 		}
 	}
-	return s, nil
+	return s
 }
 
 // within are the pods whose addresses a range holds.
-func (w *writer) within(s Set) (pods []*corev1.Pod) {
+func (w *writer) within(s Set) (pods []*policy.Pod) {
 	for _, p := range w.Pods {
 		if a := address(p); a.IsValid() && s.Has(a, 0, 0) {
 			pods = append(pods, p)

@@ -16,6 +16,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // replicas is how many pods an app has, and therefore how many a policy selects.
@@ -66,13 +68,13 @@ func New(seed uint64, o Options) *Cluster {
 // Fill puts all objects into a world, policies last, as an agent's start does.
 func (c *Cluster) Fill(w *policy.World) {
 	for _, o := range c.Namespaces {
-		w.SetNamespace(o)
+		w.SetNamespace(o.Name, o.Labels)
 	}
 	for _, o := range c.Pods {
-		w.SetPod(o)
+		w.SetPod(kubepod.Read(o))
 	}
 	for _, o := range c.Policies {
-		w.SetPolicy(o)
+		w.SetPolicy(netpol.Read(o))
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/filter"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // The pods of most tests: db is isolated and lets web in at port 6379.
@@ -54,9 +56,9 @@ func newStage(t testing.TB, opts bpf.Options, r ranges) (*bpf.Cache, *programs, 
 	c := newCache(t, opts)
 	p, u := load(t, c), newUser(t, c, r)
 	for name, addr := range map[string]netip.Addr{"db": db, "web": web, "other": other} {
-		u.world.SetPod(podOf(name, addr))
+		u.world.SetPod(kubepod.Read(podOf(name, addr)))
 	}
-	u.world.SetPolicy(letIn("db", "web"))
+	u.world.SetPolicy(netpol.Read(letIn("db", "web")))
 	return c, p, u
 }
 
@@ -111,7 +113,7 @@ func TestPairs(t *testing.T) {
 	_, p, u := newStage(t, bpf.Options{}, nil)
 	all := letIn("db", "web")
 	all.Spec.Ingress[0].Ports = nil
-	u.world.SetPolicy(all)
+	u.world.SetPolicy(netpol.Read(all))
 	u.commit(t)
 	says := func(from netip.Addr, want verdict) {
 		t.Helper()
@@ -127,7 +129,7 @@ func TestPairs(t *testing.T) {
 		says(from, want)
 	}
 	// Now ports matter, and the rule names one.
-	u.world.SetPolicy(letIn("db", "web"))
+	u.world.SetPolicy(netpol.Read(letIn("db", "web")))
 	u.commit(t)
 	says(web, silent)
 	for _, data := range everything(web, db) {
@@ -152,7 +154,7 @@ func TestClosed(t *testing.T) {
 	none := letIn("db", "web")
 	none.Spec.Ingress = nil
 	none.Spec.PolicyTypes = append(none.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
-	u.world.SetPolicy(none)
+	u.world.SetPolicy(netpol.Read(none))
 	u.commit(t)
 	for _, one := range []struct {
 		src, dst     netip.Addr
@@ -191,7 +193,7 @@ func TestMidStreamIsLeftToUserSpace(t *testing.T) {
 	v6 := netip.MustParseAddr("fd00::2")
 	pod := podOf("db", db)
 	pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: v6.String()})
-	u.world.SetPod(pod)
+	u.world.SetPod(kubepod.Read(pod))
 	u.commit(t)
 	edit := func(data []byte, at int, value byte) []byte {
 		data = append([]byte(nil), data...)
@@ -239,14 +241,14 @@ func TestForgets(t *testing.T) {
 	_, p, u := newStage(t, bpf.Options{}, nil)
 	u.commit(t)
 	u.judges(redis(web))
-	u.world.SetPod(podOf("new", remote))
+	u.world.SetPod(kubepod.Read(podOf("new", remote)))
 	u.commit(t)
 	if said := p.say(redis(web)); said != allowed {
 		t.Errorf("after a change elsewhere: %s", said)
 	}
 	relabeled := podOf("web", web)
 	relabeled.Labels["name"] = "other"
-	u.world.SetPod(relabeled)
+	u.world.SetPod(kubepod.Read(relabeled))
 	u.commit(t)
 	if said := p.say(redis(web)); said != silent {
 		t.Errorf("after the source's labels changed: %s", said)
@@ -255,7 +257,7 @@ func TestForgets(t *testing.T) {
 	if said := p.say(redis(web)); said != denied {
 		t.Errorf("judged anew: %s", said)
 	}
-	u.world.DeletePolicy("default", "db")
+	u.world.DeletePolicy(netpol.Ref("default", "db"))
 	u.commit(t)
 	if said := p.say(redis(web)); said != allowed {
 		t.Errorf("after the policy is gone: %s", said)
@@ -269,7 +271,7 @@ func TestLateVerdict(t *testing.T) {
 	s := u.published.Snapshot()
 	k := filter.NewKey(web, db, filter.TCP, 6379)
 	src, dst := s.Endpoint(web).Epoch(), s.Endpoint(db).Epoch()
-	u.world.SetPolicy(letIn("db", "other"))
+	u.world.SetPolicy(netpol.Read(letIn("db", "other")))
 	u.commit(t)
 	c.NewWriter().Remember(k, src, dst, filter.Allow)
 	if said := p.say(redis(web)); said != silent {
@@ -342,7 +344,7 @@ func TestGrows(t *testing.T) {
 	u.commit(t)
 	u.judges(redis(web))
 	for i := range 70000 {
-		u.world.SetPod(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)})))
+		u.world.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)}))))
 	}
 	u.commit(t)
 	if said := p.say(redis(web)); said != allowed {
@@ -434,7 +436,7 @@ func BenchmarkPrograms(b *testing.B) {
 	_, p, u := newStage(b, bpf.Options{}, ranges{netip.MustParsePrefix("10.9.0.0/16")})
 	closed := letIn("other", "nobody")
 	closed.Spec.Ingress = nil
-	u.world.SetPolicy(closed)
+	u.world.SetPolicy(netpol.Read(closed))
 	u.commit(b)
 	u.judges(redis(web))
 	u.judges(redis(remote))
@@ -513,11 +515,11 @@ func TestStop(t *testing.T) {
 func BenchmarkPublish(b *testing.B) {
 	_, _, u := newStage(b, bpf.Options{}, nil)
 	for i := range 10000 {
-		u.world.SetPod(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})))
+		u.world.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))))
 	}
 	u.commit(b)
 	for i := 0; b.Loop(); i++ {
-		u.world.SetPolicy(letIn("db", []string{"web", "other"}[i%2]))
+		u.world.SetPolicy(netpol.Read(letIn("db", []string{"web", "other"}[i%2])))
 		u.commit(b)
 	}
 }

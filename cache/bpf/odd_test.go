@@ -16,6 +16,8 @@ import (
 	"sluice/cache/bpf"
 	"sluice/filter"
 	"sluice/filter/engine"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // onlyPort lets web into db at port 6379 of every protocol that has ports.
@@ -38,9 +40,9 @@ func TestOddPackets(t *testing.T) {
 	for name, addrs := range map[string][2]netip.Addr{"db": {db, db6}, "web": {web, web6}} {
 		pod := podOf(name, addrs[0])
 		pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: addrs[1].String()})
-		u.world.SetPod(pod)
+		u.world.SetPod(kubepod.Read(pod))
 	}
-	u.world.SetPolicy(onlyPort())
+	u.world.SetPolicy(netpol.Read(onlyPort()))
 	u.commit(t)
 	// An evaluator that remembers nothing: what was remembered of the first packet is
 	// what may be misread.
@@ -94,15 +96,15 @@ func TestOddPackets(t *testing.T) {
 func TestChangesAtOnce(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, nil)
-	u.world.SetPod(podOf("web", web))
-	u.world.SetPod(podOf("db", db))
+	u.world.SetPod(kubepod.Read(podOf("web", web)))
+	u.world.SetPod(kubepod.Read(podOf("db", db)))
 	egress := &networkingv1.NetworkPolicy{}
 	egress.Namespace, egress.Name = "default", "egress"
 	egress.Spec.PodSelector.MatchLabels = map[string]string{"name": "web"}
 	egress.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
 	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // not closed: user space is asked
 	ingress := letIn("db", "nobody")
-	u.world.SetPolicy(egress)
+	u.world.SetPolicy(netpol.Read(egress))
 	u.commit(t)
 
 	var stop atomic.Bool
@@ -121,11 +123,11 @@ func TestChangesAtOnce(t *testing.T) {
 	}
 	for i := range 100 {
 		if i%2 == 0 {
-			u.world.DeletePolicy("default", "egress")
-			u.world.SetPolicy(ingress)
+			u.world.DeletePolicy(netpol.Ref("default", "egress"))
+			u.world.SetPolicy(netpol.Read(ingress))
 		} else {
-			u.world.DeletePolicy("default", ingress.Name)
-			u.world.SetPolicy(egress)
+			u.world.DeletePolicy(netpol.Ref("default", ingress.Name))
+			u.world.SetPolicy(netpol.Read(egress))
 		}
 		u.commit(t)
 	}

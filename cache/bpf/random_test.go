@@ -15,6 +15,8 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/filter"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // chance makes clusters and packets up, with few words, so that things meet.
@@ -117,11 +119,11 @@ func (r chance) change(u *user) {
 			u.world.DeletePod(ns, fmt.Sprint("p", n))
 		}
 	case 1, 2:
-		u.world.SetPod(r.pod(n))
+		u.world.SetPod(kubepod.Read(r.pod(n)))
 	case 3, 4:
-		u.world.SetPolicy(r.policy(r.IntN(3)))
+		u.world.SetPolicy(netpol.Read(r.policy(r.IntN(3))))
 	case 5:
-		u.world.DeletePolicy(oneOf(r, "a", "b"), fmt.Sprint("n", r.IntN(3)))
+		u.world.DeletePolicy(netpol.Ref(oneOf(r, "a", "b"), fmt.Sprint("n", r.IntN(3))))
 	}
 	if r.oneIn(20) {
 		u.world.SetNode(oneOf(r, nodeAddrs[:], nil))

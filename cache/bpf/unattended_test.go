@@ -9,6 +9,8 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/filter"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // What is known of a pod with an interface of its own holds for packets that come or
@@ -17,7 +19,7 @@ func TestDevices(t *testing.T) {
 	c, p, u := newStage(t, bpf.Options{}, nil)
 	closed := letIn("other", "nobody")
 	closed.Spec.Ingress = nil
-	u.world.SetPolicy(closed)
+	u.world.SetPolicy(netpol.Read(closed))
 	u.commit(t)
 	u.judges(redis(web))
 	devices := func(of map[netip.Addr]uint32) {
@@ -52,7 +54,7 @@ func TestDevices(t *testing.T) {
 	check("interface 3", from3)
 	devices(nil)
 	check("the interface has gone", from3)
-	u.world.SetPod(podOf("new", netip.MustParseAddr("10.0.0.9")))
+	u.world.SetPod(kubepod.Read(podOf("new", netip.MustParseAddr("10.0.0.9"))))
 	u.commit(t)
 	check("after a change elsewhere", from3)
 	devices(map[netip.Addr]uint32{web: 1})
@@ -68,7 +70,7 @@ func TestDevices(t *testing.T) {
 	u.world.DeletePod("default", "web")
 	u.commit(t)
 	devices(map[netip.Addr]uint32{web: 4})
-	u.world.SetPod(podOf("later", web))
+	u.world.SetPod(kubepod.Read(podOf("later", web)))
 	u.commit(t)
 	for device, want := range map[uint32]verdict{1: silent, 4: allowed} {
 		if said := p.sayFrom(device, open); said != want {
@@ -93,7 +95,7 @@ func TestUnattended(t *testing.T) {
 			u.world.SetNode([]netip.Addr{node})
 			here := podOf("here", netip.MustParseAddr("10.0.0.9"))
 			here.Status.HostIPs = []corev1.HostIP{{IP: node.String()}}
-			u.world.SetPod(here)
+			u.world.SetPod(kubepod.Read(here))
 			u.commit(t)
 			if err := c.Attend(); err != nil {
 				t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"sluice/cache/conntrack"
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 )
 
 // follow returns a follower of the rig's sweeper.
@@ -28,9 +29,9 @@ func TestFollowerSweepsForAllThatWasPublished(t *testing.T) {
 	f := r.follow()
 	toDB := r.track(web, db, filter.TCP, 80, judged)
 	toIdle := r.track(web, idle, filter.TCP, 80, judged)
-	r.world.SetPolicy(guard("db"))
+	r.world.SetPolicy(netpol.Read(guard("db")))
 	r.publish(f, conntrack.ScopeFlows)
-	r.world.SetPolicy(guard("idle"))
+	r.world.SetPolicy(netpol.Read(guard("idle")))
 	r.publish(f, conntrack.ScopeFlows) // before the first was swept for
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
@@ -62,8 +63,8 @@ func TestFollowerTriesAgain(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { f.Run(ctx); close(done) }()
-		r.world.SetPolicy(guard("db"))
-		r.world.SetPolicy(guard("idle"))
+		r.world.SetPolicy(netpol.Read(guard("db")))
+		r.world.SetPolicy(netpol.Read(guard("idle")))
 		r.publish(f, conntrack.ScopeFlows)
 		synctest.Wait()
 		r.want(toDB, revoked) // in the half that was seen
@@ -107,7 +108,7 @@ func TestFollowerRests(t *testing.T) {
 	r := newRig(t)
 	f := r.follow()
 	toDB := r.track(web, db, filter.TCP, 80, judged)
-	r.world.SetPolicy(guard("db"))
+	r.world.SetPolicy(netpol.Read(guard("db")))
 	r.publish(f, conntrack.ScopeAll)
 	f.Pause()
 	if err := f.Sweep(t.Context()); err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/policy/netpol"
 )
 
 // families are the ways through the tests' network.
@@ -69,12 +70,12 @@ func (l *live) wantMark(key filter.Key, mark uint32) {
 
 // deny and allow publish a policy that lets nothing in to db, and take it back.
 func (l *live) deny() conntrack.Result {
-	l.world.SetPolicy(guard("db", 1))
+	l.world.SetPolicy(netpol.Read(guard("db", 1)))
 	return l.commit(false)
 }
 
 func (l *live) allow() conntrack.Result {
-	l.world.DeletePolicy("default", "guard-db")
+	l.world.DeletePolicy(netpol.Ref("default", "guard-db"))
 	return l.commit(false)
 }
 
@@ -409,7 +410,7 @@ func TestSweepOfKernelTable(t *testing.T) {
 	r := newRig(t)
 	r.Sweeper = conntrack.New(k, conntrack.DefaultMarks, nil, nil)
 	r.Local = func() ([]netip.Addr, error) { return nil, nil }
-	r.world.SetPolicy(guard("db", 1))
+	r.world.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(true); res.Allowed != count/2 || res.Revoked != count/2 || res.Evaluated != count || res.Passes != 2 {
 		t.Errorf("%+v, want half of %d judged, half revoked", res, count)
 	}

@@ -16,6 +16,8 @@ import (
 	"sluice/filter"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 const (
@@ -41,9 +43,9 @@ var (
 func newWorld() *policy.World {
 	w := policy.NewWorld()
 	w.SetNode([]netip.Addr{node})
-	w.SetPod(pod("web", web, web6))
-	w.SetPod(pod("db", db, db6))
-	w.SetPod(pod("idle", idle))
+	w.SetPod(kubepod.Read(pod("web", web, web6)))
+	w.SetPod(kubepod.Read(pod("db", db, db6)))
+	w.SetPod(kubepod.Read(pod("idle", idle)))
 	return w
 }
 
@@ -138,12 +140,12 @@ func TestRevokedAndRestored(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
 			ref := r.track(tc.src, tc.dst, tc.proto, tc.port, foreign|judged)
-			r.world.SetPolicy(guard("db", 1))
+			r.world.SetPolicy(netpol.Read(guard("db", 1)))
 			if res := r.commit(false); res.Revoked != 1 || res.Allowed+res.Restored != 0 {
 				t.Errorf("after the policy: %+v", res)
 			}
 			r.want(ref, foreign|revoked)
-			r.world.DeletePolicy("default", "guard-db")
+			r.world.DeletePolicy(netpol.Ref("default", "guard-db"))
 			if res := r.commit(false); res.Restored != 1 || res.Allowed+res.Revoked != 0 {
 				t.Errorf("without the policy: %+v", res)
 			}
@@ -162,7 +164,7 @@ func TestOnlyChangedEndpointsAreJudged(t *testing.T) {
 	// sweep touches it.
 	changed := r.track(web, db, filter.TCP, 80, revoked)
 	other := r.track(web, idle, filter.TCP, 80, revoked)
-	r.world.SetPolicy(guard("db", 80))
+	r.world.SetPolicy(netpol.Read(guard("db", 80)))
 	if res := r.commit(false); res.Evaluated != 1 {
 		t.Errorf("looked at %d connections, want 1", res.Evaluated)
 	}
@@ -172,7 +174,7 @@ func TestOnlyChangedEndpointsAreJudged(t *testing.T) {
 
 func TestFirstSweepJudgesWhatLivedBefore(t *testing.T) {
 	r := newRig(t)
-	r.world.SetPolicy(guard("db", 80))
+	r.world.SetPolicy(netpol.Read(guard("db", 80)))
 	allowed := r.track(web, db, filter.TCP, 80, foreign)
 	denied := r.track(web, db, filter.TCP, 81, foreign)
 	between := r.track(outside, netip.MustParseAddr("198.51.100.1"), filter.TCP, 80, foreign)
@@ -194,7 +196,7 @@ func TestKeyIsThatAfterTranslation(t *testing.T) {
 	pass := r.table.Add(filter.NewKey(web, db, filter.TCP, 6379), 1, service, judged)
 	stop := r.table.Add(filter.NewKey(web, db, filter.TCP, 80), 2, service, judged)
 	hairpin := r.table.Add(filter.NewKey(db, db, filter.TCP, 80), 3, service, judged)
-	r.world.SetPolicy(guard("db", 6379))
+	r.world.SetPolicy(netpol.Read(guard("db", 6379)))
 	r.commit(false)
 	r.want(pass, judged)
 	r.want(stop, revoked)
@@ -206,7 +208,7 @@ func TestLocalAddressesThatThePolicyDoesNotKnow(t *testing.T) {
 	r := newRig(t)
 	from := r.track(bridge, db, filter.TCP, 80, 0)
 	r.Local = func() ([]netip.Addr, error) { return []netip.Addr{bridge}, nil }
-	r.world.SetPolicy(guard("db", 1))
+	r.world.SetPolicy(netpol.Read(guard("db", 1)))
 	r.commit(false)
 	r.want(from, 0)
 	r.Local = func() ([]netip.Addr, error) { return nil, errors.New("unknown") }
@@ -217,7 +219,7 @@ func TestLocalAddressesThatThePolicyDoesNotKnow(t *testing.T) {
 func TestVanishedPodFreesRevoked(t *testing.T) {
 	r := newRig(t)
 	gone := r.track(outside, db, filter.TCP, 80, revoked)
-	r.world.SetPolicy(guard("db", 1))
+	r.world.SetPolicy(netpol.Read(guard("db", 1)))
 	r.commit(false)
 	r.want(gone, revoked)
 	r.world.DeletePod("default", "db")
@@ -228,7 +230,7 @@ func TestVanishedPodFreesRevoked(t *testing.T) {
 func TestSweepIsIdempotent(t *testing.T) {
 	r := newRig(t)
 	r.track(web, db, filter.TCP, 80, judged)
-	r.world.SetPolicy(guard("db", 1))
+	r.world.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(false); res.Passes != 2 {
 		t.Errorf("%d passes, want one that writes and one that finds nothing", res.Passes)
 	}
@@ -261,7 +263,7 @@ func TestInterruptedDumpIsRepeated(t *testing.T) {
 	second := r.track(web, db, filter.TCP, 81, judged)
 	left := 2
 	r.table.Interrupt = func() bool { left--; return left >= 0 }
-	r.world.SetPolicy(guard("db", 1))
+	r.world.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(false); res.Revoked != 2 {
 		t.Errorf("%+v, want 2 revoked", res)
 	}
@@ -294,7 +296,7 @@ func TestReplacedConnection(t *testing.T) {
 				r.table.BeforeSet = nil
 				r.table.Add(filter.NewKey(web, db, filter.TCP, tc.port), 40000, service, tc.newMark)
 			}
-			r.world.SetPolicy(guard("db", 6379))
+			r.world.SetPolicy(netpol.Read(guard("db", 6379)))
 			r.commit(false)
 			r.want(ref, tc.wanted)
 		})
@@ -306,7 +308,7 @@ func TestVanishedConnection(t *testing.T) {
 	ref := r.track(web, db, filter.TCP, 80, judged)
 	stays := r.track(web, db, filter.TCP, 81, judged)
 	r.table.BeforeSet = func() { r.table.Remove(ref) }
-	r.world.SetPolicy(guard("db", 1))
+	r.world.SetPolicy(netpol.Read(guard("db", 1)))
 	r.commit(false)
 	if _, ok := r.table.Mark(ref); ok {
 		t.Error("the update revived it")
@@ -320,7 +322,7 @@ func TestManyConnectionsInBatches(t *testing.T) {
 	for i := range 1200 {
 		refs = append(refs, r.track(web, db, filter.UDP, uint16(1+i), foreign|judged))
 	}
-	r.world.SetPolicy(guard("db", 1))
+	r.world.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(false); res.Revoked != len(refs) || res.Evaluated != len(refs) {
 		t.Errorf("%+v, want %d revoked", res, len(refs))
 	}
@@ -392,7 +394,7 @@ func TestAddressThatNobodyHas(t *testing.T) {
 		for _, ref := range refs {
 			r.want(ref, want)
 		}
-		r.world.SetPod(pod("next", db, db6))
+		r.world.SetPod(kubepod.Read(pod("next", db, db6)))
 		r.commit(false)
 		for _, ref := range append(refs, fromNode, other) {
 			r.want(ref, judged)
@@ -423,13 +425,13 @@ func TestPickedUpInTheMiddle(t *testing.T) {
 			r.commit(true)
 			r.want(v4, judged)
 			for _, p := range tc.guards {
-				r.world.SetPolicy(p)
+				r.world.SetPolicy(netpol.Read(p))
 			}
 			r.commit(false)
 			r.want(v4, tc.want)
 			r.want(v6, tc.want|foreign)
 			for _, p := range tc.guards {
-				r.world.DeletePolicy("default", p.Name)
+				r.world.DeletePolicy(netpol.Ref("default", p.Name))
 			}
 			r.commit(false)
 			r.want(v4, judged)

@@ -17,6 +17,8 @@ import (
 	"sluice/filter"
 	"sluice/filter/engine"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 var (
@@ -166,11 +168,11 @@ func syn(k *filter.Key, srcPort uint16) []byte {
 func (h *history) change() {
 	switch h.rand.IntN(8) {
 	case 0, 1:
-		h.world.SetPod(h.randomPod())
+		h.world.SetPod(kubepod.Read(h.randomPod()))
 	case 2:
 		h.world.DeletePod("default", fmt.Sprint("p", h.rand.IntN(7)))
 	case 3:
-		h.world.DeletePolicy("default", fmt.Sprint("n", h.rand.IntN(4)))
+		h.world.DeletePolicy(netpol.Ref("default", fmt.Sprint("n", h.rand.IntN(4))))
 	case 4:
 		if h.rand.IntN(4) == 0 {
 			h.world.SetNode([]netip.Addr{node, h.addrs[len(h.addrs)-1-h.rand.IntN(2)]})
@@ -178,7 +180,7 @@ func (h *history) change() {
 			h.world.SetNode([]netip.Addr{node})
 		}
 	default:
-		h.world.SetPolicy(h.randomPolicy())
+		h.world.SetPolicy(netpol.Read(h.randomPolicy()))
 	}
 }
 
@@ -320,8 +322,8 @@ func quiet(t *testing.T) (h *history, k filter.Key) {
 	h = newHistory(t, 1, 1000, 1000)
 	h.ranged = true
 	t.Cleanup(h.evaluator.Close)
-	h.world.SetPod(pod("p0", h.addrs[4]))
-	h.world.SetPolicy(guard("p0", 80))
+	h.world.SetPod(kubepod.Read(pod("p0", h.addrs[4])))
+	h.world.SetPolicy(netpol.Read(guard("p0", 80)))
 	h.inForce(conntrack.ScopeAll)
 	return h, filter.NewKey(outside, h.addrs[4], filter.TCP, 80)
 }
@@ -358,7 +360,7 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 func (h *history) revokes(k filter.Key) {
 	h.t.Helper()
 	ref := h.open(k, true)
-	h.world.SetPolicy(guard("p0", 1))
+	h.world.SetPolicy(netpol.Read(guard("p0", 1)))
 	h.inForce(conntrack.ScopeFlows)
 	h.want(ref, revoked)
 }
@@ -376,7 +378,7 @@ func testComesBack(t *testing.T, sweep bool) {
 	h.table.Remove(h.open(k, false))
 	later := pod("p1", h.addrs[4])
 	later.CreationTimestamp = metav1.Now()
-	h.world.SetPod(later)
+	h.world.SetPod(kubepod.Read(later))
 	s, changes := h.world.Commit()
 	h.follower.Published(s, changes, conntrack.ScopeAddresses)
 	if e := s.Endpoint(h.addrs[4]); e.Name != "p1" {
@@ -396,7 +398,7 @@ func testComesBack(t *testing.T, sweep bool) {
 // by the new snapshot, which is remembered.
 func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h, k := quiet(t)
-	h.world.SetPolicy(guard("p0", 80, 81))
+	h.world.SetPolicy(netpol.Read(guard("p0", 80, 81)))
 	s, changes := h.world.Commit()
 	h.published.Publish(s)
 	h.behind = s
@@ -420,7 +422,7 @@ func TestManyKeys(t *testing.T) {
 	dumps := func() int { n, _ := h.table.Uses(); return n }
 	for i, want := range []int{1, 0} { // the first change makes sure, the second need not
 		before := dumps()
-		h.world.SetPolicy(guard("p0", 80, int32(100+i)))
+		h.world.SetPolicy(netpol.Read(guard("p0", 80, int32(100+i))))
 		h.inForce(conntrack.ScopeFlows)
 		if got := dumps() - before; got != want {
 			t.Errorf("change %d: went through the table %d times, want %d", i, got, want)

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -9,30 +13,61 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
 
 	"sluice/bench/apiserver"
-	"sluice/watch/folder"
 )
+
+// setAll gives an API server the objects of a folder.
+func setAll(t *testing.T, api *apiserver.Server, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text))); ; {
+			document, err := reader.Read()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(bytes.TrimSpace(document)) == 0 {
+				continue
+			}
+			data, err := yaml.YAMLToJSON(document)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, _, err := scheme.Codecs.UniversalDeserializer().Decode(data, nil, nil)
+			if err != nil {
+				t.Fatalf("%v in\n%s", err, document)
+			}
+			object := o.(apiserver.Object)
+			if _, is := o.(*corev1.Namespace); !is && object.GetNamespace() == "" {
+				object.SetNamespace(metav1.NamespaceDefault)
+			}
+			api.Set(object)
+		}
+	}
+}
 
 // liveCluster serves what a folder holds as a cluster does, and returns a
 // kubeconfig for it.
 func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.Status) (kubeconfig string) {
 	t.Helper()
-	objects, problems, err := folder.Read(dir)
-	if err != nil || len(problems) > 0 {
-		t.Fatal(err, problems)
-	}
 	api := apiserver.New(apiserver.Options{Refuse: refuse})
-	for _, o := range objects.Namespaces {
-		api.Set(o)
-	}
-	for _, o := range objects.Pods {
-		api.Set(o)
-	}
-	for _, o := range objects.Policies {
-		api.Set(o)
-	}
+	setAll(t, api, dir)
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
 	kubeconfig = filepath.Join(t.TempDir(), "config")

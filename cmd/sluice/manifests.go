@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
@@ -58,9 +57,13 @@ func compile(node []netip.Addr, objects folder.Objects, problems []folder.Proble
 // stands in force without rules; its problems say why.
 func (m *manifests) cluster() *explain.Cluster {
 	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood, Services: m.Services, EndpointSlices: m.EndpointSlices}
+	refs := make(map[string]policy.Ref, len(m.Policies))
+	for _, p := range m.Policies {
+		refs[p.Ref.Object()] = p.Ref
+	}
 	for _, p := range m.unread {
-		if name, is := strings.CutPrefix(p.Object, "NetworkPolicy "); is {
-			o.Problems = append(o.Problems, policy.Problem{Policy: name, Field: p.Field, Detail: p.Detail, Mend: p.Mend})
+		if ref, is := refs[p.Object]; is {
+			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Mend: p.Mend})
 		}
 	}
 	return explain.New(m.snapshot, o)

@@ -7,10 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
-
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
@@ -31,21 +27,16 @@ type matrixPod struct {
 func (p *matrixPod) String() string { return p.Namespace + "/" + p.Name }
 
 // addPods takes in the pods that have an address of their own.
-func (m *matrix) addPods(e env, pods []*corev1.Pod, namespaces []string, asked []matrixPort) error {
+func (m *matrix) addPods(e env, pods []*policy.Pod, namespaces []string, asked []matrixPort) error {
 	without := 0
 	for _, o := range pods {
 		if len(namespaces) > 0 && !slices.Contains(namespaces, o.Namespace) {
 			continue
 		}
 		p := &matrixPod{Namespace: o.Namespace, Name: o.Name, Ports: asked}
-		for _, text := range append([]corev1.PodIP{{IP: o.Status.PodIP}}, o.Status.PodIPs...) {
-			addr, err := netip.ParseAddr(text.IP)
-			if err != nil {
-				continue
-			}
+		for _, addr := range o.Addrs {
 			// Whose address it is, the snapshot knows: pods of the host network and
-			// those that have finished have none.
-			addr = addr.Unmap().WithZone("")
+			// those that have ended have none.
 			if who := m.snapshot.Endpoint(addr); who.String() == p.String() && !slices.Contains(p.Addresses, addr) {
 				p.Addresses, p.endpoint = append(p.Addresses, addr), who
 			}
@@ -80,21 +71,13 @@ func (m *matrix) addPods(e env, pods []*corev1.Pod, namespaces []string, asked [
 	return nil
 }
 
-// declaredPorts lists the ports of containers and sidecars, by number: init containers end
-// before the pod serves anything.
-func declaredPorts(o *corev1.Pod) []matrixPort {
+// declaredPorts lists the ports that a pod declares, by number.
+func declaredPorts(o *policy.Pod) []matrixPort {
 	var ports []matrixPort
-	sidecars := slices.DeleteFunc(slices.Clone(o.Spec.InitContainers), func(c corev1.Container) bool {
-		return c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
-	})
-	for _, c := range slices.Concat(o.Spec.Containers, sidecars) {
-		for _, p := range c.Ports {
-			proto, known := protocols[string(p.Protocol)]
-			same := func(o matrixPort) bool { return int32(o.Port) == p.ContainerPort && o.proto == proto }
-			if !known || p.ContainerPort < 1 || p.ContainerPort > 65535 || slices.ContainsFunc(ports, same) {
-				continue
-			}
-			ports = append(ports, matrixPort{uint16(p.ContainerPort), string(p.Protocol), p.Name, proto})
+	for _, p := range o.Ports {
+		same := func(o matrixPort) bool { return o.Port == p.Number && o.proto == p.Protocol }
+		if !slices.ContainsFunc(ports, same) {
+			ports = append(ports, matrixPort{p.Number, p.Protocol.String(), p.Name, p.Protocol})
 		}
 	}
 	slices.SortFunc(ports, func(a, b matrixPort) int {
@@ -156,36 +139,22 @@ type portSpan struct {
 type spanKey struct{ egress, ingress *filter.Isolation }
 
 // policyPorts lists the ranges of ports that each policy names, by direction.
-func policyPorts(policies []*networkingv1.NetworkPolicy) map[string][2][]portSpan {
+func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	all := make(map[string][2][]portSpan, len(policies))
 	for _, o := range policies {
 		var spans [2][]portSpan
-		for _, r := range o.Spec.Ingress {
-			spans[filter.Ingress] = append(spans[filter.Ingress], numbered(r.Ports)...)
+		for d := range o.Rules {
+			for _, r := range o.Rules[d] {
+				for _, p := range r.Ports {
+					if !p.Malformed && p.Name == "" && !p.All() {
+						spans[d] = append(spans[d], portSpan{p.Protocol, p.Low, p.High})
+					}
+				}
+			}
 		}
-		for _, r := range o.Spec.Egress {
-			spans[filter.Egress] = append(spans[filter.Egress], numbered(r.Ports)...)
-		}
-		all[o.Namespace+"/"+o.Name] = spans
+		all[o.Ref.String()] = spans
 	}
 	return all
-}
-
-func numbered(ports []networkingv1.NetworkPolicyPort) []portSpan {
-	var spans []portSpan
-	for _, p := range ports {
-		if p.Port == nil || p.Port.Type != intstr.Int || p.Protocol == nil {
-			continue
-		}
-		low, high := p.Port.IntVal, p.Port.IntVal
-		if p.EndPort != nil {
-			high = *p.EndPort
-		}
-		if low >= 1 && low <= high && high <= 65535 {
-			spans = append(spans, portSpan{protocols[string(*p.Protocol)], uint16(low), uint16(high)})
-		}
-	}
-	return spans
 }
 
 // spansBetween cuts all ports where a policy of either end begins or ends a

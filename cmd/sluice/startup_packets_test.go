@@ -21,7 +21,6 @@ import (
 	"sluice/bench/apiserver"
 	"sluice/bench/lab"
 	"sluice/bench/running"
-	"sluice/watch/folder"
 )
 
 // standIn is a stand-in for the API server on the site's node, with what the site's
@@ -34,20 +33,8 @@ type standIn struct {
 // serveAPI serves the site's objects until the test ends.
 func (s *site) serveAPI(t *testing.T, node *corev1.Node, refuse func(*http.Request) *metav1.Status) *standIn {
 	t.Helper()
-	objects, problems, err := folder.Read(s.dir)
-	if err != nil || len(problems) > 0 {
-		t.Fatal(err, problems)
-	}
 	api := &standIn{apiserver.New(apiserver.Options{Refuse: refuse}), filepath.Join(t.TempDir(), "config")}
-	for _, o := range objects.Namespaces {
-		api.Set(o)
-	}
-	for _, o := range objects.Pods {
-		api.Set(o)
-	}
-	for _, o := range objects.Policies {
-		api.Set(o)
-	}
+	setAll(t, api.Server, s.dir)
 	api.Set(node)
 	listener, err := s.Nodes[0].ListenTCP(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {

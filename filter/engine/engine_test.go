@@ -22,6 +22,8 @@ import (
 	"sluice/filter/engine"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 	"sluice/filter/queue"
 )
 
@@ -82,12 +84,12 @@ func TestEvaluate(t *testing.T) {
 	const flow = "10.0.0.1 > 10.0.0.2 TCP 80 from 40000: "
 	ask(datagram(k), filter.Deny, flow+"deny, no-world")
 	w := policy.NewWorld()
-	w.SetPod(pod("a", "10.0.0.1", nil))
+	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", nil)))
 	s, _ := w.Commit()
 	published.Publish(s)
 	ask(datagram(k), filter.Allow, flow+"allow, not-isolated")
 	ask(datagram(k)[:7], filter.Deny, ":: > :: 0 opaque from 0: deny, malformed")
-	w.SetPolicy(denyAll("default"))
+	w.SetPolicy(netpol.Read(denyAll("default")))
 	s, _ = w.Commit()
 	published.Publish(s)
 	ask(datagram(k), filter.Deny, flow+"deny, egress-denied")
@@ -111,9 +113,9 @@ func TestEvaluateMidStream(t *testing.T) {
 	w := policy.NewWorld()
 	server, client := pod("server", "10.0.0.1", nil), pod("client", "10.0.0.2", nil)
 	server.Labels, client.Labels = map[string]string{"app": "server"}, map[string]string{"app": "client"}
-	w.SetPod(server)
-	w.SetPod(client)
-	w.SetPolicy(denyIngress("server"))
+	w.SetPod(kubepod.Read(server))
+	w.SetPod(kubepod.Read(client))
+	w.SetPolicy(netpol.Read(denyIngress("server")))
 	s, _ := w.Commit()
 	published.Publish(s)
 	const denied, out, in = "deny, mid-stream", "10.0.0.1", "10.0.0.2"
@@ -160,21 +162,21 @@ func (r ranges) Contains(a netip.Addr) (local, cluster bool) {
 // difference here.
 func TestEvaluateHolds(t *testing.T) {
 	w := policy.NewWorld()
-	w.SetPod(pod("free", "10.1.0.1", nil))
+	w.SetPod(kubepod.Read(pod("free", "10.1.0.1", nil)))
 	guarded := pod("guarded", "10.1.0.2", nil)
 	guarded.Namespace = "guarded"
-	w.SetPod(guarded)
-	w.SetPolicy(denyAll("guarded"))
+	w.SetPod(kubepod.Read(guarded))
+	w.SetPolicy(netpol.Read(denyAll("guarded")))
 	picky := pod("picky", "10.1.0.3", nil)
 	picky.Namespace = "picky"
-	w.SetPod(picky)
+	w.SetPod(kubepod.Read(picky))
 	only80 := denyAll("picky")
 	port := intstr.FromInt32(80)
 	ports := []networkingv1.NetworkPolicyPort{{Port: &port}}
 	friends := []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"is": "friend"}}}}
 	only80.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: friends, Ports: ports}}
 	only80.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: friends, Ports: ports}}
-	w.SetPolicy(only80)
+	w.SetPolicy(netpol.Read(only80))
 	s, _ := w.Commit()
 	var published policy.Published
 	published.Publish(s)

@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // snapshotOf knows a pod for each letter, with the addresses 10.0.0.1 and fd00::1 and so
@@ -21,20 +23,20 @@ func snapshotOf(t *testing.T, pods string, isolated ...string) *policy.Snapshot 
 	w := policy.NewWorld()
 	for i := range pods {
 		if pods[i] != '-' {
-			w.SetPod(&corev1.Pod{
+			w.SetPod(kubepod.Read(&corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: string(pods[i]), Labels: map[string]string{"name": string(pods[i])}},
 				Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", i+1)}, {IP: fmt.Sprintf("fd00::%d", i+1)}}},
-			})
+			}))
 		}
 	}
 	for _, name := range isolated {
-		w.SetPolicy(&networkingv1.NetworkPolicy{
+		w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p-" + name},
 			Spec: networkingv1.NetworkPolicySpec{
 				PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"name": name}},
 				PolicyTypes: []networkingv1.PolicyType{"Ingress", "Egress"},
 			},
-		})
+		}))
 	}
 	s, _ := w.Commit()
 	return s

@@ -9,6 +9,8 @@ import (
 
 	madeup "sluice/bench/cluster"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // sizes are pods and policies, in one namespace and spread over many.
@@ -102,7 +104,7 @@ func BenchmarkCommitPod(b *testing.B) {
 			p := c.Pods[i%len(c.Pods)]
 			w.DeletePod(p.Namespace, p.Name)
 			w.Commit()
-			w.SetPod(p)
+			w.SetPod(kubepod.Read(p))
 			w.Commit()
 			i += 7
 		}
@@ -116,9 +118,9 @@ func BenchmarkCommitPolicy(b *testing.B) {
 		i := 0
 		for b.Loop() {
 			p := c.Policies[i%len(c.Policies)]
-			w.DeletePolicy(p.Namespace, p.Name)
+			w.DeletePolicy(netpol.Ref(p.Namespace, p.Name))
 			w.Commit()
-			w.SetPolicy(p)
+			w.SetPolicy(netpol.Read(p))
 			w.Commit()
 			i += 7
 		}
@@ -135,9 +137,9 @@ func BenchmarkCommitNamespace(b *testing.B) {
 		}
 		i := 0
 		for b.Loop() {
-			w.SetNamespace(without[i%len(without)])
+			w.SetNamespace(without[i%len(without)].Name, without[i%len(without)].Labels)
 			w.Commit()
-			w.SetNamespace(c.Namespaces[i%len(without)])
+			w.SetNamespace(c.Namespaces[i%len(without)].Name, c.Namespaces[i%len(without)].Labels)
 			w.Commit()
 			i += 7
 		}

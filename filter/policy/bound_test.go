@@ -8,6 +8,7 @@ import (
 
 	"sluice/bench/worst"
 	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 )
 
 // What compiling one policy may take for each byte that etcd stores of it, and
@@ -102,7 +103,7 @@ func costOf(m worst.Recipe, size int) (float64, error) {
 	if took.kept > keptPerByte*stored+besidePolicies || took.allocated > allocatedPerByte*stored+besidePolicies {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and allocates %d: %v", stored, took.kept, took.allocated, m)
 	}
-	if estimate := uint64(policy.CostOf(&p.Spec)); took.kept > estimate+besidePolicies {
+	if estimate := uint64(policy.CostOf(netpol.Read(p))); took.kept > estimate+besidePolicies {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and was estimated at %d: %v", stored, took.kept, estimate, m)
 	}
 	return float64(took.kept) / float64(stored), nil

@@ -16,6 +16,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // history is one World and all that happened to it, beside the cluster that
@@ -95,7 +97,7 @@ func remove[T metav1.Object](list []T, namespace, name string) []T {
 func (h *history) setPod(o *corev1.Pod) {
 	h.note("set pod %s/%s labels=%v ip=%s ips=%v phase=%s hostNetwork=%t node=%s created=%d", o.Namespace, o.Name, o.Labels,
 		o.Status.PodIP, o.Status.PodIPs, o.Status.Phase, o.Spec.HostNetwork, o.Spec.NodeName, o.CreationTimestamp.Unix())
-	h.world.SetPod(o)
+	h.world.SetPod(kubepod.Read(o))
 	h.cluster.Pods = set(h.cluster.Pods, o)
 }
 
@@ -107,7 +109,7 @@ func (h *history) deletePod(namespace, name string) {
 
 func (h *history) setNamespace(o *corev1.Namespace) {
 	h.note("set namespace %s labels=%v", o.Name, o.Labels)
-	h.world.SetNamespace(o)
+	h.world.SetNamespace(o.Name, o.Labels)
 	h.cluster.Namespaces = set(h.cluster.Namespaces, o)
 }
 
@@ -119,14 +121,14 @@ func (h *history) deleteNamespace(name string) {
 
 func (h *history) setPolicy(o *networkingv1.NetworkPolicy) {
 	h.note("set policy %s/%s", o.Namespace, o.Name)
-	h.world.SetPolicy(o)
+	h.world.SetPolicy(netpol.Read(o))
 	h.cluster.Policies = set(h.cluster.Policies, o)
 	h.version(o.Namespace, o.Name, o)
 }
 
 func (h *history) deletePolicy(namespace, name string) {
 	h.note("delete policy %s/%s", namespace, name)
-	h.world.DeletePolicy(namespace, name)
+	h.world.DeletePolicy(netpol.Ref(namespace, name))
 	h.cluster.Policies = remove(h.cluster.Policies, namespace, name)
 	h.version(namespace, name, nil)
 	h.reached[[2]string{namespace, name}] = len(h.versions[[2]string{namespace, name}]) - 1 // nothing comes back

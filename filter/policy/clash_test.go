@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 )
 
 // claimant is a pod that claims 10.0.0.1.
@@ -56,7 +57,7 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 						w.SetLocalRanges(tt.ranges)
 					}
 					for _, i := range order {
-						w.SetPod(tt.pods[i])
+						w.SetPod(kubepod.Read(tt.pods[i]))
 						w.Commit()
 					}
 					if late {
@@ -83,8 +84,8 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 func TestClaimsOfTheNodesAddressAreNoClash(t *testing.T) {
 	w := policy.NewWorld()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("10.0.0.1")})
-	w.SetPod(claimant("a", "here", 1))
-	w.SetPod(claimant("b", "there", 2))
+	w.SetPod(kubepod.Read(claimant("a", "here", 1)))
+	w.SetPod(kubepod.Read(claimant("b", "there", 2)))
 	w.Commit()
 	if c := w.Clashes(); len(c) != 0 {
 		t.Errorf("clashes %v", c)

@@ -66,16 +66,16 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 			portless = append(portless, i)
 		}
 		for _, p := range r.ports {
-			t := portTableOf(p.protocol)
+			t := portTableOf(p.Protocol)
 			switch {
-			case p.name != "":
-				key := portName{p.name, p.protocol}
+			case p.Name != "":
+				key := portName{p.Name, p.Protocol}
 				names[key] = appendOnce(names[key], i)
 				out.anyNamed[t] = true
-			case p.all():
+			case p.All():
 				all[t] = appendOnce(all[t], i)
 			default:
-				spans[t] = append(spans[t], span{uint32(p.low), uint32(p.high) + 1, i})
+				spans[t] = append(spans[t], span{uint32(p.Low), uint32(p.High) + 1, i})
 			}
 		}
 	}

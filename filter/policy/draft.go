@@ -4,8 +4,6 @@ import (
 	"crypto/sha256"
 	"slices"
 
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
@@ -27,17 +25,17 @@ const (
 // in force until Prepare has read and compiled this one, as if the API had reported it
 // later.
 type Draft struct {
-	key     objectKey
-	spec    []byte
+	ref     Ref
+	from    Source
 	sum     [sha256.Size]byte
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
 
 	step    step
-	err     error // spec cannot be decoded
+	err     error // it cannot be read
 	cost    int64
-	bare    *networkingv1.NetworkPolicy // the object, if the policy is too large
+	large   *Policy // if it is too large
 	policy  *policy
 	subject *selector
 	adopted int         // of policy.uses
@@ -59,8 +57,8 @@ const (
 // turns, so that the policies of one do not hold up those of another.
 type drafts struct {
 	on      bool
-	waiting map[objectKey]*Draft // the last version of each
-	of      map[string][]objectKey
+	waiting map[Ref]*Draft // the last version of each
+	of      map[string][]Ref
 	size    map[string]int // of of, in bytes
 	turns   []string
 	current *Draft
@@ -72,47 +70,47 @@ type drafts struct {
 // and calls Work until that returns false.
 func (w *World) UseDrafts() {
 	w.drafts = drafts{
-		on: true, waiting: make(map[objectKey]*Draft), of: make(map[string][]objectKey), size: make(map[string]int),
+		on: true, waiting: make(map[Ref]*Draft), of: make(map[string][]Ref), size: make(map[string]int),
 	}
 }
 
 // isLarge reports whether a policy is a draft before it is in force.
-func (w *World) isLarge(spec []byte) bool { return len(spec) > w.large }
+func (w *World) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
 // draft has a version of a policy wait. It replaces the one that waits. It returns false
 // if there is no room.
-func (w *World) draft(key objectKey, spec []byte, sum [sha256.Size]byte) bool {
-	in, before := key.namespace, w.drafts.waiting[key]
-	size := w.drafts.size[in] + len(spec)
+func (w *World) draft(ref Ref, from Source, sum [sha256.Size]byte) bool {
+	in, before := ref.Namespace, w.drafts.waiting[ref]
+	size := w.drafts.size[in] + len(from.Encoded)
 	if before != nil {
-		size -= len(before.spec)
+		size -= len(before.from.Encoded)
 	}
 	if size > mostWaiting {
 		return false
 	}
 	w.drafts.size[in] = size
-	w.drafts.waiting[key] = &Draft{key: key, spec: spec, sum: sum, limits: w.limits, shape: w.shape}
+	w.drafts.waiting[ref] = &Draft{ref: ref, from: from, sum: sum, limits: w.limits, shape: w.shape}
 	if before != nil {
 		return true // in its place
 	}
 	if len(w.drafts.of[in]) == 0 {
 		w.drafts.turns = append(w.drafts.turns, in)
 	}
-	w.drafts.of[in] = append(w.drafts.of[in], key)
+	w.drafts.of[in] = append(w.drafts.of[in], ref)
 	return true
 }
 
 // unwait forgets the version of a policy that waits.
-func (w *World) unwait(key objectKey) {
-	d := w.drafts.waiting[key]
+func (w *World) unwait(ref Ref) {
+	d := w.drafts.waiting[ref]
 	if d == nil {
 		return
 	}
-	delete(w.drafts.waiting, key)
-	in := key.namespace
-	w.drafts.size[in] -= len(d.spec)
+	delete(w.drafts.waiting, ref)
+	in := ref.Namespace
+	w.drafts.size[in] -= len(d.from.Encoded)
 	list := w.drafts.of[in]
-	i := slices.Index(list, key)
+	i := slices.Index(list, ref)
 	if w.drafts.of[in] = slices.Delete(list, i, i+1); len(list) == 1 {
 		delete(w.drafts.of, in)
 		delete(w.drafts.size, in)
@@ -122,22 +120,22 @@ func (w *World) unwait(key objectKey) {
 }
 
 // dropDrafts forgets what is not in force of a policy.
-func (w *World) dropDrafts(key objectKey) {
-	w.unwait(key)
-	if d := w.drafts.current; d != nil && d.key == key {
+func (w *World) dropDrafts(ref Ref) {
+	w.unwait(ref)
+	if d := w.drafts.current; d != nil && d.ref == ref {
 		d.dropped = true
 	}
 }
 
 // newest returns the last version of a policy, by the sum of its spec.
-func (w *World) newest(key objectKey) (sum [sha256.Size]byte, ok bool) {
-	if d := w.drafts.waiting[key]; d != nil {
+func (w *World) newest(ref Ref) (sum [sha256.Size]byte, ok bool) {
+	if d := w.drafts.waiting[ref]; d != nil {
 		return d.sum, true
 	}
-	if d := w.drafts.current; d != nil && d.key == key && !d.dropped {
+	if d := w.drafts.current; d != nil && d.ref == ref && !d.dropped {
 		return d.sum, true
 	}
-	if p := w.policies[key]; p != nil {
+	if p := w.policies[ref]; p != nil {
 		return p.sum, true
 	}
 	return sum, false
@@ -154,7 +152,7 @@ func (w *World) NextDraft() *Draft {
 		in := w.drafts.turns[0]
 		d = w.drafts.waiting[w.drafts.of[in][0]]
 		more := len(w.drafts.of[in]) > 1
-		w.unwait(d.key)
+		w.unwait(d.ref)
 		if more { // its namespace goes behind the others
 			w.drafts.turns = append(w.drafts.turns[1:], in)
 		}
@@ -173,18 +171,16 @@ func (d *Draft) Prepare() {
 		d.compile()
 		return
 	}
-	o := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: d.key.namespace, Name: d.key.name}}
-	if d.err = o.Spec.Unmarshal(d.spec); d.err != nil {
+	form, err := d.from.Read(d.ref, d.from.Encoded)
+	if d.err = err; err != nil {
 		return
 	}
-	if d.cost = costOf(&o.Spec); d.limits.Policy > 0 && d.cost > d.limits.Policy {
-		d.bare = o
+	if d.cost = costOf(form); d.limits.Policy > 0 && d.cost > d.limits.Policy {
+		d.large = form
 		return
 	}
-	p, subject := read(o, make(unshared))
-	p.cost = d.cost
-	d.policy = p
-	d.subject = newSelector(selectorKey{scope{namespace: p.namespace}, subject.String()}, subject)
+	d.policy, d.subject = read(form, make(unshared)), subjectOf(form)
+	d.policy.cost = d.cost
 }
 
 // compile builds the policy's own rule sets, which groups then use as they are.
@@ -240,8 +236,8 @@ func (w *World) Prepared(d *Draft) {
 	case d.dropped:
 	case d.err != nil: // cannot be: it was encoded here
 		d.dropped = true
-	case d.bare != nil:
-		w.put(d.key, w.policies[d.key], d.spec, func() *policy { return w.refuseTooLarge(d.bare, d.cost) }).sum = d.sum
+	case d.large != nil:
+		w.put(d.ref, w.policies[d.ref], d.from, func() *policy { return w.refuseTooLarge(d.large, d.cost) }).sum = d.sum
 		d.dropped = true
 	}
 }
@@ -313,7 +309,7 @@ func (d *Draft) note(s *selector, isNew bool) {
 // install puts a draft in force.
 func (w *World) install(d *Draft) {
 	w.drafts.current = nil
-	w.put(d.key, w.policies[d.key], d.spec, func() *policy {
+	w.put(d.ref, w.policies[d.ref], d.from, func() *policy {
 		d.policy.subject = w.useSubject(d.subject)
 		return d.policy
 	}).sum = d.sum

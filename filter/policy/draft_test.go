@@ -10,6 +10,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // A selector that a draft has, and that no pod was matched with yet, is matched when a
@@ -27,10 +29,10 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 		w.SetLarge(500)
 		w.UseDrafts()
 		for i := range 2 {
-			w.SetPod(&corev1.Pod{
+			w.SetPod(kubepod.Read(&corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: fmt.Sprint("p", i), Labels: map[string]string{"pod": fmt.Sprint(i)}},
 				Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: fmt.Sprint("10.0.0.", i)}}},
-			})
+			}))
 		}
 		w.Commit()
 		allowing := func(name string, peers int) {
@@ -41,7 +43,7 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 				from = append(from, networkingv1.NetworkPolicyPeer{PodSelector: selector(fmt.Sprint("key-", i))})
 			}
 			p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: from}}
-			w.SetPolicy(p)
+			w.SetPolicy(netpol.Read(p))
 		}
 		allowing("large", 100)
 		prepare(t, w)
@@ -73,7 +75,7 @@ func prepare(t *testing.T, w *policy.World) {
 
 // Limits hold for drafts as they do for other policies.
 func TestDraftsBeyondLimits(t *testing.T) {
-	cost := policy.CostOf(&large("a", "p0", 50).Spec)
+	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policy: 2 * cost, Policies: 5*cost + cost/2})
 	w.SetLarge(0)
 	w.UseDrafts()
@@ -97,25 +99,25 @@ func TestDraftsBeyondLimits(t *testing.T) {
 			t.Errorf("refused for %s are %v, want %v", flag, got, want)
 		}
 	}
-	w.SetPolicy(large("b", "p0", 50))
+	w.SetPolicy(netpol.Read(large("b", "p0", 50)))
 	for i := range 4 {
-		w.SetPolicy(large("a", fmt.Sprintf("p%d", i), 50+i))
+		w.SetPolicy(netpol.Read(large("a", fmt.Sprintf("p%d", i), 50+i)))
 	}
-	w.SetPolicy(large("a", "huge", 200))
+	w.SetPolicy(netpol.Read(large("a", "huge", 200)))
 	finish()
 	expect("--policy-memory", "[a/huge]")
 	expect("--policies-memory", "[]")
-	w.SetPolicy(large("b", "p1", 50))
+	w.SetPolicy(netpol.Read(large("b", "p1", 50)))
 	finish()
 	expect("--policies-memory", "[a/p3]")
 	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
 		t.Errorf("a pod of the namespace whose policies take less: %v", v.Reason)
 	}
-	w.DeletePolicy("a", "p0")
+	w.DeletePolicy(netpol.Ref("a", "p0"))
 	finish()
 	expect("--policies-memory", "[]")
 	expect("--policy-memory", "[a/huge]")
-	w.SetPolicy(large("a", "huge", 10))
+	w.SetPolicy(netpol.Read(large("a", "huge", 10)))
 	finish()
 	expect("--policy-memory", "[]")
 }

@@ -3,14 +3,12 @@ package policy
 import (
 	"net/netip"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"sluice/filter"
 )
 
-// NamedPort is a container port that policies can name.
+// NamedPort is a container port. Policies can name it if it has a name.
 type NamedPort struct {
-	Name     string
+	Name     string // may be empty
 	Protocol filter.Protocol
 	Number   uint16
 }
@@ -23,15 +21,6 @@ func (e *Endpoint) NamedPorts() []NamedPort {
 		return nil
 	}
 	return export(e.class.ports)
-}
-
-// NamedPortsOf lists the ports of a pod that policies can name, before a World knows the
-// pod.
-func NamedPortsOf(spec *corev1.PodSpec) []NamedPort {
-	if spec.HostNetwork {
-		return nil
-	}
-	return export(namedPorts(spec))
 }
 
 func export(list []namedPort) []NamedPort {

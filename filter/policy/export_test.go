@@ -1,9 +1,7 @@
 package policy
 
-import networkingv1 "k8s.io/api/networking/v1"
-
 // CostOf is the estimate by which policies are refused.
-func CostOf(spec *networkingv1.NetworkPolicySpec) int64 { return costOf(spec) }
+func CostOf(p *Policy) int64 { return costOf(p) }
 
 // Shapes are the forms that rule sets can have: as agents compile them, always
 // trees, trees that copy no rule of which they can do without a copy, and one for each
@@ -36,7 +34,7 @@ func (w *World) SetLarge(bytes int) { w.large = bytes }
 func (w *World) Versions() map[[2]string][32]byte {
 	all := make(map[[2]string][32]byte, len(w.policies))
 	for key, p := range w.policies {
-		all[[2]string{key.namespace, key.name}] = p.sum
+		all[[2]string{key.Namespace, key.Name}] = p.sum
 	}
 	return all
 }

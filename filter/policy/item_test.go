@@ -12,6 +12,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // A port's name that the API server would refuse allows nothing, even if a container
@@ -27,17 +29,17 @@ func TestNamesOfPorts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			port := intstr.FromString(name)
 			w := policy.NewWorld()
-			w.SetPod(&corev1.Pod{
+			w.SetPod(kubepod.Read(&corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"},
 				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: name, ContainerPort: 80}}}}},
 				Status:     corev1.PodStatus{PodIP: "10.0.0.1"},
-			})
-			w.SetPolicy(&networkingv1.NetworkPolicy{
+			}))
+			w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "n"},
 				Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{
 					Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
 				}}},
-			})
+			}))
 			s, _ := w.Commit()
 			v := s.Decide(filter.NewKey(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.1"), filter.TCP, 80))
 			if allowed := v.Action == filter.Allow; allowed != (hint == "") {

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // A world keeps nothing of objects that are gone: an agent follows a cluster for
@@ -43,13 +45,13 @@ func TestNothingIsLeft(t *testing.T) {
 // into sets all objects of the cluster.
 func (c *cluster) into(w *policy.World) {
 	for _, o := range c.Namespaces {
-		w.SetNamespace(o)
+		w.SetNamespace(o.Name, o.Labels)
 	}
 	for _, o := range c.Pods {
-		w.SetPod(o)
+		w.SetPod(kubepod.Read(o))
 	}
 	for _, o := range c.Policies {
-		w.SetPolicy(o)
+		w.SetPolicy(netpol.Read(o))
 	}
 }
 
@@ -59,6 +61,6 @@ func (c *cluster) outOf(w *policy.World) {
 		w.DeletePod(o.Namespace, o.Name)
 	}
 	for _, o := range c.Policies {
-		w.DeletePolicy(o.Namespace, o.Name)
+		w.DeletePolicy(netpol.Ref(o.Namespace, o.Name))
 	}
 }

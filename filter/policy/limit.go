@@ -6,8 +6,8 @@ import (
 	"math/bits"
 	"slices"
 
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 )
 
 // Limits bound what policies may take, in bytes of memory as estimated before they
@@ -47,19 +47,18 @@ const (
 
 // costOf estimates the bytes that a compiled policy takes, from its size only. It is an
 // upper bound, even for a policy that shares no selector with others.
-func costOf(spec *networkingv1.NetworkPolicySpec) int64 {
+func costOf(p *Policy) int64 {
 	c := costs{}
-	c.selector(&spec.PodSelector)
-	for i := range spec.Ingress {
-		c.rule(spec.Ingress[i].From, spec.Ingress[i].Ports)
-	}
-	for i := range spec.Egress {
-		c.rule(spec.Egress[i].To, spec.Egress[i].Ports)
+	c.selector(p.Subject.Pods)
+	for d := range p.Rules {
+		for i := range p.Rules[d] {
+			c.rule(&p.Rules[d][i])
+		}
 	}
 	size := c.ports + c.peers
 	most := max(256+8*size, 2*size*bits.Len(uint(2*c.ports)))
 	entries := 4*c.peers + min(most, (2*c.ports+1)*c.peers)
-	return int64(spec.Size()) + c.bytes + costOfPolicy + costOfEntry*int64(entries)
+	return int64(len(p.Source.Encoded)) + c.bytes + costOfPolicy + costOfEntry*int64(entries)
 }
 
 // costs counts what is in a policy.
@@ -68,99 +67,102 @@ type costs struct {
 	ports, peers int // peers in peer sets' entries
 }
 
-func (c *costs) rule(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
-	c.bytes += costOfRule + int64(len(ports))*costOfPort
-	c.ports += len(ports)
+func (c *costs) rule(r *Rule) {
+	c.bytes += costOfRule + int64(len(r.Ports))*costOfPort
+	c.ports += len(r.Ports)
 	c.peers++
-	for i := range peers {
-		p := &peers[i]
-		if p.IPBlock != nil {
-			ranges := 1 + len(p.IPBlock.Except)
+	for i := range r.Peers {
+		p := &r.Peers[i]
+		if p.Block != nil {
+			ranges := 1 + len(p.Block.Except)
 			c.peers += ranges
 			c.bytes += costOfRange * int64(ranges)
 			continue
 		}
 		c.peers++
-		c.selector(p.PodSelector)
-		c.selector(p.NamespaceSelector)
+		c.selector(p.Pods)
+		c.selector(p.Namespaces)
 	}
 }
 
-func (c *costs) selector(s *metav1.LabelSelector) {
+func (c *costs) selector(s labels.Selector) {
 	if s == nil {
 		return
 	}
-	c.bytes += costOfSelector + costOfValue*int64(len(s.MatchLabels))
-	for i := range s.MatchExpressions {
-		e := &s.MatchExpressions[i]
-		c.bytes += costOfValue + int64(len(e.Key))
-		for _, v := range e.Values {
+	c.bytes += costOfSelector
+	requirements, _ := s.Requirements()
+	for _, r := range requirements {
+		if r.Operator() == selection.Equals {
+			c.bytes += costOfValue
+			continue
+		}
+		c.bytes += costOfValue + int64(len(r.Key()))
+		for _, v := range r.ValuesUnsorted() {
 			c.bytes += costOfValue + int64(len(v))
 		}
 	}
 }
 
 // admit reads a policy, or refuses it if it takes more than it may.
-func (w *World) admit(o *networkingv1.NetworkPolicy) *policy {
-	cost := costOf(&o.Spec)
+func (w *World) admit(form *Policy) *policy {
+	cost := costOf(form)
 	if most := w.limits.Policy; most > 0 && cost > most {
-		return w.refuseTooLarge(o, cost)
+		return w.refuseTooLarge(form, cost)
 	}
 	if most := w.limits.Policies; most > 0 && w.cost+cost > most {
 		w.recount = true
-		return w.refuseForAll(o, cost)
+		return w.refuseForAll(form, cost)
 	}
-	p := w.readPolicy(o)
+	p := w.readPolicy(form)
 	p.cost = cost
 	return p
 }
 
 // refuseTooLarge refuses a policy for what it takes alone.
-func (w *World) refuseTooLarge(o *networkingv1.NetworkPolicy, cost int64) *policy {
-	return w.refuse(o, cost, fmt.Sprintf("compiled it would take %s, and one policy may take %s", mebibytes(cost), mebibytes(w.limits.Policy)),
+func (w *World) refuseTooLarge(form *Policy, cost int64) *policy {
+	return w.refuse(form, cost, fmt.Sprintf("compiled it would take %s, and one policy may take %s", mebibytes(cost), mebibytes(w.limits.Policy)),
 		"split it, name ranges and labels instead of single ports, addresses and pods, or raise --policy-memory")
 }
 
 // refuseForAll refuses a policy for what all take together.
-func (w *World) refuseForAll(o *networkingv1.NetworkPolicy, cost int64) *policy {
-	p := w.refuse(o, cost, fmt.Sprintf("compiled it would take %s, and all policies together %s at most", mebibytes(cost), mebibytes(w.limits.Policies)),
+func (w *World) refuseForAll(form *Policy, cost int64) *policy {
+	p := w.refuse(form, cost, fmt.Sprintf("compiled it would take %s, and all policies together %s at most", mebibytes(cost), mebibytes(w.limits.Policies)),
 		"make fewer or smaller policies in the namespace whose policies take most, or raise --policies-memory")
 	p.surplus = true
 	return p
 }
 
 // refuseToWait refuses a policy for what waits to be compiled.
-func (w *World) refuseToWait(o *networkingv1.NetworkPolicy) *policy {
-	p := w.refuse(o, costOf(&o.Spec), fmt.Sprintf("it waits for other large policies of its namespace to be compiled, of which %s may wait", mebibytes(mostWaiting)),
+func (w *World) refuseToWait(form *Policy) *policy {
+	p := w.refuse(form, costOf(form), fmt.Sprintf("it waits for other large policies of its namespace to be compiled, of which %s may wait", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")
 	p.surplus = true
 	return p
 }
 
-// refuse reads of a policy which pods it selects and in which directions, and leaves
+// refuse takes of a policy which pods it selects and in which directions, and leaves
 // the rules away: it allows nothing.
-func (w *World) refuse(o *networkingv1.NetworkPolicy, cost int64, detail, mend string) *policy {
-	bare := *o
-	bare.Spec.Ingress, bare.Spec.Egress = nil, nil
+func (w *World) refuse(form *Policy, cost int64, detail, mend string) *policy {
+	bare := *form
+	bare.Rules = [2][]Rule{}
+	bare.Problems = append([]Problem{{Policy: form.Ref, Field: "spec", Detail: detail, Mend: mend, TooLarge: true}}, form.Problems...)
 	p := w.readPolicy(&bare)
-	p.isolates = reader{p: &policy{}, more: new(int)}.directions(&o.Spec)
 	p.cost, p.refused = cost, true
-	p.problems = append(p.problems, Problem{Policy: p.text, Field: "spec", Detail: detail, Mend: mend, TooLarge: true})
 	return p
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// count takes a policy that comes into the sums, and with it what it takes to know it
+// count takes a policy that comes into the sums, and with it what it takes to read it
 // again.
-func (w *World) count(p *policy, spec []byte) {
+func (w *World) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
 		w.cost += p.cost
-		p.spec = spec
-	case p.surplus && w.refused+len(spec) <= mostRefused:
-		w.refused += len(spec)
-		p.spec = spec
+		p.kept = from
+	case p.surplus && w.refused+len(from.Encoded) <= mostRefused:
+		w.refused += len(from.Encoded)
+		p.kept = from
 	}
 	w.recount = w.recount || w.overdrawn
 }
@@ -168,7 +170,7 @@ func (w *World) count(p *policy, spec []byte) {
 // discount takes a policy that goes out of the sums.
 func (w *World) discount(p *policy) {
 	if p.refused {
-		w.refused -= len(p.spec)
+		w.refused -= len(p.kept.Encoded)
 	} else {
 		w.cost -= p.cost
 	}
@@ -191,18 +193,18 @@ func (w *World) balance() {
 	}
 	var back []*policy
 	for key, p := range w.policies {
-		if _, is := out[key]; p.surplus && p.spec != nil && !is {
+		if _, is := out[key]; p.surplus && p.kept.Read != nil && !is {
 			back = append(back, p)
 		}
 	}
 	slices.SortFunc(back, byText)
 	waits := false
 	for _, p := range back {
-		if w.drafts.on && w.isLarge(p.spec) {
+		if w.drafts.on && w.isLarge(p.kept) {
 			waits = !w.draftBack(p) || waits
 			continue
 		}
-		w.replace(p, func(o *networkingv1.NetworkPolicy, _ int64) *policy { return w.admit(o) })
+		w.replace(p, func(form *Policy, _ int64) *policy { return w.admit(form) })
 	}
 	w.recount = waits
 }
@@ -210,31 +212,31 @@ func (w *World) balance() {
 // draftBack has a large policy that was refused wait to come back. It returns false if
 // there is no room.
 func (w *World) draftBack(p *policy) bool {
-	newest, _ := w.newest(p.objectKey)
+	newest, _ := w.newest(p.ref)
 	d := w.drafts.current
-	if newest != p.sum || w.drafts.waiting[p.objectKey] != nil || d != nil && d.key == p.objectKey && !d.dropped {
+	if newest != p.sum || w.drafts.waiting[p.ref] != nil || d != nil && d.ref == p.ref && !d.dropped {
 		return true // it comes, or a later version
 	}
-	return w.draft(p.objectKey, p.spec, p.sum)
+	return w.draft(p.ref, p.kept, p.sum)
 }
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
 
 // surplus picks the policies that are beyond what all may take.
-func (w *World) surplus() map[objectKey]*policy {
+func (w *World) surplus() map[Ref]*policy {
 	most := w.limits.Policies
 	of := make(map[string][]*policy)
 	sums := make(map[string]int64)
 	var sum int64
 	for _, p := range w.policies {
-		if p.spec == nil {
+		if p.kept.Read == nil {
 			continue // refused for its own size, or until it is set again
 		}
-		of[p.namespace] = append(of[p.namespace], p)
-		sums[p.namespace] += p.cost
+		of[p.ref.Namespace] = append(of[p.ref.Namespace], p)
+		sums[p.ref.Namespace] += p.cost
 		sum += p.cost
 	}
-	out := make(map[objectKey]*policy)
+	out := make(map[Ref]*policy)
 	if most <= 0 || sum <= most {
 		return out
 	}
@@ -250,7 +252,7 @@ func (w *World) surplus() map[objectKey]*policy {
 		}
 		list := of[worst]
 		p := list[len(list)-1]
-		out[p.objectKey] = p
+		out[p.ref] = p
 		of[worst] = list[:len(list)-1]
 		sums[worst] -= p.cost
 		sum -= p.cost
@@ -259,10 +261,10 @@ func (w *World) surplus() map[objectKey]*policy {
 }
 
 // replace reads a policy again, in another way.
-func (w *World) replace(p *policy, read func(*networkingv1.NetworkPolicy, int64) *policy) {
-	o := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, Name: p.name}}
-	if err := o.Spec.Unmarshal(p.spec); err != nil {
-		return // cannot be: it was encoded here
+func (w *World) replace(p *policy, read func(*Policy, int64) *policy) {
+	form, err := p.kept.Read(p.ref, p.kept.Encoded)
+	if err != nil {
+		return // cannot be: it was encoded by its reader
 	}
-	w.put(p.objectKey, p, p.spec, func() *policy { return read(o, p.cost) }).sum = p.sum
+	w.put(p.ref, p, p.kept, func() *policy { return read(form, p.cost) }).sum = p.sum
 }

@@ -14,6 +14,8 @@ import (
 	"sluice/bench/worst"
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // limited is two tenants with a pod and policies each. The pods may be reached from
@@ -25,10 +27,10 @@ func newLimited(l policy.Limits) limited {
 	w := limited{policy.NewWorld()}
 	w.SetLimits(l)
 	for i, namespace := range []string{"a", "b"} {
-		w.SetPod(&corev1.Pod{
+		w.SetPod(kubepod.Read(&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "pod", Labels: map[string]string{"app": "web"}},
 			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", i+1)}}},
-		})
+		}))
 	}
 	return w
 }
@@ -44,7 +46,7 @@ func large(namespace, name string, rules int) *networkingv1.NetworkPolicy {
 func refused(w *policy.World, flag string) (names []string) {
 	for _, p := range w.Problems() {
 		if strings.Contains(p.Mend, flag) && p.Field == "spec" {
-			names = append(names, p.Policy)
+			names = append(names, p.Policy.String())
 		}
 	}
 	return names
@@ -60,10 +62,10 @@ func (w limited) verdict(t *testing.T, to string) filter.Verdict {
 // A policy that takes more than one may allows nothing, for the pods that it selects
 // alone, and comes into force when it is made smaller.
 func TestPolicyBeyondItsLimit(t *testing.T) {
-	limit := policy.CostOf(&large("a", "p", 50).Spec)
+	limit := policy.CostOf(netpol.Read(large("a", "p", 50)))
 	w := newLimited(policy.Limits{Policy: limit})
-	w.SetPolicy(large("a", "p", 51))
-	w.SetPolicy(large("b", "p", 50))
+	w.SetPolicy(netpol.Read(large("a", "p", 51)))
+	w.SetPolicy(netpol.Read(large("b", "p", 50)))
 	if v := w.verdict(t, "10.0.0.1"); v.Reason != filter.IngressDenied {
 		t.Errorf("the pod of the policy beyond: %v", v.Reason)
 	}
@@ -73,7 +75,7 @@ func TestPolicyBeyondItsLimit(t *testing.T) {
 	if got := refused(w.World, "--policy-memory"); !slices.Equal(got, []string{"a/p"}) {
 		t.Errorf("refused are %v", got)
 	}
-	w.SetPolicy(large("a", "p", 50))
+	w.SetPolicy(netpol.Read(large("a", "p", 50)))
 	if v := w.verdict(t, "10.0.0.1"); v.Reason != filter.RuleAllows || len(w.Problems()) > 0 {
 		t.Errorf("made smaller: %v, %v", v.Reason, w.Problems())
 	}
@@ -86,8 +88,8 @@ func TestRefusedPolicyIsolates(t *testing.T) {
 		p.Spec.PolicyTypes = types
 		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{}}
 		whole, without := newLimited(policy.Limits{}), newLimited(policy.Limits{Policy: 1})
-		whole.SetPolicy(p)
-		without.SetPolicy(p)
+		whole.SetPolicy(netpol.Read(p))
+		without.SetPolicy(netpol.Read(p))
 		before, _ := whole.Commit()
 		after, _ := without.Commit()
 		for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
@@ -102,24 +104,24 @@ func TestRefusedPolicyIsolates(t *testing.T) {
 // Of the namespace whose policies take most, the largest go, until the rest is
 // within the limit; and they come back when there is room.
 func TestPoliciesBeyondTheirLimit(t *testing.T) {
-	cost := policy.CostOf(&large("a", "p0", 50).Spec)
+	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policies: 5*cost + cost/2})
-	w.SetPolicy(large("b", "p0", 50))
+	w.SetPolicy(netpol.Read(large("b", "p0", 50)))
 	for i := range 4 {
-		w.SetPolicy(large("a", fmt.Sprintf("p%d", i), 50+i))
+		w.SetPolicy(netpol.Read(large("a", fmt.Sprintf("p%d", i), 50+i)))
 	}
 	w.Commit()
 	if got := refused(w.World, "--policies-memory"); len(got) != 0 {
 		t.Fatalf("refused are %v", got)
 	}
-	w.SetPolicy(large("b", "p1", 50))
+	w.SetPolicy(netpol.Read(large("b", "p1", 50)))
 	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
 		t.Errorf("a pod of the namespace whose policies take less: %v", v.Reason)
 	}
 	if got := refused(w.World, "--policies-memory"); !slices.Equal(got, []string{"a/p3"}) {
 		t.Fatalf("refused are %v", got)
 	}
-	w.DeletePolicy("a", "p0")
+	w.DeletePolicy(netpol.Ref("a", "p0"))
 	w.Commit()
 	if got := w.Problems(); len(got) != 0 {
 		t.Fatalf("with room for it: %v", got)
@@ -129,7 +131,7 @@ func TestPoliciesBeyondTheirLimit(t *testing.T) {
 // Which policies are refused does not depend on the order in which they came, nor on
 // what was there before.
 func TestRefusalIsStable(t *testing.T) {
-	cost := policy.CostOf(&large("a", "p0", 50).Spec)
+	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	for seed := range uint64(30) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		var policies []*networkingv1.NetworkPolicy
@@ -139,15 +141,15 @@ func TestRefusalIsStable(t *testing.T) {
 		limits := policy.Limits{Policies: 6 * cost}
 		first, second := newLimited(limits), newLimited(limits)
 		for _, p := range policies {
-			first.SetPolicy(p)
+			first.SetPolicy(netpol.Read(p))
 		}
 		for _, i := range r.Perm(len(policies)) {
-			second.SetPolicy(policies[i])
+			second.SetPolicy(netpol.Read(policies[i]))
 			if r.IntN(3) == 0 {
 				other := large("b", fmt.Sprintf("other%d", r.IntN(3)), 100)
-				second.SetPolicy(other)
+				second.SetPolicy(netpol.Read(other))
 				second.Commit()
-				second.DeletePolicy(other.Namespace, other.Name)
+				second.DeletePolicy(netpol.Ref(other.Namespace, other.Name))
 			}
 			if r.IntN(2) == 0 {
 				second.Commit()

@@ -1,11 +1,12 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
 )
@@ -14,6 +15,27 @@ import (
 type objectKey struct{ namespace, name string }
 
 func (k objectKey) String() string { return k.namespace + "/" + k.name }
+
+// Pod is a pod, as far as decisions and what explains them need it. A Pod that a store
+// has been given must not be changed.
+type Pod struct {
+	Namespace, Name string
+	Labels          labels.Set
+	Addrs           []netip.Addr // its own; those of its node with HostNetwork
+	Hosts           []netip.Addr // of its node, as its status has them
+	Ports           []NamedPort  // that its containers declare; a store needs those with a name
+	Node            string       // that it runs on
+	Created         int64        // Unix time in nanoseconds
+	Ending          bool         // it is being deleted
+	HostNetwork     bool
+	// Ended is the phase of a pod that will not run again; empty for others.
+	Ended string
+	// NotReady reports that no Service leads to it.
+	NotReady bool
+}
+
+// String is "namespace/name".
+func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 
 // pod is what decisions need to know of a Pod, and what the World has found out
 // about it.
@@ -85,92 +107,35 @@ type namedPort struct {
 	number   uint16
 }
 
-// readPod takes what matters out of the API object. Pods of the host network and
-// pods that have finished have no address of their own: they are nobody
-// (the first are their node, the second have given the address up).
-func readPod(o *corev1.Pod) *pod {
-	p := &pod{
-		objectKey: objectKey{o.Namespace, o.Name},
-		created:   o.CreationTimestamp.UnixNano(),
-		ending:    o.DeletionTimestamp != nil,
-	}
-	if o.Spec.HostNetwork || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
+// readPod takes what decisions need. Pods of the host network and pods that have ended
+// have no address of their own: the first have their node's, the second have given theirs
+// up.
+func readPod(o *Pod) *pod {
+	p := &pod{objectKey: objectKey{o.Namespace, o.Name}, created: o.Created, ending: o.Ending}
+	if o.HostNetwork || o.Ended != "" {
 		return p
 	}
-	for _, ip := range o.Status.PodIPs {
-		p.addrs = appendAddr(p.addrs, ip.IP)
+	p.addrs, p.ports = o.Addrs, namedPorts(o.Ports)
+	if len(o.Hosts) > 0 {
+		p.host = &host{addrs: o.Hosts}
 	}
-	p.addrs = appendAddr(p.addrs, o.Status.PodIP)
-	var hosts []netip.Addr
-	for _, ip := range o.Status.HostIPs {
-		hosts = appendAddr(hosts, ip.IP)
-	}
-	if hosts = appendAddr(hosts, o.Status.HostIP); len(hosts) > 0 {
-		p.host = &host{addrs: hosts}
-	}
-	p.ports = namedPorts(&o.Spec)
 	return p
 }
 
-func appendAddr(list []netip.Addr, text string) []netip.Addr {
-	addr, err := netip.ParseAddr(text)
-	if err != nil {
-		return list // a pod without address yet
-	}
-	if addr = addr.Unmap().WithZone(""); slices.Contains(list, addr) {
-		return list
-	}
-	return append(list, addr)
-}
-
-// namedPorts lists the ports that a policy can name: those of the containers,
-// then those of the sidecars, as the API server looks them up for Services. The
-// ports of init containers that end do not count. Of two with one name and
+// namedPorts lists the ports that a policy can name, by name. Of two with one name and
 // protocol the first counts.
-func namedPorts(spec *corev1.PodSpec) []namedPort {
+func namedPorts(ports []NamedPort) []namedPort {
 	var found []namedPort
-	add := func(c *corev1.Container) {
-		for i := range c.Ports {
-			proto, ok := protocolOf(c.Ports[i].Protocol)
-			number := c.Ports[i].ContainerPort
-			if c.Ports[i].Name == "" || !ok || number < 1 || number > 65535 {
-				continue
-			}
-			np := namedPort{c.Ports[i].Name, proto, uint16(number)}
-			if !slices.ContainsFunc(found, func(o namedPort) bool { return o.name == np.name && o.protocol == np.protocol }) {
-				found = append(found, np)
-			}
-		}
-	}
-	for i := range spec.Containers {
-		add(&spec.Containers[i])
-	}
-	for i := range spec.InitContainers {
-		if always := spec.InitContainers[i].RestartPolicy; always != nil && *always == corev1.ContainerRestartPolicyAlways {
-			add(&spec.InitContainers[i])
+	for _, p := range ports {
+		np := namedPort{p.Name, p.Protocol, p.Number}
+		if np.name != "" && !slices.ContainsFunc(found, func(o namedPort) bool { return o.name == np.name && o.protocol == np.protocol }) {
+			found = append(found, np)
 		}
 	}
 	slices.SortFunc(found, func(a, b namedPort) int {
-		if c := strings.Compare(a.name, b.name); c != 0 {
-			return c
-		}
-		return int(a.protocol) - int(b.protocol)
+		return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(a.protocol, b.protocol))
 	})
 	return found
-}
-
-// protocolOf reads the API's protocol; empty means TCP, as the API server
-// defaults it.
-func protocolOf(p corev1.Protocol) (filter.Protocol, bool) {
-	switch p {
-	case "", corev1.ProtocolTCP:
-		return filter.TCP, true
-	case corev1.ProtocolUDP:
-		return filter.UDP, true
-	case corev1.ProtocolSCTP:
-		return filter.SCTP, true
-	}
-	return 0, false
 }
 
 // sameIdentity says whether nothing that a decision looks at differs but perhaps the

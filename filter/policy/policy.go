@@ -25,7 +25,7 @@ import (
 // therefore allows nothing. The API server rejects most of these today, but hands out what
 // older versions of it have stored.
 type Problem struct {
-	Policy string // "namespace/name"
+	Policy Ref
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with it
 	Mend   string // what would be right
@@ -35,13 +35,13 @@ type Problem struct {
 }
 
 func (p Problem) Error() string {
-	return fmt.Sprintf("NetworkPolicy %s, %s: %s: %s", p.Policy, p.Field, p.Detail, p.Mend)
+	return fmt.Sprintf("%s, %s: %s: %s", p.Policy.Object(), p.Field, p.Detail, p.Mend)
 }
 
 // LogValue keeps the parts apart in structured logs.
 func (p Problem) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.String("policy", p.Policy),
+		slog.String("policy", p.Policy.String()),
 		slog.String("field", p.Field),
 		slog.String("detail", p.Detail),
 		slog.String("mend", p.Mend),

@@ -23,9 +23,14 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// subtract cuts the exceptions out of a prefix. Those of the other family are all
-// below it or all above it.
-func subtract(from netip.Prefix, excepts []netip.Prefix) []addrRange {
+// subtract cuts the exceptions out of a prefix; bits of the host mean nothing. Exceptions
+// of the other family are all below it or all above it.
+func subtract(from netip.Prefix, written []netip.Prefix) []addrRange {
+	from = from.Masked()
+	excepts := make([]netip.Prefix, len(written))
+	for i, e := range written {
+		excepts[i] = e.Masked()
+	}
 	slices.SortFunc(excepts, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	low, high := from.Addr(), lastOf(from)
 	var left []addrRange

@@ -13,6 +13,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // step is a change of the cluster, and flows with the verdicts that they get from
@@ -108,15 +110,15 @@ func (r *semanticsRun) apply(s step) {
 	}
 	for _, o := range changed.Namespaces {
 		r.cluster.Namespaces = set(r.cluster.Namespaces, o)
-		r.world.SetNamespace(o)
+		r.world.SetNamespace(o.Name, o.Labels)
 	}
 	for _, o := range changed.Pods {
 		r.cluster.Pods = set(r.cluster.Pods, o)
-		r.world.SetPod(o)
+		r.world.SetPod(kubepod.Read(o))
 	}
 	for _, o := range changed.Policies {
 		r.cluster.Policies = set(r.cluster.Policies, o)
-		r.world.SetPolicy(o)
+		r.world.SetPolicy(netpol.Read(o))
 	}
 }
 
@@ -144,7 +146,7 @@ func (r *semanticsRun) removeObject(line string) {
 		r.world.DeletePod(namespace, name)
 	case "NetworkPolicy":
 		r.cluster.Policies = remove(r.cluster.Policies, namespace, name)
-		r.world.DeletePolicy(namespace, name)
+		r.world.DeletePolicy(netpol.Ref(namespace, name))
 	case "Namespace":
 		r.cluster.Namespaces = remove(r.cluster.Namespaces, "", rest)
 		r.world.DeleteNamespace(rest)
@@ -231,16 +233,16 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	}
 	for spec, field := range tests {
 		w := policy.NewWorld()
-		w.SetPolicy(readPolicyLine(t, "default/p: "+spec))
+		w.SetPolicy(netpol.Read(readPolicyLine(t, "default/p: "+spec)))
 		problems := w.Problems()
-		if len(problems) != 1 || problems[0].Policy != "default/p" || problems[0].Field != field || problems[0].Detail == "" || problems[0].Mend == "" {
+		if len(problems) != 1 || problems[0].Policy != netpol.Ref("default", "p") || problems[0].Field != field || problems[0].Detail == "" || problems[0].Mend == "" {
 			t.Errorf("%s: %v, want one problem in field %s", spec, problems, field)
 			continue
 		}
 		if text := problems[0].Error(); !strings.Contains(text, "default/p") || !strings.Contains(text, field) {
 			t.Errorf("%s: %q names no policy or field", spec, text)
 		}
-		w.SetPolicy(readPolicyLine(t, "default/p: {}"))
+		w.SetPolicy(netpol.Read(readPolicyLine(t, "default/p: {}")))
 		if problems := w.Problems(); len(problems) != 0 {
 			t.Errorf("%s: mended, but still %v", spec, problems)
 		}
@@ -251,7 +253,7 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 func TestUnusualAddresses(t *testing.T) {
 	w := policy.NewWorld()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})
-	w.SetPod(&corev1.Pod{Status: corev1.PodStatus{PodIP: "::ffff:10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "nonsense"}}}})
+	w.SetPod(kubepod.Read(&corev1.Pod{Status: corev1.PodStatus{PodIP: "::ffff:10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "nonsense"}}}}))
 	s, _ := w.Commit()
 	if s.Counts().Endpoints != 3 {
 		t.Errorf("%d endpoints, want 3", s.Counts().Endpoints)

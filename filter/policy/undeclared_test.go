@@ -1,4 +1,4 @@
-package policy
+package policy_test
 
 import (
 	"net/netip"
@@ -9,6 +9,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // TestNamespaceThatNothingNames has pods in a namespace that has no object and
@@ -20,18 +23,18 @@ func TestNamespaceThatNothingNames(t *testing.T) {
 			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: addr}}},
 		}
 	}
-	w := NewWorld()
-	w.SetPod(podIn("guarded", "db", "10.0.0.1"))
-	w.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "friend", Labels: map[string]string{"friend": "yes"}}})
-	w.SetPolicy(&networkingv1.NetworkPolicy{
+	w := policy.NewWorld()
+	w.SetPod(kubepod.Read(podIn("guarded", "db", "10.0.0.1")))
+	w.SetNamespace("friend", map[string]string{"friend": "yes"})
+	w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "guarded", Name: "friends"},
 		Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{
 			From: []networkingv1.NetworkPolicyPeer{{
 				NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"friend": "yes"}},
 			}},
 		}}},
-	})
-	w.SetPod(podIn("friend", "web", "10.0.0.2"))
+	}))
+	w.SetPod(kubepod.Read(podIn("friend", "web", "10.0.0.2")))
 	key := filter.NewKey(netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.1"), filter.TCP, 80)
 	s, _ := w.Commit()
 	if v := s.Decide(key); v.Action != filter.Allow {
@@ -40,7 +43,7 @@ func TestNamespaceThatNothingNames(t *testing.T) {
 	w.DeletePod("friend", "web")
 	w.DeleteNamespace("friend")
 	w.Commit()
-	w.SetPod(podIn("stranger", "web", "10.0.0.2"))
+	w.SetPod(kubepod.Read(podIn("stranger", "web", "10.0.0.2")))
 	s, _ = w.Commit()
 	if v := s.Decide(key); v.Action != filter.Deny {
 		t.Errorf("from a namespace that no policy names: %v, %v", v.Action, v.Reason)

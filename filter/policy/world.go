@@ -1,13 +1,13 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"hash/maphash"
 	"net/netip"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
 
@@ -19,7 +19,7 @@ import (
 type World struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
-	policies   map[objectKey]*policy
+	policies   map[Ref]*policy
 	faulty     map[*policy]struct{}    // those that have problems
 	node       map[netip.Addr]struct{} // with IPVS, also the address of every Service
 	self       *Endpoint               // whoever has the node's addresses
@@ -96,7 +96,7 @@ func NewWorld() *World {
 	w := &World{
 		namespaces:  make(map[string]*namespace),
 		pods:        make(map[objectKey]*pod),
-		policies:    make(map[objectKey]*policy),
+		policies:    make(map[Ref]*policy),
 		faulty:      make(map[*policy]struct{}),
 		nsSelectors: newSelectors(),
 		subjects:    newSelectors(),
@@ -140,10 +140,10 @@ func (w *World) SetNode(addrs []netip.Addr) {
 
 // SetNamespace adds a namespace or replaces what is known of it. Its label
 // kubernetes.io/metadata.name is set as the API server sets it.
-func (w *World) SetNamespace(o *corev1.Namespace) {
-	ns := w.namespace(o.Name)
+func (w *World) SetNamespace(name string, labels labels.Set) {
+	ns := w.namespace(name)
 	ns.declared = true
-	w.relabelNamespace(ns, o.Labels)
+	w.relabelNamespace(ns, labels)
 }
 
 // DeleteNamespace removes the namespace's object. Pods and policies that are
@@ -195,9 +195,9 @@ func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
 }
 
 // SetPod adds a pod or replaces what is known of it.
-func (w *World) SetPod(o *corev1.Pod) {
+func (w *World) SetPod(o *Pod) {
 	p := readPod(o)
-	p.local = w.local.node != "" && o.Spec.NodeName == w.local.node
+	p.local = w.local.node != "" && o.Node == w.local.node
 	if old := w.pods[p.objectKey]; old != nil {
 		w.replacePod(old, p, o.Labels)
 		return
@@ -365,30 +365,32 @@ func (w *World) stale(k *kin) {
 }
 
 // SetPolicy adds a policy or replaces it.
-func (w *World) SetPolicy(o *networkingv1.NetworkPolicy) { w.SetEncoded(Encode(o)) }
+func (w *World) SetPolicy(form *Policy) {
+	w.SetEncoded(Encoded{form.Ref, form.Digest, form.source(), form})
+}
 
-// SetEncoded is SetPolicy for a policy that has been encoded.
+// SetEncoded is SetPolicy for a policy that may not have been read.
 func (w *World) SetEncoded(e Encoded) {
-	old := w.policies[e.key]
-	newest, ok := w.newest(e.key)
+	old := w.policies[e.Ref]
+	known := e.Digest != [sha256.Size]byte{}
+	newest, ok := w.newest(e.Ref)
 	switch {
-	case e.whole && ok && newest == e.sum:
-	case e.whole && old != nil && old.sum == e.sum: // it is back at the version in force
-		w.dropDrafts(e.key)
-	case !w.drafts.on || !w.isLarge(e.spec):
-		w.dropDrafts(e.key)
-		o := e.object()
-		w.put(e.key, old, e.spec, func() *policy { return w.admit(o) }).sum = e.sum
-	case !w.draft(e.key, e.spec, e.sum):
-		w.dropDrafts(e.key)
-		w.put(e.key, old, e.spec, func() *policy { return w.refuseToWait(e.object()) }).sum = e.sum
+	case known && ok && newest == e.Digest:
+	case known && old != nil && old.sum == e.Digest: // it is back at the version in force
+		w.dropDrafts(e.Ref)
+	case !w.drafts.on || !w.isLarge(e.Source):
+		w.dropDrafts(e.Ref)
+		w.put(e.Ref, old, e.Source, func() *policy { return w.admit(e.policy()) }).sum = e.Digest
+	case !w.draft(e.Ref, e.Source, e.Digest):
+		w.dropDrafts(e.Ref)
+		w.put(e.Ref, old, e.Source, func() *policy { return w.refuseToWait(e.policy()) }).sum = e.Digest
 		w.recount = true
 	}
 }
 
 // put has a policy read, and put in the place of the one before, if there is one.
-func (w *World) put(key objectKey, old *policy, spec []byte, read func() *policy) *policy {
-	ns := w.namespace(key.namespace)
+func (w *World) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
+	ns := w.namespace(ref.Namespace)
 	ns.policies++
 	w.due = true
 	if old != nil {
@@ -398,11 +400,11 @@ func (w *World) put(key objectKey, old *policy, spec []byte, read func() *policy
 	w.lastPolicy++
 	p.id = w.lastPolicy
 	p.mark = mark{maphash.Comparable(w.seeds[0], p.id), maphash.Comparable(w.seeds[1], p.id)}
-	if p.large = w.isLarge(spec); !p.large {
+	if p.large = w.isLarge(from); !p.large {
 		ns.size += p.size[0] + p.size[1]
 	}
-	w.count(p, spec)
-	w.policies[p.objectKey] = p
+	w.count(p, from)
+	w.policies[p.ref] = p
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
 	}
@@ -415,11 +417,10 @@ func (w *World) put(key objectKey, old *policy, spec []byte, read func() *policy
 }
 
 // DeletePolicy removes a policy. One that is not known is no error.
-func (w *World) DeletePolicy(namespace, name string) {
-	key := objectKey{namespace, name}
-	w.dropDrafts(key)
-	if p := w.policies[key]; p != nil {
-		delete(w.policies, key)
+func (w *World) DeletePolicy(ref Ref) {
+	w.dropDrafts(ref)
+	if p := w.policies[ref]; p != nil {
+		delete(w.policies, ref)
 		w.discount(p)
 		w.removePolicy(p)
 	}
@@ -437,7 +438,7 @@ func (w *World) removePolicy(p *policy) {
 			w.releasePeer(s)
 		}
 	}
-	ns := w.namespaces[p.objectKey.namespace]
+	ns := w.namespaces[p.ref.Namespace]
 	ns.policies--
 	if !p.large {
 		ns.size -= p.size[0] + p.size[1]
@@ -451,6 +452,6 @@ func (w *World) Problems() []Problem {
 	for p := range w.faulty {
 		all = append(all, p.problems...)
 	}
-	slices.SortStableFunc(all, func(a, b Problem) int { return strings.Compare(a.Policy, b.Policy) })
+	slices.SortStableFunc(all, func(a, b Problem) int { return strings.Compare(a.Policy.String(), b.Policy.String()) })
 	return all
 }

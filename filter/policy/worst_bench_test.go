@@ -8,6 +8,7 @@ import (
 
 	"sluice/bench/worst"
 	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 )
 
 // cpuTime is what the process has had of the CPUs, in seconds: on a busy machine the
@@ -40,7 +41,7 @@ func BenchmarkWorst(b *testing.B) {
 				b.ReportMetric((cpuTime(b)-began)/float64(b.N)*1000, "cpu-ms/op")
 				b.ReportMetric(float64(last.kept)/(1<<20), "kept-MiB")
 				b.ReportMetric(float64(last.allocated)/(1<<20), "allocated-MiB")
-				b.ReportMetric(float64(policy.CostOf(&p.Spec))/(1<<20), "estimated-MiB")
+				b.ReportMetric(float64(policy.CostOf(netpol.Read(p)))/(1<<20), "estimated-MiB")
 				b.ReportMetric(float64(p.Size())/(1<<10), "KiB")
 			})
 		}

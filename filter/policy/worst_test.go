@@ -7,6 +7,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // taken is what compiling takes: memory that stays, all that was allocated, and
@@ -26,10 +28,10 @@ func take(pods []*corev1.Pod, policies ...*networkingv1.NetworkPolicy) (taken, *
 	w := policy.NewWorld()
 	w.SetLimits(policy.Limits{})
 	for _, p := range pods {
-		w.SetPod(p)
+		w.SetPod(kubepod.Read(p))
 	}
 	for _, p := range policies {
-		w.SetPolicy(p)
+		w.SetPolicy(netpol.Read(p))
 	}
 	s, _ := w.Commit()
 	keptThen, allocatedThen := heap()

@@ -15,6 +15,7 @@ import (
 	"sluice/filter"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 	"sluice/filter/verdictlog"
 )
 
@@ -26,10 +27,10 @@ var (
 // log returns a log that writes lines without their time to the buffer.
 func log(level verdictlog.Level, perSecond int) (*verdictlog.Log, *bytes.Buffer) {
 	w := policy.NewWorld()
-	w.SetPod(&corev1.Pod{
+	w.SetPod(kubepod.Read(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: web.String()}}},
-	})
+	}))
 	s, _ := w.Commit()
 	var names policy.Published
 	names.Publish(s)

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sluice/filter"
 	"strings"
 	"testing"
 	"unicode/utf16"
 
-	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -204,9 +204,9 @@ func TestUnknownFields(t *testing.T) {
 				t.Fatalf("%d policies; problems: %v", len(objects.Policies), problems)
 			}
 			var rules []string
-			for _, r := range objects.Policies[0].Spec.Ingress {
+			for _, r := range objects.Policies[0].Rules[filter.Ingress] {
 				rule := openRule
-				if len(r.From) == 1 && r.From[0] == (networkingv1.NetworkPolicyPeer{}) {
+				if len(r.Peers) == 1 && r.Peers[0].Malformed != "" {
 					rule = closedRule
 				}
 				rules = append(rules, rule)
@@ -217,12 +217,9 @@ func TestUnknownFields(t *testing.T) {
 			if len(problems) != tt.problems || len(objects.Notes)+len(objects.Outdated) != tt.notes {
 				t.Errorf("problems %v, %d notes; want %d and %d", problems, len(objects.Notes)+len(objects.Outdated), tt.problems, tt.notes)
 			}
-			types := []networkingv1.PolicyType{"Ingress"}
-			if tt.rules == nil {
-				types = append(types, "Egress")
-			}
-			if got := objects.Policies[0].Spec.PolicyTypes; !slices.Equal(got, types) {
-				t.Errorf("it isolates %v, want %v", got, types)
+			want := [2]bool{filter.Ingress: true, filter.Egress: tt.rules == nil}
+			if got := objects.Policies[0].Isolates; got != want {
+				t.Errorf("it isolates %v, want %v", got, want)
 			}
 		})
 	}
@@ -257,7 +254,7 @@ spec: {quota: 7}
 	if len(objects.Notes) != 7 {
 		t.Errorf("%d notes, want 7: %v", len(objects.Notes), objects.Notes)
 	}
-	if p := objects.Pods[0]; p.Status.PodIPs[0].IP != "10.0.0.1" || p.Spec.Containers[0].Ports[0].ContainerPort != 80 {
+	if p := objects.Pods[0]; p.Addrs[0].String() != "10.0.0.1" || p.Ports[0].Number != 80 {
 		t.Errorf("the pod is %+v", p)
 	}
 }

@@ -22,6 +22,10 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // Objects are the objects of a folder, in the order of files and documents. They
@@ -29,8 +33,8 @@ import (
 // a World keeps references to them.
 type Objects struct {
 	Namespaces []*corev1.Namespace
-	Pods       []*corev1.Pod
-	Policies   []*networkingv1.NetworkPolicy
+	Pods       []*policy.Pod
+	Policies   []*policy.Policy
 
 	// What is behind addresses of Services. No decision depends on it.
 	Services       []*corev1.Service
@@ -54,15 +58,15 @@ type Origin struct {
 
 // FromCluster makes the same of objects that a live cluster has, of which origin is
 // the name.
-func FromCluster(origin string, namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*networkingv1.NetworkPolicy) Objects {
-	o := Objects{Namespaces: namespaces, Pods: pods, Policies: policies, Origins: make(map[string]Origin)}
+func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*networkingv1.NetworkPolicy) Objects {
+	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: netpol.ReadAll(policies), Origins: make(map[string]Origin)}
 	note := func(kind string, object metav1.Object) {
 		o.Origins[kind+" "+nameOf(kind, object)] = Origin{File: origin}
 	}
 	for _, n := range namespaces {
 		note("Namespace", n)
 	}
-	for _, p := range pods {
+	for _, p := range podObjects {
 		note("Pod", p)
 	}
 	for _, p := range policies {
@@ -203,9 +207,9 @@ func (o *Objects) add(it *item) {
 	case *corev1.Namespace:
 		o.Namespaces = append(o.Namespaces, object)
 	case *corev1.Pod:
-		o.Pods = append(o.Pods, object)
+		o.Pods = append(o.Pods, kubepod.Read(object))
 	case *networkingv1.NetworkPolicy:
-		o.Policies = append(o.Policies, object)
+		o.Policies = append(o.Policies, netpol.Read(object))
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:

@@ -3,12 +3,10 @@ package folder
 import (
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
+	"sluice/filter"
 	"strings"
 	"testing"
-
-	networkingv1 "k8s.io/api/networking/v1"
 )
 
 // write puts files into a new folder; the keys are their paths in it.
@@ -155,20 +153,20 @@ spec:
 		t.Error(p)
 	}
 	pod := objects.Pods[0]
-	if pod.Namespace != "default" || pod.Status.PodIP != "10.0.0.1" || pod.Spec.Containers[0].Ports[0].Protocol != "TCP" {
+	if pod.Namespace != "default" || pod.Addrs[0].String() != "10.0.0.1" || pod.Ports[0].Protocol != filter.TCP {
 		t.Errorf("pod is %+v", pod)
 	}
 	if got := objects.Namespaces[0].Labels["kubernetes.io/metadata.name"]; got != "shop" {
 		t.Errorf("the namespace's name label is %q", got)
 	}
-	if got := objects.Policies[0].Spec.PolicyTypes; !slices.Equal(got, []networkingv1.PolicyType{"Ingress"}) {
-		t.Errorf("policy types without rules: %v", got)
+	if got := objects.Policies[0].Isolates; got != [2]bool{filter.Ingress: true} {
+		t.Errorf("without rules it isolates %v", got)
 	}
-	both := objects.Policies[1].Spec
-	if !slices.Equal(both.PolicyTypes, []networkingv1.PolicyType{"Ingress", "Egress"}) {
-		t.Errorf("policy types with an egress rule: %v", both.PolicyTypes)
+	both := objects.Policies[1]
+	if both.Isolates != [2]bool{true, true} {
+		t.Errorf("with an egress rule it isolates %v", both.Isolates)
 	}
-	if p := both.Egress[0].Ports[0].Protocol; p == nil || *p != "TCP" {
+	if p := both.Rules[filter.Egress][0].Ports[0].Protocol; p != filter.TCP {
 		t.Error("the protocol is not TCP by default")
 	}
 	if origin := objects.Origins["NetworkPolicy shop/both"]; origin.Document != 4 || filepath.Base(origin.File) != "a.yaml" {
@@ -247,7 +245,7 @@ func TestFirstOfTwoFilesCounts(t *testing.T) {
 	objects, problems := read(t, map[string]string{
 		"b.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1), "a.yaml": web, "c/a.yaml": web,
 	})
-	if len(objects.Pods) != 1 || objects.Pods[0].Status.PodIP != "10.0.0.1" {
+	if len(objects.Pods) != 1 || objects.Pods[0].Addrs[0].String() != "10.0.0.1" {
 		t.Errorf("pods: %v", objects.Pods)
 	}
 	if len(problems) != 2 || filepath.Base(problems[0].File) != "b.yaml" || !strings.Contains(problems[0].Detail, "a.yaml") {
@@ -259,16 +257,17 @@ func TestFirstOfTwoFilesCounts(t *testing.T) {
 // been meant to forbid.
 func TestBrokenPolicyAllowsNothing(t *testing.T) {
 	const head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n"
+	ingress, both := [2]bool{filter.Ingress: true}, [2]bool{true, true}
 	tests := map[string]struct {
 		spec     string
 		selector int // requirements that are kept
-		types    []networkingv1.PolicyType
+		isolates [2]bool
 	}{
-		"in a rule":         {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{form: []}]\n", 1, []networkingv1.PolicyType{"Ingress"}},
-		"in an exception":   {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excepts: []}}]}]\n", 1, []networkingv1.PolicyType{"Ingress"}},
-		"in the selector":   {"  podSelector: {matchLabels: {a: b, c: 1}}\n", 0, []networkingv1.PolicyType{"Ingress", "Egress"}},
-		"in the directions": {"  podSelector: {matchLabels: {a: b}}\n  policyType: [Egress]\n", 1, []networkingv1.PolicyType{"Ingress", "Egress"}},
-		"in an egress rule": {"  podSelector: {matchLabels: {a: b}}\n  egress: [{too: []}]\n", 1, []networkingv1.PolicyType{"Ingress", "Egress"}},
+		"in a rule":         {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{form: []}]\n", 1, ingress},
+		"in an exception":   {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excepts: []}}]}]\n", 1, ingress},
+		"in the selector":   {"  podSelector: {matchLabels: {a: b, c: 1}}\n", 0, both},
+		"in the directions": {"  podSelector: {matchLabels: {a: b}}\n  policyType: [Egress]\n", 1, both},
+		"in an egress rule": {"  podSelector: {matchLabels: {a: b}}\n  egress: [{too: []}]\n", 1, both},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -276,19 +275,14 @@ func TestBrokenPolicyAllowsNothing(t *testing.T) {
 			if len(problems) != 1 || len(objects.Policies) != 1 {
 				t.Fatalf("problems %v, policies %v", problems, objects.Policies)
 			}
-			spec := objects.Policies[0].Spec
-			for _, r := range spec.Ingress {
-				if !reflect.DeepEqual(r, networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{{}}}) {
+			p := objects.Policies[0]
+			for _, r := range slices.Concat(p.Rules[:]...) {
+				if len(r.Peers) != 1 || r.Peers[0].Malformed == "" {
 					t.Errorf("a rule is left: %+v", r)
 				}
 			}
-			for _, r := range spec.Egress {
-				if !reflect.DeepEqual(r, networkingv1.NetworkPolicyEgressRule{To: []networkingv1.NetworkPolicyPeer{{}}}) {
-					t.Errorf("a rule is left: %+v", r)
-				}
-			}
-			if len(spec.PodSelector.MatchLabels) != tt.selector || !slices.Equal(spec.PolicyTypes, tt.types) {
-				t.Errorf("selects %v in %v, want %d labels in %v", spec.PodSelector, spec.PolicyTypes, tt.selector, tt.types)
+			if labels, _ := p.Subject.Pods.Requirements(); len(labels) != tt.selector || p.Isolates != tt.isolates {
+				t.Errorf("selects %v in %v, want %d labels in %v", labels, p.Isolates, tt.selector, tt.isolates)
 			}
 		})
 	}

@@ -18,6 +18,7 @@ import (
 
 	"sluice/filter/event"
 	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 )
 
 // How long Follow waits. Saving a file is a burst of events, and so is the
@@ -50,7 +51,7 @@ func (d Delta) Apply(w *policy.World) {
 		case "Pod":
 			w.DeletePod(r.Namespace, r.Name)
 		case "NetworkPolicy":
-			w.DeletePolicy(r.Namespace, r.Name)
+			w.DeletePolicy(netpol.Ref(r.Namespace, r.Name))
 		}
 	}
 	d.Set.Apply(w)
@@ -59,7 +60,7 @@ func (d Delta) Apply(w *policy.World) {
 // Apply adds the objects to a World, or replaces what it knows of them.
 func (o Objects) Apply(w *policy.World) {
 	for _, ns := range o.Namespaces {
-		w.SetNamespace(ns)
+		w.SetNamespace(ns.Name, ns.Labels)
 	}
 	for _, pod := range o.Pods {
 		w.SetPod(pod)
@@ -364,10 +365,7 @@ func (c *content) inPolicies() []Problem {
 		if !ok {
 			continue
 		}
-		w := policy.NewWorld()
-		w.SetLimits(policy.Limits{}) // what policies take is for the world that has all of them
-		w.SetPolicy(o)
-		for _, p := range w.Problems() {
+		for _, p := range netpol.Read(o).Problems {
 			if Follows(p, c.problems) {
 				continue
 			}

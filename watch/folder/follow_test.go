@@ -149,7 +149,7 @@ func TestFollowGoesWithFiles(t *testing.T) {
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
 	f.put("web.yaml", strings.Replace(web, "10.0.0.1", "10.0.0.9", 1))
-	if d := f.next(); len(d.Set.Pods) != 1 || d.Set.Pods[0].Status.PodIP != "10.0.0.9" || len(d.Set.Namespaces) != 0 {
+	if d := f.next(); len(d.Set.Pods) != 1 || d.Set.Pods[0].Addrs[0].String() != "10.0.0.9" || len(d.Set.Namespaces) != 0 {
 		t.Errorf("a changed pod gave %+v", d)
 	}
 	f.must(os.Remove(filepath.Join(f.dir, "web.yaml")))
@@ -329,7 +329,7 @@ func TestDoubleIsReportedOnceAndTakesOver(t *testing.T) {
 		t.Errorf("it was said %d times:\n%s", n, f.log)
 	}
 	f.must(os.Remove(filepath.Join(f.dir, "a.yaml")))
-	if d := f.next(); len(d.Set.Pods) != 1 || d.Set.Pods[0].Status.PodIP != "10.0.0.2" {
+	if d := f.next(); len(d.Set.Pods) != 1 || d.Set.Pods[0].Addrs[0].String() != "10.0.0.2" {
 		t.Errorf("after the first is gone: %+v", d)
 	}
 }

@@ -175,7 +175,7 @@ func TestFollowOfSeveral(t *testing.T) {
 	source := Source{Dirs: []string{in, b, filepath.Join(b, "shop.yaml")}, OnProblems: func(p []Problem) { reports <- p }}
 	go func() { done <- source.follow(ctx, func(d Delta) { deltas <- d }) }()
 	first := next(t, deltas)
-	if names(first.Set) != "Namespace shop, NetworkPolicy default/closed, Pod default/web" || first.Set.Pods[0].Status.PodIP != "10.0.0.1" {
+	if names(first.Set) != "Namespace shop, NetworkPolicy default/closed, Pod default/web" || first.Set.Pods[0].Addrs[0].String() != "10.0.0.1" {
 		t.Errorf("first %+v", first.Set)
 	}
 	if p := next(t, reports); len(p) != 1 || p[0].File != filepath.Join(b, "web.yaml") || !strings.Contains(p[0].Detail, in) {

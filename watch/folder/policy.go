@@ -159,7 +159,7 @@ func Follows(p policy.Problem, from []Problem) bool {
 	list, _, _ := strings.Cut(rule, "[")
 	return slices.ContainsFunc(from, func(o Problem) bool {
 		at := strings.Index(o.Field, "spec") // behind the place in a list
-		return at >= 0 && o.Object == "NetworkPolicy "+p.Policy && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
+		return at >= 0 && o.Object == p.Policy.Object() && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
 	})
 }
 

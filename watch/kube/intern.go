@@ -11,6 +11,9 @@ import (
 	"weak"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 )
 
 // interned returns the one copy of a text that many objects have. The copy goes
@@ -130,10 +133,10 @@ func parseLabels(text string) *labelSet {
 }
 
 // portList is the ports of a pod that have a name, those of sidecars last.
-type portList struct{ ports []corev1.ContainerPort }
+type portList struct{ ports []policy.NamedPort }
 
 // of returns the ports, which must not be changed.
-func (l *portList) of() []corev1.ContainerPort {
+func (l *portList) of() []policy.NamedPort {
 	if l == nil {
 		return nil
 	}
@@ -168,9 +171,9 @@ func parsePorts(text string) *portList {
 		number := int32(binary.BigEndian.Uint32([]byte(text[:4])))
 		protocol, rest, _ := strings.Cut(text[4:], zero)
 		name, rest, _ := strings.Cut(rest, zero)
-		list.ports = append(list.ports, corev1.ContainerPort{
-			Name: interned(name), ContainerPort: number, Protocol: corev1.Protocol(interned(protocol)),
-		})
+		if p, ok := kubepod.Port(&corev1.ContainerPort{Name: interned(name), ContainerPort: number, Protocol: corev1.Protocol(protocol)}); ok {
+			list.ports = append(list.ports, p)
+		}
 		text = rest
 	}
 	return list

@@ -6,6 +6,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 )
 
 // kind is a kind of objects that is followed.
@@ -19,8 +20,12 @@ type kind struct {
 var (
 	namespaceKind = &kind{"Namespace", "namespaces", corev1.SchemeGroupVersion, func(w *policy.World, _, name string) { w.DeleteNamespace(name) }}
 	podKind       = &kind{"Pod", "pods", corev1.SchemeGroupVersion, (*policy.World).DeletePod}
-	policyKind    = &kind{"NetworkPolicy", "networkpolicies", networkingv1.SchemeGroupVersion, (*policy.World).DeletePolicy}
+	policyKind    = &kind{netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, deletePolicy}
 	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, nil} // no part of the World
 )
+
+func deletePolicy(w *policy.World, namespace, name string) {
+	w.DeletePolicy(netpol.Ref(namespace, name))
+}
 
 var kinds = []*kind{namespaceKind, podKind, policyKind, nodeKind}

@@ -11,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // object is what is left of an API object when it has been trimmed to what
@@ -56,7 +58,7 @@ func trimMeta(m *metav1.ObjectMeta) trimmed {
 }
 
 // pod is a trimmed Pod: 300 bytes with all that hangs on it, where the API's type
-// takes 8,000. The World wants the API's, which is made when it is wanted.
+// takes 8,000.
 type pod struct {
 	trimmed
 	labels *labelSet
@@ -112,29 +114,22 @@ func addPorts(text *portText, c *corev1.Container) {
 	}
 }
 
-// api is the Pod as the API has it, with all that decisions look at.
-func (p *pod) api() *corev1.Pod {
-	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, CreationTimestamp: p.created}}
-	if p.nobody {
-		return o
-	}
-	if p.ending {
-		o.DeletionTimestamp = &metav1.Time{} // that it is there is all that counts
-	}
-	o.Labels, o.Spec.NodeName = p.labels.of(), p.node
-	if ports := p.ports.of(); ports != nil {
-		o.Spec.Containers = []corev1.Container{{Ports: ports}}
+// form is the pod in the form that the World takes.
+func (p *pod) form() *policy.Pod {
+	o := &policy.Pod{
+		Namespace: p.Namespace, Name: p.Name, Labels: p.labels.of(), Node: p.node,
+		Created: p.created.UnixNano(), Ending: p.ending, Ports: p.ports.of(),
 	}
 	for _, a := range p.addrs {
-		o.Status.PodIPs = append(o.Status.PodIPs, corev1.PodIP{IP: a})
+		o.Addrs = kubepod.AppendAddr(o.Addrs, a)
 	}
 	for _, a := range p.hosts {
-		o.Status.HostIPs = append(o.Status.HostIPs, corev1.HostIP{IP: a})
+		o.Hosts = kubepod.AppendAddr(o.Hosts, a)
 	}
 	return o
 }
 
-func (p *pod) put(w *policy.World) { w.SetPod(p.api()) }
+func (p *pod) put(w *policy.World) { w.SetPod(p.form()) }
 
 // DeepCopyObject returns the object itself: nobody changes it.
 func (p *pod) DeepCopyObject() runtime.Object { return p }
@@ -150,7 +145,7 @@ func trimNamespace(o *corev1.Namespace) *namespace {
 }
 
 func (n *namespace) put(w *policy.World) {
-	w.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.labels}})
+	w.SetNamespace(n.Name, n.labels)
 }
 
 // DeepCopyObject returns the object itself: nobody changes it.
@@ -165,7 +160,7 @@ type networkPolicy struct {
 
 func trimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
 	t := trimMeta(&o.ObjectMeta)
-	return &networkPolicy{t, policy.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name}, Spec: o.Spec})}
+	return &networkPolicy{t, netpol.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name}, Spec: o.Spec})}
 }
 
 func (p *networkPolicy) put(w *policy.World) { w.SetEncoded(p.policy) }

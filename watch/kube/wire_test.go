@@ -18,6 +18,8 @@ import (
 	"sluice/bench/cluster"
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // filler fills objects at random, fields that are not looked at too.
@@ -121,7 +123,7 @@ func TestWireAsDecoded(t *testing.T) {
 }
 
 func samePod(a, b *pod) bool {
-	return reflect.DeepEqual(a.api(), b.api()) && a.labels == b.labels && a.version == b.version && a.end == b.end
+	return reflect.DeepEqual(a.form(), b.form()) && a.labels == b.labels && a.version == b.version && a.end == b.end
 }
 
 // TestWireBookmark: a bookmark is an object with hardly anything in it.
@@ -252,16 +254,16 @@ func TestTrimmingKeepsDecisions(t *testing.T) {
 		d := testDecoder(t)
 		whole, lean := policy.NewWorld(), policy.NewWorld()
 		for _, o := range c.Namespaces {
-			whole.SetNamespace(o)
+			whole.SetNamespace(o.Name, o.Labels)
 			decodeInto(t, d, o, lean)
 		}
 		for _, o := range c.Policies {
-			whole.SetPolicy(o)
+			whole.SetPolicy(netpol.Read(o))
 			trimPolicy(o).put(lean)
 		}
 		for _, o := range c.Pods {
 			vary(o, random)
-			whole.SetPod(o)
+			whole.SetPod(kubepod.Read(o))
 			decodeInto(t, d, o, lean)
 		}
 		want, _ := whole.Commit()

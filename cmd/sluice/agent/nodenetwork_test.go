@@ -15,6 +15,7 @@ import (
 
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 	"sluice/watch"
 	"sluice/watch/node"
 )
@@ -32,7 +33,7 @@ func snapshotOf(self string, pods ...*corev1.Pod) *policy.Snapshot {
 	w := policy.NewWorld()
 	w.SetNode([]netip.Addr{netip.MustParseAddr(self)})
 	for _, p := range pods {
-		w.SetPod(p)
+		w.SetPod(kubepod.Read(p))
 	}
 	s, _ := w.Commit()
 	return s

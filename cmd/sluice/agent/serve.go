@@ -104,7 +104,7 @@ func (a *agent) state() *telemetry.State {
 		manifests = *read
 	}
 	for _, p := range beyondManifests(a.keeper.Problems(), manifests) {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
 	}
 	a.network.tell(s, a.opts.SysctlProblems == UnreadySysctls)
 	for _, c := range a.keeper.Clashes() {
@@ -127,7 +127,7 @@ func (a *agent) state() *telemetry.State {
 func beyondManifests(found []policy.Problem, manifests []folder.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return folder.Follows(p, manifests) || slices.ContainsFunc(manifests, func(m folder.Problem) bool {
-			return m.Object == "NetworkPolicy "+p.Policy && m.Field == p.Field && m.Detail == p.Detail
+			return m.Object == p.Policy.Object() && m.Field == p.Field && m.Detail == p.Detail
 		})
 	})
 }

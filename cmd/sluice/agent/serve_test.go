@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 	"sluice/watch/folder"
 )
 
@@ -45,7 +46,7 @@ func TestProblemsAreToldOnce(t *testing.T) {
 			if all := beyondManifests(found, nil); len(all) != len(found) {
 				t.Errorf("without manifests %v is left of %v", all, found)
 			}
-			large := policy.Problem{Policy: "default/bad", Field: "spec", Detail: "too much", TooLarge: true}
+			large := policy.Problem{Policy: netpol.Ref("default", "bad"), Field: "spec", Detail: "too much", TooLarge: true}
 			if other := beyondManifests([]policy.Problem{large}, told); len(other) != 1 {
 				t.Error("a problem that no manifest tells is passed over")
 			}

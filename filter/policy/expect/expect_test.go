@@ -11,6 +11,8 @@ import (
 	"sluice/filter/policy"
 	"sluice/filter/policy/expect"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 const pods = `
@@ -40,7 +42,7 @@ func cluster(t *testing.T) *explain.Cluster {
 			t.Fatal(err)
 		}
 	}
-	o.Pods, o.Policies = p, n
+	o.Pods, o.Policies = kubepod.ReadAll(p), netpol.ReadAll(n)
 	w := policy.NewWorld()
 	for _, pod := range o.Pods {
 		w.SetPod(pod)

@@ -201,7 +201,7 @@ func (s *Side) details() *Details {
 		d.Nearest = append(d.Nearest, n)
 	}
 	if c := s.Change; c != nil {
-		d.Change = &ChangeAnswer{Policy: c.Policy, Field: c.Field, Add: c.Add}
+		d.Change = &ChangeAnswer{Policy: c.Policy.String(), Field: c.Field, Add: c.Add}
 		if c.Problem != nil {
 			d.Change.Field, d.Change.Mend = c.Problem.Field, c.Problem.Detail+": "+c.Problem.Mend
 		}

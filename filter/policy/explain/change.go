@@ -5,22 +5,20 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 )
 
 // Change is one addition to one policy that makes a side allow the flow. It
 // allows as little else as the API can say. Whether it is wise is not for Sluice
 // to tell.
 type Change struct {
-	Policy string // "namespace/name"
+	Policy policy.Ref
 	Field  string // the list to add to, as in "spec.ingress[0].from"
-	// Add is what to add: a NetworkPolicyPeer, a NetworkPolicyPort, or a
-	// NetworkPolicyIngressRule or EgressRule.
+	// Add is what to add, as the API writes it: a peer, a port or a rule.
 	Add any
 	// Problem is what must be mended instead, where nothing that is added to the
 	// policies that isolate the pod would be in force; Field and Add are empty then.
@@ -39,19 +37,19 @@ var generated = []string{
 // thing, and else a rule.
 func (c *Cluster) change(s *Side, f Flow) *Change {
 	if p := c.inTheWay(s); p != nil {
-		return &Change{Policy: s.Nearest[0].Rule.Policy, Problem: p}
+		return &Change{Policy: c.refOf(s.Nearest[0].Rule.Policy), Problem: p}
 	}
 	if len(s.Nearest) > 0 && len(s.Nearest[0].Lacks) == 1 {
 		r := &s.Nearest[0]
 		switch {
 		case r.lacks("port") && f.Key.Transport == filter.Ported:
-			return &Change{Policy: r.Rule.Policy, Field: ruleField(r.Rule) + ".ports", Add: portOf(f.Key)}
+			return &Change{Policy: c.refOf(r.Rule.Policy), Field: ruleField(r.Rule) + ".ports", Add: netpol.WritePort(portOf(f.Key))}
 		case r.lacks("peer"):
 			list := ".from"
 			if s.Direction == filter.Egress {
 				list = ".to"
 			}
-			return &Change{Policy: r.Rule.Policy, Field: ruleField(r.Rule) + list, Add: c.peerOf(s, f, r)}
+			return &Change{Policy: c.refOf(r.Rule.Policy), Field: ruleField(r.Rule) + list, Add: netpol.WritePeer(c.peerOf(s, f, r))}
 		}
 	}
 	var nearest *Reading
@@ -66,9 +64,9 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 		if len(p) == 0 {
 			return nil
 		}
-		return &Change{Policy: s.Policies[0], Problem: &p[0]}
+		return &Change{Policy: c.refOf(s.Policies[0]), Problem: &p[0]}
 	}
-	return &Change{Policy: name, Field: "spec." + s.Direction.String(), Add: c.ruleOf(s, f, name, nearest)}
+	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
 }
 
 // inTheWay returns what must be corrected in the nearest rule before anything is added:
@@ -86,41 +84,44 @@ func (c *Cluster) inTheWay(s *Side) *policy.Problem {
 	return c.problemOf(r.Rule, part)
 }
 
+// refOf returns the reference of a policy that a verdict names.
+func (c *Cluster) refOf(name string) policy.Ref {
+	if p := c.policies[name]; p != nil {
+		return p.Ref
+	}
+	return c.problems[name][0].Policy
+}
+
 // takesRules says whether a rule that is added to the policy is in force.
 func (c *Cluster) takesRules(name string) bool {
 	return c.policies[name] != nil && len(c.problems[name]) == 0
 }
 
-func (c *Cluster) ruleOf(s *Side, f Flow, name string, nearest *Reading) any {
+func (c *Cluster) ruleOf(s *Side, f Flow, name string, nearest *Reading) policy.Rule {
 	r := Reading{Rule: filter.Rule{Policy: name}}
 	if nearest != nil {
 		r = *nearest
 	}
-	peers := []networkingv1.NetworkPolicyPeer{c.peerOf(s, f, &r)}
-	var ports []networkingv1.NetworkPolicyPort
+	out := policy.Rule{Peers: []policy.Peer{c.peerOf(s, f, &r)}}
 	if f.Key.Transport == filter.Ported {
-		ports = append(ports, portOf(f.Key))
+		out.Ports = []policy.PortRange{portOf(f.Key)}
 	}
-	if s.Direction == filter.Egress {
-		return networkingv1.NetworkPolicyEgressRule{To: peers, Ports: ports}
-	}
-	return networkingv1.NetworkPolicyIngressRule{From: peers, Ports: ports}
+	return out
 }
 
-func portOf(k filter.Key) networkingv1.NetworkPolicyPort {
-	proto, port := corev1.Protocol(k.Protocol.String()), intstr.FromInt32(int32(k.Port))
-	return networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &port}
+func portOf(k filter.Key) policy.PortRange {
+	return policy.PortRange{Protocol: k.Protocol, Low: k.Port, High: k.Port}
 }
 
 // peerOf describes the flow's peer: a pod by its labels, of which those that the
 // nearest rule looks at will do; anything else by its address.
-func (c *Cluster) peerOf(s *Side, f Flow, nearest *Reading) networkingv1.NetworkPolicyPeer {
+func (c *Cluster) peerOf(s *Side, f Flow, nearest *Reading) policy.Peer {
 	peer, addr := f.To, f.Key.DstAddr()
 	if s.Direction == filter.Ingress {
 		peer, addr = f.From, f.Key.SrcAddr()
 	}
 	if peer.Pod == nil {
-		return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: netip.PrefixFrom(addr, addr.BitLen()).String()}}
+		return policy.Peer{Block: &policy.Block{CIDR: netip.PrefixFrom(addr, addr.BitLen())}}
 	}
 	chosen := make(map[string]string)
 	for _, l := range nearest.Lacks {
@@ -137,9 +138,9 @@ func (c *Cluster) peerOf(s *Side, f Flow, nearest *Reading) networkingv1.Network
 			}
 		}
 	}
-	p := networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: chosen}}
-	if c.policies[nearest.Rule.Policy].Namespace != peer.Pod.Namespace {
-		p.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: peer.Pod.Namespace}}
+	p := policy.Peer{Pods: labels.SelectorFromSet(chosen)}
+	if c.policies[nearest.Rule.Policy].Subject.Namespace != peer.Pod.Namespace {
+		p.Namespaces = labels.SelectorFromSet(labels.Set{corev1.LabelMetadataName: peer.Pod.Namespace})
 	}
 	return p
 }

@@ -18,7 +18,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
@@ -29,8 +28,8 @@ import (
 // have them, and what could not be understood of them.
 type Objects struct {
 	Namespaces []*corev1.Namespace
-	Pods       []*corev1.Pod
-	Policies   []*networkingv1.NetworkPolicy
+	Pods       []*policy.Pod
+	Policies   []*policy.Policy
 	Problems   []policy.Problem
 
 	// What is behind the addresses of Services; both may be empty.
@@ -42,8 +41,8 @@ type Objects struct {
 type Cluster struct {
 	snapshot   *policy.Snapshot
 	namespaces map[string]labels.Set
-	pods       map[string]*corev1.Pod // by "namespace/name"
-	policies   map[string]*networkingv1.NetworkPolicy
+	pods       map[string]*policy.Pod // by "namespace/name"
+	policies   map[string]*policy.Policy
 	problems   map[string][]policy.Problem // by policy
 	ends       map[string]*End             // pods that were asked for
 	services   map[netip.Addr]*service
@@ -54,8 +53,8 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 	c := &Cluster{
 		snapshot:   s,
 		namespaces: make(map[string]labels.Set, len(o.Namespaces)),
-		pods:       make(map[string]*corev1.Pod, len(o.Pods)),
-		policies:   make(map[string]*networkingv1.NetworkPolicy, len(o.Policies)),
+		pods:       make(map[string]*policy.Pod, len(o.Pods)),
+		policies:   make(map[string]*policy.Policy, len(o.Policies)),
 		problems:   make(map[string][]policy.Problem),
 		ends:       make(map[string]*End),
 		services:   make(map[netip.Addr]*service),
@@ -65,13 +64,14 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 		c.namespaces[ns.Name] = ns.Labels
 	}
 	for _, p := range o.Pods {
-		c.pods[p.Namespace+"/"+p.Name] = p
+		c.pods[p.String()] = p
 	}
 	for _, p := range o.Policies {
-		c.policies[p.Namespace+"/"+p.Name] = p
+		c.policies[p.Ref.String()] = p
 	}
 	for _, p := range o.Problems {
-		c.problems[p.Policy] = append(c.problems[p.Policy], p)
+		name := p.Policy.String()
+		c.problems[name] = append(c.problems[name], p)
 	}
 	return c
 }

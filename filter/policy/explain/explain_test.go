@@ -42,7 +42,7 @@ const town = `
 // spec in namespace default.
 func read(t *testing.T, policies map[string]string) *explain.Cluster {
 	t.Helper()
-	var o explain.Objects
+	var o objects
 	for _, text := range strings.Split(town, "---\n") {
 		var kind metav1.TypeMeta
 		decode(t, text, &kind)

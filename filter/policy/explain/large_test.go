@@ -12,6 +12,8 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // A policy that was refused for its size has no rules to name or to add to: the answer
@@ -71,13 +73,13 @@ func limited(t *testing.T, l policy.Limits, policies []*networkingv1.NetworkPoli
 	t.Helper()
 	w := policy.NewWorld()
 	w.SetLimits(l)
-	o := explain.Objects{Policies: policies}
+	o := explain.Objects{Policies: netpol.ReadAll(policies)}
 	for i, name := range []string{"db", "web"} {
-		p := podOf(t, name, fmt.Sprintf("10.0.0.%d", i+1))
+		p := kubepod.Read(podOf(t, name, fmt.Sprintf("10.0.0.%d", i+1)))
 		w.SetPod(p)
 		o.Pods = append(o.Pods, p)
 	}
-	for _, p := range policies {
+	for _, p := range o.Policies {
 		w.SetPolicy(p)
 	}
 	s, _ := w.Commit()

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 
@@ -22,7 +20,7 @@ const (
 
 // peers holds the peers of a rule against the flow's. It returns whom the rule
 // allows, in words, and nil; or, if none matches, what the nearest lacks.
-func (h *holder) peers(items []networkingv1.NetworkPolicyPeer, field string) (string, *Lack) {
+func (h *holder) peers(items []policy.Peer, field string) (string, *Lack) {
 	if len(items) == 0 {
 		return "every peer", nil
 	}
@@ -42,32 +40,21 @@ func (h *holder) peers(items []networkingv1.NetworkPolicyPeer, field string) (st
 	return nearest.Allows, nearest
 }
 
-func (h *holder) peerItem(p *networkingv1.NetworkPolicyPeer, field string) (string, *Lack) {
+func (h *holder) peerItem(p *policy.Peer, field string) (string, *Lack) {
 	switch {
-	case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
-		return "", unreadable("peer", field)
-	case p.IPBlock != nil:
-		return h.block(p.IPBlock, field+".ipBlock")
-	case p.PodSelector == nil && p.NamespaceSelector == nil:
-		return "", unreadable("peer", field)
+	case p.Malformed != "":
+		return "", unreadable("peer", strings.TrimSuffix(field+p.Malformed, "."))
+	case p.Block != nil:
+		return h.block(p.Block)
 	}
-	return h.pods(p, field)
+	return h.pods(p)
 }
 
 // pods holds a peer that selects by labels.
-func (h *holder) pods(p *networkingv1.NetworkPolicyPeer, field string) (string, *Lack) {
-	pods := labels.Everything()
-	var err error
-	if p.PodSelector != nil {
-		if pods, err = metav1.LabelSelectorAsSelector(p.PodSelector); err != nil {
-			return "", unreadable("peer", field+".podSelector")
-		}
-	}
-	var namespaces labels.Selector
-	if p.NamespaceSelector != nil {
-		if namespaces, err = metav1.LabelSelectorAsSelector(p.NamespaceSelector); err != nil {
-			return "", unreadable("peer", field+".namespaceSelector")
-		}
+func (h *holder) pods(p *policy.Peer) (string, *Lack) {
+	pods, namespaces := p.Pods, p.Namespaces
+	if pods == nil {
+		pods = labels.Everything()
 	}
 	says := h.podWords(pods, namespaces)
 	lack := &Lack{Part: "peer", Allows: says, keys: keysOf(pods)}
@@ -80,7 +67,7 @@ func (h *holder) pods(p *networkingv1.NetworkPolicyPeer, field string) (string, 
 		return says, lack
 	}
 	var flaws []string
-	ns, name := h.peer.Pod.Namespace, h.peer.Pod.Namespace+"/"+h.peer.Pod.Name
+	ns, name := h.peer.Pod.Namespace, h.peer.Pod.String()
 	switch {
 	case namespaces != nil:
 		if missing := missing(namespaces, h.c.namespaceLabels(ns)); len(missing) > 0 {
@@ -119,24 +106,21 @@ func (h *holder) podWords(pods, namespaces labels.Selector) string {
 	return "pods with " + words(pods) + " in " + where
 }
 
-// block holds an ipBlock. If any part of it is malformed it allows nothing.
-func (h *holder) block(b *networkingv1.IPBlock, field string) (string, *Lack) {
-	cidr, ok := policy.ReadPrefix(b.CIDR)
-	if !ok {
-		return "", unreadable("peer", field+".cidr")
-	}
+// block holds a block of addresses.
+func (h *holder) block(b *policy.Block) (string, *Lack) {
+	cidr := b.CIDR.Masked()
 	says := "addresses in " + cidr.String()
 	if len(b.Except) > 0 {
-		says += " except " + some(b.Except, 5, ", ")
+		texts := make([]string, len(b.Except))
+		for i, e := range b.Except {
+			texts[i] = e.String()
+		}
+		says += " except " + some(texts, 5, ", ")
 	}
 	lack := &Lack{Part: "peer", Allows: says}
-	for i, text := range b.Except {
-		except, ok := policy.ReadPrefix(text)
-		if !ok {
-			return "", unreadable("peer", fmt.Sprintf("%s.except[%d]", field, i))
-		}
-		if except.Contains(h.addr) && lack.score == 0 {
-			lack.Flow, lack.score = fmt.Sprintf("%s lies in %s, which is excepted", h.addr, except), 1
+	for _, e := range b.Except {
+		if e.Contains(h.addr) && lack.score == 0 {
+			lack.Flow, lack.score = fmt.Sprintf("%s lies in %s, which is excepted", h.addr, e.Masked()), 1
 		}
 	}
 	if !cidr.Contains(h.addr) {

@@ -4,15 +4,13 @@ import (
 	"fmt"
 	"strings"
 
-	networkingv1 "k8s.io/api/networking/v1"
-
 	"sluice/filter"
 	"sluice/filter/policy"
 )
 
 // ports holds the ports of a rule against the flow's. It returns which ports the
 // rule allows, in words, and nil or what is lacking.
-func (h *holder) ports(items []networkingv1.NetworkPolicyPort, field string) (string, *Lack) {
+func (h *holder) ports(items []policy.PortRange, field string) (string, *Lack) {
 	if len(items) == 0 {
 		return "every port", nil
 	}
@@ -47,9 +45,8 @@ func (h *holder) ports(items []networkingv1.NetworkPolicyPort, field string) (st
 
 // portItem puts one item in words and says whether it matches. It gives the name
 // of a named port too. Of an item that cannot be understood all are empty.
-func (h *holder) portItem(p *networkingv1.NetworkPolicyPort) (says, name string, matches bool) {
-	port, flaw := policy.ReadPort(p)
-	if flaw != nil {
+func (h *holder) portItem(port *policy.PortRange) (says, name string, matches bool) {
+	if port.Malformed {
 		return "", "", false
 	}
 	same := h.key.Transport == filter.Ported && h.key.Protocol == port.Protocol
@@ -95,7 +92,7 @@ func (h *holder) nameWords(names []string) string {
 			}
 		}
 	}
-	name := h.to.Pod.Namespace + "/" + h.to.Pod.Name
+	name := h.to.Pod.String()
 	switch {
 	case len(have) > 0:
 		return ", and " + name + " has " + strings.Join(have, ", ")

@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 	"sluice/filter/policy/near"
 )
 
@@ -37,7 +37,7 @@ type End struct {
 	// Addrs are its addresses, at most one of each family, IPv4 first.
 	Addrs []netip.Addr
 	// Pod is who has them; nil for an address outside the cluster or of a node.
-	Pod *corev1.Pod
+	Pod *policy.Pod
 	// Node says that it is a node: a pod of the host network has its node's
 	// addresses, and to policies it is no pod.
 	Node bool
@@ -147,20 +147,15 @@ func (c *Cluster) address(addr netip.Addr) *End {
 
 // podEnd finds a pod's addresses. Whether they are its own is for the snapshot
 // to say.
-func (c *Cluster) podEnd(name string, pod *corev1.Pod) (*End, error) {
+func (c *Cluster) podEnd(name string, pod *policy.Pod) (*End, error) {
 	e := &End{Name: name, Pod: pod}
-	if pod.Spec.HostNetwork {
+	if pod.HostNetwork {
 		e.Pod, e.Node = nil, true
 	}
-	if phase := pod.Status.Phase; phase == corev1.PodSucceeded || phase == corev1.PodFailed {
-		return nil, fmt.Errorf("pod %s has ended (%s) and has no address any more: ask for a pod that runs", name, phase)
+	if pod.Ended != "" {
+		return nil, fmt.Errorf("pod %s has ended (%s) and has no address any more: ask for a pod that runs", name, pod.Ended)
 	}
-	for _, text := range addressesOf(pod) {
-		addr, err := netip.ParseAddr(text)
-		if err != nil {
-			continue
-		}
-		addr = addr.Unmap().WithZone("")
+	for _, addr := range addressesOf(pod) {
 		who := c.snapshot.Endpoint(addr)
 		if !e.Node && who.String() != name {
 			return nil, fmt.Errorf("the address %s of pod %s belongs to %s: ask for that one, or correct status.podIPs", addr, name, cmp.Or(who.String(), "nobody"))
@@ -176,19 +171,11 @@ func (c *Cluster) podEnd(name string, pod *corev1.Pod) (*End, error) {
 	return e, nil
 }
 
-func addressesOf(pod *corev1.Pod) []string {
-	var texts []string
-	for _, ip := range pod.Status.PodIPs {
-		texts = append(texts, ip.IP)
+func addressesOf(pod *policy.Pod) []netip.Addr {
+	if pod.HostNetwork {
+		return slices.Concat(pod.Addrs, pod.Hosts)
 	}
-	texts = append(texts, pod.Status.PodIP)
-	if pod.Spec.HostNetwork {
-		for _, ip := range pod.Status.HostIPs {
-			texts = append(texts, ip.IP)
-		}
-		texts = append(texts, pod.Status.HostIP)
-	}
-	return texts
+	return pod.Addrs
 }
 
 // noPod says which pod may have been meant: one of the same name elsewhere, or

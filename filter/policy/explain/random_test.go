@@ -15,6 +15,8 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // dice makes small clusters in which labels, names, addresses and ports collide
@@ -113,8 +115,8 @@ func (d dice) policy(name string) *networkingv1.NetworkPolicy {
 	return o
 }
 
-func (d dice) cluster() explain.Objects {
-	var o explain.Objects
+func (d dice) cluster() objects {
+	var o objects
 	for _, name := range []string{"one", "two"} {
 		if !d.one(4) {
 			o.Namespaces = append(o.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: d.labels()}})
@@ -138,11 +140,19 @@ func (d dice) cluster() explain.Objects {
 	return o
 }
 
+// objects are the objects of a cluster, as the API has them.
+type objects struct {
+	Namespaces []*corev1.Namespace
+	Pods       []*corev1.Pod
+	Policies   []*networkingv1.NetworkPolicy
+}
+
 // clusterOf compiles objects.
-func clusterOf(o explain.Objects) (*explain.Cluster, *policy.Snapshot) {
+func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
 	w := policy.NewWorld()
+	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: netpol.ReadAll(from.Policies)}
 	for _, ns := range o.Namespaces {
-		w.SetNamespace(ns)
+		w.SetNamespace(ns.Name, ns.Labels)
 	}
 	for _, p := range o.Pods {
 		w.SetPod(p)
@@ -151,7 +161,7 @@ func clusterOf(o explain.Objects) (*explain.Cluster, *policy.Snapshot) {
 		w.SetPolicy(p)
 	}
 	s, _ := w.Commit()
-	o.Problems = append(o.Problems, w.Problems()...)
+	o.Problems = w.Problems()
 	return explain.New(s, o), s
 }
 
@@ -207,7 +217,7 @@ func TestExplanationsAgreeWithDecide(t *testing.T) {
 	}
 }
 
-func (d dice) end(o explain.Objects) string {
+func (d dice) end(o objects) string {
 	if d.one(5) {
 		return pick(d, "192.0.2.7", "192.0.2.8", "10.0.0.9", "fd00::9", "10.0.0.1")
 	}
@@ -247,11 +257,10 @@ func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) e
 }
 
 // apply makes the change that a side asks for, in a copy of the policy.
-func apply(o explain.Objects, s explain.Side) explain.Objects {
+func apply(o objects, s explain.Side) objects {
 	o.Policies = slices.Clone(o.Policies)
-	o.Problems = nil
 	for i, p := range o.Policies {
-		if p.Namespace+"/"+p.Name != s.Change.Policy {
+		if netpol.Ref(p.Namespace, p.Name) != s.Change.Policy {
 			continue
 		}
 		p = p.DeepCopy()

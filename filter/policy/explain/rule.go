@@ -7,9 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"sluice/filter"
 	"sluice/filter/policy"
 )
@@ -46,33 +43,14 @@ func (r *Reading) lacks(part string) bool {
 	return false
 }
 
-// rule is what ingress and egress rules have in common.
-type rule struct {
-	peers []networkingv1.NetworkPolicyPeer
-	ports []networkingv1.NetworkPolicyPort
-}
-
 // rules are a policy's rules that are in force in a direction: none if it cannot
 // be read which pods it is for, or if it is too large.
-func (c *Cluster) rules(d filter.Direction, name string) []rule {
+func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	p := c.policies[name]
-	if p == nil || c.tooLarge(name) {
+	if p == nil || c.tooLarge(name) || p.Subject.Malformed {
 		return nil
 	}
-	if _, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector); err != nil {
-		return nil
-	}
-	var rules []rule
-	if d == filter.Egress {
-		for _, r := range p.Spec.Egress {
-			rules = append(rules, rule{r.To, r.Ports})
-		}
-		return rules
-	}
-	for _, r := range p.Spec.Ingress {
-		rules = append(rules, rule{r.From, r.Ports})
-	}
-	return rules
+	return p.Rules[d]
 }
 
 // readings holds all rules of some policies against a flow, in their order.
@@ -93,22 +71,22 @@ func (c *Cluster) tooLarge(name string) bool {
 }
 
 // reading holds one of a policy's rules against a flow.
-func (c *Cluster) reading(d filter.Direction, f Flow, name string, index int, rules []rule) Reading {
+func (c *Cluster) reading(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) Reading {
 	out := Reading{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
 	if index >= len(rules) {
 		return out // the snapshot was made from other objects
 	}
-	h := holder{c: c, namespace: c.policies[name].Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
+	h := holder{c: c, namespace: c.policies[name].Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
 	list := "to"
 	if d == filter.Ingress {
 		h.peer, h.addr, list = f.From, f.Key.SrcAddr(), "from"
 	}
 	field := ruleField(out.Rule)
 	var lack *Lack
-	if out.Peers, lack = h.peers(rules[index].peers, field+"."+list); lack != nil {
+	if out.Peers, lack = h.peers(rules[index].Peers, field+"."+list); lack != nil {
 		out.Lacks = append(out.Lacks, *lack)
 	}
-	if out.Ports, lack = h.ports(rules[index].ports, field+".ports"); lack != nil {
+	if out.Ports, lack = h.ports(rules[index].Ports, field+".ports"); lack != nil {
 		out.Lacks = append(out.Lacks, *lack)
 	}
 	for i := range out.Lacks {

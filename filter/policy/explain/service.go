@@ -123,10 +123,9 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 // its EndpointSlices name, or if there are none, those of the pods that it selects.
 func (c *Cluster) backends(s *service, port *corev1.ServicePort, v4 bool) []backend {
 	var found []backend
-	add := func(text string, number int32) {
-		addr, err := netip.ParseAddr(text)
-		if err == nil && addr.Unmap().Is4() == v4 && number >= 1 && number <= 65535 {
-			found = append(found, backend{addr.Unmap().WithZone(""), uint16(number)})
+	add := func(addr netip.Addr, number int32) {
+		if addr.IsValid() && addr.Is4() == v4 && number >= 1 && number <= 65535 {
+			found = append(found, backend{addr, uint16(number)})
 		}
 	}
 	for _, slice := range s.slices {
@@ -134,17 +133,18 @@ func (c *Cluster) backends(s *service, port *corev1.ServicePort, v4 bool) []back
 		for _, e := range slice.Endpoints {
 			if e.Conditions.Ready == nil || *e.Conditions.Ready {
 				for _, text := range e.Addresses {
-					add(text, number)
+					addr, _ := netip.ParseAddr(text)
+					add(addr.Unmap().WithZone(""), number)
 				}
 			}
 		}
 	}
 	if len(s.slices) == 0 && len(s.Spec.Selector) > 0 {
 		for _, pod := range c.pods {
-			if pod.Namespace == s.Namespace && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(pod.Labels)) && (serves(pod) || s.Spec.PublishNotReadyAddresses) {
+			if pod.Namespace == s.Namespace && labels.SelectorFromSet(s.Spec.Selector).Matches(pod.Labels) && (serves(pod) || s.Spec.PublishNotReadyAddresses) {
 				number := podPort(pod, port)
-				for _, text := range addressesOf(pod) {
-					add(text, number)
+				for _, addr := range addressesOf(pod) {
+					add(addr, number)
 				}
 			}
 		}
@@ -176,26 +176,17 @@ func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) int32
 }
 
 // serves reports whether a pod is behind the Services that select it.
-func serves(pod *corev1.Pod) bool {
-	if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
-		return false
-	}
-	return !slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionFalse
-	})
-}
+func serves(pod *policy.Pod) bool { return !pod.Ending && pod.Ended == "" && !pod.NotReady }
 
 // podPort is the number of a Service's port on a pod; 0 if it has none.
-func podPort(pod *corev1.Pod, port *corev1.ServicePort) int32 {
+func podPort(pod *policy.Pod, port *corev1.ServicePort) int32 {
 	switch {
 	case port.TargetPort.Type == intstr.Int && port.TargetPort.IntVal != 0:
 		return port.TargetPort.IntVal
 	case port.TargetPort.StrVal == "":
 		return port.Port
 	}
-	spec := pod.Spec
-	spec.HostNetwork = false // a Service finds the ports of those too
-	for _, p := range policy.NamedPortsOf(&spec) {
+	for _, p := range pod.Ports {
 		if p.Name == port.TargetPort.StrVal && (p.Protocol.String() == string(port.Protocol) || port.Protocol == "" && p.Protocol == filter.TCP) {
 			return int32(p.Number)
 		}

@@ -11,6 +11,8 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 const behindServices = `
@@ -56,13 +58,13 @@ func serviceCluster(t *testing.T) *Cluster {
 	}
 	w := policy.NewWorld()
 	for _, p := range o.Pods {
-		w.SetPod(p)
+		w.SetPod(kubepod.Read(p))
 	}
 	for _, p := range o.Policies {
-		w.SetPolicy(p)
+		w.SetPolicy(netpol.Read(p))
 	}
 	s, _ := w.Commit()
-	return New(s, Objects{Pods: o.Pods, Policies: o.Policies, Services: o.Services, EndpointSlices: o.EndpointSlices})
+	return New(s, Objects{Pods: kubepod.ReadAll(o.Pods), Policies: netpol.ReadAll(o.Policies), Services: o.Services, EndpointSlices: o.EndpointSlices})
 }
 
 // The address of a Service never reaches a decision: what is asked about it is

@@ -165,13 +165,13 @@ func (s *Side) writeChange(b *strings.Builder) {
 	case c == nil:
 		return
 	case c.Problem != nil && c.Problem.TooLarge:
-		fmt.Fprintf(b, "to allow the %s: shrink NetworkPolicy %s: %s\n", s.Direction, c.Policy, c.Problem.Mend)
+		fmt.Fprintf(b, "to allow the %s: shrink %s: %s\n", s.Direction, c.Policy.Object(), c.Problem.Mend)
 		return
 	case c.Problem != nil:
-		fmt.Fprintf(b, "to allow the %s: first correct %s of NetworkPolicy %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy, c.Problem.Mend)
+		fmt.Fprintf(b, "to allow the %s: first correct %s of %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy.Object(), c.Problem.Mend)
 		return
 	}
-	fmt.Fprintf(b, "to allow the %s: add to %s of NetworkPolicy %s\n", s.Direction, c.Field, c.Policy)
+	fmt.Fprintf(b, "to allow the %s: add to %s of %s\n", s.Direction, c.Field, c.Policy.Object())
 	text, err := yaml.Marshal([]any{c.Add})
 	if err != nil {
 		text = []byte(err.Error()) // these types of the API always marshal

@@ -42,13 +42,12 @@ func (l *linter) hostBits(p *pol, r *rule) {
 	}
 }
 
-func (l *linter) masked(p *pol, field, text string, read netip.Prefix) {
-	written, err := netip.ParsePrefix(text)
-	if err != nil || written == read {
+func (l *linter) masked(p *pol, field string, written, read netip.Prefix) {
+	if written == read {
 		return
 	}
 	l.found(HostBits, p, field, fmt.Sprintf("write %s, or %s for the one address", read, netip.PrefixFrom(written.Addr(), written.Addr().BitLen())),
-		"%s has bits behind its prefix, and is read as %s", text, read)
+		"%s has bits behind its prefix, and is read as %s", written, read)
 }
 
 // covered finds rules whose flows another rule allows to the same pods anyway. It
@@ -72,7 +71,7 @@ func (l *linter) covered(p *pol, r *rule) {
 			}
 			whose := "this policy"
 			if o != p {
-				whose = "NetworkPolicy " + o.text
+				whose = o.Ref.Object()
 			}
 			l.found(Covered, p, r.field, "remove it, or narrow the other one", "%s of %s allows all that it allows", by.field, whose)
 			return

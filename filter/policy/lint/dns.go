@@ -14,7 +14,7 @@ import (
 // all policies of a pod allow together: to deny everything in one and to allow
 // DNS in another is the usual way.
 func (l *linter) dns(p *pol) {
-	if !p.isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
+	if !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
 		return
 	}
 	subjects := l.subjects(p)

@@ -13,7 +13,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -65,7 +64,7 @@ type linter struct {
 // Check lints the policies. The findings come sorted by policy.
 // The objects must be as the API server would have them, with its defaulting
 // applied; they are not changed.
-func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*networkingv1.NetworkPolicy) []Finding {
+func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*policy.Policy) []Finding {
 	l := &linter{namespaces: make(map[string]*namespace)}
 	world := policy.NewWorld()
 	for _, o := range namespaces {
@@ -77,13 +76,13 @@ func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*netwo
 	}
 	for _, o := range policies {
 		world.SetPolicy(o)
-		l.policies = append(l.policies, readPolicy(o))
+		l.policies = append(l.policies, newPolicy(o))
 	}
 	slices.SortFunc(l.policies, func(a, b *pol) int { return cmp.Compare(a.text, b.text) })
 
 	world.Commit() // which decides what is too much
 	for _, p := range world.Problems() {
-		l.findings = append(l.findings, Finding{Invalid, "NetworkPolicy " + p.Policy, p.Field, p.Detail, p.Mend})
+		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Mend})
 	}
 	for _, p := range l.policies {
 		l.matches(p)
@@ -112,19 +111,18 @@ func Check(namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*netwo
 
 func (l *linter) found(check string, p *pol, field, mend, detail string, args ...any) {
 	l.findings = append(l.findings, Finding{
-		Check: check, Object: "NetworkPolicy " + p.text, Field: field, Detail: fmt.Sprintf(detail, args...), Mend: mend,
+		Check: check, Object: p.Ref.Object(), Field: field, Detail: fmt.Sprintf(detail, args...), Mend: mend,
 	})
 }
 
 // directions finds rules that policyTypes puts out of force.
 func (l *linter) directions(p *pol) {
-	if n := len(p.spec.Ingress); n > 0 && !p.isolates[filter.Ingress] {
-		l.found(WithoutForce, p, "spec.ingress", "add Ingress to policyTypes, or remove the rules",
-			"policyTypes leaves Ingress out, so that the %s no effect", plural(n, "rule has", "rules have"))
-	}
-	if n := len(p.spec.Egress); n > 0 && !p.isolates[filter.Egress] {
-		l.found(WithoutForce, p, "spec.egress", "add Egress to policyTypes, or remove the rules",
-			"policyTypes leaves Egress out, so that the %s no effect", plural(n, "rule has", "rules have"))
+	for _, d := range []filter.Direction{filter.Ingress, filter.Egress} {
+		name := [2]string{filter.Ingress: "Ingress", filter.Egress: "Egress"}[d]
+		if n := p.Ignored[d]; n > 0 {
+			l.found(WithoutForce, p, "spec."+d.String(), "add "+name+" to policyTypes, or remove the rules",
+				"policyTypes leaves %s out, so that the %s no effect", name, plural(n, "rule has", "rules have"))
+		}
 	}
 }
 

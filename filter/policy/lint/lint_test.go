@@ -1,6 +1,8 @@
 package lint
 
 import (
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 	"strings"
 	"testing"
 
@@ -60,7 +62,7 @@ func check(t *testing.T, world string, specs ...string) []Finding {
 		}
 		o.Policies = append(o.Policies, p)
 	}
-	return Check(o.Namespaces, o.Pods, o.Policies)
+	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), netpol.ReadAll(o.Policies))
 }
 
 const (
@@ -205,8 +207,8 @@ func TestWithin(t *testing.T) {
 		{"{matchLabels: {a: b}}", "{matchLabels: {c: b}}", false},
 	}
 	for _, tt := range tests {
-		p := readPolicy(policyWith(t, tt.sel))
-		o := readPolicy(policyWith(t, tt.wider))
+		p := newPolicy(netpol.Read(policyWith(t, tt.sel)))
+		o := newPolicy(netpol.Read(policyWith(t, tt.wider)))
 		if got := within(p.subject, o.subject); got != tt.want {
 			t.Errorf("%s within %s: %v", tt.sel, tt.wider, got)
 		}

@@ -6,8 +6,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -40,34 +38,30 @@ type portName struct {
 	protocol filter.Protocol
 }
 
-// addPod takes a pod in. Pods that have finished count, since a selector that
-// matches them was not written in vain.
-func (l *linter) addPod(o *corev1.Pod) {
+// addPod takes a pod in. Pods that have ended count, since a selector that
+// matches them was not written without effect.
+func (l *linter) addPod(o *policy.Pod) {
 	ns := l.namespaces[o.Namespace]
 	if ns == nil {
 		ns = newNamespace(o.Namespace, nil)
 		l.namespaces[o.Namespace] = ns
 	}
-	p := &pod{name: o.Name, ns: ns, labels: o.Labels, host: o.Spec.HostNetwork, ports: make(map[portName]bool)}
-	for _, ip := range o.Status.PodIPs {
-		if addr, err := netip.ParseAddr(ip.IP); err == nil {
-			p.addrs = append(p.addrs, addr.Unmap())
+	p := &pod{name: o.Name, ns: ns, labels: o.Labels, addrs: o.Addrs, host: o.HostNetwork, ports: make(map[portName]bool)}
+	for _, port := range o.Ports {
+		if port.Name != "" {
+			p.ports[portName{port.Name, port.Protocol}] = true
 		}
-	}
-	for _, port := range policy.NamedPortsOf(&o.Spec) {
-		p.ports[portName{port.Name, port.Protocol}] = true
 	}
 	l.pods = append(l.pods, p)
 }
 
-// pol is a policy with its selectors and ranges read.
+// pol is a policy, prepared for the checks.
 type pol struct {
+	*policy.Policy
 	text      string
 	namespace string
-	spec      *networkingv1.NetworkPolicySpec
-	subject   labels.Selector // nil if it cannot be read
-	isolates  [2]bool
-	rules     [2][]rule // of the directions that it isolates
+	subject   labels.Selector // nil if it cannot be understood
+	rules     [2][]rule
 }
 
 type rule struct {
@@ -78,7 +72,7 @@ type rule struct {
 	peers     []peer
 	anyPort   bool
 	ports     []port
-	whole     bool // all of it could be read
+	whole     bool // all of it could be understood
 }
 
 // peer is one item of from or to: a block, or selectors.
@@ -90,76 +84,70 @@ type peer struct {
 	block     *block
 }
 
+// block is a block without bits of the host, beside what is written.
 type block struct {
 	cidr    netip.Prefix
 	excepts []netip.Prefix
-	written *networkingv1.IPBlock
+	written *policy.Block
 }
 
 type port struct {
-	policy.Port
+	policy.PortRange
 	field string
 }
 
-func readPolicy(o *networkingv1.NetworkPolicy) *pol {
-	p := &pol{text: o.Namespace + "/" + o.Name, namespace: o.Namespace, spec: &o.Spec}
-	p.isolates[filter.Ingress] = len(o.Spec.PolicyTypes) == 0 || slices.Contains(o.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
-	p.isolates[filter.Egress] = slices.Contains(o.Spec.PolicyTypes, networkingv1.PolicyTypeEgress) ||
-		len(o.Spec.PolicyTypes) == 0 && len(o.Spec.Egress) > 0
-	if s, err := metav1.LabelSelectorAsSelector(&o.Spec.PodSelector); err == nil {
-		p.subject = s
+func newPolicy(o *policy.Policy) *pol {
+	p := &pol{Policy: o, text: o.Ref.String(), namespace: o.Subject.Namespace}
+	if !o.Subject.Malformed {
+		p.subject = o.Subject.Pods
 	}
-	if p.isolates[filter.Ingress] {
-		for i, r := range o.Spec.Ingress {
-			p.rules[filter.Ingress] = append(p.rules[filter.Ingress], p.rule(filter.Ingress, i, "from", r.From, r.Ports))
-		}
-	}
-	if p.isolates[filter.Egress] {
-		for i, r := range o.Spec.Egress {
-			p.rules[filter.Egress] = append(p.rules[filter.Egress], p.rule(filter.Egress, i, "to", r.To, r.Ports))
+	for d := range o.Rules {
+		for i := range o.Rules[d] {
+			p.rules[d] = append(p.rules[d], p.rule(filter.Direction(d), i, &o.Rules[d][i]))
 		}
 	}
 	return p
 }
 
-func (p *pol) rule(d filter.Direction, index int, list string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) rule {
+func (p *pol) rule(d filter.Direction, index int, o *policy.Rule) rule {
 	r := rule{
 		field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d,
-		anyone: len(peers) == 0, anyPort: len(ports) == 0, whole: true,
+		anyone: len(o.Peers) == 0, anyPort: len(o.Ports) == 0, whole: true,
 	}
-	for i := range peers {
-		out, ok := p.peer(&peers[i])
+	list := "from"
+	if d == filter.Egress {
+		list = "to"
+	}
+	for i := range o.Peers {
+		out, ok := p.peer(&o.Peers[i])
 		out.field = fmt.Sprintf("%s.%s[%d]", r.field, list, i)
 		if ok {
 			r.peers = append(r.peers, out)
 		}
 		r.whole = r.whole && ok
 	}
-	for i := range ports {
-		out, flaw := policy.ReadPort(&ports[i])
-		if flaw == nil {
-			r.ports = append(r.ports, port{out, fmt.Sprintf("%s.ports[%d]", r.field, i)})
+	for i, x := range o.Ports {
+		if !x.Malformed {
+			r.ports = append(r.ports, port{x, fmt.Sprintf("%s.ports[%d]", r.field, i)})
 		}
-		r.whole = r.whole && flaw == nil
+		r.whole = r.whole && !x.Malformed
 	}
 	return r
 }
 
-func (p *pol) peer(o *networkingv1.NetworkPolicyPeer) (peer, bool) {
-	if o.IPBlock != nil {
-		b, ok := readBlock(o.IPBlock)
-		return peer{block: b}, ok && o.PodSelector == nil && o.NamespaceSelector == nil
+func (p *pol) peer(o *policy.Peer) (peer, bool) {
+	switch {
+	case o.Malformed != "":
+		return peer{}, false
+	case o.Block != nil:
+		return peer{block: newBlock(o.Block)}, true
 	}
-	out := peer{pods: labels.Everything()}
-	var err error
-	if o.PodSelector != nil {
-		if out.pods, err = metav1.LabelSelectorAsSelector(o.PodSelector); err != nil {
-			return out, false
-		}
+	out := peer{pods: o.Pods, namespace: o.Namespaces}
+	if out.pods == nil {
+		out.pods = labels.Everything()
 	}
-	if o.NamespaceSelector != nil {
-		out.namespace, err = metav1.LabelSelectorAsSelector(o.NamespaceSelector)
-		return out, err == nil
+	if out.namespace != nil {
+		return out, true
 	}
 	out.own = true
 	// A name that is not valid is reported where it is read; it matches nothing.
@@ -168,23 +156,15 @@ func (p *pol) peer(o *networkingv1.NetworkPolicyPeer) (peer, bool) {
 		return out, false
 	}
 	out.namespace = labels.NewSelector().Add(*named)
-	return out, o.PodSelector != nil
+	return out, true
 }
 
-func readBlock(o *networkingv1.IPBlock) (*block, bool) {
-	cidr, ok := policy.ReadPrefix(o.CIDR)
-	if !ok {
-		return nil, false
+func newBlock(o *policy.Block) *block {
+	b := &block{cidr: o.CIDR.Masked(), written: o}
+	for _, e := range o.Except {
+		b.excepts = append(b.excepts, e.Masked())
 	}
-	b := &block{cidr: cidr, written: o}
-	for _, text := range o.Except {
-		except, ok := policy.ReadPrefix(text)
-		if !ok {
-			return nil, false
-		}
-		b.excepts = append(b.excepts, except)
-	}
-	return b, true
+	return b
 }
 
 // selects says whether the policy is for the pod.

@@ -14,6 +14,8 @@ import (
 	"sluice/filter"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 	"sluice/filter/queue"
 )
 
@@ -34,17 +36,17 @@ func snapshot(t *testing.T) *policy.Snapshot {
 		for _, ip := range ips {
 			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: ip})
 		}
-		w.SetPod(p)
+		w.SetPod(kubepod.Read(p))
 	}
 	add("db", "db", "10.0.0.1", "fd00::1")
 	add("web", "frontend", "10.0.0.2")
-	w.SetPolicy(&networkingv1.NetworkPolicy{
+	w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "access-demo1"},
 		Spec: networkingv1.NetworkPolicySpec{
 			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"role": "db"}},
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 		},
-	})
+	}))
 	s, _ := w.Commit()
 	return s
 }

@@ -1,0 +1,217 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+)
+
+// policy is a policy as it is compiled: selectors are interned, CIDRs are ranges.
+type policy struct {
+	ref      Ref
+	id       uint64            // new with each version of the policy
+	mark     mark              // of the id
+	text     string            // "namespace/name"
+	sum      [sha256.Size]byte // its digest
+	kept     Source            // to read its rules again; without Read there is no room for it
+	subject  *selector
+	isolates [2]bool // by filter.Direction
+	rules    [2][]rule
+	size     [2]int      // entries of the rules
+	compiled [2]*ruleSet // by themselves; nil until it is asked for
+	uses     []*selector // of peers, once for each use
+	problems []Problem
+	large    bool  // its rules are merged with no other's
+	cost     int64 // estimated, in bytes
+	refused  bool  // its rules are not read, because it takes too much
+	surplus  bool  // by itself it does not
+}
+
+// rule is one ingress or egress rule. The zero value allows nothing.
+type rule struct {
+	index  int         // in spec.ingress or spec.egress
+	anyone bool        // every peer, outside ones too
+	some   []*selector // pods by their labels
+	whole  []*selector // all pods of some namespaces
+	blocks []addrRange
+
+	portless bool // every port, and protocols without ports
+	ports    []PortRange
+}
+
+// interner gives a policy that is read its selectors.
+type interner interface {
+	useNamespaces(labels.Selector) *selector
+	usePeer(scope, labels.Selector) *selector
+}
+
+// reader interns one policy. What is malformed allows nothing.
+type reader struct {
+	in   interner
+	p    *policy
+	seen map[string]bool // rules that the policy has already, by their content
+}
+
+func (w *World) readPolicy(form *Policy) *policy {
+	p := read(form, w)
+	p.subject = w.useSubject(subjectOf(form))
+	return p
+}
+
+// subjectOf returns the selector of the pods that a policy is for.
+func subjectOf(form *Policy) *selector {
+	return newSelector(selectorKey{scope{namespace: form.Subject.Namespace}, form.Subject.Pods.String()}, form.Subject.Pods)
+}
+
+// read interns a policy, but for its subject.
+func read(form *Policy, in interner) *policy {
+	p := &policy{ref: form.Ref, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
+	if form.Subject.Malformed {
+		return p
+	}
+	r := reader{in: in, p: p, seen: make(map[string]bool)}
+	for d := range form.Rules {
+		clear(r.seen)
+		for i := range form.Rules[d] {
+			r.rule(filter.Direction(d), i, &form.Rules[d][i])
+		}
+	}
+	return p
+}
+
+func (r reader) rule(d filter.Direction, index int, from *Rule) {
+	out := rule{
+		index:    index,
+		anyone:   len(from.Peers) == 0,
+		portless: len(from.Ports) == 0,
+	}
+	for i := range from.Peers {
+		r.peer(&out, &from.Peers[i])
+	}
+	for _, p := range from.Ports {
+		if !p.Malformed {
+			out.ports = append(out.ports, p)
+		}
+	}
+	r.add(d, &out)
+}
+
+// add keeps a rule unless it allows nothing that a rule before it does not allow:
+// what rules take does not depend on how often they are repeated.
+func (r reader) add(d filter.Direction, out *rule) {
+	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 || !out.portless && len(out.ports) == 0 {
+		return // all of its peers or ports are malformed
+	}
+	key := out.content()
+	if r.seen[string(key)] {
+		return
+	}
+	r.seen[string(key)] = true
+	out.some, out.whole, out.blocks, out.ports = fitted(out.some), fitted(out.whole), fitted(out.blocks), fitted(out.ports)
+	r.p.rules[d] = append(r.p.rules[d], *out)
+	r.p.size[d] += 1 + len(out.some) + len(out.whole) + len(out.blocks) + len(out.ports)
+}
+
+// content is what a rule allows: equal only for rules that allow the same.
+func (r *rule) content() []byte {
+	var key []byte
+	if r.portless {
+		key = append(key, 1)
+	}
+	for _, p := range r.ports {
+		key = append(key, 2, byte(p.Protocol), byte(p.Low>>8), byte(p.Low), byte(p.High>>8), byte(p.High), byte(len(p.Name)>>8), byte(len(p.Name)))
+		key = append(key, p.Name...)
+	}
+	if r.anyone {
+		key = append(key, 3)
+	}
+	for _, list := range [][]*selector{r.some, r.whole} {
+		key = binary.AppendUvarint(append(key, 4), uint64(len(list)))
+		for _, s := range list {
+			key = binary.LittleEndian.AppendUint32(key, s.id)
+		}
+	}
+	for _, b := range r.blocks {
+		low, high := b.low.As16(), b.high.As16()
+		key = append(append(append(key, byte(b.low.BitLen())), low[:]...), high[:]...)
+	}
+	return key
+}
+
+func (r reader) peer(out *rule, peer *Peer) {
+	switch {
+	case peer.Malformed != "":
+		return
+	case peer.Block != nil:
+		out.blocks = append(out.blocks, subtract(peer.Block.CIDR, peer.Block.Except)...)
+		return
+	}
+	podSelector := peer.Pods
+	if podSelector == nil {
+		podSelector = labels.Everything()
+	}
+	in := scope{namespace: r.p.ref.Namespace}
+	if peer.Namespaces != nil {
+		in = scope{selector: r.in.useNamespaces(peer.Namespaces)}
+	}
+	s := r.in.usePeer(in, podSelector)
+	r.p.uses = append(r.p.uses, s)
+	if podSelector.Empty() {
+		out.whole = append(out.whole, s)
+	} else {
+		out.some = append(out.some, s)
+	}
+}
+
+// useSubject interns a policy's podSelector and finds the pods it matches.
+func (w *World) useSubject(s *selector) *selector {
+	s, isNew := w.subjects.adopt(s)
+	if isNew {
+		s.members = make(map[*kin]struct{})
+		s.subjects = make(map[*policy]struct{})
+		w.namespaces[s.scope.namespace].kins.match(s, func(k *kin) {
+			s.members[k] = struct{}{}
+			k.subjects = append(k.subjects, s)
+		})
+	}
+	return s
+}
+
+func (w *World) releaseSubject(s *selector) {
+	if w.subjects.release(s, &w.subjects.unused) {
+		for k := range s.members {
+			k.subjects = without(k.subjects, s)
+		}
+	}
+}
+
+// useNamespaces interns a namespaceSelector.
+func (w *World) useNamespaces(sel labels.Selector) *selector {
+	s, isNew := w.nsSelectors.use(scope{}, sel)
+	w.staleNS = w.staleNS || isNew || s.fresh
+	return s
+}
+
+// usePeer interns a selector of peers; the pods that it matches learn of it with
+// the next commit. No pod's epoch changes for it: verdicts change with the rules that
+// use it, and so with the pods that those rules guard.
+func (w *World) usePeer(in scope, sel labels.Selector) *selector {
+	s, isNew := w.peers.use(in, sel)
+	if isNew || s.fresh {
+		w.added = append(w.added, s)
+		s.fresh = false
+	}
+	return s
+}
+
+func (w *World) releasePeer(s *selector) {
+	if w.peers.release(s, &w.peers.unused) {
+		w.removed = append(w.removed, s)
+	}
+	if nsSel := s.scope.selector; nsSel != nil && w.nsSelectors.release(nsSel, &w.nsSelectors.unused) {
+		w.staleNS = true
+	}
+}
