@@ -14,7 +14,7 @@ import (
 
 	"sluice/bench/load"
 	"sluice/bench/result"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 	"sluice/filter/event"
 )
 
@@ -221,7 +221,7 @@ func (s *site) churn(ctx context.Context, b *bench, r *result.Result) error {
 			if err != nil {
 				return err
 			}
-			published := t.agent.Since(mark, running.Event(event.Published))
+			published := t.agent.Since(mark, agenttest.Event(event.Published))
 			add(changeP99, float64(busy.P99))
 			add(quietP99, float64(quiet.P99))
 			add(times, float64(busy.P99)/float64(quiet.P99))

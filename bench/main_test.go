@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sluice/bench/lab"
 	"sluice/bench/result"
+	"sluice/bench/testbed/lab"
 )
 
 // TestMain lets the test binary be the program that the harness starts in pods.

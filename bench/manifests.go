@@ -12,10 +12,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"sluice/bench/cluster"
 	"sluice/bench/load"
 	"sluice/bench/result"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/cluster"
 )
 
 // Ports of the server's pod. That it also serves all that seatPorts says is for the
@@ -141,7 +141,7 @@ func writeCluster(dir string, c *cluster.Cluster) error {
 func writeObjects(dir, name string, objects ...any) error {
 	text, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "List", "items": objects})
 	if err == nil {
-		err = running.WriteFile(dir, name, string(text))
+		err = agenttest.WriteFile(dir, name, string(text))
 	}
 	if err != nil {
 		return fmt.Errorf("write manifests: %w", err)

@@ -13,8 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"sluice/bench/lab"
 	"sluice/bench/load"
+	"sluice/bench/testbed/lab"
 )
 
 // ready is what a program of ours prints when it has begun.

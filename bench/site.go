@@ -12,12 +12,12 @@ import (
 	"strings"
 	"time"
 
-	"sluice/bench/byhand"
-	"sluice/bench/cluster"
-	"sluice/bench/lab"
+	"sluice/bench/baseline"
 	"sluice/bench/load"
 	"sluice/bench/result"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/cluster"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -42,7 +42,7 @@ type seat struct {
 	server, client, hostile *lab.Host
 	sources                 []netip.Addr
 	dir                     string // the agent's folder
-	agent                   *running.Agent
+	agent                   *agenttest.Agent
 	pid                     int // of whatever reads the queues; 0 for nothing
 	traffic, flood          *load.Driver
 	processes               []*process
@@ -161,7 +161,7 @@ func setting(h *lab.Host, name, value string) error {
 func (s *site) contender(ctx context.Context, t *seat, shared string) error {
 	switch t.kind {
 	case bare:
-		return byhand.Baseline().Apply(t.node)
+		return baseline.Baseline().Apply(t.node)
 	case byHand:
 		return s.byHand(t)
 	case accepts:
@@ -205,7 +205,7 @@ func (s *site) byHand(t *seat) error {
 	// The seat's pods are in the middle of the list: it is as long for them as for
 	// the mean of a node's pods.
 	pods, half := s.cluster.Pods, min(neighbors, len(s.cluster.Pods))/2
-	r := byhand.Write(byhand.Cluster{
+	r := baseline.Write(baseline.Cluster{
 		Namespaces: s.cluster.Namespaces,
 		Pods:       kubepod.ReadAll(slices.Concat(pods[:half], labPods(home(s.cluster), t), pods[half:])),
 		Policies:   append(netpol.ReadAll(s.cluster.Policies), netpol.Read(labPolicy(home(s.cluster), s.Scenario))),
@@ -222,7 +222,7 @@ func (s *site) startAgent(ctx context.Context, t *seat) (err error) {
 	defer cancel()
 	// A socket of its own: agents that share one take over from each other.
 	args := append([]string{"--socket", filepath.Join(s.dir, t.Name+".socket")}, t.args...)
-	t.agent, err = running.Start(ctx, running.Options{Sluice: s.sluice, Node: t.node, Dir: t.dir, Args: args})
+	t.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: s.sluice, Node: t.node, Dir: t.dir, Args: args})
 	if err == nil {
 		t.pid = t.agent.PID()
 	}

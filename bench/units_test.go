@@ -10,8 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"sluice/bench/lab"
 	"sluice/bench/result"
+	"sluice/bench/testbed/lab"
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"

@@ -55,7 +55,7 @@ var arrows = []arrow{
 		why:   "the command wires the others together, and nobody needs it",
 	},
 	{
-		from:  []string{"sluice/filter/...", "sluice/cache/...", "sluice/bench/byhand"},
+		from:  []string{"sluice/filter/...", "sluice/cache/...", "sluice/bench/baseline"},
 		never: []string{"k8s.io/api/networking/v1"},
 		except: map[string][]string{
 			"sluice/filter/policy/netpol": {"k8s.io/api/networking/v1"},

@@ -11,7 +11,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/worst"
+	"sluice/bench/testbed/worstcase"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
@@ -23,17 +23,17 @@ import (
 // large as an API server keeps, or four such of two tenants. Each is measured 100 times,
 // whatever -benchtime says.
 func BenchmarkBesideChurn(b *testing.B) {
-	for _, recipe := range worst.Known() {
+	for _, recipe := range worstcase.Known() {
 		for _, c := range []struct {
 			name     string
 			size     int
 			policies int
-		}{{"80K", 80 << 10, 1}, {"1536K", worst.Largest, 1}, {"4x1536K", worst.Largest, 4}} {
+		}{{"80K", 80 << 10, 1}, {"1536K", worstcase.Largest, 1}, {"4x1536K", worstcase.Largest, 4}} {
 			b.Run(recipe.Name+"/"+c.name, func(b *testing.B) {
 				var list []watch.Update
 				for i := range 2 * c.policies {
 					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
-					p.Namespace = []string{worst.Namespace, "ns-1"}[i%2*(c.policies/4)]
+					p.Namespace = []string{worstcase.Namespace, "ns-1"}[i%2*(c.policies/4)]
 					e := netpol.Encode(p) // as a source does on a goroutine of its own
 					list = append(list, func(w *policy.World) { w.SetEncoded(e) })
 				}
@@ -89,7 +89,7 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 
 // small is a policy like those of most tenants, one of a few versions.
 func small(n int) *networkingv1.NetworkPolicy {
-	p := worst.Recipe{Layout: worst.Apart, Ports: 1, Blocks: 1, In: 1}.Policy("other", 1+n%5)
+	p := worstcase.Recipe{Layout: worstcase.Apart, Ports: 1, Blocks: 1, In: 1}.Policy("other", 1+n%5)
 	p.Namespace = "other"
 	p.Spec.Ingress[0].From = append(p.Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{
 		NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": fmt.Sprint(n % 7)}},

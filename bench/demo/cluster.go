@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // nodeName is what the lab calls its first node.

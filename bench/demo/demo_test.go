@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // TestMain lets the test binary stand in for an agent: given the arguments of

@@ -7,8 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
+	"sluice/filter/event"
 )
 
 // networks are what each door is asked by.
@@ -76,7 +77,7 @@ func (c *cluster) probes() (ps []probe) {
 // ask makes all attempts at the same time. It waits until each has got an answer, or
 // a denial in the agent's log after mark, and then a little longer for answers that
 // should not come.
-func ask(ctx context.Context, probes []probe, a *running.Agent, mark int) []outcome {
+func ask(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []outcome {
 	ctx, stop := context.WithTimeout(ctx, probeTimeout)
 	defer stop()
 	open := newUndecided(probes)
@@ -94,7 +95,7 @@ func ask(ctx context.Context, probes []probe, a *running.Agent, mark int) []outc
 	watch.Go(func() {
 		// Await ends with ctx, or with the agent; what is missing shows in the outcomes.
 		defer stop()
-		_, _ = a.Await(ctx, mark, func(l running.Line) bool {
+		_, _ = a.Await(ctx, mark, func(l agenttest.Line) bool {
 			if f, v, ok := denial(l); ok {
 				open.decide(f, &v)
 			}
@@ -145,4 +146,32 @@ func (u *undecided) decide(f flow, v *verdict) {
 			close(u.none)
 		}
 	}
+}
+
+// flow is a connection as the agent's log names it.
+type flow struct {
+	src, dst netip.Addr
+	proto    string
+	port     uint16
+}
+
+// verdict is why a flow was denied.
+type verdict struct{ reason, policy string }
+
+func (v verdict) String() string {
+	if v.policy == "" {
+		return v.reason
+	}
+	return v.reason + ": no rule of " + strings.ReplaceAll(v.policy, ",", " or ") + " allows it"
+}
+
+// denial reads a line of the agent's log; ok if it tells of a denial.
+func denial(l agenttest.Line) (f flow, v verdict, ok bool) {
+	if !l.Is(event.Verdict) || l.Text("verdict") != "deny" {
+		return f, v, false
+	}
+	f.src, _ = netip.ParseAddr(l.Text("src")) // a malformed packet has no addresses
+	f.dst, _ = netip.ParseAddr(l.Text("dst"))
+	f.proto, f.port = l.Text("proto"), uint16(l.Number("dport"))
+	return f, verdict{l.Text("reason"), l.Text("policy")}, true
 }

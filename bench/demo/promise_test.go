@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 	"sluice/watch/folder"
 )
 
@@ -136,7 +136,7 @@ func TestDenial(t *testing.T) {
 		{"allowed", `{"event":"verdict","verdict":"allow","reason":"rule","src":"10.0.0.2","dst":"10.0.0.1","proto":"TCP","sport":4,"dport":80,"policy":"a/b"}`, flow{}, ""},
 		{"another line", `{"event":"ready","policies":0}`, flow{}, ""},
 	} {
-		var l running.Line
+		var l agenttest.Line
 		if err := json.Unmarshal([]byte(tt.line), &l); err != nil {
 			t.Fatal(err)
 		}

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 )
 
 // inForce is how long the agent may take to start, and a policy from its file to
@@ -18,7 +18,7 @@ type stage struct {
 	*cluster
 	*printer
 	dir       string // the agent's folder of manifests
-	agent     *running.Agent
+	agent     *agenttest.Agent
 	keepGoing bool
 
 	shown, probed int
@@ -31,10 +31,10 @@ func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
 	if err != nil {
 		return err
 	}
-	if err := running.WriteFile(s.dir, "cluster.yaml", text); err != nil {
+	if err := agenttest.WriteFile(s.dir, "cluster.yaml", text); err != nil {
 		return fmt.Errorf("write the pods' manifests: %w", err)
 	}
-	opts := running.Options{
+	opts := agenttest.Options{
 		Sluice: sluice, Node: s.lab.Nodes[0], Dir: s.dir,
 		Args: []string{"--on-exit", "remove", "--log-verdicts", "all", "--log-verdicts-rate", "0"},
 	}
@@ -43,7 +43,7 @@ func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
-	s.agent, err = running.Start(ctx, opts)
+	s.agent, err = agenttest.Start(ctx, opts)
 	return err
 }
 

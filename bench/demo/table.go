@@ -5,7 +5,7 @@ import (
 	"strconv"
 	"strings"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // The widths of the table, in characters.

@@ -13,8 +13,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/event"
 )
 
@@ -29,7 +29,7 @@ const settling = 10 * time.Second
 
 // process is sluice run on a node of its own, where the cluster is served too.
 type process struct {
-	*running.Agent
+	*agenttest.Agent
 	served string // address of the serving process
 	client http.Client
 	last   int // how many pods were added to see an end of events
@@ -78,7 +78,7 @@ func measureProcess(ctx context.Context, opts options) (err error) {
 		return fmt.Errorf("write the agent's kubeconfig: %w", err)
 	}
 	began := time.Now()
-	p.Agent, err = running.Start(ctx, running.Options{
+	p.Agent, err = agenttest.Start(ctx, agenttest.Options{
 		Sluice: opts.sluice, Node: node,
 		Args: []string{"--kubeconfig", kubeconfig, "--node-name", nodeName(0), "--socket", filepath.Join(dir, "socket"), "--http-address", debugAddress},
 	})
@@ -136,7 +136,7 @@ func (p *process) events(ctx context.Context, opts options, sort string) error {
 	if err := happen(ctx, &p.client, url); err != nil {
 		return err
 	}
-	_, err := p.Await(ctx, mark, func(l running.Line) bool {
+	_, err := p.Await(ctx, mark, func(l agenttest.Line) bool {
 		return l.Is(event.Published) && l.Number("pods") == opts.pods+p.last
 	})
 	return err

@@ -13,8 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/apiserver"
-	"sluice/bench/cluster"
+	"sluice/bench/testbed/apiserver"
+	"sluice/bench/testbed/cluster"
 )
 
 // cast is the cluster that is served, and what can be made to happen in it.

@@ -9,7 +9,7 @@ import (
 	"github.com/mdlayher/netlink"
 	timo "github.com/ti-mo/conntrack"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 	"sluice/cache/conntrack"
 )
 

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // service6 is what service is in IPv6.

@@ -7,7 +7,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/conntrack"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // newTable makes a node, for its connection table.

@@ -21,10 +21,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"sluice/bench/cluster"
-	"sluice/bench/controlplane"
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/cluster"
+	"sluice/bench/testbed/controlplane"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/event"
 )
 
@@ -35,7 +35,7 @@ type clusterSite struct {
 	t      *testing.T
 	server *controlplane.ControlPlane
 	admin  *kubernetes.Clientset
-	agent  *running.Agent
+	agent  *agenttest.Agent
 	pods   map[string]*lab.Host
 }
 
@@ -93,7 +93,7 @@ func (s *clusterSite) start() {
 	s.must(err)
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
-	s.agent, err = running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Args: []string{
+	s.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Args: []string{
 		"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", filepath.Join(s.t.TempDir(), "s"),
 	}})
 	s.must(err)
@@ -330,10 +330,10 @@ func TestClusterPacketLatency(t *testing.T) {
 		after := time.Now()
 		at, err := st.turns(ctx, from, arrive)
 		s.must(err)
-		line, err := s.agent.Await(ctx, mark, running.Event(event.Published))
+		line, err := s.agent.Await(ctx, mark, agenttest.Event(event.Published))
 		s.must(err)
 		// The next change is to find the agent at rest, as most do.
-		_, err = s.agent.Await(ctx, mark, running.Followed(line))
+		_, err = s.agent.Await(ctx, mark, agenttest.Followed(line))
 		s.must(err)
 		times[what+", from the request"] = append(times[what+", from the request"], at.Sub(before))
 		times[what+", from the answer"] = append(times[what+", from the answer"], at.Sub(after))

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
-	"sluice/bench/apiserver"
+	"sluice/bench/testbed/apiserver"
 )
 
 // setAll gives an API server the objects of a folder.

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/event"
 )
 
@@ -100,7 +100,7 @@ func TestCrowdWithoutTheMatchOnPackets(t *testing.T) {
 			s.start("--iptables", "nft")
 			for _, name := range []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff} {
 				want := slices.Contains(tt.said, name)
-				if n := len(s.agent.Since(0, running.Event(name))); n > 0 != want {
+				if n := len(s.agent.Since(0, agenttest.Event(name))); n > 0 != want {
 					t.Errorf("it is said %d times, want %v: %s", n, want, name)
 				}
 			}

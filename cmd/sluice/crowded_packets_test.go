@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 )
 
 // callers are connections that are opened, and then do what keeps them open.
@@ -103,7 +103,7 @@ func TestCallersDoNotStopTheAgentOnPackets(t *testing.T) {
 			s.write("policies.yaml", policies("default/mute: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Egress]}"))
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			a, err := running.Start(ctx, running.Options{Sluice: limitedTo(t, descriptors), Node: s.Nodes[0], Dir: s.dir,
+			a, err := agenttest.Start(ctx, agenttest.Options{Sluice: limitedTo(t, descriptors), Node: s.Nodes[0], Dir: s.dir,
 				Args: []string{"--socket", s.socket, "--http-address", fmt.Sprintf("0.0.0.0:%d", port)}})
 			if err != nil {
 				t.Fatal(err)

@@ -18,8 +18,8 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 )
 
 // deployed are the manifests of the agent: those of kustomize, and what the chart
@@ -114,7 +114,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 			s.write("policies.yaml", policies(demo1))
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			s.agent, err = running.Start(ctx, running.Options{
+			s.agent, err = agenttest.Start(ctx, agenttest.Options{
 				Sluice: script, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket, "--iptables", tt.backend, "--bpffs", bpffs},
 			})
 			if err != nil {

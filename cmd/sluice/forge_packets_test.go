@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // The forging tests have an attacker that writes arbitrary frames, and a victim. The

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
-	"sluice/bench/lab/frames"
+	"sluice/bench/testbed/lab"
+	"sluice/bench/testbed/lab/frames"
 	"sluice/filter"
 	"sluice/filter/packet"
 	"sluice/filter/policy"

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/event"
 )
 
@@ -88,7 +88,7 @@ func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 			}
 			denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
 			resume()
-			s.await(mark, "the repair", running.Event(event.RulesRestored))
+			s.await(mark, "the repair", agenttest.Event(event.RulesRestored))
 			denied.stays(true)
 			allowed.stays(false)
 			s.awaitUnjudged(t, before, 2)

@@ -16,7 +16,7 @@ import (
 	bpf "github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // The guard is there from the start, once on each interface also when agents take over

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 	"sluice/filter/event"
 )
 
@@ -45,7 +45,7 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s.start(args...)
 	manifest, conn := s.late(t)
 	send(t, conn)
-	s.await(0, "the packet waits", running.Event(event.PacketHeld))
+	s.await(0, "the packet waits", agenttest.Event(event.PacketHeld))
 
 	old := s.dir
 	s.dir = t.TempDir()
@@ -53,7 +53,7 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s.write("policies.yaml", policies("default/late: {podSelector: {matchLabels: {role: late}}}"))
 	s.start(args...)
 	before := s.dropped("iptables")
-	if err := running.WriteFile(old, "late.yaml", manifest); err != nil { // and no policy
+	if err := agenttest.WriteFile(old, "late.yaml", manifest); err != nil { // and no policy
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(patience); s.dropped("iptables") <= before; send(t, conn) {
@@ -70,7 +70,7 @@ func TestEndWithPacketsThatWait(t *testing.T) {
 	s.start("--pod-cidrs", startRange4.String(), "--hold", "1h", "--on-exit", "remove")
 	_, conn := s.late(t)
 	send(t, conn)
-	s.await(0, "the packet waits", running.Event(event.PacketHeld))
+	s.await(0, "the packet waits", agenttest.Event(event.PacketHeld))
 	if err := s.agent.Stop(); err == nil {
 		t.Error("the agent does not say that packets waited")
 	}
@@ -88,7 +88,7 @@ func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			s := newSite(t)
-			takeOver := func(text string) (old *running.Agent) {
+			takeOver := func(text string) (old *agenttest.Agent) {
 				old = s.agent
 				s.dir = t.TempDir()
 				s.write("cluster.yaml", siteNamespaces+s.pods())
@@ -96,7 +96,7 @@ func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 				s.start(kernelArgs("--on-exit", "keep")...)
 				return old
 			}
-			end := func(old *running.Agent) {
+			end := func(old *agenttest.Agent) {
 				t.Helper()
 				if err := old.Stop(); err != nil {
 					t.Fatal(err)
@@ -106,7 +106,7 @@ func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 			e := newEscape(t, s.wire(t, i == 1), ports, 3*rounds+2)
 			for range rounds {
 				e.allowed()
-				var old *running.Agent
+				var old *agenttest.Agent
 				e.change(func() { old = takeOver(deny) })
 				e.denied("both are there")
 				end(old)

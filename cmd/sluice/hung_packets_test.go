@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 )
 
 // An agent that cannot take over because the one that is there hangs says so, and
@@ -24,7 +24,7 @@ func TestTakeOverFromAHungAgent(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	a, err := running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket}})
+	a, err := agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket}})
 	if err == nil {
 		a.Kill()
 		t.Fatal("it took over from an agent that does not answer")

@@ -21,8 +21,8 @@ import (
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 	"sluice/cache/bpf"
 	"sluice/filter/event"
 )
@@ -81,7 +81,7 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
 			s.start(c.args...)
-			said := s.agent.Since(0, running.Event(event.KernelCacheOff))
+			said := s.agent.Since(0, agenttest.Event(event.KernelCacheOff))
 			if works := c.because == ""; works != (len(said) == 0) || works != (len(s.pinned(t)) == 1) || !works && !strings.Contains(said[0].Text("because"), c.because) {
 				t.Errorf("pinned %v, said %v", s.pinned(t), said)
 			}
@@ -160,7 +160,7 @@ func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 	for range 3 {
 		mark := s.agent.Mark()
 		s.check(t, nil, []string{otherToDB})
-		s.await(mark, "a line of the denial", func(l running.Line) bool { return l.Text("verdict") == "deny" })
+		s.await(mark, "a line of the denial", func(l agenttest.Line) bool { return l.Text("verdict") == "deny" })
 	}
 }
 
@@ -261,7 +261,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	withoutMatch(t, "object-pinned")
 	args := []string{"--iptables", "nft"}
 	s.start(args...)
-	s.await(0, "that it is said", running.Event(event.KernelCacheOff))
+	s.await(0, "that it is said", agenttest.Event(event.KernelCacheOff))
 	for range 2 {
 		before := s.queued()
 		s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{otherToDB})
@@ -281,7 +281,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: append(args, "--kernel-cache", "on", "--socket", s.socket)})
+	_, err = agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: append(args, "--kernel-cache", "on", "--socket", s.socket)})
 	if err == nil || !strings.Contains(err.Error(), "load match") {
 		t.Errorf("with on: %v", err)
 	}
@@ -313,10 +313,10 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	next := s.another(args...)
 	mark := s.agent.Mark()
 	next.Kill()
-	s.await(mark, "the old agent steps in", func(l running.Line) bool {
+	s.await(mark, "the old agent steps in", func(l agenttest.Line) bool {
 		return l.Is(event.RulesApplied) && l.Text("table") == "ip6tables-nft"
 	})
-	s.await(mark, "what the dead agent had pinned is removed", running.Event(event.PinsRemoved))
+	s.await(mark, "what the dead agent had pinned is removed", agenttest.Event(event.PinsRemoved))
 	s.save("policies.yaml", policies(other1))
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }

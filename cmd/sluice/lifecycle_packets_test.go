@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/event"
 )
 
@@ -451,7 +451,7 @@ func TestStepInOnPackets(t *testing.T) {
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
 	mark := s.agent.Mark()
 	next.Kill()
-	s.await(mark, "the old agent steps in", func(l running.Line) bool {
+	s.await(mark, "the old agent steps in", func(l agenttest.Line) bool {
 		return l.Is(event.RulesApplied) && l.Text("table") == "ip6tables-nft"
 	})
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
@@ -469,7 +469,7 @@ func TestFlushedRulesOnPackets(t *testing.T) {
 		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "mangle", "-F"); err != nil {
 			t.Fatal(err)
 		}
-		s.await(mark, "the repair", running.Event(event.RulesRestored))
+		s.await(mark, "the repair", agenttest.Event(event.RulesRestored))
 	}
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
 }

@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 	"sluice/filter/event"
 )
 
@@ -18,7 +18,7 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	s := newSite(t)
 	s.write("shut.yaml", siteFlow+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
 	more := t.TempDir()
-	if err := running.WriteFile(more, "more.yaml", policies("bare/shut: {podSelector: {}}")); err != nil {
+	if err := agenttest.WriteFile(more, "more.yaml", policies("bare/shut: {podSelector: {}}")); err != nil {
 		t.Fatal(err)
 	}
 	s.start("--manifests", more)
@@ -28,7 +28,7 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	mark := s.agent.Mark()
 	broken := func(file string) {
 		t.Helper()
-		s.await(mark, "a broken manifest", func(l running.Line) bool {
+		s.await(mark, "a broken manifest", func(l agenttest.Line) bool {
 			return l.Is(event.ManifestBroken) && strings.Contains(fmt.Sprint(l), file)
 		})
 	}

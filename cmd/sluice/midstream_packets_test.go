@@ -13,7 +13,7 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/vishvananda/netlink"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 	"sluice/cache/conntrack"
 	"sluice/filter"
 )
@@ -301,11 +301,11 @@ func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 							mark := s.agent.Mark()
 							_, server := denied.ends()
 							say(t, denied.server)
-							s.await(mark, "the server's data are denied", func(line running.Line) bool {
+							s.await(mark, "the server's data are denied", func(line agenttest.Line) bool {
 								return line.Text("reason") == "mid-stream" && line.Number("sport") == int(server.Port()) && line.Text("policy") != ""
 							})
 							say(t, denied.client)
-							s.await(mark, "the client's data are denied", func(line running.Line) bool {
+							s.await(mark, "the client's data are denied", func(line agenttest.Line) bool {
 								return line.Text("reason") == "ingress-denied" && line.Number("dport") == int(server.Port())
 							})
 							deaf(t, denied.client)
@@ -392,7 +392,7 @@ func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 		mark := s.agent.Mark()
 		_, server := denied[family].ends()
 		say(t, denied[family].server)
-		s.await(mark, "the server's data are denied", func(line running.Line) bool {
+		s.await(mark, "the server's data are denied", func(line agenttest.Line) bool {
 			return line.Text("reason") == "mid-stream" && line.Number("sport") == int(server.Port())
 		})
 		deaf(t, denied[family].client)

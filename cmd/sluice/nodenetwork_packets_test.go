@@ -15,8 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/event"
 )
 
@@ -83,9 +83,9 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 				return
 			}
 			s.sysctl(t, path, "1")
-			s.await(mark, "that it is over", running.Event(event.SettingRight))
+			s.await(mark, "that it is over", agenttest.Event(event.SettingRight))
 			s.good(t)
-			if told := s.agent.Since(mark, running.Event(event.SettingWrong)); len(told) != 1 {
+			if told := s.agent.Since(mark, agenttest.Event(event.SettingWrong)); len(told) != 1 {
 				t.Errorf("it was logged %d times, want once", len(told))
 			}
 		})
@@ -236,7 +236,7 @@ func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, 
 // expected waits until the agent expects a pod at an address.
 func (s *site) expected(t *testing.T, addr netip.Addr) {
 	t.Helper()
-	s.await(0, "the range of "+addr.String(), func(l running.Line) bool {
+	s.await(0, "the range of "+addr.String(), func(l agenttest.Line) bool {
 		return l.Is(event.RangesDerived) && strings.Contains(fmt.Sprint(l["ranges"]), netip.PrefixFrom(addr, addr.BitLen()).String())
 	})
 }

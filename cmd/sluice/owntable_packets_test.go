@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 	"sluice/filter/event"
 )
 
@@ -119,7 +119,7 @@ func TestOwnTableOnPackets(t *testing.T) {
 				mark := s.agent.Mark()
 				s.nft(t, ruin)
 				for _, family := range []string{"ip", "ip6"} {
-					s.await(mark, "a repair of "+family, func(l running.Line) bool {
+					s.await(mark, "a repair of "+family, func(l agenttest.Line) bool {
 						return l.Is(event.RulesRestored) && l.Text("table") == "nft table "+family+" sluice"
 					})
 				}

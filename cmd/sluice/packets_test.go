@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 )
 
 // The tests of this file and its neighbours send real packets through the real
@@ -36,7 +36,7 @@ const (
 type site struct {
 	*lab.Lab
 	t     testing.TB
-	agent *running.Agent
+	agent *agenttest.Agent
 	dir   string
 	// socket is where the agent answers: two that have the same take over from
 	// each other.
@@ -135,7 +135,7 @@ func (s *site) pod(name, labels string, node int, addrs ...netip.Addr) string {
 // write writes a file of the folder before the agent is started.
 func (s *site) write(name, text string) {
 	s.t.Helper()
-	if err := running.WriteFile(s.dir, name, text); err != nil {
+	if err := agenttest.WriteFile(s.dir, name, text); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -148,7 +148,7 @@ func (s *site) start(args ...string) {
 
 // another starts an agent, which takes over if there is one, and ends it with the
 // test.
-func (s *site) another(args ...string) *running.Agent {
+func (s *site) another(args ...string) *agenttest.Agent {
 	s.t.Helper()
 	program := s.program
 	if program == "" {
@@ -162,7 +162,7 @@ func (s *site) another(args ...string) *running.Agent {
 	args = append([]string{"--socket", s.socket}, args...)
 	// So that all tests can be made with other flags too, such as --kernel-cache off.
 	args = append(args, strings.Fields(os.Getenv("SLUICE_TEST_ARGS"))...)
-	a, err := running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: args})
+	a, err := agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: args})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func (s *site) save(name, text string) {
 }
 
 // await waits for a line of the log after a mark.
-func (s *site) await(mark int, what string, match func(running.Line) bool) running.Line {
+func (s *site) await(mark int, what string, match func(agenttest.Line) bool) agenttest.Line {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()

@@ -16,8 +16,8 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 )
 
 // Each pod gets addresses that no pod had before: until the news of the old pod's
@@ -96,7 +96,7 @@ func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 	try(s.hosts["default/other"], pod, true)
 	time.Sleep(time.Until(began.Add(lag))) // the lag is what is tested
 	file := name + ".yaml"
-	err = running.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
+	err = agenttest.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
 	wait.Wait()
 	if err == nil && !s.stay {
 		err = os.Remove(filepath.Join(s.dir, file))
@@ -215,7 +215,7 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 				s.run(8)
 				close(stop)
 				<-done
-				given := s.agent.Since(0, func(l running.Line) bool {
+				given := s.agent.Since(0, func(l agenttest.Line) bool {
 					return l.Text("reason") == "unknown-pod" && !isScanned(l.Text("src")) && !isScanned(l.Text("dst"))
 				})
 				if len(given) > 0 {

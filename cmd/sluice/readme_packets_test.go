@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 )
 
 // logField is a field of a line of a log in text.
@@ -41,7 +41,7 @@ func TestReadmeLogOnPackets(t *testing.T) {
 	s.start("--kernel-cache", "on", "--log-verdicts", "denied")
 	s.check(t, nil, []string{"default/other default/db tcp 6379"})
 	written := make(map[string]bool)
-	for _, l := range s.agent.Since(0, func(running.Line) bool { return true }) {
+	for _, l := range s.agent.Since(0, func(agenttest.Line) bool { return true }) {
 		written[l.Text("msg")+": "+strings.Join(slices.Sorted(maps.Keys(l)), " ")] = true
 	}
 	_, told, _ := sluice(t, "status", "--socket", s.socket)

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
 	"sluice/filter/event"
 )
 
@@ -59,7 +59,7 @@ func TestForeignRulesOnPackets(t *testing.T) {
 			}
 			s.nft(t, theirs)
 			for _, f := range families {
-				s.await(mark, "a repair", func(l running.Line) bool {
+				s.await(mark, "a repair", func(l agenttest.Line) bool {
 					return l.Is(event.RulesRestored) && l.Text("table") == f.iptables+"-nft"
 				})
 			}
@@ -98,7 +98,7 @@ func (s *site) flush(t *testing.T) {
 func (s *site) repaired(t *testing.T, mark int) {
 	t.Helper()
 	for _, f := range families {
-		s.await(mark, "a repair of "+f.name, func(l running.Line) bool {
+		s.await(mark, "a repair of "+f.name, func(l agenttest.Line) bool {
 			return l.Is(event.RulesRestored) && l.Text("table") == f.iptables+"-nft"
 		})
 	}
@@ -217,7 +217,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	}
 	mark := s.agent.Mark()
 	s.flush(t)
-	s.await(mark, "that it is said", running.Event(event.RulesFailing))
+	s.await(mark, "that it is said", agenttest.Event(event.RulesFailing))
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		text := status()
 		if strings.Contains(text, "is not well: rules cannot be kept: ") && strings.Contains(text, "rules of the node: ") {
@@ -231,7 +231,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.repaired(t, mark)
-	s.await(mark, "that it is over", running.Event(event.RulesRecovered))
+	s.await(mark, "that it is over", agenttest.Event(event.RulesRecovered))
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the first repair may have left something out
 		text := status()
 		if strings.Contains(text, "enforces since") && strings.Contains(text, "No problems.") && !strings.Contains(text, " 0 failed") {

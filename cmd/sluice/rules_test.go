@@ -17,7 +17,7 @@ import (
 	ct "github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/rules"
 )

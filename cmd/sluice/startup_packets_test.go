@@ -18,9 +18,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/apiserver"
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/apiserver"
+	"sluice/bench/testbed/lab"
 )
 
 // standIn is a stand-in for the API server on the site's node, with what the site's
@@ -69,7 +69,7 @@ func (s *site) startFollowing(kubeconfig string, args ...string) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
 	args = append([]string{"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", s.socket}, args...)
-	s.agent, err = running.Start(ctx, running.Options{Sluice: program, Node: s.Nodes[0], Args: args})
+	s.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Args: args})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestUntrackedFromBeforeOnPackets(t *testing.T) {
 		pairs[i].allowed.write()
 		pairs[i].allowed.flows()
 		pairs[i].denied.write()
-		s.await(mark, "the denial over "+f.name, func(l running.Line) bool {
+		s.await(mark, "the denial over "+f.name, func(l agenttest.Line) bool {
 			return l.Text("verdict") == "deny" && l.Text("src") == f.of(s.host("default/other")).String()
 		})
 		pairs[i].denied.stopped()

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 	"sluice/cmd/sluice/agent/telemetry"
 )
 

@@ -15,8 +15,8 @@ import (
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
-	"sluice/bench/lab"
-	"sluice/bench/running"
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 )
 
 // families are the two ways between two hosts.
@@ -392,13 +392,13 @@ func TestVerdictLogOnPackets(t *testing.T) {
 	s.start("--log-verdicts", "all", "--log-verdicts-rate", "0")
 	mark := s.agent.Mark()
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 80"})
-	for _, want := range []running.Line{
+	for _, want := range []agenttest.Line{
 		{"verdict": "allow", "reason": "rule", "from": "default/web", "to": "default/db", "proto": "TCP", "dport": "6379", "direction": "ingress", "policy": "default/access-demo1", "rule": "ingress[0]"},
 		{"verdict": "deny", "reason": "ingress-denied", "from": "default/other", "to": "default/db", "proto": "TCP", "dport": "80", "direction": "ingress", "policy": "default/access-demo1"},
 	} {
 		for _, f := range families {
 			want["src"], want["dst"] = f.of(s.host(want.Text("from"))), f.of(s.host(want.Text("to")))
-			l := s.await(mark, "a line of the verdict", func(l running.Line) bool {
+			l := s.await(mark, "a line of the verdict", func(l agenttest.Line) bool {
 				for field := range want {
 					if l.Text(field) != want.Text(field) {
 						return false

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // replace ends a pod and starts another one at its addresses, of which no agent has

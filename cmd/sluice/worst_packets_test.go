@@ -14,7 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/worst"
+	"sluice/bench/testbed/worstcase"
 )
 
 // memoryLimit of the DaemonSet, in KiB.
@@ -33,15 +33,15 @@ func TestWorstPoliciesOnPackets(t *testing.T) {
 	const guarded = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"
 	s.write("policies.yaml", policies(guarded))
 	s.start()
-	r := worst.Recipe{Identities: 3000}
+	r := worstcase.Recipe{Identities: 3000}
 	var pods strings.Builder
 	for _, p := range r.Pods() {
 		p.APIVersion, p.Kind = "v1", "Pod"
 		pods.WriteString(manifest(t, p))
 	}
 	s.save("attacker-pods.yaml", pods.String())
-	for _, k := range worst.Known() {
-		p := k.OfSize(k.Name, worst.Largest)
+	for _, k := range worstcase.Known() {
+		p := k.OfSize(k.Name, worstcase.Largest)
 		p.APIVersion, p.Kind = "networking.k8s.io/v1", "NetworkPolicy"
 		s.save(k.Name+".yaml", manifest(t, p))
 		t.Logf("with %s: at most %d MiB", k.Name, peakMemory(t, s.agent.PID())>>10)
@@ -51,7 +51,7 @@ func TestWorstPoliciesOnPackets(t *testing.T) {
 		t.Errorf("the agent took %d MiB", peak>>10)
 	}
 	_, told, _ := sluice(t, "status", "--socket", s.socket)
-	if !strings.Contains(told, worst.Namespace+"/") || !strings.Contains(told, "--policies-memory") {
+	if !strings.Contains(told, worstcase.Namespace+"/") || !strings.Contains(told, "--policies-memory") {
 		t.Errorf("the status names no policy that is refused:\n%s", told)
 	}
 }
@@ -63,7 +63,7 @@ func TestPolicyLimitFlagsOnPackets(t *testing.T) {
 		t.Run(flag, func(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
-			p := worst.Known()[0].OfSize("large", 200<<10)
+			p := worstcase.Known()[0].OfSize("large", 200<<10)
 			p.Namespace, p.APIVersion, p.Kind = "mine", "networking.k8s.io/v1", "NetworkPolicy"
 			p.Spec.PodSelector = metav1.LabelSelector{}
 			p.Spec.PolicyTypes, p.Spec.Ingress = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}, append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{})

@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"sluice/bench/cluster"
+	"sluice/bench/testbed/cluster"
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/filter"

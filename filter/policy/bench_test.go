@@ -7,7 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	madeup "sluice/bench/cluster"
+	madeup "sluice/bench/testbed/cluster"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"

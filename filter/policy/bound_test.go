@@ -6,7 +6,7 @@ import (
 	"runtime"
 	"testing"
 
-	"sluice/bench/worst"
+	"sluice/bench/testbed/worstcase"
 	"sluice/filter/policy"
 	"sluice/filter/policy/netpol"
 )
@@ -20,11 +20,11 @@ const (
 )
 
 // mutate changes one ingredient of a recipe.
-func mutate(m worst.Recipe, r *rand.Rand) worst.Recipe {
+func mutate(m worstcase.Recipe, r *rand.Rand) worstcase.Recipe {
 	few := func() int { return []int{0, 1, 2, 4, 8, 12, 16, 32, 100, 300}[r.IntN(10)] }
 	switch r.IntN(15) {
 	case 0:
-		m.Layout = r.IntN(worst.Layouts)
+		m.Layout = r.IntN(worstcase.Layouts)
 	case 1, 2:
 		m.Ports = few()
 	case 3:
@@ -61,10 +61,10 @@ func TestWorstPolicies(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		starts, steps = 2, 10
 	}
-	most, recipe := 0.0, worst.Recipe{}
+	most, recipe := 0.0, worstcase.Recipe{}
 	for start := range starts {
 		r := rand.New(rand.NewPCG(uint64(start), 7))
-		at := worst.Recipe{Ports: 1, Blocks: 1, Identities: 3}
+		at := worstcase.Recipe{Ports: 1, Blocks: 1, Identities: 3}
 		for range 6 {
 			at = mutate(at, r)
 		}
@@ -91,7 +91,7 @@ func TestWorstPolicies(t *testing.T) {
 
 // costOf is what the recipe keeps for each byte of a policy of the size. It fails if
 // that is more than may be.
-func costOf(m worst.Recipe, size int) (float64, error) {
+func costOf(m worstcase.Recipe, size int) (float64, error) {
 	p := m.OfSize("worst", size)
 	took, w, s := take(m.Pods(), p)
 	runtime.KeepAlive(w)

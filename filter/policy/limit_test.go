@@ -11,7 +11,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/worst"
+	"sluice/bench/testbed/worstcase"
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -37,7 +37,7 @@ func newLimited(l policy.Limits) limited {
 
 // large is a policy with so many rules.
 func large(namespace, name string, rules int) *networkingv1.NetworkPolicy {
-	p := worst.Recipe{Layout: worst.Apart, Ports: 1, Blocks: 1}.Policy(name, rules)
+	p := worstcase.Recipe{Layout: worstcase.Apart, Ports: 1, Blocks: 1}.Policy(name, rules)
 	p.Namespace = namespace
 	return p
 }

@@ -9,7 +9,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/worst"
+	"sluice/bench/testbed/worstcase"
 )
 
 // overlapping are policies each of which selects another half of the pods, so that
@@ -17,7 +17,7 @@ import (
 func overlapping(pods, policies, rules int) (list []*networkingv1.NetworkPolicy) {
 	r := rand.New(rand.NewPCG(uint64(pods), uint64(policies)))
 	for i := range policies {
-		p := worst.Recipe{Layout: worst.Overlapping, Ports: 1, Blocks: 4}.Policy(fmt.Sprintf("p%d", i), rules)
+		p := worstcase.Recipe{Layout: worstcase.Overlapping, Ports: 1, Blocks: 4}.Policy(fmt.Sprintf("p%d", i), rules)
 		half := metav1.LabelSelectorRequirement{Key: "id", Operator: metav1.LabelSelectorOpIn}
 		for _, pod := range r.Perm(pods)[:pods/2] {
 			half.Values = append(half.Values, fmt.Sprintf("v%d", pod))
@@ -37,7 +37,7 @@ func TestManySetsOfPolicies(t *testing.T) {
 	for _, p := range list {
 		stored += uint64(p.Size())
 	}
-	took, w, s := take(worst.Recipe{Identities: pods}.Pods(), list...)
+	took, w, s := take(worstcase.Recipe{Identities: pods}.Pods(), list...)
 	defer runtime.KeepAlive(w)
 	defer runtime.KeepAlive(s)
 	if s.Counts().Groups < pods*9/10 {

@@ -6,7 +6,7 @@ import (
 	"syscall"
 	"testing"
 
-	"sluice/bench/worst"
+	"sluice/bench/testbed/worstcase"
 	"sluice/filter/policy"
 	"sluice/filter/policy/netpol"
 )
@@ -23,8 +23,8 @@ func cpuTime(b *testing.B) float64 {
 
 // BenchmarkWorst is what the worst policies take to compile, by their size.
 func BenchmarkWorst(b *testing.B) {
-	for _, m := range worst.Known() {
-		for _, size := range []int{96 << 10, 384 << 10, worst.Largest} {
+	for _, m := range worstcase.Known() {
+		for _, size := range []int{96 << 10, 384 << 10, worstcase.Largest} {
 			b.Run(fmt.Sprintf("%s/%dK", m.Name, size>>10), func(b *testing.B) {
 				pods, p := m.Pods(), m.OfSize("worst", size)
 				if len(pods) == 0 {

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/queue"

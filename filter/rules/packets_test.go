@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // One-way UDP is asked about once, and so is a whole TCP connection.

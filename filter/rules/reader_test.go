@@ -12,7 +12,7 @@ import (
 
 	"github.com/florianl/go-nfqueue/v2"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // reader reads the queues, and allows all that it is not told to hold.

@@ -12,7 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sluice/bench/controlplane"
+	"sluice/bench/testbed/controlplane"
 )
 
 // updateNode changes this node's Node as its admin, however often others do meanwhile.

@@ -19,8 +19,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"sluice/bench/cluster"
-	"sluice/bench/controlplane"
+	"sluice/bench/testbed/cluster"
+	"sluice/bench/testbed/controlplane"
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"

@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
-	"sluice/bench/apiserver"
+	"sluice/bench/testbed/apiserver"
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"

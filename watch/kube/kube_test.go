@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
 
-	"sluice/bench/apiserver"
+	"sluice/bench/testbed/apiserver"
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"

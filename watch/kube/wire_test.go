@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/randfill"
 
-	"sluice/bench/cluster"
+	"sluice/bench/testbed/cluster"
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 	"sluice/watch/node"
 )
 

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 	"sluice/watch/node"
 )
 

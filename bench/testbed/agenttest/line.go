@@ -1,4 +1,4 @@
-package running
+package agenttest
 
 import (
 	"encoding/json"

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // traces lists what a lab may leave in this process: file descriptors of

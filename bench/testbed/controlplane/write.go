@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"sluice/bench/cluster"
+	"sluice/bench/testbed/cluster"
 )
 
 // writers is how many objects of a cluster are written at once.

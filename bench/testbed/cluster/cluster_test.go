@@ -4,7 +4,7 @@ import (
 	"reflect"
 	"testing"
 
-	"sluice/bench/cluster"
+	"sluice/bench/testbed/cluster"
 	"sluice/filter"
 	"sluice/filter/policy"
 )

@@ -1,4 +1,4 @@
-package byhand_test
+package baseline_test
 
 import (
 	"net/netip"
@@ -8,9 +8,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"sluice/bench/byhand"
-	"sluice/bench/cluster"
-	"sluice/bench/lab"
+	"sluice/bench/baseline"
+	"sluice/bench/testbed/cluster"
+	"sluice/bench/testbed/lab"
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -18,8 +18,8 @@ import (
 )
 
 // walk is what iptables does with the first packet of a flow, read literally.
-func walk(r *byhand.Rules, chain string, k filter.Key) (dropped bool) {
-	sets := make(map[string]byhand.Set)
+func walk(r *baseline.Rules, chain string, k filter.Key) (dropped bool) {
+	sets := make(map[string]baseline.Set)
 	for _, s := range r.Sets {
 		sets[s.Name] = s
 	}
@@ -30,9 +30,9 @@ func walk(r *byhand.Rules, chain string, k filter.Key) (dropped bool) {
 				continue
 			}
 			switch rule.Target {
-			case byhand.Return:
+			case baseline.Return:
 				return false
-			case byhand.Drop:
+			case baseline.Drop:
 				return true
 			}
 			if visit(rule.Target) {
@@ -44,7 +44,7 @@ func walk(r *byhand.Rules, chain string, k filter.Key) (dropped bool) {
 	return visit(chain)
 }
 
-func matches(r byhand.Rule, sets map[string]byhand.Set, k filter.Key) bool {
+func matches(r baseline.Rule, sets map[string]baseline.Set, k filter.Key) bool {
 	src, dst := k.SrcAddr(), k.DstAddr()
 	if r.Established || r.Src.IsValid() && r.Src != src || r.Dst.IsValid() && r.Dst != dst {
 		return false
@@ -67,8 +67,8 @@ func matches(r byhand.Rule, sets map[string]byhand.Set, k filter.Key) bool {
 }
 
 // read is a cluster in the form that rules are written for.
-func read(c *cluster.Cluster) byhand.Cluster {
-	return byhand.Cluster{Namespaces: c.Namespaces, Pods: kubepod.ReadAll(c.Pods), Policies: netpol.ReadAll(c.Policies)}
+func read(c *cluster.Cluster) baseline.Cluster {
+	return baseline.Cluster{Namespaces: c.Namespaces, Pods: kubepod.ReadAll(c.Pods), Policies: netpol.ReadAll(c.Policies)}
 }
 
 // TestSameVerdicts holds the rules against the decision of Sluice: a benchmark of
@@ -86,7 +86,7 @@ func TestSameVerdicts(t *testing.T) {
 		for _, p := range c.Pods {
 			all = append(all, netip.MustParseAddr(p.Status.PodIP))
 		}
-		rules := byhand.Write(read(c), all)
+		rules := baseline.Write(read(c), all)
 		keys := c.Keys(1, 1500)
 		// Flows to outside, for egress by ipBlock, and by UDP.
 		for _, k := range c.Keys(2, 300) {
@@ -98,7 +98,7 @@ func TestSameVerdicts(t *testing.T) {
 			v := snapshot.Decide(k)
 			seen[v.Action]++
 			// The path of a packet to itself never leaves the pod.
-			if dropped := walk(rules, byhand.Root, k); dropped != (v.Action == filter.Deny) && k.Src != k.Dst {
+			if dropped := walk(rules, baseline.Root, k); dropped != (v.Action == filter.Deny) && k.Src != k.Dst {
 				t.Fatalf("%+v: %s: Sluice says %s (%s), by hand it is dropped: %v", o, k, v.Action, v.Reason, dropped)
 			}
 		}
@@ -112,8 +112,8 @@ func TestSameVerdicts(t *testing.T) {
 func TestLocalPodsAlone(t *testing.T) {
 	c := cluster.New(1, cluster.Options{Pods: 100, Policies: 10})
 	local := []netip.Addr{netip.MustParseAddr(c.Pods[3].Status.PodIP)}
-	r := byhand.Write(read(c), local)
-	for _, rule := range r.In[byhand.Root][1:] {
+	r := baseline.Write(read(c), local)
+	for _, rule := range r.In[baseline.Root][1:] {
 		if rule.Src != local[0] && rule.Dst != local[0] {
 			t.Errorf("%+v is not about %s", rule, local[0])
 		}
@@ -122,7 +122,7 @@ func TestLocalPodsAlone(t *testing.T) {
 		t.Error("the pod has no chain")
 	}
 	c.Pods[3].Status.Phase = corev1.PodSucceeded
-	if r = byhand.Write(read(c), local); len(r.Chains) > 1 {
+	if r = baseline.Write(read(c), local); len(r.Chains) > 1 {
 		t.Errorf("a pod that has ended has chains: %v", r.Chains)
 	}
 }
@@ -138,7 +138,7 @@ func TestTheKernelTakesThem(t *testing.T) {
 	for _, p := range c.Pods {
 		all = append(all, netip.MustParseAddr(p.Status.PodIP))
 	}
-	r := byhand.Write(read(c), all)
+	r := baseline.Write(read(c), all)
 	kinds := make(map[string]bool)
 	for _, s := range r.Sets {
 		kinds[s.Kind] = true

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // patience bounds what a loaded machine may take. An attempt takes below a

@@ -1,4 +1,4 @@
-// Package byhand writes NetworkPolicies down as iptables rules and IP sets, as a
+// Package baseline writes NetworkPolicies down as iptables rules and IP sets, as a
 // careful administrator would, or an agent that works in the kernel alone: the peer
 // that Sluice is measured against.
 //
@@ -10,17 +10,19 @@
 //
 // IPv4 alone. Cases that benchmarks do not have are left out: pods of the host's
 // network, and SCTP where the kernel lacks its match.
-package byhand
+package baseline
 
 import (
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"sluice/bench/testbed/lab"
 	"sluice/filter"
 	"sluice/filter/policy"
 )
@@ -373,4 +375,22 @@ func (r Rule) text(kind string) string {
 	}
 	fmt.Fprintf(&b, " -j %s", r.Target)
 	return b.String()
+}
+
+// Apply puts sets and rules in force on a node that has none of them. It needs the
+// commands ipset, if there are sets, and iptables-restore.
+func (r *Rules) Apply(node *lab.Node) error {
+	if len(r.Sets) > 0 {
+		cmd := exec.Command("ipset", "restore")
+		cmd.Stdin = strings.NewReader(r.SetsText())
+		if _, err := node.Output(cmd); err != nil {
+			return fmt.Errorf("make the IP sets: %w", err)
+		}
+	}
+	cmd := exec.Command("iptables-restore", "--noflush")
+	cmd.Stdin = strings.NewReader(r.RulesText())
+	if _, err := node.Output(cmd); err != nil {
+		return fmt.Errorf("make the rules: %w", err)
+	}
+	return nil
 }

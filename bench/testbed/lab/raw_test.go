@@ -8,7 +8,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // build makes an IP packet of a protocol that no socket here speaks.

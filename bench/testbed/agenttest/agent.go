@@ -1,7 +1,7 @@
-// Package running runs sluice on a node of a lab, with a folder of manifests, and
+// Package agenttest runs sluice on a node of a lab, with a folder of manifests, and
 // follows what it logs: tests, the demo and benchmarks learn from the log when a
 // change is in force, and never wait longer than that.
-package running
+package agenttest
 
 import (
 	"bufio"
@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 	"sluice/filter/event"
 )
 

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 // Pods on a bridge reach each other, the outside and pods elsewhere, as routed ones

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"sluice/bench/lab/frames"
+	"sluice/bench/testbed/lab/frames"
 )
 
 func end(n byte) frames.End {

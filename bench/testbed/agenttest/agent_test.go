@@ -1,4 +1,4 @@
-package running
+package agenttest
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/bench/lab"
+	"sluice/bench/testbed/lab"
 )
 
 func TestReadable(t *testing.T) {
