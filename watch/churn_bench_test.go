@@ -51,10 +51,11 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 	}
 	published := make(chan int, 10000)
 	count := 0 // on the Keeper's goroutine
-	k := watch.New(world, new(policy.Published), watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes, bool) {
+	k := watch.New(world, new(policy.Published), watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "count", Func: func(context.Context, watch.Change) error {
 		count++
 		published <- count
-	}})
+		return nil
+	}}}})
 	feed := make(feed)
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan struct{})

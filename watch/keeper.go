@@ -39,11 +39,9 @@ type Source interface {
 type Options struct {
 	// Logger gets what is wrong in policies, each once; nil discards it.
 	Logger *slog.Logger
-	// OnPublish is called after each publish, the first one too, when no verdict
-	// of an older snapshot can still take effect. Until it returns, updates wait.
-	// Should a worker be stuck, it is called nevertheless, and then again with the
-	// same changes until the worker is back; late says so in all of these calls.
-	OnPublish func(ctx context.Context, s *policy.Snapshot, changes policy.Changes, late bool)
+	// Stages put each change in force, in this order, from the first one on. If there are
+	// none, Run waits after the first change for Attach.
+	Stages []Stage
 }
 
 const (
@@ -51,30 +49,27 @@ const (
 	linger = time.Millisecond
 	// A stream of updates is published at least this often.
 	longest = 20 * time.Millisecond
-	// A worker that holds a snapshot for longer than this is stuck, and must not
-	// keep new policy from all the others.
-	patience = 5 * time.Second
 	// workSlice bounds how long work for large policies holds up other updates.
 	workSlice = 5 * time.Millisecond
-	// So long after the last try, what changed meanwhile is told again.
-	retry = time.Second
 )
 
 // Keeper owns a World: all that changes it runs on one goroutine of Run. Another one reads
 // and compiles large policies, which takes up to half a second for each; meanwhile other
 // updates go on.
 type Keeper struct {
-	world   *policy.World
-	pub     *policy.Published
-	log     *slog.Logger
-	publish func(context.Context, *policy.Snapshot, policy.Changes, bool)
-	ready   chan struct{}
-	isReady bool
-	said    map[policy.Problem]bool
-	clashed map[string]bool
+	world    *policy.World
+	pub      *policy.Published
+	log      *slog.Logger
+	stages   []Stage
+	first    chan Change  // the first one, for First
+	attached chan []Stage // by Attach
+	ready    chan struct{}
+	isReady  bool
+	said     map[policy.Problem]bool
+	clashed  map[string]bool
 
-	unsettled policy.Changes     // told while a worker was stuck
-	again     <-chan time.Time   // when to tell them again; nil for never
+	unsettled policy.Changes     // applied while a stage was unsettled
+	again     <-chan time.Time   // when to apply them again; nil for never
 	working   bool               // the World has work for large policies
 	drafts    chan *policy.Draft // to be prepared: one at most
 	prepared  chan *policy.Draft
@@ -94,21 +89,24 @@ type message struct {
 // Keeper's from now on.
 func New(world *policy.World, pub *policy.Published, opts Options) *Keeper {
 	k := &Keeper{
-		world: world, pub: pub, log: opts.Logger, publish: opts.OnPublish,
+		world: world, pub: pub, log: opts.Logger, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
 		ready: make(chan struct{}), said: make(map[policy.Problem]bool),
 		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), before: func() {},
 	}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
-	if k.publish == nil {
-		k.publish = func(context.Context, *policy.Snapshot, policy.Changes, bool) {}
-	}
 	return k
 }
 
-// Ready is closed when the first snapshot is in force and OnPublish has returned
-// from it.
+// First delivers the first change, once it has been published.
+func (k *Keeper) First() <-chan Change { return k.first }
+
+// Attach has all later changes applied by the stages, in this order. It is called once,
+// and only if Options named no stages. Until then, updates wait.
+func (k *Keeper) Attach(stages ...Stage) { k.attached <- stages }
+
+// Ready is closed when the first snapshot is in force, and the stages are attached.
 func (k *Keeper) Ready() <-chan struct{} { return k.ready }
 
 // Problems are what is wrong in the policies in force. Any goroutine may ask; the
@@ -154,8 +152,7 @@ func (k *Keeper) Run(ctx context.Context, sources ...Source) error {
 		})
 	}
 	group.Go(func() error {
-		k.loop(inner, updates, sources)
-		return nil
+		return k.loop(inner, updates, sources)
 	})
 	group.Go(func() error {
 		k.prepare(inner)
@@ -164,7 +161,7 @@ func (k *Keeper) Run(ctx context.Context, sources ...Source) error {
 	return group.Wait()
 }
 
-func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Source) {
+func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Source) error {
 	heard := make([]bool, len(sources)) // ever
 	always := make(chan struct{})
 	close(always)
@@ -179,18 +176,22 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 		var changed []bool // in this burst
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case m := <-updates:
 			changed = k.burst(ctx, m, updates, len(sources))
 		case <-k.again:
-			k.commit(ctx, nil)
+			if err := k.commit(ctx, nil); err != nil {
+				return err
+			}
 			continue
 		case d := <-k.prepared:
 			k.world.Prepared(d)
 			k.working = true
 			continue
 		case <-work:
-			k.work(ctx)
+			if err := k.work(ctx); err != nil {
+				return err
+			}
 			continue
 		}
 		var by []string
@@ -200,7 +201,9 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 			}
 		}
 		if !slices.Contains(heard, false) {
-			k.commit(ctx, by)
+			if err := k.commit(ctx, by); err != nil {
+				return err
+			}
 			k.working = true // perhaps
 		}
 	}
@@ -221,12 +224,13 @@ func (k *Keeper) prepare(ctx context.Context) {
 }
 
 // work does a part of the work for large policies.
-func (k *Keeper) work(ctx context.Context) {
+func (k *Keeper) work(ctx context.Context) error {
 	began := time.Now()
 	again, commit := k.world.Work(func() bool { return time.Since(began) < workSlice })
 	if k.working = again; commit {
-		k.commit(ctx, []string{"large policies"})
+		return k.commit(ctx, []string{"large policies"})
 	}
+	return nil
 }
 
 // burst applies an update and those that come right behind it, and says which
@@ -256,9 +260,9 @@ func (k *Keeper) burst(ctx context.Context, m message, updates <-chan message, s
 
 // commit compiles the World, which the named sources have changed, and puts the
 // snapshot in force.
-func (k *Keeper) commit(ctx context.Context, by []string) {
+func (k *Keeper) commit(ctx context.Context, by []string) error {
 	if ctx.Err() != nil {
-		return
+		return nil
 	}
 	began := time.Now()
 	snapshot, changes := k.world.Commit()
@@ -266,17 +270,15 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 	k.pub.Publish(snapshot)
 	k.problems()
 	k.conflicts()
-	settled, err := k.settle(ctx)
-	if err != nil {
-		return
+	change := Change{Snapshot: snapshot, Addresses: append(changes, k.unsettled...), Unsettled: k.again != nil}
+	var err error
+	if k.isReady || len(k.stages) > 0 {
+		err = k.apply(ctx, change)
+	} else {
+		k.await(ctx, change)
 	}
-	late := !settled || k.again != nil
-	changes = append(changes, k.unsettled...)
-	k.publish(ctx, snapshot, changes, late)
-	k.unsettled, k.again = nil, nil
-	if !settled {
-		// What the worker does may come to effect yet: all of it once more.
-		k.unsettled, k.again = changes, time.After(retry)
+	if err != nil || ctx.Err() != nil {
+		return err
 	}
 	level := slog.LevelDebug
 	if !k.isReady {
@@ -287,20 +289,39 @@ func (k *Keeper) commit(ctx context.Context, by []string) {
 	}
 	c := snapshot.Counts()
 	k.log.Log(ctx, level, "policies in force", event.Published.Attr(), "snapshot", snapshot.Number(), "changed_by", strings.Join(by, ", "), "policies", c.Policies,
-		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(changes), "compiled_in", compiled)
+		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(change.Addresses), "compiled_in", compiled)
+	return nil
 }
 
-// settle waits until no verdict of an older snapshot can take effect any more. It
-// is false if a worker is stuck, and fails only if ctx ends.
-func (k *Keeper) settle(ctx context.Context) (settled bool, err error) {
-	limited, stop := context.WithTimeoutCause(ctx, patience, errors.New("a worker holds on to an old snapshot"))
-	defer stop()
-	err = k.pub.Settle(limited)
-	if err != nil && ctx.Err() == nil {
-		k.log.Error("a worker holds on to an old snapshot; going on without it", "waited", patience)
-		return false, nil
+// await delivers the first change to First and waits for the stages of the later ones.
+func (k *Keeper) await(ctx context.Context, first Change) {
+	k.first <- first
+	select {
+	case <-ctx.Done():
+	case k.stages = <-k.attached:
 	}
-	return err == nil, err
+}
+
+// apply puts a change in force, stage by stage. If a stage is unsettled, the others go
+// on, and the change is applied again later.
+func (k *Keeper) apply(ctx context.Context, c Change) error {
+	k.unsettled, k.again = nil, nil
+	settled := true
+	for _, s := range k.stages {
+		err := s.Apply(ctx, c)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ErrUnsettled):
+			settled, c.Unsettled = false, true
+		case err != nil:
+			return fmt.Errorf("put snapshot %d in force for %s: %w", c.Snapshot.Number(), s, err)
+		}
+	}
+	if !settled {
+		k.unsettled, k.again = c.Addresses, time.After(unsettledInterval)
+	}
+	return nil
 }
 
 // problems logs what is wrong in the policies, each once for as long as it is.

@@ -68,12 +68,13 @@ func keepWith(t *testing.T, pub *policy.Published, logger *slog.Logger, change f
 	ctx, stop := context.WithCancel(t.Context())
 	k := watch.New(policy.NewWorld(), pub, watch.Options{
 		Logger: logger,
-		OnPublish: func(ctx context.Context, s *policy.Snapshot, c policy.Changes, _ bool) {
+		Stages: []watch.Stage{watch.Workers{Published: pub}, watch.StageFunc{Name: "test", Func: func(ctx context.Context, c watch.Change) error {
 			select {
-			case calls <- published{s, c}:
+			case calls <- published{c.Snapshot, c.Addresses}:
 			case <-ctx.Done():
 			}
-		},
+			return nil
+		}}},
 	})
 	change(k)
 	ended := make(chan error, 1)

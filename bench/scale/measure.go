@@ -53,12 +53,13 @@ func measure(ctx context.Context, opts options) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	group, inner := errgroup.WithContext(ctx)
-	keeper := watch.New(policy.NewWorld(), &a.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes, bool) {
+	keeper := watch.New(policy.NewWorld(), &a.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {
 		case a.changed <- struct{}{}:
 		default:
 		}
-	}})
+		return nil
+	}}}})
 	before, err := read()
 	if err != nil {
 		cancel()

@@ -46,12 +46,13 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	if f.source, err = New(config, opts); err != nil {
 		t.Fatal(err)
 	}
-	keeper := watch.New(policy.NewWorld(), &f.published, watch.Options{OnPublish: func(context.Context, *policy.Snapshot, policy.Changes, bool) {
+	keeper := watch.New(policy.NewWorld(), &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {
 		case f.changed <- struct{}{}:
 		default:
 		}
-	}})
+		return nil
+	}}}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- keeper.Run(ctx, f.source) }()

@@ -1,5 +1,6 @@
-// Package agent is the agent of a node: it wires the parts together, starts them in
-// order, puts each change of policy in force, hands over to the next agent, and ends.
+// Package agent is the agent of a node. It wires the parts together, starts them in order,
+// puts each change of policy in force stage by stage, hands over to the next agent, and
+// ends.
 package agent
 
 import (
@@ -9,18 +10,15 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"sluice/cache"
-	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
 	"sluice/filter/engine"
-	"sluice/filter/event"
-	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
 	"sluice/filter/rules"
@@ -32,63 +30,49 @@ import (
 )
 
 const (
-	// answering is how long the agent waits at its end for packets that wait to be
-	// answered.
-	answering = 5 * time.Second
-	// goodbye is how long it then takes at most to leave the rules as they are to
-	// be.
-	goodbye = 5 * time.Second
+	// drainTimeout bounds the wait for queued packets at shutdown.
+	drainTimeout = 5 * time.Second
+	// rulesTimeout bounds the change of the rules at shutdown, and when a successor is gone.
+	rulesTimeout = 5 * time.Second
 )
 
 // agent is the parts of a running agent, wired together.
 //
-// World and packets meet in published alone: the keeper puts snapshots there, the
-// judges take them from there. After each publish the follower judges the live
-// connections.
+// The goroutine of run starts it, hands over, takes back and ends: these never overlap,
+// and no lock is held while iptables runs. The Keeper's goroutine applies the stages.
 type agent struct {
-	opts       Options
-	log        *slog.Logger
+	opts Options
+	log  *slog.Logger
+	host
+
 	published  policy.Published
 	ranges     watch.Ranges // where pods have their addresses
-	rangesSet  uint64       // how often they were when live connections were last all judged
+	rangesSet  uint64       // the count of their changes when all live connections were last judged
 	network    *nodeNetwork
 	verdicts   *verdictlog.Log
 	manager    *rules.Manager
 	evaluators []*engine.Evaluator
-	queues     *queue.Queues
-	backend    []rules.Table // that the rules are kept in
-	kernel     *bpf.Cache    // nil where verdicts are not remembered in the kernel
-	guard      *guard.Guard  // nil where pods' interfaces are not guarded
-	table      *conntrack.Netlink
-	admitted   *conntrack.TrackedFlows
+	tracked    *conntrack.TrackedFlows
 	sweeper    *conntrack.Sweeper
 	follower   *conntrack.Follower
 	keeper     *watch.Keeper
 
-	known  chan struct{} // closed when the first snapshot is in force
-	failed chan error    // why the agent cannot begin, or go on
-	synced chan struct{} // closed when all is in place
-	gaps   chan struct{} // packets may have passed unjudged
+	failed    chan error    // why the agent cannot go on
+	synced    chan struct{} // closed when the agent is ready
+	ending    chan struct{} // closed when it ends
+	gaps      chan struct{} // packets may have passed unjudged
+	handovers chan handover
 
-	wantedQueue uint16        // the first
-	occupied    bool          // another agent may be there
-	lease       io.Closer     // that it has yielded; nil without one
-	inherited   chan struct{} // closed when the node is this agent's, and was another's
+	lease     io.Closer // keeps the predecessor from enforcing again; nil without one
+	rulesStay bool      // at the end, or because they could not be removed
 
-	// left is why an earlier agent's rules in the other backend could not be removed;
-	// packets meet those too.
-	left atomic.Pointer[error]
+	mu    sync.Mutex // held for moments, never for I/O
+	phase phase
 
-	rulesStay bool // at the end, or because they could not be removed
-
-	serving context.Context // of all parts
-	mu      sync.Mutex
-	phase   phase
-
-	standing
+	status
 }
 
-// phase is how far an agent is.
+// phase is how far an agent is. The goroutine of run changes it.
 type phase uint8
 
 const (
@@ -96,74 +80,83 @@ const (
 	applying               // there may be rules in place
 	enforcing              // the rules are in place and live connections judged
 	yielded                // another agent has taken over
+	resuming               // that agent is gone, and there may be rules in place again
 	leaving                // what is in place is taken back
 )
 
-func newAgent(ctx context.Context, opts Options, log *slog.Logger) (made *agent, err error) {
-	a := &agent{log: log, known: make(chan struct{}), inherited: make(chan struct{}), failed: make(chan error, 1), synced: make(chan struct{}), gaps: make(chan struct{}, 1)}
-	tables, err := rules.Open(ctx, opts.Rules.Backend, log)
+// Run builds an agent and runs it until ctx ends.
+func Run(ctx context.Context, opts Options, log *slog.Logger) error {
+	a := newAgent(opts, log)
+	defer a.close()
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	if err := a.wire(); err != nil {
+		return err
+	}
+	source, err := a.source()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	a.wantedQueue = opts.Rules.FirstQueue
-	if opts.Rules.FirstQueue, a.occupied, err = chooseQueues(opts.Rules.FirstQueue, opts.Rules.Span()); err != nil {
-		return nil, err
+	if err := a.run(ctx, source); err != nil {
+		return fmt.Errorf("run the agent: %w", err)
 	}
-	a.opts, a.backend = opts, tables
-	a.standsOn(tables)
-	if err := a.openKernel(); err != nil {
-		return nil, err
+	return nil
+}
+
+func newAgent(opts Options, log *slog.Logger) *agent {
+	return &agent{
+		opts: opts, log: log,
+		failed: make(chan error, 1), synced: make(chan struct{}), ending: make(chan struct{}), gaps: make(chan struct{}, 1),
+		handovers: make(chan handover),
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.closeKernel(), a.closeGuard())
-		}
-	}()
-	if err := a.openGuard(); err != nil {
-		return nil, err
-	}
-	a.manager = rules.New(a.opts.Rules, tables, log)
+}
+
+// wire makes the parts that need the host's side of others.
+func (a *agent) wire() error {
+	opts := a.opts
+	a.started = time.Now()
+	a.manager = rules.New(opts.Rules, a.tables, a.log)
 	a.manager.OnRepair = a.noteGap
 	if a.kernel != nil {
 		a.manager.EnsurePins = a.kernel.EnsurePins
+		a.ranges.OnSet = a.setKernelRanges
 	}
-	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, log)
+	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, a.log)
 	a.ranges.Set(opts.PodCIDRs, nil)
-	a.network = newNodeNetwork(&a.ranges, log)
-	a.network.onDevices = a.tellDevices
+	a.network = newNodeNetwork(&a.ranges, a.log)
+	a.network.onDevices = a.setKernelDevices
 	a.network.cluster = len(opts.Manifests) == 0
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
-	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // those that were given hold alone
-	a.admitted = conntrack.NewTrackedFlows(func(addr netip.Addr) bool {
+	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // given ones are complete
+	a.tracked = conntrack.NewTrackedFlows(func(addr netip.Addr) bool {
 		_, cluster := a.ranges.Contains(addr)
 		return cluster
 	})
-	a.queues, err = queue.New(queue.Options{
+	var err error
+	a.queues, err = a.newQueues(queue.Options{
 		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.JudgedMark,
 		MaxLen: uint32(opts.QueueLen), CopyRange: uint32(opts.CopyRange),
 		FailOpen: opts.Overflow == PassPackets, OnGap: a.noteGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
-	}, a.newEvaluator, log)
+	}, a.newEvaluator, a.log)
 	if err != nil {
-		return nil, err
-	}
-	if a.table, err = conntrack.Open(conntrack.Options{}); err != nil {
-		return nil, err
+		return err
 	}
 	marks := conntrack.Marks{Allowed: opts.Rules.JudgedMark, Revoked: opts.Rules.RevokedMark}
-	a.sweeper = conntrack.New(a.table, marks, log, a.verdicts)
+	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
 	a.sweeper.Awaited = a.awaited
-	a.follower = conntrack.Follow(a.sweeper, a.admitted, log)
+	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
 	world := policy.NewWorld()
 	world.SetLimits(opts.Limits)
 	world.SetLocalNode(opts.NodeName)
-	a.keeper = watch.New(world, &a.published, watch.Options{Logger: log, OnPublish: a.onPublish})
-	return a, nil
+	a.keeper = watch.New(world, &a.published, watch.Options{Logger: a.log})
+	return nil
 }
 
 // newEvaluator makes one of the workers' evaluators.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Tracker: a.admitted, FailOpen: a.opts.Rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Tracker: a.tracked, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
@@ -173,151 +166,109 @@ func (a *agent) newEvaluator() queue.Evaluator {
 	return e
 }
 
-// awaited says whether a packet from or to an address that nobody has waits, and
-// is denied if it waits in vain.
-func (a *agent) awaited(addr netip.Addr) bool {
-	local, _ := a.ranges.Contains(addr)
-	return local && !a.opts.Rules.FailOpen
+// source is where the agent learns of pods and policies.
+func (a *agent) source() (watch.Source, error) {
+	if len(a.opts.Manifests) > 0 {
+		return folder.Source{
+			Dirs: a.opts.Manifests, Logger: a.log,
+			OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) },
+			OnNotRead:  func(n []folder.NotRead) { a.notRead.Store(&n) },
+		}, nil
+	}
+	ranges := &a.ranges
+	if len(a.opts.PodCIDRs) > 0 {
+		ranges = nil // given ones are complete
+	}
+	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, Ranges: ranges, StartupTaint: a.startupTaint(), Logger: a.log})
 }
 
-// forgetOtherBackend takes away what an agent has left in the backend that is not
-// used: packets would be judged by both.
-func forgetOtherBackend(ctx context.Context, inUse []rules.Table, log *slog.Logger) error {
-	others, err := rules.Others(ctx, inUse)
-	if err != nil {
-		return fmt.Errorf("look for rules in the other backend: %w", err)
+// run runs the agent until ctx ends or a part fails, and then ends all parts in order.
+func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
+	a.sources = sources
+	// The parts go on while the rules are removed.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, serving := errgroup.WithContext(serving)
+	background := func(part func(context.Context) error) { group.Go(func() error { return part(serving) }) }
+	a.startParts(background, sources)
+
+	either, cancel := context.WithCancelCause(serving)
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
+	err := a.start(either, background)
+	if err == nil {
+		a.handOverUntil(ctx, serving)
+	} else if either.Err() != nil {
+		err = nil // it was told to end, or the group has the reason
 	}
-	removed, err := rules.Traces(ctx, others)
-	for _, line := range removed {
-		log.Warn("removed what an agent had left in the other backend", "what", line)
+	if ctx.Err() != nil {
+		a.log.Info("ending", "rules", string(a.opts.OnExit))
+	}
+	was := a.setPhase(leaving)
+	close(a.ending)
+	ctx = context.WithoutCancel(ctx)
+	err = errors.Join(err, a.drain(ctx, serving))
+	stop()
+	err = errors.Join(group.Wait(), err)
+	if was == applying || was == enforcing || was == resuming {
+		err = errors.Join(err, a.leave(ctx))
 	}
 	return err
 }
 
-// forgetInterval is how often the other backend is tried again.
-const forgetInterval = 30 * time.Second
-
-// forgetLater tries until the other backend is rid of what an agent has left there, if
-// it was not at the start.
-func (a *agent) forgetLater(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-a.synced:
-	}
-	tick := time.NewTicker(forgetInterval)
-	defer tick.Stop()
-	for a.left.Load() != nil {
+// startParts starts the parts that run from the beginning.
+func (a *agent) startParts(background func(func(context.Context) error), sources []watch.Source) {
+	background(func(ctx context.Context) error {
+		return a.keeper.Run(ctx, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...)
+	})
+	background(func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if err := forgetOtherBackend(ctx, a.backend, a.log); err != nil {
-			a.left.Store(&err)
-			continue
-		}
-		a.left.Store(nil)
-	}
-}
-
-func (a *agent) close() {
-	for _, e := range a.evaluators {
-		e.Close()
-	}
-	_ = a.table.Close()
-	if err := a.closeKernel(); err != nil {
-		a.log.Warn("something of the kernel's flow cache may be left", "err", err)
-	}
-	if err := a.closeGuard(); err != nil {
-		a.log.Warn("something of the guard of the pods' interfaces may be left", "err", err)
-	}
-	if a.lease != nil {
-		_ = a.lease.Close() // the agent from before may step in again
-	}
-}
-
-// advance goes from one phase to the next, unless another has come between.
-func (a *agent) advance(from, to phase) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.phase != from {
-		return false
-	}
-	a.phase = to
-	return true
-}
-
-// end begins the last phase, and returns the one before.
-func (a *agent) end() phase {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	was := a.phase
-	a.phase = leaving
-	return was
-}
-
-// run runs all parts until ctx ends, and then ends them in order; or until one of
-// them fails, and then ends the others likewise.
-func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
-	a.sources = sources
-	// What serves packets goes on while the rules are taken back.
-	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	group, serving := errgroup.WithContext(serving)
-	a.serving = serving
-	group.Go(func() error {
-		return a.keeper.Run(serving, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...)
-	})
-	group.Go(func() error {
-		select {
-		case <-serving.Done():
-			return nil
-		case <-a.known: // before that, every packet would be denied
-			return a.queues.Run(serving)
-		}
-	})
-	group.Go(func() error {
-		select {
-		case <-serving.Done():
 			return nil
 		case err := <-a.failed:
 			return err
 		}
 	})
-	group.Go(func() error { a.network.run(serving, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.inherit, a.serve, a.tendMemory, a.forgetLater, a.runGuard} {
-		group.Go(func() error { part(serving); return nil })
+	background(func(ctx context.Context) error { a.network.run(ctx, &a.published); return nil })
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.serve, a.tendMemory, a.runGuard} {
+		background(func(ctx context.Context) error { part(ctx); return nil })
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- group.Wait() }()
-	select {
-	case <-ctx.Done():
-		a.log.Info("ending", "rules", string(a.opts.OnExit))
-	case err := <-ended:
-		ended <- err
-	}
-	was := a.end()
-	drained := a.drain(context.WithoutCancel(ctx), serving)
-	stop()
-	err := errors.Join(<-ended, drained)
-	if was == applying || was == enforcing {
-		err = errors.Join(err, a.leave(context.WithoutCancel(ctx)))
-	}
-	return err
 }
 
-// drain keeps new packets from the queues and waits until those that wait there
-// have been answered. New ones already get what they will get without an agent.
+// fail ends the agent, with the first reason that it is given.
+func (a *agent) fail(err error) {
+	select {
+	case a.failed <- err:
+	default:
+	}
+}
+
+// setPhase begins a phase and returns the one before.
+func (a *agent) setPhase(to phase) (was phase) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	was, a.phase = a.phase, to
+	return was
+}
+
+// is reports whether the agent is in one of the phases.
+func (a *agent) is(phases ...phase) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Contains(phases, a.phase)
+}
+
+// drain keeps new packets from the queues and waits until the workers have answered those
+// that are queued. New packets already get what they will get without an agent.
 func (a *agent) drain(ctx, serving context.Context) error {
-	ctx, cancel := within(ctx, answering, "to answer the packets that wait")
+	ctx, cancel := within(ctx, drainTimeout, "to answer the packets that wait")
 	defer cancel()
 	pass := a.opts.OnExit == RemoveRules || a.opts.Rules.FailOpen
 	if err := a.manager.Pause(ctx, pass); err != nil {
 		return fmt.Errorf("end in order: %w", err)
 	}
 	if serving.Err() != nil {
-		return nil // the workers are gone, and the kernel has dropped what waited
+		return nil // the workers are gone, and the kernel has dropped what was queued
 	}
 	if err := a.queues.Drain(ctx); err != nil {
 		return fmt.Errorf("end in order: %w", err)
@@ -325,10 +276,10 @@ func (a *agent) drain(ctx, serving context.Context) error {
 	return nil
 }
 
-// leave leaves the rules as they are to be without an agent. Its time is its own:
-// also when packets waited for too long, no rule may stay by mistake.
+// leave leaves the rules as they are to be without an agent. It has a timeout of its own:
+// no rule may stay by mistake because packets waited for too long.
 func (a *agent) leave(ctx context.Context) error {
-	ctx, cancel := within(ctx, goodbye, "to leave the rules as they are to be")
+	ctx, cancel := within(ctx, rulesTimeout, "to leave the rules as they are to be")
 	defer cancel()
 	a.rulesStay = true
 	if a.opts.OnExit == KeepRules {
@@ -345,104 +296,30 @@ func (a *agent) leave(ctx context.Context) error {
 	return err
 }
 
-// onPublish is called when a snapshot is in force and no verdict of an older one
-// can still take effect, or late ones might.
-func (a *agent) onPublish(ctx context.Context, s *policy.Snapshot, changes policy.Changes, late bool) {
-	note(&a.inForce)
-	a.mu.Lock()
-	begun := a.phase != starting
-	a.mu.Unlock()
-	if begun {
-		a.queues.Reevaluate() // what waits for a pod need not wait for the kernel too
+// close releases what the agent holds, as far as it was opened.
+func (a *agent) close() {
+	for _, e := range a.evaluators {
+		e.Close()
 	}
-	a.publishToKernel(s, changes)
-	a.publishToGuard(s)
-	if begun {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.phase == enforcing {
-			a.follower.Published(s, changes, a.scope(late)) // and not after this agent has yielded
-		}
-		return
+	if a.conntrack != nil {
+		_ = a.conntrack.Close()
 	}
-	if err := a.begin(ctx, s); err != nil && ctx.Err() == nil {
-		if !errors.Is(err, errEnding) {
-			a.fail(err)
-		}
-		<-ctx.Done() // there is no going on from here
+	if err := a.closeKernel(); err != nil {
+		a.log.Warn("something of the kernel's flow cache may be left", "err", err)
 	}
-}
-
-// errEnding says that the agent was told to end before it began, which is no failure.
-var errEnding = errors.New("the agent ends before it has begun")
-
-// scope is which live connections are to be judged after a publish. Where pods are
-// expected decides of which keys the judges tell; with other ranges, all that live
-// must be found once.
-func (a *agent) scope(late bool) conntrack.Scope {
-	switch sets := a.ranges.Sets(); {
-	case sets != a.rangesSet:
-		a.rangesSet = sets
-		return conntrack.ScopeAll
-	case late:
-		return conntrack.ScopeAddresses
+	if err := a.closeGuard(); err != nil {
+		a.log.Warn("something of the guard of the pods' interfaces may be left", "err", err)
 	}
-	return conntrack.ScopeFlows
-}
-
-// fail ends the agent, with the first reason that it is given.
-func (a *agent) fail(err error) {
-	select {
-	case a.failed <- err:
-	default:
-	}
-}
-
-// begin puts the rules in place, once somebody reads the queues, and then judges
-// the connections that lived before: in this order, so that none begins unseen in
-// between.
-func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
-	close(a.known)
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-a.queues.Ready():
-	}
-	if a.occupied {
-		if err := a.succeed(ctx); err != nil {
-			return err
-		}
-	}
-	if !a.advance(starting, applying) {
-		return errEnding
-	}
-	a.network.begin(s) // pods that start are expected before the rules ask about them
-	if err := a.apply(ctx); err != nil {
-		return fmt.Errorf("put the rules in place: %w", err)
-	}
-	// Only now, so that an agent that was there has enforced by them until now.
-	if err := forgetOtherBackend(ctx, a.backend, a.log); err != nil {
-		a.left.Store(&err) // no reason not to begin
-		a.log.Error("what an agent may have left in the other backend cannot be removed; trying on", "err", err)
-	}
-	a.forgetStale()
-	a.beginGuard(s)
-	a.rangesSet = a.ranges.Sets()
-	a.follower.Published(s, nil, conntrack.ScopeAll)
-	if err := a.follower.Sweep(ctx); err != nil {
-		return err
-	}
-	a.advance(applying, enforcing)
 	if a.lease != nil {
-		close(a.inherited)
+		_ = a.lease.Close() // the predecessor may enforce again
 	}
-	note(&a.ready)
-	close(a.synced)
-	c := s.Counts()
-	a.log.Info("sluice is ready", event.Ready.Attr(), "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
-		"queues", fmt.Sprintf("%d-%d", a.opts.Rules.FirstQueue, int(a.opts.Rules.FirstQueue)+a.opts.Rules.Queues-1),
-		"fail", failText(a.opts.Rules.FailOpen))
-	return nil
+}
+
+// within bounds ctx. The cause of its end names what was awaited and for how long:
+// "context deadline exceeded" names neither. An error that is due to the end of a context
+// takes context.Cause.
+func within(ctx context.Context, timeout time.Duration, what string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than %v %s", timeout, what))
 }
 
 func failText(open bool) string {
@@ -450,44 +327,4 @@ func failText(open bool) string {
 		return "open"
 	}
 	return "closed"
-}
-
-// source is where the agent learns of pods and policies.
-func (a *agent) source() (watch.Source, error) {
-	if len(a.opts.Manifests) > 0 {
-		return folder.Source{
-			Dirs: a.opts.Manifests, Logger: a.log,
-			OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) },
-			OnNotRead:  func(n []folder.NotRead) { a.notRead.Store(&n) },
-		}, nil
-	}
-	ranges := &a.ranges
-	if len(a.opts.PodCIDRs) > 0 {
-		ranges = nil // those that were given hold
-	}
-	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, Ranges: ranges, StartupTaint: a.startupTaint(), Logger: a.log})
-}
-
-// Run builds an agent and runs it until ctx ends.
-func Run(ctx context.Context, opts Options, log *slog.Logger) error {
-	a, err := newAgent(ctx, opts, log)
-	if err != nil {
-		return err
-	}
-	defer a.close()
-	source, err := a.source()
-	if err != nil {
-		return err
-	}
-	if err := a.run(ctx, source); err != nil {
-		return fmt.Errorf("run the agent: %w", err)
-	}
-	return nil
-}
-
-// within bounds ctx. The cause of its end names what was awaited and for how long:
-// "context deadline exceeded" names neither. Who returns an error because a context
-// ended takes it from context.Cause.
-func within(ctx context.Context, timeout time.Duration, what string) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than %v %s", timeout, what))
 }

@@ -29,7 +29,7 @@ func (a *agent) openGuard() error {
 // had one goes: it would know nothing of pods to come.
 func (a *agent) beginGuard(s *policy.Snapshot) {
 	if a.guard == nil {
-		if _, err := guard.RemoveTraces(); err != nil {
+		if err := a.leftovers.RemoveGuard(); err != nil {
 			a.log.Warn("an old guard may be left on pods' interfaces", "err", err)
 		}
 		return
@@ -37,12 +37,12 @@ func (a *agent) beginGuard(s *policy.Snapshot) {
 	if err := a.guard.Begin(s); err != nil {
 		a.log.Error("not all interfaces of pods are guarded; trying on", "err", err)
 	}
+	if now := a.published.Snapshot(); now != s { // published meanwhile
+		a.updateGuard(now)
+	}
 }
 
-func (a *agent) publishToGuard(s *policy.Snapshot) {
-	if a.guard == nil {
-		return
-	}
+func (a *agent) updateGuard(s *policy.Snapshot) {
 	if err := a.guard.Publish(s); err != nil {
 		a.log.Error("the guard of the pods' interfaces is not up to date; trying on", "err", err)
 	}

@@ -34,17 +34,40 @@ import (
 // the old one ends its sweeps before it yields, and what step 4 is for.
 
 const (
-	// takeoverPatience is how long the old agent may take to yield.
-	takeoverPatience = 5 * time.Second
-	// askAgain is how soon one that cannot yield is asked again.
-	askAgain = 50 * time.Millisecond
+	// takeOverTimeout bounds the wait for the predecessor to yield.
+	takeOverTimeout = 5 * time.Second
+	// takeOverInterval is the time after which an agent that cannot yield is asked again.
+	takeOverInterval = 50 * time.Millisecond
 )
 
-// chooseQueues gives the number of the first queue to read, and whether another
-// agent may be there: that of the wanted queues, or, if somebody reads those, of
-// the ones behind them. So two agents that take over from each other change
-// places.
-func chooseQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
+// queuedAgent is the agent that reads the queues before or behind this one's.
+type queuedAgent struct {
+	socket string
+	first  uint16 // of its queues
+	count  int
+	// blocks says that it reads the queues that this agent would read otherwise.
+	blocks bool
+}
+
+// chooseQueues sets the queues to read: the wanted ones or, if a process reads those, the
+// ones behind them. So two agents that take over from each other change places. It returns
+// the agent that reads the others; nil if no process does.
+func (a *agent) chooseQueues() (predecessor, error) {
+	wanted, count := a.opts.Rules.FirstQueue, a.opts.Rules.Span()
+	chosen, occupied, err := freeQueues(wanted, count)
+	if err != nil || !occupied {
+		return nil, err
+	}
+	p := queuedAgent{socket: a.opts.Socket, first: wanted, count: count, blocks: chosen != wanted}
+	if !p.blocks {
+		p.first = wanted + uint16(count)
+	}
+	a.opts.Rules.FirstQueue = chosen
+	return p, nil
+}
+
+// freeQueues returns the first queue to read, and whether another agent may be there.
+func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
 	wanted, err := queue.Bound(0, first, count)
 	if err != nil {
 		return 0, false, err
@@ -68,10 +91,10 @@ func chooseQueues(first uint16, count int) (chosen uint16, occupied bool, err er
 	return first, behind, nil
 }
 
-// takeOver asks the agent behind a socket to yield, and returns when it has. The
+// requestYield asks the agent behind a socket to yield, and returns when it has. The
 // lease must stay open for as long as this agent is there. An agent that does not
 // answer within the timeout hangs: the error says so, and what to do.
-func takeOver(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
+func requestYield(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
@@ -116,36 +139,51 @@ var (
 	errNotNow = errors.New("no agent that enforces answers on")
 )
 
-// succeed takes over from the agent that is there, if one is.
-func (a *agent) succeed(ctx context.Context) error {
-	for end := time.Now().Add(takeoverPatience); ; {
-		lease, err := takeOver(ctx, a.opts.Socket, takeoverPatience)
+// TakeOver asks the agent to yield, until it has.
+func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
+	for end := time.Now().Add(takeOverTimeout); ; {
+		lease, err := requestYield(ctx, q.socket, takeOverTimeout)
 		switch {
 		case err == nil:
-			a.lease = lease
-			return nil
-		case errors.Is(err, errNobody) && a.opts.Rules.FirstQueue == a.wantedQueue:
-			return nil // whoever reads the queues behind ours is no agent, and not in the way
-		case errors.Is(err, errNobody) && a.vacated():
-			return nil // the agent that was there has ended meanwhile
+			return lease, nil
+		case errors.Is(err, errNobody) && !q.blocks:
+			return nil, nil //nolint:nilnil // the process behind our queues is not an agent, and not in the way
+		case errors.Is(err, errNobody) && q.gone():
+			return nil, nil //nolint:nilnil // the agent has ended meanwhile
 		case !errors.Is(err, errNotNow) || time.Now().After(end):
-			return err
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(askAgain):
+			return nil, context.Cause(ctx)
+		case <-time.After(takeOverInterval):
 		}
 	}
 }
+
+// gone reports whether no process reads the agent's queues any more.
+func (q queuedAgent) gone() bool {
+	bound, err := queue.Bound(0, q.first, q.count)
+	return err == nil && !bound
+}
+
+// Queued is the number of packets that wait in the agent's queues.
+func (q queuedAgent) Queued() (int, error) { return queue.Waiting(0, q.first, q.count) }
 
 type closeFunc func() error
 
 func (f closeFunc) Close() error { return f() }
 
-// handOver answers an agent that wants to take over.
+// handover is the request of an agent that wants to take over.
+type handover struct {
+	yielded chan<- bool
+	gone    <-chan struct{} // closed when the other agent is gone
+}
+
+// handOver answers an agent that wants to take over. The request stays open for as long as
+// that agent is there.
 func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
-	if !a.yield() {
+	if !a.requestHandover(r.Context()) {
 		http.Error(w, "this agent is not ready itself, or has yielded to another", http.StatusConflict)
 		return
 	}
@@ -154,96 +192,79 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	if err := http.NewResponseController(w).Flush(); err == nil {
 		<-r.Context().Done()
 	}
-	if err := a.stepIn(); err != nil {
-		a.log.Error("the agent that took over is gone, but the rules cannot be put in place", "err", err)
+}
+
+// requestHandover has the goroutine of run yield, and reports whether it has. Until ctx
+// ends, the agent that asks is there.
+func (a *agent) requestHandover(ctx context.Context) bool {
+	if !a.is(enforcing) {
+		return false // at once: the goroutine of run may be busy
 	}
-}
-
-// vacated says that nobody reads the wanted queues any more.
-func (a *agent) vacated() bool {
-	bound, err := queue.Bound(0, a.wantedQueue, a.opts.Rules.Span())
-	return err == nil && !bound
-}
-
-// others is the first of the queues of the agent that this one takes over from.
-func (a *agent) others() uint16 {
-	if a.opts.Rules.FirstQueue != a.wantedQueue {
-		return a.wantedQueue
-	}
-	return a.wantedQueue + uint16(a.opts.Rules.Span())
-}
-
-// settling is how often the queues of the agent from before are looked at.
-const settling = 20 * time.Millisecond
-
-// inherit waits until the agent from before has answered what waits in its queues,
-// and has all live connections judged then: it may have known less than this one.
-func (a *agent) inherit(ctx context.Context) {
+	yielded := make(chan bool, 1)
 	select {
+	case a.handovers <- handover{yielded, ctx.Done()}:
+	case <-a.ending:
+		return false
 	case <-ctx.Done():
-		return
-	case <-a.inherited:
+		return false
 	}
-	tick := time.NewTicker(settling)
-	defer tick.Stop()
-	// Two looks, because a packet leaves the count before its verdict is carried
-	// out.
-	for empty := 0; empty < 2; {
+	return <-yielded
+}
+
+// handOverUntil yields to agents that take over, and enforces again when they are gone,
+// until ctx or the parts' context ends.
+func (a *agent) handOverUntil(ctx, serving context.Context) {
+	var gone <-chan struct{}
+	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-serving.Done():
+			return
+		case h := <-a.handovers:
+			ok := a.yield()
+			if ok {
+				gone = h.gone
+			}
+			h.yielded <- ok
+		case <-gone:
+			gone = nil
+			if ctx.Err() != nil || serving.Err() != nil {
+				return // this agent ends, and has broken off the request itself
+			}
+			if err := a.enforceAgain(ctx); err != nil {
+				a.log.Error("the agent that took over is gone, but the rules cannot be put in place", "err", err)
+			}
 		}
-		switch n, err := queue.Waiting(0, a.others(), a.opts.Rules.Span()); {
-		case err != nil:
-			a.log.Warn("it is not known whether the agent from before has answered all packets", "err", err)
-			empty = 2
-		case n == 0:
-			empty++
-		default:
-			empty = 0
-		}
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.phase == enforcing {
-		a.follower.Published(a.published.Snapshot(), nil, conntrack.ScopeAll)
 	}
 }
 
-// yield leaves the rules and the live connections to another agent, and returns
-// when this one does nothing about them any more.
+// yield leaves the rules and the live connections to another agent, and returns when this
+// one does nothing about them any more.
 func (a *agent) yield() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.phase != enforcing {
+	if !a.is(enforcing) {
 		return false
 	}
-	a.phase = yielded
+	a.setPhase(yielded)
 	a.manager.Yield()
 	a.yieldGuard()
 	a.follower.Pause()
 	return true
 }
 
-// stepIn takes the rules and the live connections back, unless this agent is
-// about to end, which breaks off the request too.
-func (a *agent) stepIn() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.phase != yielded || a.serving.Err() != nil {
-		return nil
-	}
+// enforceAgain takes the rules and the live connections back.
+func (a *agent) enforceAgain(ctx context.Context) error {
 	a.log.Warn("the agent that took over is gone; enforcing again")
-	a.phase = enforcing
-	ctx, cancel := within(context.Background(), goodbye, "to put the rules back in place")
+	a.setPhase(resuming)
+	ctx, cancel := within(ctx, rulesTimeout, "to put the rules back in place")
 	defer cancel()
 	err := a.manager.Apply(ctx) // if it fails, the manager tries on
-	err = errors.Join(err, forgetOtherBackend(ctx, a.backend, a.log))
+	err = errors.Join(err, a.leftovers.RemoveRules(ctx))
 	if err == nil {
-		a.forgetStale()
+		a.removePins()
 	}
 	a.beginGuard(a.published.Snapshot())
-	a.follower.Published(a.published.Snapshot(), nil, conntrack.ScopeAll)
+	a.setPhase(enforcing)
+	a.judgeAll(conntrack.ScopeAll)
 	return err
 }

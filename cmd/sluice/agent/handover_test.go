@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -12,20 +11,6 @@ import (
 
 	"sluice/cmd/sluice/agent/telemetry"
 )
-
-// An agent that has yielded and fails breaks off the request of the one that took
-// over. That one is still there, and its rules must stay.
-func TestNoStepInAtTheEnd(t *testing.T) {
-	ended, end := context.WithCancel(t.Context())
-	end()
-	a := &agent{phase: yielded, serving: ended} // without anything to step in with
-	if err := a.stepIn(); err != nil {
-		t.Error(err)
-	}
-	if was := a.end(); was != yielded {
-		t.Errorf("phase %d: it would take the other one's rules away", was)
-	}
-}
 
 // An agent that has its own socket finds itself there, and not the agent that reads the
 // queues: the error tells where to look.
@@ -39,7 +24,7 @@ func TestTakeOverNamesOtherSockets(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close(); <-ended })
-	_, err = takeOver(t.Context(), path, time.Minute)
+	_, err = requestYield(t.Context(), path, time.Minute)
 	if !errors.Is(err, errNotNow) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "agent with another --socket") {
 		t.Errorf("%v", err)
 	}
@@ -62,7 +47,7 @@ func hung(t *testing.T) (path string) {
 func TestHungAgentIsNamed(t *testing.T) {
 	path := hung(t)
 	const timeout = 50 * time.Millisecond
-	_, takeover := takeOver(t.Context(), path, timeout)
+	_, takeover := requestYield(t.Context(), path, timeout)
 	ctx, cancel := within(t.Context(), timeout, "to answer")
 	defer cancel()
 	_, status := telemetry.Ask(ctx, path)

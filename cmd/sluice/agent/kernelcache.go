@@ -11,7 +11,6 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/filter/event"
-	"sluice/filter/policy"
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
 )
@@ -45,20 +44,29 @@ func (a *agent) openKernel() error {
 		a.log.Info("verdicts are not remembered in the kernel", event.KernelCacheOff.Attr(), "because", err)
 		return nil
 	}
-	a.kernel = c
+	a.kernel = c // close removes it, whatever happens next
 	a.opts.Rules.AllowPin, a.opts.Rules.DenyPin = c.AllowPin(), c.DenyPin()
 	if err := a.opts.Rules.Validate(); err != nil {
-		return errors.Join(err, c.Remove())
+		return err
 	}
-	a.ranges.OnSet = func(all []netip.Prefix) { a.kernelFailed(c.SetRanges(all)) }
 	a.log.Info("verdicts are remembered in the kernel", "programs", filepath.Dir(c.AllowPin()), "denied_too", !allowedOnly)
 	return nil
 }
 
-// tellDevices tells the kernel which interface leads to which pod.
-func (a *agent) tellDevices(devices map[netip.Addr]uint32) {
-	if a.kernel != nil {
-		a.kernelFailed(a.kernel.SetDevices(devices))
+// setKernelRanges tells the kernel where pods have their addresses.
+func (a *agent) setKernelRanges(all []netip.Prefix) {
+	if err := a.kernelError(a.kernel.SetRanges(all)); err != nil {
+		a.fail(err)
+	}
+}
+
+// setKernelDevices tells the kernel which interface leads to which pod.
+func (a *agent) setKernelDevices(devices map[netip.Addr]uint32) {
+	if a.kernel == nil {
+		return
+	}
+	if err := a.kernelError(a.kernel.SetDevices(devices)); err != nil {
+		a.fail(err)
 	}
 }
 
@@ -99,10 +107,10 @@ func (a *agent) unwelcome() string {
 	return ""
 }
 
-// apply puts the rules in place. That iptables or the kernel lacks a match for the
+// applyWhatWorks puts the rules in place. That iptables or the kernel lacks a match for the
 // crowd's queue, the kernel's flow cache or the rules about forged sources shows only
 // now: what the manager has had to leave out is left out for good.
-func (a *agent) apply(ctx context.Context) error {
+func (a *agent) applyWhatWorks(ctx context.Context) error {
 	a.manager.MustPin(a.kernel != nil && a.opts.KernelCache == KernelCacheOn)
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
@@ -141,24 +149,14 @@ func (a *agent) without(less rules.Less, because string) error {
 	return nil
 }
 
-// publishToKernel returns when the kernel too judges no packet by an older
-// snapshot.
-func (a *agent) publishToKernel(s *policy.Snapshot, changes policy.Changes) {
-	if a.kernel != nil {
-		a.kernelFailed(a.kernel.Publish(s, changes))
+// kernelError returns the errors with which the agent must end: the kernel might go on to
+// answer by an older snapshot. With others all packets are queued, as without the cache.
+func (a *agent) kernelError(err error) error {
+	if err == nil || errors.Is(err, bpf.ErrStillAnswering) {
+		return err
 	}
-}
-
-// kernelFailed deals with a kernel that could not be told what is new. Then all is
-// queued, as without its cache; but if it might go on to answer as before, the
-// agent ends.
-func (a *agent) kernelFailed(err error) {
-	switch {
-	case errors.Is(err, bpf.ErrStillAnswering):
-		a.fail(err)
-	case err != nil:
-		a.log.Error("the kernel answers nothing by itself until a change succeeds", "err", err)
-	}
+	a.log.Error("the kernel answers nothing by itself until a change succeeds", "err", err)
+	return nil
 }
 
 // kernelStats says how the kernel's flow cache has done, if there is one.
@@ -174,10 +172,9 @@ func (a *agent) kernelStats() *bpf.Stats {
 	return &stats
 }
 
-// forgetStale takes away what agents that are gone have pinned, now that no rule
-// calls it.
-func (a *agent) forgetStale() {
-	removed, err := bpf.RemoveStale(a.opts.BPFFS)
+// removePins removes what agents that are gone have pinned, now that no rule calls it.
+func (a *agent) removePins() {
+	removed, err := a.leftovers.RemovePins()
 	for _, dir := range removed {
 		a.log.Info("removed the pinned programs of an agent that is gone", event.PinsRemoved.Attr(), "dir", dir)
 	}

@@ -11,42 +11,40 @@ import (
 
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
-	"sluice/filter/rules"
 	"sluice/watch"
 	"sluice/watch/folder"
 	"sluice/watch/kube"
 )
 
-// standing is what the agent keeps of itself for those who ask how it stands.
-type standing struct {
+// status is what the agent records for status, metrics and probes.
+type status struct {
 	started   time.Time
-	tables    []rules.Table // that hold the rules
 	sources   []watch.Source
 	ready     atomic.Pointer[time.Time] // when it was ready first
 	inForce   atomic.Pointer[time.Time] // since when the snapshot is that is in force
 	manifests atomic.Pointer[[]folder.Problem]
 	notRead   atomic.Pointer[[]folder.NotRead]
+	// otherBackend is why rules of an earlier agent in the other backend could not be
+	// removed; packets meet those too.
+	otherBackend atomic.Pointer[error]
 }
 
-// standsOn notes the tables that hold the rules.
-func (s *standing) standsOn(tables []rules.Table) { s.started, s.tables = time.Now(), tables }
-
-// tableNames says where the rules are at present.
-func (s *standing) tableNames() string {
+// tableNames is where the rules are at present.
+func (a *agent) tableNames() string {
 	var names []string
-	for _, t := range s.tables {
+	for _, t := range a.tables {
 		names = append(names, t.String())
 	}
 	return strings.Join(names, ", ")
 }
 
-// note notes that something happened just now.
-func note(when *atomic.Pointer[time.Time]) {
+// markNow records that something happened just now.
+func markNow(when *atomic.Pointer[time.Time]) {
 	now := time.Now()
 	when.Store(&now)
 }
 
-func noted(when *atomic.Pointer[time.Time]) time.Time {
+func timeOf(when *atomic.Pointer[time.Time]) time.Time {
 	if t := when.Load(); t != nil {
 		return *t
 	}
@@ -68,13 +66,13 @@ func (a *agent) state() *telemetry.State {
 			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
 			Fail: failText(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit),
 		},
-		Now: time.Now(), Started: a.started, Ready: noted(&a.ready),
-		Snapshot: a.published.Snapshot(), Published: noted(&a.inForce),
+		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
+		Snapshot: a.published.Snapshot(), Published: timeOf(&a.inForce),
 		Queue: a.queues.Stats(), Rejudged: a.follower.Total(), Repairs: a.manager.Repairs(),
 		Unlogged: a.verdicts.Suppressed(), Failing: a.manager.Failures(),
 		RepairFailures: a.manager.RepairFailures(), Reduced: a.manager.Reduced(),
 	}
-	if left := a.left.Load(); left != nil {
+	if left := a.otherBackend.Load(); left != nil {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
 	}
 	s.Kernel = a.kernelStats()
@@ -158,9 +156,5 @@ func watches(kinds []kube.KindHealth) []telemetry.Watch {
 	return all
 }
 
-// tookOver says whether the agent from before has yielded to this one.
-func (a *agent) tookOver() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.occupied && (a.phase == applying || a.phase == enforcing)
-}
+// tookOver reports whether the predecessor has yielded to this agent.
+func (a *agent) tookOver() bool { return a.predecessor != nil && a.is(applying, enforcing, resuming) }

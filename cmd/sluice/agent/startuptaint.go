@@ -18,10 +18,7 @@ func (a *agent) startupTaint() *kube.StartupTaint {
 
 // enforces reports whether this agent enforces, and is as ready as it tells probes.
 func (a *agent) enforces() bool {
-	a.mu.Lock()
-	now := a.phase
-	a.mu.Unlock()
-	return now == enforcing && a.state().Unready() == ""
+	return a.is(enforcing) && a.state().Unready() == ""
 }
 
 // taintProblems are what keeps a source from removing the startup taint.

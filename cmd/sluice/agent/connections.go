@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"sluice/cache/conntrack"
+	"sluice/watch"
+)
+
+// Live connections are judged again after
+//
+//   - a change of policy: those of the changed addresses whose verdict may have changed;
+//   - a change while a worker was stuck: all of the changed addresses, since verdicts of an
+//     older snapshot may have taken effect late;
+//   - a change of the ranges of pods, which decide what the workers report as tracked: all;
+//   - the start, and the end of another agent's work: all, since they may carry no mark, or
+//     one by another snapshot;
+//   - a gap, in which packets may have passed unjudged: all. Packets pass unjudged while the
+//     rules are flushed, and past a full queue with --queue-overflow pass. Their connections
+//     have no mark, and the rules let the replies pass without a verdict.
+//
+// Which connections a change of policy concerns, the follower finds: see
+// [conntrack.Follower].
+
+// scope is which live connections a change concerns.
+func (a *agent) scope(c watch.Change) conntrack.Scope {
+	switch sets := a.ranges.Sets(); {
+	case sets != a.rangesSet:
+		a.rangesSet = sets
+		return conntrack.ScopeAll
+	case c.Unsettled:
+		return conntrack.ScopeAddresses
+	}
+	return conntrack.ScopeFlows
+}
+
+// awaited reports whether packets from or to an address without an endpoint are held, and
+// denied in the end.
+func (a *agent) awaited(addr netip.Addr) bool {
+	local, _ := a.ranges.Contains(addr)
+	return local && !a.opts.Rules.FailOpen
+}
+
+// judgeAll has all connections judged by the snapshot in force, unless another agent judges
+// them.
+func (a *agent) judgeAll(scope conntrack.Scope) (judged bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.phase != enforcing {
+		return false
+	}
+	a.follower.Published(a.published.Snapshot(), nil, scope)
+	return true
+}
+
+// predecessorInterval is the time between two looks at the predecessor's queues.
+const predecessorInterval = 20 * time.Millisecond
+
+// judgeAfterPredecessor waits until the predecessor has answered the packets in its queues,
+// and then has all live connections judged: it may have known less than this agent.
+func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
+	tick := time.NewTicker(predecessorInterval)
+	defer tick.Stop()
+	// Two looks, because a packet leaves the count before its verdict is carried out.
+	for empty := 0; empty < 2; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		switch n, err := a.predecessor.Queued(); {
+		case err != nil:
+			a.log.Warn("it is not known whether the agent from before has answered all packets", "err", err)
+			empty = 2
+		case n == 0:
+			empty++
+		default:
+			empty = 0
+		}
+	}
+	a.judgeAll(conntrack.ScopeAll)
+	return nil
+}
+
+const (
+	// gapInterval bounds how often all connections are judged while gaps follow one another.
+	gapInterval = time.Second
+	// gapShare is how much longer than such a sweep the pause after it is: the sweep of a
+	// table of 100,000 connections takes some hundred milliseconds of one CPU, and a pod
+	// that keeps a queue full must not keep it busy.
+	gapShare = 9
+)
+
+// noteGap records that packets may have passed unjudged. It does not wait.
+func (a *agent) noteGap() {
+	select {
+	case a.gaps <- struct{}{}:
+	default: // the sweep that is still to come finds them all
+	}
+}
+
+// closeGaps has the live connections judged after each gap, until ctx ends. A gap during
+// the pause is followed by a sweep when the pause is over.
+func (a *agent) closeGaps(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.gaps:
+		}
+		began := time.Now()
+		if !a.judgeAll(conntrack.ScopeGap) && a.is(starting, applying, resuming) {
+			a.noteGap() // the sweep of the start may have been before it
+		}
+		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("connections that may have passed unjudged could not be judged; trying again", "err", err)
+			a.noteGap()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(max(gapInterval, gapShare*time.Since(began))):
+		}
+	}
+}

@@ -1,0 +1,264 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sluice/cache/bpf"
+	"sluice/cache/conntrack"
+	"sluice/filter/guard"
+	"sluice/filter/policy"
+	"sluice/filter/queue"
+	"sluice/filter/rules"
+	"sluice/filter/verdictlog"
+	"sluice/watch"
+)
+
+// testTimeout bounds the wait for what must happen.
+const testTimeout = time.Minute
+
+// fixture is an agent on a host of fakes, which record what the agent does with them.
+type fixture struct {
+	*agent
+	t    *testing.T
+	in   chan watch.Update // of the source
+	stop context.CancelFunc
+
+	mu    sync.Mutex
+	done  []string
+	hooks map[string]func() error // called by the fake at that step
+
+	iptables *rules.Fake
+	ended    chan error
+}
+
+// The steps that the fakes record.
+const (
+	stepKernel    = "kernel cache"
+	stepGuard     = "guard"
+	stepQueues    = "queues"
+	stepTakeOver  = "take over"
+	stepRules     = "rules"
+	stepLeftovers = "leftovers"
+	stepAttach    = "guard attached"
+	stepSweep     = "sweep"
+	stepPending   = "pending packets"
+	stepDrain     = "drain"
+	stepYield     = "guard yielded"
+)
+
+func newFixture(t *testing.T) *fixture {
+	f := &fixture{t: t, in: make(chan watch.Update), hooks: make(map[string]func() error), ended: make(chan error, 1)}
+	opts := Options{
+		Manifests: []string{"a feed"}, Rules: rules.Defaults, OnExit: RemoveRules, Overflow: DropPackets, Verdicts: verdictlog.None,
+	}
+	f.agent = newAgent(opts, slog.New(slog.DiscardHandler))
+	f.iptables = rules.NewFake(rules.IPv4)
+	f.iptables.Refuse(func(string) error { return f.step(stepRules) })
+	f.host = host{
+		tables: []rules.Table{f.iptables}, conntrack: fakeConnections{f}, kernel: fakeKernel{f: f}, guard: fakeGuard{f}, predecessor: fakePredecessor{f}, leftovers: fakeLeftovers{f},
+		newQueues: func(queue.Options, func() queue.Evaluator, *slog.Logger) (packetQueues, error) {
+			return &fakeQueues{f: f, ready: make(chan struct{})}, nil
+		},
+	}
+	if err := f.wire(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// step records a step once while it is repeated, and calls its hook.
+func (f *fixture) step(name string) error {
+	f.mu.Lock()
+	if n := len(f.done); n == 0 || f.done[n-1] != name {
+		f.done = append(f.done, name)
+	}
+	hook := f.hooks[name]
+	f.mu.Unlock()
+	if hook != nil {
+		return hook()
+	}
+	return nil
+}
+
+// at sets what the fake does at a step; nil does nothing.
+func (f *fixture) at(step string, hook func() error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hooks[step] = hook
+}
+
+// steps takes the steps that were recorded so far.
+func (f *fixture) steps() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	done := f.done
+	f.done = nil
+	return done
+}
+
+// run runs the agent until stop is called.
+func (f *fixture) run() {
+	ctx, stop := context.WithCancel(f.t.Context())
+	f.stop = stop
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		f.ended <- f.agent.run(ctx, f)
+	}()
+	f.t.Cleanup(func() { stop(); <-finished })
+}
+
+// start runs the agent and waits until it is ready.
+func (f *fixture) start() {
+	f.t.Helper()
+	f.run()
+	f.update(func(*policy.World) {})
+	f.await("ready", f.synced)
+	f.await("stages", f.keeper.Ready())
+}
+
+// end returns why the agent has ended.
+func (f *fixture) end() error {
+	f.t.Helper()
+	select {
+	case err := <-f.ended:
+		return err
+	case <-time.After(testTimeout):
+		f.t.Fatal("the agent does not end")
+		return nil
+	}
+}
+
+func (f *fixture) await(what string, c <-chan struct{}) {
+	f.t.Helper()
+	select {
+	case <-c:
+	case err := <-f.ended:
+		f.t.Fatalf("the agent has ended before %s: %v", what, err)
+	case <-time.After(testTimeout):
+		f.t.Fatalf("no %s", what)
+	}
+}
+
+// until waits until ok.
+func (f *fixture) until(what string, ok func() bool) {
+	f.t.Helper()
+	for end := time.Now().Add(testTimeout); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			f.t.Fatalf("not: %s", what)
+		}
+	}
+}
+
+// recorded reports whether a step was recorded since steps was last called.
+func (f *fixture) recorded(step string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Contains(f.done, step)
+}
+
+// update has the source tell of something.
+func (f *fixture) update(u watch.Update) {
+	f.t.Helper()
+	select {
+	case f.in <- u:
+	case <-time.After(testTimeout):
+		f.t.Fatal("the agent takes no update")
+	}
+}
+
+// hasRules reports whether the rules are in place.
+func (f *fixture) hasRules() bool { return strings.Contains(f.iptables.Dump(), "-j SLUICE") }
+
+// errFeed is the end of the source.
+var errFeed = errors.New("the feed broke")
+
+func (f *fixture) String() string { return "a feed" }
+
+// Run makes the fixture the source of the agent. A nil update ends it.
+func (f *fixture) Run(ctx context.Context, update func(watch.Update)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u := <-f.in:
+			if u == nil {
+				return errFeed
+			}
+			update(u)
+		}
+	}
+}
+
+// fakeConnections is a table without connections.
+type fakeConnections struct{ f *fixture }
+
+func (c fakeConnections) Dump(context.Context, []netip.Addr, func(*conntrack.Conn)) error {
+	return c.f.step(stepSweep)
+}
+func (c fakeConnections) SetMarks(context.Context, []conntrack.Update) error { return nil }
+func (c fakeConnections) Close() error                                       { return nil }
+
+type fakeQueues struct {
+	f     *fixture
+	ready chan struct{}
+}
+
+func (q *fakeQueues) Run(ctx context.Context) error {
+	if err := q.f.step(stepQueues); err != nil {
+		return err
+	}
+	close(q.ready)
+	<-ctx.Done()
+	return nil
+}
+func (q *fakeQueues) Ready() <-chan struct{}      { return q.ready }
+func (q *fakeQueues) Reevaluate()                 { _ = q.f.step(stepPending) }
+func (q *fakeQueues) Drain(context.Context) error { return q.f.step(stepDrain) }
+func (q *fakeQueues) Stats() queue.Stats          { return queue.Stats{} }
+func (q *fakeQueues) Waiting() (int, error)       { return 0, nil }
+
+// fakeKernel records Publish alone; the embedded interface is nil.
+type fakeKernel struct {
+	kernelCache
+	f *fixture
+}
+
+func (k fakeKernel) Publish(*policy.Snapshot, policy.Changes) error { return k.f.step(stepKernel) }
+func (k fakeKernel) SetRanges([]netip.Prefix) error                 { return nil }
+func (k fakeKernel) SetDevices(map[netip.Addr]uint32) error         { return nil }
+func (k fakeKernel) EnsurePins() error                              { return nil }
+func (k fakeKernel) Stats() (bpf.Stats, error)                      { return bpf.Stats{}, nil }
+
+type fakeGuard struct{ f *fixture }
+
+func (g fakeGuard) Begin(*policy.Snapshot) error   { return g.f.step(stepAttach) }
+func (g fakeGuard) Publish(*policy.Snapshot) error { return g.f.step(stepGuard) }
+func (g fakeGuard) Yield()                         { _ = g.f.step(stepYield) }
+func (g fakeGuard) Run(ctx context.Context)        { <-ctx.Done() }
+func (g fakeGuard) Stats() (guard.Stats, error)    { return guard.Stats{}, nil }
+func (g fakeGuard) Failure() string                { return "" }
+func (g fakeGuard) Remove() error                  { return nil }
+func (g fakeGuard) Close() error                   { return nil }
+
+type fakePredecessor struct{ f *fixture }
+
+func (p fakePredecessor) TakeOver(context.Context) (io.Closer, error) {
+	return nil, p.f.step(stepTakeOver)
+}
+func (p fakePredecessor) Queued() (int, error) { return 0, nil }
+
+type fakeLeftovers struct{ f *fixture }
+
+func (l fakeLeftovers) RemoveRules(context.Context) error { return l.f.step(stepLeftovers) }
+func (l fakeLeftovers) RemovePins() ([]string, error)     { return nil, nil }
+func (l fakeLeftovers) RemoveGuard() error                { return nil }

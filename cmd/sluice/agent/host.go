@@ -1,0 +1,137 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+
+	"sluice/cache/bpf"
+	"sluice/cache/conntrack"
+	"sluice/filter/guard"
+	"sluice/filter/policy"
+	"sluice/filter/queue"
+	"sluice/filter/rules"
+)
+
+// host is what an agent drives on its host. The interfaces are as small as the agent's
+// use of them, so that a test can build an agent that touches nothing.
+type host struct {
+	tables      []rules.Table
+	conntrack   conntrack.Table
+	kernel      kernelCache    // nil if the kernel remembers no verdicts
+	guard       interfaceGuard // nil if pods' interfaces are not guarded
+	predecessor predecessor    // nil if there is no other agent
+	leftovers   leftovers
+	queues      packetQueues
+	newQueues   func(queue.Options, func() queue.Evaluator, *slog.Logger) (packetQueues, error)
+}
+
+// packetQueues are the workers: [queue.Queues].
+type packetQueues interface {
+	Run(ctx context.Context) error
+	Ready() <-chan struct{}
+	Reevaluate()
+	Drain(ctx context.Context) error
+	Stats() queue.Stats
+	Waiting() (int, error)
+}
+
+// kernelCache is the flow cache in the kernel: [bpf.Cache].
+type kernelCache interface {
+	Publish(s *policy.Snapshot, changes policy.Changes) error
+	SetRanges(prefixes []netip.Prefix) error
+	SetDevices(devices map[netip.Addr]uint32) error
+	NewWriter() *bpf.Writer
+	EnsurePins() error
+	Attend() error
+	Stats() (bpf.Stats, error)
+	Stop() error
+	Close() error
+	Remove() error
+}
+
+// interfaceGuard is the guard of pods' interfaces: [guard.Guard].
+type interfaceGuard interface {
+	Begin(s *policy.Snapshot) error
+	Publish(s *policy.Snapshot) error
+	Yield()
+	Run(ctx context.Context)
+	Stats() (guard.Stats, error)
+	Failure() string
+	Remove() error
+	Close() error
+}
+
+// predecessor is the agent that may enforce when this one starts.
+type predecessor interface {
+	// TakeOver returns when the predecessor leaves rules and connections to this agent. The
+	// lease keeps it so; it is nil if no agent is there any more.
+	TakeOver(ctx context.Context) (lease io.Closer, err error)
+	// Queued is the number of packets that the predecessor has yet to answer.
+	Queued() (int, error)
+}
+
+// leftovers are what agents that are gone have left on the host.
+type leftovers interface {
+	// RemoveRules removes rules from the backend of iptables that is not used: packets
+	// would meet both.
+	RemoveRules(ctx context.Context) error
+	// RemovePins removes pinned programs that no rule calls.
+	RemovePins() (dirs []string, err error)
+	// RemoveGuard removes the programs from pods' interfaces.
+	RemoveGuard() error
+}
+
+// open opens the host's side of the parts. close releases it, also after an error.
+func (a *agent) open(ctx context.Context) (err error) {
+	if a.tables, err = rules.Open(ctx, a.opts.Rules.Backend, a.log); err != nil {
+		return err
+	}
+	if a.predecessor, err = a.chooseQueues(); err != nil {
+		return err
+	}
+	if err := a.openKernel(); err != nil {
+		return err
+	}
+	if err := a.openGuard(); err != nil {
+		return err
+	}
+	ct, err := conntrack.Open(conntrack.Options{})
+	if err != nil {
+		return err
+	}
+	a.conntrack = ct
+	a.leftovers = hostLeftovers{inUse: a.tables, bpffs: a.opts.BPFFS, log: a.log}
+	a.newQueues = func(o queue.Options, e func() queue.Evaluator, log *slog.Logger) (packetQueues, error) {
+		return queue.New(o, e, log)
+	}
+	return nil
+}
+
+// hostLeftovers are those of this host.
+type hostLeftovers struct {
+	inUse []rules.Table
+	bpffs string
+	log   *slog.Logger
+}
+
+func (l hostLeftovers) RemoveRules(ctx context.Context) error {
+	others, err := rules.Others(ctx, l.inUse)
+	if err != nil {
+		return fmt.Errorf("look for rules in the other backend: %w", err)
+	}
+	removed, err := rules.Traces(ctx, others)
+	for _, line := range removed {
+		l.log.Warn("removed what an agent had left in the other backend", "what", line)
+	}
+	return err
+}
+
+func (l hostLeftovers) RemovePins() ([]string, error) { return bpf.RemoveStale(l.bpffs) }
+
+func (l hostLeftovers) RemoveGuard() error {
+	_, err := guard.RemoveTraces()
+	return err
+}

@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"context"
+
+	"sluice/watch"
+)
+
+// stages put a change of policy in force, in this order. Each returns when nothing in its
+// place is decided by an older snapshot, except for the last: a sweep may take longer than
+// new policies should wait, so the follower sweeps on its own goroutine.
+//
+// Pending packets come before the kernel, whose stage takes 10 ms. The guard does not
+// depend on the others. Connections come last: a sweep is right only when no verdict of an
+// older snapshot can still make or mark one.
+func (a *agent) stages() []watch.Stage {
+	return []watch.Stage{
+		watch.StageFunc{Name: "workers", Func: a.awaitWorkers},
+		watch.StageFunc{Name: "pending packets", Func: a.judgePending},
+		watch.StageFunc{Name: "kernel cache", Func: a.publishToKernel},
+		watch.StageFunc{Name: "guard", Func: a.publishToGuard},
+		watch.StageFunc{Name: "connections", Func: a.judgeConnections},
+	}
+}
+
+// awaitWorkers returns when no worker decides by an older snapshot.
+func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
+	err := watch.Workers{Published: &a.published, Logger: a.log}.Apply(ctx, c)
+	if ctx.Err() == nil {
+		markNow(&a.inForce)
+	}
+	return err
+}
+
+// judgePending has the workers judge again the packets that are held for a pod.
+func (a *agent) judgePending(context.Context, watch.Change) error {
+	a.queues.Reevaluate()
+	return nil
+}
+
+// publishToKernel returns when the kernel answers no packet by an older snapshot.
+func (a *agent) publishToKernel(_ context.Context, c watch.Change) error {
+	if a.kernel == nil {
+		return nil
+	}
+	return a.kernelError(a.kernel.Publish(c.Snapshot, c.Addresses))
+}
+
+// publishToGuard brings the programs on pods' interfaces up to date. Where that fails, the
+// guard tries again by itself.
+func (a *agent) publishToGuard(_ context.Context, c watch.Change) error {
+	if a.guard != nil {
+		a.updateGuard(c.Snapshot)
+	}
+	return nil
+}
+
+// judgeConnections has the follower judge the live connections that the change concerns.
+func (a *agent) judgeConnections(_ context.Context, c watch.Change) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.phase == enforcing { // otherwise another agent judges them
+		a.follower.Published(c.Snapshot, c.Addresses, a.scope(c))
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"sluice/cache/conntrack"
+	"sluice/filter/event"
+	"sluice/filter/policy"
+	"sluice/watch"
+)
+
+// start takes the agent from nothing to enforcing. The order is what keeps packets from
+// passing unjudged, and from being dropped without need:
+//
+//   - Without a snapshot, the workers would deny all packets.
+//   - Rules without workers would drop all new connections.
+//   - The predecessor enforces until the rules of this agent take the place of its own.
+//   - A sweep before the rules would miss the connections that begin in between.
+//
+// Parts that are to run from then on are started by background.
+func (a *agent) start(ctx context.Context, background func(part func(context.Context) error)) error {
+	first, err := a.firstSnapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.startQueues(ctx, background); err != nil {
+		return err
+	}
+	if err := a.takeOver(ctx); err != nil {
+		return err
+	}
+	if err := a.applyRules(ctx, first); err != nil {
+		return err
+	}
+	a.removeLeftovers(ctx, background)
+	a.beginGuard(first)
+	if err := a.sweepAll(ctx, first); err != nil {
+		return err
+	}
+	a.beginEnforcing(first, background)
+	a.keeper.Attach(a.stages()...)
+	return nil
+}
+
+// firstSnapshot waits until all sources have been read. What the rules will call knows
+// the snapshot before there are rules.
+func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
+	var first watch.Change
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case first = <-a.keeper.First():
+	}
+	markNow(&a.inForce)
+	if err := a.publishToKernel(ctx, first); err != nil {
+		return nil, err
+	}
+	return first.Snapshot, a.publishToGuard(ctx, first)
+}
+
+// startQueues starts the workers, and returns when they read all queues.
+func (a *agent) startQueues(ctx context.Context, background func(func(context.Context) error)) error {
+	background(a.queues.Run)
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-a.queues.Ready():
+		return nil
+	}
+}
+
+// takeOver has the predecessor, if there is one, leave rules and connections to this agent.
+func (a *agent) takeOver(ctx context.Context) (err error) {
+	if a.predecessor != nil {
+		a.lease, err = a.predecessor.TakeOver(ctx)
+	}
+	return err
+}
+
+// applyRules puts the rules in place.
+func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
+	a.setPhase(applying)
+	a.network.begin(s) // addresses of pods that start are pending before the rules ask
+	if err := a.applyWhatWorks(ctx); err != nil {
+		return fmt.Errorf("put the rules in place: %w", err)
+	}
+	return nil
+}
+
+// leftoversInterval is the time between two tries to remove rules from the other backend.
+const leftoversInterval = 30 * time.Second
+
+// removeLeftovers removes what agents that are gone have left: only now, because a
+// predecessor has enforced by it until now.
+func (a *agent) removeLeftovers(ctx context.Context, background func(func(context.Context) error)) {
+	if err := a.leftovers.RemoveRules(ctx); err != nil {
+		a.otherBackend.Store(&err) // which is not a reason to leave the node open
+		a.log.Error("what an agent may have left in the other backend cannot be removed; trying on", "err", err)
+		background(a.retryLeftovers)
+	}
+	a.removePins()
+}
+
+// retryLeftovers tries until the other backend is free of rules.
+func (a *agent) retryLeftovers(ctx context.Context) error {
+	tick := time.NewTicker(leftoversInterval)
+	defer tick.Stop()
+	for a.otherBackend.Load() != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := a.leftovers.RemoveRules(ctx); err != nil {
+			a.otherBackend.Store(&err)
+			continue
+		}
+		a.otherBackend.Store(nil)
+	}
+	return nil
+}
+
+// sweepAll judges all connections that lived before the rules were in place.
+func (a *agent) sweepAll(ctx context.Context, s *policy.Snapshot) error {
+	a.rangesSet = a.ranges.Sets()
+	a.follower.Published(s, nil, conntrack.ScopeAll)
+	return a.follower.Sweep(ctx)
+}
+
+// beginEnforcing says that the agent is ready.
+func (a *agent) beginEnforcing(s *policy.Snapshot, background func(func(context.Context) error)) {
+	a.setPhase(enforcing)
+	if a.lease != nil {
+		background(a.judgeAfterPredecessor)
+	}
+	markNow(&a.ready)
+	close(a.synced)
+	c := s.Counts()
+	a.log.Info("sluice is ready", event.Ready.Attr(), "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
+		"queues", fmt.Sprintf("%d-%d", a.opts.Rules.FirstQueue, int(a.opts.Rules.FirstQueue)+a.opts.Rules.Queues-1),
+		"fail", failText(a.opts.Rules.FailOpen))
+}
