@@ -165,8 +165,9 @@ func (u *user) commit(t testing.TB) {
 
 // judges gives user space's verdict, which is then remembered.
 func (u *user) judges(data []byte) filter.Action {
+	u.evaluator.Enter()
 	action, _ := u.evaluator.Evaluate(data)
-	u.evaluator.Answered()
+	u.evaluator.Exit()
 	return action
 }
 

@@ -115,11 +115,12 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	if midStream {
 		packet[33] = 0x10
 	}
+	h.evaluator.Enter()
 	action, awaited := h.evaluator.Evaluate(packet)
 	if awaited.IsValid() {
 		action = h.evaluator.Expire(packet)
 	}
-	h.evaluator.Answered()
+	h.evaluator.Exit()
 	return action == filter.Allow
 }
 
@@ -347,8 +348,9 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	if byKernel {
 		action, _ = h.inKernel(&k)
 	} else {
+		h.evaluator.Enter()
 		action, _ = h.evaluator.Evaluate(syn(&k, 1))
-		h.evaluator.Answered()
+		h.evaluator.Exit()
 	}
 	if action != filter.Allow {
 		h.t.Fatalf("%v, by the kernel: %v, is not allowed", k, byKernel)

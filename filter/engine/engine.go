@@ -74,7 +74,8 @@ type Evaluator struct {
 	flows   *cache.Flows
 	tally   tally
 
-	snapshot *policy.Snapshot // of the burst under way; nil between bursts
+	reading  bool             // between Enter and Exit
+	snapshot *policy.Snapshot // of the read section; nil outside, and before the first publish
 }
 
 // New returns an evaluator that remembers verdicts in flows.
@@ -84,11 +85,7 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 
 // Evaluate decides a packet, which begins with its IP header. A packet that cannot
 // be decoded is denied. With filter.Hold, the packet waits for the pod that should
-// have the address pending.
-//
-// All packets of a burst, until Answered, are decided by the snapshot that was in
-// force when it began: that is what lets publishers know when no older verdict is
-// still on its way (policy.Published.Settle).
+// have the address pending. It is called between Enter and Exit.
 func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
@@ -110,7 +107,7 @@ func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.A
 // be a pod of this node, the fail mode decides. Otherwise the verdict for an
 // unknown address stands, which never allows more than a pod would get: the fail
 // mode covers missing knowledge only, and does not open what policies deny to
-// everyone.
+// everyone. It is called between Enter and Exit.
 func (e *Evaluator) Expire(data []byte) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
@@ -153,12 +150,6 @@ func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 // should wait for, if any. p and v are out-parameters: returning them by value cost
 // 10% of a cache hit.
 func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
-	if e.snapshot == nil {
-		e.snapshot = e.reader.Begin()
-		if e.snapshot == nil {
-			e.reader.End()
-		}
-	}
 	var err error
 	*p, err = e.decoder.Decode(data)
 	switch {
@@ -302,10 +293,16 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	return fresh
 }
 
-// Answered ends the burst: the kernel has carried out all answers so far.
-func (e *Evaluator) Answered() {
-	if e.snapshot != nil {
-		e.snapshot = nil
+// Enter begins a read section: all packets until Exit are decided by the snapshot that
+// is in force now. That is what lets publishers know when no older verdict is still on
+// its way (policy.Published.Settle).
+func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Begin(), true }
+
+// Exit ends the read section: the kernel has carried out all its verdicts. Outside of a
+// read section it does nothing.
+func (e *Evaluator) Exit() {
+	if e.reading {
+		e.snapshot, e.reading = nil, false
 		e.reader.End()
 	}
 }
@@ -319,6 +316,6 @@ func (e *Evaluator) Stats() cache.Stats { return e.flows.Stats() }
 
 // Close removes the evaluator from the readers that publishers wait for.
 func (e *Evaluator) Close() {
-	e.Answered()
+	e.Exit()
 	e.reader.Close()
 }

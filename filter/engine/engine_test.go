@@ -76,10 +76,11 @@ func TestEvaluate(t *testing.T) {
 	ask := func(data []byte, want filter.Action, line string) {
 		t.Helper()
 		said = nil
+		e.Enter()
 		if got, _ := e.Evaluate(data); got != want || len(said) != 1 || said[0] != line {
 			t.Errorf("%v, and said %q; want %v and %q", got, said, want, line)
 		}
-		e.Answered()
+		e.Exit()
 	}
 	const flow = "10.0.0.1 > 10.0.0.2 TCP 80 from 40000: "
 	ask(datagram(k), filter.Deny, flow+"deny, no-world")
@@ -143,10 +144,11 @@ func TestEvaluateMidStream(t *testing.T) {
 			said = nil
 			data := datagram(key(tt.src, tt.dst, 40000))
 			data[33] = tt.flags
+			e.Enter()
 			if action, _ := e.Evaluate(data); len(said) != 1 || !strings.HasSuffix(said[0], ": "+tt.want) || !strings.HasPrefix(tt.want, action.String()) {
 				t.Errorf("%s: %v, and said %q; want %s", tt.name, action, said, tt.want)
 			}
-			e.Answered()
+			e.Exit()
 		}
 	}
 }
@@ -215,6 +217,7 @@ func TestEvaluateHolds(t *testing.T) {
 	for _, open := range []bool{false, true} {
 		config.FailOpen = open
 		e := engine.New(config, cache.NewFlows(16))
+		e.Enter()
 		for _, ends := range [][2]string{{remote, choosy}, {choosy, local}} {
 			if action, _ := e.Evaluate(datagram(key(ends[0], ends[1], 81))); action != filter.Deny {
 				t.Errorf("%s > %s, to a port that no rule names: %v", ends[0], ends[1], action)
@@ -254,6 +257,7 @@ func TestSettleWaitsForTheAnswers(t *testing.T) {
 	s, _ := w.Commit()
 	published.Publish(s)
 	data := datagram(key("10.0.0.1", "10.0.0.2", 80))
+	e.Enter()
 	e.Evaluate(data)
 	e.Evaluate(data)
 	next, _ := w.Commit()
@@ -263,11 +267,12 @@ func TestSettleWaitsForTheAnswers(t *testing.T) {
 	if err := published.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("settled with answers on their way: %v", err)
 	}
-	e.Answered()
-	e.Answered() // as when a worker starts again
+	e.Exit()
+	e.Exit() // as when a worker starts again
 	if err := published.Settle(t.Context()); err != nil {
 		t.Error(err)
 	}
+	e.Enter()
 	e.Evaluate(data)
 	e.Close()
 	if err := published.Settle(t.Context()); err != nil {
@@ -302,17 +307,19 @@ func BenchmarkEvaluate(b *testing.B) {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
 				e := engine.New(engine.Config{Published: &published, Tracker: conntrack.NewTrackedFlows(nil)}, cache.NewFlows(size))
 				defer e.Close()
+				e.Enter()
 				for range 2 {
 					for _, p := range packets {
 						e.Evaluate(p)
 					}
 				}
-				e.Answered()
+				e.Exit()
 				before := e.Stats()
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
+					e.Enter()
 					e.Evaluate(packets[i%len(packets)])
-					e.Answered()
+					e.Exit()
 				}
 				if now := e.Stats(); name == "hit" && now.Misses+now.Stale != before.Misses+before.Stale {
 					b.Errorf("%d of %d were no hits", now.Misses+now.Stale-before.Misses-before.Stale, b.N)

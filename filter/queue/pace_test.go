@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// The crowd's worker takes a few packets at a time once it is behind, and more
-// again when for some time hardly any have come.
+// The worker of the overflow queue takes a few packets at a time once it is behind,
+// and more again when hardly any have come for some time.
 func TestPace(t *testing.T) {
-	crowd := &socket{overflow: true, most: overflowBurst}
+	p := newPace(true)
 	now := time.Now()
 	for taken := 0; taken < floodBacklog; taken += overflowBurst {
-		if crowd.most != overflowBurst {
-			t.Fatalf("it takes %d after %d", crowd.most, taken)
+		if p.burst != overflowBurst {
+			t.Fatalf("it takes %d after %d", p.burst, taken)
 		}
-		crowd.paceAfter(overflowBurst, now)
+		p.adapt(overflowBurst, now)
 	}
 	for range 3 {
-		if crowd.most != floodBurst {
-			t.Errorf("it takes %d, with a crowd", crowd.most)
+		if p.burst != floodBurst {
+			t.Errorf("it takes %d during a flood", p.burst)
 		}
-		crowd.paceAfter(floodBurst-1, now)
+		p.adapt(floodBurst-1, now)
 		now = now.Add(floodQuiet - 1)
-		crowd.paceAfter(floodBurst, now)
+		p.adapt(floodBurst, now)
 	}
-	if crowd.paceAfter(floodBurst-1, now.Add(floodQuiet)); crowd.most != overflowBurst {
-		t.Errorf("it takes %d, although the crowd is gone", crowd.most)
+	if p.adapt(floodBurst-1, now.Add(floodQuiet)); p.burst != overflowBurst {
+		t.Errorf("it takes %d, although the flood is over", p.burst)
 	}
 }

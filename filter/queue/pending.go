@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"sync"
@@ -14,24 +15,21 @@ const (
 	// DefaultHold is how long a packet waits for its pod to become known. Clients
 	// repeat a lost request after a second.
 	DefaultHold = time.Second
-	// DefaultMaxHeld is how many packets wait in all; a quarter of one queue, so
-	// that they leave room for those that need not wait.
+	// DefaultMaxHeld bounds the packets that wait, in all queues: a quarter of one
+	// queue, so that they leave room for packets that need not wait.
 	DefaultMaxHeld = DefaultMaxLen / 4
 )
 
-// pendingPackets is the packets of one worker that wait for a pod to become known. They
-// wait in the kernel; here are their numbers.
+// pendingPackets are the packets of one worker that wait for a pod to become known.
+// They wait in the kernel; their numbers and data are here.
 //
-// They are judged again after each publish, by a judge of their own, since the
-// worker's is busy with packets that arrive meanwhile. None is missed: a packet
-// that was held under an older snapshot was held before the publisher had
-// settled, and Rejudge comes after that.
+// They are evaluated again after each publish, by an evaluator of their own, because
+// the worker's is busy with packets that arrive meanwhile. None is missed: a packet
+// that was held under an older snapshot was held before the publisher had settled,
+// and Reevaluate is called after that.
 type pendingPackets struct {
-	*worker
+	worker    *worker
 	evaluator Evaluator
-	reply     func(id uint32, mark uint32, action filter.Action)
-	flush     func() error
-	fail      func(error)
 	wake      chan struct{}
 	displaced chan struct{} // some packet has lost its place
 
@@ -43,16 +41,23 @@ type pendingPackets struct {
 type pendingPacket struct {
 	id, mark uint32
 	data     []byte
-	addr     netip.Addr
+	addr     netip.Addr // that should be a pod's
 	deadline time.Time
 
-	device    uint32     // the interface that it came in by; 0 if the kernel does not say
-	source    netip.Addr // as it claims
+	device    uint32     // see packet
+	source    netip.Addr // as the packet claims
 	owner     *pendingPackets
-	displaced bool // shares' to read and write
+	displaced bool // guarded by shares
 }
 
-// sourceOf is the source address of a packet whose IP header has been read.
+func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
+	return &pendingPacket{
+		id: p.id, mark: p.mark, data: bytes.Clone(p.data), addr: addr, deadline: deadline,
+		device: p.device, source: sourceOf(p.data),
+	}
+}
+
+// sourceOf is the source address of a packet whose IP header has been decoded.
 func sourceOf(data []byte) (a netip.Addr) {
 	switch {
 	case len(data) >= 20 && data[0]>>4 == 4:
@@ -63,124 +68,142 @@ func sourceOf(data []byte) (a netip.Addr) {
 	return a
 }
 
+// start answers the packets of a queue that wait, until the returned function is
+// called. The queue must be closed by then: the kernel has dropped its packets, and
+// they are forgotten here.
+func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context.CancelCauseFunc) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := h.run(ctx, q); err != nil {
+			fail(err)
+		}
+	})
+	return func() {
+		cancel()
+		running.Wait()
+		h.forget()
+	}
+}
+
 // add keeps a packet; false if there is no place for it.
 func (h *pendingPackets) add(p *pendingPacket) bool {
-	h.mu.Lock() // until the packet is among the others, where it is found if it loses its place
+	h.mu.Lock() // until the packet is among the others, where it is found if it is displaced
 	defer h.mu.Unlock()
 	p.owner = h
-	displaced, ok := h.shares.take(p)
+	displaced, ok := h.worker.queues.shares.take(p)
 	if !ok {
 		return false
 	}
 	if displaced != nil {
 		signal(displaced.owner.displaced)
 	}
-	h.heldTotal.Add(1)
+	h.worker.queues.heldTotal.Add(1)
 	h.packets = append(h.packets, p)
-	h.log.Debug("packet waits for its pod to become known", event.PacketHeld.Attr(), "address", p.addr)
+	h.worker.queues.log.Debug("packet waits for its pod to become known", event.PacketHeld.Attr(), "address", p.addr)
 	if len(h.packets) == 1 {
-		h.poke() // so that its time is watched
+		h.poke() // to set the timer
 	}
 	return true
 }
 
-// poke has run look at the packets.
+// poke makes run evaluate the packets.
 func (h *pendingPackets) poke() { signal(h.wake) }
 
-// signal wakes who listens on c.
+// signal wakes the receiver of c.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
-	default: // it will look
+	default: // it is about to wake
 	}
 }
 
-// run judges what waits, again and again, until ctx ends.
-func (h *pendingPackets) run(ctx context.Context) {
+// run evaluates the packets when it is woken, until ctx ends.
+func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		evaluate := h.reevaluate
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-h.displaced:
-			h.expireDisplaced()
+			evaluate = h.expireDisplaced
 		case <-h.wake:
-			h.reevaluateAndArm(timer)
 		case <-timer.C:
-			h.reevaluateAndArm(timer)
 		}
-		// What was answered is on its way to the kernel only now.
-		err := h.flush()
-		h.evaluator.Answered()
+		h.evaluator.Enter()
+		next, err := evaluate(q)
+		if err == nil {
+			err = q.flush() // returns when the kernel has carried out the verdicts
+		}
+		h.evaluator.Exit() // quiescent: no verdict of the snapshot is on its way
 		if err != nil {
-			h.fail(err)
-			return
+			return err
+		}
+		if !next.IsZero() {
+			timer.Reset(time.Until(next))
 		}
 	}
 }
 
-// reevaluateAndArm judges all packets again, and sets the timer for when the first of the others
-// has waited for too long.
-func (h *pendingPackets) reevaluateAndArm(timer *time.Timer) {
-	if next, any := h.reevaluate(); any {
-		timer.Reset(time.Until(next))
-	}
-}
-
-// expireDisplaced answers the packets that have lost their place. The others are not
-// judged again: a flood would have it done for each of its packets.
-func (h *pendingPackets) expireDisplaced() {
+// expireDisplaced answers the packets that have lost their place. It does not evaluate
+// the others again, which a flood would cause for each of its packets.
+func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	kept := h.packets[:0]
 	for _, p := range h.packets {
-		if !h.shares.isDisplaced(p) {
+		if err != nil || !h.worker.queues.shares.isDisplaced(p) {
 			kept = append(kept, p)
 			continue
 		}
-		h.heldRejected.Add(1)
-		h.reply(p.id, p.mark, h.evaluator.Expire(p.data))
+		h.worker.queues.heldRejected.Add(1)
+		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
+	return time.Time{}, err
 }
 
-// reevaluate answers what need not wait any longer, and returns until when the
-// oldest of the others waits.
-func (h *pendingPackets) reevaluate() (next time.Time, any bool) {
+// reevaluate answers the packets that need not wait any longer, and returns the
+// deadline of the oldest of the others; zero if there are none.
+func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) {
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	kept := h.packets[:0]
 	for _, p := range h.packets {
-		action, _ := h.worker.evaluate(h.evaluator, p.data)
+		if err != nil {
+			kept = append(kept, p)
+			continue
+		}
+		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data)
 		if action == filter.Hold && now.Before(p.deadline) {
 			kept = append(kept, p)
 			continue
 		}
 		if action == filter.Hold {
-			h.heldExpired.Add(1)
+			h.worker.queues.heldExpired.Add(1)
 			action = h.evaluator.Expire(p.data)
 		}
-		h.reply(p.id, p.mark, action)
-		h.shares.leave(p)
+		err = h.worker.reply(q, p.id, p.mark, action)
+		h.worker.queues.shares.leave(p)
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
-	if len(kept) == 0 {
-		return time.Time{}, false
+	if len(kept) > 0 {
+		next = kept[0].deadline
 	}
-	return kept[0].deadline, true
+	return next, err
 }
 
-// forget lets go of everything: the queue has been closed, and the kernel has
-// dropped what waited in it.
+// forget drops all packets: the queue is closed, and the kernel has dropped them.
 func (h *pendingPackets) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range h.packets {
-		h.shares.leave(p)
+		h.worker.queues.shares.leave(p)
 	}
 	h.packets = nil
 }

@@ -8,9 +8,10 @@
 // the verdict to the connection; a denied one is dropped there and then. One
 // whose pod is not known yet waits, within bounds, until it is.
 //
-// go-nfqueue speaks to the kernel, over a socket of ours: see [socket]. What a
-// worker cannot read is denied. A worker that fails is restarted; the kernel
-// itself then drops what waited in its queue. So no message goes unanswered.
+// go-nfqueue binds and configures the queues and encodes the verdicts; a worker reads
+// bursts of packets, see worker.answer. A packet that cannot be decoded is denied. A
+// worker that fails is started again; the kernel then drops what waited in its queue. So
+// no message goes unanswered.
 package queue
 
 import (
@@ -28,6 +29,8 @@ import (
 
 // Evaluator decides packets. Its methods are called by one goroutine at a time.
 type Evaluator interface {
+	// Enter begins a section in which packets are evaluated, all by one snapshot.
+	Enter()
 	// Evaluate decides the packet that begins with its IP header at data[0]. The
 	// data are the caller's again when it returns.
 	//
@@ -38,9 +41,9 @@ type Evaluator interface {
 	// Expire decides a packet that has waited in vain, or for which there is no
 	// room to wait. It never says filter.Hold.
 	Expire(data []byte) filter.Action
-	// Answered says that the kernel has carried out the answers to all packets
-	// that Evaluate was asked about.
-	Answered()
+	// Exit ends the section: the kernel has carried out the verdicts about all packets
+	// since Enter.
+	Exit()
 }
 
 // Options say which queues to read, and how.
@@ -146,7 +149,7 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	q := &Queues{opts: opts, log: logger, ready: make(chan struct{}), shares: newShares(opts.MaxHeld)}
 	q.unready.Store(int32(opts.span()))
 	for i := range opts.span() {
-		w := &worker{Queues: q, number: opts.First + uint16(i), overflow: i == opts.Count, evaluator: newEvaluator()}
+		w := &worker{queues: q, number: opts.First + uint16(i), overflow: i == opts.Count, evaluator: newEvaluator()}
 		w.pending = &pendingPackets{worker: w, evaluator: newEvaluator(), wake: make(chan struct{}, 1), displaced: make(chan struct{}, 1)}
 		q.workers = append(q.workers, w)
 	}
@@ -160,7 +163,7 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 // the rest unread.
 func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // what the kernel accounts for a packet
-	return max(1, min(int(o.MaxLen)-o.MaxHeld-burst, buffer/most))
+	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))
 }
 
 // gap says that packets may have passed unjudged.

@@ -50,7 +50,9 @@ func (j *judge) Expire([]byte) filter.Action {
 	return filter.Deny
 }
 
-func (j *judge) Answered() { j.answered.Add(1) }
+func (j *judge) Enter() {}
+
+func (j *judge) Exit() { j.answered.Add(1) }
 
 // buffer is a log that may be read while it is written.
 type buffer struct {

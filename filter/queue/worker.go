@@ -2,23 +2,16 @@ package queue
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"runtime/debug"
-	"strings"
-	"sync"
 	"time"
-
-	"github.com/florianl/go-nfqueue/v2"
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 
 	"sluice/filter"
 )
 
-// How long a worker that failed waits before it is started again: short, because
-// its queue drops everything meanwhile.
+// A worker that failed waits from firstBackoff to lastBackoff before it is started
+// again: short, because its queue drops everything meanwhile.
 const (
 	firstBackoff = 10 * time.Millisecond
 	lastBackoff  = time.Second
@@ -26,12 +19,13 @@ const (
 
 // worker reads one queue.
 type worker struct {
-	*Queues
+	queues    *Queues
 	number    uint16
-	overflow  bool
+	overflow  bool // number is the overflow queue
 	evaluator Evaluator
 	pending   *pendingPackets
 	began     bool
+	fail      context.CancelCauseFunc // ends the session under way with an error
 }
 
 // run keeps the worker going until ctx ends.
@@ -39,18 +33,18 @@ func (w *worker) run(ctx context.Context) error {
 	backoff := firstBackoff
 	for {
 		since := time.Now()
-		err := w.read(ctx)
+		err := w.session(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case !w.began:
 			return err
 		}
-		w.restarts.Add(1)
+		w.queues.restarts.Add(1)
 		if time.Since(since) > time.Minute {
 			backoff = firstBackoff
 		}
-		w.log.Error("queue worker failed; starting it again", "queue", w.number, "err", err, "in", backoff)
+		w.queues.log.Error("queue worker failed; starting it again", "queue", w.number, "err", err, "in", backoff)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -60,220 +54,133 @@ func (w *worker) run(ctx context.Context) error {
 	}
 }
 
-// read opens the queue and answers its packets until ctx ends or something
-// fails. When it returns, no more packets are judged.
-func (w *worker) read(ctx context.Context) error {
-	failed := make(chan error, 1)
-	fail := func(err error) {
-		select {
-		case failed <- err:
-		default: // the first reason is the one
-		}
-	}
-	nf, s, err := w.open(fail)
+// session opens the queue and answers its packets until ctx ends or something fails.
+// When it returns, the queue is closed and no more packets are evaluated.
+func (w *worker) session(ctx context.Context) error {
+	ctx, w.fail = context.WithCancelCause(ctx)
+	defer w.fail(nil)
+	q, err := openQueue(w.queues.opts, w.number, func() { w.queues.stale.Add(1) })
 	if err != nil {
-		return fmt.Errorf("open queue %d: %w", w.number, explain(err))
-	}
-	defer w.evaluator.Answered() // by the kernel: closing the queue drops what waits in it
-	// The queue is closed first, which ends the hook: a packet that it held later
-	// would be answered in the next queue, where another has its number.
-	defer w.startPending(ctx, nf, s, fail)()
-	defer nf.Close()
-	err = nf.RegisterWithErrorFunc(ctx, w.hook(nf, fail), func(err error) int {
-		fail(fmt.Errorf("read queue %d: %w", w.number, err))
-		return 1
-	})
-	if err != nil {
-		return fmt.Errorf("bind queue %d: %w", w.number, explain(err))
-	}
-	if w.began {
-		w.gap()
-	} else {
-		w.began = true
-		if w.unready.Add(-1) == 0 {
-			close(w.ready)
-		}
-	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-failed:
 		return err
 	}
+	defer context.AfterFunc(ctx, q.close)()
+	// Pending packets end after the queue is closed: one that were added later would be
+	// answered in the queue that is opened next, where its number is another packet's.
+	defer w.pending.start(ctx, q, w.fail)()
+	defer q.close()
+	p, err := w.newPace(q)
+	if err != nil {
+		return err
+	}
+	w.started()
+	if err := w.answer(q, p); ctx.Err() == nil {
+		return fmt.Errorf("read queue %d: %w", w.number, err)
+	}
+	return context.Cause(ctx)
 }
 
-// startPending starts what answers the packets that wait. It ends with the call of done,
-// for which the queue has to be closed.
-func (w *worker) startPending(ctx context.Context, nf *nfqueue.Nfqueue, s *socket, fail func(error)) (done func()) {
-	w.pending.fail, w.pending.flush = fail, s.flush
-	w.pending.reply = func(id, mark uint32, action filter.Action) {
-		if err := w.reply(nf, id, mark, action); err != nil {
-			fail(err)
-		}
+// newPace is the pace at which the worker reads.
+func (w *worker) newPace(q *kernelQueue) (*pace, error) {
+	p := newPace(w.overflow)
+	if !w.queues.opts.FailOpen {
+		return p, nil
 	}
-	inner, stop := context.WithCancel(ctx)
-	var running sync.WaitGroup
-	running.Go(func() { w.pending.run(inner) })
-	return func() {
-		stop()
-		running.Wait()
-		w.pending.forget()
+	buffer, err := q.socket.bufferSize()
+	if err != nil {
+		return nil, err
 	}
+	p.fullBacklog, p.full = w.queues.opts.fullBacklog(buffer), w.queueFull
+	return p, nil
 }
 
-// open opens the queue over our own socket.
-func (w *worker) open(fail func(error)) (*nfqueue.Nfqueue, *socket, error) {
-	var flags uint32
-	if !w.opts.NoGSO {
-		flags |= nfqueue.NfQaCfgFlagGSO
+// started reports that the worker reads its queue: the first time to Ready, and later
+// as a gap, because packets may have passed meanwhile.
+func (w *worker) started() {
+	if w.began {
+		w.queues.gap()
+		return
 	}
-	if w.opts.FailOpen {
-		flags |= nfqueue.NfQaCfgFlagFailOpen
+	w.began = true
+	if w.queues.unready.Add(-1) == 0 {
+		close(w.queues.ready)
 	}
-	nf, err := nfqueue.Open(&nfqueue.Config{
-		NetNS: w.opts.NetNS, NfQueue: w.number, Copymode: nfqueue.NfQnlCopyPacket, Flags: flags,
-		MaxQueueLen: w.opts.MaxLen, MaxPacketLen: w.opts.CopyRange, Logger: libraryLog{w, fail},
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	s, err := newSocket(w.opts.NetNS, w.opts.CopyRange, w.overflow, w.evaluator.Answered, func() { w.stale.Add(1) })
-	if err != nil {
-		_ = nf.Close()
-		return nil, nil, err
-	}
-	if w.opts.FailOpen {
-		buffer, err := s.conn.GetsockoptInt(unix.SOL_SOCKET, unix.SO_RCVBUF)
-		if err != nil {
-			_ = nf.Close()
-			_ = s.Close()
-			return nil, nil, fmt.Errorf("get the size of the receive buffer: %w", err)
-		}
-		s.backlog, s.full = w.opts.fullBacklog(buffer), w.queueFull
-	}
-	_ = nf.Con.Close()
-	nf.Con = netlink.NewConn(s, s.port)
-	return nf, s, nil
 }
 
 // queueFull records that packets may have found the queue full, and passed; first is
 // set unless it went on from the last time.
 func (w *worker) queueFull(first bool) {
-	if first && w.full.Add(1) == 1 {
-		w.log.Warn("a queue may have been full and let packets pass unjudged; their connections will be judged. More queues or a longer one may help",
-			"queue", w.number, "max_len", w.opts.MaxLen)
+	if first && w.queues.full.Add(1) == 1 {
+		w.queues.log.Warn("a queue may have been full and let packets pass unjudged; their connections will be judged. More queues or a longer one may help",
+			"queue", w.number, "max_len", w.queues.opts.MaxLen)
 	}
-	w.gap()
+	w.queues.gap()
 }
 
-// hook answers one packet, or has it wait.
-func (w *worker) hook(nf *nfqueue.Nfqueue, fail func(error)) nfqueue.HookFunc {
-	return func(a nfqueue.Attribute) int {
-		if a.PacketID == nil {
-			fail(errors.New("a packet without a number cannot be answered"))
-			return 0
-		}
-		var err error
-		if a.Payload == nil {
-			// It was queued before the queue was configured. Round again: it
-			// comes back with its bytes.
-			err = nf.SetVerdict(*a.PacketID, nfqueue.NfRepeat)
-		} else if action, wait := w.decide(&a); !wait {
-			err = w.reply(nf, *a.PacketID, markOf(&a), action)
-		}
+// answer reads bursts of packets and answers them, until the queue is closed or
+// something fails.
+func (w *worker) answer(q *kernelQueue, p *pace) error {
+	for {
+		burst, messages, err := q.read(p.burst)
 		if err != nil {
-			fail(err)
+			return err
 		}
-		return 0
+		p.took(messages)
+		w.evaluator.Enter()
+		for i := range burst {
+			if err = w.answerOne(q, &burst[i]); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			err = q.flush() // returns when the kernel has carried out the verdicts
+		}
+		w.evaluator.Exit() // quiescent: no verdict of the snapshot is on its way
+		if err != nil {
+			return err
+		}
+		p.yield()
 	}
 }
 
-func markOf(a *nfqueue.Attribute) uint32 {
-	if a.Mark == nil {
-		return 0
+// answerOne answers a packet, or holds it.
+func (w *worker) answerOne(q *kernelQueue, p *packet) error {
+	if p.data == nil {
+		// It was queued before the queue was configured, and comes back with its bytes.
+		return q.requeue(p.id)
 	}
-	return *a.Mark
+	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data)
+	if action == filter.Hold {
+		if w.pending.add(newPendingPacket(p, pending, time.Now().Add(w.queues.opts.Hold))) {
+			return nil
+		}
+		w.queues.heldRejected.Add(1)
+		action = w.evaluator.Expire(p.data)
+	}
+	return w.reply(q, p.id, p.mark, action)
 }
 
-// deviceOf is the interface by which a packet came in: of a bridge, the port.
-func deviceOf(a *nfqueue.Attribute) uint32 {
-	switch {
-	case a.PhysInDev != nil:
-		return *a.PhysInDev
-	case a.InDev != nil:
-		return *a.InDev
-	}
-	return 0
-}
-
-// decide asks the judge about a packet, and keeps it if it has to wait.
-func (w *worker) decide(a *nfqueue.Attribute) (action filter.Action, wait bool) {
-	action, awaited := w.evaluate(w.evaluator, *a.Payload)
-	if action != filter.Hold {
-		return action, false
-	}
-	p := &pendingPacket{
-		id: *a.PacketID, mark: markOf(a), data: *a.Payload, addr: awaited, deadline: time.Now().Add(w.opts.Hold),
-		device: deviceOf(a), source: sourceOf(*a.Payload),
-	}
-	if w.pending.add(p) {
-		return filter.Hold, true
-	}
-	w.heldRejected.Add(1)
-	return w.evaluator.Expire(*a.Payload), false
-}
-
-// reply gives the kernel the answer.
-func (w *worker) reply(nf *nfqueue.Nfqueue, id, mark uint32, action filter.Action) error {
+// reply queues the verdict about a packet for the next flush.
+func (w *worker) reply(q *kernelQueue, id, mark uint32, action filter.Action) error {
 	if w.overflow {
-		w.Queues.overflow.Add(1)
+		w.queues.overflow.Add(1)
 	}
 	if action == filter.Allow {
-		w.allowed.Add(1)
-		return nf.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark|w.opts.Mark))
+		w.queues.allowed.Add(1)
+		return q.allow(id, mark|w.queues.opts.Mark)
 	}
-	w.denied.Add(1)
-	return nf.SetVerdict(id, nfqueue.NfDrop)
+	w.queues.denied.Add(1)
+	return q.deny(id)
 }
 
-// evaluate asks a judge. One that fails about a packet denies it, and goes on with the
-// next.
-func (w *worker) evaluate(judge Evaluator, data []byte) (action filter.Action, awaited netip.Addr) {
+// evaluate asks an evaluator. If it panics, the packet is denied and the worker goes
+// on.
+func (q *Queues) evaluate(number uint16, e Evaluator, data []byte) (action filter.Action, pending netip.Addr) {
 	defer func() {
 		if r := recover(); r != nil {
 			action = filter.Deny
-			w.panics.Add(1)
-			w.log.Error("judging a packet failed; it is denied", "queue", w.number, "panic", r, "stack", string(debug.Stack()))
+			q.panics.Add(1)
+			q.log.Error("judging a packet failed; it is denied", "queue", number, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	return judge.Evaluate(data)
-}
-
-// libraryLog is where go-nfqueue says that it could not parse a message, and
-// nowhere else. The packet would wait for its answer for ever: the worker has to
-// start again.
-type libraryLog struct {
-	*worker
-	fail func(error)
-}
-
-func (l libraryLog) Debugf(string, ...any) {}
-
-func (l libraryLog) Errorf(format string, args ...any) {
-	if strings.HasPrefix(format, "Could not parse") {
-		l.fail(fmt.Errorf("go-nfqueue: "+format, args...))
-	}
-}
-
-// explain gives the errors that a user can do something about words of their own.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), "requested queue"):
-		// The kernel says EPERM for both; without the privilege, it refuses
-		// go-nfqueue's first request and not the one for the queue.
-		return fmt.Errorf("%w: another process reads this queue: end it, or choose other numbers with --queue-first", err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w: run as root, or with the capability NET_ADMIN", err)
-	}
-	return err
+	return e.Evaluate(data)
 }

@@ -1,0 +1,177 @@
+package queue
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/florianl/go-nfqueue/v2"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// kernelQueue is one open NFQUEUE. This file is where go-nfqueue ends and our own
+// code begins.
+//
+// go-nfqueue binds and configures the queue, and encodes the verdicts. Its requests
+// and verdicts go through a socket of ours, see [socket], which sends verdicts
+// together. Its reader is parked: it would take one message with each system call and
+// allocate for each packet, and its callback hides when a burst is over. Packets are
+// read here instead, by read.
+type kernelQueue struct {
+	library *nfqueue.Nfqueue
+	socket  *socket
+	packets []packet // of the last read
+	close   func()   // may be called often; the kernel then drops what waits in the queue
+}
+
+// packet is one packet that waits in the queue for its verdict.
+type packet struct {
+	id, mark uint32
+	// device is the interface that the packet came in by, of a bridge the port; 0 if
+	// the kernel does not name it.
+	device uint32
+	// data begins with the IP header, and is valid until the next read. It is nil if the
+	// packet was queued before the queue was configured.
+	data []byte
+}
+
+// openQueue binds a queue and configures it. stale is called for each verdict about a
+// packet that is gone.
+func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
+	var flags uint32
+	if !o.NoGSO {
+		flags |= nfqueue.NfQaCfgFlagGSO
+	}
+	if o.FailOpen {
+		flags |= nfqueue.NfQaCfgFlagFailOpen
+	}
+	library, err := nfqueue.Open(&nfqueue.Config{
+		NetNS: o.NetNS, NfQueue: number, Copymode: nfqueue.NfQnlCopyPacket, Flags: flags,
+		MaxQueueLen: o.MaxLen, MaxPacketLen: o.CopyRange,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open queue %d: %w", number, explain(err, o.NetNS, number))
+	}
+	s, err := newSocket(o.NetNS, o.CopyRange, stale)
+	if err != nil {
+		_ = library.Close()
+		return nil, fmt.Errorf("open queue %d: %w", number, explain(err, o.NetNS, number))
+	}
+	_ = library.Con.Close()
+	library.Con = netlink.NewConn(s, s.port)
+	q := &kernelQueue{library: library, socket: s, close: sync.OnceFunc(func() { _ = library.Close() })}
+	// Neither function is called before the socket is closed: see socket.ReceiveIter.
+	err = library.RegisterWithErrorFunc(context.Background(), func(nfqueue.Attribute) int { return 1 }, func(error) int { return 1 })
+	if err != nil {
+		q.close()
+		return nil, fmt.Errorf("bind queue %d: %w", number, explain(err, o.NetNS, number))
+	}
+	return q, nil
+}
+
+// read waits for packets and reads up to limit messages with one system call, and
+// returns how many messages there were. They may be fewer packets.
+func (q *kernelQueue) read(limit int) (packets []packet, messages int, err error) {
+	if early := q.socket.takeEarly(); len(early) > 0 {
+		return early, 0, nil
+	}
+	if messages, err = q.socket.receive(limit); err != nil {
+		return nil, 0, err
+	}
+	q.packets = q.packets[:0]
+	err = q.socket.each(messages, func(m netlink.Message) error {
+		switch m.Header.Type {
+		case kindPacket:
+			p, err := parsePacket(m.Data)
+			if err != nil {
+				return err
+			}
+			q.packets = append(q.packets, p)
+		case netlink.Error:
+			q.socket.stale()
+		}
+		return nil
+	})
+	return q.packets, messages, err
+}
+
+// allow lets a packet pass. It goes through its chain again, with the mark.
+func (q *kernelQueue) allow(id, mark uint32) error {
+	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
+}
+
+// deny drops a packet.
+func (q *kernelQueue) deny(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfDrop) }
+
+// requeue sends a packet through its chain again as it is: it comes back.
+func (q *kernelQueue) requeue(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfRepeat) }
+
+// flush sends the verdicts, and returns when the kernel has carried them out.
+func (q *kernelQueue) flush() error { return q.socket.flush() }
+
+// Attributes of a packet (linux/netfilter/nfnetlink_queue.h).
+const (
+	attrPacketHeader = 1
+	attrMark         = 3
+	attrInDevice     = 5
+	attrPhysInDevice = 7
+	attrPayload      = 10
+
+	attrHeaderLen = 4      // struct nlattr
+	attrTypeMask  = 0x3fff // NLA_TYPE_MASK
+	familyLen     = 4      // struct nfgenmsg
+)
+
+var errPacket = errors.New("malformed nfnetlink_queue message")
+
+// parsePacket reads the attributes that a verdict needs. A packet without a number
+// is an error: it could not be answered.
+func parsePacket(body []byte) (p packet, err error) {
+	if len(body) < familyLen {
+		return p, errPacket
+	}
+	numbered := false
+	for b := body[familyLen:]; len(b) >= attrHeaderLen; {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < attrHeaderLen || n > len(b) {
+			return p, errPacket
+		}
+		value := b[attrHeaderLen:n:n]
+		switch kind := binary.NativeEndian.Uint16(b[2:]) & attrTypeMask; {
+		case kind == attrPayload:
+			p.data = value
+		case len(value) < 4: // all others that matter begin with a number
+		case kind == attrPacketHeader:
+			p.id, numbered = binary.BigEndian.Uint32(value), true
+		case kind == attrMark:
+			p.mark = binary.BigEndian.Uint32(value)
+		case kind == attrPhysInDevice, kind == attrInDevice && p.device == 0:
+			p.device = binary.BigEndian.Uint32(value)
+		}
+		b = b[min(align(n), len(b)):]
+	}
+	if !numbered {
+		return p, errPacket
+	}
+	return p, nil
+}
+
+// explain adds a hint to the errors that a user can do something about.
+func explain(err error, netNS int, number uint16) error {
+	taken := errors.Is(err, unix.EBUSY)
+	if errors.Is(err, unix.EPERM) {
+		// The kernel says EPERM both for a queue of another process and for a lack of
+		// privilege. Who lacks the privilege cannot read the list of queues either.
+		taken, _ = Bound(netNS, number, 1)
+	}
+	switch {
+	case taken:
+		return fmt.Errorf("%w: another process reads this queue: end it, or choose other numbers with --queue-first", err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: run as root, or with the capability NET_ADMIN", err)
+	}
+	return err
+}
