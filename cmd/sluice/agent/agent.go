@@ -206,12 +206,12 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	}
 	was := a.setPhase(leaving)
 	close(a.ending)
-	ctx = context.WithoutCancel(ctx)
-	err = errors.Join(err, a.drain(ctx, serving))
+	after := context.WithoutCancel(ctx)
+	err = errors.Join(err, a.drain(after, serving))
 	stop()
 	err = errors.Join(group.Wait(), err)
 	if was == applying || was == enforcing || was == resuming {
-		err = errors.Join(err, a.leave(ctx))
+		err = errors.Join(err, a.leave(after))
 	}
 	return err
 }

@@ -54,13 +54,7 @@ func TestStartFails(t *testing.T) {
 			if step == stepKernel {
 				fail = bpf.ErrStillAnswering // with others it goes on
 			}
-			f.at(step, func() error {
-				f.at(step, nil)
-				return fail
-			})
-			if step == stepRules {
-				f.at(step, func() error { return broken }) // it is tried again
-			}
+			f.at(step, func() error { return fail })
 			f.run()
 			f.update(func(*policy.World) {})
 			if err := f.end(); !errors.Is(err, fail) {
