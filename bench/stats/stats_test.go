@@ -33,8 +33,8 @@ func TestRatios(t *testing.T) {
 	}
 }
 
-// TestMannWhitney holds the exact test against what is in the tables, and against
-// counting all orders by hand.
+// TestMannWhitney compares the exact test with published tables, and with counts of all
+// orders.
 func TestMannWhitney(t *testing.T) {
 	for _, tt := range []struct {
 		a, b []float64
@@ -42,7 +42,7 @@ func TestMannWhitney(t *testing.T) {
 	}{
 		{[]float64{1, 2, 3}, []float64{4, 5, 6}, 0.1},            // 2 of 20 orders
 		{[]float64{1, 2, 3, 4}, []float64{5, 6, 7, 8}, 2.0 / 70}, // 2 of 70
-		{[]float64{5, 6, 7, 8}, []float64{1, 2, 3, 4}, 2.0 / 70}, // the same turned round
+		{[]float64{5, 6, 7, 8}, []float64{1, 2, 3, 4}, 2.0 / 70}, // the same, exchanged
 		{[]float64{1, 2, 3, 5}, []float64{4, 6, 7, 8}, 4.0 / 70}, // U = 1
 		{[]float64{1, 4}, []float64{2, 3}, 1},                    // U in the middle
 		{[]float64{1, 2, 3, 4, 5, 6, 7}, []float64{8, 9, 10, 11, 12, 13, 14}, 2.0 / 3432},
@@ -55,10 +55,9 @@ func TestMannWhitney(t *testing.T) {
 	}
 }
 
-// TestMannWhitneyApproximation: with ties it is another formula, which must be near
-// the exact one where there are next to none, and still keep its promise about
-// chance.
-func TestMannWhitneyApproximation(t *testing.T) {
+// TestMannWhitneyTies: ties change the formula. The result must be near that without ties
+// if there is only one, and the rate of false differences must stay below the limit.
+func TestMannWhitneyTies(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	draw := func(n int, shift float64) (v []float64) {
 		for range n {
@@ -90,7 +89,7 @@ func TestMannWhitneyApproximation(t *testing.T) {
 
 func TestDiscoveries(t *testing.T) {
 	got := stats.Discoveries([]float64{0.04, 0.001, 0.012, 0.9, 0.02}, 0.05)
-	// Ranks 1 to 5 are held against 0.01 to 0.05: 0.001, 0.012, 0.02, 0.04 stay.
+	// Ranks 1 to 5 are compared with 0.01 to 0.05: 0.001, 0.012, 0.02, 0.04 stay.
 	if !slices.Equal(got, []bool{true, true, true, false, true}) {
 		t.Errorf("%v", got)
 	}
