@@ -97,7 +97,7 @@ bench-scale: ## measure what it costs to follow 100,000 pods and 10,000 policies
 
 .PHONY: lint
 lint: ## look for what is probably wrong in the code (the first run builds golangci-lint: minutes)
-	go run $(GOLANGCI_LINT) run
+	GOFLAGS="$${GOFLAGS:-} -buildvcs=false" go run $(GOLANGCI_LINT) run
 
 .PHONY: clean
 clean: ## remove what was built here
