@@ -2,7 +2,7 @@
 // [Keeper] owns the policy.World, takes updates from its sources, and puts each
 // new snapshot in force.
 //
-// The sources are in the packages below: folder follows a folder of manifests.
+// The sources are in the packages below: manifests follows a directory of manifests.
 package watch
 
 import (

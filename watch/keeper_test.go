@@ -23,10 +23,10 @@ import (
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 	"sluice/watch"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
-var _ watch.Source = folder.Source{}
+var _ watch.Source = manifests.Source{}
 
 // patience bounds the wait for what must come.
 const patience = 2 * time.Minute
@@ -284,7 +284,7 @@ func TestKeeperFollowsAFolder(t *testing.T) {
 {apiVersion: v1, kind: Pod, metadata: {name: b}, status: {podIPs: [{ip: 10.0.0.2}]}}
 `)
 	var pub policy.Published
-	_, calls, _ := keep(t, &pub, nil, folder.Source{Dirs: []string{dir}})
+	_, calls, _ := keep(t, &pub, nil, manifests.Source{Dirs: []string{dir}})
 	key := filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), filter.TCP, 80)
 	if v := await(t, calls).snapshot.Decide(key); v.Action != filter.Allow {
 		t.Errorf("without a policy: %v", v.Reason)

@@ -10,7 +10,7 @@ import (
 
 	"sluice/bench/testbed/agenttest"
 	"sluice/bench/testbed/lab"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 // strangers are two hosts with a door each.
@@ -57,7 +57,7 @@ func TestPromisesAndPoliciesCanBeRead(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "policies.yaml"), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		objects, problems, err := folder.Read(dir)
+		objects, problems, err := manifests.Read(dir)
 		if err != nil || len(problems) > 0 || len(objects.Policies) != len(st.policies) {
 			t.Errorf("%s: %d policies, want %d; %v %v", st.name, len(objects.Policies), len(st.policies), problems, err)
 		}

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// manifests are the policies of the steps, one a file.
+// stepFiles holds the policies of the steps, one file each.
 //
 //go:embed policies
-var manifests embed.FS
+var stepFiles embed.FS
 
 // step is one state of the policies, and what it promises.
 type step struct {
@@ -115,7 +115,7 @@ var always = []string{
 func (s step) yaml() (string, error) {
 	var documents []string
 	for _, name := range s.policies {
-		text, err := manifests.ReadFile("policies/" + name + ".yaml")
+		text, err := stepFiles.ReadFile("policies/" + name + ".yaml")
 		if err != nil {
 			return "", fmt.Errorf("read the policies of step %s: %w", s.name, err)
 		}

@@ -9,8 +9,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/rest"
 
-	"sluice/watch/folder"
 	"sluice/watch/kube"
+	"sluice/watch/manifests"
 )
 
 // clusterOptions say which cluster to ask.
@@ -43,34 +43,34 @@ func addInputFlags(fs *pflag.FlagSet, in *input) {
 }
 
 // read reads all there is, and lists what of it the API server would reject.
-func (in input) read(ctx context.Context) (folder.Objects, []folder.Problem, error) {
+func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Problem, error) {
 	switch {
 	case len(in.dirs) > 0 && in.cluster.given():
-		return folder.Objects{}, nil, errors.New("-f and --kubeconfig or --context name two worlds: give one of them")
+		return manifests.Objects{}, nil, errors.New("-f and --kubeconfig or --context name two worlds: give one of them")
 	case slices.Contains(in.dirs, ""):
-		return folder.Objects{}, nil, errors.New("-f is empty: write a folder of manifests, or a single file")
+		return manifests.Objects{}, nil, errors.New("-f is empty: write a folder of manifests, or a single file")
 	case len(in.dirs) > 0:
-		return folder.Read(in.dirs...)
+		return manifests.Read(in.dirs...)
 	case !in.cluster.given():
-		return folder.Objects{}, nil, errors.New("give a folder of manifests by -f DIR (--filename), or a cluster by --kubeconfig FILE or --context NAME")
+		return manifests.Objects{}, nil, errors.New("give a folder of manifests by -f DIR (--filename), or a cluster by --kubeconfig FILE or --context NAME")
 	}
 	config, err := in.cluster.config()
 	if err != nil {
-		return folder.Objects{}, nil, err
+		return manifests.Objects{}, nil, err
 	}
 	found, err := kube.Read(ctx, config)
 	if err != nil {
-		return folder.Objects{}, nil, err
+		return manifests.Objects{}, nil, err
 	}
-	objects := folder.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies)
+	objects := manifests.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies)
 	others, err := kube.CountOthers(ctx, config, func(group, kind string) bool {
-		return group != networkingv1.GroupName && folder.Restricting(folder.Kind{Group: group, Name: kind})
+		return group != networkingv1.GroupName && manifests.Restricting(manifests.Kind{Group: group, Name: kind})
 	})
 	for _, o := range others {
-		objects.NotRead = append(objects.NotRead, folder.NotRead{Kind: folder.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})
+		objects.NotRead = append(objects.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})
 	}
 	if err != nil {
-		objects.Notes = append(objects.Notes, folder.Problem{File: config.Host, Detail: err.Error(), Mend: "allow to list them, to learn whether they may change what is allowed"})
+		objects.Notes = append(objects.Notes, manifests.Problem{File: config.Host, Detail: err.Error(), Mend: "allow to list them, to learn whether they may change what is allowed"})
 	}
 	return objects, nil, nil
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/filter/policy/explain"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 type explainOptions struct {
@@ -104,7 +104,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 }
 
 // explainOne answers the question of the flags.
-func explainOne(out io.Writer, m *manifests, opts explainOptions) error {
+func explainOne(out io.Writer, m *compiled, opts explainOptions) error {
 	c := m.cluster()
 	flows, err := c.Flows(opts.question)
 	if err != nil {
@@ -120,7 +120,7 @@ func explainOne(out io.Writer, m *manifests, opts explainOptions) error {
 		enc.SetEscapeHTML(false)
 		err = enc.Encode(struct {
 			explain.Answer
-			NotRead []folder.NotRead `json:"notRead,omitempty"`
+			NotRead []manifests.NotRead `json:"notRead,omitempty"`
 		}{explain.NewAnswer(all), m.NotRead})
 	} else {
 		_, err = io.WriteString(out, explain.Text(all))

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/filter/policy/lint"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 // finding is a line of lint's output: something that cannot be read in a file, or
@@ -81,9 +81,9 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	for _, p := range objects.Outdated {
 		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
 	}
-	broken := make(map[folder.Origin]bool)
+	broken := make(map[manifests.Origin]bool)
 	for _, p := range problems {
-		broken[folder.Origin{File: p.File, Document: p.Document}] = true
+		broken[manifests.Origin{File: p.File, Document: p.Document}] = true
 	}
 	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Policies) {
 		at := objects.Origins[f.Object]
@@ -93,7 +93,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 		found = append(found, finding{f.Check, at.File, at.Document, f.Object, f.Field, f.Detail, f.Mend})
 	}
 	for _, p := range objects.Holes {
-		if !broken[folder.Origin{File: p.File, Document: p.Document}] {
+		if !broken[manifests.Origin{File: p.File, Document: p.Document}] {
 			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
 		}
 	}
@@ -116,7 +116,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 }
 
 // printFindings writes the findings for people, those of one object together.
-func printFindings(out io.Writer, found []finding, objects folder.Objects) error {
+func printFindings(out io.Writer, found []finding, objects manifests.Objects) error {
 	var b strings.Builder
 	last := ""
 	for _, f := range found {

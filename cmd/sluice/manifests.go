@@ -8,22 +8,22 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
-// manifests is what folders of manifests hold, compiled.
-type manifests struct {
-	folder.Objects
+// compiled is the content of directories of manifests, with the snapshot compiled from it.
+type compiled struct {
+	manifests.Objects
 	snapshot *policy.Snapshot
 
-	unread        []folder.Problem // what the API server would reject
-	misunderstood []policy.Problem // what it would take, and allows nothing
+	unread        []manifests.Problem // what the API server would reject
+	misunderstood []policy.Problem    // what it would take, and allows nothing
 }
 
 // readManifests reads and compiles folders of manifests. node is the addresses of
 // the node whose view is taken, which may be none.
-func readManifests(node []netip.Addr, dirs ...string) (*manifests, error) {
-	objects, problems, err := folder.Read(dirs...)
+func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
+	objects, problems, err := manifests.Read(dirs...)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func readManifests(node []netip.Addr, dirs ...string) (*manifests, error) {
 }
 
 // readInput is readManifests for a folder, or for a live cluster.
-func readInput(ctx context.Context, node []netip.Addr, in input) (*manifests, error) {
+func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, error) {
 	objects, problems, err := in.read(ctx)
 	if err != nil {
 		return nil, err
@@ -39,14 +39,14 @@ func readInput(ctx context.Context, node []netip.Addr, in input) (*manifests, er
 	return compile(node, objects, problems), nil
 }
 
-func compile(node []netip.Addr, objects folder.Objects, problems []folder.Problem) *manifests {
+func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.Problem) *compiled {
 	w := policy.NewWorld()
 	w.SetNode(node)
 	objects.Apply(w)
-	m := &manifests{Objects: objects, unread: problems}
+	m := &compiled{Objects: objects, unread: problems}
 	m.snapshot, _ = w.Commit()
 	for _, p := range w.Problems() {
-		if !folder.Follows(p, problems) {
+		if !manifests.Follows(p, problems) {
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}
@@ -55,7 +55,7 @@ func compile(node []netip.Addr, objects folder.Objects, problems []folder.Proble
 
 // cluster is what flows are explained in. A policy that could not be read whole
 // stands in force without rules; its problems say why.
-func (m *manifests) cluster() *explain.Cluster {
+func (m *compiled) cluster() *explain.Cluster {
 	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood, Services: m.Services, EndpointSlices: m.EndpointSlices}
 	refs := make(map[string]policy.Ref, len(m.Policies))
 	for _, p := range m.Policies {
@@ -72,7 +72,7 @@ func (m *manifests) cluster() *explain.Cluster {
 // report lists what could not be understood, after the answer, where it is seen;
 // an answer from the rest of the manifests never looks sure. what is what was
 // answered, as the subject of a sentence.
-func (m *manifests) report(e env, what string) error {
+func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	tellNotes(e, m.Objects)
 	if len(m.unread)+len(m.misunderstood) == 0 {
@@ -93,11 +93,11 @@ func (m *manifests) report(e env, what string) error {
 
 // tellNotes tells of what does not change an answer or a status: odd things in the
 // files, and objects of kinds that are not read and may change what is allowed.
-func tellNotes(e env, o folder.Objects) {
-	for _, n := range folder.Condense(o.Notes) {
+func tellNotes(e env, o manifests.Objects) {
+	for _, n := range manifests.Condense(o.Notes) {
 		fmt.Fprintln(e.stderr, "sluice: note:", n)
 	}
-	if text := folder.TextOf(o.NotRead); text != "" {
+	if text := manifests.TextOf(o.NotRead); text != "" {
 		fmt.Fprintln(e.stderr, "sluice: not read:", text)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 // maxMatrixPods keeps the number of cells, its square, within what can be looked
@@ -110,7 +110,7 @@ type matrix struct {
 	Pods  []*matrixPod  `json:"pods"`
 	Flows []*matrixCell `json:"flows"` // from each pod to each, in the order of pods
 	// Objects that were passed over and may change what is allowed.
-	NotRead []folder.NotRead `json:"notRead,omitempty"`
+	NotRead []manifests.NotRead `json:"notRead,omitempty"`
 
 	snapshot *policy.Snapshot
 	policies map[string][2][]portSpan // the ports that each policy's rules name

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 //go:embed matrix.html
@@ -47,7 +47,7 @@ type pageAnswer struct {
 func writeMatrixHTML(out io.Writer, m *matrix) error { return matrixPage.Execute(out, newPage(m)) }
 
 func newPage(m *matrix) page {
-	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: folder.TextOf(m.NotRead)}
+	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: manifests.TextOf(m.NotRead)}
 	labels := make(map[matrixPort]bool)
 	for _, o := range m.Pods {
 		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress}

@@ -14,7 +14,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 // matrixCluster has what a matrix can get wrong: ranges of ports, protocols apart,
@@ -79,7 +79,7 @@ func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 // be it for the port or for all others together.
 func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
 	dir := matrixFolder(t, matrixCluster)
-	objects, _, err := folder.Read(dir)
+	objects, _, err := manifests.Read(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

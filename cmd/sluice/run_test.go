@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 // Every context that ends by time says what took too long, and every error that is
@@ -90,7 +90,7 @@ func TestNoEmptyAttributes(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		var out strings.Builder
 		log := newLogger(env{stderr: &out}, runOptions{logFormat: format})
-		log.Info("said", "problem", folder.Problem{File: "f.yaml", Detail: "d"}, "err", errors.New(""), "because", "", "n", 0, "cause", error(nil), "is", os.ErrNotExist)
+		log.Info("said", "problem", manifests.Problem{File: "f.yaml", Detail: "d"}, "err", errors.New(""), "because", "", "n", 0, "cause", error(nil), "is", os.ErrNotExist)
 		text := out.String()
 		for _, bad := range []string{`=""`, `:""`, "because", "object", "= "} {
 			if strings.Contains(text, bad) {

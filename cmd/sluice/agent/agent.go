@@ -24,8 +24,8 @@ import (
 	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
 	"sluice/watch"
-	"sluice/watch/folder"
 	"sluice/watch/kube"
+	"sluice/watch/manifests"
 	"sluice/watch/node"
 )
 
@@ -169,10 +169,10 @@ func (a *agent) newEvaluator() queue.Evaluator {
 // source is where the agent learns of pods and policies.
 func (a *agent) source() (watch.Source, error) {
 	if len(a.opts.Manifests) > 0 {
-		return folder.Source{
+		return manifests.Source{
 			Dirs: a.opts.Manifests, Logger: a.log,
-			OnProblems: func(p []folder.Problem) { a.manifests.Store(&p) },
-			OnNotRead:  func(n []folder.NotRead) { a.notRead.Store(&n) },
+			OnProblems: func(p []manifests.Problem) { a.manifests.Store(&p) },
+			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
 	ranges := &a.ranges

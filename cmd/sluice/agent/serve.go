@@ -12,8 +12,8 @@ import (
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
 	"sluice/watch"
-	"sluice/watch/folder"
 	"sluice/watch/kube"
+	"sluice/watch/manifests"
 )
 
 // status is what the agent records for status, metrics and probes.
@@ -22,8 +22,8 @@ type status struct {
 	sources   []watch.Source
 	ready     atomic.Pointer[time.Time] // when it was ready first
 	inForce   atomic.Pointer[time.Time] // since when the snapshot is that is in force
-	manifests atomic.Pointer[[]folder.Problem]
-	notRead   atomic.Pointer[[]folder.NotRead]
+	manifests atomic.Pointer[[]manifests.Problem]
+	notRead   atomic.Pointer[[]manifests.NotRead]
 	// otherBackend is why rules of an earlier agent in the other backend could not be
 	// removed; packets meet those too.
 	otherBackend atomic.Pointer[error]
@@ -97,11 +97,11 @@ func (a *agent) state() *telemetry.State {
 			s.Problems = append(s.Problems, a.taintProblems(api)...)
 		}
 	}
-	var manifests []folder.Problem
+	var broken []manifests.Problem
 	if read := a.manifests.Load(); read != nil {
-		manifests = *read
+		broken = *read
 	}
-	for _, p := range beyondManifests(a.keeper.Problems(), manifests) {
+	for _, p := range beyondManifests(a.keeper.Problems(), broken) {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
 	}
 	a.network.tell(s, a.opts.SysctlProblems == UnreadySysctls)
@@ -111,27 +111,27 @@ func (a *agent) state() *telemetry.State {
 			Mend: "delete the pod that has not got the address, or correct its status",
 		})
 	}
-	for _, p := range manifests {
+	for _, p := range broken {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})
 	}
 	if passed := a.notRead.Load(); passed != nil {
-		s.NotRead = folder.TextOf(*passed)
+		s.NotRead = manifests.TextOf(*passed)
 	}
 	return s
 }
 
 // beyondManifests returns the problems of policies that the problems of manifests do
 // not tell already, with the file.
-func beyondManifests(found []policy.Problem, manifests []folder.Problem) []policy.Problem {
+func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
-		return folder.Follows(p, manifests) || slices.ContainsFunc(manifests, func(m folder.Problem) bool {
+		return manifests.Follows(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {
 			return m.Object == p.Policy.Object() && m.Field == p.Field && m.Detail == p.Detail
 		})
 	})
 }
 
 // place says where in the manifests a problem is.
-func place(p folder.Problem) string {
+func place(p manifests.Problem) string {
 	text := p.File
 	if p.Document > 0 {
 		text += fmt.Sprintf(", document %d", p.Document)

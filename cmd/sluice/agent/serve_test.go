@@ -9,7 +9,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/netpol"
-	"sluice/watch/folder"
+	"sluice/watch/manifests"
 )
 
 // What is wrong in a policy of a manifest is told once, with its file.
@@ -27,8 +27,8 @@ func TestProblemsAreToldOnce(t *testing.T) {
 			}
 			ctx, stop := context.WithCancel(t.Context())
 			w := policy.NewWorld()
-			var told []folder.Problem
-			source := folder.Source{Dirs: []string{dir}, OnProblems: func(p []folder.Problem) { told = p }}
+			var told []manifests.Problem
+			source := manifests.Source{Dirs: []string{dir}, OnProblems: func(p []manifests.Problem) { told = p }}
 			if err := source.Run(ctx, func(apply func(*policy.World)) { apply(w); stop() }); err != nil {
 				t.Fatal(err)
 			}

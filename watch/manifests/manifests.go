@@ -1,4 +1,4 @@
-// Package folder reads a cluster from a folder of manifests: the Namespaces,
+// Package manifests reads a cluster from a directory of manifests: the Namespaces,
 // Pods and NetworkPolicies in its YAML and JSON files, as the API server would
 // have them after its defaulting.
 //
@@ -10,7 +10,7 @@
 //
 // Other kinds of objects may lie in the same folder; they are passed over, and those
 // that may change what is allowed are counted.
-package folder
+package manifests
 
 import (
 	"fmt"
