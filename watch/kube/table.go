@@ -56,8 +56,8 @@ func (t *table) Update(o any) error {
 		return err
 	}
 	t.health.events(t.kind, 1)
+	t.publishNodes() // first: the change makes the Keeper commit
 	t.queue.add(c)
-	t.publishNodes()
 	return nil
 }
 
@@ -71,8 +71,9 @@ func (t *table) Delete(o any) error {
 		return fmt.Errorf("delete a %s: %T is none", t.kind.name, o)
 	}
 	t.health.events(t.kind, 1)
-	t.queue.add(t.delete(obj.id()))
+	c := t.delete(obj.id())
 	t.publishNodes()
+	t.queue.add(c)
 	return nil
 }
 
