@@ -39,7 +39,9 @@ func TestRangesHoldBeforeTheirChangeIsQueued(t *testing.T) {
 		{"add", func() error { return table.Add(nodeObject("there", "10.2.0.0/24")) }, 3},
 		{"update", func() error { return table.Update(nodeObject("there", "10.3.0.0/24")) }, 3},
 		{"delete", func() error { return table.Delete(nodeObject("there", "10.3.0.0/24")) }, 2},
-		{"last known", func() error { return table.Delete(cache.DeletedFinalStateUnknown{Obj: nodeObject("here", "10.1.0.0/24")}) }, 0},
+		{"last known", func() error {
+			return table.Delete(cache.DeletedFinalStateUnknown{Obj: nodeObject("here", "10.1.0.0/24")})
+		}, 0},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
