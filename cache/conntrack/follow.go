@@ -3,13 +3,10 @@ package conntrack
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
-	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"
 )
@@ -24,13 +21,11 @@ const (
 // sweep of a big table takes longer than to publish, and what is published
 // meanwhile adds up to one more sweep.
 //
-// It sweeps for those changes alone by which the verdict about some connection that
-// may live has turned, as far as TrackedFlows knows.
+// Most changes need no sweep: see due.go.
 //
-// That loses nothing. A sweep with the latest snapshot is right for everything
-// that changed before it, and a connection that a sweep judged by a snapshot
-// which was replaced meanwhile is judged again by the next one: if its verdict
-// differs, one of its ends is among that one's changes.
+// A sweep with the latest snapshot is right for all changes before it. A connection that
+// was judged by a snapshot which was replaced meanwhile is judged again by the next sweep:
+// if its verdict differs, one of its ends is among that snapshot's changes.
 type Follower struct {
 	sweeper  *Sweeper
 	tracked  *TrackedFlows // nil: every change may turn a verdict
@@ -41,48 +36,11 @@ type Follower struct {
 
 	mu       sync.Mutex
 	snapshot *policy.Snapshot
-	changes  map[netip.Addr]change
+	changes  map[netip.Addr]change // since the last sweep
 	all      bool
 	gap      bool
 	sum      Result
 }
-
-// change is what is known of an address that has changed since the last sweep.
-type change struct {
-	snapshot uint64 // with which it last did
-	need     need
-}
-
-// need says what a change needs beyond a look at what TrackedFlows knows.
-type need uint8
-
-const (
-	needNothing need = iota
-	// needLater: TrackedFlows does not know all connections of the address. That is of no
-	// consequence until somebody has it again.
-	needLater
-	// needSweep: connections may be concerned that TrackedFlows does not know.
-	needSweep
-)
-
-// maxLater is of how many addresses it may be unknown what connections they have.
-const maxLater = 1024
-
-// Scope says for which connections a publish is of interest.
-type Scope uint8
-
-const (
-	// ScopeFlows are those about which the verdict has turned.
-	ScopeFlows Scope = iota
-	// ScopeAddresses are all of the addresses that changed: verdicts of older snapshots
-	// may have taken effect late, or may yet.
-	ScopeAddresses
-	// ScopeAll is all there are.
-	ScopeAll
-	// ScopeGap is Everything after packets may have passed unjudged. Connections without a
-	// mark are counted as such.
-	ScopeGap
-)
 
 // Follow returns a Follower that sweeps with s. With a nil TrackedFlows, it does so
 // after every change. A nil logger discards.
@@ -93,55 +51,20 @@ func Follow(s *Sweeper, admitted *TrackedFlows, log *slog.Logger) *Follower {
 	return &Follower{sweeper: s, tracked: admitted, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
 }
 
-// Published says that a snapshot is in force, that no verdict of an older one can
-// still take effect, and which addresses it changed since the call before. The
-// first call is to be of Everything, and so is one after which others may have
-// admitted connections, or ranges in which pods are expected have changed.
+// Published announces a snapshot that is in force, and the addresses that it changes. No
+// verdict of an older snapshot can still take effect. It does not wait for the sweep.
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
 	before := f.snapshot
 	f.snapshot, f.all, f.gap = s, f.all || scope >= ScopeAll, f.gap || scope == ScopeGap
 	for _, a := range changes {
-		f.comesBack(before, s, a)
-		n := needSweep
-		if scope == ScopeFlows && f.changes[a].need == needNothing {
-			n = f.need(before, s, a)
-		}
-		f.changes[a] = change{s.Number(), n}
+		f.record(before, s, a, scope)
 	}
 	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
 	default: // it will be seen
 	}
-}
-
-// comesBack notes if whoever has an address now has had it before: verdicts from then
-// hold again, though TrackedFlows may have forgotten them.
-func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
-	if f.tracked == nil || before == nil {
-		return
-	}
-	if is := now.Endpoint(a); is != nil && is.Epoch() <= before.NewestEpoch() {
-		f.tracked.lose(a.As16(), now.Number())
-	}
-}
-
-// need says whether an address may have live connections that no judge was asked
-// about, or that TrackedFlows does not keep under it, and that may be denied now.
-func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
-	if f.tracked == nil || before == nil {
-		return needSweep
-	}
-	was, is := before.Endpoint(a), now.Endpoint(a)
-	expected := f.tracked.expected(a)
-	switch {
-	case was == nil && !expected, was != nil && is == nil && f.sweeper.pending(a), was != nil && policy.Tightens(was, is):
-		return needSweep
-	case is == nil && expected:
-		return needLater
-	}
-	return needNothing
 }
 
 // Pause leaves the connections to somebody else, until the next Published: it
@@ -229,29 +152,6 @@ func (f *Follower) Sweep(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// due are the changed addresses whose connections are to be judged. What can wait
-// goes back.
-func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
-	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
-	judge := func(k *filter.Key) filter.Action {
-		v, _ := f.sweeper.evaluate(s, k)
-		return v.Action
-	}
-	for a, c := range changes {
-		switch {
-		case all || c.need == needSweep || f.tracked.changed(a.As16(), judge):
-			due = append(due, a)
-		case c.need == needLater:
-			wait[a] = c
-		}
-	}
-	if len(wait) > maxLater {
-		return slices.AppendSeq(due, maps.Keys(wait))
-	}
-	f.putBack(wait, false, false)
-	return due
 }
 
 // take takes what is to be swept.

@@ -71,12 +71,12 @@ func (l *live) wantMark(key filter.Key, mark uint32) {
 // deny and allow publish a policy that lets nothing in to db, and take it back.
 func (l *live) deny() conntrack.Result {
 	l.world.SetPolicy(netpol.Read(guard("db", 1)))
-	return l.commit(false)
+	return l.commit(conntrack.ScopeAddresses)
 }
 
 func (l *live) allow() conntrack.Result {
 	l.world.DeletePolicy(netpol.Ref("default", "guard-db"))
-	return l.commit(false)
+	return l.commit(conntrack.ScopeAddresses)
 }
 
 // read reads what has come, within a bound.
@@ -166,7 +166,7 @@ func TestTCPStopsAndFlowsAgain(t *testing.T) {
 			write(t, client, "hello")
 			read(t, server)
 			l.wantMark(key, foreign)
-			l.commit(true)
+			l.commit(conntrack.ScopeAll)
 			l.wantMark(key, foreign|judged)
 
 			if res := l.deny(); res.Revoked != 1 {
@@ -211,7 +211,7 @@ func TestUDPStopsAndFlowsAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			read(t, client)
-			l.commit(true)
+			l.commit(conntrack.ScopeAll)
 			l.wantMark(key, foreign|judged)
 
 			l.deny()
@@ -255,7 +255,7 @@ func TestOneWayUDPStops(t *testing.T) {
 			client, server := l.connectUDP(f.service, f.dst)
 			write(t, client, "hello")
 			l.peer(t, server)
-			l.commit(true)
+			l.commit(conntrack.ScopeAll)
 			l.deny()
 			l.wantMark(filter.NewKey(f.src, f.dst, filter.UDP, target), foreign|revoked)
 			l.awaitDrop(f.iptables, "ORIGINAL", func() { write(t, client, "lost") })
@@ -311,7 +311,7 @@ func TestICMPIsRevoked(t *testing.T) {
 				proto = filter.ICMPv6
 			}
 			l.ping(f.src, f.dst)
-			l.commit(true)
+			l.commit(conntrack.ScopeAll)
 			key := filter.NewKey(f.src, f.dst, proto, 0)
 			l.wantMark(key, foreign|judged)
 			l.deny()
@@ -411,7 +411,7 @@ func TestSweepOfKernelTable(t *testing.T) {
 	r.Sweeper = conntrack.New(k, conntrack.DefaultMarks, nil, nil)
 	r.Local = func() ([]netip.Addr, error) { return nil, nil }
 	r.world.SetPolicy(netpol.Read(guard("db", 1)))
-	if res := r.commit(true); res.Allowed != count/2 || res.Revoked != count/2 || res.Evaluated != count || res.Passes != 2 {
+	if res := r.commit(conntrack.ScopeAll); res.Allowed != count/2 || res.Revoked != count/2 || res.Evaluated != count || res.Passes != 2 {
 		t.Errorf("%+v, want half of %d judged, half revoked", res, count)
 	}
 	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) {

@@ -102,8 +102,8 @@ func interfaceAddrs() ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// Sweep judges the live connections of the changed addresses, or all if so said,
-// by the snapshot, and rewrites the marks that are not right. It is to be called
+// Sweep judges the live connections of the changed addresses, or all with ScopeAll, by the
+// snapshot, and rewrites the marks that are not right. It is to be called
 // after every verdict under older snapshots has taken effect, and for all once
 // before the first change, because connections that lived before the agent did
 // carry no mark.
@@ -116,8 +116,8 @@ func interfaceAddrs() ([]netip.Addr, error) {
 //
 // Sweep does nothing without a snapshot. With an error, some connections may
 // not have been judged; the sweep must be repeated for the same changes.
-func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, all bool) (Result, error) {
-	return s.sweep(ctx, snapshot, changes, sweepOptions{all: all})
+func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, scope Scope) (Result, error) {
+	return s.sweep(ctx, snapshot, changes, sweepOptions{all: scope >= ScopeAll, gap: scope == ScopeGap})
 }
 
 // sweepOptions says how to sweep.

@@ -106,10 +106,10 @@ func (r *rig) track(src, dst netip.Addr, proto filter.Protocol, port uint16, mar
 }
 
 // commit sweeps after a commit.
-func (r *rig) commit(all bool) conntrack.Result {
+func (r *rig) commit(scope conntrack.Scope) conntrack.Result {
 	r.t.Helper()
 	snapshot, changes := r.world.Commit()
-	res, err := r.Sweep(context.Background(), snapshot, changes, all)
+	res, err := r.Sweep(context.Background(), snapshot, changes, scope)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -141,12 +141,12 @@ func TestRevokedAndRestored(t *testing.T) {
 			r := newRig(t)
 			ref := r.track(tc.src, tc.dst, tc.proto, tc.port, foreign|judged)
 			r.world.SetPolicy(netpol.Read(guard("db", 1)))
-			if res := r.commit(false); res.Revoked != 1 || res.Allowed+res.Restored != 0 {
+			if res := r.commit(conntrack.ScopeAddresses); res.Revoked != 1 || res.Allowed+res.Restored != 0 {
 				t.Errorf("after the policy: %+v", res)
 			}
 			r.want(ref, foreign|revoked)
 			r.world.DeletePolicy(netpol.Ref("default", "guard-db"))
-			if res := r.commit(false); res.Restored != 1 || res.Allowed+res.Revoked != 0 {
+			if res := r.commit(conntrack.ScopeAddresses); res.Restored != 1 || res.Allowed+res.Revoked != 0 {
 				t.Errorf("without the policy: %+v", res)
 			}
 			r.want(ref, foreign|judged)
@@ -165,7 +165,7 @@ func TestOnlyChangedEndpointsAreJudged(t *testing.T) {
 	changed := r.track(web, db, filter.TCP, 80, revoked)
 	other := r.track(web, idle, filter.TCP, 80, revoked)
 	r.world.SetPolicy(netpol.Read(guard("db", 80)))
-	if res := r.commit(false); res.Evaluated != 1 {
+	if res := r.commit(conntrack.ScopeAddresses); res.Evaluated != 1 {
 		t.Errorf("looked at %d connections, want 1", res.Evaluated)
 	}
 	r.want(changed, judged)
@@ -180,7 +180,7 @@ func TestFirstSweepJudgesWhatLivedBefore(t *testing.T) {
 	between := r.track(outside, netip.MustParseAddr("198.51.100.1"), filter.TCP, 80, foreign)
 	own := r.track(node, db, filter.TCP, 81, foreign)
 	toNode := r.track(db, node, filter.TCP, 81, foreign)
-	res := r.commit(true)
+	res := r.commit(conntrack.ScopeAll)
 	if res.Allowed != 2 || res.Revoked != 1 {
 		t.Errorf("%+v, want 2 judged and 1 revoked", res)
 	}
@@ -197,7 +197,7 @@ func TestKeyIsThatAfterTranslation(t *testing.T) {
 	stop := r.table.Add(filter.NewKey(web, db, filter.TCP, 80), 2, service, judged)
 	hairpin := r.table.Add(filter.NewKey(db, db, filter.TCP, 80), 3, service, judged)
 	r.world.SetPolicy(netpol.Read(guard("db", 6379)))
-	r.commit(false)
+	r.commit(conntrack.ScopeAddresses)
 	r.want(pass, judged)
 	r.want(stop, revoked)
 	r.want(hairpin, judged)
@@ -209,10 +209,10 @@ func TestLocalAddressesThatThePolicyDoesNotKnow(t *testing.T) {
 	from := r.track(bridge, db, filter.TCP, 80, 0)
 	r.Local = func() ([]netip.Addr, error) { return []netip.Addr{bridge}, nil }
 	r.world.SetPolicy(netpol.Read(guard("db", 1)))
-	r.commit(false)
+	r.commit(conntrack.ScopeAddresses)
 	r.want(from, 0)
 	r.Local = func() ([]netip.Addr, error) { return nil, errors.New("unknown") }
-	r.commit(true)
+	r.commit(conntrack.ScopeAll)
 	r.want(from, revoked)
 }
 
@@ -220,10 +220,10 @@ func TestVanishedPodFreesRevoked(t *testing.T) {
 	r := newRig(t)
 	gone := r.track(outside, db, filter.TCP, 80, revoked)
 	r.world.SetPolicy(netpol.Read(guard("db", 1)))
-	r.commit(false)
+	r.commit(conntrack.ScopeAddresses)
 	r.want(gone, revoked)
 	r.world.DeletePod("default", "db")
-	r.commit(false)
+	r.commit(conntrack.ScopeAddresses)
 	r.want(gone, judged)
 }
 
@@ -231,11 +231,11 @@ func TestSweepIsIdempotent(t *testing.T) {
 	r := newRig(t)
 	r.track(web, db, filter.TCP, 80, judged)
 	r.world.SetPolicy(netpol.Read(guard("db", 1)))
-	if res := r.commit(false); res.Passes != 2 {
+	if res := r.commit(conntrack.ScopeAddresses); res.Passes != 2 {
 		t.Errorf("%d passes, want one that writes and one that finds nothing", res.Passes)
 	}
 	_, before := r.table.Uses()
-	if res := r.commit(true); res.Written() != 0 || res.Passes != 1 {
+	if res := r.commit(conntrack.ScopeAll); res.Written() != 0 || res.Passes != 1 {
 		t.Errorf("a second sweep: %+v", res)
 	}
 	if _, after := r.table.Uses(); after != before {
@@ -246,10 +246,10 @@ func TestSweepIsIdempotent(t *testing.T) {
 func TestNothingToSweep(t *testing.T) {
 	r := newRig(t)
 	snapshot, _ := r.world.Commit()
-	if res, err := r.Sweep(context.Background(), snapshot, nil, false); err != nil || res.Passes != 0 {
+	if res, err := r.Sweep(context.Background(), snapshot, nil, conntrack.ScopeAddresses); err != nil || res.Passes != 0 {
 		t.Errorf("no changes: %+v, %v", res, err)
 	}
-	if res, err := r.Sweep(context.Background(), nil, nil, true); err != nil || res.Passes != 0 {
+	if res, err := r.Sweep(context.Background(), nil, nil, conntrack.ScopeAll); err != nil || res.Passes != 0 {
 		t.Errorf("no snapshot: %+v, %v", res, err)
 	}
 	if dumps, _ := r.table.Uses(); dumps != 0 {
@@ -264,7 +264,7 @@ func TestInterruptedDumpIsRepeated(t *testing.T) {
 	left := 2
 	r.table.Interrupt = func() bool { left--; return left >= 0 }
 	r.world.SetPolicy(netpol.Read(guard("db", 1)))
-	if res := r.commit(false); res.Revoked != 2 {
+	if res := r.commit(conntrack.ScopeAddresses); res.Revoked != 2 {
 		t.Errorf("%+v, want 2 revoked", res)
 	}
 	r.want(first, revoked)
@@ -272,7 +272,7 @@ func TestInterruptedDumpIsRepeated(t *testing.T) {
 
 	r.table.Interrupt = func() bool { return true }
 	snapshot, _ := r.world.Commit()
-	if _, err := r.Sweep(context.Background(), snapshot, nil, true); !errors.Is(err, conntrack.ErrInterrupted) {
+	if _, err := r.Sweep(context.Background(), snapshot, nil, conntrack.ScopeAll); !errors.Is(err, conntrack.ErrInterrupted) {
 		t.Errorf("a table that is never still: %v", err)
 	}
 }
@@ -297,7 +297,7 @@ func TestReplacedConnection(t *testing.T) {
 				r.table.Add(filter.NewKey(web, db, filter.TCP, tc.port), 40000, service, tc.newMark)
 			}
 			r.world.SetPolicy(netpol.Read(guard("db", 6379)))
-			r.commit(false)
+			r.commit(conntrack.ScopeAddresses)
 			r.want(ref, tc.wanted)
 		})
 	}
@@ -309,7 +309,7 @@ func TestVanishedConnection(t *testing.T) {
 	stays := r.track(web, db, filter.TCP, 81, judged)
 	r.table.BeforeSet = func() { r.table.Remove(ref) }
 	r.world.SetPolicy(netpol.Read(guard("db", 1)))
-	r.commit(false)
+	r.commit(conntrack.ScopeAddresses)
 	if _, ok := r.table.Mark(ref); ok {
 		t.Error("the update revived it")
 	}
@@ -323,7 +323,7 @@ func TestManyConnectionsInBatches(t *testing.T) {
 		refs = append(refs, r.track(web, db, filter.UDP, uint16(1+i), foreign|judged))
 	}
 	r.world.SetPolicy(netpol.Read(guard("db", 1)))
-	if res := r.commit(false); res.Revoked != len(refs) || res.Evaluated != len(refs) {
+	if res := r.commit(conntrack.ScopeAddresses); res.Revoked != len(refs) || res.Evaluated != len(refs) {
 		t.Errorf("%+v, want %d revoked", res, len(refs))
 	}
 	for _, ref := range refs {
@@ -353,7 +353,7 @@ func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	snapshot, _ := r.world.Commit()
-	if _, err := r.Sweep(ctx, snapshot, nil, true); !errors.Is(err, context.Canceled) {
+	if _, err := r.Sweep(ctx, snapshot, nil, conntrack.ScopeAll); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -363,7 +363,7 @@ func TestMarksThatCannotBeToldApart(t *testing.T) {
 	snapshot, _ := w.Commit()
 	for _, m := range []conntrack.Marks{{}, {Allowed: 1}, {Allowed: 3, Revoked: 2}} {
 		s := conntrack.New(new(conntrack.Fake), m, nil, nil)
-		if _, err := s.Sweep(context.Background(), snapshot, nil, true); err == nil {
+		if _, err := s.Sweep(context.Background(), snapshot, nil, conntrack.ScopeAll); err == nil {
 			t.Errorf("%+v was taken", m)
 		}
 	}
@@ -386,7 +386,7 @@ func TestAddressThatNobodyHas(t *testing.T) {
 		}
 		fromNode, other := r.track(node, db, filter.TCP, 80, judged), r.track(web, idle, filter.TCP, 80, judged)
 		r.world.DeletePod("default", "db")
-		r.commit(false)
+		r.commit(conntrack.ScopeAddresses)
 		want := uint32(judged)
 		if awaited {
 			want = revoked
@@ -395,7 +395,7 @@ func TestAddressThatNobodyHas(t *testing.T) {
 			r.want(ref, want)
 		}
 		r.world.SetPod(kubepod.Read(pod("next", db, db6)))
-		r.commit(false)
+		r.commit(conntrack.ScopeAddresses)
 		for _, ref := range append(refs, fromNode, other) {
 			r.want(ref, judged)
 		}
@@ -422,18 +422,18 @@ func TestPickedUpInTheMiddle(t *testing.T) {
 			v4, v6 := r.track(web, db, filter.TCP, 80, 0), r.track(web6, db6, filter.TCP, 80, foreign)
 			r.table.PickUp(v4)
 			r.table.PickUp(v6)
-			r.commit(true)
+			r.commit(conntrack.ScopeAll)
 			r.want(v4, judged)
 			for _, p := range tc.guards {
 				r.world.SetPolicy(netpol.Read(p))
 			}
-			r.commit(false)
+			r.commit(conntrack.ScopeAddresses)
 			r.want(v4, tc.want)
 			r.want(v6, tc.want|foreign)
 			for _, p := range tc.guards {
 				r.world.DeletePolicy(netpol.Ref("default", p.Name))
 			}
-			r.commit(false)
+			r.commit(conntrack.ScopeAddresses)
 			r.want(v4, judged)
 		})
 	}

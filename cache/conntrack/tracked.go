@@ -87,10 +87,10 @@ func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^
 // concurrently, and returns before the verdict takes effect. It takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst, snapshot uint64) {
 	if src != 0 || a.expected(k.SrcAddr()) {
-		a.add(k.Src, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}, false)
+		a.add(k.Src, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)})
 	}
 	if dst != 0 || a.expected(k.DstAddr()) {
-		a.add(k.Dst, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}, false)
+		a.add(k.Dst, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)})
 	}
 }
 
@@ -99,14 +99,15 @@ func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict
 	now := trackedFlow{snapshot: by.Number(), sweep: sweep, actions: actionsOf(v.Action)}
 	for _, addr := range [...]netip.Addr{k.SrcAddr(), k.DstAddr()} {
 		if by.Endpoint(addr) != nil || a.expected(addr) {
-			a.add(addr.As16(), k, now, true)
+			a.add(addr.As16(), k, now)
 		}
 	}
 }
 
 // add notes a key of an address. To a set that lacks some, only a sweep adds, which
 // may make it whole.
-func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow, sweep bool) {
+func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
+	sweep := now.sweep != 0 // otherwise a worker
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -296,7 +296,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 					spared++
 				}
 				written += h.follower.Total().Written() - before.Written()
-				res, err := everyone.Sweep(t.Context(), h.published.Snapshot(), h.changed, false)
+				res, err := everyone.Sweep(t.Context(), h.published.Snapshot(), h.changed, conntrack.ScopeAddresses)
 				h.changed = nil
 				if err != nil {
 					t.Fatal(err)

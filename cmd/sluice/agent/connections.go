@@ -9,22 +9,11 @@ import (
 	"sluice/watch"
 )
 
-// Live connections are judged again after
-//
-//   - a change of policy: those of the changed addresses whose verdict may have changed;
-//   - a change while a worker was stuck: all of the changed addresses, since verdicts of an
-//     older snapshot may have taken effect late;
-//   - a change of the ranges of pods, which decide what the workers report as tracked: all;
-//   - the start, and the end of another agent's work: all, since they may carry no mark, or
-//     one by another snapshot;
-//   - a gap, in which packets may have passed unjudged: all. Packets pass unjudged while the
-//     rules are flushed, and past a full queue with --queue-overflow pass. Their connections
-//     have no mark, and the rules let the replies pass without a verdict.
-//
-// Which connections a change of policy concerns, the follower finds: see
-// [conntrack.Follower].
+// When a live connection is judged again is answered in sluice/cache/conntrack, in due.go.
+// Here are the events of the agent.
 
-// scope is which live connections a change concerns.
+// scope is which live connections a change concerns. The ranges of pods decide which flows
+// the workers track, so a change of them concerns all.
 func (a *agent) scope(c watch.Change) conntrack.Scope {
 	switch sets := a.ranges.Sets(); {
 	case sets != a.rangesSet:
@@ -93,7 +82,9 @@ const (
 	gapShare = 9
 )
 
-// noteGap records that packets may have passed unjudged. It does not wait.
+// noteGap records that packets may have passed unjudged, as they do while the rules are
+// flushed, and past a full queue with --queue-overflow pass. Their connections have no mark,
+// and the rules let the replies pass without a verdict. noteGap does not wait.
 func (a *agent) noteGap() {
 	select {
 	case a.gaps <- struct{}{}:
