@@ -25,11 +25,14 @@ const (
 
 // Draft is a version of a large policy that is not in force yet. The version before stays
 // in force until Prepare has read and compiled this one, as if the API had reported it
-// later.
+// later. The address of a pod that starts meanwhile stays unknown (deferred) if this version
+// may isolate the pod and the version before does not.
 type Draft struct {
 	key     objectKey
 	spec    []byte
 	sum     [sha256.Size]byte
+	reach   reach
+	number  uint64 // grows with each; a later version that waits in its place has the same
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
@@ -63,6 +66,7 @@ type drafts struct {
 	of      map[string][]objectKey
 	size    map[string]int // of of, in bytes
 	turns   []string
+	last    uint64 // number of a draft
 	current *Draft
 	out     bool // current is being prepared
 }
@@ -81,9 +85,9 @@ func (w *World) isLarge(spec []byte) bool { return len(spec) > w.large }
 
 // draft has a version of a policy wait. It replaces the one that waits. It returns false
 // if there is no room.
-func (w *World) draft(key objectKey, spec []byte, sum [sha256.Size]byte) bool {
-	in, before := key.namespace, w.drafts.waiting[key]
-	size := w.drafts.size[in] + len(spec)
+func (w *World) draft(d *Draft) bool {
+	in, before := d.key.namespace, w.drafts.waiting[d.key]
+	size := w.drafts.size[in] + len(d.spec)
 	if before != nil {
 		size -= len(before.spec)
 	}
@@ -91,14 +95,18 @@ func (w *World) draft(key objectKey, spec []byte, sum [sha256.Size]byte) bool {
 		return false
 	}
 	w.drafts.size[in] = size
-	w.drafts.waiting[key] = &Draft{key: key, spec: spec, sum: sum, limits: w.limits, shape: w.shape}
+	w.drafts.waiting[d.key] = d
+	d.limits, d.shape = w.limits, w.shape
 	if before != nil {
+		d.number = before.number
 		return true // in its place
 	}
+	w.drafts.last++
+	d.number = w.drafts.last
 	if len(w.drafts.of[in]) == 0 {
 		w.drafts.turns = append(w.drafts.turns, in)
 	}
-	w.drafts.of[in] = append(w.drafts.of[in], key)
+	w.drafts.of[in] = append(w.drafts.of[in], d.key)
 	return true
 }
 
@@ -239,7 +247,7 @@ func (w *World) Prepared(d *Draft) {
 	switch {
 	case d.dropped:
 	case d.err != nil: // cannot be: it was encoded here
-		d.dropped = true
+		d.dropped, w.due = true, true
 	case d.bare != nil:
 		w.put(d.key, w.policies[d.key], d.spec, func() *policy { return w.refuseTooLarge(d.bare, d.cost) }).sum = d.sum
 		d.dropped = true

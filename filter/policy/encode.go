@@ -15,6 +15,7 @@ type Encoded struct {
 	spec  []byte
 	sum   [sha256.Size]byte
 	o     *networkingv1.NetworkPolicy // nil if it is large: then spec is enough
+	reach reach                       // empty if it is not large
 }
 
 // Encode encodes a policy, which takes some milliseconds for a large one: any goroutine
@@ -27,9 +28,18 @@ func Encode(o *networkingv1.NetworkPolicy) Encoded {
 	}
 	e.whole, e.spec, e.sum = true, spec, sha256.Sum256(spec)
 	if len(spec) > largeSize {
-		e.o = nil
+		e.o, e.reach = nil, reachOf(&o.Spec)
 	}
 	return e
+}
+
+// draft returns a draft of the policy.
+func (e *Encoded) draft() *Draft {
+	d := &Draft{key: e.key, spec: e.spec, sum: e.sum, reach: e.reach}
+	if e.o != nil {
+		d.reach = reachOf(&e.o.Spec)
+	}
+	return d
 }
 
 // object is the policy as the API has it. One that cannot be decoded, which cannot be, as

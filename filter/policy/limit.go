@@ -215,7 +215,7 @@ func (w *World) draftBack(p *policy) bool {
 	if newest != p.sum || w.drafts.waiting[p.objectKey] != nil || d != nil && d.key == p.objectKey && !d.dropped {
 		return true // it comes, or a later version
 	}
-	return w.draft(p.objectKey, p.spec, p.sum)
+	return w.draft(&Draft{key: p.objectKey, spec: p.spec, sum: p.sum, reach: p.reach()})
 }
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
