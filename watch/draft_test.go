@@ -264,3 +264,40 @@ func TestKeeperCompilesByTurns(t *testing.T) {
 		t.Errorf("the only policy of a namespace waited for %d steps", steps)
 	}
 }
+
+// A pod that starts on this node behind a new large policy is unknown until the policy is
+// in force, and other pods are not.
+func TestKeeperDefersPodsBehindALargePolicy(t *testing.T) {
+	d := newDrafted(t)
+	d.update(func(w *policy.World) { w.SetLocalRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) })
+	start := func(namespace string, number int) {
+		p := pod(fmt.Sprint("pod-", number), fmt.Sprint("10.0.0.", number))
+		p.Namespace, p.Labels = namespace, map[string]string{"pod": "5"}
+		d.update(func(w *policy.World) { w.SetPod(kubepod.Read(p)) })
+	}
+	at := func(number byte) *policy.Endpoint { return d.last.Endpoint(netip.AddrFrom4([4]byte{10, 0, 0, number})) }
+	d.set(onPort("large", 5, 80, true))
+	step := d.step()
+	start("default", 5)
+	for i, numbers := range [][]int{{100, 101, 102}, {103, 104, 105}} { // while it is read, and then compiled
+		if i > 0 {
+			step = d.step()
+		}
+		for _, number := range numbers {
+			start("other", number)
+			for at(byte(number)) == nil {
+				d.last = await(t, d.calls).snapshot
+			}
+			if at(5) != nil {
+				t.Fatal("the pod is known before the policy is in force")
+			}
+		}
+		close(step)
+	}
+	for at(5) == nil {
+		d.last = await(t, d.calls).snapshot
+	}
+	if d.allows(5, 81) || !d.allows(5, 80) {
+		t.Error("the pod is known, and the large policy is not in force")
+	}
+}

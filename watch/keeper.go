@@ -55,7 +55,7 @@ const (
 
 // Keeper owns a World: all that changes it runs on one goroutine of Run. Another one reads
 // and compiles large policies, which takes up to half a second for each; meanwhile other
-// updates go on.
+// updates go on, and pods that start and may be isolated by them stay unknown.
 type Keeper struct {
 	world    *policy.World
 	pub      *policy.Published

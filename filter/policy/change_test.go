@@ -39,7 +39,10 @@ type history struct {
 	out      *policy.Draft
 	versions map[[2]string][]*networkingv1.NetworkPolicy // that each policy has had, nil where it was deleted
 	reached  map[[2]string]int                           // which of these are in force; those before never are again
-	late     int                                         // commits at which some version was not in force
+	overdue  int                                         // commits at which some version was not in force
+	late     map[string]bool                             // namespaces of which some version was not at the last commit
+	started  map[podAddress]start                        // addresses that are held for pods until these are known
+	deferred int                                         // addresses that were not known yet at commits
 }
 
 type remembered struct {
@@ -57,6 +60,7 @@ func newHistory(seed uint64) *history {
 		h.world.SetLarge(oneOf(h.chance, 0, 60, 120))
 	}
 	h.versions, h.reached = map[[2]string][]*networkingv1.NetworkPolicy{}, map[[2]string]int{}
+	h.started = map[podAddress]start{}
 	nobody := &cluster{Pods: []*corev1.Pod{{}}}
 	for len(h.probes) < 120 {
 		h.probes = append(h.probes, h.flow(nobody))
@@ -97,12 +101,14 @@ func remove[T metav1.Object](list []T, namespace, name string) []T {
 func (h *history) setPod(o *corev1.Pod) {
 	h.note("set pod %s/%s labels=%v ip=%s ips=%v phase=%s hostNetwork=%t node=%s created=%d", o.Namespace, o.Name, o.Labels,
 		o.Status.PodIP, o.Status.PodIPs, o.Status.Phase, o.Spec.HostNetwork, o.Spec.NodeName, o.CreationTimestamp.Unix())
+	h.starts(o)
 	h.world.SetPod(kubepod.Read(o))
 	h.cluster.Pods = set(h.cluster.Pods, o)
 }
 
 func (h *history) deletePod(namespace, name string) {
 	h.note("delete pod %s/%s", namespace, name)
+	h.endStarts(namespace, name)
 	h.world.DeletePod(namespace, name)
 	h.cluster.Pods = remove(h.cluster.Pods, namespace, name)
 }
@@ -138,6 +144,7 @@ func (h *history) setRanges(ranges []netip.Prefix) {
 	h.note("set ranges %v", ranges)
 	h.world.SetLocalRanges(ranges)
 	h.cluster.Ranges = ranges
+	h.rangesChanged()
 }
 
 func (h *history) setNode(addrs []netip.Addr) {
@@ -149,7 +156,7 @@ func (h *history) setNode(addrs []netip.Addr) {
 // step is one event, or a few that belong together.
 func (h *history) step() {
 	name := fmt.Sprintf("p%d", h.IntN(10))
-	switch h.IntN(23) {
+	switch h.IntN(26) {
 	case 0, 1, 2, 3: // perhaps a new pod, perhaps other labels, addresses or ports
 		h.setPod(h.pod(name))
 	case 4:
@@ -178,6 +185,8 @@ func (h *history) step() {
 		h.changePorts()
 	case 22:
 		h.setRanges(h.ranges())
+	case 23, 24, 25:
+		h.startBehindPolicy(name)
 	}
 }
 
@@ -268,7 +277,9 @@ func (h *history) commitAndCheck() {
 	now, changes := h.world.Commit()
 	api := h.cluster
 	defer func() { h.cluster = api }()
+	h.checkStarts(now)
 	h.cluster = h.inForce()
+	deferred := h.withoutDeferred(h.cluster)
 	anew, _ := h.cluster.world().Commit()
 	for i, f := range h.probes {
 		key := f.key()
@@ -282,7 +293,11 @@ func (h *history) commitAndCheck() {
 		h.checkChanges(f, v, changes)
 		h.checkEpochs(i, f, v, now)
 	}
-	h.checkPublic(now, anew, changes)
+	behind := h.behind()
+	if deferred && !behind {
+		h.fail(flow{}, "addresses are deferred, and there is no draft")
+	}
+	h.checkPublic(now, anew, changes, behind)
 	h.before = now
 }
 
@@ -310,7 +325,7 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 
 // checkPublic compares what else a snapshot tells: who has which address, and
 // which addresses have changed hands.
-func (h *history) checkPublic(now, anew *policy.Snapshot, changes policy.Changes) {
+func (h *history) checkPublic(now, anew *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {
 		owners[a] = e.String()
@@ -327,7 +342,7 @@ func (h *history) checkPublic(now, anew *policy.Snapshot, changes policy.Changes
 	if count != len(owners) {
 		h.fail(flow{}, fmt.Sprintf("%d addresses, but %d in a world built anew", len(owners), count))
 	}
-	if n, m := now.Counts(), anew.Counts(); n != m && !h.behind() {
+	if n, m := now.Counts(), anew.Counts(); n != m && !behind {
 		h.fail(flow{}, fmt.Sprintf("%+v, but %+v in a world built anew", n, m))
 	}
 	for _, a := range changes {
@@ -361,7 +376,7 @@ func TestChangesAreLikeBeginningAnew(t *testing.T) {
 	if raceEnabled || testing.Short() {
 		histories = historiesBrief
 	}
-	var changed, late atomic.Uint64
+	var changed, late, deferred atomic.Uint64
 	inParallel(histories, func(seed uint64) bool {
 		h := newHistory(seed)
 		for range historySteps {
@@ -376,7 +391,8 @@ func TestChangesAreLikeBeginningAnew(t *testing.T) {
 			}
 		}
 		changed.Add(h.changed)
-		late.Add(uint64(h.late))
+		late.Add(uint64(h.overdue))
+		deferred.Add(uint64(h.deferred))
 		return true
 	})
 	if !t.Failed() && changed.Load() < 100*histories {
@@ -384,6 +400,9 @@ func TestChangesAreLikeBeginningAnew(t *testing.T) {
 	}
 	if !t.Failed() && late.Load() < 3*histories {
 		t.Errorf("only %d times a policy was not in force yet in %d histories", late.Load(), histories)
+	}
+	if !t.Failed() && deferred.Load() < histories {
+		t.Errorf("only %d times an address was not known yet in %d histories", deferred.Load(), histories)
 	}
 }
 

@@ -36,10 +36,14 @@ func (w *World) SetLocalRanges(ranges []netip.Prefix) {
 // beats reports whether p has an address that o claims too. No order of events decides
 // it.
 func (w *World) beats(p, o *pod, a netip.Addr) bool {
-	if p.local != o.local && slices.ContainsFunc(w.local.ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+	if p.local != o.local && w.inLocalRanges(a) {
 		return p.local
 	}
 	return p.beats(o)
+}
+
+func (w *World) inLocalRanges(a netip.Addr) bool {
+	return slices.ContainsFunc(w.local.ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
 // Clash is an address that several live pods claim.

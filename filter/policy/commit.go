@@ -16,6 +16,7 @@ type Changes []netip.Addr
 // stays as it was. With nothing changed it is the same snapshot in a new number.
 func (w *World) Commit() (*Snapshot, Changes) {
 	w.balance()
+	w.undefer()
 	w.match()
 	for _, p := range w.dirtyPods {
 		p.dirty = false
@@ -291,7 +292,7 @@ func (w *World) commitAddrs() Changes {
 			if _, later := w.dirtyAddrs[a]; later {
 				continue
 			}
-			if _, own := w.node[a]; own || len(w.rivals) > 0 && len(w.rivals[a]) > 0 {
+			if _, own := w.node[a]; own || len(w.rivals) > 0 && len(w.rivals[a]) > 0 || w.deferred.has(p, a) {
 				w.dirtyAddrs[a] = struct{}{}
 			} else {
 				commit(a, p.endpoint)
@@ -308,7 +309,7 @@ func (w *World) commitAddrs() Changes {
 }
 
 // occupant is who has the address: this node before any pod, and of the pods
-// that claim it the one that beats the others.
+// that claim it the one that beats the others, if its address is not deferred.
 func (w *World) occupant(a netip.Addr) *Endpoint {
 	if _, own := w.node[a]; own {
 		return w.self
@@ -321,6 +322,9 @@ func (w *World) occupant(a netip.Addr) *Endpoint {
 		if w.beats(p, best, a) {
 			best = p
 		}
+	}
+	if w.deferred.has(best, a) {
+		return nil
 	}
 	return best.endpoint
 }

@@ -23,11 +23,14 @@ const (
 
 // Draft is a version of a large policy that is not in force yet. The version before stays
 // in force until Prepare has read and compiled this one, as if the API had reported it
-// later.
+// later. The address of a pod that starts meanwhile stays unknown (deferred) if this version
+// may isolate the pod and the version before does not.
 type Draft struct {
 	ref     Ref
 	from    Source
 	sum     [sha256.Size]byte
+	reach   Reach
+	number  uint64 // grows with each; a later version that waits in its place has the same
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
@@ -61,6 +64,7 @@ type drafts struct {
 	of      map[string][]Ref
 	size    map[string]int // of of, in bytes
 	turns   []string
+	last    uint64 // number of a draft
 	current *Draft
 	out     bool // current is being prepared
 }
@@ -79,9 +83,9 @@ func (w *World) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
 // draft has a version of a policy wait. It replaces the one that waits. It returns false
 // if there is no room.
-func (w *World) draft(ref Ref, from Source, sum [sha256.Size]byte) bool {
-	in, before := ref.Namespace, w.drafts.waiting[ref]
-	size := w.drafts.size[in] + len(from.Encoded)
+func (w *World) draft(d *Draft) bool {
+	in, before := d.ref.Namespace, w.drafts.waiting[d.ref]
+	size := w.drafts.size[in] + len(d.from.Encoded)
 	if before != nil {
 		size -= len(before.from.Encoded)
 	}
@@ -89,14 +93,18 @@ func (w *World) draft(ref Ref, from Source, sum [sha256.Size]byte) bool {
 		return false
 	}
 	w.drafts.size[in] = size
-	w.drafts.waiting[ref] = &Draft{ref: ref, from: from, sum: sum, limits: w.limits, shape: w.shape}
+	w.drafts.waiting[d.ref] = d
+	d.limits, d.shape = w.limits, w.shape
 	if before != nil {
+		d.number = before.number
 		return true // in its place
 	}
+	w.drafts.last++
+	d.number = w.drafts.last
 	if len(w.drafts.of[in]) == 0 {
 		w.drafts.turns = append(w.drafts.turns, in)
 	}
-	w.drafts.of[in] = append(w.drafts.of[in], ref)
+	w.drafts.of[in] = append(w.drafts.of[in], d.ref)
 	return true
 }
 
@@ -235,7 +243,7 @@ func (w *World) Prepared(d *Draft) {
 	switch {
 	case d.dropped:
 	case d.err != nil: // cannot be: it was encoded here
-		d.dropped = true
+		d.dropped, w.due = true, true
 	case d.large != nil:
 		w.put(d.ref, w.policies[d.ref], d.from, func() *policy { return w.refuseTooLarge(d.large, d.cost) }).sum = d.sum
 		d.dropped = true

@@ -63,6 +63,7 @@ func (h *history) behind() bool {
 func (h *history) inForce() *cluster {
 	c := *h.cluster
 	c.Policies = nil
+	h.late = map[string]bool{}
 	all := h.world.Versions()
 	for key, versions := range h.versions {
 		sum, ok := all[key]
@@ -74,13 +75,15 @@ func (h *history) inForce() *cluster {
 		}
 		switch {
 		case at == len(versions) && !ok && h.reached[key] == 0:
+			h.late[key[0]] = true
 			continue // not yet
 		case at == len(versions):
 			h.fail(flow{}, fmt.Sprintf("policy %v: what is in force (%t) is no version since the %dth of %d", key, ok, h.reached[key], len(versions)))
 			continue
 		}
 		if h.reached[key] = at; at < len(versions)-1 {
-			h.late++
+			h.overdue++
+			h.late[key[0]] = true
 		}
 		if versions[at] != nil {
 			c.Policies = append(c.Policies, versions[at])

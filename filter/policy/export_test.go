@@ -1,5 +1,7 @@
 package policy
 
+import "net/netip"
+
 // CostOf is the estimate by which policies are refused.
 func CostOf(p *Policy) int64 { return costOf(p) }
 
@@ -39,6 +41,18 @@ func (w *World) Versions() map[[2]string][32]byte {
 	return all
 }
 
+// Deferred are the addresses that are not known yet, by the namespace and name of their pods.
+func (w *World) Deferred() map[[2]string][]netip.Addr {
+	all := make(map[[2]string][]netip.Addr)
+	for _, claims := range w.deferred {
+		for c := range claims {
+			key := [2]string{c.pod.namespace, c.pod.name}
+			all[key] = append(all[key], c.addr)
+		}
+	}
+	return all
+}
+
 // Forms counts, in the rule sets in use, the port tables that are flat and trees,
 // the peer sets that refer to
 // others, and the rule sets that are parts of others.
@@ -71,6 +85,7 @@ func (w *World) Kept() map[string]int {
 	kept := map[string]int{
 		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty),
 		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "groups": len(w.groups), "classes": len(w.classes),
+		"deferred":  len(w.deferred),
 		"selectors": len(w.nsSelectors.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
 		"scopes":    len(w.nsSelectors.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),
 	}

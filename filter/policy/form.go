@@ -53,6 +53,22 @@ type Encoded struct {
 	Digest [sha256.Size]byte
 	Source Source
 	Form   *Policy // nil if it has not been read
+	Reach  Reach   // set if Form is nil
+}
+
+// Reach is the pods that a policy isolates, and in which directions.
+type Reach struct {
+	Subject  string // the text of its selector; empty selects all pods of the namespace
+	Isolates [2]bool
+}
+
+// draft returns a draft of the policy.
+func (e *Encoded) draft() *Draft {
+	d := &Draft{ref: e.Ref, from: e.Source, sum: e.Digest, reach: e.Reach}
+	if e.Form != nil {
+		d.reach = Reach{e.Form.Subject.Pods.String(), e.Form.Isolates}
+	}
+	return d
 }
 
 // policy reads the policy. One that cannot be read allows nothing, and isolates every pod

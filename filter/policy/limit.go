@@ -217,7 +217,7 @@ func (w *World) draftBack(p *policy) bool {
 	if newest != p.sum || w.drafts.waiting[p.ref] != nil || d != nil && d.ref == p.ref && !d.dropped {
 		return true // it comes, or a later version
 	}
-	return w.draft(p.ref, p.kept, p.sum)
+	return w.draft(&Draft{ref: p.ref, from: p.kept, sum: p.sum, reach: p.reach()})
 }
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }

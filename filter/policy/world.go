@@ -35,12 +35,13 @@ type World struct {
 	groups map[groupKey]*group
 	shape  shape // of what groups are compiled to
 
-	drafts drafts
-	large  int         // bytes of a policy that is not large
-	dying  []*selector // uses by large policies that are gone
-	sweep  *sweep      // nil if none goes on
-	limbo  limbo
-	due    bool // a policy came or was refused since the last Commit
+	drafts   drafts
+	deferred deferred
+	large    int         // bytes of a policy that is not large
+	dying    []*selector // uses by large policies that are gone
+	sweep    *sweep      // nil if none goes on
+	limbo    limbo
+	due      bool // a policy came or was refused since the last Commit
 
 	limits    Limits
 	cost      int64 // of all policies but those that are refused
@@ -107,6 +108,7 @@ func NewWorld() *World {
 		groups:      make(map[groupKey]*group),
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
+		deferred:    make(deferred),
 		large:       largeSize,
 		classes:     make(map[string]*class),
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
@@ -194,7 +196,8 @@ func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
 	w.dirtyNS[ns] = struct{}{}
 }
 
-// SetPod adds a pod or replaces what is known of it.
+// SetPod adds a pod or replaces what is known of it. An address that it did not have stays
+// unknown for now (deferred) if a draft may isolate the pod.
 func (w *World) SetPod(o *Pod) {
 	p := readPod(o)
 	p.local = w.local.node != "" && o.Node == w.local.node
@@ -208,7 +211,7 @@ func (w *World) SetPod(o *Pod) {
 	p.host = w.useHost(p.host)
 	w.pods[p.objectKey] = p
 	w.join(p, w.namespace(p.namespace), o.Labels)
-	w.claim(p)
+	w.claim(p, nil)
 	w.dirty(p)
 }
 
@@ -222,12 +225,16 @@ func (w *World) replacePod(p, now *pod, set labels.Set) {
 		w.DeletePod(p.namespace, p.name)
 		return
 	}
+	known := w.known(p)
+	if p.created != now.created {
+		known = nil // it is another pod of the name
+	}
 	w.disclaim(p)
 	host := p.host
 	p.addrs, p.host, p.ports, p.created = now.addrs, w.useHost(now.host), now.ports, now.created
 	w.releaseHost(host)
 	p.local, p.ending = now.local, now.ending
-	w.claim(p)
+	w.claim(p, known)
 	if relabeled {
 		kin, place := p.kin, p.place
 		w.join(p, kin.ns, set)
@@ -253,8 +260,12 @@ func (w *World) DeletePod(namespace, name string) {
 	w.dropNamespace(p.kin.ns)
 }
 
-func (w *World) claim(p *pod) {
+// claim gives a pod its addresses, some of which it was known to have.
+func (w *World) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
+		if !slices.Contains(known, a) {
+			w.deferNew(p, a)
+		}
 		if w.owners[a] == nil {
 			w.owners[a] = p
 		} else {
@@ -266,6 +277,7 @@ func (w *World) claim(p *pod) {
 
 func (w *World) disclaim(p *pod) {
 	for _, a := range p.addrs {
+		w.deferred.remove(p, a)
 		w.dirtyAddrs[a] = struct{}{}
 		rivals := w.rivals[a]
 		switch last := len(rivals) - 1; {
@@ -366,7 +378,7 @@ func (w *World) stale(k *kin) {
 
 // SetPolicy adds a policy or replaces it.
 func (w *World) SetPolicy(form *Policy) {
-	w.SetEncoded(Encoded{form.Ref, form.Digest, form.source(), form})
+	w.SetEncoded(Encoded{Ref: form.Ref, Digest: form.Digest, Source: form.source(), Form: form})
 }
 
 // SetEncoded is SetPolicy for a policy that may not have been read.
@@ -381,7 +393,7 @@ func (w *World) SetEncoded(e Encoded) {
 	case !w.drafts.on || !w.isLarge(e.Source):
 		w.dropDrafts(e.Ref)
 		w.put(e.Ref, old, e.Source, func() *policy { return w.admit(e.policy()) }).sum = e.Digest
-	case !w.draft(e.Ref, e.Source, e.Digest):
+	case !w.draft(e.draft()):
 		w.dropDrafts(e.Ref)
 		w.put(e.Ref, old, e.Source, func() *policy { return w.refuseToWait(e.policy()) }).sum = e.Digest
 		w.recount = true

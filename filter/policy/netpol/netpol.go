@@ -58,8 +58,20 @@ func Encode(o *networkingv1.NetworkPolicy) policy.Encoded {
 	if err != nil || len(e.Source.Encoded) <= largeSize {
 		e.Form = readSpec(e.Ref, &o.Spec)
 		e.Form.Digest, e.Form.Source = e.Digest, e.Source
+		return e
 	}
+	e.Reach = reach(&o.Spec)
 	return e
+}
+
+// reach reads the reach alone.
+func reach(spec *networkingv1.NetworkPolicySpec) policy.Reach {
+	r := reader{p: new(policy.Policy)}
+	pods, ok := r.selector(&spec.PodSelector, "spec.podSelector")
+	if !ok {
+		pods = labels.Everything()
+	}
+	return policy.Reach{Subject: pods.String(), Isolates: r.directions(spec)}
 }
 
 func encode(o *networkingv1.NetworkPolicy) (policy.Encoded, error) {

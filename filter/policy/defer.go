@@ -1,0 +1,102 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+
+	"sluice/filter"
+)
+
+func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
+
+// widens reports whether a draft may isolate a pod that the version in force does not.
+// Different texts count as different pods, except if the version in force selects all.
+func (w *World) widens(d *Draft) bool {
+	p := w.policies[d.ref]
+	if p == nil {
+		return true
+	}
+	now := p.reach()
+	return now.Subject != "" && now.Subject != d.reach.Subject ||
+		d.reach.Isolates[filter.Egress] && !now.Isolates[filter.Egress] ||
+		d.reach.Isolates[filter.Ingress] && !now.Isolates[filter.Ingress]
+}
+
+// firstWidening returns the number of the oldest draft of a namespace that widens.
+func (w *World) firstWidening(namespace string) (number uint64, ok bool) {
+	if d := w.drafts.current; d != nil && d.ref.Namespace == namespace && !d.dropped && w.widens(d) {
+		return d.number, true
+	}
+	for _, key := range w.drafts.of[namespace] { // in the order of their numbers
+		if d := w.drafts.waiting[key]; w.widens(d) {
+			return d.number, true
+		}
+	}
+	return 0, false
+}
+
+// claim is an address of a pod.
+type claim struct {
+	pod  *pod
+	addr netip.Addr
+}
+
+// deferred holds, by namespace, the addresses of pods that started after a draft that may
+// isolate them. Such an address stays unknown, so that its packets are held, until no draft
+// widens whose number is at most the one here: later drafts do not prolong the wait. In all
+// other respects the pod is known.
+type deferred map[string]map[claim]uint64
+
+func (x deferred) has(p *pod, a netip.Addr) bool {
+	_, is := x[p.namespace][claim{p, a}]
+	return is
+}
+
+func (x deferred) remove(p *pod, a netip.Addr) {
+	delete(x[p.namespace], claim{p, a})
+	if len(x[p.namespace]) == 0 {
+		delete(x, p.namespace)
+	}
+}
+
+// deferrable reports whether the address of a pod may stay unknown. Only in the local ranges
+// are packets of an unknown address held; elsewhere they pass, so that the policies in force
+// must apply at once. A pod of another node is isolated there.
+func (w *World) deferrable(p *pod, a netip.Addr) bool {
+	return (w.local.node == "" || p.local) && w.inLocalRanges(a)
+}
+
+// deferNew defers an address that a pod did not have if a draft may isolate the pod.
+func (w *World) deferNew(p *pod, a netip.Addr) {
+	if !w.deferrable(p, a) {
+		return
+	}
+	if _, widens := w.firstWidening(p.namespace); !widens {
+		return
+	}
+	if w.deferred[p.namespace] == nil {
+		w.deferred[p.namespace] = make(map[claim]uint64)
+	}
+	w.deferred[p.namespace][claim{p, a}] = w.drafts.last
+}
+
+// undefer makes the addresses known that wait for no draft any more.
+func (w *World) undefer() {
+	for namespace, claims := range w.deferred {
+		first, widens := w.firstWidening(namespace)
+		for c, number := range claims {
+			if !widens || first > number || !w.deferrable(c.pod, c.addr) {
+				w.deferred.remove(c.pod, c.addr)
+				w.dirtyAddrs[c.addr] = struct{}{}
+			}
+		}
+	}
+}
+
+// known lists the addresses of a pod that are not deferred.
+func (w *World) known(p *pod) []netip.Addr {
+	if len(w.deferred[p.namespace]) == 0 {
+		return p.addrs
+	}
+	return slices.DeleteFunc(slices.Clone(p.addrs), func(a netip.Addr) bool { return w.deferred.has(p, a) })
+}

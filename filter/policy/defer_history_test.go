@@ -1,0 +1,171 @@
+package policy_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// podAddress is an address of a pod.
+type podAddress struct {
+	namespace, name string
+	addr            netip.Addr
+}
+
+// start is, by name of the policy, which of its versions was the last one when a pod got an
+// address.
+type start map[string]int
+
+// starts notes the addresses that a pod gets, before the World is told of them. It forgets
+// those that it has no more and those that are not held while they are unknown.
+func (h *history) starts(o *corev1.Pod) {
+	before := h.endStarts(o.Namespace, o.Name)
+	had := liveAddrs(h.cluster.Pods, o)
+	if o.Spec.NodeName != localNode {
+		return
+	}
+	for _, a := range liveAddrs([]*corev1.Pod{o}, o) {
+		key := podAddress{o.Namespace, o.Name, a}
+		if slices.Contains(had, a) {
+			if at, ok := before[key]; ok {
+				h.started[key] = at
+			}
+			continue
+		}
+		if !h.inRanges(a) {
+			continue
+		}
+		h.started[key] = start{}
+		for policy, versions := range h.versions {
+			if policy[0] == o.Namespace {
+				h.started[key][policy[1]] = len(versions) - 1
+			}
+		}
+	}
+}
+
+// startBehindPolicy sets a policy, and has a pod of its namespace start on this node.
+func (h *history) startBehindPolicy(name string) {
+	policy := h.policy(fmt.Sprintf("n%d", h.IntN(4)))
+	h.setPolicy(policy)
+	o := h.pod(name)
+	o.Namespace, o.Spec.NodeName = policy.Namespace, localNode
+	h.setPod(o)
+}
+
+// endStarts forgets the addresses of a pod, and returns them.
+func (h *history) endStarts(namespace, name string) map[podAddress]start {
+	of := map[podAddress]start{}
+	for key, at := range h.started {
+		if key.namespace == namespace && key.name == name {
+			of[key] = at
+			delete(h.started, key)
+		}
+	}
+	return of
+}
+
+// liveAddrs lists the addresses that a list has of a pod as long as it is the same one.
+func liveAddrs(list []*corev1.Pod, o *corev1.Pod) []netip.Addr {
+	i := named(list, o.Namespace, o.Name)
+	if i < 0 || !list[i].CreationTimestamp.Equal(&o.CreationTimestamp) || list[i].Spec.HostNetwork ||
+		list[i].Status.Phase == corev1.PodSucceeded || list[i].Status.Phase == corev1.PodFailed {
+		return nil
+	}
+	return podAddrs(list[i])
+}
+
+func (h *history) inRanges(a netip.Addr) bool {
+	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+}
+
+// rangesChanged forgets the addresses that are not held any more while they are unknown.
+func (h *history) rangesChanged() {
+	for key := range h.started {
+		if !h.inRanges(key.addr) {
+			delete(h.started, key)
+		}
+	}
+}
+
+// checkStarts wants no pod to be less isolated than by the policies that were set before it
+// had its address.
+func (h *history) checkStarts(now *policy.Snapshot) {
+	for key, at := range h.started {
+		e := now.Endpoint(key.addr)
+		if e == nil || e.Namespace != key.namespace || e.Name != key.name {
+			continue // unknown, so that packets are held, or the address is another pod's
+		}
+		pod := h.cluster.Pods[named(h.cluster.Pods, key.namespace, key.name)]
+		for name, first := range at {
+			for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+				since := h.versions[[2]string{key.namespace, name}][first:]
+				if all(since, func(o *networkingv1.NetworkPolicy) bool { return isolates(o, pod, d) }) &&
+					(e.Isolation(d) == nil || !slices.Contains(e.Isolation(d).Policies, key.namespace+"/"+name)) {
+					h.fail(flow{Src: key.addr, Dst: key.addr}, fmt.Sprintf("%s has begun after policy %s, which does not isolate it for %v", e, name, d))
+				}
+			}
+		}
+	}
+}
+
+func all[T any](list []T, f func(T) bool) bool {
+	return !slices.ContainsFunc(list, func(v T) bool { return !f(v) })
+}
+
+// isolates reports whether a version of a policy of the pod's namespace isolates it.
+func isolates(o *networkingv1.NetworkPolicy, pod *corev1.Pod, d filter.Direction) bool {
+	if o == nil || !affects(o, d) {
+		return false
+	}
+	selector, err := metav1.LabelSelectorAsSelector(&o.Spec.PodSelector)
+	return err != nil || selector.Matches(labels.Set(pod.Labels))
+}
+
+// withoutDeferred takes the addresses out of a cluster that the World keeps unknown: of
+// pods that have them, for a draft of their namespace. It reports whether there are any.
+func (h *history) withoutDeferred(c *cluster) bool {
+	deferred := h.world.Deferred()
+	was := *c
+	for pod, addrs := range deferred {
+		if !h.late[pod[0]] {
+			h.fail(flow{}, fmt.Sprintf("%v: %v are deferred, and all policies are in force", pod, addrs))
+		}
+		for _, a := range addrs {
+			h.deferred++
+			if _, is := h.started[podAddress{pod[0], pod[1], a}]; !is {
+				h.fail(flow{Src: a, Dst: a}, fmt.Sprintf("%v is deferred, and its packets are not held", pod))
+			}
+			if o := was.podAt(a); o != nil && o.Namespace == pod[0] && o.Name == pod[1] {
+				c.Pods = withoutAddr(c.Pods, a)
+			}
+		}
+	}
+	return len(deferred) > 0
+}
+
+// withoutAddr is the pods without an address.
+func withoutAddr(list []*corev1.Pod, a netip.Addr) []*corev1.Pod {
+	is := func(text string) bool { return slices.Contains(parseAddrs([]string{text}), a) }
+	list = slices.Clone(list)
+	for i, o := range list {
+		if !slices.Contains(podAddrs(o), a) {
+			continue
+		}
+		o = o.DeepCopy()
+		o.Status.PodIPs = slices.DeleteFunc(o.Status.PodIPs, func(ip corev1.PodIP) bool { return is(ip.IP) })
+		if is(o.Status.PodIP) {
+			o.Status.PodIP = ""
+		}
+		list[i] = o
+	}
+	return list
+}
