@@ -1,6 +1,6 @@
-// Package agenttest runs sluice on a node of a lab, with a folder of manifests, and
-// follows what it logs: tests, the demo and benchmarks learn from the log when a
-// change is in force, and never wait longer than that.
+// Package agenttest runs sluice on a node of a lab, with a directory of manifests, and follows
+// its log. Tests, the demo and the benchmarks learn from events in the log when a change is in
+// force, so they wait no longer than necessary.
 package agenttest
 
 import (
@@ -23,17 +23,17 @@ import (
 	"sluice/filter/event"
 )
 
-// Options say which agent to start and where.
+// Options are the agent to start and its arguments.
 type Options struct {
 	Sluice string // path of the program
 	Node   *lab.Node
-	Dir    string   // the folder of manifests; empty if Args name a cluster
+	Dir    string   // the directory of manifests; empty if Args name a cluster
 	Args   []string // more arguments of sluice run
-	// Log gets the agent's log while it is written, in a form for people: each
-	// Write is one line.
+	// Log receives the agent's log while it is written, in a readable form. Each Write is one
+	// line.
 	Log io.Writer
-	// Goodbye is how long the agent may take to end once it was told to; 0 is two
-	// minutes: it takes a fraction of a second, and longer on a busy machine.
+	// Goodbye bounds the time that the agent may take to end after it was told to. 0 is two
+	// minutes: an agent takes a fraction of a second, and longer on a busy machine.
 	Goodbye time.Duration
 }
 
@@ -43,21 +43,21 @@ type Agent struct {
 	cmd     *exec.Cmd
 	goodbye time.Duration
 	done    chan struct{} // closed when the process has ended
-	err     error         // how it ended
+	err     error         // the error with which it ended
 
 	mu      sync.Mutex
 	lines   []Line
-	last    []string // the last lines, as they were written
-	other   []string // what is no line of the log, which a crash is told in
+	last    []string // the last lines as written
+	other   []string // lines that are not in the log's format, such as those of a panic
 	changed chan struct{}
 	saves   int
 }
 
-// lastWords is how many lines of the log an error shows.
+// lastWords bounds the lines of the log that an error shows.
 const lastWords = 15
 
-// Start starts the agent and returns when it is ready. If ctx ends before, the
-// agent is told to end, in order, and has ended when Start returns.
+// Start starts the agent and returns when it is ready. If ctx ends first, Start ends the agent
+// in order and returns afterwards.
 func Start(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{
 		dir: opts.Dir, goodbye: cmp.Or(opts.Goodbye, 2*time.Minute),
@@ -65,14 +65,14 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	}
 	args := []string{"run", "--log-format", "json", "--log-level", "debug"}
 	if opts.Dir != "" {
-		// Names that begin with a dot are none of manifests'.
+		// The source of manifests ignores names that begin with a dot.
 		args = append(args, "--manifests", opts.Dir, "--socket", filepath.Join(opts.Dir, ".socket"))
 	}
 	a.cmd = exec.Command(opts.Sluice, append(args, opts.Args...)...)
-	// A group of its own: a terminal's Ctrl-C is for the caller, who then ends the
-	// agent.
+	// A process group of its own: a terminal's Ctrl-C reaches only the caller, which then ends
+	// the agent.
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	// A pipe of our own: StderrPipe would be closed by Wait with lines unread.
+	// Not StderrPipe, which Wait closes with lines unread.
 	read, write, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start the agent: %w", err)
@@ -85,8 +85,7 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("start the agent: %w", err)
 	}
 	go a.follow(read, opts.Log)
-	// The line of the first publish comes last, and must not be taken for that of a
-	// change.
+	// The event of the first publication comes last. It must not be taken for that of a change.
 	if _, err = a.Await(ctx, 0, Event(event.Ready)); err == nil {
 		_, err = a.Await(ctx, 0, Event(event.Published))
 	}
@@ -94,13 +93,13 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		return a, nil
 	}
 	if late := a.end(); late != nil {
-		// Not wrapped: who only looks whether ctx has ended must not miss this.
+		// Not wrapped: a caller that only checks whether ctx has ended must not miss this.
 		return nil, fmt.Errorf("start the agent: %v; %w", err, late) //nolint:errorlint // as said above
 	}
 	return nil, fmt.Errorf("start the agent: %w", err)
 }
 
-// PID is the number of the agent's process.
+// PID returns the number of the agent's process.
 func (a *Agent) PID() int { return a.cmd.Process.Pid }
 
 // follow reads the log until the process ends.
@@ -114,12 +113,12 @@ func (a *Agent) follow(r io.ReadCloser, log io.Writer) {
 		}
 		a.line(in.Text())
 	}
-	_, _ = io.Copy(io.Discard, r) // a line beyond all bounds must not block the agent
+	_, _ = io.Copy(io.Discard, r) // a line longer than the buffer must not block the agent
 	a.err = a.cmd.Wait()
 	close(a.done)
 }
 
-// line takes in a line of the log.
+// line records a line of the log.
 func (a *Agent) line(text string) {
 	var l Line
 	err := json.Unmarshal([]byte(text), &l)
@@ -135,14 +134,14 @@ func (a *Agent) line(text string) {
 	a.changed = make(chan struct{})
 }
 
-// Mark is a place in the log: all that is written later comes after it.
+// Mark returns the current end of the log: later lines are after it.
 func (a *Agent) Mark() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return len(a.lines)
 }
 
-// Since are the lines after a mark that match.
+// Since returns the matching lines after a mark.
 func (a *Agent) Since(mark int, match func(Line) bool) []Line {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -155,15 +154,15 @@ func (a *Agent) Since(mark int, match func(Line) bool) []Line {
 	return found
 }
 
-// Await returns the first line after a mark that matches, as soon as it is there.
-// It fails when ctx or the agent ends before. match is called once for each line,
-// in order, so that it may also gather what several lines tell.
+// Await returns the first matching line after a mark as soon as it is written. It fails if ctx
+// or the agent ends first. It calls match once for each line, in order, so match may also
+// collect lines.
 func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Line, error) {
 	for {
 		ended := false
 		select {
 		case <-a.done:
-			ended = true // and all that it has written is there
+			ended = true // the log is complete
 		default:
 		}
 		a.mu.Lock()
@@ -187,7 +186,7 @@ func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Lin
 	}
 }
 
-// exit is how the process ended.
+// exit returns how the process ended.
 func (a *Agent) exit() error {
 	if a.err == nil {
 		return errors.New("exit status 0")
@@ -195,7 +194,7 @@ func (a *Agent) exit() error {
 	return a.err
 }
 
-// tail is the end of the log, for errors.
+// tail returns the end of the log, for errors.
 func (a *Agent) tail() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -209,21 +208,20 @@ func (a *Agent) tail() string {
 	return b.String()
 }
 
-// Save writes a file of the folder, at once and as a whole, and returns when what
-// it says is in force: new connections are judged by it, and live ones have been.
-// It returns the line of the publish.
+// Save replaces a file of the directory in one step, and returns when its content is in force
+// for new and live connections. It returns the line of the publication.
 func (a *Agent) Save(ctx context.Context, name, text string) (Line, error) {
 	a.mu.Lock()
 	a.saves++
 	saves := a.saves
 	a.mu.Unlock()
-	// A Namespace that is another one each time, so that there is always a change.
+	// A Namespace that differs each time, so that there is always a change.
 	text += fmt.Sprintf("\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: save-%s, labels: {save: \"%d\"}}}\n",
 		strings.ReplaceAll(name, ".", "-"), saves)
 	return a.change(ctx, func() error { return WriteFile(a.dir, name, text) })
 }
 
-// Remove takes a file out of the folder, and returns when its objects are gone.
+// Remove removes a file of the directory, and returns when its objects are gone.
 func (a *Agent) Remove(ctx context.Context, name string) (Line, error) {
 	return a.change(ctx, func() error { return os.Remove(filepath.Join(a.dir, name)) })
 }
@@ -245,8 +243,8 @@ func (a *Agent) change(ctx context.Context, f func() error) (Line, error) {
 	return published, nil
 }
 
-// Followed is whether a line says that the live connections follow what another one
-// says is in force.
+// Followed matches the line which reports that live connections follow the given publication,
+// or a later one.
 func Followed(published Line) func(Line) bool {
 	return func(l Line) bool {
 		return l.Is(event.Swept) && l.Number("snapshot") >= published.Number("snapshot")
@@ -262,9 +260,8 @@ func WriteFile(dir, name, text string) error {
 	return os.Rename(temporary, filepath.Join(dir, name))
 }
 
-// Stop ends the agent in order and waits for it. An agent that has ended before,
-// that ends with an error, or that must be killed because it takes too long, is
-// an error.
+// Stop ends the agent in order and waits for it. It is an error if the agent has ended before,
+// ends with an error, or must be killed because it exceeds the time for it.
 func (a *Agent) Stop() error {
 	select {
 	case <-a.done:
@@ -280,14 +277,14 @@ func (a *Agent) Stop() error {
 	return nil
 }
 
-// Kill ends the agent without a chance to do anything.
+// Kill ends the agent with SIGKILL.
 func (a *Agent) Kill() {
-	_ = a.cmd.Process.Kill() // it may have ended, which is as good
+	_ = a.cmd.Process.Kill() // an error means that it has already ended
 	<-a.done
 }
 
-// end tells the agent to end, and kills it if it will not. It has ended
-// afterwards; the error says that it was not by its own doing.
+// end tells the agent to end, and kills it after the time for that. The agent has ended when
+// end returns; an error reports that it did not end by itself.
 func (a *Agent) end() error {
 	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		a.Kill()

@@ -35,7 +35,7 @@ func TestAwaitShowsEachLineOnce(t *testing.T) {
 	found, err := a.Await(t.Context(), mark, func(l Line) bool {
 		seen = append(seen, l.Text("msg"))
 		switch len(seen) {
-		case 1: // the next come while it waits
+		case 1: // the next ones are written while it waits
 			go func() {
 				a.line(`no line of the log`)
 				a.line(`{"msg":"two"}`)
@@ -51,7 +51,7 @@ func TestAwaitShowsEachLineOnce(t *testing.T) {
 	}
 }
 
-// standIn runs a script in the agent's place on a node.
+// standIn runs a script instead of an agent on a node.
 func standIn(t *testing.T, ctx context.Context, script string, opts Options) (*Agent, error) {
 	t.Helper()
 	lab.Require(t)
@@ -72,13 +72,13 @@ func standIn(t *testing.T, ctx context.Context, script string, opts Options) (*A
 	return Start(ctx, opts)
 }
 
-// ready is what an agent says when it is.
+// ready is the output of an agent that becomes ready.
 const ready = `
 echo '{"level":"INFO","msg":"up","event":"ready"}' >&2
 echo '{"level":"INFO","msg":"new","event":"published"}' >&2
 `
 
-// noChild says whether a process was left.
+// noChild reports a child process that is left as an error.
 func noChild(t *testing.T) {
 	t.Helper()
 	if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); !errors.Is(err, syscall.ECHILD) {

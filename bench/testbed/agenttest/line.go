@@ -13,7 +13,7 @@ import (
 // Line is a line of the agent's log.
 type Line map[string]any
 
-// Text is a field as text; empty if it is not there.
+// Text returns a field as text, and "" if it is missing.
 func (l Line) Text(field string) string {
 	if v, ok := l[field]; ok {
 		return fmt.Sprint(v)
@@ -21,13 +21,13 @@ func (l Line) Text(field string) string {
 	return ""
 }
 
-// Number is a field as a number; 0 if it is none.
+// Number returns a field as a number, and 0 if it is not one.
 func (l Line) Number(field string) int {
 	n, _ := l[field].(float64)
 	return int(n)
 }
 
-// Time is when the line was written.
+// Time returns when the line was written.
 func (l Line) Time() time.Time {
 	t, _ := time.Parse(time.RFC3339Nano, l.Text("time"))
 	return t
@@ -41,9 +41,9 @@ func Event(e event.Name) func(Line) bool {
 	return func(l Line) bool { return l.Is(e) }
 }
 
-// readable writes a line of the log for people: the time of day, the level, the
-// message, and the other fields in the order in which they were logged, which a
-// Line has lost. What is no line of the log stays as it is.
+// readable formats a line of the log for people: the time of day, the level, the message, and
+// the other fields in the order in which they were logged, which a Line does not keep. Other
+// text is returned unchanged.
 func readable(text string) string {
 	in := json.NewDecoder(strings.NewReader(text))
 	if t, err := in.Token(); err != nil || t != json.Delim('{') {

@@ -1,8 +1,8 @@
-// Package apiserver is a stand-in for the reading side of a Kubernetes API server:
-// it serves list and watch of what it is told that there is, in the protocol and
-// the encodings of the real one, streaming lists, bookmarks and expired versions
-// included. Nodes can be patched too. Tests have it do what a real server does at the wrong moment alone, and
-// benchmarks have it hold more objects than a real one would take in.
+// Package apiserver is a stand-in for the reading side of a Kubernetes API server. It serves
+// list and watch in the protocol and the encodings of the real one, with streaming lists,
+// bookmarks and expired versions. Nodes can be patched too. Tests make it do what a real server
+// does only at an unlucky moment, and benchmarks fill it with more objects than a real one
+// would accept.
 package apiserver
 
 import (
@@ -21,24 +21,23 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// Object is an object of one of the kinds that are served: Pods, Namespaces, Nodes
-// and NetworkPolicies.
+// Object is an object of one of the served kinds: Pods, Namespaces, Nodes and NetworkPolicies.
 type Object interface {
 	runtime.Object
 	metav1.Object
 }
 
-// Options are what a Server does unlike the real one of today.
+// Options are the differences of a Server from the real one of today.
 type Options struct {
 	// NoStreaming refuses streaming lists, as servers before Kubernetes 1.32 do.
 	NoStreaming bool
-	// Refuse, if not nil, looks at each request before it is answered. What it
-	// returns is the answer; nil lets the request through.
+	// Refuse, if not nil, sees each request before it is answered. A Status is the answer; nil
+	// lets the request through.
 	Refuse func(*http.Request) *metav1.Status
 }
 
-// Server is an API server of four kinds. It is an http.Handler; its methods may be
-// called from several goroutines.
+// Server is an API server of four kinds. It is an http.Handler; its methods may be called from
+// several goroutines.
 type Server struct {
 	opts Options
 
@@ -53,12 +52,12 @@ type resource struct {
 	empty    Object
 	list     runtime.Object
 	objects  map[types.NamespacedName]*stored
-	history  []*stored // what has happened, oldest first
-	forgot   uint64    // the version up to which the history is gone
+	history  []*stored // the events, oldest first
+	forgot   uint64    // the version up to which the history has been compacted
 	watchers map[*watcher]struct{}
 }
 
-// stored is a version of an object, with its encodings as far as they are known.
+// stored is a version of an object, with those of its encodings that are known.
 type stored struct {
 	event   watch.EventType
 	version uint64
@@ -67,7 +66,7 @@ type stored struct {
 	encoded [2][]byte
 }
 
-// New returns a server that holds nothing.
+// New returns a server without objects.
 func New(opts Options) *Server {
 	s := &Server{opts: opts, version: 1, resources: make(map[string]*resource)}
 	for _, r := range []*resource{
@@ -96,8 +95,8 @@ func resourceOf(o Object) string {
 	return fmt.Sprintf("%T", o)
 }
 
-// Set creates objects, or replaces those of the same names. The server keeps them,
-// and writes their resource versions into them.
+// Set creates objects, or replaces those of the same names. The server keeps them, and writes
+// their resource versions into them.
 func (s *Server) Set(objects ...Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +110,7 @@ func (s *Server) Set(objects ...Object) {
 	}
 }
 
-// Delete takes objects away. Those that are not there are passed over.
+// Delete removes objects. It ignores those that do not exist.
 func (s *Server) Delete(objects ...Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,8 +122,7 @@ func (s *Server) Delete(objects ...Object) {
 	}
 }
 
-// Get returns the object of this one's kind and name as the server has it, in a
-// copy; nil if there is none.
+// Get returns a copy of the object of this one's kind and name, and nil if it does not exist.
 func (s *Server) Get(o Object) Object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,7 +147,7 @@ func (s *Server) happen(r *resource, event watch.EventType, o Object) {
 	}
 }
 
-// Bookmark tells all watchers how far they have come.
+// Bookmark sends a bookmark to all watchers.
 func (s *Server) Bookmark() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,8 +165,8 @@ func (s *Server) bookmark(r *resource, annotations map[string]string) *stored {
 	return &stored{event: watch.Bookmark, version: s.version, object: o}
 }
 
-// Compact forgets what has happened so far: a watch that is to begin before now is
-// told that its version is too old.
+// Compact forgets all past events: a watch from an earlier version gets the error that the
+// version is too old.
 func (s *Server) Compact() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,8 +175,7 @@ func (s *Server) Compact() {
 	}
 }
 
-// EndWatches ends all watches, as a server does from time to time; those that watch
-// come back.
+// EndWatches ends all watches, as a server does from time to time; clients watch again.
 func (s *Server) EndWatches() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,14 +186,14 @@ func (s *Server) EndWatches() {
 	}
 }
 
-// Watchers is how many watches of a resource there are.
+// Watchers returns the number of watches of a resource.
 func (s *Server) Watchers(resource string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.resources[resource].watchers)
 }
 
-// sorted are a resource's objects by name, as a list has them.
+// sorted returns a resource's objects by name, in the order of a list.
 func (r *resource) sorted() []*stored {
 	return slices.SortedFunc(maps.Values(r.objects), func(a, b *stored) int {
 		return compareNames(nameOf(a.object), nameOf(b.object))

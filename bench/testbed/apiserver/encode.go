@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// encoding is how a client wants its answers: as protobuf or as JSON.
+// encoding is the format of a client's answers: protobuf or JSON.
 type encoding struct {
 	index int
 	info  runtime.SerializerInfo
@@ -57,7 +57,7 @@ func (e encoding) answer(w http.ResponseWriter, code int, o runtime.Object) {
 	_, _ = w.Write(body) // a client that has gone needs no answer
 }
 
-// stream returns what writes events, framed.
+// stream returns a function that writes framed events.
 func (e encoding) stream(w http.ResponseWriter) func(*stored) error {
 	contentType := e.info.MediaType
 	if e.index == 0 {
@@ -80,7 +80,7 @@ func (e encoding) stream(w http.ResponseWriter) func(*stored) error {
 	}
 }
 
-// encode returns the object's encoding, which is made once.
+// encode returns the object's encoding. It encodes once.
 func (s *stored) encode(e encoding) ([]byte, error) {
 	if s.event == watch.Error {
 		gone := failure(http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
@@ -90,7 +90,7 @@ func (s *stored) encode(e encoding) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.encoded[e.index] == nil {
-		raw, err := e.encode(s.copy()) // encoding writes the kind into it for a moment
+		raw, err := e.encode(s.copy()) // a copy: encoding briefly writes the kind into it
 		if err != nil {
 			return nil, err
 		}
@@ -99,15 +99,15 @@ func (s *stored) encode(e encoding) ([]byte, error) {
 	return s.encoded[e.index], nil
 }
 
-// encodings are those that have been made.
+// encodings are the existing encodings of an object.
 func (s *stored) encodings() [2][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.encoded
 }
 
-// Encode encodes all objects as protobuf ahead of time, and returns how many bytes
-// that are, by resource.
+// Encode encodes all objects as protobuf in advance, and returns the number of bytes by
+// resource.
 func (s *Server) Encode() (map[string]int, error) {
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	sizes := make(map[string]int)

@@ -39,7 +39,7 @@ func (s *Server) get(r *resource, name types.NamespacedName) (Object, *metav1.St
 	return nil, failure(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
 }
 
-// patch applies a JSON patch, all of it or, if a test in it does not hold, nothing.
+// patch applies a JSON patch, completely or, if a test in it fails, not at all.
 func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request) (Object, *metav1.Status) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil || req.Header.Get("Content-Type") != string(types.JSONPatchType) {
@@ -73,5 +73,5 @@ func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request
 	return answer, nil
 }
 
-// copy copies the object, which several versions of it may share and nothing changes.
+// copy copies the object. Several versions may share it, and nothing changes it.
 func (s *stored) copy() Object { return s.object.DeepCopyObject().(Object) }

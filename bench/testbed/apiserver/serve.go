@@ -18,13 +18,13 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// prefixes are the paths of the API groups that are served.
+// prefixes are the paths of the served API groups.
 var prefixes = map[string]string{
 	"pods": "/api/v1/", "namespaces": "/api/v1/", "nodes": "/api/v1/", "networkpolicies": "/apis/networking.k8s.io/v1/",
 }
 
-// ServeHTTP answers list and watch requests over the whole cluster, and get and JSON
-// patch of objects without a namespace.
+// ServeHTTP answers list and watch requests over the whole cluster, and get and JSON patch of
+// objects without a namespace.
 func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	enc := encodingFor(req)
 	if s.opts.Refuse != nil {
@@ -55,9 +55,8 @@ func failure(code int32, reason metav1.StatusReason, message string) *metav1.Sta
 	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }
 
-// list answers with a page. The token of the next one is the name of its first
-// object; that objects change meanwhile is not the caller's trouble, who watches
-// from the first page's version.
+// list answers with a page. The token of the next page is the name of its first object. Objects
+// may change between pages: the client then watches from the version of the first page.
 func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding) {
 	s.mu.Lock()
 	all, version := r.sorted(), s.version
@@ -75,7 +74,7 @@ func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc
 	m, err := meta.ListAccessor(list)
 	if err == nil {
 		m.SetResourceVersion(strconv.FormatUint(version, 10))
-		// As the real one: from its cache, limits are not looked at.
+		// Like the real one: it ignores limits if it answers from its cache.
 		if limit, _ := strconv.Atoi(req.FormValue("limit")); limit > 0 && limit < len(all) && req.FormValue("resourceVersion") != "0" {
 			m.SetContinue(base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %s", version, nameOf(all[limit].object))))
 			all = all[:limit]
@@ -97,7 +96,7 @@ func compareNames(a, b types.NamespacedName) int {
 	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 }
 
-// watcher is one watch. Events wait in it for as long as the connection is slow.
+// watcher is one watch. Events wait in it as long as the connection is slow.
 type watcher struct {
 	mu     sync.Mutex
 	events []*stored
@@ -152,7 +151,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, en
 		batch, ended := events.take()
 		for _, e := range batch {
 			if stream(e) != nil {
-				return // who watched has gone
+				return // the client has gone
 			}
 		}
 		_ = http.NewResponseController(w).Flush()
@@ -169,7 +168,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, en
 	}
 }
 
-// begin registers a watch with the events that it begins with.
+// begin registers a watch with its first events.
 func (s *Server) begin(r *resource, req *http.Request) (*watcher, *metav1.Status) {
 	w := &watcher{wake: make(chan struct{}, 1)}
 	s.mu.Lock()

@@ -1,6 +1,6 @@
-// Package cluster makes up clusters of any size, for benchmarks: objects such as
-// a busy cluster has, and flows between them. What it makes depends on the seed
-// alone, so that two measurements of one size measure the same thing.
+// Package cluster generates clusters of any size for benchmarks: objects such as a busy cluster
+// has, and flows between them. The result depends only on the seed, so that two measurements of
+// one size measure the same thing.
 package cluster
 
 import (
@@ -20,19 +20,18 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// replicas is how many pods an app has, and therefore how many a policy selects.
+// replicas is the number of pods of an app, and therefore of pods that a policy selects.
 const replicas = 10
 
 // Options are the size of a cluster.
 type Options struct {
 	Pods       int
 	Policies   int
-	Namespaces int  // over which both are spread; 0 means 1
-	DualStack  bool // every pod has an IPv6 address too
+	Namespaces int  // number of namespaces of both; 0 means 1
+	DualStack  bool // every pod also has an IPv6 address
 }
 
-// Cluster is objects as the API serves them. Policies have passed the API
-// server's defaulting.
+// Cluster is objects as the API serves them. Policies have passed the API server's defaulting.
 type Cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
@@ -41,9 +40,8 @@ type Cluster struct {
 	maker maker
 }
 
-// New makes a cluster up. Pods come in apps of ten; each policy selects one app,
-// by two labels, and has two or three rules, the first of which is for the app's
-// clients, another app.
+// New generates a cluster. Pods belong to apps of ten. Each policy selects one app by two
+// labels, and has two or three rules; the first is for the app's clients, another app.
 func New(seed uint64, o Options) *Cluster {
 	o.Namespaces = max(1, o.Namespaces)
 	c := &Cluster{}
@@ -65,7 +63,7 @@ func New(seed uint64, o Options) *Cluster {
 	return c
 }
 
-// Fill puts all objects into a world, policies last, as an agent's start does.
+// Fill puts all objects into a store, policies last, as an agent does when it starts.
 func (c *Cluster) Fill(w *policy.World) {
 	for _, o := range c.Namespaces {
 		w.SetNamespace(o.Name, o.Labels)
@@ -78,9 +76,9 @@ func (c *Cluster) Fill(w *policy.World) {
 	}
 }
 
-// Keys makes up n flows over TCP and IPv4: half of them are from an app's clients
-// to the port that its policy opens for them, the others from any pod to any pod,
-// and one in ten of those from outside the cluster.
+// Keys generates n flows over TCP and IPv4: half from an app's clients to the port that its
+// policy opens for them, the others between any two pods, and one in ten of those from outside
+// the cluster.
 func (c *Cluster) Keys(seed uint64, n int) []filter.Key {
 	random := rand.New(rand.NewPCG(seed, 1))
 	keys := make([]filter.Key, n)
@@ -101,7 +99,7 @@ func (c *Cluster) Keys(seed uint64, n int) []filter.Key {
 	return keys
 }
 
-// clientPort is where every app serves its clients.
+// clientPort is the port on which every app serves its clients.
 const clientPort = 8080
 
 var (
@@ -117,8 +115,8 @@ func namespaceName(i int) string { return fmt.Sprintf("ns-%04d", i) }
 func appName(i int) string       { return fmt.Sprintf("app-%05d", i) }
 func teamName(i int) string      { return fmt.Sprintf("team-%02d", i%20) }
 
-// address is pod i's own. The first networks of 10.0.0.0/8 and fd00::/104 stay
-// free for whatever else a benchmark needs addresses for.
+// address returns pod i's own address. The first networks of 10.0.0.0/8 and fd00::/104 are left
+// for other addresses of a benchmark.
 func address(i int) (v4, v6 netip.Addr) {
 	i += 1 << 16
 	a := [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}
@@ -135,11 +133,11 @@ type maker struct {
 
 func (m maker) appOf(pod int) int { return pod / replicas % m.apps }
 
-// namespaceOf is the namespace of all pods of an app.
+// namespaceOf returns the namespace of all pods of an app.
 func (m maker) namespaceOf(app int) int { return app % m.options.Namespaces }
 
-// neighbor is another app of the app's namespace, steps apps further on; or the
-// app itself where there is no other.
+// neighbor returns another app of the app's namespace, steps apps further on, or the app itself
+// if it has no neighbor.
 func (m maker) neighbor(app, steps int) int {
 	if next := app + steps*m.options.Namespaces; next < m.apps {
 		return next
@@ -147,7 +145,7 @@ func (m maker) neighbor(app, steps int) int {
 	return m.namespaceOf(app) % m.apps
 }
 
-// client is the app whose pods an app serves.
+// client returns the app whose pods are the clients of an app.
 func (m maker) client(app int) int { return m.neighbor(app, 1) }
 
 func (m maker) pod(i int) *corev1.Pod {
@@ -185,7 +183,7 @@ func (m maker) pod(i int) *corev1.Pod {
 	return p
 }
 
-// policy selects an app of its own as long as there are as many as policies.
+// policy selects an app of its own as long as there are at least as many apps as policies.
 func (m maker) policy(i int) *networkingv1.NetworkPolicy {
 	app := i % m.apps
 	p := &networkingv1.NetworkPolicy{
@@ -221,7 +219,7 @@ func tcpPort(port intstr.IntOrString) networkingv1.NetworkPolicyPort {
 	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &port}
 }
 
-// peers is one or two peers of an app, each of one of the kinds that policies use.
+// peers returns one or two peers of an app, each of one of the kinds that policies use.
 func (m maker) peers(app int) []networkingv1.NetworkPolicyPeer {
 	var peers []networkingv1.NetworkPolicyPeer
 	for range 1 + m.random.IntN(2) {
@@ -251,7 +249,7 @@ func (m maker) peers(app int) []networkingv1.NetworkPolicyPeer {
 	return peers
 }
 
-// ports is one or two ports: numbers, a range or a name.
+// ports returns one or two ports: numbers, a range or a name.
 func (m maker) ports() []networkingv1.NetworkPolicyPort {
 	var ports []networkingv1.NetworkPolicyPort
 	for range 1 + m.random.IntN(2) {

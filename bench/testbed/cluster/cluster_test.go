@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestClusterIsWhatItSays: benchmarks rest on sizes being right, policies being
-// understood, and flows being of both kinds.
+// TestClusterIsWhatItSays: benchmarks rely on correct sizes, valid policies, and both kinds of
+// flows.
 func TestClusterIsWhatItSays(t *testing.T) {
 	for _, o := range []cluster.Options{
 		{Pods: 1},
@@ -51,7 +51,7 @@ func TestClusterIsWhatItSays(t *testing.T) {
 	}
 }
 
-// TestClusterDependsOnTheSeedAlone, or no measurement could be repeated.
+// TestClusterDependsOnTheSeedAlone: otherwise measurements could not be repeated.
 func TestClusterDependsOnTheSeedAlone(t *testing.T) {
 	o := cluster.Options{Pods: 200, Policies: 20, Namespaces: 3}
 	a, b, other := cluster.New(1, o), cluster.New(1, o), cluster.New(2, o)

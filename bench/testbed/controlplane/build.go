@@ -15,19 +15,19 @@ import (
 	"time"
 )
 
-// Version is the Kubernetes that is built, of the same release as the client-go
-// that sluice is built with. Its etcd comes with it, as the version that it names.
+// Version is the Kubernetes version to build, of the same release as sluice's client-go. It
+// determines the version of etcd.
 const Version = "v1.37.2"
 
 const module = "k8s.io/kubernetes"
 
-// Programs are the paths of what has been built.
+// Programs are the paths of the built programs.
 type Programs struct{ Etcd, APIServer string }
 
-// Build builds etcd and kube-apiserver from their Go modules, into the user's cache
-// directory, if they are not there yet: the first time takes five minutes of two
-// cores, 5 GB of Go's build cache and half of one of its module cache. log is told
-// so. Two processes that build at once do it once.
+// Build builds etcd and kube-apiserver from their Go modules into the user's cache directory,
+// if they are not there yet. The first time takes five minutes of two cores, 5 GB of Go's build
+// cache and 0.5 GB of its module cache, and log receives a line about it. Two processes that
+// build at the same time build once.
 func Build(ctx context.Context, log io.Writer) (Programs, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -48,7 +48,7 @@ func build(ctx context.Context, dir string, log io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close() // which unlocks it
+	defer lock.Close() // this unlocks it
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("wait for another build: %w", err)
 	}
@@ -69,7 +69,7 @@ func build(ctx context.Context, dir string, log io.Writer) error {
 		return err
 	}
 	for _, name := range missing {
-		// Under another name until it is whole.
+		// Under another name until it is complete.
 		part := filepath.Join(dir, name+".part")
 		if _, err := goCommand(ctx, work, "build", "-mod=mod", "-trimpath", "-ldflags=-s -w"+versionFlags(), "-o", part, programs[name]); err != nil {
 			return err
@@ -82,7 +82,7 @@ func build(ctx context.Context, dir string, log io.Writer) error {
 	return nil
 }
 
-// versionFlags have the API server say which version it is.
+// versionFlags make the API server report its version.
 func versionFlags() string {
 	const of = " -X k8s.io/component-base/version."
 	major, rest, _ := strings.Cut(strings.TrimPrefix(Version, "v"), ".")
@@ -90,9 +90,9 @@ func versionFlags() string {
 	return of + "gitVersion=" + Version + of + "gitMajor=" + major + of + "gitMinor=" + minor
 }
 
-// writeModule writes a module that builds programs of Kubernetes. Kubernetes
-// requires its own libraries as v0.0.0 and finds them in its tree, by replacements
-// which do not reach those who require it; they are published as v0.X.Y of v1.X.Y.
+// writeModule writes a module that builds programs of Kubernetes. Kubernetes requires its own
+// libraries as v0.0.0 and finds them in its tree by replacements, which do not apply to modules
+// that require it. The libraries are published as v0.X.Y of v1.X.Y.
 func writeModule(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -132,8 +132,7 @@ func goJSON(ctx context.Context, dir string, into any, args ...string) error {
 	return nil
 }
 
-// goCommand runs the go command, without what the caller's surroundings say of
-// modules, at a low priority: there is no hurry.
+// goCommand runs the go command at a low priority, without the caller's module settings.
 func goCommand(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "10", "go"}, args...)...)
 	cmd.Dir = dir

@@ -1,9 +1,9 @@
-// Package controlplane runs a real etcd and a real kube-apiserver for tests. Both
-// are built from their Go modules, once; see [Build]. They keep their data in a
-// directory of the test, listen on loopback alone, and end with the test.
+// Package controlplane runs a real etcd and a real kube-apiserver for tests. Both are built
+// from their Go modules, once; see [Build]. They keep their data in a directory of the test,
+// listen only on loopback, and end with the test.
 //
-// There is nothing else: no controllers, no scheduler and no kubelet. What those
-// would write, such as a pod's address, a test writes itself.
+// There are no controllers, no scheduler and no kubelet. A test writes what those would write,
+// such as a pod's address, itself.
 package controlplane
 
 import (
@@ -28,24 +28,23 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Host is where a control plane runs: this process's own network if nil, or a host
-// of a lab.
+// Host is where a control plane runs: this process's own network if nil, or a host of a lab.
 type Host interface {
 	// Do runs f on a thread in the host's network.
 	Do(f func() error) error
-	// Start starts a command there, which the caller waits for.
+	// Start starts a command there. The caller must wait for it.
 	Start(cmd *exec.Cmd) error
 }
 
-// Options say what to run and where.
+// Options are what to run and where.
 type Options struct {
 	Programs Programs
 	Dir      string // for data, keys and logs
 	Host     Host
 }
 
-// The users there are, by token. Admin may do everything, Nobody nothing; what Agent
-// may do is what the deployment's ClusterRole says, once a test has created it.
+// The users, by token. Admin may do everything, Nobody nothing. Agent may do what the
+// deployment's ClusterRole allows, once a test has created it.
 const (
 	Admin  = "admin"
 	Agent  = "sluice"
@@ -61,8 +60,7 @@ type ControlPlane struct {
 	server   *process
 }
 
-// Start starts a control plane, and returns when it answers. The caller ends it by
-// Close.
+// Start starts a control plane, and returns when it answers. The caller must Close it.
 func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 	if opts.Host == nil {
 		opts.Host = here{}
@@ -97,10 +95,10 @@ func (c *ControlPlane) path(name string) string { return filepath.Join(c.opts.Di
 
 func (c *ControlPlane) etcdURL() string { return fmt.Sprintf("http://127.0.0.1:%d", c.etcdPort) }
 
-// URL is the address of the API server, on the loopback of its host.
+// URL returns the address of the API server, on the loopback of its host.
 func (c *ControlPlane) URL() string { return fmt.Sprintf("https://127.0.0.1:%d", c.port) }
 
-// findPorts finds two ports that nobody has.
+// findPorts finds two free ports.
 func (c *ControlPlane) findPorts() error {
 	for _, port := range []*int{&c.etcdPort, &c.port} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -131,12 +129,11 @@ func (c *ControlPlane) writeSecrets() error {
 	return errors.Join(os.WriteFile(c.path("sa.key"), block, 0o600), os.WriteFile(c.path("tokens.csv"), users, 0o600))
 }
 
-// token is a user's. It is no secret: nobody but the test reaches the server, and
-// there is nothing in it.
+// token returns a user's token. It is not a secret: only the test reaches the server, and the
+// server holds no data.
 func token(user string) string { return "token-of-" + user }
 
-// StartServer starts the API server, again if it had been stopped, and returns when
-// it answers.
+// StartServer starts the API server, also after StopServer, and returns when it answers.
 func (c *ControlPlane) StartServer(ctx context.Context) error {
 	var err error
 	c.server, err = launch(c.opts.Host, c.path("kube-apiserver.log"), c.opts.Programs.APIServer,
@@ -151,8 +148,7 @@ func (c *ControlPlane) StartServer(ctx context.Context) error {
 	return c.await(ctx)
 }
 
-// StopServer ends the API server with a signal, and returns when it has ended.
-// etcd goes on.
+// StopServer ends the API server with a signal, and returns when it has ended. etcd continues.
 func (c *ControlPlane) StopServer(s syscall.Signal) error {
 	if err := c.server.end(s); err != nil {
 		return fmt.Errorf("stop the API server: %w", err)
@@ -160,7 +156,7 @@ func (c *ControlPlane) StopServer(s syscall.Signal) error {
 	return nil
 }
 
-// await waits until the server is ready, or has ended.
+// await waits until the server is ready or has ended.
 func (c *ControlPlane) await(ctx context.Context) error {
 	var last error
 	for {
@@ -183,7 +179,7 @@ func (c *ControlPlane) await(ctx context.Context) error {
 	}
 }
 
-// ready asks the server whether it is.
+// ready asks the server whether it is ready.
 func (c *ControlPlane) ready(ctx context.Context) error {
 	client, err := c.Client(Admin)
 	if err != nil {
@@ -192,15 +188,15 @@ func (c *ControlPlane) ready(ctx context.Context) error {
 	return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 }
 
-// Config is how this process reaches the API server, as a user.
+// Config returns how this process reaches the API server as a user.
 func (c *ControlPlane) Config(user string) (*rest.Config, error) {
-	ca, err := os.ReadFile(c.path("certs/apiserver.crt")) // it signs itself
+	ca, err := os.ReadFile(c.path("certs/apiserver.crt")) // self-signed
 	if err != nil {
 		return nil, fmt.Errorf("read the API server's certificate: %w", err)
 	}
 	return &rest.Config{
 		Host: c.URL(), BearerToken: token(user), TLSClientConfig: rest.TLSClientConfig{CAData: ca},
-		QPS: -1, Dial: c.dial, // there are as many clients as requests a second
+		QPS: -1, Dial: c.dial, // no rate limit of the client
 	}, nil
 }
 
@@ -213,7 +209,7 @@ func (c *ControlPlane) dial(ctx context.Context, network, address string) (conn 
 	return conn, err
 }
 
-// Client is a client for a user.
+// Client returns a client for a user.
 func (c *ControlPlane) Client(user string) (*kubernetes.Clientset, error) {
 	config, err := c.Config(user)
 	if err != nil {
@@ -222,8 +218,8 @@ func (c *ControlPlane) Client(user string) (*kubernetes.Clientset, error) {
 	return kubernetes.NewForConfig(config)
 }
 
-// Kubeconfig writes a kubeconfig for a user, which is good on the server's host, and
-// returns its path.
+// Kubeconfig writes a kubeconfig for a user, which is valid on the server's host, and returns
+// its path.
 func (c *ControlPlane) Kubeconfig(user string) (string, error) {
 	config, err := c.Config(user)
 	if err != nil {
@@ -243,7 +239,7 @@ func (c *ControlPlane) Close() error {
 	var errs []error
 	for _, p := range []*process{c.server, c.etcd} {
 		if p != nil {
-			errs = append(errs, p.end(syscall.SIGKILL)) // nobody needs the data
+			errs = append(errs, p.end(syscall.SIGKILL)) // the data is not needed
 		}
 	}
 	return errors.Join(errs...)

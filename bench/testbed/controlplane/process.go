@@ -8,21 +8,21 @@ import (
 	"syscall"
 )
 
-// process is a program at work.
+// process is a running program.
 type process struct {
 	cmd  *exec.Cmd
 	log  string
 	done chan struct{} // closed when it has ended
-	err  error         // how
+	err  error         // the error with which it ended
 }
 
-// launch starts a program, whose output is appended to a file.
+// launch starts a program and appends its output to a file.
 func launch(h Host, log, name string, args ...string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	defer out.Close() // the program has its own
+	defer out.Close() // the program has its own descriptor
 	p := &process{cmd: exec.Command(name, args...), log: log, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	if err := h.Start(p.cmd); err != nil {
@@ -47,7 +47,7 @@ func (p *process) end(s syscall.Signal) error {
 	return nil
 }
 
-// tail is the end of what the program has printed.
+// tail returns the end of the program's output.
 func (p *process) tail() []byte {
 	text, err := os.ReadFile(p.log)
 	if err != nil {
@@ -61,9 +61,8 @@ type here struct{}
 
 func (here) Do(f func() error) error { return f() }
 
-// Start has the kernel end the command with this process. It ties that to the
-// thread that starts it, which Go ends only with the process as long as no goroutine
-// is locked to it.
+// Start makes the kernel end the command with this process. The kernel binds that to the
+// starting thread, which Go ends only with the process as long as no goroutine is locked to it.
 func (here) Start(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd.Start()

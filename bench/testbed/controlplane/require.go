@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// Enable is the environment variable that has tests run a control plane: building
-// one takes minutes, the first time.
+// Enable is the environment variable that makes tests run a control plane. Building one takes
+// minutes the first time.
 const Enable = "SLUICE_TEST_CLUSTER"
 
-// TB is what a test gives to the control plane: a testing.TB, named here without
-// importing package testing into programs.
+// TB is the part of testing.TB that the control plane uses, so that programs do not import
+// testing.
 type TB interface {
 	Helper()
 	Skipf(format string, args ...any)
@@ -30,8 +30,8 @@ func (l logger) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// ForTest starts a control plane that lives as long as the test, on a host of a lab
-// or, if that is nil, here. It skips the test unless [Enable] is set.
+// ForTest starts a control plane for the duration of a test, on a host of a lab or, if that is
+// nil, here. It skips the test unless [Enable] is set.
 func ForTest(t TB, host Host) *ControlPlane {
 	t.Helper()
 	if os.Getenv(Enable) == "" {

@@ -13,7 +13,7 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// writers is how many objects of a cluster are written at once.
+// writers is the number of objects of a cluster that are written at the same time.
 const writers = 8
 
 // Grant lets the user Agent list and watch what sluice follows, and nothing else.
@@ -37,7 +37,7 @@ func Grant(ctx context.Context, admin kubernetes.Interface) error {
 	return nil
 }
 
-// CreatePod creates a pod and then, as its kubelet would, writes its status.
+// CreatePod creates a pod and then writes its status, as its kubelet would.
 func CreatePod(ctx context.Context, admin kubernetes.Interface, p *corev1.Pod) error {
 	p = p.DeepCopy()
 	for i := range p.Spec.Containers {

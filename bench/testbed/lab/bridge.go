@@ -11,30 +11,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BridgeDevice is the name of the bridge that joins the pods of a node, where
-// Options.Bridged asks for one.
+// BridgeDevice is the name of the bridge that connects the pods of a node with Options.Bridged.
 const BridgeDevice = "br0"
 
-// Bridged frames meet iptables, as Kubernetes asks of every node. And the node does
-// not tell pods that they share a wire: the packet that it would tell so about can
-// then not be queued for as long as the neighbour's address is looked up, and is lost
-// (nf_ct_drop_unconfirmed).
+// Bridged frames pass iptables, as Kubernetes requires of every node. The node sends no
+// redirects: the packet that causes one cannot be queued while the neighbor's address is
+// resolved, and is lost (nf_ct_drop_unconfirmed).
 var bridgeSettings = []string{
 	"net/ipv4/conf/all/send_redirects", "0", "net/ipv4/conf/default/send_redirects", "0",
 	"net/bridge/bridge-nf-call-iptables", "1", "net/bridge/bridge-nf-call-ip6tables", "1",
 }
 
-// bridge joins the pods of a node. The node has the first address of each range on
-// it, which is the pods' gateway.
+// bridge connects the pods of a node. The node has the first address of each range on it, which
+// is the pods' gateway.
 type bridge struct {
 	link     netlink.Link
 	gateways [2]netip.Addr
 	ranges   [2]netip.Prefix
 }
 
-// addBridge gives the node its bridge.
+// addBridge creates the node's bridge.
 func (n *Node) addBridge() error {
-	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // or it would follow those of its ports
+	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // a fixed one: the default changes with the ports
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: BridgeDevice, Index: n.lab.nextIndex(), HardwareAddr: mac}}
 	if err := n.ns.do(func() error { return set(bridgeSettings...) }); err != nil {
 		return err
@@ -61,8 +59,7 @@ func (n *Node) addBridge() error {
 	return nil
 }
 
-// joinBridge makes the host a port of its router's bridge. Its neighbours there are
-// on its wire.
+// joinBridge makes the host a port of its router's bridge, on one link with the other ports.
 func (h *Host) joinBridge(router *Host) error {
 	b := router.bridge
 	if err := router.ns.link.LinkSetMaster(h.wire.remote, b.link); err != nil {
@@ -83,7 +80,7 @@ func (h *Host) joinBridge(router *Host) error {
 	return nil
 }
 
-// routeHere has the node send a range to the bridge, unless it does so already.
+// routeHere makes the node route a range to the bridge, unless it already does.
 func (b *bridge) routeHere(h *Host, to netip.Prefix) error {
 	if b.ranges[0].Contains(to.Addr()) || b.ranges[1].Contains(to.Addr()) || to.Addr().IsLinkLocalUnicast() && to.Addr().Is6() {
 		return nil
@@ -95,8 +92,7 @@ func (b *bridge) routeHere(h *Host, to netip.Prefix) error {
 	return h.wire.router.ns.addRoute(b.link, to, netip.Addr{}, source)
 }
 
-// RouterMAC is the link address at which the host's router takes what it is to
-// forward.
+// RouterMAC returns the link address at which the host's router receives packets to forward.
 func (h *Host) RouterMAC() net.HardwareAddr {
 	if b := h.wire.router.bridge; b != nil {
 		return b.link.Attrs().HardwareAddr
@@ -104,11 +100,10 @@ func (h *Host) RouterMAC() net.HardwareAddr {
 	return h.wire.remote.Attrs().HardwareAddr
 }
 
-// MAC is the link address of the host.
+// MAC returns the link address of the host.
 func (h *Host) MAC() net.HardwareAddr { return h.wire.inside.Attrs().HardwareAddr }
 
-// SendFrame puts a frame, beginning with its link header, on the host's wire, just
-// as it is.
+// SendFrame sends a frame, beginning with its link header, on the host's link, unchanged.
 func (h *Host) SendFrame(frame []byte) error {
 	i, err := h.Inject()
 	if err == nil {
@@ -117,13 +112,13 @@ func (h *Host) SendFrame(frame []byte) error {
 	return err
 }
 
-// Injector puts many frames on a host's wire.
+// Injector sends many frames on a host's link.
 type Injector struct {
 	host *Host
 	fd   int
 }
 
-// Inject opens an injector, which is the caller's to close.
+// Inject opens an injector. The caller must close it.
 func (h *Host) Inject() (*Injector, error) {
 	fd, err := h.packetSocket(unix.SOCK_RAW, 0)
 	if err != nil {
@@ -132,7 +127,7 @@ func (h *Host) Inject() (*Injector, error) {
 	return &Injector{h, fd}, nil
 }
 
-// Send puts a frame, beginning with its link header, on the wire, just as it is.
+// Send sends a frame, beginning with its link header, unchanged.
 func (i *Injector) Send(frame []byte) error {
 	to := &unix.SockaddrLinklayer{Ifindex: i.host.wire.inside.Attrs().Index}
 	for {
@@ -140,12 +135,12 @@ func (i *Injector) Send(frame []byte) error {
 		case nil:
 			return nil
 		case unix.EAGAIN, unix.ENOBUFS, unix.EINTR:
-			runtime.Gosched() // the wire is full
+			runtime.Gosched() // the link's buffer is full
 		default:
 			return fmt.Errorf("send a frame from %s: %w", i.host.Name, err)
 		}
 	}
 }
 
-// Close ends the injector.
+// Close closes the injector.
 func (i *Injector) Close() error { return unix.Close(i.fd) }

@@ -18,9 +18,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// traces lists what a lab may leave in this process: file descriptors of
-// namespaces and packet sockets, threads in another namespace than this one,
-// children.
+// traces lists what a lab may leave in this process: file descriptors of namespaces and packet
+// sockets, threads in other namespaces, and children.
 func traces(t *testing.T) (found []string) {
 	t.Helper()
 	home, err := os.Readlink("/proc/thread-self/ns/net")
@@ -33,7 +32,7 @@ func traces(t *testing.T) (found []string) {
 			t.Fatal(err)
 		}
 		for _, p := range paths {
-			// What is gone since Glob is no trace.
+			// Gone since Glob: not a trace.
 			if to, err := os.Readlink(p); err == nil && to != home && (strings.HasPrefix(to, "net:") || strings.HasPrefix(to, "mnt:") || strings.HasPrefix(to, "socket:")) {
 				found = append(found, p+" -> "+to)
 			}
@@ -127,8 +126,8 @@ func list(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// TestKilledLabLeavesNothing kills a process with a lab, and sees that the
-// process in the lab's pod dies with it. Nothing else keeps the namespaces.
+// TestKilledLabLeavesNothing kills a process with a lab, and checks that the process in the
+// lab's pod dies with it. Nothing else keeps the namespaces.
 func TestKilledLabLeavesNothing(t *testing.T) {
 	lab.Require(t)
 	if os.Getenv("LAB_TO_BE_KILLED") != "" {
@@ -165,7 +164,7 @@ func TestKilledLabLeavesNothing(t *testing.T) {
 	await(t, "the pod's process is gone", func() bool { return !alive(pid) })
 }
 
-// alive says whether a process runs. One that nobody has reaped does not.
+// alive reports whether a process runs. A zombie does not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -191,7 +190,7 @@ func TestProcesses(t *testing.T) {
 	if err := web.Do(func() error { return unix.EBADF }); err == nil || !strings.Contains(err.Error(), "web") {
 		t.Errorf("the error does not name the host: %v", err)
 	}
-	// A process that has ended by itself is none of Close's business.
+	// A process that has ended by itself is not an error of Close.
 	cmd := exec.Command("true")
 	if err := web.Start(cmd); err != nil {
 		t.Fatal(err)
@@ -201,7 +200,7 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-// TestManyThreads makes the main thread's turn come.
+// TestManyThreads runs until the main thread is scheduled too.
 func TestManyThreads(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	web := addPod(t, l.Nodes[0], "web")

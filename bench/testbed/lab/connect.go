@@ -14,21 +14,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Outcome is how an attempt to talk to a port ended.
+// Outcome is how an attempt to reach a port ended.
 type Outcome uint8
 
 // Outcomes.
 const (
-	// Failed: something else went wrong; see the error.
+	// Failed: another error; see Result.Err.
 	Failed Outcome = iota
-	// Reached: the server's answer has come back.
+	// Reached: the server has answered.
 	Reached
-	// Refused: the host is there and the port is closed.
+	// Refused: the host exists and the port is closed.
 	Refused
-	// TimedOut: no answer before the time or the context ended.
+	// TimedOut: no answer before the timeout or the end of the context.
 	TimedOut
-	// Unreachable: the network said that it cannot or will not deliver. Of UDP the
-	// kernel does not pass that on, and the attempt times out.
+	// Unreachable: the network reported that it cannot or will not deliver. For UDP, the kernel
+	// does not pass this on, and the attempt times out.
 	Unreachable
 )
 
@@ -46,21 +46,21 @@ func (o Outcome) String() string {
 	return "failed"
 }
 
-// Result is what came of a Connect.
+// Result is the result of a Connect.
 type Result struct {
 	Outcome Outcome
 	Err     error // nil if Reached
-	// By is the name of the host that answered and Seen is the client as that
-	// host saw it, which tells what translation has done on the way.
+	// By is the name of the host that answered, and Seen is the client as that host saw it,
+	// which shows translations on the way.
 	By   string
 	Seen netip.AddrPort
-	// From is the client's own idea of its address.
+	// From is the client's address as it sees it.
 	From netip.AddrPort
-	Took time.Duration // until the answer, or until it was given up
+	Took time.Duration // until the answer or the end of the attempt
 }
 
-// Connect asks a port that [Host.Serve] serves who it is, once, and waits for the
-// answer as long as timeout and ctx let it. network is "tcp" or "udp".
+// Connect sends one request to a port that [Host.Serve] serves, and waits for the answer until
+// timeout or ctx ends. network is "tcp" or "udp".
 func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, timeout time.Duration) Result {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -109,7 +109,7 @@ func (h *Host) ask(ctx context.Context, network string, to netip.AddrPort) (r Re
 	return r
 }
 
-// outcome sorts the errors of sockets.
+// outcome classifies the errors of sockets.
 func outcome(err error) Outcome {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET):

@@ -17,17 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a network namespace with its addresses: a pod, a node or an outside
-// host. Its methods may be called from several goroutines.
+// Host is a network namespace with its addresses: a pod, a node or an outside host. Its methods
+// may be called from several goroutines.
 type Host struct {
 	Name       string
 	IPv4, IPv6 netip.Addr
 
 	lab  *Lab
 	ns   *namespace
-	wire wire // what joins it to its router; zero for the lab's own router
+	wire wire // connects it to its router; zero for the lab's own router
 
-	bridge *bridge // that joins its pods; nil if each has a route
+	bridge *bridge // connects its pods; nil if each has a route
 
 	mu      sync.Mutex
 	closed  bool
@@ -37,15 +37,15 @@ type Host struct {
 	tasks   sync.WaitGroup // servers, and threads that wait for processes
 }
 
-// Addrs are the host's two addresses, IPv4 first.
+// Addrs returns the host's two addresses, IPv4 first.
 func (h *Host) Addrs() []netip.Addr { return []netip.Addr{h.IPv4, h.IPv6} }
 
-// NetNS is the file descriptor of the host's network namespace, which is good
-// until the host is closed.
+// NetNS returns the file descriptor of the host's network namespace. It is valid until the host
+// is closed.
 func (h *Host) NetNS() int { return int(h.ns.fd) }
 
-// Do runs f on a thread in the host's namespace. Sockets that f opens stay in it
-// for good; goroutines that f starts are not in it. f may call a test's Fatal.
+// Do runs f on a thread in the host's namespace. Sockets that f opens stay in the namespace;
+// goroutines that f starts are not in it. f may call a test's Fatal.
 func (h *Host) Do(f func() error) error {
 	if err := h.ns.do(f); err != nil {
 		return fmt.Errorf("on %s: %w", h.Name, err)
@@ -53,11 +53,10 @@ func (h *Host) Do(f func() error) error {
 	return nil
 }
 
-// Start starts a command in the host's namespace. The caller Waits for it, as
-// after [exec.Cmd.Start]. It is killed when the host is closed and when this
-// process dies. The kernel ties that to the starting thread, which therefore
-// stays as long as the command; that is why it is not enough to start a command
-// in Do.
+// Start starts a command in the host's namespace. The caller must Wait for it, as after
+// [exec.Cmd.Start]. The command is killed when the host is closed and when this process dies.
+// The kernel binds that to the starting thread, which therefore stays as long as the command.
+// This is why starting a command in Do is not enough.
 func (h *Host) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = new(syscall.SysProcAttr)
@@ -84,7 +83,7 @@ func (h *Host) Start(cmd *exec.Cmd) error {
 	return nil
 }
 
-// launch starts a command and remembers it, unless the host is closed.
+// launch starts a command and registers it, unless the host is closed.
 func (h *Host) launch(cmd *exec.Cmd) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -109,22 +108,22 @@ func (h *Host) ended(cmd *exec.Cmd) {
 	h.tasks.Done()
 }
 
-// awaitExit waits until a child has ended and leaves it for its owner to reap.
-// An error means that the owner has done so already.
+// awaitExit waits until a child has ended, and leaves it to its owner to reap. An error means
+// that the owner has already done so.
 func awaitExit(pid int) {
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
 }
 
-// Run runs a command in the host's namespace to its end. The error holds what it
-// said.
+// Run runs a command in the host's namespace to its end. An error includes the command's
+// output.
 func (h *Host) Run(name string, args ...string) error {
 	_, err := h.Output(exec.Command(name, args...))
 	return err
 }
 
-// Output runs a command in the host's namespace to its end and returns what it
-// printed. The error holds what it said on standard error, if that was not set.
+// Output runs a command in the host's namespace to its end and returns its output. An error
+// includes its standard error, unless the caller has set that.
 func (h *Host) Output(cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout = &stdout
@@ -140,8 +139,8 @@ func (h *Host) Output(cmd *exec.Cmd) (string, error) {
 	return stdout.String(), err
 }
 
-// ListenTCP listens on an address of the host. Without an address, that is with
-// netip.AddrPortFrom(netip.Addr{}, port), it listens on all, of both families.
+// ListenTCP listens on an address of the host. Without an address, as in
+// netip.AddrPortFrom(netip.Addr{}, port), it listens on all addresses of both families.
 func (h *Host) ListenTCP(at netip.AddrPort) (l *net.TCPListener, err error) {
 	err = h.Do(func() (err error) {
 		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
@@ -159,7 +158,7 @@ func (h *Host) ListenUDP(at netip.AddrPort) (c *net.UDPConn, err error) {
 	return c, err
 }
 
-// DialTCP connects, until ctx ends.
+// DialTCP connects. It gives up when ctx ends.
 func (h *Host) DialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	c, err := h.dial(ctx, "tcp", to)
 	if err != nil {
@@ -168,8 +167,8 @@ func (h *Host) DialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, er
 	return c.(*net.TCPConn), nil
 }
 
-// DialUDP opens a socket that sends to and hears from one address. Nothing is
-// sent by that.
+// DialUDP opens a socket that sends to and receives from one address. It sends nothing by
+// itself.
 func (h *Host) DialUDP(to netip.AddrPort) (*net.UDPConn, error) {
 	c, err := h.dial(context.Background(), "udp", to)
 	if err != nil {
@@ -186,8 +185,8 @@ func (h *Host) dial(ctx context.Context, network string, to netip.AddrPort) (c n
 	return c, err
 }
 
-// keep makes a closer end with the host, or closes it now if the host is closed.
-// task, if any, runs until then; Close waits for it.
+// keep registers a closer to be closed with the host, or closes it now if the host is closed.
+// task, if not nil, runs until then; Close waits for it.
 func (h *Host) keep(c io.Closer, task func()) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -201,24 +200,24 @@ func (h *Host) keep(c io.Closer, task func()) error {
 	return nil
 }
 
-// own notes an address that the lab has given to the host. The lab is locked.
+// own records an address that the lab has given to the host. The lab must be locked.
 func (h *Host) own(a netip.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.addrs = append(h.addrs, a)
 }
 
-// Close takes the host out of the lab: it kills its processes and waits for
-// their end, closes its servers, cuts its wire and frees its addresses. Sockets
-// that the caller opened in it are the caller's to close. Closing twice is no
-// error. It takes about 30 ms, most of it for the wire.
+// Close removes the host from the lab: it kills the host's processes and waits for their end,
+// closes its servers, removes its link and frees its addresses. Sockets that the caller opened
+// in it remain the caller's. A second Close does nothing. Close takes about 30 ms, most of it
+// for the link.
 func (h *Host) Close() error {
-	h.lab.closing.Lock() // so that the router is not closed meanwhile
+	h.lab.closing.Lock() // keeps the router open meanwhile
 	defer h.lab.closing.Unlock()
 	return h.close(true)
 }
 
-// close closes the host. The wire needs no cut where the router is closed too.
+// close closes the host. The link need not be removed if the router is closed too.
 func (h *Host) close(cut bool) error {
 	h.mu.Lock()
 	if h.closed {

@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The gateways of every pod. The same addresses are at the router's end of each
-// wire: only those at the wire's two ends know of them.
+// The gateways of every pod. The router's end of each link has the same addresses, which only
+// the two ends of a link know.
 var (
 	gateway4 = netip.MustParseAddr("169.254.1.1")
 	gateway6 = netip.MustParseAddr("fe80::1")
 )
 
-// Device is the name of the interface that joins a host to its router.
+// Device is the name of the interface that connects a host to its router.
 const Device = "eth0"
 
 // wire is a veth pair between a host and its router.
@@ -28,12 +28,12 @@ type wire struct {
 	remote netlink.Link // the router's end
 }
 
-// RouterDevice is the name of the router's end of the host's wire, for rules that
-// name an interface.
+// RouterDevice returns the name of the router's end of the host's link, for rules that name an
+// interface.
 func (h *Host) RouterDevice() string { return h.wire.remote.Attrs().Name }
 
-// join wires a host to its router: addresses and a default route in the host, and
-// in the router a route to each address.
+// join connects a host to its router: addresses and a default route in the host, and in the
+// router a route to each address.
 func (h *Host) join(router *Host) error {
 	name := fmt.Sprintf("to-%x", h.IPv4.AsSlice()) // at most 15 bytes
 	if err := router.ns.link.LinkAdd(&netlink.Veth{
@@ -85,8 +85,8 @@ func (n *namespace) setUp(dev netlink.Link) error {
 	return nil
 }
 
-// awaitUp waits until an interface takes packets. Until the kernel has seen, in
-// the background, that both ends are up, it drops what is sent.
+// awaitUp waits until an interface takes packets. The kernel drops packets until it has seen,
+// in the background, that both ends are up.
 func (n *namespace) awaitUp(dev netlink.Link) error {
 	return await(dev.Attrs().Name+" is up", func() (bool, error) {
 		now, err := n.link.LinkByIndex(dev.Attrs().Index)
@@ -94,8 +94,8 @@ func (n *namespace) awaitUp(dev netlink.Link) error {
 	})
 }
 
-// awaitAddr waits until an address is the interface's own, which for IPv6 is done
-// in the background, however often it is told not to look for duplicates.
+// awaitAddr waits until an address is the interface's own. For IPv6 this happens in the
+// background, even if duplicate address detection is off.
 func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 	return await("address "+a.String()+" is in use", func() (bool, error) {
 		routes, err := n.link.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{OifIndex: dev.Attrs().Index})
@@ -109,7 +109,7 @@ func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 
 // await asks until the answer is yes.
 func await(what string, ask func() (bool, error)) error {
-	const bound = time.Minute // where milliseconds are usual
+	const bound = time.Minute // usually milliseconds
 	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
 		switch ok, err := ask(); {
 		case err != nil:
@@ -122,10 +122,9 @@ func await(what string, ask func() (bool, error)) error {
 	}
 }
 
-// nextIndex is an interface index for a router's end, such as no host has for its
-// own. Where both ends of a veth pair have the same index, the kernel takes them
-// for unimportant and may wait a second before it believes that the wire is up;
-// until then IPv6 addresses do not answer.
+// nextIndex returns an interface index for a router's end that no host uses for its own end. If
+// both ends of a veth pair have the same index, the kernel considers them unimportant and may
+// take a second to see that the link is up; until then IPv6 addresses do not answer.
 func (l *Lab) nextIndex() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -133,9 +132,9 @@ func (l *Lab) nextIndex() int {
 	return 1000 + l.wires
 }
 
-// gateway is how a host calls its router. Those on the wire call it by its own
-// addresses: a node has the pods' gateway as an address of its own, and no host
-// can route to itself.
+// gateway returns the address by which a host reaches its router. Hosts on the lab's router use
+// the router's own addresses: a node has the pods' gateway as its own address, and no host can
+// route to itself.
 func (h *Host) gateway(pods, wire netip.Addr) netip.Addr {
 	if h.wire.router == h.lab.wire {
 		return wire
@@ -143,8 +142,8 @@ func (h *Host) gateway(pods, wire netip.Addr) netip.Addr {
 	return pods
 }
 
-// AddAddr gives the host one more address, which may be any that no living host
-// has. It is not used as a source unless a socket is bound to it.
+// AddAddr gives the host one more address, which may be any that no living host has. It is not
+// used as a source unless a socket is bound to it.
 func (h *Host) AddAddr(a netip.Addr) error {
 	h.lab.mu.Lock()
 	if h.lab.used[a] {
@@ -165,7 +164,7 @@ func (n *namespace) addAddr(dev netlink.Link, a netip.Addr) error {
 	return n.addPrefix(dev, netip.PrefixFrom(a, a.BitLen()))
 }
 
-// addPrefix is addAddr for an address with the range that is on its wire.
+// addPrefix is addAddr for an address with the range of its link.
 func (n *namespace) addPrefix(dev netlink.Link, p netip.Prefix) error {
 	a := p.Addr()
 	addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
@@ -181,8 +180,8 @@ func (n *namespace) addPrefix(dev netlink.Link, p netip.Prefix) error {
 	return n.awaitAddr(dev, a)
 }
 
-// addRoute adds a route out of a device. Without a gateway the destination is on
-// the wire itself. The source is what sockets without an address use.
+// addRoute adds a route through a device. Without a gateway the destination is on the link
+// itself. Sockets without an address use the source.
 func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source netip.Addr) error {
 	r := &netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(to), Src: source.AsSlice()}
 	if gateway.IsValid() {
@@ -196,8 +195,8 @@ func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source 
 	return nil
 }
 
-// routeHere makes the host's router, and for a node's host the whole lab, send
-// packets for a range to the host.
+// routeHere makes the host's router, and for a node's host the whole lab, send packets for a
+// range to the host.
 func (h *Host) routeHere(to netip.Prefix) error {
 	if b := h.wire.router.bridge; b != nil {
 		return b.routeHere(h, to)
@@ -215,8 +214,8 @@ func (h *Host) routeHere(to netip.Prefix) error {
 	return h.wire.router.ns.addRoute(h.wire.remote, to, via, source)
 }
 
-// cut removes the wire at once. When a namespace goes, the kernel does so in its
-// own time; a route that leads to an old pod would be in a new one's way.
+// cut removes the link at once. When a namespace ends, the kernel removes its links later;
+// until then a route to an old pod would conflict with that of a new one.
 func (w wire) cut() error {
 	if w.remote == nil || !w.router.ns.fd.IsOpen() {
 		return nil
@@ -227,7 +226,7 @@ func (w wire) cut() error {
 	return nil
 }
 
-// ipNet is the prefix in the form that netlink takes.
+// ipNet returns the prefix in netlink's form.
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -6,17 +6,15 @@
 //	pod api ── eth0 ┘                    ├─ wire ┤
 //	pod far ── eth0 ─── node-2 ── eth0 ──┘       └───── eth0 ── outside host
 //
-// Pods are joined to their node as the ptp CNI plugin joins them: a veth pair, a
-// /32 and a /128 in the pod, a default route to the node's end, and on the node a
-// route for each pod. Nodes and outside hosts are joined in the same way to the
-// wire, which is a router that knows which pods are behind which node and is no
-// part of any test. Nothing is translated on the way; a test that wants a Service
-// or masquerading adds it with iptables.
+// Pods are connected to their node as by the ptp CNI plugin: a veth pair, a /32 and a /128 in
+// the pod, a default route to the node's end, and on the node a route for each pod. Nodes and
+// outside hosts are connected in the same way to the lab's router, which knows which pods are
+// behind which node and is not part of any test. Nothing is translated on the way; a test that
+// needs a Service or masquerading adds it with iptables.
 //
-// All the namespaces are anonymous: file descriptors of this process, and of the
-// processes started in them, which are killed with it. So nothing is left behind
-// even when the process dies of SIGKILL. The host's own network is neither used
-// nor changed.
+// All namespaces are anonymous: file descriptors of this process and of the processes started
+// in them, which are killed with it. So nothing is left behind even if the process dies of
+// SIGKILL. The host's own network is neither used nor changed.
 //
 // A lab needs root. A node with six pods is ready in about 40 ms.
 package lab
@@ -29,9 +27,9 @@ import (
 	"sync"
 )
 
-// The addresses of the lab, from ranges that are kept for documentation and
-// private use (RFC 5737, 3849, 1918, 4193). Node and Outside hosts are counted in
-// one range. The pods of node i, from 0, have 10.77.i.0/24 and fd00:77:0:i::/64.
+// The addresses of the lab, from ranges for documentation and private use (RFC 5737, 3849,
+// 1918, 4193). Nodes and outside hosts are numbered in one range. The pods of node i, from 0,
+// have 10.77.i.0/24 and fd00:77:0:i::/64.
 var (
 	Hosts4 = netip.MustParsePrefix("192.0.2.0/24")
 	Hosts6 = netip.MustParsePrefix("2001:db8::/64")
@@ -39,24 +37,24 @@ var (
 	Pods6  = netip.MustParsePrefix("fd00:77::/48")
 )
 
-// maxNodes is how many nodes have a pod range of their own.
+// maxNodes bounds the nodes, each of which has a pod range of its own.
 const maxNodes = 256
 
-// Options say how large a lab is.
+// Options are the size and form of a lab.
 type Options struct {
 	Nodes int // 0 means one
-	// Bridged joins the pods of a node by a Linux bridge, as the bridge CNI plugin
-	// does, and not by a route to each.
+	// Bridged connects the pods of a node by a Linux bridge, as the bridge CNI plugin does,
+	// instead of a route to each.
 	Bridged bool
 }
 
-// Lab is a network of nodes, pods and outside hosts. Its methods may be called
-// from several goroutines.
+// Lab is a network of nodes, pods and outside hosts. Its methods may be called from several
+// goroutines.
 type Lab struct {
 	// Nodes are named node-1, node-2 and so on.
 	Nodes []*Node
-	// Outside is the first outside host, named "outside": it belongs to no node
-	// and to no cluster, and every node routes to it.
+	// Outside is the first outside host, named "outside". It belongs to no node and no cluster,
+	// and every node routes to it.
 	Outside *Host
 
 	wire *Host
@@ -69,34 +67,32 @@ type Lab struct {
 	wires int // so far
 }
 
-// Node is a host that routes for its pods. Its addresses are 192.0.2.1,
-// 2001:db8::1 and counting. Commands and functions that run on it find a BPF file
-// system of the node's own at /sys/fs/bpf.
+// Node is a host that routes for its pods. Its addresses are 192.0.2.1, 2001:db8::1 and
+// counting. Commands and functions that run on it find the node's own BPF file system at
+// /sys/fs/bpf.
 type Node struct {
 	*Host
 	// Pods4 and Pods6 are the ranges from which pods get their addresses.
 	Pods4, Pods6 netip.Prefix
 }
 
-// Settings of the kernel for every host. Addresses must be usable at once,
-// without waiting for duplicate address detection. And errors must be sent
-// however often, or "refused" would turn into "timed out" when a test probes a
-// closed port twice.
+// Kernel settings for every host. Addresses must be usable at once, without duplicate address
+// detection. Errors must be sent without a rate limit: otherwise "refused" becomes "timed out"
+// when a test probes a closed port twice.
 var hostSettings = []string{
 	"net/ipv6/conf/all/disable_ipv6", "0", "net/ipv6/conf/default/disable_ipv6", "0",
 	"net/ipv6/conf/default/accept_dad", "0", "net/ipv6/conf/default/accept_ra", "0",
 	"net/ipv4/icmp_ratelimit", "0", "net/ipv6/icmp/ratelimit", "0",
 }
 
-// Settings for those that route: loose reverse path filtering, as most network
-// plugins want it.
+// Kernel settings for routers: loose reverse path filtering, as most network plugins need it.
 var routerSettings = append(slices.Clone(hostSettings),
 	"net/ipv4/ip_forward", "1", "net/ipv6/conf/all/forwarding", "1",
 	"net/ipv4/conf/all/rp_filter", "2", "net/ipv4/conf/default/rp_filter", "2",
 )
 
-// New builds a lab with its nodes and one outside host, and no pods. It fails
-// without root. The caller must Close it.
+// New builds a lab with its nodes and one outside host, and no pods. It fails without root. The
+// caller must Close it.
 func New(opts Options) (*Lab, error) {
 	l := &Lab{used: make(map[netip.Addr]bool)}
 	if err := l.build(max(opts.Nodes, 1), opts.Bridged); err != nil {
@@ -153,21 +149,20 @@ func (l *Lab) AddPod(name string, addrs ...netip.Addr) (*Host, error) {
 	return l.Nodes[0].AddPod(name, addrs...)
 }
 
-// AddPod starts a pod on the node. The name is free and is what the pod's servers
-// answer with. The pod gets the next free address of each family, or those that
-// are given instead, which must belong to no living host. Closing the pod frees
-// its addresses.
+// AddPod starts a pod on the node. The name may be any, and the pod's servers answer with it.
+// The pod gets the next free address of each family, or the given ones, which no living host
+// may have. Closing the pod frees its addresses.
 func (n *Node) AddPod(name string, addrs ...netip.Addr) (*Host, error) {
 	return n.lab.addHost(n.Host, name, n.Pods4, n.Pods6, hostSettings, addrs...)
 }
 
-// AddOutside starts a host that belongs to no node, at the next free addresses of
-// 192.0.2.0/24 and 2001:db8::/64 or at the given ones, which may be any.
+// AddOutside starts a host that belongs to no node, at the next free addresses of 192.0.2.0/24
+// and 2001:db8::/64 or at the given ones, which may be any.
 func (l *Lab) AddOutside(name string, addrs ...netip.Addr) (*Host, error) {
 	return l.addHost(l.wire, name, Hosts4, Hosts6, hostSettings, addrs...)
 }
 
-// addHost starts a host and joins it to its router.
+// addHost starts a host and connects it to its router.
 func (l *Lab) addHost(router *Host, name string, v4, v6 netip.Prefix, settings []string, addrs ...netip.Addr) (*Host, error) {
 	h, err := l.add(name, settings)
 	if err != nil {
@@ -182,7 +177,7 @@ func (l *Lab) addHost(router *Host, name string, v4, v6 netip.Prefix, settings [
 	return h, nil
 }
 
-// add makes a host that is joined to nothing.
+// add makes a host without a connection.
 func (l *Lab) add(name string, settings []string) (*Host, error) {
 	ns, err := newNamespace(settings...)
 	if err != nil {
@@ -195,12 +190,12 @@ func (l *Lab) add(name string, settings []string) (*Host, error) {
 	return h, nil
 }
 
-// take gives a host an address of the range's family: the given one, or the first
-// of the range that is free.
+// take gives a host an address of the range's family: the given one, or the first free one of
+// the range.
 func (l *Lab) take(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := from.Addr().Next() // the first one names the network
+	a := from.Addr().Next() // the first address is that of the network
 	if i := slices.IndexFunc(given, func(g netip.Addr) bool { return g.Is4() == a.Is4() }); i >= 0 {
 		if a = given[i]; l.used[a] {
 			return fmt.Errorf("address %s of %s is taken: give another, or close the host that has it", a, h.Name)
@@ -217,10 +212,9 @@ func (l *Lab) take(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.A
 	return nil
 }
 
-// Close ends the lab: it kills the processes started in it, waits for their end,
-// closes the servers and gives the namespaces back. The kernel takes them apart
-// in its own time, as soon as the sockets that the caller opened in them are
-// closed too.
+// Close ends the lab: it kills the processes started in it, waits for their end, closes the
+// servers and releases the namespaces. The kernel removes them later, when the sockets that the
+// caller opened in them are closed too.
 func (l *Lab) Close() error {
 	l.closing.Lock()
 	defer l.closing.Unlock()
@@ -234,7 +228,7 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// forget takes a closed host out of the lab.
+// forget removes a closed host from the lab.
 func (l *Lab) forget(h *Host, addrs []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -244,7 +238,7 @@ func (l *Lab) forget(h *Host, addrs []netip.Addr) {
 	}
 }
 
-// nth is the nth address of a range whose low byte is 0.
+// nth returns the nth address of a range whose low byte is 0.
 func nth(p netip.Prefix, n byte) netip.Addr {
 	b := p.Addr().As16()
 	b[15] = n

@@ -14,8 +14,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// patience bounds what a loaded machine may take. An attempt takes below a
-// millisecond on an idle one.
+// patience bounds the time of an attempt on a loaded machine. On an idle one it takes less than
+// a millisecond.
 const patience = 2 * time.Minute
 
 func addPod(t testing.TB, n *lab.Node, name string, addrs ...netip.Addr) *lab.Host {
@@ -72,8 +72,8 @@ func TestOutcomes(t *testing.T) {
 	for i, iptables := range []string{"iptables", "ip6tables"} {
 		for _, network := range []string{"tcp", "udp"} {
 			to := addrPort(db.Addrs()[i], 80)
-			// Many times, because errors must not be rationed. A busy machine loses a
-			// datagram or its error now and then: its CPUs' backlogs are for all
+			// Many times, because errors must not be rate-limited. A busy machine loses a
+			// datagram or its error now and then, because the backlogs of its CPUs are for all
 			// namespaces.
 			const most = 4
 			for refused, lost := 0, 0; refused < 20; {
@@ -106,7 +106,7 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// TestTranslation has what tests of Services and masquerading build upon.
+// TestTranslation checks what tests of Services and masquerading rely on.
 func TestTranslation(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	node, db := l.Nodes[0], addPod(t, l.Nodes[0], "db")
@@ -133,7 +133,7 @@ func TestTranslation(t *testing.T) {
 	}
 }
 
-// TestAddresses gives addresses away, takes them back and gives them to others.
+// TestAddresses assigns addresses, frees them and assigns them to others.
 func TestAddresses(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	old := addPod(t, l.Nodes[0], "old")
@@ -164,15 +164,15 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// What a node has in its BPF file system, nobody else has; and whoever goes there
-// is where he was otherwise.
+// Each node has its own BPF file system, and a command there starts in the same working
+// directory as elsewhere.
 func TestBPFFileSystem(t *testing.T) {
 	const made = "/sys/fs/bpf/sluice-lab-test"
 	if _, err := os.Stat("/sys/fs/bpf"); err != nil {
 		t.Skipf("this kernel has no BPF: %v", err)
 	}
 	l := lab.ForTest(t, lab.Options{Nodes: 2})
-	for _, n := range l.Nodes { // on the second one too: it is not there yet
+	for _, n := range l.Nodes { // on the second one too: the file is not there yet
 		if err := n.Run("mkdir", made); err != nil {
 			t.Fatal(err)
 		}

@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespace is a network namespace without a name: it lives as long as its file
-// descriptor, or a process, thread or socket in it.
+// namespace is a network namespace without a name. It exists as long as its file descriptor, or
+// a process, thread or socket in it.
 type namespace struct {
 	fd   netns.NsHandle
-	link *netlink.Handle // speaks to this namespace from whatever thread
-	// mounts is the mount namespace that goes with it; nil for that of all others.
+	link *netlink.Handle // can be used on any thread
+	// mounts is the mount namespace that belongs to it; nil for the process's own.
 	mounts *os.File
 }
 
-// newNamespace makes a namespace, with loopback up and the given settings, paths
-// below /proc/sys and their values in turn.
+// newNamespace makes a namespace, with loopback up and the given settings: paths below
+// /proc/sys, each followed by its value.
 func newNamespace(settings ...string) (*namespace, error) {
 	n := &namespace{fd: netns.None()}
 	err := onThread(func() (err error) {
@@ -59,10 +59,9 @@ func set(settings ...string) error {
 // bpffs is where systems mount the BPF file system.
 const bpffs = "/sys/fs/bpf"
 
-// ownBPF gives the namespace a BPF file system of its own in the usual place, so
-// that what is pinned there is never pinned on the machine, and is gone with the
-// namespace. Where the kernel has no BPF, or a container forbids to mount anything,
-// there is none, and nothing can be pinned.
+// ownBPF gives the namespace a BPF file system of its own in the usual place, so that a pin
+// there is never a pin on the machine, and ends with the namespace. If the kernel has no BPF,
+// or a container forbids mounts, there is none and nothing can be pinned.
 func (n *namespace) ownBPF() error {
 	if _, err := os.Stat(bpffs); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -71,7 +70,7 @@ func (n *namespace) ownBPF() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return err
 		}
-		// Or it would be mounted for everyone.
+		// Otherwise it would be mounted for all processes.
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}
@@ -105,8 +104,8 @@ func (n *namespace) enter() error {
 	if err != nil {
 		return err
 	}
-	// Threads share their working directory, and none that does may enter; entering
-	// leads to the root.
+	// Threads share their working directory, and a thread that does cannot enter. Entering
+	// changes the directory to the root.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
@@ -133,20 +132,19 @@ func (n *namespace) close() error {
 	return nil
 }
 
-// onThread runs f on a thread that nobody else uses and that ends with f. A
-// thread that has been in a namespace is not worth the risk of giving it back: a
-// goroutine that met it in the wrong place would do its work there. A new one
-// costs about 50 µs.
+// onThread runs f on a thread of its own, which ends with f. A thread that was in a namespace
+// is not returned to the runtime: if leaving failed, another goroutine would run in the wrong
+// namespace. A new thread costs about 50 µs.
 //
-// f may end its goroutine, as a test's Fatal does; then there is no error.
+// f may end its goroutine, as a test's Fatal does; there is no error in that case.
 func onThread(f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlock, which is what ends the thread
+		runtime.LockOSThread() // never unlocked: this is what ends the thread
 		if unix.Gettid() == unix.Getpid() {
-			// The main thread cannot end: it would stay in the namespace and keep it
-			// alive. While it is locked here, the next try gets another.
+			// The main thread cannot end: it would stay in the namespace and keep it. While it
+			// is locked here, the next attempt gets another thread.
 			defer runtime.UnlockOSThread()
 			err = onThread(f)
 			return

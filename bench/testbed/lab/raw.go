@@ -11,10 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Send puts a packet, beginning with its IP header, on the host's wire to its
-// router, just as it is: the host's own kernel neither checks nor routes nor
-// filters it. So it can be anything that a hostile pod might send. What does not
-// look like IPv6 is announced as IPv4.
+// Send sends a packet, beginning with its IP header, on the host's link to its router,
+// unchanged: the host's own kernel does not check, route or filter it. So it can be anything
+// that a hostile pod might send. A packet that does not look like IPv6 is announced as IPv4.
 func (h *Host) Send(packet []byte) error {
 	if h.wire.remote == nil {
 		return fmt.Errorf("send from %s: it has no wire", h.Name)
@@ -34,8 +33,8 @@ func (h *Host) Send(packet []byte) error {
 	return nil
 }
 
-// packetSocket opens a socket for whole packets, of SOCK_DGRAM without their link
-// header, of SOCK_RAW with it. It hears those of a protocol; with 0, none.
+// packetSocket opens a socket for whole packets: of SOCK_DGRAM without their link header, of
+// SOCK_RAW with it. It receives those of a protocol; with 0, none.
 func (h *Host) packetSocket(kind int, protocol uint16) (fd int, err error) {
 	err = h.ns.do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_PACKET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(bigEndian(protocol)))
@@ -44,16 +43,15 @@ func (h *Host) packetSocket(kind int, protocol uint16) (fd int, err error) {
 	return fd, err
 }
 
-// bigEndian is a number in network byte order, as packet sockets want it.
+// bigEndian returns a number in network byte order, as packet sockets need it.
 func bigEndian(n uint16) uint16 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], n)
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// Sniffer hears the IP packets that arrive at a host on whatever interface,
-// before the host's kernel handles them: what netfilter lets through on the
-// router, and nothing else.
+// Sniffer receives the IP packets that arrive at any interface of a host, before the host's
+// kernel handles them: exactly what netfilter on the router lets through.
 type Sniffer struct {
 	// Outside leaves out what the host sends to itself.
 	Outside bool
@@ -63,9 +61,8 @@ type Sniffer struct {
 	buf  []byte
 }
 
-// Sniff starts to listen. Everything that arrives from now on is kept for Next,
-// as far as the socket's buffer reaches. The sniffer ends with its host, or when
-// it is closed.
+// Sniff starts to listen. Packets that arrive from now on are kept for Next, as far as the
+// socket's buffer has room. The sniffer ends with its host, or with Close.
 func (h *Host) Sniff() (*Sniffer, error) {
 	fd, err := h.packetSocket(unix.SOCK_DGRAM, unix.ETH_P_ALL)
 	if err != nil {
@@ -75,9 +72,9 @@ func (h *Host) Sniff() (*Sniffer, error) {
 	return s, h.keep(s.file, nil)
 }
 
-// Next returns the next packet, beginning with its IP header, and waits for it
-// until ctx ends. Checksums may be missing, as packets that never leave the
-// machine do not need them. It is for one goroutine.
+// Next returns the next packet, beginning with its IP header, and waits for it until ctx ends.
+// Checksums may be missing: packets that never leave the machine do not need them. Next is for
+// one goroutine.
 func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 	if err := s.file.SetReadDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, err)
@@ -98,7 +95,7 @@ func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 	return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, context.Cause(ctx))
 }
 
-// Await returns the next packet that matches and passes over the others.
+// Await returns the next matching packet, and skips others.
 func (s *Sniffer) Await(ctx context.Context, match func(packet []byte) bool) ([]byte, error) {
 	for {
 		if p, err := s.Next(ctx); err != nil || match(p) {
@@ -129,12 +126,12 @@ func (s *Sniffer) read() (n int, from *unix.SockaddrLinklayer, err error) {
 	return n, from, nil
 }
 
-// Enlarge gives the sniffer room for bytes, for when it does not read for a while.
+// Enlarge sets the size of the sniffer's buffer, for tests that do not read for a while.
 func (s *Sniffer) Enlarge(bytes int) error {
 	return s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) })
 }
 
-// Lost is how many packets the sniffer had no room for since it was asked last.
+// Lost returns the number of packets for which the buffer had no room, since the last call.
 func (s *Sniffer) Lost() (n uint32, err error) {
 	err = s.control(func(fd int) error {
 		stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
@@ -146,7 +143,7 @@ func (s *Sniffer) Lost() (n uint32, err error) {
 	return n, err
 }
 
-// control does something with the sniffer's socket.
+// control runs a function on the sniffer's socket.
 func (s *Sniffer) control(do func(fd int) error) error {
 	conn, err := s.file.SyscallConn()
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// build makes an IP packet of a protocol that no socket here speaks.
+// build makes an IP packet of a protocol for which no host has a socket.
 func build(t *testing.T, from, to *lab.Host, v6 bool, payload []byte) []byte {
 	t.Helper()
 	ip4 := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolSCTP, SrcIP: from.IPv4.AsSlice(), DstIP: to.IPv4.AsSlice()}
@@ -45,7 +45,7 @@ func TestSendAndSniff(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Three routers have counted it down.
+		// Three routers have decremented it.
 		if ttl := got[8-int(got[0]>>4)/6]; ttl != 61 {
 			t.Errorf("TTL %d, want 61: % x", ttl, got)
 		}
@@ -53,7 +53,7 @@ func TestSendAndSniff(t *testing.T) {
 			t.Errorf("got % x, want % x", got, want)
 		}
 	}
-	// The pod's own kernel would not send this one: its length is a lie.
+	// The pod's own kernel would not send this one: its length is wrong.
 	lie := build(t, web, db, false, nil)
 	lie[3] = 19
 	n, err := l.Nodes[0].Sniff()

@@ -5,8 +5,7 @@ import (
 	"os/exec"
 )
 
-// TB is what a test gives to the lab: a testing.TB, named here without importing
-// package testing into the demo.
+// TB is the part of testing.TB that the lab uses, so that the demo does not import testing.
 type TB interface {
 	Helper()
 	Skipf(format string, args ...any)
@@ -15,8 +14,8 @@ type TB interface {
 	Cleanup(func())
 }
 
-// Require skips the test where no lab can be: without root, or without iptables
-// for both families.
+// Require skips the test if a lab is not possible: without root, or without iptables for both
+// families.
 func Require(t TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -29,8 +28,7 @@ func Require(t TB) {
 	}
 }
 
-// ForTest builds a lab that lives as long as the test. It skips the test where
-// [Require] does.
+// ForTest builds a lab for the duration of a test. It skips the test as [Require] does.
 func ForTest(t TB, opts Options) *Lab {
 	t.Helper()
 	Require(t)

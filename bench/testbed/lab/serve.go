@@ -8,11 +8,10 @@ import (
 	"sync"
 )
 
-// Serve answers on a port, "tcp" or "udp", on all addresses of the host, until
-// the host is closed. To each TCP connection it says one line: the host's name
-// and the address and port that it sees the client at; then it sends back what
-// comes. To each datagram it answers with such a line and the datagram.
-// [Host.Connect] asks it.
+// Serve answers on a port, "tcp" or "udp", on all addresses of the host, until the host is
+// closed. To each TCP connection it sends one line, with the host's name and the client's
+// address and port as the server sees it, and echoes what follows. To each datagram it answers
+// with such a line and the datagram. [Host.Connect] is its client.
 func (h *Host) Serve(network string, port uint16) error {
 	at := netip.AddrPortFrom(netip.Addr{}, port)
 	switch network {
@@ -33,7 +32,7 @@ func (h *Host) Serve(network string, port uint16) error {
 	return fmt.Errorf("serve on %s: network %q: give tcp or udp", h.Name, network)
 }
 
-// identify is a server's line: who it is, and whom it sees.
+// identify returns a server's line: its name and the client that it sees.
 func identify(name string, client netip.AddrPort) string {
 	return name + " " + netip.AddrPortFrom(client.Addr().Unmap(), client.Port()).String() + "\n"
 }
@@ -53,7 +52,7 @@ func (s *tcpServer) run() {
 	for {
 		c, err := s.AcceptTCP()
 		if err != nil {
-			break // closed; a namespace that runs out of anything else is no lab
+			break // closed; other errors do not occur in a lab
 		}
 		s.mu.Lock()
 		if s.closed {
@@ -67,7 +66,7 @@ func (s *tcpServer) run() {
 	s.conns.Wait()
 }
 
-// serve ends when the client goes; its errors are the client's to see.
+// serve ends when the client closes. Errors show on the client's side.
 func (s *tcpServer) serve(c *net.TCPConn) {
 	client := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	if _, err := io.WriteString(c, identify(s.name, client)); err == nil {
@@ -97,7 +96,7 @@ func serveUDP(c *net.UDPConn, name string) {
 		if err != nil {
 			return
 		}
-		// A client that is gone is no reason to stop.
+		// A client that is gone must not end the server.
 		_, _ = c.WriteToUDPAddrPort(append([]byte(identify(name, client)), buf[:n]...), client)
 	}
 }

@@ -1,6 +1,6 @@
-// Package worstcase makes policies up that take as much to compile for their size as a
-// hostile tenant could make them, and pods that they concern: recipes for tests and
-// benchmarks to search in.
+// Package worstcase generates the policies that are most expensive to compile for their size,
+// as a hostile tenant might write them, and the pods that they select. Tests and benchmarks
+// search its recipes.
 package worstcase
 
 import (
@@ -14,24 +14,23 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Largest is the size of the largest object that an API server keeps: etcd's
-// limit of a request.
+// Largest is the size of the largest object that an API server stores: etcd's limit of a
+// request.
 const Largest = 1536 << 10
 
-// How the ports of rules lie to each other.
+// How the ports of the rules relate to each other.
 const (
 	Nested = iota
 	Overlapping
 	Apart
 	Alike
-	Layouts // how many there are
+	Layouts // the number of layouts
 )
 
-// Namespace is that of the policies and pods.
+// Namespace is the namespace of the policies and pods.
 const Namespace = "attacker"
 
-// Recipe is one for a large policy, and for pods that it concerns. Numbers are
-// for each rule.
+// Recipe describes a large policy and the pods that it concerns. Numbers are for each rule.
 type Recipe struct {
 	Layout               int // of the ports
 	Ports, Names, Blocks int
@@ -41,16 +40,16 @@ type Recipe struct {
 	Absent               int // DoesNotExist
 	Values               int // of each In and NotIn
 	Namespaces           int // peers by labels of namespaces
-	Reuse                int // after how many rules peers come again; 0 for never
-	Requirements         int // of one more peer, which looks at the pods of all namespaces
+	Reuse                int // number of rules after which the peers repeat; 0 for never
+	Requirements         int // of one more peer, which selects from the pods of all namespaces
 	Both                 int // peers by labels of namespaces and pods
-	Identities           int // pods with distinct labels, in the policy's namespace
-	PodNamespaces        int // unless they are spread over so many
+	Identities           int // number of pods with distinct labels, in the policy's namespace
+	PodNamespaces        int // the number of namespaces of these pods, if more than one
 }
 
 func (m Recipe) String() string { type plain Recipe; return fmt.Sprintf("%+v", plain(m)) }
 
-// Policy is the recipe's policy, with so many rules.
+// Policy returns the recipe's policy with the given number of rules.
 func (m Recipe) Policy(name string, rules int) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name}}
 	r := rand.New(rand.NewPCG(uint64(rules), 1))
@@ -153,7 +152,7 @@ func (m Recipe) block(i int) *networkingv1.IPBlock {
 	return b
 }
 
-// Pods are the recipe's, each with labels of its own.
+// Pods returns the recipe's pods, each with labels of its own.
 func (m Recipe) Pods() (list []*corev1.Pod) {
 	for i := range m.Identities {
 		namespace := Namespace
@@ -170,8 +169,8 @@ func (m Recipe) Pods() (list []*corev1.Pod) {
 	return list
 }
 
-// OfSize is the recipe's policy with as many rules as keep it within so many bytes
-// of what etcd stores.
+// OfSize returns the recipe's policy with as many rules as fit into the given size, as etcd
+// stores it.
 func (m Recipe) OfSize(name string, size int) *networkingv1.NetworkPolicy {
 	few := m.Policy(name, 8)
 	rules := max(1, 8*size/max(1, few.Size()))
@@ -189,8 +188,7 @@ type Named struct {
 	Recipe
 }
 
-// Known are the recipes of the curve: those that were worst, by what makes them
-// large.
+// Known are the recipes of the benchmark: the worst ones found, by what makes them large.
 func Known() []Named {
 	return []Named{
 		{"nested-ports", Recipe{Layout: Nested, Ports: 1, Blocks: 5, Identities: 1}},

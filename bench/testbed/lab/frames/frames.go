@@ -1,7 +1,7 @@
-// Package frames makes random frames, such as a hostile pod might send: right ones, and
-// others with addresses, tags, headers and lengths that are not right. Each bears a
-// number in its payload, so that a capture of it, or of a part of it, shows which frame it
-// is and which pod sent it.
+// Package frames makes random frames such as a hostile pod might send: valid ones, and others
+// with wrong addresses, tags, headers and lengths. The payload of each carries a number, so
+// that a capture of the frame, or of a part of it, shows which frame it is and which pod sent
+// it.
 //
 // The same seed gives the same frames.
 package frames
@@ -15,14 +15,14 @@ import (
 	"slices"
 )
 
-// magic is how the mark of a frame begins; payloads repeat the mark.
+// magic begins the mark of a frame; payloads repeat the mark.
 const magic = "\xf5\xaa\x5c\x17"
 
-// markLen is the length of a mark: the magic, the number and its complement, by which a
-// number shows that is not what it was.
+// markLen is the length of a mark: the magic, the number and its complement, which shows
+// whether the number has been changed.
 const markLen = 12
 
-// Find reads the number of the frame that some bytes are from.
+// Find reads the number of the frame that the bytes are from.
 func Find(data []byte) (id uint32, found bool) {
 	for i := 0; i+markLen <= len(data); i++ {
 		if id := binary.BigEndian.Uint32(data[i+4:]); string(data[i:i+4]) == magic && ^id == binary.BigEndian.Uint32(data[i+8:]) {
@@ -32,36 +32,36 @@ func Find(data []byte) (id uint32, found bool) {
 	return 0, false
 }
 
-// Fill makes a payload of at least n bytes that bears the number throughout.
+// Fill makes a payload of at least n bytes that repeats the number.
 func Fill(id uint32, n int) []byte {
 	one := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32([]byte(magic), id), ^id)
 	return slices.Repeat(one, max(2, (n+markLen-1)/markLen))
 }
 
-// End is where a frame can come from or go to.
+// End is a source or a destination of frames.
 type End struct {
 	MAC   net.HardwareAddr
 	Addrs []netip.Addr
 }
 
-// Options say what the frames are made of.
+// Options are what the frames are made of.
 type Options struct {
 	Sender End
-	// Targets are whom the frames are for, Others whose addresses they bear as well. Of
-	// the latter only the first, the router, is sent to: with others, the sender may have
-	// connections from which answers pass.
+	// Targets receive the frames; the addresses of Others are used as well. Of Others, only the
+	// first, the router, receives frames: the sender may have connections with the rest, and
+	// answers of these would pass.
 	Targets, Others []End
 	Ports           []uint16
-	// Tunnels are UDP ports of tunnels, with the link address behind them.
+	// Tunnels are the UDP ports of tunnels, and the link address behind each.
 	Tunnels map[uint16]net.HardwareAddr
 }
 
-// Source makes frames, one after the other. It serves one goroutine.
+// Source makes frames, one after the other. It is for one goroutine.
 type Source struct {
 	Options
 	random *rand.Rand
 	all    []netip.Addr
-	reach  []netip.Addr // of targets and the router
+	reach  []netip.Addr // of the targets and the router
 }
 
 // New returns a source of frames.
@@ -76,7 +76,7 @@ func New(seed uint64, opts Options) *Source {
 	return s
 }
 
-// strange are addresses that no pod should send from, and that few packets go to.
+// strange are addresses that a pod should not send from, and that few packets go to.
 var strange = []netip.Addr{
 	netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("255.255.255.255"),
 	netip.MustParseAddr("224.0.0.1"), netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("169.254.172.9"), netip.MustParseAddr("10.77.0.255"),
@@ -85,13 +85,13 @@ var strange = []netip.Addr{
 	netip.MustParseAddr("::ffff:10.77.0.2"), netip.MustParseAddr("::10.77.0.2"), netip.MustParseAddr("64:ff9b::a4d:2"), netip.MustParseAddr("2002:a4d:2::1"),
 }
 
-// one picks one of a list.
+// one picks an element of a list.
 func one[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
-// in says yes once in n times.
+// in returns true once in n calls.
 func (s *Source) in(n int) bool { return s.random.IntN(n) == 0 }
 
-// Next makes the frame of a number.
+// Next makes the frame with a number.
 func (s *Source) Next(id uint32) []byte {
 	v6 := s.in(2)
 	target := one(s.random, s.Targets)
@@ -140,7 +140,7 @@ func (s *Source) destination(target End, v6 bool) netip.Addr {
 	return s.family(target.Addrs, v6)
 }
 
-// ip makes a packet. Depth is in how many others it is.
+// ip makes a packet. depth is the number of packets around it.
 func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
 	protocol, upper := s.upper(src, dst, id, depth)
 	if !src.Is6() {
@@ -159,7 +159,7 @@ func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
 	return slices.Concat(p, src.AsSlice(), dst.AsSlice(), chain, upper)
 }
 
-// extension puts one more header before a chain of them.
+// extension puts one more header before a chain of headers.
 func (s *Source) extension(next byte, chain []byte) (byte, []byte) {
 	h := make([]byte, 8)
 	kind := one(s.random, []byte{0, 60, 43, 44, 51, 135, 59, 139})
@@ -208,7 +208,7 @@ func (s *Source) ipv4(src, dst netip.Addr, protocol byte, upper []byte) []byte {
 	return append(p, upper...)
 }
 
-// upper makes what an IP packet carries.
+// upper makes the payload of an IP packet.
 func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte, payload []byte) {
 	fill := Fill(id, s.random.IntN(80))
 	icmp := byte(1)
@@ -237,8 +237,8 @@ func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte
 	return protocol, payload
 }
 
-// pair are two ports. That of the source is one at which nothing answers: two servers
-// that send back what they get would never end.
+// pair returns two ports. Nothing answers at the source port: two servers that echo would never
+// stop.
 func (s *Source) pair() []byte {
 	b := binary.BigEndian.AppendUint16(nil, one(s.random, []uint16{67, 68, 546, 547, 5353, uint16(10000 + s.random.IntN(50000)), 20000, 20001}))
 	return binary.BigEndian.AppendUint16(b, one(s.random, s.Ports))
@@ -261,7 +261,7 @@ func (s *Source) tcp(data []byte) []byte {
 	return append(h, data...)
 }
 
-// icmp makes a message. Errors quote a packet as if of the target.
+// icmp makes a message. Errors quote a packet as if it were the target's.
 func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32, depth int) []byte {
 	types := []byte{8, 0, 3, 4, 5, 9, 10, 11, 12, 13, 17}
 	if protocol == 58 {
@@ -276,7 +276,7 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 		} else if h[0] == 134 {
 			h = append(h, 0, 0, 0, 0, 0, 0, 0, 0)
 		}
-		h = append(h, 200, byte(1+len(data)/8), 0, 0, 0, 0, 0, 0) // an option that means nothing
+		h = append(h, 200, byte(1+len(data)/8), 0, 0, 0, 0, 0, 0) // an option without a meaning
 	case s.in(2) && depth < 2:
 		if src.Is6() != dst.Is6() {
 			break
@@ -286,13 +286,13 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 	return append(h, data...)
 }
 
-// inner is a packet in a packet.
+// inner makes a packet in a packet.
 func (s *Source) inner(id uint32, depth int) []byte {
 	v6 := s.in(2)
 	return s.ip(s.family(s.all, v6), s.destination(one(s.random, s.Targets), v6), id, depth+1)
 }
 
-// tunnel is a frame in VXLAN, in a datagram.
+// tunnel makes a VXLAN frame in a datagram.
 func (s *Source) tunnel(id uint32, depth int) []byte {
 	inner := s.inner(id, depth)
 	for port, mac := range s.Tunnels {
@@ -323,7 +323,7 @@ func (s *Source) sum(src, dst netip.Addr, protocol byte, payload []byte, at int)
 	binary.BigEndian.PutUint16(payload[at:], checksum(append(pseudo, payload...)))
 }
 
-// checksum is that of the internet (RFC 1071).
+// checksum is the internet checksum (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for i := range b {
@@ -370,7 +370,7 @@ func (s *Source) link(target End, dst netip.Addr, packet []byte) []byte {
 		frame = append(frame, byte((len(packet)+8)>>8), byte(len(packet)+8), 0xaa, 0xaa, 3, 0, 0, 0, byte(kind>>8), byte(kind))
 	case 2: // MPLS
 		frame = append(frame, 0x88, 0x47, 0, 0, 1, 64)
-	case 3: // an ARP message with some known host's address as its sender
+	case 3: // an ARP message whose sender is the address of a known host
 		who := s.family(s.all, false).AsSlice()
 		return slices.Concat(frame, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, byte(1 + s.random.IntN(2))}, s.Sender.MAC, who, target.MAC, s.family(target.Addrs, false).AsSlice())
 	default:
@@ -379,7 +379,7 @@ func (s *Source) link(target End, dst netip.Addr, packet []byte) []byte {
 	return append(frame, packet...)
 }
 
-// Describe shows a frame for a message.
+// Describe formats a frame for messages.
 func Describe(frame []byte) string {
 	return fmt.Sprintf("%d bytes: % x", len(frame), frame[:min(len(frame), 120)])
 }

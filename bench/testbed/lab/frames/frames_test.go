@@ -15,7 +15,7 @@ func end(n byte) frames.End {
 	}}
 }
 
-// The same seed gives the same frames, another one others; most bear their number.
+// The same seed gives the same frames, another seed gives others; most carry their number.
 func TestFrames(t *testing.T) {
 	opts := frames.Options{
 		Sender: end(1), Targets: []frames.End{end(2), end(3)}, Others: []frames.End{end(4)}, Ports: []uint16{53, 80},
