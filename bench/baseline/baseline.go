@@ -1,15 +1,14 @@
-// Package baseline writes NetworkPolicies down as iptables rules and IP sets, as a
-// careful administrator would, or an agent that works in the kernel alone: the peer
-// that Sluice is measured against.
+// Package baseline writes NetworkPolicies as iptables rules and IP sets, as a careful
+// administrator or an agent without a queue would: the peer that Sluice is measured against.
 //
-// It is kind to the peer. Only the pods of one node have chains, established
-// connections are accepted by the first rule, a selector is one set however many
-// rules use it, and a pod's chain holds the rules of all its policies, so that no
-// packet jumps from policy to policy. What it cannot spare is what the form costs:
-// a packet walks the list of isolated pods, then the list of its pod's rules.
+// It is generous to the peer. Only the pods of one node have chains. The first rule accepts
+// established connections. A selector is one set, however many rules use it. A pod's chain has
+// the rules of all its policies, so that no packet jumps from policy to policy. What remains is
+// the cost of the form: a packet walks the list of isolated pods and then the list of its pod's
+// rules.
 //
-// IPv4 alone. Cases that benchmarks do not have are left out: pods of the host's
-// network, and SCTP where the kernel lacks its match.
+// IPv4 only. Cases that benchmarks do not have are left out: pods of the host's network, and
+// SCTP if the kernel lacks its match.
 package baseline
 
 import (
@@ -27,7 +26,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// Cluster is what rules are written for.
+// Cluster is the input of the rules.
 type Cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
@@ -44,14 +43,14 @@ type Set struct {
 // Member is an element of a set.
 type Member struct {
 	Net    netip.Prefix
-	Except bool            // of hash:net: not in the set, though a larger range is
+	Except bool            // of hash:net: an exception from a larger range of the set
 	Proto  filter.Protocol // of hash:ip,port
 	Port   uint16          // of hash:ip,port
 }
 
-// Rule is a rule of a chain. What it does not name matches all.
+// Rule is a rule of a chain. A zero field matches everything.
 type Rule struct {
-	Established bool       // the connection is established, or related to one
+	Established bool       // the connection is established or related to one
 	Src, Dst    netip.Addr // of the packet
 	Set         string
 	Side        filter.Direction // Ingress: the set holds the source; Egress: the destination
@@ -60,8 +59,8 @@ type Rule struct {
 	Target      string // Return, Drop, or a chain
 }
 
-// Targets of rules beside chains. A pod's chain returns what it allows, so that the
-// chain of the other end may have its say.
+// Targets of rules besides chains. A pod's chain returns what it allows, so that the chain of
+// the other end is asked too.
 const (
 	Return = "RETURN"
 	Drop   = "DROP"
@@ -77,8 +76,8 @@ type Rules struct {
 	In     map[string][]Rule
 }
 
-// Baseline is what a node without any agent does if it tracks connections: a rule
-// that looks at the connection's state, as most firewalls begin with.
+// Baseline is a node without an agent that tracks connections: a rule that matches the
+// connection's state, with which most firewalls begin.
 func Baseline() *Rules {
 	return &Rules{Chains: []string{Root}, In: map[string][]Rule{Root: {{Established: true, Target: Return}}}}
 }
@@ -98,7 +97,7 @@ func Write(c Cluster, local []netip.Addr) *Rules {
 	return w.rules
 }
 
-// address is a pod's IPv4 address; the zero Addr if it has none, or has ended.
+// address returns a pod's IPv4 address, and the zero Addr if it has none or has ended.
 func address(p *policy.Pod) netip.Addr {
 	if i := slices.IndexFunc(p.Addrs, netip.Addr.Is4); i >= 0 && p.Ended == "" {
 		return p.Addrs[i]
@@ -109,11 +108,11 @@ func address(p *policy.Pod) netip.Addr {
 type writer struct {
 	Cluster
 	rules      *Rules
-	sets       map[string]string // names by what they hold
+	sets       map[string]string // names of sets by their content
 	namespaces map[string]labels.Set
 }
 
-// pod writes the chains of a pod, one for each direction that it is isolated in.
+// pod writes the chains of a pod, one for each direction in which it is isolated.
 func (w *writer) pod(p *policy.Pod) {
 	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
 		var rules []Rule
@@ -156,7 +155,7 @@ func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *po
 	var pods [][]*policy.Pod // of each peer, to look up named ports
 	for i := range r.Peers {
 		set, matched := w.peer(namespace, &r.Peers[i])
-		if set != "" { // an IPv6 range holds no address of ours
+		if set != "" { // an IPv6 range contains no IPv4 address
 			from, pods = append(from, Rule{Side: d, Set: set, Target: Return}), append(pods, matched)
 		}
 	}
@@ -174,7 +173,7 @@ func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *po
 	return rules
 }
 
-// port narrows a rule down to a port.
+// port restricts a rule to a port.
 func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.PortRange, peers []*policy.Pod) []Rule {
 	r.Proto = port.Protocol
 	switch {
@@ -192,7 +191,7 @@ func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.Por
 		r.Last = r.First
 		return []Rule{r}
 	}
-	// Each destination has its own number for the name.
+	// The name has a number of its own for each destination.
 	s := Set{Kind: "hash:ip,port"}
 	for _, peer := range peers {
 		if n, a := named(peer, port.Name, r.Proto), address(peer); n != 0 && a.IsValid() {
@@ -203,7 +202,7 @@ func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.Por
 	return []Rule{r}
 }
 
-// named is the number of a pod's port; 0 if it has none of that name.
+// named returns the number of a pod's port, and 0 if the pod has none of that name.
 func named(p *policy.Pod, name string, proto filter.Protocol) uint16 {
 	for _, port := range p.Ports {
 		if port.Name == name && port.Protocol == proto {
@@ -213,7 +212,7 @@ func named(p *policy.Pod, name string, proto filter.Protocol) uint16 {
 	return 0
 }
 
-// peer is the set of a peer's addresses, and its pods.
+// peer returns the set of a peer's addresses, and its pods.
 func (w *writer) peer(namespace string, peer *policy.Peer) (name string, pods []*policy.Pod) {
 	switch {
 	case peer.Malformed != "":
@@ -241,7 +240,7 @@ func (w *writer) peer(namespace string, peer *policy.Peer) (name string, pods []
 	return w.set("pods "+space.String()+" / "+pod.String(), s), pods
 }
 
-// spaceOf are the labels of a pod's namespace, which may have no object.
+// spaceOf returns the labels of a pod's namespace, which may have no object.
 func (w *writer) spaceOf(p *policy.Pod) labels.Set {
 	if l, ok := w.namespaces[p.Namespace]; ok {
 		return l
@@ -249,7 +248,7 @@ func (w *writer) spaceOf(p *policy.Pod) labels.Set {
 	return labels.Set{corev1.LabelMetadataName: p.Namespace}
 }
 
-// block is a range as a set; without members if it is one of IPv6.
+// block returns a range as a set; without members if it is an IPv6 range.
 func block(b *policy.Block) (s Set) {
 	s.Kind = "hash:net"
 	if !b.CIDR.Addr().Is4() {
@@ -257,7 +256,7 @@ func block(b *policy.Block) (s Set) {
 	}
 	for i, p := range append([]netip.Prefix{b.CIDR}, b.Except...) {
 		nets := []netip.Prefix{p.Masked()}
-		if p.Bits() == 0 { // a set has no place for this one
+		if p.Bits() == 0 { // hash:net does not accept /0
 			nets = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/1"), netip.MustParsePrefix("128.0.0.0/1")}
 		}
 		for _, n := range nets {
@@ -269,7 +268,7 @@ func block(b *policy.Block) (s Set) {
 	return s
 }
 
-// within are the pods whose addresses a range holds.
+// within returns the pods whose addresses are in a range.
 func (w *writer) within(s Set) (pods []*policy.Pod) {
 	for _, p := range w.Pods {
 		if a := address(p); a.IsValid() && s.Has(a, 0, 0) {
@@ -279,8 +278,8 @@ func (w *writer) within(s Set) (pods []*policy.Pod) {
 	return pods
 }
 
-// Has says whether an address, or of hash:ip,port an address and port, is in the
-// set: whether the smallest range that holds it is no exception.
+// Has reports whether an address, or for hash:ip,port an address and port, is in the set:
+// whether the smallest range that contains it is not an exception.
 func (s Set) Has(a netip.Addr, proto filter.Protocol, port uint16) bool {
 	bits, in := -1, false
 	for _, m := range s.Members {
@@ -291,7 +290,7 @@ func (s Set) Has(a netip.Addr, proto filter.Protocol, port uint16) bool {
 	return in
 }
 
-// set is the name of the set that holds what the key says.
+// set returns the name of the set with the content of the key.
 func (w *writer) set(key string, s Set) string {
 	if name, ok := w.sets[key]; ok {
 		return name
@@ -302,7 +301,7 @@ func (w *writer) set(key string, s Set) string {
 	return s.Name
 }
 
-// SetsText is the sets as "ipset restore" takes them.
+// SetsText returns the sets as input of "ipset restore".
 func (r *Rules) SetsText() string {
 	var b strings.Builder
 	for _, s := range r.Sets {
@@ -328,7 +327,7 @@ func member(kind string, m Member) string {
 	return m.Net.String()
 }
 
-// RulesText is the rules as "iptables-restore --noflush" takes them.
+// RulesText returns the rules as input of "iptables-restore --noflush".
 func (r *Rules) RulesText() string {
 	var b strings.Builder
 	b.WriteString("*filter\n")
@@ -348,7 +347,7 @@ func (r *Rules) RulesText() string {
 	return b.String()
 }
 
-// text is a rule's own part of its line.
+// text returns a rule's own part of its line.
 func (r Rule) text(kind string) string {
 	var b strings.Builder
 	if r.Established {
@@ -377,8 +376,8 @@ func (r Rule) text(kind string) string {
 	return b.String()
 }
 
-// Apply puts sets and rules in force on a node that has none of them. It needs the
-// commands ipset, if there are sets, and iptables-restore.
+// Apply creates the sets and rules on a node that has none of them. It needs the commands
+// ipset, if there are sets, and iptables-restore.
 func (r *Rules) Apply(node *lab.Node) error {
 	if len(r.Sets) > 0 {
 		cmd := exec.Command("ipset", "restore")

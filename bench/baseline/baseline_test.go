@@ -17,7 +17,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// walk is what iptables does with the first packet of a flow, read literally.
+// walk is a literal reading of what iptables does with the first packet of a flow.
 func walk(r *baseline.Rules, chain string, k filter.Key) (dropped bool) {
 	sets := make(map[string]baseline.Set)
 	for _, s := range r.Sets {
@@ -66,13 +66,13 @@ func matches(r baseline.Rule, sets map[string]baseline.Set, k filter.Key) bool {
 	return s.Has(a, 0, 0)
 }
 
-// read is a cluster in the form that rules are written for.
+// read returns a cluster as input of the rules.
 func read(c *cluster.Cluster) baseline.Cluster {
 	return baseline.Cluster{Namespaces: c.Namespaces, Pods: kubepod.ReadAll(c.Pods), Policies: netpol.ReadAll(c.Policies)}
 }
 
-// TestSameVerdicts holds the rules against the decision of Sluice: a benchmark of
-// peers that enforce different policies would measure nothing.
+// TestSameVerdicts compares the rules with Sluice's decisions: a benchmark of peers that
+// enforce different policies would measure nothing.
 func TestSameVerdicts(t *testing.T) {
 	for _, o := range []cluster.Options{
 		{Pods: 10, Policies: 1},
@@ -88,7 +88,7 @@ func TestSameVerdicts(t *testing.T) {
 		}
 		rules := baseline.Write(read(c), all)
 		keys := c.Keys(1, 1500)
-		// Flows to outside, for egress by ipBlock, and by UDP.
+		// Flows to the outside, for egress by ipBlock, and over UDP.
 		for _, k := range c.Keys(2, 300) {
 			out := netip.AddrFrom4([4]byte{203, 0, byte(k.Port), byte(k.Port >> 3)})
 			keys = append(keys, filter.NewKey(k.SrcAddr(), out, filter.TCP, k.Port), filter.NewKey(k.SrcAddr(), k.DstAddr(), filter.UDP, k.Port))
@@ -97,7 +97,7 @@ func TestSameVerdicts(t *testing.T) {
 		for _, k := range keys {
 			v := snapshot.Decide(k)
 			seen[v.Action]++
-			// The path of a packet to itself never leaves the pod.
+			// A packet to itself does not leave the pod.
 			if dropped := walk(rules, baseline.Root, k); dropped != (v.Action == filter.Deny) && k.Src != k.Dst {
 				t.Fatalf("%+v: %s: Sluice says %s (%s), by hand it is dropped: %v", o, k, v.Action, v.Reason, dropped)
 			}
@@ -127,7 +127,7 @@ func TestLocalPodsAlone(t *testing.T) {
 	}
 }
 
-// TestTheKernelTakesThem loads what is written.
+// TestTheKernelTakesThem loads the rules into the kernel.
 func TestTheKernelTakesThem(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	if _, err := exec.LookPath("ipset"); err != nil {

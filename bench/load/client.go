@@ -10,40 +10,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client makes connections or requests, several at a time. It keeps count of all
-// that it has ever made, so that its keys go on where they were: it belongs to one
-// goroutine.
+// Client makes connections or requests, several at a time. It counts all of them over its life,
+// so that its keys continue where they were. It is for one goroutine.
 type Client struct {
 	made uint64
 }
 
-// Connect makes new TCP connections for a time, clients at once, each as soon as
-// the one before it is done.
+// Connect makes new TCP connections for a time, with the given number of clients at once. Each
+// client opens its next connection when the previous one is done.
 func (c *Client) Connect(ctx context.Context, to Target, clients int, during time.Duration) (Outcome, error) {
 	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_STREAM, ready: unix.EPOLLOUT, patience: patience}, clients, during)
 }
 
-// Request asks by UDP for a time, clients at once, each time from a new socket, as
-// a resolver asks for names.
+// Request sends UDP requests for a time, with the given number of clients at once, each from a
+// new socket, like a resolver.
 func (c *Client) Request(ctx context.Context, to Target, clients int, during time.Duration) (Outcome, error) {
 	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_DGRAM, ready: unix.EPOLLIN, patience: datagramPatience}, clients, during)
 }
 
-// exchange is how one connection or request is made.
+// exchange is how to make one connection or request.
 type exchange struct {
 	Target
 	kind     int
-	ready    uint32 // the event that says that it is answered
+	ready    uint32 // the event that reports the answer
 	patience time.Duration
 }
 
-// slot is one of the clients that are at work at once.
+// slot is one of the clients.
 type slot struct {
-	fd    int // -1 if it has nothing to do
+	fd    int // -1 if it is idle
 	began time.Time
 }
 
-// crew is the clients that are at work at once.
+// crew is the clients that run at the same time.
 type crew struct {
 	*exchange
 	*Client
@@ -53,9 +52,8 @@ type crew struct {
 	out   Outcome
 }
 
-// run has clients work for a time, and then waits for those connections that have
-// begun: the ones that take long are those that matter, and to forget them would
-// make the worst server look best.
+// run lets clients work for a time, and then waits for the connections that have begun. Slow
+// connections are the ones that matter: without them, the worst server would look best.
 func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.Duration) (out Outcome, err error) {
 	w := &crew{exchange: x, Client: c, slots: make([]slot, max(1, clients)), took: make([]time.Duration, 0, 1<<16)}
 	if w.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -83,8 +81,8 @@ func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.
 	return w.out, ctx.Err()
 }
 
-// work takes answers until a moment, and as long as a connection is open. With
-// again, a new one begins where one is done.
+// work takes answers until a deadline, and as long as a connection is open. With again, a
+// client whose connection is done begins a new one.
 func (w *crew) work(ctx context.Context, until time.Time, again bool) error {
 	events := make([]unix.EpollEvent, len(w.slots))
 	swept := time.Now()
@@ -121,7 +119,7 @@ func (w *crew) work(ctx context.Context, until time.Time, again bool) error {
 	return nil
 }
 
-// open says whether a connection is open.
+// open reports whether a connection is open.
 func (w *crew) open() bool {
 	return slices.ContainsFunc(w.slots, func(s slot) bool { return s.fd >= 0 })
 }
@@ -157,8 +155,7 @@ func (w *crew) begin(i int) error {
 		return fmt.Errorf("connect to %s port %d: %w", w.To, port, err)
 	}
 	if w.kind == unix.SOCK_DGRAM {
-		// A firewall on this very host may say no at once, which is an answer that
-		// does not come.
+		// A firewall on this host may reject at once. That counts as no answer.
 		if _, err := unix.Write(fd, []byte("?")); err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("send to %s port %d: %w", w.To, port, err)
 		}
@@ -171,7 +168,7 @@ func (w *crew) begin(i int) error {
 	return nil
 }
 
-// answered says whether what came is an answer, and not an error.
+// answered reports whether an answer arrived, and not an error.
 func (x *exchange) answered(fd int) bool {
 	if x.kind == unix.SOCK_DGRAM {
 		var b [1]byte
@@ -182,12 +179,12 @@ func (x *exchange) answered(fd int) bool {
 	return err == nil && code == 0
 }
 
-// closeHard closes a socket, a connection by a reset.
+// closeHard closes a socket, and a connection by a reset.
 func closeHard(fd int) {
 	if fd < 0 {
 		return
 	}
-	// On a datagram socket it does nothing.
+	// Without effect on a datagram socket.
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	_ = unix.Close(fd)
 }

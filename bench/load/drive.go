@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Order is what a driven client is to do.
+// Order is what a driven client must do.
 type Order struct {
 	Do string `json:"do"` // tcp, udp, stream, flood or probe
 	Target
@@ -20,14 +20,14 @@ type Order struct {
 	For     time.Duration  `json:"for"`
 }
 
-// Answer is what came of an order.
+// Answer is the result of an order.
 type Answer struct {
 	Error string `json:"error,omitempty"`
 	Outcome
 	Seen
 }
 
-// Do carries out one order.
+// Do executes one order.
 func (c *Client) Do(ctx context.Context, o Order) (a Answer, err error) {
 	switch o.Do {
 	case "tcp":
@@ -41,14 +41,14 @@ func (c *Client) Do(ctx context.Context, o Order) (a Answer, err error) {
 	case "probe":
 		a.Seen, err = Probe(ctx, o.Target, o.For)
 	default:
-		err = fmt.Errorf("%q is no order: give tcp, udp, stream, flood or probe", o.Do)
+		err = fmt.Errorf("%q is not an order: give tcp, udp, stream, flood or probe", o.Do)
 	}
 	return a, err
 }
 
-// Obey carries out orders from in, a line of JSON each, and answers on out in the
-// same way, until in ends. A harness that starts one process in a pod and gives it
-// orders does not measure how processes start.
+// Obey executes orders from in, a line of JSON each, and answers on out in the same form, until
+// in ends. A harness that starts one process in a pod and sends it orders does not measure how
+// processes start.
 func Obey(ctx context.Context, in io.Reader, out io.Writer) error {
 	c, lines, answers := new(Client), bufio.NewScanner(in), json.NewEncoder(out)
 	for lines.Scan() {
@@ -71,19 +71,18 @@ func Obey(ctx context.Context, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// Driver gives orders to an obeying client. It belongs to one goroutine.
+// Driver sends orders to an obeying client. It is for one goroutine.
 type Driver struct {
 	orders  *json.Encoder
 	answers *json.Decoder
 }
 
-// NewDriver drives the client that reads its orders from orders and answers to
-// answers.
+// NewDriver drives the client that reads its orders from orders and answers to answers.
 func NewDriver(orders io.Writer, answers io.Reader) *Driver {
 	return &Driver{json.NewEncoder(orders), json.NewDecoder(answers)}
 }
 
-// Do has an order carried out.
+// Do executes an order in the client.
 func (d *Driver) Do(o Order) (a Answer, err error) {
 	if err = d.orders.Encode(o); err == nil {
 		err = d.answers.Decode(&a)

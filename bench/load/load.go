@@ -1,14 +1,13 @@
-// Package load makes traffic and serves it: new TCP connections, UDP requests, one
-// long stream, a flood, and datagrams by which a change of policy is seen.
+// Package load makes traffic and serves it: new TCP connections, UDP requests, one long stream,
+// a flood, and datagrams that show when a change of policy takes effect.
 //
-// It speaks to the kernel directly, with one thread and epoll on each side. What a
-// benchmark's own client costs is cost that all contenders share, and the more of
-// it there is, the more alike they look: net.Dial takes about twice the CPU of a
-// connection without any agent.
+// It uses system calls directly, with one thread and epoll on each side. The cost of the
+// benchmark's own client is added to every contender, and makes them look more alike: net.Dial
+// takes about twice the CPU of a connection without any agent.
 //
-// A connection is measured from connect to the answer of the server's kernel, which
-// is what an agent on the way can delay. It is then closed by a reset, so that no
-// port waits for a minute (TIME_WAIT) before it can be used again.
+// A connection is measured from connect to the answer of the server's kernel, which is what an
+// agent in between can delay. It is then closed by a reset, so that its port can be used again
+// at once instead of after a minute in TIME_WAIT.
 package load
 
 import (
@@ -27,20 +26,19 @@ type Ports struct {
 	Count int    `json:"count"` // 0 means 1
 }
 
-// Nth is the nth port, counted round.
+// Nth returns the nth port, modulo the count.
 func (p Ports) Nth(n uint64) uint16 { return p.First + uint16(n%uint64(max(1, p.Count))) }
 
-// Target says between whom connections are made. The nth one goes from the nth
-// source, counted round, and to the next port once all sources have had their turn:
-// a flow's key (source, destination, port) comes again after as many connections as
-// there are sources times ports.
+// Target is the ends of connections. The nth connection goes from the nth source, modulo their
+// number, and to the next port once every source was used: the key of a flow (source,
+// destination, port) repeats after as many connections as there are sources times ports.
 type Target struct {
 	To    netip.Addr   `json:"to"`
 	Ports Ports        `json:"ports"`
-	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; none is the kernel's choice
+	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; the kernel chooses if there are none
 }
 
-// Key is the source, which may be invalid, and the port of the nth connection.
+// Key returns the source, which may be invalid, and the port of the nth connection.
 func (t Target) Key(n uint64) (from netip.Addr, port uint16) {
 	if len(t.From) == 0 {
 		return netip.Addr{}, t.Ports.Nth(n)
@@ -49,7 +47,7 @@ func (t Target) Key(n uint64) (from netip.Addr, port uint16) {
 	return t.From[n%sources], t.Ports.Nth(n / sources)
 }
 
-// Latency is how long connections or requests took.
+// Latency is the duration of connections or requests.
 type Latency struct {
 	P50  Micros `json:"p50"`
 	P99  Micros `json:"p99"`
@@ -60,25 +58,25 @@ type Latency struct {
 // Micros is a time in microseconds.
 type Micros float64
 
-// Outcome is what a client has seen.
+// Outcome is the result of a client.
 type Outcome struct {
-	Done   uint64        `json:"done"`   // connections or requests that were answered
-	InTime uint64        `json:"intime"` // of Done: before the time was over; the others had begun before
-	Failed uint64        `json:"failed"` // that were not answered, or refused
-	Late   uint64        `json:"late"`   // of Done: those that took a repetition, after a second
+	Done   uint64        `json:"done"`   // connections or requests with an answer
+	InTime uint64        `json:"intime"` // of Done: before the end of the time; the others had begun before it
+	Failed uint64        `json:"failed"` // without an answer, or refused
+	Late   uint64        `json:"late"`   // of Done: those that needed a retransmission, after a second
 	Took   time.Duration `json:"took"`
 	Latency
 	Bytes uint64 `json:"bytes,omitempty"` // of a stream
 }
 
-// Rate is how many were answered a second.
+// Rate returns the answers per second.
 func (o Outcome) Rate() float64 { return float64(o.InTime) / o.Took.Seconds() }
 
-// lateAfter is when TCP repeats a SYN, less what a clock may be off.
+// lateAfter is when TCP retransmits a SYN, less the error of a clock.
 const lateAfter = 950 * time.Millisecond
 
-// patience is how long a connection may take; TCP has tried thrice by then. A
-// datagram is not repeated, and lost much sooner.
+// patience bounds the time of a connection; TCP has tried three times by then. A datagram is
+// not retransmitted, and is lost much earlier.
 const (
 	patience         = 4 * time.Second
 	datagramPatience = time.Second
@@ -99,7 +97,7 @@ func summarize(took []time.Duration) (l Latency, late uint64) {
 	return Latency{P50: at(0.5), P99: at(0.99), P999: at(0.999), Max: at(1)}, late
 }
 
-// sockaddr is an address as the kernel takes it.
+// sockaddr returns an address in the kernel's form.
 func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
 	if a.Is4() {
 		return &unix.SockaddrInet4{Port: int(port), Addr: a.As4()}
@@ -114,9 +112,8 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// open makes a socket that does not block, bound to an address if there is one. The
-// port is chosen when it connects, by the whole four of addresses and ports: chosen
-// at the bind, they would run out.
+// open makes a non-blocking socket, bound to an address if one is given. The port is chosen at
+// connect, for the whole 4-tuple; ports chosen at bind would run out.
 func open(kind int, from, to netip.Addr) (fd int, err error) {
 	fd, err = unix.Socket(domain(to), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -152,7 +149,7 @@ func ParsePorts(text string) (p Ports, err error) {
 	return p, nil
 }
 
-// String is the range as ParsePorts reads it.
+// String returns the range in the form of ParsePorts.
 func (p Ports) String() string {
 	if p.Count <= 1 {
 		return fmt.Sprint(p.First)

@@ -14,7 +14,7 @@ import (
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// freePorts finds a few ports that nobody uses, one after the other.
+// freePorts finds consecutive free ports.
 func freePorts(t *testing.T, n int) load.Ports {
 	t.Helper()
 next:
@@ -96,7 +96,7 @@ func TestClientAndServer(t *testing.T) {
 		t.Errorf("flood: %d packets: %v", a.Done, err)
 	}
 	if _, err := d.Do(load.Order{Do: "dance"}); err == nil || !strings.Contains(err.Error(), "dance") {
-		t.Errorf("%v, want that dance is no order", err)
+		t.Errorf("%v, want that dance is not an order", err)
 	}
 	_ = orders.Close()
 	if err := <-obeyed; err != nil {
@@ -104,10 +104,10 @@ func TestClientAndServer(t *testing.T) {
 	}
 }
 
-// TestClosedPort: what is refused is no connection.
+// TestClosedPort: a refused connection does not count.
 func TestClosedPort(t *testing.T) {
-	// From another address: from its own, a client that the kernel gives just the
-	// closed port reaches itself (RFC 9293, 3.5: both sides open at once).
+	// From another address: from its own, a client that gets the closed port as its own port
+	// connects to itself (RFC 9293, 3.5: simultaneous open).
 	to := load.Target{To: loopback, Ports: freePorts(t, 1), From: []netip.Addr{netip.MustParseAddr("127.0.0.2")}}
 	c := new(load.Client)
 	for _, what := range []func(context.Context, load.Target, int, time.Duration) (load.Outcome, error){c.Connect, c.Request} {
@@ -127,8 +127,8 @@ func TestEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestKeysComeAgainLate: only after all sources and ports have had their turn, or
-// "never seen" would not be true.
+// TestKeysComeAgainLate: a key repeats only after all sources and ports, because "never seen"
+// would not be true otherwise.
 func TestKeysComeAgainLate(t *testing.T) {
 	to := load.Target{To: loopback, Ports: load.Ports{First: 65000, Count: 7}, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}}
 	type key struct {

@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ServerOptions say what a server serves.
+// ServerOptions are the ports of a server.
 type ServerOptions struct {
 	TCP []Ports // accepts and closes
-	UDP []Ports // sends back what comes
-	// Stream is a TCP port that swallows what comes; 0 for none.
+	UDP []Ports // echoes what arrives
+	// Stream is a TCP port that discards what arrives; 0 for none.
 	Stream uint16
 }
 
-// Server answers clients, on all addresses of the host and by both families.
+// Server answers clients, on all addresses of the host and of both families.
 type Server struct {
 	poll   int
 	wake   int
@@ -29,12 +29,12 @@ type Server struct {
 	done   sync.WaitGroup
 }
 
-// backlog is how many connections may wait to be accepted; the kernel bounds it
+// backlog bounds the connections that wait to be accepted; the kernel bounds it too
 // (net.core.somaxconn).
 const backlog = 4096
 
-// Serve serves until the server is closed. A range of ports costs a socket each:
-// the process's limit of open files is raised as far as that needs.
+// Serve serves until the server is closed. A range of ports takes a socket each, and the
+// process's limit of open files is raised as needed.
 func Serve(o ServerOptions) (*Server, error) {
 	need := uint64(100)
 	for _, p := range append(append([]Ports(nil), o.TCP...), o.UDP...) {
@@ -101,7 +101,7 @@ func (s *Server) open(o ServerOptions) (err error) {
 	return nil
 }
 
-// listen opens one port, for both families at once.
+// listen opens one port for both families.
 func (s *Server) listen(kind int, port uint16) error {
 	fd, err := unix.Socket(unix.AF_INET6, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -158,8 +158,8 @@ func (s *Server) run() {
 	}
 }
 
-// accept takes all connections that wait. They are closed in order: after a reset
-// of ours a client could not tell that it has been connected.
+// accept takes all waiting connections. It closes them in order: after a reset, the client
+// could not tell that it was connected.
 func accept(fd int) {
 	for {
 		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
@@ -173,7 +173,7 @@ func accept(fd int) {
 	}
 }
 
-// echo sends back all datagrams that wait.
+// echo sends back all waiting datagrams.
 func echo(fd int, buf []byte) {
 	for {
 		n, from, err := unix.Recvfrom(fd, buf, 0)
@@ -181,7 +181,7 @@ func echo(fd int, buf []byte) {
 			return
 		}
 		if err == nil {
-			_ = unix.Sendto(fd, buf[:n], 0, from) // a client that is gone is no reason to stop
+			_ = unix.Sendto(fd, buf[:n], 0, from) // an error means that the client is gone
 		}
 	}
 }
@@ -202,7 +202,7 @@ func (s *Server) swallow() {
 
 // Close ends the server.
 func (s *Server) Close() error {
-	// It wakes run; the counter of a fresh event cannot overflow.
+	// It wakes run; the counter of a new event cannot overflow.
 	_, err := unix.Write(s.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	if s.stream != nil {
 		err = errors.Join(err, s.stream.Close())

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream sends over one TCP connection as fast as it goes, for a time. Bytes are
-// what the kernel has taken, which at the end is at most a socket's buffer more
-// than what has arrived.
+// Stream sends over one TCP connection as fast as possible for a time. Bytes are what the
+// kernel has accepted, which at the end is at most a socket's buffer more than what has
+// arrived.
 func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, err error) {
 	from, port := to.Key(0)
 	d := net.Dialer{}
@@ -48,9 +48,9 @@ func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, 
 	}
 }
 
-// Flood sends first packets of new flows as fast as one thread can, for a time: UDP
-// and TCP in turn, to random ports of random addresses of the given ranges. Nothing
-// waits for an answer. Done is how many were sent.
+// Flood sends first packets of new flows as fast as one thread can, for a time: UDP and TCP
+// alternately, to random ports of random addresses of the given ranges, without waiting for
+// answers. Done is the number of packets.
 func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (out Outcome, err error) {
 	if len(ranges) == 0 {
 		return out, errors.New("flood: give at least one range of addresses")
@@ -68,7 +68,7 @@ func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (ou
 		}
 		to := &unix.SockaddrInet4{Port: 1 + random.IntN(65535), Addr: somewhere(random, ranges)}
 		if out.Done&1 == 0 {
-			// Errors are the network's word on an earlier one: it is unreachable.
+			// An error is about an earlier packet: its destination is unreachable.
 			_ = unix.Sendto(udp, []byte("flood"), 0, to)
 		} else if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err == nil {
 			_ = unix.Connect(fd, to)
@@ -80,7 +80,7 @@ func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (ou
 	return out, ctx.Err()
 }
 
-// somewhere is a random IPv4 address of one of the ranges.
+// somewhere returns a random IPv4 address of one of the ranges.
 func somewhere(random *rand.Rand, ranges []netip.Prefix) (a [4]byte) {
 	p := ranges[random.IntN(len(ranges))]
 	host := random.Uint32() & (1<<(32-p.Bits()) - 1)
@@ -89,8 +89,8 @@ func somewhere(random *rand.Rand, ranges []netip.Prefix) (a [4]byte) {
 	return a
 }
 
-// Seen is which datagrams of a probe have been answered, by the times at which they
-// were sent, in order.
+// Seen is the datagrams of a probe that were answered, by the times at which they were sent, in
+// order.
 type Seen struct {
 	New  []int64 `json:"new"`  // from a new socket each, Unix nanoseconds
 	Live []int64 `json:"live"` // all from one socket
@@ -99,9 +99,8 @@ type Seen struct {
 // beat is the time between two datagrams of a probe.
 const beat = 200 * time.Microsecond
 
-// Probe sends a datagram from a new socket and one from a socket that stays, again
-// and again for a time, to the first port of the target. What is answered was
-// allowed at the time when it was sent.
+// Probe sends a datagram from a new socket and one from a permanent socket, repeatedly for a
+// time, to the first port of the target. An answered datagram was allowed when it was sent.
 func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err error) {
 	from, port := to.Key(0)
 	p := &probe{from: from, to: to.To, port: port, seen: &seen}
@@ -129,12 +128,12 @@ type probe struct {
 	port     uint16
 	poll     int
 	live     int
-	old      []int // sockets that may still be answered, the oldest first
+	old      []int // sockets that may still be answered, oldest first
 	seen     *Seen
 }
 
-// probeSockets is how many sockets wait for an answer at once; those before have
-// waited for 100 ms.
+// probeSockets bounds the sockets that wait for an answer; the ones before have waited for 100
+// ms.
 const probeSockets = 500
 
 func (p *probe) open() (int, error) {
@@ -165,12 +164,12 @@ func (p *probe) send() error {
 	for _, fd := range []int{fd, p.live} {
 		var b [8]byte
 		binary.BigEndian.PutUint64(b[:], uint64(time.Now().UnixNano()))
-		_, _ = unix.Write(fd, b[:]) // an error tells of the one before
+		_, _ = unix.Write(fd, b[:]) // an error is about the previous datagram
 	}
 	return nil
 }
 
-// read takes the answers that are there.
+// read takes the waiting answers.
 func (p *probe) read() error {
 	var events [64]unix.EpollEvent
 	n, err := unix.EpollWait(p.poll, events[:], 0)

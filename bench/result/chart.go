@@ -10,19 +10,18 @@ import (
 	"sluice/bench/stats"
 )
 
-// chart is a drawing with a line for each contender: a dot for each round's value,
-// and a stroke at the middle. All values are seen, so that nobody has to believe in
-// a bar.
+// chart is a drawing with a line for each contender: a dot for each round's value, and a stroke
+// at the median. Every value is visible, which a bar would hide.
 type chart struct {
 	title  string
-	legend []string // what the groups of dots are, in their order
+	legend []string // names of the groups of dots, in order
 	unit   string
 	lines  []chartLine
 	log    bool    // the scale is logarithmic
-	mark   float64 // a value to hold the others against; 0 for none
+	mark   float64 // a value to compare with; 0 for none
 }
 
-// chartLine is a contender's line. Several groups of dots have several colours.
+// chartLine is a contender's line. Each group of dots has its own color.
 type chartLine struct {
 	label  string
 	groups [][]float64
@@ -37,8 +36,7 @@ const (
 	chartMargin = 28
 )
 
-// svg draws the chart. Colours are classes of the page's style, so that they fit
-// light and dark.
+// svg draws the chart. Colors are classes of the page's style, for light and dark.
 func (c chart) svg() string {
 	low, high := c.bounds()
 	height := chartMargin*2 + lineHeight*len(c.lines)
@@ -79,7 +77,7 @@ func (c chart) svg() string {
 	return b.String()
 }
 
-// heading is the title and, in the colours of their dots, what the groups are.
+// heading is the title and, in the colors of their dots, the names of the groups.
 func (c chart) heading() string {
 	text := html.EscapeString(c.title)
 	for i, name := range c.legend {
@@ -98,7 +96,7 @@ func (c chart) heading() string {
 	return text
 }
 
-// bounds are what the scale begins and ends with: 0, unless it is logarithmic.
+// bounds returns the ends of the scale: it begins at 0 unless it is logarithmic.
 func (c chart) bounds() (low, high float64) {
 	low, high = math.Inf(1), c.mark
 	for _, l := range c.lines {
@@ -109,7 +107,7 @@ func (c chart) bounds() (low, high float64) {
 		}
 	}
 	if c.log {
-		// To whole powers of ten, so that there are lines to read from.
+		// To whole powers of ten, so that the grid has lines.
 		low = math.Pow(10, math.Floor(math.Log10(low)))
 		return low, max(low*10, math.Pow(10, math.Ceil(math.Log10(high))))
 	}
@@ -136,7 +134,7 @@ func (c chart) ticks(low, high float64) (ticks []float64) {
 	return ticks
 }
 
-// charts are the drawings of a size of cluster.
+// charts returns the drawings of a size of cluster.
 func (r *Result) charts(of Scenario) (charts []chart) {
 	for _, l := range r.Loads {
 		metrics, _ := r.metrics(of, l)
@@ -167,12 +165,12 @@ func (r *Result) shares(of Scenario, l Load, m Metric) chart {
 		low, high = min(low, slices.Min(ratios)), max(high, slices.Max(ratios))
 		return [][]float64{ratios}
 	})
-	c.log = low > 0 && high/low > 10 // so that those near 1 can still be told apart
+	c.log = low > 0 && high/low > 10 // so that those near 1 can be distinguished
 	return c
 }
 
-// figures draws those figures of a load that are less for the better and of one
-// unit, each in a colour of its own.
+// figures draws those figures of a load that are better if lower and have the same unit, each
+// in a color of its own.
 func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []chart {
 	c := chart{title: l.Label, unit: unit, log: unit != "µs/conn"}
 	var drawn []Metric
@@ -184,7 +182,7 @@ func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []c
 	r.lines(&c, func(row Row) (groups [][]float64) {
 		for _, m := range drawn {
 			values := slices.Clone(r.Values(Key{of, row.Name, l.Name, m}))
-			if c.log { // which has no place for 0
+			if c.log { // without a place for 0
 				values = slices.DeleteFunc(values, func(v float64) bool { return v <= 0 })
 			}
 			groups = append(groups, values)
@@ -197,7 +195,7 @@ func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []c
 	return []chart{c}
 }
 
-// lines adds a line for each row that has something to show.
+// lines adds a line for each row that has values.
 func (r *Result) lines(c *chart, of func(Row) [][]float64) {
 	for _, row := range r.Rows {
 		groups := of(row)

@@ -13,28 +13,27 @@ import (
 type Change struct {
 	Key
 	Old, New float64 // medians, of ratios or of the figures themselves
-	Ratio    bool    // whether Old and New are ratios to the row that measures
+	Ratio    bool    // whether Old and New are ratios to the reference row
 	P        float64 // of the rank test
-	// Real: it is beyond the noise.
+	// Real reports that the change is beyond the noise.
 	Real bool
 }
 
 // What makes a change count: see [Compare].
 const (
-	falseShare = 0.05 // of the changes that count, how many may be chance
-	smallest   = 0.02 // a change below this, of the old value, is of no interest
+	falseShare = 0.05 // of the changes that count, the share that may be chance
+	smallest   = 0.02 // a smaller change, relative to the old value, is ignored
 )
 
-// Compare holds two results against each other, figure by figure, as far as both
-// have it and it is better in one way.
+// Compare compares two results figure by figure, as far as both have the figure and it is
+// better in one direction.
 //
-// Where a row is held against another one, the ratios are compared: what the whole
-// machine did that day falls out of them. The values are those of the rounds; the
-// test is the two-sided rank test of Mann and Whitney, which assumes no
-// distribution; and because many figures are tested at once, the changes that count
-// are chosen among those of one size of cluster so that about one in twenty of them
-// is chance (Benjamini and Hochberg). A change must also be 2% or more. With
-// absolute, nothing is divided.
+// If a row has a reference row, the ratios are compared: the state of the whole machine on that
+// day cancels out. The values are those of the rounds. The test is the two-sided rank test of
+// Mann and Whitney, which assumes no distribution. Because many figures are tested at once, the
+// changes that count are chosen among those of one size of cluster so that about one in twenty
+// of them is chance (Benjamini and Hochberg). A change must also be 2% or more. With absolute,
+// nothing is divided.
 func Compare(old, fresh *Result, absolute bool) []Change {
 	var changes []Change
 	for _, s := range fresh.Series {
@@ -49,9 +48,9 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
 		changes = append(changes, c)
 	}
-	// All sizes together would be too many for a few rounds: with 7 on both sides no
-	// figure can be less probable than 1 in 1716, and where one of a thousand changed
-	// it would have to be.
+	// All sizes together would be too many for a few rounds: with 7 on both sides no figure can
+	// be less probable than 1 in 1716, which is what one change among a thousand figures would
+	// need.
 	for _, of := range fresh.Scenarios() {
 		choose(changes, of)
 	}
@@ -73,11 +72,11 @@ func choose(changes []Change, of Scenario) {
 	}
 }
 
-// Worse says whether the change is for the worse.
+// Worse reports whether the change is for the worse.
 func (c Change) Worse() bool { return (c.New < c.Old) == (c.Better == More) && c.New != c.Old }
 
-// WriteChanges prints what has changed beyond the noise, and how much was compared.
-// It returns how many figures got worse.
+// WriteChanges prints the changes beyond the noise, and how many figures were compared. It
+// returns how many got worse.
 func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int, err error) {
 	fmt.Fprintf(w, "old: %s\nnew: %s\n", old.place(), fresh.place())
 	if old.Machine.Kernel != fresh.Machine.Kernel || old.Machine.CPU != fresh.Machine.CPU || old.Machine.Cores != fresh.Machine.Cores {
@@ -115,7 +114,7 @@ func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int,
 	return worse, err
 }
 
-// fewest is the smallest number of values that a figure has.
+// fewest returns the smallest number of values of a figure.
 func fewest(r *Result) int {
 	n := math.MaxInt
 	for _, s := range r.Series {
@@ -124,7 +123,7 @@ func fewest(r *Result) int {
 	return n
 }
 
-// Sort orders changes: the worse first, then by how much.
+// Sort orders changes: the worse first, then by size.
 func Sort(changes []Change) {
 	weight := func(c Change) float64 {
 		w := math.Abs(c.New-c.Old) / max(1e-9, math.Abs(c.Old))

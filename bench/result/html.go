@@ -12,7 +12,7 @@ var reportText string
 
 var report = template.Must(template.New("report").Parse(reportText))
 
-// HTML writes the result as one file that needs nothing beside it.
+// HTML writes the result as one self-contained file.
 func (r *Result) HTML(w io.Writer) error {
 	type section struct {
 		Title  string
@@ -27,7 +27,7 @@ func (r *Result) HTML(w io.Writer) error {
 	for _, s := range r.Scenarios() {
 		sec := section{Title: s.String(), Tables: r.Tables(s)}
 		for _, c := range r.charts(s) {
-			sec.Charts = append(sec.Charts, template.HTML(c.svg())) // all text in it is escaped there
+			sec.Charts = append(sec.Charts, template.HTML(c.svg())) // svg escapes all text in it
 		}
 		data.Sections = append(data.Sections, sec)
 	}

@@ -1,10 +1,8 @@
-// Package result is what the benchmark harness has measured, and the forms in which
-// people look at it: JSON, tables for a terminal, a page in Markdown, a report in
-// HTML, and what has changed between two results.
+// Package result is the measurements of the benchmark harness and their forms: JSON, tables for
+// a terminal, a page in Markdown, a report in HTML, and the changes between two results.
 //
-// A result is a flat list of series. Each is one figure of one contender under one
-// load on one size of cluster, with a value for every round; so whatever is measured
-// next needs no new form.
+// A result is a flat list of series. Each is one figure of one contender under one load on one
+// size of cluster, with a value for every round, so that a new measurement needs no new form.
 package result
 
 import (
@@ -19,8 +17,8 @@ import (
 	"sluice/bench/stats"
 )
 
-// format is the number of this form of result. It changes when old results cannot
-// be read any more.
+// format is the version of the form of results. It changes when older results can no longer be
+// read.
 const format = 1
 
 // Result is one run of the harness.
@@ -41,7 +39,7 @@ type Result struct {
 // Seconds is a duration in a result.
 type Seconds float64
 
-// Machine is where it was measured.
+// Machine is the machine of the measurement.
 type Machine struct {
 	Kernel   string `json:"kernel"`
 	CPU      string `json:"cpu"`
@@ -56,12 +54,12 @@ type Machine struct {
 type Row struct {
 	Name  string `json:"name"`
 	Label string `json:"label"`
-	// Against is the row that ratios are to; empty for one that is a measure itself.
+	// Against is the reference row of ratios; empty for a row that is a reference.
 	Against string `json:"against,omitempty"`
 	About   string `json:"about"`
 }
 
-// Load is what contenders are put through.
+// Load is a kind of traffic or event that contenders are measured under.
 type Load struct {
 	Name  string `json:"name"`
 	Label string `json:"label"`
@@ -74,7 +72,7 @@ type Scenario struct {
 	Namespaces int `json:"namespaces"`
 }
 
-// String is the size in words.
+// String returns the size in words.
 func (s Scenario) String() string {
 	text := fmt.Sprintf("%s pods, %s policies, ", group(strconv.Itoa(s.Pods)), group(strconv.Itoa(s.Policies)))
 	if s.Policies == 1 {
@@ -86,7 +84,7 @@ func (s Scenario) String() string {
 	return text + strconv.Itoa(s.Namespaces) + " namespaces"
 }
 
-// Which way a figure is better; neither for those that only explain others.
+// Which direction is better; neither for figures that only explain others.
 const (
 	More = "more"
 	Less = "less"
@@ -99,7 +97,7 @@ type Metric struct {
 	Better string `json:"better,omitempty"`
 }
 
-// Key is what a series is about.
+// Key identifies a series.
 type Key struct {
 	Scenario `json:"scenario"`
 	Row      string `json:"row"`
@@ -107,7 +105,7 @@ type Key struct {
 	Metric
 }
 
-// Aim is a bound that was to be kept, and what was measured.
+// Aim is a bound to keep, and what was measured.
 type Aim struct {
 	Scenario `json:"scenario"`
 	Row      string  `json:"row"`
@@ -138,7 +136,7 @@ func (r *Result) Add(k Key, value float64) {
 	r.Series = append(r.Series, Series{k, []float64{value}})
 }
 
-// Values are those of a series; none if it is not there.
+// Values returns those of a series, and none if it does not exist.
 func (r *Result) Values(k Key) []float64 {
 	for _, s := range r.Series {
 		if s.Key == k {
@@ -148,8 +146,8 @@ func (r *Result) Values(k Key) []float64 {
 	return nil
 }
 
-// Ratios are those of a series to the same figure of the row that its row is held
-// against, round by round. There are none if there is no such row or figure.
+// Ratios returns a series divided by the same figure of its row's reference row, round by
+// round. There are none if the row or the figure does not exist.
 func (r *Result) Ratios(s Series) []float64 {
 	i := slices.IndexFunc(r.Rows, func(row Row) bool { return row.Name == s.Row })
 	if i < 0 || r.Rows[i].Against == "" {
@@ -160,7 +158,7 @@ func (r *Result) Ratios(s Series) []float64 {
 	return stats.Ratios(s.Values, r.Values(k))
 }
 
-// Scenarios are the sizes of cluster that were measured, in order.
+// Scenarios returns the measured sizes of cluster, in order.
 func (r *Result) Scenarios() (all []Scenario) {
 	for _, s := range r.Series {
 		if !slices.Contains(all, s.Scenario) {
@@ -181,7 +179,7 @@ func (r *Result) Write(w io.Writer) error {
 	return nil
 }
 
-// ReadFile reads what Write has written.
+// ReadFile reads the output of Write.
 func ReadFile(name string) (*Result, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -192,12 +190,12 @@ func ReadFile(name string) (*Result, error) {
 		return nil, fmt.Errorf("read a result: %s: %w", name, err)
 	}
 	if r.Format != format {
-		return nil, fmt.Errorf("read a result: %s has format %d, this program reads %d: measure anew", name, r.Format, format)
+		return nil, fmt.Errorf("read a result: %s has format %d, this program reads %d: measure again", name, r.Format, format)
 	}
 	return r, nil
 }
 
-// Note adds what a reader must know.
+// Note adds a note.
 func (r *Result) Note(format string, args ...any) {
 	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }

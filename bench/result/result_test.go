@@ -23,8 +23,7 @@ var (
 	size   = result.Scenario{Pods: 1000, Policies: 100, Namespaces: 1}
 )
 
-// sample is a result with a row that measures and one that is held against it,
-// which is slow by a factor.
+// sample returns a result with a reference row and a row that is slower by a factor.
 func sample(factor float64) *result.Result {
 	r := &result.Result{
 		Made: time.Unix(1_700_000_000, 0).UTC(), Took: 120,
@@ -38,7 +37,7 @@ func sample(factor float64) *result.Result {
 		Notes: []string{"a row was left out"},
 	}
 	for i := range 7 {
-		// The machine is in another mood each round; the ratio is not.
+		// The speed of the machine differs each round; the ratio does not.
 		mood := 1 + 0.2*float64(i%3)
 		jitter := 1 + 0.001*float64(i)
 		r.Add(result.Key{Scenario: size, Row: "none", Load: "tcp-1", Metric: rate}, 20000*mood)
@@ -108,8 +107,8 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// TestHTML reads the report as XML reads it, drawings included, and looks for what
-// it must show and what it must not fetch.
+// TestHTML reads the report as XML, with its drawings, and checks what it must show and that it
+// loads nothing.
 func TestHTML(t *testing.T) {
 	var b bytes.Buffer
 	if err := sample(0.5).HTML(&b); err != nil {
@@ -170,8 +169,7 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	// By themselves the rates overlap, because the machine's mood is more than the
-	// difference.
+	// The absolute rates overlap, because the machine's speed varies more than the difference.
 	for _, c := range result.Compare(old, fresh, true) {
 		if c.Real || c.Ratio {
 			t.Errorf("in absolute figures: %+v", c)

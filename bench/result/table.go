@@ -19,9 +19,9 @@ type Table struct {
 	Rows  [][]string
 }
 
-// Tables are the tables of a size of cluster: one for each load, with a line for
-// each contender. The first figure of each, and whatever is better in one way, is
-// followed by its ratio, if there is one.
+// Tables returns the tables of a size of cluster: one for each load, with a line for each
+// contender. The first figure of each, and every figure that is better in one direction, is
+// followed by its ratio, if it has one.
 func (r *Result) Tables(of Scenario) (tables []Table) {
 	if t := r.aims(of); len(t.Rows) > 0 {
 		tables = append(tables, t)
@@ -34,7 +34,7 @@ func (r *Result) Tables(of Scenario) (tables []Table) {
 	return tables
 }
 
-// aims is the table of what was to be reached.
+// aims is the table of aims.
 func (r *Result) aims(of Scenario) Table {
 	t := Table{Title: "What is aimed for", Head: []string{"", "row", "load", "aim", "measured", "lowest–highest", ""}}
 	for _, a := range r.Aims {
@@ -81,8 +81,8 @@ func (r *Result) table(of Scenario, l Load) Table {
 	return t
 }
 
-// metrics are the figures of a load, in the order of the row that has most of them.
-// Counts of what should not happen, and has not, are none: they need no column.
+// metrics are the figures of a load, in the order of the row that has most of them. Counts of
+// errors that are all 0 get no column.
 func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) {
 	rows := make(map[string][]Metric)
 	happened := make(map[Metric]bool)
@@ -114,7 +114,7 @@ func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) 
 	return metrics, none
 }
 
-// hasRatio says whether the first figure of a load can be held against another row.
+// hasRatio reports whether the first figure of a load has a reference row.
 func (r *Result) hasRatio(of Scenario, l Load) bool {
 	for _, s := range r.Series {
 		if s.Scenario == of && s.Load == l.Name && len(r.Ratios(s)) > 0 {
@@ -124,8 +124,8 @@ func (r *Result) hasRatio(of Scenario, l Load) bool {
 	return false
 }
 
-// cell is the middle, and if it is asked for half of what lies between the lowest
-// and the highest, in percent, or both of them.
+// cell is the median, and on request half of the distance between the lowest and the highest
+// value in percent, or both of them.
 func cell(values []float64, spread, bounds bool) string {
 	if len(values) == 0 {
 		return "–"
@@ -151,7 +151,7 @@ func ratioCells(ratios []float64) []string {
 	}
 }
 
-// number writes a figure with three digits that count, and large ones in full.
+// number formats a figure with three significant digits, and large ones in full.
 func number(v float64) string {
 	switch a := math.Abs(v); {
 	case math.IsNaN(v):
@@ -194,7 +194,7 @@ func (r *Result) Text(w io.Writer) error {
 	return nil
 }
 
-// place is where and when it was measured.
+// place is where and when the result was measured.
 func (r *Result) place() string {
 	m := r.Machine
 	return fmt.Sprintf("%s; Linux %s, %s, %d cores; sluice %s; %s", r.Made.UTC().Format("2006-01-02 15:04 UTC"), m.Kernel, m.CPU, m.Cores, m.Sluice, m.Iptables)
@@ -224,7 +224,7 @@ func (t Table) markdown(w io.Writer) {
 	}
 }
 
-// Page writes the result as a page in Markdown, how it was made included.
+// Page writes the result as a page in Markdown, with the command that made it.
 func (r *Result) Page(w io.Writer) error {
 	fmt.Fprintf(w, `# The latest results
 
@@ -252,7 +252,7 @@ The harness has written this page itself, in %[2]s. To write it anew:
 	return nil
 }
 
-// command is how the result came to be.
+// command is the command that made the result.
 func (r *Result) command() string {
 	text := "bin/bench run"
 	names := make([]string, 0, len(r.Options))

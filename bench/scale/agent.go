@@ -21,22 +21,22 @@ import (
 // kinds of events, in the order in which they happen.
 var sorts = []string{"status", "label", "restart", "policy"}
 
-// debugAddress is where the agent answers, on its node.
+// debugAddress is where the agent serves /debug/, on its node.
 const debugAddress = "127.0.0.1:10301"
 
-// settling is how long after sync the memory is read once more.
+// settling is how long after sync the memory is read a second time.
 const settling = 10 * time.Second
 
-// process is sluice run on a node of its own, where the cluster is served too.
+// process is sluice run on a node of its own, on which the cluster is served too.
 type process struct {
 	*agenttest.Agent
 	served string // address of the serving process
 	client http.Client
-	last   int // how many pods were added to see an end of events
+	last   int // how many pods were added to see the end of events
 }
 
-// measureProcess measures the memory of sluice itself: with its rules, its queues
-// and the kernel's flow cache, which the measurement in this process lacks.
+// measureProcess measures the memory of sluice itself, with its rules, its queues and the
+// kernel's flow cache, which the measurement in this process lacks.
 func measureProcess(ctx context.Context, opts options) (err error) {
 	if opts.sluice == "" {
 		return nil
@@ -69,7 +69,7 @@ func measureProcess(ctx context.Context, opts options) (err error) {
 	p.served = address
 	dir, err := os.MkdirTemp("", "scale-")
 	if err != nil {
-		return fmt.Errorf("make a folder for the agent: %w", err)
+		return fmt.Errorf("make a directory for the agent: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	kubeconfig := filepath.Join(dir, "config")
@@ -127,8 +127,7 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events has events happen and awaits that the last is in force, which is one more
-// pod.
+// events triggers events and waits until the last one, an additional pod, is in force.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
 	p.last++

@@ -15,10 +15,9 @@ import (
 
 var created = time.Unix(1_700_000_000, 0)
 
-// furnishPod gives a pod what pods of a Deployment have besides, about 3 KB of it,
-// none of which a decision looks at. All of an app have the labels of its first,
-// but for one app in ten, which is a StatefulSet: each of its pods has a label of
-// its own.
+// furnishPod adds what pods of a Deployment have besides, about 3 KB that no decision looks at.
+// All pods of an app have the labels of its first, except in one app of ten, which is a
+// StatefulSet: each of its pods has a label of its own.
 func furnishPod(p, first *corev1.Pod, i int) {
 	p.Labels = maps.Clone(first.Labels)
 	if i/10%10 == 0 {

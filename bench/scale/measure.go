@@ -73,8 +73,8 @@ func measure(ctx context.Context, opts options) (err error) {
 	return group.Wait()
 }
 
-// startServer starts the serving process by start, and returns its address and the
-// sizes of its objects. stop ends it.
+// startServer starts the serving process with start, and returns its address and the sizes of
+// its objects. stop ends it.
 func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error) (address, sizes string, stop func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -82,7 +82,7 @@ func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error)
 	}
 	cmd := exec.CommandContext(ctx, self, opts.args()...)
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe() // its end ends the server
+	in, err := cmd.StdinPipe() // the end of this pipe ends the server
 	if err != nil {
 		return "", "", nil, fmt.Errorf("start the server: %w", err)
 	}
@@ -123,10 +123,10 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	fmt.Printf("%d pods, %d policies, %d namespaces, %d nodes; %s\n\n", c.Pods, c.Policies, c.Namespaces, opts.nodes, sizes)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "time to sync\t%v\tCPU %v, %d MB allocated\n", synced.at.Sub(before.at).Round(time.Millisecond), (synced.cpu - before.cpu).Round(time.Millisecond), (synced.bytes-before.bytes)>>20)
-	// As the agent does once it is ready, with so much to keep.
+	// As the agent does once it is ready, when this much lives.
 	debug.FreeOSMemory()
 	debug.SetGCPercent(40)
-	runtime.GC() // what had cleanups
+	runtime.GC() // frees objects with cleanups
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	fmt.Fprintf(w, "live heap\t%d MiB\t\n", m.HeapAlloc>>20)
@@ -138,8 +138,8 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	return w.Flush()
 }
 
-// events has n events of a sort happen, as fast as they go, and prints what each
-// costs until it is in force.
+// events triggers n events of a kind as fast as possible, and prints the cost of each until it
+// is in force.
 func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n int) error {
 	a.rounds++
 	last := netip.AddrFrom4([4]byte{192, 0, 2, a.rounds})

@@ -17,16 +17,16 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// cast is the cluster that is served, and what can be made to happen in it.
+// cast is the served cluster and its possible events.
 type cast struct {
 	server  *apiserver.Server
 	cluster *cluster.Cluster
 	mu      sync.Mutex
-	round   int // so that each event brings something else
+	round   int // so that each event changes something
 }
 
-// serveCluster serves until ctx ends or the process that started it does. It
-// prints its address, and a line for each object's mean size on the wire.
+// serveCluster serves until ctx or the parent process ends. It prints its address and the mean
+// size of each kind of object.
 func serveCluster(ctx context.Context, opts options) error {
 	c := &cast{
 		server:  apiserver.New(apiserver.Options{NoStreaming: opts.pages}),
@@ -61,7 +61,7 @@ func serveCluster(ctx context.Context, opts options) error {
 	}
 	server := &http.Server{Handler: mux}
 	go func() {
-		_, _ = os.Stdin.Read(make([]byte, 1)) // nothing comes, until its end
+		_, _ = os.Stdin.Read(make([]byte, 1)) // returns only at its end
 		_ = server.Close()
 	}()
 	fmt.Println(listener.Addr(), bytes["pods"]/max(1, opts.pods), bytes["networkpolicies"]/max(1, opts.policies))
@@ -71,8 +71,8 @@ func serveCluster(ctx context.Context, opts options) error {
 	return ctx.Err()
 }
 
-// happen makes n events of a sort, and one last one by which the agent sees that it
-// has had them all: one more pod, with the address that is asked for.
+// happen triggers n events of a kind, and one last one by which the agent sees that it has all
+// of them: an additional pod with the requested address.
 func (c *cast) happen(w http.ResponseWriter, req *http.Request) {
 	n, err := strconv.Atoi(req.PathValue("n"))
 	if err != nil {
@@ -94,11 +94,11 @@ func (c *cast) happen(w http.ResponseWriter, req *http.Request) {
 	})
 }
 
-// event makes one of many objects another.
+// event changes one of many objects.
 func (c *cast) event(what string, i int) bool {
 	pod := func() *corev1.Pod { return c.cluster.Pods[i*7%len(c.cluster.Pods)].DeepCopy() }
 	switch what {
-	case "status": // as kubelets write: nothing that a decision looks at
+	case "status": // as the kubelet writes: nothing that a decision looks at
 		p := pod()
 		p.Status.Conditions[0].LastTransitionTime = metav1.Unix(int64(c.round*1_000_000+i), 0)
 		c.server.Set(p)
@@ -106,7 +106,7 @@ func (c *cast) event(what string, i int) bool {
 		p := pod()
 		p.Labels["tier"] = "tier-" + strconv.Itoa(c.round)
 		c.server.Set(p)
-	case "restart": // a pod that goes, and one with another name that gets its address
+	case "restart": // a pod ends, and one with another name gets its address
 		p := pod()
 		c.server.Delete(p)
 		p.Name += "-" + strconv.Itoa(c.round)

@@ -21,7 +21,7 @@ func read() (usage, error) {
 	return usage{time.Now(), time.Duration(r.Utime.Nano() + r.Stime.Nano()), m.Mallocs, m.TotalAlloc}, nil
 }
 
-// resident reads the resident set of a process, in bytes, now and at its largest.
+// resident returns the resident set of a process in bytes, now and at its largest.
 func resident(pid string) (now, peak int64, err error) {
 	f, err := os.Open("/proc/" + pid + "/status")
 	if err != nil {
