@@ -74,7 +74,7 @@ func TestCrowdOnPackets(t *testing.T) {
 			t.Errorf("mine/cart to %s: queues %v after %v, want one packet more, in the first", db, now, before)
 		}
 	}
-	text := fmt.Sprintf("sluice_crowd_packets_total %d\n", s.queues()[crowd])
+	text := fmt.Sprintf("sluice_overflow_queue_packets_total %d\n", s.queues()[crowd])
 	if status, page := s.scrape(t, "/metrics"); status != http.StatusOK || !strings.Contains(page, text) {
 		t.Errorf("%d, want %q in\n%s", status, text, page)
 	}

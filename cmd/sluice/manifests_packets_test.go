@@ -75,7 +75,7 @@ func TestAPodElsewhereTakesNoPoliciesAway(t *testing.T) {
 	s.check(t, nil, closed)
 	status, stdout, _ := sluice(t, "status", "--socket", s.socket)
 	for _, addr := range db.Addrs() {
-		want := fmt.Sprintf("address %s: the live pods default/db, default/thief claim it; default/db counts", addr)
+		want := fmt.Sprintf("address %s: the live pods default/db, default/thief claim it; default/db gets it", addr)
 		if status == 0 || !strings.Contains(stdout, want) {
 			t.Errorf("status %d, and %q is not in\n%s", status, want, stdout)
 		}

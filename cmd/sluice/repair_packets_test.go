@@ -220,7 +220,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	s.await(mark, "that it is said", agenttest.Event(event.RulesFailing))
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		text := status()
-		if strings.Contains(text, "is not well: rules cannot be kept: ") && strings.Contains(text, "rules of the node: ") {
+		if strings.Contains(text, "is not ready: rules cannot be kept: ") && strings.Contains(text, "rules of the node: ") {
 			break
 		}
 		if time.Now().After(end) {

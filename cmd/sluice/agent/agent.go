@@ -230,7 +230,7 @@ func (a *agent) startParts(background func(func(context.Context) error), sources
 		}
 	})
 	background(func(ctx context.Context) error { a.network.run(ctx, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.serve, a.tendMemory, a.runGuard} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
 		background(func(ctx context.Context) error { part(ctx); return nil })
 	}
 }
@@ -305,17 +305,17 @@ func (a *agent) close() {
 		_ = a.conntrack.Close()
 	}
 	if err := a.closeKernel(); err != nil {
-		a.log.Warn("something of the kernel's flow cache may be left", "err", err)
+		a.log.Warn("parts of the kernel's flow cache may remain", "err", err)
 	}
 	if err := a.closeGuard(); err != nil {
-		a.log.Warn("something of the guard of the pods' interfaces may be left", "err", err)
+		a.log.Warn("parts of the guard of pods' interfaces may remain", "err", err)
 	}
 	if a.lease != nil {
 		_ = a.lease.Close() // the predecessor may enforce again
 	}
 }
 
-// within bounds ctx. The cause of its end names what was awaited and for how long:
+// within bounds ctx. The cause of its end names the work and the timeout:
 // "context deadline exceeded" names neither. An error that is due to the end of a context
 // takes context.Cause.
 func within(ctx context.Context, timeout time.Duration, what string) (context.Context, context.CancelFunc) {

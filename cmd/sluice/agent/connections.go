@@ -61,7 +61,7 @@ func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 		}
 		switch n, err := a.predecessor.Queued(); {
 		case err != nil:
-			a.log.Warn("it is not known whether the agent from before has answered all packets", "err", err)
+			a.log.Warn("cannot tell whether the predecessor has answered all packets", "err", err)
 			empty = 2
 		case n == 0:
 			empty++
@@ -106,7 +106,7 @@ func (a *agent) closeGaps(ctx context.Context) {
 			a.noteGap() // the sweep of the start may have been before it
 		}
 		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
-			a.log.Error("connections that may have passed unjudged could not be judged; trying again", "err", err)
+			a.log.Error("cannot judge the connections that may have passed unjudged; trying again", "err", err)
 			a.noteGap()
 		}
 		select {

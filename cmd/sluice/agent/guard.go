@@ -18,24 +18,24 @@ func (a *agent) openGuard() error {
 	case err != nil && a.opts.Guard == GuardOn:
 		return fmt.Errorf("%w; or give --guard off", err)
 	case err != nil:
-		a.log.Warn("pods' interfaces are not guarded: sources that pods forge are not found out", "because", err)
+		a.log.Warn("pods' interfaces are not guarded; forged sources are not detected", "err", err)
 		return nil
 	}
 	a.guard = g
 	return nil
 }
 
-// beginGuard guards the interfaces. Without a guard, what an agent has left there that
-// had one goes: it would know nothing of pods to come.
+// beginGuard guards the interfaces. Without a guard it removes that of an earlier agent,
+// which would not know later pods.
 func (a *agent) beginGuard(s *policy.Snapshot) {
 	if a.guard == nil {
 		if err := a.leftovers.RemoveGuard(); err != nil {
-			a.log.Warn("an old guard may be left on pods' interfaces", "err", err)
+			a.log.Warn("the guard of an earlier agent may remain on pods' interfaces", "err", err)
 		}
 		return
 	}
 	if err := a.guard.Begin(s); err != nil {
-		a.log.Error("not all interfaces of pods are guarded; trying on", "err", err)
+		a.log.Error("not all interfaces of pods are guarded; trying again", "err", err)
 	}
 	if now := a.published.Snapshot(); now != s { // published meanwhile
 		a.updateGuard(now)
@@ -44,7 +44,7 @@ func (a *agent) beginGuard(s *policy.Snapshot) {
 
 func (a *agent) updateGuard(s *policy.Snapshot) {
 	if err := a.guard.Publish(s); err != nil {
-		a.log.Error("the guard of the pods' interfaces is not up to date; trying on", "err", err)
+		a.log.Error("the guard of pods' interfaces is not up to date; trying again", "err", err)
 	}
 }
 
@@ -68,7 +68,7 @@ func (a *agent) removeGuard() error {
 	return a.guard.Remove()
 }
 
-// closeGuard ends the agent's part. Where rules stay, so does the guard.
+// closeGuard releases the guard. Where rules stay, the programs stay too.
 func (a *agent) closeGuard() error {
 	if a.guard == nil {
 		return nil
@@ -76,15 +76,15 @@ func (a *agent) closeGuard() error {
 	return a.guard.Close()
 }
 
-// guardStats says what the guard has done, nil without one, and why it is not up to
-// date, if it is not.
+// guardStats returns the counters of the guard, nil without one, and why it is not up to
+// date, empty if it is.
 func (a *agent) guardStats() (*guard.Stats, string) {
 	if a.guard == nil {
 		return nil, ""
 	}
 	stats, err := a.guard.Stats()
 	if err != nil {
-		a.log.Warn("what the guard of the pods' interfaces drops is not counted", "err", err)
+		a.log.Warn("cannot count what the guard of pods' interfaces drops", "err", err)
 		return nil, a.guard.Failure()
 	}
 	return &stats, a.guard.Failure()

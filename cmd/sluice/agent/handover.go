@@ -15,23 +15,23 @@ import (
 	"sluice/filter/queue"
 )
 
-// An agent that starts while another one enforces takes over from it, so that an
-// update leaves no moment without an agent:
+// An agent that starts while another one enforces takes over from it, so that the node is
+// never without an agent during an update:
 //
-//  1. The new one takes other queues, since the old one reads the usual ones. It
-//     learns the world and starts its workers.
-//  2. It asks the old one, over its socket, to yield: to leave the rules alone
-//     from now on. The old one goes on to answer what waits in its queues.
-//  3. It writes its rules in place of the old ones, in one transaction. From here
-//     on new connections come to its queues.
-//  4. When the old one has answered what waited, the new one judges all live
-//     connections once more.
-//  5. The request of step 2 stays open. Should it break off while the old agent
-//     is still there, the new one has died: the old one steps in again.
+//  1. The new agent takes other queues, since the old one reads the usual ones. It reads all
+//     sources and starts its workers.
+//  2. It asks the old agent over its socket to yield, which means to leave the rules alone.
+//     The old agent goes on answering the packets in its queues.
+//  3. It replaces the old rules by its own in one transaction. From here on, new connections
+//     go to its queues.
+//  4. When the old agent has answered all packets, the new one judges all live connections
+//     once more.
+//  5. The request of step 2 stays open. If it ends while the old agent is still running, the
+//     new one is gone, and the old one enforces again.
 //
-// Both judge by the same API, so that a connection gets the same verdict from
-// either, but for what one of them has heard and the other not yet. That is why
-// the old one ends its sweeps before it yields, and what step 4 is for.
+// Both follow the same API, so a connection gets the same verdict from either, except for
+// changes that only one of them has seen yet. Therefore the old agent ends its sweeps before
+// it yields, and step 4 follows.
 
 const (
 	// takeOverTimeout bounds the wait for the predecessor to yield.
@@ -91,9 +91,9 @@ func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err erro
 	return first, behind, nil
 }
 
-// requestYield asks the agent behind a socket to yield, and returns when it has. The
-// lease must stay open for as long as this agent is there. An agent that does not
-// answer within the timeout hangs: the error says so, and what to do.
+// requestYield asks the agent behind a socket to yield, and returns when it has. The lease
+// must stay open for as long as this agent enforces. If the agent does not answer within the
+// timeout it hangs, and the error says what to do.
 func requestYield(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -108,20 +108,20 @@ func requestYield(ctx context.Context, socket string, timeout time.Duration) (le
 		cancel()
 		return nil, fmt.Errorf("take over from the agent that is there: %w", err)
 	}
-	response, err := transport.RoundTrip(request) //nolint:bodyclose // whoever takes over closes it: that ends it
+	response, err := transport.RoundTrip(request) //nolint:bodyclose // the lease closes it, which ends the hand-over
 	switch {
 	case err == nil && response.StatusCode == http.StatusOK && timer.Stop():
 		return closeFunc(func() error { cancel(); return response.Body.Close() }), nil
 	case limited.Err() != nil:
 		if err == nil {
-			_ = response.Body.Close() // it answered when the time was over
+			_ = response.Body.Close() // it answered too late
 		}
 		err = context.Cause(limited)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		err = fmt.Errorf("%w %s: end what reads the queues, or name its socket with --socket", errNobody, socket)
+		err = fmt.Errorf("%w %s: end what reads the queues, or name its socket with --socket", errNoAgent, socket)
 	case err == nil && response.StatusCode == http.StatusConflict:
 		_ = response.Body.Close()
-		err = fmt.Errorf("%w %s: an agent with another --socket may be running: name its socket with --socket, or end it first", errNotNow, socket)
+		err = fmt.Errorf("%w %s: an agent with another --socket may be running: name its socket with --socket, or end it first", errNotEnforcing, socket)
 	case err == nil:
 		_ = response.Body.Close()
 		err = fmt.Errorf("it answers %s", response.Status)
@@ -131,12 +131,11 @@ func requestYield(ctx context.Context, socket string, timeout time.Duration) (le
 }
 
 var (
-	// errNobody says that there is no agent to take over from.
-	errNobody = errors.New("nobody answers on")
-	// errNotNow says that the agent does not enforce. It is about to begin or to
-	// end; or it is this one itself, because the one that is to be asked is just
-	// about to put its own socket in place.
-	errNotNow = errors.New("no agent that enforces answers on")
+	// errNoAgent means that there is no agent to take over from.
+	errNoAgent = errors.New("no agent answers on")
+	// errNotEnforcing means that the agent starts or ends. Or it is this agent itself,
+	// because the predecessor is about to put its socket in place.
+	errNotEnforcing = errors.New("no agent that enforces answers on")
 )
 
 // TakeOver asks the agent to yield, until it has.
@@ -146,11 +145,11 @@ func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 		switch {
 		case err == nil:
 			return lease, nil
-		case errors.Is(err, errNobody) && !q.blocks:
+		case errors.Is(err, errNoAgent) && !q.blocks:
 			return nil, nil //nolint:nilnil // the process behind our queues is not an agent, and not in the way
-		case errors.Is(err, errNobody) && q.gone():
+		case errors.Is(err, errNoAgent) && q.gone():
 			return nil, nil //nolint:nilnil // the agent has ended meanwhile
-		case !errors.Is(err, errNotNow) || time.Now().After(end):
+		case !errors.Is(err, errNotEnforcing) || time.Now().After(end):
 			return nil, err
 		}
 		select {

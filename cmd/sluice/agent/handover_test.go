@@ -25,7 +25,7 @@ func TestTakeOverNamesOtherSockets(t *testing.T) {
 	go func() { defer close(ended); _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close(); <-ended })
 	_, err = requestYield(t.Context(), path, time.Minute)
-	if !errors.Is(err, errNotNow) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "agent with another --socket") {
+	if !errors.Is(err, errNotEnforcing) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "agent with another --socket") {
 		t.Errorf("%v", err)
 	}
 }

@@ -124,7 +124,7 @@ func (l hostLeftovers) RemoveRules(ctx context.Context) error {
 	}
 	removed, err := rules.Traces(ctx, others)
 	for _, line := range removed {
-		l.log.Warn("removed what an agent had left in the other backend", "what", line)
+		l.log.Warn("removed rules of an earlier agent from the other backend", "removed", line)
 	}
 	return err
 }

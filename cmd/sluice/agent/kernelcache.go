@@ -15,33 +15,33 @@ import (
 	"sluice/filter/verdictlog"
 )
 
-// Verdicts can be remembered in the kernel too, where it and iptables can do that:
+// The kernel can remember verdicts too, if the kernel and iptables support it:
 //
-//   - Before there are rules, the agent pins the programs that the rules are to
-//     call, each agent its own. It fills them before its rules lead there.
-//   - With each publish it brings them up to date, and goes on to the live
-//     connections when no packet in the rules was judged by the state before.
-//   - When its rules are in place, nobody needs what agents before it have pinned.
-//   - At its end the programs stay with the rules, or go with them.
+//   - Before there are rules, the agent pins the programs that the rules will call. Each
+//     agent has its own. It fills their maps before its rules call them.
+//   - A change of policy updates them, and reaches the live connections when no packet in
+//     the rules was judged by the old state.
+//   - When its rules are in place, what earlier agents have pinned is not needed any more.
+//   - At the end, the programs stay with the rules, or are removed with them.
 
-// openKernel makes the flow cache in the kernel, and has the rules call it.
+// openKernel loads the flow cache of the kernel, and has the rules call it.
 func (a *agent) openKernel() error {
 	wanted := a.opts.KernelCache
 	if wanted == KernelCacheOff {
 		return nil
 	}
-	if why := a.unwelcome(); wanted == KernelCacheAuto && why != "" {
-		a.log.Info("verdicts are not remembered in the kernel", event.KernelCacheOff.Attr(), "because", why)
+	if why := a.avoidKernel(); wanted == KernelCacheAuto && why != "" {
+		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
-	// A denial that is remembered would hold while no agent runs.
+	// A remembered denial would stay in force while no agent runs.
 	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
 	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {
 	case err != nil && wanted == KernelCacheOn:
 		return fmt.Errorf("%w; or give --kernel-cache off", err)
 	case err != nil:
-		a.log.Info("verdicts are not remembered in the kernel", event.KernelCacheOff.Attr(), "because", err)
+		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", err)
 		return nil
 	}
 	a.kernel = c // close removes it, whatever happens next
@@ -49,7 +49,7 @@ func (a *agent) openKernel() error {
 	if err := a.opts.Rules.Validate(); err != nil {
 		return err
 	}
-	a.log.Info("verdicts are remembered in the kernel", "programs", filepath.Dir(c.AllowPin()), "denied_too", !allowedOnly)
+	a.log.Info("the kernel remembers verdicts", "programs", filepath.Dir(c.AllowPin()), "denied_too", !allowedOnly)
 	return nil
 }
 
@@ -70,7 +70,7 @@ func (a *agent) setKernelDevices(devices map[netip.Addr]uint32) {
 	}
 }
 
-// attend tells the kernel again and again that the agent is there, until ctx ends.
+// attend tells the kernel at intervals that the agent is running, until ctx ends.
 func (a *agent) attend(ctx context.Context) {
 	if a.kernel == nil || a.opts.Unattended == 0 {
 		return
@@ -92,32 +92,32 @@ func (a *agent) attend(ctx context.Context) {
 	}
 }
 
-// unwelcome says why the kernel's flow cache would do harm, if it would.
+// avoidKernel returns why the kernel's flow cache would do harm; empty if it would not.
 //
-// Each change of a legacy table replaces it as a whole, and the programs that its
-// rules call are looked up anew by whoever makes the change: kube-proxy, in a
-// container that does not see where they are pinned, could change nothing any more.
-func (a *agent) unwelcome() string {
+// A change of a legacy table replaces the whole table, and the process that makes it looks
+// up the programs that the rules call. So kube-proxy could not change the table any more
+// from a container that does not see the pinned programs.
+func (a *agent) avoidKernel() string {
 	switch {
 	case a.opts.Verdicts == verdictlog.All:
-		return "the log is to have a line for each"
+		return "--log-verdicts all needs each of them"
 	case strings.HasSuffix(a.tableNames(), "-"+string(rules.Legacy)):
-		return "others, who may not see the programs, could not change the legacy tables"
+		return "programs that do not see the pins could not change the legacy tables"
 	}
 	return ""
 }
 
-// applyWhatWorks puts the rules in place. That iptables or the kernel lacks a match for the
-// crowd's queue, the kernel's flow cache or the rules about forged sources shows only
-// now: what the manager has had to leave out is left out for good.
+// applyWhatWorks puts the rules in place. Only now it becomes known whether iptables or the
+// kernel lacks a match that the overflow queue, the kernel's flow cache or the rules about
+// forged sources need. What the manager cannot write is left out for good.
 func (a *agent) applyWhatWorks(ctx context.Context) error {
 	a.manager.MustPin(a.kernel != nil && a.opts.KernelCache == KernelCacheOn)
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}
-	a.manager.MustPin(false) // a repair without the programs is better than none
+	a.manager.MustPin(false) // a repair without the programs is better than no repair
 	if less, _ := a.manager.Lacks(); less != (rules.Less{}) {
-		// Once more with all of it: the first time something else may have been in the way.
+		// Once more with all parts: the first time may have failed for another reason.
 		if err := a.manager.Apply(ctx); err != nil {
 			return err
 		}
@@ -133,17 +133,17 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 	return a.without(less, because)
 }
 
-// without logs which parts the rules lack, and adapts the agent to that.
+// without logs which parts the rules lack, and adapts the agent to it.
 func (a *agent) without(less rules.Less, because string) error {
 	if less.Crowd {
-		a.log.Info("sources that send more than --source-share are not set apart", event.SourceLimitOff.Attr(), "because", because)
+		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)
 	}
 	if less.Sources {
-		a.log.Warn("packets that claim to come from this node or from their receiver are not dropped", event.SourceCheckOff.Attr(), "because", because)
+		a.log.Warn("packets with a source of this node or of their receiver are not dropped", event.SourceCheckOff.Attr(), "because", because)
 		a.network.takesAnySource()
 	}
 	if less.Pins {
-		a.log.Info("verdicts are not remembered in the kernel after all", event.KernelCacheOff.Attr(), "because", because)
+		a.log.Info("the kernel remembers no verdicts after all", event.KernelCacheOff.Attr(), "because", because)
 		return a.kernel.Stop()
 	}
 	return nil
@@ -155,36 +155,36 @@ func (a *agent) kernelError(err error) error {
 	if err == nil || errors.Is(err, bpf.ErrStillAnswering) {
 		return err
 	}
-	a.log.Error("the kernel answers nothing by itself until a change succeeds", "err", err)
+	a.log.Error("the kernel answers nothing by itself until the next change succeeds", "err", err)
 	return nil
 }
 
-// kernelStats says how the kernel's flow cache has done, if there is one.
+// kernelStats returns the counters of the kernel's flow cache; nil if there is none.
 func (a *agent) kernelStats() *bpf.Stats {
 	if a.kernel == nil {
 		return nil
 	}
 	stats, err := a.kernel.Stats()
 	if err != nil {
-		a.log.Warn("the answers of the kernel are not counted", "err", err)
+		a.log.Warn("cannot count the answers of the kernel", "err", err)
 		return nil
 	}
 	return &stats
 }
 
-// removePins removes what agents that are gone have pinned, now that no rule calls it.
+// removePins removes the programs that earlier agents have pinned. No rule calls them now.
 func (a *agent) removePins() {
 	removed, err := a.leftovers.RemovePins()
 	for _, dir := range removed {
-		a.log.Info("removed the pinned programs of an agent that is gone", event.PinsRemoved.Attr(), "dir", dir)
+		a.log.Info("removed the pinned programs of an earlier agent", event.PinsRemoved.Attr(), "dir", dir)
 	}
 	if err != nil {
-		a.log.Warn("pinned programs of agents that are gone may be left", "err", err)
+		a.log.Warn("pinned programs of earlier agents may remain", "err", err)
 	}
 }
 
-// closeKernel ends the flow cache in the kernel. Where rules still call it, it goes
-// on to answer.
+// closeKernel releases the flow cache of the kernel. Where rules still call it, it goes on
+// answering.
 func (a *agent) closeKernel() error {
 	switch {
 	case a.kernel == nil:

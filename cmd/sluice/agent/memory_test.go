@@ -7,7 +7,7 @@ import (
 
 func TestGCPercent(t *testing.T) {
 	for live, want := range map[uint64]int{
-		0: mostGC, 1 << 20: mostGC, 32 << 20: 200, headroom: 100, 128 << 20: 50, 200 << 20: leastGC, 1 << 40: leastGC,
+		0: maxGC, 1 << 20: maxGC, 32 << 20: 200, headroom: 100, 128 << 20: 50, 200 << 20: minGC, 1 << 40: minGC,
 	} {
 		if got := gcPercent(live); got != want {
 			t.Errorf("%d bytes: %d percent, want %d", live, got, want)
@@ -21,7 +21,7 @@ func TestGCPercent(t *testing.T) {
 
 func TestMemoryLimit(t *testing.T) {
 	for live, want := range map[uint64]int64{
-		0: headroom + beside, 100 << 20: 100<<20 + headroom + beside, 1000 << 20: 1400<<20 + beside,
+		0: headroom + overhead, 100 << 20: 100<<20 + headroom + overhead, 1000 << 20: 1400<<20 + overhead,
 	} {
 		if got := memoryLimit(live); got != want {
 			t.Errorf("%d bytes: %d, want %d", live, got, want)

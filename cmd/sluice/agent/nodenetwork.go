@@ -18,50 +18,50 @@ import (
 )
 
 const (
-	// lookInterval is the time between two readings of the kernel's settings, whose
-	// changes the kernel does not report.
+	// lookInterval is the time between two readings of the kernel's settings: the kernel does
+	// not report their changes.
 	lookInterval = 2 * time.Second
-	// outsideGrace bounds how long a pod may have an address outside of all ranges before
-	// it is reported: when a pod ends, its route is removed before the API reports it.
-	outsideGrace = 30 * time.Second
+	// outsideTimeout bounds the time for which a pod may have an address outside of all ranges
+	// before that is a problem: when a pod ends, its route is removed before the API reports it.
+	outsideTimeout = 30 * time.Second
 )
 
-// nodeNetwork is what the agent knows of the way that packets take on its node: over
-// which interfaces, by which settings of the kernel.
+// nodeNetwork is what the agent knows of the way of packets on its node: the interfaces, and
+// the settings of the kernel.
 type nodeNetwork struct {
 	ranges  *watch.Ranges
-	cluster bool   // pods come from a cluster, and should have addresses in the ranges
-	derive  bool   // ranges of pods follow from the node's routes too
-	root    string // of the kernel's settings
-	grace   time.Duration
-	// guarded reports whether pods' interfaces let neither VLAN tags nor forged sources
-	// pass; nil if they do.
+	cluster bool          // pods come from a cluster, and must have addresses in the ranges
+	derive  bool          // ranges of pods also follow from the node's routes
+	root    string        // of the kernel's settings
+	timeout time.Duration // outsideTimeout, except in tests
+	// guarded reports whether VLAN tags and forged sources are dropped at pods' interfaces.
+	// nil means never.
 	guarded func() bool
 	log     *slog.Logger
-	// onDevices, if set, is told which interface leads to each address of a pod of this
-	// node that has its own.
+	// onDevices, if not nil, gets the interface of each pod address of this node that has an
+	// interface of its own.
 	onDevices func(map[netip.Addr]uint32)
 
 	mu sync.Mutex
-	// anySource says that the rules drop no forged sources, so that some settings
-	// matter more.
+	// anySource is set if the rules drop no forged sources, so that some settings matter
+	// more.
 	anySource bool
 
 	network  *node.Network
-	snapshot *policy.Snapshot // that pods was read from
+	snapshot *policy.Snapshot // from which pods was read
 	pods     []netip.Addr     // of this node
 	names    map[netip.Addr]string
-	since    map[netip.Addr]time.Time // of pods that no range holds: since when
-	outside  []netip.Addr             // those of them for which the grace is over
+	since    map[netip.Addr]time.Time // when a pod was first outside of all ranges
+	outside  []netip.Addr             // pods outside of all ranges for longer than timeout
 	settings []node.SettingProblem
-	said     map[node.SettingProblem]bool
-	warned   bool // that pods are outside of all ranges
+	logged   map[node.SettingProblem]bool
+	warned   bool // about pods outside of all ranges
 }
 
 func newNodeNetwork(ranges *watch.Ranges, log *slog.Logger) *nodeNetwork {
 	return &nodeNetwork{
-		ranges: ranges, root: node.DefaultSysctls, grace: outsideGrace, log: log,
-		since: make(map[netip.Addr]time.Time), said: make(map[node.SettingProblem]bool),
+		ranges: ranges, root: node.DefaultSysctls, timeout: outsideTimeout, log: log,
+		since: make(map[netip.Addr]time.Time), logged: make(map[node.SettingProblem]bool),
 	}
 }
 
@@ -86,7 +86,7 @@ func (n *nodeNetwork) run(ctx context.Context, published *policy.Published) {
 	wait.Wait()
 }
 
-// begin reads all for the first time, before the agent is ready.
+// begin reads everything for the first time, before there are rules.
 func (n *nodeNetwork) begin(s *policy.Snapshot) {
 	now, err := node.ReadNetwork()
 	if err != nil {
@@ -97,7 +97,7 @@ func (n *nodeNetwork) begin(s *policy.Snapshot) {
 	n.look(s)
 }
 
-// takesAnySource notes that the rules drop no forged sources.
+// takesAnySource records that the rules drop no forged sources.
 func (n *nodeNetwork) takesAnySource() {
 	n.mu.Lock()
 	n.anySource = true
@@ -105,7 +105,7 @@ func (n *nodeNetwork) takesAnySource() {
 	n.look(nil)
 }
 
-// take takes in what was read.
+// take stores a network that was read.
 func (n *nodeNetwork) take(now *node.Network) {
 	n.mu.Lock()
 	n.network = now
@@ -115,7 +115,7 @@ func (n *nodeNetwork) take(now *node.Network) {
 	}
 }
 
-// look takes in what has changed. With a snapshot, it looks for this node's pods in it.
+// look derives ranges and problems again. With a snapshot, it also reads this node's pods.
 func (n *nodeNetwork) look(s *policy.Snapshot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -142,11 +142,11 @@ func (n *nodeNetwork) look(s *policy.Snapshot) {
 	if n.anySource && !guarded {
 		n.settings = append(n.settings, node.CheckSources(n.root, n.network.PodLinks(ranges, n.pods))...)
 	}
-	n.say()
+	n.report()
 }
 
-// readPods finds the addresses of this node's pods: those of which one of the node's
-// addresses is their node's.
+// readPods finds the addresses of this node's pods: a pod whose host has an address of this
+// node is one.
 func (n *nodeNetwork) readPods(s *policy.Snapshot) {
 	n.pods, n.names = n.pods[:0], make(map[netip.Addr]string)
 	for addr, e := range s.Endpoints() {
@@ -158,7 +158,7 @@ func (n *nodeNetwork) readPods(s *policy.Snapshot) {
 	slices.SortFunc(n.pods, netip.Addr.Compare)
 }
 
-// findOutside finds the pods whose addresses no range of this node holds.
+// findOutside finds the pods with an address outside of this node's ranges.
 func (n *nodeNetwork) findOutside() {
 	now, since := time.Now(), make(map[netip.Addr]time.Time)
 	n.outside = n.outside[:0]
@@ -173,39 +173,39 @@ func (n *nodeNetwork) findOutside() {
 		if before, ok := n.since[addr]; ok {
 			since[addr] = before
 		}
-		if now.Sub(since[addr]) >= n.grace {
+		if now.Sub(since[addr]) >= n.timeout {
 			n.outside = append(n.outside, addr)
 		}
 	}
 	n.since = since
 }
 
-// say logs each problem once for as long as it is there, and that it is over.
-func (n *nodeNetwork) say() {
+// report logs each problem once while it lasts, and its end.
+func (n *nodeNetwork) report() {
 	for _, p := range n.settings {
-		if !n.said[p] {
-			n.said[p] = true
-			n.log.Warn("a setting of the kernel leaves packets between pods without a verdict", event.SettingWrong.Attr(), "setting", p.Setting, "interface", p.Where, "problem", p.Detail, "mend", p.Hint)
+		if !n.logged[p] {
+			n.logged[p] = true
+			n.log.Warn("a setting of the kernel lets packets between pods bypass iptables", event.SettingWrong.Attr(), "setting", p.Setting, "interface", p.Where, "problem", p.Detail, "hint", p.Hint)
 		}
 	}
-	for p := range n.said {
+	for p := range n.logged {
 		if !slices.Contains(n.settings, p) {
-			delete(n.said, p)
-			n.log.Info("a setting of the kernel no longer leaves packets between pods without a verdict", event.SettingRight.Attr(), "setting", p.Setting, "interface", p.Where)
+			delete(n.logged, p)
+			n.log.Info("a setting of the kernel no longer lets packets between pods bypass iptables", event.SettingRight.Attr(), "setting", p.Setting, "interface", p.Where)
 		}
 	}
 	switch {
 	case len(n.outside) > 0 && !n.warned:
 		n.warned = true
 		p := n.outsideProblem()
-		n.log.Warn("pods of this node have addresses outside of its known pod ranges", "where", p.Where, "problem", p.Detail, "mend", p.Mend)
+		n.log.Warn("pods of this node have addresses outside of its pod ranges", "where", p.Where, "problem", p.Detail, "hint", p.Hint)
 	case len(n.outside) == 0 && n.warned:
 		n.warned = false
 		n.log.Info("all pods of this node have addresses in its pod ranges again")
 	}
 }
 
-// outsideProblem tells of the pods outside of all ranges.
+// outsideProblem describes the pods outside of all ranges.
 func (n *nodeNetwork) outsideProblem() telemetry.Problem {
 	const most = 3
 	var some []string
@@ -221,8 +221,8 @@ func (n *nodeNetwork) outsideProblem() telemetry.Problem {
 	}
 	return telemetry.Problem{
 		Kind: "ranges", Where: "of this node's pods",
-		Detail: fmt.Sprintf("these do not hold %s (%s): a pod that starts at such an address is open until the API tells of it", strings.Join(some, ", "), known),
-		Mend:   "give --pod-cidrs (podCIDRs in the chart) the ranges that this node's pods get their addresses from",
+		Detail: fmt.Sprintf("they do not contain %s (%s): a pod that starts at such an address is open until the API reports it", strings.Join(some, ", "), known),
+		Hint:   "give --pod-cidrs (podCIDRs in the chart) the ranges that this node's pods get their addresses from",
 	}
 }
 
@@ -238,13 +238,13 @@ func join(prefixes []netip.Prefix) string {
 	return strings.Join(texts, ", ")
 }
 
-// tell adds what is wrong to a state.
-func (n *nodeNetwork) tell(s *telemetry.State, failing bool) {
+// addTo adds the problems to a state.
+func (n *nodeNetwork) addTo(s *telemetry.State, onSysctl SysctlProblems) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.settings {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "sysctl", Where: p.Setting + ", " + p.Where, Detail: p.Detail, Mend: p.Hint})
-		if failing {
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "sysctl", Where: p.Setting + ", " + p.Where, Detail: p.Detail, Hint: p.Hint})
+		if onSysctl == UnreadySysctls {
 			s.Bypassed = append(s.Bypassed, p.Setting+": "+p.Detail)
 		}
 	}

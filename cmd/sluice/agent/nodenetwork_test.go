@@ -50,13 +50,13 @@ func bridgeTo(pods string) *node.Network {
 // testNetwork is a node's network as the agent knows it, with no grace.
 func testNetwork(t *testing.T, network *node.Network) *nodeNetwork {
 	n := newNodeNetwork(new(watch.Ranges), slog.New(slog.DiscardHandler))
-	n.cluster, n.derive, n.grace, n.root, n.network = true, true, 0, t.TempDir(), network
+	n.cluster, n.derive, n.timeout, n.root, n.network = true, true, 0, t.TempDir(), network
 	return n
 }
 
 func (n *nodeNetwork) problems(kind string) (found []telemetry.Problem) {
 	var s telemetry.State
-	n.tell(&s, true)
+	n.addTo(&s, UnreadySysctls)
 	for _, p := range s.Problems {
 		if p.Kind == kind {
 			found = append(found, p)
@@ -95,26 +95,26 @@ func TestRangesFromABridge(t *testing.T) {
 func TestPodsOutsideOfRanges(t *testing.T) {
 	n := testNetwork(t, new(node.Network))
 	n.ranges.Set([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}, nil)
-	n.grace = time.Hour
+	n.timeout = time.Hour
 	outside := []*corev1.Pod{podAt("a", "10.9.0.1", "192.0.2.1"), podAt("b", "fd00::9", "192.0.2.1"), podAt("c", "10.9.0.3", "192.0.2.1"), podAt("d", "10.9.0.4", "192.0.2.1"),
 		podAt("inside", "10.1.0.5", "192.0.2.1"), podAt("elsewhere", "10.9.0.7", "192.0.2.2")}
 	n.look(snapshotOf("192.0.2.1", outside...))
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems before the grace is over: %v", p)
 	}
-	n.grace = 0
+	n.timeout = 0
 	n.look(nil)
 	p := n.problems("ranges")
 	if len(p) != 1 {
 		t.Fatalf("%d problems, want 1: %v", len(p), p)
 	}
-	for _, want := range []string{"10.9.0.1 of default/a", "and 1 more", "they are 10.1.0.0/24", "--pod-cidrs", "is open until the API tells of it"} {
+	for _, want := range []string{"10.9.0.1 of default/a", "and 1 more", "they are 10.1.0.0/24", "--pod-cidrs", "is open until the API reports it"} {
 		if !strings.Contains(p[0].String(), want) {
 			t.Errorf("%q lacks %q", p[0], want)
 		}
 	}
 	var s telemetry.State
-	if n.tell(&s, false); s.PodsOutside != 4 {
+	if n.addTo(&s, ReportSysctls); s.PodsOutside != 4 {
 		t.Errorf("%d addresses are outside, want 4", s.PodsOutside)
 	}
 	n.look(snapshotOf("192.0.2.1", outside[4:]...))
@@ -152,9 +152,10 @@ func TestRangesThatAreGivenHoldAlone(t *testing.T) {
 func TestSettingsAreTold(t *testing.T) {
 	n := testNetwork(t, bridgeTo("10.42.3.0/24")) // of a kernel without br_netfilter
 	n.look(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
-	for _, unready := range []bool{false, true} {
+	for _, on := range []SysctlProblems{ReportSysctls, UnreadySysctls} {
+		unready := on == UnreadySysctls
 		s := telemetry.State{Ready: time.Now(), Now: time.Now()}
-		n.tell(&s, unready)
+		n.addTo(&s, on)
 		if s.SysctlProblems != 1 || len(s.Problems) != 1 || s.Problems[0].Kind != "sysctl" || !strings.Contains(s.Problems[0].String(), "modprobe br_netfilter") {
 			t.Errorf("%d problems: %v", s.SysctlProblems, s.Problems)
 		}

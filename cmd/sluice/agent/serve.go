@@ -16,12 +16,12 @@ import (
 	"sluice/watch/manifests"
 )
 
-// status is what the agent records for status, metrics and probes.
+// status is what the agent records for sluice status, metrics and probes.
 type status struct {
 	started   time.Time
 	sources   []watch.Source
-	ready     atomic.Pointer[time.Time] // when it was ready first
-	inForce   atomic.Pointer[time.Time] // since when the snapshot is that is in force
+	ready     atomic.Pointer[time.Time] // when it was first ready
+	inForce   atomic.Pointer[time.Time] // when the snapshot in force came into force
 	manifests atomic.Pointer[[]manifests.Problem]
 	notRead   atomic.Pointer[[]manifests.NotRead]
 	// otherBackend is why rules of an earlier agent in the other backend could not be
@@ -29,7 +29,7 @@ type status struct {
 	otherBackend atomic.Pointer[error]
 }
 
-// tableNames is where the rules are at present.
+// tableNames lists the tables with the rules.
 func (a *agent) tableNames() string {
 	var names []string
 	for _, t := range a.tables {
@@ -51,15 +51,15 @@ func timeOf(when *atomic.Pointer[time.Time]) time.Time {
 	return time.Time{}
 }
 
-// serve answers those who ask how the agent stands, until ctx ends.
+// serve answers requests over HTTP and the socket until ctx ends.
 func (a *agent) serve(ctx context.Context) {
 	telemetry.Serve(ctx, telemetry.Options{
 		Address: a.opts.HTTPAddress, Socket: a.opts.Socket, Logger: a.log,
-		HandOver: a.handOver, Displace: a.tookOver,
+		HandOver: a.handOver, TookOver: a.tookOver,
 	}, a.state)
 }
 
-// state is how the agent stands now.
+// state is the state of the agent now.
 func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: telemetry.Settings{
@@ -79,9 +79,9 @@ func (a *agent) state() *telemetry.State {
 	s.Guard, s.Unguarded = a.guardStats()
 	var err error
 	if s.Forged, err = a.manager.Forged(); err != nil {
-		a.log.Warn("forged packets are not counted", "err", err)
+		a.log.Warn("cannot count forged packets", "err", err)
 	}
-	s.Waiting, _ = a.queues.Waiting() // the queues say in the log that they cannot be counted
+	s.Waiting, _ = a.queues.Waiting() // an error is in the log of the queues
 	for _, e := range a.evaluators {
 		s.Tally.Add(e.Tally())
 		flows := e.Stats()
@@ -102,17 +102,17 @@ func (a *agent) state() *telemetry.State {
 		broken = *read
 	}
 	for _, p := range beyondManifests(a.keeper.Problems(), broken) {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Mend: p.Mend})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Hint: p.Mend})
 	}
-	a.network.tell(s, a.opts.SysctlProblems == UnreadySysctls)
+	a.network.addTo(s, a.opts.SysctlProblems)
 	for _, c := range a.keeper.Clashes() {
 		s.Problems = append(s.Problems, telemetry.Problem{
-			Kind: "address", Where: c.Addr.String(), Detail: fmt.Sprintf("the live pods %s claim it; %s counts", c.Pods(), c.Winner),
-			Mend: "delete the pod that has not got the address, or correct its status",
+			Kind: "address", Where: c.Addr.String(), Detail: fmt.Sprintf("the live pods %s claim it; %s gets it", c.Pods(), c.Winner),
+			Hint: "delete the pod that does not have the address, or correct its status",
 		})
 	}
 	for _, p := range broken {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Mend: p.Mend})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Hint: p.Mend})
 	}
 	if passed := a.notRead.Load(); passed != nil {
 		s.NotRead = manifests.TextOf(*passed)
@@ -120,8 +120,8 @@ func (a *agent) state() *telemetry.State {
 	return s
 }
 
-// beyondManifests returns the problems of policies that the problems of manifests do
-// not tell already, with the file.
+// beyondManifests returns the problems of policies that are not among those of manifests,
+// which also name the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.Follows(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {
@@ -130,7 +130,7 @@ func beyondManifests(found []policy.Problem, broken []manifests.Problem) []polic
 	})
 }
 
-// place says where in the manifests a problem is.
+// place returns where in the manifests a problem is.
 func place(p manifests.Problem) string {
 	text := p.File
 	if p.Document > 0 {

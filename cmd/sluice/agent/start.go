@@ -97,7 +97,7 @@ const leftoversInterval = 30 * time.Second
 func (a *agent) removeLeftovers(ctx context.Context, background func(func(context.Context) error)) {
 	if err := a.leftovers.RemoveRules(ctx); err != nil {
 		a.otherBackend.Store(&err) // which is not a reason to leave the node open
-		a.log.Error("what an agent may have left in the other backend cannot be removed; trying on", "err", err)
+		a.log.Error("cannot remove the rules of an earlier agent from the other backend; trying again", "err", err)
 		background(a.retryLeftovers)
 	}
 	a.removePins()

@@ -8,7 +8,7 @@ import (
 	"sluice/watch/kube"
 )
 
-// startupTaint is the taint to remove from this node's Node; nil if there is none.
+// startupTaint returns the taint to remove from this node's Node; nil if there is none.
 func (a *agent) startupTaint() *kube.StartupTaint {
 	if a.opts.StartupTaint == "" {
 		return nil
@@ -16,12 +16,12 @@ func (a *agent) startupTaint() *kube.StartupTaint {
 	return &kube.StartupTaint{Key: a.opts.StartupTaint, Ready: a.enforces}
 }
 
-// enforces reports whether this agent enforces, and is as ready as it tells probes.
+// enforces reports whether this agent enforces and is ready.
 func (a *agent) enforces() bool {
 	return a.is(enforcing) && a.state().Unready() == ""
 }
 
-// taintProblems are what keeps a source from removing the startup taint.
+// taintProblems returns why a source cannot remove the startup taint.
 func (a *agent) taintProblems(source *kube.Source) []telemetry.Problem {
 	err := source.StartupTaintError()
 	if err == nil {
@@ -30,7 +30,7 @@ func (a *agent) taintProblems(source *kube.Source) []telemetry.Problem {
 	p := telemetry.Problem{Kind: "taint", Where: a.opts.StartupTaint + " of Node " + a.opts.NodeName, Detail: err.Error()}
 	var trouble *kube.Trouble
 	if errors.As(err, &trouble) {
-		p.Detail, p.Mend = fmt.Sprintf("cannot be removed, so that no pods are scheduled here: %v", trouble.Cause), trouble.Mend
+		p.Detail, p.Hint = fmt.Sprintf("cannot be removed, so that no pods are scheduled here: %v", trouble.Cause), trouble.Mend
 	}
 	return []telemetry.Problem{p}
 }

@@ -23,7 +23,7 @@ func index(w http.ResponseWriter, _ *http.Request) {
 `)
 }
 
-// writeSnapshot says how much is in force.
+// writeSnapshot writes how much is in force.
 func writeSnapshot(w http.ResponseWriter, s *State) {
 	if s.Snapshot == nil {
 		http.Error(w, "nothing is in force yet", http.StatusServiceUnavailable)
@@ -41,12 +41,12 @@ type endpoint struct {
 	Endpoint   string       `json:"endpoint"` // "namespace/name", or "node"
 	Addresses  []netip.Addr `json:"addresses"`
 	Epoch      uint64       `json:"epoch"`
-	Egress     []string     `json:"egress"`  // policies that isolate it there; null: it is not isolated
+	Egress     []string     `json:"egress"`  // policies that isolate it there; null if none does
 	Ingress    []string     `json:"ingress"` // likewise
 	NamedPorts []string     `json:"namedPorts"`
 }
 
-// writeEndpoint shows the endpoint that the query names.
+// writeEndpoint writes the endpoint that the query names.
 func writeEndpoint(w http.ResponseWriter, r *http.Request, s *policy.Snapshot) {
 	if s == nil {
 		http.Error(w, "nothing is in force yet", http.StatusServiceUnavailable)

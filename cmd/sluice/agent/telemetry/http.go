@@ -15,38 +15,38 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// DefaultAddress is where an agent answers HTTP: on loopback, at a port that the
-// usual agents of a node leave free.
+// DefaultAddress is the address of the agent's HTTP server: loopback, and a port that other
+// agents of a node usually leave free.
 const DefaultAddress = "127.0.0.1:10301"
 
-// Handler answers /metrics, /healthz, /readyz and /debug/. What is below /debug/
-// is for callers on this machine alone, whatever the address that is listened on.
+// Handler answers /metrics, /healthz, /readyz and /debug/. The pages below /debug/ are only
+// for callers on this machine, whatever the address of the server.
 func Handler(read func() *State) http.Handler {
 	mux := http.NewServeMux()
-	// Every pod may request these pages, so inTurn bounds the CPU time that they take.
-	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(Registry(read), promhttp.HandlerOpts{})))
-	mux.Handle("GET /healthz", inTurn(&pulse{read: read}))
-	mux.Handle("GET /readyz", inTurn(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, read().Unready()) })))
+	// Every pod may request these pages, so oneAtATime bounds their CPU time.
+	mux.Handle("GET /metrics", oneAtATime(promhttp.HandlerFor(Registry(read), promhttp.HandlerOpts{})))
+	mux.Handle("GET /healthz", oneAtATime(&pulse{read: read}))
+	mux.Handle("GET /readyz", oneAtATime(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, read().Unready()) })))
 	debug := http.NewServeMux()
 	debug.HandleFunc("GET /debug/{$}", index)
 	debug.HandleFunc("GET /debug/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
 	debug.HandleFunc("GET /debug/snapshot", func(w http.ResponseWriter, _ *http.Request) { writeSnapshot(w, read()) })
 	debug.HandleFunc("GET /debug/endpoint", func(w http.ResponseWriter, r *http.Request) { writeEndpoint(w, r, read().Snapshot) })
-	debug.HandleFunc("GET /debug/pprof/", long(pprof.Index))
+	debug.HandleFunc("GET /debug/pprof/", untilDone(pprof.Index))
 	debug.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	debug.HandleFunc("GET /debug/pprof/profile", long(pprof.Profile))
+	debug.HandleFunc("GET /debug/pprof/profile", untilDone(pprof.Profile))
 	debug.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	debug.HandleFunc("GET /debug/pprof/trace", long(pprof.Trace))
-	mux.Handle("/debug/", here(debug))
+	debug.HandleFunc("GET /debug/pprof/trace", untilDone(pprof.Trace))
+	mux.Handle("/debug/", onlyLocal(debug))
 	mux.Handle("GET /{$}", http.RedirectHandler("/debug/", http.StatusFound))
 	return mux
 }
 
-// here lets callers on this machine pass.
-func here(next http.Handler) http.Handler {
+// onlyLocal rejects callers from other machines.
+func onlyLocal(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
-			http.Error(w, "what is below /debug/ is for callers on this node alone", http.StatusForbidden)
+			http.Error(w, "/debug/ is only for callers on this node", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -54,20 +54,20 @@ func here(next http.Handler) http.Handler {
 }
 
 const (
-	// pprofDefault is how long pprof takes for a profile if the request does not say.
-	pprofDefault = 30 * time.Second
-	// pprofMost bounds what a request may ask for.
-	pprofMost = 5 * time.Minute
+	// pprofDuration is the duration of a profile if the request names none.
+	pprofDuration = 30 * time.Second
+	// maxPprofDuration bounds the duration that a request may name.
+	maxPprofDuration = 5 * time.Minute
 )
 
-// long gives a request the seconds that it asks for.
-func long(next http.HandlerFunc) http.HandlerFunc {
+// untilDone extends the deadline of a request by the seconds that it asks for.
+func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		d := pprofDefault
+		d := pprofDuration
 		if text := r.FormValue("seconds"); text != "" {
 			seconds, err := strconv.ParseFloat(text, 64)
-			if err != nil || !(seconds >= 0 && seconds <= pprofMost.Seconds()) {
-				http.Error(w, fmt.Sprintf("seconds: write a number from 0 to %v", pprofMost.Seconds()), http.StatusBadRequest)
+			if err != nil || !(seconds >= 0 && seconds <= maxPprofDuration.Seconds()) {
+				http.Error(w, fmt.Sprintf("seconds: write a number from 0 to %v", maxPprofDuration.Seconds()), http.StatusBadRequest)
 				return
 			}
 			d = max(d, time.Duration(seconds*float64(time.Second)))
@@ -77,10 +77,10 @@ func long(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// inTurn makes one page at a time, one for callers on this node beside one for
-// others, so that many who ask cost no more than one. A page is sent when the next
-// one may be made: who reads slowly keeps no others waiting.
-func inTurn(next http.Handler) http.Handler {
+// oneAtATime makes one page at a time for callers on this node, and one for all others, so
+// that many callers cost no more than one. A page is sent after the next one may begin:
+// others do not wait for a caller that reads slowly.
+func oneAtATime(next http.Handler) http.Handler {
 	node, others := make(chan struct{}, 1), make(chan struct{}, 1)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		turn := others
@@ -98,7 +98,7 @@ func inTurn(next http.Handler) http.Handler {
 			next.ServeHTTP(&p, r)
 		}()
 		w.WriteHeader(p.status)
-		_, _ = w.Write(p.body.Bytes()) // the caller has gone, if anything
+		_, _ = w.Write(p.body.Bytes()) // fails only if the caller is gone
 	})
 }
 
@@ -113,7 +113,7 @@ func (p *page) Header() http.Header            { return p.header }
 func (p *page) WriteHeader(status int)         { p.status = status }
 func (p *page) Write(text []byte) (int, error) { return p.body.Write(text) }
 
-// answer says ok, or what is wrong.
+// answer writes ok, or what is wrong.
 func answer(w http.ResponseWriter, wrong string) {
 	if wrong != "" {
 		http.Error(w, wrong, http.StatusServiceUnavailable)
@@ -122,18 +122,18 @@ func answer(w http.ResponseWriter, wrong string) {
 	fmt.Fprintln(w, "ok")
 }
 
-// stuck is how long packets may wait with none of them answered, before the agent
-// counts as dead. It is far longer than any packet is held.
-const stuck = 15 * time.Second
+// answerTimeout bounds the time in which packets are queued and none is answered, before
+// the agent counts as dead. It is far longer than any packet is held.
+const answerTimeout = 15 * time.Second
 
-// pulse answers /healthz. A part that fails ends the agent, so that what is left
-// to find is one that hangs: packets wait, and none is answered.
+// pulse answers /healthz. A part that fails ends the agent. What remains to be found is a
+// part that hangs: packets are queued, and none is answered.
 type pulse struct {
 	read func() *State
 
 	mu       sync.Mutex
 	answered uint64
-	moved    time.Time // when packets were last seen to be answered, or none to wait
+	moved    time.Time // when a packet was last answered, or none was queued
 }
 
 func (p *pulse) ServeHTTP(w http.ResponseWriter, _ *http.Request) { answer(w, p.wrong(p.read())) }
@@ -145,7 +145,7 @@ func (p *pulse) wrong(s *State) string {
 	if s.Waiting == 0 || answered != p.answered || p.moved.IsZero() {
 		p.answered, p.moved = answered, s.Now
 	}
-	if still := s.Now.Sub(p.moved); still > stuck {
+	if still := s.Now.Sub(p.moved); still > answerTimeout {
 		return fmt.Sprintf("%d packets wait in the queues, and none has been answered for %v", s.Waiting, still.Round(time.Second))
 	}
 	return ""
@@ -155,10 +155,10 @@ func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	_ = e.Encode(v) // the caller has gone, if anything
+	_ = e.Encode(v) // fails only if the caller is gone
 }
 
-// CheckAddress says what is wrong with an address to listen on: a host or
+// CheckAddress returns what is wrong with an address to listen on, which is a host or
 // nothing, and a port.
 func CheckAddress(text string) error {
 	host, port, err := net.SplitHostPort(text)

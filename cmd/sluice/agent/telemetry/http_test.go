@@ -125,11 +125,11 @@ func TestPulse(t *testing.T) {
 		{0, 3, 10, true},
 		{time.Hour, 3, 11, true},
 		{2 * time.Hour, 0, 11, true},
-		{2*time.Hour + stuck, 3, 11, true},
-		{2*time.Hour + stuck + time.Second, 3, 11, false},
+		{2*time.Hour + answerTimeout, 3, 11, true},
+		{2*time.Hour + answerTimeout + time.Second, 3, 11, false},
 		{3 * time.Hour, 3, 12, true},
-		{3*time.Hour + stuck + 1, 1, 12, false},
-		{3*time.Hour + stuck + 2, 0, 12, true},
+		{3*time.Hour + answerTimeout + 1, 1, 12, false},
+		{3*time.Hour + answerTimeout + 2, 0, 12, true},
 	} {
 		if wrong := at(step.after, step.waiting, step.answered); (wrong == "") != step.well {
 			t.Errorf("after %v with %d waiting and %d answered: %q", step.after, step.waiting, step.answered, wrong)

@@ -32,105 +32,105 @@ func gauge(name, help string, value func(*State) float64) number {
 }
 
 var numbers = []number{
-	gauge("ready", "1 when the agent has all lists, has its rules in place and can keep both; else 0.",
+	gauge("ready", "1 if the agent has read all lists, has its rules in place and can keep both; otherwise 0.",
 		func(s *State) float64 { return truth(s.Unready() == "") }),
-	gauge("snapshot_age_seconds", "Time since the policies in force were put in force. It grows while nothing changes.",
+	gauge("snapshot_age_seconds", "Time since the snapshot in force was published. It grows while nothing changes.",
 		func(s *State) float64 { return s.since(s.Published).Seconds() }),
-	gauge("snapshot_number", "Number of the snapshot in force: it grows by one with each change.",
+	gauge("snapshot_number", "Number of the snapshot in force. It grows by one with each change.",
 		func(s *State) float64 { return s.count(func(s *State) int { return int(s.Snapshot.Number()) }) }),
 	gauge("policies", "NetworkPolicies in force.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Policies }) }),
-	gauge("pods", "Pods that are known, in the whole cluster.",
+	gauge("pods", "Known pods of the whole cluster.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Pods }) }),
-	gauge("namespaces", "Namespaces that are known.",
+	gauge("namespaces", "Known namespaces.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Namespaces }) }),
-	gauge("endpoints", "Addresses of pods and of this node that are known.",
+	gauge("endpoints", "Known addresses of pods and of this node.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Endpoints }) }),
-	gauge("sysctl_problems", "Settings of the kernel by which packets between pods on a bridge of this node pass iptables by.",
+	gauge("sysctl_problems", "Settings of the kernel that let packets between pods on a bridge of this node bypass iptables.",
 		func(s *State) float64 { return float64(s.SysctlProblems) }),
-	gauge("pods_outside_ranges", "Addresses of this node's pods that none of its pod ranges holds. A pod that starts at such an address is open until the API tells of it.",
+	gauge("pods_outside_ranges", "Addresses of this node's pods outside of its pod ranges. A pod that starts at such an address is open until the API reports it.",
 		func(s *State) float64 { return float64(s.PodsOutside) }),
 
-	gauge("flow_cache_entries", "Flows that are remembered with their verdict, by all workers.",
+	gauge("flow_cache_entries", "Flows with a remembered verdict, of all workers.",
 		func(s *State) float64 { return float64(s.Flows.Size) }),
-	gauge("queue_waiting", "Packets that wait in the kernel's queues for their verdict.",
+	gauge("queue_waiting", "Packets in the kernel's queues that wait for a verdict.",
 		func(s *State) float64 { return float64(s.Waiting) }),
 	counter("queue_dropped_total", "Packets that the kernel dropped because a queue or its socket was full.",
 		func(s *State) uint64 { return s.Queue.Dropped }),
-	counter("crowd_packets_total", "Packets that were judged in the crowd's queue, because their source sends more than its share.",
+	counter("overflow_queue_packets_total", "Packets that were judged in the overflow queue because their source was over its limit.",
 		func(s *State) uint64 { return s.Queue.Overflow }),
-	counter("crowd_dropped_total", "Packets that the kernel dropped because the crowd's queue was full. They are not among sluice_queue_dropped_total.",
+	counter("overflow_queue_dropped_total", "Packets that the kernel dropped because the overflow queue was full. sluice_queue_dropped_total does not include them.",
 		func(s *State) uint64 { return s.Queue.OverflowDropped }),
-	counter("queue_late_total", "Verdicts about packets that the kernel had given up.",
+	counter("queue_late_total", "Verdicts on packets that the kernel had already dropped.",
 		func(s *State) uint64 { return s.Queue.Stale }),
-	counter("queue_panics_total", "Packets whose judgement failed. They were denied.",
+	counter("queue_panics_total", "Packets that were denied because judging them panicked.",
 		func(s *State) uint64 { return s.Queue.Panics }),
-	counter("queue_restarts_total", "Times that a queue worker failed and was started again.",
+	counter("queue_restarts_total", "Restarts of queue workers after a failure.",
 		func(s *State) uint64 { return s.Queue.Restarts }),
-	gauge("held_packets", "Packets that wait for their pod to become known.",
+	gauge("held_packets", "Packets that are held until their pod is known.",
 		func(s *State) float64 { return float64(s.Queue.Pending) }),
-	counter("held_packets_total", "Packets that have waited for their pod to become known.",
+	counter("held_packets_total", "Packets that were held until their pod was known.",
 		func(s *State) uint64 { return s.Queue.Held }),
-	counter("held_packets_expired_total", "Packets whose pod did not become known in time. They got what the fail mode says.",
+	counter("held_packets_expired_total", "Held packets whose pod did not become known in time. The fail mode decided about them.",
 		func(s *State) uint64 { return s.Queue.HoldExpired }),
-	counter("held_packets_refused_total", "Packets that found no place to wait for their pod, or lost it to a packet of a sender that has fewer. They got what the fail mode says.",
+	counter("held_packets_refused_total", "Packets that could not be held because there was no room, or that made room because their sender had most. The fail mode decided about them.",
 		func(s *State) uint64 { return s.Queue.HoldRejected }),
-	counter("rule_repairs_total", "Times that a table's rules were other than they should be, and were restored.",
+	counter("rule_repairs_total", "Times that the rules of a table had been changed and were restored.",
 		func(s *State) uint64 { return s.Repairs }),
-	counter("rule_repair_failures_total", "Attempts to restore the rules of a table that have failed.",
+	counter("rule_repair_failures_total", "Failed attempts to restore the rules of a table.",
 		func(s *State) uint64 { return s.RepairFailures }),
 	gauge("rule_tables_failing", "Tables whose rules cannot be kept at present: a repair has failed twice.",
 		func(s *State) float64 { return float64(len(s.Failing)) }),
-	gauge("http_connections", "Connections of those who ask the agent over HTTP and its socket.",
+	gauge("http_connections", "Open connections to the agent's HTTP server and socket.",
 		func(s *State) float64 { return float64(s.Connections.Open) }),
-	counter("http_connections_displaced_total", "Connections that were closed because others needed their place: of the source that had most.",
+	counter("http_connections_displaced_total", "Connections that were closed to make room for others. They are of the source with most connections.",
 		func(s *State) uint64 { return s.Connections.Displaced }),
-	gauge("rule_tables_reduced", "Tables whose rules were restored without a part that cannot be written at present, such as the calls of the kernel's flow cache.",
+	gauge("rule_tables_reduced", "Tables whose rules lack a part that cannot be written at present, such as the calls of the kernel's flow cache.",
 		func(s *State) float64 { return float64(len(s.Reduced)) }),
-	counter("verdicts_unlogged_total", "Verdicts that were not logged, to keep to the rate.",
+	counter("verdicts_unlogged_total", "Verdicts that were not logged because of the rate limit.",
 		func(s *State) uint64 { return s.Unlogged }),
-	counter("queue_overflows_total", "Times that a queue may have been full and let packets pass unjudged (--queue-overflow pass). The kernel does not count the packets.",
+	counter("queue_overflows_total", "Times that a queue may have been full and let packets pass unjudged (--queue-overflow pass). The kernel does not count these packets.",
 		func(s *State) uint64 { return s.Queue.Full }),
-	counter("connections_unjudged_total", "Live connections that had passed without a verdict, while rules were restored or past a full queue, and were judged afterwards.",
+	counter("connections_unjudged_total", "Live connections that had passed without a verdict, while rules were missing or a queue was full, and were judged afterwards.",
 		func(s *State) uint64 { return uint64(s.Rejudged.Unjudged) }),
-	{describe("rejudge_seconds_total", "Time spent on judging live connections anew after changes."), prometheus.CounterValue,
+	{describe("rejudge_seconds_total", "Time spent on judging live connections after changes."), prometheus.CounterValue,
 		func(s *State) float64 { return s.Rejudged.Duration.Seconds() }},
 }
 
 // Metrics with labels.
 var (
-	buildInfo  = describe("build_info", "1, with the version of the agent and of Go.", "version", "goversion")
-	verdicts   = describe("verdicts_total", "Verdicts about packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided: where a rule allowed, which ends were isolated. What the kernel answered by itself has the reason kernel: it remembers verdicts without their reason and direction.", "direction", "verdict", "reason")
-	decision   = describe("decision_seconds", "Time from a packet's bytes to its verdict, without the queue. One of 64 is timed.")
-	lookups    = describe("flow_cache_lookups_total", "Decisions of the agent by what its flow cache had: a hit, a miss, or a stale verdict that no longer held.", "result")
-	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open to all because no policy concerns them, or allowed or denied by a verdict that it remembered. They are among sluice_verdicts_total.", "answer")
-	unkept     = describe("kernel_cache_failures_total", "Verdicts that the kernel could not be told to remember.")
-	forged     = describe("forged_dropped_total", "Frames that were dropped because they do not say, or say wrongly, whose they are, or because no policy can be applied to them: by the rules (rule), or at pods' interfaces, by what was wrong.", "reason")
-	guarded    = describe("guarded_interfaces", "Interfaces that are guarded: known to be a pod's, or not known whose.", "pod")
-	rejudged   = describe("connections_rejudged_total", "Live connections that were checked after a change, by result: unchanged, allowed (for the first time), revoked or restored. sluice status shows the same numbers.", "result")
-	problems   = describe("problems", "What is wrong at present, by what it is about. sluice status tells more.", "kind")
-	synced     = describe("watch_synced", "1 when all objects of the kind have come.", "kind")
-	broken     = describe("watch_broken", "1 while nothing is heard of the kind. What is known stays in force.", "kind")
-	events     = describe("watch_events_total", "Objects that came, changed or went.", "kind")
-	restarts   = describe("watch_restarts_total", "Watches that were begun again.", "kind")
-	failures   = describe("watch_errors_total", "Requests that failed, and watches that broke off with an error.", "kind")
+	buildInfo  = describe("build_info", "1, with the versions of the agent and of Go.", "version", "goversion")
+	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the isolated ends. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
+	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
+	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
+	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed or denied by a remembered verdict. sluice_verdicts_total includes them.", "answer")
+	unkept     = describe("kernel_cache_failures_total", "Verdicts that could not be stored in the kernel.")
+	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the rules (rule), or at pods' interfaces, by what was wrong.", "reason")
+	guarded    = describe("guarded_interfaces", "Guarded interfaces, whose pod is known or unknown.", "pod")
+	rejudged   = describe("connections_rejudged_total", "Live connections that were judged after a change, by result: unchanged, allowed (for the first time), revoked or restored. sluice status shows the same numbers.", "result")
+	problems   = describe("problems", "Problems at present, by kind. sluice status has the details.", "kind")
+	synced     = describe("watch_synced", "1 if the list of the kind has been read.", "kind")
+	broken     = describe("watch_broken", "1 while the watch of the kind is broken. What is known stays in force.", "kind")
+	events     = describe("watch_events_total", "Objects that were added, changed or deleted.", "kind")
+	restarts   = describe("watch_restarts_total", "Watches that were started again.", "kind")
+	failures   = describe("watch_errors_total", "Requests that failed, and watches that ended with an error.", "kind")
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// The labels of verdicts that the kernel gives: it knows neither direction nor reason.
+// The labels of verdicts of the kernel, which remembers neither direction nor reason.
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
 )
 
-// problemKinds have a series each, so that an alert sees them begin. Other kinds have one
-// while there are problems of them.
+// problemKinds have a series each from the start, so that an alert sees the first problem
+// as a rise. Another kind has a series while there are problems of it.
 var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint", "listen"}
 
 // collector reads a State for each scrape.
 type collector struct{ read func() *State }
 
-// Registry gives the metrics of an agent, and those of its process.
+// Registry returns the metrics of an agent and of its process.
 func Registry(read func() *State) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collector{read}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -163,7 +163,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
 	if k := s.Kernel; k != nil {
-		// Without these a denial that repeats would count once, however often it does.
+		// Without these, a repeated denial would count once.
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
@@ -210,7 +210,7 @@ type series struct {
 	reason    filter.Reason
 }
 
-// expected are there from the start, so that the first denial is a rise.
+// expected are present from the start, so that an alert sees the first denial as a rise.
 var expected = []series{
 	{"none", filter.Allow, filter.NotIsolated},
 	{"egress", filter.Allow, filter.RuleAllows},
@@ -240,7 +240,7 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 	return sums
 }
 
-// direction is the one that decided.
+// direction returns the direction that decided.
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {
@@ -258,8 +258,8 @@ func direction(r filter.Reason, s engine.Sides) string {
 	return "none"
 }
 
-// latency makes the histogram of decisions. What is quicker than 2^6 ns is one
-// bucket: no decision is.
+// latency makes the histogram of decisions. Times below 2^6 ns share one bucket: no decision
+// is that quick.
 func latency(l *engine.Latency) prometheus.Metric {
 	const first = 6
 	buckets := make(map[float64]uint64)
@@ -273,7 +273,7 @@ func latency(l *engine.Latency) prometheus.Metric {
 	return prometheus.MustNewConstHistogram(decision, sum, l.Sum.Seconds(), buckets)
 }
 
-// since is how long ago something was; 0 if it has not been.
+// since is the time since t; 0 if t is zero.
 func (s *State) since(t time.Time) time.Duration {
 	if t.IsZero() {
 		return 0
@@ -281,7 +281,7 @@ func (s *State) since(t time.Time) time.Duration {
 	return s.Now.Sub(t)
 }
 
-// count asks about the snapshot in force; without one it holds nothing.
+// count returns a number of the snapshot in force; 0 without one.
 func (s *State) count(of func(*State) int) float64 {
 	if s.Snapshot == nil {
 		return 0

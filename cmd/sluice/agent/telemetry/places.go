@@ -12,33 +12,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Enforcing needs file descriptors: for manifests, iptables, queues, the Kubernetes
-// API. Every pod may connect to its node, and a connection takes a descriptor for as
-// long as the other end likes. So connections have places, and there are fewer of
-// them than descriptors.
+// The agent needs file descriptors to enforce: for manifests, iptables, queues and the
+// Kubernetes API. Every pod may connect to its node, and a connection takes a descriptor for
+// as long as its client wants. So the number of connections is limited: each has a place,
+// and there are fewer places than descriptors.
 //
-// A connection that finds no place displaces another one instead of being refused:
-// the refused one could be a probe of the kubelet, and the others a pod's that does
-// nothing with them. It displaces one of the source that holds most, if possible one
-// without a request that is being answered. Callers on the node have places of their
-// own, which no pod can take.
+// If there is no free place, a new connection displaces another one instead of being
+// refused: it could be a probe of the kubelet, and the others could be idle connections of
+// a pod. It displaces a connection of the source that has most, and one without a request
+// in progress if there is one. Callers on the node have places of their own, which pods
+// cannot take.
 const (
 	nodePlaces   = 64  // of callers on this node, by TCP
 	otherPlaces  = 128 // of callers from elsewhere
 	sourcePlaces = 16  // of those, of one address
-	socketPlaces = 32  // of the unix socket, which is root's
-	fewestPlaces = 2   // of each of them, however few descriptors there are
+	socketPlaces = 32  // of the unix socket, which only root may open
+	fewestPlaces = 2   // of each kind, however few descriptors there are
 
-	// reserve is how many descriptors are the agent's own: with four queues it has
-	// some 40 open, and runs one command at a time.
+	// reserve is the number of descriptors that the agent keeps for itself. With four queues
+	// it has about 40 open, and runs one command at a time.
 	reserve = 128
 )
 
-// allowance is how many connections a listener may have, by who calls.
+// allowance is the number of connections that a listener may have, by kind of caller.
 type allowance struct{ node, others, perSource, socket int }
 
-// allowed divides half of what descriptors leave beside the reserve. The other half
-// is for what was not thought of.
+// allowed divides half of the descriptors beyond the reserve. The other half is for the
+// unforeseen.
 func allowed(descriptors uint64) allowance {
 	const all = nodePlaces + otherPlaces + socketPlaces
 	left := (int(min(descriptors, 1<<20)) - reserve) / 2
@@ -46,12 +46,12 @@ func allowed(descriptors uint64) allowance {
 	return allowance{node: part(nodePlaces), others: part(otherPlaces), perSource: part(sourcePlaces), socket: part(socketPlaces)}
 }
 
-// descriptors is how many files this process may have open. Go raises its own limit
-// to the highest that it may at the start, and gives that of before to commands.
+// descriptors is the number of files that this process may have open. At the start, Go
+// raises its own limit as far as it may, and gives commands the original one.
 func descriptors() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0 // so that little is given away
+		return 0 // which leaves the fewest places
 	}
 	return limit.Cur
 }
@@ -80,8 +80,8 @@ type placed struct {
 	stays  bool       // it is never displaced
 }
 
-// enter gives a connection a place. What is displaced, which may be the connection
-// itself, is to be closed.
+// enter gives a connection a place. The caller closes the connection that is displaced,
+// which may be the new one.
 func (p *places) enter(c *placed) (out *placed) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,9 +104,8 @@ func (p *places) enter(c *placed) (out *placed) {
 	return out
 }
 
-// victim is the connection that can best be done without, of those among which it
-// is to be chosen: the oldest that is not busy, or else the oldest; the newcomer if
-// all of them stay.
+// victim chooses a connection to close among some: the oldest that is not busy, otherwise
+// the oldest, and the newcomer if all others stay.
 func (p *places) victim(newcomer *placed, among func(*placed) bool) *placed {
 	var oldest *placed
 	for _, c := range p.taken {
@@ -129,7 +128,7 @@ func (p *places) victim(newcomer *placed, among func(*placed) bool) *placed {
 func (p *places) remove(c *placed) {
 	i := slices.Index(p.taken, c)
 	if i < 0 {
-		return // it was displaced before it was closed
+		return // displaced before
 	}
 	p.taken = slices.Delete(p.taken, i, i+1)
 	if p.of[c.source]--; p.of[c.source] == 0 {
@@ -160,20 +159,19 @@ func (c *placed) set(f func(*placed)) {
 // limited is a listener whose connections have places.
 type limited struct {
 	net.Listener
-	// whose says which places a connection is to have one of, and from which source
-	// it comes.
-	whose func(net.Conn) (*places, netip.Addr)
+	// placesOf returns the places for a connection, and its source.
+	placesOf func(net.Conn) (*places, netip.Addr)
 }
 
-// Accept also closes what is displaced, so that there never are more connections
-// than places, but for the newest.
+// Accept also closes the connection that is displaced, so that there is never more than one
+// connection without a place.
 func (l limited) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
-			return nil, err // as it is: net/http looks whether it is worth another try
+			return nil, err // unwrapped: net/http checks whether to try again
 		}
-		in, source := l.whose(conn)
+		in, source := l.placesOf(conn)
 		c := &placed{Conn: conn, in: in, source: source}
 		out := in.enter(c)
 		if out != nil {
@@ -185,13 +183,13 @@ func (l limited) Accept() (net.Conn, error) {
 	}
 }
 
-// ofTCP tells callers on this node, which come from the address that they call or
-// from loopback, from others.
+// ofTCP separates callers on this node from others: they come from loopback, or from the
+// address that they call.
 func ofTCP(node, others *places) func(net.Conn) (*places, netip.Addr) {
 	return func(c net.Conn) (*places, netip.Addr) {
 		from, to := addrOf(c.RemoteAddr()), addrOf(c.LocalAddr())
 		if from.IsLoopback() || from == to {
-			return node, netip.Addr{} // one source: nothing tells its processes apart
+			return node, netip.Addr{} // one source: processes of a node cannot be told apart
 		}
 		return others, from
 	}
@@ -215,7 +213,7 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// placeOf is the place of a request's connection; without one, an empty one.
+// placeOf returns the place of a request's connection; an empty one if it has none.
 func placeOf(ctx context.Context) *placed {
 	if c, is := ctx.Value(connKey{}).(*placed); is {
 		return c
@@ -229,8 +227,8 @@ type Connections struct {
 	Displaced uint64 // closed for another one
 }
 
-// lookout is how often it is looked whether connections were displaced.
-const lookout = time.Minute
+// displacedInterval is the time between two checks for displaced connections.
+const displacedInterval = time.Minute
 
 func connections(all []*places) (c Connections) {
 	for _, p := range all {

@@ -157,8 +157,8 @@ func TestCallersAreNotWaitedFor(t *testing.T) {
 	big := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<21)) })
 	answering(t, big, func(dial func() net.Conn) {
 		for text, most := range map[string]time.Duration{
-			"":                          hello,
-			"GET / HTTP/1.1\r\nHost: x": hello,
+			"":                          headerTimeout,
+			"GET / HTTP/1.1\r\nHost: x": headerTimeout,
 			"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc": writeTimeout + readTimeout,
 			"GET / HTTP/1.1\r\nHost: x\r\n\r\n":                            idleTimeout,
 		} {
@@ -206,18 +206,18 @@ func TestLongRequestsAreWaitedFor(t *testing.T) {
 			t.Errorf("the lease lasted %v", d)
 		}
 	})
-	profile := long(func(w http.ResponseWriter, r *http.Request) {
+	profile := untilDone(func(w http.ResponseWriter, r *http.Request) {
 		select {
-		case <-time.After(pprofMost):
+		case <-time.After(maxPprofDuration):
 			fmt.Fprint(w, "profile")
 		case <-r.Context().Done():
 		}
 	})
 	answering(t, profile, func(dial func() net.Conn) {
 		c := dial()
-		fmt.Fprintf(c, "GET /?seconds=%v HTTP/1.0\r\n\r\n", pprofMost.Seconds())
+		fmt.Fprintf(c, "GET /?seconds=%v HTTP/1.0\r\n\r\n", maxPprofDuration.Seconds())
 		if text, _ := io.ReadAll(c); !strings.HasSuffix(string(text), "profile") {
-			t.Errorf("a profile of %v: %q", pprofMost, text)
+			t.Errorf("a profile of %v: %q", maxPprofDuration, text)
 		}
 		for _, bad := range []string{"1e9", "-1", "NaN", "x"} {
 			c := dial()

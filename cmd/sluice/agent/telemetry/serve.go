@@ -16,47 +16,46 @@ import (
 )
 
 const (
-	// again is how long an address that could not be had is left alone, and how
-	// often the socket is looked after.
-	again = time.Second
-	// patient bounds how long the agent may fail to listen on a place before that is a
-	// problem: an agent that takes over waits for the one from before.
-	patient = 30 * time.Second
-	// hello bounds how long a caller may take for the header of a request, and
-	// readTimeout for all of it.
-	hello       = 5 * time.Second
-	readTimeout = 10 * time.Second
-	// writeTimeout bounds how long an answer takes from the request on, with a caller
-	// that reads slowly, or not at all.
+	// listenInterval is the time between two tries to listen, and between two checks of the
+	// socket.
+	listenInterval = time.Second
+	// listenTimeout bounds the time without a listener before that is a problem: an agent
+	// that takes over waits for its predecessor.
+	listenTimeout = 30 * time.Second
+	// headerTimeout bounds the time for the header of a request, readTimeout that for the
+	// whole request.
+	headerTimeout = 5 * time.Second
+	readTimeout   = 10 * time.Second
+	// writeTimeout bounds the time from the header of a request to the end of its answer, for
+	// callers that read slowly or not at all.
 	writeTimeout = 30 * time.Second
-	// idleTimeout bounds the wait for the next request on a connection: longer than
+	// idleTimeout bounds the wait for the next request on a connection. It is longer than
 	// the usual interval of a scrape.
 	idleTimeout = 90 * time.Second
-	// No request that is answered has a header of more than some hundred bytes, or a
-	// body.
+	// maxHeader and maxBody bound a request. No request that the agent answers has a header
+	// of more than some hundred bytes, or a body.
 	maxHeader, maxBody = 8 << 10, 1 << 10
 )
 
-// Options say where an agent answers.
+// Options are the addresses of the servers, and what they ask the agent.
 type Options struct {
-	Address string // of HTTP; empty for none
-	Socket  string // path of the unix socket of sluice status; empty for none
-	// HandOver answers an agent that wants to take over; nil refuses.
+	Address string // of HTTP; empty disables it
+	Socket  string // path of the unix socket for sluice status; empty disables it
+	// HandOver answers an agent that wants to take over. nil rejects it.
 	HandOver http.HandlerFunc
-	// Displace says whether the agent that answers on the socket has yielded to
-	// this one; nil says never.
-	Displace func() bool
+	// TookOver reports whether the agent that listens on the socket has yielded to this one.
+	// nil means never.
+	TookOver func() bool
 	Logger   *slog.Logger // nil discards
 }
 
-// Serve answers until ctx ends. What cannot be listened on is said once, and
-// tried again until it can.
+// Serve answers until ctx ends. If it cannot listen, it logs so once and tries again.
 func Serve(ctx context.Context, opts Options, read func() *State) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	if opts.Displace == nil {
-		opts.Displace = func() bool { return false }
+	if opts.TookOver == nil {
+		opts.TookOver = func() bool { return false }
 	}
 	may := allowed(descriptors())
 	node, others, socket := newPlaces(may.node, may.node), newPlaces(may.others, may.perSource), newPlaces(may.socket, may.socket)
@@ -72,10 +71,10 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 		group.Go(func() error { path.serve(ctx, socketHandler(opts, whole), listenUnix(opts, socket)); return nil })
 	}
 	group.Go(func() error { warnOfDisplaced(ctx, opts.Logger, all); return nil })
-	_ = group.Wait() // none of them fails
+	_ = group.Wait() // none fails
 }
 
-// complete adds to a state what the server itself counts, and the places on which it
+// complete adds to a state the connections of the servers, and the addresses on which they
 // cannot listen.
 func complete(read func() *State, all []*places, listens ...*place) func() *State {
 	return func() *State {
@@ -88,7 +87,7 @@ func complete(read func() *State, all []*places, listens ...*place) func() *Stat
 	}
 }
 
-// socketHandler answers root on this node.
+// socketHandler answers on the socket, which only root may open.
 func socketHandler(opts Options, read func() *State) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
@@ -115,18 +114,19 @@ func listenTCP(node, others *places) listener {
 
 func listenUnix(opts Options, in *places) listener {
 	return func(_ context.Context, path string) (net.Listener, func() bool, error) {
-		s, err := listenSocket(path, opts.Displace())
+		s, err := listenSocket(path, opts.occupied())
 		if err != nil {
 			return nil, nil, err
 		}
-		lost := func() bool { return !s.inPlace() && vacant(path, opts.Displace()) == nil }
+		lost := func() bool { return !s.inPlace() && vacant(path, opts.occupied()) == nil }
 		return limited{s, ofSocket(in)}, lost, nil
 	}
 }
 
-// warnOfDisplaced says once in a while how many connections were closed for others.
+// warnOfDisplaced logs how many connections were closed for others, at most once for each
+// displacedInterval.
 func warnOfDisplaced(ctx context.Context, log *slog.Logger, all []*places) {
-	tick := time.NewTicker(lookout)
+	tick := time.NewTicker(displacedInterval)
 	defer tick.Stop()
 	for last := connections(all).Displaced; ; {
 		select {
@@ -135,24 +135,24 @@ func warnOfDisplaced(ctx context.Context, log *slog.Logger, all []*places) {
 		case <-tick.C:
 		}
 		if now := connections(all).Displaced; now > last {
-			log.Warn("more connections than are answered at once: the oldest of those who have most were closed", "closed", now-last)
+			log.Warn("too many connections; closed the oldest ones of the sources with most connections", "closed", now-last)
 			last = now
 		}
 	}
 }
 
-// newServer returns a server that waits for no caller longer than it must.
+// newServer returns a server with a timeout for each part of a request.
 func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           http.MaxBytesHandler(occupying(handler), maxBody),
-		ReadHeaderTimeout: hello, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		Handler:           http.MaxBytesHandler(markBusy(handler), maxBody),
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader, ConnContext: withConn,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
 
-// occupying marks connections with a request that is being answered.
-func occupying(next http.Handler) http.Handler {
+// markBusy marks the connection of a request as busy until it is answered.
+func markBusy(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := placeOf(r.Context())
 		c.set(func(c *placed) { c.busy = true })
@@ -161,37 +161,37 @@ func occupying(next http.Handler) http.Handler {
 	})
 }
 
-// extend gives a request until a time to be read and answered; zero is without end.
-// The end of the time to read also ends the context of a request that is answered.
+// extend sets the deadline for reading and answering a request; zero means none. The
+// deadline for reading also ends the context of a request in progress.
 func extend(w http.ResponseWriter, until time.Time) {
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(until)  // where it cannot be set, there is none
+	_ = control.SetReadDeadline(until)  // if it cannot be set, there is none
 	_ = control.SetWriteDeadline(until) // likewise
 }
 
-// place is where the agent answers.
+// place is an address or a path on which the agent listens.
 type place struct {
 	name string
-	hint string // what to do if the agent cannot listen there for long
+	hint string // what to do if the agent cannot listen there
 	log  *slog.Logger
 
 	mu     sync.Mutex
-	failed error     // why it does not answer; nil if it does
-	since  time.Time // when it stopped answering, or first failed to
+	failed error     // why the agent does not listen; nil if it does
+	since  time.Time // when it stopped, or first failed
 	warned bool
 }
 
-// serve listens and answers until ctx ends, and listens again when the place was
-// lost: somebody has cleaned up /run, or the agent that took over from this one is
-// gone. Requests that are open do not notice.
+// serve listens and answers until ctx ends. It listens again when the place was lost: the
+// socket was deleted, or the agent that took over from this one is gone. Requests in
+// progress go on.
 func (p *place) serve(ctx context.Context, handler http.Handler, listen listener) {
 	server := newServer(handler, p.log)
 	defer server.Close()
-	tick := time.NewTicker(again)
+	tick := time.NewTicker(listenInterval)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		l, lost, err := listen(ctx, p.name)
-		p.say(ctx, err)
+		p.report(ctx, err)
 		var ended chan error
 		if err == nil {
 			ended = make(chan error, 1)
@@ -200,24 +200,24 @@ func (p *place) serve(ctx context.Context, handler http.Handler, listen listener
 		for waiting := true; waiting; {
 			select {
 			case <-ctx.Done():
-				return // and the server closes what it listens on
+				return // the server closes its listener
 			case err := <-ended:
-				p.say(ctx, err)
+				p.report(ctx, err)
 				ended, lost, waiting = nil, nil, false
 			case <-tick.C:
 				waiting = ended != nil && !lost()
 			}
 		}
 		if ended != nil {
-			_ = l.Close() // nobody can reach it
+			_ = l.Close() // clients cannot reach it
 			<-ended
 		}
 	}
 }
 
-// say logs what keeps the agent from answering, once, and once more as a warning
-// if it stays so; or that it answers.
-func (p *place) say(ctx context.Context, err error) {
+// report logs that the agent listens, or why it does not: once, and once more as a warning
+// after listenTimeout.
+func (p *place) report(ctx context.Context, err error) {
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return
 	}
@@ -227,28 +227,27 @@ func (p *place) say(ctx context.Context, err error) {
 	p.failed = err
 	if err == nil {
 		p.warned = false
-		p.log.Info("answering", "at", p.name)
+		p.log.Info("listening", "address", p.name)
 		return
 	}
 	if was == nil {
 		p.since = time.Now()
 	}
 	if was == nil || was.Error() != err.Error() {
-		p.log.Info("not answering yet; trying again, and enforcing meanwhile", event.AddressInUse.Attr(), "at", p.name, "because", err)
+		p.log.Info("cannot listen yet; trying again", event.AddressInUse.Attr(), "address", p.name, "err", err)
 	}
-	if !p.warned && time.Since(p.since) > patient {
+	if !p.warned && time.Since(p.since) > listenTimeout {
 		p.warned = true
-		p.log.Warn("cannot answer; enforcing all the same", "at", p.name, "err", err)
+		p.log.Warn("cannot listen; policies are enforced nevertheless", "address", p.name, "err", err)
 	}
 }
 
-// problems returns the problem that the agent cannot listen there, once the warning
-// was logged.
+// problems returns the problem that the agent cannot listen, after the warning about it.
 func (p *place) problems() []Problem {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed == nil || !p.warned {
 		return nil
 	}
-	return []Problem{{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Mend: p.hint}}
+	return []Problem{{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Hint: p.hint}}
 }

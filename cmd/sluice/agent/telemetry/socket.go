@@ -17,21 +17,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultSocket is where an agent answers sluice status.
+// DefaultSocket is the path of the socket for sluice status.
 const DefaultSocket = "/run/sluice/sluice.sock"
 
-// listenSocket listens on a unix socket that none but its owner can reach.
+// occupant is the process that may listen on the socket's path.
+type occupant uint8
+
+const (
+	stranger    occupant = iota // keeps the path while it listens
+	predecessor                 // has yielded to this agent, which takes the path
+)
+
+// occupied returns who may listen on the path.
+func (o Options) occupied() occupant {
+	if o.TookOver() {
+		return predecessor
+	}
+	return stranger
+}
+
+// listenSocket listens on a unix socket that only its owner can open.
 //
-// The socket is made in a folder of its own, which nobody else can enter, and
-// moved to its place when its mode is right: so it is never there with a wider
-// one, and takes the place of another in the same step. What is no socket is left
-// alone, and so is one on which somebody answers, unless it is for us to displace.
-func listenSocket(path string, displace bool) (*socket, error) {
+// It makes the socket in a directory that only its owner can enter, and moves it to its
+// path when its mode is right. So the socket never has a wider mode, and replaces another
+// one in the same step. It leaves a file that is not a socket alone, and a socket on which
+// a stranger listens.
+func listenSocket(path string, by occupant) (*socket, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the folder of the status socket: %w", err)
+		return nil, fmt.Errorf("make the directory of the status socket: %w", err)
 	}
-	if err := vacant(path, displace); err != nil {
+	if err := vacant(path, by); err != nil {
 		return nil, err
 	}
 	private, err := os.MkdirTemp(dir, ".sluice-")
@@ -44,7 +60,7 @@ func listenSocket(path string, displace bool) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the status socket: %w", err)
 	}
-	l.SetUnlinkOnClose(false) // it would look for it where it was made
+	l.SetUnlinkOnClose(false) // it would look for the path where the socket was made
 	err = os.Chmod(made, 0o600)
 	var info os.FileInfo
 	if err == nil {
@@ -60,8 +76,8 @@ func listenSocket(path string, displace bool) (*socket, error) {
 	return &socket{l, path, info}, nil
 }
 
-// vacant says what keeps a socket from being put at a path.
-func vacant(path string, displace bool) error {
+// vacant returns why no socket may be moved to a path.
+func vacant(path string, by occupant) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -69,30 +85,30 @@ func vacant(path string, displace bool) error {
 	case err != nil:
 		return fmt.Errorf("look for a stale status socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s is there and no socket: move it away, or give another path with --socket", path)
-	case displace:
+		return fmt.Errorf("%s exists and is not a socket: move it away, or give another path with --socket", path)
+	case by == predecessor:
 		return nil
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
 		_ = conn.Close()
-		return fmt.Errorf("another agent answers on %s: end it, or give another path with --socket", path)
+		return fmt.Errorf("another agent listens on %s: end it, or give another path with --socket", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("ask whether somebody answers on %s: %w", path, err)
+		return fmt.Errorf("check whether an agent listens on %s: %w", path, err)
 	}
-	return nil // nobody listens any more
+	return nil // it is stale
 }
 
-// socket is a listener that takes its file away when it closes, unless another
-// has its place by then.
+// socket is a listener that removes its file when it closes, unless another socket has
+// replaced it.
 type socket struct {
 	net.Listener
 	path string
 	made os.FileInfo
 }
 
-// inPlace says whether it can be reached.
+// inPlace reports whether clients can reach it.
 func (s *socket) inPlace() bool {
 	now, err := os.Lstat(s.path)
 	return err == nil && os.SameFile(now, s.made)
@@ -100,12 +116,12 @@ func (s *socket) inPlace() bool {
 
 func (s *socket) Close() error {
 	if s.inPlace() {
-		_ = os.Remove(s.path) // a stale one does no harm
+		_ = os.Remove(s.path) // a stale socket does no harm
 	}
 	return s.Listener.Close()
 }
 
-// ErrNoAgent says that there is no agent behind a socket.
+// ErrNoAgent is the error of Ask if no agent listens on the socket.
 var ErrNoAgent = errors.New("no agent answers")
 
 // askTimeout bounds the wait for an agent's status.
@@ -133,7 +149,7 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("%w on %s: start sluice run on this node, or name its socket with --socket", ErrNoAgent, path)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("the agent's socket %s is its owner's alone: ask as root", path)
+		return nil, fmt.Errorf("only its owner may open the agent's socket %s: ask as root", path)
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("ask the agent on %s: %w", path, context.Cause(ctx))
 	case err != nil:
@@ -155,8 +171,8 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	return &s, nil
 }
 
-// listenerOf returns the number in our PID namespace of the process that listens. The
-// kernel has 0 for one that is not in it (unix(7), SO_PEERCRED).
+// listenerOf returns the PID of the process that listens, in our PID namespace. The kernel
+// returns 0 for a process outside it (unix(7), SO_PEERCRED).
 func listenerOf(conn net.Conn) int {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {

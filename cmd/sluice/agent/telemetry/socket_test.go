@@ -111,7 +111,7 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 	path := filepath.Join(dir, "sluice.sock")
 	stopFirst := served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
 	answered(t, path)
-	if _, err := listenSocket(path, false); err == nil || !strings.Contains(err.Error(), "another agent answers") {
+	if _, err := listenSocket(path, stranger); err == nil || !strings.Contains(err.Error(), "another agent listens") {
 		t.Errorf("a second agent: %v", err)
 	}
 	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 2}})
@@ -127,7 +127,7 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenSocket(file, true); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := listenSocket(file, predecessor); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("a file at the socket's place: %v", err)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != "precious" {
@@ -138,14 +138,14 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 // An agent that ends does not take away the socket of its successor.
 func TestSuccessorKeepsItsSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
-	first, err := listenSocket(path, false)
+	first, err := listenSocket(path, stranger)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	second, err := listenSocket(path, false)
+	second, err := listenSocket(path, stranger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestSocketGoesToTheSuccessor(t *testing.T) {
 	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
 	answered(t, path)
 	displace := func() bool { return true }
-	stop := served(t, Options{Socket: path, Displace: displace}, &State{Settings: Settings{PID: 2}})
+	stop := served(t, Options{Socket: path, TookOver: displace}, &State{Settings: Settings{PID: 2}})
 	awaitPID(t, path, 2)
 	stop()
 	awaitPID(t, path, 1)
@@ -303,22 +303,22 @@ func TestPlaceFailsForLong(t *testing.T) {
 		}
 		fail := func(times int) {
 			for i := range times {
-				p.say(t.Context(), fmt.Errorf("it is taken, %d", i%2))
-				time.Sleep(again)
+				p.report(t.Context(), fmt.Errorf("it is taken, %d", i%2))
+				time.Sleep(listenInterval)
 			}
 		}
 		for range 2 {
-			fail(int(patient / again))
+			fail(int(listenTimeout / listenInterval))
 			check(0, 0)
-			p.say(t.Context(), nil)
+			p.report(t.Context(), nil)
 		}
-		fail(3 * int(patient/again))
+		fail(3 * int(listenTimeout/listenInterval))
 		check(1, 1)
 		all := read().AllProblems()
 		if got, want := all[len(all)-1].String(), "listen there: it is taken, 1: free it"; got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
-		p.say(t.Context(), nil)
+		p.report(t.Context(), nil)
 		check(1, 0)
 	})
 }
@@ -338,7 +338,7 @@ func TestServeTellsOfTakenAddress(t *testing.T) {
 			defer close(ended)
 			p.serve(ctx, http.NotFoundHandler(), listenTCP(newPlaces(1, 1), newPlaces(1, 1)))
 		}()
-		time.Sleep(2 * patient)
+		time.Sleep(2 * listenTimeout)
 		if found := p.problems(); len(found) != 1 || !strings.Contains(found[0].Detail, "in use") {
 			t.Errorf("problems %v", found)
 		}

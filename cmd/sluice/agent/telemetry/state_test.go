@@ -94,13 +94,13 @@ func TestUnready(t *testing.T) {
 		want   string
 	}{
 		"well":             {func(*State) {}, ""},
-		"no list":          {func(s *State) { s.Ready, s.Watches[1].Synced = time.Time{}, false }, "the list of NetworkPolicies has not come yet"},
-		"no list, and why": {func(s *State) { s.Ready, s.Watches[0] = time.Time{}, Watch{Kind: "Pod", Broken: "refused"} }, "the list of Pods has not come yet: refused"},
+		"no list":          {func(s *State) { s.Ready, s.Watches[1].Synced = time.Time{}, false }, "the list of NetworkPolicies has not been read yet"},
+		"no list, and why": {func(s *State) { s.Ready, s.Watches[0] = time.Time{}, Watch{Kind: "Pod", Broken: "refused"} }, "the list of Pods has not been read yet: refused"},
 		"no rules":         {func(s *State) { s.Ready = time.Time{} }, "the rules are not in place yet"},
 		"rules are lost":   {func(s *State) { s.Failing = []string{"mangle: locked"} }, "rules cannot be kept: mangle: locked"},
-		"away for a bit":   {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-grace) }, ""},
-		"away for long": {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-grace-time.Second) },
-			"Pods have not been heard of since 2024-05-01T11:58:59Z: gone"},
+		"away for a bit":   {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout) }, ""},
+		"away for long": {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout-time.Second) },
+			"the watch of Pods has been broken since 2024-05-01T11:58:59Z: gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := busy(t)

@@ -11,33 +11,33 @@ import (
 	"sluice/filter"
 )
 
-// Status is what an agent says of itself to sluice status.
+// Status is the answer of an agent to sluice status.
 type Status struct {
 	Settings
 	Started time.Time `json:"started"`
 	Ready   bool      `json:"ready"`
-	Unready string    `json:"unready,omitempty"` // why it is not
+	Unready string    `json:"unready,omitempty"` // why the agent is not ready
 
 	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before anything is in force
 	Packets   Packets    `json:"packets"`
-	Kernel    *InKernel  `json:"kernel,omitempty"` // nil where verdicts are not remembered in the kernel
+	Kernel    *InKernel  `json:"kernel,omitempty"` // nil if the kernel remembers no verdicts
 	Forged    Forged     `json:"forged"`
 	Live      Live       `json:"live"`
 	Repairs   uint64     `json:"ruleRepairs"`
 	Failed    uint64     `json:"ruleRepairFailures"`
 	Watches   []Watch    `json:"watches"`
 	Problems  []Problem  `json:"problems"`
-	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds that may change what is allowed
+	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds, which may change what is allowed
 
 	Now time.Time `json:"now"`
-	// Process is the agent's number where we run, which PID is not if the agent is in a
-	// container; 0 if the agent is in another container than we. Ask finds it out.
+	// Process is the PID of the agent where Ask runs: PID is another number if the agent is
+	// in a container. It is 0 if Ask runs in another container.
 	Process int `json:"-"`
 }
 
 // Enforcing is what is in force.
 type Enforcing struct {
-	Since      time.Time `json:"since"` // when the agent was ready first; zero before
+	Since      time.Time `json:"since"` // when the agent was first ready; zero before
 	Snapshot   uint64    `json:"snapshot"`
 	Published  time.Time `json:"published"`
 	Policies   int       `json:"policies"`
@@ -46,24 +46,24 @@ type Enforcing struct {
 	Endpoints  int       `json:"endpoints"`
 }
 
-// Packets are those that the agent was asked about since it started.
+// Packets are those that the agent has judged since it started.
 type Packets struct {
-	Allowed      uint64            `json:"allowed"`
-	Denied       uint64            `json:"denied"`
-	Reasons      map[string]uint64 `json:"reasons"`
-	Waiting      int               `json:"waiting"`
-	Held         uint64            `json:"held"`         // that have waited for their pod to become known
-	Expired      uint64            `json:"expired"`      // likewise, in vain
-	Refused      uint64            `json:"refused"`      // that found no place to wait, or lost it to a sender with fewer
-	Dropped      uint64            `json:"dropped"`      // by the kernel, because a queue was full
-	Crowd        uint64            `json:"crowd"`        // of sources that send more than their share
-	CrowdDropped uint64            `json:"crowdDropped"` // of such, by the kernel, because their queue was full
-	Panics       uint64            `json:"panics"`       // denied, because judging them failed
-	Restart      uint64            `json:"restarts"`     // of queue workers
-	Cached       uint64            `json:"cached"`       // answered from the flow cache
+	Allowed         uint64            `json:"allowed"`
+	Denied          uint64            `json:"denied"`
+	Reasons         map[string]uint64 `json:"reasons"`
+	Waiting         int               `json:"waiting"`
+	Held            uint64            `json:"held"`            // for a pod that was not known yet
+	Expired         uint64            `json:"expired"`         // of those, whose pod did not become known in time
+	Refused         uint64            `json:"refused"`         // for which there was no room, or whose sender held most
+	Dropped         uint64            `json:"dropped"`         // by the kernel, because a queue was full
+	Overflow        uint64            `json:"overflow"`        // judged in the overflow queue: their source is over its limit
+	OverflowDropped uint64            `json:"overflowDropped"` // by the kernel, because the overflow queue was full
+	Panics          uint64            `json:"panics"`          // denied, because judging them panicked
+	Restart         uint64            `json:"restarts"`        // of queue workers
+	Cached          uint64            `json:"cached"`          // answered from the flow cache
 }
 
-// Forged counts frames that were dropped because their source is missing or wrong, or
+// Forged counts the frames that were dropped because their source is missing or wrong, or
 // because no policy can be applied to them.
 type Forged struct {
 	Rules   uint64            `json:"rules"`             // by iptables: as if from this node, or from their receiver
@@ -92,15 +92,15 @@ type InKernel struct {
 	Denied  uint64 `json:"denied"`
 }
 
-// Live is what became of live connections after changes. Each of those judged is one
-// of unchanged, allowed, revoked and restored.
+// Live counts the live connections that were judged after changes. Each is unchanged,
+// allowed, revoked or restored.
 type Live struct {
 	Judged    int `json:"judged"`
 	Unchanged int `json:"unchanged"`
 	Allowed   int `json:"allowed"` // for the first time
 	Revoked   int `json:"revoked"`
 	Restored  int `json:"restored"`
-	Unjudged  int `json:"unjudged"` // had passed without a verdict, and were judged afterwards
+	Unjudged  int `json:"unjudged"` // had passed without a verdict
 }
 
 func liveOf(r conntrack.Result) Live {
@@ -110,13 +110,13 @@ func liveOf(r conntrack.Result) Live {
 	}
 }
 
-// Status sums a state up.
+// Status summarizes a state.
 func (s *State) Status() *Status {
 	out := &Status{
 		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs, Failed: s.RepairFailures,
 		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), NotRead: s.NotRead, Now: s.Now,
 		Packets: Packets{
-			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRejected, Dropped: s.Queue.Dropped, Crowd: s.Queue.Overflow, CrowdDropped: s.Queue.OverflowDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
+			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRejected, Dropped: s.Queue.Dropped, Overflow: s.Queue.Overflow, OverflowDropped: s.Queue.OverflowDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
 			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
 		Live: liveOf(s.Rejudged),
@@ -149,7 +149,7 @@ func (s *State) Status() *Status {
 	return out
 }
 
-// Good says whether there is nothing to look at.
+// Good reports whether the agent is ready and has no problems.
 func (s *Status) Good() bool { return s.Ready && len(s.Problems) == 0 }
 
 // WriteText writes the status for people.
@@ -164,15 +164,15 @@ func (s *Status) WriteText(out io.Writer) error {
 	}
 	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"), s.Failed)
 	p := s.Packets
-	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d waiting; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
+	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d queued; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {
-		fmt.Fprintf(w, "in the kernel\t%s that no policy concerns; by remembered verdicts %d allowed, %d denied\n", count(int(k.Open), "packet"), k.Allowed, k.Denied)
+		fmt.Fprintf(w, "in the kernel\t%s without a policy; by remembered verdicts %d allowed, %d denied\n", count(int(k.Open), "packet"), k.Allowed, k.Denied)
 	}
 	fmt.Fprintf(w, "forged\t%s\n", s.Forged.text())
-	fmt.Fprintf(w, "held for pods\t%d; expired %d; rejected or displaced (no place left) %d\n", p.Held, p.Expired, p.Refused)
-	fmt.Fprintf(w, "crowd\t%d came from sources beyond their share and were judged apart; %d dropped by their full queue\n", p.Crowd, p.CrowdDropped)
-	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d not judged for a failure; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
-	fmt.Fprintf(w, "live connections\t%d checked after changes: %d unchanged, %d newly allowed, %d revoked, %d restored; %d had passed unjudged\n",
+	fmt.Fprintf(w, "held for pods\t%d; expired %d; rejected or displaced (no room) %d\n", p.Held, p.Expired, p.Refused)
+	fmt.Fprintf(w, "overflow\t%d judged in the overflow queue, from sources over their limit; %d dropped because it was full\n", p.Overflow, p.OverflowDropped)
+	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d denied after a panic; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
+	fmt.Fprintf(w, "live connections\t%d judged after changes: %d unchanged, %d newly allowed, %d revoked, %d restored; %d had passed unjudged\n",
 		s.Live.Judged, s.Live.Unchanged, s.Live.Allowed, s.Live.Revoked, s.Live.Restored, s.Live.Unjudged)
 	if s.NotRead != "" {
 		fmt.Fprintf(w, "not read\t%s\n", s.NotRead)
@@ -194,13 +194,13 @@ func (s *Status) WriteText(out io.Writer) error {
 	return err
 }
 
-// headline says in one line how it stands.
+// headline summarizes the state in one line.
 func (s *Status) headline() string {
 	switch {
 	case s.Ready:
 		return fmt.Sprintf("enforces since %s (%s)", s.Enforcing.Since.Format(time.RFC3339), s.ago(s.Enforcing.Since))
 	case s.Enforcing != nil && !s.Enforcing.Since.IsZero():
-		return "enforces, but is not well: " + s.Unready
+		return "enforces, but is not ready: " + s.Unready
 	}
 	return fmt.Sprintf("started %s ago and not ready: %s", s.ago(s.Started), s.Unready)
 }
@@ -225,12 +225,12 @@ func (s *Status) watchText(w Watch) string {
 	case w.Broken != "":
 		return fmt.Sprintf("broken for %s", s.ago(w.Since))
 	case !w.Synced:
-		return "the list has not come yet"
+		return "the list has not been read yet"
 	}
-	return fmt.Sprintf("stands; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+	return fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
 }
 
-// ago is how long ago something was, as short as it can be said: "3h2m", "41s".
+// ago is the time since t in short form: "3h2m", "41s".
 func (s *Status) ago(t time.Time) string {
 	d := s.Now.Sub(t)
 	switch {

@@ -13,7 +13,7 @@ func TestStatusText(t *testing.T) {
 	ill := busy(t)
 	ill.Watches[1].Broken, ill.Watches[1].Since = "User \"x\" cannot watch networkpolicies: give it the verb", noon.Add(-50*time.Hour)
 	ill.Failing = []string{"mangle of IPv6: ip6tables-restore: the lock is held"}
-	ill.Problems = []Problem{{Kind: "policy", Where: "default/bad, spec.ingress[0].from[0].ipBlock.cidr", Detail: `"10.0.0.01/8" is no CIDR`, Mend: "write 10.0.0.0/8"}}
+	ill.Problems = []Problem{{Kind: "policy", Where: "default/bad, spec.ingress[0].from[0].ipBlock.cidr", Detail: `"10.0.0.01/8" is no CIDR`, Hint: "write 10.0.0.0/8"}}
 	starting := &State{Settings: busy(t).Settings, Now: noon, Started: noon.Add(-4 * time.Second), Watches: []Watch{{Kind: "Pod", Since: noon}}}
 	for name, s := range map[string]*State{"well.txt": busy(t), "ill.txt": ill, "starting.txt": starting} {
 		t.Run(name, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestStatusIsSingular(t *testing.T) {
 	s := busy(t)
 	s.Kernel.Open = 1
 	var out bytes.Buffer
-	if err := s.Status().WriteText(&out); err != nil || !strings.Contains(out.String(), " 1 packet that") {
+	if err := s.Status().WriteText(&out); err != nil || !strings.Contains(out.String(), " 1 packet without") {
 		t.Errorf("%v:\n%s", err, out.String())
 	}
 }

@@ -1,12 +1,11 @@
-// Package telemetry tells people and machines how an agent stands: metrics,
-// health and debugging over HTTP, and sluice status over a unix socket.
+// Package telemetry serves the state of an agent: metrics, health and debugging over HTTP,
+// and sluice status over a unix socket.
 //
-// All of it is drawn from a [State], which is read when somebody asks. The parts
-// of the agent count for themselves, and the packet's way pays nothing for being
-// watched.
+// All pages are made from a [State], which is read for each request. The parts of the agent
+// count for themselves, so that packets do not pay for telemetry.
 //
-// Enforcing comes first: an address or a socket that cannot be had is said in the
-// log and tried again, and ends nothing. If it stays so it is a problem.
+// Enforcement comes first: if the agent cannot listen, it logs so and tries again. After a
+// while that is a problem, but it never ends the agent.
 package telemetry
 
 import (
@@ -22,93 +21,93 @@ import (
 	"sluice/filter/queue"
 )
 
-// State is how an agent stands at one moment.
+// State is the state of an agent at one moment.
 type State struct {
 	Settings
 	Now     time.Time
 	Started time.Time
-	Ready   time.Time // when it was ready first; zero before
+	Ready   time.Time // when the agent was first ready; zero before
 
 	Snapshot  *policy.Snapshot // in force; nil before the first
-	Published time.Time        // when it was put in force
+	Published time.Time        // when it came into force
 	Tally     engine.Tally     // of all judges
 	Flows     cache.Stats      // likewise
-	Kernel    *bpf.Stats       // nil where verdicts are not remembered in the kernel
-	Guard     *guard.Stats     // nil where pods' interfaces are not guarded
-	Forged    uint64           // packets that the rules have dropped because of their source
+	Kernel    *bpf.Stats       // nil if the kernel remembers no verdicts
+	Guard     *guard.Stats     // nil if pods' interfaces are not guarded
+	Forged    uint64           // packets that the rules dropped because of their source
 	Queue     queue.Stats
-	Waiting   int // packets that wait for their answer
+	Waiting   int // packets that wait in the queues
 	Rejudged  conntrack.Result
 	Repairs   uint64 // of the rules
-	// RepairFailures are attempts at one that have failed.
+	// RepairFailures is the number of repairs that failed.
 	RepairFailures uint64
-	Unlogged       uint64 // verdicts that the log's rate kept back
+	Unlogged       uint64 // verdicts that were not logged because of the rate
 
-	Connections Connections // of those who ask over HTTP
+	Connections Connections // of HTTP and the socket
 
-	// Unguarded says why the guard of pods' interfaces is not up to date.
+	// Unguarded is why the guard of pods' interfaces is not up to date; empty if it is.
 	Unguarded string
 
 	Watches []Watch
 	Failing []string // tables whose rules cannot be kept, and why
 	Reduced []string // tables whose rules lack a part, and why
-	// Bypassed are the settings by which packets pass iptables by, where the agent
-	// is to be not ready for them.
+	// Bypassed are the settings of the kernel that let packets bypass iptables, if the agent
+	// is not ready because of them.
 	Bypassed       []string
-	SysctlProblems int // such settings, in any case
-	PodsOutside    int // addresses of this node's pods that no pod range holds
+	SysctlProblems int // number of such settings, in any case
+	PodsOutside    int // addresses of this node's pods outside of all pod ranges
 	Problems       []Problem
-	NotRead        string // objects of other kinds that may change what is allowed
+	NotRead        string // objects of other kinds, which may change what is allowed
 }
 
-// Settings are what an agent was told to do, as far as users ask about it.
+// Settings are those options of an agent that users ask about.
 type Settings struct {
 	Version string   `json:"version"`
 	PID     int      `json:"pid"`
 	Sources []string `json:"sources"` // of policies and pods
-	Tables  string   `json:"tables"`  // that hold the rules
+	Tables  string   `json:"tables"`  // with the rules
 	Queues  int      `json:"queues"`
 	Fail    string   `json:"fail"`
 	OnExit  string   `json:"onExit"`
 }
 
-// Watch is how it is with one kind of objects that is followed.
+// Watch is the state of the watch for one kind of object.
 type Watch struct {
 	Kind     string    `json:"kind"`
-	Synced   bool      `json:"synced"` // all there are have come
+	Synced   bool      `json:"synced"` // the list has been read
 	Broken   string    `json:"broken,omitempty"`
-	Since    time.Time `json:"since"` // when it broke, or came back
+	Since    time.Time `json:"since"` // when it broke or recovered
 	Events   uint64    `json:"events"`
 	Restarts uint64    `json:"restarts"`
 	Errors   uint64    `json:"errors"`
 }
 
-// Problem is something that is not as the user wants it.
+// Problem is a condition that the user should change.
 type Problem struct {
 	Kind   string `json:"kind"`  // what it is about: policy, address, manifest, watch, rules, taint, sysctl, ranges or listen
 	Where  string `json:"where"` // which one, and where in it
 	Detail string `json:"detail"`
-	Mend   string `json:"mend,omitempty"`
+	Hint   string `json:"hint,omitempty"`
 }
 
 func (p Problem) String() string {
 	text := fmt.Sprintf("%s %s: %s", p.Kind, p.Where, p.Detail)
-	if p.Mend != "" {
-		text += ": " + p.Mend
+	if p.Hint != "" {
+		text += ": " + p.Hint
 	}
 	return text
 }
 
-// grace is for how long a watch may be broken before the agent counts as not
-// ready: an API server that is restarted is no reason.
-const grace = time.Minute
+// watchTimeout bounds the time for which a watch may be broken while the agent counts as
+// ready: a restart of the API server takes less.
+const watchTimeout = time.Minute
 
-// Unready says what keeps the agent from being ready; empty if nothing does.
+// Unready returns why the agent is not ready; empty if it is.
 func (s *State) Unready() string {
 	if s.Ready.IsZero() {
 		for _, w := range s.Watches {
 			if !w.Synced {
-				return fmt.Sprintf("the list of %s has not come yet%s", plural(w.Kind), because(w.Broken))
+				return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
 			}
 		}
 		return "the rules are not in place yet"
@@ -117,11 +116,11 @@ func (s *State) Unready() string {
 		return "rules cannot be kept: " + table
 	}
 	for _, setting := range s.Bypassed {
-		return "packets between pods pass iptables by: " + setting
+		return "packets between pods bypass iptables: " + setting
 	}
 	for _, w := range s.Watches {
-		if w.Broken != "" && s.Now.Sub(w.Since) > grace {
-			return fmt.Sprintf("%s have not been heard of since %s%s", plural(w.Kind), w.Since.Format(time.RFC3339), because(w.Broken))
+		if w.Broken != "" && s.Now.Sub(w.Since) > watchTimeout {
+			return fmt.Sprintf("the watch of %s has been broken since %s%s", plural(w.Kind), w.Since.Format(time.RFC3339), because(w.Broken))
 		}
 	}
 	return ""
@@ -134,8 +133,8 @@ func because(reason string) string {
 	return ": " + reason
 }
 
-// AllProblems are those that were found in what the agent was given, and those
-// that it meets itself.
+// AllProblems are the problems of policies and manifests, and those of the agent's own
+// work.
 func (s *State) AllProblems() []Problem {
 	all := append([]Problem{}, s.Problems...)
 	for _, w := range s.Watches {
