@@ -108,7 +108,7 @@ func (l Local) Run(ctx context.Context, update func(Update)) error {
 		set, derived := l.Ranges.Node()
 		if now := slices.Concat(set, derived); first || !slices.Equal(now, known) {
 			known = now
-			update(func(w *policy.World) { w.SetLocalRanges(now) })
+			update(func(w *policy.World) { w.SetPodRanges(now) })
 		}
 		select {
 		case <-ctx.Done():

@@ -142,7 +142,7 @@ func (h *history) deletePolicy(namespace, name string) {
 
 func (h *history) setRanges(ranges []netip.Prefix) {
 	h.note("set ranges %v", ranges)
-	h.world.SetLocalRanges(ranges)
+	h.world.SetPodRanges(ranges)
 	h.cluster.Ranges = ranges
 	h.rangesChanged()
 }

@@ -16,18 +16,13 @@ type local struct {
 // It is called before the first pod is set.
 func (w *World) SetLocalNode(name string) { w.local.node = name }
 
-// SetLocalRanges sets the ranges in which pods of the node that enforces have their
-// addresses. Where two live pods claim an address in them, one that runs here has it: the
-// node gave it the address, and what another node claims cannot take it away.
-func (w *World) SetLocalRanges(ranges []netip.Prefix) {
-	now := make([]netip.Prefix, len(ranges))
-	for i, r := range ranges {
-		now[i] = r.Masked()
-	}
-	if slices.Equal(now, w.local.ranges) {
+// setLocalRanges sets the ranges in which pods of the node that enforces have their
+// addresses.
+func (w *World) setLocalRanges(ranges []netip.Prefix) {
+	if slices.Equal(ranges, w.local.ranges) {
 		return
 	}
-	w.local.ranges = now
+	w.local.ranges = ranges
 	for a := range w.rivals {
 		w.dirtyAddrs[a] = struct{}{}
 	}

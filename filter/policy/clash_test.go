@@ -54,14 +54,14 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 					w := policy.NewWorld()
 					w.SetLocalNode("here")
 					if !late {
-						w.SetLocalRanges(tt.ranges)
+						w.SetPodRanges(tt.ranges)
 					}
 					for _, i := range order {
 						w.SetPod(kubepod.Read(tt.pods[i]))
 						w.Commit()
 					}
 					if late {
-						w.SetLocalRanges(tt.ranges)
+						w.SetPodRanges(tt.ranges)
 					}
 					s, _ := w.Commit()
 					if got := s.Endpoint(netip.MustParseAddr("10.0.0.1")).String(); got != tt.want {

@@ -15,6 +15,7 @@ type Changes []netip.Addr
 // Commit compiles what has changed since the last Commit. The snapshot before
 // stays as it was. With nothing changed it is the same snapshot in a new number.
 func (w *World) Commit() (*Snapshot, Changes) {
+	ranges := w.commitRanges() // before the addresses, which depend on them
 	w.balance()
 	w.undefer()
 	w.match()
@@ -40,6 +41,8 @@ func (w *World) Commit() (*Snapshot, Changes) {
 		newest:   w.lastEpoch,
 		table:    w.table,
 		everyone: w.everyone,
+		ranges:   ranges,
+		starting: w.ranges.live,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
 			Endpoints: w.table.size, Classes: len(w.classes), Groups: len(w.groups),

@@ -16,7 +16,7 @@ func (c *cluster) world() *policy.World {
 	w.SetShape(c.shape)
 	w.SetNode(c.Node)
 	w.SetLocalNode(localNode)
-	w.SetLocalRanges(c.Ranges)
+	w.SetPodRanges(c.Ranges)
 	c.into(w)
 	return w
 }

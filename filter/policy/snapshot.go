@@ -16,6 +16,8 @@ type Snapshot struct {
 	table    *addrTable
 	everyone []idSet // by namespace id: selectors that match all pods of it
 	counts   Counts
+	ranges   *podRanges
+	starting *StartingPods // shared by all snapshots
 }
 
 // Counts says how much a snapshot holds.

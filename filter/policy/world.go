@@ -24,6 +24,7 @@ type World struct {
 	node       map[netip.Addr]struct{} // with IPVS, also the address of every Service
 	self       *Endpoint               // whoever has the node's addresses
 	local      local
+	ranges     rangeSources
 
 	nsSelectors selectors // of namespaces, as peers name them
 	subjects    selectors // of the pods that policies select
@@ -109,6 +110,7 @@ func NewWorld() *World {
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
 		deferred:    make(deferred),
+		ranges:      newRangeSources(),
 		large:       largeSize,
 		classes:     make(map[string]*class),
 		dirtyAddrs:  make(map[netip.Addr]struct{}),

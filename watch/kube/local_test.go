@@ -26,7 +26,7 @@ func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 	if got := owner(); got != "default/far" {
 		t.Errorf("without ranges the address is %s's", got)
 	}
-	w.SetLocalRanges([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")})
+	w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")})
 	if got := owner(); got != "default/near" {
 		t.Errorf("in this node's ranges the address is %s's", got)
 	}
