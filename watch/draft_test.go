@@ -269,7 +269,7 @@ func TestKeeperCompilesByTurns(t *testing.T) {
 // in force, and other pods are not.
 func TestKeeperDefersPodsBehindALargePolicy(t *testing.T) {
 	d := newDrafted(t)
-	d.update(func(w *policy.World) { w.SetLocalRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) })
+	d.update(func(w *policy.World) { w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) })
 	start := func(namespace string, number int) {
 		p := pod(fmt.Sprint("pod-", number), fmt.Sprint("10.0.0.", number))
 		p.Namespace, p.Labels = namespace, map[string]string{"pod": "5"}

@@ -25,7 +25,7 @@ type starting struct {
 func newStarting(t *testing.T) starting {
 	w := starting{policy.NewWorld(), t}
 	w.SetLocalNode(localNode)
-	w.SetLocalRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")})
+	w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")})
 	w.SetLarge(500)
 	w.UseDrafts()
 	return w
@@ -143,7 +143,7 @@ func TestPodsThatDraftsDoNotDelay(t *testing.T) {
 	w.expect("10.1.0.3", "a/outside")
 	w.expect("10.0.0.4", "b/other")
 	w.expect("10.0.0.5", "")
-	w.SetLocalRanges(nil) // so that its packets are not held any more
+	w.SetPodRanges(nil) // so that its packets are not held any more
 	w.expect("10.0.0.5", "a/behind")
 }
 
