@@ -10,19 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// acceptQueues is how many queues the accepting program reads: as many as sluice
-// does by default, so that they differ in what they do with packets alone.
+// acceptQueues is the number of queues that the accepting program reads: that of sluice by
+// default, so that they differ only in what they do with packets.
 const acceptQueues = 4
 
-// acceptRules bring it the first packet of each connection.
+// acceptRules send it the first packet of each connection.
 const acceptRules = `*mangle
 -A POSTROUTING -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN
 -A POSTROUTING -j NFQUEUE --queue-balance 0:3
 COMMIT
 `
 
-// acceptCommand is the contender that judges nothing: go-nfqueue as its
-// documentation shows it, a system call for each packet and one for each answer.
+// acceptCommand is the contender that decides nothing: go-nfqueue as in its documentation, with
+// a system call for each packet and one for each answer.
 func acceptCommand(e env) *cobra.Command {
 	return &cobra.Command{
 		Use: "accept", Hidden: true, Args: cobra.NoArgs,
@@ -57,7 +57,7 @@ func accept(ctx context.Context, started func()) error {
 			case ctx.Err() != nil:
 				return 1
 			case errors.Is(err, unix.ENOBUFS):
-				return 0 // packets were lost, which is what a flood is for; others go on
+				return 0 // packets were lost, as in a flood; the others continue
 			}
 			failed <- fmt.Errorf("read queue %d: %w", i, err)
 			return 1

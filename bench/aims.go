@@ -13,19 +13,19 @@ type aim struct {
 	rows   []string
 	loads  []string
 	metric result.Metric
-	// against is the row that the figure is divided by, round by round; the row's
-	// own if it is empty, and none if it is "-".
+	// against is the row by which the figure is divided, round by round: the reference row of
+	// the row if it is empty, and none if it is "-".
 	against string
 	want    float64
 	better  string
-	at      float64 // the quantile of the values that counts; 0 is the middle
+	at      float64 // the quantile of the values that counts; 0 is the median
 }
 
-// own says that a figure is held against the aim as it is.
+// own means that a figure is compared with the aim without a reference row.
 const own = "-"
 
-// aims are what judging may cost. They are ratios of one run, because of the figures
-// themselves every machine has its own.
+// aims bound the cost of enforcement. They are ratios within one run, because absolute figures
+// differ on each machine.
 var aims = []aim{
 	{label: "connections/s, never-seen keys", rows: []string{"fresh"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.90, better: result.More},
 	{label: "connections/s, keys seen before", rows: []string{"kernel"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.97, better: result.More},
@@ -37,7 +37,7 @@ var aims = []aim{
 	{label: "connect p99 beside a flood, of that without", rows: []string{"user", "kernel"}, loads: []string{"flood"}, metric: times, against: own, want: 3, better: result.Less},
 }
 
-// judge holds what was measured in a scenario against the aims.
+// judge compares the measurements of a scenario with the aims.
 func judge(r *result.Result, s result.Scenario) (found []result.Aim) {
 	for _, a := range aims {
 		for _, row := range a.rows {

@@ -23,7 +23,7 @@ import (
 
 const manifests = "../deploy/bench"
 
-// kinds are what deploy/bench consists of.
+// kinds are the kinds of objects in deploy/bench.
 var kinds = map[string]func() any{
 	"Namespace":     func() any { return new(corev1.Namespace) },
 	"Service":       func() any { return new(corev1.Service) },
@@ -32,7 +32,7 @@ var kinds = map[string]func() any{
 	"NetworkPolicy": func() any { return new(networkingv1.NetworkPolicy) },
 }
 
-// readManifests reads what a kustomization names, strictly.
+// readManifests reads the files that a kustomization names, strictly.
 func readManifests(t *testing.T, dir string) (objects []any) {
 	t.Helper()
 	var k struct {
@@ -104,7 +104,7 @@ func TestDeployedProgramsAreStarted(t *testing.T) {
 	}
 }
 
-// TestDeployedPoliciesAllowTheBenchmark, and nothing beside.
+// TestDeployedPoliciesAllowTheBenchmark, and nothing else.
 func TestDeployedPoliciesAllowTheBenchmark(t *testing.T) {
 	w := policy.NewWorld()
 	server, client, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")

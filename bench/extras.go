@@ -18,7 +18,7 @@ import (
 	"sluice/filter/event"
 )
 
-// extras are measured beside the loads, of those rows that have what it takes.
+// extras are measured besides the loads, for the rows that have what they need.
 var extras = []result.Load{
 	{Name: "start", Label: "Start of the agent to ready, and its memory then"},
 	{Name: "effect", Label: "From the write of a policy to its effect on packets"},
@@ -58,14 +58,14 @@ func (s *site) extrasOf(ctx context.Context, b *bench, r *result.Result) error {
 	return nil
 }
 
-// adder adds figures of a seat and an extra.
+// adder returns a function that adds figures of a seat and an extra.
 func (s *site) adder(r *result.Result, t *seat, name string) func(result.Metric, float64) {
 	return func(m result.Metric, v float64) {
 		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: name, Metric: m}, v)
 	}
 }
 
-// agents are the seats with an agent whose policies may be changed.
+// agents are the seats with an agent whose policies may change.
 func (s *site) agents() (seats []*seat) {
 	for _, t := range s.seats {
 		if t.agent != nil && !t.fresh {
@@ -75,7 +75,7 @@ func (s *site) agents() (seats []*seat) {
 	return seats
 }
 
-// starts ends the last agent and starts it again, a few times.
+// starts stops the last agent and starts it again, several times.
 func (s *site) starts(ctx context.Context, b *bench, r *result.Result) error {
 	agents := s.agents()
 	if len(agents) == 0 {
@@ -109,22 +109,22 @@ func (s *site) starts(ctx context.Context, b *bench, r *result.Result) error {
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// allowing writes a policy that lets clients reach a port of the server, or another
-// one. It is a file of its own.
+// allowing writes a policy that lets clients reach a port of the server, or another port. It is
+// a file of its own.
 func (s *site) allowing(t *seat, name string, number int32) error {
 	ports := []networkingv1.NetworkPolicyPort{port(corev1.ProtocolUDP, number)}
 	return writeObjects(t.dir, name+".json", policyFor(home(s.cluster), name, ports))
 }
 
-// Times of a probe: how long it flows before the policy is written, and in all. The
-// rest is for the policy to take effect.
+// Times of a probe: before the policy is written, and in all. In the rest the policy must take
+// effect.
 const (
 	probeBefore = 200 * time.Millisecond
 	probeTime   = 1200 * time.Millisecond
 )
 
-// effects measures how long a policy takes from its file to the packets: two files
-// that take turns allow and deny what a client sends all the time.
+// effects measures the time from a policy's file to its effect on packets. Two versions of the
+// file alternately allow and deny what a client sends all the time.
 func (s *site) effects(ctx context.Context, b *bench, r *result.Result) error {
 	for round := range b.rounds {
 		for _, t := range s.agents() {
@@ -166,8 +166,7 @@ func (s *site) effects(ctx context.Context, b *bench, r *result.Result) error {
 	return nil
 }
 
-// probe has datagrams flow to the probe's port while the policy that allows a port
-// is written.
+// probe sends datagrams to the probe's port while the policy that allows a port is written.
 func (s *site) probe(t *seat, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer
@@ -183,7 +182,7 @@ func (s *site) probe(t *seat, allow int32) (seen load.Seen, wrote int64, err err
 	time.Sleep(probeBefore)
 	wrote = time.Now().UnixNano()
 	err = s.allowing(t, "effect", allow)
-	a := <-answered // in any case: the driver is for one order at a time
+	a := <-answered // in any case: the driver handles one order at a time
 	if err == nil {
 		err = a.err
 	}
@@ -193,9 +192,9 @@ func (s *site) probe(t *seat, allow int32) (seen load.Seen, wrote int64, err err
 // changeEvery is the time between two changes of policy.
 const changeEvery = 100 * time.Millisecond
 
-// churn measures connections without and with policies that change all the time, in
-// turn. The policy that changes selects the server, so that all that is remembered
-// about it becomes void with each change.
+// churn measures connections without and with policies that change all the time, alternately.
+// The policy that changes selects the server, so that each change invalidates what is
+// remembered about it.
 func (s *site) churn(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[1]
 	for round := range b.churnRounds {
@@ -256,8 +255,8 @@ func (s *site) change(ctx context.Context, t *seat) error {
 	}
 }
 
-// floods measures one client's connections without and with a pod on the same node
-// that sends first packets of new flows as fast as it can, in turn.
+// floods measures one client's connections without and with a pod on the same node that sends
+// first packets of new flows as fast as it can, alternately.
 func (s *site) floods(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[0]
 	for round := range b.rounds {
@@ -279,7 +278,7 @@ func (s *site) floods(ctx context.Context, b *bench, r *result.Result) error {
 			if err != nil {
 				return err
 			}
-			if busy.Done == 0 || quiet.Done == 0 { // which is worse than any latency
+			if busy.Done == 0 || quiet.Done == 0 { // worse than any latency
 				r.Note("%s, %s: beside the flood %d connections were answered and %d were not", s.Scenario, t.Label, busy.Done, busy.Failed)
 			} else {
 				add(floodP99, float64(busy.P99))
@@ -297,12 +296,12 @@ func (s *site) floods(ctx context.Context, b *bench, r *result.Result) error {
 	return nil
 }
 
-// floodLead is for how long a flood lasts before the client begins: until queues
-// and tables are as full as it makes them.
+// floodLead is how long a flood runs before the client begins, until queues and tables are as
+// full as they get.
 const floodLead = 200 * time.Millisecond
 
-// flooded puts a seat through a load while its hostile pod floods: the server, the
-// other pods of its node, and the whole cluster.
+// flooded runs a load on a seat while its hostile pod floods the server, the other pods of its
+// node, and the whole cluster.
 func (s *site) flooded(t *seat, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
 	type answer struct {
 		load.Answer

@@ -11,12 +11,12 @@ import (
 	"sluice/bench/result"
 )
 
-// loadSpec is what every contender is put through, a window of time in each round.
+// loadSpec is a load of every contender: a window of time in each round.
 type loadSpec struct {
 	result.Load
 	do      string // the order
 	clients int
-	seen    bool // for rows whose keys were seen before alone: it makes one connection
+	seen    bool // only for rows whose keys were seen before: it makes one connection
 }
 
 var loads = []loadSpec{
@@ -47,7 +47,7 @@ var (
 	streamQueued = result.Metric{Name: "queued"}
 )
 
-// target is what a seat's clients connect to.
+// target returns what a seat's clients connect to.
 func (s *site) target(t *seat) load.Target {
 	to := load.Target{To: t.server.IPv4, From: t.sources, Ports: load.Ports{First: seenPort}}
 	if t.fresh {
@@ -56,7 +56,7 @@ func (s *site) target(t *seat) load.Target {
 	return to
 }
 
-// window puts a seat through a load once and returns what it has cost.
+// window runs a load on a seat once and returns its cost.
 func (s *site) window(t *seat, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	before, err := t.usage()
 	if err != nil {
@@ -119,7 +119,7 @@ func (s *site) record(r *result.Result, t *seat, l loadSpec, a load.Answer, used
 	return err
 }
 
-// selectLoads are the loads of the given names, all if there are none.
+// selectLoads returns the loads of the given names, and all if there are none.
 func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, err error) {
 	extra = make(map[string]bool)
 	known := make([]string, 0, len(loads)+len(extras))
@@ -141,14 +141,14 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 	return selected, extra, nil
 }
 
-// takesPart says whether a row has a load.
+// takesPart reports whether a row has a load.
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
-// warmUp is before the first round: so that keys that were seen have been seen, and
-// neither heap nor tables have to grow while it counts.
+// warmUp runs before the first round, so that keys that count as seen have been seen, and heap
+// and tables have grown.
 const warmUp = 200 * time.Millisecond
 
-// rounds puts all seats through all loads, in turn, again and again.
+// rounds runs all loads on all seats alternately, for each round.
 func (s *site) rounds(ctx context.Context, b *bench, r *result.Result) error {
 	if len(b.loads) == 0 {
 		return nil
@@ -160,8 +160,8 @@ func (s *site) rounds(ctx context.Context, b *bench, r *result.Result) error {
 	}
 	for round := range b.rounds {
 		for _, l := range b.loads {
-			// Each round another one is the first: what the one before leaves behind,
-			// such as connections to forget, is left to all in turn.
+			// Each round begins with another seat, so that each in turn bears what the one
+			// before leaves behind, such as connections to forget.
 			for i := range s.seats {
 				t := s.seats[(i+round)%len(s.seats)]
 				if !l.takesPart(t.row) {

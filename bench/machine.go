@@ -13,7 +13,7 @@ import (
 	"sluice/bench/result"
 )
 
-// machine is where it is measured, and what.
+// machine returns the machine and the versions of the measurement.
 func (b *bench) machine(ctx context.Context) (m result.Machine, err error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -38,8 +38,7 @@ func (b *bench) machine(ctx context.Context) (m result.Machine, err error) {
 	return m, err
 }
 
-// cpuName is the first "model name" of /proc/cpuinfo, which not every kind of CPU
-// has.
+// cpuName returns the first "model name" of /proc/cpuinfo. Not every kind of CPU has one.
 func cpuName(cpuinfo, otherwise string) string {
 	for line := range strings.Lines(cpuinfo) {
 		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {

@@ -1,12 +1,11 @@
-// Command bench measures what judging connections costs, side by side: a node
-// without any agent, rules written by hand, a queue that accepts everything, and
-// Sluice with one cache after the other, on real packets between network namespaces.
-// README.md says how to read what it prints.
+// Command bench measures what it costs to enforce policies on connections, side by side: a node
+// without an agent, rules written by hand, a queue that accepts everything, and Sluice with
+// each of its caches, on real packets between network namespaces. README.md explains its
+// output.
 //
-// The contenders stand ready at the same time, each on a node of its own with its
-// own pods, and take turns: A B C A B C. So a machine that is slower for a minute is
-// slower for all, and a ratio within a round means something even where the figures
-// themselves do not.
+// All contenders run at the same time, each on a node of its own with its own pods, and take
+// turns: A B C A B C. A machine that is slower for a minute is slower for all of them, so a
+// ratio within a round is reliable even where the figures are not.
 package main
 
 import (
@@ -21,24 +20,23 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// env is what the program may know of its surroundings. The tests run it with
-// another one.
+// env is the part of its environment that the program uses. Tests provide their own.
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	// self is the path of this program, which it starts in pods.
 	self     string
-	terminal bool // stderr is one
+	terminal bool // whether stderr is a terminal
 }
 
-// Exit statuses, those of sluice, and the one of a shell for an interrupt.
+// Exit statuses: those of sluice, and that of a shell for an interrupt.
 const (
-	exitWorse       = 1 // something is slower than before
-	exitFailed      = 2 // it could not do what was asked
+	exitWorse       = 1 // something got slower
+	exitFailed      = 2 // the command failed
 	exitInterrupted = 130
 )
 
-// errWorse says that a comparison found something that got worse. It has said what.
+// errWorse reports that a comparison found something worse, and has printed it.
 var errWorse = errors.New("something got worse")
 
 func main() {
@@ -56,7 +54,7 @@ func main() {
 	os.Exit(status)
 }
 
-// run is the whole program as a function of its surroundings.
+// run is the whole program as a function of its environment.
 func run(ctx context.Context, e env, args []string) (status int) {
 	root := rootCommand(e)
 	root.SetArgs(args)
@@ -77,8 +75,8 @@ func run(ctx context.Context, e env, args []string) (status int) {
 func rootCommand(e env) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure what judging connections costs",
-		// Errors are printed once, by run, and not among a page of help.
+		Short: "Measure what it costs to enforce policies",
+		// run prints errors once, without the help.
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}

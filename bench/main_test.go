@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// sluice is where the agent is built, once for all tests; see TestMain.
+// sluice is the path of the agent, which is built once for all tests; see TestMain.
 var sluice string
 
 var buildSluice = sync.OnceValue(func() error {
@@ -45,7 +45,7 @@ var buildSluice = sync.OnceValue(func() error {
 	return nil
 })
 
-// surroundings are those of a test. watch sees what goes to standard error.
+// surroundings is the environment of a test. watch receives standard error.
 func surroundings(t *testing.T, watch func(string)) (e env, stdout *bytes.Buffer) {
 	t.Helper()
 	self, err := os.Executable()
@@ -60,8 +60,8 @@ type watcher func(string)
 
 func (w watcher) Write(b []byte) (int, error) { w(string(b)); return len(b), nil }
 
-// needLab skips the test where no lab can be, builds the agent, and sees at the end
-// that nothing was left: no file, no process.
+// needLab builds the agent, and checks at the end that no file and no process was left. It
+// skips the test if a lab is not possible.
 func needLab(t *testing.T) {
 	t.Helper()
 	lab.Require(t)
@@ -80,8 +80,8 @@ func needLab(t *testing.T) {
 	})
 }
 
-// TestRun has every row go through every load once, in moments, and looks at what
-// each must show whatever the machine does.
+// TestRun runs every load on every row once, briefly, and checks what each must show on any
+// machine.
 func TestRun(t *testing.T) {
 	needLab(t)
 	file := filepath.Join(t.TempDir(), "r.json")
@@ -109,7 +109,7 @@ func TestRun(t *testing.T) {
 	}
 	for _, of := range r.Rows {
 		for _, l := range []string{"tcp-1", "tcp-16", "tcp-64"} {
-			// How many in time is the machine's affair.
+			// The number in time depends on the machine.
 			if one(of.Name, l, connections) < 0 || one(of.Name, l, p50) <= 0 || one(of.Name, l, machineCPU) < 0 {
 				t.Errorf("%s, %s: no connections", of.Name, l)
 			}
@@ -122,7 +122,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: no stream", of.Name)
 		}
 	}
-	// That each is what it says shows in where its packets went.
+	// The way of the packets shows that each row is what it claims.
 	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0} {
 		if !slices.ContainsFunc(r.Rows, func(r result.Row) bool { return r.Name == row }) {
 			continue
@@ -138,8 +138,8 @@ func TestRun(t *testing.T) {
 	if one(last, "start", toReady) <= 0 || one("user", "churn", quietRate) <= 0 || one("none", "flood", floodSent) <= 0 {
 		t.Error("extras are not what they must be")
 	}
-	// On a very busy machine a policy may take more than the second that is watched;
-	// then the result says so.
+	// On a very busy machine a policy may take more than the second of the probe; the result
+	// has a note then.
 	if v := r.Values(result.Key{Scenario: s, Row: "user", Load: "effect", Metric: denyNew}); len(v) != 1 &&
 		!slices.ContainsFunc(r.Notes, func(n string) bool { return strings.Contains(n, "no effect within") }) {
 		t.Errorf("effects: %v; notes: %q", v, r.Notes)
@@ -156,7 +156,7 @@ func TestRun(t *testing.T) {
 	if !strings.Contains(stdout.String(), "New TCP connections, 64 clients at once") || !strings.Contains(log.String(), "left: 40/4/2: no agent: tcp-1") {
 		t.Errorf("printed:\n%s\n%s", stdout.String(), log.String())
 	}
-	// And a result is like itself.
+	// And a result does not differ from itself.
 	stdout.Reset()
 	if status := run(t.Context(), e, []string{"compare", file, file}); status != 0 || !strings.Contains(stdout.String(), ", 0 changed beyond the noise") {
 		t.Errorf("compared with itself: exit status %d\n%s", status, stdout.String())
@@ -172,7 +172,7 @@ func TestInterrupted(t *testing.T) {
 	e, _ := surroundings(t, func(s string) {
 		log.WriteString(s)
 		if strings.Contains(s, "tcp-16, round 1") {
-			// A moment later, while the client is at it for an hour.
+			// A moment later, while the client runs for an hour.
 			time.AfterFunc(20*time.Millisecond, cancel)
 		}
 	})

@@ -18,8 +18,7 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// Ports of the server's pod. That it also serves all that seatPorts says is for the
-// keys that were never seen.
+// Ports of the server's pod. It also serves seatPorts, for the keys that were never seen.
 const (
 	seenPort   = 8080
 	streamPort = 5201
@@ -27,20 +26,20 @@ const (
 	freshPort  = 20000
 )
 
-// freshKeys is how many keys there are before one comes again: twice what the
-// kernel's cache holds, and far beyond --cache-size of the row that uses them.
+// freshKeys is the number of keys before one repeats: twice the size of the kernel's cache, and
+// far more than --cache-size of the row that uses them.
 const freshKeys = 131072
 
 const (
-	// maxSources is how many pods are clients; in the smallest cluster fewer.
+	// maxSources bounds the pods that are clients; the smallest cluster has fewer.
 	maxSources = 16
-	// chunk is how many objects a file of manifests holds.
+	// chunk is the number of objects in a file of manifests.
 	chunk = 500
 	// labels of the lab's pods.
 	roleServer, roleClient, roleHostile = "bench-server", "bench-client", "bench-hostile"
 )
 
-// sourcesOf is how many pods of a cluster are the lab's clients.
+// sourcesOf returns how many pods of a cluster are the lab's clients.
 func sourcesOf(s result.Scenario) int { return min(maxSources, s.Pods-2) }
 
 // freshPorts are the ports for keys that were never seen.
@@ -48,8 +47,7 @@ func freshPorts(s result.Scenario) load.Ports {
 	return load.Ports{First: freshPort, Count: freshKeys / sourcesOf(s)}
 }
 
-// makeCluster makes up what the scenario has beside the lab's own pods and their
-// policy.
+// makeCluster generates what the scenario has besides the lab's own pods and their policy.
 func makeCluster(s result.Scenario) *cluster.Cluster {
 	own := sourcesOf(s) + 2
 	c := cluster.New(1, cluster.Options{Pods: max(10, s.Pods-own), Policies: s.Policies - 1, Namespaces: s.Namespaces})
@@ -57,10 +55,10 @@ func makeCluster(s result.Scenario) *cluster.Cluster {
 	return c
 }
 
-// home is the namespace of the lab's pods: one of the cluster's own.
+// home returns the namespace of the lab's pods: one of the cluster's own.
 func home(c *cluster.Cluster) string { return c.Namespaces[0].Name }
 
-// labPods are the pods of a seat.
+// labPods returns the pods of a seat.
 func labPods(namespace string, s *seat) (pods []*corev1.Pod) {
 	add := func(name, role string, a netip.Addr) {
 		pods = append(pods, &corev1.Pod{
@@ -78,7 +76,7 @@ func labPods(namespace string, s *seat) (pods []*corev1.Pod) {
 	return pods
 }
 
-// labPolicy lets the lab's clients reach what its server serves.
+// labPolicy lets the lab's clients reach the server.
 func labPolicy(namespace string, s result.Scenario) *networkingv1.NetworkPolicy {
 	fresh := freshPorts(s)
 	last := int32(fresh.First) + int32(fresh.Count) - 1
@@ -113,8 +111,8 @@ func port(protocol corev1.Protocol, number int32) networkingv1.NetworkPolicyPort
 	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &n}
 }
 
-// writeCluster writes a cluster's objects into a folder, in files of a size that
-// tools write, and not in one.
+// writeCluster writes a cluster's objects into a directory, in several files of an ordinary
+// size.
 func writeCluster(dir string, c *cluster.Cluster) error {
 	var objects []any
 	for _, o := range c.Namespaces {
@@ -149,7 +147,7 @@ func writeObjects(dir, name string, objects ...any) error {
 	return nil
 }
 
-// linkFiles makes the files of a folder appear in another one.
+// linkFiles links the files of a directory into another one.
 func linkFiles(from, to string) error {
 	entries, err := os.ReadDir(from)
 	for _, e := range entries {

@@ -17,7 +17,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// ready is what a program of ours prints when it has begun.
+// ready is what our programs print when they have begun.
 const ready = "ready"
 
 // process is this program, started on a host of the lab. It ends with the lab.
@@ -29,11 +29,12 @@ type process struct {
 	unbid func() bool
 }
 
-// start starts this program on a host. It is killed when ctx ends, so that nobody
-// waits for an order to be carried out to its end.
+// start starts this program on a host. It is killed when ctx ends, in the middle of an order if
+// need be.
 func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(e.self, args...), words: new(words)}
-	// A group of its own: a terminal's Ctrl-C is for the one that cleans up.
+	// A process group of its own: a terminal's Ctrl-C reaches only the harness, which cleans
+	// up.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Stderr = p.words
 	var err error
@@ -49,7 +50,7 @@ func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process,
 	return p, nil
 }
 
-// startReady starts this program and waits until it says that it is ready.
+// startReady starts this program and waits until it is ready.
 func (e env) startReady(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
 	p, err := e.start(ctx, on, args...)
 	if err != nil {
@@ -63,18 +64,17 @@ func (e env) startReady(ctx context.Context, on *lab.Host, args ...string) (*pro
 	return nil, fmt.Errorf("start bench %s on %s: it has ended: %s", args[0], on.Name, p.words)
 }
 
-// driver gives orders to a process that obeys.
+// driver sends orders to a process that obeys.
 func (p *process) driver() *load.Driver { return load.NewDriver(p.in, p.out) }
 
 // end ends the process and waits for it.
 func (p *process) end() {
 	p.unbid()
-	_ = p.cmd.Process.Kill() // it may have ended, which is as good
-	_ = p.cmd.Wait()         // killed, as it says
+	_ = p.cmd.Process.Kill() // an error means that it has ended already
+	_ = p.cmd.Wait()         // the error is that it was killed
 }
 
-// words are what a process has said on standard error. They are read while it may
-// still speak.
+// words are a process's lines on standard error. They can be read while it writes.
 type words struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -96,7 +96,7 @@ func (w *words) String() string {
 func obeyCommand(e env) *cobra.Command {
 	return &cobra.Command{
 		Use: "obey", Hidden: true, Args: cobra.NoArgs,
-		Short: "Carry out orders from standard input",
+		Short: "Execute orders from standard input",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return load.Obey(cmd.Context(), e.stdin, e.stdout)
 		},

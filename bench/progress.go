@@ -7,32 +7,32 @@ import (
 	"time"
 )
 
-// progress says what is going on and how long it will still take. On a terminal it
-// is one line that changes; elsewhere a line now and then.
+// progress reports what is going on and the remaining time. On a terminal it is one line that
+// changes; elsewhere it is a line now and then.
 type progress struct {
 	out      io.Writer
 	terminal bool
 	began    time.Time
 
 	mu      sync.Mutex
-	planned time.Duration // what all steps should take
-	done    time.Duration // what those should have taken that are over
+	planned time.Duration // expected time of all steps
+	done    time.Duration // expected time of the finished ones
 	current time.Duration
 	said    time.Time
 	where   string
 }
 
-// sayEvery is how often something is said where there is no terminal.
+// sayEvery is the interval of reports without a terminal.
 const sayEvery = 10 * time.Second
 
-// in says in which scenario the next steps are.
+// in sets the scenario of the next steps.
 func (p *progress) in(where string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.where = where
 }
 
-// step begins a step that should take so long; the one before is over.
+// step begins a step with an expected time, and finishes the one before.
 func (p *progress) step(takes time.Duration, format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,8 +58,8 @@ func (p *progress) share() float64 {
 	return min(0.99, float64(p.done)/float64(p.planned))
 }
 
-// left is what the rest will take if it goes on as up to now. A step takes longer
-// than planned, by starting programs and reading counters, and that share is learnt.
+// left extrapolates the remaining time. Steps take longer than expected, for starting programs
+// and reading counters; that share is learned.
 func (p *progress) left(now time.Time) time.Duration {
 	rest := max(0, p.planned-p.done)
 	if p.done < p.planned/50 {

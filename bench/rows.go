@@ -9,11 +9,11 @@ import (
 	"sluice/bench/result"
 )
 
-// kind is what stands on a contender's node.
+// kind is the kind of a contender's node.
 type kind uint8
 
 const (
-	bare     kind = iota // conntrack, and nothing that judges
+	bare     kind = iota // conntrack and no enforcement
 	byHand               // iptables rules and IP sets
 	accepts              // a queue that accepts everything
 	isSluice             // sluice run
@@ -24,9 +24,9 @@ type row struct {
 	result.Row
 	kind  kind
 	fresh bool     // its connections have keys that were never seen
-	on    string   // the row whose node it shares; empty for one of its own
+	on    string   // the row whose node it shares; empty for a node of its own
 	args  []string // of sluice run
-	needs string   // a flag of sluice run, without which the row is left out
+	needs string   // a flag of sluice run; without it the row is left out
 }
 
 // rows are the contenders, in the order of the tables.
@@ -49,8 +49,8 @@ var rows = []row{
 	},
 	{
 		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port come again before all caches have forgotten them"},
-		// With as small a cache as this one, what comes again after thousands of
-		// others is never seen again; its cost is that of a full cache.
+		// With a cache this small, a key that repeats after thousands of others is not found.
+		// It costs as much as a full cache.
 		kind: isSluice, fresh: true, args: []string{"--kernel-cache", "off", "--cache-size", "1024"},
 	},
 	{
@@ -63,9 +63,9 @@ var rows = []row{
 	},
 }
 
-// selectRows are the rows of the given names, all if there are none, and those that
-// they are held against. What this machine or this sluice cannot do is left out,
-// and notes say why.
+// selectRows returns the rows of the given names, and all if there are none, with their
+// reference rows. It leaves out what this machine or this sluice does not support, and notes
+// say why.
 func selectRows(names []string, help string) (selected []row, notes []string, err error) {
 	wanted := make(map[string]bool)
 	for _, name := range names {
@@ -93,7 +93,7 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 	return selected, notes, nil
 }
 
-// known is the row without the flag that an older sluice does not have.
+// known returns the row without a flag that an older sluice does not have.
 func (r row) known(help string) row {
 	if !strings.Contains(help, "--kernel-cache") {
 		r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })
@@ -101,8 +101,8 @@ func (r row) known(help string) row {
 	return r
 }
 
-// varied are the rows for a flag of sluice run with one value after the other, each
-// a contender of its own beside the row that it is made from: "queues=1,2,4".
+// varied returns the rows for a flag of sluice run with several values, each a contender of its
+// own beside the row that it derives from: "queues=1,2,4".
 func varied(text string) (variants []row, err error) {
 	name, list, ok := strings.Cut(strings.TrimLeft(text, "-"), "=")
 	if values := strings.Split(list, ","); ok && name != "" && !slices.Contains(values, "") {
@@ -117,7 +117,7 @@ func varied(text string) (variants []row, err error) {
 	return nil, fmt.Errorf("--vary %q: give a flag of sluice run and values, such as queues=1,2,4", text)
 }
 
-// lacks says what a row would need and is not there.
+// lacks returns what a row needs and does not have.
 func (r row) lacks(help string) string {
 	if r.needs != "" && !strings.Contains(help, r.needs) {
 		return "this sluice run has no flag " + r.needs

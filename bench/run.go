@@ -82,7 +82,7 @@ two versions, measure both with the same flags and use bench compare.`,
 	return cmd
 }
 
-// main measures and writes what was asked for.
+// main measures and writes the requested output.
 func (b *bench) main(ctx context.Context, flags *pflag.FlagSet) error {
 	if err := b.prepare(ctx, flags); err != nil {
 		return err
@@ -96,7 +96,7 @@ func (b *bench) main(ctx context.Context, flags *pflag.FlagSet) error {
 	}
 	help, err := exec.CommandContext(ctx, b.sluice, "run", "--help").Output()
 	if err != nil {
-		return fmt.Errorf("ask %s what it can do: %w", b.sluice, err)
+		return fmt.Errorf("ask %s for its flags: %w", b.sluice, err)
 	}
 	if b.rows, notes, err = selectRows(b.rowNames, string(help)); err != nil {
 		return err
@@ -123,7 +123,7 @@ func (b *bench) main(ctx context.Context, flags *pflag.FlagSet) error {
 	return b.write(r)
 }
 
-// prepare looks at the flags before anything is built.
+// prepare checks the flags before anything is built.
 func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("this needs root, because it makes network namespaces and iptables rules in them: try sudo make bench")
@@ -145,7 +145,7 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 		quickly("churn", func() { b.churn = time.Second })
 	}
 	if b.rounds < 1 || b.window <= 0 || b.churn <= 0 {
-		return errors.New("--rounds, --for and --churn: give more than nothing")
+		return errors.New("--rounds, --for and --churn: give more than 0")
 	}
 	b.churnRounds = min(3, b.rounds)
 	for _, text := range b.sizes {
@@ -163,7 +163,7 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 			return err
 		}
 	}
-	// Made absolute, because a bare name would be looked up in PATH.
+	// Made absolute: a bare name would be looked up in PATH.
 	if b.sluice, err = filepath.Abs(b.sluice); err != nil {
 		return fmt.Errorf("find sluice: %w", err)
 	}
@@ -173,7 +173,7 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 	return ctx.Err()
 }
 
-// parseSize reads "1000/100/20"; without the last, one namespace.
+// parseSize parses "1000/100/20"; without the last number, one namespace.
 func parseSize(text string) (s result.Scenario, err error) {
 	parts := strings.Split(text, "/")
 	numbers := []*int{&s.Pods, &s.Policies, &s.Namespaces}
@@ -208,12 +208,12 @@ func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Resul
 	return nil
 }
 
-// startTime is about how long a contender takes to stand ready.
+// startTime is the expected time of a contender's start.
 func (b *bench) startTime(s result.Scenario) time.Duration {
 	return 500*time.Millisecond + time.Duration(s.Pods)*200*time.Microsecond
 }
 
-// plan is how long all steps should take.
+// plan returns the expected time of all steps.
 func (b *bench) plan() (total time.Duration) {
 	agents, seen := 0, 0
 	for _, r := range b.rows {
@@ -249,7 +249,7 @@ func (b *bench) plan() (total time.Duration) {
 	return total
 }
 
-// options are the flags that say what was measured, for who wants to do so again.
+// options returns the flags that determine the measurement, so that it can be repeated.
 func (b *bench) options() map[string]string {
 	o := map[string]string{
 		"rounds": strconv.Itoa(b.rounds), "for": b.window.String(), "churn": b.churn.String(), "sizes": strings.Join(b.sizes, ","),
@@ -274,7 +274,7 @@ func (b *bench) write(r *result.Result) error {
 	return writeFiles(map[string]func(io.Writer) error{b.out: r.Write, b.html: r.HTML, b.page: r.Page})
 }
 
-// writeFiles writes files by name; those without a name are not wanted.
+// writeFiles writes files by name, and skips those without a name.
 func writeFiles(files map[string]func(io.Writer) error) error {
 	names := make([]string, 0, len(files))
 	for name := range files {

@@ -22,42 +22,42 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// site is a cluster of some size in which all contenders stand ready.
+// site is a cluster of some size in which all contenders run.
 type site struct {
 	env
 	result.Scenario
 	sluice  string // path of the program
 	lab     *lab.Lab
-	dir     string // of manifests, a folder for each seat
+	dir     string // of manifests, with a directory for each seat
 	cluster *cluster.Cluster
 	seats   []*seat
-	used    int // nodes that are somebody's
+	used    int // nodes in use
 }
 
-// seat is a contender's node, with its pods: a server, a client that has the
-// addresses of many pods, and a hostile one.
+// seat is a contender's node, with its pods: a server, a client that has the addresses of many
+// pods, and a hostile one.
 type seat struct {
 	row
 	node                    *lab.Node
 	server, client, hostile *lab.Host
 	sources                 []netip.Addr
-	dir                     string // the agent's folder
+	dir                     string // the agent's directory
 	agent                   *agenttest.Agent
-	pid                     int // of whatever reads the queues; 0 for nothing
+	pid                     int // of the process that reads the queues; 0 for none
 	traffic, flood          *load.Driver
 	processes               []*process
 }
 
-// open builds a site. The caller closes it, also after an error. A row that asks for
-// what not every kernel has is left out where it does not start, and note says so.
+// open builds a site. The caller must close it, also after an error. A row that needs a feature
+// of the kernel is left out if it does not start, and note receives the reason.
 func (s *site) open(ctx context.Context, rows []row, progress func(string), note func(string, ...any)) (err error) {
 	if s.dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
-		return fmt.Errorf("make a folder for manifests: %w", err)
+		return fmt.Errorf("make a directory for manifests: %w", err)
 	}
 	s.cluster = makeCluster(s.Scenario)
 	shared := filepath.Join(s.dir, "cluster")
 	if err := os.Mkdir(shared, 0o700); err != nil {
-		return fmt.Errorf("make a folder for manifests: %w", err)
+		return fmt.Errorf("make a directory for manifests: %w", err)
 	}
 	if err := writeCluster(shared, s.cluster); err != nil {
 		return err
@@ -86,11 +86,11 @@ func (s *site) open(ctx context.Context, rows []row, progress func(string), note
 	return nil
 }
 
-// sit makes a contender's node ready.
+// sit prepares a contender's node.
 func (s *site) sit(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
 		other := *s.seat(r.on)
-		// Its processes are the other's to end.
+		// The other seat ends its processes.
 		other.row, other.processes = r, nil
 		s.seats = append(s.seats, &other)
 		return nil
@@ -107,7 +107,7 @@ func (s *site) sit(ctx context.Context, r row, shared string) error {
 	return s.programs(ctx, t)
 }
 
-// seat is the one of a row.
+// seat returns the seat of a row.
 func (s *site) seat(name string) *seat {
 	for _, t := range s.seats {
 		if t.Name == name {
@@ -134,8 +134,8 @@ func (s *site) pods(t *seat) (err error) {
 		}
 		t.sources = append(t.sources, a)
 	}
-	// All ports that a client may use; and connections that are over are forgotten
-	// soon, or some ten seconds of them would fill the table of connections.
+	// All ports may be used by clients, and closed connections are forgotten soon: otherwise
+	// ten seconds of them would fill the table of connections.
 	if err := setting(t.client, "ipv4/ip_local_port_range", "1024 65535"); err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ func setting(h *lab.Host, name, value string) error {
 	})
 }
 
-// contender puts on the node what its row is about.
+// contender installs on the node what its row is about.
 func (s *site) contender(ctx context.Context, t *seat, shared string) error {
 	switch t.kind {
 	case bare:
@@ -179,7 +179,7 @@ func (s *site) contender(ctx context.Context, t *seat, shared string) error {
 	}
 	t.dir = filepath.Join(s.dir, t.Name)
 	if err := os.Mkdir(t.dir, 0o700); err != nil {
-		return fmt.Errorf("make a folder for manifests: %w", err)
+		return fmt.Errorf("make a directory for manifests: %w", err)
 	}
 	if err := linkFiles(shared, t.dir); err != nil {
 		return err
@@ -194,16 +194,16 @@ func (s *site) contender(ctx context.Context, t *seat, shared string) error {
 	return s.startAgent(ctx, t)
 }
 
-// byHand writes the policies down as rules, for the seat's pods and as many of the
-// cluster's as run on a node.
+// byHand writes the policies as rules, for the seat's pods and as many of the cluster's as run
+// on a node.
 func (s *site) byHand(t *seat) error {
 	const neighbors = 100
 	local := append([]netip.Addr{t.server.IPv4, t.hostile.IPv4}, t.sources...)
 	for _, p := range s.cluster.Pods[:min(neighbors, len(s.cluster.Pods))] {
 		local = append(local, netip.MustParseAddr(p.Status.PodIP))
 	}
-	// The seat's pods are in the middle of the list: it is as long for them as for
-	// the mean of a node's pods.
+	// The seat's pods are in the middle of the list, so that it is as long for them as for an
+	// average pod of the node.
 	pods, half := s.cluster.Pods, min(neighbors, len(s.cluster.Pods))/2
 	r := baseline.Write(baseline.Cluster{
 		Namespaces: s.cluster.Namespaces,
@@ -213,7 +213,7 @@ func (s *site) byHand(t *seat) error {
 	return r.Apply(t.node)
 }
 
-// patience is how long an agent may take to start, or a change to be in force.
+// patience bounds the time of an agent's start, and of a change until it is in force.
 const patience = time.Minute
 
 // startAgent starts sluice on a seat's node.
@@ -229,14 +229,14 @@ func (s *site) startAgent(ctx context.Context, t *seat) (err error) {
 	return err
 }
 
-// programs starts what makes and serves traffic.
+// programs starts the programs that make and serve traffic.
 func (s *site) programs(ctx context.Context, t *seat) error {
 	ports := fmt.Sprint(seenPort)
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
 	}
-	// Two servers, because of the thousands of ports for keys that were never seen:
-	// for all of them one process might not be allowed as many open files.
+	// Two servers, because of the thousands of ports for keys that were never seen: one process
+	// might not be allowed that many open files.
 	for _, args := range [][]string{
 		{"--tcp", ports, "--udp", fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort)},
 		{"--tcp", fmt.Sprint(probePort), "--udp", ports, "--stream", "0"},

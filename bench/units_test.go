@@ -32,14 +32,14 @@ func TestBusyTime(t *testing.T) {
 	}
 }
 
-// TestOwnCPU: what this process has worked is on its clock.
+// TestOwnCPU: the work of this process shows on its CPU clock.
 func TestOwnCPU(t *testing.T) {
 	before, err := cpuOf(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := before
-	for now < before+20*time.Millisecond { // it works by reading, and ends because that counts
+	for now < before+20*time.Millisecond { // reading the clock is work, and counts
 		if now, err = cpuOf(os.Getpid()); err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +59,7 @@ func TestSelectRows(t *testing.T) {
 		}
 		return n
 	}
-	// Those that a row is held against come along.
+	// Reference rows are included.
 	got, notes, err := selectRows([]string{"fresh"}, "--kernel-cache")
 	if err != nil || !slices.Equal(names(got), []string{"none", "none-fresh", "fresh"}) || len(notes) > 0 {
 		t.Errorf("fresh: %v %v %v", names(got), notes, err)
@@ -86,8 +86,8 @@ func TestVaried(t *testing.T) {
 	}
 }
 
-// TestClusterHasItsSize, the lab's pods and policy included, and lets through what
-// the loads do.
+// TestClusterHasItsSize, including the lab's pods and policy, and allows the flows of the
+// loads.
 func TestClusterHasItsSize(t *testing.T) {
 	for _, s := range []result.Scenario{{Pods: 10, Policies: 1, Namespaces: 1}, {Pods: 1000, Policies: 100, Namespaces: 20}} {
 		c, w := makeCluster(s), policy.NewWorld()
@@ -177,7 +177,7 @@ func TestProgress(t *testing.T) {
 	if !strings.Contains(out.String(), "  0%, 1m40s left: 10/1/1: first") {
 		t.Errorf("%q", out.String())
 	}
-	p.step(time.Second, "second") // half was planned to be done, and took as long
+	p.step(time.Second, "second") // half of the expected time has passed, and took as long
 	if !strings.Contains(out.String(), " 50%, 50s left: 10/1/1: second") {
 		t.Errorf("%q", out.String())
 	}
@@ -192,7 +192,7 @@ func TestCPUName(t *testing.T) {
 	}
 }
 
-// newTestSeat is a seat whose pods have addresses and are nowhere.
+// newTestSeat returns a seat whose pods have addresses and do not exist.
 func newTestSeat(server, hostile netip.Addr, clients int) *seat {
 	t := &seat{server: &lab.Host{IPv4: server}, hostile: &lab.Host{IPv4: hostile}}
 	for a := hostile.Next(); len(t.sources) < clients; a = a.Next() {

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usage is what was used up to a moment. Two of them tell what a load has cost.
+// usage is what was used up to a moment. The difference of two is the cost of a load.
 type usage struct {
 	agent   time.Duration // CPU of the agent's process
-	machine time.Duration // CPU of everything
+	machine time.Duration // CPU of the whole machine
 	queued  uint64        // packets that were ever put into a queue
-	dropped uint64        // those that found it full, or that nobody could read
+	dropped uint64        // those that found it full, or that no process could read
 }
 
 // usage reads what was used. pid is the agent's, 0 for none.
@@ -29,7 +29,7 @@ func (s *seat) usage() (u usage, err error) {
 		return u, err
 	}
 	err = s.node.Do(func() (err error) {
-		// thread-self, because the namespace belongs to the thread.
+		// thread-self: the namespace belongs to the thread.
 		text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 		if err != nil {
 			return fmt.Errorf("read the queues' counters: %w", err)
@@ -40,11 +40,11 @@ func (s *seat) usage() (u usage, err error) {
 	return u, err
 }
 
-// cpuOf is the CPU time that a process has used, with the threads that have ended.
-// A process's CPU clock counts in nanoseconds; /proc/PID/stat in hundredths of a
-// second, of which a short load uses a few.
+// cpuOf returns the CPU time of a process, including threads that have ended. A process's CPU
+// clock counts in nanoseconds, /proc/PID/stat in hundredths of a second, of which a short load
+// uses only a few.
 func cpuOf(pid int) (time.Duration, error) {
-	const scheduled = 2 // CPUCLOCK_SCHED (posix-timers_types.h): all the time it ran
+	const scheduled = 2 // CPUCLOCK_SCHED (posix-timers_types.h): all of the time that it ran
 	var ts unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|scheduled), &ts); err != nil {
 		return 0, fmt.Errorf("read the CPU time of process %d: %w", pid, err)
@@ -52,8 +52,8 @@ func cpuOf(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// cpuOfAll is the time for which the machine's CPUs were not idle, in hundredths of
-// a second (proc_stat(5)).
+// cpuOfAll returns the time for which the machine's CPUs were not idle, in hundredths of a
+// second (proc_stat(5)).
 func cpuOfAll() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -65,8 +65,8 @@ func cpuOfAll() (time.Duration, error) {
 func busy(stat string) time.Duration {
 	line, _, _ := strings.Cut(stat, "\n")
 	var ticks int64
-	// cpu, user, nice, system, idle, iowait, irq, softirq; what a hypervisor took
-	// away is nobody's work here.
+	// cpu, user, nice, system, idle, iowait, irq, softirq; steal, which a hypervisor took, is
+	// not work of this machine.
 	for i, f := range strings.Fields(line) {
 		if n, err := strconv.ParseInt(f, 10, 64); err == nil && i >= 1 && i <= 7 && i != 4 && i != 5 {
 			ticks += n
@@ -75,8 +75,8 @@ func busy(stat string) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// queues sums up /proc/net/netfilter/nfnetlink_queue: queue, port, waiting, copy
-// mode, copy range, dropped by the queue, dropped by the socket, last id, 1.
+// queues sums up /proc/net/netfilter/nfnetlink_queue: queue, port, waiting, copy mode, copy
+// range, dropped by the queue, dropped by the socket, last id, 1.
 func queues(text string) (queued, dropped uint64) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -91,7 +91,7 @@ func queues(text string) (queued, dropped uint64) {
 	return queued, dropped
 }
 
-// rss is the resident set of a process, in MiB.
+// rss returns the resident set of a process in MiB.
 func rss(pid int) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// nodeName is what the lab calls its first node.
+// nodeName is the lab's name of its first node.
 const nodeName = "node-1"
 
 // host is a pod, the node or an outside host, and what it serves.
@@ -30,10 +30,10 @@ type host struct {
 
 func (h *host) isPod() bool { return strings.Contains(h.name, "/") }
 
-// away says that a host is on the other side of the node, seen from its pods.
+// away reports whether a host is on the other side of the node, seen from its pods.
 func (h *host) away() bool { return !h.isPod() && h.name != nodeName }
 
-// door is a port of a host, by TCP and UDP.
+// door is a port of a host, on TCP and UDP.
 type door struct {
 	host *host
 	port uint16
@@ -51,13 +51,13 @@ var namespaces = []struct {
 	{"other", nil},
 }
 
-// cluster is the lab with its people.
+// cluster is the lab with its hosts.
 type cluster struct {
 	lab   *lab.Lab
 	hosts []*host // in the order of the table's rows
 }
 
-// build builds the lab and opens the doors. The caller closes it.
+// build builds the lab and starts the servers. The caller must close it.
 func build() (*cluster, error) {
 	l, err := lab.New(lab.Options{})
 	if err != nil {
@@ -75,7 +75,7 @@ func build() (*cluster, error) {
 	}}
 	for _, h := range c.hosts {
 		if err := c.start(h); err != nil {
-			_ = l.Close() // what went wrong first is what counts
+			_ = l.Close() // the first error counts
 			return nil, err
 		}
 	}
@@ -107,7 +107,7 @@ func (c *cluster) start(h *host) (err error) {
 	return err
 }
 
-// doors are all doors, in the order of the table's columns.
+// doors returns all doors, in the order of the table's columns.
 func (c *cluster) doors() (ds []door) {
 	for _, h := range c.hosts {
 		for _, port := range h.ports {
@@ -117,7 +117,7 @@ func (c *cluster) doors() (ds []door) {
 	return ds
 }
 
-// manifests are the Namespaces and Pods as a file for the agent.
+// manifests returns the Namespaces and Pods as a file for the agent.
 func (c *cluster) manifests() (string, error) {
 	var objects []any
 	for _, ns := range namespaces {

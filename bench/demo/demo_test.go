@@ -20,8 +20,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// TestMain lets the test binary stand in for an agent: given the arguments of
-// `sluice run`, it says what an agent says and enforces nothing.
+// TestMain lets the test binary stand in for an agent: with the arguments of `sluice run`, it
+// logs what an agent logs and enforces nothing.
 func TestMain(m *testing.M) {
 	if i := slices.Index(os.Args, "--manifests"); i > 0 && os.Args[1] == "run" {
 		pretend(os.Args[i+1])
@@ -53,7 +53,7 @@ func pretend(dir string) {
 	}
 }
 
-// sluice is where the real agent is built, once for all tests; see TestMain.
+// sluice is the path of the real agent, which is built once for all tests; see TestMain.
 var sluice string
 
 var buildSluice = sync.OnceValue(func() error {
@@ -63,7 +63,7 @@ var buildSluice = sync.OnceValue(func() error {
 	return nil
 })
 
-// needSluice skips the test where no lab can be, and builds the agent.
+// needSluice builds the agent. It skips the test if a lab is not possible.
 func needSluice(t *testing.T) {
 	t.Helper()
 	lab.Require(t)
@@ -72,8 +72,8 @@ func needSluice(t *testing.T) {
 	}
 }
 
-// ownTemp gives the test a folder for temporary files, and says at the end
-// whether the demo has left anything there.
+// ownTemp gives the test a directory for temporary files, and reports files that the demo has
+// left there.
 func ownTemp(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -132,7 +132,7 @@ func shownInReadme(t *testing.T) string {
 	return "── " + step
 }
 
-// An agent that does nothing must be found out.
+// The demo must notice an agent that enforces nothing.
 func TestWrongIsSeen(t *testing.T) {
 	lab.Require(t)
 	tests := []struct {

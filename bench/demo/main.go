@@ -1,7 +1,6 @@
-// Command demo shows Sluice at work, on real packets and without a cluster: it
-// builds a node and its pods from network namespaces, starts `sluice run` on the
-// node, puts one policy after the other in force, and prints who reaches whom and
-// why others do not. `make demo` runs it.
+// Command demo shows Sluice on real packets and without a cluster. It makes a node and its pods
+// of network namespaces, starts `sluice run` on the node, applies one policy after the other,
+// and prints which connections succeed and why the others do not. `make demo` runs it.
 package main
 
 import (
@@ -19,17 +18,16 @@ import (
 	"time"
 )
 
-// env is what the demo may know of its surroundings. The tests run it with
-// another one.
+// env is the part of its environment that the demo uses. Tests provide their own.
 type env struct {
 	stdout, stderr io.Writer
 	colour         bool
 }
 
-// Exit statuses, those of sluice, and the one of a shell for an interrupt.
+// Exit statuses: those of sluice, and that of a shell for an interrupt.
 const (
-	exitWrong       = 1 // something is not as promised
-	exitFailed      = 2 // the demo could not be shown
+	exitWrong       = 1 // a result differs from the expectation
+	exitFailed      = 2 // the demo could not run
 	exitInterrupted = 130
 )
 
@@ -46,7 +44,7 @@ func main() {
 	os.Exit(status)
 }
 
-// run is the whole program as a function of its surroundings.
+// run is the whole program as a function of its environment.
 func run(ctx context.Context, e env, args []string) (status int) {
 	o, err := parse(e, args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -71,7 +69,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 
 func parse(e env, args []string) (o options, err error) {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // the error is returned, and told once
+	fs.SetOutput(io.Discard) // the error is returned and reported once
 	fs.StringVar(&o.sluice, "sluice", "bin/sluice", "the `file` to run as sluice")
 	fs.StringVar(&o.step, "step", "", "show this `step` alone")
 	fs.BoolVar(&o.keepGoing, "keep-going", false, "show the other steps after one that is not as promised")
@@ -85,14 +83,14 @@ func parse(e env, args []string) (o options, err error) {
 	case err != nil:
 		return o, fmt.Errorf("%w (see --help)", err)
 	case fs.NArg() > 0:
-		return o, fmt.Errorf("unexpected argument %q: give flags alone (see --help)", fs.Arg(0))
+		return o, fmt.Errorf("unexpected argument %q: give only flags (see --help)", fs.Arg(0))
 	}
 	_, err = selectSteps(o.step)
 	return o, err
 }
 
-// show builds everything, shows the steps, and takes everything down again. It
-// returns the number of probes that did not do as promised.
+// show builds everything, shows the steps, and removes everything. It returns the number of
+// probes that did not meet their expectation.
 func show(ctx context.Context, e env, o options) (wrong int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("this needs root, because it makes network namespaces and iptables rules in them: try sudo make demo")
@@ -102,7 +100,7 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 			return 0, fmt.Errorf("%s is missing: install the package iptables", name)
 		}
 	}
-	// Made absolute, because a bare name would be looked up in PATH.
+	// Made absolute: a bare name would be looked up in PATH.
 	if o.sluice, err = filepath.Abs(o.sluice); err != nil {
 		return 0, fmt.Errorf("find sluice: %w", err)
 	}
@@ -117,19 +115,19 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 	defer func() { err = errors.Join(err, c.lab.Close()) }()
 	dir, err := os.MkdirTemp("", "sluice-demo-")
 	if err != nil {
-		return 0, fmt.Errorf("make a folder for manifests: %w", err)
+		return 0, fmt.Errorf("make a directory for manifests: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	p := &printer{out: &sharedWriter{w: e.stdout}, colour: e.colour}
 	p.intro(c)
 	s := &stage{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
-	selected, _ := selectSteps(o.step) // parse has looked at it
+	selected, _ := selectSteps(o.step) // parse has checked it
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
 		wrong, err = s.play(ctx, selected)
 	}
 	if errors.Is(err, context.Canceled) {
-		err = nil // it is not what went wrong that ended the play
+		err = nil // the number of wrong probes is not an error
 	}
 	if s.agent != nil {
 		err = errors.Join(err, s.agent.Stop())
@@ -140,7 +138,7 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 	return wrong, err
 }
 
-// sharedWriter keeps the lines of the demo and of the agent's log apart.
+// sharedWriter keeps lines of the demo and of the agent's log from mixing.
 type sharedWriter struct {
 	mu sync.Mutex
 	w  io.Writer

@@ -18,7 +18,7 @@ type printer struct {
 	colour bool
 }
 
-// The colours, as the terminal takes them (ECMA-48, SGR).
+// The colors in the terminal's form (ECMA-48, SGR).
 const (
 	bold   = "1"
 	faint  = "2"
@@ -27,7 +27,7 @@ const (
 	yellow = "33"
 )
 
-// paint colours a text, where colours are wanted.
+// paint colors a text if colors are on.
 func (p *printer) paint(colour, text string) string {
 	if !p.colour || text == "" {
 		return text
@@ -90,7 +90,7 @@ func (p *printer) intro(c *cluster) {
 		there. As soon as they are in force, everyone opens a TCP connection and sends a UDP
 		datagram to every port of everyone else, over IPv4 and over IPv6.`)
 	p.say("\nIn the tables, who asks stands on the left, who is asked stands above, and")
-	p.say("  %s   is reached by TCP and UDP      %s   is reached by TCP alone", p.paint(green, "yes"), p.paint(yellow, "TCP"))
+	p.say("  %s   is reached by TCP and UDP      %s   is reached only by TCP", p.paint(green, "yes"), p.paint(yellow, "TCP"))
 	p.say("  %s    is not reached; the letter tells why, below the table", p.paint(red, "no"))
 	p.say("  %s     is not asked: such packets do not come by the node", p.paint(faint, "."))
 }
@@ -107,7 +107,7 @@ func labels(text, namespace string) string {
 	return text
 }
 
-// begin prints what a step is about.
+// begin prints the subject of a step.
 func (p *printer) begin(st step, number, of int, took time.Duration) error {
 	title := fmt.Sprintf("── %d/%d  %s ", number, of, st.title)
 	p.say("\n%s\n", p.paint(bold, title+strings.Repeat("─", max(0, 84-len([]rune(title))))))
@@ -127,7 +127,7 @@ func (p *printer) begin(st step, number, of int, took time.Duration) error {
 	return nil
 }
 
-// result prints what came of a step.
+// result prints the outcome of a step.
 func (p *printer) result(st step, c *cluster, j judgement) {
 	p.say("")
 	p.table(c, j)
@@ -148,7 +148,7 @@ func (p *printer) result(st step, c *cluster, j judgement) {
 	p.wrap(st.see)
 }
 
-// faults prints what went wrong, a bounded number of it.
+// faults prints the wrong probes, up to a limit.
 func (p *printer) faults(wrong []fault) {
 	const most = 12
 	for i, f := range wrong {

@@ -12,16 +12,16 @@ import (
 	"sluice/filter/event"
 )
 
-// networks are what each door is asked by.
+// networks are the protocols of the probes of each door.
 var networks = []string{"tcp", "udp"}
 
 const (
-	// probeTimeout bounds an attempt that gets neither an answer nor a verdict: its
-	// packet was lost.
+	// probeTimeout bounds an attempt that gets neither an answer nor a verdict: its packet was
+	// lost.
 	probeTimeout = time.Minute
-	// strayInterval is how long attempts that were denied go on, so that an answer
-	// which comes although the agent denied the attempt is seen. In the lab an answer
-	// takes a few milliseconds.
+	// strayInterval is how long denied attempts continue, so that the demo sees an answer that
+	// comes although the agent denied the attempt. In the lab an answer takes a few
+	// milliseconds.
 	strayInterval = 300 * time.Millisecond
 )
 
@@ -38,26 +38,25 @@ func (p probe) String() string {
 	return p.from.name + " -> " + p.to.String() + "/" + strings.ToUpper(p.network) + " over " + family
 }
 
-// flow is the probe as the agent's log names it.
+// flow is the probe in the form of the agent's log.
 func (p probe) flow() flow {
 	return flow{p.from.Addrs()[p.family], p.to.host.Addrs()[p.family], strings.ToUpper(p.network), p.to.port}
 }
 
-// outcome is what came of a probe.
+// outcome is the result of a probe.
 type outcome struct {
 	probe
 	lab.Result
-	denial *verdict // what the agent said, if it denied
+	denial *verdict // the agent's verdict, if it denied
 }
 
-// reached also looks at who has answered: translation or a mixed-up route would
-// show there.
+// reached also checks which host answered: that reveals translation or a wrong route.
 func (o outcome) reached() bool {
 	return o.Outcome == lab.Reached && o.By == o.to.host.name
 }
 
-// probes are all attempts between all hosts, those excepted whose packets would
-// not come by the node.
+// probes returns all attempts between all hosts, except those whose packets do not pass the
+// node.
 func (c *cluster) probes() (ps []probe) {
 	for _, from := range c.hosts {
 		for _, to := range c.doors() {
@@ -74,9 +73,8 @@ func (c *cluster) probes() (ps []probe) {
 	return ps
 }
 
-// ask makes all attempts at the same time. It waits until each has got an answer, or
-// a denial in the agent's log after mark, and then a little longer for answers that
-// should not come.
+// ask makes all attempts at the same time. It waits until each has an answer, or a denial in
+// the agent's log after mark, and then a little longer for answers that should not come.
 func ask(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []outcome {
 	ctx, stop := context.WithTimeout(ctx, probeTimeout)
 	defer stop()
@@ -93,7 +91,7 @@ func ask(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []ou
 		})
 	}
 	watch.Go(func() {
-		// Await ends with ctx, or with the agent; what is missing shows in the outcomes.
+		// Await ends with ctx or with the agent. Missing denials show in the outcomes.
 		defer stop()
 		_, _ = a.Await(ctx, mark, func(l agenttest.Line) bool {
 			if f, v, ok := denial(l); ok {
@@ -134,7 +132,7 @@ func newUndecided(probes []probe) *undecided {
 	return u
 }
 
-// decide takes in an answer, or the denial v.
+// decide records an answer, or the denial v.
 func (u *undecided) decide(f flow, v *verdict) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -148,7 +146,7 @@ func (u *undecided) decide(f flow, v *verdict) {
 	}
 }
 
-// flow is a connection as the agent's log names it.
+// flow is a connection in the form of the agent's log.
 type flow struct {
 	src, dst netip.Addr
 	proto    string
@@ -165,7 +163,7 @@ func (v verdict) String() string {
 	return v.reason + ": no rule of " + strings.ReplaceAll(v.policy, ",", " or ") + " allows it"
 }
 
-// denial reads a line of the agent's log; ok if it tells of a denial.
+// denial reads a line of the agent's log. ok reports whether it is a denial.
 func denial(l agenttest.Line) (f flow, v verdict, ok bool) {
 	if !l.Is(event.Verdict) || l.Text("verdict") != "deny" {
 		return f, v, false

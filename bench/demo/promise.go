@@ -5,18 +5,18 @@ import (
 	"strings"
 )
 
-// promise says of some probes whether they reach their goal. Of all that match a
-// probe, the last one counts; before them all stands "everything else: yes".
+// promise states for some probes whether they reach their goal. Of all that match a probe, the
+// last one counts; the first one is "everything else: yes".
 //
-// Its text is "yes FROM -> TO" or "no FROM -> TO". FROM is a host, TO a host with
-// port and protocol, as in "default/db:6379/TCP"; a star at the end stands for
-// whatever may follow. "itself" is the host that asks.
+// Its text is "yes FROM -> TO" or "no FROM -> TO". FROM is a host, and TO a host with port and
+// protocol, as in "default/db:6379/TCP". A star at the end matches any rest. "itself" is the
+// host that asks.
 type promise struct {
 	from, to string
 	reach    bool
 }
 
-// everythingElse is what holds where no promise says otherwise.
+// everythingElse holds where no other promise matches.
 var everythingElse = promise{from: "*", to: "*", reach: true}
 
 func parsePromise(text string) (promise, error) {
@@ -34,7 +34,7 @@ func (p promise) String() string {
 	return p.from + " -> " + p.to
 }
 
-// parsePromises reads all promises that hold in a step, in order.
+// parsePromises parses the promises of a step, in order.
 func (s step) parsePromises() ([]promise, error) {
 	all := []promise{everythingElse}
 	for _, texts := range [][]string{s.promises, always} {
@@ -59,7 +59,7 @@ func (p promise) matches(pr probe) bool {
 	return like(p.to, pr.to.String()+"/"+strings.ToUpper(pr.network))
 }
 
-// like compares with a pattern that may end in a star.
+// like matches a pattern that may end in a star.
 func like(pattern, text string) bool {
 	if start, star := strings.CutSuffix(pattern, "*"); star {
 		return strings.HasPrefix(text, start)
@@ -67,7 +67,7 @@ func like(pattern, text string) bool {
 	return pattern == text
 }
 
-// decides is the index of the promise that counts for a probe.
+// decides returns the index of the promise that counts for a probe.
 func decides(promises []promise, pr probe) int {
 	last := 0
 	for i, p := range promises {

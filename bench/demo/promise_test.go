@@ -13,7 +13,7 @@ import (
 	"sluice/watch/manifests"
 )
 
-// strangers are two hosts with a door each.
+// strangers returns two hosts with a door each.
 func strangers() (web, db *host) {
 	host := func(name string, port uint16, v4 string) *host {
 		return &host{name: name, ports: []uint16{port}, Host: &lab.Host{Name: name, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr("::" + v4)}}
@@ -69,7 +69,7 @@ func TestPromisesAndPoliciesCanBeRead(t *testing.T) {
 	}
 }
 
-// A promise that decides nothing says nothing, and would not be missed.
+// A promise that decides nothing states nothing, and its absence would not be noticed.
 func TestEveryPromiseDecidesSomething(t *testing.T) {
 	lab.Require(t)
 	c, err := build()
@@ -128,7 +128,7 @@ func TestDenial(t *testing.T) {
 	for _, tt := range []struct {
 		name, line string
 		f          flow
-		why        string // none if it is no denial
+		why        string // empty if it is not a denial
 	}{
 		{"denied", `{"event":"verdict","verdict":"deny","reason":"ingress-denied","src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","sport":4,"dport":6379,"policy":"a/b,c/d"}`,
 			probe{web, door{db, 6379}, "tcp", 0}.flow(), "ingress-denied: no rule of a/b or c/d allows it"},

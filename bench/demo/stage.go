@@ -9,23 +9,23 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// inForce is how long the agent may take to start, and a policy from its file to
-// being in force. It is the bound of what takes some ten milliseconds.
+// inForce bounds the time of the agent's start, and the time from a policy's file until it is
+// in force, which is some ten milliseconds.
 const inForce = time.Minute
 
-// stage is where the steps are shown.
+// stage is the lab with an agent, in which the steps run.
 type stage struct {
 	*cluster
 	*printer
-	dir       string // the agent's folder of manifests
+	dir       string // the agent's directory of manifests
 	agent     *agenttest.Agent
 	keepGoing bool
 
 	shown, probed int
 }
 
-// open writes the manifests of namespaces and pods and starts the agent. The
-// caller stops the agent, if there is one.
+// open writes the manifests of namespaces and pods and starts the agent. The caller must stop
+// the agent, if there is one.
 func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
 	text, err := s.manifests()
 	if err != nil {
@@ -47,7 +47,7 @@ func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
 	return err
 }
 
-// echo shows the agent's log among what the demo says.
+// echo prints the agent's log between the demo's own lines.
 type echo struct{ *printer }
 
 func (e echo) Write(line []byte) (int, error) {
@@ -55,7 +55,7 @@ func (e echo) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// play shows the steps and returns how many probes did not do as promised.
+// play shows the steps and returns the number of wrong probes.
 func (s *stage) play(ctx context.Context, steps []step) (wrong int, err error) {
 	probes := s.probes()
 	for i, st := range steps {
@@ -85,15 +85,15 @@ func (s *stage) play(ctx context.Context, steps []step) (wrong int, err error) {
 	return wrong, nil
 }
 
-// apply saves the policies of a step and waits until they are in force. The
-// agent says so when no verdict by the old ones can take effect any more.
+// apply saves the policies of a step and waits until they are in force. The agent reports that
+// when no verdict by the old ones can take effect.
 func (s *stage) apply(ctx context.Context, st step) (took time.Duration, err error) {
 	text, err := st.yaml()
 	if err != nil {
 		return 0, err
 	}
 	if len(st.policies) == 0 {
-		return 0, nil // the demo begins like this
+		return 0, nil // the demo begins in this state
 	}
 	ctx, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
@@ -105,16 +105,16 @@ func (s *stage) apply(ctx context.Context, st step) (took time.Duration, err err
 	return time.Since(began), err
 }
 
-// judgement is the outcome of a step held against its promises.
+// judgement is the outcome of a step, compared with its promises.
 type judgement struct {
 	outcomes []outcome
 	promises []promise
-	decided  []int // by promise: how many probes it decides
-	kept     []int // and how many of them did as promised
+	decided  []int // by promise: the number of probes that it decides
+	kept     []int // and of those that meet it
 	wrong    []fault
 }
 
-// fault is a probe that did not do as promised.
+// fault is a probe that differs from its promise.
 type fault struct {
 	outcome
 	promised promise
@@ -135,8 +135,8 @@ func judge(outcomes []outcome, promises []promise) judgement {
 	return j
 }
 
-// fault says what is wrong with an outcome; nothing if it is as promised. That a
-// denied one was denied by the agent, and not lost, is part of it.
+// fault returns what is wrong with an outcome, and "" if it is as promised. A denied probe must
+// have been denied by the agent, and not lost.
 func (o outcome) fault(reach bool) string {
 	switch {
 	case o.reached() && !reach:

@@ -12,15 +12,14 @@ import (
 //go:embed policies
 var stepFiles embed.FS
 
-// step is one state of the policies, and what it promises.
+// step is a set of policies, and the expected results.
 type step struct {
 	name, title string
-	// meaning says what the policies want, and see what to look at in the table.
+	// meaning is what the policies express, and see is what to look at in the table.
 	meaning, see string
 	policies     []string // files in policies, without their ending
-	// promises say who reaches whom. They are written down here by hand, from the
-	// policies' text: had the engine worked them out, it would be compared with
-	// itself. See promise for how they are read.
+	// promises state which probes succeed. They are written by hand from the policies' text: if
+	// the engine derived them, it would be compared with itself. See promise for their form.
 	promises []string
 }
 
@@ -111,7 +110,7 @@ var always = []string{
 	"yes node-1 -> *",
 }
 
-// yaml is the step's policies as one file of manifests.
+// yaml returns the step's policies as one file of manifests.
 func (s step) yaml() (string, error) {
 	var documents []string
 	for _, name := range s.policies {
@@ -124,7 +123,7 @@ func (s step) yaml() (string, error) {
 	return strings.Join(documents, "---\n"), nil
 }
 
-// selectSteps returns all steps, or the one with a name.
+// selectSteps returns all steps, or the one of a name.
 func selectSteps(name string) ([]step, error) {
 	if name == "" {
 		return steps, nil

@@ -14,14 +14,14 @@ const (
 	column      = 8
 )
 
-// cell is where a row and a column of the table meet.
+// cell is the crossing of a row and a column of the table.
 type cell struct {
 	asked, reached map[string]int // by network
 	why            []string       // letters
 	wrong          bool
 }
 
-// text is what the cell says, and in which colour.
+// text returns the cell's text and its color.
 func (c *cell) text() (text, colour string) {
 	if c == nil {
 		return ".", faint
@@ -34,7 +34,7 @@ func (c *cell) text() (text, colour string) {
 		} else {
 			complete = false
 			if c.reached[n] > 0 {
-				c.wrong = true // one family alone
+				c.wrong = true // only one of the families
 			}
 		}
 	}
@@ -55,7 +55,7 @@ func (c *cell) text() (text, colour string) {
 	return text, colour
 }
 
-// reasons gives letters to the reasons for denials, in order of their appearance.
+// reasons assigns letters to the reasons for denials, in order of their appearance.
 type reasons struct {
 	texts []string
 }
@@ -70,7 +70,7 @@ func (r *reasons) letter(text string) string {
 	return string(rune('a' + len(r.texts) - 1))
 }
 
-// table prints who has reached whom.
+// table prints which probes succeeded.
 func (p *printer) table(c *cluster, j judgement) {
 	cells, why := tabulate(j)
 	doors := c.doors()
@@ -133,7 +133,7 @@ func tabulate(j judgement) (map[place]*cell, *reasons) {
 	return cells, why
 }
 
-// why is why an attempt did not get through.
+// why returns why an attempt failed.
 func (o outcome) why() string {
 	if o.denial != nil {
 		return o.denial.String()
