@@ -32,8 +32,8 @@ const outside = "192.0.2.7"
 
 func newDrafted(t *testing.T) *drafted {
 	d := &drafted{t: t, in: make(feed), steps: make(chan chan struct{})}
-	hold := func(k *watch.Keeper) {
-		k.BeforeDrafts(func() {
+	hold := func(k *watch.Controller) {
+		k.BeforePrepare(func() {
 			step := make(chan struct{})
 			select {
 			case d.steps <- step:
@@ -46,7 +46,7 @@ func newDrafted(t *testing.T) *drafted {
 			}
 		})
 	}
-	var k *watch.Keeper
+	var k *watch.Controller
 	k, d.calls, _ = keepWith(t, new(policy.Published), nil, hold, d.in)
 	d.problem = k.Problems
 	d.update(func(w *policy.World) {
@@ -69,7 +69,7 @@ func (d *drafted) update(u watch.Update) {
 			return
 		case p := <-d.calls: // which holds up updates
 			d.last = p.snapshot
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			d.t.Fatal("the update is not taken")
 		}
 	}
@@ -110,7 +110,7 @@ func (d *drafted) step() chan struct{} {
 			return step
 		case p := <-d.calls:
 			d.last = p.snapshot
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			d.t.Fatal("no large policy is prepared")
 		}
 	}
@@ -138,7 +138,7 @@ func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkP
 }
 
 // While a large policy is read and compiled, other changes come into force.
-func TestKeeperGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
+func TestControllerGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 	d := newDrafted(t)
 	d.set(onPort("large", 0, 80, true))
 	for range 2 { // it is read, and then compiled
@@ -163,7 +163,7 @@ func TestKeeperGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 
 // Of the versions of a policy the last one comes into force, whichever are large, and none
 // comes into force after it.
-func TestKeeperKeepsTheOrderOfVersions(t *testing.T) {
+func TestControllerKeepsTheOrderOfVersions(t *testing.T) {
 	for _, last := range []bool{false, true} {
 		d := newDrafted(t)
 		d.set(onPort("p", 0, 80, true))
@@ -186,7 +186,7 @@ func TestKeeperKeepsTheOrderOfVersions(t *testing.T) {
 
 // A policy that is deleted while it is read or compiled stays deleted, and a new one of
 // its name comes into force.
-func TestKeeperDeletesWhatIsCompiled(t *testing.T) {
+func TestControllerDeletesAPolicyBeingCompiled(t *testing.T) {
 	for _, compiling := range []bool{false, true} {
 		d := newDrafted(t)
 		d.set(onPort("p", 0, 80, true))
@@ -228,14 +228,14 @@ func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 			close(step)
 		case call := <-d.calls:
 			d.last = call.snapshot
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			d.t.Fatal("the large policy does not come into force")
 		}
 	}
 }
 
 // The namespaces' policies take turns.
-func TestKeeperCompilesByTurns(t *testing.T) {
+func TestControllerCompilesInTurns(t *testing.T) {
 	d := newDrafted(t)
 	for i := range 20 {
 		d.set(onPort(fmt.Sprint("many-", i), 0, 80, true))
@@ -256,7 +256,7 @@ func TestKeeperCompilesByTurns(t *testing.T) {
 			steps++
 		case call := <-d.calls:
 			d.last = call.snapshot
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			t.Fatal("the large policy does not come into force")
 		}
 	}

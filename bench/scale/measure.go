@@ -53,7 +53,7 @@ func measure(ctx context.Context, opts options) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	group, inner := errgroup.WithContext(ctx)
-	keeper := watch.New(policy.NewWorld(), &a.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
+	controller := watch.New(policy.NewWorld(), &a.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {
 		case a.changed <- struct{}{}:
 		default:
@@ -65,10 +65,10 @@ func measure(ctx context.Context, opts options) (err error) {
 		cancel()
 		return err
 	}
-	group.Go(func() error { return keeper.Run(inner, a.source) })
+	group.Go(func() error { return controller.Run(inner, a.source) })
 	group.Go(func() error {
 		defer cancel()
-		return a.report(inner, opts, sizes, before, keeper)
+		return a.report(inner, opts, sizes, before, controller)
 	})
 	return group.Wait()
 }
@@ -109,11 +109,11 @@ func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error)
 }
 
 // report measures and prints.
-func (a *agent) report(ctx context.Context, opts options, sizes string, before usage, keeper *watch.Keeper) error {
+func (a *agent) report(ctx context.Context, opts options, sizes string, before usage, controller *watch.Controller) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-keeper.Ready():
+	case <-controller.Ready():
 	}
 	synced, err := read()
 	if err != nil {

@@ -70,7 +70,7 @@ func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Proble
 		objects.NotRead = append(objects.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})
 	}
 	if err != nil {
-		objects.Notes = append(objects.Notes, manifests.Problem{File: config.Host, Detail: err.Error(), Mend: "allow to list them, to learn whether they may change what is allowed"})
+		objects.Notes = append(objects.Notes, manifests.Problem{File: config.Host, Detail: err.Error(), Hint: "allow to list them, to learn whether they may change what is allowed"})
 	}
 	return objects, nil, nil
 }

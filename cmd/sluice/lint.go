@@ -76,10 +76,10 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	}
 	found := []finding{} // not nil: in JSON none is [] and not null
 	for _, p := range problems {
-		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 	}
 	for _, p := range objects.Outdated {
-		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 	}
 	broken := make(map[manifests.Origin]bool)
 	for _, p := range problems {
@@ -94,7 +94,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	}
 	for _, p := range objects.Holes {
 		if !broken[manifests.Origin{File: p.File, Document: p.Document}] {
-			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Mend})
+			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 		}
 	}
 	tellNotes(e, objects)

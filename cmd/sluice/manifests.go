@@ -46,7 +46,7 @@ func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.
 	m := &compiled{Objects: objects, unread: problems}
 	m.snapshot, _ = w.Commit()
 	for _, p := range w.Problems() {
-		if !manifests.Follows(p, problems) {
+		if !manifests.CausedBy(p, problems) {
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}
@@ -63,7 +63,7 @@ func (m *compiled) cluster() *explain.Cluster {
 	}
 	for _, p := range m.unread {
 		if ref, is := refs[p.Object]; is {
-			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Mend: p.Mend})
+			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Mend: p.Hint})
 		}
 	}
 	return explain.New(m.snapshot, o)

@@ -14,8 +14,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// listPatience is how long one page of a list may take.
-const listPatience = time.Minute
+// pageTimeout is how long one page of a list may take.
+const pageTimeout = time.Minute
 
 // client asks an API server for objects.
 type client struct {
@@ -66,16 +66,16 @@ func (c *client) request(k *kind, opts *metav1.ListOptions) *rest.Request {
 
 // list asks for a page of objects.
 func (c *client) list(ctx context.Context, k *kind, opts metav1.ListOptions) (runtime.Object, error) {
-	return c.request(k, &opts).Timeout(listPatience).Do(ctx).Get()
+	return c.request(k, &opts).Timeout(pageTimeout).Do(ctx).Get()
 }
 
 // watch begins a watch. What breaks it off is told by its last event, as a reflector
 // takes it.
 func (c *client) watch(ctx context.Context, k *kind, opts metav1.ListOptions) (apiwatch.Interface, error) {
 	opts.Watch = true
-	var patience time.Duration
+	var timeout time.Duration
 	if opts.TimeoutSeconds != nil {
-		patience = time.Duration(*opts.TimeoutSeconds) * time.Second
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
 	}
-	return c.request(k, &opts).Timeout(patience).Watch(ctx)
+	return c.request(k, &opts).Timeout(timeout).Watch(ctx)
 }

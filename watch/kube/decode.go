@@ -11,18 +11,18 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// trimmer has all objects trimmed that come out of its decoders.
-type trimmer struct {
+// slimSerializer has all objects trimmed that come out of its decoders.
+type slimSerializer struct {
 	runtime.NegotiatedSerializer
 	shared *pools
 }
 
-func newTrimmer(s runtime.NegotiatedSerializer) *trimmer {
-	return &trimmer{s, newPools()}
+func newSlimSerializer(s runtime.NegotiatedSerializer) *slimSerializer {
+	return &slimSerializer{s, newPools()}
 }
 
 // DecoderToVersion returns a decoder of trimmed objects.
-func (t *trimmer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
+func (t *slimSerializer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
 	return decoder{t.NegotiatedSerializer.DecoderToVersion(d, gv), t.shared}
 }
 
@@ -37,7 +37,7 @@ type decoder struct {
 // that are followed: a Status or the frame of a watch's event.
 func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	if into == nil {
-		if o := d.decodeWire(data); o != nil {
+		if o := d.decodeProtobuf(data); o != nil {
 			return o, kind, nil
 		}
 	}
@@ -45,28 +45,28 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 	if err != nil {
 		return nil, actual, err
 	}
-	o, err = d.trim(o)
+	o, err = d.slim(o)
 	return o, actual, err
 }
 
-func (d decoder) trim(o runtime.Object) (runtime.Object, error) {
+func (d decoder) slim(o runtime.Object) (runtime.Object, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
-		return trimPod(o, d.shared), nil
+		return slimPod(o, d.shared), nil
 	case *corev1.Namespace:
-		return trimNamespace(o), nil
+		return slimNamespace(o), nil
 	case *corev1.Node:
-		return trimNode(o), nil
+		return slimNode(o), nil
 	case *networkingv1.NetworkPolicy:
-		return trimPolicy(o), nil
+		return slimPolicy(o), nil
 	case *corev1.PodList:
-		return listOf(&o.ListMeta, o.Items, func(i *corev1.Pod) runtime.Object { return trimPod(i, d.shared) }), nil
+		return listOf(&o.ListMeta, o.Items, func(i *corev1.Pod) runtime.Object { return slimPod(i, d.shared) }), nil
 	case *corev1.NamespaceList:
-		return listOf(&o.ListMeta, o.Items, func(i *corev1.Namespace) runtime.Object { return trimNamespace(i) }), nil
+		return listOf(&o.ListMeta, o.Items, func(i *corev1.Namespace) runtime.Object { return slimNamespace(i) }), nil
 	case *corev1.NodeList:
-		return listOf(&o.ListMeta, o.Items, func(i *corev1.Node) runtime.Object { return trimNode(i) }), nil
+		return listOf(&o.ListMeta, o.Items, func(i *corev1.Node) runtime.Object { return slimNode(i) }), nil
 	case *networkingv1.NetworkPolicyList:
-		return listOf(&o.ListMeta, o.Items, func(i *networkingv1.NetworkPolicy) runtime.Object { return trimPolicy(i) }), nil
+		return listOf(&o.ListMeta, o.Items, func(i *networkingv1.NetworkPolicy) runtime.Object { return slimPolicy(i) }), nil
 	case *metav1.Status, *metav1.WatchEvent:
 		return o, nil
 	}

@@ -135,8 +135,8 @@ func TestServerAway(t *testing.T) {
 	}
 }
 
-// TestTroubles: what is wrong on the way to the server is told with its mend.
-func TestTroubles(t *testing.T) {
+// TestAPIErrors: what is wrong on the way to the server is told with its mend.
+func TestAPIErrors(t *testing.T) {
 	secure := httptest.NewTLSServer(apiserver.New(apiserver.Options{}))
 	t.Cleanup(secure.Close)
 	secure.Config.ErrorLog = quietLog
@@ -166,8 +166,8 @@ func TestTroubles(t *testing.T) {
 			t.Parallel()
 			f := follow(t, &rest.Config{Host: test.host}, Options{})
 			f.health(podKind, test.want, func(h KindHealth) bool {
-				var trouble *Trouble
-				return errors.As(h.Err, &trouble) && strings.Contains(trouble.Mend, test.want) && trouble.Server == test.host && trouble.LogValue().Group() != nil
+				var trouble *APIError
+				return errors.As(h.Err, &trouble) && strings.Contains(trouble.Hint, test.want) && trouble.Server == test.host && trouble.LogValue().Group() != nil
 			})
 			if f.published.Snapshot() != nil {
 				t.Error("something was published")

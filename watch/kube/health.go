@@ -31,16 +31,16 @@ type health struct {
 	log  *slog.Logger
 	now  func() time.Time
 
-	mu    sync.Mutex
-	kinds []*kindState
-	said  []string // the troubles that have been logged, until none is left
-	began time.Time
+	mu     sync.Mutex
+	kinds  []*kindState
+	logged []string // the troubles that have been logged, until none is left
+	began  time.Time
 }
 
 type kindState struct {
 	kind    *kind
 	view    KindHealth
-	trouble *Trouble
+	failure *APIError
 	watched bool // a watch has stood
 	events  atomic.Uint64
 }
@@ -83,7 +83,7 @@ func (h *health) synced(k *kind, objects int) {
 
 // asked notes the answer to a request.
 func (h *health) asked(k *kind, verb string, err error) {
-	if isEnd(err) {
+	if isRestart(err) {
 		return // the agent ends, or the reflector starts over by itself
 	}
 	h.mu.Lock()
@@ -95,42 +95,42 @@ func (h *health) asked(k *kind, verb string, err error) {
 				s.view.Restarts++
 			}
 			s.watched = true
-			h.settle(s, nil)
+			h.setFailure(s, nil)
 		}
 		return // a list is not yet all: the watch is still to come
 	}
 	s.view.Errors++
-	h.settle(s, troubleOf(err, h.host, k, verb))
+	h.setFailure(s, newAPIError(err, h.host, k, verb))
 }
 
-// settle gives a kind its trouble, or none, and logs what that changes.
-func (h *health) settle(s *kindState, t *Trouble) {
-	if t == nil && s.trouble == nil || t != nil && s.trouble != nil && s.trouble.same(t) {
+// setFailure gives a kind its trouble, or none, and logs what that changes.
+func (h *health) setFailure(s *kindState, t *APIError) {
+	if t == nil && s.failure == nil || t != nil && s.failure != nil && s.failure.alike(t) {
 		return
 	}
-	s.trouble, s.view.Err, s.view.Since = t, nil, h.now()
+	s.failure, s.view.Err, s.view.Since = t, nil, h.now()
 	if t == nil {
 		h.recovered()
 		return
 	}
 	s.view.Err = t
-	if len(h.said) == 0 {
+	if len(h.logged) == 0 {
 		h.began = h.now()
 	}
-	if key := t.key(); !slices.Contains(h.said, key) {
-		h.said = append(h.said, key)
+	if key := t.key(); !slices.Contains(h.logged, key) {
+		h.logged = append(h.logged, key)
 		h.log.Warn("the Kubernetes API cannot be followed; what is known stays in force", event.APIUnreachable.Attr(), "problem", t)
 	}
 }
 
 func (h *health) recovered() {
 	for _, s := range h.kinds {
-		if s.trouble != nil {
+		if s.failure != nil {
 			return
 		}
 	}
-	if len(h.said) > 0 {
-		h.said = nil
+	if len(h.logged) > 0 {
+		h.logged = nil
 		h.log.Info("the Kubernetes API can be followed again", event.APIReachable.Attr(), "server", h.host, "after", h.now().Sub(h.began).Round(time.Millisecond))
 	}
 }

@@ -43,8 +43,8 @@ const pageSize = 500
 // longest, each drawn between itself and one and a half of it. The longest is less
 // than client-go's 30 s: it is how late a policy can be when the server is back.
 const (
-	firstRetry   = 200 * time.Millisecond
-	longestRetry = 10 * time.Second
+	minRetryBackoff = 200 * time.Millisecond
+	maxRetryBackoff = 10 * time.Second
 )
 
 // Options are what a Source needs to know.
@@ -82,7 +82,7 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	c, err := newClient(config, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
-		return newTrimmer(serializer.NewCodecFactory(s).WithoutConversion())
+		return newSlimSerializer(serializer.NewCodecFactory(s).WithoutConversion())
 	})
 	if err != nil {
 		return nil, err
@@ -116,7 +116,7 @@ func (s *Source) Health() []KindHealth { return s.health.list() }
 func (s *Source) Run(ctx context.Context, update func(func(*policy.World))) error {
 	// client-go tells of each retry; what a user needs to know of them, health
 	// says once.
-	logger := logr.FromSlogHandler(demoted{s.log.Handler()})
+	logger := logr.FromSlogHandler(debugHandler{s.log.Handler()})
 	ctx = klog.NewContext(ctx, logger)
 	group, ctx := errgroup.WithContext(ctx)
 	for _, t := range s.tables {
@@ -162,7 +162,7 @@ func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
 	}
 	r := cache.NewReflectorWithOptions(asked, nil, t, cache.ReflectorOptions{
 		Name: t.kind.resource, TypeDescription: t.kind.name, Logger: &logger,
-		Backoff: &wait.Backoff{Duration: firstRetry, Cap: longestRetry, Steps: 6, Factor: 2, Jitter: 0.5},
+		Backoff: &wait.Backoff{Duration: minRetryBackoff, Cap: maxRetryBackoff, Steps: 6, Factor: 2, Jitter: 0.5},
 	})
 	r.WatchListPageSize = pageSize
 	return r

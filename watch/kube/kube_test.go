@@ -25,8 +25,8 @@ import (
 	"sluice/watch"
 )
 
-// patience is how long a test waits for what is bound to come.
-const patience = 2 * time.Minute
+// waitTimeout is how long a test waits for what is bound to come.
+const waitTimeout = 2 * time.Minute
 
 // followed is a Source at work, with the Keeper that it feeds.
 type followed struct {
@@ -46,7 +46,7 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	if f.source, err = New(config, opts); err != nil {
 		t.Fatal(err)
 	}
-	keeper := watch.New(policy.NewWorld(), &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
+	controller := watch.New(policy.NewWorld(), &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {
 		case f.changed <- struct{}{}:
 		default:
@@ -55,7 +55,7 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	}}}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- keeper.Run(ctx, f.source) }()
+	go func() { done <- controller.Run(ctx, f.source) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -68,7 +68,7 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 // until waits until ok, which is asked after each publish.
 func (f *followed) until(what string, ok func(*policy.Snapshot) bool) {
 	f.t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(waitTimeout)
 	for {
 		if s := f.published.Snapshot(); s != nil && ok(s) {
 			return
@@ -97,7 +97,7 @@ func (f *followed) names(addr, pod string) {
 // health waits until the health of a kind is as wanted.
 func (f *followed) health(k *kind, what string, ok func(KindHealth) bool) {
 	f.t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(waitTimeout)
 	for {
 		for _, h := range f.source.Health() {
 			if h.Kind == k.name && ok(h) {

@@ -62,7 +62,7 @@ func (n *nodes) publish() {
 	if _, there := n.known[n.self]; n.self != "" && there == n.warned {
 		if n.warned = !there; n.warned {
 			n.log.Warn("there is no Node of this node's name: its pod ranges are not known", event.NodeUnknown.Attr(), "node", n.self,
-				"mend", "give the name of this node's Node object, in most clusters spec.nodeName of the agent's pod")
+				"hint", "give the name of this node's Node object, in most clusters spec.nodeName of the agent's pod")
 		}
 	}
 }

@@ -26,8 +26,8 @@ type object interface {
 	put(w *policy.World)
 }
 
-// trimmed is what all objects have: of 250 bytes of metadata 80.
-type trimmed struct {
+// slimMeta is what all objects have: of 250 bytes of metadata 80.
+type slimMeta struct {
 	types.NamespacedName
 	version string
 	created metav1.Time
@@ -35,13 +35,13 @@ type trimmed struct {
 	end     bool // no object, but the end of a list that is streamed
 }
 
-func (t *trimmed) id() types.NamespacedName { return t.NamespacedName }
+func (t *slimMeta) id() types.NamespacedName { return t.NamespacedName }
 
 // GetObjectKind says that the kind is not among what was kept.
-func (*trimmed) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+func (*slimMeta) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
 
 // GetObjectMeta is the metadata as a reflector asks for it.
-func (t *trimmed) GetObjectMeta() metav1.Object {
+func (t *slimMeta) GetObjectMeta() metav1.Object {
 	m := &metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name, ResourceVersion: t.version, CreationTimestamp: t.created}
 	if t.end {
 		m.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: "true"}
@@ -49,8 +49,8 @@ func (t *trimmed) GetObjectMeta() metav1.Object {
 	return m
 }
 
-func trimMeta(m *metav1.ObjectMeta) trimmed {
-	return trimmed{
+func slimMetaOf(m *metav1.ObjectMeta) slimMeta {
+	return slimMeta{
 		NamespacedName: types.NamespacedName{Namespace: interned(m.Namespace), Name: m.Name},
 		version:        m.ResourceVersion, created: m.CreationTimestamp, ending: m.DeletionTimestamp != nil,
 		end: m.Annotations[metav1.InitialEventsAnnotationKey] == "true",
@@ -60,22 +60,22 @@ func trimMeta(m *metav1.ObjectMeta) trimmed {
 // pod is a trimmed Pod: 300 bytes with all that hangs on it, where the API's type
 // takes 8,000.
 type pod struct {
-	trimmed
+	slimMeta
 	labels *labelSet
-	// nobody has no address of its own: it runs in the host's network, or has
+	// noAddr has no address of its own: it runs in the host's network, or has
 	// finished, or has not begun. All that counts of it is its name.
-	nobody bool
+	noAddr bool
 	node   string // that it runs on
 	addrs  []string
 	hosts  []string
 	ports  *portList
 }
 
-func trimPod(o *corev1.Pod, shared *pools) *pod {
-	p := &pod{trimmed: trimMeta(&o.ObjectMeta)}
+func slimPod(o *corev1.Pod, shared *pools) *pod {
+	p := &pod{slimMeta: slimMetaOf(&o.ObjectMeta)}
 	finished := o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed
 	p.addrs = addresses(o.Status.PodIP, o.Status.PodIPs, func(ip corev1.PodIP) string { return ip.IP })
-	if p.nobody = o.Spec.HostNetwork || finished || len(p.addrs) == 0; p.nobody {
+	if p.noAddr = o.Spec.HostNetwork || finished || len(p.addrs) == 0; p.noAddr {
 		p.addrs = nil
 		return p
 	}
@@ -136,12 +136,12 @@ func (p *pod) DeepCopyObject() runtime.Object { return p }
 
 // namespace is a trimmed Namespace.
 type namespace struct {
-	trimmed
+	slimMeta
 	labels map[string]string
 }
 
-func trimNamespace(o *corev1.Namespace) *namespace {
-	return &namespace{trimMeta(&o.ObjectMeta), o.Labels}
+func slimNamespace(o *corev1.Namespace) *namespace {
+	return &namespace{slimMetaOf(&o.ObjectMeta), o.Labels}
 }
 
 func (n *namespace) put(w *policy.World) {
@@ -154,12 +154,12 @@ func (n *namespace) DeepCopyObject() runtime.Object { return n }
 // networkPolicy is a trimmed NetworkPolicy, of which the whole spec counts. It is encoded
 // here, on the reflector's goroutine, so that a large one holds up no other update.
 type networkPolicy struct {
-	trimmed
+	slimMeta
 	policy policy.Encoded
 }
 
-func trimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
-	t := trimMeta(&o.ObjectMeta)
+func slimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
+	t := slimMetaOf(&o.ObjectMeta)
 	return &networkPolicy{t, netpol.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name}, Spec: o.Spec})}
 }
 
@@ -170,13 +170,13 @@ func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
 
 // node is a trimmed Node.
 type node struct {
-	trimmed
+	slimMeta
 	ranges []string
 	taints []string // their keys
 }
 
-func trimNode(o *corev1.Node) *node {
-	n := &node{trimmed: trimMeta(&o.ObjectMeta), ranges: o.Spec.PodCIDRs}
+func slimNode(o *corev1.Node) *node {
+	n := &node{slimMeta: slimMetaOf(&o.ObjectMeta), ranges: o.Spec.PodCIDRs}
 	if len(n.ranges) == 0 && o.Spec.PodCIDR != "" {
 		n.ranges = []string{o.Spec.PodCIDR}
 	}

@@ -80,7 +80,7 @@ type asker struct {
 // get asks for a path and decodes the answer. Of a path that is not there it decodes
 // nothing.
 func (a asker) get(path string, query url.Values, accept string, into any) error {
-	ctx, stop := context.WithTimeoutCause(a.ctx, listPatience, fmt.Errorf("it has not answered within %v", listPatience))
+	ctx, stop := context.WithTimeoutCause(a.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
 	defer stop()
 	at := a.base.JoinPath(path)
 	at.RawQuery = query.Encode()

@@ -8,11 +8,11 @@ import (
 )
 
 const (
-	// longest bounds an Update but the first: others get their turn in a burst.
-	longest = 4096
-	// most bounds the changes that wait; who brings more waits too, and with it,
+	// maxUpdate bounds an Update but the first: others get their turn in a burst.
+	maxUpdate = 4096
+	// maxQueued bounds the changes that wait; who brings more waits too, and with it,
 	// in the end, the API server's stream.
-	most = 4 * longest
+	maxQueued = 4 * maxUpdate
 )
 
 // queue is the changes on their way to the World. They go as they come: while the
@@ -36,7 +36,7 @@ func newQueue(kinds int) *queue {
 func (q *queue) add(changes ...change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.missing == 0 && len(q.changes) >= most && !q.ended {
+	for q.missing == 0 && len(q.changes) >= maxQueued && !q.ended {
 		q.room.Wait()
 	}
 	q.changes = append(q.changes, changes...)
@@ -69,7 +69,7 @@ func (q *queue) take(first bool) (changes []change, ok bool) {
 	}
 	n := len(q.changes)
 	if !first {
-		n = min(n, longest)
+		n = min(n, maxUpdate)
 	}
 	changes, q.changes = q.changes[:n:n], q.changes[n:]
 	if len(q.changes) == 0 {

@@ -32,7 +32,7 @@ func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 	var o Objects
 	for _, k := range []*kind{namespaceKind, podKind, policyKind} {
 		if err := c.pages(ctx, k, o.take); err != nil {
-			return nil, troubleOf(err, config.Host, k, "list")
+			return nil, newAPIError(err, config.Host, k, "list")
 		}
 	}
 	return &o, nil

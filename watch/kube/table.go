@@ -36,8 +36,8 @@ type table struct {
 	taint  *startupTaint // of this node's Node; nil if there is none
 	// known is what the API server has. With a pod's name goes its set of labels,
 	// so that the set stays known as long as the World has a pod with it.
-	known map[types.NamespacedName]*labelSet
-	full  bool // a list has come
+	known  map[types.NamespacedName]*labelSet
+	listed bool // a list has come
 }
 
 var _ cache.ReflectorStore = (*table)(nil)
@@ -97,11 +97,11 @@ func (t *table) Replace(list []any, _ string) error {
 	}
 	t.publishNodes()
 	t.health.synced(t.kind, len(list))
-	if t.full {
+	if t.listed {
 		t.queue.add(changes...)
 		return nil
 	}
-	t.full = true
+	t.listed = true
 	t.queue.addFirst(changes)
 	return nil
 }

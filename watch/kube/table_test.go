@@ -99,14 +99,14 @@ func TestTable(t *testing.T) {
 // until there is room or all ends.
 func TestQueueBounds(t *testing.T) {
 	q := newQueue(1)
-	first := make([]change, 3*longest)
+	first := make([]change, 3*maxUpdate)
 	q.addFirst(first)
 	if got, ok := q.take(true); !ok || len(got) != len(first) {
 		t.Fatalf("the first take gave %d changes, want all %d", len(got), len(first))
 	}
-	q.add(make([]change, longest+1)...)
-	if got, _ := q.take(false); len(got) != longest {
-		t.Errorf("a take gave %d changes, want %d", len(got), longest)
+	q.add(make([]change, maxUpdate+1)...)
+	if got, _ := q.take(false); len(got) != maxUpdate {
+		t.Errorf("a take gave %d changes, want %d", len(got), maxUpdate)
 	}
 	if got, _ := q.take(false); len(got) != 1 {
 		t.Errorf("the next take gave %d changes, want 1", len(got))
@@ -115,7 +115,7 @@ func TestQueueBounds(t *testing.T) {
 		t.Error("an empty queue gave something")
 	}
 
-	q.add(make([]change, most)...)
+	q.add(make([]change, maxQueued)...)
 	var added atomic.Bool
 	done := make(chan struct{})
 	go func() {
@@ -132,7 +132,7 @@ func TestQueueBounds(t *testing.T) {
 	}
 	q.take(false)
 	<-done
-	q.add(make([]change, most)...)
+	q.add(make([]change, maxQueued)...)
 	ended := make(chan struct{})
 	go func() {
 		q.add(change{})
@@ -143,7 +143,7 @@ func TestQueueBounds(t *testing.T) {
 	q.run(ctx, func(func(*policy.World)) {})
 	select {
 	case <-ended:
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		t.Fatal("who waited for room waits after the end")
 	}
 }
@@ -178,7 +178,7 @@ func TestLabelSets(t *testing.T) {
 		t.Errorf("%d sets, want 4", sets.size())
 	}
 	runtime.KeepAlive(b)
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(waitTimeout)
 	for sets.size() != 3 {
 		runtime.GC() // its cleanups run when they like
 		if time.Now().After(deadline) {

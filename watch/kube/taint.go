@@ -50,7 +50,7 @@ type startupTaint struct {
 	server  string
 	log     *slog.Logger
 	seen    chan struct{} // holds a token if the Node may bear the taint
-	trouble atomic.Pointer[Trouble]
+	failure atomic.Pointer[APIError]
 	missing atomic.Bool // there is no Node of this name, as far as the server has told
 }
 
@@ -82,12 +82,12 @@ func (t *startupTaint) run(ctx context.Context) {
 				return
 			}
 		}
-		for wait := firstRetry; ; wait = min(2*wait, longestRetry) {
+		for wait := minRetryBackoff; ; wait = min(2*wait, maxRetryBackoff) {
 			err := t.remove(ctx)
 			if ctx.Err() != nil {
 				return
 			}
-			t.settle(err)
+			t.record(err)
 			if err == nil || apierrors.IsNotFound(err) { // a Node that comes back is seen
 				break
 			}
@@ -170,17 +170,17 @@ func (t *startupTaint) patch(ctx context.Context) ([]byte, error) {
 	return json.Marshal(steps)
 }
 
-// settle takes the outcome of an attempt, and logs what that changes.
-func (t *startupTaint) settle(err error) {
+// record takes the outcome of an attempt, and logs what that changes.
+func (t *startupTaint) record(err error) {
 	if err == nil || apierrors.IsNotFound(err) {
-		t.trouble.Store(nil)
+		t.failure.Store(nil)
 		return
 	}
-	now := troubleOf(err, t.server, nodeKind, "patch")
+	now := newAPIError(err, t.server, nodeKind, "patch")
 	if apierrors.IsForbidden(err) {
-		now.Mend = `let this user get and patch nodes of API group "", by a ClusterRole and a ClusterRoleBinding; the chart's value startupTaint does`
+		now.Hint = `let this user get and patch nodes of API group "", by a ClusterRole and a ClusterRoleBinding; the chart's value startupTaint does`
 	}
-	if was := t.trouble.Swap(now); was == nil || !was.same(now) {
+	if was := t.failure.Swap(now); was == nil || !was.alike(now) {
 		t.log.Warn("the startup taint cannot be removed; no pods are scheduled to this node", event.TaintKept.Attr(), "node", t.node, "taint", t.Key, "problem", now)
 	}
 }
@@ -191,13 +191,13 @@ func (s *Source) StartupTaintError() error {
 	if s.taint == nil {
 		return nil
 	}
-	if t := s.taint.trouble.Load(); t != nil {
+	if t := s.taint.failure.Load(); t != nil {
 		return t
 	}
 	if s.taint.missing.Load() {
-		return &Trouble{
+		return &APIError{
 			Server: s.host, Request: "find Node " + s.taint.node, Cause: errors.New("there is no Node of this name"),
-			Mend: "give --node-name the name of this node's Node object, in most clusters spec.nodeName of the agent's pod",
+			Hint: "give --node-name the name of this node's Node object, in most clusters spec.nodeName of the agent's pod",
 		}
 	}
 	return nil

@@ -77,9 +77,9 @@ func each(message []byte, f func(field) error) error {
 	return nil
 }
 
-// decodeWire reads a Pod, a Node or a list of Pods. It returns nil for all else,
+// decodeProtobuf reads a Pod, a Node or a list of Pods. It returns nil for all else,
 // and for what it cannot make sense of: then the API's own decoder has its say.
-func (d decoder) decodeWire(data []byte) runtime.Object {
+func (d decoder) decodeProtobuf(data []byte) runtime.Object {
 	rest, ok := bytes.CutPrefix(data, magic)
 	if !ok {
 		return nil
@@ -164,7 +164,7 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 	p, at := new(pod), d.shared.texts.Get().(*texts)
 	defer d.shared.texts.Put(at)
 	at.reset()
-	if err := wireMeta(&p.trimmed, meta, &at.labels); err != nil {
+	if err := wireMeta(&p.slimMeta, meta, &at.labels); err != nil {
 		return nil, err
 	}
 	if err := p.readStatus(status); err != nil {
@@ -173,7 +173,7 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 	if err := p.readSpec(spec, at); err != nil {
 		return nil, err
 	}
-	if p.nobody = p.nobody || len(p.addrs) == 0; p.nobody {
+	if p.noAddr = p.noAddr || len(p.addrs) == 0; p.noAddr {
 		p.addrs, p.hosts, p.node = nil, nil, ""
 		return p, nil
 	}
@@ -183,7 +183,7 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 
 // wireMeta reads the metadata. The labels are appended to a text, if one is given;
 // what they are is looked up when somebody needs them.
-func wireMeta(t *trimmed, meta []byte, labels *labelText) error {
+func wireMeta(t *slimMeta, meta []byte, labels *labelText) error {
 	return each(meta, func(f field) error {
 		switch f.number {
 		case metaName:
@@ -231,7 +231,7 @@ func (p *pod) readStatus(status []byte) error {
 		switch f.number {
 		case statusPhase:
 			phase := corev1.PodPhase(f.bytes)
-			p.nobody = phase == corev1.PodSucceeded || phase == corev1.PodFailed
+			p.noAddr = phase == corev1.PodSucceeded || phase == corev1.PodFailed
 		case statusPodIP:
 			podIP = f.bytes
 		case statusHostIP:
@@ -270,7 +270,7 @@ func (p *pod) readSpec(spec []byte, at *texts) error {
 	return each(spec, func(f field) error {
 		switch f.number {
 		case specHostNet:
-			p.nobody = p.nobody || f.value != 0
+			p.noAddr = p.noAddr || f.value != 0
 		case specNodeName:
 			p.node = interned(string(f.bytes))
 		case specContainers:
@@ -326,7 +326,7 @@ func wireNode(raw []byte) (*node, error) {
 		return nil, err
 	}
 	n := new(node)
-	if err := wireMeta(&n.trimmed, meta, nil); err != nil {
+	if err := wireMeta(&n.slimMeta, meta, nil); err != nil {
 		return nil, err
 	}
 	var single string

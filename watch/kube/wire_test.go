@@ -78,7 +78,7 @@ func testDecoder(t testing.TB) decoder {
 	t.Helper()
 	codecs := serializer.NewCodecFactory(newScheme()).WithoutConversion()
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
-	return newTrimmer(codecs).DecoderToVersion(info.Serializer, nil).(decoder)
+	return newSlimSerializer(codecs).DecoderToVersion(info.Serializer, nil).(decoder)
 }
 
 // TestWireAsDecoded: what is read from the wire is what is left of an object that
@@ -90,7 +90,7 @@ func TestWireAsDecoded(t *testing.T) {
 		var o corev1.Pod
 		filler(seed).Fill(&o)
 		raw := encode(t, &o)
-		got, isPod := d.decodeWire(raw).(*pod)
+		got, isPod := d.decodeProtobuf(raw).(*pod)
 		if !isPod {
 			t.Fatalf("seed %d: no pod was read", seed)
 		}
@@ -98,11 +98,11 @@ func TestWireAsDecoded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := trimPod(full.(*corev1.Pod), d.shared)
+		want := slimPod(full.(*corev1.Pod), d.shared)
 		if !samePod(got, want) {
 			t.Fatalf("seed %d:\ngot  %+v\nwant %+v", seed, got, want)
 		}
-		if !got.nobody {
+		if !got.noAddr {
 			somebody++
 			ports += len(got.ports.of())
 		}
@@ -113,7 +113,7 @@ func TestWireAsDecoded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := d.decodeWire(raw), trimNode(full.(*corev1.Node)); !reflect.DeepEqual(got, want) {
+		if got, want := d.decodeProtobuf(raw), slimNode(full.(*corev1.Node)); !reflect.DeepEqual(got, want) {
 			t.Fatalf("seed %d: node:\ngot  %+v\nwant %+v", seed, got, want)
 		}
 	}
@@ -133,7 +133,7 @@ func TestWireBookmark(t *testing.T) {
 		if _, isNode := o.(*node); isNode {
 			whole = &corev1.Node{ObjectMeta: whole.(*corev1.Pod).ObjectMeta}
 		}
-		got := testDecoder(t).decodeWire(encode(t, whole)).(object).GetObjectMeta()
+		got := testDecoder(t).decodeProtobuf(encode(t, whole)).(object).GetObjectMeta()
 		if got.GetResourceVersion() != "7" || got.GetAnnotations()[metav1.InitialEventsAnnotationKey] != "true" {
 			t.Errorf("%T: version %q, annotations %v", o, got.GetResourceVersion(), got.GetAnnotations())
 		}
@@ -151,7 +151,7 @@ func TestWireList(t *testing.T) {
 	}
 	d := testDecoder(t)
 	raw := encode(t, list)
-	got, isList := d.decodeWire(raw).(*metainternal.List)
+	got, isList := d.decodeProtobuf(raw).(*metainternal.List)
 	if !isList {
 		t.Fatal("no list was read")
 	}
@@ -159,7 +159,7 @@ func TestWireList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	trimmed, err := d.trim(full)
+	trimmed, err := d.slim(full)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,9 +245,9 @@ func numberOf(message any, name string) int {
 	return 0
 }
 
-// TestTrimmingKeepsDecisions: worlds of whole objects and of trimmed ones decide
+// TestSlimObjectsKeepDecisions: worlds of whole objects and of trimmed ones decide
 // alike.
-func TestTrimmingKeepsDecisions(t *testing.T) {
+func TestSlimObjectsKeepDecisions(t *testing.T) {
 	for seed := range uint64(15) {
 		c := cluster.New(seed, cluster.Options{Pods: 200, Policies: 60, Namespaces: 5, DualStack: true})
 		random := rand.New(rand.NewPCG(seed, 7))
@@ -259,7 +259,7 @@ func TestTrimmingKeepsDecisions(t *testing.T) {
 		}
 		for _, o := range c.Policies {
 			whole.SetPolicy(netpol.Read(o))
-			trimPolicy(o).put(lean)
+			slimPolicy(o).put(lean)
 		}
 		for _, o := range c.Pods {
 			vary(o, random)
@@ -331,7 +331,7 @@ func BenchmarkDecodePod(b *testing.B) {
 	b.Run("wire", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			d.decodeWire(raw)
+			d.decodeProtobuf(raw)
 		}
 	})
 	b.Run("whole", func(b *testing.B) {

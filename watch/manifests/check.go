@@ -22,17 +22,17 @@ import (
 
 // checker reports what is wrong with one object.
 type checker struct {
-	p      *parser
-	at     string // prefix of fields
-	object string
-	text   []byte
-	lost   bool // which object it is cannot be told
-	doubt  bool // of a policy: its spec may not be as it was read
-	closed bool // of a policy: what its rules mean cannot be told
+	p            *parser
+	at           string // prefix of fields
+	object       string
+	text         []byte
+	unidentified bool // which object it is cannot be told
+	uncertain    bool // of a policy: its spec may not be as it was read
+	closed       bool // of a policy: what its rules mean cannot be told
 }
 
-func (c *checker) problem(field, detail, mend string) {
-	c.p.problem(c.object, c.at+field, detail, mend)
+func (c *checker) problem(field, detail, hint string) {
+	c.p.problem(c.object, c.at+field, detail, hint)
 }
 
 // strict reports an unknown field. Of a policy's spec that is a problem, which is
@@ -40,7 +40,7 @@ func (c *checker) problem(field, detail, mend string) {
 // API, or the status that NetworkPolicies had in Kubernetes 1.24 to 1.27.
 func (c *checker) strict(object any, err error) {
 	_, isPolicy := object.(*networkingv1.NetworkPolicy)
-	c.doubt = true // the decoder lists no more than a hundred unknown fields
+	c.uncertain = true // the decoder lists no more than a hundred unknown fields
 	var at kjson.FieldError
 	switch {
 	case !errors.As(err, &at):
@@ -61,22 +61,22 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 		c.problem(at, strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
 		return
 	}
-	mend := "write " + plainType(wrong.Type)
+	hint := "write " + plainType(wrong.Type)
 	if wrong.Type.Kind() == reflect.String {
-		mend = near.WriteString(wrong.Value)
+		hint = near.WriteString(wrong.Value)
 	}
 	field := strings.Trim(at+"."+wrong.Field, ".")
-	c.lost = c.lost || field == "metadata" || field == "metadata.name" || field == "metadata.namespace"
-	c.problem(field, "it is "+near.Kind(wrong.Value), mend)
+	c.unidentified = c.unidentified || field == "metadata" || field == "metadata.name" || field == "metadata.namespace"
+	c.problem(field, "it is "+near.Kind(wrong.Value), hint)
 }
 
 // meta checks what decisions need of the metadata.
 func (c *checker) meta(o metav1.Object, kind string) {
-	if c.lost {
+	if c.unidentified {
 		return
 	}
 	if o.GetName() == "" {
-		c.lost = true
+		c.unidentified = true
 		c.problem("metadata.name", "it is missing", "give the object a name")
 	} else {
 		valid := validation.NameIsDNSSubdomain

@@ -140,16 +140,16 @@ func (p *parser) jsonStream(data []byte) bool {
 	return true
 }
 
-func (p *parser) problem(object, field, detail, mend string) {
+func (p *parser) problem(object, field, detail, hint string) {
 	p.problems = append(p.problems, Problem{
-		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Mend: mend,
+		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
 	})
 }
 
 // note is a problem that changes nothing.
-func (p *parser) note(object, field, detail, mend string) {
+func (p *parser) note(object, field, detail, hint string) {
 	p.notes = append(p.notes, Problem{
-		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Mend: mend,
+		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
 	})
 }
 
@@ -340,7 +340,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	case apiVersion == formerVersion && name == "NetworkPolicy":
 		p.outdated = append(p.outdated, Problem{
 			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
-			Detail: fmt.Sprintf("%q is gone since Kubernetes 1.16; it is read as %s", apiVersion, version), Mend: "write " + version,
+			Detail: fmt.Sprintf("%q is gone since Kubernetes 1.16; it is read as %s", apiVersion, version), Hint: "write " + version,
 		})
 	default:
 		p.problem(object, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, name), "write "+version)
@@ -389,7 +389,7 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 	}
 	c.meta(object, kind)
 	check(object, c)
-	if !c.lost {
+	if !c.unidentified {
 		p.keep(kind, object)
 	}
 }

@@ -128,7 +128,7 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 			var said []string
 			for _, p := range problems {
 				said = append(said, p.Error())
-				if p.File == "" || p.Detail == "" || p.Mend == "" {
+				if p.File == "" || p.Detail == "" || p.Hint == "" {
 					t.Errorf("incomplete: %+v", p)
 				}
 			}
@@ -286,7 +286,7 @@ func TestHoles(t *testing.T) {
 			var got []string
 			for _, h := range objects.Holes {
 				got = append(got, strings.TrimPrefix(h.Field, "spec.ingress[1]"))
-				if h.Object != "NetworkPolicy default/p" || h.Document != 1 || h.Detail == "" || h.Mend == "" {
+				if h.Object != "NetworkPolicy default/p" || h.Document != 1 || h.Detail == "" || h.Hint == "" {
 					t.Errorf("incomplete: %+v", h)
 				}
 			}
@@ -344,7 +344,7 @@ func FuzzParse(f *testing.F) {
 		for _, mark := range []string{"\n---\n", "\r---\r", "\n"} {
 			c := parse("f", slices.Concat(data, []byte(mark+closed)), slog.New(slog.DiscardHandler))
 			for _, p := range slices.Concat(c.problems, c.notes, c.holes) {
-				if p.Detail == "" || p.Mend == "" {
+				if p.Detail == "" || p.Hint == "" {
 					t.Errorf("incomplete: %+v", p)
 				}
 			}

@@ -48,7 +48,7 @@ func list(dir string, visit func(dir string)) (listing, error) {
 		return listing{paths: []string{dir}}, nil
 	}
 	l := lister{visit: visit, seen: make(map[string]bool)}
-	if err := l.folder(dir); err != nil {
+	if err := l.directory(dir); err != nil {
 		return listing{}, fmt.Errorf("read manifests: %w", err)
 	}
 	slices.Sort(l.paths)
@@ -61,7 +61,7 @@ type lister struct {
 	seen  map[string]bool // folders by their real paths: links may go in circles
 }
 
-func (l *lister) folder(dir string) error {
+func (l *lister) directory(dir string) error {
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return err
@@ -91,15 +91,15 @@ func (l *lister) entry(path string, e fs.DirEntry) {
 	if e.Type()&fs.ModeSymlink != 0 {
 		info, err := os.Stat(path)
 		if err != nil && !named(path) { // else reading it says so
-			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Mend: "correct the link, or remove it"})
+			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "correct the link, or remove it"})
 		}
 		isDir = err == nil && info.IsDir()
 	}
 	switch {
 	case isDir:
 		// A folder that goes away while it is read is none.
-		if err := l.folder(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Mend: "make it a folder that the process may read"})
+		if err := l.directory(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "make it a folder that the process may read"})
 			l.closed = append(l.closed, path)
 		}
 	case named(path):

@@ -24,12 +24,12 @@ import (
 // How long Follow waits. Saving a file is a burst of events, and so is the
 // update of a mounted ConfigMap; what a burst leaves behind is what counts.
 const (
-	quiet = 10 * time.Millisecond // without events ends a burst
-	burst = 50 * time.Millisecond // is the longest that one may go on
+	debounceQuiet = 10 * time.Millisecond // without events ends a burst
+	debounceMax   = 50 * time.Millisecond // is the longest that one may go on
 	// A look at all files without an event catches what events cannot tell:
 	// links that lead out of the folder, file systems without notification, a
 	// folder that was away. It costs one stat a file.
-	resync = 5 * time.Second
+	resyncInterval = 5 * time.Second
 )
 
 // Delta is what changed in a folder. Applied in order to a World that holds the
@@ -80,13 +80,13 @@ type follower struct {
 	touched map[string]bool // paths that events named since the last scan
 	all     bool            // events were lost: read every file
 	state   *merged
-	said    map[Problem]bool // doubles and places that were reported
+	logged  map[Problem]bool // doubles and places that were reported
 
-	report   func([]Problem) // may be nil
-	reported []Problem       // what report got last
+	onProblems func([]Problem) // may be nil
+	reported   []Problem       // what report got last
 
-	passed  func([]NotRead) // may be nil
-	notRead []NotRead       // what passed got last
+	onNotRead func([]NotRead) // may be nil
+	notRead   []NotRead       // what passed got last
 }
 
 // root is a folder, or single file, that is followed.
@@ -132,8 +132,8 @@ func (s Source) follow(ctx context.Context, apply func(Delta)) error {
 	f := &follower{
 		log: logger, watcher: watcher,
 		watched: make(map[string]fs.FileInfo), files: make(map[string]*file),
-		touched: make(map[string]bool), state: merge(nil), said: make(map[Problem]bool),
-		report: s.OnProblems, passed: s.OnNotRead,
+		touched: make(map[string]bool), state: merge(nil), logged: make(map[Problem]bool),
+		onProblems: s.OnProblems, onNotRead: s.OnNotRead,
 	}
 	for _, dir := range s.Dirs {
 		f.roots = append(f.roots, &root{dir: filepath.Clean(dir)})
@@ -147,13 +147,13 @@ func (s Source) follow(ctx context.Context, apply func(Delta)) error {
 			return fmt.Errorf("follow manifests: %s", r.away)
 		}
 	}
-	f.tell()
+	f.reportProblems()
 	apply(first)
 	return f.loop(ctx, apply)
 }
 
 func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
-	due := time.NewTimer(resync)
+	due := time.NewTimer(resyncInterval)
 	defer due.Stop()
 	var began time.Time // of the burst; zero if there is none
 	for {
@@ -174,8 +174,8 @@ func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 		case <-due.C:
 			began = time.Time{}
 			delta, again := f.scan()
-			f.tell()
-			if !delta.none() {
+			f.reportProblems()
+			if !delta.empty() {
 				apply(delta)
 			}
 			due.Reset(again)
@@ -184,7 +184,7 @@ func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 		if began.IsZero() {
 			began = time.Now()
 		}
-		due.Reset(min(quiet, time.Until(began.Add(burst))))
+		due.Reset(min(debounceQuiet, time.Until(began.Add(debounceMax))))
 	}
 }
 
@@ -195,7 +195,7 @@ func (f *follower) event(e fsnotify.Event) {
 	}
 }
 
-func (d Delta) none() bool { return len(d.Set.Origins) == 0 && len(d.Deleted) == 0 }
+func (d Delta) empty() bool { return len(d.Set.Origins) == 0 && len(d.Deleted) == 0 }
 
 func (f *follower) dirs() string {
 	var dirs []string
@@ -209,7 +209,7 @@ func (f *follower) dirs() string {
 // from that, and when to look again.
 func (f *follower) scan() (Delta, time.Duration) {
 	seen := make(map[string]bool)
-	again := resync
+	again := resyncInterval
 	var contents []*content
 	found := make(map[string]bool) // files
 	for _, r := range f.roots {
@@ -220,7 +220,7 @@ func (f *follower) scan() (Delta, time.Duration) {
 			}
 			found[path] = true
 			if !r.unreachable(path) {
-				again = min(again, f.look(path))
+				again = min(again, f.check(path))
 			}
 			contents = append(contents, f.files[path].content)
 		}
@@ -235,8 +235,8 @@ func (f *follower) scan() (Delta, time.Duration) {
 	clear(f.touched)
 	f.all = false
 	now := merge(contents)
-	f.complain(now.problems)
-	f.tellNotRead(sumNotRead(contents))
+	f.logNew(now.problems)
+	f.reportNotRead(sumNotRead(contents))
 	delta := difference(f.state, now)
 	f.state = now
 	return delta, again
@@ -286,14 +286,14 @@ func (f *follower) watch(dir string) {
 		_ = f.watcher.Remove(dir) // the other one may be gone already
 	}
 	if err := f.watcher.Add(dir); err != nil {
-		f.log.Warn("changes in a folder of manifests will be seen late", "folder", dir, "within", resync, "error", err)
+		f.log.Warn("changes in a folder of manifests will be seen late", "folder", dir, "within", resyncInterval, "error", err)
 		return
 	}
 	f.watched[dir] = info
 }
 
-// look reads a file if it has changed, and says when to look again.
-func (f *follower) look(path string) time.Duration {
+// check reads a file if it has changed, and says when to look again.
+func (f *follower) check(path string) time.Duration {
 	info, err := os.Stat(path)
 	known := f.files[path]
 	switch {
@@ -302,33 +302,33 @@ func (f *follower) look(path string) time.Duration {
 		f.files[path] = known
 	case f.all || f.touched[path] || err != nil:
 	case known.info != nil && os.SameFile(known.info, info) && known.info.Size() == info.Size() && known.info.ModTime().Equal(info.ModTime()):
-		return resync
+		return resyncInterval
 	}
 	if err != nil {
 		if _, err := os.Lstat(path); err != nil {
-			return quiet // it went away in this moment
+			return debounceQuiet // it went away in this moment
 		}
 		if known.broken && known.info == nil {
-			return resync // that the link leads nowhere has been said
+			return resyncInterval // that the link leads nowhere has been said
 		}
 		info = nil
 	}
 	known.info = info
-	f.take(path, known, opener{limit: maxFollowed}.readFile(path, f.log))
-	return resync
+	f.apply(path, known, opener{limit: maxFollowed}.readFile(path, f.log))
+	return resyncInterval
 }
 
-// take puts what was read in force, unless something is wrong with it. A file that has
+// apply puts what was read in force, unless something is wrong with it. A file that has
 // become empty is broken too: editors and shells truncate a file before they write it,
 // and its policies must not be missing for as long as the writer takes.
-func (f *follower) take(path string, known *file, now *content) {
+func (f *follower) apply(path string, known *file, now *content) {
 	now.items = slices.DeleteFunc(now.items, func(it *item) bool { return !it.decides() })
 	problems := append(slices.Clone(now.problems), now.inPolicies()...)
 	emptied := now.blank && len(known.content.items) > 0
 	if emptied {
 		problems = append(problems, Problem{
 			File: path, Detail: "it is empty; what it held stays in force",
-			Mend: "remove the file, or write a comment into it, to take its objects away",
+			Hint: "remove the file, or write a comment into it, to take its objects away",
 		})
 	}
 	inForce := "what can be read of the file"
@@ -345,7 +345,7 @@ func (f *follower) take(path string, known *file, now *content) {
 	switch {
 	case len(problems) == 0:
 		if known.broken {
-			f.log.Info("manifest mended", event.ManifestRepaired.Attr(), "objects", len(now.items))
+			f.log.Info("manifest corrected", event.ManifestRepaired.Attr(), "objects", len(now.items))
 		}
 		known.content, known.good, known.broken = now, true, false
 	case known.good || emptied:
@@ -366,27 +366,27 @@ func (c *content) inPolicies() []Problem {
 			continue
 		}
 		for _, p := range netpol.Read(o).Problems {
-			if Follows(p, c.problems) {
+			if CausedBy(p, c.problems) {
 				continue
 			}
 			found = append(found, Problem{
 				File: it.origin.File, Document: it.origin.Document, Object: it.name,
-				Field: p.Field, Detail: p.Detail, Mend: p.Mend,
+				Field: p.Field, Detail: p.Detail, Hint: p.Mend,
 			})
 		}
 	}
 	return found
 }
 
-// tell reports all that is wrong, if it is something else than last time.
-func (f *follower) tell() {
-	if f.report == nil {
+// reportProblems reports all that is wrong, if it is something else than last time.
+func (f *follower) reportProblems() {
+	if f.onProblems == nil {
 		return
 	}
 	var all []Problem
 	for _, r := range f.roots {
 		if r.away != "" {
-			all = append(all, Problem{File: r.dir, Detail: r.away, Mend: "bring it back; what was read of it stays in force"})
+			all = append(all, Problem{File: r.dir, Detail: r.away, Hint: "bring it back; what was read of it stays in force"})
 		}
 		all = append(all, r.problems...)
 	}
@@ -396,16 +396,16 @@ func (f *follower) tell() {
 	all = append(all, f.state.problems...)
 	if !slices.Equal(all, f.reported) {
 		f.reported = all
-		f.report(all)
+		f.onProblems(all)
 	}
 }
 
-// complain logs objects that are there twice and folders that cannot be read, each
+// logNew logs objects that are there twice and folders that cannot be read, each
 // once for as long as it is so.
-func (f *follower) complain(twice []Problem) {
+func (f *follower) logNew(twice []Problem) {
 	said := make(map[Problem]bool)
 	tell := func(p Problem, text string) {
-		if !f.said[p] {
+		if !f.logged[p] {
 			f.log.Error(text, "problem", p)
 		}
 		said[p] = true
@@ -418,11 +418,11 @@ func (f *follower) complain(twice []Problem) {
 			tell(p, "manifests cannot be read; what was read of them stays in force")
 		}
 	}
-	f.said = said
+	f.logged = said
 }
 
-// tellNotRead tells of objects that are passed over and may change what is allowed.
-func (f *follower) tellNotRead(now []NotRead) {
+// reportNotRead tells of objects that are passed over and may change what is allowed.
+func (f *follower) reportNotRead(now []NotRead) {
 	if slices.Equal(now, f.notRead) {
 		return
 	}
@@ -430,8 +430,8 @@ func (f *follower) tellNotRead(now []NotRead) {
 	if len(now) > 0 {
 		f.log.Warn("objects that may change what is allowed are not read", "not_read", TextOf(now))
 	}
-	if f.passed != nil {
-		f.passed(now)
+	if f.onNotRead != nil {
+		f.onNotRead(now)
 	}
 }
 

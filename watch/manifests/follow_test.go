@@ -46,8 +46,8 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-// patience bounds the wait for what must come.
-const patience = 2 * time.Minute
+// waitTimeout bounds the wait for what must come.
+const waitTimeout = 2 * time.Minute
 
 // follow starts Follow and waits for its first delta.
 func follow(t *testing.T, dir string) *following {
@@ -95,7 +95,7 @@ func (f *following) next() Delta {
 			f.state[name] = true
 		}
 		return d
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		f.t.Fatalf("no change was noticed; there are %v; the log says\n%s", f.state, f.log)
 	}
 	return Delta{}
@@ -122,7 +122,7 @@ func originsOf(state map[string]bool) map[string]Origin {
 // says waits for the log to hold a text.
 func (f *following) says(text string) {
 	f.t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(waitTimeout)
 	for !strings.Contains(f.log.String(), text) {
 		select {
 		case <-f.log.wrote:

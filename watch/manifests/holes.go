@@ -79,9 +79,9 @@ func (c *checker) holesOfPeer(p fields, at string) {
 	}
 }
 
-func (c *checker) hole(field, detail, mend string) {
+func (c *checker) hole(field, detail, hint string) {
 	c.p.holes = append(c.p.holes, Problem{
-		File: c.p.path, Document: c.p.document, Object: c.object, Field: c.at + field, Detail: detail, Mend: mend,
+		File: c.p.path, Document: c.p.document, Object: c.object, Field: c.at + field, Detail: detail, Hint: hint,
 	})
 }
 

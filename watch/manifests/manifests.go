@@ -83,7 +83,7 @@ type Problem struct {
 	Object   string // as in "NetworkPolicy default/x"; empty if it cannot be told
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
-	Mend     string // what would be right
+	Hint     string // what would be right
 }
 
 // Error is the problem in one line, the place first.
@@ -99,7 +99,7 @@ func (p Problem) Error() string {
 			b.WriteString(part)
 		}
 	}
-	return b.String() + ": " + p.Detail + ": " + p.Mend
+	return b.String() + ": " + p.Detail + ": " + p.Hint
 }
 
 // LogValue keeps the parts apart in structured logs.
@@ -110,7 +110,7 @@ func (p Problem) LogValue() slog.Value {
 		slog.String("object", p.Object),
 		slog.String("field", p.Field),
 		slog.String("detail", p.Detail),
-		slog.String("mend", p.Mend),
+		slog.String("hint", p.Hint),
 	)
 }
 
@@ -168,7 +168,7 @@ func merge(contents []*content) *merged {
 				twice := Problem{
 					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
 					Detail: fmt.Sprintf("the same object stands in %s, document %d, which counts", first.origin.File, first.origin.Document),
-					Mend:   "delete one of the two, or give it another name",
+					Hint:   "delete one of the two, or give it another name",
 				}
 				if it.decides() {
 					m.problems = append(m.problems, twice)

@@ -181,32 +181,32 @@ func TestReadReportsProblems(t *testing.T) {
 	tests := map[string]struct {
 		text                 string
 		object, field        string
-		detail, mend, others string
+		detail, hint, others string
 	}{
-		"broken YAML":             {text: web + "---\nkind: {\n---" + shop, detail: "line 9", mend: "correct the YAML", others: "Namespace shop, Pod default/web"},
-		"a key twice":             {text: "kind: Pod\nkind: Pod\n", detail: "already set", mend: "YAML"},
-		"unknown field":           {text: policy("  podSelector: {}\n  ingress: [{form: []}]\n"), object: "NetworkPolicy default/p", field: "spec.ingress[0].form", detail: "no such field", mend: "write from", others: "NetworkPolicy default/p"},
-		"field in the wrong case": {text: policy("  podselector: {}\n"), object: "NetworkPolicy default/p", field: "spec.podselector", mend: "write podSelector", others: "NetworkPolicy default/p"},
-		"unlike any field":        {text: policy("  podSelector: {}\n  ingress: [{sources: []}]\n"), field: "spec.ingress[0].sources", mend: "the fields here are", others: "NetworkPolicy default/p"},
-		"wrong type":              {text: policy("  podSelector: {matchLabels: {a: 1}}\n"), object: "NetworkPolicy default/p", field: "spec.podSelector.matchLabels", detail: "it is a number", mend: "write a string, in quotes", others: "NetworkPolicy default/p"},
-		"object for list":         {text: policy("  podSelector: {}\n  ingress: {from: []}\n"), field: "spec.ingress", detail: "it is an object", mend: "a list", others: "NetworkPolicy default/p"},
-		"no name":                 {text: "apiVersion: v1\nkind: Pod\nmetadata: {}\n", object: "Pod without a name", field: "metadata.name", detail: "missing", mend: "name"},
-		"no name in a namespace":  {text: strings.Replace(closed, "{name: closed}", "{namespace: shop}", 1), object: "NetworkPolicy without a name in namespace shop", field: "metadata.name", detail: "missing", mend: "name"},
-		"object for text":         {text: policy("  podSelector: {matchLabels: {a: {b: c}}}\n"), field: "spec.podSelector.matchLabels", detail: "it is an object", mend: "write a string", others: "NetworkPolicy default/p"},
-		"bad name":                {text: "apiVersion: v1\nkind: Namespace\nmetadata: {name: A_b}\n", object: "Namespace A_b", field: "metadata.name", detail: "A_b", mend: "alphanumeric", others: "Namespace A_b"},
-		"bad namespace":           {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: a.b}\n", field: "metadata.namespace", mend: "dots", others: "Pod a.b/a"},
-		"name of wrong type":      {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: 7}\n", field: "metadata.name", mend: "in quotes"},
+		"broken YAML":             {text: web + "---\nkind: {\n---" + shop, detail: "line 9", hint: "correct the YAML", others: "Namespace shop, Pod default/web"},
+		"a key twice":             {text: "kind: Pod\nkind: Pod\n", detail: "already set", hint: "YAML"},
+		"unknown field":           {text: policy("  podSelector: {}\n  ingress: [{form: []}]\n"), object: "NetworkPolicy default/p", field: "spec.ingress[0].form", detail: "no such field", hint: "write from", others: "NetworkPolicy default/p"},
+		"field in the wrong case": {text: policy("  podselector: {}\n"), object: "NetworkPolicy default/p", field: "spec.podselector", hint: "write podSelector", others: "NetworkPolicy default/p"},
+		"unlike any field":        {text: policy("  podSelector: {}\n  ingress: [{sources: []}]\n"), field: "spec.ingress[0].sources", hint: "the fields here are", others: "NetworkPolicy default/p"},
+		"wrong type":              {text: policy("  podSelector: {matchLabels: {a: 1}}\n"), object: "NetworkPolicy default/p", field: "spec.podSelector.matchLabels", detail: "it is a number", hint: "write a string, in quotes", others: "NetworkPolicy default/p"},
+		"object for list":         {text: policy("  podSelector: {}\n  ingress: {from: []}\n"), field: "spec.ingress", detail: "it is an object", hint: "a list", others: "NetworkPolicy default/p"},
+		"no name":                 {text: "apiVersion: v1\nkind: Pod\nmetadata: {}\n", object: "Pod without a name", field: "metadata.name", detail: "missing", hint: "name"},
+		"no name in a namespace":  {text: strings.Replace(closed, "{name: closed}", "{namespace: shop}", 1), object: "NetworkPolicy without a name in namespace shop", field: "metadata.name", detail: "missing", hint: "name"},
+		"object for text":         {text: policy("  podSelector: {matchLabels: {a: {b: c}}}\n"), field: "spec.podSelector.matchLabels", detail: "it is an object", hint: "write a string", others: "NetworkPolicy default/p"},
+		"bad name":                {text: "apiVersion: v1\nkind: Namespace\nmetadata: {name: A_b}\n", object: "Namespace A_b", field: "metadata.name", detail: "A_b", hint: "alphanumeric", others: "Namespace A_b"},
+		"bad namespace":           {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: a.b}\n", field: "metadata.namespace", hint: "dots", others: "Pod a.b/a"},
+		"name of wrong type":      {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: 7}\n", field: "metadata.name", hint: "in quotes"},
 		"bad label":               {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {k: 'b c'}}\n", object: "Pod default/a", field: "metadata.labels", detail: "b c", others: "Pod default/a"},
-		"wrong version":           {text: strings.Replace(closed, "networking.k8s.io/v1", "networking.k8s.io/v2", 1), object: "NetworkPolicy default/closed", field: "apiVersion", mend: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
-		"core version":            {text: strings.Replace(closed, "networking.k8s.io/v1", "v1", 1), field: "apiVersion", mend: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
-		"kind in wrong case":      {text: strings.Replace(closed, "NetworkPolicy", "Networkpolicy", 1), field: "kind", mend: "write NetworkPolicy", others: "NetworkPolicy default/closed"},
-		"misspelt kind":           {text: strings.Replace(closed, "NetworkPolicy", "NetworkPolcy", 1), field: "kind", mend: "NetworkPolicy"},
-		"no kind":                 {text: "metadata: {name: a}\n", field: "kind", detail: "missing", mend: "kind"},
-		"bad pod address":         {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIPs: [{ip: 10.0.0.01}]}\n", field: "status.podIPs[0].ip", detail: "10.0.0.01", mend: "leading zeros", others: "Pod default/a"},
-		"bad container port":      {text: strings.Replace(web, "80", "80000", 1), field: "spec.containers[0].ports[0].containerPort", mend: "65535", others: "Pod default/web"},
-		"in a list":               {text: "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a}, spec: {podSelectors: {}}}\n", object: "NetworkPolicy default/a", field: "items[0].spec.podSelectors", mend: "write podSelector", others: "NetworkPolicy default/a"},
-		"not an object":           {text: "apiVersion: v1\nkind: List\nitems: [7]\n", field: "items[0]", mend: "apiVersion"},
-		"twice":                   {text: closed + "---" + closed, object: "NetworkPolicy default/closed", field: "metadata.name", detail: "document 1", mend: "delete", others: "NetworkPolicy default/closed"},
+		"wrong version":           {text: strings.Replace(closed, "networking.k8s.io/v1", "networking.k8s.io/v2", 1), object: "NetworkPolicy default/closed", field: "apiVersion", hint: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
+		"core version":            {text: strings.Replace(closed, "networking.k8s.io/v1", "v1", 1), field: "apiVersion", hint: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
+		"kind in wrong case":      {text: strings.Replace(closed, "NetworkPolicy", "Networkpolicy", 1), field: "kind", hint: "write NetworkPolicy", others: "NetworkPolicy default/closed"},
+		"misspelt kind":           {text: strings.Replace(closed, "NetworkPolicy", "NetworkPolcy", 1), field: "kind", hint: "NetworkPolicy"},
+		"no kind":                 {text: "metadata: {name: a}\n", field: "kind", detail: "missing", hint: "kind"},
+		"bad pod address":         {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIPs: [{ip: 10.0.0.01}]}\n", field: "status.podIPs[0].ip", detail: "10.0.0.01", hint: "leading zeros", others: "Pod default/a"},
+		"bad container port":      {text: strings.Replace(web, "80", "80000", 1), field: "spec.containers[0].ports[0].containerPort", hint: "65535", others: "Pod default/web"},
+		"in a list":               {text: "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a}, spec: {podSelectors: {}}}\n", object: "NetworkPolicy default/a", field: "items[0].spec.podSelectors", hint: "write podSelector", others: "NetworkPolicy default/a"},
+		"not an object":           {text: "apiVersion: v1\nkind: List\nitems: [7]\n", field: "items[0]", hint: "apiVersion"},
+		"twice":                   {text: closed + "---" + closed, object: "NetworkPolicy default/closed", field: "metadata.name", detail: "document 1", hint: "delete", others: "NetworkPolicy default/closed"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -221,10 +221,10 @@ func TestReadReportsProblems(t *testing.T) {
 			if p.Field != tt.field {
 				t.Errorf("field %q, want %q", p.Field, tt.field)
 			}
-			if !strings.Contains(p.Detail, tt.detail) || !strings.Contains(p.Mend, tt.mend) {
-				t.Errorf("said %q; want %q and %q in it", p, tt.detail, tt.mend)
+			if !strings.Contains(p.Detail, tt.detail) || !strings.Contains(p.Hint, tt.hint) {
+				t.Errorf("said %q; want %q and %q in it", p, tt.detail, tt.hint)
 			}
-			if p.Document == 0 || p.Detail == "" || p.Mend == "" {
+			if p.Document == 0 || p.Detail == "" || p.Hint == "" {
 				t.Errorf("incomplete: %+v", p)
 			}
 			if got := names(objects); got != tt.others {

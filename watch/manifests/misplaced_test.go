@@ -45,11 +45,11 @@ func TestUnknownFieldOfASpecIsPutInItsPlace(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.field, func(t *testing.T) {
 			_, problems := read(t, map[string]string{"a.yaml": "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  " + tt.spec + "\n"})
-			if len(problems) != 1 || problems[0].Field != "spec."+tt.field || !strings.HasPrefix(problems[0].Mend, tt.hint) && !strings.Contains(problems[0].Mend, "; "+tt.hint) {
+			if len(problems) != 1 || problems[0].Field != "spec."+tt.field || !strings.HasPrefix(problems[0].Hint, tt.hint) && !strings.Contains(problems[0].Hint, "; "+tt.hint) {
 				t.Errorf("%s gives %q, want field %q and hint %q", tt.spec, problems, "spec."+tt.field, tt.hint)
 			}
-			if strings.HasPrefix(problems[0].Mend, "remove it") {
-				t.Errorf("the hint is %q, which may open the policy", problems[0].Mend)
+			if strings.HasPrefix(problems[0].Hint, "remove it") {
+				t.Errorf("the hint is %q, which may open the policy", problems[0].Hint)
 			}
 		})
 	}

@@ -3,7 +3,7 @@ package manifests
 import "testing"
 
 func TestCondenseCounts(t *testing.T) {
-	note := Problem{File: "a.yaml", Document: 1, Object: "Pod default/a", Field: "spec.x", Detail: "there is no such field", Mend: "remove it"}
+	note := Problem{File: "a.yaml", Document: 1, Object: "Pod default/a", Field: "spec.x", Detail: "there is no such field", Hint: "remove it"}
 	for n, want := range map[int]string{1: "", 2: " (once more)", 3: " (the same 2 times more)"} {
 		notes := make([]Problem, n)
 		for i := range notes {

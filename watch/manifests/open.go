@@ -148,7 +148,7 @@ func (o opener) readAll(f *os.File, pipe bool) ([]byte, error) {
 func (o opener) readFile(path string, logger *slog.Logger) *content {
 	data, hint, err := o.read(path)
 	if err != nil {
-		return &content{problems: []Problem{{File: path, Detail: err.Error(), Mend: hint}}}
+		return &content{problems: []Problem{{File: path, Detail: err.Error(), Hint: hint}}}
 	}
 	return parse(path, data, logger)
 }

@@ -59,7 +59,7 @@ func TestReadOfStrangeFiles(t *testing.T) {
 	said := make(map[string]bool)
 	for _, p := range problems {
 		said[filepath.Base(p.File)] = true
-		if p.Detail == "" || p.Mend == "" {
+		if p.Detail == "" || p.Hint == "" {
 			t.Errorf("incomplete: %+v", p)
 		}
 	}
@@ -108,7 +108,7 @@ func next[T any](t *testing.T, from chan T) (got T) {
 	t.Helper()
 	select {
 	case got = <-from:
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		t.Fatal("nothing came")
 	}
 	return got

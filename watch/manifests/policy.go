@@ -23,7 +23,7 @@ import (
 // the policy is for, it is for all that were named, which is no fewer than was meant,
 // in both directions, and allows nothing.
 func checkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
-	if c.doubt && !c.closed {
+	if c.uncertain && !c.closed {
 		c.specByParts(o)
 	}
 	if c.closed {
@@ -62,7 +62,7 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 // decode reports a value of the wrong type. Of a policy's spec that is done with the
 // part it is in.
 func (c *checker) decode(object any, err error) {
-	c.doubt = true
+	c.uncertain = true
 	if _, isPolicy := object.(*networkingv1.NetworkPolicy); isPolicy {
 		var outside struct {
 			metav1.TypeMeta   `json:",inline"`
@@ -149,9 +149,9 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 	return len(unknown) == 0 && err == nil
 }
 
-// Follows reports whether a problem that the policy package has found comes from one of
+// CausedBy reports whether a problem that the policy package has found comes from one of
 // those: a rule that cannot be read is put in force as one that names no peer.
-func Follows(p policy.Problem, from []Problem) bool {
+func CausedBy(p policy.Problem, from []Problem) bool {
 	rule := ruleOf(p.Field)
 	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {
 		return false

@@ -18,7 +18,7 @@ func TestMistypedSeparatorIsNamed(t *testing.T) {
 			_, problems := read(t, map[string]string{"a.yaml": text})
 			line, _, _ := strings.Cut(separator, "\n")
 			want := fmt.Sprintf("separate documents with a line ---, without anything before it (line %d is %q)", 3+strings.Count(before, "\n"), line)
-			if len(problems) != 1 || !strings.Contains(problems[0].Mend, want) {
+			if len(problems) != 1 || !strings.Contains(problems[0].Hint, want) {
 				t.Errorf("%q gives %q, want one with %q", text, problems, want)
 			}
 		}
@@ -28,7 +28,7 @@ func TestMistypedSeparatorIsNamed(t *testing.T) {
 func TestMissingSeparatorIsNamed(t *testing.T) {
 	for _, separator := range []string{"", "---"} {
 		_, problems := read(t, map[string]string{"a.yaml": strings.TrimSpace(shop) + "\n" + separator + strings.TrimSpace(closed)})
-		if len(problems) != 1 || !strings.Contains(problems[0].Mend, "if another object begins there, separate documents with a line ---") {
+		if len(problems) != 1 || !strings.Contains(problems[0].Hint, "if another object begins there, separate documents with a line ---") {
 			t.Errorf("%q between two objects gives %q", separator, problems)
 		}
 	}
@@ -39,7 +39,7 @@ func TestSyntaxHintsKeepToTheirPlace(t *testing.T) {
 	far := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  text: |\n    ----\n" + strings.Repeat("    line\n", 9) + "  a: b: c\n"
 	for _, text := range []string{far, "kind: {\n", "a: [1, 2\nb: c\n"} {
 		_, problems := read(t, map[string]string{"a.yaml": text})
-		if len(problems) != 1 || problems[0].Mend != "correct the YAML" {
+		if len(problems) != 1 || problems[0].Hint != "correct the YAML" {
 			t.Errorf("%q gives %q", text, problems)
 		}
 	}

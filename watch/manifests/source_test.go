@@ -19,7 +19,7 @@ func TestSourceTellsItsProblems(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, stop := context.WithTimeout(t.Context(), patience)
+	ctx, stop := context.WithTimeout(t.Context(), waitTimeout)
 	defer stop()
 	told, ended := make(chan []Problem), make(chan error, 1)
 	source := Source{Dirs: []string{dir}, OnProblems: func(p []Problem) {

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// burst is the pause between a change and the reading: a pod's interface and its
+	// networkDebounce is the pause between a change and the reading: a pod's interface and its
 	// routes come within a few milliseconds. Until then, a pod that starts is not
 	// expected.
-	burst = 5 * time.Millisecond
-	// share is how much longer than a reading of the network the pause after it is: it
+	networkDebounce = 5 * time.Millisecond
+	// pauseFactor is how much longer than a reading of the network the pause after it is: it
 	// bounds the CPU on a node where pods come and go all the time. A reading takes some
 	// 10 ms with 250 pods.
-	share = 4
-	// resubscribe is the pause before a subscription that broke off is renewed.
-	resubscribe = time.Second
+	pauseFactor = 4
+	// resubscribeBackoff is the pause before a subscription that broke off is renewed.
+	resubscribeBackoff = time.Second
 )
 
 // Network is the interfaces and routes of a network namespace.
@@ -39,10 +39,10 @@ type Link struct {
 	Name   string
 	Kind   string // as in "bridge" or "veth"
 	Master int    // index of the bridge that it is a port of; 0 if none
-	// Elsewhere says that the other end is in another network namespace, and Namespace
+	// InOtherNetns says that the other end is in another network namespace, and Namespace
 	// which: interfaces with the same one lead to the same pod.
-	Elsewhere bool
-	Namespace int
+	InOtherNetns bool
+	NetnsID      int
 	// Uplink says that a route over it has a gateway, or leads everywhere.
 	Uplink bool
 	// CallIPTables and CallIP6Tables are a bridge's own settings that iptables sees
@@ -66,7 +66,7 @@ func ReadNetwork() (*Network, error) {
 	n := new(Network)
 	for _, l := range links {
 		a := l.Attrs()
-		n.Links = append(n.Links, Link{Index: a.Index, Name: a.Name, Kind: l.Type(), Master: a.MasterIndex, Elsewhere: a.NetNsID >= 0, Namespace: a.NetNsID})
+		n.Links = append(n.Links, Link{Index: a.Index, Name: a.Name, Kind: l.Type(), Master: a.MasterIndex, InOtherNetns: a.NetNsID >= 0, NetnsID: a.NetNsID})
 	}
 	if err := n.readBridges(); err != nil {
 		return nil, err
@@ -197,14 +197,14 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 			said = err.Error()
 			log.Warn("this node's interfaces and routes are not known; those from before count", "err", err)
 		}
-		if !sleep(ctx, share*time.Since(began)) {
+		if !sleep(ctx, pauseFactor*time.Since(began)) {
 			return
 		}
 		select {
 		case <-ctx.Done():
 		case <-events:
-			sleep(ctx, burst)
-		case <-time.After(resync):
+			sleep(ctx, networkDebounce)
+		case <-time.After(resyncInterval):
 		}
 	}
 }
@@ -236,7 +236,7 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 			}
 		})
 		if err != nil {
-			log.Warn("changes of this node's interfaces and routes are seen late", "err", err, "every", resync)
+			log.Warn("changes of this node's interfaces and routes are seen late", "err", err, "every", resyncInterval)
 		}
 		signal()
 		for open := err == nil; open; {
@@ -250,7 +250,7 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 			}
 		}
 		end()
-		sleep(ctx, resubscribe)
+		sleep(ctx, resubscribeBackoff)
 	}
 }
 

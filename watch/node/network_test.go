@@ -41,7 +41,7 @@ func TestReadRoutedNetwork(t *testing.T) {
 	if got := n.PodLinks(nil, pod.Addrs()); len(got) != 1 || got[0].Name != pod.RouterDevice() {
 		t.Errorf("interfaces to pods %+v, want %s", got, pod.RouterDevice())
 	}
-	if i := slices.IndexFunc(n.Links, func(l node.Link) bool { return l.Name == lab.Device }); i < 0 || !n.Links[i].Uplink || !n.Links[i].Elsewhere {
+	if i := slices.IndexFunc(n.Links, func(l node.Link) bool { return l.Name == lab.Device }); i < 0 || !n.Links[i].Uplink || !n.Links[i].InOtherNetns {
 		t.Errorf("%s is not known to lead out of the node: %+v", lab.Device, n.Links)
 	}
 	if err := pod.Close(); err != nil {

@@ -21,10 +21,10 @@ import (
 )
 
 const (
-	// quiet without events ends a burst: bringing up an interface is one.
-	quiet = 50 * time.Millisecond
-	// resync is how often all is read without an event, in case one was lost.
-	resync = time.Minute
+	// addressDebounce without events ends a burst: bringing up an interface is one.
+	addressDebounce = 50 * time.Millisecond
+	// resyncInterval is how often all is read without an event, in case one was lost.
+	resyncInterval = time.Minute
 )
 
 // Source is the addresses of the interfaces of the process's network namespace,
@@ -47,7 +47,7 @@ func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error
 	err := netlink.AddrSubscribeWithOptions(events, ctx.Done(), netlink.AddrSubscribeOptions{
 		ErrorCallback: func(err error) {
 			if ctx.Err() == nil {
-				log.Warn("changes of this node's addresses are seen late", "err", err, "every", resync)
+				log.Warn("changes of this node's addresses are seen late", "err", err, "every", resyncInterval)
 			}
 		},
 	})
@@ -67,17 +67,17 @@ func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error
 			log.Debug("addresses of this node", "addresses", addrs)
 			update(func(w *policy.World) { w.SetNode(addrs) })
 		}
-		if !wait(ctx, &events) {
+		if !waitForChange(ctx, &events) {
 			return nil
 		}
 	}
 }
 
-// wait returns when addresses may have changed: after a burst of events, or
+// waitForChange returns when addresses may have changed: after a burst of events, or
 // without one when it is time to look. It is false when ctx has ended. A channel
 // that breaks off is not read again.
-func wait(ctx context.Context, events *chan netlink.AddrUpdate) bool {
-	timer := time.NewTimer(resync)
+func waitForChange(ctx context.Context, events *chan netlink.AddrUpdate) bool {
+	timer := time.NewTimer(resyncInterval)
 	defer timer.Stop()
 	for {
 		select {
@@ -87,7 +87,7 @@ func wait(ctx context.Context, events *chan netlink.AddrUpdate) bool {
 			if !open {
 				*events = nil
 			}
-			timer.Reset(quiet)
+			timer.Reset(addressDebounce)
 		case <-timer.C:
 			return true
 		}

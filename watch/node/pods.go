@@ -28,7 +28,7 @@ func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	found := n.PodBridges(ranges, pods)
 	for _, l := range n.Links {
-		if l.leadsElsewhere() && l.Master == 0 && slices.ContainsFunc(n.Routes, func(r Route) bool {
+		if l.isVeth() && l.Master == 0 && slices.ContainsFunc(n.Routes, func(r Route) bool {
 			return r.Link == l.Index && r.To.IsSingleIP() && (slices.Contains(pods, r.To.Addr()) || within(r.To, ranges))
 		}) {
 			found = append(found, l)
@@ -54,15 +54,15 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 // lies in known ranges is left out. The list is sorted.
 func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []netip.Prefix {
 	var found []netip.Prefix
-	taken := n.taken(pods)
+	taken := n.takenNetns(pods)
 	for _, r := range n.Routes {
 		l, ok := n.link(r.Link)
 		if !ok || l.Uplink || within(r.To, known) || r.To.Addr().IsLinkLocalUnicast() || r.To.Addr().IsMulticast() {
 			continue
 		}
 		switch {
-		case r.To.IsSingleIP() && l.leadsElsewhere() && l.Master == 0 && (slices.Contains(pods, r.To.Addr()) || !taken[l.Namespace]),
-			l.Kind == "bridge" && n.leadsNowhereElse(l) && (holdsAny(r.To, pods) || slices.Contains(before, r.To.Masked())):
+		case r.To.IsSingleIP() && l.isVeth() && l.Master == 0 && (slices.Contains(pods, r.To.Addr()) || !taken[l.NetnsID]),
+			l.Kind == "bridge" && n.isLocal(l) && (holdsAny(r.To, pods) || slices.Contains(before, r.To.Masked())):
 			found = append(found, r.To.Masked())
 		}
 	}
@@ -93,7 +93,7 @@ func (n *Network) PodDevices() map[netip.Addr]uint32 {
 
 // toPod reports whether an interface leads to one pod alone: its other end is in
 // another network namespace, and no route over it has a gateway.
-func (l Link) toPod() bool { return !l.Uplink && l.leadsElsewhere() && l.Master == 0 }
+func (l Link) toPod() bool { return !l.Uplink && l.isVeth() && l.Master == 0 }
 
 func (n *Network) link(index int) (Link, bool) {
 	i := slices.IndexFunc(n.Links, func(l Link) bool { return l.Index == index })
@@ -103,29 +103,29 @@ func (n *Network) link(index int) (Link, bool) {
 	return n.Links[i], true
 }
 
-// leadsNowhereElse reports whether all ports of a bridge lead to other network
+// isLocal reports whether all ports of a bridge lead to other network
 // namespaces on this node.
-func (n *Network) leadsNowhereElse(bridge Link) bool {
+func (n *Network) isLocal(bridge Link) bool {
 	return !slices.ContainsFunc(n.Links, func(l Link) bool {
-		return l.Master == bridge.Index && !l.leadsElsewhere()
+		return l.Master == bridge.Index && !l.isVeth()
 	})
 }
 
-// leadsElsewhere reports whether the other end is in another network namespace.
-func (l Link) leadsElsewhere() bool { return l.Kind == "veth" && l.Elsewhere }
+// isVeth reports whether the other end is in another network namespace.
+func (l Link) isVeth() bool { return l.Kind == "veth" && l.InOtherNetns }
 
-// taken are the namespaces of known pods with a route of their own, and of all that are
+// takenNetns are the namespaces of known pods with a route of their own, and of all that are
 // on a bridge.
-func (n *Network) taken(pods []netip.Addr) map[int]bool {
+func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 	taken := make(map[int]bool)
 	for _, l := range n.Links {
-		if l.leadsElsewhere() && l.Master != 0 {
-			taken[l.Namespace] = true
+		if l.isVeth() && l.Master != 0 {
+			taken[l.NetnsID] = true
 		}
 	}
 	for _, r := range n.Routes {
-		if l, ok := n.link(r.Link); ok && l.leadsElsewhere() && r.To.IsSingleIP() && slices.Contains(pods, r.To.Addr()) {
-			taken[l.Namespace] = true
+		if l, ok := n.link(r.Link); ok && l.isVeth() && r.To.IsSingleIP() && slices.Contains(pods, r.To.Addr()) {
+			taken[l.NetnsID] = true
 		}
 	}
 	return taken

@@ -27,9 +27,9 @@ func bridged() *Network {
 			{Index: 1, Name: "lo", Kind: "device"},
 			{Index: 2, Name: "eth0", Kind: "device", Uplink: true},
 			{Index: 3, Name: "cni0", Kind: "bridge"},
-			{Index: 4, Name: "vethA", Kind: "veth", Master: 3, Elsewhere: true, Namespace: 1},
+			{Index: 4, Name: "vethA", Kind: "veth", Master: 3, InOtherNetns: true, NetnsID: 1},
 			{Index: 5, Name: "docker0", Kind: "bridge"},
-			{Index: 6, Name: "vethB", Kind: "veth", Master: 5, Elsewhere: true, Namespace: 2},
+			{Index: 6, Name: "vethB", Kind: "veth", Master: 5, InOtherNetns: true, NetnsID: 2},
 		},
 		Routes: []Route{
 			{netip.MustParsePrefix("192.0.2.0/24"), 2},
@@ -45,9 +45,9 @@ func bridged() *Network {
 func routed() *Network {
 	return &Network{
 		Links: []Link{
-			{Index: 2, Name: "eth0", Kind: "veth", Elsewhere: true, Uplink: true}, // the node is a container itself
-			{Index: 3, Name: "cali1", Kind: "veth", Elsewhere: true, Namespace: 1},
-			{Index: 4, Name: "cali2", Kind: "veth", Elsewhere: true, Namespace: 2},
+			{Index: 2, Name: "eth0", Kind: "veth", InOtherNetns: true, Uplink: true}, // the node is a container itself
+			{Index: 3, Name: "cali1", Kind: "veth", InOtherNetns: true, NetnsID: 1},
+			{Index: 4, Name: "cali2", Kind: "veth", InOtherNetns: true, NetnsID: 2},
 			{Index: 5, Name: "near", Kind: "veth"}, // both ends on the node
 			{Index: 6, Name: "tunl0", Kind: "ipip"},
 		},
@@ -83,14 +83,14 @@ func TestPodRanges(t *testing.T) {
 		"routed, a known pod has another interface": {
 			network: routed(), pods: addrs("10.0.7.5", "fd00::5", "10.0.7.6"), want: prefixes("10.0.7.5/32", "10.0.7.6/32", "fd00::5/128"),
 			change: func(n *Network) {
-				n.Links = append(n.Links, Link{Index: 9, Name: "net1", Kind: "veth", Elsewhere: true, Namespace: 2})
+				n.Links = append(n.Links, Link{Index: 9, Name: "net1", Kind: "veth", InOtherNetns: true, NetnsID: 2})
 				n.Routes = append(n.Routes, Route{netip.MustParsePrefix("10.200.0.1/32"), 9})
 			},
 		},
 		"bridged, its pod has another interface": {
 			network: bridged(), pods: addrs("10.42.3.9"), want: prefixes("10.42.3.0/24"),
 			change: func(n *Network) {
-				n.Links = append(n.Links, Link{Index: 9, Name: "net1", Kind: "veth", Elsewhere: true, Namespace: 1})
+				n.Links = append(n.Links, Link{Index: 9, Name: "net1", Kind: "veth", InOtherNetns: true, NetnsID: 1})
 				n.Routes = append(n.Routes, Route{netip.MustParsePrefix("10.200.0.1/32"), 9})
 			},
 		},

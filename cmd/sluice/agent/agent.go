@@ -55,7 +55,7 @@ type agent struct {
 	tracked    *conntrack.TrackedFlows
 	sweeper    *conntrack.Sweeper
 	follower   *conntrack.Follower
-	keeper     *watch.Keeper
+	controller *watch.Controller
 
 	failed    chan error    // why the agent cannot go on
 	synced    chan struct{} // closed when the agent is ready
@@ -149,7 +149,7 @@ func (a *agent) wire() error {
 	world := policy.NewWorld()
 	world.SetLimits(opts.Limits)
 	world.SetLocalNode(opts.NodeName)
-	a.keeper = watch.New(world, &a.published, watch.Options{Logger: a.log})
+	a.controller = watch.New(world, &a.published, watch.Options{Logger: a.log})
 	return nil
 }
 
@@ -219,7 +219,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 // startParts starts the parts that run from the beginning.
 func (a *agent) startParts(background func(func(context.Context) error), sources []watch.Source) {
 	background(func(ctx context.Context) error {
-		return a.keeper.Run(ctx, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...)
+		return a.controller.Run(ctx, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...)
 	})
 	background(func(ctx context.Context) error {
 		select {

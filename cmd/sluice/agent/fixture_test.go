@@ -123,7 +123,7 @@ func (f *fixture) start() {
 	f.run()
 	f.update(func(*policy.World) {})
 	f.await("ready", f.synced)
-	f.await("stages", f.keeper.Ready())
+	f.await("stages", f.controller.Ready())
 }
 
 // end returns why the agent has ended.

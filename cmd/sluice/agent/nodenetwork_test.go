@@ -42,7 +42,7 @@ func snapshotOf(self string, pods ...*corev1.Pod) *policy.Snapshot {
 // bridgeTo is a network with a bridge to a range, of which a port leads to a pod.
 func bridgeTo(pods string) *node.Network {
 	return &node.Network{
-		Links:  []node.Link{{Index: 3, Name: "cni0", Kind: "bridge"}, {Index: 4, Name: "veth1", Kind: "veth", Master: 3, Elsewhere: true}},
+		Links:  []node.Link{{Index: 3, Name: "cni0", Kind: "bridge"}, {Index: 4, Name: "veth1", Kind: "veth", Master: 3, InOtherNetns: true}},
 		Routes: []node.Route{{To: netip.MustParsePrefix(pods), Link: 3}},
 	}
 }

@@ -101,18 +101,18 @@ func (a *agent) state() *telemetry.State {
 	if read := a.manifests.Load(); read != nil {
 		broken = *read
 	}
-	for _, p := range beyondManifests(a.keeper.Problems(), broken) {
+	for _, p := range beyondManifests(a.controller.Problems(), broken) {
 		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Hint: p.Mend})
 	}
 	a.network.addTo(s, a.opts.SysctlProblems)
-	for _, c := range a.keeper.Clashes() {
+	for _, c := range a.controller.Clashes() {
 		s.Problems = append(s.Problems, telemetry.Problem{
 			Kind: "address", Where: c.Addr.String(), Detail: fmt.Sprintf("the live pods %s claim it; %s gets it", c.Pods(), c.Winner),
 			Hint: "delete the pod that does not have the address, or correct its status",
 		})
 	}
 	for _, p := range broken {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Hint: p.Mend})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Hint: p.Hint})
 	}
 	if passed := a.notRead.Load(); passed != nil {
 		s.NotRead = manifests.TextOf(*passed)
@@ -124,7 +124,7 @@ func (a *agent) state() *telemetry.State {
 // which also name the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
-		return manifests.Follows(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {
+		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {
 			return m.Object == p.Policy.Object() && m.Field == p.Field && m.Detail == p.Detail
 		})
 	})

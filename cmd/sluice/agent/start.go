@@ -40,7 +40,7 @@ func (a *agent) start(ctx context.Context, background func(part func(context.Con
 		return err
 	}
 	a.beginEnforcing(first, background)
-	a.keeper.Attach(a.stages()...)
+	a.controller.Attach(a.stages()...)
 	return nil
 }
 
@@ -51,7 +51,7 @@ func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	select {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	case first = <-a.keeper.First():
+	case first = <-a.controller.First():
 	}
 	markNow(&a.inForce)
 	if err := a.publishToKernel(ctx, first); err != nil {

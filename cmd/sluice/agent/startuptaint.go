@@ -28,9 +28,9 @@ func (a *agent) taintProblems(source *kube.Source) []telemetry.Problem {
 		return nil
 	}
 	p := telemetry.Problem{Kind: "taint", Where: a.opts.StartupTaint + " of Node " + a.opts.NodeName, Detail: err.Error()}
-	var trouble *kube.Trouble
+	var trouble *kube.APIError
 	if errors.As(err, &trouble) {
-		p.Detail, p.Hint = fmt.Sprintf("cannot be removed, so that no pods are scheduled here: %v", trouble.Cause), trouble.Mend
+		p.Detail, p.Hint = fmt.Sprintf("cannot be removed, so that no pods are scheduled here: %v", trouble.Cause), trouble.Hint
 	}
 	return []telemetry.Problem{p}
 }

@@ -28,8 +28,8 @@ import (
 
 var _ watch.Source = manifests.Source{}
 
-// patience bounds the wait for what must come.
-const patience = 2 * time.Minute
+// waitTimeout bounds the wait for what must come.
+const waitTimeout = 2 * time.Minute
 
 // feed is a source that a test writes to.
 type feed chan watch.Update
@@ -56,13 +56,13 @@ type published struct {
 }
 
 // keep runs a Keeper and gives what it publishes.
-func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Keeper, chan published, chan error) {
+func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
-	return keepWith(t, pub, logger, func(*watch.Keeper) {}, sources...)
+	return keepWith(t, pub, logger, func(*watch.Controller) {}, sources...)
 }
 
 // keepWith is keep for a Keeper that is changed before it runs.
-func keepWith(t *testing.T, pub *policy.Published, logger *slog.Logger, change func(*watch.Keeper), sources ...watch.Source) (*watch.Keeper, chan published, chan error) {
+func keepWith(t *testing.T, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	calls := make(chan published)
 	ctx, stop := context.WithCancel(t.Context())
@@ -92,7 +92,7 @@ func await[T any](t *testing.T, from <-chan T) T {
 	select {
 	case v := <-from:
 		return v
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		t.Fatal("nothing came")
 		panic("unreachable")
 	}
@@ -105,7 +105,7 @@ func pod(name, ip string) *corev1.Pod {
 	}
 }
 
-func TestKeeperPublishesEachChange(t *testing.T) {
+func TestControllerPublishesEachChange(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
 	k, calls, ended := keep(t, &pub, nil, in)
@@ -126,7 +126,7 @@ func TestKeeperPublishesEachChange(t *testing.T) {
 	}
 }
 
-func TestKeeperEndsWithItsContext(t *testing.T) {
+func TestControllerEndsWithItsContext(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	if err := watch.New(policy.NewWorld(), new(policy.Published), watch.Options{}).Run(ctx, make(feed)); err != nil {
@@ -135,7 +135,7 @@ func TestKeeperEndsWithItsContext(t *testing.T) {
 }
 
 // Half a world would allow what the other half forbids.
-func TestKeeperWaitsForEverySource(t *testing.T) {
+func TestControllerWaitsForEverySource(t *testing.T) {
 	var pub policy.Published
 	one, two := make(feed), make(feed)
 	_, calls, _ := keep(t, &pub, nil, one, two)
@@ -153,7 +153,7 @@ func TestKeeperWaitsForEverySource(t *testing.T) {
 }
 
 // While a publish is worked off, what comes adds up to one more.
-func TestKeeperCoalesces(t *testing.T) {
+func TestControllerBatches(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
 	_, calls, _ := keep(t, &pub, nil, in)
@@ -181,7 +181,7 @@ func TestKeeperCoalesces(t *testing.T) {
 }
 
 // The callback may rely on it that no worker still acts on an older snapshot.
-func TestKeeperSettlesBeforeTheCallback(t *testing.T) {
+func TestControllerSettlesBeforeLaterStages(t *testing.T) {
 	var pub policy.Published
 	reader := pub.NewReader()
 	defer reader.Close()
@@ -208,7 +208,7 @@ func TestKeeperSettlesBeforeTheCallback(t *testing.T) {
 
 // A worker that is stuck keeps the policy from nobody else; what it may still do
 // by the old one is found when it is back.
-func TestKeeperTellsAgainWhatAStuckWorkerMissed(t *testing.T) {
+func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pub policy.Published
 		reader := pub.NewReader()
@@ -236,7 +236,7 @@ func TestKeeperTellsAgainWhatAStuckWorkerMissed(t *testing.T) {
 	})
 }
 
-func TestKeeperLogsEachProblemOnce(t *testing.T) {
+func TestControllerLogsEachProblemOnce(t *testing.T) {
 	var pub policy.Published
 	var log bytes.Buffer
 	in := make(feed)
@@ -271,7 +271,7 @@ func TestKeeperLogsEachProblemOnce(t *testing.T) {
 }
 
 // From a saved file to a verdict.
-func TestKeeperFollowsAFolder(t *testing.T) {
+func TestControllerFollowsManifests(t *testing.T) {
 	dir := t.TempDir()
 	save := func(name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -302,7 +302,7 @@ func TestKeeperFollowsAFolder(t *testing.T) {
 }
 
 // Two live pods with one address are named for as long as they have it, and logged once.
-func TestKeeperTellsOfClashes(t *testing.T) {
+func TestControllerReportsClashes(t *testing.T) {
 	var pub policy.Published
 	var log bytes.Buffer
 	updates := make(feed)

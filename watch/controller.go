@@ -1,5 +1,5 @@
 // Package watch keeps what the agent knows of the cluster up to date: a
-// [Keeper] owns the policy.World, takes updates from its sources, and puts each
+// [Controller] owns the policy.World, takes updates from its sources, and puts each
 // new snapshot in force.
 //
 // The sources are in the packages below: manifests follows a directory of manifests.
@@ -46,37 +46,37 @@ type Options struct {
 
 const (
 	// A lone update waits this long for others that belong to it.
-	linger = time.Millisecond
+	debounceQuiet = time.Millisecond
 	// A stream of updates is published at least this often.
-	longest = 20 * time.Millisecond
+	debounceMax = 20 * time.Millisecond
 	// workSlice bounds how long work for large policies holds up other updates.
 	workSlice = 5 * time.Millisecond
 )
 
-// Keeper owns a World: all that changes it runs on one goroutine of Run. Another one reads
+// Controller owns a World: all that changes it runs on one goroutine of Run. Another one reads
 // and compiles large policies, which takes up to half a second for each; meanwhile other
 // updates go on, and pods that start and may be isolated by them stay unknown.
-type Keeper struct {
-	world    *policy.World
-	pub      *policy.Published
-	log      *slog.Logger
-	stages   []Stage
-	first    chan Change  // the first one, for First
-	attached chan []Stage // by Attach
-	ready    chan struct{}
-	isReady  bool
-	said     map[policy.Problem]bool
-	clashed  map[string]bool
+type Controller struct {
+	world          *policy.World
+	pub            *policy.Published
+	log            *slog.Logger
+	stages         []Stage
+	first          chan Change  // the first one, for First
+	attached       chan []Stage // by Attach
+	ready          chan struct{}
+	isReady        bool
+	loggedProblems map[policy.Problem]bool
+	loggedClashes  map[string]bool
 
-	unsettled policy.Changes     // applied while a stage was unsettled
-	again     <-chan time.Time   // when to apply them again; nil for never
-	working   bool               // the World has work for large policies
-	drafts    chan *policy.Draft // to be prepared: one at most
-	prepared  chan *policy.Draft
-	before    func() // each Prepare of a draft; for tests
+	unsettled     policy.Changes     // applied while a stage was unsettled
+	retryTimer    <-chan time.Time   // when to apply them again; nil for never
+	hasWork       bool               // the World has work for large policies
+	drafts        chan *policy.Draft // to be prepared: one at most
+	prepared      chan *policy.Draft
+	beforePrepare func() // each Prepare of a draft; for tests
 
-	wrong   atomic.Pointer[[]policy.Problem]
-	clashes atomic.Pointer[[]policy.Clash]
+	currentProblems atomic.Pointer[[]policy.Problem]
+	currentClashes  atomic.Pointer[[]policy.Clash]
 }
 
 // message is an update on its way to the World.
@@ -87,11 +87,11 @@ type message struct {
 
 // New returns a Keeper of world, which publishes to pub. The world is the
 // Keeper's from now on.
-func New(world *policy.World, pub *policy.Published, opts Options) *Keeper {
-	k := &Keeper{
+func New(world *policy.World, pub *policy.Published, opts Options) *Controller {
+	k := &Controller{
 		world: world, pub: pub, log: opts.Logger, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
-		ready: make(chan struct{}), said: make(map[policy.Problem]bool),
-		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), before: func() {},
+		ready: make(chan struct{}), loggedProblems: make(map[policy.Problem]bool),
+		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), beforePrepare: func() {},
 	}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
@@ -100,19 +100,19 @@ func New(world *policy.World, pub *policy.Published, opts Options) *Keeper {
 }
 
 // First delivers the first change, once it has been published.
-func (k *Keeper) First() <-chan Change { return k.first }
+func (k *Controller) First() <-chan Change { return k.first }
 
 // Attach has all later changes applied by the stages, in this order. It is called once,
 // and only if Options named no stages. Until then, updates wait.
-func (k *Keeper) Attach(stages ...Stage) { k.attached <- stages }
+func (k *Controller) Attach(stages ...Stage) { k.attached <- stages }
 
 // Ready is closed when the first snapshot is in force, and the stages are attached.
-func (k *Keeper) Ready() <-chan struct{} { return k.ready }
+func (k *Controller) Ready() <-chan struct{} { return k.ready }
 
 // Problems are what is wrong in the policies in force. Any goroutine may ask; the
 // list is shared, and never changes.
-func (k *Keeper) Problems() []policy.Problem {
-	if wrong := k.wrong.Load(); wrong != nil {
+func (k *Controller) Problems() []policy.Problem {
+	if wrong := k.currentProblems.Load(); wrong != nil {
 		return *wrong
 	}
 	return nil
@@ -120,8 +120,8 @@ func (k *Keeper) Problems() []policy.Problem {
 
 // Clashes are the addresses that several live pods claim. Any goroutine may ask; the list
 // is shared, and never changes.
-func (k *Keeper) Clashes() []policy.Clash {
-	if clashes := k.clashes.Load(); clashes != nil {
+func (k *Controller) Clashes() []policy.Clash {
+	if clashes := k.currentClashes.Load(); clashes != nil {
 		return *clashes
 	}
 	return nil
@@ -131,7 +131,7 @@ func (k *Keeper) Clashes() []policy.Clash {
 // or a source does, which is one. The first snapshot is published when every
 // source has said what it knows: half a world would allow what the other half
 // forbids. Run may be called once.
-func (k *Keeper) Run(ctx context.Context, sources ...Source) error {
+func (k *Controller) Run(ctx context.Context, sources ...Source) error {
 	updates := make(chan message)
 	group, inner := errgroup.WithContext(ctx)
 	for i, s := range sources {
@@ -161,7 +161,7 @@ func (k *Keeper) Run(ctx context.Context, sources ...Source) error {
 	return group.Wait()
 }
 
-func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Source) error {
+func (k *Controller) loop(ctx context.Context, updates <-chan message, sources []Source) error {
 	heard := make([]bool, len(sources)) // ever
 	always := make(chan struct{})
 	close(always)
@@ -170,7 +170,7 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 			k.drafts <- d
 		}
 		var work <-chan struct{}
-		if k.working {
+		if k.hasWork {
 			work = always
 		}
 		var changed []bool // in this burst
@@ -178,15 +178,15 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 		case <-ctx.Done():
 			return nil
 		case m := <-updates:
-			changed = k.burst(ctx, m, updates, len(sources))
-		case <-k.again:
+			changed = k.batch(ctx, m, updates, len(sources))
+		case <-k.retryTimer:
 			if err := k.commit(ctx, nil); err != nil {
 				return err
 			}
 			continue
 		case d := <-k.prepared:
 			k.world.Prepared(d)
-			k.working = true
+			k.hasWork = true
 			continue
 		case <-work:
 			if err := k.work(ctx); err != nil {
@@ -204,19 +204,19 @@ func (k *Keeper) loop(ctx context.Context, updates <-chan message, sources []Sou
 			if err := k.commit(ctx, by); err != nil {
 				return err
 			}
-			k.working = true // perhaps
+			k.hasWork = true // perhaps
 		}
 	}
 }
 
 // prepare prepares drafts until ctx ends.
-func (k *Keeper) prepare(ctx context.Context) {
+func (k *Controller) prepare(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case d := <-k.drafts:
-			k.before()
+			k.beforePrepare()
 			d.Prepare()
 			k.prepared <- d
 		}
@@ -224,30 +224,30 @@ func (k *Keeper) prepare(ctx context.Context) {
 }
 
 // work does a part of the work for large policies.
-func (k *Keeper) work(ctx context.Context) error {
+func (k *Controller) work(ctx context.Context) error {
 	began := time.Now()
 	again, commit := k.world.Work(func() bool { return time.Since(began) < workSlice })
-	if k.working = again; commit {
+	if k.hasWork = again; commit {
 		return k.commit(ctx, []string{"large policies"})
 	}
 	return nil
 }
 
-// burst applies an update and those that come right behind it, and says which
+// batch applies an update and those that come right behind it, and says which
 // sources they came from.
-func (k *Keeper) burst(ctx context.Context, m message, updates <-chan message, sources int) []bool {
+func (k *Controller) batch(ctx context.Context, m message, updates <-chan message, sources int) []bool {
 	changed := make([]bool, sources)
 	began := time.Now()
-	wait := time.NewTimer(linger)
+	wait := time.NewTimer(debounceQuiet)
 	defer wait.Stop()
 	for {
 		m.update(k.world)
 		changed[m.source] = true
-		left := longest - time.Since(began)
+		left := debounceMax - time.Since(began)
 		if left <= 0 {
 			return changed
 		}
-		wait.Reset(min(linger, left))
+		wait.Reset(min(debounceQuiet, left))
 		select {
 		case <-ctx.Done():
 			return changed
@@ -260,7 +260,7 @@ func (k *Keeper) burst(ctx context.Context, m message, updates <-chan message, s
 
 // commit compiles the World, which the named sources have changed, and puts the
 // snapshot in force.
-func (k *Keeper) commit(ctx context.Context, by []string) error {
+func (k *Controller) commit(ctx context.Context, by []string) error {
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -268,9 +268,9 @@ func (k *Keeper) commit(ctx context.Context, by []string) error {
 	snapshot, changes := k.world.Commit()
 	compiled := time.Since(began)
 	k.pub.Publish(snapshot)
-	k.problems()
-	k.conflicts()
-	change := Change{Snapshot: snapshot, Addresses: append(changes, k.unsettled...), Unsettled: k.again != nil}
+	k.reportProblems()
+	k.reportClashes()
+	change := Change{Snapshot: snapshot, Addresses: append(changes, k.unsettled...), Unsettled: k.retryTimer != nil}
 	var err error
 	if k.isReady || len(k.stages) > 0 {
 		err = k.apply(ctx, change)
@@ -294,7 +294,7 @@ func (k *Keeper) commit(ctx context.Context, by []string) error {
 }
 
 // await delivers the first change to First and waits for the stages of the later ones.
-func (k *Keeper) await(ctx context.Context, first Change) {
+func (k *Controller) await(ctx context.Context, first Change) {
 	k.first <- first
 	select {
 	case <-ctx.Done():
@@ -304,8 +304,8 @@ func (k *Keeper) await(ctx context.Context, first Change) {
 
 // apply puts a change in force, stage by stage. If a stage is unsettled, the others go
 // on, and the change is applied again later.
-func (k *Keeper) apply(ctx context.Context, c Change) error {
-	k.unsettled, k.again = nil, nil
+func (k *Controller) apply(ctx context.Context, c Change) error {
+	k.unsettled, k.retryTimer = nil, nil
 	settled := true
 	for _, s := range k.stages {
 		err := s.Apply(ctx, c)
@@ -319,37 +319,37 @@ func (k *Keeper) apply(ctx context.Context, c Change) error {
 		}
 	}
 	if !settled {
-		k.unsettled, k.again = c.Addresses, time.After(unsettledInterval)
+		k.unsettled, k.retryTimer = c.Addresses, time.After(unsettledInterval)
 	}
 	return nil
 }
 
-// problems logs what is wrong in the policies, each once for as long as it is.
-func (k *Keeper) problems() {
+// reportProblems logs what is wrong in the policies, each once for as long as it is.
+func (k *Controller) reportProblems() {
 	said := make(map[policy.Problem]bool)
 	wrong := k.world.Problems()
-	k.wrong.Store(&wrong)
+	k.currentProblems.Store(&wrong)
 	for _, p := range wrong {
-		if !k.said[p] {
+		if !k.loggedProblems[p] {
 			k.log.Warn("part of a policy allows nothing", "problem", p)
 		}
 		said[p] = true
 	}
-	k.said = said
+	k.loggedProblems = said
 }
 
-// conflicts logs addresses that several live pods claim, each once for as long as they
+// reportClashes logs addresses that several live pods claim, each once for as long as they
 // do.
-func (k *Keeper) conflicts() {
+func (k *Controller) reportClashes() {
 	clashes := k.world.Clashes()
-	k.clashes.Store(&clashes)
+	k.currentClashes.Store(&clashes)
 	clashed := make(map[string]bool, len(clashes))
 	for _, c := range clashes {
 		key := c.Addr.String() + " " + c.Pods()
-		if !k.clashed[key] {
+		if !k.loggedClashes[key] {
 			k.log.Warn("several live pods claim one address", event.AddressShared.Attr(), "address", c.Addr, "counts", c.Winner, "others", strings.Join(c.Others, ", "))
 		}
 		clashed[key] = true
 	}
-	k.clashed = clashed
+	k.loggedClashes = clashed
 }

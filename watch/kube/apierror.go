@@ -19,69 +19,69 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
-// Trouble is why the API server does not tell what it should.
-type Trouble struct {
+// APIError is why the API server does not tell what it should.
+type APIError struct {
 	Server string
 	// Request is what was asked, as in "watch pods"; empty if the server is in
 	// trouble with whatever it is asked.
 	Request string
 	Cause   error
-	Mend    string // what would help
+	Hint    string // what would help
 
 	resource string // that was asked for; empty if Request is
 }
 
-func (t *Trouble) Error() string {
+func (t *APIError) Error() string {
 	request := "reach the API server"
 	if t.Request != "" {
 		request = t.Request
 	}
-	return fmt.Sprintf("%s at %s: %v: %s", request, t.Server, t.Cause, t.Mend)
+	return fmt.Sprintf("%s at %s: %v: %s", request, t.Server, t.Cause, t.Hint)
 }
 
-func (t *Trouble) Unwrap() error { return t.Cause }
+func (t *APIError) Unwrap() error { return t.Cause }
 
 // LogValue keeps the parts apart in structured logs.
-func (t *Trouble) LogValue() slog.Value {
+func (t *APIError) LogValue() slog.Value {
 	var request []slog.Attr
 	if t.Request != "" {
 		request = []slog.Attr{slog.String("request", t.Request)}
 	}
 	return slog.GroupValue(append(request,
-		slog.String("server", t.Server), slog.String("cause", t.Cause.Error()), slog.String("mend", t.Mend))...)
+		slog.String("server", t.Server), slog.String("cause", t.Cause.Error()), slog.String("hint", t.Hint))...)
 }
 
 // key is the same for what a reader would take for the same trouble: the mend is
 // chosen by the nature of the cause, whose text may hold ports and times, and who
 // may not watch may not list in most cases either.
-func (t *Trouble) key() string { return t.resource + "\x00" + t.Mend }
+func (t *APIError) key() string { return t.resource + "\x00" + t.Hint }
 
-func (t *Trouble) same(o *Trouble) bool { return t.key() == o.key() }
+func (t *APIError) alike(o *APIError) bool { return t.key() == o.key() }
 
-// isEnd says whether an error is none: the watch has ended as all do, or is to go
+// isRestart says whether an error is none: the watch has ended as all do, or is to go
 // on from a version that is too old.
-func isEnd(err error) bool {
+func isRestart(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) ||
 		apierrors.IsResourceExpired(err) || apierrors.IsGone(err) ||
 		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
 }
 
-func troubleOf(err error, server string, k *kind, verb string) *Trouble {
-	t := &Trouble{Server: server, Request: verb + " " + k.resource, Cause: worded(err), resource: k.resource}
+func newAPIError(err error, server string, k *kind, verb string) *APIError {
+	t := &APIError{Server: server, Request: verb + " " + k.resource, Cause: withText(err), resource: k.resource}
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
-		if t.Mend = statusMend(err, status, k); t.Mend == "" {
-			t.Request, t.resource, t.Mend = "", "", "see the API server's log; sluice tries again"
+		if t.Hint = statusHint(err, status, k); t.Hint == "" {
+			t.Request, t.resource, t.Hint = "", "", "see the API server's log; sluice tries again"
 		}
 		return t
 	}
-	t.Request, t.resource, t.Mend = "", "", connectMend(err)
+	t.Request, t.resource, t.Hint = "", "", connectHint(err)
 	return t
 }
 
-// worded gives an error without a text one: a Status says all that it says in its
+// withText gives an error without a text one: a Status says all that it says in its
 // code, if a server or a proxy leaves its message away.
-func worded(err error) error {
+func withText(err error) error {
 	if strings.TrimSpace(err.Error()) != "" {
 		return err
 	}
@@ -97,8 +97,8 @@ func worded(err error) error {
 	return fmt.Errorf("the server answers %d, %s%w", s.Code, name, err)
 }
 
-// statusMend is what helps against an answer that concerns one kind, or the user.
-func statusMend(err error, status apierrors.APIStatus, k *kind) string {
+// statusHint is what helps against an answer that concerns one kind, or the user.
+func statusHint(err error, status apierrors.APIStatus, k *kind) string {
 	switch {
 	case apierrors.IsForbidden(err):
 		return fmt.Sprintf("let this user list and watch %s of API group %q in the whole cluster, by a ClusterRole and a ClusterRoleBinding", k.resource, k.group.Group)
@@ -112,8 +112,8 @@ func statusMend(err error, status apierrors.APIStatus, k *kind) string {
 	return ""
 }
 
-// connectMend is what helps where no answer came.
-func connectMend(err error) string {
+// connectHint is what helps where no answer came.
+func connectHint(err error) string {
 	var (
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError

@@ -27,7 +27,7 @@ var answers = map[string]string{
 
 // Whatever the server refuses a request with, the log and the status name a cause
 // and a hint: no attribute is empty.
-func TestTroubleHasACause(t *testing.T) {
+func TestAPIErrorHasACause(t *testing.T) {
 	for _, code := range []int{
 		http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
 		http.StatusNotAcceptable, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, 599,
