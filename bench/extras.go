@@ -42,8 +42,8 @@ var (
 	changeRate = result.Metric{Name: "connections", Unit: "/s", Better: result.More}
 )
 
-// extrasOf measures the extras of a site.
-func (s *site) extrasOf(ctx context.Context, b *bench, r *result.Result) error {
+// extrasOf measures the extras of a testbed.
+func (s *testbed) extrasOf(ctx context.Context, b *bench, r *result.Result) error {
 	for _, x := range []struct {
 		name string
 		run  func(context.Context, *bench, *result.Result) error
@@ -59,14 +59,14 @@ func (s *site) extrasOf(ctx context.Context, b *bench, r *result.Result) error {
 }
 
 // adder returns a function that adds figures of a seat and an extra.
-func (s *site) adder(r *result.Result, t *seat, name string) func(result.Metric, float64) {
+func (s *testbed) adder(r *result.Result, t *seat, name string) func(result.Metric, float64) {
 	return func(m result.Metric, v float64) {
 		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: name, Metric: m}, v)
 	}
 }
 
 // agents are the seats with an agent whose policies may change.
-func (s *site) agents() (seats []*seat) {
+func (s *testbed) agents() (seats []*seat) {
 	for _, t := range s.seats {
 		if t.agent != nil && !t.fresh {
 			seats = append(seats, t)
@@ -76,7 +76,7 @@ func (s *site) agents() (seats []*seat) {
 }
 
 // starts stops the last agent and starts it again, several times.
-func (s *site) starts(ctx context.Context, b *bench, r *result.Result) error {
+func (s *testbed) starts(ctx context.Context, b *bench, r *result.Result) error {
 	agents := s.agents()
 	if len(agents) == 0 {
 		return nil
@@ -111,7 +111,7 @@ func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // allowing writes a policy that lets clients reach a port of the server, or another port. It is
 // a file of its own.
-func (s *site) allowing(t *seat, name string, number int32) error {
+func (s *testbed) allowing(t *seat, name string, number int32) error {
 	ports := []networkingv1.NetworkPolicyPort{port(corev1.ProtocolUDP, number)}
 	return writeObjects(t.dir, name+".json", policyFor(home(s.cluster), name, ports))
 }
@@ -125,7 +125,7 @@ const (
 
 // effects measures the time from a policy's file to its effect on packets. Two versions of the
 // file alternately allow and deny what a client sends all the time.
-func (s *site) effects(ctx context.Context, b *bench, r *result.Result) error {
+func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error {
 	for round := range b.rounds {
 		for _, t := range s.agents() {
 			if err := ctx.Err(); err != nil {
@@ -167,7 +167,7 @@ func (s *site) effects(ctx context.Context, b *bench, r *result.Result) error {
 }
 
 // probe sends datagrams to the probe's port while the policy that allows a port is written.
-func (s *site) probe(t *seat, allow int32) (seen load.Seen, wrote int64, err error) {
+func (s *testbed) probe(t *seat, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer
 		err error
@@ -195,7 +195,7 @@ const changeEvery = 100 * time.Millisecond
 // churn measures connections without and with policies that change all the time, alternately.
 // The policy that changes selects the server, so that each change invalidates what is
 // remembered about it.
-func (s *site) churn(ctx context.Context, b *bench, r *result.Result) error {
+func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[1]
 	for round := range b.churnRounds {
 		for _, t := range s.agents() {
@@ -237,7 +237,7 @@ func (s *site) churn(ctx context.Context, b *bench, r *result.Result) error {
 }
 
 // change writes one policy after the other until ctx ends.
-func (s *site) change(ctx context.Context, t *seat) error {
+func (s *testbed) change(ctx context.Context, t *seat) error {
 	tick := time.NewTicker(changeEvery)
 	defer tick.Stop()
 	for i := int32(0); ; i++ {
@@ -257,7 +257,7 @@ func (s *site) change(ctx context.Context, t *seat) error {
 
 // floods measures one client's connections without and with a pod on the same node that sends
 // first packets of new flows as fast as it can, alternately.
-func (s *site) floods(ctx context.Context, b *bench, r *result.Result) error {
+func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[0]
 	for round := range b.rounds {
 		for i := range s.seats {
@@ -302,7 +302,7 @@ const floodLead = 200 * time.Millisecond
 
 // flooded runs a load on a seat while its hostile pod floods the server, the other pods of its
 // node, and the whole cluster.
-func (s *site) flooded(t *seat, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
+func (s *testbed) flooded(t *seat, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
 	type answer struct {
 		load.Answer
 		err error

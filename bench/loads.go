@@ -48,7 +48,7 @@ var (
 )
 
 // target returns what a seat's clients connect to.
-func (s *site) target(t *seat) load.Target {
+func (s *testbed) target(t *seat) load.Target {
 	to := load.Target{To: t.server.IPv4, From: t.sources, Ports: load.Ports{First: seenPort}}
 	if t.fresh {
 		to.Ports = freshPorts(s.Scenario)
@@ -57,7 +57,7 @@ func (s *site) target(t *seat) load.Target {
 }
 
 // window runs a load on a seat once and returns its cost.
-func (s *site) window(t *seat, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
+func (s *testbed) window(t *seat, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	before, err := t.usage()
 	if err != nil {
 		return a, used, err
@@ -80,7 +80,7 @@ func (s *site) window(t *seat, l loadSpec, during time.Duration) (a load.Answer,
 }
 
 // record adds a window's figures to the result.
-func (s *site) record(r *result.Result, t *seat, l loadSpec, a load.Answer, used usage) error {
+func (s *testbed) record(r *result.Result, t *seat, l loadSpec, a load.Answer, used usage) error {
 	add := func(m result.Metric, v float64) {
 		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: l.Name, Metric: m}, v)
 	}
@@ -149,7 +149,7 @@ func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 const warmUp = 200 * time.Millisecond
 
 // rounds runs all loads on all seats alternately, for each round.
-func (s *site) rounds(ctx context.Context, b *bench, r *result.Result) error {
+func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error {
 	if len(b.loads) == 0 {
 		return nil
 	}

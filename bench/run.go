@@ -192,16 +192,16 @@ func parseSize(text string) (s result.Scenario, err error) {
 // scenario measures everything in a cluster of one size.
 func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Result) (err error) {
 	b.progress.in(fmt.Sprintf("%d/%d/%d", s.Pods, s.Policies, s.Namespaces))
-	site := &site{env: b.env, Scenario: s, sluice: b.sluice}
-	defer func() { err = errors.Join(err, site.close()) }()
+	t := &testbed{env: b.env, Scenario: s, sluice: b.sluice}
+	defer func() { err = errors.Join(err, t.close()) }()
 	started := func(what string) { b.progress.step(b.startTime(s), "%s", what) }
-	if err := site.open(ctx, b.rows, started, r.Note); err != nil {
+	if err := t.open(ctx, b.rows, started, r.Note); err != nil {
 		return err
 	}
-	if err := site.rounds(ctx, b, r); err != nil {
+	if err := t.rounds(ctx, b, r); err != nil {
 		return err
 	}
-	if err := site.extrasOf(ctx, b, r); err != nil {
+	if err := t.extrasOf(ctx, b, r); err != nil {
 		return err
 	}
 	r.Aims = append(r.Aims, judge(r, s)...)

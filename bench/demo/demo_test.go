@@ -85,7 +85,7 @@ func ownTemp(t *testing.T) {
 	})
 }
 
-func TestAllStepsAreAsPromised(t *testing.T) {
+func TestAllStepsAreAsExpected(t *testing.T) {
 	needSluice(t)
 	ownTemp(t)
 	var stdout, stderr bytes.Buffer
@@ -93,7 +93,7 @@ func TestAllStepsAreAsPromised(t *testing.T) {
 		t.Fatalf("exit status %d: %s\n%s", status, stderr.String(), stdout.String())
 	}
 	for _, want := range []string{
-		"All as promised: 8 steps, 2176 attempts, none wrong",
+		"All as expected: 8 steps, 2176 attempts, none wrong",
 		"kind: NetworkPolicy",
 		"default/web  yes     yes     yes     TCP a   no a    yes     yes     yes     yes\n",
 		"a  ingress-denied: no rule of default/access-demo1 or default/access-demo2 allows it\n",
@@ -142,14 +142,14 @@ func TestWrongIsSeen(t *testing.T) {
 		want   []string
 	}{
 		{"stops at the first", nil, exitWrong, []string{
-			"NOT as promised: 46 of 544 attempts are wrong, in 2 of 8 steps shown. Show the others with --keep-going.",
+			"NOT as expected: 46 of 544 attempts are wrong, in 2 of 8 steps shown. Show the others with --keep-going.",
 			"default/api  yes     yes     yes     yes !   yes !",
 			"  no   * -> default/db:*                             0 of  46 attempts were denied: WRONG",
-			"WRONG: default/web -> default/db:6379/UDP over IPv6 got through, which is not as promised (* -> default/db:*)",
+			"WRONG: default/web -> default/db:6379/UDP over IPv6 got through, which is not as expected (* -> default/db:*)",
 		}},
 		{"goes on", []string{"--keep-going"}, exitWrong, []string{"in 8 of 8 steps shown.\n"}},
 		{"one step", []string{"--step", "deny-all"}, exitWrong, []string{"── 1/1  deny all", "168 of 272 attempts are wrong"}},
-		{"the one step that needs no agent", []string{"--step", "no-policy"}, 0, []string{"All as promised: 1 steps"}},
+		{"the one step that needs no agent", []string{"--step", "no-policy"}, 0, []string{"All as expected: 1 steps"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -222,7 +222,7 @@ func TestFlags(t *testing.T) {
 	for args, want := range map[string]string{
 		"--stop":       "flag provided but not defined: -stop (see --help)",
 		"--step nope":  "give one of no-policy, access-demo1,",
-		"access-demo1": "give flags alone",
+		"access-demo1": "give only flags",
 	} {
 		var stdout, stderr bytes.Buffer
 		if status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, strings.Fields(args)); status != exitFailed || !strings.Contains(stderr.String(), want) {

@@ -72,7 +72,7 @@ func parse(e env, args []string) (o options, err error) {
 	fs.SetOutput(io.Discard) // the error is returned and reported once
 	fs.StringVar(&o.sluice, "sluice", "bin/sluice", "the `file` to run as sluice")
 	fs.StringVar(&o.step, "step", "", "show this `step` alone")
-	fs.BoolVar(&o.keepGoing, "keep-going", false, "show the other steps after one that is not as promised")
+	fs.BoolVar(&o.keepGoing, "keep-going", false, "show the other steps after one that is not as expected")
 	fs.BoolVar(&o.verbose, "verbose", false, "show the agent's log as well")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -121,7 +121,7 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 
 	p := &printer{out: &sharedWriter{w: e.stdout}, colour: e.colour}
 	p.intro(c)
-	s := &stage{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
+	s := &runner{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
 	selected, _ := selectSteps(o.step) // parse has checked it
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
 		wrong, err = s.play(ctx, selected)

@@ -131,13 +131,13 @@ func (p *printer) begin(st step, number, of int, took time.Duration) error {
 func (p *printer) result(st step, c *cluster, j judgement) {
 	p.say("")
 	p.table(c, j)
-	p.say("\n%-48s %s", "What the policies promise", "and what happened")
-	for i, pr := range j.promises {
+	p.say("\n%-48s %s", "What is expected of the policies", "and what happened")
+	for i, pr := range j.expectations {
 		word, verb := p.paint(green, "yes"), "got through"
 		if !pr.reach {
 			word, verb = p.paint(red, "no")+" ", "were denied"
 		}
-		mark := p.paint(green, "as promised")
+		mark := p.paint(green, "as expected")
 		if j.kept[i] != j.decided[i] {
 			mark = p.paint(red, "WRONG")
 		}
@@ -156,7 +156,7 @@ func (p *printer) faults(wrong []fault) {
 			p.say("  and %d more", len(wrong)-most)
 			return
 		}
-		p.say("  %s %s %s, which is not as promised (%s)", p.paint(red, "WRONG:"), f.probe, f.what, f.promised)
+		p.say("  %s %s %s, which is not as expected (%s)", p.paint(red, "WRONG:"), f.probe, f.what, f.expected)
 	}
 }
 
@@ -164,10 +164,10 @@ func (p *printer) end(shown, of, probed, wrong int, took time.Duration) {
 	p.say("")
 	seconds := took.Round(100 * time.Millisecond)
 	if wrong == 0 {
-		p.say("%s", p.paint(bold, fmt.Sprintf("All as promised: %d steps, %d attempts, none wrong, in %v.", shown, probed, seconds)))
+		p.say("%s", p.paint(bold, fmt.Sprintf("All as expected: %d steps, %d attempts, none wrong, in %v.", shown, probed, seconds)))
 		return
 	}
-	text := fmt.Sprintf("NOT as promised: %d of %d attempts are wrong, in %d of %d steps shown.", wrong, probed, shown, of)
+	text := fmt.Sprintf("NOT as expected: %d of %d attempts are wrong, in %d of %d steps shown.", wrong, probed, shown, of)
 	if shown < of {
 		text += " Show the others with --keep-going."
 	}

@@ -18,9 +18,9 @@ type step struct {
 	// meaning is what the policies express, and see is what to look at in the table.
 	meaning, see string
 	policies     []string // files in policies, without their ending
-	// promises state which probes succeed. They are written by hand from the policies' text: if
-	// the engine derived them, it would be compared with itself. See promise for their form.
-	promises []string
+	// expectations state which probes succeed. They are written by hand from the policies' text: if
+	// the engine derived them, it would be compared with itself. See expectation for their form.
+	expectations []string
 }
 
 var steps = []step{
@@ -33,7 +33,7 @@ var steps = []step{
 		name: "access-demo1", title: "access-demo1, a podSelector",
 		meaning:  "Pods labelled role=db take connections from role=frontend pods of their own namespace, on TCP 6379, and nothing else.",
 		policies: []string{"access-demo1"},
-		promises: []string{
+		expectations: []string{
 			"no  * -> default/db:*",
 			"yes default/web -> default/db:6379/TCP",
 		},
@@ -43,7 +43,7 @@ var steps = []step{
 		name: "access-demo2", title: "access-demo2, a namespaceSelector",
 		meaning:  "Pods labelled role=db take connections from every pod of the namespaces labelled project=myproject, on TCP 6379, and nothing else. The policy names no namespace of its own, so it is in default.",
 		policies: []string{"access-demo2"},
-		promises: []string{
+		expectations: []string{
 			"no  * -> default/db:*",
 			"yes shop/client -> default/db:6379/TCP",
 		},
@@ -53,7 +53,7 @@ var steps = []step{
 		name: "both", title: "access-demo1 and access-demo2 together",
 		meaning:  "Policies add up: what one of them allows is allowed.",
 		policies: []string{"access-demo1", "access-demo2"},
-		promises: []string{
+		expectations: []string{
 			"no  * -> default/db:*",
 			"yes default/web -> default/db:6379/TCP",
 			"yes shop/client -> default/db:6379/TCP",
@@ -64,7 +64,7 @@ var steps = []step{
 		name: "ipblock-ingress", title: "an ipBlock with except, as source",
 		meaning:  "Pods labelled role=frontend take connections from these address ranges, but not from the parts in except; nor from pods, whose addresses are in neither.",
 		policies: []string{"from-partner"},
-		promises: []string{
+		expectations: []string{
 			"no  * -> default/web:*",
 			"yes partner -> default/web:*",
 		},
@@ -74,7 +74,7 @@ var steps = []step{
 		name: "ipblock-egress", title: "an ipBlock with except, as destination",
 		meaning:  "Pods labelled role=backend may open connections to these address ranges, but not to the parts in except, and to nobody else. Who connects to them is not restricted.",
 		policies: []string{"to-partner"},
-		promises: []string{
+		expectations: []string{
 			"no  default/api -> *",
 			"yes default/api -> partner:*",
 		},
@@ -84,7 +84,7 @@ var steps = []step{
 		name: "named-port", title: "a named port",
 		meaning:  "Pods labelled role=frontend or role=backend take connections on the port that they call http: 80 for default/web, 8080 for default/api.",
 		policies: []string{"only-http"},
-		promises: []string{
+		expectations: []string{
 			"no  * -> default/web:*",
 			"no  * -> default/api:*",
 			"yes * -> default/web:80/TCP",
@@ -96,7 +96,7 @@ var steps = []step{
 		name: "deny-all", title: "deny all",
 		meaning:  "Every pod of the namespace is selected, in both directions, and no rule allows anything.",
 		policies: []string{"deny-all"},
-		promises: []string{
+		expectations: []string{
 			"no  default/* -> *",
 			"no  * -> default/*",
 		},
@@ -104,7 +104,7 @@ var steps = []step{
 	},
 }
 
-// always are the promises that no policy can break. They come after a step's own.
+// always are the expectations that no policy can break. They come after a step's own.
 var always = []string{
 	"yes * -> itself",
 	"yes node-1 -> *",

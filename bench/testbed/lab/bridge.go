@@ -62,7 +62,7 @@ func (n *Node) addBridge() error {
 // joinBridge makes the host a port of its router's bridge, on one link with the other ports.
 func (h *Host) joinBridge(router *Host) error {
 	b := router.bridge
-	if err := router.ns.link.LinkSetMaster(h.wire.remote, b.link); err != nil {
+	if err := router.ns.link.LinkSetMaster(h.uplink.remote, b.link); err != nil {
 		return fmt.Errorf("make %s a port of %s: %w", h.RouterDevice(), BridgeDevice, err)
 	}
 	for i, a := range h.Addrs() {
@@ -70,10 +70,10 @@ func (h *Host) joinBridge(router *Host) error {
 		if !b.ranges[i].Contains(a) {
 			bits = a.BitLen()
 		}
-		if err := errors.Join(h.ns.addPrefix(h.wire.inside, netip.PrefixFrom(a, bits)), b.routeHere(h, netip.PrefixFrom(a, a.BitLen()))); err != nil {
+		if err := errors.Join(h.ns.addPrefix(h.uplink.inside, netip.PrefixFrom(a, bits)), b.routeHere(h, netip.PrefixFrom(a, a.BitLen()))); err != nil {
 			return err
 		}
-		if err := h.ns.addRoute(h.wire.inside, netip.PrefixFrom(zero(a), 0), b.gateways[i], a); err != nil {
+		if err := h.ns.addRoute(h.uplink.inside, netip.PrefixFrom(zero(a), 0), b.gateways[i], a); err != nil {
 			return err
 		}
 	}
@@ -89,19 +89,19 @@ func (b *bridge) routeHere(h *Host, to netip.Prefix) error {
 	if to.Addr().Is6() {
 		source = b.gateways[1]
 	}
-	return h.wire.router.ns.addRoute(b.link, to, netip.Addr{}, source)
+	return h.uplink.router.ns.addRoute(b.link, to, netip.Addr{}, source)
 }
 
 // RouterMAC returns the link address at which the host's router receives packets to forward.
 func (h *Host) RouterMAC() net.HardwareAddr {
-	if b := h.wire.router.bridge; b != nil {
+	if b := h.uplink.router.bridge; b != nil {
 		return b.link.Attrs().HardwareAddr
 	}
-	return h.wire.remote.Attrs().HardwareAddr
+	return h.uplink.remote.Attrs().HardwareAddr
 }
 
 // MAC returns the link address of the host.
-func (h *Host) MAC() net.HardwareAddr { return h.wire.inside.Attrs().HardwareAddr }
+func (h *Host) MAC() net.HardwareAddr { return h.uplink.inside.Attrs().HardwareAddr }
 
 // SendFrame sends a frame, beginning with its link header, on the host's link, unchanged.
 func (h *Host) SendFrame(frame []byte) error {
@@ -129,7 +129,7 @@ func (h *Host) Inject() (*Injector, error) {
 
 // Send sends a frame, beginning with its link header, unchanged.
 func (i *Injector) Send(frame []byte) error {
-	to := &unix.SockaddrLinklayer{Ifindex: i.host.wire.inside.Attrs().Index}
+	to := &unix.SockaddrLinklayer{Ifindex: i.host.uplink.inside.Attrs().Index}
 	for {
 		switch err := unix.Sendto(i.fd, frame, 0, to); err {
 		case nil:

@@ -23,9 +23,9 @@ type Host struct {
 	Name       string
 	IPv4, IPv6 netip.Addr
 
-	lab  *Lab
-	ns   *namespace
-	wire wire // connects it to its router; zero for the lab's own router
+	lab    *Lab
+	ns     *namespace
+	uplink uplink // connects it to its router; zero for the lab's own router
 
 	bridge *bridge // connects its pods; nil if each has a route
 
@@ -239,7 +239,7 @@ func (h *Host) close(cut bool) error {
 	h.mu.Unlock()
 	h.tasks.Wait()
 	if cut {
-		errs = append(errs, h.wire.cut())
+		errs = append(errs, h.uplink.cut())
 	}
 	errs = append(errs, h.ns.close())
 	h.lab.forget(h, h.addrs)

@@ -21,8 +21,8 @@ var (
 // Device is the name of the interface that connects a host to its router.
 const Device = "eth0"
 
-// wire is a veth pair between a host and its router.
-type wire struct {
+// uplink is a veth pair between a host and its router.
+type uplink struct {
 	router *Host
 	inside netlink.Link // eth0
 	remote netlink.Link // the router's end
@@ -30,7 +30,7 @@ type wire struct {
 
 // RouterDevice returns the name of the router's end of the host's link, for rules that name an
 // interface.
-func (h *Host) RouterDevice() string { return h.wire.remote.Attrs().Name }
+func (h *Host) RouterDevice() string { return h.uplink.remote.Attrs().Name }
 
 // join connects a host to its router: addresses and a default route in the host, and in the
 // router a route to each address.
@@ -42,17 +42,17 @@ func (h *Host) join(router *Host) error {
 		return fmt.Errorf("add a veth pair: %w", err)
 	}
 	var err error
-	h.wire.router = router
-	if h.wire.remote, err = router.ns.link.LinkByName(name); err != nil {
+	h.uplink.router = router
+	if h.uplink.remote, err = router.ns.link.LinkByName(name); err != nil {
 		return fmt.Errorf("find %s: %w", name, err)
 	}
-	if h.wire.inside, err = h.ns.link.LinkByName(Device); err != nil {
+	if h.uplink.inside, err = h.ns.link.LinkByName(Device); err != nil {
 		return fmt.Errorf("find %s: %w", Device, err)
 	}
-	if err := errors.Join(router.ns.setUp(h.wire.remote), h.ns.setUp(h.wire.inside)); err != nil {
+	if err := errors.Join(router.ns.setUp(h.uplink.remote), h.ns.setUp(h.uplink.inside)); err != nil {
 		return err
 	}
-	if err := errors.Join(router.ns.awaitUp(h.wire.remote), h.ns.awaitUp(h.wire.inside)); err != nil {
+	if err := errors.Join(router.ns.awaitUp(h.uplink.remote), h.ns.awaitUp(h.uplink.inside)); err != nil {
 		return err
 	}
 	if router.bridge != nil {
@@ -62,13 +62,13 @@ func (h *Host) join(router *Host) error {
 		{h.IPv4, h.gateway(gateway4, router.IPv4)},
 		{h.IPv6, h.gateway(gateway6, router.IPv6)},
 	} {
-		if err := router.ns.addAddr(h.wire.remote, f.gateway); err != nil {
+		if err := router.ns.addAddr(h.uplink.remote, f.gateway); err != nil {
 			return err
 		}
-		if err := h.ns.addAddr(h.wire.inside, f.addr); err != nil {
+		if err := h.ns.addAddr(h.uplink.inside, f.addr); err != nil {
 			return err
 		}
-		if err := h.ns.addRoute(h.wire.inside, netip.PrefixFrom(zero(f.addr), 0), f.gateway, f.addr); err != nil {
+		if err := h.ns.addRoute(h.uplink.inside, netip.PrefixFrom(zero(f.addr), 0), f.gateway, f.addr); err != nil {
 			return err
 		}
 		if err := h.routeHere(netip.PrefixFrom(f.addr, f.addr.BitLen())); err != nil {
@@ -128,16 +128,16 @@ func await(what string, ask func() (bool, error)) error {
 func (l *Lab) nextIndex() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.wires++
-	return 1000 + l.wires
+	l.uplinks++
+	return 1000 + l.uplinks
 }
 
 // gateway returns the address by which a host reaches its router. Hosts on the lab's router use
 // the router's own addresses: a node has the pods' gateway as its own address, and no host can
 // route to itself.
-func (h *Host) gateway(pods, wire netip.Addr) netip.Addr {
-	if h.wire.router == h.lab.wire {
-		return wire
+func (h *Host) gateway(pods, router netip.Addr) netip.Addr {
+	if h.uplink.router == h.lab.router {
+		return router
 	}
 	return pods
 }
@@ -153,7 +153,7 @@ func (h *Host) AddAddr(a netip.Addr) error {
 	h.lab.used[a] = true
 	h.own(a)
 	h.lab.mu.Unlock()
-	if err := h.ns.addAddr(h.wire.inside, a); err != nil {
+	if err := h.ns.addAddr(h.uplink.inside, a); err != nil {
 		return fmt.Errorf("on %s: %w", h.Name, err)
 	}
 	return h.routeHere(netip.PrefixFrom(a, a.BitLen()))
@@ -198,12 +198,12 @@ func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source 
 // routeHere makes the host's router, and for a node's host the whole lab, send packets for a
 // range to the host.
 func (h *Host) routeHere(to netip.Prefix) error {
-	if b := h.wire.router.bridge; b != nil {
+	if b := h.uplink.router.bridge; b != nil {
 		return b.routeHere(h, to)
 	}
-	source := h.wire.router.IPv4
+	source := h.uplink.router.IPv4
 	if to.Addr().Is6() {
-		source = h.wire.router.IPv6
+		source = h.uplink.router.IPv6
 	}
 	via := netip.Addr{}
 	if to.Bits() < to.Addr().BitLen() { // the host routes for others
@@ -211,12 +211,12 @@ func (h *Host) routeHere(to netip.Prefix) error {
 			via = h.IPv6
 		}
 	}
-	return h.wire.router.ns.addRoute(h.wire.remote, to, via, source)
+	return h.uplink.router.ns.addRoute(h.uplink.remote, to, via, source)
 }
 
 // cut removes the link at once. When a namespace ends, the kernel removes its links later;
 // until then a route to an old pod would conflict with that of a new one.
-func (w wire) cut() error {
+func (w uplink) cut() error {
 	if w.remote == nil || !w.router.ns.fd.IsOpen() {
 		return nil
 	}

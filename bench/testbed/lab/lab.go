@@ -1,10 +1,10 @@
 // Package lab builds a small network in network namespaces, so that real packets
 // can be sent between pods without a cluster.
 //
-//	pod web ── eth0 ┐                                 ┌ eth0 ── outside host
-//	pod db  ── eth0 ┼── node-1 ── eth0 ──┐       ┌────┘
-//	pod api ── eth0 ┘                    ├─ wire ┤
-//	pod far ── eth0 ─── node-2 ── eth0 ──┘       └───── eth0 ── outside host
+//	pod web ── eth0 ┐                                   ┌ eth0 ── outside host
+//	pod db  ── eth0 ┼── node-1 ── eth0 ──┐         ┌────┘
+//	pod api ── eth0 ┘                    ├─ router ┤
+//	pod far ── eth0 ─── node-2 ── eth0 ──┘         └───── eth0 ── outside host
 //
 // Pods are connected to their node as by the ptp CNI plugin: a veth pair, a /32 and a /128 in
 // the pod, a default route to the node's end, and on the node a route for each pod. Nodes and
@@ -57,14 +57,14 @@ type Lab struct {
 	// and every node routes to it.
 	Outside *Host
 
-	wire *Host
+	router *Host
 
 	closing sync.Mutex
 
-	mu    sync.Mutex
-	hosts []*Host
-	used  map[netip.Addr]bool
-	wires int // so far
+	mu      sync.Mutex
+	hosts   []*Host
+	used    map[netip.Addr]bool
+	uplinks int // so far
 }
 
 // Node is a host that routes for its pods. Its addresses are 192.0.2.1, 2001:db8::1 and
@@ -105,11 +105,11 @@ func (l *Lab) build(nodes int, bridged bool) (err error) {
 	if nodes > maxNodes {
 		return fmt.Errorf("%d nodes: give 1 to %d", nodes, maxNodes)
 	}
-	if l.wire, err = l.add("wire", routerSettings); err != nil {
+	if l.router, err = l.add("router", routerSettings); err != nil {
 		return err
 	}
-	l.wire.IPv4, l.wire.IPv6 = nth(Hosts4, 254), nth(Hosts6, 254)
-	l.used[l.wire.IPv4], l.used[l.wire.IPv6] = true, true
+	l.router.IPv4, l.router.IPv6 = nth(Hosts4, 254), nth(Hosts6, 254)
+	l.used[l.router.IPv4], l.used[l.router.IPv6] = true, true
 	for i := range nodes {
 		if err := l.addNode(i, bridged); err != nil {
 			return err
@@ -120,7 +120,7 @@ func (l *Lab) build(nodes int, bridged bool) (err error) {
 }
 
 func (l *Lab) addNode(i int, bridged bool) error {
-	h, err := l.addHost(l.wire, fmt.Sprintf("node-%d", i+1), Hosts4, Hosts6, routerSettings)
+	h, err := l.addHost(l.router, fmt.Sprintf("node-%d", i+1), Hosts4, Hosts6, routerSettings)
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) (*Host, error) {
 // AddOutside starts a host that belongs to no node, at the next free addresses of 192.0.2.0/24
 // and 2001:db8::/64 or at the given ones, which may be any.
 func (l *Lab) AddOutside(name string, addrs ...netip.Addr) (*Host, error) {
-	return l.addHost(l.wire, name, Hosts4, Hosts6, hostSettings, addrs...)
+	return l.addHost(l.router, name, Hosts4, Hosts6, hostSettings, addrs...)
 }
 
 // addHost starts a host and connects it to its router.

@@ -15,10 +15,10 @@ import (
 // unchanged: the host's own kernel does not check, route or filter it. So it can be anything
 // that a hostile pod might send. A packet that does not look like IPv6 is announced as IPv4.
 func (h *Host) Send(packet []byte) error {
-	if h.wire.remote == nil {
-		return fmt.Errorf("send from %s: it has no wire", h.Name)
+	if h.uplink.remote == nil {
+		return fmt.Errorf("send from %s: it has no link", h.Name)
 	}
-	to := &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_IP), Ifindex: h.wire.inside.Attrs().Index}
+	to := &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_IP), Ifindex: h.uplink.inside.Attrs().Index}
 	to.Halen = uint8(copy(to.Addr[:], h.RouterMAC()))
 	if len(packet) > 0 && packet[0]>>4 == 6 {
 		to.Protocol = bigEndian(unix.ETH_P_IPV6)

@@ -5,41 +5,41 @@ import (
 	"strings"
 )
 
-// promise states for some probes whether they reach their goal. Of all that match a probe, the
+// expectation states for some probes whether they reach their goal. Of all that match a probe, the
 // last one counts; the first one is "everything else: yes".
 //
 // Its text is "yes FROM -> TO" or "no FROM -> TO". FROM is a host, and TO a host with port and
 // protocol, as in "default/db:6379/TCP". A star at the end matches any rest. "itself" is the
 // host that asks.
-type promise struct {
+type expectation struct {
 	from, to string
 	reach    bool
 }
 
-// everythingElse holds where no other promise matches.
-var everythingElse = promise{from: "*", to: "*", reach: true}
+// everythingElse holds where no other expectation matches.
+var everythingElse = expectation{from: "*", to: "*", reach: true}
 
-func parsePromise(text string) (promise, error) {
+func parseExpectation(text string) (expectation, error) {
 	f := strings.Fields(text)
 	if len(f) != 4 || f[0] != "yes" && f[0] != "no" || f[2] != "->" {
-		return promise{}, fmt.Errorf("promise %q: write yes or no, who, ->, whom", text)
+		return expectation{}, fmt.Errorf("expectation %q: write yes or no, who, ->, whom", text)
 	}
-	return promise{from: f[1], to: f[3], reach: f[0] == "yes"}, nil
+	return expectation{from: f[1], to: f[3], reach: f[0] == "yes"}, nil
 }
 
-func (p promise) String() string {
+func (p expectation) String() string {
 	if p == everythingElse {
 		return "everything else"
 	}
 	return p.from + " -> " + p.to
 }
 
-// parsePromises parses the promises of a step, in order.
-func (s step) parsePromises() ([]promise, error) {
-	all := []promise{everythingElse}
-	for _, texts := range [][]string{s.promises, always} {
+// parseExpectations parses the expectations of a step, in order.
+func (s step) parseExpectations() ([]expectation, error) {
+	all := []expectation{everythingElse}
+	for _, texts := range [][]string{s.expectations, always} {
 		for _, text := range texts {
-			p, err := parsePromise(text)
+			p, err := parseExpectation(text)
 			if err != nil {
 				return nil, fmt.Errorf("step %s: %w", s.name, err)
 			}
@@ -49,7 +49,7 @@ func (s step) parsePromises() ([]promise, error) {
 	return all, nil
 }
 
-func (p promise) matches(pr probe) bool {
+func (p expectation) matches(pr probe) bool {
 	if !like(p.from, pr.from.name) {
 		return false
 	}
@@ -67,10 +67,10 @@ func like(pattern, text string) bool {
 	return pattern == text
 }
 
-// decides returns the index of the promise that counts for a probe.
-func decides(promises []promise, pr probe) int {
+// decides returns the index of the expectation that counts for a probe.
+func decides(expectations []expectation, pr probe) int {
 	last := 0
-	for i, p := range promises {
+	for i, p := range expectations {
 		if p.matches(pr) {
 			last = i
 		}

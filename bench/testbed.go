@@ -22,8 +22,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// site is a cluster of some size in which all contenders run.
-type site struct {
+// testbed is a cluster of some size in which all contenders run.
+type testbed struct {
 	env
 	result.Scenario
 	sluice  string // path of the program
@@ -48,9 +48,9 @@ type seat struct {
 	processes               []*process
 }
 
-// open builds a site. The caller must close it, also after an error. A row that needs a feature
+// open builds a testbed. The caller must close it, also after an error. A row that needs a feature
 // of the kernel is left out if it does not start, and note receives the reason.
-func (s *site) open(ctx context.Context, rows []row, progress func(string), note func(string, ...any)) (err error) {
+func (s *testbed) open(ctx context.Context, rows []row, progress func(string), note func(string, ...any)) (err error) {
 	if s.dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
 		return fmt.Errorf("make a directory for manifests: %w", err)
 	}
@@ -87,7 +87,7 @@ func (s *site) open(ctx context.Context, rows []row, progress func(string), note
 }
 
 // sit prepares a contender's node.
-func (s *site) sit(ctx context.Context, r row, shared string) error {
+func (s *testbed) sit(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
 		other := *s.seat(r.on)
 		// The other seat ends its processes.
@@ -108,7 +108,7 @@ func (s *site) sit(ctx context.Context, r row, shared string) error {
 }
 
 // seat returns the seat of a row.
-func (s *site) seat(name string) *seat {
+func (s *testbed) seat(name string) *seat {
 	for _, t := range s.seats {
 		if t.Name == name {
 			return t
@@ -118,7 +118,7 @@ func (s *site) seat(name string) *seat {
 }
 
 // pods starts a seat's pods.
-func (s *site) pods(t *seat) (err error) {
+func (s *testbed) pods(t *seat) (err error) {
 	for _, p := range []struct {
 		name string
 		host **lab.Host
@@ -158,7 +158,7 @@ func setting(h *lab.Host, name, value string) error {
 }
 
 // contender installs on the node what its row is about.
-func (s *site) contender(ctx context.Context, t *seat, shared string) error {
+func (s *testbed) contender(ctx context.Context, t *seat, shared string) error {
 	switch t.kind {
 	case bare:
 		return baseline.Baseline().Apply(t.node)
@@ -196,7 +196,7 @@ func (s *site) contender(ctx context.Context, t *seat, shared string) error {
 
 // byHand writes the policies as rules, for the seat's pods and as many of the cluster's as run
 // on a node.
-func (s *site) byHand(t *seat) error {
+func (s *testbed) byHand(t *seat) error {
 	const neighbors = 100
 	local := append([]netip.Addr{t.server.IPv4, t.hostile.IPv4}, t.sources...)
 	for _, p := range s.cluster.Pods[:min(neighbors, len(s.cluster.Pods))] {
@@ -217,7 +217,7 @@ func (s *site) byHand(t *seat) error {
 const patience = time.Minute
 
 // startAgent starts sluice on a seat's node.
-func (s *site) startAgent(ctx context.Context, t *seat) (err error) {
+func (s *testbed) startAgent(ctx context.Context, t *seat) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	// A socket of its own: agents that share one take over from each other.
@@ -230,7 +230,7 @@ func (s *site) startAgent(ctx context.Context, t *seat) (err error) {
 }
 
 // programs starts the programs that make and serve traffic.
-func (s *site) programs(ctx context.Context, t *seat) error {
+func (s *testbed) programs(ctx context.Context, t *seat) error {
 	ports := fmt.Sprint(seenPort)
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
@@ -261,7 +261,7 @@ func (s *site) programs(ctx context.Context, t *seat) error {
 }
 
 // close ends everything and leaves nothing behind.
-func (s *site) close() error {
+func (s *testbed) close() error {
 	var errs []error
 	for _, t := range s.seats {
 		if t.agent != nil && t.on == "" {

@@ -13,8 +13,8 @@ import (
 // in force, which is some ten milliseconds.
 const inForce = time.Minute
 
-// stage is the lab with an agent, in which the steps run.
-type stage struct {
+// runner runs the steps in a lab with an agent.
+type runner struct {
 	*cluster
 	*printer
 	dir       string // the agent's directory of manifests
@@ -26,7 +26,7 @@ type stage struct {
 
 // open writes the manifests of namespaces and pods and starts the agent. The caller must stop
 // the agent, if there is one.
-func (s *stage) open(ctx context.Context, sluice string, verbose bool) error {
+func (s *runner) open(ctx context.Context, sluice string, verbose bool) error {
 	text, err := s.manifests()
 	if err != nil {
 		return err
@@ -56,10 +56,10 @@ func (e echo) Write(line []byte) (int, error) {
 }
 
 // play shows the steps and returns the number of wrong probes.
-func (s *stage) play(ctx context.Context, steps []step) (wrong int, err error) {
+func (s *runner) play(ctx context.Context, steps []step) (wrong int, err error) {
 	probes := s.probes()
 	for i, st := range steps {
-		promises, err := st.parsePromises()
+		expectations, err := st.parseExpectations()
 		if err != nil {
 			return wrong, err
 		}
@@ -70,7 +70,7 @@ func (s *stage) play(ctx context.Context, steps []step) (wrong int, err error) {
 		if err := s.begin(st, i+1, len(steps), took); err != nil {
 			return wrong, err
 		}
-		result := judge(ask(ctx, probes, s.agent, s.agent.Mark()), promises)
+		result := judge(ask(ctx, probes, s.agent, s.agent.Mark()), expectations)
 		if ctx.Err() != nil {
 			return wrong, ctx.Err()
 		}
@@ -87,7 +87,7 @@ func (s *stage) play(ctx context.Context, steps []step) (wrong int, err error) {
 
 // apply saves the policies of a step and waits until they are in force. The agent reports that
 // when no verdict by the old ones can take effect.
-func (s *stage) apply(ctx context.Context, st step) (took time.Duration, err error) {
+func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err error) {
 	text, err := st.yaml()
 	if err != nil {
 		return 0, err
@@ -105,29 +105,29 @@ func (s *stage) apply(ctx context.Context, st step) (took time.Duration, err err
 	return time.Since(began), err
 }
 
-// judgement is the outcome of a step, compared with its promises.
+// judgement is the outcome of a step, compared with its expectations.
 type judgement struct {
-	outcomes []outcome
-	promises []promise
-	decided  []int // by promise: the number of probes that it decides
-	kept     []int // and of those that meet it
-	wrong    []fault
+	outcomes     []outcome
+	expectations []expectation
+	decided      []int // by expectation: the number of probes that it decides
+	kept         []int // and of those that meet it
+	wrong        []fault
 }
 
-// fault is a probe that differs from its promise.
+// fault is a probe that differs from its expectation.
 type fault struct {
 	outcome
-	promised promise
+	expected expectation
 	what     string
 }
 
-func judge(outcomes []outcome, promises []promise) judgement {
-	j := judgement{outcomes: outcomes, promises: promises, decided: make([]int, len(promises)), kept: make([]int, len(promises))}
+func judge(outcomes []outcome, expectations []expectation) judgement {
+	j := judgement{outcomes: outcomes, expectations: expectations, decided: make([]int, len(expectations)), kept: make([]int, len(expectations))}
 	for _, o := range outcomes {
-		i := decides(promises, o.probe)
+		i := decides(expectations, o.probe)
 		j.decided[i]++
-		if what := o.fault(promises[i].reach); what != "" {
-			j.wrong = append(j.wrong, fault{o, promises[i], what})
+		if what := o.fault(expectations[i].reach); what != "" {
+			j.wrong = append(j.wrong, fault{o, expectations[i], what})
 		} else {
 			j.kept[i]++
 		}
@@ -135,7 +135,7 @@ func judge(outcomes []outcome, promises []promise) judgement {
 	return j
 }
 
-// fault returns what is wrong with an outcome, and "" if it is as promised. A denied probe must
+// fault returns what is wrong with an outcome, and "" if it is as expected. A denied probe must
 // have been denied by the agent, and not lost.
 func (o outcome) fault(reach bool) string {
 	switch {

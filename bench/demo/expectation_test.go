@@ -23,8 +23,8 @@ func strangers() (web, db *host) {
 
 func TestTheLastMatchCounts(t *testing.T) {
 	web, db := strangers()
-	st := step{promises: []string{"no * -> default/db:*", "yes default/web -> default/db:6379/TCP"}}
-	promises, err := st.parsePromises()
+	st := step{expectations: []string{"no * -> default/db:*", "yes default/web -> default/db:6379/TCP"}}
+	expectations, err := st.parseExpectations()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,15 +38,15 @@ func TestTheLastMatchCounts(t *testing.T) {
 		{probe{web, door{db, 6379}, "udp", 0}, "* -> default/db:*"},
 		{probe{web, door{db, 63790}, "tcp", 0}, "* -> default/db:*"},
 	} {
-		if got := promises[decides(promises, tt.p)]; got.String() != tt.want {
+		if got := expectations[decides(expectations, tt.p)]; got.String() != tt.want {
 			t.Errorf("%s: %q decides, want %q", tt.p, got, tt.want)
 		}
 	}
 }
 
-func TestPromisesAndPoliciesCanBeRead(t *testing.T) {
+func TestExpectationsAndPoliciesCanBeRead(t *testing.T) {
 	for _, st := range steps {
-		if _, err := st.parsePromises(); err != nil {
+		if _, err := st.parseExpectations(); err != nil {
 			t.Error(err)
 		}
 		text, err := st.yaml()
@@ -63,14 +63,14 @@ func TestPromisesAndPoliciesCanBeRead(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "maybe a -> b", "yes a to b", "yes a -> b c"} {
-		if _, err := parsePromise(text); err == nil {
-			t.Errorf("%q is read as a promise", text)
+		if _, err := parseExpectation(text); err == nil {
+			t.Errorf("%q is read as an expectation", text)
 		}
 	}
 }
 
-// A promise that decides nothing states nothing, and its absence would not be noticed.
-func TestEveryPromiseDecidesSomething(t *testing.T) {
+// An expectation that decides nothing states nothing, and its absence would not be noticed.
+func TestEveryExpectationDecidesSomething(t *testing.T) {
 	lab.Require(t)
 	c, err := build()
 	if err != nil {
@@ -78,17 +78,17 @@ func TestEveryPromiseDecidesSomething(t *testing.T) {
 	}
 	defer c.lab.Close()
 	for _, st := range steps {
-		promises, err := st.parsePromises()
+		expectations, err := st.parseExpectations()
 		if err != nil {
 			t.Fatal(err)
 		}
-		decided := make([]int, len(promises))
+		decided := make([]int, len(expectations))
 		for _, p := range c.probes() {
-			decided[decides(promises, p)]++
+			decided[decides(expectations, p)]++
 		}
 		for i, n := range decided {
 			if n == 0 {
-				t.Errorf("step %s: %q decides nothing", st.name, promises[i])
+				t.Errorf("step %s: %q decides nothing", st.name, expectations[i])
 			}
 		}
 	}
@@ -108,12 +108,12 @@ func TestFault(t *testing.T) {
 		reach bool
 		want  string // in the fault; none if empty
 	}{
-		{"reached as promised", reached, true, ""},
-		{"reached against the promise", reached, false, "got through"},
-		{"denied as promised", denied, false, ""},
-		{"denied against the promise", denied, true, "ingress-denied"},
-		{"lost where denial was promised", lost, false, "did not deny"},
-		{"lost where an answer was promised", lost, true, "did not get through"},
+		{"reached as expected", reached, true, ""},
+		{"reached against the expectation", reached, false, "got through"},
+		{"denied as expected", denied, false, ""},
+		{"denied against the expectation", denied, true, "ingress-denied"},
+		{"lost where denial was expected", lost, false, "did not deny"},
+		{"lost where an answer was expected", lost, true, "did not get through"},
 		{"answered by another", mistaken, true, "default/web"},
 	} {
 		got := tt.o.fault(tt.reach)
@@ -163,11 +163,11 @@ func TestCells(t *testing.T) {
 		}
 	}
 	text := func() string {
-		promises, err := step{promises: []string{"no default/web -> default/db:6379/UDP"}}.parsePromises()
+		expectations, err := step{expectations: []string{"no default/web -> default/db:6379/UDP"}}.parseExpectations()
 		if err != nil {
 			t.Fatal(err)
 		}
-		cells, _ := tabulate(judge(outcomes, promises))
+		cells, _ := tabulate(judge(outcomes, expectations))
 		got, _ := cells[place{web, to}].text()
 		return got
 	}
