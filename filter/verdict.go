@@ -84,8 +84,8 @@ var reasonText = [NumReasons]string{
 	EgressDenied:  "egress-denied",
 	IngressDenied: "ingress-denied",
 	Malformed:     "malformed",
-	NotSynced:     "no-world",
-	PodNotKnown:   "unknown-pod",
+	NotSynced:     "not-synced",
+	PodNotKnown:   "pod-not-known",
 	MidStream:     "mid-stream",
 }
 

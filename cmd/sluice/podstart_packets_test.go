@@ -216,7 +216,7 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 				close(stop)
 				<-done
 				given := s.agent.Since(0, func(l agenttest.Line) bool {
-					return l.Text("reason") == "unknown-pod" && !isScanned(l.Text("src")) && !isScanned(l.Text("dst"))
+					return l.Text("reason") == "pod-not-known" && !isScanned(l.Text("src")) && !isScanned(l.Text("dst"))
 				})
 				if len(given) > 0 {
 					t.Errorf("%d packets of pods that started were given up, first %v", len(given), given[0])

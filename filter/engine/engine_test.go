@@ -83,7 +83,7 @@ func TestEvaluate(t *testing.T) {
 		e.Exit()
 	}
 	const flow = "10.0.0.1 > 10.0.0.2 TCP 80 from 40000: "
-	ask(datagram(k), filter.Deny, flow+"deny, no-world")
+	ask(datagram(k), filter.Deny, flow+"deny, not-synced")
 	w := policy.NewWorld()
 	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", nil)))
 	s, _ := w.Commit()
@@ -196,13 +196,13 @@ func TestEvaluateHolds(t *testing.T) {
 	}{
 		{free, outside, filter.Allow, "", ""},
 		{outside, closed, filter.Deny, "", ""},
-		{local, free, filter.Hold, local, "deny, unknown-pod"},
-		{free, local, filter.Hold, local, "deny, unknown-pod"},
-		{outside, local, filter.Hold, local, "deny, unknown-pod"},
+		{local, free, filter.Hold, local, "deny, pod-not-known"},
+		{free, local, filter.Hold, local, "deny, pod-not-known"},
+		{outside, local, filter.Hold, local, "deny, pod-not-known"},
 		{remote, free, filter.Allow, "", ""}, // its own node guards it
 		{free, remote, filter.Allow, "", ""},
-		{remote, local, filter.Hold, local, "deny, unknown-pod"},
-		{local, local, filter.Hold, local, "deny, unknown-pod"},
+		{remote, local, filter.Hold, local, "deny, pod-not-known"},
+		{local, local, filter.Hold, local, "deny, pod-not-known"},
 		// Nothing that the pod may turn out to be changes these.
 		{remote, closed, filter.Deny, "", ""},
 		{closed, remote, filter.Deny, "", ""},
@@ -238,7 +238,7 @@ func TestEvaluateHolds(t *testing.T) {
 			}
 			want, action := tt.givenUp, e.Expire(data)
 			if open && tt.awaited == local {
-				want = "allow, unknown-pod"
+				want = "allow, pod-not-known"
 			}
 			if len(said) != 1 || !strings.HasSuffix(said[0], want) || !strings.HasPrefix(want, action.String()) {
 				t.Errorf("%s > %s given up: %v, and said %q; want %s", tt.src, tt.dst, action, said, want)
