@@ -13,25 +13,25 @@ import (
 	"sluice/watch/manifests"
 )
 
-// clusterOptions say which cluster to ask.
+// clusterOptions name the cluster to ask.
 type clusterOptions struct{ kubeconfig, context string }
 
 func addClusterFlags(fs *pflag.FlagSet, o *clusterOptions) {
-	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the cluster's API, as kubectl takes it")
-	fs.StringVar(&o.context, "context", "", "`NAME` of the context in the kubeconfig; its current one if not given")
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` with the configuration of the cluster's API, as for kubectl")
+	fs.StringVar(&o.context, "context", "", "`NAME` of the context in the kubeconfig; the default is the current one")
 }
 
-// given says whether a cluster was named.
+// given reports whether a cluster is named.
 func (o clusterOptions) given() bool { return o.kubeconfig != "" || o.context != "" }
 
-// config reads how to reach the cluster; by the pod's service account if none was
-// named.
+// config reads the configuration of the cluster; that of the pod's service account if none
+// is named.
 func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
 }
 
-// input is what a command that answers without packets answers from: folders of
-// manifests, or a live cluster.
+// input is the source of a command that answers without packets: directories of manifests,
+// or a live cluster.
 type input struct {
 	dirs    []string
 	cluster clusterOptions
@@ -42,17 +42,17 @@ func addInputFlags(fs *pflag.FlagSet, in *input) {
 	addClusterFlags(fs, &in.cluster)
 }
 
-// read reads all there is, and lists what of it the API server would reject.
+// read reads all objects, and lists those that the API server would reject.
 func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Problem, error) {
 	switch {
 	case len(in.dirs) > 0 && in.cluster.given():
-		return manifests.Objects{}, nil, errors.New("-f and --kubeconfig or --context name two worlds: give one of them")
+		return manifests.Objects{}, nil, errors.New("-f and --kubeconfig or --context are two sources: give one of them")
 	case slices.Contains(in.dirs, ""):
-		return manifests.Objects{}, nil, errors.New("-f is empty: write a folder of manifests, or a single file")
+		return manifests.Objects{}, nil, errors.New("-f is empty: give a directory of manifests, or a single file")
 	case len(in.dirs) > 0:
 		return manifests.Read(in.dirs...)
 	case !in.cluster.given():
-		return manifests.Objects{}, nil, errors.New("give a folder of manifests by -f DIR (--filename), or a cluster by --kubeconfig FILE or --context NAME")
+		return manifests.Objects{}, nil, errors.New("give a directory of manifests with -f DIR (--filename), or a cluster with --kubeconfig FILE or --context NAME")
 	}
 	config, err := in.cluster.config()
 	if err != nil {
@@ -70,7 +70,7 @@ func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Proble
 		objects.NotRead = append(objects.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})
 	}
 	if err != nil {
-		objects.Notes = append(objects.Notes, manifests.Problem{File: config.Host, Detail: err.Error(), Hint: "allow to list them, to learn whether they may change what is allowed"})
+		objects.Notes = append(objects.Notes, manifests.Problem{File: config.Host, Detail: err.Error(), Hint: "allow sluice to list them, to learn whether they may change what is allowed"})
 	}
 	return objects, nil, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,7 +12,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// flagError says which flag was probably meant, or where to look.
+// flagError adds the flag that was probably meant, or where the help is.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
@@ -24,7 +25,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
 }
 
-// knownCommand refuses what is no subcommand, and says which was probably meant.
+// knownCommand rejects an unknown subcommand, and names the one that was probably meant.
 func knownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -39,4 +40,25 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 		return fmt.Errorf("there is no command %q: did you mean %s %s?", args[0], cmd.CommandPath(), best)
 	}
 	return fmt.Errorf("there is no command %q: the commands are %s", args[0], strings.Join(names, ", "))
+}
+
+// oldName is the annotation of a flag that goes on working under its old name. It holds the
+// new one. pflag has a notice of its own, but prints it to the standard output, which
+// other programs read.
+const oldName = "sluice.old-name-of"
+
+// addOldName lets a flag go on working under its old name, with a notice.
+func addOldName(fs *pflag.FlagSet, old, now string) {
+	f := *fs.Lookup(now)
+	f.Name, f.Hidden, f.Annotations = old, true, map[string][]string{oldName: {now}}
+	fs.AddFlag(&f)
+}
+
+// noticeOldNames prints a notice for each flag that is given by its old name.
+func noticeOldNames(out io.Writer, fs *pflag.FlagSet) {
+	fs.Visit(func(f *pflag.Flag) {
+		if now := f.Annotations[oldName]; now != nil {
+			fmt.Fprintf(out, "sluice: --%s is deprecated: use --%s\n", f.Name, now[0])
+		}
+	})
 }

@@ -1,8 +1,8 @@
-// Command sluice enforces Kubernetes NetworkPolicy on a node, and answers what
-// policies allow without one.
+// Command sluice enforces Kubernetes NetworkPolicy on a node. Without a node, it answers
+// what policies allow.
 //
-// This package is a table of subcommands and their wiring; what they do lives in
-// the packages they import.
+// This package is a table of subcommands, with their flags and output. The work is done by
+// the packages that it imports.
 package main
 
 import (
@@ -17,16 +17,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// env is what a command may know of its surroundings. The tests run the real
-// commands with another one.
+// env is the environment of a command. Tests run the real commands in another one.
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 }
 
-// exitError ends the command with a status of its own. Its error, if there is
-// one, is printed; without, the command has said all there is to say.
+// exitError ends the command with its status. The error is printed, if there is one;
+// otherwise the command has printed everything.
 type exitError struct {
 	status int
 	err    error
@@ -43,8 +42,8 @@ func (e exitError) Unwrap() error { return e.err }
 
 // Exit statuses, the same for every command.
 const (
-	exitFindings = 1 // it ran, and what it found is not as wanted
-	exitFailed   = 2 // it could not do what was asked
+	exitFindings = 1 // it ran, and found something that is not as wanted
+	exitFailed   = 2 // it could not do its work
 )
 
 func main() {
@@ -54,7 +53,7 @@ func main() {
 	os.Exit(status)
 }
 
-// run is the whole program as a function of its surroundings.
+// run is the whole program as a function of its environment.
 func run(ctx context.Context, e env, args []string) (status int) {
 	root := rootCommand(e)
 	root.SetArgs(args)
@@ -73,8 +72,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	return exit.status
 }
 
-// The help lists the commands in the order of the table, which is the one in which
-// people come to need them.
+// The help lists the commands in the order of the table, in which users need them.
 func init() { cobra.EnableCommandSorting = false }
 
 // rootCommand is the table of subcommands.
@@ -87,8 +85,10 @@ of every new pod connection and leaves the rest of the connection to the kernel.
 
 The same decision answers without packets: explain one flow, test your policies,
 draw the matrix of who can reach whom, lint.`,
-		Example: `  sluice run --manifests ./policies                 enforce, from a folder of manifests
+		Example: `  sluice run --manifests ./policies                 enforce, from a directory of manifests
   sluice explain -f ./policies --from default/web --to default/db --port 6379`,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { noticeOldNames(e.stderr, cmd.Flags()) },
+
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          knownCommand,

@@ -27,23 +27,22 @@ func rulesCommand(e env) *cobra.Command {
 		Short: "Print the iptables rules that run keeps, or remove them",
 		Long: `Rules prints the exact iptables rules that "sluice run" keeps with the same flags,
 for IPv4 and IPv6, as iptables-restore --noflush takes them. This needs no
-privilege and changes nothing. With its --kernel-cache there are two more before the
-last, which call the programs of that agent: --kernel-cache-pins shows them too.
-With the nft backend, where the table mangle belongs to another process or has a
-POSTROUTING or PREROUTING that is not iptables' own, the same rules are in tables
-of their own, named sluice, which "nft list table ip sluice" shows (ip6 likewise);
-"sluice status" names the tables in use.
+privilege and changes nothing. With --kernel-cache, two more rules before the last one
+call the programs of the agent; --kernel-cache-pins prints them too. With the nft
+backend, if the table mangle belongs to another process or has a POSTROUTING or
+PREROUTING that iptables would not make, the same rules are in tables named sluice, which
+"nft list table ip sluice" prints (ip6 likewise). "sluice status" names the tables.
 
-With --remove it takes away every trace of an agent that is gone: the chains
-named SLUICE and the rules that lead to them, in both backends of iptables, the
-tables named sluice, the programs that they called, those of the guard on pods' interfaces, and the two bits
-of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
-same again. Before Linux 6.6 a qdisc clsact, without filters of ours, stays on the pods'
-interfaces: while the kernel removes one, it drops what is sent there.
+With --remove it removes everything that an agent has left: the chains named SLUICE and
+the rules that lead to them, in both backends of iptables, the tables named sluice, the
+programs that they called, those of the guard on pods' interfaces, and the two bits of
+connection marks. If the agent ran with --allowed-mark or --revoked-mark, give the same
+flags. Before Linux 6.6, an empty qdisc clsact stays on the pods' interfaces: the kernel
+drops packets while it removes one.
 
-An agent that still runs puts its rules back within seconds: stop it first. If one
-answers on --socket, a warning names its process, and the exit status is 1 although
-everything was removed; it is 0 otherwise, and 2 if something cannot be removed.`,
+An agent that still runs restores its rules within seconds: stop it first. If one answers
+on --socket, a warning names its process, and the exit status is 1 although everything
+was removed; otherwise it is 0, and 2 if something cannot be removed.`,
 		Example: `  sluice rules
   sluice rules --queues 2 --fail open
   sluice rules --remove                             # as root`,
@@ -65,8 +64,8 @@ everything was removed; it is 0 otherwise, and 2 if something cannot be removed.
 	addRulesFlags(cmd.Flags(), &opts)
 	addPinsFlag(cmd.Flags(), &pins)
 	addBPFFSFlag(cmd.Flags(), &bpffs)
-	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket on which an agent that still runs answers; empty to ask none")
-	cmd.Flags().BoolVar(&remove, "remove", false, "take away every trace of an agent that is gone")
+	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket of an agent that may still run; empty asks none")
+	cmd.Flags().BoolVar(&remove, "remove", false, "remove everything that an agent has left")
 	return cmd
 }
 
@@ -82,8 +81,8 @@ func printRules(out io.Writer, opts rules.Options) error {
 	return nil
 }
 
-// warnOfAgent warns of an agent that still runs and will put back what is removed. It
-// reports whether it did. An agent that does not answer in time counts as one.
+// warnOfAgent warns of an agent that still runs and will restore what is removed, and
+// reports whether it did. An agent that does not answer in time counts as running.
 func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 	if socket == "" {
 		return false
@@ -93,17 +92,17 @@ func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 	case errors.Is(err, telemetry.ErrNoAgent):
 		return false
 	case err != nil:
-		fmt.Fprintf(out, "sluice: warning: an agent may still run, and puts back what is removed: %v\n", err)
+		fmt.Fprintf(out, "sluice: warning: an agent may still run and restore what is removed: %v\n", err)
 	case s.Process == 0:
-		fmt.Fprintln(out, "sluice: warning: an agent still runs (in another container) and puts back what is removed: end it first")
+		fmt.Fprintln(out, "sluice: warning: an agent still runs (in another container) and restores what is removed: stop it first")
 	default:
-		fmt.Fprintf(out, "sluice: warning: an agent still runs (process %d) and puts back what is removed: end it first\n", s.Process)
+		fmt.Fprintf(out, "sluice: warning: an agent still runs (process %d) and restores what is removed: stop it first\n", s.Process)
 	}
 	return true
 }
 
-// runRemove takes everything away that an agent has left in the kernel. What
-// has been removed is said even if something else fails.
+// runRemove removes everything that an agent has left in the kernel. It prints what was
+// removed even if something else fails.
 func runRemove(ctx context.Context, out io.Writer, opts rules.Options, bpffs string) error {
 	removed, err := removeTraces(ctx, opts, bpffs)
 	var b strings.Builder
@@ -119,8 +118,7 @@ func runRemove(ctx context.Context, out io.Writer, opts rules.Options, bpffs str
 	return err
 }
 
-// removeTraces removes rules first: they would mark connections anew, and call the
-// programs.
+// removeTraces removes rules first, since they mark connections and call the programs.
 func removeTraces(ctx context.Context, opts rules.Options, bpffs string) (removed []string, err error) {
 	tables, err := rules.OpenAll(ctx)
 	if err == nil {
@@ -139,23 +137,23 @@ func removeTraces(ctx context.Context, opts rules.Options, bpffs string) (remove
 		removed = append(removed, "the programs pinned in "+dir)
 	}
 	err = errors.Join(err, pinsErr)
-	kernel, openErr := conntrack.Open(conntrack.Options{})
+	table, openErr := conntrack.Open(conntrack.Options{})
 	if openErr != nil {
 		return removed, errors.Join(err, openErr)
 	}
-	cleared, clearErr := conntrack.ClearMarks(ctx, kernel, opts.Mask())
+	cleared, clearErr := conntrack.ClearMarks(ctx, table, opts.Mask())
 	if cleared > 0 {
 		removed = append(removed, "the marks of "+count(cleared, "connection", "connections"))
 	}
-	return removed, errors.Join(err, clearErr, kernel.Close())
+	return removed, errors.Join(err, clearErr, table.Close())
 }
 
-// addPinsFlag lets sluice rules print the rules of a kernel's flow cache.
+// addPinsFlag adds the flag for the rules of the kernel's flow cache.
 func addPinsFlag(fs *pflag.FlagSet, dir *string) {
-	fs.StringVar(dir, "kernel-cache-pins", "", "print the rules of the kernel's flow cache too, as if its programs were pinned in `DIR`")
+	fs.StringVar(dir, "kernel-cache-pins", "", "also print the rules of the kernel's flow cache, as if its programs were pinned in `DIR`")
 }
 
-// withPins are rules that call the programs pinned in a folder, if there is one.
+// withPins returns rules that call the programs pinned in a directory, if one is given.
 func withPins(o rules.Options, dir string) rules.Options {
 	if dir == "" {
 		return o

@@ -29,7 +29,7 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 	}{
 		"defaults": {nil, rules.Defaults},
 		"all flags": {
-			[]string{"--judged-mark", "0x100", "--revoked-mark", "512", "--queue-first", "9", "--queues", "1", "--source-share", "50", "--fail", "open", "--iptables", "legacy"},
+			[]string{"--allowed-mark", "0x100", "--revoked-mark", "512", "--queue-first", "9", "--queues", "1", "--source-share", "50", "--fail", "open", "--iptables", "legacy"},
 			rules.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: rules.Legacy},
 		},
 	}
@@ -45,10 +45,10 @@ func TestRulesSaysWhatIsWrong(t *testing.T) {
 	tests := map[string]struct{ args, says string }{
 		"fail":       {"--fail maybe", "give open or closed"},
 		"backend":    {"--iptables nftables", "give one of auto, nft, legacy"},
-		"mark":       {"--judged-mark green", "such as 0x10"},
-		"long mark":  {"--revoked-mark 0x100000000", "32 bits"},
-		"two bits":   {"--judged-mark 0x3", "exactly one"},
-		"one bit":    {"--judged-mark 0x20", "two different bits"},
+		"mark":       {"--allowed-mark green", "such as 0x10"},
+		"long mark":  {"--revoked-mark 0x100000000", "32-bit number"},
+		"two bits":   {"--allowed-mark 0x3", "exactly one"},
+		"one bit":    {"--allowed-mark 0x20", "two different bits"},
 		"queues":     {"--queues 0", "from 1 to 65535"},
 		"first":      {"--queue-first -1", "from 0 to 65534"},
 		"last queue": {"--queue-first 65533", "give 1 to 2"},
@@ -172,7 +172,7 @@ func markedConnections(t *testing.T, node *lab.Node) map[uint16]uint32 {
 	return marks
 }
 
-// An agent that still runs is named, because it puts back what is removed.
+// An agent that still runs is named, because it restores what is removed.
 func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 	node := lab.ForTest(t, lab.Options{}).Nodes[0]
 	path := filepath.Join(t.TempDir(), "s")
@@ -198,7 +198,7 @@ func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check("beside an agent", exitFindings, fmt.Sprintf("sluice: warning: an agent still runs (process %d) and puts back what is removed: end it first\n", os.Getpid()), "removed the marks")
+	check("beside an agent", exitFindings, fmt.Sprintf("sluice: warning: an agent still runs (process %d) and restores what is removed: stop it first\n", os.Getpid()), "removed the marks")
 	stop()
 	<-ended
 	check("after its end", 0, "", "nothing to remove")
@@ -247,4 +247,15 @@ func dropPrivilege() error {
 	caps[0].Effective &^= 1 << unix.CAP_NET_ADMIN
 	caps[0].Permitted &^= 1 << unix.CAP_NET_ADMIN
 	return unix.Capset(&header, &caps[0])
+}
+
+// The flag's old name still works, with a notice.
+func TestDeprecatedFlags(t *testing.T) {
+	status, stdout, stderr := sluice(t, "rules", "--judged-mark", "0x100")
+	if status != 0 || !strings.Contains(stdout, "0x100") || stderr != "sluice: --judged-mark is deprecated: use --allowed-mark\n" {
+		t.Errorf("status %d, %s%s", status, stderr, stdout)
+	}
+	if _, help, _ := sluice(t, "rules", "--help"); strings.Contains(help, "judged-mark") {
+		t.Errorf("the help names the old flag:\n%s", help)
+	}
 }

@@ -12,23 +12,23 @@ import (
 	"sluice/filter/rules"
 )
 
-// addRulesFlags adds the flags that say what the iptables rules are to be, and
-// gives o its defaults. Every command that has to do with the rules takes the
-// same ones. Once they are parsed, o.Validate finds what single flags cannot.
+// addRulesFlags adds the flags of the iptables rules, the same for each command that deals
+// with them, and sets o to the defaults. After parsing, o.Validate checks the combination.
 func addRulesFlags(fs *pflag.FlagSet, o *rules.Options) {
 	*o = rules.Defaults
-	fs.Var((*markFlag)(&o.JudgedMark), "judged-mark", `bit that says "allowed", in connection marks and for a moment in packet marks;
-a packet that bears it already is not judged, so nothing else on the node may set it`)
-	fs.Var((*markFlag)(&o.RevokedMark), "revoked-mark", `bit of connection marks that says "no longer allowed"`)
+	fs.Var((*markFlag)(&o.JudgedMark), "allowed-mark", `bit of allowed connections in connection marks, and for a moment in packet marks. A packet
+with this mark is not judged, so nothing else on the node may set it`)
+	addOldName(fs, "judged-mark", "allowed-mark")
+	fs.Var((*markFlag)(&o.RevokedMark), "revoked-mark", `bit of connections that are no longer allowed, in connection marks`)
 	fs.Var(newNumberFlag(&o.FirstQueue, 0, 65534), "queue-first", "number of the first NFQUEUE")
-	fs.Var(newNumberFlag(&o.Queues, 1, 65535), "queues", "how many NFQUEUEs, one worker each")
-	fs.Var(newNumberFlag(&o.SourceShare, 0, rules.MaxSourceShare), "source-share", `how many new connections a second one source has judged in these queues; more wait
-in one behind them, so that others need not wait for them; 0 for no such queue`)
+	fs.Var(newNumberFlag(&o.Queues, 1, 65535), "queues", "the number of NFQUEUEs, with one worker each")
+	fs.Var(newNumberFlag(&o.SourceShare, 0, rules.MaxSourceShare), "source-share", `the number of new connections per second that one source may have judged in these
+queues. More go to the overflow queue, so that others do not wait for them; 0 disables it`)
 	fs.Var(newChoiceFlag(&o.Backend, rules.Auto, rules.NFT, rules.Legacy), "iptables", "iptables to use: auto (the one that the node's other rules use), nft or legacy")
-	fs.Var((*failFlag)(&o.FailOpen), "fail", "what new connections get while no agent runs, but for what --kernel-cache has remembered:\nopen (they pass) or closed (they are dropped)")
+	fs.Var((*failFlag)(&o.FailOpen), "fail", "what happens to new connections while no agent runs, unless --kernel-cache remembers their verdict:\nopen (they pass) or closed (they are dropped)")
 }
 
-// markFlag is a bit of a mark. Whether it is a single one, Validate says.
+// markFlag is a bit of a mark. Validate checks that it is a single bit.
 type markFlag uint32
 
 func (m *markFlag) String() string { return fmt.Sprintf("%#x", uint32(*m)) }
@@ -37,13 +37,13 @@ func (m *markFlag) Type() string   { return "bit" }
 func (m *markFlag) Set(text string) error {
 	n, err := strconv.ParseUint(text, 0, 32)
 	if err != nil {
-		return fmt.Errorf("give a number of 32 bits of which one is set, such as 0x10")
+		return fmt.Errorf("give a 32-bit number with one bit set, such as 0x10")
 	}
 	*m = markFlag(n)
 	return nil
 }
 
-// failFlag is whether to fail open.
+// failFlag is the fail mode: true is open.
 type failFlag bool
 
 func (f *failFlag) Type() string { return "open|closed" }
@@ -63,7 +63,7 @@ func (f *failFlag) Set(text string) error {
 	return nil
 }
 
-// numberFlag is a whole number between two others, both included.
+// numberFlag is a whole number from low to high.
 type numberFlag[T int | uint16] struct {
 	value     *T
 	low, high int
@@ -85,7 +85,7 @@ func (n *numberFlag[T]) Set(text string) error {
 	return nil
 }
 
-// choiceFlag is one of some words.
+// choiceFlag is one word of a list.
 type choiceFlag[T ~string] struct {
 	value   *T
 	choices []T
@@ -132,7 +132,7 @@ func (p *prefixesFlag) Set(text string) error {
 	for one := range strings.SplitSeq(text, ",") {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(one))
 		if err != nil {
-			return fmt.Errorf("give CIDRs, such as 10.1.2.0/24 or fd00:1:2::/64, with commas between")
+			return fmt.Errorf("give CIDRs, such as 10.1.2.0/24 or fd00:1:2::/64, separated by commas")
 		}
 		*p = append(*p, prefix.Masked())
 	}

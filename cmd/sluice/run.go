@@ -24,28 +24,28 @@ func runCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [--manifests DIR]",
 		Short: "Enforce the policies on this node",
-		Long: `Run enforces the NetworkPolicies on the pods of this node, until it is ended
+		Long: `Run enforces the NetworkPolicies on the pods of this node until it is stopped
 (Ctrl-C, SIGTERM).
 
-It follows the Kubernetes API: in a pod by its service account, elsewhere as
---kubeconfig says. --node-name names the Node that it runs on, whose pod ranges it
-needs to know pods that start from addresses outside the cluster.
+It follows the Kubernetes API: in a pod with its service account, elsewhere with
+--kubeconfig. --node-name is the Node that it runs on. From the pod ranges of this Node,
+the agent tells new pods from addresses outside of the cluster.
 
-With --manifests it needs no cluster: it takes Namespaces, Pods (with status.podIPs)
-and NetworkPolicies from the YAML and JSON files of a folder and follows them: save a
-file, and the next connection is judged by it, and so are the live ones. Of a file
-that breaks, the last good state stays in force. Of an object that is in two folders
-or files the first counts, in the order of the flags.
+With --manifests it needs no cluster: it reads Namespaces, Pods (with status.podIPs) and
+NetworkPolicies from the YAML and JSON files of a directory, and follows them. After a
+file is saved, the next connection is judged by it, and live connections too. If a file
+is broken, its last good state stays in force. If an object is in two directories or
+files, the first one counts, in the order of the flags.
 
 It keeps rules in the iptables of this network namespace (sluice rules prints them).
-They bring the first packet of each new pod connection here; the rest of the
-connection stays in the kernel. With --kernel-cache, so does the first packet of
-what was judged before, and of what no policy concerns.
+They send the first packet of each new pod connection to the agent; the rest of the
+connection stays in the kernel. With --kernel-cache, the first packet also stays there
+if its flow was judged before, or if no policy concerns it.
 
-When it ends, --on-exit says what becomes of the rules: remove them, and everything
-is open; or keep them, and judged connections go on, also new ones for which the
-kernel remembers the verdict or that there is no policy, while all others get what
---fail says. --fail also holds if the agent is killed or crashes.`,
+--on-exit decides about the rules when the agent ends. If they are removed, everything
+is open. If they are kept, allowed connections go on, and so do new ones for which the
+kernel remembers the verdict or that no policy concerns; --fail decides about all
+others. --fail also applies if the agent is killed or crashes.`,
 		Example: `  sluice run --manifests ./policies
   sluice run --manifests ./policies --log-verdicts denied
   sluice run --kubeconfig /etc/kubernetes/agent.conf --node-name node-1 --on-exit keep`,
@@ -58,13 +58,13 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 				return fmt.Errorf("--unattended %s: give a duration such as 10m, or 0 for no limit", opts.Unattended)
 			}
 			if len(opts.Manifests) > 0 && opts.cluster.given() {
-				return fmt.Errorf("--manifests and --kubeconfig or --context name two worlds: give one of them")
+				return fmt.Errorf("--manifests and --kubeconfig or --context are two sources: give one of them")
 			}
 			if len(opts.Manifests) > 0 && opts.StartupTaint != "" {
-				return fmt.Errorf("--startup-taint is removed from a Node, and with --manifests there is no cluster that has one: leave it out")
+				return fmt.Errorf("--startup-taint is the taint of a Node, and with --manifests there is no Node: leave it out")
 			}
 			if slices.Contains(opts.Manifests, "") {
-				return fmt.Errorf("--manifests is empty: write a folder of manifests, or a single file")
+				return fmt.Errorf("--manifests is empty: give a directory of manifests, or a single file")
 			}
 			if opts.NodeName == "" {
 				opts.NodeName = nodeName(e)
@@ -76,8 +76,8 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 	fs := cmd.Flags()
 	fs.StringArrayVar(&opts.Manifests, "manifests", nil, "`DIR` of manifests, or a single file, instead of a cluster (repeatable)")
 	addClusterFlags(fs, &opts.cluster)
-	fs.StringVar(&opts.NodeName, "node-name", "", "`NAME` of the Node that this is; $NODE_NAME, or else the host's name")
-	fs.Var(newChoiceFlag(&opts.OnExit, agent.KeepRules, agent.RemoveRules), "on-exit", "what becomes of the rules at the end: keep or remove")
+	fs.StringVar(&opts.NodeName, "node-name", "", "`NAME` of this Node; the default is $NODE_NAME, otherwise the name of the host")
+	fs.Var(newChoiceFlag(&opts.OnExit, agent.KeepRules, agent.RemoveRules), "on-exit", "what happens to the rules at the end: keep or remove")
 	addTaintFlags(fs, &opts)
 	addRulesFlags(fs, &opts.Rules)
 	addHoldFlags(fs, &opts)
@@ -92,17 +92,17 @@ kernel remembers the verdict or that there is no policy, while all others get wh
 }
 
 func newLogger(e env, opts runOptions) *slog.Logger {
-	o := &slog.HandlerOptions{Level: opts.logLevel, ReplaceAttr: worded}
+	o := &slog.HandlerOptions{Level: opts.logLevel, ReplaceAttr: omitEmpty}
 	if opts.logFormat == "json" {
 		return slog.New(slog.NewJSONHandler(e.stderr, o))
 	}
 	return slog.New(slog.NewTextHandler(e.stderr, o))
 }
 
-// worded leaves attributes out of a log line that are empty, such as the field of a
-// problem that concerns a whole file. An error without a text is named by its type,
-// since that there was one must not be lost.
-func worded(_ []string, a slog.Attr) slog.Attr {
+// omitEmpty leaves empty attributes out of a log line, such as the field of a problem that
+// concerns a whole file. It names an error without a text by its type, so that the error is
+// not lost.
+func omitEmpty(_ []string, a slog.Attr) slog.Attr {
 	switch a.Value.Kind() {
 	case slog.KindString:
 		if a.Value.String() == "" {
@@ -117,7 +117,7 @@ func worded(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// runOptions are those of the agent, and those that the command reads itself.
+// runOptions are the options of the agent, and those that the command itself uses.
 type runOptions struct {
 	agent.Options
 	cluster                      clusterOptions
@@ -126,23 +126,23 @@ type runOptions struct {
 	logLevel                     slog.Level
 }
 
-// nodeName is what this node is probably called in the cluster.
+// nodeName returns the probable name of this node in the cluster.
 func nodeName(e env) string {
 	if name := e.getenv("NODE_NAME"); name != "" {
 		return name
 	}
-	name, _ := os.Hostname() // without one, it has to be given
+	name, _ := os.Hostname() // without one, the user must give a name
 	return strings.ToLower(name)
 }
 
-// runAgent reads where the cluster is, if one is to be followed, and runs the agent.
+// runAgent reads the configuration of the cluster, if there is one, and runs the agent.
 func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
 	klog.SetSlogLogger(log)
 	opts.Version, opts.Limits = version(), opts.limits()
 	if len(opts.Manifests) == 0 {
 		var err error
 		if opts.Cluster, err = opts.cluster.config(); err != nil {
-			return fmt.Errorf("%w; or give --manifests DIR to do without a cluster", err)
+			return fmt.Errorf("%w; or give --manifests DIR to run without a cluster", err)
 		}
 	}
 	return agent.Run(ctx, opts.Options, log)

@@ -10,7 +10,7 @@ import (
 	"sluice/cmd/sluice/agent/telemetry"
 )
 
-// statusOutput is how the status is written.
+// statusOutput is the format of the status.
 type statusOutput string
 
 const (
@@ -22,18 +22,18 @@ func statusCommand(e env) *cobra.Command {
 	socket, output, self := "", statusText, false
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Ask this node's agent what it enforces, and with which problems",
-		Long: `Status asks the agent that runs on this node, over its unix socket, what it
-enforces and since when, what it has done, and what is wrong: policies that cannot
-be understood, broken manifests, a Kubernetes API that cannot be followed, rules
-that cannot be kept. In a cluster: kubectl -n kube-system exec POD -- sluice status.
+		Short: "Show what this node's agent enforces, and its problems",
+		Long: `Status asks the agent of this node, over its unix socket, what it enforces and since
+when, what it has done, and which problems there are: policies that cannot be
+understood, broken manifests, a Kubernetes API that cannot be followed, rules that
+cannot be kept. In a cluster: kubectl -n kube-system exec POD -- sluice status.
 
-The exit status is 0 if the agent is ready and nothing is wrong, 1 if there is
-something to look at, and 2 if no agent answers.
+The exit status is 0 if the agent is ready and has no problems, 1 if it is not ready or
+has problems, and 2 if no agent answers.
 
-With --self it says in one line whether the agent in this container is ready, as
-a readiness probe asks; problems in policies do not count then, and neither does
-another agent on the same node.`,
+With --self it prints in one line whether the agent in this container is ready, for a
+readiness probe. Then problems in policies do not count, and neither does another agent
+on the same node.`,
 		Example: `  sluice status
   sluice status -o json`,
 		Args: cobra.NoArgs,
@@ -49,12 +49,12 @@ another agent on the same node.`,
 		},
 	}
 	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "`PATH` of the agent's socket")
-	cmd.Flags().BoolVar(&self, "self", false, "say only whether the agent in this container is ready")
+	cmd.Flags().BoolVar(&self, "self", false, "print only whether the agent in this container is ready")
 	cmd.Flags().VarP(newChoiceFlag(&output, statusText, statusJSON), "output", "o", "text or json")
 	return cmd
 }
 
-// printStatus writes the status, and tells by the exit status whether it is good.
+// printStatus writes the status. The exit status is that of a finding unless all is well.
 func printStatus(e env, s *telemetry.Status, output statusOutput) error {
 	var err error
 	switch output {

@@ -8,12 +8,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// release is the version that a build says it is (-ldflags "-X main.release=v1"), as
-// that of an image does: no repository is there to read it from. Empty otherwise.
+// release is the version that the build sets (-ldflags "-X main.release=v1"). The build of
+// an image sets it, since it has no repository to read the version from.
 var release string
 
-// version is the version of the program: the one that its build has said, or else
-// what the Go linker has found, that of the module or the commit it was built from.
+// version returns the version of the program: the one that the build has set, otherwise
+// that of the module, otherwise the commit.
 func version() string {
 	if release != "" {
 		return release
@@ -45,8 +45,8 @@ func versionCommand(e env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Long: `Version prints the version of the program: that of its module, or the commit that
-it was built from; and what it was built with and for.`,
+		Long: `Version prints the version of the program, which is that of its module or the commit,
+and what it was built with and for.`,
 		Example: `  sluice version`,
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {

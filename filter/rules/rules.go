@@ -120,7 +120,7 @@ func (o Options) Validate() error {
 	for _, m := range []struct {
 		flag string
 		mark uint32
-	}{{"--judged-mark", o.JudgedMark}, {"--revoked-mark", o.RevokedMark}} {
+	}{{"--allowed-mark", o.JudgedMark}, {"--revoked-mark", o.RevokedMark}} {
 		switch {
 		case bits.OnesCount32(m.mark) != 1:
 			errs = append(errs, fmt.Errorf("%s %#x has %d bits set: give a number with exactly one, such as 0x10", m.flag, m.mark, bits.OnesCount32(m.mark)))
@@ -129,7 +129,7 @@ func (o Options) Validate() error {
 		}
 	}
 	if o.JudgedMark == o.RevokedMark {
-		errs = append(errs, fmt.Errorf("--judged-mark and --revoked-mark are both %#x: give two different bits", o.JudgedMark))
+		errs = append(errs, fmt.Errorf("--allowed-mark and --revoked-mark are both %#x: give two different bits", o.JudgedMark))
 	}
 	switch room := 1<<16 - 1 - int(o.FirstQueue); {
 	case room == 0:

@@ -132,7 +132,7 @@ func TestValidate(t *testing.T) {
 		change func(*Options)
 		says   string
 	}{
-		"no bit":         {func(o *Options) { o.JudgedMark = 0 }, "--judged-mark 0x0 has 0 bits"},
+		"no bit":         {func(o *Options) { o.JudgedMark = 0 }, "--allowed-mark 0x0 has 0 bits"},
 		"two bits":       {func(o *Options) { o.RevokedMark = 3 }, "--revoked-mark 0x3 has 2 bits"},
 		"kube-proxy":     {func(o *Options) { o.JudgedMark = 0x4000 }, "kube-proxy"},
 		"the same":       {func(o *Options) { o.JudgedMark = o.RevokedMark }, "two different bits"},
