@@ -1,16 +1,16 @@
-# Sluice: what can be done here. Without a target, make prints this list.
+# The targets of Sluice. Without a target, make prints this list.
 #
-# demo and test bring in what the machine lacks (.ci/setup), and say so.
+# demo and test install what the machine lacks (.ci/setup), and report it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# iptables lies in sbin, which not every user has in the path; and sudo may take away
-# where Go's own archive is unpacked.
+# iptables is in sbin, which is not in every user's path, and sudo may remove the directory
+# of Go's own archive.
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 
-# What runs is of a fixed version, so that all get the same findings.
+# A fixed version, so that the findings are the same everywhere.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 HELM := helm.sh/helm/v3/cmd/helm@v3.20.0
@@ -40,7 +40,7 @@ test: ## run all tests (as root, those on real packets too)
 	@.ci/test
 
 .PHONY: test-cluster
-test-cluster: ## hold the agent against a real API server, and print its latencies (the first run builds one: 5 minutes)
+test-cluster: ## test the agent with a real API server, and print its latencies (the first run builds one: 5 minutes)
 	@.ci/setup test
 	SLUICE_TEST_CLUSTER=1 go test -buildvcs=false -count=1 -timeout=30m -p=1 -v -run '^TestCluster' ./watch/kube ./cmd/sluice
 
@@ -54,13 +54,13 @@ image: ## build bin/sluice-image.tar, an OCI image to load into containerd; with
 	go run ./deploy/image -sluice bin/image/sluice -name '$(IMAGE)' -version '$(VERSION)' -o bin/sluice-image.tar
 
 .PHONY: check-deploy
-check-deploy: ## hold the chart and the base against Helm and kustomize (the first run builds them: minutes)
+check-deploy: ## compare the chart and the base with Helm and kustomize (the first run builds them: minutes)
 	GOBIN='$(CURDIR)/.cache/tools' go install $(HELM)
 	GOBIN='$(CURDIR)/.cache/tools' go install $(KUSTOMIZE)
 	PATH='$(CURDIR)/.cache/tools':"$$PATH" go test -count 1 ./deploy
 
 .PHONY: generate
-generate: ## compile the programs of the kernel's flow cache and of the guard anew (Debian: clang, llvm, libbpf-dev)
+generate: ## compile the programs of the kernel's flow cache and of the guard (Debian: clang, llvm, libbpf-dev)
 	BPF2GO_CFLAGS="-idirafter /usr/include/$$(uname -m)-linux-gnu" go generate ./cache/bpf ./filter/guard
 
 .PHONY: fuzz
@@ -72,11 +72,11 @@ fuzz: ## run every fuzz target for FUZZTIME (60s), one after the other
 		done
 
 .PHONY: fuzz-frames
-fuzz-frames: ## send FRAMES random frames (1000000) of SEED (1) in each layout, as root, and see that none arrives that is not allowed
+fuzz-frames: ## send FRAMES random frames (1000000) of SEED (1) in each layout, as root, and check that only allowed ones arrive
 	SLUICE_FUZZ_FRAMES='$(FRAMES)' SLUICE_FUZZ_SEED='$(SEED)' go test -buildvcs=false -count=1 -timeout=6h -v -run '^TestRandomFrames' ./cmd/sluice
 
 .PHONY: bench
-bench: ## measure what judging costs beside other ways, on real packets (as root; an hour, with BENCHFLAGS=--quick 2 minutes)
+bench: ## measure what enforcement costs beside other ways, on real packets (as root; an hour, with BENCHFLAGS=--quick 2 minutes)
 	@go build -trimpath -buildvcs=false -ldflags='-X main.release=$(VERSION)' -o bin/ ./cmd/sluice ./bench
 	@bin/bench run --sluice bin/sluice --out bin/bench.json --html bin/bench.html $(BENCHFLAGS)
 
@@ -96,7 +96,7 @@ bench-scale: ## measure what it costs to follow 100,000 pods and 10,000 policies
 	@bin/scale -sluice bin/sluice
 
 .PHONY: lint
-lint: ## look for what is probably wrong in the code (the first run builds golangci-lint: minutes)
+lint: ## find probable mistakes in the code (the first run builds golangci-lint: minutes)
 	GOFLAGS="$${GOFLAGS:-} -buildvcs=false" go run $(GOLANGCI_LINT) run
 
 .PHONY: clean

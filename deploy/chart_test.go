@@ -17,14 +17,14 @@ import (
 
 const chartDir = "helm/sluice"
 
-// release is what the chart is rendered for.
+// release is the release for which the chart is rendered.
 var release = map[string]any{"Name": "sluice", "Namespace": "kube-system", "Service": "Helm"}
 
-// fullValues sets every value to something else than its default.
+// fullValues sets every value to something other than its default.
 const fullValues = "testdata/full-values.yaml"
 
-// render renders the chart as Helm does: every template, in order of their names,
-// with the values of the files put over the defaults.
+// render renders the chart as Helm does: every template, in order of their names, with the
+// values of the files merged over the defaults.
 func render(t *testing.T, files ...string) []byte {
 	t.Helper()
 	values := map[string]any{}
@@ -67,7 +67,7 @@ func render(t *testing.T, files ...string) []byte {
 	return out.Bytes()
 }
 
-// functions are those of Helm that the chart uses.
+// functions are those functions of Helm that the chart uses.
 func functions(all *template.Template) template.FuncMap {
 	return template.FuncMap{
 		"include": func(name string, data any) (string, error) {
@@ -105,7 +105,7 @@ func functions(all *template.Template) template.FuncMap {
 	}
 }
 
-// merge puts values over others, as Helm does: maps are merged, all else replaced.
+// merge merges values over others as Helm does: maps are merged, everything else is replaced.
 func merge(into, over map[string]any) {
 	for key, v := range over {
 		below, isMap := v.(map[string]any)
@@ -128,8 +128,8 @@ func readYAML(t *testing.T, path string, into any) {
 	}
 }
 
-// Every value has a schema, every schema a value; and the one that sets all of
-// them sets no other.
+// Every value has a schema, and every schema a value. The file that sets all values sets no
+// others.
 func TestSchemaKnowsTheValues(t *testing.T) {
 	var schema, values, full map[string]any
 	text, err := os.ReadFile(filepath.Join(chartDir, "values.schema.json"))
@@ -148,7 +148,7 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 	t.Helper()
 	properties, ok := schema["properties"].(map[string]any)
 	if !ok {
-		return // any keys will do
+		return // any keys are allowed
 	}
 	if schema["additionalProperties"] != false {
 		t.Errorf("the schema of %q lets a misspelt value pass", path)
@@ -174,7 +174,7 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 	}
 }
 
-// What the chart renders is what it was when somebody last looked at it.
+// The rendered chart is what it was at the last review.
 func TestChartIsAsBefore(t *testing.T) {
 	golden(t, "testdata/chart-default.yaml", render(t))
 	golden(t, "testdata/chart-full.yaml", render(t, fullValues))

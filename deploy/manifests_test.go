@@ -40,7 +40,7 @@ func golden(t *testing.T, path string, got []byte) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is otherwise (go test -update writes it):\n%s", path, got)
+		t.Errorf("%s differs (go test -update writes it):\n%s", path, got)
 	}
 }
 
@@ -52,8 +52,8 @@ type objects struct {
 	daemonSet appsv1.DaemonSet
 }
 
-// read reads manifests into the types of the API, which must have every field that
-// is set. Each kind must be there once.
+// read reads manifests into the types of the API. Every field in them must exist, and each kind
+// must be there once.
 func read(t *testing.T, text []byte) *objects {
 	t.Helper()
 	o := &objects{}
@@ -75,7 +75,7 @@ func read(t *testing.T, text []byte) *objects {
 			t.Fatalf("%v in\n%s", err, document)
 		}
 		if kind.Kind == "" {
-			continue // comments alone
+			continue // only comments
 		}
 		name := kind.APIVersion + " " + kind.Kind
 		target := into[name]
@@ -93,8 +93,7 @@ func read(t *testing.T, text []byte) *objects {
 	return o
 }
 
-// base reads the files that the kustomization names, and only files that it does
-// are there.
+// base reads the files that the kustomization names. There must be no other files.
 func base(t *testing.T) []byte {
 	t.Helper()
 	var k struct {
@@ -122,8 +121,7 @@ func base(t *testing.T) []byte {
 	return all
 }
 
-// The base and the chart with its defaults say the same, but for the labels by
-// which Helm knows its own.
+// The base and the chart with its defaults are equal, except for Helm's own labels.
 func TestBaseAndChartSayTheSame(t *testing.T) {
 	a, b := read(t, base(t)), read(t, render(t))
 	for _, m := range []*metav1.ObjectMeta{&b.account.ObjectMeta, &b.role.ObjectMeta, &b.binding.ObjectMeta, &b.daemonSet.ObjectMeta, &b.daemonSet.Spec.Template.ObjectMeta} {
@@ -151,15 +149,14 @@ func yamlOf(t *testing.T, o *objects) string {
 	return all.String()
 }
 
-// eachRendering calls f for the base and for the chart with few and with all
-// values.
+// eachRendering calls f for the base, and for the chart with few and with all values.
 func eachRendering(t *testing.T, f func(*testing.T, *objects)) {
 	for name, text := range map[string][]byte{"base": base(t), "base with the startup taint": withTaint(t), "chart": render(t), "chart, all values": render(t, fullValues)} {
 		t.Run(name, func(t *testing.T) { f(t, read(t, text)) })
 	}
 }
 
-// An agent may read what it has to, and nothing more.
+// An agent may read what it needs, and nothing else.
 func TestRoleIsSmall(t *testing.T) {
 	eachRendering(t, func(t *testing.T, o *objects) {
 		may := map[string][]string{}
@@ -242,7 +239,7 @@ func TestPodIsConfined(t *testing.T) {
 	})
 }
 
-// The kubelet asks where the agent answers.
+// The kubelet's probes go where the agent answers.
 func TestProbesReachTheAgent(t *testing.T) {
 	eachRendering(t, func(t *testing.T, o *objects) {
 		c := o.daemonSet.Spec.Template.Spec.Containers[0]
@@ -273,7 +270,7 @@ func argument(t *testing.T, args []string, flag string) string {
 	return ""
 }
 
-// tool runs a program that "make check-deploy" brings.
+// tool runs a program that "make check-deploy" installs.
 func tool(t *testing.T, name string, args ...string) ([]byte, error) {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -290,8 +287,8 @@ func tool(t *testing.T, name string, args ...string) ([]byte, error) {
 	return out, err
 }
 
-// helmArgs render the chart as the tests do. Without a version, a Helm that was
-// built from its module takes the cluster for a very old one.
+// helmArgs render the chart as the tests do. Without a version, a Helm that was built from its
+// module assumes a very old cluster.
 func helmArgs(more ...string) []string {
 	return append([]string{"template", "sluice", chartDir, "--namespace", "kube-system", "--kube-version", "1.33.0"}, more...)
 }
@@ -314,7 +311,7 @@ func TestHelmRendersAsTheTestsDo(t *testing.T) {
 	}
 }
 
-// The schema refuses what would not work.
+// The schema rejects values that would not work.
 func TestHelmRefusesBadValues(t *testing.T) {
 	for _, bad := range []string{
 		"fail=shut", "onExit=stay", "hold=1", "iptables=ebtables", "queues=-1", "httpAddress=9999", "runDir=run",

@@ -81,7 +81,7 @@ func apply(t *testing.T, document []byte, text string) []byte {
 	return append(to, '\n')
 }
 
-// startupTaint is the taint that the agents of manifests remove; empty for none.
+// startupTaint returns the taint that the agents of manifests remove; empty for none.
 func (o *objects) startupTaint() string {
 	for _, a := range o.daemonSet.Spec.Template.Spec.Containers[0].Args {
 		if key, ok := strings.CutPrefix(a, "--startup-taint="); ok {
@@ -91,8 +91,8 @@ func (o *objects) startupTaint() string {
 	return ""
 }
 
-// The startup taint is for those who choose it. Its agents come to a node that bears
-// it, or it would never go.
+// The startup taint is optional. Its agents tolerate it, because it would never be removed
+// otherwise.
 func TestStartupTaintIsTolerated(t *testing.T) {
 	for name, tt := range map[string]struct {
 		text []byte

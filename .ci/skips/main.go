@@ -1,6 +1,6 @@
-// Command skips reads the output of go test -json and prints what go test prints
-// without: a line for each package, and all that failing tests have said. Why tests
-// were skipped, which go test alone keeps to itself, goes to a file, a line for each.
+// Command skips reads the output of go test -json and prints what go test prints without
+// -json: a line for each package, and the output of failing tests. It writes why tests were
+// skipped, which go test does not print, to a file, a line for each.
 //
 //	go test -json ./... | skips FILE
 package main
@@ -34,11 +34,11 @@ func main() {
 	}
 }
 
-// run copies in to out. Whether tests failed, go test's own exit status tells.
+// run copies in to out. go test's own exit status reports failures.
 func run(in io.Reader, out io.Writer, reasons string) error {
 	f, err := os.OpenFile(reasons, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
-		return fmt.Errorf("note what was skipped: %w", err)
+		return fmt.Errorf("record what was skipped: %w", err)
 	}
 	said := make(map[test]string) // by tests that have not ended yet
 	events := json.NewDecoder(in)
@@ -51,7 +51,7 @@ func run(in io.Reader, out io.Writer, reasons string) error {
 		switch {
 		case e.Output != "" && e.Test != "":
 			said[at] += e.Output
-		case e.Output != "PASS\n": // which go test prints only if asked for details
+		case e.Output != "PASS\n": // go test prints it only with details
 			fmt.Fprint(out, e.Output)
 		}
 		switch e.Action {
@@ -68,13 +68,13 @@ func run(in io.Reader, out io.Writer, reasons string) error {
 	if errors.Is(err, io.EOF) {
 		err = nil
 	} else {
-		err = fmt.Errorf("read what go test says: %w", err)
+		err = fmt.Errorf("read the output of go test: %w", err)
 	}
 	return errors.Join(err, f.Close())
 }
 
-// take gives what a test has said. Of a package that failed, that is all that its
-// tests have said that never ended, as after a panic.
+// take returns what a test has printed. For a package that failed, it is what those of its
+// tests printed that never ended, as after a panic.
 func take(said map[test]string, at test) string {
 	text := said[at]
 	delete(said, at)
@@ -90,10 +90,10 @@ func take(said map[test]string, at test) string {
 	return text
 }
 
-// place is the file and line in front of what a test says.
+// place is the file and line in front of a test's message.
 var place = regexp.MustCompile(`(?m)^\s*\w+\.go:\d+: `)
 
-// reason is the last thing that a skipped test has said of its own.
+// reason returns the last message of a skipped test.
 func reason(text string) string {
 	at := place.FindAllStringIndex(text, -1)
 	if at == nil {

@@ -49,7 +49,7 @@ func TestRun(t *testing.T) {
 
 func TestRunNoticesWhatIsNoEvent(t *testing.T) {
 	err := run(strings.NewReader("go: no such tool"), &strings.Builder{}, filepath.Join(t.TempDir(), "reasons"))
-	if err == nil || !strings.Contains(err.Error(), "read what go test says") {
+	if err == nil || !strings.Contains(err.Error(), "read the output of go test") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -8,13 +8,13 @@ import (
 	"strings"
 )
 
-// architectures are the names that images have for machines.
+// architectures are the names of machines in images.
 var architectures = map[elf.Machine]string{
 	elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64", elf.EM_ARM: "arm", elf.EM_386: "386",
 	elf.EM_PPC64: "ppc64le", elf.EM_S390: "s390x", elf.EM_RISCV: "riscv64",
 }
 
-// architecture is the machine that a program is for.
+// architecture returns the machine that a program is for.
 func architecture(path string) (string, error) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -31,8 +31,8 @@ func architecture(path string) (string, error) {
 	return arch, nil
 }
 
-// needed lists what the loader loads with a program or library, and the loader
-// (elf(5): PT_INTERP, DT_NEEDED, DT_RUNPATH).
+// needed returns what the loader loads with a program or library, and the loader (elf(5):
+// PT_INTERP, DT_NEEDED, DT_RUNPATH).
 func needed(path string) ([]string, error) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -47,7 +47,7 @@ func needed(path string) ([]string, error) {
 	for _, tag := range []elf.DynTag{elf.DT_RUNPATH, elf.DT_RPATH} {
 		paths, err := f.DynString(tag)
 		if err != nil {
-			continue // it has no section of the kind
+			continue // it has no section of this kind
 		}
 		for _, list := range paths {
 			for dir := range strings.SplitSeq(list, ":") {
@@ -70,19 +70,18 @@ func needed(path string) ([]string, error) {
 	return found, nil
 }
 
-// systemDirs are where a loader looks without being told, and so where it will
-// find the libraries in an image that has no cache of theirs.
+// systemDirs are the default directories of a loader, in which it will also find the libraries
+// in an image without a cache.
 func systemDirs() []string {
 	var dirs []string
 	for _, pattern := range []string{"/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*", "/lib64", "/usr/lib64", "/lib", "/usr/lib"} {
-		matches, _ := filepath.Glob(pattern) // the patterns are good
+		matches, _ := filepath.Glob(pattern) // the patterns are valid
 		dirs = append(dirs, matches...)
 	}
 	return dirs
 }
 
-// findLibrary finds a library for the same kind of machine as the one that needs
-// it.
+// findLibrary finds a library for the same kind of machine as the one that needs it.
 func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 	for _, dir := range dirs {
 		path := filepath.Join(dir, name)
@@ -91,7 +90,7 @@ func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 		}
 		f, err := elf.Open(path)
 		if err != nil {
-			continue // a script of the linker
+			continue // a linker script
 		}
 		same := f.Machine == by.Machine && f.Class == by.Class
 		_ = f.Close()
@@ -102,8 +101,7 @@ func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 	return "", fmt.Errorf("there is no library %s in %s", name, strings.Join(dirs, ", "))
 }
 
-// interpreter is the loader that a program asks for; empty for a library or a
-// static program.
+// interpreter returns the loader of a program, and "" for a library or a static program.
 func interpreter(f *elf.File) string {
 	for _, p := range f.Progs {
 		if p.Type != elf.PT_INTERP {

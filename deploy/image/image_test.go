@@ -32,8 +32,8 @@ func program(t *testing.T) string {
 	return path
 }
 
-// The image holds what the agent runs: in a root of its files alone, both backends
-// of iptables take the rules that sluice prints.
+// The image contains what the agent runs: in a root with only its files, both backends of
+// iptables accept the rules that sluice prints.
 func TestImage(t *testing.T) {
 	sluice := program(t)
 	archive := filepath.Join(t.TempDir(), "image.tar")
@@ -76,7 +76,7 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// inside runs a program of the image, with a root and a network of its own.
+// inside runs a program of the image, with its own root and network.
 func inside(t *testing.T, root, stdin string, args ...string) string {
 	t.Helper()
 	path := args[0]
@@ -84,7 +84,7 @@ func inside(t *testing.T, root, stdin string, args ...string) string {
 		path = filepath.Join("/usr/sbin", path)
 	}
 	cmd := exec.Command(path, args[1:]...)
-	// exec.Command has looked the path up outside, where it need not be.
+	// exec.Command has looked the path up outside, where it may not exist.
 	cmd.Path, cmd.Err = path, nil
 	cmd.Env, cmd.Dir = []string{"PATH=/usr/sbin:/usr/bin"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Cloneflags: syscall.CLONE_NEWNET}
@@ -105,8 +105,8 @@ func sum(t *testing.T, path string) string {
 	return fmt.Sprintf("%x", sha256.Sum256(data))
 }
 
-// unpack makes a root out of the layers of an archive, and checks on the way what
-// the documents in it say of one another.
+// unpack makes a root from the layers of an archive, and checks what its documents state about
+// each other.
 func unpack(t *testing.T, archive string) (root string) {
 	t.Helper()
 	data, err := os.ReadFile(archive)
@@ -243,7 +243,7 @@ func TestBuildSaysWhatIsMissing(t *testing.T) {
 	}
 }
 
-// Links are kept as they are, and lead to a file that is there.
+// Links are kept as they are, and lead to an existing file.
 func TestTreeKeepsLinks(t *testing.T) {
 	dir := t.TempDir()
 	for link, to := range map[string]string{"a": "b", "b": filepath.Join(dir, "sub", "c"), "loop": "loop"} {

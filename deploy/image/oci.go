@@ -20,7 +20,7 @@ const (
 	layerType    = "application/vnd.oci.image.layer.v1.tar+gzip"
 )
 
-// image is what to write.
+// image is the content of an image.
 type image struct {
 	name, version, arch, entrypoint string
 	layers                          []*tree
@@ -51,7 +51,7 @@ func (a archive) document(mediaType string, v any) (descriptor, error) {
 	return a.blob(mediaType, data), err
 }
 
-// layer adds a layer, and returns the digest of what it is uncompressed.
+// layer adds a layer, and returns the digest of its uncompressed content.
 func (a archive) layer(t *tree) (d descriptor, diffID string, err error) {
 	var packed bytes.Buffer
 	sum := sha256.New()
@@ -68,8 +68,8 @@ func (a archive) layer(t *tree) (d descriptor, diffID string, err error) {
 	return a.blob(layerType, packed.Bytes()), fmt.Sprintf("sha256:%x", sum.Sum(nil)), nil
 }
 
-// writeImage writes an image as a tar archive of an image layout. It also holds
-// the list that "docker load" of older versions looks for.
+// writeImage writes an image as a tar archive of an image layout. It also contains the list
+// that older versions of "docker load" need.
 func writeImage(out io.Writer, img image) error {
 	a := archive{}
 	labels := map[string]string{
@@ -107,7 +107,7 @@ func writeImage(out io.Writer, img image) error {
 		return fmt.Errorf("the name %s has no tag: write one behind a colon, as in localhost/sluice:dev", img.name)
 	}
 	manifest.Platform = map[string]string{"architecture": img.arch, "os": "linux"}
-	// The first names the image for containerd, the second for others.
+	// containerd uses the first as the image's name, others the second.
 	manifest.Annotations = map[string]string{"io.containerd.image.name": img.name, "org.opencontainers.image.ref.name": tag}
 	for name, v := range map[string]any{
 		"oci-layout":    map[string]string{"imageLayoutVersion": "1.0.0"},
@@ -129,7 +129,7 @@ func (a archive) write(out io.Writer) error {
 	for name := range a {
 		names = append(names, name)
 	}
-	// oci-layout first, as readers of a stream like it.
+	// oci-layout first, which helps readers of a stream.
 	slices.SortFunc(names, func(x, y string) int {
 		if (x == "oci-layout") != (y == "oci-layout") {
 			if x == "oci-layout" {

@@ -14,25 +14,25 @@ import (
 	"strings"
 )
 
-// maxLinks is how many links a path may lead through, as for the kernel.
+// maxLinks bounds the links on a path, as in the kernel.
 const maxLinks = 40
 
 // tree is the files of a layer, by absolute path.
 type tree struct {
 	entries map[string]entry
-	loaders map[string]bool // folders with libxtables
+	loaders map[string]bool // directories with libxtables
 }
 
-// entry is a folder, a link or a file.
+// entry is a directory, a link or a file.
 type entry struct {
-	link string // where it leads; empty for no link
-	file string // on this machine; empty for a folder
+	link string // its target; empty if it is not a link
+	file string // on this machine; empty for a directory
 	mode fs.FileMode
 }
 
 func newTree() *tree { return &tree{entries: make(map[string]entry), loaders: make(map[string]bool)} }
 
-// addDir adds a folder and those above it.
+// addDir adds a directory and its parents.
 func (t *tree) addDir(path string) {
 	for ; path != "/"; path = filepath.Dir(path) {
 		if _, ok := t.entries[path]; !ok {
@@ -47,9 +47,8 @@ func (t *tree) put(path, file string) {
 	t.entries[path] = entry{file: file, mode: 0o755}
 }
 
-// add adds a file at its own path, with every link on the way to it as it is on
-// this machine. It returns the path of the file itself, and whether it was there
-// already.
+// add adds a file at its own path, with every link on the way to it as on this machine. It
+// returns the path of the file itself, and whether it was there already.
 func (t *tree) add(path string) (file string, known bool, err error) {
 	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
 	at := "/"
@@ -83,13 +82,13 @@ func (t *tree) add(path string) (file string, known bool, err error) {
 			t.entries[next] = entry{file: next, mode: info.Mode().Perm()}
 			return next, known, nil
 		default:
-			return "", false, fmt.Errorf("add %s: %s is no file", path, next)
+			return "", false, fmt.Errorf("add %s: %s is not a file", path, next)
 		}
 	}
-	return "", false, fmt.Errorf("add %s: it is a folder", path)
+	return "", false, fmt.Errorf("add %s: it is a directory", path)
 }
 
-// addIfThere is add of a file that one can do without.
+// addIfThere is add for an optional file.
 func (t *tree) addIfThere(path string) error {
 	_, _, err := t.add(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -98,11 +97,11 @@ func (t *tree) addIfThere(path string) error {
 	return err
 }
 
-// addProgram adds a program, found as a shell finds it, with what it loads.
+// addProgram adds a program, looked up as a shell does, with what it loads.
 func (t *tree) addProgram(name string) error {
 	path, err := exec.LookPath(name)
 	if err != nil {
-		path, err = exec.LookPath(filepath.Join("/usr/sbin", name)) // often missing in PATH
+		path, err = exec.LookPath(filepath.Join("/usr/sbin", name)) // often not in PATH
 	}
 	if err != nil {
 		return fmt.Errorf("find %s: %w: install it (Debian, Ubuntu: apt-get install iptables)", name, err)
@@ -110,7 +109,7 @@ func (t *tree) addProgram(name string) error {
 	return t.addLinked(path)
 }
 
-// addLinked adds a program or library, and what the loader will load with it.
+// addLinked adds a program or library, and what the loader loads with it.
 func (t *tree) addLinked(path string) error {
 	file, known, err := t.add(path)
 	if err != nil || known {
@@ -131,8 +130,8 @@ func (t *tree) addLinked(path string) error {
 	return nil
 }
 
-// addExtensions adds the matches and targets of iptables: they lie beside the
-// library that loads them, in the folder xtables.
+// addExtensions adds the matches and targets of iptables, which are in the directory xtables
+// beside the library that loads them.
 func (t *tree) addExtensions() error {
 	for dir := range t.loaders {
 		found, err := filepath.Glob(filepath.Join(dir, "xtables", "*.so"))
