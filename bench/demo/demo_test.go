@@ -48,7 +48,7 @@ func pretend(dir string) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "{\"event\":\"ready\"}\n{\"event\":\"published\",\"changed_by\":%q,\"policies\":%d}\n",
-			"folder "+dir, bytes.Count(text, []byte("kind: NetworkPolicy")))
+			"manifests "+dir, bytes.Count(text, []byte("kind: NetworkPolicy")))
 		last, number = text, number+1
 	}
 }

@@ -46,7 +46,7 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	s.check(t, nil, append(closed, "default/db default/web tcp 80"))
 
 	status, stdout, _ := sluice(t, "status", "--socket", s.socket)
-	for _, want := range []string{"shut.yaml, document 1: line 2: something follows", "pipe.yaml: it is not a regular file, but a named pipe", "1 GlobalNetworkPolicy of projectcalico.org"} {
+	for _, want := range []string{"shut.yaml, document 1: line 2: the text after the end", "pipe.yaml: it is not a regular file, but a named pipe", "1 GlobalNetworkPolicy of projectcalico.org"} {
 		if status == 0 || !strings.Contains(stdout, want) {
 			t.Errorf("status %d, and %q is not in\n%s", status, want, stdout)
 		}

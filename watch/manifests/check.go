@@ -20,27 +20,27 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// checker reports what is wrong with one object.
+// checker reports the problems of one object.
 type checker struct {
 	p            *parser
-	at           string // prefix of fields
+	at           string // prefix of all fields
 	object       string
 	text         []byte
-	unidentified bool // which object it is cannot be told
-	uncertain    bool // of a policy: its spec may not be as it was read
-	closed       bool // of a policy: what its rules mean cannot be told
+	unidentified bool // the object has no readable name or namespace
+	uncertain    bool // policies only: the decoded spec may be incomplete
+	closed       bool // policies only: the rules cannot be interpreted
 }
 
 func (c *checker) problem(field, detail, hint string) {
 	c.p.problem(c.object, c.at+field, detail, hint)
 }
 
-// strict reports an unknown field. Of a policy's spec that is a problem, which is
-// reported with its rule. Elsewhere the field changes nothing: it may be one of a newer
-// API, or the status that NetworkPolicies had in Kubernetes 1.24 to 1.27.
+// strict reports an unknown field. In a policy's spec it is a problem, which is reported
+// with its rule. Elsewhere it changes nothing: it may belong to a newer API, or be the
+// status that NetworkPolicies had in Kubernetes 1.24 to 1.27.
 func (c *checker) strict(object any, err error) {
 	_, isPolicy := object.(*networkingv1.NetworkPolicy)
-	c.uncertain = true // the decoder lists no more than a hundred unknown fields
+	c.uncertain = true // the decoder reports at most 100 unknown fields
 	var at kjson.FieldError
 	switch {
 	case !errors.As(err, &at):
@@ -48,12 +48,13 @@ func (c *checker) strict(object any, err error) {
 	case isPolicy && (at.FieldPath() == "spec" || strings.HasPrefix(at.FieldPath(), "spec.")):
 	case isPolicy && (at.FieldPath() == "status" || strings.HasPrefix(at.FieldPath(), "status.")):
 	default:
-		c.p.note(c.object, c.at+at.FieldPath(), "there is no such field; it changes nothing", suggest(object, at.FieldPath()))
+		c.p.note(c.object, c.at+at.FieldPath(), "there is no such field; it is ignored", suggest(object, at.FieldPath()))
 	}
 }
 
-// undecodable reports a value of the wrong type, in the part of the object that is
-// at a field. The standard decoder is asked again because it says in which field.
+// undecodable reports a value of the wrong type in text, the part of the object at the
+// field at. It decodes text again with the standard decoder, because only that one names
+// the field.
 func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))
@@ -70,7 +71,7 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	c.problem(field, "it is "+near.Kind(wrong.Value), hint)
 }
 
-// meta checks what decisions need of the metadata.
+// meta checks the metadata that decisions depend on.
 func (c *checker) meta(o metav1.Object, kind string) {
 	if c.unidentified {
 		return
@@ -98,7 +99,7 @@ func (c *checker) meta(o metav1.Object, kind string) {
 }
 
 func checkNamespace(o *corev1.Namespace, _ *checker) {
-	o.Namespace = "" // a namespace lies in none, and the API server drops it
+	o.Namespace = "" // namespaces are cluster-scoped: the API server drops the field
 	if o.Labels[corev1.LabelMetadataName] != o.Name {
 		if o.Labels == nil {
 			o.Labels = make(map[string]string, 1)
@@ -132,15 +133,15 @@ func checkPod(o *corev1.Pod, c *checker) {
 
 func (c *checker) addr(field, text string) {
 	if text == "" {
-		return // a pod that has no address yet
+		return // the pod has no address yet
 	}
 	if _, err := netip.ParseAddr(text); err != nil {
 		c.problem(field, fmt.Sprintf("%q is not an IP address", text), "write it without leading zeros and without a prefix length, such as 10.0.0.1 or 2001:db8::1")
 	}
 }
 
-// containers defaults and checks the ports that containers declare, which is
-// where policies' port names are looked up.
+// containers defaults and checks the ports that containers declare. The port names of
+// policies refer to them.
 func (c *checker) containers(at string, containers []corev1.Container) {
 	for i := range containers {
 		for j := range containers[i].Ports {

@@ -22,7 +22,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// maxLists bounds lists in lists: each is decoded again.
+// maxLists bounds the nesting of lists, because each level is decoded again.
 const maxLists = 8
 
 // item is one object of a file.
@@ -40,9 +40,9 @@ type parser struct {
 	logger   *slog.Logger
 }
 
-// parse reads the text of a file. Each document is read by itself, so that one
-// that is broken does not hide the others. Whatever separates documents, nothing is
-// left out without a problem or a note.
+// parse parses the content of a file. It parses each document separately, so that a broken
+// one does not hide the others. Everything in data becomes an object, a problem or a note,
+// whatever separates the documents.
 func parse(path string, data []byte, logger *slog.Logger) *content {
 	p := &parser{path: path, logger: logger}
 	data, flaw := plainText(data)
@@ -58,8 +58,8 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 		p.document++
 		text, err := toJSON(d.text)
 		if err != nil {
-			// Once more with the lines before it blank: so the parser's line
-			// numbers are those of the file. Only broken documents pay for it.
+			// Parse again with blank lines in front, so that the line numbers in the error
+			// are those of the file. Only broken documents pay for this.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
 			p.problem("", "", message, syntaxHint(d, message))
@@ -67,14 +67,15 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 		}
 		p.object(text, "", metav1.TypeMeta{}, 0)
 		if where, more := behind(d); more {
-			p.problem("", "", where+"something follows the end of the document, which is not read",
+			p.problem("", "", where+"the text after the end of the document is not read",
 				"write --- (three dashes on a line of their own) between two objects")
 		}
 	}
 	return &p.content
 }
 
-// toJSON turns a document into JSON. Some input makes the YAML parser panic.
+// toJSON converts a YAML document to JSON. It recovers from the YAML parser, which panics
+// on some input.
 func toJSON(text []byte) (_ []byte, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -86,8 +87,8 @@ func toJSON(text []byte) (_ []byte, err error) {
 
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
-// behind reports whether a text goes on behind its first document, which is all that
-// the YAML parser has read of it, and where.
+// behind reports whether text follows the first YAML document in d, and where. The YAML
+// parser ignores such text.
 func behind(d document) (where string, more bool) {
 	defer func() {
 		if recover() != nil {
@@ -96,7 +97,7 @@ func behind(d document) (where string, more bool) {
 	}()
 	in := yamlv2.NewDecoder(bytes.NewReader(d.text))
 	var skipped struct{}
-	_ = in.Decode(&skipped) // it was read before
+	_ = in.Decode(&skipped) // toJSON has reported the error
 	err := in.Decode(&skipped)
 	if errors.Is(err, io.EOF) {
 		return "", false
@@ -104,16 +105,16 @@ func behind(d document) (where string, more bool) {
 	if err != nil {
 		line := 1
 		if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
-			line, _ = strconv.Atoi(m[1]) // of digits alone
-			line++                       // the parser counts this one from 0
+			line, _ = strconv.Atoi(m[1]) // the match has only digits
+			line++                       // the parser counts this line from 0
 		}
 		where = fmt.Sprintf("line %d: ", d.line+line)
 	}
 	return where, true
 }
 
-// jsonStream reads JSON values one after the other, and reports whether data consists
-// of such values. YAML may begin with a brace too.
+// jsonStream parses data as a sequence of JSON values. It returns false, without effect, if
+// data is something else: YAML may begin with a brace, too.
 func (p *parser) jsonStream(data []byte) bool {
 	var documents []json.RawMessage
 	for d := json.NewDecoder(bytes.NewReader(data)); ; {
@@ -129,7 +130,7 @@ func (p *parser) jsonStream(data []byte) bool {
 	}
 	for _, raw := range documents {
 		p.document++
-		// YAML with a key twice is refused as a whole.
+		// Duplicate keys are refused, as in YAML.
 		var whole any
 		if twice, err := kjson.UnmarshalStrict(raw, &whole); err != nil || len(twice) > 0 {
 			p.problem("", "", fmt.Sprint(errors.Join(append(twice, err)...)), "keep one of the two")
@@ -146,15 +147,15 @@ func (p *parser) problem(object, field, detail, hint string) {
 	})
 }
 
-// note is a problem that changes nothing.
+// note records a problem that has no effect.
 func (p *parser) note(object, field, detail, hint string) {
 	p.notes = append(p.notes, Problem{
 		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
 	})
 }
 
-// head is what every object has. Its fields are any so that a number for a name
-// does not keep the kind from being read.
+// head holds the fields that every object has. They are of type any, so that the kind can
+// be read even if a name is a number.
 type head struct {
 	APIVersion any `json:"apiVersion"`
 	Kind       any `json:"kind"`
@@ -163,9 +164,9 @@ type head struct {
 	Items      any `json:"items"`
 }
 
-// object reads one object, or the items of a list. at is its place in a list, as
-// a prefix of fields; listed is its type if its list implies one, and depth in how
-// many lists it is.
+// object parses one object, or the items of a list. at is the object's place in a list, as
+// a prefix of fields. listed is the type that the list implies for its items, if any. depth
+// is the number of lists around the object.
 func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth int) {
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &h); err != nil {
@@ -205,8 +206,8 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 	}
 }
 
-// kindless tells of a document that has no kind: an object without one, or something
-// else that is YAML, such as values of a chart.
+// kindless reports a document without a kind: an incomplete object, or other YAML such as
+// the values of a chart.
 func (p *parser) kindless(h head, text []byte, at string) {
 	if h.APIVersion != nil || h.Kind != nil || h.Metadata != nil || h.Spec != nil {
 		p.problem("", at+"kind", "it is missing", "write the kind of the object, such as NetworkPolicy")
@@ -214,7 +215,7 @@ func (p *parser) kindless(h head, text []byte, at string) {
 	}
 	var fields map[string]any
 	if err := json.Unmarshal(text, &fields); err != nil || len(fields) == 0 {
-		return // it is empty
+		return // the document is empty
 	}
 	for name := range fields {
 		for _, right := range []string{"kind", "apiVersion", "metadata", "spec"} {
@@ -224,11 +225,11 @@ func (p *parser) kindless(h head, text []byte, at string) {
 			}
 		}
 	}
-	p.note("", strings.TrimSuffix(at, "."), "it has no kind and is not read", "if it is to be an object, write apiVersion and kind")
+	p.note("", strings.TrimSuffix(at, "."), "it has no kind and is skipped", "if it is meant to be an object, write apiVersion and kind")
 }
 
-// isList reports whether an object is a list of others: what has items and is named
-// so, and the lists of the kinds that are read even without.
+// isList reports whether an object is a list: its kind ends in "List" and it has items, or
+// it is a list of a supported kind, with or without items.
 func isList(kind string, items any) bool {
 	if _, are := items.([]any); are && strings.HasSuffix(strings.ToLower(kind), "list") {
 		return true
@@ -240,10 +241,10 @@ func isList(kind string, items any) bool {
 	return strings.HasSuffix(kind, "List") && items != nil
 }
 
-// list reads the items of a List, PodList and the like.
+// list parses the items of a list, such as List or PodList.
 func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 	if depth > maxLists {
-		p.problem("", strings.TrimSuffix(at, "."), fmt.Sprintf("it is a list in more than %d lists", maxLists), "write the objects one by one")
+		p.problem("", strings.TrimSuffix(at, "."), fmt.Sprintf("it is nested in more than %d lists", maxLists), "write the objects one by one")
 		return
 	}
 	var l struct {
@@ -269,8 +270,8 @@ func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 	}
 }
 
-// unlisted reports an unknown field of a list. If it may be meant to be its items, they
-// have not been read.
+// unlisted reports an unknown field of a list. A misspelt "items" is a problem, because the
+// items have not been parsed.
 func (p *parser) unlisted(err error, at, kind string) {
 	var field kjson.FieldError
 	if !errors.As(err, &field) {
@@ -281,11 +282,11 @@ func (p *parser) unlisted(err error, at, kind string) {
 		p.problem("", at+field.FieldPath(), "there is no such field", "write items")
 		return
 	}
-	p.note("", at+field.FieldPath(), "a "+kind+" has no such field; it changes nothing", "remove it")
+	p.note("", at+field.FieldPath(), "a "+kind+" has no such field; it is ignored", "remove it")
 }
 
-// wanted are the kinds that decisions need, in lower case, and the version in which
-// each is read.
+// wanted maps the supported kinds that affect decisions, in lower case, to their API
+// version.
 func wanted(kind string) (name, version string) {
 	switch strings.ToLower(kind) {
 	case "namespace":
@@ -298,13 +299,13 @@ func wanted(kind string) (name, version string) {
 	return "", ""
 }
 
-// formerVersion is the one in which NetworkPolicies were until Kubernetes 1.16, with
-// the same fields and the same meaning.
+// formerVersion is the API version of NetworkPolicies before Kubernetes 1.16. Fields and
+// meaning are the same.
 const formerVersion = "extensions/v1beta1"
 
-// known returns the kind if it is one that is read, and else nothing. A near miss is
-// a problem, since a policy that is passed over isolates nothing; it is read, but what
-// its rules mean is not understood.
+// known returns the kind if it is supported, and "" otherwise. It reports a near miss as a
+// problem, because a policy that is skipped isolates nothing. A near miss is kept, but not
+// understood: its rules allow nothing.
 func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
 	name, version := wanted(kind)
 	group, _, hasGroup := strings.Cut(apiVersion, "/")
@@ -313,7 +314,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	}
 	foreign := strings.Contains(group, ".") && group != networkingv1.GroupName
 	if _, like := near.Name(group, []string{networkingv1.GroupName}); like && name == "NetworkPolicy" {
-		foreign = false // a slip of the pen
+		foreign = false // a misspelling
 	}
 	switch {
 	case foreign && group == discoveryv1.GroupName && kind == "EndpointSlice", apiVersion == "v1" && kind == "Service":
@@ -325,7 +326,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		switch kind {
 		case "Ingress", "IngressClass", "IPAddress", "ServiceCIDR":
 		default:
-			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is to be a policy, write NetworkPolicy")
+			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write NetworkPolicy")
 		}
 		return "", true
 	}
@@ -340,7 +341,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	case apiVersion == formerVersion && name == "NetworkPolicy":
 		p.outdated = append(p.outdated, Problem{
 			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
-			Detail: fmt.Sprintf("%q is gone since Kubernetes 1.16; it is read as %s", apiVersion, version), Hint: "write " + version,
+			Detail: fmt.Sprintf("%q was removed in Kubernetes 1.16; it is read as %s", apiVersion, version), Hint: "write " + version,
 		})
 	default:
 		p.problem(object, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, name), "write "+version)
@@ -349,10 +350,10 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	return name, understood
 }
 
-// nameIn is the object's name as far as it can be told, for messages.
+// nameIn returns the object's name for messages, as far as it can be read.
 func nameIn(text []byte, kind string) string {
 	var o metav1.PartialObjectMetadata
-	_ = kjson.UnmarshalCaseSensitivePreserveInts(text, &o) // what cannot be read stays empty, and is reported elsewhere
+	_ = kjson.UnmarshalCaseSensitivePreserveInts(text, &o) // unreadable parts stay empty: they are reported elsewhere
 	return nameOf(kind, &o)
 }
 
@@ -373,8 +374,8 @@ func nameOf(kind string, o metav1.Object) string {
 	return ns + "/" + o.GetName()
 }
 
-// add decodes, defaults and checks one object, and keeps it if anything can be
-// made of it.
+// add decodes, defaults and checks one object. It keeps the object unless its name or
+// namespace cannot be read.
 func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, check func(T, *checker)) {
 	c := &checker{p: p, at: at, object: kind + " " + nameIn(text, kind), text: text}
 	strict, err := kjson.UnmarshalStrict(text, object)
@@ -394,8 +395,8 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 	}
 }
 
-// extra decodes an object that no decision needs, and that tells what is behind an
-// address. What cannot be read of it is left out.
+// extra decodes an object that does not affect decisions, but tells what is behind an
+// address. It skips objects that cannot be decoded.
 func extra[T metav1.Object](p *parser, text []byte, kind string, object T) {
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, object); err != nil {
 		p.note(kind+" "+nameIn(text, kind), "", "it cannot be read: "+strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")

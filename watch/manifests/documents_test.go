@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// encode writes text as UTF-16 or UTF-32 with a byte order mark.
+// encode encodes text as UTF-16 or UTF-32 with a byte order mark.
 func encode(text string, order binary.AppendByteOrder, wide bool) string {
 	var out []byte
 	for _, r := range "\ufeff" + text {
@@ -39,8 +39,8 @@ func asJSON(t *testing.T, text string) string {
 	return string(out)
 }
 
-// Whatever separates two objects of a file, both are read or it is said which one is
-// not: a policy that is passed over isolates nothing.
+// Whatever separates two objects of a file, both are read or the missing one is reported: a
+// policy that is skipped isolates nothing.
 func TestNothingIsSkippedInSilence(t *testing.T) {
 	web, shop, closed := strings.TrimPrefix(web, "\n"), strings.TrimPrefix(shop, "\n"), strings.TrimPrefix(closed, "\n")
 	flow := asJSON(t, web)
@@ -48,8 +48,8 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 	both := "NetworkPolicy default/closed, Pod default/web"
 	tests := map[string]struct {
 		text string
-		want string // what is read; then there are no problems
-		says string // or else what is said
+		want string // expected names, if there are no problems
+		says string // expected problem otherwise
 	}{
 		"three dashes":                  {web + "---\n" + closed, both, ""},
 		"dashes and a comment":          {web + "--- # next\n" + closed, both, ""},
@@ -58,27 +58,27 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 		"dashes twice":                  {web + "---\n---\n# nothing\n---\n" + closed + "---\n", both, ""},
 		"an end and no beginning":       {web + "...\n" + closed, both, ""},
 		"an end and a comment":          {web + "... # end\n---\n" + closed, both, ""},
-		"four dashes":                   {flow + "\n----\n" + closed, "", "line 2: something follows"},
+		"four dashes":                   {flow + "\n----\n" + closed, "", "line 2: the text after the end"},
 		"four dashes behind a block":    {web + "----\n" + closed, "", "document 1"},
-		"two dashes":                    {flow + "\n--\n" + closed, "", "line 2: something follows"},
-		"dashes that are set in":        {flow + "\n ---\n" + closed, "", "line 2: something follows"},
-		"dashes of another kind":        {flow + "\n———\n" + closed, "", "line 2: something follows"},
+		"two dashes":                    {flow + "\n--\n" + closed, "", "line 2: the text after the end"},
+		"dashes that are set in":        {flow + "\n ---\n" + closed, "", "line 2: the text after the end"},
+		"dashes of another kind":        {flow + "\n———\n" + closed, "", "line 2: the text after the end"},
 		"stars":                         {flow + "\n***\n" + closed, "", "line 2"},
-		"only a line end":               {flow + "\n" + closed, "", "line 2: something follows"},
-		"less deep":                     {"  apiVersion: v1\n  kind: Namespace\n  metadata: {name: a}\n" + closed, "", "line 4: something follows"},
-		"a text before":                 {"'hello'\n" + closed, "", "line 2: something follows"},
-		"a block behind dashes":         {"--- apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n" + closed, "", "line 2: something follows"},
+		"only a line end":               {flow + "\n" + closed, "", "line 2: the text after the end"},
+		"less deep":                     {"  apiVersion: v1\n  kind: Namespace\n  metadata: {name: a}\n" + closed, "", "line 4: the text after the end"},
+		"a text before":                 {"'hello'\n" + closed, "", "line 2: the text after the end"},
+		"a block behind dashes":         {"--- apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n" + closed, "", "line 2: the text after the end"},
 		"a block behind a tab":          {"---\tapiVersion: v1\nkind: Namespace\n", "", "document 1"},
-		"an alias behind":               {"&a " + flow + "\n*a\n", "", "something follows"},
+		"an alias behind":               {"&a " + flow + "\n*a\n", "", "the text after the end"},
 		"JSON behind JSON":              {flow + policy, both, ""},
 		"JSON behind lines":             {flow + "\n\n" + policy + "\n", both, ""},
 		"JSON with tabs":                {strings.ReplaceAll(indented(t, flow), "  ", "\t") + "\n" + policy, both, ""},
 		"JSON and dashes":               {flow + "\n---\n" + policy + "\n" + asJSON(t, shop), "Namespace shop, " + both, ""},
-		"JSON, a comma":                 {flow + ",\n" + policy, "", "something follows"},
+		"JSON, a comma":                 {flow + ",\n" + policy, "", "the text after the end"},
 		"JSON, then YAML":               {flow + "\n---\n" + closed, both, ""},
-		"JSON, then YAML without":       {flow + "\n" + closed, "", "something follows"},
+		"JSON, then YAML without":       {flow + "\n" + closed, "", "the text after the end"},
 		"JSON, then a number":           {flow + " 7", "", "it is not an object"},
-		"JSON, cut off":                 {flow + policy[:len(policy)-1], "", "something follows"},
+		"JSON, cut off":                 {flow + policy[:len(policy)-1], "", "the text after the end"},
 		"JSON in brackets":              {"[" + flow + "," + policy + "]", "", "it is not an object"},
 		"a key of JSON twice":           {`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"a"},"kind":"ConfigMap"}`, "", "kind"},
 		"items of JSON twice":           {`{"kind":"List","items":[` + policy + `],"items":[]}`, "", "items"},
@@ -88,7 +88,7 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 		"a list without items":          {"apiVersion: v1\nkind: List\n", "", ""},
 		"items that are none":           {"apiVersion: v1\nkind: List\nitems: {a: 1}\n", "", "not a list of objects"},
 		"a list of lists":               {"kind: List\nitems:\n- {kind: List, items: [" + policy + "]}\n- {apiVersion: v1, kind: PodList, items: [" + flow + "]}\n", both, ""},
-		"a list of very many lists":     {strings.Repeat(`{"kind":"List","items":[`, 50) + policy + strings.Repeat("]}", 50), "", "list in more than"},
+		"a list of very many lists":     {strings.Repeat(`{"kind":"List","items":[`, 50) + policy + strings.Repeat("]}", 50), "", "nested in more than"},
 		"kind in the wrong case":        {"apiVersion: networking.k8s.io/v1\nKind: NetworkPolicy\n", "", "kind"},
 		"all in capitals":               {"APIVERSION: networking.k8s.io/v1\nKIND: NetworkPolicy\nSPEC: {}\n", "", "write "},
 		"a kind of the wrong type":      {"kind: [NetworkPolicy]\n", "", "kind"},
@@ -110,8 +110,8 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 		"CRLF":                          {strings.ReplaceAll(web+"---\n"+closed, "\n", "\r\n"), both, ""},
 		"CR":                            {strings.ReplaceAll(web+"---\n"+closed, "\n", "\r"), both, ""},
 		"CR and LF mixed":               {web + "---\r" + closed + "\r\n---\r\n" + shop, "Namespace shop, " + both, ""},
-		"next line":                     {web + "\u0085---\u0085" + closed, "", "something follows"},
-		"line separator":                {web + "\u2028---\u2028" + closed, "", "something follows"},
+		"next line":                     {web + "\u0085---\u0085" + closed, "", "the text after the end"},
+		"line separator":                {web + "\u2028---\u2028" + closed, "", "the text after the end"},
 		"form feed":                     {web + "---\f\n" + closed, "", "document"},
 		"directives":                    {"%YAML 1.1\n---\n" + web + "...\n%YAML 1.1\n---\n" + closed, both, ""},
 		"comments alone":                {"# " + strings.ReplaceAll(closed, "\n", "\n# "), "", ""},
@@ -155,7 +155,7 @@ func indented(t *testing.T, text string) string {
 	return out.String()
 }
 
-// bomb is a small text that would be billions of objects.
+// bomb is a small text that expands to billions of objects.
 func bomb() string {
 	text := "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
 	for i := 1; i < 10; i++ {
@@ -166,8 +166,8 @@ func bomb() string {
 
 const policyHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {a: b}}\n"
 
-// A field that is not known changes nothing where it cannot change what is allowed, and
-// closes the rule that it is in.
+// An unknown field changes nothing where it cannot affect what is allowed. In a rule, it
+// closes the rule.
 func TestUnknownFields(t *testing.T) {
 	const closedRule, openRule = "closed", "open"
 	tests := map[string]struct {
@@ -233,7 +233,7 @@ func many(n int) string {
 	return b.String()
 }
 
-// What a newer API has in other objects keeps nothing from being answered.
+// Fields of a newer API in other objects do not prevent an answer.
 func TestUnknownFieldsElsewhereAreNotes(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": `
 apiVersion: v1
@@ -259,9 +259,9 @@ spec: {quota: 7}
 	}
 }
 
-// What a template leaves whose list was empty is legal, and opens the rule.
+// Empty lists, as templates write them, are legal and allow everything.
 func TestHoles(t *testing.T) {
-	tests := map[string][]string{ // rules of ingress, and where they have holes
+	tests := map[string][]string{ // ingress rules, and the expected holes
 		"{from: , ports: [{port: 3000}]}":                   {".from"},
 		"{from: [], ports: [{port: 3000}]}":                 {".from"},
 		"{from: [{podSelector: {}}], ports: }":              {".ports"},
@@ -301,7 +301,7 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// Objects of other kinds that may decide which packets pass are counted.
+// Objects of other kinds that may affect decisions are counted.
 func TestNotRead(t *testing.T) {
 	object := func(apiVersion, kind string) string {
 		return "---\napiVersion: " + apiVersion + "\nkind: " + kind + "\nmetadata: {name: a}\n"
@@ -326,9 +326,8 @@ func TestNotRead(t *testing.T) {
 	}
 }
 
-// FuzzParse holds the reader to its promise: for any bytes, each document that has
-// content comes out as objects, as a problem or as a note, or is of a kind that is not
-// read.
+// FuzzParse checks that nothing is lost: in any input, each document with content becomes
+// an object, a problem or a note, or has an unsupported kind.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		web, shop, closed, "{", "--- a\n...\n---", `{"kind":"List","items":[{}]}`, web + "----\n" + closed, `{"a":1}{"b":2}`,
@@ -339,7 +338,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		// What is put behind the input is found, or something is said.
+		// An object appended to the input is found, or a problem is reported.
 		alone := parse("f", data, slog.New(slog.DiscardHandler))
 		for _, mark := range []string{"\n---\n", "\r---\r", "\n"} {
 			c := parse("f", slices.Concat(data, []byte(mark+closed)), slog.New(slog.DiscardHandler))
@@ -356,8 +355,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// swallowed reports whether the text may take in what follows it: a comment or a text
-// that is not at its end.
+// swallowed reports whether text may absorb what follows it: it ends in a comment or in an
+// open scalar.
 func swallowed(data []byte) bool {
 	return bytes.ContainsAny(data, "#|>'\"%:?-")
 }

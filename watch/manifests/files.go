@@ -10,32 +10,32 @@ import (
 	"strings"
 )
 
-// content is what one file holds.
+// content is the content of one file.
 type content struct {
-	blank    bool // it has no text, not even a comment
+	blank    bool // the file has no text, not even a comment
 	items    []*item
 	problems []Problem
-	notes    []Problem //  what changes nothing
-	outdated []Problem // what is read, and no API server takes any more
-	holes    []Problem // what is legal and empty in rules of policies
-	notRead  []NotRead // objects that were passed over and may change what is allowed
+	notes    []Problem // what has no effect
+	outdated []Problem // what current API servers reject, but is still supported
+	holes    []Problem // empty fields in policy rules: legal, but they allow everything
+	notRead  []NotRead // skipped objects that may change what is allowed
 }
 
-// listing is what was found in a folder.
+// listing is the result of listing a directory.
 type listing struct {
 	paths    []string  // of manifests, sorted
-	problems []Problem // folders below that cannot be read, and links that lead nowhere
-	closed   []string  // the folders below that cannot be read
+	problems []Problem // unreadable subdirectories and broken links
+	closed   []string  // the unreadable subdirectories
 }
 
-// list finds the manifests in dir and below. A single file is given back whatever
-// its name. visit, if not nil, is called with each folder before it is read, so that a
-// watch misses nothing in between.
+// list returns the manifests in dir and its subdirectories. If dir is a file, it returns
+// that file, whatever its name. If visit is not nil, list calls it with each directory
+// before it reads the directory, so that a watch misses nothing in between.
 //
-// Names that begin with a dot are passed over: editors keep their own files
-// under such names, and a mounted ConfigMap its versions. Symbolic links are
-// followed, since in a ConfigMap every file is one. What is no regular file and is
-// named as a manifest is among the paths: reading it says what is wrong with it.
+// list skips names that begin with a dot: editors use them for their own files, and a
+// mounted ConfigMap for its versions. It follows symbolic links, because every file in a
+// ConfigMap is one. It includes irregular files with the name of a manifest; reading them
+// reports what is wrong.
 func list(dir string, visit func(dir string)) (listing, error) {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -58,7 +58,7 @@ func list(dir string, visit func(dir string)) (listing, error) {
 type lister struct {
 	listing
 	visit func(dir string)
-	seen  map[string]bool // folders by their real paths: links may go in circles
+	seen  map[string]bool // real paths of directories; links may form a cycle
 }
 
 func (l *lister) directory(dir string) error {
@@ -90,16 +90,16 @@ func (l *lister) entry(path string, e fs.DirEntry) {
 	isDir := e.IsDir()
 	if e.Type()&fs.ModeSymlink != 0 {
 		info, err := os.Stat(path)
-		if err != nil && !named(path) { // else reading it says so
+		if err != nil && !named(path) { // reading a manifest reports the error itself
 			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "correct the link, or remove it"})
 		}
 		isDir = err == nil && info.IsDir()
 	}
 	switch {
 	case isDir:
-		// A folder that goes away while it is read is none.
+		// Ignore a directory that was deleted in the meantime.
 		if err := l.directory(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "make it a folder that the process may read"})
+			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "make it a directory that this process can read"})
 			l.closed = append(l.closed, path)
 		}
 	case named(path):
@@ -107,7 +107,7 @@ func (l *lister) entry(path string, e fs.DirEntry) {
 	}
 }
 
-// named reports whether the file's name is one of a manifest.
+// named reports whether the file's name is that of a manifest.
 func named(path string) bool {
 	return slices.Contains([]string{".yaml", ".yml", ".json"}, strings.ToLower(filepath.Ext(path)))
 }

@@ -21,28 +21,30 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// How long Follow waits. Saving a file is a burst of events, and so is the
-// update of a mounted ConfigMap; what a burst leaves behind is what counts.
+// Saving a file, or updating a mounted ConfigMap, causes several events in a row. Follow
+// reads the files once per series of events.
 const (
-	debounceQuiet = 10 * time.Millisecond // without events ends a burst
-	debounceMax   = 50 * time.Millisecond // is the longest that one may go on
-	// A look at all files without an event catches what events cannot tell:
-	// links that lead out of the folder, file systems without notification, a
-	// folder that was away. It costs one stat a file.
+	// debounceQuiet is the pause without events that ends a series.
+	debounceQuiet = 10 * time.Millisecond
+	// debounceMax bounds the duration of a series.
+	debounceMax = 50 * time.Millisecond
+	// resyncInterval bounds the time until changes without an event are seen: behind links
+	// that lead out of the directory, on file systems without notification, and in a
+	// directory that was gone. A resync costs one stat per file.
 	resyncInterval = 5 * time.Second
 )
 
-// Delta is what changed in a folder. Applied in order to a World that holds the
-// state before, it gives the state after.
+// Delta is a change of a directory's objects. Applied in order, deltas lead from one state
+// of the directory to the next.
 type Delta struct {
 	Set     Objects // new or changed
 	Deleted []Ref
 }
 
-// Ref names an object that is gone. Namespace is empty for a Namespace.
+// Ref names a deleted object. Namespace is empty for a Namespace.
 type Ref struct{ Kind, Namespace, Name string }
 
-// Apply brings a World up to date.
+// Apply applies the change to the policy store.
 func (d Delta) Apply(w *policy.World) {
 	for _, r := range d.Deleted {
 		switch r.Kind {
@@ -57,7 +59,7 @@ func (d Delta) Apply(w *policy.World) {
 	d.Set.Apply(w)
 }
 
-// Apply adds the objects to a World, or replaces what it knows of them.
+// Apply adds the objects to the policy store, or replaces older versions there.
 func (o Objects) Apply(w *policy.World) {
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
@@ -70,51 +72,50 @@ func (o Objects) Apply(w *policy.World) {
 	}
 }
 
-// follower is the state of one Follow. It belongs to one goroutine.
+// follower is the state of one Follow. Only one goroutine uses it.
 type follower struct {
 	roots   []*root
 	log     *slog.Logger
 	watcher *fsnotify.Watcher
-	watched map[string]fs.FileInfo // folders
+	watched map[string]fs.FileInfo // by directory
 	files   map[string]*file
-	touched map[string]bool // paths that events named since the last scan
+	touched map[string]bool // paths that had events since the last scan
 	all     bool            // events were lost: read every file
 	state   *merged
-	logged  map[Problem]bool // doubles and places that were reported
+	logged  map[Problem]bool // problems of roots and of duplicate objects that were logged
 
 	onProblems func([]Problem) // may be nil
-	reported   []Problem       // what report got last
+	reported   []Problem       // argument of the last call of onProblems
 
 	onNotRead func([]NotRead) // may be nil
-	notRead   []NotRead       // what passed got last
+	notRead   []NotRead       // argument of the last call of onNotRead
 }
 
-// root is a folder, or single file, that is followed.
+// root is a followed directory, or a single followed file.
 type root struct {
 	dir      string
-	paths    []string  // of its files when it was last read
-	gone     []string  // folders of it that cannot be read now; their files stay as they were
-	problems []Problem // of folders
-	away     string    // why it cannot be read; said once
+	paths    []string  // of the files that were found last
+	gone     []string  // subdirectories that cannot be read now; their files keep their state
+	problems []Problem // of subdirectories
+	away     string    // why the root cannot be read; empty if it can
 }
 
-// file is one file of the folder.
+// file is the state of one file.
 type file struct {
 	info    fs.FileInfo
-	content *content  // what is in force of it
-	good    bool      // content was without problems
-	broken  bool      // what the file holds now is not what is in force
-	wrong   []Problem // in what the file holds now
+	content *content  // the content in force
+	good    bool      // content has no problems
+	broken  bool      // the content in force is not the current one
+	wrong   []Problem // problems of the current content
 }
 
-// Follow reads the folder, or the single file, and calls apply with all there is,
-// even if that is nothing. Then it calls apply with each change, until ctx ends,
-// which is no error. apply is called by one goroutine, one call at a time.
+// Follow reads the directory, or the single file, and calls apply with all objects, even if
+// there are none. It then calls apply with each change until ctx ends, and returns nil.
+// Calls of apply do not overlap.
 //
-// A file that cannot be understood is reported to logger, and its last good state
-// stays in force until it is mended or deleted. If there has been none, what can
-// be read of it is in force. A folder that cannot be read any more changes
-// nothing either.
+// Follow logs broken files to logger. The last good state of a broken file stays in force
+// until the file is corrected or deleted. If there is no good state, the readable part of
+// the file is in force. If the directory becomes unreadable, its objects stay in force.
 func Follow(ctx context.Context, dir string, logger *slog.Logger, apply func(Delta)) error {
 	return Source{Dirs: []string{dir}, Logger: logger}.follow(ctx, apply)
 }
@@ -155,7 +156,7 @@ func (s Source) follow(ctx context.Context, apply func(Delta)) error {
 func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 	due := time.NewTimer(resyncInterval)
 	defer due.Stop()
-	var began time.Time // of the burst; zero if there is none
+	var began time.Time // of the series of events; zero if there is none
 	for {
 		select {
 		case <-ctx.Done():
@@ -169,7 +170,7 @@ func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 			if !ok {
 				return fmt.Errorf("follow manifests: the watch of %s has ended", f.dirs())
 			}
-			f.log.Warn("events about manifests were lost; reading them all", "error", err)
+			f.log.Warn("file events lost; reading all manifests", "err", err)
 			f.all = true
 		case <-due.C:
 			began = time.Time{}
@@ -191,7 +192,7 @@ func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 func (f *follower) event(e fsnotify.Event) {
 	f.touched[e.Name] = true
 	if e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename) {
-		delete(f.watched, e.Name) // another folder may take its name
+		delete(f.watched, e.Name) // another directory may get the name
 	}
 }
 
@@ -205,18 +206,18 @@ func (f *follower) dirs() string {
 	return strings.Join(dirs, ", ")
 }
 
-// scan looks at every file and reads those that changed. It returns what follows
-// from that, and when to look again.
+// scan checks every file and reads those that have changed. It returns the resulting
+// change, and the time until the next scan.
 func (f *follower) scan() (Delta, time.Duration) {
 	seen := make(map[string]bool)
 	again := resyncInterval
 	var contents []*content
-	found := make(map[string]bool) // files
+	found := make(map[string]bool) // by path
 	for _, r := range f.roots {
 		f.find(r, seen)
 		for _, path := range r.paths {
 			if found[path] {
-				continue // a folder, and a file in it
+				continue // reachable through several of the paths
 			}
 			found[path] = true
 			if !r.unreachable(path) {
@@ -227,7 +228,7 @@ func (f *follower) scan() (Delta, time.Duration) {
 	}
 	for dir := range f.watched {
 		if !seen[dir] {
-			_ = f.watcher.Remove(dir) // that it is not watched any more is as well
+			_ = f.watcher.Remove(dir) // it may have been removed already
 			delete(f.watched, dir)
 		}
 	}
@@ -242,19 +243,19 @@ func (f *follower) scan() (Delta, time.Duration) {
 	return delta, again
 }
 
-// find lists the files of a root. Those that cannot be reached now stay listed.
+// find lists the files of a root. Files that cannot be reached now stay listed.
 func (f *follower) find(r *root, seen map[string]bool) {
 	l, err := list(r.dir, func(dir string) { f.watch(dir); seen[dir] = true })
 	if err != nil {
 		if r.away != err.Error() {
 			r.away = err.Error()
-			f.log.Error("manifests cannot be read; what was read of them stays in force", event.ManifestsUnreadable.Attr(), "error", err)
+			f.log.Error("manifests unreadable; their objects stay in force", event.ManifestsUnreadable.Attr(), "err", err)
 		}
 		return
 	}
 	if r.away != "" {
 		r.away = ""
-		f.log.Info("manifests can be read again", event.ManifestsReadable.Attr(), "folder", r.dir)
+		f.log.Info("manifests readable again", event.ManifestsReadable.Attr(), "dir", r.dir)
 	}
 	r.gone, r.problems = l.closed, l.problems
 	for _, path := range r.paths {
@@ -266,33 +267,34 @@ func (f *follower) find(r *root, seen map[string]bool) {
 	r.paths = l.paths
 }
 
-// unreachable reports whether the file is in a folder that cannot be read now.
+// unreachable reports whether the file is in a directory that cannot be read now.
 func (r *root) unreachable(path string) bool {
 	return r.away != "" || slices.ContainsFunc(r.gone, func(dir string) bool {
 		return strings.HasPrefix(path, dir+string(filepath.Separator))
 	})
 }
 
-// watch asks for events of a folder, anew if another folder has its name now.
+// watch subscribes to the events of a directory. It subscribes again if the name belongs to
+// another directory now.
 func (f *follower) watch(dir string) {
 	info, err := os.Stat(dir)
 	if err != nil {
-		return // it went away in this moment
+		return // it has just been deleted
 	}
 	if old := f.watched[dir]; old != nil {
 		if os.SameFile(old, info) {
 			return
 		}
-		_ = f.watcher.Remove(dir) // the other one may be gone already
+		_ = f.watcher.Remove(dir) // it may have been removed already
 	}
 	if err := f.watcher.Add(dir); err != nil {
-		f.log.Warn("changes in a folder of manifests will be seen late", "folder", dir, "within", resyncInterval, "error", err)
+		f.log.Warn("cannot watch a directory of manifests; changes are seen late", "dir", dir, "interval_ms", resyncInterval.Milliseconds(), "err", err)
 		return
 	}
 	f.watched[dir] = info
 }
 
-// check reads a file if it has changed, and says when to look again.
+// check reads a file if it has changed. It returns the time until the next check.
 func (f *follower) check(path string) time.Duration {
 	info, err := os.Stat(path)
 	known := f.files[path]
@@ -306,10 +308,10 @@ func (f *follower) check(path string) time.Duration {
 	}
 	if err != nil {
 		if _, err := os.Lstat(path); err != nil {
-			return debounceQuiet // it went away in this moment
+			return debounceQuiet // it has just been deleted
 		}
 		if known.broken && known.info == nil {
-			return resyncInterval // that the link leads nowhere has been said
+			return resyncInterval // the broken link has been logged
 		}
 		info = nil
 	}
@@ -318,20 +320,20 @@ func (f *follower) check(path string) time.Duration {
 	return resyncInterval
 }
 
-// apply puts what was read in force, unless something is wrong with it. A file that has
-// become empty is broken too: editors and shells truncate a file before they write it,
-// and its policies must not be missing for as long as the writer takes.
+// apply puts new content of a file in force, unless it has problems. A file that has become
+// empty counts as broken: editors and shells truncate a file before they write it, and its
+// policies must not vanish in between.
 func (f *follower) apply(path string, known *file, now *content) {
 	now.items = slices.DeleteFunc(now.items, func(it *item) bool { return !it.decides() })
 	problems := append(slices.Clone(now.problems), now.inPolicies()...)
 	emptied := now.blank && len(known.content.items) > 0
 	if emptied {
 		problems = append(problems, Problem{
-			File: path, Detail: "it is empty; what it held stays in force",
-			Hint: "remove the file, or write a comment into it, to take its objects away",
+			File: path, Detail: "it is empty; its former objects stay in force",
+			Hint: "to remove its objects, delete the file or write a comment into it",
 		})
 	}
-	inForce := "what can be read of the file"
+	inForce := "the readable part of the file"
 	if known.good {
 		inForce = "the last good state of the file"
 	}
@@ -340,7 +342,7 @@ func (f *follower) apply(path string, known *file, now *content) {
 		f.log.Error("broken manifest", event.ManifestBroken.Attr(), "problem", p, "in_force", inForce)
 	}
 	for _, text := range Condense(slices.Concat(now.notes, now.outdated)) {
-		f.log.Info("something in a manifest changes nothing", "note", text)
+		f.log.Info("part of a manifest has no effect", "note", text)
 	}
 	switch {
 	case len(problems) == 0:
@@ -355,9 +357,8 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies lists what the engine would not understand in the policies. That
-// it would allow nothing there is safe; but if the file was good before, that is
-// better.
+// inPolicies returns the problems that the policy package would find. The affected rules
+// would safely allow nothing, but the last good state of the file is better.
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {
@@ -378,7 +379,7 @@ func (c *content) inPolicies() []Problem {
 	return found
 }
 
-// reportProblems reports all that is wrong, if it is something else than last time.
+// reportProblems passes all problems to onProblems if they have changed.
 func (f *follower) reportProblems() {
 	if f.onProblems == nil {
 		return
@@ -386,7 +387,7 @@ func (f *follower) reportProblems() {
 	var all []Problem
 	for _, r := range f.roots {
 		if r.away != "" {
-			all = append(all, Problem{File: r.dir, Detail: r.away, Hint: "bring it back; what was read of it stays in force"})
+			all = append(all, Problem{File: r.dir, Detail: r.away, Hint: "restore it; its objects stay in force until then"})
 		}
 		all = append(all, r.problems...)
 	}
@@ -400,8 +401,8 @@ func (f *follower) reportProblems() {
 	}
 }
 
-// logNew logs objects that are there twice and folders that cannot be read, each
-// once for as long as it is so.
+// logNew logs duplicate objects and unreadable directories, each once for as long as it
+// exists.
 func (f *follower) logNew(twice []Problem) {
 	said := make(map[Problem]bool)
 	tell := func(p Problem, text string) {
@@ -411,32 +412,32 @@ func (f *follower) logNew(twice []Problem) {
 		said[p] = true
 	}
 	for _, p := range twice {
-		tell(p, "manifest passed over")
+		tell(p, "duplicate object skipped")
 	}
 	for _, r := range f.roots {
 		for _, p := range r.problems {
-			tell(p, "manifests cannot be read; what was read of them stays in force")
+			tell(p, "manifests unreadable; their objects stay in force")
 		}
 	}
 	f.logged = said
 }
 
-// reportNotRead tells of objects that are passed over and may change what is allowed.
+// reportNotRead logs skipped objects that may change what is allowed, and passes them to
+// onNotRead, if they have changed.
 func (f *follower) reportNotRead(now []NotRead) {
 	if slices.Equal(now, f.notRead) {
 		return
 	}
 	f.notRead = now
 	if len(now) > 0 {
-		f.log.Warn("objects that may change what is allowed are not read", "not_read", TextOf(now))
+		f.log.Warn("skipped objects that may change what is allowed", "not_read", TextOf(now))
 	}
 	if f.onNotRead != nil {
 		f.onNotRead(now)
 	}
 }
 
-// difference compares by identity: a file that was not read again gives the same
-// objects.
+// difference compares items by identity: an unchanged file keeps its items.
 func difference(before, after *merged) Delta {
 	d := Delta{Set: Objects{Origins: make(map[string]Origin)}}
 	for _, it := range before.items {

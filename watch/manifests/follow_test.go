@@ -14,7 +14,7 @@ import (
 	"sluice/filter/event"
 )
 
-// following is a Follow under test and the state that its deltas add up to.
+// following is a Follow under test, with the sum of its deltas.
 type following struct {
 	t      *testing.T
 	dir    string
@@ -23,7 +23,7 @@ type following struct {
 	log    *logBuffer
 }
 
-// logBuffer is a log that tests can wait for.
+// logBuffer is a log that tests can wait on.
 type logBuffer struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -46,7 +46,7 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-// waitTimeout bounds the wait for what must come.
+// waitTimeout bounds each wait of these tests.
 const waitTimeout = 2 * time.Minute
 
 // follow starts Follow and waits for its first delta.
@@ -76,7 +76,7 @@ func follow(t *testing.T, dir string) *following {
 	return f
 }
 
-// next takes one delta in.
+// next applies one delta.
 func (f *following) next() Delta {
 	f.t.Helper()
 	select {
@@ -101,7 +101,7 @@ func (f *following) next() Delta {
 	return Delta{}
 }
 
-// until takes deltas in until the state is the wanted one.
+// until applies deltas until the state is as wanted.
 func (f *following) until(want string) {
 	f.t.Helper()
 	for f.names() != want {
@@ -119,7 +119,7 @@ func originsOf(state map[string]bool) map[string]Origin {
 	return out
 }
 
-// says waits for the log to hold a text.
+// says waits until the log contains a text.
 func (f *following) says(text string) {
 	f.t.Helper()
 	timeout := time.After(waitTimeout)
@@ -169,7 +169,7 @@ func TestFollowGoesWithSubfolders(t *testing.T) {
 	f.until("Pod default/web")
 	f.put("a/b/shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
-	// Another folder takes the name, and is watched in its place.
+	// Another directory takes the name, and is watched instead.
 	f.must(os.Rename(filepath.Join(f.dir, "a"), filepath.Join(t.TempDir(), "gone")))
 	f.until("")
 	f.put("a/b/web.yaml", web)
@@ -185,7 +185,7 @@ func TestFollowSeesEditorsThatRename(t *testing.T) {
 	f.put(".all.yaml.new", web+"---"+shop)
 	f.must(os.Rename(filepath.Join(f.dir, ".all.yaml.new"), filepath.Join(f.dir, "all.yaml")))
 	f.until("Namespace shop, Pod default/web")
-	// The way with a backup: the old file moves away, a new one comes.
+	// An editor that keeps a backup moves the old file away and writes a new one.
 	f.must(os.Rename(filepath.Join(f.dir, "all.yaml"), filepath.Join(f.dir, "all.yaml~")))
 	f.put("all.yaml", closed)
 	f.until("NetworkPolicy default/closed")
@@ -213,7 +213,7 @@ func TestFollowOfOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// A burst is one change: nobody should see half of it.
+// A series of events is one change: half of it must never be in force.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()
@@ -239,7 +239,8 @@ func TestBrokenFileKeepsItsLastGoodState(t *testing.T) {
 			f.put("all.yaml", tt.text)
 			f.says(tt.says)
 			f.says("last good state")
-			// The other files go on, and this one's objects are still there.
+			// The other files are still followed, and this one's objects are still in
+			// force.
 			f.must(os.Remove(filepath.Join(f.dir, "web.yaml")))
 			f.until("Namespace shop, NetworkPolicy default/closed")
 			if d := len(f.state); d != 2 {
@@ -260,7 +261,7 @@ func TestBrokenFileThatIsDeletedTakesItsObjectsAlong(t *testing.T) {
 	f.until("Pod default/web")
 }
 
-// A file that was truncated and is written later must not lose its policies meanwhile.
+// A file that is truncated and written later must not lose its policies in between.
 func TestTruncatedFileKeepsItsObjects(t *testing.T) {
 	for name, text := range map[string]string{
 		"no bytes": "", "white space": " \n\t\r\n", "a byte order mark": "\ufeff", "empty UTF-16": "\xff\xfe",
@@ -268,7 +269,7 @@ func TestTruncatedFileKeepsItsObjects(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := follow(t, write(t, map[string]string{"all.yaml": closed}))
 			f.put("all.yaml", text)
-			f.says("it is empty; what it held stays in force")
+			f.says("it is empty; its former objects stay in force")
 			f.put("shop.yaml", shop)
 			f.until("Namespace shop, NetworkPolicy default/closed")
 			f.put("all.yaml", web)
@@ -299,7 +300,7 @@ func TestTruncatedFileLosesItsObjects(t *testing.T) {
 	})
 }
 
-// The file was never good: what could be read of it is in force, and stays.
+// The file was never good: its readable part is in force, and stays so.
 func TestTruncatedBrokenFileKeepsWhatIsInForce(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": closed + "---\na: ["}))
 	f.put("all.yaml", "")
@@ -322,7 +323,7 @@ func TestEmptyFileWithoutObjectsIsNoProblem(t *testing.T) {
 func TestDoubleIsReportedOnceAndTakesOver(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"a.yaml": web}))
 	f.put("b.yaml", strings.Replace(web, "10.0.0.1", "10.0.0.2", 1))
-	f.says("the same object stands in")
+	f.says("the same object is in")
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
 	if n := strings.Count(f.log.String(), "the same object"); n != 1 {
@@ -347,7 +348,7 @@ func TestFolderThatGoesAwayChangesNothing(t *testing.T) {
 
 func TestFollowNeedsAFolder(t *testing.T) {
 	err := Follow(t.Context(), filepath.Join(t.TempDir(), "none"), slog.New(slog.DiscardHandler), func(Delta) {
-		t.Error("a change in a folder that is not there")
+		t.Error("a change in a directory that does not exist")
 	})
 	if err == nil {
 		t.Error("no error")

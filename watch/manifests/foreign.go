@@ -9,12 +9,11 @@ import (
 
 // Kind is a kind of objects.
 type Kind struct {
-	Group string `json:"group,omitempty"` // without version; empty for the core
+	Group string `json:"group,omitempty"` // without the version; empty for the core API
 	Name  string `json:"kind"`
 }
 
-// NotRead is how many objects of a kind were passed over that may change what is
-// allowed.
+// NotRead counts the skipped objects of a kind that may change what is allowed.
 type NotRead struct {
 	Kind
 	Count int `json:"count"`
@@ -24,7 +23,7 @@ func (n NotRead) String() string {
 	return fmt.Sprintf("%d %s of %s", n.Count, n.Name, cmp.Or(n.Group, "the core API"))
 }
 
-// TextOf is what was passed over in one line; empty if that is nothing.
+// TextOf lists the skipped objects in one line. It returns "" if there are none.
 func TextOf(passed []NotRead) string {
 	texts := make([]string, len(passed))
 	for i, n := range passed {
@@ -33,8 +32,8 @@ func TextOf(passed []NotRead) string {
 	return strings.Join(texts, ", ")
 }
 
-// Restricting reports whether objects of the kind decide which packets pass, beside
-// NetworkPolicies: every kind of policy that is named as theirs is, and some others.
+// Restricting reports whether objects of the kind affect which packets are allowed, beside
+// NetworkPolicies. It covers every kind whose name ends in NetworkPolicy, and some others.
 func Restricting(k Kind) bool {
 	name := strings.TrimSuffix(strings.TrimSuffix(k.Name, "Policies"), "Policy")
 	if name != k.Name && strings.HasSuffix(strings.ToLower(name), "network") {
@@ -57,25 +56,25 @@ func Restricting(k Kind) bool {
 	return false
 }
 
-// core reports whether the core API has had the kind: another one in it is a slip of
-// the pen.
+// core reports whether the core API has, or had, the kind. Any other kind in that API is a
+// misspelling.
 func core(kind string) bool {
 	return slices.Contains([]string{
 		"Binding", "ComponentStatus", "ConfigMap", "Endpoints", "Event", "LimitRange", "List", "Namespace", "Node",
 		"PersistentVolume", "PersistentVolumeClaim", "Pod", "PodTemplate", "ReplicationController", "ResourceQuota",
-		"Secret", "Service", "ServiceAccount", "Status", "Config", // the last one is a kubeconfig
+		"Secret", "Service", "ServiceAccount", "Status", "Config", // a kubeconfig file
 	}, strings.TrimSuffix(kind, "List")) || kind == "List"
 }
 
-// pass notes an object that is not read.
+// pass records a skipped object.
 func (p *parser) pass(k Kind, version, at string) {
-	p.logger.Debug("manifest of another kind passed over", "file", p.path, "document", p.document, "at", at, "apiVersion", version, "kind", k.Name)
+	p.logger.Debug("object of another kind skipped", "file", p.path, "document", p.document, "at", at, "apiVersion", version, "kind", k.Name)
 	if Restricting(k) || k.Group == "" && version == "v1" && !core(k.Name) {
 		p.notRead = append(p.notRead, NotRead{k, 1})
 	}
 }
 
-// sumNotRead adds up what was passed over, in the order in which it was found.
+// sumNotRead adds up the skipped objects by kind, in the order of the files.
 func sumNotRead(contents []*content) []NotRead {
 	at := make(map[Kind]int)
 	var all []NotRead

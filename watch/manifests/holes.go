@@ -9,15 +9,16 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// fields is an object of which nothing is known but what is written in it.
+// fields is an object whose fields are not decoded yet.
 type fields map[string]json.RawMessage
 
-// mayHaveHoles matches what findHoles looks for: most policies have none of it.
+// mayHaveHoles matches any text with a hole. Most policies do not match, and need no
+// search.
 var mayHaveHoles = regexp.MustCompile(`null|\[\s*\]`)
 
-// findHoles finds what is written and empty in a rule, as a template leaves it whose
-// list was empty. It is legal, and opens the rule to everything of its kind. The API
-// server drops it, so that only the text tells it from what was left out.
+// findHoles reports fields of rules that are present but empty, as a template writes an
+// empty list. They are legal, and allow everything of their kind. Only the text tells them
+// from absent fields: the API server drops them.
 func (c *checker) findHoles() {
 	if c.closed || !mayHaveHoles.Match(c.text) {
 		return
@@ -29,7 +30,7 @@ func (c *checker) findHoles() {
 		} `json:"spec"`
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(c.text, &o); err != nil {
-		return // it has been reported
+		return // decoding has reported the error
 	}
 	for i, r := range o.Spec.Ingress {
 		c.holesOf(r, fmt.Sprintf("spec.ingress[%d]", i), "from", "source")
@@ -39,16 +40,17 @@ func (c *checker) findHoles() {
 	}
 }
 
-// holesOf finds the holes of a rule, whose peers are called so.
+// holesOf reports the holes of a rule. list is the rule's field with the peers, and end
+// what a peer is: a source or a destination.
 func (c *checker) holesOf(r fields, at, list, end string) {
 	if r == nil {
-		c.hole(at, "it is empty and allows everything", "write {} if everything is meant, or write what it is to allow")
+		c.hole(at, "it is empty and allows everything", "write {} to allow everything, or write what it is meant to allow")
 	}
 	if r.has(list) && empty(r[list]) {
-		c.hole(at+"."+list, "it is there and empty, which allows every "+end, "leave "+list+" out if every "+end+" is meant, or list them")
+		c.hole(at+"."+list, "it is present but empty, which allows every "+end, "if every "+end+" is meant, omit "+list+"; otherwise list them")
 	}
 	if r.has("ports") && empty(r["ports"]) {
-		c.hole(at+".ports", "it is there and empty, which allows every port", "leave ports out if every port is meant, or list them")
+		c.hole(at+".ports", "it is present but empty, which allows every port", "if every port is meant, omit ports; otherwise list them")
 	}
 	for i, p := range items(r["ports"]) {
 		field := fmt.Sprintf("%s.ports[%d]", at, i)
@@ -56,7 +58,7 @@ func (c *checker) holesOf(r fields, at, list, end string) {
 		case p == nil:
 			c.hole(field, "it is empty and allows every TCP port", "write its port and protocol")
 		case p.has("port") && empty(p["port"]):
-			c.hole(field+".port", "it is there and empty, which allows every port of the protocol", "leave port out if every port is meant, or write one")
+			c.hole(field+".port", "it is present but empty, which allows every port of the protocol", "if every port is meant, omit port; otherwise write one")
 		}
 	}
 	for i, p := range items(r[list]) {
@@ -66,16 +68,16 @@ func (c *checker) holesOf(r fields, at, list, end string) {
 
 func (c *checker) holesOfPeer(p fields, at string) {
 	if p.has("podSelector") && empty(p["podSelector"]) && p.has("namespaceSelector") && !empty(p["namespaceSelector"]) {
-		c.hole(at+".podSelector", "it is there and empty, which selects every pod", "leave podSelector out if every pod is meant, or write labels")
+		c.hole(at+".podSelector", "it is present but empty, which selects every pod", "if every pod is meant, omit podSelector; otherwise write labels")
 	}
 	for _, name := range []string{"podSelector", "namespaceSelector"} {
 		s := object(p[name])
 		if s.has("matchLabels") && empty(s["matchLabels"]) && (!s.has("matchExpressions") || empty(s["matchExpressions"])) {
-			c.hole(at+"."+name+".matchLabels", "it is there and empty, which selects everything", "write "+name+": {} if everything is meant, or write labels")
+			c.hole(at+"."+name+".matchLabels", "it is present but empty, which selects everything", "if everything is meant, write "+name+": {}; otherwise write labels")
 		}
 	}
 	if b := object(p["ipBlock"]); b.has("except") && empty(b["except"]) {
-		c.hole(at+".ipBlock.except", "it is there and empty, which takes nothing away", "leave except out, or list ranges of the cidr")
+		c.hole(at+".ipBlock.except", "it is present but empty, which excludes nothing", "omit except, or list ranges of the cidr")
 	}
 }
 
@@ -90,7 +92,7 @@ func (f fields) has(name string) bool {
 	return there
 }
 
-// object reads an object; another value has no fields.
+// object decodes an object. For another type it returns nil.
 func object(raw json.RawMessage) (f fields) {
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return nil
@@ -98,7 +100,7 @@ func object(raw json.RawMessage) (f fields) {
 	return f
 }
 
-// items reads a list of objects; another value has no items.
+// items decodes a list of objects. For another type it returns nil.
 func items(raw json.RawMessage) (list []fields) {
 	if err := json.Unmarshal(raw, &list); err != nil {
 		return nil
@@ -106,7 +108,7 @@ func items(raw json.RawMessage) (list []fields) {
 	return list
 }
 
-// empty reports whether a value is null or a list of nothing.
+// empty reports whether a value is null or an empty list.
 func empty(raw json.RawMessage) bool {
 	raw = bytes.TrimSpace(raw)
 	return bytes.Equal(raw, []byte("null")) || len(raw) > 1 && raw[0] == '[' && len(bytes.TrimSpace(raw[1:len(raw)-1])) == 0

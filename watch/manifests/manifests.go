@@ -1,18 +1,16 @@
-// Package manifests reads a cluster from a directory of manifests: the Namespaces,
-// Pods and NetworkPolicies in its YAML and JSON files, as the API server would
-// have them after its defaulting.
+// Package manifests reads Namespaces, Pods and NetworkPolicies from a directory of YAML and
+// JSON files, with the defaulting of the API server.
 //
-// [Read] reads once; [Follow] reads and then goes with what changes. Both are
-// made so that a mistake never opens anything in silence: what cannot be
-// understood is a [Problem] that names file, document, object, field and mend,
-// a policy that cannot be read stands in force as one that allows nothing, and
-// for a file that breaks later its last good state stays.
+// [Read] reads once. [Follow] also reports changes. In both, a mistake never silently
+// allows anything: everything that cannot be understood is a [Problem], and a policy that
+// cannot be read allows nothing. If a file breaks while it is followed, its last good state
+// stays in force.
 //
-// Other kinds of objects may lie in the same folder; they are passed over, and those
-// that may change what is allowed are counted.
+// Objects of other kinds are skipped. Those that may change what is allowed are counted.
 package manifests
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -28,36 +26,36 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// Objects are the objects of a folder, in the order of files and documents. They
-// are complete, as if they had come from the API server, and must not be changed:
-// a World keeps references to them.
+// Objects are the objects of a directory, in the order of files and documents. They are
+// complete, as if read from the API server. They must not be modified, because the policy
+// store keeps references to them.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
 	Policies   []*policy.Policy
 
-	// What is behind addresses of Services. No decision depends on it.
+	// The objects behind the addresses of Services. They do not affect decisions.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 
-	// Origins says where each object came from, by its text form:
-	// "NetworkPolicy default/x", "Pod default/x", "Namespace x".
+	// Origins maps each object's text form to its origin: "NetworkPolicy default/x", "Pod
+	// default/x", "Namespace x".
 	Origins map[string]Origin
 
-	Notes    []Problem // what is odd in the files, and changes nothing
+	Notes    []Problem // mistakes that have no effect
 	Outdated []Problem // what is read, and no API server takes any more
-	Holes    []Problem // what is there and empty in rules of policies, and so opens them
-	NotRead  []NotRead // kinds that may change what is allowed, in the order of the files
+	Holes    []Problem // empty fields in policy rules, which allow everything
+	NotRead  []NotRead // skipped kinds that may change what is allowed, in the order of the files
 }
 
-// Origin is the place of an object in the folder.
+// Origin is the place of an object in the directory.
 type Origin struct {
-	File     string // path, beginning with the folder's
-	Document int    // in the file, from 1; 0 where there are none
+	File     string // path, including the directory
+	Document int    // in the file, from 1; 0 if the file has no documents
 }
 
-// FromCluster makes the same of objects that a live cluster has, of which origin is
-// the name.
+// FromCluster returns objects that were read from a live cluster. Their origin is the given
+// name.
 func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*networkingv1.NetworkPolicy) Objects {
 	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: netpol.ReadAll(policies), Origins: make(map[string]Origin)}
 	note := func(kind string, object metav1.Object) {
@@ -75,18 +73,17 @@ func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*co
 	return o
 }
 
-// Problem is something in a manifest that the API server would reject, or that
-// cannot be read at all.
+// Problem is a part of a manifest that the API server would reject, or that cannot be read.
 type Problem struct {
-	File     string // path, beginning with the folder's
-	Document int    // in the file, from 1; 0 for the file as a whole
-	Object   string // as in "NetworkPolicy default/x"; empty if it cannot be told
+	File     string // path, including the directory
+	Document int    // in the file, from 1; 0 for the whole file
+	Object   string // as in "NetworkPolicy default/x"; empty if it is not known
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
-	Hint     string // what would be right
+	Hint     string // how to correct it
 }
 
-// Error is the problem in one line, the place first.
+// Error formats the problem in one line that begins with its place.
 func (p Problem) Error() string {
 	var b strings.Builder
 	b.WriteString(p.File)
@@ -102,7 +99,7 @@ func (p Problem) Error() string {
 	return b.String() + ": " + p.Detail + ": " + p.Hint
 }
 
-// LogValue keeps the parts apart in structured logs.
+// LogValue logs the parts of the problem as separate attributes.
 func (p Problem) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("file", p.File),
@@ -114,12 +111,12 @@ func (p Problem) LogValue() slog.Value {
 	)
 }
 
-// Read reads folders with their subfolders, or single files. In a folder it takes
-// the files *.yaml, *.yml and *.json whose names do not begin with a dot.
+// Read reads directories with their subdirectories, and single files. In directories it
+// reads the files *.yaml, *.yml and *.json whose names do not begin with a dot.
 //
-// What cannot be understood is left out and listed as a problem; only a folder
-// that cannot be opened is an error. Of two objects with one name the first
-// counts: in the order of dirs, then by path and then by place in the file.
+// Read skips what cannot be understood, and returns it as problems. It returns an error
+// only if a directory cannot be opened. Of several objects with the same name, the first
+// counts: in the order of dirs, then of paths, then of documents.
 func Read(dirs ...string) (Objects, []Problem, error) {
 	var contents []*content
 	seen := make(map[string]bool)
@@ -130,7 +127,7 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 		}
 		contents = append(contents, &content{problems: found.problems})
 		for _, path := range found.paths {
-			if key := filepath.Clean(path); !seen[key] { // a folder, and a file in it
+			if key := filepath.Clean(path); !seen[key] { // reachable through several of the paths
 				seen[key] = true
 				o := opener{limit: maxRead, pipes: path == dir}
 				contents = append(contents, o.readFile(path, slog.Default()))
@@ -151,15 +148,16 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 	return objects, append(problems, m.problems...), nil
 }
 
-// merged is the objects of several files put together.
+// merged is the combined content of several files.
 type merged struct {
 	items    []*item
 	byName   map[string]*item
-	problems []Problem // objects that are there twice
-	notes    []Problem // likewise, of kinds that no decision depends on
+	problems []Problem // duplicate objects
+	notes    []Problem // duplicate objects that do not affect decisions
 }
 
-// merge takes the first of each object. The contents come sorted by path.
+// merge combines contents, which are sorted by path. Of several objects with the same name
+// it takes the first.
 func merge(contents []*content) *merged {
 	m := &merged{byName: make(map[string]*item)}
 	for _, c := range contents {
@@ -167,7 +165,7 @@ func merge(contents []*content) *merged {
 			if first := m.byName[it.name]; first != nil {
 				twice := Problem{
 					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
-					Detail: fmt.Sprintf("the same object stands in %s, document %d, which counts", first.origin.File, first.origin.Document),
+					Detail: fmt.Sprintf("the same object is in %s, document %d, which takes precedence", first.origin.File, first.origin.Document),
 					Hint:   "delete one of the two, or give it another name",
 				}
 				if it.decides() {
@@ -184,7 +182,7 @@ func merge(contents []*content) *merged {
 	return m
 }
 
-// decides reports whether a decision depends on the object.
+// decides reports whether the object can affect decisions.
 func (it *item) decides() bool {
 	switch it.object.(type) {
 	case *corev1.Service, *discoveryv1.EndpointSlice:
@@ -215,4 +213,24 @@ func (o *Objects) add(it *item) {
 	case *discoveryv1.EndpointSlice:
 		o.EndpointSlices = append(o.EndpointSlices, object)
 	}
+}
+
+// Source is a watch.Source that follows directories of manifests.
+type Source struct {
+	Dirs   []string     // directories or single files; the first one that has an object counts
+	Logger *slog.Logger // logs problems of the files; nil discards them
+	// OnProblems, if not nil, is called with all problems of the files whenever they
+	// change. Before the first call, there are none. Calls do not overlap.
+	OnProblems func([]Problem)
+	// OnNotRead, if not nil, is called in the same way with the kinds of skipped objects
+	// that may change what is allowed.
+	OnNotRead func([]NotRead)
+}
+
+// String names the directories.
+func (s Source) String() string { return "manifests " + strings.Join(s.Dirs, ", ") }
+
+// Run follows the directories until ctx ends.
+func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error {
+	return s.follow(ctx, func(d Delta) { update(d.Apply) })
 }

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// write puts files into a new folder; the keys are their paths in it.
+// write creates files in a new directory; the keys are their relative paths.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -38,7 +38,7 @@ func read(t *testing.T, files map[string]string) (Objects, []Problem) {
 	return objects, problems
 }
 
-// names lists what was read, sorted.
+// names lists the names of the objects, sorted.
 func names(o Objects) string {
 	var all []string
 	for name := range o.Origins {
@@ -119,7 +119,7 @@ func TestReadTakesOneFileWhateverItsName(t *testing.T) {
 		t.Errorf("read %q, %v", names(objects), err)
 	}
 	if _, _, err := Read(filepath.Join(dir, "none")); err == nil {
-		t.Error("a folder that is not there is no error")
+		t.Error("a directory that does not exist is no error")
 	}
 }
 
@@ -253,8 +253,7 @@ func TestFirstOfTwoFilesCounts(t *testing.T) {
 	}
 }
 
-// A policy in which something cannot be read must not allow what it may have
-// been meant to forbid.
+// An unreadable policy must not allow what it may have been meant to deny.
 func TestBrokenPolicyAllowsNothing(t *testing.T) {
 	const head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n"
 	ingress, both := [2]bool{filter.Ingress: true}, [2]bool{true, true}
@@ -288,7 +287,7 @@ func TestBrokenPolicyAllowsNothing(t *testing.T) {
 	}
 }
 
-// Several folders are read as one, a file that is named twice once.
+// Several directories are read as one. A file that is named twice is read once.
 func TestReadSeveral(t *testing.T) {
 	pod := func(name, label string) string {
 		return "{apiVersion: v1, kind: Pod, metadata: {name: " + name + ", labels: {in: " + label + "}}}"

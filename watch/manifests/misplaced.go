@@ -11,16 +11,16 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// step is an object on the way from a policy's spec to a field, and the name of its
-// field that leads on; empty at the end.
+// step is one step of the path from a policy's spec to a field: an object, and its field
+// that contains the next step. field is empty in the last step.
 type step struct {
 	object reflect.Type
 	field  string
 }
 
-// suggestInSpec returns what to do about an unknown field of a policy's spec. Each of
-// them may be a restriction in the wrong place, as a label beside matchLabels is. A
-// hint that is only "remove it" would then open what the policy was to close.
+// suggestInSpec returns a hint about an unknown field of a policy's spec. The field may be
+// a misplaced restriction, such as a label beside matchLabels. Therefore the hint is never
+// just "remove it", which could allow what the policy was meant to deny.
 func suggestInSpec(path string) string {
 	path, inSpec := strings.CutPrefix(path, "spec.")
 	if !inSpec {
@@ -44,14 +44,14 @@ func suggestInSpec(path string) string {
 		if name == "labels" {
 			return "write matchLabels"
 		}
-		return "put it below matchLabels; without it, the selector would choose more"
+		return "put it under matchLabels; removing it would select more"
 	}
-	return "correct its name or its place; remove it only if it is not to restrict anything, since the policy may allow more without it; the fields here are " +
+	return "correct its name or its place; remove it only if it is not a restriction, since the policy may allow more without it; the fields here are " +
 		strings.Join(fields, ", ")
 }
 
-// stepsTo follows a path from a policy's spec as far as its fields are known, and
-// returns the rest, which is the unknown name. It may have dots, as labels have.
+// stepsTo follows the path as far as the API has its fields, and returns the rest as the
+// unknown name. The name may contain dots, as those of labels do.
 func stepsTo(path string) (steps []step, name string) {
 	t := reflect.TypeFor[networkingv1.NetworkPolicySpec]()
 	for {
@@ -66,13 +66,13 @@ func stepsTo(path string) (steps []step, name string) {
 	}
 }
 
-// homeOf says where an unknown field belongs: in an object around the one that it is
-// in, or in one directly below any of those. It is empty if there is no such place.
+// homeOf returns where an unknown field belongs: in an enclosing object, or directly below
+// one. It returns "" if the field belongs nowhere.
 func homeOf(name string, steps []step) string {
 	for _, s := range slices.Backward(steps) {
 		switch {
 		case s.field == name:
-			return "" // it is in itself
+			return "" // the field is nested in itself
 		case s.field != "" && fieldType(s.object, name) != nil:
 			return "move it beside " + s.field
 		}

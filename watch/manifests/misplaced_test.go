@@ -7,7 +7,7 @@ import (
 
 // A hint must not lead to a policy that allows more than was meant.
 func TestUnknownFieldOfASpecIsPutInItsPlace(t *testing.T) {
-	const below, only = "put it below matchLabels; without it", "remove it only if it is not to restrict anything"
+	const below, only = "put it under matchLabels; removing it", "remove it only if it is not a restriction"
 	tests := []struct{ spec, field, hint string }{
 		{"podSelector: {role: db}", "podSelector.role", below},
 		{"podSelector: {app.kubernetes.io/name: db}", "podSelector.app.kubernetes.io/name", below},

@@ -13,34 +13,34 @@ import (
 )
 
 const (
-	// maxFollowed bounds a file of a folder that is followed: an agent must not be
-	// ended by the memory that a file takes.
+	// maxFollowed bounds the size of a followed file: no file may exhaust the agent's
+	// memory.
 	maxFollowed = 64 << 20
-	// maxRead bounds a file that is read once.
+	// maxRead bounds the size of a file that is read once.
 	maxRead = 256 << 20
-	// maxTries bounds how often a file is read that changes while it is read.
+	// maxTries bounds the attempts to read a file that changes meanwhile.
 	maxTries = 3
-	// pipeTimeout bounds the wait for more from a pipe.
+	// pipeTimeout bounds the wait for more data from a pipe.
 	pipeTimeout = 30 * time.Second
 )
 
-// opener reads files without ever waiting for one: a pipe, a socket or a device in a
-// folder must not stop all other files.
+// opener reads files without blocking: a pipe, a socket or a device in a directory must not
+// keep the other files from being read.
 type opener struct {
 	limit int64
-	pipes bool // a pipe is read too: the shell gives one for <(command)
+	pipes bool // read pipes, too: the shell passes one for <(command)
 }
 
-// read reads a file. The third result says what would be right, if there is an error.
+// read reads a file. If it fails, hint tells how to correct the cause.
 func (o opener) read(path string) (data []byte, hint string, err error) {
-	const readable = "make it a file that the process may read"
+	const readable = "make it a file that this process can read"
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, readable, err
 	}
-	// Before it is opened, since to open a device may do something.
+	// Check before opening: opening a device may have an effect.
 	if err := o.check(info); err != nil {
-		return nil, "put a regular file there, or remove it", err
+		return nil, "replace it with a regular file, or remove it", err
 	}
 	for range maxTries {
 		data, settled, err := o.try(path)
@@ -50,27 +50,27 @@ func (o opener) read(path string) (data []byte, hint string, err error) {
 		case errors.Is(err, errNotText):
 			return nil, "save it as text, in UTF-8", err
 		case errors.Is(err, errNotRegular):
-			return nil, "put a regular file there, or remove it", err
+			return nil, "replace it with a regular file, or remove it", err
 		case err != nil:
 			return nil, readable, err
 		case settled:
 			return data, "", nil
 		}
 	}
-	return nil, "write it to another file and rename that one", errors.New("it changes while it is read")
+	return nil, "write to another file, and rename that one", errors.New("it changes while it is being read")
 }
 
 var (
 	errTooLarge   = errors.New("it is too large")
-	errNotText    = errors.New("it has NUL bytes, which no text has")
+	errNotText    = errors.New("it has NUL bytes and is not text")
 	errNotRegular = errors.New("it is not a regular file")
 )
 
-// check refuses what is not a file with an end.
+// check refuses files that are too large or may be endless.
 func (o opener) check(info fs.FileInfo) error {
 	switch mode := info.Mode(); {
 	case mode.IsRegular() && info.Size() > o.limit:
-		return fmt.Errorf("%w: it has %d bytes, and %d are the most that is read", errTooLarge, info.Size(), o.limit)
+		return fmt.Errorf("%w: it has %d bytes, and the limit is %d", errTooLarge, info.Size(), o.limit)
 	case mode.IsRegular(), mode&fs.ModeNamedPipe != 0 && o.pipes:
 		return nil
 	default:
@@ -87,19 +87,19 @@ func typeOf(mode fs.FileMode) string {
 	case mode&fs.ModeDevice != 0:
 		return "a device"
 	case mode.IsDir():
-		return "a folder"
+		return "a directory"
 	}
 	return "something else"
 }
 
-// try reads the file once, and reports whether it was the same all the while.
+// try reads the file once. settled is false if the file changed meanwhile.
 func (o opener) try(path string) (data []byte, settled bool, err error) {
-	// O_NONBLOCK, since the file may have become a pipe by now.
+	// O_NONBLOCK: the file may have been replaced with a pipe.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, false, err
 	}
-	defer f.Close() // it was only read
+	defer f.Close() // the file was only read
 	before, err := f.Stat()
 	if err != nil {
 		return nil, false, err
@@ -118,14 +118,14 @@ func (o opener) try(path string) (data []byte, settled bool, err error) {
 	return data, after.Size() == before.Size() && after.ModTime().Equal(before.ModTime()), nil
 }
 
-// readAll reads to the end, and no further than the limit. It stops at the first NUL
-// byte: a file that is all hole is not read whole to learn that.
+// readAll reads until the end or the limit. It stops at the first NUL byte, so that it does
+// not read a huge sparse file in full.
 func (o opener) readAll(f *os.File, pipe bool) ([]byte, error) {
 	var all bytes.Buffer
 	part := make([]byte, 64<<10)
 	for {
 		if pipe {
-			_ = f.SetReadDeadline(time.Now().Add(pipeTimeout)) // without a deadline, the read waits
+			_ = f.SetReadDeadline(time.Now().Add(pipeTimeout)) // if the deadline cannot be set, the read has no timeout
 		}
 		n, err := f.Read(part)
 		all.Write(part[:n])
@@ -133,7 +133,7 @@ func (o opener) readAll(f *os.File, pipe bool) ([]byte, error) {
 		case bytes.IndexByte(part[:n], 0) >= 0 && !isWide(all.Bytes()):
 			return nil, fmt.Errorf("%w: line %d", errNotText, lineOf(all.Bytes(), bytes.IndexByte(all.Bytes(), 0)))
 		case int64(all.Len()) > o.limit:
-			return nil, fmt.Errorf("%w: it has more than %d bytes, which is the most that is read", errTooLarge, o.limit)
+			return nil, fmt.Errorf("%w: it has more than %d bytes, which is the limit", errTooLarge, o.limit)
 		case errors.Is(err, io.EOF) && pipe && all.Len() == 0:
 			return nil, errors.New("the pipe is empty")
 		case errors.Is(err, io.EOF):
@@ -144,7 +144,7 @@ func (o opener) readAll(f *os.File, pipe bool) ([]byte, error) {
 	}
 }
 
-// readFile reads one file. Whatever is wrong with it becomes a problem.
+// readFile reads and parses a file. Any failure becomes a problem.
 func (o opener) readFile(path string, logger *slog.Logger) *content {
 	data, hint, err := o.read(path)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// strange puts what is no regular file into a folder, under names of manifests.
+// strange creates irregular files that are named like manifests.
 func strange(t *testing.T, dir string) {
 	t.Helper()
 	if err := syscall.Mkfifo(filepath.Join(dir, "fifo.yaml"), 0o644); err != nil {
@@ -48,7 +48,7 @@ func strange(t *testing.T, dir string) {
 
 var strangeNames = []string{"circle.json", "fifo.yaml", "folder-gone", "gone.yaml", "hole.yaml", "large.yaml", "null.yaml", "socket.yaml", "zero.yml"}
 
-// What is no file is a problem each, and keeps nothing else from being read.
+// Each irregular file is a problem, and does not keep other files from being read.
 func TestReadOfStrangeFiles(t *testing.T) {
 	dir := write(t, map[string]string{"web.yaml": web, "sub/shop.yaml": shop})
 	strange(t, dir)
@@ -70,7 +70,8 @@ func TestReadOfStrangeFiles(t *testing.T) {
 	}
 }
 
-// They come and go while the folder is followed: updates go on, and so does the end.
+// Irregular files come and go while the directory is followed. Follow still delivers
+// updates, and ends with ctx.
 func TestFollowGoesOnBesideStrangeFiles(t *testing.T) {
 	dir := write(t, map[string]string{"web.yaml": web})
 	ctx, stop := context.WithCancel(t.Context())
@@ -86,7 +87,7 @@ func TestFollowGoesOnBesideStrangeFiles(t *testing.T) {
 	if d := next(t, deltas); len(d.Set.Namespaces) != 1 {
 		t.Errorf("beside strange files a namespace gave %+v", d)
 	}
-	// A pipe takes the place of a file, whose last good state stays.
+	// A pipe replaces a file, whose last good state stays in force.
 	pipe := filepath.Join(dir, "web.yaml")
 	if err := errors.Join(os.Remove(pipe), syscall.Mkfifo(pipe, 0o644)); err != nil {
 		t.Fatal(err)
@@ -114,7 +115,7 @@ func next[T any](t *testing.T, from chan T) (got T) {
 	return got
 }
 
-// The shell gives a pipe for <(command).
+// The shell passes a pipe for <(command).
 func TestReadOfAPipeThatIsNamed(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
@@ -150,10 +151,10 @@ func mustOpen(t *testing.T, path string) uintptr {
 	return uintptr(fd)
 }
 
-// A folder below that cannot be read changes nothing in it, and keeps nothing else.
+// The files of an unreadable subdirectory keep their state, and others are still followed.
 func TestFollowKeepsWhatItCannotReach(t *testing.T) {
 	if os.Geteuid() == 0 {
-		t.Skip("root may read every folder")
+		t.Skip("root can read every directory")
 	}
 	f := follow(t, write(t, map[string]string{"web.yaml": web, "sub/closed.yaml": closed}))
 	sub := filepath.Join(f.dir, "sub")
@@ -164,8 +165,8 @@ func TestFollowKeepsWhatItCannotReach(t *testing.T) {
 	f.says("cannot be read")
 }
 
-// Several folders are followed as one is. One that goes away keeps what it had, and
-// the others go on.
+// Several directories are followed as one. If one disappears, its objects stay in force,
+// and the others are still followed.
 func TestFollowOfSeveral(t *testing.T) {
 	a := write(t, map[string]string{"in/web.yaml": web, "in/closed.yaml": closed})
 	b := write(t, map[string]string{"shop.yaml": shop, "web.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1)})
@@ -185,7 +186,7 @@ func TestFollowOfSeveral(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p := next(t, reports); len(p) != 2 || p[0].File != in {
-		t.Errorf("of the folder that is away: %v", p)
+		t.Errorf("problems of the missing directory: %v", p)
 	}
 	put(t, filepath.Join(b, "b.yaml"), strings.Replace(closed, "closed", "other", 1))
 	if d := next(t, deltas); len(d.Set.Policies) != 1 || len(d.Deleted) != 0 {
@@ -196,11 +197,11 @@ func TestFollowOfSeveral(t *testing.T) {
 		t.Error(err)
 	}
 	if err := (Source{Dirs: []string{b, in}}).follow(t.Context(), nil); err == nil || !strings.Contains(err.Error(), in) {
-		t.Errorf("to begin with a folder that is away: %v", err)
+		t.Errorf("start with a missing directory: %v", err)
 	}
 }
 
-// Between the look at a file and its opening, a pipe may take its place.
+// A pipe may replace a file between stat and open.
 func TestOpeningDoesNotWaitForAPipe(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe.yaml")
 	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
@@ -216,7 +217,8 @@ func TestOpeningDoesNotWaitForAPipe(t *testing.T) {
 	}
 }
 
-// What is written while it is read is not taken in half; what has no end is given up.
+// A file that is written meanwhile is never read in half. Reading an endless one is given
+// up.
 func TestFilesThatGrow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.yaml")
 	put(t, path, web)

@@ -15,13 +15,12 @@ import (
 	"sluice/filter/policy"
 )
 
-// checkPolicy applies the API server's defaulting. What only the meaning of rules
-// depends on (CIDRs, ranges of ports, selectors) is for the policy package to judge.
+// checkPolicy applies the API server's defaulting. The policy package checks everything
+// that depends on the meaning of rules: CIDRs, port ranges, selectors.
 //
-// A rule in which something could not be read allows nothing: to leave out what was not
-// understood could open what it forbids. If it cannot be read which pods or directions
-// the policy is for, it is for all that were named, which is no fewer than was meant,
-// in both directions, and allows nothing.
+// A rule with an unreadable part allows nothing: dropping only that part could allow what
+// it denies. If the pod selector or the policy types cannot be read, the policy selects
+// every pod of its namespace, isolates both directions, and allows nothing.
 func checkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
 	if c.uncertain && !c.closed {
 		c.specByParts(o)
@@ -44,7 +43,7 @@ func checkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
 	c.findHoles()
 }
 
-// closePolicy takes all rules away, and isolates in both directions.
+// closePolicy removes all rules, and isolates both directions.
 func closePolicy(spec *networkingv1.NetworkPolicySpec) {
 	spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
 	spec.Ingress, spec.Egress = nil, nil
@@ -59,8 +58,8 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
-// decode reports a value of the wrong type. Of a policy's spec that is done with the
-// part it is in.
+// decode reports a value of the wrong type. For values in a policy's spec, specByParts
+// reports them instead.
 func (c *checker) decode(object any, err error) {
 	c.uncertain = true
 	if _, isPolicy := object.(*networkingv1.NetworkPolicy); isPolicy {
@@ -69,15 +68,15 @@ func (c *checker) decode(object any, err error) {
 			metav1.ObjectMeta `json:"metadata"`
 		}
 		if err = kjson.UnmarshalCaseSensitivePreserveInts(c.text, &outside); err == nil {
-			return // it is in the spec
+			return // the value is in the spec
 		}
 		object = &outside
 	}
 	c.undecodable(c.text, object, "", err)
 }
 
-// specByParts reads a spec in which something cannot be read: each rule by itself, so
-// that it is known which one is broken. The others stay in force.
+// specByParts decodes an invalid spec rule by rule. Only the broken rules are closed, and
+// the others stay in force.
 func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	var whole struct {
 		Spec json.RawMessage `json:"spec"`
@@ -107,17 +106,17 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	if !part(c, parts.PolicyTypes, "spec.policyTypes", &o.Spec.PolicyTypes) {
 		c.closed = true
 	}
-	closed := []networkingv1.NetworkPolicyPeer{{}} // a peer that names no pod and no address
+	closed := []networkingv1.NetworkPolicyPeer{{}} // an invalid peer, which matches nothing
 	o.Spec.Ingress = rulesByParts(c, parts.Ingress, "spec.ingress", networkingv1.NetworkPolicyIngressRule{From: closed})
 	o.Spec.Egress = rulesByParts(c, parts.Egress, "spec.egress", networkingv1.NetworkPolicyEgressRule{To: closed})
 }
 
-// rulesByParts reads the rules of one direction; closed takes the place of those that
-// cannot be read, so that the others keep their numbers.
+// rulesByParts decodes the rules of one direction. It replaces broken rules with closed, so
+// that the others keep their indexes.
 func rulesByParts[T any](c *checker, raw json.RawMessage, at string, closed T) []T {
 	var items []json.RawMessage
 	if !part(c, raw, at, &items) {
-		return []T{closed} // a rule, so that the direction is isolated
+		return []T{closed} // one rule, so that the direction is isolated
 	}
 	rules := make([]T, len(items))
 	for i := range items {
@@ -128,7 +127,7 @@ func rulesByParts[T any](c *checker, raw json.RawMessage, at string, closed T) [
 	return rules
 }
 
-// part decodes a part of a spec strictly, and reports whether all of it could be read.
+// part decodes a part of a spec strictly, and reports whether that succeeded.
 func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 	if len(raw) == 0 {
 		return true
@@ -149,8 +148,8 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 	return len(unknown) == 0 && err == nil
 }
 
-// CausedBy reports whether a problem that the policy package has found comes from one of
-// those: a rule that cannot be read is put in force as one that names no peer.
+// CausedBy reports whether one of the given problems explains p: a rule that cannot be read
+// is replaced with one whose peer is invalid.
 func CausedBy(p policy.Problem, from []Problem) bool {
 	rule := ruleOf(p.Field)
 	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {
@@ -158,12 +157,12 @@ func CausedBy(p policy.Problem, from []Problem) bool {
 	}
 	list, _, _ := strings.Cut(rule, "[")
 	return slices.ContainsFunc(from, func(o Problem) bool {
-		at := strings.Index(o.Field, "spec") // behind the place in a list
+		at := strings.Index(o.Field, "spec") // skip the place in a list
 		return at >= 0 && o.Object == p.Policy.Object() && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
 	})
 }
 
-// ruleOf is the part of a field that names a rule, as in spec.ingress[0].
+// ruleOf returns the part of a field path that names a rule, as in spec.ingress[0].
 func ruleOf(field string) string {
 	if end := strings.IndexByte(field, ']'); end >= 0 {
 		return field[:end+1]

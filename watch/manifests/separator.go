@@ -7,8 +7,8 @@ import (
 	"strconv"
 )
 
-// separatorReach bounds how many lines a line that should separate documents may be away
-// from the error of the parser, which notices it at the next text or at the one before.
+// separatorReach bounds the distance in lines between a mistyped separator and the parser's
+// error, which may be before or after it.
 const separatorReach = 5
 
 var (
@@ -17,8 +17,8 @@ var (
 	almostLine = regexp.MustCompile(`^[ \t]*[-–—][ \t]*[-–—][-–— \t]*(#.*)?$`)
 )
 
-// syntaxHint returns what to do about a document that is not YAML. One that has two
-// objects is often two whose separator was mistyped: to the parser, "----" is text.
+// syntaxHint returns a hint about a document that is not YAML. Often it is two objects with
+// a mistyped separator: to the parser, "----" is text.
 func syntaxHint(d document, message string) string {
 	const hint = "correct the YAML"
 	m := errorLine.FindStringSubmatch(message)
@@ -27,7 +27,7 @@ func syntaxHint(d document, message string) string {
 	}
 	at, err := strconv.Atoi(m[1])
 	if err != nil {
-		return hint // a number that no file has lines for
+		return hint // the number is out of range
 	}
 	if line, text := separatorNear(d, at); line > 0 {
 		return fmt.Sprintf("%s; separate documents with a line ---, without anything before it (line %d is %q)", hint, line, text)
@@ -38,8 +38,8 @@ func syntaxHint(d document, message string) string {
 	return hint
 }
 
-// separatorNear finds the line nearest to a given one of the file that looks like a
-// separator of documents and is not one. It returns 0 if there is none.
+// separatorNear returns the line nearest to the given line of the file that looks like a
+// mistyped separator. It returns 0 if there is none within reach.
 func separatorNear(d document, at int) (line int, text string) {
 	n, least := d.line, separatorReach+1
 	for raw := range bytes.Lines(d.text) {

@@ -10,7 +10,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// What is wrong is told as a whole, once for each change of it.
+// All problems are reported together, once per change.
 func TestSourceTellsItsProblems(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
@@ -34,7 +34,7 @@ func TestSourceTellsItsProblems(t *testing.T) {
 			select {
 			case got := <-told:
 				if len(got) != len(want) {
-					continue // one of two steps
+					continue // an intermediate state
 				}
 				for i, p := range got {
 					if !strings.Contains(p.Error(), want[i]) {
@@ -52,15 +52,15 @@ func TestSourceTellsItsProblems(t *testing.T) {
 	await("bad.yaml")
 	write("a.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: a}}")
 	write("b.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: a}}")
-	await("bad.yaml", "stands in")
+	await("bad.yaml", "the same object")
 	write("bad.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: b}}")
-	await("stands in")
+	await("the same object")
 	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
 		t.Fatal(err)
 	}
 	await()
 	write("a.yaml", "")
-	await("a.yaml: it is empty; what it held stays in force: remove the file, or write a comment into it")
+	await("a.yaml: it is empty; its former objects stay in force: to remove its objects")
 	write("a.yaml", "# nothing")
 	await()
 	if err := os.RemoveAll(dir); err != nil {

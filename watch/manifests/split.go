@@ -5,12 +5,11 @@ import "bytes"
 // document is one document of a YAML file.
 type document struct {
 	text []byte
-	line int // the number of lines before it
+	line int // number of lines in front of it
 }
 
-// split cuts a file at the lines that begin or end a document ("---", "..."). Text
-// may follow the marker on its line. Documents that hold only comments, and the
-// directives before a document, are no documents.
+// split splits a file at the markers of YAML documents ("---", "..."). Text may follow a
+// marker on its line. split drops documents that contain only comments and directives.
 func split(data []byte) []document {
 	var found []document
 	var current document
@@ -30,9 +29,9 @@ func split(data []byte) []document {
 		data = data[end:]
 		if marker(text, "---") || marker(text, "...") {
 			flush(line)
-			text = append([]byte("   "), text[3:]...) // so that columns stay right
+			text = append([]byte("   "), text[3:]...) // keeps the columns right
 			if len(bytes.TrimSpace(text)) == 0 {
-				text = []byte("\n") // a tab there would be indentation
+				text = []byte("\n") // a tab would be read as indentation
 			}
 		}
 		current.text = append(current.text, text...)
@@ -46,7 +45,7 @@ func marker(line []byte, mark string) bool {
 	return bytes.HasPrefix(line, []byte(mark)) && (len(line) == 3 || bytes.IndexByte([]byte(" \t\r\n"), line[3]) >= 0)
 }
 
-// blank says whether text has nothing but white space, comments and directives.
+// blank reports whether text has only white space, comments and directives.
 func blank(text []byte) bool {
 	for line := range bytes.Lines(text) {
 		if line[0] == '%' {

@@ -9,7 +9,7 @@ import (
 
 func newLike(object any) any { return reflect.New(reflect.TypeOf(object).Elem()).Interface() }
 
-// plainType is a Go type in words for people who write YAML.
+// plainType describes a Go type to people who write YAML.
 func plainType(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:
@@ -24,8 +24,8 @@ func plainType(t reflect.Type) string {
 	return "a number"
 }
 
-// suggest says which field could have been meant: the one of that object whose
-// name is most like it, or else all there are if they are few.
+// suggest returns a hint about an unknown field: the most similar name in the same object
+// or, if there is none, all names if they are few.
 func suggest(object any, path string) string {
 	parent, name := "", path
 	if dot := strings.LastIndexByte(path, '.'); dot >= 0 {
@@ -42,7 +42,7 @@ func suggest(object any, path string) string {
 	return "remove it; the fields here are " + strings.Join(fields, ", ")
 }
 
-// fieldsAt lists the JSON fields of what path leads to from type t.
+// fieldsAt lists the JSON fields of the type at path, starting from t.
 func fieldsAt(t reflect.Type, path string) []string {
 	for part := range strings.SplitSeq(path, ".") {
 		if t = element(t); t == nil || part == "" {
@@ -66,7 +66,7 @@ func fieldsAt(t reflect.Type, path string) []string {
 	return names
 }
 
-// element goes through pointers and lists to a struct; nil if there is none.
+// element returns the struct type behind pointers and lists, or nil.
 func element(t reflect.Type) reflect.Type {
 	for t != nil && (t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice) {
 		t = t.Elem()
@@ -77,7 +77,7 @@ func element(t reflect.Type) reflect.Type {
 	return t
 }
 
-// fieldType returns the type of a field; nil if there is none.
+// fieldType returns the type of the JSON field, or nil.
 func fieldType(t reflect.Type, json string) reflect.Type {
 	if t == nil {
 		return nil

@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// The byte order marks by which an encoding is known. That of UTF-32 begins like
-// that of UTF-16 and is looked for first.
+// Byte order marks, which identify encodings. Test for UTF-32 first, because its
+// little-endian mark begins with that of UTF-16.
 var (
 	bomUTF8    = []byte("\ufeff")
 	bomUTF16LE = []byte{0xff, 0xfe}
@@ -18,25 +18,23 @@ var (
 	bomUTF32BE = []byte{0, 0, 0xfe, 0xff}
 )
 
-// isWide reports whether data begins as UTF-16 or UTF-32, in which NUL bytes are
-// part of the text.
+// isWide reports whether data begins as UTF-16 or UTF-32, whose text contains NUL bytes.
 func isWide(data []byte) bool {
 	return bytes.HasPrefix(data, bomUTF16LE) || bytes.HasPrefix(data, bomUTF16BE) || bytes.HasPrefix(data, bomUTF32BE)
 }
 
-// plainText returns data as UTF-8 whose lines end in \n, without byte order marks at
-// the beginning of lines. Documents are separated by lines, and what takes lines for
-// something else than the YAML parser does loses documents. The second result says
-// what keeps data from being text.
+// plainText converts data to UTF-8 with \n line ends, and removes byte order marks at the
+// start of lines. Documents are separated by lines, so the splitter must see the same lines
+// as the YAML parser: otherwise it loses documents. If data is not text, flaw tells why.
 func plainText(data []byte) ([]byte, string) {
 	if isWide(data) {
 		var ok bool
 		if data, ok = fromWide(data); !ok {
-			return nil, "it begins as UTF-16 or UTF-32 and goes on as something else"
+			return nil, "it begins as UTF-16 or UTF-32, but is not valid"
 		}
 	}
 	if at := bytes.IndexByte(data, 0); at >= 0 {
-		return nil, fmt.Sprintf("line %d has a NUL byte, which no text has", lineOf(data, at))
+		return nil, fmt.Sprintf("line %d has a NUL byte and is not text", lineOf(data, at))
 	}
 	if !utf8.Valid(data) {
 		at := 0
@@ -57,10 +55,10 @@ func plainText(data []byte) ([]byte, string) {
 	return bytes.ReplaceAll(data, []byte("\n\ufeff"), []byte("\n")), ""
 }
 
-// lineOf returns the number of the line, from 1, with the byte at the given offset.
+// lineOf returns the number, from 1, of the line that contains offset at.
 func lineOf(data []byte, at int) int { return 1 + bytes.Count(data[:at], []byte("\n")) }
 
-// fromWide decodes UTF-16 or UTF-32 that begins with a byte order mark.
+// fromWide decodes UTF-16 or UTF-32 with a byte order mark.
 func fromWide(data []byte) ([]byte, bool) {
 	var order binary.ByteOrder = binary.LittleEndian
 	if bytes.HasPrefix(data, bomUTF16BE) || bytes.HasPrefix(data, bomUTF32BE) {

@@ -232,7 +232,7 @@ func (a *Agent) change(ctx context.Context, f func() error) (Line, error) {
 		return nil, fmt.Errorf("change the manifests: %w", err)
 	}
 	published, err := a.Await(ctx, mark, func(l Line) bool {
-		return l.Is(event.Published) && strings.Contains(l.Text("changed_by"), "folder "+a.dir)
+		return l.Is(event.Published) && strings.Contains(l.Text("changed_by"), "manifests "+a.dir)
 	})
 	if err == nil && published.Number("changed_addresses") > 0 {
 		_, err = a.Await(ctx, mark, Followed(published))

@@ -55,7 +55,7 @@ func snapshot(t *testing.T) *policy.Snapshot {
 func busy(t *testing.T) *State {
 	s := &State{
 		Settings: Settings{
-			Version: "v1.2.3", PID: 42, Sources: []string{"folder ./policies"},
+			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
 			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep",
 		},
 		Now: noon, Started: noon.Add(-3 * time.Hour), Ready: noon.Add(-2*time.Hour - 59*time.Minute),
