@@ -295,8 +295,12 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	drained := a.drain(context.WithoutCancel(ctx), serving)
 	stop()
 	err := errors.Join(<-ended, drained)
-	if was == applying || was == enforcing {
+	switch was {
+	case applying, enforcing:
 		err = errors.Join(err, a.leave(context.WithoutCancel(ctx)))
+	case yielded:
+		err = errors.Join(err, a.releaseGuard(context.WithoutCancel(ctx)))
+	case starting, leaving:
 	}
 	return err
 }
@@ -326,7 +330,7 @@ func (a *agent) leave(ctx context.Context) error {
 	defer cancel()
 	a.rulesStay = true
 	if a.opts.onExit == keepAtExit {
-		return a.manager.Apply(ctx)
+		return a.keepRules(ctx)
 	}
 	if err := a.manager.Remove(ctx); err != nil {
 		return err
@@ -411,7 +415,7 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		return errEnding
 	}
 	a.network.begin(s) // pods that start are expected before the rules ask about them
-	if err := a.apply(ctx); err != nil {
+	if err := a.applyGuarded(s, func() error { return a.apply(ctx) }); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}
 	// Only now, so that an agent that was there has enforced by them until now.
@@ -420,7 +424,6 @@ func (a *agent) begin(ctx context.Context, s *policy.Snapshot) error {
 		a.log.Error("what an agent may have left in the other backend cannot be removed; trying on", "err", err)
 	}
 	a.forgetStale()
-	a.beginGuard(s)
 	a.rangesSet = a.ranges.Sets()
 	a.follower.Published(s, nil, conntrack.Everything)
 	if err := a.follower.Sweep(ctx); err != nil {

@@ -238,12 +238,12 @@ func (a *agent) stepIn() error {
 	a.phase = enforcing
 	ctx, cancel := within(context.Background(), goodbye, "to put the rules back in place")
 	defer cancel()
-	err := a.manager.Apply(ctx) // if it fails, the manager tries on
+	// If it fails, the manager tries on.
+	err := a.applyGuarded(a.published.Snapshot(), func() error { return a.manager.Apply(ctx) })
 	err = errors.Join(err, forgetOtherBackend(ctx, a.backend, a.log))
 	if err == nil {
 		a.forgetStale()
 	}
-	a.beginGuard(a.published.Snapshot())
 	a.follower.Published(a.published.Snapshot(), nil, conntrack.Everything)
 	return err
 }

@@ -27,6 +27,8 @@ func rulesCommand(e env) *cobra.Command {
 for IPv4 and IPv6, as iptables-restore --noflush takes them. This needs no
 privilege and changes nothing. With its --kernel-cache there are two more before the
 last, which call the programs of that agent: --kernel-cache-pins shows them too.
+Where its --guard checks the sources of packets at every interface, which takes Linux
+6.6, the chain SLUICE-SOURCE and the jump to it are left out, as --guarded shows.
 With the nft backend, where the table mangle belongs to another process or has a
 POSTROUTING or PREROUTING that is not iptables' own, the same rules are in tables
 of their own, named sluice, which "nft list table ip sluice" shows (ip6 likewise);
@@ -62,6 +64,7 @@ everything was removed; it is 0 otherwise, and 2 if something cannot be removed.
 	}
 	addRulesFlags(cmd.Flags(), &opts)
 	addPinsFlag(cmd.Flags(), &pins)
+	cmd.Flags().BoolVar(&opts.Guarded, "guarded", false, "print the rules without those about forged sources, as they are where the guard checks all interfaces")
 	addBPFFSFlag(cmd.Flags(), &bpffs)
 	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket on which an agent that still runs answers; empty to ask none")
 	cmd.Flags().BoolVar(&remove, "remove", false, "take away every trace of an agent that is gone")
