@@ -456,14 +456,15 @@ static __always_inline int comes_back(struct __sk_buff *skb, __u32 flags)
 }
 
 // from_outside drops what only the node or the receiver can have sent. Link-local addresses
-// are the node's on one network, and may be another's on the next. IPv4 and IPv6 are read
-// where most drivers put them, and else by a call.
+// are the node's on one network, and may be another's on the next. The addresses are read
+// behind a header of Ethernet without a tag, and by a call if there is another header, as
+// some VLANs have it, or none, as the node's copies.
 static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u32 at = 0;
 	__be16 protocol = inside(skb, &at);
-	int direct = !at && !(flags & BARE), nodes;
+	int direct = !at && !(flags & BARE) && data + ETH_LENGTH <= end && ((struct ethhdr *)data)->h_proto == protocol, nodes;
 	struct address ends[2] = {};
 
 	if (protocol == bpf_htons(ETH_P_IP)) {
