@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"testing"
-	"time"
 
 	"sluice/bench/testbed/lab"
 )
@@ -199,7 +198,9 @@ func ipPacket(src, dst netip.Addr, protocol, hops byte, payload []byte) []byte {
 // A source that is the node's own, or the receiver's, is dropped, whichever way the
 // packet takes; and what is allowed arrives.
 func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
-	withForger(t, nil, noForgedNodeOrReceiver)
+	for _, setup := range sourceSetups {
+		t.Run(setup.name, func(t *testing.T) { withForger(t, setup.args, noForgedNodeOrReceiver) })
+	}
 }
 
 // noForgedNodeOrReceiver sends such packets.
@@ -429,9 +430,11 @@ func TestTunnelledSourcesOnPackets(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for end := time.Now().Add(patience); programsAt(t, node.Host, device) == 0 && time.Now().Before(end); {
-			time.Sleep(10 * time.Millisecond)
-		}
+		g.until(t, "the guard knows the tunnel", func() bool {
+			text := g.text()
+			send(text)
+			return !g.arrives(nil, text)
+		})
 		for range 3 {
 			text := g.text()
 			send(text)

@@ -28,10 +28,12 @@ func rulesCommand(e env) *cobra.Command {
 		Long: `Rules prints the exact iptables rules that "sluice run" keeps with the same flags,
 for IPv4 and IPv6, as iptables-restore --noflush takes them. This needs no
 privilege and changes nothing. With --kernel-cache, two more rules before the last one
-call the programs of the agent; --kernel-cache-pins prints them too. With the nft
-backend, if the table mangle belongs to another process or has a POSTROUTING or
-PREROUTING that iptables would not make, the same rules are in tables named sluice, which
-"nft list table ip sluice" prints (ip6 likewise). "sluice status" names the tables.
+call the programs of the agent; --kernel-cache-pins prints them too. Where --guard checks
+the sources of packets at every interface, which takes Linux 6.6, the chain SLUICE-SOURCE
+and the jump to it are left out, as --guarded prints. With the nft backend, if the table
+mangle belongs to another process or has a POSTROUTING or PREROUTING that iptables would
+not make, the same rules are in tables named sluice, which "nft list table ip sluice"
+prints (ip6 likewise). "sluice status" names the tables.
 
 With --remove it removes everything that an agent has left: the chains named SLUICE and
 the rules that lead to them, in both backends of iptables, the tables named sluice, the
@@ -63,6 +65,7 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
 	}
 	addRulesFlags(cmd.Flags(), &opts)
 	addPinsFlag(cmd.Flags(), &pins)
+	cmd.Flags().BoolVar(&opts.Guarded, "guarded", false, "print the rules without those about forged sources, as they are where the guard checks all interfaces")
 	addBPFFSFlag(cmd.Flags(), &bpffs)
 	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket of an agent that may still run; empty asks none")
 	cmd.Flags().BoolVar(&remove, "remove", false, "remove everything that an agent has left")

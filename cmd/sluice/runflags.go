@@ -70,7 +70,8 @@ func addGuardFlag(fs *pflag.FlagSet, opts *runOptions) {
 	opts.Guard = agent.GuardAuto
 	fs.Var(newChoiceFlag(&opts.Guard, agent.GuardAuto, agent.GuardOn, agent.GuardOff), "guard", `whether programs on the node's ends of pods' interfaces drop packets with a source
 that is not the pod's, router advertisements of pods, and packets of isolated pods that
-iptables cannot check; auto is on where the kernel supports it`)
+iptables cannot check; at the node's other interfaces, they drop packets with a source
+that is the node's own (Linux 6.6). auto is on where the kernel supports it`)
 }
 
 func addServeFlags(fs *pflag.FlagSet, opts *runOptions) {

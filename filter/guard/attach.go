@@ -35,6 +35,19 @@ const (
 	handle   = 0x51
 )
 
+// errNoTCX says that the kernel attaches programs as filters only.
+var errNoTCX = errors.New("the kernel has no TCX (Linux 6.6)")
+
+// attachOutside puts the program on an interface that leads to no pod, for which it is not
+// worth to add a qdisc.
+func (o *programObjects) attachOutside(index int) error {
+	err := fromPod.attachTCX(index, o.SluiceFromPod)
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) {
+		return errNoTCX
+	}
+	return err
+}
+
 // attach puts the programs on an interface. A tunnel has but one.
 func (o *programObjects) attach(p port) error {
 	if err := fromPod.attach(p.index, o.SluiceFromPod); err != nil || p.tunnel {
@@ -132,6 +145,17 @@ func gone(err error) bool { return errors.Is(err, unix.ENODEV) }
 func present(index int) bool {
 	ids, _ := fromPod.attached(index)
 	return len(ids) > 0 || len(fromPod.filters(index)) > 0
+}
+
+// first reports whether a program of ours is the first that is attached to an interface with
+// TCX, so that no other can let frames pass by it.
+func first(index int) bool {
+	there, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: fromPod.tcx})
+	if err != nil || len(there.Programs) == 0 {
+		return false
+	}
+	name, err := programName(there.Programs[0].ID)
+	return err == nil && name == fromPod.program
 }
 
 // filters are our filters on this side of an interface.

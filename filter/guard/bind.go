@@ -105,9 +105,13 @@ const (
 	isolatedEgress  uint32 = 4
 	isolatedIngress uint32 = 8
 	secondaryPort   uint32 = 16
+	outsidePort     uint32 = 32
+	barePort        uint32 = 64
+	memberPort      uint32 = 128
 
 	listed uint32 = 1
 	extra  uint32 = 2
+	nodes  uint32 = 4
 
 	ofPod    uint32 = 1
 	ofNode   uint32 = 2
@@ -167,6 +171,9 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 		}
 		st.ports[uint32(p.index)] = v
 	}
+	for _, p := range f.outside {
+		st.outside(f, p)
+	}
 	for a := range f.node {
 		st.known[a.As16()] |= ofNode
 	}
@@ -182,12 +189,29 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	return st
 }
 
+// outside sets what an interface is at which no pod is.
+func (st state) outside(f found, p port) {
+	flags := outsidePort
+	if p.bare {
+		flags |= barePort
+	}
+	if p.member {
+		flags |= memberPort
+	}
+	st.ports[uint32(p.index)] = portValue{Flags: flags}
+	for _, at := range []int{p.index, p.master} {
+		for _, a := range f.local[at] {
+			st.own[place{a.As16(), uint32(p.index)}] = nodes
+		}
+	}
+}
+
 // ordinary sets the addresses at which program.c lets ordinary frames pass without
 // looking closer: the first of each family that is neither the node's nor link-local.
 func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
 	for _, a := range listed {
 		switch {
-		case node[a] || a.IsLinkLocalUnicast():
+		case node[a] || a.IsLinkLocalUnicast() || a.IsLoopback():
 		case a.Is4() && v.IPv4 == [4]byte{}:
 			v.IPv4 = a.As4()
 		case a.Is6() && v.IPv6 == [16]byte{}:
@@ -207,6 +231,9 @@ func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 		}
 	}
 	for _, a := range one.listed {
+		if f.node[a] {
+			continue // what comes from there counts as the node's
+		}
 		st.own[place{a.As16(), uint32(p.index)}] = listed
 		st.known[a.As16()] |= ofPod
 	}

@@ -5,6 +5,9 @@
 // to the pod, after them. They drop frames to which no policy can be applied: those with a
 // missing or wrong source, and those that iptables does not see.
 //
+// The first one also runs at the node's other interfaces. There it only drops packets that
+// claim to come from the node, or from their receiver.
+//
 // They do not track connections, and take no decision that belongs to policies.
 
 #include <linux/bpf.h>
@@ -30,6 +33,9 @@ enum {
 	ISOLATED_EGRESS = 4,	// that pod is, by policies
 	ISOLATED_INGRESS = 8,
 	SECONDARY = 16,		// a known pod's, and other networks are there
+	OUTSIDE = 32,		// no pod's: all but the node's own sources may come in there
+	BARE = 64,		// and its frames have no header of Ethernet
+	MEMBER = 128,		// and a bridge takes its frames, also those for others
 };
 
 // port is what is known of one. The addresses are one of each family that the API lists
@@ -55,7 +61,9 @@ struct place {
 	__u32 port;
 };
 
-enum { LISTED = 1, EXTRA = 2 }; // in the API, or only at the interface
+// In the API, or only at the interface; or the node's own link-local address on the network
+// of an interface that is OUTSIDE.
+enum { LISTED = 1, EXTRA = 2, NODES = 4 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -146,6 +154,16 @@ static __always_inline int nobody4(struct address *a)
 static __always_inline int nobody6(struct address *a)
 {
 	return !a->word[0] && !a->word[1] && !a->word[2] && !a->word[3];
+}
+
+static __always_inline int loopback4(struct address *a)
+{
+	return (a->word[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+}
+
+static __always_inline int same(struct address *a, struct address *b)
+{
+	return a->word[3] == b->word[3] && a->word[2] == b->word[2] && a->word[1] == b->word[1] && a->word[0] == b->word[0];
 }
 
 static __always_inline int read4(struct __sk_buff *skb, struct packet *p)
@@ -343,6 +361,9 @@ static __always_inline int may_advertise(struct __sk_buff *skb, __u32 flags, str
 	return may_answer(skb, flags, &target, local6(&target));
 }
 
+// What __sk_buff calls pkt_type, of linux/if_packet.h.
+enum { OTHERS = 3, LOOPED = 5 };
+
 enum { ETH_LENGTH = 14, IPV4_LENGTH = 20, IPV6_LENGTH = 40 };
 
 // no_tunnel reports whether a packet is one of TCP, or of UDP for a port at which nothing
@@ -375,7 +396,7 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 		__be32 pods = from ? ip->saddr : ip->daddr;
 
 		// Multicast begins at 224.0.0.0.
-		if (!pods || pods != port->ipv4 || ip->ihl != 5 ||
+		if (!pods || pods != port->ipv4 || ip->ihl != 5 || ip->saddr == ip->daddr ||
 		    (ip->daddr & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000))
 			return 0;
 		return no_tunnel(ip->protocol, ip + 1, end);
@@ -396,11 +417,84 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 		if (!pods->word[0] || pods->word[0] != port->ipv6.word[0] || pods->word[1] != port->ipv6.word[1] ||
 		    pods->word[2] != port->ipv6.word[2] || pods->word[3] != port->ipv6.word[3] ||
 		    (ip->src.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000) ||
-		    (ip->dst.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000))
+		    (ip->dst.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000) || same(&ip->src, &ip->dst))
 			return 0;
 		return no_tunnel(ip->next, ip + 1, end);
 	}
 	return 0;
+}
+
+enum { TAGS = 3 };
+
+// inside returns the protocol behind tags of network 0, which the kernel ignores, and moves
+// at behind them; 0 if there is a tag of another network. Such a frame goes to the interface
+// of that network, which has this program too, or nowhere. The first tag is not in the frame.
+static __always_inline __be16 inside(struct __sk_buff *skb, __u32 *at)
+{
+	__be16 protocol = skb->protocol, tag[2];
+
+	if (skb->vlan_present && skb->vlan_tci & 0xfff)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < TAGS; i++) {
+		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+			return protocol;
+		if (load(skb, *at, tag, sizeof(tag)) || tag[0] & bpf_htons(0xfff))
+			return 0;
+		protocol = tag[1];
+		*at += sizeof(tag);
+	}
+	return protocol;
+}
+
+// comes_back reports whether a frame may have the node's own source: the kernel gives the
+// node a copy of what it sends to several. And what is for the link address of others is
+// not for the node, unless a bridge takes it.
+static __always_inline int comes_back(struct __sk_buff *skb, __u32 flags)
+{
+	return skb->pkt_type == LOOPED || (skb->pkt_type == OTHERS && !(flags & MEMBER));
+}
+
+// from_outside drops what only the node or the receiver can have sent. Link-local addresses
+// are the node's on one network, and may be another's on the next. The addresses are read
+// behind a header of Ethernet without a tag, and by a call if there is another header, as
+// some VLANs have it, or none, as the node's copies.
+static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 at = 0;
+	__be16 protocol = inside(skb, &at);
+	int direct = !at && !(flags & BARE) && data + ETH_LENGTH <= end && ((struct ethhdr *)data)->h_proto == protocol, nodes;
+	struct address ends[2] = {};
+
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_LENGTH;
+		__be32 both[2];
+
+		if (direct && (void *)(ip + 1) <= end) {
+			both[0] = ip->saddr;
+			both[1] = ip->daddr;
+		} else if (load(skb, at + 12, both, sizeof(both))) {
+			return TC_ACT_UNSPEC;
+		}
+		if (both[0] == both[1] && !comes_back(skb, flags))
+			return drop(SOURCE);
+		ends[0].word[2] = bpf_htonl(0xffff);
+		ends[0].word[3] = both[0];
+		nodes = loopback4(&ends[0]) || whose(&ends[0]) & OF_NODE;
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		if (direct && data + ETH_LENGTH + IPV6_LENGTH <= end)
+			__builtin_memcpy(ends, data + ETH_LENGTH + 8, sizeof(ends));
+		else if (load(skb, at + 8, ends, sizeof(ends)))
+			return TC_ACT_UNSPEC;
+		if (same(&ends[0], &ends[1]) && !comes_back(skb, flags))
+			return drop(SOURCE);
+		nodes = local6(&ends[0]) ? owned(&ends[0], skb->ifindex) == NODES : whose(&ends[0]) & OF_NODE;
+	} else {
+		// More tags than anyone has a use for.
+		return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD) ? drop(TAG) : TC_ACT_UNSPEC;
+	}
+	return nodes && !comes_back(skb, flags) ? drop(SOURCE) : TC_ACT_UNSPEC;
 }
 
 SEC("tc/from_pod")
@@ -412,6 +506,8 @@ int sluice_from_pod(struct __sk_buff *skb)
 	struct packet p = {};
 	__u8 link[6] = {};
 
+	if (flags & OUTSIDE)
+		return from_outside(skb, flags);
 	if (port && ordinary(skb, port, 1))
 		return TC_ACT_UNSPEC;
 
@@ -425,7 +521,7 @@ int sluice_from_pod(struct __sk_buff *skb)
 		return arp_from(skb, flags);
 	if (!ip(skb) || read(skb, &p))
 		return TC_ACT_UNSPEC;
-	if (!may_claim(skb, flags, &p))
+	if (same(&p.src, &p.dst) || (skb->protocol == bpf_htons(ETH_P_IP) && loopback4(&p.src)) || !may_claim(skb, flags, &p))
 		return drop(SOURCE);
 
 	// A frame for all, in which a packet for one is: a bridge gives a copy to the node, by
@@ -520,7 +616,9 @@ int sluice_to_pod(struct __sk_buff *skb)
 	// bridge has made copies for all.
 	if (owned(&p.dst, skb->ifindex) == LISTED || !(flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst))))
 		return TC_ACT_UNSPEC;
-	if (!from || whose(&p.dst) & OF_POD || bpf_map_lookup_elem(&ports, &from))
+	struct port *other = bpf_map_lookup_elem(&ports, &from);
+
+	if (!from || whose(&p.dst) & OF_POD || (other && !(other->flags & OUTSIDE)))
 		return drop(LINK_LOCAL);
 	return TC_ACT_UNSPEC;
 }

@@ -16,10 +16,16 @@ import (
 // found is what there is on the node.
 type found struct {
 	ports   []port // by index
+	outside []port // the node's other interfaces at which packets may come in
+	others  []int  // the indexes of all the rest
 	node    addresses
-	all     addresses // that mean all of a network
-	peers   addresses // other ends of the node's tunnels
-	tunnels []uint16  // UDP ports
+	local   map[int][]netip.Addr // the node's link-local IPv6 addresses, by interface
+	all     addresses            // that mean all of a network
+	peers   addresses            // other ends of the node's tunnels
+	tunnels []uint16             // UDP ports
+	// beyond says why the programs cannot find out all sources that are the node's own;
+	// empty if they can.
+	beyond string
 }
 
 // port is the node's end of a pair of interfaces whose other end is in another
@@ -28,6 +34,7 @@ type port struct {
 	index, master int
 	name          string
 	tunnel        bool
+	bare, member  bool         // of those outside: without a header of Ethernet; of a bridge
 	netns         int          // as the kernel numbers them here
 	routed        []netip.Addr // host routes lead to it
 	behind        []netip.Addr // of the other end
@@ -36,7 +43,7 @@ type port struct {
 
 // survey looks at the node.
 func survey() (found, error) {
-	f := found{node: addresses{}, all: addresses{}, peers: addresses{}}
+	f := found{node: addresses{}, all: addresses{}, peers: addresses{}, local: map[int][]netip.Addr{}}
 	links, err := netlink.LinkList()
 	if err = interrupted(err); err != nil {
 		return f, fmt.Errorf("list the node's interfaces: %w", err)
@@ -53,7 +60,8 @@ func survey() (found, error) {
 		case f.tunnel(l):
 			p.tunnel = true
 		case l.Type() != "veth" || a.NetNsID < 0 || uplinks[p.index]:
-			continue // a node that is a container has such a way to the outside
+			f.other(l, links) // a node that is a container has such a way to the outside
+			continue
 		default:
 			if spaces[p.netns] == nil {
 				// One that is just going has no addresses, which is as good.
@@ -69,8 +77,41 @@ func survey() (found, error) {
 		}
 		f.ports = append(f.ports, p)
 	}
-	slices.SortFunc(f.ports, func(a, b port) int { return a.index - b.index })
-	return f, f.own()
+	for _, ports := range [][]port{f.ports, f.outside} {
+		slices.SortFunc(ports, func(a, b port) int { return a.index - b.index })
+	}
+	return f, errors.Join(f.own(), f.localRoutes())
+}
+
+// other takes in an interface that is neither a pod's nor a tunnel.
+func (f *found) other(l netlink.Link, all []netlink.Link) {
+	a, master, up := l.Attrs(), "", false
+	for _, one := range all {
+		switch one.Attrs().Index {
+		case a.MasterIndex:
+			master = one.Type()
+		case a.ParentIndex: // the other end of a pair
+			up = one.Attrs().Flags&l.Attrs().Flags&net.FlagUp != 0
+		}
+	}
+	bridge, is := l.(*netlink.Bridge)
+	switch {
+	case is && bridge.VlanFiltering != nil && *bridge.VlanFiltering:
+		// It may take the tag of a frame off that it passes to the node.
+		f.beyond = fmt.Sprintf("bridge %s filters by VLAN", a.Name)
+	case l.Type() == "veth" && a.NetNsID < 0 && !up:
+		// One end may be about to go to a pod.
+	case l.Type() == "veth" && a.NetNsID < 0:
+		// What the node sends at one end comes in at the other.
+		f.beyond = fmt.Sprintf("both ends of %s are in the node's network namespace", a.Name)
+	case is, a.Flags&net.FlagLoopback != 0, master == "bond", master == "team":
+		// What comes in there came in at another interface before, or comes in at one
+		// after.
+	default:
+		f.outside = append(f.outside, port{index: a.Index, master: a.MasterIndex, name: a.Name, bare: a.EncapType != "ether", member: master == "bridge"})
+		return
+	}
+	f.others = append(f.others, a.Index)
 }
 
 // tunnel takes in what is to be known of an interface that takes packets out of
@@ -121,11 +162,38 @@ func (f *found) own() error {
 	}
 	for _, a := range list {
 		f.node.add(a.IP)
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && addr.Is6() && addr.IsLinkLocalUnicast() {
+			f.local[a.LinkIndex] = append(f.local[a.LinkIndex], addr)
+		}
 		// Of old, the first address of a network is all of it, too.
 		f.all.add(a.Broadcast)
 		if ones, bits := a.Mask.Size(); bits == 32 && ones < 31 {
 			f.all.add(a.IP.Mask(a.Mask))
 			f.all.add(last(a.IPNet))
+		}
+	}
+	return nil
+}
+
+// localRoutes takes in what the kernel takes for the node's own by its routes: these are
+// what the rules go by. The node may have whole ranges, which the programs cannot look up.
+func (f *found) localRoutes() error {
+	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	if err = interrupted(err); err != nil {
+		return fmt.Errorf("list the node's local routes: %w", err)
+	}
+	for _, r := range all {
+		if r.Dst == nil {
+			f.beyond = "all addresses are the node's by a local route"
+			continue
+		}
+		ones, bits := r.Dst.Mask.Size()
+		switch addr, _ := netip.AddrFromSlice(r.Dst.IP); {
+		case ones == bits:
+			f.node.add(r.Dst.IP)
+		case addr.Unmap().Is4() && addr.Unmap().IsLoopback():
+		default:
+			f.beyond = fmt.Sprintf("%s is the node's by a local route", r.Dst)
 		}
 	}
 	return nil

@@ -57,11 +57,11 @@ func glance(ctx context.Context, t Table) (holding, error) {
 // obvious says in which ways a table differs from what is wanted that a glance shows:
 // so does a flush, and then the node is open until the rules are written.
 func (t *keptTable) obvious(ctx context.Context, now holding, want map[string][]string) []string {
-	if len(now.older()) > 0 {
+	if len(now.older(want)) > 0 {
 		return nil // which rules lead to these must be found first
 	}
 	var wrong []string
-	for _, name := range ours {
+	for _, name := range wantedOf(want) {
 		n, known := t.Count(ctx, name)
 		switch {
 		case !slices.Contains(now.names, name):
@@ -72,24 +72,29 @@ func (t *keptTable) obvious(ctx context.Context, now holding, want map[string][]
 			wrong = append(wrong, fmt.Sprintf("chain %s has other rules", name))
 		}
 	}
-	return append(wrong, t.wayFaults(now)...)
+	return append(wrong, t.wayFaults(now, want)...)
 }
 
-// older are the chains that an older version kept and this one does not.
-func (h holding) older() []string {
+// wantedOf are the names of the wanted chains, in order.
+func wantedOf(want map[string][]string) []string {
+	return slices.DeleteFunc(slices.Clone(ours), func(name string) bool { _, is := want[name]; return !is })
+}
+
+// older are the chains that an older version kept and this one does not, or that are not
+// wanted any more.
+func (h holding) older(want map[string][]string) []string {
 	var names []string
 	for _, name := range h.names {
-		if isOurs(name) && !slices.Contains(ours, name) {
+		if _, is := want[name]; isOurs(name) && !is {
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
-// outdated are the chains of older versions that are to go: not those that are empty
-// and cannot be deleted.
-func (t *keptTable) outdated(now holding) []string {
-	return slices.DeleteFunc(now.older(), func(name string) bool {
+// outdated are the chains that are to go: not those that are empty and cannot be deleted.
+func (t *keptTable) outdated(now holding, want map[string][]string) []string {
+	return slices.DeleteFunc(now.older(want), func(name string) bool {
 		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
 	})
 }
@@ -139,7 +144,7 @@ func (s spelling) learn(now holding, want map[string][]string) {
 // log.
 func (t *keptTable) faults(now holding, want map[string][]string) []string {
 	var wrong []string
-	for _, name := range ours {
+	for _, name := range wantedOf(want) {
 		rules, there := now.chains[name]
 		same := slices.EqualFunc(rules, want[name], func(is, wanted string) bool { return is == t.spelling.of(wanted) })
 		switch {
@@ -151,26 +156,31 @@ func (t *keptTable) faults(now holding, want map[string][]string) []string {
 			wrong = append(wrong, fmt.Sprintf("chain %s has other rules", name))
 		}
 	}
-	for _, name := range t.outdated(now) {
-		wrong = append(wrong, fmt.Sprintf("chain %s is not of this version", name))
+	for _, name := range t.outdated(now, want) {
+		text := "chain %s is not of this version"
+		if slices.Contains(ours, name) {
+			text = "chain %s is not needed"
+		}
+		wrong = append(wrong, fmt.Sprintf(text, name))
 	}
-	return append(wrong, t.wayFaults(now)...)
+	return append(wrong, t.wayFaults(now, want)...)
 }
 
 // wayFaults says what keeps packets from our chains.
-func (t *keptTable) wayFaults(now holding) (wrong []string) {
+func (t *keptTable) wayFaults(now holding, want map[string][]string) (wrong []string) {
 	if now.inactive != "" {
 		wrong = append(wrong, now.inactive)
 	}
 	for _, e := range entries {
-		wrong = append(wrong, t.jumpFaults(e, now.hooks[e.name])...)
+		_, wanted := want[e.chain]
+		wrong = append(wrong, t.jumpFaults(e, now.hooks[e.name], wanted)...)
 	}
 	return wrong
 }
 
 // jumpFaults says what is wrong with the way into our chains: of all rules of the
-// hook, the first must be our jump, and no other may lead to us.
-func (t *keptTable) jumpFaults(e entry, rules []string) []string {
+// hook, the first must be our jump if it is needed, and no other may lead to us.
+func (t *keptTable) jumpFaults(e entry, rules []string, needed bool) []string {
 	wanted, count := t.spelling.of(e.jump()), 0
 	for _, rule := range rules {
 		if leadsTo(rule, isOurs) {
@@ -178,6 +188,10 @@ func (t *keptTable) jumpFaults(e entry, rules []string) []string {
 		}
 	}
 	switch {
+	case !needed && count == 0:
+		return nil
+	case !needed:
+		return []string{fmt.Sprintf("%s jumps to chains of ours without need", e.name)}
 	case count == 0:
 		return []string{fmt.Sprintf("%s does not jump to %s", e.name, e.chain)}
 	case count > 1:

@@ -139,6 +139,45 @@ func (m *Manager) Without(less Less) {
 	}
 }
 
+// Guarded sets whether the guard drops forged sources, so that the rules need not. Rules
+// that are kept are brought to that before it returns. With an error, Run goes on to try.
+func (m *Manager) Guarded(ctx context.Context, guarded bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.opts.Guarded != guarded {
+		m.opts.Guarded, m.all.Guarded = guarded, guarded
+		for _, t := range m.tables {
+			t.right, t.complete = false, time.Time{}
+		}
+	}
+	if !m.keep {
+		return nil
+	}
+	return m.each(func(t *keptTable) error {
+		if t.right {
+			return nil
+		}
+		_, err := m.ensure(ctx, t)
+		return err
+	})
+}
+
+// DropsSources reports whether the rules in all tables drop forged sources, as far as
+// that can be read.
+func (m *Manager) DropsSources(ctx context.Context) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tables {
+		rules, err := t.Jumps(ctx, entries[0].name)
+		if err != nil || !slices.ContainsFunc(rules, func(r string) bool {
+			return leadsTo(r, func(chain string) bool { return chain == sourceChain })
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
 // Pause takes the queues out of the rules, so that no new packet enters them
 // while the workers answer those that wait: what would be asked about passes, or
 // is dropped. It leaves the rest as it is. Run restores nothing until Apply,
@@ -241,8 +280,8 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 		// first write is tried again. If the second fails too, something may refer to
 		// an outdated chain: empty those chains without deleting them.
 		err = t.write(ctx, now, want)
-		if err != nil && try > 0 && len(t.outdated(now)) > 0 {
-			t.stuck = t.outdated(now)
+		if err != nil && try > 0 && len(t.outdated(now, want)) > 0 {
+			t.stuck = t.outdated(now, want)
 			err = t.write(ctx, now, want)
 		}
 		if err != nil && (try > 0 || ctx.Err() != nil) {
@@ -275,7 +314,7 @@ var errWrite = errors.New("write the rules")
 // write makes what a table holds into what is wanted, in one transaction. The
 // hook is touched only if the jump is not right.
 func (t *keptTable) write(ctx context.Context, now holding, want map[string][]string) error {
-	c := change{fill: want, drop: t.outdated(now)}
+	c := change{fill: want, drop: t.outdated(now, want)}
 	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
 		// Rare, so that only now all chains are searched for rules that lead there.
@@ -288,10 +327,13 @@ func (t *keptTable) write(ctx context.Context, now holding, want map[string][]st
 		})
 	}
 	for _, e := range entries {
-		if len(t.jumpFaults(e, now.hooks[e.name])) == 0 {
+		_, needed := want[e.chain]
+		if len(t.jumpFaults(e, now.hooks[e.name], needed)) == 0 {
 			continue
 		}
-		c.hooked = append(c.hooked, e)
+		if needed {
+			c.hooked = append(c.hooked, e)
+		}
 		for _, rule := range now.hooks[e.name] {
 			if leadsTo(rule, isOurs) {
 				c.stale = append(c.stale, rule)

@@ -290,6 +290,78 @@ func TestWithout(t *testing.T) {
 	}
 }
 
+// Where the guard drops forged sources, neither the chain nor the jump are there; others'
+// rules in PREROUTING are left alone. They come back at once when the guard ceases to do so,
+// and are gone for Run, too.
+func TestGuarded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.change("*mangle", "-A PREROUTING -j KUBE-THEIRS", "COMMIT")
+		with := func() bool {
+			dump := m.v4.Dump()
+			if strings.Count(dump, "-A PREROUTING -j KUBE-THEIRS\n") != 1 || strings.Count(dump, "-A POSTROUTING -j SLUICE\n") != 1 {
+				t.Errorf("what must stay does not:\n%s", dump)
+			}
+			chain, jump := strings.Contains(dump, ":SLUICE-SOURCE\n"), strings.Contains(dump, "-A PREROUTING -j SLUICE-SOURCE\n")
+			if chain != jump || m.DropsSources(t.Context()) != jump {
+				t.Errorf("not both are there, or gone:\n%s", dump)
+			}
+			return jump
+		}
+		set := func(guarded bool) {
+			t.Helper()
+			if err := m.Guarded(t.Context(), guarded); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(true) // before there are rules
+		if dump := m.v4.Dump(); strings.Contains(dump, ":SLUICE") {
+			t.Fatalf("there are rules:\n%s", dump)
+		}
+		m.apply()
+		if with() {
+			t.Error("the rules drop forged sources, besides the guard")
+		}
+		for range 2 {
+			set(false)
+			if !with() {
+				t.Error("neither the rules nor the guard drop forged sources")
+			}
+			writes := m.v4.Writes()
+			set(false)
+			if m.v4.Writes() != writes {
+				t.Error("what was right was written again")
+			}
+			set(true)
+			if with() {
+				t.Error("the chain is still there")
+			}
+		}
+		m.run()
+		for _, theirs := range [][]string{
+			{"*mangle", ":SLUICE-SOURCE - [0:0]", "-I PREROUTING 1 -j SLUICE-SOURCE", "COMMIT"},
+			{"*mangle", "-I PREROUTING 1 -j SLUICE", "COMMIT"},
+		} {
+			m.change(theirs...)
+			time.Sleep(2 * period)
+			if with() || strings.Contains(m.v4.Dump(), "PREROUTING -j SLUICE\n") {
+				t.Errorf("it stays:\n%s", m.v4.Dump())
+			}
+		}
+		m.Without(Less{Sources: true})
+		set(false)
+		if !with() || strings.Contains(m.v4.Dump(), "rpfilter") {
+			t.Errorf("without the matches:\n%s", m.v4.Dump())
+		}
+		if err := m.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if dump := m.v4.Dump(); strings.Contains(dump, ":SLUICE") {
+			t.Errorf("left:\n%s", dump)
+		}
+	})
+}
+
 func TestPauseAndRemove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)

@@ -151,7 +151,8 @@ type ownChange struct {
 	table    nftTable
 	messages []netlink.Message
 	texts    map[string]string
-	renewed  bool // the table was not as it must be, and is made again
+	hooks    []entry // that the transaction needs
+	renewed  bool    // the table was not as it must be, and is made again
 }
 
 // all carries a text for iptables-restore out.
@@ -186,6 +187,10 @@ func (b *ownChange) prepare(text string) error {
 	}
 	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name).number(unix.NFTA_TABLE_FLAGS, 0))
 	for _, e := range entries {
+		if !strings.Contains(text, "\n:"+e.chain+" ") {
+			continue
+		}
+		b.hooks = append(b.hooks, e)
 		place := attributes{}.number(unix.NFTA_HOOK_HOOKNUM, hooks[e.name]).number(unix.NFTA_HOOK_PRIORITY, 1<<32+manglePriority)
 		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(e.name).raw(unix.NFTA_CHAIN_HOOK, place).
 			number(unix.NFTA_CHAIN_POLICY, verdictAccept).text(unix.NFTA_CHAIN_TYPE, chainKind))
@@ -226,7 +231,7 @@ func (b *ownChange) carryOut(line string) error {
 // commit carries the transaction out.
 func (b *ownChange) commit() error {
 	if b.renewed {
-		for _, e := range entries {
+		for _, e := range b.hooks {
 			if err := b.carryOut(fmt.Sprintf("-I %s 1 -j %s", e.name, e.chain)); err != nil {
 				return err
 			}

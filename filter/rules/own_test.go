@@ -203,6 +203,39 @@ func TestRealOwnTable(t *testing.T) {
 	}
 }
 
+// Where the guard drops forged sources, our own table has no chain in PREROUTING: the kernel
+// would call that for every packet. It comes when it is needed.
+func TestRealOwnTableOfTheGuarded(t *testing.T) {
+	opts := Defaults
+	opts.Guarded = true
+	for _, f := range Families {
+		n := newRealNode(t, NFT, opts)
+		o := newOwnTable(f)
+		m := New(opts, []Table{o}, nil)
+		n.inside(m.Apply)
+		if text := n.tableText(f, ownName); strings.Contains(text, "prerouting") || !strings.Contains(text, "jump SLUICE\n") {
+			t.Errorf("%s: with the guard\n%s", f, text)
+		}
+		for range 2 {
+			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, false) })
+			n.inOwnTable(f)
+			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, true) })
+			if text := n.tableText(f, ownName); strings.Contains(text, "SLUICE-SOURCE") || !strings.Contains(text, "jump SLUICE\n") {
+				t.Errorf("%s: with the guard again\n%s", f, text)
+			}
+		}
+		n.nftOnce(fmt.Sprintf("delete table %s %s", nftFamily[f], ownName))
+		n.inside(m.Apply)
+		if text := n.tableText(f, ownName); strings.Contains(text, "prerouting") || !strings.Contains(text, "jump SLUICE\n") {
+			t.Errorf("%s: written again\n%s", f, text)
+		}
+		n.inside(m.Remove)
+		if text := n.tableText(f, ownName); text != "" {
+			t.Errorf("%s: left\n%s", f, text)
+		}
+	}
+}
+
 // ownRuin are what others may do to a table of our own.
 var ownRuin = []string{
 	"flush table %[1]s sluice",

@@ -48,7 +48,7 @@ func (o Options) without(less Less) Options {
 // fallbacks are what the rules can be tried without, in this order.
 func (m *Manager) fallbacks() []Less {
 	return slices.DeleteFunc(slices.Clone(lesser), func(l Less) bool {
-		return l.Pins && (m.opts.AllowPin == "" || m.mustPin) || l.Crowd && m.opts.SourceShare == 0 || l.Sources && m.opts.AnySource
+		return l.Pins && (m.opts.AllowPin == "" || m.mustPin) || l.Crowd && m.opts.SourceShare == 0 || l.Sources && (m.opts.AnySource || m.opts.Guarded)
 	})
 }
 

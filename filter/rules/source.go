@@ -22,6 +22,9 @@ import (
 // that exist the others, which took 3% of a packet's way in IPv4 and 13% in IPv6, most of
 // it for the look into the routing table. A forger would have to guess the ports of such a
 // connection and the place in its stream; at pods' interfaces the guard checks all.
+//
+// Where the guard's programs check the same at every interface of the node, there is no such
+// chain: see Options.Guarded.
 func (o Options) sources(f Family) []string {
 	rules := []string{
 		"-m conntrack --ctstate ESTABLISHED -j RETURN",

@@ -30,10 +30,21 @@ type entry struct {
 // entries are those that we use, in the order in which a packet meets them.
 var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}}
 
+// entriesOf are those that lead to chains that are wanted.
+func entriesOf(want map[string][]string) (wanted []entry) {
+	for _, e := range entries {
+		if _, is := want[e.chain]; is {
+			wanted = append(wanted, e)
+		}
+	}
+	return wanted
+}
+
 // jump is the rule that leads from the one to the other.
 func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
 
-// ours are the names of the chains that we keep.
+// ours are the names of the chains that we keep, in the order in which they are made. Where
+// the guard drops forged sources, the last one is left out.
 var ours = []string{Chain, allowChain, sourceChain}
 
 // isOurs says whether a chain belongs to a Sluice, this version or another.
@@ -65,7 +76,7 @@ func (o Options) paused(f Family, pass bool) map[string][]string {
 }
 
 func (o Options) chainsWith(f Family, last ...string) map[string][]string {
-	return map[string][]string{
+	chains := map[string][]string{
 		Chain: o.judge(f, last...),
 		allowChain: {
 			// Without a connection, which is so for what conntrack calls INVALID or
@@ -75,8 +86,11 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 			// this one.
 			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.JudgedMark),
 		},
-		sourceChain: o.sources(f),
 	}
+	if !o.Guarded {
+		chains[sourceChain] = o.sources(f)
+	}
+	return chains
 }
 
 // judge is the chain that all packets to be judged run through. Most packets
@@ -153,7 +167,8 @@ func (o Options) bypass() string {
 // Wanted is the text of the rules for one family, as iptables-restore --noflush
 // takes it: our chains, filled, and last the jump to them.
 func (o Options) Wanted(f Family) string {
-	return change{fill: o.chains(f), hooked: entries}.text()
+	want := o.chains(f)
+	return change{fill: want, hooked: entriesOf(want)}.text()
 }
 
 // change is what a transaction does.

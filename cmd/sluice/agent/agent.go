@@ -210,8 +210,12 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	err = errors.Join(err, a.drain(after, serving))
 	stop()
 	err = errors.Join(group.Wait(), err)
-	if was == applying || was == enforcing || was == resuming {
+	switch was {
+	case applying, enforcing, resuming:
 		err = errors.Join(err, a.leave(after))
+	case yielded:
+		err = errors.Join(err, a.releaseGuard(after))
+	case starting, leaving:
 	}
 	return err
 }
@@ -283,7 +287,7 @@ func (a *agent) leave(ctx context.Context) error {
 	defer cancel()
 	a.rulesStay = true
 	if a.opts.OnExit == KeepRules {
-		return a.manager.Apply(ctx)
+		return a.keepRules(ctx)
 	}
 	if err := a.manager.Remove(ctx); err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 )
 
 // startSteps are the steps of a start, in order.
-var startSteps = []string{stepKernel, stepGuard, stepQueues, stepTakeOver, stepRules, stepLeftovers, stepAttach, stepSweep}
+var startSteps = []string{stepKernel, stepGuard, stepQueues, stepTakeOver, stepAttach, stepRules, stepLeftovers, stepSweep}
 
 func TestStartInOrder(t *testing.T) {
 	f := newFixture(t)
@@ -176,7 +176,7 @@ func TestYieldAndEnforceAgain(t *testing.T) {
 	}
 	gone()
 	f.until("enforcing again", func() bool { return f.is(enforcing) && f.recorded(stepSweep) })
-	if done, want := f.steps(), []string{stepLeftovers, stepAttach, stepSweep}; !slices.Equal(done, want) {
+	if done, want := f.steps(), []string{stepAttach, stepLeftovers, stepSweep}; !slices.Equal(done, want) {
 		t.Errorf("enforces again by %v, want %v", done, want)
 	}
 }

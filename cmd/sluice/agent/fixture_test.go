@@ -247,6 +247,9 @@ func (g fakeGuard) Yield()                         { _ = g.f.step(stepYield) }
 func (g fakeGuard) Run(ctx context.Context)        { <-ctx.Done() }
 func (g fakeGuard) Stats() (guard.Stats, error)    { return guard.Stats{}, nil }
 func (g fakeGuard) Failure() string                { return "" }
+func (g fakeGuard) Covers() (bool, string)         { return true, "" }
+func (g fakeGuard) Told(bool)                      {}
+func (g fakeGuard) Release() error                 { return nil }
 func (g fakeGuard) Remove() error                  { return nil }
 func (g fakeGuard) Close() error                   { return nil }
 

@@ -22,24 +22,60 @@ func (a *agent) openGuard() error {
 		return nil
 	}
 	a.guard = g
+	g.OnCovers = func(ctx context.Context, covers bool) error { return a.manager.Guarded(ctx, covers) }
 	return nil
 }
 
-// beginGuard guards the interfaces. Without a guard it removes that of an earlier agent,
-// which would not know later pods.
-func (a *agent) beginGuard(s *policy.Snapshot) {
+// applyGuarded guards the interfaces and puts the rules in place. Forged sources are
+// dropped all the time: the rules need not do it while the guard does, and do it before the
+// guard stops. Without a guard, applyGuarded removes that of an earlier agent, which would
+// not know later pods.
+func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func(context.Context) error) error {
 	if a.guard == nil {
-		if err := a.leftovers.RemoveGuard(); err != nil {
-			a.log.Warn("the guard of an earlier agent may remain on pods' interfaces", "err", err)
+		if err := apply(ctx); err != nil {
+			return err
 		}
-		return
+		if err := a.leftovers.RemoveGuard(); err != nil {
+			a.log.Warn("the guard of an earlier agent may remain on interfaces", "err", err)
+		}
+		return nil
 	}
 	if err := a.guard.Begin(s); err != nil {
-		a.log.Error("not all interfaces of pods are guarded; trying again", "err", err)
+		a.log.Error("not all interfaces are guarded; trying again", "err", err)
 	}
+	covers, because := a.guard.Covers()
+	if !covers {
+		a.log.Info("the rules drop forged sources, because the guard does not cover all interfaces", "because", because)
+	}
+	_ = a.manager.Guarded(ctx, covers) // before Apply it changes nothing yet
+	if err := apply(ctx); err != nil {
+		return err
+	}
+	a.guard.Told(covers)
 	if now := a.published.Snapshot(); now != s { // published meanwhile
 		a.updateGuard(now)
 	}
+	return nil
+}
+
+// keepRules leaves the rules in place without an agent. The node's addresses that the guard
+// knows would go stale, so the rules drop forged sources again.
+func (a *agent) keepRules(ctx context.Context) error {
+	a.yieldGuard()
+	_ = a.manager.Guarded(ctx, false) // before Apply it changes nothing yet
+	if err := a.manager.Apply(ctx); err != nil {
+		return err
+	}
+	return a.releaseGuard(ctx)
+}
+
+// releaseGuard removes this agent's programs from the interfaces that lead to no pod, if
+// the rules drop forged sources. A successor's programs have replaced them otherwise.
+func (a *agent) releaseGuard(ctx context.Context) error {
+	if a.guard == nil || !a.manager.DropsSources(ctx) {
+		return nil
+	}
+	return a.guard.Release()
 }
 
 func (a *agent) updateGuard(s *policy.Snapshot) {

@@ -257,12 +257,12 @@ func (a *agent) enforceAgain(ctx context.Context) error {
 	a.setPhase(resuming)
 	ctx, cancel := within(ctx, rulesTimeout, "to put the rules back in place")
 	defer cancel()
-	err := a.manager.Apply(ctx) // if it fails, the manager tries on
+	// If it fails, the manager tries again.
+	err := a.applyGuarded(ctx, a.published.Snapshot(), a.manager.Apply)
 	err = errors.Join(err, a.leftovers.RemoveRules(ctx))
 	if err == nil {
 		a.removePins()
 	}
-	a.beginGuard(a.published.Snapshot())
 	a.setPhase(enforcing)
 	a.judgeAll(conntrack.ScopeAll)
 	return err

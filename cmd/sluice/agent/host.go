@@ -55,11 +55,14 @@ type kernelCache interface {
 // interfaceGuard is the guard of pods' interfaces: [guard.Guard].
 type interfaceGuard interface {
 	Begin(s *policy.Snapshot) error
+	Covers() (covers bool, because string)
+	Told(covers bool)
 	Publish(s *policy.Snapshot) error
 	Yield()
 	Run(ctx context.Context)
 	Stats() (guard.Stats, error)
 	Failure() string
+	Release() error
 	Remove() error
 	Close() error
 }

@@ -35,7 +35,6 @@ func (a *agent) start(ctx context.Context, background func(part func(context.Con
 		return err
 	}
 	a.removeLeftovers(ctx, background)
-	a.beginGuard(first)
 	if err := a.sweepAll(ctx, first); err != nil {
 		return err
 	}
@@ -79,11 +78,11 @@ func (a *agent) takeOver(ctx context.Context) (err error) {
 	return err
 }
 
-// applyRules puts the rules in place.
+// applyRules guards the interfaces and puts the rules in place.
 func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	a.setPhase(applying)
 	a.network.begin(s) // addresses of pods that start are pending before the rules ask
-	if err := a.applyWhatWorks(ctx); err != nil {
+	if err := a.applyGuarded(ctx, s, a.applyWhatWorks); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}
 	return nil

@@ -1,0 +1,333 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	bpf "github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/testbed/lab"
+)
+
+// sourceSetups are where forged sources are dropped: by the guard alone, or by the rules.
+var sourceSetups = []struct {
+	name string
+	args []string
+}{
+	{"guard", []string{"--iptables", "nft"}},
+	{"guard with legacy tables", []string{"--iptables", "legacy"}},
+	{"rules", []string{"--iptables", "nft", "--guard", "off"}},
+}
+
+// tcx reports whether the kernel has TCX, without which the rules drop forged sources in
+// each setup.
+func tcx(t *testing.T) bool {
+	t.Helper()
+	_, err := bpf.QueryPrograms(bpf.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
+	return !errors.Is(err, unix.EINVAL) && !errors.Is(err, ebpf.ErrNotSupported)
+}
+
+// fromOutside is the same with a machine outside of the cluster as the attacker.
+func (g *forger) fromOutside(attacker *lab.Host) *forger {
+	out := *g
+	out.attacker, out.to = attacker, attacker.RouterMAC()
+	return &out
+}
+
+// direct reports whether frames go through the bridge.
+func (g *forger) direct() bool { return g.to.String() == g.victim.MAC().String() }
+
+// sourcesDropped is how many packets were dropped for their source, anywhere.
+func (g *forger) sourcesDropped(t *testing.T) int {
+	t.Helper()
+	_, page := g.scrape(t, "/metrics")
+	if !strings.Contains(page, `{reason="source"}`) {
+		return g.forged(t, "rule")
+	}
+	return g.forged(t, "rule") + g.forged(t, "source")
+}
+
+// hasSourceChain reports whether the rules of both families drop forged sources.
+func (s *site) hasSourceChain(t *testing.T) bool {
+	t.Helper()
+	n := 0
+	for _, command := range []string{"iptables", "ip6tables"} {
+		for _, backend := range []string{"nft", "legacy"} {
+			text, err := s.Nodes[0].Output(exec.Command(command+"-"+backend+"-save", "-t", "mangle"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += strings.Count(text, "-A PREROUTING -j SLUICE-SOURCE\n")
+			if strings.Contains(text, ":SLUICE-SOURCE") != strings.Contains(text, "-A PREROUTING -j SLUICE-SOURCE\n") {
+				t.Errorf("chain and jump are not there together:\n%s", text)
+			}
+		}
+	}
+	if n == 1 {
+		return s.hasSourceChain(t) // one family is written after the other
+	}
+	return n > 0
+}
+
+// A machine outside the cluster cannot send as the node, nor as the receiver. Each such
+// packet is counted; with the guard, no chain in PREROUTING does it.
+func TestForgedFromOutsideOnPackets(t *testing.T) {
+	for _, setup := range sourceSetups {
+		t.Run(setup.name, func(t *testing.T) {
+			withForger(t, setup.args, func(t *testing.T, g *forger) {
+				if g.direct() {
+					t.Skip("from outside there is but one way")
+				}
+				if got, want := g.hasSourceChain(t), setup.name == "rules" || !tcx(t); got != want {
+					t.Fatalf("the chain is there: %v, want %v", got, want)
+				}
+				pod := g.attacker
+				g = g.fromOutside(g.Outside)
+				sources := map[string]netip.Addr{"the node": g.of(g.Nodes[0].Host), "the receiver": g.of(g.victim)}
+				if pod.RouterMAC()[1] == 0x77 {
+					sources["the bridge"] = g.pick("10.77.0.1", "fd00:77::1")
+				}
+				before, sent := g.sourcesDropped(t), 0
+				for name, src := range sources {
+					for _, port := range []uint16{53, 9} {
+						sent++
+						if g.datagram(src, g.of(g.victim), port) {
+							t.Errorf("a datagram to port %d arrives that claims to be from %s (%s)", port, name, src)
+						}
+					}
+				}
+				if n := g.sourcesDropped(t) - before; n != sent {
+					t.Errorf("%d packets are counted, want %d", n, sent)
+				}
+				// Of others a machine outside may bring packets: that of a pod may come back.
+				if !g.datagram(g.of(pod), g.of(g.victim), 53) {
+					t.Error("a pod's packet that comes from outside does not arrive")
+				}
+			})
+		})
+	}
+}
+
+// An address is the node's own from when it has it, and no longer than it does.
+func TestForgedNewAddressOnPackets(t *testing.T) {
+	for _, setup := range sourceSetups {
+		t.Run(setup.name, func(t *testing.T) {
+			withForger(t, setup.args, func(t *testing.T, g *forger) {
+				if g.direct() {
+					t.Skip("the interfaces are the same")
+				}
+				vip, err := g.AddOutside("vip")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = vip.Close() }()
+				// Another machine there sends the same, and what follows it as itself.
+				pod, out, src := g, g.fromOutside(g.Outside), g.of(vip)
+				arrives := func() bool { return out.datagram(src, g.of(g.victim), 53) }
+				if !arrives() {
+					t.Fatal("a packet of another machine does not arrive")
+				}
+				at := src.String() + "/128"
+				if src.Is4() {
+					at = src.String() + "/32"
+				}
+				for _, how := range [][]string{{"address", "add", at, "dev", "lo"}, {"route", "add", "local", at, "dev", "lo"}} {
+					if err := g.Nodes[0].Run("ip", append([]string{map[bool]string{true: "-4", false: "-6"}[src.Is4()]}, how...)...); err != nil {
+						t.Fatal(err)
+					}
+					g.until(t, "a packet from the node's new address is dropped", func() bool { return !arrives() })
+					if pod.datagram(src, g.of(g.victim), 53) || pod.datagram(src, g.of(g.victim), 9) {
+						t.Error("a pod's datagram arrives that claims to be from the node's new address")
+					}
+					how[1] = strings.Replace(how[1], "add", "del", 1)
+					if err := g.Nodes[0].Run("ip", append([]string{map[bool]string{true: "-4", false: "-6"}[src.Is4()]}, how...)...); err != nil {
+						t.Fatal(err)
+					}
+					g.until(t, "a packet from an address that the node no longer has arrives", arrives)
+				}
+			})
+		})
+	}
+}
+
+// The node hears what it sends to a group that it is in itself, or to all.
+func TestNodesOwnMulticastOnPackets(t *testing.T) {
+	for _, setup := range sourceSetups {
+		t.Run(setup.name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("policies.yaml", forgePolicies)
+			s.start(setup.args...)
+			err := s.Nodes[0].Do(func() error {
+				device, err := net.InterfaceByName("eth0")
+				if err != nil {
+					return err
+				}
+				for network, group := range map[string]string{"udp4": "224.0.0.99", "udp6": "ff02::99"} {
+					at := &net.UDPAddr{IP: net.ParseIP(group), Port: 4711, Zone: device.Name}
+					listener, err := net.ListenMulticastUDP(network, device, at)
+					if err != nil {
+						return err
+					}
+					defer listener.Close()
+					raw, err := listener.SyscallConn() // the listener does not hear what its own socket sends
+					if err != nil {
+						return err
+					}
+					err = errors.Join(err, raw.Control(func(fd uintptr) {
+						level, option := unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP
+						if network == "udp4" {
+							level, option = unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP
+						}
+						if err := unix.SetsockoptInt(int(fd), level, option, 1); err != nil {
+							t.Error(err)
+						}
+					}))
+					if err != nil {
+						return err
+					}
+					if _, err := listener.WriteToUDP([]byte("to the group"), at); err != nil {
+						return err
+					}
+					if err := listener.SetReadDeadline(time.Now().Add(patience)); err != nil {
+						return err
+					}
+					got := make([]byte, 100)
+					n, err := listener.Read(got)
+					if err != nil || !bytes.Equal(got[:n], []byte("to the group")) {
+						t.Errorf("to %s: the node hears %q of its own, %v", group, got[:n], err)
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// What takes the work away from the guard brings the rules back, and no packet slips
+// through meanwhile: an agent without a guard, with one, the end, interfaces between which
+// the node's own packets go, and a program before ours.
+func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
+	if !tcx(t) {
+		t.Skip("needs TCX, which Linux has since 6.6: without it, the rules drop forged sources all the time")
+	}
+	s := newSite(t)
+	s.write("policies.yaml", forgePolicies)
+	s.start("--guard", "off", "--on-exit", "keep")
+	sent := 0
+	g := (&forger{site: s, t: t, attacker: s.host(forgeAttacker), sent: &sent}).at(forgeVictim, false)
+	out := g.fromOutside(s.Outside)
+	node := s.Nodes[0]
+	no := func() {
+		t.Helper()
+		for _, from := range []*forger{g, out} {
+			for _, src := range []netip.Addr{node.IPv4, g.victim.IPv4} {
+				if from.datagram(src, g.victim.IPv4, 9) {
+					t.Errorf("a datagram of %s arrives that claims to be from %s", from.attacker.Name, src)
+				}
+			}
+		}
+	}
+	expect := func(what string, chain bool) {
+		t.Helper()
+		s.until(t, what, func() bool {
+			no()
+			// A program may go a moment after the chain has come.
+			return s.hasSourceChain(t) == chain && (programsAt(t, node.Host, "eth0") > 0) != chain
+		})
+		no()
+	}
+	take := func(args ...string) {
+		t.Helper()
+		next := s.another(append(args, "--on-exit", "keep")...)
+		no()
+		s.stop()
+		s.agent = next
+	}
+	expect("without a guard, the chain is there", true)
+	for range 2 {
+		take()
+		expect("with the guard, the chain is not there", false)
+		take()
+		expect("nor with the next", false)
+		take("--guard", "off")
+		expect("an agent without a guard has the chain", true)
+	}
+	take()
+	expect("with the guard again", false)
+	for _, args := range [][]string{
+		{"link", "add", "one", "type", "veth", "peer", "name", "two"},
+		{"link", "set", "one", "up"}, {"link", "set", "two", "up"},
+	} {
+		if err := node.Run("ip", args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("with a pair of interfaces of its own, the node has the chain", true)
+	if err := node.Run("ip", "link", "del", "one"); err != nil {
+		t.Fatal(err)
+	}
+	expect("and without the pair, it has not", false)
+
+	detach := s.attachBefore(t, "eth0")
+	s.until(t, "behind another program, the chain is there", func() bool { return s.hasSourceChain(t) })
+	no()
+	detach()
+	expect("when that is gone, it is not", false)
+
+	s.nft(t, "add chain %s mangle PREROUTING { type filter hook prerouting priority mangle; }")
+	s.nft(t, "add chain %s mangle SLUICE-SOURCE")
+	s.nft(t, "insert rule %s mangle PREROUTING jump SLUICE-SOURCE")
+	expect("what others put there goes", false)
+
+	s.stop()
+	expect("kept rules do it without an agent", true)
+	s.start("--on-exit", "keep")
+	expect("with the guard once more", false)
+	s.agent.Kill()
+	if s.hasSourceChain(t) || programsAt(t, node.Host, "eth0") == 0 {
+		t.Error("a killed agent has left something else than it had")
+	}
+	no()
+	s.start("--on-exit", "remove")
+	s.stop()
+	if s.hasSourceChain(t) || programsAt(t, node.Host, "eth0") > 0 {
+		t.Error("something is left at the end")
+	}
+}
+
+// attachBefore puts a program of others before the guard's, which lets all pass.
+func (s *site) attachBefore(t *testing.T, device string) (detach func()) {
+	t.Helper()
+	var l bpf.Link
+	err := s.Nodes[0].Do(func() error {
+		found, err := net.InterfaceByName(device)
+		if err != nil {
+			return err
+		}
+		program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+		})
+		if err != nil {
+			return err
+		}
+		defer program.Close()
+		l, err = bpf.AttachTCX(bpf.TCXOptions{Interface: found.Index, Program: program, Attach: ebpf.AttachTCXIngress, Anchor: bpf.Head()})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = l.Close() }
+}
