@@ -36,8 +36,8 @@ of their own, named sluice, which "nft list table ip sluice" shows (ip6 likewise
 
 With --remove it takes away every trace of an agent that is gone: the chains
 named SLUICE and the rules that lead to them, in both backends of iptables, the
-tables named sluice, the programs that they called, those of the guard on pods' interfaces, and the two bits
-of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
+tables named sluice, the programs that they called, those of the guard on interfaces,
+and the two bits of connection marks. If the agent ran with --judged-mark or --revoked-mark, give the
 same again. Before Linux 6.6 a qdisc clsact, without filters of ours, stays on the pods'
 interfaces: while the kernel removes one, it drops what is sent there.
 

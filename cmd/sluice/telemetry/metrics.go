@@ -105,7 +105,7 @@ var (
 	lookups    = describe("flow_cache_lookups_total", "Decisions of the agent by what its flow cache had: a hit, a miss, or a stale verdict that no longer held.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open to all because no policy concerns them, or allowed or denied by a verdict that it remembered. They are among sluice_verdicts_total.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that the kernel could not be told to remember.")
-	forged     = describe("forged_dropped_total", "Frames that were dropped because they do not say, or say wrongly, whose they are, or because no policy can be applied to them: by the rules (rule), or at pods' interfaces, by what was wrong.", "reason")
+	forged     = describe("forged_dropped_total", "Frames that were dropped because they do not say, or say wrongly, whose they are, or because no policy can be applied to them: by the rules (rule), or at interfaces, by what was wrong.", "reason")
 	guarded    = describe("guarded_interfaces", "Interfaces that are guarded: known to be a pod's, or not known whose.", "pod")
 	rejudged   = describe("connections_rejudged_total", "Live connections that were checked after a change, by result: unchanged, allowed (for the first time), revoked or restored. sluice status shows the same numbers.", "result")
 	problems   = describe("problems", "What is wrong at present, by what it is about. sluice status tells more.", "kind")
