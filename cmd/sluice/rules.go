@@ -37,7 +37,7 @@ prints (ip6 likewise). "sluice status" names the tables.
 
 With --remove it removes everything that an agent has left: the chains named SLUICE and
 the rules that lead to them, in both backends of iptables, the tables named sluice, the
-programs that they called, those of the guard on pods' interfaces, and the two bits of
+programs that they called, those of the guard on interfaces, and the two bits of
 connection marks. If the agent ran with --allowed-mark or --revoked-mark, give the same
 flags. Before Linux 6.6, an empty qdisc clsact stays on the pods' interfaces: the kernel
 drops packets while it removes one.

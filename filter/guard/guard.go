@@ -433,7 +433,7 @@ func (g *Guard) attach() error {
 			g.attached[p.index] = true
 			delete(g.tentative, p.index)
 		}
-		if g.open == "" && !first(p.index) {
+		if g.open == "" && !first(p.index) && present(p.index) { // the interface may be gone
 			g.open = fmt.Sprintf("the guard is not the first of the programs that TCX attaches to %s", p.name)
 		}
 	}

@@ -105,7 +105,7 @@ var (
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed or denied by a remembered verdict. sluice_verdicts_total includes them.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that could not be stored in the kernel.")
-	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the rules (rule), or at pods' interfaces, by what was wrong.", "reason")
+	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the rules (rule), or at interfaces, by what was wrong.", "reason")
 	guarded    = describe("guarded_interfaces", "Guarded interfaces, whose pod is known or unknown.", "pod")
 	rejudged   = describe("connections_rejudged_total", "Live connections that were judged after a change, by result: unchanged, allowed (for the first time), revoked or restored. sluice status shows the same numbers.", "result")
 	problems   = describe("problems", "Problems at present, by kind. sluice status has the details.", "kind")

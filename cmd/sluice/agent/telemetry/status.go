@@ -67,7 +67,7 @@ type Packets struct {
 // because no policy can be applied to them.
 type Forged struct {
 	Rules   uint64            `json:"rules"`             // by iptables: as if from this node, or from their receiver
-	Reasons map[string]uint64 `json:"reasons,omitempty"` // at pods' interfaces
+	Reasons map[string]uint64 `json:"reasons,omitempty"` // at interfaces
 	Guarded bool              `json:"guarded"`           // whether pods' interfaces are guarded
 	Ports   int               `json:"ports"`             // interfaces whose pod is known
 	Unknown int               `json:"unknown"`           // interfaces whose pod is not known
@@ -82,7 +82,7 @@ func (f Forged) text() string {
 	for _, n := range f.Reasons {
 		sum += n
 	}
-	return fmt.Sprintf("%s, %d at pods' interfaces; guards %s of known pods, and %d of unknown pods", text, sum, count(f.Ports, "interface"), f.Unknown)
+	return fmt.Sprintf("%s, %d at interfaces; guards %s of known pods, and %d of unknown pods", text, sum, count(f.Ports, "interface"), f.Unknown)
 }
 
 // InKernel are packets that the kernel answered by itself.
