@@ -160,7 +160,7 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 	}
 	for key, p := range properties {
 		if path == "" && key == "global" {
-			continue // Helm's own
+			continue // belongs to Helm
 		}
 		if _, ok := values[key]; !ok {
 			t.Errorf("%s.%s has a schema and no value", path, key)

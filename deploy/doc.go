@@ -2,7 +2,7 @@
 //
 //	Dockerfile        the image, for builders with access to a registry
 //	image             builds the image without one
-//	kustomize/base    the DaemonSet and what it needs
+//	kustomize/base    the DaemonSet and its RBAC objects
 //	kustomize/startup-taint  a component: keep pods off new nodes until an agent is ready
 //	helm/sluice       the same as a chart
 //	monitoring        a Grafana dashboard and alert rules for Prometheus

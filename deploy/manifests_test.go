@@ -25,9 +25,9 @@ import (
 
 const baseDir = "kustomize/base"
 
-var update = flag.Bool("update", false, "write the files that results are compared with anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
-// golden compares with a file.
+// golden compares a result with a golden file.
 func golden(t *testing.T, path string, got []byte) {
 	t.Helper()
 	if *update {
@@ -44,7 +44,7 @@ func golden(t *testing.T, path string, got []byte) {
 	}
 }
 
-// objects are what manifests hold.
+// objects are the decoded objects of a set of manifests.
 type objects struct {
 	account   corev1.ServiceAccount
 	role      rbacv1.ClusterRole
@@ -184,7 +184,7 @@ func TestRoleIsSmall(t *testing.T) {
 	})
 }
 
-// The pod has what an agent needs on its node, and not the node.
+// The pod has the rights that an agent needs on its node, and is not privileged.
 func TestPodIsConfined(t *testing.T) {
 	eachRendering(t, func(t *testing.T, o *objects) {
 		pod := o.daemonSet.Spec.Template.Spec
@@ -210,7 +210,7 @@ func TestPodIsConfined(t *testing.T) {
 			t.Errorf("capabilities %v, want %v, which a test of the command measures", s.Capabilities.Add, want)
 		}
 		if len(c.Ports) != 0 {
-			t.Error("with a port on the host, two agents could not stand side by side during an update")
+			t.Error("with a port on the host, two agents could not run side by side during an update")
 		}
 		if r := o.daemonSet.Spec.UpdateStrategy.RollingUpdate; r.MaxSurge.IntValue() != 1 || r.MaxUnavailable.IntValue() != 0 {
 			t.Errorf("an update leaves a node without an agent: %+v", r)

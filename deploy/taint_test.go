@@ -54,12 +54,12 @@ func withTaint(t *testing.T) []byte {
 		all = append(append(all, "---\n"...), document...)
 	}
 	if i := slices.Index(used, false); i >= 0 {
-		t.Errorf("%s: patch %d concerns nothing of the base", taintComponent, i)
+		t.Errorf("%s: patch %d matches no object of the base", taintComponent, i)
 	}
 	return all
 }
 
-// apply applies a JSON patch, written in YAML, to a document of YAML.
+// apply applies a JSON patch in YAML to a YAML document.
 func apply(t *testing.T, document []byte, text string) []byte {
 	t.Helper()
 	steps, err := sigsyaml.YAMLToJSON([]byte(text))

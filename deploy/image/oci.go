@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// The types of an image's parts (OCI image-spec v1.1, media-types.md).
+// Media types of the parts of an image (OCI image-spec v1.1, media-types.md).
 const (
 	indexType    = "application/vnd.oci.image.index.v1+json"
 	manifestType = "application/vnd.oci.image.manifest.v1+json"

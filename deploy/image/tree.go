@@ -41,7 +41,7 @@ func (t *tree) addDir(path string) {
 	}
 }
 
-// put adds a file of this machine at another path.
+// put adds a file of this machine at a given path.
 func (t *tree) put(path, file string) {
 	t.addDir(filepath.Dir(path))
 	t.entries[path] = entry{file: file, mode: 0o755}
@@ -150,7 +150,8 @@ func (t *tree) addExtensions() error {
 	return nil
 }
 
-// writeTar writes the files as a layer: in order, owned by root, without times.
+// writeTar writes the files as a layer. For equal output, they are sorted, owned by root,
+// and without times.
 func (t *tree) writeTar(out io.Writer) error {
 	w := tar.NewWriter(out)
 	for _, path := range slices.Sorted(maps.Keys(t.entries)) {
