@@ -47,11 +47,34 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 // other programs read.
 const oldName = "sluice.old-name-of"
 
-// addOldName lets a flag go on working under its old name, with a notice.
+// addOldName lets a flag go on working under its old name, with a notice. If both names are
+// given, they must have the same value.
 func addOldName(fs *pflag.FlagSet, old, now string) {
-	f := *fs.Lookup(now)
-	f.Name, f.Hidden, f.Annotations = old, true, map[string][]string{oldName: {now}}
-	fs.AddFlag(&f)
+	f := fs.Lookup(now)
+	given := new(string)
+	alias := *f
+	f.Value, alias.Value = renamedValue{f.Value, now, given}, renamedValue{f.Value, old, given}
+	alias.Name, alias.Hidden, alias.Annotations = old, true, map[string][]string{oldName: {now}}
+	fs.AddFlag(&alias)
+}
+
+// renamedValue is the value of a flag that has two names.
+type renamedValue struct {
+	pflag.Value
+	name  string
+	given *string // the name that has set the value; empty for the default
+}
+
+func (v renamedValue) Set(text string) error {
+	before := v.String()
+	if err := v.Value.Set(text); err != nil {
+		return err
+	}
+	if other := *v.given; other != "" && other != v.name && v.String() != before {
+		return fmt.Errorf("--%s is the same flag and is %s: give one of the two", other, before)
+	}
+	*v.given = v.name
+	return nil
 }
 
 // noticeOldNames prints a notice for each flag that is given by its old name.

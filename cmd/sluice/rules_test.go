@@ -249,7 +249,7 @@ func dropPrivilege() error {
 	return unix.Capset(&header, &caps[0])
 }
 
-// The flag's old name still works, with a notice.
+// The flag's old name still works, with a notice. It cannot contradict the new one.
 func TestDeprecatedFlags(t *testing.T) {
 	status, stdout, stderr := sluice(t, "rules", "--judged-mark", "0x100")
 	if status != 0 || !strings.Contains(stdout, "0x100") || stderr != "sluice: --judged-mark is deprecated: use --allowed-mark\n" {
@@ -257,5 +257,14 @@ func TestDeprecatedFlags(t *testing.T) {
 	}
 	if _, help, _ := sluice(t, "rules", "--help"); strings.Contains(help, "judged-mark") {
 		t.Errorf("the help names the old flag:\n%s", help)
+	}
+	for _, names := range [][2]string{{"--judged-mark", "--allowed-mark"}, {"--allowed-mark", "--judged-mark"}} {
+		if status, _, stderr := sluice(t, "rules", names[0], "0x100", names[1], "256"); status != 0 {
+			t.Errorf("%v with the same value: status %d, %s", names, status, stderr)
+		}
+		status, _, stderr := sluice(t, "rules", names[0], "0x100", names[1], "0x200")
+		if status != exitFailed || !strings.Contains(stderr, names[0]+" is the same flag and is 0x100") {
+			t.Errorf("%v with different values: status %d, %s", names, status, stderr)
+		}
 	}
 }
