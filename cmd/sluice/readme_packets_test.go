@@ -71,7 +71,7 @@ func TestReadmeLogOnPackets(t *testing.T) {
 
 // value is what is different in each status: numbers, times, names, and what is
 // wrong.
-var value = regexp.MustCompile(`^sluice .*?,|folder \S+|-nft|-legacy|\S*\d\S*|ies\b|y\b|s\b`)
+var value = regexp.MustCompile(`^sluice .*?,|manifests \S+|-nft|-legacy|\S*\d\S*|ies\b|y\b|s\b`)
 
 // wordsOf is a status without its values.
 func wordsOf(status string) string {
