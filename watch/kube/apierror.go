@@ -19,16 +19,16 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
-// APIError is why the API server does not tell what it should.
+// APIError is a failed request to the API server.
 type APIError struct {
 	Server string
-	// Request is what was asked, as in "watch pods"; empty if the server is in
-	// trouble with whatever it is asked.
+	// Request is the failed request, as in "watch pods". It is empty if the failure affects
+	// all requests.
 	Request string
 	Cause   error
-	Hint    string // what would help
+	Hint    string // how to correct the cause
 
-	resource string // that was asked for; empty if Request is
+	resource string // of the request; empty if Request is
 }
 
 func (t *APIError) Error() string {
@@ -41,7 +41,7 @@ func (t *APIError) Error() string {
 
 func (t *APIError) Unwrap() error { return t.Cause }
 
-// LogValue keeps the parts apart in structured logs.
+// LogValue logs the parts of the error as separate attributes.
 func (t *APIError) LogValue() slog.Value {
 	var request []slog.Attr
 	if t.Request != "" {
@@ -51,15 +51,16 @@ func (t *APIError) LogValue() slog.Value {
 		slog.String("server", t.Server), slog.String("cause", t.Cause.Error()), slog.String("hint", t.Hint))...)
 }
 
-// key is the same for what a reader would take for the same trouble: the mend is
-// chosen by the nature of the cause, whose text may hold ports and times, and who
-// may not watch may not list in most cases either.
+// key is equal for errors that mean the same to a reader. It contains the hint, which
+// depends on the kind of the cause, and not the cause, whose text may contain ports and
+// times. It does not contain the verb: without the right to watch, the user mostly lacks
+// the right to list as well.
 func (t *APIError) key() string { return t.resource + "\x00" + t.Hint }
 
 func (t *APIError) alike(o *APIError) bool { return t.key() == o.key() }
 
-// isRestart says whether an error is none: the watch has ended as all do, or is to go
-// on from a version that is too old.
+// isRestart reports whether err is a normal end of a watch, or a request to continue from a
+// newer version.
 func isRestart(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) ||
 		apierrors.IsResourceExpired(err) || apierrors.IsGone(err) ||
@@ -71,7 +72,7 @@ func newAPIError(err error, server string, k *kind, verb string) *APIError {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
 		if t.Hint = statusHint(err, status, k); t.Hint == "" {
-			t.Request, t.resource, t.Hint = "", "", "see the API server's log; sluice tries again"
+			t.Request, t.resource, t.Hint = "", "", "see the API server's log; sluice retries"
 		}
 		return t
 	}
@@ -79,8 +80,8 @@ func newAPIError(err error, server string, k *kind, verb string) *APIError {
 	return t
 }
 
-// withText gives an error without a text one: a Status says all that it says in its
-// code, if a server or a proxy leaves its message away.
+// withText adds a text to an error without one. A server or a proxy may omit the message of
+// a Status, and then only its code tells the cause.
 func withText(err error) error {
 	if strings.TrimSpace(err.Error()) != "" {
 		return err
@@ -92,27 +93,28 @@ func withText(err error) error {
 	s := status.Status()
 	name := http.StatusText(int(s.Code))
 	if name == "" {
-		name = cmp.Or(string(s.Reason), "which HTTP has no name for")
+		name = cmp.Or(string(s.Reason), "which has no name in HTTP")
 	}
-	return fmt.Errorf("the server answers %d, %s%w", s.Code, name, err)
+	return fmt.Errorf("the server responds with %d, %s%w", s.Code, name, err)
 }
 
-// statusHint is what helps against an answer that concerns one kind, or the user.
+// statusHint returns a hint for a response that concerns one kind of objects or the user.
+// It returns "" for other responses.
 func statusHint(err error, status apierrors.APIStatus, k *kind) string {
 	switch {
 	case apierrors.IsForbidden(err):
-		return fmt.Sprintf("let this user list and watch %s of API group %q in the whole cluster, by a ClusterRole and a ClusterRoleBinding", k.resource, k.group.Group)
+		return fmt.Sprintf("let this user list and watch %s of API group %q in the whole cluster, with a ClusterRole and a ClusterRoleBinding", k.resource, k.group.Group)
 	case apierrors.IsUnauthorized(err):
-		return "give credentials that the API server accepts, in the kubeconfig or by the pod's service account; they may have expired"
+		return "give credentials that the API server accepts, in the kubeconfig or with the pod's service account; the current ones may have expired"
 	case apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err):
-		return fmt.Sprintf("the server does not serve %s of %s: check that the address is that of a Kubernetes API server and that it has this API enabled", k.resource, k.group)
+		return fmt.Sprintf("the server does not serve %s of %s: check that the address is that of a Kubernetes API server with this API enabled", k.resource, k.group)
 	case apierrors.IsNotAcceptable(err), status.Status().Code == http.StatusBadRequest:
-		return "this server is no Kubernetes API server, or one of a version that sluice does not know"
+		return "this server is not a Kubernetes API server, or its version is not supported by sluice"
 	}
 	return ""
 }
 
-// connectHint is what helps where no answer came.
+// connectHint returns a hint for a request without a response.
 func connectHint(err error) string {
 	var (
 		authority x509.UnknownAuthorityError
@@ -124,7 +126,7 @@ func connectHint(err error) string {
 	)
 	switch {
 	case utilnet.IsConnectionRefused(err):
-		return "start the API server, or correct its address; sluice tries again"
+		return "start the API server, or correct its address; sluice retries"
 	case errors.As(err, &lookup):
 		return "correct the server's name in the kubeconfig, or the node's DNS"
 	case errors.As(err, &authority):
@@ -134,9 +136,9 @@ func connectHint(err error) string {
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return "the server does not speak TLS there: correct the address, or write http:// in the kubeconfig"
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		return "make a route from this node to the API server, or correct its address"
+		return "add a route from this node to the API server, or correct its address"
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return "look whether the network between this node and the API server lets packets pass; sluice tries again"
+		return "check that the network between this node and the API server passes packets; sluice retries"
 	}
-	return "sluice tries again"
+	return "sluice retries"
 }

@@ -13,8 +13,7 @@ import (
 	"sluice/filter/event"
 )
 
-// answers are the bodies that servers and proxies send with an error, as far as
-// they name no reason, or name one without a text.
+// answers are error responses of servers and proxies, without a reason or without its text.
 var answers = map[string]string{
 	"nothing":              "",
 	"a blank line":         "\n",
@@ -25,8 +24,7 @@ var answers = map[string]string{
 	"a blank message":      `{"kind":"Status","apiVersion":"v1","status":"Failure","message":" ","reason":"%s","code":%d}`,
 }
 
-// Whatever the server refuses a request with, the log and the status name a cause
-// and a hint: no attribute is empty.
+// For every error response, log and status name a cause and a hint: no attribute is empty.
 func TestAPIErrorHasACause(t *testing.T) {
 	for _, code := range []int{
 		http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
@@ -61,7 +59,7 @@ func TestAPIErrorHasACause(t *testing.T) {
 	}
 }
 
-// attrs calls f for each attribute of the records that have a message.
+// attrs calls f for each attribute of the records with the given message.
 func (r *records) attrs(t *testing.T, name event.Name, f func(path, text string)) {
 	t.Helper()
 	r.mu.Lock()
@@ -79,7 +77,7 @@ func (r *records) attrs(t *testing.T, name event.Name, f func(path, text string)
 	}
 }
 
-// eachAttr calls f for an attribute, and for those of a group.
+// eachAttr calls f for an attribute, or for those of a group.
 func eachAttr(prefix string, a slog.Attr, f func(path, text string)) {
 	v := a.Value.Resolve()
 	if v.Kind() != slog.KindGroup {

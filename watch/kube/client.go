@@ -14,23 +14,23 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// pageTimeout is how long one page of a list may take.
+// pageTimeout bounds the request for one page of a list.
 const pageTimeout = time.Minute
 
-// client asks an API server for objects.
+// client requests objects from an API server.
 type client struct {
 	scheme *runtime.Scheme
 	groups map[schema.GroupVersion]*rest.RESTClient
 }
 
-// newClient returns a client that reads objects as codecs do.
+// newClient returns a client that decodes objects with the given codecs.
 func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.NegotiatedSerializer) (*client, error) {
 	c := &client{scheme: newScheme(), groups: make(map[schema.GroupVersion]*rest.RESTClient)}
 	config = rest.CopyConfig(config)
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.NegotiatedSerializer = codecs(c.scheme)
-	transport, err := rest.HTTPClientFor(config) // one for both groups: one connection
+	transport, err := rest.HTTPClientFor(config) // both groups share one connection
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
 	}
@@ -49,7 +49,7 @@ func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.Negotia
 	return c, nil
 }
 
-// newScheme knows what is asked for and no more.
+// newScheme returns a scheme with only the requested types.
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{}, &corev1.Namespace{}, &corev1.NamespaceList{}, &corev1.Node{}, &corev1.NodeList{})
@@ -64,13 +64,13 @@ func (c *client) request(k *kind, opts *metav1.ListOptions) *rest.Request {
 	return c.groups[k.group].Get().Resource(k.resource).VersionedParams(opts, runtime.NewParameterCodec(c.scheme))
 }
 
-// list asks for a page of objects.
+// list requests one page of objects.
 func (c *client) list(ctx context.Context, k *kind, opts metav1.ListOptions) (runtime.Object, error) {
 	return c.request(k, &opts).Timeout(pageTimeout).Do(ctx).Get()
 }
 
-// watch begins a watch. What breaks it off is told by its last event, as a reflector
-// takes it.
+// watch opens a watch. If it breaks off, its last event contains the error, as reflectors
+// expect.
 func (c *client) watch(ctx context.Context, k *kind, opts metav1.ListOptions) (apiwatch.Interface, error) {
 	opts.Watch = true
 	var timeout time.Duration

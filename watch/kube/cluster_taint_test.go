@@ -15,7 +15,8 @@ import (
 	"sluice/bench/testbed/controlplane"
 )
 
-// updateNode changes this node's Node as its admin, however often others do meanwhile.
+// updateNode changes this node's Node as its administrator. It retries after concurrent
+// changes.
 func (r *real) updateNode(change func(*corev1.Node)) {
 	r.Helper()
 	for {
@@ -30,8 +31,8 @@ func (r *real) updateNode(change func(*corev1.Node)) {
 	}
 }
 
-// taints are the keys of the Node's taints, without the one that the API server gives
-// every new Node.
+// taints returns the keys of the Node's taints, except for the one that the API server adds
+// to every new Node.
 func (r *real) taints() (keys []string) {
 	r.Helper()
 	n, err := r.admin.CoreV1().Nodes().Get(r.ctx, "here", metav1.GetOptions{})
@@ -44,9 +45,9 @@ func (r *real) taints() (keys []string) {
 	return keys
 }
 
-// TestClusterStartupTaint: a real API server takes the patch from a user with the
-// right that the chart gives, and from no other; while others change the Node all the
-// time, the taint goes whenever it comes, and nothing else does.
+// TestClusterStartupTaint checks with a real API server that the chart's rights, and no
+// fewer, allow the patch. While others change the Node all the time, the taint is always
+// removed, and nothing else is.
 func TestClusterStartupTaint(t *testing.T) {
 	r := realServer(t)
 	r.grant()
@@ -84,7 +85,7 @@ func TestClusterStartupTaint(t *testing.T) {
 			}
 			r.updateNode(func(n *corev1.Node) {
 				n.Labels = map[string]string{"round": fmt.Sprint(i)}
-				// Its place in front moves with each round.
+				// The taint's index changes in each round.
 				n.Spec.Taints = slices.DeleteFunc(n.Spec.Taints, func(t corev1.Taint) bool { return strings.HasPrefix(t.Key, "round-") })
 				n.Spec.Taints = slices.Insert(n.Spec.Taints, i%len(others), corev1.Taint{Key: fmt.Sprintf("round-%d", i), Effect: corev1.TaintEffectNoSchedule})
 			})

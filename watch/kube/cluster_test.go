@@ -27,7 +27,7 @@ import (
 	"sluice/watch"
 )
 
-// real is a real API server, and what a test writes to it as its admin.
+// real is a real API server, with a client that writes to it as its administrator.
 type real struct {
 	*testing.T
 	*controlplane.ControlPlane
@@ -52,13 +52,13 @@ func (r *real) must(err error) {
 	}
 }
 
-// grant lets the agent read what it follows.
+// grant gives the agent the rights that it needs.
 func (r *real) grant() {
 	r.Helper()
 	r.must(controlplane.Grant(r.ctx, r.admin))
 }
 
-// config is how the agent's user reaches the server.
+// config is the configuration of the agent's user.
 func (r *real) config(user string) *rest.Config {
 	r.Helper()
 	config, err := r.Config(user)
@@ -86,7 +86,7 @@ func (r *real) small() {
 	r.must(err)
 }
 
-// wire is a network that can be cut.
+// wire is a network connection that can be cut.
 type wire struct {
 	mu    sync.Mutex
 	isCut bool
@@ -112,13 +112,13 @@ func (w *wire) set(isCut bool) {
 	defer w.mu.Unlock()
 	w.isCut = isCut
 	for _, c := range w.conns {
-		_ = c.Close() // those that have ended are closed already
+		_ = c.Close() // closed connections may be among them
 	}
 	w.conns = nil
 }
 
-// TestClusterFollow: what is written to a real API server is in force, whatever
-// becomes of the server and of the way to it.
+// TestClusterFollow checks that the objects of a real API server are in force, even after
+// failures of the server and of the connection.
 func TestClusterFollow(t *testing.T) {
 	r := realServer(t)
 	r.grant()
@@ -164,14 +164,14 @@ func TestClusterFollow(t *testing.T) {
 	r.must(err)
 	r.must(r.StopServer(syscall.SIGTERM))
 	r.must(r.StartServer(r.ctx))
-	f.names("10.1.0.3", "default/other") // as far as is known
+	f.names("10.1.0.3", "default/other") // as far as the source knows
 	w.set(false)
 	f.names("10.1.0.3", "default/new")
 	f.verdict("10.1.0.4", "10.1.0.1", 6379, filter.Deny)
 }
 
-// TestClusterRefused: a user without rights is told which he needs, once; with them
-// all goes on.
+// TestClusterRefused checks that missing rights are logged once, by name, and that the
+// source recovers once they are granted.
 func TestClusterRefused(t *testing.T) {
 	r := realServer(t)
 	r.small()
@@ -195,7 +195,7 @@ func TestClusterRefused(t *testing.T) {
 	}
 }
 
-// TestClusterUnauthorized: so is one with a wrong token.
+// TestClusterUnauthorized checks the same for a wrong token.
 func TestClusterUnauthorized(t *testing.T) {
 	r := realServer(t)
 	config := r.config(controlplane.Agent)
@@ -212,9 +212,8 @@ func TestClusterUnauthorized(t *testing.T) {
 	})
 }
 
-// TestClusterLatency prints how long it takes from a write to the API until a
-// snapshot is in force by which flows get another verdict, with a thousand pods and
-// a hundred policies beside.
+// TestClusterLatency prints the time from a write to the API until a snapshot that changes
+// verdicts is in force, with a thousand pods and a hundred other policies.
 func TestClusterLatency(t *testing.T) {
 	const changes = 500
 	r := realServer(t)

@@ -13,21 +13,21 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Requests per second to the API server, once the burst is used up. Watches are
-// one request each; only a list in pages has many.
+// Requests per second to the API server, after the first requestBurst. A watch is one
+// request, and only paged lists are many.
 const (
 	requestRate  = 50
 	requestBurst = 100
 )
 
-// ConfigOptions say how to reach a cluster.
+// ConfigOptions select a cluster and how to reach it.
 type ConfigOptions struct {
-	Kubeconfig string // a file; empty for the service account of the pod, or what kubectl goes by if there is a Context
-	Context    string // in the kubeconfig; empty for its current one
+	Kubeconfig string // file; if empty, the pod's service account, or with a Context kubectl's configuration
+	Context    string // in the kubeconfig; empty for its current context
 	Version    string // of sluice, for the API server's log
 }
 
-// Config reads how to reach the API server. It asks nothing of it.
+// Config returns the configuration to reach the API server. It sends no request.
 func Config(opts ConfigOptions) (*rest.Config, error) {
 	config, err := loadConfig(opts)
 	if err != nil {
@@ -35,7 +35,7 @@ func Config(opts ConfigOptions) (*rest.Config, error) {
 	}
 	config.QPS, config.Burst = requestRate, requestBurst
 	config.UserAgent = strings.TrimSuffix("sluice/"+opts.Version, "/")
-	config.WarningHandler = rest.NoWarnings{} // they are for people who write objects
+	config.WarningHandler = rest.NoWarnings{} // warnings are for people who write objects
 	return config, nil
 }
 
@@ -44,9 +44,9 @@ func loadConfig(opts ConfigOptions) (*rest.Config, error) {
 		config, err := rest.InClusterConfig()
 		switch {
 		case errors.Is(err, rest.ErrNotInCluster):
-			return nil, errors.New("connect to the Kubernetes API: this process does not run in a pod: give --kubeconfig FILE")
+			return nil, errors.New("connect to the Kubernetes API: this process is not in a pod: give --kubeconfig FILE")
 		case err != nil:
-			return nil, fmt.Errorf("connect to the Kubernetes API by the pod's service account: %w: mount its token (automountServiceAccountToken)", err)
+			return nil, fmt.Errorf("connect to the Kubernetes API with the pod's service account: %w: mount its token (automountServiceAccountToken)", err)
 		}
 		return config, nil
 	}
@@ -59,7 +59,7 @@ func loadConfig(opts ConfigOptions) (*rest.Config, error) {
 	}
 	raw, err := loader.RawConfig()
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read the kubeconfig: %w: give the path of one that is there", err)
+		return nil, fmt.Errorf("read the kubeconfig: %w: give the path of an existing file", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the kubeconfig %s: %w: write a kubeconfig as kubectl config view prints one", file, err)
@@ -69,12 +69,12 @@ func loadConfig(opts ConfigOptions) (*rest.Config, error) {
 	}
 	config, err := loader.ClientConfig()
 	if err != nil {
-		return nil, fmt.Errorf("connect to the Kubernetes API as the kubeconfig %s says: %w", file, err)
+		return nil, fmt.Errorf("connect to the Kubernetes API with the kubeconfig %s: %w", file, err)
 	}
 	return config, nil
 }
 
-// checkContext says which contexts there are, where the wanted one is not.
+// checkContext returns an error that lists the contexts if the wanted one does not exist.
 func checkContext(raw *clientcmdapi.Config, wanted, file string) error {
 	option, have := "--context", strings.Join(slices.Sorted(maps.Keys(raw.Contexts)), ", ")
 	if wanted == "" {

@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// slimSerializer has all objects trimmed that come out of its decoders.
+// slimSerializer returns decoders that slim all objects.
 type slimSerializer struct {
 	runtime.NegotiatedSerializer
 	shared *pools
@@ -21,20 +21,20 @@ func newSlimSerializer(s runtime.NegotiatedSerializer) *slimSerializer {
 	return &slimSerializer{s, newPools()}
 }
 
-// DecoderToVersion returns a decoder of trimmed objects.
+// DecoderToVersion returns a decoder of slim objects.
 func (t *slimSerializer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
 	return decoder{t.NegotiatedSerializer.DecoderToVersion(d, gv), t.shared}
 }
 
-// decoder decodes objects and lists of objects, and trims them before anybody
-// holds on to them.
+// decoder decodes objects and lists, and slims each object before anything else keeps a
+// reference to it.
 type decoder struct {
 	full   runtime.Decoder
 	shared *pools
 }
 
-// Decode returns a trimmed object, a list of some, or what is none of the objects
-// that are followed: a Status or the frame of a watch's event.
+// Decode returns a slim object, a list of slim objects, or a Status or watch event as it
+// is.
 func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	if into == nil {
 		if o := d.decodeProtobuf(data); o != nil {
@@ -70,7 +70,7 @@ func (d decoder) slim(o runtime.Object) (runtime.Object, error) {
 	case *metav1.Status, *metav1.WatchEvent:
 		return o, nil
 	}
-	return nil, fmt.Errorf("the API server sent a %T, which was not asked for", o)
+	return nil, fmt.Errorf("the API server sent an unexpected %T", o)
 }
 
 func listOf[T any](m *metav1.ListMeta, items []T, trim func(*T) runtime.Object) runtime.Object {

@@ -23,8 +23,8 @@ import (
 	"sluice/watch"
 )
 
-// TestNothingBeforeAllKinds: as long as one kind is refused nothing is published,
-// and then all at once.
+// TestNothingBeforeAllKinds checks that nothing is published while the list of one kind
+// fails, and everything together afterwards.
 func TestNothingBeforeAllKinds(t *testing.T) {
 	for _, late := range kinds {
 		t.Run(late.name, func(t *testing.T) {
@@ -58,8 +58,8 @@ func TestNothingBeforeAllKinds(t *testing.T) {
 	}
 }
 
-// TestVanished: what goes while nobody hears of it is gone after the next list, and
-// what has come in its place counts.
+// TestVanished checks that objects which are deleted while the watch is down disappear with
+// the next list, and that their replacements count.
 func TestVanished(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -83,7 +83,7 @@ func TestVanished(t *testing.T) {
 			s.Set(makePod("heir", "10.1.0.3", nil))
 			s.Set(makePolicy("other", "nobody"))
 			s.Compact()
-			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow) // as far as is known
+			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow) // as far as the source knows
 			answers.set(nil)
 			f.names("10.1.0.3", "default/heir")
 			f.names("10.1.0.2", "")
@@ -94,8 +94,8 @@ func TestVanished(t *testing.T) {
 	}
 }
 
-// TestServerAway: a server that is gone is said once, for all kinds, and so is its
-// return.
+// TestServerAway checks that an unreachable server, and its return, are logged once for all
+// kinds.
 func TestServerAway(t *testing.T) {
 	s := apiserver.New(apiserver.Options{})
 	small(s)
@@ -135,7 +135,7 @@ func TestServerAway(t *testing.T) {
 	}
 }
 
-// TestAPIErrors: what is wrong on the way to the server is told with its mend.
+// TestAPIErrors checks that each failure of the server or the connection comes with a hint.
 func TestAPIErrors(t *testing.T) {
 	secure := httptest.NewTLSServer(apiserver.New(apiserver.Options{}))
 	t.Cleanup(secure.Close)
@@ -176,7 +176,7 @@ func TestAPIErrors(t *testing.T) {
 	}
 }
 
-// TestJSON: a server that does not speak protobuf is understood too.
+// TestJSON checks that a server without protobuf is supported.
 func TestJSON(t *testing.T) {
 	s := apiserver.New(apiserver.Options{})
 	small(s)
@@ -195,8 +195,8 @@ func TestJSON(t *testing.T) {
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
 }
 
-// TestRanges: the pod ranges of the Nodes are known with the first snapshot, and
-// follow.
+// TestRanges checks that the first snapshot has the pod ranges of the Nodes, and that
+// changes follow.
 func TestRanges(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	small(s)
@@ -237,7 +237,7 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestConfig: what is wrong with a kubeconfig is told with file and mend.
+// TestConfig checks that errors in a kubeconfig come with the file and a hint.
 func TestConfig(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -264,7 +264,7 @@ func TestConfig(t *testing.T) {
 		opts ConfigOptions
 		want []string
 	}{
-		"not in a pod":    {ConfigOptions{}, []string{"does not run in a pod", "--kubeconfig"}},
+		"not in a pod":    {ConfigOptions{}, []string{"is not in a pod", "--kubeconfig"}},
 		"no file":         {ConfigOptions{Kubeconfig: filepath.Join(dir, "none")}, []string{"none", "give the path"}},
 		"no YAML":         {ConfigOptions{Kubeconfig: write("bad", ":\n- [")}, []string{"bad", "kubectl config view"}},
 		"no such context": {ConfigOptions{Kubeconfig: good, Context: "three"}, []string{good, `"three"`, "--context", "one, two"}},

@@ -10,22 +10,21 @@ import (
 	"sluice/filter/event"
 )
 
-// KindHealth is how it is with one kind of object.
+// KindHealth is the state of the watch of one kind of objects.
 type KindHealth struct {
 	Kind   string // as in "Pod"
-	Synced bool   // a full list has come, and the World goes by it
-	// Err is why nothing of it is heard; nil while the watch stands. What is known
-	// stays in force all the same.
+	Synced bool   // a full list has arrived, and is in the policy store
+	// Err is why the kind cannot be followed; nil while its watch is open. If it is not
+	// nil, the known objects stay in force.
 	Err      error
-	Since    time.Time // since when Err is as it is, by the error's nature
+	Since    time.Time // when Err changed, or became another kind of error
 	Objects  int       // in the last full list
-	Events   uint64    // objects that came, changed or went, without those of lists
-	Restarts uint64    // watches that were begun again
-	Errors   uint64    // requests that failed, and watches that broke off with an error
+	Events   uint64    // added, changed and deleted objects, without those of lists
+	Restarts uint64    // watches that were opened again
+	Errors   uint64    // failed requests, and watches that ended with an error
 }
 
-// health notes what becomes of the requests, and logs each trouble once for as long
-// as it is there.
+// health records the outcome of requests, and logs each failure once while it lasts.
 type health struct {
 	host string
 	log  *slog.Logger
@@ -33,7 +32,7 @@ type health struct {
 
 	mu     sync.Mutex
 	kinds  []*kindState
-	logged []string // the troubles that have been logged, until none is left
+	logged []string // keys of the logged failures; empty once all are over
 	began  time.Time
 }
 
@@ -41,7 +40,7 @@ type kindState struct {
 	kind    *kind
 	view    KindHealth
 	failure *APIError
-	watched bool // a watch has stood
+	watched bool // a watch has been open
 	events  atomic.Uint64
 }
 
@@ -69,10 +68,10 @@ func (h *health) list() []KindHealth {
 	return all
 }
 
-// events counts. It takes no lock: it is called for each object.
+// events counts events. It takes no lock, because it is called for each object.
 func (h *health) events(k *kind, n uint64) { h.of(k).events.Add(n) }
 
-// synced notes that a full list has come.
+// synced records the arrival of a full list.
 func (h *health) synced(k *kind, objects int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -81,10 +80,10 @@ func (h *health) synced(k *kind, objects int) {
 	h.log.Debug("listed", "kind", k.name, "objects", objects)
 }
 
-// asked notes the answer to a request.
+// asked records the outcome of a request.
 func (h *health) asked(k *kind, verb string, err error) {
 	if isRestart(err) {
-		return // the agent ends, or the reflector starts over by itself
+		return // the agent ends, or the reflector lists again
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -97,13 +96,13 @@ func (h *health) asked(k *kind, verb string, err error) {
 			s.watched = true
 			h.setFailure(s, nil)
 		}
-		return // a list is not yet all: the watch is still to come
+		return // the failure lasts until a watch is open
 	}
 	s.view.Errors++
 	h.setFailure(s, newAPIError(err, h.host, k, verb))
 }
 
-// setFailure gives a kind its trouble, or none, and logs what that changes.
+// setFailure replaces the failure of a kind, where nil is none, and logs the change.
 func (h *health) setFailure(s *kindState, t *APIError) {
 	if t == nil && s.failure == nil || t != nil && s.failure != nil && s.failure.alike(t) {
 		return
@@ -119,7 +118,7 @@ func (h *health) setFailure(s *kindState, t *APIError) {
 	}
 	if key := t.key(); !slices.Contains(h.logged, key) {
 		h.logged = append(h.logged, key)
-		h.log.Warn("the Kubernetes API cannot be followed; what is known stays in force", event.APIUnreachable.Attr(), "problem", t)
+		h.log.Warn("cannot follow the Kubernetes API; known objects stay in force", event.APIUnreachable.Attr(), "problem", t)
 	}
 }
 
@@ -131,6 +130,6 @@ func (h *health) recovered() {
 	}
 	if len(h.logged) > 0 {
 		h.logged = nil
-		h.log.Info("the Kubernetes API can be followed again", event.APIReachable.Attr(), "server", h.host, "after", h.now().Sub(h.began).Round(time.Millisecond))
+		h.log.Info("Kubernetes API reachable again", event.APIReachable.Attr(), "server", h.host, "duration_ms", h.now().Sub(h.began).Milliseconds())
 	}
 }

@@ -16,13 +16,11 @@ import (
 	"sluice/filter/policy/kubepod"
 )
 
-// interned returns the one copy of a text that many objects have. The copy goes
-// when nobody refers to it any more.
+// interned returns the shared copy of s. The copy is freed when the last reference is gone.
 func interned(s string) string { return unique.Make(s).Value() }
 
-// shared are values that many objects have, each by a text that says what it is. A
-// value is forgotten when nobody holds it any more, so that no user of one has to
-// say so.
+// shared holds values that many objects have in common, by their text form. A value is
+// freed when its last user is gone; users need not release it.
 type shared[T any] struct {
 	mu    sync.Mutex
 	known map[string]weak.Pointer[T]
@@ -30,22 +28,22 @@ type shared[T any] struct {
 
 func newShared[T any]() *shared[T] { return &shared[T]{known: make(map[string]weak.Pointer[T])} }
 
-// get returns the value of a text. Where it is known nothing is allocated;
-// otherwise it is made, from the text alone.
+// get returns the value with the given text form. It allocates nothing if the value is
+// known, and otherwise parses text.
 func (s *shared[T]) get(text []byte, parse func(string) *T) *T {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if v := s.known[string(text)].Value(); v != nil {
 		return v
 	}
-	key := string(text) // a copy, so that callers can keep text on their stack
+	key := string(text) // a copy, so that callers can keep text on the stack
 	v := parse(key)
 	s.known[key] = weak.Make(v)
 	runtime.AddCleanup(v, s.forget, key)
 	return v
 }
 
-// forget drops a value that nobody holds, unless an equal one has come since.
+// forget drops a freed value, unless an equal one has been added since.
 func (s *shared[T]) forget(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -54,15 +52,15 @@ func (s *shared[T]) forget(text string) {
 	}
 }
 
-// size is how many different values there are.
+// size returns the number of different values.
 func (s *shared[T]) size() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.known)
 }
 
-// pools are what pods share: those of a Deployment have the same labels, seven of
-// which take 600 bytes, and the same ports.
+// pools hold what pods have in common. All pods of a Deployment have the same labels, seven
+// of which take 600 bytes, and the same ports.
 type pools struct {
 	labels *shared[labelSet]
 	ports  *shared[portList]
@@ -73,7 +71,7 @@ func newPools() *pools {
 	return &pools{labels: newShared[labelSet](), ports: newShared[portList](), texts: sync.Pool{New: func() any { return new(texts) }}}
 }
 
-// texts are those of the pod that is being read.
+// texts are the text forms of the labels and ports of the pod that is being decoded.
 type texts struct {
 	labels          labelText
 	ports, sidecars portText
@@ -81,10 +79,10 @@ type texts struct {
 
 func (t *texts) reset() { t.labels, t.ports, t.sidecars = t.labels[:0], t.ports[:0], t.sidecars[:0] }
 
-// labelSet is the labels of pods.
+// labelSet is a set of labels that pods share.
 type labelSet struct{ labels map[string]string }
 
-// of returns the labels, which must not be changed.
+// of returns the labels, which must not be modified.
 func (s *labelSet) of() map[string]string {
 	if s == nil {
 		return nil
@@ -92,7 +90,7 @@ func (s *labelSet) of() map[string]string {
 	return s.labels
 }
 
-// labelsOf returns the set that is equal to the given labels; nil for none.
+// labelsOf returns the set that equals labels, or nil if there are none.
 func (p *pools) labelsOf(labels map[string]string) *labelSet {
 	var text labelText
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
@@ -101,8 +99,8 @@ func (p *pools) labelsOf(labels map[string]string) *labelSet {
 	return p.labelsIn(text)
 }
 
-// labelsIn returns the set with a text; nil for none. The API server writes labels
-// in order, so that equal sets have equal texts.
+// labelsIn returns the set with the given text form, or nil if it is empty. The API server
+// writes labels in order, so equal sets have equal texts.
 func (p *pools) labelsIn(text labelText) *labelSet {
 	if len(text) == 0 {
 		return nil
@@ -112,15 +110,15 @@ func (p *pools) labelsIn(text labelText) *labelSet {
 
 const zero = "\x00"
 
-// labelText is labels in a row, key and value, each with a zero byte behind it: no
-// key and no value can have one in it.
+// labelText is the text form of labels: keys and values, each followed by a zero byte,
+// which neither can contain.
 type labelText []byte
 
 func (t *labelText) add(key, value []byte) {
 	*t = append(append(append(append(*t, key...), 0), value...), 0)
 }
 
-// parseLabels reads a labelText. Of a key that is there twice the last counts.
+// parseLabels parses a labelText. Of a duplicate key, the last value counts.
 func parseLabels(text string) *labelSet {
 	labels := make(map[string]string, strings.Count(text, zero)/2)
 	for len(text) > 0 {
@@ -132,10 +130,10 @@ func parseLabels(text string) *labelSet {
 	return &labelSet{labels}
 }
 
-// portList is the ports of a pod that have a name, those of sidecars last.
+// portList is the named ports of a pod, with those of sidecars last.
 type portList struct{ ports []policy.NamedPort }
 
-// of returns the ports, which must not be changed.
+// of returns the ports, which must not be modified.
 func (l *portList) of() []policy.NamedPort {
 	if l == nil {
 		return nil
@@ -143,7 +141,7 @@ func (l *portList) of() []policy.NamedPort {
 	return l.ports
 }
 
-// portsIn returns the list with a text; nil for none.
+// portsIn returns the list with the given text form, or nil if it is empty.
 func (p *pools) portsIn(text portText) *portList {
 	if len(text) == 0 {
 		return nil
@@ -151,11 +149,11 @@ func (p *pools) portsIn(text portText) *portList {
 	return p.ports.get(text, parsePorts)
 }
 
-// portText is ports in a row: the number in four bytes, protocol and name, each of
-// these with a zero byte behind it.
+// portText is the text form of ports. Each is its number in four bytes, then protocol and
+// name, each followed by a zero byte.
 type portText []byte
 
-// add appends a port. One without a name is nobody's business.
+// add appends a port. It skips ports without a name, to which no policy can refer.
 func (t *portText) add(name, protocol []byte, number int32) {
 	if len(name) == 0 {
 		return
@@ -164,7 +162,7 @@ func (t *portText) add(name, protocol []byte, number int32) {
 	*t = append(append(append(append(text, protocol...), 0), name...), 0)
 }
 
-// parsePorts reads a portText.
+// parsePorts parses a portText.
 func parsePorts(text string) *portList {
 	list := new(portList)
 	for len(text) >= 4 {

@@ -12,7 +12,7 @@ import (
 // kind is a kind of objects that is followed.
 type kind struct {
 	name     string // as in "Pod"
-	resource string // as in "pods", which is what RBAC calls it
+	resource string // as in "pods", the name that RBAC uses
 	group    schema.GroupVersion
 	remove   func(w *policy.World, namespace, name string)
 }
@@ -21,7 +21,7 @@ var (
 	namespaceKind = &kind{"Namespace", "namespaces", corev1.SchemeGroupVersion, func(w *policy.World, _, name string) { w.DeleteNamespace(name) }}
 	podKind       = &kind{"Pod", "pods", corev1.SchemeGroupVersion, (*policy.World).DeletePod}
 	policyKind    = &kind{netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, deletePolicy}
-	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, nil} // no part of the World
+	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, nil} // not in the policy store
 )
 
 func deletePolicy(w *policy.World, namespace, name string) {

@@ -1,16 +1,14 @@
-// Package kube follows a cluster through the Kubernetes API: its Namespaces, Pods,
-// NetworkPolicies and Nodes, as a source of a watch.Keeper.
+// Package kube follows the Namespaces, Pods, NetworkPolicies and Nodes of a cluster through
+// the Kubernetes API.
 //
-// There is no informer and no store of objects: the World keeps what decisions
-// need, and a second copy would double the memory of an agent in a large cluster.
-// Objects are trimmed while they are decoded ([decoder]), so that a list of
-// 100,000 pods is never whole in memory; client-go's reflectors list, watch, retry
-// and list again; and a [table] for each kind remembers the names alone, to know
-// after a list what has vanished.
+// Its [Source] publishes nothing before the first list of every kind has arrived, because
+// partial knowledge could allow what the rest denies. From then on, everything known stays
+// in force, even while the API server is unreachable.
 //
-// Nothing reaches the World before the first list of every kind is there: half a
-// world would allow what the other half forbids. From then on what is known stays
-// in force, whatever becomes of the API server.
+// It uses no informers: they would keep a second copy of all objects. Instead, [decoder]
+// reduces objects to what decisions need while it decodes them, client-go's reflectors list
+// and watch, and a [table] per kind remembers only names, to find out what is missing from
+// a new list.
 package kube
 
 import (
@@ -34,36 +32,34 @@ import (
 	"sluice/watch"
 )
 
-// pageSize is how many objects a list holds, where the server cannot stream them.
-// It bounds what a list costs in memory: about 15 KB an object, until it is
-// trimmed.
+// pageSize bounds the objects in a page of a list, from servers that do not stream lists.
+// It bounds memory: an object takes about 15 KB until it is slimmed.
 const pageSize = 500
 
-// The wait between attempts to reach the API server doubles from the first to the
-// longest, each drawn between itself and one and a half of it. The longest is less
-// than client-go's 30 s: it is how late a policy can be when the server is back.
+// The wait between attempts to reach the API server doubles from minRetryBackoff to
+// maxRetryBackoff, plus up to half of it at random. The maximum is the longest delay of a
+// policy after the server is back. It is below client-go's 30 s.
 const (
 	minRetryBackoff = 200 * time.Millisecond
 	maxRetryBackoff = 10 * time.Second
 )
 
-// Options are what a Source needs to know.
+// Options configure a Source.
 type Options struct {
-	// NodeName is the Node object of the node that the agent runs on; its pod
-	// ranges are this node's in Ranges. Empty means that no Node is.
+	// NodeName is the name of this node's Node object, whose pod ranges are set as this
+	// node's in Ranges. It is empty if no Node is this node's.
 	NodeName string
-	// Ranges gets the pod ranges of the Nodes, before the first Update; nil if
-	// nobody needs them.
+	// Ranges receives the pod ranges of the Nodes before the first Update; nil disables
+	// this.
 	Ranges *watch.Ranges
-	// StartupTaint is removed from this node's Node; nil if there is none.
+	// StartupTaint is removed from this node's Node; nil disables this.
 	StartupTaint *StartupTaint
-	// Logger gets what goes wrong, each once for as long as it does; nil
-	// discards it.
+	// Logger logs each failure once while it lasts; nil discards it.
 	Logger *slog.Logger
 }
 
-// Source is a cluster as a source of a watch.Keeper. Its methods may be called
-// from several goroutines; Run may be called once.
+// Source is a watch.Source that follows a cluster. Its methods may be called concurrently.
+// Run may be called only once.
 type Source struct {
 	host   string
 	client *client
@@ -74,8 +70,8 @@ type Source struct {
 	log    *slog.Logger
 }
 
-// New returns a source that reaches the API server as config says; see [Config].
-// Nothing is sent before Run.
+// New returns a source that connects to the API server as config tells; see [Config]. It
+// sends nothing before Run.
 func New(config *rest.Config, opts Options) (*Source, error) {
 	log := opts.Logger
 	if log == nil {
@@ -108,14 +104,14 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 // String names the API server.
 func (s *Source) String() string { return "Kubernetes API " + s.host }
 
-// Health tells how it is with each kind of object.
+// Health returns the state of each kind of objects.
 func (s *Source) Health() []KindHealth { return s.health.list() }
 
-// Run follows the cluster until ctx ends. It does not fail: an API server that
-// does not answer, or refuses to, is asked again.
+// Run follows the cluster until ctx ends. It does not fail: it retries while the API server
+// is unreachable or refuses requests.
 func (s *Source) Run(ctx context.Context, update func(func(*policy.World))) error {
-	// client-go tells of each retry; what a user needs to know of them, health
-	// says once.
+	// client-go logs every retry. Users only need to know what health logs, once per
+	// failure.
 	logger := logr.FromSlogHandler(debugHandler{s.log.Handler()})
 	ctx = klog.NewContext(ctx, logger)
 	group, ctx := errgroup.WithContext(ctx)
@@ -141,13 +137,13 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.World))) erro
 	return nil
 }
 
-// reflector keeps a table as the API server has it.
+// reflector returns a reflector that keeps t up to date.
 func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
 	asked := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			if opts.ResourceVersion == "0" {
-				// A server answers this from its cache, but with all objects at
-				// once, whatever the limit: for them there is no memory.
+				// The server answers such a request from its cache, but ignores the limit
+				// and sends all objects at once. That takes too much memory.
 				opts.ResourceVersion = ""
 			}
 			list, err := s.client.list(ctx, t.kind, opts)

@@ -25,10 +25,10 @@ import (
 	"sluice/watch"
 )
 
-// waitTimeout is how long a test waits for what is bound to come.
+// waitTimeout bounds each wait of these tests.
 const waitTimeout = 2 * time.Minute
 
-// followed is a Source at work, with the Keeper that it feeds.
+// followed is a running Source, with a Controller that applies its updates.
 type followed struct {
 	t         *testing.T
 	source    *Source
@@ -37,7 +37,7 @@ type followed struct {
 	log       *records
 }
 
-// follow runs a source of the server until the test ends.
+// follow runs a source for the server until the test ends.
 func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	t.Helper()
 	f := &followed{t: t, changed: make(chan struct{}, 1), log: &records{changed: make(chan struct{}, 1)}}
@@ -65,7 +65,7 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	return f
 }
 
-// until waits until ok, which is asked after each publish.
+// until waits until ok returns true. It calls ok after each publish.
 func (f *followed) until(what string, ok func(*policy.Snapshot) bool) {
 	f.t.Helper()
 	timeout := time.After(waitTimeout)
@@ -81,14 +81,14 @@ func (f *followed) until(what string, ok func(*policy.Snapshot) bool) {
 	}
 }
 
-// verdict waits until a flow over TCP gets the verdict.
+// verdict waits until a TCP flow gets the verdict.
 func (f *followed) verdict(from, to string, port uint16, want filter.Action) {
 	f.t.Helper()
 	key := filter.NewKey(netip.MustParseAddr(from), netip.MustParseAddr(to), filter.TCP, port)
 	f.until(fmt.Sprintf("%s to %s port %d gets: %v", from, to, port, want), func(s *policy.Snapshot) bool { return s.Decide(key).Action == want })
 }
 
-// names waits until an address is the pod's; an empty one means nobody's.
+// names waits until addr belongs to the pod, or to no pod if the name is empty.
 func (f *followed) names(addr, pod string) {
 	f.t.Helper()
 	f.until(fmt.Sprintf("%s is %q", addr, pod), func(s *policy.Snapshot) bool { return s.Endpoint(netip.MustParseAddr(addr)).String() == pod })
@@ -107,11 +107,11 @@ func (f *followed) health(k *kind, what string, ok func(KindHealth) bool) {
 		if time.Now().After(deadline) {
 			f.t.Fatalf("%s: waited in vain until %s; health: %+v", k.name, what, f.source.Health())
 		}
-		time.Sleep(time.Millisecond) // there is nothing to wait on: health is looked at, not sent
+		time.Sleep(time.Millisecond) // poll: health changes are not announced
 	}
 }
 
-// records is a handler that keeps what is logged above the level of debugging.
+// records is a handler that keeps all records above debug level.
 type records struct {
 	mu      sync.Mutex
 	list    []slog.Record
@@ -132,7 +132,7 @@ func (r *records) Handle(_ context.Context, rec slog.Record) error {
 	return nil
 }
 
-// eventOf returns the event of a record; empty if it has none.
+// eventOf returns the event of a record, or "" if it has none.
 func eventOf(rec slog.Record) (name event.Name) {
 	rec.Attrs(func(a slog.Attr) bool {
 		if a.Key == event.Key {
@@ -155,7 +155,7 @@ func (r *records) count(name event.Name) (n int) {
 	return n
 }
 
-// switchable lets a test answer requests in the server's place.
+// switchable lets a test answer requests instead of the server.
 type switchable struct {
 	refuse atomic.Pointer[func(*http.Request) *metav1.Status]
 }
@@ -168,7 +168,7 @@ func (s *switchable) answer(req *http.Request) *metav1.Status {
 	return nil
 }
 
-// serve starts an API server and returns how to reach it.
+// serve starts an API server and returns the configuration to reach it.
 func serve(t *testing.T, opts apiserver.Options) (*apiserver.Server, *rest.Config) {
 	t.Helper()
 	s := apiserver.New(opts)
@@ -194,7 +194,8 @@ func makePod(name, ip string, labels map[string]string) *corev1.Pod {
 
 func role(value string) map[string]string { return map[string]string{"role": value} }
 
-// makePolicy lets role=from, and nobody else, reach role=db at its port named redis.
+// makePolicy creates a policy that allows only role=from to reach role=db, at its port
+// named redis.
 func makePolicy(name, from string) *networkingv1.NetworkPolicy {
 	port := intstr.FromString("redis")
 	return &networkingv1.NetworkPolicy{
@@ -214,14 +215,15 @@ func makeNamespace(name string, labels map[string]string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 }
 
-// small fills a server with a database, a client of it, a stranger, and a policy.
+// small creates a database, a client, an unrelated pod, and a policy.
 func small(s *apiserver.Server) {
 	s.Set(makeNamespace("default", nil),
 		makePod("db", "10.1.0.1", role("db")), makePod("web", "10.1.0.2", role("frontend")), makePod("other", "10.1.0.3", nil),
 		makePolicy("access-db", "frontend"))
 }
 
-// TestFollow: what the API server has is in force, and what changes there.
+// TestFollow checks that the objects of the API server are in force, and that changes
+// follow.
 func TestFollow(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {

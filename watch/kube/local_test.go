@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// What the API tells of pods reaches the World: which of them run here, and which are
-// being deleted.
+// Whether a pod runs on this node, and whether it is being deleted, reaches the policy
+// store.
 func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 	d, w := testDecoder(t), policy.NewWorld()
 	w.SetLocalNode("here")

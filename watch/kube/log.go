@@ -5,27 +5,27 @@ import (
 	"log/slog"
 )
 
-// debugHandler is a handler for what client-go tells of its work, which is of interest
-// to who debugs it: nothing of it is above slog.LevelDebug.
+// debugHandler passes on client-go's log records at slog.LevelDebug at most. They are only
+// useful for debugging.
 type debugHandler struct{ slog.Handler }
 
-// Enabled says whether anything is wanted that is not even a matter of debugging.
+// Enabled reports whether the level, lowered to debug, is enabled.
 func (d debugHandler) Enabled(ctx context.Context, level slog.Level) bool {
 	return d.Handler.Enabled(ctx, min(level, slog.LevelDebug))
 }
 
-// Handle passes the record on with its new level.
+// Handle passes the record on with the lowered level.
 func (d debugHandler) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = min(r.Level, slog.LevelDebug)
 	return d.Handler.Handle(ctx, r)
 }
 
-// WithAttrs keeps the demotion.
+// WithAttrs keeps the lowered level.
 func (d debugHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return debugHandler{d.Handler.WithAttrs(attrs)}
 }
 
-// WithGroup keeps the demotion.
+// WithGroup keeps the lowered level.
 func (d debugHandler) WithGroup(name string) slog.Handler {
 	return debugHandler{d.Handler.WithGroup(name)}
 }

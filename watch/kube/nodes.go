@@ -9,13 +9,13 @@ import (
 	"sluice/watch"
 )
 
-// nodes are the pod ranges of the Nodes.
+// nodes holds the pod ranges of all Nodes.
 type nodes struct {
-	self   string // the Node that the agent runs on
+	self   string // name of this node's Node
 	ranges *watch.Ranges
 	log    *slog.Logger
 	known  map[string][]netip.Prefix
-	dirty  bool // something has changed since the last publish
+	dirty  bool // the ranges have changed since the last publish
 	warned bool
 }
 
@@ -23,14 +23,14 @@ func newNodes(self string, ranges *watch.Ranges, log *slog.Logger) *nodes {
 	return &nodes{self: self, ranges: ranges, log: log, known: make(map[string][]netip.Prefix)}
 }
 
-// set takes a Node's ranges. A Node says every few minutes that it lives, in most
-// cases with nothing new.
+// set records the ranges of a Node. Nodes send updates every few minutes, mostly without a
+// change of their ranges.
 func (n *nodes) set(o *node) {
 	var list []netip.Prefix
 	for _, text := range o.ranges {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			n.log.Warn("a pod range of a node cannot be read and is left out", event.NodeRangeUnreadable.Attr(), "node", o.Name, "field", "spec.podCIDRs", "range", text, "err", err)
+			n.log.Warn("unreadable pod range of a Node skipped", event.NodeRangeUnreadable.Attr(), "node", o.Name, "field", "spec.podCIDRs", "range", text, "err", err)
 			continue
 		}
 		list = append(list, p)
@@ -61,7 +61,7 @@ func (n *nodes) publish() {
 	n.ranges.Set(n.known[n.self], all)
 	if _, there := n.known[n.self]; n.self != "" && there == n.warned {
 		if n.warned = !there; n.warned {
-			n.log.Warn("there is no Node of this node's name: its pod ranges are not known", event.NodeUnknown.Attr(), "node", n.self,
+			n.log.Warn("no Node object for this node: its pod ranges are not known", event.NodeUnknown.Attr(), "node", n.self,
 				"hint", "give the name of this node's Node object, in most clusters spec.nodeName of the agent's pod")
 		}
 	}

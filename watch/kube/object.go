@@ -15,32 +15,32 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// object is what is left of an API object when it has been trimmed to what
-// decisions need. A reflector handles it as the object itself.
+// object is an API object reduced to what decisions need. A reflector treats it as the
+// object itself.
 type object interface {
 	runtime.Object
 	metav1.ObjectMetaAccessor
-	// id is the object's name and, where it has one, namespace.
+	// id returns the object's name and, if it is in one, its namespace.
 	id() types.NamespacedName
-	// put gives the object to the World.
+	// put adds the object to the policy store.
 	put(w *policy.World)
 }
 
-// slimMeta is what all objects have: of 250 bytes of metadata 80.
+// slimMeta is the metadata that is kept of every object: 80 of 250 bytes.
 type slimMeta struct {
 	types.NamespacedName
 	version string
 	created metav1.Time
-	ending  bool // it is being deleted
-	end     bool // no object, but the end of a list that is streamed
+	ending  bool // the object is being deleted
+	end     bool // this is not an object, but marks the end of a streamed list
 }
 
 func (t *slimMeta) id() types.NamespacedName { return t.NamespacedName }
 
-// GetObjectKind says that the kind is not among what was kept.
+// GetObjectKind returns no kind: the kind is not kept.
 func (*slimMeta) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
 
-// GetObjectMeta is the metadata as a reflector asks for it.
+// GetObjectMeta returns the metadata that a reflector reads.
 func (t *slimMeta) GetObjectMeta() metav1.Object {
 	m := &metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name, ResourceVersion: t.version, CreationTimestamp: t.created}
 	if t.end {
@@ -57,15 +57,14 @@ func slimMetaOf(m *metav1.ObjectMeta) slimMeta {
 	}
 }
 
-// pod is a trimmed Pod: 300 bytes with all that hangs on it, where the API's type
-// takes 8,000.
+// pod is a slim Pod. It takes 300 bytes in all, and the API's type takes 8,000.
 type pod struct {
 	slimMeta
 	labels *labelSet
-	// noAddr has no address of its own: it runs in the host's network, or has
-	// finished, or has not begun. All that counts of it is its name.
+	// noAddr is set for a pod without an address of its own: it is in the host network, has
+	// ended, or has not started. Only its name matters.
 	noAddr bool
-	node   string // that it runs on
+	node   string // that the pod runs on
 	addrs  []string
 	hosts  []string
 	ports  *portList
@@ -95,8 +94,8 @@ func slimPod(o *corev1.Pod, shared *pools) *pod {
 	return p
 }
 
-// addresses is a list with the single address behind it, where older servers
-// leave the list out.
+// addresses returns the list, with the single address appended if it is missing: older
+// servers send only that one.
 func addresses[T any](one string, list []T, text func(T) string) []string {
 	all := make([]string, 0, max(1, len(list)))
 	for _, item := range list {
@@ -114,7 +113,7 @@ func addPorts(text *portText, c *corev1.Container) {
 	}
 }
 
-// form is the pod in the form that the World takes.
+// form converts the pod to the type that the policy store takes.
 func (p *pod) form() *policy.Pod {
 	o := &policy.Pod{
 		Namespace: p.Namespace, Name: p.Name, Labels: p.labels.of(), Node: p.node,
@@ -131,10 +130,10 @@ func (p *pod) form() *policy.Pod {
 
 func (p *pod) put(w *policy.World) { w.SetPod(p.form()) }
 
-// DeepCopyObject returns the object itself: nobody changes it.
+// DeepCopyObject returns the object itself, which is immutable.
 func (p *pod) DeepCopyObject() runtime.Object { return p }
 
-// namespace is a trimmed Namespace.
+// namespace is a slim Namespace.
 type namespace struct {
 	slimMeta
 	labels map[string]string
@@ -148,11 +147,11 @@ func (n *namespace) put(w *policy.World) {
 	w.SetNamespace(n.Name, n.labels)
 }
 
-// DeepCopyObject returns the object itself: nobody changes it.
+// DeepCopyObject returns the object itself, which is immutable.
 func (n *namespace) DeepCopyObject() runtime.Object { return n }
 
-// networkPolicy is a trimmed NetworkPolicy, of which the whole spec counts. It is encoded
-// here, on the reflector's goroutine, so that a large one holds up no other update.
+// networkPolicy is a slim NetworkPolicy, with its whole spec. It is encoded on the
+// reflector's goroutine, so that a large one does not delay other updates.
 type networkPolicy struct {
 	slimMeta
 	policy policy.Encoded
@@ -165,10 +164,10 @@ func slimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
 
 func (p *networkPolicy) put(w *policy.World) { w.SetEncoded(p.policy) }
 
-// DeepCopyObject returns the object itself: nobody changes it.
+// DeepCopyObject returns the object itself, which is immutable.
 func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
 
-// node is a trimmed Node.
+// node is a slim Node.
 type node struct {
 	slimMeta
 	ranges []string
@@ -188,5 +187,5 @@ func slimNode(o *corev1.Node) *node {
 
 func (n *node) put(*policy.World) {}
 
-// DeepCopyObject returns the object itself: nobody changes it.
+// DeepCopyObject returns the object itself, which is immutable.
 func (n *node) DeepCopyObject() runtime.Object { return n }

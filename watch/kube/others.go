@@ -14,29 +14,28 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Others is how many objects of a kind there are that a cluster has beside those that are
-// read.
+// Others is the number of objects of a kind that the agent does not read.
 type Others struct {
 	Group, Kind string
 	Count       int
 }
 
-// discovery asks for all kinds at once, as servers since Kubernetes 1.26 tell them; what
-// older ones answer is the list of groups alone.
+// discovery requests all kinds at once. Servers before Kubernetes 1.26 answer with only a
+// list of groups.
 const discovery = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList," +
 	"application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
 
-// partial asks for the metadata of objects alone.
+// partial requests only the metadata of objects.
 const partial = "application/json;g=meta.k8s.io;v=v1;as=PartialObjectMetadataList,application/json"
 
-// maxAnswer bounds an answer that is read whole.
+// maxAnswer bounds the size of a response.
 const maxAnswer = 64 << 20
 
-// served is a kind as discovery tells it.
+// served is a kind, as discovery describes it.
 type served struct{ group, version, kind, name string }
 
-// CountOthers counts the objects of each kind that match picks. A kind of which they
-// cannot be listed is left out, and named in the error.
+// CountOthers counts the objects of each kind that match accepts. It skips kinds that it
+// cannot list, and names them in the error.
 func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool) ([]Others, error) {
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
@@ -70,15 +69,15 @@ func CountOthers(ctx context.Context, config *rest.Config, match func(group, kin
 	return found, nil
 }
 
-// asker asks an API server for JSON.
+// asker sends requests for JSON to an API server.
 type asker struct {
 	ctx  context.Context
 	base *url.URL
 	http *http.Client
 }
 
-// get asks for a path and decodes the answer. Of a path that is not there it decodes
-// nothing.
+// get requests a path and decodes the response. It decodes nothing if the path does not
+// exist.
 func (a asker) get(path string, query url.Values, accept string, into any) error {
 	ctx, stop := context.WithTimeoutCause(a.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
 	defer stop()
@@ -93,7 +92,7 @@ func (a asker) get(path string, query url.Values, accept string, into any) error
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), err)
 	}
-	defer answer.Body.Close() // it was only read
+	defer answer.Body.Close() // the body was only read
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	switch {
 	case err != nil:
@@ -101,12 +100,12 @@ func (a asker) get(path string, query url.Values, accept string, into any) error
 	case answer.StatusCode == http.StatusNotFound:
 		return nil
 	case answer.StatusCode != http.StatusOK:
-		return fmt.Errorf("the API server answers %s", answer.Status)
+		return fmt.Errorf("the API server responds with %s", answer.Status)
 	}
 	return json.Unmarshal(body, into)
 }
 
-// resources lists what the server has beside the core API, each kind in one version.
+// resources lists the kinds outside the core API, each in one version.
 func (a asker) resources() ([]served, error) {
 	var answer struct {
 		Groups []metav1.APIGroup `json:"groups"` // of an older server
@@ -129,7 +128,7 @@ func (a asker) resources() ([]served, error) {
 		return nil, err
 	}
 	var all []served
-	seen := make(map[[2]string]bool) // versions come with the preferred one first
+	seen := make(map[[2]string]bool) // the server lists the preferred version first
 	add := func(r served) {
 		if key := [2]string{r.group, r.kind}; !seen[key] {
 			seen[key] = true

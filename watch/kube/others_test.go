@@ -11,8 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Kinds of other groups are found by both ways in which servers tell of them, and
-// counted page by page.
+// Kinds of other groups are found with both forms of discovery, and counted page by page.
 func TestCountOthers(t *testing.T) {
 	const groups = `{"groups": [
 		{"name": "example.org", "preferredVersion": {"groupVersion": "example.org/v2", "version": "v2"}},
@@ -51,7 +50,7 @@ func TestCountOthers(t *testing.T) {
 			if want := []Others{{"projectcalico.org", "NetworkPolicy", 3}}; !reflect.DeepEqual(found, want) {
 				t.Errorf("found %v, want %v", found, want)
 			}
-			if err == nil || !strings.Contains(err.Error(), "GlobalNetworkPolicy of projectcalico.org (the API server answers 403") {
+			if err == nil || !strings.Contains(err.Error(), "GlobalNetworkPolicy of projectcalico.org (the API server responds with 403") {
 				t.Errorf("of a kind that may not be listed: %v", err)
 			}
 		})

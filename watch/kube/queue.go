@@ -8,20 +8,21 @@ import (
 )
 
 const (
-	// maxUpdate bounds an Update but the first: others get their turn in a burst.
+	// maxUpdate bounds the changes in one Update, except for the first, so that other
+	// sources can interleave theirs.
 	maxUpdate = 4096
-	// maxQueued bounds the changes that wait; who brings more waits too, and with it,
-	// in the end, the API server's stream.
+	// maxQueued bounds the queued changes. Beyond it, add blocks, which pushes back on the
+	// watch stream.
 	maxQueued = 4 * maxUpdate
 )
 
-// queue is the changes on their way to the World. They go as they come: while the
-// World is busy with some, the next gather and go together.
+// queue holds the changes for the policy store. While the store is busy with one Update,
+// further changes collect for the next.
 type queue struct {
 	mu      sync.Mutex
 	changes []change
-	missing int           // kinds of which no list has come
-	wake    chan struct{} // holds a token when there may be something to do
+	missing int           // kinds whose first list has not arrived
+	wake    chan struct{} // holds a token if there may be changes to take
 	room    *sync.Cond
 	ended   bool
 }
@@ -32,7 +33,7 @@ func newQueue(kinds int) *queue {
 	return q
 }
 
-// add appends changes, and waits while there is no room.
+// add appends changes. It blocks while the queue is full.
 func (q *queue) add(changes ...change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -59,8 +60,8 @@ func (q *queue) signal() {
 	}
 }
 
-// take returns what waits, all of it at first and later a part, and whether that
-// is all. It returns nothing as long as a kind is missing.
+// take removes the queued changes and returns them: all for the first Update, and later at
+// most maxUpdate. It returns false if there are none, or if the list of a kind is missing.
 func (q *queue) take(first bool) (changes []change, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -97,14 +98,14 @@ func (q *queue) run(ctx context.Context, update func(func(*policy.World))) {
 			update(func(w *policy.World) {
 				for i := range changes {
 					changes[i].apply(w)
-					changes[i] = change{} // the World has what it needs
+					changes[i] = change{} // the policy store has what it needs
 				}
 			})
 		}
 	}
 }
 
-// end lets go those that wait for room.
+// end unblocks all calls of add.
 func (q *queue) end() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -12,16 +12,16 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Objects are the objects of a cluster at one moment, whole, in the server's order.
+// Objects are the objects of a cluster at one moment, in full and in the server's order.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
 }
 
-// Read reads a cluster once, for those who ask about it. The kinds are read one
-// after the other, so that a change meanwhile may be seen in one and not in
-// another. An error is a [Trouble] if the server did not tell.
+// Read reads a cluster once. It reads one kind after the other, so a concurrent change may
+// be visible in one kind and not in another. If the server does not answer as it should,
+// the error is an [APIError].
 func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 	c, err := newClient(config, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
 		return serializer.NewCodecFactory(s).WithoutConversion()
@@ -51,7 +51,7 @@ func (c *client) pages(ctx context.Context, k *kind, take func(runtime.Object) (
 	}
 }
 
-// take keeps a page, and says where the next one goes on.
+// take keeps a page, and returns the token of the next one.
 func (o *Objects) take(page runtime.Object) (next string, err error) {
 	switch l := page.(type) {
 	case *corev1.NamespaceList:
@@ -64,7 +64,7 @@ func (o *Objects) take(page runtime.Object) (next string, err error) {
 		o.Policies = append(o.Policies, pointers(l.Items)...)
 		return l.Continue, nil
 	}
-	return "", fmt.Errorf("the API server sent a %T, which was not asked for", page)
+	return "", fmt.Errorf("the API server sent an unexpected %T", page)
 }
 
 func pointers[T any](items []T) []*T {

@@ -51,7 +51,7 @@ func equal(t *testing.T, got []string, want ...string) {
 	}
 }
 
-// TestTable: what a reflector can bring, in the orders that it can.
+// TestTable checks every event that a reflector can deliver, in every possible order.
 func TestTable(t *testing.T) {
 	q := newQueue(1)
 	h := newHealth("test", quietSlog)
@@ -67,7 +67,7 @@ func TestTable(t *testing.T) {
 	must(table.Add(podObject("c")))
 	must(table.Update(podObject("a")))
 	must(table.Delete(podObject("b")))
-	must(table.Add(podObject("b"))) // another of that name
+	must(table.Add(podObject("b"))) // another pod of the same name
 	equal(t, drain(q), "set pods default/c", "set pods default/a", "delete pods default/b", "set pods default/b")
 	must(table.Delete(cache.DeletedFinalStateUnknown{Key: "default/c", Obj: podObject("c")}))
 	equal(t, drain(q), "delete pods default/c")
@@ -95,8 +95,8 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestQueueBounds: a burst goes in parts, and who brings more than has room waits,
-// until there is room or all ends.
+// TestQueueBounds checks that a large number of changes is split into updates, and that add
+// blocks until there is room or the queue ends.
 func TestQueueBounds(t *testing.T) {
 	q := newQueue(1)
 	first := make([]change, 3*maxUpdate)
@@ -123,7 +123,8 @@ func TestQueueBounds(t *testing.T) {
 		added.Store(true)
 		close(done)
 	}()
-	// The other goroutine cannot be seen to wait; that it has not been let in can.
+	// A blocked goroutine cannot be observed. The test observes instead that its changes
+	// have not been added.
 	for range 100 {
 		runtime.Gosched()
 	}
@@ -148,7 +149,7 @@ func TestQueueBounds(t *testing.T) {
 	}
 }
 
-// TestLabelSets: equal labels are one set, for as long as somebody has it.
+// TestLabelSets checks that equal labels share one set while it has a user.
 func TestLabelSets(t *testing.T) {
 	pools := newPools()
 	sets := pools.labels
@@ -180,7 +181,7 @@ func TestLabelSets(t *testing.T) {
 	runtime.KeepAlive(b)
 	deadline := time.Now().Add(waitTimeout)
 	for sets.size() != 3 {
-		runtime.GC() // its cleanups run when they like
+		runtime.GC() // cleanups run at any time
 		if time.Now().After(deadline) {
 			t.Fatalf("%d sets, want 3: what nobody has is still known", sets.size())
 		}

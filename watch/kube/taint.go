@@ -18,47 +18,47 @@ import (
 )
 
 const (
-	// readyInterval is how often an agent that is not ready yet is asked again, while
-	// its node bears the taint.
+	// readyInterval is the interval at which Ready is called while the agent is not ready
+	// and its Node has the taint.
 	readyInterval = 250 * time.Millisecond
-	// patchTimeout bounds reading a Node and writing it.
+	// patchTimeout bounds one attempt to read and patch a Node.
 	patchTimeout = 10 * time.Second
-	// patchAttempts is how often a Node is read and written again at once because it
-	// changed in between; then the wait of all retries applies.
+	// patchAttempts bounds the immediate attempts on a Node that changes concurrently.
+	// After these, the retry backoff applies.
 	patchAttempts = 5
 )
 
-// StartupTaint is a taint that keeps pods off a node until its agent enforces. The
-// cluster's operator sets it on new nodes, and the agent removes it.
+// StartupTaint is a taint that keeps pods off a node until its agent enforces policies. The
+// operator of the cluster sets it on new nodes, and the agent removes it.
 type StartupTaint struct {
 	Key string // of the taint; its value and effect do not matter
-	// Ready reports whether pods may come: the rules are in place, and the live
-	// connections judged. It is asked while the Node bears the taint.
+	// Ready reports whether pods may be scheduled to this node: the rules are in place and
+	// the live connections have been evaluated. It is called while the Node has the taint.
 	Ready func() bool
 }
 
-// startupTaint removes the taint from the Node of this name whenever it is there and
-// the agent is ready.
+// startupTaint removes the taint from the Node of the given name whenever the Node has it
+// and the agent is ready.
 //
-// The Node is read again for each patch, as JSON: what followed it keeps no taints.
-// The patch names places in the list of taints and tests each before it removes it,
-// so that taints of others stay whatever happens meanwhile.
+// It reads the Node as JSON before each patch, because the slim Node does not contain whole
+// taints. The patch removes taints by index, and tests each before: the taints of others
+// survive concurrent changes.
 type startupTaint struct {
 	StartupTaint
 	node    string
 	client  rest.Interface
 	server  string
 	log     *slog.Logger
-	seen    chan struct{} // holds a token if the Node may bear the taint
+	seen    chan struct{} // holds a token if the Node may have the taint
 	failure atomic.Pointer[APIError]
-	missing atomic.Bool // there is no Node of this name, as far as the server has told
+	missing atomic.Bool // as far as is known, there is no Node of this name
 }
 
 func newStartupTaint(t StartupTaint, node, server string, client rest.Interface, log *slog.Logger) *startupTaint {
 	return &startupTaint{StartupTaint: t, node: node, client: client, server: server, log: log, seen: make(chan struct{}, 1)}
 }
 
-// observe takes a Node that has come or changed.
+// observe is called for each new or changed Node.
 func (t *startupTaint) observe(n *node) {
 	if n.Name != t.node || !slices.Contains(n.taints, t.Key) {
 		return
@@ -69,7 +69,7 @@ func (t *startupTaint) observe(n *node) {
 	}
 }
 
-// run removes the taint whenever it is seen, until ctx ends.
+// run removes the taint whenever the Node has it, until ctx ends.
 func (t *startupTaint) run(ctx context.Context) {
 	for {
 		select {
@@ -88,7 +88,7 @@ func (t *startupTaint) run(ctx context.Context) {
 				return
 			}
 			t.record(err)
-			if err == nil || apierrors.IsNotFound(err) { // a Node that comes back is seen
+			if err == nil || apierrors.IsNotFound(err) { // if the Node comes back, observe is called
 				break
 			}
 			if !sleep(ctx, wait) {
@@ -109,7 +109,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// remove removes the taint, and does nothing if it is not there.
+// remove removes the taint, if the Node has it.
 func (t *startupTaint) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patchTimeout, fmt.Errorf("the API server did not answer within %v", patchTimeout))
 	defer cancel()
@@ -121,10 +121,10 @@ func (t *startupTaint) remove(ctx context.Context) error {
 		err = t.client.Patch(types.JSONPatchType).Resource(nodeKind.resource).Name(t.node).Body(patch).Do(ctx).Error()
 		switch {
 		case err == nil:
-			t.log.Info("the startup taint was removed: pods can be scheduled to this node", event.TaintRemoved.Attr(), "node", t.node, "taint", t.Key)
+			t.log.Info("startup taint removed: pods can be scheduled to this node", event.TaintRemoved.Attr(), "node", t.node, "taint", t.Key)
 			return nil
 		case attempt < patchAttempts && (apierrors.IsConflict(err) || apierrors.IsInvalid(err)):
-			continue // the Node has changed: a test of the patch does not hold
+			continue // the Node has changed, and a test of the patch failed
 		}
 		return err
 	}
@@ -137,8 +137,8 @@ type operation struct {
 	Value json.RawMessage `json:"value,omitempty"`
 }
 
-// patch reads the Node and returns what takes the taint from it; nil if it does not
-// bear it.
+// patch reads the Node and returns the patch that removes the taint, or nil if the Node
+// does not have it.
 func (t *startupTaint) patch(ctx context.Context) ([]byte, error) {
 	text, err := t.client.Get().Resource(nodeKind.resource).Name(t.node).SetHeader("Accept", "application/json").Do(ctx).Raw()
 	if err != nil {
@@ -153,7 +153,7 @@ func (t *startupTaint) patch(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("read Node %s: %w", t.node, err)
 	}
 	var steps []operation
-	for i, raw := range slices.Backward(o.Spec.Taints) { // from behind: places before one that goes stay as they are
+	for i, raw := range slices.Backward(o.Spec.Taints) { // from the end, because a removal shifts the indexes behind it
 		var taint struct {
 			Key string `json:"key"`
 		}
@@ -170,7 +170,7 @@ func (t *startupTaint) patch(ctx context.Context) ([]byte, error) {
 	return json.Marshal(steps)
 }
 
-// record takes the outcome of an attempt, and logs what that changes.
+// record records the outcome of an attempt, and logs a change of it.
 func (t *startupTaint) record(err error) {
 	if err == nil || apierrors.IsNotFound(err) {
 		t.failure.Store(nil)
@@ -178,10 +178,10 @@ func (t *startupTaint) record(err error) {
 	}
 	now := newAPIError(err, t.server, nodeKind, "patch")
 	if apierrors.IsForbidden(err) {
-		now.Hint = `let this user get and patch nodes of API group "", by a ClusterRole and a ClusterRoleBinding; the chart's value startupTaint does`
+		now.Hint = `let this user get and patch nodes of API group "", with a ClusterRole and a ClusterRoleBinding; the chart's value startupTaint does that`
 	}
 	if was := t.failure.Swap(now); was == nil || !was.alike(now) {
-		t.log.Warn("the startup taint cannot be removed; no pods are scheduled to this node", event.TaintKept.Attr(), "node", t.node, "taint", t.Key, "problem", now)
+		t.log.Warn("cannot remove the startup taint: no pods are scheduled to this node", event.TaintKept.Attr(), "node", t.node, "taint", t.Key, "problem", now)
 	}
 }
 

@@ -29,7 +29,7 @@ var (
 	}
 )
 
-// tainted is a Node with taints, given as lists or one by one.
+// tainted returns a Node with the given taints or lists of taints.
 func tainted(name string, taints ...any) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	for _, t := range taints {
@@ -43,12 +43,12 @@ func tainted(name string, taints ...any) *corev1.Node {
 	return n
 }
 
-// taintSite is a source at work that removes the taint from Node "here" when ready.
+// taintSite is a running source that removes the taint from Node "here" once it is ready.
 type taintSite struct {
 	*followed
 	api   *apiserver.Server
 	ready atomic.Bool
-	asked atomic.Int64 // how often the taint's removal asked for readiness
+	asked atomic.Int64 // number of calls of Ready
 }
 
 func followTaint(t *testing.T, opts apiserver.Options, nodes ...apiserver.Object) *taintSite {
@@ -65,7 +65,7 @@ func followTaint(t *testing.T, opts apiserver.Options, nodes ...apiserver.Object
 	return s
 }
 
-// await waits until ok.
+// await waits until ok returns true.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); !ok(); time.Sleep(time.Millisecond) {
@@ -75,7 +75,7 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// bears waits until a Node has exactly these taints.
+// bears waits until the Node has exactly these taints.
 func (s *taintSite) bears(name string, want ...corev1.Taint) {
 	s.t.Helper()
 	await(s.t, fmt.Sprintf("Node %s bears %v", name, want), func() bool {
@@ -86,9 +86,9 @@ func (s *taintSite) bears(name string, want ...corev1.Taint) {
 	})
 }
 
-// TestStartupTaint: the taint stays until the agent is ready, then goes, by whatever
-// effect and place in the list, and again when it comes back. Taints of others and
-// other Nodes keep what they have.
+// TestStartupTaint checks that the taint stays until the agent is ready, and is then
+// removed, whatever its effect and index, each time it is set. Other taints and other Nodes
+// do not change.
 func TestStartupTaint(t *testing.T) {
 	s := followTaint(t, apiserver.Options{}, tainted("here", others[0], startup, others[1:], evict), tainted("there", startup))
 	await(t, "the agent is asked whether it is ready", func() bool { return s.asked.Load() > 2 })
@@ -112,8 +112,8 @@ func TestStartupTaint(t *testing.T) {
 	}
 }
 
-// TestStartupTaintMeanwhile: a Node that changes between the reading and the patch
-// loses the right taint, and no other.
+// TestStartupTaintMeanwhile checks that a Node which changes between read and patch loses
+// the right taint, and no other.
 func TestStartupTaintMeanwhile(t *testing.T) {
 	var patches atomic.Int64
 	var answers switchable
@@ -123,7 +123,7 @@ func TestStartupTaintMeanwhile(t *testing.T) {
 			return nil
 		}
 		if n := patches.Add(1); n <= 2 {
-			s.api.Set(tainted("here", others[:n], startup)) // each moves the taint one place on
+			s.api.Set(tainted("here", others[:n], startup)) // each moves the taint by one index
 		}
 		return nil
 	})
@@ -137,8 +137,8 @@ func TestStartupTaintMeanwhile(t *testing.T) {
 	}
 }
 
-// TestStartupTaintRefused: who may not patch Nodes is told what it takes, once; with
-// the right the taint goes and the trouble is over.
+// TestStartupTaintRefused checks that missing rights to patch Nodes are logged once, by
+// name, and that the taint is removed once they are granted.
 func TestStartupTaintRefused(t *testing.T) {
 	var answers switchable
 	tries := new(atomic.Int64)
@@ -165,8 +165,8 @@ func TestStartupTaintRefused(t *testing.T) {
 	await(t, "the trouble is over", func() bool { return s.source.StartupTaintError() == nil })
 }
 
-// TestStartupTaintWithoutNode: an agent whose Node is not there, as under a wrong name,
-// says that the taint will not go.
+// TestStartupTaintWithoutNode checks that an agent whose Node does not exist, as under a
+// wrong name, reports that the taint cannot be removed.
 func TestStartupTaintWithoutNode(t *testing.T) {
 	s := followTaint(t, apiserver.Options{}, tainted("there", startup))
 	await(t, "the Node is missed", func() bool {

@@ -22,7 +22,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// filler fills objects at random, fields that are not looked at too.
+// filler fills objects at random, including fields that are not decoded.
 func filler(seed int64) *randfill.Filler {
 	addresses := []string{"10.0.0.1", "fd00::1", "10.0.0.2", "", "not an address"}
 	names := []string{"", "http", "metrics", "dns"}
@@ -61,7 +61,7 @@ func filler(seed int64) *randfill.Filler {
 	)
 }
 
-// encoder encodes as the API server does.
+// encoder encodes objects as the API server does.
 func encode(t testing.TB, o runtime.Object) []byte {
 	t.Helper()
 	scheme := newScheme()
@@ -81,8 +81,8 @@ func testDecoder(t testing.TB) decoder {
 	return newSlimSerializer(codecs).DecoderToVersion(info.Serializer, nil).(decoder)
 }
 
-// TestWireAsDecoded: what is read from the wire is what is left of an object that
-// the API's own decoder has read.
+// TestWireAsDecoded compares the result with that of slimming an object from the API's own
+// decoder.
 func TestWireAsDecoded(t *testing.T) {
 	d := testDecoder(t)
 	somebody, ports := 0, 0
@@ -126,7 +126,7 @@ func samePod(a, b *pod) bool {
 	return reflect.DeepEqual(a.form(), b.form()) && a.labels == b.labels && a.version == b.version && a.end == b.end
 }
 
-// TestWireBookmark: a bookmark is an object with hardly anything in it.
+// TestWireBookmark checks a bookmark, which is an almost empty object.
 func TestWireBookmark(t *testing.T) {
 	for _, o := range []object{&pod{}, &node{}} {
 		var whole runtime.Object = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "7", Annotations: map[string]string{metav1.InitialEventsAnnotationKey: "true"}}}
@@ -140,7 +140,7 @@ func TestWireBookmark(t *testing.T) {
 	}
 }
 
-// TestWireList: a page of pods, with where the next begins.
+// TestWireList checks a page of pods, with the token of the next page.
 func TestWireList(t *testing.T) {
 	remaining := int64(7)
 	list := &corev1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: "12", Continue: "next", RemainingItemCount: &remaining}}
@@ -174,8 +174,8 @@ func TestWireList(t *testing.T) {
 	}
 }
 
-// TestWireMalformed: what is cut off or spoilt is left to the API's decoder, and
-// nothing ends the process.
+// TestWireMalformed checks that truncated or corrupted data is left to the API's decoder,
+// and does not end the process.
 func TestWireMalformed(t *testing.T) {
 	d := testDecoder(t)
 	random := rand.New(rand.NewPCG(1, 1))
@@ -190,7 +190,7 @@ func TestWireMalformed(t *testing.T) {
 					spoilt[4+random.IntN(len(spoilt)-4)] = byte(random.Uint32())
 				}
 			}
-			_, _, _ = d.Decode(spoilt, nil, nil) // it may well succeed: spoilt text is text
+			_, _, _ = d.Decode(spoilt, nil, nil) // decoding may succeed: corrupted text is text
 		}
 	}
 	if o, _, err := d.Decode([]byte("k8s\x00\xff"), nil, nil); err == nil {
@@ -198,7 +198,7 @@ func TestWireMalformed(t *testing.T) {
 	}
 }
 
-// TestFieldNumbers compares the numbers with those that the API's types carry.
+// TestFieldNumbers compares the constants with the numbers in the tags of the API's types.
 func TestFieldNumbers(t *testing.T) {
 	for _, test := range []struct {
 		message any
@@ -227,7 +227,7 @@ func TestFieldNumbers(t *testing.T) {
 	}
 }
 
-// numberOf is the number of a field, as its struct tag has it: "bytes,2,rep,name=x".
+// numberOf returns the number in the tag of a struct's field: "bytes,2,rep,name=x".
 func numberOf(message any, name string) int {
 	typ := reflect.TypeOf(message)
 	for i := range typ.NumField() {
@@ -245,8 +245,8 @@ func numberOf(message any, name string) int {
 	return 0
 }
 
-// TestSlimObjectsKeepDecisions: worlds of whole objects and of trimmed ones decide
-// alike.
+// TestSlimObjectsKeepDecisions checks that full and slim objects lead to the same
+// decisions.
 func TestSlimObjectsKeepDecisions(t *testing.T) {
 	for seed := range uint64(15) {
 		c := cluster.New(seed, cluster.Options{Pods: 200, Policies: 60, Namespaces: 5, DualStack: true})
@@ -293,7 +293,7 @@ func decodeInto(t *testing.T, d decoder, o runtime.Object, w *policy.World) {
 	got.(object).put(w)
 }
 
-// vary gives some pods what few pods have.
+// vary gives some pods properties that few pods have.
 func vary(o *corev1.Pod, random *rand.Rand) {
 	always := corev1.ContainerRestartPolicyAlways
 	switch random.IntN(12) {
@@ -302,11 +302,11 @@ func vary(o *corev1.Pod, random *rand.Rand) {
 	case 1:
 		o.Status.Phase = corev1.PodSucceeded
 	case 2:
-		o.Status.PodIPs = nil // as older servers have it
+		o.Status.PodIPs = nil // as older servers send it
 	case 3:
 		o.Status.PodIP, o.Status.PodIPs = "", nil
 	case 4:
-		o.Spec.InitContainers = o.Spec.Containers // they end
+		o.Spec.InitContainers = o.Spec.Containers // the pods end
 		o.Spec.Containers = nil
 	case 5:
 		o.Spec.InitContainers = o.Spec.Containers
@@ -319,7 +319,7 @@ func vary(o *corev1.Pod, random *rand.Rand) {
 	}
 }
 
-// BenchmarkDecodePod is what a pod costs that comes by with nothing new.
+// BenchmarkDecodePod measures the cost of an update of a pod without relevant changes.
 func BenchmarkDecodePod(b *testing.B) {
 	d := testDecoder(b)
 	var o corev1.Pod
