@@ -9,8 +9,8 @@ import (
 	"sluice/watch/node"
 )
 
-// A node has some hundred pods at most. Its network is read when it changes, and what
-// follows from it is looked for every two seconds.
+// A node has a few hundred pods at most. Its network is read when it changes, and the pod
+// ranges are derived every two seconds.
 func BenchmarkNetwork(b *testing.B) {
 	const pods = 250
 	for name, bridged := range map[string]bool{"routed": false, "bridged": true} {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A subscription that breaks off, or cannot be had, is renewed, and what may have been
-// missed counts as an event.
+// A subscription that ends, or cannot be opened, is renewed. Events that may have been
+// missed count as one event.
 func TestFollowSubscribesAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	events, done := make(chan struct{}, 1), make(chan struct{})
@@ -45,7 +45,7 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	<-subscriptions
 	<-subscriptions
 	for range 3 {
-		live <- 0 // of no concern
+		live <- 0 // irrelevant
 		live <- 1
 		wait("an event of the last one", events)
 	}

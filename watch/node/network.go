@@ -15,15 +15,15 @@ import (
 )
 
 const (
-	// networkDebounce is the pause between a change and the reading: a pod's interface and its
-	// routes come within a few milliseconds. Until then, a pod that starts is not
-	// expected.
+	// networkDebounce is the pause between a change and the reading, because a pod's
+	// interface and its routes appear within a few milliseconds. It delays the detection of
+	// starting pods.
 	networkDebounce = 5 * time.Millisecond
-	// pauseFactor is how much longer than a reading of the network the pause after it is: it
-	// bounds the CPU on a node where pods come and go all the time. A reading takes some
-	// 10 ms with 250 pods.
+	// pauseFactor is the ratio of the pause after a reading to the duration of the reading.
+	// It bounds the CPU usage on a node where pods come and go all the time. A reading
+	// takes about 10 ms with 250 pods.
 	pauseFactor = 4
-	// resubscribeBackoff is the pause before a subscription that broke off is renewed.
+	// resubscribeBackoff is the pause before a broken subscription is renewed.
 	resubscribeBackoff = time.Second
 )
 
@@ -38,15 +38,15 @@ type Link struct {
 	Index  int
 	Name   string
 	Kind   string // as in "bridge" or "veth"
-	Master int    // index of the bridge that it is a port of; 0 if none
-	// InOtherNetns says that the other end is in another network namespace, and Namespace
-	// which: interfaces with the same one lead to the same pod.
+	Master int    // index of the bridge that has this interface as a port; 0 if none
+	// InOtherNetns is set if the other end is in another network namespace. NetnsID
+	// identifies that one: interfaces with the same ID lead to the same pod.
 	InOtherNetns bool
 	NetnsID      int
-	// Uplink says that a route over it has a gateway, or leads everywhere.
+	// Uplink is set if a route over the interface has a gateway or is a default route.
 	Uplink bool
-	// CallIPTables and CallIP6Tables are a bridge's own settings that iptables sees
-	// what it forwards, whatever the sysctls of all bridges say.
+	// CallIPTables and CallIP6Tables are a bridge's own settings, which pass bridged
+	// packets to iptables whatever the sysctls for all bridges are.
 	CallIPTables, CallIP6Tables bool
 }
 
@@ -59,7 +59,7 @@ type Route struct {
 // ReadNetwork reads the interfaces and routes of the process's network namespace.
 func ReadNetwork() (*Network, error) {
 	links, err := netlink.LinkList()
-	// A dump that was interrupted by a change is followed by the change's event.
+	// If a change interrupts a dump, the event of the change follows.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list this node's interfaces: %w", err)
 	}
@@ -81,8 +81,7 @@ func ReadNetwork() (*Network, error) {
 	return n, nil
 }
 
-// addRoute takes a route without a gateway, and notes of all others over which
-// interfaces they lead.
+// addRoute adds a route without a gateway. Of other routes it only records the interfaces.
 func (n *Network) addRoute(r *netlink.Route) {
 	for _, hop := range r.MultiPath {
 		n.setUplink(hop.LinkIndex)
@@ -109,7 +108,7 @@ func (n *Network) setUplink(index int) {
 	}
 }
 
-// readBridges reads the bridges' own settings, which the library leaves out.
+// readBridges reads the bridges' own settings, which the library does not return.
 func (n *Network) readBridges() error {
 	for i := range n.Links {
 		l := &n.Links[i]
@@ -122,7 +121,7 @@ func (n *Network) readBridges() error {
 		req.AddData(msg)
 		answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
 		if errors.Is(err, unix.ENODEV) {
-			continue // it has gone, which an event tells
+			continue // it has been deleted, and an event follows
 		}
 		if err != nil {
 			return fmt.Errorf("read the settings of bridge %s: %w", l.Name, err)
@@ -150,8 +149,7 @@ func (l *Link) readSettings(attrs []byte) {
 	}
 }
 
-// attributes are the values of the attributes of one type. What is malformed is left
-// out.
+// attributes returns the values of all attributes of one type. It skips malformed ones.
 func attributes(raw []byte, typ uint16) (values [][]byte) {
 	all, err := nl.ParseRouteAttr(raw)
 	if err != nil {
@@ -165,9 +163,9 @@ func attributes(raw []byte, typ uint16) (values [][]byte) {
 	return values
 }
 
-// FollowNetwork calls changed with the network of the process's namespace, and again
-// soon after it changes, until ctx ends. It does not fail: without events, the network
-// is read every minute.
+// FollowNetwork calls changed with the network of the process's namespace, and again soon
+// after each change, until ctx ends. It does not fail: without events, it reads the network
+// every minute.
 func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)) {
 	events := make(chan struct{}, 1)
 	var wait sync.WaitGroup
@@ -195,7 +193,7 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 			changed(n)
 		case err.Error() != said:
 			said = err.Error()
-			log.Warn("this node's interfaces and routes are not known; those from before count", "err", err)
+			log.Warn("cannot read this node's interfaces and routes; the last known ones stay in use", "err", err)
 		}
 		if !sleep(ctx, pauseFactor*time.Since(began)) {
 			return
@@ -209,17 +207,16 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 	}
 }
 
-// concerns reports whether a route that came or went may lead to pods, or the way to them
-// out of the node. Routes by gateways, of which a node may learn very many, do not, but
-// for that which leads everywhere.
+// concerns reports whether a route may lead to pods, or to the default gateway. It ignores
+// other routes with gateways, which can be very many.
 func concerns(u netlink.RouteUpdate) bool {
 	everywhere := u.Dst == nil || u.Dst.IP.IsUnspecified()
 	return u.Route.Type == unix.RTN_UNICAST && (everywhere || u.Gw == nil && u.Via == nil && len(u.MultiPath) == 0)
 }
 
-// follow puts a token into events for what a subscription brings that matters, and subscribes again
-// when it breaks off: the kernel ends one that lags behind. What was missed meanwhile
-// counts as an event.
+// follow puts a token into events for each relevant event of a subscription. It subscribes
+// again when the subscription ends, because the kernel ends one that lags behind. Missed
+// events count as one event.
 func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}, matters func(T) bool, subscribe func(context.Context, func(error)) (<-chan T, error)) {
 	signal := func() {
 		select {
@@ -228,15 +225,15 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 		}
 	}
 	for ctx.Err() == nil {
-		// Its end closes the socket, which a subscription that breaks off leaves open.
+		// Ending inner closes the socket, which a broken subscription leaves open.
 		inner, end := context.WithCancel(ctx)
 		c, err := subscribe(inner, func(err error) {
 			if inner.Err() == nil {
-				log.Debug("changes of this node's network were missed; reading all of it", "err", err)
+				log.Debug("changes of this node's network missed; reading all of it", "err", err)
 			}
 		})
 		if err != nil {
-			log.Warn("changes of this node's interfaces and routes are seen late", "err", err, "every", resyncInterval)
+			log.Warn("changes of this node's interfaces and routes are seen late", "err", err, "interval_ms", resyncInterval.Milliseconds())
 		}
 		signal()
 		for open := err == nil; open; {
@@ -254,7 +251,7 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 	}
 }
 
-// sleep is false if ctx has ended.
+// sleep returns false if ctx has ended.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -9,7 +9,7 @@ import (
 	"sluice/watch/node"
 )
 
-// read is the network of a host.
+// read returns the network of a host.
 func read(t *testing.T, h *lab.Host) (n *node.Network) {
 	t.Helper()
 	err := h.Do(func() (err error) {
@@ -22,8 +22,8 @@ func read(t *testing.T, h *lab.Host) (n *node.Network) {
 	return n
 }
 
-// Routed pods are found by their routes. The node's way out is not taken
-// for the route of a pod.
+// Pods with routes of their own are found by these. The default route of the node is not
+// mistaken for one.
 func TestReadRoutedNetwork(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	pod, err := l.AddPod("web")
@@ -52,8 +52,8 @@ func TestReadRoutedNetwork(t *testing.T) {
 	}
 }
 
-// A bridge is found with its own settings, and its range once a pod is known there; not
-// if it leads out of the node.
+// A bridge is found with its own settings. Its range is found once a pod there is known,
+// but not if a port leads out of the node.
 func TestReadBridgedNetwork(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{Bridged: true})
 	h := l.Nodes[0]

@@ -1,9 +1,8 @@
-// Package node follows the addresses of the node that the agent runs on. Traffic
-// from and to the node that a pod runs on is always allowed, so that the World
-// has to know them.
+// Package node follows the addresses of this node. Traffic between a pod and its own node
+// is always allowed, so the policy store must know them.
 //
-// It also reads how the node reaches its pods, by [Network], and what follows from
-// that: which addresses are theirs, and which of the kernel's settings matter.
+// It also reads how the node reaches its pods, as a [Network], and derives their addresses
+// and the relevant kernel settings from it.
 package node
 
 import (
@@ -21,23 +20,23 @@ import (
 )
 
 const (
-	// addressDebounce without events ends a burst: bringing up an interface is one.
+	// addressDebounce is the pause without events that ends a series: configuring an
+	// interface causes several.
 	addressDebounce = 50 * time.Millisecond
-	// resyncInterval is how often all is read without an event, in case one was lost.
+	// resyncInterval is the interval of reading everything without an event, in case one
+	// was lost.
 	resyncInterval = time.Minute
 )
 
-// Source is the addresses of the interfaces of the process's network namespace,
-// as a source of a watch.Keeper.
+// Source is a watch.Source of the addresses of the process's network namespace.
 type Source struct {
-	Logger *slog.Logger // gets what goes wrong on the way; nil discards it
+	Logger *slog.Logger // logs failures; nil discards them
 }
 
-// String says what it is.
+// String names the source.
 func (Source) String() string { return "this node's addresses" }
 
-// Run gives the addresses, and gives them again whenever they change, until ctx
-// ends.
+// Run delivers the addresses, and delivers them again after each change, until ctx ends.
 func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error {
 	log := s.Logger
 	if log == nil {
@@ -47,7 +46,7 @@ func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error
 	err := netlink.AddrSubscribeWithOptions(events, ctx.Done(), netlink.AddrSubscribeOptions{
 		ErrorCallback: func(err error) {
 			if ctx.Err() == nil {
-				log.Warn("changes of this node's addresses are seen late", "err", err, "every", resyncInterval)
+				log.Warn("changes of this node's addresses are seen late", "err", err, "interval_ms", resyncInterval.Milliseconds())
 			}
 		},
 	})
@@ -61,7 +60,7 @@ func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error
 		case err != nil && first:
 			return err
 		case err != nil:
-			log.Warn("this node's addresses are not known; those from before count", "err", err)
+			log.Warn("cannot read this node's addresses; the last known ones stay in use", "err", err)
 		case first || !slices.Equal(addrs, known):
 			known = addrs
 			log.Debug("addresses of this node", "addresses", addrs)
@@ -73,9 +72,9 @@ func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error
 	}
 }
 
-// waitForChange returns when addresses may have changed: after a burst of events, or
-// without one when it is time to look. It is false when ctx has ended. A channel
-// that breaks off is not read again.
+// waitForChange returns true when addresses may have changed: after a series of events, or
+// after resyncInterval without any. It returns false when ctx has ended. It stops reading
+// events if the channel is closed.
 func waitForChange(ctx context.Context, events *chan netlink.AddrUpdate) bool {
 	timer := time.NewTimer(resyncInterval)
 	defer timer.Stop()
@@ -94,8 +93,7 @@ func waitForChange(ctx context.Context, events *chan netlink.AddrUpdate) bool {
 	}
 }
 
-// Addresses lists the addresses that the interfaces have, without those of
-// loopback, sorted.
+// Addresses returns the sorted addresses of the interfaces, except for loopback addresses.
 func Addresses() ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	// A dump that was interrupted by a change is followed by the change's event.

@@ -14,7 +14,7 @@ import (
 
 var _ watch.Source = node.Source{}
 
-// The addresses are those that the interfaces have, but for loopback's.
+// The addresses are those of the interfaces, except for loopback addresses.
 func TestAddresses(t *testing.T) {
 	got, err := node.Addresses()
 	if err != nil {

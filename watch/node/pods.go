@@ -7,10 +7,10 @@ import (
 	"slices"
 )
 
-// PodBridges are the bridges that lead to pods of this node: by a route without a
-// gateway that overlaps a range of them or holds the address of one. A bridge that the
-// node itself has no route to, and whose pods it reaches by another way, is not among
-// them.
+// PodBridges returns the bridges that lead to pods of this node. Such a bridge has a route
+// without a gateway that overlaps one of ranges or contains one of pods. It does not find
+// bridges to which the node has no route of its own because it reaches their pods in
+// another way.
 func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	var found []Link
 	for _, l := range n.Links {
@@ -23,8 +23,8 @@ func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	return found
 }
 
-// PodLinks are the interfaces by which the node reaches its pods: those bridges, and
-// those of single pods.
+// PodLinks returns the interfaces over which the node reaches its pods: the bridges of
+// PodBridges, and the interfaces of single pods.
 func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	found := n.PodBridges(ranges, pods)
 	for _, l := range n.Links {
@@ -37,21 +37,21 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	return found
 }
 
-// PodRanges derives where pods of this node can have their addresses from the way that
-// packets to them go. An address there that no pod is known to have is a pod's that
-// starts, as no other machine can have it:
+// PodRanges derives the possible addresses of this node's pods from the routes to them. No
+// other machine can have such an address, so an unknown one belongs to a starting pod.
+// There are two cases:
 //
-//   - An address to which a route leads over an interface whose other end is in another
-//     network namespace, and which leads to no gateway. A network plugin makes it before
-//     the pod runs. Further addresses of a pod that is known, which the API does not
-//     list, are not expected to become known; nor are those of a pod that is on a bridge
-//     too.
-//   - What a bridge is directly connected to, if a known pod is there, and if all its
-//     ports lead to other network namespaces: with one that leads out of the node, other
-//     machines may have addresses there.
+//   - A single address that is routed over an interface whose other end is in
+//     another network namespace and which leads to no gateway. A network plugin
+//     adds the route before the pod runs. Excluded are further addresses of a
+//     known pod, because the API does not list them and they would never become
+//     known, and addresses of a pod that is also on a bridge.
+//   - The network directly connected to a bridge with a known pod, if all ports
+//     of the bridge lead to other network namespaces. If one leads out of the
+//     node, other machines may have addresses there.
 //
-// A range of a bridge that was among those before stays when its last pod is gone. What
-// lies in known ranges is left out. The list is sorted.
+// The range of a bridge that is in before stays when its last pod has ended. Ranges within
+// known are omitted. The result is sorted.
 func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []netip.Prefix {
 	var found []netip.Prefix
 	taken := n.takenNetns(pods)
@@ -72,8 +72,8 @@ func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []n
 	return slices.Compact(found)
 }
 
-// PodDevices are the interfaces that lead to one address each, of a pod of this node:
-// by their index.
+// PodDevices maps the addresses of this node's pods to the index of the interface that
+// leads only to that address.
 func (n *Network) PodDevices() map[netip.Addr]uint32 {
 	found := make(map[netip.Addr]uint32)
 	for _, r := range n.Routes {
@@ -82,7 +82,7 @@ func (n *Network) PodDevices() map[netip.Addr]uint32 {
 			continue
 		}
 		if other, ok := found[r.To.Addr()]; ok && other != uint32(l.Index) {
-			found[r.To.Addr()] = 0 // which of them it is depends on the packet
+			found[r.To.Addr()] = 0 // ambiguous: it depends on the packet
 			continue
 		}
 		found[r.To.Addr()] = uint32(l.Index)
@@ -91,8 +91,8 @@ func (n *Network) PodDevices() map[netip.Addr]uint32 {
 	return found
 }
 
-// toPod reports whether an interface leads to one pod alone: its other end is in
-// another network namespace, and no route over it has a gateway.
+// toPod reports whether an interface leads to exactly one pod: its other end is in another
+// network namespace, and no route over it has a gateway.
 func (l Link) toPod() bool { return !l.Uplink && l.isVeth() && l.Master == 0 }
 
 func (n *Network) link(index int) (Link, bool) {
@@ -103,8 +103,8 @@ func (n *Network) link(index int) (Link, bool) {
 	return n.Links[i], true
 }
 
-// isLocal reports whether all ports of a bridge lead to other network
-// namespaces on this node.
+// isLocal reports whether all ports of a bridge lead to other network namespaces on this
+// node.
 func (n *Network) isLocal(bridge Link) bool {
 	return !slices.ContainsFunc(n.Links, func(l Link) bool {
 		return l.Master == bridge.Index && !l.isVeth()
@@ -114,8 +114,8 @@ func (n *Network) isLocal(bridge Link) bool {
 // isVeth reports whether the other end is in another network namespace.
 func (l Link) isVeth() bool { return l.Kind == "veth" && l.InOtherNetns }
 
-// takenNetns are the namespaces of known pods with a route of their own, and of all that are
-// on a bridge.
+// takenNetns returns the network namespaces of known pods with a route of their own, and of
+// all pods on a bridge.
 func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 	taken := make(map[int]bool)
 	for _, l := range n.Links {
@@ -133,7 +133,7 @@ func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 
 func holdsAny(p netip.Prefix, addrs []netip.Addr) bool { return slices.ContainsFunc(addrs, p.Contains) }
 
-// within reports whether a range lies in one of others.
+// within reports whether p lies within one of the given ranges.
 func within(p netip.Prefix, of []netip.Prefix) bool {
 	return slices.ContainsFunc(of, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) })
 }

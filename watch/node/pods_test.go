@@ -20,7 +20,7 @@ func addrs(texts ...string) (list []netip.Addr) {
 	return list
 }
 
-// bridged is a node with an uplink, a bridge of pods, and one of other containers.
+// bridged is a node with an uplink, a bridge of pods, and a bridge of other containers.
 func bridged() *Network {
 	return &Network{
 		Links: []Link{
@@ -64,8 +64,7 @@ func routed() *Network {
 	}
 }
 
-// Ranges of pods follow from routes where no other machine can have the address, and
-// from nothing else.
+// Ranges of pods are derived only from routes to addresses that no other machine can have.
 func TestPodRanges(t *testing.T) {
 	for name, tt := range map[string]struct {
 		network *Network
@@ -125,7 +124,7 @@ func TestPodRanges(t *testing.T) {
 	}
 }
 
-// Pods are reached by their own interfaces, or by their bridge.
+// Pods are reached over their own interfaces or over their bridge.
 func TestPodLinks(t *testing.T) {
 	for name, tt := range map[string]struct {
 		network *Network
@@ -150,7 +149,7 @@ func TestPodLinks(t *testing.T) {
 	}
 }
 
-// A bridge carries pods if the node reaches some of them by it.
+// A bridge leads to pods if the node reaches some of them over it.
 func TestPodBridges(t *testing.T) {
 	for name, tt := range map[string]struct {
 		network *Network
@@ -177,8 +176,8 @@ func TestPodBridges(t *testing.T) {
 	}
 }
 
-// A pod's own interface has its other end in another network namespace and the only route
-// to the pod's address. It is neither a port of a bridge nor on the way to a gateway.
+// The interface of a single pod has its other end in another network namespace and the only
+// route to the pod's address. It is not a port of a bridge, and does not lead to a gateway.
 func TestPodDevices(t *testing.T) {
 	n := routed()
 	n.Routes = append(n.Routes, Route{netip.MustParsePrefix("10.0.7.9/32"), 3}, Route{netip.MustParsePrefix("10.0.7.9/32"), 4}, Route{netip.MustParsePrefix("10.0.7.9/32"), 3},

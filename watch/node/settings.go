@@ -11,17 +11,17 @@ import (
 	"strings"
 )
 
-// DefaultSysctls is the directory of the kernel's settings. For settings of a network
-// namespace, a process reads those of its own.
+// DefaultSysctls is the directory of the kernel's settings. It shows the settings of the
+// process's own network namespace.
 const DefaultSysctls = "/proc/sys"
 
-// SettingProblem is a setting of the kernel by which packets between pods reach their
-// receiver without passing iptables, and so without a verdict.
+// SettingProblem is a setting of the kernel with which packets between pods bypass
+// iptables, and so all policies.
 type SettingProblem struct {
-	Setting string // a sysctl's name, or that of a module
-	Where   string // the interface, and how many more
+	Setting string // name of a sysctl or of a module
+	Where   string // the interface, and the number of others
 	Detail  string
-	Hint    string // the command that sets it right
+	Hint    string // the command that corrects it
 }
 
 const (
@@ -31,20 +31,20 @@ const (
 	vlanTagged    = bridgeSysctls + "bridge-nf-filter-vlan-tagged"
 )
 
-// CheckSettings lists the settings, read from root, by which packets between pods on
-// these bridges pass iptables by. A kernel that has no such settings is a problem if
-// there is a bridge, and none otherwise. With guarded, pods' interfaces let no VLAN tags
-// pass, so that the setting for those does not matter.
+// CheckSettings returns the settings, read from root, with which packets between pods on
+// these bridges bypass iptables. A kernel without such settings is a problem only if there
+// is a bridge. If guarded, the pods' interfaces pass no VLAN tags, so the setting for those
+// is not checked.
 func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingProblem) {
 	if len(bridges) == 0 {
-		return nil // what is routed always passes iptables
+		return nil // routed packets always pass iptables
 	}
 	s := sysctls(root)
 	if _, err := os.Stat(s.path("net.bridge")); errors.Is(err, fs.ErrNotExist) {
 		for _, b := range bridges {
 			found = append(found, SettingProblem{
 				Setting: "br_netfilter", Where: b.Name,
-				Detail: fmt.Sprintf("the module is not loaded: packets between pods on bridge %s pass iptables by, and no policy holds between them", b.Name),
+				Detail: fmt.Sprintf("the module is not loaded: packets between pods on bridge %s bypass iptables, so no policy applies to them", b.Name),
 				Hint:   "modprobe br_netfilter && sysctl -w " + strings.Join([]string{callIPTables + "=1", callIP6Tables + "=1", vlanTagged + "=1"}, " "),
 			})
 		}
@@ -52,29 +52,29 @@ func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingPr
 	}
 	for _, b := range bridges {
 		if !b.CallIPTables {
-			found = s.want(found, callIPTables, b, "IPv4 packets between pods on bridge %s pass iptables by, and no policy holds between them")
+			found = s.want(found, callIPTables, b, "IPv4 packets between pods on bridge %s bypass iptables, so no policy applies to them")
 		}
 		if _, err := os.Stat(s.path("net.ipv6")); err == nil && !b.CallIP6Tables {
-			found = s.want(found, callIP6Tables, b, "IPv6 packets between pods on bridge %s, also those between link-local addresses that every pod has, pass iptables by, and no policy holds between them")
+			found = s.want(found, callIP6Tables, b, "IPv6 packets between pods on bridge %s, also between the link-local addresses that every pod has, bypass iptables, so no policy applies to them")
 		}
 		if guarded {
 			continue
 		}
-		found = s.want(found, vlanTagged, b, "frames with a VLAN tag between pods on bridge %s pass iptables by: a pod that may send raw packets tags them with VLAN 0, which its receiver takes as untagged, and no policy holds for them")
+		found = s.want(found, vlanTagged, b, "frames with a VLAN tag between pods on bridge %s bypass iptables: a pod that may send raw packets can tag them with VLAN 0, which the receiver ignores, so no policy applies to them")
 	}
 	slices.SortStableFunc(found, func(a, b SettingProblem) int { return strings.Compare(a.Setting, b.Setting) })
 	return found
 }
 
-// CheckSources lists the settings, read from root, by which the node takes packets from
-// these interfaces, which lead to pods, with sources in 127.0.0.0/8. They count as the
-// node's own, which may reach every pod. It matters only where no rule drops forged
-// sources: kube-proxy sets route_localnet on most nodes, and rp_filter is 0 on many.
+// CheckSources returns the settings, read from root, with which the node accepts packets
+// from these interfaces of pods with sources in 127.0.0.0/8. These count as the node's own,
+// which may reach every pod. Call it only where no rule drops forged sources. The problem
+// is common: kube-proxy sets route_localnet on most nodes, and rp_filter is 0 on many.
 func CheckSources(root string, links []Link) []SettingProblem {
 	s := sysctls(root)
 	var open []string
 	for _, l := range links {
-		// The kernel takes route_localnet if either is set, and the higher rp_filter.
+		// The kernel uses route_localnet if either is set, and the higher rp_filter.
 		routed := max(s.number("all", "route_localnet"), s.number(l.Name, "route_localnet"))
 		if filter := max(s.number("all", "rp_filter"), s.number(l.Name, "rp_filter")); routed > 0 && filter == 0 {
 			open = append(open, l.Name)
@@ -89,20 +89,20 @@ func CheckSources(root string, links []Link) []SettingProblem {
 	}
 	return []SettingProblem{{
 		Setting: "net.ipv4.conf.all.rp_filter", Where: where,
-		Detail: "is 0, with route_localnet 1, and this node's iptables cannot drop forged sources: packets of pods with sources in 127.0.0.0/8 pass as this node's own",
+		Detail: "is 0, with route_localnet 1, and this node's iptables cannot drop forged sources: pods' packets with sources in 127.0.0.0/8 pass as this node's own",
 		Hint:   "sysctl -w net.ipv4.conf.all.rp_filter=2",
 	}}
 }
 
-// sysctls is the folder with the kernel's settings.
+// sysctls is the directory of the kernel's settings.
 type sysctls string
 
 func (s sysctls) path(name string) string {
 	return filepath.Join(string(s), strings.ReplaceAll(name, ".", "/"))
 }
 
-// number is an interface's setting for IPv4; 0 if it cannot be read, as of an interface
-// that has gone.
+// number returns an interface's IPv4 setting. It returns 0 if the setting cannot be read,
+// for example after the interface was deleted.
 func (s sysctls) number(link, setting string) int {
 	text, err := os.ReadFile(filepath.Join(string(s), "net/ipv4/conf", link, setting))
 	if err != nil {
@@ -112,13 +112,13 @@ func (s sysctls) number(link, setting string) int {
 	return n
 }
 
-// want adds a problem if a setting is off, or cannot be read.
+// want adds a problem if a setting is 0 or cannot be read.
 func (s sysctls) want(found []SettingProblem, name string, b Link, detail string) []SettingProblem {
 	text, err := os.ReadFile(s.path(name))
 	p := SettingProblem{Setting: name, Where: b.Name, Hint: "sysctl -w " + name + "=1"}
 	switch value := strings.TrimSpace(string(text)); {
 	case err != nil:
-		p.Detail = fmt.Sprintf("%v: it is not known whether iptables sees packets between pods on bridge %s", err, b.Name)
+		p.Detail = fmt.Sprintf("%v: cannot tell whether iptables sees packets between pods on bridge %s", err, b.Name)
 	case value != "0":
 		return found
 	default:

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// settings writes a folder with the kernel's settings.
+// settings creates a directory with kernel settings.
 func settings(t *testing.T, values map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -31,8 +31,8 @@ const (
 	fileV6   = "net/ipv6/conf/all/forwarding"
 )
 
-// Each setting that keeps packets from iptables is told with the command that sets it
-// right, for bridges that carry pods alone.
+// Each setting with which packets bypass iptables is reported, with the command that
+// corrects it, for bridges of pods only.
 func TestCheckSettings(t *testing.T) {
 	cni := []Link{{Index: 3, Name: "cni0", Kind: "bridge"}}
 	good := map[string]string{fileIPv4: "1", fileIPv6: "1", fileVLAN: "1", fileV6: "1"}
@@ -82,8 +82,8 @@ func TestCheckSettings(t *testing.T) {
 	}
 }
 
-// The kernel takes sources of loopback from an interface with route_localnet and without
-// rp_filter, each of the interface itself or of all.
+// The kernel accepts loopback sources from an interface with route_localnet and without
+// rp_filter, where either may be set for the interface or for all.
 func TestCheckSources(t *testing.T) {
 	const all, one = "net/ipv4/conf/all/", "net/ipv4/conf/cali1.2/"
 	links := []Link{{Name: "cali1.2"}, {Name: "gone"}}
