@@ -18,10 +18,10 @@ import (
 	"sluice/watch"
 )
 
-// BenchmarkBesideChurn is how long a change of one tenant's policy takes until it is in
-// force, while other tenants' policies change three times a second: one of 80 KiB, one as
-// large as an API server keeps, or four such of two tenants. Each is measured 100 times,
-// whatever -benchtime says.
+// BenchmarkBesideChurn measures the time until a change of one tenant's policy is in force,
+// while other tenants' policies change three times a second: one of 80 KiB, one of the
+// largest size that an API server stores, or four of that size from two tenants. Each is
+// measured 100 times, whatever -benchtime is.
 func BenchmarkBesideChurn(b *testing.B) {
 	for _, recipe := range worstcase.Known() {
 		for _, c := range []struct {
@@ -34,7 +34,7 @@ func BenchmarkBesideChurn(b *testing.B) {
 				for i := range 2 * c.policies {
 					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
 					p.Namespace = []string{worstcase.Namespace, "ns-1"}[i%2*(c.policies/4)]
-					e := netpol.Encode(p) // as a source does on a goroutine of its own
+					e := netpol.Encode(p) // on a goroutine of its own, as a source does
 					list = append(list, func(w *policy.World) { w.SetEncoded(e) })
 				}
 				besideChurn(b, recipe.Pods(), time.Second/3/time.Duration(c.policies), list)
@@ -43,14 +43,15 @@ func BenchmarkBesideChurn(b *testing.B) {
 	}
 }
 
-// besideChurn feeds the updates one by one, over and over, and measures others beside them.
+// besideChurn applies the updates one by one, in a loop, and measures other updates
+// meanwhile.
 func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn []watch.Update) {
 	world := policy.NewWorld()
 	for _, p := range pods {
 		world.SetPod(kubepod.Read(p))
 	}
 	published := make(chan int, 10000)
-	count := 0 // on the Keeper's goroutine
+	count := 0 // only on the Controller's goroutine
 	k := watch.New(world, new(policy.Published), watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "count", Func: func(context.Context, watch.Change) error {
 		count++
 		published <- count
@@ -88,7 +89,7 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 	b.ReportMetric(0, "ns/op")
 }
 
-// small is a policy like those of most tenants, one of a few versions.
+// small returns one of several versions of a policy as most tenants have.
 func small(n int) *networkingv1.NetworkPolicy {
 	p := worstcase.Recipe{Layout: worstcase.Apart, Ports: 1, Blocks: 1, In: 1}.Policy("other", 1+n%5)
 	p.Namespace = "other"

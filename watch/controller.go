@@ -1,8 +1,9 @@
-// Package watch keeps what the agent knows of the cluster up to date: a
-// [Controller] owns the policy.World, takes updates from its sources, and puts each
-// new snapshot in force.
+// Package watch keeps the agent's knowledge of the cluster up to date. A [Controller] owns
+// the policy store, applies the updates of its sources to it, and publishes each new
+// snapshot.
 //
-// The sources are in the packages below: manifests follows a directory of manifests.
+// The sources are in the packages below: kube follows the Kubernetes API, manifests a
+// directory of manifests, and node the addresses of this node.
 package watch
 
 import (
@@ -21,72 +22,72 @@ import (
 	"sluice/filter/policy"
 )
 
-// Update changes a World. It is called by the goroutine that owns the World and
-// must not keep it.
+// Update changes the policy store. It is called on the goroutine that owns the store, and
+// must not retain it.
 type Update = func(*policy.World)
 
-// Source is where knowledge of the cluster comes from. Its String says which it
-// is, for the log.
+// Source delivers knowledge of the cluster. Its String names it in log lines.
 type Source interface {
 	fmt.Stringer
-	// Run calls update with all that the source knows, as one Update, and then
-	// with each change, until ctx ends. update returns when the Update has been
-	// queued; it may be called by one goroutine at a time.
+	// Run calls update with everything that the source knows, as one Update, and then with
+	// each change until ctx ends. update returns when the Update has been queued. Calls of
+	// update must not overlap.
 	Run(ctx context.Context, update func(Update)) error
 }
 
-// Options are what a Keeper can do without.
+// Options configure a Controller. The zero value is valid.
 type Options struct {
-	// Logger gets what is wrong in policies, each once; nil discards it.
+	// Logger logs each problem of a policy once; nil discards it.
 	Logger *slog.Logger
-	// Stages put each change in force, in this order, from the first one on. If there are
-	// none, Run waits after the first change for Attach.
+	// Stages apply each change, in this order, from the first change on. If there are none,
+	// Run blocks after the first change until Attach is called.
 	Stages []Stage
 }
 
 const (
-	// A lone update waits this long for others that belong to it.
+	// debounceQuiet is the pause without updates that ends a batch.
 	debounceQuiet = time.Millisecond
-	// A stream of updates is published at least this often.
+	// debounceMax bounds the duration of a batch.
 	debounceMax = 20 * time.Millisecond
-	// workSlice bounds how long work for large policies holds up other updates.
+	// workSlice bounds the time for which work on large policies delays other updates.
 	workSlice = 5 * time.Millisecond
 )
 
-// Controller owns a World: all that changes it runs on one goroutine of Run. Another one reads
-// and compiles large policies, which takes up to half a second for each; meanwhile other
-// updates go on, and pods that start and may be isolated by them stay unknown.
+// Controller owns the policy store. Everything that changes the store runs on one goroutine
+// of Run. A second goroutine reads and compiles large policies, which takes up to half a
+// second for each. Meanwhile, other updates are applied, and starting pods that such a
+// policy may isolate stay unknown.
 type Controller struct {
 	world          *policy.World
 	pub            *policy.Published
 	log            *slog.Logger
 	stages         []Stage
-	first          chan Change  // the first one, for First
-	attached       chan []Stage // by Attach
+	first          chan Change  // delivers the first change to First
+	attached       chan []Stage // from Attach
 	ready          chan struct{}
 	isReady        bool
 	loggedProblems map[policy.Problem]bool
 	loggedClashes  map[string]bool
 
-	unsettled     policy.Changes     // applied while a stage was unsettled
-	retryTimer    <-chan time.Time   // when to apply them again; nil for never
-	hasWork       bool               // the World has work for large policies
-	drafts        chan *policy.Draft // to be prepared: one at most
+	unsettled     policy.Changes     // changes that were applied while a stage was unsettled
+	retryTimer    <-chan time.Time   // fires when they are to be applied again; nil if there are none
+	hasWork       bool               // the store has work on large policies
+	drafts        chan *policy.Draft // to be prepared: at most one
 	prepared      chan *policy.Draft
-	beforePrepare func() // each Prepare of a draft; for tests
+	beforePrepare func() // called before each Prepare of a draft; for tests
 
 	currentProblems atomic.Pointer[[]policy.Problem]
 	currentClashes  atomic.Pointer[[]policy.Clash]
 }
 
-// message is an update on its way to the World.
+// message is a queued update.
 type message struct {
 	source int
 	update Update
 }
 
-// New returns a Keeper of world, which publishes to pub. The world is the
-// Keeper's from now on.
+// New returns a Controller of world that publishes to pub. The caller must not use world
+// any more.
 func New(world *policy.World, pub *policy.Published, opts Options) *Controller {
 	k := &Controller{
 		world: world, pub: pub, log: opts.Logger, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
@@ -99,18 +100,18 @@ func New(world *policy.World, pub *policy.Published, opts Options) *Controller {
 	return k
 }
 
-// First delivers the first change, once it has been published.
+// First delivers the first change after its publication.
 func (k *Controller) First() <-chan Change { return k.first }
 
-// Attach has all later changes applied by the stages, in this order. It is called once,
-// and only if Options named no stages. Until then, updates wait.
+// Attach sets the stages that apply all later changes, in this order. It must be called
+// once if Options names no stages. Until then, updates wait.
 func (k *Controller) Attach(stages ...Stage) { k.attached <- stages }
 
-// Ready is closed when the first snapshot is in force, and the stages are attached.
+// Ready is closed when the first snapshot is in force and the stages are attached.
 func (k *Controller) Ready() <-chan struct{} { return k.ready }
 
-// Problems are what is wrong in the policies in force. Any goroutine may ask; the
-// list is shared, and never changes.
+// Problems returns the problems of the policies in force. It may be called concurrently.
+// The list is shared and immutable.
 func (k *Controller) Problems() []policy.Problem {
 	if wrong := k.currentProblems.Load(); wrong != nil {
 		return *wrong
@@ -118,8 +119,8 @@ func (k *Controller) Problems() []policy.Problem {
 	return nil
 }
 
-// Clashes are the addresses that several live pods claim. Any goroutine may ask; the list
-// is shared, and never changes.
+// Clashes returns the addresses that several live pods claim. It may be called
+// concurrently. The list is shared and immutable.
 func (k *Controller) Clashes() []policy.Clash {
 	if clashes := k.currentClashes.Load(); clashes != nil {
 		return *clashes
@@ -127,10 +128,10 @@ func (k *Controller) Clashes() []policy.Clash {
 	return nil
 }
 
-// Run runs the sources and takes their updates until ctx ends, which is no error,
-// or a source does, which is one. The first snapshot is published when every
-// source has said what it knows: half a world would allow what the other half
-// forbids. Run may be called once.
+// Run runs the sources and applies their updates. It returns nil when ctx ends, and an
+// error when a source ends. It publishes the first snapshot when every source has delivered
+// its knowledge, because partial knowledge could allow what the rest denies. Run may be
+// called only once.
 func (k *Controller) Run(ctx context.Context, sources ...Source) error {
 	updates := make(chan message)
 	group, inner := errgroup.WithContext(ctx)
@@ -144,7 +145,7 @@ func (k *Controller) Run(ctx context.Context, sources ...Source) error {
 			})
 			switch {
 			case inner.Err() != nil:
-				return nil // it ended because all end
+				return nil // all sources end
 			case err == nil:
 				err = errors.New("it has ended")
 			}
@@ -162,7 +163,7 @@ func (k *Controller) Run(ctx context.Context, sources ...Source) error {
 }
 
 func (k *Controller) loop(ctx context.Context, updates <-chan message, sources []Source) error {
-	heard := make([]bool, len(sources)) // ever
+	heard := make([]bool, len(sources)) // sources that have ever sent an update
 	always := make(chan struct{})
 	close(always)
 	for {
@@ -173,7 +174,7 @@ func (k *Controller) loop(ctx context.Context, updates <-chan message, sources [
 		if k.hasWork {
 			work = always
 		}
-		var changed []bool // in this burst
+		var changed []bool // sources of this batch
 		select {
 		case <-ctx.Done():
 			return nil
@@ -204,7 +205,7 @@ func (k *Controller) loop(ctx context.Context, updates <-chan message, sources [
 			if err := k.commit(ctx, by); err != nil {
 				return err
 			}
-			k.hasWork = true // perhaps
+			k.hasWork = true // there may be some
 		}
 	}
 }
@@ -223,7 +224,7 @@ func (k *Controller) prepare(ctx context.Context) {
 	}
 }
 
-// work does a part of the work for large policies.
+// work does one slice of the work on large policies.
 func (k *Controller) work(ctx context.Context) error {
 	began := time.Now()
 	again, commit := k.world.Work(func() bool { return time.Since(began) < workSlice })
@@ -233,8 +234,8 @@ func (k *Controller) work(ctx context.Context) error {
 	return nil
 }
 
-// batch applies an update and those that come right behind it, and says which
-// sources they came from.
+// batch applies an update and all that follow it closely. It returns which sources sent
+// them.
 func (k *Controller) batch(ctx context.Context, m message, updates <-chan message, sources int) []bool {
 	changed := make([]bool, sources)
 	began := time.Now()
@@ -258,8 +259,8 @@ func (k *Controller) batch(ctx context.Context, m message, updates <-chan messag
 	}
 }
 
-// commit compiles the World, which the named sources have changed, and puts the
-// snapshot in force.
+// commit compiles the store after changes by the named sources, and puts the snapshot in
+// force.
 func (k *Controller) commit(ctx context.Context, by []string) error {
 	if ctx.Err() != nil {
 		return nil
@@ -289,11 +290,12 @@ func (k *Controller) commit(ctx context.Context, by []string) error {
 	}
 	c := snapshot.Counts()
 	k.log.Log(ctx, level, "policies in force", event.Published.Attr(), "snapshot", snapshot.Number(), "changed_by", strings.Join(by, ", "), "policies", c.Policies,
-		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(change.Addresses), "compiled_in", compiled)
+		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(change.Addresses), "duration_ms", compiled.Milliseconds())
 	return nil
 }
 
-// await delivers the first change to First and waits for the stages of the later ones.
+// await delivers the first change to First, and waits for the stages that apply the later
+// ones.
 func (k *Controller) await(ctx context.Context, first Change) {
 	k.first <- first
 	select {
@@ -302,8 +304,8 @@ func (k *Controller) await(ctx context.Context, first Change) {
 	}
 }
 
-// apply puts a change in force, stage by stage. If a stage is unsettled, the others go
-// on, and the change is applied again later.
+// apply puts a change in force, stage by stage. If a stage is unsettled, the later stages
+// still run, and the change is applied again later.
 func (k *Controller) apply(ctx context.Context, c Change) error {
 	k.unsettled, k.retryTimer = nil, nil
 	settled := true
@@ -324,7 +326,7 @@ func (k *Controller) apply(ctx context.Context, c Change) error {
 	return nil
 }
 
-// reportProblems logs what is wrong in the policies, each once for as long as it is.
+// reportProblems logs the problems of policies, each once while it lasts.
 func (k *Controller) reportProblems() {
 	said := make(map[policy.Problem]bool)
 	wrong := k.world.Problems()
@@ -338,8 +340,7 @@ func (k *Controller) reportProblems() {
 	k.loggedProblems = said
 }
 
-// reportClashes logs addresses that several live pods claim, each once for as long as they
-// do.
+// reportClashes logs addresses that several live pods claim, each once while it lasts.
 func (k *Controller) reportClashes() {
 	clashes := k.world.Clashes()
 	k.currentClashes.Store(&clashes)

@@ -28,10 +28,10 @@ import (
 
 var _ watch.Source = manifests.Source{}
 
-// waitTimeout bounds the wait for what must come.
+// waitTimeout bounds each wait of these tests.
 const waitTimeout = 2 * time.Minute
 
-// feed is a source that a test writes to.
+// feed is a source whose updates come from a test.
 type feed chan watch.Update
 
 func (feed) String() string { return "a feed" }
@@ -55,13 +55,13 @@ type published struct {
 	changes  policy.Changes
 }
 
-// keep runs a Keeper and gives what it publishes.
+// keep runs a Controller and returns what it publishes.
 func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	return keepWith(t, pub, logger, func(*watch.Controller) {}, sources...)
 }
 
-// keepWith is keep for a Keeper that is changed before it runs.
+// keepWith is keep, but changes the Controller before it runs.
 func keepWith(t *testing.T, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	calls := make(chan published)
@@ -134,13 +134,13 @@ func TestControllerEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// Half a world would allow what the other half forbids.
+// Partial knowledge could allow what the rest denies.
 func TestControllerWaitsForEverySource(t *testing.T) {
 	var pub policy.Published
 	one, two := make(feed), make(feed)
 	_, calls, _ := keep(t, &pub, nil, one, two)
 	one <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	one <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // taken: the first one has been applied
+	one <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // queued: the first update has been applied
 	select {
 	case p := <-calls:
 		t.Fatalf("published %+v without the second source", p.snapshot.Counts())
@@ -152,7 +152,7 @@ func TestControllerWaitsForEverySource(t *testing.T) {
 	}
 }
 
-// While a publish is worked off, what comes adds up to one more.
+// Updates that arrive during a publish are published together.
 func TestControllerBatches(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
@@ -180,7 +180,7 @@ func TestControllerBatches(t *testing.T) {
 	}
 }
 
-// The callback may rely on it that no worker still acts on an older snapshot.
+// Later stages may rely on it that no worker uses an older snapshot.
 func TestControllerSettlesBeforeLaterStages(t *testing.T) {
 	var pub policy.Published
 	reader := pub.NewReader()
@@ -194,20 +194,20 @@ func TestControllerSettlesBeforeLaterStages(t *testing.T) {
 		t.Fatal("the reader does not see what was published")
 	}
 	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	for pub.Snapshot() == old { // published, though not settled
+	for pub.Snapshot() == old { // published, but not settled
 		time.Sleep(time.Millisecond)
 	}
 	select {
 	case <-calls:
 		t.Fatal("the callback came while a reader was at work")
-	case <-time.After(20 * time.Millisecond): // long enough for a wrong callback to show
+	case <-time.After(20 * time.Millisecond): // long enough for a premature call to show
 	}
 	reader.End()
 	await(t, calls)
 }
 
-// A worker that is stuck keeps the policy from nobody else; what it may still do
-// by the old one is found when it is back.
+// A stuck worker does not delay the policy for others. The effects of its old snapshot are
+// corrected when it is back.
 func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pub policy.Published
@@ -301,7 +301,7 @@ func TestControllerFollowsManifests(t *testing.T) {
 	}
 }
 
-// Two live pods with one address are named for as long as they have it, and logged once.
+// Two live pods with the same address are reported while they have it, and logged once.
 func TestControllerReportsClashes(t *testing.T) {
 	var pub policy.Published
 	var log bytes.Buffer

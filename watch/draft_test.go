@@ -17,13 +17,13 @@ import (
 	"sluice/watch"
 )
 
-// drafted is a Keeper of which a test holds up the preparation of large policies. Each
-// pod has the address 10.0.0.N.
+// drafted is a Controller whose preparation of large policies a test can block. Pod N has
+// the address 10.0.0.N.
 type drafted struct {
 	t       *testing.T
 	in      feed
 	calls   chan published
-	steps   chan chan struct{} // one for each step, which goes on when it is closed
+	steps   chan chan struct{} // one per step; closing it continues the step
 	last    *policy.Snapshot
 	problem func() []policy.Problem
 }
@@ -67,7 +67,7 @@ func (d *drafted) update(u watch.Update) {
 		select {
 		case d.in <- u:
 			return
-		case p := <-d.calls: // which holds up updates
+		case p := <-d.calls: // this blocks the updates of the test
 			d.last = p.snapshot
 		case <-time.After(waitTimeout):
 			d.t.Fatal("the update is not taken")
@@ -86,13 +86,13 @@ func (d *drafted) delete(name string) {
 	d.update(func(w *policy.World) { w.DeletePolicy(netpol.Ref("default", name)) })
 }
 
-// allows reports whether the pod may be reached from outside at the port.
+// allows reports whether the pod can be reached from outside at the port.
 func (d *drafted) allows(pod int, port uint16) bool {
 	key := filter.NewKey(netip.MustParseAddr(outside), netip.AddrFrom4([4]byte{10, 0, 0, byte(pod)}), filter.TCP, port)
 	return d.last.Decide(key).Action == filter.Allow
 }
 
-// until waits until the pod may be reached at the port, or may not.
+// until waits until the pod can, or cannot, be reached at the port.
 func (d *drafted) until(pod int, port uint16, allowed bool) {
 	d.t.Helper()
 	for d.allows(pod, port) != allowed {
@@ -100,8 +100,7 @@ func (d *drafted) until(pod int, port uint16, allowed bool) {
 	}
 }
 
-// step waits for the next step of a large policy, which goes on when the channel is
-// closed.
+// step waits for the next step of a large policy. Closing the channel continues it.
 func (d *drafted) step() chan struct{} {
 	d.t.Helper()
 	for {
@@ -116,8 +115,8 @@ func (d *drafted) step() chan struct{} {
 	}
 }
 
-// onPort is a policy that allows the outside on one port of a pod: a small one, or one so
-// large that it is a draft, of addresses and of labels.
+// onPort returns a policy that allows the outside on one port of a pod. It is small, or so
+// large, with addresses or with labels, that it becomes a draft.
 func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkPolicy {
 	number := intstr.FromInt32(port)
 	rule := networkingv1.NetworkPolicyIngressRule{
@@ -137,7 +136,7 @@ func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkP
 	return p
 }
 
-// While a large policy is read and compiled, other changes come into force.
+// While a large policy is read and compiled, other changes are put in force.
 func TestControllerGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 	d := newDrafted(t)
 	d.set(onPort("large", 0, 80, true))
@@ -161,8 +160,8 @@ func TestControllerGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 	}
 }
 
-// Of the versions of a policy the last one comes into force, whichever are large, and none
-// comes into force after it.
+// Of several versions of a policy, the last one is put in force, whichever of them are
+// large, and no older one after it.
 func TestControllerKeepsTheOrderOfVersions(t *testing.T) {
 	for _, last := range []bool{false, true} {
 		d := newDrafted(t)
@@ -184,8 +183,8 @@ func TestControllerKeepsTheOrderOfVersions(t *testing.T) {
 	}
 }
 
-// A policy that is deleted while it is read or compiled stays deleted, and a new one of
-// its name comes into force.
+// A policy that is deleted while it is read or compiled stays deleted, and a new policy of
+// the same name is put in force.
 func TestControllerDeletesAPolicyBeingCompiled(t *testing.T) {
 	for _, compiling := range []bool{false, true} {
 		d := newDrafted(t)
@@ -213,8 +212,8 @@ func TestControllerDeletesAPolicyBeingCompiled(t *testing.T) {
 	}
 }
 
-// release sets a large policy and lets all steps go on until it is in force, and so all
-// that were set before it.
+// release sets a large policy and continues all steps until it is in force. Then everything
+// set before is in force, too.
 func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 	d.t.Helper()
 	var pod int
@@ -234,7 +233,7 @@ func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 	}
 }
 
-// The namespaces' policies take turns.
+// The policies of different namespaces are compiled in turns.
 func TestControllerCompilesInTurns(t *testing.T) {
 	d := newDrafted(t)
 	for i := range 20 {
@@ -265,8 +264,8 @@ func TestControllerCompilesInTurns(t *testing.T) {
 	}
 }
 
-// A pod that starts on this node behind a new large policy is unknown until the policy is
-// in force, and other pods are not.
+// A pod that starts on this node after a new large policy stays unknown until the policy is
+// in force. Other pods do not.
 func TestKeeperDefersPodsBehindALargePolicy(t *testing.T) {
 	d := newDrafted(t)
 	d.update(func(w *policy.World) { w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) })

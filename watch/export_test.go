@@ -1,5 +1,5 @@
 package watch
 
-// BeforePrepare has f called before each step that prepares a large policy, on the
-// goroutine that does it. It is called before Run.
+// BeforePrepare sets a function to call before each step that prepares a large policy, on
+// the goroutine that runs the step. It must be called before Run.
 func (k *Controller) BeforePrepare(f func()) { k.beforePrepare = f }

@@ -10,10 +10,10 @@ import (
 	"sluice/filter/policy"
 )
 
-// Change is a snapshot that has been published, and what it changes.
+// Change is a published snapshot, and its difference from the one before.
 type Change struct {
 	Snapshot *policy.Snapshot
-	// Addresses are those whose verdicts may differ from those of the snapshot before.
+	// Addresses are those whose verdicts may have changed.
 	Addresses policy.Changes
 	// Unsettled is set while verdicts of an older snapshot may still take effect, and in
 	// the first application after that.
@@ -23,8 +23,8 @@ type Change struct {
 // Stage puts changes into force in one place.
 type Stage interface {
 	fmt.Stringer
-	// Apply returns when nothing in that place is decided by an older snapshot. An error
-	// ends Run, except for ErrUnsettled and when ctx has ended.
+	// Apply returns when no older snapshot decides anything in that place. An error ends
+	// Run, except for ErrUnsettled and after the end of ctx.
 	Apply(ctx context.Context, c Change) error
 }
 
@@ -40,22 +40,22 @@ func (s StageFunc) String() string { return s.Name }
 // Apply calls the function.
 func (s StageFunc) Apply(ctx context.Context, c Change) error { return s.Func(ctx, c) }
 
-// ErrUnsettled is the error of a stage where something may still be decided by an older
-// snapshot. The later stages get the change as unsettled, and the Keeper applies it again.
+// ErrUnsettled is the error of a stage where an older snapshot may still decide something.
+// The later stages get the change as unsettled, and the Controller applies it again.
 var ErrUnsettled = errors.New("an older snapshot is still in use")
 
 const (
-	// workersTimeout bounds the wait for a worker. One that takes longer is stuck, and must
-	// not keep new policies from all others.
+	// workersTimeout bounds the wait for a worker. A worker that takes longer is stuck, and
+	// must not keep new policies from all others.
 	workersTimeout = 5 * time.Second
 	// unsettledInterval is the time after which an unsettled change is applied again.
 	unsettledInterval = time.Second
 )
 
-// Workers is the stage of the goroutines that decide packets by a published snapshot.
+// Workers is the stage of the workers, which decide packets by the published snapshot.
 type Workers struct {
 	Published *policy.Published
-	Logger    *slog.Logger // nil discards
+	Logger    *slog.Logger // nil discards it
 }
 
 // String names the stage.
@@ -67,7 +67,7 @@ func (w Workers) Apply(ctx context.Context, _ Change) error {
 	defer stop()
 	err := w.Published.Settle(limited)
 	if errors.Is(err, ErrUnsettled) && w.Logger != nil {
-		w.Logger.Error("a worker holds on to an old snapshot; going on without it", "waited", workersTimeout)
+		w.Logger.Error("worker stuck with an old snapshot; continuing without it", "timeout_ms", workersTimeout.Milliseconds())
 	}
 	if err != nil {
 		return fmt.Errorf("wait for the workers: %w", err)
