@@ -32,11 +32,11 @@ type row struct {
 // rows are the contenders, in the order of the tables.
 var rows = []row{
 	{
-		Row:  result.Row{Name: "none", Label: "no agent", About: "conntrack and one rule that looks at the connection's state; the measure of all others"},
+		Row:  result.Row{Name: "none", Label: "no agent", About: "conntrack and one rule that matches the connection's state; the reference of all others"},
 		kind: bare,
 	},
 	{
-		Row:  result.Row{Name: "none-fresh", Label: "no agent, never-seen keys", About: "the same node, with connections to thousands of ports, which costs the server something by itself"},
+		Row:  result.Row{Name: "none-fresh", Label: "no agent, never-seen keys", About: "the same node, with connections to thousands of ports, which have a cost for the server"},
 		kind: bare, fresh: true, on: "none",
 	},
 	{
@@ -44,17 +44,17 @@ var rows = []row{
 		kind: byHand,
 	},
 	{
-		Row:  result.Row{Name: "accept", Label: "queue that accepts everything", Against: "none", About: "go-nfqueue as it comes, four queues, no decision at all"},
+		Row:  result.Row{Name: "accept", Label: "queue that accepts everything", Against: "none", About: "go-nfqueue unchanged, four queues, no decision"},
 		kind: accepts,
 	},
 	{
-		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port come again before all caches have forgotten them"},
+		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port repeat before all caches have forgotten them"},
 		// With a cache this small, a key that repeats after thousands of others is not found.
 		// It costs as much as a full cache.
 		kind: isSluice, fresh: true, args: []string{"--kernel-cache", "off", "--cache-size", "1024"},
 	},
 	{
-		Row:  result.Row{Name: "user", Label: "Sluice, cache in user space", Against: "none", About: "keys that were seen before, remembered by the agent alone"},
+		Row:  result.Row{Name: "user", Label: "Sluice, cache in user space", Against: "none", About: "keys that were seen before, remembered only by the agent"},
 		kind: isSluice, args: []string{"--kernel-cache", "off"},
 	},
 	{

@@ -36,7 +36,7 @@ func (r *Result) Tables(of Scenario) (tables []Table) {
 
 // aims is the table of aims.
 func (r *Result) aims(of Scenario) Table {
-	t := Table{Title: "What is aimed for", Head: []string{"", "row", "load", "aim", "measured", "lowest–highest", ""}}
+	t := Table{Title: "Aims", Head: []string{"", "row", "load", "aim", "measured", "lowest–highest", ""}}
 	for _, a := range r.Aims {
 		if a.Scenario != of {
 			continue
@@ -228,11 +228,11 @@ func (t Table) markdown(w io.Writer) {
 func (r *Result) Page(w io.Writer) error {
 	fmt.Fprintf(w, `# The latest results
 
-The harness has written this page itself, in %[2]s. To write it anew:
+The harness wrote this page in %[2]s. To repeat the measurement:
 
     %[1]s --page bench/RESULTS.md
 
-[README.md](README.md) says how to read it.
+[README.md](README.md) explains it.
 
 %[3]s
 `, r.command(), minutes(r.Took), r.place())
