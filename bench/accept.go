@@ -26,7 +26,7 @@ COMMIT
 func acceptCommand(e env) *cobra.Command {
 	return &cobra.Command{
 		Use: "accept", Hidden: true, Args: cobra.NoArgs,
-		Short: "Accept everything that comes by NFQUEUE 0 to 3 of this network namespace",
+		Short: "Accept everything in NFQUEUE 0 to 3 of this network namespace",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return accept(cmd.Context(), func() { fmt.Fprintln(e.stdout, ready) })
 		},

@@ -14,14 +14,14 @@ func compareCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "compare OLD NEW",
 		Short: "Show what changed between two results beyond the noise",
-		Long: `Compare holds two results (run --out) against each other, figure by figure. Where a
-row is held against another one, as Sluice against no agent, their ratios are
-compared, so that a machine that was slower that day does not count.
+		Long: `Compare compares two results (run --out) figure by figure. If a row has a reference
+row, as Sluice has no agent, it compares ratios, so that the speed of the machine on
+that day does not count.
 
-A change counts if it is 2% or more and beyond the noise: by the rank test of Mann
-and Whitney over the rounds of both results, chosen among the figures of a size of
-cluster so that about one in twenty of those shown is chance (Benjamini and
-Hochberg, 0.05).
+A change counts if it is 2% or more and beyond the noise. The test is the rank test
+of Mann and Whitney over the rounds of both results. Among the figures of a size of
+cluster, changes are chosen so that about one in twenty of those shown is chance
+(Benjamini and Hochberg, 0.05).
 
 The exit status is 1 if a figure got worse.`,
 		Example: `  bin/bench compare old.json new.json`,

@@ -72,7 +72,7 @@ func needLab(t *testing.T) {
 	t.Setenv("TMPDIR", dir)
 	t.Cleanup(func() {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-			t.Errorf("left in the temporary folder: %v %v", left, err)
+			t.Errorf("left in the temporary directory: %v %v", left, err)
 		}
 		if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err == nil {
 			t.Errorf("there is a child left (%d)", pid)

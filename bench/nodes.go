@@ -21,7 +21,7 @@ func serverCommand(e env) *cobra.Command {
 	o := load.ServerOptions{}
 	cmd := &cobra.Command{
 		Use:   "server",
-		Short: "Serve what bench client connects to, until it is ended",
+		Short: "Serve bench client until interrupted",
 		Example: `  bin/bench server
   bin/bench server --tcp 8080,20000-27999`,
 		Args: cobra.NoArgs,
@@ -42,9 +42,9 @@ func serverCommand(e env) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&tcp, "tcp", tcp, "`PORTS` where TCP connections are accepted, numbers and ranges")
-	f.StringSliceVar(&udp, "udp", udp, "`PORTS` where datagrams are sent back")
-	f.Uint16Var(&o.Stream, "stream", streamPort, "the `PORT` that swallows streams; 0 for none")
+	f.StringSliceVar(&tcp, "tcp", tcp, "`PORTS` that accept TCP connections, numbers and ranges")
+	f.StringSliceVar(&udp, "udp", udp, "`PORTS` that echo datagrams")
+	f.Uint16Var(&o.Stream, "stream", streamPort, "the `PORT` that discards streams; 0 for none")
 	return cmd
 }
 
@@ -77,9 +77,9 @@ func clientCommand(e env) *cobra.Command {
 		Long: `Client measures new TCP connections and UDP requests to a server, a name or an
 address, and one TCP stream. It prints a line for each load and round.
 
-Run it with and without an agent on the nodes, and with and without policies, more
-than once in turn: only what differs within one hour on the same two machines tells
-of the agent. deploy/bench runs both ends as pods.`,
+Run it with and without an agent on the nodes, and with and without policies,
+alternately and several times: only differences within an hour on the same two
+machines are due to the agent. deploy/bench runs both ends as pods.`,
 		Example: `  bin/bench client 10.1.2.3
   bin/bench client 10.1.2.3 --ports 20000-27999 --clients 64   # keys that were never seen`,
 		Args: cobra.ExactArgs(1),
@@ -87,12 +87,12 @@ of the agent. deploy/bench runs both ends as pods.`,
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&v.ports, "ports", v.ports, "the server's `PORT` or range of ports")
-	f.StringSliceVar(&v.from, "from", nil, "`ADDRESS,...` of this machine to connect from, in turn")
-	f.IntSliceVar(&v.clients, "clients", v.clients, "how many are at work at once, one `NUMBER` after the other")
+	f.StringSliceVar(&v.from, "from", nil, "`ADDRESS,...` of this machine to connect from, alternately")
+	f.IntSliceVar(&v.clients, "clients", v.clients, "`NUMBER,...` of clients at the same time, one after the other")
 	f.Uint16Var(&v.stream, "stream", streamPort, "the server's `PORT` for a stream; 0 for none")
-	f.DurationVar(&v.during, "for", 5*time.Second, "how long each is measured")
-	f.IntVar(&v.rounds, "rounds", 3, "how many times each is measured")
-	f.DurationVar(&v.wait, "wait", time.Minute, "how long the server may take to be there")
+	f.DurationVar(&v.during, "for", 5*time.Second, "duration of each measurement")
+	f.IntVar(&v.rounds, "rounds", 3, "number of measurements of each")
+	f.DurationVar(&v.wait, "wait", time.Minute, "how long to wait for the server")
 	return cmd
 }
 

@@ -51,10 +51,10 @@ func runCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Measure all contenders in turn, on network namespaces of this machine",
-		Long: `Run builds a node for each contender out of network namespaces, has all of them
-stand ready, puts them through the same loads in turn, round after round, and prints
-tables with ratios to a node without an agent. It needs root, and leaves nothing
-behind, also when it is interrupted.
+		Long: `Run makes a node of network namespaces for each contender, runs the same loads on
+all of them alternately, round after round, and prints tables with ratios to a node
+without an agent. It needs root, and leaves nothing behind, also when it is
+interrupted.
 
 --quick ends in about two minutes and shows the orders of magnitude. To compare
 two versions, measure both with the same flags and use bench compare.`,
@@ -70,15 +70,15 @@ two versions, measure both with the same flags and use bench compare.`,
 	f.StringVar(&b.out, "out", "", "write the result as JSON to this `FILE`")
 	f.StringVar(&b.html, "html", "", "write a report with charts to this `FILE`")
 	f.StringVar(&b.page, "page", "", "write the result as a page in Markdown to this `FILE`")
-	f.StringSliceVar(&b.rowNames, "rows", nil, "the contenders, `NAME,...` of "+strings.Join(rowNames(), ", ")+", and those that they are held against; all if not given")
+	f.StringSliceVar(&b.rowNames, "rows", nil, "the contenders, `NAME,...` of "+strings.Join(rowNames(), ", ")+", and their reference rows; all if not given")
 	f.StringSliceVar(&b.loadNames, "loads", nil, "the loads, `NAME,...`: tcp-1, tcp-16, tcp-64, udp-16, stream, start, effect, churn, flood; all if not given")
 	f.StringSliceVar(&b.loadNames, "only", nil, "the same as --loads")
 	f.StringSliceVar(&b.sizes, "sizes", fullSizes, "the clusters, as `PODS/POLICIES/NAMESPACES,...`")
-	f.StringVar(&b.vary, "vary", "", "more rows: sluice run with a `FLAG=VALUE,...` at one value after the other, such as queues=1,2,4")
-	f.IntVar(&b.rounds, "rounds", 7, "how many times each is measured")
-	f.DurationVar(&b.window, "for", 1500*time.Millisecond, "how long each is measured in a round")
-	f.DurationVar(&b.churn, "churn", 20*time.Second, "how long connections are measured while policies change, three times")
-	f.BoolVar(&b.quick, "quick", false, "less of all, in two minutes: other defaults of --sizes, --rounds, --for and --churn")
+	f.StringVar(&b.vary, "vary", "", "more rows: sluice run with each value of a flag, `FLAG=VALUE,...`, such as queues=1,2,4")
+	f.IntVar(&b.rounds, "rounds", 7, "number of measurements of each")
+	f.DurationVar(&b.window, "for", 1500*time.Millisecond, "duration of each measurement")
+	f.DurationVar(&b.churn, "churn", 20*time.Second, "duration of the measurement while policies change, which runs three times")
+	f.BoolVar(&b.quick, "quick", false, "less of everything, in two minutes: other defaults of --sizes, --rounds, --for and --churn")
 	return cmd
 }
 

@@ -110,7 +110,7 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 		}
 	}
 	if strings.Contains(stdout.String(), "\x1b") {
-		t.Error("there are colours, although nobody wants them")
+		t.Error("there are colors without a terminal")
 	}
 	if stderr.Len() > 0 {
 		t.Errorf("on standard error: %s", stderr.String())

@@ -71,7 +71,7 @@ func parse(e env, args []string) (o options, err error) {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // the error is returned and reported once
 	fs.StringVar(&o.sluice, "sluice", "bin/sluice", "the `file` to run as sluice")
-	fs.StringVar(&o.step, "step", "", "show this `step` alone")
+	fs.StringVar(&o.step, "step", "", "show only this `step`")
 	fs.BoolVar(&o.keepGoing, "keep-going", false, "show the other steps after one that is not as expected")
 	fs.BoolVar(&o.verbose, "verbose", false, "show the agent's log as well")
 	switch err := fs.Parse(args); {

@@ -86,13 +86,13 @@ func (p *printer) intro(c *cluster) {
 		p.say("  %-12s %-11s %-15s  %s", h.name, h.IPv4, h.IPv6, strings.Join(what, ", "))
 	}
 	p.say("")
-	p.wrap(`Sluice follows a folder of manifests. For each step, a file with policies is saved
-		there. As soon as they are in force, everyone opens a TCP connection and sends a UDP
-		datagram to every port of everyone else, over IPv4 and over IPv6.`)
-	p.say("\nIn the tables, who asks stands on the left, who is asked stands above, and")
+	p.wrap(`Sluice follows a directory of manifests. Each step saves a file with policies there. As
+		soon as they are in force, every host opens a TCP connection and sends a UDP datagram
+		to every port of every other host, over IPv4 and over IPv6.`)
+	p.say("\nIn the tables, the client is on the left and the server above:")
 	p.say("  %s   is reached by TCP and UDP      %s   is reached only by TCP", p.paint(green, "yes"), p.paint(yellow, "TCP"))
-	p.say("  %s    is not reached; the letter tells why, below the table", p.paint(red, "no"))
-	p.say("  %s     is not asked: such packets do not come by the node", p.paint(faint, "."))
+	p.say("  %s    is not reached; the letter refers to the reason below the table", p.paint(red, "no"))
+	p.say("  %s     is not tried: such packets do not pass the node", p.paint(faint, "."))
 }
 
 // labels is a namespace with its labels.

@@ -26,7 +26,7 @@ type step struct {
 var steps = []step{
 	{
 		name: "no-policy", title: "no policy",
-		meaning: "Where no policy selects a pod, everything is allowed.",
+		meaning: "Without a policy that selects a pod, everything is allowed.",
 		see:     "Everyone reaches everyone.",
 	},
 	{
@@ -72,7 +72,7 @@ var steps = []step{
 	},
 	{
 		name: "ipblock-egress", title: "an ipBlock with except, as destination",
-		meaning:  "Pods labelled role=backend may open connections to these address ranges, but not to the parts in except, and to nobody else. Who connects to them is not restricted.",
+		meaning:  "Pods labelled role=backend may open connections to these address ranges, but not to the parts in except, and to no other address. Connections to them are not restricted.",
 		policies: []string{"to-partner"},
 		expectations: []string{
 			"no  default/api -> *",
