@@ -33,6 +33,15 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 			rules.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: rules.Legacy},
 		},
 	}
+	guarded := rules.Defaults
+	guarded.Guarded = true
+	tests["guarded"] = struct {
+		args []string
+		opts rules.Options
+	}{[]string{"--guarded"}, guarded}
+	if text := guarded.Wanted(rules.IPv4); strings.Contains(text, "SOURCE") || strings.Contains(text, "PREROUTING") {
+		t.Errorf("with the guard there are\n%s", text)
+	}
 	for name, tt := range tests {
 		status, stdout, stderr := sluice(t, append([]string{"rules"}, tt.args...)...)
 		if want := "# IPv4\n" + tt.opts.Wanted(rules.IPv4) + "# IPv6\n" + tt.opts.Wanted(rules.IPv6); status != 0 || stdout != want {

@@ -19,7 +19,7 @@ func BenchmarkPrograms(b *testing.B) {
 		flags    uint32
 		protocol byte
 	}{{"unknown", 0, unix.IPPROTO_TCP}, {"open", podPort | primaryPort, unix.IPPROTO_TCP}, {"isolated", isolated, unix.IPPROTO_TCP},
-		{"isolated-udp", isolated, unix.IPPROTO_UDP}, {"isolated-icmp", isolated, unix.IPPROTO_ICMP}} {
+		{"outside", outsidePort, unix.IPPROTO_TCP}, {"isolated-udp", isolated, unix.IPPROTO_UDP}, {"isolated-icmp", isolated, unix.IPPROTO_ICMP}} {
 		frame := append(make([]byte, 12), 8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, bench.protocol, 0, 0)
 		frame = append(append(append(frame, src.AsSlice()...), dst.AsSlice()...), make([]byte, 20)...)
 		for _, way := range []struct {
