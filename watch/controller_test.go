@@ -58,15 +58,21 @@ type published struct {
 // keep runs a Controller and returns what it publishes.
 func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
-	return keepWith(t, pub, logger, func(*watch.Controller) {}, sources...)
+	return keepWorld(t, policy.NewWorld(), pub, logger, sources...)
 }
 
-// keepWith is keep, but changes the Controller before it runs.
-func keepWith(t *testing.T, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
+// keepWorld is keep of a World.
+func keepWorld(t *testing.T, world *policy.World, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
+	t.Helper()
+	return keepWith(t, world, pub, logger, func(*watch.Controller) {}, sources...)
+}
+
+// keepWith is keepWorld, but changes the Controller before it runs.
+func keepWith(t *testing.T, world *policy.World, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	calls := make(chan published)
 	ctx, stop := context.WithCancel(t.Context())
-	k := watch.New(policy.NewWorld(), pub, watch.Options{
+	k := watch.New(world, pub, watch.Options{
 		Logger: logger,
 		Stages: []watch.Stage{watch.Workers{Published: pub}, watch.StageFunc{Name: "test", Func: func(ctx context.Context, c watch.Change) error {
 			select {

@@ -47,7 +47,7 @@ func newDrafted(t *testing.T) *drafted {
 		})
 	}
 	var k *watch.Controller
-	k, d.calls, _ = keepWith(t, new(policy.Published), nil, hold, d.in)
+	k, d.calls, _ = keepWith(t, policy.NewWorld(), new(policy.Published), nil, hold, d.in)
 	d.problem = k.Problems
 	d.update(func(w *policy.World) {
 		for i := range 4 {

@@ -47,7 +47,7 @@ func measure(ctx context.Context, opts options) (err error) {
 	}
 	defer func() { err = errors.Join(err, stop()) }()
 	a := &agent{address: address, changed: make(chan struct{}, 1)}
-	a.source, err = kube.New(&rest.Config{Host: "http://" + address}, kube.Options{NodeName: nodeName(0), Ranges: new(watch.Ranges)})
+	a.source, err = kube.New(&rest.Config{Host: "http://" + address}, kube.Options{NodeName: nodeName(0), NodeRanges: true})
 	if err != nil {
 		return err
 	}

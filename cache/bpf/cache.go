@@ -60,6 +60,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -125,12 +126,13 @@ type Cache struct {
 
 	mu     sync.Mutex
 	tables *tables
-	ranges map[netip.Prefix]bool
+	ranges map[netip.Prefix]bool // that the programs know
+	// starting are the addresses of pods that start.
+	starting []netip.Prefix
 	// devices are the interfaces of this node's pods, where each has its own.
-	devices   map[netip.Addr]uint32
-	snapshot  *policy.Snapshot // the last that was published
-	rangesErr error            // a range that the kernel does not know
-	stopped   atomic.Bool      // it was stopped
+	devices  map[netip.Addr]uint32
+	snapshot *policy.Snapshot // the last that was published
+	stopped  atomic.Bool      // it was stopped
 
 	failed    atomic.Uint64
 	published atomic.Int64
@@ -322,16 +324,21 @@ func (c *Cache) Stop() error {
 	return errors.Join(c.disable(), c.pins.remove())
 }
 
-// SetRanges says in which ranges pods have their addresses, of this node and of
-// others. A packet from or to an unknown address there is left to user space.
+// SetStarting sets the addresses of pods that start on this node, see
+// policy.StartingPods. Packets from or to them are left to user space, beside those of
+// unknown addresses in the ranges of the snapshot.
 //
-// With an error the cache answers nothing until another SetRanges succeeds, and a
-// Publish after it; if the error is ErrOpen it could not be closed.
-func (c *Cache) SetRanges(prefixes []netip.Prefix) error {
+// With an error the cache answers nothing until a later Publish succeeds; if the error is
+// ErrStillAnswering it could not be disabled either.
+func (c *Cache) SetStarting(addrs []netip.Prefix) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.rangesErr = c.setRanges(prefixes); c.rangesErr != nil {
-		return errors.Join(c.rangesErr, c.disable())
+	c.starting = addrs
+	if c.snapshot == nil {
+		return nil // the next Publish writes them
+	}
+	if err := c.setRanges(slices.Concat(c.snapshot.PodRanges(), addrs)); err != nil {
+		return errors.Join(err, c.disable())
 	}
 	return nil
 }

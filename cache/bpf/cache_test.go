@@ -51,10 +51,10 @@ func letIn(into, from string) *networkingv1.NetworkPolicy {
 }
 
 // newStage is a cache, its programs, and a user space that knows the pods.
-func newStage(t testing.TB, opts bpf.Options, r ranges) (*bpf.Cache, *programs, *user) {
+func newStage(t testing.TB, opts bpf.Options, ranges []netip.Prefix) (*bpf.Cache, *programs, *user) {
 	t.Helper()
 	c := newCache(t, opts)
-	p, u := load(t, c), newUser(t, c, r)
+	p, u := load(t, c), newUser(t, c, ranges)
 	for name, addr := range map[string]netip.Addr{"db": db, "web": web, "other": other} {
 		u.world.SetPod(kubepod.Read(podOf(name, addr)))
 	}
@@ -285,14 +285,22 @@ func TestUnknownPodsAreLeftToUserSpace(t *testing.T) {
 	u.commit(t)
 	u.judges(redis(remote))
 	out := packetOf(web, remote, filter.TCP, 443, 20)
-	for _, in := range []bool{false, true, false} {
-		var r ranges
-		if in {
-			r = ranges{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("fd00::/64")}
-		}
-		if err := c.SetRanges(r); err != nil {
+	testUnknownPods(t, p, out, func(ranges []netip.Prefix) { u.world.SetPodRanges(ranges); u.commit(t) })
+	testUnknownPods(t, p, out, func(starting []netip.Prefix) {
+		if err := c.SetStarting(starting); err != nil {
 			t.Fatal(err)
 		}
+	})
+}
+
+func testUnknownPods(t *testing.T, p *programs, out []byte, set func([]netip.Prefix)) {
+	t.Helper()
+	for _, in := range []bool{false, true, false} {
+		var ranges []netip.Prefix
+		if in {
+			ranges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("fd00::/64")}
+		}
+		set(ranges)
 		for _, one := range []struct {
 			data []byte
 			want verdict
@@ -433,7 +441,7 @@ func BenchmarkRemember(b *testing.B) {
 
 // BenchmarkPrograms is what the programs cost a packet, by what they say.
 func BenchmarkPrograms(b *testing.B) {
-	_, p, u := newStage(b, bpf.Options{}, ranges{netip.MustParsePrefix("10.9.0.0/16")})
+	_, p, u := newStage(b, bpf.Options{}, []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")})
 	closed := letIn("other", "nobody")
 	closed.Spec.Ingress = nil
 	u.world.SetPolicy(netpol.Read(closed))
@@ -473,16 +481,21 @@ func TestRangesThatCannotBe(t *testing.T) {
 	for i := range many {
 		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}
-	if err := c.SetRanges(many); err == nil || errors.Is(err, bpf.ErrStillAnswering) || !strings.Contains(err.Error(), "add pod range 172.1.") {
+	u.world.SetPodRanges(many)
+	s, changes := u.world.Commit()
+	if err := c.Publish(s, changes); err == nil || errors.Is(err, bpf.ErrStillAnswering) || !strings.Contains(err.Error(), "add pod range 172.1.") {
 		t.Errorf("error %v", err)
 	}
-	u.commit(t)
 	if said := p.say(open); said != silent {
 		t.Errorf("with ranges that the kernel does not know: %s", said)
 	}
-	if err := c.SetRanges(many[:10]); err != nil {
-		t.Fatal(err)
+	if err := c.SetStarting(many); err == nil || errors.Is(err, bpf.ErrStillAnswering) {
+		t.Errorf("starting pods: error %v", err)
 	}
+	if err := c.SetStarting(nil); err != nil {
+		t.Error(err)
+	}
+	u.world.SetPodRanges(many[:10])
 	u.commit(t)
 	if said := p.say(open); said != allowed {
 		t.Errorf("with all ranges: %s", said)

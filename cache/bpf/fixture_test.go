@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -126,14 +125,6 @@ func (p *programs) sayFrom(device uint32, data []byte) verdict {
 	return said
 }
 
-// ranges are pod ranges of this node, as the cache and judges take them.
-type ranges []netip.Prefix
-
-func (r ranges) Contains(addr netip.Addr) (local, cluster bool) {
-	in := slices.ContainsFunc(r, func(p netip.Prefix) bool { return p.Contains(addr) })
-	return in, in
-}
-
 // user is user space with a cache in the kernel behind it.
 type user struct {
 	world     *policy.World
@@ -143,13 +134,11 @@ type user struct {
 	decoder   *packet.Decoder
 }
 
-func newUser(t testing.TB, c *bpf.Cache, r ranges) *user {
+func newUser(t testing.TB, c *bpf.Cache, ranges []netip.Prefix) *user {
 	t.Helper()
 	u := &user{world: policy.NewWorld(), cache: c, decoder: packet.NewDecoder()}
-	u.evaluator = engine.New(engine.Config{Published: &u.published, Ranges: r, Memory: c.NewWriter()}, cache.NewFlows(0))
-	if err := c.SetRanges(r); err != nil {
-		t.Fatal(err)
-	}
+	u.evaluator = engine.New(engine.Config{Published: &u.published, Memory: c.NewWriter()}, cache.NewFlows(0))
+	u.world.SetPodRanges(ranges)
 	return u
 }
 

@@ -82,7 +82,7 @@ func (t *tables) close() error {
 func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped.Load() || c.rangesErr != nil || c.tables != nil && len(changes) == 0 {
+	if c.stopped.Load() || c.tables != nil && len(changes) == 0 && c.snapshot.SameRanges(s) {
 		return nil
 	}
 	began := time.Now()
@@ -148,6 +148,11 @@ func (c *Cache) Attend() error {
 }
 
 func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
+	if c.tables == nil || !c.snapshot.SameRanges(s) {
+		if err := c.setRanges(slices.Concat(s.PodRanges(), c.starting)); err != nil {
+			return err
+		}
+	}
 	if c.tables == nil || s.Counts().Endpoints > c.tables.room {
 		return c.rebuild(s)
 	}

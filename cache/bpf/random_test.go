@@ -15,6 +15,7 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/filter"
+	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -37,7 +38,7 @@ var (
 	nodeAddrs = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	outside   = [2]netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:f::7")}
 	// The last two of the pods' addresses are not expected to be pods'.
-	podRanges = ranges{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
+	podRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
 )
 
 // addr is anybody's address: a pod's, this node's or one from outside.
@@ -209,10 +210,9 @@ func TestSaysWhatUserSpaceSays(t *testing.T) {
 			k, err := u.decoder.Decode(data)
 			strangers, pending := 0, false
 			for _, a := range []netip.Addr{k.Key.SrcAddr(), k.Key.DstAddr()} {
-				if err == nil && u.published.Snapshot().Endpoint(a) == nil {
+				if e, is := u.published.Snapshot().Lookup(a); err == nil && e == nil {
 					strangers++
-					_, cluster := podRanges.Contains(a)
-					pending = pending || cluster // and left to user space, also where no pod would change the verdict
+					pending = pending || is != policy.Known // and left to user space, also where no pod would change the verdict
 				}
 			}
 			if plain && after == silent && strangers < 2 && !pending {

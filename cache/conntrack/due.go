@@ -98,12 +98,12 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	if f.tracked == nil || before == nil {
 		return needSweep
 	}
-	was, is := before.Endpoint(a), now.Endpoint(a)
-	expected := f.tracked.expected(a)
+	was, wasPending := before.Lookup(a)
+	is, isPending := now.Lookup(a)
 	switch {
-	case was == nil && !expected, was != nil && is == nil && f.sweeper.pending(a), was != nil && policy.Tightens(was, is):
+	case was == nil && wasPending == policy.Known, was != nil && f.sweeper.held(isPending), was != nil && policy.Tightens(was, is):
 		return needSweep
-	case is == nil && expected:
+	case isPending != policy.Known:
 		return needLater
 	}
 	return needNothing

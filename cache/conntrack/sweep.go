@@ -62,11 +62,10 @@ type Sweeper struct {
 	// once a sweep, and only if something is to be revoked. New sets it to what
 	// the interfaces of the process's network namespace have.
 	Local func() ([]netip.Addr, error)
-	// Awaited says of an address that nobody has whether new connections from and
-	// to it wait for its pod, and are denied if none becomes known. Live ones are
-	// then revoked: the pod that had the address is gone, and the next one that
-	// gets it may be at work before the news of it has come. Nil says never.
-	Awaited func(netip.Addr) bool
+	// FailOpen allows live connections of a pending address of this node. Otherwise they
+	// are revoked, as new ones are denied in the end: the pod that had the address is
+	// gone, and the next one may send before it is known.
+	FailOpen bool
 
 	table    Table
 	marks    Marks
@@ -334,15 +333,18 @@ func (w *sweep) concerns(c *Conn) bool {
 // and it does without a mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
-	src, dst := by.Endpoint(srcAddr), by.Endpoint(dstAddr)
+	src, srcPending := by.Lookup(srcAddr)
+	dst, dstPending := by.Lookup(dstAddr)
 	known = (src != nil || dst != nil) && !src.IsNode()
-	if !src.IsNode() && !dst.IsNode() && (src == nil && s.pending(srcAddr) || dst == nil && s.pending(dstAddr)) {
+	if !src.IsNode() && !dst.IsNode() && (s.held(srcPending) || s.held(dstPending)) {
 		return filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}, true
 	}
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-func (s *Sweeper) pending(addr netip.Addr) bool { return s.Awaited != nil && s.Awaited(addr) }
+// held reports whether new connections of an address are held for its pod, and denied if
+// it does not become known.
+func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
 // isLocal says whether an end of the connection is this node, though the
 // snapshot does not know the address: a bridge's, say.

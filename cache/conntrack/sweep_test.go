@@ -370,14 +370,13 @@ func TestMarksThatCannotBeToldApart(t *testing.T) {
 }
 
 // A connection of a pod that is gone is revoked until the next pod that gets the
-// address is known, and judged as that pod's then; unless new connections of
-// addresses that nobody has are let through as well.
-func TestAddressThatNobodyHas(t *testing.T) {
-	for _, awaited := range []bool{false, true} {
+// address is known, and judged as that pod's then; unless the fail mode lets new
+// connections of pending addresses pass as well.
+func TestPendingAddress(t *testing.T) {
+	for _, failOpen := range []bool{true, false} {
 		r := newRig(t)
-		if awaited {
-			r.Awaited = func(a netip.Addr) bool { return a == db || a == db6 }
-		}
+		r.world.SetPodRanges([]netip.Prefix{netip.PrefixFrom(db, 32), netip.PrefixFrom(db6, 128)})
+		r.FailOpen = failOpen
 		refs := []conntrack.Ref{
 			r.track(web, db, filter.UDP, 53, judged),
 			r.track(outside, db, filter.UDP, 53, judged),
@@ -388,7 +387,7 @@ func TestAddressThatNobodyHas(t *testing.T) {
 		r.world.DeletePod("default", "db")
 		r.commit(conntrack.ScopeAddresses)
 		want := uint32(judged)
-		if awaited {
+		if !failOpen {
 			want = revoked
 		}
 		for _, ref := range refs {

@@ -35,8 +35,6 @@ const (
 // to concern them is followed by a sweep (policy.Tightens). And of addresses with
 // too many keys it notes just that.
 type TrackedFlows struct {
-	// expected says of an address that nobody has whether it should be a pod's.
-	expected          func(netip.Addr) bool
 	perAddr, perShard int
 	shards            [shardCount]shard
 }
@@ -67,13 +65,9 @@ type actions uint8
 
 func actionsOf(a filter.Action) actions { return 1 << a }
 
-// NewTrackedFlows returns TrackedFlows that knows no keys. expected says of an address
-// that nobody is known to have whether it should be a pod's; nil says never.
-func NewTrackedFlows(expected func(netip.Addr) bool) *TrackedFlows {
-	a := &TrackedFlows{expected: expected, perAddr: maxKeys, perShard: maxShard}
-	if a.expected == nil {
-		a.expected = func(netip.Addr) bool { return false }
-	}
+// NewTrackedFlows returns TrackedFlows that know no keys.
+func NewTrackedFlows() *TrackedFlows {
+	a := &TrackedFlows{perAddr: maxKeys, perShard: maxShard}
 	for i := range a.shards {
 		a.shards[i].of = make(map[[16]byte]*keySet)
 	}
@@ -82,23 +76,24 @@ func NewTrackedFlows(expected func(netip.Addr) bool) *TrackedFlows {
 
 func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
-// Track notes that a key was allowed, by the snapshot of that number and with
-// these epochs of its ends: 0 where nobody has the address. It may be called
-// concurrently, and returns before the verdict takes effect. It takes some 200 ns.
-func (a *TrackedFlows) Track(k filter.Key, src, dst, snapshot uint64) {
-	if src != 0 || a.expected(k.SrcAddr()) {
-		a.add(k.Src, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)})
+// Track records a key that was allowed by the snapshot of that number; src and dst report
+// which of its ends have an endpoint or are pending. It may be called concurrently, and
+// returns before the verdict takes effect. It takes some 200 ns.
+func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
+	now := trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}
+	if src {
+		a.add(k.Src, &k, now)
 	}
-	if dst != 0 || a.expected(k.DstAddr()) {
-		a.add(k.Dst, &k, trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)})
+	if dst {
+		a.add(k.Dst, &k, now)
 	}
 }
 
-// see notes a live connection, and what it is told by a sweep.
+// see records a live connection, and the verdict that a sweep gives it.
 func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sweep uint64) {
 	now := trackedFlow{snapshot: by.Number(), sweep: sweep, actions: actionsOf(v.Action)}
 	for _, addr := range [...]netip.Addr{k.SrcAddr(), k.DstAddr()} {
-		if by.Endpoint(addr) != nil || a.expected(addr) {
+		if e, pending := by.Lookup(addr); e != nil || pending != policy.Known {
 			a.add(addr.As16(), k, now)
 		}
 	}

@@ -36,7 +36,7 @@ type history struct {
 	rand      *rand.Rand
 	published policy.Published
 	evaluator *engine.Evaluator
-	admitted  *conntrack.TrackedFlows
+	tracked   *conntrack.TrackedFlows
 	follower  *conntrack.Follower
 	kernel    map[filter.Key]remembered
 	behind    *policy.Snapshot // what the kernel judges by
@@ -56,19 +56,19 @@ func (h *history) Remember(k filter.Key, src, dst uint64, action filter.Action) 
 	h.kernel[k] = remembered{src, dst, action}
 }
 
-func (h *history) Contains(a netip.Addr) (local, cluster bool) {
-	return h.ranged && nodePods.Contains(a), h.ranged && allPods.Contains(a)
-}
-
 func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
 	h := &history{rig: newRig(t), rand: rand.New(rand.NewPCG(seed, 1)), kernel: make(map[filter.Key]remembered)}
 	h.ranged = h.rand.IntN(4) > 0
 	failOpen := h.rand.IntN(4) == 0
-	h.admitted = conntrack.NewTrackedFlows(func(a netip.Addr) bool { _, cluster := h.Contains(a); return cluster })
-	h.admitted.Limit(perAddr, perShard)
-	h.follower = conntrack.Follow(h.Sweeper, h.admitted, nil)
-	h.Awaited = func(a netip.Addr) bool { local, _ := h.Contains(a); return local && !failOpen }
-	h.evaluator = engine.New(engine.Config{Published: &h.published, Ranges: h, Memory: h, Tracker: h.admitted, FailOpen: failOpen}, cache.NewFlows(8))
+	if h.ranged {
+		h.world.SetPodRanges([]netip.Prefix{nodePods})
+		h.world.SetNodeRanges("other", []netip.Prefix{allPods})
+	}
+	h.tracked = conntrack.NewTrackedFlows()
+	h.tracked.Limit(perAddr, perShard)
+	h.follower = conntrack.Follow(h.Sweeper, h.tracked, nil)
+	h.FailOpen = failOpen
+	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, FailOpen: failOpen}, cache.NewFlows(8))
 	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.1.1", "10.1.1.2", "10.1.1.3", "192.168.0.1", "192.168.0.2", "203.0.113.9"} {
 		h.addrs = append(h.addrs, netip.MustParseAddr(a))
 	}
@@ -126,11 +126,10 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 
 // inKernel is what the kernel's flow cache answers, if it does.
 func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
-	src, dst := h.behind.Endpoint(k.SrcAddr()), h.behind.Endpoint(k.DstAddr())
-	for addr, e := range map[netip.Addr]*policy.Endpoint{k.SrcAddr(): src, k.DstAddr(): dst} {
-		if _, cluster := h.Contains(addr); cluster && e == nil {
-			return 0, false
-		}
+	src, srcPending := h.behind.Lookup(k.SrcAddr())
+	dst, dstPending := h.behind.Lookup(k.DstAddr())
+	if srcPending != policy.Known || dstPending != policy.Known {
+		return 0, false
 	}
 	if (src != nil || dst != nil) && (src.IsNode() || dst.IsNode() || src.Isolation(filter.Egress) == nil && dst.Isolation(filter.Ingress) == nil) {
 		return filter.Allow, true
@@ -272,7 +271,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 			h := newHistory(t, uint64(seed), limit.perAddr, limit.perShard)
 			var wrong observed
 			everyone := conntrack.New(h.table, conntrack.DefaultMarks, nil, &wrong)
-			everyone.Local, everyone.Awaited = h.Local, h.Awaited
+			everyone.Local, everyone.FailOpen = h.Local, h.FailOpen
 			h.publish(conntrack.ScopeAll)
 			h.sweep()
 			for range 60 {
@@ -305,7 +304,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 					t.Fatalf("seed %d: of all connections, these had the wrong mark: %v", seed, wrong)
 				}
 			}
-			if counted, sum := h.admitted.Keys(); counted != sum {
+			if counted, sum := h.tracked.Keys(); counted != sum {
 				t.Fatalf("seed %d: %d keys are known, and counted as %d", seed, counted, sum)
 			}
 			h.evaluator.Close()
@@ -415,7 +414,7 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 // Many keys of one address are no longer known one by one, until a sweep finds few.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
-	h.admitted.Limit(3, 1000)
+	h.tracked.Limit(3, 1000)
 	h.open(k, false)
 	for i := range byte(4) {
 		k.Src[15] = i
@@ -430,7 +429,7 @@ func TestManyKeys(t *testing.T) {
 			t.Errorf("change %d: went through the table %d times, want %d", i, got, want)
 		}
 	}
-	if counted, _ := h.admitted.Keys(); counted != 1 {
+	if counted, _ := h.tracked.Keys(); counted != 1 {
 		t.Errorf("%d keys are known, want that of the one connection", counted)
 	}
 }

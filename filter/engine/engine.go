@@ -18,14 +18,6 @@ type Observer interface {
 	Observe(p packet.Packet, v filter.Verdict)
 }
 
-// Ranges reports which addresses should be pods'. It is asked about addresses that
-// no endpoint is known to have, and may be used concurrently.
-type Ranges interface {
-	// Contains reports whether the address is in the pod ranges of this node, and
-	// whether in those of any node.
-	Contains(addr netip.Addr) (local, cluster bool)
-}
-
 // Memory is one more place that remembers verdicts, such as bpf.Writer. It
 // serves one evaluator.
 type Memory interface {
@@ -39,10 +31,11 @@ type Memory interface {
 // conntrack.TrackedFlows does. Several evaluators call it at once, on the packet's
 // way.
 type FlowTracker interface {
-	// Track records a key that is allowed, the epochs of its ends and the number
-	// of the snapshot, before the verdict takes effect. With filter.Any, all keys of
-	// the pair are allowed.
-	Track(k filter.Key, src, dst, snapshot uint64)
+	// Track records a key that is allowed and the number of the snapshot, before the
+	// verdict takes effect. src and dst report for each end whether it has an endpoint
+	// or is pending; of other addresses nothing can change. With filter.Any, all keys
+	// of the pair are allowed.
+	Track(k filter.Key, src, dst bool, snapshot uint64)
 }
 
 // Config is what an evaluator works with.
@@ -50,8 +43,6 @@ type Config struct {
 	Published *policy.Published
 	// Observer may be nil.
 	Observer Observer
-	// Ranges may be nil: no packet is held.
-	Ranges Ranges
 	// Memory may be nil: only the evaluator's flow cache remembers verdicts.
 	// It is not told of packets of pairs that no policy concerns, of packets that
 	// wait, and of verdicts that only the fail mode decides.
@@ -113,7 +104,7 @@ func (e *Evaluator) Expire(data []byte) filter.Action {
 	var v filter.Verdict
 	pending := e.decide(data, &p, &v)
 	if pending.IsValid() {
-		if local, _ := e.config.Ranges.Contains(pending); local {
+		if e.snapshot.Pending(pending) == policy.PendingLocal {
 			e.failMode(&p, &v)
 		}
 	}
@@ -126,16 +117,22 @@ func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 	switch {
 	case e.config.FailOpen:
 		if e.config.Tracker != nil {
-			src, dst := e.snapshot.Endpoint(p.Key.SrcAddr()), e.snapshot.Endpoint(p.Key.DstAddr())
-			e.config.Tracker.Track(p.Key, src.Epoch(), dst.Epoch(), e.snapshot.Number())
+			src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
+			e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
 			if p.MidStream {
-				e.config.Tracker.Track(p.Reverse(), dst.Epoch(), src.Epoch(), e.snapshot.Number())
+				e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
 			}
 		}
 		*v = filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}
 	case v.Action != filter.Deny:
 		*v = filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}
 	}
+}
+
+// matters reports whether an address has an endpoint or is pending.
+func (e *Evaluator) matters(addr netip.Addr) bool {
+	endpoint, pending := e.snapshot.Lookup(addr)
+	return endpoint != nil || pending != policy.Known
 }
 
 // report counts a verdict and shows it to the observer.
@@ -217,26 +214,13 @@ type unknownEnds struct{ src, dst policy.Pending }
 var noneUnknown = unknownEnds{policy.Known, policy.Known}
 
 func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
-	if e.config.Ranges == nil {
-		return u
-	}
 	if ends.Src == 0 {
-		u.src = e.unknownAt(k.SrcAddr())
+		u.src = e.snapshot.Pending(k.SrcAddr())
 	}
 	if ends.Dst == 0 {
-		u.dst = e.unknownAt(k.DstAddr())
+		u.dst = e.snapshot.Pending(k.DstAddr())
 	}
 	return u
-}
-
-func (e *Evaluator) unknownAt(addr netip.Addr) policy.Pending {
-	switch local, cluster := e.config.Ranges.Contains(addr); {
-	case local:
-		return policy.PendingLocal
-	case cluster:
-		return policy.PendingRemote
-	}
-	return policy.Known
 }
 
 // pending is the address of the pod that a packet whose verdict is not final must
@@ -272,7 +256,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 		k = k.Pair()
 	}
 	if track {
-		e.config.Tracker.Track(k, ends.Src, ends.Dst, e.snapshot.Number())
+		e.config.Tracker.Track(k, ends.Src != 0 || unknown.src != policy.Known, ends.Dst != 0 || unknown.dst != policy.Known, e.snapshot.Number())
 	}
 	// Before the reply and not after it. This delays the packet by microseconds, but
 	// a second connection that follows at once hits the cache.

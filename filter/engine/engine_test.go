@@ -153,13 +153,6 @@ func TestEvaluateMidStream(t *testing.T) {
 	}
 }
 
-// ranges are the pod ranges of a node and of the cluster.
-type ranges struct{ local, cluster netip.Prefix }
-
-func (r ranges) Contains(a netip.Addr) (local, cluster bool) {
-	return r.local.Contains(a), r.cluster.Contains(a)
-}
-
 // Packets of pods that are not known wait, unless whoever it is makes no
 // difference here.
 func TestEvaluateHolds(t *testing.T) {
@@ -179,14 +172,13 @@ func TestEvaluateHolds(t *testing.T) {
 	only80.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: friends, Ports: ports}}
 	only80.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: friends, Ports: ports}}
 	w.SetPolicy(netpol.Read(only80))
+	w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")})
+	w.SetNodeRanges("other", []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
 	s, _ := w.Commit()
 	var published policy.Published
 	published.Publish(s)
 	var said seen
-	config := engine.Config{
-		Published: &published, Observer: &said,
-		Ranges: ranges{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.0.0.0/8")},
-	}
+	config := engine.Config{Published: &published, Observer: &said}
 	const free, closed, choosy, local, remote, outside = "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.9", "10.2.0.9", "192.0.2.1"
 	tests := []struct {
 		src, dst string
@@ -305,7 +297,7 @@ func BenchmarkEvaluate(b *testing.B) {
 		}
 		for name, size := range map[string]int{"hit": cache.DefaultSize, "miss": 0} {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
-				e := engine.New(engine.Config{Published: &published, Tracker: conntrack.NewTrackedFlows(nil)}, cache.NewFlows(size))
+				e := engine.New(engine.Config{Published: &published, Tracker: conntrack.NewTrackedFlows()}, cache.NewFlows(size))
 				defer e.Close()
 				e.Enter()
 				for range 2 {

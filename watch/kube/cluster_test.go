@@ -24,7 +24,6 @@ import (
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"
-	"sluice/watch"
 )
 
 // real is a real API server, with a client that writes to it as its administrator.
@@ -220,7 +219,7 @@ func TestClusterLatency(t *testing.T) {
 	r.grant()
 	r.must(controlplane.Fill(r.ctx, r.admin, cluster.New(1, cluster.Options{Pods: 1000, Policies: 100, Namespaces: 20})))
 	r.small()
-	f := follow(t, r.config(controlplane.Agent), Options{Ranges: new(watch.Ranges)})
+	f := follow(t, r.config(controlplane.Agent), Options{NodeRanges: true})
 	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
 	if c := f.published.Snapshot().Counts(); c.Pods < 1000 || c.Policies < 100 {
 		t.Fatalf("there are only %d pods and %d policies", c.Pods, c.Policies)

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,7 +21,6 @@ import (
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"
-	"sluice/watch"
 )
 
 // TestNothingBeforeAllKinds checks that nothing is published while the list of one kind
@@ -204,34 +204,34 @@ func TestRanges(t *testing.T) {
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: ranges}}
 	}
 	s.Set(node("here", "10.1.0.0/24", "fd00:1::/64"), node("there", "10.1.1.0/24", "nonsense"))
-	var ranges watch.Ranges
-	if local, inCluster := ranges.Contains(netip.MustParseAddr("10.1.0.1")); local || inCluster {
-		t.Error("ranges that were never set contain something")
-	}
-	f := follow(t, config, Options{NodeName: "here", Ranges: &ranges})
+	f := follow(t, config, Options{NodeName: "here", NodeRanges: true})
 	f.until("something is known", func(*policy.Snapshot) bool { return true })
-	check := func(addr string, local, inCluster bool) {
+	check := func(addr string, want policy.Pending) {
 		t.Helper()
-		if l, c := ranges.Contains(netip.MustParseAddr(addr)); l != local || c != inCluster {
-			t.Errorf("%s: on this node %v, in the cluster %v; want %v, %v", addr, l, c, local, inCluster)
+		f.until(fmt.Sprintf("%s is pending (2 here, 1 elsewhere, 0 not): %d", addr, want), func(s *policy.Snapshot) bool {
+			return s.Pending(netip.MustParseAddr(addr)) == want
+		})
+	}
+	first := f.published.Snapshot()
+	for addr, want := range map[string]policy.Pending{
+		"10.1.0.9": policy.PendingLocal, "fd00:1::7": policy.PendingLocal, "10.1.1.1": policy.PendingRemote, "10.2.0.1": policy.Known,
+	} {
+		if got := first.Pending(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s: %d, want %d", addr, got, want)
 		}
 	}
-	check("10.1.0.1", true, true)
-	check("fd00:1::7", true, true)
-	check("10.1.1.1", false, true)
-	check("10.2.0.1", false, false)
 	if n := f.log.count(event.NodeRangeUnreadable); n != 1 {
 		t.Errorf("the malformed range was told %d times, want once", n)
 	}
 	s.Delete(node("there"))
 	s.Set(node("here", "10.3.0.0/24"))
 	f.health(nodeKind, "both events have come", func(h KindHealth) bool { return h.Events >= 2 })
-	check("10.1.1.1", false, false)
-	check("10.1.0.1", false, false)
-	check("10.3.0.1", true, true)
+	check("10.1.1.1", policy.Known)
+	check("10.1.0.1", policy.Known)
+	check("10.3.0.1", policy.PendingLocal)
 	s.Delete(node("here"))
 	f.health(nodeKind, "this node is gone", func(h KindHealth) bool { return h.Events >= 3 })
-	check("10.3.0.1", false, false)
+	check("10.3.0.1", policy.Known)
 	if n := f.log.count(event.NodeUnknown); n != 1 {
 		t.Errorf("that this node is gone was told %d times, want once", n)
 	}

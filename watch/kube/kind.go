@@ -21,7 +21,7 @@ var (
 	namespaceKind = &kind{"Namespace", "namespaces", corev1.SchemeGroupVersion, func(w *policy.World, _, name string) { w.DeleteNamespace(name) }}
 	podKind       = &kind{"Pod", "pods", corev1.SchemeGroupVersion, (*policy.World).DeletePod}
 	policyKind    = &kind{netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, deletePolicy}
-	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, nil} // not in the policy store
+	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, func(w *policy.World, _, name string) { w.SetNodeRanges(name, nil) }}
 )
 
 func deletePolicy(w *policy.World, namespace, name string) {

@@ -29,7 +29,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"sluice/filter/policy"
-	"sluice/watch"
 )
 
 // pageSize bounds the objects in a page of a list, from servers that do not stream lists.
@@ -46,13 +45,12 @@ const (
 
 // Options configure a Source.
 type Options struct {
-	// NodeName is the name of this node's Node object, whose pod ranges are set as this
-	// node's in Ranges. It is empty if no Node is this node's.
+	// NodeName is the Node object of the node that the agent runs on; empty if there
+	// is none.
 	NodeName string
-	// Ranges receives the pod ranges of the Nodes before the first Update; nil disables
-	// this.
-	Ranges *watch.Ranges
-	// StartupTaint is removed from this node's Node; nil disables this.
+	// NodeRanges makes the pod ranges of the Nodes known to the policy store.
+	NodeRanges bool
+	// StartupTaint is removed from this node's Node; nil if there is none.
 	StartupTaint *StartupTaint
 	// Logger logs each failure once while it lasts; nil discards it.
 	Logger *slog.Logger
@@ -90,8 +88,8 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	}
 	for _, k := range kinds {
 		t := newTable(k, s.queue, s.health)
-		if k == nodeKind && opts.Ranges != nil {
-			t.nodes = newNodes(opts.NodeName, opts.Ranges, log)
+		if k == nodeKind && opts.NodeRanges {
+			t.nodes = &nodes{self: opts.NodeName, log: log}
 		}
 		if k == nodeKind {
 			t.taint = s.taint

@@ -46,7 +46,9 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	if f.source, err = New(config, opts); err != nil {
 		t.Fatal(err)
 	}
-	controller := watch.New(policy.NewWorld(), &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
+	world := policy.NewWorld()
+	world.SetLocalNode(opts.NodeName)
+	controller := watch.New(world, &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {
 		case f.changed <- struct{}{}:
 		default:

@@ -6,7 +6,7 @@ import (
 
 	"k8s.io/client-go/tools/cache"
 
-	"sluice/watch"
+	"sluice/filter/policy"
 )
 
 func nodeObject(name string, ranges ...string) *node {
@@ -15,39 +15,41 @@ func nodeObject(name string, ranges ...string) *node {
 	return n
 }
 
-// The change of a Node is queued when its ranges hold, and not before: it is what makes
-// the Keeper commit, and a commit with the ranges from before would not be followed by
-// the sweep that the new ones require.
-func TestRangesHoldBeforeTheirChangeIsQueued(t *testing.T) {
-	var ranges watch.Ranges
+// A change of a Node carries its ranges: the snapshot that is committed because of it has
+// them, and so the sweep that new ranges require does not wait for the next change.
+func TestRangesComeWithTheirChange(t *testing.T) {
 	q := newQueue(1)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))
-	table.nodes = newNodes("here", &ranges, quietSlog)
-	var set []netip.Prefix
-	ranges.OnSet = func(all []netip.Prefix) {
-		if n := len(q.changes); n > 0 {
-			t.Errorf("ranges %v are set with %d changes in the queue", all, n)
-		}
-		set = all
-	}
+	table.nodes = &nodes{self: "here", log: quietSlog}
+	w := policy.NewWorld()
+	w.SetLocalNode("here")
+	last, _ := w.Commit()
 	for _, step := range []struct {
 		name string
 		do   func() error
-		want int
+		addr string
+		want policy.Pending
 	}{
-		{"list", func() error { return table.Replace([]any{nodeObject("here", "10.1.0.0/24")}, "1") }, 2},
-		{"add", func() error { return table.Add(nodeObject("there", "10.2.0.0/24")) }, 3},
-		{"update", func() error { return table.Update(nodeObject("there", "10.3.0.0/24")) }, 3},
-		{"delete", func() error { return table.Delete(nodeObject("there", "10.3.0.0/24")) }, 2},
+		{"list", func() error { return table.Replace([]any{nodeObject("here", "10.1.0.0/24")}, "1") }, "10.1.0.1", policy.PendingLocal},
+		{"add", func() error { return table.Add(nodeObject("there", "10.2.0.0/24")) }, "10.2.0.1", policy.PendingRemote},
+		{"update", func() error { return table.Update(nodeObject("there", "10.3.0.0/24")) }, "10.2.0.1", policy.Known},
+		{"update again", func() error { return table.Update(nodeObject("there", "10.3.0.0/24", "nonsense", "10.4.0.0/24")) }, "10.4.0.1", policy.PendingRemote},
+		{"delete", func() error { return table.Delete(nodeObject("there", "10.3.0.0/24")) }, "10.3.0.1", policy.Known},
 		{"last known", func() error {
 			return table.Delete(cache.DeletedFinalStateUnknown{Obj: nodeObject("here", "10.1.0.0/24")})
-		}, 0},
+		}, "10.1.0.1", policy.Known},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
 		}
-		if len(set) != step.want || len(drain(q)) == 0 {
-			t.Errorf("%s: ranges %v, want %d", step.name, set, step.want)
+		changes, _ := q.take(false)
+		for _, c := range changes {
+			c.apply(w)
 		}
+		now, _ := w.Commit()
+		if got := now.Pending(netip.MustParseAddr(step.addr)); got != step.want || now.SameRanges(last) {
+			t.Errorf("%s: %s is %d, want %d; the same ranges as before: %t", step.name, step.addr, got, step.want, now.SameRanges(last))
+		}
+		last = now
 	}
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -170,8 +171,9 @@ func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
 // node is a slim Node.
 type node struct {
 	slimMeta
-	ranges []string
-	taints []string // their keys
+	ranges   []string
+	prefixes []netip.Prefix // ranges, if they are needed
+	taints   []string       // their keys
 }
 
 func slimNode(o *corev1.Node) *node {
@@ -185,7 +187,7 @@ func slimNode(o *corev1.Node) *node {
 	return n
 }
 
-func (n *node) put(*policy.World) {}
+func (n *node) put(w *policy.World) { w.SetNodeRanges(n.Name, n.prefixes) }
 
 // DeepCopyObject returns the object itself, which is immutable.
 func (n *node) DeepCopyObject() runtime.Object { return n }

@@ -18,12 +18,11 @@ type change struct {
 }
 
 func (c change) apply(w *policy.World) {
-	switch {
-	case c.object != nil:
+	if c.object != nil {
 		c.object.put(w)
-	case c.kind.remove != nil:
-		c.kind.remove(w, c.name.Namespace, c.name.Name)
+		return
 	}
+	c.kind.remove(w, c.name.Namespace, c.name.Name)
 }
 
 // table is where a reflector puts the objects of one kind: it passes them on, and
@@ -32,7 +31,7 @@ type table struct {
 	kind   *kind
 	queue  *queue
 	health *health
-	nodes  *nodes        // of Nodes; nil if not needed
+	nodes  *nodes        // of Nodes; nil if their pod ranges are not needed
 	taint  *startupTaint // of this node's Node; nil if there is none
 	// known is what the API server has. With a pod's name goes its set of labels,
 	// so that the set stays known as long as the World has a pod with it.
@@ -56,8 +55,8 @@ func (t *table) Update(o any) error {
 		return err
 	}
 	t.health.events(t.kind, 1)
-	t.publishNodes() // first: the change makes the Keeper commit
 	t.queue.add(c)
+	t.checkNode()
 	return nil
 }
 
@@ -71,9 +70,8 @@ func (t *table) Delete(o any) error {
 		return fmt.Errorf("delete a %s: %T is none", t.kind.name, o)
 	}
 	t.health.events(t.kind, 1)
-	c := t.delete(obj.id())
-	t.publishNodes()
-	t.queue.add(c)
+	t.queue.add(t.delete(obj.id()))
+	t.checkNode()
 	return nil
 }
 
@@ -95,7 +93,7 @@ func (t *table) Replace(list []any, _ string) error {
 	for name := range gone {
 		changes = append(changes, t.delete(name))
 	}
-	t.publishNodes()
+	t.checkNode()
 	t.health.synced(t.kind, len(list))
 	if t.listed {
 		t.queue.add(changes...)
@@ -121,7 +119,7 @@ func (t *table) set(o any) (change, error) {
 	case *node:
 		t.known[c.name] = nil
 		if t.nodes != nil {
-			t.nodes.set(obj)
+			t.nodes.read(obj)
 		}
 		if t.taint != nil {
 			t.taint.observe(obj)
@@ -134,15 +132,14 @@ func (t *table) set(o any) (change, error) {
 
 func (t *table) delete(name types.NamespacedName) change {
 	delete(t.known, name)
-	if t.nodes != nil {
-		t.nodes.delete(name.Name)
-	}
 	return change{kind: t.kind, name: name}
 }
 
-func (t *table) publishNodes() {
+// checkNode reports whether there is a Node of this node's name to all who need it.
+func (t *table) checkNode() {
 	if t.nodes != nil {
-		t.nodes.publish()
+		_, there := t.known[types.NamespacedName{Name: t.nodes.self}]
+		t.nodes.check(there)
 	}
 	if t.taint != nil {
 		_, there := t.known[types.NamespacedName{Name: t.taint.node}]

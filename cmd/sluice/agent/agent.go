@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -46,8 +45,7 @@ type agent struct {
 	host
 
 	published  policy.Published
-	ranges     watch.Ranges // where pods have their addresses
-	rangesSet  uint64       // the count of their changes when all live connections were last judged
+	starting   *policy.StartingPods
 	network    *nodeNetwork
 	verdicts   *verdictlog.Log
 	manager    *rules.Manager
@@ -120,19 +118,20 @@ func (a *agent) wire() error {
 	a.manager.OnRepair = a.noteGap
 	if a.kernel != nil {
 		a.manager.EnsurePins = a.kernel.EnsurePins
-		a.ranges.OnSet = a.setKernelRanges
 	}
 	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, a.log)
-	a.ranges.Set(opts.PodCIDRs, nil)
-	a.network = newNodeNetwork(&a.ranges, a.log)
+	world := policy.NewWorld()
+	world.SetLimits(opts.Limits)
+	world.SetLocalNode(opts.NodeName)
+	world.SetPodRanges(opts.PodCIDRs)
+	a.starting = world.StartingPods()
+	a.network = newNodeNetwork(a.starting, a.log)
+	a.network.onStarting = a.setKernelStarting
 	a.network.onDevices = a.setKernelDevices
 	a.network.cluster = len(opts.Manifests) == 0
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
 	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // given ones are complete
-	a.tracked = conntrack.NewTrackedFlows(func(addr netip.Addr) bool {
-		_, cluster := a.ranges.Contains(addr)
-		return cluster
-	})
+	a.tracked = conntrack.NewTrackedFlows()
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
 		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.JudgedMark,
@@ -144,11 +143,8 @@ func (a *agent) wire() error {
 	}
 	marks := conntrack.Marks{Allowed: opts.Rules.JudgedMark, Revoked: opts.Rules.RevokedMark}
 	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
-	a.sweeper.Awaited = a.awaited
+	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
-	world := policy.NewWorld()
-	world.SetLimits(opts.Limits)
-	world.SetLocalNode(opts.NodeName)
 	a.controller = watch.New(world, &a.published, watch.Options{Logger: a.log})
 	return nil
 }
@@ -156,7 +152,7 @@ func (a *agent) wire() error {
 // newEvaluator makes one of the workers' evaluators.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Ranges: &a.ranges, Tracker: a.tracked, FailOpen: a.opts.Rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
@@ -175,11 +171,8 @@ func (a *agent) source() (watch.Source, error) {
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	ranges := &a.ranges
-	if len(a.opts.PodCIDRs) > 0 {
-		ranges = nil // given ones are complete
-	}
-	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, Ranges: ranges, StartupTaint: a.startupTaint(), Logger: a.log})
+	nodeRanges := len(a.opts.PodCIDRs) == 0 // given ones are complete
+	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
 }
 
 // run runs the agent until ctx ends or a part fails, and then ends all parts in order.
@@ -223,7 +216,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 // startParts starts the parts that run from the beginning.
 func (a *agent) startParts(background func(func(context.Context) error), sources []watch.Source) {
 	background(func(ctx context.Context) error {
-		return a.controller.Run(ctx, append(sources, node.Source{Logger: a.log}, watch.Local{Ranges: &a.ranges})...)
+		return a.controller.Run(ctx, append(sources, node.Source{Logger: a.log}, watch.Starting{Pods: a.starting})...)
 	})
 	background(func(ctx context.Context) error {
 		select {

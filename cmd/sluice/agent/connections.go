@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"net/netip"
 	"time"
 
 	"sluice/cache/conntrack"
@@ -12,24 +11,12 @@ import (
 // When a live connection is judged again is answered in sluice/cache/conntrack, in due.go.
 // Here are the events of the agent.
 
-// scope is which live connections a change concerns. The ranges of pods decide which flows
-// the workers track, so a change of them concerns all.
+// scope is which live connections a change concerns.
 func (a *agent) scope(c watch.Change) conntrack.Scope {
-	switch sets := a.ranges.Sets(); {
-	case sets != a.rangesSet:
-		a.rangesSet = sets
-		return conntrack.ScopeAll
-	case c.Unsettled:
+	if c.Unsettled {
 		return conntrack.ScopeAddresses
 	}
 	return conntrack.ScopeFlows
-}
-
-// awaited reports whether packets from or to an address without an endpoint are held, and
-// denied in the end.
-func (a *agent) awaited(addr netip.Addr) bool {
-	local, _ := a.ranges.Contains(addr)
-	return local && !a.opts.Rules.FailOpen
 }
 
 // judgeAll has all connections judged by the snapshot in force, unless another agent judges

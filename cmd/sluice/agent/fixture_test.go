@@ -234,7 +234,7 @@ type fakeKernel struct {
 }
 
 func (k fakeKernel) Publish(*policy.Snapshot, policy.Changes) error { return k.f.step(stepKernel) }
-func (k fakeKernel) SetRanges([]netip.Prefix) error                 { return nil }
+func (k fakeKernel) SetStarting([]netip.Prefix) error               { return nil }
 func (k fakeKernel) SetDevices(map[netip.Addr]uint32) error         { return nil }
 func (k fakeKernel) EnsurePins() error                              { return nil }
 func (k fakeKernel) Stats() (bpf.Stats, error)                      { return bpf.Stats{}, nil }

@@ -41,7 +41,7 @@ type packetQueues interface {
 // kernelCache is the flow cache in the kernel: [bpf.Cache].
 type kernelCache interface {
 	Publish(s *policy.Snapshot, changes policy.Changes) error
-	SetRanges(prefixes []netip.Prefix) error
+	SetStarting(addrs []netip.Prefix) error
 	SetDevices(devices map[netip.Addr]uint32) error
 	NewWriter() *bpf.Writer
 	EnsurePins() error

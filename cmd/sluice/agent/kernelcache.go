@@ -53,9 +53,12 @@ func (a *agent) openKernel() error {
 	return nil
 }
 
-// setKernelRanges tells the kernel where pods have their addresses.
-func (a *agent) setKernelRanges(all []netip.Prefix) {
-	if err := a.kernelError(a.kernel.SetRanges(all)); err != nil {
+// setKernelStarting tells the kernel the addresses of pods that start.
+func (a *agent) setKernelStarting(addrs []netip.Prefix) {
+	if a.kernel == nil {
+		return
+	}
+	if err := a.kernelError(a.kernel.SetStarting(addrs)); err != nil {
 		a.fail(err)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/event"
 	"sluice/filter/policy"
-	"sluice/watch"
 	"sluice/watch/node"
 )
 
@@ -29,11 +28,11 @@ const (
 // nodeNetwork is what the agent knows of the way of packets on its node: the interfaces, and
 // the settings of the kernel.
 type nodeNetwork struct {
-	ranges  *watch.Ranges
-	cluster bool          // pods come from a cluster, and must have addresses in the ranges
-	derive  bool          // ranges of pods also follow from the node's routes
-	root    string        // of the kernel's settings
-	timeout time.Duration // outsideTimeout, except in tests
+	starting *policy.StartingPods
+	cluster  bool          // pods come from a cluster, and must have addresses in the ranges
+	derive   bool          // ranges of pods also follow from the node's routes
+	root     string        // of the kernel's settings
+	timeout  time.Duration // outsideTimeout, except in tests
 	// guarded reports whether VLAN tags and forged sources are dropped at pods' interfaces.
 	// nil means never.
 	guarded func() bool
@@ -41,6 +40,9 @@ type nodeNetwork struct {
 	// onDevices, if not nil, gets the interface of each pod address of this node that has an
 	// interface of its own.
 	onDevices func(map[netip.Addr]uint32)
+	// onStarting, if set, is called with the addresses of pods that start, before they are
+	// pending.
+	onStarting func([]netip.Prefix)
 
 	mu sync.Mutex
 	// anySource is set if the rules drop no forged sources, so that some settings matter
@@ -58,9 +60,9 @@ type nodeNetwork struct {
 	warned   bool // about pods outside of all ranges
 }
 
-func newNodeNetwork(ranges *watch.Ranges, log *slog.Logger) *nodeNetwork {
+func newNodeNetwork(starting *policy.StartingPods, log *slog.Logger) *nodeNetwork {
 	return &nodeNetwork{
-		ranges: ranges, root: node.DefaultSysctls, timeout: outsideTimeout, log: log,
+		starting: starting, root: node.DefaultSysctls, timeout: outsideTimeout, log: log,
 		since: make(map[netip.Addr]time.Time), logged: make(map[node.SettingProblem]bool),
 	}
 }
@@ -126,23 +128,35 @@ func (n *nodeNetwork) look(s *policy.Snapshot) {
 	if n.network == nil {
 		return
 	}
-	set, derived := n.ranges.Node()
+	set, derived := n.ranges()
 	if n.derive {
 		was := derived
 		derived = n.network.PodRanges(set, was, n.pods)
 		if !slices.Equal(derived, was) {
 			n.log.Debug("ranges of this node's pods follow from its routes", event.RangesDerived.Attr(), "ranges", derived)
 		}
-		n.ranges.Derive(derived)
+		if n.onStarting != nil {
+			n.onStarting(derived)
+		}
+		n.starting.Set(derived)
 	}
-	n.findOutside()
 	ranges := slices.Concat(set, derived)
+	n.findOutside(ranges)
 	guarded := n.guarded != nil && n.guarded()
 	n.settings = node.CheckSettings(n.root, n.network.PodBridges(ranges, n.pods), guarded)
 	if n.anySource && !guarded {
 		n.settings = append(n.settings, node.CheckSources(n.root, n.network.PodLinks(ranges, n.pods))...)
 	}
 	n.report()
+}
+
+// ranges returns the ranges of this node's pods in the last snapshot, and the addresses
+// of pods that start.
+func (n *nodeNetwork) ranges() (known, starting []netip.Prefix) {
+	if n.snapshot != nil {
+		known = n.snapshot.LocalRanges()
+	}
+	return known, n.starting.List()
 }
 
 // readPods finds the addresses of this node's pods: a pod whose host has an address of this
@@ -159,14 +173,14 @@ func (n *nodeNetwork) readPods(s *policy.Snapshot) {
 }
 
 // findOutside finds the pods with an address outside of this node's ranges.
-func (n *nodeNetwork) findOutside() {
+func (n *nodeNetwork) findOutside(ranges []netip.Prefix) {
 	now, since := time.Now(), make(map[netip.Addr]time.Time)
 	n.outside = n.outside[:0]
 	if !n.cluster {
 		return
 	}
 	for _, addr := range n.pods {
-		if local, _ := n.ranges.Contains(addr); local {
+		if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(addr) }) {
 			continue
 		}
 		since[addr] = now
@@ -216,7 +230,7 @@ func (n *nodeNetwork) outsideProblem() telemetry.Problem {
 		some = append(some, fmt.Sprintf("and %d more", more))
 	}
 	known := "there are none"
-	if set, derived := n.ranges.Node(); len(set)+len(derived) > 0 {
+	if set, derived := n.ranges(); len(set)+len(derived) > 0 {
 		known = fmt.Sprintf("they are %s", join(slices.Concat(set, derived)))
 	}
 	return telemetry.Problem{

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,6 @@ import (
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
-	"sluice/watch"
 	"sluice/watch/node"
 )
 
@@ -30,7 +30,13 @@ func podAt(name, addr, host string) *corev1.Pod {
 
 // snapshotOf is a snapshot of pods on a node with an address.
 func snapshotOf(self string, pods ...*corev1.Pod) *policy.Snapshot {
+	return snapshotWith(nil, self, pods...)
+}
+
+// snapshotWith is snapshotOf with ranges of the node's pods.
+func snapshotWith(ranges []netip.Prefix, self string, pods ...*corev1.Pod) *policy.Snapshot {
 	w := policy.NewWorld()
+	w.SetPodRanges(ranges)
 	w.SetNode([]netip.Addr{netip.MustParseAddr(self)})
 	for _, p := range pods {
 		w.SetPod(kubepod.Read(p))
@@ -49,7 +55,7 @@ func bridgeTo(pods string) *node.Network {
 
 // testNetwork is a node's network as the agent knows it, with no grace.
 func testNetwork(t *testing.T, network *node.Network) *nodeNetwork {
-	n := newNodeNetwork(new(watch.Ranges), slog.New(slog.DiscardHandler))
+	n := newNodeNetwork(new(policy.StartingPods), slog.New(slog.DiscardHandler))
 	n.cluster, n.derive, n.timeout, n.root, n.network = true, true, 0, t.TempDir(), network
 	return n
 }
@@ -72,7 +78,8 @@ func TestRangesFromABridge(t *testing.T) {
 	starting := netip.MustParseAddr("10.42.3.77")
 	expects := func(want bool) {
 		t.Helper()
-		if got, _ := n.ranges.Contains(starting); got != want {
+		got := slices.ContainsFunc(n.starting.List(), func(r netip.Prefix) bool { return r.Contains(starting) })
+		if got != want {
 			t.Errorf("a pod is expected at %s: %v, want %v", starting, got, want)
 		}
 	}
@@ -94,11 +101,11 @@ func TestRangesFromABridge(t *testing.T) {
 // helps; a moment of it is none.
 func TestPodsOutsideOfRanges(t *testing.T) {
 	n := testNetwork(t, new(node.Network))
-	n.ranges.Set([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}, nil)
+	ranges := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
 	n.timeout = time.Hour
 	outside := []*corev1.Pod{podAt("a", "10.9.0.1", "192.0.2.1"), podAt("b", "fd00::9", "192.0.2.1"), podAt("c", "10.9.0.3", "192.0.2.1"), podAt("d", "10.9.0.4", "192.0.2.1"),
 		podAt("inside", "10.1.0.5", "192.0.2.1"), podAt("elsewhere", "10.9.0.7", "192.0.2.2")}
-	n.look(snapshotOf("192.0.2.1", outside...))
+	n.look(snapshotWith(ranges, "192.0.2.1", outside...))
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems before the grace is over: %v", p)
 	}
@@ -117,12 +124,11 @@ func TestPodsOutsideOfRanges(t *testing.T) {
 	if n.addTo(&s, ReportSysctls); s.PodsOutside != 4 {
 		t.Errorf("%d addresses are outside, want 4", s.PodsOutside)
 	}
-	n.look(snapshotOf("192.0.2.1", outside[4:]...))
+	n.look(snapshotWith(ranges, "192.0.2.1", outside[4:]...))
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems when they are gone: %v", p)
 	}
-	n.ranges.Set(nil, nil)
-	n.look(nil)
+	n.look(snapshotOf("192.0.2.1", outside[4:]...))
 	if p := n.problems("ranges"); len(p) != 1 || !strings.Contains(p[0].Detail, "there are none") {
 		t.Errorf("problems without any range: %v", p)
 	}
@@ -134,7 +140,7 @@ func TestRangesThatAreGivenHoldAlone(t *testing.T) {
 	n.derive = false
 	s := snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1"))
 	n.look(s)
-	if _, derived := n.ranges.Node(); derived != nil {
+	if derived := n.starting.List(); derived != nil {
 		t.Errorf("derived %v", derived)
 	}
 	if p := n.problems("ranges"); len(p) != 1 {

@@ -123,7 +123,6 @@ func (a *agent) retryLeftovers(ctx context.Context) error {
 
 // sweepAll judges all connections that lived before the rules were in place.
 func (a *agent) sweepAll(ctx context.Context, s *policy.Snapshot) error {
-	a.rangesSet = a.ranges.Sets()
 	a.follower.Published(s, nil, conntrack.ScopeAll)
 	return a.follower.Sweep(ctx)
 }
