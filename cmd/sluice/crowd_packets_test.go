@@ -15,7 +15,7 @@ import (
 	"sluice/filter/event"
 )
 
-// webAsks is a policy that lets the frontend, and nobody else, ask the database.
+// webAsks is a policy that lets only the frontend ask the database.
 const webAsks = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 53}]}]}"
 
 // floodOnce opens connections of never-seen keys at once, and says what became of

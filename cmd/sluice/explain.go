@@ -24,33 +24,33 @@ func explainCommand(e env) *cobra.Command {
 	opts := explainOptions{format: "text"}
 	cmd := &cobra.Command{
 		Use:   "explain -f DIR --from POD --to POD --port PORT",
-		Short: "Say whether a flow is allowed, and why",
-		Long: `Explain says whether a flow is allowed, by the same decision that judges packets,
-and why: for each direction which policies isolate the pod, and the rule that allows
-the flow, or the rules that come nearest and what each of them lacks. Then it says
-what would have to be added to allow it.
+		Short: "Explain whether a flow is allowed, and why",
+		Long: `Explain prints whether a flow is allowed, by the same decision that judges packets,
+and why: for each direction, the policies that isolate the pod, and the rule that allows
+the flow, or the rules that come nearest and what each of them lacks. Then it prints what
+would allow the flow.
 
 A pod is written namespace/name, or name in namespace default; either end may be an
-IP address instead. A pod of two address families is asked about in both.
+IP address instead. A pod with two address families is explained for both.
 
-The address of a Service in the manifests never reaches a decision: it is answered for
-each endpoint behind it, by its EndpointSlices or the pods that it selects.
+The address of a Service in the manifests never reaches a decision. Explain answers for
+each endpoint behind it, from its EndpointSlices or the pods that it selects.
 
 Rules are numbered from 1 in the text; in JSON "index" counts from 0, as the field
 spec.ingress[0] does.
 
-With --flows it answers many flows, one JSON object a line, in their order and as
-they come:
+With --flows it answers many flows, one JSON object per line, in order and as they
+arrive:
 
   {"from": "default/web", "to": "default/db", "port": 6379, "protocol": "TCP"}
 
 The port may be a name, and the protocol is TCP if there is none. With -o json each
 answer is a line with "verdict" (allow or deny), "reason", and the policies and rules
 of "egress" and "ingress". A flow that cannot be answered gets a line with "error".
-If the address families come to it by different ways the answer is that of the one
-that is denied, and "families" has both.
+If the address families differ, the answer is that of the denied one, and "families" has
+both.
 
-The exit status is 0 if everything was answered, be it allow or deny, and 2 if not,
+The exit status is 0 if every flow was answered, allowed or denied, and 2 if one was not,
 or if parts of the manifests cannot be understood. Objects of other kinds that may
 change what is allowed, such as policies of Calico or Cilium, are named ("not read")
 and change neither answer nor status.`,
@@ -64,7 +64,7 @@ and change neither answer nor status.`,
 			if cmd.Flags().Changed("flows") {
 				for _, other := range []string{"from", "to", "port", "protocol"} {
 					if cmd.Flags().Changed(other) {
-						return fmt.Errorf("--%s is for one flow and --flows for many: give one of the two", other)
+						return fmt.Errorf("--%s is for one flow and --flows for many: give one of them", other)
 					}
 				}
 			}
@@ -78,7 +78,7 @@ and change neither answer nor status.`,
 	flags.StringVarP(&opts.question.Port, "port", "p", "", "`PORT` of the destination: a number, or its name there")
 	flags.StringVar(&opts.question.Protocol, "protocol", "tcp", "`PROTOCOL`: tcp, udp, sctp or icmp (which has no port)")
 	flags.StringVar(&opts.flows, "flows", "", "`FILE` with a flow as a JSON object on each line; - for stdin")
-	flags.StringSliceVar(&opts.node, "node-ip", nil, "`ADDRESS` of the node whose pods are asked about: its traffic always passes (repeatable)")
+	flags.StringSliceVar(&opts.node, "node-ip", nil, "`ADDRESS` of the node of the pods: its traffic always passes (repeatable)")
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
 	return cmd
 }
@@ -108,7 +108,7 @@ func explainOne(out io.Writer, m *compiled, opts explainOptions) error {
 	c := m.cluster()
 	flows, err := c.Flows(opts.question)
 	if err != nil {
-		return err // it begins with what was asked wrong, as the flag is called
+		return err // it begins with the name of the flag
 	}
 	var all []explain.Explanation
 	for _, f := range flows {

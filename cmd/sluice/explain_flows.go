@@ -17,7 +17,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// maxFlowLine is how long the line of a flow may be, in bytes.
+// maxFlowLine bounds the line of a flow, in bytes.
 const maxFlowLine = 64 << 10
 
 // flowLine is a flow as --flows reads it.
@@ -28,10 +28,10 @@ type flowLine struct {
 	Protocol string   `json:"protocol"`
 }
 
-// portText is a port as it may be written: a number or a name.
+// portText is a port in the input: a number or a name.
 type portText string
 
-// UnmarshalJSON takes a number or a text.
+// UnmarshalJSON accepts a number or a string.
 func (p *portText) UnmarshalJSON(data []byte) error {
 	if bytes.HasPrefix(data, []byte(`"`)) {
 		return json.Unmarshal(data, (*string)(p))
@@ -54,7 +54,7 @@ type flowError struct {
 	Error    string          `json:"error"`
 }
 
-// explainFlows answers flows as they come.
+// explainFlows answers flows as they arrive.
 func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 	in := e.stdin
 	if opts.flows != "-" {
@@ -62,7 +62,7 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 		if err != nil {
 			return fmt.Errorf("read flows: %w", err)
 		}
-		defer f.Close() // it was only read
+		defer f.Close() // an error of closing a file that was read is harmless
 		in = f
 	}
 	x := flowExplainer{cluster: c, out: bufio.NewWriter(e.stdout)}
@@ -81,8 +81,8 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 	return nil
 }
 
-// flowExplainer answers one flow after the other. It looks at verdicts alone and
-// puts no reasons in words: a decision takes less than reading its flow.
+// flowExplainer answers one flow after the other. It uses only the verdict, without the
+// text of an explanation: a decision takes less time than reading its flow.
 type flowExplainer struct {
 	cluster       *explain.Cluster
 	out           *bufio.Writer
@@ -97,8 +97,8 @@ type answerWriter interface {
 	failed(flowError) error
 }
 
-// run reads to the end. What has been answered is written out before it waits for
-// more, so that a program may ask and listen by turns.
+// run reads to the end. It flushes its answers before it waits for input, so that a program
+// may write flows and read answers in turn.
 func (x *flowExplainer) run(in *bufio.Reader) error {
 	for {
 		if ready, _ := in.Peek(in.Buffered()); bytes.IndexByte(ready, '\n') < 0 {
@@ -110,7 +110,7 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 		x.line++
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
-			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: line %d is longer than %d bytes: write one flow a line", x.line, maxFlowLine))
+			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: line %d is longer than %d bytes: write one flow per line", x.line, maxFlowLine))
 		case err != nil && !errors.Is(err, io.EOF):
 			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: %w", err))
 		}
@@ -129,7 +129,7 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 	return nil
 }
 
-// flow answers one line; its error is one of writing.
+// flow answers one line. It returns errors of writing only.
 func (x *flowExplainer) flow(text []byte) error {
 	x.flows++
 	f, err := readFlow(text)
@@ -143,8 +143,8 @@ func (x *flowExplainer) flow(text []byte) error {
 	return x.fail(text, err)
 }
 
-// readFlow reads a line strictly: a field that is misspelt would be a flow that
-// nobody asked about.
+// readFlow reads a line strictly: with a misspelled field, the answer would be for another
+// flow than the user meant.
 func readFlow(text []byte) (flowLine, error) {
 	var f flowLine
 	strict, err := kjson.UnmarshalStrict(text, &f)
@@ -162,7 +162,7 @@ func readFlow(text []byte) (flowLine, error) {
 	switch {
 	case len(strict) == 0:
 	case errors.As(strict[0], &at) && strings.HasPrefix(strict[0].Error(), "duplicate"):
-		return f, fmt.Errorf("%s: it is there twice: keep one of the two", at.FieldPath())
+		return f, fmt.Errorf("%s: it is given twice: keep one of them", at.FieldPath())
 	case errors.As(strict[0], &at):
 		return f, fmt.Errorf("%s: there is no such field: the fields of a flow are from, to, port and protocol", at.FieldPath())
 	default:
@@ -171,7 +171,7 @@ func readFlow(text []byte) (flowLine, error) {
 	return f, nil
 }
 
-// fail writes the answer to a flow that has none, with what can be told of it.
+// fail writes the error for a flow, with the fields that can be read.
 func (x *flowExplainer) fail(text []byte, err error) error {
 	out := flowError{Line: x.line, Error: err.Error()}
 	var fields map[string]json.RawMessage

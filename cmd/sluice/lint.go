@@ -13,8 +13,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// finding is a line of lint's output: something that cannot be read in a file, or
-// something that is probably not meant.
+// finding is one finding of lint: a part of a file that cannot be read, or one that is
+// probably not meant.
 type finding struct {
 	Check    string `json:"check"`
 	File     string `json:"file,omitempty"`
@@ -28,8 +28,8 @@ type finding struct {
 // manifestCheck is the check of findings that come from reading the files.
 const manifestCheck = "manifest"
 
-// emptyCheck is the check of findings about what is written and empty in a rule. Only
-// the files tell it: the API server drops what is empty.
+// emptyCheck is the check of findings about fields that are present and empty in a rule.
+// Only files show them: the API server drops empty fields.
 const emptyCheck = "empty"
 
 func lintCommand(e env) *cobra.Command {
@@ -38,26 +38,26 @@ func lintCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lint -f DIR",
 		Short: "Find what is legal in policies but probably wrong",
-		Long: `Lint finds what is legal in policies but probably wrong, and says in which file,
-object and field, and how to mend it:
+		Long: `Lint finds what is legal in policies but probably wrong. It prints the file, object and
+field, and what would be right:
 
-  manifest       what cannot be read, or what the API server would reject
-  empty          what is there and empty in a rule, and so allows all of its kind
+  manifest       a part that cannot be read, or that the API server would reject
+  empty          a field that is present and empty in a rule, and so allows everything
   same-address   an address that several live pods claim
   invalid        a part of a policy that cannot be understood and allows nothing
   no-match       a selector that matches no pod or no namespace
   no-port        a named port that no selected pod has
   no-dns         egress is isolated, something is allowed, but no DNS
-  except         an exception that lies outside its cidr, or leaves nothing of it
-  host-bits      a CIDR with bits behind its prefix, which is read without them
-  covered        a rule that allows nothing that another does not allow already
+  except         an exception that is outside of its cidr, or leaves nothing of it
+  host-bits      a CIDR with bits behind its prefix, which are ignored
+  covered        a rule that allows only what another one allows already
   without-force  rules of a direction that policyTypes leaves out
 
-Whether selectors match is judged by the Pods and Namespaces in the same folder, or
-in the cluster; if there are no Pods, it is not. The exit status is 1 if there is
-anything to report. Unknown fields that change nothing are noted, and objects of other
-kinds that may change what is allowed, such as policies of Calico or Cilium, are named
-("not read"); neither changes the status.`,
+Selectors are checked against the Pods and Namespaces in the same directory, or in the
+cluster; without Pods they are not checked. The exit status is 1 if there are findings.
+Unknown fields that change nothing are noted, and objects of other kinds that may change
+what is allowed, such as policies of Calico or Cilium, are named ("not read"); neither
+changes the status.`,
 		Example: `  sluice lint -f ./policies
   sluice lint -f ./policies -o json
   sluice lint --context production`,
@@ -74,7 +74,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	if err != nil {
 		return err
 	}
-	found := []finding{} // not nil: in JSON none is [] and not null
+	found := []finding{} // not nil: in JSON an empty list is [] and not null
 	for _, p := range problems {
 		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 	}
@@ -88,7 +88,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Policies) {
 		at := objects.Origins[f.Object]
 		if broken[at] {
-			continue // what is in force of it is not what is written
+			continue // the object in force differs from the one in the file
 		}
 		found = append(found, finding{f.Check, at.File, at.Document, f.Object, f.Field, f.Detail, f.Mend})
 	}
@@ -144,7 +144,7 @@ func printFindings(out io.Writer, found []finding, objects manifests.Objects) er
 		count(len(objects.Policies), "policy", "policies"), count(len(objects.Pods), "pod", "pods"),
 		count(len(objects.Namespaces), "namespace", "namespaces"))
 	if len(objects.Pods) == 0 && len(objects.Policies) > 0 {
-		fmt.Fprintln(&b, "There are no pods here, so that nothing was said about what selectors match.")
+		fmt.Fprintln(&b, "There are no pods, so selectors were not checked.")
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

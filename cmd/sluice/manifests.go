@@ -16,12 +16,12 @@ type compiled struct {
 	manifests.Objects
 	snapshot *policy.Snapshot
 
-	unread        []manifests.Problem // what the API server would reject
-	misunderstood []policy.Problem    // what it would take, and allows nothing
+	unread        []manifests.Problem // objects that the API server would reject
+	misunderstood []policy.Problem    // parts that it would accept, and that allow nothing
 }
 
-// readManifests reads and compiles folders of manifests. node is the addresses of
-// the node whose view is taken, which may be none.
+// readManifests reads and compiles directories of manifests. node is the addresses of the
+// node of the pods; it may be empty.
 func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
 	objects, problems, err := manifests.Read(dirs...)
 	if err != nil {
@@ -30,7 +30,7 @@ func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
 	return compile(node, objects, problems), nil
 }
 
-// readInput is readManifests for a folder, or for a live cluster.
+// readInput is readManifests for directories or a live cluster.
 func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, error) {
 	objects, problems, err := in.read(ctx)
 	if err != nil {
@@ -53,8 +53,8 @@ func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.
 	return m
 }
 
-// cluster is what flows are explained in. A policy that could not be read whole
-// stands in force without rules; its problems say why.
+// cluster returns the cluster for explanations. A policy that could be read only in part is
+// in force without rules; its problems are the reason.
 func (m *compiled) cluster() *explain.Cluster {
 	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood, Services: m.Services, EndpointSlices: m.EndpointSlices}
 	refs := make(map[string]policy.Ref, len(m.Policies))
@@ -69,9 +69,9 @@ func (m *compiled) cluster() *explain.Cluster {
 	return explain.New(m.snapshot, o)
 }
 
-// report lists what could not be understood, after the answer, where it is seen;
-// an answer from the rest of the manifests never looks sure. what is what was
-// answered, as the subject of a sentence.
+// report lists the parts that could not be understood, after the answer, where users see
+// them: an answer from the rest of the manifests is not reliable. what is the answer, as
+// the beginning of a sentence.
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	tellNotes(e, m.Objects)
@@ -88,11 +88,11 @@ func (m *compiled) report(e env, what string) error {
 	if slices.ContainsFunc(m.misunderstood, func(p policy.Problem) bool { return p.TooLarge }) {
 		why += " or are too large"
 	}
-	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s what is left of them", why, what)}
+	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s the rest of them", why, what)}
 }
 
-// tellNotes tells of what does not change an answer or a status: odd things in the
-// files, and objects of kinds that are not read and may change what is allowed.
+// tellNotes prints notes that change neither answer nor status: oddities in the files, and
+// objects of kinds that are not read and may change what is allowed.
 func tellNotes(e env, o manifests.Objects) {
 	for _, n := range manifests.Condense(o.Notes) {
 		fmt.Fprintln(e.stderr, "sluice: note:", n)
@@ -102,7 +102,7 @@ func tellNotes(e env, o manifests.Objects) {
 	}
 }
 
-// parseAddrs reads the addresses that a flag was given.
+// parseAddrs parses the addresses of a flag.
 func parseAddrs(flag string, texts []string) ([]netip.Addr, error) {
 	var addrs []netip.Addr
 	for _, text := range texts {

@@ -14,7 +14,7 @@ import (
 	"sluice/filter/policy/explain"
 )
 
-// maxShown is how many of a test's flows are explained that are not as expected.
+// maxShown bounds the explained flows of a test that fails.
 const maxShown = 3
 
 func testCommand(e env) *cobra.Command {
@@ -22,9 +22,9 @@ func testCommand(e env) *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "test FILE...",
-		Short: "Test policies against what you expect of them",
-		Long: `Test holds policies against what is expected of them, by the same decision that
-judges packets. A file names the manifests, relative to itself, and the expectations:
+		Short: "Test policies against expectations",
+		Long: `Test compares policies with expectations, by the same decision that judges packets. A
+file names the manifests, relative to itself, and the expectations:
 
   manifests: [./policies]
   tests:
@@ -33,7 +33,7 @@ judges packets. A file names the manifests, relative to itself, and the expectat
     to: default/db
     port: 6379
     expect: allow
-  - name: nobody else does, on any port
+  - name: no other pod does, on any port
     from: [default/job, 203.0.113.9]
     to: default/db
     port: [6379, 80]
@@ -43,35 +43,34 @@ judges packets. A file names the manifests, relative to itself, and the expectat
 from and to are pods (namespace/name, or name in namespace default) or IP addresses;
 port is a number or the name of a port of the destination. Each may be a list: the
 expectation is for every combination, and for both families of dual-stack pods.
-protocol is TCP, UDP, SCTP or ICMP, and TCP if it is left out. policy, which may be
-left out, must be the reason: a rule of it allows, or it is among the policies that
-isolate the end that denies. nodeIPs beside manifests are the addresses of the node
-whose pods are asked about.
+protocol is TCP, UDP, SCTP or ICMP, by default TCP. policy is optional. It must be the
+reason: one of its rules allows the flow, or it is among the policies that isolate the
+end that denies. nodeIPs, beside manifests, are the addresses of the node of the pods.
 
-What is not as expected is explained. The exit status is 1 if any test failed, and 2
-if any could not run, or if parts of the manifests cannot be understood. Objects of
-other kinds that may change what is allowed, such as policies of Calico or Cilium, are
-named ("not read") and change no status.`,
+Flows that differ from the expectation are explained. The exit status is 1 if a test
+failed, and 2 if a test could not run, or if parts of the manifests cannot be understood.
+Objects of other kinds that may change what is allowed, such as policies of Calico or
+Cilium, are named ("not read") and do not change the status.`,
 		Example: `  sluice test policies_test.yaml
   sluice test -v --junit report.xml tests/*.yaml`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return errors.New("there is no file of tests: write one or more, as in: sluice test policies_test.yaml")
+				return errors.New("give one or more files of tests, as in: sluice test policies_test.yaml")
 			}
 			return nil
 		},
 		RunE: func(_ *cobra.Command, files []string) error { return runTests(e, files, junit, verbose) },
 	}
-	cmd.Flags().StringVar(&junit, "junit", "", "write a report in JUnit's XML to this `FILE` too")
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the tests that pass too")
+	cmd.Flags().StringVar(&junit, "junit", "", "also write a report in JUnit's XML to this `FILE`")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "also print the tests that pass")
 	return cmd
 }
 
-// testedFile is a file of tests and what became of it.
+// testedFile is a file of tests and its results.
 type testedFile struct {
 	path    string
 	results []expect.Result
-	err     error // it could not be run, or not be relied on
+	err     error // why it could not run, or is not reliable
 }
 
 func runTests(e env, paths []string, junit string, verbose bool) error {
@@ -107,8 +106,8 @@ func runTests(e env, paths []string, junit string, verbose bool) error {
 	return nil
 }
 
-// runTestFile runs the tests of a file. There may be results and an error, if the
-// manifests could be understood in part.
+// runTestFile runs the tests of a file. It returns both results and an error if the
+// manifests could be understood only in part.
 func runTestFile(e env, path string) ([]expect.Result, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -137,7 +136,7 @@ func runTestFile(e env, path string) ([]expect.Result, error) {
 	return results, m.report(e, "the tests were run on")
 }
 
-// tally counts tests. A file that could not be run counts as one error.
+// tally counts tests. A file that could not run counts as one error.
 type tally struct{ passed, failed, errors int }
 
 func (t tally) tests() int { return t.passed + t.failed + t.errors }
@@ -189,7 +188,7 @@ func printResult(out io.Writer, path string, r *expect.Result, verbose bool) err
 	return err
 }
 
-// resultText says what is wrong with a test; nothing if it passed.
+// resultText explains why a test failed; it is empty if the test passed.
 func resultText(r *expect.Result) string {
 	var b strings.Builder
 	for i, f := range r.Failures {
