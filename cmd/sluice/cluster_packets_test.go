@@ -100,7 +100,7 @@ func (s *clusterSite) start() {
 	s.t.Cleanup(s.agent.Kill)
 }
 
-// isolate makes a policy that lets nobody reach db, or only pods of some roles.
+// isolate makes a policy that lets no pod reach db, or only pods of some roles.
 func isolate(name string, roles ...string) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
 	p.Spec.PodSelector.MatchLabels = map[string]string{"role": "db"}

@@ -113,7 +113,7 @@ func TestKernelCacheOnPackets(t *testing.T) {
 	before := s.queued()
 	s.check(t, []string{webToDB}, []string{otherToDB})
 	if s.queued() == before {
-		t.Error("the first time, nobody was asked")
+		t.Error("the first time, no packet was queued")
 	}
 	s.notQueued(t, "the second time", func() { s.check(t, []string{webToDB, webToDB}, []string{otherToDB}) })
 	s.notQueued(t, "no policy", func() {
@@ -272,7 +272,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	s.save("policies.yaml", policies(other1))
 	s.check(t, []string{otherToDB}, []string{webToDB})
 	if left := s.pinned(t); len(left) > 0 {
-		t.Errorf("pinned for nobody: %v", left)
+		t.Errorf("pinned without a user: %v", left)
 	}
 	s.stop()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -425,7 +425,7 @@ func newEscape(t *testing.T, w *wire, ports, stages int) *escape {
 	return e
 }
 
-// breath is how long a sender waits after each datagram, lest the sniffer miss some.
+// breath is how long a sender waits after each datagram, so that the sniffer misses none.
 const breath = 200 * time.Microsecond
 
 // socket opens a socket for whole packets in web. lab.Host.Send opens one for

@@ -459,7 +459,7 @@ func TestStepInOnPackets(t *testing.T) {
 	s.check(t, []string{"default/other default/db tcp 6379"}, nil)
 }
 
-// Somebody flushes the table; within seconds the policies hold again.
+// After a flush of the table, the policies are in force again within seconds.
 func TestFlushedRulesOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))

@@ -16,8 +16,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// maxMatrixPods keeps the number of cells, its square, within what can be looked
-// at.
+// maxMatrixPods bounds the number of pods. The number of cells is its square, and users
+// cannot read more.
 const maxMatrixPods = 2000
 
 type matrixOptions struct {
@@ -31,16 +31,16 @@ func matrixCommand(e env) *cobra.Command {
 	opts := matrixOptions{format: "text"}
 	cmd := &cobra.Command{
 		Use:   "matrix -f DIR",
-		Short: "Show who can reach whom, on which ports",
+		Short: "Show which pods can reach which, on which ports",
 		Long: `Matrix shows which pods can reach which others, on which ports, by the same
 decision that judges packets.
 
-Of each pod it asks for the ports that its containers declare, and for all others
-together. With --port it asks for those ports alone, of every pod.
+For each pod it decides about the ports that its containers declare, and about all
+others together. With --port it decides only about those ports, for every pod.
 
-In the text table a cell holds the ports that are open: "all", "-" for none, or
-which, TCP where no protocol is written. The HTML page is one file that needs no
-network; point at a cell for the reasons.
+In the text table, a cell lists the open ports: "all", "-" for none, or a list, in which
+TCP is the default protocol. The HTML page is a single file that needs no network; point
+at a cell for the reasons.
 
 Objects of other kinds that may change what is allowed, such as policies of Calico or
 Cilium, are named ("not read"). The exit status is 2 if parts of the manifests cannot
@@ -54,8 +54,8 @@ be understood.`,
 	flags := cmd.Flags()
 	addInputFlags(flags, &opts.input)
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "html"), "output", "o", "text, json or html")
-	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "ask for this `PORT`, such as 80 or 53/udp, of every pod (repeatable)")
-	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show the pods of this `NAMESPACE` alone (repeatable)")
+	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "decide about this `PORT` of every pod, such as 80 or 53/udp (repeatable)")
+	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show only the pods of this `NAMESPACE` (repeatable)")
 	return cmd
 }
 
@@ -82,7 +82,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	return from.report(e, "the matrix shows")
 }
 
-// parsePorts reads --port.
+// parsePorts parses the values of --port.
 func parsePorts(texts []string) ([]matrixPort, error) {
 	var ports []matrixPort
 	for _, text := range texts {
@@ -105,11 +105,11 @@ func parsePorts(texts []string) ([]matrixPort, error) {
 
 var protocols = map[string]filter.Protocol{"TCP": filter.TCP, "UDP": filter.UDP, "SCTP": filter.SCTP}
 
-// matrix is who can reach whom.
+// matrix is which pods can reach which.
 type matrix struct {
 	Pods  []*matrixPod  `json:"pods"`
 	Flows []*matrixCell `json:"flows"` // from each pod to each, in the order of pods
-	// Objects that were passed over and may change what is allowed.
+	// Objects that were not read and may change what is allowed.
 	NotRead []manifests.NotRead `json:"notRead,omitempty"`
 
 	snapshot *policy.Snapshot
@@ -117,7 +117,7 @@ type matrix struct {
 	spans    map[spanKey][]portSpan
 }
 
-// matrixPort is a port that is asked for.
+// matrixPort is a port to decide about.
 type matrixPort struct {
 	Port     uint16 `json:"port"`
 	Protocol string `json:"protocol"`
@@ -134,22 +134,22 @@ func (p matrixPort) String() string {
 	return strconv.Itoa(int(p.Port)) + "/" + p.Protocol
 }
 
-// What a cell says of a port. Mixed is an allow for one address family and a deny
-// for the other; of all other ports together, an allow for some.
+// The verdicts of a cell about a port. Mixed is allowed for one address family and denied
+// for the other; for all other ports together, it is allowed for some.
 const (
 	allowed = "allow"
 	denied  = "deny"
 	mixed   = "mixed"
 )
 
-// matrixAnswer is what one port, or all others, of a destination get.
+// matrixAnswer is the verdict about one port of a destination, or about all others.
 type matrixAnswer struct {
 	Verdict string `json:"verdict"`
 	Reason  string `json:"reason"`
-	Why     string `json:"why"` // the policies and rules behind it
+	Why     string `json:"why"` // the policies and rules that decide
 }
 
-// matrixCell is one pod's way to another.
+// matrixCell is the answer for one pair of pods.
 type matrixCell struct {
 	From  string           `json:"from"`
 	To    string           `json:"to"`
@@ -164,8 +164,8 @@ type matrixPortCell struct {
 
 type matrixOther struct {
 	matrixAnswer
-	// If not all of them get the same: what is open, and what is so for one address
-	// family alone, as in "TCP 8000-8100", "UDP", "ICMP". The rest is closed.
+	// If the verdicts differ: the open ports, and those that are open for one address family
+	// only, as in "TCP 8000-8100", "UDP", "ICMP". The rest is closed.
 	Allowed   []string `json:"allowed,omitempty"`
 	OneFamily []string `json:"oneFamily,omitempty"`
 }

@@ -26,7 +26,7 @@ type matrixPod struct {
 
 func (p *matrixPod) String() string { return p.Namespace + "/" + p.Name }
 
-// addPods takes in the pods that have an address of their own.
+// addPods adds the pods that have an address of their own.
 func (m *matrix) addPods(e env, pods []*policy.Pod, namespaces []string, asked []matrixPort) error {
 	without := 0
 	for _, o := range pods {
@@ -35,8 +35,8 @@ func (m *matrix) addPods(e env, pods []*policy.Pod, namespaces []string, asked [
 		}
 		p := &matrixPod{Namespace: o.Namespace, Name: o.Name, Ports: asked}
 		for _, addr := range o.Addrs {
-			// Whose address it is, the snapshot knows: pods of the host network and
-			// those that have ended have none.
+			// The snapshot knows the owner of an address. Pods of the host network, and those
+			// that have ended, own none.
 			if who := m.snapshot.Endpoint(addr); who.String() == p.String() && !slices.Contains(p.Addresses, addr) {
 				p.Addresses, p.endpoint = append(p.Addresses, addr), who
 			}
@@ -103,7 +103,7 @@ func (m *matrix) fill(askedOnly bool) {
 	}
 }
 
-// ask decides one port for each address family that both ends have.
+// ask decides about one port for each address family that both ends have.
 func (m *matrix) ask(from, to *matrixPod, proto filter.Protocol, port uint16) matrixAnswer {
 	var answers []matrixAnswer
 	var families []string
@@ -130,7 +130,7 @@ func (m *matrix) ask(from, to *matrixPod, proto filter.Protocol, port uint16) ma
 		families[0], answers[0].Verdict, answers[0].Why, families[1], answers[1].Verdict, answers[1].Why)}
 }
 
-// portSpan is a range of ports within which no policy tells one from another.
+// portSpan is a range of ports with the same verdict under every policy.
 type portSpan struct {
 	proto     filter.Protocol
 	low, high uint16 // both 0 for a protocol without ports
@@ -157,8 +157,8 @@ func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	return all
 }
 
-// spansBetween cuts all ports where a policy of either end begins or ends a
-// range, so that one port of each span stands for all of it.
+// spansBetween splits the ports where a range of a policy of either end begins or ends, so
+// that the verdict about one port is that of its span.
 func (m *matrix) spansBetween(from, to *matrixPod) []portSpan {
 	key := spanKey{from.endpoint.Isolation(filter.Egress), to.endpoint.Isolation(filter.Ingress)}
 	if spans, ok := m.spans[key]; ok {
@@ -192,14 +192,14 @@ func (m *matrix) spansBetween(from, to *matrixPod) []portSpan {
 	return spans
 }
 
-// others decides all ports that the destination does not declare.
+// others decides about all ports that the destination does not declare.
 func (m *matrix) others(from, to *matrixPod) *matrixOther {
 	spans := make(map[string][]portSpan) // by verdict
 	reason := make(map[string]matrixAnswer)
 	for _, s := range m.spansBetween(from, to) {
 		port, ok := s.undeclared(to.Ports)
 		if !ok {
-			continue // every port of it has an answer of its own
+			continue // every port of the span has an answer of its own
 		}
 		a := m.ask(from, to, s.proto, port)
 		if len(spans[a.Verdict]) == 0 {
@@ -233,7 +233,7 @@ func texts(spans []portSpan) []string {
 	return all
 }
 
-// undeclared is a port of the span that is not among ports.
+// undeclared returns a port of the span that is not among ports.
 func (s portSpan) undeclared(ports []matrixPort) (uint16, bool) {
 	for n := int(s.low); n <= int(s.high); n++ {
 		if !slices.ContainsFunc(ports, func(p matrixPort) bool { return int(p.Port) == n && p.proto == s.proto }) {
@@ -243,7 +243,7 @@ func (s portSpan) undeclared(ports []matrixPort) (uint16, bool) {
 	return 0, false
 }
 
-// joined appends a span, or makes the last one longer if they touch.
+// joined appends a span, or extends the last one if they touch.
 func joined(spans []portSpan, s portSpan) []portSpan {
 	if n := len(spans); n > 0 && spans[n-1].proto == s.proto && int(spans[n-1].high)+1 == int(s.low) {
 		spans[n-1].high = s.high

@@ -16,15 +16,15 @@ var matrixHTML string
 
 var matrixPage = template.Must(template.New("matrix").Parse(matrixHTML))
 
-// page is the matrix as the HTML page carries it. Most cells are alike, so that
-// each kind of cell is written once: 200 pods have 40,000 cells.
+// page is the matrix in the HTML page. It holds each kind of cell once, since most cells are
+// equal: 200 pods have 40,000 cells.
 type page struct {
 	Pods  []pagePod      `json:"pods"`
 	Ports []string       `json:"ports"` // every label of a port, for the filter
 	Kinds [][]pageAnswer `json:"kinds"`
 	Cells []int          `json:"cells"` // for each pair of pods, by row, its kind
 
-	NotRead string `json:"-"` // objects that were passed over and may change what is allowed
+	NotRead string `json:"-"` // objects that were not read and may change what is allowed
 }
 
 type pagePod struct {
@@ -35,7 +35,7 @@ type pagePod struct {
 	Ingress   []string `json:"ingress"`
 }
 
-// pageAnswer is what a cell says of one port. The label of all other ports is
+// pageAnswer is the verdict of a cell about one port. The label of all other ports is
 // empty.
 type pageAnswer struct {
 	Label   string `json:"port"`
@@ -86,7 +86,7 @@ func newPage(m *matrix) page {
 }
 
 func sortedLabels(ports map[matrixPort]bool) []string {
-	labels := []string{} // not nil: in JSON none is [] and not null
+	labels := []string{} // not nil: in JSON an empty list is [] and not null
 	for p := range ports {
 		labels = append(labels, p.String())
 	}

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// textWidth is how wide a table may be before its columns get numbers for heads.
+// textWidth bounds the width of a table. In a wider one, columns are headed by numbers.
 const textWidth = 140
 
 // writeMatrixText writes the table: a row for each pod that sends, a column for
@@ -62,7 +62,7 @@ func width(rows [][]string) int {
 	return sum
 }
 
-// text lists what is open; or, where most is, what is not.
+// text lists the open ports, or the closed ones if most are open.
 func (c *matrixCell) text() string {
 	var open, shut []string
 	for _, p := range c.Ports {
@@ -95,12 +95,12 @@ func (c *matrixCell) text() string {
 	return strings.Join(open, ",")
 }
 
-// oneFamily says whether all other ports are open for one address family alone.
+// oneFamily reports whether all other ports are open for only one address family.
 func (o *matrixOther) oneFamily() bool {
 	return o != nil && o.Verdict == mixed && len(o.Allowed)+len(o.OneFamily) == 0
 }
 
-// text writes spans as ports are written: "8000-8100", "1-100/UDP", "SCTP".
+// text formats spans as ports: "8000-8100", "1-100/UDP", "SCTP".
 func (o *matrixOther) text() []string {
 	if o.oneFamily() {
 		return []string{"other*"}

@@ -242,7 +242,7 @@ func (s *site) targets(name string) []netip.Addr {
 
 // check makes all probes at once, each over both families, and compares what
 // comes of them with what the policies promise. A probe that should pass and did
-// not is made once more with patience, lest a busy machine be taken for a denial.
+// not is made once more with patience, since a busy machine could look like a denial.
 func (s *site) check(t *testing.T, allow, deny []string) {
 	t.Helper()
 	var wait sync.WaitGroup

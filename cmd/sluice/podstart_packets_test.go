@@ -52,7 +52,7 @@ func newStartsIn(t testing.TB, s *site, args ...string) *starts {
 }
 
 // start starts a pod that may talk to db and be talked to by all, or, if mute, may
-// talk to nobody and be talked to by other alone. It connects and is connected to
+// reach no other pod and be reached only by other. It connects and is connected to
 // at once; the news of it comes with a lag.
 func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 	name, role := fmt.Sprintf("start-%d", number), "frontend"

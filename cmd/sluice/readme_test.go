@@ -53,8 +53,8 @@ func readmeCommands(lines []string) (commands []command) {
 	return commands
 }
 
-// The examples of the README do what stands there, in the folder examples. With
-// SLUICE_UPDATE_SCRIPTS set, what they print is written anew.
+// The examples of the README do what the README shows, in the directory examples. With
+// SLUICE_UPDATE_SCRIPTS set, their output is written again.
 func TestReadme(t *testing.T) {
 	text, err := os.ReadFile(readmePath)
 	if err != nil {

@@ -239,8 +239,8 @@ func TestRulesRemoveWithoutPrivilege(t *testing.T) {
 }
 
 // dropPrivilege takes the right to change network settings from this thread and
-// from what it starts, after it has entered a namespace of its own, lest anything
-// happen to the machine's.
+// from what it starts, after it has entered a namespace of its own, so that nothing
+// happens to the machine's.
 func dropPrivilege() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return err

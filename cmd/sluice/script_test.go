@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts in testdata/script run the real command as users do. With
-// SLUICE_UPDATE_SCRIPTS set, what a script compares with is written anew.
+// SLUICE_UPDATE_SCRIPTS set, the expected output of scripts is written again.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",

@@ -191,7 +191,7 @@ func TestPodsOnPackets(t *testing.T) {
  status: {podIPs: [{ip: "`+node.IPv4.String()+`"}, {ip: "`+node.IPv6.String()+`"}]}}`)
 		s.check(t, []string{"default/web" + redis}, []string{"node-2" + redis})
 	})
-	t.Run("07 a finished pod is nobody", func(t *testing.T) {
+	t.Run("07 a finished pod has no address", func(t *testing.T) {
 		odd := s.host("bare/odd")
 		finished := strings.Replace(s.pod("default/done", "role: frontend", 0, odd.Addrs()...), "status: {", "status: {phase: Succeeded, ", 1)
 		s.save("more.yaml", finished)

@@ -57,7 +57,7 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
 	// A second way to each address of the pod: which one a packet takes, the kernel
-	// would have to be asked.
+	// would be asked.
 	other := s.host("default/web").RouterDevice()
 	for i, addr := range s.host("bare/odd").Addrs() {
 		family := []string{"-4", "-6"}[i]

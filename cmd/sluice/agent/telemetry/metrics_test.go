@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 )
 
-var update = flag.Bool("update", false, "write the files that results are compared with anew")
+var update = flag.Bool("update", false, "write the files with the expected results")
 
 // golden compares with a file of testdata.
 func golden(t *testing.T, name string, got []byte) {

@@ -40,7 +40,7 @@ func served(t *testing.T, opts Options, s *State) (stop func()) {
 	return stop
 }
 
-// answered asks until somebody answers.
+// answered asks until an agent answers.
 func answered(t *testing.T, path string) *Status {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
