@@ -106,7 +106,7 @@ func TestDeployedProgramsAreStarted(t *testing.T) {
 
 // TestDeployedPoliciesAllowTheBenchmark, and nothing else.
 func TestDeployedPoliciesAllowTheBenchmark(t *testing.T) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	server, client, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
 	pod := func(name string, labels map[string]string, a netip.Addr) {
 		w.SetPod(kubepod.Read(&corev1.Pod{

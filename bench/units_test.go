@@ -90,7 +90,7 @@ func TestVaried(t *testing.T) {
 // loads.
 func TestClusterHasItsSize(t *testing.T) {
 	for _, s := range []result.Scenario{{Pods: 10, Policies: 1, Namespaces: 1}, {Pods: 1000, Policies: 100, Namespaces: 20}} {
-		c, w := makeCluster(s), policy.NewWorld()
+		c, w := makeCluster(s), policy.NewStore()
 		c.Fill(w)
 		server, hostile := netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.2")
 		seat := newTestSeat(server, hostile, sourcesOf(s))

@@ -30,7 +30,7 @@ func key(src, dst string, port uint16) filter.Key {
 }
 
 func TestRemembersAtTheSecondTime(t *testing.T) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", nil)))
 	s, _ := w.Commit()
 	flows := cache.NewFlows(16)
@@ -67,7 +67,7 @@ func denyAll(namespace string) *networkingv1.NetworkPolicy {
 }
 
 func TestSizeIsBounded(t *testing.T) {
-	s, _ := policy.NewWorld().Commit()
+	s, _ := policy.NewStore().Commit()
 	flows := cache.NewFlows(100)
 	for range 2 {
 		for port := range uint16(1000) {
@@ -82,7 +82,7 @@ func TestSizeIsBounded(t *testing.T) {
 }
 
 func TestOff(t *testing.T) {
-	s, _ := policy.NewWorld().Commit()
+	s, _ := policy.NewStore().Commit()
 	flows := cache.NewFlows(0)
 	k := key("10.0.0.1", "10.0.0.2", 1)
 	for range 3 {
@@ -107,7 +107,7 @@ func scan(flows *cache.Flows, s *policy.Snapshot) {
 // another from it for ever.
 func TestRemembersAllThatTakeTurns(t *testing.T) {
 	const n = 1024
-	s, _ := policy.NewWorld().Commit()
+	s, _ := policy.NewStore().Commit()
 	flows := cache.NewFlows(4 * n)
 	for range 3 {
 		for port := range uint16(n) {
@@ -121,7 +121,7 @@ func TestRemembersAllThatTakeTurns(t *testing.T) {
 }
 
 func TestScanPushesNothingOut(t *testing.T) {
-	s, _ := policy.NewWorld().Commit()
+	s, _ := policy.NewStore().Commit()
 	flows := cache.NewFlows(64)
 	k := key("10.0.0.1", "10.0.0.2", 80)
 	flows.Decide(s, &k)
@@ -137,7 +137,7 @@ func TestScanPushesNothingOut(t *testing.T) {
 // churn changes a small world at random.
 type churn struct {
 	*rand.Rand
-	*policy.World
+	*policy.Store
 }
 
 var (
@@ -222,7 +222,7 @@ func TestOldVerdictsNeverAnswer(t *testing.T) {
 	var hits, stale uint64
 	denied := 0
 	for seed := range uint64(worlds) {
-		c := churn{rand.New(rand.NewPCG(seed, 1)), policy.NewWorld()}
+		c := churn{rand.New(rand.NewPCG(seed, 1)), policy.NewStore()}
 		flows := cache.NewFlows(4096)
 		var keys []filter.Key
 		for range 150 {
@@ -252,7 +252,7 @@ func TestOldVerdictsNeverAnswer(t *testing.T) {
 }
 
 func TestDecisionsDoNotAllocate(t *testing.T) {
-	s, _ := policy.NewWorld().Commit()
+	s, _ := policy.NewStore().Commit()
 	flows := cache.NewFlows(1024)
 	hit := key("10.0.0.1", "10.0.0.2", 80)
 	flows.Decide(s, &hit)

@@ -35,7 +35,7 @@ func BenchmarkBesideChurn(b *testing.B) {
 					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
 					p.Namespace = []string{worstcase.Namespace, "ns-1"}[i%2*(c.policies/4)]
 					e := netpol.Encode(p) // on a goroutine of its own, as a source does
-					list = append(list, func(w *policy.World) { w.SetEncoded(e) })
+					list = append(list, func(w *policy.Store) { w.SetEncoded(e) })
 				}
 				besideChurn(b, recipe.Pods(), time.Second/3/time.Duration(c.policies), list)
 			})
@@ -46,7 +46,7 @@ func BenchmarkBesideChurn(b *testing.B) {
 // besideChurn applies the updates one by one, in a loop, and measures other updates
 // meanwhile.
 func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn []watch.Update) {
-	world := policy.NewWorld()
+	world := policy.NewStore()
 	for _, p := range pods {
 		world.SetPod(kubepod.Read(p))
 	}
@@ -62,7 +62,7 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = k.Run(ctx, feed) }()
 	defer func() { stop(); <-ended }()
-	feed <- func(*policy.World) {}
+	feed <- func(*policy.Store) {}
 	<-k.Ready()
 	var delays []time.Duration
 	next := time.Now()
@@ -74,7 +74,7 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 		other := netpol.Read(small(n))
 		began := time.Now()
 		before := make(chan int, 1)
-		feed <- func(w *policy.World) { w.SetPolicy(other); before <- count }
+		feed <- func(w *policy.Store) { w.SetPolicy(other); before <- count }
 		for was := <-before; <-published <= was; {
 		}
 		delays = append(delays, time.Since(began))

@@ -24,7 +24,7 @@ import (
 
 // Update changes the policy store. It is called on the goroutine that owns the store, and
 // must not retain it.
-type Update = func(*policy.World)
+type Update = func(*policy.Store)
 
 // Source delivers knowledge of the cluster. Its String names it in log lines.
 type Source interface {
@@ -58,7 +58,7 @@ const (
 // second for each. Meanwhile, other updates are applied, and starting pods that such a
 // policy may isolate stay unknown.
 type Controller struct {
-	world          *policy.World
+	world          *policy.Store
 	pub            *policy.Published
 	log            *slog.Logger
 	stages         []Stage
@@ -88,7 +88,7 @@ type message struct {
 
 // New returns a Controller of world that publishes to pub. The caller must not use world
 // any more.
-func New(world *policy.World, pub *policy.Published, opts Options) *Controller {
+func New(world *policy.Store, pub *policy.Published, opts Options) *Controller {
 	k := &Controller{
 		world: world, pub: pub, log: opts.Logger, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
 		ready: make(chan struct{}), loggedProblems: make(map[policy.Problem]bool),

@@ -58,17 +58,17 @@ type published struct {
 // keep runs a Controller and returns what it publishes.
 func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
-	return keepWorld(t, policy.NewWorld(), pub, logger, sources...)
+	return keepWorld(t, policy.NewStore(), pub, logger, sources...)
 }
 
-// keepWorld is keep of a World.
-func keepWorld(t *testing.T, world *policy.World, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
+// keepWorld is keep of a store.
+func keepWorld(t *testing.T, world *policy.Store, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	return keepWith(t, world, pub, logger, func(*watch.Controller) {}, sources...)
 }
 
 // keepWith is keepWorld, but changes the Controller before it runs.
-func keepWith(t *testing.T, world *policy.World, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
+func keepWith(t *testing.T, world *policy.Store, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	calls := make(chan published)
 	ctx, stop := context.WithCancel(t.Context())
@@ -115,13 +115,13 @@ func TestControllerPublishesEachChange(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
 	k, calls, ended := keep(t, &pub, nil, in)
-	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
+	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	first := await(t, calls)
 	if pub.Snapshot() != first.snapshot || first.snapshot.Counts().Pods != 1 {
 		t.Errorf("first publish: %+v", first.snapshot.Counts())
 	}
 	await(t, k.Ready())
-	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) }
+	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) }
 	second := await(t, calls)
 	if len(second.changes) != 1 || second.changes[0] != netip.MustParseAddr("10.0.0.2") {
 		t.Errorf("changes %v, want the address of b alone", second.changes)
@@ -135,7 +135,7 @@ func TestControllerPublishesEachChange(t *testing.T) {
 func TestControllerEndsWithItsContext(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	if err := watch.New(policy.NewWorld(), new(policy.Published), watch.Options{}).Run(ctx, make(feed)); err != nil {
+	if err := watch.New(policy.NewStore(), new(policy.Published), watch.Options{}).Run(ctx, make(feed)); err != nil {
 		t.Error(err)
 	}
 }
@@ -145,14 +145,14 @@ func TestControllerWaitsForEverySource(t *testing.T) {
 	var pub policy.Published
 	one, two := make(feed), make(feed)
 	_, calls, _ := keep(t, &pub, nil, one, two)
-	one <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	one <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // queued: the first update has been applied
+	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
+	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // queued: the first update has been applied
 	select {
 	case p := <-calls:
 		t.Fatalf("published %+v without the second source", p.snapshot.Counts())
 	default:
 	}
-	two <- func(*policy.World) {}
+	two <- func(*policy.Store) {}
 	if p := await(t, calls); p.snapshot.Counts().Pods != 2 {
 		t.Errorf("first publish: %+v", p.snapshot.Counts())
 	}
@@ -163,14 +163,14 @@ func TestControllerBatches(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
 	_, calls, _ := keep(t, &pub, nil, in)
-	in <- func(*policy.World) {}
+	in <- func(*policy.Store) {}
 	await(t, calls)
 	const updates = 50
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for i := range updates {
-			in <- func(w *policy.World) {
+			in <- func(w *policy.Store) {
 				w.SetPod(kubepod.Read(pod("p"+string(rune('A'+i)), netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String())))
 			}
 		}
@@ -193,13 +193,13 @@ func TestControllerSettlesBeforeLaterStages(t *testing.T) {
 	defer reader.Close()
 	in := make(feed)
 	_, calls, _ := keep(t, &pub, nil, in)
-	in <- func(*policy.World) {}
+	in <- func(*policy.Store) {}
 	old := await(t, calls).snapshot
 
-	if got := reader.Begin(); got != old {
+	if got := reader.Enter(); got != old {
 		t.Fatal("the reader does not see what was published")
 	}
-	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
+	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	for pub.Snapshot() == old { // published, but not settled
 		time.Sleep(time.Millisecond)
 	}
@@ -208,7 +208,7 @@ func TestControllerSettlesBeforeLaterStages(t *testing.T) {
 		t.Fatal("the callback came while a reader was at work")
 	case <-time.After(20 * time.Millisecond): // long enough for a premature call to show
 	}
-	reader.End()
+	reader.Exit()
 	await(t, calls)
 }
 
@@ -221,16 +221,16 @@ func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 		defer reader.Close()
 		in := make(feed)
 		_, calls, _ := keep(t, &pub, nil, in)
-		in <- func(*policy.World) {}
+		in <- func(*policy.Store) {}
 		await(t, calls)
-		reader.Begin()
-		in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
+		reader.Enter()
+		in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 		for range 2 { // stuck, and still stuck
 			if p := await(t, calls); len(p.changes) != 1 {
 				t.Fatalf("changes %v, want the address of a", p.changes)
 			}
 		}
-		reader.End()
+		reader.Exit()
 		if p := await(t, calls); len(p.changes) != 1 || p.changes[0] != netip.MustParseAddr("10.0.0.1") {
 			t.Errorf("changes %v, want the address of a again", p.changes)
 		}
@@ -250,7 +250,7 @@ func TestControllerLogsEachProblemOnce(t *testing.T) {
 	if p := k.Problems(); p != nil {
 		t.Errorf("problems %v before anything is known", p)
 	}
-	in <- func(w *policy.World) {
+	in <- func(w *policy.Store) {
 		w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"},
 			Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{
@@ -259,12 +259,12 @@ func TestControllerLogsEachProblemOnce(t *testing.T) {
 		}))
 	}
 	await(t, calls)
-	in <- func(w *policy.World) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
+	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	await(t, calls)
 	if p := k.Problems(); len(p) != 1 || p[0].Policy.String() != "default/bad" {
 		t.Errorf("problems %v, want one of default/bad", p)
 	}
-	in <- func(w *policy.World) { w.DeletePolicy(netpol.Ref("default", "bad")) }
+	in <- func(w *policy.Store) { w.DeletePolicy(netpol.Ref("default", "bad")) }
 	await(t, calls)
 	if p := k.Problems(); len(p) != 0 {
 		t.Errorf("problems %v of a policy that is gone", p)
@@ -317,15 +317,15 @@ func TestControllerReportsClashes(t *testing.T) {
 		updates <- u
 		await(t, calls)
 	}
-	set(func(w *policy.World) {
+	set(func(w *policy.Store) {
 		w.SetPod(kubepod.Read(pod("a", "10.0.0.1")))
 		w.SetPod(kubepod.Read(pod("b", "10.0.0.1")))
 	})
-	set(func(w *policy.World) { w.SetPod(kubepod.Read(pod("c", "10.0.0.2"))) })
+	set(func(w *policy.Store) { w.SetPod(kubepod.Read(pod("c", "10.0.0.2"))) })
 	if c := k.Clashes(); len(c) != 1 || c[0].Addr.String() != "10.0.0.1" {
 		t.Errorf("clashes %v", c)
 	}
-	set(func(w *policy.World) { w.DeletePod("default", "a") })
+	set(func(w *policy.Store) { w.DeletePod("default", "a") })
 	if c := k.Clashes(); len(c) != 0 {
 		t.Errorf("clashes after one is gone: %v", c)
 	}

@@ -47,9 +47,9 @@ func newDrafted(t *testing.T) *drafted {
 		})
 	}
 	var k *watch.Controller
-	k, d.calls, _ = keepWith(t, policy.NewWorld(), new(policy.Published), nil, hold, d.in)
+	k, d.calls, _ = keepWith(t, policy.NewStore(), new(policy.Published), nil, hold, d.in)
 	d.problem = k.Problems
-	d.update(func(w *policy.World) {
+	d.update(func(w *policy.Store) {
 		for i := range 4 {
 			p := pod(fmt.Sprint("pod-", i), fmt.Sprint("10.0.0.", i))
 			p.Labels = map[string]string{"pod": fmt.Sprint(i)}
@@ -78,12 +78,12 @@ func (d *drafted) update(u watch.Update) {
 func (d *drafted) set(p *networkingv1.NetworkPolicy) {
 	d.t.Helper()
 	form := netpol.Read(p)
-	d.update(func(w *policy.World) { w.SetPolicy(form) })
+	d.update(func(w *policy.Store) { w.SetPolicy(form) })
 }
 
 func (d *drafted) delete(name string) {
 	d.t.Helper()
-	d.update(func(w *policy.World) { w.DeletePolicy(netpol.Ref("default", name)) })
+	d.update(func(w *policy.Store) { w.DeletePolicy(netpol.Ref("default", name)) })
 }
 
 // allows reports whether the pod can be reached from outside at the port.
@@ -242,7 +242,7 @@ func TestControllerCompilesInTurns(t *testing.T) {
 	first := d.step()
 	away := pod("away", "10.0.0.9")
 	away.Namespace, away.Labels = "other", map[string]string{"pod": "0"}
-	d.update(func(w *policy.World) { w.SetPod(kubepod.Read(away)) })
+	d.update(func(w *policy.Store) { w.SetPod(kubepod.Read(away)) })
 	other := onPort("one", 0, 80, true)
 	other.Namespace = "other"
 	d.set(other)
@@ -268,11 +268,11 @@ func TestControllerCompilesInTurns(t *testing.T) {
 // in force. Other pods do not.
 func TestKeeperDefersPodsBehindALargePolicy(t *testing.T) {
 	d := newDrafted(t)
-	d.update(func(w *policy.World) { w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) })
+	d.update(func(w *policy.Store) { w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) })
 	start := func(namespace string, number int) {
 		p := pod(fmt.Sprint("pod-", number), fmt.Sprint("10.0.0.", number))
 		p.Namespace, p.Labels = namespace, map[string]string{"pod": "5"}
-		d.update(func(w *policy.World) { w.SetPod(kubepod.Read(p)) })
+		d.update(func(w *policy.Store) { w.SetPod(kubepod.Read(p)) })
 	}
 	at := func(number byte) *policy.Endpoint { return d.last.Endpoint(netip.AddrFrom4([4]byte{10, 0, 0, number})) }
 	d.set(onPort("large", 5, 80, true))

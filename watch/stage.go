@@ -65,7 +65,7 @@ func (Workers) String() string { return "workers" }
 func (w Workers) Apply(ctx context.Context, _ Change) error {
 	limited, stop := context.WithTimeoutCause(ctx, workersTimeout, ErrUnsettled)
 	defer stop()
-	err := w.Published.Settle(limited)
+	err := w.Published.Synchronize(limited)
 	if errors.Is(err, ErrUnsettled) && w.Logger != nil {
 		w.Logger.Error("worker stuck with an old snapshot; continuing without it", "timeout_ms", workersTimeout.Milliseconds())
 	}

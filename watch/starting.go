@@ -13,11 +13,11 @@ type Starting struct{ Pods *policy.StartingPods }
 // String names the source.
 func (Starting) String() string { return "pods that start" }
 
-// Run updates the World when the addresses change, until ctx ends.
+// Run updates the store when the addresses change, until ctx ends.
 func (s Starting) Run(ctx context.Context, update func(Update)) error {
 	for {
 		changed := s.Pods.Changed() // before they are read, so that no change is missed
-		update((*policy.World).RenewStartingPods)
+		update((*policy.Store).RenewStartingPods)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -11,9 +11,9 @@ import (
 	"sluice/watch"
 )
 
-// The World learns of the addresses of pods that start when they change.
+// The store learns of the addresses of pods that start when they change.
 func TestStartingPodsReachTheWorld(t *testing.T) {
-	world := policy.NewWorld()
+	world := policy.NewStore()
 	starting := world.StartingPods()
 	var pub policy.Published
 	here := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
@@ -21,7 +21,7 @@ func TestStartingPodsReachTheWorld(t *testing.T) {
 	k, calls, _ := keepWorld(t, world, &pub, nil, watch.Starting{Pods: starting}, pods)
 	old, young := pod("old", "10.0.0.1"), pod("young", "10.0.0.1")
 	old.Spec.NodeName, young.CreationTimestamp = "here", metav1.Unix(1, 0)
-	pods <- func(w *policy.World) {
+	pods <- func(w *policy.Store) {
 		w.SetLocalNode("here")
 		w.SetPod(kubepod.Read(old))
 		w.SetPod(kubepod.Read(young))

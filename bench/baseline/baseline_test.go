@@ -79,7 +79,7 @@ func TestSameVerdicts(t *testing.T) {
 		{Pods: 200, Policies: 40},
 		{Pods: 300, Policies: 30, Namespaces: 6},
 	} {
-		c, w := cluster.New(3, o), policy.NewWorld()
+		c, w := cluster.New(3, o), policy.NewStore()
 		c.Fill(w)
 		snapshot, _ := w.Commit()
 		var all []netip.Addr

@@ -53,7 +53,7 @@ func measure(ctx context.Context, opts options) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	group, inner := errgroup.WithContext(ctx)
-	controller := watch.New(policy.NewWorld(), &a.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
+	controller := watch.New(policy.NewStore(), &a.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {
 		case a.changed <- struct{}{}:
 		default:

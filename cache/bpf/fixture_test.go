@@ -127,7 +127,7 @@ func (p *programs) sayFrom(device uint32, data []byte) verdict {
 
 // user is user space with a cache in the kernel behind it.
 type user struct {
-	world     *policy.World
+	world     *policy.Store
 	published policy.Published
 	evaluator *engine.Evaluator
 	cache     *bpf.Cache
@@ -136,7 +136,7 @@ type user struct {
 
 func newUser(t testing.TB, c *bpf.Cache, ranges []netip.Prefix) *user {
 	t.Helper()
-	u := &user{world: policy.NewWorld(), cache: c, decoder: packet.NewDecoder()}
+	u := &user{world: policy.NewStore(), cache: c, decoder: packet.NewDecoder()}
 	u.evaluator = engine.New(engine.Config{Published: &u.published, Memory: c.NewWriter()}, cache.NewFlows(0))
 	u.world.SetPodRanges(ranges)
 	return u

@@ -101,7 +101,7 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	was, wasPending := before.Lookup(a)
 	is, isPending := now.Lookup(a)
 	switch {
-	case was == nil && wasPending == policy.Known, was != nil && f.sweeper.held(isPending), was != nil && policy.Tightens(was, is):
+	case was == nil && wasPending == policy.Known, was != nil && f.sweeper.held(isPending), was != nil && policy.MayRestrict(was, is):
 		return needSweep
 	case isPending != policy.Known:
 		return needLater

@@ -93,7 +93,7 @@ func TestFollowerReportsAFailure(t *testing.T) {
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Errorf("without a snapshot: %v", err)
 	}
-	s, _ := policy.NewWorld().Commit()
+	s, _ := policy.NewStore().Commit()
 	f.Published(s, nil, conntrack.ScopeAll)
 	for range 2 { // it is still to be done
 		if err := f.Sweep(t.Context()); err == nil {

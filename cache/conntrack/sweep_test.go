@@ -40,8 +40,8 @@ var (
 )
 
 // newWorld returns a world with the pods and no policy.
-func newWorld() *policy.World {
-	w := policy.NewWorld()
+func newWorld() *policy.Store {
+	w := policy.NewStore()
 	w.SetNode([]netip.Addr{node})
 	w.SetPod(kubepod.Read(pod("web", web, web6)))
 	w.SetPod(kubepod.Read(pod("db", db, db6)))
@@ -86,7 +86,7 @@ func (o *observed) Observe(p packet.Packet, v filter.Verdict) {
 // rig is a sweeper of a fake table.
 type rig struct {
 	t     *testing.T
-	world *policy.World
+	world *policy.Store
 	table *conntrack.Fake
 	seen  observed
 	*conntrack.Sweeper

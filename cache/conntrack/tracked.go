@@ -32,7 +32,7 @@ const (
 //   - The sweeps, of all connections that they see.
 //
 // Nobody tells of connections that policies do not concern; a policy that begins
-// to concern them is followed by a sweep (policy.Tightens). And of addresses with
+// to concern them is followed by a sweep (policy.MayRestrict). And of addresses with
 // too many keys it notes just that.
 type TrackedFlows struct {
 	perAddr, perShard int

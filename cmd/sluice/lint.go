@@ -22,7 +22,7 @@ type finding struct {
 	Object   string `json:"object,omitempty"`
 	Field    string `json:"field,omitempty"`
 	Detail   string `json:"detail"`
-	Mend     string `json:"mend"`
+	Hint     string `json:"hint"`
 }
 
 // manifestCheck is the check of findings that come from reading the files.
@@ -90,7 +90,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 		if broken[at] {
 			continue // the object in force differs from the one in the file
 		}
-		found = append(found, finding{f.Check, at.File, at.Document, f.Object, f.Field, f.Detail, f.Mend})
+		found = append(found, finding{f.Check, at.File, at.Document, f.Object, f.Field, f.Detail, f.Hint})
 	}
 	for _, p := range objects.Holes {
 		if !broken[manifests.Origin{File: p.File, Document: p.Document}] {
@@ -135,7 +135,7 @@ func printFindings(out io.Writer, found []finding, objects manifests.Objects) er
 		if place == "" {
 			place = "(all of it)"
 		}
-		fmt.Fprintf(&b, "  %s: %s  [%s]\n      mend: %s\n", place, f.Detail, f.Check, f.Mend)
+		fmt.Fprintf(&b, "  %s: %s  [%s]\n      hint: %s\n", place, f.Detail, f.Check, f.Hint)
 	}
 	if len(found) > 0 {
 		fmt.Fprintln(&b)

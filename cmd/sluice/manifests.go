@@ -40,7 +40,7 @@ func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, err
 }
 
 func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.Problem) *compiled {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetNode(node)
 	objects.Apply(w)
 	m := &compiled{Objects: objects, unread: problems}
@@ -63,7 +63,7 @@ func (m *compiled) cluster() *explain.Cluster {
 	}
 	for _, p := range m.unread {
 		if ref, is := refs[p.Object]; is {
-			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Mend: p.Hint})
+			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Hint: p.Hint})
 		}
 	}
 	return explain.New(m.snapshot, o)

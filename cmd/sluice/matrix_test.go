@@ -83,7 +83,7 @@ func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	world := policy.NewWorld()
+	world := policy.NewStore()
 	objects.Apply(world)
 	snapshot, _ := world.Commit()
 	status, stdout, stderr := sluice(t, "matrix", "-f", dir, "-o", "json")

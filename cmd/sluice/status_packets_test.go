@@ -98,7 +98,7 @@ func TestAgentTellsHowItStands(t *testing.T) {
 		}
 	}
 
-	// A broken manifest is a problem until it is mended.
+	// A broken manifest is a problem until it is corrected.
 	s.write("broken.yaml", "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy")
 	await := func(problems int) {
 		t.Helper()

@@ -84,7 +84,7 @@ func TestEvaluate(t *testing.T) {
 	}
 	const flow = "10.0.0.1 > 10.0.0.2 TCP 80 from 40000: "
 	ask(datagram(k), filter.Deny, flow+"deny, not-synced")
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", nil)))
 	s, _ := w.Commit()
 	published.Publish(s)
@@ -111,7 +111,7 @@ func TestEvaluateMidStream(t *testing.T) {
 	var said seen
 	e := engine.New(engine.Config{Published: &published, Observer: &said}, cache.NewFlows(16))
 	defer e.Close()
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	server, client := pod("server", "10.0.0.1", nil), pod("client", "10.0.0.2", nil)
 	server.Labels, client.Labels = map[string]string{"app": "server"}, map[string]string{"app": "client"}
 	w.SetPod(kubepod.Read(server))
@@ -156,7 +156,7 @@ func TestEvaluateMidStream(t *testing.T) {
 // Packets of pods that are not known wait, unless whoever it is makes no
 // difference here.
 func TestEvaluateHolds(t *testing.T) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("free", "10.1.0.1", nil)))
 	guarded := pod("guarded", "10.1.0.2", nil)
 	guarded.Namespace = "guarded"
@@ -245,7 +245,7 @@ func TestEvaluateHolds(t *testing.T) {
 func TestSettleWaitsForTheAnswers(t *testing.T) {
 	var published policy.Published
 	e := engine.New(engine.Config{Published: &published}, cache.NewFlows(16))
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	s, _ := w.Commit()
 	published.Publish(s)
 	data := datagram(key("10.0.0.1", "10.0.0.2", 80))
@@ -256,18 +256,18 @@ func TestSettleWaitsForTheAnswers(t *testing.T) {
 	published.Publish(next)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
-	if err := published.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if err := published.Synchronize(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("settled with answers on their way: %v", err)
 	}
 	e.Exit()
 	e.Exit() // as when a worker starts again
-	if err := published.Settle(t.Context()); err != nil {
+	if err := published.Synchronize(t.Context()); err != nil {
 		t.Error(err)
 	}
 	e.Enter()
 	e.Evaluate(data)
 	e.Close()
-	if err := published.Settle(t.Context()); err != nil {
+	if err := published.Synchronize(t.Context()); err != nil {
 		t.Errorf("an evaluator that is closed is waited for: %v", err)
 	}
 }
@@ -285,7 +285,7 @@ func BenchmarkEvaluate(b *testing.B) {
 		{Pods: 10000, Policies: 1000, Namespaces: 100},
 		{Pods: 100000, Policies: 10000, Namespaces: 1000},
 	} {
-		w := policy.NewWorld()
+		w := policy.NewStore()
 		c := cluster.New(1, o)
 		c.Fill(w)
 		s, _ := w.Commit()

@@ -20,7 +20,7 @@ import (
 // on, but none for a dash. Those that are named are isolated in both directions.
 func snapshotOf(t *testing.T, pods string, isolated ...string) *policy.Snapshot {
 	t.Helper()
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	for i := range pods {
 		if pods[i] != '-' {
 			w.SetPod(kubepod.Read(&corev1.Pod{

@@ -33,10 +33,10 @@ func sizeName(o madeup.Options) string {
 }
 
 // bySize runs a benchmark at each size, on a world that holds the cluster.
-func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.World, s *policy.Snapshot)) {
+func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.Store, s *policy.Snapshot)) {
 	for _, o := range sizes() {
 		b.Run(sizeName(o), func(b *testing.B) {
-			c, w := madeup.New(1, o), policy.NewWorld()
+			c, w := madeup.New(1, o), policy.NewStore()
 			c.Fill(w)
 			s, _ := w.Commit()
 			b.ReportAllocs()
@@ -49,7 +49,7 @@ func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.Wo
 // between random pods, so that nothing of them is in the processor's caches
 // either.
 func BenchmarkDecide(b *testing.B) {
-	bySize(b, func(b *testing.B, c *madeup.Cluster, _ *policy.World, s *policy.Snapshot) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, _ *policy.Store, s *policy.Snapshot) {
 		keys := c.Keys(1, 1<<16)
 		i, allowed := 0, 0
 		for b.Loop() {
@@ -68,7 +68,7 @@ func BenchmarkCompile(b *testing.B) {
 			c := madeup.New(1, o)
 			b.ReportAllocs()
 			for b.Loop() {
-				w := policy.NewWorld()
+				w := policy.NewStore()
 				c.Fill(w)
 				w.Commit()
 			}
@@ -84,7 +84,7 @@ func retained(c *madeup.Cluster) float64 {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	c.Fill(w)
 	s, _ := w.Commit()
 	runtime.GC()
@@ -98,7 +98,7 @@ func retained(c *madeup.Cluster) float64 {
 // BenchmarkCommitPod is a pod that goes and one that comes with its address, each
 // in a snapshot of its own.
 func BenchmarkCommitPod(b *testing.B) {
-	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.World, _ *policy.Snapshot) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.Store, _ *policy.Snapshot) {
 		i := 0
 		for b.Loop() {
 			p := c.Pods[i%len(c.Pods)]
@@ -114,7 +114,7 @@ func BenchmarkCommitPod(b *testing.B) {
 // BenchmarkCommitPolicy is a policy that goes and comes again, each in a snapshot
 // of its own.
 func BenchmarkCommitPolicy(b *testing.B) {
-	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.World, _ *policy.Snapshot) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.Store, _ *policy.Snapshot) {
 		i := 0
 		for b.Loop() {
 			p := c.Policies[i%len(c.Policies)]
@@ -129,7 +129,7 @@ func BenchmarkCommitPolicy(b *testing.B) {
 
 // BenchmarkCommitNamespace relabels a namespace, which touches every pod in it.
 func BenchmarkCommitNamespace(b *testing.B) {
-	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.World, _ *policy.Snapshot) {
+	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.Store, _ *policy.Snapshot) {
 		without := make([]*corev1.Namespace, len(c.Namespaces))
 		for i, ns := range c.Namespaces {
 			without[i] = ns.DeepCopy()

@@ -20,11 +20,11 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// history is one World and all that happened to it, beside the cluster that
+// history is one store and all that happened to it, beside the cluster that
 // should be the same.
 type history struct {
 	chance
-	world   *policy.World
+	world   *policy.Store
 	cluster *cluster
 	log     []string // events, oldest first
 	probes  []flow
@@ -51,7 +51,7 @@ type remembered struct {
 }
 
 func newHistory(seed uint64) *history {
-	h := &history{chance: newChance(seed), world: policy.NewWorld(), cluster: &cluster{}}
+	h := &history{chance: newChance(seed), world: policy.NewStore(), cluster: &cluster{}}
 	h.world.SetLocalNode(localNode)
 	h.cluster.shape = int(seed % policy.Shapes)
 	h.world.SetShape(h.cluster.shape)
@@ -267,7 +267,7 @@ func (h *history) resync() {
 	}
 }
 
-// commitAndCheck commits, and holds the snapshot against a World built anew,
+// commitAndCheck commits, and holds the snapshot against a store built anew,
 // against the oracle, and against every snapshot before.
 func (h *history) commitAndCheck() {
 	if h.drafts && h.oneIn(3) {
@@ -369,7 +369,7 @@ const (
 	historySteps   = 90
 )
 
-// TestChangesAreLikeBeginningAnew applies random events to one World, commits at
+// TestChangesAreLikeBeginningAnew applies random events to one store, commits at
 // random moments, and compares each snapshot with all that it must agree with.
 func TestChangesAreLikeBeginningAnew(t *testing.T) {
 	histories := uint64(historiesFull)

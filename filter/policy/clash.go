@@ -14,11 +14,11 @@ type local struct {
 
 // SetLocalNode names the Node that enforces: pods whose spec.nodeName it is are its own.
 // It is called before the first pod is set.
-func (w *World) SetLocalNode(name string) { w.local.node = name }
+func (w *Store) SetLocalNode(name string) { w.local.node = name }
 
 // setLocalRanges sets the ranges in which pods of the node that enforces have their
 // addresses.
-func (w *World) setLocalRanges(ranges []netip.Prefix) {
+func (w *Store) setLocalRanges(ranges []netip.Prefix) {
 	if slices.Equal(ranges, w.local.ranges) {
 		return
 	}
@@ -30,14 +30,14 @@ func (w *World) setLocalRanges(ranges []netip.Prefix) {
 
 // beats reports whether p has an address that o claims too. No order of events decides
 // it.
-func (w *World) beats(p, o *pod, a netip.Addr) bool {
+func (w *Store) beats(p, o *pod, a netip.Addr) bool {
 	if p.local != o.local && w.inLocalRanges(a) {
 		return p.local
 	}
 	return p.beats(o)
 }
 
-func (w *World) inLocalRanges(a netip.Addr) bool {
+func (w *Store) inLocalRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(w.local.ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
@@ -54,7 +54,7 @@ func (c Clash) Pods() string { return strings.Join(append([]string{c.Winner}, c.
 // Clashes lists the addresses that several pods claim of which none is being deleted,
 // sorted. It is the state of the last Commit. A pod that is being deleted may have given
 // its address back already.
-func (w *World) Clashes() []Clash {
+func (w *Store) Clashes() []Clash {
 	var all []Clash
 	for a, rivals := range w.rivals {
 		now := w.table.get(a)

@@ -51,7 +51,7 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 		for _, order := range [][2]int{{0, 1}, {1, 0}} {
 			for _, late := range []bool{false, true} {
 				t.Run(fmt.Sprint(name, order, late), func(t *testing.T) {
-					w := policy.NewWorld()
+					w := policy.NewStore()
 					w.SetLocalNode("here")
 					if !late {
 						w.SetPodRanges(tt.ranges)
@@ -82,7 +82,7 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 
 // The node's own address is no pod's, whichever pods claim it.
 func TestClaimsOfTheNodesAddressAreNoClash(t *testing.T) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("10.0.0.1")})
 	w.SetPod(kubepod.Read(claimant("a", "here", 1)))
 	w.SetPod(kubepod.Read(claimant("b", "there", 2)))

@@ -14,7 +14,7 @@ type Changes []netip.Addr
 
 // Commit compiles what has changed since the last Commit. The snapshot before
 // stays as it was. With nothing changed it is the same snapshot in a new number.
-func (w *World) Commit() (*Snapshot, Changes) {
+func (w *Store) Commit() (*Snapshot, Changes) {
 	ranges := w.commitRanges() // before the addresses, which depend on them
 	w.balance()
 	w.undefer()
@@ -45,7 +45,7 @@ func (w *World) Commit() (*Snapshot, Changes) {
 		starting: w.ranges.live,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
-			Endpoints: w.table.size, Classes: len(w.classes), Groups: len(w.groups),
+			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets),
 		},
 	}, changes
 }
@@ -53,7 +53,7 @@ func (w *World) Commit() (*Snapshot, Changes) {
 // commitPod compiles a pod's endpoint. It gets a new epoch only if its own
 // labels matched differently, or if its policies or ports are others: that a new
 // policy elsewhere names it as a peer is that policy's pods' affair.
-func (w *World) commitPod(p *pod) {
+func (w *Store) commitPod(p *pod) {
 	old := p.endpoint
 	if p.gone {
 		if old != nil {
@@ -66,7 +66,7 @@ func (w *World) commitPod(p *pod) {
 	keeps := old != nil && !p.renewed && old.host.same(p.host) &&
 		old.class.groups == c.groups && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
-	p.renewed, p.relabeled, p.regroup = false, false, false
+	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
 		w.releaseClass(c) // of the two uses, the endpoint needs one
 		return
@@ -85,7 +85,7 @@ func (w *World) commitPod(p *pod) {
 }
 
 // commitRenewed gives a pod a new epoch, unless it has been given one.
-func (w *World) commitRenewed(p *pod) {
+func (w *Store) commitRenewed(p *pod) {
 	if !p.renewed || p.gone || p.endpoint == nil {
 		return
 	}
@@ -96,35 +96,35 @@ func (w *World) commitRenewed(p *pod) {
 	w.touched = append(w.touched, p)
 }
 
-func (w *World) newEpoch() uint64 {
+func (w *Store) newEpoch() uint64 {
 	w.lastEpoch++
 	return w.lastEpoch
 }
 
 // classOf returns the pod's class with one more use.
-func (w *World) classOf(p *pod) *class {
-	if c := p.kin.recent; c != nil && slices.Equal(c.ports, p.ports) {
+func (w *Store) classOf(p *pod) *class {
+	if c := p.identity.recent; c != nil && slices.Equal(c.ports, p.ports) {
 		c.refs++
 		p.ports = c.ports
 		return c
 	}
 	c := w.classFor(p)
-	if p.kin.recent == nil {
-		w.compiled = append(w.compiled, p.kin)
+	if p.identity.recent == nil {
+		w.compiled = append(w.compiled, p.identity)
 	}
-	p.kin.recent = c
+	p.identity.recent = c
 	return c
 }
 
-func (w *World) classFor(p *pod) *class {
-	groups := w.groupsOf(p)
+func (w *Store) classFor(p *pod) *class {
+	groups := w.policySetsOf(p)
 
 	var key []byte
-	key = binary.AppendUvarint(key, uint64(p.kin.ns.id))
+	key = binary.AppendUvarint(key, uint64(p.identity.ns.id))
 	for _, g := range groups {
 		key = binary.AppendUvarint(key, g.number())
 	}
-	for _, sum := range p.kin.sum {
+	for _, sum := range p.identity.sum {
 		key = binary.LittleEndian.AppendUint64(key, sum)
 	}
 	for _, np := range p.ports {
@@ -135,30 +135,30 @@ func (w *World) classFor(p *pod) *class {
 	if c != nil {
 		c.refs++
 		for _, g := range groups {
-			w.releaseGroup(g) // the class holds it already
+			w.releasePolicySet(g) // the class holds it already
 		}
 		p.ports = c.ports // the same ones, once for all
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.kin.ns.id, peers: p.kin.peers, groups: groups, ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, groups: groups, ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }
 
-func (w *World) releaseClass(c *class) {
+func (w *Store) releaseClass(c *class) {
 	if c.refs--; c.refs > 0 {
 		return
 	}
 	delete(w.classes, c.key)
 	for _, g := range c.groups {
-		w.releaseGroup(g)
+		w.releasePolicySet(g)
 	}
 }
 
-// groupsOf returns the pod's groups by direction, with one more use of each.
-func (w *World) groupsOf(p *pod) [2]*group {
-	if p.regroup || p.endpoint == nil {
-		return [2]*group{w.groupOf(p, filter.Egress), w.groupOf(p, filter.Ingress)}
+// policySetsOf returns the pod's groups by direction, with one more use of each.
+func (w *Store) policySetsOf(p *pod) [2]*policySet {
+	if p.reselected || p.endpoint == nil {
+		return [2]*policySet{w.policySetOf(p, filter.Egress), w.policySetOf(p, filter.Ingress)}
 	}
 	groups := p.endpoint.class.groups
 	for _, g := range groups {
@@ -169,18 +169,18 @@ func (w *World) groupsOf(p *pod) [2]*group {
 	return groups
 }
 
-// groupOf returns the group of policies that isolate the pod, compiled, with one
+// policySetOf returns the group of policies that isolate the pod, compiled, with one
 // more use; nil if there are none.
-func (w *World) groupOf(p *pod, d filter.Direction) *group {
+func (w *Store) policySetOf(p *pod, d filter.Direction) *policySet {
 	policies := p.selectedBy(d)
 	if len(policies) == 0 {
 		return nil
 	}
-	key := groupKey{direction: d}
+	key := policySetKey{direction: d}
 	for _, pol := range policies {
 		key.policies = key.policies.with(pol.mark)
 	}
-	if g := w.groups[key]; g != nil {
+	if g := w.policySets[key]; g != nil {
 		g.refs++
 		return g
 	}
@@ -189,21 +189,21 @@ func (w *World) groupOf(p *pod, d filter.Direction) *group {
 	for i, pol := range policies {
 		isolation.Policies[i] = pol.text
 	}
-	w.lastGroup++
-	g := &group{key: key, id: w.lastGroup, refs: 1, isolation: isolation, ns: p.kin.ns}
+	w.lastPolicySet++
+	g := &policySet{key: key, id: w.lastPolicySet, refs: 1, isolation: isolation, ns: p.identity.ns}
 	g.rules = w.rulesOf(g, policies)
-	w.groups[g.key] = g
+	w.policySets[g.key] = g
 	return g
 }
 
-// grantedToGroups is how many entries of rules that are merged for sets of policies a
+// grantedToPolicySets is how many entries of rules that are merged for sets of policies a
 // namespace has in any case; beside that, as many as there are in its policies. Where
 // each pod is selected by policies of its own, all merged would take the policies'
 // size times the pods.
-const grantedToGroups = 1 << 15
+const grantedToPolicySets = 1 << 15
 
 // rulesOf compiles the rules of some policies together, or lists each policy's.
-func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
+func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	d := g.key.direction
 	if len(policies) == 1 {
 		return w.rulesOfOne(d, policies[0])
@@ -215,7 +215,7 @@ func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
 	for _, p := range policies {
 		size += p.size[d]
 	}
-	if g.ns.merged+size <= grantedToGroups+g.ns.size && !w.shape.apart {
+	if g.ns.merged+size <= grantedToPolicySets+g.ns.size && !w.shape.apart {
 		g.size = size
 		g.ns.merged += size
 		return compile(d, policies, w.shape)
@@ -231,7 +231,7 @@ func (w *World) rulesOf(g *group, policies []*policy) *ruleSet {
 
 // besideLarge compiles the rules of some policies of which a few are large. Those are
 // merged with no others: that would take as long with each change of any of them.
-func (w *World) besideLarge(g *group, policies []*policy) *ruleSet {
+func (w *Store) besideLarge(g *policySet, policies []*policy) *ruleSet {
 	all := &oversized{parts: make([]*ruleSet, 0, len(policies))}
 	var small []*policy
 	for _, p := range policies {
@@ -252,7 +252,7 @@ func (w *World) besideLarge(g *group, policies []*policy) *ruleSet {
 	return &ruleSet{oversized: all}
 }
 
-func (w *World) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
+func (w *Store) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
 	if p.compiled[d] == nil {
 		p.compiled[d] = compile(d, []*policy{p}, w.shape)
 	}
@@ -260,25 +260,25 @@ func (w *World) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
 }
 
 // number is the group's id; that of no group is 0.
-func (g *group) number() uint64 {
+func (g *policySet) number() uint64 {
 	if g == nil {
 		return 0
 	}
 	return g.id
 }
 
-func (w *World) releaseGroup(g *group) {
+func (w *Store) releasePolicySet(g *policySet) {
 	if g == nil {
 		return
 	}
 	if g.refs--; g.refs == 0 {
 		g.ns.merged -= g.size
-		delete(w.groups, g.key)
+		delete(w.policySets, g.key)
 	}
 }
 
 // commitAddrs brings the table of addresses up to date.
-func (w *World) commitAddrs() Changes {
+func (w *Store) commitAddrs() Changes {
 	changes := make(Changes, 0, len(w.touched)+len(w.dirtyAddrs))
 	moved := make([]entry, 0, len(w.touched)+len(w.dirtyAddrs))
 	commit := func(a netip.Addr, now *Endpoint) {
@@ -313,7 +313,7 @@ func (w *World) commitAddrs() Changes {
 
 // occupant is who has the address: this node before any pod, and of the pods
 // that claim it the one that beats the others, if its address is not deferred.
-func (w *World) occupant(a netip.Addr) *Endpoint {
+func (w *Store) occupant(a netip.Addr) *Endpoint {
 	if _, own := w.node[a]; own {
 		return w.self
 	}

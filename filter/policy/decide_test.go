@@ -10,9 +10,9 @@ import (
 	"sluice/filter/policy"
 )
 
-// world builds a World of the cluster from nothing.
-func (c *cluster) world() *policy.World {
-	w := policy.NewWorld()
+// world builds a store of the cluster from nothing.
+func (c *cluster) world() *policy.Store {
+	w := policy.NewStore()
 	w.SetShape(c.shape)
 	w.SetNode(c.Node)
 	w.SetLocalNode(localNode)

@@ -11,7 +11,7 @@ func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
 
 // widens reports whether a draft may isolate a pod that the version in force does not.
 // Different texts count as different pods, except if the version in force selects all.
-func (w *World) widens(d *Draft) bool {
+func (w *Store) widens(d *Draft) bool {
 	p := w.policies[d.ref]
 	if p == nil {
 		return true
@@ -23,7 +23,7 @@ func (w *World) widens(d *Draft) bool {
 }
 
 // firstWidening returns the number of the oldest draft of a namespace that widens.
-func (w *World) firstWidening(namespace string) (number uint64, ok bool) {
+func (w *Store) firstWidening(namespace string) (number uint64, ok bool) {
 	if d := w.drafts.current; d != nil && d.ref.Namespace == namespace && !d.dropped && w.widens(d) {
 		return d.number, true
 	}
@@ -62,12 +62,12 @@ func (x deferred) remove(p *pod, a netip.Addr) {
 // deferrable reports whether the address of a pod may stay unknown. Only in the local ranges
 // are packets of an unknown address held; elsewhere they pass, so that the policies in force
 // must apply at once. A pod of another node is isolated there.
-func (w *World) deferrable(p *pod, a netip.Addr) bool {
+func (w *Store) deferrable(p *pod, a netip.Addr) bool {
 	return (w.local.node == "" || p.local) && w.inLocalRanges(a)
 }
 
 // deferNew defers an address that a pod did not have if a draft may isolate the pod.
-func (w *World) deferNew(p *pod, a netip.Addr) {
+func (w *Store) deferNew(p *pod, a netip.Addr) {
 	if !w.deferrable(p, a) {
 		return
 	}
@@ -81,7 +81,7 @@ func (w *World) deferNew(p *pod, a netip.Addr) {
 }
 
 // undefer makes the addresses known that wait for no draft any more.
-func (w *World) undefer() {
+func (w *Store) undefer() {
 	for namespace, claims := range w.deferred {
 		first, widens := w.firstWidening(namespace)
 		for c, number := range claims {
@@ -94,7 +94,7 @@ func (w *World) undefer() {
 }
 
 // known lists the addresses of a pod that are not deferred.
-func (w *World) known(p *pod) []netip.Addr {
+func (w *Store) known(p *pod) []netip.Addr {
 	if len(w.deferred[p.namespace]) == 0 {
 		return p.addrs
 	}

@@ -24,7 +24,7 @@ type podAddress struct {
 // address.
 type start map[string]int
 
-// starts notes the addresses that a pod gets, before the World is told of them. It forgets
+// starts notes the addresses that a pod gets, before the store is told of them. It forgets
 // those that it has no more and those that are not held while they are unknown.
 func (h *history) starts(o *corev1.Pod) {
 	before := h.endStarts(o.Namespace, o.Name)
@@ -130,7 +130,7 @@ func isolates(o *networkingv1.NetworkPolicy, pod *corev1.Pod, d filter.Direction
 	return err != nil || selector.Matches(labels.Set(pod.Labels))
 }
 
-// withoutDeferred takes the addresses out of a cluster that the World keeps unknown: of
+// withoutDeferred takes the addresses out of a cluster that the store keeps unknown: of
 // pods that have them, for a draft of their namespace. It reports whether there are any.
 func (h *history) withoutDeferred(c *cluster) bool {
 	deferred := h.world.Deferred()

@@ -15,15 +15,15 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// starting is a World in which pods start behind drafts. The pods of this node have
+// starting is a Store in which pods start behind drafts. The pods of this node have
 // addresses in 10.0.0.0/24.
 type starting struct {
-	*policy.World
+	*policy.Store
 	t *testing.T
 }
 
 func newStarting(t *testing.T) starting {
-	w := starting{policy.NewWorld(), t}
+	w := starting{policy.NewStore(), t}
 	w.SetLocalNode(localNode)
 	w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")})
 	w.SetLarge(500)
@@ -31,8 +31,8 @@ func newStarting(t *testing.T) starting {
 	return w
 }
 
-func (w starting) SetPolicy(o *networkingv1.NetworkPolicy) { w.World.SetPolicy(netpol.Read(o)) }
-func (w starting) SetPod(o *corev1.Pod)                    { w.World.SetPod(kubepod.Read(o)) }
+func (w starting) SetPolicy(o *networkingv1.NetworkPolicy) { w.Store.SetPolicy(netpol.Read(o)) }
+func (w starting) SetPod(o *corev1.Pod)                    { w.Store.SetPod(kubepod.Read(o)) }
 
 // policy is a policy for pods of an app in a: one that is a draft if it has many rules.
 func (w starting) policy(name, app string, rules int) *networkingv1.NetworkPolicy {
@@ -76,7 +76,7 @@ func (w starting) prepareNext() {
 		for again := true; again; {
 			again, _ = w.Work(func() bool { return false })
 		}
-		prepare(w.t, w.World)
+		prepare(w.t, w.Store)
 	}
 	for again := true; again; {
 		again, _ = w.Work(func() bool { return false })
@@ -116,7 +116,7 @@ func TestPodsThatStartBehindDrafts(t *testing.T) {
 				case "being read":
 					w.NextDraft()
 				case "read":
-					prepare(t, w.World)
+					prepare(t, w.Store)
 				}
 				w.SetPod(w.pod("a", "pod", "10.0.0.1"))
 				w.expect("10.0.0.1", tt.want)
@@ -158,15 +158,15 @@ func TestPodsThatWaitBecomeKnown(t *testing.T) {
 		{"it is deleted while it is read", func(w starting) { w.NextDraft(); w.DeletePolicy(netpol.Ref("a", "p")) }},
 		{"a small version follows", func(w starting) { w.SetPolicy(w.policy("p", "web", 1)) }},
 		{"it is too large", func(w starting) {
-			prepare(w.t, w.World)
-			if names := refused(w.World, "--policy-memory"); !slices.Equal(names, []string{"a/p"}) {
+			prepare(w.t, w.Store)
+			if names := refused(w.Store, "--policy-memory"); !slices.Equal(names, []string{"a/p"}) {
 				w.t.Errorf("refused are %v", names)
 			}
 		}},
 		{"all are too large", func(w starting) {
 			w.prepareNext()
 			w.Commit()
-			if names := refused(w.World, "--policies-memory"); !slices.Equal(names, []string{"a/p"}) {
+			if names := refused(w.Store, "--policies-memory"); !slices.Equal(names, []string{"a/p"}) {
 				w.t.Errorf("refused are %v", names)
 			}
 		}},

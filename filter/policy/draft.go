@@ -72,18 +72,18 @@ type drafts struct {
 // UseDrafts has large policies prepared outside of SetPolicy and Commit from now on. The
 // caller prepares each draft of NextDraft, on any goroutine, hands it back to Prepared,
 // and calls Work until that returns false.
-func (w *World) UseDrafts() {
+func (w *Store) UseDrafts() {
 	w.drafts = drafts{
 		on: true, waiting: make(map[Ref]*Draft), of: make(map[string][]Ref), size: make(map[string]int),
 	}
 }
 
 // isLarge reports whether a policy is a draft before it is in force.
-func (w *World) isLarge(from Source) bool { return len(from.Encoded) > w.large }
+func (w *Store) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
 // draft has a version of a policy wait. It replaces the one that waits. It returns false
 // if there is no room.
-func (w *World) draft(d *Draft) bool {
+func (w *Store) draft(d *Draft) bool {
 	in, before := d.ref.Namespace, w.drafts.waiting[d.ref]
 	size := w.drafts.size[in] + len(d.from.Encoded)
 	if before != nil {
@@ -109,7 +109,7 @@ func (w *World) draft(d *Draft) bool {
 }
 
 // unwait forgets the version of a policy that waits.
-func (w *World) unwait(ref Ref) {
+func (w *Store) unwait(ref Ref) {
 	d := w.drafts.waiting[ref]
 	if d == nil {
 		return
@@ -128,7 +128,7 @@ func (w *World) unwait(ref Ref) {
 }
 
 // dropDrafts forgets what is not in force of a policy.
-func (w *World) dropDrafts(ref Ref) {
+func (w *Store) dropDrafts(ref Ref) {
 	w.unwait(ref)
 	if d := w.drafts.current; d != nil && d.ref == ref {
 		d.dropped = true
@@ -136,7 +136,7 @@ func (w *World) dropDrafts(ref Ref) {
 }
 
 // newest returns the last version of a policy, by the sum of its spec.
-func (w *World) newest(ref Ref) (sum [sha256.Size]byte, ok bool) {
+func (w *Store) newest(ref Ref) (sum [sha256.Size]byte, ok bool) {
 	if d := w.drafts.waiting[ref]; d != nil {
 		return d.sum, true
 	}
@@ -151,7 +151,7 @@ func (w *World) newest(ref Ref) (sum [sha256.Size]byte, ok bool) {
 
 // NextDraft returns a draft that is to be prepared, or nil while there is none or one is
 // being prepared.
-func (w *World) NextDraft() *Draft {
+func (w *Store) NextDraft() *Draft {
 	d := w.drafts.current
 	switch {
 	case w.drafts.out:
@@ -172,7 +172,7 @@ func (w *World) NextDraft() *Draft {
 	return d
 }
 
-// Prepare does what takes long and needs nothing of the World. It is called by one
+// Prepare does what takes long and needs nothing of the store. It is called by one
 // goroutine at a time.
 func (d *Draft) Prepare() {
 	if d.step == compiling {
@@ -205,7 +205,7 @@ func (d *Draft) compile() {
 	}
 }
 
-// shareAll replaces selectors by those that the World shares.
+// shareAll replaces selectors by those that the store shares.
 func shareAll(list []*selector) {
 	for i, s := range list {
 		if s.twin != nil {
@@ -233,7 +233,7 @@ func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.us
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
 
 // Prepared takes back a draft of NextDraft that has been prepared.
-func (w *World) Prepared(d *Draft) {
+func (w *Store) Prepared(d *Draft) {
 	w.drafts.out = false
 	if d.step == compiling {
 		d.step = installing
@@ -252,7 +252,7 @@ func (w *World) Prepared(d *Draft) {
 
 // Work does a part of what large policies leave to do, as long as more returns true. It
 // reports whether there is more to do, and whether a Commit is due for what it has done.
-func (w *World) Work(more func() bool) (again, commit bool) {
+func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false
 	}
@@ -264,7 +264,7 @@ func (w *World) Work(more func() bool) (again, commit bool) {
 }
 
 // workOn does one piece of work, or returns false if there is none.
-func (w *World) workOn() bool {
+func (w *Store) workOn() bool {
 	d := w.drafts.current
 	switch {
 	case len(w.dying) > 0:
@@ -288,8 +288,8 @@ func (w *World) workOn() bool {
 	return true
 }
 
-// adoptOne has the World share one more selector of a draft.
-func (w *World) adoptOne(d *Draft) {
+// adoptOne has the store share one more selector of a draft.
+func (w *Store) adoptOne(d *Draft) {
 	if d.adopted == len(d.policy.uses) {
 		d.step, d.known = compiling, len(d.fresh) == 0
 		return
@@ -315,7 +315,7 @@ func (d *Draft) note(s *selector, isNew bool) {
 }
 
 // install puts a draft in force.
-func (w *World) install(d *Draft) {
+func (w *Store) install(d *Draft) {
 	w.drafts.current = nil
 	w.put(d.ref, w.policies[d.ref], d.from, func() *policy {
 		d.policy.subject = w.useSubject(d.subject)

@@ -95,7 +95,7 @@ func (h *history) inForce() *cluster {
 func sumOf(o *networkingv1.NetworkPolicy) [32]byte {
 	spec, err := o.Spec.Marshal()
 	if err != nil {
-		panic(err) // cannot be: the World encodes it too
+		panic(err) // cannot be: the store encodes it too
 	}
 	return sha256.Sum256(spec)
 }

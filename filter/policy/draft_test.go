@@ -25,7 +25,7 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 		{NamespaceSelector: selector("none")},
 		{PodSelector: selector("none"), NamespaceSelector: selector("none")},
 	} {
-		w := policy.NewWorld()
+		w := policy.NewStore()
 		w.SetLarge(500)
 		w.UseDrafts()
 		for i := range 2 {
@@ -63,7 +63,7 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 }
 
 // prepare prepares the draft that is next.
-func prepare(t *testing.T, w *policy.World) {
+func prepare(t *testing.T, w *policy.Store) {
 	t.Helper()
 	d := w.NextDraft()
 	if d == nil {
@@ -95,7 +95,7 @@ func TestDraftsBeyondLimits(t *testing.T) {
 	}
 	expect := func(flag string, want string) {
 		t.Helper()
-		if got := refused(w.World, flag); fmt.Sprint(got) != want {
+		if got := refused(w.Store, flag); fmt.Sprint(got) != want {
 			t.Errorf("refused for %s are %v, want %v", flag, got, want)
 		}
 	}

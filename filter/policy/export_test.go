@@ -12,7 +12,7 @@ const Shapes = 4
 
 // SetShape has what is compiled from now on take one of the forms. In the second and
 // third, few selectors are kept as many are.
-func (w *World) SetShape(n int) {
+func (w *Store) SetShape(n int) {
 	if n > 0 {
 		w.ids.few, w.peers.few, w.nsSelectors.few, w.subjects.few = 0, 0, 0, 0
 		w.peers.wide.few = 0
@@ -29,11 +29,11 @@ func (w *World) SetShape(n int) {
 	}
 }
 
-// SetLarge has policies of more bytes be drafts, if the World uses any.
-func (w *World) SetLarge(bytes int) { w.large = bytes }
+// SetLarge has policies of more bytes be drafts, if the store uses any.
+func (w *Store) SetLarge(bytes int) { w.large = bytes }
 
 // Versions are the policies in force, each by the sum of its spec.
-func (w *World) Versions() map[[2]string][32]byte {
+func (w *Store) Versions() map[[2]string][32]byte {
 	all := make(map[[2]string][32]byte, len(w.policies))
 	for key, p := range w.policies {
 		all[[2]string{key.Namespace, key.Name}] = p.sum
@@ -42,7 +42,7 @@ func (w *World) Versions() map[[2]string][32]byte {
 }
 
 // Deferred are the addresses that are not known yet, by the namespace and name of their pods.
-func (w *World) Deferred() map[[2]string][]netip.Addr {
+func (w *Store) Deferred() map[[2]string][]netip.Addr {
 	all := make(map[[2]string][]netip.Addr)
 	for _, claims := range w.deferred {
 		for c := range claims {
@@ -56,8 +56,8 @@ func (w *World) Deferred() map[[2]string][]netip.Addr {
 // Forms counts, in the rule sets in use, the port tables that are flat and trees,
 // the peer sets that refer to
 // others, and the rule sets that are parts of others.
-func (w *World) Forms() (flat, trees, refer, apart int) {
-	for _, g := range w.groups {
+func (w *Store) Forms() (flat, trees, refer, apart int) {
+	for _, g := range w.policySets {
 		apart += len(g.rules.parts())
 		for t := range g.rules.ports {
 			var sets []*peerSet
@@ -81,18 +81,18 @@ func (w *World) Forms() (flat, trees, refer, apart int) {
 }
 
 // Kept counts what the world keeps of objects, by what it is.
-func (w *World) Kept() map[string]int {
+func (w *Store) Kept() map[string]int {
 	kept := map[string]int{
 		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty),
-		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "groups": len(w.groups), "classes": len(w.classes),
+		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "groups": len(w.policySets), "classes": len(w.classes),
 		"deferred":  len(w.deferred),
 		"selectors": len(w.nsSelectors.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
 		"scopes":    len(w.nsSelectors.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),
 	}
 	for _, ns := range w.namespaces {
-		kept["kins"] += ns.kins.all.count()
-		kept["hashes of kins"] += len(ns.kins.byHash)
-		kept["labels of kins"] += len(ns.kins.byLabel)
+		kept["identities"] += ns.identities.all.count()
+		kept["hashes of identities"] += len(ns.identities.byHash)
+		kept["labels of identities"] += len(ns.identities.byLabel)
 	}
 	return kept
 }

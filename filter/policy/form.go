@@ -82,7 +82,7 @@ func (e *Encoded) policy() *Policy {
 		return &Policy{
 			Ref: e.Ref, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true},
 			Subject:  Subject{Namespace: e.Ref.Namespace, Pods: labels.Everything(), Malformed: true},
-			Problems: []Problem{{Policy: e.Ref, Field: "spec", Detail: err.Error(), Mend: "write the policy again"}},
+			Problems: []Problem{{Policy: e.Ref, Field: "spec", Detail: err.Error(), Hint: "write the policy again"}},
 		}
 	}
 	return p

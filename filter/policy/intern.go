@@ -55,7 +55,7 @@ type reader struct {
 	seen map[string]bool // rules that the policy has already, by their content
 }
 
-func (w *World) readPolicy(form *Policy) *policy {
+func (w *Store) readPolicy(form *Policy) *policy {
 	p := read(form, w)
 	p.subject = w.useSubject(subjectOf(form))
 	return p
@@ -167,12 +167,12 @@ func (r reader) peer(out *rule, peer *Peer) {
 }
 
 // useSubject interns a policy's podSelector and finds the pods it matches.
-func (w *World) useSubject(s *selector) *selector {
+func (w *Store) useSubject(s *selector) *selector {
 	s, isNew := w.subjects.adopt(s)
 	if isNew {
-		s.members = make(map[*kin]struct{})
+		s.members = make(map[*identity]struct{})
 		s.subjects = make(map[*policy]struct{})
-		w.namespaces[s.scope.namespace].kins.match(s, func(k *kin) {
+		w.namespaces[s.scope.namespace].identities.match(s, func(k *identity) {
 			s.members[k] = struct{}{}
 			k.subjects = append(k.subjects, s)
 		})
@@ -180,7 +180,7 @@ func (w *World) useSubject(s *selector) *selector {
 	return s
 }
 
-func (w *World) releaseSubject(s *selector) {
+func (w *Store) releaseSubject(s *selector) {
 	if w.subjects.release(s, &w.subjects.unused) {
 		for k := range s.members {
 			k.subjects = without(k.subjects, s)
@@ -189,7 +189,7 @@ func (w *World) releaseSubject(s *selector) {
 }
 
 // useNamespaces interns a namespaceSelector.
-func (w *World) useNamespaces(sel labels.Selector) *selector {
+func (w *Store) useNamespaces(sel labels.Selector) *selector {
 	s, isNew := w.nsSelectors.use(scope{}, sel)
 	w.staleNS = w.staleNS || isNew || s.fresh
 	return s
@@ -198,7 +198,7 @@ func (w *World) useNamespaces(sel labels.Selector) *selector {
 // usePeer interns a selector of peers; the pods that it matches learn of it with
 // the next commit. No pod's epoch changes for it: verdicts change with the rules that
 // use it, and so with the pods that those rules guard.
-func (w *World) usePeer(in scope, sel labels.Selector) *selector {
+func (w *Store) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew || s.fresh {
 		w.added = append(w.added, s)
@@ -207,7 +207,7 @@ func (w *World) usePeer(in scope, sel labels.Selector) *selector {
 	return s
 }
 
-func (w *World) releasePeer(s *selector) {
+func (w *Store) releasePeer(s *selector) {
 	if w.peers.release(s, &w.peers.unused) {
 		w.removed = append(w.removed, s)
 	}

@@ -28,7 +28,7 @@ func TestNamesOfPorts(t *testing.T) {
 	for name, hint := range tests {
 		t.Run(name, func(t *testing.T) {
 			port := intstr.FromString(name)
-			w := policy.NewWorld()
+			w := policy.NewStore()
 			w.SetPod(kubepod.Read(&corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"},
 				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: name, ContainerPort: 80}}}}},
@@ -49,7 +49,7 @@ func TestNamesOfPorts(t *testing.T) {
 			if (len(problems) == 0) != (hint == "") || len(problems) > 1 {
 				t.Fatalf("problems %v", problems)
 			}
-			if len(problems) == 1 && (problems[0].Field != "spec.ingress[0].ports[0].port" || !strings.Contains(problems[0].Mend, hint)) {
+			if len(problems) == 1 && (problems[0].Field != "spec.ingress[0].ports[0].port" || !strings.Contains(problems[0].Hint, hint)) {
 				t.Errorf("%v; want %q in the hint", problems[0], hint)
 			}
 		})

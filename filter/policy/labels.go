@@ -374,10 +374,10 @@ func without(list []*selector, s *selector) []*selector {
 	return list[:last]
 }
 
-// kin is the pods of a namespace that have the same labels, such as those of a
+// identity is the pods of a namespace that have the same labels, such as those of a
 // Deployment. No selector tells them apart, so that what selectors match is known
 // once for all of them.
-type kin struct {
+type identity struct {
 	ns     *namespace
 	labels labels.Set
 	hash   uint64
@@ -392,16 +392,16 @@ type kin struct {
 }
 
 // gone reports whether there is no such pod any more.
-func (k *kin) gone() bool { return len(k.pods) == 0 }
+func (k *identity) gone() bool { return len(k.pods) == 0 }
 
 // add puts a pod among them.
-func (k *kin) add(p *pod) {
-	p.kin, p.place = k, uint32(len(k.pods))
+func (k *identity) add(p *pod) {
+	p.identity, p.place = k, uint32(len(k.pods))
 	k.pods = append(k.pods, p)
 }
 
 // remove takes out the pod at a place. It may be among others already.
-func (k *kin) remove(place uint32) {
+func (k *identity) remove(place uint32) {
 	last := uint32(len(k.pods) - 1)
 	if place != last {
 		k.pods[place] = k.pods[last]
@@ -411,32 +411,32 @@ func (k *kin) remove(place uint32) {
 	k.pods = k.pods[:last]
 }
 
-// kinSet is the pods of a namespace, findable by label: the other side of
+// identitySet is the pods of a namespace, findable by label: the other side of
 // labelIndex, for when a selector is new and the pods are old.
-type kinSet struct {
+type identitySet struct {
 	seed    maphash.Seed
-	all     bucket[*kin]
-	byHash  map[uint64]*kin // but for those whose hash was another's first
-	byLabel map[uint64]bucket[*kin]
+	all     bucket[*identity]
+	byHash  map[uint64]*identity // but for those whose hash was another's first
+	byLabel map[uint64]bucket[*identity]
 }
 
 // hash is a number that equal labels share.
-func (x *kinSet) hash(key, value string) uint64 {
+func (x *identitySet) hash(key, value string) uint64 {
 	return maphash.Comparable(x.seed, label{key, value})
 }
 
 // hashOf is a number that equal sets of labels share, in whatever order a map has them.
-func (x *kinSet) hashOf(set labels.Set) (sum uint64) {
+func (x *identitySet) hashOf(set labels.Set) (sum uint64) {
 	for k, v := range set {
 		sum += x.hash(k, v)
 	}
 	return sum
 }
 
-// add adds a kin that has a pod.
-func (x *kinSet) add(k *kin) {
+// add adds an identity that has a pod.
+func (x *identitySet) add(k *identity) {
 	if x.byHash == nil {
-		x.byHash = make(map[uint64]*kin)
+		x.byHash = make(map[uint64]*identity)
 	}
 	x.all.add(k)
 	if x.byHash[k.hash] == nil {
@@ -447,8 +447,8 @@ func (x *kinSet) add(k *kin) {
 	}
 }
 
-// remove takes out a kin that is gone.
-func (x *kinSet) remove(k *kin) {
+// remove takes out an identity that is gone.
+func (x *identitySet) remove(k *identity) {
 	x.all.drop()
 	if x.byHash[k.hash] == k {
 		delete(x.byHash, k.hash)
@@ -458,8 +458,8 @@ func (x *kinSet) remove(k *kin) {
 	}
 }
 
-// having is how many kins have one of these labels, or another of the same hash.
-func (x *kinSet) having(anyOf []label) int {
+// having is how many identities have one of these labels, or another of the same hash.
+func (x *identitySet) having(anyOf []label) int {
 	n := 0
 	for _, l := range anyOf {
 		n += x.byLabel[x.hash(l.key, l.value)].count()
@@ -467,19 +467,19 @@ func (x *kinSet) having(anyOf []label) int {
 	return n
 }
 
-// candidates is how many kins match tests for a selector.
-func (x *kinSet) candidates(s *selector) int {
+// candidates is how many identities match tests for a selector.
+func (x *identitySet) candidates(s *selector) int {
 	if anyOf, _ := anchor(s, x.having); anyOf != nil {
 		return x.having(anyOf)
 	}
 	return x.all.count()
 }
 
-// match calls f for each kin that s matches. It tests those that have the rarest
+// match calls f for each identity that s matches. It tests those that have the rarest
 // of the labels that s asks for: of "app" and "tier", the few of the app.
-func (x *kinSet) match(s *selector, f func(*kin)) {
-	test := func(kins bucket[*kin]) {
-		for k := range kins.all() {
+func (x *identitySet) match(s *selector, f func(*identity)) {
+	test := func(identities bucket[*identity]) {
+		for k := range identities.all() {
 			if s.matches(k.labels) {
 				f(k)
 			}

@@ -19,7 +19,7 @@ func TestNothingIsLeft(t *testing.T) {
 			w.Commit()
 		}
 		b.into(w) // pods of the same names have other labels, hosts and addresses
-		if kept := w.Kept(); len(a.Pods) > 0 && (kept["kins"] == 0 || kept["pods"] == 0) {
+		if kept := w.Kept(); len(a.Pods) > 0 && (kept["identities"] == 0 || kept["pods"] == 0) {
 			t.Fatalf("seed %d: nothing is kept of a cluster that is there: %v", seed, kept)
 		}
 		if r.oneIn(2) {
@@ -43,7 +43,7 @@ func TestNothingIsLeft(t *testing.T) {
 }
 
 // into sets all objects of the cluster.
-func (c *cluster) into(w *policy.World) {
+func (c *cluster) into(w *policy.Store) {
 	for _, o := range c.Namespaces {
 		w.SetNamespace(o.Name, o.Labels)
 	}
@@ -56,7 +56,7 @@ func (c *cluster) into(w *policy.World) {
 }
 
 // outOf deletes all objects of the cluster but its namespaces.
-func (c *cluster) outOf(w *policy.World) {
+func (c *cluster) outOf(w *policy.Store) {
 	for _, o := range c.Pods {
 		w.DeletePod(o.Namespace, o.Name)
 	}

@@ -31,7 +31,7 @@ func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 
 const mostRefused = 32 << 20
 
 // SetLimits sets the limits of policies that are set from now on.
-func (w *World) SetLimits(l Limits) { w.limits, w.recount = l, true }
+func (w *Store) SetLimits(l Limits) { w.limits, w.recount = l, true }
 
 // What parts of a policy take at most, in bytes. A test holds it against what they do
 // take.
@@ -104,7 +104,7 @@ func (c *costs) selector(s labels.Selector) {
 }
 
 // admit reads a policy, or refuses it if it takes more than it may.
-func (w *World) admit(form *Policy) *policy {
+func (w *Store) admit(form *Policy) *policy {
 	cost := costOf(form)
 	if most := w.limits.Policy; most > 0 && cost > most {
 		return w.refuseTooLarge(form, cost)
@@ -119,13 +119,13 @@ func (w *World) admit(form *Policy) *policy {
 }
 
 // refuseTooLarge refuses a policy for what it takes alone.
-func (w *World) refuseTooLarge(form *Policy, cost int64) *policy {
+func (w *Store) refuseTooLarge(form *Policy, cost int64) *policy {
 	return w.refuse(form, cost, fmt.Sprintf("compiled it would take %s, and one policy may take %s", mebibytes(cost), mebibytes(w.limits.Policy)),
 		"split it, name ranges and labels instead of single ports, addresses and pods, or raise --policy-memory")
 }
 
 // refuseForAll refuses a policy for what all take together.
-func (w *World) refuseForAll(form *Policy, cost int64) *policy {
+func (w *Store) refuseForAll(form *Policy, cost int64) *policy {
 	p := w.refuse(form, cost, fmt.Sprintf("compiled it would take %s, and all policies together %s at most", mebibytes(cost), mebibytes(w.limits.Policies)),
 		"make fewer or smaller policies in the namespace whose policies take most, or raise --policies-memory")
 	p.surplus = true
@@ -133,7 +133,7 @@ func (w *World) refuseForAll(form *Policy, cost int64) *policy {
 }
 
 // refuseToWait refuses a policy for what waits to be compiled.
-func (w *World) refuseToWait(form *Policy) *policy {
+func (w *Store) refuseToWait(form *Policy) *policy {
 	p := w.refuse(form, costOf(form), fmt.Sprintf("it waits for other large policies of its namespace to be compiled, of which %s may wait", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")
 	p.surplus = true
@@ -142,10 +142,10 @@ func (w *World) refuseToWait(form *Policy) *policy {
 
 // refuse takes of a policy which pods it selects and in which directions, and leaves
 // the rules away: it allows nothing.
-func (w *World) refuse(form *Policy, cost int64, detail, mend string) *policy {
+func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
 	bare.Rules = [2][]Rule{}
-	bare.Problems = append([]Problem{{Policy: form.Ref, Field: "spec", Detail: detail, Mend: mend, TooLarge: true}}, form.Problems...)
+	bare.Problems = append([]Problem{{Policy: form.Ref, Field: "spec", Detail: detail, Hint: hint, TooLarge: true}}, form.Problems...)
 	p := w.readPolicy(&bare)
 	p.cost, p.refused = cost, true
 	return p
@@ -155,7 +155,7 @@ func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<2
 
 // count takes a policy that comes into the sums, and with it what it takes to read it
 // again.
-func (w *World) count(p *policy, from Source) {
+func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
 		w.cost += p.cost
@@ -168,7 +168,7 @@ func (w *World) count(p *policy, from Source) {
 }
 
 // discount takes a policy that goes out of the sums.
-func (w *World) discount(p *policy) {
+func (w *Store) discount(p *policy) {
 	if p.refused {
 		w.refused -= len(p.kept.Encoded)
 	} else {
@@ -179,7 +179,7 @@ func (w *World) discount(p *policy) {
 
 // balance decides which policies are refused for what all take together: by names
 // and costs alone, so that the order in which they came decides nothing.
-func (w *World) balance() {
+func (w *Store) balance() {
 	if !w.recount {
 		return
 	}
@@ -211,7 +211,7 @@ func (w *World) balance() {
 
 // draftBack has a large policy that was refused wait to come back. It returns false if
 // there is no room.
-func (w *World) draftBack(p *policy) bool {
+func (w *Store) draftBack(p *policy) bool {
 	newest, _ := w.newest(p.ref)
 	d := w.drafts.current
 	if newest != p.sum || w.drafts.waiting[p.ref] != nil || d != nil && d.ref == p.ref && !d.dropped {
@@ -223,7 +223,7 @@ func (w *World) draftBack(p *policy) bool {
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
 
 // surplus picks the policies that are beyond what all may take.
-func (w *World) surplus() map[Ref]*policy {
+func (w *Store) surplus() map[Ref]*policy {
 	most := w.limits.Policies
 	of := make(map[string][]*policy)
 	sums := make(map[string]int64)
@@ -261,7 +261,7 @@ func (w *World) surplus() map[Ref]*policy {
 }
 
 // replace reads a policy again, in another way.
-func (w *World) replace(p *policy, read func(*Policy, int64) *policy) {
+func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {
 		return // cannot be: it was encoded by its reader

@@ -21,10 +21,10 @@ import (
 // limited is two tenants with a pod and policies each. The pods may be reached from
 // everywhere on TCP 80, by the policy small; the policies large allow more the larger
 // they are.
-type limited struct{ *policy.World }
+type limited struct{ *policy.Store }
 
 func newLimited(l policy.Limits) limited {
-	w := limited{policy.NewWorld()}
+	w := limited{policy.NewStore()}
 	w.SetLimits(l)
 	for i, namespace := range []string{"a", "b"} {
 		w.SetPod(kubepod.Read(&corev1.Pod{
@@ -43,9 +43,9 @@ func large(namespace, name string, rules int) *networkingv1.NetworkPolicy {
 }
 
 // refused are the policies whose problems name the flag.
-func refused(w *policy.World, flag string) (names []string) {
+func refused(w *policy.Store, flag string) (names []string) {
 	for _, p := range w.Problems() {
-		if strings.Contains(p.Mend, flag) && p.Field == "spec" {
+		if strings.Contains(p.Hint, flag) && p.Field == "spec" {
 			names = append(names, p.Policy.String())
 		}
 	}
@@ -72,7 +72,7 @@ func TestPolicyBeyondItsLimit(t *testing.T) {
 	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
 		t.Errorf("the pod of the other policy: %v", v.Reason)
 	}
-	if got := refused(w.World, "--policy-memory"); !slices.Equal(got, []string{"a/p"}) {
+	if got := refused(w.Store, "--policy-memory"); !slices.Equal(got, []string{"a/p"}) {
 		t.Errorf("refused are %v", got)
 	}
 	w.SetPolicy(netpol.Read(large("a", "p", 50)))
@@ -111,14 +111,14 @@ func TestPoliciesBeyondTheirLimit(t *testing.T) {
 		w.SetPolicy(netpol.Read(large("a", fmt.Sprintf("p%d", i), 50+i)))
 	}
 	w.Commit()
-	if got := refused(w.World, "--policies-memory"); len(got) != 0 {
+	if got := refused(w.Store, "--policies-memory"); len(got) != 0 {
 		t.Fatalf("refused are %v", got)
 	}
 	w.SetPolicy(netpol.Read(large("b", "p1", 50)))
 	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
 		t.Errorf("a pod of the namespace whose policies take less: %v", v.Reason)
 	}
-	if got := refused(w.World, "--policies-memory"); !slices.Equal(got, []string{"a/p3"}) {
+	if got := refused(w.Store, "--policies-memory"); !slices.Equal(got, []string{"a/p3"}) {
 		t.Fatalf("refused are %v", got)
 	}
 	w.DeletePolicy(netpol.Ref("a", "p0"))
@@ -157,7 +157,7 @@ func TestRefusalIsStable(t *testing.T) {
 		}
 		first.Commit()
 		second.Commit()
-		a, b := refused(first.World, "--policies-memory"), refused(second.World, "--policies-memory")
+		a, b := refused(first.Store, "--policies-memory"), refused(second.Store, "--policies-memory")
 		if slices.Sort(a); len(a) == 0 || !slices.Equal(a, b) {
 			t.Fatalf("seed %d: refused are %v, in another order %v", seed, a, b)
 		}

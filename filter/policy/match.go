@@ -9,7 +9,7 @@ import (
 // match finds out which selectors of peers match which pods, for all that has
 // changed since the last commit: at once, because a policy may bring ten thousand
 // selectors, each of which concerns the same pods.
-func (w *World) match() {
+func (w *Store) match() {
 	w.affect(w.removed)              // while namespaces still know what they matched
 	w.wideOnly = len(w.removed) == 0 // or else ids may be others' now
 	w.matchNamespaces()
@@ -19,7 +19,7 @@ func (w *World) match() {
 	for _, ns := range w.staleIn {
 		if ns.stale {
 			w.wideOnly = !ns.staleOwn
-			for k := range ns.kins.all.all() {
+			for k := range ns.identities.all.all() {
 				w.stale(k)
 			}
 		}
@@ -31,7 +31,7 @@ func (w *World) match() {
 }
 
 // affect notes what selectors of peers that came or went concern.
-func (w *World) affect(selectors []*selector) {
+func (w *Store) affect(selectors []*selector) {
 	var whole, some idBits // the scopes that are selectors
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -66,7 +66,7 @@ func (w *World) affect(selectors []*selector) {
 
 // affectIn looks for the pods of a namespace that a selector matches. It stops where
 // matching all of them again costs less than going on.
-func (w *World) affectIn(s *selector, ns *namespace) {
+func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():
 		w.dirtyNS[ns] = struct{}{}
@@ -77,15 +77,15 @@ func (w *World) affectIn(s *selector, ns *namespace) {
 	case ns.tests == 0:
 		w.staleIn = append(w.staleIn, ns)
 	}
-	if ns.tests += 1 + ns.kins.candidates(s); ns.tests > 4*ns.kins.all.count()+64 {
+	if ns.tests += 1 + ns.identities.candidates(s); ns.tests > 4*ns.identities.all.count()+64 {
 		ns.stale, ns.staleOwn = true, !w.wideOnly
 		return
 	}
-	ns.kins.match(s, w.stale)
+	ns.identities.match(s, w.stale)
 }
 
 // matchNamespaces matches namespaces again: those that have other labels, or all.
-func (w *World) matchNamespaces() {
+func (w *Store) matchNamespaces() {
 	if !w.staleNS {
 		for ns := range w.dirtyNS {
 			if ns.relabeled {
@@ -100,7 +100,7 @@ func (w *World) matchNamespaces() {
 	w.staleNS = false
 }
 
-func (w *World) matchNamespace(ns *namespace) {
+func (w *Store) matchNamespace(ns *namespace) {
 	if all := w.nsSelectors.everyone(scope{}); all != nil {
 		w.ids.set(all.id)
 	}
@@ -111,7 +111,7 @@ func (w *World) matchNamespace(ns *namespace) {
 	if ns.relabeled && !matched.equal(&ns.matched) {
 		w.affectBy(&matched, &ns.matched, ns)
 		w.affectBy(&ns.matched, &matched, ns)
-		for k := range ns.kins.all.all() {
+		for k := range ns.identities.all.all() {
 			for _, p := range k.pods {
 				w.renew(p)
 			}
@@ -122,7 +122,7 @@ func (w *World) matchNamespace(ns *namespace) {
 
 // affectBy notes what concerns a namespace because a matches it and b does not. With
 // an id that was another's it may note too much.
-func (w *World) affectBy(a, b *idSet, ns *namespace) {
+func (w *Store) affectBy(a, b *idSet, ns *namespace) {
 	a.common(&w.peers.scopes, func(id uint32) bool {
 		if b.has(id) {
 			return true
@@ -138,11 +138,11 @@ func (w *World) affectBy(a, b *idSet, ns *namespace) {
 
 // matchPods finds the peers' selectors that pods match by their own labels. Those
 // that match their whole namespace are kept with the namespace.
-func (w *World) matchPods() {
-	slices.SortFunc(w.staleKins, func(a, b *kin) int { return cmp.Compare(a.ns.id, b.ns.id) })
+func (w *Store) matchPods() {
+	slices.SortFunc(w.staleIdentities, func(a, b *identity) int { return cmp.Compare(a.ns.id, b.ns.id) })
 	var in *namespace
 	var own *scopeSelectors
-	for _, k := range w.staleKins {
+	for _, k := range w.staleIdentities {
 		if k.stale = false; k.gone() {
 			continue
 		}
@@ -164,12 +164,12 @@ func (w *World) matchPods() {
 			}
 		}
 	}
-	w.staleKins = nil
+	w.staleIdentities = nil
 }
 
 // keepOwn takes over an id if its selector is of a policy of the pods' own namespace,
 // and of no other.
-func (w *World) keepOwn(id uint32) {
+func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
 	}
@@ -177,7 +177,7 @@ func (w *World) keepOwn(id uint32) {
 
 // sumOf is a sum by which equal sets are known: of 128 unpredictable
 // bits, so that no two will ever share one.
-func (w *World) sumOf(ids *idSet) (sum [2]uint64) {
+func (w *Store) sumOf(ids *idSet) (sum [2]uint64) {
 	for i := range sum {
 		var h maphash.Hash
 		h.SetSeed(w.seeds[i])
@@ -188,7 +188,7 @@ func (w *World) sumOf(ids *idSet) (sum [2]uint64) {
 }
 
 // matchWhole rewrites, in a copy, which selectors match whole namespaces.
-func (w *World) matchWhole() {
+func (w *Store) matchWhole() {
 	if len(w.dirtyNS) == 0 {
 		return
 	}
@@ -209,7 +209,7 @@ func (w *World) matchWhole() {
 	w.dirtyNS = make(map[*namespace]struct{})
 }
 
-func (w *World) wholeSelectors(ns *namespace, of []uint32) idSet {
+func (w *Store) wholeSelectors(ns *namespace, of []uint32) idSet {
 	if s := w.peers.everyone(scope{namespace: ns.name}); s != nil {
 		w.ids.set(s.id)
 	}

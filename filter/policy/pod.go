@@ -37,26 +37,26 @@ type Pod struct {
 // String is "namespace/name".
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 
-// pod is what decisions need to know of a Pod, and what the World has found out
+// pod is what decisions need to know of a Pod, and what the store has found out
 // about it.
 type pod struct {
 	objectKey
-	kin     *kin
-	addrs   []netip.Addr // empty for pods that are nobody
-	host    *host
-	ports   []namedPort
-	created int64 // Unix time, nanoseconds
+	identity *identity
+	addrs    []netip.Addr // empty for pods that are nobody
+	host     *host
+	ports    []namedPort
+	created  int64 // Unix time, nanoseconds
 
 	endpoint *Endpoint // as last compiled
-	place    uint32    // in the kin's list
+	place    uint32    // in the identity's list
 	renewed  bool      // a verdict about it may differ, whatever its class says
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted
 	// relabeled: a verdict about it differs if its peers do.
-	relabeled bool
-	dirty     bool // the next commit compiles it
-	regroup   bool // other policies may select it
-	gone      bool // it has been deleted
+	relabeled  bool
+	dirty      bool // the next commit compiles it
+	reselected bool // other policies may select it
+	gone       bool // it has been deleted
 }
 
 // host is the addresses of a node that pods run on, as their status has them. The pods
@@ -78,7 +78,7 @@ func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.li
 
 // useHost returns the host that pods share in the place of one that was read, with one
 // more use.
-func (w *World) useHost(read *host) *host {
+func (w *Store) useHost(read *host) *host {
 	if read == nil {
 		return nil
 	}
@@ -91,7 +91,7 @@ func (w *World) useHost(read *host) *host {
 	return h
 }
 
-func (w *World) releaseHost(h *host) {
+func (w *Store) releaseHost(h *host) {
 	if h == nil {
 		return
 	}
@@ -158,7 +158,7 @@ func (p *pod) beats(o *pod) bool {
 // selectedBy lists the policies that isolate the pod in a direction.
 func (p *pod) selectedBy(d filter.Direction) []*policy {
 	var found []*policy
-	for _, s := range p.kin.subjects {
+	for _, s := range p.identity.subjects {
 		for pol := range s.subjects {
 			if pol.isolates[d] {
 				found = append(found, pol)

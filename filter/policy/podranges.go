@@ -37,7 +37,7 @@ func newRangeSources() rangeSources {
 // addresses, beside those of its Node. Where two live pods claim an address in them, one
 // that runs here has it: the node gave it the address, and what another node claims
 // cannot take it away.
-func (w *World) SetPodRanges(local []netip.Prefix) {
+func (w *Store) SetPodRanges(local []netip.Prefix) {
 	if now := masked(local); !slices.Equal(now, w.ranges.given) {
 		w.ranges.given = now
 		w.ranges.change()
@@ -46,7 +46,7 @@ func (w *World) SetPodRanges(local []netip.Prefix) {
 
 // SetNodeRanges sets the ranges in which pods of a Node have their addresses; none
 // removes the Node. See SetLocalNode.
-func (w *World) SetNodeRanges(node string, ranges []netip.Prefix) {
+func (w *Store) SetNodeRanges(node string, ranges []netip.Prefix) {
 	now := masked(ranges)
 	switch {
 	case slices.Equal(now, w.ranges.nodes[node]):
@@ -61,13 +61,13 @@ func (w *World) SetNodeRanges(node string, ranges []netip.Prefix) {
 
 // StartingPods are the addresses of pods that start on the node that enforces. All
 // snapshots share them.
-func (w *World) StartingPods() *StartingPods { return w.ranges.live }
+func (w *Store) StartingPods() *StartingPods { return w.ranges.live }
 
 // RenewStartingPods adopts the addresses of StartingPods for all that depends on more than
 // whether an address is pending: who has an address that several pods claim, and which
 // connections must be judged. An address that is gone concerns no other connections: it
 // went with its pod.
-func (w *World) RenewStartingPods() {
+func (w *Store) RenewStartingPods() {
 	now := w.ranges.live.List()
 	if slices.Equal(now, w.ranges.starting) {
 		return
@@ -84,7 +84,7 @@ func (r *rangeSources) change() {
 }
 
 // commitRanges builds the ranges of the next snapshot, if they have changed.
-func (w *World) commitRanges() *podRanges {
+func (w *Store) commitRanges() *podRanges {
 	r := &w.ranges
 	if !r.stale {
 		return r.current

@@ -17,7 +17,7 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 
 // What is known of an address is one question to the snapshot, which keeps its answer.
 func TestLookup(t *testing.T) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetLocalNode("here")
 	w.SetNode(addrs("10.1.0.1", "10.9.0.1"))
 	w.SetNodeRanges("here", prefixes("10.1.0.7/24"))
@@ -57,7 +57,7 @@ func TestLookup(t *testing.T) {
 
 // Snapshots tell other ranges apart, but not that starting pods have gone.
 func TestSameRanges(t *testing.T) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	last, _ := w.Commit()
 	for _, step := range []struct {
 		name string

@@ -1,7 +1,7 @@
 // Package policy turns Kubernetes objects into decisions.
 //
-// A [World] takes pods, namespaces and NetworkPolicies one by one, in any order,
-// and compiles what a change touches, not what exists. Each [World.Commit] gives
+// A [Store] takes pods, namespaces and NetworkPolicies one by one, in any order,
+// and compiles what a change touches, not what exists. Each [Store.Commit] gives
 // an immutable [Snapshot], whose Decide answers for a flow: it looks at two
 // endpoints, at one short list per direction, and at nothing that grows with the
 // number of policies.
@@ -12,7 +12,7 @@
 // selectors and address ranges that are allowed at it, by binary search. What is
 // left is whether two sorted lists of numbers share one.
 //
-// The package knows neither a cluster nor a kernel, and takes no lock: a World
+// The package knows neither a cluster nor a kernel, and takes no lock: a store
 // belongs to one goroutine, a Snapshot to everyone.
 package policy
 
@@ -28,14 +28,14 @@ type Problem struct {
 	Policy Ref
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with it
-	Mend   string // what would be right
+	Hint   string // what would be right
 	// TooLarge reports that the whole policy is refused for its size, and not that it
 	// cannot be understood.
 	TooLarge bool
 }
 
 func (p Problem) Error() string {
-	return fmt.Sprintf("%s, %s: %s: %s", p.Policy.Object(), p.Field, p.Detail, p.Mend)
+	return fmt.Sprintf("%s, %s: %s: %s", p.Policy.Object(), p.Field, p.Detail, p.Hint)
 }
 
 // LogValue keeps the parts apart in structured logs.
@@ -44,6 +44,6 @@ func (p Problem) LogValue() slog.Value {
 		slog.String("policy", p.Policy.String()),
 		slog.String("field", p.Field),
 		slog.String("detail", p.Detail),
-		slog.String("mend", p.Mend),
+		slog.String("hint", p.Hint),
 	)
 }

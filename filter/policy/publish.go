@@ -11,10 +11,10 @@ import (
 // when nobody acts on the snapshot before any more.
 //
 // A reader brackets each piece of work, from loading the snapshot until what it
-// decided has taken effect, with Begin and End. Publish followed by Settle
+// decided has taken effect, with Begin and End. Publish followed by Synchronize
 // therefore guarantees that every effect of an older snapshot is visible: no
 // verdict given under it can still be on its way. Readers pay two uncontended
-// atomic stores; only Settle waits.
+// atomic stores; only Synchronize waits.
 type Published struct {
 	current atomic.Pointer[Snapshot]
 
@@ -25,10 +25,10 @@ type Published struct {
 // Reader is one goroutine's access to the snapshot in force.
 type Reader struct {
 	from *Published
-	// turn is odd while the reader is at work. It has a cache line to itself:
+	// section is odd while the reader is at work. It has a cache line to itself:
 	// each worker writes its own with every packet.
-	turn atomic.Uint64
-	_    [48]byte
+	section atomic.Uint64
+	_       [48]byte
 }
 
 // Publish puts a snapshot in force.
@@ -47,16 +47,16 @@ func (p *Published) NewReader() *Reader {
 	return r
 }
 
-// Begin returns the snapshot in force and starts a piece of work on it.
-func (r *Reader) Begin() *Snapshot {
-	r.turn.Add(1)
+// Enter returns the snapshot in force and starts a piece of work on it.
+func (r *Reader) Enter() *Snapshot {
+	r.section.Add(1)
 	return r.from.current.Load()
 }
 
-// End says that all that was decided since Begin has taken effect.
-func (r *Reader) End() { r.turn.Add(1) }
+// Exit says that all that was decided since Begin has taken effect.
+func (r *Reader) Exit() { r.section.Add(1) }
 
-// Close takes the reader off the list that Settle waits for.
+// Close takes the reader off the list that Synchronize waits for.
 func (r *Reader) Close() {
 	r.from.mu.Lock()
 	defer r.from.mu.Unlock()
@@ -68,16 +68,16 @@ func (r *Reader) Close() {
 	}
 }
 
-// Settle returns when every piece of work that began before the call has ended.
+// Synchronize returns when every piece of work that began before the call has ended.
 // Workers take microseconds for one, so that it polls rather than have each of
 // them signal.
-func (p *Published) Settle(ctx context.Context) error {
+func (p *Published) Synchronize(ctx context.Context) error {
 	p.mu.Lock()
 	readers := p.readers
 	p.mu.Unlock()
 	for _, r := range readers {
-		turn := r.turn.Load()
-		for wait := time.Microsecond; turn%2 == 1 && r.turn.Load() == turn; wait = min(2*wait, time.Millisecond) {
+		turn := r.section.Load()
+		for wait := time.Microsecond; turn%2 == 1 && r.section.Load() == turn; wait = min(2*wait, time.Millisecond) {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)

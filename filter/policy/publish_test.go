@@ -12,12 +12,12 @@ import (
 )
 
 // TestSettleLeavesNoOlderEffect has readers act on snapshots while others are
-// published. Once Settle has returned, nothing that an older snapshot decided may
+// published. Once Synchronize has returned, nothing that an older snapshot decided may
 // still take effect.
 func TestSettleLeavesNoOlderEffect(t *testing.T) {
 	const readers, rounds = 4, 2_000
 	ctx := context.Background()
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	var pub policy.Published
 	publish := func() uint64 {
 		s, _ := w.Commit()
@@ -35,14 +35,14 @@ func TestSettleLeavesNoOlderEffect(t *testing.T) {
 			for !stop.Load() {
 				r := pub.NewReader() // readers come and go, as workers restart
 				for range 50 {
-					number := r.Begin().Number()
+					number := r.Enter().Number()
 					for range 3 { // deciding takes time
 						runtime.Gosched()
 					}
 					if number < settled.Load() {
 						late.Add(1)
 					}
-					r.End()
+					r.Exit()
 					acted.Add(1)
 				}
 				r.Close()
@@ -51,7 +51,7 @@ func TestSettleLeavesNoOlderEffect(t *testing.T) {
 	}
 	for range rounds {
 		number := publish()
-		if err := pub.Settle(ctx); err != nil {
+		if err := pub.Synchronize(ctx); err != nil {
 			t.Fatal(err)
 		}
 		settled.Store(number)
@@ -70,24 +70,24 @@ func TestSettleWaitsForWork(t *testing.T) {
 	cancel()
 	var pub policy.Published
 	idle, busy := pub.NewReader(), pub.NewReader()
-	if err := pub.Settle(ended); err != nil {
+	if err := pub.Synchronize(ended); err != nil {
 		t.Errorf("with all readers idle: %v", err)
 	}
-	busy.Begin()
-	if err := pub.Settle(ended); !errors.Is(err, context.Canceled) {
+	busy.Enter()
+	if err := pub.Synchronize(ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("with a reader at work: %v, want %v", err, context.Canceled)
 	}
-	busy.End()
-	if err := pub.Settle(ended); err != nil {
+	busy.Exit()
+	if err := pub.Synchronize(ended); err != nil {
 		t.Errorf("with its work done: %v", err)
 	}
-	busy.Begin()
+	busy.Enter()
 	busy.Close()
-	if err := pub.Settle(ended); err != nil {
+	if err := pub.Synchronize(ended); err != nil {
 		t.Errorf("with the busy reader closed: %v", err)
 	}
-	idle.Begin()
-	if err := pub.Settle(ended); !errors.Is(err, context.Canceled) {
+	idle.Enter()
+	if err := pub.Synchronize(ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("with the other reader at work: %v, want %v", err, context.Canceled)
 	}
 }
@@ -96,12 +96,12 @@ func TestSettleWaitsForWork(t *testing.T) {
 func TestSettleEndsWithTheWork(t *testing.T) {
 	var pub policy.Published
 	r := pub.NewReader()
-	r.Begin()
+	r.Enter()
 	done := make(chan error)
-	go func() { done <- pub.Settle(context.Background()) }()
+	go func() { done <- pub.Synchronize(context.Background()) }()
 	for {
-		r.End()
-		r.Begin()
+		r.Exit()
+		r.Enter()
 		select {
 		case err := <-done:
 			if err != nil {
@@ -119,10 +119,10 @@ func TestPublishedIsEmptyAtFirst(t *testing.T) {
 	if s := pub.Snapshot(); s != nil {
 		t.Errorf("snapshot %d before the first Publish", s.Number())
 	}
-	if s := pub.NewReader().Begin(); s != nil {
+	if s := pub.NewReader().Enter(); s != nil {
 		t.Errorf("a reader gets snapshot %d before the first Publish", s.Number())
 	}
-	s, _ := policy.NewWorld().Commit()
+	s, _ := policy.NewStore().Commit()
 	pub.Publish(s)
 	if pub.Snapshot() != s {
 		t.Error("another snapshot than was published")

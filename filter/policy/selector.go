@@ -24,7 +24,7 @@ type selector struct {
 	// For a policy's subject: the pods that match, and the policies. Who matches a
 	// peer's selector is known the other way round alone, by each pod and namespace:
 	// kept with the selector too, it took a hundred times the selectors' size.
-	members  map[*kin]struct{}
+	members  map[*identity]struct{}
 	subjects map[*policy]struct{}
 	// For a selector of namespaces: the selectors of pods in those it matches.
 	within *scopeSelectors

@@ -93,7 +93,7 @@ func TestSemantics(t *testing.T) {
 type semanticsRun struct {
 	t        *testing.T
 	cluster  *cluster
-	world    *policy.World
+	world    *policy.Store
 	snapshot *policy.Snapshot
 }
 
@@ -232,10 +232,10 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 		`{ingress: [{ports: [{protocol: ""}]}]}`:                                "spec.ingress[0].ports[0].protocol",
 	}
 	for spec, field := range tests {
-		w := policy.NewWorld()
+		w := policy.NewStore()
 		w.SetPolicy(netpol.Read(readPolicyLine(t, "default/p: "+spec)))
 		problems := w.Problems()
-		if len(problems) != 1 || problems[0].Policy != netpol.Ref("default", "p") || problems[0].Field != field || problems[0].Detail == "" || problems[0].Mend == "" {
+		if len(problems) != 1 || problems[0].Policy != netpol.Ref("default", "p") || problems[0].Field != field || problems[0].Detail == "" || problems[0].Hint == "" {
 			t.Errorf("%s: %v, want one problem in field %s", spec, problems, field)
 			continue
 		}
@@ -244,14 +244,14 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 		}
 		w.SetPolicy(netpol.Read(readPolicyLine(t, "default/p: {}")))
 		if problems := w.Problems(); len(problems) != 0 {
-			t.Errorf("%s: mended, but still %v", spec, problems)
+			t.Errorf("%s: corrected, but still %v", spec, problems)
 		}
 	}
 }
 
 // TestUnusualAddresses: an address in another spelling is the same address.
 func TestUnusualAddresses(t *testing.T) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})
 	w.SetPod(kubepod.Read(&corev1.Pod{Status: corev1.PodStatus{PodIP: "::ffff:10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "nonsense"}}}}))
 	s, _ := w.Commit()

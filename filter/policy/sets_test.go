@@ -40,8 +40,8 @@ func TestManySetsOfPolicies(t *testing.T) {
 	took, w, s := take(worstcase.Recipe{Identities: pods}.Pods(), list...)
 	defer runtime.KeepAlive(w)
 	defer runtime.KeepAlive(s)
-	if s.Counts().Groups < pods*9/10 {
-		t.Errorf("%d pods are in %d groups: the test has become blunt", pods, s.Counts().Groups)
+	if s.Counts().PolicySets < pods*9/10 {
+		t.Errorf("%d pods are in %d groups: the test has become blunt", pods, s.Counts().PolicySets)
 	}
 	if limit := keptPerByte*stored + 64*pods*policies + 8<<20; took.kept > limit {
 		t.Errorf("policies of %d bytes keep %d, want %d at most", stored, took.kept, limit)
@@ -49,5 +49,5 @@ func TestManySetsOfPolicies(t *testing.T) {
 	if _, _, _, apart := w.Forms(); apart == 0 {
 		t.Error("no policy is looked up by itself: the test has become blunt")
 	}
-	t.Logf("policies of %d KiB in %d groups keep %d KiB", stored>>10, s.Counts().Groups, took.kept>>10)
+	t.Logf("policies of %d KiB in %d groups keep %d KiB", stored>>10, s.Counts().PolicySets, took.kept>>10)
 }

@@ -22,7 +22,7 @@ type Snapshot struct {
 
 // Counts says how much a snapshot holds.
 type Counts struct {
-	Namespaces, Pods, Policies, Endpoints, Classes, Groups int
+	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
 }
 
 // Endpoint is whoever has an address: a pod, or this node itself.
@@ -38,8 +38,8 @@ type Endpoint struct {
 // it fills one line of the processor's cache, and it is padded to begin with a line: at
 // 112 bytes two of three did not, and cost every decision another line.
 type class struct {
-	groups    [2]*group // by filter.Direction; nil where not isolated
-	peers     idSet     // of the peer selectors that match
+	groups    [2]*policySet // by filter.Direction; nil where not isolated
+	peers     idSet         // of the peer selectors that match
 	namespace uint32
 	refs      int
 	ports     []namedPort
@@ -47,25 +47,25 @@ type class struct {
 	_         [24]byte
 }
 
-// group is a set of policies that isolate the same pods in one direction, and
+// policySet is a set of policies that isolate the same pods in one direction, and
 // what they allow together.
-type group struct {
+type policySet struct {
 	isolation *filter.Isolation
 	rules     *ruleSet
-	key       groupKey
+	key       policySetKey
 	id        uint64
 	refs      int
 	ns        *namespace
 	size      int // of its rules, if they are merged for it alone
 }
 
-// groupKey is by what a set of policies is known.
-type groupKey struct {
+// policySetKey is by what a set of policies is known.
+type policySetKey struct {
 	direction filter.Direction
 	policies  mark
 }
 
-// Number tells snapshots of one World apart: it grows by one with each.
+// Number tells snapshots of one store apart: it grows by one with each.
 func (s *Snapshot) Number() uint64 { return s.number }
 
 // NewestEpoch is the last epoch that was given until the snapshot was made. An
@@ -122,11 +122,11 @@ func (e *Endpoint) Closed(d filter.Direction) bool {
 	return e.Isolation(d) != nil && e.class.groups[d].rules.none()
 }
 
-// Tightens says whether flows of an address may be denied now that was is now that
+// MayRestrict says whether flows of an address may be denied now that was is now that
 // were allowed with no policy in the way, or only because of the node that the pod
 // runs on (filter.NotIsolated, filter.OwnNode). Neither of the two is nil for an
 // address outside.
-func Tightens(was, now *Endpoint) bool {
+func MayRestrict(was, now *Endpoint) bool {
 	if was.IsNode() || now.IsNode() {
 		return !now.IsNode()
 	}

@@ -6,7 +6,7 @@ package policy
 // means nothing.
 type sweep struct {
 	namespaces []*namespace
-	kins       []*kin
+	identities []*identity
 	draft      *Draft // for which it is; nil for none
 	retired    limbo
 }
@@ -39,7 +39,7 @@ func (l *limbo) touch(s *selector) {
 }
 
 // releaseDying ends one use of a selector by a large policy that is gone.
-func (w *World) releaseDying() {
+func (w *Store) releaseDying() {
 	last := len(w.dying) - 1
 	s := w.dying[last]
 	if w.dying = w.dying[:last]; last == 0 {
@@ -55,7 +55,7 @@ func (w *World) releaseDying() {
 }
 
 // beginSweep begins a sweep for a draft, if it needs one, and all that are gone.
-func (w *World) beginSweep(d *Draft) {
+func (w *Store) beginSweep(d *Draft) {
 	s := &sweep{retired: w.limbo}
 	w.limbo = limbo{}
 	if d != nil {
@@ -75,26 +75,26 @@ func (w *World) beginSweep(d *Draft) {
 }
 
 // sweepNamespace matches a namespace, and has its pods matched later.
-func (w *World) sweepNamespace(ns *namespace) {
+func (w *Store) sweepNamespace(ns *namespace) {
 	if w.namespaces[ns.name] != ns {
 		return // it is gone
 	}
 	w.dirtyNS[ns] = struct{}{}
 	w.matchNamespace(ns)
-	for k := range ns.kins.all.all() {
-		w.sweep.kins = append(w.sweep.kins, k)
+	for k := range ns.identities.all.all() {
+		w.sweep.identities = append(w.sweep.identities, k)
 	}
 }
 
 // sweepOne does one piece of a sweep.
-func (w *World) sweepOne() {
+func (w *Store) sweepOne() {
 	s := w.sweep
-	if n := len(s.kins); n > 0 {
+	if n := len(s.identities); n > 0 {
 		some := max(0, n-sweptAtOnce)
-		for _, k := range s.kins[some:] {
+		for _, k := range s.identities[some:] {
 			w.stale(k)
 		}
-		s.kins = s.kins[:some]
+		s.identities = s.identities[:some]
 		w.matchPods()
 		return
 	}

@@ -23,7 +23,7 @@ func TestNamespaceThatNothingNames(t *testing.T) {
 			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: addr}}},
 		}
 	}
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetPod(kubepod.Read(podIn("guarded", "db", "10.0.0.1")))
 	w.SetNamespace("friend", map[string]string{"friend": "yes"})
 	w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{

@@ -22,10 +22,10 @@ func heap() (kept, allocated uint64) {
 	return m.HeapAlloc, m.TotalAlloc
 }
 
-// take compiles pods and policies in a new World.
-func take(pods []*corev1.Pod, policies ...*networkingv1.NetworkPolicy) (taken, *policy.World, *policy.Snapshot) {
+// take compiles pods and policies in a new store.
+func take(pods []*corev1.Pod, policies ...*networkingv1.NetworkPolicy) (taken, *policy.Store, *policy.Snapshot) {
 	kept, allocated := heap()
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetLimits(policy.Limits{})
 	for _, p := range pods {
 		w.SetPod(kubepod.Read(p))

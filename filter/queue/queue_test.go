@@ -490,7 +490,7 @@ func TestQueueIsTaken(t *testing.T) {
 	}
 	err := r.queues(queue.Options{}).Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "--queue-first") {
-		t.Errorf("%v, want the mend", err)
+		t.Errorf("%v, want the hint", err)
 	}
 }
 

@@ -26,7 +26,7 @@ var (
 
 // log returns a log that writes lines without their time to the buffer.
 func log(level verdictlog.Level, perSecond int) (*verdictlog.Log, *bytes.Buffer) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetPod(kubepod.Read(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: web.String()}}},

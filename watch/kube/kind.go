@@ -14,17 +14,17 @@ type kind struct {
 	name     string // as in "Pod"
 	resource string // as in "pods", the name that RBAC uses
 	group    schema.GroupVersion
-	remove   func(w *policy.World, namespace, name string)
+	remove   func(w *policy.Store, namespace, name string)
 }
 
 var (
-	namespaceKind = &kind{"Namespace", "namespaces", corev1.SchemeGroupVersion, func(w *policy.World, _, name string) { w.DeleteNamespace(name) }}
-	podKind       = &kind{"Pod", "pods", corev1.SchemeGroupVersion, (*policy.World).DeletePod}
+	namespaceKind = &kind{"Namespace", "namespaces", corev1.SchemeGroupVersion, func(w *policy.Store, _, name string) { w.DeleteNamespace(name) }}
+	podKind       = &kind{"Pod", "pods", corev1.SchemeGroupVersion, (*policy.Store).DeletePod}
 	policyKind    = &kind{netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, deletePolicy}
-	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, func(w *policy.World, _, name string) { w.SetNodeRanges(name, nil) }}
+	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, func(w *policy.Store, _, name string) { w.SetNodeRanges(name, nil) }}
 )
 
-func deletePolicy(w *policy.World, namespace, name string) {
+func deletePolicy(w *policy.Store, namespace, name string) {
 	w.DeletePolicy(netpol.Ref(namespace, name))
 }
 

@@ -107,7 +107,7 @@ func (s *Source) Health() []KindHealth { return s.health.list() }
 
 // Run follows the cluster until ctx ends. It does not fail: it retries while the API server
 // is unreachable or refuses requests.
-func (s *Source) Run(ctx context.Context, update func(func(*policy.World))) error {
+func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
 	// client-go logs every retry. Users only need to know what health logs, once per
 	// failure.
 	logger := logr.FromSlogHandler(debugHandler{s.log.Handler()})

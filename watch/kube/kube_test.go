@@ -46,7 +46,7 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	if f.source, err = New(config, opts); err != nil {
 		t.Fatal(err)
 	}
-	world := policy.NewWorld()
+	world := policy.NewStore()
 	world.SetLocalNode(opts.NodeName)
 	controller := watch.New(world, &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {

@@ -12,7 +12,7 @@ import (
 // Whether a pod runs on this node, and whether it is being deleted, reaches the policy
 // store.
 func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
-	d, w := testDecoder(t), policy.NewWorld()
+	d, w := testDecoder(t), policy.NewStore()
 	w.SetLocalNode("here")
 	near, far := makePod("near", "10.1.0.1", nil), makePod("far", "10.1.0.1", nil)
 	near.Spec.NodeName, far.Spec.NodeName = "here", "there"

@@ -21,7 +21,7 @@ func TestRangesComeWithTheirChange(t *testing.T) {
 	q := newQueue(1)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))
 	table.nodes = &nodes{self: "here", log: quietSlog}
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetLocalNode("here")
 	last, _ := w.Commit()
 	for _, step := range []struct {

@@ -24,7 +24,7 @@ type object interface {
 	// id returns the object's name and, if it is in one, its namespace.
 	id() types.NamespacedName
 	// put adds the object to the policy store.
-	put(w *policy.World)
+	put(w *policy.Store)
 }
 
 // slimMeta is the metadata that is kept of every object: 80 of 250 bytes.
@@ -129,7 +129,7 @@ func (p *pod) form() *policy.Pod {
 	return o
 }
 
-func (p *pod) put(w *policy.World) { w.SetPod(p.form()) }
+func (p *pod) put(w *policy.Store) { w.SetPod(p.form()) }
 
 // DeepCopyObject returns the object itself, which is immutable.
 func (p *pod) DeepCopyObject() runtime.Object { return p }
@@ -144,7 +144,7 @@ func slimNamespace(o *corev1.Namespace) *namespace {
 	return &namespace{slimMetaOf(&o.ObjectMeta), o.Labels}
 }
 
-func (n *namespace) put(w *policy.World) {
+func (n *namespace) put(w *policy.Store) {
 	w.SetNamespace(n.Name, n.labels)
 }
 
@@ -163,7 +163,7 @@ func slimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
 	return &networkPolicy{t, netpol.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name}, Spec: o.Spec})}
 }
 
-func (p *networkPolicy) put(w *policy.World) { w.SetEncoded(p.policy) }
+func (p *networkPolicy) put(w *policy.Store) { w.SetEncoded(p.policy) }
 
 // DeepCopyObject returns the object itself, which is immutable.
 func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
@@ -187,7 +187,7 @@ func slimNode(o *corev1.Node) *node {
 	return n
 }
 
-func (n *node) put(w *policy.World) { w.SetNodeRanges(n.Name, n.prefixes) }
+func (n *node) put(w *policy.Store) { w.SetNodeRanges(n.Name, n.prefixes) }
 
 // DeepCopyObject returns the object itself, which is immutable.
 func (n *node) DeepCopyObject() runtime.Object { return n }

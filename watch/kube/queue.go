@@ -81,7 +81,7 @@ func (q *queue) take(first bool) (changes []change, ok bool) {
 }
 
 // run passes changes on until ctx ends.
-func (q *queue) run(ctx context.Context, update func(func(*policy.World))) {
+func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 	defer context.AfterFunc(ctx, q.end)()
 	for first := true; ; {
 		select {
@@ -95,7 +95,7 @@ func (q *queue) run(ctx context.Context, update func(func(*policy.World))) {
 				break
 			}
 			first = false
-			update(func(w *policy.World) {
+			update(func(w *policy.Store) {
 				for i := range changes {
 					changes[i].apply(w)
 					changes[i] = change{} // the policy store has what it needs

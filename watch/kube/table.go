@@ -9,7 +9,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// change is one step of the World: an object that is new or another, or one that
+// change is one step of the store: an object that is new or another, or one that
 // is gone.
 type change struct {
 	kind   *kind
@@ -17,7 +17,7 @@ type change struct {
 	object object // nil if it is gone
 }
 
-func (c change) apply(w *policy.World) {
+func (c change) apply(w *policy.Store) {
 	if c.object != nil {
 		c.object.put(w)
 		return
@@ -34,7 +34,7 @@ type table struct {
 	nodes  *nodes        // of Nodes; nil if their pod ranges are not needed
 	taint  *startupTaint // of this node's Node; nil if there is none
 	// known is what the API server has. With a pod's name goes its set of labels,
-	// so that the set stays known as long as the World has a pod with it.
+	// so that the set stays known as long as the store has a pod with it.
 	known  map[types.NamespacedName]*labelSet
 	listed bool // a list has come
 }
@@ -104,7 +104,7 @@ func (t *table) Replace(list []any, _ string) error {
 	return nil
 }
 
-// Resync is never asked for: the World forgets nothing.
+// Resync is never asked for: the store forgets nothing.
 func (t *table) Resync() error { return nil }
 
 func (t *table) set(o any) (change, error) {

@@ -141,7 +141,7 @@ func TestQueueBounds(t *testing.T) {
 	}()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	q.run(ctx, func(func(*policy.World)) {})
+	q.run(ctx, func(func(*policy.Store)) {})
 	select {
 	case <-ended:
 	case <-time.After(waitTimeout):

@@ -252,7 +252,7 @@ func TestSlimObjectsKeepDecisions(t *testing.T) {
 		c := cluster.New(seed, cluster.Options{Pods: 200, Policies: 60, Namespaces: 5, DualStack: true})
 		random := rand.New(rand.NewPCG(seed, 7))
 		d := testDecoder(t)
-		whole, lean := policy.NewWorld(), policy.NewWorld()
+		whole, lean := policy.NewStore(), policy.NewStore()
 		for _, o := range c.Namespaces {
 			whole.SetNamespace(o.Name, o.Labels)
 			decodeInto(t, d, o, lean)
@@ -284,7 +284,7 @@ func TestSlimObjectsKeepDecisions(t *testing.T) {
 	}
 }
 
-func decodeInto(t *testing.T, d decoder, o runtime.Object, w *policy.World) {
+func decodeInto(t *testing.T, d decoder, o runtime.Object, w *policy.Store) {
 	t.Helper()
 	got, _, err := d.Decode(encode(t, o), nil, nil)
 	if err != nil {

@@ -45,7 +45,7 @@ type Delta struct {
 type Ref struct{ Kind, Namespace, Name string }
 
 // Apply applies the change to the policy store.
-func (d Delta) Apply(w *policy.World) {
+func (d Delta) Apply(w *policy.Store) {
 	for _, r := range d.Deleted {
 		switch r.Kind {
 		case "Namespace":
@@ -60,7 +60,7 @@ func (d Delta) Apply(w *policy.World) {
 }
 
 // Apply adds the objects to the policy store, or replaces older versions there.
-func (o Objects) Apply(w *policy.World) {
+func (o Objects) Apply(w *policy.Store) {
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
 	}
@@ -372,7 +372,7 @@ func (c *content) inPolicies() []Problem {
 			}
 			found = append(found, Problem{
 				File: it.origin.File, Document: it.origin.Document, Object: it.name,
-				Field: p.Field, Detail: p.Detail, Hint: p.Mend,
+				Field: p.Field, Detail: p.Detail, Hint: p.Hint,
 			})
 		}
 	}

@@ -231,6 +231,6 @@ type Source struct {
 func (s Source) String() string { return "manifests " + strings.Join(s.Dirs, ", ") }
 
 // Run follows the directories until ctx ends.
-func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error {
+func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
 	return s.follow(ctx, func(d Delta) { update(d.Apply) })
 }

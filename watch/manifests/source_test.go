@@ -48,7 +48,7 @@ func TestSourceTellsItsProblems(t *testing.T) {
 		}
 	}
 	write("bad.yaml", "{apiVersion: v1, kind: Pod")
-	go func() { ended <- source.Run(ctx, func(func(*policy.World)) {}) }()
+	go func() { ended <- source.Run(ctx, func(func(*policy.Store)) {}) }()
 	await("bad.yaml")
 	write("a.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: a}}")
 	write("b.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: a}}")

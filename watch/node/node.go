@@ -37,7 +37,7 @@ type Source struct {
 func (Source) String() string { return "this node's addresses" }
 
 // Run delivers the addresses, and delivers them again after each change, until ctx ends.
-func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error {
+func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
 	log := s.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -64,7 +64,7 @@ func (s Source) Run(ctx context.Context, update func(func(*policy.World))) error
 		case first || !slices.Equal(addrs, known):
 			known = addrs
 			log.Debug("addresses of this node", "addresses", addrs)
-			update(func(w *policy.World) { w.SetNode(addrs) })
+			update(func(w *policy.Store) { w.SetNode(addrs) })
 		}
 		if !waitForChange(ctx, &events) {
 			return nil

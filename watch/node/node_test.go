@@ -38,9 +38,9 @@ func TestAddresses(t *testing.T) {
 
 func TestSourceTellsAtOnceAndEndsWithItsContext(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
-	world := policy.NewWorld()
+	world := policy.NewStore()
 	updates := 0
-	err := node.Source{}.Run(ctx, func(update func(*policy.World)) {
+	err := node.Source{}.Run(ctx, func(update func(*policy.Store)) {
 		update(world)
 		updates++
 		stop()

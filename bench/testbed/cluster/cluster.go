@@ -64,7 +64,7 @@ func New(seed uint64, o Options) *Cluster {
 }
 
 // Fill puts all objects into a store, policies last, as an agent does when it starts.
-func (c *Cluster) Fill(w *policy.World) {
+func (c *Cluster) Fill(w *policy.Store) {
 	for _, o := range c.Namespaces {
 		w.SetNamespace(o.Name, o.Labels)
 	}

@@ -19,7 +19,7 @@ func TestClusterIsWhatItSays(t *testing.T) {
 		{Pods: 1000, Policies: 100, Namespaces: 20, DualStack: true},
 		{Pods: 1000, Policies: 250, Namespaces: 7},
 	} {
-		c, w := cluster.New(1, o), policy.NewWorld()
+		c, w := cluster.New(1, o), policy.NewStore()
 		c.Fill(w)
 		s, _ := w.Commit()
 		want := policy.Counts{Namespaces: max(1, o.Namespaces), Pods: o.Pods, Policies: o.Policies, Endpoints: o.Pods}
@@ -27,7 +27,7 @@ func TestClusterIsWhatItSays(t *testing.T) {
 			want.Endpoints *= 2
 		}
 		got := s.Counts()
-		got.Classes, got.Groups = 0, 0
+		got.Classes, got.PolicySets = 0, 0
 		if got != want {
 			t.Errorf("%+v: %+v, want %+v", o, got, want)
 		}

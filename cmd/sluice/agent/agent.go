@@ -120,7 +120,7 @@ func (a *agent) wire() error {
 		a.manager.EnsurePins = a.kernel.EnsurePins
 	}
 	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, a.log)
-	world := policy.NewWorld()
+	world := policy.NewStore()
 	world.SetLimits(opts.Limits)
 	world.SetLocalNode(opts.NodeName)
 	world.SetPodRanges(opts.PodCIDRs)

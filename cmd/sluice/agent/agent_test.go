@@ -24,7 +24,7 @@ func TestStartInOrder(t *testing.T) {
 	if done := f.steps(); done != nil || f.is(enforcing) {
 		t.Errorf("before the first snapshot: %v", done)
 	}
-	f.update(func(*policy.World) {})
+	f.update(func(*policy.Store) {})
 	f.await("ready", f.synced)
 	if done := f.steps(); !slices.Equal(done, startSteps) {
 		t.Errorf("started by %v, want %v", done, startSteps)
@@ -56,7 +56,7 @@ func TestStartFails(t *testing.T) {
 			}
 			f.at(step, func() error { return fail })
 			f.run()
-			f.update(func(*policy.World) {})
+			f.update(func(*policy.Store) {})
 			if err := f.end(); !errors.Is(err, fail) {
 				t.Errorf("ended with %v, want %v", err, fail)
 			}
@@ -102,7 +102,7 @@ func TestEndDuringTheStart(t *testing.T) {
 				return nil
 			})
 			f.run()
-			f.update(func(*policy.World) {})
+			f.update(func(*policy.Store) {})
 			if err := f.end(); err != nil {
 				t.Error(err)
 			}
@@ -114,7 +114,7 @@ func TestEndDuringTheStart(t *testing.T) {
 }
 
 // addPod adds a pod, so that a change concerns an address.
-func addPod(w *policy.World) { w.SetPod(kubepod.Read(podAt("a", "10.1.0.5", "192.0.2.1"))) }
+func addPod(w *policy.Store) { w.SetPod(kubepod.Read(podAt("a", "10.1.0.5", "192.0.2.1"))) }
 
 // A change goes through the stages in order, and the next stage waits for the one before.
 func TestChangeGoesThroughTheStages(t *testing.T) {
@@ -123,14 +123,14 @@ func TestChangeGoesThroughTheStages(t *testing.T) {
 	f.steps()
 	reader := f.published.NewReader()
 	defer reader.Close()
-	before := reader.Begin()
+	before := reader.Enter()
 	f.update(addPod)
 	f.until("published", func() bool { return f.published.Snapshot() != before })
 	time.Sleep(20 * time.Millisecond) // long enough for a wrong stage to show
 	if done := f.steps(); done != nil {
 		t.Errorf("%v while a worker decides by the snapshot before", done)
 	}
-	reader.End()
+	reader.Exit()
 	f.until("swept", func() bool { return f.recorded(stepSweep) })
 	if done, want := f.steps(), []string{stepPending, stepKernel, stepGuard, stepSweep}; !slices.Equal(done, want) {
 		t.Errorf("applied by %v, want %v", done, want)

@@ -121,7 +121,7 @@ func (f *fixture) run() {
 func (f *fixture) start() {
 	f.t.Helper()
 	f.run()
-	f.update(func(*policy.World) {})
+	f.update(func(*policy.Store) {})
 	f.await("ready", f.synced)
 	f.await("stages", f.controller.Ready())
 }

@@ -35,7 +35,7 @@ func snapshotOf(self string, pods ...*corev1.Pod) *policy.Snapshot {
 
 // snapshotWith is snapshotOf with ranges of the node's pods.
 func snapshotWith(ranges []netip.Prefix, self string, pods ...*corev1.Pod) *policy.Snapshot {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetPodRanges(ranges)
 	w.SetNode([]netip.Addr{netip.MustParseAddr(self)})
 	for _, p := range pods {

@@ -102,7 +102,7 @@ func (a *agent) state() *telemetry.State {
 		broken = *read
 	}
 	for _, p := range beyondManifests(a.controller.Problems(), broken) {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Hint: p.Mend})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Hint: p.Hint})
 	}
 	a.network.addTo(s, a.opts.SysctlProblems)
 	for _, c := range a.controller.Clashes() {

@@ -26,10 +26,10 @@ func TestProblemsAreToldOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx, stop := context.WithCancel(t.Context())
-			w := policy.NewWorld()
+			w := policy.NewStore()
 			var told []manifests.Problem
 			source := manifests.Source{Dirs: []string{dir}, OnProblems: func(p []manifests.Problem) { told = p }}
-			if err := source.Run(ctx, func(apply func(*policy.World)) { apply(w); stop() }); err != nil {
+			if err := source.Run(ctx, func(apply func(*policy.Store)) { apply(w); stop() }); err != nil {
 				t.Fatal(err)
 			}
 			found := w.Problems()

@@ -43,7 +43,7 @@ func cluster(t *testing.T) *explain.Cluster {
 		}
 	}
 	o.Pods, o.Policies = kubepod.ReadAll(p), netpol.ReadAll(n)
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	for _, pod := range o.Pods {
 		w.SetPod(pod)
 	}
@@ -128,7 +128,7 @@ tests:
 	}
 }
 
-// What is wrong is said with test, field and mend.
+// What is wrong is said with test, field and hint.
 func TestParseSaysWhatIsWrong(t *testing.T) {
 	const good = "{name: good, from: web, to: db, port: 80, expect: deny}"
 	tests := map[string]struct{ text, says string }{

@@ -74,7 +74,7 @@ func (l *list) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// check says what is wrong with a field that is a list. missing is the mend if
+// check says what is wrong with a field that is a list. missing is the hint if
 // nothing stands there, and empty if that is no mistake.
 func (l *list) check(field, missing string) error {
 	switch {
@@ -87,7 +87,7 @@ func (l *list) check(field, missing string) error {
 }
 
 // Parse reads a file of expectations. Its error joins all that is wrong, each
-// with test, field and mend.
+// with test, field and hint.
 func Parse(data []byte) (*File, error) {
 	if several(data) {
 		return nil, errors.New("there are several YAML documents: write a file for each")
@@ -173,11 +173,11 @@ func decode(text []byte, into any, fields []string) []error {
 			errs = append(errs, err)
 			continue
 		}
-		mend := "the fields here are " + strings.Join(fields, ", ")
+		hint := "the fields here are " + strings.Join(fields, ", ")
 		if best, ok := near.Name(at.FieldPath(), fields); ok {
-			mend = "write " + best
+			hint = "write " + best
 		}
-		errs = append(errs, fmt.Errorf("%s: there is no such field: %s", at.FieldPath(), mend))
+		errs = append(errs, fmt.Errorf("%s: there is no such field: %s", at.FieldPath(), hint))
 	}
 	return errs
 }

@@ -84,7 +84,7 @@ type ChangeAnswer struct {
 	Policy string `json:"policy"`
 	Field  string `json:"field"`
 	Add    any    `json:"add,omitempty"`
-	Mend   string `json:"mend,omitempty"` // where something must be mended instead
+	Hint   string `json:"hint,omitempty"` // where something must be corrected instead
 }
 
 // Answer decides a question and names the policies and rules behind the verdict,
@@ -203,7 +203,7 @@ func (s *Side) details() *Details {
 	if c := s.Change; c != nil {
 		d.Change = &ChangeAnswer{Policy: c.Policy.String(), Field: c.Field, Add: c.Add}
 		if c.Problem != nil {
-			d.Change.Field, d.Change.Mend = c.Problem.Field, c.Problem.Detail+": "+c.Problem.Mend
+			d.Change.Field, d.Change.Hint = c.Problem.Field, c.Problem.Detail+": "+c.Problem.Hint
 		}
 	}
 	for _, p := range s.Problems {

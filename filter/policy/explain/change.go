@@ -20,7 +20,7 @@ type Change struct {
 	Field  string // the list to add to, as in "spec.ingress[0].from"
 	// Add is what to add, as the API writes it: a peer, a port or a rule.
 	Add any
-	// Problem is what must be mended instead, where nothing that is added to the
+	// Problem is what must be corrected instead, where nothing that is added to the
 	// policies that isolate the pod would be in force; Field and Add are empty then.
 	Problem *policy.Problem
 }

@@ -71,7 +71,7 @@ func policyOf(t *testing.T, name, spec string) *networkingv1.NetworkPolicy {
 // limited makes a cluster of two pods and some policies, within limits.
 func limited(t *testing.T, l policy.Limits, policies []*networkingv1.NetworkPolicy) *explain.Cluster {
 	t.Helper()
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	w.SetLimits(l)
 	o := explain.Objects{Policies: netpol.ReadAll(policies)}
 	for i, name := range []string{"db", "web"} {

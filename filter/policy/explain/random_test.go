@@ -149,7 +149,7 @@ type objects struct {
 
 // clusterOf compiles objects.
 func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: netpol.ReadAll(from.Policies)}
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)

@@ -56,7 +56,7 @@ func serviceCluster(t *testing.T) *Cluster {
 	if err := yaml.UnmarshalStrict([]byte(behindServices), &o); err != nil {
 		t.Fatal(err)
 	}
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	for _, p := range o.Pods {
 		w.SetPod(kubepod.Read(p))
 	}

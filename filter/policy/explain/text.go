@@ -165,10 +165,10 @@ func (s *Side) writeChange(b *strings.Builder) {
 	case c == nil:
 		return
 	case c.Problem != nil && c.Problem.TooLarge:
-		fmt.Fprintf(b, "to allow the %s: shrink %s: %s\n", s.Direction, c.Policy.Object(), c.Problem.Mend)
+		fmt.Fprintf(b, "to allow the %s: shrink %s: %s\n", s.Direction, c.Policy.Object(), c.Problem.Hint)
 		return
 	case c.Problem != nil:
-		fmt.Fprintf(b, "to allow the %s: first correct %s of %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy.Object(), c.Problem.Mend)
+		fmt.Fprintf(b, "to allow the %s: first correct %s of %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy.Object(), c.Problem.Hint)
 		return
 	}
 	fmt.Fprintf(b, "to allow the %s: add to %s of %s\n", s.Direction, c.Field, c.Policy.Object())

@@ -37,19 +37,19 @@ type Finding struct {
 	Object string // as in "NetworkPolicy default/x"
 	Field  string // as in "spec.ingress[0].from[1].podSelector"
 	Detail string // what is odd about it
-	Mend   string // what to do if it was not meant
+	Hint   string // what to do if it was not meant
 }
 
 // Error is the finding in one line.
 func (f Finding) Error() string {
-	return f.Object + ", " + f.Field + ": " + f.Detail + ": " + f.Mend
+	return f.Object + ", " + f.Field + ": " + f.Detail + ": " + f.Hint
 }
 
 // LogValue keeps the parts apart in structured logs.
 func (f Finding) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("check", f.Check), slog.String("object", f.Object), slog.String("field", f.Field),
-		slog.String("detail", f.Detail), slog.String("mend", f.Mend),
+		slog.String("detail", f.Detail), slog.String("hint", f.Hint),
 	)
 }
 
@@ -66,7 +66,7 @@ type linter struct {
 // applied; they are not changed.
 func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*policy.Policy) []Finding {
 	l := &linter{namespaces: make(map[string]*namespace)}
-	world := policy.NewWorld()
+	world := policy.NewStore()
 	for _, o := range namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
 	}
@@ -82,7 +82,7 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 
 	world.Commit() // which decides what is too much
 	for _, p := range world.Problems() {
-		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Mend})
+		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Hint})
 	}
 	for _, p := range l.policies {
 		l.matches(p)
@@ -109,9 +109,9 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 	return l.findings
 }
 
-func (l *linter) found(check string, p *pol, field, mend, detail string, args ...any) {
+func (l *linter) found(check string, p *pol, field, hint, detail string, args ...any) {
 	l.findings = append(l.findings, Finding{
-		Check: check, Object: p.Ref.Object(), Field: field, Detail: fmt.Sprintf(detail, args...), Mend: mend,
+		Check: check, Object: p.Ref.Object(), Field: field, Detail: fmt.Sprintf(detail, args...), Hint: hint,
 	})
 }
 

@@ -124,7 +124,7 @@ func TestFindings(t *testing.T) {
 			if f.Check != tt.check || f.Field != tt.field || !strings.Contains(f.Error(), tt.says) {
 				t.Errorf("found %s at %s: %v; want %s at %s with %q", f.Check, f.Field, f, tt.check, tt.field, tt.says)
 			}
-			if !strings.HasPrefix(f.Object, "NetworkPolicy ") || f.Detail == "" || f.Mend == "" {
+			if !strings.HasPrefix(f.Object, "NetworkPolicy ") || f.Detail == "" || f.Hint == "" {
 				t.Errorf("incomplete: %+v", f)
 			}
 		})

@@ -195,13 +195,13 @@ func (l *linter) portNames(p *pol, r *rule) {
 		if r.direction == filter.Egress && isDNS(x.Name) && !l.hasSystem() {
 			continue
 		}
-		mend := "write a name that the pods' containers declare, or the number"
+		hint := "write a name that the pods' containers declare, or the number"
 		if outsideOnly {
-			mend = "write the number: addresses outside the cluster have no names for ports"
+			hint = "write the number: addresses outside the cluster have no names for ports"
 		} else if others := portsOf(to); len(others) > 0 {
-			mend += " (they declare " + strings.Join(others, ", ") + ")"
+			hint += " (they declare " + strings.Join(others, ", ") + ")"
 		}
-		l.found(NoPort, p, x.field+".port", mend, "no pod that it leads to has a port %q of %s", x.Name, x.Protocol)
+		l.found(NoPort, p, x.field+".port", hint, "no pod that it leads to has a port %q of %s", x.Name, x.Protocol)
 	}
 }
 

@@ -127,7 +127,7 @@ func readSpec(ref policy.Ref, spec *networkingv1.NetworkPolicySpec) *policy.Poli
 
 // problem adds a problem. Where the subject cannot be understood no rule is in force, and
 // nothing is said about them.
-func (r *reader) problem(field, detail, mend string) {
+func (r *reader) problem(field, detail, hint string) {
 	if r.p.Subject.Malformed {
 		return
 	}
@@ -135,14 +135,14 @@ func (r *reader) problem(field, detail, mend string) {
 		r.more++
 		return
 	}
-	r.p.Problems = append(r.p.Problems, policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Mend: mend})
+	r.p.Problems = append(r.p.Problems, policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Hint: hint})
 }
 
 // countRest tells how many problems were not told one by one.
 func (r *reader) countRest() {
 	if r.more > 0 {
 		r.p.Problems = append(r.p.Problems, policy.Problem{
-			Policy: r.p.Ref, Field: "spec", Detail: fmt.Sprintf("it has %d more problems", r.more), Mend: "correct the first, and the next are told",
+			Policy: r.p.Ref, Field: "spec", Detail: fmt.Sprintf("it has %d more problems", r.more), Hint: "correct the first, and the next are told",
 		})
 	}
 }

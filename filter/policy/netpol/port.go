@@ -17,14 +17,14 @@ import (
 // flaw is what is wrong with an item of a rule's ports.
 type flaw struct {
 	field        string // relative to the item's
-	detail, mend string
+	detail, hint string
 }
 
 // port reads an item of a rule's ports as the API server validates it.
 func (r *reader) port(p *networkingv1.NetworkPolicyPort, field string) policy.PortRange {
 	port, wrong := readPort(p)
 	if wrong != nil {
-		r.problem(field+wrong.field, wrong.detail, wrong.mend)
+		r.problem(field+wrong.field, wrong.detail, wrong.hint)
 		port.Malformed = true
 	}
 	return port
@@ -91,11 +91,11 @@ func nameFlaw(name string) *flaw {
 	low, high, _ := strings.Cut(name, "-")
 	if l, err := strconv.ParseUint(low, 10, 16); err == nil && l > 0 {
 		if h, err := strconv.ParseUint(high, 10, 16); err == nil && l <= h {
-			f.mend = fmt.Sprintf("write a range as port: %d and endPort: %d", l, h)
+			f.hint = fmt.Sprintf("write a range as port: %d and endPort: %d", l, h)
 		}
 	}
 	if n, err := strconv.ParseUint(name, 10, 16); err == nil && n > 0 {
-		f.mend = fmt.Sprintf("take the quotes away to mean the number: port: %d", n)
+		f.hint = fmt.Sprintf("take the quotes away to mean the number: port: %d", n)
 	}
 	return f
 }

@@ -32,7 +32,7 @@ func writeSnapshot(w http.ResponseWriter, s *State) {
 	c := s.Snapshot.Counts()
 	writeJSON(w, map[string]any{
 		"number": s.Snapshot.Number(), "published": s.Published, "policies": c.Policies, "pods": c.Pods,
-		"namespaces": c.Namespaces, "endpoints": c.Endpoints, "classes": c.Classes, "groups": c.Groups,
+		"namespaces": c.Namespaces, "endpoints": c.Endpoints, "classes": c.Classes, "groups": c.PolicySets,
 	})
 }
 

@@ -25,7 +25,7 @@ var noon = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 // snapshot has two pods, one of which a policy isolates in ingress.
 func snapshot(t *testing.T) *policy.Snapshot {
 	t.Helper()
-	w := policy.NewWorld()
+	w := policy.NewStore()
 	add := func(name, role string, ips ...string) {
 		p := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"role": role}},

@@ -11,12 +11,12 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// World is what is known of the cluster. It is fed object by object, in any
+// Store is what is known of the cluster. It is fed object by object, in any
 // order, and notes what each change touches; Commit compiles just that.
 //
-// A World is not safe for concurrent use, and keeps references to the objects it
+// A Store is not safe for concurrent use, and keeps references to the objects it
 // is given: they must not be changed afterwards.
-type World struct {
+type Store struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
@@ -30,11 +30,11 @@ type World struct {
 	subjects    selectors // of the pods that policies select
 	peers       selectors // of the pods that policies name as peers
 
-	owners map[netip.Addr]*pod   // a live pod that claims the address
-	rivals map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
-	hosts  map[netip.Addr]*host  // by the first of their addresses
-	groups map[groupKey]*group
-	shape  shape // of what groups are compiled to
+	owners     map[netip.Addr]*pod   // a live pod that claims the address
+	rivals     map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
+	hosts      map[netip.Addr]*host  // by the first of their addresses
+	policySets map[policySetKey]*policySet
+	shape      shape // of what groups are compiled to
 
 	drafts   drafts
 	deferred deferred
@@ -55,37 +55,37 @@ type World struct {
 	renewed          []*pod // each once: those that are to have a new epoch
 	dirtyAddrs       map[netip.Addr]struct{}
 	touched          []*pod // those with other endpoints since the last commit
-	staleKins        []*kin
+	staleIdentities  []*identity
 	staleNS          bool        // a selector of namespaces came or went
 	added            []*selector // of peers, since the last commit
 	removed          []*selector
 	ids, spare, mask idBits
 
-	table      *addrTable // by address, shared with the last snapshot
-	everyone   []idSet    // by namespace id: the selectors that match all its pods; shared too
-	unusedNS   []uint32
-	dirtyNS    map[*namespace]struct{}
-	staleIn    []*namespace // those in which a selector came or went
-	compiled   []*kin       // whose pods this commit has compiled
-	wideOnly   bool         // only selectors of peers whose scope is a selector are matched again
-	seeds      [2]maphash.Seed
-	lastEpoch  uint64
-	lastNumber uint64 // of snapshots
-	lastPolicy uint64
-	lastGroup  uint64
+	table         *addrTable // by address, shared with the last snapshot
+	everyone      []idSet    // by namespace id: the selectors that match all its pods; shared too
+	unusedNS      []uint32
+	dirtyNS       map[*namespace]struct{}
+	staleIn       []*namespace // those in which a selector came or went
+	compiled      []*identity  // whose pods this commit has compiled
+	wideOnly      bool         // only selectors of peers whose scope is a selector are matched again
+	seeds         [2]maphash.Seed
+	lastEpoch     uint64
+	lastNumber    uint64 // of snapshots
+	lastPolicy    uint64
+	lastPolicySet uint64
 }
 
 // namespace is a namespace that has an object, a pod or a policy.
 type namespace struct {
-	id       uint32
-	name     string
-	declared bool // there is a Namespace object
-	labels   labels.Set
-	kins     kinSet
-	policies int
-	size     int   // entries of its policies' rules, but for large ones
-	merged   int   // entries of rules that are merged for sets of its policies
-	matched  idSet // selectors of namespaces that match, as of the last commit
+	id         uint32
+	name       string
+	declared   bool // there is a Namespace object
+	labels     labels.Set
+	identities identitySet
+	policies   int
+	size       int   // entries of its policies' rules, but for large ones
+	merged     int   // entries of rules that are merged for sets of its policies
+	matched    idSet // selectors of namespaces that match, as of the last commit
 
 	relabeled bool // since the last commit
 	stale     bool // all of its pods may match other peers
@@ -93,9 +93,9 @@ type namespace struct {
 	tests     int  // how many of its pods were tested for that in this commit
 }
 
-// NewWorld returns a world in which nothing exists.
-func NewWorld() *World {
-	w := &World{
+// NewStore returns a world in which nothing exists.
+func NewStore() *Store {
+	w := &Store{
 		namespaces:  make(map[string]*namespace),
 		pods:        make(map[objectKey]*pod),
 		policies:    make(map[Ref]*policy),
@@ -106,7 +106,7 @@ func NewWorld() *World {
 		owners:      make(map[netip.Addr]*pod),
 		rivals:      make(map[netip.Addr][]*pod),
 		hosts:       make(map[netip.Addr]*host),
-		groups:      make(map[groupKey]*group),
+		policySets:  make(map[policySetKey]*policySet),
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
 		deferred:    make(deferred),
@@ -125,7 +125,7 @@ func NewWorld() *World {
 
 // SetNode says which addresses are this node's own: traffic from and to the node
 // that a pod runs on is always allowed.
-func (w *World) SetNode(addrs []netip.Addr) {
+func (w *Store) SetNode(addrs []netip.Addr) {
 	now := make(map[netip.Addr]struct{}, len(addrs))
 	for _, a := range addrs {
 		a = a.Unmap().WithZone("")
@@ -144,7 +144,7 @@ func (w *World) SetNode(addrs []netip.Addr) {
 
 // SetNamespace adds a namespace or replaces what is known of it. Its label
 // kubernetes.io/metadata.name is set as the API server sets it.
-func (w *World) SetNamespace(name string, labels labels.Set) {
+func (w *Store) SetNamespace(name string, labels labels.Set) {
 	ns := w.namespace(name)
 	ns.declared = true
 	w.relabelNamespace(ns, labels)
@@ -152,7 +152,7 @@ func (w *World) SetNamespace(name string, labels labels.Set) {
 
 // DeleteNamespace removes the namespace's object. Pods and policies that are
 // still in it go on, as in a namespace without labels, until they are deleted.
-func (w *World) DeleteNamespace(name string) {
+func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		ns.declared = false
 		w.relabelNamespace(ns, nil)
@@ -162,11 +162,11 @@ func (w *World) DeleteNamespace(name string) {
 
 // namespace returns the namespace, which comes into being with its first use:
 // pods and policies may be seen before it.
-func (w *World) namespace(name string) *namespace {
+func (w *Store) namespace(name string) *namespace {
 	if ns := w.namespaces[name]; ns != nil {
 		return ns
 	}
-	ns := &namespace{id: uint32(len(w.namespaces)), name: name, kins: kinSet{seed: w.seeds[0]}}
+	ns := &namespace{id: uint32(len(w.namespaces)), name: name, identities: identitySet{seed: w.seeds[0]}}
 	if last := len(w.unusedNS) - 1; last >= 0 {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
@@ -177,8 +177,8 @@ func (w *World) namespace(name string) *namespace {
 }
 
 // dropNamespace forgets a namespace that nothing is left of.
-func (w *World) dropNamespace(ns *namespace) {
-	if ns.declared || ns.policies > 0 || !ns.kins.all.empty() {
+func (w *Store) dropNamespace(ns *namespace) {
+	if ns.declared || ns.policies > 0 || !ns.identities.all.empty() {
 		return
 	}
 	w.unusedNS = append(w.unusedNS, ns.id)
@@ -186,7 +186,7 @@ func (w *World) dropNamespace(ns *namespace) {
 	w.dirtyNS[ns] = struct{}{}
 }
 
-func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
+func (w *Store) relabelNamespace(ns *namespace, given labels.Set) {
 	set := given
 	if set[corev1.LabelMetadataName] != ns.name {
 		set = labels.Merge(given, labels.Set{corev1.LabelMetadataName: ns.name})
@@ -200,7 +200,7 @@ func (w *World) relabelNamespace(ns *namespace, given labels.Set) {
 
 // SetPod adds a pod or replaces what is known of it. An address that it did not have stays
 // unknown for now (deferred) if a draft may isolate the pod.
-func (w *World) SetPod(o *Pod) {
+func (w *Store) SetPod(o *Pod) {
 	p := readPod(o)
 	p.local = w.local.node != "" && o.Node == w.local.node
 	if old := w.pods[p.objectKey]; old != nil {
@@ -218,8 +218,8 @@ func (w *World) SetPod(o *Pod) {
 }
 
 // replacePod updates a known pod in place, so that what refers to it stays right.
-func (w *World) replacePod(p, now *pod, set labels.Set) {
-	relabeled := !labels.Equals(p.kin.labels, set)
+func (w *Store) replacePod(p, now *pod, set labels.Set) {
+	relabeled := !labels.Equals(p.identity.labels, set)
 	if !relabeled && p.sameIdentity(now) {
 		return
 	}
@@ -238,17 +238,17 @@ func (w *World) replacePod(p, now *pod, set labels.Set) {
 	p.local, p.ending = now.local, now.ending
 	w.claim(p, known)
 	if relabeled {
-		kin, place := p.kin, p.place
-		w.join(p, kin.ns, set)
+		identity, place := p.identity, p.place
+		w.join(p, identity.ns, set)
 		p.relabeled = true
-		leave(kin, place)
+		leave(identity, place)
 	}
 	w.dirty(p)
 }
 
 // DeletePod removes a pod. A pod that is not known is no error: informers may
 // say so twice.
-func (w *World) DeletePod(namespace, name string) {
+func (w *Store) DeletePod(namespace, name string) {
 	p := w.pods[objectKey{namespace, name}]
 	if p == nil {
 		return
@@ -257,13 +257,13 @@ func (w *World) DeletePod(namespace, name string) {
 	p.gone = true
 	w.disclaim(p)
 	w.releaseHost(p.host)
-	leave(p.kin, p.place)
+	leave(p.identity, p.place)
 	w.dirty(p)
-	w.dropNamespace(p.kin.ns)
+	w.dropNamespace(p.identity.ns)
 }
 
 // claim gives a pod its addresses, some of which it was known to have.
-func (w *World) claim(p *pod, known []netip.Addr) {
+func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
 		if !slices.Contains(known, a) {
 			w.deferNew(p, a)
@@ -277,7 +277,7 @@ func (w *World) claim(p *pod, known []netip.Addr) {
 	}
 }
 
-func (w *World) disclaim(p *pod) {
+func (w *Store) disclaim(p *pod) {
 	for _, a := range p.addrs {
 		w.deferred.remove(p, a)
 		w.dirtyAddrs[a] = struct{}{}
@@ -299,31 +299,31 @@ func (w *World) disclaim(p *pod) {
 }
 
 // join puts a pod among those of its namespace that have its labels.
-func (w *World) join(p *pod, ns *namespace, set labels.Set) {
-	p.regroup = true
-	hash := ns.kins.hashOf(set)
-	if k := ns.kins.byHash[hash]; k != nil && labels.Equals(k.labels, set) {
+func (w *Store) join(p *pod, ns *namespace, set labels.Set) {
+	p.reselected = true
+	hash := ns.identities.hashOf(set)
+	if k := ns.identities.byHash[hash]; k != nil && labels.Equals(k.labels, set) {
 		k.add(p)
 		return
 	}
-	k := &kin{ns: ns, labels: set, hash: hash}
+	k := &identity{ns: ns, labels: set, hash: hash}
 	k.add(p)
-	ns.kins.add(k)
+	ns.identities.add(k)
 	w.matchSubjects(k)
 	w.stale(k)
 }
 
 // leave takes a pod out of those that it was among, at their place.
-func leave(k *kin, place uint32) {
+func leave(k *identity, place uint32) {
 	if k.remove(place); !k.gone() {
 		return
 	}
 	enroll(k, k.subjects, nil)
-	k.ns.kins.remove(k)
+	k.ns.identities.remove(k)
 }
 
 // matchSubjects finds the policies' subjects that pods are among.
-func (w *World) matchSubjects(k *kin) {
+func (w *Store) matchSubjects(k *identity) {
 	in := scope{namespace: k.ns.name}
 	found := w.subjects.matching(in, k.labels, nil)
 	if all := w.subjects.everyone(in); all != nil {
@@ -333,7 +333,7 @@ func (w *World) matchSubjects(k *kin) {
 }
 
 // enroll moves the membership of pods from old selectors to found ones.
-func enroll(k *kin, old, found []*selector) []*selector {
+func enroll(k *identity, old, found []*selector) []*selector {
 	for _, s := range old {
 		delete(s.members, k)
 	}
@@ -344,17 +344,17 @@ func enroll(k *kin, old, found []*selector) []*selector {
 }
 
 // touch has the pods that a selector matches compiled anew.
-func (w *World) touch(s *selector) {
+func (w *Store) touch(s *selector) {
 	for k := range s.members {
 		for _, p := range k.pods {
-			p.regroup = true
+			p.reselected = true
 			w.dirty(p)
 		}
 	}
 }
 
 // dirty marks a pod to be compiled again.
-func (w *World) dirty(p *pod) {
+func (w *Store) dirty(p *pod) {
 	if !p.dirty {
 		p.dirty = true
 		w.dirtyPods = append(w.dirtyPods, p)
@@ -362,29 +362,29 @@ func (w *World) dirty(p *pod) {
 }
 
 // renew gives a pod a new epoch, and nothing else.
-func (w *World) renew(p *pod) {
+func (w *Store) renew(p *pod) {
 	if !p.renewed {
 		p.renewed = true
 		w.renewed = append(w.renewed, p)
 	}
 }
 
-// stale marks a kin: the peer selectors that match its pods must be found again.
-func (w *World) stale(k *kin) {
+// stale marks an identity: the peer selectors that match its pods must be found again.
+func (w *Store) stale(k *identity) {
 	if !k.stale {
 		k.stale = true
-		w.staleKins = append(w.staleKins, k)
+		w.staleIdentities = append(w.staleIdentities, k)
 	}
 	k.staleOwn = k.staleOwn || !w.wideOnly
 }
 
 // SetPolicy adds a policy or replaces it.
-func (w *World) SetPolicy(form *Policy) {
+func (w *Store) SetPolicy(form *Policy) {
 	w.SetEncoded(Encoded{Ref: form.Ref, Digest: form.Digest, Source: form.source(), Form: form})
 }
 
 // SetEncoded is SetPolicy for a policy that may not have been read.
-func (w *World) SetEncoded(e Encoded) {
+func (w *Store) SetEncoded(e Encoded) {
 	old := w.policies[e.Ref]
 	known := e.Digest != [sha256.Size]byte{}
 	newest, ok := w.newest(e.Ref)
@@ -403,7 +403,7 @@ func (w *World) SetEncoded(e Encoded) {
 }
 
 // put has a policy read, and put in the place of the one before, if there is one.
-func (w *World) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
+func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
 	ns := w.namespace(ref.Namespace)
 	ns.policies++
 	w.due = true
@@ -431,7 +431,7 @@ func (w *World) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 }
 
 // DeletePolicy removes a policy. One that is not known is no error.
-func (w *World) DeletePolicy(ref Ref) {
+func (w *Store) DeletePolicy(ref Ref) {
 	w.dropDrafts(ref)
 	if p := w.policies[ref]; p != nil {
 		delete(w.policies, ref)
@@ -440,7 +440,7 @@ func (w *World) DeletePolicy(ref Ref) {
 	}
 }
 
-func (w *World) removePolicy(p *policy) {
+func (w *Store) removePolicy(p *policy) {
 	delete(w.faulty, p)
 	delete(p.subject.subjects, p)
 	w.touch(p.subject)
@@ -461,7 +461,7 @@ func (w *World) removePolicy(p *policy) {
 }
 
 // Problems lists what could not be understood in the policies, by policy.
-func (w *World) Problems() []Problem {
+func (w *Store) Problems() []Problem {
 	var all []Problem
 	for p := range w.faulty {
 		all = append(all, p.problems...)
