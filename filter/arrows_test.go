@@ -66,7 +66,7 @@ var arrows = []arrow{
 		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/kubepod"},
 		never: []string{"net", "net/http", "os", "os/exec", "io", "io/fs", "time", "syscall", "unsafe"},
 		except: map[string][]string{
-			"sluice/filter/policy": {"time"}, // Settle polls, and says why
+			"sluice/filter/policy": {"time"}, // Synchronize polls, and says why
 		},
 		why: "the decision is pure: it has no clock and does no I/O",
 	},

@@ -14,7 +14,7 @@
 // be the wrong way round, and both directions must be allowed ([Conn.MidStream]).
 //
 // No verdict of an older snapshot escapes: the caller publishes the snapshot and
-// waits for [sluice/filter/policy.Published.Settle] before it sweeps. From then
+// waits for [sluice/filter/policy.Published.Synchronize] before it sweeps. From then
 // on every verdict that was given under an older snapshot stands in the mark of
 // an entry of the table, and every entry that is made later is judged by the
 // new one.

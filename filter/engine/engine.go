@@ -279,7 +279,7 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 
 // Enter begins a read section: all packets until Exit are decided by the snapshot that
 // is in force now. That is what lets publishers know when no older verdict is still on
-// its way (policy.Published.Settle).
+// its way (policy.Published.Synchronize).
 func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
 
 // Exit ends the read section: the kernel has carried out all its verdicts. Outside of a

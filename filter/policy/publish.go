@@ -11,7 +11,7 @@ import (
 // when nobody acts on the snapshot before any more.
 //
 // A reader brackets each piece of work, from loading the snapshot until what it
-// decided has taken effect, with Begin and End. Publish followed by Synchronize
+// decided has taken effect, with Enter and Exit. Publish followed by Synchronize
 // therefore guarantees that every effect of an older snapshot is visible: no
 // verdict given under it can still be on its way. Readers pay two uncontended
 // atomic stores; only Synchronize waits.
