@@ -40,7 +40,7 @@ func newRangeSources() rangeSources {
 func (w *Store) SetPodRanges(local []netip.Prefix) {
 	if now := masked(local); !slices.Equal(now, w.ranges.given) {
 		w.ranges.given = now
-		w.ranges.change()
+		w.changeRanges()
 	}
 }
 
@@ -56,7 +56,7 @@ func (w *Store) SetNodeRanges(node string, ranges []netip.Prefix) {
 	default:
 		w.ranges.nodes[node] = now
 	}
-	w.ranges.change()
+	w.changeRanges()
 }
 
 // StartingPods are the addresses of pods that start on the node that enforces. All
@@ -76,11 +76,20 @@ func (w *Store) RenewStartingPods() {
 		w.ranges.changes++
 	}
 	w.ranges.starting, w.ranges.stale = now, true
+	w.adoptRanges()
 }
 
-func (r *rangeSources) change() {
-	r.changes++
-	r.stale = true
+func (w *Store) changeRanges() {
+	w.ranges.changes++
+	w.ranges.stale = true
+	w.adoptRanges()
+}
+
+// adoptRanges sets the ranges of this node at once: whether a pod that is set next stays
+// unknown behind a large policy depends on them.
+func (w *Store) adoptRanges() {
+	r := &w.ranges
+	w.setLocalRanges(slices.Concat(r.given, r.nodes[w.local.node], r.starting))
 }
 
 // commitRanges builds the ranges of the next snapshot, if they have changed.
@@ -104,7 +113,6 @@ func (w *Store) commitRanges() *podRanges {
 		next.all.Insert(p)
 	}
 	r.current = next
-	w.setLocalRanges(slices.Concat(next.here, r.starting))
 	return next
 }
 
