@@ -1,4 +1,4 @@
-// Package kernel is the flow cache in the kernel: verdicts that were given before
+// Package bpf is the flow cache in the kernel: verdicts that were given before
 // are given again without a way to user space, and packets that no policy
 // concerns never take it.
 //

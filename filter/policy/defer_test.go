@@ -95,7 +95,7 @@ func TestPodsThatStartBehindDrafts(t *testing.T) {
 		set  func(w starting) // sets that version
 		want string
 	}{
-		{"none", func(w starting) {}, waits},
+		{"none", func(starting) {}, waits},
 		{"selects all pods", func(w starting) { w.SetPolicy(w.policy("p", "", 1)) }, known},
 		{"selects the same pods", func(w starting) { w.SetPolicy(w.policy("p", "web", 1)) }, known},
 		{"selects other pods", func(w starting) { w.SetPolicy(w.policy("p", "db", 1)) }, waits},

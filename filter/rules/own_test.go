@@ -168,7 +168,7 @@ var someFamilies = [][]Family{{IPv4}, {IPv6}, {IPv4, IPv6}}
 func TestRealOwnTable(t *testing.T) {
 	for name, script := range obstacles {
 		for _, families := range someFamilies {
-			t.Run(fmt.Sprint(name, families), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s%v", name, families), func(t *testing.T) {
 				t.Parallel()
 				p := newObstructed(t, families, script)
 				before := p.tableText(families[0], table)

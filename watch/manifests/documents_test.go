@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sluice/filter"
 	"strings"
 	"testing"
 	"unicode/utf16"
+
+	"sluice/filter"
 
 	"sigs.k8s.io/yaml"
 )

@@ -4,9 +4,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sluice/filter"
 	"strings"
 	"testing"
+
+	"sluice/filter"
 )
 
 // write creates files in a new directory; the keys are their relative paths.

@@ -1,10 +1,11 @@
 package lint
 
 import (
-	"sluice/filter/policy/kubepod"
-	"sluice/filter/policy/netpol"
 	"strings"
 	"testing"
+
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
