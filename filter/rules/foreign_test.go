@@ -118,7 +118,7 @@ func TestRealForeign(t *testing.T) {
 				}
 				n.inForce()
 			}
-			n.inside(func(ctx context.Context) error { return n.Pause(ctx, false) })
+			n.inside(func(ctx context.Context) error { return n.Pause(ctx, DropUnqueued) })
 			n.inside(n.Remove)
 			if got := n.ruleset(); got != before {
 				t.Errorf("the tables hold\n%s\nand held\n%s", got, before)
@@ -214,7 +214,7 @@ func TestRealReferredTo(t *testing.T) {
 		t.Errorf("%d repairs, want one for each family\n%s", n.Repairs(), n.logs)
 	}
 	n.inForce()
-	n.inside(func(ctx context.Context) error { return n.Pause(ctx, false) })
+	n.inside(func(ctx context.Context) error { return n.Pause(ctx, DropUnqueued) })
 	n.inside(n.Remove)
 	if text := n.ruleset(); strings.Count(text, Chain) != 2*(2*2) || strings.Contains(text, allowChain) || strings.Contains(text, "accept\n") {
 		t.Errorf("the tables hold\n%s", text)
@@ -322,7 +322,7 @@ func TestRealMissingLibraries(t *testing.T) {
 				}
 				return err
 			})
-			n.inside(func(ctx context.Context) error { return m.Pause(ctx, false) })
+			n.inside(func(ctx context.Context) error { return m.Pause(ctx, DropUnqueued) })
 			n.inside(m.Remove)
 			// In a listing of the legacy backend a rule has no handle, and so one of others
 			// that leads to us may stay. What it leads to is empty.

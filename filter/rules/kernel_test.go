@@ -203,7 +203,7 @@ func TestRealApplyAndRemove(t *testing.T) {
 				t.Errorf("%s was written %d times", table, w)
 			}
 		}
-		n.inside(func(ctx context.Context) error { return n.Pause(ctx, false) })
+		n.inside(func(ctx context.Context) error { return n.Pause(ctx, DropUnqueued) })
 		n.inside(n.Remove)
 		if got := n.saved(); got != before {
 			t.Errorf("the tables hold\n%s\nand held\n%s", got, before)

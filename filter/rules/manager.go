@@ -178,11 +178,19 @@ func (m *Manager) DropsSources(ctx context.Context) bool {
 	return true
 }
 
-// Pause takes the queues out of the rules, so that no new packet enters them
-// while the workers answer those that wait: what would be asked about passes, or
-// is dropped. It leaves the rest as it is. Run restores nothing until Apply,
-// which ends the pause. Before Apply and after Remove, it does nothing.
-func (m *Manager) Pause(ctx context.Context, pass bool) error {
+// Unqueued is what happens during a pause to packets that would be queued.
+type Unqueued uint8
+
+// The values of Unqueued.
+const (
+	DropUnqueued Unqueued = iota
+	PassUnqueued
+)
+
+// Pause takes the queues out of the rules, so that no new packet enters them while the
+// workers answer those that are queued. It leaves the rest as it is. Run restores nothing
+// until Apply, which ends the pause. Before Apply and after Remove, Pause does nothing.
+func (m *Manager) Pause(ctx context.Context, packets Unqueued) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep = false
@@ -190,7 +198,7 @@ func (m *Manager) Pause(ctx context.Context, pass bool) error {
 		return nil
 	}
 	return m.each(func(t *keptTable) error {
-		return m.pause(ctx, t, pass)
+		return m.pause(ctx, t, packets)
 	})
 }
 

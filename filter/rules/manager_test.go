@@ -248,13 +248,13 @@ func TestApplyGoesOnAfterAFailure(t *testing.T) {
 }
 
 func TestPauseAndApply(t *testing.T) {
-	for pass, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
+	for packets, last := range map[Unqueued]string{PassUnqueued: "-A SLUICE -j RETURN", DropUnqueued: "-A SLUICE -j DROP"} {
 		synctest.Test(t, func(t *testing.T) {
 			opts := Defaults
 			m := newManaged(t, opts)
 			m.apply()
 			m.run()
-			if err := m.Pause(t.Context(), pass); err != nil {
+			if err := m.Pause(t.Context(), packets); err != nil {
 				t.Fatal(err)
 			}
 			queues := "-A SLUICE " + opts.crowd()[0] + "\n-A SLUICE " + opts.queue()
@@ -367,14 +367,14 @@ func TestPauseAndRemove(t *testing.T) {
 		m := newManaged(t, Defaults)
 		m.apply()
 		m.run()
-		if err := m.Pause(t.Context(), false); err != nil {
+		if err := m.Pause(t.Context(), DropUnqueued); err != nil {
 			t.Fatal(err)
 		}
 		if err := m.Remove(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		m.want(m.clean)
-		if err := m.Pause(t.Context(), false); err != nil { // must make no chains
+		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // must make no chains
 			t.Fatal(err)
 		}
 		time.Sleep(5 * period)
@@ -396,7 +396,7 @@ func TestYield(t *testing.T) {
 		m.change("-F SLUICE")
 		theirs := m.v4.Dump()
 		time.Sleep(5 * period)
-		if err := m.Pause(t.Context(), true); err != nil {
+		if err := m.Pause(t.Context(), PassUnqueued); err != nil {
 			t.Fatal(err)
 		}
 		if got := m.v4.Dump(); got != theirs {
@@ -418,7 +418,7 @@ func TestConcurrentCalls(t *testing.T) {
 	for range 4 {
 		calls.Go(func() {
 			for range 50 {
-				if err := errors.Join(m.Apply(ctx), m.Pause(ctx, true), m.Remove(ctx)); err != nil {
+				if err := errors.Join(m.Apply(ctx), m.Pause(ctx, PassUnqueued), m.Remove(ctx)); err != nil {
 					t.Error(err)
 				}
 				m.reconcile(ctx)

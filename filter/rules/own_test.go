@@ -44,7 +44,7 @@ func everyRule() []Options {
 func TestEncodeRule(t *testing.T) {
 	for _, f := range Families {
 		for _, o := range everyRule() {
-			for _, chains := range []map[string][]string{o.chains(f), o.paused(f, true), o.paused(f, false)} {
+			for _, chains := range []map[string][]string{o.chains(f), o.paused(f, PassUnqueued), o.paused(f, DropUnqueued)} {
 				for name, rules := range chains {
 					for _, rule := range rules {
 						if _, err := encodeRule(f, strings.TrimPrefix(rule, "-A "+name+" ")); err != nil {
@@ -188,7 +188,7 @@ func TestRealOwnTable(t *testing.T) {
 				if failures := p.Failures(); len(failures) > 0 {
 					t.Errorf("failures %q", failures)
 				}
-				p.inside(func(ctx context.Context) error { return p.Pause(ctx, true) })
+				p.inside(func(ctx context.Context) error { return p.Pause(ctx, PassUnqueued) })
 				p.asks(0, p.everyone)
 				p.inside(p.Remove)
 				p.asks(0, p.everyone)

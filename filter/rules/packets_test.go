@@ -254,7 +254,11 @@ func TestRealShutdown(t *testing.T) {
 					f.send()
 					await(t, "the packet waits", func() bool { return p.count() == i+1 })
 				}
-				p.inside(func(ctx context.Context) error { return p.Pause(ctx, open) })
+				packets := DropUnqueued
+				if open {
+					packets = PassUnqueued
+				}
+				p.inside(func(ctx context.Context) error { return p.Pause(ctx, packets) })
 				p.newOnesWhilePaused(open)
 				if remove {
 					p.inside(p.Remove)

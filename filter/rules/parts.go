@@ -162,12 +162,12 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 }
 
 // pause puts the rules in place that a table has without the queues.
-func (m *Manager) pause(ctx context.Context, t *keptTable, pass bool) error {
+func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) error {
 	_ = m.ensurePins() // if they are needed, the rules say so
 	t.right = false
 	first := error(nil)
 	for _, less := range []Less{t.lacks, {Pins: true, Sources: true}} {
-		err := t.Restore(ctx, change{fill: m.opts.without(less).paused(t.Family(), pass)}.text())
+		err := t.Restore(ctx, change{fill: m.opts.without(less).paused(t.Family(), packets)}.text())
 		if err == nil {
 			return nil
 		}

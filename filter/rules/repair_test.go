@@ -67,7 +67,7 @@ func TestFallBacks(t *testing.T) {
 			"end of a pause": func(m *managed) {
 				m.apply()
 				m.v4.Refuse(refuseAny(c.refused...))
-				if err := m.Pause(m.t.Context(), false); err != nil {
+				if err := m.Pause(m.t.Context(), DropUnqueued); err != nil {
 					m.t.Error(err)
 				}
 				if got := m.v4.Dump(); !strings.Contains(got, "-A SLUICE -j DROP\n") {

@@ -66,10 +66,9 @@ func (o Options) chains(f Family) map[string][]string {
 	return o.chainsWith(f, append(o.crowd(), o.queue())...)
 }
 
-// paused are the same chains without the queues: what would be asked about
-// passes, or is dropped.
-func (o Options) paused(f Family, pass bool) map[string][]string {
-	if pass {
+// paused returns the same chains without the queues.
+func (o Options) paused(f Family, packets Unqueued) map[string][]string {
+	if packets == PassUnqueued {
 		return o.chainsWith(f, "-j RETURN")
 	}
 	return o.chainsWith(f, "-j DROP")

@@ -70,7 +70,7 @@ func TestRemembered(t *testing.T) {
 				t.Errorf("%s: the chain is\n%s\nand should be\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 		}
-		if got, want := o.paused(f, false)[Chain], slices.Concat(before, []string{allow, deny, "-A SLUICE -j DROP"}); !slices.Equal(got, want) {
+		if got, want := o.paused(f, DropUnqueued)[Chain], slices.Concat(before, []string{allow, deny, "-A SLUICE -j DROP"}); !slices.Equal(got, want) {
 			t.Errorf("%s, paused: the chain is\n%s\nand should be\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	}
@@ -89,13 +89,13 @@ func TestPinsThatIptablesCannotRead(t *testing.T) {
 // A pause changes the last two rules of the main chain and nothing else.
 func TestPausedDiffersInTheQueuesAlone(t *testing.T) {
 	for _, f := range Families {
-		for pass, last := range map[bool]string{true: "-A SLUICE -j RETURN", false: "-A SLUICE -j DROP"} {
+		for packets, last := range map[Unqueued]string{PassUnqueued: "-A SLUICE -j RETURN", DropUnqueued: "-A SLUICE -j DROP"} {
 			want := Defaults.chains(f)
 			want[Chain] = append(want[Chain][:len(want[Chain])-2], last)
-			got := Defaults.paused(f, pass)
+			got := Defaults.paused(f, packets)
 			for _, name := range ours {
 				if !slices.Equal(got[name], want[name]) {
-					t.Errorf("%s, pass %v: chain %s is %q, want %q", f, pass, name, got[name], want[name])
+					t.Errorf("%s, packets %v: chain %s is %q, want %q", f, packets, name, got[name], want[name])
 				}
 			}
 		}

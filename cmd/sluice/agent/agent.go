@@ -260,8 +260,11 @@ func (a *agent) is(phases ...phase) bool {
 func (a *agent) drain(ctx, serving context.Context) error {
 	ctx, cancel := within(ctx, drainTimeout, "to answer the packets that wait")
 	defer cancel()
-	pass := a.opts.OnExit == RemoveRules || a.opts.Rules.FailOpen
-	if err := a.manager.Pause(ctx, pass); err != nil {
+	unqueued := rules.DropUnqueued
+	if a.opts.OnExit == RemoveRules || a.opts.Rules.FailOpen {
+		unqueued = rules.PassUnqueued
+	}
+	if err := a.manager.Pause(ctx, unqueued); err != nil {
 		return fmt.Errorf("end in order: %w", err)
 	}
 	if serving.Err() != nil {
