@@ -36,8 +36,8 @@ IP address instead. A pod with two address families is explained for both.
 The address of a Service in the manifests never reaches a decision. Explain answers for
 each endpoint behind it, from its EndpointSlices or the pods that it selects.
 
-Rules are numbered from 1 in the text; in JSON "index" counts from 0, as the field
-spec.ingress[0] does.
+In the text, rules are numbered from 1. In JSON, "index" counts from 0, as in the field
+spec.ingress[0].
 
 With --flows it answers many flows, one JSON object per line, in order and as they
 arrive:
@@ -75,7 +75,7 @@ and change neither answer nor status.`,
 	addInputFlags(flags, &opts.input)
 	flags.StringVar(&opts.question.From, "from", "", "`POD` or IP address that opens the connection")
 	flags.StringVar(&opts.question.To, "to", "", "`POD` or IP address that it goes to")
-	flags.StringVarP(&opts.question.Port, "port", "p", "", "`PORT` of the destination: a number, or its name there")
+	flags.StringVarP(&opts.question.Port, "port", "p", "", "`PORT` of the destination: a number, or the name of a port of its pod")
 	flags.StringVar(&opts.question.Protocol, "protocol", "tcp", "`PROTOCOL`: tcp, udp, sctp or icmp (which has no port)")
 	flags.StringVar(&opts.flows, "flows", "", "`FILE` with a flow as a JSON object on each line; - for stdin")
 	flags.StringSliceVar(&opts.node, "node-ip", nil, "`ADDRESS` of the node of the pods: its traffic always passes (repeatable)")
@@ -103,7 +103,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	return err
 }
 
-// explainOne answers the question of the flags.
+// explainOne answers for the flow that the flags describe.
 func explainOne(out io.Writer, m *compiled, opts explainOptions) error {
 	c := m.cluster()
 	flows, err := c.Flows(opts.question)

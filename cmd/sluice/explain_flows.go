@@ -20,7 +20,7 @@ import (
 // maxFlowLine bounds the line of a flow, in bytes.
 const maxFlowLine = 64 << 10
 
-// flowLine is a flow as --flows reads it.
+// flowLine is a line of the file of --flows.
 type flowLine struct {
 	From     string   `json:"from"`
 	To       string   `json:"to"`
@@ -91,7 +91,7 @@ type flowExplainer struct {
 	flows, failed int
 }
 
-// answerWriter writes answers in one format, in their order.
+// answerWriter writes answers in one format.
 type answerWriter interface {
 	answered(explain.Answer) error
 	failed(flowError) error
@@ -186,13 +186,13 @@ func (x *flowExplainer) fail(text []byte, err error) error {
 	return x.answer.failed(out)
 }
 
-// jsonAnswers writes each answer as a line of JSON.
+// jsonAnswers writes one line of JSON per answer.
 type jsonAnswers struct{ enc *json.Encoder }
 
 func (w jsonAnswers) answered(a explain.Answer) error { return w.enc.Encode(a) }
 func (w jsonAnswers) failed(f flowError) error        { return w.enc.Encode(f) }
 
-// textAnswers writes each answer as a line for people.
+// textAnswers writes one line of text per answer.
 type textAnswers struct{ out io.Writer }
 
 func (w textAnswers) answered(a explain.Answer) error {

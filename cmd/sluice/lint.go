@@ -25,7 +25,7 @@ type finding struct {
 	Hint     string `json:"hint"`
 }
 
-// manifestCheck is the check of findings that come from reading the files.
+// manifestCheck is the check of findings from reading the files.
 const manifestCheck = "manifest"
 
 // emptyCheck is the check of findings about fields that are present and empty in a rule.
@@ -115,7 +115,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	return nil
 }
 
-// printFindings writes the findings for people, those of one object together.
+// printFindings writes the findings as text, grouped by object.
 func printFindings(out io.Writer, found []finding, objects manifests.Objects) error {
 	var b strings.Builder
 	last := ""

@@ -43,7 +43,7 @@ TCP is the default protocol. The HTML page is a single file that needs no networ
 at a cell for the reasons.
 
 Objects of other kinds that may change what is allowed, such as policies of Calico or
-Cilium, are named ("not read"). The exit status is 2 if parts of the manifests cannot
+Cilium, are listed ("not read"). The exit status is 2 if parts of the manifests cannot
 be understood.`,
 		Example: `  sluice matrix -f ./policies
   sluice matrix -f ./policies --namespace shop --port 6379 --port 53/udp
@@ -93,7 +93,7 @@ func parsePorts(texts []string) ([]matrixPort, error) {
 		n, err := strconv.ParseUint(number, 10, 16)
 		p, known := filter.ParseProtocol(proto)
 		if err != nil || n == 0 || !known || !p.HasPorts() {
-			return nil, fmt.Errorf("--port %s: write a number from 1 to 65535, and tcp, udp or sctp behind a slash if it is not tcp", text)
+			return nil, fmt.Errorf("--port %s: give a number from 1 to 65535, followed by /udp or /sctp if it is not TCP", text)
 		}
 		port := matrixPort{Port: uint16(n), Protocol: p.String(), proto: p}
 		if !slices.Contains(ports, port) {
@@ -113,7 +113,7 @@ type matrix struct {
 	NotRead []manifests.NotRead `json:"notRead,omitempty"`
 
 	snapshot *policy.Snapshot
-	policies map[string][2][]portSpan // the ports that each policy's rules name
+	policies map[string][2][]portSpan // ports in the rules of each policy
 	spans    map[spanKey][]portSpan
 }
 
@@ -126,7 +126,7 @@ type matrixPort struct {
 	proto filter.Protocol
 }
 
-// String is short: "80", "53/UDP".
+// String returns the port in its short form, such as "80" or "53/UDP".
 func (p matrixPort) String() string {
 	if p.proto == filter.TCP {
 		return strconv.Itoa(int(p.Port))
@@ -154,7 +154,7 @@ type matrixCell struct {
 	From  string           `json:"from"`
 	To    string           `json:"to"`
 	Ports []matrixPortCell `json:"ports"`
-	Other *matrixOther     `json:"other,omitempty"` // all ports that are not in Ports
+	Other *matrixOther     `json:"other,omitempty"` // all ports outside of Ports
 }
 
 type matrixPortCell struct {

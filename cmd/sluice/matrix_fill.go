@@ -12,14 +12,14 @@ import (
 	"sluice/filter/policy/explain"
 )
 
-// matrixPod is a row and a column.
+// matrixPod is a pod of the matrix: a row and a column.
 type matrixPod struct {
 	Namespace string       `json:"namespace"`
 	Name      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"`
 	Ports     []matrixPort `json:"ports,omitempty"`
-	Egress    []string     `json:"egressPolicies,omitempty"`  // that isolate it
-	Ingress   []string     `json:"ingressPolicies,omitempty"` // that isolate it
+	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate it
+	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate it
 
 	endpoint *policy.Endpoint
 }
@@ -57,13 +57,13 @@ func (m *matrix) addPods(e env, pods []*policy.Pod, namespaces []string, asked [
 		m.Pods = append(m.Pods, p)
 	}
 	if without > 0 {
-		fmt.Fprintf(e.stderr, "sluice: left out: %s without an address of its own (status.podIPs)\n", count(without, "pod", "pods"))
+		fmt.Fprintf(e.stderr, "sluice: left out: %s without its own address (status.podIPs)\n", count(without, "pod", "pods"))
 	}
 	switch {
 	case len(m.Pods) == 0:
-		return fmt.Errorf("there is no pod with an address in these manifests: add Pods with status.podIPs, as from kubectl get pods -A -o yaml")
+		return fmt.Errorf("there is no pod with an address in these manifests: add Pods with status.podIPs, as printed by kubectl get pods -A -o yaml")
 	case len(m.Pods) > maxMatrixPods:
-		return fmt.Errorf("%d pods are too many to look at: choose some with --namespace", len(m.Pods))
+		return fmt.Errorf("%d pods are too many for a matrix: select some with --namespace", len(m.Pods))
 	}
 	slices.SortFunc(m.Pods, func(a, b *matrixPod) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
@@ -71,7 +71,7 @@ func (m *matrix) addPods(e env, pods []*policy.Pod, namespaces []string, asked [
 	return nil
 }
 
-// declaredPorts lists the ports that a pod declares, by number.
+// declaredPorts lists the ports that a pod declares, sorted by number.
 func declaredPorts(o *policy.Pod) []matrixPort {
 	var ports []matrixPort
 	for _, p := range o.Ports {
@@ -86,7 +86,7 @@ func declaredPorts(o *policy.Pod) []matrixPort {
 	return ports
 }
 
-// fill decides every cell.
+// fill computes every cell.
 func (m *matrix) fill(askedOnly bool) {
 	m.Flows = make([]*matrixCell, 0, len(m.Pods)*len(m.Pods))
 	for _, from := range m.Pods {
@@ -138,7 +138,7 @@ type portSpan struct {
 
 type spanKey struct{ egress, ingress *filter.Isolation }
 
-// policyPorts lists the ranges of ports that each policy names, by direction.
+// policyPorts lists the port ranges of each policy, by direction.
 func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	all := make(map[string][2][]portSpan, len(policies))
 	for _, o := range policies {

@@ -20,9 +20,9 @@ var matrixPage = template.Must(template.New("matrix").Parse(matrixHTML))
 // equal: 200 pods have 40,000 cells.
 type page struct {
 	Pods  []pagePod      `json:"pods"`
-	Ports []string       `json:"ports"` // every label of a port, for the filter
+	Ports []string       `json:"ports"` // labels of all ports, for the filter
 	Kinds [][]pageAnswer `json:"kinds"`
-	Cells []int          `json:"cells"` // for each pair of pods, by row, its kind
+	Cells []int          `json:"cells"` // index in Kinds for each pair of pods, by row
 
 	NotRead string `json:"-"` // objects that were not read and may change what is allowed
 }

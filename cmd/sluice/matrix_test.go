@@ -87,7 +87,7 @@ func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
 	objects.Apply(world)
 	snapshot, _ := world.Commit()
 	status, stdout, stderr := sluice(t, "matrix", "-f", dir, "-o", "json")
-	if status != 0 || !strings.Contains(stderr, "1 pod without an address") {
+	if status != 0 || !strings.Contains(stderr, "1 pod without its own address") {
 		t.Fatalf("status %d, %s", status, stderr)
 	}
 	var m matrix

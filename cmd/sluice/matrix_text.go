@@ -10,8 +10,7 @@ import (
 // textWidth bounds the width of a table. In a wider one, columns are headed by numbers.
 const textWidth = 140
 
-// writeMatrixText writes the table: a row for each pod that sends, a column for
-// each that receives.
+// writeMatrixText writes the table: one row per source pod, one column per destination pod.
 func writeMatrixText(out io.Writer, m *matrix) error {
 	rows := make([][]string, len(m.Pods)+1)
 	rows[0] = []string{"FROM \\ TO"}
@@ -39,7 +38,7 @@ func writeMatrixText(out io.Writer, m *matrix) error {
 		}
 		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
-	b.WriteString("\nA cell holds the ports that are open, TCP if it does not say; all: every port; -: none; *: for one of IPv4 and IPv6 alone.\n")
+	b.WriteString("\nA cell lists the open ports, TCP unless it names a protocol. all: every port; -: none; *: only for IPv4 or only for IPv6.\n")
 	_, err := io.WriteString(out, b.String())
 	return err
 }

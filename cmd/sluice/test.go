@@ -173,7 +173,7 @@ func sumOf(files []testedFile) tally {
 	return t
 }
 
-// printResult prints a test that did not pass, with the reasons.
+// printResult prints the result of a test, with the reasons if it did not pass.
 func printResult(out io.Writer, path string, r *expect.Result, verbose bool) error {
 	word := "FAIL "
 	switch {

@@ -6,8 +6,8 @@ import (
 	"os"
 )
 
-// The parts of JUnit's XML that tools for continuous integration read. A file of
-// tests is a suite.
+// Elements of JUnit's XML that tools for continuous integration read. A file of tests is a
+// suite.
 type junitSuites struct {
 	XMLName xml.Name     `xml:"testsuites"`
 	Name    string       `xml:"name,attr"`
