@@ -18,8 +18,10 @@ import (
 //	the start, which is the first event of all       ScopeAll
 //	the agent that had taken over is gone            ScopeAll
 //	the predecessor has answered its last packet     ScopeAll
-//	the ranges of pods have changed                  ScopeAll
 //	packets may have passed unjudged                 ScopeGap
+//
+// A snapshot with other ranges of pods widens the scope to ScopeAll: the ranges decide which
+// flows the workers track.
 //
 // Of a change of policy with ScopeFlows, the connections of a changed address are judged
 // again if one of these holds:
@@ -49,6 +51,14 @@ const (
 	// mark are counted as such.
 	ScopeGap
 )
+
+// widened returns the scope of an event whose snapshot is now.
+func widened(scope Scope, before, now *policy.Snapshot) Scope {
+	if before != nil && !now.SameRanges(before) {
+		return max(scope, ScopeAll)
+	}
+	return scope
+}
 
 // change is what is known of an address that has changed since the last sweep.
 type change struct {

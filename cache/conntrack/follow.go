@@ -56,9 +56,7 @@ func Follow(s *Sweeper, admitted *TrackedFlows, log *slog.Logger) *Follower {
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
 	before := f.snapshot
-	if before != nil && !s.SameRanges(before) {
-		scope = max(scope, ScopeAll)
-	}
+	scope = widened(scope, before, s)
 	f.snapshot, f.all, f.gap = s, f.all || scope >= ScopeAll, f.gap || scope == ScopeGap
 	for _, a := range changes {
 		f.record(before, s, a, scope)
