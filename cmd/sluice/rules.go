@@ -15,11 +15,11 @@ import (
 	"sluice/cache/conntrack"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/guard"
-	"sluice/filter/rules"
+	"sluice/filter/iptables"
 )
 
 func rulesCommand(e env) *cobra.Command {
-	var opts rules.Options
+	var opts iptables.Options
 	var remove bool
 	var bpffs, pins, socket string
 	cmd := &cobra.Command{
@@ -73,9 +73,9 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
 }
 
 // printRules writes the rules of both families.
-func printRules(out io.Writer, opts rules.Options) error {
+func printRules(out io.Writer, opts iptables.Options) error {
 	var b strings.Builder
-	for _, f := range rules.Families {
+	for _, f := range iptables.Families {
 		fmt.Fprintf(&b, "# %s\n%s", f, opts.Wanted(f))
 	}
 	if _, err := io.WriteString(out, b.String()); err != nil {
@@ -106,7 +106,7 @@ func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 
 // runRemove removes everything that an agent has left in the kernel. It prints what was
 // removed even if something else fails.
-func runRemove(ctx context.Context, out io.Writer, opts rules.Options, bpffs string) error {
+func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs string) error {
 	removed, err := removeTraces(ctx, opts, bpffs)
 	var b strings.Builder
 	for _, line := range removed {
@@ -122,12 +122,12 @@ func runRemove(ctx context.Context, out io.Writer, opts rules.Options, bpffs str
 }
 
 // removeTraces removes rules first, since they mark connections and call the programs.
-func removeTraces(ctx context.Context, opts rules.Options, bpffs string) (removed []string, err error) {
-	tables, err := rules.OpenAll(ctx)
+func removeTraces(ctx context.Context, opts iptables.Options, bpffs string) (removed []string, err error) {
+	tables, err := iptables.OpenAll(ctx)
 	if err == nil {
-		removed, err = rules.Traces(ctx, tables)
+		removed, err = iptables.Traces(ctx, tables)
 	}
-	if errors.Is(err, rules.ErrPrivilege) {
+	if errors.Is(err, iptables.ErrPrivilege) {
 		return removed, err // the marks would be refused for the same reason
 	}
 	guarded, guardErr := guard.RemoveTraces()
@@ -157,7 +157,7 @@ func addPinsFlag(fs *pflag.FlagSet, dir *string) {
 }
 
 // withPins returns rules that call the programs pinned in a directory, if one is given.
-func withPins(o rules.Options, dir string) rules.Options {
+func withPins(o iptables.Options, dir string) iptables.Options {
 	if dir == "" {
 		return o
 	}

@@ -19,32 +19,32 @@ import (
 
 	"sluice/bench/testbed/lab"
 	"sluice/cmd/sluice/agent/telemetry"
-	"sluice/filter/rules"
+	"sluice/filter/iptables"
 )
 
 func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 	tests := map[string]struct {
 		args []string
-		opts rules.Options
+		opts iptables.Options
 	}{
-		"defaults": {nil, rules.Defaults},
+		"defaults": {nil, iptables.Defaults},
 		"all flags": {
 			[]string{"--allowed-mark", "0x100", "--revoked-mark", "512", "--queue-first", "9", "--queues", "1", "--source-share", "50", "--fail", "open", "--iptables", "legacy"},
-			rules.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: rules.Legacy},
+			iptables.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: iptables.Legacy},
 		},
 	}
-	guarded := rules.Defaults
+	guarded := iptables.Defaults
 	guarded.Guarded = true
 	tests["guarded"] = struct {
 		args []string
-		opts rules.Options
+		opts iptables.Options
 	}{[]string{"--guarded"}, guarded}
-	if text := guarded.Wanted(rules.IPv4); strings.Contains(text, "SOURCE") || strings.Contains(text, "PREROUTING") {
+	if text := guarded.Wanted(iptables.IPv4); strings.Contains(text, "SOURCE") || strings.Contains(text, "PREROUTING") {
 		t.Errorf("with the guard there are\n%s", text)
 	}
 	for name, tt := range tests {
 		status, stdout, stderr := sluice(t, append([]string{"rules"}, tt.args...)...)
-		if want := "# IPv4\n" + tt.opts.Wanted(rules.IPv4) + "# IPv6\n" + tt.opts.Wanted(rules.IPv6); status != 0 || stdout != want {
+		if want := "# IPv4\n" + tt.opts.Wanted(iptables.IPv4) + "# IPv6\n" + tt.opts.Wanted(iptables.IPv6); status != 0 || stdout != want {
 			t.Errorf("%s: status %d, %s, it says\n%s\nwant\n%s", name, status, stderr, stdout, want)
 		}
 	}
@@ -136,13 +136,13 @@ func TestRulesRemove(t *testing.T) {
 // connections, one of them with marks of others alone.
 func leaveTraces(t *testing.T, node *lab.Node) {
 	t.Helper()
-	for _, b := range []rules.Backend{rules.NFT, rules.Legacy} {
+	for _, b := range []iptables.Backend{iptables.NFT, iptables.Legacy} {
 		if err := node.Do(func() error {
-			tables, err := rules.Open(t.Context(), b, slog.New(slog.DiscardHandler))
+			tables, err := iptables.Open(t.Context(), b, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
 			}
-			return rules.New(rules.Defaults, tables, nil).Apply(context.Background())
+			return iptables.New(iptables.Defaults, tables, nil).Apply(context.Background())
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -230,7 +230,7 @@ func TestRulesRemoveWithoutPrivilege(t *testing.T) {
 		status, stdout, stderr = sluice(t, "rules", "--remove")
 	}()
 	<-done
-	if strings.Contains(stderr, rules.ErrNotInstalled.Error()) {
+	if strings.Contains(stderr, iptables.ErrNotInstalled.Error()) {
 		t.Skip("needs iptables: install the package iptables")
 	}
 	if status != exitFailed || stdout != "" || !strings.Contains(stderr, "run as root") {

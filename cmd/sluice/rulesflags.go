@@ -9,22 +9,22 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"sluice/filter/rules"
+	"sluice/filter/iptables"
 )
 
 // addRulesFlags adds the flags of the iptables rules, the same for each command that deals
 // with them, and sets o to the defaults. After parsing, o.Validate checks the combination.
-func addRulesFlags(fs *pflag.FlagSet, o *rules.Options) {
-	*o = rules.Defaults
+func addRulesFlags(fs *pflag.FlagSet, o *iptables.Options) {
+	*o = iptables.Defaults
 	fs.Var((*markFlag)(&o.JudgedMark), "allowed-mark", `bit of allowed connections in connection marks, and for a moment in packet marks. A packet
 with this mark is not judged, so nothing else on the node may set it`)
 	addOldName(fs, "judged-mark", "allowed-mark")
 	fs.Var((*markFlag)(&o.RevokedMark), "revoked-mark", `bit of connections that are no longer allowed, in connection marks`)
 	fs.Var(newNumberFlag(&o.FirstQueue, 0, 65534), "queue-first", "number of the first NFQUEUE")
 	fs.Var(newNumberFlag(&o.Queues, 1, 65535), "queues", "the number of NFQUEUEs, with one worker each")
-	fs.Var(newNumberFlag(&o.SourceShare, 0, rules.MaxSourceShare), "source-share", `the number of new connections per second that one source may have judged in these
+	fs.Var(newNumberFlag(&o.SourceShare, 0, iptables.MaxSourceShare), "source-share", `the number of new connections per second that one source may have judged in these
 queues. More go to the overflow queue, so that others do not wait for them; 0 disables it`)
-	fs.Var(newChoiceFlag(&o.Backend, rules.Auto, rules.NFT, rules.Legacy), "iptables", "iptables to use: auto (the one that the node's other rules use), nft or legacy")
+	fs.Var(newChoiceFlag(&o.Backend, iptables.Auto, iptables.NFT, iptables.Legacy), "iptables", "iptables to use: auto (the one that the node's other rules use), nft or legacy")
 	fs.Var((*failFlag)(&o.FailOpen), "fail", "what happens to new connections while no agent runs, unless --kernel-cache remembers their verdict:\nopen (they pass) or closed (they are dropped)")
 }
 

@@ -18,9 +18,9 @@ import (
 	"sluice/cache"
 	"sluice/cache/conntrack"
 	"sluice/filter/engine"
+	"sluice/filter/iptables"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
-	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
 	"sluice/watch"
 	"sluice/watch/kube"
@@ -48,7 +48,7 @@ type agent struct {
 	starting   *policy.StartingPods
 	network    *nodeNetwork
 	verdicts   *verdictlog.Log
-	manager    *rules.Manager
+	manager    *iptables.Manager
 	evaluators []*engine.Evaluator
 	tracked    *conntrack.TrackedFlows
 	sweeper    *conntrack.Sweeper
@@ -114,7 +114,7 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 func (a *agent) wire() error {
 	opts := a.opts
 	a.started = time.Now()
-	a.manager = rules.New(opts.Rules, a.tables, a.log)
+	a.manager = iptables.New(opts.Rules, a.tables, a.log)
 	a.manager.OnRepair = a.noteGap
 	if a.kernel != nil {
 		a.manager.EnsurePins = a.kernel.EnsurePins
@@ -260,9 +260,9 @@ func (a *agent) is(phases ...phase) bool {
 func (a *agent) drain(ctx, serving context.Context) error {
 	ctx, cancel := within(ctx, drainTimeout, "to answer the packets that wait")
 	defer cancel()
-	unqueued := rules.DropUnqueued
+	unqueued := iptables.DropUnqueued
 	if a.opts.OnExit == RemoveRules || a.opts.Rules.FailOpen {
-		unqueued = rules.PassUnqueued
+		unqueued = iptables.PassUnqueued
 	}
 	if err := a.manager.Pause(ctx, unqueued); err != nil {
 		return fmt.Errorf("end in order: %w", err)

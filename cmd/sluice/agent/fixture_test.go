@@ -15,9 +15,9 @@ import (
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
 	"sluice/filter/guard"
+	"sluice/filter/iptables"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
-	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
 	"sluice/watch"
 )
@@ -36,7 +36,7 @@ type fixture struct {
 	done  []string
 	hooks map[string]func() error // called by the fake at that step
 
-	iptables *rules.Fake
+	iptables *iptables.Fake
 	ended    chan error
 }
 
@@ -58,13 +58,13 @@ const (
 func newFixture(t *testing.T) *fixture {
 	f := &fixture{t: t, in: make(chan watch.Update), hooks: make(map[string]func() error), ended: make(chan error, 1)}
 	opts := Options{
-		Manifests: []string{"a feed"}, Rules: rules.Defaults, OnExit: RemoveRules, Overflow: DropPackets, Verdicts: verdictlog.None,
+		Manifests: []string{"a feed"}, Rules: iptables.Defaults, OnExit: RemoveRules, Overflow: DropPackets, Verdicts: verdictlog.None,
 	}
 	f.agent = newAgent(opts, slog.New(slog.DiscardHandler))
-	f.iptables = rules.NewFake(rules.IPv4)
+	f.iptables = iptables.NewFake(iptables.IPv4)
 	f.iptables.Refuse(func(string) error { return f.step(stepRules) })
 	f.host = host{
-		tables: []rules.Table{f.iptables}, conntrack: fakeConnections{f}, kernel: fakeKernel{f: f}, guard: fakeGuard{f}, predecessor: fakePredecessor{f}, leftovers: fakeLeftovers{f},
+		tables: []iptables.Table{f.iptables}, conntrack: fakeConnections{f}, kernel: fakeKernel{f: f}, guard: fakeGuard{f}, predecessor: fakePredecessor{f}, leftovers: fakeLeftovers{f},
 		newQueues: func(queue.Options, func() queue.Evaluator, *slog.Logger) (packetQueues, error) {
 			return &fakeQueues{f: f, ready: make(chan struct{})}, nil
 		},

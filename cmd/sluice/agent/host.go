@@ -10,15 +10,15 @@ import (
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
 	"sluice/filter/guard"
+	"sluice/filter/iptables"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
-	"sluice/filter/rules"
 )
 
 // host is what an agent drives on its host. The interfaces are as small as the agent's
 // use of them, so that a test can build an agent that touches nothing.
 type host struct {
-	tables      []rules.Table
+	tables      []iptables.Table
 	conntrack   conntrack.Table
 	kernel      kernelCache    // nil if the kernel remembers no verdicts
 	guard       interfaceGuard // nil if pods' interfaces are not guarded
@@ -89,7 +89,7 @@ type leftovers interface {
 
 // open opens the host's side of the parts. close releases it, also after an error.
 func (a *agent) open(ctx context.Context) (err error) {
-	if a.tables, err = rules.Open(ctx, a.opts.Rules.Backend, a.log); err != nil {
+	if a.tables, err = iptables.Open(ctx, a.opts.Rules.Backend, a.log); err != nil {
 		return err
 	}
 	if a.predecessor, err = a.chooseQueues(); err != nil {
@@ -115,17 +115,17 @@ func (a *agent) open(ctx context.Context) (err error) {
 
 // hostLeftovers are those of this host.
 type hostLeftovers struct {
-	inUse []rules.Table
+	inUse []iptables.Table
 	bpffs string
 	log   *slog.Logger
 }
 
 func (l hostLeftovers) RemoveRules(ctx context.Context) error {
-	others, err := rules.Others(ctx, l.inUse)
+	others, err := iptables.Others(ctx, l.inUse)
 	if err != nil {
 		return fmt.Errorf("look for rules in the other backend: %w", err)
 	}
-	removed, err := rules.Traces(ctx, others)
+	removed, err := iptables.Traces(ctx, others)
 	for _, line := range removed {
 		l.log.Warn("removed rules of an earlier agent from the other backend", "removed", line)
 	}

@@ -11,7 +11,7 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/filter/event"
-	"sluice/filter/rules"
+	"sluice/filter/iptables"
 	"sluice/filter/verdictlog"
 )
 
@@ -104,7 +104,7 @@ func (a *agent) avoidKernel() string {
 	switch {
 	case a.opts.Verdicts == verdictlog.All:
 		return "--log-verdicts all needs each of them"
-	case strings.HasSuffix(a.tableNames(), "-"+string(rules.Legacy)):
+	case strings.HasSuffix(a.tableNames(), "-"+string(iptables.Legacy)):
 		return "programs that do not see the pins could not change the legacy tables"
 	}
 	return ""
@@ -119,14 +119,14 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 		return err
 	}
 	a.manager.MustPin(false) // a repair without the programs is better than no repair
-	if less, _ := a.manager.Lacks(); less != (rules.Less{}) {
+	if less, _ := a.manager.Lacks(); less != (iptables.Less{}) {
 		// Once more with all parts: the first time may have failed for another reason.
 		if err := a.manager.Apply(ctx); err != nil {
 			return err
 		}
 	}
 	less, because := a.manager.Lacks()
-	if less == (rules.Less{}) {
+	if less == (iptables.Less{}) {
 		return nil
 	}
 	a.manager.Without(less)
@@ -137,7 +137,7 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 }
 
 // without logs which parts the rules lack, and adapts the agent to it.
-func (a *agent) without(less rules.Less, because string) error {
+func (a *agent) without(less iptables.Less, because string) error {
 	if less.Crowd {
 		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)
 	}

@@ -6,8 +6,8 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"sluice/filter/iptables"
 	"sluice/filter/policy"
-	"sluice/filter/rules"
 	"sluice/filter/verdictlog"
 )
 
@@ -22,7 +22,7 @@ type Options struct {
 	// there is none.
 	StartupTaint string
 
-	Rules  rules.Options
+	Rules  iptables.Options
 	OnExit OnExit
 
 	PodCIDRs       []netip.Prefix

@@ -1,0 +1,306 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// ErrNotInstalled says that the node lacks iptables.
+var ErrNotInstalled = errors.New("iptables is not installed: install it (Debian, Ubuntu: apt-get install iptables)")
+
+// tool is a command of one family and one backend that the node has.
+type tool struct {
+	family     Family
+	name, path string
+	backend    Backend
+}
+
+// lookPath finds a command, in the places of system commands too: a service's
+// PATH often lacks them.
+func lookPath(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, filepath.Base(name))); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("command %s not found: %w", filepath.Base(name), ErrNotInstalled)
+}
+
+// findTools gives the commands of a family that the node has, at most one for a
+// backend; the one that plain "iptables" stands for comes first.
+func findTools(ctx context.Context, f Family) []tool {
+	var tools []tool
+	plain := tool{family: f, name: f.command()}
+	if path, err := lookPath(plain.name); err == nil {
+		plain.path, plain.backend = path, Legacy
+		// Versions before 1.8 know one backend and do not name it.
+		if out, err := exec.CommandContext(ctx, path, "--version").Output(); err == nil && strings.Contains(string(out), "nf_tables") {
+			plain.backend = NFT
+		}
+	}
+	for _, b := range []Backend{NFT, Legacy} {
+		t := tool{family: f, name: f.command() + "-" + string(b), backend: b}
+		path, err := lookPath(t.name)
+		switch {
+		case err == nil:
+			t.path = path
+		case plain.backend == b:
+			t = plain
+		default:
+			continue
+		}
+		tools = append(tools, t)
+	}
+	if len(tools) == 2 && tools[1].backend == plain.backend {
+		slices.Reverse(tools)
+	}
+	return tools
+}
+
+// use is how much a backend is used by others on this node.
+type use struct {
+	kubelet bool // it holds the chains by which kubelet says which one is in use
+	rules   int
+}
+
+// usage reads all tables of a backend, both families. Reading loads nothing:
+// the -save commands visit only tables that exist. They stop at the first rule that
+// they cannot print; then the tables are read without them.
+func usage(ctx context.Context, tools []tool) (use, error) {
+	var u use
+	for _, t := range tools {
+		path, err := lookPath(t.path + "-save")
+		if err != nil {
+			return use{}, err
+		}
+		out, err := exec.CommandContext(ctx, path).Output()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
+		}
+		if err != nil {
+			err = explain(err)
+		}
+		if errors.Is(err, ErrPrivilege) || ctx.Err() != nil {
+			return use{}, fmt.Errorf("%s: %w", path, err)
+		}
+		if err == nil && !strings.Contains(string(out), "is incompatible, use 'nft' tool") {
+			u.add(string(out))
+			continue
+		}
+		if second := u.addUnprintable(ctx, t); second != nil {
+			return use{}, fmt.Errorf("%s: %w", path, errors.Join(err, second))
+		}
+	}
+	return u, nil
+}
+
+// addUnprintable counts in the tables of a backend of which iptables-save does not
+// print all.
+func (u *use) addUnprintable(ctx context.Context, t tool) error {
+	if t.backend == NFT {
+		return nftTable{t.family, table}.count(u)
+	}
+	return u.addListings(ctx, t)
+}
+
+// add counts in what iptables-save has printed.
+func (u *use) add(saved string) {
+	for line := range strings.Lines(saved) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) < 2:
+		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
+			u.kubelet = true
+		case fields[0] == "-A" && !isOurs(fields[1]) && !leadsTo(line, isOurs):
+			u.rules++ // ours do not count: they say only what we found last time
+		}
+	}
+}
+
+// isKubelets reports whether a chain is one by which kubelet says which backend is in
+// use.
+func isKubelets(chain string) bool {
+	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
+}
+
+// choose says which backend the others use, and how one can tell.
+func choose(nft, legacy use, usual Backend) (Backend, string) {
+	switch {
+	case nft.kubelet && !legacy.kubelet:
+		return NFT, "kubelet's chains are there"
+	case legacy.kubelet && !nft.kubelet:
+		return Legacy, "kubelet's chains are there"
+	case nft.rules > legacy.rules:
+		return NFT, "most of the node's rules are there"
+	case legacy.rules > nft.rules:
+		return Legacy, "most of the node's rules are there"
+	}
+	return usual, "it is what the command iptables stands for"
+}
+
+// Open gives the tables to keep rules in: those of the wanted backend, or of the
+// one that the node's other rules use. IPv4 must be there. Where IPv6 is not,
+// logger is told once, and IPv4 goes on.
+func Open(ctx context.Context, want Backend, logger *slog.Logger) ([]Table, error) {
+	tools := map[Family][]tool{}
+	for _, f := range Families {
+		tools[f] = findTools(ctx, f)
+	}
+	if len(tools[IPv4]) == 0 {
+		return nil, ErrNotInstalled
+	}
+	backend, why := want, "by option"
+	if want == Auto {
+		var err error
+		if backend, why, err = detect(ctx, tools); err != nil {
+			return nil, fmt.Errorf("find out which iptables the node uses: %w", err)
+		}
+	}
+	logger.Info("iptables chosen", "backend", string(backend), "because", why)
+	var tables []Table
+	for _, f := range Families {
+		t, err := openFamily(f, backend, tools[f])
+		switch {
+		case err == nil && backend == NFT:
+			tables = append(tables, newPlace(t, logger))
+		case err == nil:
+			tables = append(tables, t)
+		case f == IPv4:
+			return nil, err
+		case errors.Is(err, errNoIPv6):
+			logger.Info("IPv6 is not filtered: the kernel has it switched off")
+		default:
+			logger.Warn("IPv6 is not filtered, and policies do not hold for it", "err", err)
+		}
+	}
+	return tables, nil
+}
+
+// detect looks at both backends and chooses. With one of them there is no choice.
+func detect(ctx context.Context, tools map[Family][]tool) (Backend, string, error) {
+	usual := tools[IPv4][0].backend
+	if len(tools[IPv4]) == 1 {
+		return usual, "there is no other", nil
+	}
+	used := map[Backend]use{}
+	for _, b := range []Backend{NFT, Legacy} {
+		var err error
+		if used[b], err = usage(ctx, slices.Concat(of(b, tools[IPv4]), of(b, tools[IPv6]))); err != nil {
+			return "", "", err
+		}
+	}
+	backend, why := choose(used[NFT], used[Legacy], usual)
+	return backend, why, nil
+}
+
+// of picks the tools of a backend.
+func of(b Backend, tools []tool) []tool {
+	return slices.DeleteFunc(slices.Clone(tools), func(t tool) bool { return t.backend != b })
+}
+
+// errNoIPv6 says that the kernel runs without IPv6.
+var errNoIPv6 = errors.New("the kernel has IPv6 switched off")
+
+// openFamily opens a family's table in a backend.
+func openFamily(f Family, b Backend, tools []tool) (*kernelTable, error) {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); f == IPv6 && errors.Is(err, fs.ErrNotExist) {
+		return nil, errNoIPv6
+	}
+	tools = of(b, tools)
+	if len(tools) == 0 {
+		return nil, fmt.Errorf("no %s for the %s backend: %w", f.command(), b, ErrNotInstalled)
+	}
+	return openTable(f, tools[0])
+}
+
+// OpenAll gives the mangle tables of both backends and both families that exist
+// here, and those of our own in nf_tables, to remove rules from. A legacy table that does not exist is left out,
+// because looking into it would make it.
+func OpenAll(ctx context.Context) ([]Table, error) {
+	var tables []Table
+	for _, f := range Families {
+		tools := findTools(ctx, f)
+		if f == IPv4 && len(tools) == 0 {
+			return nil, ErrNotInstalled
+		}
+		for _, t := range tools {
+			if t.backend == Legacy {
+				if there, err := legacyTable(f); err != nil {
+					return nil, err
+				} else if !there {
+					continue
+				}
+			}
+			opened, err := openFamily(f, t.backend, []tool{t})
+			if errors.Is(err, errNoIPv6) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			tables = append(tables, opened)
+		}
+		own := newOwnTable(f)
+		chains, err := own.Chains(ctx)
+		if err != nil && slices.ContainsFunc(tools, func(t tool) bool { return t.backend == NFT }) {
+			return nil, err // otherwise the kernel may lack nf_tables
+		}
+		if len(chains) > 0 {
+			tables = append(tables, own)
+		}
+	}
+	return tables, nil
+}
+
+// Others gives the tables of OpenAll that are not among those in use: an agent
+// that used the other backend may have left rules there, and packets would be
+// judged by both. [Traces] takes them away. A table of our own stays, without rules.
+func Others(ctx context.Context, inUse []Table) ([]Table, error) {
+	all, err := OpenAll(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range all {
+		if own, is := t.(*ownTable); is {
+			own.stays = true
+		}
+	}
+	return slices.DeleteFunc(all, func(t Table) bool {
+		return slices.ContainsFunc(inUse, func(u Table) bool { return u.String() == t.String() })
+	}), nil
+}
+
+// legacyTable says whether the legacy mangle table of this network namespace
+// has been made.
+func legacyTable(f Family) (bool, error) {
+	names, err := legacyTables(f)
+	return slices.Contains(names, table), err
+}
+
+// legacyTables are the names of the legacy tables of this network namespace.
+func legacyTables(f Family) ([]string, error) {
+	// thread-self, because the namespace belongs to the thread.
+	path := map[Family]string{IPv4: "/proc/thread-self/net/ip_tables_names", IPv6: "/proc/thread-self/net/ip6_tables_names"}[f]
+	names, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, ErrPrivilege
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the names of legacy tables: %w", err)
+	}
+	return strings.Fields(string(names)), nil
+}

@@ -1,0 +1,218 @@
+package iptables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// extension is a match or target of iptables, as the kernel takes it.
+type extension struct {
+	name     string
+	revision uint32
+	info     []byte // the structure of that revision
+}
+
+// arguments are the words of a match or target by option; an option without a value has
+// an empty one. An option that "!" precedes has that before its name.
+type arguments map[string]string
+
+// infoAlign is XT_ALIGN, to which the kernel rounds the sizes of the structures.
+const infoAlign = 8
+
+// pad fills a structure up to its size in the kernel.
+func pad(info []byte, size int) []byte {
+	size = max(size, len(info))
+	return append(info, make([]byte, (size+infoAlign-1)&^(infoAlign-1)-len(info))...)
+}
+
+// words32 and words16 are numbers in the byte order of the machine.
+func words32(numbers ...uint32) (info []byte) {
+	for _, n := range numbers {
+		info = binary.NativeEndian.AppendUint32(info, n)
+	}
+	return info
+}
+
+func words16(numbers ...uint16) (info []byte) {
+	for _, n := range numbers {
+		info = binary.NativeEndian.AppendUint16(info, n)
+	}
+	return info
+}
+
+// errUnknown says that a rule has a part that no rule of ours has.
+func errUnknown(what string) error {
+	return fmt.Errorf("%q cannot be written into table %s without iptables", what, ownName)
+}
+
+// match gives the match of that name.
+func (a arguments) match(f Family, name string) (x extension, err error) {
+	x.name = name
+	switch name {
+	case "mark", "connmark": // xt_mark_mtinfo1, xt_connmark_mtinfo1
+		x.revision = 1
+		x.info, err = a.masked("--mark")
+		x.info = pad(x.info, 12) // with "inverted", which is not
+	case "conntrack":
+		x.revision = 3
+		x.info, err = a.conntrack()
+	case "addrtype": // xt_addrtype_info_v1
+		const local = 1 << 2
+		x.revision, x.info = 1, words16(local, 0, 0, 0)
+		err = a.only("--src-type", "LOCAL")
+	case "icmp6": // ip6t_icmp: a type, and all codes
+		var kind uint64
+		kind, err = strconv.ParseUint(a["--icmpv6-type"], 10, 8)
+		x.info = []byte{byte(kind), 0, 0xff, 0}
+	case "hl": // ip6t_hl_info: equal
+		var limit uint64
+		limit, err = strconv.ParseUint(a["--hl-eq"], 10, 8)
+		x.info = []byte{0, byte(limit)}
+	case "bpf":
+		x.revision = 1
+		x.info, err = a.bpf()
+	case "hashlimit":
+		x.revision = 3
+		x.info, err = a.hashlimit(f)
+	default:
+		err = errUnknown("-m " + name)
+	}
+	x.info = pad(x.info, 0)
+	return x, err
+}
+
+// target gives the target of that name.
+func (a arguments) target(name string) (x extension, err error) {
+	x.name = name
+	switch name {
+	case "CONNMARK": // xt_connmark_tginfo2: keep the bits that are not in the mask
+		x.revision = 2
+		if x.info, err = a.masked("--set-xmark"); err == nil {
+			x.info = append(x.info, words32(1<<32-1, 0)...)
+		}
+	case "MARK": // xt_mark_tginfo2
+		x.revision = 2
+		x.info, err = a.masked("--set-xmark")
+	case "NFQUEUE":
+		x.revision = 3
+		x.info, err = a.queue()
+	default:
+		err = errUnknown("-j " + name)
+	}
+	x.info = pad(x.info, 0)
+	return x, err
+}
+
+// only is an error if an option does not have the one value that we use.
+func (a arguments) only(option, value string) error {
+	if a[option] != value {
+		return errUnknown(option + " " + a[option])
+	}
+	return nil
+}
+
+// masked is a mark and its mask.
+func (a arguments) masked(option string) ([]byte, error) {
+	value, mask, _ := strings.Cut(a[option], "/")
+	v, err := strconv.ParseUint(value, 0, 32)
+	if err != nil {
+		return nil, errUnknown(option + " " + a[option])
+	}
+	m, err := strconv.ParseUint(mask, 0, 32)
+	if err != nil {
+		return nil, errUnknown(option + " " + a[option])
+	}
+	return words32(uint32(v), uint32(m)), nil
+}
+
+// conntrack is xt_conntrack_mtinfo3: eight addresses, two times and a protocol that we
+// do not ask for, and then what is asked for, what is inverted, and the states.
+func (a arguments) conntrack() ([]byte, error) {
+	const (
+		before, size         = 146, 164
+		askState, askDir     = 1 << 0, 1 << 12
+		established, related = 1 << 1, 1 << 2
+	)
+	info := make([]byte, before)
+	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related}
+	switch {
+	case a["--ctdir"] == "REPLY": // not the original one
+		info = append(info, words16(askDir, askDir)...)
+	case state[a["--ctstate"]] != 0:
+		info = append(info, words16(askState, 0, state[a["--ctstate"]])...)
+	case state[a["! --ctstate"]] != 0:
+		info = append(info, words16(askState, askState, state[a["! --ctstate"]])...)
+	default:
+		return nil, errUnknown(fmt.Sprintf("-m conntrack %v", a))
+	}
+	return pad(info, size), nil
+}
+
+// bpf is xt_bpf_info_v1: the program itself, or the path where one is pinned.
+func (a arguments) bpf() ([]byte, error) {
+	const byCode, byPath, size = 0, 1, 528
+	if path := a["--object-pinned"]; path != "" {
+		return pad(append(words16(byPath, 0, 0, 0), path...), size), nil
+	}
+	code := strings.Split(a["--bytecode"], ",")[1:]
+	info := words16(byCode, uint16(len(code)), 0, 0)
+	for _, line := range code {
+		var op uint16
+		var jumpTrue, jumpFalse uint8
+		var k uint32
+		if _, err := fmt.Sscan(line, &op, &jumpTrue, &jumpFalse, &k); err != nil {
+			return nil, errUnknown("--bytecode " + a["--bytecode"])
+		}
+		info = append(append(append(info, words16(op)...), jumpTrue, jumpFalse), words32(k)...)
+	}
+	if len(code) == 0 {
+		return nil, errUnknown("--bytecode")
+	}
+	return pad(info, size), nil
+}
+
+// hashlimit is xt_hashlimit_mtinfo3: what is above a rate for each source.
+func (a arguments) hashlimit(f Family) ([]byte, error) {
+	const (
+		room, size        = 256, 312 // of the name, and of all
+		bySource, inverse = 1 << 2, 1 << 4
+		second            = 1000 // the times are in milliseconds
+	)
+	var rate, burst, buckets, entries uint32
+	text := fmt.Sprint(a["--hashlimit-above"], " ", a["--hashlimit-burst"], " ", a["--hashlimit-htable-size"], " ", a["--hashlimit-htable-max"])
+	if _, err := fmt.Sscanf(text, "%d/sec %d %d %d", &rate, &burst, &buckets, &entries); err != nil || rate == 0 {
+		return nil, errUnknown(fmt.Sprintf("-m hashlimit %v", a))
+	}
+	if err := a.only("--hashlimit-mode", "srcip"); err != nil {
+		return nil, err
+	}
+	prefix := byte(32)
+	if f == IPv6 {
+		prefix = 128
+	}
+	info := pad([]byte(a["--hashlimit-name"]), room)
+	info = binary.NativeEndian.AppendUint64(info, uint64(limitUnits/rate))
+	info = binary.NativeEndian.AppendUint64(info, uint64(burst))
+	info = append(info, words32(bySource|inverse, buckets, entries, second, second, 0)...)
+	return pad(append(info, prefix, prefix), size), nil
+}
+
+// queue is xt_NFQ_info_v3.
+func (a arguments) queue() ([]byte, error) {
+	const bypass = 1
+	var first, last, flags uint16
+	_, err := fmt.Sscanf(a["--queue-balance"], "%d:%d", &first, &last)
+	if one, is := a["--queue-num"]; is {
+		_, err = fmt.Sscan(one, &first)
+		last = first
+	}
+	if err != nil {
+		return nil, errUnknown(fmt.Sprintf("-j NFQUEUE %v", a))
+	}
+	if _, is := a["--queue-bypass"]; is {
+		flags = bypass
+	}
+	return words16(first, last-first+1, flags), nil
+}

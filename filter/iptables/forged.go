@@ -1,0 +1,76 @@
+package iptables
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"sync"
+)
+
+// dropCounter is a [Table] that counts what the rules of a chain have dropped.
+type dropCounter interface {
+	Dropped(chain string) (packets uint64, err error)
+}
+
+// forged adds up what a table's counters say. The counters start at 0 again
+// when the chain is written; of the packets before that, only the last reading is known.
+type forged struct {
+	mu          sync.Mutex
+	last, total uint64
+}
+
+func (f *forged) add(now uint64) uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now < f.last {
+		f.last = 0
+	}
+	f.total += now - f.last
+	f.last = now
+	return f.total
+}
+
+// Forged is how many packets the tables have dropped because of their source. It asks
+// the tables, which takes a few milliseconds.
+func (m *Manager) Forged() (sum uint64, err error) {
+	for _, t := range m.tables {
+		c, can := t.Table.(dropCounter)
+		if !can {
+			continue
+		}
+		n, err := c.Dropped(sourceChain)
+		if err != nil {
+			return sum, fmt.Errorf("count forged packets: %w", err)
+		}
+		sum += t.forged.add(n)
+	}
+	return sum, nil
+}
+
+// countedDrop is how iptables prints a rule that drops, with its counters.
+var countedDrop = regexp.MustCompile(`-c (\d+) \d+ -j DROP$`)
+
+// Dropped is what the rules of a chain have dropped since it was written; nothing if it
+// is not there.
+func (k *kernelTable) Dropped(chain string) (packets uint64, err error) {
+	lines, err := k.reader.ListWithCounters(table, chain)
+	if err != nil {
+		// The error does not tell that the chain is missing: iptables-nft calls such a chain
+		// incompatible.
+		if chains, listErr := k.reader.ListChains(table); listErr == nil && !slices.Contains(chains, chain) {
+			return 0, nil
+		}
+		return 0, fmt.Errorf("list the counters of %s %s: %w", table, chain, explain(err))
+	}
+	for _, line := range lines {
+		if m := countedDrop.FindStringSubmatch(line); m != nil {
+			n, err := strconv.ParseUint(m[1], 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read the counter of %q: %w", line, err)
+			}
+			packets += n
+		}
+	}
+	return packets, nil
+}

@@ -1,0 +1,54 @@
+package iptables
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// nfgenmsgLen is the size of struct nfgenmsg, with which every message of
+// netfilter begins.
+const nfgenmsgLen = 4
+
+// nftType makes a message type of nf_tables.
+func nftType(message uint16) netlink.HeaderType {
+	return netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | message)
+}
+
+// nftGeneration asks the kernel for the number of the nf_tables rules of this
+// network namespace, which is another one after every change by anybody. It
+// costs about 0.1 ms of CPU, and a look at the rules of both families 13 ms. The
+// socket is a new one each time, because it belongs to the namespace of the
+// thread that opens it, as what iptables does belongs to that of its caller.
+func nftGeneration() (uint32, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+	}
+	defer c.Close()
+	answers, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: nftType(unix.NFT_MSG_GETGEN), Flags: netlink.Request},
+		Data:   make([]byte, nfgenmsgLen),
+	})
+	if err != nil {
+		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+	}
+	for _, m := range answers {
+		if m.Header.Type != nftType(unix.NFT_MSG_NEWGEN) || len(m.Data) < nfgenmsgLen {
+			continue
+		}
+		attrs, err := netlink.NewAttributeDecoder(m.Data[nfgenmsgLen:])
+		if err != nil {
+			return 0, fmt.Errorf("read the generation of the rules: %w", err)
+		}
+		attrs.ByteOrder = binary.BigEndian
+		for attrs.Next() {
+			if attrs.Type() == unix.NFTA_GEN_ID {
+				return attrs.Uint32(), attrs.Err()
+			}
+		}
+	}
+	return 0, fmt.Errorf("read the generation of the rules: the kernel did not say")
+}

@@ -1,0 +1,291 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
+)
+
+// lockWait is how long a command waits for another that holds the lock of the
+// legacy backend. Kubernetes components hold it for tenths of a second.
+const lockWait = 5 * time.Second
+
+// restoreTimeout bounds one run of iptables-restore, so that a command that hangs does
+// not end all repairs.
+const restoreTimeout = 20 * time.Second
+
+// errSlow is the cause of a command's end after that time.
+var errSlow = fmt.Errorf("it took longer than %v", restoreTimeout)
+
+// ErrPrivilege says that the kernel refused because of who we are.
+var ErrPrivilege = errors.New("no privilege to change the node's packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")
+
+// kernelTable is the kernel's table, behind the iptables commands.
+type kernelTable struct {
+	noChoice
+	family  Family
+	name    string
+	backend Backend
+	reader  *goiptables.IPTables
+	path    string   // of iptables
+	restore string   // path of iptables-restore
+	wait    []string // its arguments that make it wait for the lock
+	// byHandle has rules of others read with their handles instead of by iptables. It is
+	// atomic because tests change the tables beside the Manager.
+	byHandle atomic.Bool
+}
+
+// openTable finds out what the command can do.
+func openTable(f Family, t tool) (*kernelTable, error) {
+	protocol := goiptables.ProtocolIPv4
+	if f == IPv6 {
+		protocol = goiptables.ProtocolIPv6
+	}
+	reader, err := goiptables.New(goiptables.IPFamily(protocol), goiptables.Path(t.path), goiptables.Timeout(int(lockWait/time.Second)))
+	if err != nil {
+		return nil, fmt.Errorf("use %s: %w", t.path, err)
+	}
+	restore, err := lookPath(t.path + "-restore")
+	if err != nil {
+		return nil, fmt.Errorf("use %s: %w", t.path, err)
+	}
+	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, path: t.path, restore: restore}
+	if a, b, c := reader.GetIptablesVersion(); a > 1 || b > 6 || b == 6 && c >= 2 {
+		k.wait = []string{"-w", strconv.Itoa(int(lockWait / time.Second))} // since 1.6.2
+	}
+	return k, nil
+}
+
+func (k *kernelTable) Family() Family { return k.family }
+func (k *kernelTable) String() string { return k.name }
+
+// Chains asks nf_tables directly, because iptables-nft refuses to list a table if it
+// does not understand one of its rules.
+func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
+	if k.backend != NFT {
+		return k.legacyChains(ctx)
+	}
+	chains, err := k.nft().chains()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, c := range chains {
+		names = append(names, c.name)
+	}
+	return names, nil
+}
+
+// Rules has iptables list the chain. Where it refuses, because of a rule that it
+// cannot express or a library that it lacks, the rules are read without it, as far as
+// they lead to other chains.
+func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
+	if !k.byHandle.Load() || isOurs(chain) {
+		rules, err := k.list(chain)
+		if err == nil || errors.Is(explain(err), ErrPrivilege) {
+			return rules, err
+		}
+		if k.backend != NFT {
+			if rules, second := k.legacyRules(ctx, chain); second == nil {
+				return rules, nil
+			}
+			return nil, err
+		}
+	}
+	return k.Jumps(ctx, chain)
+}
+
+// Jumps asks nf_tables itself, which takes a twentieth of the time of the command.
+func (k *kernelTable) Jumps(ctx context.Context, chain string) ([]string, error) {
+	if k.backend != NFT {
+		return k.Rules(ctx, chain)
+	}
+	rules, err := k.nft().rules(chain)
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	for _, r := range rules {
+		lines = append(lines, r.text(chain))
+	}
+	return lines, nil
+}
+
+// Count implements Table. An error is no news: Rules will meet it too.
+func (k *kernelTable) Count(_ context.Context, chain string) (int, bool) {
+	if k.backend != NFT {
+		return 0, false
+	}
+	rules, err := k.nft().rules(chain)
+	return len(rules), err == nil
+}
+
+// list has iptables list the rules of a chain.
+func (k *kernelTable) list(chain string) ([]string, error) {
+	lines, err := k.reader.List(table, chain)
+	if err != nil {
+		return nil, fmt.Errorf("list the rules of %s %s: %w", table, chain, explain(err))
+	}
+	var rules []string
+	for _, line := range lines { // -P and -N lines say that the chain exists
+		if strings.HasPrefix(line, "-A ") {
+			rules = append(rules, line)
+		}
+	}
+	return rules, nil
+}
+
+func (k *kernelTable) nft() nftTable { return nftTable{k.family, table} }
+
+// Inactive implements Table. The legacy backend has no such states.
+func (k *kernelTable) Inactive(context.Context) (string, error) {
+	if k.backend != NFT {
+		return "", nil
+	}
+	return k.nft().inactive()
+}
+
+// Generation is known of nf_tables alone, and then counts the changes of all
+// tables. An error is no news: Rules will meet it too.
+func (k *kernelTable) Generation() (uint32, bool) {
+	if k.backend != NFT {
+		return 0, false
+	}
+	n, err := nftGeneration()
+	return n, err == nil
+}
+
+// Restore has iptables-restore carry out the text. Around it goes what iptables cannot
+// do: rules that are named by their handle are deleted after the rest is in place and
+// before chains are dropped to which they may lead; and a table that is switched off
+// is switched on.
+func (k *kernelTable) Restore(ctx context.Context, text string) error {
+	if k.backend != NFT {
+		return k.run(ctx, text)
+	}
+	if k.byHandle.Load() {
+		var err error
+		if text, err = k.nft().withHandles(text); err != nil {
+			return err
+		}
+	}
+	steps := splitText(text)
+	err := k.run(ctx, steps.first)
+	if err != nil && k.clearBaseChains() {
+		err = k.run(ctx, steps.first)
+	}
+	for _, h := range steps.handles {
+		if err == nil {
+			err = k.nft().deleteRule(h.chain, h.handle)
+		}
+	}
+	if err == nil && steps.last != "" {
+		err = k.run(ctx, steps.last)
+	}
+	// iptables may not find a rule that it has printed, or not get past one that it does
+	// not understand. By its handle any rule can be deleted the next time.
+	k.byHandle.Store(err != nil)
+	if err != nil {
+		if owned, second := k.nft().owned(); owned && second == nil {
+			err = fmt.Errorf("table %s belongs to a process (nft list tables shows which), and the kernel lets no other change it: %w", table, err)
+		}
+		return err
+	}
+	if off, err := k.nft().dormant(); err != nil || !off {
+		return err
+	}
+	return k.nft().wake()
+}
+
+// run is one run of iptables-restore.
+func (k *kernelTable) run(ctx context.Context, text string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, k.restore, append([]string{"--noflush"}, k.wait...)...)
+	cmd.Stdin = strings.NewReader(text)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // says more than that the command was killed
+		}
+		return fmt.Errorf("%s: %w", k.restore, explain(fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))))
+	}
+	return nil
+}
+
+// clearBaseChains deletes chains with names of ours that the kernel itself calls, and
+// reports whether there were any: no rule can jump to such a chain, and iptables
+// cannot delete it.
+func (k *kernelTable) clearBaseChains() (cleared bool) {
+	chains, err := k.nft().chains()
+	if err != nil {
+		return false
+	}
+	for _, c := range chains {
+		if c.base && isOurs(c.name) && k.nft().deleteChain(c.name) == nil {
+			cleared = true
+		}
+	}
+	return cleared
+}
+
+// steps are the parts of a transaction that refers to rules by handles.
+type steps struct {
+	first   string
+	handles []ruleHandle
+	last    string
+}
+
+type ruleHandle struct {
+	chain  string
+	handle uint64
+}
+
+// splitText splits a transaction that refers to rules by handles. Without any, all of
+// it is the first step, and so remains one transaction.
+func splitText(text string) steps {
+	var s steps
+	var first, last []string
+	for line := range strings.Lines(text) {
+		if chain, handle, is := handleOf(line); is {
+			s.handles = append(s.handles, ruleHandle{chain, handle})
+		} else if strings.HasPrefix(line, "-X ") {
+			last = append(last, line)
+		} else {
+			first = append(first, line)
+		}
+	}
+	if len(s.handles) == 0 {
+		return steps{first: text}
+	}
+	s.first = strings.Join(first, "")
+	if len(last) > 0 {
+		s.last = "*" + table + "\n" + strings.Join(last, "") + "COMMIT\n"
+	}
+	return s
+}
+
+// explain gives the errors of the commands that a user can do something about
+// words of their own. The commands have no error codes but these texts; netlink has.
+func explain(err error) error {
+	text := err.Error()
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w (%s)", ErrPrivilege, text)
+	}
+	for _, sign := range []string{"Permission denied", "Operation not permitted", "you must be root"} {
+		if strings.Contains(text, sign) {
+			return fmt.Errorf("%w (%s)", ErrPrivilege, strings.TrimSpace(text))
+		}
+	}
+	return err
+}

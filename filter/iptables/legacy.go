@@ -1,0 +1,105 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// iptables-legacy prints a rule as a command only if it has the library of each of
+// its matches and targets, which the image of another container may have and ours
+// lack. Listing for people (-L) it always does.
+
+// legacyChains are the names of all chains.
+func (k *kernelTable) legacyChains(ctx context.Context) ([]string, error) {
+	chains, err := k.reader.ListChains(table)
+	if err == nil {
+		return chains, nil
+	}
+	lines, second := listing(ctx, k.path, table, k.wait)
+	if second != nil {
+		return nil, fmt.Errorf("list the chains of %s: %w", table, explain(err))
+	}
+	chains = nil
+	for _, line := range lines {
+		if words := strings.Fields(line); len(words) > 2 && words[0] == "Chain" {
+			chains = append(chains, words[1])
+		}
+	}
+	return chains, nil
+}
+
+// legacyRules are the rules of a chain. Those that do nothing but jump are as iptables
+// prints them as commands; of others nothing is said but that they are there.
+func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, error) {
+	lines, err := listing(ctx, k.path, table, k.wait, chain)
+	if err != nil {
+		return nil, err
+	}
+	var rules []string
+	for _, line := range lines[min(2, len(lines)):] { // the chain's name and the columns'
+		if words := strings.Fields(line); len(words) > 0 {
+			rules = append(rules, "-A "+chain+plainJump(words))
+		}
+	}
+	return rules, nil
+}
+
+// plainJump is the end of a rule that jumps for all packets, from its listing: counts,
+// target, protocol, options, interfaces, addresses.
+func plainJump(words []string) string {
+	everywhere := [][]string{{"0.0.0.0/0", "0.0.0.0/0"}, {"::/0", "::/0"}}
+	if len(words) < 8 {
+		return ""
+	}
+	interfaces, ends := words[len(words)-4:len(words)-2], words[len(words)-2:]
+	protocol := words[3]
+	all := protocol == "all" || protocol == "0"
+	if all && slices.Equal(interfaces, []string{"*", "*"}) && slices.ContainsFunc(everywhere, func(e []string) bool { return slices.Equal(e, ends) }) {
+		return " -j " + words[2]
+	}
+	return ""
+}
+
+// listing runs iptables -L.
+func listing(ctx context.Context, path, table string, wait []string, chain ...string) ([]string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
+	defer cancel()
+	args := slices.Concat([]string{"-t", table, "-n", "-v"}, wait, []string{"-L"}, chain)
+	out, err := exec.CommandContext(ctx, path, args...).Output()
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // says more than that the command was killed
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n"), nil
+}
+
+// addListings counts in what the legacy tables of a family hold, from their listings.
+func (u *use) addListings(ctx context.Context, t tool) error {
+	tables, err := legacyTables(t.family)
+	if err != nil {
+		return err
+	}
+	for _, name := range tables {
+		lines, err := listing(ctx, t.path, name, nil)
+		if err != nil {
+			return err
+		}
+		var chain string
+		for _, line := range lines {
+			switch words := strings.Fields(line); {
+			case len(words) < 3:
+			case words[0] == "Chain":
+				chain = words[1]
+				u.kubelet = u.kubelet || isKubelets(chain)
+			case words[0] != "pkts" && !isOurs(chain) && !isOurs(words[2]):
+				u.rules++
+			}
+		}
+	}
+	return nil
+}

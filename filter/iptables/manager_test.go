@@ -1,0 +1,577 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sluice/filter/event"
+)
+
+// foreign are rules of others, which nothing may touch.
+const foreign = `*mangle
+:KUBE-THEIRS - [0:0]
+-A KUBE-THEIRS -m comment --comment "not -j SLUICE" -j RETURN
+-A POSTROUTING -j KUBE-THEIRS
+-A FORWARD -s 192.0.2.1/32 -j DROP
+COMMIT`
+
+// logs takes what is logged.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) count(level slog.Level) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), "level="+level.String())
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// managed is a Manager of two fakes, each with rules of others in it.
+type managed struct {
+	*Manager
+	t      *testing.T
+	v4, v6 *Fake
+	clean  string // the IPv4 table without ours
+	logs   *logs
+}
+
+func newManaged(t *testing.T, opts Options) *managed {
+	t.Helper()
+	m := &managed{t: t, v4: NewFake(IPv4), v6: NewFake(IPv6), logs: &logs{}}
+	m.Manager = New(opts, []Table{m.v4, m.v6}, slog.New(slog.NewTextHandler(m.logs, nil)))
+	m.restore(m.v4, foreign)
+	m.restore(m.v6, foreign)
+	m.clean = m.v4.Dump()
+	return m
+}
+
+func (m *managed) restore(f *Fake, text string) {
+	m.t.Helper()
+	if err := f.Restore(m.t.Context(), text); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// change carries out lines in the IPv4 table, as somebody else would.
+func (m *managed) change(lines ...string) {
+	m.t.Helper()
+	m.restore(m.v4, strings.Join(lines, "\n"))
+}
+
+func (m *managed) apply() {
+	m.t.Helper()
+	if err := m.Apply(m.t.Context()); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// applied is what a table must look like with our rules and those of others.
+func (m *managed) applied() string {
+	m.t.Helper()
+	f := NewFake(IPv4)
+	m.restore(f, foreign)
+	m.restore(f, m.opts.Wanted(IPv4))
+	return f.Dump()
+}
+
+func (m *managed) want(dump string) {
+	m.t.Helper()
+	if got := m.v4.Dump(); got != dump {
+		m.t.Errorf("the table holds\n%s\nand should hold\n%s", got, dump)
+	}
+}
+
+func TestApply(t *testing.T) {
+	m := newManaged(t, Defaults)
+	m.apply()
+	m.want(m.applied())
+	if rules, _ := m.v6.Rules(t.Context(), Chain); !slices.Equal(rules, Defaults.chains(IPv6)[Chain]) {
+		t.Errorf("IPv6 has %q", rules)
+	}
+	v4, v6 := m.v4.Writes(), m.v6.Writes()
+	m.apply()
+	if m.v4.Writes() != v4 || m.v6.Writes() != v6 {
+		t.Errorf("applying again wrote %d and %d times", m.v4.Writes()-v4, m.v6.Writes()-v6)
+	}
+	if v4 != 2 || v6 != 2 { // one of them is ours
+		t.Errorf("%d and %d transactions, want one each", v4-1, v6-1)
+	}
+}
+
+// changes are what others do to our rules, and what is said of it.
+var changes = map[string]struct {
+	lines []string
+	says  string
+}{
+	"flush all":        {[]string{"-F PREROUTING", "-F POSTROUTING", "-F SLUICE", "-F SLUICE-ALLOW", "-F SLUICE-SOURCE", "-X SLUICE", "-X SLUICE-ALLOW", "-X SLUICE-SOURCE", "-A POSTROUTING -j KUBE-THEIRS"}, "there is no chain SLUICE; "},
+	"flush a chain":    {[]string{"-F SLUICE-ALLOW"}, "chain SLUICE-ALLOW is empty"},
+	"flush the hook":   {[]string{"-F POSTROUTING", "-A POSTROUTING -j KUBE-THEIRS"}, "POSTROUTING does not jump to SLUICE"},
+	"flush one of two": {[]string{"-F PREROUTING"}, "PREROUTING does not jump to SLUICE-SOURCE"},
+	"flush sources":    {[]string{"-F SLUICE-SOURCE"}, "chain SLUICE-SOURCE is empty"},
+	"the wrong hook":   {[]string{"-D PREROUTING -j SLUICE-SOURCE", "-I PREROUTING 1 -j SLUICE"}, "PREROUTING jumps to SLUICE-SOURCE by another rule"},
+	"delete a rule":    {[]string{"-D SLUICE -m addrtype --src-type LOCAL -j RETURN"}, "chain SLUICE has other rules"},
+	"insert a rule":    {[]string{"-I SLUICE 1 -j RETURN"}, "chain SLUICE has other rules"},
+	"reorder":          {[]string{"-D POSTROUTING -j SLUICE", "-A POSTROUTING -j SLUICE"}, "is not the first rule of POSTROUTING"},
+	"double the jump":  {[]string{"-A POSTROUTING -j SLUICE"}, "jumps to SLUICE 2 times"},
+	"narrow the jump":  {[]string{"-D POSTROUTING -j SLUICE", "-I POSTROUTING 1 -p tcp -j SLUICE"}, "by another rule"},
+	"older chains": {[]string{":SLUICE-V0 - [0:0]", "-A SLUICE-V0 -j SLUICE-ALLOW", "-A SLUICE -j SLUICE-V0", "-A OUTPUT -j SLUICE-V0", "-A POSTROUTING -j SLUICE-V0"},
+		"chain SLUICE-V0 is not of this version"},
+}
+
+// With the same text for both families, what is put right at once is what Run
+// puts right later.
+func TestApplyPutsRight(t *testing.T) {
+	for name, c := range changes {
+		t.Run(name, func(t *testing.T) {
+			m := newManaged(t, Defaults)
+			m.apply()
+			m.change(c.lines...)
+			writes := m.v4.Writes()
+			m.apply()
+			m.want(m.applied())
+			if n := m.v4.Writes() - writes; n != 1 {
+				t.Errorf("it took %d transactions", n)
+			}
+		})
+	}
+}
+
+func TestRunPutsRight(t *testing.T) {
+	for name, c := range changes {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newManaged(t, Defaults)
+				m.apply()
+				m.run()
+				m.change(c.lines...)
+				time.Sleep(2 * period)
+				m.want(m.applied())
+				if m.Repairs() != 1 || m.logs.count(slog.LevelWarn) != 1 || !strings.Contains(m.logs.String(), c.says) {
+					t.Errorf("%d repairs; want one, logged with %q:\n%s", m.Repairs(), c.says, m.logs)
+				}
+				writes, looks := m.v4.Writes(), m.v4.Looks()
+				time.Sleep(10 * period)
+				if w, l := m.v4.Writes()-writes, m.v4.Looks()-looks; w > 0 || l > 1 {
+					t.Errorf("%d writes and %d looks when all was right", w, l)
+				}
+			})
+		})
+	}
+}
+
+// run starts Run, and ends it with the test.
+func (m *managed) run() {
+	ctx, cancel := context.WithCancel(m.t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.Run(ctx)
+	}()
+	m.t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
+
+func TestRunSurvivesErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.apply()
+		m.run()
+		m.change("-F SLUICE")
+		m.v4.Break(errors.New("the lock is held"))
+		time.Sleep(10 * period)
+		if n := m.logs.count(slog.LevelError); n != 1 {
+			t.Errorf("the same error was logged %d times", n)
+		}
+		m.v4.Break(errors.New("something else"))
+		time.Sleep(10 * period)
+		if n := m.logs.count(slog.LevelError); n != 2 {
+			t.Errorf("another error: %d in the log, want 2", n)
+		}
+		if failures := m.Failures(); len(failures) != 1 || !strings.Contains(failures[0], "something else") {
+			t.Errorf("failures %q, want the second error", failures)
+		}
+		m.v4.Break(nil)
+		time.Sleep(2 * period)
+		m.want(m.applied())
+		if failures := m.Failures(); failures != nil {
+			t.Errorf("failures %q when all is right again", failures)
+		}
+		if m.Repairs() != 1 || !strings.Contains(m.logs.String(), event.RulesRecovered.Attr().String()) {
+			t.Errorf("%d repairs, want 1:\n%s", m.Repairs(), m.logs)
+		}
+	})
+}
+
+func TestRunWaitsForApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.run()
+		time.Sleep(3 * period)
+		m.want(m.clean)
+	})
+}
+
+// One table that fails must not keep the other from its rules.
+func TestApplyGoesOnAfterAFailure(t *testing.T) {
+	m := newManaged(t, Defaults)
+	m.v4.Break(errors.New("the lock is held"))
+	err := m.Apply(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "iptables-fake: the lock is held") {
+		t.Errorf("the error is %v", err)
+	}
+	if rules, err := m.v6.Rules(t.Context(), Chain); err != nil || len(rules) == 0 {
+		t.Errorf("IPv6 has %q, %v", rules, err)
+	}
+}
+
+func TestPauseAndApply(t *testing.T) {
+	for packets, last := range map[Unqueued]string{PassUnqueued: "-A SLUICE -j RETURN", DropUnqueued: "-A SLUICE -j DROP"} {
+		synctest.Test(t, func(t *testing.T) {
+			opts := Defaults
+			m := newManaged(t, opts)
+			m.apply()
+			m.run()
+			if err := m.Pause(t.Context(), packets); err != nil {
+				t.Fatal(err)
+			}
+			queues := "-A SLUICE " + opts.crowd()[0] + "\n-A SLUICE " + opts.queue()
+			want := strings.ReplaceAll(m.applied(), queues, last)
+			m.want(want)
+			time.Sleep(5 * period)
+			m.want(want) // Run has left it
+			m.apply()
+			m.want(m.applied())
+			m.change("-F SLUICE")
+			time.Sleep(2 * period)
+			m.want(m.applied()) // and keeps it again
+		})
+	}
+}
+
+func TestWithout(t *testing.T) {
+	opts := Defaults
+	opts.AllowPin, opts.DenyPin = "/pins/allow", "/pins/deny"
+	m := newManaged(t, opts)
+	m.apply()
+	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
+		t.Fatalf("want both programs in\n%s", got)
+	}
+	for _, less := range []Less{{Crowd: true}, {Pins: true}, {Sources: true}, {true, true, true}, {}} {
+		m.Without(less)
+		m.apply()
+		m.want(m.applied())
+		got := m.v4.Dump()
+		if strings.Contains(got, "/pins/") == less.Pins || strings.Contains(got, "hashlimit") == less.Crowd || strings.Contains(got, "rpfilter") == less.Sources {
+			t.Errorf("without %+v:\n%s", less, got)
+		}
+	}
+}
+
+// Where the guard drops forged sources, neither the chain nor the jump are there; others'
+// rules in PREROUTING are left alone. They come back at once when the guard ceases to do so,
+// and are gone for Run, too.
+func TestGuarded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.change("*mangle", "-A PREROUTING -j KUBE-THEIRS", "COMMIT")
+		with := func() bool {
+			dump := m.v4.Dump()
+			if strings.Count(dump, "-A PREROUTING -j KUBE-THEIRS\n") != 1 || strings.Count(dump, "-A POSTROUTING -j SLUICE\n") != 1 {
+				t.Errorf("what must stay does not:\n%s", dump)
+			}
+			chain, jump := strings.Contains(dump, ":SLUICE-SOURCE\n"), strings.Contains(dump, "-A PREROUTING -j SLUICE-SOURCE\n")
+			if chain != jump || m.DropsSources(t.Context()) != jump {
+				t.Errorf("not both are there, or gone:\n%s", dump)
+			}
+			return jump
+		}
+		set := func(guarded bool) {
+			t.Helper()
+			if err := m.Guarded(t.Context(), guarded); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(true) // before there are rules
+		if dump := m.v4.Dump(); strings.Contains(dump, ":SLUICE") {
+			t.Fatalf("there are rules:\n%s", dump)
+		}
+		m.apply()
+		if with() {
+			t.Error("the rules drop forged sources, besides the guard")
+		}
+		for range 2 {
+			set(false)
+			if !with() {
+				t.Error("neither the rules nor the guard drop forged sources")
+			}
+			writes := m.v4.Writes()
+			set(false)
+			if m.v4.Writes() != writes {
+				t.Error("what was right was written again")
+			}
+			set(true)
+			if with() {
+				t.Error("the chain is still there")
+			}
+		}
+		m.run()
+		for _, theirs := range [][]string{
+			{"*mangle", ":SLUICE-SOURCE - [0:0]", "-I PREROUTING 1 -j SLUICE-SOURCE", "COMMIT"},
+			{"*mangle", "-I PREROUTING 1 -j SLUICE", "COMMIT"},
+		} {
+			m.change(theirs...)
+			time.Sleep(2 * period)
+			if with() || strings.Contains(m.v4.Dump(), "PREROUTING -j SLUICE\n") {
+				t.Errorf("it stays:\n%s", m.v4.Dump())
+			}
+		}
+		m.Without(Less{Sources: true})
+		set(false)
+		if !with() || strings.Contains(m.v4.Dump(), "rpfilter") {
+			t.Errorf("without the matches:\n%s", m.v4.Dump())
+		}
+		if err := m.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if dump := m.v4.Dump(); strings.Contains(dump, ":SLUICE") {
+			t.Errorf("left:\n%s", dump)
+		}
+	})
+}
+
+func TestPauseAndRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.apply()
+		m.run()
+		if err := m.Pause(t.Context(), DropUnqueued); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m.want(m.clean)
+		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // must make no chains
+			t.Fatal(err)
+		}
+		time.Sleep(5 * period)
+		m.want(m.clean)
+		writes := m.v4.Writes()
+		if err := m.Remove(t.Context()); err != nil || m.v4.Writes() != writes {
+			t.Errorf("removing nothing: %v, %d writes", err, m.v4.Writes()-writes)
+		}
+	})
+}
+
+// After it has yielded, a manager touches nothing, until it is to apply again.
+func TestYield(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.apply()
+		m.run()
+		m.Yield()
+		m.change("-F SLUICE")
+		theirs := m.v4.Dump()
+		time.Sleep(5 * period)
+		if err := m.Pause(t.Context(), PassUnqueued); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.v4.Dump(); got != theirs {
+			t.Errorf("the table is\n%s\nand was left as\n%s", got, theirs)
+		}
+		m.apply()
+		m.want(m.applied())
+	})
+}
+
+// Calls from several goroutines leave a table that is one or the other, never
+// something between. The race detector looks on.
+func TestConcurrentCalls(t *testing.T) {
+	m := newManaged(t, Defaults)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go m.Run(ctx)
+	var calls sync.WaitGroup
+	for range 4 {
+		calls.Go(func() {
+			for range 50 {
+				if err := errors.Join(m.Apply(ctx), m.Pause(ctx, PassUnqueued), m.Remove(ctx)); err != nil {
+					t.Error(err)
+				}
+				m.reconcile(ctx)
+			}
+		})
+	}
+	calls.Wait()
+	if err := m.Remove(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m.want(m.clean)
+}
+
+// respell spells rules as no version of iptables does.
+func respell(rule string) string {
+	if strings.HasPrefix(rule, "-A SLUICE") || slices.ContainsFunc(entries, func(e entry) bool { return rule == e.jump() }) {
+		return strings.ReplaceAll(strings.Replace(rule, "-j ", "--jump-here -j ", 1), "ipv6-icmp", "58")
+	}
+	return rule
+}
+
+// Another spelling of the same rules must not look changed for ever, and a change
+// must be seen in that spelling too.
+func TestAnotherSpelling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.v4.Spell(respell)
+		m.v6.Spell(respell)
+		m.apply()
+		m.want(m.applied())
+		writes := m.v4.Writes()
+		m.run()
+		time.Sleep(10 * period)
+		m.apply()
+		if n := m.v4.Writes() - writes; n != 0 || m.Repairs() != 0 {
+			t.Errorf("%d writes and %d repairs when all was right", n, m.Repairs())
+		}
+		for _, lines := range [][]string{
+			{"-D SLUICE -m addrtype --src-type LOCAL -j RETURN"},
+			{"-D POSTROUTING -j SLUICE", "-A POSTROUTING -j SLUICE"},
+			{"-A POSTROUTING -j SLUICE"},
+		} {
+			before := m.Repairs()
+			m.change(lines...)
+			time.Sleep(2 * period)
+			m.want(m.applied())
+			if m.Repairs() != before+1 {
+				t.Errorf("after %q: %d repairs, want %d", lines, m.Repairs(), before+1)
+			}
+		}
+		if err := m.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m.want(m.clean)
+	})
+}
+
+// meddler changes the table after every write, each time in another way.
+type meddler struct {
+	*Fake
+	n int
+}
+
+func (t *meddler) Restore(ctx context.Context, text string) error {
+	if err := t.Fake.Restore(ctx, text); err != nil {
+		return err
+	}
+	t.n++
+	return t.Fake.Restore(ctx, "-I SLUICE 1 -s 192.0.2."+string(rune('0'+t.n))+"/32 -j RETURN")
+}
+
+// What somebody else makes of our rules must not be taken for a spelling.
+func TestAMeddlerIsNoSpelling(t *testing.T) {
+	f := &meddler{Fake: NewFake(IPv4)}
+	m := New(Defaults, []Table{f}, nil)
+	err := m.Apply(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "do not stay") {
+		t.Errorf("the error is %v", err)
+	}
+	if len(m.tables[0].spelling) > 0 {
+		t.Errorf("it has learnt %v", m.tables[0].spelling)
+	}
+}
+
+// A rule that is to be deleted may be gone when the transaction comes.
+func TestApplyLooksAgainWhenARuleIsGone(t *testing.T) {
+	m := newManaged(t, Defaults)
+	m.apply()
+	m.change("-A POSTROUTING -j SLUICE")
+	f := &vanishing{Fake: m.v4}
+	m.tables[0].Table = f
+	m.apply()
+	m.want(m.applied())
+	if f.done != true {
+		t.Error("nothing vanished")
+	}
+}
+
+// vanishing loses the jumps once, before it is written to.
+type vanishing struct {
+	*Fake
+	done bool
+}
+
+func (t *vanishing) Restore(ctx context.Context, text string) error {
+	if !t.done {
+		t.done = true
+		if err := t.Fake.Restore(ctx, "-D POSTROUTING -j SLUICE\n-D POSTROUTING -j SLUICE"); err != nil {
+			return err
+		}
+	}
+	return t.Fake.Restore(ctx, text)
+}
+
+func TestTraces(t *testing.T) {
+	m := newManaged(t, Defaults)
+	m.apply()
+	m.change(":SLUICE-V0 - [0:0]", "-A SLUICE-V0 -j SLUICE-ALLOW", "-A OUTPUT -p tcp -g SLUICE-V0", "-A KUBE-THEIRS -j SLUICE", ":SLUICEGATE - [0:0]")
+	removed, err := Traces(t.Context(), []Table{m.v4, m.v6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"iptables-fake: mangle rule PREROUTING -j SLUICE-SOURCE",
+		"iptables-fake: mangle rule OUTPUT -p tcp -g SLUICE-V0",
+		"iptables-fake: mangle rule POSTROUTING -j SLUICE",
+		"iptables-fake: mangle rule KUBE-THEIRS -j SLUICE",
+		"iptables-fake: mangle chain SLUICE, rules: 8",
+		"iptables-fake: mangle chain SLUICE-ALLOW, rules: 2",
+		"iptables-fake: mangle chain SLUICE-SOURCE, rules: 4",
+		"iptables-fake: mangle chain SLUICE-V0, rules: 1",
+		"ip6tables-fake: mangle rule PREROUTING -j SLUICE-SOURCE",
+		"ip6tables-fake: mangle rule POSTROUTING -j SLUICE",
+		"ip6tables-fake: mangle chain SLUICE, rules: 13",
+		"ip6tables-fake: mangle chain SLUICE-ALLOW, rules: 2",
+		"ip6tables-fake: mangle chain SLUICE-SOURCE, rules: 4",
+	}
+	if !slices.Equal(removed, want) {
+		t.Errorf("removed\n%s\nwant\n%s", strings.Join(removed, "\n"), strings.Join(want, "\n"))
+	}
+	m.change("-X SLUICEGATE") // it is not ours, so it is still there
+	m.want(m.clean)
+	if removed, err := Traces(t.Context(), []Table{m.v4, m.v6}); err != nil || len(removed) != 0 {
+		t.Errorf("again: %q, %v", removed, err)
+	}
+}
+
+func TestTracesGoesOnAfterAFailure(t *testing.T) {
+	m := newManaged(t, Defaults)
+	m.apply()
+	m.v4.Break(errors.New("the lock is held"))
+	removed, err := Traces(t.Context(), []Table{m.v4, m.v6})
+	if err == nil || !strings.Contains(err.Error(), "iptables-fake: the lock is held") || len(removed) != 5 {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+}

@@ -1,0 +1,264 @@
+package iptables
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// nftTable is a table of one family in nf_tables, asked over netlink: iptables' mangle,
+// or our own.
+//
+// iptables-nft refuses to list a table that holds a rule that iptables
+// cannot express, and a chain likewise. Writing to them it does not refuse. So
+// everything is written by iptables and our own chains are read by it; over netlink
+// go the questions that concern what others have there, and the few changes that
+// iptables cannot make.
+type nftTable struct {
+	family Family
+	name   string
+}
+
+// nftChain is a chain of the table.
+type nftChain struct {
+	name string
+	// base is set if the kernel itself calls the chain; kind, hook and priority say for
+	// which packets.
+	base     bool
+	kind     string
+	hook     uint32
+	priority int32
+}
+
+// proto is the number of the family in netfilter.
+func (t nftTable) proto() byte {
+	if t.family == IPv6 {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
+}
+
+// message makes a message of nf_tables about this table's family.
+func (t nftTable) message(kind uint16, flags netlink.HeaderFlags, attrs []byte) netlink.Message {
+	return netlink.Message{
+		Header: netlink.Header{Type: nftType(kind), Flags: netlink.Request | flags},
+		Data:   append([]byte{t.proto(), unix.NFNETLINK_V0, 0, 0}, attrs...),
+	}
+}
+
+// encode makes attributes; nf_tables has all numbers in network byte order.
+func encode(fill func(*netlink.AttributeEncoder)) ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.ByteOrder = binary.BigEndian
+	fill(ae)
+	return ae.Encode()
+}
+
+// dumpTries bounds how often a list is read that changes meanwhile.
+const dumpTries = 5
+
+// dump reads a list. The answers' attributes are passed to each. The socket is a
+// new one each time, because it belongs to the namespace of the thread that opens it.
+func (t nftTable) dump(kind uint16, attrs []byte, each func(*netlink.AttributeDecoder) error) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var answers []netlink.Message
+	for try := 1; ; try++ {
+		answers, err = c.Execute(t.message(kind, netlink.Dump, attrs))
+		if err == nil && !slices.ContainsFunc(answers, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 }) {
+			break
+		}
+		if errors.Is(err, unix.ENOENT) {
+			return nil // no such table or chain: nothing is listed
+		}
+		if try < dumpTries && (err == nil || errors.Is(err, unix.EINTR)) {
+			continue
+		}
+		if err == nil {
+			err = errors.New("the rules change faster than they can be read")
+		}
+		return err
+	}
+	for _, m := range answers {
+		if len(m.Data) < nfgenmsgLen || m.Data[0] != t.proto() {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(m.Data[nfgenmsgLen:])
+		if err != nil {
+			return err
+		}
+		ad.ByteOrder = binary.BigEndian
+		if err := each(ad); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chains are all chains of the table. A table that does not exist has none.
+func (t nftTable) chains() (chains []nftChain, err error) {
+	err = t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
+		var c nftChain
+		var of string
+		for ad.Next() {
+			switch ad.Type() {
+			case unix.NFTA_CHAIN_TABLE:
+				of = ad.String()
+			case unix.NFTA_CHAIN_NAME:
+				c.name = ad.String()
+			case unix.NFTA_CHAIN_TYPE:
+				c.kind = ad.String()
+			case unix.NFTA_CHAIN_HOOK:
+				c.base = true
+				ad.Nested(c.readHook)
+			}
+		}
+		if of == t.name {
+			chains = append(chains, c)
+		}
+		return ad.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of %s: %w", t.name, explain(err))
+	}
+	return chains, nil
+}
+
+func (c *nftChain) readHook(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_HOOK_HOOKNUM:
+			c.hook = ad.Uint32()
+		case unix.NFTA_HOOK_PRIORITY:
+			c.priority = int32(ad.Uint32())
+		}
+	}
+	return nil
+}
+
+// dormant reports whether the table is switched off: its rules are there, and no
+// packet meets them.
+func (t nftTable) dormant() (bool, error) { return t.flag(unix.NFT_TABLE_F_DORMANT) }
+
+// owned reports whether the table belongs to a process, which alone can change it.
+func (t nftTable) owned() (bool, error) { return t.flag(tableOwner) }
+
+// tableOwner is NFT_TABLE_F_OWNER.
+const tableOwner = 0x2
+
+// flag reports whether the table has a flag.
+func (t nftTable) flag(flag uint32) (set bool, err error) {
+	err = t.dump(unix.NFT_MSG_GETTABLE, nil, func(ad *netlink.AttributeDecoder) error {
+		var name string
+		var flags uint32
+		for ad.Next() {
+			switch ad.Type() {
+			case unix.NFTA_TABLE_NAME:
+				name = ad.String()
+			case unix.NFTA_TABLE_FLAGS:
+				flags = ad.Uint32()
+			}
+		}
+		set = set || name == t.name && flags&flag != 0
+		return ad.Err()
+	})
+	if err != nil {
+		return false, fmt.Errorf("read the flags of %s: %w", t.name, explain(err))
+	}
+	return set, nil
+}
+
+// rules are the rules of a chain, in order.
+func (t nftTable) rules(chain string) (rules []nftRule, err error) {
+	attrs, err := encode(func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.NFTA_RULE_TABLE, t.name)
+		ae.String(unix.NFTA_RULE_CHAIN, chain)
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = t.dump(unix.NFT_MSG_GETRULE, attrs, func(ad *netlink.AttributeDecoder) error {
+		r, of, err := readRule(ad)
+		if of == (rulePlace{t.name, chain}) {
+			rules = append(rules, r)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the rules of %s %s: %w", t.name, chain, explain(err))
+	}
+	return rules, nil
+}
+
+// count adds to u what all tables of the family hold, those of native nft too.
+func (t nftTable) count(u *use) error {
+	err := t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_CHAIN_NAME {
+				u.kubelet = u.kubelet || isKubelets(ad.String())
+			}
+		}
+		return ad.Err()
+	})
+	if err == nil {
+		err = t.dump(unix.NFT_MSG_GETRULE, nil, func(ad *netlink.AttributeDecoder) error {
+			r, of, err := readRule(ad)
+			if err == nil && !isOurs(of.chain) && !leadsTo(r.text(of.chain), isOurs) {
+				u.rules++
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("count the rules of %s in nf_tables: %w", t.family, explain(err))
+	}
+	return nil
+}
+
+// hooks are the numbers of the kernel's hooks that iptables' chains hang on.
+var hooks = map[string]uint32{
+	"PREROUTING": unix.NF_INET_PRE_ROUTING, "INPUT": unix.NF_INET_LOCAL_IN, "FORWARD": unix.NF_INET_FORWARD,
+	"OUTPUT": unix.NF_INET_LOCAL_OUT, "POSTROUTING": unix.NF_INET_POST_ROUTING,
+}
+
+// manglePriority is where mangle's chains are among those of one hook
+// (NF_IP_PRI_MANGLE).
+const manglePriority = -150
+
+// chainKind is the type of mangle's chains that we use. One of type nat would be called for
+// the first packet of a connection only.
+const chainKind = "filter"
+
+// inactive says why packets do not meet the rules of the table.
+func (t nftTable) inactive() (string, error) {
+	off, err := t.dormant()
+	if err != nil {
+		return "", err
+	}
+	if off {
+		return fmt.Sprintf("table %s is dormant", t.name), nil
+	}
+	return t.foreign()
+}
+
+// foreign says which chain has the name of a hook that we use and is another one, so
+// that its rules are not called where ours must be.
+func (t nftTable) foreign() (string, error) {
+	chains, err := t.chains()
+	if err != nil {
+		return "", err
+	}
+	for _, c := range chains {
+		if isHook(c.name) && (!c.base || c.kind != chainKind || c.hook != hooks[c.name] || c.priority != manglePriority) {
+			return fmt.Sprintf("chain %s of %s was made without iptables and does not have its place in the kernel: delete or rename it", c.name, t.name), nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,271 @@
+package iptables
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ownName is the name of our own tables of nf_tables.
+const ownName = "sluice"
+
+// ownTable is a table of our own in nf_tables, with chains that are called where those of
+// iptables' mangle are. It holds the same rules, for where mangle cannot be used.
+//
+// iptables-nft writes to no table but its own. So it is written over netlink, see
+// encodeRule; a transaction of iptables-restore becomes one of nf_tables.
+type ownTable struct {
+	noChoice
+	family Family
+	// texts are the rules that were written, without "-A" and the chain, by what the
+	// kernel gives for them. An agent does not know the rules of another.
+	texts map[string]string
+	stays bool // Leave leaves it
+}
+
+func newOwnTable(f Family) *ownTable { return &ownTable{family: f, texts: map[string]string{}} }
+
+func (o *ownTable) nft() nftTable { return nftTable{o.family, ownName} }
+
+// Family implements Table.
+func (o *ownTable) Family() Family { return o.family }
+
+// String implements Table.
+func (o *ownTable) String() string {
+	return fmt.Sprintf("nft table %s %s", map[Family]string{IPv4: "ip", IPv6: "ip6"}[o.family], ownName)
+}
+
+// Chains implements Table.
+func (o *ownTable) Chains(context.Context) (names []string, err error) {
+	chains, err := o.nft().chains()
+	for _, c := range chains {
+		names = append(names, c.name)
+	}
+	return names, err
+}
+
+// Rules implements Table. Of rules that were not written here it gives what Jumps gives.
+func (o *ownTable) Rules(_ context.Context, chain string) ([]string, error) {
+	rules, err := o.nft().rules(chain)
+	var lines []string
+	for _, r := range rules {
+		line := r.text(chain)
+		if text, known := o.texts[string(withoutCounters(r.expressions))]; known {
+			line = "-A " + chain + " " + text
+		}
+		lines = append(lines, line)
+	}
+	return lines, err
+}
+
+// Jumps implements Table.
+func (o *ownTable) Jumps(_ context.Context, chain string) ([]string, error) {
+	rules, err := o.nft().rules(chain)
+	var lines []string
+	for _, r := range rules {
+		lines = append(lines, r.text(chain))
+	}
+	return lines, err
+}
+
+// Count implements Table.
+func (o *ownTable) Count(_ context.Context, chain string) (int, bool) {
+	rules, err := o.nft().rules(chain)
+	return len(rules), err == nil
+}
+
+// Inactive implements Table.
+func (o *ownTable) Inactive(context.Context) (string, error) { return o.nft().inactive() }
+
+// Generation implements Table.
+func (o *ownTable) Generation() (uint32, bool) {
+	n, err := nftGeneration()
+	return n, err == nil
+}
+
+// Watch implements Table.
+func (o *ownTable) Watch(ctx context.Context, told func()) error { return o.nft().watch(ctx, told) }
+
+// Dropped is what the rules of a chain have dropped since it was written; nothing if it
+// is not there.
+func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
+	rules, err := o.nft().rules(chain)
+	for _, r := range rules {
+		if r.drops {
+			packets += r.packets
+		}
+	}
+	return packets, err
+}
+
+// Leave implements Table. When a table goes, the kernel drops the packets that wait in a
+// queue of the node; so while an agent is there that uses mangle, it stays, empty. Chains of
+// others in it are kept.
+func (o *ownTable) Leave() error {
+	chains, err := o.nft().chains()
+	if err != nil || o.stays || len(chains) == 0 {
+		return err
+	}
+	for _, c := range chains {
+		if !isOurs(c.name) && !isHook(c.name) {
+			return nil
+		}
+	}
+	b := ownChange{table: o.nft()}
+	b.add(unix.NFT_MSG_DELTABLE, 0, attributes{}.text(unix.NFTA_TABLE_NAME, ownName))
+	if err := b.commit(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete table %s: %w", ownName, explain(err))
+	}
+	return nil
+}
+
+// isHook reports whether a chain has the name of one that the kernel calls.
+func isHook(chain string) bool {
+	return slices.ContainsFunc(entries, func(e entry) bool { return e.name == chain })
+}
+
+// Restore implements Table.
+func (o *ownTable) Restore(_ context.Context, text string) error {
+	text, err := o.nft().withHandles(text)
+	if err != nil {
+		return err
+	}
+	b := ownChange{table: o.nft(), texts: map[string]string{}}
+	if err := b.all(text); err != nil {
+		return fmt.Errorf("write table %s: %w", ownName, explain(err))
+	}
+	for expressions, text := range b.texts {
+		o.texts[expressions] = text
+	}
+	return nil
+}
+
+// ownChange is a transaction that is made.
+type ownChange struct {
+	table    nftTable
+	messages []netlink.Message
+	texts    map[string]string
+	hooks    []entry // that the transaction needs
+	renewed  bool    // the table was not as it must be, and is made again
+}
+
+// all carries a text for iptables-restore out.
+func (b *ownChange) all(text string) error {
+	if err := b.prepare(text); err != nil {
+		return err
+	}
+	for line := range strings.Lines(text) {
+		if err := b.carryOut(strings.TrimSpace(line)); err != nil {
+			return err
+		}
+	}
+	return b.commit()
+}
+
+// prepare begins a transaction: one that fills chains needs the table and its hooks.
+func (b *ownChange) prepare(text string) error {
+	if !strings.Contains(text, "\n:") {
+		return nil
+	}
+	chains, err := b.table.chains()
+	if err != nil {
+		return err
+	}
+	why, err := b.table.foreign()
+	if err != nil {
+		return err
+	}
+	called := slices.ContainsFunc(chains, func(c nftChain) bool { return c.base && isOurs(c.name) })
+	if b.renewed = why != "" || called; b.renewed {
+		b.add(unix.NFT_MSG_DELTABLE, 0, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name))
+	}
+	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name).number(unix.NFTA_TABLE_FLAGS, 0))
+	for _, e := range entries {
+		if !strings.Contains(text, "\n:"+e.chain+" ") {
+			continue
+		}
+		b.hooks = append(b.hooks, e)
+		place := attributes{}.number(unix.NFTA_HOOK_HOOKNUM, hooks[e.name]).number(unix.NFTA_HOOK_PRIORITY, 1<<32+manglePriority)
+		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(e.name).raw(unix.NFTA_CHAIN_HOOK, place).
+			number(unix.NFTA_CHAIN_POLICY, verdictAccept).text(unix.NFTA_CHAIN_TYPE, chainKind))
+	}
+	return nil
+}
+
+// verdictAccept is NF_ACCEPT.
+const verdictAccept = 1
+
+// carryOut adds what one line of iptables-restore says.
+func (b *ownChange) carryOut(line string) error {
+	command, rest, _ := strings.Cut(line, " ")
+	chain, rule, _ := strings.Cut(rest, " ")
+	switch {
+	case b.renewed && (command == "-D" || command == "-F" || command == "-X"): // the table is a new one
+	case strings.HasPrefix(command, ":"):
+		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(command[1:]))
+		b.flush(command[1:])
+	case command == "-A":
+		return b.addRule(chain, rule)
+	case command == "-I": // the hooks are ours alone
+		b.flush(chain)
+		_, rule, _ = strings.Cut(rule, " ")
+		return b.addRule(chain, rule)
+	case command == "-D":
+		if chain, handle, is := handleOf(line); is {
+			b.add(unix.NFT_MSG_DELRULE, 0, b.ruleOf(chain).raw(unix.NFTA_RULE_HANDLE, binary.BigEndian.AppendUint64(nil, handle)))
+		}
+	case command == "-F":
+		b.flush(chain)
+	case command == "-X":
+		b.add(unix.NFT_MSG_DELCHAIN, 0, b.chain(chain))
+	}
+	return nil
+}
+
+// commit carries the transaction out.
+func (b *ownChange) commit() error {
+	if b.renewed {
+		for _, e := range b.hooks {
+			if err := b.carryOut(fmt.Sprintf("-I %s 1 -j %s", e.name, e.chain)); err != nil {
+				return err
+			}
+		}
+	}
+	return b.table.commitAll(b.messages)
+}
+
+// addRule appends a rule to a chain.
+func (b *ownChange) addRule(chain, rule string) error {
+	e, err := encodeRule(b.table.family, rule)
+	if err != nil {
+		return err
+	}
+	attrs := b.ruleOf(chain).raw(unix.NFTA_RULE_EXPRESSIONS, e.expressions)
+	if e.protocol != 0 {
+		attrs = attrs.raw(unix.NFTA_RULE_COMPAT, attributes{}.number(unix.NFTA_RULE_COMPAT_PROTO, e.protocol).number(unix.NFTA_RULE_COMPAT_FLAGS, 0))
+	}
+	b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, attrs)
+	b.texts[string(withoutCounters(e.expressions))] = rule
+	return nil
+}
+
+// flush takes all rules of a chain away.
+func (b *ownChange) flush(chain string) { b.add(unix.NFT_MSG_DELRULE, 0, b.ruleOf(chain)) }
+
+func (b *ownChange) add(kind uint16, flags netlink.HeaderFlags, attrs attributes) {
+	b.messages = append(b.messages, b.table.message(kind, flags, attrs))
+}
+
+func (b *ownChange) chain(name string) attributes {
+	return attributes{}.text(unix.NFTA_CHAIN_TABLE, b.table.name).text(unix.NFTA_CHAIN_NAME, name)
+}
+
+func (b *ownChange) ruleOf(chain string) attributes {
+	return attributes{}.text(unix.NFTA_RULE_TABLE, b.table.name).text(unix.NFTA_RULE_CHAIN, chain)
+}

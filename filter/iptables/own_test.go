@@ -1,0 +1,399 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// ownCounter is how many packets the rules of our main chains have dropped.
+func (p *packets) ownCounter(end string) (n int) {
+	p.realNode.t.Helper()
+	if end != "-j DROP" {
+		p.realNode.t.Fatalf("no counter of rules that end with %q", end)
+	}
+	p.inside(func(context.Context) error {
+		for _, f := range Families {
+			packets, err := newOwnTable(f).Dropped(Chain)
+			if err != nil {
+				return err
+			}
+			n += int(packets)
+		}
+		return nil
+	})
+	return n
+}
+
+// everyRule are options that between them lead to every rule that there is.
+func everyRule() []Options {
+	return []Options{
+		Defaults, pinnedOptions(), Defaults.without(Less{Crowd: true, Sources: true}),
+		{JudgedMark: 1, RevokedMark: 1 << 31, FirstQueue: 7, Queues: 1, SourceShare: 7, FailOpen: true},
+		{JudgedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare},
+	}
+}
+
+// Every rule that there can be is known, and what is not known is refused.
+func TestEncodeRule(t *testing.T) {
+	for _, f := range Families {
+		for _, o := range everyRule() {
+			for _, chains := range []map[string][]string{o.chains(f), o.paused(f, PassUnqueued), o.paused(f, DropUnqueued)} {
+				for name, rules := range chains {
+					for _, rule := range rules {
+						if _, err := encodeRule(f, strings.TrimPrefix(rule, "-A "+name+" ")); err != nil {
+							t.Errorf("%s %q: %v", f, rule, err)
+						}
+					}
+				}
+			}
+		}
+		for _, rule := range []string{
+			"-p sctp -j DROP", "-o lo -j DROP", "-j ACCEPT", "-j KUBE-THEIRS", "-m mark --mark x -j DROP", "-m mark --mark 1 -j DROP",
+			"-m conntrack --ctstate NEW -j DROP", "-m conntrack --ctdir ORIGINAL -j DROP", "-m addrtype --src-type UNICAST -j DROP",
+			"-m addrtype --dst-type LOCAL -j DROP", "-m rpfilter -j DROP", "-m rpfilter --loose --invert -j DROP", "-m hl --hl-lt 3 -j DROP",
+			"-m bpf --bytecode 1 -j DROP", "-m hashlimit --hashlimit-above 1/min -j DROP", "-m hashlimit --hashlimit-upto 5/sec -j DROP",
+			"-j NFQUEUE", "-j MARK --set-mark 1", "-m comment --comment x -j DROP", "-j",
+		} {
+			if _, err := encodeRule(f, rule); err == nil {
+				t.Errorf("%s %q is taken", f, rule)
+			}
+		}
+	}
+}
+
+// What is written without iptables, iptables prints as the rules that it was made from.
+func TestRealEncodedAsIptablesDoes(t *testing.T) {
+	for i, o := range everyRule() {
+		o.AllowPin, o.DenyPin = "", "" // the kernel looks for the programs
+		n := newRealNode(t, NFT, o)
+		for _, f := range Families {
+			text := o.Wanted(f)
+			text = strings.ReplaceAll(text, " -m rpfilter --invert", "") // of which iptables knows no other way
+			n.inside(func(context.Context) error {
+				b := ownChange{table: nftTable{f, table}, texts: map[string]string{}}
+				return b.all(text)
+			})
+			saved := n.output(f.command()+"-nft-save", "-t", table)
+			for line := range strings.Lines(text) {
+				if strings.HasPrefix(line, "-A ") && !strings.Contains(saved, line) {
+					t.Errorf("%d, %s: %snot in\n%s", i, f, line, saved)
+				}
+			}
+		}
+	}
+}
+
+// obstacles are what keeps our rules from mangle, of both families or one.
+var obstacles = map[string]string{
+	"another priority":  "add table %[1]s mangle\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority 100; }",
+	"another hook":      "add table %[1]s mangle\nadd chain %[1]s mangle PREROUTING { type filter hook input priority -150; }",
+	"another type":      "add table %[1]s mangle\nadd chain %[1]s mangle POSTROUTING { type nat hook postrouting priority -150; }",
+	"no base chain":     "add table %[1]s mangle\nadd chain %[1]s mangle PREROUTING\nadd rule %[1]s mangle PREROUTING accept",
+	"owned":             "add table %[1]s mangle { flags owner; }",
+	"owned with chains": "add table %[1]s mangle { flags owner; }\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority mangle; }\nadd rule %[1]s mangle POSTROUTING counter",
+}
+
+// obstruct puts an obstacle in the place of a family's mangle. One that a process owns lasts until
+// the returned function is called, or the test ends.
+func (n *realNode) obstruct(f Family, script string) (end func()) {
+	n.t.Helper()
+	script = strings.ReplaceAll("add table %[1]s mangle\ndelete table %[1]s mangle\n"+script, "%[1]s", nftFamily[f])
+	if !strings.Contains(script, "owner") {
+		n.nftOnce(script)
+		return func() { n.nftOnce("delete table " + nftFamily[f] + " mangle") }
+	}
+	if _, err := exec.LookPath("nft"); err != nil {
+		n.t.Skip("needs nft: install the package nftables")
+	}
+	cmd := exec.Command("nft", "-i") // the table belongs to it as long as it runs
+	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = n.Start(cmd)
+	}
+	if err == nil {
+		_, err = stdin.Write([]byte(strings.ReplaceAll(script, "\n", "; ") + "\n"))
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	gone := false
+	end = func() {
+		if !gone {
+			gone = true
+			_ = stdin.Close()
+			_ = cmd.Wait()
+		}
+	}
+	n.t.Cleanup(end)
+	await(n.t, "the table is there", func() bool { return strings.Contains(n.tableText(f, table), "flags owner") })
+	return end
+}
+
+// tableText is a table without counters, empty without it.
+func (n *realNode) tableText(f Family, name string) string {
+	text, err := n.Output(exec.Command("nft", "--stateless", "list", "table", nftFamily[f], name))
+	if err != nil {
+		return ""
+	}
+	return text
+}
+
+// inOwnTable checks that the rules of a family are in our own table, and only there.
+func (n *realNode) inOwnTable(f Family) {
+	n.t.Helper()
+	own := n.tableText(f, ownName)
+	for _, e := range entries {
+		if !strings.Contains(own, "jump "+e.chain+"\n") {
+			n.t.Errorf("%s: our own table holds\n%s", f, own)
+		}
+	}
+	if text := n.tableText(f, table); strings.Contains(text, Chain) {
+		n.t.Errorf("%s: mangle holds\n%s", f, text)
+	}
+}
+
+// someFamilies are those of which mangle cannot be used.
+var someFamilies = [][]Family{{IPv4}, {IPv6}, {IPv4, IPv6}}
+
+// Where mangle cannot be used, the rules are in a table of our own, and all goes on as it
+// does with mangle: packets are asked about once, what others do to the table is undone,
+// and at the end nothing is left.
+func TestRealOwnTable(t *testing.T) {
+	for name, script := range obstacles {
+		for _, families := range someFamilies {
+			t.Run(fmt.Sprintf("%s%v", name, families), func(t *testing.T) {
+				t.Parallel()
+				p := newObstructed(t, families, script)
+				before := p.tableText(families[0], table)
+				p.asksOnce()
+				p.keep()
+				for _, ruin := range ownRuin {
+					repairs := p.Repairs()
+					for _, f := range families {
+						p.nftOnce(strings.ReplaceAll(ruin, "%[1]s", nftFamily[f]))
+					}
+					await(t, "repaired after "+ruin, func() bool { return p.Repairs() >= repairs+uint64(len(families)) })
+					for _, f := range families {
+						p.inOwnTable(f)
+					}
+					p.asksOnce()
+				}
+				if failures := p.Failures(); len(failures) > 0 {
+					t.Errorf("failures %q", failures)
+				}
+				p.inside(func(ctx context.Context) error { return p.Pause(ctx, PassUnqueued) })
+				p.asks(0, p.everyone)
+				p.inside(p.Remove)
+				p.asks(0, p.everyone)
+				if text := p.output("nft", "list", "ruleset"); strings.Contains(text, Chain) || strings.Contains(text, ownName) {
+					t.Errorf("left:\n%s", text)
+				}
+				if after := p.tableText(families[0], table); after != before {
+					t.Errorf("mangle holds\n%s\nand held\n%s", after, before)
+				}
+			})
+		}
+	}
+}
+
+// Where the guard drops forged sources, our own table has no chain in PREROUTING: the kernel
+// would call that for every packet. It comes when it is needed.
+func TestRealOwnTableOfTheGuarded(t *testing.T) {
+	opts := Defaults
+	opts.Guarded = true
+	for _, f := range Families {
+		n := newRealNode(t, NFT, opts)
+		o := newOwnTable(f)
+		m := New(opts, []Table{o}, nil)
+		n.inside(m.Apply)
+		if text := n.tableText(f, ownName); strings.Contains(text, "prerouting") || !strings.Contains(text, "jump SLUICE\n") {
+			t.Errorf("%s: with the guard\n%s", f, text)
+		}
+		for range 2 {
+			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, false) })
+			n.inOwnTable(f)
+			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, true) })
+			if text := n.tableText(f, ownName); strings.Contains(text, "SLUICE-SOURCE") || !strings.Contains(text, "jump SLUICE\n") {
+				t.Errorf("%s: with the guard again\n%s", f, text)
+			}
+		}
+		n.nftOnce(fmt.Sprintf("delete table %s %s", nftFamily[f], ownName))
+		n.inside(m.Apply)
+		if text := n.tableText(f, ownName); strings.Contains(text, "prerouting") || !strings.Contains(text, "jump SLUICE\n") {
+			t.Errorf("%s: written again\n%s", f, text)
+		}
+		n.inside(m.Remove)
+		if text := n.tableText(f, ownName); text != "" {
+			t.Errorf("%s: left\n%s", f, text)
+		}
+	}
+}
+
+// ownRuin are what others may do to a table of our own.
+var ownRuin = []string{
+	"flush table %[1]s sluice",
+	"delete table %[1]s sluice",
+	"flush chain %[1]s sluice SLUICE",
+	"flush chain %[1]s sluice POSTROUTING",
+	"add rule %[1]s sluice SLUICE-SOURCE counter",
+	"insert rule %[1]s sluice SLUICE counter accept",
+	"insert rule %[1]s sluice POSTROUTING counter accept",
+	"add table %[1]s sluice { flags dormant; }",
+	"flush chain %[1]s sluice PREROUTING\ndelete chain %[1]s sluice PREROUTING",
+	"flush table %[1]s sluice\ndelete chain %[1]s sluice POSTROUTING\nadd chain %[1]s sluice POSTROUTING { type filter hook input priority 7; }",
+	"flush table %[1]s sluice\ndelete chain %[1]s sluice SLUICE\nadd chain %[1]s sluice SLUICE { type filter hook input priority 7; }",
+	"add chain %[1]s sluice SLUICE-V0\nadd chain %[1]s sluice x\nadd rule %[1]s sluice x counter jump SLUICE-V0\nadd rule %[1]s sluice POSTROUTING counter jump x",
+	"flush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice x", // what is of others stays otherwise
+}
+
+// newObstructed is a node with pods on which some families' mangle cannot be used.
+func newObstructed(t *testing.T, families []Family, script string) *packets {
+	t.Helper()
+	n := newRealNode(t, NFT, Defaults)
+	for _, f := range families {
+		n.obstruct(f, script)
+	}
+	p := &packets{realNode: n}
+	var err error
+	if p.a, err = n.AddPod("a"); err == nil {
+		p.b, err = n.AddPod("b")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reader = read(n, Defaults)
+	n.inside(n.Apply)
+	for _, f := range families {
+		n.inOwnTable(f)
+		if name := n.tables[slices.Index(Families, f)].String(); name != "nft table "+nftFamily[f]+" sluice" {
+			t.Errorf("the rules are said to be in %s", name)
+		}
+	}
+	return p
+}
+
+// everyone sends one packet from pod to pod, of each family.
+func (p *packets) everyone() {
+	p.families(func(a, b netip.Addr) {
+		f := p.flow(p.a, a, p.b, b)
+		f.send()
+		f.arrives()
+	})
+}
+
+// asksOnce checks that only the first packet of a flow of each family is asked about.
+func (p *packets) asksOnce() {
+	p.realNode.t.Helper()
+	p.asks(2, func() {
+		p.families(func(a, b netip.Addr) {
+			f := p.flow(p.a, a, p.b, b)
+			for range 3 {
+				f.send()
+				f.arrives()
+			}
+		})
+	})
+}
+
+// Mangle may be taken while the agent runs, and be free when the next one comes. Neither
+// way is anything left behind.
+func TestRealMoves(t *testing.T) {
+	for name, script := range obstacles {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPackets(t, NFT, Defaults)
+			p.keep()
+			var ends []func()
+			for _, f := range Families {
+				ends = append(ends, p.obstruct(f, script))
+			}
+			for _, f := range Families {
+				await(t, "the rules are in our own table", func() bool {
+					return strings.Contains(p.tableText(f, ownName), "jump "+Chain+"\n") && !strings.Contains(p.tableText(f, table), Chain)
+				})
+			}
+			await(t, "nothing is left to do", func() bool { return len(p.Failures()) == 0 })
+			p.asksOnce()
+			for _, end := range ends {
+				end()
+			}
+			p.inside(p.settle)
+			p.asksOnce()
+			p.inside(func(ctx context.Context) error {
+				p.Yield()
+				return p.next(ctx)
+			})
+			for _, f := range Families {
+				if text := p.tableText(f, ownName); strings.Contains(text, Chain) {
+					t.Errorf("left:\n%s", text)
+				}
+				if text := p.tableText(f, table); !strings.Contains(text, "jump "+Chain) {
+					t.Errorf("mangle holds\n%s", text)
+				}
+			}
+			p.asksOnce()
+			p.traced()
+		})
+	}
+}
+
+// traced takes everything of ours away. It returns what that was.
+func (p *packets) traced() (removed []string) {
+	p.realNode.t.Helper()
+	p.inside(func(ctx context.Context) error {
+		all, err := OpenAll(ctx)
+		if err == nil {
+			removed, err = Traces(ctx, all)
+		}
+		return err
+	})
+	if text := p.output("nft", "list", "ruleset"); strings.Contains(text, Chain) || strings.Contains(text, ownName) {
+		p.realNode.t.Errorf("left:\n%s", text)
+	}
+	return removed
+}
+
+// next is what an agent does that takes over.
+func (p *packets) next(ctx context.Context) error {
+	tables, err := Open(ctx, NFT, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	m := New(Defaults, tables, slog.New(slog.NewTextHandler(p.logs, nil)))
+	if err := m.Apply(ctx); err != nil {
+		return err
+	}
+	others, err := Others(ctx, tables)
+	if err != nil {
+		return err
+	}
+	_, err = Traces(ctx, others)
+	return errors.Join(err, m.settled(ctx))
+}
+
+// settled looks again. An error says that something was to be repaired.
+func (m *Manager) settled(ctx context.Context) error {
+	m.reconcile(ctx)
+	if m.Repairs() > 0 || len(m.Failures()) > 0 {
+		return fmt.Errorf("%d repairs, failures %q", m.Repairs(), m.Failures())
+	}
+	return nil
+}
+
+// What an agent has left in tables of its own is found and taken away.
+func TestRealTracesOfOwnTable(t *testing.T) {
+	p := newObstructed(t, Families, obstacles["owned"])
+	text := strings.Join(p.traced(), "\n")
+	for _, want := range []string{"nft table ip6 sluice chain SLUICE, rules: 13", "nft table ip sluice rule PREROUTING -j SLUICE-SOURCE"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("removed, without %q\n%s", want, text)
+		}
+	}
+}

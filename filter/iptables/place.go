@@ -1,0 +1,126 @@
+package iptables
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+)
+
+// place is where the rules of one family are in nf_tables: in iptables' mangle, or in a
+// table of our own if mangle cannot be used, because a process owns it or one of its
+// chains is not what iptables would make.
+//
+// Once the rules are in a table of our own, they stay there until the agent ends; the next
+// agent uses mangle again if it can. Going back earlier would gain nothing, because the same
+// packets meet the same rules in either table. It would drop the packets that wait in a
+// queue, and a program that takes mangle from time to time could cause that at will.
+type place struct {
+	mangle *kernelTable
+	own    *ownTable
+	moved  atomic.Bool // to the table of our own
+	left   bool        // rules of ours may be left in mangle
+	log    *slog.Logger
+}
+
+func newPlace(mangle *kernelTable, log *slog.Logger) *place {
+	return &place{mangle: mangle, own: newOwnTable(mangle.family), log: log}
+}
+
+// in is the table that has the rules.
+func (p *place) in() Table {
+	if p.moved.Load() {
+		return p.own
+	}
+	return p.mangle
+}
+
+// Choose implements Table: it moves to the table of our own if mangle cannot be used.
+func (p *place) Choose() error {
+	if p.moved.Load() {
+		return nil
+	}
+	why, err := p.mangle.nft().unusable()
+	if err != nil || why == "" {
+		return err
+	}
+	p.log.Warn("the rules are kept in a table of their own", "table", p.own.String(), "because", why)
+	p.left = true
+	p.moved.Store(true)
+	return nil
+}
+
+// Tidy implements Table.
+func (p *place) Tidy(ctx context.Context) {
+	if !p.left {
+		return
+	}
+	if _, err := clearTable(ctx, p.mangle); err != nil {
+		p.log.Warn("rules may be left in the table that is not used; trying on", "table", p.mangle.String(), "err", err)
+		return
+	}
+	p.left = false
+}
+
+// Leave implements Table.
+func (p *place) Leave() error { return p.own.Leave() }
+
+// unusable says why our rules cannot be in the table.
+func (t nftTable) unusable() (string, error) {
+	owned, err := t.owned()
+	if err != nil {
+		return "", err
+	}
+	if owned {
+		return "table " + t.name + " belongs to a process (nft list tables shows which), and the kernel lets no other change it", nil
+	}
+	return t.foreign()
+}
+
+// Family implements Table.
+func (p *place) Family() Family { return p.mangle.family }
+
+// String implements Table.
+func (p *place) String() string { return p.in().String() }
+
+// Chains implements Table.
+func (p *place) Chains(ctx context.Context) ([]string, error) { return p.in().Chains(ctx) }
+
+// Rules implements Table.
+func (p *place) Rules(ctx context.Context, chain string) ([]string, error) {
+	return p.in().Rules(ctx, chain)
+}
+
+// Jumps implements Table.
+func (p *place) Jumps(ctx context.Context, chain string) ([]string, error) {
+	return p.in().Jumps(ctx, chain)
+}
+
+// Count implements Table.
+func (p *place) Count(ctx context.Context, chain string) (int, bool) {
+	return p.in().Count(ctx, chain)
+}
+
+// Inactive implements Table.
+func (p *place) Inactive(ctx context.Context) (string, error) { return p.in().Inactive(ctx) }
+
+// Generation implements Table. It is one for all tables of nf_tables.
+func (p *place) Generation() (uint32, bool) { return p.in().Generation() }
+
+// Restore implements Table.
+func (p *place) Restore(ctx context.Context, text string) error { return p.in().Restore(ctx, text) }
+
+// Dropped counts for [Manager.Forged].
+func (p *place) Dropped(chain string) (uint64, error) {
+	if p.moved.Load() {
+		return p.own.Dropped(chain)
+	}
+	return p.mangle.Dropped(chain)
+}
+
+// Watch implements Table, for both tables.
+func (p *place) Watch(ctx context.Context, told func()) error {
+	if err := p.own.Watch(ctx, told); err != nil {
+		return err
+	}
+	return p.mangle.Watch(ctx, told)
+}

@@ -1,0 +1,204 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/florianl/go-nfqueue/v2"
+
+	"sluice/bench/testbed/lab"
+)
+
+// reader reads the queues, and allows all that it is not told to hold.
+type reader struct {
+	t    testing.TB
+	mark uint32
+
+	mu     sync.Mutex
+	hold   bool
+	held   []func() error // answer what waits
+	queues []int          // where each packet came from
+}
+
+// read starts to read the queues of a node.
+func read(n *realNode, opts Options) *reader {
+	n.t.Helper()
+	r := &reader{t: n.t, mark: opts.JudgedMark}
+	for i := range opts.Span() {
+		q, err := nfqueue.Open(&nfqueue.Config{
+			NetNS: n.NetNS(), NfQueue: opts.FirstQueue + uint16(i), MaxPacketLen: 128, Copymode: nfqueue.NfQnlCopyPacket,
+		})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		err = q.RegisterWithErrorFunc(ctx, func(a nfqueue.Attribute) int { r.got(i, q, *a.PacketID); return 0 }, func(error) int {
+			if ctx.Err() != nil {
+				return 1
+			}
+			return 0
+		})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.t.Cleanup(func() {
+			cancel()
+			_ = q.Close()
+		})
+	}
+	return r
+}
+
+func (r *reader) got(queue int, q *nfqueue.Nfqueue, id uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.queues = append(r.queues, queue)
+	answer := func() error {
+		return q.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(r.mark))
+	}
+	if r.hold {
+		r.held = append(r.held, answer)
+		return
+	}
+	if err := answer(); err != nil {
+		r.t.Errorf("answer: %v", err)
+	}
+}
+
+// count is how many packets have been asked about.
+func (r *reader) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.queues)
+}
+
+// setHold makes packets wait from now on.
+func (r *reader) setHold() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hold = true
+}
+
+// release answers all that wait.
+func (r *reader) release() {
+	r.t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, answer := range r.held {
+		if err := answer(); err != nil {
+			r.t.Errorf("answer: %v", err)
+		}
+	}
+	r.held, r.hold = nil, false
+}
+
+// packets is a node with two pods and a reader.
+type packets struct {
+	*realNode
+	*reader
+	a, b *lab.Host
+}
+
+func newPackets(t *testing.T, b Backend, opts Options) *packets {
+	t.Helper()
+	n := newRealNode(t, b, opts)
+	p := &packets{realNode: n}
+	var err error
+	if p.a, err = n.AddPod("a"); err == nil {
+		p.b, err = n.AddPod("b")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reader = read(n, opts)
+	n.inside(n.Apply)
+	return p
+}
+
+// counter is how many packets of both families have met the rule of our main
+// chain that ends in the given way.
+func (p *packets) counter(end string) (n int) {
+	p.realNode.t.Helper()
+	if p.own {
+		return p.ownCounter(end)
+	}
+	for _, f := range Families {
+		for line := range strings.Lines(p.output(f.command()+"-"+string(p.backend), "-t", table, "-vS", Chain)) {
+			// -A CHAIN ... -c PACKETS BYTES -j TARGET
+			rule, counts, ok := strings.Cut(strings.TrimSpace(line), " -c ")
+			var packets, bytes int
+			if _, err := fmt.Sscan(counts, &packets, &bytes); !ok || err != nil {
+				continue
+			}
+			if strings.HasSuffix(rule+strings.TrimPrefix(counts, fmt.Sprintf("%d %d", packets, bytes)), end) {
+				n += packets
+			}
+		}
+	}
+	return n
+}
+
+// flow is a UDP socket in each of two hosts.
+type flow struct {
+	t        testing.TB
+	from, to *net.UDPConn
+	peer     netip.AddrPort
+}
+
+func (p *packets) flow(from *lab.Host, src netip.Addr, to *lab.Host, dst netip.Addr) *flow {
+	t := p.realNode.t
+	t.Helper()
+	server, err := to.ListenUDP(netip.AddrPortFrom(dst, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := server.LocalAddr().(*net.UDPAddr).AddrPort()
+	client, err := from.ListenUDP(netip.AddrPortFrom(src, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = client.Close(), server.Close() })
+	return &flow{t, client, server, peer}
+}
+
+func (f *flow) send() {
+	f.t.Helper()
+	if _, err := f.from.WriteToUDPAddrPort([]byte("x"), f.peer); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// arrives waits for one packet.
+func (f *flow) arrives() netip.AddrPort {
+	f.t.Helper()
+	if err := f.to.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		f.t.Fatal(err)
+	}
+	_, src, err := f.to.ReadFromUDPAddrPort(make([]byte, 16))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return src
+}
+
+// families runs f with the addresses of both.
+func (p *packets) families(f func(a, b netip.Addr)) {
+	f(p.a.IPv4, p.b.IPv4)
+	f(p.a.IPv6, p.b.IPv6)
+}
+
+// asks says how many packets are asked about while f runs.
+func (p *packets) asks(want int, f func()) {
+	p.realNode.t.Helper()
+	before := p.count()
+	f()
+	if got := p.count() - before; got != want {
+		p.realNode.t.Errorf("%d packets were asked about, want %d", got, want)
+	}
+}

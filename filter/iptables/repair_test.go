@@ -1,0 +1,442 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sluice/filter/event"
+)
+
+// pinnedOptions are options with programs to call.
+func pinnedOptions() Options {
+	opts := Defaults
+	opts.AllowPin, opts.DenyPin = "/pins/allow", "/pins/deny"
+	return opts
+}
+
+// refuseAny makes a table refuse rules with one of the words in them, as one does
+// whose kernel or iptables lacks what they need.
+func refuseAny(words ...string) func(string) error {
+	return func(text string) error {
+		if i := slices.IndexFunc(words, func(w string) bool { return strings.Contains(text, w) }); i >= 0 {
+			return fmt.Errorf("couldn't load match %s", words[i])
+		}
+		return nil
+	}
+}
+
+// without gives the table that m keeps when parts are left out.
+func (m *managed) without(p Less) string {
+	m.t.Helper()
+	f := NewFake(IPv4)
+	m.restore(f, foreign)
+	m.restore(f, m.opts.without(p).Wanted(IPv4))
+	return f.Dump()
+}
+
+// Whatever the rules have a part for that cannot be written, the rest is in force:
+// after the start, after a repair, during a pause and after a take-over.
+func TestFallBacks(t *testing.T) {
+	for name, c := range map[string]struct {
+		refused []string
+		less    Less
+	}{
+		"no programs": {[]string{"object-pinned"}, Less{Pins: true}},
+		"no share":    {[]string{"hashlimit"}, Less{Crowd: true}},
+		"no sources":  {[]string{"bytecode"}, Less{Sources: true}},
+		"nothing":     {[]string{"-m bpf", "hashlimit"}, Less{Pins: true, Crowd: true, Sources: true}},
+		"neither":     {[]string{"object-pinned", "hashlimit"}, Less{Pins: true, Crowd: true}},
+	} {
+		steps := map[string]func(m *managed){
+			"start": func(m *managed) { m.v4.Refuse(refuseAny(c.refused...)); m.apply() },
+			"repair": func(m *managed) {
+				m.apply()
+				m.run()
+				m.v4.Refuse(refuseAny(c.refused...))
+				m.restore(m.v4, "-F SLUICE-ALLOW\n-F SLUICE-SOURCE\n-F POSTROUTING\n-A POSTROUTING -j KUBE-THEIRS")
+				time.Sleep(2 * period)
+			},
+			"end of a pause": func(m *managed) {
+				m.apply()
+				m.v4.Refuse(refuseAny(c.refused...))
+				if err := m.Pause(m.t.Context(), DropUnqueued); err != nil {
+					m.t.Error(err)
+				}
+				if got := m.v4.Dump(); !strings.Contains(got, "-A SLUICE -j DROP\n") {
+					m.t.Errorf("the pause left\n%s", got)
+				}
+				m.apply()
+			},
+			"take-over": func(m *managed) {
+				m.apply()
+				m.Yield()
+				m.restore(m.v4, "-F SLUICE")
+				m.v4.Refuse(refuseAny(c.refused...))
+				m.apply()
+			},
+		}
+		for step, do := range steps {
+			t.Run(name+"/"+step, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					m := newManaged(t, pinnedOptions())
+					do(m)
+					m.want(m.without(c.less))
+					if less, because := m.Lacks(); less != c.less || !strings.Contains(because, "load match") {
+						t.Errorf("lacks %v, because %q", less, because)
+					}
+					if len(m.Failures()) > 0 || len(m.Reduced()) != 1 {
+						t.Errorf("failures %q, reduced %q", m.Failures(), m.Reduced())
+					}
+				})
+			})
+		}
+	}
+}
+
+// What was left out comes back when it can be written again, and is no repair.
+func TestFallBacksEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, pinnedOptions())
+		m.apply()
+		m.run()
+		whole := m.v4.Dump()
+		m.v4.Refuse(refuseAny("object-pinned"))
+		m.change("-F SLUICE")
+		time.Sleep(2 * period)
+		m.want(m.without(Less{Pins: true}))
+		time.Sleep(3 * completeInterval)
+		m.want(m.without(Less{Pins: true}))
+		m.v4.Refuse(nil)
+		time.Sleep(2 * completeInterval)
+		m.want(whole)
+		if m.Repairs() != 1 || m.RepairFailures() != 0 || len(m.Reduced()) > 0 || strings.Count(m.logs.String(), event.RulesComplete.Attr().String()) != 1 {
+			t.Errorf("%d repairs, %d failures, reduced %q\n%s", m.Repairs(), m.RepairFailures(), m.Reduced(), m.logs)
+		}
+	})
+}
+
+// What fails for a moment only is left out for a moment only.
+func TestFallBackOfAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, pinnedOptions())
+		m.apply()
+		m.run()
+		synctest.Wait()
+		whole := m.v4.Dump()
+		m.change("-F SLUICE")
+		left := 3 // of the transactions of a repair, two are of the whole
+		m.v4.Refuse(func(string) error {
+			if left--; left < 0 {
+				return nil
+			}
+			return errors.New("the lock is held")
+		})
+		time.Sleep(period)
+		synctest.Wait()
+		if len(m.Reduced()) != 1 {
+			t.Errorf("reduced %q, %d repairs", m.Reduced(), m.Repairs())
+		}
+		time.Sleep(2 * period)
+		synctest.Wait()
+		m.want(whole)
+		if len(m.Reduced()) > 0 {
+			t.Errorf("reduced %q", m.Reduced())
+		}
+	})
+}
+
+// With the programs asked for, a start without them is an error, and a repair is not.
+func TestMustPin(t *testing.T) {
+	m := newManaged(t, pinnedOptions())
+	m.MustPin(true)
+	m.v4.Refuse(refuseAny("object-pinned"))
+	if err := m.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "load match") {
+		t.Errorf("%v", err)
+	}
+	m.want(m.clean)
+	m.MustPin(false)
+	m.apply()
+	m.want(m.without(Less{Pins: true}))
+}
+
+// Before rules are written, the programs get their names back.
+func TestRepairEnsuresPins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, pinnedOptions())
+		var named atomic.Bool
+		named.Store(true)
+		m.EnsurePins = func() error { named.Store(true); return nil }
+		m.v4.Refuse(func(text string) error {
+			if strings.Contains(text, "object-pinned") && !named.Load() {
+				return errors.New("no such file")
+			}
+			return nil
+		})
+		m.apply()
+		whole := m.v4.Dump()
+		m.run()
+		synctest.Wait()
+		named.Store(false)
+		m.change("-F SLUICE")
+		time.Sleep(2 * period)
+		m.want(whole)
+		named.Store(false)
+		time.Sleep(2 * period)
+		if !named.Load() {
+			t.Error("names are not put back while the rules are right")
+		}
+		if m.Repairs() != 1 || m.RepairFailures() != 0 || len(m.Reduced()) > 0 {
+			t.Errorf("%d repairs, %d failures, reduced %q", m.Repairs(), m.RepairFailures(), m.Reduced())
+		}
+	})
+}
+
+// A repair that fails once is tried again at once; one that fails twice is a failure
+// until it succeeds. All attempts are counted.
+func TestRepairThatFails(t *testing.T) {
+	for _, times := range []int{1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newManaged(t, Defaults)
+			m.v4.Tell()
+			m.apply()
+			m.run()
+			synctest.Wait()
+			var left atomic.Int64
+			left.Store(int64(times))
+			perAttempt := int64(2 * len((&Manager{opts: Defaults}).fallbacks())) // tries each twice
+			left.Store(int64(times) * perAttempt)
+			m.change("-F SLUICE")
+			m.v4.Refuse(func(string) error {
+				if left.Add(-1) < 0 {
+					return nil
+				}
+				return errors.New("the lock is held")
+			})
+			synctest.Wait()
+			if n := m.RepairFailures(); n != 1 || len(m.Failures()) > 0 {
+				t.Errorf("after the first: %d failures, and %q", n, m.Failures())
+			}
+			time.Sleep(retryDelay)
+			synctest.Wait()
+			if failing := len(m.Failures()) > 0; failing != (times > 1) {
+				t.Errorf("after the second: failures %q", m.Failures())
+			}
+			time.Sleep(5 * period)
+			m.want(m.applied())
+			if m.RepairFailures() != uint64(times) || m.Repairs() != 1 || len(m.Failures()) > 0 {
+				t.Errorf("at the end: %d failures, %d repairs, %q", m.RepairFailures(), m.Repairs(), m.Failures())
+			}
+		})
+	}
+}
+
+// A command that does not end is a failure too, until it does.
+func TestRepairThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManaged(t, Defaults)
+		m.apply()
+		m.run()
+		m.change("-F SLUICE")
+		m.v4.Refuse(func(string) error { time.Sleep(2 * stuckAfter); return nil })
+		time.Sleep(stuckAfter / 2)
+		if failures := m.Failures(); len(failures) > 0 {
+			t.Errorf("failures %q", failures)
+		}
+		time.Sleep(stuckAfter)
+		if failures := m.Failures(); len(failures) != 1 || !strings.Contains(failures[0], "has not ended") {
+			t.Errorf("failures %q", failures)
+		}
+		time.Sleep(stuckAfter)
+		if failures := m.Failures(); len(failures) > 0 {
+			t.Errorf("failures %q", failures)
+		}
+		m.want(m.applied())
+	})
+}
+
+// Where the kernel tells, a change is undone without waiting for the next period, and
+// our own changes are not looked at again.
+func TestRunIsTold(t *testing.T) {
+	for name, c := range changes {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newManaged(t, Defaults)
+				m.v4.Tell()
+				m.apply()
+				m.run()
+				synctest.Wait()
+				start, looks := time.Now(), m.v4.Looks()
+				m.change(c.lines...)
+				synctest.Wait()
+				m.want(m.applied())
+				// A quick one, a thorough one if that shows nothing, and one behind the write.
+				if n := m.v4.Looks() - looks; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
+					t.Errorf("%d repairs with %d looks after %v, want one with three", m.Repairs(), n, time.Since(start))
+				}
+			})
+		})
+	}
+}
+
+// A storm of changes to what is ours costs a bounded number of looks, and the table is
+// right when it ends.
+func TestStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const seconds, rate = 10, 500
+		m := newManaged(t, Defaults)
+		m.v4.Tell()
+		m.apply()
+		m.run()
+		synctest.Wait()
+		looks := m.v4.Looks()
+		for i := range seconds * rate {
+			if i%2 == 0 {
+				m.change("-I POSTROUTING 1 -j KUBE-THEIRS")
+			} else {
+				m.change("-D POSTROUTING -j KUBE-THEIRS")
+			}
+			time.Sleep(time.Second / rate)
+		}
+		// Each look that finds something is followed by one behind the write; and there is
+		// one in each period.
+		if n, most := m.v4.Looks()-looks, 2*(lookBurst+seconds*(looksPerSecond+1)); n > most {
+			t.Errorf("%d looks for %d changes, want at most %d", n, seconds*rate, most)
+		}
+		time.Sleep(period)
+		m.want(m.applied())
+	})
+}
+
+// told counts what a real table tells.
+func (n *realNode) told(f Family) *atomic.Int64 {
+	n.t.Helper()
+	var count atomic.Int64
+	ctx, cancel := context.WithCancel(n.t.Context())
+	n.t.Cleanup(cancel)
+	n.inside(func(context.Context) error {
+		return n.tables[slices.Index(Families, f)].Watch(ctx, func() { count.Add(1) })
+	})
+	return &count
+}
+
+// The kernel tells of each change to what is ours, and of nothing else.
+func TestRealWatch(t *testing.T) {
+	n := newRealNode(t, NFT, Defaults)
+	n.inside(n.Apply)
+	n.emptyChains()
+	n.nft("add table %[1]s other\nadd chain %[1]s other POSTROUTING\nadd chain %[1]s mangle KUBE-THEIRS")
+	told := n.told(IPv4)
+	for range 20 {
+		n.nft("add rule %[1]s other POSTROUTING accept\nadd rule %[1]s mangle KUBE-THEIRS accept\nadd rule %[1]s mangle FORWARD accept\n" +
+			"flush chain %[1]s other POSTROUTING\nadd chain %[1]s mangle NEW\ndelete chain %[1]s mangle NEW\nadd table %[1]s NEW\ndelete table %[1]s NEW")
+	}
+	n.iptables(IPv6, "-t", table, "-F")
+	n.iptables(IPv4, "-t", "nat", "-A", "POSTROUTING", "-j", "ACCEPT")
+	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN") // told behind what came before
+	await(t, "told of a rule of ours", func() bool { return told.Load() > 0 })
+	if got := told.Load(); got > 2 {
+		t.Errorf("told %d times, of one change and what others did", got)
+	}
+	for _, args := range [][]string{
+		{"-F", "SLUICE-ALLOW"}, {"-A", "SLUICE-ALLOW", "-j", "RETURN"}, {"-D", "SLUICE-ALLOW", "1"}, {"-D", "POSTROUTING", "1"}, {"-I", "POSTROUTING", "-j", "KUBE-THEIRS"},
+		{"-F", "SLUICE"}, {"-X", "SLUICE"}, {"-N", "SLUICE-OLD"}, {"-F"}, {"-P", "POSTROUTING", "DROP"},
+	} {
+		before := told.Load()
+		n.iptables(IPv4, append([]string{"-t", table}, args...)...)
+		await(t, "told of "+strings.Join(args, " "), func() bool { return told.Load() > before })
+	}
+	for _, script := range []string{"add table ip mangle { flags dormant; }", "delete table ip mangle", "flush ruleset"} {
+		n.inside(n.Apply)
+		before := told.Load()
+		n.nftOnce(script)
+		await(t, "told of "+script, func() bool { return told.Load() > before })
+	}
+}
+
+// The legacy backend is found to have changed.
+func TestRealWatchLegacy(t *testing.T) {
+	n := newRealNode(t, Legacy, Defaults)
+	n.inside(n.Apply)
+	for _, f := range Families {
+		told := n.told(f)
+		for _, args := range [][]string{{"-F", "SLUICE-ALLOW"}, {"-F", "POSTROUTING"}, {"-F"}} {
+			before := told.Load()
+			n.iptables(f, append([]string{"-t", table}, args...)...)
+			await(t, "told of "+strings.Join(args, " "), func() bool { return told.Load() > before })
+		}
+	}
+}
+
+// Changes are noticed even if the buffer of the watch's socket overflows.
+func TestRealWatchOverrun(t *testing.T) {
+	n := newRealNode(t, NFT, Defaults)
+	n.inside(n.Apply)
+	n.keep()
+	var script strings.Builder
+	script.WriteString("add table ip other\nadd chain ip other c\n")
+	for i := range 20000 {
+		fmt.Fprintf(&script, "add rule ip other c meta mark %d accept\n", i)
+	}
+	script.WriteString("flush table ip mangle\nflush table ip6 mangle\n")
+	n.nftOnce(script.String())
+	await(t, "both repaired", func() bool { return n.Repairs() >= 2 })
+	n.inForce()
+}
+
+// BenchmarkRepair measures the time from when the kernel tells of a flush until it
+// tells of the repair, and from the start of the command that flushes until the agent
+// has checked its repair.
+func BenchmarkRepair(b *testing.B) {
+	for _, backend := range backends {
+		b.Run(string(backend), func(b *testing.B) { benchmarkRepair(b, backend) })
+	}
+}
+
+func benchmarkRepair(b *testing.B, backend Backend) {
+	n := newRealNode(b, backend, Defaults)
+	n.inside(n.Apply)
+	n.keep()
+	times := make(chan time.Time, 100)
+	n.inside(func(ctx context.Context) error {
+		return n.tables[0].Watch(ctx, func() { times <- time.Now() })
+	})
+	var command, open []time.Duration
+	for b.Loop() {
+		for len(times) > 0 {
+			<-times
+		}
+		repairs, start := n.Repairs(), time.Now()
+		n.iptables(IPv4, "-t", table, "-F", "POSTROUTING")
+		for n.Repairs() == repairs {
+			time.Sleep(time.Millisecond)
+		}
+		command = append(command, time.Since(start))
+		if backend == NFT { // the legacy backend does not tell exactly when
+			flushed := <-times
+			open = append(open, (<-times).Sub(flushed))
+		}
+		time.Sleep(time.Second/looksPerSecond + time.Duration(rand.Int64N(int64(period)/10)))
+	}
+	report(b, command, "command-to-checked")
+	report(b, open, "open")
+}
+
+// report reports percentiles.
+func report(b *testing.B, took []time.Duration, what string) {
+	b.Helper()
+	if len(took) == 0 {
+		return
+	}
+	slices.Sort(took)
+	for percent, name := range map[int]string{50: "p50-ms", 99: "p99-ms"} {
+		b.ReportMetric(float64(took[(len(took)-1)*percent/100])/float64(time.Millisecond), what+"-"+name)
+	}
+}

@@ -1,0 +1,48 @@
+package iptables
+
+import "strings"
+
+// leadsTo says whether a rule, as iptables prints it, jumps or goes to a chain
+// that is accepted.
+func leadsTo(rule string, is func(chain string) bool) bool {
+	words := splitRule(rule)
+	for i := 1; i < len(words); i++ {
+		if (words[i-1] == "-j" || words[i-1] == "-g") && is(words[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+// splitRule gives the words of a rule. iptables puts text with blanks in it,
+// such as comments, in double quotes, and a backslash before a quote of the text
+// itself: without regard to that, a comment that mentions a jump would be one.
+func splitRule(rule string) []string {
+	var words []string
+	var word strings.Builder
+	inWord, inQuotes, escaped := false, false, false
+	for _, r := range rule {
+		switch {
+		case escaped:
+			word.WriteRune(r)
+			escaped = false
+		case r == '\\':
+			inWord, escaped = true, true
+		case r == '"':
+			inWord, inQuotes = true, !inQuotes
+		case !inQuotes && (r == ' ' || r == '\t' || r == '\n'):
+			if inWord {
+				words = append(words, word.String())
+				word.Reset()
+			}
+			inWord = false
+		default:
+			word.WriteRune(r)
+			inWord = true
+		}
+	}
+	if inWord {
+		words = append(words, word.String())
+	}
+	return words
+}
