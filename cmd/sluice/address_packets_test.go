@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// The flows of a pod do not go on to the next pod that gets its address, also
-// before the news of that one has come (28, 29).
+// The flows of a pod do not continue with the next pod that gets its address, even before
+// the agent knows the new pod (28, 29).
 func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.start("--pod-cidrs", startRange4.String())
 	manifest, conn := s.late(t)
 	s.save("late.yaml", manifest)
-	send(t, conn) // and is judged, for as long as the connection is tracked
+	send(t, conn) // is judged; the verdict holds as long as the connection is tracked
 	if _, err := conn.Read(make([]byte, 64)); err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +25,7 @@ func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	before := s.dropped("iptables")
 	send(t, conn)
 	s.awaitDrop(t, "iptables", before)
-	s.save("late.yaml", manifest) // another pod, which may
+	s.save("late.yaml", manifest) // a new pod, whose flow is allowed
 	_ = conn.SetReadDeadline(time.Now().Add(patience))
 	send(t, conn)
 	if _, err := conn.Read(make([]byte, 64)); err != nil {

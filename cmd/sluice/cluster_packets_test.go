@@ -28,8 +28,8 @@ import (
 	"sluice/filter/event"
 )
 
-// clusterSite is a lab with a real API server on its node, and an agent that
-// follows it.
+// clusterSite is a lab with a real API server on its node, and an agent that watches the
+// server.
 type clusterSite struct {
 	*lab.Lab
 	t      *testing.T
@@ -39,9 +39,8 @@ type clusterSite struct {
 	pods   map[string]*lab.Host
 }
 
-// newClusterSite starts all but the agent: pods db, web and other in namespace
-// default, and another thousand with a hundred policies that there are no packets
-// of.
+// newClusterSite starts everything except the agent: pods db, web and other in namespace
+// default, and the objects of another 1,000 pods and 100 policies without any traffic.
 func newClusterSite(t *testing.T) *clusterSite {
 	t.Helper()
 	l := lab.ForTest(t, lab.Options{})
@@ -84,7 +83,7 @@ func (s *clusterSite) must(err error) {
 	}
 }
 
-// start starts the agent as a user that may read what it needs and no more.
+// start starts the agent as a user with only the rights that it needs.
 func (s *clusterSite) start() {
 	s.t.Helper()
 	program, err := exec.LookPath("sluice")
@@ -124,7 +123,7 @@ func (s *clusterSite) remove(name string) {
 	s.must(s.admin.NetworkingV1().NetworkPolicies("default").Delete(s.t.Context(), name, metav1.DeleteOptions{}))
 }
 
-// comes waits until a pod can connect to db, or no longer can, over both families.
+// comes waits until a pod's connection to db has the wanted outcome over both families.
 func (s *clusterSite) comes(from string, want lab.Outcome) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
@@ -142,8 +141,8 @@ func (s *clusterSite) comes(from string, want lab.Outcome) {
 	}
 }
 
-// TestClusterPackets: what is written to a real API server shows on real packets,
-// and stays in force while that is away.
+// Policies that are written to a real API server take effect on real packets, and stay in
+// force while the server is down.
 func TestClusterPackets(t *testing.T) {
 	s := newClusterSite(t)
 	s.create(isolate("access-db", "frontend"))
@@ -165,15 +164,16 @@ func TestClusterPackets(t *testing.T) {
 	s.must(s.agent.Stop())
 }
 
-// stream is packets from one pod to another, each of a connection of its own.
+// stream sends packets from one pod to another, each from a new socket and so of a new
+// connection.
 type stream struct {
 	mu      sync.Mutex
-	sent    []time.Time // by number
+	sent    []time.Time // by the packet's number, as arrived
 	arrived []bool
 	changed chan struct{}
 }
 
-// pace is how often a packet is sent, and so how exact a change's time is known.
+// pace is the interval between packets, and therefore the resolution of the measured times.
 const pace = time.Millisecond
 
 // newStream sends packets from one pod to another until the test ends.
@@ -219,7 +219,7 @@ func (st *stream) send(ctx context.Context, to *net.UDPAddr) error {
 			return nil
 		case <-tick.C:
 		}
-		c, err := net.DialUDP("udp", nil, to) // in the pod: this thread is
+		c, err := net.DialUDP("udp", nil, to) // this thread is in the pod's namespace
 		if err != nil {
 			return fmt.Errorf("open a socket: %w", err)
 		}
@@ -249,14 +249,14 @@ func (st *stream) tell() {
 	}
 }
 
-// next is the number of the packet that is sent next.
+// next returns the number of the next packet.
 func (st *stream) next() int {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return len(st.sent)
 }
 
-// gaps are the times between packets: a change cannot be seen any sooner.
+// gaps returns the times between packets, which limit the resolution of the measurement.
 func (st *stream) gaps() (all []time.Duration) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -266,15 +266,15 @@ func (st *stream) gaps() (all []time.Duration) {
 	return all
 }
 
-// settled is how many packets one after the other must fare alike to say that the
-// change is complete, and how long ago the last of them must have been sent.
+// A change is complete when settled consecutive packets have the same outcome, and the last
+// of them was sent at least travel ago.
 const (
 	settled = 20
 	travel  = 10 * time.Millisecond
 )
 
-// turns waits until packets fare as wanted, for good, and returns when the first of
-// those that do was sent, from a number on.
+// turns waits until the outcome of packets is as wanted and stays so. It returns when the
+// first such packet was sent, among those with at least the number from.
 func (st *stream) turns(ctx context.Context, from int, arrive bool) (time.Time, error) {
 	for {
 		if at, ok := st.turned(from, arrive); ok {
@@ -302,21 +302,21 @@ func (st *stream) turned(from int, arrive bool) (time.Time, bool) {
 	if old-first < settled {
 		return time.Time{}, false
 	}
-	if arrive { // workers overtake each other: the first to arrive, whatever of those behind it
+	if arrive { // workers overtake each other, so later packets may still be lost
 		first = from + slices.Index(st.arrived[from:], true)
 	}
 	return st.sent[first], true
 }
 
-// TestClusterPacketLatency prints how long it takes from a write to the API until
-// the first packet is denied, and until the first is allowed, with a thousand pods
-// and a hundred policies beside.
+// TestClusterPacketLatency prints the time from a write to the API until the first packet is
+// denied, and until the first is allowed, in a cluster with 1,000 other pods and 100 other
+// policies.
 func TestClusterPacketLatency(t *testing.T) {
 	const changes = 500
 	s := newClusterSite(t)
 	s.start()
-	// Connections of packets that were let through are forgotten soon: there are
-	// to be as many as on a busy node, and not ever more.
+	// Each allowed packet leaves a conntrack entry. A short timeout keeps their number as
+	// on a busy node, instead of growing without limit.
 	s.must(s.Nodes[0].Do(func() error {
 		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", []byte("1"), 0o644)
 	}))
@@ -332,7 +332,7 @@ func TestClusterPacketLatency(t *testing.T) {
 		s.must(err)
 		line, err := s.agent.Await(ctx, mark, agenttest.Event(event.Published))
 		s.must(err)
-		// The next change is to find the agent at rest, as most do.
+		// The next change finds an idle agent, as most changes do.
 		_, err = s.agent.Await(ctx, mark, agenttest.Followed(line))
 		s.must(err)
 		times[what+", from the request"] = append(times[what+", from the request"], at.Sub(before))

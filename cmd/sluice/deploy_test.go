@@ -22,13 +22,13 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// deployed are the manifests of the agent: those of kustomize, and what the chart
-// renders with few and with all values.
+// deployed are the manifests of the agent: those of kustomize, and those of the chart with
+// its defaults and with all values set.
 var deployed = []string{
 	"../../deploy/kustomize/base/daemonset.yaml", "../../deploy/testdata/chart-default.yaml", "../../deploy/testdata/chart-full.yaml",
 }
 
-// daemonSet is the one in a file of manifests.
+// daemonSet returns the DaemonSet in a file of manifests.
 func daemonSet(t *testing.T, path string) *appsv1.DaemonSet {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -53,7 +53,7 @@ func daemonSet(t *testing.T, path string) *appsv1.DaemonSet {
 	}
 }
 
-// The command takes the arguments that the manifests give it.
+// The command accepts the arguments in the manifests.
 func TestDeployedArgumentsParse(t *testing.T) {
 	for _, path := range deployed {
 		t.Run(filepath.Base(path), func(t *testing.T) {
@@ -74,9 +74,9 @@ func TestDeployedArgumentsParse(t *testing.T) {
 	}
 }
 
-// The capabilities that the manifests give are enough, in both backends of
-// iptables; with nft, one of them is, but for the kernel's flow cache. Its programs
-// are called from wherever the container sees the node's BPF file system.
+// The capabilities in the manifests are enough in both backends of iptables. With nft,
+// NET_ADMIN alone is enough, but not for the kernel's flow cache. The programs of the
+// cache work wherever the container mounts the node's BPF file system.
 func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 	lab.Require(t)
 	setpriv, err := exec.LookPath("setpriv")
@@ -95,12 +95,12 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 		backend  string
 		caps     []string
 		inKernel bool
-		foreign  bool // mangle cannot be used
+		foreign  bool // the table mangle cannot be used
 	}{{"nft", given, true, false}, {"legacy", given, false, false}, {"nft", []string{"net_admin"}, false, false}, {"nft", given, true, true}} {
 		t.Run(fmt.Sprintf("%s with %s, mangle unusable %v", tt.backend, strings.Join(tt.caps, " and "), tt.foreign), func(t *testing.T) {
-			// As the container runtime does: no capability but these, and none to be
-			// had by running another program; mounts of its own, with the node's BPF file
-			// system elsewhere.
+			// As in a container: only these capabilities, no way to gain others by
+			// running another program, and separate mounts, with the node's BPF file
+			// system at another path.
 			script, bpffs := filepath.Join(t.TempDir(), "confined"), t.TempDir()
 			text := fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount --bind /sys/fs/bpf \"$0\" && umount /sys/fs/bpf && exec \"$@\"' '%s' "+
 				"'%s' --bounding-set=-all,+%s --inh-caps=-all --no-new-privs '%s' \"$@\"\n", bpffs, setpriv, strings.Join(tt.caps, ",+"), program)
@@ -130,7 +130,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 					t.Errorf("%s: %v, want %v", pod, r.Outcome, want)
 				}
 			}
-			s.save("policies.yaml", "") // the live connections are judged
+			s.save("policies.yaml", "") // sweeps the live connections
 			if err := s.agent.Stop(); err != nil {
 				t.Error(err)
 			}

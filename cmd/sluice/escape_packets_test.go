@@ -18,11 +18,11 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// No verdict that was given under an old snapshot escapes: flows begin all the
-// time, and go on, while the policy changes to and fro. Whatever is sent after a
-// policy was acknowledged to be in force, by the agent's log, obeys it: flows
-// that were just being judged by the old one too. All take the way through the
-// queues here; TestNoOldVerdictEscapesTheKernelOnPackets has the kernel answer.
+// No packet gets a verdict of an old snapshot. Flows begin and continue while the policy
+// changes back and forth. When the agent has logged that a policy is in force, every packet
+// sent afterwards obeys it, including those of flows that were being judged at that moment.
+// Here all packets go through the queues; TestNoOldVerdictEscapesTheKernelOnPackets tests
+// the same for the kernel's flow cache.
 func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	const rounds, flows = 5, 200
 	deny := policies(db("[{ports: [{protocol: UDP, port: 53}]}]"))
@@ -31,8 +31,8 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			w := s.wire(t, i == 1)
-			// The stage says what is in force: odd ones allow, even ones deny, 0 is
-			// anything, as long as a change goes on.
+			// The stage tells which policy is in force: odd stages allow, even ones deny.
+			// Stage 0 is the time of a change, in which either is right.
 			var stage atomic.Int64
 			var stop atomic.Bool
 			var wait sync.WaitGroup

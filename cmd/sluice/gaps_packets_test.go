@@ -13,7 +13,8 @@ import (
 	"sluice/filter/event"
 )
 
-// pause halts the agent, as a busy machine does for long; resume has it go on.
+// pause stops the agent's process, as a long stall of the machine would; resume continues
+// it.
 func (s *site) pause(t *testing.T) (resume func()) {
 	t.Helper()
 	pid := s.agent.PID()
@@ -27,7 +28,8 @@ func (s *site) pause(t *testing.T) (resume func()) {
 
 var unjudgedMetric = regexp.MustCompile(`(?m)^sluice_connections_unjudged_total (\d+)$`)
 
-// unjudged is how many connections the agent has found that had passed unjudged.
+// unjudged returns the number of connections that had passed unjudged, as counted by the
+// agent.
 func (s *site) unjudged(t *testing.T) int {
 	t.Helper()
 	_, text := s.scrape(t, "/metrics")
@@ -39,8 +41,7 @@ func (s *site) unjudged(t *testing.T) int {
 	return n
 }
 
-// awaitUnjudged waits until the count of connections that passed unjudged has grown
-// from before by more.
+// awaitUnjudged waits until the count of connections that passed unjudged is before+more.
 func (s *site) awaitUnjudged(t *testing.T, before, more int) {
 	t.Helper()
 	for end := time.Now().Add(patience); s.unjudged(t) != before+more; time.Sleep(time.Millisecond) {
@@ -50,7 +51,7 @@ func (s *site) awaitUnjudged(t *testing.T, before, more int) {
 	}
 }
 
-// stays checks that a connection is stopped both ways: the replies too, which
+// stays checks that a connection is stopped in both directions, including replies, which
 // need no verdict.
 func (c *talk) stays(revoked bool) {
 	c.t.Helper()
@@ -71,11 +72,11 @@ func (c *talk) stays(revoked bool) {
 	deaf(c.t, c.server)
 }
 
-// While the rules are flushed, everything passes. When they are back, the connections
-// that began in between are judged and counted.
+// While the rules are flushed, everything passes. After they are restored, the agent judges
+// and counts the connections that began meanwhile.
 func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 	s := newSite(t)
-	// Without a rule that needs it, the kernel tracks nothing during the flush.
+	// Without a rule that needs conntrack, the kernel would track nothing during the flush.
 	s.trackEverything()
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
 	s.start()
@@ -96,7 +97,7 @@ func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 	}
 }
 
-// What passes a full queue is judged afterwards, and counted.
+// Connections that pass because a queue is full are judged afterwards, and counted.
 func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.trackEverything()
@@ -126,8 +127,8 @@ func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
 	}
 }
 
-// With --fail open, connections begin while no agent runs; the next one judges them
-// when it starts.
+// With --fail open, connections begin while no agent runs. The next agent judges them when
+// it starts.
 func TestConnectionsWithoutAgentAreJudgedOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))

@@ -10,8 +10,7 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// An agent that cannot take over because the one that is there hangs says so, and
-// what helps.
+// If an agent cannot take over because the old one hangs, its error says so and has a hint.
 func TestTakeOverFromAHungAgent(t *testing.T) {
 	s := newSite(t)
 	s.start("--on-exit", "keep")

@@ -14,14 +14,14 @@ import (
 // foreignHook is a table mangle in which POSTROUTING is not iptables' chain.
 const foreignHook = "add table %s mangle\ndelete table %s mangle\nadd table %s mangle\nadd chain %s mangle POSTROUTING { type filter hook postrouting priority 7; }"
 
-// own has a process take the mangle of both families for its own, until the returned
+// own makes a process the owner of the tables mangle of both families, until the returned
 // function is called or the test ends.
 func (s *site) own(t *testing.T) (end func()) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft: install the package nftables")
 	}
-	cmd := exec.Command("nft", "-i") // the tables belong to it as long as it runs
+	cmd := exec.Command("nft", "-i") // owns the tables as long as it runs
 	stdin, err := cmd.StdinPipe()
 	if err == nil {
 		err = s.Nodes[0].Start(cmd)
@@ -48,7 +48,7 @@ func (s *site) own(t *testing.T) (end func()) {
 	return end
 }
 
-// until waits until something holds.
+// until waits until a condition holds.
 func (s *site) until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
@@ -58,7 +58,8 @@ func (s *site) until(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// inTable reports whether the rules of both families are in a table, and in no other.
+// inTable reports whether the rules of both families are in the given table, and in no
+// other.
 func (s *site) inTable(t *testing.T, name string) bool {
 	t.Helper()
 	for _, family := range []string{"ip", "ip6"} {
@@ -75,10 +76,10 @@ func (s *site) inTable(t *testing.T, name string) bool {
 	return true
 }
 
-// statusNames waits until the status names the tables, and no problem.
+// statusNames waits until the status names the tables and has no problem.
 func (s *site) statusNames(t *testing.T, tables string) {
 	t.Helper()
-	s.until(t, "the status names "+tables, func() bool { // behind a take-over it takes a moment
+	s.until(t, "the status names "+tables, func() bool { // takes a moment after a takeover
 		text, err := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket))
 		return err == nil && strings.Contains(text, "rules             "+tables+"; ") && strings.Contains(text, "No problems.")
 	})
@@ -89,8 +90,8 @@ const (
 	inSluice = "nft table ip sluice, nft table ip6 sluice"
 )
 
-// Where mangle cannot be used, all goes on with a table of our own: start, repair,
-// take-over, the kernel's flow cache, the time without an agent, and the end.
+// Where the table mangle cannot be used, everything works with the table sluice: start,
+// repair, takeover, the kernel's flow cache, the time without an agent, and the end.
 func TestOwnTableOnPackets(t *testing.T) {
 	for name, obstruct := range map[string]func(*site, *testing.T) (end func()){
 		"owned": (*site).own,
@@ -136,10 +137,10 @@ func TestOwnTableOnPackets(t *testing.T) {
 			take()
 			checked(inMangle, "mangle")
 			end = obstruct(s, t) // while the agent runs
-			s.until(t, "the rules are in our own table", func() bool { return s.inTable(t, "sluice") })
+			s.until(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
 			checked(inSluice, "sluice")
 			end()
-			checked(inSluice, "sluice") // until another agent comes
+			checked(inSluice, "sluice") // the rules move back only with the next agent
 			s.agent.Kill()
 			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // by what the kernel remembers
 			s.removed(t)
@@ -166,9 +167,9 @@ func sendSignal(t *testing.T, pid int, s syscall.Signal) {
 	}
 }
 
-// While connections open as fast as they can, the rules go from mangle to our own table
-// and back, with the same agent and with another: no request that is allowed is lost,
-// and none that is denied gets through.
+// While connections open as fast as possible, the rules move from mangle to the table sluice
+// and back, by the same agent and by a new one. No allowed request is lost, and no denied
+// one gets through.
 func TestTableChangesOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -178,16 +179,17 @@ func TestTableChangesOnPackets(t *testing.T) {
 	take := func() {
 		l.more(100)
 		next := s.another(args...)
-		l.more(100) // both are there
+		l.more(100) // with both agents
 		s.stop()
 		s.agent = next
 		l.more(100)
 	}
 	for range 3 {
 		l.more(100)
-		// The other hook goes on to be right, so that nothing but the move may let a
-		// packet through; and no hook goes, for which the kernel would drop what waits. The
-		// agent would repair what it sees of the change.
+		// Only PREROUTING changes, so that POSTROUTING goes on filtering and only the move
+		// itself could let a packet through. The hook is renamed and not removed: for a
+		// removed hook, the kernel drops the queued packets. The agent is stopped meanwhile
+		// so that it does not repair a part of the change.
 		sendSignal(t, s.agent.PID(), syscall.SIGSTOP)
 		s.nft(t, "rename chain %s mangle PREROUTING theirs")
 		s.nft(t, "add chain %s mangle PREROUTING")

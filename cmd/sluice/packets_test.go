@@ -17,36 +17,35 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// The tests of this file and its neighbours send real packets through the real
-// command: pods in network namespaces, a node with iptables and NFQUEUE, and
-// sluice run on it, fed from a folder.
+// The tests in *_packets_test.go send real packets through the real command: pods in
+// network namespaces, a node with iptables and NFQUEUE, and sluice run on the node with a
+// directory of manifests.
 
 const (
-	// patience bounds the wait for what must come. It is for hangs alone: on a busy
-	// machine everything takes its time.
+	// patience bounds the wait for what must happen. It is long because a test must fail
+	// on a hang, but not on a busy machine.
 	patience = 2 * time.Minute
-	// silence is after how long without an answer a probe counts as denied. One
-	// that is allowed takes a few milliseconds; on a loaded machine, more.
+	// silence bounds the wait for the answer to a probe; without one, the probe counts
+	// as denied. An allowed probe takes a few milliseconds, or more on a busy machine.
 	silence = 500 * time.Millisecond
 )
 
-// site is a lab with an agent on node-1 and the pods of the tests. Those of
-// namespaces default, mine and bare run on node-1, far on node-2 where there is
-// no agent.
+// site is a lab with an agent on node-1 and the pods of the tests. The pod far runs on
+// node-2, which has no agent; all others run on node-1.
 type site struct {
 	*lab.Lab
 	t     testing.TB
 	agent *agenttest.Agent
 	dir   string
-	// socket is where the agent answers: two that have the same take over from
+	// socket is the path of the agent's socket. Agents with the same path take over from
 	// each other.
 	socket string
-	// program is the sluice to run; empty for the one under test.
+	// program is the path of sluice; empty for the command under test.
 	program string
 	hosts   map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
 }
 
-// sitePods are the pods, with their labels and the node that they run on.
+// sitePods are the pods, with their labels and the index of their node.
 var sitePods = []struct {
 	name   string
 	labels string
@@ -60,7 +59,7 @@ var sitePods = []struct {
 	{"default/far", "role: frontend, zone: far", 1},
 }
 
-// sitePorts are what every pod and outside host serves.
+// sitePorts are the ports that every pod and the outside host serve.
 var sitePorts = map[string][]uint16{"tcp": {80, 6379, 8080}, "udp": {53}}
 
 // siteNamespaces are the namespaces that have an object; bare has none.
@@ -75,7 +74,7 @@ func newSite(t testing.TB) *site {
 	return newSiteIn(t, lab.Options{Nodes: 2})
 }
 
-// newSiteIn is newSite in another lab, of two nodes.
+// newSiteIn builds a site in a lab with other options, which must have two nodes.
 func newSiteIn(t testing.TB, opts lab.Options) *site {
 	t.Helper()
 	l := lab.ForTest(t, opts)
@@ -107,7 +106,7 @@ func (s *site) serve(h *lab.Host) {
 	}
 }
 
-// pods are the manifests of all pods.
+// pods returns the manifests of all pods.
 func (s *site) pods() string {
 	var b strings.Builder
 	for _, p := range sitePods {
@@ -116,7 +115,7 @@ func (s *site) pods() string {
 	return b.String()
 }
 
-// pod is a manifest. It declares port 6379 under the name redis.
+// pod returns the manifest of a pod that declares port 6379 with the name redis.
 func (s *site) pod(name, labels string, node int, addrs ...netip.Addr) string {
 	ns, name, _ := strings.Cut(name, "/")
 	var ips []string
@@ -132,7 +131,7 @@ func (s *site) pod(name, labels string, node int, addrs ...netip.Addr) string {
 `, ns, name, labels, strings.Join(ips, ", "), host.IPv4, host.IPv6)
 }
 
-// write writes a file of the folder before the agent is started.
+// write writes a file of manifests before the agent is started.
 func (s *site) write(name, text string) {
 	s.t.Helper()
 	if err := agenttest.WriteFile(s.dir, name, text); err != nil {
@@ -146,8 +145,8 @@ func (s *site) start(args ...string) {
 	s.agent = s.another(args...)
 }
 
-// another starts an agent, which takes over if there is one, and ends it with the
-// test.
+// another starts an agent and ends it with the test. If an agent runs already, the new one
+// takes over from it.
 func (s *site) another(args ...string) *agenttest.Agent {
 	s.t.Helper()
 	program := s.program
@@ -160,7 +159,7 @@ func (s *site) another(args ...string) *agenttest.Agent {
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
 	args = append([]string{"--socket", s.socket}, args...)
-	// So that all tests can be made with other flags too, such as --kernel-cache off.
+	// Allows all tests to run with other flags, such as --kernel-cache off.
 	args = append(args, strings.Fields(os.Getenv("SLUICE_TEST_ARGS"))...)
 	a, err := agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: args})
 	if err != nil {
@@ -170,7 +169,7 @@ func (s *site) another(args ...string) *agenttest.Agent {
 	return a
 }
 
-// stop ends the agent in order.
+// stop ends the agent gracefully.
 func (s *site) stop() {
 	s.t.Helper()
 	if err := s.agent.Stop(); err != nil {
@@ -188,7 +187,7 @@ func (s *site) save(name, text string) {
 	}
 }
 
-// await waits for a line of the log after a mark.
+// await waits for a matching line of the log after a mark.
 func (s *site) await(mark int, what string, match func(agenttest.Line) bool) agenttest.Line {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
@@ -200,10 +199,10 @@ func (s *site) await(mark int, what string, match func(agenttest.Line) bool) age
 	return l
 }
 
-// attempt is one attempt to talk, as the tests write it:
+// attempt is one attempt to connect. The tests write it as
 // "default/web default/db tcp 6379".
 type attempt struct {
-	from, to string // pods, hosts, or for to an address
+	from, to string // pods or hosts; to may be an address
 	network  string
 	port     uint16
 }
@@ -221,7 +220,7 @@ func parseAttempt(t *testing.T, text string) attempt {
 	return attempt{f[0], f[1], f[2], uint16(port)}
 }
 
-// host is who has a name.
+// host returns the host with a name.
 func (s *site) host(name string) *lab.Host {
 	s.t.Helper()
 	h := s.hosts[name]
@@ -271,7 +270,8 @@ func (s *site) check(t *testing.T, allow, deny []string) {
 	wait.Wait()
 }
 
-// policies makes manifests of specs, each "namespace/name: {spec}" in YAML flow.
+// policies returns manifests with the given specs, each written "namespace/name: {spec}" in
+// YAML flow style.
 func policies(specs ...string) string {
 	var b strings.Builder
 	for _, text := range specs {
@@ -282,7 +282,7 @@ func policies(specs ...string) string {
 	return b.String()
 }
 
-// TestPacketsNeedRoot says why the tests of packets are left out, where they are.
+// TestPacketsNeedRoot shows the reason if the tests that send packets are skipped.
 func TestPacketsNeedRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the tests that send packets are skipped: they need root, to make network namespaces")

@@ -26,9 +26,10 @@ func (s *site) replace(t *testing.T, name string) *lab.Host {
 	return h
 }
 
-// When the agent is gone, what the kernel knows of a pod of this node holds behind
-// that pod's interface alone: a pod that gets the address of one without policies, or
-// of one that a rule allows, may be isolated, and gets what --fail says.
+// When the agent is gone, the kernel applies its verdicts about a pod of this node only at
+// that pod's interface. Another pod that gets the same address may be isolated, so --fail
+// decides about it. This holds for the address of a pod without policies, and for that of a
+// pod that a rule allows.
 func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -42,17 +43,17 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 	s.replace(t, "bare/odd")
 	delete(s.hosts, "bare/odd")
 	s.check(t, others, []string{"default/other new tcp 80", "outside new tcp 80", "new default/other tcp 80", "new outside udp 53"})
-	// One that a rule allows is replaced too.
+	// A pod that a rule allows is replaced too.
 	s.replace(t, "default/web")
 	s.check(t, nil, []string{"new default/db tcp 6379"})
-	// The node itself reaches it, as its probes must.
+	// The node itself reaches the new pod, as the kubelet's probes must.
 	s.check(t, []string{"node-1 new tcp 80"}, nil)
 	s.start(kernelArgs()...)
 	s.check(t, []string{"default/other outside tcp 80"}, nil)
 }
 
-// Pods that share an interface cannot be told from one another: for those, what the
-// kernel knows holds for a while after the agent is gone.
+// The kernel cannot distinguish pods that share an interface. For those, its verdicts hold
+// only until --unattended has passed without an agent.
 func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -69,7 +70,7 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.start(kernelArgs("--on-exit", "keep", "--unattended", limit.String())...)
 	toOdd, others := []string{"default/other bare/odd tcp 80", "bare/odd outside tcp 80"}, []string{"default/other outside tcp 80", webToDB}
 	s.check(t, append(toOdd, others...), nil)
-	time.Sleep(limit + limit/2) // the agent is there: it goes on
+	time.Sleep(limit + limit/2) // the limit does not apply while the agent runs
 	s.awaitNotQueued(t, func() { s.check(t, append(toOdd, others...), nil) })
 	s.agent.Kill()
 	for _, addr := range s.host("bare/odd").Addrs() {
@@ -78,15 +79,15 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 		}
 		for end := time.Now().Add(patience); open(); {
 			if time.Now().After(end) {
-				t.Fatalf("%s is open for ever", addr)
+				t.Fatalf("%s stays open after --unattended", addr)
 			}
 		}
 	}
 	s.check(t, others, toOdd)
 }
 
-// awaitNotQueued does something again and again until no packet of it is queued: on a
-// busy machine a heartbeat of the agent may be late, and answers end until it comes.
+// awaitNotQueued repeats something until none of its packets is queued. On a busy machine
+// a heartbeat of the agent may be late, and until it comes the kernel does not answer.
 func (s *site) awaitNotQueued(t *testing.T, what func()) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; {

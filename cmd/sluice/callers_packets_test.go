@@ -17,26 +17,26 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// callers are connections that are opened, and then do what keeps them open.
+// callers opens connections to the agent and keeps them open.
 type callers struct {
 	t    *testing.T
 	dial func(context.Context) (net.Conn, error)
 }
 
-// What a caller can do to keep a connection: all but the last cost it nothing.
+// Ways in which a caller can keep a connection open. All except the last cost it nothing.
 const (
 	saysNothing  = ""
 	half         = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
 	halfBody     = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
-	comesBack    = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // and may ask again
-	asksForHours = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // on the node
+	comesBack    = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // keeps the connection for another request
+	asksForHours = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // answered only on the node
 )
 
 // readsNothing requests more data than the socket buffers hold; its sender does not
 // read the answers.
 var readsNothing = strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 50)
 
-// open opens a number of connections, and leaves them open until the test ends.
+// open opens n connections, and leaves them open until the test ends.
 func (c callers) open(n int, says string) {
 	c.t.Helper()
 	for range n {
@@ -44,23 +44,23 @@ func (c callers) open(n int, says string) {
 		conn, err := c.dial(ctx)
 		cancel()
 		if err != nil {
-			return // the agent takes no more, as may be
+			return // the agent may refuse more
 		}
 		c.t.Cleanup(func() { _ = conn.Close() })
 		if tcp, is := conn.(*net.TCPConn); is && says == readsNothing {
 			_ = tcp.SetReadBuffer(1)
 		}
-		_, _ = io.WriteString(conn, says) // it may be closed already
+		_, _ = io.WriteString(conn, says) // the agent may have closed it already
 		if says == comesBack {
 			_ = conn.SetReadDeadline(time.Now().Add(patience))
 			if _, err := conn.Read(make([]byte, 1)); err != nil {
-				return // likewise
+				return // the agent may refuse more
 			}
 		}
 	}
 }
 
-// limitedTo is a command that is the agent's, with few file descriptors.
+// limitedTo returns a script that runs sluice with a limit of file descriptors.
 func limitedTo(t *testing.T, descriptors int) (program string) {
 	t.Helper()
 	sluice, err := exec.LookPath("sluice")
@@ -75,11 +75,11 @@ func limitedTo(t *testing.T, descriptors int) (program string) {
 	return program
 }
 
-// However many connect to the agent, and whatever they do or leave undone: policies
-// change, rules are repaired, and who asks for health or metrics is answered.
+// Whatever callers connect to the agent, and however many: policies still change, rules are
+// repaired, and requests for health and metrics are answered.
 func TestCallersDoNotStopTheAgentOnPackets(t *testing.T) {
 	const descriptors, port = 256, 10301
-	for name, crowd := range map[string]func(s *site, pod, node, socket callers){
+	for name, flood := range map[string]func(s *site, pod, node, socket callers){
 		"a pod that comes back": func(_ *site, pod, _, _ callers) { pod.open(2*descriptors, comesBack) },
 		"a pod, all at once": func(_ *site, pod, _, _ callers) {
 			for _, says := range []string{saysNothing, half, halfBody, readsNothing} {
@@ -114,7 +114,7 @@ func TestCallersDoNotStopTheAgentOnPackets(t *testing.T) {
 			tcp := func(from string) callers {
 				return callers{t, func(ctx context.Context) (net.Conn, error) { return s.host(from).DialTCP(ctx, at) }}
 			}
-			crowd(s, tcp("default/other"), tcp("node-1"), callers{t, func(ctx context.Context) (net.Conn, error) {
+			flood(s, tcp("default/other"), tcp("node-1"), callers{t, func(ctx context.Context) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, "unix", s.socket)
 			}})
 			open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.PID()))

@@ -18,8 +18,7 @@ import (
 // webAsks is a policy that lets only the frontend ask the database.
 const webAsks = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 53}]}]}"
 
-// floodOnce opens connections of never-seen keys at once, and says what became of
-// them.
+// floodOnce opens 30 connections with new keys at once, and counts their outcomes.
 func (s *site) floodOnce(t *testing.T, from string, to netip.AddrPort, timeout time.Duration) map[lab.Outcome]int {
 	t.Helper()
 	const connections = 30
@@ -37,13 +36,13 @@ func (s *site) floodOnce(t *testing.T, from string, to netip.AddrPort, timeout t
 	return outcomes
 }
 
-// A pod that opens connections beyond its share has them judged apart, and rightly;
-// another pod's do not meet them.
-func TestCrowdOnPackets(t *testing.T) {
+// If a pod opens connections over its limit, they are judged correctly in the overflow
+// queue. Connections of another pod do not wait behind them.
+func TestOverflowOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(webAsks))
 	s.start("--queues", "1", "--queue-first", "20", "--source-share", "1", "--kernel-cache", "off")
-	const others, crowd = 20, 21
+	const others, overflow = 20, 21
 	for _, addr := range s.host("default/db").Addrs() {
 		db := netip.AddrPortFrom(addr, 53)
 		for _, flood := range []struct {
@@ -52,37 +51,37 @@ func TestCrowdOnPackets(t *testing.T) {
 			want    lab.Outcome
 		}{{"default/web", patience, lab.Reached}, {"default/other", silence, lab.TimedOut}} {
 			before := s.queues()
-			// With a share of one in a second, some are beyond unless all of it takes
-			// that many seconds.
-			for end := time.Now().Add(patience); s.queues()[crowd] == before[crowd]; {
+			// With a limit of one connection per second, 30 at once exceed it, unless the
+			// machine takes 30 seconds for them.
+			for end := time.Now().Add(patience); s.queues()[overflow] == before[overflow]; {
 				if got := s.floodOnce(t, flood.from, db, flood.timeout); len(got) != 1 || got[flood.want] == 0 {
 					t.Errorf("%s to %s: %v, want all %v", flood.from, db, got, flood.want)
 				}
 				if time.Now().After(end) {
-					t.Fatalf("%s to %s: nothing comes to the crowd's queue", flood.from, db)
+					t.Fatalf("%s to %s: no packet comes to the overflow queue", flood.from, db)
 				}
 			}
 			if now := s.queues(); now[others] == before[others] {
-				t.Errorf("%s to %s: the share is not in the other queue", flood.from, db)
+				t.Errorf("%s to %s: no packet within the limit comes to the first queue", flood.from, db)
 			}
 		}
 		before := s.queues()
 		if r := s.host("mine/cart").Connect(t.Context(), "udp", db, silence); r.Outcome != lab.TimedOut {
 			t.Errorf("mine/cart to %s: %v, want %v", db, r.Outcome, lab.TimedOut)
 		}
-		if now := s.queues(); now[others] != before[others]+1 || now[crowd] != before[crowd] {
-			t.Errorf("mine/cart to %s: queues %v after %v, want one packet more, in the first", db, now, before)
+		if now := s.queues(); now[others] != before[others]+1 || now[overflow] != before[overflow] {
+			t.Errorf("mine/cart to %s: queues %v after %v, want one more packet in the first", db, now, before)
 		}
 	}
-	text := fmt.Sprintf("sluice_overflow_queue_packets_total %d\n", s.queues()[crowd])
+	text := fmt.Sprintf("sluice_overflow_queue_packets_total %d\n", s.queues()[overflow])
 	if status, page := s.scrape(t, "/metrics"); status != http.StatusOK || !strings.Contains(page, text) {
 		t.Errorf("%d, want %q in\n%s", status, text, page)
 	}
 }
 
-// Where iptables cannot tell what a source sends, all is judged as without; also
-// where it lacks what the kernel's flow cache needs.
-func TestCrowdWithoutTheMatchOnPackets(t *testing.T) {
+// If iptables lacks the match for the per-source limit, for the kernel's flow cache or for
+// the source check, the agent logs that and enforces without it.
+func TestOverflowWithoutTheMatchOnPackets(t *testing.T) {
 	for name, tt := range map[string]struct {
 		lacks []string
 		said  []event.Name
@@ -101,7 +100,7 @@ func TestCrowdWithoutTheMatchOnPackets(t *testing.T) {
 			for _, name := range []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff} {
 				want := slices.Contains(tt.said, name)
 				if n := len(s.agent.Since(0, agenttest.Event(name))); n > 0 != want {
-					t.Errorf("it is said %d times, want %v: %s", n, want, name)
+					t.Errorf("%d lines of event %s, want one: %v", n, name, want)
 				}
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB})
@@ -115,9 +114,9 @@ func TestCrowdWithoutTheMatchOnPackets(t *testing.T) {
 	}
 }
 
-// Agents with and without the crowd's queue take over from each other: neither
-// takes a number of the other's.
-func TestTakeoverWithAnotherShareOnPackets(t *testing.T) {
+// Agents with and without the overflow queue take over from each other, and their queue
+// numbers do not collide.
+func TestTakeoverWithAnotherLimitOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
 	for _, share := range []string{"10", "0", "20"} {
