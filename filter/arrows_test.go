@@ -52,7 +52,7 @@ var arrows = []arrow{
 	{
 		from: []string{"sluice/filter/...", "sluice/cache/...", "sluice/watch/...", "sluice/bench/..."}, tests: true,
 		never: []string{"sluice/cmd/..."},
-		why:   "the command wires the others together, and nobody needs it",
+		why:   "the command wires the others together, and no other package needs it",
 	},
 	{
 		from:  []string{"sluice/filter/...", "sluice/cache/...", "sluice/bench/baseline"},

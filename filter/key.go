@@ -1,11 +1,10 @@
-// Package filter holds the words that every part of Sluice shares: the [Key]
-// of a flow, and the [Verdict] about it.
+// Package filter defines the types that all of Sluice shares: the [Key] of a flow, and
+// the [Verdict] about it.
 //
-// The packages below it are the stations of a packet, in order: packet reads
-// bytes into a Key, policy decides a Key, queue answers the kernel, rules keeps
-// the iptables rules that bring the packet here. This package and packet and
-// policy are pure: they know neither a cluster nor a kernel, keep no clock and
-// do no I/O.
+// A packet goes through the packages below it: rules keeps the iptables rules that send
+// it to a queue, queue reads it, engine evaluates it, packet decodes its bytes into a
+// Key, and policy decides the Key. This package, packet and policy are pure: they know
+// neither a cluster nor a kernel, have no clock and do no I/O.
 package filter
 
 import (
@@ -17,8 +16,7 @@ import (
 // Protocol is an IP protocol number (IANA "Assigned Internet Protocol Numbers").
 type Protocol uint8
 
-// The protocols that NetworkPolicy can name, and the two that need a word of
-// their own.
+// The protocols that NetworkPolicy can name, and ICMP.
 const (
 	ICMP   Protocol = 1
 	TCP    Protocol = 6
@@ -27,7 +25,7 @@ const (
 	SCTP   Protocol = 132
 )
 
-// String gives the name that the Kubernetes API uses, or the number.
+// String returns the name that the Kubernetes API uses, or the number.
 func (p Protocol) String() string {
 	switch p {
 	case ICMP:
@@ -44,8 +42,7 @@ func (p Protocol) String() string {
 	return strconv.Itoa(int(p))
 }
 
-// ParseProtocol reads what String writes for a protocol that has a name, in any
-// case.
+// ParseProtocol parses the name of a protocol, in any case.
 func ParseProtocol(text string) (Protocol, bool) {
 	for _, p := range [...]Protocol{TCP, UDP, SCTP, ICMP, ICMPv6} {
 		if strings.EqualFold(text, p.String()) {
@@ -55,27 +52,27 @@ func ParseProtocol(text string) (Protocol, bool) {
 	return 0, false
 }
 
-// HasPorts says whether a NetworkPolicy can name ports of this protocol.
+// HasPorts reports whether a NetworkPolicy can name ports of this protocol.
 func (p Protocol) HasPorts() bool { return p == TCP || p == UDP || p == SCTP }
 
-// Transport says what a packet tells about its transport header. It is a state
-// of its own, so that "no port could be read" is never taken for port 0.
+// Transport is what is known of a packet's transport header. It is a state of its own,
+// so that a port that could not be decoded is never taken for port 0.
 type Transport uint8
 
 const (
-	// Opaque is a packet whose transport header is missing, cut off, or behind
-	// an extension header that is not understood. Only a rule without ports can
-	// allow it. It is the zero value, so that what was never read allows least.
+	// Opaque is a packet whose transport header is missing, cut off, or behind an
+	// extension header that is not understood. Only a rule without ports can allow it.
+	// It is the zero value, so that a key that was never decoded allows least.
 	Opaque Transport = iota
 	// Portless is a packet of a protocol that has no ports, such as ICMP.
 	Portless
-	// Ported is a packet whose destination port was read.
+	// Ported is a packet whose destination port was decoded.
 	Ported
-	// Any is of no packet: a key with it stands for all between its two addresses.
+	// Any is not of a packet: a key with it matches all packets between its addresses.
 	Any
 )
 
-// String names the state as the verdict log prints it.
+// String returns the name of the state in the verdict log.
 func (t Transport) String() string {
 	switch t {
 	case Portless:
@@ -88,11 +85,11 @@ func (t Transport) String() string {
 	return "opaque"
 }
 
-// Key is all that a verdict depends on, as read from a packet after Service
+// Key is all that a verdict depends on, as decoded from a packet after Service
 // translation of the destination and before masquerading of the source.
 //
-// The source port is not part of it: no NetworkPolicy can match it, and every
-// new connection has another one, so that it would only spoil the flow cache.
+// The source port is not part of it: no NetworkPolicy can match it, and each new
+// connection has another one, so that no connection would hit the flow cache.
 //
 // Addresses are 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2), so
 // that both families share one code path and the struct hashes as plain bytes:
@@ -104,8 +101,8 @@ type Key struct {
 	Transport Transport
 }
 
-// NewKey returns the key of a flow. The port counts only for protocols that
-// have ports; of any other protocol the key is Portless.
+// NewKey returns the key of a flow. The port is used only for protocols that have
+// ports; for any other protocol the key is Portless.
 func NewKey(src, dst netip.Addr, proto Protocol, port uint16) Key {
 	k := Key{Src: src.As16(), Dst: dst.As16(), Protocol: proto, Transport: Portless}
 	if proto.HasPorts() {
@@ -120,8 +117,8 @@ func (k Key) SrcAddr() netip.Addr { return netip.AddrFrom16(k.Src).Unmap() }
 // DstAddr is the destination address in its own family.
 func (k Key) DstAddr() netip.Addr { return netip.AddrFrom16(k.Dst).Unmap() }
 
-// Reverse is the key of a packet the other way, whose destination port is the given
-// source port of this one.
+// Reverse is the key of a packet in the opposite direction, whose destination port is
+// the given source port of this one.
 func (k Key) Reverse(srcPort uint16) Key {
 	k.Src, k.Dst = k.Dst, k.Src
 	if k.Transport == Ported {
@@ -130,8 +127,8 @@ func (k Key) Reverse(srcPort uint16) Key {
 	return k
 }
 
-// Pair is the key of all packets between the two addresses. It is decided from the
-// addresses only: if it is allowed, every packet between them is.
+// Pair is the key of all packets between the two addresses. A verdict about it depends
+// only on the addresses: if it is allowed, every packet between them is.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
 
 // String is for logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".

@@ -1,6 +1,6 @@
 package filter
 
-// Direction is the side of a flow that a policy guards.
+// Direction is the side of a flow that a policy applies to.
 type Direction uint8
 
 // The directions, as seen from the pod that a policy selects.
@@ -9,7 +9,7 @@ const (
 	Ingress
 )
 
-// String is the direction in the spelling of log lines and JSON.
+// String is the direction as log lines and JSON write it.
 func (d Direction) String() string {
 	if d == Egress {
 		return "egress"
@@ -17,19 +17,19 @@ func (d Direction) String() string {
 	return "ingress"
 }
 
-// Action is what happens to a packet. The zero value denies.
+// Action is what is done with a packet. The zero value denies.
 type Action uint8
 
 // The actions.
 const (
 	Deny Action = iota
 	Allow
-	// Hold: the packet waits, because one of its ends should be a pod that is not
-	// known yet. No decision says so, and what waits is judged again.
+	// Hold: the packet waits, because one of its ends should be a pod that is not known
+	// yet. It is evaluated again later. No verdict has this action.
 	Hold
 )
 
-// String is the action in the spelling of log lines and JSON.
+// String is the action as log lines and JSON write it.
 func (a Action) String() string {
 	switch a {
 	case Allow:
@@ -40,7 +40,7 @@ func (a Action) String() string {
 	return "deny"
 }
 
-// Reason says in one word why a verdict is what it is.
+// Reason is why a verdict is what it is.
 type Reason uint8
 
 // Reasons. Those that allow:
@@ -60,18 +60,18 @@ const (
 	EgressDenied
 	// IngressDenied: the destination is isolated and none of its rules allows the flow.
 	IngressDenied
-	// Malformed: the packet has no readable IP header.
+	// Malformed: the IP header of the packet cannot be decoded.
 	Malformed
 	// NotSynced: the packet came before anything was known about the cluster.
 	NotSynced
-	// PodNotKnown: one end should be a pod, and did not become known in time. What
-	// then happens is the fail mode's to say.
+	// PodNotKnown: one end should be a pod, and did not become known in time. The fail
+	// mode decides.
 	PodNotKnown
 	// MidStream: the packet does not begin a connection, and policies deny the
 	// opposite direction, in which the connection may have begun.
 	MidStream
 
-	// NumReasons is how many there are.
+	// NumReasons is the number of reasons.
 	NumReasons
 )
 
@@ -89,7 +89,7 @@ var reasonText = [NumReasons]string{
 	MidStream:     "mid-stream",
 }
 
-// String is the reason in the spelling of log lines, metrics and JSON.
+// String is the reason as log lines, metrics and JSON write it.
 func (r Reason) String() string {
 	if r < NumReasons {
 		return reasonText[r]
@@ -119,18 +119,17 @@ type Side struct {
 	Rule *Rule
 }
 
-// Allows says whether this side lets the flow pass.
+// Allows reports whether this side lets the flow pass.
 func (s Side) Allows() bool { return s.Isolation == nil || s.Rule != nil }
 
-// Verdict is a decision and the reason for it. It points into the snapshot that
-// made it and holds no memory of its own, so making and copying one is free of
-// allocation.
+// Verdict is a decision and the reason for it. It points into its snapshot and owns no
+// memory, so that making and copying a verdict does not allocate.
 type Verdict struct {
 	Egress, Ingress Side
 	Action          Action
 	Reason          Reason
-	// Pair says that all packets between the two addresses get this action,
-	// whatever their protocol and port, though not always for this reason. It is
-	// not set for some pairs of which that is true.
+	// Pair is set if all packets between the two addresses get this action, for any
+	// protocol and port, though not always for this reason. It may be false even if
+	// that holds.
 	Pair bool
 }

@@ -6,25 +6,24 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// maxExtensions is how many extension headers are stepped over. RFC 8200 (4.1)
-// has use for six in one packet; recent kernels stop at 12
-// (IP6_MAX_EXT_HDRS_CNT), and so does this, so that no packet that the kernel
-// can deliver is refused for its length alone.
+// maxExtensions bounds the extension headers that are skipped. RFC 8200 (4.1) has use
+// for six in one packet. Recent kernels stop at 12 (IP6_MAX_EXT_HDRS_CNT), and so does
+// this, so that no packet that the kernel delivers is denied only for its length.
 const maxExtensions = 12
 
 // minExtensionLen is the length of the shortest extension header, in bytes
 // (RFC 8200, 4).
 const minExtensionLen = 8
 
-// skipExtensions steps over the IPv6 extension headers that begin with one of
-// type next. It returns the type and the place of the header behind them, or
-// false, with the type of the header that it could not step over.
+// skipExtensions skips the IPv6 extension headers that begin with one of type next. It
+// returns the type and the place of the header behind them, or false and the type of
+// the header that it could not skip.
 //
-// It steps over exactly those headers that connection tracking steps over
-// (ipv6_skip_exthdr in the kernel), the Authentication Header among them: if it
-// saw further, a verdict about a port would be remembered for a connection that
-// does not end at that port. The walk is by hand because gopacket decodes
-// fragment and authentication headers only in packets that it allocates.
+// It skips exactly the headers that connection tracking skips (ipv6_skip_exthdr in the
+// kernel), the Authentication Header among them: if it saw further, a verdict about a
+// port would be remembered for a connection that does not end at that port. The walk
+// is written here because gopacket decodes fragment and authentication headers only in
+// packets that it allocates.
 func skipExtensions(next layers.IPProtocol, s span) (layers.IPProtocol, span, bool) {
 	for range maxExtensions {
 		if !isExtension(next) {
@@ -47,7 +46,7 @@ func skipExtensions(next layers.IPProtocol, s span) (layers.IPProtocol, span, bo
 	return next, s, !isExtension(next)
 }
 
-// isExtension says whether a header of this type is stepped over.
+// isExtension reports whether a header of this type is skipped.
 func isExtension(next layers.IPProtocol) bool {
 	switch next {
 	case layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Fragment,
@@ -57,8 +56,8 @@ func isExtension(next layers.IPProtocol) bool {
 	return false
 }
 
-// extensionLen is the length in bytes that the extension header announces, which
-// has at least minExtensionLen bytes. Its second byte counts units of 8 bytes
+// extensionLen is the length in bytes that an extension header of at least
+// minExtensionLen bytes announces. Its second byte counts units of 8 bytes
 // after the first 8 (RFC 8200, 4.3); in an Authentication Header, units of 4
 // after the first 8 (RFC 4302, 2.2); in a fragment header, nothing.
 func extensionLen(next layers.IPProtocol, header []byte) int {
@@ -71,8 +70,8 @@ func extensionLen(next layers.IPProtocol, header []byte) int {
 	return 8 + int(header[1])*8
 }
 
-// fragmentOffset is the offset in bytes that a fragment header gives its packet
-// (RFC 8200, 4.5). Behind any offset but 0 there is no upper-layer header.
+// fragmentOffset is the offset in bytes of a fragment (RFC 8200, 4.5). Only at offset 0
+// there is an upper-layer header.
 func fragmentOffset(header []byte) uint16 {
 	return binary.BigEndian.Uint16(header[2:]) &^ 7
 }

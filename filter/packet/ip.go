@@ -19,17 +19,17 @@ const (
 
 // span is the part of a packet from some header to the end.
 type span struct {
-	captured []byte // what the copy range left of it
+	captured []byte // as far as the copy range reaches
 	sent     int    // its length on the wire: len(captured) or more
 }
 
-// newSpan returns the span of a packet whose IP header announces a length. What
-// was captured beyond that is not part of the packet, but link-layer padding.
+// newSpan returns the span of a packet whose IP header announces a length. Captured
+// bytes beyond it are link-layer padding and not part of the packet.
 //
-// Length 0 is what offloading leaves in a header when the packet is too long for
-// the field (IPv4 and IPv6 "BIG TCP", IPv6 jumbograms of RFC 2675): the length is
-// then unknown. It is no way to smuggle bytes in, because the kernel cuts any
-// other packet of length 0 down to its header, or drops it, before netfilter.
+// Offloading leaves length 0 in a header when the packet is too long for the field
+// (IPv4 and IPv6 "BIG TCP", IPv6 jumbograms of RFC 2675): the length is then unknown.
+// A sender cannot smuggle bytes in this way, because the kernel cuts any other packet
+// of length 0 down to its header, or drops it, before netfilter.
 func newSpan(data []byte, announced int) span {
 	if announced == 0 {
 		return span{captured: data, sent: math.MaxInt}
@@ -37,8 +37,7 @@ func newSpan(data []byte, announced int) span {
 	return span{captured: data[:min(announced, len(data))], sent: announced}
 }
 
-// skip returns what follows the next n bytes; false if they were not all
-// captured.
+// skip returns the span behind the next n bytes; false if they were not all captured.
 func (s span) skip(n int) (span, bool) {
 	if len(s.captured) < n {
 		return s, false
@@ -46,15 +45,15 @@ func (s span) skip(n int) (span, bool) {
 	return span{captured: s.captured[n:], sent: s.sent - n}, true
 }
 
-// ipv4 reads an IPv4 header (RFC 791) into the addresses and the protocol of a key.
-// It returns the packet from the first byte of the upper layer's header on; found
-// is false where that is not in this packet, or cannot be found. Options are
-// stepped over unread: no verdict depends on them.
+// ipv4 decodes an IPv4 header (RFC 791) into the addresses and the protocol of a key.
+// It returns the packet from the upper layer's header on; found is false if that
+// header is not in this packet or cannot be found. Options are skipped: no verdict
+// depends on them.
 //
-// Unlike IPv6 extension headers, an Authentication Header is not stepped over.
-// To the kernel's connection tracking it is the protocol of the flow, so that all
-// AH packets between two addresses are one connection: a verdict about the port
-// behind the first one would hold for every port behind the next.
+// Unlike IPv6 extension headers, an Authentication Header is not skipped. For the
+// kernel's connection tracking it is the protocol of the flow, so that all AH packets
+// between two addresses are one connection: a verdict about the port behind the first
+// header would apply to every port behind the next ones.
 func (d *Decoder) ipv4(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv4HeaderLen {
 		return upper, false, ErrTruncated
@@ -75,13 +74,13 @@ func (d *Decoder) ipv4(data []byte, k *filter.Key) (upper span, found bool, err 
 	return upper, whole && headerLen >= ipv4HeaderLen && d.ip4.FragOffset == 0, nil
 }
 
-// ipv6 does the same with an IPv6 header and its extension headers (RFC 8200).
+// ipv6 does the same for an IPv6 header and its extension headers (RFC 8200).
 //
-// Of the fixed header gopacket reads the addresses alone: it decodes a
-// hop-by-hop header along with it, option by option, and takes length 0 for an
-// error, so that both fields are read here. The destination is the one in the
-// header also where a routing header lists others, because a policy judges the
-// packet on its way to the next node.
+// gopacket decodes only the addresses of the fixed header: it would decode a
+// hop-by-hop header along with it, option by option, and takes length 0 for an error,
+// so that both fields are decoded here. The destination is the one in the header even
+// if a routing header lists others, because a policy applies to the packet on its way
+// to the next node.
 func (d *Decoder) ipv6(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv6HeaderLen {
 		return upper, false, ErrTruncated

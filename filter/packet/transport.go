@@ -11,10 +11,9 @@ import (
 
 // Lengths of the fixed headers, in bytes (RFC 9293, 3.1; RFC 768; RFC 9260, 3.1).
 //
-// The ports stand in the first four bytes of each, but a header of which less is
-// there is called cut off and not read: no receiver accepts such a packet, and a
-// fragment so small is made to have the rest of the header overwritten by the
-// next one (RFC 1858).
+// The ports are the first four bytes of each, but a shorter header counts as cut off:
+// no receiver accepts such a packet, and such a small fragment is an attempt to
+// overwrite the rest of the header by the next one (RFC 1858).
 const (
 	tcpHeaderLen  = 20
 	udpHeaderLen  = 8
@@ -44,8 +43,8 @@ const (
 	lastAssigned     = 147
 )
 
-// transport reads what the upper layer says about ports, if it was found, into a
-// packet whose protocol is known.
+// transport decodes the ports of the upper layer, if it was found, into a packet whose
+// protocol is known.
 func (d *Decoder) transport(p *Packet, upper span, found bool) {
 	switch {
 	case !found || isOpaque(layers.IPProtocol(p.Key.Protocol)):
@@ -72,15 +71,15 @@ func begins(protocol filter.Protocol, s span) bool {
 	return true
 }
 
-// hidesBeginning reports whether a packet that could not be read up to its
-// transport header may belong to a protocol whose connections have a beginning.
+// hidesBeginning reports whether a packet whose transport header was not found may
+// belong to a protocol whose connections are opened.
 func hidesBeginning(protocol layers.IPProtocol) bool {
 	return protocol == layers.IPProtocolTCP || protocol == layers.IPProtocolSCTP || isExtension(protocol)
 }
 
-// isOpaque says whether protocol hides the upper layer, or may hide it: headers
-// that were not stepped over, encryption and compression, and numbers that mean
-// nothing yet, for they may be those of extension headers to come.
+// isOpaque reports whether protocol hides the upper layer, or may hide it: headers
+// that were not skipped, encryption and compression, and unassigned numbers, which may
+// become extension headers.
 func isOpaque(protocol layers.IPProtocol) bool {
 	switch protocol {
 	case layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Fragment,
@@ -91,8 +90,8 @@ func isOpaque(protocol layers.IPProtocol) bool {
 	return protocol > lastAssigned
 }
 
-// ports reads source and destination port; false if the header is cut off or
-// cannot be right.
+// ports decodes source and destination port; false if the header is cut off or
+// invalid.
 func (d *Decoder) ports(protocol filter.Protocol, s span) (src, dst uint16, ok bool) {
 	switch protocol {
 	case filter.TCP:
@@ -105,8 +104,8 @@ func (d *Decoder) ports(protocol filter.Protocol, s span) (src, dst uint16, ok b
 	return 0, 0, false
 }
 
-// tcpPorts steps over the options unread, as receivers ignore those that are
-// malformed. They need not be captured, but must fit what was sent.
+// tcpPorts skips the options, because receivers ignore malformed ones. They need not be
+// captured, but must fit into the packet as sent.
 func (d *Decoder) tcpPorts(s span) (src, dst uint16, ok bool) {
 	if len(s.captured) < tcpHeaderLen {
 		return 0, 0, false
@@ -124,7 +123,7 @@ func (d *Decoder) tcpPorts(s span) (src, dst uint16, ok bool) {
 }
 
 // udpPorts takes length 0 for a jumbogram (RFC 2675, 4). A length beyond the end
-// of the packet is right in a first fragment.
+// of the packet is valid in a first fragment.
 func (d *Decoder) udpPorts(s span) (src, dst uint16, ok bool) {
 	if len(s.captured) < udpHeaderLen {
 		return 0, 0, false
