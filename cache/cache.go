@@ -1,13 +1,10 @@
-// Package cache holds every place where a verdict is remembered. Here is the
-// flow cache in user space.
+// Package cache is the flow cache in user space: verdicts by key, for the evaluator of
+// sluice/filter/engine. The packages below it are the other places that remember verdicts:
+// bpf, a flow cache in the kernel; conntrack, the marks of live connections.
 //
-// The packages below it are the other places: kernel, a flow cache in the kernel;
-// conntrack, the marks of live connections.
-//
-// Nothing is ever flushed. A remembered verdict carries the epochs of both ends,
-// which change whenever a verdict about them could; it answers only while both
-// are current. So a pod that starts elsewhere empties nobody's cache, and a
-// verdict that is remembered too late never answers at all.
+// A cache is never flushed. A remembered verdict carries the epochs of both ends, which
+// change whenever a verdict about them could; it is valid only while both are current. So a
+// new pod invalidates no other verdicts, and a verdict that is inserted late is never used.
 package cache
 
 import (
@@ -20,29 +17,27 @@ import (
 	"sluice/filter/policy"
 )
 
-// DefaultSize is how many flows one cache remembers: some 9 MiB when full.
+// DefaultSize is the number of flows in one cache: some 9 MiB when full.
 const DefaultSize = 32768
 
-// Stats say how a cache has done. They may be read while it is in use.
+// Stats are the statistics of a cache. They may be read while it is in use.
 type Stats struct {
-	Hits   uint64 // answers from the cache
-	Misses uint64 // decisions, because the flow was not remembered
-	Stale  uint64 // decisions, because what was remembered no longer held
-	Size   int    // flows that are remembered
+	Hits   uint64 // verdicts from the cache
+	Misses uint64 // decisions about flows that were not in the cache
+	Stale  uint64 // decisions about flows whose verdict was out of date
+	Size   int    // flows in the cache
 }
 
 // Flows is the flow cache of one queue worker: a bounded LRU of verdicts by key.
-// It takes no lock and must be used by one goroutine; the kernel hands all
-// packets between two addresses to one worker, so that workers would share next
-// to nothing.
+// It takes no lock and serves one goroutine. The kernel sends all packets between two
+// addresses to one worker, so that workers would share almost no flows.
 //
-// A flow is remembered when it is decided for the second time. A scan of ports
-// then pushes nothing out that is worth keeping, and a flow that is never seen
-// again costs no allocation, of which an insertion takes two.
+// A flow is inserted when it is decided for the second time. A port scan then evicts no flow
+// in use, and a flow that never comes again costs no allocation; an insertion costs two.
 type Flows struct {
 	lru        *simplelru.LRU[filter.Key, *flow]
 	seed       maphash.Seed
-	doorkeeper []doorkeeperSet // by hash: flows decided lately
+	doorkeeper []doorkeeperSet // by hash: flows decided recently
 
 	hits, misses, stale atomic.Uint64
 	size                atomic.Int64
@@ -52,29 +47,27 @@ type Flows struct {
 type flow struct {
 	verdict filter.Verdict
 	ends    Ends
-	// snapshot is the number of the one by which the verdict was last found to
-	// hold. As long as that is in force nobody has to be looked up, which is half
-	// of what a hit would cost otherwise.
+	// snapshot is the number of the last one under which the verdict was valid. While it
+	// is in force, a hit looks up no endpoint, which halves its cost.
 	snapshot uint64
 }
 
-// doorkeeperSet is a set of flows that were decided, the last one first, in one cache line.
-// With room for one flow, two that take turns would each make it forget the other
-// and never be remembered: an eighth of 4,000 flows had such a twin.
+// doorkeeperSet is a set of flows that were decided recently, the last one first, in one
+// cache line. A one-entry set would let two alternating flows evict each other forever; with
+// 4,000 flows, one in eight had such a collision.
 type doorkeeperSet [16]uint32
 
-// Ends are the epochs of both ends of a flow: 0 where nobody is known to have the
-// address.
+// Ends are the epochs of both ends of a flow: 0 without an endpoint.
 type Ends struct{ Src, Dst uint64 }
 
-// NewFlows returns a cache for up to size flows; 0 or less turns it off.
+// NewFlows returns a cache for up to size flows; 0 or less disables it.
 func NewFlows(size int) *Flows {
 	if size <= 0 {
 		return &Flows{}
 	}
 	lru, err := simplelru.NewLRU[filter.Key, *flow](size, nil)
 	if err != nil {
-		return &Flows{} // it fails for sizes that are not positive alone
+		return &Flows{} // it fails only for sizes that are not positive
 	}
 	sets := 1
 	for sets*len(doorkeeperSet{}) < 2*size { // half full, few sets overflow
@@ -83,9 +76,8 @@ func NewFlows(size int) *Flows {
 	return &Flows{lru: lru, seed: maphash.MakeSeed(), doorkeeper: make([]doorkeeperSet, sets)}
 }
 
-// Decide gives the verdict that the snapshot gives, from memory where that still
-// holds, and the epochs of both ends. fresh is set if it is a decision, and not from
-// memory.
+// Decide returns the verdict of the snapshot, from the cache if it is still valid, and the
+// epochs of both ends. fresh is set if the verdict is not from the cache.
 func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, ends Ends, fresh bool) {
 	var known *flow
 	if f.lru != nil {
@@ -117,19 +109,19 @@ func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, end
 	return now.verdict, ends, true
 }
 
-// remember keeps a verdict. It is a function of its own so that what is kept, and
-// nothing else, is allocated.
+// remember inserts a verdict. It is a function of its own so that only an inserted verdict
+// is allocated.
 func (f *Flows) remember(k *filter.Key, now flow) {
 	f.lru.Add(*k, &now)
 	f.size.Store(int64(f.lru.Len()))
 }
 
-// seen says whether the flow was decided lately, and remembers that it was. A set
-// that is full forgets the flow that it has had longest. Once in some hundred
-// million times it takes one flow for another and remembers it early.
+// seen reports whether the doorkeeper has the flow, and adds it. A full set drops its
+// oldest flow. Once in some hundred million times it takes one flow for another, and the
+// flow is inserted early.
 func (f *Flows) seen(k *filter.Key) bool {
 	h := maphash.Comparable(f.seed, *k)
-	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // never 0, which is no flow
+	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // never 0, which marks a free place
 	for _, t := range set {
 		if t == tag {
 			return true
@@ -140,7 +132,7 @@ func (f *Flows) seen(k *filter.Key) bool {
 	return false
 }
 
-// Stats says how the cache has done.
+// Stats returns the statistics of the cache.
 func (f *Flows) Stats() Stats {
 	return Stats{Hits: f.hits.Load(), Misses: f.misses.Load(), Stale: f.stale.Load(), Size: int(f.size.Load())}
 }

@@ -123,13 +123,13 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 // can wait go back to the changes.
 func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
-	judge := func(k *filter.Key) filter.Action {
+	evaluate := func(k *filter.Key) filter.Action {
 		v, _ := f.sweeper.evaluate(s, k)
 		return v.Action
 	}
 	for a, c := range changes {
 		switch {
-		case all || c.need == needSweep || f.tracked.changed(a.As16(), judge):
+		case all || c.need == needSweep || f.tracked.changed(a.As16(), evaluate):
 			due = append(due, a)
 		case c.need == needLater:
 			wait[a] = c

@@ -11,15 +11,15 @@ import (
 	"sluice/filter/policy"
 )
 
-// How long a sweep that failed waits for the next try.
+// A sweep that failed is tried again after firstRetryBackoff, doubled up to
+// lastRetryBackoff.
 const (
 	firstRetryBackoff = 50 * time.Millisecond
 	lastRetryBackoff  = 5 * time.Second
 )
 
-// Follower sweeps after each publish, without keeping the publisher waiting: a
-// sweep of a big table takes longer than to publish, and what is published
-// meanwhile adds up to one more sweep.
+// Follower sweeps after each publish, on its own goroutine: a sweep of a large table
+// takes longer than a publish, and all that is published meanwhile takes one more sweep.
 //
 // Most changes need no sweep: see due.go.
 //
@@ -28,11 +28,11 @@ const (
 // if its verdict differs, one of its ends is among that snapshot's changes.
 type Follower struct {
 	sweeper  *Sweeper
-	tracked  *TrackedFlows // nil: every change may turn a verdict
+	tracked  *TrackedFlows // nil: every change is followed by a sweep
 	log      *slog.Logger
 	wake     chan struct{}
-	sweeping sync.Mutex // held by the sweep that goes on
-	sweeps   uint64     // how many there were
+	sweeping sync.Mutex // held by the sweep under way
+	sweeps   uint64     // so far
 
 	mu       sync.Mutex
 	snapshot *policy.Snapshot
@@ -42,13 +42,13 @@ type Follower struct {
 	sum      Result
 }
 
-// Follow returns a Follower that sweeps with s. With a nil TrackedFlows, it does so
-// after every change. A nil logger discards.
-func Follow(s *Sweeper, admitted *TrackedFlows, log *slog.Logger) *Follower {
+// Follow returns a Follower that sweeps with s. With nil TrackedFlows, it sweeps after
+// every change. A nil logger discards.
+func Follow(s *Sweeper, tracked *TrackedFlows, log *slog.Logger) *Follower {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{sweeper: s, tracked: admitted, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
+	return &Follower{sweeper: s, tracked: tracked, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
 }
 
 // Published announces a snapshot that is in force, and the addresses that it changes. No
@@ -68,15 +68,15 @@ func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope S
 	}
 }
 
-// Pause leaves the connections to somebody else, until the next Published: it
-// forgets what is still to be swept, and returns when no sweep goes on.
+// Pause leaves the connections to another agent until the next Published: it forgets the
+// changes to be swept, and returns when no sweep is under way.
 func (f *Follower) Pause() {
 	f.sweeping.Lock()
 	defer f.sweeping.Unlock()
 	f.take()
 }
 
-// Total is what all sweeps have done together.
+// Total is the sum of all sweeps.
 func (f *Follower) Total() Result {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -97,7 +97,7 @@ func (f *Follower) Run(ctx context.Context) {
 			retry = firstRetryBackoff
 			continue
 		}
-		f.log.Error("live connections could not be judged anew; trying again", "err", err, "in", retry)
+		f.log.Error("live connections could not be judged again; retrying", "err", err, "in", retry)
 		select {
 		case <-ctx.Done():
 			return
@@ -111,8 +111,8 @@ func (f *Follower) Run(ctx context.Context) {
 	}
 }
 
-// Sweep sweeps for all that was published since the last time, and has done so
-// when it returns nil. With an error it is still to be done.
+// Sweep sweeps for all that was published since the last sweep. After an error it must
+// be repeated.
 func (f *Follower) Sweep(ctx context.Context) error {
 	f.sweeping.Lock()
 	defer f.sweeping.Unlock()
@@ -134,9 +134,9 @@ func (f *Follower) Sweep(ctx context.Context) error {
 		level = slog.LevelInfo
 	}
 	if res.Unjudged > 0 {
-		f.log.Warn("connections had passed unjudged, and were judged now", "unjudged", res.Unjudged, "revoked", res.Revoked)
+		f.log.Warn("connections that had passed without a verdict were judged", "unjudged", res.Unjudged, "revoked", res.Revoked)
 	}
-	f.log.Log(ctx, level, "live connections judged anew", event.Swept.Attr(), "snapshot", snapshot.Number(), "connections", res)
+	f.log.Log(ctx, level, "live connections judged again", event.Swept.Attr(), "snapshot", snapshot.Number(), "connections", res)
 	f.mu.Lock()
 	f.sum.add(res)
 	f.mu.Unlock()

@@ -46,14 +46,14 @@ const (
 	ctaProtoInfo             = 4
 	ctaProtoInfoTCP          = 1
 	ctaProtoInfoTCPFlagsOrig = 4 // struct nf_ct_tcp_flags: flags and mask, a byte each
-	// tcpLiberal says that the windows of a connection are not known. The kernel sets
-	// it for both directions of one that it picks up in the middle (tcp_new), and
-	// never for the original direction of one that it saw begin, unless a flowtable
-	// takes that over.
+	// tcpLiberal means that the windows of a connection are not known. The kernel sets it
+	// for both directions of a connection that it picks up in the middle (tcp_new), and
+	// never for the original direction of one that it saw begin, unless a flowtable takes
+	// over.
 	tcpLiberal = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL
 )
 
-// errMessage says that the kernel's message is not what its own description says.
+// errMessage means that the kernel's message does not match its definition.
 var errMessage = errors.New("malformed ctnetlink message")
 
 // attr is one netlink attribute. Its value is part of the message.
@@ -63,8 +63,8 @@ type attr struct {
 	value []byte
 }
 
-// cut takes the first attribute off b. It is false at the end of b, or of what
-// can be understood of it.
+// cut takes the first attribute off b. It is false at the end of b, and if the rest of b
+// is malformed.
 func cut(b []byte) (a attr, rest []byte, ok bool) {
 	if len(b) < attrLen {
 		return attr{}, nil, false
@@ -77,7 +77,7 @@ func cut(b []byte) (a attr, rest []byte, ok bool) {
 	return a, b[min(align(n), len(b)):], true
 }
 
-// align rounds up to what netlink aligns to.
+// align rounds up to netlink's alignment.
 func align(n int) int { return (n + 3) &^ 3 }
 
 // tuple is one direction of a connection.
@@ -88,7 +88,7 @@ type tuple struct {
 	ok      bool // source address and protocol were there
 }
 
-// parseTuple reads what a key needs of a CTA_TUPLE_*.
+// parseTuple parses what a key needs of a CTA_TUPLE_*.
 func parseTuple(b []byte) (t tuple) {
 	var hasProto bool
 	for a, rest, ok := cut(b); ok; a, rest, ok = cut(rest) {
@@ -114,12 +114,12 @@ func parseTuple(b []byte) (t tuple) {
 	return t
 }
 
-// parseConn reads the body of an entry, from nfgenmsg on. An entry that has no
-// name cannot be marked, and is an error; one that merely has no key that could
-// be trusted is reported as malformed.
+// parseConn parses the body of an entry, from nfgenmsg on. An entry that cannot be
+// identified cannot be marked, and is an error; one without a key that can be trusted is
+// reported as malformed.
 //
-// It is written for a dump of the whole table, where a parser that knows every
-// attribute spends ten times as long; see the benchmarks.
+// It is written for dumps of the whole table, where a parser of all attributes takes ten
+// times as long; see the benchmarks.
 func parseConn(body []byte, c *Conn) error {
 	if len(body) < nfgenLen {
 		return errMessage
@@ -161,8 +161,8 @@ func parseConn(body []byte, c *Conn) error {
 	return nil
 }
 
-// parseMidStream reads from a CTA_PROTOINFO whether a TCP connection was picked up
-// after its beginning. Of SCTP the kernel does not tell.
+// parseMidStream reports, from a CTA_PROTOINFO, whether a TCP connection was picked up
+// after its beginning. The kernel does not report this for SCTP.
 func parseMidStream(b []byte) bool {
 	for p, rest, ok := cut(b); ok; p, rest, ok = cut(rest) {
 		if p.kind != ctaProtoInfoTCP {
@@ -177,7 +177,7 @@ func parseMidStream(b []byte) bool {
 	return false
 }
 
-// add appends an attribute to the name, padded; false if there is no room.
+// add appends a padded attribute to the Ref; false if there is no room.
 func (r *Ref) add(whole []byte) bool {
 	n := int(r.len)
 	if n+align(len(whole)) > maxRef {
@@ -229,8 +229,8 @@ func appendUint32(b []byte, kind uint16, value uint32) []byte {
 	return binary.BigEndian.AppendUint32(b, value)
 }
 
-// appendUpdate appends a request to change the mark of an entry that exists: it
-// lacks the flag that would create one. The name goes back as it came.
+// appendUpdate appends a request to change the mark of an existing entry: it lacks the flag
+// that would create one. The Ref goes back as it came.
 func appendUpdate(b []byte, u *Update, flags uint16, seq uint32) []byte {
 	start := len(b)
 	b = beginMessage(b, msgConnSet, flags, seq, u.Ref.family)
@@ -242,8 +242,8 @@ func appendUpdate(b []byte, u *Update, flags uint16, seq uint32) []byte {
 }
 
 // appendDump appends a request for all entries of the family, or, with an IPv4
-// address, for those that have it as the source of the given tuple. A kernel
-// before 5.8 does not know the filter, and answers with all of the family.
+// address, for those that have it as the source of the given tuple. Kernels before 5.8
+// ignore the filter, and answer with all entries of the family.
 func appendDump(b []byte, flags uint16, seq uint32, family uint8, src netip.Addr, direction uint16) []byte {
 	start := len(b)
 	b = beginMessage(b, msgConnGet, flags, seq, family)
@@ -263,7 +263,7 @@ func appendCount(b []byte, seq uint32) []byte {
 	return b
 }
 
-// parseCount reads the answer, from nfgenmsg on. Many, if it does not say.
+// parseCount parses the answer, from nfgenmsg on; a large number if it has no count.
 func parseCount(body []byte) int {
 	if len(body) >= nfgenLen {
 		for a, rest, ok := cut(body[nfgenLen:]); ok; a, rest, ok = cut(rest) {
@@ -284,8 +284,8 @@ func appendSource(b []byte, direction uint16, src netip.Addr) []byte {
 	return b
 }
 
-// appendFilter says that of the direction's tuple the source address counts and
-// of the other nothing. The flags are in the host's byte order.
+// appendFilter selects by the source address of the direction's tuple, and by nothing of
+// the other tuple. The flags are in the host's byte order.
 func appendFilter(b []byte, direction uint16) []byte {
 	var flags [2]uint32
 	if direction == ctaTupleOrig {

@@ -18,27 +18,27 @@ import (
 )
 
 const (
-	// readSize is more than the kernel puts into one part of a dump (32 KiB).
+	// readSize exceeds the parts of a dump (32 KiB).
 	readSize = 64 << 10
-	// sendBatch is how many updates go into one send. Should all their entries be
-	// gone, the answers must fit the socket's receive buffer, where each takes
-	// about 900 bytes of the usual 200 KiB.
+	// sendBatch bounds the updates in one send. If all their entries are gone, the answers
+	// must fit the socket's receive buffer, where each takes about 900 bytes of the usual
+	// 200 KiB.
 	sendBatch = 128
-	// maxFiltered is up to how many addresses the kernel is asked for the
-	// connections of each, rather than for all. Each address takes two walks
-	// through the kernel's whole table; reporting all takes about as long as
-	// twenty of them with 50,000 connections (see the benchmarks).
+	// maxFiltered bounds the addresses for which the kernel selects connections, instead of
+	// reporting all. Each address takes two walks through the kernel's whole table;
+	// reporting all takes about as long as twenty walks with 50,000 connections (see the
+	// benchmarks).
 	maxFiltered = 4
-	// fewConns are reported faster in one walk than chosen in several: a walk looks
-	// into every bucket of the kernel's hash table, full or empty, which takes some
-	// milliseconds where the table is made for many.
-	fewConns = 4096
+	// minFiltered is the number of connections from which on selection pays: a walk visits
+	// every bucket of the kernel's hash table, full or empty, which takes some milliseconds
+	// in a large table.
+	minFiltered = 4096
 )
 
-// Netlink is the kernel's table of one network namespace, by ctnetlink.
+// Netlink is the kernel's table of one network namespace, through ctnetlink.
 //
-// The sockets are mdlayher/netlink's. The messages are written and read here,
-// because only two numbers of each entry are of interest among a hundred.
+// The sockets are mdlayher/netlink's. The messages are encoded and decoded here, because
+// only two of the hundred numbers of an entry are needed.
 type Netlink struct {
 	netNS      int
 	filterFrom int
@@ -49,27 +49,27 @@ type Netlink struct {
 	seq     uint32
 	in, out []byte
 
-	// unfiltered is set once the kernel has shown that it cannot filter.
+	// unfiltered is set once the kernel has failed to filter.
 	unfiltered atomic.Bool
 }
 
 // Options say which table to open.
 type Options struct {
-	// NetNS is a file descriptor of the network namespace, which must stay open
-	// until Close; 0 is that of the thread that calls, at each call.
+	// NetNS is a file descriptor of the network namespace, which must stay open until
+	// Close; 0 is the namespace of the calling thread, at each call.
 	NetNS int
-	// NoFilter makes every dump report all connections, as if the kernel knew no
+	// NoFilter makes every dump report all connections, as on a kernel that cannot
 	// filter.
 	NoFilter bool
-	// FilterFrom is from how many connections on the kernel is to choose those of
-	// a few addresses; 0 is a number that was found to be best.
+	// FilterFrom is the number of connections from which on the kernel selects those of a
+	// few addresses; 0 is the number that measured best.
 	FilterFrom int
 }
 
-// Open opens the table. It needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for another
-// namespace than the process's.
+// Open opens the table. It needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the namespace of
+// another process.
 func Open(o Options) (*Netlink, error) {
-	k := &Netlink{netNS: o.NetNS, filterFrom: cmp.Or(o.FilterFrom, fewConns), in: make([]byte, readSize)}
+	k := &Netlink{netNS: o.NetNS, filterFrom: cmp.Or(o.FilterFrom, minFiltered), in: make([]byte, readSize)}
 	k.buffers.New = func() any { return new([readSize]byte) }
 	k.unfiltered.Store(o.NoFilter)
 	c, err := k.dial()
@@ -95,14 +95,14 @@ func (k *Netlink) dial() (*netlink.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket to the connection table: %w", err)
 	}
-	// Without it, each error comes with the whole request. Kernels before 4.3
-	// do not know the option, and then that is how it is.
+	// Without it, each error contains the whole request. Kernels before 4.3 lack the
+	// option.
 	_ = c.SetOption(netlink.CapAcknowledge, true)
 	return c, nil
 }
 
-// Dump implements Table. For a few addresses in a large table it lets the kernel
-// choose; where the kernel cannot, and otherwise, it reports every connection.
+// Dump implements Table. For a few addresses in a large table it lets the kernel select
+// the connections. Otherwise, and if the kernel cannot, it reports all.
 func (k *Netlink) Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	if among != nil && len(among) <= maxFiltered && !k.unfiltered.Load() && k.count(ctx) >= k.filterFrom {
 		err := k.dumpAmong(ctx, among, report)
@@ -114,8 +114,8 @@ func (k *Netlink) Dump(ctx context.Context, among []netip.Addr, report func(*Con
 	return k.dump(ctx, unix.AF_UNSPEC, netip.Addr{}, 0, report)
 }
 
-// count is how many connections there are. A kernel before 5.9 does not tell, and
-// then they count as many.
+// count is the number of connections. Kernels before 5.9 do not report it, and then it is
+// taken to be large.
 func (k *Netlink) count(ctx context.Context) int {
 	c, err := k.dial()
 	if err != nil {
@@ -134,18 +134,18 @@ func (k *Netlink) count(ctx context.Context) int {
 	return n
 }
 
-// errUnfiltered says that the kernel refuses a filter, or reports what was
-// filtered out.
+// errUnfiltered means that the kernel refuses a filter, or reports connections that it
+// should have left out.
 var errUnfiltered = errors.New("kernel does not filter the connection table")
 
-// dumpAmong reports the connections from the addresses, and at the same time
-// those to them that are from others: on two processors, the walks through the
-// kernel's table take half as long.
+// dumpAmong reports the connections from the addresses, and at the same time those to them
+// that are from other addresses: on two processors, the walks through the kernel's table
+// take half as long.
 //
-// Of IPv6 it reports everything, in one more walk. The kernel's filter compares
-// IPv6 addresses the wrong way round (ctnetlink_filter_match_tuple, at least
-// 5.8 to 6.18): it leaves out just those that are asked for, and where they are
-// the only ones, its answer looks like that of an empty table.
+// It reports all connections of IPv6, in one more walk. The kernel's filter compares IPv6
+// addresses the wrong way round (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): it
+// leaves out exactly the requested ones, and if there are no others, its answer looks like
+// that of an empty table.
 func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	v4 := slices.DeleteFunc(slices.Clone(among), netip.Addr.Is6)
 	var mu sync.Mutex
@@ -173,8 +173,8 @@ func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func
 	return errors.Join(err, <-to)
 }
 
-// dumpOf asks for the connections that have each of the IPv4 addresses as the
-// source of the given tuple. It fails if report says that one has not.
+// dumpOf requests the connections that have each of the IPv4 addresses as the source of the
+// given tuple. It fails if report returns false for a connection that has not.
 func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false
@@ -188,7 +188,7 @@ func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint
 	return nil
 }
 
-// filterError tells a kernel that cannot filter from one that fails.
+// filterError distinguishes a kernel that cannot filter from one that fails.
 func filterError(err error, strays bool) error {
 	if strays || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return errUnfiltered
@@ -196,8 +196,8 @@ func filterError(err error, strays bool) error {
 	return err
 }
 
-// dump makes one dump, on a socket of its own: what is left of a dump that was
-// given up would otherwise be taken for the next one's. That costs some 20 µs.
+// dump makes one dump, on a socket of its own, which costs some 20 µs: the rest of an
+// aborted dump would otherwise be taken for part of the next one.
 func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direction uint16, report func(*Conn)) error {
 	c, err := k.dial()
 	if err != nil {
@@ -227,9 +227,9 @@ func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direct
 	return err
 }
 
-// SetMarks implements Table. The kernel applies a message before the send that
-// brings it returns, and answers nothing if all is well: only the last one of a
-// batch asks for an answer, which says that all answers are there.
+// SetMarks implements Table. The kernel applies a message before the send returns, and
+// answers only errors. The last message of a batch requests an acknowledgement, behind
+// which no answer is missing.
 func (k *Netlink) SetMarks(ctx context.Context, updates []Update) error {
 	for batch := range slices.Chunk(updates, sendBatch) {
 		if err := k.setBatch(ctx, batch); err != nil {
@@ -270,20 +270,20 @@ func (k *Netlink) setBatch(ctx context.Context, batch []Update) error {
 	return failed
 }
 
-// message is what the kernel sends.
+// message is a message of the kernel.
 type message struct {
 	kind uint16
 	seq  uint32
 	body []byte
-	err  error // of an NLMSG_ERROR that is not merely an acknowledgement
+	err  error // of an NLMSG_ERROR that is not an acknowledgement
 }
 
-// exchange sends requests and hands each answer to got, until that is done, or
-// fails, or the dump is at its end. The error of a dump ends it.
+// exchange sends requests and passes each answer to got, until got is done or fails, or the
+// dump ends.
 func exchange(ctx context.Context, c *netlink.Conn, out, in []byte, got func(message) (done bool, err error)) (err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
-		// Once the deadline is or will be set, the socket serves no more.
+		// Once the deadline is or will be set, the socket is unusable.
 		if !stop() && err == nil {
 			err = context.Cause(ctx)
 		}
@@ -318,7 +318,7 @@ func exchange(ctx context.Context, c *netlink.Conn, out, in []byte, got func(mes
 	}
 }
 
-// doneError is what the end of a dump says.
+// doneError is the result of a dump that has ended.
 func doneError(err error, interrupted bool) error {
 	if err == nil && interrupted {
 		return ErrInterrupted
@@ -326,7 +326,7 @@ func doneError(err error, interrupted bool) error {
 	return err
 }
 
-// cause prefers the reason for which the context ended to what it led to.
+// cause returns the reason for which the context ended, if it has; otherwise err.
 func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

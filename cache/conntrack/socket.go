@@ -19,8 +19,7 @@ func send(raw syscall.RawConn, out []byte) error {
 	return err
 }
 
-// receive reads one datagram. One that does not fit is an error: its tail would
-// be lost.
+// receive reads one datagram. One that does not fit is an error, because its tail is lost.
 func receive(raw syscall.RawConn, in []byte) (int, error) {
 	var n int
 	var err error
@@ -39,7 +38,7 @@ func receive(raw syscall.RawConn, in []byte) (int, error) {
 	return n, err
 }
 
-// retry repeats a system call that a signal has interrupted.
+// retry repeats a system call that was interrupted by a signal.
 func retry(call func() error) error {
 	for {
 		if err := call(); err != unix.EINTR {

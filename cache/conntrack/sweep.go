@@ -16,51 +16,51 @@ import (
 )
 
 const (
-	// batchSize is how many updates are collected before they are written, while
-	// the dump is still going on. It bounds the memory of a sweep.
+	// batchSize bounds the updates that are collected before they are written, while the
+	// dump goes on, and so the memory of a sweep.
 	batchSize = 512
-	// batchTimeout is how long an update waits for others while the dump goes on: a
-	// dump of all connections can take a hundred milliseconds, and what is
-	// denied should not pass until its end.
+	// batchTimeout bounds how long an update waits for others while the dump goes on: a
+	// dump of all connections can take a hundred milliseconds, and denied packets should
+	// not pass until its end.
 	batchTimeout = 5 * time.Millisecond
-	// maxPasses bounds how often a sweep looks at the table; see Sweep.
+	// maxPasses bounds the dumps of a sweep; see Sweep.
 	maxPasses = 5
 )
 
-// Observer is told of every connection whose mark a sweep has rewritten, once
-// the kernel has taken it. The verdict says which way.
+// Observer sees every connection whose mark a sweep has rewritten, with its verdict, after
+// the kernel has applied the mark.
 type Observer interface {
 	Observe(p packet.Packet, v filter.Verdict)
 }
 
 // Result is what a sweep did.
 type Result struct {
-	Evaluated int // connections that were judged
+	Evaluated int // connections
 	Allowed   int // newly marked as allowed
 	Revoked   int // no longer allowed
 	Restored  int // revoked before, and allowed again
-	Unjudged  int // without a verdict before: counted after a Gap alone
-	Passes    int // times that the table was gone through
+	Unjudged  int // without a verdict before: counted only with ScopeGap
+	Passes    int // dumps of the table
 	Duration  time.Duration
 }
 
 // Written is the number of marks that were rewritten.
 func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored }
 
-// LogValue gives the result to slog.
+// LogValue implements slog.LogValuer.
 func (r Result) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.Int("looked", r.Evaluated), slog.Int("judged", r.Allowed), slog.Int("revoked", r.Revoked),
 		slog.Int("restored", r.Restored), slog.Int("passes", r.Passes), slog.Duration("duration", r.Duration))
 }
 
-// Sweeper judges live connections. It is safe for concurrent use: sweeps wait
-// for each other.
+// Sweeper evaluates live connections. It is safe for concurrent use: sweeps wait for each
+// other.
 type Sweeper struct {
-	// Local lists the addresses of this node. Connections with one of them at an
-	// end are never revoked, as the rules never stop them. It is asked at most
-	// once a sweep, and only if something is to be revoked. New sets it to what
-	// the interfaces of the process's network namespace have.
+	// Local lists the addresses of this node. Connections from or to them are never
+	// revoked, because the rules never stop them. It is called at most once a sweep, and
+	// only if a connection is to be revoked. New sets it to list the addresses of the
+	// interfaces in the process's network namespace.
 	Local func() ([]netip.Addr, error)
 	// FailOpen allows live connections of a pending address of this node. Otherwise they
 	// are revoked, as new ones are denied in the end: the pod that had the address is
@@ -75,8 +75,8 @@ type Sweeper struct {
 	mu sync.Mutex
 }
 
-// New returns a sweeper of the table. A nil logger or observer means that nobody
-// wants to know. Marks that cannot be told apart are an error of the first sweep.
+// New returns a sweeper of the table. log and observer may be nil. Marks that cannot be
+// told apart are an error of the first sweep.
 func New(table Table, marks Marks, log *slog.Logger, observer Observer) *Sweeper {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -84,7 +84,7 @@ func New(table Table, marks Marks, log *slog.Logger, observer Observer) *Sweeper
 	return &Sweeper{Local: interfaceAddrs, table: table, marks: marks, log: log, observer: observer}
 }
 
-// interfaceAddrs lists what addresses the interfaces have.
+// interfaceAddrs lists the addresses of all interfaces.
 func interfaceAddrs() ([]netip.Addr, error) {
 	nets, err := net.InterfaceAddrs()
 	if err != nil {
@@ -101,33 +101,31 @@ func interfaceAddrs() ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// Sweep judges the live connections of the changed addresses, or all with ScopeAll, by the
-// snapshot, and rewrites the marks that are not right. It is to be called
-// after every verdict under older snapshots has taken effect, and for all once
-// before the first change, because connections that lived before the agent did
-// carry no mark.
+// Sweep evaluates the live connections of the changed addresses, or all, by the snapshot,
+// and rewrites the marks that differ. It is called after every verdict of older snapshots
+// has taken effect; and for all connections before the first change, because connections
+// that lived before the agent have no mark.
 //
-// It goes through the table until it finds nothing to rewrite. One time is
-// enough but for a rare race: the kernel finds the connection to mark by its
-// five-tuple, and between dump and mark another connection can have taken the
-// place of the one that was judged. The last pass finds such a mark. What is
-// denied has been stopped by then: its mark was written in the first.
+// It dumps the table until a dump finds nothing to rewrite. One dump is enough except for a
+// rare race: the kernel finds the connection to mark by its five-tuple, and between dump
+// and mark another connection can have taken its place. The last dump finds such a mark.
+// Denied connections have been stopped by then: the first pass has written their marks.
 //
-// Sweep does nothing without a snapshot. With an error, some connections may
-// not have been judged; the sweep must be repeated for the same changes.
+// Sweep does nothing without a snapshot. After an error, some connections may not have been
+// evaluated; the sweep must be repeated for the same changes.
 func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, scope Scope) (Result, error) {
 	return s.sweep(ctx, snapshot, changes, sweepOptions{all: scope >= ScopeAll, gap: scope == ScopeGap})
 }
 
-// sweepOptions says how to sweep.
+// sweepOptions configure a sweep.
 type sweepOptions struct {
-	all    bool          // look at all connections
-	gap    bool          // some may have passed unjudged: count those
-	seen   *TrackedFlows // is told of the connections that are seen; may be nil
-	number uint64        // under which it is told
+	all    bool          // all connections
+	gap    bool          // some may have passed without a verdict: count those
+	seen   *TrackedFlows // records all connections of the sweep; may be nil
+	number uint64        // of the sweep, for seen
 }
 
-// sweep is Sweep with all that there is to say.
+// sweep is Sweep with all its options.
 func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes policy.Changes, how sweepOptions) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,17 +152,15 @@ func (s *Sweeper) sweep(ctx context.Context, snapshot *policy.Snapshot, changes 
 	return w.result, nil
 }
 
-// ClearMarks takes the bits out of every connection's mark, so that no trace of
-// an agent is left, and returns of how many.
+// ClearMarks clears the bits in every connection's mark, so that no trace of an agent is
+// left, and returns the number of connections that had them.
 func (s *Sweeper) ClearMarks(ctx context.Context, bits uint32) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return ClearMarks(ctx, s.table, bits)
 }
 
-// ClearMarks takes the bits out of every connection's mark, so that no trace of
-// an agent is left, and returns of how many. It can serve without a Sweeper,
-// after the agent is gone.
+// ClearMarks is Sweeper.ClearMarks without a Sweeper, for use after the agent is gone.
 func ClearMarks(ctx context.Context, table Table, bits uint32) (int, error) {
 	cleared := 0
 	for range maxPasses {
@@ -230,12 +226,12 @@ func (w *sweep) run() error {
 			return err
 		}
 	}
-	w.sweeper.log.Warn("connections change faster than they can be judged", "passes", w.result.Passes)
+	w.sweeper.log.Warn("connections change faster than they can be evaluated", "passes", w.result.Passes)
 	return nil
 }
 
-// pass goes through the table once. What it found before it was interrupted is
-// right, and is written.
+// pass dumps the table once. The updates that it found before an interruption are right,
+// and are written.
 func (w *sweep) pass() error {
 	w.looked, w.err = 0, nil
 	w.updates, w.pending = w.updates[:0], w.pending[:0]
@@ -248,7 +244,7 @@ func (w *sweep) pass() error {
 	return err
 }
 
-// visit judges one connection.
+// visit evaluates one connection.
 func (w *sweep) visit(c *Conn) {
 	if len(w.updates) > 0 && time.Since(w.oldest) > batchTimeout {
 		w.flush()
@@ -291,9 +287,9 @@ func (w *sweep) visit(c *Conn) {
 	}
 }
 
-// decide gives the verdict about a connection. One that was picked up in the middle
-// may go on only if it may have begun at either end, as its packets may; see
-// [sluice/filter/engine.Evaluator].
+// decide returns the verdict about a connection. One that was picked up in the middle may
+// go on only if both directions are allowed, as for its packets; see
+// [sluice/filter/engine.Evaluator]. known is false if the connection needs no mark.
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
 	if w.options.seen != nil {
@@ -316,7 +312,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	return v, known
 }
 
-// concerns says whether the connection is one of those to judge.
+// concerns reports whether the sweep is about the connection.
 func (w *sweep) concerns(c *Conn) bool {
 	if w.set == nil || c.Malformed {
 		return w.set == nil
@@ -328,9 +324,8 @@ func (w *sweep) concerns(c *Conn) bool {
 	return ok
 }
 
-// evaluate gives the verdict, and says whether it could be another one: nothing can
-// be said against a connection of this node or between ends that are not pods,
-// and it does without a mark.
+// evaluate returns the verdict about a key. known is false if no policy could deny it: a
+// connection of this node, or between ends that are not pods, needs no mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
 	src, srcPending := by.Lookup(srcAddr)
@@ -346,13 +341,13 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 // it does not become known.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
-// isLocal says whether an end of the connection is this node, though the
-// snapshot does not know the address: a bridge's, say.
+// isLocal reports whether an end of the connection is this node, by an address that the
+// snapshot does not have, such as a bridge's.
 func (w *sweep) isLocal(c *Conn) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()
 		if err != nil {
-			w.sweeper.log.Warn("this node's addresses are not known; only those that the policy knows are spared", "err", err)
+			w.sweeper.log.Warn("the addresses of this node are not known; connections are spared only by the addresses in the snapshot", "err", err)
 		}
 		w.local = make(map[[16]byte]struct{}, len(addrs))
 		for _, a := range addrs {

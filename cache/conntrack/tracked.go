@@ -10,30 +10,27 @@ import (
 
 const (
 	shardCount = 16
-	// maxKeys is how many keys one address may have: with more, it is not worth
-	// judging them one by one, and a change is followed by a sweep.
+	// maxKeys bounds the keys of one address: with more, a sweep is cheaper than
+	// evaluating them one by one.
 	maxKeys = 2048
-	// maxShard is how many keys a shard may have in all. All shards together then
-	// take some 10 MiB.
+	// maxShard bounds the keys of a shard. All shards together then take some 10 MiB.
 	maxShard = 8192
 )
 
-// TrackedFlows knows the keys under which connections may live, by the address of
-// either end. Most changes of policy turn no verdict about them, and then no live
-// connection has to be looked for: to go through the kernel's table takes it some
-// ten milliseconds, in which the processor forwards no packet. Judging a hundred
-// keys takes 20 µs.
+// TrackedFlows are the keys under which connections may live, by the address of either
+// end. Most changes of policy change no verdict about them, and then no sweep is needed: a
+// walk through the kernel's table takes some ten milliseconds, in which the processor
+// forwards no packet. Evaluating a hundred keys takes 20 µs.
 //
-// It may know keys of which no connection lives any more. What it must not lack
-// is a key of one that does. Who tells it:
+// They may hold keys without a live connection. They must not lack a key of a live one.
+// They are fed by
 //
-//   - The judges, of every key that they allow for the first time since one of its
-//     ends changed; before that no cache can answer for them. See Track.
-//   - The sweeps, of all connections that they see.
+//   - the evaluators, with every key that they allow for the first time since one of its
+//     ends changed: before that no cache can answer for it. See Track.
+//   - the sweeps, with all connections that they see.
 //
-// Nobody tells of connections that policies do not concern; a policy that begins
-// to concern them is followed by a sweep (policy.MayRestrict). And of addresses with
-// too many keys it notes just that.
+// Connections that no policy concerns are not tracked; a policy that begins to concern them
+// is followed by a sweep. Of an address with too many keys, only that is recorded.
 type TrackedFlows struct {
 	perAddr, perShard int
 	shards            [shardCount]shard
@@ -45,19 +42,19 @@ type shard struct {
 	total int // keys in all
 }
 
-// keySet is what is known of one address. No set is one with no keys.
+// keySet is what is known of one address. A nil set has no keys.
 type keySet struct {
 	keys map[filter.Key]trackedFlow
-	// lost is the snapshot by which a key was last judged that is not among them; 0
-	// if none is missing.
+	// lost is the latest snapshot under which a key was evaluated but not kept here; 0
+	// if keys is complete.
 	lost uint64
 }
 
 // trackedFlow is what is known of one key.
 type trackedFlow struct {
-	snapshot uint64  // by which it was last judged
+	snapshot uint64  // by which it was last evaluated
 	sweep    uint64  // the number of the last one that saw it
-	actions  actions // what its live connections were told; some may not know of the latest
+	actions  actions // of its live connections; some may not have the latest
 }
 
 // actions is a set of actions.
@@ -99,8 +96,8 @@ func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict
 	}
 }
 
-// add notes a key of an address. To a set that lacks some, only a sweep adds, which
-// may make it whole.
+// add records a key of an address. Only a sweep adds to an incomplete set, because only a
+// sweep can complete it.
 func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 	sweep := now.sweep != 0 // otherwise a worker
 	s := a.shard(addr)
@@ -116,7 +113,8 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 		return
 	}
 	if was, ok := set.keys[*k]; ok {
-		// A sweep tells all; only by a newer snapshot something else can have been said.
+		// A sweep gives all connections of the key its action, so that older actions are
+		// obsolete unless a newer snapshot has added one.
 		if !sweep || was.snapshot > now.snapshot {
 			now.actions |= was.actions
 		}
@@ -138,13 +136,13 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 	s.total++
 }
 
-// forget gives up knowing an address's keys.
+// forget drops the keys of an address.
 func (s *shard) forget(set *keySet, snapshot uint64) {
 	s.total -= len(set.keys)
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict forgets the keys of any address but one, which makes room.
+// evict forgets the keys of any other address, to make room.
 func (s *shard) evict(but *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != but && len(set.keys) > 0 {
@@ -155,7 +153,7 @@ func (s *shard) evict(but *keySet, snapshot uint64) {
 	s.forget(but, snapshot)
 }
 
-// lose says that caches may answer for keys of an address that are not known, by the
+// lose records that caches may answer for keys of an address that are not tracked, by the
 // snapshot of that number and later ones.
 func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s := a.shard(addr)
@@ -167,9 +165,9 @@ func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s.forget(s.of[addr], snapshot)
 }
 
-// changed says whether what some live connection of an address was told may differ
-// from what judge says now.
-func (a *TrackedFlows) changed(addr [16]byte, judge func(*filter.Key) filter.Action) bool {
+// changed reports whether the action of some live connection of an address may differ from
+// what evaluate returns now.
+func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.Action) bool {
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,16 +179,16 @@ func (a *TrackedFlows) changed(addr [16]byte, judge func(*filter.Key) filter.Act
 		return true
 	}
 	for k, was := range set.keys {
-		if actionsOf(judge(&k)) != was.actions {
+		if actionsOf(evaluate(&k)) != was.actions {
 			return true
 		}
 	}
 	return false
 }
 
-// swept notes that a sweep has seen all connections of an address, which changed
-// last with the snapshot of the given number. A key that it did not see, and that
-// was judged before, is gone: no cache answers for it any more.
+// swept records that a sweep has seen all connections of an address that last changed with
+// the given snapshot. A key that it did not see, and that was evaluated before that
+// snapshot, has no connection left, and no cache answers for it.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

@@ -9,18 +9,18 @@ import (
 )
 
 const (
-	// One of so many decisions is timed: two looks at the clock cost about as much
-	// as a hit in the cache.
+	// sampleInterval is the number of decisions of which one is timed: reading the clock
+	// twice costs about as much as a cache hit.
 	sampleInterval = 64
-	// Decisions of 2^latencies ns, which is 17 ms, or longer share a bucket.
+	// latencyBuckets bounds the buckets: decisions of 17 ms or longer share the last one.
 	latencyBuckets = 25
 )
 
-// Sides says which ends of a flow are isolated in the direction that concerns
-// them: bit 0 is the source in egress, bit 1 the destination in ingress.
+// Sides are the ends of a flow that are isolated: bit 0 is the source in egress, bit 1 the
+// destination in ingress.
 type Sides uint8
 
-// SidesOf are those of a verdict.
+// SidesOf returns the sides of a verdict.
 func SidesOf(v *filter.Verdict) Sides {
 	var s Sides
 	if v.Egress.Isolation != nil {
@@ -32,27 +32,26 @@ func SidesOf(v *filter.Verdict) Sides {
 	return s
 }
 
-// Has says whether the flow is isolated in a direction.
+// Has reports whether the flow is isolated in a direction.
 func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 
-// Verdicts counts verdicts by action, by reason and by what was isolated.
+// Verdicts counts verdicts by action, by reason and by isolated sides.
 type Verdicts [2][filter.NumReasons][4]uint64
 
-// Latency says how long decisions took: of the decisions that were timed, which
-// are one in 64, Buckets[i] counts those of less than 2^i ns and no less than
-// half of that; the last one also all that took longer.
+// Latency is how long decisions took. Of the timed decisions, one in 64, Buckets[i] counts
+// those from 2^(i-1) to 2^i ns; the last bucket also all longer ones.
 type Latency struct {
 	Buckets [latencyBuckets]uint64
 	Sum     time.Duration
 }
 
-// Tally is what evaluators have decided, and how fast.
+// Tally counts the decisions of evaluators, and how long they took.
 type Tally struct {
 	Verdicts Verdicts
 	Latency  Latency
 }
 
-// Add adds another evaluator's tally.
+// Add adds the tally of another evaluator.
 func (t *Tally) Add(o *Tally) {
 	for a := range t.Verdicts {
 		for r := range t.Verdicts[a] {
@@ -67,24 +66,24 @@ func (t *Tally) Add(o *Tally) {
 	t.Latency.Sum += o.Latency.Sum
 }
 
-// tally is a Tally that one goroutine writes while others read. It shares no
-// cache line with anything that another worker writes.
+// tally is a Tally that one goroutine writes while others read. It shares no cache line with
+// data of another worker.
 type tally struct {
 	_        [64]byte
 	verdicts [2][filter.NumReasons][4]atomic.Uint64
 	buckets  [latencyBuckets]atomic.Uint64
 	sum      atomic.Int64
-	turn     uint32 // of decisions, for the sampling; the writer's alone
+	turn     uint32 // decisions so far; only the writer uses it
 	_        [64]byte
 }
 
-// due says whether the next decision is to be timed.
+// due reports whether the next decision is timed.
 func (t *tally) due() bool {
 	t.turn++
 	return t.turn%sampleInterval == 0
 }
 
-// took counts a decision that was timed.
+// took counts a timed decision.
 func (t *tally) took(d time.Duration) {
 	t.buckets[min(bits.Len64(uint64(max(d, 0))), latencyBuckets-1)].Add(1)
 	t.sum.Add(int64(d))
@@ -92,7 +91,15 @@ func (t *tally) took(d time.Duration) {
 
 // count counts a verdict.
 func (t *tally) count(v *filter.Verdict) {
-	t.verdicts[v.Action&1][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
+	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
+}
+
+// counted is the action that a verdict counts as: the kernel drops what is not allowed.
+func counted(a filter.Action) filter.Action {
+	if a == filter.Allow {
+		return filter.Allow
+	}
+	return filter.Deny
 }
 
 func (t *tally) read() *Tally {
