@@ -10,8 +10,8 @@ import (
 	"sluice/filter/event"
 )
 
-// late is a pod that has started and that the agent has not heard of, and a
-// connected socket of other to it.
+// late starts a pod that the agent does not know yet. It returns the pod's manifest and a
+// socket of the pod other that is connected to it.
 func (s *site) late(t *testing.T) (manifest string, conn net.Conn) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod("late", startAddrs(1)...)
@@ -37,8 +37,8 @@ func send(t *testing.T, conn net.Conn) {
 	}
 }
 
-// An agent that has yielded answers what waits in its queues by what it knows. If
-// the one that took over knows more, that is what counts.
+// An agent that has yielded answers its queued packets by its own snapshot. If the new
+// agent's snapshot is newer, that one decides.
 func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s := newSite(t)
 	args := []string{"--pod-cidrs", startRange4.String(), "--hold", "1m", "--on-exit", "keep"}
@@ -63,8 +63,7 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	}
 }
 
-// Packets that wait for longer than the agent takes to end do not keep it from
-// taking its rules away.
+// Held packets do not delay the removal of the rules when the agent ends.
 func TestEndWithPacketsThatWait(t *testing.T) {
 	s := newSite(t)
 	s.start("--pod-cidrs", startRange4.String(), "--hold", "1h", "--on-exit", "remove")
@@ -79,9 +78,8 @@ func TestEndWithPacketsThatWait(t *testing.T) {
 	}
 }
 
-// Once an agent that takes over is ready, nothing answers by what the one from before
-// knew, however it differs: neither that one nor what it has the kernel remember, as
-// long as it is there and when it is gone.
+// Once a new agent is ready, no packet gets a verdict of the old agent's snapshot, neither
+// from the old agent nor from its kernel cache, while it still runs and after its end.
 func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 	const rounds, ports = 2, 3000
 	allow, deny := policies(db("[{ports: [{protocol: UDP, port: 9}]}]")), policies(db("[]"))

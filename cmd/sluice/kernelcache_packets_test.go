@@ -27,10 +27,10 @@ import (
 	"sluice/filter/event"
 )
 
-// kernelArgs are flags of an agent with the kernel's flow cache: it must be there.
+// kernelArgs returns flags of an agent that requires the kernel's flow cache.
 func kernelArgs(more ...string) []string { return append([]string{"--kernel-cache", "on"}, more...) }
 
-// pinned are the folders of programs that agents have pinned on the node.
+// pinned lists the directories of the programs that agents have pinned on the node.
 func (s *site) pinned(t *testing.T) (found []string) {
 	t.Helper()
 	err := s.Nodes[0].Do(func() (err error) {
@@ -43,7 +43,7 @@ func (s *site) pinned(t *testing.T) (found []string) {
 	return found
 }
 
-// notQueued says that nothing of what f does is queued.
+// notQueued checks that no packet of f is queued.
 func (s *site) notQueued(t *testing.T, what string, f func()) {
 	t.Helper()
 	before := s.queued()
@@ -58,11 +58,11 @@ const (
 	otherToDB = "default/other default/db tcp 6379"
 )
 
-// other1 is demo1 that lets the other pod in.
+// other1 is demo1 with the other pod allowed.
 var other1 = strings.ReplaceAll(demo1, "role: frontend", "role: backend")
 
-// Without a word about it, the kernel remembers verdicts where it can, and where that
-// does no harm. Where not it is said, and all holds as without.
+// By default, the kernel remembers verdicts where it can and where that does no harm.
+// Elsewhere the agent logs the reason, and enforces without the cache.
 func TestKernelCacheByItselfOnPackets(t *testing.T) {
 	noFolder := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(noFolder, nil, 0o600); err != nil {
@@ -93,8 +93,8 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 			}
 			s.save("policies.yaml", policies(other1))
 			s.check(t, []string{otherToDB}, []string{webToDB})
-			// Whoever else has rules there, in a container that does not see the node's
-			// BPF file system, can go on to change them.
+			// Others can still change their rules in the table, even in a container that
+			// does not see the node's BPF file system.
 			err := s.Nodes[0].Run("unshare", "-m", "sh", "-c", "umount /sys/fs/bpf && exec \"$@\"", "sh",
 				"iptables-"+map[bool]string{true: "legacy", false: "nft"}[c.name == "legacy tables"], "-w", "-t", "mangle", "-N", "OTHER")
 			if err != nil {
@@ -104,8 +104,8 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 	}
 }
 
-// What was judged before is not queued again, nor what no policy concerns; and a
-// change is in force for all of it at once.
+// Flows that were judged before are not queued again, nor are those that no policy
+// concerns. A change takes effect on all of them at once.
 func TestKernelCacheOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -133,8 +133,8 @@ func TestKernelCacheOnPackets(t *testing.T) {
 	s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{"default/other outside tcp 80", otherToDB})
 }
 
-// The legacy tables of iptables call the programs too, and others can go on to
-// change them.
+// The legacy tables of iptables call the programs too, and others can still change these
+// tables.
 func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -150,7 +150,7 @@ func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
 	s.check(t, []string{webToDB}, []string{otherToDB})
 }
 
-// With denials logged, those are queued each time, and what is allowed is not.
+// If denials are logged, denied packets are queued every time, and allowed flows are not.
 func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -164,8 +164,8 @@ func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 	}
 }
 
-// What holds without an agent: what the kernel knew last, and the fail mode for the
-// rest. The next agent takes away what the last one has pinned.
+// Without an agent, the kernel's last verdicts hold, and the fail mode decides about all
+// other flows. The next agent removes the programs that the last one has pinned.
 func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 	const noPolicy, outside, neverSeen = "default/web default/other tcp 80", "default/other outside tcp 80", "mine/cart default/db tcp 6379"
 	for _, c := range []struct {
@@ -224,8 +224,8 @@ func (s *site) removed(t *testing.T) {
 	}
 }
 
-// withoutMatch makes the node's iptables refuse what has one of the words in it, as
-// one does that lacks the match.
+// withoutMatch makes the node's iptables reject rules that contain one of the words, as an
+// iptables without the match would.
 func withoutMatch(t *testing.T, words ...string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -253,8 +253,8 @@ func withoutMatch(t *testing.T, words ...string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// Where iptables cannot call the programs, all is queued as without them, with
-// auto; with on, the agent does not start.
+// If iptables cannot call the programs, auto queues all packets as without the cache, and
+// with on the agent does not start.
 func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -287,8 +287,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	}
 }
 
-// Agents that take over from each other leave no gap, and each its own programs
-// alone.
+// Agents take over from each other without a gap, and each removes only its own programs.
 func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -321,9 +320,9 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }
 
-// Policies, labels and addresses change as fast as they can while connections
-// open: of what is sent after a change was acknowledged, not one packet is judged
-// by the state before, neither new connections nor those that are open.
+// Policies, labels and addresses change as fast as possible while connections open. After
+// a change was acknowledged, no packet is judged by the state before it, whether it begins
+// a connection or belongs to an open one.
 func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	const rounds, ports = 4, 3000
 	s := newSite(t)
@@ -334,7 +333,7 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	anyPort := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
 	s.save("policies.yaml", policies(web9))
 	webIs := func(name, labels string) string { return s.pod("default/"+name, labels, 0, web.Addrs()...) }
-	// Each is a change that denies, and the one back.
+	// Each entry has a change that denies, and one that reverts it.
 	changes := []struct{ name, file, deny, allow string }{
 		{"policy", "policies.yaml", policies(db("[]")), policies(web9)},
 		{"port", "policies.yaml", policies(web10), policies(anyPort)},
@@ -361,7 +360,7 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster is the manifest of the cluster, with another one in the place of a pod.
+// cluster returns the manifest of the cluster, with another manifest in place of one pod's.
 func (s *site) cluster(without, instead string) string {
 	text := siteNamespaces + instead
 	for _, p := range sitePods {
@@ -372,8 +371,8 @@ func (s *site) cluster(without, instead string) string {
 	return text
 }
 
-// escape sends datagrams from web to db, each of a random source port and so mostly
-// the first of a connection, that say during which stage they were sent.
+// escape sends datagrams from web to db. Each has a random source port, so that most begin
+// a connection, and carries the stage in which it was sent.
 type escape struct {
 	*wire
 	t      *testing.T
@@ -425,11 +424,11 @@ func newEscape(t *testing.T, w *wire, ports, stages int) *escape {
 	return e
 }
 
-// breath is how long a sender waits after each datagram, so that the sniffer misses none.
+// breath is the pause of a sender after each datagram, so that the sniffer misses none.
 const breath = 200 * time.Microsecond
 
-// socket opens a socket for whole packets in web. lab.Host.Send opens one for
-// each, which takes too long here.
+// socket opens a raw socket in web. lab.Host.Send opens one for each packet, which is too
+// slow here.
 func (e *escape) socket() (fd int, to unix.Sockaddr) {
 	e.t.Helper()
 	db := e.host("default/db")
@@ -499,8 +498,8 @@ func (e *escape) await(what string, n *atomic.Int64) {
 	}
 }
 
-// end ends the test, in a stage that allows: what was sent before has arrived when
-// the last one has.
+// end ends the test in a stage that allows: when the last datagram has arrived, all earlier
+// ones have.
 func (e *escape) end() {
 	e.t.Helper()
 	e.stop.Store(true)
@@ -516,8 +515,8 @@ func (e *escape) end() {
 	e.t.Logf("%d changes; %d datagrams sent while denied, none passed", len(e.denies), sent)
 }
 
-// Of a scan of ports that are all denied, or all allowed, nothing is queued once one
-// of them was judged.
+// A port scan whose ports are all denied, or all allowed, is queued only until one of the
+// ports was judged.
 func TestScanOfPortsIsNotQueued(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
@@ -538,7 +537,7 @@ func TestScanOfPortsIsNotQueued(t *testing.T) {
 	})
 }
 
-// A pod's own flood of one denied key is answered by the kernel alone.
+// The kernel alone answers a pod's flood with one denied key.
 func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))

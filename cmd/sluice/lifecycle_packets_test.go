@@ -21,7 +21,7 @@ import (
 	"sluice/filter/event"
 )
 
-// session is a live TCP connection to a server that sends back what comes.
+// session is a live TCP connection to an echo server.
 type session struct {
 	*net.TCPConn
 	t    *testing.T
@@ -54,7 +54,7 @@ func (c *session) write() {
 	}
 }
 
-// flows says that all that was sent comes back.
+// flows checks that the server sends back all bytes.
 func (c *session) flows() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(patience))
@@ -65,7 +65,7 @@ func (c *session) flows() {
 	}
 }
 
-// stopped says that nothing has come back.
+// stopped checks that nothing has come back.
 func (c *session) stopped() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -77,7 +77,7 @@ func (c *session) stopped() {
 
 var dropRule = regexp.MustCompile(`(?m)^\[(\d+):\d+\] -A SLUICE .*connmark.* -j DROP$`)
 
-// dropped is how many packets of revoked connections the node has dropped.
+// dropped returns the number of packets of revoked connections that the node has dropped.
 func (s *site) dropped(iptables string) int {
 	s.t.Helper()
 	text, err := s.Nodes[0].Output(exec.Command(iptables+"-save", "-c", "-t", "mangle"))
@@ -92,7 +92,7 @@ func (s *site) dropped(iptables string) int {
 	return n
 }
 
-// awaitDrop waits until more than before have been dropped.
+// awaitDrop waits until the number of dropped packets exceeds before.
 func (s *site) awaitDrop(t *testing.T, iptables string, before int) {
 	t.Helper()
 	for end := time.Now().Add(patience); s.dropped(iptables) <= before; {
@@ -102,8 +102,8 @@ func (s *site) awaitDrop(t *testing.T, iptables string, before int) {
 	}
 }
 
-// Live connections stop when the policy no longer allows them, in both
-// directions, and flow again when it does (26), with translation between.
+// Live connections stop in both directions when the policy no longer allows them, and
+// continue when it does again (26). This also holds with address translation.
 func TestLiveConnectionsOnPackets(t *testing.T) {
 	s := newSite(t)
 	for _, f := range families {
@@ -143,13 +143,13 @@ func TestLiveConnectionsOnPackets(t *testing.T) {
 	}
 }
 
-// Connections that lived before the agent are judged when it starts, also when
-// only the server speaks, whose packets are replies and would pass.
+// The agent judges the live connections when it starts, even those in which only the server
+// sends: its packets are replies and would pass otherwise.
 func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
 	for _, f := range families {
-		// Without a rule that needs it, the kernel tracks nothing.
+		// The kernel tracks connections only if a rule needs conntrack.
 		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"); err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +171,7 @@ func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	}
 }
 
-// traces are what an agent leaves on the node: chains, and marks of connections.
+// traces returns the chains and connection marks that an agent has left on the node.
 func (s *site) traces(t *testing.T) string {
 	t.Helper()
 	var found strings.Builder
@@ -198,9 +198,9 @@ func (s *site) traces(t *testing.T) string {
 	return found.String()
 }
 
-// What is promised for the time without an agent, when it ends and when it is
-// killed; and that one that starts afterwards takes over. What the kernel knows by
-// itself besides is in TestKernelCacheWithoutAgentOnPackets.
+// --on-exit and --fail decide about the time without an agent, after it ended or was
+// killed. The next agent continues from there. TestKernelCacheWithoutAgentOnPackets tests
+// the verdicts of the kernel in that time.
 func TestWithoutAgentOnPackets(t *testing.T) {
 	const allowed, denied = "default/web default/db tcp 6379", "default/other default/db tcp 6379"
 	for _, c := range []struct {
@@ -253,10 +253,10 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 	}
 }
 
-// requests counts the connection requests between two hosts, at both. On a busy
-// machine a request is sent again before its answer has come, so that a repeated
-// request says nothing; one that does not arrive was lost. But if the first still waits
-// in the queue, conntrack refuses its repetition.
+// requests counts the connection requests between two hosts, at both ends. A request that
+// does not arrive was lost. A repeated request is not a sign of loss: on a busy machine
+// TCP repeats it before the answer has come. While the first one is still queued, conntrack
+// refuses the repetition.
 type requests struct {
 	t              *testing.T
 	node, from, to *lab.Host
@@ -280,8 +280,8 @@ func (s *site) countRequests(t *testing.T, from, to *lab.Host) requests {
 	return r
 }
 
-// refused is how many packets the node has dropped since it has an entry of their
-// connection from another packet: insert_failed of nf_conntrack's statistics.
+// refused returns the number of packets that the node has dropped because another packet
+// had already made the entry of their connection (insert_failed of nf_conntrack).
 func (r requests) refused() (n int) {
 	r.t.Helper()
 	text, err := r.node.Output(exec.Command("cat", "/proc/net/stat/nf_conntrack"))
@@ -335,8 +335,8 @@ func (r requests) arrived() {
 	}
 }
 
-// load is connections that open as fast as they can, from a pod that may to one
-// that must not be reached by another.
+// load opens connections as fast as possible, from an allowed pod, while a denied pod tries
+// to connect to the same target.
 type load struct {
 	*site
 	t      *testing.T
@@ -347,7 +347,7 @@ type load struct {
 	asked  requests
 }
 
-// newLoad begins to open connections, and to try those that are denied.
+// newLoad starts a load.
 func (s *site) newLoad(t *testing.T, denied bool) *load {
 	t.Helper()
 	l := &load{site: s, t: t, failed: make(chan error, 64), asked: s.countRequests(t, s.host("default/web"), s.host("default/db"))}
@@ -398,9 +398,9 @@ func (l *load) end() {
 	l.asked.arrived()
 }
 
-// An agent that ends answers every packet that waits: while connections open as
-// fast as they can, no request is lost. All are queued, because the kernel's flow
-// cache is off.
+// An agent that ends answers every queued packet, so that no request is lost while
+// connections open as fast as possible. The kernel's flow cache is off, so that all
+// requests are queued.
 func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 	for _, args := range [][]string{
 		{"--on-exit", "remove", "--fail", "closed"},
@@ -420,9 +420,9 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 	}
 }
 
-// A new agent takes over from the old one while connections open as fast as they
-// can: no request that is allowed is lost, none that is denied gets through. All
-// are asked about; TestKernelCacheTakeoverOnPackets has the kernel answer.
+// A new agent takes over from the old one while connections open as fast as possible. No
+// allowed request is lost, and no denied one gets through. All requests are queued here;
+// TestKernelCacheTakeoverOnPackets tests the kernel's flow cache.
 func TestTakeoverOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -432,7 +432,7 @@ func TestTakeoverOnPackets(t *testing.T) {
 	for range 3 {
 		l.more(100)
 		next := s.another(args...)
-		l.more(100) // both are there
+		l.more(100) // with both agents
 		s.stop()
 		s.agent = next
 		l.more(100)
@@ -441,7 +441,7 @@ func TestTakeoverOnPackets(t *testing.T) {
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
 }
 
-// One that took over and dies leaves the node to the agent from before.
+// If an agent dies after it took over, the old agent goes on with the node.
 func TestStepInOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))

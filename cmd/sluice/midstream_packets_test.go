@@ -18,21 +18,20 @@ import (
 	"sluice/filter"
 )
 
-// The tests of this file take the entry of a connection out of the connection table
-// while both ends go on: what the kernel then takes for a new connection begins at
-// whichever end speaks first.
+// The tests of this file remove the conntrack entry of a connection while both ends go on.
+// For the kernel, the next packet then begins a new connection, from the end that sent it.
 
-// talk is a TCP connection of which the test holds both ends.
+// talk is a TCP connection with both ends in the test.
 type talk struct {
 	*site
 	t              *testing.T
 	family         int
 	from           string // the pod that opened it, to default/db
 	client, server *net.TCPConn
-	next, acked    uint32 // of the client: its next sequence number, and what it awaits
+	next, acked    uint32 // the client's next sequence and acknowledgment numbers
 }
 
-// talk connects from a pod to default/db, at a port of its own.
+// talk connects from a pod to a new port of default/db.
 func (s *site) talk(t *testing.T, family int, from string) *talk {
 	t.Helper()
 	db := s.host("default/db")
@@ -56,7 +55,7 @@ func (s *site) talk(t *testing.T, family int, from string) *talk {
 	return c
 }
 
-// learn finds out the client's sequence numbers, as the client itself can.
+// learn reads the client's sequence numbers from a packet.
 func (c *talk) learn() {
 	c.t.Helper()
 	sniffer, err := c.host("default/db").Sniff()
@@ -85,7 +84,7 @@ func (c *talk) learn() {
 	}
 }
 
-// send puts a segment of the client's on its wire, behind the back of its kernel.
+// send sends a segment as the client, without its TCP stack.
 func (c *talk) send(tcp *layers.TCP) {
 	c.t.Helper()
 	client, server := c.ends()
@@ -108,13 +107,14 @@ func (c *talk) send(tcp *layers.TCP) {
 	}
 }
 
-// MatchConntrackFlow is for netlink: it finds the entry of this connection.
+// MatchConntrackFlow reports whether an entry is that of this connection. It implements
+// netlink's filter.
 func (c *talk) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	client, server := c.ends()
 	return flow.Forward.SrcPort == client.Port() && flow.Forward.DstPort == server.Port()
 }
 
-// ends are the addresses of the client and the server.
+// ends returns the addresses of the client and the server.
 func (c *talk) ends() (client, server netip.AddrPort) {
 	return c.client.LocalAddr().(*net.TCPAddr).AddrPort(), c.server.LocalAddr().(*net.TCPAddr).AddrPort()
 }
@@ -151,8 +151,8 @@ func (c *talk) flows() {
 	}
 }
 
-// tracked reports whether the node's table has an entry between the two ends, which
-// of them it says has begun, and whether the kernel saw that.
+// tracked returns the conntrack entry between the two ends: whether there is one, which end
+// began the connection, and whether the kernel saw its beginning.
 func (c *talk) tracked() (found *conntrack.Conn) {
 	c.t.Helper()
 	client, server := c.ends()
@@ -175,7 +175,7 @@ func (c *talk) tracked() (found *conntrack.Conn) {
 	return found
 }
 
-// awaitTracked waits until the entry is as it should be.
+// awaitTracked waits until the entry is as wanted.
 func (c *talk) awaitTracked(what string, is func(*conntrack.Conn) bool) {
 	c.t.Helper()
 	for end := time.Now().Add(patience); !is(c.tracked()); time.Sleep(time.Millisecond) {
@@ -221,8 +221,8 @@ var losses = []struct {
 	{"entry expired", func(c *talk) {
 		c.set("nf_conntrack_tcp_timeout_established", "1", "nf_conntrack_tcp_timeout_unacknowledged", "1")
 		defer c.set("nf_conntrack_tcp_timeout_established", "432000", "nf_conntrack_tcp_timeout_unacknowledged", "300")
-		c.send(&layers.TCP{ACK: true, Seq: c.next, Ack: c.acked}) // the timeout counts from the next packet on
-		c.awaitLost()                                             // before the timeouts are as they were
+		c.send(&layers.TCP{ACK: true, Seq: c.next, Ack: c.acked}) // a new timeout applies from the next packet
+		c.awaitLost()                                             // before the timeouts are restored
 	}},
 	{"reset by the client", func(c *talk) {
 		c.send(&layers.TCP{RST: true, Seq: c.next})
@@ -230,15 +230,15 @@ var losses = []struct {
 	}},
 }
 
-// lose takes the entry of the connection away.
+// lose removes the entry of the connection.
 func (c *talk) lose(how func(*talk)) {
 	c.t.Helper()
 	how(c)
 	c.awaitLost()
 }
 
-// awaitLost waits until the entry is gone, and takes away one that a late
-// acknowledgment of what was said before has made.
+// awaitLost waits until the entry is gone. It removes an entry that a late acknowledgment
+// has made again.
 func (c *talk) awaitLost() {
 	c.t.Helper()
 	c.awaitTracked("the entry is gone", func(e *conntrack.Conn) bool {
@@ -261,7 +261,7 @@ func (c *talk) evict() {
 	}
 }
 
-// pickUp has the kernel pick the connection up from the server in the middle.
+// pickUp makes the kernel track the open connection as begun by the server.
 func (c *talk) pickUp() {
 	c.t.Helper()
 	_, server := c.ends()
@@ -273,15 +273,15 @@ func (c *talk) pickUp() {
 		if c.tracked().Key.SrcAddr() == server.Addr() {
 			return
 		}
-		if time.Now().After(end) { // otherwise a late acknowledgment of the client was faster
+		if time.Now().After(end) { // until then, a late acknowledgment of the client may have been first
 			c.t.Fatalf("not begun by the server: %+v", c.tracked())
 		}
 	}
 }
 
-// A connection that was revoked does not come back when its entry is gone: what the
-// server sends then would begin one from the isolated server to the client, which no
-// policy denies. One that may have begun at either end goes on.
+// A revoked connection does not continue when its entry is gone. The server's next packet
+// would begin a connection from the isolated server to the client, which no policy denies.
+// A connection that is allowed from either end goes on.
 func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 	for _, cached := range []string{"on", "off"} {
 		for _, loose := range []string{"1", "0"} {
@@ -322,7 +322,7 @@ func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 	}
 }
 
-// trackEverything has the node track connections without an agent.
+// trackEverything makes the node track connections without an agent.
 func (s *site) trackEverything() {
 	s.t.Helper()
 	for _, f := range families {
@@ -332,8 +332,9 @@ func (s *site) trackEverything() {
 	}
 }
 
-// A sweep knows of an entry which end has begun the connection, unless the kernel
-// picked it up in the middle; and judges that as its packets are.
+// A sweep knows from the entry which end began the connection, unless the kernel has not
+// seen the beginning. In that case, the sweep judges the connection as its packets are
+// judged: in both directions.
 func TestSweepOfMidStreamOnPackets(t *testing.T) {
 	closed := "default/closed: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Ingress]}"
 	toDB := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
@@ -341,21 +342,21 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 		t.Run("at the start, "+families[family].name, func(t *testing.T) {
 			s := newSite(t)
 			s.trackEverything()
-			s.set("nf_conntrack_tcp_be_liberal", "1") // not what marks an entry as picked up
-			// Of one that began in sight, only that direction counts: its client may be
-			// closed to everybody.
+			s.set("nf_conntrack_tcp_be_liberal", "1") // must not make an entry count as picked up
+			// If the kernel saw the beginning, only that direction is judged, so the
+			// client may be closed to all.
 			begun, other := s.talk(t, family, "default/web"), s.talk(t, family, "default/other")
 			both := s.talk(t, family, "mine/cart")
 			both.pickUp()
 			other.pickUp()
-			begun.flows() // the flush has hit it too
+			begun.flows() // its entry was flushed as well
 			again := s.talk(t, family, "default/web")
 			s.write("policies.yaml", policies(closed, toDB, "default/cart: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}]}]}"))
 			s.start()
 			again.flows()
 			both.flows()
 			other.awaitMark(0x20)
-			begun.awaitMark(0x20) // picked up, and closed the other way round
+			begun.awaitMark(0x20) // picked up, and denied in the other direction
 		})
 		t.Run("later, "+families[family].name, func(t *testing.T) {
 			s := newSite(t)
@@ -375,8 +376,8 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 	}
 }
 
-// An agent that starts on a node that tracked nothing before goes on with what is
-// allowed whichever end began it, and stops what is denied.
+// If an agent starts on a node that tracked no connections, those that are allowed go on,
+// whichever end began them, and those that are denied stop.
 func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
@@ -402,9 +403,9 @@ func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 	}
 }
 
-// Of what an isolated pod sends to a peer that policies do not let in, only what begins
-// a connection arrives. Whatever else comes without one, as after a flush of the table,
-// may be an answer.
+// If an isolated pod sends to a peer that policies do not let in, only packets that begin a
+// connection arrive. All others may be answers to a connection whose entry is gone, as
+// after a flush of the table.
 func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
 	segment := func(set func(*layers.TCP)) func(*wire, string) []byte {
 		return func(w *wire, mark string) []byte {
@@ -451,7 +452,7 @@ func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
 			s := newSite(t)
 			s.set("nf_conntrack_tcp_loose", loose)
 			s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
-			// One queue, and nothing answered before it, so that all stays in order.
+			// One queue and no kernel cache keep all packets in order.
 			s.start("--queues", "1", "--kernel-cache", "off")
 			for i, f := range families {
 				for to, open := range map[string]bool{"default/other": false, "default/web": true} {

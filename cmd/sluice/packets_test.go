@@ -239,9 +239,9 @@ func (s *site) targets(name string) []netip.Addr {
 	return s.host(name).Addrs()
 }
 
-// check makes all probes at once, each over both families, and compares what
-// comes of them with what the policies promise. A probe that should pass and did
-// not is made once more with patience, since a busy machine could look like a denial.
+// check makes all probes at once, each over both families, and compares the outcomes with
+// the expected ones. A probe that should pass and timed out is repeated with patience, so
+// that a busy machine does not count as a denial.
 func (s *site) check(t *testing.T, allow, deny []string) {
 	t.Helper()
 	var wait sync.WaitGroup

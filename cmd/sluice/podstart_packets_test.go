@@ -20,8 +20,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// Each pod gets addresses that no pod had before: until the news of the old pod's
-// end has come, they are the old one's.
+// Each pod gets addresses that no pod had before. A reused address would belong to the old
+// pod until the agent learns of that pod's end.
 var startRange4, startRange6 = netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/112")
 
 func startAddrs(number int) []netip.Addr {
@@ -31,12 +31,12 @@ func startAddrs(number int) []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
 }
 
-// starts lets pods start under policies and talk at once, while the news of them
-// arrives late.
+// starts starts pods under policies that connect at once, while the agent learns of them
+// with a delay.
 type starts struct {
 	*site
 	stay  bool            // pods that have ended stay known
-	delay []time.Duration // beyond the lag, of each allowed connection
+	delay []time.Duration // time of each allowed connection beyond the lag
 	mu    sync.Mutex
 }
 
@@ -94,7 +94,7 @@ func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 	try(pod, s.hosts["default/db"], !mute)
 	try(s.hosts["default/web"], pod, !mute)
 	try(s.hosts["default/other"], pod, true)
-	time.Sleep(time.Until(began.Add(lag))) // the lag is what is tested
+	time.Sleep(time.Until(began.Add(lag))) // the packets must wait during the lag
 	file := name + ".yaml"
 	err = agenttest.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
 	wait.Wait()
@@ -108,7 +108,7 @@ func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 	return err
 }
 
-// run starts many pods, some at a time.
+// run starts many pods, several at a time.
 func (s *starts) run(count int) {
 	s.t.Helper()
 	next := make(chan int)
@@ -129,10 +129,10 @@ func (s *starts) run(count int) {
 	wait.Wait()
 }
 
-// A pod that starts under a policy is isolated from its first packet, and what is
-// allowed waits for the news of the pod instead of being refused (28).
+// A pod that starts under a policy is isolated from its first packet. Its allowed packets
+// are held until the agent knows the pod, and not rejected (28).
 func TestFirstPacketOnPackets(t *testing.T) {
-	// On a busy machine the news comes later than the lag.
+	// On a busy machine the agent learns of a pod later than the lag.
 	s := newStarts(t, "--hold", patience.String())
 	s.run(18)
 	_, page := s.scrape(t, "/metrics")
@@ -143,10 +143,10 @@ func TestFirstPacketOnPackets(t *testing.T) {
 	}
 }
 
-// scanned is a number of addresses above those of pods that start.
+// scanned is the first of the scanned addresses, above those of the pods that start.
 const scanned = 0x8000
 
-// scans are ways to have packets wait for pods that there are not.
+// scans are ways to make packets wait for pods that do not exist.
 var scans = map[string]func(s *starts, n int) error{
 	"to such addresses": func(s *starts, n int) error {
 		conn, err := s.host("mine/cart").DialUDP(netip.AddrPortFrom(startAddrs(scanned + n)[0], 9))
@@ -175,15 +175,15 @@ var scans = map[string]func(s *starts, n int) error{
 	},
 }
 
-// A pod that scans, so that its packets take every place to wait, does not take those
-// of pods that start: none of their packets is given up.
+// A pod whose scan fills all places for held packets does not displace packets of pods that
+// start: none of those is rejected.
 func TestStartBesideAScanOnPackets(t *testing.T) {
 	const places = 128
 	for name, scan := range scans {
 		for _, bridged := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, bridged %v", name, bridged), func(t *testing.T) {
 				s := newStartsIn(t, newSiteIn(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
-				s.stay = true // a pod that is gone has its connections denied as those of an unknown one
+				s.stay = true // the reason of a removed pod's denials would also be pod-not-known
 				// Whether db lets a datagram in depends on the pod, too.
 				s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
 				sent := 0
@@ -193,7 +193,7 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 					}
 					sent++
 				}
-				// Where forged sources are dropped, they take no places at all.
+				// If forged sources are dropped, their packets are not held at all.
 				for end := time.Now().Add(patience); s.holding(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
 					if time.Now().After(end) {
 						t.Fatalf("the scan takes %d places", s.holding(t))
@@ -234,7 +234,7 @@ func isScanned(text string) bool {
 	return err == nil && startRange4.Contains(addr) && addr.As4()[2] >= scanned>>8
 }
 
-// holding is how many packets wait for their pod.
+// holding returns the number of packets that wait for their pod.
 func (s *starts) holding(t *testing.T) (n int) {
 	t.Helper()
 	_, page := s.scrape(t, "/metrics")
@@ -245,8 +245,8 @@ func (s *starts) holding(t *testing.T) (n int) {
 	return n
 }
 
-// BenchmarkPodStart is a thousand starts with -benchtime=1000x. It measures how
-// much longer than the lag of the news an allowed connection took.
+// BenchmarkPodStart measures how much longer than the lag an allowed connection takes. Run
+// it with -benchtime=1000x for 1,000 starts.
 func BenchmarkPodStart(b *testing.B) {
 	s := newStarts(b)
 	b.ResetTimer()

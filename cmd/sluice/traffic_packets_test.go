@@ -19,7 +19,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// families are the two ways between two hosts.
+// families are the two address families.
 var families = []struct {
 	name, iptables, service string
 	netlink                 int
@@ -45,7 +45,7 @@ func TestServicesOnPackets(t *testing.T) {
 	for _, f := range families {
 		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT",
 			"--to-destination", netip.AddrPortFrom(f.of(pod), 6379).String())
-		// What kube-proxy does for a pod that reaches itself, and a node for what
+		// As kube-proxy does for a pod that reaches itself, and a node for traffic that
 		// leaves the cluster.
 		s.nat(f.iptables, "POSTROUTING", "-s", f.of(pod).String(), "-d", f.of(pod).String(), "-j", "MASQUERADE")
 		s.nat(f.iptables, "POSTROUTING", "-o", lab.Device, "-j", "MASQUERADE")
@@ -60,7 +60,7 @@ func TestServicesOnPackets(t *testing.T) {
 				[]string{"default/other " + service, "default/web outside tcp 8080", "mine/cart " + service})
 		})
 	}
-	// The outside host really saw the node.
+	// The outside host must have seen the node's address.
 	r := s.host("default/web").Connect(t.Context(), "tcp", netip.AddrPortFrom(s.Outside.IPv4, 80), patience)
 	if r.Seen.Addr() != s.Nodes[0].IPv4 {
 		t.Errorf("seen as %s (%v), want the node's address", r.Seen, r.Err)
@@ -83,8 +83,8 @@ func TestNodePortOnPackets(t *testing.T) {
 	s.check(t, []string{"outside node-1 tcp 30000"}, nil)
 }
 
-// Replies and the ICMP errors of what is allowed pass (21): a closed port says so,
-// through policies that allow neither.
+// Replies and ICMP errors of allowed traffic pass (21): a client learns that a port is
+// closed, although no policy allows these packets.
 func TestErrorsPassOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
@@ -153,8 +153,8 @@ func (w *wire) packet(proto layers.IPProtocol, payload ...gopacket.SerializableL
 	return b.Bytes()
 }
 
-// udp is an allowed datagram that nothing else looks like. It has options, so that the
-// kernel's flow cache leaves it to the queue and it overtakes nothing that waits there.
+// udp returns an allowed datagram with a unique source port. It has IP options, so that the
+// kernel's flow cache leaves it to the queue. There it cannot overtake queued packets.
 func (w *wire) udp(text string) []byte {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(40000 + w.sentinel), DstPort: 53}
 	if w.v6 {
@@ -170,7 +170,8 @@ func (w *wire) udp(text string) []byte {
 	return packet
 }
 
-// udpTo is a datagram of one flow to each port.
+// udpTo returns a datagram with a fixed source port, so that each destination port is one
+// flow.
 func (w *wire) udpTo(port uint16, text string) []byte {
 	return w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
 }
@@ -198,7 +199,7 @@ func (w *wire) arrives(packet []byte, mark string) bool {
 	return !bytes.Contains(got, []byte(end))
 }
 
-// sctp is the INIT that opens an association (RFC 9260, 3.3.2), with a text in
+// sctp returns an INIT chunk, which opens an association (RFC 9260, 3.3.2), with a text in
 // place of its parameters.
 func (w *wire) sctp(port uint16, text string) []byte {
 	init := make([]byte, 20, 20+len(text))
@@ -209,12 +210,12 @@ func (w *wire) sctp(port uint16, text string) []byte {
 	return w.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
 }
 
-// Protocols that no socket here speaks, and packets that no socket would send
+// Protocols for which the tests have no socket, and packets that no socket would send
 // (19, 24, 25).
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
 	s := newSite(t)
-	s.start("--queues", "1") // or the kernel would spread them by protocol, and lose their order
+	s.start("--queues", "1") // with more, the kernel spreads packets by protocol and their order is lost
 	type sent struct {
 		name, mark string
 		packet     func(*wire) []byte
@@ -267,8 +268,8 @@ func TestCraftedPackets(t *testing.T) {
 	}
 }
 
-// The kernel puts fragments together before it asks, so that later ones are
-// judged as what they are parts of (25).
+// The kernel reassembles fragments before it queues them, so that later fragments get the
+// verdict of the whole packet (25).
 func TestFragmentsOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
@@ -296,7 +297,7 @@ func TestFragmentsOnPackets(t *testing.T) {
 	}
 }
 
-// checksum is that of an IPv4 header (RFC 1071).
+// checksum returns the checksum of an IPv4 header (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for i := 0; i+1 < len(b); i += 2 {
@@ -308,7 +309,7 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// queued is how many packets the queues have seen so far.
+// queued returns the number of packets that all queues have had so far.
 func (s *site) queued() (sum uint64) {
 	s.t.Helper()
 	for _, n := range s.queues() {
@@ -317,7 +318,7 @@ func (s *site) queued() (sum uint64) {
 	return sum
 }
 
-// queues is the same for each queue, by its number.
+// queues returns the number of packets that each queue has had so far.
 func (s *site) queues() map[int]uint64 {
 	s.t.Helper()
 	found := make(map[int]uint64)
@@ -335,9 +336,9 @@ func (s *site) queues() map[int]uint64 {
 	return found
 }
 
-// One-way UDP is new to the kernel with each packet, but judged once; so is a
-// connection with many packets. The connection's mark does that, and not the kernel's
-// flow cache.
+// A one-way UDP flow is judged once, although each of its packets is new to conntrack, and
+// so is a connection with many packets. The connection's mark ensures that, without the
+// kernel's flow cache.
 func TestJudgedOnceOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))
@@ -352,7 +353,7 @@ func TestJudgedOnceOnPackets(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n > 0 && n < packets-1 {
-				continue // a packet that comes before the verdict about the first is asked about too
+				continue // packets that arrive before the first verdict are queued too
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			_, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(text)) })
@@ -385,7 +386,7 @@ func TestJudgedOnceOnPackets(t *testing.T) {
 	}
 }
 
-// The log has a line for each judged connection, with all that is asked for.
+// The log has a line for each judged connection, with all attributes.
 func TestVerdictLogOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))

@@ -57,8 +57,7 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
-	// A second way to each address of the pod: which one a packet takes, the kernel
-	// would be asked.
+	// A second route to each address of the pod, so that its interface is ambiguous.
 	other := s.host("default/web").RouterDevice()
 	for i, addr := range s.host("bare/odd").Addrs() {
 		family := []string{"-4", "-6"}[i]
