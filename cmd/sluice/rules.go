@@ -125,7 +125,7 @@ func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs 
 func removeTraces(ctx context.Context, opts iptables.Options, bpffs string) (removed []string, err error) {
 	tables, err := iptables.OpenAll(ctx)
 	if err == nil {
-		removed, err = iptables.Traces(ctx, tables)
+		removed, err = iptables.Cleanup(ctx, tables)
 	}
 	if errors.Is(err, iptables.ErrPrivilege) {
 		return removed, err // the marks would be refused for the same reason

@@ -30,7 +30,7 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 		"defaults": {nil, iptables.Defaults},
 		"all flags": {
 			[]string{"--allowed-mark", "0x100", "--revoked-mark", "512", "--queue-first", "9", "--queues", "1", "--source-share", "50", "--fail", "open", "--iptables", "legacy"},
-			iptables.Options{JudgedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: iptables.Legacy},
+			iptables.Options{AllowedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: iptables.Legacy},
 		},
 	}
 	guarded := iptables.Defaults

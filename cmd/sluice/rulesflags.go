@@ -16,7 +16,7 @@ import (
 // with them, and sets o to the defaults. After parsing, o.Validate checks the combination.
 func addRulesFlags(fs *pflag.FlagSet, o *iptables.Options) {
 	*o = iptables.Defaults
-	fs.Var((*markFlag)(&o.JudgedMark), "allowed-mark", `bit of allowed connections in connection marks, and for a moment in packet marks. A packet
+	fs.Var((*markFlag)(&o.AllowedMark), "allowed-mark", `bit of allowed connections in connection marks, and for a moment in packet marks. A packet
 with this mark is not judged, so nothing else on the node may set it`)
 	addOldName(fs, "judged-mark", "allowed-mark")
 	fs.Var((*markFlag)(&o.RevokedMark), "revoked-mark", `bit of connections that are no longer allowed, in connection marks`)

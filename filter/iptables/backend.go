@@ -122,7 +122,7 @@ func (u *use) add(saved string) {
 		case len(fields) < 2:
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
-		case fields[0] == "-A" && !isOurs(fields[1]) && !leadsTo(line, isOurs):
+		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
 			u.rules++ // ours do not count: they say only what we found last time
 		}
 	}

@@ -93,9 +93,9 @@ func (e *encoded) end(flag, name string, a arguments) error {
 	switch {
 	case is && flag == "-j":
 		e.verdict(code, "")
-	case isOurs(name) && flag == "-j":
+	case isOwned(name) && flag == "-j":
 		e.verdict(unix.NFT_JUMP, name)
-	case isOurs(name):
+	case isOwned(name):
 		e.verdict(unix.NFT_GOTO, name)
 	default:
 		x, err := a.target(name)

@@ -22,8 +22,8 @@ type Fake struct {
 	chains map[string][]string // rules, each "-A CHAIN ..."
 	broken error
 	writes int
-	looks  int
-	spell  func(string) string
+	reads  int
+	format func(string) string
 	refuse func(text string) error
 	told   func() // nil where the kernel does not tell
 	tells  bool
@@ -60,10 +60,10 @@ func (t *Fake) Refuse(refuse func(text string) error) {
 
 // Spell makes Rules give each rule as f spells it, as another version of
 // iptables might.
-func (t *Fake) Spell(f func(string) string) {
+func (t *Fake) Format(f func(string) string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.spell = f
+	t.format = f
 }
 
 // Writes is how many transactions were carried out.
@@ -89,7 +89,7 @@ func (t *Fake) Dump() string {
 func (t *Fake) Chains(context.Context) ([]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.looks++
+	t.reads++
 	return slices.Clone(t.order), t.broken
 }
 
@@ -106,8 +106,8 @@ func (t *Fake) Rules(_ context.Context, chain string) ([]string, error) {
 	}
 	rules = slices.Clone(rules) // because they are spelled anew
 	for i, r := range rules {
-		if t.spell != nil {
-			rules[i] = t.spell(r)
+		if t.format != nil {
+			rules[i] = t.format(r)
 		}
 	}
 	return rules, nil
@@ -152,10 +152,10 @@ func (t *Fake) Watch(_ context.Context, told func()) error {
 }
 
 // Looks is how often the chains were listed.
-func (t *Fake) Looks() int {
+func (t *Fake) Reads() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.looks
+	return t.reads
 }
 
 // Restore implements Table.
@@ -170,7 +170,7 @@ func (t *Fake) Restore(_ context.Context, text string) error {
 			return err
 		}
 	}
-	next := &Fake{order: slices.Clone(t.order), chains: maps.Clone(t.chains), spell: t.spell}
+	next := &Fake{order: slices.Clone(t.order), chains: maps.Clone(t.chains), format: t.format}
 	for i, line := range strings.Split(text, "\n") {
 		if err := next.carryOut(line); err != nil {
 			return fmt.Errorf("line %d, %q: %w", i+1, line, err)
@@ -214,7 +214,7 @@ func (t *Fake) carryOut(line string) error {
 		}
 		t.chains[chain] = slices.Insert(slices.Clone(rules), at-1, "-A "+chain+" "+rule)
 	case "-D":
-		at := slices.IndexFunc(rules, func(r string) bool { return r == full || t.spell != nil && t.spell(r) == full })
+		at := slices.IndexFunc(rules, func(r string) bool { return r == full || t.format != nil && t.format(r) == full })
 		if at < 0 {
 			return fmt.Errorf("no such rule")
 		}

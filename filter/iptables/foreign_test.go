@@ -154,7 +154,7 @@ func TestRealTracesBesideForeign(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				_, err = Traces(ctx, all)
+				_, err = Cleanup(ctx, all)
 				return err
 			})
 			if got := n.ruleset(); got != before {

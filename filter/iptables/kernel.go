@@ -15,9 +15,9 @@ import (
 	goiptables "github.com/coreos/go-iptables/iptables"
 )
 
-// lockWait is how long a command waits for another that holds the lock of the
+// lockTimeout is how long a command waits for another that holds the lock of the
 // legacy backend. Kubernetes components hold it for tenths of a second.
-const lockWait = 5 * time.Second
+const lockTimeout = 5 * time.Second
 
 // restoreTimeout bounds one run of iptables-restore, so that a command that hangs does
 // not end all repairs.
@@ -50,7 +50,7 @@ func openTable(f Family, t tool) (*kernelTable, error) {
 	if f == IPv6 {
 		protocol = goiptables.ProtocolIPv6
 	}
-	reader, err := goiptables.New(goiptables.IPFamily(protocol), goiptables.Path(t.path), goiptables.Timeout(int(lockWait/time.Second)))
+	reader, err := goiptables.New(goiptables.IPFamily(protocol), goiptables.Path(t.path), goiptables.Timeout(int(lockTimeout/time.Second)))
 	if err != nil {
 		return nil, fmt.Errorf("use %s: %w", t.path, err)
 	}
@@ -60,7 +60,7 @@ func openTable(f Family, t tool) (*kernelTable, error) {
 	}
 	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, path: t.path, restore: restore}
 	if a, b, c := reader.GetIptablesVersion(); a > 1 || b > 6 || b == 6 && c >= 2 {
-		k.wait = []string{"-w", strconv.Itoa(int(lockWait / time.Second))} // since 1.6.2
+		k.wait = []string{"-w", strconv.Itoa(int(lockTimeout / time.Second))} // since 1.6.2
 	}
 	return k, nil
 }
@@ -89,7 +89,7 @@ func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 // cannot express or a library that it lacks, the rules are read without it, as far as
 // they lead to other chains.
 func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
-	if !k.byHandle.Load() || isOurs(chain) {
+	if !k.byHandle.Load() || isOwned(chain) {
 		rules, err := k.list(chain)
 		if err == nil || errors.Is(explain(err), ErrPrivilege) {
 			return rules, err
@@ -195,7 +195,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	// not understand. By its handle any rule can be deleted the next time.
 	k.byHandle.Store(err != nil)
 	if err != nil {
-		if owned, second := k.nft().owned(); owned && second == nil {
+		if hasOwner, second := k.nft().hasOwner(); hasOwner && second == nil {
 			err = fmt.Errorf("table %s belongs to a process (nft list tables shows which), and the kernel lets no other change it: %w", table, err)
 		}
 		return err
@@ -232,7 +232,7 @@ func (k *kernelTable) clearBaseChains() (cleared bool) {
 		return false
 	}
 	for _, c := range chains {
-		if c.base && isOurs(c.name) && k.nft().deleteChain(c.name) == nil {
+		if c.base && isOwned(c.name) && k.nft().deleteChain(c.name) == nil {
 			cleared = true
 		}
 	}

@@ -358,7 +358,7 @@ func TestRealTraces(t *testing.T) {
 				t.Errorf("%s is there before anybody made it", table)
 			}
 		}
-		removed, err := Traces(ctx, tables)
+		removed, err := Cleanup(ctx, tables)
 		if len(removed) > 0 {
 			t.Errorf("removed %q from nothing", removed)
 		}
@@ -381,7 +381,7 @@ func TestRealTraces(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		removed, err := Traces(ctx, all)
+		removed, err := Cleanup(ctx, all)
 		if len(removed) != 4*5 { // two jumps and three chains
 			t.Errorf("removed %d things: %s", len(removed), strings.Join(removed, "\n"))
 		}

@@ -96,7 +96,7 @@ func (u *use) addListings(ctx context.Context, t tool) error {
 			case words[0] == "Chain":
 				chain = words[1]
 				u.kubelet = u.kubelet || isKubelets(chain)
-			case words[0] != "pkts" && !isOurs(chain) && !isOurs(words[2]):
+			case words[0] != "pkts" && !isOwned(chain) && !isOwned(words[2]):
 				u.rules++
 			}
 		}

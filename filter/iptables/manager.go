@@ -41,12 +41,12 @@ type Manager struct {
 // keptTable is a table and what is known of it.
 type keptTable struct {
 	Table
-	spelling spelling
-	changed  atomic.Bool               // the kernel has told of a change
-	since    atomic.Pointer[time.Time] // when the work at the table began that goes on
-	logged   string                    // the error that Run logged last, until it is over
-	failing  int                       // how many times in a row Run has failed
-	failed   atomic.Pointer[string]    // why, from the second time on
+	canonical canonicalForm
+	changed   atomic.Bool               // the kernel has told of a change
+	since     atomic.Pointer[time.Time] // when the work at the table began that goes on
+	logged    string                    // the error that Run logged last, until it is over
+	failing   int                       // how many times in a row Run has failed
+	failed    atomic.Pointer[string]    // why, from the second time on
 	// lacks are the parts that could not be written, reduced why, and complete when to
 	// try with them again.
 	lacks    Less
@@ -69,7 +69,7 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	}
 	m := &Manager{opts: opts, all: opts, log: logger}
 	for _, t := range tables {
-		m.tables = append(m.tables, &keptTable{Table: t, spelling: spelling{}})
+		m.tables = append(m.tables, &keptTable{Table: t, canonical: canonicalForm{}})
 	}
 	return m
 }
@@ -82,9 +82,9 @@ func (m *Manager) Repairs() uint64 { return m.repairs.Load() }
 // table.
 func (m *Manager) RepairFailures() uint64 { return m.failures.Load() }
 
-// stuckAfter is after how long work at a table counts as failed that has not ended:
+// stuckTimeout is after how long work at a table counts as failed that has not ended:
 // longer than any command may wait for a lock.
-const stuckAfter = time.Minute
+const stuckTimeout = time.Minute
 
 // Failures says which tables Run cannot keep right at present, and why, one line
 // each. One failure is none yet, because the next attempt comes at once.
@@ -93,7 +93,7 @@ func (m *Manager) Failures() []string {
 	for _, t := range m.tables {
 		if failed := t.failed.Load(); failed != nil {
 			lines = append(lines, fmt.Sprintf("%s: %s", t, *failed))
-		} else if since := t.since.Load(); since != nil && time.Since(*since) > stuckAfter {
+		} else if since := t.since.Load(); since != nil && time.Since(*since) > stuckTimeout {
 			lines = append(lines, fmt.Sprintf("%s: reading or writing the rules has not ended since %s", t, since.Format(time.RFC3339)))
 		}
 	}
@@ -224,7 +224,7 @@ func (m *Manager) Remove(ctx context.Context) error {
 	defer m.mu.Unlock()
 	m.keep = false
 	err := m.each(func(t *keptTable) error {
-		if _, err := clearTable(ctx, t); err != nil {
+		if _, err := cleanTable(ctx, t); err != nil {
 			return err
 		}
 		return t.Leave()
@@ -255,34 +255,34 @@ func (t *keptTable) end()   { t.since.Store(nil) }
 // another way than we do, and must not look changed for ever. That spelling is
 // taken for ours once the table has answered two writes with the same one, in
 // case that somebody changed it in between.
-func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong []string, err error) {
-	var before holding
+func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong []string, err error) {
+	var before tableState
 	t.right = false
 	for try := 0; ; try++ {
 		generation, known := t.Generation() // before the look, lest it miss a change
 		if err := t.Choose(); err != nil {
 			return wrong, err
 		}
-		now, faults, err := t.compare(ctx, want, try == 0)
+		now, diff, err := t.compare(ctx, want, try == 0)
 		if err != nil && try == 0 && ctx.Err() == nil {
-			now, faults, err = t.compare(ctx, want, false) // a chain may go between two questions
+			now, diff, err = t.compare(ctx, want, false) // a chain may go between two questions
 		}
 		if err != nil {
 			return wrong, err
 		}
-		if len(faults) > 0 && try >= 2 && now.equal(before) {
-			t.spelling.learn(now, want)
-			faults = t.faults(now, want)
+		if len(diff) > 0 && try >= 2 && now.equal(before) {
+			t.canonical.learn(now, want)
+			diff = t.diff(now, want)
 		}
 		switch {
-		case len(faults) == 0:
+		case len(diff) == 0:
 			t.generation, t.right = generation, known
 			t.Tidy(ctx)
 			return wrong, nil
 		case try == 0:
-			wrong = faults
+			wrong = diff
 		case try == 3:
-			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): see who else changes %s", strings.Join(faults, "; "), table)
+			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): see who else changes %s", strings.Join(diff, "; "), table)
 		}
 		// A chain to be deleted may be gone since compare read the table, so a failed
 		// first write is tried again. If the second fails too, something may refer to
@@ -301,19 +301,19 @@ func (t *keptTable) bring(ctx context.Context, want map[string][]string) (wrong 
 
 // compare reads a table and says what is wrong with it. If it is allowed to be quick,
 // what is obviously wrong suffices.
-func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (holding, []string, error) {
+func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (tableState, []string, error) {
 	if quick {
-		if now, err := glance(ctx, t); err == nil {
-			if faults := t.obvious(ctx, now, want); len(faults) > 0 {
-				return now, faults, nil
+		if now, err := readOutline(ctx, t); err == nil {
+			if diff := t.obviousDiff(ctx, now, want); len(diff) > 0 {
+				return now, diff, nil
 			}
 		}
 	}
-	now, err := look(ctx, t)
+	now, err := readTable(ctx, t)
 	if err != nil {
 		return now, nil, err
 	}
-	return now, t.faults(now, want), nil
+	return now, t.diff(now, want), nil
 }
 
 // errWrite says that rules could be read and not be written.
@@ -321,7 +321,7 @@ var errWrite = errors.New("write the rules")
 
 // write makes what a table holds into what is wanted, in one transaction. The
 // hook is touched only if the jump is not right.
-func (t *keptTable) write(ctx context.Context, now holding, want map[string][]string) error {
+func (t *keptTable) write(ctx context.Context, now tableState, want map[string][]string) error {
 	c := change{fill: want, drop: t.outdated(now, want)}
 	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
@@ -336,14 +336,14 @@ func (t *keptTable) write(ctx context.Context, now holding, want map[string][]st
 	}
 	for _, e := range entries {
 		_, needed := want[e.chain]
-		if len(t.jumpFaults(e, now.hooks[e.name], needed)) == 0 {
+		if len(t.jumpDiff(e, now.hooks[e.name], needed)) == 0 {
 			continue
 		}
 		if needed {
 			c.hooked = append(c.hooked, e)
 		}
 		for _, rule := range now.hooks[e.name] {
-			if leadsTo(rule, isOurs) {
+			if leadsTo(rule, isOwned) {
 				c.stale = append(c.stale, rule)
 			}
 		}

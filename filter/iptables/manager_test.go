@@ -165,14 +165,14 @@ func TestRunPutsRight(t *testing.T) {
 				m.apply()
 				m.run()
 				m.change(c.lines...)
-				time.Sleep(2 * period)
+				time.Sleep(2 * checkInterval)
 				m.want(m.applied())
 				if m.Repairs() != 1 || m.logs.count(slog.LevelWarn) != 1 || !strings.Contains(m.logs.String(), c.says) {
 					t.Errorf("%d repairs; want one, logged with %q:\n%s", m.Repairs(), c.says, m.logs)
 				}
-				writes, looks := m.v4.Writes(), m.v4.Looks()
-				time.Sleep(10 * period)
-				if w, l := m.v4.Writes()-writes, m.v4.Looks()-looks; w > 0 || l > 1 {
+				writes, looks := m.v4.Writes(), m.v4.Reads()
+				time.Sleep(10 * checkInterval)
+				if w, l := m.v4.Writes()-writes, m.v4.Reads()-looks; w > 0 || l > 1 {
 					t.Errorf("%d writes and %d looks when all was right", w, l)
 				}
 			})
@@ -201,12 +201,12 @@ func TestRunSurvivesErrors(t *testing.T) {
 		m.run()
 		m.change("-F SLUICE")
 		m.v4.Break(errors.New("the lock is held"))
-		time.Sleep(10 * period)
+		time.Sleep(10 * checkInterval)
 		if n := m.logs.count(slog.LevelError); n != 1 {
 			t.Errorf("the same error was logged %d times", n)
 		}
 		m.v4.Break(errors.New("something else"))
-		time.Sleep(10 * period)
+		time.Sleep(10 * checkInterval)
 		if n := m.logs.count(slog.LevelError); n != 2 {
 			t.Errorf("another error: %d in the log, want 2", n)
 		}
@@ -214,7 +214,7 @@ func TestRunSurvivesErrors(t *testing.T) {
 			t.Errorf("failures %q, want the second error", failures)
 		}
 		m.v4.Break(nil)
-		time.Sleep(2 * period)
+		time.Sleep(2 * checkInterval)
 		m.want(m.applied())
 		if failures := m.Failures(); failures != nil {
 			t.Errorf("failures %q when all is right again", failures)
@@ -229,7 +229,7 @@ func TestRunWaitsForApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
 		m.run()
-		time.Sleep(3 * period)
+		time.Sleep(3 * checkInterval)
 		m.want(m.clean)
 	})
 }
@@ -257,15 +257,15 @@ func TestPauseAndApply(t *testing.T) {
 			if err := m.Pause(t.Context(), packets); err != nil {
 				t.Fatal(err)
 			}
-			queues := "-A SLUICE " + opts.crowd()[0] + "\n-A SLUICE " + opts.queue()
+			queues := "-A SLUICE " + opts.overflow()[0] + "\n-A SLUICE " + opts.queue()
 			want := strings.ReplaceAll(m.applied(), queues, last)
 			m.want(want)
-			time.Sleep(5 * period)
+			time.Sleep(5 * checkInterval)
 			m.want(want) // Run has left it
 			m.apply()
 			m.want(m.applied())
 			m.change("-F SLUICE")
-			time.Sleep(2 * period)
+			time.Sleep(2 * checkInterval)
 			m.want(m.applied()) // and keeps it again
 		})
 	}
@@ -279,12 +279,12 @@ func TestWithout(t *testing.T) {
 	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
 		t.Fatalf("want both programs in\n%s", got)
 	}
-	for _, less := range []Less{{Crowd: true}, {Pins: true}, {Sources: true}, {true, true, true}, {}} {
+	for _, less := range []Less{{Overflow: true}, {Pins: true}, {Sources: true}, {true, true, true}, {}} {
 		m.Without(less)
 		m.apply()
 		m.want(m.applied())
 		got := m.v4.Dump()
-		if strings.Contains(got, "/pins/") == less.Pins || strings.Contains(got, "hashlimit") == less.Crowd || strings.Contains(got, "rpfilter") == less.Sources {
+		if strings.Contains(got, "/pins/") == less.Pins || strings.Contains(got, "hashlimit") == less.Overflow || strings.Contains(got, "rpfilter") == less.Sources {
 			t.Errorf("without %+v:\n%s", less, got)
 		}
 	}
@@ -343,7 +343,7 @@ func TestGuarded(t *testing.T) {
 			{"*mangle", "-I PREROUTING 1 -j SLUICE", "COMMIT"},
 		} {
 			m.change(theirs...)
-			time.Sleep(2 * period)
+			time.Sleep(2 * checkInterval)
 			if with() || strings.Contains(m.v4.Dump(), "PREROUTING -j SLUICE\n") {
 				t.Errorf("it stays:\n%s", m.v4.Dump())
 			}
@@ -377,7 +377,7 @@ func TestPauseAndRemove(t *testing.T) {
 		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // must make no chains
 			t.Fatal(err)
 		}
-		time.Sleep(5 * period)
+		time.Sleep(5 * checkInterval)
 		m.want(m.clean)
 		writes := m.v4.Writes()
 		if err := m.Remove(t.Context()); err != nil || m.v4.Writes() != writes {
@@ -395,7 +395,7 @@ func TestYield(t *testing.T) {
 		m.Yield()
 		m.change("-F SLUICE")
 		theirs := m.v4.Dump()
-		time.Sleep(5 * period)
+		time.Sleep(5 * checkInterval)
 		if err := m.Pause(t.Context(), PassUnqueued); err != nil {
 			t.Fatal(err)
 		}
@@ -445,13 +445,13 @@ func respell(rule string) string {
 func TestAnotherSpelling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
-		m.v4.Spell(respell)
-		m.v6.Spell(respell)
+		m.v4.Format(respell)
+		m.v6.Format(respell)
 		m.apply()
 		m.want(m.applied())
 		writes := m.v4.Writes()
 		m.run()
-		time.Sleep(10 * period)
+		time.Sleep(10 * checkInterval)
 		m.apply()
 		if n := m.v4.Writes() - writes; n != 0 || m.Repairs() != 0 {
 			t.Errorf("%d writes and %d repairs when all was right", n, m.Repairs())
@@ -463,7 +463,7 @@ func TestAnotherSpelling(t *testing.T) {
 		} {
 			before := m.Repairs()
 			m.change(lines...)
-			time.Sleep(2 * period)
+			time.Sleep(2 * checkInterval)
 			m.want(m.applied())
 			if m.Repairs() != before+1 {
 				t.Errorf("after %q: %d repairs, want %d", lines, m.Repairs(), before+1)
@@ -498,8 +498,8 @@ func TestAMeddlerIsNoSpelling(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "do not stay") {
 		t.Errorf("the error is %v", err)
 	}
-	if len(m.tables[0].spelling) > 0 {
-		t.Errorf("it has learnt %v", m.tables[0].spelling)
+	if len(m.tables[0].canonical) > 0 {
+		t.Errorf("it has learnt %v", m.tables[0].canonical)
 	}
 }
 
@@ -537,7 +537,7 @@ func TestTraces(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.apply()
 	m.change(":SLUICE-V0 - [0:0]", "-A SLUICE-V0 -j SLUICE-ALLOW", "-A OUTPUT -p tcp -g SLUICE-V0", "-A KUBE-THEIRS -j SLUICE", ":SLUICEGATE - [0:0]")
-	removed, err := Traces(t.Context(), []Table{m.v4, m.v6})
+	removed, err := Cleanup(t.Context(), []Table{m.v4, m.v6})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -561,7 +561,7 @@ func TestTraces(t *testing.T) {
 	}
 	m.change("-X SLUICEGATE") // it is not ours, so it is still there
 	m.want(m.clean)
-	if removed, err := Traces(t.Context(), []Table{m.v4, m.v6}); err != nil || len(removed) != 0 {
+	if removed, err := Cleanup(t.Context(), []Table{m.v4, m.v6}); err != nil || len(removed) != 0 {
 		t.Errorf("again: %q, %v", removed, err)
 	}
 }
@@ -570,7 +570,7 @@ func TestTracesGoesOnAfterAFailure(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.apply()
 	m.v4.Break(errors.New("the lock is held"))
-	removed, err := Traces(t.Context(), []Table{m.v4, m.v6})
+	removed, err := Cleanup(t.Context(), []Table{m.v4, m.v6})
 	if err == nil || !strings.Contains(err.Error(), "iptables-fake: the lock is held") || len(removed) != 5 {
 		t.Errorf("removed %q, %v", removed, err)
 	}

@@ -148,7 +148,7 @@ func (c *nftChain) readHook(ad *netlink.AttributeDecoder) error {
 func (t nftTable) dormant() (bool, error) { return t.flag(unix.NFT_TABLE_F_DORMANT) }
 
 // owned reports whether the table belongs to a process, which alone can change it.
-func (t nftTable) owned() (bool, error) { return t.flag(tableOwner) }
+func (t nftTable) hasOwner() (bool, error) { return t.flag(tableOwner) }
 
 // tableOwner is NFT_TABLE_F_OWNER.
 const tableOwner = 0x2
@@ -210,7 +210,7 @@ func (t nftTable) count(u *use) error {
 	if err == nil {
 		err = t.dump(unix.NFT_MSG_GETRULE, nil, func(ad *netlink.AttributeDecoder) error {
 			r, of, err := readRule(ad)
-			if err == nil && !isOurs(of.chain) && !leadsTo(r.text(of.chain), isOurs) {
+			if err == nil && !isOwned(of.chain) && !leadsTo(r.text(of.chain), isOwned) {
 				u.rules++
 			}
 			return err

@@ -113,7 +113,7 @@ func (o *ownTable) Leave() error {
 		return err
 	}
 	for _, c := range chains {
-		if !isOurs(c.name) && !isHook(c.name) {
+		if !isOwned(c.name) && !isHook(c.name) {
 			return nil
 		}
 	}
@@ -181,7 +181,7 @@ func (b *ownChange) prepare(text string) error {
 	if err != nil {
 		return err
 	}
-	called := slices.ContainsFunc(chains, func(c nftChain) bool { return c.base && isOurs(c.name) })
+	called := slices.ContainsFunc(chains, func(c nftChain) bool { return c.base && isOwned(c.name) })
 	if b.renewed = why != "" || called; b.renewed {
 		b.add(unix.NFT_MSG_DELTABLE, 0, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name))
 	}

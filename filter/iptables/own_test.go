@@ -34,9 +34,9 @@ func (p *packets) ownCounter(end string) (n int) {
 // everyRule are options that between them lead to every rule that there is.
 func everyRule() []Options {
 	return []Options{
-		Defaults, pinnedOptions(), Defaults.without(Less{Crowd: true, Sources: true}),
-		{JudgedMark: 1, RevokedMark: 1 << 31, FirstQueue: 7, Queues: 1, SourceShare: 7, FailOpen: true},
-		{JudgedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare},
+		Defaults, pinnedOptions(), Defaults.without(Less{Overflow: true, Sources: true}),
+		{AllowedMark: 1, RevokedMark: 1 << 31, FirstQueue: 7, Queues: 1, SourceShare: 7, FailOpen: true},
+		{AllowedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare},
 	}
 }
 
@@ -350,7 +350,7 @@ func (p *packets) traced() (removed []string) {
 	p.inside(func(ctx context.Context) error {
 		all, err := OpenAll(ctx)
 		if err == nil {
-			removed, err = Traces(ctx, all)
+			removed, err = Cleanup(ctx, all)
 		}
 		return err
 	})
@@ -374,7 +374,7 @@ func (p *packets) next(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = Traces(ctx, others)
+	_, err = Cleanup(ctx, others)
 	return errors.Join(err, m.settled(ctx))
 }
 

@@ -16,16 +16,16 @@ import (
 // forged sources the matches bpf and rpfilter. The policies are enforced without the
 // first two, only at a higher cost.
 type Less struct {
-	Pins    bool // the pinned programs
-	Crowd   bool // the crowd's queue
-	Sources bool // the rules about forged sources
+	Pins     bool // the pinned programs
+	Overflow bool // the crowd's queue
+	Sources  bool // the rules about forged sources
 }
 
 // lesser are all that the rules may have to do without, the least first.
 var lesser = []Less{
-	{}, {Crowd: true}, {Pins: true}, {Sources: true},
-	{Crowd: true, Pins: true}, {Crowd: true, Sources: true}, {Pins: true, Sources: true},
-	{Crowd: true, Pins: true, Sources: true},
+	{}, {Overflow: true}, {Pins: true}, {Sources: true},
+	{Overflow: true, Pins: true}, {Overflow: true, Sources: true}, {Pins: true, Sources: true},
+	{Overflow: true, Pins: true, Sources: true},
 }
 
 // completeInterval is how often parts that are left out are tried again, after the first
@@ -38,7 +38,7 @@ func (o Options) without(less Less) Options {
 	if less.Pins {
 		o.AllowPin, o.DenyPin = "", ""
 	}
-	if less.Crowd {
+	if less.Overflow {
 		o.SourceShare = 0
 	}
 	o.AnySource = o.AnySource || less.Sources
@@ -48,7 +48,7 @@ func (o Options) without(less Less) Options {
 // fallbacks are what the rules can be tried without, in this order.
 func (m *Manager) fallbacks() []Less {
 	return slices.DeleteFunc(slices.Clone(lesser), func(l Less) bool {
-		return l.Pins && (m.opts.AllowPin == "" || m.mustPin) || l.Crowd && m.opts.SourceShare == 0 || l.Sources && (m.opts.AnySource || m.opts.Guarded)
+		return l.Pins && (m.opts.AllowPin == "" || m.mustPin) || l.Overflow && m.opts.SourceShare == 0 || l.Sources && (m.opts.AnySource || m.opts.Guarded)
 	})
 }
 
@@ -64,7 +64,7 @@ func (m *Manager) Lacks() (less Less, because string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, t := range m.tables {
-		less.Pins, less.Crowd, less.Sources = less.Pins || t.lacks.Pins, less.Crowd || t.lacks.Crowd, less.Sources || t.lacks.Sources
+		less.Pins, less.Overflow, less.Sources = less.Pins || t.lacks.Pins, less.Overflow || t.lacks.Overflow, less.Sources || t.lacks.Sources
 		if reduced := t.reduced.Load(); reduced != nil {
 			because = *reduced
 		}
@@ -77,7 +77,7 @@ func (m *Manager) Lacks() (less Less, because string) {
 // whole cannot be written, it is tried without the parts that the node may lack.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
 	pinsErr := m.ensurePins()
-	wrong, err = t.bring(ctx, m.opts.without(t.lacks).chains(t.Family()))
+	wrong, err = t.ensure(ctx, m.opts.without(t.lacks).chains(t.Family()))
 	if err == nil {
 		m.completeParts(ctx, t)
 		return wrong, nil
@@ -96,9 +96,9 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 			continue
 		}
 		// An error of these says less than that of the whole.
-		if _, second := t.bring(ctx, m.opts.without(less).chains(t.Family())); second == nil {
+		if _, second := t.ensure(ctx, m.opts.without(less).chains(t.Family())); second == nil {
 			// What failed may have been over in between.
-			t.reduce(less, err, period)
+			t.reduce(less, err, checkInterval)
 			return wrong, nil
 		}
 	}
@@ -131,7 +131,7 @@ func (l Less) String() string {
 	if l.Pins {
 		lines = append(lines, "the rules do not call the kernel's flow cache")
 	}
-	if l.Crowd {
+	if l.Overflow {
 		lines = append(lines, "the rules do not set sources apart that send more than --source-share")
 	}
 	if l.Sources {
@@ -150,7 +150,7 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 		return
 	}
 	generation, right := t.generation, t.right
-	_, err := t.bring(ctx, m.opts.chains(t.Family()))
+	_, err := t.ensure(ctx, m.opts.chains(t.Family()))
 	if err == nil {
 		t.reduce(Less{}, nil, 0)
 		m.log.Info("the rules have all their parts again", event.RulesComplete.Attr(), "table", t.String())

@@ -54,7 +54,7 @@ func (p *place) Tidy(ctx context.Context) {
 	if !p.left {
 		return
 	}
-	if _, err := clearTable(ctx, p.mangle); err != nil {
+	if _, err := cleanTable(ctx, p.mangle); err != nil {
 		p.log.Warn("rules may be left in the table that is not used; trying on", "table", p.mangle.String(), "err", err)
 		return
 	}
@@ -66,11 +66,11 @@ func (p *place) Leave() error { return p.own.Leave() }
 
 // unusable says why our rules cannot be in the table.
 func (t nftTable) unusable() (string, error) {
-	owned, err := t.owned()
+	hasOwner, err := t.hasOwner()
 	if err != nil {
 		return "", err
 	}
-	if owned {
+	if hasOwner {
 		return "table " + t.name + " belongs to a process (nft list tables shows which), and the kernel lets no other change it", nil
 	}
 	return t.foreign()

@@ -29,7 +29,7 @@ type reader struct {
 // read starts to read the queues of a node.
 func read(n *realNode, opts Options) *reader {
 	n.t.Helper()
-	r := &reader{t: n.t, mark: opts.JudgedMark}
+	r := &reader{t: n.t, mark: opts.AllowedMark}
 	for i := range opts.Span() {
 		q, err := nfqueue.Open(&nfqueue.Config{
 			NetNS: n.NetNS(), NfQueue: opts.FirstQueue + uint16(i), MaxPacketLen: 128, Copymode: nfqueue.NfQnlCopyPacket,

@@ -50,10 +50,10 @@ func TestFallBacks(t *testing.T) {
 		less    Less
 	}{
 		"no programs": {[]string{"object-pinned"}, Less{Pins: true}},
-		"no share":    {[]string{"hashlimit"}, Less{Crowd: true}},
+		"no share":    {[]string{"hashlimit"}, Less{Overflow: true}},
 		"no sources":  {[]string{"bytecode"}, Less{Sources: true}},
-		"nothing":     {[]string{"-m bpf", "hashlimit"}, Less{Pins: true, Crowd: true, Sources: true}},
-		"neither":     {[]string{"object-pinned", "hashlimit"}, Less{Pins: true, Crowd: true}},
+		"nothing":     {[]string{"-m bpf", "hashlimit"}, Less{Pins: true, Overflow: true, Sources: true}},
+		"neither":     {[]string{"object-pinned", "hashlimit"}, Less{Pins: true, Overflow: true}},
 	} {
 		steps := map[string]func(m *managed){
 			"start": func(m *managed) { m.v4.Refuse(refuseAny(c.refused...)); m.apply() },
@@ -62,7 +62,7 @@ func TestFallBacks(t *testing.T) {
 				m.run()
 				m.v4.Refuse(refuseAny(c.refused...))
 				m.restore(m.v4, "-F SLUICE-ALLOW\n-F SLUICE-SOURCE\n-F POSTROUTING\n-A POSTROUTING -j KUBE-THEIRS")
-				time.Sleep(2 * period)
+				time.Sleep(2 * checkInterval)
 			},
 			"end of a pause": func(m *managed) {
 				m.apply()
@@ -110,7 +110,7 @@ func TestFallBacksEnd(t *testing.T) {
 		whole := m.v4.Dump()
 		m.v4.Refuse(refuseAny("object-pinned"))
 		m.change("-F SLUICE")
-		time.Sleep(2 * period)
+		time.Sleep(2 * checkInterval)
 		m.want(m.without(Less{Pins: true}))
 		time.Sleep(3 * completeInterval)
 		m.want(m.without(Less{Pins: true}))
@@ -139,12 +139,12 @@ func TestFallBackOfAMoment(t *testing.T) {
 			}
 			return errors.New("the lock is held")
 		})
-		time.Sleep(period)
+		time.Sleep(checkInterval)
 		synctest.Wait()
 		if len(m.Reduced()) != 1 {
 			t.Errorf("reduced %q, %d repairs", m.Reduced(), m.Repairs())
 		}
-		time.Sleep(2 * period)
+		time.Sleep(2 * checkInterval)
 		synctest.Wait()
 		m.want(whole)
 		if len(m.Reduced()) > 0 {
@@ -186,10 +186,10 @@ func TestRepairEnsuresPins(t *testing.T) {
 		synctest.Wait()
 		named.Store(false)
 		m.change("-F SLUICE")
-		time.Sleep(2 * period)
+		time.Sleep(2 * checkInterval)
 		m.want(whole)
 		named.Store(false)
-		time.Sleep(2 * period)
+		time.Sleep(2 * checkInterval)
 		if !named.Load() {
 			t.Error("names are not put back while the rules are right")
 		}
@@ -229,7 +229,7 @@ func TestRepairThatFails(t *testing.T) {
 			if failing := len(m.Failures()) > 0; failing != (times > 1) {
 				t.Errorf("after the second: failures %q", m.Failures())
 			}
-			time.Sleep(5 * period)
+			time.Sleep(5 * checkInterval)
 			m.want(m.applied())
 			if m.RepairFailures() != uint64(times) || m.Repairs() != 1 || len(m.Failures()) > 0 {
 				t.Errorf("at the end: %d failures, %d repairs, %q", m.RepairFailures(), m.Repairs(), m.Failures())
@@ -245,16 +245,16 @@ func TestRepairThatHangs(t *testing.T) {
 		m.apply()
 		m.run()
 		m.change("-F SLUICE")
-		m.v4.Refuse(func(string) error { time.Sleep(2 * stuckAfter); return nil })
-		time.Sleep(stuckAfter / 2)
+		m.v4.Refuse(func(string) error { time.Sleep(2 * stuckTimeout); return nil })
+		time.Sleep(stuckTimeout / 2)
 		if failures := m.Failures(); len(failures) > 0 {
 			t.Errorf("failures %q", failures)
 		}
-		time.Sleep(stuckAfter)
+		time.Sleep(stuckTimeout)
 		if failures := m.Failures(); len(failures) != 1 || !strings.Contains(failures[0], "has not ended") {
 			t.Errorf("failures %q", failures)
 		}
-		time.Sleep(stuckAfter)
+		time.Sleep(stuckTimeout)
 		if failures := m.Failures(); len(failures) > 0 {
 			t.Errorf("failures %q", failures)
 		}
@@ -273,12 +273,12 @@ func TestRunIsTold(t *testing.T) {
 				m.apply()
 				m.run()
 				synctest.Wait()
-				start, looks := time.Now(), m.v4.Looks()
+				start, looks := time.Now(), m.v4.Reads()
 				m.change(c.lines...)
 				synctest.Wait()
 				m.want(m.applied())
 				// A quick one, a thorough one if that shows nothing, and one behind the write.
-				if n := m.v4.Looks() - looks; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
+				if n := m.v4.Reads() - looks; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
 					t.Errorf("%d repairs with %d looks after %v, want one with three", m.Repairs(), n, time.Since(start))
 				}
 			})
@@ -296,7 +296,7 @@ func TestStorm(t *testing.T) {
 		m.apply()
 		m.run()
 		synctest.Wait()
-		looks := m.v4.Looks()
+		looks := m.v4.Reads()
 		for i := range seconds * rate {
 			if i%2 == 0 {
 				m.change("-I POSTROUTING 1 -j KUBE-THEIRS")
@@ -307,10 +307,10 @@ func TestStorm(t *testing.T) {
 		}
 		// Each look that finds something is followed by one behind the write; and there is
 		// one in each period.
-		if n, most := m.v4.Looks()-looks, 2*(lookBurst+seconds*(looksPerSecond+1)); n > most {
+		if n, most := m.v4.Reads()-looks, 2*(checkBurst+seconds*(checksPerSecond+1)); n > most {
 			t.Errorf("%d looks for %d changes, want at most %d", n, seconds*rate, most)
 		}
-		time.Sleep(period)
+		time.Sleep(checkInterval)
 		m.want(m.applied())
 	})
 }
@@ -423,7 +423,7 @@ func benchmarkRepair(b *testing.B, backend Backend) {
 			flushed := <-times
 			open = append(open, (<-times).Sub(flushed))
 		}
-		time.Sleep(time.Second/looksPerSecond + time.Duration(rand.Int64N(int64(period)/10)))
+		time.Sleep(time.Second/checksPerSecond + time.Duration(rand.Int64N(int64(checkInterval)/10)))
 	}
 	report(b, command, "command-to-checked")
 	report(b, open, "open")

@@ -68,10 +68,10 @@ const (
 // Options say what the rules are to be. The names of flags in the errors of
 // Validate are those of the command.
 type Options struct {
-	// JudgedMark is the bit that says "allowed": in the connection mark for the
+	// AllowedMark is the bit that says "allowed": in the connection mark for the
 	// life of the connection, and in the packet mark from the verdict until the
 	// rules have seen it.
-	JudgedMark uint32
+	AllowedMark uint32
 	// RevokedMark is the bit of the connection mark that says "no longer allowed".
 	RevokedMark uint32
 	// FirstQueue is the number of the first of Queues NFQUEUEs. One worker reads
@@ -100,7 +100,7 @@ type Options struct {
 
 // Defaults are the options that hold unless flags say otherwise.
 var Defaults = Options{
-	JudgedMark:  0x10,
+	AllowedMark: 0x10,
 	RevokedMark: 0x20,
 	Queues:      4,
 	SourceShare: 1000,
@@ -116,7 +116,7 @@ const kubeMarks = 0x4000 | 0x8000
 const maxPinLen = 512
 
 // Mask is both of our bits. No other bit of a mark is ever written.
-func (o Options) Mask() uint32 { return o.JudgedMark | o.RevokedMark }
+func (o Options) Mask() uint32 { return o.AllowedMark | o.RevokedMark }
 
 // Validate says all that is wrong with the options, and what would be right.
 func (o Options) Validate() error {
@@ -124,7 +124,7 @@ func (o Options) Validate() error {
 	for _, m := range []struct {
 		flag string
 		mark uint32
-	}{{"--allowed-mark", o.JudgedMark}, {"--revoked-mark", o.RevokedMark}} {
+	}{{"--allowed-mark", o.AllowedMark}, {"--revoked-mark", o.RevokedMark}} {
 		switch {
 		case bits.OnesCount32(m.mark) != 1:
 			errs = append(errs, fmt.Errorf("%s %#x has %d bits set: give a number with exactly one, such as 0x10", m.flag, m.mark, bits.OnesCount32(m.mark)))
@@ -132,8 +132,8 @@ func (o Options) Validate() error {
 			errs = append(errs, fmt.Errorf("%s %#x is a bit that kube-proxy uses: give another, such as 0x10", m.flag, m.mark))
 		}
 	}
-	if o.JudgedMark == o.RevokedMark {
-		errs = append(errs, fmt.Errorf("--allowed-mark and --revoked-mark are both %#x: give two different bits", o.JudgedMark))
+	if o.AllowedMark == o.RevokedMark {
+		errs = append(errs, fmt.Errorf("--allowed-mark and --revoked-mark are both %#x: give two different bits", o.AllowedMark))
 	}
 	switch room := 1<<16 - 1 - int(o.FirstQueue); {
 	case room == 0:

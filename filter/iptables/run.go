@@ -14,13 +14,13 @@ const (
 	// bounds how long a change may go unnoticed of which the kernel does not tell. A
 	// look costs some 8 runs of iptables, of 1 to 2 ms each, and is left out where the
 	// kernel says that nothing has changed.
-	period = time.Second
+	checkInterval = time.Second
 	// retryDelay is how soon a repair is tried again that failed once.
 	retryDelay = 100 * time.Millisecond
-	// lookBurst and looksPerSecond bound the looks that changes of others cause, and
+	// checkBurst and checksPerSecond bound the looks that changes of others cause, and
 	// so their cost: with a repair each, up to a fifth of one CPU.
-	lookBurst      = 10
-	looksPerSecond = 10
+	checkBurst      = 10
+	checksPerSecond = 10
 )
 
 // Run restores the rules that Apply has put in place, whenever somebody has
@@ -34,9 +34,9 @@ func (m *Manager) Run(ctx context.Context) {
 	for _, t := range m.tables { // before the first look, lest one miss a change
 		m.watch(ctx, t, changed)
 	}
-	tick := time.NewTicker(period)
+	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
-	looks := budget{burst: lookBurst, rate: looksPerSecond}
+	looks := budget{burst: checkBurst, rate: checksPerSecond}
 	var soon <-chan time.Time
 	for failedOnce := m.reconcile(ctx); ; {
 		if failedOnce {
@@ -50,7 +50,7 @@ func (m *Manager) Run(ctx context.Context) {
 			failedOnce = m.reconcile(ctx)
 		case <-soon:
 			soon = nil
-			failedOnce = m.lookAt(ctx, (*keptTable).toldOrFailing)
+			failedOnce = m.check(ctx, (*keptTable).toldOrFailing)
 		case <-changed:
 			if soon != nil {
 				continue // the change will be found then
@@ -59,7 +59,7 @@ func (m *Manager) Run(ctx context.Context) {
 				soon = time.After(wait)
 				continue
 			}
-			failedOnce = m.lookAt(ctx, (*keptTable).toldOrFailing)
+			failedOnce = m.check(ctx, (*keptTable).toldOrFailing)
 		}
 	}
 }
@@ -74,7 +74,7 @@ func (m *Manager) watch(ctx context.Context, t *keptTable, changed chan<- struct
 		}
 	})
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		m.log.Warn("changes to the rules are looked for once in a while only", "table", t.String(), "interval", period, "err", err)
+		m.log.Warn("changes to the rules are looked for once in a while only", "table", t.String(), "interval", checkInterval, "err", err)
 	}
 }
 
@@ -85,10 +85,10 @@ func (t *keptTable) toldOrFailing() bool { return t.changed.Load() || t.failing 
 // reconcile looks at all tables once. It reports whether one has failed that had not
 // failed before.
 func (m *Manager) reconcile(ctx context.Context) (failedOnce bool) {
-	return m.lookAt(ctx, func(*keptTable) bool { return true })
+	return m.check(ctx, func(*keptTable) bool { return true })
 }
 
-func (m *Manager) lookAt(ctx context.Context, which func(*keptTable) bool) (failedOnce bool) {
+func (m *Manager) check(ctx context.Context, which func(*keptTable) bool) (failedOnce bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.keep {

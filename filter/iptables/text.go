@@ -45,10 +45,10 @@ func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
 
 // ours are the names of the chains that we keep, in the order in which they are made. Where
 // the guard drops forged sources, the last one is left out.
-var ours = []string{Chain, allowChain, sourceChain}
+var ownedChains = []string{Chain, allowChain, sourceChain}
 
-// isOurs says whether a chain belongs to a Sluice, this version or another.
-func isOurs(chain string) bool {
+// isOwned says whether a chain belongs to a Sluice, this version or another.
+func isOwned(chain string) bool {
 	return chain == Chain || strings.HasPrefix(chain, Chain+"-")
 }
 
@@ -63,7 +63,7 @@ var (
 // chains are the rules of each of our chains, spelled as iptables-save spells
 // them, so that what is read back can be compared.
 func (o Options) chains(f Family) map[string][]string {
-	return o.chainsWith(f, append(o.crowd(), o.queue())...)
+	return o.chainsWith(f, append(o.overflow(), o.queue())...)
 }
 
 // paused returns the same chains without the queues.
@@ -76,14 +76,14 @@ func (o Options) paused(f Family, packets Unqueued) map[string][]string {
 
 func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
-		Chain: o.judge(f, last...),
+		Chain: o.mainRules(f, last...),
 		allowChain: {
 			// Without a connection, which is so for what conntrack calls INVALID or
 			// UNTRACKED, there is nothing to save, and each packet is asked about.
-			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.JudgedMark, o.Mask()),
+			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
 			// Cleared, so that nobody behind us meets it, or a tunnel's packet around
 			// this one.
-			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.JudgedMark),
+			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.AllowedMark),
 		},
 	}
 	if !o.Guarded {
@@ -96,15 +96,15 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 // belong to judged connections and leave at the second rule. That one comes
 // before the test for the node's own address, which costs a look into the
 // routing table; the order of these two changes no packet's fate.
-func (o Options) judge(f Family, last ...string) []string {
+func (o Options) mainRules(f Family, last ...string) []string {
 	rules := []string{
 		// The queue's answer: the same packet again, with our bit in its mark.
 		// --goto leaves Chain too, when allowChain ends.
-		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.JudgedMark, o.JudgedMark, allowChain),
+		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.AllowedMark, o.AllowedMark, allowChain),
 		// A connection that a helper expects, such as the data of FTP, starts with
 		// the mark of the one that announced it. It is RELATED until its first
 		// reply, and judged by itself.
-		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.JudgedMark, o.Mask()),
+		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
 		// Traffic from the pod's own node is always allowed, which is what lets
 		// probes pass. The test is of this network namespace's addresses; sourceChain
 		// has dropped what others sent from them.
@@ -122,7 +122,7 @@ func (o Options) judge(f Family, last ...string) []string {
 		// claims to be one and comes through us is judged.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
-	rules = append(append(rules, o.remembered()...), last...)
+	rules = append(append(rules, o.cacheRules()...), last...)
 	for i := range rules {
 		rules[i] = "-A " + Chain + " " + rules[i]
 	}
@@ -133,7 +133,7 @@ func (o Options) judge(f Family, last ...string) []string {
 // that a packet which leaves before costs nothing here, and none that is dropped
 // before is saved by what was remembered. What a program allows takes the same way
 // as the queue's answer.
-func (o Options) remembered() (rules []string) {
+func (o Options) cacheRules() (rules []string) {
 	if o.AllowPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -g %s", o.AllowPin, allowChain))
 	}
@@ -184,12 +184,12 @@ type change struct {
 // emptied before they are dropped.
 func (c change) text() string {
 	var lines []string
-	for _, name := range ours {
+	for _, name := range ownedChains {
 		if _, ok := c.fill[name]; ok {
 			lines = append(lines, ":"+name+" - [0:0]") // makes it, or empties it
 		}
 	}
-	for _, name := range ours {
+	for _, name := range ownedChains {
 		lines = append(lines, c.fill[name]...)
 	}
 	for _, rule := range c.stale {

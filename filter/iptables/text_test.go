@@ -20,7 +20,7 @@ func TestWantedText(t *testing.T) {
 }
 
 func TestWantedFollowsTheOptions(t *testing.T) {
-	o := Options{JudgedMark: 0x100, RevokedMark: 0x80000000, FirstQueue: 7, Queues: 1, FailOpen: true}
+	o := Options{AllowedMark: 0x100, RevokedMark: 0x80000000, FirstQueue: 7, Queues: 1, FailOpen: true}
 	got := o.Wanted(IPv4)
 	for _, line := range []string{
 		"-A SLUICE -m mark --mark 0x100/0x100 -g SLUICE-ALLOW",
@@ -64,7 +64,7 @@ func TestRemembered(t *testing.T) {
 			last []string
 		}{
 			{o, []string{allow, deny, crowd, queue}},
-			{Options{JudgedMark: o.JudgedMark, RevokedMark: o.RevokedMark, Queues: o.Queues, AllowPin: o.AllowPin}, []string{allow, queue}},
+			{Options{AllowedMark: o.AllowedMark, RevokedMark: o.RevokedMark, Queues: o.Queues, AllowPin: o.AllowPin}, []string{allow, queue}},
 		} {
 			if got, want := c.opts.chains(f)[Chain], slices.Concat(before, c.last); !slices.Equal(got, want) {
 				t.Errorf("%s: the chain is\n%s\nand should be\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -93,7 +93,7 @@ func TestPausedDiffersInTheQueuesAlone(t *testing.T) {
 			want := Defaults.chains(f)
 			want[Chain] = append(want[Chain][:len(want[Chain])-2], last)
 			got := Defaults.paused(f, packets)
-			for _, name := range ours {
+			for _, name := range ownedChains {
 				if !slices.Equal(got[name], want[name]) {
 					t.Errorf("%s, packets %v: chain %s is %q, want %q", f, packets, name, got[name], want[name])
 				}
@@ -118,7 +118,7 @@ func TestLeadsTo(t *testing.T) {
 		"-A POSTROUTING -m comment --comment SLUICE -m mark --mark 1 -j DROP": false,
 	}
 	for rule, want := range tests {
-		if got := leadsTo(rule, isOurs); got != want {
+		if got := leadsTo(rule, isOwned); got != want {
 			t.Errorf("%s: %v", rule, got)
 		}
 	}
@@ -132,10 +132,10 @@ func TestValidate(t *testing.T) {
 		change func(*Options)
 		says   string
 	}{
-		"no bit":         {func(o *Options) { o.JudgedMark = 0 }, "--allowed-mark 0x0 has 0 bits"},
+		"no bit":         {func(o *Options) { o.AllowedMark = 0 }, "--allowed-mark 0x0 has 0 bits"},
 		"two bits":       {func(o *Options) { o.RevokedMark = 3 }, "--revoked-mark 0x3 has 2 bits"},
-		"kube-proxy":     {func(o *Options) { o.JudgedMark = 0x4000 }, "kube-proxy"},
-		"the same":       {func(o *Options) { o.JudgedMark = o.RevokedMark }, "two different bits"},
+		"kube-proxy":     {func(o *Options) { o.AllowedMark = 0x4000 }, "kube-proxy"},
+		"the same":       {func(o *Options) { o.AllowedMark = o.RevokedMark }, "two different bits"},
 		"no queue":       {func(o *Options) { o.Queues = 0 }, "1 to 65535"},
 		"too many":       {func(o *Options) { o.FirstQueue = 65534 }, "give 1 to 1"},
 		"no room":        {func(o *Options) { o.FirstQueue = 65535 }, "give 0 to 65534"},

@@ -48,7 +48,7 @@ func (t nftTable) watch(ctx context.Context, told func()) error {
 				// Anything else is not known to happen, and must not become a busy loop.
 				select {
 				case <-ctx.Done():
-				case <-time.After(period):
+				case <-time.After(checkInterval):
 				}
 			default:
 				for _, m := range messages {
@@ -86,7 +86,7 @@ func (t nftTable) concerns(m netlink.Message) bool {
 		return false
 	}
 	name := attribute(attrs, chain)
-	return isOurs(string(name)) || slices.ContainsFunc(entries, func(e entry) bool { return is(name, e.name) })
+	return isOwned(string(name)) || slices.ContainsFunc(entries, func(e entry) bool { return is(name, e.name) })
 }
 
 func is(name []byte, s string) bool { return string(name) == s }

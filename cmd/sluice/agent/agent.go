@@ -134,14 +134,14 @@ func (a *agent) wire() error {
 	a.tracked = conntrack.NewTrackedFlows()
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
-		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.JudgedMark,
+		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.AllowedMark,
 		MaxLen: uint32(opts.QueueLen), CopyRange: uint32(opts.CopyRange),
 		FailOpen: opts.Overflow == PassPackets, OnGap: a.noteGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
 	}, a.newEvaluator, a.log)
 	if err != nil {
 		return err
 	}
-	marks := conntrack.Marks{Allowed: opts.Rules.JudgedMark, Revoked: opts.Rules.RevokedMark}
+	marks := conntrack.Marks{Allowed: opts.Rules.AllowedMark, Revoked: opts.Rules.RevokedMark}
 	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)

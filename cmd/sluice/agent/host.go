@@ -125,7 +125,7 @@ func (l hostLeftovers) RemoveRules(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look for rules in the other backend: %w", err)
 	}
-	removed, err := iptables.Traces(ctx, others)
+	removed, err := iptables.Cleanup(ctx, others)
 	for _, line := range removed {
 		l.log.Warn("removed rules of an earlier agent from the other backend", "removed", line)
 	}

@@ -138,7 +138,7 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 
 // without logs which parts the rules lack, and adapts the agent to it.
 func (a *agent) without(less iptables.Less, because string) error {
-	if less.Crowd {
+	if less.Overflow {
 		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)
 	}
 	if less.Sources {

@@ -5,14 +5,14 @@ import "fmt"
 const (
 	// MaxSourceShare is the highest rate that every kernel's hashlimit takes.
 	MaxSourceShare = 10_000
-	// crowdTable is how many sources hashlimit keeps account of at most, at some 100
+	// overflowSources is how many sources hashlimit keeps account of at most, at some 100
 	// bytes each. It forgets one a second or two after its last packet. A packet for
 	// whose source there is no room is dropped (hashlimit_mt_common): so the room is
 	// for more sources than the workers could answer a packet each in that time.
-	crowdTable = 1 << 18
-	// crowdBuckets are the places of its hash table, 8 bytes each. The kernel walks
+	overflowSources = 1 << 18
+	// overflowBuckets are the places of its hash table, 8 bytes each. The kernel walks
 	// them once a second.
-	crowdBuckets = 1 << 14
+	overflowBuckets = 1 << 14
 	// burstsPerSecond is how much of its share a source may have at once: of 1,000,
 	// 100 packets, a worker's work of 2 ms. Who is beyond finds an idle worker in the
 	// crowd's queue, unless there is a crowd.
@@ -40,12 +40,12 @@ func (o Options) Span() int { return o.Queues + 1 }
 // The name bears the rate, because a table that exists keeps the one that it was
 // made with, whatever a later rule says. The rate is given as the kernel keeps it,
 // which is how iptables-save prints it.
-func (o Options) crowd() []string {
+func (o Options) overflow() []string {
 	if o.SourceShare == 0 {
 		return nil
 	}
 	rate := limitUnits / (limitUnits / o.SourceShare)
 	return []string{fmt.Sprintf("-m hashlimit --hashlimit-above %d/sec --hashlimit-burst %d --hashlimit-mode srcip"+
 		" --hashlimit-name sluice-%d --hashlimit-htable-size %d --hashlimit-htable-max %d -j NFQUEUE --queue-num %d%s",
-		rate, max(1, o.SourceShare/burstsPerSecond), rate, crowdBuckets, crowdTable, int(o.FirstQueue)+o.Queues, o.bypass())}
+		rate, max(1, o.SourceShare/burstsPerSecond), rate, overflowBuckets, overflowSources, int(o.FirstQueue)+o.Queues, o.bypass())}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // holding is what a table holds, as far as it concerns us.
-type holding struct {
+type tableState struct {
 	names  []string            // of all chains
 	chains map[string][]string // the rules of our chains, older ones included
 	hooks  map[string][]string // the rules of the hooks
@@ -19,17 +19,17 @@ type holding struct {
 
 // look reads a table. The commands read one chain at a time, so that somebody
 // else's change may lie between two of them; the next look sees it.
-func look(ctx context.Context, t Table) (holding, error) {
-	h, err := glance(ctx, t)
+func readTable(ctx context.Context, t Table) (tableState, error) {
+	h, err := readOutline(ctx, t)
 	if err != nil {
-		return holding{}, err
+		return tableState{}, err
 	}
 	for _, name := range h.names {
-		if !isOurs(name) {
+		if !isOwned(name) {
 			continue
 		}
 		if h.chains[name], err = t.Rules(ctx, name); err != nil {
-			return holding{}, err
+			return tableState{}, err
 		}
 	}
 	return h, nil
@@ -37,18 +37,18 @@ func look(ctx context.Context, t Table) (holding, error) {
 
 // glance reads a table without the rules of our chains. In nf_tables that takes no
 // command, and so a tenth of the time.
-func glance(ctx context.Context, t Table) (holding, error) {
+func readOutline(ctx context.Context, t Table) (tableState, error) {
 	names, err := t.Chains(ctx)
 	if err != nil {
-		return holding{}, err
+		return tableState{}, err
 	}
-	h := holding{names: names, chains: map[string][]string{}, hooks: map[string][]string{}}
+	h := tableState{names: names, chains: map[string][]string{}, hooks: map[string][]string{}}
 	if h.inactive, err = t.Inactive(ctx); err != nil {
-		return holding{}, err
+		return tableState{}, err
 	}
 	for _, e := range entries {
 		if h.hooks[e.name], err = t.Jumps(ctx, e.name); err != nil {
-			return holding{}, err
+			return tableState{}, err
 		}
 	}
 	return h, nil
@@ -56,12 +56,12 @@ func glance(ctx context.Context, t Table) (holding, error) {
 
 // obvious says in which ways a table differs from what is wanted that a glance shows:
 // so does a flush, and then the node is open until the rules are written.
-func (t *keptTable) obvious(ctx context.Context, now holding, want map[string][]string) []string {
+func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
 		return nil // which rules lead to these must be found first
 	}
 	var wrong []string
-	for _, name := range wantedOf(want) {
+	for _, name := range wantedNames(want) {
 		n, known := t.Count(ctx, name)
 		switch {
 		case !slices.Contains(now.names, name):
@@ -72,20 +72,20 @@ func (t *keptTable) obvious(ctx context.Context, now holding, want map[string][]
 			wrong = append(wrong, fmt.Sprintf("chain %s has other rules", name))
 		}
 	}
-	return append(wrong, t.wayFaults(now, want)...)
+	return append(wrong, t.pathDiff(now, want)...)
 }
 
-// wantedOf are the names of the wanted chains, in order.
-func wantedOf(want map[string][]string) []string {
-	return slices.DeleteFunc(slices.Clone(ours), func(name string) bool { _, is := want[name]; return !is })
+// wantedNames are the names of the wanted chains, in order.
+func wantedNames(want map[string][]string) []string {
+	return slices.DeleteFunc(slices.Clone(ownedChains), func(name string) bool { _, is := want[name]; return !is })
 }
 
 // older are the chains that an older version kept and this one does not, or that are not
 // wanted any more.
-func (h holding) older(want map[string][]string) []string {
+func (h tableState) older(want map[string][]string) []string {
 	var names []string
 	for _, name := range h.names {
-		if _, is := want[name]; isOurs(name) && !is {
+		if _, is := want[name]; isOwned(name) && !is {
 			names = append(names, name)
 		}
 	}
@@ -93,7 +93,7 @@ func (h holding) older(want map[string][]string) []string {
 }
 
 // outdated are the chains that are to go: not those that are empty and cannot be deleted.
-func (t *keptTable) outdated(now holding, want map[string][]string) []string {
+func (t *keptTable) outdated(now tableState, want map[string][]string) []string {
 	return slices.DeleteFunc(now.older(want), func(name string) bool {
 		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
 	})
@@ -101,7 +101,7 @@ func (t *keptTable) outdated(now holding, want map[string][]string) []string {
 
 // equal reports whether both hold the same chains and rules of ours, apart from the
 // handles of rules.
-func (h holding) equal(o holding) bool {
+func (h tableState) equal(o tableState) bool {
 	same := func(a, b []string) bool {
 		return slices.EqualFunc(a, b, func(a, b string) bool { return withoutHandle(a) == withoutHandle(b) })
 	}
@@ -110,10 +110,10 @@ func (h holding) equal(o holding) bool {
 
 // spelling is how this node's iptables prints our rules, where that differs from
 // how we write them.
-type spelling map[string]string
+type canonicalForm map[string]string
 
 // of is how a rule is printed.
-func (s spelling) of(rule string) string {
+func (s canonicalForm) of(rule string) string {
 	if printed, ok := s[rule]; ok {
 		return printed
 	}
@@ -122,7 +122,7 @@ func (s spelling) of(rule string) string {
 
 // learn takes what a table holds for the spelling of what we want, rule by rule.
 // A table with another number of rules holds something else.
-func (s spelling) learn(now holding, want map[string][]string) {
+func (s canonicalForm) learn(now tableState, want map[string][]string) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
 			return
@@ -142,11 +142,11 @@ func (s spelling) learn(now holding, want map[string][]string) {
 
 // faults says all in which a table differs from what is wanted, in words for the
 // log.
-func (t *keptTable) faults(now holding, want map[string][]string) []string {
+func (t *keptTable) diff(now tableState, want map[string][]string) []string {
 	var wrong []string
-	for _, name := range wantedOf(want) {
+	for _, name := range wantedNames(want) {
 		rules, there := now.chains[name]
-		same := slices.EqualFunc(rules, want[name], func(is, wanted string) bool { return is == t.spelling.of(wanted) })
+		same := slices.EqualFunc(rules, want[name], func(is, wanted string) bool { return is == t.canonical.of(wanted) })
 		switch {
 		case !there:
 			wrong = append(wrong, fmt.Sprintf("there is no chain %s", name))
@@ -158,32 +158,32 @@ func (t *keptTable) faults(now holding, want map[string][]string) []string {
 	}
 	for _, name := range t.outdated(now, want) {
 		text := "chain %s is not of this version"
-		if slices.Contains(ours, name) {
+		if slices.Contains(ownedChains, name) {
 			text = "chain %s is not needed"
 		}
 		wrong = append(wrong, fmt.Sprintf(text, name))
 	}
-	return append(wrong, t.wayFaults(now, want)...)
+	return append(wrong, t.pathDiff(now, want)...)
 }
 
-// wayFaults says what keeps packets from our chains.
-func (t *keptTable) wayFaults(now holding, want map[string][]string) (wrong []string) {
+// pathDiff says what keeps packets from our chains.
+func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []string) {
 	if now.inactive != "" {
 		wrong = append(wrong, now.inactive)
 	}
 	for _, e := range entries {
 		_, wanted := want[e.chain]
-		wrong = append(wrong, t.jumpFaults(e, now.hooks[e.name], wanted)...)
+		wrong = append(wrong, t.jumpDiff(e, now.hooks[e.name], wanted)...)
 	}
 	return wrong
 }
 
-// jumpFaults says what is wrong with the way into our chains: of all rules of the
+// jumpDiff says what is wrong with the way into our chains: of all rules of the
 // hook, the first must be our jump if it is needed, and no other may lead to us.
-func (t *keptTable) jumpFaults(e entry, rules []string, needed bool) []string {
-	wanted, count := t.spelling.of(e.jump()), 0
+func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
+	wanted, count := t.canonical.of(e.jump()), 0
 	for _, rule := range rules {
-		if leadsTo(rule, isOurs) {
+		if leadsTo(rule, isOwned) {
 			count++
 		}
 	}
@@ -206,10 +206,10 @@ func (t *keptTable) jumpFaults(e entry, rules []string, needed bool) []string {
 
 // leading are all rules of a table that lead to a chain that is accepted, but
 // those in the accepted chains themselves.
-func leading(ctx context.Context, t Table, now holding, is func(chain string) bool) ([]string, error) {
+func leading(ctx context.Context, t Table, now tableState, is func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {
-		if is(name) || isOurs(name) {
+		if is(name) || isOwned(name) {
 			continue
 		}
 		rules, err := t.Rules(ctx, name)
@@ -225,12 +225,12 @@ func leading(ctx context.Context, t Table, now holding, is func(chain string) bo
 	return found, nil
 }
 
-// clearTable takes all of ours out of a table, and says what that was, in the
+// cleanTable takes all of ours out of a table, and says what that was, in the
 // words of iptables. A chain that something else refers to, such as a map of native
 // nft, cannot be deleted: it is emptied, and then does nothing.
-func clearTable(ctx context.Context, t Table) (removed []string, err error) {
+func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 	for try := 0; ; try++ {
-		now, err := look(ctx, t)
+		now, err := readTable(ctx, t)
 		if err != nil {
 			return nil, err
 		}
@@ -238,7 +238,7 @@ func clearTable(ctx context.Context, t Table) (removed []string, err error) {
 		if len(c.drop) == 0 {
 			return nil, nil // no rule can lead to a chain that is not there
 		}
-		if c.stale, err = leading(ctx, t, now, isOurs); err != nil {
+		if c.stale, err = leading(ctx, t, now, isOwned); err != nil {
 			return nil, err
 		}
 		err = t.Restore(ctx, c.text())
@@ -270,7 +270,7 @@ func dropEach(ctx context.Context, t Table, c change) (left []string) {
 }
 
 // removed says what a change has taken away. The chains in left could not be deleted.
-func (c change) removed(before holding, left []string) (lines []string) {
+func (c change) removed(before tableState, left []string) (lines []string) {
 	for _, rule := range c.stale {
 		lines = append(lines, "rule "+strings.TrimPrefix(rule, "-A "))
 	}

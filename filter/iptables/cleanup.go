@@ -12,10 +12,10 @@ import (
 // something may be left.
 //
 // It does not know the marks of connections: conntrack.ClearMarks does.
-func Traces(ctx context.Context, tables []Table) (removed []string, err error) {
+func Cleanup(ctx context.Context, tables []Table) (removed []string, err error) {
 	var errs []error
 	for _, t := range tables {
-		lines, err := clearTable(ctx, t)
+		lines, err := cleanTable(ctx, t)
 		if err == nil {
 			err = t.Leave()
 		}
