@@ -1,56 +1,22 @@
-// Package bpf is the flow cache in the kernel: verdicts that were given before
-// are given again without a way to user space, and packets that no policy
-// concerns never take it.
+// Package bpf is the flow cache in the kernel. It repeats earlier verdicts without a trip to
+// user space, and lets packets that no policy affects bypass user space.
 //
-// Two small eBPF programs, program.c, do that. iptables calls them as matches
-// right before the rule that queues: "allow" says yes to a packet that may pass,
-// "deny" to one that must not, and what neither knows is queued. A [Cache] loads
-// them, pins them where iptables finds them, and keeps in their maps
+// iptables calls two small eBPF programs, program.c, as matches right before the rule that
+// queues: "allow" matches a packet that may pass, "deny" one that must not. A packet that
+// neither matches is queued. A [Cache] loads the programs, pins them where iptables finds
+// them, and fills their maps: the endpoints of the snapshot in force, with epochs and
+// isolation; the ranges in which unknown addresses are pending; and verdicts, by key or, as
+// filter.Any, by pair of addresses.
 //
-//   - the endpoints of the snapshot in force, with their epochs, whether they are
-//     isolated, and whether any rule then allows anything,
-//   - the ranges in which unknown addresses are pods that user space waits for,
-//   - verdicts that were given, by key, or by pair of addresses.
+// A cache is never flushed: the programs compare the epochs of a verdict with those in force.
 //
-// What holds for all packets between two addresses is remembered under a key that
-// stands for all of them (filter.Any): that nobody is allowed to, or that a rule
-// without ports allows. A scan of the ports of an address is one verdict then, and
-// so is a client that uses a thousand of them. And of two pods of which one is
-// closed, with policies and not one rule, no verdict is asked for at all: a scan of
-// a namespace that denies by default costs user space nothing. A packet costs two
-// look-ups for its ends, up to two for unknown addresses among them, and two for
-// its verdict, however much is known; the one for the pair took 20 ns more.
+// When [Cache.Publish] returns, no packet is decided by an older snapshot, and none that was
+// is still in the rules.
 //
-// The flow cache in user space has no such keys: there a decision costs hardly more
-// than the second look-up would, on every hit.
-//
-// Nothing is ever flushed. A verdict carries the epochs of both ends, and the
-// programs compare them with those in force at the moment of the packet; so a
-// verdict that is remembered too late, or by an agent that works on an old
-// snapshot, answers nothing.
-//
-// # When a change is in force
-//
-// [Cache.Publish] writes a second table of endpoints and puts it in the place of
-// the first, in one step: a packet is judged by the one or by the other, never by
-// some of each. It returns when the kernel has said that no program, and no
-// packet on its way through the rules, uses the first one any more (an RCU grace
-// period, which the kernel waits for before a map in a map counts as replaced).
-// From then on not one packet is judged by the old state, and the connections
-// that it let pass are in the connection table, for a sweep to find. That is when
-// a change is acknowledged. Up to the replacement, some 80 µs after the call, new
-// packets are judged by the old state, as those were that came a moment earlier;
-// the rest of the call, 8 to 16 ms where two CPUs are busy, is the wait.
-//
-// # Without an agent
-//
-// The rules hold on to the programs, and the programs to the maps, also when the
-// agent is gone or another one has written the same paths. What the kernel knew
-// last then goes on to hold: remembered verdicts, and that no policy concerns a
-// pod. But a pod that starts then may get the address of another. So of a pod of this
-// node that has an interface of its own, it holds for packets that come or go by that
-// interface ([Cache.SetDevices]); and of one that has none, for a while
-// ([Options.Unattended]).
+// Rules keep the programs, and programs keep the maps, after the agent has ended. Then the
+// last state stays in force, but a new pod may get the address of an old one: so the programs
+// answer for a pod of this node only on its own interface ([Cache.SetDevices]), and for pods
+// that share an interface only for a while ([Options.Unattended]).
 package bpf
 
 import (
@@ -79,39 +45,38 @@ import (
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -no-global-types -target bpfel,bpfeb program program.c -- -O2 -Wall -Werror -mcpu=v2
 
-// DefaultFlows is how many verdicts the kernel remembers: about 8 MiB, taken at
-// once.
+// DefaultFlows is the number of verdicts in the cache: about 8 MiB, allocated at once.
 const DefaultFlows = 65536
 
-// DefaultUnattended is longer than an agent that crashes again and again is away at
-// a time: Kubernetes waits up to 5 minutes before it starts it again.
+// DefaultUnattended is longer than the pauses of an agent that crashes repeatedly:
+// Kubernetes waits up to 5 minutes before it restarts it.
 const DefaultUnattended = 10 * time.Minute
 
-// Options say how to make a Cache.
+// Options configure a Cache.
 type Options struct {
-	// BPFFS is where the BPF file system is mounted, or is to be: empty for
-	// DefaultBPFFS.
+	// BPFFS is the mount point of the BPF file system, which is mounted if necessary;
+	// empty for DefaultBPFFS.
 	BPFFS string
-	// Flows is how many verdicts are remembered; 0 is DefaultFlows. Of more, those
-	// that were asked for longest ago are forgotten.
+	// Flows bounds the verdicts in the cache; 0 is DefaultFlows. The least recently used
+	// ones are evicted.
 	Flows int
 	// AllowedOnly leaves denials to user space, where they are logged.
 	AllowedOnly bool
-	// Unattended is for how long after the last call of Attend the kernel answers for
-	// pods of this node that share an interface, as on a bridge; 0 is for ever. Their
-	// addresses may belong to other pods when the agent has been gone for long.
+	// Unattended bounds how long after the last call of Attend the kernel answers for
+	// pods of this node that share an interface, as on a bridge; 0 disables the bound.
+	// Their addresses may belong to other pods when the agent has been gone for long.
 	Unattended time.Duration
-	// Logger gets what goes wrong on the way; nil discards it.
+	// Logger logs failures that are not returned; nil discards them.
 	Logger *slog.Logger
 }
 
-// Stats say how a cache has done. Answers of the kernel are counted per packet.
+// Stats are the statistics of a cache. Answers of the kernel are counted per packet.
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
-	Allowed uint64 // packets allowed by a verdict that was remembered
-	Denied  uint64 // packets denied likewise, or because no rule allows one end anything
-	Failed  uint64 // verdicts that could not be remembered
-	// Published is how long the last Publish took that changed something.
+	Allowed uint64 // packets allowed by a verdict in the cache
+	Denied  uint64 // packets denied by one, or because no rule allows one end anything
+	Failed  uint64 // verdicts that could not be inserted
+	// Published is the duration of the last Publish with a change.
 	Published time.Duration
 }
 
@@ -138,8 +103,8 @@ type Cache struct {
 	published atomic.Int64
 }
 
-// Open makes a cache and pins its programs. It answers nothing until Publish. An
-// error says what the kernel, or the caller's privileges, lack.
+// Open makes a cache and pins its programs. The cache answers nothing until Publish. An
+// error names what the kernel or the caller's privileges lack.
 func Open(opts Options) (*Cache, error) {
 	c := &Cache{opts: opts, log: opts.Logger, secrets: newSecrets(), ranges: make(map[netip.Prefix]bool), devices: make(map[netip.Addr]uint32)}
 	if c.log == nil {
@@ -159,7 +124,7 @@ func Open(opts Options) (*Cache, error) {
 
 // load makes the maps and programs.
 func (c *Cache) load() error {
-	// Kernels before 5.11 count maps as locked memory, of which little is allowed.
+	// Kernels before 5.11 count maps as locked memory, which is limited to little.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
@@ -177,8 +142,8 @@ func (c *Cache) load() error {
 	return nil
 }
 
-// loadPrograms makes the maps and programs, which read the clock unless so said:
-// kernels before 5.8 let only programs under the GPL do so.
+// loadPrograms makes the maps and programs. With clockless, the programs do not read the
+// clock, which kernels before 5.8 allow only to programs under the GPL.
 func (c *Cache) loadPrograms(clockless bool) error {
 	spec, err := loadProgram()
 	if err != nil {
@@ -197,7 +162,7 @@ func (c *Cache) loadPrograms(clockless bool) error {
 	return spec.LoadAndAssign(&c.objs, nil)
 }
 
-// stopClock has the programs take the time for 0, at which no deadline is over.
+// stopClock makes the programs read the time 0, at which no deadline has passed.
 func stopClock(spec *ebpf.CollectionSpec) {
 	for _, p := range spec.Programs {
 		for i, ins := range p.Instructions {
@@ -224,9 +189,9 @@ func (c *Cache) pin() (err error) {
 	return err
 }
 
-// EnsurePins gives the programs their names again where these are gone, or are now
-// those of others: no rule that calls a program can be written without its name. It
-// mounts the BPF file system if that is gone.
+// EnsurePins pins the programs again where their pins are gone or belong to other programs:
+// a rule that calls a program cannot be written without its pin. It mounts the BPF file
+// system if that is gone.
 func (c *Cache) EnsurePins() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -261,7 +226,7 @@ func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
 	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
-	// A copy, because a program that was pinned once takes itself to be so still.
+	// A copy, because the program still counts as pinned.
 	again, err := program.Clone()
 	if err != nil {
 		return err
@@ -289,11 +254,11 @@ func pinned(path string, program *ebpf.Program) bool {
 	return ok && wantOK && id == wantID
 }
 
-// AllowPin is the path of the program that says which packets may pass.
+// AllowPin is the path of the program that matches packets that may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
 
-// DenyPin is the path of the program that says which packets must not pass; empty
-// if the cache remembers no denials.
+// DenyPin is the path of the program that matches packets that must not pass; empty with
+// AllowedOnly.
 func (c *Cache) DenyPin() string {
 	if c.opts.AllowedOnly {
 		return ""
@@ -301,22 +266,21 @@ func (c *Cache) DenyPin() string {
 	return filepath.Join(c.pins.dir, "deny")
 }
 
-// Close ends the agent's part. What rules refer to stays in the kernel, and the
-// programs stay pinned.
+// Close ends the agent's part. The programs stay in the kernel for the rules, and stay
+// pinned.
 func (c *Cache) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.objs.Close(), c.tables.close(), c.pins.release())
 }
 
-// Remove is Close that leaves nothing. No rule should refer to the programs any
-// more.
+// Remove is Close, and removes the pins. No rule should refer to the programs any more.
 func (c *Cache) Remove() error {
 	return errors.Join(c.pins.remove(), c.Close())
 }
 
-// Stop ends the cache before the agent does, where nothing can call its programs.
-// They say nothing from now on, and nothing is remembered.
+// Stop ends the cache before the agent, if rules cannot call its programs. From now on they
+// match nothing, and no verdict is inserted.
 func (c *Cache) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -382,7 +346,7 @@ func rangeOf(p netip.Prefix) prefix {
 	return prefix{uint32(bits), p.Addr().As16()}
 }
 
-// Stats says how the cache has done.
+// Stats returns the statistics of the cache.
 func (c *Cache) Stats() (Stats, error) {
 	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
 	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied} {
@@ -397,7 +361,7 @@ func (c *Cache) Stats() (Stats, error) {
 	return s, nil
 }
 
-// withHint gives the errors that a user can do something about words of their own.
+// withHint adds a hint to errors that a user can do something about.
 func withHint(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, os.ErrPermission):
@@ -408,11 +372,11 @@ func withHint(err error) error {
 	return err
 }
 
-// Writer is how one worker remembers verdicts. It serves one goroutine.
+// Writer inserts the verdicts of one worker. It serves one goroutine.
 type Writer struct {
 	cache *Cache
-	// Held here so that a system call can be told where they are without an
-	// allocation for each packet.
+	// Fields, so that a system call can point to them without an allocation for each
+	// packet.
 	key   filter.Key
 	value uint64
 }

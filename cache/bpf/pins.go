@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultBPFFS is where systems mount the BPF file system.
+// DefaultBPFFS is the usual mount point of the BPF file system.
 const DefaultBPFFS = "/sys/fs/bpf"
 
-// mounted says whether a path is in a BPF file system.
+// mounted reports whether a path is in a BPF file system.
 func mounted(path string) bool {
 	var s unix.Statfs_t
 	return unix.Statfs(path, &s) == nil && uint32(s.Type) == unix.BPF_FS_MAGIC
 }
 
-// mount mounts the BPF file system unless it is there.
+// mount mounts the BPF file system unless it is mounted.
 func mount(path string) error {
 	if mounted(path) {
 		return nil
@@ -34,17 +34,16 @@ func mount(path string) error {
 	return nil
 }
 
-// pins is the folder of one agent's programs. The agent holds a lock on it for as
-// long as it lives, so that others can tell what a dead one has left: the kernel
-// lets go of the lock whatever way a process ends, and knows it across containers
-// that see each other's processes under other numbers or not at all.
+// pins is the directory of one agent's programs. The agent holds a lock on it while it runs,
+// so that other agents recognise the directories of dead ones: the kernel releases the lock
+// however a process ends, and the lock works across containers with separate process IDs.
 type pins struct {
 	dir  string
 	lock *os.File
 }
 
-// pinPrefix is how the names of the folders begin of agents in this network namespace.
-// Those of others, whose rules are elsewhere, are not ours to remove.
+// pinPrefix begins the names of the directories of agents in this network namespace. Those
+// of other namespaces, whose rules are elsewhere, must not be removed.
 func pinPrefix() (string, error) {
 	var s unix.Stat_t
 	// thread-self, because the namespace belongs to the thread.
@@ -73,7 +72,7 @@ func newPins(bpffs string) (*pins, error) {
 	return &pins{dir, lock}, nil
 }
 
-// lock takes the lock of a folder, unless somebody has it.
+// lock takes the lock of a directory, unless another process has it.
 func lock(dir string) (f *os.File, locked bool, err error) {
 	if f, err = os.Open(dir); err != nil {
 		return nil, false, err
@@ -88,7 +87,7 @@ func lock(dir string) (f *os.File, locked bool, err error) {
 	}
 }
 
-// ensure makes the folder again if it is gone, and takes its lock.
+// ensure makes the directory again if it is gone, and takes its lock.
 func (p *pins) ensure() error {
 	var held, there unix.Stat_t
 	if err := unix.Fstat(int(p.lock.Fd()), &held); err != nil {
@@ -112,7 +111,7 @@ func (p *pins) ensure() error {
 	return old.Close()
 }
 
-// remove takes the programs' names away. What rules refer to stays in the kernel.
+// remove removes the pins. Programs that rules refer to stay in the kernel.
 func (p *pins) remove() error {
 	if err := os.RemoveAll(p.dir); err != nil {
 		return fmt.Errorf("remove the pinned programs: %w", err)
@@ -120,12 +119,12 @@ func (p *pins) remove() error {
 	return nil
 }
 
-// release lets go of the lock and leaves the rest.
+// release releases the lock and leaves the pins.
 func (p *pins) release() error { return p.lock.Close() }
 
-// RemoveStale removes the pinned programs of agents of this network namespace
-// that are gone, and returns their folders. Rules that still refer to them go on
-// to work, but the legacy backend of iptables can then not change their table.
+// RemoveStale removes the pinned programs of dead agents of this network namespace, and
+// returns their directories. Rules that still refer to them continue to work, but the legacy
+// backend of iptables can then not change their table.
 func RemoveStale(bpffs string) (removed []string, err error) {
 	if bpffs == "" {
 		bpffs = DefaultBPFFS

@@ -1,14 +1,13 @@
 //go:build ignore
 
-// The flow cache in the kernel: two programs that iptables calls as a match (-m
-// bpf --object-pinned). "allow" says yes to a packet that may pass without asking
-// user space, "deny" to one that must not; a packet to which neither says yes goes
-// to the queue, as if there were no cache. A match can only say yes or no, hence
-// two.
+// The flow cache in the kernel: two programs that iptables calls as matches (-m bpf
+// --object-pinned). "allow" matches a packet that may pass without a trip to user space,
+// "deny" one that must not pass; a packet that neither matches is queued, as without a
+// cache. There are two because a match has only two results.
 //
-// What they may say is what packet.Decode and policy.Snapshot.DecideBetween say,
-// or nothing. All that is odd is left to those: fragments, IPv4 options, IPv6
-// extension headers, lengths that cannot be right.
+// A match always agrees with packet.Decode and policy.Snapshot.DecideBetween. Unusual
+// packets are left to user space: fragments, IPv4 options, IPv6 extension headers, invalid
+// lengths.
 //
 // A packet reaches them at its IP header. Each costs 110 ns where no verdict is
 // needed and 180 where one is looked up; a packet that is queued after all has paid
@@ -36,11 +35,10 @@ enum { PORTLESS = 1, PORTED = 2, ANY = 3 };
 
 enum { ICMPV6 = 58 }; // which linux/in.h lacks
 
-// endpoint is whoever is known to have an address. The flags say in which
-// directions policies isolate it, in which of these no rule allows anything, and
-// whether it is this node and no pod. The device is the interface that leads to this
-// pod of this node and to no other, if there is one: a pod that gets the address when
-// there is no agent has another, and nothing is answered for it.
+// endpoint is the owner of an address. The flags are the directions in which policies
+// isolate it, those in which no rule allows anything, and whether it is this node. The
+// device is the interface that leads only to this pod of this node, or 0: a pod that gets the
+// address while no agent runs has another device, and nothing is answered for it.
 struct endpoint {
 	__u64 epoch;
 	__u32 flags;
@@ -53,8 +51,8 @@ enum {
 	NODE = 4,
 	CLOSED_EGRESS = 8,
 	CLOSED_INGRESS = 16,
-	KNOWN = 32, // set here: there is one
-	SHARED = 64, // a pod of this node that no device tells from others
+	KNOWN = 32, // set here: there is an endpoint
+	SHARED = 64, // a pod of this node that shares its device
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
 	OF_DESTINATION = ISOLATED_INGRESS | CLOSED_INGRESS | NODE,
@@ -65,10 +63,10 @@ enum verdict { DENY = 0, ALLOW = 1 };
 // Random numbers that the loader sets: see stamp.
 volatile const __u64 secrets[7];
 
-// endpoints holds one table of all endpoints, which is never written while it is
-// here: user space writes another and puts that in its place. So whatever changes
-// at once in a cluster changes here at once, and the kernel tells user space when
-// no program uses the table from before any more. Empty, it closes the cache.
+// endpoints holds one table of all endpoints, which is never written while it is here: user
+// space writes another one and replaces it. So changes that belong together take effect
+// together, and the kernel reports when no program uses the previous table. Without a table
+// the programs match nothing.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -82,9 +80,9 @@ struct {
 	});
 } endpoints SEC(".maps");
 
-// deadline is until when the programs answer for pods that no device tells from
-// others, in nanoseconds of the kernel's monotonic clock. The agent moves it on. The
-// addresses of such pods may belong to others when it has been gone for long.
+// deadline is the time until which the programs answer for pods that share a device, in
+// nanoseconds of the kernel's monotonic clock. The agent extends it. The addresses of such
+// pods may belong to other pods when the agent has been gone for long.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -97,9 +95,9 @@ struct range {
 	struct address first;
 };
 
-// ranges are those in which pods have their addresses. Whoever is not known there
-// is a pod of which the news is still on its way, and user space has the packet
-// wait.
+// ranges are those in which pods have their addresses. An address in them without an
+// endpoint is pending: it belongs to a pod that is not known yet, and user space holds the
+// packet.
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 65536);
@@ -108,9 +106,9 @@ struct {
 	__type(value, __u32);
 } ranges SEC(".maps");
 
-// flows are the verdicts that were given, as stamp and verdict in one number. Where
-// one holds for all packets of a pair of addresses, its key is the pair's, so that
-// a scan of ports takes one place, and one way to user space.
+// flows are the verdicts, as stamp and verdict in one number. A verdict about all packets
+// of a pair of addresses has the key of the pair, so that a port scan takes one entry and
+// one trip to user space.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
@@ -118,8 +116,8 @@ struct {
 	__type(value, __u64);
 } flows SEC(".maps");
 
-// answers counts: packets allowed because nobody isolates either end, other packets
-// allowed, and packets denied.
+// answers counts packets that were allowed because no policy isolates either end, other
+// allowed packets, and denied packets.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 3);
@@ -135,17 +133,16 @@ static __always_inline int yes(enum answer which)
 	__u64 *count = bpf_map_lookup_elem(&answers, &at);
 
 	if (count)
-		(*count)++; // this CPU's own, and iptables keeps others from running on it
+		(*count)++; // per CPU, and iptables disables preemption
 	return 1;
 }
 
-// upper is where the header behind that of IP begins, and how much of the packet
-// lies behind there by what the IP header says: nothing, in packets too long for
-// the field, which are left to user space. Protocol 0 stands for something odd; in
-// IPv6 it is that, a header of options. begins is set once the header was read, if
-// the packet may be the first of a connection, for which the verdict about its key
-// suffices. Any other may belong to a connection that the end it goes to has opened:
-// see Judge in the package cache.
+// upper is the place of the header behind the IP header, and the length from there by the
+// IP header: 0 in packets too long for the field, which are left to user space. Protocol 0
+// marks an unusual packet; in IPv6 it is a header of options. begins is set after the header
+// was read, if the packet may be the first of a connection, for which the verdict about its
+// key suffices. Any other packet may belong to a connection that its receiver has opened: see
+// Evaluator.decideMidStream in sluice/filter/engine.
 struct upper {
 	__u32 at, length;
 	__u8 protocol, begins;
@@ -156,8 +153,8 @@ static __always_inline int mapped(struct address *a)
 	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
 }
 
-// Pointers that the programs get cannot be compared: without the capability PERFMON
-// the kernel takes that for a leak.
+// The programs cannot compare pointers: without the capability PERFMON the kernel takes it
+// for a leak.
 static __always_inline int same(struct address *a, struct address *b)
 {
 	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] && a->word[3] == b->word[3];
@@ -187,7 +184,7 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct key *k, struc
 	map(&k->dst, ip.dst);
 	__u32 length = bpf_ntohs(ip.length);
 
-	// Of the fragment field, one bit only says that nobody may cut the packet up.
+	// One bit of the fragment field only forbids fragmentation.
 	if (ip.version == 0x45 && !(ip.fragment & bpf_htons(0xbfff)) && length >= sizeof(ip)) {
 		up->at = sizeof(ip);
 		up->length = length - sizeof(ip);
@@ -203,8 +200,8 @@ struct ipv6 {
 	struct address src, dst;
 };
 
-// A packet that claims a mapped address on the wire could pass for one of IPv4,
-// and is denied.
+// A packet with a mapped address could pass for one of IPv4, and is left to user space,
+// which denies it.
 static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struct upper *up)
 {
 	struct ipv6 ip;
@@ -222,7 +219,7 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struc
 enum { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 }; // of TCP, RFC 9293, 3.1
 enum { INIT = 1 };						 // the chunk of SCTP, RFC 9260, 3.2
 
-// read_upper completes the key; 0 if the header is odd, or not all there.
+// read_upper completes the key; 0 if the header is unusual or incomplete.
 static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, struct upper *up)
 {
 	__u8 header[20]; // the fixed part of TCP, which is the longest
@@ -264,8 +261,8 @@ static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, stru
 	return 1;
 }
 
-// expected says whether an address is one that a pod should have.
-static __always_inline int expected(struct address *a)
+// pending reports whether an address without an endpoint should be a pod's.
+static __always_inline int pending(struct address *a)
 {
 	struct range one = { .bits = 128, .first = *a };
 
@@ -279,14 +276,13 @@ static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 	return (__u64)(__u32)(a + (__u32)secret) * (__u32)(b + (__u32)(secret >> 32));
 }
 
-// stamp is a number that a key has with the epochs of its two ends, and with no
-// others: a verdict holds while both are what they were. It stands for the key
-// too because the kernel gives the place of a flow that it forgets to another at
-// once, under the hands of a program that reads it; what is read is one number,
-// so that it cannot be half of each. Of any two inputs, at most one choice of the
-// secrets in 2^30 gives both one stamp, so that two cannot be found without
-// them. A chain of multiplications by a constant has no such bound: there, the same
-// two bits changed in neighbouring words cancelled out for every start value.
+// stamp is a number for a key and the epochs of its two ends: a verdict is valid while both
+// are current. It covers the key too because the kernel reuses the entry of an evicted flow
+// at once, while a program may be reading it; a program reads one number, so that it cannot
+// see half of each. For any two inputs, at most one choice of the secrets in 2^30 gives both
+// the same stamp, so that collisions cannot be found without the secrets. A chain of
+// multiplications by a constant has no such bound: the same two bits changed in neighbouring
+// words cancelled out for every start value.
 static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 {
 	__u32 rest = (__u32)k->port << 16 | k->protocol << 8 | k->transport;
@@ -308,7 +304,7 @@ static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum 
 	return flow && *flow == (stamp(k, src, dst) | wanted);
 }
 
-// unattended reports whether the deadline is over.
+// unattended reports whether the deadline has passed.
 static __always_inline int unattended(void)
 {
 	__u32 first = 0;
@@ -317,7 +313,7 @@ static __always_inline int unattended(void)
 	return !until || bpf_ktime_get_ns() > *until;
 }
 
-static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
+static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 {
 	struct key k = {};
 	struct upper up = {};
@@ -336,8 +332,8 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 
 	struct endpoint *src = bpf_map_lookup_elem(known, &k.src);
 	struct endpoint *dst = bpf_map_lookup_elem(known, &k.dst);
-	// Numbers from here on: what a compiler makes of two pointers in one condition
-	// needs PERFMON too.
+	// Numbers from here on: conditions on two pointers can compile to code that needs
+	// PERFMON too.
 	__u64 of_src = 0, of_dst = 0, src_epoch = 0, dst_epoch = 0;
 
 	if (src) {
@@ -345,7 +341,7 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 		src_epoch = src->epoch;
 		if (src->device && src->device != skb->ingress_ifindex)
 			return 0;
-	} else if (expected(&k.src)) {
+	} else if (pending(&k.src)) {
 		return 0;
 	}
 	if (dst) {
@@ -353,7 +349,7 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 		dst_epoch = dst->epoch;
 		if (dst->device && dst->device != skb->ifindex)
 			return 0;
-	} else if (expected(&k.dst)) {
+	} else if (pending(&k.dst)) {
 		return 0;
 	}
 
@@ -371,14 +367,13 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 			return 0;
 	}
 
-	// With no policy in the way any packet passes, whatever it is. It takes a known
-	// end: of two strangers user space says the same, but when it is gone, they may
-	// be pods that it never heard of.
+	// Without a policy every packet passes. One end must be known: user space decides the
+	// same about two unknown ends, but when the agent is gone, they may be new pods.
 	if ((of_src | of_dst) & KNOWN && (!flags || flags & NODE))
 		return wanted == ALLOW && yes(OPEN);
 
-	// Nor does any pass from or to a pod to which nothing is allowed, but from and to
-	// itself, and its node: a stranger may be that.
+	// No packet passes from or to a pod that is closed, except from and to itself and its
+	// node, which an unknown end may be.
 	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED)
 		return wanted == DENY && yes(DENIED);
 
@@ -394,11 +389,11 @@ static __always_inline int judge(struct __sk_buff *skb, enum verdict wanted)
 SEC("socket/allow")
 int allow(struct __sk_buff *skb)
 {
-	return judge(skb, ALLOW);
+	return evaluate(skb, ALLOW);
 }
 
 SEC("socket/deny")
 int deny(struct __sk_buff *skb)
 {
-	return judge(skb, DENY);
+	return evaluate(skb, DENY);
 }

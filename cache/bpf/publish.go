@@ -31,8 +31,8 @@ const (
 	shared          = 64
 )
 
-// endpointOf is what the programs know of who has an address. A pod of this node has
-// a device of its own, or is one of several that share one.
+// endpointOf is the entry of an endpoint. A pod of this node has a device of its own, or
+// shares one.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
 	for _, one := range [...]struct {
@@ -58,8 +58,8 @@ func isLocal(s *policy.Snapshot, e *policy.Endpoint) bool {
 	return slices.ContainsFunc(e.Hosts(), func(host netip.Addr) bool { return s.Endpoint(host).IsNode() })
 }
 
-// tables are two tables of endpoints. Programs read one, and the other is written
-// before they change places; so each change is written twice.
+// tables are two tables of endpoints. The programs read one, and the other is written
+// before they are swapped; so each change is written twice.
 type tables struct {
 	read, spare *ebpf.Map
 	room        int
@@ -72,13 +72,13 @@ func (t *tables) close() error {
 	return errors.Join(t.read.Close(), t.spare.Close())
 }
 
-// Publish brings the endpoints up to those of a snapshot, of which changes says
-// how it differs from the one of the call before. When it returns, no packet is
-// judged by an older snapshot, and none that was is still in the rules.
+// Publish updates the endpoints and ranges to those of a snapshot; changes are the addresses
+// that differ from the one of the last call. When it returns, no packet is decided by an
+// older snapshot, and none that was is still in the rules.
 //
-// It takes about 2 µs for each change, and the time of an RCU grace period, which
-// is some 10 ms. With an error the cache answers nothing until a later Publish
-// succeeds; if the error is ErrOpen it could not be closed either.
+// It takes about 2 µs for each change, and an RCU grace period of some 10 ms. After an error
+// the cache answers nothing until a later Publish succeeds; if the error is ErrStillAnswering
+// it could not be disabled either.
 func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -101,7 +101,7 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 // reports it.
 //
 // With an error the cache answers nothing until a later Publish succeeds; if the
-// error is ErrOpen it could not be closed either.
+// error is ErrStillAnswering it could not be disabled either.
 func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -130,8 +130,8 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	return nil
 }
 
-// Attend moves on the time until when the kernel answers for pods that share an
-// interface. It is to be called more often than Options.Unattended.
+// Attend extends the time until which the kernel answers for pods that share an
+// interface. It must be called more often than Options.Unattended.
 func (c *Cache) Attend() error {
 	until := uint64(math.MaxUint64)
 	if c.opts.Unattended > 0 {
@@ -165,7 +165,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	}
 	t.read, t.spare = t.spare, t.read
 	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
-		// The one that is read is right. The next change makes new ones.
+		// The table that is read is complete. The next change makes new ones.
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
 		c.tables = nil
 		return t.close()
@@ -173,7 +173,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	return nil
 }
 
-// swap has the programs read a table, and returns when none reads another.
+// swap makes the programs read a table, and returns when none reads another one.
 func (c *Cache) swap(table *ebpf.Map) error {
 	if err := c.objs.Endpoints.Update(uint32(0), table, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("replace the table of endpoints: %w", err)
@@ -205,7 +205,7 @@ func (c *Cache) rebuild(s *policy.Snapshot) error {
 	return before.close()
 }
 
-// addresses are all that a snapshot knows.
+// addresses are those of all endpoints of a snapshot.
 func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for a := range s.Endpoints() {
@@ -216,7 +216,7 @@ func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 	}
 }
 
-// write writes who has some addresses into a table that no program reads.
+// write writes the endpoints of some addresses into a table that no program reads.
 func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
 	for a := range addrs {
 		var err error
@@ -226,16 +226,16 @@ func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.
 			err = nil
 		}
 		if err != nil {
-			return fmt.Errorf("write who has %s: %w", a, err)
+			return fmt.Errorf("write the endpoint of %s: %w", a, err)
 		}
 	}
 	return nil
 }
 
-// ErrStillAnswering says that the cache may answer by a snapshot that is no longer in force.
-var ErrStillAnswering = errors.New("the kernel's flow cache could not be closed")
+// ErrStillAnswering means that the cache may answer by a snapshot that is no longer in force.
+var ErrStillAnswering = errors.New("the kernel's flow cache could not be disabled")
 
-// disable takes the endpoints away, without which the programs say nothing.
+// disable removes the endpoints, without which the programs match nothing.
 func (c *Cache) disable() error {
 	if err := c.objs.Endpoints.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("%w: %w", ErrStillAnswering, err)

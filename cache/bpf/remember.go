@@ -10,13 +10,11 @@ import (
 	"sluice/filter"
 )
 
-// Remember remembers a verdict that policy.Snapshot.DecideBetween gave for a key
-// with the epochs of its ends. It takes one to three microseconds and allocates nothing.
-// A verdict that cannot be remembered is counted and given again when it is asked
-// for.
+// Remember inserts a verdict of policy.Snapshot.DecideBetween about a key, with the epochs of
+// its ends. It takes one to three microseconds and does not allocate. A verdict that cannot
+// be inserted is counted, and decided again when needed.
 //
-// Keys that the programs do not read, and denials where they are not wanted, are
-// passed over.
+// Keys that the programs do not read are skipped, and denials with AllowedOnly.
 func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	readable := k.Transport == filter.Any || k.Transport == filter.Ported || k.Transport == filter.Portless && (k.Protocol == filter.ICMP || k.Protocol == filter.ICMPv6)
 	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly || w.cache.stopped.Load() {

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// countersInterval is how often the kernel's counters are read.
+	// countersInterval is the time between two readings of the kernel's counters.
 	countersInterval = time.Second
-	// drainInterval is how often while a queue is drained.
+	// drainInterval is countersInterval while the queues are drained.
 	drainInterval = time.Millisecond
 )
 
@@ -25,22 +25,22 @@ const (
 // seq_show).
 type counter struct {
 	waiting uint64 // packets in the queue
-	dropped uint64 // those that found it full, or that the socket could not take
+	dropped uint64 // that found the queue or the socket full
 }
 
-// counters reads the counters of our queues, by number.
+// counters returns the counters of the workers' queues, by number.
 func (q *Queues) counters() (map[uint16]counter, error) {
 	return counters(q.opts.NetNS, q.opts.First, q.opts.span())
 }
 
-// Bound says whether somebody reads one of count queues from number first on, in
-// a network namespace, 0 for that of the process.
+// Bound reports whether a process reads one of the queues in [first, first+count), in a
+// network namespace, 0 for that of the process.
 func Bound(netNS int, first uint16, count int) (bool, error) {
 	found, err := counters(netNS, first, count)
 	return len(found) > 0, err
 }
 
-// counters reads the counters of those of count queues that somebody reads.
+// counters returns the kernel's counters for the bound queues in [first, first+count).
 func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 	var text []byte
 	err := inNetNS(netNS, func() (err error) {
@@ -70,13 +70,13 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 	return found, nil
 }
 
-// Waiting is how many packets wait in the queues for their answer.
+// Waiting is the number of packets in the queues that wait for a verdict.
 func (q *Queues) Waiting() (int, error) {
 	return Waiting(q.opts.NetNS, q.opts.First, q.opts.span())
 }
 
-// Waiting is how many packets wait in count queues from number first on, whoever
-// reads them, in a network namespace, 0 for that of the process.
+// Waiting is the number of packets in the queues in [first, first+count), of any process, in
+// a network namespace, 0 for that of the process.
 func Waiting(netNS int, first uint16, count int) (int, error) {
 	found, err := counters(netNS, first, count)
 	sum := 0
@@ -86,8 +86,7 @@ func Waiting(netNS int, first uint16, count int) (int, error) {
 	return sum, err
 }
 
-// Drain returns when every packet has been answered. New ones must be kept from
-// the queues meanwhile.
+// Drain returns when every packet has its verdict. No new packets may be queued meanwhile.
 func (q *Queues) Drain(ctx context.Context) error {
 	tick := time.NewTicker(drainInterval)
 	defer tick.Stop()
@@ -104,8 +103,8 @@ func (q *Queues) Drain(ctx context.Context) error {
 	}
 }
 
-// watch counts and reports what the kernel drops, until ctx ends. A queue that
-// is bound anew counts from 0 again.
+// watch counts and logs the packets that the kernel drops, until ctx ends. A queue that is
+// bound again counts from 0.
 func (q *Queues) watch(ctx context.Context) {
 	tick := time.NewTicker(countersInterval)
 	defer tick.Stop()
@@ -120,7 +119,7 @@ func (q *Queues) watch(ctx context.Context) {
 		now, err := q.counters()
 		if err != nil {
 			if err.Error() != failed {
-				q.log.Warn("packets that the kernel drops are not counted", "err", err)
+				q.log.Warn("packets that the kernel drops cannot be counted", "err", err)
 			}
 			failed = err.Error()
 			continue
@@ -131,7 +130,7 @@ func (q *Queues) watch(ctx context.Context) {
 	}
 }
 
-// count adds up what was dropped between two looks.
+// count adds the packets that were dropped between two readings.
 func (q *Queues) count(last, now map[uint16]counter) {
 	for number, c := range now {
 		before := last[number].dropped
@@ -144,17 +143,17 @@ func (q *Queues) count(last, now map[uint16]counter) {
 			continue
 		case q.opts.Overflow && int(number) == int(q.opts.First)+q.opts.Count:
 			q.overflowDropped.Add(lost)
-			q.log.Warn("the kernel dropped packets of sources that send more than their share", event.PacketsDropped.Attr(),
+			q.log.Warn("the kernel dropped packets of sources over their limit", event.PacketsDropped.Attr(),
 				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)
 		default:
 			q.dropped.Add(lost)
-			q.log.Warn("the kernel dropped packets that found their queue full: more queues or a longer one may help", event.PacketsDropped.Attr(),
+			q.log.Warn("the kernel dropped packets because their queue was full; more or longer queues may help", event.PacketsDropped.Attr(),
 				"queue", number, "dropped", lost, "waiting", c.waiting, "max_len", q.opts.MaxLen)
 		}
 	}
 }
 
-// inNetNS runs f in a network namespace, 0 for where we are.
+// inNetNS runs f in a network namespace, 0 for the current one.
 func inNetNS(fd int, f func() error) error {
 	if fd == 0 {
 		return f()

@@ -1,17 +1,15 @@
-// Package queue answers the kernel: for each packet that the rules send to an
-// NFQUEUE it asks an [Evaluator] and gives the verdict.
+// Package queue answers the kernel: it evaluates each packet that the rules send to an
+// NFQUEUE and sets the verdict.
 //
-// There are several queues, and one worker reads each; the kernel keeps the
-// packets between two addresses in one queue. Sources that send more than their
-// share may have one more, the crowd's. An allowed packet goes back to the
-// top of its chain (NF_REPEAT) with a bit in its mark, by which the rules save
-// the verdict to the connection; a denied one is dropped there and then. One
-// whose pod is not known yet waits, within bounds, until it is.
+// There are several queues, each with a worker; the kernel keeps the packets between two
+// addresses in one queue. Packets of sources over their limit go to the overflow queue. An
+// allowed packet returns to the top of its chain (NF_REPEAT) with a bit in its mark, by which
+// the rules save the verdict to the connection; a denied packet is dropped. A packet whose
+// pod is not known yet waits, within bounds.
 //
-// go-nfqueue binds and configures the queues and encodes the verdicts; a worker reads
-// bursts of packets, see worker.answer. A packet that cannot be decoded is denied. A
-// worker that fails is started again; the kernel then drops what waited in its queue. So
-// no message goes unanswered.
+// go-nfqueue binds and configures the queues and encodes the verdicts; the workers read the
+// packets, see worker.answer. A packet that cannot be decoded is denied. A worker that fails
+// is started again, and the kernel drops the packets in its queue: no packet goes unanswered.
 package queue
 
 import (
@@ -32,56 +30,54 @@ type Evaluator interface {
 	// Enter begins a section in which packets are evaluated, all by one snapshot.
 	Enter()
 	// Evaluate decides the packet that begins with its IP header at data[0]. The
-	// data are the caller's again when it returns.
+	// caller may reuse data when it returns.
 	//
-	// With filter.Hold the packet waits for whoever has the address awaited: it is
-	// judged again after each Rejudge, until the answer is another or its time is
-	// over.
-	Evaluate(data []byte) (action filter.Action, awaited netip.Addr)
-	// Expire decides a packet that has waited in vain, or for which there is no
-	// room to wait. It never says filter.Hold.
+	// With filter.Hold, the packet is held until the endpoint of pending is known: it is
+	// evaluated again after each Reevaluate, until the action changes or its time is over.
+	Evaluate(data []byte) (action filter.Action, pending netip.Addr)
+	// Expire decides a packet that has waited without success, or that cannot wait for
+	// lack of room. It never returns filter.Hold.
 	Expire(data []byte) filter.Action
 	// Exit ends the section: the kernel has carried out the verdicts about all packets
 	// since Enter.
 	Exit()
 }
 
-// Options say which queues to read, and how.
+// Options configure the queues.
 type Options struct {
 	// First is the number of the first of Count queues.
 	First uint16
 	Count int
-	// Overflow has the one behind them read too. Its worker gives way to all others.
+	// Overflow adds the overflow queue, behind them. Its worker yields to all others
+	// during a flood.
 	Overflow bool
-	// Mark is the bit that an allowed packet gets in its mark. No other bit is
-	// changed.
+	// Mark is the bit that is set in the mark of an allowed packet. No other bit changes.
 	Mark uint32
-	// MaxLen is how many packets may wait in each queue; 0 is DefaultMaxLen.
+	// MaxLen bounds the packets in each queue; 0 is DefaultMaxLen.
 	MaxLen uint32
-	// CopyRange is how many bytes of each packet are read; 0 is
-	// DefaultCopyRange.
+	// CopyRange bounds the bytes that are read of each packet; 0 is DefaultCopyRange.
 	CopyRange uint32
-	// FailOpen lets packets pass that find their queue full; otherwise they are
-	// dropped. A flood would then open what policies close.
+	// FailOpen lets packets pass that find their queue full; otherwise they are dropped.
+	// With it, a flood opens what policies deny.
 	FailOpen bool
-	// OnGap, if set, is called after packets may have passed unjudged: their queue may
-	// have been full, with FailOpen, or its worker has been started again, during which
-	// rules may let packets pass. It is called on a packet's way and must not wait.
+	// OnGap, if set, is called after packets may have passed without a verdict: because
+	// their queue may have been full, with FailOpen, or because its worker was started
+	// again, while the rules may let packets pass. It must not block.
 	OnGap func()
-	// NoGSO has the kernel cut big packets up before they are queued. Some
-	// kernels drop UDP segments and SCTP then.
+	// NoGSO makes the kernel segment large packets before it queues them. Some kernels
+	// then drop UDP segments and SCTP.
 	NoGSO bool
-	// Hold is how long a packet waits at most for its pod to become known.
+	// Hold bounds how long a packet waits for its pod to become known.
 	Hold time.Duration
-	// MaxHeld is how many packets wait so at most, in all queues together. When
-	// all places are taken, those who have most of them give way to others.
+	// MaxHeld bounds the pending packets of all queues together. When all places are
+	// taken, senders with most of them lose places to others.
 	MaxHeld int
 	// NetNS is a file descriptor of the network namespace of the queues; 0 is
 	// that of the process.
 	NetNS int
 }
 
-// span is how many queues are read.
+// span is the number of queues.
 func (o Options) span() int {
 	if o.Overflow {
 		return o.Count + 1
@@ -90,30 +86,30 @@ func (o Options) span() int {
 }
 
 const (
-	// DefaultMaxLen is four times the kernel's own default. At 20 µs a packet a
-	// full queue is worked off in 80 ms, so that no client waits a second for
-	// its retransmission of a packet that did not fit.
+	// DefaultMaxLen is four times the kernel's default. At 20 µs a packet a full queue
+	// empties in 80 ms, so that no client must wait a second to retransmit a packet that
+	// did not fit.
 	DefaultMaxLen = 4096
-	// DefaultCopyRange holds every header that a decision needs, but for long
-	// chains of IPv6 extension headers, which are opaque then.
+	// DefaultCopyRange holds every header that a decision needs, except for long chains
+	// of IPv6 extension headers, which make the packet opaque.
 	DefaultCopyRange = 256
 )
 
-// Stats are what the workers have done since the start.
+// Stats are the statistics of the workers since the start.
 type Stats struct {
-	Allowed, Denied uint64 // packets by answer
-	Stale           uint64 // answers to packets that the kernel had given up, as when an interface goes away
-	Panics          uint64 // packets whose judgement failed, denied
+	Allowed, Denied uint64 // packets by verdict
+	Stale           uint64 // verdicts about packets that were gone, as when an interface is removed
+	Panics          uint64 // packets whose evaluation panicked; denied
 	Restarts        uint64 // of workers
 	Dropped         uint64 // by the kernel: the queue or the socket was full
-	Overflow        uint64 // packets that were answered in the crowd's queue
-	OverflowDropped uint64 // by the kernel, in the crowd's queue; not included in Dropped
+	Overflow        uint64 // packets of the overflow queue
+	OverflowDropped uint64 // by the kernel, in the overflow queue; not included in Dropped
 	Full            uint64 // times that a queue may have been full and let packets pass
 
-	Pending      int64  // packets that wait for their pod to become known
-	Held         uint64 // those that have ever waited
-	HoldExpired  uint64 // those whose pod did not become known in time
-	HoldRejected uint64 // those that found no place, or lost it to a sender with fewer
+	Pending      int64  // packets that wait for their pod
+	Held         uint64 // packets that have ever waited
+	HoldExpired  uint64 // packets whose pod did not become known in time
+	HoldRejected uint64 // packets that found no place, or lost it to a sender with fewer
 }
 
 // Queues are the workers of all queues.
@@ -122,17 +118,16 @@ type Queues struct {
 	log     *slog.Logger
 	workers []*worker
 	ready   chan struct{}
-	unready atomic.Int32 // workers that have not started yet
+	unready atomic.Int32 // workers that do not read yet
 
 	allowed, denied, stale, panics, restarts, dropped atomic.Uint64
 	overflow, overflowDropped, full                   atomic.Uint64
 	heldTotal, heldExpired, heldRejected              atomic.Uint64
-	shares                                            *shares // of packets that wait
+	shares                                            *shares // of pending packets
 }
 
-// New returns the workers of the queues. Each gets two evaluators from newEvaluator, one
-// for packets that arrive and one for packets that wait. A nil logger discards
-// what there is to say.
+// New returns the workers of the queues. Each gets two evaluators, for packets that arrive
+// and for pending packets. logger may be nil.
 func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Queues, error) {
 	if opts.Count < 1 || int(opts.First)+opts.span() > 1<<16 {
 		return nil, fmt.Errorf("%d queues from number %d on: there must be one, and numbers end at 65535", opts.span(), opts.First)
@@ -156,17 +151,16 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	return q, nil
 }
 
-// fullBacklog is how many packets must have come without a pause if one found a full
-// queue, or a full socket with a buffer of so many bytes. The kernel does not count
-// packets that it lets pass then. But when it did, many were waiting for their
-// answer: those that wait for their pod, at most a burst that was being answered, and
-// the rest unread.
+// fullBacklog is the number of packets that must have come without a pause if one found the
+// queue full, or the socket with its buffer in bytes. The kernel does not count packets that
+// it lets pass then. But at that moment the queue was full of pending packets, at most one
+// burst under evaluation, and unread packets.
 func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // what the kernel accounts for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))
 }
 
-// gap says that packets may have passed unjudged.
+// gap reports that packets may have passed without a verdict.
 func (q *Queues) gap() {
 	if q.opts.OnGap != nil {
 		q.opts.OnGap()
@@ -176,9 +170,9 @@ func (q *Queues) gap() {
 // Ready is closed when every queue has been bound.
 func (q *Queues) Ready() <-chan struct{} { return q.ready }
 
-// Run reads the queues until ctx ends, which is no error. A queue that cannot be
-// opened at the start is one: another process may hold it, or the privilege may
-// be missing. One that fails later is opened again, and again.
+// Run reads the queues until ctx ends, and then returns nil. A queue that cannot be opened at
+// the start is an error: another process may read it, or the privilege may be missing. A
+// queue that fails later is opened again.
 func (q *Queues) Run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(ctx)
 	for _, w := range q.workers {
@@ -191,15 +185,15 @@ func (q *Queues) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// Reevaluate has the packets that wait judged again. It is to be called after every
-// publish, when no verdict of an older snapshot is on its way.
+// Reevaluate has the pending packets evaluated again. It is called after every publish, when
+// no verdict of an older snapshot is on its way.
 func (q *Queues) Reevaluate() {
 	for _, w := range q.workers {
 		w.pending.poke()
 	}
 }
 
-// Stats are what has been done so far.
+// Stats returns the statistics so far.
 func (q *Queues) Stats() Stats {
 	return Stats{
 		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Stale: q.stale.Load(),

@@ -5,15 +5,15 @@ import (
 	"sync"
 )
 
-// shares divides the places of packets that wait for a pod among those who send
-// them. A sender may use every place that is free. When none is, a packet of a
-// sender with fewer takes the place of the newest packet of the one that has most:
-// so a pod that scans addresses without a pod cannot take the places of pods that
-// start, whose first packets are few; and none is kept empty for them.
+// shares divides the places for pending packets among their senders. A sender may use every
+// free place. If there is none, a packet of a sender with fewer places displaces the newest
+// packet of the sender with most: so a pod that scans addresses without a pod cannot take the
+// places of the first packets of starting pods, which are few, and no place is kept empty for
+// them.
 //
-// A sender is first the interface that a packet came in by, which a pod cannot
-// forge, and then the source address among those of the interface. Where the kernel
-// does not name the interface, all addresses count as of one.
+// A sender is first the interface that a packet came in by, which a pod cannot forge, and
+// then the source address within the interface. If the kernel does not name the interface,
+// all addresses count as of one.
 type shares struct {
 	most int
 
@@ -36,8 +36,8 @@ func newShares(most int) *shares {
 	return &shares{most: most, devices: make(map[uint32]*sharer)}
 }
 
-// take gives a packet a place, or not. The packet that has lost its place to it, if
-// any, is marked so.
+// take gives a packet a place, if it can. A packet that loses its place to it is marked as
+// displaced.
 func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,9 +65,9 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	return displaced, true
 }
 
-// displace chooses the packet that gives way to p, or none. Afterwards none of the
-// two senders has fewer places than the other had before, or else they would take
-// turns.
+// displace chooses the packet that p displaces; nil if there is none. Afterwards neither of
+// the two senders has fewer places than the other had before, or they would displace each
+// other in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
@@ -90,7 +90,7 @@ func (s *shares) displace(p *pendingPacket) *pendingPacket {
 
 func (a *sharer) newest() *pendingPacket { return a.packets[len(a.packets)-1] }
 
-// leave gives the place of a packet back that has not lost it.
+// leave frees the place of a packet, unless it was displaced.
 func (s *shares) leave(p *pendingPacket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,9 +132,8 @@ func (s *shares) remove(p *pendingPacket) {
 	s.taken--
 }
 
-// ranks orders sharers by how many places they have. A step up or down costs the
-// same however many sharers there are, so that a flood of forged sources cannot make
-// the choice of a packet expensive.
+// ranks orders sharers by their number of places. A step up or down takes constant time, so
+// that a flood of forged sources cannot make the choice of a packet expensive.
 type ranks []map[*sharer]struct{}
 
 // move changes the number of places of a sharer by one, up or down.
@@ -153,7 +152,7 @@ func (r *ranks) move(a *sharer, by int) {
 	}
 }
 
-// top is one of those that have most; nil if none has any.
+// top is a sharer with most places; nil if none has any.
 func (r *ranks) top() *sharer {
 	if len(*r) == 0 {
 		return nil

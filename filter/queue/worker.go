@@ -44,7 +44,7 @@ func (w *worker) run(ctx context.Context) error {
 		if time.Since(since) > time.Minute {
 			backoff = firstBackoff
 		}
-		w.queues.log.Error("queue worker failed; starting it again", "queue", w.number, "err", err, "in", backoff)
+		w.queues.log.Error("queue worker failed; restarting it", "queue", w.number, "err", err, "in", backoff)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -110,7 +110,7 @@ func (w *worker) started() {
 // set unless it went on from the last time.
 func (w *worker) queueFull(first bool) {
 	if first && w.queues.full.Add(1) == 1 {
-		w.queues.log.Warn("a queue may have been full and let packets pass unjudged; their connections will be judged. More queues or a longer one may help",
+		w.queues.log.Warn("a queue may have been full and let packets pass without a verdict; their connections will be judged. More or longer queues may help",
 			"queue", w.number, "max_len", w.queues.opts.MaxLen)
 	}
 	w.queues.gap()
@@ -179,7 +179,7 @@ func (q *Queues) evaluate(number uint16, e Evaluator, data []byte) (action filte
 		if r := recover(); r != nil {
 			action = filter.Deny
 			q.panics.Add(1)
-			q.log.Error("judging a packet failed; it is denied", "queue", number, "panic", r, "stack", string(debug.Stack()))
+			q.log.Error("evaluating a packet failed; it is denied", "queue", number, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
 	return e.Evaluate(data)

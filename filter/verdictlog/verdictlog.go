@@ -1,9 +1,7 @@
-// Package verdictlog writes a line for each judged connection, for people who ask
-// why something was denied.
+// Package verdictlog logs a line for each verdict, to show why a connection was denied.
 //
-// A flood of denied packets must not become a flood of lines: the rate limit
-// decides before anything is looked up or formatted, and what it kept back is
-// counted and said.
+// The rate limit applies before anything is looked up or formatted, so that a flood of
+// denied packets costs little. Suppressed lines are counted, and their number is logged.
 package verdictlog
 
 import (
@@ -23,32 +21,32 @@ import (
 	"sluice/filter/policy"
 )
 
-// Level says which verdicts get a line.
+// Level is which verdicts are logged.
 type Level string
 
-// The levels, as the flag spells them.
+// The levels, as in the flag.
 const (
 	None   Level = "none"
 	Denied Level = "denied"
 	All    Level = "all"
 )
 
-// ParseLevel reads a level.
+// ParseLevel parses a level.
 func ParseLevel(text string) (Level, error) {
 	switch l := Level(text); l {
 	case None, Denied, All:
 		return l, nil
 	}
-	return None, fmt.Errorf("%q is no level: give none, denied or all", text)
+	return None, fmt.Errorf("%q is not a level: give none, denied or all", text)
 }
 
-// DefaultRate is how many lines a second are written unless told otherwise.
+// DefaultRate is the default limit in lines per second.
 const DefaultRate = 100
 
-// summaryInterval is how often what was kept back is said.
+// summaryInterval is how often the number of suppressed lines is logged.
 const summaryInterval = 5 * time.Second
 
-// Log writes the lines. It is safe for concurrent use.
+// Log logs verdicts. It is safe for concurrent use.
 type Log struct {
 	level      Level
 	log        *slog.Logger
@@ -58,9 +56,8 @@ type Log struct {
 	total      atomic.Uint64
 }
 
-// New returns a log of the verdicts of a level, with at most perSecond lines a
-// second and a burst of as many; 0 is no limit. The pods' names are those of the
-// snapshot in force.
+// New returns a log of the verdicts of a level, with at most perSecond lines a second and a
+// burst of as many; 0 disables the limit. Pods have the names of the snapshot in force.
 func New(level Level, perSecond int, names *policy.Published, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if perSecond > 0 {
@@ -69,7 +66,7 @@ func New(level Level, perSecond int, names *policy.Published, logger *slog.Logge
 	return &Log{level: level, log: logger, limit: limit, names: names}
 }
 
-// Observe writes the line of one verdict, if the level and the rate allow it.
+// Observe logs one verdict, if the level and the rate allow it.
 func (l *Log) Observe(p packet.Packet, v filter.Verdict) {
 	if l.level == None || l.level == Denied && v.Action == filter.Allow {
 		return
@@ -82,10 +79,10 @@ func (l *Log) Observe(p packet.Packet, v filter.Verdict) {
 	l.log.LogAttrs(context.Background(), slog.LevelInfo, "verdict", l.attrs(p, v)...)
 }
 
-// Suppressed is how many lines the rate limit has kept back.
+// Suppressed is the number of lines that the rate limit has suppressed.
 func (l *Log) Suppressed() uint64 { return l.total.Load() }
 
-// Run says every few seconds how many lines were kept back, until ctx ends.
+// Run logs the number of suppressed lines every few seconds, until ctx ends.
 func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(summaryInterval)
 	defer tick.Stop()
@@ -106,7 +103,7 @@ func (l *Log) reportSuppressed() {
 	}
 }
 
-// attrs are the fields of a line: who, what, and why.
+// attrs are the attributes of a line: the flow, the verdict, and the reason.
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 16)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
@@ -135,8 +132,8 @@ func appendName(attrs []slog.Attr, key string, s *policy.Snapshot, addr netip.Ad
 	return attrs
 }
 
-// appendWhy names what decided: of a denial, the direction and all policies that
-// isolate there; of an allowed flow, the rule of each end that is isolated.
+// appendWhy names what decided: for a denial, the direction and all policies that isolate
+// there; for an allowed flow, the rule of each isolated end.
 func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	switch v.Reason {
 	case filter.EgressDenied:
