@@ -9,8 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// exceptions finds exceptions that take nothing away from their cidr, or all.
-func (l *linter) exceptions(p *pol, r *rule) {
+// exceptions reports exceptions that exclude nothing, or all, of their cidr.
+func (l *linter) exceptions(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
 		if x.block == nil {
 			continue
@@ -19,18 +19,18 @@ func (l *linter) exceptions(p *pol, r *rule) {
 			field := fmt.Sprintf("%s.ipBlock.except[%d]", x.field, i)
 			switch c := x.block.cidr; {
 			case !c.Overlaps(e):
-				l.found(Except, p, field, "write a part of "+c.String()+", or remove it", "%s lies outside of the cidr %s and takes nothing away", e, c)
+				l.found(Except, p, field, "write a part of "+c.String()+", or remove it", "%s is outside the cidr %s and excludes nothing", e, c)
 			case e.Bits() < c.Bits():
-				l.found(Except, p, field, "write a part of the cidr, or remove the peer", "%s reaches out of the cidr %s and leaves nothing of it", e, c)
+				l.found(Except, p, field, "write a part of the cidr, or remove the peer", "%s contains the whole cidr %s and excludes all of it", e, c)
 			case e.Bits() == c.Bits():
-				l.found(Except, p, field, "write a part of the cidr, or remove the peer", "%s is all of the cidr and leaves nothing of it", e)
+				l.found(Except, p, field, "write a part of the cidr, or remove the peer", "%s is the whole cidr and excludes all of it", e)
 			}
 		}
 	}
 }
 
-// hostBits finds CIDRs with host bits, which are read as a different CIDR.
-func (l *linter) hostBits(p *pol, r *rule) {
+// hostBits reports CIDRs with host bits, which are read as different CIDRs.
+func (l *linter) hostBits(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
 		if x.block == nil {
 			continue
@@ -42,18 +42,18 @@ func (l *linter) hostBits(p *pol, r *rule) {
 	}
 }
 
-func (l *linter) masked(p *pol, field string, written, read netip.Prefix) {
+func (l *linter) masked(p *lintPolicy, field string, written, read netip.Prefix) {
 	if written == read {
 		return
 	}
 	l.found(HostBits, p, field, fmt.Sprintf("write %s, or %s for the one address", read, netip.PrefixFrom(written.Addr(), written.Addr().BitLen())),
-		"%s has bits behind its prefix, and is read as %s", written, read)
+		"%s has bits set after its prefix, and is read as %s", written, read)
 }
 
-// covered finds rules whose flows another rule allows to the same pods anyway. It
-// compares what is written, not what the pods of today make of it: two selectors
-// that happen to match the same pods are not the same.
-func (l *linter) covered(p *pol, r *rule) {
+// covered reports rules whose flows another rule allows to the same pods anyway. It
+// compares the policies, and not their effect on the current pods: two selectors that
+// happen to match the same pods are not equal.
+func (l *linter) covered(p *lintPolicy, r *rule) {
 	if p.subject == nil || !r.whole {
 		return
 	}
@@ -67,19 +67,19 @@ func (l *linter) covered(p *pol, r *rule) {
 				continue
 			}
 			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
-				continue // they are the same: it is said about the other
+				continue // the rules are equal: report the other one
 			}
 			whose := "this policy"
 			if o != p {
 				whose = o.Ref.Object()
 			}
-			l.found(Covered, p, r.field, "remove it, or narrow the other one", "%s of %s allows all that it allows", by.field, whose)
+			l.found(Covered, p, r.field, "remove it, or narrow the other one", "%s of %s allows everything that it allows", by.field, whose)
 			return
 		}
 	}
 }
 
-// covers says whether every flow that o allows, r allows too.
+// covers reports whether r allows every flow that o allows.
 func (r *rule) covers(o *rule) bool {
 	peers := r.anyone || !o.anyone && len(o.peers) > 0 && !slices.ContainsFunc(o.peers, func(x peer) bool {
 		return !slices.ContainsFunc(r.peers, func(y peer) bool { return y.covers(&x) })
@@ -111,11 +111,11 @@ func (x *peer) covers(o *peer) bool {
 	})
 }
 
-// inside says whether every address of p is in o.
+// inside reports whether o contains every address of p.
 func inside(p, o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) }
 
-// within says whether whatever sel matches, wider matches too, as far as can be
-// told from one requirement at a time.
+// within reports whether wider matches everything that sel matches. It compares single
+// requirements, so it may return false where it holds.
 func within(sel, wider labels.Selector) bool {
 	have, _ := sel.Requirements()
 	want, selectable := wider.Requirements()
@@ -127,7 +127,7 @@ func within(sel, wider labels.Selector) bool {
 	})
 }
 
-// follows says whether an object that satisfies h satisfies w.
+// follows reports whether every object that satisfies h satisfies w.
 func follows(h, w labels.Requirement) bool {
 	if h.Key() != w.Key() {
 		return false

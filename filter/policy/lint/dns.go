@@ -9,11 +9,10 @@ import (
 	"sluice/filter"
 )
 
-// dns finds pods that may send something somewhere, but cannot look up where.
-// Pods that may send nothing at all are meant to be closed. What counts is what
-// all policies of a pod allow together: to deny everything in one and to allow
-// DNS in another is the usual way.
-func (l *linter) dns(p *pol) {
+// dns reports pods that may send packets somewhere, but cannot look up names. Pods that may
+// send nothing at all are meant to be isolated. It considers all policies of a pod
+// together: usually one denies everything, and another one allows DNS.
+func (l *linter) dns(p *lintPolicy) {
 	if !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
 		return
 	}
@@ -23,18 +22,18 @@ func (l *linter) dns(p *pol) {
 		if closed < 0 {
 			continue
 		}
-		detail := "it isolates egress, and no policy of these pods allows DNS, so that they can look up no name"
+		detail := "it isolates egress, but no policy allows these pods to use DNS, so they cannot look up names"
 		if proto == filter.TCP {
-			detail = "DNS is allowed over UDP alone: answers that are too long for it are asked for again over TCP"
+			detail = "DNS is allowed only over UDP, but clients repeat a query over TCP if its answer is too long"
 		}
-		l.found(NoDNS, p, "spec.egress", "add an egress rule for port 53 of UDP and of TCP", "%s", detail)
+		l.found(NoDNS, p, "spec.egress", "add an egress rule for UDP and TCP port 53", "%s", detail)
 		return
 	}
 }
 
-// subjects are the pods that the policy is for, or if there are none, one such as
-// it describes.
-func (l *linter) subjects(p *pol) []*pod {
+// subjects returns the pods that the policy selects. If there are none, it returns an
+// invented pod with the labels that the policy selects.
+func (l *linter) subjects(p *lintPolicy) []*pod {
 	var found []*pod
 	for _, o := range l.pods {
 		if p.selects(o) {
@@ -55,16 +54,15 @@ func (l *linter) subjects(p *pol) []*pod {
 }
 
 func (l *linter) allowsDNS(o *pod, proto filter.Protocol) bool {
-	return slices.ContainsFunc(l.policies, func(p *pol) bool {
+	return slices.ContainsFunc(l.policies, func(p *lintPolicy) bool {
 		return p.selects(o) && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool {
 			return r.opensDNS(proto, p.namespace)
 		})
 	})
 }
 
-// opensDNS says whether the rule may be meant to reach a DNS server, which may be
-// anywhere. A rule that names no port and no peer outside of the policy's
-// namespace is about something else.
+// opensDNS reports whether the rule may allow a DNS server, which may be anywhere. It does
+// not if it has neither ports nor a peer outside the policy's namespace.
 func (r *rule) opensDNS(proto filter.Protocol, namespace string) bool {
 	if r.anyPort {
 		return r.anyone || namespace == metav1.NamespaceSystem || slices.ContainsFunc(r.peers, func(x peer) bool { return !x.own })
@@ -74,5 +72,5 @@ func (r *rule) opensDNS(proto filter.Protocol, namespace string) bool {
 	})
 }
 
-// isDNS says whether a port's name is one that DNS servers give to theirs.
+// isDNS reports whether name is a usual name of a DNS port.
 func isDNS(name string) bool { return name == "dns" || name == "dns-tcp" || name == "domain" }

@@ -1,9 +1,9 @@
-// Package lint finds what is legal in NetworkPolicies but probably not what was
-// meant: it never says that a policy is wrong where it may well be right, so that
-// a folder without findings can be demanded by a pipeline.
+// Package lint finds parts of NetworkPolicies that are legal, but probably not as intended.
+// It reports nothing that may well be right, so that a pipeline can require manifests
+// without findings.
 //
-// It judges the policies against the pods and namespaces that it is given. About
-// what these cannot tell (selectors, if there are no pods at all) it is silent.
+// It checks the policies against the given pods and namespaces. It skips checks that these
+// do not allow: without pods, for example, it does not check selectors.
 package lint
 
 import (
@@ -18,34 +18,34 @@ import (
 	"sluice/filter/policy"
 )
 
-// The checks, by the names that a Finding carries.
+// The checks, which a Finding names.
 const (
 	SameAddress  = "same-address"  // an address that several live pods claim
-	Invalid      = "invalid"       // a part that cannot be understood and allows nothing
+	Invalid      = "invalid"       // a part that is not understood and therefore allows nothing
 	NoMatch      = "no-match"      // a selector that matches nothing
 	NoPort       = "no-port"       // a named port that no destination has
-	NoDNS        = "no-dns"        // egress is isolated, something is allowed, DNS is not
-	Except       = "except"        // an exception that takes nothing, or everything, away
-	HostBits     = "host-bits"     // a CIDR that is read as another one
-	Covered      = "covered"       // a rule that another rule makes needless
-	WithoutForce = "without-force" // rules of a direction that policyTypes leaves out
+	NoDNS        = "no-dns"        // egress is isolated, and something is allowed, but not DNS
+	Except       = "except"        // an exception that excludes nothing, or everything
+	HostBits     = "host-bits"     // a CIDR that is read as a different one
+	Covered      = "covered"       // a rule that another rule makes redundant
+	WithoutForce = "without-force" // rules of a direction that policyTypes does not include
 )
 
-// Finding is one thing that is probably wrong.
+// Finding is a part of a policy that is probably wrong.
 type Finding struct {
 	Check  string // one of the constants
 	Object string // as in "NetworkPolicy default/x"
 	Field  string // as in "spec.ingress[0].from[1].podSelector"
-	Detail string // what is odd about it
-	Hint   string // what to do if it was not meant
+	Detail string // what is unusual
+	Hint   string // how to correct it
 }
 
-// Error is the finding in one line.
+// Error formats the finding in one line.
 func (f Finding) Error() string {
 	return f.Object + ", " + f.Field + ": " + f.Detail + ": " + f.Hint
 }
 
-// LogValue keeps the parts apart in structured logs.
+// LogValue logs the parts of the finding as separate attributes.
 func (f Finding) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("check", f.Check), slog.String("object", f.Object), slog.String("field", f.Field),
@@ -53,17 +53,16 @@ func (f Finding) LogValue() slog.Value {
 	)
 }
 
-// linter is what is known while linting.
+// linter is the state of one Check.
 type linter struct {
 	namespaces map[string]*namespace
 	pods       []*pod
-	policies   []*pol // sorted by name
+	policies   []*lintPolicy // sorted by name
 	findings   []Finding
 }
 
-// Check lints the policies. The findings come sorted by policy.
-// The objects must be as the API server would have them, with its defaulting
-// applied; they are not changed.
+// Check lints the policies. The findings are sorted by policy. The objects must be
+// complete, with the API server's defaulting applied. Check does not modify them.
 func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*policy.Policy) []Finding {
 	l := &linter{namespaces: make(map[string]*namespace)}
 	world := policy.NewStore()
@@ -78,9 +77,9 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 		world.SetPolicy(o)
 		l.policies = append(l.policies, newPolicy(o))
 	}
-	slices.SortFunc(l.policies, func(a, b *pol) int { return cmp.Compare(a.text, b.text) })
+	slices.SortFunc(l.policies, func(a, b *lintPolicy) int { return cmp.Compare(a.text, b.text) })
 
-	world.Commit() // which decides what is too much
+	world.Commit() // decides which policies are too large
 	for _, p := range world.Problems() {
 		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Hint})
 	}
@@ -100,8 +99,8 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 	for _, c := range world.Clashes() {
 		for _, o := range c.Others {
 			l.findings = append(l.findings, Finding{
-				SameAddress, "Pod " + o, "status.podIPs", fmt.Sprintf("its address %s is that of the live pod %s too, which counts", c.Addr, c.Winner),
-				"correct its status, or leave out the pod that is gone",
+				SameAddress, "Pod " + o, "status.podIPs", fmt.Sprintf("its address %s also belongs to the live pod %s, which takes precedence", c.Addr, c.Winner),
+				"correct its status, or remove the pod that no longer exists",
 			})
 		}
 	}
@@ -109,19 +108,19 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 	return l.findings
 }
 
-func (l *linter) found(check string, p *pol, field, hint, detail string, args ...any) {
+func (l *linter) found(check string, p *lintPolicy, field, hint, detail string, args ...any) {
 	l.findings = append(l.findings, Finding{
 		Check: check, Object: p.Ref.Object(), Field: field, Detail: fmt.Sprintf(detail, args...), Hint: hint,
 	})
 }
 
-// directions finds rules that policyTypes puts out of force.
-func (l *linter) directions(p *pol) {
+// directions reports rules that have no effect because of policyTypes.
+func (l *linter) directions(p *lintPolicy) {
 	for _, d := range []filter.Direction{filter.Ingress, filter.Egress} {
 		name := [2]string{filter.Ingress: "Ingress", filter.Egress: "Egress"}[d]
 		if n := p.Ignored[d]; n > 0 {
 			l.found(WithoutForce, p, "spec."+d.String(), "add "+name+" to policyTypes, or remove the rules",
-				"policyTypes leaves %s out, so that the %s no effect", name, plural(n, "rule has", "rules have"))
+				"policyTypes does not include %s, so the %s no effect", name, plural(n, "rule has", "rules have"))
 		}
 	}
 }

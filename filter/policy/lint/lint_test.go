@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// cluster is what most tests lint against: two namespaces, four pods.
+// cluster is the cluster of most tests: two namespaces, four pods.
 const cluster = `
 namespaces:
 - metadata: {name: default}
@@ -49,7 +49,7 @@ func decode(t *testing.T, text string) (o objects) {
 	return o
 }
 
-// check lints policies, each written as "name: spec", in the cluster.
+// check lints policies in the cluster. Each policy has the form "name: spec".
 func check(t *testing.T, world string, specs ...string) []Finding {
 	t.Helper()
 	o := decode(t, world)
@@ -95,12 +95,12 @@ func TestFindings(t *testing.T) {
 		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "outside the cluster"},
 		"no DNS":                         {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
-		"DNS over UDP alone":             {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "UDP alone"},
+		"DNS over UDP alone":             {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "only over UDP"},
 		"DNS for other pods":             {[]string{strings.Replace(allowDNS, "{}", "{matchLabels: {role: db}}", 1), "default/p: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "look up"},
 		"exception outside":              {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 192.168.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[1]", "outside"},
 		"exception of the other family":  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: ['2001:db8::/32']}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "outside"},
-		"exception wider than the cidr":  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.0.0.0/8]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "leaves nothing"},
-		"exception of all":               {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.1.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "leaves nothing"},
+		"exception wider than the cidr":  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.0.0.0/8]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "excludes all"},
+		"exception of all":               {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.1.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "excludes all"},
 		"covered by its neighbour":       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {role: db}}}], ports: [{port: 80}]}, {from: [{podSelector: {}}], ports: [{port: 1, endPort: 100}]}]}"}, Covered, "spec.ingress[0]", "spec.ingress[1] of this policy"},
 		"covered by another policy":      {[]string{demo1, "default/a: {podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}"}, Covered, "spec.ingress[0]", "NetworkPolicy default/a"},
 		"twice the same":                 {[]string{demo1, strings.Replace(demo1, "demo1", "demo3", 1)}, Covered, "spec.ingress[0]", "access-demo1"},
@@ -132,7 +132,7 @@ func TestFindings(t *testing.T) {
 	}
 }
 
-// Two live pods with one address are a mistake; of a pod of the host network it is none.
+// Two live pods with the same address are a mistake, but not if one is in the host network.
 func TestSameAddress(t *testing.T) {
 	found := check(t, `
 pods:
@@ -146,7 +146,7 @@ pods:
 	}
 }
 
-// What is right or may well be must not be found fault with.
+// Lint must not report policies that are right, or may well be.
 func TestNoFindings(t *testing.T) {
 	tests := map[string][]string{
 		"the two scenarios":             {demo1, demo2},
@@ -175,7 +175,7 @@ func TestNoFindings(t *testing.T) {
 	}
 }
 
-// Without pods there is nothing to match; what is written can still be judged.
+// Without pods, only checks of the policies themselves run.
 func TestWithoutPods(t *testing.T) {
 	for _, f := range check(t, "{}", demo1, demo2, denyAll, allowDNS) {
 		t.Error(f)

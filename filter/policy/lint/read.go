@@ -14,7 +14,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// namespace is one that has an object or a pod.
+// namespace is a namespace that exists or has a pod.
 type namespace struct {
 	name   string
 	labels labels.Set
@@ -29,7 +29,7 @@ type pod struct {
 	ns     *namespace
 	labels labels.Set
 	addrs  []netip.Addr
-	host   bool // of the host network: no policy isolates it or names it
+	host   bool // in the host network: no policy isolates it, and no selector matches it
 	ports  map[portName]bool
 }
 
@@ -38,8 +38,8 @@ type portName struct {
 	protocol filter.Protocol
 }
 
-// addPod takes a pod in. Pods that have ended count, since a selector that
-// matches them was not written without effect.
+// addPod adds a pod. Ended pods are included, because a selector that matches them is not a
+// mistake.
 func (l *linter) addPod(o *policy.Pod) {
 	ns := l.namespaces[o.Namespace]
 	if ns == nil {
@@ -55,12 +55,12 @@ func (l *linter) addPod(o *policy.Pod) {
 	l.pods = append(l.pods, p)
 }
 
-// pol is a policy, prepared for the checks.
-type pol struct {
+// lintPolicy is a policy, prepared for the checks.
+type lintPolicy struct {
 	*policy.Policy
 	text      string
 	namespace string
-	subject   labels.Selector // nil if it cannot be understood
+	subject   labels.Selector // nil if it is malformed
 	rules     [2][]rule
 }
 
@@ -72,19 +72,19 @@ type rule struct {
 	peers     []peer
 	anyPort   bool
 	ports     []port
-	whole     bool // all of it could be understood
+	whole     bool // no part is malformed
 }
 
 // peer is one item of from or to: a block, or selectors.
 type peer struct {
 	field     string
-	namespace labels.Selector // own: the policy's namespace, by name
+	namespace labels.Selector // own: selects the policy's namespace by name
 	own       bool
 	pods      labels.Selector
 	block     *block
 }
 
-// block is a block without bits of the host, beside what is written.
+// block is a block without host bits, and the block as written.
 type block struct {
 	cidr    netip.Prefix
 	excepts []netip.Prefix
@@ -96,8 +96,8 @@ type port struct {
 	field string
 }
 
-func newPolicy(o *policy.Policy) *pol {
-	p := &pol{Policy: o, text: o.Ref.String(), namespace: o.Subject.Namespace}
+func newPolicy(o *policy.Policy) *lintPolicy {
+	p := &lintPolicy{Policy: o, text: o.Ref.String(), namespace: o.Subject.Namespace}
 	if !o.Subject.Malformed {
 		p.subject = o.Subject.Pods
 	}
@@ -109,7 +109,7 @@ func newPolicy(o *policy.Policy) *pol {
 	return p
 }
 
-func (p *pol) rule(d filter.Direction, index int, o *policy.Rule) rule {
+func (p *lintPolicy) rule(d filter.Direction, index int, o *policy.Rule) rule {
 	r := rule{
 		field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d,
 		anyone: len(o.Peers) == 0, anyPort: len(o.Ports) == 0, whole: true,
@@ -135,7 +135,7 @@ func (p *pol) rule(d filter.Direction, index int, o *policy.Rule) rule {
 	return r
 }
 
-func (p *pol) peer(o *policy.Peer) (peer, bool) {
+func (p *lintPolicy) peer(o *policy.Peer) (peer, bool) {
 	switch {
 	case o.Malformed != "":
 		return peer{}, false
@@ -150,7 +150,7 @@ func (p *pol) peer(o *policy.Peer) (peer, bool) {
 		return out, true
 	}
 	out.own = true
-	// A name that is not valid is reported where it is read; it matches nothing.
+	// An invalid name is reported when the policy is read. It matches nothing.
 	named, err := labels.NewRequirement(corev1.LabelMetadataName, selection.In, []string{p.namespace})
 	if err != nil {
 		return out, false
@@ -167,22 +167,22 @@ func newBlock(o *policy.Block) *block {
 	return b
 }
 
-// selects says whether the policy is for the pod.
-func (p *pol) selects(o *pod) bool {
+// selects reports whether the policy selects the pod.
+func (p *lintPolicy) selects(o *pod) bool {
 	return p.subject != nil && !o.host && o.ns.name == p.namespace && p.subject.Matches(o.labels)
 }
 
-// names says whether the peer is the pod.
-func (x *peer) names(o *pod) bool {
+// includes reports whether the peer includes the pod.
+func (x *peer) includes(o *pod) bool {
 	if x.block != nil {
-		return slices.ContainsFunc(o.addrs, x.block.holds)
+		return slices.ContainsFunc(o.addrs, x.block.contains)
 	}
 	return !o.host && x.namespace.Matches(o.ns.labels) && x.pods.Matches(o.labels)
 }
 
-func (b *block) holds(addr netip.Addr) bool {
+func (b *block) contains(addr netip.Addr) bool {
 	return b.cidr.Contains(addr) && !slices.ContainsFunc(b.excepts, func(e netip.Prefix) bool { return e.Contains(addr) })
 }
 
-// values are a requirement's values as a set.
+// values returns the values of a requirement as a set.
 func values(r labels.Requirement) sets.Set[string] { return sets.New(r.ValuesUnsorted()...) }

@@ -13,8 +13,8 @@ import (
 	"sluice/filter"
 )
 
-// matches finds selectors that match nothing.
-func (l *linter) matches(p *pol) {
+// matches reports selectors that match nothing.
+func (l *linter) matches(p *lintPolicy) {
 	if len(l.pods) == 0 {
 		return
 	}
@@ -28,17 +28,17 @@ func (l *linter) matches(p *pol) {
 	}
 }
 
-func (l *linter) subjectMatches(p *pol) {
+func (l *linter) subjectMatches(p *lintPolicy) {
 	if p.subject == nil || slices.ContainsFunc(l.pods, p.selects) {
 		return
 	}
 	if l.namespaces[p.namespace] == nil {
-		l.found(NoMatch, p, "metadata.namespace", "write the namespace of the pods that it is for"+l.knownNamespaces(),
+		l.found(NoMatch, p, "metadata.namespace", "write the namespace of the pods that it is meant for"+l.knownNamespaces(),
 			"there is no namespace %s, and no pod in it", p.namespace)
 		return
 	}
 	if p.subject.Empty() {
-		return // it is for whatever pods may come
+		return // the policy is for all pods, even if there are none yet
 	}
 	onHost := func(o *pod) bool { return o.host && o.ns.name == p.namespace && p.subject.Matches(o.labels) }
 	if slices.ContainsFunc(l.pods, onHost) {
@@ -50,8 +50,8 @@ func (l *linter) subjectMatches(p *pol) {
 		"no pod of namespace %s matches %s", p.namespace, p.subject)
 }
 
-func (l *linter) peerMatches(p *pol, x *peer) {
-	if x.block != nil || slices.ContainsFunc(l.pods, x.names) {
+func (l *linter) peerMatches(p *lintPolicy, x *peer) {
+	if x.block != nil || slices.ContainsFunc(l.pods, x.includes) {
 		return
 	}
 	var inside []string
@@ -62,9 +62,9 @@ func (l *linter) peerMatches(p *pol, x *peer) {
 	}
 	switch {
 	case x.isSystem() && !l.hasSystem():
-		return // a folder seldom holds the system's pods
+		return // manifests seldom include the system's pods
 	case len(inside) == 0 && x.own:
-		return // said about the policy's namespace
+		return // reported for the policy's namespace
 	case len(inside) == 0:
 		l.found(NoMatch, p, x.field+".namespaceSelector", "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
 			"no namespace matches %s", x.namespace)
@@ -73,10 +73,10 @@ func (l *linter) peerMatches(p *pol, x *peer) {
 		if x.pods.Empty() {
 			field = ".namespaceSelector"
 		}
-		l.found(NoMatch, p, x.field+field, "allow the addresses of their nodes by an ipBlock",
-			"%s matches only pods of the host network (%s): they have their node's address, and no selector chooses them", cmp.Or(x.pods.String(), "it"), l.onHost(x))
+		l.found(NoMatch, p, x.field+field, "allow the addresses of their nodes with an ipBlock",
+			"%s matches only pods of the host network (%s): they have their node's address, and no selector matches them", cmp.Or(x.pods.String(), "it"), l.onHost(x))
 	case x.pods.Empty():
-		return // whatever pods may come there
+		return // all pods there, even if there are none yet
 	default:
 		slices.Sort(inside)
 		l.found(NoMatch, p, x.field+".podSelector", "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
@@ -84,7 +84,7 @@ func (l *linter) peerMatches(p *pol, x *peer) {
 	}
 }
 
-// hostPods are pods of the host network, in words.
+// hostPods are pods of the host network.
 type hostPods []*pod
 
 func (list hostPods) String() string {
@@ -95,7 +95,7 @@ func (list hostPods) String() string {
 	return text
 }
 
-// onHost lists the pods of the host network that the peer would choose if it could.
+// onHost returns the pods of the host network whose labels match the peer.
 func (l *linter) onHost(x *peer) hostPods {
 	var found hostPods
 	for _, o := range l.pods {
@@ -106,12 +106,12 @@ func (l *linter) onHost(x *peer) hostPods {
 	return found
 }
 
-// isSystem says whether the peer could be in kube-system.
+// isSystem reports whether the peer may be in kube-system.
 func (x *peer) isSystem() bool {
 	return !x.namespace.Empty() && x.namespace.Matches(labels.Set{corev1.LabelMetadataName: metav1.NamespaceSystem})
 }
 
-// hasSystem says whether pods of kube-system are known.
+// hasSystem reports whether there are pods of kube-system.
 func (l *linter) hasSystem() bool {
 	return slices.ContainsFunc(l.pods, func(o *pod) bool { return o.ns.name == metav1.NamespaceSystem })
 }
@@ -134,8 +134,8 @@ func (l *linter) namespaceLabels() []labels.Set {
 	return found
 }
 
-// nearLabels says what the labels are that the selector missed: the values that
-// its first key has, or that there is no such key.
+// nearLabels describes the labels that the selector missed: the existing values of its
+// first key without a match, or the absence of that key.
 func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
 	requirements, _ := sel.Requirements()
 	for _, r := range requirements {
@@ -151,7 +151,7 @@ func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
 		}
 		alone := labels.NewSelector().Add(r)
 		if slices.ContainsFunc(have, func(s labels.Set) bool { return alone.Matches(s) }) {
-			continue // this one is not what it lacks
+			continue // this requirement has a match
 		}
 		if len(seen) == 0 {
 			return fmt.Sprintf(" (none has the label %s)", r.Key())
@@ -174,12 +174,12 @@ func (l *linter) knownNamespaces() string {
 	return " (there are " + strings.Join(all, ", ") + ")"
 }
 
-// portNames finds named ports that no possible destination has. Of a rule
-// without any destination the selectors have been reported already.
-func (l *linter) portNames(p *pol, r *rule) {
+// portNames reports named ports that no possible destination has. Rules without any
+// destination are skipped, because their selectors have been reported.
+func (l *linter) portNames(p *lintPolicy, r *rule) {
 	var to []*pod
 	for _, o := range l.pods {
-		isPeer := !o.host && (r.anyone || slices.ContainsFunc(r.peers, func(x peer) bool { return x.names(o) }))
+		isPeer := !o.host && (r.anyone || slices.ContainsFunc(r.peers, func(x peer) bool { return x.includes(o) }))
 		if r.direction == filter.Ingress && p.selects(o) || r.direction == filter.Egress && isPeer {
 			to = append(to, o)
 		}
@@ -197,15 +197,15 @@ func (l *linter) portNames(p *pol, r *rule) {
 		}
 		hint := "write a name that the pods' containers declare, or the number"
 		if outsideOnly {
-			hint = "write the number: addresses outside the cluster have no names for ports"
+			hint = "write the number: addresses outside the cluster have no port names"
 		} else if others := portsOf(to); len(others) > 0 {
 			hint += " (they declare " + strings.Join(others, ", ") + ")"
 		}
-		l.found(NoPort, p, x.field+".port", hint, "no pod that it leads to has a port %q of %s", x.Name, x.Protocol)
+		l.found(NoPort, p, x.field+".port", hint, "no destination pod has a port named %q for %s", x.Name, x.Protocol)
 	}
 }
 
-// portsOf lists up to five of the ports that pods declare.
+// portsOf lists at most five ports that the pods declare.
 func portsOf(pods []*pod) []string {
 	var all []string
 	for _, o := range pods {

@@ -1,5 +1,4 @@
-// Package near finds the name that was probably meant where one is not known, for
-// messages that say what would be right.
+// Package near finds the intended name where a name is unknown, for hints in messages.
 package near
 
 import (
@@ -7,13 +6,13 @@ import (
 	"strings"
 )
 
-// Name returns the one of names that is most like name, in which about one letter
-// of three may be wrong, and whether there is one. Case does not count.
+// Name returns the one of names that is most similar to name, ignoring case. It returns
+// false if all differ in more than about a third of the letters.
 func Name(name string, names []string) (best string, ok bool) {
 	least := 1 + len(name)/3
 	for _, n := range names {
 		if len(n)-len(name) > least || len(name)-len(n) > least {
-			continue // the lengths alone differ by more
+			continue // the lengths differ too much
 		}
 		if d := distance(strings.ToLower(name), strings.ToLower(n)); d <= least {
 			best, ok, least = n, true, d-1
@@ -22,8 +21,8 @@ func Name(name string, names []string) (best string, ok bool) {
 	return best, ok
 }
 
-// distance is the Damerau-Levenshtein distance (restricted): how many letters to
-// insert, delete, replace or swap with the next.
+// distance returns the restricted Damerau-Levenshtein distance: the number of letters to
+// insert, delete, replace or swap with the next one.
 func distance(a, b string) int {
 	rows := make([][]int, len(a)+1)
 	for i := range rows {
@@ -48,8 +47,7 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
-// Kind puts in words what the JSON decoder calls the kind of a value, for people who
-// write YAML.
+// Kind describes the JSON decoder's kind of a value to people who write YAML.
 func Kind(value string) string {
 	switch value {
 	case "array":
@@ -62,8 +60,8 @@ func Kind(value string) string {
 	return "a " + value
 }
 
-// WriteString is the hint where a value of such a kind is and a string is wanted. YAML
-// takes text without quotes for a number or a bool if it looks like one.
+// WriteString returns a hint where a string is expected and a value of the given kind was
+// found. YAML reads text without quotes as a number or bool if it looks like one.
 func WriteString(value string) string {
 	if value == "bool" || strings.HasPrefix(value, "number") {
 		return "write a string, in quotes"
