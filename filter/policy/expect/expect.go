@@ -1,9 +1,9 @@
-// Package expect is unit tests for policies: who must be able to reach whom, and
-// who must not, held against the one decision.
+// Package expect runs unit tests of policies: expectations which flows the policies allow
+// or deny, checked against the same decision that packets get.
 //
-// [Parse] reads a file of expectations strictly, since a test with a misspelt
-// field would be one that passes and tests nothing. [Test.Run] decides every flow
-// of a test and says what is not as expected.
+// [Parse] parses a file of expectations. It rejects unknown fields, because a test with a
+// misspelt field could pass and test nothing. [Test.Run] decides every flow of a test and
+// reports differences.
 package expect
 
 import (
@@ -17,38 +17,37 @@ import (
 
 // File is a file of expectations.
 type File struct {
-	Manifests []string     // folders or files, relative to the file
-	NodeIPs   []netip.Addr // of the node whose pods are asked about; usually none
+	Manifests []string     // directories or files, relative to this file
+	NodeIPs   []netip.Addr // addresses of the node of the pods in question; usually none
 	Tests     []Test
 }
 
-// Test is an expectation about some flows: it must hold for every combination of
-// From, To and Ports.
+// Test is an expectation that must hold for every combination of From, To and Ports.
 type Test struct {
-	Name     string   // never empty: a test without gets one from its flows
+	Name     string   // never empty: by default, it describes the flows
 	From, To []string // as in an explain.Question
-	Ports    []string // one empty text for ICMP
+	Ports    []string // for ICMP, one empty text
 	Protocol string
 	Expect   filter.Action
-	// Policy must be the reason, "namespace/name", if it is not empty: a rule of it
-	// allows, or it is among the policies that isolate the end that denies.
+	// Policy, "namespace/name", must be a reason for the verdict if it is not empty: one of
+	// its rules allows the flow, or it isolates the end that denies the flow.
 	Policy string
 }
 
-// Result is what became of a test.
+// Result is the result of a test.
 type Result struct {
 	Test     *Test
-	Flows    int       // that were decided
-	Failures []Failure // what was not as expected
-	Err      error     // if not nil, some flow could not be decided
+	Flows    int       // number of decided flows
+	Failures []Failure // differences from the expectation
+	Err      error     // not nil if a flow could not be decided
 }
 
-// Passed says whether everything was decided and as expected.
+// Passed reports whether all flows were decided as expected.
 func (r *Result) Passed() bool { return r.Err == nil && len(r.Failures) == 0 }
 
-// Failure is a flow that was not as expected.
+// Failure is a flow with an unexpected verdict.
 type Failure struct {
-	Detail       string // what was expected, and what it was instead
+	Detail       string // the expected verdict, and the actual one
 	Explanations []explain.Explanation
 }
 
@@ -96,7 +95,8 @@ func (t *Test) ask(c *explain.Cluster, q explain.Question, r *Result) error {
 	return nil
 }
 
-// flaw says what is not as expected of a flow.
+// flaw describes how the verdict of a flow differs from the expectation. It returns "" if
+// it does not.
 func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
 	v := c.Decide(f)
 	switch {
@@ -110,8 +110,8 @@ func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
 	return fmt.Sprintf("expected to be denied by %s, but it does not isolate the end that denies", t.Policy)
 }
 
-// isReason says whether the policy is behind the verdict. Where several rules
-// allow a flow the verdict names one of them, so that all are looked at.
+// isReason reports whether the policy is a reason for the verdict. It checks all rules that
+// allow the flow, because the verdict names only one of them.
 func (t *Test) isReason(c *explain.Cluster, f explain.Flow, v filter.Verdict) bool {
 	for _, side := range []filter.Side{v.Egress, v.Ingress} {
 		if v.Action == filter.Deny && !side.Allows() && slices.Contains(side.Isolation.Policies, t.Policy) {

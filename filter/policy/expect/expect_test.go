@@ -128,7 +128,7 @@ tests:
 	}
 }
 
-// What is wrong is said with test, field and hint.
+// Each error names the test and the field, and has a hint.
 func TestParseSaysWhatIsWrong(t *testing.T) {
 	const good = "{name: good, from: web, to: db, port: 80, expect: deny}"
 	tests := map[string]struct{ text, says string }{
@@ -149,7 +149,7 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		"an object":         {"manifests: x\ntests: [{from: {a: b}, to: db, port: 80, expect: deny}]", `from: {"a":"b"} is neither`},
 		"no port":           {"manifests: x\ntests: [{from: web, to: db, expect: deny}]", "port: it is missing: write a number"},
 		"port of ICMP":      {"manifests: x\ntests: [{from: web, to: db, protocol: icmp, port: 8, expect: deny}]", "port: ICMP has no ports"},
-		"protocol":          {"manifests: x\ntests: [{from: web, to: db, protocol: http, port: 8, expect: deny}]", `protocol: "http" is none that can be asked for: write TCP`},
+		"protocol":          {"manifests: x\ntests: [{from: web, to: db, protocol: http, port: 8, expect: deny}]", `protocol: "http" is not supported: write TCP`},
 		"protocol's type":   {"manifests: x\ntests: [{from: web, to: db, protocol: 6, port: 8, expect: deny}]", "protocol: it is a number: write a string, in quotes"},
 		"no expectation":    {"manifests: x\ntests: [{from: web, to: db, port: 8}]", "expect: it is missing: write allow or deny"},
 		"odd expectation":   {"manifests: x\ntests: [{from: web, to: db, port: 8, expect: allowed}]", `expect: "allowed" is neither: write allow or deny`},

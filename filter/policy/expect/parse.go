@@ -40,14 +40,14 @@ var (
 	testFields = []string{"name", "from", "to", "port", "protocol", "expect", "policy"}
 )
 
-// list is one text or number, or a list of them. What else may stand there is kept
-// for an error that can name the field.
+// list is a string or a number, or a list of them. It keeps any other value for an error
+// that names the field.
 type list struct {
 	texts []string
 	wrong string
 }
 
-// UnmarshalJSON takes a single value for a list of one.
+// UnmarshalJSON reads a single value as a list with one item.
 func (l *list) UnmarshalJSON(data []byte) error {
 	var items []json.RawMessage
 	switch {
@@ -74,8 +74,8 @@ func (l *list) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// check says what is wrong with a field that is a list. missing is the hint if
-// nothing stands there, and empty if that is no mistake.
+// check returns an error if the list has an invalid value, or if it is empty and missing is
+// not. missing is the hint for that case.
 func (l *list) check(field, missing string) error {
 	switch {
 	case l.wrong != "":
@@ -86,8 +86,8 @@ func (l *list) check(field, missing string) error {
 	return nil
 }
 
-// Parse reads a file of expectations. Its error joins all that is wrong, each
-// with test, field and hint.
+// Parse parses a file of expectations. Its error joins all mistakes, each with test, field
+// and hint.
 func Parse(data []byte) (*File, error) {
 	if several(data) {
 		return nil, errors.New("there are several YAML documents: write a file for each")
@@ -132,8 +132,8 @@ func Parse(data []byte) (*File, error) {
 	return f, nil
 }
 
-// several says whether there is more than one document, of which the YAML package
-// reads but the first.
+// several reports whether there are several documents. The YAML package would read only the
+// first.
 func several(data []byte) bool {
 	begun := false
 	for line := range bytes.Lines(data) {
@@ -151,7 +151,7 @@ func several(data []byte) bool {
 	return false
 }
 
-// decode reads strictly, and says which fields there are.
+// decode decodes text strictly. Its errors about unknown fields list the valid ones.
 func decode(text []byte, into any, fields []string) []error {
 	strict, err := kjson.UnmarshalStrict(text, into)
 	if err != nil {
@@ -182,11 +182,11 @@ func decode(text []byte, into any, fields []string) []error {
 	return errs
 }
 
-// parseTest reads one test. Whether its pods and ports exist is for a run to say.
+// parseTest parses one test. It does not check whether pods and ports exist.
 func parseTest(text []byte) (Test, []error) {
 	var raw testText
 	if errs := decode(text, &raw, testFields); len(errs) > 0 {
-		return Test{Name: raw.Name}, errs // what else is missing may only be misspelt
+		return Test{Name: raw.Name}, errs // other fields may only seem to be missing, if they are misspelt
 	}
 	t := Test{
 		Name: raw.Name, From: raw.From.texts, To: raw.To.texts, Ports: raw.Port.texts,
@@ -216,7 +216,7 @@ func parseTest(text []byte) (Test, []error) {
 	return t, errs
 }
 
-// protocol reads the protocol, and checks that there are ports where it has any.
+// protocol parses the protocol, and checks that ports are given if it has any.
 func (t *Test) protocol() (filter.Protocol, error) {
 	proto, ok := filter.TCP, true
 	if t.Protocol != "" {
@@ -224,7 +224,7 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	}
 	switch {
 	case !ok || proto == filter.ICMPv6:
-		return 0, fmt.Errorf("protocol: %q is none that can be asked for: write TCP, UDP, SCTP or ICMP", t.Protocol)
+		return 0, fmt.Errorf("protocol: %q is not supported: write TCP, UDP, SCTP or ICMP", t.Protocol)
 	case proto.HasPorts() && len(t.Ports) == 0:
 		return 0, errors.New("port: it is missing: write a number, the name of a port of the destination, or a list of them")
 	case !proto.HasPorts() && len(t.Ports) > 0:
@@ -235,7 +235,7 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	return proto, nil
 }
 
-// describe is a name for a test that has none.
+// describe returns a name for a test without one.
 func (t *Test) describe(proto filter.Protocol) string {
 	name := fmt.Sprintf("%s to %s, %s", strings.Join(t.From, ", "), strings.Join(t.To, ", "), proto)
 	if proto.HasPorts() {

@@ -8,31 +8,31 @@ import (
 	"sluice/filter"
 )
 
-// Answer is what a flow gets, in the shape of its JSON. Rules are numbered from 0
-// here, as the fields of a policy are.
+// Answer is the JSON form of the answer about a flow. Rules are numbered from 0, as in the
+// fields of a policy.
 type Answer struct {
 	From     string `json:"from"`
 	To       string `json:"to"`
 	Port     uint16 `json:"port,omitempty"`
 	Protocol string `json:"protocol"`
 	Outcome
-	// Families is there if IPv4 and IPv6 come to it by different ways: what each of
-	// them gets. The answer as a whole is then that of the one that is denied.
+	// Families is set if the outcomes of IPv4 and IPv6 differ. The answer as a whole is
+	// then that of a denied family, if there is one.
 	Families []Family `json:"families,omitempty"`
-	// Service is there if To is the address of a Service, and Backends is what flows to
-	// each endpoint behind it get. The answer as a whole is then that of one that is
-	// denied, if any is.
+	// Service is set if To is the address of a Service, and Backends has the answer for
+	// each of its endpoints. The answer as a whole is then that of a denied endpoint, if
+	// there is one.
 	Service  string   `json:"service,omitempty"` // "namespace/name"
 	Backends []Answer `json:"backends,omitempty"`
 }
 
-// Outcome is a verdict and the policies and rules behind it.
+// Outcome is a verdict, with the policies and rules that caused it.
 type Outcome struct {
 	Verdict   string     `json:"verdict"` // "allow" or "deny"
 	Reason    string     `json:"reason"`
 	Egress    SideAnswer `json:"egress"`
 	Ingress   SideAnswer `json:"ingress"`
-	Addresses []Pair     `json:"addresses"` // that it holds for
+	Addresses []Pair     `json:"addresses"` // of the flows with this outcome
 	Notes     []string   `json:"notes,omitempty"`
 }
 
@@ -42,19 +42,19 @@ type Pair struct {
 	To   netip.Addr `json:"to"`
 }
 
-// Family is the outcome for one address family.
+// Family is the outcome of one address family.
 type Family struct {
 	Family string `json:"family"` // "IPv4" or "IPv6"
 	Outcome
 }
 
-// SideAnswer is one direction's half of an answer.
+// SideAnswer is the part of an answer about one direction.
 type SideAnswer struct {
 	Isolated bool        `json:"isolated"`
 	Policies []string    `json:"policies"` // that isolate the pod; never null
-	Rule     *RuleAnswer `json:"rule"`     // that allowed it; null if none did, or none had to
+	Rule     *RuleAnswer `json:"rule"`     // that allows the flow; null if none does, or if no rule is needed
 
-	*Details // only where an explanation was asked for
+	*Details // only in an explanation
 }
 
 // RuleAnswer names a rule.
@@ -73,22 +73,22 @@ type Details struct {
 	Problems []string        `json:"problems,omitempty"`
 }
 
-// NearestAnswer is a rule that came near, and what it lacked.
+// NearestAnswer is a rule that almost matches, and its mismatches.
 type NearestAnswer struct {
 	RuleAnswer
-	Lacks []string `json:"lacks"`
+	Mismatches []string `json:"lacks"`
 }
 
-// ChangeAnswer is what would allow the flow.
+// ChangeAnswer is a change that would allow the flow.
 type ChangeAnswer struct {
 	Policy string `json:"policy"`
 	Field  string `json:"field"`
 	Add    any    `json:"add,omitempty"`
-	Hint   string `json:"hint,omitempty"` // where something must be corrected instead
+	Hint   string `json:"hint,omitempty"` // if an existing field must be corrected instead
 }
 
-// Answer decides a question and names the policies and rules behind the verdict,
-// without reasons in words: for many flows.
+// Answer decides a question. It names the policies and rules behind the verdict, but gives
+// no reasons in words, so it is fast enough for many flows.
 func (c *Cluster) Answer(q Question) (Answer, error) {
 	flows, err := c.Flows(q)
 	if err != nil {
@@ -101,8 +101,7 @@ func (c *Cluster) Answer(q Question) (Answer, error) {
 	return answer(flows, verdicts, func(i int) Outcome { return outcome(flows[i], verdicts[i]) }), nil
 }
 
-// NewAnswer puts the explanations of one question in the shape of JSON, reasons
-// and all.
+// NewAnswer returns the JSON form of the explanations of one question, with all reasons.
 func NewAnswer(all []Explanation) Answer {
 	var flows []Flow
 	var verdicts []filter.Verdict
@@ -116,7 +115,7 @@ func NewAnswer(all []Explanation) Answer {
 	})
 }
 
-// answer puts the outcomes of both families together.
+// answer combines the outcomes of both families.
 func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
 	first := flows[0]
 	if first.Via != nil {
@@ -140,7 +139,7 @@ func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome
 	return a
 }
 
-// viaAnswer puts the outcomes of all endpoints of a Service together.
+// viaAnswer combines the outcomes of all endpoints of a Service.
 func viaAnswer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
 	via := flows[0].Via
 	a := Answer{
@@ -175,7 +174,7 @@ func outcome(f Flow, v filter.Verdict) Outcome {
 }
 
 func sideAnswer(s filter.Side) SideAnswer {
-	a := SideAnswer{Policies: []string{}} // in JSON none is [] and not null
+	a := SideAnswer{Policies: []string{}} // [] in JSON, not null
 	if s.Isolation != nil {
 		a.Isolated, a.Policies = true, s.Isolation.Policies
 	}
@@ -195,8 +194,8 @@ func (s *Side) details() *Details {
 	}
 	for _, r := range s.Nearest {
 		n := NearestAnswer{RuleAnswer: ruleAnswer(r.Rule)}
-		for _, l := range r.Lacks {
-			n.Lacks = append(n.Lacks, l.String())
+		for _, l := range r.Mismatches {
+			n.Mismatches = append(n.Mismatches, l.String())
 		}
 		d.Nearest = append(d.Nearest, n)
 	}
@@ -212,12 +211,12 @@ func (s *Side) details() *Details {
 	return d
 }
 
-// Why puts the reasons of a verdict in one line, from the verdict alone.
+// Why gives the reasons for a verdict in one line, from only the verdict.
 func Why(v filter.Verdict) string {
 	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress)}.Why()
 }
 
-// Why puts the reasons in one line. Rules are numbered from 1 in it.
+// Why gives the reasons in one line. It numbers rules from 1.
 func (o Outcome) Why() string {
 	switch o.Reason {
 	case filter.SameAddress.String():

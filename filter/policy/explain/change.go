@@ -12,39 +12,38 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// Change is one addition to one policy that makes a side allow the flow. It
-// allows as little else as the API can say. Whether it is wise is not for Sluice
-// to tell.
+// Change is one addition to one policy that makes a side allow the flow, and as little else
+// as the API can express. Whether to make it is the user's decision.
 type Change struct {
 	Policy policy.Ref
 	Field  string // the list to add to, as in "spec.ingress[0].from"
-	// Add is what to add, as the API writes it: a peer, a port or a rule.
+	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
-	// Problem is what must be corrected instead, where nothing that is added to the
-	// policies that isolate the pod would be in force; Field and Add are empty then.
+	// Problem must be corrected instead, if no addition to the policies that isolate the
+	// pod would take effect. Field and Add are then empty.
 	Problem *policy.Problem
 }
 
-// generated are labels that controllers give to pods, which change with each
-// version of them and are nothing to write into a policy.
+// generated lists labels that controllers add to pods. They change with each version of the
+// pods, so policies should not use them.
 var generated = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "controller-uid", "job-name",
 	"batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
 	"statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
 }
 
-// change finds the least that must be added: to the nearest rule, if it lacks one
-// thing, and else a rule.
+// change returns the smallest addition: to the nearest rule if it has one mismatch, and a
+// new rule otherwise.
 func (c *Cluster) change(s *Side, f Flow) *Change {
 	if p := c.inTheWay(s); p != nil {
 		return &Change{Policy: c.refOf(s.Nearest[0].Rule.Policy), Problem: p}
 	}
-	if len(s.Nearest) > 0 && len(s.Nearest[0].Lacks) == 1 {
+	if len(s.Nearest) > 0 && len(s.Nearest[0].Mismatches) == 1 {
 		r := &s.Nearest[0]
 		switch {
-		case r.lacks("port") && f.Key.Transport == filter.Ported:
+		case r.mismatches("port") && f.Key.Transport == filter.Ported:
 			return &Change{Policy: c.refOf(r.Rule.Policy), Field: ruleField(r.Rule) + ".ports", Add: netpol.WritePort(portOf(f.Key))}
-		case r.lacks("peer"):
+		case r.mismatches("peer"):
 			list := ".from"
 			if s.Direction == filter.Egress {
 				list = ".to"
@@ -52,7 +51,7 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 			return &Change{Policy: c.refOf(r.Rule.Policy), Field: ruleField(r.Rule) + list, Add: netpol.WritePeer(c.peerOf(s, f, r))}
 		}
 	}
-	var nearest *Reading
+	var nearest *RuleMatch
 	name := ""
 	if len(s.Nearest) > 0 {
 		nearest, name = &s.Nearest[0], s.Nearest[0].Rule.Policy
@@ -69,16 +68,16 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
 }
 
-// inTheWay returns what must be corrected in the nearest rule before anything is added:
-// the API server refuses an item beside one that cannot be understood, and so does an
-// agent that follows the file. A port in quotes is all that has to change then.
+// inTheWay returns the problem of the nearest rule, if any. It must be corrected first,
+// because the API server, and an agent that follows the file, refuse additions beside a
+// malformed item. Often that is enough, for example for a port in quotes.
 func (c *Cluster) inTheWay(s *Side) *policy.Problem {
 	if len(s.Nearest) == 0 {
 		return nil
 	}
 	r := &s.Nearest[0]
 	part := ruleField(r.Rule)
-	if r.lacks("port") {
+	if r.mismatches("port") {
 		part += ".ports"
 	}
 	return c.problemOf(r.Rule, part)
@@ -92,13 +91,13 @@ func (c *Cluster) refOf(name string) policy.Ref {
 	return c.problems[name][0].Policy
 }
 
-// takesRules says whether a rule that is added to the policy is in force.
+// takesRules reports whether a rule that is added to the policy would take effect.
 func (c *Cluster) takesRules(name string) bool {
 	return c.policies[name] != nil && len(c.problems[name]) == 0
 }
 
-func (c *Cluster) ruleOf(s *Side, f Flow, name string, nearest *Reading) policy.Rule {
-	r := Reading{Rule: filter.Rule{Policy: name}}
+func (c *Cluster) ruleOf(s *Side, f Flow, name string, nearest *RuleMatch) policy.Rule {
+	r := RuleMatch{Rule: filter.Rule{Policy: name}}
 	if nearest != nil {
 		r = *nearest
 	}
@@ -113,9 +112,9 @@ func portOf(k filter.Key) policy.PortRange {
 	return policy.PortRange{Protocol: k.Protocol, Low: k.Port, High: k.Port}
 }
 
-// peerOf describes the flow's peer: a pod by its labels, of which those that the
-// nearest rule looks at will do; anything else by its address.
-func (c *Cluster) peerOf(s *Side, f Flow, nearest *Reading) policy.Peer {
+// peerOf describes the flow's peer: a pod by the labels that the nearest rule selects, or
+// else by all its labels, and anything else by its address.
+func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 	peer, addr := f.To, f.Key.DstAddr()
 	if s.Direction == filter.Ingress {
 		peer, addr = f.From, f.Key.SrcAddr()
@@ -124,7 +123,7 @@ func (c *Cluster) peerOf(s *Side, f Flow, nearest *Reading) policy.Peer {
 		return policy.Peer{Block: &policy.Block{CIDR: netip.PrefixFrom(addr, addr.BitLen())}}
 	}
 	chosen := make(map[string]string)
-	for _, l := range nearest.Lacks {
+	for _, l := range nearest.Mismatches {
 		for _, k := range l.keys {
 			if v, ok := peer.Pod.Labels[k]; ok {
 				chosen[k] = v

@@ -1,14 +1,9 @@
-// Package explain says why a flow is allowed or denied.
+// Package explain tells why a flow is allowed or denied.
 //
-// The verdict is always that of Snapshot.Decide; nothing here can change it. What
-// the compiled snapshot has thrown away is how the policies are written, so the
-// reasons are found in the objects themselves: the rules of the policies that the
-// verdict names are read again and held against the flow, one by one, and what
-// each lacks is put in words. That takes microseconds where a decision takes
-// nanoseconds, and so is done only when someone asks.
-//
-// A random test holds the two together: where Decide denies, no rule lacks
-// nothing; where it allows, the rule that it names lacks nothing.
+// The verdict always comes from Snapshot.Decide. The reasons come from the policies,
+// because the snapshot does not contain them as written: the package matches each of their
+// rules against the flow and describes the mismatches. That takes microseconds, and a
+// decision takes nanoseconds. A random test checks that both agree.
 package explain
 
 import (
@@ -24,31 +19,31 @@ import (
 	"sluice/filter/policy"
 )
 
-// Objects are the objects that a snapshot was made from, as the API server would
-// have them, and what could not be understood of them.
+// Objects are the objects from which a snapshot was made, with the API server's defaulting,
+// and their problems.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
 	Policies   []*policy.Policy
 	Problems   []policy.Problem
 
-	// What is behind the addresses of Services; both may be empty.
+	// The endpoints behind the addresses of Services; both may be empty.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 }
 
-// Cluster is what flows are explained in. It belongs to one goroutine.
+// Cluster explains flows. It must not be used concurrently.
 type Cluster struct {
 	snapshot   *policy.Snapshot
 	namespaces map[string]labels.Set
 	pods       map[string]*policy.Pod // by "namespace/name"
 	policies   map[string]*policy.Policy
 	problems   map[string][]policy.Problem // by policy
-	ends       map[string]*End             // pods that were asked for
+	ends       map[string]*End             // pods of earlier questions
 	services   map[netip.Addr]*service
 }
 
-// New returns the cluster of a snapshot and the objects that it was made from.
+// New returns the cluster of a snapshot and the objects from which it was made.
 func New(s *policy.Snapshot, o Objects) *Cluster {
 	c := &Cluster{
 		snapshot:   s,
@@ -76,12 +71,13 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 	return c
 }
 
-// namespaceLabels are a namespace's labels with the one that every namespace has.
+// namespaceLabels returns the labels of a namespace, including the one that every namespace
+// has.
 func (c *Cluster) namespaceLabels(name string) labels.Set {
 	return labels.Merge(c.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
 }
 
-// Explanation is a verdict and what led to it.
+// Explanation is a verdict and its reasons.
 type Explanation struct {
 	Flow    Flow
 	Verdict filter.Verdict
@@ -90,37 +86,37 @@ type Explanation struct {
 	Notes   []string
 }
 
-// Side is one direction's half of an explanation.
+// Side is the part of an explanation about one direction.
 type Side struct {
 	Direction filter.Direction
-	Pod       string   // the pod that is guarded, "namespace/name"; empty if the end is none
-	Policies  []string // that isolate it, by name
+	Pod       string   // the pod whose policies count, "namespace/name"; empty if the end is not a pod
+	Policies  []string // that isolate the pod, by name
 
-	// Of a side that is isolated and allows: the rule, with nothing lacking.
-	Allowed *Reading
-	// Of a side that denies: the rules that come nearest, by how much they lack and
-	// then by policy and number; how many more lack as much; the policies that have
-	// no rule in this direction; and what would allow the flow.
-	Nearest []Reading
+	// The rule that allows the flow; nil if the side denies it or is not isolated.
+	Allowed *RuleMatch
+	// These describe a side that denies the flow: the nearest rules, sorted by number of
+	// mismatches, policy and index; the number of equally near rules beyond these; the
+	// policies without rules in this direction; and the change that would allow the flow.
+	Nearest []RuleMatch
 	More    int
 	Empty   []string
 	Change  *Change
 
-	// What could not be understood of the policies that isolate the pod, or is too large.
+	// Problems of the policies that isolate the pod: malformed parts, and excessive size.
 	Problems []policy.Problem
 }
 
-// Allows says whether the side lets the flow pass.
+// Allows reports whether the side allows the flow.
 func (s *Side) Allows() bool { return len(s.Policies) == 0 || s.Allowed != nil }
 
-// maxNearest is how many rules a denied side shows: of fifty that lack the same,
-// the others say nothing new.
+// maxNearest bounds the rules that are shown for a denied side. Further rules with the same
+// mismatches add nothing.
 const maxNearest = 3
 
-// Decide gives the verdict about a flow.
+// Decide returns the verdict for a flow.
 func (c *Cluster) Decide(f Flow) filter.Verdict { return c.snapshot.Decide(f.Key) }
 
-// Explain gives the verdict about a flow and the reasons for it.
+// Explain returns the verdict for a flow, with its reasons.
 func (c *Cluster) Explain(f Flow) Explanation {
 	e := Explanation{Flow: f, Verdict: c.snapshot.Decide(f.Key)}
 	e.Egress = c.side(filter.Egress, f, e.Verdict.Egress)
@@ -129,9 +125,9 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// notes says what may make the verdict another one: a node has addresses that neither
-// manifests nor the API tell, such as that of a node-local DNS cache. Those that nodes are
-// given so are link-local. The agent on the node knows them from its interfaces.
+// notes returns what may change the verdict on a real node. A node may have addresses that
+// neither the manifests nor the API contain, such as that of a node-local DNS cache. They
+// are usually link-local. The agent on the node reads them from its interfaces.
 func notes(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow {
 		return nil
@@ -140,16 +136,16 @@ func notes(f Flow, v filter.Verdict) []string {
 	for _, e := range []*End{f.From, f.To} {
 		for _, a := range e.Addrs {
 			if e.Pod == nil && !e.Node && a.IsLinkLocalUnicast() {
-				found = append(found, fmt.Sprintf("%s may be an address of the pod's own node, as that of a node-local DNS cache is: "+
-					"then the node allows the flow. Ask with the node's addresses (--node-ip %s, nodeIPs) if it is", a, a))
+				found = append(found, fmt.Sprintf("%s may be an address of the pod's own node, such as that of a node-local DNS cache. "+
+					"If so, the flow is allowed: ask again with the node's addresses (--node-ip %s, nodeIPs)", a, a))
 			}
 		}
 	}
 	return found
 }
 
-// Allowing lists all rules of one direction that allow the flow. Of a verdict
-// that no policy has a say in, there are none.
+// Allowing lists all rules of one direction that allow the flow. It returns none if the pod
+// is not isolated.
 func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	v := c.snapshot.Decide(f.Key)
 	side := v.Ingress
@@ -158,8 +154,8 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	}
 	var rules []filter.Rule
 	if side.Isolation != nil {
-		for _, r := range c.readings(d, f, side.Isolation.Policies) {
-			if len(r.Lacks) == 0 {
+		for _, r := range c.matchAll(d, f, side.Isolation.Policies) {
+			if len(r.Mismatches) == 0 {
 				rules = append(rules, r.Rule)
 			}
 		}
@@ -167,7 +163,7 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	return rules
 }
 
-// HasPolicy says whether there is such a policy, "namespace/name".
+// HasPolicy reports whether the policy "namespace/name" exists.
 func (c *Cluster) HasPolicy(name string) bool { return c.policies[name] != nil }
 
 func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
@@ -187,7 +183,7 @@ func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
 		s.Problems = append(s.Problems, c.problems[p]...)
 	}
 	if given.Rule != nil {
-		r := c.reading(d, f, given.Rule.Policy, given.Rule.Index, c.rules(d, given.Rule.Policy))
+		r := c.match(d, f, given.Rule.Policy, given.Rule.Index, c.rules(d, given.Rule.Policy))
 		s.Allowed = &r
 		return s
 	}
@@ -196,11 +192,11 @@ func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
 			s.Empty = append(s.Empty, p)
 		}
 	}
-	all := c.readings(d, f, s.Policies)
-	slices.SortStableFunc(all, func(a, b Reading) int { return len(a.Lacks) - len(b.Lacks) })
+	all := c.matchAll(d, f, s.Policies)
+	slices.SortStableFunc(all, func(a, b RuleMatch) int { return len(a.Mismatches) - len(b.Mismatches) })
 	for i, r := range all {
 		switch {
-		case len(r.Lacks) > len(all[0].Lacks):
+		case len(r.Mismatches) > len(all[0].Mismatches):
 		case i < maxNearest:
 			s.Nearest = append(s.Nearest, r)
 		default:

@@ -38,8 +38,8 @@ const town = `
 {kind: Pod, metadata: {namespace: shop, name: early, creationTimestamp: "2026-01-01T00:00:00Z"}, status: {podIP: 10.0.0.6}}
 `
 
-// read makes a cluster of the town and some policies, given by name: each is a
-// spec in namespace default.
+// read returns a cluster with the town's objects and the given policies: specs, by name, in
+// namespace default.
 func read(t *testing.T, policies map[string]string) *explain.Cluster {
 	t.Helper()
 	var o objects
@@ -82,13 +82,13 @@ func ask(t *testing.T, c *explain.Cluster, q explain.Question) []explain.Explana
 	return all
 }
 
-// question reads "default/web default/db tcp 80".
+// question parses a question such as "default/web default/db tcp 80".
 func question(text string) explain.Question {
 	parts := append(strings.Fields(text), "")
 	return explain.Question{From: parts[0], To: parts[1], Protocol: parts[2], Port: parts[3]}
 }
 
-// Each policy is for db, and each flow is explained in the words that follow.
+// Each policy is for db. For each flow, the explanation contains the given texts.
 func TestWords(t *testing.T) {
 	tests := []struct {
 		name, spec, flow string
@@ -130,19 +130,19 @@ func TestWords(t *testing.T) {
 		}},
 		{"exception", `ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]`, "10.1.2.3 db tcp 6379", []string{
 			"10.1.2.3 (no pod) to default/db (10.0.0.1)",
-			"egress: 10.1.2.3 is not a pod, so that no policy isolates it",
-			"allows addresses in 10.0.0.0/8 except 10.1.0.0/16; 10.1.2.3 lies in 10.1.0.0/16, which is excepted",
+			"egress: 10.1.2.3 is not a pod, so no policy isolates it",
+			"allows addresses in 10.0.0.0/8 except 10.1.0.0/16; 10.1.2.3 is in 10.1.0.0/16, which is excluded",
 			"    - ipBlock:\n        cidr: 10.1.2.3/32\n",
 		}},
 		{"outside of a block", `ingress: [{from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]`, "203.0.113.9 db tcp 6379", []string{
-			"allows addresses in 10.0.0.0/8; 203.0.113.9 lies outside of it (nor is it one of 1 other peer)",
+			"allows addresses in 10.0.0.0/8; 203.0.113.9 is outside it (nor is it one of 1 other peer)",
 		}},
 		{"an address and a selector", `ingress: [{from: [{podSelector: {}}]}]`, "203.0.113.9 db tcp 6379", []string{
-			"allows every pod in namespace default; 203.0.113.9 is the address of no pod",
+			"allows every pod in namespace default; 203.0.113.9 is not the address of a pod",
 		}},
 		{"host network", `ingress: [{from: [{namespaceSelector: {}}]}]`, "shop/agent db tcp 6379", []string{
 			"egress: shop/agent has a node's address, which no policy isolates",
-			"allows every pod in every namespace; shop/agent is in the host network and has its node's address, which no selector chooses",
+			"allows every pod in every namespace; shop/agent is in the host network and has its node's address, which no selector matches",
 			"cidr: 192.0.2.2/32",
 		}},
 		{"name of another number", `ingress: [{ports: [{port: redis}, {port: 80}]}]`, "web db tcp 81", []string{
@@ -159,11 +159,11 @@ func TestWords(t *testing.T) {
 		{"no rule", ``, "web db tcp 80", []string{"default/x has no ingress rule: it allows nothing", "add to spec.ingress of"}},
 		{"egress", "policyTypes: [Egress]\negress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}]", "db 203.0.113.9 tcp 443", []string{
 			"deny (egress-denied): default/db (10.0.0.1) to 203.0.113.9 (no pod), TCP 443",
-			"allows addresses in 192.0.2.0/24; 203.0.113.9 lies outside of it",
+			"allows addresses in 192.0.2.0/24; 203.0.113.9 is outside it",
 			"to allow the egress: add to spec.egress[0].to of",
 		}},
 		{"egress to a name outside", "policyTypes: [Egress]\negress: [{ports: [{port: http}]}]", "db 203.0.113.9 tcp 80", []string{
-			"allows TCP http; the flow is to TCP 80, and 203.0.113.9 is not a pod, so that it has no names for ports",
+			"allows TCP http; the flow is to TCP 80, and 203.0.113.9 is not a pod, so it has no port names",
 		}},
 		{"malformed block", `ingress: [{from: [{ipBlock: {cidr: 010.0.0.0/8}}]}]`, "web db tcp 80", []string{
 			"rule 1 allows nothing; spec.ingress[0].from[0].ipBlock.cidr cannot be understood",
@@ -185,7 +185,7 @@ func TestWords(t *testing.T) {
 		{"malformed subject", "podSelector: {matchExpressions: [{key: role, operator: Is}]}\ningress: [{}]", "db web tcp 80", []string{
 			"default/x has no ingress rule: it allows nothing", "not understood: default/x, spec.podSelector", "to allow the ingress: first correct spec.podSelector of NetworkPolicy default/x",
 		}},
-		{"itself", ``, "db db tcp 80", []string{"allow (same-address): default/db (10.0.0.1, fd00::1) to default/db (10.0.0.1, fd00::1), TCP 80\n  a pod always reaches itself: no policy has a say in it\n"}},
+		{"itself", ``, "db db tcp 80", []string{"allow (same-address): default/db (10.0.0.1, fd00::1) to default/db (10.0.0.1, fd00::1), TCP 80\n  a pod always reaches itself: no policy applies\n"}},
 		{"own node", ``, "192.0.2.1 db tcp 80", []string{"allow (own-node)"}},
 		{"families differ", `ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]`, "web db tcp 80", []string{
 			"allow (rule): default/web (10.0.0.2) to default/db (10.0.0.1), TCP 80\n",
@@ -211,7 +211,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// Of many rules that lack as much, a few are shown and the rest counted.
+// If many rules are equally near, a few are shown and the others counted.
 func TestManyRulesAreCounted(t *testing.T) {
 	rule := `{from: [{podSelector: {matchLabels: {role: frontend}}}]}`
 	c := read(t, map[string]string{
@@ -223,7 +223,7 @@ func TestManyRulesAreCounted(t *testing.T) {
 	if n := len(e.Ingress.Nearest); n != 3 || e.Ingress.More != 2 || e.Ingress.Nearest[2].Rule.Index != 2 {
 		t.Errorf("%d rules and %d more", n, e.Ingress.More)
 	}
-	for _, want := range []string{"(2 other rules lack as much)", "default/c has no ingress rule"} {
+	for _, want := range []string{"(2 other rules are as near)", "default/c has no ingress rule"} {
 		if got := explain.Text([]explain.Explanation{e}); !strings.Contains(got, want) {
 			t.Errorf("it does not say %q:\n%s", want, got)
 		}
@@ -240,15 +240,15 @@ func TestQuestionsThatHaveNoAnswer(t *testing.T) {
 		"no address":          {"shop/new db tcp 80", "pod shop/new has no address: add status.podIPs"},
 		"address of another":  {"shop/early db tcp 80", "the address 10.0.0.6 of pod shop/early belongs to shop/late"},
 		"families":            {"shop/cart shop/old tcp 80", "shop/cart has only IPv4, shop/old only IPv6"},
-		"protocol":            {"web db tpc 80", `protocol: "tpc" is none that can be asked for: write TCP, UDP, SCTP or ICMP`},
+		"protocol":            {"web db tpc 80", `protocol: "tpc" is not supported: write TCP, UDP, SCTP or ICMP`},
 		"no port":             {"web db tcp", "port: it is missing"},
 		"port 0":              {"web db tcp 0", "from 1 to 65535"},
 		"port 65536":          {"web db tcp 65536", "from 1 to 65535"},
 		"a range":             {"web db tcp 80-90", "from 1 to 65535"},
 		"a name":              {"web db tcp http", `default/db has no TCP port named "http": write one of its names, dns (UDP 53), redis (TCP 6379), or a number`},
 		"name and protocol":   {"web db udp redis", `no UDP port named "redis"`},
-		"no names":            {"db web tcp http", `default/web has no port named "http", nor any other name`},
-		"a name outside":      {"web 192.0.2.9 tcp http", "is outside the cluster and has no names for ports"},
+		"no names":            {"db web tcp http", `default/web has no port named "http", and no other named port`},
+		"a name outside":      {"web 192.0.2.9 tcp http", "is outside the cluster and has no port names"},
 		"a name on the host":  {"web shop/agent tcp http", "port names have no meaning"},
 		"a port with ICMP":    {"web db icmp 8", "ICMP has no ports: leave it out"},
 		"a sign and a number": {"web db tcp +80x", "is not a port"},

@@ -16,8 +16,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A policy that was refused for its size has no rules to name or to add to: the answer
-// says that it is too large.
+// A policy that is refused for its size has no rules to name or to extend. The answer says
+// that the policy is too large.
 func TestTooLargePolicy(t *testing.T) {
 	one := policyOf(t, "big", `{podSelector: {}, ingress: [{ports: [{port: 6379}]}]}`)
 	many := one.DeepCopy()
@@ -68,7 +68,7 @@ func policyOf(t *testing.T, name, spec string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// limited makes a cluster of two pods and some policies, within limits.
+// limited returns a cluster of two pods and some policies, with the given limits.
 func limited(t *testing.T, l policy.Limits, policies []*networkingv1.NetworkPolicy) *explain.Cluster {
 	t.Helper()
 	w := policy.NewStore()

@@ -11,20 +11,21 @@ import (
 	"sluice/filter/policy"
 )
 
-// Scores of peers that a flow's peer cannot be by its kind. They only choose
-// which of a rule's peers is shown as the nearest; labels count one each.
+// Scores of peers that cannot match because of their kind. They only determine which peer
+// of a rule is shown as the nearest. Each label with the wrong value scores one.
 const (
-	otherAddress = 50  // a pod, held against addresses that it does not lie in
-	otherKind    = 100 // no pod, held against labels
+	otherAddress = 50  // a pod, compared with addresses outside of which it is
+	otherKind    = 100 // not a pod, compared with labels
 )
 
-// peers holds the peers of a rule against the flow's. It returns whom the rule
-// allows, in words, and nil; or, if none matches, what the nearest lacks.
-func (h *holder) peers(items []policy.Peer, field string) (string, *Lack) {
+// peers matches the peers of a rule against the flow's. If one matches, it returns the
+// description of that peer, and nil. Otherwise it returns the description and the mismatch
+// of the nearest.
+func (h *matcher) peers(items []policy.Peer, field string) (string, *Mismatch) {
 	if len(items) == 0 {
 		return "every peer", nil
 	}
-	var nearest *Lack
+	var nearest *Mismatch
 	for i := range items {
 		says, lack := h.peerItem(&items[i], fmt.Sprintf("%s[%d]", field, i))
 		if lack == nil {
@@ -40,7 +41,7 @@ func (h *holder) peers(items []policy.Peer, field string) (string, *Lack) {
 	return nearest.Allows, nearest
 }
 
-func (h *holder) peerItem(p *policy.Peer, field string) (string, *Lack) {
+func (h *matcher) peerItem(p *policy.Peer, field string) (string, *Mismatch) {
 	switch {
 	case p.Malformed != "":
 		return "", unreadable("peer", strings.TrimSuffix(field+p.Malformed, "."))
@@ -50,20 +51,20 @@ func (h *holder) peerItem(p *policy.Peer, field string) (string, *Lack) {
 	return h.pods(p)
 }
 
-// pods holds a peer that selects by labels.
-func (h *holder) pods(p *policy.Peer) (string, *Lack) {
+// pods matches a peer that selects pods by labels.
+func (h *matcher) pods(p *policy.Peer) (string, *Mismatch) {
 	pods, namespaces := p.Pods, p.Namespaces
 	if pods == nil {
 		pods = labels.Everything()
 	}
 	says := h.podWords(pods, namespaces)
-	lack := &Lack{Part: "peer", Allows: says, keys: keysOf(pods)}
+	lack := &Mismatch{Part: "peer", Allows: says, keys: keysOf(pods)}
 	switch {
 	case h.peer.Node && !h.peer.byAddress():
-		lack.Flow, lack.score = fmt.Sprintf("%s is in the host network and has its node's address, which no selector chooses", h.peer.Name), otherKind
+		lack.Flow, lack.score = fmt.Sprintf("%s is in the host network and has its node's address, which no selector matches", h.peer.Name), otherKind
 		return says, lack
 	case h.peer.Pod == nil:
-		lack.Flow, lack.score = h.peer.Name+" is the address of no pod", otherKind
+		lack.Flow, lack.score = h.peer.Name+" is not the address of a pod", otherKind
 		return says, lack
 	}
 	var flaws []string
@@ -89,9 +90,8 @@ func (h *holder) pods(p *policy.Peer) (string, *Lack) {
 	return says, lack
 }
 
-// podWords puts a peer's selectors in words; namespaces is nil for the policy's
-// own.
-func (h *holder) podWords(pods, namespaces labels.Selector) string {
+// podWords describes a peer's selectors. namespaces is nil for the policy's own namespace.
+func (h *matcher) podWords(pods, namespaces labels.Selector) string {
 	where := "namespace " + h.namespace
 	switch {
 	case namespaces == nil:
@@ -106,8 +106,8 @@ func (h *holder) podWords(pods, namespaces labels.Selector) string {
 	return "pods with " + words(pods) + " in " + where
 }
 
-// block holds a block of addresses.
-func (h *holder) block(b *policy.Block) (string, *Lack) {
+// block matches a block of addresses.
+func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 	cidr := b.CIDR.Masked()
 	says := "addresses in " + cidr.String()
 	if len(b.Except) > 0 {
@@ -117,14 +117,14 @@ func (h *holder) block(b *policy.Block) (string, *Lack) {
 		}
 		says += " except " + some(texts, 5, ", ")
 	}
-	lack := &Lack{Part: "peer", Allows: says}
+	lack := &Mismatch{Part: "peer", Allows: says}
 	for _, e := range b.Except {
 		if e.Contains(h.addr) && lack.score == 0 {
-			lack.Flow, lack.score = fmt.Sprintf("%s lies in %s, which is excepted", h.addr, e.Masked()), 1
+			lack.Flow, lack.score = fmt.Sprintf("%s is in %s, which is excluded", h.addr, e.Masked()), 1
 		}
 	}
 	if !cidr.Contains(h.addr) {
-		lack.Flow, lack.score = h.addr.String()+" lies outside of it", 2
+		lack.Flow, lack.score = h.addr.String()+" is outside it", 2
 		if h.peer.Pod != nil {
 			lack.score = otherAddress
 		}
@@ -135,8 +135,8 @@ func (h *holder) block(b *policy.Block) (string, *Lack) {
 	return says, lack
 }
 
-// missing says, for each requirement of a selector that set does not satisfy,
-// what set has instead: "role=backend", "no label project".
+// missing returns, for each requirement that set does not satisfy, the label that set has
+// instead: "role=backend", "no label project".
 func missing(sel labels.Selector, set labels.Set) []string {
 	var found []string
 	requirements, _ := sel.Requirements()
@@ -155,7 +155,7 @@ func missing(sel labels.Selector, set labels.Set) []string {
 	return found
 }
 
-// words puts a selector in words: "role=frontend and tier one of a, b".
+// words describes a selector: "role=frontend and tier one of a, b".
 func words(sel labels.Selector) string {
 	var parts []string
 	requirements, _ := sel.Requirements()

@@ -8,9 +8,9 @@ import (
 	"sluice/filter/policy"
 )
 
-// ports holds the ports of a rule against the flow's. It returns which ports the
-// rule allows, in words, and nil or what is lacking.
-func (h *holder) ports(items []policy.PortRange, field string) (string, *Lack) {
+// ports matches the ports of a rule against the flow's. It returns a description of the
+// allowed ports, and the mismatch, if any.
+func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismatch) {
 	if len(items) == 0 {
 		return "every port", nil
 	}
@@ -30,7 +30,7 @@ func (h *holder) ports(items []policy.PortRange, field string) (string, *Lack) {
 	if len(all) == 0 {
 		return "", unreadable("port", field)
 	}
-	lack := &Lack{Part: "port", Allows: some(all, 8, ", "), Flow: "the flow is to " + portText(h.key)}
+	lack := &Mismatch{Part: "port", Allows: some(all, 8, ", "), Flow: "the flow is to " + portText(h.key)}
 	switch h.key.Transport {
 	case filter.Portless:
 		lack.Flow = "the flow is " + h.key.Protocol.String() + ", which only a rule without ports allows"
@@ -43,9 +43,9 @@ func (h *holder) ports(items []policy.PortRange, field string) (string, *Lack) {
 	return lack.Allows, lack
 }
 
-// portItem puts one item in words and says whether it matches. It gives the name
-// of a named port too. Of an item that cannot be understood all are empty.
-func (h *holder) portItem(port *policy.PortRange) (says, name string, matches bool) {
+// portItem describes one item and reports whether it matches. It also returns the name of a
+// named port. For a malformed item, all results are empty.
+func (h *matcher) portItem(port *policy.PortRange) (says, name string, matches bool) {
 	if port.Malformed {
 		return "", "", false
 	}
@@ -64,11 +64,11 @@ func (h *holder) portItem(port *policy.PortRange) (says, name string, matches bo
 	return says, "", same && port.Low <= h.key.Port && h.key.Port <= port.High
 }
 
-func (h *holder) namedPorts() []policy.NamedPort {
+func (h *matcher) namedPorts() []policy.NamedPort {
 	return h.c.snapshot.Endpoint(h.key.DstAddr()).NamedPorts()
 }
 
-func (h *holder) lookUp(name string, proto filter.Protocol) (uint16, bool) {
+func (h *matcher) lookUp(name string, proto filter.Protocol) (uint16, bool) {
 	for _, p := range h.namedPorts() {
 		if p.Name == name && p.Protocol == proto {
 			return p.Number, true
@@ -77,10 +77,10 @@ func (h *holder) lookUp(name string, proto filter.Protocol) (uint16, bool) {
 	return 0, false
 }
 
-// nameWords says what the names of ports mean on the destination.
-func (h *holder) nameWords(names []string) string {
+// nameWords describes what the given port names mean on the destination.
+func (h *matcher) nameWords(names []string) string {
 	if h.to.Pod == nil {
-		return ", and " + h.to.Name + " is not a pod, so that it has no names for ports"
+		return ", and " + h.to.Name + " is not a pod, so it has no port names"
 	}
 	var have, all []string
 	for _, p := range h.namedPorts() {
@@ -99,10 +99,10 @@ func (h *holder) nameWords(names []string) string {
 	case len(all) > 0:
 		return fmt.Sprintf(", and %s has no port named %s; it has %s", name, some(names, 5, " or "), some(all, 5, ", "))
 	}
-	return fmt.Sprintf(", and %s has no port named %s, nor any other name", name, some(names, 5, " or "))
+	return fmt.Sprintf(", and %s has no port named %s, and no other named port", name, some(names, 5, " or "))
 }
 
-// portText is the flow's destination port in words: "TCP 80", "ICMP".
+// portText describes the flow's destination port: "TCP 80", "ICMP".
 func portText(k filter.Key) string {
 	if k.Transport != filter.Ported {
 		return k.Protocol.String()

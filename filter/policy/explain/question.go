@@ -15,10 +15,10 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// Question is a flow in the words of whoever asks.
+// Question describes a flow in the user's terms.
 type Question struct {
 	From, To string // "namespace/name" of a pod, "name" in namespace default, or an IP address
-	Port     string // a number, or the name of a port of the destination; empty for ICMP
+	Port     string // number, or the name of a port of the destination; empty for ICMP
 	Protocol string // TCP, UDP, SCTP or ICMP, in any case; empty means TCP
 }
 
@@ -26,37 +26,37 @@ type Question struct {
 type Flow struct {
 	From, To *End
 	Key      filter.Key
-	// Via is the Service whose address was asked for; nil if it was what is judged.
+	// Via is the Service whose address was asked for; nil if To was.
 	Via *Via
 }
 
 // End is one end of a flow.
 type End struct {
-	// Name is how it was asked for: "namespace/name", or the address.
+	// Name is the end as asked for: "namespace/name", or the address.
 	Name string
-	// Addrs are its addresses, at most one of each family, IPv4 first.
+	// Addrs are the addresses, at most one of each family, IPv4 first.
 	Addrs []netip.Addr
-	// Pod is who has them; nil for an address outside the cluster or of a node.
+	// Pod has the addresses; nil for addresses of a node or outside the cluster.
 	Pod *policy.Pod
-	// Node says that it is a node: a pod of the host network has its node's
-	// addresses, and to policies it is no pod.
+	// Node is set for a node, and for a pod of the host network: it has the addresses of
+	// its node, and policies treat it as the node.
 	Node bool
 
-	service *service // whose address it is
+	service *service // that has the address
 }
 
-// byAddress says whether the end was asked for by its address.
+// byAddress reports whether the end was asked for by its address.
 func (e *End) byAddress() bool { return len(e.Addrs) == 1 && e.Name == e.Addrs[0].String() }
 
-// Flows turns a question into the flows that answer it: one for each address
-// family that both ends have, IPv4 first; for the address of a Service, one to each
-// endpoint behind it. An error says what would be right.
+// Flows returns the flows that answer a question: one for each address family that both
+// ends have, IPv4 first, or one to each endpoint if the destination is the address of a
+// Service. Errors contain a hint.
 func (c *Cluster) Flows(q Question) ([]Flow, error) {
-	from, err := c.end(q.From)
+	from, err := c.endpoint(q.From)
 	if err != nil {
 		return nil, fmt.Errorf("from: %w", err)
 	}
-	to, err := c.end(q.To)
+	to, err := c.endpoint(q.To)
 	if err != nil {
 		return nil, fmt.Errorf("to: %w", err)
 	}
@@ -65,7 +65,7 @@ func (c *Cluster) Flows(q Question) ([]Flow, error) {
 		proto, ok = filter.ParseProtocol(q.Protocol)
 	}
 	if !ok || !proto.HasPorts() && proto != filter.ICMP {
-		return nil, fmt.Errorf("protocol: %q is none that can be asked for: write TCP, UDP, SCTP or ICMP (which means ICMPv6 between IPv6 addresses)", q.Protocol)
+		return nil, fmt.Errorf("protocol: %q is not supported: write TCP, UDP, SCTP or ICMP (which means ICMPv6 between IPv6 addresses)", q.Protocol)
 	}
 	switch {
 	case from.service != nil:
@@ -103,8 +103,8 @@ func families(e *End) string {
 	return "IPv6"
 }
 
-// end finds who is meant.
-func (c *Cluster) end(text string) (*End, error) {
+// endpoint returns the end that text names.
+func (c *Cluster) endpoint(text string) (*End, error) {
 	if text == "" {
 		return nil, fmt.Errorf("it is missing: write namespace/name of a pod, or an IP address")
 	}
@@ -145,20 +145,20 @@ func (c *Cluster) address(addr netip.Addr) *End {
 	return e
 }
 
-// podEnd finds a pod's addresses. Whether they are its own is for the snapshot
-// to say.
+// podEnd returns a pod with its addresses. Whether the pod owns them is decided by the
+// snapshot.
 func (c *Cluster) podEnd(name string, pod *policy.Pod) (*End, error) {
 	e := &End{Name: name, Pod: pod}
 	if pod.HostNetwork {
 		e.Pod, e.Node = nil, true
 	}
 	if pod.Ended != "" {
-		return nil, fmt.Errorf("pod %s has ended (%s) and has no address any more: ask for a pod that runs", name, pod.Ended)
+		return nil, fmt.Errorf("pod %s has ended (%s) and has no address: ask for a running pod", name, pod.Ended)
 	}
 	for _, addr := range addressesOf(pod) {
 		who := c.snapshot.Endpoint(addr)
 		if !e.Node && who.String() != name {
-			return nil, fmt.Errorf("the address %s of pod %s belongs to %s: ask for that one, or correct status.podIPs", addr, name, cmp.Or(who.String(), "nobody"))
+			return nil, fmt.Errorf("the address %s of pod %s belongs to %s: ask for that one, or correct status.podIPs", addr, name, cmp.Or(who.String(), "no pod"))
 		}
 		if !slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() }) {
 			e.Addrs = append(e.Addrs, addr)
@@ -178,8 +178,7 @@ func addressesOf(pod *policy.Pod) []netip.Addr {
 	return pod.Addrs
 }
 
-// noPod says which pod may have been meant: one of the same name elsewhere, or
-// one with a name like it.
+// noPod returns an error that suggests pods with the same or a similar name.
 func (c *Cluster) noPod(name string) error {
 	_, wanted, _ := strings.Cut(name, "/")
 	all := make([]string, 0, len(c.pods))
@@ -204,7 +203,7 @@ func (c *Cluster) noPod(name string) error {
 	return fmt.Errorf("there is no pod %s: write one of %s, or an IP address", name, some(all, 8, ", "))
 }
 
-// some joins up to n of the texts.
+// some joins the first n texts.
 func some(texts []string, n int, sep string) string {
 	if len(texts) <= n {
 		return strings.Join(texts, sep)
@@ -212,7 +211,7 @@ func some(texts []string, n int, sep string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(texts[:n], sep), len(texts)-n)
 }
 
-// port reads a number, or finds a name among the ports of the destination.
+// port parses a number, or looks up the name of a port of the destination.
 func (c *Cluster) port(text string, proto filter.Protocol, to *End) (uint16, error) {
 	if !proto.HasPorts() {
 		if text != "" && text != "0" {
@@ -232,7 +231,7 @@ func (c *Cluster) port(text string, proto filter.Protocol, to *End) (uint16, err
 	case to.Node:
 		return 0, fmt.Errorf("%s has a node's address, for which port names have no meaning: write the number of %q", to.Name, text)
 	case to.Pod == nil:
-		return 0, fmt.Errorf("%s is outside the cluster and has no names for ports: write the number of %q", to.Name, text)
+		return 0, fmt.Errorf("%s is outside the cluster and has no port names: write the number of %q", to.Name, text)
 	}
 	ports := c.snapshot.Endpoint(to.Addrs[0]).NamedPorts()
 	var have []string
@@ -243,13 +242,13 @@ func (c *Cluster) port(text string, proto filter.Protocol, to *End) (uint16, err
 		have = append(have, fmt.Sprintf("%s (%s %d)", p.Name, p.Protocol, p.Number))
 	}
 	if len(have) == 0 {
-		return 0, fmt.Errorf("%s has no port named %q, nor any other name: write the number", to.Name, text)
+		return 0, fmt.Errorf("%s has no port named %q, and no other named port: write the number", to.Name, text)
 	}
 	return 0, fmt.Errorf("%s has no %s port named %q: write one of its names, %s, or a number", to.Name, proto, text, some(have, 8, ", "))
 }
 
-// nameLike says whether text can be the name of a port at all: it has a letter,
-// and no sign or space.
+// nameLike reports whether text may be the name of a port: it has a letter, and only
+// letters, digits and dashes.
 func nameLike(text string) bool {
 	return strings.ContainsFunc(text, func(r rune) bool { return r >= 'a' && r <= 'z' }) &&
 		!strings.ContainsFunc(text, func(r rune) bool {

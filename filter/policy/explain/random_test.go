@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// dice makes small clusters in which labels, names, addresses and ports collide
-// often, some parts of them malformed.
+// dice makes small random clusters. Labels, names, addresses and ports are often equal, and
+// some parts are malformed.
 type dice struct{ *rand.Rand }
 
 func pick[T any](d dice, from ...T) T { return from[d.IntN(len(from))] }
@@ -71,7 +71,7 @@ func (d dice) peer() networkingv1.NetworkPolicyPeer {
 		}
 	}
 	if d.one(30) {
-		p.PodSelector = d.selector() // perhaps beside a block
+		p.PodSelector = d.selector() // possibly beside a block
 	}
 	return p
 }
@@ -140,14 +140,14 @@ func (d dice) cluster() objects {
 	return o
 }
 
-// objects are the objects of a cluster, as the API has them.
+// objects are the API objects of a cluster.
 type objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
 }
 
-// clusterOf compiles objects.
+// clusterOf compiles the objects.
 func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
 	w := policy.NewStore()
 	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: netpol.ReadAll(from.Policies)}
@@ -165,9 +165,8 @@ func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
 	return explain.New(s, o), s
 }
 
-// An explanation must never disagree with the decision: where a side denies, every
-// rule lacks something; where it allows, the rule that is named lacks nothing. And
-// what it says would allow the flow must do so.
+// An explanation must agree with the decision: if a side denies, every rule has a mismatch,
+// and if it allows, the named rule has none. The suggested change must allow the flow.
 func TestExplanationsAgreeWithDecide(t *testing.T) {
 	seen := make(map[string]int)
 	for seed := range uint64(500) {
@@ -240,7 +239,7 @@ func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) e
 			return fmt.Errorf("it is not isolated")
 		}
 	case v.Rule != nil:
-		if s.Allowed == nil || s.Allowed.Rule != *v.Rule || len(s.Allowed.Lacks) > 0 || !slices.Contains(allowing, *v.Rule) {
+		if s.Allowed == nil || s.Allowed.Rule != *v.Rule || len(s.Allowed.Mismatches) > 0 || !slices.Contains(allowing, *v.Rule) {
 			return fmt.Errorf("%v allows it", *v.Rule)
 		}
 	default:
@@ -248,7 +247,7 @@ func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) e
 			return fmt.Errorf("it denies; allowing %v, change %v", allowing, s.Change)
 		}
 		for _, r := range s.Nearest {
-			if len(r.Lacks) == 0 {
+			if len(r.Mismatches) == 0 {
 				return fmt.Errorf("%v lacks nothing", r.Rule)
 			}
 		}
@@ -256,7 +255,7 @@ func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) e
 	return nil
 }
 
-// apply makes the change that a side asks for, in a copy of the policy.
+// apply makes the suggested change in a copy of the policy.
 func apply(o objects, s explain.Side) objects {
 	o.Policies = slices.Clone(o.Policies)
 	for i, p := range o.Policies {

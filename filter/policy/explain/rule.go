@@ -11,31 +11,31 @@ import (
 	"sluice/filter/policy"
 )
 
-// Reading is one rule held against a flow.
-type Reading struct {
-	Rule  filter.Rule
-	Peers string // whom the rule allows, in words; of several, who comes nearest
-	Ports string // which ports it allows, in words
-	Lacks []Lack // what keeps it from allowing the flow; none if it does
+// RuleMatch is the result of matching one rule against a flow.
+type RuleMatch struct {
+	Rule       filter.Rule
+	Peers      string     // the peers that the rule allows, in words; if there are several, the nearest
+	Ports      string     // the ports that the rule allows, in words
+	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
 
-// Lack is a part of a rule that a flow does not satisfy.
-type Lack struct {
+// Mismatch is a part of a rule that a flow does not match.
+type Mismatch struct {
 	Part   string // "peer" or "port"
 	Allows string // what the rule allows: "pods with role=frontend in namespace default"
-	Flow   string // what the flow is instead: "default/web has role=backend"
+	Flow   string // what the flow has instead: "default/web has role=backend"
 
-	score int      // how far off it is, to choose among the peers of a rule
-	keys  []string // of labels that the rule's selector of pods looks at
-	field string   // of a part that cannot be understood
+	score int      // distance, to choose the nearest peer of a rule
+	keys  []string // keys of the labels that the rule's pod selector requires
+	field string   // of a malformed part
 }
 
-// String is the lack as part of a sentence about the rule.
-func (l Lack) String() string { return "allows " + l.Allows + "; " + l.Flow }
+// String formats the mismatch as a part of a sentence about the rule.
+func (l Mismatch) String() string { return "allows " + l.Allows + "; " + l.Flow }
 
-// lacks says whether the rule lacks a part.
-func (r *Reading) lacks(part string) bool {
-	for _, l := range r.Lacks {
+// mismatches reports whether the given part of the rule does not match.
+func (r *RuleMatch) mismatches(part string) bool {
+	for _, l := range r.Mismatches {
 		if l.Part == part {
 			return true
 		}
@@ -43,8 +43,8 @@ func (r *Reading) lacks(part string) bool {
 	return false
 }
 
-// rules are a policy's rules that are in force in a direction: none if it cannot
-// be read which pods it is for, or if it is too large.
+// rules returns the rules of a policy in a direction that are in force. There are none if
+// the policy's subject is malformed or the policy is too large.
 func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	p := c.policies[name]
 	if p == nil || c.tooLarge(name) || p.Subject.Malformed {
@@ -53,13 +53,13 @@ func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	return p.Rules[d]
 }
 
-// readings holds all rules of some policies against a flow, in their order.
-func (c *Cluster) readings(d filter.Direction, f Flow, policies []string) []Reading {
-	var all []Reading
+// matchAll matches all rules of the given policies against a flow, in order.
+func (c *Cluster) matchAll(d filter.Direction, f Flow, policies []string) []RuleMatch {
+	var all []RuleMatch
 	for _, name := range policies {
 		rules := c.rules(d, name)
 		for i := range rules {
-			all = append(all, c.reading(d, f, name, i, rules))
+			all = append(all, c.match(d, f, name, i, rules))
 		}
 	}
 	return all
@@ -70,34 +70,34 @@ func (c *Cluster) tooLarge(name string) bool {
 	return slices.ContainsFunc(c.problems[name], func(p policy.Problem) bool { return p.TooLarge })
 }
 
-// reading holds one of a policy's rules against a flow.
-func (c *Cluster) reading(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) Reading {
-	out := Reading{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
+// match matches one rule of a policy against a flow.
+func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) RuleMatch {
+	out := RuleMatch{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
 	if index >= len(rules) {
 		return out // the snapshot was made from other objects
 	}
-	h := holder{c: c, namespace: c.policies[name].Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
+	h := matcher{c: c, namespace: c.policies[name].Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
 	list := "to"
 	if d == filter.Ingress {
 		h.peer, h.addr, list = f.From, f.Key.SrcAddr(), "from"
 	}
 	field := ruleField(out.Rule)
-	var lack *Lack
+	var lack *Mismatch
 	if out.Peers, lack = h.peers(rules[index].Peers, field+"."+list); lack != nil {
-		out.Lacks = append(out.Lacks, *lack)
+		out.Mismatches = append(out.Mismatches, *lack)
 	}
 	if out.Ports, lack = h.ports(rules[index].Ports, field+".ports"); lack != nil {
-		out.Lacks = append(out.Lacks, *lack)
+		out.Mismatches = append(out.Mismatches, *lack)
 	}
-	for i := range out.Lacks {
-		if l := &out.Lacks[i]; l.field != "" {
+	for i := range out.Mismatches {
+		if l := &out.Mismatches[i]; l.field != "" {
 			l.Flow = cmp.Or(c.brokenField(out.Rule, l.field), l.field) + " cannot be understood"
 		}
 	}
 	return out
 }
 
-// brokenField returns the field of the problem of a rule; empty if it has none.
+// brokenField returns the field of a rule's problem, or "" if it has none.
 func (c *Cluster) brokenField(r filter.Rule, part string) string {
 	if p := c.problemOf(r, part); p != nil {
 		return fromSpec(p.Field)
@@ -105,9 +105,9 @@ func (c *Cluster) brokenField(r filter.Rule, part string) string {
 	return ""
 }
 
-// problemOf returns what is wrong with a rule, in the given part of it if there is
-// something; nil if nothing is wrong. A rule that cannot be read is in force as one that
-// names no peer, and its problem is in another field, or in the list of rules.
+// problemOf returns a problem of a rule, preferably in the given part of it, or nil if
+// there is none. A rule that cannot be read is in force as one with an invalid peer. Its
+// problem then has another field, or that of the list of rules.
 func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	problems := c.problems[r.Policy]
 	for _, at := range []string{part, ruleField(r)} {
@@ -125,15 +125,15 @@ func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	return nil
 }
 
-// fromSpec cuts off the place of an object in a list: "items[0].spec.ingress" becomes
+// fromSpec removes an object's place in a list: "items[0].spec.ingress" becomes
 // "spec.ingress".
 func fromSpec(field string) string { return field[max(0, strings.Index(field, "spec.")):] }
 
-// ruleField is the rule's place in its policy, as in "spec.ingress[0]".
+// ruleField returns the field of the rule in its policy, as in "spec.ingress[0]".
 func ruleField(r filter.Rule) string { return fmt.Sprintf("spec.%s[%d]", r.Direction, r.Index) }
 
-// holder holds the parts of a rule against a flow.
-type holder struct {
+// matcher matches the parts of a rule against a flow.
+type matcher struct {
 	c         *Cluster
 	namespace string // of the policy
 	key       filter.Key
@@ -142,8 +142,8 @@ type holder struct {
 	to        *End
 }
 
-// unreadable is the lack of a part that cannot be understood. What is wrong with
-// it is among the problems.
-func unreadable(part, field string) *Lack {
-	return &Lack{Part: part, Allows: "nothing", field: field, score: 1000}
+// unreadable returns the mismatch of a malformed part. The problem itself is reported
+// separately.
+func unreadable(part, field string) *Mismatch {
+	return &Mismatch{Part: part, Allows: "nothing", field: field, score: 1000}
 }

@@ -16,12 +16,12 @@ import (
 	"sluice/filter/policy"
 )
 
-// service is a Service that has addresses in the cluster. They never reach a decision:
-// the node puts the address of an endpoint in their place before it judges a packet.
+// service is a Service with cluster addresses. They never reach a decision: the node
+// replaces them with the address of an endpoint before it evaluates a packet.
 type service struct {
 	*corev1.Service
 	slices []*discoveryv1.EndpointSlice
-	behind map[behindKey][]backend // what was asked for before
+	behind map[behindKey][]backend // results of earlier questions
 }
 
 // behindKey is a port of a Service, in one address family.
@@ -30,14 +30,14 @@ type behindKey struct {
 	v4   bool
 }
 
-// Via is the Service by whose address a flow was asked for.
+// Via is the Service whose address a question named.
 type Via struct {
 	Service string     // "namespace/name"
-	Addr    netip.Addr // that was asked for
-	Port    uint16     // likewise
+	Addr    netip.Addr // named in the question
+	Port    uint16     // named in the question
 }
 
-// backend is an address and port behind a Service.
+// backend is the address and port of an endpoint.
 type backend struct {
 	addr netip.Addr
 	port uint16
@@ -45,7 +45,7 @@ type backend struct {
 
 func (s *service) text() string { return s.Namespace + "/" + s.Name }
 
-// addServices notes the Services by their addresses.
+// addServices indexes the Services by address.
 func (c *Cluster) addServices(services []*corev1.Service, endpoints []*discoveryv1.EndpointSlice) {
 	slicesOf := make(map[string][]*discoveryv1.EndpointSlice)
 	for _, s := range endpoints {
@@ -57,7 +57,7 @@ func (c *Cluster) addServices(services []*corev1.Service, endpoints []*discovery
 		for _, text := range append([]string{o.Spec.ClusterIP}, o.Spec.ClusterIPs...) {
 			addr, err := netip.ParseAddr(text)
 			if err != nil {
-				continue // a Service without: headless, or not yet
+				continue // no address: the Service is headless, or has none yet
 			}
 			if addr = addr.Unmap(); c.services[addr] == nil {
 				c.services[addr] = s
@@ -66,8 +66,8 @@ func (c *Cluster) addServices(services []*corev1.Service, endpoints []*discovery
 	}
 }
 
-// serviceFlows turns a question about a Service's address into the flows that a
-// decision sees: one to each endpoint.
+// serviceFlows returns the flows that decisions see for a question about a Service's
+// address: one to each endpoint.
 func (c *Cluster) serviceFlows(from, to *End, q Question, proto filter.Protocol) ([]Flow, error) {
 	s, addr := to.service, to.Addrs[0]
 	at := slices.IndexFunc(from.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() })
@@ -85,8 +85,8 @@ func (c *Cluster) serviceFlows(from, to *End, q Question, proto filter.Protocol)
 		s.behind[key] = behind
 	}
 	if len(behind) == 0 {
-		return nil, fmt.Errorf("to: %s is the address of Service %s and never reaches a decision, which sees the address and port of what is behind it; "+
-			"%s: ask for an address behind it, with its port%s", addr, s.text(), s.nothingBehind(), targetText(&s.Spec.Ports[port]))
+		return nil, fmt.Errorf("to: %s is the address of Service %s, and decisions see only the endpoints behind it; "+
+			"%s: ask for the address of an endpoint, with its port%s", addr, s.text(), s.nothingBehind(), targetText(&s.Spec.Ports[port]))
 	}
 	flows := make([]Flow, 0, len(behind))
 	for _, b := range behind {
@@ -96,7 +96,7 @@ func (c *Cluster) serviceFlows(from, to *End, q Question, proto filter.Protocol)
 	return flows, nil
 }
 
-// port finds a port of the Service by its number or name, and returns its place.
+// port looks up a port of the Service by number or name, and returns its index.
 func (s *service) port(text string, proto filter.Protocol) (int, error) {
 	var have []string
 	for i := range s.Spec.Ports {
@@ -111,7 +111,7 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 		have = append(have, strings.TrimSpace(fmt.Sprintf("%s %d %s", of, p.Port, p.Name)))
 	}
 	if !proto.HasPorts() {
-		return 0, fmt.Errorf("%s to the address of a Service reaches nothing: only its ports lead to what is behind it", proto)
+		return 0, fmt.Errorf("%s to the address of a Service reaches nothing: only its ports lead to endpoints", proto)
 	}
 	if len(have) == 0 {
 		return 0, fmt.Errorf("the Service %s has no port", s.text())
@@ -119,8 +119,8 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 	return 0, fmt.Errorf("the Service %s has no %s port %q: write one of %s", s.text(), proto, text, some(have, 8, ", "))
 }
 
-// backends are the addresses and ports behind a port of a Service, sorted: those that
-// its EndpointSlices name, or if there are none, those of the pods that it selects.
+// backends returns the sorted endpoints of a port of a Service: those of its EndpointSlices
+// or, without any slices, those of the selected pods.
 func (c *Cluster) backends(s *service, port *corev1.ServicePort, v4 bool) []backend {
 	var found []backend
 	add := func(addr netip.Addr, number int32) {
@@ -158,7 +158,8 @@ func (c *Cluster) backends(s *service, port *corev1.ServicePort, v4 bool) []back
 	return slices.Compact(found)
 }
 
-// slicePort is the number of a Service's port in an EndpointSlice; 0 if it has none.
+// slicePort returns the number of a Service's port in an EndpointSlice, or 0 if it has
+// none.
 func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) int32 {
 	for _, p := range slice.Ports {
 		name, proto := "", corev1.ProtocolTCP
@@ -175,10 +176,10 @@ func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) int32
 	return 0
 }
 
-// serves reports whether a pod is behind the Services that select it.
+// serves reports whether a pod is an endpoint of the Services that select it.
 func serves(pod *policy.Pod) bool { return !pod.Ending && pod.Ended == "" && !pod.NotReady }
 
-// podPort is the number of a Service's port on a pod; 0 if it has none.
+// podPort returns the number of a Service's port on a pod, or 0 if it has none.
 func podPort(pod *policy.Pod, port *corev1.ServicePort) int32 {
 	switch {
 	case port.TargetPort.Type == intstr.Int && port.TargetPort.IntVal != 0:
@@ -194,18 +195,18 @@ func podPort(pod *policy.Pod, port *corev1.ServicePort) int32 {
 	return 0
 }
 
-// nothingBehind says why it is not known what is behind a Service.
+// nothingBehind tells why no endpoint of the Service is known.
 func (s *service) nothingBehind() string {
 	switch {
 	case len(s.slices) > 0:
 		return "none of its EndpointSlices has an endpoint that is ready at this port"
 	case len(s.Spec.Selector) > 0:
-		return "no pod that is ready matches its selector (" + labels.FormatLabels(s.Spec.Selector) + ") and has this port"
+		return "no ready pod matches its selector (" + labels.FormatLabels(s.Spec.Selector) + ") and has this port"
 	}
-	return "it has no selector, and there are no EndpointSlices of it"
+	return "it has no selector and no EndpointSlices"
 }
 
-// targetText is the port behind a Service as far as the Service tells it.
+// targetText describes the port of the endpoints, as far as the Service tells.
 func targetText(port *corev1.ServicePort) string {
 	if port.TargetPort.String() == "0" {
 		return fmt.Sprintf(" (%d)", port.Port)

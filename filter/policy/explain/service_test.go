@@ -67,8 +67,8 @@ func serviceCluster(t *testing.T) *Cluster {
 	return New(s, Objects{Pods: kubepod.ReadAll(o.Pods), Policies: netpol.ReadAll(o.Policies), Services: o.Services, EndpointSlices: o.EndpointSlices})
 }
 
-// The address of a Service never reaches a decision: what is asked about it is
-// answered for what is behind it.
+// The address of a Service never reaches a decision. A question about it is answered for
+// the endpoints.
 func TestServices(t *testing.T) {
 	tests := map[string]struct {
 		q    Question
@@ -126,14 +126,14 @@ func TestAnswerOfAService(t *testing.T) {
 		all = append(all, c.Explain(f))
 	}
 	text := Text(all)
-	for _, want := range []string{"10.96.0.7 port 80 is Service lab/db: its address never reaches a decision", "2 endpoints, 1 denied", "deny (ingress-denied): lab/web (10.0.0.1) to 10.0.0.3 (pod lab/db-1), TCP 6380"} {
+	for _, want := range []string{"10.96.0.7 port 80 is Service lab/db: decisions see the endpoints behind it", "2 endpoints, 1 denied", "deny (ingress-denied): lab/web (10.0.0.1) to 10.0.0.3 (pod lab/db-1), TCP 6380"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in\n%s", want, text)
 		}
 	}
 }
 
-// Addresses that only the node knows to be its own are answered with a note.
+// For addresses that only the node knows as its own, the answer has a note.
 func TestNotesAboutNodeLocalAddresses(t *testing.T) {
 	c := serviceCluster(t)
 	for _, tt := range []struct {

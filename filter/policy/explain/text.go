@@ -12,10 +12,9 @@ import (
 	"sluice/filter"
 )
 
-// Text is the explanations of one question for people: the verdict in one line,
-// then the two directions, then what would have to change. Where both address
-// families come to it by the same way, they are explained together. Rules are
-// numbered from 1.
+// Text formats the explanations of one question for people: the verdict in one line, then
+// both directions, then the change that would allow the flow. It combines both address
+// families if their verdicts are the same. It numbers rules from 1.
 func Text(all []Explanation) string {
 	if len(all) > 0 && all[0].Flow.Via != nil {
 		return viaText(all)
@@ -30,11 +29,11 @@ func Text(all []Explanation) string {
 	return strings.Join(parts, "\n")
 }
 
-// maxBackends is how many endpoints of a Service are explained one by one.
+// maxBackends bounds the endpoints of a Service that are explained one by one.
 const maxBackends = 5
 
-// viaText explains a flow to the address of a Service: first those to endpoints that
-// are denied, if some are.
+// viaText explains a flow to the address of a Service. It begins with the endpoints that
+// are denied.
 func viaText(all []Explanation) string {
 	via := all[0].Flow.Via
 	denied := 0
@@ -46,7 +45,7 @@ func viaText(all []Explanation) string {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s port %d is Service %s: its address never reaches a decision, which sees what is behind it (%s, %d denied)\n",
+	fmt.Fprintf(&b, "%s port %d is Service %s: decisions see the endpoints behind it, not its address (%s, %d denied)\n",
 		via.Addr, via.Port, via.Service, count(len(all), "endpoint", "endpoints"), denied)
 	for i, e := range sorted {
 		if i == maxBackends {
@@ -58,7 +57,7 @@ func viaText(all []Explanation) string {
 	return b.String()
 }
 
-// text writes one explanation; also are flows that it holds for too.
+// text formats one explanation, which also holds for the flows in also.
 func (e *Explanation) text(also ...Flow) string {
 	flows := append([]Flow{e.Flow}, also...)
 	var b strings.Builder
@@ -66,7 +65,7 @@ func (e *Explanation) text(also ...Flow) string {
 		endText(e.Flow.From, flows, filter.Key.SrcAddr), endText(e.Flow.To, flows, filter.Key.DstAddr), portText(e.Flow.Key))
 	switch e.Verdict.Reason {
 	case filter.SameAddress, filter.OwnNode:
-		fmt.Fprintf(&b, "  %s: no policy has a say in it\n", Why(e.Verdict))
+		fmt.Fprintf(&b, "  %s: no policy applies\n", Why(e.Verdict))
 		return b.String()
 	}
 	e.Egress.write(&b, e.Flow.From)
@@ -80,7 +79,7 @@ func (e *Explanation) text(also ...Flow) string {
 	return b.String()
 }
 
-// endText names an end and the addresses that were judged.
+// endText names an end and the addresses of its flows.
 func endText(e *End, flows []Flow, addrOf func(filter.Key) netip.Addr) string {
 	if e.byAddress() {
 		switch {
@@ -109,7 +108,7 @@ func (s *Side) write(b *strings.Builder, end *End) {
 		fmt.Fprintln(b, "has a node's address, which no policy isolates")
 		return
 	case s.Pod == "":
-		fmt.Fprintln(b, "is not a pod, so that no policy isolates it")
+		fmt.Fprintln(b, "is not a pod, so no policy isolates it")
 		return
 	case len(s.Policies) == 0:
 		fmt.Fprintln(b, "is not isolated: no policy selects it in this direction")
@@ -130,15 +129,15 @@ func (s *Side) write(b *strings.Builder, end *End) {
 	}
 }
 
-// allows is what the rule allows in words: "pods with role=frontend in namespace
-// default, TCP 6379".
-func (r *Reading) allows() string { return r.Peers + ", " + r.Ports }
+// allows describes what the rule allows: "pods with role=frontend in namespace default, TCP
+// 6379".
+func (r *RuleMatch) allows() string { return r.Peers + ", " + r.Ports }
 
 func (s *Side) writeNearest(b *strings.Builder) {
 	fmt.Fprintln(b, "; no rule allows it")
 	for _, r := range s.Nearest {
 		fmt.Fprintf(b, "    %s rule %d ", r.Rule.Policy, r.Rule.Index+1)
-		for i, l := range r.Lacks {
+		for i, l := range r.Mismatches {
 			if i > 0 {
 				fmt.Fprint(b, "; and it ")
 			}
@@ -147,7 +146,7 @@ func (s *Side) writeNearest(b *strings.Builder) {
 		fmt.Fprintln(b)
 	}
 	if s.More > 0 {
-		fmt.Fprintf(b, "    (%s as much)\n", count(s.More, "other rule lacks", "other rules lack"))
+		fmt.Fprintf(b, "    (%s)\n", count(s.More, "other rule is as near", "other rules are as near"))
 	}
 	for i, p := range s.Empty {
 		if i == maxNearest && len(s.Empty) > maxNearest+1 {
@@ -158,7 +157,7 @@ func (s *Side) writeNearest(b *strings.Builder) {
 	}
 }
 
-// writeChange says what would have to change on this side.
+// writeChange writes the change that would allow the flow on this side.
 func (s *Side) writeChange(b *strings.Builder) {
 	c := s.Change
 	switch {
@@ -174,7 +173,7 @@ func (s *Side) writeChange(b *strings.Builder) {
 	fmt.Fprintf(b, "to allow the %s: add to %s of %s\n", s.Direction, c.Field, c.Policy.Object())
 	text, err := yaml.Marshal([]any{c.Add})
 	if err != nil {
-		text = []byte(err.Error()) // these types of the API always marshal
+		text = []byte(err.Error()) // these API types always marshal
 	}
 	for line := range strings.Lines(string(text)) {
 		fmt.Fprintf(b, "    %s", line)
