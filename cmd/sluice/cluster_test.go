@@ -62,7 +62,7 @@ func setAll(t *testing.T, api *apiserver.Server, dir string) {
 	}
 }
 
-// liveCluster serves what a folder holds as a cluster does, and returns a
+// liveCluster serves the objects of a directory as an API server does, and returns a
 // kubeconfig for it.
 func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.Status) (kubeconfig string) {
 	t.Helper()

@@ -34,7 +34,7 @@ var layouts = []struct {
 	{"bridged", lab.Options{Nodes: 2, Bridged: true}},
 }
 
-// forger sends frames of the attacker to a victim, and tells which arrive there.
+// forger sends frames of the attacker to a victim, and checks which arrive.
 type forger struct {
 	*site
 	t                testing.TB
@@ -129,15 +129,15 @@ func (g *forger) frame(packet []byte) []byte {
 	return binary.BigEndian.AppendUint16(append(bytes.Clone(g.to), g.attacker.MAC()...), kind)
 }
 
-// arrives sends a frame, if any, and reports whether the victim hears the text in it. A datagram
-// that is allowed follows on the same way.
+// arrives sends a frame, if any, and reports whether the victim receives the text in it. An
+// allowed datagram follows on the same path: when it has arrived, the frame was dropped.
 func (g *forger) arrives(frame []byte, text string) bool {
 	g.t.Helper()
 	end := g.text()
 	last := udpPacket(g.of(g.attacker), g.of(g.victim), uint16(20000+*g.sent), 53, end)
 	for _, f := range [][]byte{frame, append(g.frame(last), last...)} {
 		if f == nil {
-			continue // sent in another way
+			continue // sent by another path
 		}
 		if err := g.attacker.SendFrame(f); err != nil {
 			g.t.Fatal(err)
@@ -203,7 +203,8 @@ func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
 	}
 }
 
-// noForgedNodeOrReceiver sends such packets.
+// noForgedNodeOrReceiver checks that packets with the node's or the receiver's source are
+// dropped.
 func noForgedNodeOrReceiver(t *testing.T, g *forger) {
 	t.Helper()
 	node := g.Nodes[0].Host
@@ -271,8 +272,8 @@ func (g *forger) linkLocal(h *lab.Host) (found netip.Addr) {
 	return found
 }
 
-// Link-local addresses, and others that the API does not list, do not go round
-// policies; those of pods without any go on.
+// Link-local addresses, and others that the API does not list, do not bypass policies. Pods
+// without policies can still use them.
 func TestUnlistedAddressesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		mine, its := g.linkLocal(g.attacker), g.linkLocal(g.victim)
@@ -292,8 +293,7 @@ func TestUnlistedAddressesOnPackets(t *testing.T) {
 	})
 }
 
-// Frames with a tag of no network go the way of those without, but iptables is not
-// asked about them.
+// Frames with VLAN tag 0 are forwarded like untagged frames, but bypass iptables.
 func TestTaggedFramesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		for name, tags := range map[string][]byte{
@@ -310,7 +310,7 @@ func TestTaggedFramesOnPackets(t *testing.T) {
 	})
 }
 
-// Pods are not their neighbours' routers.
+// A pod cannot act as a router for its neighbours.
 func TestRouterMessagesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		if !g.v6 {
@@ -350,8 +350,8 @@ func TestRouterMessagesOnPackets(t *testing.T) {
 	})
 }
 
-// What a pod sends to all does not reach those that are isolated, and does reach
-// others: mDNS is such.
+// Multicast and broadcast packets of a pod, such as mDNS, do not reach isolated pods. They
+// reach all others.
 func TestBroadcastOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		direct := g.to.String() == g.victim.MAC().String()
@@ -359,7 +359,7 @@ func TestBroadcastOnPackets(t *testing.T) {
 			t.Skip("a router does not forward what is sent to all")
 		}
 		free := *g
-		free.attacker = g.host("default/web") // which no policy isolates
+		free.attacker = g.host("default/web") // no policy isolates it
 		send := func(g *forger, dst netip.Addr, mac net.HardwareAddr) bool {
 			src := g.of(g.attacker)
 			if dst.Is6() {
@@ -397,8 +397,8 @@ func TestBroadcastOnPackets(t *testing.T) {
 	})
 }
 
-// A datagram for the node's end of a tunnel, which any pod may send to its node, is not
-// taken apart: what is in it may claim to come from anywhere.
+// Any pod may send to its node, but the node must not decapsulate a pod's datagram for a
+// tunnel: the inner packet could have any source.
 func TestTunnelledSourcesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		node := g.Nodes[0]

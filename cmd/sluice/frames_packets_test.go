@@ -21,11 +21,11 @@ import (
 	"sluice/filter/policy"
 )
 
-// Two pods that may do all in their own network namespaces send random frames. What
-// arrives at a pod and is not allowed is found out by what arrives, and not by how it
-// was made: it must come from an address of its sender, and the decision must allow it.
+// Two pods with all rights in their network namespaces send random frames. The test checks
+// the packets that arrive, and not how they were made: each must have a source address of
+// its sender, and the decision must allow it.
 //
-// SLUICE_FUZZ_FRAMES says how many frames each layout gets, SLUICE_FUZZ_SEED which.
+// SLUICE_FUZZ_FRAMES is the number of frames for each layout, SLUICE_FUZZ_SEED the seed.
 func TestRandomFramesOnPackets(t *testing.T) {
 	count, seed := 4000, uint64(1)
 	if n, err := strconv.Atoi(os.Getenv("SLUICE_FUZZ_FRAMES")); err == nil {
@@ -43,9 +43,9 @@ func TestRandomFramesOnPackets(t *testing.T) {
 	}
 }
 
-// fuzzPolicies leave "mine/cart" nothing, "default/db" two ports, and "default/other",
-// one of the senders, one to send to. "bare/odd" and "default/web", the other sender,
-// are not isolated.
+// fuzzPolicies allow nothing to "mine/cart" and two ports to "default/db". The sender
+// "default/other" may send to one port. "bare/odd" and the other sender, "default/web", are
+// not isolated.
 var fuzzPolicies = policies(
 	"mine/none: {podSelector: {}, policyTypes: [Ingress, Egress]}",
 	db("[{ports: [{protocol: UDP, port: 53}, {port: 6379}]}]"),
@@ -57,7 +57,7 @@ var (
 	fuzzTargets = []string{"mine/cart", "default/db", "bare/odd"}
 )
 
-// frameFuzz sends frames and hears what arrives.
+// frameFuzz sends frames and checks those that arrive.
 type frameFuzz struct {
 	*site
 	t        *testing.T
@@ -67,10 +67,10 @@ type frameFuzz struct {
 	sources  []*frames.Source
 	speakers []*lab.Injector // of the targets
 	sniffers []*lab.Sniffer
-	heard    []chan uint32 // the numbers of frames by which the fuzzer keeps pace
+	heard    []chan uint32 // numbers of the pacing frames that have arrived, by target
 
 	mu    sync.Mutex
-	sent  map[uint32][]byte // lately
+	sent  map[uint32][]byte // the latest frames, by number
 	found int
 	tally map[string]int
 	fresh atomic.Uint32
@@ -112,7 +112,7 @@ func (f *frameFuzz) unlisted(name string) netip.Addr {
 	return netip.AddrFrom4([4]byte{169, 254, 172, byte(2 + slices.Index(fuzzTargets, name))})
 }
 
-// end is a host as frames name it.
+// end is a host with its addresses for frames.
 func (f *frameFuzz) end(name string) frames.End {
 	h := f.host(name)
 	e := frames.End{MAC: h.MAC(), Addrs: append(h.Addrs(), (&forger{site: f.site, t: f.t}).linkLocal(h))}
@@ -163,10 +163,10 @@ func (f *frameFuzz) inject(name string) *lab.Injector {
 	return i
 }
 
-// batch is how many frames are sent before the fuzzer waits for what it knows to arrive.
+// batch is the number of frames before the fuzzer waits for a pacing frame.
 const batch = 200
 
-// keepPace marks the numbers of frames that keep pace, which are all allowed.
+// keepPace marks the numbers of pacing frames, which are all allowed.
 const keepPace = 1 << 31
 
 func (f *frameFuzz) run(count int) {
@@ -188,17 +188,16 @@ func (f *frameFuzz) run(count int) {
 	}
 }
 
-// wait returns when all that was sent has been dealt with: a datagram that each target
-// may get has arrived there, after what was sent before. It is sent until it does: a
-// frame with a forged link address may have misled the bridge until the address's owner
-// sends.
+// wait waits until all frames have been processed: until an allowed datagram, sent after
+// them, has arrived at each target. It repeats the datagram, because after a frame with a
+// forged link address the bridge sends to the wrong port until the address's owner sends.
 func (f *frameFuzz) wait(id uint32) {
 	f.t.Helper()
 	for i, name := range fuzzTargets {
 		for n := range 2 {
 			h := f.host(name)
 			from, to := f.host(fuzzSenders[0]), h.Addrs()[n]
-			if name == "mine/cart" { // to which nothing is allowed, but what its node sends
+			if name == "mine/cart" { // only its node may send to it
 				continue
 			}
 			mark := keepPace | id
@@ -222,7 +221,7 @@ func (f *frameFuzz) wait(id uint32) {
 	}
 }
 
-// hears waits a little for a number at a target.
+// hears waits briefly for a number at a target.
 func (f *frameFuzz) hears(target int, mark uint32) bool {
 	timer := time.NewTimer(300 * time.Millisecond)
 	defer timer.Stop()
@@ -238,8 +237,7 @@ func (f *frameFuzz) hears(target int, mark uint32) bool {
 	}
 }
 
-// speak has a target send something to its router, from which a bridge learns where it
-// is.
+// speak makes a target send a packet to its router, so that the bridge learns its port.
 func (f *frameFuzz) speak(target int) {
 	h := f.host(fuzzTargets[target])
 	p := udpPacket(h.IPv4, f.Nodes[0].IPv4, 9, 9, "here I am")
@@ -249,7 +247,7 @@ func (f *frameFuzz) speak(target int) {
 	}
 }
 
-// listen looks at all that arrives at a target.
+// listen checks all packets that arrive at a target.
 func (f *frameFuzz) listen(name string, sniffer *lab.Sniffer, heard chan<- uint32) {
 	l := &listener{decoder: packet.NewDecoder(), parts: make(map[string]bool)}
 	for {
@@ -275,13 +273,13 @@ func (f *frameFuzz) listen(name string, sniffer *lab.Sniffer, heard chan<- uint3
 	}
 }
 
-// listener is what is known where frames arrive.
+// listener is the state for the packets that arrive at one target.
 type listener struct {
 	decoder *packet.Decoder
-	parts   map[string]bool // packets in parts, of which the first was allowed
+	parts   map[string]bool // fragmented packets whose first fragment was allowed
 }
 
-// arrived judges a frame that has arrived.
+// arrived checks a frame that has arrived.
 func (f *frameFuzz) arrived(name string, id uint32, p []byte, l *listener) {
 	sender := fuzzSenders[int(id)%len(fuzzSenders)]
 	which, later := part(p)
@@ -303,7 +301,7 @@ func (f *frameFuzz) arrived(name string, id uint32, p []byte, l *listener) {
 	}
 }
 
-// denies says why a packet must not have arrived; empty if it may.
+// denies returns the reason why a packet must not arrive; empty if it may.
 func (f *frameFuzz) denies(sender, name string, p []byte, decoder *packet.Decoder) string {
 	if essential(p) {
 		return ""
@@ -319,13 +317,13 @@ func (f *frameFuzz) denies(sender, name string, p []byte, decoder *packet.Decode
 	}
 	src, dst := got.Key.SrcAddr(), got.Key.DstAddr()
 	if slices.Contains(f.node, src) {
-		return "" // an error about the frame, from the node itself
+		return "" // an ICMP error from the node about the frame
 	}
 	switch own := slices.Contains(f.host(sender).Addrs(), src); {
 	case to.Isolation(filter.Ingress) == nil && asksDHCP(got):
 		return ""
 	case to.Isolation(filter.Ingress) == nil && f.isSender(dst):
-		return "" // an answer to a sender, of which a bridge has sent copies to all
+		return "" // an answer to a sender, which the bridge has flooded to all ports
 	case !own && isolated:
 		return fmt.Sprintf("it claims to come from %s", src)
 	case !own && !src.IsLinkLocalUnicast() && !src.IsUnspecified():
@@ -341,7 +339,8 @@ func (f *frameFuzz) denies(sender, name string, p []byte, decoder *packet.Decode
 	return ""
 }
 
-// part says which packet a fragment is of, if it is one, and whether it is a later one.
+// part identifies the packet of a fragment; empty if p is not one. later reports that it is
+// not the first fragment.
 func part(p []byte) (which string, later bool) {
 	switch {
 	case len(p) < 20:
@@ -353,13 +352,13 @@ func part(p []byte) (which string, later bool) {
 	return "", false
 }
 
-// isSender reports whether an address is one of the senders'.
+// isSender reports whether an address belongs to one of the senders.
 func (f *frameFuzz) isSender(a netip.Addr) bool {
 	return slices.ContainsFunc(fuzzSenders, func(name string) bool { return slices.Contains(f.host(name).Addrs(), a) })
 }
 
-// essential are messages that pass always (25): neighbour discovery, of which nothing
-// is between the header of IP and it, and what joins a group.
+// essential reports whether a message always passes (25): neighbour discovery directly
+// behind the IP header, and messages that join a group.
 func essential(p []byte) bool {
 	switch {
 	case len(p) < 24:
@@ -378,7 +377,7 @@ func essential(p []byte) bool {
 	return false
 }
 
-// asksDHCP reports whether a packet is a client's question to whatever server there is.
+// asksDHCP reports whether a packet is a DHCP client's broadcast to any server.
 func asksDHCP(p packet.Packet) bool {
 	switch p.Key.DstAddr().String() {
 	case "255.255.255.255":
@@ -389,8 +388,8 @@ func asksDHCP(p packet.Packet) bool {
 	return false
 }
 
-// related reports whether a packet is an ICMP error, which passes if it is about a
-// connection that is allowed.
+// related reports whether a packet is an ICMP error, which passes if its connection is
+// allowed.
 func related(p []byte) bool {
 	if p[0]>>4 == 4 {
 		at := int(p[0]&15) * 4
@@ -407,7 +406,7 @@ func related(p []byte) bool {
 	return next == 58 && at < len(p) && p[at] < 5
 }
 
-// report says how much arrived, and that nothing was missed.
+// report prints the number of packets that arrived, and checks that none was missed.
 func (f *frameFuzz) report(count int) {
 	f.t.Helper()
 	for i, s := range f.sniffers {

@@ -19,8 +19,9 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// The guard is there from the start, once on each interface also when agents take over
-// from each other; it stays or goes with the rules, and rules --remove takes it away.
+// The guard is attached from the start, and only once per interface, even when agents take
+// over from each other. At the end it is kept or removed with the rules, and rules --remove
+// removes it.
 func TestGuardComesAndGoesOnPackets(t *testing.T) {
 	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", forgePolicies)
@@ -30,7 +31,7 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 			t.Errorf("%s: %d programs, want %d", when, n, want)
 		}
 	}
-	const all = 5 * 2 // two at each pod of the node
+	const all = 5 * 2 // two programs for each pod of the node
 	others := 0       // the interface that leads outside
 	if tcx(t) {
 		others = 1
@@ -71,8 +72,8 @@ func (s *site) programs(t *testing.T) (n int) {
 	return n
 }
 
-// programsAt counts those on an interface of the node: filters, and since Linux 6.6
-// programs that are attached with TCX.
+// programsAt counts the programs on an interface of the node: tc filters, and since Linux
+// 6.6 those attached with TCX.
 func programsAt(t *testing.T, node *lab.Host, device string) (n int) {
 	t.Helper()
 	for _, way := range []string{"ingress", "egress"} {
@@ -104,8 +105,8 @@ func programsAt(t *testing.T, node *lab.Host, device string) (n int) {
 	return n
 }
 
-// To attach the programs costs no packet: while connections open as fast as they can, the
-// first agent of a node begins, and no request is lost.
+// Attaching the programs loses no packet: the first agent of a node starts while
+// connections open as fast as possible, and every request arrives.
 func TestAttachingLosesNothingOnPackets(t *testing.T) {
 	for range 3 {
 		s := newSite(t)
@@ -119,7 +120,7 @@ func TestAttachingLosesNothingOnPackets(t *testing.T) {
 	}
 }
 
-// What was forged is counted, by the rules and by the guard, for status and metrics.
+// The rules and the guard count forged packets, and status and metrics show the counts.
 func TestForgedIsCountedOnPackets(t *testing.T) {
 	for _, args := range [][]string{{"--iptables", "nft"}, {"--iptables", "legacy"}, {"--iptables", "nft", "--guard", "off"}} {
 		withForger(t, args, func(t *testing.T, g *forger) {
@@ -138,7 +139,7 @@ func TestForgedIsCountedOnPackets(t *testing.T) {
 	}
 }
 
-// forged is how many frames the metrics count as dropped for a reason.
+// forged returns the number of frames that were dropped for a reason, by the metrics.
 func (g *forger) forged(t *testing.T, reason string) int {
 	t.Helper()
 	_, page := g.scrape(t, "/metrics")
@@ -150,8 +151,8 @@ func (g *forger) forged(t *testing.T, reason string) int {
 	return n
 }
 
-// A pod that policies isolate altogether still finds its neighbours, joins groups and
-// asks for a DHCP server; and none that it may not speak for answers for others in ARP.
+// A pod that is isolated in both directions can still discover neighbours, join groups and
+// find a DHCP server. It cannot answer ARP requests for other pods' addresses.
 func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		direct := g.to.String() == g.victim.MAC().String()
@@ -191,7 +192,7 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 	})
 }
 
-// In ARP and in neighbour discovery, no pod answers for another.
+// No pod can answer for another in ARP or in neighbour discovery.
 func TestForgedARPOnPackets(t *testing.T) {
 	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
 	s.start()
@@ -203,8 +204,8 @@ func TestForgedARPOnPackets(t *testing.T) {
 		}
 	}
 	for _, family := range families {
-		// learn returns what the victim takes the link address to be of one for whom the
-		// attacker answers.
+		// learn returns the link address that the victim knows for a host, after the
+		// attacker has answered for that host.
 		learn := func(of netip.Addr) string {
 			if err := attacker.SendFrame(answerFor(of, attacker, victim)); err != nil {
 				t.Fatal(err)
@@ -226,8 +227,8 @@ func TestForgedARPOnPackets(t *testing.T) {
 	}
 }
 
-// answerFor says to another host, in ARP or neighbour discovery, that an address is to be
-// found at a third one's interface.
+// answerFor sends an answer of ARP or neighbour discovery to a host, with the link address of
+// another host for an address.
 func answerFor(of netip.Addr, at, to *lab.Host) []byte {
 	frame := append(append([]byte(nil), to.MAC()...), at.MAC()...)
 	if of.Is4() {

@@ -110,8 +110,8 @@ func matches(m *dto.Metric, label, operator, value string) bool {
 	return !pattern.MatchString(got)
 }
 
-// What the dashboard shows as denied and allowed is what became of connections,
-// whether the agent or the kernel answered.
+// The dashboard's numbers of denied and allowed connections are right, whether the agent or
+// the kernel answered.
 func TestPanelsCountEveryVerdictOnPackets(t *testing.T) {
 	const connections = 20
 	for _, args := range [][]string{kernelArgs(), {"--kernel-cache", "off"}} {
@@ -133,13 +133,13 @@ func TestPanelsCountEveryVerdictOnPackets(t *testing.T) {
 					return sum, lines
 				}
 				before, _ := count()
-				// Datagrams, which nothing repeats: each is a connection of its own port.
+				// Datagrams are not repeated, and each has a new port, so each is one connection.
 				for range connections {
 					conn, err := s.host(from).DialUDP(netip.AddrPortFrom(s.host("default/db").IPv4, 53))
 					if err != nil {
 						t.Fatal(err)
 					}
-					defer conn.Close() // so that no two have one port
+					defer conn.Close() // stays open, so that no two share a port
 					send(t, conn)
 				}
 				for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {

@@ -20,7 +20,7 @@ import (
 	"sluice/filter/event"
 )
 
-// bridgeSysctls are those by which iptables sees what a bridge forwards.
+// bridgeSysctls are the sysctls that make bridged packets pass through iptables.
 const (
 	sysctlIPv4 = "net/bridge/bridge-nf-call-iptables"
 	sysctlIPv6 = "net/bridge/bridge-nf-call-ip6tables"
@@ -35,7 +35,7 @@ func (s *site) sysctl(t *testing.T, path, value string) {
 	}
 }
 
-// good waits until sluice status finds nothing wrong.
+// good waits until sluice status reports no problem.
 func (s *site) good(t *testing.T) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
@@ -49,8 +49,8 @@ func (s *site) good(t *testing.T) {
 	}
 }
 
-// Settings by which packets between pods on a bridge pass iptables by are told for as
-// long as they are so, and keep the agent from being ready if it is told to.
+// Settings that let packets between pods on a bridge bypass iptables are reported as long as
+// they last. With --sysctl-problems unready, the agent is not ready meanwhile.
 func TestBridgeSettingsOnPackets(t *testing.T) {
 	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
@@ -72,7 +72,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			if r := s.host("default/other").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
 				t.Errorf("what is reported as open is not: %v", r.Outcome)
 			}
-			if f.name == "IPv4" { // the bridge's own setting is enough
+			if f.name == "IPv4" { // the setting of the bridge is enough
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
 					t.Fatal(err)
 				}
@@ -100,8 +100,8 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 	}
 }
 
-// With a guard of the pods' interfaces, which lets no VLAN tag pass, the setting for them
-// does not matter, and is not reported.
+// The guard lets no VLAN tag pass, so with it the setting for VLAN tags does not matter and
+// is not reported.
 func TestGuardMakesUpForVLANSettingOnPackets(t *testing.T) {
 	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
@@ -111,12 +111,12 @@ func TestGuardMakesUpForVLANSettingOnPackets(t *testing.T) {
 	if s.taggedArrives(t) {
 		t.Error("a frame with a VLAN tag passes iptables by")
 	}
-	s.sysctl(t, sysctlIPv6, "0") // which it does not make up for
+	s.sysctl(t, sysctlIPv6, "0") // the guard does not make up for this one
 	s.problem(t, "sysctl net.bridge.bridge-nf-call-ip6tables, br0: is 0: ")
 }
 
-// taggedArrives reports whether db takes a datagram of other that no policy allows, in a
-// frame tagged with VLAN 0.
+// taggedArrives reports whether db receives a denied datagram of other in a frame with VLAN
+// tag 0.
 func (s *site) taggedArrives(t *testing.T) bool {
 	t.Helper()
 	from, to := s.host("default/other"), s.host("default/db")
@@ -136,7 +136,7 @@ func (s *site) taggedArrives(t *testing.T) bool {
 	return n > 0
 }
 
-// A node that has no bridge with pods is told nothing, whatever its settings are.
+// On a node without a bridge with pods, no setting is reported.
 func TestNoBridgeNoSettingsOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -152,7 +152,7 @@ func TestNoBridgeNoSettingsOnPackets(t *testing.T) {
 	s.good(t)
 }
 
-// barePod is a starting pod of the site's node as the API has it.
+// barePod is the API object of a pod that starts on the site's node.
 func (s *site) barePod(name, role string, h *lab.Host) *corev1.Pod {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"role": role}, CreationTimestamp: metav1.Now()},
@@ -168,9 +168,9 @@ func (s *site) barePod(name, role string, h *lab.Host) *corev1.Pod {
 	return p
 }
 
-// On a node whose Node has no spec.podCIDR, a pod that starts under policies is isolated
-// from its first packet all the same, in both directions, and what is allowed waits for
-// the news of the pod.
+// Even if the Node has no spec.podCIDR, a pod that starts under policies is isolated in
+// both directions from its first packet. Its allowed packets are held until the agent knows
+// the pod.
 func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	for name, bridged := range map[string]bool{"routed": false, "bridged": true} {
 		t.Run(name, func(t *testing.T) {
@@ -188,8 +188,8 @@ func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	}
 }
 
-// startPod starts a pod, which connects and is connected to at once; the news of it
-// comes when the packets wait for it. It may either do all or nothing.
+// startPod starts a pod that connects, and that others connect to, at once. The agent learns
+// of the pod when these packets are held. Policies allow the pod either all or nothing.
 func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod(name)
@@ -199,7 +199,7 @@ func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, 
 	if err := pod.Serve("tcp", 6379); err != nil {
 		t.Fatal(err)
 	}
-	if ownRoute { // what a bridge is connected to is known
+	if ownRoute { // a bridge's connected range would be known
 		for _, a := range pod.Addrs() {
 			s.expected(t, a)
 		}
@@ -233,7 +233,7 @@ func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, 
 	wait.Wait()
 }
 
-// expected waits until the agent expects a pod at an address.
+// expected waits until an address is pending: until the agent expects a pod there.
 func (s *site) expected(t *testing.T, addr netip.Addr) {
 	t.Helper()
 	s.await(0, "the range of "+addr.String(), func(l agenttest.Line) bool {
@@ -241,7 +241,7 @@ func (s *site) expected(t *testing.T, addr netip.Addr) {
 	})
 }
 
-// held is how many packets have waited for their pod so far.
+// held returns the number of packets that have been held so far.
 func (s *site) held(t *testing.T) int {
 	t.Helper()
 	_, out, _ := sluice(t, "status", "--socket", s.socket, "-o", "json")
@@ -252,8 +252,8 @@ func (s *site) held(t *testing.T) int {
 	return status.Packets.Held
 }
 
-// With kube-proxy's route_localnet, the kernel takes sources of loopback from pods where
-// rp_filter is 0. The rules drop them, so that these settings open nothing.
+// With kube-proxy's route_localnet and rp_filter 0, the kernel accepts packets from pods
+// with a loopback source. The rules drop these packets.
 func TestLoopbackSourcesOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
@@ -269,7 +269,7 @@ func TestLoopbackSourcesOnPackets(t *testing.T) {
 		copy(packet[12:], from[:])
 		copy(packet[10:], []byte{0, 0})
 		binary.BigEndian.PutUint16(packet[10:], checksum(packet[:20]))
-		copy(packet[26:], []byte{0, 0}) // without a checksum of UDP
+		copy(packet[26:], []byte{0, 0}) // no UDP checksum
 		return packet, text
 	}
 	if !w.arrives(forged("127.0.0.2")) {

@@ -143,7 +143,7 @@ func TestFirstPacketOnPackets(t *testing.T) {
 	}
 }
 
-// scanned is the first of the scanned addresses, above those of the pods that start.
+// scanned is the offset of the scanned addresses, above those of the pods that start.
 const scanned = 0x8000
 
 // scans are ways to make packets wait for pods that do not exist.

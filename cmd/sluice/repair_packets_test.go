@@ -12,7 +12,7 @@ import (
 	"sluice/filter/event"
 )
 
-// nft runs commands of nft on the node, %s being ip and ip6.
+// nft runs commands of nft on the node, once with ip and once with ip6 for %s.
 func (s *site) nft(t *testing.T, format string) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -27,7 +27,7 @@ func (s *site) nft(t *testing.T, format string) {
 	}
 }
 
-// ruleset is all that nf_tables has on the node.
+// ruleset returns the whole nf_tables ruleset of the node.
 func (s *site) ruleset(t *testing.T) string {
 	t.Helper()
 	text, err := s.Nodes[0].Output(exec.Command("nft", "list", "ruleset"))
@@ -37,8 +37,8 @@ func (s *site) ruleset(t *testing.T) string {
 	return text
 }
 
-// A rule of others that iptables cannot list keeps nothing from happening: the agent
-// starts, enforces, repairs, takes over and ends, and rules --remove cleans up.
+// A foreign rule that iptables cannot list is not an obstacle: the agent starts, enforces,
+// repairs, takes over and ends, and rules --remove cleans up.
 func TestForeignRulesOnPackets(t *testing.T) {
 	for _, c := range []struct{ name, rule string }{
 		{"in another chain", "add rule %s mangle FORWARD ct state new meter m { meta mark limit rate 1000/second } counter"},
@@ -88,7 +88,7 @@ func (s *site) flush(t *testing.T) {
 	for _, f := range families {
 		for _, what := range []string{"-F", "-X"} {
 			if err := s.Nodes[0].Run(f.iptables+"-nft", "-t", "mangle", what); err != nil {
-				t.Log(err) // between the two the agent may have been faster
+				t.Log(err) // the agent may have repaired the table between the two
 			}
 		}
 	}
@@ -104,8 +104,9 @@ func (s *site) repaired(t *testing.T, mark int) {
 	}
 }
 
-// A flush is repaired also when the names of the pinned programs are gone: they get
-// their names back, or where they cannot, the rules do without. Either ends as always.
+// A flush is repaired even if the pins of the programs are gone. The programs are pinned
+// again, or if that fails, the rules are restored without them. In both cases the agent
+// ends as usual.
 func TestPinsGoneOnPackets(t *testing.T) {
 	for _, c := range []struct {
 		name, do string
@@ -149,8 +150,8 @@ func TestPinsGoneOnPackets(t *testing.T) {
 	}
 }
 
-// What an agent has left in the other backend, and cannot be removed, is said. It
-// keeps none from beginning.
+// Rules that an old agent has left in the other backend, and that cannot be removed, are
+// reported. They do not prevent a start.
 func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -181,8 +182,8 @@ func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
 	}
 }
 
-// A repair that fails, and fails again, is said by log, status, metrics and readiness,
-// until one succeeds.
+// A repair that keeps failing shows in log, status, metrics and readiness until one
+// succeeds.
 func TestRepairThatFailsOnPackets(t *testing.T) {
 	s := newSite(t)
 	dir := t.TempDir()

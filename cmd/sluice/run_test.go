@@ -14,8 +14,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// Every context that ends by time says what took too long, and every error that is
-// made of a context's end gives that cause.
+// Every context with a time limit has a cause that names what took too long, and every
+// error from the end of a context includes that cause.
 func TestContextsNameTheirCause(t *testing.T) {
 	root := filepath.Join("..", "..")
 	checked := 0

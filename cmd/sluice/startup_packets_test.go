@@ -23,8 +23,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// standIn is a stand-in for the API server on the site's node, with what the site's
-// folder holds and the Node.
+// standIn is a fake API server on the site's node, with the Node and the objects of the
+// site's manifests.
 type standIn struct {
 	*apiserver.Server
 	kubeconfig string
@@ -76,7 +76,7 @@ func (s *site) startFollowing(kubeconfig string, args ...string) {
 	s.t.Cleanup(s.agent.Kill)
 }
 
-// problem waits until sluice status tells a problem.
+// problem waits until sluice status reports a problem.
 func (s *site) problem(t *testing.T, text string) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
@@ -147,9 +147,9 @@ func TestStartupTaintOnPackets(t *testing.T) {
 	}
 }
 
-// Where no rule had the kernel track connections, those from before the agent are
-// not known to it. The agent's own rules have it track them, and their next packet
-// is judged as a first one.
+// Without a rule that needs conntrack, the kernel does not know the connections from before
+// the agent. The agent's rules start the tracking, and the next packet of such a connection
+// is judged as the first.
 func TestUntrackedFromBeforeOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))

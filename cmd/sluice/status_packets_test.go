@@ -17,13 +17,13 @@ import (
 	"sluice/cmd/sluice/agent/telemetry"
 )
 
-// scrape gets a page of the agent, as a process of its node does.
+// scrape gets a page of the agent from its node.
 func (s *site) scrape(t *testing.T, path string) (status int, text string) {
 	t.Helper()
 	return s.scrapeFrom(t, "node-1", netip.MustParseAddrPort(telemetry.DefaultAddress), path)
 }
 
-// scrapeFrom gets a page of the agent, as a process of a host does.
+// scrapeFrom gets a page of the agent from a host.
 func (s *site) scrapeFrom(t *testing.T, from string, at netip.AddrPort, path string) (status int, text string) {
 	t.Helper()
 	client := http.Client{Timeout: patience, Transport: &http.Transport{
@@ -44,7 +44,7 @@ func (s *site) scrapeFrom(t *testing.T, from string, at netip.AddrPort, path str
 	return response.StatusCode, string(body)
 }
 
-// What an agent tells of itself is what it has done to real packets.
+// The agent's status and metrics match what it has done to real packets.
 func TestAgentTellsHowItStands(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))
@@ -78,7 +78,8 @@ func TestAgentTellsHowItStands(t *testing.T) {
 	if status, stdout, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != 0 || stdout != "ready\n" {
 		t.Errorf("--self: status %d, %s%s", status, stdout, stderr)
 	}
-	// In another container on the node, that agent is not one's own.
+	// For a process in another container, the agent that answers is not the one of its
+	// container.
 	program, err := exec.LookPath("sluice")
 	if err != nil {
 		t.Fatal(err)

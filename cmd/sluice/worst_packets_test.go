@@ -20,12 +20,12 @@ import (
 // memoryLimit of the DaemonSet, in KiB.
 const daemonSetLimit = 512 << 10
 
-// An agent goes on under the memory limit of the DaemonSet with the worst policies
-// that an API server keeps, all at once and with the pods that they are worst for;
-// other tenants' policies are in force, and the policies that are refused are named.
+// An agent stays within the memory limit of the DaemonSet with all of the worst policies
+// that an API server accepts, and with the pods for which they cost most. Other tenants'
+// policies stay in force, and the status names the policies that are rejected.
 func TestWorstPoliciesOnPackets(t *testing.T) {
 	s := newSite(t)
-	// Not the one under test: the race detector takes several times the memory.
+	// A build without the race detector, which takes several times the memory.
 	s.program = filepath.Join(t.TempDir(), "sluice")
 	if out, err := exec.Command("go", "build", "-o", s.program, "sluice/cmd/sluice").CombinedOutput(); err != nil {
 		t.Fatalf("build sluice: %v\n%s", err, out)
@@ -56,8 +56,8 @@ func TestWorstPoliciesOnPackets(t *testing.T) {
 	}
 }
 
-// The flags set the limits: a policy beyond allows nothing, is named, and leaves others'
-// in force.
+// The flags set the limits: a policy over a limit allows nothing, the status names it, and
+// other policies stay in force.
 func TestPolicyLimitFlagsOnPackets(t *testing.T) {
 	for _, flag := range []string{"--policy-memory", "--policies-memory"} {
 		t.Run(flag, func(t *testing.T) {
