@@ -36,7 +36,7 @@ func podOf(name string, addr netip.Addr) *corev1.Pod {
 	return p
 }
 
-// letIn is a policy that lets one pod into another at port 6379, and nobody else.
+// letIn is a policy that lets one pod into another at port 6379, and no other pod.
 func letIn(into, from string) *networkingv1.NetworkPolicy {
 	port := intstr.FromInt32(6379)
 	p := &networkingv1.NetworkPolicy{}
@@ -146,7 +146,7 @@ func TestPairs(t *testing.T) {
 	}
 }
 
-// Who has policies and no rule is closed to other pods, and nobody has to be asked.
+// A pod with policies and no rule is closed to other pods, without a trip to user space.
 // A stranger may be its node, which user space knows, and it reaches itself.
 func TestClosed(t *testing.T) {
 	_, p, u := newStage(t, bpf.Options{}, nil)
@@ -255,7 +255,7 @@ func TestForgets(t *testing.T) {
 	}
 	u.judges(redis(web))
 	if said := p.say(redis(web)); said != denied {
-		t.Errorf("judged anew: %s", said)
+		t.Errorf("evaluated again: %s", said)
 	}
 	u.world.DeletePolicy(netpol.Ref("default", "db"))
 	u.commit(t)

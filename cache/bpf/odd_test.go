@@ -92,7 +92,7 @@ func TestOddPackets(t *testing.T) {
 }
 
 // What changes at once in the cluster changes at once in the kernel: of two pods
-// of which always one is isolated from the other, never none is.
+// one is always isolated from the other, and never neither.
 func TestChangesAtOnce(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, nil)

@@ -132,7 +132,7 @@ func (r chance) change(u *user) {
 }
 
 // packet makes a packet up: most are what hosts send, some have a byte or the
-// length changed, options, or extension headers. It says whether it is plain.
+// length changed, options, or extension headers. plain reports whether it has none of these.
 func (r chance) packet() (data []byte, plain bool) {
 	v6 := r.IntN(2)
 	src, dst := r.addr(v6), r.addr(v6)

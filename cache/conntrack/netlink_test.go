@@ -246,7 +246,7 @@ func (l *live) peer(t *testing.T, c *net.UDPConn) net.Addr {
 	return from
 }
 
-// TestOneWayUDPStops has traffic that nobody answers, which the kernel calls new
+// TestOneWayUDPStops has traffic without an answer, which the kernel calls new
 // with every packet.
 func TestOneWayUDPStops(t *testing.T) {
 	for _, f := range families {
@@ -361,7 +361,7 @@ func TestKernelFilter(t *testing.T) {
 		{"one that is at both ends", []netip.Addr{netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("10.0.0.8")}, 76},
 		{"IPv6", []netip.Addr{web6, db6}, 20},
 		{"both families", []netip.Addr{db, db6}, 95},
-		{"nobody", []netip.Addr{outside}, 0},
+		{"none", []netip.Addr{outside}, 0},
 	} {
 		found := collect(filtered, tc.among...)
 		if len(found) != tc.want {

@@ -23,7 +23,7 @@ import (
 const (
 	judged  = 0x10
 	revoked = 0x20
-	foreign = 0x4001 // bits that are somebody else's
+	foreign = 0x4001 // bits of other programs
 )
 
 // The pods of the tests: web and db are of namespace default, on a node that has

@@ -153,7 +153,7 @@ func TestEvaluateMidStream(t *testing.T) {
 	}
 }
 
-// Packets of pods that are not known wait, unless whoever it is makes no
+// Packets of pods that are not known wait, unless no pod can make a
 // difference here.
 func TestEvaluateHolds(t *testing.T) {
 	w := policy.NewStore()
@@ -242,7 +242,7 @@ func TestEvaluateHolds(t *testing.T) {
 
 // A publisher learns when no verdict under the older snapshot is on its way: not
 // before the kernel has the answers.
-func TestSettleWaitsForTheAnswers(t *testing.T) {
+func TestSynchronizeWaitsForVerdicts(t *testing.T) {
 	var published policy.Published
 	e := engine.New(engine.Config{Published: &published}, cache.NewFlows(16))
 	w := policy.NewStore()

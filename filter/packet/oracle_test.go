@@ -27,7 +27,7 @@ type wire struct {
 	end  int // where the packet ends by its own account; what is behind is padding
 }
 
-// has says whether the n bytes at an offset are there.
+// has reports whether the n bytes at an offset are there.
 func (w wire) has(at, n int) bool { return at+n <= w.end && at+n <= len(w.data) }
 
 func (w wire) u16(at int) int { return int(binary.BigEndian.Uint16(w.data[at:])) }

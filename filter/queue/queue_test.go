@@ -155,7 +155,7 @@ func (r *rig) queues(opts queue.Options) *queue.Queues {
 	return q
 }
 
-// reaches says whether the client reaches the server, for each address.
+// reaches reports whether the client reaches the server, for each address.
 func (r *rig) reaches(network string, timeout time.Duration) (reached int) {
 	r.Helper()
 	for _, a := range r.server.Addrs() {
@@ -608,7 +608,7 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// What has waited in vain, and what finds no room to wait, is given up.
+// Packets whose time is over, and packets for which there is no room, expire.
 func TestHoldIsBounded(t *testing.T) {
 	r := newRig(t, 1, func(data []byte) filter.Action {
 		if bytes.Contains(data, []byte("late")) {
