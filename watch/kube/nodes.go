@@ -7,14 +7,14 @@ import (
 	"sluice/filter/event"
 )
 
-// nodes reads the pod ranges of the Nodes, and warns if there is none of this node.
+// nodes reads the pod ranges of the Nodes, and warns if this node has no Node.
 type nodes struct {
-	self   string // the Node that the agent runs on; empty if it has none
+	self   string // name of this node's Node; empty if it has none
 	log    *slog.Logger
 	warned bool
 }
 
-// read reads the ranges of a Node, for its put.
+// read parses the ranges of a Node for its put.
 func (n *nodes) read(o *node) {
 	for _, text := range o.ranges {
 		p, err := netip.ParsePrefix(text)
@@ -26,7 +26,7 @@ func (n *nodes) read(o *node) {
 	}
 }
 
-// check warns once for as long as the Node of this node is not there.
+// check warns once while this node's Node does not exist.
 func (n *nodes) check(there bool) {
 	if n.self == "" || there != n.warned {
 		return

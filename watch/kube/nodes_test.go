@@ -15,8 +15,8 @@ func nodeObject(name string, ranges ...string) *node {
 	return n
 }
 
-// A change of a Node carries its ranges: the snapshot that is committed because of it has
-// them, and so the sweep that new ranges require does not wait for the next change.
+// A change of a Node includes its ranges. The next snapshot has them, so the required sweep
+// runs without waiting for another change.
 func TestRangesComeWithTheirChange(t *testing.T) {
 	q := newQueue(1)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))

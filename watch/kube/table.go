@@ -9,12 +9,11 @@ import (
 	"sluice/filter/policy"
 )
 
-// change is one step of the store: an object that is new or another, or one that
-// is gone.
+// change is a new, changed or deleted object.
 type change struct {
 	kind   *kind
 	name   types.NamespacedName
-	object object // nil if it is gone
+	object object // nil if it was deleted
 }
 
 func (c change) apply(w *policy.Store) {
@@ -25,18 +24,18 @@ func (c change) apply(w *policy.Store) {
 	c.kind.remove(w, c.name.Namespace, c.name.Name)
 }
 
-// table is where a reflector puts the objects of one kind: it passes them on, and
-// keeps their names. A reflector's calls come one after the other.
+// table is the reflector's store of one kind of objects. It passes the objects on and keeps
+// only their names. The reflector's calls do not overlap.
 type table struct {
 	kind   *kind
 	queue  *queue
 	health *health
 	nodes  *nodes        // of Nodes; nil if their pod ranges are not needed
 	taint  *startupTaint // of this node's Node; nil if there is none
-	// known is what the API server has. With a pod's name goes its set of labels,
-	// so that the set stays known as long as the store has a pod with it.
+	// known are the objects that the API server has, by name. A pod's label set is kept
+	// with its name, so that the set stays shared while the policy store has a pod with it.
 	known  map[types.NamespacedName]*labelSet
-	listed bool // a list has come
+	listed bool // the first list has arrived
 }
 
 var _ cache.ReflectorStore = (*table)(nil)
@@ -45,10 +44,10 @@ func newTable(k *kind, q *queue, h *health) *table {
 	return &table{kind: k, queue: q, health: h, known: make(map[types.NamespacedName]*labelSet)}
 }
 
-// Add takes an object that has come.
+// Add handles a new object.
 func (t *table) Add(o any) error { return t.Update(o) }
 
-// Update takes an object that has changed.
+// Update handles a changed object.
 func (t *table) Update(o any) error {
 	c, err := t.set(o)
 	if err != nil {
@@ -60,14 +59,14 @@ func (t *table) Update(o any) error {
 	return nil
 }
 
-// Delete takes an object that is gone, or what was last known of it.
+// Delete handles a deleted object, or its last known state.
 func (t *table) Delete(o any) error {
 	if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
 		o = gone.Obj
 	}
 	obj, ok := o.(object)
 	if !ok {
-		return fmt.Errorf("delete a %s: %T is none", t.kind.name, o)
+		return fmt.Errorf("delete a %s: unexpected type %T", t.kind.name, o)
 	}
 	t.health.events(t.kind, 1)
 	t.queue.add(t.delete(obj.id()))
@@ -75,8 +74,8 @@ func (t *table) Delete(o any) error {
 	return nil
 }
 
-// Replace takes all objects that there are. Those that were known and are not
-// among them have gone while nobody heard.
+// Replace handles a full list. Known objects that are not in it were deleted while no watch
+// was open.
 func (t *table) Replace(list []any, _ string) error {
 	gone := t.known
 	t.known = make(map[types.NamespacedName]*labelSet, len(list))
@@ -88,7 +87,7 @@ func (t *table) Replace(list []any, _ string) error {
 		}
 		changes = append(changes, c)
 		delete(gone, c.name)
-		list[i] = nil // the queue holds it now, and lets go of it sooner
+		list[i] = nil // frees the object sooner: only the queue still needs it
 	}
 	for name := range gone {
 		changes = append(changes, t.delete(name))
@@ -104,13 +103,13 @@ func (t *table) Replace(list []any, _ string) error {
 	return nil
 }
 
-// Resync is never asked for: the store forgets nothing.
+// Resync is never needed: the policy store keeps everything.
 func (t *table) Resync() error { return nil }
 
 func (t *table) set(o any) (change, error) {
 	obj, ok := o.(object)
 	if !ok {
-		return change{}, fmt.Errorf("take a %s: %T is none", t.kind.name, o)
+		return change{}, fmt.Errorf("take a %s: unexpected type %T", t.kind.name, o)
 	}
 	c := change{kind: t.kind, name: obj.id(), object: obj}
 	switch obj := obj.(type) {
@@ -135,7 +134,7 @@ func (t *table) delete(name types.NamespacedName) change {
 	return change{kind: t.kind, name: name}
 }
 
-// checkNode reports whether there is a Node of this node's name to all who need it.
+// checkNode tells nodes and taint whether this node's Node exists.
 func (t *table) checkNode() {
 	if t.nodes != nil {
 		_, there := t.known[types.NamespacedName{Name: t.nodes.self}]

@@ -15,8 +15,8 @@ import (
 // process's own network namespace.
 const DefaultSysctls = "/proc/sys"
 
-// SettingProblem is a setting of the kernel with which packets between pods bypass
-// iptables, and so all policies.
+// SettingProblem is a kernel setting that lets packets between pods bypass iptables, and so
+// all policies.
 type SettingProblem struct {
 	Setting string // name of a sysctl or of a module
 	Where   string // the interface, and the number of others
@@ -31,10 +31,10 @@ const (
 	vlanTagged    = bridgeSysctls + "bridge-nf-filter-vlan-tagged"
 )
 
-// CheckSettings returns the settings, read from root, with which packets between pods on
-// these bridges bypass iptables. A kernel without such settings is a problem only if there
-// is a bridge. If guarded, the pods' interfaces pass no VLAN tags, so the setting for those
-// is not checked.
+// CheckSettings reads the settings from root, and returns those that let packets between
+// pods on these bridges bypass iptables. A kernel without such settings is a problem only
+// if there is a bridge. If guarded, the pods' interfaces pass no VLAN tags, so the setting
+// for those is not checked.
 func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingProblem) {
 	if len(bridges) == 0 {
 		return nil // routed packets always pass iptables
@@ -66,10 +66,11 @@ func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingPr
 	return found
 }
 
-// CheckSources returns the settings, read from root, with which the node accepts packets
-// from these interfaces of pods with sources in 127.0.0.0/8. These count as the node's own,
-// which may reach every pod. Call it only where no rule drops forged sources. The problem
-// is common: kube-proxy sets route_localnet on most nodes, and rp_filter is 0 on many.
+// CheckSources reads the settings from root, and returns those that let pods on these
+// interfaces send packets with sources in 127.0.0.0/8. Such packets count as the node's
+// own, which may reach every pod. Call it only where no rule drops forged sources. The
+// problem is common: kube-proxy sets route_localnet on most nodes, and rp_filter is 0 on
+// many.
 func CheckSources(root string, links []Link) []SettingProblem {
 	s := sysctls(root)
 	var open []string

@@ -31,8 +31,8 @@ const (
 	fileV6   = "net/ipv6/conf/all/forwarding"
 )
 
-// Each setting with which packets bypass iptables is reported, with the command that
-// corrects it, for bridges of pods only.
+// Each setting that lets packets bypass iptables is reported with the command that corrects
+// it, but only for bridges of pods.
 func TestCheckSettings(t *testing.T) {
 	cni := []Link{{Index: 3, Name: "cni0", Kind: "bridge"}}
 	good := map[string]string{fileIPv4: "1", fileIPv6: "1", fileVLAN: "1", fileV6: "1"}
