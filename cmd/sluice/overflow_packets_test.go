@@ -96,7 +96,7 @@ func TestOverflowWithoutTheMatchOnPackets(t *testing.T) {
 			s := newSite(t)
 			s.write("policies.yaml", policies(demo1))
 			withoutMatch(t, tt.lacks...)
-			s.start("--iptables", "nft", "--guard", "off") // the guard makes rpfilter unnecessary
+			s.start("--iptables", "nft", "--guard", "off") // with it the rules do not need rpfilter
 			for _, name := range []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff} {
 				want := slices.Contains(tt.said, name)
 				if n := len(s.agent.Since(0, agenttest.Event(name))); n > 0 != want {
