@@ -101,7 +101,8 @@ func (r Reason) String() string {
 type Rule struct {
 	Policy    string // "namespace/name"
 	Direction Direction
-	Index     int // in spec.ingress or spec.egress, from 0
+	Denies    bool // of ordered rules: those of a NetworkPolicy allow
+	Index     int  // in spec.ingress or spec.egress, from 0
 }
 
 // Isolation is the set of policies that isolate a pod in one direction.
@@ -112,15 +113,21 @@ type Isolation struct {
 
 // Side is one direction's half of a verdict.
 type Side struct {
-	// Isolation is nil where no policy selects the pod in this direction.
+	// Isolation is nil where no policy isolates the pod in this direction, or where a
+	// policy of an earlier tier has decided.
 	Isolation *Isolation
-	// Rule is the rule that allowed the flow; nil where the side is not isolated
-	// or denies. Where several rules allow, it is one of them.
+	// Rule is the rule that decided; nil where none did. Where several rules of
+	// NetworkPolicies allow, it is one of them.
 	Rule *Rule
 }
 
 // Allows reports whether this side lets the flow pass.
-func (s Side) Allows() bool { return s.Isolation == nil || s.Rule != nil }
+func (s Side) Allows() bool {
+	if s.Rule != nil {
+		return !s.Rule.Denies
+	}
+	return s.Isolation == nil
+}
 
 // Verdict is a decision and the reason for it. It points into its snapshot and owns no
 // memory, so that making and copying a verdict does not allocate.

@@ -40,10 +40,10 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		flag uint32
 	}{
 		{e.IsNode(), isNode},
-		{e.Isolation(filter.Egress) != nil, isolatedEgress},
-		{e.Isolation(filter.Ingress) != nil, isolatedIngress},
-		{e.Closed(filter.Egress), closedEgress},
-		{e.Closed(filter.Ingress), closedIngress},
+		{e.Effect(filter.Egress) != policy.Open, isolatedEgress},
+		{e.Effect(filter.Ingress) != policy.Open, isolatedIngress},
+		{e.Effect(filter.Egress) == policy.Closed, closedEgress},
+		{e.Effect(filter.Ingress) == policy.Closed, closedIngress},
 		{device == 0 && isLocal(s, e), shared},
 	} {
 		if one.is {

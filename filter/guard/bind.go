@@ -242,10 +242,10 @@ func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 // isolation returns the directions in which policies isolate the pod, as flags.
 func isolation(s *policy.Snapshot, b *binding) (flags uint32) {
 	e := s.Endpoint(b.listed[0])
-	if e.Isolation(filter.Egress) != nil {
+	if e.Effect(filter.Egress) != policy.Open {
 		flags |= isolatedEgress
 	}
-	if e.Isolation(filter.Ingress) != nil {
+	if e.Effect(filter.Ingress) != policy.Open {
 		flags |= isolatedIngress
 	}
 	return flags

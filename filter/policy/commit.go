@@ -64,7 +64,7 @@ func (w *Store) commitPod(p *pod) {
 	}
 	c := w.classOf(p)
 	keeps := old != nil && !p.renewed && old.host.same(p.host) &&
-		old.class.groups == c.groups && slices.Equal(old.class.ports, c.ports) &&
+		old.class.sameChains(c) && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
@@ -117,12 +117,14 @@ func (w *Store) classOf(p *pod) *class {
 }
 
 func (w *Store) classFor(p *pod) *class {
-	groups := w.policySetsOf(p)
+	sets := w.policySetsOf(p)
 
 	var key []byte
 	key = binary.AppendUvarint(key, uint64(p.identity.ns.id))
-	for _, g := range groups {
-		key = binary.AppendUvarint(key, g.number())
+	for d := range sets {
+		for _, set := range sets[d][Admin:] {
+			key = binary.AppendUvarint(key, set.number())
+		}
 	}
 	for _, sum := range p.identity.sum {
 		key = binary.LittleEndian.AppendUint64(key, sum)
@@ -134,13 +136,15 @@ func (w *Store) classFor(p *pod) *class {
 	c := w.classes[string(key)]
 	if c != nil {
 		c.refs++
-		for _, g := range groups {
-			w.releasePolicySet(g) // the class holds it already
+		for d := range sets {
+			for _, set := range sets[d] {
+				w.releasePolicySet(set) // the class holds it already
+			}
 		}
 		p.ports = c.ports // the same ones, once for all
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, groups: groups, ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }
@@ -150,50 +154,85 @@ func (w *Store) releaseClass(c *class) {
 		return
 	}
 	delete(w.classes, c.key)
-	for _, g := range c.groups {
-		w.releasePolicySet(g)
-	}
-}
-
-// policySetsOf returns the pod's groups by direction, with one more use of each.
-func (w *Store) policySetsOf(p *pod) [2]*policySet {
-	if p.reselected || p.endpoint == nil {
-		return [2]*policySet{w.policySetOf(p, filter.Egress), w.policySetOf(p, filter.Ingress)}
-	}
-	groups := p.endpoint.class.groups
-	for _, g := range groups {
-		if g != nil {
-			g.refs++
+	for _, l := range c.chains {
+		for ; l != nil; l = l.next {
+			w.releasePolicySet(l.set)
 		}
 	}
-	return groups
 }
 
-// policySetOf returns the group of policies that isolate the pod, compiled, with one
-// more use; nil if there are none.
-func (w *Store) policySetOf(p *pod, d filter.Direction) *policySet {
-	policies := p.selectedBy(d)
-	if len(policies) == 0 {
-		return nil
+// sameChains reports whether the same policies decide for two classes.
+func (c *class) sameChains(o *class) bool {
+	return c.chains[filter.Egress].same(o.chains[filter.Egress]) && c.chains[filter.Ingress].same(o.chains[filter.Ingress])
+}
+
+// policySets are the policies that decide for a pod, by direction and tier.
+type policySets [2][numTiers]*policySet
+
+// chains puts the tiers of each direction in order.
+func (sets *policySets) chains() (chains [2]*link) {
+	for d := range sets {
+		for t := numTiers - 1; t >= Admin; t-- {
+			if set := sets[d][t]; set != nil {
+				chains[d] = newLink(set, chains[d])
+			}
+		}
 	}
-	key := policySetKey{direction: d}
+	return chains
+}
+
+// policySetsOf returns the policies that decide for a pod, with one more use of each set.
+func (w *Store) policySetsOf(p *pod) (sets policySets) {
+	for d := range sets {
+		if p.reselected || p.endpoint == nil {
+			w.selectPolicies(&sets, p, filter.Direction(d))
+			continue
+		}
+		for l := p.endpoint.class.chains[d]; l != nil; l = l.next {
+			l.set.refs++
+			sets[d][l.set.key.tier] = l.set
+		}
+	}
+	return sets
+}
+
+// selectPolicies finds the policies of each tier that select a pod. Behind those that
+// isolate it no tier is asked.
+func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
+	selected := p.selectedBy(d)
+	for t := Admin; t < numTiers; t++ {
+		if len(selected[t]) > 0 {
+			sets[d][t] = w.policySetOf(p, d, t, selected[t])
+		}
+		if t == NetworkPolicy && sets[d][t] != nil {
+			return
+		}
+	}
+}
+
+// policySetOf returns the set of some policies, compiled, with one more use.
+func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*policy) *policySet {
+	key := policySetKey{direction: d, tier: t}
 	for _, pol := range policies {
 		key.policies = key.policies.with(pol.mark)
 	}
-	if g := w.policySets[key]; g != nil {
-		g.refs++
-		return g
+	if set := w.policySets[key]; set != nil {
+		set.refs++
+		return set
 	}
-	slices.SortFunc(policies, byText)
-	isolation := &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
-	for i, pol := range policies {
-		isolation.Policies[i] = pol.text
+	slices.SortFunc(policies, byText) // which is the rank of ordered rules too
+	var isolation *filter.Isolation
+	if t == NetworkPolicy {
+		isolation = &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
+		for i, pol := range policies {
+			isolation.Policies[i] = pol.text
+		}
 	}
 	w.lastPolicySet++
-	g := &policySet{key: key, id: w.lastPolicySet, refs: 1, isolation: isolation, ns: p.identity.ns}
-	g.rules = w.rulesOf(g, policies)
-	w.policySets[g.key] = g
-	return g
+	set := &policySet{key: key, id: w.lastPolicySet, refs: 1, ns: p.identity.ns}
+	set.alone = newSetLink(set, w.rulesOf(set, policies), isolation)
+	w.policySets[key] = set
+	return set
 }
 
 // grantedToPolicySets is how many entries of rules that are merged for sets of policies a
@@ -208,31 +247,32 @@ func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	if len(policies) == 1 {
 		return w.rulesOfOne(d, policies[0])
 	}
-	if slices.ContainsFunc(policies, func(p *policy) bool { return p.large }) {
+	large := slices.ContainsFunc(policies, func(p *policy) bool { return p.large })
+	if large && g.key.tier == NetworkPolicy {
 		return w.besideLarge(g, policies)
 	}
 	size := 0
 	for _, p := range policies {
 		size += p.size[d]
 	}
-	if g.ns.merged+size <= grantedToPolicySets+g.ns.size && !w.shape.apart {
+	if !large && g.ns.merged+size <= grantedToPolicySets+g.ns.size && !w.shape.apart {
 		g.size = size
 		g.ns.merged += size
 		return compile(d, policies, w.shape)
 	}
-	all := &oversized{parts: make([]*ruleSet, 0, len(policies))}
+	all := &extra{parts: make([]*ruleSet, 0, len(policies))}
 	for _, p := range policies {
 		if len(p.rules[d]) > 0 {
 			all.parts = append(all.parts, w.rulesOfOne(d, p))
 		}
 	}
-	return &ruleSet{oversized: all}
+	return &ruleSet{extra: all}
 }
 
 // besideLarge compiles the rules of some policies of which a few are large. Those are
 // merged with no others: that would take as long with each change of any of them.
 func (w *Store) besideLarge(g *policySet, policies []*policy) *ruleSet {
-	all := &oversized{parts: make([]*ruleSet, 0, len(policies))}
+	all := &extra{parts: make([]*ruleSet, 0, len(policies))}
 	var small []*policy
 	for _, p := range policies {
 		if !p.large {
@@ -249,7 +289,7 @@ func (w *Store) besideLarge(g *policySet, policies []*policy) *ruleSet {
 			all.parts = append(all.parts, rules)
 		}
 	}
-	return &ruleSet{oversized: all}
+	return &ruleSet{extra: all}
 }
 
 func (w *Store) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
@@ -259,7 +299,7 @@ func (w *Store) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
 	return p.compiled[d]
 }
 
-// number is the group's id; that of no group is 0.
+// number identifies a set of policies; it is 0 for none.
 func (g *policySet) number() uint64 {
 	if g == nil {
 		return 0

@@ -34,6 +34,8 @@ type compiler struct {
 	blocks [][]blockRange // of each rule
 	marks  []mark
 	sets   map[mark]*peerSet
+	// ordered: the rules before others decide, which is the rules with lower numbers.
+	ordered bool
 }
 
 // mark is a random number of a rule, or those of several rules added up (without
@@ -43,15 +45,23 @@ type mark [2]uint64
 
 func (m mark) with(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
 
-// compile merges the rules of policies for one direction.
+// compile merges the rules of policies of one tier for one direction. Ordered rules come
+// in the order of the policies.
 func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
-	c := compiler{shape: s, sets: make(map[mark]*peerSet)}
+	c := compiler{shape: s, sets: make(map[mark]*peerSet), ordered: policies[0].tier != NetworkPolicy}
 	out := &ruleSet{}
+	if c.ordered {
+		out.extra = &extra{}
+	}
 	for _, p := range policies {
 		out.rules = slices.Grow(out.rules, len(p.rules[d]))
 		for i := range p.rules[d] {
 			c.rules = append(c.rules, &p.rules[d][i])
-			out.rules = append(out.rules, filter.Rule{Policy: p.text, Direction: d, Index: p.rules[d][i].index})
+			r := &p.rules[d][i]
+			out.rules = append(out.rules, filter.Rule{Policy: p.text, Direction: d, Denies: r.action == Deny, Index: r.index})
+			if c.ordered {
+				out.extra.actions = append(out.extra.actions, r.action)
+			}
 		}
 	}
 	out.rules, out.bounds = fitted(out.rules), c.prepare()
@@ -85,10 +95,10 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 		table.all = c.set(all[t])
 		var tree portTree
 		if table.flat, tree = c.table(spans[t]); tree.sets != nil {
-			if out.oversized == nil {
-				out.oversized = &oversized{}
+			if out.extra == nil {
+				out.extra = &extra{}
 			}
-			out.oversized.trees[t] = tree
+			out.extra.trees[t] = tree
 		}
 	}
 	return out
@@ -460,10 +470,14 @@ func (c *compiler) set(rules []uint32) *peerSet {
 func (c *compiler) build(rules []uint32) *peerSet {
 	s := &peerSet{everyone: noRule}
 	some, whole, blocks := 0, 0, 0
-	for _, i := range rules {
+	for n, i := range rules {
 		r := c.rules[i]
-		if r.anyone {
+		if r.anyone && !c.ordered {
 			return &peerSet{everyone: i}
+		}
+		if r.anyone { // later rules are never reached
+			s.everyone, rules = i, rules[:n]
+			break
 		}
 		some, whole, blocks = some+len(r.some), whole+len(r.whole), blocks+len(c.blocks[i])
 	}
@@ -482,7 +496,11 @@ func (c *compiler) build(rules []uint32) *peerSet {
 		}
 	}
 	s.peers = fitted(s.peers[:len(distinct(s.peers[s.whole:]))+int(s.whole)])
-	s.blocks = disjoint(s.blocks)
+	if c.ordered {
+		s.blocks = byRank(s.blocks)
+	} else {
+		s.blocks = disjoint(s.blocks)
+	}
 	return s
 }
 

@@ -58,17 +58,17 @@ func (w *Store) Deferred() map[[2]string][]netip.Addr {
 // others, and the rule sets that are parts of others.
 func (w *Store) Forms() (flat, trees, refer, apart int) {
 	for _, g := range w.policySets {
-		apart += len(g.rules.parts())
-		for t := range g.rules.ports {
+		apart += len(g.alone.rules.parts())
+		for t := range g.alone.rules.ports {
 			var sets []*peerSet
-			if list := g.rules.ports[t].flat; list != nil {
+			if list := g.alone.rules.ports[t].flat; list != nil {
 				flat++
 				for _, i := range list {
 					sets = append(sets, i.set)
 				}
-			} else if g.rules.oversized != nil && g.rules.oversized.trees[t].sets != nil {
+			} else if g.alone.rules.extra != nil && g.alone.rules.extra.trees[t].sets != nil {
 				trees++
-				sets = g.rules.oversized.trees[t].sets
+				sets = g.alone.rules.extra.trees[t].sets
 			}
 			for _, s := range sets {
 				if s != nil && s.more != nil {

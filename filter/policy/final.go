@@ -49,14 +49,19 @@ const (
 )
 
 func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side, e *Endpoint, own, peer Pending) outcome {
+	l := e.chain(d)
 	switch {
 	case own == PendingLocal:
 		return depends
-	case own == PendingRemote, side.Allows():
-		return always // a rule that allows an address allows whichever pod has it
-	case peer == Known, e == nil, e.class == nil:
+	case own == PendingRemote:
+		return always
+	case l != nil && l.isolation == nil && peer != Known:
+		return depends // the pod may match a rule before the one that matches its address
+	case side.Allows():
+		return always // a rule that allows an address allows any pod that has it
+	case peer == Known, l == nil:
 		return never
-	case e.class.groups[d].rules.mayAllow(k, d, e.class.ports):
+	case l.rules.mayAllow(k, d, e.class.ports):
 		return depends
 	}
 	return never
@@ -82,7 +87,7 @@ func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort)
 	if r.ports[t].all.namesPods() || r.ports[t].at(k.Port).namesPods() {
 		return true
 	}
-	if r.oversized != nil && r.oversized.trees[t].namesPods(k.Port) {
+	if r.extra != nil && r.extra.trees[t].namesPods(k.Port) {
 		return true
 	}
 	if d == filter.Egress {

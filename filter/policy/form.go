@@ -24,8 +24,10 @@ func (r Ref) Object() string { return r.Kind + " " + r.String() }
 // been given must not be changed.
 type Policy struct {
 	Ref     Ref
+	Tier    Tier
 	Subject Subject
-	// Isolates reports, by direction, whether what no rule allows is denied.
+	// Isolates reports, by direction, whether what no rule allows is denied. It is for the
+	// tier NetworkPolicy only.
 	Isolates [2]bool
 	Rules    [2][]Rule // by direction, in the order of the object
 	// Ignored is how many rules the object has in directions that it leaves out, where
@@ -80,7 +82,7 @@ func (e *Encoded) policy() *Policy {
 	p, err := e.Source.Read(e.Ref, e.Source.Encoded)
 	if err != nil {
 		return &Policy{
-			Ref: e.Ref, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true},
+			Ref: e.Ref, Tier: NetworkPolicy, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true},
 			Subject:  Subject{Namespace: e.Ref.Namespace, Pods: labels.Everything(), Malformed: true},
 			Problems: []Problem{{Policy: e.Ref, Field: "spec", Detail: err.Error(), Hint: "write the policy again"}},
 		}
@@ -97,10 +99,12 @@ type Subject struct {
 	Malformed bool
 }
 
-// Rule allows flows to or from its peers at its ports.
+// Rule decides about flows to or from its peers at its ports. The zero value denies
+// everything.
 type Rule struct {
-	Peers []Peer      // none: every peer, also outside of the cluster
-	Ports []PortRange // none: every port and protocol
+	Action Action
+	Peers  []Peer      // none: every peer, also outside of the cluster
+	Ports  []PortRange // none: every port and protocol
 }
 
 // Peer is pods, or a block of addresses.

@@ -3,6 +3,8 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -12,6 +14,7 @@ import (
 // policy is a policy as it is compiled: selectors are interned, CIDRs are ranges.
 type policy struct {
 	ref      Ref
+	tier     Tier
 	id       uint64            // new with each version of the policy
 	mark     mark              // of the id
 	text     string            // "namespace/name"
@@ -32,6 +35,7 @@ type policy struct {
 
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
+	action Action
 	index  int         // in spec.ingress or spec.egress
 	anyone bool        // every peer, outside ones too
 	some   []*selector // pods by their labels
@@ -68,22 +72,50 @@ func subjectOf(form *Policy) *selector {
 
 // read interns a policy, but for its subject.
 func read(form *Policy, in interner) *policy {
-	p := &policy{ref: form.Ref, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
-	if form.Subject.Malformed {
-		return p
+	p := &policy{ref: form.Ref, tier: form.Tier, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
+	rules := form.Rules
+	switch {
+	case form.Tier < Admin || form.Tier >= numTiers:
+		p.tier, p.isolates, rules = NetworkPolicy, [2]bool{true, true}, [2][]Rule{}
+		p.problems = append(slices.Clip(p.problems), Problem{
+			Policy: form.Ref, Field: "spec", Detail: form.Tier.String() + " is not known, and the policy isolates all its pods", Hint: "report this to the developers",
+		})
+	case form.Subject.Malformed:
+		rules = form.closed()
 	}
 	r := reader{in: in, p: p, seen: make(map[string]bool)}
-	for d := range form.Rules {
+	for d := range rules {
 		clear(r.seen)
-		for i := range form.Rules[d] {
-			r.rule(filter.Direction(d), i, &form.Rules[d][i])
+		for i := range rules[d] {
+			r.rule(filter.Direction(d), i, &rules[d][i])
 		}
 	}
 	return p
 }
 
+// closed returns the rules that are in force where those of the policy cannot be: none for
+// a policy that isolates; otherwise, in each direction that has rules, one that denies
+// everything.
+func (p *Policy) closed() (rules [2][]Rule) {
+	for d := range p.Rules {
+		if p.Tier != NetworkPolicy && len(p.Rules[d]) > 0 {
+			rules[d] = []Rule{{Action: Deny}}
+		}
+	}
+	return rules
+}
+
+// decides reports whether the policy has a say in a direction.
+func (p *policy) decides(d filter.Direction) bool {
+	if p.tier == NetworkPolicy {
+		return p.isolates[d]
+	}
+	return len(p.rules[d]) > 0
+}
+
 func (r reader) rule(d filter.Direction, index int, from *Rule) {
 	out := rule{
+		action:   from.Action,
 		index:    index,
 		anyone:   len(from.Peers) == 0,
 		portless: len(from.Ports) == 0,
@@ -96,7 +128,34 @@ func (r reader) rule(d filter.Direction, index int, from *Rule) {
 			out.ports = append(out.ports, p)
 		}
 	}
+	if out.action != Accept {
+		r.doubt(d, &out, from)
+	}
+	if r.p.tier == NetworkPolicy && out.action != Accept {
+		r.problem(d, index, "a NetworkPolicy has no rules but those that accept")
+		return
+	}
 	r.add(d, &out)
+}
+
+// doubt closes a rule that does not accept as far as it cannot be understood: to leave the
+// part out could let through what the rule denies, or what rules of later tiers deny.
+func (r reader) doubt(d filter.Direction, out *rule, from *Rule) {
+	peers := slices.ContainsFunc(from.Peers, func(p Peer) bool { return p.Malformed != "" })
+	ports := slices.ContainsFunc(from.Ports, func(p PortRange) bool { return p.Malformed })
+	if peers || ports || out.action > Pass {
+		out.action = Deny
+	}
+	out.anyone, out.portless = out.anyone || peers, out.portless || ports
+	if from.Action > Pass {
+		r.problem(d, out.index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))
+	}
+}
+
+func (r reader) problem(d filter.Direction, index int, detail string) {
+	r.p.problems = append(slices.Clip(r.p.problems), Problem{
+		Policy: r.p.ref, Field: fmt.Sprintf("spec.%s[%d]", d, index), Detail: detail, Hint: "report this to the developers",
+	})
 }
 
 // add keeps a rule unless it allows nothing that a rule before it does not allow:

@@ -144,7 +144,7 @@ func (w *Store) refuseToWait(form *Policy) *policy {
 // the rules away: it allows nothing.
 func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
-	bare.Rules = [2][]Rule{}
+	bare.Rules = form.closed()
 	bare.Problems = append([]Problem{{Policy: form.Ref, Field: "spec", Detail: detail, Hint: hint, TooLarge: true}}, form.Problems...)
 	p := w.readPolicy(&bare)
 	p.cost, p.refused = cost, true

@@ -58,7 +58,7 @@ func TestPairs(t *testing.T) {
 				narrow++
 			}
 			src, dst := s.Endpoint(f.Src), s.Endpoint(f.Dst)
-			if !judged.exempt() && (src.Closed(filter.Egress) || dst.Closed(filter.Ingress)) {
+			if !judged.exempt() && (src.Effect(filter.Egress) == policy.Closed || dst.Effect(filter.Ingress) == policy.Closed) {
 				closed++
 				if of[filter.Deny] != len(all) || !v.Pair {
 					t.Fatalf("seed %d: %v: one end is closed, and %d of %d are denied\n%s", seed, f, of[filter.Deny], len(all), c)

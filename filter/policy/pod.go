@@ -155,13 +155,12 @@ func (p *pod) beats(o *pod) bool {
 	return p.String() > o.String()
 }
 
-// selectedBy lists the policies that isolate the pod in a direction.
-func (p *pod) selectedBy(d filter.Direction) []*policy {
-	var found []*policy
+// selectedBy lists the policies that have a say about the pod in a direction, by tier.
+func (p *pod) selectedBy(d filter.Direction) (found [numTiers][]*policy) {
 	for _, s := range p.identity.subjects {
 		for pol := range s.subjects {
-			if pol.isolates[d] {
-				found = append(found, pol)
+			if pol.decides(d) {
+				found[pol.tier] = append(found[pol.tier], pol)
 			}
 		}
 	}

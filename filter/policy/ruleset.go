@@ -17,19 +17,23 @@ import (
 // address range its places in bounds. What most look-ups read comes first, within one
 // line of the processor's cache.
 type ruleSet struct {
-	portless  *peerSet // rules without ports
-	peers     *peerSet // all rules: every allowed peer; nil if there is none
-	rules     []filter.Rule
-	ports     [3]portTable
-	bounds    []netip.Addr // where address ranges begin, or end one before; sorted
-	named     map[portName]*peerSet
-	anyNamed  [3]bool    // by protocol, as ports is
-	oversized *oversized // nil for most
+	portless *peerSet // rules without ports
+	peers    *peerSet // all rules: every allowed peer; nil if there is none
+	rules    []filter.Rule
+	ports    [3]portTable
+	bounds   []netip.Addr // where address ranges begin, or end one before; sorted
+	named    map[portName]*peerSet
+	anyNamed [3]bool // by protocol, as ports is
+	extra    *extra  // nil for most
 }
 
-// oversized is the forms of rules that would take too much as others are kept.
-type oversized struct {
-	trees [3]portTree
+// extra is what few rule sets have: the forms of rules that would take too much as others
+// are kept, and what ordered rules do.
+type extra struct {
+	// actions are those of rules, if they are ordered: a rule is looked for by its rank,
+	// which is its place. Without any, all rules accept, and none comes before another.
+	actions []Action
+	trees   [3]portTree
 	// parts are the rule sets of single policies. Where there are some, there is
 	// nothing else.
 	parts []*ruleSet
@@ -39,10 +43,10 @@ type oversized struct {
 func (r *ruleSet) none() bool { return r.peers == nil && len(r.parts()) == 0 }
 
 func (r *ruleSet) parts() []*ruleSet {
-	if r.oversized == nil {
+	if r.extra == nil {
 		return nil
 	}
-	return r.oversized.parts
+	return r.extra.parts
 }
 
 type portName struct {
@@ -147,8 +151,8 @@ func (r *ruleSet) atPort(k *filter.Key, p *remote, dst *Endpoint) uint32 {
 	if i := t.at(k.Port).find(p); i != noRule {
 		return i
 	}
-	if r.oversized != nil {
-		if i := r.oversized.trees[portTableOf(k.Protocol)].find(k.Port, p); i != noRule {
+	if r.extra != nil {
+		if i := r.extra.trees[portTableOf(k.Protocol)].find(k.Port, p); i != noRule {
 			return i
 		}
 	}

@@ -38,8 +38,8 @@ func TestSizes(t *testing.T) {
 	if end := unsafe.Offsetof(r.ports) + unsafe.Offsetof(r.ports[0].flat) + 2*unsafe.Sizeof(uintptr(0)); end > cacheLine {
 		t.Errorf("what a decision about TCP reads of a rule set takes %d bytes, want %d at most", end, cacheLine)
 	}
-	var g policySet
-	if end := unsafe.Offsetof(g.rules) + unsafe.Sizeof(g.rules); end > 16 {
-		t.Errorf("what a decision reads of a group takes %d bytes, want 16 at most: groups are allocated at multiples of 16", end)
+	var l link
+	if end := unsafe.Offsetof(l.isolation) + unsafe.Sizeof(l.isolation); end > 16 {
+		t.Errorf("what a decision reads of a link takes %d bytes, want 16 at most: links are allocated at multiples of 16", end)
 	}
 }

@@ -38,8 +38,8 @@ type Endpoint struct {
 // it fills one line of the processor's cache, and it is padded to begin with a line: at
 // 112 bytes two of three did not, and cost every decision another line.
 type class struct {
-	groups    [2]*policySet // by filter.Direction; nil where not isolated
-	peers     idSet         // of the peer selectors that match
+	chains    [2]*link // by filter.Direction; nil without policies
+	peers     idSet    // of the peer selectors that match
 	namespace uint32
 	refs      int
 	ports     []namedPort
@@ -47,21 +47,21 @@ type class struct {
 	_         [24]byte
 }
 
-// policySet is a set of policies that isolate the same pods in one direction, and
-// what they allow together.
+// policySet is the policies of one tier that select the same pods, and what they decide
+// in one direction.
 type policySet struct {
-	isolation *filter.Isolation
-	rules     *ruleSet
-	key       policySetKey
-	id        uint64
-	refs      int
-	ns        *namespace
-	size      int // of its rules, if they are merged for it alone
+	alone link // of pods that no later tier decides about
+	key   policySetKey
+	id    uint64
+	refs  int
+	ns    *namespace
+	size  int // of its rules, if they are merged for it alone
 }
 
-// policySetKey is by what a set of policies is known.
+// policySetKey identifies a set of policies.
 type policySetKey struct {
 	direction filter.Direction
+	tier      Tier
 	policies  mark
 }
 
@@ -107,34 +107,35 @@ func (e *Endpoint) String() string {
 	return e.Namespace + "/" + e.Name
 }
 
-// Isolation returns the policies that isolate the endpoint in a direction, or
-// nil.
-func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation {
-	if e == nil || e.class == nil || e.class.groups[d] == nil {
+// chain is the tiers that decide about an endpoint in a direction.
+func (e *Endpoint) chain(d filter.Direction) *link {
+	if e == nil || e.class == nil {
 		return nil
 	}
-	return e.class.groups[d].isolation
+	return e.class.chains[d]
 }
 
-// Closed says whether a direction is isolated and there is no rule: but for what goes
-// to or comes from its node or itself, all packets that way are denied.
-func (e *Endpoint) Closed(d filter.Direction) bool {
-	return e.Isolation(d) != nil && e.class.groups[d].rules.none()
-}
+// Isolation returns the policies that isolate the endpoint in a direction, or
+// nil.
+func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.chain(d).isolating() }
 
-// MayRestrict says whether flows of an address may be denied now that was is now that
-// were allowed with no policy in the way, or only because of the node that the pod
-// runs on (filter.NotIsolated, filter.OwnNode). Neither of the two is nil for an
-// address outside.
-func MayRestrict(was, now *Endpoint) bool {
-	if was.IsNode() || now.IsNode() {
+// Effect returns what may be concluded about all packets of an endpoint in a direction
+// without asking for a decision.
+func (e *Endpoint) Effect(d filter.Direction) Effect { return e.chain(d).effectOf() }
+
+// MayRestrict reports whether flows of an address may be denied with the endpoint now that
+// were allowed with the one before because no policy decided, or only because of the node
+// that the pod runs on (filter.NotIsolated, filter.OwnNode). An endpoint is nil for an
+// address outside; not both are.
+func MayRestrict(before, now *Endpoint) bool {
+	if before.IsNode() || now.IsNode() {
 		return !now.IsNode()
 	}
-	if was != nil && now != nil && !was.host.same(now.host) {
+	if before != nil && now != nil && !before.host.same(now.host) {
 		return true
 	}
 	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
-		if was.Isolation(d) == nil && now.Isolation(d) != nil {
+		if before.Effect(d) == Open && now.Effect(d) != Open {
 			return true
 		}
 	}
@@ -157,26 +158,43 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 		return filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
 	}
 	v := filter.Verdict{Action: filter.Allow, Reason: filter.NotIsolated}
-	egress, ingress := true, true // says the same for all packets between the two
-	if src != nil && src.class.groups[filter.Egress] != nil {
-		g := src.class.groups[filter.Egress]
-		v.Egress.Isolation, v.Reason = g.isolation, filter.RuleAllows
-		v.Egress.Rule, egress = g.rules.find(k, dst, dstAddr, dst, s.everyone)
+	egress, ingress := passes, passes
+	if src != nil && src.class.chains[filter.Egress] != nil {
+		v.Reason = filter.RuleAllows
+		egress = s.decideSide(&v.Egress, src.class.chains[filter.Egress], k, dst, dstAddr, dst)
 	}
-	if dst != nil && dst.class.groups[filter.Ingress] != nil {
-		g := dst.class.groups[filter.Ingress]
-		v.Ingress.Isolation, v.Reason = g.isolation, filter.RuleAllows
-		v.Ingress.Rule, ingress = g.rules.find(k, src, srcAddr, dst, s.everyone)
+	if dst != nil && dst.class.chains[filter.Ingress] != nil {
+		v.Reason = filter.RuleAllows
+		ingress = s.decideSide(&v.Ingress, dst.class.chains[filter.Ingress], k, src, srcAddr, dst)
 	}
 	switch {
-	case !v.Egress.Allows():
-		v.Action, v.Reason, v.Pair = filter.Deny, filter.EgressDenied, egress || ingress && !v.Ingress.Allows()
-	case !v.Ingress.Allows():
-		v.Action, v.Reason, v.Pair = filter.Deny, filter.IngressDenied, ingress
+	case !egress.allows:
+		v.Action, v.Reason, v.Pair = filter.Deny, filter.EgressDenied, egress.pair || ingress.pair && !ingress.allows
+	case !ingress.allows:
+		v.Action, v.Reason, v.Pair = filter.Deny, filter.IngressDenied, ingress.pair
 	default:
-		v.Pair = egress && ingress
+		v.Pair = egress.pair && ingress.pair
 	}
 	return v
+}
+
+// outcomeOf is what one side decides: whether it allows the flow, and whether it does the
+// same for all packets between the two.
+type outcomeOf struct{ allows, pair bool }
+
+var passes = outcomeOf{true, true}
+
+// decideSide asks a chain. Most begin and end with the policies that isolate.
+func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o outcomeOf) {
+	if l.isolation != nil {
+		side.Isolation = l.isolation
+		side.Rule, o.pair = l.rules.find(k, peer, addr, dst, s.everyone)
+		o.allows = side.Rule != nil
+		return o
+	}
+	d := l.decide(&query{k, peer, addr, dst, s.everyone})
+	side.Isolation, side.Rule = d.isolation, d.rule
+	return outcomeOf{d.action == Accept, d.pair}
 }
 
 // runsOn says whether addr, which is not another pod's, is an address of the

@@ -102,7 +102,7 @@ type reader struct {
 }
 
 func readSpec(ref policy.Ref, spec *networkingv1.NetworkPolicySpec) *policy.Policy {
-	r := reader{p: &policy.Policy{Ref: ref}}
+	r := reader{p: &policy.Policy{Ref: ref, Tier: policy.NetworkPolicy}}
 	p := r.p
 	p.Isolates = r.directions(spec)
 	p.Subject.Namespace = ref.Namespace
@@ -184,7 +184,7 @@ func (r *reader) rule(d filter.Direction, index int, list string, peers []networ
 		return
 	}
 	field := fmt.Sprintf("spec.%s[%d]", d, index)
-	var out policy.Rule
+	out := policy.Rule{Action: policy.Accept}
 	if len(peers) > 0 {
 		out.Peers = make([]policy.Peer, len(peers))
 	}
