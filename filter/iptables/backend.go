@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// ErrNotInstalled says that the node lacks iptables.
+// ErrNotInstalled reports that the node lacks iptables.
 var ErrNotInstalled = errors.New("iptables is not installed: install it (Debian, Ubuntu: apt-get install iptables)")
 
 // tool is a command of one family and one backend that the node has.
@@ -23,8 +23,8 @@ type tool struct {
 	backend    Backend
 }
 
-// lookPath finds a command, in the places of system commands too: a service's
-// PATH often lacks them.
+// lookPath finds a command, also in the directories of system commands, which the PATH of a service
+// often lacks.
 func lookPath(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
@@ -37,8 +37,8 @@ func lookPath(name string) (string, error) {
 	return "", fmt.Errorf("command %s not found: %w", filepath.Base(name), ErrNotInstalled)
 }
 
-// findTools gives the commands of a family that the node has, at most one for a
-// backend; the one that plain "iptables" stands for comes first.
+// findTools returns the commands of a family on this node, at most one for each backend. The backend of
+// plain "iptables" comes first.
 func findTools(ctx context.Context, f Family) []tool {
 	var tools []tool
 	plain := tool{family: f, name: f.command()}
@@ -68,15 +68,15 @@ func findTools(ctx context.Context, f Family) []tool {
 	return tools
 }
 
-// use is how much a backend is used by others on this node.
+// use is how much other programs use a backend on this node.
 type use struct {
-	kubelet bool // it holds the chains by which kubelet says which one is in use
+	kubelet bool // it has the chains that kubelet creates in the backend in use
 	rules   int
 }
 
-// usage reads all tables of a backend, both families. Reading loads nothing:
-// the -save commands visit only tables that exist. They stop at the first rule that
-// they cannot print; then the tables are read without them.
+// usage reads all tables of a backend, both families. Reading loads nothing: the -save commands visit
+// only tables that exist. They stop at the first rule that they cannot print; in that case it reads the
+// tables without them.
 func usage(ctx context.Context, tools []tool) (use, error) {
 	var u use
 	for _, t := range tools {
@@ -105,8 +105,7 @@ func usage(ctx context.Context, tools []tool) (use, error) {
 	return u, nil
 }
 
-// addUnprintable counts in the tables of a backend of which iptables-save does not
-// print all.
+// addUnprintable counts the rules of a backend that iptables-save cannot print completely.
 func (u *use) addUnprintable(ctx context.Context, t tool) error {
 	if t.backend == NFT {
 		return nftTable{t.family, table}.count(u)
@@ -114,7 +113,7 @@ func (u *use) addUnprintable(ctx context.Context, t tool) error {
 	return u.addListings(ctx, t)
 }
 
-// add counts in what iptables-save has printed.
+// add counts the rules in the output of iptables-save.
 func (u *use) add(saved string) {
 	for line := range strings.Lines(saved) {
 		fields := strings.Fields(line)
@@ -123,18 +122,17 @@ func (u *use) add(saved string) {
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
-			u.rules++ // ours do not count: they say only what we found last time
+			u.rules++ // owned rules do not count: they only repeat an earlier choice
 		}
 	}
 }
 
-// isKubelets reports whether a chain is one by which kubelet says which backend is in
-// use.
+// isKubelets reports whether a chain is one that kubelet creates in the backend in use.
 func isKubelets(chain string) bool {
 	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
 }
 
-// choose says which backend the others use, and how one can tell.
+// choose returns the backend that other programs use, and the reason.
 func choose(nft, legacy use, usual Backend) (Backend, string) {
 	switch {
 	case nft.kubelet && !legacy.kubelet:
@@ -149,9 +147,8 @@ func choose(nft, legacy use, usual Backend) (Backend, string) {
 	return usual, "it is what the command iptables stands for"
 }
 
-// Open gives the tables to keep rules in: those of the wanted backend, or of the
-// one that the node's other rules use. IPv4 must be there. Where IPv6 is not,
-// logger is told once, and IPv4 goes on.
+// Open returns the tables for the rules: those of the wanted backend, or of the one that the node's
+// other rules use. IPv4 is required. Without IPv6, it logs that once and continues with IPv4.
 func Open(ctx context.Context, want Backend, logger *slog.Logger) ([]Table, error) {
 	tools := map[Family][]tool{}
 	for _, f := range Families {
@@ -187,7 +184,7 @@ func Open(ctx context.Context, want Backend, logger *slog.Logger) ([]Table, erro
 	return tables, nil
 }
 
-// detect looks at both backends and chooses. With one of them there is no choice.
+// detect chooses a backend by the use of both. If the node has only one, it takes that.
 func detect(ctx context.Context, tools map[Family][]tool) (Backend, string, error) {
 	usual := tools[IPv4][0].backend
 	if len(tools[IPv4]) == 1 {
@@ -204,12 +201,12 @@ func detect(ctx context.Context, tools map[Family][]tool) (Backend, string, erro
 	return backend, why, nil
 }
 
-// of picks the tools of a backend.
+// of returns the tools of a backend.
 func of(b Backend, tools []tool) []tool {
 	return slices.DeleteFunc(slices.Clone(tools), func(t tool) bool { return t.backend != b })
 }
 
-// errNoIPv6 says that the kernel runs without IPv6.
+// errNoIPv6 reports that the kernel runs without IPv6.
 var errNoIPv6 = errors.New("the kernel has IPv6 switched off")
 
 // openFamily opens a family's table in a backend.
@@ -224,9 +221,9 @@ func openFamily(f Family, b Backend, tools []tool) (*kernelTable, error) {
 	return openTable(f, tools[0])
 }
 
-// OpenAll gives the mangle tables of both backends and both families that exist
-// here, and those of our own in nf_tables, to remove rules from. A legacy table that does not exist is left out,
-// because looking into it would make it.
+// OpenAll returns the existing mangle tables of both backends and both families, and the separate
+// tables in nf_tables, to remove rules from. It omits a legacy table that does not exist, because
+// reading would create it.
 func OpenAll(ctx context.Context) ([]Table, error) {
 	var tables []Table
 	for _, f := range Families {
@@ -263,9 +260,9 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 	return tables, nil
 }
 
-// Others gives the tables of OpenAll that are not among those in use: an agent
-// that used the other backend may have left rules there, and packets would be
-// judged by both. [Traces] takes them away. A table of our own stays, without rules.
+// Others returns the tables of OpenAll that are not in use: an agent with the other backend may have left
+// rules there, and both would judge a packet. [Cleanup] removes them. A separate table stays, without
+// rules.
 func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	all, err := OpenAll(ctx)
 	if err != nil {
@@ -281,14 +278,13 @@ func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	}), nil
 }
 
-// legacyTable says whether the legacy mangle table of this network namespace
-// has been made.
+// legacyTable reports whether the legacy mangle table of this network namespace exists.
 func legacyTable(f Family) (bool, error) {
 	names, err := legacyTables(f)
 	return slices.Contains(names, table), err
 }
 
-// legacyTables are the names of the legacy tables of this network namespace.
+// legacyTables returns the names of the legacy tables of this network namespace.
 func legacyTables(f Family) ([]string, error) {
 	// thread-self, because the namespace belongs to the thread.
 	path := map[Family]string{IPv4: "/proc/thread-self/net/ip_tables_names", IPv6: "/proc/thread-self/net/ip6_tables_names"}[f]

@@ -6,12 +6,11 @@ import (
 	"fmt"
 )
 
-// Traces takes away what an agent that is gone has left in the tables, such as
-// [OpenAll] gives: chains named like ours, of any version, and rules that lead
-// to them. It returns what it has removed, a line for each thing. With an error,
-// something may be left.
+// Cleanup removes what an earlier agent left in the tables, such as [OpenAll] returns: owned
+// chains of any version, and the rules that lead to them. It returns a line for each removed
+// object. After an error some may be left.
 //
-// It does not know the marks of connections: conntrack.ClearMarks does.
+// It does not change the marks of connections: conntrack.ClearMarks does.
 func Cleanup(ctx context.Context, tables []Table) (removed []string, err error) {
 	var errs []error
 	for _, t := range tables {
@@ -29,7 +28,7 @@ func Cleanup(ctx context.Context, tables []Table) (removed []string, err error) 
 	return removed, errors.Join(errs...)
 }
 
-// where names a table for the user.
+// where returns the name of a table for the user.
 func where(t Table) string {
 	if _, own := t.(*ownTable); own {
 		return t.String()

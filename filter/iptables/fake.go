@@ -58,7 +58,7 @@ func (t *Fake) Refuse(refuse func(text string) error) {
 	t.refuse = refuse
 }
 
-// Spell makes Rules give each rule as f spells it, as another version of
+// Format makes Rules return each rule as f prints it, as another version of
 // iptables might.
 func (t *Fake) Format(f func(string) string) {
 	t.mu.Lock()
@@ -66,14 +66,14 @@ func (t *Fake) Format(f func(string) string) {
 	t.format = f
 }
 
-// Writes is how many transactions were carried out.
+// Writes returns the number of completed transactions.
 func (t *Fake) Writes() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.writes
 }
 
-// Dump is the whole table in the format of iptables-save, without counters.
+// Dump returns the whole table in the format of iptables-save, without counters.
 func (t *Fake) Dump() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -104,7 +104,7 @@ func (t *Fake) Rules(_ context.Context, chain string) ([]string, error) {
 	if !ok {
 		return nil, fmt.Errorf("no chain %s", chain)
 	}
-	rules = slices.Clone(rules) // because they are spelled anew
+	rules = slices.Clone(rules) // format changes them
 	for i, r := range rules {
 		if t.format != nil {
 			rules[i] = t.format(r)
@@ -151,7 +151,7 @@ func (t *Fake) Watch(_ context.Context, told func()) error {
 	return nil
 }
 
-// Looks is how often the chains were listed.
+// Reads returns how often the chains were listed.
 func (t *Fake) Reads() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -13,8 +13,8 @@ type dropCounter interface {
 	Dropped(chain string) (packets uint64, err error)
 }
 
-// forged adds up what a table's counters say. The counters start at 0 again
-// when the chain is written; of the packets before that, only the last reading is known.
+// forged sums a table's counters. They restart at 0 when the chain is written; of the packets before
+// that, it includes those of the last reading.
 type forged struct {
 	mu          sync.Mutex
 	last, total uint64
@@ -31,8 +31,8 @@ func (f *forged) add(now uint64) uint64 {
 	return f.total
 }
 
-// Forged is how many packets the tables have dropped because of their source. It asks
-// the tables, which takes a few milliseconds.
+// Forged returns how many packets the tables have dropped because of their source. Reading the
+// counters takes a few milliseconds.
 func (m *Manager) Forged() (sum uint64, err error) {
 	for _, t := range m.tables {
 		c, can := t.Table.(dropCounter)
@@ -51,8 +51,8 @@ func (m *Manager) Forged() (sum uint64, err error) {
 // countedDrop is how iptables prints a rule that drops, with its counters.
 var countedDrop = regexp.MustCompile(`-c (\d+) \d+ -j DROP$`)
 
-// Dropped is what the rules of a chain have dropped since it was written; nothing if it
-// is not there.
+// Dropped returns how many packets the rules of a chain have dropped since it was written, 0 if the
+// chain does not exist.
 func (k *kernelTable) Dropped(chain string) (packets uint64, err error) {
 	lines, err := k.reader.ListWithCounters(table, chain)
 	if err != nil {

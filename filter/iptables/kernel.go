@@ -15,21 +15,21 @@ import (
 	goiptables "github.com/coreos/go-iptables/iptables"
 )
 
-// lockTimeout is how long a command waits for another that holds the lock of the
-// legacy backend. Kubernetes components hold it for tenths of a second.
+// lockTimeout bounds the wait of a command for the lock of the legacy backend. Kubernetes
+// components hold it for tenths of a second.
 const lockTimeout = 5 * time.Second
 
-// restoreTimeout bounds one run of iptables-restore, so that a command that hangs does
-// not end all repairs.
+// restoreTimeout bounds one run of iptables-restore, so that a hanging command does not stop all
+// repairs.
 const restoreTimeout = 20 * time.Second
 
-// errSlow is the cause of a command's end after that time.
+// errSlow is the cause of a cancellation after restoreTimeout.
 var errSlow = fmt.Errorf("it took longer than %v", restoreTimeout)
 
-// ErrPrivilege says that the kernel refused because of who we are.
+// ErrPrivilege reports that the kernel denied a change for lack of privilege.
 var ErrPrivilege = errors.New("no privilege to change the node's packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")
 
-// kernelTable is the kernel's table, behind the iptables commands.
+// kernelTable is a table of the kernel, used by the iptables commands.
 type kernelTable struct {
 	noChoice
 	family  Family
@@ -39,12 +39,12 @@ type kernelTable struct {
 	path    string   // of iptables
 	restore string   // path of iptables-restore
 	wait    []string // its arguments that make it wait for the lock
-	// byHandle has rules of others read with their handles instead of by iptables. It is
-	// atomic because tests change the tables beside the Manager.
+	// byHandle selects reading the rules of others with their handles instead of by iptables.
+	// It is atomic because tests change the tables beside the Manager.
 	byHandle atomic.Bool
 }
 
-// openTable finds out what the command can do.
+// openTable detects what the command supports.
 func openTable(f Family, t tool) (*kernelTable, error) {
 	protocol := goiptables.ProtocolIPv4
 	if f == IPv6 {
@@ -68,8 +68,8 @@ func openTable(f Family, t tool) (*kernelTable, error) {
 func (k *kernelTable) Family() Family { return k.family }
 func (k *kernelTable) String() string { return k.name }
 
-// Chains asks nf_tables directly, because iptables-nft refuses to list a table if it
-// does not understand one of its rules.
+// Chains reads nf_tables directly, because iptables-nft refuses to list a table with a rule that it
+// does not understand.
 func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 	if k.backend != NFT {
 		return k.legacyChains(ctx)
@@ -85,9 +85,8 @@ func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Rules has iptables list the chain. Where it refuses, because of a rule that it
-// cannot express or a library that it lacks, the rules are read without it, as far as
-// they lead to other chains.
+// Rules lists the chain by iptables. If iptables refuses, because of a rule that it cannot express
+// or a missing library, it reads the rules without it, as far as they lead to other chains.
 func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
 	if !k.byHandle.Load() || isOwned(chain) {
 		rules, err := k.list(chain)
@@ -104,7 +103,7 @@ func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error)
 	return k.Jumps(ctx, chain)
 }
 
-// Jumps asks nf_tables itself, which takes a twentieth of the time of the command.
+// Jumps reads nf_tables directly, which takes a twentieth of the time of the command.
 func (k *kernelTable) Jumps(ctx context.Context, chain string) ([]string, error) {
 	if k.backend != NFT {
 		return k.Rules(ctx, chain)
@@ -120,7 +119,7 @@ func (k *kernelTable) Jumps(ctx context.Context, chain string) ([]string, error)
 	return lines, nil
 }
 
-// Count implements Table. An error is no news: Rules will meet it too.
+// Count implements Table. It ignores errors; Rules will report them.
 func (k *kernelTable) Count(_ context.Context, chain string) (int, bool) {
 	if k.backend != NFT {
 		return 0, false
@@ -129,7 +128,7 @@ func (k *kernelTable) Count(_ context.Context, chain string) (int, bool) {
 	return len(rules), err == nil
 }
 
-// list has iptables list the rules of a chain.
+// list lists the rules of a chain by iptables.
 func (k *kernelTable) list(chain string) ([]string, error) {
 	lines, err := k.reader.List(table, chain)
 	if err != nil {
@@ -154,8 +153,8 @@ func (k *kernelTable) Inactive(context.Context) (string, error) {
 	return k.nft().inactive()
 }
 
-// Generation is known of nf_tables alone, and then counts the changes of all
-// tables. An error is no news: Rules will meet it too.
+// Generation is available for nf_tables only, where it counts changes to all tables. Errors are
+// ignored here; Rules will report them.
 func (k *kernelTable) Generation() (uint32, bool) {
 	if k.backend != NFT {
 		return 0, false
@@ -164,10 +163,9 @@ func (k *kernelTable) Generation() (uint32, bool) {
 	return n, err == nil
 }
 
-// Restore has iptables-restore carry out the text. Around it goes what iptables cannot
-// do: rules that are named by their handle are deleted after the rest is in place and
-// before chains are dropped to which they may lead; and a table that is switched off
-// is switched on.
+// Restore carries out the text by iptables-restore. It adds what iptables cannot do: it deletes rules
+// that are named by handle, after the rest is in place and before the chains go to which they may
+// lead, and it switches on a table that is switched off.
 func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if k.backend != NFT {
 		return k.run(ctx, text)
@@ -191,12 +189,12 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if err == nil && steps.last != "" {
 		err = k.run(ctx, steps.last)
 	}
-	// iptables may not find a rule that it has printed, or not get past one that it does
-	// not understand. By its handle any rule can be deleted the next time.
+	// iptables may not find a rule that it has printed, or may fail at one that it does not
+	// understand. The next attempt deletes rules by handle, which always works.
 	k.byHandle.Store(err != nil)
 	if err != nil {
 		if hasOwner, second := k.nft().hasOwner(); hasOwner && second == nil {
-			err = fmt.Errorf("table %s belongs to a process (nft list tables shows which), and the kernel lets no other change it: %w", table, err)
+			err = fmt.Errorf("table %s belongs to a process (nft list tables shows which), and only that process can change it: %w", table, err)
 		}
 		return err
 	}
@@ -206,7 +204,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	return k.nft().wake()
 }
 
-// run is one run of iptables-restore.
+// run runs iptables-restore once.
 func (k *kernelTable) run(ctx context.Context, text string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
 	defer cancel()
@@ -216,16 +214,15 @@ func (k *kernelTable) run(ctx context.Context, text string) error {
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
-			err = context.Cause(ctx) // says more than that the command was killed
+			err = context.Cause(ctx) // more helpful than "killed"
 		}
 		return fmt.Errorf("%s: %w", k.restore, explain(fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))))
 	}
 	return nil
 }
 
-// clearBaseChains deletes chains with names of ours that the kernel itself calls, and
-// reports whether there were any: no rule can jump to such a chain, and iptables
-// cannot delete it.
+// clearBaseChains deletes owned chains that are base chains, and reports whether there were any: no
+// rule can jump to such a chain, and iptables cannot delete it.
 func (k *kernelTable) clearBaseChains() (cleared bool) {
 	chains, err := k.nft().chains()
 	if err != nil {
@@ -239,7 +236,7 @@ func (k *kernelTable) clearBaseChains() (cleared bool) {
 	return cleared
 }
 
-// steps are the parts of a transaction that refers to rules by handles.
+// steps are the parts of a transaction that names rules by handle.
 type steps struct {
 	first   string
 	handles []ruleHandle
@@ -251,8 +248,8 @@ type ruleHandle struct {
 	handle uint64
 }
 
-// splitText splits a transaction that refers to rules by handles. Without any, all of
-// it is the first step, and so remains one transaction.
+// splitText splits a transaction that names rules by handle. Without handles, all of it is the first
+// step, and so remains one transaction.
 func splitText(text string) steps {
 	var s steps
 	var first, last []string
@@ -275,8 +272,8 @@ func splitText(text string) steps {
 	return s
 }
 
-// explain gives the errors of the commands that a user can do something about
-// words of their own. The commands have no error codes but these texts; netlink has.
+// explain adds a hint to errors that a user can resolve. The commands have no error codes, only these
+// texts; netlink has codes.
 func explain(err error) error {
 	text := err.Error()
 	if errors.Is(err, fs.ErrPermission) {

@@ -14,55 +14,53 @@ import (
 	"sluice/filter/event"
 )
 
-// Manager keeps the rules in the tables. Its methods may be called concurrently;
-// they wait for each other.
+// Manager keeps the rules in the tables. Its methods may be called concurrently; they take turns.
 type Manager struct {
-	// OnRepair, if set, is called after each repair: until then, packets may have
-	// passed unjudged. It must not wait. Set it before Run.
+	// OnRepair, if set, is called after each repair: packets may have passed without a
+	// verdict before it. It must not block. Set it before Run.
 	OnRepair func()
-	// EnsurePins, if set, puts programs back whose names are gone: a rule can be written
-	// only while the programs that it calls have names. Set it before Run.
+	// EnsurePins, if set, restores missing names of pinned programs: iptables can write a
+	// rule only while the programs that it calls have names. Set it before Run.
 	EnsurePins func() error
 
 	opts     Options
-	all      Options // with what Without has left out
+	all      Options // including what Without omits
 	log      *slog.Logger
 	repairs  atomic.Uint64
 	failures atomic.Uint64
 
 	mu     sync.Mutex
 	tables []*keptTable
-	keep   bool // Run is to restore the rules
-	wrote  bool // there may be rules that Apply has written
+	keep   bool // Run restores the rules
+	wrote  bool // rules of Apply may exist
 	// mustPin forbids rules that do not call the pinned programs.
 	mustPin bool
 }
 
-// keptTable is a table and what is known of it.
+// keptTable is a table with its status.
 type keptTable struct {
 	Table
 	canonical canonicalForm
-	changed   atomic.Bool               // the kernel has told of a change
-	since     atomic.Pointer[time.Time] // when the work at the table began that goes on
-	logged    string                    // the error that Run logged last, until it is over
-	failing   int                       // how many times in a row Run has failed
-	failed    atomic.Pointer[string]    // why, from the second time on
-	// lacks are the parts that could not be written, reduced why, and complete when to
-	// try with them again.
+	changed   atomic.Bool               // a notification of a change is pending
+	since     atomic.Pointer[time.Time] // start of the work in progress
+	logged    string                    // the last error that Run logged, until the next success
+	failing   int                       // number of consecutive failures of Run
+	failed    atomic.Pointer[string]    // the error, from the second failure on
+	// lacks lists the omitted parts, reduced is the reason, and complete is the time of the
+	// next attempt with them.
 	lacks    Less
 	reduced  atomic.Pointer[string]
 	complete time.Time
-	// stuck are chains of older versions that something refers to. They were emptied, and
-	// stay.
+	// stuck lists chains of older versions that something refers to. They are empty and remain.
 	stuck  []string
 	forged forged
-	// The table was right when its generation was this one.
+	// generation is the one at which the table was right.
 	generation uint32
 	right      bool
 }
 
-// New returns a Manager of the rules in tables, such as [Open] gives. The
-// options are valid ones. A nil logger discards.
+// New returns a Manager of the rules in tables, such as those of [Open]. The options must be
+// valid. A nil logger discards.
 func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -74,20 +72,18 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	return m
 }
 
-// Repairs is how many times Run has found the rules of a table other than they
-// should be, and restored them.
+// Repairs returns how often Run has found wrong rules in a table and restored them.
 func (m *Manager) Repairs() uint64 { return m.repairs.Load() }
 
-// RepairFailures is how many times Run has not been able to restore the rules of a
-// table.
+// RepairFailures returns how often Run could not restore the rules of a table.
 func (m *Manager) RepairFailures() uint64 { return m.failures.Load() }
 
-// stuckTimeout is after how long work at a table counts as failed that has not ended:
-// longer than any command may wait for a lock.
+// stuckTimeout bounds the work at a table before it counts as failed. It exceeds the longest wait
+// of a command for a lock.
 const stuckTimeout = time.Minute
 
-// Failures says which tables Run cannot keep right at present, and why, one line
-// each. One failure is none yet, because the next attempt comes at once.
+// Failures returns a line for each table that Run currently cannot keep right. A single failure
+// does not count, because the next attempt follows at once.
 func (m *Manager) Failures() []string {
 	var lines []string
 	for _, t := range m.tables {
@@ -100,7 +96,7 @@ func (m *Manager) Failures() []string {
 	return lines
 }
 
-// Reduced says which tables have rules that lack a part, and why, one line each.
+// Reduced returns a line for each table whose rules omit a part, with the reason.
 func (m *Manager) Reduced() []string {
 	var lines []string
 	for _, t := range m.tables {
@@ -111,15 +107,15 @@ func (m *Manager) Reduced() []string {
 	return lines
 }
 
-// Apply brings all tables to the wanted rules, and lets Run keep them so. It
-// writes nothing where all is right. Parts that cannot be written are left out, see
-// Lacks. With an error some tables may lack the rules; Run goes on to try.
+// Apply writes the wanted rules to all tables where they differ, and lets Run keep them so. It
+// omits parts that cannot be written, see Lacks. After an error some tables may lack the rules;
+// Run keeps trying.
 func (m *Manager) Apply(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep, m.wrote = true, true
 	return m.each(func(t *keptTable) error {
-		t.complete = time.Time{} // what was lacking may be there now
+		t.complete = time.Time{} // missing requirements may be there now
 		wrong, err := m.ensure(ctx, t)
 		if err == nil && len(wrong) > 0 {
 			m.log.Info("rules applied", event.RulesApplied.Attr(), "table", t.String(), "because", strings.Join(wrong, "; "))
@@ -128,8 +124,7 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
-// Without leaves something out of the rules from the next Apply on. What an earlier
-// call has left out is back.
+// Without sets what the rules omit from the next Apply on. It replaces an earlier setting.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -139,8 +134,8 @@ func (m *Manager) Without(less Less) {
 	}
 }
 
-// Guarded sets whether the guard drops forged sources, so that the rules need not. Rules
-// that are kept are brought to that before it returns. With an error, Run goes on to try.
+// Guarded sets whether the guard drops forged sources, so that the rules need not. It updates
+// existing rules before it returns. After an error, Run keeps trying.
 func (m *Manager) Guarded(ctx context.Context, guarded bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -162,8 +157,8 @@ func (m *Manager) Guarded(ctx context.Context, guarded bool) error {
 	})
 }
 
-// DropsSources reports whether the rules in all tables drop forged sources, as far as
-// that can be read.
+// DropsSources reports whether the rules in all tables drop forged sources. A table that cannot
+// be read counts as one that does not.
 func (m *Manager) DropsSources(ctx context.Context) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -202,23 +197,21 @@ func (m *Manager) Pause(ctx context.Context, packets Unqueued) error {
 	})
 }
 
-// Yield leaves the rules to another agent, which is about to write its own in
-// their place: until Apply they are not for this one to keep, pause or remove.
+// Yield leaves the rules to another agent, which is about to replace them: until Apply this one
+// does not restore, pause or remove them.
 func (m *Manager) Yield() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep, m.wrote = false, false
 }
 
-// Remove takes the jump and all chains of ours away, and leaves everything else,
-// the kernel's hook included, apart from that of a table of our own. Run restores nothing
-// until Apply.
+// Remove deletes the jumps and all owned chains, and a separate table with its hooks. It leaves
+// everything else, such as the hooks of iptables. Run restores nothing until Apply.
 //
-// Packets should no longer wait in the queues: Pause, let the workers answer
-// what waits, and Remove then. If ours are the last rules of the network
-// namespace that look at connections, the kernel unhooks connection tracking
-// with them, and that drops what waits. A table of our own does the same. Otherwise nothing
-// is lost.
+// The queues should be empty: call Pause, let the workers answer the queued packets, then call
+// Remove. If these are the last rules of the network namespace that use conntrack, the kernel
+// unhooks connection tracking with them, and drops the queued packets. Deleting a separate table
+// does the same. Otherwise no packet is lost.
 func (m *Manager) Remove(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -233,7 +226,7 @@ func (m *Manager) Remove(ctx context.Context) error {
 	return err
 }
 
-// each does something with all tables, whatever comes of the others.
+// each calls do for all tables, even after an error.
 func (m *Manager) each(do func(*keptTable) error) error {
 	var errs []error
 	for _, t := range m.tables {
@@ -246,26 +239,25 @@ func (m *Manager) each(do func(*keptTable) error) error {
 	return errors.Join(errs...)
 }
 
-// begin and end enclose work at a table.
+// begin and end enclose the work at a table.
 func (t *keptTable) begin() { now := time.Now(); t.since.Store(&now) }
 func (t *keptTable) end()   { t.since.Store(nil) }
 
-// bring gives a table the wanted chains and the jump to them, and says what was
-// wrong. What comes out is read back: a version of iptables may spell a rule in
-// another way than we do, and must not look changed for ever. That spelling is
-// taken for ours once the table has answered two writes with the same one, in
-// case that somebody changed it in between.
+// ensure writes the wanted chains and the jumps to them, and returns the differences that it found.
+// It reads the result back: a version of iptables may print a rule in another form, which must not
+// count as a change again and again. The printed form becomes the canonical one after two writes
+// with the same result, because another program may have changed the rules in between.
 func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong []string, err error) {
 	var before tableState
 	t.right = false
 	for try := 0; ; try++ {
-		generation, known := t.Generation() // before the look, lest it miss a change
+		generation, known := t.Generation() // before reading, so that no change is missed
 		if err := t.Choose(); err != nil {
 			return wrong, err
 		}
 		now, diff, err := t.compare(ctx, want, try == 0)
 		if err != nil && try == 0 && ctx.Err() == nil {
-			now, diff, err = t.compare(ctx, want, false) // a chain may go between two questions
+			now, diff, err = t.compare(ctx, want, false) // a chain may disappear between two reads
 		}
 		if err != nil {
 			return wrong, err
@@ -282,7 +274,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 		case try == 0:
 			wrong = diff
 		case try == 3:
-			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): see who else changes %s", strings.Join(diff, "; "), table)
+			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): find the program that changes %s", strings.Join(diff, "; "), table)
 		}
 		// A chain to be deleted may be gone since compare read the table, so a failed
 		// first write is tried again. If the second fails too, something may refer to
@@ -299,8 +291,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 	}
 }
 
-// compare reads a table and says what is wrong with it. If it is allowed to be quick,
-// what is obviously wrong suffices.
+// compare reads a table and returns its differences. If quick is set, obvious ones suffice.
 func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (tableState, []string, error) {
 	if quick {
 		if now, err := readOutline(ctx, t); err == nil {
@@ -316,16 +307,16 @@ func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick
 	return now, t.diff(now, want), nil
 }
 
-// errWrite says that rules could be read and not be written.
+// errWrite marks errors in writing the rules, as opposed to reading them.
 var errWrite = errors.New("write the rules")
 
-// write makes what a table holds into what is wanted, in one transaction. The
-// hook is touched only if the jump is not right.
+// write replaces the content of a table by the wanted one, in one transaction. It changes a hook
+// only if its jump is wrong.
 func (t *keptTable) write(ctx context.Context, now tableState, want map[string][]string) error {
 	c := change{fill: want, drop: t.outdated(now, want)}
 	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
-		// Rare, so that only now all chains are searched for rules that lead there.
+		// Rare: only in this case it searches all chains for rules that lead there.
 		refs, err := leading(ctx, t, now, func(chain string) bool { return slices.Contains(c.drop, chain) })
 		if err != nil {
 			return err

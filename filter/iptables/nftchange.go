@@ -9,8 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deleteRule deletes a rule. That it is gone already is no error: the kernel gives a
-// handle to one rule only.
+// deleteRule deletes a rule. A missing rule is not an error: the kernel uses a handle only once.
 func (t nftTable) deleteRule(chain string, handle uint64) error {
 	err := t.commit(unix.NFT_MSG_DELRULE, 0, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_RULE_TABLE, t.name)

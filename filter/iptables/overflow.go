@@ -5,41 +5,39 @@ import "fmt"
 const (
 	// MaxSourceShare is the highest rate that every kernel's hashlimit takes.
 	MaxSourceShare = 10_000
-	// overflowSources is how many sources hashlimit keeps account of at most, at some 100
-	// bytes each. It forgets one a second or two after its last packet. A packet for
-	// whose source there is no room is dropped (hashlimit_mt_common): so the room is
-	// for more sources than the workers could answer a packet each in that time.
+	// overflowSources bounds the sources that hashlimit tracks, at some 100 bytes each. It
+	// forgets one a second or two after its last packet. If the table is full, hashlimit
+	// drops the packets of further sources (hashlimit_mt_common). So the bound exceeds the
+	// number of packets that the workers could answer in that time.
 	overflowSources = 1 << 18
-	// overflowBuckets are the places of its hash table, 8 bytes each. The kernel walks
-	// them once a second.
+	// overflowBuckets is the size of its hash table, 8 bytes each. The kernel walks it once
+	// a second.
 	overflowBuckets = 1 << 14
-	// burstsPerSecond is how much of its share a source may have at once: of 1,000,
-	// 100 packets, a worker's work of 2 ms. Who is beyond finds an idle worker in the
-	// crowd's queue, unless there is a crowd.
+	// burstsPerSecond sets the burst of a source to a tenth of its limit: of 1,000, 100
+	// packets, a worker's work of 2 ms. Excess packets go to the overflow queue, whose
+	// worker is usually idle.
 	burstsPerSecond = 10
-	// limitUnits is what hashlimit divides by a rate; it keeps the whole part.
+	// limitUnits is the number that hashlimit divides by a rate, as an integer.
 	limitUnits = 1_000_000
 )
 
-// Span is how many queues an agent has, with consecutive numbers: those that are
-// balanced, and the crowd's. That number is its own also when no source is set
-// apart, so that agents with other shares can take over from each other.
+// Span returns the number of queues of an agent, with consecutive numbers: the balanced
+// ones and the overflow queue. The overflow queue keeps its number even without a limit, so
+// that agents with different limits can take over from each other.
 func (o Options) Span() int { return o.Queues + 1 }
 
-// crowd is the rule that sets a source apart which has more than its share of
-// packets to be asked about: what is beyond waits in a queue of its own. Nothing
-// is denied by that. The queues are first in, first out, and one pod that sends
-// to random addresses fills them all; so it fills the crowd's, and others find
-// theirs as short as ever.
+// overflow returns the rule that sends the packets of a source beyond its limit to the
+// overflow queue. It denies nothing. Queues are first in, first out, and one pod that sends
+// to random addresses would fill them all. With this rule it fills the overflow queue, and
+// the queues of other sources stay short.
 //
-// A source goes on to have its share in the other queues. So a client that is
-// merely busy is judged at least at that rate, whatever the crowd does; and packets
-// of one flow that are asked about one by one, which conntrack calls INVALID or
-// UNTRACKED, or which follow the first before its answer, may overtake each other.
+// A source keeps its limit in the balanced queues. So a client that is merely busy is judged
+// at least at that rate during a flood. Packets of one flow may overtake each other if each
+// of them is queued: packets that conntrack calls INVALID or UNTRACKED, or that follow the
+// first one before its verdict.
 //
-// The name bears the rate, because a table that exists keeps the one that it was
-// made with, whatever a later rule says. The rate is given as the kernel keeps it,
-// which is how iptables-save prints it.
+// The name includes the rate, because an existing table keeps the rate of its creation. The
+// rate is written as the kernel stores it, which is how iptables-save prints it.
 func (o Options) overflow() []string {
 	if o.SourceShare == 0 {
 		return nil

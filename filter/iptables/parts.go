@@ -11,26 +11,25 @@ import (
 	"sluice/filter/event"
 )
 
-// Less says what is left out of the rules, on a node that lacks something for it: the
-// pinned programs their names or the match bpf, the crowd's queue the match hashlimit,
-// forged sources the matches bpf and rpfilter. The policies are enforced without the
-// first two, only at a higher cost.
+// Less lists the parts that the rules omit on a node that lacks a requirement: pinned programs
+// need their names and the match bpf, the overflow queue the match hashlimit, the rules about
+// forged sources the matches bpf and rpfilter. Without the first two, policies are enforced at
+// a higher cost.
 type Less struct {
 	Pins     bool // the pinned programs
-	Overflow bool // the crowd's queue
+	Overflow bool // the overflow queue
 	Sources  bool // the rules about forged sources
 }
 
-// lesser are all that the rules may have to do without, the least first.
+// lesser lists all combinations, the smallest omission first.
 var lesser = []Less{
 	{}, {Overflow: true}, {Pins: true}, {Sources: true},
 	{Overflow: true, Pins: true}, {Overflow: true, Sources: true}, {Pins: true, Sources: true},
 	{Overflow: true, Pins: true, Sources: true},
 }
 
-// completeInterval is how often parts that are left out are tried again, after the first
-// time, which comes with the next period. An attempt
-// without success costs two runs of iptables and changes nothing.
+// completeInterval bounds how often the omitted parts are tried again. The first attempt comes
+// after checkInterval. An attempt without success costs two runs of iptables and changes nothing.
 const completeInterval = time.Minute
 
 // without returns the options without the parts in less.
@@ -45,21 +44,21 @@ func (o Options) without(less Less) Options {
 	return o
 }
 
-// fallbacks are what the rules can be tried without, in this order.
+// fallbacks returns the omissions to try, in order.
 func (m *Manager) fallbacks() []Less {
 	return slices.DeleteFunc(slices.Clone(lesser), func(l Less) bool {
 		return l.Pins && (m.opts.AllowPin == "" || m.mustPin) || l.Overflow && m.opts.SourceShare == 0 || l.Sources && (m.opts.AnySource || m.opts.Guarded)
 	})
 }
 
-// MustPin sets whether rules that do not call the pinned programs are an error.
+// MustPin sets whether rules without the pinned programs are an error.
 func (m *Manager) MustPin(must bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mustPin = must
 }
 
-// Lacks says what had to be left out of the rules of some table, and why.
+// Lacks returns the parts that some table omits, and the reason.
 func (m *Manager) Lacks() (less Less, because string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -72,9 +71,9 @@ func (m *Manager) Lacks() (less Less, because string) {
 	return less, because
 }
 
-// ensure brings a table to the wanted rules. All that writes rules comes here, at the
-// start, in a repair and at a take-over, so that each has the same fall-backs: if the
-// whole cannot be written, it is tried without the parts that the node may lack.
+// ensure makes the rules of a table the wanted ones. Start, repair and takeover all use it, so
+// that each has the same fallbacks: if the whole cannot be written, it tries without the parts
+// whose requirements the node may lack.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
 	pinsErr := m.ensurePins()
 	wrong, err = t.ensure(ctx, m.opts.without(t.lacks).chains(t.Family()))
@@ -86,7 +85,7 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		err = fmt.Errorf("%w (%w)", err, pinsErr)
 	}
 	if !errors.Is(err, errWrite) {
-		return wrong, err // with less the rules could not be read either
+		return wrong, err // reading would fail with fewer parts as well
 	}
 	for _, less := range m.fallbacks() {
 		if ctx.Err() != nil {
@@ -95,9 +94,9 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		if less == t.lacks {
 			continue
 		}
-		// An error of these says less than that of the whole.
+		// The first error tells more than these.
 		if _, second := t.ensure(ctx, m.opts.without(less).chains(t.Family())); second == nil {
-			// What failed may have been over in between.
+			// The cause of the failure may be gone by now.
 			t.reduce(less, err, checkInterval)
 			return wrong, nil
 		}
@@ -105,7 +104,7 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 	return wrong, err
 }
 
-// ensurePins has the programs' names put back, if rules call them.
+// ensurePins restores the names of the programs if rules call them.
 func (m *Manager) ensurePins() error {
 	if m.EnsurePins == nil || m.opts.AllowPin == "" {
 		return nil
@@ -113,8 +112,7 @@ func (m *Manager) ensurePins() error {
 	return m.EnsurePins()
 }
 
-// reduce records which parts a table lacks, and how long to wait before they are tried
-// again.
+// reduce records the parts that a table omits, and when to try them again.
 func (t *keptTable) reduce(less Less, because error, wait time.Duration) {
 	t.lacks, t.complete = less, time.Now().Add(wait)
 	if less == (Less{}) {
@@ -125,14 +123,14 @@ func (t *keptTable) reduce(less Less, because error, wait time.Duration) {
 	t.reduced.Store(&text)
 }
 
-// String says what a node does without these parts.
+// String describes the effect of the omission.
 func (l Less) String() string {
 	var lines []string
 	if l.Pins {
 		lines = append(lines, "the rules do not call the kernel's flow cache")
 	}
 	if l.Overflow {
-		lines = append(lines, "the rules do not set sources apart that send more than --source-share")
+		lines = append(lines, "the rules do not limit sources that send more than --source-share")
 	}
 	if l.Sources {
 		lines = append(lines, "the rules do not drop packets that claim to come from this node or from their receiver")
@@ -140,11 +138,11 @@ func (l Less) String() string {
 	return strings.Join(lines, ", ")
 }
 
-// due reports whether the parts that a table lacks are to be tried again.
+// due reports whether it is time to try the omitted parts again.
 func (t *keptTable) due() bool { return t.lacks != Less{} && !time.Now().Before(t.complete) }
 
-// completeParts tries whether a table whose rules are right can have the parts that it
-// lacks. Without success its rules stay as they are.
+// completeParts tries to add the omitted parts to a table whose rules are right. Without success
+// its rules stay as they are.
 func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 	if !t.due() {
 		return
@@ -161,9 +159,9 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 	t.reduce(t.lacks, err, completeInterval)
 }
 
-// pause puts the rules in place that a table has without the queues.
+// pause replaces the rules of a table by those without the queues.
 func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) error {
-	_ = m.ensurePins() // if they are needed, the rules say so
+	_ = m.ensurePins() // an error is reported when a rule needs them
 	t.right = false
 	first := error(nil)
 	for _, less := range []Less{t.lacks, {Pins: true, Sources: true}} {

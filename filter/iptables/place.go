@@ -6,19 +6,18 @@ import (
 	"sync/atomic"
 )
 
-// place is where the rules of one family are in nf_tables: in iptables' mangle, or in a
-// table of our own if mangle cannot be used, because a process owns it or one of its
-// chains is not what iptables would make.
+// place selects the table of one family in nf_tables: iptables' mangle, or a separate table if mangle
+// cannot be used, because a process owns it or one of its chains is not what iptables would make.
 //
-// Once the rules are in a table of our own, they stay there until the agent ends; the next
-// agent uses mangle again if it can. Going back earlier would gain nothing, because the same
-// packets meet the same rules in either table. It would drop the packets that wait in a
-// queue, and a program that takes mangle from time to time could cause that at will.
+// Once the rules are in the separate table, they stay there until the agent ends; the next agent uses
+// mangle again if it can. Going back earlier would gain nothing, because the same packets meet the same
+// rules in either table. It would drop the queued packets, and a program that claims mangle repeatedly
+// could cause that at will.
 type place struct {
 	mangle *kernelTable
 	own    *ownTable
-	moved  atomic.Bool // to the table of our own
-	left   bool        // rules of ours may be left in mangle
+	moved  atomic.Bool // to the separate table
+	left   bool        // mangle may still have owned rules
 	log    *slog.Logger
 }
 
@@ -26,7 +25,7 @@ func newPlace(mangle *kernelTable, log *slog.Logger) *place {
 	return &place{mangle: mangle, own: newOwnTable(mangle.family), log: log}
 }
 
-// in is the table that has the rules.
+// in returns the table that has the rules.
 func (p *place) in() Table {
 	if p.moved.Load() {
 		return p.own
@@ -34,7 +33,7 @@ func (p *place) in() Table {
 	return p.mangle
 }
 
-// Choose implements Table: it moves to the table of our own if mangle cannot be used.
+// Choose implements Table: it moves to the separate table if mangle cannot be used.
 func (p *place) Choose() error {
 	if p.moved.Load() {
 		return nil
@@ -43,7 +42,7 @@ func (p *place) Choose() error {
 	if err != nil || why == "" {
 		return err
 	}
-	p.log.Warn("the rules are kept in a table of their own", "table", p.own.String(), "because", why)
+	p.log.Warn("the rules are in a separate table", "table", p.own.String(), "because", why)
 	p.left = true
 	p.moved.Store(true)
 	return nil
@@ -55,7 +54,7 @@ func (p *place) Tidy(ctx context.Context) {
 		return
 	}
 	if _, err := cleanTable(ctx, p.mangle); err != nil {
-		p.log.Warn("rules may be left in the table that is not used; trying on", "table", p.mangle.String(), "err", err)
+		p.log.Warn("rules may be left in the table that is not used; retrying", "table", p.mangle.String(), "err", err)
 		return
 	}
 	p.left = false
@@ -64,14 +63,14 @@ func (p *place) Tidy(ctx context.Context) {
 // Leave implements Table.
 func (p *place) Leave() error { return p.own.Leave() }
 
-// unusable says why our rules cannot be in the table.
+// unusable returns the reason why the rules cannot be in the table.
 func (t nftTable) unusable() (string, error) {
 	hasOwner, err := t.hasOwner()
 	if err != nil {
 		return "", err
 	}
 	if hasOwner {
-		return "table " + t.name + " belongs to a process (nft list tables shows which), and the kernel lets no other change it", nil
+		return "table " + t.name + " belongs to a process (nft list tables shows which), and only that process can change it", nil
 	}
 	return t.foreign()
 }

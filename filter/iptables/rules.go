@@ -1,25 +1,21 @@
-// Package iptables keeps the iptables rules that bring new pod connections to the
-// queues, and that let judged ones pass without asking.
+// Package iptables installs the iptables rules that send new pod connections to the
+// queues and let allowed connections pass, and keeps them in place.
 //
-// [Options] say which marks and queues; [Options.Wanted] is the text of the
-// rules. A [Manager] applies them, and restores them when somebody flushes,
-// changes or reorders them. [Traces] takes all of it away again.
+// [Options] select marks and queues; [Options.Wanted] is the text of the rules. A
+// [Manager] applies them and restores them after a change by another program.
+// [Cleanup] removes all of it.
 //
-// The rules stand in chains of our own, named by [Chain] and beginning with its
-// name, behind one jump that is the first rule of mangle's POSTROUTING. There
-// the destination is after DNAT and the source before SNAT, and nobody's filter
-// rules can accept ahead of us. Another jump is the first rule of mangle's
-// PREROUTING, where packets are still as they came, and drops those with a source
-// that they cannot have; it is left out where the guard does that. Nothing else is touched. Where mangle of nf_tables cannot be
-// used, the same rules are in a table of our own: see place and ownTable.
+// The rules are in chains named [Chain] or with that prefix. The first rule of mangle's
+// POSTROUTING jumps to them: there the destination is after DNAT, the source is before
+// SNAT, and the filter rules of other programs cannot accept a packet first. The first
+// rule of PREROUTING drops forged sources, unless the guard does that. Where mangle of
+// nf_tables cannot be used, the rules are in a separate table: see place and ownTable.
 //
-// Every change is one transaction of iptables-restore, because go-iptables,
-// which reads the rules, writes one rule at a time: between flushing a chain and
-// filling it again its connections would pass unjudged. With iptables-restore
-// --noflush a packet meets the old rules or the new ones and nothing between,
-// and the hook itself is never taken away: that would drop every packet that
-// waits in a queue. Over netlink goes what iptables refuses to do beside rules of others
-// that it cannot express, and what must be known faster than a command can tell.
+// Every change is one transaction of iptables-restore --noflush: a packet meets the old
+// rules or the new ones. go-iptables only reads. It writes one rule at a time, so
+// connections would pass without a verdict while a chain is filled. The hook itself stays,
+// because removing it drops every queued packet. Netlink does what iptables refuses to do
+// beside rules that it cannot express, and reports changes sooner than a command can.
 package iptables
 
 import (
@@ -29,8 +25,7 @@ import (
 	"strings"
 )
 
-// Family is an IP version. All that the package does for one it does for both,
-// by the same code.
+// Family is an IP version. Both families share all code of the package.
 type Family uint8
 
 // The two families.
@@ -39,10 +34,10 @@ const (
 	IPv6 Family = 6
 )
 
-// Families are both, in the order in which they are handled and printed.
+// Families lists both families in the order in which they are handled and printed.
 var Families = []Family{IPv4, IPv6}
 
-// String gives "IPv4" or "IPv6".
+// String returns "IPv4" or "IPv6".
 func (f Family) String() string { return fmt.Sprintf("IPv%d", uint8(f)) }
 
 // command is the name of the family's command without its backend.
@@ -53,52 +48,48 @@ func (f Family) command() string {
 	return "iptables"
 }
 
-// Backend is which of the kernel's two packet filters iptables talks to. A rule
-// in one is not seen in the other, although packets meet both.
+// Backend is one of the kernel's two packet filters behind iptables. Packets meet both, but
+// a command for one does not see the rules of the other.
 type Backend string
 
 // The backends, as the flag spells them.
 const (
-	// Auto takes the backend that the node's other rules use.
+	// Auto selects the backend that the node's other rules use.
 	Auto   Backend = "auto"
 	NFT    Backend = "nft"
 	Legacy Backend = "legacy"
 )
 
-// Options say what the rules are to be. The names of flags in the errors of
-// Validate are those of the command.
+// Options configure the rules. Errors of Validate use the names of the command's flags.
 type Options struct {
-	// AllowedMark is the bit that says "allowed": in the connection mark for the
-	// life of the connection, and in the packet mark from the verdict until the
-	// rules have seen it.
+	// AllowedMark is the bit for "allowed": in the connection mark for the life of the
+	// connection, and in the packet mark from the verdict until the rules have read it.
 	AllowedMark uint32
-	// RevokedMark is the bit of the connection mark that says "no longer allowed".
+	// RevokedMark is the bit of the connection mark for "no longer allowed".
 	RevokedMark uint32
-	// FirstQueue is the number of the first of Queues NFQUEUEs. One worker reads
-	// each. The one behind them is the crowd's.
+	// FirstQueue is the number of the first of Queues NFQUEUEs. Each has one worker. The
+	// overflow queue has the number after the last of them.
 	FirstQueue uint16
 	Queues     int
-	// SourceShare is how many packets a second a source may have in these queues.
-	// What it sends beyond goes to the crowd's; 0 leaves that one out.
+	// SourceShare is the limit of packets per second and source in these queues. Excess
+	// packets go to the overflow queue; 0 disables the limit.
 	SourceShare int
-	// FailOpen lets packets pass while nobody reads their queue; otherwise they
-	// are dropped.
+	// FailOpen accepts packets while their queue has no reader; otherwise they are dropped.
 	FailOpen bool
 	// AnySource leaves out the rules that drop forged sources.
 	AnySource bool
-	// Guarded leaves out the chain of these rules and the jump to it, because the guard
-	// drops forged sources at every interface. Even an empty chain there costs 1.5% of a
-	// connection.
+	// Guarded omits the chain of these rules and the jump to it, because the guard drops
+	// forged sources at every interface. Even an empty chain costs 1.5% of a connection.
 	Guarded bool
-	// Backend is which iptables to use.
+	// Backend selects the iptables backend.
 	Backend Backend
-	// AllowPin and DenyPin are the paths of pinned BPF programs, which are asked
-	// before the queue: whether a packet may pass, and whether it must not. Each
+	// AllowPin and DenyPin are the paths of pinned BPF programs that the rules call before
+	// the queue: one reports packets that may pass, the other packets that must not. Each
 	// may be empty; see the package cache/bpf.
 	AllowPin, DenyPin string
 }
 
-// Defaults are the options that hold unless flags say otherwise.
+// Defaults are the options without any flag.
 var Defaults = Options{
 	AllowedMark: 0x10,
 	RevokedMark: 0x20,
@@ -107,18 +98,17 @@ var Defaults = Options{
 	Backend:     Auto,
 }
 
-// The bits that kube-proxy and kubelet set in packet marks on every node. A
-// packet that is to be masqueraded would count as allowed if we shared them.
+// kubeMarks are the bits that kube-proxy and kubelet set in packet marks on every node. If
+// one of them were AllowedMark, a packet to be masqueraded would count as allowed.
 const kubeMarks = 0x4000 | 0x8000
 
-// maxPinLen is the room that the kernel has for a path in a rule
-// (XT_BPF_PATH_MAX), with the byte that ends it.
+// maxPinLen bounds the path in a rule, with its final zero byte (XT_BPF_PATH_MAX).
 const maxPinLen = 512
 
-// Mask is both of our bits. No other bit of a mark is ever written.
+// Mask returns both bits. Sluice writes no other bit of a mark.
 func (o Options) Mask() uint32 { return o.AllowedMark | o.RevokedMark }
 
-// Validate says all that is wrong with the options, and what would be right.
+// Validate reports every invalid option with a hint.
 func (o Options) Validate() error {
 	var errs []error
 	for _, m := range []struct {
@@ -137,16 +127,16 @@ func (o Options) Validate() error {
 	}
 	switch room := 1<<16 - 1 - int(o.FirstQueue); {
 	case room == 0:
-		errs = append(errs, fmt.Errorf("--queue-first %d: queue numbers end at 65535, and the crowd's queue comes behind the others, so give 0 to 65534", o.FirstQueue))
+		errs = append(errs, fmt.Errorf("--queue-first %d: queue numbers end at 65535, and the overflow queue follows the others, so give 0 to 65534", o.FirstQueue))
 	case o.Queues < 1 || o.Queues > room:
-		errs = append(errs, fmt.Errorf("--queues %d with --queue-first %d: queue numbers end at 65535, and the crowd's queue comes behind the others, so give 1 to %d", o.Queues, o.FirstQueue, room))
+		errs = append(errs, fmt.Errorf("--queues %d with --queue-first %d: queue numbers end at 65535, and the overflow queue follows the others, so give 1 to %d", o.Queues, o.FirstQueue, room))
 	}
 	if o.SourceShare < 0 || o.SourceShare > MaxSourceShare {
-		errs = append(errs, fmt.Errorf("--source-share %d: give 1 to %d new connections a second, or 0 to set no source apart", o.SourceShare, MaxSourceShare))
+		errs = append(errs, fmt.Errorf("--source-share %d: give 1 to %d new connections a second, or 0 for no limit", o.SourceShare, MaxSourceShare))
 	}
 	for _, path := range []string{o.AllowPin, o.DenyPin} {
 		if strings.ContainsAny(path, " \t\n\"'\\") || len(path) >= maxPinLen {
-			errs = append(errs, fmt.Errorf("the path of a BPF program, %q, is no word that iptables reads: give one without blanks and quotes, shorter than %d bytes", path, maxPinLen))
+			errs = append(errs, fmt.Errorf("the path of a BPF program, %q, is not a word that iptables reads: give one without blanks and quotes, shorter than %d bytes", path, maxPinLen))
 		}
 	}
 	switch o.Backend {

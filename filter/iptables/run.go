@@ -10,33 +10,31 @@ import (
 )
 
 const (
-	// period is how often Run looks at the rules without being told of a change. It
-	// bounds how long a change may go unnoticed of which the kernel does not tell. A
-	// look costs some 8 runs of iptables, of 1 to 2 ms each, and is left out where the
-	// kernel says that nothing has changed.
+	// checkInterval is the time between two checks of the rules without a notification. It bounds
+	// how long a change without one may go unnoticed. A check costs some 8 runs of iptables, of
+	// 1 to 2 ms each, and is skipped if the kernel reports no change.
 	checkInterval = time.Second
-	// retryDelay is how soon a repair is tried again that failed once.
+	// retryDelay is the wait before a failed repair is tried again.
 	retryDelay = 100 * time.Millisecond
-	// checkBurst and checksPerSecond bound the looks that changes of others cause, and
-	// so their cost: with a repair each, up to a fifth of one CPU.
+	// checkBurst and checksPerSecond bound the checks after changes by other programs, and so
+	// their cost: with a repair each, up to a fifth of one CPU.
 	checkBurst      = 10
 	checksPerSecond = 10
 )
 
-// Run restores the rules that Apply has put in place, whenever somebody has
-// flushed, changed or reordered them, until ctx ends. It logs what was wrong. An
-// error is logged once for as long as it stays the same, and all is tried again.
+// Run restores the rules of Apply after another program has changed them, until ctx ends. It
+// logs the differences. It logs an error once while it stays the same, and keeps trying.
 //
-// It looks when the kernel tells of a change to what is ours, and otherwise once in
-// a period. Its own changes cause no look, because it knows their generation.
+// It checks after a notification of a change to owned chains, and otherwise every checkInterval.
+// Its own changes cause no check, because it knows their generation.
 func (m *Manager) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
-	for _, t := range m.tables { // before the first look, lest one miss a change
+	for _, t := range m.tables { // before the first check, so that no change is missed
 		m.watch(ctx, t, changed)
 	}
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
-	looks := budget{burst: checkBurst, rate: checksPerSecond}
+	checks := budget{burst: checkBurst, rate: checksPerSecond}
 	var soon <-chan time.Time
 	for failedOnce := m.reconcile(ctx); ; {
 		if failedOnce {
@@ -55,7 +53,7 @@ func (m *Manager) Run(ctx context.Context) {
 			if soon != nil {
 				continue // the change will be found then
 			}
-			if wait := looks.take(time.Now()); wait > 0 {
+			if wait := checks.take(time.Now()); wait > 0 {
 				soon = time.After(wait)
 				continue
 			}
@@ -64,26 +62,24 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-// watch has the kernel tell of changes to a table.
+// watch subscribes to changes of a table.
 func (m *Manager) watch(ctx context.Context, t *keptTable, changed chan<- struct{}) {
 	err := t.Watch(ctx, func() {
 		t.changed.Store(true)
 		select {
 		case changed <- struct{}{}:
-		default: // it has not been seen yet that there was one
+		default: // a notification is pending already
 		}
 	})
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		m.log.Warn("changes to the rules are looked for once in a while only", "table", t.String(), "interval", checkInterval, "err", err)
+		m.log.Warn("no notifications about changes to the rules; checking at an interval", "table", t.String(), "interval", checkInterval, "err", err)
 	}
 }
 
-// toldOrFailing reports whether there is something to do about a table before the
-// next period.
+// toldOrFailing reports whether a table needs a check before the next interval.
 func (t *keptTable) toldOrFailing() bool { return t.changed.Load() || t.failing > 0 }
 
-// reconcile looks at all tables once. It reports whether one has failed that had not
-// failed before.
+// reconcile checks all tables. It reports whether one failed that had not failed before.
 func (m *Manager) reconcile(ctx context.Context) (failedOnce bool) {
 	return m.check(ctx, func(*keptTable) bool { return true })
 }
@@ -106,7 +102,7 @@ func (m *Manager) check(ctx context.Context, which func(*keptTable) bool) (faile
 	return failedOnce
 }
 
-// restore brings one table back to the wanted rules.
+// restore makes the rules of one table the wanted ones.
 func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	t.changed.Store(false)
 	if t.right && !t.due() {
@@ -117,14 +113,14 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	}
 	wrong, err := m.ensure(ctx, t)
 	if ctx.Err() != nil {
-		return // the command was cut short, which says nothing about the table
+		return // the command was cancelled; the table may be right
 	}
 	if err != nil {
 		m.failed(t, wrong, err)
 		return
 	}
 	if t.logged != "" {
-		m.log.Info("rules can be kept again", event.RulesRecovered.Attr(), "table", t.String())
+		m.log.Info("rules restored again after failures", event.RulesRecovered.Attr(), "table", t.String())
 	}
 	t.failing, t.logged = 0, ""
 	t.failed.Store(nil)
@@ -137,17 +133,17 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 		if reduced := t.reduced.Load(); reduced != nil {
 			attrs = append(attrs, "lacking", *reduced)
 		}
-		m.log.Warn("somebody changed the rules; restored", attrs...)
+		m.log.Warn("rules changed by another program; restored", attrs...)
 	}
 }
 
-// failed records a repair that has failed.
+// failed records a failed repair.
 func (m *Manager) failed(t *keptTable, wrong []string, err error) {
 	m.failures.Add(1)
 	t.failing++
 	text := err.Error()
 	if text != t.logged {
-		m.log.Error("rules cannot be kept; trying on", event.RulesFailing.Attr(), "table", t.String(), "wrong", strings.Join(wrong, "; "), "err", err)
+		m.log.Error("cannot restore the rules; retrying", event.RulesFailing.Attr(), "table", t.String(), "wrong", strings.Join(wrong, "; "), "err", err)
 	}
 	t.logged = text
 	if t.failing > 1 {
@@ -155,14 +151,14 @@ func (m *Manager) failed(t *keptTable, wrong []string, err error) {
 	}
 }
 
-// budget bounds how often something is done.
+// budget is a rate limit.
 type budget struct {
 	burst, rate float64
 	left        float64
 	at          time.Time
 }
 
-// take takes one from the budget and says how long to wait until it is there.
+// take takes one from the budget and returns how long to wait until it is available.
 func (b *budget) take(now time.Time) (wait time.Duration) {
 	if b.at.IsZero() {
 		b.left = b.burst

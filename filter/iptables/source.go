@@ -20,7 +20,7 @@ import (
 //
 // Every packet of the node meets this chain. The first rule spares those of connections
 // that exist the others, which took 3% of a packet's way in IPv4 and 13% in IPv6, most of
-// it for the look into the routing table. A forger would have to guess the ports of such a
+// it for the lookup in the routing table. A forger would have to guess the ports of such a
 // connection and the place in its stream; at pods' interfaces the guard checks all.
 //
 // Where the guard's programs check the same at every interface of the node, there is no such

@@ -2,8 +2,8 @@ package iptables
 
 import "strings"
 
-// leadsTo says whether a rule, as iptables prints it, jumps or goes to a chain
-// that is accepted.
+// leadsTo reports whether a rule, as iptables prints it, jumps or goes to a chain for which is
+// returns true.
 func leadsTo(rule string, is func(chain string) bool) bool {
 	words := splitRule(rule)
 	for i := 1; i < len(words); i++ {
@@ -14,9 +14,9 @@ func leadsTo(rule string, is func(chain string) bool) bool {
 	return false
 }
 
-// splitRule gives the words of a rule. iptables puts text with blanks in it,
-// such as comments, in double quotes, and a backslash before a quote of the text
-// itself: without regard to that, a comment that mentions a jump would be one.
+// splitRule returns the words of a rule. iptables puts text with blanks, such as comments, in
+// double quotes, and escapes quotes in it by a backslash. Without regard to that, a comment that
+// mentions a jump would count as one.
 func splitRule(rule string) []string {
 	var words []string
 	var word strings.Builder

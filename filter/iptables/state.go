@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// holding is what a table holds, as far as it concerns us.
+// tableState is the content of a table that matters to Sluice.
 type tableState struct {
 	names  []string            // of all chains
-	chains map[string][]string // the rules of our chains, older ones included
+	chains map[string][]string // rules of owned chains, older ones included
 	hooks  map[string][]string // the rules of the hooks
-	// inactive says why no packet meets the rules, if none does.
+	// inactive is the reason why no packet meets the rules; empty if packets do.
 	inactive string
 }
 
-// look reads a table. The commands read one chain at a time, so that somebody
-// else's change may lie between two of them; the next look sees it.
+// readTable reads a table. The commands read one chain at a time, so another program may change
+// the table between two of them; the next check sees that change.
 func readTable(ctx context.Context, t Table) (tableState, error) {
 	h, err := readOutline(ctx, t)
 	if err != nil {
@@ -35,8 +35,8 @@ func readTable(ctx context.Context, t Table) (tableState, error) {
 	return h, nil
 }
 
-// glance reads a table without the rules of our chains. In nf_tables that takes no
-// command, and so a tenth of the time.
+// readOutline reads a table without the rules of owned chains. In nf_tables that runs no command
+// and takes a tenth of the time.
 func readOutline(ctx context.Context, t Table) (tableState, error) {
 	names, err := t.Chains(ctx)
 	if err != nil {
@@ -54,11 +54,11 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 	return h, nil
 }
 
-// obvious says in which ways a table differs from what is wanted that a glance shows:
-// so does a flush, and then the node is open until the rules are written.
+// obviousDiff returns the differences that an outline shows. A flush is one of them, and leaves
+// the node open until the rules are written.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
-		return nil // which rules lead to these must be found first
+		return nil // the rules that lead to these must be found first
 	}
 	var wrong []string
 	for _, name := range wantedNames(want) {
@@ -75,13 +75,12 @@ func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[st
 	return append(wrong, t.pathDiff(now, want)...)
 }
 
-// wantedNames are the names of the wanted chains, in order.
+// wantedNames returns the names of the wanted chains, in order.
 func wantedNames(want map[string][]string) []string {
 	return slices.DeleteFunc(slices.Clone(ownedChains), func(name string) bool { _, is := want[name]; return !is })
 }
 
-// older are the chains that an older version kept and this one does not, or that are not
-// wanted any more.
+// older returns the owned chains that are not wanted, such as those of an older version.
 func (h tableState) older(want map[string][]string) []string {
 	var names []string
 	for _, name := range h.names {
@@ -92,15 +91,14 @@ func (h tableState) older(want map[string][]string) []string {
 	return names
 }
 
-// outdated are the chains that are to go: not those that are empty and cannot be deleted.
+// outdated returns the chains to delete, without empty ones that cannot be deleted.
 func (t *keptTable) outdated(now tableState, want map[string][]string) []string {
 	return slices.DeleteFunc(now.older(want), func(name string) bool {
 		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
 	})
 }
 
-// equal reports whether both hold the same chains and rules of ours, apart from the
-// handles of rules.
+// equal reports whether both have the same owned chains and rules, apart from handles.
 func (h tableState) equal(o tableState) bool {
 	same := func(a, b []string) bool {
 		return slices.EqualFunc(a, b, func(a, b string) bool { return withoutHandle(a) == withoutHandle(b) })
@@ -108,11 +106,11 @@ func (h tableState) equal(o tableState) bool {
 	return maps.EqualFunc(h.hooks, o.hooks, same) && maps.EqualFunc(h.chains, o.chains, same)
 }
 
-// spelling is how this node's iptables prints our rules, where that differs from
-// how we write them.
+// canonicalForm maps a rule as written to the rule as this node's iptables prints it, where the
+// two differ.
 type canonicalForm map[string]string
 
-// of is how a rule is printed.
+// of returns the rule as printed.
 func (s canonicalForm) of(rule string) string {
 	if printed, ok := s[rule]; ok {
 		return printed
@@ -120,8 +118,8 @@ func (s canonicalForm) of(rule string) string {
 	return rule
 }
 
-// learn takes what a table holds for the spelling of what we want, rule by rule.
-// A table with another number of rules holds something else.
+// learn records the printed form of each wanted rule. A table with another number of rules is
+// not the printed form of the wanted ones.
 func (s canonicalForm) learn(now tableState, want map[string][]string) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
@@ -140,8 +138,7 @@ func (s canonicalForm) learn(now tableState, want map[string][]string) {
 	}
 }
 
-// faults says all in which a table differs from what is wanted, in words for the
-// log.
+// diff returns all differences between a table and the wanted rules, as text for the log.
 func (t *keptTable) diff(now tableState, want map[string][]string) []string {
 	var wrong []string
 	for _, name := range wantedNames(want) {
@@ -166,7 +163,7 @@ func (t *keptTable) diff(now tableState, want map[string][]string) []string {
 	return append(wrong, t.pathDiff(now, want)...)
 }
 
-// pathDiff says what keeps packets from our chains.
+// pathDiff returns the reasons why packets do not reach the owned chains.
 func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []string) {
 	if now.inactive != "" {
 		wrong = append(wrong, now.inactive)
@@ -178,8 +175,8 @@ func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []
 	return wrong
 }
 
-// jumpDiff says what is wrong with the way into our chains: of all rules of the
-// hook, the first must be our jump if it is needed, and no other may lead to us.
+// jumpDiff returns the faults of the jump into an owned chain: it must be the first rule of the
+// hook if it is needed, and no other rule may lead to an owned chain.
 func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	wanted, count := t.canonical.of(e.jump()), 0
 	for _, rule := range rules {
@@ -191,7 +188,7 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	case !needed && count == 0:
 		return nil
 	case !needed:
-		return []string{fmt.Sprintf("%s jumps to chains of ours without need", e.name)}
+		return []string{fmt.Sprintf("%s jumps to chains of Sluice that are not needed", e.name)}
 	case count == 0:
 		return []string{fmt.Sprintf("%s does not jump to %s", e.name, e.chain)}
 	case count > 1:
@@ -204,8 +201,8 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading are all rules of a table that lead to a chain that is accepted, but
-// those in the accepted chains themselves.
+// leading returns the rules of a table that lead to a chain for which is returns true, except
+// those in owned chains.
 func leading(ctx context.Context, t Table, now tableState, is func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {
@@ -225,9 +222,9 @@ func leading(ctx context.Context, t Table, now tableState, is func(chain string)
 	return found, nil
 }
 
-// cleanTable takes all of ours out of a table, and says what that was, in the
-// words of iptables. A chain that something else refers to, such as a map of native
-// nft, cannot be deleted: it is emptied, and then does nothing.
+// cleanTable removes everything owned from a table, and returns a list of it in iptables' words.
+// A chain that something else refers to, such as a map of native nft, cannot be deleted: it is
+// emptied, and has no effect.
 func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 	for try := 0; ; try++ {
 		now, err := readTable(ctx, t)
@@ -251,12 +248,12 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 	}
 }
 
-// clearTries is how often the chains are to be deleted, before they are only emptied:
-// what is to be deleted may be gone since the look, or iptables may not find it.
+// clearTries bounds the attempts to delete the chains before they are only emptied: an object may
+// be gone since it was read, or iptables may not find it.
 const clearTries = 2
 
-// dropEach deletes those chains of a change that only have been emptied, one by one,
-// and returns those that cannot be deleted.
+// dropEach deletes the emptied chains of a change one by one, and returns those that cannot be
+// deleted.
 func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	if !c.keepDropped {
 		return nil
@@ -269,7 +266,7 @@ func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	return left
 }
 
-// removed says what a change has taken away. The chains in left could not be deleted.
+// removed describes what a change has deleted. The chains in left could not be deleted.
 func (c change) removed(before tableState, left []string) (lines []string) {
 	for _, rule := range c.stale {
 		lines = append(lines, "rule "+strings.TrimPrefix(rule, "-A "))

@@ -2,7 +2,7 @@ package iptables
 
 import "context"
 
-// Table is the mangle table of one family in one backend, or what is used in its place. Its methods are not
+// Table is the mangle table of one family in one backend, or its replacement. Its methods are not
 // called concurrently.
 type Table interface {
 	// Family is the IP version whose packets meet the table.
@@ -10,12 +10,12 @@ type Table interface {
 	// String is the name of the command that handles it, such as
 	// "ip6tables-legacy".
 	String() string
-	// Choose decides, where there is a choice, which table of the family has the rules from
-	// now on, and Tidy takes what is left in the other one away, if it can. The rules
-	// are written between the two.
+	// Choose selects, where there is a choice, the table of the family that has the rules from now
+	// on. Tidy removes what is left in the other one, if it can. The rules are written between
+	// the two.
 	Choose() error
 	Tidy(ctx context.Context)
-	// Leave takes away what is ours of the table itself, when no rules of ours are in it.
+	// Leave deletes a separate table after its rules are gone.
 	Leave() error
 	// Chains are the names of all chains, built-in ones included.
 	Chains(ctx context.Context) ([]string, error)
@@ -28,15 +28,15 @@ type Table interface {
 	Jumps(ctx context.Context, chain string) ([]string, error)
 	// Count is how many rules a chain has, where that is much cheaper to know than Rules.
 	Count(ctx context.Context, chain string) (rules int, known bool)
-	// Inactive says why no packet meets the rules of the table although they are there;
-	// empty if packets do. Restore ends such a state where it can.
+	// Inactive returns the reason why no packet meets the existing rules; empty if packets do.
+	// Restore ends such a state where it can.
 	Inactive(ctx context.Context) (why string, err error)
-	// Generation is a number that is another one after any change to the table,
-	// and perhaps after others, where that is much cheaper to know than Rules.
+	// Generation is a number that changes with every change to the table, and perhaps with others,
+	// where that is much cheaper to read than Rules.
 	Generation() (number uint32, known bool)
-	// Watch calls told soon after each change to the table that may concern us, our own
-	// included, until ctx ends. It returns at once, with [errors.ErrUnsupported] where
-	// the kernel does not tell. Changes may be missed.
+	// Watch calls told soon after each relevant change to the table, its own included, until ctx
+	// ends. It returns at once, with [errors.ErrUnsupported] where the kernel does not notify.
+	// It may miss changes.
 	Watch(ctx context.Context, told func()) error
 	// Restore carries out a text for iptables-restore --noflush, as a whole or
 	// not at all.

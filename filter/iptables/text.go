@@ -7,13 +7,12 @@ import (
 )
 
 const (
-	// Chain is the chain that POSTROUTING jumps to, and judges. A chain is ours if it has
-	// this name, or this name and a dash before something else.
+	// Chain is the chain that POSTROUTING jumps to. Sluice owns the chains of this name, and
+	// of this name with a dash and a suffix.
 	Chain = "SLUICE"
-	// allowChain is where a packet goes whose verdict is "allowed". It is a chain
-	// so that one test leads to three actions, the last of them "leave": were the
-	// packet mark cleared on the way through Chain, an allowed packet without a
-	// conntrack entry would be queued again, for ever.
+	// allowChain handles packets that were allowed. It is a chain so that one match leads to
+	// three actions, the last of them "leave". If Chain itself cleared the packet mark, an
+	// allowed packet without a conntrack entry would be queued again, forever.
 	allowChain = Chain + "-ALLOW"
 	// sourceChain is the chain that PREROUTING jumps to.
 	sourceChain = Chain + "-SOURCE"
@@ -21,16 +20,15 @@ const (
 	table = "mangle"
 )
 
-// entry is a built-in chain of the table, and the chain of ours that its first rule
-// jumps to.
+// entry is a built-in chain, and the owned chain that its first rule jumps to.
 type entry struct {
 	name, chain string
 }
 
-// entries are those that we use, in the order in which a packet meets them.
+// entries lists them in the order in which a packet meets them.
 var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}}
 
-// entriesOf are those that lead to chains that are wanted.
+// entriesOf returns the entries of the wanted chains.
 func entriesOf(want map[string][]string) (wanted []entry) {
 	for _, e := range entries {
 		if _, is := want[e.chain]; is {
@@ -40,28 +38,28 @@ func entriesOf(want map[string][]string) (wanted []entry) {
 	return wanted
 }
 
-// jump is the rule that leads from the one to the other.
+// jump returns the rule that jumps from the built-in chain to the owned one.
 func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
 
-// ours are the names of the chains that we keep, in the order in which they are made. Where
-// the guard drops forged sources, the last one is left out.
+// ownedChains lists the chains of this version in the order of their creation. The last is
+// omitted where the guard drops forged sources.
 var ownedChains = []string{Chain, allowChain, sourceChain}
 
-// isOwned says whether a chain belongs to a Sluice, this version or another.
+// isOwned reports whether a chain belongs to Sluice, of this version or another.
 func isOwned(chain string) bool {
 	return chain == Chain || strings.HasPrefix(chain, Chain+"-")
 }
 
-// What the families call ICMP, in the spelling of iptables-save, and the types
-// of IPv6 neighbour discovery (RFC 4861): without them no neighbour is found,
-// and so nothing gets through at all.
+// icmp is the name of ICMP as iptables-save prints it. neighbourDiscovery lists the types of
+// IPv6 neighbour discovery (RFC 4861): without them a node finds no neighbour, and no packet
+// passes.
 var (
 	icmp               = map[Family]string{IPv4: "icmp", IPv6: "ipv6-icmp"}
 	neighbourDiscovery = map[Family][]int{IPv6: {133, 134, 135, 136, 137}}
 )
 
-// chains are the rules of each of our chains, spelled as iptables-save spells
-// them, so that what is read back can be compared.
+// chains returns the rules of each owned chain as iptables-save prints them, so that they
+// can be compared with what is read back.
 func (o Options) chains(f Family) map[string][]string {
 	return o.chainsWith(f, append(o.overflow(), o.queue())...)
 }
@@ -78,11 +76,10 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
 		allowChain: {
-			// Without a connection, which is so for what conntrack calls INVALID or
-			// UNTRACKED, there is nothing to save, and each packet is asked about.
+			// Without a connection (INVALID or UNTRACKED in conntrack) there is no mark to save,
+			// and each packet is queued.
 			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
-			// Cleared, so that nobody behind us meets it, or a tunnel's packet around
-			// this one.
+			// Cleared, so that neither later rules nor the packet of an outer tunnel meet it.
 			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.AllowedMark),
 		},
 	}
@@ -92,34 +89,32 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	return chains
 }
 
-// judge is the chain that all packets to be judged run through. Most packets
-// belong to judged connections and leave at the second rule. That one comes
-// before the test for the node's own address, which costs a look into the
-// routing table; the order of these two changes no packet's fate.
+// mainRules returns the rules of Chain. Most packets belong to allowed connections and leave
+// at the second rule. It precedes the test for the node's own addresses, which costs a lookup
+// in the routing table; the order of these two changes no verdict.
 func (o Options) mainRules(f Family, last ...string) []string {
 	rules := []string{
-		// The queue's answer: the same packet again, with our bit in its mark.
+		// The queue's answer: the same packet again, with AllowedMark set.
 		// --goto leaves Chain too, when allowChain ends.
 		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.AllowedMark, o.AllowedMark, allowChain),
-		// A connection that a helper expects, such as the data of FTP, starts with
-		// the mark of the one that announced it. It is RELATED until its first
-		// reply, and judged by itself.
+		// A connection that a helper expects, such as the data of FTP, starts with the mark
+		// of the connection that announced it. It is RELATED until its first reply, and
+		// gets its own verdict.
 		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
-		// Traffic from the pod's own node is always allowed, which is what lets
-		// probes pass. The test is of this network namespace's addresses; sourceChain
-		// has dropped what others sent from them.
+		// Traffic from the pod's own node is always allowed, for the sake of probes. The match
+		// covers the addresses of this network namespace; sourceChain has dropped packets
+		// of others with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN",
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
 		// Replies, and errors about them. A connection whose first packet was
 		// denied has none.
 		"-m conntrack --ctdir REPLY -j RETURN",
-		// Of ICMP nothing but errors about a known connection is RELATED.
+		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
 	}
 	for _, t := range neighbourDiscovery[f] {
-		// A router has lowered the hop limit of all that it forwards, and who gets
-		// such a message from further away must ignore it (RFC 4861). So what
-		// claims to be one and comes through us is judged.
+		// A router lowers the hop limit of what it forwards, and a receiver must ignore such
+		// a message from further away (RFC 4861). So a forwarded one gets a verdict.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
 	rules = append(append(rules, o.cacheRules()...), last...)
@@ -129,10 +124,9 @@ func (o Options) mainRules(f Family, last ...string) []string {
 	return rules
 }
 
-// remembered are the rules that spare the way to the queue. They come last, so
-// that a packet which leaves before costs nothing here, and none that is dropped
-// before is saved by what was remembered. What a program allows takes the same way
-// as the queue's answer.
+// cacheRules returns the rules that consult the BPF cache. They come last: packets that leave
+// earlier do not pay for it, and a cached verdict cannot override an earlier DROP. A packet
+// that a program allows takes the same path as one that the queue allowed.
 func (o Options) cacheRules() (rules []string) {
 	if o.AllowPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -g %s", o.AllowPin, allowChain))
@@ -143,10 +137,9 @@ func (o Options) cacheRules() (rules []string) {
 	return rules
 }
 
-// queue is the rule that asks. The kernel chooses among the queues by a hash of
-// both addresses and, for IPv4, the protocol, in which the direction makes no
-// difference (nfqueue_hash): all packets between two addresses stay in order,
-// and two busy addresses have one worker.
+// queue returns the NFQUEUE rule. The kernel selects the queue by a hash of both addresses
+// and, for IPv4, the protocol; the direction makes no difference (nfqueue_hash). So the packets
+// between two addresses stay in order, and two busy addresses share one worker.
 func (o Options) queue() string {
 	rule := fmt.Sprintf("-j NFQUEUE --queue-num %d", o.FirstQueue)
 	if o.Queues > 1 {
@@ -155,7 +148,7 @@ func (o Options) queue() string {
 	return rule + o.bypass()
 }
 
-// bypass is what a rule that asks says of packets for which there is nobody to ask.
+// bypass returns the option for packets whose queue has no reader.
 func (o Options) bypass() string {
 	if o.FailOpen {
 		return " --queue-bypass"
@@ -163,25 +156,25 @@ func (o Options) bypass() string {
 	return ""
 }
 
-// Wanted is the text of the rules for one family, as iptables-restore --noflush
-// takes it: our chains, filled, and last the jump to them.
+// Wanted returns the text of the rules for one family, in the format of iptables-restore
+// --noflush: first the owned chains with their rules, last the jumps to them.
 func (o Options) Wanted(f Family) string {
 	want := o.chains(f)
 	return change{fill: want, hooked: entriesOf(want)}.text()
 }
 
-// change is what a transaction does.
+// change is the content of a transaction.
 type change struct {
-	fill  map[string][]string // chains of ours that get these rules, whatever they held
-	stale []string            // rules to take away, "-A CHAIN ..."
-	drop  []string            // chains to take away
-	// keepDropped empties these chains only, for where something refers to them.
+	fill  map[string][]string // replaces the rules of these owned chains
+	stale []string            // rules to delete, "-A CHAIN ..."
+	drop  []string            // chains to delete
+	// keepDropped only empties these chains, because something refers to them.
 	keepDropped bool
-	hooked      []entry // put the jumps of these in the first place
+	hooked      []entry // insert the jumps of these as first rules
 }
 
-// text is the transaction. Chains are made before rules lead to them, and
-// emptied before they are dropped.
+// text returns the transaction. Chains exist before rules jump to them, and are empty before
+// they are deleted.
 func (c change) text() string {
 	var lines []string
 	for _, name := range ownedChains {
