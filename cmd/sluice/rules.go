@@ -130,7 +130,7 @@ func removeTraces(ctx context.Context, opts iptables.Options, bpffs string) (rem
 	if errors.Is(err, iptables.ErrPrivilege) {
 		return removed, err // the marks would be refused for the same reason
 	}
-	guarded, guardErr := guard.RemoveTraces()
+	guarded, guardErr := guard.Cleanup()
 	for _, name := range guarded {
 		removed = append(removed, "the guard of interface "+name)
 	}

@@ -206,9 +206,9 @@ func (s side) detach(index int, id ebpf.ProgramID) error {
 	return link.RawDetachProgram(link.RawDetachProgramOptions{Target: index, Program: program, Attach: s.tcx})
 }
 
-// RemoveTraces takes the programs of any agent off the interfaces, and returns the
+// Cleanup takes the programs of any agent off the interfaces, and returns the
 // names of those.
-func RemoveTraces() (removed []string, err error) {
+func Cleanup() (removed []string, err error) {
 	links, err := netlink.LinkList()
 	if err = interrupted(err); err != nil {
 		return nil, fmt.Errorf("list the node's interfaces: %w", err)

@@ -87,7 +87,7 @@ func TestAttach(t *testing.T) {
 	if ids, err := fromPod.attached(index); err != nil || len(ids) != 1 || ids[0] != id {
 		t.Errorf("program %v is there (%v), want the last one, %d", ids, err, id)
 	}
-	if removed, err := RemoveTraces(); err != nil || len(removed) != 1 {
+	if removed, err := Cleanup(); err != nil || len(removed) != 1 {
 		t.Errorf("removed from %v, %v", removed, err)
 	}
 	expect("taken away", 0, 0)
@@ -100,11 +100,11 @@ func TestAttach(t *testing.T) {
 	if err := fromPod.attachFilter(index, old.objs.SluiceFromPod); err != nil {
 		t.Fatal(err)
 	}
-	if removed, err := RemoveTraces(); err != nil || len(removed) != 1 {
+	if removed, err := Cleanup(); err != nil || len(removed) != 1 {
 		t.Errorf("removed from %v, %v", removed, err)
 	}
 	expect("both taken away", 0, 0)
-	if _, err := RemoveTraces(); err != nil {
+	if _, err := Cleanup(); err != nil {
 		t.Error(err)
 	}
 }

@@ -8,26 +8,26 @@ import (
 	"sluice/filter/policy"
 )
 
-// binding is that a port is a pod's.
+// binding assigns a port to a pod.
 type binding struct {
 	pod    string
 	listed []netip.Addr // its addresses there that the API lists
 	netns  int
 }
 
-// bindings are the pods by the index of the port that has their addresses of the API.
+// bindings are indexed by the port that has the pod's addresses of the API.
 type bindings map[int]*binding
 
-// of is whose a port is; nil if that is not known, or if other networks than that of
-// the API are there.
+// of returns the binding of a port; nil if it is not known, or if the port is on another network than that
+// of the API.
 func (b bindings) of(p port) *binding { return b[p.index] }
 
-// unknown reports whether there is a port that may turn out to be a pod's.
+// unknown reports whether some port may yet turn out to be that of a pod.
 func (b bindings) unknown(f found) bool {
 	return slices.ContainsFunc(f.ports, func(p port) bool { return !p.tunnel && b.of(p) == nil && b.beside(p) == nil })
 }
 
-// beside is whose another port of the same network namespace is.
+// beside returns the binding of another port in the same network namespace.
 func (b bindings) beside(p port) *binding {
 	if p.tunnel {
 		return nil
@@ -40,8 +40,8 @@ func (b bindings) beside(p port) *binding {
 	return nil
 }
 
-// next are the bindings that now hold. Those from before go first: what is known of a
-// port does not change with what its pod claims later.
+// next returns the current bindings. Earlier ones take precedence: the binding of a port does not change
+// with later claims of its pod.
 func (b bindings) next(f found, s *policy.Snapshot) bindings {
 	now, taken := bindings{}, make(map[string]int)
 	for _, p := range f.ports {
@@ -51,7 +51,7 @@ func (b bindings) next(f found, s *policy.Snapshot) bindings {
 			}
 		}
 	}
-	// A route is the network plugin's word, an address at the other end is the pod's.
+	// The network plugin sets routes; the pod itself can set addresses at the other end.
 	for _, word := range []func(port) []netip.Addr{
 		func(p port) []netip.Addr { return p.routed },
 		func(p port) []netip.Addr { return p.behind },
@@ -78,7 +78,7 @@ func (b bindings) next(f found, s *policy.Snapshot) bindings {
 	return now
 }
 
-// pods are those whose addresses are among the given ones.
+// pods returns the owners of the given addresses.
 func pods(s *policy.Snapshot, addrs []netip.Addr) (names []string) {
 	for _, a := range addrs {
 		if e := s.Endpoint(a); e != nil && !e.IsNode() && !slices.Contains(names, e.String()) {
@@ -88,7 +88,7 @@ func pods(s *policy.Snapshot, addrs []netip.Addr) (names []string) {
 	return names
 }
 
-// of are the addresses among the given ones that are the pod's, each once.
+// of returns the given addresses that belong to the pod, each once.
 func of(pod string, s *policy.Snapshot, among ...[]netip.Addr) (addrs []netip.Addr) {
 	for _, a := range slices.Concat(among...) {
 		if e := s.Endpoint(a); e != nil && !e.IsNode() && e.String() == pod && !slices.Contains(addrs, a) {
@@ -98,7 +98,7 @@ func of(pod string, s *policy.Snapshot, among ...[]netip.Addr) (addrs []netip.Ad
 	return addrs
 }
 
-// What program.c calls these.
+// The flags of program.c.
 const (
 	podPort         uint32 = 1
 	primaryPort     uint32 = 2
@@ -132,7 +132,7 @@ type portValue struct {
 	IPv6  [16]byte
 }
 
-// state is what the maps hold.
+// state is the content of the maps.
 type state struct {
 	ports   map[uint32]portValue
 	own     map[place]uint32
@@ -144,14 +144,14 @@ func newState() state {
 	return state{map[uint32]portValue{}, map[place]uint32{}, map[[16]byte]uint32{}, map[uint16]uint32{}}
 }
 
-// wanted is what the maps are to hold.
+// wanted returns the wanted content of the maps.
 func wanted(f found, b bindings, s *policy.Snapshot) state {
 	st := newState()
 	bridges := make(map[int]bool)
 	for _, p := range f.ports {
 		if b.of(p) != nil && p.master != 0 {
 			bridges[p.master] = true
-			st.ports[uint32(p.master)] = portValue{} // what its pods send to the router seems to come from it
+			st.ports[uint32(p.master)] = portValue{} // packets of its pods to the router seem to come from the bridge
 		}
 	}
 	for _, p := range f.ports {
@@ -189,7 +189,7 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	return st
 }
 
-// outside sets what an interface is at which no pod is.
+// outside sets the flags of an interface without a pod.
 func (st state) outside(f found, p port) {
 	flags := outsidePort
 	if p.bare {
@@ -206,8 +206,8 @@ func (st state) outside(f found, p port) {
 	}
 }
 
-// ordinary sets the addresses at which program.c lets ordinary frames pass without
-// looking closer: the first of each family that is neither the node's nor link-local.
+// ordinary sets the addresses for which program.c lets ordinary frames pass early: the first of each family
+// that is neither the node's nor link-local.
 func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
 	for _, a := range listed {
 		switch {
@@ -220,7 +220,7 @@ func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
 	}
 }
 
-// claim notes which addresses are a pod's at its port.
+// claim records the addresses of a pod at its port.
 func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 	for _, a := range slices.Concat(p.routed, p.behind, p.beside) {
 		if s.Endpoint(a) == nil && !f.node[a] && !a.IsLoopback() && !a.IsMulticast() {
@@ -232,7 +232,7 @@ func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 	}
 	for _, a := range one.listed {
 		if f.node[a] {
-			continue // what comes from there counts as the node's
+			continue // packets from there count as the node's
 		}
 		st.own[place{a.As16(), uint32(p.index)}] = listed
 		st.known[a.As16()] |= ofPod

@@ -1,58 +1,14 @@
-// Package guard sees that what a pod sends bears the pod's addresses, and that what
-// policies cannot be applied to does not reach the pods that they isolate.
+// Package guard drops frames at the node's interfaces whose source does not belong to the sender,
+// and frames that policies cannot be applied to. Otherwise a pod could write the address of another
+// pod into its packets, and would have the rights of that pod.
 //
-// A packet is judged by its addresses. So a pod that writes another's address into
-// its packets would have the other's rights, or, with an address of no pod, those of
-// an address outside the cluster. And there are frames that iptables is not asked
-// about, or that bear addresses that are no pod's to the API. Which pod a frame comes
-// from, or goes to, is known for certain at one place: the node's end of its
-// interface. There two small programs (program.c) look at each frame, in tc's hooks,
-// before bridge, routing and iptables and after them. It works with both backends of
-// iptables, for routed and for bridged pods. An ordinary frame of a known pod costs one
-// look-up, others up to six; a frame of a stream is up to 64 KiB.
+// Two BPF programs (program.c) check each frame at the node's end of a pod's interface, before
+// bridge, routing and iptables and after them. An ordinary frame of a known pod costs one lookup,
+// others up to six. [Open] loads the programs, [Guard.Begin] attaches them, [Guard.Run] follows the
+// interfaces, and [Guard.Publish] applies a snapshot. If [Guard.Covers] is true, the programs check
+// all interfaces, and the rules in iptables need not drop forged sources.
 //
-// # Which pod is behind an interface
-//
-// The API does not say. Two things on the node do: a host route, which the network
-// plugin sets and no pod can change; and where there is none, as on a bridge, the
-// addresses of the other end of the pair of interfaces, which the kernel tells across
-// network namespaces. A pod with NET_ADMIN can change the latter. So a port that was
-// once known to be a pod's remains that pod's for as long as both are there, and
-// addresses that two ports claim are neither's.
-//
-// # What is dropped
-//
-// From a pod: sources that are not its own, also in ARP and neighbour advertisements;
-// router advertisements and redirects; tagged frames; packets for one address in frames
-// for all; packets in packets for this node's tunnels, or their other ends. From a pod that
-// policies isolate for egress, further: sources that the API does not list, and what has a
-// link-local address, but for neighbour discovery, the joining of groups and the search for
-// a DHCP server. To one that they isolate
-// for ingress: from elsewhere than its node, tagged frames, broadcast and multicast,
-// and what has a link-local address, with the same exceptions but the last; and what
-// pods send to addresses of it that the API does not list.
-//
-// To every pod: what is for an address of the node, which policies let pass and a bridge
-// would bring wherever its link address says; and messages of neighbour discovery that
-// were forwarded.
-//
-// From an interface whose pod is not known, such as that of a pod that is starting, only
-// sources that are known to belong to others are dropped.
-//
-// # Other interfaces
-//
-// The rules let pass what comes from the node's own addresses. So such a source must not
-// come in from elsewhere, nor one that is the packet's destination, which counts as a pod
-// that reaches itself. A chain in PREROUTING that drops both costs 3% of a connection. With
-// TCX, the guard does it at all interfaces: at pods' and tunnels', and at all others but
-// loopback, bridges and what a bond is made of, whose frames all pass another interface,
-// too. The node's copies of its own multicast come in with its own source, and are left
-// alone. So are sources that belong to pods, because a load balancer outside may bring such
-// packets back. What is the node's is what its local routes say, as it is to the rules.
-//
-// Where that does not suffice, Covers is false and the rules have the chain: without TCX,
-// whose place a qdisc would take, which stops a NIC for milliseconds; behind programs of
-// others; and on nodes with set-ups that survey lists.
+// ARCHITECTURE.md has the details: how the guard finds the pod behind an interface, and what it drops.
 package guard
 
 import (
@@ -74,28 +30,28 @@ import (
 )
 
 const (
-	// searching is how often the node's interfaces are looked at while there is one of
-	// which it is not known whose it is, and resting otherwise. A change of an
-	// interface is seen at once, that of addresses behind it is not.
-	searching = time.Second
-	resting   = 10 * time.Second
-	// burst is how long events are gathered: a network plugin makes several. What is
-	// published is no event; it may only be about a port that is not known yet.
-	burst     = 20 * time.Millisecond
-	published = 200 * time.Millisecond
-	// checkInterval bounds how long a program is missed that others have taken away; the
-	// kernel does not tell. A check takes some microseconds for each interface.
+	// searchInterval is the time between two passes over the node's interfaces while the owner
+	// of one is not known, and idleInterval the time otherwise. The kernel reports changes of
+	// interfaces, but not those of the addresses behind them.
+	searchInterval = time.Second
+	idleInterval   = 10 * time.Second
+	// eventDebounce is how long events are gathered: a network plugin causes several.
+	// publishDebounce is the delay after a publication, which only matters for a port whose pod
+	// is not known yet.
+	eventDebounce   = 20 * time.Millisecond
+	publishDebounce = 200 * time.Millisecond
+	// checkInterval bounds how long the loss of a program goes unnoticed; the kernel does not
+	// report it. A check takes some microseconds for each interface.
 	checkInterval = time.Second
-	// searches is how often in a row a port is looked at whose pod does not become
-	// known: a container may be none.
-	searches = 30
+	// maxSearches bounds the consecutive passes at searchInterval for a port whose pod stays
+	// unknown: a container need not be a pod.
+	maxSearches = 30
 )
 
-// Guard is the programs on the node's interfaces. Its methods may be called
-// concurrently.
+// Guard manages the programs on the node's interfaces. Its methods may be called concurrently.
 type Guard struct {
-	// OnCovers, if set, is called when Covers has changed, until it succeeds. Set it before
-	// Run.
+	// OnCovers, if set, is called after a change of Covers, again until it succeeds. Set it
+	// before Run.
 	OnCovers func(ctx context.Context, covers bool) error
 
 	log  *slog.Logger
@@ -103,23 +59,23 @@ type Guard struct {
 	kick chan struct{}
 
 	mu       sync.Mutex
-	on       bool // attached, and to be kept so
+	on       bool // attached; Run keeps it so
 	found    found
 	snapshot *policy.Snapshot
 	bound    bindings
 	written  state
 	attached map[int]bool // by index of the interface
-	// tentative are those of attached that were attached before it was clear what they are.
+	// tentative lists those attached before their kind was known.
 	tentative map[int]bool
-	swept     bool   // the rest of the interfaces have none of an agent before
-	open      string // why Covers is false; empty if it is true
-	told      bool   // what the rules go by
-	searched  int    // looks since something changed
-	failed    string // what was logged last
+	swept     bool   // the other interfaces have no programs of an earlier agent
+	open      string // reason why Covers is false; empty if it is true
+	told      bool   // the value of Covers that the rules follow
+	searched  int    // passes since the last change
+	failed    string // the error that was logged last
 }
 
-// Open loads the programs. They do nothing until Begin. The mark is that of packets
-// that iptables need not ask about.
+// Open loads the programs. They have no effect until Begin. The mark is that of packets that need
+// no verdict.
 func Open(allowed uint32, logger *slog.Logger) (*Guard, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -146,23 +102,22 @@ func (g *Guard) load(allowed uint32) error {
 	return spec.LoadAndAssign(&g.objs, nil)
 }
 
-// Begin puts the programs on all interfaces of pods. Where an agent's before are, they
-// take their place.
+// Begin attaches the programs to all interfaces of pods. They replace those of an earlier agent.
 func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.on, g.snapshot, g.swept = true, s, false
 	clear(g.attached)
 	clear(g.tentative)
-	g.told = true // an agent before may have left the work to the programs that are there
-	err := g.look()
+	g.told = true // the rules of an earlier agent may rely on existing programs
+	err := g.ensure()
 	if err != nil {
-		g.failed = err.Error() // which the caller logs
+		g.failed = err.Error() // the caller logs it
 	}
 	return err
 }
 
-// Told says that the rules are now right for what Covers was.
+// Told records that the rules now follow the given value of Covers.
 func (g *Guard) Told(covers bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -170,8 +125,8 @@ func (g *Guard) Told(covers bool) {
 	g.wake()
 }
 
-// Release takes this agent's programs off the interfaces that lead to no pod. What they
-// know grows old without the agent: another machine may get an address of this node.
+// Release detaches this agent's programs from interfaces without a pod. Their data becomes stale
+// without the agent: another machine may get an address of this node.
 func (g *Guard) Release() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -193,16 +148,15 @@ func (g *Guard) Release() error {
 	return errors.Join(errs...)
 }
 
-// Covers reports whether the programs drop what comes in anywhere with a source that is the
-// node's own, or its receiver's. Otherwise it says why they do not, and the rules must.
+// Covers reports whether the programs drop packets on every interface whose source is the node's own or
+// the receiver's. Otherwise it returns the reason, and the rules must drop them.
 func (g *Guard) Covers() (covers bool, because string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.on && g.open == "", g.open
 }
 
-// Publish applies a snapshot. When Publish returns, the snapshot is in force for the
-// ports whose pods are known.
+// Publish applies a snapshot. It is in force when Publish returns, for ports with a known pod.
 func (g *Guard) Publish(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -218,7 +172,7 @@ func (g *Guard) Publish(s *policy.Snapshot) error {
 	return err
 }
 
-// wake has Run look soon.
+// wake makes Run start a pass soon.
 func (g *Guard) wake() {
 	select {
 	case g.kick <- struct{}{}:
@@ -236,12 +190,12 @@ func (g *Guard) Yield() {
 // Run follows the node's interfaces until ctx ends.
 func (g *Guard) Run(ctx context.Context) {
 	links, addrs, routes := g.subscribe(ctx)
-	timer := time.NewTimer(searching)
+	timer := time.NewTimer(searchInterval)
 	defer timer.Stop()
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
-	next := time.Now().Add(searching)
-	// A look is brought forward, and never put off, however much happens.
+	next := time.Now().Add(searchInterval)
+	// An event can only advance the next pass, so that many events cannot delay it.
 	within := func(d time.Duration) {
 		if at := time.Now().Add(d); at.Before(next) {
 			next = at
@@ -256,61 +210,61 @@ func (g *Guard) Run(ctx context.Context) {
 			if !open {
 				links = nil
 			} else {
-				g.early(update)
+				g.attachEarly(update)
 			}
-			within(burst)
+			within(eventDebounce)
 		case _, open := <-addrs:
 			if !open {
 				addrs = nil
 			}
-			within(burst)
+			within(eventDebounce)
 		case update, open := <-routes:
 			if !open {
 				routes = nil
 			} else if update.Route.Type != unix.RTN_LOCAL {
 				continue
 			}
-			within(burst)
+			within(eventDebounce)
 		case <-g.kick:
-			within(published)
+			within(publishDebounce)
 		case <-check.C:
 			if !g.intact() {
 				within(0)
 			}
 		case <-timer.C:
-			d := g.again()
-			g.tell(ctx)
+			d := g.reconcile()
+			g.reportCovers(ctx)
 			next = time.Now().Add(d)
 			timer.Reset(d)
 		}
 	}
 }
 
-// subscribe has the kernel tell of changes of interfaces, addresses and routes.
+// subscribe requests notifications of changes of interfaces, addresses and routes.
 func (g *Guard) subscribe(ctx context.Context) (links chan netlink.LinkUpdate, addrs chan netlink.AddrUpdate, routes chan netlink.RouteUpdate) {
 	links, addrs, routes = make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
-	ignore := func(error) {} // what was missed is seen with the next look
+	ignore := func(error) {} // the next pass finds what was missed
 	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: ignore})
 	if err != nil {
-		g.log.Warn("new interfaces are seen late", "err", err, "every", searching)
+		g.log.Warn("no notifications of new interfaces; checking at an interval", "err", err, "interval", searchInterval)
 		links = nil
 	}
 	err = netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: ignore})
 	if err != nil {
-		g.log.Warn("new addresses of this node are seen late", "err", err, "every", searching)
+		g.log.Warn("no notifications of new addresses; checking at an interval", "err", err, "interval", searchInterval)
 		addrs = nil
 	}
 	err = netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: ignore})
 	if err != nil {
-		g.log.Warn("new local routes of this node are seen late", "err", err, "every", searching)
+		g.log.Warn("no notifications of new local routes; checking at an interval", "err", err, "interval", searchInterval)
 		routes = nil
 	}
 	return links, addrs, routes
 }
 
-// early puts the program on a new interface before it is clear what that is: whatever it
-// turns out to be, sources that are others' or the node's must not come in there.
-func (g *Guard) early(update netlink.LinkUpdate) {
+// attachEarly attaches the program to a new interface before its kind is known: sources of others or of
+// the node are wrong there in any case.
+func (g *Guard) attachEarly(update netlink.LinkUpdate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	index, kind := int(update.Index), update.Link.Type()
@@ -338,8 +292,8 @@ func (g *Guard) intact() bool {
 	return true
 }
 
-// tell tells whether the programs cover all interfaces, if that has changed.
-func (g *Guard) tell(ctx context.Context) {
+// reportCovers reports a change of Covers.
+func (g *Guard) reportCovers(ctx context.Context) {
 	g.mu.Lock()
 	now, because := g.open == "", g.open
 	changed := g.on && now != g.told
@@ -349,7 +303,7 @@ func (g *Guard) tell(ctx context.Context) {
 	}
 	if g.OnCovers != nil {
 		if err := g.OnCovers(ctx, now); err != nil {
-			g.log.Error("the rules about forged sources are not right; trying on", "guard_covers_all", now, "because", because, "err", err)
+			g.log.Error("cannot update the rules about forged sources; retrying", "guard_covers_all", now, "because", because, "err", err)
 			return
 		}
 	}
@@ -360,14 +314,14 @@ func (g *Guard) tell(ctx context.Context) {
 	g.wake()
 }
 
-// again looks once more, and says when to do so next.
-func (g *Guard) again() time.Duration {
+// reconcile runs one pass, and returns the time until the next.
+func (g *Guard) reconcile() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.on {
-		return resting
+		return idleInterval
 	}
-	err := g.look()
+	err := g.ensure()
 	text := ""
 	if err != nil {
 		text = err.Error()
@@ -375,26 +329,26 @@ func (g *Guard) again() time.Duration {
 	switch {
 	case text == g.failed:
 	case err != nil:
-		g.log.Error("the guard of the pods' interfaces is not up to date; trying on", "err", err)
+		g.log.Error("the guard of the pods' interfaces is not up to date; retrying", "err", err)
 	default:
 		g.log.Info("the guard of the pods' interfaces is up to date again")
 	}
 	g.failed = text
-	if err != nil || g.bound.unknown(g.found) && g.searched < searches {
-		return searching
+	if err != nil || g.bound.unknown(g.found) && g.searched < maxSearches {
+		return searchInterval
 	}
-	return resting
+	return idleInterval
 }
 
-// Failure says why the guard is not up to date; empty if it is.
+// Failure returns the reason why the guard is not up to date; empty if it is.
 func (g *Guard) Failure() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.failed
 }
 
-// look reads what interfaces there are, and brings programs and maps up to date.
-func (g *Guard) look() error {
+// ensure reads the list of interfaces, and updates programs and maps.
+func (g *Guard) ensure() error {
 	now, err := survey()
 	if err != nil {
 		g.open = err.Error()
@@ -404,7 +358,7 @@ func (g *Guard) look() error {
 		g.searched = 0
 	}
 	g.found, g.open = now, now.beyond
-	// First what the programs are to know, or they would let pass what they should not.
+	// The maps come first: without them the programs would let forged packets pass.
 	err = errors.Join(g.write(), g.attach())
 	if err != nil {
 		g.open = err.Error()
@@ -412,7 +366,7 @@ func (g *Guard) look() error {
 	return err
 }
 
-// attach puts the programs on the interfaces that lack them.
+// attach attaches the programs to interfaces that lack them.
 func (g *Guard) attach() error {
 	var errs []error
 	there := make(map[int]bool)
@@ -445,13 +399,13 @@ func (g *Guard) attach() error {
 			put(p, func() error { return g.objs.attachOutside(p.index) })
 		}
 	} else if g.told {
-		return errors.Join(errs...) // the programs stay until the rules are there
+		return errors.Join(errs...) // the programs stay until the rules replace them
 	}
 	return errors.Join(append(errs, g.detach(there))...)
 }
 
-// detach takes the programs off interfaces that are to have none, and at first those of
-// agents before.
+// detach removes the programs from interfaces that need none, the first time also those of earlier
+// agents.
 func (g *Guard) detach(wanted map[int]bool) error {
 	var errs []error
 	unwanted := slices.Collect(maps.Keys(g.attached))
@@ -481,23 +435,23 @@ func indexes(ports []port) (all []int) {
 	return all
 }
 
-// write brings the maps up to date.
+// write updates the maps.
 func (g *Guard) write() error {
 	g.bound = g.bound.next(g.found, g.snapshot)
 	return g.objs.write(&g.written, wanted(g.found, g.bound, g.snapshot))
 }
 
-// Stats are how many frames were dropped, by reason, and how many ports are guarded.
+// Stats counts dropped frames, by reason, and guarded ports.
 type Stats struct {
 	Dropped map[string]uint64
-	Ports   int // that are known to be pods'
-	Unknown int // of which it is not known whose they are
+	Ports   int // with a known pod
+	Unknown int // without a known pod
 }
 
-// Reasons are those of Stats, in the order of program.c.
+// Reasons lists the reasons in Stats, in the order of program.c.
 var Reasons = []string{"source", "arp", "tag", "router", "tunnel", "link-local", "group", "stray"}
 
-// Stats says what was dropped.
+// Stats returns the counters.
 func (g *Guard) Stats() (Stats, error) {
 	s := Stats{Dropped: make(map[string]uint64)}
 	for i, reason := range Reasons {
@@ -526,10 +480,10 @@ func (g *Guard) Stats() (Stats, error) {
 // Close closes the agent's handles of the programs and maps; the programs stay attached.
 func (g *Guard) Close() error { return g.objs.Close() }
 
-// Remove takes the programs off all interfaces.
+// Remove detaches the programs from all interfaces.
 func (g *Guard) Remove() error {
 	g.Yield()
-	_, err := RemoveTraces()
+	_, err := Cleanup()
 	return err
 }
 

@@ -8,12 +8,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// write brings the maps from what they hold to what is wanted: addresses first, for a
-// port is strict as soon as it is said to be a pod's.
+// write makes the content of the maps the wanted one: addresses first, because a port is strict as soon
+// as the map says that it belongs to a pod.
 func (o *programObjects) write(now *state, want state) error {
 	return errors.Join(
-		bring(o.Own, now.own, want.own), bring(o.Known, now.known, want.known),
-		bring(o.Tunnels, now.tunnels, want.tunnels), bring(o.Ports, now.ports, want.ports),
+		ensure(o.Own, now.own, want.own), ensure(o.Known, now.known, want.known),
+		ensure(o.Tunnels, now.tunnels, want.tunnels), ensure(o.Ports, now.ports, want.ports),
 	)
 }
 
@@ -22,14 +22,14 @@ func bigEndian(n uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
 }
 
-// bring brings a map up to date, and what is known of it.
-func bring[K, V comparable](m *ebpf.Map, now, want map[K]V) error {
+// ensure updates a map, and now, the record of its content.
+func ensure[K, V comparable](m *ebpf.Map, now, want map[K]V) error {
 	for k, v := range want {
 		if was, is := now[k]; is && was == v {
 			continue
 		}
 		if err := m.Put(k, v); err != nil {
-			return fmt.Errorf("tell the guard of the pods' interfaces: %w", err)
+			return fmt.Errorf("update the maps of the guard: %w", err)
 		}
 		now[k] = v
 	}
@@ -38,7 +38,7 @@ func bring[K, V comparable](m *ebpf.Map, now, want map[K]V) error {
 			continue
 		}
 		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("tell the guard of the pods' interfaces: %w", err)
+			return fmt.Errorf("update the maps of the guard: %w", err)
 		}
 		delete(now, k)
 	}

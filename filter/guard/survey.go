@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// found is what there is on the node.
+// found is the result of a survey of the node.
 type found struct {
 	ports   []port // by index
 	outside []port // the node's other interfaces at which packets may come in
@@ -23,7 +23,7 @@ type found struct {
 	all     addresses            // that mean all of a network
 	peers   addresses            // other ends of the node's tunnels
 	tunnels []uint16             // UDP ports
-	// beyond says why the programs cannot find out all sources that are the node's own;
+	// beyond is the reason why the programs cannot detect all sources that are the node's own;
 	// empty if they can.
 	beyond string
 }
@@ -41,7 +41,7 @@ type port struct {
 	beside        []netip.Addr // of other interfaces of that namespace
 }
 
-// survey looks at the node.
+// survey reads the node's interfaces, addresses and routes.
 func survey() (found, error) {
 	f := found{node: addresses{}, all: addresses{}, peers: addresses{}, local: map[int][]netip.Addr{}}
 	links, err := netlink.LinkList()
@@ -83,7 +83,7 @@ func survey() (found, error) {
 	return f, errors.Join(f.own(), f.localRoutes())
 }
 
-// other takes in an interface that is neither a pod's nor a tunnel.
+// other records an interface that is neither a pod's nor a tunnel.
 func (f *found) other(l netlink.Link, all []netlink.Link) {
 	a, master, up := l.Attrs(), "", false
 	for _, one := range all {

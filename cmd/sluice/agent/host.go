@@ -135,6 +135,6 @@ func (l hostLeftovers) RemoveRules(ctx context.Context) error {
 func (l hostLeftovers) RemovePins() ([]string, error) { return bpf.RemoveStale(l.bpffs) }
 
 func (l hostLeftovers) RemoveGuard() error {
-	_, err := guard.RemoveTraces()
+	_, err := guard.Cleanup()
 	return err
 }
