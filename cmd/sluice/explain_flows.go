@@ -49,7 +49,7 @@ type flowError struct {
 	Line     int             `json:"line"` // in the file, from 1
 	From     string          `json:"from,omitempty"`
 	To       string          `json:"to,omitempty"`
-	Port     json.RawMessage `json:"port,omitempty"` // as it was written
+	Port     json.RawMessage `json:"port,omitempty"` // as in the input
 	Protocol string          `json:"protocol,omitempty"`
 	Error    string          `json:"error"`
 }

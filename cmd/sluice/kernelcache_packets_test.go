@@ -377,7 +377,7 @@ type escape struct {
 	*wire
 	t      *testing.T
 	gate   sync.RWMutex // held while a datagram is sent; a stage ends when all are
-	stage  int          // 0 while a change goes on
+	stage  int          // 0 during a change
 	next   int
 	denies map[int]string
 	sent   []atomic.Int64
@@ -477,7 +477,7 @@ func (e *escape) allowed() {
 	e.await("hear", &e.heard[e.next])
 }
 
-// denied is a stage in which none may.
+// denied is a stage in which no datagram may arrive.
 func (e *escape) denied(why string) {
 	e.next++
 	e.denies[e.next] = why

@@ -57,8 +57,8 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 // siteFlow is an object whose document ends with its line.
 const siteFlow = "{apiVersion: v1, kind: Namespace, metadata: {name: spare}}\n"
 
-// What a pod of another node claims takes neither address nor policies from a pod that
-// runs here, and the clash is told.
+// If a pod of another node claims the address of a pod that runs here, this one keeps its
+// address and policies, and the clash is reported.
 func TestAPodElsewhereTakesNoPoliciesAway(t *testing.T) {
 	s := newSite(t)
 	s.write("cluster.yaml", siteNamespaces+strings.ReplaceAll(s.pods(), "spec: {", "spec: {nodeName: here, "))

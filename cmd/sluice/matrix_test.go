@@ -75,8 +75,8 @@ func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	return status, out.String(), errs.String()
 }
 
-// Every port of every protocol, asked one by one, must get what the matrix says,
-// be it for the port or for all others together.
+// The decision about every single port of every protocol must match the matrix: its answer
+// for the port, or that for all other ports together.
 func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
 	dir := matrixFolder(t, matrixCluster)
 	objects, _, err := manifests.Read(dir)
@@ -126,7 +126,7 @@ func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
 	}
 }
 
-// of is what the answer for all other ports says of one of them.
+// of returns the verdict about one port from the answer for all other ports.
 func (o *matrixOther) of(proto filter.Protocol, port int) string {
 	holds := func(text string) bool {
 		name, ports, some := strings.Cut(text, " ")
@@ -147,7 +147,7 @@ func (o *matrixOther) of(proto filter.Protocol, port int) string {
 	return denied
 }
 
-// decideAll asks for each pair of addresses of one family.
+// decideAll decides for each pair of addresses of one family.
 func decideAll(s *policy.Snapshot, from, to []netip.Addr, proto filter.Protocol, port uint16) string {
 	var all []string
 	for _, src := range from {
@@ -182,7 +182,7 @@ func TestMatrixText(t *testing.T) {
 	}
 }
 
-// What is so for every port is said once.
+// If all ports have the same verdict, the matrix says so once.
 func TestMatrixOfOneFamily(t *testing.T) {
 	dir := matrixFolder(t, matrixCluster+`---
 apiVersion: networking.k8s.io/v1

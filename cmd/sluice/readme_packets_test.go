@@ -14,8 +14,7 @@ import (
 // logField is a field of a line of a log in text.
 var logField = regexp.MustCompile(`([\w.]+)=("(?:[^"\\]|\\.)*"|\S+)`)
 
-// shapeOf is what the lines of a log that say the same thing have in common: their
-// message, and which fields there are.
+// shapeOf returns the message of a log line and the names of its fields.
 func shapeOf(text string) (msg, fields string) {
 	var names []string
 	for _, f := range logField.FindAllStringSubmatch(text, -1) {
@@ -28,9 +27,8 @@ func shapeOf(text string) (msg, fields string) {
 	return msg, strings.Join(names, " ")
 }
 
-// The log that the README shows is one that the agent writes: each line has the
-// message and the fields of one that it wrote here. And its status has the lines
-// that this one's has.
+// The README's log lines have the same messages and fields as lines that the agent writes
+// here, and the README's status has the same lines as this agent's status.
 func TestReadmeLogOnPackets(t *testing.T) {
 	text, err := os.ReadFile(readmePath)
 	if err != nil {
@@ -69,11 +67,10 @@ func TestReadmeLogOnPackets(t *testing.T) {
 	}
 }
 
-// value is what is different in each status: numbers, times, names, and what is
-// wrong.
+// value matches the parts that differ between statuses: numbers, times, names and plurals.
 var value = regexp.MustCompile(`^sluice .*?,|manifests \S+|-nft|-legacy|\S*\d\S*|ies\b|y\b|s\b`)
 
-// wordsOf is a status without its values.
+// wordsOf returns a status without its values.
 func wordsOf(status string) string {
 	return strings.Join(strings.Fields(value.ReplaceAllString(status, "")), " ")
 }

@@ -12,7 +12,7 @@ import (
 
 const (
 	readmePath = "../../README.md"
-	// asRoot stands above a block of the README whose commands change the machine.
+	// asRoot precedes a block of the README whose commands change the machine.
 	asRoot = "<!-- as root -->"
 	// showStatus ends a command of the README that shows its exit status too.
 	showStatus = "; echo $?"
@@ -142,7 +142,7 @@ func runExample(t *testing.T, args []string, status bool) string {
 
 var link = regexp.MustCompile(`\]\(([^)#:]+)\)`)
 
-// What the README points to is there.
+// The targets of the README's links exist.
 func TestReadmeLinks(t *testing.T) {
 	text, err := os.ReadFile(readmePath)
 	if err != nil {

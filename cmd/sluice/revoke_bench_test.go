@@ -53,9 +53,9 @@ func (s *site) others(count int) string {
 	return b.String()
 }
 
-// BenchmarkRevoke measures the time from the publish of a policy to the last
-// packet of a live connection that still passed: among 10 and among 50,000
-// tracked connections, by a policy for one pod and by one for 1,000. A datagram is sent every 0.1 ms or so.
+// BenchmarkRevoke measures the time from the publication of a policy to the last packet of a
+// live connection that still passes. It runs with 10 and with 50,000 tracked connections,
+// and with a policy for one pod and for 1,000 pods. A datagram is sent about every 0.1 ms.
 func BenchmarkRevoke(b *testing.B) {
 	const rules = ", ingress: [{ports: [{protocol: UDP, port: 53}]}]}"
 	for _, size := range []struct {

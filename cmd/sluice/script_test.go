@@ -60,7 +60,7 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	})
 }
 
-// Every line of an example is a command whose flags and arguments are right.
+// Every line of an example is a command with valid flags and arguments.
 func TestExamplesParse(t *testing.T) {
 	lines := 0
 	eachCommand(rootCommand(env{}), func(documented *cobra.Command) {
@@ -144,7 +144,7 @@ func (x *turns) Read(p []byte) (int, error) {
 	return copy(p, x.flows[x.asked-1]+"\n"), nil
 }
 
-// Scripts tell success from failure; which failure it is, is a number.
+// The exit status distinguishes success, findings and failures.
 func TestExitStatuses(t *testing.T) {
 	dir := matrixFolder(t, matrixCluster)
 	expecting := func(tests string) []string {

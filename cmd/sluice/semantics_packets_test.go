@@ -22,9 +22,9 @@ func webEgress(egress string) string {
 	return "default/out: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: " + egress + "}"
 }
 
-// TestSemanticsOnPackets makes real connections in every case that packets can
-// show. The numbers are those of the cases in the order in which the API's text
-// has them; every probe is made over IPv4 and IPv6.
+// TestSemanticsOnPackets makes real connections for every case of the API's documentation
+// that packets can show. The cases are numbered in the order of that documentation. Every
+// probe is made over IPv4 and IPv6.
 func TestSemanticsOnPackets(t *testing.T) {
 	const redis = " default/db tcp 6379"
 	cases := []struct {
@@ -159,13 +159,13 @@ func TestSemanticsOnPackets(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s.save("policies.yaml", policies(c.policies...))
-			s.check(t, c.allow, c.deny) // by the agent, and then by what was remembered
+			s.check(t, c.allow, c.deny) // answered by the agent, then from the cache
 			s.check(t, c.allow, c.deny)
 		})
 	}
 }
 
-// A pod selected by two policies that say the same stays isolated when one goes.
+// If two equal policies select a pod, it stays isolated when one of them is deleted.
 func TestTwoEqualPoliciesOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.start()
@@ -178,7 +178,7 @@ func TestTwoEqualPoliciesOnPackets(t *testing.T) {
 	s.check(t, []string{"default/other default/db tcp 6379"}, nil)
 }
 
-// What is about who a pod is, and not about policies.
+// Cases in which pods change, and not policies.
 func TestPodsOnPackets(t *testing.T) {
 	s := newSite(t)
 	s.write("policies.yaml", policies(demo1))

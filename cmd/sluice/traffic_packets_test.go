@@ -176,9 +176,8 @@ func (w *wire) udpTo(port uint16, text string) []byte {
 	return w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
 }
 
-// arrives sends a packet and says whether db hears it. The mark must be in it. A
-// datagram that is allowed follows it through the same queue: when that has
-// arrived without the packet, the packet was dropped.
+// arrives sends a packet that contains mark, and reports whether db receives it. An allowed
+// datagram follows through the same queue: if only that one arrives, the packet was dropped.
 func (w *wire) arrives(packet []byte, mark string) bool {
 	w.t.Helper()
 	w.sentinel++
