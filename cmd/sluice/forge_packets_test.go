@@ -130,7 +130,7 @@ func (g *forger) frame(packet []byte) []byte {
 }
 
 // arrives sends a frame, if any, and reports whether the victim receives the text in it. An
-// allowed datagram follows on the same path: when it has arrived, the frame was dropped.
+// allowed datagram follows on the same path: if only that one arrives, the frame was dropped.
 func (g *forger) arrives(frame []byte, text string) bool {
 	g.t.Helper()
 	end := g.text()

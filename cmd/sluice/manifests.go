@@ -20,7 +20,7 @@ type compiled struct {
 	misunderstood []policy.Problem    // parts that it would accept, and that allow nothing
 }
 
-// readManifests reads and compiles directories of manifests. node is the addresses of the
+// readManifests reads and compiles directories of manifests. node has the addresses of the
 // node of the pods; it may be empty.
 func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
 	objects, problems, err := manifests.Read(dirs...)

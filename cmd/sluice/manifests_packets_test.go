@@ -11,9 +11,9 @@ import (
 	"sluice/filter/event"
 )
 
-// A policy that is lost behind something that is no separator, a pipe in the folder, and
-// a policy of another group: the pods stay as closed as they were, other changes go on,
-// and the agent says so and ends.
+// Three faults in the directory: a policy behind an invalid separator, a pipe, and a policy
+// of another API group. The pods stay isolated, other changes take effect, and the agent
+// reports the faults and can end.
 func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	s := newSite(t)
 	s.write("shut.yaml", siteFlow+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))

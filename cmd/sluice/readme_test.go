@@ -96,8 +96,8 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// readmeArgs gives the arguments of a command of sluice, which must be ones that it
-// takes; nil for another command, which must be a target of the Makefile.
+// readmeArgs returns the arguments of a command of sluice, and checks that they are valid. For
+// any other command, which must be a target of the Makefile, it returns nil.
 func readmeArgs(t *testing.T, line string) []string {
 	t.Helper()
 	line = strings.TrimPrefix(line, "sudo ")
