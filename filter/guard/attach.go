@@ -35,11 +35,10 @@ const (
 	handle   = 0x51
 )
 
-// errNoTCX says that the kernel attaches programs as filters only.
+// errNoTCX reports that the kernel attaches programs only as filters.
 var errNoTCX = errors.New("the kernel has no TCX (Linux 6.6)")
 
-// attachOutside puts the program on an interface that leads to no pod, for which it is not
-// worth to add a qdisc.
+// attachOutside attaches the program to an interface without a pod, which is not worth a qdisc.
 func (o *programObjects) attachOutside(index int) error {
 	err := fromPod.attachTCX(index, o.SluiceFromPod)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) {
@@ -48,7 +47,7 @@ func (o *programObjects) attachOutside(index int) error {
 	return err
 }
 
-// attach puts the programs on an interface. A tunnel has but one.
+// attach attaches the programs to an interface. A tunnel has only one.
 func (o *programObjects) attach(p port) error {
 	if err := fromPod.attach(p.index, o.SluiceFromPod); err != nil || p.tunnel {
 		return err
@@ -56,7 +55,7 @@ func (o *programObjects) attach(p port) error {
 	return toPod.attach(p.index, o.SluiceToPod)
 }
 
-// attach puts a program in its place, and takes away one that was there before.
+// attach attaches a program, and removes an earlier one.
 func (s side) attach(index int, program *ebpf.Program) error {
 	err := s.attachTCX(index, program)
 	switch {

@@ -114,8 +114,7 @@ func (f *found) other(l netlink.Link, all []netlink.Link) {
 	f.others = append(f.others, a.Index)
 }
 
-// tunnel takes in what is to be known of an interface that takes packets out of
-// packets, and reports whether it is one.
+// tunnel records what is needed of an interface that decapsulates packets, and reports whether it is one.
 func (f *found) tunnel(l netlink.Link) bool {
 	switch t := l.(type) {
 	case *netlink.Vxlan:
@@ -154,7 +153,7 @@ func (a addresses) add(ip []byte) {
 	}
 }
 
-// own are the node's addresses, those of loopback too.
+// own records the node's addresses, including loopback.
 func (f *found) own() error {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err = interrupted(err); err != nil {
@@ -175,8 +174,8 @@ func (f *found) own() error {
 	return nil
 }
 
-// localRoutes takes in what the kernel takes for the node's own by its routes: these are
-// what the rules go by. The node may have whole ranges, which the programs cannot look up.
+// localRoutes records the addresses that are the node's own by its routes: the rules use the same. The node
+// may have whole ranges, which the programs cannot look up.
 func (f *found) localRoutes() error {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	if err = interrupted(err); err != nil {
@@ -199,7 +198,7 @@ func (f *found) localRoutes() error {
 	return nil
 }
 
-// last is the address of an IPv4 network that means all of it.
+// last returns the broadcast address of an IPv4 network.
 func last(n *net.IPNet) net.IP {
 	ip := slices.Clone(n.IP.To4())
 	for i := range ip {
@@ -208,8 +207,8 @@ func last(n *net.IPNet) net.IP {
 	return ip
 }
 
-// hostRoutes are the addresses that have a route of their own to an interface; and the
-// interfaces behind which there are routers.
+// hostRoutes returns the addresses with a host route to an interface, and the interfaces with routers behind
+// them.
 func hostRoutes() (routes map[int][]netip.Addr, uplinks map[int]bool, err error) {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err = interrupted(err); err != nil {
@@ -245,8 +244,8 @@ func interrupted(err error) error {
 	return err
 }
 
-// elsewhere are the addresses of a network namespace, by interface, without those of
-// loopback. The kernel gives them to who may administrate that namespace.
+// elsewhere returns the addresses of a network namespace, by interface, without loopback. The kernel requires
+// administrative privilege in that namespace.
 func elsewhere(netns int) (map[int][]netip.Addr, error) {
 	c, err := wire.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {

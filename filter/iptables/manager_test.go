@@ -73,7 +73,7 @@ func (m *managed) restore(f *Fake, text string) {
 	}
 }
 
-// change carries out lines in the IPv4 table, as somebody else would.
+// change carries out lines in the IPv4 table, as another program would.
 func (m *managed) change(lines ...string) {
 	m.t.Helper()
 	m.restore(m.v4, strings.Join(lines, "\n"))
@@ -440,8 +440,8 @@ func respell(rule string) string {
 	return rule
 }
 
-// Another spelling of the same rules must not look changed for ever, and a change
-// must be seen in that spelling too.
+// Rules printed in another form must not count as changed again and again, and a change
+// must be detected in that form too.
 func TestAnotherSpelling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
@@ -490,7 +490,7 @@ func (t *meddler) Restore(ctx context.Context, text string) error {
 	return t.Fake.Restore(ctx, "-I SLUICE 1 -s 192.0.2."+string(rune('0'+t.n))+"/32 -j RETURN")
 }
 
-// What somebody else makes of our rules must not be taken for a spelling.
+// A change by another program must not become the canonical form.
 func TestAMeddlerIsNoSpelling(t *testing.T) {
 	f := &meddler{Fake: NewFake(IPv4)}
 	m := New(Defaults, []Table{f}, nil)

@@ -12,21 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownName is the name of our own tables of nf_tables.
+// ownName is the name of the separate tables in nf_tables.
 const ownName = "sluice"
 
-// ownTable is a table of our own in nf_tables, with chains that are called where those of
-// iptables' mangle are. It holds the same rules, for where mangle cannot be used.
+// ownTable is a separate table in nf_tables, whose chains have the hooks and priority of iptables' mangle. It
+// holds the same rules, for nodes where mangle cannot be used.
 //
-// iptables-nft writes to no table but its own. So it is written over netlink, see
-// encodeRule; a transaction of iptables-restore becomes one of nf_tables.
+// iptables-nft writes only to its own tables. So the rules are written over netlink, see encodeRule; a
+// transaction of iptables-restore becomes one of nf_tables.
 type ownTable struct {
 	noChoice
 	family Family
-	// texts are the rules that were written, without "-A" and the chain, by what the
-	// kernel gives for them. An agent does not know the rules of another.
+	// texts maps the kernel's form of each written rule to its text, without "-A" and the chain.
+	// An agent does not know the rules of another.
 	texts map[string]string
-	stays bool // Leave leaves it
+	stays bool // Leave keeps the table
 }
 
 func newOwnTable(f Family) *ownTable { return &ownTable{family: f, texts: map[string]string{}} }
@@ -92,8 +92,8 @@ func (o *ownTable) Generation() (uint32, bool) {
 // Watch implements Table.
 func (o *ownTable) Watch(ctx context.Context, told func()) error { return o.nft().watch(ctx, told) }
 
-// Dropped is what the rules of a chain have dropped since it was written; nothing if it
-// is not there.
+// Dropped returns how many packets the rules of a chain have dropped since it was written, 0 if the chain does
+// not exist.
 func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	rules, err := o.nft().rules(chain)
 	for _, r := range rules {
@@ -104,9 +104,8 @@ func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	return packets, err
 }
 
-// Leave implements Table. When a table goes, the kernel drops the packets that wait in a
-// queue of the node; so while an agent is there that uses mangle, it stays, empty. Chains of
-// others in it are kept.
+// Leave implements Table. When a table is deleted, the kernel drops the queued packets of the node; so while
+// an agent uses mangle, the empty table stays. A table with chains of other programs stays too.
 func (o *ownTable) Leave() error {
 	chains, err := o.nft().chains()
 	if err != nil || o.stays || len(chains) == 0 {
@@ -146,16 +145,16 @@ func (o *ownTable) Restore(_ context.Context, text string) error {
 	return nil
 }
 
-// ownChange is a transaction that is made.
+// ownChange is a transaction under construction.
 type ownChange struct {
 	table    nftTable
 	messages []netlink.Message
 	texts    map[string]string
 	hooks    []entry // that the transaction needs
-	renewed  bool    // the table was not as it must be, and is made again
+	renewed  bool    // the table was wrong, and is replaced
 }
 
-// all carries a text for iptables-restore out.
+// all carries out a text in the format of iptables-restore.
 func (b *ownChange) all(text string) error {
 	if err := b.prepare(text); err != nil {
 		return err
@@ -201,7 +200,7 @@ func (b *ownChange) prepare(text string) error {
 // verdictAccept is NF_ACCEPT.
 const verdictAccept = 1
 
-// carryOut adds what one line of iptables-restore says.
+// carryOut adds one line in the format of iptables-restore.
 func (b *ownChange) carryOut(line string) error {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, rule, _ := strings.Cut(rest, " ")
@@ -212,7 +211,7 @@ func (b *ownChange) carryOut(line string) error {
 		b.flush(command[1:])
 	case command == "-A":
 		return b.addRule(chain, rule)
-	case command == "-I": // the hooks are ours alone
+	case command == "-I": // the hooks have no other rules
 		b.flush(chain)
 		_, rule, _ = strings.Cut(rule, " ")
 		return b.addRule(chain, rule)
@@ -255,7 +254,7 @@ func (b *ownChange) addRule(chain, rule string) error {
 	return nil
 }
 
-// flush takes all rules of a chain away.
+// flush deletes all rules of a chain.
 func (b *ownChange) flush(chain string) { b.add(unix.NFT_MSG_DELRULE, 0, b.ruleOf(chain)) }
 
 func (b *ownChange) add(kind uint16, flags netlink.HeaderFlags, attrs attributes) {

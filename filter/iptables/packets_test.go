@@ -65,7 +65,7 @@ func TestRealErrorsPass(t *testing.T) {
 		p := newPackets(t, b, Defaults)
 		p.families(func(_, b netip.Addr) {
 			p.asks(1, func() {
-				c, err := p.a.DialUDP(netip.AddrPortFrom(b, 9)) // where nobody listens
+				c, err := p.a.DialUDP(netip.AddrPortFrom(b, 9)) // without a listener
 				if err != nil {
 					t.Fatal(err)
 				}
