@@ -69,16 +69,6 @@ type link struct {
 	effect    Effect // of this link and all that follow
 }
 
-// number identifies the policies of a tier in a chain; it is 0 without any.
-func (l *link) number(t Tier) uint64 {
-	for ; l != nil; l = l.next {
-		if l.set.key.tier == t {
-			return l.set.id
-		}
-	}
-	return 0
-}
-
 // same reports whether two chains ask the same policies.
 func (l *link) same(o *link) bool {
 	for ; l != o; l, o = l.next, o.next {
