@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -12,13 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/filter"
-	"sluice/filter/policy"
-	"sluice/watch/manifests"
+	"sluice/filter/policy/matrix"
 )
-
-// maxMatrixPods bounds the number of pods. The number of cells is its square, and users
-// cannot read more.
-const maxMatrixPods = 2000
 
 type matrixOptions struct {
 	input
@@ -60,8 +54,8 @@ be understood.`,
 }
 
 func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
-	write := map[string]func(io.Writer, *matrix) error{
-		"text": writeMatrixText, "json": writeMatrixJSON, "html": writeMatrixHTML,
+	write := map[string]func(*matrix.Matrix, io.Writer) error{
+		"text": (*matrix.Matrix).WriteText, "json": (*matrix.Matrix).WriteJSON, "html": (*matrix.Matrix).WriteHTML,
 	}[opts.format]
 	asked, err := parsePorts(opts.ports)
 	if err != nil {
@@ -71,20 +65,28 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	if err != nil {
 		return err
 	}
-	m := &matrix{NotRead: from.NotRead, snapshot: from.snapshot, policies: policyPorts(from.Policies), spans: make(map[spanKey][]portSpan)}
-	if err := m.addPods(e, from.Pods, opts.namespaces, asked); err != nil {
-		return err
+	m := matrix.New(from.snapshot, from.Pods, from.Policies, matrix.Options{Ports: asked, Namespaces: opts.namespaces})
+	for _, n := range from.NotRead {
+		m.NotRead = append(m.NotRead, n)
 	}
-	m.fill(len(asked) > 0)
-	if err := write(e.stdout, m); err != nil {
+	if m.LeftOut > 0 {
+		fmt.Fprintf(e.stderr, "sluice: left out: %s without its own address (status.podIPs)\n", count(m.LeftOut, "pod", "pods"))
+	}
+	switch {
+	case len(m.Pods) == 0:
+		return fmt.Errorf("there is no pod with an address in these manifests: add Pods with status.podIPs, as printed by kubectl get pods -A -o yaml")
+	case len(m.Pods) > matrix.MaxPods:
+		return fmt.Errorf("%d pods are too many for a matrix: select some with --namespace", len(m.Pods))
+	}
+	if err := write(m, e.stdout); err != nil {
 		return fmt.Errorf("write the matrix: %w", err)
 	}
 	return from.report(e, "the matrix shows")
 }
 
 // parsePorts parses the values of --port.
-func parsePorts(texts []string) ([]matrixPort, error) {
-	var ports []matrixPort
+func parsePorts(texts []string) ([]matrix.Port, error) {
+	var ports []matrix.Port
 	for _, text := range texts {
 		number, proto, given := strings.Cut(text, "/")
 		if !given {
@@ -95,84 +97,10 @@ func parsePorts(texts []string) ([]matrixPort, error) {
 		if err != nil || n == 0 || !known || !p.HasPorts() {
 			return nil, fmt.Errorf("--port %s: give a number from 1 to 65535, followed by /udp or /sctp if it is not TCP", text)
 		}
-		port := matrixPort{Port: uint16(n), Protocol: p.String(), proto: p}
+		port := matrix.NewPort(uint16(n), p)
 		if !slices.Contains(ports, port) {
 			ports = append(ports, port)
 		}
 	}
 	return ports, nil
-}
-
-var protocols = map[string]filter.Protocol{"TCP": filter.TCP, "UDP": filter.UDP, "SCTP": filter.SCTP}
-
-// matrix is which pods can reach which.
-type matrix struct {
-	Pods  []*matrixPod  `json:"pods"`
-	Flows []*matrixCell `json:"flows"` // from each pod to each, in the order of pods
-	// Objects that were not read and may change what is allowed.
-	NotRead []manifests.NotRead `json:"notRead,omitempty"`
-
-	snapshot *policy.Snapshot
-	policies map[string][2][]portSpan // ports in the rules of each policy
-	spans    map[spanKey][]portSpan
-}
-
-// matrixPort is a port to decide about.
-type matrixPort struct {
-	Port     uint16 `json:"port"`
-	Protocol string `json:"protocol"`
-	Name     string `json:"name,omitempty"`
-
-	proto filter.Protocol
-}
-
-// String returns the port in its short form, such as "80" or "53/UDP".
-func (p matrixPort) String() string {
-	if p.proto == filter.TCP {
-		return strconv.Itoa(int(p.Port))
-	}
-	return strconv.Itoa(int(p.Port)) + "/" + p.Protocol
-}
-
-// The verdicts of a cell about a port. Mixed is allowed for one address family and denied
-// for the other; for all other ports together, it is allowed for some.
-const (
-	allowed = "allow"
-	denied  = "deny"
-	mixed   = "mixed"
-)
-
-// matrixAnswer is the verdict about one port of a destination, or about all others.
-type matrixAnswer struct {
-	Verdict string `json:"verdict"`
-	Reason  string `json:"reason"`
-	Why     string `json:"why"` // the policies and rules that decide
-}
-
-// matrixCell is the answer for one pair of pods.
-type matrixCell struct {
-	From  string           `json:"from"`
-	To    string           `json:"to"`
-	Ports []matrixPortCell `json:"ports"`
-	Other *matrixOther     `json:"other,omitempty"` // all ports outside of Ports
-}
-
-type matrixPortCell struct {
-	matrixPort
-	matrixAnswer
-}
-
-type matrixOther struct {
-	matrixAnswer
-	// If the verdicts differ: the open ports, and those that are open for one address family
-	// only, as in "TCP 8000-8100", "UDP", "ICMP". The rest is closed.
-	Allowed   []string `json:"allowed,omitempty"`
-	OneFamily []string `json:"oneFamily,omitempty"`
-}
-
-func writeMatrixJSON(out io.Writer, m *matrix) error {
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(m)
 }

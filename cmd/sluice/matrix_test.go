@@ -14,6 +14,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/matrix"
 	"sluice/watch/manifests"
 )
 
@@ -90,7 +91,7 @@ func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
 	if status != 0 || !strings.Contains(stderr, "1 pod without its own address") {
 		t.Fatalf("status %d, %s", status, stderr)
 	}
-	var m matrix
+	var m matrix.Matrix
 	if err := json.Unmarshal([]byte(stdout), &m); err != nil {
 		t.Fatal(err)
 	}
@@ -107,27 +108,27 @@ func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
 		}
 		said := make(map[string]string)
 		for _, p := range c.Ports {
-			said[fmt.Sprintf("%s %d", p.Protocol, p.Port)] = p.Verdict
+			said[fmt.Sprintf("%s %d", p.Protocol, p.Number)] = p.Verdict
 		}
-		for _, proto := range protocols {
+		for _, proto := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 			for port := 1; port <= 65535; port++ {
 				got, own := said[fmt.Sprintf("%s %d", proto, port)]
 				if !own {
-					got = c.Other.of(proto, port)
+					got = otherAt(c.Other, proto, port)
 				}
 				if w := want(proto, uint16(port)); got != w {
 					t.Fatalf("%s to %s, %s %d: %s, want %s", c.From, c.To, proto, port, got, w)
 				}
 			}
 		}
-		if got, w := c.Other.of(filter.ICMP, 0), want(filter.ICMP, 0); got != w {
+		if got, w := otherAt(c.Other, filter.ICMP, 0), want(filter.ICMP, 0); got != w {
 			t.Errorf("%s to %s, ICMP: %s, want %s", c.From, c.To, got, w)
 		}
 	}
 }
 
-// of returns the verdict about one port from the answer for all other ports.
-func (o *matrixOther) of(proto filter.Protocol, port int) string {
+// otherAt returns what the answer for all other ports says of one of them.
+func otherAt(o *matrix.Other, proto filter.Protocol, port int) string {
 	holds := func(text string) bool {
 		name, ports, some := strings.Cut(text, " ")
 		var low, high int
@@ -140,11 +141,11 @@ func (o *matrixOther) of(proto filter.Protocol, port int) string {
 	case len(o.Allowed)+len(o.OneFamily) == 0:
 		return o.Verdict
 	case slices.ContainsFunc(o.Allowed, holds):
-		return allowed
+		return "allow"
 	case slices.ContainsFunc(o.OneFamily, holds):
-		return mixed
+		return "mixed"
 	}
-	return denied
+	return "deny"
 }
 
 // decideAll decides for each pair of addresses of one family.
@@ -160,11 +161,11 @@ func decideAll(s *policy.Snapshot, from, to []netip.Addr, proto filter.Protocol,
 	slices.Sort(all)
 	switch all = slices.Compact(all); len(all) {
 	case 0:
-		return denied
+		return "deny"
 	case 1:
 		return all[0]
 	}
-	return mixed
+	return "mixed"
 }
 
 func TestMatrixText(t *testing.T) {
@@ -232,7 +233,12 @@ func TestMatrixPageIsSelfContained(t *testing.T) {
 	if found := regexp.MustCompile(`(?i)(src|href)\s*=|https?://|@import|url\(|fetch\(`).FindString(html); found != "" {
 		t.Errorf("the page refers to something else: %s", found)
 	}
-	var p page
+	var p struct {
+		Pods  []any    `json:"pods"`
+		Ports []string `json:"ports"`
+		Kinds []any    `json:"kinds"`
+		Cells []int    `json:"cells"`
+	}
 	raw := regexp.MustCompile(`const data = (\{.*\});`).FindStringSubmatch(html)
 	if raw == nil {
 		t.Fatal("there is no data in the page")

@@ -1,14 +1,13 @@
-package main
+package matrix
 
 import (
 	_ "embed"
+	"fmt"
 	"html/template"
 	"io"
 	"slices"
 	"strconv"
 	"strings"
-
-	"sluice/watch/manifests"
 )
 
 //go:embed matrix.html
@@ -44,11 +43,12 @@ type pageAnswer struct {
 	Why     string `json:"why"`
 }
 
-func writeMatrixHTML(out io.Writer, m *matrix) error { return matrixPage.Execute(out, newPage(m)) }
+// WriteHTML writes the matrix as a page that loads nothing.
+func (m *Matrix) WriteHTML(out io.Writer) error { return matrixPage.Execute(out, newPage(m)) }
 
-func newPage(m *matrix) page {
-	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: manifests.TextOf(m.NotRead)}
-	labels := make(map[matrixPort]bool)
+func newPage(m *Matrix) page {
+	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: textOf(m.NotRead)}
+	labels := make(map[Port]bool)
 	for _, o := range m.Pods {
 		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress}
 		for _, a := range o.Addresses {
@@ -66,7 +66,7 @@ func newPage(m *matrix) page {
 		var key strings.Builder
 		answers := make([]pageAnswer, 0, len(c.Ports)+1)
 		for _, port := range c.Ports {
-			answers = append(answers, pageAnswer{port.matrixPort.String(), port.Name, port.Verdict, port.Why})
+			answers = append(answers, pageAnswer{port.Port.String(), port.Name, port.Verdict, port.Why})
 		}
 		if c.Other != nil {
 			answers = append(answers, pageAnswer{"", "", c.Other.Verdict, c.Other.Why})
@@ -85,7 +85,7 @@ func newPage(m *matrix) page {
 	return p
 }
 
-func sortedLabels(ports map[matrixPort]bool) []string {
+func sortedLabels(ports map[Port]bool) []string {
 	labels := []string{} // not nil: in JSON an empty list is [] and not null
 	for p := range ports {
 		labels = append(labels, p.String())
@@ -102,4 +102,13 @@ func sortedLabels(ports map[matrixPort]bool) []string {
 		return strings.Compare(a, b)
 	})
 	return labels
+}
+
+// textOf lists what was not read in one line.
+func textOf(list []fmt.Stringer) string {
+	texts := make([]string, len(list))
+	for i, n := range list {
+		texts[i] = n.String()
+	}
+	return strings.Join(texts, ", ")
 }

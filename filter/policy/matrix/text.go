@@ -1,4 +1,4 @@
-package main
+package matrix
 
 import (
 	"fmt"
@@ -10,8 +10,8 @@ import (
 // textWidth bounds the width of a table. In a wider one, columns are headed by numbers.
 const textWidth = 140
 
-// writeMatrixText writes the table: one row per source pod, one column per destination pod.
-func writeMatrixText(out io.Writer, m *matrix) error {
+// WriteText writes the table: one row per source pod, one column per destination pod.
+func (m *Matrix) WriteText(out io.Writer) error {
 	rows := make([][]string, len(m.Pods)+1)
 	rows[0] = []string{"FROM \\ TO"}
 	for _, p := range m.Pods {
@@ -62,17 +62,17 @@ func width(rows [][]string) int {
 }
 
 // text lists the open ports, or the closed ones if most are open.
-func (c *matrixCell) text() string {
+func (c *Cell) text() string {
 	var open, shut []string
 	for _, p := range c.Ports {
 		switch p.Verdict {
 		case allowed:
-			open = append(open, p.matrixPort.String())
+			open = append(open, p.Port.String())
 		case mixed:
-			open = append(open, p.matrixPort.String()+"*")
-			shut = append(shut, p.matrixPort.String()+"*")
+			open = append(open, p.Port.String()+"*")
+			shut = append(shut, p.Port.String()+"*")
 		default:
-			shut = append(shut, p.matrixPort.String())
+			shut = append(shut, p.Port.String())
 		}
 	}
 	switch {
@@ -95,12 +95,12 @@ func (c *matrixCell) text() string {
 }
 
 // oneFamily reports whether all other ports are open for only one address family.
-func (o *matrixOther) oneFamily() bool {
+func (o *Other) oneFamily() bool {
 	return o != nil && o.Verdict == mixed && len(o.Allowed)+len(o.OneFamily) == 0
 }
 
 // text formats spans as ports: "8000-8100", "1-100/UDP", "SCTP".
-func (o *matrixOther) text() []string {
+func (o *Other) text() []string {
 	if o.oneFamily() {
 		return []string{"other*"}
 	}

@@ -1,0 +1,180 @@
+// Package matrix computes which pods can reach which others, at which ports, and writes it
+// as text, JSON or an HTML page. The verdicts are those of Snapshot.Decide.
+package matrix
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// MaxPods bounds the pods of a matrix that is filled: the number of cells is its square.
+const MaxPods = 2000
+
+// Matrix is which pods can reach which.
+type Matrix struct {
+	Pods  []*Pod  `json:"pods"`
+	Flows []*Cell `json:"flows"` // from each pod to each, in the order of pods
+	// Objects that were not read and may change what is allowed.
+	NotRead []fmt.Stringer `json:"notRead,omitempty"`
+
+	// LeftOut counts pods without an address of their own.
+	LeftOut int `json:"-"`
+
+	snapshot *policy.Snapshot
+	policies map[string][2][]portSpan // ports in the rules of each policy
+	spans    map[spanKey][]portSpan
+}
+
+// Port is a port to decide about.
+type Port struct {
+	Number   uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+	Name     string `json:"name,omitempty"`
+
+	proto filter.Protocol
+}
+
+// String returns the port in its short form, such as "80" or "53/UDP".
+func (p Port) String() string {
+	if p.proto == filter.TCP {
+		return strconv.Itoa(int(p.Number))
+	}
+	return strconv.Itoa(int(p.Number)) + "/" + p.Protocol
+}
+
+// The verdicts of a cell about a port. Mixed is allowed for one address family and denied
+// for the other; for all other ports together, it is allowed for some.
+const (
+	allowed = "allow"
+	denied  = "deny"
+	mixed   = "mixed"
+)
+
+// Answer is the verdict about one port of a destination, or about all others.
+type Answer struct {
+	Verdict string `json:"verdict"`
+	Reason  string `json:"reason"`
+	Why     string `json:"why"` // the policies and rules that decide
+}
+
+// Cell is the answer for one pair of pods.
+type Cell struct {
+	From  string     `json:"from"`
+	To    string     `json:"to"`
+	Ports []PortCell `json:"ports"`
+	Other *Other     `json:"other,omitempty"` // all ports outside of Ports
+}
+
+// PortCell is the answer about one port.
+type PortCell struct {
+	Port
+	Answer
+}
+
+// Other is the answer about all ports that have none of their own.
+type Other struct {
+	Answer
+	// If the verdicts differ: the open ports, and those that are open for one address family
+	// only, as in "TCP 8000-8100", "UDP", "ICMP". The rest is closed.
+	Allowed   []string `json:"allowed,omitempty"`
+	OneFamily []string `json:"oneFamily,omitempty"`
+}
+
+// NewPort returns a port of a protocol.
+func NewPort(number uint16, p filter.Protocol) Port {
+	return Port{Number: number, Protocol: p.String(), proto: p}
+}
+
+// Options restrict a matrix.
+type Options struct {
+	Ports      []Port   // decide about these ports of every pod only; none: about all
+	Namespaces []string // show only pods of these; none: of all
+}
+
+// New computes the matrix of the pods that have an address of their own.
+func New(s *policy.Snapshot, pods []*policy.Pod, policies []*policy.Policy, o Options) *Matrix {
+	m := &Matrix{snapshot: s, policies: policyPorts(policies), spans: make(map[spanKey][]portSpan)}
+	for _, p := range pods {
+		if len(o.Namespaces) == 0 || slices.Contains(o.Namespaces, p.Namespace) {
+			m.add(p, o.Ports)
+		}
+	}
+	slices.SortFunc(m.Pods, func(a, b *Pod) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	if len(m.Pods) <= MaxPods {
+		m.fill(len(o.Ports) > 0)
+	}
+	return m
+}
+
+// add adds a pod, unless it has no address of its own.
+func (m *Matrix) add(o *policy.Pod, asked []Port) {
+	p := &Pod{Namespace: o.Namespace, Name: o.Name, Ports: asked}
+	for _, addr := range o.Addrs {
+		// The snapshot knows the owner of an address. Pods of the host network, and those
+		// that have ended, own none.
+		if who := m.snapshot.Endpoint(addr); who.String() == p.String() && !slices.Contains(p.Addresses, addr) {
+			p.Addresses, p.endpoint = append(p.Addresses, addr), who
+		}
+	}
+	if p.endpoint == nil {
+		m.LeftOut++
+		return
+	}
+	if len(asked) == 0 {
+		p.Ports = declaredPorts(o)
+	}
+	if i := p.endpoint.Isolation(filter.Egress); i != nil {
+		p.Egress = i.Policies
+	}
+	if i := p.endpoint.Isolation(filter.Ingress); i != nil {
+		p.Ingress = i.Policies
+	}
+	m.Pods = append(m.Pods, p)
+}
+
+// Pod is a pod of the matrix: a row and a column.
+type Pod struct {
+	Namespace string       `json:"namespace"`
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	Ports     []Port       `json:"ports,omitempty"`
+	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate it
+	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate it
+
+	endpoint *policy.Endpoint
+}
+
+func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
+
+// declaredPorts lists the ports that a pod declares, sorted by number.
+func declaredPorts(o *policy.Pod) []Port {
+	var ports []Port
+	for _, p := range o.Ports {
+		same := func(o Port) bool { return o.Number == p.Number && o.proto == p.Protocol }
+		if !slices.ContainsFunc(ports, same) {
+			ports = append(ports, Port{p.Number, p.Protocol.String(), p.Name, p.Protocol})
+		}
+	}
+	slices.SortFunc(ports, func(a, b Port) int {
+		return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.proto, b.proto))
+	})
+	return ports
+}
+
+// WriteJSON writes the matrix as JSON.
+func (m *Matrix) WriteJSON(out io.Writer) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(m)
+}
