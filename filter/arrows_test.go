@@ -31,7 +31,7 @@ type arrow struct {
 	why     string
 }
 
-// The house's arrows. That a package does one job shows in what it imports.
+// The imports that are allowed: they show that a package does one job.
 var arrows = []arrow{
 	{
 		from: []string{"sluice/filter/..."}, through: true,

@@ -1,9 +1,9 @@
 // Package filter defines the types that all of Sluice shares: the [Key] of a flow, and
 // the [Verdict] about it.
 //
-// A packet goes through the packages below it: rules keeps the iptables rules that send
-// it to a queue, queue reads it, engine evaluates it, packet decodes its bytes into a
-// Key, and policy decides the Key. This package, packet and policy are pure: they know
+// A packet passes these packages: iptables keeps the rules that send it to a queue, queue
+// reads it, engine evaluates it, packet decodes its bytes into a Key, and policy decides
+// the Key. This package, packet and policy are pure: they know
 // neither a cluster nor a kernel, have no clock and do no I/O.
 package filter
 

@@ -193,7 +193,7 @@ func (p *packets) families(f func(a, b netip.Addr)) {
 	f(p.a.IPv6, p.b.IPv6)
 }
 
-// asks says how many packets are asked about while f runs.
+// asks fails the test unless exactly want packets are sent for a verdict while f runs.
 func (p *packets) asks(want int, f func()) {
 	p.realNode.t.Helper()
 	before := p.count()

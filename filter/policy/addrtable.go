@@ -29,7 +29,7 @@ type chapter struct {
 	slots []entry // as many as a power of two, of which at most three in four are used
 }
 
-// entry is an address, as 16 bytes, and who has it; nobody if the slot is free. With
+// entry is an address, as 16 bytes, and its owner, which is nil if the slot is free. With
 // a netip.Addr it would be a third larger, and the packet's two look-ups slower.
 type entry struct {
 	high, low uint64
@@ -50,8 +50,8 @@ func (e *entry) addr() netip.Addr {
 }
 
 // hash says where the address is: the low half in which chapter, the high half from
-// which slot on. The same for every agent: to slow one down by addresses that
-// collide, somebody would have to choose those of thousands of pods.
+// which slot on. It is the same for every agent: an attacker who wants addresses to
+// collide would have to choose those of thousands of pods.
 func (e *entry) hash() uint64 {
 	high, low := bits.Mul64(e.high^0x9e3779b97f4a7c15, e.low^0xd1b54a32d192ed03)
 	return high ^ low
@@ -115,8 +115,8 @@ func (t *addrTable) with(changes []entry) *addrTable {
 	return next
 }
 
-// chaptersFor is how many chapters there are to be for some addresses, where there
-// are n now.
+// chaptersFor returns the number of chapters that a table of addrs addresses needs, given
+// that it has n now.
 func chaptersFor(addrs, n int) int {
 	n = max(n, 1)
 	for addrs > n*perChapter {
@@ -128,8 +128,7 @@ func chaptersFor(addrs, n int) int {
 	return n
 }
 
-// set gives an address to an owner, or to nobody, in a chapter that is not shared
-// afterwards.
+// set sets the owner of an address, or nil, in a chapter that is not shared afterwards.
 func (t *addrTable) set(shared []bool, e entry) {
 	hash := e.hash()
 	at := hash & uint64(len(t.chapters)-1)

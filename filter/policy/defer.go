@@ -10,7 +10,7 @@ import (
 func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
 
 // widens reports whether a draft may isolate a pod that the version in force does not.
-// Different texts count as different pods, except if the version in force selects all.
+// Two different selectors count as different pods, unless the version in force selects all.
 func (w *Store) widens(d *Draft) bool {
 	p := w.policies[d.ref]
 	if p == nil {

@@ -232,7 +232,7 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.use(scope{}, sel) }
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
 
-// Prepared takes back a draft of NextDraft that has been prepared.
+// Prepared returns a draft from NextDraft to the store after its Prepare.
 func (w *Store) Prepared(d *Draft) {
 	w.drafts.out = false
 	if d.step == compiling {

@@ -42,7 +42,7 @@ func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 type pod struct {
 	objectKey
 	identity *identity
-	addrs    []netip.Addr // empty for pods that are nobody
+	addrs    []netip.Addr // empty for pods without an address of their own
 	host     *host
 	ports    []namedPort
 	created  int64 // Unix time, nanoseconds

@@ -8,7 +8,7 @@ import (
 )
 
 // Published is the snapshot in force: one atomic pointer, and the means to know
-// when nobody acts on the snapshot before any more.
+// when no reader uses an earlier snapshot any more.
 //
 // A reader brackets each piece of work, from loading the snapshot until what it
 // decided has taken effect, with Enter and Exit. Publish followed by Synchronize
@@ -34,8 +34,8 @@ type Reader struct {
 // Publish puts a snapshot in force.
 func (p *Published) Publish(s *Snapshot) { p.current.Store(s) }
 
-// Snapshot returns the snapshot in force, nil before the first Publish. Whoever
-// acts on it beyond a look uses a Reader.
+// Snapshot returns the snapshot in force, nil before the first Publish. Code that uses it
+// for longer than a moment goes through a Reader.
 func (p *Published) Snapshot() *Snapshot { return p.current.Load() }
 
 // NewReader registers a reader. Close ends it.

@@ -107,9 +107,9 @@ type remote struct {
 	placed      bool   // place is known: most flows are decided without it
 }
 
-// find returns the rule that allows the flow k from or to peer, or nil, and whether
-// it is the same, allowed or not, for all flows between the two. dst is the
-// destination, which is where named ports are looked up in both directions.
+// find returns the rule that allows the flow k from or to peer, or nil. pair reports
+// whether the result holds for all flows between the two. Named ports are looked up in
+// dst, the destination, in both directions.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	if r.peers == nil {
 		return r.inParts(k, peer, peerAddr, dst, everyone)

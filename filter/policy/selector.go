@@ -140,7 +140,7 @@ func (x *selectors) file(s *selector) {
 
 // newID hands out the lowest numbers that do, so that they never run out. An id
 // may be given again within one commit: all that knew the old holder of it are
-// compiled anew in that same commit.
+// compiled again in that commit.
 func (x *selectors) newID() uint32 {
 	if last := len(x.unused) - 1; last >= 0 {
 		id := x.unused[last]

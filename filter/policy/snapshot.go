@@ -25,7 +25,7 @@ type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
 }
 
-// Endpoint is whoever has an address: a pod, or this node itself.
+// Endpoint is the owner of an address: a pod or this node.
 type Endpoint struct {
 	Namespace, Name string // of the pod; empty for the node
 

@@ -22,7 +22,7 @@ type Store struct {
 	policies   map[Ref]*policy
 	faulty     map[*policy]struct{}    // those that have problems
 	node       map[netip.Addr]struct{} // with IPVS, also the address of every Service
-	self       *Endpoint               // whoever has the node's addresses
+	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
 
@@ -93,7 +93,7 @@ type namespace struct {
 	tests     int  // how many of its pods were tested for that in this commit
 }
 
-// NewStore returns a world in which nothing exists.
+// NewStore returns an empty store.
 func NewStore() *Store {
 	w := &Store{
 		namespaces:  make(map[string]*namespace),
@@ -208,7 +208,7 @@ func (w *Store) SetPod(o *Pod) {
 		return
 	}
 	if len(p.addrs) == 0 {
-		return // nobody, or not yet somebody
+		return // it has no address, or not yet
 	}
 	p.host = w.useHost(p.host)
 	w.pods[p.objectKey] = p
@@ -343,7 +343,7 @@ func enroll(k *identity, old, found []*selector) []*selector {
 	return found
 }
 
-// touch has the pods that a selector matches compiled anew.
+// touch marks the pods that a selector matches to be compiled again.
 func (w *Store) touch(s *selector) {
 	for k := range s.members {
 		for _, p := range k.pods {

@@ -39,7 +39,8 @@ const predecessorInterval = 20 * time.Millisecond
 func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 	tick := time.NewTicker(predecessorInterval)
 	defer tick.Stop()
-	// Two looks, because a packet leaves the count before its verdict is carried out.
+	// It must be empty twice: the kernel stops counting a packet before it carries out the
+	// verdict.
 	for empty := 0; empty < 2; {
 		select {
 		case <-ctx.Done():

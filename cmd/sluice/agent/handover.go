@@ -49,9 +49,9 @@ type queuedAgent struct {
 	blocks bool
 }
 
-// chooseQueues sets the queues to read: the wanted ones or, if a process reads those, the
-// ones behind them. So two agents that take over from each other change places. It returns
-// the agent that reads the others; nil if no process does.
+// chooseQueues selects the configured range of queues or, if a process reads that, the
+// next range. Successive agents thus alternate between the two. It returns the agent on
+// the other range, or nil.
 func (a *agent) chooseQueues() (predecessor, error) {
 	wanted, count := a.opts.Rules.FirstQueue, a.opts.Rules.Span()
 	chosen, occupied, err := freeQueues(wanted, count)
