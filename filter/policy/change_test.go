@@ -267,7 +267,7 @@ func (h *history) resync() {
 	}
 }
 
-// commitAndCheck commits, and holds the snapshot against a store built anew,
+// commitAndCheck commits, and holds the snapshot against a new store,
 // against the oracle, and against every snapshot before.
 func (h *history) commitAndCheck() {
 	if h.drafts && h.oneIn(3) {
@@ -280,15 +280,15 @@ func (h *history) commitAndCheck() {
 	h.checkStarts(now)
 	h.cluster = h.inForce()
 	deferred := h.withoutDeferred(h.cluster)
-	anew, _ := h.cluster.world().Commit()
+	fresh, _ := h.cluster.world().Commit()
 	for i, f := range h.probes {
 		key := f.key()
 		v := now.Decide(key)
 		if d := h.cluster.judge(f).disagreement(v); d != "" {
 			h.fail(f, d)
 		}
-		if a := anew.Decide(key); a.Action != v.Action || a.Reason != v.Reason {
-			h.fail(f, fmt.Sprintf("%s, %s, but %s, %s in a world built anew", v.Action, v.Reason, a.Action, a.Reason))
+		if a := fresh.Decide(key); a.Action != v.Action || a.Reason != v.Reason {
+			h.fail(f, fmt.Sprintf("%s, %s, but %s, %s in a new store", v.Action, v.Reason, a.Action, a.Reason))
 		}
 		h.checkChanges(f, v, changes)
 		h.checkEpochs(i, f, v, now)
@@ -297,7 +297,7 @@ func (h *history) commitAndCheck() {
 	if deferred && !behind {
 		h.fail(flow{}, "addresses are deferred, and there is no draft")
 	}
-	h.checkPublic(now, anew, changes, behind)
+	h.checkPublic(now, fresh, changes, behind)
 	h.before = now
 }
 
@@ -325,7 +325,7 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 
 // checkPublic compares what else a snapshot tells: who has which address, and
 // which addresses have changed hands.
-func (h *history) checkPublic(now, anew *policy.Snapshot, changes policy.Changes, behind bool) {
+func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {
 		owners[a] = e.String()
@@ -334,16 +334,16 @@ func (h *history) checkPublic(now, anew *policy.Snapshot, changes policy.Changes
 	if c := h.world.Clashes(); fmt.Sprint(c) != fmt.Sprint(h.cluster.clashes()) {
 		h.fail(flow{}, fmt.Sprintf("clashes %v, want %v", c, h.cluster.clashes()))
 	}
-	for a, e := range anew.Endpoints() {
+	for a, e := range fresh.Endpoints() {
 		if count++; owners[a] != e.String() {
-			h.fail(flow{Src: a, Dst: a}, fmt.Sprintf("the address is %q's, but %q's in a world built anew", owners[a], e))
+			h.fail(flow{Src: a, Dst: a}, fmt.Sprintf("the address is %q's, but %q's in a new store", owners[a], e))
 		}
 	}
 	if count != len(owners) {
-		h.fail(flow{}, fmt.Sprintf("%d addresses, but %d in a world built anew", len(owners), count))
+		h.fail(flow{}, fmt.Sprintf("%d addresses, but %d in a new store", len(owners), count))
 	}
-	if n, m := now.Counts(), anew.Counts(); n != m && !behind {
-		h.fail(flow{}, fmt.Sprintf("%+v, but %+v in a world built anew", n, m))
+	if n, m := now.Counts(), fresh.Counts(); n != m && !behind {
+		h.fail(flow{}, fmt.Sprintf("%+v, but %+v in a new store", n, m))
 	}
 	for _, a := range changes {
 		if now.Endpoint(a).Epoch() == h.before.Endpoint(a).Epoch() {

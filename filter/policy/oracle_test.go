@@ -100,7 +100,7 @@ func (c *cluster) judge(f flow) judgement {
 	return j
 }
 
-// exempt says whether no policy is asked about the flow.
+// exempt reports whether no policy is asked about the flow.
 func (j judgement) exempt() bool { return j.SameAddress || j.OwnNode }
 
 // judgeSide asks the policies of one end: the source's for egress, the
@@ -205,7 +205,7 @@ func (c *cluster) peerMatches(p networkingv1.NetworkPolicyPeer, policyNamespace 
 	return p.PodSelector == nil || selects(p.PodSelector, pod.Labels)
 }
 
-// selects says whether a selector matches; one that cannot be parsed matches nothing.
+// selects reports whether a selector matches; one that cannot be parsed matches nothing.
 func selects(s *metav1.LabelSelector, set map[string]string) bool {
 	selector, err := metav1.LabelSelectorAsSelector(s)
 	return err == nil && selector.Matches(labels.Set(set))
@@ -413,7 +413,7 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// runsOn says whether addr is the node that the pod runs on. An address that
+// runsOn reports whether addr is the node that the pod runs on. An address that
 // another live pod claims is that pod's, whatever its status calls its node.
 func runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && slices.Contains(hostAddrs(pod), addr)

@@ -138,7 +138,7 @@ func namedPorts(ports []NamedPort) []namedPort {
 	return found
 }
 
-// sameIdentity says whether nothing that a decision looks at differs but perhaps the
+// sameIdentity reports whether nothing that a decision looks at differs but perhaps the
 // labels.
 func (p *pod) sameIdentity(o *pod) bool {
 	return slices.Equal(p.addrs, o.addrs) && p.host.same(o.host) && slices.Equal(p.ports, o.ports) &&

@@ -150,7 +150,7 @@ func (x *selectors) newID() uint32 {
 	return uint32(len(x.byID))
 }
 
-// release ends a use and says whether it was the last. If so, it adds the id to unused.
+// release ends a use and reports whether it was the last. If so, it adds the id to unused.
 func (x *selectors) release(s *selector, unused *[]uint32) (gone bool) {
 	if s.refs--; s.refs > 0 {
 		return false

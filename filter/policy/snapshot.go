@@ -84,7 +84,7 @@ func (s *Snapshot) Endpoint(addr netip.Addr) *Endpoint {
 // Endpoints lists everyone who has an address, in no particular order.
 func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] { return s.table.all() }
 
-// IsNode says whether the endpoint is this node and no pod.
+// IsNode reports whether the endpoint is this node and no pod.
 func (e *Endpoint) IsNode() bool { return e != nil && e.class == nil }
 
 // Epoch changes exactly when some verdict about the endpoint could. An address
@@ -197,7 +197,7 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 	return outcomeOf{d.action == Accept, d.pair}
 }
 
-// runsOn says whether addr, which is not another pod's, is an address of the
+// runsOn reports whether addr, which is not another pod's, is an address of the
 // node that the pod e runs on.
 func (e *Endpoint) runsOn(addr netip.Addr, other *Endpoint) bool {
 	return e != nil && other == nil && slices.Contains(e.host.list(), addr)
