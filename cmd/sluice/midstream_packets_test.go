@@ -107,11 +107,13 @@ func (c *talk) send(tcp *layers.TCP) {
 	}
 }
 
-// MatchConntrackFlow reports whether an entry is that of this connection. It implements
+// MatchConntrackFlow reports whether an entry is that of this connection, whichever end's
+// packet made it: a late acknowledgment of the server makes one as well. It implements
 // netlink's filter.
 func (c *talk) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	client, server := c.ends()
-	return flow.Forward.SrcPort == client.Port() && flow.Forward.DstPort == server.Port()
+	from, to := flow.Forward.SrcPort, flow.Forward.DstPort
+	return from == client.Port() && to == server.Port() || from == server.Port() && to == client.Port()
 }
 
 // ends returns the addresses of the client and the server.
