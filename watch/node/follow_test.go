@@ -44,6 +44,11 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	wait("the end of its socket", first.Done())
 	<-subscriptions
 	<-subscriptions
+	live <- 0 // once received, all signals of the subscriptions have been sent
+	select {
+	case <-events:
+	default:
+	}
 	for range 3 {
 		live <- 0 // irrelevant
 		live <- 1
