@@ -9,15 +9,15 @@ import (
 // The flows of a pod do not continue with the next pod that gets its address, even before
 // the agent knows the new pod (28, 29).
 func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start("--pod-cidrs", startRange4.String())
-	manifest, conn := s.late(t)
+	manifest, conn := s.startLatePod(t)
 	s.save("late.yaml", manifest)
 	send(t, conn) // is judged; the verdict holds as long as the connection is tracked
 	if _, err := conn.Read(make([]byte, 64)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	if _, err := s.agent.Remove(ctx, "late.yaml"); err != nil {
 		t.Fatal(err)
@@ -26,7 +26,7 @@ func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	send(t, conn)
 	s.awaitDrop(t, "iptables", before)
 	s.save("late.yaml", manifest) // a new pod, whose flow is allowed
-	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	_ = conn.SetReadDeadline(time.Now().Add(waitTimeout))
 	send(t, conn)
 	if _, err := conn.Read(make([]byte, 64)); err != nil {
 		t.Error(err)

@@ -25,34 +25,34 @@ type callers struct {
 
 // Ways in which a caller can keep a connection open. All except the last cost it nothing.
 const (
-	saysNothing  = ""
-	half         = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
-	halfBody     = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
-	comesBack    = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // keeps the connection for another request
-	asksForHours = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // answered only on the node
+	sendNothing = ""
+	halfHeader  = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
+	halfBody    = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
+	keepAlive   = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // keeps the connection for another request
+	longProfile = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // answered only on the node
 )
 
-// readsNothing requests more data than the socket buffers hold; its sender does not
+// readNothing requests more data than the socket buffers hold; its sender does not
 // read the answers.
-var readsNothing = strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 50)
+var readNothing = strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 50)
 
 // open opens n connections, and leaves them open until the test ends.
-func (c callers) open(n int, says string) {
+func (c callers) open(n int, request string) {
 	c.t.Helper()
 	for range n {
-		ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+		ctx, cancel := context.WithTimeout(c.t.Context(), waitTimeout)
 		conn, err := c.dial(ctx)
 		cancel()
 		if err != nil {
 			return // the agent may refuse more
 		}
 		c.t.Cleanup(func() { _ = conn.Close() })
-		if tcp, is := conn.(*net.TCPConn); is && says == readsNothing {
+		if tcp, is := conn.(*net.TCPConn); is && request == readNothing {
 			_ = tcp.SetReadBuffer(1)
 		}
-		_, _ = io.WriteString(conn, says) // the agent may have closed it already
-		if says == comesBack {
-			_ = conn.SetReadDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(conn, request) // the agent may have closed it already
+		if request == keepAlive {
+			_ = conn.SetReadDeadline(time.Now().Add(waitTimeout))
 			if _, err := conn.Read(make([]byte, 1)); err != nil {
 				return // the agent may refuse more
 			}
@@ -79,29 +79,29 @@ func limitedTo(t *testing.T, descriptors int) (program string) {
 // repaired, and requests for health and metrics are answered.
 func TestCallersDoNotStopTheAgentOnPackets(t *testing.T) {
 	const descriptors, port = 256, 10301
-	for name, flood := range map[string]func(s *site, pod, node, socket callers){
-		"a pod that comes back": func(_ *site, pod, _, _ callers) { pod.open(2*descriptors, comesBack) },
-		"a pod, all at once": func(_ *site, pod, _, _ callers) {
-			for _, says := range []string{saysNothing, half, halfBody, readsNothing} {
-				pod.open(descriptors, says)
+	for name, flood := range map[string]func(s *testbed, pod, node, socket callers){
+		"a pod that comes back": func(_ *testbed, pod, _, _ callers) { pod.open(2*descriptors, keepAlive) },
+		"a pod, all at once": func(_ *testbed, pod, _, _ callers) {
+			for _, request := range []string{sendNothing, halfHeader, halfBody, readNothing} {
+				pod.open(descriptors, request)
 			}
 		},
-		"processes of the node": func(_ *site, _, node, _ callers) {
-			node.open(1, asksForHours)
-			for _, says := range []string{comesBack, readsNothing, half} {
-				node.open(descriptors, says)
+		"processes of the node": func(_ *testbed, _, node, _ callers) {
+			node.open(1, longProfile)
+			for _, request := range []string{keepAlive, readNothing, halfHeader} {
+				node.open(descriptors, request)
 			}
 		},
-		"root, on the socket": func(_ *site, _, _, socket callers) {
-			for _, says := range []string{strings.ReplaceAll(comesBack, "healthz", "status"), half, saysNothing} {
-				socket.open(descriptors, says)
+		"root, on the socket": func(_ *testbed, _, _, socket callers) {
+			for _, request := range []string{strings.ReplaceAll(keepAlive, "healthz", "status"), halfHeader, sendNothing} {
+				socket.open(descriptors, request)
 			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies("default/mute: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Egress]}"))
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 			defer cancel()
 			a, err := agenttest.Start(ctx, agenttest.Options{Sluice: limitedTo(t, descriptors), Node: s.Nodes[0], Dir: s.dir,
 				Args: []string{"--socket", s.socket, "--http-address", fmt.Sprintf("0.0.0.0:%d", port)}})
@@ -129,9 +129,9 @@ func TestCallersDoNotStopTheAgentOnPackets(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for end := time.Now().Add(patience); strings.Count(s.traces(t), "-A POSTROUTING -j SLUICE\n") != len(families); time.Sleep(time.Millisecond) {
+			for end := time.Now().Add(waitTimeout); strings.Count(s.leftovers(t), "-A POSTROUTING -j SLUICE\n") != len(families); time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
-					t.Fatalf("flushed rules are not restored:\n%s", s.traces(t))
+					t.Fatalf("flushed rules are not restored:\n%s", s.leftovers(t))
 				}
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB})

@@ -28,9 +28,9 @@ import (
 	"sluice/filter/event"
 )
 
-// clusterSite is a lab with a real API server on its node, and an agent that watches the
+// clusterTestbed is a lab with a real API server on its node, and an agent that watches the
 // server.
-type clusterSite struct {
+type clusterTestbed struct {
 	*lab.Lab
 	t      *testing.T
 	server *controlplane.ControlPlane
@@ -39,12 +39,12 @@ type clusterSite struct {
 	pods   map[string]*lab.Host
 }
 
-// newClusterSite starts everything except the agent: pods db, web and other in namespace
+// newClusterTestbed starts everything except the agent: pods db, web and other in namespace
 // default, and the objects of another 1,000 pods and 100 policies without any traffic.
-func newClusterSite(t *testing.T) *clusterSite {
+func newClusterTestbed(t *testing.T) *clusterTestbed {
 	t.Helper()
 	l := lab.ForTest(t, lab.Options{})
-	s := &clusterSite{Lab: l, t: t, pods: make(map[string]*lab.Host), server: controlplane.ForTest(t, l.Nodes[0].Host)}
+	s := &clusterTestbed{Lab: l, t: t, pods: make(map[string]*lab.Host), server: controlplane.ForTest(t, l.Nodes[0].Host)}
 	var err error
 	s.admin, err = s.server.Client(controlplane.Admin)
 	s.must(err)
@@ -76,7 +76,7 @@ func newClusterSite(t *testing.T) *clusterSite {
 	return s
 }
 
-func (s *clusterSite) must(err error) {
+func (s *clusterTestbed) must(err error) {
 	s.t.Helper()
 	if err != nil {
 		s.t.Fatal(err)
@@ -84,13 +84,13 @@ func (s *clusterSite) must(err error) {
 }
 
 // start starts the agent as a user with only the rights that it needs.
-func (s *clusterSite) start() {
+func (s *clusterTestbed) start() {
 	s.t.Helper()
 	program, err := exec.LookPath("sluice")
 	s.must(err)
 	kubeconfig, err := s.server.Kubeconfig(controlplane.Agent)
 	s.must(err)
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	s.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Args: []string{
 		"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", filepath.Join(s.t.TempDir(), "s"),
@@ -112,25 +112,25 @@ func isolate(name string, roles ...string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-func (s *clusterSite) create(p *networkingv1.NetworkPolicy) {
+func (s *clusterTestbed) create(p *networkingv1.NetworkPolicy) {
 	s.t.Helper()
 	_, err := s.admin.NetworkingV1().NetworkPolicies(p.Namespace).Create(s.t.Context(), p, metav1.CreateOptions{})
 	s.must(err)
 }
 
-func (s *clusterSite) remove(name string) {
+func (s *clusterTestbed) remove(name string) {
 	s.t.Helper()
 	s.must(s.admin.NetworkingV1().NetworkPolicies("default").Delete(s.t.Context(), name, metav1.DeleteOptions{}))
 }
 
 // comes waits until a pod's connection to db has the wanted outcome over both families.
-func (s *clusterSite) comes(from string, want lab.Outcome) {
+func (s *clusterTestbed) awaitOutcome(from string, want lab.Outcome) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	for _, addr := range s.pods["db"].Addrs() {
 		for {
-			r := s.pods[from].Connect(ctx, "tcp", netip.AddrPortFrom(addr, 6379), silence)
+			r := s.pods[from].Connect(ctx, "tcp", netip.AddrPortFrom(addr, 6379), probeTimeout)
 			if r.Outcome == want {
 				break
 			}
@@ -144,23 +144,23 @@ func (s *clusterSite) comes(from string, want lab.Outcome) {
 // Policies that are written to a real API server take effect on real packets, and stay in
 // force while the server is down.
 func TestClusterPackets(t *testing.T) {
-	s := newClusterSite(t)
+	s := newClusterTestbed(t)
 	s.create(isolate("access-db", "frontend"))
 	s.start()
-	s.comes("web", lab.Reached)
-	s.comes("other", lab.TimedOut)
+	s.awaitOutcome("web", lab.Reached)
+	s.awaitOutcome("other", lab.TimedOut)
 
 	s.create(isolate("access-db-2", "backend"))
-	s.comes("other", lab.Reached)
+	s.awaitOutcome("other", lab.Reached)
 	s.remove("access-db-2")
-	s.comes("other", lab.TimedOut)
+	s.awaitOutcome("other", lab.TimedOut)
 
 	s.must(s.server.StopServer(syscall.SIGKILL))
-	s.comes("other", lab.TimedOut)
-	s.comes("web", lab.Reached)
+	s.awaitOutcome("other", lab.TimedOut)
+	s.awaitOutcome("web", lab.Reached)
 	s.must(s.server.StartServer(t.Context()))
 	s.remove("access-db")
-	s.comes("other", lab.Reached)
+	s.awaitOutcome("other", lab.Reached)
 	s.must(s.agent.Stop())
 }
 
@@ -177,7 +177,7 @@ type stream struct {
 const pace = time.Millisecond
 
 // newStream sends packets from one pod to another until the test ends.
-func (s *clusterSite) newStream(from, to *lab.Host) *stream {
+func (s *clusterTestbed) newStream(from, to *lab.Host) *stream {
 	s.t.Helper()
 	st := &stream{changed: make(chan struct{}, 1)}
 	listener, err := to.ListenUDP(netip.AddrPortFrom(to.IPv4, 9999))
@@ -231,7 +231,7 @@ func (st *stream) send(ctx context.Context, to *net.UDPAddr) error {
 		if err != nil {
 			return fmt.Errorf("send a packet: %w", err)
 		}
-		st.tell()
+		st.notify()
 	}
 }
 
@@ -239,10 +239,10 @@ func (st *stream) receive(number int) {
 	st.mu.Lock()
 	st.arrived[number] = true
 	st.mu.Unlock()
-	st.tell()
+	st.notify()
 }
 
-func (st *stream) tell() {
+func (st *stream) notify() {
 	select {
 	case st.changed <- struct{}{}:
 	default:
@@ -266,18 +266,18 @@ func (st *stream) gaps() (all []time.Duration) {
 	return all
 }
 
-// A change is complete when settled consecutive packets have the same outcome, and the last
-// of them was sent at least travel ago.
+// A change is complete when stablePackets consecutive packets have the same outcome, and the last
+// of them was sent at least transitTime ago.
 const (
-	settled = 20
-	travel  = 10 * time.Millisecond
+	stablePackets = 20
+	transitTime   = 10 * time.Millisecond
 )
 
 // turns waits until the outcome of packets is as wanted and stays so. It returns when the
 // first such packet was sent, among those with at least the number from.
-func (st *stream) turns(ctx context.Context, from int, arrive bool) (time.Time, error) {
+func (st *stream) awaitChange(ctx context.Context, from int, arrive bool) (time.Time, error) {
 	for {
-		if at, ok := st.turned(from, arrive); ok {
+		if at, ok := st.changedAt(from, arrive); ok {
 			return at, nil
 		}
 		select {
@@ -288,18 +288,18 @@ func (st *stream) turns(ctx context.Context, from int, arrive bool) (time.Time, 
 	}
 }
 
-func (st *stream) turned(from int, arrive bool) (time.Time, bool) {
+func (st *stream) changedAt(from int, arrive bool) (time.Time, bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	old := len(st.sent)
-	for old > from && time.Since(st.sent[old-1]) < travel {
+	for old > from && time.Since(st.sent[old-1]) < transitTime {
 		old--
 	}
 	first := old
 	for first > from && st.arrived[first-1] == arrive {
 		first--
 	}
-	if old-first < settled {
+	if old-first < stablePackets {
 		return time.Time{}, false
 	}
 	if arrive { // workers overtake each other, so later packets may still be lost
@@ -313,7 +313,7 @@ func (st *stream) turned(from int, arrive bool) (time.Time, bool) {
 // policies.
 func TestClusterPacketLatency(t *testing.T) {
 	const changes = 500
-	s := newClusterSite(t)
+	s := newClusterTestbed(t)
 	s.start()
 	// Each allowed packet leaves a conntrack entry. A short timeout keeps their number as
 	// on a busy node, instead of growing without limit.
@@ -328,7 +328,7 @@ func TestClusterPacketLatency(t *testing.T) {
 		from, mark, before := st.next(), s.agent.Mark(), time.Now()
 		write()
 		after := time.Now()
-		at, err := st.turns(ctx, from, arrive)
+		at, err := st.awaitChange(ctx, from, arrive)
 		s.must(err)
 		line, err := s.agent.Await(ctx, mark, agenttest.Event(event.Published))
 		s.must(err)
@@ -339,7 +339,7 @@ func TestClusterPacketLatency(t *testing.T) {
 		times[what+", from the answer"] = append(times[what+", from the answer"], at.Sub(after))
 		times[what+", until the agent logs it, from the answer"] = append(times[what+", until the agent logs it, from the answer"], line.Time().Sub(after))
 	}
-	if _, err := st.turns(ctx, 0, true); err != nil {
+	if _, err := st.awaitChange(ctx, 0, true); err != nil {
 		t.Fatal(err)
 	}
 	for range changes {

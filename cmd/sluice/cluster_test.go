@@ -22,8 +22,8 @@ import (
 	"sluice/bench/testbed/apiserver"
 )
 
-// setAll gives an API server the objects of a folder.
-func setAll(t *testing.T, api *apiserver.Server, dir string) {
+// setObjects gives an API server the objects of a folder.
+func setObjects(t *testing.T, api *apiserver.Server, dir string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
 	if err != nil {
@@ -67,7 +67,7 @@ func setAll(t *testing.T, api *apiserver.Server, dir string) {
 func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.Status) (kubeconfig string) {
 	t.Helper()
 	api := apiserver.New(apiserver.Options{Refuse: refuse})
-	setAll(t, api, dir)
+	setObjects(t, api, dir)
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
 	kubeconfig = filepath.Join(t.TempDir(), "config")
@@ -80,8 +80,8 @@ func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.St
 }
 
 // A live cluster is answered from just as a folder with the same objects.
-func TestLiveClusterAnswersAsAFolder(t *testing.T) {
-	dir := matrixFolder(t, matrixCluster)
+func TestLiveClusterAnswersLikeADirectory(t *testing.T) {
+	dir := matrixDir(t, matrixCluster)
 	kubeconfig := liveCluster(t, dir, nil)
 	for _, args := range [][]string{
 		{"explain", "--from", "web", "--to", "db", "--port", "80"},
@@ -111,8 +111,8 @@ func withoutFiles(text string) string {
 	return strings.Join(kept, "")
 }
 
-func TestLiveClusterSaysWhatIsWrong(t *testing.T) {
-	dir := matrixFolder(t, matrixCluster)
+func TestLiveClusterErrors(t *testing.T) {
+	dir := matrixDir(t, matrixCluster)
 	forbidden := liveCluster(t, dir, func(r *http.Request) *metav1.Status {
 		if !strings.HasSuffix(r.URL.Path, "/pods") {
 			return nil
@@ -120,8 +120,8 @@ func TestLiveClusterSaysWhatIsWrong(t *testing.T) {
 		return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "pods is forbidden"}
 	})
 	for name, tt := range map[string]struct {
-		args []string
-		says string
+		args    []string
+		message string
 	}{
 		"both":          {[]string{"-f", dir, "--kubeconfig", forbidden}, "give one of them"},
 		"neither":       {nil, "--kubeconfig FILE"},
@@ -130,8 +130,8 @@ func TestLiveClusterSaysWhatIsWrong(t *testing.T) {
 		"no permission": {[]string{"--kubeconfig", forbidden}, "ClusterRole"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if status, _, stderr := sluice(t, append([]string{"matrix"}, tt.args...)...); status != exitFailed || !strings.Contains(stderr, tt.says) {
-				t.Errorf("status %d, %s; want %q", status, stderr, tt.says)
+			if status, _, stderr := sluice(t, append([]string{"matrix"}, tt.args...)...); status != exitFailed || !strings.Contains(stderr, tt.message) {
+				t.Errorf("status %d, %s; want %q", status, stderr, tt.message)
 			}
 		})
 	}

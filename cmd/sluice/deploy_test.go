@@ -107,12 +107,12 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 			if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			s := newSite(t)
+			s := newTestbed(t)
 			if tt.foreign {
 				s.nft(t, foreignHook)
 			}
 			s.write("policies.yaml", policies(demo1))
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 			defer cancel()
 			s.agent, err = agenttest.Start(ctx, agenttest.Options{
 				Sluice: script, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket, "--iptables", tt.backend, "--bpffs", bpffs},
@@ -126,7 +126,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 			}
 			db := netip.AddrPortFrom(s.host("default/db").IPv6, 6379)
 			for pod, want := range map[string]lab.Outcome{"default/web": lab.Reached, "default/other": lab.TimedOut} {
-				if r := s.host(pod).Connect(t.Context(), "tcp", db, silence); r.Outcome != want {
+				if r := s.host(pod).Connect(t.Context(), "tcp", db, probeTimeout); r.Outcome != want {
 					t.Errorf("%s: %v, want %v", pod, r.Outcome, want)
 				}
 			}

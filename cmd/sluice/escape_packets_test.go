@@ -26,24 +26,24 @@ import (
 func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	const rounds, flows = 5, 200
 	deny := policies(db("[{ports: [{protocol: UDP, port: 53}]}]"))
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start("--kernel-cache", "off")
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			w := s.wire(t, i == 1)
+			pr := s.newProber(t, i == 1)
 			// The stage tells which policy is in force: odd stages allow, even ones deny.
 			// Stage 0 is the time of a change, in which either is right.
 			var stage atomic.Int64
 			var stop atomic.Bool
 			var wait sync.WaitGroup
-			web := w.host("default/web")
+			web := pr.host("default/web")
 			for sender := range 2 {
 				random := rand.New(rand.NewPCG(uint64(sender), 0))
 				wait.Go(func() {
 					for !stop.Load() {
 						udp := &layers.UDP{SrcPort: layers.UDPPort(20000 + random.IntN(flows)), DstPort: 9}
 						text := fmt.Sprintf("stage %d.", stage.Load())
-						if err := web.Send(w.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))); err != nil {
+						if err := web.Send(pr.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))); err != nil {
 							t.Error(err)
 							return
 						}
@@ -51,10 +51,10 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 				})
 			}
 			ctx, cancel := context.WithCancel(t.Context())
-			var heard [2*rounds + 1]atomic.Int64 // by stage
+			var received [2*rounds + 1]atomic.Int64 // by stage
 			wait.Go(func() {
 				for {
-					p, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stage ")) })
+					p, err := pr.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stage ")) })
 					if err != nil {
 						if !errors.Is(err, context.Canceled) && !errors.Is(err, os.ErrClosed) {
 							t.Error(err)
@@ -63,7 +63,7 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 					}
 					if m := stageText.FindSubmatch(p); m != nil {
 						n, _ := strconv.Atoi(string(m[1]))
-						heard[n].Add(1)
+						received[n].Add(1)
 					}
 				}
 			})
@@ -71,7 +71,7 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 				s.save("policies.yaml", "")
 				allowed := int64(2*round + 1)
 				stage.Store(allowed)
-				for heard[allowed].Load() < 100 && !t.Failed() {
+				for received[allowed].Load() < 100 && !t.Failed() {
 					time.Sleep(time.Millisecond)
 				}
 				stage.Store(0)
@@ -84,8 +84,8 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 			stop.Store(true)
 			cancel()
 			wait.Wait()
-			for n := 2; n < len(heard); n += 2 {
-				if got := heard[n].Load(); got > 0 {
+			for n := 2; n < len(received); n += 2 {
+				if got := received[n].Load(); got > 0 {
 					t.Errorf("round %d: %d packets passed that were sent when the policy was in force", n/2, got)
 				}
 			}

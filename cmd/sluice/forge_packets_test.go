@@ -36,7 +36,7 @@ var layouts = []struct {
 
 // forger sends frames of the attacker to a victim, and checks which arrive.
 type forger struct {
-	*site
+	*testbed
 	t                testing.TB
 	v6               bool
 	attacker, victim *lab.Host
@@ -48,14 +48,14 @@ type forger struct {
 // withForger runs a test in each layout and family, and where pods share a bridge,
 // through it and through the router.
 func withForger(t *testing.T, args []string, f func(*testing.T, *forger)) {
-	withForgerOn(t, func(*site, *testing.T) {}, args, f)
+	withForgerOn(t, func(*testbed, *testing.T) {}, args, f)
 }
 
 // withForgerOn does so on nodes that are prepared before the agent starts.
-func withForgerOn(t *testing.T, prepare func(*site, *testing.T), args []string, f func(*testing.T, *forger)) {
+func withForgerOn(t *testing.T, prepare func(*testbed, *testing.T), args []string, f func(*testing.T, *forger)) {
 	for _, layout := range layouts {
 		t.Run(layout.name, func(t *testing.T) {
-			s := newSiteIn(t, layout.opts)
+			s := newTestbedWith(t, layout.opts)
 			prepare(s, t)
 			s.write("policies.yaml", forgePolicies)
 			s.start(append([]string{"--queues", "1"}, args...)...) // so that packets stay in order
@@ -70,8 +70,8 @@ func withForgerOn(t *testing.T, prepare func(*site, *testing.T), args []string, 
 						name += " through the bridge"
 					}
 					t.Run(name, func(t *testing.T) {
-						g := &forger{site: s, t: t, v6: i == 1, attacker: s.host(forgeAttacker), sent: &sent}
-						f(t, g.at(forgeVictim, direct))
+						g := &forger{testbed: s, t: t, v6: i == 1, attacker: s.host(forgeAttacker), sent: &sent}
+						f(t, g.withVictim(forgeVictim, direct))
 					})
 				}
 			}
@@ -80,7 +80,7 @@ func withForgerOn(t *testing.T, prepare func(*site, *testing.T), args []string, 
 }
 
 // at is the same with another victim.
-func (g *forger) at(victim string, direct bool) *forger {
+func (g *forger) withVictim(victim string, direct bool) *forger {
 	g.t.Helper()
 	at := *g
 	at.victim = g.host(victim)
@@ -88,7 +88,7 @@ func (g *forger) at(victim string, direct bool) *forger {
 		at.to = at.victim.MAC()
 	}
 	// The node loses a packet to a neighbour of which it does not know the link address.
-	if r := g.Nodes[0].Connect(g.t.Context(), "udp", netip.AddrPortFrom(g.of(at.victim), 53), patience); r.Outcome != lab.Reached {
+	if r := g.Nodes[0].Connect(g.t.Context(), "udp", netip.AddrPortFrom(g.addr(at.victim), 53), waitTimeout); r.Outcome != lab.Reached {
 		g.t.Fatal(r.Err)
 	}
 	var err error
@@ -99,7 +99,7 @@ func (g *forger) at(victim string, direct bool) *forger {
 }
 
 // of is the address of a host in the family of the test.
-func (g *forger) of(h *lab.Host) netip.Addr {
+func (g *forger) addr(h *lab.Host) netip.Addr {
 	if g.v6 {
 		return h.IPv6
 	}
@@ -107,7 +107,7 @@ func (g *forger) of(h *lab.Host) netip.Addr {
 }
 
 // pick is one of two addresses, by family.
-func (g *forger) pick(v4, v6 string) netip.Addr {
+func (g *forger) byFamily(v4, v6 string) netip.Addr {
 	if g.v6 {
 		return netip.MustParseAddr(v6)
 	}
@@ -115,7 +115,7 @@ func (g *forger) pick(v4, v6 string) netip.Addr {
 }
 
 // text is what no other packet holds.
-func (g *forger) text() string {
+func (g *forger) uniqueText() string {
 	*g.sent++
 	return fmt.Sprintf("packet %d.", *g.sent)
 }
@@ -133,8 +133,8 @@ func (g *forger) frame(packet []byte) []byte {
 // allowed datagram follows on the same path: if only that one arrives, the frame was dropped.
 func (g *forger) arrives(frame []byte, text string) bool {
 	g.t.Helper()
-	end := g.text()
-	last := udpPacket(g.of(g.attacker), g.of(g.victim), uint16(20000+*g.sent), 53, end)
+	end := g.uniqueText()
+	last := udpPacket(g.addr(g.attacker), g.addr(g.victim), uint16(20000+*g.sent), 53, end)
 	for _, f := range [][]byte{frame, append(g.frame(last), last...)} {
 		if f == nil {
 			continue // sent by another path
@@ -143,7 +143,7 @@ func (g *forger) arrives(frame []byte, text string) bool {
 			g.t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(g.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(g.t.Context(), waitTimeout)
 	defer cancel()
 	got, err := g.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(text)) || bytes.Contains(p, []byte(end)) })
 	if err != nil {
@@ -153,9 +153,9 @@ func (g *forger) arrives(frame []byte, text string) bool {
 }
 
 // datagram reports whether a datagram with these addresses arrives.
-func (g *forger) datagram(src, dst netip.Addr, port uint16) bool {
+func (g *forger) datagramArrives(src, dst netip.Addr, port uint16) bool {
 	g.t.Helper()
-	text := g.text()
+	text := g.uniqueText()
 	p := udpPacket(src, dst, uint16(20000+*g.sent), port, text)
 	return g.arrives(append(g.frame(p), p...), text)
 }
@@ -208,20 +208,20 @@ func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
 func noForgedNodeOrReceiver(t *testing.T, g *forger) {
 	t.Helper()
 	node := g.Nodes[0].Host
-	sources := map[string]netip.Addr{"the node": g.of(node), "the receiver": g.of(g.victim), "loopback": g.pick("127.0.0.1", "::1")}
+	sources := map[string]netip.Addr{"the node": g.addr(node), "the receiver": g.addr(g.victim), "loopback": g.byFamily("127.0.0.1", "::1")}
 	if g.attacker.RouterMAC()[1] == 0x77 { // the bridge's
-		sources["the gateway"] = g.pick("10.77.0.1", "fd00:77::1")
+		sources["the gateway"] = g.byFamily("10.77.0.1", "fd00:77::1")
 	} else {
-		sources["the gateway"] = g.pick("169.254.1.1", "fe80::1")
+		sources["the gateway"] = g.byFamily("169.254.1.1", "fe80::1")
 	}
 	for name, src := range sources {
 		for _, port := range []uint16{53, 9} {
-			if g.datagram(src, g.of(g.victim), port) {
+			if g.datagramArrives(src, g.addr(g.victim), port) {
 				t.Errorf("a datagram to port %d arrives that claims to be from %s (%s)", port, name, src)
 			}
 		}
 	}
-	if !g.datagram(g.of(g.attacker), g.of(g.victim), 53) {
+	if !g.datagramArrives(g.addr(g.attacker), g.addr(g.victim), 53) {
 		t.Error("what is allowed does not arrive")
 	}
 }
@@ -230,21 +230,21 @@ func noForgedNodeOrReceiver(t *testing.T, g *forger) {
 // neither the other pod's rights nor those of an unknown address.
 func TestForgedOthersOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
-		web, stranger, elsewhere := g.of(g.host("default/web")), g.pick("198.51.100.7", "2001:db8:7::7"), g.of(g.host("default/far"))
+		web, stranger, elsewhere := g.addr(g.host("default/web")), g.byFamily("198.51.100.7", "2001:db8:7::7"), g.addr(g.host("default/far"))
 		for name, src := range map[string]netip.Addr{"web": web, "far": elsewhere} {
 			for _, port := range []uint16{7, 53} {
-				if g.datagram(src, g.of(g.victim), port) {
+				if g.datagramArrives(src, g.addr(g.victim), port) {
 					t.Errorf("a datagram to port %d arrives that claims to be from %s", port, name)
 				}
 			}
 		}
-		open := g.at("bare/odd", g.to.String() == g.victim.MAC().String())
+		open := g.withVictim("bare/odd", g.to.String() == g.victim.MAC().String())
 		for name, src := range map[string]netip.Addr{"a stranger": stranger, "web": web} {
-			if open.datagram(src, g.of(open.victim), 9) {
+			if open.datagramArrives(src, g.addr(open.victim), 9) {
 				t.Errorf("a datagram goes round the attacker's own policy, as if from %s", name)
 			}
 		}
-		if open.datagram(g.of(g.attacker), g.of(open.victim), 9) || !open.datagram(g.of(g.attacker), g.of(open.victim), 53) {
+		if open.datagramArrives(g.addr(g.attacker), g.addr(open.victim), 9) || !open.datagramArrives(g.addr(g.attacker), g.addr(open.victim), 53) {
 			t.Error("the attacker's own policy does not hold for what it sends as itself")
 		}
 	})
@@ -284,9 +284,9 @@ func TestUnlistedAddressesOnPackets(t *testing.T) {
 			}
 		}
 		for name, p := range map[string][2]netip.Addr{
-			"both": {mine, its}, "its": {g.of(g.attacker), its}, "mine": {mine, g.of(g.victim)},
+			"both": {mine, its}, "its": {g.addr(g.attacker), its}, "mine": {mine, g.addr(g.victim)},
 		} {
-			if g.datagram(p[0], p[1], 9) {
+			if g.datagramArrives(p[0], p[1], 9) {
 				t.Errorf("a datagram arrives with link-local addresses: %s", name)
 			}
 		}
@@ -299,8 +299,8 @@ func TestTaggedFramesOnPackets(t *testing.T) {
 		for name, tags := range map[string][]byte{
 			"one": {0x81, 0, 0, 0}, "with a priority": {0x81, 0, 0xe0, 0}, "two": {0x88, 0xa8, 0, 0, 0x81, 0, 0, 0}, "a network": {0x81, 0, 0, 7},
 		} {
-			text := g.text()
-			p := udpPacket(g.of(g.attacker), g.of(g.victim), uint16(20000+*g.sent), 9, text)
+			text := g.uniqueText()
+			p := udpPacket(g.addr(g.attacker), g.addr(g.victim), uint16(20000+*g.sent), 9, text)
 			frame := g.frame(p)
 			tagged := append(append(append(bytes.Clone(frame[:12]), tags...), frame[12:]...), p...)
 			if g.arrives(tagged, text) {
@@ -314,21 +314,21 @@ func TestTaggedFramesOnPackets(t *testing.T) {
 func TestRouterMessagesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		if !g.v6 {
-			text := g.text()
-			inner := udpPacket(g.of(g.victim), g.of(g.host("default/web")), 53, 53, text)
-			redirect := append([]byte{5, 1, 0, 0}, append(g.of(g.attacker).AsSlice(), inner...)...)
+			text := g.uniqueText()
+			inner := udpPacket(g.addr(g.victim), g.addr(g.host("default/web")), 53, 53, text)
+			redirect := append([]byte{5, 1, 0, 0}, append(g.addr(g.attacker).AsSlice(), inner...)...)
 			binary.BigEndian.PutUint16(redirect[2:], checksum(append(bytes.Clone(redirect), 0)[:len(redirect)&^1]))
-			p := ipPacket(g.of(g.attacker), g.of(g.victim), 1, 64, redirect)
+			p := ipPacket(g.addr(g.attacker), g.addr(g.victim), 1, 64, redirect)
 			if g.arrives(append(g.frame(p), p...), text) {
 				t.Error("a redirect arrives")
 			}
 			return
 		}
 		from := g.linkLocal(g.attacker)
-		for _, to := range []netip.Addr{netip.MustParseAddr("ff02::1"), g.linkLocal(g.victim), g.of(g.victim)} {
+		for _, to := range []netip.Addr{netip.MustParseAddr("ff02::1"), g.linkLocal(g.victim), g.addr(g.victim)} {
 			for _, kind := range []byte{134, 137} {
 				for _, options := range []bool{false, true} {
-					text := fmt.Sprintf("%-21s", g.text()) // with its two bytes of header, an option of 24
+					text := fmt.Sprintf("%-21s", g.uniqueText()) // with its two bytes of header, an option of 24
 					size := map[byte]int{134: 16, 137: 40}[kind]
 					message := append(append(make([]byte, size), 200, 3), text[:21]+"."...)
 					message[0] = kind
@@ -361,11 +361,11 @@ func TestBroadcastOnPackets(t *testing.T) {
 		free := *g
 		free.attacker = g.host("default/web") // no policy isolates it
 		send := func(g *forger, dst netip.Addr, mac net.HardwareAddr) bool {
-			src := g.of(g.attacker)
+			src := g.addr(g.attacker)
 			if dst.Is6() {
 				src = g.linkLocal(g.attacker)
 			}
-			text := g.text()
+			text := g.uniqueText()
 			p := udpPacket(src, dst, uint16(20000+*g.sent), 5353, text)
 			frame := append(g.frame(p), p...)
 			copy(frame, mac)
@@ -385,7 +385,7 @@ func TestBroadcastOnPackets(t *testing.T) {
 			if send(&free, dst, mac) {
 				t.Errorf("a datagram to %s arrives at an isolated pod", dst)
 			}
-			open := free.at("bare/odd", true)
+			open := free.withVictim("bare/odd", true)
 			if !send(open, dst, mac) {
 				t.Errorf("a datagram to %s does not arrive at a pod without policies", dst)
 			}
@@ -408,7 +408,7 @@ func TestTunnelledSourcesOnPackets(t *testing.T) {
 		}
 		if err := node.Run("ip", "link", "show", device); err != nil { // on the first way
 			for _, args := range [][]string{
-				{"link", "add", device, "address", "02:00:00:00:09:01", "type", "vxlan", "id", "9", "dstport", fmt.Sprint(port), "local", g.of(node.Host).String()},
+				{"link", "add", device, "address", "02:00:00:00:09:01", "type", "vxlan", "id", "9", "dstport", fmt.Sprint(port), "local", g.addr(node.Host).String()},
 				{"address", "add", "10.99.0.1/32", "dev", device}, // or rp_filter would not look for a route
 				{"link", "set", device, "up"},
 			} {
@@ -417,26 +417,26 @@ func TestTunnelledSourcesOnPackets(t *testing.T) {
 				}
 			}
 		}
-		at := netip.AddrPortFrom(g.of(node.Host), port)
+		at := netip.AddrPortFrom(g.addr(node.Host), port)
 		conn, err := g.attacker.DialUDP(at)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
 		send := func(text string) {
-			inner := udpPacket(g.of(g.host("default/far")), g.of(g.victim), uint16(20000+*g.sent), 7, text)
+			inner := udpPacket(g.addr(g.host("default/far")), g.addr(g.victim), uint16(20000+*g.sent), 7, text)
 			frame := append([]byte{8, 0, 0, 0, 0, 0, 9, 0, 2, 0, 0, 0, 9, 1}, g.frame(inner)[6:]...)
 			if _, err := conn.Write(append(frame, inner...)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		g.until(t, "the guard knows the tunnel", func() bool {
-			text := g.text()
+		g.eventually(t, "the guard knows the tunnel", func() bool {
+			text := g.uniqueText()
 			send(text)
 			return !g.arrives(nil, text)
 		})
 		for range 3 {
-			text := g.text()
+			text := g.uniqueText()
 			send(text)
 			if g.arrives(nil, text) {
 				t.Error("what is in the datagram arrives")

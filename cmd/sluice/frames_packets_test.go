@@ -59,28 +59,28 @@ var (
 
 // frameFuzz sends frames and checks those that arrive.
 type frameFuzz struct {
-	*site
-	t        *testing.T
-	snapshot *policy.Snapshot
-	node     []netip.Addr
-	senders  []*lab.Injector
-	sources  []*frames.Source
-	speakers []*lab.Injector // of the targets
-	sniffers []*lab.Sniffer
-	heard    []chan uint32 // numbers of the pacing frames that have arrived, by target
+	*testbed
+	t          *testing.T
+	snapshot   *policy.Snapshot
+	node       []netip.Addr
+	senders    []*lab.Injector
+	sources    []*frames.Source
+	announcers []*lab.Injector // of the targets
+	sniffers   []*lab.Sniffer
+	received   []chan uint32 // numbers of the pacing frames that have arrived, by target
 
-	mu    sync.Mutex
-	sent  map[uint32][]byte // the latest frames, by number
-	found int
-	tally map[string]int
-	fresh atomic.Uint32
+	mu       sync.Mutex
+	sent     map[uint32][]byte // the latest frames, by number
+	found    int
+	tally    map[string]int
+	nextPort atomic.Uint32
 }
 
 func newFrameFuzz(t *testing.T, opts lab.Options, seed uint64) *frameFuzz {
 	t.Helper()
-	s := newSiteIn(t, opts)
+	s := newTestbedWith(t, opts)
 	s.write("policies.yaml", fuzzPolicies)
-	f := &frameFuzz{site: s, t: t, sent: make(map[uint32][]byte), tally: make(map[string]int)}
+	f := &frameFuzz{testbed: s, t: t, sent: make(map[uint32][]byte), tally: make(map[string]int)}
 	m, err := readManifests(nil, s.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +115,7 @@ func (f *frameFuzz) unlisted(name string) netip.Addr {
 // end is a host with its addresses for frames.
 func (f *frameFuzz) end(name string) frames.End {
 	h := f.host(name)
-	e := frames.End{MAC: h.MAC(), Addrs: append(h.Addrs(), (&forger{site: f.site, t: f.t}).linkLocal(h))}
+	e := frames.End{MAC: h.MAC(), Addrs: append(h.Addrs(), (&forger{testbed: f.testbed, t: f.t}).linkLocal(h))}
 	if slices.Contains(fuzzTargets, name) {
 		e.Addrs = append(e.Addrs, f.unlisted(name))
 	}
@@ -137,10 +137,10 @@ func (f *frameFuzz) open(seed uint64) {
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		heard := make(chan uint32, 1024)
-		f.sniffers, f.heard = append(f.sniffers, sniffer), append(f.heard, heard)
-		f.speakers = append(f.speakers, f.inject(name))
-		go f.listen(name, sniffer, heard)
+		received := make(chan uint32, 1024)
+		f.sniffers, f.received = append(f.sniffers, sniffer), append(f.received, received)
+		f.announcers = append(f.announcers, f.inject(name))
+		go f.listen(name, sniffer, received)
 	}
 	for i, name := range fuzzSenders {
 		others := []frames.End{node, f.end(fuzzSenders[1-i]), f.end("default/far")}
@@ -166,8 +166,8 @@ func (f *frameFuzz) inject(name string) *lab.Injector {
 // batch is the number of frames before the fuzzer waits for a pacing frame.
 const batch = 200
 
-// keepPace marks the numbers of pacing frames, which are all allowed.
-const keepPace = 1 << 31
+// pacingFlag marks the numbers of pacing frames, which are all allowed.
+const pacingFlag = 1 << 31
 
 func (f *frameFuzz) run(count int) {
 	f.t.Helper()
@@ -200,14 +200,14 @@ func (f *frameFuzz) wait(id uint32) {
 			if name == "mine/cart" { // only its node may send to it
 				continue
 			}
-			mark := keepPace | id
+			mark := pacingFlag | id
 			begin := time.Now()
-			for heard := false; !heard; {
-				if time.Since(begin) > patience {
+			for received := false; !received; {
+				if time.Since(begin) > waitTimeout {
 					f.t.Fatalf("after %d frames, a datagram that is allowed does not arrive at %s %s", id, name, to)
 				}
-				f.speak(i)
-				p := udpPacket(from.Addrs()[n], to, uint16(30000+f.fresh.Add(1)%30000), 53, string(frames.Fill(mark, 24)))
+				f.announce(i)
+				p := udpPacket(from.Addrs()[n], to, uint16(30000+f.nextPort.Add(1)%30000), 53, string(frames.Fill(mark, 24)))
 				frame := append(append(append([]byte(nil), from.RouterMAC()...), from.MAC()...), []byte{8, 0}...)
 				if n == 1 {
 					copy(frame[12:], []byte{0x86, 0xdd})
@@ -215,19 +215,19 @@ func (f *frameFuzz) wait(id uint32) {
 				if err := f.senders[0].Send(append(frame, p...)); err != nil {
 					f.t.Fatal(err)
 				}
-				heard = f.hears(i, mark)
+				received = f.receives(i, mark)
 			}
 		}
 	}
 }
 
 // hears waits briefly for a number at a target.
-func (f *frameFuzz) hears(target int, mark uint32) bool {
+func (f *frameFuzz) receives(target int, mark uint32) bool {
 	timer := time.NewTimer(300 * time.Millisecond)
 	defer timer.Stop()
 	for {
 		select {
-		case got := <-f.heard[target]:
+		case got := <-f.received[target]:
 			if got == mark {
 				return true
 			}
@@ -238,17 +238,17 @@ func (f *frameFuzz) hears(target int, mark uint32) bool {
 }
 
 // speak makes a target send a packet to its router, so that the bridge learns its port.
-func (f *frameFuzz) speak(target int) {
+func (f *frameFuzz) announce(target int) {
 	h := f.host(fuzzTargets[target])
 	p := udpPacket(h.IPv4, f.Nodes[0].IPv4, 9, 9, "here I am")
 	frame := append(append(append([]byte(nil), h.RouterMAC()...), h.MAC()...), 8, 0)
-	if err := f.speakers[target].Send(append(frame, p...)); err != nil {
+	if err := f.announcers[target].Send(append(frame, p...)); err != nil {
 		f.t.Error(err)
 	}
 }
 
 // listen checks all packets that arrive at a target.
-func (f *frameFuzz) listen(name string, sniffer *lab.Sniffer, heard chan<- uint32) {
+func (f *frameFuzz) listen(name string, sniffer *lab.Sniffer, received chan<- uint32) {
 	l := &listener{decoder: packet.NewDecoder(), parts: make(map[string]bool)}
 	for {
 		p, err := sniffer.Next(f.t.Context())
@@ -262,9 +262,9 @@ func (f *frameFuzz) listen(name string, sniffer *lab.Sniffer, heard chan<- uint3
 		id, found := frames.Find(p)
 		switch {
 		case !found:
-		case id&keepPace != 0:
+		case id&pacingFlag != 0:
 			select {
-			case heard <- id:
+			case received <- id:
 			default:
 			}
 		default:

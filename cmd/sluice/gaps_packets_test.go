@@ -15,7 +15,7 @@ import (
 
 // pause stops the agent's process, as a long stall of the machine would; resume continues
 // it.
-func (s *site) pause(t *testing.T) (resume func()) {
+func (s *testbed) pause(t *testing.T) (resume func()) {
 	t.Helper()
 	pid := s.agent.PID()
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -30,7 +30,7 @@ var unjudgedMetric = regexp.MustCompile(`(?m)^sluice_connections_unjudged_total 
 
 // unjudged returns the number of connections that had passed unjudged, as counted by the
 // agent.
-func (s *site) unjudged(t *testing.T) int {
+func (s *testbed) unjudged(t *testing.T) int {
 	t.Helper()
 	_, text := s.scrape(t, "/metrics")
 	m := unjudgedMetric.FindStringSubmatch(text)
@@ -42,9 +42,9 @@ func (s *site) unjudged(t *testing.T) int {
 }
 
 // awaitUnjudged waits until the count of connections that passed unjudged is before+more.
-func (s *site) awaitUnjudged(t *testing.T, before, more int) {
+func (s *testbed) awaitUnjudged(t *testing.T, before, more int) {
 	t.Helper()
-	for end := time.Now().Add(patience); s.unjudged(t) != before+more; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); s.unjudged(t) != before+more; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d connections had passed unjudged, want %d", s.unjudged(t)-before, more)
 		}
@@ -53,29 +53,29 @@ func (s *site) awaitUnjudged(t *testing.T, before, more int) {
 
 // stays checks that a connection is stopped in both directions, including replies, which
 // need no verdict.
-func (c *talk) stays(revoked bool) {
+func (c *tcpPair) checkRevoked(revoked bool) {
 	c.t.Helper()
 	if !revoked {
 		c.awaitMark(0x10)
-		c.flows()
+		c.checkFlows()
 		return
 	}
 	c.awaitMark(0x20)
 	iptables := families[c.family].iptables
 	before := c.dropped(iptables)
-	say(c.t, c.server)
+	sendByte(c.t, c.server)
 	c.awaitDrop(c.t, iptables, before)
 	before = c.dropped(iptables)
-	say(c.t, c.client)
+	sendByte(c.t, c.client)
 	c.awaitDrop(c.t, iptables, before)
-	deaf(c.t, c.client)
-	deaf(c.t, c.server)
+	receivesNothing(c.t, c.client)
+	receivesNothing(c.t, c.server)
 }
 
 // While the rules are flushed, everything passes. After they are restored, the agent judges
 // and counts the connections that began meanwhile.
 func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	// Without a rule that needs conntrack, the kernel would track nothing during the flush.
 	s.trackEverything()
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
@@ -87,11 +87,11 @@ func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 			if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "mangle", "-F"); err != nil {
 				t.Fatal(err)
 			}
-			denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
+			denied, allowed := s.newTCPPair(t, family, "default/other"), s.newTCPPair(t, family, "default/web")
 			resume()
 			s.await(mark, "the repair", agenttest.Event(event.RulesRestored))
-			denied.stays(true)
-			allowed.stays(false)
+			denied.checkRevoked(true)
+			allowed.checkRevoked(false)
 			s.awaitUnjudged(t, before, 2)
 		})
 	}
@@ -99,7 +99,7 @@ func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 
 // Connections that pass because a queue is full are judged afterwards, and counted.
 func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.trackEverything()
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
 	s.start("--queue-overflow", "pass", "--queue-len", "1", "--queues", "1")
@@ -108,20 +108,20 @@ func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
 			before := s.unjudged(t)
 			resume := s.pause(t)
 			// One packet of another flow fills the queue.
-			w := s.wire(t, f.name == "IPv6")
+			pr := s.newProber(t, f.name == "IPv6")
 			queued := s.queued()
-			if err := s.host("default/web").Send(w.udpTo(9, "fills it")); err != nil {
+			if err := s.host("default/web").Send(pr.udpTo(9, "fills it")); err != nil {
 				t.Fatal(err)
 			}
-			for end := time.Now().Add(patience); s.queued() == queued; time.Sleep(time.Millisecond) {
+			for end := time.Now().Add(waitTimeout); s.queued() == queued; time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("the packet is not queued")
 				}
 			}
-			denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
+			denied, allowed := s.newTCPPair(t, family, "default/other"), s.newTCPPair(t, family, "default/web")
 			resume()
-			denied.stays(true)
-			allowed.stays(false)
+			denied.checkRevoked(true)
+			allowed.checkRevoked(false)
 			s.awaitUnjudged(t, before, 2)
 		})
 	}
@@ -130,21 +130,21 @@ func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
 // With --fail open, connections begin while no agent runs. The next agent judges them when
 // it starts.
 func TestConnectionsWithoutAgentAreJudgedOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
 	args := []string{"--fail", "open", "--on-exit", "keep"}
 	s.start(args...)
 	s.agent.Kill()
-	var denied, allowed []*talk
+	var denied, allowed []*tcpPair
 	for family := range families {
-		denied, allowed = append(denied, s.talk(t, family, "default/other")), append(allowed, s.talk(t, family, "default/web"))
+		denied, allowed = append(denied, s.newTCPPair(t, family, "default/other")), append(allowed, s.newTCPPair(t, family, "default/web"))
 	}
 	s.start(args...)
 	for family := range families {
-		(&talk{site: s, t: t, family: family, client: denied[family].client, server: denied[family].server}).stays(true)
-		allowed[family].stays(false)
+		(&tcpPair{testbed: s, t: t, family: family, client: denied[family].client, server: denied[family].server}).checkRevoked(true)
+		allowed[family].checkRevoked(false)
 	}
-	if r := s.host("default/other").Connect(t.Context(), "tcp", netip.AddrPortFrom(s.host("default/db").IPv4, 6379), silence); r.Outcome != lab.TimedOut {
+	if r := s.host("default/other").Connect(t.Context(), "tcp", netip.AddrPortFrom(s.host("default/db").IPv4, 6379), probeTimeout); r.Outcome != lab.TimedOut {
 		t.Errorf("a new connection: %s", r.Outcome)
 	}
 }

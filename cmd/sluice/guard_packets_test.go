@@ -23,7 +23,7 @@ import (
 // over from each other. At the end it is kept or removed with the rules, and rules --remove
 // removes it.
 func TestGuardComesAndGoesOnPackets(t *testing.T) {
-	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", forgePolicies)
 	count := func(want int, when string) {
 		t.Helper()
@@ -52,7 +52,7 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 	s.start("--on-exit", "keep")
 	s.agent.Kill()
 	count(all, "after it was killed")
-	if status, out, _ := removing(t, s.Nodes[0]); status != 0 || strings.Count(out, "removed the guard of interface ") != others+all/2 {
+	if status, out, _ := rulesRemove(t, s.Nodes[0]); status != 0 || strings.Count(out, "removed the guard of interface ") != others+all/2 {
 		t.Errorf("status %d, %s", status, out)
 	}
 	count(0, "removed")
@@ -62,9 +62,9 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 }
 
 // programs counts the guard's programs on the interfaces of the node's pods.
-func (s *site) programs(t *testing.T) (n int) {
+func (s *testbed) programs(t *testing.T) (n int) {
 	t.Helper()
-	for _, p := range sitePods {
+	for _, p := range testbedPods {
 		if p.node == 0 {
 			n += programsAt(t, s.Nodes[0].Host, s.host(p.name).RouterDevice())
 		}
@@ -109,7 +109,7 @@ func programsAt(t *testing.T, node *lab.Host, device string) (n int) {
 // connections open as fast as possible, and every request arrives.
 func TestAttachingLosesNothingOnPackets(t *testing.T) {
 	for range 3 {
-		s := newSite(t)
+		s := newTestbed(t)
 		s.write("policies.yaml", policies(demo1))
 		l := s.newLoad(t, false)
 		l.more(100)
@@ -128,11 +128,11 @@ func TestForgedIsCountedOnPackets(t *testing.T) {
 			if args[len(args)-1] == "off" {
 				reason = "rule"
 			}
-			before := g.forged(t, reason)
+			before := g.forgedDropped(t, reason)
 			for range 3 {
-				g.datagram(g.of(g.victim), g.of(g.victim), 9)
+				g.datagramArrives(g.addr(g.victim), g.addr(g.victim), 9)
 			}
-			if n := g.forged(t, reason) - before; n != 3 {
+			if n := g.forgedDropped(t, reason) - before; n != 3 {
 				t.Errorf("%v: %d packets are counted, want 3", args, n)
 			}
 		})
@@ -140,7 +140,7 @@ func TestForgedIsCountedOnPackets(t *testing.T) {
 }
 
 // forged returns the number of frames that were dropped for a reason, by the metrics.
-func (g *forger) forged(t *testing.T, reason string) int {
+func (g *forger) forgedDropped(t *testing.T, reason string) int {
 	t.Helper()
 	_, page := g.scrape(t, "/metrics")
 	m := regexp.MustCompile(fmt.Sprintf(`sluice_forged_dropped_total\{reason="%s"\} (\d+)`, reason)).FindStringSubmatch(page)
@@ -160,8 +160,8 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 		case !direct:
 			t.Skip("between neighbours alone")
 		case g.v6:
-			from, to := g.of(g.attacker), g.of(g.victim)
-			text := fmt.Sprintf("%-14s", g.text())
+			from, to := g.addr(g.attacker), g.addr(g.victim)
+			text := fmt.Sprintf("%-14s", g.uniqueText())
 			message := append(append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, to.AsSlice()...), append([]byte{200, 2}, text...)...)
 			binary.BigEndian.PutUint16(message[2:], transportSum(from, to, 58, message))
 			p := ipPacket(from, to, 58, 255, message)
@@ -169,7 +169,7 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 				t.Error("a neighbour solicitation does not arrive")
 			}
 			local, group := g.linkLocal(g.attacker), netip.MustParseAddr("ff02::1:ff00:7")
-			text = g.text()
+			text = g.uniqueText()
 			report := append(append([]byte{131, 0, 0, 0, 0, 0, 0, 0}, group.AsSlice()...), text...)
 			binary.BigEndian.PutUint16(report[2:], transportSum(local, group, 58, report))
 			p = ipPacket(local, group, 0, 1, append([]byte{58, 0, 5, 2, 0, 0, 1, 0}, report...))
@@ -179,8 +179,8 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 				t.Error("a report of MLD does not arrive")
 			}
 		default:
-			open := g.at("bare/odd", true)
-			text := g.text()
+			open := g.withVictim("bare/odd", true)
+			text := g.uniqueText()
 			udp := append([]byte{0, 68, 0, 67, 0, byte(8 + len(text)), 0, 0}, text...)
 			p := ipPacket(netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.255"), 17, 64, udp)
 			frame := append(open.frame(p), p...)
@@ -194,12 +194,12 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 
 // No pod can answer for another in ARP or in neighbour discovery.
 func TestForgedARPOnPackets(t *testing.T) {
-	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.start()
 	attacker, victim, web := s.host(forgeAttacker), s.host(forgeVictim), s.host("default/web")
 	reach := func(from *lab.Host, to netip.Addr) {
 		t.Helper()
-		if r := from.Connect(t.Context(), "udp", netip.AddrPortFrom(to, 53), patience); r.Outcome != lab.Reached {
+		if r := from.Connect(t.Context(), "udp", netip.AddrPortFrom(to, 53), waitTimeout); r.Outcome != lab.Reached {
 			t.Fatal(r.Err)
 		}
 	}
@@ -210,18 +210,18 @@ func TestForgedARPOnPackets(t *testing.T) {
 			if err := attacker.SendFrame(answerFor(of, attacker, victim)); err != nil {
 				t.Fatal(err)
 			}
-			reach(attacker, family.of(victim)) // what follows is allowed, and arrives later
+			reach(attacker, family.addr(victim)) // what follows is allowed, and arrives later
 			out, err := victim.Output(exec.Command("ip", "neigh", "show", of.String()))
 			if err != nil {
 				t.Fatal(err)
 			}
 			return out
 		}
-		reach(victim, family.of(web)) // so that it knows web
-		if got := learn(family.of(web)); strings.Contains(got, attacker.MAC().String()) {
+		reach(victim, family.addr(web)) // so that it knows web
+		if got := learn(family.addr(web)); strings.Contains(got, attacker.MAC().String()) {
 			t.Errorf("the victim takes the attacker for web: %s", got)
 		}
-		if got := learn(family.of(attacker)); !strings.Contains(got, attacker.MAC().String()) {
+		if got := learn(family.addr(attacker)); !strings.Contains(got, attacker.MAC().String()) {
 			t.Errorf("the victim does not know the attacker: %s", got)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 
 // late starts a pod that the agent does not know yet. It returns the pod's manifest and a
 // socket of the pod other that is connected to it.
-func (s *site) late(t *testing.T) (manifest string, conn net.Conn) {
+func (s *testbed) startLatePod(t *testing.T) (manifest string, conn net.Conn) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod("late", startAddrs(1)...)
 	if err != nil {
@@ -40,23 +40,23 @@ func send(t *testing.T, conn net.Conn) {
 // An agent that has yielded answers its queued packets by its own snapshot. If the new
 // agent's snapshot is newer, that one decides.
 func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	args := []string{"--pod-cidrs", startRange4.String(), "--hold", "1m", "--on-exit", "keep"}
 	s.start(args...)
-	manifest, conn := s.late(t)
+	manifest, conn := s.startLatePod(t)
 	send(t, conn)
 	s.await(0, "the packet waits", agenttest.Event(event.PacketHeld))
 
 	old := s.dir
 	s.dir = t.TempDir()
-	s.write("cluster.yaml", siteNamespaces+s.pods()+manifest)
+	s.write("cluster.yaml", testbedNamespaces+s.pods()+manifest)
 	s.write("policies.yaml", policies("default/late: {podSelector: {matchLabels: {role: late}}}"))
 	s.start(args...)
 	before := s.dropped("iptables")
 	if err := agenttest.WriteFile(old, "late.yaml", manifest); err != nil { // and no policy
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(patience); s.dropped("iptables") <= before; send(t, conn) {
+	for end := time.Now().Add(waitTimeout); s.dropped("iptables") <= before; send(t, conn) {
 		if time.Now().After(end) {
 			t.Fatal("the verdict of the old agent holds")
 		}
@@ -65,15 +65,15 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 
 // Held packets do not delay the removal of the rules when the agent ends.
 func TestEndWithPacketsThatWait(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start("--pod-cidrs", startRange4.String(), "--hold", "1h", "--on-exit", "remove")
-	_, conn := s.late(t)
+	_, conn := s.startLatePod(t)
 	send(t, conn)
 	s.await(0, "the packet waits", agenttest.Event(event.PacketHeld))
 	if err := s.agent.Stop(); err == nil {
 		t.Error("the agent does not say that packets waited")
 	}
-	if left := s.traces(t); left != "" {
+	if left := s.leftovers(t); left != "" {
 		t.Errorf("left on the node:\n%s", left)
 	}
 }
@@ -85,11 +85,11 @@ func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 	allow, deny := policies(db("[{ports: [{protocol: UDP, port: 9}]}]")), policies(db("[]"))
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			takeOver := func(text string) (old *agenttest.Agent) {
 				old = s.agent
 				s.dir = t.TempDir()
-				s.write("cluster.yaml", siteNamespaces+s.pods())
+				s.write("cluster.yaml", testbedNamespaces+s.pods())
 				s.write("policies.yaml", text)
 				s.start(kernelArgs("--on-exit", "keep")...)
 				return old
@@ -101,7 +101,7 @@ func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 				}
 			}
 			takeOver(allow)
-			e := newEscape(t, s.wire(t, i == 1), ports, 3*rounds+2)
+			e := newStagedSender(t, s.newProber(t, i == 1), ports, 3*rounds+2)
 			for range rounds {
 				e.allowed()
 				var old *agenttest.Agent

@@ -12,7 +12,7 @@ import (
 
 // If an agent cannot take over because the old one hangs, its error says so and has a hint.
 func TestTakeOverFromAHungAgent(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start("--on-exit", "keep")
 	if err := syscall.Kill(s.agent.PID(), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -21,7 +21,7 @@ func TestTakeOverFromAHungAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*waitTimeout)
 	defer cancel()
 	a, err := agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket}})
 	if err == nil {

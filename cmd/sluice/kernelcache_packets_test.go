@@ -31,7 +31,7 @@ import (
 func kernelArgs(more ...string) []string { return append([]string{"--kernel-cache", "on"}, more...) }
 
 // pinned lists the directories of the programs that agents have pinned on the node.
-func (s *site) pinned(t *testing.T) (found []string) {
+func (s *testbed) pinned(t *testing.T) (found []string) {
 	t.Helper()
 	err := s.Nodes[0].Do(func() (err error) {
 		found, err = filepath.Glob(filepath.Join(bpf.DefaultBPFFS, "sluice-*"))
@@ -44,7 +44,7 @@ func (s *site) pinned(t *testing.T) (found []string) {
 }
 
 // notQueued checks that no packet of f is queued.
-func (s *site) notQueued(t *testing.T, what string, f func()) {
+func (s *testbed) checkNotQueued(t *testing.T, what string, f func()) {
 	t.Helper()
 	before := s.queued()
 	f()
@@ -64,8 +64,8 @@ var other1 = strings.ReplaceAll(demo1, "role: frontend", "role: backend")
 // By default, the kernel remembers verdicts where it can and where that does no harm.
 // Elsewhere the agent logs the reason, and enforces without the cache.
 func TestKernelCacheByItselfOnPackets(t *testing.T) {
-	noFolder := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(noFolder, nil, 0o600); err != nil {
+	notDirectory := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(notDirectory, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -75,15 +75,15 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 		{"works", "", []string{"--iptables", "nft"}},
 		{"each verdict logged", "each of them", []string{"--log-verdicts", "all", "--iptables", "nft"}},
 		{"legacy tables", "legacy tables", []string{"--iptables", "legacy"}},
-		{"cannot be pinned", "mount the BPF file system", []string{"--bpffs", noFolder, "--iptables", "nft"}},
+		{"cannot be pinned", "mount the BPF file system", []string{"--bpffs", notDirectory, "--iptables", "nft"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
 			s.start(c.args...)
-			said := s.agent.Since(0, agenttest.Event(event.KernelCacheOff))
-			if works := c.because == ""; works != (len(said) == 0) || works != (len(s.pinned(t)) == 1) || !works && !strings.Contains(said[0].Text("because"), c.because) {
-				t.Errorf("pinned %v, said %v", s.pinned(t), said)
+			logged := s.agent.Since(0, agenttest.Event(event.KernelCacheOff))
+			if works := c.because == ""; works != (len(logged) == 0) || works != (len(s.pinned(t)) == 1) || !works && !strings.Contains(logged[0].Text("because"), c.because) {
+				t.Errorf("pinned %v, logged %v", s.pinned(t), logged)
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB})
 			before := s.queued()
@@ -107,7 +107,7 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 // Flows that were judged before are not queued again, nor are those that no policy
 // concerns. A change takes effect on all of them at once.
 func TestKernelCacheOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start(kernelArgs()...)
 	before := s.queued()
@@ -115,8 +115,8 @@ func TestKernelCacheOnPackets(t *testing.T) {
 	if s.queued() == before {
 		t.Error("the first time, no packet was queued")
 	}
-	s.notQueued(t, "the second time", func() { s.check(t, []string{webToDB, webToDB}, []string{otherToDB}) })
-	s.notQueued(t, "no policy", func() {
+	s.checkNotQueued(t, "the second time", func() { s.check(t, []string{webToDB, webToDB}, []string{otherToDB}) })
+	s.checkNotQueued(t, "no policy", func() {
 		s.check(t, []string{
 			"default/web default/other tcp 80", "default/db default/other udp 53", "default/web outside tcp 80",
 			"outside default/web tcp 8080", "default/far bare/odd tcp 80", "node-1 default/db tcp 80", "default/db outside udp 53",
@@ -125,7 +125,7 @@ func TestKernelCacheOnPackets(t *testing.T) {
 	for range 3 {
 		s.save("policies.yaml", policies(other1))
 		s.check(t, []string{otherToDB}, []string{webToDB})
-		s.notQueued(t, "after a change, the second time", func() { s.check(t, []string{otherToDB}, []string{webToDB}) })
+		s.checkNotQueued(t, "after a change, the second time", func() { s.check(t, []string{otherToDB}, []string{webToDB}) })
 		s.save("policies.yaml", policies(demo1))
 		s.check(t, []string{webToDB}, []string{otherToDB})
 	}
@@ -136,11 +136,11 @@ func TestKernelCacheOnPackets(t *testing.T) {
 // The legacy tables of iptables call the programs too, and others can still change these
 // tables.
 func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start(kernelArgs("--iptables", "legacy")...)
 	s.check(t, []string{webToDB}, []string{otherToDB})
-	s.notQueued(t, "the second time", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
+	s.checkNotQueued(t, "the second time", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
 	s.agent.Kill()
 	for _, tool := range []string{"iptables-legacy", "ip6tables-legacy"} {
 		if err := s.Nodes[0].Run(tool, "-w", "-t", "mangle", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x7", "-j", "DROP"); err != nil {
@@ -152,11 +152,11 @@ func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
 
 // If denials are logged, denied packets are queued every time, and allowed flows are not.
 func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start(kernelArgs("--log-verdicts", "denied")...)
 	s.check(t, []string{webToDB}, nil)
-	s.notQueued(t, "allowed", func() { s.check(t, []string{webToDB}, nil) })
+	s.checkNotQueued(t, "allowed", func() { s.check(t, []string{webToDB}, nil) })
 	for range 3 {
 		mark := s.agent.Mark()
 		s.check(t, nil, []string{otherToDB})
@@ -169,11 +169,11 @@ func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 	const noPolicy, outside, neverSeen = "default/web default/other tcp 80", "default/other outside tcp 80", "mine/cart default/db tcp 6379"
 	for _, c := range []struct {
-		name         string
-		exit, fail   string
-		kill         bool
-		allow, deny  []string
-		pins, traces bool // are left
+		name            string
+		exit, fail      string
+		kill            bool
+		allow, deny     []string
+		pins, leftovers bool // are left
 	}{
 		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
@@ -181,7 +181,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		{"remove", "remove", "closed", false, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
 			args := kernelArgs("--on-exit", c.exit, "--fail", c.fail)
 			s.start(args...)
@@ -194,7 +194,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 			if left := s.pinned(t); (len(left) == 1) != c.pins {
 				t.Errorf("pinned without an agent: %v", left)
 			}
-			if left := s.traces(t); (left != "") != c.traces {
+			if left := s.leftovers(t); (left != "") != c.leftovers {
 				t.Errorf("left without an agent:\n%s", left)
 			}
 			s.check(t, c.allow, c.deny)
@@ -206,7 +206,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB, neverSeen})
 			s.agent.Kill()
-			s.removed(t)
+			s.removeRules(t)
 			if left := s.pinned(t); len(left) > 0 {
 				t.Errorf("pinned after all was removed: %v", left)
 			}
@@ -216,7 +216,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 }
 
 // removed runs sluice rules --remove.
-func (s *site) removed(t *testing.T) {
+func (s *testbed) removeRules(t *testing.T) {
 	t.Helper()
 	err := s.Nodes[0].Run("sluice", "rules", "--remove")
 	if err != nil {
@@ -224,9 +224,9 @@ func (s *site) removed(t *testing.T) {
 	}
 }
 
-// withoutMatch makes the node's iptables reject rules that contain one of the words, as an
+// rejectMatches makes the node's iptables reject rules that contain one of the words, as an
 // iptables without the match would.
-func withoutMatch(t *testing.T, words ...string) {
+func rejectMatches(t *testing.T, words ...string) {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"iptables", "ip6tables"} {
@@ -256,12 +256,12 @@ func withoutMatch(t *testing.T, words ...string) {
 // If iptables cannot call the programs, auto queues all packets as without the cache, and
 // with on the agent does not start.
 func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
-	withoutMatch(t, "object-pinned")
+	rejectMatches(t, "object-pinned")
 	args := []string{"--iptables", "nft"}
 	s.start(args...)
-	s.await(0, "that it is said", agenttest.Event(event.KernelCacheOff))
+	s.await(0, "that it is logged", agenttest.Event(event.KernelCacheOff))
 	for range 2 {
 		before := s.queued()
 		s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{otherToDB})
@@ -275,7 +275,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 		t.Errorf("pinned without a user: %v", left)
 	}
 	s.stop()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	program, err := exec.LookPath("sluice")
 	if err != nil {
@@ -289,14 +289,14 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 
 // Agents take over from each other without a gap, and each removes only its own programs.
 func TestKernelCacheTakeoverOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	args := kernelArgs("--on-exit", "keep", "--fail", "closed")
 	s.start(args...)
 	l := s.newLoad(t, true)
 	for range 2 {
 		l.more(100)
-		next := s.another(args...)
+		next := s.startAnother(args...)
 		if n := len(s.pinned(t)); n != 2 {
 			t.Errorf("%d agents have pinned programs, want 2", n)
 		}
@@ -309,7 +309,7 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 		l.more(100)
 	}
 	l.end()
-	next := s.another(args...)
+	next := s.startAnother(args...)
 	mark := s.agent.Mark()
 	next.Kill()
 	s.await(mark, "the old agent steps in", func(l agenttest.Line) bool {
@@ -325,7 +325,7 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 // a connection or belongs to an open one.
 func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	const rounds, ports = 4, 3000
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start(kernelArgs()...)
 	web := s.host("default/web")
 	web9 := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 9}]}]")
@@ -344,8 +344,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			w := s.wire(t, i == 1)
-			e := newEscape(t, w, ports, 2*rounds*len(changes)+2)
+			pr := s.newProber(t, i == 1)
+			e := newStagedSender(t, pr, ports, 2*rounds*len(changes)+2)
 			for range rounds {
 				for _, c := range changes {
 					e.allowed()
@@ -361,9 +361,9 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 }
 
 // cluster returns the manifest of the cluster, with another manifest in place of one pod's.
-func (s *site) cluster(without, instead string) string {
-	text := siteNamespaces + instead
-	for _, p := range sitePods {
+func (s *testbed) cluster(without, instead string) string {
+	text := testbedNamespaces + instead
+	for _, p := range testbedPods {
 		if p.name != without {
 			text += s.pod(p.name, p.labels, p.node, s.hosts[p.name].Addrs()...)
 		}
@@ -371,26 +371,26 @@ func (s *site) cluster(without, instead string) string {
 	return text
 }
 
-// escape sends datagrams from web to db. Each has a random source port, so that most begin
+// stagedSender sends datagrams from web to db. Each has a random source port, so that most begin
 // a connection, and carries the stage in which it was sent.
-type escape struct {
-	*wire
-	t      *testing.T
-	gate   sync.RWMutex // held while a datagram is sent; a stage ends when all are
-	stage  int          // 0 during a change
-	next   int
-	denies map[int]string
-	sent   []atomic.Int64
-	heard  []atomic.Int64
-	stop   atomic.Bool
-	cancel context.CancelFunc
-	wait   sync.WaitGroup
+type stagedSender struct {
+	*prober
+	t        *testing.T
+	gate     sync.RWMutex // held while a datagram is sent; a stage ends when all are
+	stage    int          // 0 during a change
+	next     int
+	denies   map[int]string
+	sent     []atomic.Int64
+	received []atomic.Int64
+	stop     atomic.Bool
+	cancel   context.CancelFunc
+	wait     sync.WaitGroup
 }
 
-func newEscape(t *testing.T, w *wire, ports, stages int) *escape {
+func newStagedSender(t *testing.T, pr *prober, ports, stages int) *stagedSender {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	e := &escape{wire: w, t: t, denies: map[int]string{}, sent: make([]atomic.Int64, stages), heard: make([]atomic.Int64, stages), cancel: cancel}
+	e := &stagedSender{prober: pr, t: t, denies: map[int]string{}, sent: make([]atomic.Int64, stages), received: make([]atomic.Int64, stages), cancel: cancel}
 	for sender := range 2 {
 		random := rand.New(rand.NewPCG(uint64(sender), 1))
 		fd, to := e.socket()
@@ -400,14 +400,14 @@ func newEscape(t *testing.T, w *wire, ports, stages int) *escape {
 					t.Error(err)
 					break
 				}
-				time.Sleep(breath)
+				time.Sleep(sendInterval)
 			}
 			_ = unix.Close(fd)
 		})
 	}
 	e.wait.Go(func() {
 		for {
-			p, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stage ")) })
+			p, err := pr.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stage ")) })
 			if err != nil {
 				if !errors.Is(err, context.Canceled) && !errors.Is(err, os.ErrClosed) {
 					t.Error(err)
@@ -416,7 +416,7 @@ func newEscape(t *testing.T, w *wire, ports, stages int) *escape {
 			}
 			if m := stageText.FindSubmatch(p); m != nil {
 				n, _ := strconv.Atoi(string(m[1]))
-				e.heard[n].Add(1)
+				e.received[n].Add(1)
 			}
 		}
 	})
@@ -424,12 +424,12 @@ func newEscape(t *testing.T, w *wire, ports, stages int) *escape {
 	return e
 }
 
-// breath is the pause of a sender after each datagram, so that the sniffer misses none.
-const breath = 200 * time.Microsecond
+// sendInterval is the pause of a sender after each datagram, so that the sniffer misses none.
+const sendInterval = 200 * time.Microsecond
 
 // socket opens a raw socket in web. lab.Host.Send opens one for each packet, which is too
 // slow here.
-func (e *escape) socket() (fd int, to unix.Sockaddr) {
+func (e *stagedSender) socket() (fd int, to unix.Sockaddr) {
 	e.t.Helper()
 	db := e.host("default/db")
 	family := unix.AF_INET
@@ -447,7 +447,7 @@ func (e *escape) socket() (fd int, to unix.Sockaddr) {
 	return fd, to
 }
 
-func (e *escape) send(fd int, to unix.Sockaddr, port uint16) error {
+func (e *stagedSender) send(fd int, to unix.Sockaddr, port uint16) error {
 	e.gate.RLock()
 	defer e.gate.RUnlock()
 	udp := &layers.UDP{SrcPort: layers.UDPPort(port), DstPort: 9}
@@ -458,27 +458,27 @@ func (e *escape) send(fd int, to unix.Sockaddr, port uint16) error {
 	return err
 }
 
-func (e *escape) set(stage int) {
+func (e *stagedSender) set(stage int) {
 	e.gate.Lock()
 	defer e.gate.Unlock()
 	e.stage = stage
 }
 
 // change makes a change while datagrams are sent.
-func (e *escape) change(f func()) {
+func (e *stagedSender) change(f func()) {
 	e.set(0)
 	f()
 }
 
 // allowed is a stage in which datagrams arrive.
-func (e *escape) allowed() {
+func (e *stagedSender) allowed() {
 	e.next++
 	e.set(e.next)
-	e.await("hear", &e.heard[e.next])
+	e.await("receive", &e.received[e.next])
 }
 
 // denied is a stage in which no datagram may arrive.
-func (e *escape) denied(why string) {
+func (e *stagedSender) denied(why string) {
 	e.next++
 	e.denies[e.next] = why
 	e.set(e.next)
@@ -486,9 +486,9 @@ func (e *escape) denied(why string) {
 }
 
 // await waits for some datagrams.
-func (e *escape) await(what string, n *atomic.Int64) {
+func (e *stagedSender) await(what string, n *atomic.Int64) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(e.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(e.t.Context(), waitTimeout)
 	defer cancel()
 	for n.Load() < 200 {
 		if ctx.Err() != nil {
@@ -500,7 +500,7 @@ func (e *escape) await(what string, n *atomic.Int64) {
 
 // end ends the test in a stage that allows: when the last datagram has arrived, all earlier
 // ones have.
-func (e *escape) end() {
+func (e *stagedSender) end() {
 	e.t.Helper()
 	e.stop.Store(true)
 	e.cancel()
@@ -508,7 +508,7 @@ func (e *escape) end() {
 	var sent int64
 	for stage, why := range e.denies {
 		sent += e.sent[stage].Load()
-		if n := e.heard[stage].Load(); n > 0 {
+		if n := e.received[stage].Load(); n > 0 {
 			e.t.Errorf("%s, stage %d: %d of %d datagrams passed that were sent when the change was in force", why, stage, n, e.sent[stage].Load())
 		}
 	}
@@ -518,18 +518,18 @@ func (e *escape) end() {
 // A port scan whose ports are all denied, or all allowed, is queued only until one of the
 // ports was judged.
 func TestScanOfPortsIsNotQueued(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
 	s.start(kernelArgs()...)
 	s.check(t, []string{webToDB}, []string{otherToDB})
-	s.notQueued(t, "a scan", func() {
+	s.checkNotQueued(t, "a scan", func() {
 		for port := range uint16(50) {
 			for _, f := range families {
-				to := netip.AddrPortFrom(f.of(s.host("default/db")), 7000+port)
-				if r := s.host("default/web").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Refused {
+				to := netip.AddrPortFrom(f.addr(s.host("default/db")), 7000+port)
+				if r := s.host("default/web").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Refused {
 					t.Fatalf("from whom all is allowed, to a closed port: %s, %v", r.Outcome, r.Err)
 				}
-				if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence/100); r.Outcome != lab.TimedOut {
+				if r := s.host("default/other").Connect(t.Context(), "tcp", to, probeTimeout/100); r.Outcome != lab.TimedOut {
 					t.Fatalf("from whom nothing is allowed: %s", r.Outcome)
 				}
 			}
@@ -539,15 +539,15 @@ func TestScanOfPortsIsNotQueued(t *testing.T) {
 
 // The kernel alone answers a pod's flood with one denied key.
 func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start(kernelArgs()...)
 	s.check(t, []string{webToDB}, []string{otherToDB})
-	s.notQueued(t, "a flood", func() {
+	s.checkNotQueued(t, "a flood", func() {
 		for range 50 {
 			for _, f := range families {
-				ctx, cancel := context.WithTimeout(t.Context(), silence/100)
-				r := s.host("default/other").Connect(ctx, "tcp", netip.AddrPortFrom(f.of(s.host("default/db")), 6379), silence/100)
+				ctx, cancel := context.WithTimeout(t.Context(), probeTimeout/100)
+				r := s.host("default/other").Connect(ctx, "tcp", netip.AddrPortFrom(f.addr(s.host("default/db")), 6379), probeTimeout/100)
 				cancel()
 				if r.Outcome == lab.Reached {
 					t.Fatal("it was let through")

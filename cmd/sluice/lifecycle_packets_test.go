@@ -29,14 +29,14 @@ type session struct {
 }
 
 // dial opens a connection and reads the server's greeting.
-func (s *site) dial(t *testing.T, from string, to netip.AddrPort) *session {
+func (s *testbed) dial(t *testing.T, from string, to netip.AddrPort) *session {
 	t.Helper()
 	c, err := s.host(from).DialTCP(t.Context(), to)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(waitTimeout))
 	for b := []byte{0}; b[0] != '\n'; {
 		if _, err := c.Read(b); err != nil {
 			t.Fatalf("read the greeting: %v", err)
@@ -55,9 +55,9 @@ func (c *session) write() {
 }
 
 // flows checks that the server sends back all bytes.
-func (c *session) flows() {
+func (c *session) checkFlows() {
 	c.t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(waitTimeout))
 	for b := []byte{0}; b[0] != byte(c.sent); {
 		if _, err := c.Read(b); err != nil {
 			c.t.Fatalf("nothing comes back: %v", err)
@@ -66,19 +66,19 @@ func (c *session) flows() {
 }
 
 // stopped checks that nothing has come back.
-func (c *session) stopped() {
+func (c *session) checkStopped() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
 	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.t.Fatalf("read %d bytes, %v, of a connection that is no longer allowed", n, err)
 	}
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(waitTimeout))
 }
 
 var dropRule = regexp.MustCompile(`(?m)^\[(\d+):\d+\] -A SLUICE .*connmark.* -j DROP$`)
 
 // dropped returns the number of packets of revoked connections that the node has dropped.
-func (s *site) dropped(iptables string) int {
+func (s *testbed) dropped(iptables string) int {
 	s.t.Helper()
 	text, err := s.Nodes[0].Output(exec.Command(iptables+"-save", "-c", "-t", "mangle"))
 	if err != nil {
@@ -93,9 +93,9 @@ func (s *site) dropped(iptables string) int {
 }
 
 // awaitDrop waits until the number of dropped packets exceeds before.
-func (s *site) awaitDrop(t *testing.T, iptables string, before int) {
+func (s *testbed) awaitDrop(t *testing.T, iptables string, before int) {
 	t.Helper()
-	for end := time.Now().Add(patience); s.dropped(iptables) <= before; {
+	for end := time.Now().Add(waitTimeout); s.dropped(iptables) <= before; {
 		if time.Now().After(end) {
 			t.Fatal("nothing was dropped")
 		}
@@ -105,38 +105,38 @@ func (s *site) awaitDrop(t *testing.T, iptables string, before int) {
 // Live connections stop in both directions when the policy no longer allows them, and
 // continue when it does again (26). This also holds with address translation.
 func TestLiveConnectionsOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	for _, f := range families {
 		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT",
-			"--to-destination", netip.AddrPortFrom(f.of(s.host("default/db")), 6379).String())
+			"--to-destination", netip.AddrPortFrom(f.addr(s.host("default/db")), 6379).String())
 	}
 	s.start()
 	for _, f := range families {
 		t.Run(f.name+" TCP through a Service", func(t *testing.T) {
 			c := s.dial(t, "default/other", netip.AddrPortFrom(netip.MustParseAddr(f.service), 81))
 			c.write()
-			c.flows()
+			c.checkFlows()
 			s.save("policies.yaml", policies(demo1))
 			before := s.dropped(f.iptables)
 			c.write()
 			s.awaitDrop(t, f.iptables, before)
-			c.stopped()
+			c.checkStopped()
 			s.save("policies.yaml", "")
-			c.flows()
+			c.checkFlows()
 		})
 		t.Run(f.name+" one-way UDP", func(t *testing.T) {
-			w := s.wire(t, f.name == "IPv6")
-			if !w.arrives(w.udpTo(9, "before"), "before") {
+			pr := s.newProber(t, f.name == "IPv6")
+			if !pr.arrives(pr.udpTo(9, "before"), "before") {
 				t.Fatal("not even without a policy")
 			}
 			s.save("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
 			before := s.dropped(f.iptables)
-			if w.arrives(w.udpTo(9, "after"), "after") {
+			if pr.arrives(pr.udpTo(9, "after"), "after") {
 				t.Error("a datagram passed after the policy was in force")
 			}
 			s.awaitDrop(t, f.iptables, before)
 			s.save("policies.yaml", "")
-			if !w.arrives(w.udpTo(9, "again"), "again") {
+			if !pr.arrives(pr.udpTo(9, "again"), "again") {
 				t.Error("nothing passes although it is allowed again")
 			}
 		})
@@ -146,7 +146,7 @@ func TestLiveConnectionsOnPackets(t *testing.T) {
 // The agent judges the live connections when it starts, even those in which only the server
 // sends: its packets are replies and would pass otherwise.
 func TestConnectionsFromBeforeOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	for _, f := range families {
 		// The kernel tracks connections only if a rule needs conntrack.
@@ -157,22 +157,22 @@ func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	type pair struct{ allowed, denied *session }
 	var pairs []pair
 	for _, f := range families {
-		to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
+		to := netip.AddrPortFrom(f.addr(s.host("default/db")), 6379)
 		pairs = append(pairs, pair{s.dial(t, "default/web", to), s.dial(t, "default/other", to)})
 	}
 	s.start()
 	for i, f := range families {
 		before := s.dropped(f.iptables)
 		pairs[i].allowed.write()
-		pairs[i].allowed.flows()
+		pairs[i].allowed.checkFlows()
 		pairs[i].denied.write()
 		s.awaitDrop(t, f.iptables, before)
-		pairs[i].denied.stopped()
+		pairs[i].denied.checkStopped()
 	}
 }
 
 // traces returns the chains and connection marks that an agent has left on the node.
-func (s *site) traces(t *testing.T) string {
+func (s *testbed) leftovers(t *testing.T) string {
 	t.Helper()
 	var found strings.Builder
 	for _, f := range families {
@@ -217,14 +217,14 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 		{"killed, open", []string{"--on-exit", "remove", "--fail", "open"}, true, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
 			args := slices.Concat(c.args, []string{"--kernel-cache", "off"})
 			s.start(args...)
 			s.check(t, []string{allowed}, []string{denied})
 			var live []*session
 			for _, f := range families {
-				live = append(live, s.dial(t, "default/web", netip.AddrPortFrom(f.of(s.host("default/db")), 6379)))
+				live = append(live, s.dial(t, "default/web", netip.AddrPortFrom(f.addr(s.host("default/db")), 6379)))
 			}
 			if c.kill {
 				s.agent.Kill()
@@ -233,9 +233,9 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 			}
 			for _, l := range live {
 				l.write()
-				l.flows()
+				l.checkFlows()
 			}
-			if left := s.traces(t); (left == "") != c.gone {
+			if left := s.leftovers(t); (left == "") != c.gone {
 				t.Errorf("left on the node, want nothing %v:\n%s", c.gone, left)
 			}
 			if c.open {
@@ -247,7 +247,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 			s.check(t, []string{allowed}, []string{denied})
 			for _, l := range live {
 				l.write()
-				l.flows()
+				l.checkFlows()
 			}
 		})
 	}
@@ -265,7 +265,7 @@ type requests struct {
 
 const requestComment = "requests"
 
-func (s *site) countRequests(t *testing.T, from, to *lab.Host) requests {
+func (s *testbed) countRequests(t *testing.T, from, to *lab.Host) requests {
 	t.Helper()
 	for i, f := range families {
 		pair := []string{"-s", from.Addrs()[i].String(), "-d", to.Addrs()[i].String(), "-p", "tcp", "--syn", "-m", "comment", "--comment", requestComment}
@@ -323,7 +323,7 @@ func (r requests) at(h *lab.Host) (n int) {
 func (r requests) arrived() {
 	r.t.Helper()
 	sent := r.at(r.from)
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {
 		arrived, refused := r.at(r.to), r.refused()-r.refusedBefore
 		if arrived+refused >= sent {
 			return
@@ -338,24 +338,24 @@ func (r requests) arrived() {
 // load opens connections as fast as possible, from an allowed pod, while a denied pod tries
 // to connect to the same target.
 type load struct {
-	*site
-	t      *testing.T
-	opened atomic.Int64
-	stop   atomic.Bool
-	wait   sync.WaitGroup
-	failed chan error
-	asked  requests
+	*testbed
+	t        *testing.T
+	opened   atomic.Int64
+	stop     atomic.Bool
+	wait     sync.WaitGroup
+	failed   chan error
+	requests requests
 }
 
 // newLoad starts a load.
-func (s *site) newLoad(t *testing.T, denied bool) *load {
+func (s *testbed) newLoad(t *testing.T, denied bool) *load {
 	t.Helper()
-	l := &load{site: s, t: t, failed: make(chan error, 64), asked: s.countRequests(t, s.host("default/web"), s.host("default/db"))}
+	l := &load{testbed: s, t: t, failed: make(chan error, 64), requests: s.countRequests(t, s.host("default/web"), s.host("default/db"))}
 	for i := range 8 {
-		to := netip.AddrPortFrom(families[i%2].of(s.host("default/db")), 6379)
+		to := netip.AddrPortFrom(families[i%2].addr(s.host("default/db")), 6379)
 		l.wait.Go(func() {
 			for !l.stop.Load() {
-				if r := s.host("default/web").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
+				if r := s.host("default/web").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Reached {
 					l.failed <- fmt.Errorf("%s: %w", r.Outcome, r.Err)
 					return
 				}
@@ -365,7 +365,7 @@ func (s *site) newLoad(t *testing.T, denied bool) *load {
 		if denied && i < 4 {
 			l.wait.Go(func() {
 				for !l.stop.Load() {
-					if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence/10); r.Outcome == lab.Reached {
+					if r := s.host("default/other").Connect(t.Context(), "tcp", to, probeTimeout/10); r.Outcome == lab.Reached {
 						l.failed <- errors.New("a connection that is denied was let through")
 						return
 					}
@@ -395,7 +395,7 @@ func (l *load) end() {
 		l.t.Error(err)
 	default:
 	}
-	l.asked.arrived()
+	l.requests.arrived()
 }
 
 // An agent that ends answers every queued packet, so that no request is lost while
@@ -408,7 +408,7 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 		{"--on-exit", "keep", "--fail", "open"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
 			s.start(append(args, "--kernel-cache", "off")...)
 			l := s.newLoad(t, false)
@@ -424,14 +424,14 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 // allowed request is lost, and no denied one gets through. All requests are queued here;
 // TestKernelCacheTakeoverOnPackets tests the kernel's flow cache.
 func TestTakeoverOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	args := []string{"--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off"}
 	s.start(args...)
 	l := s.newLoad(t, true)
 	for range 3 {
 		l.more(100)
-		next := s.another(args...)
+		next := s.startAnother(args...)
 		l.more(100) // with both agents
 		s.stop()
 		s.agent = next
@@ -443,11 +443,11 @@ func TestTakeoverOnPackets(t *testing.T) {
 
 // If an agent dies after it took over, the old agent goes on with the node.
 func TestStepInOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	args := []string{"--on-exit", "keep", "--fail", "closed"}
 	s.start(args...)
-	next := s.another(args...)
+	next := s.startAnother(args...)
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
 	mark := s.agent.Mark()
 	next.Kill()
@@ -461,7 +461,7 @@ func TestStepInOnPackets(t *testing.T) {
 
 // After a flush of the table, the policies are in force again within seconds.
 func TestFlushedRulesOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start()
 	for _, f := range families {

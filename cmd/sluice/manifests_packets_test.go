@@ -15,8 +15,8 @@ import (
 // of another API group. The pods stay isolated, other changes take effect, and the agent
 // reports the faults and can end.
 func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
-	s := newSite(t)
-	s.write("shut.yaml", siteFlow+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
+	s := newTestbed(t)
+	s.write("shut.yaml", flowStyleNamespace+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
 	more := t.TempDir()
 	if err := agenttest.WriteFile(more, "more.yaml", policies("bare/shut: {podSelector: {}}")); err != nil {
 		t.Fatal(err)
@@ -32,7 +32,7 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 			return l.Is(event.ManifestBroken) && strings.Contains(fmt.Sprint(l), file)
 		})
 	}
-	s.write("shut.yaml", siteFlow+"-"+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
+	s.write("shut.yaml", flowStyleNamespace+"-"+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
 	broken("shut.yaml")
 	for _, name := range []string{"pipe.yaml", "more.yaml"} {
 		if err := syscall.Mkfifo(filepath.Join(s.dir, name), 0o600); err != nil {
@@ -54,14 +54,14 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	s.stop()
 }
 
-// siteFlow is an object whose document ends with its line.
-const siteFlow = "{apiVersion: v1, kind: Namespace, metadata: {name: spare}}\n"
+// flowStyleNamespace is an object whose document ends with its line.
+const flowStyleNamespace = "{apiVersion: v1, kind: Namespace, metadata: {name: spare}}\n"
 
 // If a pod of another node claims the address of a pod that runs here, this one keeps its
 // address and policies, and the clash is reported.
 func TestAPodElsewhereTakesNoPoliciesAway(t *testing.T) {
-	s := newSite(t)
-	s.write("cluster.yaml", siteNamespaces+strings.ReplaceAll(s.pods(), "spec: {", "spec: {nodeName: here, "))
+	s := newTestbed(t)
+	s.write("cluster.yaml", testbedNamespaces+strings.ReplaceAll(s.pods(), "spec: {", "spec: {nodeName: here, "))
 	s.write("shut.yaml", policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
 	db := s.host("default/db")
 	s.start("--node-name", "here", "--pod-cidrs", fmt.Sprintf("%s/32,%s/128", db.IPv4, db.IPv6))

@@ -58,7 +58,7 @@ spec:
   egress: [{ports: [{port: 1, endPort: 8049}, {protocol: UDP}]}]
 `
 
-func matrixFolder(t *testing.T, text string) string {
+func matrixDir(t *testing.T, text string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(text), 0o600); err != nil {
@@ -78,15 +78,15 @@ func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 
 // The decision about every single port of every protocol must match the matrix: its answer
 // for the port, or that for all other ports together.
-func TestMatrixSaysOfEveryPortWhatDecideSays(t *testing.T) {
-	dir := matrixFolder(t, matrixCluster)
+func TestMatrixMatchesDecideAtEveryPort(t *testing.T) {
+	dir := matrixDir(t, matrixCluster)
 	objects, _, err := manifests.Read(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	world := policy.NewStore()
-	objects.Apply(world)
-	snapshot, _ := world.Commit()
+	store := policy.NewStore()
+	objects.Apply(store)
+	snapshot, _ := store.Commit()
 	status, stdout, stderr := sluice(t, "matrix", "-f", dir, "-o", "json")
 	if status != 0 || !strings.Contains(stderr, "1 pod without its own address") {
 		t.Fatalf("status %d, %s", status, stderr)
@@ -169,7 +169,7 @@ func decideAll(s *policy.Snapshot, from, to []netip.Addr, proto filter.Protocol,
 }
 
 func TestMatrixText(t *testing.T) {
-	_, stdout, _ := sluice(t, "matrix", "-f", matrixFolder(t, matrixCluster))
+	_, stdout, _ := sluice(t, "matrix", "-f", matrixDir(t, matrixCluster))
 	want := []string{
 		"FROM \\ TO    default/db                      default/web  shop/cart   shop/old",
 		"default/db   self                            all          all         all",
@@ -185,7 +185,7 @@ func TestMatrixText(t *testing.T) {
 
 // If all ports have the same verdict, the matrix says so once.
 func TestMatrixOfOneFamily(t *testing.T) {
-	dir := matrixFolder(t, matrixCluster+`---
+	dir := matrixDir(t, matrixCluster+`---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: cart, namespace: shop}
@@ -198,7 +198,7 @@ spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}
 }
 
 func TestMatrixOfAskedPorts(t *testing.T) {
-	_, stdout, _ := sluice(t, "matrix", "-f", matrixFolder(t, matrixCluster), "--port", "6379,8050", "--port", "53/udp", "--namespace", "default")
+	_, stdout, _ := sluice(t, "matrix", "-f", matrixDir(t, matrixCluster), "--port", "6379,8050", "--port", "53/udp", "--namespace", "default")
 	for _, line := range []string{
 		"default/db   self        6379,8050,53/UDP",
 		"default/web  6379        self",
@@ -217,7 +217,7 @@ func TestMatrixNumbersTheColumnsOfWideTables(t *testing.T) {
 	for i := range 30 {
 		fmt.Fprintf(&text, "---\n{apiVersion: v1, kind: Pod, metadata: {name: pod-with-a-long-name-%d}, status: {podIPs: [{ip: 10.0.0.%d}]}}\n", i, i+1)
 	}
-	_, stdout, _ := sluice(t, "matrix", "-f", matrixFolder(t, text.String()))
+	_, stdout, _ := sluice(t, "matrix", "-f", matrixDir(t, text.String()))
 	first, _, _ := strings.Cut(stdout, "\n")
 	if len(first) > 250 || !strings.Contains(stdout, "\n1 default/pod-with-a-long-name-0") {
 		t.Errorf("the head is %q", first)
@@ -226,7 +226,7 @@ func TestMatrixNumbersTheColumnsOfWideTables(t *testing.T) {
 
 // The page must load nothing, hold all pods, and show names as text.
 func TestMatrixPageIsSelfContained(t *testing.T) {
-	status, html, stderr := sluice(t, "matrix", "-f", matrixFolder(t, matrixCluster), "-o", "html")
+	status, html, stderr := sluice(t, "matrix", "-f", matrixDir(t, matrixCluster), "-o", "html")
 	if status != 0 {
 		t.Fatal(stderr)
 	}
@@ -254,12 +254,12 @@ func TestMatrixPageIsSelfContained(t *testing.T) {
 	}
 }
 
-func TestMatrixSaysWhatIsWrong(t *testing.T) {
-	dir := matrixFolder(t, matrixCluster)
+func TestMatrixUsageErrors(t *testing.T) {
+	dir := matrixDir(t, matrixCluster)
 	tests := map[string]struct {
-		args   []string
-		status int
-		says   string
+		args    []string
+		status  int
+		message string
 	}{
 		"port":      {[]string{"-f", dir, "--port", "http"}, exitFailed, "1 to 65535"},
 		"port 0":    {[]string{"-f", dir, "--port", "0"}, exitFailed, "1 to 65535"},
@@ -268,13 +268,13 @@ func TestMatrixSaysWhatIsWrong(t *testing.T) {
 		"no folder": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 		"no pods":   {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "status.podIPs"},
 		"no flag":   {nil, exitFailed, "filename"},
-		"broken":    {[]string{"-f", matrixFolder(t, matrixCluster+"---\na: [\n")}, exitFailed, "correct the YAML"},
+		"broken":    {[]string{"-f", matrixDir(t, matrixCluster+"---\na: [\n")}, exitFailed, "correct the YAML"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			status, _, stderr := sluice(t, append([]string{"matrix"}, tt.args...)...)
-			if status != tt.status || !strings.Contains(stderr, tt.says) {
-				t.Errorf("status %d, %s; want %d with %q", status, stderr, tt.status, tt.says)
+			if status != tt.status || !strings.Contains(stderr, tt.message) {
+				t.Errorf("status %d, %s; want %d with %q", status, stderr, tt.status, tt.message)
 			}
 		})
 	}

@@ -116,8 +116,8 @@ func TestPanelsCountEveryVerdictOnPackets(t *testing.T) {
 	const connections = 20
 	for _, args := range [][]string{kernelArgs(), {"--kernel-cache", "off"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
-			s := newSite(t)
-			s.write("policies.yaml", policies(webAsks))
+			s := newTestbed(t)
+			s.write("policies.yaml", policies(webToDNS))
 			s.start(args...)
 			for title, from := range map[string]string{"Denied": "default/other", "Allowed": "default/web"} {
 				p := readPanel(t, title)
@@ -142,7 +142,7 @@ func TestPanelsCountEveryVerdictOnPackets(t *testing.T) {
 					defer conn.Close() // stays open, so that no two share a port
 					send(t, conn)
 				}
-				for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+				for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {
 					now, lines := count()
 					if now == before+connections {
 						break

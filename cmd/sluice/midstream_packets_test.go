@@ -21,9 +21,9 @@ import (
 // The tests of this file remove the conntrack entry of a connection while both ends go on.
 // For the kernel, the next packet then begins a new connection, from the end that sent it.
 
-// talk is a TCP connection with both ends in the test.
-type talk struct {
-	*site
+// tcpPair is a TCP connection with both ends in the test.
+type tcpPair struct {
+	*testbed
 	t              *testing.T
 	family         int
 	from           string // the pod that opened it, to default/db
@@ -31,11 +31,11 @@ type talk struct {
 	next, acked    uint32 // the client's next sequence and acknowledgment numbers
 }
 
-// talk connects from a pod to a new port of default/db.
-func (s *site) talk(t *testing.T, family int, from string) *talk {
+// tcpPair connects from a pod to a new port of default/db.
+func (s *testbed) newTCPPair(t *testing.T, family int, from string) *tcpPair {
 	t.Helper()
 	db := s.host("default/db")
-	l, err := db.ListenTCP(netip.AddrPortFrom(families[family].of(db), 0))
+	l, err := db.ListenTCP(netip.AddrPortFrom(families[family].addr(db), 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,24 +48,24 @@ func (s *site) talk(t *testing.T, family int, from string) *talk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &talk{site: s, t: t, family: family, from: from, client: client, server: server}
+	c := &tcpPair{testbed: s, t: t, family: family, from: from, client: client, server: server}
 	t.Cleanup(func() { _ = client.SetLinger(0); _ = client.Close(); _ = server.SetLinger(0); _ = server.Close() })
-	c.flows()
-	c.learn()
+	c.checkFlows()
+	c.readSequence()
 	return c
 }
 
 // learn reads the client's sequence numbers from a packet.
-func (c *talk) learn() {
+func (c *tcpPair) readSequence() {
 	c.t.Helper()
 	sniffer, err := c.host("default/db").Sniff()
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	defer sniffer.Close()
-	say(c.t, c.client)
-	hear(c.t, c.server)
-	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	sendByte(c.t, c.client)
+	receiveByte(c.t, c.server)
+	ctx, cancel := context.WithTimeout(c.t.Context(), waitTimeout)
 	defer cancel()
 	client, _ := c.ends()
 	for c.next == 0 {
@@ -85,7 +85,7 @@ func (c *talk) learn() {
 }
 
 // send sends a segment as the client, without its TCP stack.
-func (c *talk) send(tcp *layers.TCP) {
+func (c *tcpPair) send(tcp *layers.TCP) {
 	c.t.Helper()
 	client, server := c.ends()
 	tcp.SrcPort, tcp.DstPort, tcp.Window = layers.TCPPort(client.Port()), layers.TCPPort(server.Port()), 1000
@@ -110,19 +110,19 @@ func (c *talk) send(tcp *layers.TCP) {
 // MatchConntrackFlow reports whether an entry is that of this connection, whichever end's
 // packet made it: a late acknowledgment of the server makes one as well. It implements
 // netlink's filter.
-func (c *talk) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+func (c *tcpPair) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	client, server := c.ends()
 	from, to := flow.Forward.SrcPort, flow.Forward.DstPort
 	return from == client.Port() && to == server.Port() || from == server.Port() && to == client.Port()
 }
 
 // ends returns the addresses of the client and the server.
-func (c *talk) ends() (client, server netip.AddrPort) {
+func (c *tcpPair) ends() (client, server netip.AddrPort) {
 	return c.client.LocalAddr().(*net.TCPAddr).AddrPort(), c.server.LocalAddr().(*net.TCPAddr).AddrPort()
 }
 
 // say sends a byte and does not wait for it to arrive.
-func say(t *testing.T, from *net.TCPConn) {
+func sendByte(t *testing.T, from *net.TCPConn) {
 	t.Helper()
 	if _, err := from.Write([]byte{'x'}); err != nil {
 		t.Fatal(err)
@@ -130,32 +130,32 @@ func say(t *testing.T, from *net.TCPConn) {
 }
 
 // hear waits for a byte.
-func hear(t *testing.T, at *net.TCPConn) {
+func receiveByte(t *testing.T, at *net.TCPConn) {
 	t.Helper()
-	_ = at.SetReadDeadline(time.Now().Add(patience))
+	_ = at.SetReadDeadline(time.Now().Add(waitTimeout))
 	if _, err := at.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("%s hears nothing: %v", at.LocalAddr(), err)
 	}
 }
 
 // deaf fails if anything has arrived.
-func deaf(t *testing.T, at *net.TCPConn) {
+func receivesNothing(t *testing.T, at *net.TCPConn) {
 	t.Helper()
-	(&session{TCPConn: at, t: t}).stopped()
+	(&session{TCPConn: at, t: t}).checkStopped()
 }
 
 // flows sends a byte each way.
-func (c *talk) flows() {
+func (c *tcpPair) checkFlows() {
 	c.t.Helper()
 	for _, d := range [][2]*net.TCPConn{{c.client, c.server}, {c.server, c.client}} {
-		say(c.t, d[0])
-		hear(c.t, d[1])
+		sendByte(c.t, d[0])
+		receiveByte(c.t, d[1])
 	}
 }
 
 // tracked returns the conntrack entry between the two ends: whether there is one, which end
 // began the connection, and whether the kernel saw its beginning.
-func (c *talk) tracked() (found *conntrack.Conn) {
+func (c *tcpPair) entry() (found *conntrack.Conn) {
 	c.t.Helper()
 	client, server := c.ends()
 	err := c.Nodes[0].Do(func() error {
@@ -177,24 +177,24 @@ func (c *talk) tracked() (found *conntrack.Conn) {
 	return found
 }
 
-// awaitTracked waits until the entry is as wanted.
-func (c *talk) awaitTracked(what string, is func(*conntrack.Conn) bool) {
+// awaitEntry waits until the entry is as wanted.
+func (c *tcpPair) awaitEntry(what string, is func(*conntrack.Conn) bool) {
 	c.t.Helper()
-	for end := time.Now().Add(patience); !is(c.tracked()); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); !is(c.entry()); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			c.t.Fatalf("%s: not so: %+v", what, c.tracked())
+			c.t.Fatalf("%s: not so: %+v", what, c.entry())
 		}
 	}
 }
 
 // awaitMark waits until the sweep has marked the connection.
-func (c *talk) awaitMark(mark uint32) {
+func (c *tcpPair) awaitMark(mark uint32) {
 	c.t.Helper()
-	c.awaitTracked(fmt.Sprintf("connection mark %#x", mark), func(e *conntrack.Conn) bool { return e != nil && e.Mark == mark })
+	c.awaitEntry(fmt.Sprintf("connection mark %#x", mark), func(e *conntrack.Conn) bool { return e != nil && e.Mark == mark })
 }
 
 // set sets kernel parameters of the node's network.
-func (s *site) set(settings ...string) {
+func (s *testbed) setConntrack(settings ...string) {
 	s.t.Helper()
 	err := s.Nodes[0].Do(func() error {
 		for ; len(settings) > 1; settings = settings[2:] {
@@ -209,41 +209,41 @@ func (s *site) set(settings ...string) {
 	}
 }
 
-// losses are the ways in which a connection loses its entry.
-var losses = []struct {
-	name string
-	lose func(*talk)
+// entryLosses are the ways in which a connection loses its entry.
+var entryLosses = []struct {
+	name   string
+	remove func(*tcpPair)
 }{
-	{"table flushed", func(c *talk) {
+	{"table flushed", func(c *tcpPair) {
 		if err := c.Nodes[0].Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }); err != nil {
 			c.t.Fatal(err)
 		}
 	}},
-	{"entry evicted", (*talk).evict},
-	{"entry expired", func(c *talk) {
-		c.set("nf_conntrack_tcp_timeout_established", "1", "nf_conntrack_tcp_timeout_unacknowledged", "1")
-		defer c.set("nf_conntrack_tcp_timeout_established", "432000", "nf_conntrack_tcp_timeout_unacknowledged", "300")
+	{"entry evicted", (*tcpPair).evict},
+	{"entry expired", func(c *tcpPair) {
+		c.setConntrack("nf_conntrack_tcp_timeout_established", "1", "nf_conntrack_tcp_timeout_unacknowledged", "1")
+		defer c.setConntrack("nf_conntrack_tcp_timeout_established", "432000", "nf_conntrack_tcp_timeout_unacknowledged", "300")
 		c.send(&layers.TCP{ACK: true, Seq: c.next, Ack: c.acked}) // a new timeout applies from the next packet
-		c.awaitLost()                                             // before the timeouts are restored
+		c.awaitNoEntry()                                          // before the timeouts are restored
 	}},
-	{"reset by the client", func(c *talk) {
+	{"reset by the client", func(c *tcpPair) {
 		c.send(&layers.TCP{RST: true, Seq: c.next})
 		c.send(&layers.TCP{SYN: true, Seq: c.next + 100000})
 	}},
 }
 
 // lose removes the entry of the connection.
-func (c *talk) lose(how func(*talk)) {
+func (c *tcpPair) removeEntry(how func(*tcpPair)) {
 	c.t.Helper()
 	how(c)
-	c.awaitLost()
+	c.awaitNoEntry()
 }
 
-// awaitLost waits until the entry is gone. It removes an entry that a late acknowledgment
+// awaitNoEntry waits until the entry is gone. It removes an entry that a late acknowledgment
 // has made again.
-func (c *talk) awaitLost() {
+func (c *tcpPair) awaitNoEntry() {
 	c.t.Helper()
-	c.awaitTracked("the entry is gone", func(e *conntrack.Conn) bool {
+	c.awaitEntry("the entry is gone", func(e *conntrack.Conn) bool {
 		if e != nil && e.MidStream {
 			c.evict()
 		}
@@ -252,7 +252,7 @@ func (c *talk) awaitLost() {
 }
 
 // evict does what the kernel does when the table is full.
-func (c *talk) evict() {
+func (c *tcpPair) evict() {
 	c.t.Helper()
 	err := c.Nodes[0].Do(func() error {
 		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(families[c.family].netlink), c)
@@ -264,19 +264,19 @@ func (c *talk) evict() {
 }
 
 // pickUp makes the kernel track the open connection as begun by the server.
-func (c *talk) pickUp() {
+func (c *tcpPair) pickUp() {
 	c.t.Helper()
 	_, server := c.ends()
-	for end := time.Now().Add(patience); ; {
-		c.lose(losses[0].lose)
-		say(c.t, c.server)
-		hear(c.t, c.client)
-		c.awaitTracked("picked up", func(e *conntrack.Conn) bool { return e != nil && e.MidStream && e.Key.Port != 0 })
-		if c.tracked().Key.SrcAddr() == server.Addr() {
+	for end := time.Now().Add(waitTimeout); ; {
+		c.removeEntry(entryLosses[0].remove)
+		sendByte(c.t, c.server)
+		receiveByte(c.t, c.client)
+		c.awaitEntry("picked up", func(e *conntrack.Conn) bool { return e != nil && e.MidStream && e.Key.Port != 0 })
+		if c.entry().Key.SrcAddr() == server.Addr() {
 			return
 		}
 		if time.Now().After(end) { // until then, a late acknowledgment of the client may have been first
-			c.t.Fatalf("not begun by the server: %+v", c.tracked())
+			c.t.Fatalf("not begun by the server: %+v", c.entry())
 		}
 	}
 }
@@ -288,34 +288,34 @@ func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 	for _, cached := range []string{"on", "off"} {
 		for _, loose := range []string{"1", "0"} {
 			t.Run(fmt.Sprintf("kernel cache %s, tcp_loose %s", cached, loose), func(t *testing.T) {
-				s := newSite(t)
-				s.set("nf_conntrack_tcp_loose", loose)
+				s := newTestbed(t)
+				s.setConntrack("nf_conntrack_tcp_loose", loose)
 				s.start("--kernel-cache", cached, "--log-verdicts", "denied", "--log-verdicts-rate", "0")
-				for _, l := range losses {
+				for _, l := range entryLosses {
 					for family := range families {
 						t.Run(l.name+", "+families[family].name, func(t *testing.T) {
 							s.save("policies.yaml", "")
-							denied, allowed := s.talk(t, family, "default/other"), s.talk(t, family, "default/web")
+							denied, allowed := s.newTCPPair(t, family, "default/other"), s.newTCPPair(t, family, "default/web")
 							s.save("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
 							denied.awaitMark(0x20)
-							denied.lose(l.lose)
-							allowed.lose(losses[0].lose)
+							denied.removeEntry(l.remove)
+							allowed.removeEntry(entryLosses[0].remove)
 							mark := s.agent.Mark()
 							_, server := denied.ends()
-							say(t, denied.server)
+							sendByte(t, denied.server)
 							s.await(mark, "the server's data are denied", func(line agenttest.Line) bool {
 								return line.Text("reason") == "mid-stream" && line.Number("sport") == int(server.Port()) && line.Text("policy") != ""
 							})
-							say(t, denied.client)
+							sendByte(t, denied.client)
 							s.await(mark, "the client's data are denied", func(line agenttest.Line) bool {
 								return line.Text("reason") == "ingress-denied" && line.Number("dport") == int(server.Port())
 							})
-							deaf(t, denied.client)
-							deaf(t, denied.server)
-							if e := denied.tracked(); e != nil {
+							receivesNothing(t, denied.client)
+							receivesNothing(t, denied.server)
+							if e := denied.entry(); e != nil {
 								t.Errorf("it is tracked again: %+v", e)
 							}
-							allowed.flows()
+							allowed.checkFlows()
 						})
 					}
 				}
@@ -325,7 +325,7 @@ func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 }
 
 // trackEverything makes the node track connections without an agent.
-func (s *site) trackEverything() {
+func (s *testbed) trackEverything() {
 	s.t.Helper()
 	for _, f := range families {
 		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"); err != nil {
@@ -342,38 +342,38 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 	toDB := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
 	for family := range families {
 		t.Run("at the start, "+families[family].name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.trackEverything()
-			s.set("nf_conntrack_tcp_be_liberal", "1") // must not make an entry count as picked up
+			s.setConntrack("nf_conntrack_tcp_be_liberal", "1") // must not make an entry count as picked up
 			// If the kernel saw the beginning, only that direction is judged, so the
 			// client may be closed to all.
-			begun, other := s.talk(t, family, "default/web"), s.talk(t, family, "default/other")
-			both := s.talk(t, family, "mine/cart")
+			begun, other := s.newTCPPair(t, family, "default/web"), s.newTCPPair(t, family, "default/other")
+			both := s.newTCPPair(t, family, "mine/cart")
 			both.pickUp()
 			other.pickUp()
-			begun.flows() // its entry was flushed as well
-			again := s.talk(t, family, "default/web")
+			begun.checkFlows() // its entry was flushed as well
+			again := s.newTCPPair(t, family, "default/web")
 			s.write("policies.yaml", policies(closed, toDB, "default/cart: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}]}]}"))
 			s.start()
-			again.flows()
-			both.flows()
+			again.checkFlows()
+			both.checkFlows()
 			other.awaitMark(0x20)
 			begun.awaitMark(0x20) // picked up, and denied in the other direction
 		})
 		t.Run("later, "+families[family].name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.start()
-			c := s.talk(t, family, "default/other")
+			c := s.newTCPPair(t, family, "default/other")
 			c.pickUp()
 			s.save("policies.yaml", policies(toDB))
 			c.awaitMark(0x20)
 			before := s.dropped(families[family].iptables)
-			say(t, c.server)
+			sendByte(t, c.server)
 			s.awaitDrop(t, families[family].iptables, before)
-			deaf(t, c.client)
+			receivesNothing(t, c.client)
 			s.save("policies.yaml", "")
-			hear(t, c.client)
-			c.flows()
+			receiveByte(t, c.client)
+			c.checkFlows()
 		})
 	}
 }
@@ -381,27 +381,27 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 // If an agent starts on a node that tracked no connections, those that are allowed go on,
 // whichever end began them, and those that are denied stop.
 func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
-	var allowed, denied []*talk
+	var allowed, denied []*tcpPair
 	for family := range families {
-		allowed, denied = append(allowed, s.talk(t, family, "default/web")), append(denied, s.talk(t, family, "default/other"))
+		allowed, denied = append(allowed, s.newTCPPair(t, family, "default/web")), append(denied, s.newTCPPair(t, family, "default/other"))
 	}
-	if denied[0].tracked() != nil {
+	if denied[0].entry() != nil {
 		t.Fatal("the node tracks connections before there are rules")
 	}
 	s.start("--log-verdicts", "denied", "--log-verdicts-rate", "0")
 	for family := range families {
 		mark := s.agent.Mark()
 		_, server := denied[family].ends()
-		say(t, denied[family].server)
+		sendByte(t, denied[family].server)
 		s.await(mark, "the server's data are denied", func(line agenttest.Line) bool {
 			return line.Text("reason") == "mid-stream" && line.Number("sport") == int(server.Port())
 		})
-		deaf(t, denied[family].client)
-		say(t, allowed[family].server)
-		hear(t, allowed[family].client)
-		allowed[family].flows()
+		receivesNothing(t, denied[family].client)
+		sendByte(t, allowed[family].server)
+		receiveByte(t, allowed[family].client)
+		allowed[family].checkFlows()
 	}
 }
 
@@ -409,28 +409,28 @@ func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 // connection arrive. All others may be answers to a connection whose entry is gone, as
 // after a flush of the table.
 func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
-	segment := func(set func(*layers.TCP)) func(*wire, string) []byte {
-		return func(w *wire, mark string) []byte {
-			tcp := &layers.TCP{SrcPort: layers.TCPPort(30000 + w.sentinel), DstPort: 40000, Seq: 1000, Ack: 2000, Window: 1000}
+	segment := func(set func(*layers.TCP)) func(*prober, string) []byte {
+		return func(pr *prober, mark string) []byte {
+			tcp := &layers.TCP{SrcPort: layers.TCPPort(30000 + pr.sentinel), DstPort: 40000, Seq: 1000, Ack: 2000, Window: 1000}
 			set(tcp)
-			return w.packet(layers.IPProtocolTCP, tcp, gopacket.Payload(mark))
+			return pr.packet(layers.IPProtocolTCP, tcp, gopacket.Payload(mark))
 		}
 	}
-	chunk := func(kind byte) func(*wire, string) []byte {
-		return func(w *wire, mark string) []byte {
+	chunk := func(kind byte) func(*prober, string) []byte {
+		return func(pr *prober, mark string) []byte {
 			data := make([]byte, 20, 20+len(mark))
 			data[0], data[3], data[4] = kind, byte(20+len(mark)), 1
 			data[11], data[13], data[15] = 1, 1, 1
-			sctp := &layers.SCTP{SrcPort: layers.SCTPPort(30000 + w.sentinel), DstPort: 40000}
+			sctp := &layers.SCTP{SrcPort: layers.SCTPPort(30000 + pr.sentinel), DstPort: 40000}
 			if kind != 1 {
 				sctp.VerificationTag = 7
 			}
-			return w.packet(layers.IPProtocolSCTP, sctp, gopacket.Payload(append(data, mark...)))
+			return pr.packet(layers.IPProtocolSCTP, sctp, gopacket.Payload(append(data, mark...)))
 		}
 	}
 	sent := []struct {
 		name    string
-		packet  func(*wire, string) []byte
+		packet  func(*prober, string) []byte
 		arrives bool
 	}{
 		{"SYN", segment(func(s *layers.TCP) { s.SYN = true }), true},
@@ -447,21 +447,21 @@ func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
 		{"INIT ACK", chunk(2), false},
 		{"HEARTBEAT", chunk(4), false},
 		{"ABORT", chunk(6), false},
-		{"UDP", func(w *wire, mark string) []byte { return w.udpTo(40000, mark) }, true},
+		{"UDP", func(pr *prober, mark string) []byte { return pr.udpTo(40000, mark) }, true},
 	}
 	for _, loose := range []string{"1", "0"} {
 		t.Run("tcp_loose "+loose, func(t *testing.T) {
-			s := newSite(t)
-			s.set("nf_conntrack_tcp_loose", loose)
+			s := newTestbed(t)
+			s.setConntrack("nf_conntrack_tcp_loose", loose)
 			s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
 			// One queue and no kernel cache keep all packets in order.
 			s.start("--queues", "1", "--kernel-cache", "off")
 			for i, f := range families {
 				for to, open := range map[string]bool{"default/other": false, "default/web": true} {
-					w := s.wireBetween(t, "default/db", to, i == 1)
+					pr := s.newProberBetween(t, "default/db", to, i == 1)
 					for _, p := range sent {
 						mark := fmt.Sprintf("%s to %s.", p.name, to)
-						if got := w.arrives(p.packet(w, mark), mark); got != (p.arrives || open) {
+						if got := pr.arrives(p.packet(pr, mark), mark); got != (p.arrives || open) {
 							t.Errorf("%s, %s: arrives %v, want %v", f.name, mark, got, p.arrives || open)
 						}
 					}

@@ -28,7 +28,7 @@ const (
 )
 
 // sysctl sets a setting of the node's kernel.
-func (s *site) sysctl(t *testing.T, path, value string) {
+func (s *testbed) sysctl(t *testing.T, path, value string) {
 	t.Helper()
 	if err := s.Nodes[0].Do(func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) }); err != nil {
 		t.Skipf("needs br_netfilter in the kernel: %v", err)
@@ -36,9 +36,9 @@ func (s *site) sysctl(t *testing.T, path, value string) {
 }
 
 // good waits until sluice status reports no problem.
-func (s *site) good(t *testing.T) {
+func (s *testbed) awaitNoProblems(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) {
 		status, out, err := sluice(t, "status", "--socket", s.socket)
 		if status == 0 {
 			return
@@ -52,39 +52,39 @@ func (s *site) good(t *testing.T) {
 // Settings that let packets between pods on a bridge bypass iptables are reported as long as
 // they last. With --sysctl-problems unready, the agent is not ready meanwhile.
 func TestBridgeSettingsOnPackets(t *testing.T) {
-	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
 	s.sysctl(t, sysctlVLAN, "1")
 	s.start("--sysctl-problems", "unready", "--guard", "off")
-	s.good(t)
+	s.awaitNoProblems(t)
 	for i, f := range families {
 		path := []string{sysctlIPv4, sysctlIPv6}[i]
 		name := strings.ReplaceAll(path, "/", ".")
 		t.Run(name, func(t *testing.T) {
-			to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
+			to := netip.AddrPortFrom(f.addr(s.host("default/db")), 6379)
 			mark := s.agent.Mark()
 			s.sysctl(t, path, "0")
-			s.problem(t, "sysctl "+name+", br0: is 0: ")
-			s.problem(t, "sysctl -w "+name+"=1")
+			s.awaitProblem(t, "sysctl "+name+", br0: is 0: ")
+			s.awaitProblem(t, "sysctl -w "+name+"=1")
 			if status, _, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != exitFindings || !strings.Contains(stderr, name) {
 				t.Errorf("the probe: status %d, %s", status, stderr)
 			}
-			if r := s.host("default/other").Connect(t.Context(), "tcp", to, patience); r.Outcome != lab.Reached {
+			if r := s.host("default/other").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Reached {
 				t.Errorf("what is reported as open is not: %v", r.Outcome)
 			}
 			if f.name == "IPv4" { // the setting of the bridge is enough
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
 					t.Fatal(err)
 				}
-				s.good(t)
-				if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence); r.Outcome != lab.TimedOut {
+				s.awaitNoProblems(t)
+				if r := s.host("default/other").Connect(t.Context(), "tcp", to, probeTimeout); r.Outcome != lab.TimedOut {
 					t.Errorf("what is reported as closed is not: %v", r.Outcome)
 				}
 				return
 			}
 			s.sysctl(t, path, "1")
 			s.await(mark, "that it is over", agenttest.Event(event.SettingRight))
-			s.good(t)
+			s.awaitNoProblems(t)
 			if told := s.agent.Since(mark, agenttest.Event(event.SettingWrong)); len(told) != 1 {
 				t.Errorf("it was logged %d times, want once", len(told))
 			}
@@ -94,7 +94,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 		t.Error("with all settings on, a frame with a VLAN tag passes iptables by")
 	}
 	s.sysctl(t, sysctlVLAN, "0")
-	s.problem(t, "sysctl net.bridge.bridge-nf-filter-vlan-tagged, br0: is 0: ")
+	s.awaitProblem(t, "sysctl net.bridge.bridge-nf-filter-vlan-tagged, br0: is 0: ")
 	if !s.taggedArrives(t) {
 		t.Error("what is reported as open is not, for frames with a VLAN tag")
 	}
@@ -103,21 +103,21 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 // The guard lets no VLAN tag pass, so with it the setting for VLAN tags does not matter and
 // is not reported.
 func TestGuardMakesUpForVLANSettingOnPackets(t *testing.T) {
-	s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: true})
+	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
 	s.sysctl(t, sysctlVLAN, "0")
 	s.start("--sysctl-problems", "unready")
-	s.good(t)
+	s.awaitNoProblems(t)
 	if s.taggedArrives(t) {
 		t.Error("a frame with a VLAN tag passes iptables by")
 	}
 	s.sysctl(t, sysctlIPv6, "0") // the guard does not make up for this one
-	s.problem(t, "sysctl net.bridge.bridge-nf-call-ip6tables, br0: is 0: ")
+	s.awaitProblem(t, "sysctl net.bridge.bridge-nf-call-ip6tables, br0: is 0: ")
 }
 
 // taggedArrives reports whether db receives a denied datagram of other in a frame with VLAN
 // tag 0.
-func (s *site) taggedArrives(t *testing.T) bool {
+func (s *testbed) taggedArrives(t *testing.T) bool {
 	t.Helper()
 	from, to := s.host("default/other"), s.host("default/db")
 	listener, err := to.ListenUDP(netip.AddrPortFrom(to.IPv4, 9999))
@@ -129,7 +129,7 @@ func (s *site) taggedArrives(t *testing.T) bool {
 	if err := from.SendFrame(frame); err != nil {
 		t.Fatal(err)
 	}
-	if err := listener.SetReadDeadline(time.Now().Add(silence)); err != nil {
+	if err := listener.SetReadDeadline(time.Now().Add(probeTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	n, _ := listener.Read(make([]byte, 64))
@@ -138,7 +138,7 @@ func (s *site) taggedArrives(t *testing.T) bool {
 
 // On a node without a bridge with pods, no setting is reported.
 func TestNoBridgeNoSettingsOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	for _, path := range []string{sysctlIPv4, sysctlIPv6, sysctlVLAN} {
 		s.sysctl(t, path, "0")
@@ -149,11 +149,11 @@ func TestNoBridgeNoSettingsOnPackets(t *testing.T) {
 		}
 	}
 	s.start("--sysctl-problems", "unready", "--pod-cidrs", s.Nodes[0].Pods4.String()+","+s.Nodes[0].Pods6.String())
-	s.good(t)
+	s.awaitNoProblems(t)
 }
 
-// barePod is the API object of a pod that starts on the site's node.
-func (s *site) barePod(name, role string, h *lab.Host) *corev1.Pod {
+// podObject is the API object of a pod that starts on the testbed's node.
+func (s *testbed) podObject(name, role string, h *lab.Host) *corev1.Pod {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"role": role}, CreationTimestamp: metav1.Now()},
 		Spec:       corev1.PodSpec{NodeName: s.Nodes[0].Name, Containers: []corev1.Container{{Name: "c"}}},
@@ -174,23 +174,23 @@ func (s *site) barePod(name, role string, h *lab.Host) *corev1.Pod {
 func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	for name, bridged := range map[string]bool{"routed": false, "bridged": true} {
 		t.Run(name, func(t *testing.T) {
-			s := newSiteIn(t, lab.Options{Nodes: 2, Bridged: bridged})
+			s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: bridged})
 			s.write("policies.yaml", policies(demo1, "default/mute: {podSelector: {matchLabels: {role: mute}}}",
 				"default/silent: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}"))
 			s.sysctl(t, sysctlVLAN, "1")
 			api := s.serveAPI(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.Nodes[0].Name}}, nil)
-			s.startFollowing(api.kubeconfig, "--hold", patience.String())
+			s.startFollowing(api.kubeconfig, "--hold", waitTimeout.String())
 			for i, role := range []string{"mute", "frontend"} {
 				s.startPod(t, api, fmt.Sprintf("start-%d", i), role, role == "frontend", !bridged)
 			}
-			s.good(t)
+			s.awaitNoProblems(t)
 		})
 	}
 }
 
 // startPod starts a pod that connects, and that others connect to, at once. The agent learns
 // of the pod when these packets are held. Policies allow the pod either all or nothing.
-func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
+func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod(name)
 	if err != nil {
@@ -201,12 +201,12 @@ func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, 
 	}
 	if ownRoute { // a bridge's connected range would be known
 		for _, a := range pod.Addrs() {
-			s.expected(t, a)
+			s.awaitPending(t, a)
 		}
 	}
-	want, limit := lab.TimedOut, 2*silence
+	want, limit := lab.TimedOut, 2*probeTimeout
 	if allowed {
-		want, limit = lab.Reached, patience
+		want, limit = lab.Reached, waitTimeout
 	}
 	before, tries := s.held(t), 0
 	var wait sync.WaitGroup
@@ -217,24 +217,24 @@ func (s *site) startPod(t *testing.T, api *standIn, name, role string, allowed, 
 		}{{pod, s.host("default/web"), 80}, {s.host("default/other"), pod, 6379}} {
 			tries++
 			wait.Go(func() {
-				if r := way.from.Connect(t.Context(), "tcp", netip.AddrPortFrom(f.of(way.to), way.port), limit); r.Outcome != want {
+				if r := way.from.Connect(t.Context(), "tcp", netip.AddrPortFrom(f.addr(way.to), way.port), limit); r.Outcome != want {
 					t.Errorf("%s, over %s: %s to %s: %v, want %v", role, f.name, way.from.Name, way.to.Name, r.Outcome, want)
 				}
 			})
 		}
 	}
-	for end := time.Now().Add(patience); s.held(t) < before+tries; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); s.held(t) < before+tries; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Errorf("%s: of %d packets, %d wait for the news", role, tries, s.held(t)-before)
 			break
 		}
 	}
-	api.Set(s.barePod(name, role, pod))
+	api.Set(s.podObject(name, role, pod))
 	wait.Wait()
 }
 
 // expected waits until an address is pending: until the agent expects a pod there.
-func (s *site) expected(t *testing.T, addr netip.Addr) {
+func (s *testbed) awaitPending(t *testing.T, addr netip.Addr) {
 	t.Helper()
 	s.await(0, "the range of "+addr.String(), func(l agenttest.Line) bool {
 		return l.Is(event.RangesDerived) && strings.Contains(fmt.Sprint(l["ranges"]), netip.PrefixFrom(addr, addr.BitLen()).String())
@@ -242,7 +242,7 @@ func (s *site) expected(t *testing.T, addr netip.Addr) {
 }
 
 // held returns the number of packets that have been held so far.
-func (s *site) held(t *testing.T) int {
+func (s *testbed) held(t *testing.T) int {
 	t.Helper()
 	_, out, _ := sluice(t, "status", "--socket", s.socket, "-o", "json")
 	var status struct{ Packets struct{ Held int } }
@@ -255,16 +255,16 @@ func (s *site) held(t *testing.T) int {
 // With kube-proxy's route_localnet and rp_filter 0, the kernel accepts packets from pods
 // with a loopback source. The rules drop these packets.
 func TestLoopbackSourcesOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
 	s.sysctl(t, "net/ipv4/conf/all/route_localnet", "1")
 	for _, conf := range []string{"all", "default", s.host("default/web").RouterDevice()} {
 		s.sysctl(t, "net/ipv4/conf/"+conf+"/rp_filter", "0")
 	}
-	w := s.wire(t, false)
+	pr := s.newProber(t, false)
 	forged := func(source string) (packet []byte, text string) {
 		text = "from " + source
-		packet = w.udpTo(9, text)
+		packet = pr.udpTo(9, text)
 		from := netip.MustParseAddr(source).As4()
 		copy(packet[12:], from[:])
 		copy(packet[10:], []byte{0, 0})
@@ -272,14 +272,14 @@ func TestLoopbackSourcesOnPackets(t *testing.T) {
 		copy(packet[26:], []byte{0, 0}) // no UDP checksum
 		return packet, text
 	}
-	if !w.arrives(forged("127.0.0.2")) {
+	if !pr.arrives(forged("127.0.0.2")) {
 		t.Fatal("it does not arrive without an agent either: the test shows nothing")
 	}
 	s.start()
 	for _, source := range []string{"127.0.0.1", "127.0.0.2", "127.255.255.254", s.Nodes[0].IPv4.String()} {
-		if w.arrives(forged(source)) {
+		if pr.arrives(forged(source)) {
 			t.Errorf("a packet with source %s arrives", source)
 		}
 	}
-	s.good(t)
+	s.awaitNoProblems(t)
 }

@@ -51,13 +51,13 @@ func (g *forger) sourcesDropped(t *testing.T) int {
 	t.Helper()
 	_, page := g.scrape(t, "/metrics")
 	if !strings.Contains(page, `{reason="source"}`) {
-		return g.forged(t, "rule")
+		return g.forgedDropped(t, "rule")
 	}
-	return g.forged(t, "rule") + g.forged(t, "source")
+	return g.forgedDropped(t, "rule") + g.forgedDropped(t, "source")
 }
 
 // hasSourceChain reports whether the rules of both families drop forged sources.
-func (s *site) hasSourceChain(t *testing.T) bool {
+func (s *testbed) hasSourceChain(t *testing.T) bool {
 	t.Helper()
 	n := 0
 	for _, command := range []string{"iptables", "ip6tables"} {
@@ -92,15 +92,15 @@ func TestForgedFromOutsideOnPackets(t *testing.T) {
 				}
 				pod := g.attacker
 				g = g.fromOutside(g.Outside)
-				sources := map[string]netip.Addr{"the node": g.of(g.Nodes[0].Host), "the receiver": g.of(g.victim)}
+				sources := map[string]netip.Addr{"the node": g.addr(g.Nodes[0].Host), "the receiver": g.addr(g.victim)}
 				if pod.RouterMAC()[1] == 0x77 {
-					sources["the bridge"] = g.pick("10.77.0.1", "fd00:77::1")
+					sources["the bridge"] = g.byFamily("10.77.0.1", "fd00:77::1")
 				}
 				before, sent := g.sourcesDropped(t), 0
 				for name, src := range sources {
 					for _, port := range []uint16{53, 9} {
 						sent++
-						if g.datagram(src, g.of(g.victim), port) {
+						if g.datagramArrives(src, g.addr(g.victim), port) {
 							t.Errorf("a datagram to port %d arrives that claims to be from %s (%s)", port, name, src)
 						}
 					}
@@ -109,7 +109,7 @@ func TestForgedFromOutsideOnPackets(t *testing.T) {
 					t.Errorf("%d packets are counted, want %d", n, sent)
 				}
 				// Of others a machine outside may bring packets: that of a pod may come back.
-				if !g.datagram(g.of(pod), g.of(g.victim), 53) {
+				if !g.datagramArrives(g.addr(pod), g.addr(g.victim), 53) {
 					t.Error("a pod's packet that comes from outside does not arrive")
 				}
 			})
@@ -131,8 +131,8 @@ func TestForgedNewAddressOnPackets(t *testing.T) {
 				}
 				defer func() { _ = vip.Close() }()
 				// Another machine there sends the same, and what follows it as itself.
-				pod, out, src := g, g.fromOutside(g.Outside), g.of(vip)
-				arrives := func() bool { return out.datagram(src, g.of(g.victim), 53) }
+				pod, out, src := g, g.fromOutside(g.Outside), g.addr(vip)
+				arrives := func() bool { return out.datagramArrives(src, g.addr(g.victim), 53) }
 				if !arrives() {
 					t.Fatal("a packet of another machine does not arrive")
 				}
@@ -144,15 +144,15 @@ func TestForgedNewAddressOnPackets(t *testing.T) {
 					if err := g.Nodes[0].Run("ip", append([]string{map[bool]string{true: "-4", false: "-6"}[src.Is4()]}, how...)...); err != nil {
 						t.Fatal(err)
 					}
-					g.until(t, "a packet from the node's new address is dropped", func() bool { return !arrives() })
-					if pod.datagram(src, g.of(g.victim), 53) || pod.datagram(src, g.of(g.victim), 9) {
+					g.eventually(t, "a packet from the node's new address is dropped", func() bool { return !arrives() })
+					if pod.datagramArrives(src, g.addr(g.victim), 53) || pod.datagramArrives(src, g.addr(g.victim), 9) {
 						t.Error("a pod's datagram arrives that claims to be from the node's new address")
 					}
 					how[1] = strings.Replace(how[1], "add", "del", 1)
 					if err := g.Nodes[0].Run("ip", append([]string{map[bool]string{true: "-4", false: "-6"}[src.Is4()]}, how...)...); err != nil {
 						t.Fatal(err)
 					}
-					g.until(t, "a packet from an address that the node no longer has arrives", arrives)
+					g.eventually(t, "a packet from an address that the node no longer has arrives", arrives)
 				}
 			})
 		})
@@ -163,7 +163,7 @@ func TestForgedNewAddressOnPackets(t *testing.T) {
 func TestNodesOwnMulticastOnPackets(t *testing.T) {
 	for _, setup := range sourceSetups {
 		t.Run(setup.name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", forgePolicies)
 			s.start(setup.args...)
 			err := s.Nodes[0].Do(func() error {
@@ -197,7 +197,7 @@ func TestNodesOwnMulticastOnPackets(t *testing.T) {
 					if _, err := listener.WriteToUDP([]byte("to the group"), at); err != nil {
 						return err
 					}
-					if err := listener.SetReadDeadline(time.Now().Add(patience)); err != nil {
+					if err := listener.SetReadDeadline(time.Now().Add(waitTimeout)); err != nil {
 						return err
 					}
 					got := make([]byte, 100)
@@ -222,18 +222,18 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 	if !tcx(t) {
 		t.Skip("needs TCX, which Linux has since 6.6: without it, the rules drop forged sources all the time")
 	}
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", forgePolicies)
 	s.start("--guard", "off", "--on-exit", "keep")
 	sent := 0
-	g := (&forger{site: s, t: t, attacker: s.host(forgeAttacker), sent: &sent}).at(forgeVictim, false)
+	g := (&forger{testbed: s, t: t, attacker: s.host(forgeAttacker), sent: &sent}).withVictim(forgeVictim, false)
 	out := g.fromOutside(s.Outside)
 	node := s.Nodes[0]
-	no := func() {
+	checkNoForged := func() {
 		t.Helper()
 		for _, from := range []*forger{g, out} {
 			for _, src := range []netip.Addr{node.IPv4, g.victim.IPv4} {
-				if from.datagram(src, g.victim.IPv4, 9) {
+				if from.datagramArrives(src, g.victim.IPv4, 9) {
 					t.Errorf("a datagram of %s arrives that claims to be from %s", from.attacker.Name, src)
 				}
 			}
@@ -241,30 +241,30 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 	}
 	expect := func(what string, chain bool) {
 		t.Helper()
-		s.until(t, what, func() bool {
-			no()
+		s.eventually(t, what, func() bool {
+			checkNoForged()
 			// A program may go a moment after the chain has come.
 			return s.hasSourceChain(t) == chain && (programsAt(t, node.Host, "eth0") > 0) != chain
 		})
-		no()
+		checkNoForged()
 	}
-	take := func(args ...string) {
+	takeOver := func(args ...string) {
 		t.Helper()
-		next := s.another(append(args, "--on-exit", "keep")...)
-		no()
+		next := s.startAnother(append(args, "--on-exit", "keep")...)
+		checkNoForged()
 		s.stop()
 		s.agent = next
 	}
 	expect("without a guard, the chain is there", true)
 	for range 2 {
-		take()
+		takeOver()
 		expect("with the guard, the chain is not there", false)
-		take()
+		takeOver()
 		expect("nor with the next", false)
-		take("--guard", "off")
+		takeOver("--guard", "off")
 		expect("an agent without a guard has the chain", true)
 	}
-	take()
+	takeOver()
 	expect("with the guard again", false)
 	for _, args := range [][]string{
 		{"link", "add", "one", "type", "veth", "peer", "name", "two"},
@@ -281,8 +281,8 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 	expect("and without the pair, it has not", false)
 
 	detach := s.attachBefore(t, "eth0")
-	s.until(t, "behind another program, the chain is there", func() bool { return s.hasSourceChain(t) })
-	no()
+	s.eventually(t, "behind another program, the chain is there", func() bool { return s.hasSourceChain(t) })
+	checkNoForged()
 	detach()
 	expect("when that is gone, it is not", false)
 
@@ -299,7 +299,7 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 	if s.hasSourceChain(t) || programsAt(t, node.Host, "eth0") == 0 {
 		t.Error("a killed agent has left something else than it had")
 	}
-	no()
+	checkNoForged()
 	s.start("--on-exit", "remove")
 	s.stop()
 	if s.hasSourceChain(t) || programsAt(t, node.Host, "eth0") > 0 {
@@ -308,7 +308,7 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 }
 
 // attachBefore puts a program of others before the guard's, which lets all pass.
-func (s *site) attachBefore(t *testing.T, device string) (detach func()) {
+func (s *testbed) attachBefore(t *testing.T, device string) (detach func()) {
 	t.Helper()
 	var l bpf.Link
 	err := s.Nodes[0].Do(func() error {

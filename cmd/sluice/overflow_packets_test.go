@@ -15,11 +15,11 @@ import (
 	"sluice/filter/event"
 )
 
-// webAsks is a policy that lets only the frontend ask the database.
-const webAsks = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 53}]}]}"
+// webToDNS is a policy that lets only the frontend ask the database.
+const webToDNS = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 53}]}]}"
 
 // floodOnce opens 30 connections with new keys at once, and counts their outcomes.
-func (s *site) floodOnce(t *testing.T, from string, to netip.AddrPort, timeout time.Duration) map[lab.Outcome]int {
+func (s *testbed) floodOnce(t *testing.T, from string, to netip.AddrPort, timeout time.Duration) map[lab.Outcome]int {
 	t.Helper()
 	const connections = 30
 	results := make(chan lab.Outcome, connections)
@@ -39,8 +39,8 @@ func (s *site) floodOnce(t *testing.T, from string, to netip.AddrPort, timeout t
 // If a pod opens connections over its limit, they are judged correctly in the overflow
 // queue. Connections of another pod do not wait behind them.
 func TestOverflowOnPackets(t *testing.T) {
-	s := newSite(t)
-	s.write("policies.yaml", policies(webAsks))
+	s := newTestbed(t)
+	s.write("policies.yaml", policies(webToDNS))
 	s.start("--queues", "1", "--queue-first", "20", "--source-share", "1", "--kernel-cache", "off")
 	const others, overflow = 20, 21
 	for _, addr := range s.host("default/db").Addrs() {
@@ -49,11 +49,11 @@ func TestOverflowOnPackets(t *testing.T) {
 			from    string
 			timeout time.Duration
 			want    lab.Outcome
-		}{{"default/web", patience, lab.Reached}, {"default/other", silence, lab.TimedOut}} {
+		}{{"default/web", waitTimeout, lab.Reached}, {"default/other", probeTimeout, lab.TimedOut}} {
 			before := s.queues()
 			// With a limit of one connection per second, 30 at once exceed it, unless the
 			// machine takes 30 seconds for them.
-			for end := time.Now().Add(patience); s.queues()[overflow] == before[overflow]; {
+			for end := time.Now().Add(waitTimeout); s.queues()[overflow] == before[overflow]; {
 				if got := s.floodOnce(t, flood.from, db, flood.timeout); len(got) != 1 || got[flood.want] == 0 {
 					t.Errorf("%s to %s: %v, want all %v", flood.from, db, got, flood.want)
 				}
@@ -66,7 +66,7 @@ func TestOverflowOnPackets(t *testing.T) {
 			}
 		}
 		before := s.queues()
-		if r := s.host("mine/cart").Connect(t.Context(), "udp", db, silence); r.Outcome != lab.TimedOut {
+		if r := s.host("mine/cart").Connect(t.Context(), "udp", db, probeTimeout); r.Outcome != lab.TimedOut {
 			t.Errorf("mine/cart to %s: %v, want %v", db, r.Outcome, lab.TimedOut)
 		}
 		if now := s.queues(); now[others] != before[others]+1 || now[overflow] != before[overflow] {
@@ -93,9 +93,9 @@ func TestOverflowWithoutTheMatchOnPackets(t *testing.T) {
 		"all":       {[]string{"hashlimit-above", "bpf"}, []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
-			withoutMatch(t, tt.lacks...)
+			rejectMatches(t, tt.lacks...)
 			s.start("--iptables", "nft", "--guard", "off") // with it the rules do not need rpfilter
 			for _, name := range []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff} {
 				want := slices.Contains(tt.said, name)
@@ -104,7 +104,7 @@ func TestOverflowWithoutTheMatchOnPackets(t *testing.T) {
 				}
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB})
-			rules := s.traces(t)
+			rules := s.leftovers(t)
 			for _, word := range tt.lacks {
 				if strings.Contains(rules, word) {
 					t.Errorf("a rule has %s:\n%s", word, rules)
@@ -117,7 +117,7 @@ func TestOverflowWithoutTheMatchOnPackets(t *testing.T) {
 // Agents with and without the overflow queue take over from each other, and their queue
 // numbers do not collide.
 func TestTakeoverWithAnotherLimitOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	for _, share := range []string{"10", "0", "20"} {
 		old := s.agent

@@ -16,7 +16,7 @@ const foreignHook = "add table %s mangle\ndelete table %s mangle\nadd table %s m
 
 // own makes a process the owner of the tables mangle of both families, until the returned
 // function is called or the test ends.
-func (s *site) own(t *testing.T) (end func()) {
+func (s *testbed) ownTables(t *testing.T) (end func()) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft: install the package nftables")
@@ -44,23 +44,23 @@ func (s *site) own(t *testing.T) (end func()) {
 			t.Fatal(err)
 		}
 	}
-	s.until(t, "the tables belong to a process", func() bool { return strings.Count(s.ruleset(t), "flags owner") == 2 })
+	s.eventually(t, "the tables belong to a process", func() bool { return strings.Count(s.ruleset(t), "flags owner") == 2 })
 	return end
 }
 
 // until waits until a condition holds.
-func (s *site) until(t *testing.T, what string, holds func() bool) {
+func (s *testbed) eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", patience, what)
+			t.Fatalf("not so after %v: %s", waitTimeout, what)
 		}
 	}
 }
 
 // inTable reports whether the rules of both families are in the given table, and in no
 // other.
-func (s *site) inTable(t *testing.T, name string) bool {
+func (s *testbed) inTable(t *testing.T, name string) bool {
 	t.Helper()
 	for _, family := range []string{"ip", "ip6"} {
 		for _, other := range []string{"mangle", "sluice"} {
@@ -77,9 +77,9 @@ func (s *site) inTable(t *testing.T, name string) bool {
 }
 
 // statusNames waits until the status names the tables and has no problem.
-func (s *site) statusNames(t *testing.T, tables string) {
+func (s *testbed) statusNames(t *testing.T, tables string) {
 	t.Helper()
-	s.until(t, "the status names "+tables, func() bool { // takes a moment after a takeover
+	s.eventually(t, "the status names "+tables, func() bool { // takes a moment after a takeover
 		text, err := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket))
 		return err == nil && strings.Contains(text, "rules             "+tables+"; ") && strings.Contains(text, "No problems.")
 	})
@@ -93,15 +93,15 @@ const (
 // Where the table mangle cannot be used, everything works with the table sluice: start,
 // repair, takeover, the kernel's flow cache, the time without an agent, and the end.
 func TestOwnTableOnPackets(t *testing.T) {
-	for name, obstruct := range map[string]func(*site, *testing.T) (end func()){
-		"owned": (*site).own,
-		"foreign": func(s *site, t *testing.T) func() {
+	for name, obstruct := range map[string]func(*testbed, *testing.T) (end func()){
+		"owned": (*testbed).ownTables,
+		"foreign": func(s *testbed, t *testing.T) func() {
 			s.nft(t, foreignHook)
 			return func() { s.nft(t, "delete table %s mangle") }
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			end := obstruct(s, t)
 			s.write("policies.yaml", policies(demo1))
 			args := kernelArgs("--iptables", "nft", "--on-exit", "remove")
@@ -109,7 +109,7 @@ func TestOwnTableOnPackets(t *testing.T) {
 				t.Helper()
 				s.statusNames(t, tables)
 				s.check(t, []string{webToDB}, []string{otherToDB})
-				s.notQueued(t, "what was judged before", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
+				s.checkNotQueued(t, "what was judged before", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
 				if !s.inTable(t, name) {
 					t.Errorf("the rules are not in %s alone:\n%s", name, s.ruleset(t))
 				}
@@ -126,24 +126,24 @@ func TestOwnTableOnPackets(t *testing.T) {
 				}
 				checked(inSluice, "sluice")
 			}
-			take := func() {
-				next := s.another(args...)
+			takeOver := func() {
+				next := s.startAnother(args...)
 				s.stop()
 				s.agent = next
 			}
-			take()
+			takeOver()
 			checked(inSluice, "sluice")
 			end()
-			take()
+			takeOver()
 			checked(inMangle, "mangle")
 			end = obstruct(s, t) // while the agent runs
-			s.until(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
+			s.eventually(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
 			checked(inSluice, "sluice")
 			end()
 			checked(inSluice, "sluice") // the rules move back only with the next agent
 			s.agent.Kill()
 			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // by what the kernel remembers
-			s.removed(t)
+			s.removeRules(t)
 			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Contains(text, "sluice") {
 				t.Errorf("after rules --remove:\n%s", text)
 			}
@@ -171,14 +171,14 @@ func sendSignal(t *testing.T, pid int, s syscall.Signal) {
 // and back, by the same agent and by a new one. No allowed request is lost, and no denied
 // one gets through.
 func TestTableChangesOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	args := []string{"--iptables", "nft", "--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off", "--guard", "off"} // so that there is PREROUTING
 	s.start(args...)
 	l := s.newLoad(t, true)
-	take := func() {
+	takeOver := func() {
 		l.more(100)
-		next := s.another(args...)
+		next := s.startAnother(args...)
 		l.more(100) // with both agents
 		s.stop()
 		s.agent = next
@@ -194,14 +194,14 @@ func TestTableChangesOnPackets(t *testing.T) {
 		s.nft(t, "rename chain %s mangle PREROUTING theirs")
 		s.nft(t, "add chain %s mangle PREROUTING")
 		sendSignal(t, s.agent.PID(), syscall.SIGCONT)
-		s.until(t, "the rules are in our own table", func() bool { return s.inTable(t, "sluice") })
-		take()
+		s.eventually(t, "the rules are in our own table", func() bool { return s.inTable(t, "sluice") })
+		takeOver()
 		if !s.inTable(t, "sluice") {
 			t.Errorf("the rules are not in our own table alone:\n%s", s.ruleset(t))
 		}
 		s.nft(t, "delete chain %s mangle PREROUTING")
 		s.nft(t, "rename chain %s mangle theirs PREROUTING")
-		take()
+		takeOver()
 		if !s.inTable(t, "mangle") {
 			t.Errorf("the rules are not in mangle alone:\n%s", s.ruleset(t))
 		}
@@ -212,13 +212,13 @@ func TestTableChangesOnPackets(t *testing.T) {
 // The rules drop such sources in our own table too, without the guard, although the match
 // rpfilter cannot be there.
 func TestForgedInOwnTableOnPackets(t *testing.T) {
-	withForgerOn(t, func(s *site, t *testing.T) { s.nft(t, foreignHook) }, []string{"--iptables", "nft", "--guard=off"}, func(t *testing.T, g *forger) {
+	withForgerOn(t, func(s *testbed, t *testing.T) { s.nft(t, foreignHook) }, []string{"--iptables", "nft", "--guard=off"}, func(t *testing.T, g *forger) {
 		if text := g.ruleset(t); !strings.Contains(text, "fib saddr . iif oif") {
 			t.Fatalf("the rules are not in our own table:\n%s", text)
 		}
-		before := g.forged(t, "rule")
+		before := g.forgedDropped(t, "rule")
 		noForgedNodeOrReceiver(t, g)
-		if now := g.forged(t, "rule"); now <= before {
+		if now := g.forgedDropped(t, "rule"); now <= before {
 			t.Errorf("%d forged packets are counted, and %d before", now, before)
 		}
 	})

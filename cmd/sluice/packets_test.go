@@ -22,17 +22,17 @@ import (
 // directory of manifests.
 
 const (
-	// patience bounds the wait for what must happen. It is long because a test must fail
+	// waitTimeout bounds the wait for what must happen. It is long because a test must fail
 	// on a hang, but not on a busy machine.
-	patience = 2 * time.Minute
-	// silence bounds the wait for the answer to a probe; without one, the probe counts
+	waitTimeout = 2 * time.Minute
+	// probeTimeout bounds the wait for the answer to a probe; without one, the probe counts
 	// as denied. An allowed probe takes a few milliseconds, or more on a busy machine.
-	silence = 500 * time.Millisecond
+	probeTimeout = 500 * time.Millisecond
 )
 
-// site is a lab with an agent on node-1 and the pods of the tests. The pod far runs on
+// testbed is a lab with an agent on node-1 and the pods of the tests. The pod far runs on
 // node-2, which has no agent; all others run on node-1.
-type site struct {
+type testbed struct {
 	*lab.Lab
 	t     testing.TB
 	agent *agenttest.Agent
@@ -45,8 +45,8 @@ type site struct {
 	hosts   map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
 }
 
-// sitePods are the pods, with their labels and the index of their node.
-var sitePods = []struct {
+// testbedPods are the pods, with their labels and the index of their node.
+var testbedPods = []struct {
 	name   string
 	labels string
 	node   int
@@ -59,29 +59,29 @@ var sitePods = []struct {
 	{"default/far", "role: frontend, zone: far", 1},
 }
 
-// sitePorts are the ports that every pod and the outside host serve.
-var sitePorts = map[string][]uint16{"tcp": {80, 6379, 8080}, "udp": {53}}
+// testbedPorts are the ports that every pod and the outside host serve.
+var testbedPorts = map[string][]uint16{"tcp": {80, 6379, 8080}, "udp": {53}}
 
-// siteNamespaces are the namespaces that have an object; bare has none.
-const siteNamespaces = `
+// testbedNamespaces are the namespaces that have an object; bare has none.
+const testbedNamespaces = `
 {apiVersion: v1, kind: Namespace, metadata: {name: default}}
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: mine, labels: {project: myproject}}}
 `
 
-func newSite(t testing.TB) *site {
+func newTestbed(t testing.TB) *testbed {
 	t.Helper()
-	return newSiteIn(t, lab.Options{Nodes: 2})
+	return newTestbedWith(t, lab.Options{Nodes: 2})
 }
 
-// newSiteIn builds a site in a lab with other options, which must have two nodes.
-func newSiteIn(t testing.TB, opts lab.Options) *site {
+// newTestbedWith builds a testbed in a lab with other options, which must have two nodes.
+func newTestbedWith(t testing.TB, opts lab.Options) *testbed {
 	t.Helper()
 	l := lab.ForTest(t, opts)
-	s := &site{Lab: l, t: t, dir: t.TempDir(), socket: filepath.Join(t.TempDir(), "s"), hosts: map[string]*lab.Host{
+	s := &testbed{Lab: l, t: t, dir: t.TempDir(), socket: filepath.Join(t.TempDir(), "s"), hosts: map[string]*lab.Host{
 		"outside": l.Outside, "node-1": l.Nodes[0].Host, "node-2": l.Nodes[1].Host,
 	}}
-	for _, p := range sitePods {
+	for _, p := range testbedPods {
 		_, name, _ := strings.Cut(p.name, "/")
 		h, err := l.Nodes[p.node].AddPod(name)
 		if err != nil {
@@ -91,13 +91,13 @@ func newSiteIn(t testing.TB, opts lab.Options) *site {
 		s.serve(h)
 	}
 	s.serve(l.Outside)
-	s.write("cluster.yaml", siteNamespaces+s.pods())
+	s.write("cluster.yaml", testbedNamespaces+s.pods())
 	return s
 }
 
-func (s *site) serve(h *lab.Host) {
+func (s *testbed) serve(h *lab.Host) {
 	s.t.Helper()
-	for network, ports := range sitePorts {
+	for network, ports := range testbedPorts {
 		for _, port := range ports {
 			if err := h.Serve(network, port); err != nil {
 				s.t.Fatal(err)
@@ -107,16 +107,16 @@ func (s *site) serve(h *lab.Host) {
 }
 
 // pods returns the manifests of all pods.
-func (s *site) pods() string {
+func (s *testbed) pods() string {
 	var b strings.Builder
-	for _, p := range sitePods {
+	for _, p := range testbedPods {
 		b.WriteString(s.pod(p.name, p.labels, p.node, s.hosts[p.name].Addrs()...))
 	}
 	return b.String()
 }
 
 // pod returns the manifest of a pod that declares port 6379 with the name redis.
-func (s *site) pod(name, labels string, node int, addrs ...netip.Addr) string {
+func (s *testbed) pod(name, labels string, node int, addrs ...netip.Addr) string {
 	ns, name, _ := strings.Cut(name, "/")
 	var ips []string
 	for _, a := range addrs {
@@ -132,7 +132,7 @@ func (s *site) pod(name, labels string, node int, addrs ...netip.Addr) string {
 }
 
 // write writes a file of manifests before the agent is started.
-func (s *site) write(name, text string) {
+func (s *testbed) write(name, text string) {
 	s.t.Helper()
 	if err := agenttest.WriteFile(s.dir, name, text); err != nil {
 		s.t.Fatal(err)
@@ -140,14 +140,14 @@ func (s *site) write(name, text string) {
 }
 
 // start starts the agent and ends it with the test.
-func (s *site) start(args ...string) {
+func (s *testbed) start(args ...string) {
 	s.t.Helper()
-	s.agent = s.another(args...)
+	s.agent = s.startAnother(args...)
 }
 
 // another starts an agent and ends it with the test. If an agent runs already, the new one
 // takes over from it.
-func (s *site) another(args ...string) *agenttest.Agent {
+func (s *testbed) startAnother(args ...string) *agenttest.Agent {
 	s.t.Helper()
 	program := s.program
 	if program == "" {
@@ -156,7 +156,7 @@ func (s *site) another(args ...string) *agenttest.Agent {
 			s.t.Fatalf("find the command under test: %v", err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	args = append([]string{"--socket", s.socket}, args...)
 	// Allows all tests to run with other flags, such as --kernel-cache off.
@@ -170,7 +170,7 @@ func (s *site) another(args ...string) *agenttest.Agent {
 }
 
 // stop ends the agent gracefully.
-func (s *site) stop() {
+func (s *testbed) stop() {
 	s.t.Helper()
 	if err := s.agent.Stop(); err != nil {
 		s.t.Fatal(err)
@@ -178,9 +178,9 @@ func (s *site) stop() {
 }
 
 // save saves a file and returns when it is in force.
-func (s *site) save(name, text string) {
+func (s *testbed) save(name, text string) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	if _, err := s.agent.Save(ctx, name, text); err != nil {
 		s.t.Fatal(err)
@@ -188,9 +188,9 @@ func (s *site) save(name, text string) {
 }
 
 // await waits for a matching line of the log after a mark.
-func (s *site) await(mark int, what string, match func(agenttest.Line) bool) agenttest.Line {
+func (s *testbed) await(mark int, what string, match func(agenttest.Line) bool) agenttest.Line {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	l, err := s.agent.Await(ctx, mark, match)
 	if err != nil {
@@ -221,7 +221,7 @@ func parseAttempt(t *testing.T, text string) attempt {
 }
 
 // host returns the host with a name.
-func (s *site) host(name string) *lab.Host {
+func (s *testbed) host(name string) *lab.Host {
 	s.t.Helper()
 	h := s.hosts[name]
 	if h == nil {
@@ -231,7 +231,7 @@ func (s *site) host(name string) *lab.Host {
 }
 
 // targets are the addresses of both families that a name stands for.
-func (s *site) targets(name string) []netip.Addr {
+func (s *testbed) targets(name string) []netip.Addr {
 	s.t.Helper()
 	if a, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{a}
@@ -242,7 +242,7 @@ func (s *site) targets(name string) []netip.Addr {
 // check makes all probes at once, each over both families, and compares the outcomes with
 // the expected ones. A probe that should pass and timed out is repeated with patience, so
 // that a busy machine does not count as a denial.
-func (s *site) check(t *testing.T, allow, deny []string) {
+func (s *testbed) check(t *testing.T, allow, deny []string) {
 	t.Helper()
 	var wait sync.WaitGroup
 	try := func(text string, want bool) {
@@ -251,9 +251,9 @@ func (s *site) check(t *testing.T, allow, deny []string) {
 		for _, addr := range s.targets(p.to) {
 			to := netip.AddrPortFrom(addr, p.port)
 			wait.Go(func() {
-				r := from.Connect(t.Context(), p.network, to, silence)
+				r := from.Connect(t.Context(), p.network, to, probeTimeout)
 				if want && r.Outcome == lab.TimedOut {
-					r = from.Connect(t.Context(), p.network, to, patience)
+					r = from.Connect(t.Context(), p.network, to, waitTimeout)
 				}
 				if reached := r.Outcome == lab.Reached; reached != want {
 					t.Errorf("%s (%s): %s, want allowed: %v", text, addr, r.Outcome, want)

@@ -33,28 +33,30 @@ func startAddrs(number int) []netip.Addr {
 
 // starts starts pods under policies that connect at once, while the agent learns of them
 // with a delay.
-type starts struct {
-	*site
-	stay  bool            // pods that have ended stay known
-	delay []time.Duration // time of each allowed connection beyond the lag
-	mu    sync.Mutex
+type podStarter struct {
+	*testbed
+	keepKnown bool            // pods that have ended stay known
+	delay     []time.Duration // time of each allowed connection beyond the lag
+	mu        sync.Mutex
 }
 
-func newStarts(t testing.TB, args ...string) *starts { return newStartsIn(t, newSite(t), args...) }
+func newPodStarter(t testing.TB, args ...string) *podStarter {
+	return newPodStarterWith(t, newTestbed(t), args...)
+}
 
-func newStartsIn(t testing.TB, s *site, args ...string) *starts {
+func newPodStarterWith(t testing.TB, s *testbed, args ...string) *podStarter {
 	t.Helper()
 	s.write("policies.yaml", policies(demo1,
 		"default/mute: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Egress]}",
 		"default/closed: {podSelector: {matchLabels: {role: mute}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {role: backend}}}]}]}"))
 	s.start(append(args, "--pod-cidrs", startRange4.String()+","+startRange6.String())...)
-	return &starts{site: s}
+	return &podStarter{testbed: s}
 }
 
 // start starts a pod that may talk to db and be talked to by all, or, if mute, may
 // reach no other pod and be reached only by other. It connects and is connected to
 // at once; the news of it comes with a lag.
-func (s *starts) start1(number int, mute bool, lag time.Duration) error {
+func (s *podStarter) startOne(number int, mute bool, lag time.Duration) error {
 	name, role := fmt.Sprintf("start-%d", number), "frontend"
 	if mute {
 		role = "mute"
@@ -73,11 +75,11 @@ func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 	try := func(from, to *lab.Host, allowed bool) {
 		for _, f := range families {
 			wait.Go(func() {
-				timeout := lag + silence
+				timeout := lag + probeTimeout
 				if allowed {
-					timeout = patience
+					timeout = waitTimeout
 				}
-				r := from.Connect(s.t.Context(), "tcp", netip.AddrPortFrom(f.of(to), 6379), timeout)
+				r := from.Connect(s.t.Context(), "tcp", netip.AddrPortFrom(f.addr(to), 6379), timeout)
 				switch {
 				case allowed && r.Outcome != lab.Reached:
 					failed <- fmt.Errorf("%s, lag %v: %s to %s over %s: %s", name, lag, from.Name, to.Name, f.name, r.Outcome)
@@ -98,7 +100,7 @@ func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 	file := name + ".yaml"
 	err = agenttest.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
 	wait.Wait()
-	if err == nil && !s.stay {
+	if err == nil && !s.keepKnown {
 		err = os.Remove(filepath.Join(s.dir, file))
 	}
 	close(failed)
@@ -109,14 +111,14 @@ func (s *starts) start1(number int, mute bool, lag time.Duration) error {
 }
 
 // run starts many pods, several at a time.
-func (s *starts) run(count int) {
+func (s *podStarter) run(count int) {
 	s.t.Helper()
 	next := make(chan int)
 	var wait sync.WaitGroup
 	for range 4 {
 		wait.Go(func() {
 			for i := range next {
-				if err := s.start1(i, i%2 == 1, time.Duration(i%9)*100*time.Millisecond); err != nil {
+				if err := s.startOne(i, i%2 == 1, time.Duration(i%9)*100*time.Millisecond); err != nil {
 					s.t.Error(err)
 				}
 			}
@@ -133,7 +135,7 @@ func (s *starts) run(count int) {
 // are held until the agent knows the pod, and not rejected (28).
 func TestFirstPacketOnPackets(t *testing.T) {
 	// On a busy machine the agent learns of a pod later than the lag.
-	s := newStarts(t, "--hold", patience.String())
+	s := newPodStarter(t, "--hold", waitTimeout.String())
 	s.run(18)
 	_, page := s.scrape(t, "/metrics")
 	for _, name := range []string{"sluice_held_packets_expired_total", "sluice_held_packets_refused_total"} {
@@ -147,8 +149,8 @@ func TestFirstPacketOnPackets(t *testing.T) {
 const scanned = 0x8000
 
 // scans are ways to make packets wait for pods that do not exist.
-var scans = map[string]func(s *starts, n int) error{
-	"to such addresses": func(s *starts, n int) error {
+var scans = map[string]func(s *podStarter, n int) error{
+	"to such addresses": func(s *podStarter, n int) error {
 		conn, err := s.host("mine/cart").DialUDP(netip.AddrPortFrom(startAddrs(scanned + n)[0], 9))
 		if err != nil {
 			return err
@@ -157,7 +159,7 @@ var scans = map[string]func(s *starts, n int) error{
 		_, err = conn.Write([]byte("scan"))
 		return err
 	},
-	"from such addresses": func(s *starts, n int) error {
+	"from such addresses": func(s *podStarter, n int) error {
 		ip := &layers.IPv4{
 			Version: 4, TTL: 64, Id: 1, Protocol: layers.IPProtocolUDP,
 			SrcIP: startAddrs(scanned + n)[0].AsSlice(), DstIP: s.host("default/db").IPv4.AsSlice(),
@@ -182,8 +184,8 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 	for name, scan := range scans {
 		for _, bridged := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, bridged %v", name, bridged), func(t *testing.T) {
-				s := newStartsIn(t, newSiteIn(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
-				s.stay = true // the reason of a removed pod's denials would also be pod-not-known
+				s := newPodStarterWith(t, newTestbedWith(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
+				s.keepKnown = true // the reason of a removed pod's denials would also be pod-not-known
 				// Whether db lets a datagram in depends on the pod, too.
 				s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
 				sent := 0
@@ -194,9 +196,9 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 					sent++
 				}
 				// If forged sources are dropped, their packets are not held at all.
-				for end := time.Now().Add(patience); s.holding(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
+				for end := time.Now().Add(waitTimeout); s.heldPackets(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
 					if time.Now().After(end) {
-						t.Fatalf("the scan takes %d places", s.holding(t))
+						t.Fatalf("the scan takes %d places", s.heldPackets(t))
 					}
 				}
 				stop, done := make(chan struct{}), make(chan struct{})
@@ -221,7 +223,7 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 				if len(given) > 0 {
 					t.Errorf("%d packets of pods that started were given up, first %v", len(given), given[0])
 				}
-				if n := s.holding(t); n > places {
+				if n := s.heldPackets(t); n > places {
 					t.Errorf("%d packets wait, want %d at most", n, places)
 				}
 			})
@@ -235,7 +237,7 @@ func isScanned(text string) bool {
 }
 
 // holding returns the number of packets that wait for their pod.
-func (s *starts) holding(t *testing.T) (n int) {
+func (s *podStarter) heldPackets(t *testing.T) (n int) {
 	t.Helper()
 	_, page := s.scrape(t, "/metrics")
 	_, text, _ := strings.Cut(page, "\nsluice_held_packets ")
@@ -248,7 +250,7 @@ func (s *starts) holding(t *testing.T) (n int) {
 // BenchmarkPodStart measures how much longer than the lag an allowed connection takes. Run
 // it with -benchtime=1000x for 1,000 starts.
 func BenchmarkPodStart(b *testing.B) {
-	s := newStarts(b)
+	s := newPodStarter(b)
 	b.ResetTimer()
 	s.run(b.N)
 	report(b, "delay", s.delay)

@@ -34,7 +34,7 @@ func TestReadmeLogOnPackets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies("default/out: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Egress]}"))
 	s.start("--kernel-cache", "on", "--log-verdicts", "denied")
 	s.check(t, nil, []string{"default/other default/db tcp 6379"})
@@ -42,7 +42,7 @@ func TestReadmeLogOnPackets(t *testing.T) {
 	for _, l := range s.agent.Since(0, func(agenttest.Line) bool { return true }) {
 		written[l.Text("msg")+": "+strings.Join(slices.Sorted(maps.Keys(l)), " ")] = true
 	}
-	_, told, _ := sluice(t, "status", "--socket", s.socket)
+	_, printed, _ := sluice(t, "status", "--socket", s.socket)
 	lines, logs, statuses := strings.Split(string(text), "\n"), 0, 0
 	for _, b := range readmeBlocks(lines) {
 		for _, c := range readmeCommands(lines[b.first:b.end]) {
@@ -56,8 +56,8 @@ func TestReadmeLogOnPackets(t *testing.T) {
 				}
 			case b.root && strings.Contains(c.line, "sluice status"):
 				statuses++
-				if got, want := wordsOf(told), wordsOf(c.output); got != want {
-					t.Errorf("the status is\n%s\nand in the README stands\n%s", told, c.output)
+				if got, want := wordsOf(printed), wordsOf(c.output); got != want {
+					t.Errorf("the status is\n%s\nand in the README stands\n%s", printed, c.output)
 				}
 			}
 		}

@@ -13,7 +13,7 @@ import (
 )
 
 // nft runs commands of nft on the node, once with ip and once with ip6 for %s.
-func (s *site) nft(t *testing.T, format string) {
+func (s *testbed) nft(t *testing.T, format string) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft: install the package nftables")
@@ -28,7 +28,7 @@ func (s *site) nft(t *testing.T, format string) {
 }
 
 // ruleset returns the whole nf_tables ruleset of the node.
-func (s *site) ruleset(t *testing.T) string {
+func (s *testbed) ruleset(t *testing.T) string {
 	t.Helper()
 	text, err := s.Nodes[0].Output(exec.Command("nft", "list", "ruleset"))
 	if err != nil {
@@ -45,7 +45,7 @@ func TestForeignRulesOnPackets(t *testing.T) {
 		{"in our hook", "add rule %s mangle POSTROUTING numgen inc mod 2 == 0 counter"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			theirs := "add table %s mangle\nadd chain %s mangle FORWARD { type filter hook forward priority mangle; }\n" +
 				"add chain %s mangle POSTROUTING { type filter hook postrouting priority mangle; }\n" + c.rule
 			s.nft(t, theirs)
@@ -64,7 +64,7 @@ func TestForeignRulesOnPackets(t *testing.T) {
 				})
 			}
 			s.check(t, []string{webToDB}, []string{otherToDB})
-			next := s.another(args...)
+			next := s.startAnother(args...)
 			s.stop()
 			s.agent = next
 			s.check(t, []string{webToDB}, []string{otherToDB})
@@ -74,7 +74,7 @@ func TestForeignRulesOnPackets(t *testing.T) {
 			}
 			s.start(args...)
 			s.agent.Kill()
-			s.removed(t)
+			s.removeRules(t)
 			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Count(text, "counter") < 2 {
 				t.Errorf("after rules --remove:\n%s", text)
 			}
@@ -83,7 +83,7 @@ func TestForeignRulesOnPackets(t *testing.T) {
 }
 
 // flush empties and deletes all of mangle, in both families.
-func (s *site) flush(t *testing.T) {
+func (s *testbed) flushMangle(t *testing.T) {
 	t.Helper()
 	for _, f := range families {
 		for _, what := range []string{"-F", "-X"} {
@@ -95,7 +95,7 @@ func (s *site) flush(t *testing.T) {
 }
 
 // repaired waits until the agent has restored the rules of both families.
-func (s *site) repaired(t *testing.T, mark int) {
+func (s *testbed) awaitRepair(t *testing.T, mark int) {
 	t.Helper()
 	for _, f := range families {
 		s.await(mark, "a repair of "+f.name, func(l agenttest.Line) bool {
@@ -119,7 +119,7 @@ func TestPinsGoneOnPackets(t *testing.T) {
 		{"covered", "mount -t tmpfs -o ro none /sys/fs/bpf", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
 			s.start(kernelArgs("--iptables", "nft", "--on-exit", "remove")...)
 			s.check(t, []string{webToDB}, []string{otherToDB})
@@ -127,8 +127,8 @@ func TestPinsGoneOnPackets(t *testing.T) {
 			if err := s.Nodes[0].Run("sh", "-c", c.do); err != nil {
 				t.Fatal(err)
 			}
-			s.flush(t)
-			s.repaired(t, mark)
+			s.flushMangle(t)
+			s.awaitRepair(t, mark)
 			s.check(t, []string{webToDB}, []string{otherToDB})
 			status, err := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket))
 			if err != nil && !c.reduced {
@@ -138,7 +138,7 @@ func TestPinsGoneOnPackets(t *testing.T) {
 				t.Errorf("status, want reduced %v:\n%s", c.reduced, status)
 			}
 			if !c.reduced {
-				s.notQueued(t, "what was judged before", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
+				s.checkNotQueued(t, "what was judged before", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
 			}
 			s.save("policies.yaml", policies(other1))
 			s.check(t, []string{otherToDB}, []string{webToDB})
@@ -153,7 +153,7 @@ func TestPinsGoneOnPackets(t *testing.T) {
 // Rules that an old agent has left in the other backend, and that cannot be removed, are
 // reported. They do not prevent a start.
 func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start("--iptables", "legacy")
 	s.agent.Kill()
@@ -185,7 +185,7 @@ func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
 // A repair that keeps failing shows in log, status, metrics and readiness until one
 // succeeds.
 func TestRepairThatFailsOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	dir := t.TempDir()
 	broken := filepath.Join(dir, "broken")
 	for _, name := range []string{"iptables-nft", "ip6tables-nft"} {
@@ -217,9 +217,9 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	mark := s.agent.Mark()
-	s.flush(t)
+	s.flushMangle(t)
 	s.await(mark, "that it is said", agenttest.Event(event.RulesFailing))
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) {
 		text := status()
 		if strings.Contains(text, "is not ready: rules cannot be kept: ") && strings.Contains(text, "rules of the node: ") {
 			break
@@ -231,9 +231,9 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	if err := os.Remove(broken); err != nil {
 		t.Fatal(err)
 	}
-	s.repaired(t, mark)
+	s.awaitRepair(t, mark)
 	s.await(mark, "that it is over", agenttest.Event(event.RulesRecovered))
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the first repair may have left something out
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) { // the first repair may have left something out
 		text := status()
 		if strings.Contains(text, "enforces since") && strings.Contains(text, "No problems.") && !strings.Contains(text, " 0 failed") {
 			break

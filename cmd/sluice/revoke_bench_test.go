@@ -19,7 +19,7 @@ import (
 )
 
 // track fills the node's table with connections of others, of one family.
-func (s *site) track(count int, v6 bool) {
+func (s *testbed) fillConntrack(count int, v6 bool) {
 	s.t.Helper()
 	c, err := conntrack.Dial(&netlink.Config{NetNS: s.Nodes[0].NetNS()})
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *site) track(count int, v6 bool) {
 }
 
 // others are manifests of pods that run elsewhere.
-func (s *site) others(count int) string {
+func (s *testbed) otherPods(count int) string {
 	var b strings.Builder
 	v4, v6 := netip.MustParseAddr("10.99.0.0").As4(), netip.MustParseAddr("fd00:99::").As16()
 	for i := range count {
@@ -69,26 +69,26 @@ func BenchmarkRevoke(b *testing.B) {
 		deny := size.deny
 		for _, f := range families {
 			b.Run(fmt.Sprintf("connections=%d/pods=%d/%s", size.connections, size.pods, f.name), func(b *testing.B) {
-				s := newSite(b)
-				s.write("others.yaml", s.others(size.pods-1))
+				s := newTestbed(b)
+				s.write("others.yaml", s.otherPods(size.pods-1))
 				s.start()
-				s.track(size.connections, f.name == "IPv6")
-				w := s.wire(b, f.name == "IPv6")
+				s.fillConntrack(size.connections, f.name == "IPv6")
+				pr := s.newProber(b, f.name == "IPv6")
 				var last atomic.Int64 // when a packet of the stream arrived
 				ctx, stop := context.WithCancel(b.Context())
 				defer stop()
 				go func() {
 					for {
-						if _, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stream")) }); err != nil {
+						if _, err := pr.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stream")) }); err != nil {
 							return
 						}
 						last.Store(time.Now().UnixNano())
 					}
 				}()
-				packet := w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39998, DstPort: 9}, gopacket.Payload("stream"))
+				packet := pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39998, DstPort: 9}, gopacket.Payload("stream"))
 				go func() {
 					for ctx.Err() == nil {
-						if err := w.host("default/web").Send(packet); err != nil {
+						if err := pr.host("default/web").Send(packet); err != nil {
 							return // the lab is closed
 						}
 						time.Sleep(100 * time.Microsecond)
@@ -103,7 +103,7 @@ func BenchmarkRevoke(b *testing.B) {
 				for b.Loop() {
 					flowing()
 					saved := time.Now()
-					ctx, cancel := context.WithTimeout(b.Context(), patience)
+					ctx, cancel := context.WithTimeout(b.Context(), waitTimeout)
 					line, err := s.agent.Save(ctx, "policies.yaml", policies(deny))
 					cancel()
 					if err != nil {

@@ -50,8 +50,8 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 	}
 }
 
-func TestRulesSaysWhatIsWrong(t *testing.T) {
-	tests := map[string]struct{ args, says string }{
+func TestRulesUsageErrors(t *testing.T) {
+	tests := map[string]struct{ args, message string }{
 		"fail":       {"--fail maybe", "give open or closed"},
 		"backend":    {"--iptables nftables", "give one of auto, nft, legacy"},
 		"mark":       {"--allowed-mark green", "such as 0x10"},
@@ -65,8 +65,8 @@ func TestRulesSaysWhatIsWrong(t *testing.T) {
 	}
 	for name, tt := range tests {
 		status, stdout, stderr := sluice(t, append([]string{"rules"}, strings.Fields(tt.args)...)...)
-		if status != exitFailed || !strings.Contains(stderr, tt.says) || stdout != "" {
-			t.Errorf("%s: status %d, %q, want %d and %q", name, status, stderr, exitFailed, tt.says)
+		if status != exitFailed || !strings.Contains(stderr, tt.message) || stdout != "" {
+			t.Errorf("%s: status %d, %q, want %d and %q", name, status, stderr, exitFailed, tt.message)
 		}
 	}
 }
@@ -85,8 +85,8 @@ func TestRulesPrintsWhatRestoreTakes(t *testing.T) {
 	}
 }
 
-// removing runs sluice rules --remove on a node, which asks no agent unless args say so.
-func removing(t *testing.T, node *lab.Node, args ...string) (status int, stdout, stderr string) {
+// rulesRemove runs sluice rules --remove on a node, which asks no agent unless args say so.
+func rulesRemove(t *testing.T, node *lab.Node, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	if err := node.Do(func() error {
 		status, stdout, stderr = sluice(t, append([]string{"rules", "--remove", "--socket", ""}, args...)...)
@@ -100,11 +100,11 @@ func removing(t *testing.T, node *lab.Node, args ...string) (status int, stdout,
 func TestRulesRemove(t *testing.T) {
 	node := lab.ForTest(t, lab.Options{}).Nodes[0]
 	const nothing = "There was nothing to remove.\n"
-	if status, stdout, stderr := removing(t, node); status != 0 || stdout != nothing {
+	if status, stdout, stderr := rulesRemove(t, node); status != 0 || stdout != nothing {
 		t.Fatalf("of nothing: status %d, %s%s", status, stdout, stderr)
 	}
-	leaveTraces(t, node)
-	status, stdout, stderr := removing(t, node)
+	createLeftovers(t, node)
+	status, stdout, stderr := rulesRemove(t, node)
 	for _, line := range []string{
 		"removed iptables-nft: mangle rule POSTROUTING -j SLUICE",
 		"removed ip6tables-nft: mangle chain SLUICE, rules: 13",
@@ -124,17 +124,17 @@ func TestRulesRemove(t *testing.T) {
 			t.Errorf("%s: %v\n%s", name, err, text)
 		}
 	}
-	if got := markedConnections(t, node); len(got) != 3 || got[1] != 1 || got[2] != 0 || got[3] != 0x40 {
+	if got := connectionMarks(t, node); len(got) != 3 || got[1] != 1 || got[2] != 0 || got[3] != 0x40 {
 		t.Errorf("the marks are %#x", got)
 	}
-	if status, stdout, stderr := removing(t, node); status != 0 || stdout != nothing {
+	if status, stdout, stderr := rulesRemove(t, node); status != 0 || stdout != nothing {
 		t.Errorf("again: status %d, %s%s", status, stdout, stderr)
 	}
 }
 
-// leaveTraces leaves on a node what agents of both backends would, and three
+// createLeftovers leaves on a node what agents of both backends would, and three
 // connections, one of them with marks of others alone.
-func leaveTraces(t *testing.T, node *lab.Node) {
+func createLeftovers(t *testing.T, node *lab.Node) {
 	t.Helper()
 	for _, b := range []iptables.Backend{iptables.NFT, iptables.Legacy} {
 		if err := node.Do(func() error {
@@ -147,7 +147,7 @@ func leaveTraces(t *testing.T, node *lab.Node) {
 			t.Fatal(err)
 		}
 	}
-	c := connections(t, node)
+	c := dialConntrack(t, node)
 	defer c.Close()
 	for port, mark := range map[uint16]uint32{1: 0x11, 2: 0x20, 3: 0x40} {
 		if err := c.Create(ct.NewFlow(17, 0, netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.2"), 1000, port, 600, mark)); err != nil {
@@ -156,7 +156,7 @@ func leaveTraces(t *testing.T, node *lab.Node) {
 	}
 }
 
-func connections(t *testing.T, node *lab.Node) *ct.Conn {
+func dialConntrack(t *testing.T, node *lab.Node) *ct.Conn {
 	t.Helper()
 	c, err := ct.Dial(&netlink.Config{NetNS: node.NetNS()})
 	if err != nil {
@@ -165,10 +165,10 @@ func connections(t *testing.T, node *lab.Node) *ct.Conn {
 	return c
 }
 
-// markedConnections are the marks by destination port.
-func markedConnections(t *testing.T, node *lab.Node) map[uint16]uint32 {
+// connectionMarks are the marks by destination port.
+func connectionMarks(t *testing.T, node *lab.Node) map[uint16]uint32 {
 	t.Helper()
-	c := connections(t, node)
+	c := dialConntrack(t, node)
 	defer c.Close()
 	flows, err := c.Dump(nil)
 	if err != nil {
@@ -187,20 +187,20 @@ func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	check := func(when string, wantStatus int, wantErr, wantOut string) {
 		t.Helper()
-		status, stdout, stderr := removing(t, node, "--socket", path)
+		status, stdout, stderr := rulesRemove(t, node, "--socket", path)
 		if status != wantStatus || stderr != wantErr || !strings.Contains(stdout, wantOut) {
 			t.Errorf("%s: status %d, %q, want %d and %q:\n%s", when, status, stderr, wantStatus, wantErr, stdout)
 		}
 	}
 	check("without an agent", 0, "", "nothing to remove")
-	leaveTraces(t, node)
+	createLeftovers(t, node)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		telemetry.Serve(ctx, telemetry.Options{Socket: path}, func() *telemetry.State { return &telemetry.State{Now: time.Now()} })
 	}()
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {
 		if _, err := telemetry.Ask(ctx, path); err == nil {
 			break
 		} else if time.Now().After(end) {

@@ -37,7 +37,7 @@ func eachCommand(c *cobra.Command, f func(*cobra.Command)) {
 	}
 }
 
-func TestEveryCommandExplainsItself(t *testing.T) {
+func TestEveryCommandIsDocumented(t *testing.T) {
 	eachCommand(rootCommand(env{}), func(c *cobra.Command) {
 		t.Run(c.CommandPath(), func(t *testing.T) {
 			if c.Short == "" || c.Long == "" || c.Example == "" {
@@ -111,8 +111,8 @@ func exampleArgs(line string) ([]string, bool) {
 // A program may ask and listen by turns: an answer does not wait for the next
 // flow.
 func TestFlowsAreAnsweredAsTheyCome(t *testing.T) {
-	dir := matrixFolder(t, matrixCluster)
-	in := &turns{t: t, flows: []string{
+	dir := matrixDir(t, matrixCluster)
+	in := &lockstepReader{t: t, flows: []string{
 		`{"from": "web", "to": "db", "port": 6379}`, `{"from": "web", "to": "db", "port": 5}`, `{"from": "nobody", "to": "db", "port": 5}`,
 	}}
 	var errs bytes.Buffer
@@ -126,14 +126,14 @@ func TestFlowsAreAnsweredAsTheyCome(t *testing.T) {
 }
 
 // turns gives the next flow only when the one before has been answered.
-type turns struct {
+type lockstepReader struct {
 	t     *testing.T
 	flows []string
 	asked int
 	out   bytes.Buffer
 }
 
-func (x *turns) Read(p []byte) (int, error) {
+func (x *lockstepReader) Read(p []byte) (int, error) {
 	if answered := strings.Count(x.out.String(), "\n"); answered != x.asked {
 		x.t.Errorf("%d answers after %d flows", answered, x.asked)
 	}
@@ -146,7 +146,7 @@ func (x *turns) Read(p []byte) (int, error) {
 
 // The exit status distinguishes success, findings and failures.
 func TestExitStatuses(t *testing.T) {
-	dir := matrixFolder(t, matrixCluster)
+	dir := matrixDir(t, matrixCluster)
 	expecting := func(tests string) []string {
 		file := filepath.Join(t.TempDir(), "tests")
 		if err := os.WriteFile(file, []byte("manifests: "+dir+"\ntests: ["+tests+"]"), 0o600); err != nil {

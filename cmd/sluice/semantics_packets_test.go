@@ -154,7 +154,7 @@ func TestSemanticsOnPackets(t *testing.T) {
 			[]string{"node-2" + redis, "node-2 default/web udp 53", "default/web" + redis, "outside" + redis, "default/far" + redis},
 		},
 	}
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start()
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestSemanticsOnPackets(t *testing.T) {
 
 // If two equal policies select a pod, it stays isolated when one of them is deleted.
 func TestTwoEqualPoliciesOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start()
 	twin := strings.Replace(demo1, "access-demo1", "twin", 1)
 	for _, specs := range [][]string{{demo1, twin}, {twin}} {
@@ -180,7 +180,7 @@ func TestTwoEqualPoliciesOnPackets(t *testing.T) {
 
 // Cases in which pods change, and not policies.
 func TestPodsOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start()
 	const redis = " default/db tcp 6379"
@@ -199,17 +199,17 @@ func TestPodsOnPackets(t *testing.T) {
 	})
 	t.Run("12 a pod's labels change", func(t *testing.T) {
 		s.save("more.yaml", "")
-		s.save("cluster.yaml", strings.Replace(siteNamespaces+s.pods(), "role: backend", "role: frontend", 1))
+		s.save("cluster.yaml", strings.Replace(testbedNamespaces+s.pods(), "role: backend", "role: frontend", 1))
 		s.check(t, []string{"default/other" + redis}, nil)
-		s.save("cluster.yaml", siteNamespaces+s.pods())
+		s.save("cluster.yaml", testbedNamespaces+s.pods())
 		s.check(t, nil, []string{"default/other" + redis})
 	})
 	t.Run("12 a namespace's labels change", func(t *testing.T) {
 		s.save("policies.yaml", policies(demo2))
 		s.check(t, []string{"mine/cart" + redis}, nil)
-		s.save("cluster.yaml", strings.Replace(siteNamespaces, "myproject", "other", 1)+s.pods())
+		s.save("cluster.yaml", strings.Replace(testbedNamespaces, "myproject", "other", 1)+s.pods())
 		s.check(t, nil, []string{"mine/cart" + redis})
-		s.save("cluster.yaml", siteNamespaces+s.pods())
+		s.save("cluster.yaml", testbedNamespaces+s.pods())
 		s.save("policies.yaml", policies(demo1))
 	})
 	t.Run("15 a malformed CIDR allows nothing", func(t *testing.T) {
@@ -234,10 +234,10 @@ func TestPodsOnPackets(t *testing.T) {
 	})
 	t.Run("29 an address passes from one pod to another", func(t *testing.T) {
 		s.check(t, []string{"default/web" + redis, "default/web" + redis}, nil) // twice: it is remembered
-		moved := strings.Replace(siteNamespaces+s.pods(), "name: web, labels: {role: frontend}", "name: successor, labels: {role: nobody}", 1)
+		moved := strings.Replace(testbedNamespaces+s.pods(), "name: web, labels: {role: frontend}", "name: successor, labels: {role: nobody}", 1)
 		s.save("cluster.yaml", moved)
 		s.check(t, nil, []string{"default/web" + redis})
-		s.save("cluster.yaml", siteNamespaces+s.pods())
+		s.save("cluster.yaml", testbedNamespaces+s.pods())
 		s.check(t, []string{"default/web" + redis}, nil)
 	})
 }

@@ -23,18 +23,18 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// standIn is a fake API server on the site's node, with the Node and the objects of the
-// site's manifests.
+// standIn is a fake API server on the testbed's node, with the Node and the objects of the
+// testbed's manifests.
 type standIn struct {
 	*apiserver.Server
 	kubeconfig string
 }
 
-// serveAPI serves the site's objects until the test ends.
-func (s *site) serveAPI(t *testing.T, node *corev1.Node, refuse func(*http.Request) *metav1.Status) *standIn {
+// serveAPI serves the testbed's objects until the test ends.
+func (s *testbed) serveAPI(t *testing.T, node *corev1.Node, refuse func(*http.Request) *metav1.Status) *standIn {
 	t.Helper()
 	api := &standIn{apiserver.New(apiserver.Options{Refuse: refuse}), filepath.Join(t.TempDir(), "config")}
-	setAll(t, api.Server, s.dir)
+	setObjects(t, api.Server, s.dir)
 	api.Set(node)
 	listener, err := s.Nodes[0].ListenTCP(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
@@ -60,13 +60,13 @@ func (s *site) serveAPI(t *testing.T, node *corev1.Node, refuse func(*http.Reque
 }
 
 // startFollowing starts an agent that follows an API server.
-func (s *site) startFollowing(kubeconfig string, args ...string) {
+func (s *testbed) startFollowing(kubeconfig string, args ...string) {
 	s.t.Helper()
 	program, err := exec.LookPath("sluice")
 	if err != nil {
 		s.t.Fatalf("find the command under test: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	args = append([]string{"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", s.socket}, args...)
 	s.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Args: args})
@@ -77,9 +77,9 @@ func (s *site) startFollowing(kubeconfig string, args ...string) {
 }
 
 // problem waits until sluice status reports a problem.
-func (s *site) problem(t *testing.T, text string) {
+func (s *testbed) awaitProblem(t *testing.T, text string) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) {
 		status, out, err := sluice(t, "status", "--socket", s.socket)
 		if status == exitFindings && strings.Contains(out, text) {
 			return
@@ -94,7 +94,7 @@ func (s *site) problem(t *testing.T, text string) {
 // goes when that is over: the rules are in place, and connections that began before
 // are judged.
 func TestStartupTaintOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	for _, f := range families {
 		// Without a rule that needs it, the kernel tracks nothing.
@@ -116,8 +116,8 @@ func TestStartupTaintOnPackets(t *testing.T) {
 			return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "no patches"}
 		}
 		for _, f := range families {
-			to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
-			if r := s.host("default/other").Connect(t.Context(), "tcp", to, silence); r.Outcome == lab.Reached {
+			to := netip.AddrPortFrom(f.addr(s.host("default/db")), 6379)
+			if r := s.host("default/other").Connect(t.Context(), "tcp", to, probeTimeout); r.Outcome == lab.Reached {
 				t.Errorf("over %s a new connection passes when the taint goes", f.name)
 			}
 		}
@@ -125,12 +125,12 @@ func TestStartupTaintOnPackets(t *testing.T) {
 	})
 	var before []*session
 	for _, f := range families {
-		before = append(before, s.dial(t, "default/other", netip.AddrPortFrom(f.of(s.host("default/db")), 6379)))
+		before = append(before, s.dial(t, "default/other", netip.AddrPortFrom(f.addr(s.host("default/db")), 6379)))
 	}
 	s.startFollowing(api.kubeconfig, "--startup-taint", "sluice.dev/agent-not-ready")
-	s.problem(t, "taint sluice.dev/agent-not-ready of Node node-1: cannot be removed, so that no pods are scheduled here: no patches: let this user get and patch nodes")
+	s.awaitProblem(t, "taint sluice.dev/agent-not-ready of Node node-1: cannot be removed, so that no pods are scheduled here: no patches: let this user get and patch nodes")
 	granted.Store(true)
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {
 		left := api.Get(node).(*corev1.Node).Spec.Taints
 		if len(left) == 1 && left[0] == other {
 			break
@@ -143,7 +143,7 @@ func TestStartupTaintOnPackets(t *testing.T) {
 		dropped := s.dropped(f.iptables)
 		before[i].write()
 		s.awaitDrop(t, f.iptables, dropped)
-		before[i].stopped()
+		before[i].checkStopped()
 	}
 }
 
@@ -151,23 +151,23 @@ func TestStartupTaintOnPackets(t *testing.T) {
 // the agent. The agent's rules start the tracking, and the next packet of such a connection
 // is judged as the first.
 func TestUntrackedFromBeforeOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	type pair struct{ allowed, denied *session }
 	var pairs []pair
 	for _, f := range families {
-		to := netip.AddrPortFrom(f.of(s.host("default/db")), 6379)
+		to := netip.AddrPortFrom(f.addr(s.host("default/db")), 6379)
 		pairs = append(pairs, pair{s.dial(t, "default/web", to), s.dial(t, "default/other", to)})
 	}
 	s.start("--log-verdicts", "denied")
 	for i, f := range families {
 		mark := s.agent.Mark()
 		pairs[i].allowed.write()
-		pairs[i].allowed.flows()
+		pairs[i].allowed.checkFlows()
 		pairs[i].denied.write()
 		s.await(mark, "the denial over "+f.name, func(l agenttest.Line) bool {
-			return l.Text("verdict") == "deny" && l.Text("src") == f.of(s.host("default/other")).String()
+			return l.Text("verdict") == "deny" && l.Text("src") == f.addr(s.host("default/other")).String()
 		})
-		pairs[i].denied.stopped()
+		pairs[i].denied.checkStopped()
 	}
 }

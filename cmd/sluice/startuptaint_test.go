@@ -6,7 +6,7 @@ import (
 )
 
 func TestStartupTaintFlag(t *testing.T) {
-	for _, tt := range []struct{ text, says string }{
+	for _, tt := range []struct{ text, message string }{
 		{"", ""},
 		{"sluice.dev/agent-not-ready", ""},
 		{"agent-not-ready", ""},
@@ -20,10 +20,10 @@ func TestStartupTaintFlag(t *testing.T) {
 			var f taintFlag
 			err := f.Set(tt.text)
 			switch {
-			case tt.says == "" && (err != nil || f.String() != tt.text):
+			case tt.message == "" && (err != nil || f.String() != tt.text):
 				t.Errorf("%v, and it is %q", err, &f)
-			case tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)):
-				t.Errorf("%v, want %q", err, tt.says)
+			case tt.message != "" && (err == nil || !strings.Contains(err.Error(), tt.message)):
+				t.Errorf("%v, want %q", err, tt.message)
 			}
 		})
 	}

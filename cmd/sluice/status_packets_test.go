@@ -18,15 +18,15 @@ import (
 )
 
 // scrape gets a page of the agent from its node.
-func (s *site) scrape(t *testing.T, path string) (status int, text string) {
+func (s *testbed) scrape(t *testing.T, path string) (status int, text string) {
 	t.Helper()
 	return s.scrapeFrom(t, "node-1", netip.MustParseAddrPort(telemetry.DefaultAddress), path)
 }
 
 // scrapeFrom gets a page of the agent from a host.
-func (s *site) scrapeFrom(t *testing.T, from string, at netip.AddrPort, path string) (status int, text string) {
+func (s *testbed) scrapeFrom(t *testing.T, from string, at netip.AddrPort, path string) (status int, text string) {
 	t.Helper()
-	client := http.Client{Timeout: patience, Transport: &http.Transport{
+	client := http.Client{Timeout: waitTimeout, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			return s.host(from).DialTCP(ctx, netip.MustParseAddrPort(address))
@@ -45,13 +45,13 @@ func (s *site) scrapeFrom(t *testing.T, from string, at netip.AddrPort, path str
 }
 
 // The agent's status and metrics match what it has done to real packets.
-func TestAgentTellsHowItStands(t *testing.T) {
-	s := newSite(t)
+func TestStatusAndMetricsOnPackets(t *testing.T) {
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start("--on-exit", "keep")
 	db := netip.AddrPortFrom(s.host("default/db").IPv4, 6379)
 	for pod, want := range map[string]lab.Outcome{"default/web": lab.Reached, "default/other": lab.TimedOut} {
-		if r := s.host(pod).Connect(t.Context(), "tcp", db, silence); r.Outcome != want {
+		if r := s.host(pod).Connect(t.Context(), "tcp", db, probeTimeout); r.Outcome != want {
 			t.Fatalf("%s: %v, want %v", pod, r.Outcome, want)
 		}
 	}
@@ -68,7 +68,7 @@ func TestAgentTellsHowItStands(t *testing.T) {
 		return &got
 	}
 	got := ask(0)
-	if got.Enforcing.Policies != 1 || got.Enforcing.Pods != len(sitePods) || got.Packets.Allowed == 0 || got.Packets.Denied == 0 ||
+	if got.Enforcing.Policies != 1 || got.Enforcing.Pods != len(testbedPods) || got.Packets.Allowed == 0 || got.Packets.Denied == 0 ||
 		got.Packets.Reasons["ingress-denied"] != got.Packets.Denied || got.OnExit != "keep" || !got.Ready {
 		t.Errorf("%+v", got)
 	}
@@ -103,7 +103,7 @@ func TestAgentTellsHowItStands(t *testing.T) {
 	s.write("broken.yaml", "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy")
 	await := func(problems int) {
 		t.Helper()
-		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {
 			status, stdout, _ := sluice(t, "status", "--socket", s.socket)
 			if strings.Count(stdout, "\n  manifest ") == problems && (status == exitFindings) == (problems > 0) {
 				return

@@ -23,14 +23,14 @@ import (
 var families = []struct {
 	name, iptables, service string
 	netlink                 int
-	of                      func(*lab.Host) netip.Addr
+	addr                    func(*lab.Host) netip.Addr
 }{
 	{"IPv4", "iptables", "10.96.0.1", unix.AF_INET, func(h *lab.Host) netip.Addr { return h.IPv4 }},
 	{"IPv6", "ip6tables", "fd00:96::1", unix.AF_INET6, func(h *lab.Host) netip.Addr { return h.IPv6 }},
 }
 
 // nat adds a rule to the node's table nat.
-func (s *site) nat(iptables string, rule ...string) {
+func (s *testbed) nat(iptables string, rule ...string) {
 	s.t.Helper()
 	if err := s.Nodes[0].Run(iptables, append([]string{"-w", "-t", "nat", "-A"}, rule...)...); err != nil {
 		s.t.Fatal(err)
@@ -40,14 +40,14 @@ func (s *site) nat(iptables string, rule ...string) {
 // Policies see the destination after Service translation, and the source before
 // masquerading (14, 20); a pod reaches itself through a Service (23).
 func TestServicesOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	pod := s.host("default/db")
 	for _, f := range families {
 		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT",
-			"--to-destination", netip.AddrPortFrom(f.of(pod), 6379).String())
+			"--to-destination", netip.AddrPortFrom(f.addr(pod), 6379).String())
 		// As kube-proxy does for a pod that reaches itself, and a node for traffic that
 		// leaves the cluster.
-		s.nat(f.iptables, "POSTROUTING", "-s", f.of(pod).String(), "-d", f.of(pod).String(), "-j", "MASQUERADE")
+		s.nat(f.iptables, "POSTROUTING", "-s", f.addr(pod).String(), "-d", f.addr(pod).String(), "-j", "MASQUERADE")
 		s.nat(f.iptables, "POSTROUTING", "-o", lab.Device, "-j", "MASQUERADE")
 	}
 	s.write("policies.yaml", policies(demo1, webEgress("[{to: [{podSelector: {matchLabels: {role: db}}}], ports: [{port: 6379}]}, {to: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: \"2001:db8::/64\"}}], ports: [{port: 80}]}]"),
@@ -61,7 +61,7 @@ func TestServicesOnPackets(t *testing.T) {
 		})
 	}
 	// The outside host must have seen the node's address.
-	r := s.host("default/web").Connect(t.Context(), "tcp", netip.AddrPortFrom(s.Outside.IPv4, 80), patience)
+	r := s.host("default/web").Connect(t.Context(), "tcp", netip.AddrPortFrom(s.Outside.IPv4, 80), waitTimeout)
 	if r.Seen.Addr() != s.Nodes[0].IPv4 {
 		t.Errorf("seen as %s (%v), want the node's address", r.Seen, r.Err)
 	}
@@ -69,12 +69,12 @@ func TestServicesOnPackets(t *testing.T) {
 
 // Traffic through a NodePort is not traffic from the pod's node (22).
 func TestNodePortOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	pod := s.host("default/db")
 	for _, f := range families {
-		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.of(s.Nodes[0].Host).String(), "--dport", "30000", "-j", "DNAT",
-			"--to-destination", netip.AddrPortFrom(f.of(pod), 6379).String())
-		s.nat(f.iptables, "POSTROUTING", "-p", "tcp", "-d", f.of(pod).String(), "-j", "MASQUERADE")
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.addr(s.Nodes[0].Host).String(), "--dport", "30000", "-j", "DNAT",
+			"--to-destination", netip.AddrPortFrom(f.addr(pod), 6379).String())
+		s.nat(f.iptables, "POSTROUTING", "-p", "tcp", "-d", f.addr(pod).String(), "-j", "MASQUERADE")
 	}
 	s.write("policies.yaml", policies(demo1))
 	s.start()
@@ -86,15 +86,15 @@ func TestNodePortOnPackets(t *testing.T) {
 // Replies and ICMP errors of allowed traffic pass (21): a client learns that a port is
 // closed, although no policy allows these packets.
 func TestErrorsPassOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
 	s.start()
 	for _, f := range families {
 		for _, network := range []string{"tcp", "udp"} {
-			to := netip.AddrPortFrom(f.of(s.host("default/db")), 9)
-			r := s.host("default/web").Connect(t.Context(), network, to, patience/12)
+			to := netip.AddrPortFrom(f.addr(s.host("default/db")), 9)
+			r := s.host("default/web").Connect(t.Context(), network, to, waitTimeout/12)
 			if r.Outcome == lab.TimedOut { // a busy machine may lose a datagram
-				r = s.host("default/web").Connect(t.Context(), network, to, patience)
+				r = s.host("default/web").Connect(t.Context(), network, to, waitTimeout)
 			}
 			if r.Outcome != lab.Refused {
 				t.Errorf("%s %s: %s, want it refused", f.name, network, r.Outcome)
@@ -103,9 +103,9 @@ func TestErrorsPassOnPackets(t *testing.T) {
 	}
 }
 
-// wire sends crafted packets from web to db and tells which arrive.
-type wire struct {
-	*site
+// prober sends crafted packets from web to db and tells which arrive.
+type prober struct {
+	*testbed
 	t        testing.TB
 	from, to string
 	v6       bool
@@ -113,27 +113,27 @@ type wire struct {
 	sentinel int
 }
 
-func (s *site) wire(t testing.TB, v6 bool) *wire {
+func (s *testbed) newProber(t testing.TB, v6 bool) *prober {
 	t.Helper()
-	return s.wireBetween(t, "default/web", "default/db", v6)
+	return s.newProberBetween(t, "default/web", "default/db", v6)
 }
 
-// wireBetween is wire for two other pods.
-func (s *site) wireBetween(t testing.TB, from, to string, v6 bool) *wire {
+// newProberBetween is prober for two other pods.
+func (s *testbed) newProberBetween(t testing.TB, from, to string, v6 bool) *prober {
 	t.Helper()
 	sniffer, err := s.host(to).Sniff()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &wire{site: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
+	return &prober{testbed: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
 }
 
 // packet makes a packet from web to db. The payload begins behind the IP header.
-func (w *wire) packet(proto layers.IPProtocol, payload ...gopacket.SerializableLayer) []byte {
-	w.t.Helper()
-	from, to := w.host(w.from), w.host(w.to)
+func (pr *prober) packet(proto layers.IPProtocol, payload ...gopacket.SerializableLayer) []byte {
+	pr.t.Helper()
+	from, to := pr.host(pr.from), pr.host(pr.to)
 	var ip gopacket.SerializableLayer = &layers.IPv4{Version: 4, TTL: 64, Id: 1, Protocol: proto, SrcIP: from.IPv4.AsSlice(), DstIP: to.IPv4.AsSlice()}
-	if w.v6 {
+	if pr.v6 {
 		ip = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: proto, SrcIP: from.IPv6.AsSlice(), DstIP: to.IPv6.AsSlice()}
 	}
 	for _, l := range payload {
@@ -141,27 +141,27 @@ func (w *wire) packet(proto layers.IPProtocol, payload ...gopacket.SerializableL
 			SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
 		}); ok {
 			if err := c.SetNetworkLayerForChecksum(ip.(gopacket.NetworkLayer)); err != nil {
-				w.t.Fatal(err)
+				pr.t.Fatal(err)
 			}
 		}
 	}
 	b := gopacket.NewSerializeBuffer()
 	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
 	if err := gopacket.SerializeLayers(b, opts, append([]gopacket.SerializableLayer{ip}, payload...)...); err != nil {
-		w.t.Fatal(err)
+		pr.t.Fatal(err)
 	}
 	return b.Bytes()
 }
 
 // udp returns an allowed datagram with a unique source port. It has IP options, so that the
 // kernel's flow cache leaves it to the queue. There it cannot overtake queued packets.
-func (w *wire) udp(text string) []byte {
-	udp := &layers.UDP{SrcPort: layers.UDPPort(40000 + w.sentinel), DstPort: 53}
-	if w.v6 {
+func (pr *prober) udp(text string) []byte {
+	udp := &layers.UDP{SrcPort: layers.UDPPort(40000 + pr.sentinel), DstPort: 53}
+	if pr.v6 {
 		options := []byte{byte(layers.IPProtocolUDP), 0, 1, 4, 0, 0, 0, 0} // padding (RFC 8200, 4.2)
-		return w.packet(layers.IPProtocolIPv6Destination, gopacket.Payload(options), udp, gopacket.Payload(text))
+		return pr.packet(layers.IPProtocolIPv6Destination, gopacket.Payload(options), udp, gopacket.Payload(text))
 	}
-	packet := w.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))
+	packet := pr.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))
 	packet = slices.Insert(packet, 20, 1, 1, 1, 1) // four times no operation (RFC 791, 3.1)
 	packet[0]++
 	binary.BigEndian.PutUint16(packet[2:], uint16(len(packet)))
@@ -172,69 +172,69 @@ func (w *wire) udp(text string) []byte {
 
 // udpTo returns a datagram with a fixed source port, so that each destination port is one
 // flow.
-func (w *wire) udpTo(port uint16, text string) []byte {
-	return w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
+func (pr *prober) udpTo(port uint16, text string) []byte {
+	return pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
 }
 
 // arrives sends a packet that contains mark, and reports whether db receives it. An allowed
 // datagram follows through the same queue: if only that one arrives, the packet was dropped.
-func (w *wire) arrives(packet []byte, mark string) bool {
-	w.t.Helper()
-	w.sentinel++
-	end := fmt.Sprintf("sentinel %d", w.sentinel)
-	for _, p := range [][]byte{packet, w.udp(end)} {
-		if err := w.host(w.from).Send(p); err != nil {
-			w.t.Fatal(err)
+func (pr *prober) arrives(packet []byte, mark string) bool {
+	pr.t.Helper()
+	pr.sentinel++
+	end := fmt.Sprintf("sentinel %d", pr.sentinel)
+	for _, p := range [][]byte{packet, pr.udp(end)} {
+		if err := pr.host(pr.from).Send(p); err != nil {
+			pr.t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(pr.t.Context(), waitTimeout)
 	defer cancel()
-	got, err := w.sniffer.Await(ctx, func(p []byte) bool {
+	got, err := pr.sniffer.Await(ctx, func(p []byte) bool {
 		return bytes.Contains(p, []byte(mark)) || bytes.Contains(p, []byte(end))
 	})
 	if err != nil {
-		w.t.Fatal(err)
+		pr.t.Fatal(err)
 	}
 	return !bytes.Contains(got, []byte(end))
 }
 
 // sctp returns an INIT chunk, which opens an association (RFC 9260, 3.3.2), with a text in
 // place of its parameters.
-func (w *wire) sctp(port uint16, text string) []byte {
+func (pr *prober) sctp(port uint16, text string) []byte {
 	init := make([]byte, 20, 20+len(text))
 	init[0] = 1
 	binary.BigEndian.PutUint16(init[2:], uint16(20+len(text)))
 	init[4] = 1 // a tag other than 0
 	init[11], init[13], init[15] = 1, 1, 1
-	return w.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
+	return pr.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
 }
 
 // Protocols for which the tests have no socket, and packets that no socket would send
 // (19, 24, 25).
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
-	s := newSite(t)
+	s := newTestbed(t)
 	s.start("--queues", "1") // with more, the kernel spreads packets by protocol and their order is lost
 	type sent struct {
 		name, mark string
-		packet     func(*wire) []byte
+		packet     func(*prober) []byte
 	}
-	icmp := sent{"ICMP echo", "icmp echo", func(w *wire) []byte {
-		if w.v6 {
-			return w.packet(layers.IPProtocolICMPv6, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, &layers.ICMPv6Echo{Identifier: 7}, gopacket.Payload("icmp echo"))
+	icmp := sent{"ICMP echo", "icmp echo", func(pr *prober) []byte {
+		if pr.v6 {
+			return pr.packet(layers.IPProtocolICMPv6, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, &layers.ICMPv6Echo{Identifier: 7}, gopacket.Payload("icmp echo"))
 		}
-		return w.packet(layers.IPProtocolICMPv4, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 7}, gopacket.Payload("icmp echo"))
+		return pr.packet(layers.IPProtocolICMPv4, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 7}, gopacket.Payload("icmp echo"))
 	}}
-	sctp := sent{"SCTP", "sctp init", func(w *wire) []byte { return w.sctp(7777, "sctp init") }}
-	otherSCTP := sent{"SCTP to another port", "sctp other", func(w *wire) []byte { return w.sctp(7778, "sctp other") }}
-	unassigned := sent{"a protocol that means nothing", "protocol 200", func(w *wire) []byte {
-		return w.packet(200, gopacket.Payload("protocol 200"))
+	sctp := sent{"SCTP", "sctp init", func(pr *prober) []byte { return pr.sctp(7777, "sctp init") }}
+	otherSCTP := sent{"SCTP to another port", "sctp other", func(pr *prober) []byte { return pr.sctp(7778, "sctp other") }}
+	unassigned := sent{"a protocol that means nothing", "protocol 200", func(pr *prober) []byte {
+		return pr.packet(200, gopacket.Payload("protocol 200"))
 	}}
-	cut := sent{"a TCP header that is cut off", "cut tcp", func(w *wire) []byte {
-		return w.packet(layers.IPProtocolTCP, gopacket.Payload("\x9c\x40\x18\xebcut tcp"))
+	cut := sent{"a TCP header that is cut off", "cut tcp", func(pr *prober) []byte {
+		return pr.packet(layers.IPProtocolTCP, gopacket.Payload("\x9c\x40\x18\xebcut tcp"))
 	}}
-	esp := sent{"encrypted payload", "esp payload", func(w *wire) []byte {
-		return w.packet(layers.IPProtocolESP, gopacket.Payload("12345678esp payload"))
+	esp := sent{"encrypted payload", "esp payload", func(pr *prober) []byte {
+		return pr.packet(layers.IPProtocolESP, gopacket.Payload("12345678esp payload"))
 	}}
 	all := []sent{icmp, sctp, otherSCTP, unassigned, cut, esp}
 	cases := []struct {
@@ -252,13 +252,13 @@ func TestCraftedPackets(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s.save("policies.yaml", policies(db(c.ingress)))
 			for i, f := range families {
-				w := s.wire(t, i == 1)
+				pr := s.newProber(t, i == 1)
 				for _, p := range all {
 					want := false
 					for _, o := range c.pass {
 						want = want || o.name == p.name
 					}
-					if got := w.arrives(p.packet(w), p.mark); got != want {
+					if got := pr.arrives(p.packet(pr), p.mark); got != want {
 						t.Errorf("%s, %s: arrives %v, want %v", f.name, p.name, got, want)
 					}
 				}
@@ -270,13 +270,13 @@ func TestCraftedPackets(t *testing.T) {
 // The kernel reassembles fragments before it queues them, so that later fragments get the
 // verdict of the whole packet (25).
 func TestFragmentsOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
 	s.start("--queues", "1")
 	for _, port := range []uint16{53, 54} {
 		t.Run(fmt.Sprint(port), func(t *testing.T) {
-			w := s.wire(t, false)
-			whole := w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 41000, DstPort: layers.UDPPort(port)}, gopacket.Payload("first part fragment "+strings.Repeat("x", 28)))
+			pr := s.newProber(t, false)
+			whole := pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 41000, DstPort: layers.UDPPort(port)}, gopacket.Payload("first part fragment "+strings.Repeat("x", 28)))
 			head, tail := whole[:20], whole[20:]
 			fragment := func(data []byte, offset int, more uint16) []byte {
 				p := append(bytes.Clone(head), data...)
@@ -286,10 +286,10 @@ func TestFragmentsOnPackets(t *testing.T) {
 				binary.BigEndian.PutUint16(p[10:], checksum(p[:20]))
 				return p
 			}
-			if err := w.host("default/web").Send(fragment(tail[:32], 0, 1)); err != nil {
+			if err := pr.host("default/web").Send(fragment(tail[:32], 0, 1)); err != nil {
 				t.Fatal(err)
 			}
-			if got := w.arrives(fragment(tail[32:], 32, 0), "part fragment"); got != (port == 53) {
+			if got := pr.arrives(fragment(tail[32:], 32, 0), "part fragment"); got != (port == 53) {
 				t.Errorf("arrives: %v", got)
 			}
 		})
@@ -309,7 +309,7 @@ func checksum(b []byte) uint16 {
 }
 
 // queued returns the number of packets that all queues have had so far.
-func (s *site) queued() (sum uint64) {
+func (s *testbed) queued() (sum uint64) {
 	s.t.Helper()
 	for _, n := range s.queues() {
 		sum += n
@@ -318,7 +318,7 @@ func (s *site) queued() (sum uint64) {
 }
 
 // queues returns the number of packets that each queue has had so far.
-func (s *site) queues() map[int]uint64 {
+func (s *testbed) queues() map[int]uint64 {
 	s.t.Helper()
 	found := make(map[int]uint64)
 	text, err := s.Nodes[0].Output(exec.Command("cat", "/proc/net/netfilter/nfnetlink_queue"))
@@ -339,23 +339,23 @@ func (s *site) queues() map[int]uint64 {
 // so is a connection with many packets. The connection's mark ensures that, without the
 // kernel's flow cache.
 func TestJudgedOnceOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))
 	s.start("--kernel-cache", "off")
 	const packets = 50
 	for i, f := range families {
-		w := s.wire(t, i == 1)
+		pr := s.newProber(t, i == 1)
 		before := s.queued()
 		for n := range packets {
 			text := fmt.Sprintf("one way %d.", n)
-			if err := w.host("default/web").Send(w.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 42000, DstPort: 7}, gopacket.Payload(text))); err != nil {
+			if err := pr.host("default/web").Send(pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 42000, DstPort: 7}, gopacket.Payload(text))); err != nil {
 				t.Fatal(err)
 			}
 			if n > 0 && n < packets-1 {
 				continue // packets that arrive before the first verdict are queued too
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			_, err := w.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(text)) })
+			ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
+			_, err := pr.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(text)) })
 			cancel()
 			if err != nil {
 				t.Fatal(err)
@@ -365,7 +365,7 @@ func TestJudgedOnceOnPackets(t *testing.T) {
 			t.Errorf("%s: %d of %d packets of one-way UDP were queued, want 1", f.name, n, packets)
 		}
 		before = s.queued()
-		client, err := w.host("default/web").DialTCP(t.Context(), netip.AddrPortFrom(f.of(w.host("default/db")), 6379))
+		client, err := pr.host("default/web").DialTCP(t.Context(), netip.AddrPortFrom(f.addr(pr.host("default/db")), 6379))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -387,7 +387,7 @@ func TestJudgedOnceOnPackets(t *testing.T) {
 
 // The log has a line for each judged connection, with all attributes.
 func TestVerdictLogOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start("--log-verdicts", "all", "--log-verdicts-rate", "0")
 	mark := s.agent.Mark()
@@ -397,7 +397,7 @@ func TestVerdictLogOnPackets(t *testing.T) {
 		{"verdict": "deny", "reason": "ingress-denied", "from": "default/other", "to": "default/db", "proto": "TCP", "dport": "80", "direction": "ingress", "policy": "default/access-demo1"},
 	} {
 		for _, f := range families {
-			want["src"], want["dst"] = f.of(s.host(want.Text("from"))), f.of(s.host(want.Text("to")))
+			want["src"], want["dst"] = f.addr(s.host(want.Text("from"))), f.addr(s.host(want.Text("to")))
 			l := s.await(mark, "a line of the verdict", func(l agenttest.Line) bool {
 				for field := range want {
 					if l.Text(field) != want.Text(field) {

@@ -10,7 +10,7 @@ import (
 
 // replace ends a pod and starts another one at its addresses, of which no agent has
 // heard.
-func (s *site) replace(t *testing.T, name string) *lab.Host {
+func (s *testbed) replacePod(t *testing.T, name string) *lab.Host {
 	t.Helper()
 	old := s.host(name)
 	addrs := old.Addrs()
@@ -31,7 +31,7 @@ func (s *site) replace(t *testing.T, name string) *lab.Host {
 // decides about it. This holds for the address of a pod without policies, and for that of a
 // pod that a rule allows.
 func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	s.start(kernelArgs("--on-exit", "keep", "--unattended", "0")...)
 	others := []string{"default/web default/other tcp 80", "default/other default/web udp 53", "default/other outside tcp 80", "outside default/other tcp 8080", webToDB}
@@ -40,11 +40,11 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 	s.awaitNotQueued(t, func() { s.check(t, append(toOdd, others...), nil) })
 	s.agent.Kill()
 	s.check(t, append(toOdd, others...), nil)
-	s.replace(t, "bare/odd")
+	s.replacePod(t, "bare/odd")
 	delete(s.hosts, "bare/odd")
 	s.check(t, others, []string{"default/other new tcp 80", "outside new tcp 80", "new default/other tcp 80", "new outside udp 53"})
 	// A pod that a rule allows is replaced too.
-	s.replace(t, "default/web")
+	s.replacePod(t, "default/web")
 	s.check(t, nil, []string{"new default/db tcp 6379"})
 	// The node itself reaches the new pod, as the kubelet's probes must.
 	s.check(t, []string{"node-1 new tcp 80"}, nil)
@@ -55,7 +55,7 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 // The kernel cannot distinguish pods that share an interface. For those, its verdicts hold
 // only until --unattended has passed without an agent.
 func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	// A second route to each address of the pod, so that its interface is ambiguous.
 	other := s.host("default/web").RouterDevice()
@@ -74,9 +74,9 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.agent.Kill()
 	for _, addr := range s.host("bare/odd").Addrs() {
 		open := func() bool {
-			return s.host("default/other").Connect(t.Context(), "tcp", netip.AddrPortFrom(addr, 80), silence).Outcome == lab.Reached
+			return s.host("default/other").Connect(t.Context(), "tcp", netip.AddrPortFrom(addr, 80), probeTimeout).Outcome == lab.Reached
 		}
-		for end := time.Now().Add(patience); open(); {
+		for end := time.Now().Add(waitTimeout); open(); {
 			if time.Now().After(end) {
 				t.Fatalf("%s stays open after --unattended", addr)
 			}
@@ -87,9 +87,9 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 
 // awaitNotQueued repeats something until none of its packets is queued. On a busy machine
 // a heartbeat of the agent may be late, and until it comes the kernel does not answer.
-func (s *site) awaitNotQueued(t *testing.T, what func()) {
+func (s *testbed) awaitNotQueued(t *testing.T, what func()) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; {
+	for end := time.Now().Add(waitTimeout); ; {
 		before := s.queued()
 		what()
 		now := s.queued()

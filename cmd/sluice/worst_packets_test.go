@@ -24,7 +24,7 @@ const daemonSetLimit = 512 << 10
 // that an API server accepts, and with the pods for which they cost most. Other tenants'
 // policies stay in force, and the status names the policies that are rejected.
 func TestWorstPoliciesOnPackets(t *testing.T) {
-	s := newSite(t)
+	s := newTestbed(t)
 	// A build without the race detector, which takes several times the memory.
 	s.program = filepath.Join(t.TempDir(), "sluice")
 	if out, err := exec.Command("go", "build", "-o", s.program, "sluice/cmd/sluice").CombinedOutput(); err != nil {
@@ -50,9 +50,9 @@ func TestWorstPoliciesOnPackets(t *testing.T) {
 	if peak := peakMemory(t, s.agent.PID()); peak > daemonSetLimit {
 		t.Errorf("the agent took %d MiB", peak>>10)
 	}
-	_, told, _ := sluice(t, "status", "--socket", s.socket)
-	if !strings.Contains(told, worstcase.Namespace+"/") || !strings.Contains(told, "--policies-memory") {
-		t.Errorf("the status names no policy that is refused:\n%s", told)
+	_, status, _ := sluice(t, "status", "--socket", s.socket)
+	if !strings.Contains(status, worstcase.Namespace+"/") || !strings.Contains(status, "--policies-memory") {
+		t.Errorf("the status names no policy that is refused:\n%s", status)
 	}
 }
 
@@ -61,7 +61,7 @@ func TestWorstPoliciesOnPackets(t *testing.T) {
 func TestPolicyLimitFlagsOnPackets(t *testing.T) {
 	for _, flag := range []string{"--policy-memory", "--policies-memory"} {
 		t.Run(flag, func(t *testing.T) {
-			s := newSite(t)
+			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
 			p := worstcase.Known()[0].OfSize("large", 200<<10)
 			p.Namespace, p.APIVersion, p.Kind = "mine", "networking.k8s.io/v1", "NetworkPolicy"
@@ -70,9 +70,9 @@ func TestPolicyLimitFlagsOnPackets(t *testing.T) {
 			s.write("large.yaml", manifest(t, p))
 			s.start(flag, "1")
 			s.check(t, []string{webToDB}, []string{otherToDB, "default/web mine/cart tcp 80"})
-			_, told, _ := sluice(t, "status", "--socket", s.socket)
-			if !strings.Contains(told, "mine/large") || !strings.Contains(told, flag) {
-				t.Errorf("the status does not say that mine/large is beyond %s:\n%s", flag, told)
+			_, status, _ := sluice(t, "status", "--socket", s.socket)
+			if !strings.Contains(status, "mine/large") || !strings.Contains(status, flag) {
+				t.Errorf("the status does not say that mine/large is beyond %s:\n%s", flag, status)
 			}
 			s.agent.Kill()
 			s.start(flag, "0")
