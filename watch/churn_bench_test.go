@@ -20,8 +20,8 @@ import (
 
 // BenchmarkBesideChurn measures the time until a change of one tenant's policy is in force,
 // while other tenants' policies change three times a second: one of 80 KiB, one of the
-// largest size that an API server stores, or four of that size from two tenants. Each is
-// measured 100 times, whatever -benchtime is.
+// largest size that an API server stores, or four of that size from two tenants. Each case
+// takes 100 measurements, regardless of -benchtime.
 func BenchmarkBesideChurn(b *testing.B) {
 	for _, recipe := range worstcase.Known() {
 		for _, c := range []struct {
@@ -34,7 +34,7 @@ func BenchmarkBesideChurn(b *testing.B) {
 				for i := range 2 * c.policies {
 					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
 					p.Namespace = []string{worstcase.Namespace, "ns-1"}[i%2*(c.policies/4)]
-					e := netpol.Encode(p) // on a goroutine of its own, as a source does
+					e := netpol.Encode(p) // not on the goroutine of the Controller, as in a source
 					list = append(list, func(w *policy.Store) { w.SetEncoded(e) })
 				}
 				besideChurn(b, recipe.Pods(), time.Second/3/time.Duration(c.policies), list)
@@ -43,16 +43,16 @@ func BenchmarkBesideChurn(b *testing.B) {
 	}
 }
 
-// besideChurn applies the updates one by one, in a loop, and measures other updates
-// meanwhile.
+// besideChurn applies the updates of churn one by one, in a loop, and measures the delay of
+// other updates meanwhile.
 func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn []watch.Update) {
-	world := policy.NewStore()
+	store := policy.NewStore()
 	for _, p := range pods {
-		world.SetPod(kubepod.Read(p))
+		store.SetPod(kubepod.Read(p))
 	}
 	published := make(chan int, 10000)
-	count := 0 // only on the Controller's goroutine
-	k := watch.New(world, new(policy.Published), watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "count", Func: func(context.Context, watch.Change) error {
+	count := 0 // used only on the Controller's goroutine
+	c := watch.New(store, new(policy.Published), watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "count", Func: func(context.Context, watch.Change) error {
 		count++
 		published <- count
 		return nil
@@ -60,15 +60,15 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 	feed := make(feed)
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan struct{})
-	go func() { defer close(ended); _ = k.Run(ctx, feed) }()
+	go func() { defer close(ended); _ = c.Run(ctx, feed) }()
 	defer func() { stop(); <-ended }()
 	feed <- func(*policy.Store) {}
-	<-k.Ready()
+	<-c.Ready()
 	var delays []time.Duration
 	next := time.Now()
 	for i, n := 0, 0; n < 100; n++ {
 		if time.Now().After(next) {
-			feed <- churn[i%len(churn)] // the worst moment: right before
+			feed <- churn[i%len(churn)] // right before the measured update, which is the worst moment
 			i, next = i+1, next.Add(interval)
 		}
 		other := netpol.Read(small(n))
@@ -81,7 +81,7 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 		time.Sleep(30*time.Millisecond - time.Since(began))
 	}
 	slices.Sort(delays)
-	for b.Loop() { // which has been measured
+	for b.Loop() { // everything has already been measured
 	}
 	b.ReportMetric(float64(delays[len(delays)/2])/1e6, "p50-ms")
 	b.ReportMetric(float64(delays[len(delays)*99/100-1])/1e6, "p99-ms")
@@ -89,7 +89,7 @@ func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn
 	b.ReportMetric(0, "ns/op")
 }
 
-// small returns one of several versions of a policy as most tenants have.
+// small returns one of several versions of a policy of typical size.
 func small(n int) *networkingv1.NetworkPolicy {
 	p := worstcase.Recipe{Layout: worstcase.Apart, Ports: 1, Blocks: 1, In: 1}.Policy("other", 1+n%5)
 	p.Namespace = "other"

@@ -22,22 +22,22 @@ import (
 	"sluice/filter/policy"
 )
 
-// Update changes the policy store. It is called on the goroutine that owns the store, and
-// must not retain it.
+// Update changes the policy store. The Controller calls it on the goroutine that owns the
+// store. The Update must not retain the store.
 type Update = func(*policy.Store)
 
-// Source delivers knowledge of the cluster. Its String names it in log lines.
+// Source delivers a part of the cluster's state. String names the source in log lines.
 type Source interface {
 	fmt.Stringer
-	// Run calls update with everything that the source knows, as one Update, and then with
-	// each change until ctx ends. update returns when the Update has been queued. Calls of
-	// update must not overlap.
+	// Run first calls update with the complete state of the source, as one Update, and then
+	// with each change until ctx ends. update blocks until the Controller takes the Update
+	// or ctx ends. Run must not call it concurrently.
 	Run(ctx context.Context, update func(Update)) error
 }
 
 // Options configure a Controller. The zero value is valid.
 type Options struct {
-	// Logger logs each problem of a policy once; nil discards it.
+	// Logger logs each problem of a policy once while it lasts. nil discards all log lines.
 	Logger *slog.Logger
 	// Stages apply each change, in this order, from the first change on. If there are none,
 	// Run blocks after the first change until Attach is called.
@@ -53,26 +53,26 @@ const (
 	workSlice = 5 * time.Millisecond
 )
 
-// Controller owns the policy store. Everything that changes the store runs on one goroutine
-// of Run. A second goroutine reads and compiles large policies, which takes up to half a
-// second for each. Meanwhile, other updates are applied, and starting pods that such a
-// policy may isolate stay unknown.
+// Controller owns the policy store. One goroutine of Run makes all changes to the store. A
+// second goroutine reads and compiles large policies, which takes up to half a second each.
+// Meanwhile, other updates are applied. A starting pod that such a policy may isolate stays
+// unknown until the policy is in force.
 type Controller struct {
-	world          *policy.Store
+	store          *policy.Store
 	pub            *policy.Published
 	log            *slog.Logger
 	stages         []Stage
-	first          chan Change  // delivers the first change to First
-	attached       chan []Stage // from Attach
+	first          chan Change  // returned by First
+	attached       chan []Stage // stages from Attach
 	ready          chan struct{}
 	isReady        bool
 	loggedProblems map[policy.Problem]bool
 	loggedClashes  map[string]bool
 
 	unsettled     policy.Changes     // changes that were applied while a stage was unsettled
-	retryTimer    <-chan time.Time   // fires when they are to be applied again; nil if there are none
-	hasWork       bool               // the store has work on large policies
-	drafts        chan *policy.Draft // to be prepared: at most one
+	retryTimer    <-chan time.Time   // fires when unsettled must be applied again; nil if no stage is unsettled
+	hasWork       bool               // the store has unfinished work on large policies
+	drafts        chan *policy.Draft // drafts to prepare: at most one
 	prepared      chan *policy.Draft
 	beforePrepare func() // called before each Prepare of a draft; for tests
 
@@ -80,59 +80,61 @@ type Controller struct {
 	currentClashes  atomic.Pointer[[]policy.Clash]
 }
 
-// message is a queued update.
+// message is an update and the index of its source.
 type message struct {
 	source int
 	update Update
 }
 
-// New returns a Controller of world that publishes to pub. The caller must not use world
-// any more.
-func New(world *policy.Store, pub *policy.Published, opts Options) *Controller {
-	k := &Controller{
-		world: world, pub: pub, log: opts.Logger, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
+// New returns a Controller that owns store and publishes to pub. The caller must not use
+// store afterwards.
+func New(store *policy.Store, pub *policy.Published, opts Options) *Controller {
+	c := &Controller{
+		store: store, pub: pub, log: opts.Logger, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
 		ready: make(chan struct{}), loggedProblems: make(map[policy.Problem]bool),
 		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), beforePrepare: func() {},
 	}
-	if k.log == nil {
-		k.log = slog.New(slog.DiscardHandler)
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
 	}
-	return k
+	return c
 }
 
-// First delivers the first change after its publication.
-func (k *Controller) First() <-chan Change { return k.first }
+// First returns a channel that receives the first change after it is published. It is used
+// only if Options names no stages.
+func (c *Controller) First() <-chan Change { return c.first }
 
-// Attach sets the stages that apply all later changes, in this order. It must be called
-// once if Options names no stages. Until then, updates wait.
-func (k *Controller) Attach(stages ...Stage) { k.attached <- stages }
+// Attach sets the stages that apply all changes after the first, in this order. It must be
+// called once if Options names no stages. Until then, updates wait.
+func (c *Controller) Attach(stages ...Stage) { c.attached <- stages }
 
-// Ready is closed when the first snapshot is in force and the stages are attached.
-func (k *Controller) Ready() <-chan struct{} { return k.ready }
+// Ready returns a channel that is closed when the first snapshot is in force and the stages
+// are attached.
+func (c *Controller) Ready() <-chan struct{} { return c.ready }
 
 // Problems returns the problems of the policies in force. It may be called concurrently.
 // The list is shared and immutable.
-func (k *Controller) Problems() []policy.Problem {
-	if wrong := k.currentProblems.Load(); wrong != nil {
-		return *wrong
+func (c *Controller) Problems() []policy.Problem {
+	if problems := c.currentProblems.Load(); problems != nil {
+		return *problems
 	}
 	return nil
 }
 
 // Clashes returns the addresses that several live pods claim. It may be called
 // concurrently. The list is shared and immutable.
-func (k *Controller) Clashes() []policy.Clash {
-	if clashes := k.currentClashes.Load(); clashes != nil {
+func (c *Controller) Clashes() []policy.Clash {
+	if clashes := c.currentClashes.Load(); clashes != nil {
 		return *clashes
 	}
 	return nil
 }
 
 // Run runs the sources and applies their updates. It returns nil when ctx ends, and an
-// error when a source ends. It publishes the first snapshot when every source has delivered
-// its knowledge, because partial knowledge could allow what the rest denies. Run may be
-// called only once.
-func (k *Controller) Run(ctx context.Context, sources ...Source) error {
+// error if a source ends or a stage fails before that. It publishes the first snapshot only
+// when every source has delivered its state, because a part of the state could allow what
+// the rest denies. Run may be called only once.
+func (c *Controller) Run(ctx context.Context, sources ...Source) error {
 	updates := make(chan message)
 	group, inner := errgroup.WithContext(ctx)
 	for i, s := range sources {
@@ -145,7 +147,7 @@ func (k *Controller) Run(ctx context.Context, sources ...Source) error {
 			})
 			switch {
 			case inner.Err() != nil:
-				return nil // all sources end
+				return nil // Run is ending
 			case err == nil:
 				err = errors.New("it has ended")
 			}
@@ -153,44 +155,44 @@ func (k *Controller) Run(ctx context.Context, sources ...Source) error {
 		})
 	}
 	group.Go(func() error {
-		return k.loop(inner, updates, sources)
+		return c.loop(inner, updates, sources)
 	})
 	group.Go(func() error {
-		k.prepare(inner)
+		c.prepare(inner)
 		return nil
 	})
 	return group.Wait()
 }
 
-func (k *Controller) loop(ctx context.Context, updates <-chan message, sources []Source) error {
-	heard := make([]bool, len(sources)) // sources that have ever sent an update
+func (c *Controller) loop(ctx context.Context, updates <-chan message, sources []Source) error {
+	heard := make([]bool, len(sources)) // by source: it has sent an update
 	always := make(chan struct{})
 	close(always)
 	for {
-		if d := k.world.NextDraft(); d != nil {
-			k.drafts <- d
+		if d := c.store.NextDraft(); d != nil {
+			c.drafts <- d
 		}
 		var work <-chan struct{}
-		if k.hasWork {
+		if c.hasWork {
 			work = always
 		}
-		var changed []bool // sources of this batch
+		var changed []bool // by source: it has sent an update of this batch
 		select {
 		case <-ctx.Done():
 			return nil
 		case m := <-updates:
-			changed = k.batch(ctx, m, updates, len(sources))
-		case <-k.retryTimer:
-			if err := k.commit(ctx, nil); err != nil {
+			changed = c.batch(ctx, m, updates, len(sources))
+		case <-c.retryTimer:
+			if err := c.commit(ctx, nil); err != nil {
 				return err
 			}
 			continue
-		case d := <-k.prepared:
-			k.world.Prepared(d)
-			k.hasWork = true
+		case d := <-c.prepared:
+			c.store.Prepared(d)
+			c.hasWork = true
 			continue
 		case <-work:
-			if err := k.work(ctx); err != nil {
+			if err := c.work(ctx); err != nil {
 				return err
 			}
 			continue
@@ -202,47 +204,47 @@ func (k *Controller) loop(ctx context.Context, updates <-chan message, sources [
 			}
 		}
 		if !slices.Contains(heard, false) {
-			if err := k.commit(ctx, by); err != nil {
+			if err := c.commit(ctx, by); err != nil {
 				return err
 			}
-			k.hasWork = true // there may be some
+			c.hasWork = true // the commit may have created work
 		}
 	}
 }
 
 // prepare prepares drafts until ctx ends.
-func (k *Controller) prepare(ctx context.Context) {
+func (c *Controller) prepare(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case d := <-k.drafts:
-			k.beforePrepare()
+		case d := <-c.drafts:
+			c.beforePrepare()
 			d.Prepare()
-			k.prepared <- d
+			c.prepared <- d
 		}
 	}
 }
 
-// work does one slice of the work on large policies.
-func (k *Controller) work(ctx context.Context) error {
+// work does one slice of the work on large policies, and commits if the store needs it.
+func (c *Controller) work(ctx context.Context) error {
 	began := time.Now()
-	again, commit := k.world.Work(func() bool { return time.Since(began) < workSlice })
-	if k.hasWork = again; commit {
-		return k.commit(ctx, []string{"large policies"})
+	again, commit := c.store.Work(func() bool { return time.Since(began) < workSlice })
+	if c.hasWork = again; commit {
+		return c.commit(ctx, []string{"large policies"})
 	}
 	return nil
 }
 
-// batch applies an update and all that follow it closely. It returns which sources sent
-// them.
-func (k *Controller) batch(ctx context.Context, m message, updates <-chan message, sources int) []bool {
+// batch applies an update and all updates that follow within the debounce limits. It
+// reports for each source whether it sent any of them.
+func (c *Controller) batch(ctx context.Context, m message, updates <-chan message, sources int) []bool {
 	changed := make([]bool, sources)
 	began := time.Now()
 	wait := time.NewTimer(debounceQuiet)
 	defer wait.Stop()
 	for {
-		m.update(k.world)
+		m.update(c.store)
 		changed[m.source] = true
 		left := debounceMax - time.Since(began)
 		if left <= 0 {
@@ -261,96 +263,96 @@ func (k *Controller) batch(ctx context.Context, m message, updates <-chan messag
 
 // commit compiles the store after changes by the named sources, and puts the snapshot in
 // force.
-func (k *Controller) commit(ctx context.Context, by []string) error {
+func (c *Controller) commit(ctx context.Context, by []string) error {
 	if ctx.Err() != nil {
 		return nil
 	}
 	began := time.Now()
-	snapshot, changes := k.world.Commit()
+	snapshot, changes := c.store.Commit()
 	compiled := time.Since(began)
-	k.pub.Publish(snapshot)
-	k.reportProblems()
-	k.reportClashes()
-	change := Change{Snapshot: snapshot, Addresses: append(changes, k.unsettled...), Unsettled: k.retryTimer != nil}
+	c.pub.Publish(snapshot)
+	c.reportProblems()
+	c.reportClashes()
+	change := Change{Snapshot: snapshot, Addresses: append(changes, c.unsettled...), Unsettled: c.retryTimer != nil}
 	var err error
-	if k.isReady || len(k.stages) > 0 {
-		err = k.apply(ctx, change)
+	if c.isReady || len(c.stages) > 0 {
+		err = c.apply(ctx, change)
 	} else {
-		k.await(ctx, change)
+		c.await(ctx, change)
 	}
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
 	level := slog.LevelDebug
-	if !k.isReady {
-		k.isReady = true
-		k.world.UseDrafts()
-		close(k.ready)
+	if !c.isReady {
+		c.isReady = true
+		c.store.UseDrafts()
+		close(c.ready)
 		level = slog.LevelInfo
 	}
-	c := snapshot.Counts()
-	k.log.Log(ctx, level, "policies in force", event.Published.Attr(), "snapshot", snapshot.Number(), "changed_by", strings.Join(by, ", "), "policies", c.Policies,
-		"pods", c.Pods, "namespaces", c.Namespaces, "changed_addresses", len(change.Addresses), "duration_ms", compiled.Milliseconds())
+	counts := snapshot.Counts()
+	c.log.Log(ctx, level, "policies in force", event.Published.Attr(), "snapshot", snapshot.Number(), "changed_by", strings.Join(by, ", "), "policies", counts.Policies,
+		"pods", counts.Pods, "namespaces", counts.Namespaces, "changed_addresses", len(change.Addresses), "duration_ms", compiled.Milliseconds())
 	return nil
 }
 
-// await delivers the first change to First, and waits for the stages that apply the later
-// ones.
-func (k *Controller) await(ctx context.Context, first Change) {
-	k.first <- first
+// await sends the first change to the channel of First, and waits for the stages from
+// Attach.
+func (c *Controller) await(ctx context.Context, first Change) {
+	c.first <- first
 	select {
 	case <-ctx.Done():
-	case k.stages = <-k.attached:
+	case c.stages = <-c.attached:
 	}
 }
 
 // apply puts a change in force, stage by stage. If a stage is unsettled, the later stages
-// still run, and the change is applied again later.
-func (k *Controller) apply(ctx context.Context, c Change) error {
-	k.unsettled, k.retryTimer = nil, nil
+// still run, and the change is applied again after unsettledInterval.
+func (c *Controller) apply(ctx context.Context, change Change) error {
+	c.unsettled, c.retryTimer = nil, nil
 	settled := true
-	for _, s := range k.stages {
-		err := s.Apply(ctx, c)
+	for _, s := range c.stages {
+		err := s.Apply(ctx, change)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, ErrUnsettled):
-			settled, c.Unsettled = false, true
+			settled, change.Unsettled = false, true
 		case err != nil:
-			return fmt.Errorf("put snapshot %d in force for %s: %w", c.Snapshot.Number(), s, err)
+			return fmt.Errorf("put snapshot %d in force for %s: %w", change.Snapshot.Number(), s, err)
 		}
 	}
 	if !settled {
-		k.unsettled, k.retryTimer = c.Addresses, time.After(unsettledInterval)
+		c.unsettled, c.retryTimer = change.Addresses, time.After(unsettledInterval)
 	}
 	return nil
 }
 
-// reportProblems logs the problems of policies, each once while it lasts.
-func (k *Controller) reportProblems() {
-	said := make(map[policy.Problem]bool)
-	wrong := k.world.Problems()
-	k.currentProblems.Store(&wrong)
-	for _, p := range wrong {
-		if !k.loggedProblems[p] {
-			k.log.Warn("part of a policy allows nothing", "problem", p)
+// reportProblems logs each problem of a policy once while it lasts.
+func (c *Controller) reportProblems() {
+	logged := make(map[policy.Problem]bool)
+	problems := c.store.Problems()
+	c.currentProblems.Store(&problems)
+	for _, p := range problems {
+		if !c.loggedProblems[p] {
+			c.log.Warn("part of a policy allows nothing", "problem", p)
 		}
-		said[p] = true
+		logged[p] = true
 	}
-	k.loggedProblems = said
+	c.loggedProblems = logged
 }
 
-// reportClashes logs addresses that several live pods claim, each once while it lasts.
-func (k *Controller) reportClashes() {
-	clashes := k.world.Clashes()
-	k.currentClashes.Store(&clashes)
+// reportClashes logs each address that several live pods claim, once while the clash lasts.
+func (c *Controller) reportClashes() {
+	clashes := c.store.Clashes()
+	c.currentClashes.Store(&clashes)
 	clashed := make(map[string]bool, len(clashes))
-	for _, c := range clashes {
-		key := c.Addr.String() + " " + c.Pods()
-		if !k.loggedClashes[key] {
-			k.log.Warn("several live pods claim one address", event.AddressShared.Attr(), "address", c.Addr, "counts", c.Winner, "others", strings.Join(c.Others, ", "))
+	for _, clash := range clashes {
+		key := clash.Addr.String() + " " + clash.Pods()
+		if !c.loggedClashes[key] {
+			c.log.Warn("several live pods claim one address", event.AddressShared.Attr(), "address", clash.Addr, "counts", clash.Winner, "others", strings.Join(clash.Others, ", "))
 		}
 		clashed[key] = true
 	}
-	k.loggedClashes = clashed
+	c.loggedClashes = clashed
 }

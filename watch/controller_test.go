@@ -31,7 +31,7 @@ var _ watch.Source = manifests.Source{}
 // waitTimeout bounds each wait of these tests.
 const waitTimeout = 2 * time.Minute
 
-// feed is a source whose updates come from a test.
+// feed is a source that passes on the updates that a test sends to it.
 type feed chan watch.Update
 
 func (feed) String() string { return "a feed" }
@@ -55,24 +55,25 @@ type published struct {
 	changes  policy.Changes
 }
 
-// keep runs a Controller and returns what it publishes.
-func keep(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
+// run runs a Controller. It returns the Controller, what it publishes, and the result of
+// its Run.
+func run(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
-	return keepWorld(t, policy.NewStore(), pub, logger, sources...)
+	return runWithStore(t, policy.NewStore(), pub, logger, sources...)
 }
 
-// keepWorld is keep of a store.
-func keepWorld(t *testing.T, world *policy.Store, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
+// runWithStore is run with the given store.
+func runWithStore(t *testing.T, store *policy.Store, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
-	return keepWith(t, world, pub, logger, func(*watch.Controller) {}, sources...)
+	return runWith(t, store, pub, logger, func(*watch.Controller) {}, sources...)
 }
 
-// keepWith is keepWorld, but changes the Controller before it runs.
-func keepWith(t *testing.T, world *policy.Store, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
+// runWith is runWithStore, but calls change with the Controller before it runs.
+func runWith(t *testing.T, store *policy.Store, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	calls := make(chan published)
 	ctx, stop := context.WithCancel(t.Context())
-	k := watch.New(world, pub, watch.Options{
+	c := watch.New(store, pub, watch.Options{
 		Logger: logger,
 		Stages: []watch.Stage{watch.Workers{Published: pub}, watch.StageFunc{Name: "test", Func: func(ctx context.Context, c watch.Change) error {
 			select {
@@ -82,15 +83,15 @@ func keepWith(t *testing.T, world *policy.Store, pub *policy.Published, logger *
 			return nil
 		}}},
 	})
-	change(k)
+	change(c)
 	ended := make(chan error, 1)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ended <- k.Run(ctx, sources...)
+		ended <- c.Run(ctx, sources...)
 	}()
 	t.Cleanup(func() { stop(); <-done })
-	return k, calls, ended
+	return c, calls, ended
 }
 
 func await[T any](t *testing.T, from <-chan T) T {
@@ -99,7 +100,7 @@ func await[T any](t *testing.T, from <-chan T) T {
 	case v := <-from:
 		return v
 	case <-time.After(waitTimeout):
-		t.Fatal("nothing came")
+		t.Fatal("timed out")
 		panic("unreachable")
 	}
 }
@@ -114,17 +115,17 @@ func pod(name, ip string) *corev1.Pod {
 func TestControllerPublishesEachChange(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
-	k, calls, ended := keep(t, &pub, nil, in)
+	c, calls, ended := run(t, &pub, nil, in)
 	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	first := await(t, calls)
 	if pub.Snapshot() != first.snapshot || first.snapshot.Counts().Pods != 1 {
 		t.Errorf("first publish: %+v", first.snapshot.Counts())
 	}
-	await(t, k.Ready())
+	await(t, c.Ready())
 	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) }
 	second := await(t, calls)
 	if len(second.changes) != 1 || second.changes[0] != netip.MustParseAddr("10.0.0.2") {
-		t.Errorf("changes %v, want the address of b alone", second.changes)
+		t.Errorf("changes %v, want only the address of b", second.changes)
 	}
 	close(in)
 	if err := await(t, ended); err == nil || !strings.Contains(err.Error(), "the feed broke") {
@@ -140,13 +141,14 @@ func TestControllerEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// Partial knowledge could allow what the rest denies.
+// Nothing is published before every source has delivered its state, because a part of it
+// could allow what the rest denies.
 func TestControllerWaitsForEverySource(t *testing.T) {
 	var pub policy.Published
 	one, two := make(feed), make(feed)
-	_, calls, _ := keep(t, &pub, nil, one, two)
+	_, calls, _ := run(t, &pub, nil, one, two)
 	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // queued: the first update has been applied
+	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // taken only after the first update has been received
 	select {
 	case p := <-calls:
 		t.Fatalf("published %+v without the second source", p.snapshot.Counts())
@@ -158,11 +160,11 @@ func TestControllerWaitsForEverySource(t *testing.T) {
 	}
 }
 
-// Updates that arrive during a publish are published together.
+// Updates that arrive while a snapshot is being published are published together.
 func TestControllerBatches(t *testing.T) {
 	var pub policy.Published
 	in := make(feed)
-	_, calls, _ := keep(t, &pub, nil, in)
+	_, calls, _ := run(t, &pub, nil, in)
 	in <- func(*policy.Store) {}
 	await(t, calls)
 	const updates = 50
@@ -186,13 +188,13 @@ func TestControllerBatches(t *testing.T) {
 	}
 }
 
-// Later stages may rely on it that no worker uses an older snapshot.
-func TestControllerSettlesBeforeLaterStages(t *testing.T) {
+// Later stages run only when no worker uses an older snapshot.
+func TestControllerSynchronizesBeforeLaterStages(t *testing.T) {
 	var pub policy.Published
 	reader := pub.NewReader()
 	defer reader.Close()
 	in := make(feed)
-	_, calls, _ := keep(t, &pub, nil, in)
+	_, calls, _ := run(t, &pub, nil, in)
 	in <- func(*policy.Store) {}
 	old := await(t, calls).snapshot
 
@@ -200,27 +202,27 @@ func TestControllerSettlesBeforeLaterStages(t *testing.T) {
 		t.Fatal("the reader does not see what was published")
 	}
 	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	for pub.Snapshot() == old { // published, but not settled
+	for pub.Snapshot() == old { // wait for the publication
 		time.Sleep(time.Millisecond)
 	}
 	select {
 	case <-calls:
-		t.Fatal("the callback came while a reader was at work")
+		t.Fatal("a later stage ran while a reader used the old snapshot")
 	case <-time.After(20 * time.Millisecond): // long enough for a premature call to show
 	}
 	reader.Exit()
 	await(t, calls)
 }
 
-// A stuck worker does not delay the policy for others. The effects of its old snapshot are
-// corrected when it is back.
+// A stuck worker does not delay a new policy for the other workers. When it continues, the
+// change is applied again, which corrects the effects of its old snapshot.
 func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pub policy.Published
 		reader := pub.NewReader()
 		defer reader.Close()
 		in := make(feed)
-		_, calls, _ := keep(t, &pub, nil, in)
+		_, calls, _ := run(t, &pub, nil, in)
 		in <- func(*policy.Store) {}
 		await(t, calls)
 		reader.Enter()
@@ -236,7 +238,7 @@ func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 		}
 		select {
 		case p := <-calls:
-			t.Errorf("told once more: %v", p.changes)
+			t.Errorf("applied once more: %v", p.changes)
 		case <-time.After(time.Minute):
 		}
 	})
@@ -246,8 +248,8 @@ func TestControllerLogsEachProblemOnce(t *testing.T) {
 	var pub policy.Published
 	var log bytes.Buffer
 	in := make(feed)
-	k, calls, ended := keep(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), in)
-	if p := k.Problems(); p != nil {
+	c, calls, ended := run(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), in)
+	if p := c.Problems(); p != nil {
 		t.Errorf("problems %v before anything is known", p)
 	}
 	in <- func(w *policy.Store) {
@@ -261,12 +263,12 @@ func TestControllerLogsEachProblemOnce(t *testing.T) {
 	await(t, calls)
 	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
 	await(t, calls)
-	if p := k.Problems(); len(p) != 1 || p[0].Policy.String() != "default/bad" {
+	if p := c.Problems(); len(p) != 1 || p[0].Policy.String() != "default/bad" {
 		t.Errorf("problems %v, want one of default/bad", p)
 	}
 	in <- func(w *policy.Store) { w.DeletePolicy(netpol.Ref("default", "bad")) }
 	await(t, calls)
-	if p := k.Problems(); len(p) != 0 {
+	if p := c.Problems(); len(p) != 0 {
 		t.Errorf("problems %v of a policy that is gone", p)
 	}
 	close(in)
@@ -276,7 +278,8 @@ func TestControllerLogsEachProblemOnce(t *testing.T) {
 	}
 }
 
-// From a saved file to a verdict.
+// The policy of a manifest is in force from the saving of its file until the file is
+// deleted.
 func TestControllerFollowsManifests(t *testing.T) {
 	dir := t.TempDir()
 	save := func(name, text string) {
@@ -290,7 +293,7 @@ func TestControllerFollowsManifests(t *testing.T) {
 {apiVersion: v1, kind: Pod, metadata: {name: b}, status: {podIPs: [{ip: 10.0.0.2}]}}
 `)
 	var pub policy.Published
-	_, calls, _ := keep(t, &pub, nil, manifests.Source{Dirs: []string{dir}})
+	_, calls, _ := run(t, &pub, nil, manifests.Source{Dirs: []string{dir}})
 	key := filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), filter.TCP, 80)
 	if v := await(t, calls).snapshot.Decide(key); v.Action != filter.Allow {
 		t.Errorf("without a policy: %v", v.Reason)
@@ -312,7 +315,7 @@ func TestControllerReportsClashes(t *testing.T) {
 	var pub policy.Published
 	var log bytes.Buffer
 	updates := make(feed)
-	k, calls, _ := keep(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), updates)
+	c, calls, _ := run(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), updates)
 	set := func(u watch.Update) {
 		updates <- u
 		await(t, calls)
@@ -322,14 +325,14 @@ func TestControllerReportsClashes(t *testing.T) {
 		w.SetPod(kubepod.Read(pod("b", "10.0.0.1")))
 	})
 	set(func(w *policy.Store) { w.SetPod(kubepod.Read(pod("c", "10.0.0.2"))) })
-	if c := k.Clashes(); len(c) != 1 || c[0].Addr.String() != "10.0.0.1" {
-		t.Errorf("clashes %v", c)
+	if clashes := c.Clashes(); len(clashes) != 1 || clashes[0].Addr.String() != "10.0.0.1" {
+		t.Errorf("clashes %v", clashes)
 	}
 	set(func(w *policy.Store) { w.DeletePod("default", "a") })
-	if c := k.Clashes(); len(c) != 0 {
-		t.Errorf("clashes after one is gone: %v", c)
+	if clashes := c.Clashes(); len(clashes) != 0 {
+		t.Errorf("clashes after one of the pods is gone: %v", clashes)
 	}
 	if n := strings.Count(log.String(), event.AddressShared.Attr().String()); n != 1 {
-		t.Errorf("it was logged %d times:\n%s", n, &log)
+		t.Errorf("the clash was logged %d times:\n%s", n, &log)
 	}
 }

@@ -17,23 +17,22 @@ import (
 	"sluice/watch"
 )
 
-// drafted is a Controller whose preparation of large policies a test can block. Pod N has
-// the address 10.0.0.N.
+// drafted is a running Controller for tests that block its preparation of large policies.
+// Pod N has the address 10.0.0.N.
 type drafted struct {
-	t       *testing.T
-	in      feed
-	calls   chan published
-	steps   chan chan struct{} // one per step; closing it continues the step
-	last    *policy.Snapshot
-	problem func() []policy.Problem
+	t     *testing.T
+	in    feed
+	calls chan published
+	steps chan chan struct{} // receives a channel at each step of the preparation; closing that continues the step
+	last  *policy.Snapshot
 }
 
 const outside = "192.0.2.7"
 
 func newDrafted(t *testing.T) *drafted {
 	d := &drafted{t: t, in: make(feed), steps: make(chan chan struct{})}
-	hold := func(k *watch.Controller) {
-		k.BeforePrepare(func() {
+	hold := func(c *watch.Controller) {
+		c.BeforePrepare(func() {
 			step := make(chan struct{})
 			select {
 			case d.steps <- step:
@@ -46,9 +45,8 @@ func newDrafted(t *testing.T) *drafted {
 			}
 		})
 	}
-	var k *watch.Controller
-	k, d.calls, _ = keepWith(t, policy.NewStore(), new(policy.Published), nil, hold, d.in)
-	d.problem = k.Problems
+	var c *watch.Controller
+	c, d.calls, _ = runWith(t, policy.NewStore(), new(policy.Published), nil, hold, d.in)
 	d.update(func(w *policy.Store) {
 		for i := range 4 {
 			p := pod(fmt.Sprint("pod-", i), fmt.Sprint("10.0.0.", i))
@@ -57,7 +55,7 @@ func newDrafted(t *testing.T) *drafted {
 		}
 	})
 	d.last = await(t, d.calls).snapshot
-	await(t, k.Ready())
+	await(t, c.Ready())
 	return d
 }
 
@@ -67,10 +65,10 @@ func (d *drafted) update(u watch.Update) {
 		select {
 		case d.in <- u:
 			return
-		case p := <-d.calls: // this blocks the updates of the test
+		case p := <-d.calls: // the Controller takes no update until this is received
 			d.last = p.snapshot
 		case <-time.After(waitTimeout):
-			d.t.Fatal("the update is not taken")
+			d.t.Fatal("the Controller does not take the update")
 		}
 	}
 }
@@ -100,7 +98,8 @@ func (d *drafted) until(pod int, port uint16, allowed bool) {
 	}
 }
 
-// step waits for the next step of a large policy. Closing the channel continues it.
+// step waits until a large policy reaches the next step of its preparation. Closing the
+// returned channel continues it.
 func (d *drafted) step() chan struct{} {
 	d.t.Helper()
 	for {
@@ -115,8 +114,8 @@ func (d *drafted) step() chan struct{} {
 	}
 }
 
-// onPort returns a policy that allows the outside on one port of a pod. It is small, or so
-// large, with addresses or with labels, that it becomes a draft.
+// onPort returns a policy that allows the outside on one port of a pod. If large is set, it
+// has so many addresses and labels that it becomes a draft.
 func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkPolicy {
 	number := intstr.FromInt32(port)
 	rule := networkingv1.NetworkPolicyIngressRule{
@@ -136,11 +135,11 @@ func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkP
 	return p
 }
 
-// While a large policy is read and compiled, other changes are put in force.
+// While a large policy is read and compiled, other changes come into force.
 func TestControllerGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 	d := newDrafted(t)
 	d.set(onPort("large", 0, 80, true))
-	for range 2 { // it is read, and then compiled
+	for range 2 { // reading, and then compiling
 		step := d.step()
 		for port := uint16(100); port < 103; port++ {
 			d.set(onPort("small", 1, int32(port), false))
@@ -160,8 +159,8 @@ func TestControllerGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 	}
 }
 
-// Of several versions of a policy, the last one is put in force, whichever of them are
-// large, and no older one after it.
+// Of several versions of a policy, large or small, the last one comes into force, and no
+// older one after it.
 func TestControllerKeepsTheOrderOfVersions(t *testing.T) {
 	for _, last := range []bool{false, true} {
 		d := newDrafted(t)
@@ -174,17 +173,17 @@ func TestControllerKeepsTheOrderOfVersions(t *testing.T) {
 			d.until(0, 80, false)
 		}
 		close(step)
-		d.release(onPort("behind", 1, 80, true)) // of another pod, and later
+		d.release(onPort("behind", 1, 80, true)) // set later, and for another pod
 		d.until(0, 80, false)
 		d.until(0, 81, false)
 		if !d.allows(0, 82) {
-			t.Errorf("last version large %t: it is not in force", last)
+			t.Errorf("last version large %t: the last version is not in force", last)
 		}
 	}
 }
 
 // A policy that is deleted while it is read or compiled stays deleted, and a new policy of
-// the same name is put in force.
+// the same name comes into force.
 func TestControllerDeletesAPolicyBeingCompiled(t *testing.T) {
 	for _, compiling := range []bool{false, true} {
 		d := newDrafted(t)
@@ -212,8 +211,8 @@ func TestControllerDeletesAPolicyBeingCompiled(t *testing.T) {
 	}
 }
 
-// release sets a large policy and continues all steps until it is in force. Then everything
-// set before is in force, too.
+// release sets a large policy and continues all steps until the policy is in force. By
+// then, everything that was set before is in force too.
 func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 	d.t.Helper()
 	var pod int
@@ -233,7 +232,8 @@ func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 	}
 }
 
-// The policies of different namespaces are compiled in turns.
+// The policies of different namespaces are compiled in turns, so that a namespace with many
+// does not delay another one.
 func TestControllerCompilesInTurns(t *testing.T) {
 	d := newDrafted(t)
 	for i := range 20 {
@@ -259,14 +259,14 @@ func TestControllerCompilesInTurns(t *testing.T) {
 			t.Fatal("the large policy does not come into force")
 		}
 	}
-	if steps > 8 { // two for each policy
+	if steps > 8 { // each policy takes two
 		t.Errorf("the only policy of a namespace waited for %d steps", steps)
 	}
 }
 
-// A pod that starts on this node after a new large policy stays unknown until the policy is
-// in force. Other pods do not.
-func TestKeeperDefersPodsBehindALargePolicy(t *testing.T) {
+// A pod that starts on this node after a new large policy was set stays unknown until that
+// policy is in force. Pods that the policy does not select become known at once.
+func TestControllerDefersPodsBehindALargePolicy(t *testing.T) {
 	d := newDrafted(t)
 	d.update(func(w *policy.Store) { w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) })
 	start := func(namespace string, number int) {
@@ -278,7 +278,7 @@ func TestKeeperDefersPodsBehindALargePolicy(t *testing.T) {
 	d.set(onPort("large", 5, 80, true))
 	step := d.step()
 	start("default", 5)
-	for i, numbers := range [][]int{{100, 101, 102}, {103, 104, 105}} { // while it is read, and then compiled
+	for i, numbers := range [][]int{{100, 101, 102}, {103, 104, 105}} { // while the policy is read, and then while it is compiled
 		if i > 0 {
 			step = d.step()
 		}

@@ -1,5 +1,5 @@
 package watch
 
-// BeforePrepare sets a function to call before each step that prepares a large policy, on
-// the goroutine that runs the step. It must be called before Run.
-func (k *Controller) BeforePrepare(f func()) { k.beforePrepare = f }
+// BeforePrepare sets a function that is called before each step of preparing a large
+// policy, on the goroutine that runs the step. It must be called before Run.
+func (c *Controller) BeforePrepare(f func()) { c.beforePrepare = f }

@@ -10,21 +10,21 @@ import (
 	"sluice/filter/policy"
 )
 
-// Change is a published snapshot, and its difference from the one before.
+// Change is a published snapshot and its difference from the previous one.
 type Change struct {
 	Snapshot *policy.Snapshot
-	// Addresses are those whose verdicts may have changed.
+	// Addresses are the addresses for which a verdict may have changed.
 	Addresses policy.Changes
-	// Unsettled is set while verdicts of an older snapshot may still take effect, and in
-	// the first application after that.
+	// Unsettled is set while verdicts of an older snapshot may still take effect, and once
+	// more in the first application after that.
 	Unsettled bool
 }
 
-// Stage puts changes into force in one place.
+// Stage puts changes into force in one part of the agent.
 type Stage interface {
 	fmt.Stringer
-	// Apply returns when no older snapshot decides anything in that place. An error ends
-	// Run, except for ErrUnsettled and after the end of ctx.
+	// Apply returns when no older snapshot decides anything in that part. An error ends
+	// Run, unless it is ErrUnsettled or ctx has ended.
 	Apply(ctx context.Context, c Change) error
 }
 
@@ -40,13 +40,14 @@ func (s StageFunc) String() string { return s.Name }
 // Apply calls the function.
 func (s StageFunc) Apply(ctx context.Context, c Change) error { return s.Func(ctx, c) }
 
-// ErrUnsettled is the error of a stage where an older snapshot may still decide something.
-// The later stages get the change as unsettled, and the Controller applies it again.
+// ErrUnsettled is the error of a stage in which an older snapshot may still decide
+// something. The later stages get the change with Unsettled set, and the Controller applies
+// the change again.
 var ErrUnsettled = errors.New("an older snapshot is still in use")
 
 const (
 	// workersTimeout bounds the wait for a worker. A worker that takes longer is stuck, and
-	// must not keep new policies from all others.
+	// must not delay new policies for the other workers.
 	workersTimeout = 5 * time.Second
 	// unsettledInterval is the time after which an unsettled change is applied again.
 	unsettledInterval = time.Second
@@ -55,7 +56,7 @@ const (
 // Workers is the stage of the workers, which decide packets by the published snapshot.
 type Workers struct {
 	Published *policy.Published
-	Logger    *slog.Logger // nil discards it
+	Logger    *slog.Logger // logs that a worker is stuck; may be nil
 }
 
 // String names the stage.

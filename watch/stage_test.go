@@ -12,7 +12,8 @@ import (
 	"sluice/watch"
 )
 
-// The first change waits for the stages. They get the later ones, in their order.
+// No change after the first is published until stages are attached. They apply the later
+// changes in their order, and a failed stage ends Run.
 func TestStagesAreAttachedAfterTheFirstChange(t *testing.T) {
 	in := make(feed)
 	var pub policy.Published

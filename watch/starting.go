@@ -6,17 +6,18 @@ import (
 	"sluice/filter/policy"
 )
 
-// Starting is the addresses of pods that start as a source of a Controller. They are pending
-// at once; the source makes what else depends on them follow.
+// Starting is a Source that updates the store when the addresses of starting pods change.
+// The addresses themselves are pending at once, without an update. The update is for
+// everything else that depends on them.
 type Starting struct{ Pods *policy.StartingPods }
 
 // String names the source.
 func (Starting) String() string { return "pods that start" }
 
-// Run updates the store when the addresses change, until ctx ends.
+// Run updates the store, and again after each change of the addresses, until ctx ends.
 func (s Starting) Run(ctx context.Context, update func(Update)) error {
 	for {
-		changed := s.Pods.Changed() // before they are read, so that no change is missed
+		changed := s.Pods.Changed() // taken before the update reads the addresses, so that no change is missed
 		update((*policy.Store).RenewStartingPods)
 		select {
 		case <-ctx.Done():

@@ -11,14 +11,14 @@ import (
 	"sluice/watch"
 )
 
-// The store learns of the addresses of pods that start when they change.
-func TestStartingPodsReachTheWorld(t *testing.T) {
-	world := policy.NewStore()
-	starting := world.StartingPods()
+// When the addresses of starting pods change, the store is updated.
+func TestStartingPodsReachTheStore(t *testing.T) {
+	store := policy.NewStore()
+	starting := store.StartingPods()
 	var pub policy.Published
 	here := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
 	pods := make(feed)
-	k, calls, _ := keepWorld(t, world, &pub, nil, watch.Starting{Pods: starting}, pods)
+	c, calls, _ := runWithStore(t, store, &pub, nil, watch.Starting{Pods: starting}, pods)
 	old, young := pod("old", "10.0.0.1"), pod("young", "10.0.0.1")
 	old.Spec.NodeName, young.CreationTimestamp = "here", metav1.Unix(1, 0)
 	pods <- func(w *policy.Store) {
@@ -29,8 +29,8 @@ func TestStartingPodsReachTheWorld(t *testing.T) {
 	await(t, calls)
 	counts := func(want string) {
 		t.Helper()
-		if c := k.Clashes(); len(c) != 1 || c[0].Winner != want {
-			t.Errorf("clashes %v; want %s to count", c, want)
+		if clashes := c.Clashes(); len(clashes) != 1 || clashes[0].Winner != want {
+			t.Errorf("clashes %v; want %s to count", clashes, want)
 		}
 	}
 	counts("default/young")
