@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A subscription that ends, or cannot be opened, is renewed. Events that may have been
-// missed count as one event.
+// A subscription that ends or cannot be opened is opened again. All events that may have
+// been missed meanwhile count as one.
 func TestFollowSubscribesAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	events, done := make(chan struct{}, 1), make(chan struct{})
@@ -40,8 +40,8 @@ func TestFollowSubscribesAgain(t *testing.T) {
 		}
 	}
 	first := <-subscriptions
-	wait("an event of the one that broke off", events)
-	wait("the end of its socket", first.Done())
+	wait("an event of the subscription that broke off", events)
+	wait("the end of the context of that subscription", first.Done())
 	<-subscriptions
 	<-subscriptions
 	live <- 0 // once received, all signals of the subscriptions have been sent
@@ -52,14 +52,14 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	for range 3 {
 		live <- 0 // irrelevant
 		live <- 1
-		wait("an event of the last one", events)
+		wait("an event of the last subscription", events)
 	}
 	live <- 0
 	cancel()
-	wait("the end", done)
+	wait("the end of follow", done)
 	select {
 	case <-events:
-		t.Error("something of no concern counts as an event")
+		t.Error("an irrelevant change counts as an event")
 	default:
 	}
 }

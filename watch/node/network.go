@@ -15,19 +15,19 @@ import (
 )
 
 const (
-	// networkDebounce is the pause between a change and the reading, because a pod's
-	// interface and its routes appear within a few milliseconds. It delays the detection of
-	// starting pods.
+	// networkDebounce is the pause between a change and the reading of the network: a pod's
+	// interface and its routes appear within a few milliseconds, and are read together. It
+	// delays the detection of starting pods.
 	networkDebounce = 5 * time.Millisecond
-	// pauseFactor is the ratio of the pause after a reading to the duration of the reading.
-	// It bounds the CPU usage on a node where pods come and go all the time. A reading
-	// takes about 10 ms with 250 pods.
+	// pauseFactor is the ratio of the pause after a reading of the network to the duration
+	// of that reading. It bounds the CPU usage on a node where pods come and go all the
+	// time. A reading takes about 10 ms with 250 pods.
 	pauseFactor = 4
-	// resubscribeBackoff is the pause before a broken subscription is renewed.
+	// resubscribeBackoff is the pause before a broken subscription is opened again.
 	resubscribeBackoff = time.Second
 )
 
-// Network is the interfaces and routes of a network namespace.
+// Network contains the interfaces and routes of a network namespace.
 type Network struct {
 	Links  []Link
 	Routes []Route
@@ -37,29 +37,31 @@ type Network struct {
 type Link struct {
 	Index  int
 	Name   string
-	Kind   string // as in "bridge" or "veth"
+	Kind   string // for example "bridge" or "veth"
 	Master int    // index of the bridge that has this interface as a port; 0 if none
 	// InOtherNetns is set if the other end is in another network namespace. NetnsID
-	// identifies that one: interfaces with the same ID lead to the same pod.
+	// identifies that namespace: interfaces with the same ID lead to the same pod.
 	InOtherNetns bool
 	NetnsID      int
 	// Uplink is set if a route over the interface has a gateway or is a default route.
 	Uplink bool
-	// CallIPTables and CallIP6Tables are a bridge's own settings, which pass bridged
-	// packets to iptables whatever the sysctls for all bridges are.
+	// CallIPTables and CallIP6Tables are a bridge's own settings. If set, the bridge passes
+	// its packets to iptables, regardless of the sysctls for all bridges.
 	CallIPTables, CallIP6Tables bool
 }
 
-// Route is a route to a neighbour, without a gateway.
+// Route is a route without a gateway: its destinations are neighbors on the link.
 type Route struct {
 	To   netip.Prefix
-	Link int
+	Link int // index of the interface
 }
 
-// ReadNetwork reads the interfaces and routes of the process's network namespace.
+// ReadNetwork reads the interfaces and routes of the process's network namespace. It may
+// miss a change that happens meanwhile, but the event of that change follows.
 func ReadNetwork() (*Network, error) {
 	links, err := netlink.LinkList()
-	// If a change interrupts a dump, the event of the change follows.
+	// An interrupted dump is not an error: the event of the change that interrupted it
+	// follows.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list this node's interfaces: %w", err)
 	}
@@ -81,7 +83,8 @@ func ReadNetwork() (*Network, error) {
 	return n, nil
 }
 
-// addRoute adds a route without a gateway. Of other routes it only records the interfaces.
+// addRoute adds r to n.Routes if it has no gateway. Otherwise, it only marks the interfaces
+// of the route as uplinks.
 func (n *Network) addRoute(r *netlink.Route) {
 	for _, hop := range r.MultiPath {
 		n.setUplink(hop.LinkIndex)
@@ -108,7 +111,7 @@ func (n *Network) setUplink(index int) {
 	}
 }
 
-// readBridges reads the bridges' own settings, which the library does not return.
+// readBridges reads the settings of each bridge, which the netlink library does not return.
 func (n *Network) readBridges() error {
 	for i := range n.Links {
 		l := &n.Links[i]
@@ -121,7 +124,7 @@ func (n *Network) readBridges() error {
 		req.AddData(msg)
 		answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
 		if errors.Is(err, unix.ENODEV) {
-			continue // it has been deleted, and an event follows
+			continue // the bridge has been deleted, and the event of that follows
 		}
 		if err != nil {
 			return fmt.Errorf("read the settings of bridge %s: %w", l.Name, err)
@@ -149,7 +152,7 @@ func (l *Link) readSettings(attrs []byte) {
 	}
 }
 
-// attributes returns the values of all attributes of one type. It skips malformed ones.
+// attributes returns the values of all attributes of one type, or nil if raw is malformed.
 func attributes(raw []byte, typ uint16) (values [][]byte) {
 	all, err := nl.ParseRouteAttr(raw)
 	if err != nil {
@@ -164,8 +167,8 @@ func attributes(raw []byte, typ uint16) (values [][]byte) {
 }
 
 // FollowNetwork calls changed with the network of the process's namespace, and again soon
-// after each change, until ctx ends. It does not fail: without events, it reads the network
-// every minute.
+// after each change, until ctx ends. It does not fail: if it receives no events, it still
+// reads the network every minute.
 func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)) {
 	events := make(chan struct{}, 1)
 	var wait sync.WaitGroup
@@ -183,16 +186,16 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 			return c, netlink.RouteSubscribeWithOptions(c, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: lost})
 		})
 	})
-	said := ""
+	logged := ""
 	for ctx.Err() == nil {
 		began := time.Now()
 		n, err := ReadNetwork()
 		switch {
 		case err == nil:
-			said = ""
+			logged = ""
 			changed(n)
-		case err.Error() != said:
-			said = err.Error()
+		case err.Error() != logged:
+			logged = err.Error()
 			log.Warn("cannot read this node's interfaces and routes; the last known ones stay in use", "err", err)
 		}
 		if !sleep(ctx, pauseFactor*time.Since(began)) {
@@ -207,16 +210,16 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 	}
 }
 
-// concerns reports whether a route may lead to pods, or to the default gateway. It ignores
-// other routes with gateways, which can be very many.
+// concerns reports whether a route may lead to pods or to a default gateway. It ignores all
+// other routes with gateways, of which there can be very many.
 func concerns(u netlink.RouteUpdate) bool {
 	everywhere := u.Dst == nil || u.Dst.IP.IsUnspecified()
 	return u.Route.Type == unix.RTN_UNICAST && (everywhere || u.Gw == nil && u.Via == nil && len(u.MultiPath) == 0)
 }
 
-// follow puts a token into events for each relevant event of a subscription. It subscribes
-// again when the subscription ends, because the kernel ends one that lags behind. Missed
-// events count as one event.
+// follow puts a token into events for each relevant event of a subscription. The kernel
+// ends a subscription that lags behind; follow subscribes again, and puts one token for all
+// events that it may have missed.
 func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}, matters func(T) bool, subscribe func(context.Context, func(error)) (<-chan T, error)) {
 	signal := func() {
 		select {
@@ -225,8 +228,8 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 		}
 	}
 	for ctx.Err() == nil {
-		// Ending inner closes the socket, which a broken subscription leaves open.
-		inner, end := context.WithCancel(ctx)
+		// Canceling inner closes the socket, which a broken subscription leaves open.
+		inner, cancel := context.WithCancel(ctx)
 		c, err := subscribe(inner, func(err error) {
 			if inner.Err() == nil {
 				log.Debug("changes of this node's network missed; reading all of it", "err", err)
@@ -246,12 +249,12 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 				}
 			}
 		}
-		end()
+		cancel()
 		sleep(ctx, resubscribeBackoff)
 	}
 }
 
-// sleep returns false if ctx has ended.
+// sleep waits for d. It returns false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -22,8 +22,8 @@ func read(t *testing.T, h *lab.Host) (n *node.Network) {
 	return n
 }
 
-// Pods with routes of their own are found by these. The default route of the node is not
-// mistaken for one.
+// Pods that have host routes are found by these routes. The default route of the node is
+// not mistaken for such a route.
 func TestReadRoutedNetwork(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	pod, err := l.AddPod("web")
@@ -52,8 +52,8 @@ func TestReadRoutedNetwork(t *testing.T) {
 	}
 }
 
-// A bridge is found with its own settings. Its range is found once a pod there is known,
-// but not if a port leads out of the node.
+// A bridge is found with its own settings. Its range is derived once a pod on the bridge is
+// known, but not if a port of the bridge leads out of the node.
 func TestReadBridgedNetwork(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{Bridged: true})
 	h := l.Nodes[0]

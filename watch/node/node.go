@@ -1,8 +1,8 @@
 // Package node follows the addresses of this node. Traffic between a pod and its own node
-// is always allowed, so the policy store must know them.
+// is always allowed, so the policy store needs these addresses.
 //
-// It also reads how the node reaches its pods, as a [Network], and derives their addresses
-// and the relevant kernel settings from it.
+// It also reads how the node reaches its pods, as a [Network], and derives the addresses of
+// the pods and the relevant kernel settings from it.
 package node
 
 import (
@@ -20,15 +20,15 @@ import (
 )
 
 const (
-	// addressDebounce is the pause without events that ends a series: configuring an
-	// interface causes several.
+	// addressDebounce is the pause without events after which the addresses are read.
+	// Configuring an interface causes several events.
 	addressDebounce = 50 * time.Millisecond
-	// resyncInterval is the interval of reading everything without an event, in case one
-	// was lost.
+	// resyncInterval is the interval at which everything is read without an event, in case
+	// one was lost.
 	resyncInterval = time.Minute
 )
 
-// Source is a watch.Source of the addresses of the process's network namespace.
+// Source is a watch.Source for the addresses of the process's network namespace.
 type Source struct {
 	Logger *slog.Logger // logs failures; nil discards them
 }
@@ -36,7 +36,8 @@ type Source struct {
 // String names the source.
 func (Source) String() string { return "this node's addresses" }
 
-// Run delivers the addresses, and delivers them again after each change, until ctx ends.
+// Run calls update with the addresses, and again after each change, until ctx ends. It
+// fails if it cannot subscribe to changes or cannot read the addresses at first.
 func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
 	log := s.Logger
 	if log == nil {
@@ -72,9 +73,9 @@ func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error
 	}
 }
 
-// waitForChange returns true when addresses may have changed: after a series of events, or
-// after resyncInterval without any. It returns false when ctx has ended. It stops reading
-// events if the channel is closed.
+// waitForChange waits until addresses may have changed: after a series of events, or after
+// resyncInterval without events. It returns false if ctx has ended. If the channel is
+// closed, it sets *events to nil.
 func waitForChange(ctx context.Context, events *chan netlink.AddrUpdate) bool {
 	timer := time.NewTimer(resyncInterval)
 	defer timer.Stop()
@@ -93,10 +94,11 @@ func waitForChange(ctx context.Context, events *chan netlink.AddrUpdate) bool {
 	}
 }
 
-// Addresses returns the sorted addresses of the interfaces, except for loopback addresses.
+// Addresses returns the sorted addresses of the interfaces, without loopback addresses.
 func Addresses() ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	// A dump that was interrupted by a change is followed by the change's event.
+	// An interrupted dump is not an error: the event of the change that interrupted it
+	// follows.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list this node's addresses: %w", err)
 	}

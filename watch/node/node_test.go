@@ -14,7 +14,7 @@ import (
 
 var _ watch.Source = node.Source{}
 
-// The addresses are those of the interfaces, except for loopback addresses.
+// Addresses returns the addresses of all interfaces, without loopback addresses.
 func TestAddresses(t *testing.T) {
 	got, err := node.Addresses()
 	if err != nil {
@@ -36,12 +36,12 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func TestSourceTellsAtOnceAndEndsWithItsContext(t *testing.T) {
+func TestSourceReportsAtOnceAndEndsWithItsContext(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
-	world := policy.NewStore()
+	store := policy.NewStore()
 	updates := 0
 	err := node.Source{}.Run(ctx, func(update func(*policy.Store)) {
-		update(world)
+		update(store)
 		updates++
 		stop()
 	})
@@ -52,7 +52,7 @@ func TestSourceTellsAtOnceAndEndsWithItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, _ := world.Commit()
+	s, _ := store.Commit()
 	for _, a := range addrs {
 		if !s.Endpoint(a).IsNode() {
 			t.Errorf("%v is not known to be the node's", a)

@@ -8,9 +8,8 @@ import (
 )
 
 // PodBridges returns the bridges that lead to pods of this node. Such a bridge has a route
-// without a gateway that overlaps one of ranges or contains one of pods. It does not find
-// bridges to which the node has no route of its own because it reaches their pods in
-// another way.
+// without a gateway whose destination overlaps one of ranges or contains one of pods. A
+// bridge without such a route is not found: the node reaches its pods in another way.
 func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	var found []Link
 	for _, l := range n.Links {
@@ -23,8 +22,8 @@ func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	return found
 }
 
-// PodLinks returns the interfaces over which the node reaches its pods: the bridges of
-// PodBridges, and the interfaces of single pods.
+// PodLinks returns the interfaces over which the node reaches its pods: the bridges that
+// PodBridges returns, and the veth interfaces of single pods.
 func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	found := n.PodBridges(ranges, pods)
 	for _, l := range n.Links {
@@ -50,8 +49,8 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 //     of the bridge lead to other network namespaces. If one leads out of the
 //     node, other machines may have addresses there.
 //
-// The range of a bridge that is in before stays when its last pod has ended. Ranges within
-// known are omitted. The result is sorted.
+// The range of a bridge stays when its last pod has ended, if before contains that range.
+// Ranges within known are omitted. The result is sorted.
 func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []netip.Prefix {
 	var found []netip.Prefix
 	taken := n.takenNetns(pods)
@@ -72,8 +71,8 @@ func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []n
 	return slices.Compact(found)
 }
 
-// PodDevices maps the addresses of this node's pods to the index of the interface that
-// leads only to that address.
+// PodDevices maps each address of a pod of this node to the index of the interface that
+// leads only to that pod. Addresses with routes over several such interfaces are omitted.
 func (n *Network) PodDevices() map[netip.Addr]uint32 {
 	found := make(map[netip.Addr]uint32)
 	for _, r := range n.Routes {
@@ -82,7 +81,7 @@ func (n *Network) PodDevices() map[netip.Addr]uint32 {
 			continue
 		}
 		if other, ok := found[r.To.Addr()]; ok && other != uint32(l.Index) {
-			found[r.To.Addr()] = 0 // ambiguous: it depends on the packet
+			found[r.To.Addr()] = 0 // ambiguous: the route depends on the packet
 			continue
 		}
 		found[r.To.Addr()] = uint32(l.Index)
@@ -92,7 +91,7 @@ func (n *Network) PodDevices() map[netip.Addr]uint32 {
 }
 
 // toPod reports whether an interface leads to exactly one pod: its other end is in another
-// network namespace, and no route over it has a gateway.
+// network namespace, it is not a port of a bridge, and no route over it has a gateway.
 func (l Link) toPod() bool { return !l.Uplink && l.isVeth() && l.Master == 0 }
 
 func (n *Network) link(index int) (Link, bool) {
@@ -103,19 +102,20 @@ func (n *Network) link(index int) (Link, bool) {
 	return n.Links[i], true
 }
 
-// isLocal reports whether all ports of a bridge lead to other network namespaces on this
-// node.
+// isLocal reports whether all ports of a bridge lead to other network namespaces.
 func (n *Network) isLocal(bridge Link) bool {
 	return !slices.ContainsFunc(n.Links, func(l Link) bool {
 		return l.Master == bridge.Index && !l.isVeth()
 	})
 }
 
-// isVeth reports whether the other end is in another network namespace.
+// isVeth reports whether l is a veth interface with its other end in another network
+// namespace.
 func (l Link) isVeth() bool { return l.Kind == "veth" && l.InOtherNetns }
 
-// takenNetns returns the network namespaces of known pods with a route of their own, and of
-// all pods on a bridge.
+// takenNetns returns the IDs of the network namespaces in which a host route to an unknown
+// address does not belong to a starting pod: those of known pods with a host route, and
+// those of all pods on a bridge.
 func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 	taken := make(map[int]bool)
 	for _, l := range n.Links {
@@ -133,7 +133,7 @@ func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 
 func holdsAny(p netip.Prefix, addrs []netip.Addr) bool { return slices.ContainsFunc(addrs, p.Contains) }
 
-// within reports whether p lies within one of the given ranges.
-func within(p netip.Prefix, of []netip.Prefix) bool {
-	return slices.ContainsFunc(of, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) })
+// within reports whether one of the ranges contains p.
+func within(p netip.Prefix, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Bits() <= p.Bits() && r.Contains(p.Addr()) })
 }

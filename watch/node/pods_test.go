@@ -20,7 +20,8 @@ func addrs(texts ...string) (list []netip.Addr) {
 	return list
 }
 
-// bridged is a node with an uplink, a bridge of pods, and a bridge of other containers.
+// bridged returns the network of a node with an uplink, a bridge of pods, and a bridge of
+// other containers.
 func bridged() *Network {
 	return &Network{
 		Links: []Link{
@@ -41,7 +42,7 @@ func bridged() *Network {
 	}
 }
 
-// routed is a node with an interface and a route for each pod.
+// routed returns the network of a node with an interface and a host route for each pod.
 func routed() *Network {
 	return &Network{
 		Links: []Link{
@@ -74,10 +75,10 @@ func TestPodRanges(t *testing.T) {
 		pods    []netip.Addr
 		want    []netip.Prefix
 	}{
-		"routed":                      {network: routed(), want: prefixes("10.0.7.5/32", "10.0.7.6/32", "fd00::5/128")},
-		"routed, one is known":        {network: routed(), known: prefixes("10.0.7.0/29", "fd00::/64"), want: nil},
-		"routed, IPv4 alone is known": {network: routed(), known: prefixes("10.0.7.0/24"), want: prefixes("fd00::5/128")},
-		"routed, the pods are known":  {network: routed(), pods: addrs("10.0.7.5", "10.0.7.6", "fd00::5"), want: prefixes("10.0.7.5/32", "10.0.7.6/32", "fd00::5/128")},
+		"routed":                     {network: routed(), want: prefixes("10.0.7.5/32", "10.0.7.6/32", "fd00::5/128")},
+		"routed, ranges are known":   {network: routed(), known: prefixes("10.0.7.0/29", "fd00::/64"), want: nil},
+		"routed, only IPv4 is known": {network: routed(), known: prefixes("10.0.7.0/24"), want: prefixes("fd00::5/128")},
+		"routed, the pods are known": {network: routed(), pods: addrs("10.0.7.5", "10.0.7.6", "fd00::5"), want: prefixes("10.0.7.5/32", "10.0.7.6/32", "fd00::5/128")},
 		"routed, a known pod has an address that the API does not list": {network: routed(), pods: addrs("10.0.7.5", "10.0.7.6"), want: prefixes("10.0.7.5/32", "10.0.7.6/32")},
 		"routed, a known pod has another interface": {
 			network: routed(), pods: addrs("10.0.7.5", "fd00::5", "10.0.7.6"), want: prefixes("10.0.7.5/32", "10.0.7.6/32", "fd00::5/128"),
@@ -95,7 +96,7 @@ func TestPodRanges(t *testing.T) {
 		},
 		"bridged, no pod is known":    {network: bridged(), want: nil},
 		"bridged":                     {network: bridged(), pods: addrs("10.42.3.9", "fd00:42:3::9"), want: prefixes("10.42.3.0/24", "fd00:42:3::/64")},
-		"bridged, IPv4 alone":         {network: bridged(), pods: addrs("10.42.3.9"), want: prefixes("10.42.3.0/24")},
+		"bridged, only IPv4":          {network: bridged(), pods: addrs("10.42.3.9"), want: prefixes("10.42.3.0/24")},
 		"bridged, podCIDR is known":   {network: bridged(), pods: addrs("10.42.3.9"), known: prefixes("10.42.3.0/24"), want: nil},
 		"bridged, wider than podCIDR": {network: bridged(), pods: addrs("10.42.3.9"), known: prefixes("10.42.3.0/25"), want: prefixes("10.42.3.0/24")},
 		"bridged to the LAN": {
@@ -124,7 +125,7 @@ func TestPodRanges(t *testing.T) {
 	}
 }
 
-// Pods are reached over their own interfaces or over their bridge.
+// PodLinks finds the interfaces of pods and the bridges of pods.
 func TestPodLinks(t *testing.T) {
 	for name, tt := range map[string]struct {
 		network *Network
@@ -149,7 +150,7 @@ func TestPodLinks(t *testing.T) {
 	}
 }
 
-// A bridge leads to pods if the node reaches some of them over it.
+// A bridge leads to pods if the node has a route to one of them over it.
 func TestPodBridges(t *testing.T) {
 	for name, tt := range map[string]struct {
 		network *Network
@@ -176,8 +177,9 @@ func TestPodBridges(t *testing.T) {
 	}
 }
 
-// The interface of a single pod has its other end in another network namespace and the only
-// route to the pod's address. It is not a port of a bridge, and does not lead to a gateway.
+// The interface of a single pod has its other end in another network namespace, and the
+// only host route to the pod's address is over it. It is not a port of a bridge, and no
+// gateway is behind it.
 func TestPodDevices(t *testing.T) {
 	n := routed()
 	n.Routes = append(n.Routes, Route{netip.MustParsePrefix("10.0.7.9/32"), 3}, Route{netip.MustParsePrefix("10.0.7.9/32"), 4}, Route{netip.MustParsePrefix("10.0.7.9/32"), 3},

@@ -11,17 +11,17 @@ import (
 	"strings"
 )
 
-// DefaultSysctls is the directory of the kernel's settings. It shows the settings of the
-// process's own network namespace.
+// DefaultSysctls is the directory of the kernel's settings, as seen in the process's own
+// network namespace.
 const DefaultSysctls = "/proc/sys"
 
 // SettingProblem is a kernel setting that lets packets between pods bypass iptables, and so
 // all policies.
 type SettingProblem struct {
 	Setting string // name of a sysctl or of a module
-	Where   string // the interface, and the number of others
+	Where   string // the interface, and the number of further ones
 	Detail  string
-	Hint    string // the command that corrects it
+	Hint    string // how to correct it: a command
 }
 
 const (
@@ -32,9 +32,9 @@ const (
 )
 
 // CheckSettings reads the settings from root, and returns those that let packets between
-// pods on these bridges bypass iptables. A kernel without such settings is a problem only
-// if there is a bridge. If guarded, the pods' interfaces pass no VLAN tags, so the setting
-// for those is not checked.
+// pods on these bridges bypass iptables. If there are no bridges, it returns nil, even if
+// the kernel lacks the settings. If guarded is set, the pods' interfaces pass no frames
+// with VLAN tags, so the setting for such frames is not checked.
 func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingProblem) {
 	if len(bridges) == 0 {
 		return nil // routed packets always pass iptables
@@ -68,14 +68,15 @@ func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingPr
 
 // CheckSources reads the settings from root, and returns those that let pods on these
 // interfaces send packets with sources in 127.0.0.0/8. Such packets count as the node's
-// own, which may reach every pod. Call it only where no rule drops forged sources. The
-// problem is common: kube-proxy sets route_localnet on most nodes, and rp_filter is 0 on
-// many.
+// own, and may reach every pod. Call it only on a node without rules that drop forged
+// sources. The problem is common: kube-proxy sets route_localnet on most nodes, and
+// rp_filter is 0 on many.
 func CheckSources(root string, links []Link) []SettingProblem {
 	s := sysctls(root)
 	var open []string
 	for _, l := range links {
-		// The kernel uses route_localnet if either is set, and the higher rp_filter.
+		// The kernel combines the settings for all interfaces and for one: route_localnet
+		// is on if either is, and the higher rp_filter applies.
 		routed := max(s.number("all", "route_localnet"), s.number(l.Name, "route_localnet"))
 		if filter := max(s.number("all", "rp_filter"), s.number(l.Name, "rp_filter")); routed > 0 && filter == 0 {
 			open = append(open, l.Name)
@@ -95,15 +96,15 @@ func CheckSources(root string, links []Link) []SettingProblem {
 	}}
 }
 
-// sysctls is the directory of the kernel's settings.
+// sysctls is the path of a directory with the kernel's settings.
 type sysctls string
 
 func (s sysctls) path(name string) string {
 	return filepath.Join(string(s), strings.ReplaceAll(name, ".", "/"))
 }
 
-// number returns an interface's IPv4 setting. It returns 0 if the setting cannot be read,
-// for example after the interface was deleted.
+// number returns an IPv4 setting of an interface. It returns 0 if the setting cannot be
+// read, for example because the interface has been deleted.
 func (s sysctls) number(link, setting string) int {
 	text, err := os.ReadFile(filepath.Join(string(s), "net/ipv4/conf", link, setting))
 	if err != nil {
@@ -113,7 +114,7 @@ func (s sysctls) number(link, setting string) int {
 	return n
 }
 
-// want adds a problem if a setting is 0 or cannot be read.
+// want appends a problem to found if a setting is 0 or cannot be read.
 func (s sysctls) want(found []SettingProblem, name string, b Link, detail string) []SettingProblem {
 	text, err := os.ReadFile(s.path(name))
 	p := SettingProblem{Setting: name, Where: b.Name, Hint: "sysctl -w " + name + "=1"}

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// settings creates a directory with kernel settings.
+// settings creates a directory with the given kernel settings and returns its path.
 func settings(t *testing.T, values map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -31,8 +31,8 @@ const (
 	fileV6   = "net/ipv6/conf/all/forwarding"
 )
 
-// Each setting that lets packets bypass iptables is reported with the command that corrects
-// it, but only for bridges of pods.
+// For bridges of pods, each setting that lets packets bypass iptables is reported with the
+// command that corrects it.
 func TestCheckSettings(t *testing.T) {
 	cni := []Link{{Index: 3, Name: "cni0", Kind: "bridge"}}
 	good := map[string]string{fileIPv4: "1", fileIPv6: "1", fileVLAN: "1", fileV6: "1"}
@@ -64,7 +64,7 @@ func TestCheckSettings(t *testing.T) {
 		"the bridge's own":        {with(fileIPv4, "0", fileIPv6, "0"), []Link{{Name: "cni0", CallIPTables: true, CallIP6Tables: true}}, nil},
 		"the bridge's own, IPv4":  {with(fileIPv4, "0", fileIPv6, "0"), []Link{{Name: "cni0", CallIPTables: true}}, []string{"net.bridge.bridge-nf-call-ip6tables", "sysctl -w net.bridge.bridge-nf-call-ip6tables=1"}},
 		"no br_netfilter":         {map[string]string{fileV6: "1"}, cni, []string{"br_netfilter", "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1 net.bridge.bridge-nf-filter-vlan-tagged=1"}},
-		"a setting is not there":  {with(fileVLAN, ""), cni, []string{"net.bridge.bridge-nf-filter-vlan-tagged", "sysctl -w net.bridge.bridge-nf-filter-vlan-tagged=1"}},
+		"a setting is missing":    {with(fileVLAN, ""), cni, []string{"net.bridge.bridge-nf-filter-vlan-tagged", "sysctl -w net.bridge.bridge-nf-filter-vlan-tagged=1"}},
 		"two bridges, one is set": {with(fileIPv4, "0"), []Link{{Name: "a", CallIPTables: true}, {Name: "b"}}, []string{"net.bridge.bridge-nf-call-iptables", "sysctl -w net.bridge.bridge-nf-call-iptables=1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -82,8 +82,8 @@ func TestCheckSettings(t *testing.T) {
 	}
 }
 
-// The kernel accepts loopback sources from an interface with route_localnet and without
-// rp_filter, where either may be set for the interface or for all.
+// The kernel accepts loopback sources from an interface if route_localnet is on and
+// rp_filter is off, where each may be set for the interface or for all interfaces.
 func TestCheckSources(t *testing.T) {
 	const all, one = "net/ipv4/conf/all/", "net/ipv4/conf/cali1.2/"
 	links := []Link{{Name: "cali1.2"}, {Name: "gone"}}
@@ -92,7 +92,7 @@ func TestCheckSources(t *testing.T) {
 		want   string // where
 	}{
 		"no settings at all":      {map[string]string{}, ""},
-		"as it is by default":     {map[string]string{all + "route_localnet": "0", all + "rp_filter": "0", one + "route_localnet": "0", one + "rp_filter": "0"}, ""},
+		"the default settings":    {map[string]string{all + "route_localnet": "0", all + "rp_filter": "0", one + "route_localnet": "0", one + "rp_filter": "0"}, ""},
 		"kube-proxy, no rp":       {map[string]string{all + "route_localnet": "1", all + "rp_filter": "0", one + "rp_filter": "0"}, "cali1.2 and 1 more"},
 		"kube-proxy, rp of all":   {map[string]string{all + "route_localnet": "1", all + "rp_filter": "2", one + "rp_filter": "0"}, ""},
 		"kube-proxy, rp of one":   {map[string]string{all + "route_localnet": "1", all + "rp_filter": "0", one + "rp_filter": "1", "net/ipv4/conf/gone/rp_filter": "1"}, ""},
