@@ -11,17 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A program has one place at each side of an interface, where it stays when the agent
-// ends. Linux 6.6 has TCX for that. On older kernels the place is a filter of a qdisc,
-// clsact, with a price: to add the qdisc the kernel stops the interface for some
-// milliseconds and drops what is sent there (qdisc_graft, dev_deactivate).
+// Programs are attached to each side of an interface, and stay when the agent ends. Linux 6.6
+// and later have TCX for that. Older kernels need a filter in a clsact qdisc, which is costly:
+// to add the qdisc, the kernel stops the interface for some milliseconds and drops the packets
+// sent there meanwhile (qdisc_graft, dev_deactivate).
 
-// side is one of the two sides of an interface.
+// side is one of the two sides of an interface. An agent recognises the programs and filters of
+// other agents, of any version, by their names.
 type side struct {
 	tcx     ebpf.AttachType
-	parent  uint32 // of filters
-	program string // the name of ours in the kernel
-	filter  string // and that of the filter. An agent of any version replaces both.
+	parent  uint32 // of the filters
+	program string // name of our program in the kernel
+	filter  string // name of our filter
 }
 
 var (
@@ -29,16 +30,17 @@ var (
 	toPod   = side{ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS, "sluice_to_pod", "sluice-to-pod"}
 )
 
-// Where a filter of ours is among those of an interface: before those of others.
+// The position of our filters: before all others of an interface.
 const (
 	priority = 1
 	handle   = 0x51
 )
 
-// errNoTCX reports that the kernel attaches programs only as filters.
+// errNoTCX means that the kernel can attach programs only as filters.
 var errNoTCX = errors.New("the kernel has no TCX (Linux 6.6)")
 
-// attachOutside attaches the program to an interface without a pod, which is not worth a qdisc.
+// attachOutside attaches sluice_from_pod to an interface without a pod. It returns errNoTCX
+// instead of adding a qdisc, which would stop the interface.
 func (o *programObjects) attachOutside(index int) error {
 	err := fromPod.attachTCX(index, o.SluiceFromPod)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) {
@@ -47,7 +49,7 @@ func (o *programObjects) attachOutside(index int) error {
 	return err
 }
 
-// attach attaches the programs to an interface. A tunnel has only one.
+// attach attaches the programs to an interface. A tunnel gets sluice_from_pod only.
 func (o *programObjects) attach(p port) error {
 	if err := fromPod.attach(p.index, o.SluiceFromPod); err != nil || p.tunnel {
 		return err
@@ -55,23 +57,23 @@ func (o *programObjects) attach(p port) error {
 	return toPod.attach(p.index, o.SluiceToPod)
 }
 
-// attach attaches a program, and removes an earlier one.
+// attach attaches a program in place of those of earlier agents.
 func (s side) attach(index int, program *ebpf.Program) error {
 	err := s.attachTCX(index, program)
 	switch {
 	case err == nil:
-		_, err = s.removeFilters(index) // an agent's that had no TCX
+		_, err = s.removeFilters(index) // of an earlier agent that did not use TCX
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL):
 		err = s.attachFilter(index, program)
 	}
 	if err != nil {
-		return fmt.Errorf("put %s in place: %w", s.program, err)
+		return fmt.Errorf("attach %s: %w", s.program, err)
 	}
 	return nil
 }
 
-// attachTCX puts a program before all others; it replaces the one of ours that is there
-// without a moment in which neither is.
+// attachTCX attaches a program before all others. It replaces an earlier one of ours in one
+// step, so that the interface is never without a program.
 func (s side) attachTCX(index int, program *ebpf.Program) error {
 	old, err := s.attached(index)
 	if err != nil {
@@ -86,7 +88,7 @@ func (s side) attachTCX(index int, program *ebpf.Program) error {
 	}
 	opts := link.RawAttachProgramOptions{Target: index, Program: program, Attach: s.tcx, Anchor: link.Head()}
 	if len(old) > 0 {
-		before, err := ebpf.NewProgramFromID(old[0]) // the kernel takes no id here
+		before, err := ebpf.NewProgramFromID(old[0]) // the kernel takes a file descriptor here, not an ID
 		if err != nil {
 			return err
 		}
@@ -96,7 +98,7 @@ func (s side) attachTCX(index int, program *ebpf.Program) error {
 	return link.RawAttachProgram(opts)
 }
 
-// attached are our programs on this side of an interface, of any agent.
+// attached returns the IDs of our programs on this side of an interface, of any agent.
 func (s side) attached(index int) (ids []ebpf.ProgramID, err error) {
 	there, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: s.tcx})
 	if err != nil {
@@ -137,7 +139,7 @@ func (s side) attachFilter(index int, program *ebpf.Program) error {
 	})
 }
 
-// gone says that an interface is not there any more.
+// gone reports whether err means that an interface no longer exists.
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) }
 
 // present reports whether a program of ours is attached to an interface.
@@ -146,8 +148,8 @@ func present(index int) bool {
 	return len(ids) > 0 || len(fromPod.filters(index)) > 0
 }
 
-// first reports whether a program of ours is the first that is attached to an interface with
-// TCX, so that no other can let frames pass by it.
+// first reports whether a program of ours is the first of those that TCX attaches to an
+// interface, so that no other program can let frames bypass it.
 func first(index int) bool {
 	there, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: fromPod.tcx})
 	if err != nil || len(there.Programs) == 0 {
@@ -157,7 +159,7 @@ func first(index int) bool {
 	return err == nil && name == fromPod.program
 }
 
-// filters are our filters on this side of an interface.
+// filters returns our filters on this side of an interface.
 func (s side) filters(index int) (found []netlink.Filter) {
 	all, _ := netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, s.parent)
 	for _, f := range all {
@@ -168,8 +170,8 @@ func (s side) filters(index int) (found []netlink.Filter) {
 	return found
 }
 
-// removeFilters takes our filters off this side of an interface, and reports whether there
-// were any. The qdisc stays: to remove it stops the interface as adding it does.
+// removeFilters removes our filters from this side of an interface, and reports whether there
+// were any. The qdisc stays, because removing it would stop the interface, as adding it does.
 func (s side) removeFilters(index int) (any bool, err error) {
 	var errs []error
 	for _, f := range s.filters(index) {
@@ -181,8 +183,8 @@ func (s side) removeFilters(index int) (any bool, err error) {
 	return any, errors.Join(errs...)
 }
 
-// remove takes all that is ours off this side of an interface, and reports whether there
-// was any.
+// remove removes our programs and filters from this side of an interface, and reports whether
+// there were any.
 func (s side) remove(index int) (bool, error) {
 	any, err := s.removeFilters(index)
 	ids, _ := s.attached(index) // without TCX there are none
@@ -205,8 +207,8 @@ func (s side) detach(index int, id ebpf.ProgramID) error {
 	return link.RawDetachProgram(link.RawDetachProgramOptions{Target: index, Program: program, Attach: s.tcx})
 }
 
-// Cleanup takes the programs of any agent off the interfaces, and returns the
-// names of those.
+// Cleanup detaches the programs of any agent from all interfaces. It returns the names of the
+// interfaces that had programs, also with an error.
 func Cleanup() (removed []string, err error) {
 	links, err := netlink.LinkList()
 	if err = interrupted(err); err != nil {
@@ -217,7 +219,7 @@ func Cleanup() (removed []string, err error) {
 		from, err1 := fromPod.remove(l.Attrs().Index)
 		to, err2 := toPod.remove(l.Attrs().Index)
 		if err := errors.Join(err1, err2); err != nil {
-			errs = append(errs, fmt.Errorf("take the guard off interface %s: %w", l.Attrs().Name, err))
+			errs = append(errs, fmt.Errorf("detach the guard from interface %s: %w", l.Attrs().Name, err))
 		}
 		if from || to {
 			removed = append(removed, l.Attrs().Name)

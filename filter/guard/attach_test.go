@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newInterface makes an interface in a network namespace of the test's own, for as long
-// as the test runs.
+// newInterface makes a veth pair in a new network namespace, which the test's thread enters, and
+// returns the index of one end. The namespace ends with the test.
 func newInterface(t *testing.T) (index int) {
 	t.Helper()
-	runtime.LockOSThread() // for good: the thread ends with the test, and its namespace too
+	runtime.LockOSThread() // never unlocked: the thread, and with it the namespace, ends with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}
@@ -28,8 +28,9 @@ func newInterface(t *testing.T) (index int) {
 	return one.Attrs().Index
 }
 
-// places counts ours at an interface: with TCX, and as filters.
-func places(t *testing.T, index int) (tcx, filters int) {
+// attachments returns how many of our programs are attached to an interface, with TCX and as
+// filters.
+func attachments(t *testing.T, index int) (tcx, filters int) {
 	t.Helper()
 	for _, s := range []side{fromPod, toPod} {
 		ids, err := s.attached(index)
@@ -50,8 +51,8 @@ func needTCX(t *testing.T) {
 	}
 }
 
-// Each agent's programs take the place of those before, also of an agent that used
-// filters; and all can be taken away.
+// Programs replace those of earlier agents, including agents that used filters, and Cleanup
+// detaches all of them.
 func TestAttach(t *testing.T) {
 	old, now := openGuard(t), openGuard(t)
 	needTCX(t)
@@ -59,14 +60,14 @@ func TestAttach(t *testing.T) {
 	p := port{index: index, name: "pod"}
 	expect := func(what string, tcx, filters int) {
 		t.Helper()
-		if a, b := places(t, index); a != tcx || b != filters {
+		if a, b := attachments(t, index); a != tcx || b != filters {
 			t.Errorf("%s: %d with TCX and %d filters, want %d and %d", what, a, b, tcx, filters)
 		}
 		if got := present(index); got != (tcx+filters > 0) {
 			t.Errorf("%s: present is %v", what, got)
 		}
 	}
-	expect("at first", 0, 0)
+	expect("before attaching", 0, 0)
 	for range 2 {
 		if err := errors.Join(fromPod.attachFilter(index, old.objs.SluiceFromPod), toPod.attachFilter(index, old.objs.SluiceToPod)); err != nil {
 			t.Fatal(err)
@@ -85,12 +86,12 @@ func TestAttach(t *testing.T) {
 	}
 	id, _ := info.ID()
 	if ids, err := fromPod.attached(index); err != nil || len(ids) != 1 || ids[0] != id {
-		t.Errorf("program %v is there (%v), want the last one, %d", ids, err, id)
+		t.Errorf("programs %v are attached (error %v), want only the last one, %d", ids, err, id)
 	}
 	if removed, err := Cleanup(); err != nil || len(removed) != 1 {
 		t.Errorf("removed from %v, %v", removed, err)
 	}
-	expect("taken away", 0, 0)
+	expect("after Cleanup", 0, 0)
 
 	p.tunnel = true
 	if err := now.objs.attach(p); err != nil {
@@ -103,7 +104,7 @@ func TestAttach(t *testing.T) {
 	if removed, err := Cleanup(); err != nil || len(removed) != 1 {
 		t.Errorf("removed from %v, %v", removed, err)
 	}
-	expect("both taken away", 0, 0)
+	expect("after Cleanup of a tunnel", 0, 0)
 	if _, err := Cleanup(); err != nil {
 		t.Error(err)
 	}

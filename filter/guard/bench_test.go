@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a frame costs in the programs, as the kernel measures it: of a pod that nothing
-// is known of, of one without policies, and of one that they isolate.
+// BenchmarkPrograms measures, in the kernel, what the programs cost for each frame: at an
+// interface whose pod is unknown, at one of a pod without policies, at one of an isolated pod, and
+// at one that leads to no pod.
 func BenchmarkPrograms(b *testing.B) {
 	g := openGuard(b)
 	src, dst := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
@@ -22,7 +23,7 @@ func BenchmarkPrograms(b *testing.B) {
 		{"outside", outsidePort, unix.IPPROTO_TCP}, {"isolated-udp", isolated, unix.IPPROTO_UDP}, {"isolated-icmp", isolated, unix.IPPROTO_ICMP}} {
 		frame := append(make([]byte, 12), 8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, bench.protocol, 0, 0)
 		frame = append(append(append(frame, src.AsSlice()...), dst.AsSlice()...), make([]byte, 20)...)
-		for _, way := range []struct {
+		for _, direction := range []struct {
 			name    string
 			program *ebpf.Program
 			pods    netip.Addr
@@ -30,7 +31,7 @@ func BenchmarkPrograms(b *testing.B) {
 			st := newState()
 			value := portValue{Flags: bench.flags}
 			if bench.flags&primaryPort != 0 {
-				value.ordinary([]netip.Addr{way.pods}, nil)
+				value.ordinary([]netip.Addr{direction.pods}, nil)
 			}
 			st.ports[loopback] = value
 			for _, a := range []netip.Addr{src, dst} {
@@ -39,13 +40,13 @@ func BenchmarkPrograms(b *testing.B) {
 			if err := g.objs.write(&g.written, st); err != nil {
 				b.Fatal(err)
 			}
-			b.Run(bench.name+"/"+way.name, func(b *testing.B) {
-				verdict, took, err := way.program.Benchmark(frame, b.N, nil)
+			b.Run(bench.name+"/"+direction.name, func(b *testing.B) {
+				verdict, took, err := direction.program.Benchmark(frame, b.N, nil)
 				if err != nil {
 					b.Fatal(err)
 				}
 				if int32(verdict) != -1 {
-					b.Errorf("the frame gets %d, and should pass", int32(verdict))
+					b.Errorf("verdict %d, want -1: the frame must pass", int32(verdict))
 				}
 				b.ReportMetric(float64(took.Nanoseconds()), "ns/frame")
 			})

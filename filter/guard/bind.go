@@ -11,23 +11,25 @@ import (
 // binding assigns a port to a pod.
 type binding struct {
 	pod    string
-	listed []netip.Addr // its addresses there that the API lists
+	listed []netip.Addr // the pod's addresses at the port that the API lists
 	netns  int
 }
 
-// bindings are indexed by the port that has the pod's addresses of the API.
+// bindings has the pod of each port by interface index. A pod has one port here: that with the
+// addresses that the API lists, and not those of its other networks.
 type bindings map[int]*binding
 
-// of returns the binding of a port; nil if it is not known, or if the port is on another network than that
-// of the API.
+// of returns the binding of a port; nil if its pod is not known, or if it leads to another of the
+// pod's networks.
 func (b bindings) of(p port) *binding { return b[p.index] }
 
-// unknown reports whether some port may yet turn out to be that of a pod.
+// unknown reports whether there is a port whose pod is not known yet.
 func (b bindings) unknown(f found) bool {
 	return slices.ContainsFunc(f.ports, func(p port) bool { return !p.tunnel && b.of(p) == nil && b.beside(p) == nil })
 }
 
-// beside returns the binding of another port in the same network namespace.
+// beside returns the binding of another port that leads to the same network namespace; nil if there
+// is none.
 func (b bindings) beside(p port) *binding {
 	if p.tunnel {
 		return nil
@@ -40,8 +42,8 @@ func (b bindings) beside(p port) *binding {
 	return nil
 }
 
-// next returns the current bindings. Earlier ones take precedence: the binding of a port does not change
-// with later claims of its pod.
+// next returns the bindings for the given interfaces and snapshot. Earlier bindings take
+// precedence: addresses that a pod sets later do not change the binding of its port.
 func (b bindings) next(f found, s *policy.Snapshot) bindings {
 	now, taken := bindings{}, make(map[string]int)
 	for _, p := range f.ports {
@@ -51,8 +53,9 @@ func (b bindings) next(f found, s *policy.Snapshot) bindings {
 			}
 		}
 	}
-	// The network plugin sets routes; the pod itself can set addresses at the other end.
-	for _, word := range []func(port) []netip.Addr{
+	// Routes come first, because the network plugin sets them. The pod itself can set the
+	// addresses at the other end.
+	for _, claimed := range []func(port) []netip.Addr{
 		func(p port) []netip.Addr { return p.routed },
 		func(p port) []netip.Addr { return p.behind },
 	} {
@@ -61,24 +64,24 @@ func (b bindings) next(f found, s *policy.Snapshot) bindings {
 			if p.tunnel || now[p.index] != nil || now.beside(p) != nil {
 				continue
 			}
-			for _, pod := range pods(s, word(p)) {
+			for _, pod := range pods(s, claimed(p)) {
 				if _, is := taken[pod]; !is {
 					claims[pod] = append(claims[pod], p)
 				}
 			}
 		}
 		for pod, by := range claims {
-			if len(by) > 1 || len(pods(s, word(by[0]))) > 1 {
-				continue // one of them lies
+			if len(by) > 1 || len(pods(s, claimed(by[0]))) > 1 {
+				continue // at least one claim is false
 			}
 			p := by[0]
-			now[p.index], taken[pod] = &binding{pod, of(pod, s, word(p)), p.netns}, p.index
+			now[p.index], taken[pod] = &binding{pod, of(pod, s, claimed(p)), p.netns}, p.index
 		}
 	}
 	return now
 }
 
-// pods returns the owners of the given addresses.
+// pods returns the names of the pods that have the given addresses, each once.
 func pods(s *policy.Snapshot, addrs []netip.Addr) (names []string) {
 	for _, a := range addrs {
 		if e := s.Endpoint(a); e != nil && !e.IsNode() && !slices.Contains(names, e.String()) {
@@ -98,7 +101,7 @@ func of(pod string, s *policy.Snapshot, among ...[]netip.Addr) (addrs []netip.Ad
 	return addrs
 }
 
-// The flags of program.c.
+// The flags of ports, the values of own and the flags of known, as in program.c.
 const (
 	podPort         uint32 = 1
 	primaryPort     uint32 = 2
@@ -151,7 +154,7 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	for _, p := range f.ports {
 		if b.of(p) != nil && p.master != 0 {
 			bridges[p.master] = true
-			st.ports[uint32(p.master)] = portValue{} // packets of its pods to the router seem to come from the bridge
+			st.ports[uint32(p.master)] = portValue{} // packets from its pods that the node routes come in at the bridge
 		}
 	}
 	for _, p := range f.ports {
@@ -206,8 +209,8 @@ func (st state) outside(f found, p port) {
 	}
 }
 
-// ordinary sets the addresses for which program.c lets ordinary frames pass early: the first of each family
-// that is neither the node's nor link-local.
+// ordinary sets the addresses whose ordinary frames program.c lets pass without further checks: of
+// each family the first that is not the node's, link-local or loopback.
 func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
 	for _, a := range listed {
 		switch {
@@ -220,7 +223,7 @@ func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
 	}
 }
 
-// claim records the addresses of a pod at its port.
+// claim records the addresses that a pod may use at its port.
 func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 	for _, a := range slices.Concat(p.routed, p.behind, p.beside) {
 		if s.Endpoint(a) == nil && !f.node[a] && !a.IsLoopback() && !a.IsMulticast() {
@@ -232,14 +235,14 @@ func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 	}
 	for _, a := range one.listed {
 		if f.node[a] {
-			continue // packets from there count as the node's
+			continue // packets with this source count as the node's
 		}
 		st.own[place{a.As16(), uint32(p.index)}] = listed
 		st.known[a.As16()] |= ofPod
 	}
 }
 
-// isolation returns the directions in which policies isolate the pod, as flags.
+// isolation returns the flags for the directions in which policies isolate the pod.
 func isolation(s *policy.Snapshot, b *binding) (flags uint32) {
 	e := s.Endpoint(b.listed[0])
 	if e.Effect(filter.Egress) != policy.Open {

@@ -16,8 +16,9 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// snapshotOf knows a pod for each letter, with the addresses 10.0.0.1 and fd00::1 and so
-// on, but none for a dash. Those that are named are isolated in both directions.
+// snapshotOf returns a snapshot with a pod for each letter of pods, and none for a dash. The
+// first has the addresses 10.0.0.1 and fd00::1, the second 10.0.0.2 and fd00::2, and so on.
+// The pods named in isolated are isolated in both directions.
 func snapshotOf(t *testing.T, pods string, isolated ...string) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
@@ -49,7 +50,8 @@ func addrs(texts ...string) (list []netip.Addr) {
 	return list
 }
 
-// bridged is a port with addresses at its other end; routed is one with routes to it.
+// bridged returns a port on a bridge, with addresses at its other end. routed returns a port with
+// host routes to it.
 func bridged(index int, behind ...string) port {
 	return port{index: index, master: 99, netns: index, behind: addrs(behind...)}
 }
@@ -58,8 +60,8 @@ func routed(index int, to ...string) port {
 	return port{index: index, netns: index, routed: addrs(to...)}
 }
 
-// whose are the pods of ports.
-func whose(b bindings) map[int]string {
+// podsByPort returns the name of the pod that each port is bound to.
+func podsByPort(b bindings) map[int]string {
 	found := make(map[int]string)
 	for index, one := range b {
 		found[index] = one.pod
@@ -67,6 +69,8 @@ func whose(b bindings) map[int]string {
 	return found
 }
 
+// A port is bound to the pod whose address no other port claims. Routes to the port precede
+// addresses at its other end. The binding stays as long as pod and port exist.
 func TestBindings(t *testing.T) {
 	for name, tt := range map[string]struct {
 		before, now []port
@@ -74,32 +78,33 @@ func TestBindings(t *testing.T) {
 		podsNow     string
 		want        map[int]string
 	}{
-		"by address":                       {now: []port{bridged(1, "10.0.0.1", "fe80::1"), bridged(2, "fd00::2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
-		"by route":                         {now: []port{routed(1, "10.0.0.1"), routed(2, "fd00::2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
-		"of two that claim one, neither":   {now: []port{bridged(1, "10.0.0.1"), bridged(2, "10.0.0.1")}, podsNow: "ab", want: map[int]string{}},
-		"one that claims two, neither":     {now: []port{bridged(1, "10.0.0.1", "10.0.0.2")}, podsNow: "ab", want: map[int]string{}},
-		"a route is worth more":            {now: []port{bridged(1, "10.0.0.1"), routed(2, "10.0.0.1")}, podsNow: "ab", want: map[int]string{2: "n/a"}},
-		"strangers":                        {now: []port{bridged(1, "192.0.2.1")}, podsNow: "ab", want: map[int]string{}},
-		"what was known remains":           {before: []port{bridged(1, "10.0.0.1"), bridged(2, "10.0.0.2")}, podsBefore: "ab", now: []port{bridged(1, "10.0.0.2"), bridged(2, "10.0.0.2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
-		"also when it gives up its own":    {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(1)}, podsNow: "ab", want: map[int]string{1: "n/a"}},
-		"until the pod is gone":            {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(1, "10.0.0.1")}, podsNow: "-b", want: map[int]string{}},
-		"or the port":                      {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(3, "10.0.0.1")}, podsNow: "ab", want: map[int]string{3: "n/a"}},
-		"an address passes to another pod": {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "a", now: []port{bridged(2, "10.0.0.1")}, podsNow: "b", want: map[int]string{2: "n/b"}},
-		"a tunnel is no pod's":             {now: []port{{index: 1, tunnel: true, routed: addrs("10.0.0.1")}}, podsNow: "a", want: map[int]string{}},
+		"by address":                   {now: []port{bridged(1, "10.0.0.1", "fe80::1"), bridged(2, "fd00::2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
+		"by route":                     {now: []port{routed(1, "10.0.0.1"), routed(2, "fd00::2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
+		"two ports claim one pod":      {now: []port{bridged(1, "10.0.0.1"), bridged(2, "10.0.0.1")}, podsNow: "ab", want: map[int]string{}},
+		"one port claims two pods":     {now: []port{bridged(1, "10.0.0.1", "10.0.0.2")}, podsNow: "ab", want: map[int]string{}},
+		"a route precedes an address":  {now: []port{bridged(1, "10.0.0.1"), routed(2, "10.0.0.1")}, podsNow: "ab", want: map[int]string{2: "n/a"}},
+		"an address of no pod":         {now: []port{bridged(1, "192.0.2.1")}, podsNow: "ab", want: map[int]string{}},
+		"a binding stays":              {before: []port{bridged(1, "10.0.0.1"), bridged(2, "10.0.0.2")}, podsBefore: "ab", now: []port{bridged(1, "10.0.0.2"), bridged(2, "10.0.0.2")}, podsNow: "ab", want: map[int]string{1: "n/a", 2: "n/b"}},
+		"also without its addresses":   {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(1)}, podsNow: "ab", want: map[int]string{1: "n/a"}},
+		"the pod is gone":              {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(1, "10.0.0.1")}, podsNow: "-b", want: map[int]string{}},
+		"the port is gone":             {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "ab", now: []port{bridged(3, "10.0.0.1")}, podsNow: "ab", want: map[int]string{3: "n/a"}},
+		"another pod gets the address": {before: []port{bridged(1, "10.0.0.1")}, podsBefore: "a", now: []port{bridged(2, "10.0.0.1")}, podsNow: "b", want: map[int]string{2: "n/b"}},
+		"a tunnel is not bound":        {now: []port{{index: 1, tunnel: true, routed: addrs("10.0.0.1")}}, podsNow: "a", want: map[int]string{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := bindings{}
 			if tt.before != nil {
 				b = b.next(found{ports: tt.before}, snapshotOf(t, tt.podsBefore))
 			}
-			if got := whose(b.next(found{ports: tt.now}, snapshotOf(t, tt.podsNow))); !maps.Equal(got, tt.want) {
-				t.Errorf("%v, want %v", got, tt.want)
+			if got := podsByPort(b.next(found{ports: tt.now}, snapshotOf(t, tt.podsNow))); !maps.Equal(got, tt.want) {
+				t.Errorf("bindings %v, want %v", got, tt.want)
 			}
 		})
 	}
 }
 
-// What the programs are told.
+// The maps get flags, addresses and tunnels as the survey and the snapshot require: for pods'
+// ports, a secondary network, an unknown port on the bridge, and the bridge itself.
 func TestWanted(t *testing.T) {
 	second := bridged(3, "10.9.0.1")
 	second.netns, second.master = 1, 98
@@ -129,7 +134,7 @@ func TestWanted(t *testing.T) {
 	}
 	for text, want := range map[string]uint32{"10.0.0.1": ofPod, "fe80::a": ofPod, "169.254.1.1": 0, "192.0.2.1": ofNode, "192.0.2.2": ofTunnel} {
 		if got := st.known[netip.MustParseAddr(text).As16()]; got != want {
-			t.Errorf("%s is known as %d, want %d", text, got, want)
+			t.Errorf("%s has flags %d in known, want %d", text, got, want)
 		}
 	}
 	if len(st.tunnels) != 1 {
@@ -137,7 +142,7 @@ func TestWanted(t *testing.T) {
 	}
 }
 
-// At which addresses the programs look no closer.
+// ordinary takes the first address of each family that is neither the node's nor link-local.
 func TestOrdinary(t *testing.T) {
 	node := addresses{netip.MustParseAddr("10.0.0.9"): true}
 	for listed, want := range map[string]string{
@@ -149,7 +154,7 @@ func TestOrdinary(t *testing.T) {
 		var v portValue
 		v.ordinary(addrs(strings.Fields(listed)...), node)
 		if got := netip.AddrFrom4(v.IPv4).String() + " " + netip.AddrFrom16(v.IPv6).String(); got != want {
-			t.Errorf("of %s: %s, want %s", listed, got, want)
+			t.Errorf("ordinary addresses of %s: %s, want %s", listed, got, want)
 		}
 	}
 }

@@ -35,9 +35,9 @@ const (
 	// interfaces, but not those of the addresses behind them.
 	searchInterval = time.Second
 	idleInterval   = 10 * time.Second
-	// eventDebounce is how long events are gathered: a network plugin causes several.
-	// publishDebounce is the delay after a publication, which only matters for a port whose pod
-	// is not known yet.
+	// eventDebounce is the delay between an event and the pass that follows: a network
+	// plugin causes several events. publishDebounce is the delay after a publication, which
+	// only matters for a port whose pod is not known yet.
 	eventDebounce   = 20 * time.Millisecond
 	publishDebounce = 200 * time.Millisecond
 	// checkInterval bounds how long the loss of a program goes unnoticed; the kernel does not
@@ -59,13 +59,13 @@ type Guard struct {
 	kick chan struct{}
 
 	mu       sync.Mutex
-	on       bool // attached; Run keeps it so
+	on       bool // the programs are attached, and Run keeps them so
 	found    found
 	snapshot *policy.Snapshot
 	bound    bindings
 	written  state
 	attached map[int]bool // by index of the interface
-	// tentative lists those attached before their kind was known.
+	// tentative lists the interfaces in attached whose kind was not known then.
 	tentative map[int]bool
 	swept     bool   // the other interfaces have no programs of an earlier agent
 	open      string // reason why Covers is false; empty if it is true
@@ -74,13 +74,14 @@ type Guard struct {
 	failed    string // the error that was logged last
 }
 
-// Open loads the programs. They have no effect until Begin. The mark is that of packets that need
-// no verdict.
+// Open loads the programs. They have no effect until Begin. Packets that need no verdict get
+// the mark allowed. A nil logger discards the log. An error means that the kernel does not
+// accept the programs, or that the caller lacks privileges.
 func Open(allowed uint32, logger *slog.Logger) (*Guard, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	g := &Guard{log: logger, kick: make(chan struct{}, 1), attached: make(map[int]bool), tentative: make(map[int]bool), written: newState(), bound: bindings{}, open: "it has not begun"}
+	g := &Guard{log: logger, kick: make(chan struct{}, 1), attached: make(map[int]bool), tentative: make(map[int]bool), written: newState(), bound: bindings{}, open: "the guard has not begun"}
 	if err := g.load(allowed); err != nil {
 		return nil, fmt.Errorf("load the guard of the pods' interfaces: %w", err)
 	}
@@ -88,7 +89,7 @@ func Open(allowed uint32, logger *slog.Logger) (*Guard, error) {
 }
 
 func (g *Guard) load(allowed uint32) error {
-	// Kernels before 5.11 count maps as locked memory, of which little is allowed.
+	// Kernels before 5.11 count maps as locked memory, whose limit is low.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
@@ -102,7 +103,8 @@ func (g *Guard) load(allowed uint32) error {
 	return spec.LoadAndAssign(&g.objs, nil)
 }
 
-// Begin attaches the programs to all interfaces of pods. They replace those of an earlier agent.
+// Begin attaches the programs to the node's interfaces, in place of those of an earlier agent, and
+// applies a snapshot. After an error, Run tries again.
 func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -133,7 +135,7 @@ func (g *Guard) Release() error {
 	g.on = false
 	info, err := g.objs.SluiceFromPod.Info()
 	if err != nil {
-		return fmt.Errorf("take the guard off: %w", err)
+		return fmt.Errorf("detach the guard: %w", err)
 	}
 	id, _ := info.ID()
 	var errs []error
@@ -142,21 +144,22 @@ func (g *Guard) Release() error {
 			continue
 		}
 		if err := fromPod.detach(p.index, id); err != nil && !gone(err) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("take the guard off interface %s: %w", p.name, err))
+			errs = append(errs, fmt.Errorf("detach the guard from interface %s: %w", p.name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Covers reports whether the programs drop packets on every interface whose source is the node's own or
-// the receiver's. Otherwise it returns the reason, and the rules must drop them.
+// Covers reports whether the programs on all interfaces drop packets whose source is the node's
+// own or the receiver's. If it is false, because is the reason, and the rules must drop them.
 func (g *Guard) Covers() (covers bool, because string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.on && g.open == "", g.open
 }
 
-// Publish applies a snapshot. It is in force when Publish returns, for ports with a known pod.
+// Publish applies a snapshot, which is in force when Publish returns. A port whose pod was not
+// known before may follow later, in a pass of Run.
 func (g *Guard) Publish(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -180,7 +183,7 @@ func (g *Guard) wake() {
 	}
 }
 
-// Yield leaves the interfaces to another agent, until Begin.
+// Yield leaves the interfaces to another agent until the next Begin. The programs stay attached.
 func (g *Guard) Yield() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -262,8 +265,9 @@ func (g *Guard) subscribe(ctx context.Context) (links chan netlink.LinkUpdate, a
 	return links, addrs, routes
 }
 
-// attachEarly attaches the program to a new interface before its kind is known: sources of others or of
-// the node are wrong there in any case.
+// attachEarly attaches a program to a new interface before its kind is known. Until then, the
+// program drops frames with sources of the node or of known pods: whatever the interface is,
+// these are forged.
 func (g *Guard) attachEarly(update netlink.LinkUpdate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -277,7 +281,8 @@ func (g *Guard) attachEarly(update netlink.LinkUpdate) {
 	}
 }
 
-// intact reports whether all programs are where they were attached.
+// intact reports whether all programs are still attached, and still the first ones where Covers
+// requires it.
 func (g *Guard) intact() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -292,7 +297,7 @@ func (g *Guard) intact() bool {
 	return true
 }
 
-// reportCovers reports a change of Covers.
+// reportCovers calls OnCovers if the rules do not follow the current value of Covers.
 func (g *Guard) reportCovers(ctx context.Context) {
 	g.mu.Lock()
 	now, because := g.open == "", g.open
@@ -307,7 +312,7 @@ func (g *Guard) reportCovers(ctx context.Context) {
 			return
 		}
 	}
-	g.log.Info("forged sources are dropped in another place", "by_guard_alone", now, "because", because)
+	g.log.Info("updated the rules about forged sources", "guard_covers_all", now, "because", because)
 	g.mu.Lock()
 	g.told = now
 	g.mu.Unlock()
@@ -404,8 +409,8 @@ func (g *Guard) attach() error {
 	return errors.Join(append(errs, g.detach(there))...)
 }
 
-// detach removes the programs from interfaces that need none, the first time also those of earlier
-// agents.
+// detach removes the programs from the interfaces that are not wanted. The first time after Begin,
+// it also removes programs that an earlier agent has left there.
 func (g *Guard) detach(wanted map[int]bool) error {
 	var errs []error
 	unwanted := slices.Collect(maps.Keys(g.attached))
@@ -418,7 +423,7 @@ func (g *Guard) detach(wanted map[int]bool) error {
 		}
 		for _, s := range []side{fromPod, toPod} {
 			if _, err := s.remove(index); err != nil && !gone(err) {
-				errs = append(errs, fmt.Errorf("take the guard off interface %d: %w", index, err))
+				errs = append(errs, fmt.Errorf("detach the guard from interface %d: %w", index, err))
 			}
 		}
 		delete(g.attached, index)
@@ -451,13 +456,13 @@ type Stats struct {
 // Reasons lists the reasons in Stats, in the order of program.c.
 var Reasons = []string{"source", "arp", "tag", "router", "tunnel", "link-local", "group", "stray"}
 
-// Stats returns the counters.
+// Stats returns the counters. An error means that the kernel's counters could not be read.
 func (g *Guard) Stats() (Stats, error) {
 	s := Stats{Dropped: make(map[string]uint64)}
 	for i, reason := range Reasons {
 		var each []uint64 // by CPU
 		if err := g.objs.Dropped.Lookup(uint32(i), &each); err != nil {
-			return s, fmt.Errorf("count what the guard has dropped: %w", err)
+			return s, fmt.Errorf("read the guard's counters: %w", err)
 		}
 		for _, n := range each {
 			s.Dropped[reason] += n
@@ -477,7 +482,7 @@ func (g *Guard) Stats() (Stats, error) {
 	return s, nil
 }
 
-// Close closes the agent's handles of the programs and maps; the programs stay attached.
+// Close closes the agent's handles of programs and maps. The programs stay attached.
 func (g *Guard) Close() error { return g.objs.Close() }
 
 // Remove detaches the programs from all interfaces.
@@ -487,5 +492,5 @@ func (g *Guard) Remove() error {
 	return err
 }
 
-// addresses is a set.
+// addresses is a set of addresses.
 type addresses map[netip.Addr]bool

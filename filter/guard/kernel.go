@@ -8,8 +8,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// write makes the content of the maps the wanted one: addresses first, because a port is strict as soon
-// as the map says that it belongs to a pod.
+// write updates the maps to the wanted state. Addresses come first: as soon as a port has a pod,
+// the programs accept only the known addresses of that pod there.
 func (o *programObjects) write(now *state, want state) error {
 	return errors.Join(
 		ensure(o.Own, now.own, want.own), ensure(o.Known, now.known, want.known),
@@ -17,12 +17,12 @@ func (o *programObjects) write(now *state, want state) error {
 	)
 }
 
-// bigEndian is a number in network byte order, as program.c compares it.
+// bigEndian returns a number in network byte order, as program.c compares it.
 func bigEndian(n uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
 }
 
-// ensure updates a map, and now, the record of its content.
+// ensure updates a map to the wanted content, and now, the record of its actual content.
 func ensure[K, V comparable](m *ebpf.Map, now, want map[K]V) error {
 	for k, v := range want {
 		if was, is := now[k]; is && was == v {

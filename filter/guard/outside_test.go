@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// At interfaces that lead to no pod, a program drops just what an obvious check finds: what
-// comes from the node or its receiver, for a link address at which it may be taken.
-func TestOutsideDropsForgedSourcesAlone(t *testing.T) {
+// At interfaces that lead to no pod, sluice_from_pod drops exactly the frames that the plain
+// check in forgedAt finds: their source is the node's own or equals the destination, and the
+// node or a bridge accepts their link address.
+func TestOutsideDropsOnlyForgedSources(t *testing.T) {
 	g := openGuard(t)
 	r := rand.New(rand.NewPCG(3, 4))
 	const ports, each = 100, 500
@@ -50,11 +51,12 @@ func TestOutsideDropsForgedSourcesAlone(t *testing.T) {
 		}
 	}
 	if dropped < ports*each/100 {
-		t.Errorf("only %d of %d frames were to be dropped", dropped, ports*each)
+		t.Errorf("only %d of %d frames should be dropped: the random frames test too little", dropped, ports*each)
 	}
 }
 
-// forgedAt is the obvious check.
+// forgedAt reports whether a frame must be dropped at an interface that leads to no pod. It is a
+// plain implementation, to compare from_outside in program.c with.
 func forgedAt(st state, frame []byte) bool {
 	at, tags := 12, 0
 	for binary.BigEndian.Uint16(frame[at:]) == 0x8100 {
@@ -89,8 +91,8 @@ func forgedAt(st state, frame []byte) bool {
 	return st.known[src.As16()]&ofNode != 0
 }
 
-// Which interfaces may bring packets in that no other one has seen, and what the programs
-// cannot do.
+// The survey lists the interfaces at which packets may enter the node, and detects when the
+// programs cannot recognise all forged sources.
 func TestOtherInterfaces(t *testing.T) {
 	attrs := func(index, master int) netlink.LinkAttrs {
 		a := netlink.NewLinkAttrs()
@@ -108,41 +110,42 @@ func TestOtherInterfaces(t *testing.T) {
 		&netlink.Device{LinkAttrs: attrs(4, 3)}, &netlink.Device{LinkAttrs: attrs(5, 2)}, &netlink.Vlan{LinkAttrs: attrs(6, 0)},
 		&netlink.GenericLink{LinkAttrs: attrs(7, 0), LinkType: "netkit"}, &netlink.Tuntap{LinkAttrs: tun}, &netlink.Veth{LinkAttrs: uplink},
 	}
-	look := func(links ...netlink.Link) (f found) {
+	surveyOf := func(links ...netlink.Link) (f found) {
 		for _, l := range links {
 			f.other(l, links)
 		}
 		return f
 	}
-	f := look(links...)
+	f := surveyOf(links...)
 	if got, want := indexes(f.outside), []int{3, 5, 6, 7, 8, 10}; !slices.Equal(got, want) {
-		t.Errorf("outside are %v, want %v", got, want)
+		t.Errorf("outside %v, want %v", got, want)
 	}
 	if want := []int{1, 2, 4}; !slices.Equal(f.others, want) || f.beyond != "" {
-		t.Errorf("others are %v (%s), want %v", f.others, f.beyond, want)
+		t.Errorf("others %v, want %v; beyond %q, want none", f.others, want, f.beyond)
 	}
 	for _, p := range f.outside {
 		if p.bare != (p.index == 8) || p.member != (p.index == 5) {
-			t.Errorf("%+v", p)
+			t.Errorf("bare or member is wrong: %+v", p)
 		}
 	}
 	end := attrs(11, 0)
 	end.ParentIndex = 9
 	two := []netlink.Link{&netlink.Veth{LinkAttrs: pair}, &netlink.Veth{LinkAttrs: end}}
-	if f := look(two...); f.beyond == "" || len(f.outside) > 0 {
-		t.Errorf("a pair on the node: %+v", f)
+	if f := surveyOf(two...); f.beyond == "" || len(f.outside) > 0 {
+		t.Errorf("a veth pair with both ends on the node: %+v", f)
 	}
 	end.Flags = 0
 	two[1] = &netlink.Veth{LinkAttrs: end}
-	if f := look(two...); f.beyond != "" || len(f.outside) > 0 {
-		t.Errorf("a pair that is not up: %+v", f)
+	if f := surveyOf(two...); f.beyond != "" || len(f.outside) > 0 {
+		t.Errorf("a veth pair of which one end is down: %+v", f)
 	}
-	if f := look(&netlink.Bridge{LinkAttrs: attrs(2, 0), VlanFiltering: &filtering}); f.beyond == "" {
-		t.Error("a bridge that filters by VLAN is as any other")
+	if f := surveyOf(&netlink.Bridge{LinkAttrs: attrs(2, 0), VlanFiltering: &filtering}); f.beyond == "" {
+		t.Error("a bridge that filters by VLAN is treated like other bridges")
 	}
 }
 
-// What the programs are told of interfaces that lead to no pod.
+// Interfaces that lead to no pod get their flags, and the node's link-local addresses of their own
+// network or of their bridge's.
 func TestWantedOutside(t *testing.T) {
 	f := found{
 		outside: []port{{index: 1}, {index: 2, master: 9, member: true}, {index: 3, bare: true}},
@@ -160,7 +163,7 @@ func TestWantedOutside(t *testing.T) {
 		want uint32
 	}{{"fe80::1", 1, nodes}, {"fe80::9", 2, nodes}, {"fe80::1", 2, 0}, {"fe80::9", 1, 0}} {
 		if got := st.own[place{netip.MustParseAddr(tt.addr).As16(), tt.port}]; got != tt.want {
-			t.Errorf("%s at %d: %d, want %d", tt.addr, tt.port, got, tt.want)
+			t.Errorf("%s at interface %d: %d, want %d", tt.addr, tt.port, got, tt.want)
 		}
 	}
 }

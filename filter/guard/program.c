@@ -1,14 +1,15 @@
 //go:build ignore
 
-// Two programs run at the node's end of every pod's interface. "sluice_from_pod" sees each
-// frame from the pod, before bridge, iptables and routing. "sluice_to_pod" sees each frame
-// to the pod, after them. They drop frames to which no policy can be applied: those with a
-// missing or wrong source, and those that iptables does not see.
+// Two programs run at the node's end of every pod's interface. "sluice_from_pod" checks each
+// frame from the pod, before bridge, iptables and routing. "sluice_to_pod" checks each frame
+// to the pod, after them. They drop frames to which policies cannot be applied: frames with
+// a missing or forged source, and frames that bypass iptables.
 //
-// The first one also runs at the node's other interfaces. There it only drops packets that
-// claim to come from the node, or from their receiver.
+// "sluice_from_pod" also runs at tunnels, which it checks like the interface of an unknown
+// pod, and at the node's other interfaces. There it only drops packets whose source is the
+// node's own or equals the destination, and frames with too many VLAN tags to check.
 //
-// They do not track connections, and take no decision that belongs to policies.
+// The programs do not track connections and do not evaluate policies.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -18,29 +19,29 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-// allowed_mark marks a packet that needs no verdict. The loader sets its value.
+// allowed_mark is the mark of packets that need no verdict. The loader sets it.
 volatile const __u32 allowed_mark;
 
-// address is IPv6, or IPv4 in its mapped form, ::ffff:a.b.c.d.
+// address is an IPv6 address, or an IPv4 address in its mapped form, ::ffff:a.b.c.d.
 struct address {
 	__u32 word[4];
 };
 
-// What a port is.
+// The flags of a port.
 enum {
-	POD = 1,		// pods are behind it, or share its bridge
-	PRIMARY = 2,		// a known pod's, and its addresses of the API are there
-	ISOLATED_EGRESS = 4,	// that pod is, by policies
-	ISOLATED_INGRESS = 8,
-	SECONDARY = 16,		// a known pod's, and other networks are there
-	OUTSIDE = 32,		// no pod's: all but the node's own sources may come in there
-	BARE = 64,		// and its frames have no header of Ethernet
-	MEMBER = 128,		// and a bridge takes its frames, also those for others
+	POD = 1,		// a known pod is behind it, or on the same bridge
+	PRIMARY = 2,		// leads to a known pod, on the network of its addresses in the API
+	ISOLATED_EGRESS = 4,	// policies isolate that pod for egress
+	ISOLATED_INGRESS = 8,	// policies isolate that pod for ingress
+	SECONDARY = 16,		// leads to a known pod, on one of its other networks
+	OUTSIDE = 32,		// leads to no pod: only from_outside checks its frames
+	BARE = 64,		// OUTSIDE, and its frames have no Ethernet header
+	MEMBER = 128,		// OUTSIDE, and in a bridge, which accepts frames for any link address
 };
 
-// port is what is known of one. The addresses are one of each family that the API lists
-// for the pod, which are no others' and not link-local; zero if there is none. They are in
-// the map of own addresses too, and spare ordinary frames the look-ups there.
+// port describes an interface. Each of ipv4 and ipv6 is an address that the API lists for
+// the pod and that is neither the node's nor link-local; zero if there is none. The map own
+// has them too, but here an ordinary frame needs no further lookup.
 struct port {
 	__u32 flags;
 	__be32 ipv4;
@@ -51,20 +52,22 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32); // the index of the interface
+	__type(key, __u32); // interface index
 	__type(value, struct port);
 } ports SEC(".maps");
 
-// own are the addresses of the pod behind a port.
+// place is an address at a port, by interface index: the key of own.
 struct place {
 	struct address address;
 	__u32 port;
 };
 
-// In the API, or only at the interface; or the node's own link-local address on the network
-// of an interface that is OUTSIDE.
+// The values of own. LISTED: the API lists the address for the pod. EXTRA: only a route or
+// an interface of the pod has it. NODES: it is a link-local address of the node, at a port
+// that is OUTSIDE.
 enum { LISTED = 1, EXTRA = 2, NODES = 4 };
 
+// own holds the addresses that belong to the pod behind a port, or to the node there.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -73,14 +76,15 @@ struct {
 	__type(value, __u32);
 } own SEC(".maps");
 
-// known are addresses of which it is clear whose they are.
+// The flags in known.
 enum {
-	OF_POD = 1,
-	OF_NODE = 2,
-	OF_TUNNEL = 4,	// at the other end of one of this node's
-	OF_ALL = 8,	// on a network of this node
+	OF_POD = 1,	// of a known pod of this node
+	OF_NODE = 2,	// of this node
+	OF_TUNNEL = 4,	// of the other end of one of this node's tunnels
+	OF_ALL = 8,	// broadcast on one of this node's networks
 };
 
+// known holds the addresses whose owners are certain.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -89,7 +93,7 @@ struct {
 	__type(value, __u32);
 } known SEC(".maps");
 
-// tunnels are the UDP ports at which this node takes packets out of packets.
+// tunnels holds the UDP ports at which this node decapsulates packets.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
@@ -97,6 +101,7 @@ struct {
 	__type(value, __u32);
 } tunnels SEC(".maps");
 
+// reason is why a frame is dropped: the index in dropped. Reasons in guard.go has the names.
 enum reason { SOURCE, ARP, TAG, ROUTER, TUNNEL, LINK_LOCAL, GROUP, STRAY, REASONS };
 
 struct {
@@ -116,6 +121,7 @@ static __always_inline int drop(enum reason why)
 	return TC_ACT_SHOT;
 }
 
+// load copies length bytes at an offset from the network header; 0 on success.
 static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32 length)
 {
 	return bpf_skb_load_bytes_relative(skb, at, to, length, BPF_HDR_START_NET);
@@ -123,16 +129,16 @@ static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32
 
 enum { HOP_BY_HOP = 0, IPIP = 4, SIT = 41, ROUTING = 43, FRAGMENT = 44, GRE = 47, ICMP6 = 58, NONE = 59, OPTIONS = 60 };
 
-// packet is what is read of an IP packet.
+// packet holds the fields of an IP packet that the programs check.
 struct packet {
 	struct address src, dst;
-	__u32 upper;		// where the header behind that of IP is
-	__u8 protocol;		// NONE if it is not here
+	__u32 upper;		// offset of the upper-layer header
+	__u8 protocol;		// of the upper layer; NONE if that header is not in this packet
 	__u8 type;		// of ICMP
-	__u8 hops;
-	__u8 direct;		// nothing stands between IP and that header
-	__u8 plain;		// nothing, or one header of hop-by-hop options
-	__u8 group, local;	// sent to several; link-local at an end, unicast
+	__u8 hops;		// hop limit of IPv6
+	__u8 direct;		// no extension header before the upper-layer header
+	__u8 plain;		// no extension header, except one with hop-by-hop options
+	__u8 group, local;	// multicast or broadcast destination; link-local source or destination
 	__be16 sport, dport;	// of UDP
 };
 
@@ -234,7 +240,7 @@ static __always_inline int read6(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
-// read reads an IP packet; 0 if it is one.
+// read reads an IP packet; 0 on success, -1 if its header is incomplete.
 static __always_inline int read(struct __sk_buff *skb, struct packet *p)
 {
 	__be16 udp[2];
@@ -267,8 +273,9 @@ static __always_inline int tagged(struct __sk_buff *skb)
 	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) || skb->protocol == bpf_htons(ETH_P_8021AD);
 }
 
-// Neighbours cannot be found without the first, which a router has not forwarded, nor
-// groups be joined without the others (RFC 4861, 3810, 3376).
+// neighbours reports whether a packet is neighbour discovery that no router has forwarded
+// (RFC 4861; no redirects), or reports group membership (MLD, RFC 3810; IGMP, RFC 3376).
+// Without them a pod can neither find its neighbours nor join groups.
 static __always_inline int neighbours(struct __sk_buff *skb, struct packet *p)
 {
 	if (skb->protocol == bpf_htons(ETH_P_IP))
@@ -280,7 +287,7 @@ static __always_inline int neighbours(struct __sk_buff *skb, struct packet *p)
 	return p->plain && p->group && ((p->type >= 130 && p->type <= 132) || p->type == 143);
 }
 
-// asks_dhcp is a client's question to whatever server there is.
+// asks_dhcp reports whether a packet is a DHCP client's broadcast or multicast to servers.
 static __always_inline int asks_dhcp(struct __sk_buff *skb, struct packet *p)
 {
 	if (p->protocol != IPPROTO_UDP)
@@ -291,6 +298,7 @@ static __always_inline int asks_dhcp(struct __sk_buff *skb, struct packet *p)
 	       p->sport == bpf_htons(546) && p->dport == bpf_htons(547);
 }
 
+// owned returns the value of own for an address at a port; 0 if there is none.
 static __always_inline __u32 owned(struct address *a, __u32 port)
 {
 	struct place at = { .address = *a, .port = port };
@@ -299,6 +307,7 @@ static __always_inline __u32 owned(struct address *a, __u32 port)
 	return how ? *how : 0;
 }
 
+// whose returns the flags of an address in known; 0 if there are none.
 static __always_inline __u32 whose(struct address *a)
 {
 	__u32 *who = bpf_map_lookup_elem(&known, a);
@@ -306,15 +315,16 @@ static __always_inline __u32 whose(struct address *a)
 	return who ? *who : 0;
 }
 
-// for_all reports whether a packet is for several, also by what an address means on a
-// network of this node.
+// for_all reports whether the destination of a packet is multicast or broadcast, also on
+// one of this node's networks only (such as 10.0.0.255 on 10.0.0.0/24).
 static __always_inline int for_all(struct packet *p)
 {
 	return p->group || (whose(&p->dst) & (OF_ALL | OF_POD)) == OF_ALL;
 }
 
-// may_claim reports whether a port may send from an address. Of a pod that policies
-// isolate, addresses that the API does not list would go round them.
+// may_claim reports whether the source of a packet is legitimate at the port. A pod that is
+// isolated for egress must not use addresses that the API does not list: policies do not
+// apply to these.
 static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct packet *p)
 {
 	__u32 how = owned(&p->src, skb->ifindex);
@@ -330,8 +340,9 @@ static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct 
 	return !(flags & PRIMARY) && !(whose(&p->src) & (OF_POD | OF_NODE));
 }
 
-// may_answer reports whether a port may say that an address is to be found there. Of a
-// known pod, all addresses are known but link-local ones, which may be new.
+// may_answer reports whether a port may announce an address as its own, in ARP or neighbour
+// discovery. All addresses of a known pod are known, except link-local ones, which may be
+// new; local is set for these.
 static __always_inline int may_answer(struct __sk_buff *skb, __u32 flags, struct address *a, int local)
 {
 	if (owned(a, skb->ifindex))
@@ -343,15 +354,16 @@ static __always_inline int arp_from(struct __sk_buff *skb, __u32 flags)
 {
 	struct address sender = { .word[2] = bpf_htonl(0xffff) };
 
-	// Hardware and protocol, their lengths, the operation and the sender's link
-	// address come before.
+	// The offset skips the types of hardware and protocol, their lengths, the operation
+	// and the sender's link address.
 	if (load(skb, 14, &sender.word[3], 4) || nobody4(&sender))
 		return TC_ACT_UNSPEC;
 	return may_answer(skb, flags, &sender, 0) ? TC_ACT_UNSPEC : drop(ARP);
 }
 
-// may_advertise reports the same of the target of a neighbour advertisement (RFC 4861,
-// section 4.4). One that cannot be read is not valid to its receivers either.
+// may_advertise reports whether a port may send a neighbour advertisement for its target
+// (RFC 4861, section 4.4). If the target is cut off, receivers ignore the message, and it
+// may pass.
 static __always_inline int may_advertise(struct __sk_buff *skb, __u32 flags, struct packet *p)
 {
 	struct address target;
@@ -361,13 +373,13 @@ static __always_inline int may_advertise(struct __sk_buff *skb, __u32 flags, str
 	return may_answer(skb, flags, &target, local6(&target));
 }
 
-// What __sk_buff calls pkt_type, of linux/if_packet.h.
+// Values of pkt_type in __sk_buff: PACKET_OTHERHOST and PACKET_LOOPBACK of linux/if_packet.h.
 enum { OTHERS = 3, LOOPED = 5 };
 
 enum { ETH_LENGTH = 14, IPV4_LENGTH = 20, IPV6_LENGTH = 40 };
 
-// no_tunnel reports whether a packet is one of TCP, or of UDP for a port at which nothing
-// is taken out of packets.
+// no_tunnel reports whether a packet is TCP, or UDP to a port at which this node does not
+// decapsulate packets.
 static __always_inline int no_tunnel(__u8 protocol, void *upper, void *end)
 {
 	__be16 *ports = upper, to;
@@ -380,10 +392,10 @@ static __always_inline int no_tunnel(__u8 protocol, void *upper, void *end)
 	return !bpf_map_lookup_elem(&tunnels, &to);
 }
 
-// ordinary reports that a frame need not be looked at any closer: one packet of TCP or
-// UDP between two unicast addresses that are not link-local, in an untagged frame for one
-// receiver, where the pod's end is its own address. All checks below would let it pass;
-// they cost up to four look-ups more.
+// ordinary reports whether a frame needs no further check: it is untagged and unicast, and
+// holds a TCP or UDP packet, not of a tunnel, between two unicast addresses (in IPv6, not
+// link-local), one of them the pod's address in port. The checks below would all let it
+// pass, but would cost up to four more lookups.
 static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, int from)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -395,7 +407,7 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 		struct iphdr *ip = data + ETH_LENGTH;
 		__be32 pods = from ? ip->saddr : ip->daddr;
 
-		// Multicast begins at 224.0.0.0.
+		// Multicast, reserved and broadcast addresses begin at 224.0.0.0.
 		if (!pods || pods != port->ipv4 || ip->ihl != 5 || ip->saddr == ip->daddr ||
 		    (ip->daddr & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000))
 			return 0;
@@ -413,7 +425,7 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 			return 0;
 		struct address *pods = from ? &ip->src : &ip->dst;
 
-		// Link-local addresses and multicast are all above fe00::.
+		// Link-local (fe80::/10) and multicast (ff00::/8) addresses are all above fe00::.
 		if (!pods->word[0] || pods->word[0] != port->ipv6.word[0] || pods->word[1] != port->ipv6.word[1] ||
 		    pods->word[2] != port->ipv6.word[2] || pods->word[3] != port->ipv6.word[3] ||
 		    (ip->src.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000) ||
@@ -426,9 +438,10 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 
 enum { TAGS = 3 };
 
-// inside returns the protocol behind tags of network 0, which the kernel ignores, and moves
-// at behind them; 0 if there is a tag of another network. Such a frame goes to the interface
-// of that network, which has this program too, or nowhere. The first tag is not in the frame.
+// inside returns the protocol behind VLAN tags with ID 0, which the kernel ignores, and
+// increases *at by their length. It returns 0 if a tag has another ID: the kernel hands
+// such a frame to the interface of that VLAN, which has this program too, or drops it. The
+// first tag is not in the frame's data, because the kernel has moved it to vlan_tci.
 static __always_inline __be16 inside(struct __sk_buff *skb, __u32 *at)
 {
 	__be16 protocol = skb->protocol, tag[2];
@@ -447,18 +460,19 @@ static __always_inline __be16 inside(struct __sk_buff *skb, __u32 *at)
 	return protocol;
 }
 
-// comes_back reports whether a frame may have the node's own source: the kernel gives the
-// node a copy of what it sends to several. And what is for the link address of others is
-// not for the node, unless a bridge takes it.
+// comes_back reports whether a frame may have the node's own source: either the kernel has
+// looped back a multicast or broadcast of the node itself, or the frame is for the link
+// address of another machine, so that the node does not accept it unless a bridge does.
 static __always_inline int comes_back(struct __sk_buff *skb, __u32 flags)
 {
 	return skb->pkt_type == LOOPED || (skb->pkt_type == OTHERS && !(flags & MEMBER));
 }
 
-// from_outside drops what only the node or the receiver can have sent. Link-local addresses
-// are the node's on one network, and may be another's on the next. The addresses are read
-// behind a header of Ethernet without a tag, and by a call if there is another header, as
-// some VLANs have it, or none, as the node's copies.
+// from_outside drops packets whose source is the node's own or equals the destination. A
+// link-local address of the node counts only at its own network: on another one, another
+// machine may have it. Addresses behind an untagged Ethernet header are read directly. A
+// helper reads them if there is another header, as on some VLANs, or none, as in looped
+// back packets.
 static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -491,7 +505,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 			return drop(SOURCE);
 		nodes = local6(&ends[0]) ? owned(&ends[0], skb->ifindex) == NODES : whose(&ends[0]) & OF_NODE;
 	} else {
-		// More tags than anyone has a use for.
+		// More tags than any network needs: the packet behind them cannot be checked.
 		return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD) ? drop(TAG) : TC_ACT_UNSPEC;
 	}
 	return nodes && !comes_back(skb, flags) ? drop(SOURCE) : TC_ACT_UNSPEC;
@@ -511,7 +525,8 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (port && ordinary(skb, port, 1))
 		return TC_ACT_UNSPEC;
 
-	// A tag of network 0 means none, and yet iptables may not be asked about it.
+	// Tagged frames can bypass iptables, even with VLAN ID 0, which the kernel otherwise
+	// treats as no tag.
 	if (tagged(skb)) {
 		if (flags & POD || !(skb->vlan_tci & 0xfff))
 			return drop(TAG);
@@ -524,9 +539,9 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (same(&p.src, &p.dst) || (skb->protocol == bpf_htons(ETH_P_IP) && loopback4(&p.src)) || !may_claim(skb, flags, &p))
 		return drop(SOURCE);
 
-	// A frame for all, in which a packet for one is: a bridge gives a copy to the node, by
-	// which the kernel takes the connection for one that was let pass, although policies
-	// deny it (br_nf_local_in). Then its answers would pass, and errors about it.
+	// A unicast packet in a broadcast or multicast frame: a bridge also passes it to the
+	// node, where the kernel confirms its conntrack entry (br_nf_local_in) even if policies
+	// deny the packet. Replies, and ICMP errors about it, would then pass.
 	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1) {
 		if (!for_all(&p))
 			return drop(STRAY);
@@ -536,7 +551,7 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (p.protocol == ICMP6 && p.type == 136 && skb->protocol == bpf_htons(ETH_P_IPV6) && !may_advertise(skb, flags, &p))
 		return drop(ARP);
 
-	// Pods are not routers of their neighbours.
+	// Pods must not act as routers for their neighbours: no advertisements, no redirects.
 	if (flags & POD) {
 		if (p.protocol == ICMP6 && skb->protocol == bpf_htons(ETH_P_IPV6) && (p.type == 134 || p.type == 137))
 			return drop(ROUTER);
@@ -544,7 +559,7 @@ int sluice_from_pod(struct __sk_buff *skb)
 			return drop(ROUTER);
 	}
 
-	// What a tunnel carries would seem to come from another node.
+	// The packet inside a tunnel packet would seem to come from another node.
 	__u8 tunnelled = p.protocol == IPIP || p.protocol == SIT || p.protocol == GRE;
 
 	if (p.protocol == IPPROTO_UDP)
@@ -552,7 +567,8 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (tunnelled && flags & POD && (p.group || whose(&p.dst) & (OF_NODE | OF_TUNNEL | OF_ALL)))
 		return drop(TUNNEL);
 
-	// Link-local addresses are no pod's to policies, but for those that the API lists.
+	// Policies treat a link-local address as a pod's only if the API lists it, so the others
+	// would let an isolated pod evade them.
 	if (flags & ISOLATED_EGRESS && p.local && !(whose(&p.dst) & OF_NODE)) {
 		if (skb->protocol == bpf_htons(ETH_P_IP)) {
 			if (local4(&p.src) && owned(&p.src, skb->ifindex) != LISTED)
@@ -562,10 +578,10 @@ int sluice_from_pod(struct __sk_buff *skb)
 		}
 	}
 
-	// A bridge sends copies of what is for several to all its ports. They share a
-	// connection that does not exist yet, and such the kernel does not queue: it drops
-	// them (nf_ct_drop_unconfirmed). So what needs no verdict does not ask for one. That
-	// isolated pods do not get it is the other program's work.
+	// A bridge copies multicast and broadcast packets to all its ports. The copies share
+	// an unconfirmed conntrack entry, and the kernel drops such packets instead of queueing
+	// them (nf_ct_drop_unconfirmed). So a packet that needs no verdict gets the allowed
+	// mark. sluice_to_pod keeps it from isolated pods.
 	if (flags & POD && p.group && (!(flags & ISOLATED_EGRESS) || neighbours(skb, &p) || asks_dhcp(skb, &p)))
 		skb->mark |= allowed_mark;
 	return TC_ACT_UNSPEC;
@@ -588,14 +604,16 @@ int sluice_to_pod(struct __sk_buff *skb)
 	if (!ip(skb) || read(skb, &p))
 		return TC_ACT_UNSPEC;
 
-	// The node itself may send what it likes. Parts of a packet that IPv6 has cut up do
-	// not say that they came from elsewhere (ip6_copy_metadata).
+	// The node itself may send anything. Without an incoming interface, a packet is the
+	// node's own or a fragment that IPv6 has made while forwarding (ip6_copy_metadata
+	// does not copy the interface); so the source is checked too.
 	if (!from && whose(&p.src) & OF_NODE)
 		return TC_ACT_UNSPEC;
 
-	// What is for the node, policies let pass; but a bridge goes by the link address. And
-	// a router that sends back to the bridge what came from there does not care that
-	// messages to neighbours are not to be forwarded. None has headers before it.
+	// Policies let packets to the node pass, but a bridge forwards by link address and may
+	// deliver them to a pod. And a router that sends a packet back to its bridge does not
+	// heed that neighbour discovery must not be forwarded; genuine messages have a hop
+	// limit of 255 and no extension headers.
 	if (flags & PRIMARY) {
 		if (whose(&p.dst) & OF_NODE)
 			return drop(STRAY);
@@ -611,9 +629,9 @@ int sluice_to_pod(struct __sk_buff *skb)
 			return drop(LINK_LOCAL);
 	}
 
-	// Of other addresses policies do not know whose they are. From pods nothing comes
-	// to those; from elsewhere it may be answers, but not to another pod, of which a
-	// bridge has made copies for all.
+	// Policies do not know the owner of an address that the API does not list. Packets from
+	// pods to such an address are dropped. Packets from elsewhere may be replies, and pass
+	// unless the address is another pod's: if so, a bridge has flooded them to all its ports.
 	if (owned(&p.dst, skb->ifindex) == LISTED || !(flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst))))
 		return TC_ACT_UNSPEC;
 	struct port *other = bpf_map_lookup_elem(&ports, &from);

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loopback is the index of the interface at which the kernel runs programs in tests.
+// loopback is the index of the interface on which the kernel runs programs in tests.
 const loopback = 1
 
 // openGuard opens a guard that is attached to nothing.
@@ -22,36 +22,36 @@ func openGuard(tb testing.TB) *Guard {
 	}
 	g, err := Open(0x10, nil)
 	if err != nil {
-		tb.Skipf("the kernel does not take the programs: %v", err)
+		tb.Skipf("the kernel does not accept the programs: %v", err)
 	}
 	tb.Cleanup(func() { _ = g.Close() })
 	return g
 }
 
-// Ordinary frames take a short way through the programs. What that lets pass, the long
-// way must let pass, and leave as it is.
+// A frame gets the same verdict and mark whether the programs may skip checks for ordinary frames
+// or make all checks.
 func TestOrdinaryFramesPassAllChecks(t *testing.T) {
 	g := openGuard(t)
 	r := rand.New(rand.NewPCG(1, 2))
 	const ports, each = 100, 500
 	for range ports {
-		long := randomPort(r)
-		short := long
-		value := long.ports[loopback]
-		value.ordinary(listedAt(long), nil)
-		short.ports = map[uint32]portValue{loopback: value}
+		full := randomPort(r)
+		fast := full
+		value := full.ports[loopback]
+		value.ordinary(listedAt(full), nil)
+		fast.ports = map[uint32]portValue{loopback: value}
 		for range each {
 			frame := randomFrame(r)
 			for name, program := range map[string]*ebpf.Program{"from": g.objs.SluiceFromPod, "to": g.objs.SluiceToPod} {
-				if got, want := outcomeAt(t, g, program, short, frame), outcomeAt(t, g, program, long, frame); got != want {
-					t.Fatalf("%s: %x at %+v: %+v, by all checks %+v", name, frame, value, got, want)
+				if got, want := outcomeAt(t, g, program, fast, frame), outcomeAt(t, g, program, full, frame); got != want {
+					t.Fatalf("%s: %x at %+v: %+v, with all checks %+v", name, frame, value, got, want)
 				}
 			}
 		}
 	}
 }
 
-// outcome is what a program does with a frame.
+// outcome is the result of a program for a frame.
 type outcome struct {
 	verdict int32
 	mark    uint32
@@ -70,7 +70,7 @@ func outcomeAt(t *testing.T, g *Guard, program *ebpf.Program, st state, frame []
 	return outcome{int32(verdict), after.Mark}
 }
 
-// skBuff is struct __sk_buff of linux/bpf.h. What is not named must be zero.
+// skBuff is struct __sk_buff of linux/bpf.h. The kernel requires the unnamed fields to be zero.
 type skBuff struct {
 	_       [2]uint32
 	Mark    uint32
@@ -84,14 +84,14 @@ var (
 	frameAddrs6 = addrs("fd00::1", "fd00::2", "fe80::1", "fe80::2", "fd00::9", "::", "ff02::1", "ff02::1:2")
 )
 
-// randomPort is what the programs know: of the port, and of each address.
+// randomPort returns maps with random flags for the loopback interface and for each address.
 func randomPort(r *rand.Rand) state {
 	st := newState()
 	st.ports[loopback] = portValue{Flags: r.Uint32N(32)}
 	st.tunnels[bigEndian(4789)] = 1
 	for i, a := range append(addrs(frameAddrs4[0].String(), frameAddrs6[0].String()), append(frameAddrs4[1:], frameAddrs6[1:]...)...) {
 		switch {
-		case i < 2: // the pod's own, as the guard would tell of them
+		case i < 2: // the pod's own addresses, with the values that the guard would write
 			if st.ports[loopback].Flags&primaryPort != 0 {
 				st.own[place{a.As16(), loopback}], st.known[a.As16()] = listed, ofPod
 			}
@@ -104,7 +104,7 @@ func randomPort(r *rand.Rand) state {
 	return st
 }
 
-// listedAt are the addresses that the API lists for the port's pod.
+// listedAt returns the addresses that the API lists for the port's pod.
 func listedAt(st state) (found []netip.Addr) {
 	for at, how := range st.own {
 		if how == listed {
@@ -114,7 +114,7 @@ func listedAt(st state) (found []netip.Addr) {
 	return found
 }
 
-// pick is one of what there is, and often the first.
+// pick returns a random value, preferring the first.
 func pick[T any](r *rand.Rand, from ...T) T {
 	if r.IntN(3) == 0 {
 		return from[0]
@@ -122,11 +122,12 @@ func pick[T any](r *rand.Rand, from ...T) T {
 	return from[r.IntN(len(from))]
 }
 
-// randomFrame is one for the pod, from it, or neither; of TCP or UDP, mostly.
+// randomFrame returns a random frame: to the pod, from it, or neither. Protocol and addresses are
+// often those of an ordinary frame.
 func randomFrame(r *rand.Rand) []byte {
 	frame := append([]byte{pick[byte](r, 2, 1, 0xff), 0, 0, 0, 0, 1}, 2, 0, 0, 0, 0, 2)
 	upper := make([]byte, 24)
-	for at := 0; at < 8; at += 4 { // the second are read if the header of IPv4 has an option
+	for at := 0; at < 8; at += 4 { // twice: with an IPv4 option, the second pair is read
 		binary.BigEndian.PutUint16(upper[at:], pick[uint16](r, 4711, 68, 546))
 		binary.BigEndian.PutUint16(upper[at+2:], pick[uint16](r, 80, 4789, 67, 547))
 	}

@@ -17,28 +17,28 @@ import (
 type found struct {
 	ports   []port // by index
 	outside []port // the node's other interfaces at which packets may come in
-	others  []int  // the indexes of all the rest
+	others  []int  // indexes of the remaining interfaces
 	node    addresses
 	local   map[int][]netip.Addr // the node's link-local IPv6 addresses, by interface
-	all     addresses            // that mean all of a network
+	all     addresses            // broadcast addresses of the node's networks
 	peers   addresses            // other ends of the node's tunnels
-	tunnels []uint16             // UDP ports
+	tunnels []uint16             // UDP ports of the node's tunnels
 	// beyond is the reason why the programs cannot detect all sources that are the node's own;
 	// empty if they can.
 	beyond string
 }
 
-// port is the node's end of a pair of interfaces whose other end is in another
-// network namespace; or a tunnel.
+// port is the node's end of a veth pair whose other end is in another network namespace, or a
+// tunnel, or one of found.outside.
 type port struct {
 	index, master int
 	name          string
 	tunnel        bool
-	bare, member  bool         // of those outside: without a header of Ethernet; of a bridge
-	netns         int          // as the kernel numbers them here
-	routed        []netip.Addr // host routes lead to it
-	behind        []netip.Addr // of the other end
-	beside        []netip.Addr // of other interfaces of that namespace
+	bare, member  bool         // if outside: has no Ethernet header; belongs to a bridge
+	netns         int          // the kernel's ID of the other end's namespace
+	routed        []netip.Addr // addresses with a host route to it
+	behind        []netip.Addr // addresses of the other end
+	beside        []netip.Addr // addresses of other interfaces in that namespace
 }
 
 // survey reads the node's interfaces, addresses and routes.
@@ -60,11 +60,11 @@ func survey() (found, error) {
 		case f.tunnel(l):
 			p.tunnel = true
 		case l.Type() != "veth" || a.NetNsID < 0 || uplinks[p.index]:
-			f.other(l, links) // a node that is a container has such a way to the outside
+			f.other(l, links) // the uplink of a node that is a container is a veth too
 			continue
 		default:
 			if spaces[p.netns] == nil {
-				// One that is just going has no addresses, which is as good.
+				// Without addresses if the namespace is about to end, which is harmless.
 				spaces[p.netns], _ = elsewhere(p.netns)
 			}
 			for index, addrs := range spaces[p.netns] {
@@ -97,16 +97,17 @@ func (f *found) other(l netlink.Link, all []netlink.Link) {
 	bridge, is := l.(*netlink.Bridge)
 	switch {
 	case is && bridge.VlanFiltering != nil && *bridge.VlanFiltering:
-		// It may take the tag of a frame off that it passes to the node.
+		// It may remove the VLAN tag of a frame that it passes to the node.
 		f.beyond = fmt.Sprintf("bridge %s filters by VLAN", a.Name)
 	case l.Type() == "veth" && a.NetNsID < 0 && !up:
-		// One end may be about to go to a pod.
+		// One end may be about to move to a pod.
 	case l.Type() == "veth" && a.NetNsID < 0:
-		// What the node sends at one end comes in at the other.
+		// Packets that the node sends at one end come in at the other, rightly with the
+		// node's own source.
 		f.beyond = fmt.Sprintf("both ends of %s are in the node's network namespace", a.Name)
 	case is, a.Flags&net.FlagLoopback != 0, master == "bond", master == "team":
-		// What comes in there came in at another interface before, or comes in at one
-		// after.
+		// Frames here pass another interface too, before or after; those of loopback
+		// come from the node.
 	default:
 		f.outside = append(f.outside, port{index: a.Index, master: a.MasterIndex, name: a.Name, bare: a.EncapType != "ether", member: master == "bridge"})
 		return
@@ -114,7 +115,8 @@ func (f *found) other(l netlink.Link, all []netlink.Link) {
 	f.others = append(f.others, a.Index)
 }
 
-// tunnel records what is needed of an interface that decapsulates packets, and reports whether it is one.
+// tunnel records the UDP port and the peers of an interface that decapsulates packets, and reports
+// whether it is one.
 func (f *found) tunnel(l netlink.Link) bool {
 	switch t := l.(type) {
 	case *netlink.Vxlan:
@@ -136,7 +138,7 @@ func (f *found) tunnel(l netlink.Link) bool {
 	default:
 		return false
 	}
-	// The kernel's table of forwarding names the other ends, one by one.
+	// The forwarding table lists further peers, such as the other nodes of an overlay.
 	entries, err := netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE)
 	if interrupted(err) == nil {
 		for _, e := range entries {
@@ -146,14 +148,14 @@ func (f *found) tunnel(l netlink.Link) bool {
 	return true
 }
 
-// add adds an address that there is.
+// add adds an address, unless it is empty, invalid or unspecified.
 func (a addresses) add(ip []byte) {
 	if addr, ok := netip.AddrFromSlice(ip); ok && !addr.IsUnspecified() {
 		a[addr.Unmap()] = true
 	}
 }
 
-// own records the node's addresses, including loopback.
+// own records the node's addresses, including loopback, and its networks' broadcast addresses.
 func (f *found) own() error {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err = interrupted(err); err != nil {
@@ -164,7 +166,7 @@ func (f *found) own() error {
 		if addr, ok := netip.AddrFromSlice(a.IP); ok && addr.Is6() && addr.IsLinkLocalUnicast() {
 			f.local[a.LinkIndex] = append(f.local[a.LinkIndex], addr)
 		}
-		// Of old, the first address of a network is all of it, too.
+		// The first address of a network is an obsolete broadcast address (RFC 1122, 3.3.6).
 		f.all.add(a.Broadcast)
 		if ones, bits := a.Mask.Size(); bits == 32 && ones < 31 {
 			f.all.add(a.IP.Mask(a.Mask))
@@ -174,8 +176,8 @@ func (f *found) own() error {
 	return nil
 }
 
-// localRoutes records the addresses that are the node's own by its routes: the rules use the same. The node
-// may have whole ranges, which the programs cannot look up.
+// localRoutes records the addresses that local routes make the node's own; the rules treat the same
+// addresses as the node's. A route may cover a whole range, which the programs cannot look up.
 func (f *found) localRoutes() error {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	if err = interrupted(err); err != nil {
@@ -207,8 +209,8 @@ func last(n *net.IPNet) net.IP {
 	return ip
 }
 
-// hostRoutes returns the addresses with a host route to an interface, and the interfaces with routers behind
-// them.
+// hostRoutes returns, by interface index, the addresses with a host route to the interface, and the
+// interfaces that lead to a gateway.
 func hostRoutes() (routes map[int][]netip.Addr, uplinks map[int]bool, err error) {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err = interrupted(err); err != nil {
@@ -235,8 +237,8 @@ func hostRoutes() (routes map[int][]netip.Addr, uplinks map[int]bool, err error)
 	return routes, uplinks, nil
 }
 
-// interrupted is an error that says more than that something changed meanwhile, of
-// which there will be an event.
+// interrupted returns err, or nil if it only means that something changed during the dump: an
+// event follows, and causes the next pass.
 func interrupted(err error) error {
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil
@@ -244,15 +246,15 @@ func interrupted(err error) error {
 	return err
 }
 
-// elsewhere returns the addresses of a network namespace, by interface, without loopback. The kernel requires
-// administrative privilege in that namespace.
+// elsewhere returns the addresses in a network namespace, by interface, except loopback
+// addresses. The kernel requires administrative privilege in that namespace.
 func elsewhere(netns int) (map[int][]netip.Addr, error) {
 	c, err := wire.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if err := c.SetOption(wire.GetStrictCheck, true); err != nil { // or the namespace would be ignored
+	if err := c.SetOption(wire.GetStrictCheck, true); err != nil { // otherwise the kernel ignores the namespace
 		return nil, err
 	}
 	attrs := wire.NewAttributeEncoder()
@@ -277,7 +279,7 @@ func elsewhere(netns int) (map[int][]netip.Addr, error) {
 	return found, nil
 }
 
-// ifAddress reads a message about an interface's address.
+// ifAddress decodes a message about an interface's address; addr is invalid if it has none.
 func ifAddress(data []byte) (index int, addr netip.Addr) {
 	if len(data) < unix.SizeofIfAddrmsg {
 		return 0, addr
