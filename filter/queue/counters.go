@@ -17,7 +17,7 @@ import (
 const (
 	// countersInterval is the time between two readings of the kernel's counters.
 	countersInterval = time.Second
-	// drainInterval is countersInterval while the queues are drained.
+	// drainInterval is the time between two readings while Drain waits.
 	drainInterval = time.Millisecond
 )
 
@@ -25,7 +25,7 @@ const (
 // seq_show).
 type counter struct {
 	waiting uint64 // packets in the queue
-	dropped uint64 // that found the queue or the socket full
+	dropped uint64 // packets that found the queue or the socket full
 }
 
 // counters returns the counters of the workers' queues, by number.
@@ -33,8 +33,8 @@ func (q *Queues) counters() (map[uint16]counter, error) {
 	return counters(q.opts.NetNS, q.opts.First, q.opts.span())
 }
 
-// Bound reports whether a process reads one of the queues in [first, first+count), in a
-// network namespace, 0 for that of the process.
+// Bound reports whether a process reads one of the queues in [first, first+count). netNS is
+// a file descriptor of the queues' network namespace; 0 means that of the calling process.
 func Bound(netNS int, first uint16, count int) (bool, error) {
 	found, err := counters(netNS, first, count)
 	return len(found) > 0, err
@@ -44,7 +44,7 @@ func Bound(netNS int, first uint16, count int) (bool, error) {
 func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 	var text []byte
 	err := inNetNS(netNS, func() (err error) {
-		// thread-self, because the namespace belongs to the thread.
+		// thread-self, because a network namespace belongs to a thread.
 		text, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 		return err
 	})
@@ -70,13 +70,13 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 	return found, nil
 }
 
-// Waiting is the number of packets in the queues that wait for a verdict.
+// Waiting returns the number of packets in the queues that have no verdict yet.
 func (q *Queues) Waiting() (int, error) {
 	return Waiting(q.opts.NetNS, q.opts.First, q.opts.span())
 }
 
-// Waiting is the number of packets in the queues in [first, first+count), of any process, in
-// a network namespace, 0 for that of the process.
+// Waiting returns the number of packets without a verdict in the queues in [first,
+// first+count), whichever process reads them. netNS is as for Bound.
 func Waiting(netNS int, first uint16, count int) (int, error) {
 	found, err := counters(netNS, first, count)
 	sum := 0
@@ -86,7 +86,9 @@ func Waiting(netNS int, first uint16, count int) (int, error) {
 	return sum, err
 }
 
-// Drain returns when every packet has its verdict. No new packets may be queued meanwhile.
+// Drain waits until every packet in the queues has its verdict. The caller must keep new
+// packets out of the queues meanwhile. It returns an error if ctx ends first or the
+// kernel's counters cannot be read.
 func (q *Queues) Drain(ctx context.Context) error {
 	tick := time.NewTicker(drainInterval)
 	defer tick.Stop()
@@ -103,8 +105,7 @@ func (q *Queues) Drain(ctx context.Context) error {
 	}
 }
 
-// watch counts and logs the packets that the kernel drops, until ctx ends. A queue that is
-// bound again counts from 0.
+// watch counts and logs the packets that the kernel drops, until ctx ends.
 func (q *Queues) watch(ctx context.Context) {
 	tick := time.NewTicker(countersInterval)
 	defer tick.Stop()
@@ -130,7 +131,8 @@ func (q *Queues) watch(ctx context.Context) {
 	}
 }
 
-// count adds the packets that were dropped between two readings.
+// count adds and logs the packets that were dropped between the readings last and now. The
+// counters of a queue start at 0 when it is bound again.
 func (q *Queues) count(last, now map[uint16]counter) {
 	for number, c := range now {
 		before := last[number].dropped

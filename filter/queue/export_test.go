@@ -1,5 +1,5 @@
 package queue
 
-// Fail has the worker of the first queue fail, as an error of its socket does. It
-// is to be called by an Evaluator that is asked.
+// Fail makes the worker of the first queue fail with err, as an error of its socket does.
+// It may be called only from Evaluator.Evaluate, while the worker runs.
 func (q *Queues) Fail(err error) { q.workers[0].fail(err) }

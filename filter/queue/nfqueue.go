@@ -12,26 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelQueue is one open NFQUEUE. This file is where go-nfqueue ends and our own
-// code begins.
+// kernelQueue is one open NFQUEUE. It divides the work between go-nfqueue and this package.
 //
-// go-nfqueue binds and configures the queue, and encodes the verdicts. Its requests
-// and verdicts go through a socket of ours, see [socket], which sends verdicts
-// together. Its reader is parked: it would take one message with each system call and
-// allocate for each packet, and its callback hides when a burst is over. Packets are
-// read here instead, by read.
+// go-nfqueue binds and configures the queue, and encodes the verdicts. Its requests and
+// verdicts go through our own [socket], which batches the verdicts. Its reader is parked,
+// because it would take one message with each system call and allocate for each packet, and
+// because its callback hides where a burst ends. Packets are read by kernelQueue.read
+// instead.
 type kernelQueue struct {
 	library *nfqueue.Nfqueue
 	socket  *socket
 	packets []packet // of the last read
-	close   func()   // may be called often; the kernel then drops what waits in the queue
+	close   func()   // may be called more than once; the kernel then drops the packets in the queue
 }
 
-// packet is one packet that waits in the queue for its verdict.
+// packet is a packet in the queue that has no verdict yet.
 type packet struct {
 	id, mark uint32
-	// device is the interface that the packet came in by, of a bridge the port; 0 if
-	// the kernel does not name it.
+	// device is the index of the interface that the packet came in by: on a bridge, that of
+	// the bridge port. It is 0 if the kernel does not report one.
 	device uint32
 	// data begins with the IP header, and is valid until the next read. It is nil if the
 	// packet was queued before the queue was configured.
@@ -39,7 +38,7 @@ type packet struct {
 }
 
 // openQueue binds a queue and configures it. stale is called for each verdict about a
-// packet that is gone.
+// packet that is already gone.
 func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	var flags uint32
 	if !o.NoGSO {
@@ -72,8 +71,9 @@ func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	return q, nil
 }
 
-// read waits for packets and reads up to limit messages with one system call, and
-// returns how many messages there were. They may be fewer packets.
+// read waits for packets, reads up to limit messages with one system call, and returns the
+// packets and the number of messages. The two numbers differ: some messages are errors, and
+// packets that arrived before the queue was configured are returned first, as 0 messages.
 func (q *kernelQueue) read(limit int) (packets []packet, messages int, err error) {
 	if early := q.socket.takeEarly(); len(early) > 0 {
 		return early, 0, nil
@@ -98,7 +98,8 @@ func (q *kernelQueue) read(limit int) (packets []packet, messages int, err error
 	return q.packets, messages, err
 }
 
-// allow lets a packet pass. It goes through its chain again, with the mark.
+// allow lets a packet pass: it goes through its chain again, with the mark. Like deny and
+// requeue, it takes effect at the next flush or earlier.
 func (q *kernelQueue) allow(id, mark uint32) error {
 	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
 }
@@ -106,7 +107,8 @@ func (q *kernelQueue) allow(id, mark uint32) error {
 // deny drops a packet.
 func (q *kernelQueue) deny(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfDrop) }
 
-// requeue sends a packet through its chain again as it is: it comes back.
+// requeue sends a packet through its chain again unchanged, so that it returns to the
+// queue.
 func (q *kernelQueue) requeue(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfRepeat) }
 
 // flush sends the verdicts, and returns when the kernel has carried them out.
@@ -127,8 +129,8 @@ const (
 
 var errPacket = errors.New("malformed nfnetlink_queue message")
 
-// parsePacket reads the attributes that a verdict needs. A packet without a number
-// is an error: it could not be answered.
+// parsePacket reads the attributes that a verdict needs. A packet without an ID is an
+// error, because it could not be answered.
 func parsePacket(body []byte) (p packet, err error) {
 	if len(body) < familyLen {
 		return p, errPacket
@@ -143,7 +145,7 @@ func parsePacket(body []byte) (p packet, err error) {
 		switch kind := binary.NativeEndian.Uint16(b[2:]) & attrTypeMask; {
 		case kind == attrPayload:
 			p.data = value
-		case len(value) < 4: // all others that matter begin with a number
+		case len(value) < 4: // the other attributes that are read begin with 4 bytes
 		case kind == attrPacketHeader:
 			p.id, numbered = binary.BigEndian.Uint32(value), true
 		case kind == attrMark:
@@ -159,12 +161,12 @@ func parsePacket(body []byte) (p packet, err error) {
 	return p, nil
 }
 
-// explain adds a hint to the errors that a user can do something about.
+// explain adds a hint to the errors that a user can fix.
 func explain(err error, netNS int, number uint16) error {
 	taken := errors.Is(err, unix.EBUSY)
 	if errors.Is(err, unix.EPERM) {
-		// The kernel says EPERM both for a queue of another process and for a lack of
-		// privilege. Who lacks the privilege cannot read the list of queues either.
+		// The kernel returns EPERM both for a queue of another process and for a missing
+		// privilege. The list of bound queues distinguishes them, if it can be read.
 		taken, _ = Bound(netNS, number, 1)
 	}
 	switch {

@@ -8,15 +8,16 @@ import (
 )
 
 const (
-	// maxBurst is how many messages one system call reads at most. Their verdicts go
-	// back in one call, so that it also bounds how long a verdict is on its way.
+	// maxBurst bounds the messages that one system call reads. Their verdicts are sent
+	// together, so it also bounds how long a verdict waits for others.
 	maxBurst = 64
-	// overflowBurst is maxBurst for the overflow queue. While the queue is flooded, it
-	// is floodBurst: from floodBacklog packets without a pause, until hardly any came
-	// for floodQuiet, since a flood has short pauses too. Other workers wait for one
-	// burst at worst: with 4 packets instead of 2 their 99th percentile was a quarter
-	// longer, with 8 twice as long. But 2 cost a busy client a third of its connections,
-	// and 16 none.
+	// overflowBurst is maxBurst for the overflow queue. During a flood, floodBurst takes
+	// its place: from floodBacklog messages without a pause, until the worker has kept up
+	// for floodQuiet, because a flood has short pauses too.
+	//
+	// The other workers wait for one burst at worst: with 4 messages instead of 2, their
+	// 99th percentile was a quarter longer, with 8 twice as long. But a burst of 2 cost a
+	// busy client a third of its connections, and one of 16 none.
 	overflowBurst = 16
 	floodBurst    = 2
 	floodBacklog  = 512
@@ -25,15 +26,15 @@ const (
 
 // pace decides how many messages the next read takes.
 type pace struct {
-	burst    int  // of the next read
+	burst    int  // bounds the messages of the next read
 	overflow bool // the queue is the overflow queue, which yields to all others
 
-	behind     int       // messages since a read last took less than it could have
-	floodUntil time.Time // when the flood is over
+	behind     int       // messages since the last read of fewer than burst
+	floodUntil time.Time // when the flood counts as over
 
-	// full is called for each burst once fullBacklog messages came without a pause,
-	// until the next pause; fullBacklog 0 disables it. first is set for the first of
-	// these bursts.
+	// Once fullBacklog messages have come without a pause, full is called after each burst
+	// until the next pause; first is set at the first of these calls. fullBacklog 0
+	// disables it.
 	fullBacklog int
 	unpaused    int // messages since the last pause
 	full        func(first bool)
@@ -57,8 +58,8 @@ func (p *pace) took(n int) {
 	}
 }
 
-// countUnpaused counts the messages that came without a pause. A read that took less
-// than it could have was the last before a pause.
+// countUnpaused counts the messages that came without a pause. A read of fewer messages
+// than burst is the last one before a pause.
 func (p *pace) countUnpaused(n int) {
 	before := p.unpaused
 	if p.unpaused += n; p.unpaused >= p.fullBacklog {
@@ -83,20 +84,20 @@ func (p *pace) adapt(n int, now time.Time) {
 	}
 }
 
-// yield lets all others go first while the overflow queue is flooded. It returns at
-// once if no others can go on. Only both calls together do that. The first is for the
-// other workers: it also wakes an idle thread of the runtime, which looks for packets
-// in their queues. The second is for the pods: the kernel lets a busy thread run on
-// for milliseconds, and a thread that it wakes waits that long. Measured on two cores
-// as the 99th percentile of another pod's connections beside a flood, in multiples of
-// the time without one: with neither call 17, with one of them 11 or 18, with both 2.
+// yield lets all other work run first while the overflow queue is flooded, and returns at
+// once if there is none. That takes both calls. Gosched is for the other workers: it also
+// wakes an idle thread of the runtime, which looks for packets in their queues. sched_yield
+// is for the pods: the kernel lets a busy thread run on for milliseconds, and a thread that
+// it wakes waits that long. Compared with no flood, the 99th percentile of another pod's
+// connections on two cores was 17 times as long with neither call, 11 or 18 times with one
+// of them, and twice as long with both.
 //
-// It yields to a flood only, because it yields to every program that computes, for
-// milliseconds each: on a node that started containers, a client that was merely over
-// its limit waited for up to 770 ms, against 50 ms without yielding.
+// It yields only during a flood, because every program that computes then goes first, for
+// milliseconds each: on a node that started containers, a client that was merely over its
+// limit waited for up to 770 ms, against 50 ms without yielding.
 //
-// The thread keeps its priority: the kernel would let a thread of lower priority wait
-// for long in the middle of a burst, and the garbage collector would wait for it.
+// The thread keeps its priority. At a lower one, the kernel would let it wait for long in
+// the middle of a burst, and the garbage collector would wait for it.
 func (p *pace) yield() {
 	if !p.overflow || p.burst != floodBurst {
 		return

@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// The worker of the overflow queue takes a few packets at a time once it is behind,
-// and more again when hardly any have come for some time.
+// The worker of the overflow queue reads only a few packets at a time during a flood, and
+// more again once it has kept up for a while.
 func TestPace(t *testing.T) {
 	p := newPace(true)
 	now := time.Now()
 	for taken := 0; taken < floodBacklog; taken += overflowBurst {
 		if p.burst != overflowBurst {
-			t.Fatalf("it takes %d after %d", p.burst, taken)
+			t.Fatalf("burst is %d after %d messages", p.burst, taken)
 		}
 		p.adapt(overflowBurst, now)
 	}
 	for range 3 {
 		if p.burst != floodBurst {
-			t.Errorf("it takes %d during a flood", p.burst)
+			t.Errorf("burst is %d during a flood", p.burst)
 		}
 		p.adapt(floodBurst-1, now)
 		now = now.Add(floodQuiet - 1)
 		p.adapt(floodBurst, now)
 	}
 	if p.adapt(floodBurst-1, now.Add(floodQuiet)); p.burst != overflowBurst {
-		t.Errorf("it takes %d, although the flood is over", p.burst)
+		t.Errorf("burst is %d, although the flood is over", p.burst)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// attribute is a netlink attribute with its padding.
+// attribute returns a netlink attribute with its padding.
 func attribute(kind uint16, value []byte) []byte {
 	b := binary.NativeEndian.AppendUint16(nil, uint16(attrHeaderLen+len(value)))
 	b = binary.NativeEndian.AppendUint16(b, kind)
@@ -24,7 +24,7 @@ func TestParsePacket(t *testing.T) {
 		attributes [][]byte
 		want       packet
 	}{
-		"number alone":       {[][]byte{header}, packet{id: 42}},
+		"ID only":            {[][]byte{header}, packet{id: 42}},
 		"all":                {[][]byte{header, attribute(attrMark, number(0x10)), attribute(attrInDevice, number(3)), attribute(attrPayload, payload)}, packet{id: 42, mark: 0x10, device: 3, data: payload}},
 		"port of a bridge":   {[][]byte{header, attribute(attrInDevice, number(3)), attribute(attrPhysInDevice, number(4))}, packet{id: 42, device: 4}},
 		"bridge of the port": {[][]byte{attribute(attrPhysInDevice, number(4)), attribute(attrInDevice, number(3)), header}, packet{id: 42, device: 4}},
@@ -38,8 +38,8 @@ func TestParsePacket(t *testing.T) {
 	for name, body := range map[string][]byte{
 		"empty":                   nil,
 		"no attributes":           family,
-		"no number":               append(bytes.Clone(family), attribute(attrMark, number(1))...),
-		"short number":            append(bytes.Clone(family), attribute(attrPacketHeader, []byte{1, 2})...),
+		"no ID":                   append(bytes.Clone(family), attribute(attrMark, number(1))...),
+		"short ID":                append(bytes.Clone(family), attribute(attrPacketHeader, []byte{1, 2})...),
 		"attribute beyond end":    append(append(bytes.Clone(family), header...), 0xff, 0, attrMark, 0, 1),
 		"attribute within header": append(append(bytes.Clone(family), header...), 2, 0, attrMark, 0),
 	} {

@@ -15,39 +15,39 @@ const (
 	// DefaultHold is how long a packet waits for its pod to become known. Clients
 	// repeat a lost request after a second.
 	DefaultHold = time.Second
-	// DefaultMaxHeld bounds the packets that wait, in all queues: a quarter of one
-	// queue, so that they leave room for packets that need not wait.
+	// DefaultMaxHeld bounds the pending packets of all queues together. It is a quarter of
+	// one queue, so that they leave room for packets that need not wait.
 	DefaultMaxHeld = DefaultMaxLen / 4
 )
 
-// pendingPackets are the packets of one worker that wait for a pod to become known.
-// They wait in the kernel; their numbers and data are here.
+// pendingPackets are the packets of one worker that wait for a pod to become known. The
+// packets stay in the kernel's queue; their IDs and data are kept here.
 //
-// They are evaluated again after each publish, by an evaluator of their own, because
-// the worker's is busy with packets that arrive meanwhile. None is missed: a packet
-// that was held under an older snapshot was held before the publisher had settled,
-// and Reevaluate is called after that.
+// They are evaluated again after each publication, by an evaluator of their own, because
+// the worker's evaluator is busy with arriving packets. No packet is missed: one that was
+// held by an older snapshot was added before Synchronize returned, and Reevaluate is called
+// after that.
 type pendingPackets struct {
 	worker    *worker
 	evaluator Evaluator
 	wake      chan struct{}
-	displaced chan struct{} // some packet has lost its place
+	displaced chan struct{} // signals that a packet has lost its place
 
 	mu      sync.Mutex
 	packets []*pendingPacket // the oldest first
 }
 
-// pendingPacket is a packet that waits.
+// pendingPacket is a packet that waits for a pod to become known.
 type pendingPacket struct {
 	id, mark uint32
 	data     []byte
-	addr     netip.Addr // that should be a pod's
+	addr     netip.Addr // the address that should be a pod's
 	deadline time.Time
 
 	device    uint32     // see packet
-	source    netip.Addr // as the packet claims
+	source    netip.Addr // from the IP header; may be forged
 	owner     *pendingPackets
-	displaced bool // guarded by shares
+	displaced bool // guarded by shares.mu
 }
 
 func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
@@ -57,7 +57,7 @@ func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPa
 	}
 }
 
-// sourceOf is the source address of a packet whose IP header has been decoded.
+// sourceOf returns the source address of a packet whose IP header has been decoded.
 func sourceOf(data []byte) (a netip.Addr) {
 	switch {
 	case len(data) >= 20 && data[0]>>4 == 4:
@@ -68,9 +68,8 @@ func sourceOf(data []byte) (a netip.Addr) {
 	return a
 }
 
-// start answers the packets of a queue that wait, until the returned function is
-// called. The queue must be closed by then: the kernel has dropped its packets, and
-// they are forgotten here.
+// start begins to answer the pending packets of q. stop ends that and forgets the rest: q
+// must be closed before, so that the kernel has dropped them. An error is passed to fail.
 func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context.CancelCauseFunc) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -86,9 +85,9 @@ func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context
 	}
 }
 
-// add keeps a packet; false if there is no place for it.
+// add holds a packet, and reports whether there was a place for it.
 func (h *pendingPackets) add(p *pendingPacket) bool {
-	h.mu.Lock() // until the packet is among the others, where it is found if it is displaced
+	h.mu.Lock() // until p is in h.packets, where expireDisplaced finds it if it is displaced
 	defer h.mu.Unlock()
 	p.owner = h
 	displaced, ok := h.worker.queues.shares.take(p)
@@ -107,18 +106,19 @@ func (h *pendingPackets) add(p *pendingPacket) bool {
 	return true
 }
 
-// poke makes run evaluate the packets.
+// poke makes run evaluate the packets again.
 func (h *pendingPackets) poke() { signal(h.wake) }
 
 // signal wakes the receiver of c.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
-	default: // it is about to wake
+	default: // a signal is pending
 	}
 }
 
-// run evaluates the packets when it is woken, until ctx ends.
+// run evaluates the packets again when it is woken, and when the oldest has reached its
+// deadline, until ctx ends.
 func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -137,7 +137,7 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 		if err == nil {
 			err = q.flush() // returns when the kernel has carried out the verdicts
 		}
-		h.evaluator.Exit() // quiescent: no verdict of the snapshot is on its way
+		h.evaluator.Exit() // quiescent: every verdict of the snapshot has been carried out
 		if err != nil {
 			return err
 		}
@@ -147,8 +147,9 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	}
 }
 
-// expireDisplaced answers the packets that have lost their place. It does not evaluate
-// the others again, which a flood would cause for each of its packets.
+// expireDisplaced answers the packets that have lost their place. It does not evaluate the
+// others again: a flood would make it do so for each of its packets. The deadline that it
+// returns is zero, so that run leaves its timer unchanged.
 func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -166,8 +167,8 @@ func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, e
 	return time.Time{}, err
 }
 
-// reevaluate answers the packets that need not wait any longer, and returns the
-// deadline of the oldest of the others; zero if there are none.
+// reevaluate evaluates the packets again, answers those that need not wait any longer, and
+// returns the deadline of the oldest remaining packet; zero if none remains.
 func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) {
 	now := time.Now()
 	h.mu.Lock()
@@ -198,7 +199,7 @@ func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) 
 	return next, err
 }
 
-// forget drops all packets: the queue is closed, and the kernel has dropped them.
+// forget drops all packets. The queue is closed, so that the kernel has dropped them too.
 func (h *pendingPackets) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -3,13 +3,14 @@
 //
 // There are several queues, each with a worker; the kernel keeps the packets between two
 // addresses in one queue. Packets of sources over their limit go to the overflow queue. An
-// allowed packet returns to the top of its chain (NF_REPEAT) with a bit in its mark, by which
-// the rules save the verdict to the connection; a denied packet is dropped. A packet whose
-// pod is not known yet waits, within bounds.
+// allowed packet returns to the top of its chain (NF_REPEAT) with a bit set in its mark,
+// which the rules save as the allowed mark of the connection; a denied packet is dropped. A
+// packet whose pod is not known yet is held, within bounds.
 //
 // go-nfqueue binds and configures the queues and encodes the verdicts; the workers read the
-// packets, see worker.answer. A packet that cannot be decoded is denied. A worker that fails
-// is started again, and the kernel drops the packets in its queue: no packet goes unanswered.
+// packets, see worker.answer. A packet that cannot be decoded is denied. A worker that
+// fails is restarted; the kernel drops the packets in its queue, so that none is left
+// without a verdict.
 package queue
 
 import (
@@ -27,19 +28,20 @@ import (
 
 // Evaluator decides packets. Its methods are called by one goroutine at a time.
 type Evaluator interface {
-	// Enter begins a section in which packets are evaluated, all by one snapshot.
+	// Enter begins a read section: all packets until Exit are evaluated by one snapshot.
 	Enter()
-	// Evaluate decides the packet that begins with its IP header at data[0]. The
-	// caller may reuse data when it returns.
+	// Evaluate decides the packet that begins with its IP header at data[0]. The caller may
+	// reuse data after the call.
 	//
-	// With filter.Hold, the packet is held until the endpoint of pending is known: it is
-	// evaluated again after each Reevaluate, until the action changes or its time is over.
+	// If the action is filter.Hold, the packet is held until the pod with the address
+	// pending is known: it is evaluated again after each Reevaluate, until the action
+	// changes or the packet has waited for Options.Hold.
 	Evaluate(data []byte) (action filter.Action, pending netip.Addr)
-	// Expire decides a packet that has waited without success, or that cannot wait for
-	// lack of room. It never returns filter.Hold.
+	// Expire decides a packet that has waited without success, or that cannot wait because
+	// there is no room. It never returns filter.Hold.
 	Expire(data []byte) filter.Action
-	// Exit ends the section: the kernel has carried out the verdicts about all packets
-	// since Enter.
+	// Exit ends the section. It is called when the kernel has carried out every verdict
+	// that was returned since Enter.
 	Exit()
 }
 
@@ -48,8 +50,8 @@ type Options struct {
 	// First is the number of the first of Count queues.
 	First uint16
 	Count int
-	// Overflow adds the overflow queue, behind them. Its worker yields to all others
-	// during a flood.
+	// Overflow adds the overflow queue, with the number after the last of the Count queues.
+	// During a flood, its worker yields to all others.
 	Overflow bool
 	// Mark is the bit that is set in the mark of an allowed packet. No other bit changes.
 	Mark uint32
@@ -57,27 +59,27 @@ type Options struct {
 	MaxLen uint32
 	// CopyRange bounds the bytes that are read of each packet; 0 is DefaultCopyRange.
 	CopyRange uint32
-	// FailOpen lets packets pass that find their queue full; otherwise they are dropped.
-	// With it, a flood opens what policies deny.
+	// FailOpen lets packets pass if their queue is full; otherwise they are dropped. With
+	// FailOpen, a flood lets through what policies deny.
 	FailOpen bool
-	// OnGap, if set, is called after packets may have passed without a verdict: because
-	// their queue may have been full, with FailOpen, or because its worker was started
-	// again, while the rules may let packets pass. It must not block.
+	// OnGap, if set, is called after packets may have passed without a verdict: when a
+	// queue may have been full, with FailOpen, and when a worker was restarted, because the
+	// rules may let packets pass meanwhile. It must not block.
 	OnGap func()
 	// NoGSO makes the kernel segment large packets before it queues them. Some kernels
 	// then drop UDP segments and SCTP.
 	NoGSO bool
 	// Hold bounds how long a packet waits for its pod to become known.
 	Hold time.Duration
-	// MaxHeld bounds the pending packets of all queues together. When all places are
-	// taken, senders with most of them lose places to others.
+	// MaxHeld bounds the pending packets of all queues together. When all places are taken,
+	// a sender with fewer places displaces packets of the sender with the most; see shares.
 	MaxHeld int
-	// NetNS is a file descriptor of the network namespace of the queues; 0 is
-	// that of the process.
+	// NetNS is a file descriptor of the network namespace of the queues; 0 means the
+	// network namespace of the process.
 	NetNS int
 }
 
-// span is the number of queues.
+// span returns the number of queues, with the overflow queue.
 func (o Options) span() int {
 	if o.Overflow {
 		return o.Count + 1
@@ -86,19 +88,19 @@ func (o Options) span() int {
 }
 
 const (
-	// DefaultMaxLen is four times the kernel's default. At 20 µs a packet a full queue
-	// empties in 80 ms, so that no client must wait a second to retransmit a packet that
-	// did not fit.
+	// DefaultMaxLen is four times the kernel's default. A full queue empties in 80 ms, at
+	// 20 µs a packet; a client whose packet is dropped because the queue is full waits a
+	// second before it retransmits.
 	DefaultMaxLen = 4096
-	// DefaultCopyRange holds every header that a decision needs, except for long chains
-	// of IPv6 extension headers, which make the packet opaque.
+	// DefaultCopyRange covers every header that a decision needs, except for long chains of
+	// IPv6 extension headers, which make the packet opaque.
 	DefaultCopyRange = 256
 )
 
 // Stats are the statistics of the workers since the start.
 type Stats struct {
 	Allowed, Denied uint64 // packets by verdict
-	Stale           uint64 // verdicts about packets that were gone, as when an interface is removed
+	Stale           uint64 // verdicts about packets that were already gone, for instance because an interface was removed
 	Panics          uint64 // packets whose evaluation panicked; denied
 	Restarts        uint64 // of workers
 	Dropped         uint64 // by the kernel: the queue or the socket was full
@@ -109,7 +111,7 @@ type Stats struct {
 	Pending      int64  // packets that wait for their pod
 	Held         uint64 // packets that have ever waited
 	HoldExpired  uint64 // packets whose pod did not become known in time
-	HoldRejected uint64 // packets that found no place, or lost it to a sender with fewer
+	HoldRejected uint64 // packets that found no place, or lost theirs to a sender with fewer
 }
 
 // Queues are the workers of all queues.
@@ -118,7 +120,7 @@ type Queues struct {
 	log     *slog.Logger
 	workers []*worker
 	ready   chan struct{}
-	unready atomic.Int32 // workers that do not read yet
+	unready atomic.Int32 // workers that have not bound their queue yet
 
 	allowed, denied, stale, panics, restarts, dropped atomic.Uint64
 	overflow, overflowDropped, full                   atomic.Uint64
@@ -126,8 +128,9 @@ type Queues struct {
 	shares                                            *shares // of pending packets
 }
 
-// New returns the workers of the queues. Each gets two evaluators, for packets that arrive
-// and for pending packets. logger may be nil.
+// New returns the workers of the queues, which Run starts. Each worker gets two evaluators,
+// one for arriving packets and one for pending packets. logger may be nil. It is an error
+// if Count is less than 1 or a queue's number exceeds 65535.
 func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Queues, error) {
 	if opts.Count < 1 || int(opts.First)+opts.span() > 1<<16 {
 		return nil, fmt.Errorf("%d queues from number %d on: there must be one, and numbers end at 65535", opts.span(), opts.First)
@@ -151,10 +154,10 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	return q, nil
 }
 
-// fullBacklog is the number of packets that must have come without a pause if one found the
-// queue full, or the socket with its buffer in bytes. The kernel does not count packets that
-// it lets pass then. But at that moment the queue was full of pending packets, at most one
-// burst under evaluation, and unread packets.
+// fullBacklog returns the number of packets that a worker is certain to read without a
+// pause after its queue, or its socket's receive buffer of the given size in bytes, was
+// full. The kernel does not count the packets that pass because a queue is full, but a full
+// queue holds only pending packets, at most one burst under evaluation, and unread packets.
 func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // what the kernel accounts for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))
@@ -167,7 +170,7 @@ func (q *Queues) gap() {
 	}
 }
 
-// Ready is closed when every queue has been bound.
+// Ready returns a channel that is closed when every queue has been bound.
 func (q *Queues) Ready() <-chan struct{} { return q.ready }
 
 // Run reads the queues until ctx ends, and then returns nil. A queue that cannot be opened at
@@ -185,15 +188,16 @@ func (q *Queues) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// Reevaluate has the pending packets evaluated again. It is called after every publish, when
-// no verdict of an older snapshot is on its way.
+// Reevaluate makes the workers evaluate their pending packets again; it does not wait for
+// them. It is called after every publication, when every verdict of older snapshots has
+// been carried out.
 func (q *Queues) Reevaluate() {
 	for _, w := range q.workers {
 		w.pending.poke()
 	}
 }
 
-// Stats returns the statistics so far.
+// Stats returns the statistics since New.
 func (q *Queues) Stats() Stats {
 	return Stats{
 		Allowed: q.allowed.Load(), Denied: q.denied.Load(), Stale: q.stale.Load(),

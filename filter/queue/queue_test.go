@@ -20,39 +20,39 @@ import (
 )
 
 const (
-	patience = 2 * time.Minute
-	mark     = 0x10
-	first    = 300
+	testTimeout = 2 * time.Minute
+	mark        = 0x10
+	first       = 300 // the number of the first queue
 )
 
-// judge is an Evaluator that a test writes as a function.
-type judge struct {
-	decide   func(data []byte) filter.Action
-	asked    atomic.Int64
-	answered atomic.Int64
-	givenUp  atomic.Int64
-	spread   bool // what waits waits for an address of its own
+// fakeEvaluator is an Evaluator that calls the function of a test.
+type fakeEvaluator struct {
+	decide    func(data []byte) filter.Action
+	evaluated atomic.Int64 // packets
+	exits     atomic.Int64
+	expired   atomic.Int64 // packets
+	distinct  bool         // each packet gets a pending address of its own
 }
 
-// awaited is whom packets wait for that are held.
-var awaited = netip.MustParseAddr("10.77.0.99")
+// pendingAddr is the address that held packets wait for.
+var pendingAddr = netip.MustParseAddr("10.77.0.99")
 
-func (j *judge) Evaluate(data []byte) (filter.Action, netip.Addr) {
-	n := j.asked.Add(1)
-	if j.spread {
-		return j.decide(data), netip.AddrFrom4([4]byte{10, 78, byte(n >> 8), byte(n)})
+func (e *fakeEvaluator) Evaluate(data []byte) (filter.Action, netip.Addr) {
+	n := e.evaluated.Add(1)
+	if e.distinct {
+		return e.decide(data), netip.AddrFrom4([4]byte{10, 78, byte(n >> 8), byte(n)})
 	}
-	return j.decide(data), awaited
+	return e.decide(data), pendingAddr
 }
 
-func (j *judge) Expire([]byte) filter.Action {
-	j.givenUp.Add(1)
+func (e *fakeEvaluator) Expire([]byte) filter.Action {
+	e.expired.Add(1)
 	return filter.Deny
 }
 
-func (j *judge) Enter() {}
+func (e *fakeEvaluator) Enter() {}
 
-func (j *judge) Exit() { j.answered.Add(1) }
+func (e *fakeEvaluator) Exit() { e.exits.Add(1) }
 
 // buffer is a log that may be read while it is written.
 type buffer struct {
@@ -72,22 +72,23 @@ func (b *buffer) String() string {
 	return b.Buffer.String()
 }
 
-// rig is a node whose queues are read, between a client and a server.
-type rig struct {
+// fixture is a node between a client and a server, whose queues are read by the test.
+type fixture struct {
 	*testing.T
 	node           *lab.Node
 	client, server *lab.Host
 	log            buffer
 	count          int
 	decide         func([]byte) filter.Action
-	spread         bool     // see judge
-	judges         []*judge // two for each queue: of those that arrive, and of those that wait
+	distinct       bool             // see fakeEvaluator
+	evaluators     []*fakeEvaluator // two for each queue: for arriving and for pending packets
 }
 
-// newRig sends what goes to the server to the queues, as the rules of an agent do.
-func newRig(t *testing.T, count int, decide func(data []byte) filter.Action) *rig {
+// newFixture adds rules that send new connections to the server to the queues, as the rules
+// of an agent do.
+func newFixture(t *testing.T, count int, decide func(data []byte) filter.Action) *fixture {
 	l := lab.ForTest(t, lab.Options{})
-	r := &rig{T: t, node: l.Nodes[0]}
+	r := &fixture{T: t, node: l.Nodes[0]}
 	for name, host := range map[string]**lab.Host{"client": &r.client, "server": &r.server} {
 		h, err := l.AddPod(name)
 		if err != nil {
@@ -119,8 +120,8 @@ func newRig(t *testing.T, count int, decide func(data []byte) filter.Action) *ri
 	return r
 }
 
-// run reads the queues until the test ends, or stop is called.
-func (r *rig) run(opts queue.Options) (q *queue.Queues, stop func() error) {
+// run starts the workers of the queues, until the test ends or stop is called.
+func (r *fixture) run(opts queue.Options) (q *queue.Queues, stop func() error) {
 	r.Helper()
 	q = r.queues(opts)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -135,19 +136,20 @@ func (r *rig) run(opts queue.Options) (q *queue.Queues, stop func() error) {
 	case <-q.Ready():
 	case err := <-ended:
 		r.Fatalf("the queues did not start: %v", err)
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		r.Fatal("the queues did not start")
 	}
 	return q, stop
 }
 
-func (r *rig) queues(opts queue.Options) *queue.Queues {
+// queues returns the workers of the queues, not yet running.
+func (r *fixture) queues(opts queue.Options) *queue.Queues {
 	r.Helper()
 	opts.First, opts.Count, opts.Mark, opts.NetNS = first, r.count, mark, r.node.NetNS()
 	q, err := queue.New(opts, func() queue.Evaluator {
-		j := &judge{decide: r.decide, spread: r.spread}
-		r.judges = append(r.judges, j)
-		return j
+		e := &fakeEvaluator{decide: r.decide, distinct: r.distinct}
+		r.evaluators = append(r.evaluators, e)
+		return e
 	}, slog.New(slog.NewTextHandler(&r.log, nil)))
 	if err != nil {
 		r.Fatal(err)
@@ -155,8 +157,8 @@ func (r *rig) queues(opts queue.Options) *queue.Queues {
 	return q
 }
 
-// reaches reports whether the client reaches the server, for each address.
-func (r *rig) reaches(network string, timeout time.Duration) (reached int) {
+// reaches returns at how many of its addresses the client reaches the server.
+func (r *fixture) reaches(network string, timeout time.Duration) (reached int) {
 	r.Helper()
 	for _, a := range r.server.Addrs() {
 		if res := r.client.Connect(r.Context(), network, netip.AddrPortFrom(a, 80), timeout); res.Outcome == lab.Reached {
@@ -166,20 +168,21 @@ func (r *rig) reaches(network string, timeout time.Duration) (reached int) {
 	return reached
 }
 
-// await waits until f is true.
-func (r *rig) await(what string, f func() bool) {
+// await waits until f returns true. what describes that in the error.
+func (r *fixture) await(what string, f func() bool) {
 	r.Helper()
-	for end := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(testTimeout); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			r.Fatalf("%s: not within %v\n%s", what, patience, r.log.String())
+			r.Fatalf("not within %[2]v: %[1]s\n%[3]s", what, testTimeout, r.log.String())
 		}
 	}
 }
 
+// Allowed packets pass and denied ones do not, over both protocols and IP versions.
 func TestAnswers(t *testing.T) {
 	var deny atomic.Bool
 	var bad atomic.Value
-	r := newRig(t, 2, func(data []byte) filter.Action {
+	r := newFixture(t, 2, func(data []byte) filter.Action {
 		if v := data[0] >> 4; v != 4 && v != 6 {
 			bad.Store(bytes.Clone(data))
 		}
@@ -189,16 +192,16 @@ func TestAnswers(t *testing.T) {
 		return filter.Allow
 	})
 	q, stop := r.run(queue.Options{})
-	if n := r.reaches("tcp", patience) + r.reaches("udp", patience); n != 4 {
-		t.Errorf("%d of 4 ways are open", n)
+	if n := r.reaches("tcp", testTimeout) + r.reaches("udp", testTimeout); n != 4 {
+		t.Errorf("%d of 4 connections were possible", n)
 	}
-	// IPv6 finds its neighbours without a connection, and so through the queue.
+	// At least 4, because IPv6 neighbor discovery goes through the queue too.
 	if s := q.Stats(); s.Allowed < 4 || s.Denied != 0 {
 		t.Errorf("%+v, want 4 allowed or more", s)
 	}
 	deny.Store(true)
 	if n := r.reaches("tcp", 200*time.Millisecond) + r.reaches("udp", 200*time.Millisecond); n != 0 {
-		t.Errorf("%d of 4 ways are open, though all is denied", n)
+		t.Errorf("%d of 4 connections were possible, though all packets are denied", n)
 	}
 	r.await("4 packets are denied", func() bool { return q.Stats().Denied >= 4 })
 	if s := q.Stats(); s.Stale+s.Panics+s.Restarts+s.Dropped != 0 {
@@ -210,18 +213,18 @@ func TestAnswers(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	for i, j := range r.judges {
-		if j.asked.Load() > 0 && j.answered.Load() == 0 {
-			t.Errorf("judge %d was never told that its answers are carried out", i)
+	for i, e := range r.evaluators {
+		if e.evaluated.Load() > 0 && e.exits.Load() == 0 {
+			t.Errorf("Exit of evaluator %d was never called", i)
 		}
 	}
 }
 
-// A judge that fails about a packet denies that packet and no other.
-func TestJudgeThatPanics(t *testing.T) {
+// A packet whose evaluation panics is denied; later packets are not affected.
+func TestEvaluatorPanics(t *testing.T) {
 	var panics atomic.Bool
 	panics.Store(true)
-	r := newRig(t, 1, func([]byte) filter.Action {
+	r := newFixture(t, 1, func([]byte) filter.Action {
 		if panics.Load() {
 			panic("on purpose")
 		}
@@ -229,28 +232,28 @@ func TestJudgeThatPanics(t *testing.T) {
 	})
 	q, _ := r.run(queue.Options{})
 	if n := r.reaches("udp", 100*time.Millisecond); n != 0 {
-		t.Errorf("%d packets passed that could not be judged", n)
+		t.Errorf("%d packets passed whose evaluation panicked", n)
 	}
-	r.await("a packet could not be judged", func() bool { return q.Stats().Panics > 0 })
+	r.await("an evaluation panics", func() bool { return q.Stats().Panics > 0 })
 	panics.Store(false)
-	if n := r.reaches("udp", patience); n != 2 {
-		t.Error("nothing passes after a judge has failed")
+	if n := r.reaches("udp", testTimeout); n != 2 {
+		t.Error("not all packets pass after an evaluation has panicked")
 	}
 	if s := q.Stats(); s.Panics == 0 || s.Restarts != 0 {
 		t.Errorf("%+v", s)
 	}
 	if !strings.Contains(r.log.String(), "on purpose") {
-		t.Errorf("the log does not say so: %s", r.log.String())
+		t.Errorf("the panic is not in the log: %s", r.log.String())
 	}
 }
 
-// While a burst waits for its answers, each packet gets its own.
+// Each packet of a burst gets its own verdict.
 func TestBurst(t *testing.T) {
 	const packets = 120
 	begin := make(chan struct{})
 	var once sync.Once
-	r := newRig(t, 1, func(data []byte) filter.Action {
-		once.Do(func() { <-begin }) // until all wait in the queue
+	r := newFixture(t, 1, func(data []byte) filter.Action {
+		once.Do(func() { <-begin }) // until all packets are in the queue
 		if bytes.Contains(data, []byte("odd")) {
 			return filter.Deny
 		}
@@ -273,10 +276,10 @@ func TestBurst(t *testing.T) {
 		if _, err := conn.Write([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close() // so that no two have one port, and are one connection
+		defer conn.Close() // not before the end, so that each datagram has a port of its own
 	}
 	r.await("all packets in the queue", func() bool { n, err := q.Waiting(); return err == nil && n >= packets })
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	short, stop := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer stop()
@@ -300,15 +303,15 @@ func TestBurst(t *testing.T) {
 	if s := q.Stats(); s.Allowed != packets/2 || s.Denied != packets/2 || s.Stale != 0 {
 		t.Errorf("%+v, want %d allowed and as many denied", s, packets/2)
 	}
-	if j := r.judges[0]; j.answered.Load() >= j.asked.Load() {
-		t.Errorf("%d sends for %d packets: they were not answered in bursts", j.answered.Load(), j.asked.Load())
+	if e := r.evaluators[0]; e.exits.Load() >= e.evaluated.Load() {
+		t.Errorf("%d sections for %d packets: they were not answered in bursts", e.exits.Load(), e.evaluated.Load())
 	}
 }
 
-// What does not fit into a queue is dropped by the kernel, counted and reported.
-func TestOverflow(t *testing.T) {
+// Packets that find the queue full are dropped by the kernel, counted and logged.
+func TestFullQueue(t *testing.T) {
 	begin := make(chan struct{})
-	r := newRig(t, 1, func([]byte) filter.Action {
+	r := newFixture(t, 1, func([]byte) filter.Action {
 		<-begin
 		return filter.Allow
 	})
@@ -323,18 +326,19 @@ func TestOverflow(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	r.await("a count of what was dropped", func() bool { return q.Stats().Dropped > 0 })
+	r.await("dropped packets are counted", func() bool { return q.Stats().Dropped > 0 })
 	close(begin)
 	if !strings.Contains(r.log.String(), event.PacketsDropped.Attr().String()) {
-		t.Errorf("the log does not say so: %s", r.log.String())
+		t.Errorf("the drops are not in the log: %s", r.log.String())
 	}
 }
 
-// The crowd's queue is read like the others, and what it loses counts apart.
-func TestCrowd(t *testing.T) {
+// The overflow queue is read like the others, and its dropped packets are counted
+// separately.
+func TestOverflowQueue(t *testing.T) {
 	begin := make(chan struct{})
-	r := newRig(t, 1, func(data []byte) filter.Action {
-		if bytes.Contains(data, []byte("crowd")) {
+	r := newFixture(t, 1, func(data []byte) filter.Action {
+		if bytes.Contains(data, []byte("over limit")) {
 			<-begin
 		}
 		return filter.Allow
@@ -352,23 +356,23 @@ func TestCrowd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := conn.Write([]byte("crowd")); err != nil {
+		if _, err := conn.Write([]byte("over limit")); err != nil {
 			t.Fatal(err)
 		}
 		_ = conn.Close()
 	}
-	r.await("a count of what the crowd lost", func() bool { return q.Stats().OverflowDropped > 0 })
-	if n := r.reaches("udp", patience); n != 2 {
-		t.Errorf("%d of 2 ways are open beside a crowd whose judge is at work", n)
+	r.await("packets that the overflow queue dropped are counted", func() bool { return q.Stats().OverflowDropped > 0 })
+	if n := r.reaches("udp", testTimeout); n != 2 {
+		t.Errorf("%d of 2 connections were possible while the overflow queue was blocked", n)
 	}
 	if s := q.Stats(); s.Overflow != 0 || s.Allowed != 2 || s.Dropped != 0 {
-		t.Errorf("%+v, want 2 allowed, none of them of the crowd", s)
+		t.Errorf("%+v, want 2 allowed, none of them from the overflow queue", s)
 	}
 	if n, err := q.Waiting(); err != nil || n != room {
-		t.Errorf("%d wait (%v), want %d", n, err, room)
+		t.Errorf("%d packets wait (%v), want %d", n, err, room)
 	}
 	close(begin)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := q.Drain(ctx); err != nil {
 		t.Fatal(err)
@@ -379,10 +383,10 @@ func TestCrowd(t *testing.T) {
 	}
 }
 
-// With FailOpen, what does not fit passes.
-func TestOverflowPasses(t *testing.T) {
+// With FailOpen, packets that find the queue full pass.
+func TestFullQueueFailOpen(t *testing.T) {
 	begin := make(chan struct{})
-	r := newRig(t, 1, func([]byte) filter.Action {
+	r := newFixture(t, 1, func([]byte) filter.Action {
 		<-begin
 		return filter.Deny
 	})
@@ -391,7 +395,7 @@ func TestOverflowPasses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	for i := range 300 {
 		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
@@ -412,9 +416,9 @@ func TestOverflowPasses(t *testing.T) {
 	}
 }
 
-// With FailOpen, it is told when packets may have passed a full queue, which the
-// kernel does not count: after the last of them.
-func TestOverflowIsTold(t *testing.T) {
+// With FailOpen, OnGap is called when packets may have passed because the queue was full,
+// which the kernel does not count. It is called after the last of them was read.
+func TestFullQueueCallsOnGap(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		packets       int
@@ -427,13 +431,13 @@ func TestOverflowIsTold(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			begin := make(chan struct{})
-			var asked, told atomic.Int64
-			r := newRig(t, 1, func([]byte) filter.Action {
+			var evaluated, gaps atomic.Int64
+			r := newFixture(t, 1, func([]byte) filter.Action {
 				<-begin
-				asked.Add(1)
+				evaluated.Add(1)
 				return filter.Deny
 			})
-			c.opts.OnGap = func() { told.Add(1) }
+			c.opts.OnGap = func() { gaps.Add(1) }
 			q, _ := r.run(c.opts)
 			for range c.packets {
 				conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
@@ -450,30 +454,29 @@ func TestOverflowIsTold(t *testing.T) {
 				n, err := q.Waiting()
 				return err == nil && int64(n) == want
 			})
-			if told.Load() > 0 {
-				t.Error("told before the packets were read")
+			if gaps.Load() > 0 {
+				t.Error("OnGap was called before the packets were read")
 			}
 			close(begin)
-			r.await("all are answered", func() bool { return asked.Load() == want })
-			wantTold := uint64(0)
+			r.await("all are answered", func() bool { return evaluated.Load() == want })
+			wantFull := uint64(0)
 			if c.full && c.passing {
-				wantTold = 1
-				r.await("it is told", func() bool { return told.Load() > 0 })
+				wantFull = 1
+				r.await("OnGap is called", func() bool { return gaps.Load() > 0 })
 			}
-			if n := q.Stats().Full; n != wantTold {
-				t.Errorf("%d overflows, want %d", n, wantTold)
+			if n := q.Stats().Full; n != wantFull {
+				t.Errorf("full %d times, want %d", n, wantFull)
 			}
-			if wantTold == 0 && told.Load() > 0 {
-				t.Errorf("told %d times", told.Load())
+			if wantFull == 0 && gaps.Load() > 0 {
+				t.Errorf("OnGap was called %d times, want 0", gaps.Load())
 			}
 		})
 	}
 }
 
-// A queue that another process reads cannot be opened, and the error says what to
-// do.
+// A queue that another process reads cannot be opened, and the error contains a hint.
 func TestQueueIsTaken(t *testing.T) {
-	r := newRig(t, 1, func([]byte) filter.Action { return filter.Allow })
+	r := newFixture(t, 1, func([]byte) filter.Action { return filter.Allow })
 	bound := func() bool {
 		b, err := queue.Bound(r.node.NetNS(), first, 1)
 		if err != nil {
@@ -482,22 +485,22 @@ func TestQueueIsTaken(t *testing.T) {
 		return b
 	}
 	if bound() {
-		t.Error("a queue counts as read before it is")
+		t.Error("Bound is true before the queue is bound")
 	}
 	r.run(queue.Options{})
 	if !bound() {
-		t.Error("a queue that is read does not count as read")
+		t.Error("Bound is false for a queue that is bound")
 	}
 	err := r.queues(queue.Options{}).Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "--queue-first") {
-		t.Errorf("%v, want the hint", err)
+		t.Errorf("%v, want a hint at --queue-first", err)
 	}
 }
 
-// A queue is bound before it is configured; packets that come in between are
-// answered too. Connections open all the time while the queues come and go.
+// Packets that arrive after a queue is bound and before it is configured are answered too.
+// The test starts and stops the queues repeatedly while connections open all the time.
 func TestStartUnderLoad(t *testing.T) {
-	r := newRig(t, 2, func([]byte) filter.Action { return filter.Allow })
+	r := newFixture(t, 2, func([]byte) filter.Action { return filter.Allow })
 	var stop atomic.Bool
 	var sent atomic.Int64
 	var wait sync.WaitGroup
@@ -533,8 +536,8 @@ func TestStartUnderLoad(t *testing.T) {
 	}
 }
 
-// sends has the client send a datagram with the text from a port of its own.
-func (r *rig) sends(text string) {
+// send makes the client send a datagram with the text, from a port of its own.
+func (r *fixture) send(text string) {
 	r.Helper()
 	conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
 	if err != nil {
@@ -546,10 +549,11 @@ func (r *rig) sends(text string) {
 	}
 }
 
-// hears returns the next datagram that the server hears with one of the texts.
-func (r *rig) hears(s *lab.Sniffer, texts ...string) string {
+// receive waits until the server receives a datagram with one of the texts, and returns
+// that text.
+func (r *fixture) receive(s *lab.Sniffer, texts ...string) string {
 	r.Helper()
-	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	ctx, cancel := context.WithTimeout(r.Context(), testTimeout)
 	defer cancel()
 	found := ""
 	if _, err := s.Await(ctx, func(p []byte) bool {
@@ -565,11 +569,11 @@ func (r *rig) hears(s *lab.Sniffer, texts ...string) string {
 	return found
 }
 
-// A packet that has to wait is answered when more is known; others of its queue
-// pass it meanwhile.
+// A held packet is answered when its pod is known; meanwhile, other packets of its queue
+// pass.
 func TestHold(t *testing.T) {
 	var known atomic.Bool
-	r := newRig(t, 1, func(data []byte) filter.Action {
+	r := newFixture(t, 1, func(data []byte) filter.Action {
 		if bytes.Contains(data, []byte("late")) && !known.Load() {
 			return filter.Hold
 		}
@@ -580,37 +584,38 @@ func TestHold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.sends("late 1")
+	r.send("late 1")
 	r.await("the packet waits", func() bool { return q.Stats().Pending == 1 })
-	r.sends("other 1")
-	if got := r.hears(heard, "late 1", "other 1"); got != "other 1" {
+	r.send("other 1")
+	if got := r.receive(heard, "late 1", "other 1"); got != "other 1" {
 		t.Errorf("%q came first", got)
 	}
-	q.Reevaluate() // nothing new: it goes on waiting
-	r.sends("other 2")
-	if got := r.hears(heard, "late 1", "other 2"); got != "other 2" {
+	q.Reevaluate() // the pod is still unknown: the packet stays held
+	r.send("other 2")
+	if got := r.receive(heard, "late 1", "other 2"); got != "other 2" {
 		t.Errorf("%q came first", got)
 	}
 	known.Store(true)
 	q.Reevaluate()
-	r.hears(heard, "late 1")
+	r.receive(heard, "late 1")
 	if s := q.Stats(); s.Held != 1 || s.Pending != 0 || s.HoldExpired+s.HoldRejected != 0 {
-		t.Errorf("%+v, want one that was held", s)
+		t.Errorf("%+v, want one held packet", s)
 	}
 	known.Store(false)
-	r.sends("late 2")
+	r.send("late 2")
 	r.await("the packet waits", func() bool { return q.Stats().Pending == 1 })
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
 	if s := q.Stats(); s.Pending != 0 {
-		t.Errorf("%d packets wait in a queue that is closed", s.Pending)
+		t.Errorf("%d packets are pending after the queue was closed", s.Pending)
 	}
 }
 
-// Packets whose time is over, and packets for which there is no room, expire.
+// Packets that have waited for Options.Hold, and packets for which there is no place,
+// expire.
 func TestHoldIsBounded(t *testing.T) {
-	r := newRig(t, 1, func(data []byte) filter.Action {
+	r := newFixture(t, 1, func(data []byte) filter.Action {
 		if bytes.Contains(data, []byte("late")) {
 			return filter.Hold
 		}
@@ -618,30 +623,30 @@ func TestHoldIsBounded(t *testing.T) {
 	})
 	q, _ := r.run(queue.Options{Hold: 300 * time.Millisecond, MaxHeld: 5})
 	for i := range 12 {
-		r.sends(fmt.Sprintf("late %d", i))
+		r.send(fmt.Sprintf("late %d", i))
 	}
-	r.await("all have been given up", func() bool { return q.Stats().Denied >= 12 })
+	r.await("all have expired", func() bool { return q.Stats().Denied >= 12 })
 	if s := q.Stats(); s.Pending != 0 || s.HoldExpired < 5 || s.HoldExpired+s.HoldRejected != 12 || s.HoldRejected == 0 {
-		t.Errorf("%+v, want 5 that waited, and the others refused", s)
+		t.Errorf("%+v, want at least 5 expired and the others rejected", s)
 	}
-	if n := r.judges[0].givenUp.Load() + r.judges[1].givenUp.Load(); n != 12 {
-		t.Errorf("%d were given up, want 12", n)
+	if n := r.evaluators[0].expired.Load() + r.evaluators[1].expired.Load(); n != 12 {
+		t.Errorf("%d packets expired, want 12", n)
 	}
 	heard, err := r.server.Sniff()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.sends("other")
-	if got := r.hears(heard, "late", "other"); got != "other" {
+	r.send("other")
+	if got := r.receive(heard, "late", "other"); got != "other" {
 		t.Errorf("%q passed", got)
 	}
 }
 
-// When all places are taken, a packet of another sender takes that of the newest of
-// the one that has most.
+// When all places are taken, a packet of another sender displaces the newest packet of the
+// sender with the most places.
 func TestHoldIsShared(t *testing.T) {
 	var known atomic.Bool
-	r := newRig(t, 2, func(data []byte) filter.Action {
+	r := newFixture(t, 2, func(data []byte) filter.Action {
 		if bytes.Contains(data, []byte("late")) && !known.Load() {
 			return filter.Hold
 		}
@@ -654,7 +659,7 @@ func TestHoldIsShared(t *testing.T) {
 	const places, scanned = 5, 12
 	q, _ := r.run(queue.Options{Hold: time.Hour, MaxHeld: places})
 	for i := range scanned {
-		r.sends(fmt.Sprintf("late %d.", i))
+		r.send(fmt.Sprintf("late %d.", i))
 	}
 	r.await("the places are taken", func() bool { return q.Stats().Denied == scanned-places })
 	for i := range 2 {
@@ -670,7 +675,7 @@ func TestHoldIsShared(t *testing.T) {
 		if _, err := fmt.Fprintf(conn, "late other %d.", i); err != nil {
 			t.Fatal(err)
 		}
-		r.await("one gives way", func() bool { return int(q.Stats().Denied) == scanned-places+1+i })
+		r.await("a packet is displaced", func() bool { return int(q.Stats().Denied) == scanned-places+1+i })
 	}
 	if s := q.Stats(); s.Pending != places || s.HoldRejected != scanned-places+2 || s.HoldExpired != 0 || s.Stale+s.Restarts != 0 {
 		t.Errorf("%+v", s)
@@ -683,7 +688,7 @@ func TestHoldIsShared(t *testing.T) {
 		for i := range scanned {
 			texts = append(texts, fmt.Sprintf("late %d.", i))
 		}
-		got := r.hears(heard, append(texts, "late other 0.", "late other 1.")...)
+		got := r.receive(heard, append(texts, "late other 0.", "late other 1.")...)
 		if !want[got] {
 			t.Fatalf("%q passes, want one of %v", got, want)
 		}
@@ -694,24 +699,24 @@ func TestHoldIsShared(t *testing.T) {
 	}
 }
 
-// What a worker holds while it fails is not answered in the queue that it opens
-// next: another packet has its number there.
+// Packets that a worker holds when it fails are not answered in the queue that it opens
+// next, where their IDs belong to other packets.
 func TestHoldEndsWithItsQueue(t *testing.T) {
 	var queues atomic.Pointer[queue.Queues]
-	var r *rig
+	var r *fixture
 	bound := func() bool {
 		is, err := queue.Bound(r.node.NetNS(), first, 1)
 		return err == nil && is
 	}
-	r = newRig(t, 1, func(data []byte) filter.Action {
+	r = newFixture(t, 1, func(data []byte) filter.Action {
 		if !bytes.Contains(data, []byte("late")) {
 			return filter.Allow
 		}
 		if bytes.Contains(data, []byte("late 2")) {
 			q := queues.Load()
 			q.Fail(errors.New("on purpose"))
-			// Until the worker has let go of what it holds, or of the queue.
-			for end := time.Now().Add(patience); q.Stats().Pending > 0 && bound() && time.Now().Before(end); {
+			// Until the worker has forgotten its pending packets, or closed the queue.
+			for end := time.Now().Add(testTimeout); q.Stats().Pending > 0 && bound() && time.Now().Before(end); {
 				time.Sleep(time.Millisecond)
 			}
 		}
@@ -720,36 +725,36 @@ func TestHoldEndsWithItsQueue(t *testing.T) {
 	var gaps atomic.Int64
 	q, _ := r.run(queue.Options{Hold: time.Minute, MaxHeld: 10, OnGap: func() { gaps.Add(1) }})
 	queues.Store(q)
-	r.sends("late 1")
+	r.send("late 1")
 	r.await("the packet waits", func() bool { return q.Stats().Pending == 1 })
 	if n := gaps.Load(); n != 0 {
 		t.Errorf("%d gaps before the worker failed", n)
 	}
-	r.sends("late 2")
+	r.send("late 2")
 	r.await("the worker has started again", func() bool { return q.Stats().Restarts == 1 && bound() })
-	r.await("it is told that packets may have passed meanwhile", func() bool { return gaps.Load() == 1 })
+	r.await("OnGap is called for the time without a worker", func() bool { return gaps.Load() == 1 })
 	heard, err := r.server.Sniff()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.sends("other")
-	r.hears(heard, "other")
+	r.send("other")
+	r.receive(heard, "other")
 	if s := q.Stats(); s.Held != 2 || s.Pending != 0 {
-		t.Errorf("%+v: a packet of the queue before counts as waiting in this one", s)
+		t.Errorf("%+v: a packet of the previous queue is still pending", s)
 	}
 }
 
-// More answers than the kernel takes at once reach it.
-func TestManyAnswersAtOnce(t *testing.T) {
-	const packets = 8000 // 32 bytes for each, and the kernel takes some 210,000
+// More verdicts than the kernel accepts in one system call are all carried out.
+func TestManyVerdictsAtOnce(t *testing.T) {
+	const packets = 8000 // 32 bytes for each verdict; the kernel accepts some 210,000 bytes
 	var known atomic.Bool
-	r := newRig(t, 1, func(data []byte) filter.Action {
+	r := newFixture(t, 1, func(data []byte) filter.Action {
 		if bytes.Contains(data, []byte("late")) && !known.Load() {
 			return filter.Hold
 		}
 		return filter.Deny
 	})
-	r.spread = true
+	r.distinct = true
 	q, _ := r.run(queue.Options{Hold: time.Minute, MaxHeld: packets, MaxLen: packets})
 	for range packets {
 		conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
@@ -765,20 +770,20 @@ func TestManyAnswersAtOnce(t *testing.T) {
 	known.Store(true)
 	q.Reevaluate()
 	r.await("all are answered", func() bool { return q.Stats().Denied == packets })
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := q.Drain(ctx); err != nil {
 		t.Error(err)
 	}
 	if s := q.Stats(); s.Restarts+s.Stale != 0 {
-		t.Errorf("%+v: not all answers were taken\n%s", s, r.log.String())
+		t.Errorf("%+v: not all verdicts were accepted\n%s", s, r.log.String())
 	}
 }
 
-func TestNewSaysWhatIsWrong(t *testing.T) {
+func TestNewRejectsOptions(t *testing.T) {
 	for _, o := range []queue.Options{{Count: 0}, {First: 65535, Count: 2}, {First: 65535, Count: 1, Overflow: true}} {
 		if _, err := queue.New(o, nil, nil); err == nil {
-			t.Errorf("%+v was taken", o)
+			t.Errorf("%+v was accepted", o)
 		}
 	}
 }

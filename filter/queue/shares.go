@@ -6,16 +6,16 @@ import (
 )
 
 // shares divides the places for pending packets among their senders. A sender may use every
-// free place. If there is none, a packet of a sender with fewer places displaces the newest
-// packet of the sender with most: so a pod that scans addresses without a pod cannot take the
-// places of the first packets of starting pods, which are few, and no place is kept empty for
-// them.
+// free place. If none is free, a packet of a sender with fewer places displaces the newest
+// packet of the sender with the most. So a pod that scans unused addresses cannot take the
+// places that starting pods need for their first packets, which are few; and no place is
+// kept empty for them.
 //
-// A sender is first the interface that a packet came in by, which a pod cannot forge, and
-// then the source address within the interface. If the kernel does not name the interface,
-// all addresses count as of one.
+// Senders are ranked twice: first by the interface that a packet came in by, which a pod
+// cannot forge, then by the source address within the interface. If the kernel does not
+// report the interface, all addresses count as one interface's.
 type shares struct {
-	most int
+	most int // places
 
 	mu      sync.Mutex
 	taken   int
@@ -25,7 +25,7 @@ type shares struct {
 
 // sharer is an interface, or a source address of one.
 type sharer struct {
-	n       int              // places that it has
+	n       int              // places in use
 	packets []*pendingPacket // of an address, the oldest first
 
 	addresses map[netip.Addr]*sharer // of an interface
@@ -36,8 +36,8 @@ func newShares(most int) *shares {
 	return &shares{most: most, devices: make(map[uint32]*sharer)}
 }
 
-// take gives a packet a place, if it can. A packet that loses its place to it is marked as
-// displaced.
+// take gives p a place, and reports whether there was one. If p takes the place of another
+// packet, take returns that packet, marked as displaced.
 func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,9 +65,9 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	return displaced, true
 }
 
-// displace chooses the packet that p displaces; nil if there is none. Afterwards neither of
-// the two senders has fewer places than the other had before, or they would displace each
-// other in turn.
+// displace returns the packet that p displaces; nil if there is none. Afterwards p's sender
+// may have at most as many places as the other sender; otherwise the two would displace
+// each other in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
@@ -99,7 +99,7 @@ func (s *shares) leave(p *pendingPacket) {
 	}
 }
 
-// isDisplaced reports whether another packet has the place of p.
+// isDisplaced reports whether another packet has taken the place of p.
 func (s *shares) isDisplaced(p *pendingPacket) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,7 +115,7 @@ func (s *shares) held() int {
 func (s *shares) remove(p *pendingPacket) {
 	d := s.devices[p.device]
 	a := d.addresses[p.source]
-	for i, o := range a.packets { // the oldest go first, and the newest are displaced
+	for i, o := range a.packets { // few steps, because packets expire oldest first
 		if o == p {
 			a.packets = append(a.packets[:i], a.packets[i+1:]...)
 			break
@@ -132,8 +132,9 @@ func (s *shares) remove(p *pendingPacket) {
 	s.taken--
 }
 
-// ranks orders sharers by their number of places. A step up or down takes constant time, so
-// that a flood of forged sources cannot make the choice of a packet expensive.
+// ranks orders sharers by their number of places: ranks[n-1] holds those with n places. A
+// step up or down takes constant time, so that a flood of forged sources cannot make the
+// choice of a packet expensive.
 type ranks []map[*sharer]struct{}
 
 // move changes the number of places of a sharer by one, up or down.
@@ -152,7 +153,7 @@ func (r *ranks) move(a *sharer, by int) {
 	}
 }
 
-// top is a sharer with most places; nil if none has any.
+// top returns a sharer with the most places; nil if none has any.
 func (r *ranks) top() *sharer {
 	if len(*r) == 0 {
 		return nil

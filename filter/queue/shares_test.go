@@ -8,7 +8,8 @@ import (
 
 func addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}) }
 
-// counts are the places of devices and of their addresses, found by counting.
+// counts returns the places of each device and of each of its addresses, by counting the
+// packets.
 func counts(waiting []*pendingPacket) (devices map[uint32]int, addresses map[uint32]map[netip.Addr]int) {
 	devices, addresses = make(map[uint32]int), make(map[uint32]map[netip.Addr]int)
 	for _, p := range waiting {
@@ -27,7 +28,7 @@ func most[K comparable](m map[K]int) (most int) {
 	return most
 }
 
-// Places are given as by counting, for each packet, all that wait.
+// take decides as a model that counts all pending packets for each new one.
 func TestShares(t *testing.T) {
 	displacements, refusals := 0, 0
 	for seed := range uint64(200) {
@@ -63,7 +64,7 @@ func TestShares(t *testing.T) {
 					}
 				}
 				if waiting[at] != displaced || !s.isDisplaced(displaced) {
-					t.Fatalf("seed %d: what is displaced is not the newest", seed)
+					t.Fatalf("seed %d: the displaced packet is not the newest of its sender", seed)
 				}
 				waiting = append(waiting[:at:at], waiting[at+1:]...)
 			}
@@ -81,15 +82,15 @@ func TestShares(t *testing.T) {
 			s.leave(&pendingPacket{displaced: true})
 		}
 		if s.held() != 0 || len(s.devices) != 0 || len(s.ranks) != 0 {
-			t.Fatalf("seed %d: something is left: %+v", seed, s)
+			t.Fatalf("seed %d: not empty after all packets left: %+v", seed, s)
 		}
 	}
 	if displacements < 1000 || refusals < 1000 {
-		t.Errorf("%d displacements and %d refusals: the test has become blunt", displacements, refusals)
+		t.Errorf("%d displacements and %d refusals, want at least 1000 of each", displacements, refusals)
 	}
 }
 
-// A pod that scans, and forges sources for it, leaves others what they need.
+// A pod that scans with forged source addresses takes no place that starting pods need.
 func TestForgedSourcesStayWithinTheirInterface(t *testing.T) {
 	s := newShares(DefaultMaxHeld)
 	scanner := 0

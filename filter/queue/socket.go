@@ -16,14 +16,15 @@ import (
 )
 
 const (
-	// overhead is more than a message holds beside the packet.
+	// overhead exceeds the size of a message without its packet, in bytes.
 	overhead = 512
-	// receiveBuffer bounds what the kernel keeps for us, in bytes: it accounts
-	// about 800 bytes for each packet, so that MaxLen fills first.
+	// receiveBuffer is the requested size of the socket's receive buffer, in bytes. The
+	// kernel accounts about 800 bytes for each packet, so that a queue reaches MaxLen
+	// before the buffer is full.
 	receiveBuffer = 8 << 20
-	// maxOut bounds the verdicts that go out in one system call, in bytes; it is
-	// about 800 verdicts. The kernel refuses more than the socket's send buffer, some
-	// 200 KiB, and many pending packets may be answered at once.
+	// maxOut bounds the verdicts of one system call, in bytes; about 800 verdicts fit. The
+	// kernel refuses more than the socket's send buffer, some 200 KiB, and many pending
+	// packets may be answered at once.
 	maxOut = 32 << 10
 
 	headerLen  = 16       // struct nlmsghdr
@@ -31,13 +32,13 @@ const (
 	kindAnswer = 3<<8 | 1 // NFQNL_MSG_VERDICT
 )
 
-// socket is the netlink socket of one queue. It reads a burst of messages with one
-// system call and sends the verdicts about them with another: with one call a
-// message each, a packet costs twice as much CPU.
+// socket is the netlink socket of one queue. It reads a burst of messages with one system
+// call and sends their verdicts with another: with one call for each message, a packet
+// costs twice as much CPU.
 //
-// go-nfqueue writes its requests to it, as a netlink.Socket, and reads their
-// acknowledgements. A queue delivers as soon as it is bound, before it is configured:
-// packets that arrive before an acknowledgement are kept for the first read.
+// go-nfqueue uses it as a netlink.Socket, to send requests and to read their
+// acknowledgements. A queue delivers packets as soon as it is bound, before it is
+// configured. Packets that arrive before an acknowledgement are kept for the first read.
 type socket struct {
 	conn *nlsocket.Conn
 	raw  syscall.RawConn
@@ -47,14 +48,14 @@ type socket struct {
 	iovecs  []unix.Iovec
 	headers []mmsghdr
 
-	mu  sync.Mutex // pending packets are answered by another goroutine
+	mu  sync.Mutex // guards out: another goroutine answers pending packets
 	out []byte     // verdicts that are not yet sent
 
 	requested bool          // a request waits for its acknowledgement
-	early     []packet      // packets that came before it
+	early     []packet      // packets that came before the acknowledgement
 	closed    chan struct{} // closed by Close
 
-	stale func() // a verdict was about a packet that is gone
+	stale func() // called for a verdict about a packet that is already gone
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2). Go pads it as C does, on 32 bits and
@@ -90,15 +91,15 @@ func (s *socket) setUp(copyRange uint32) error {
 	if addr, ok := name.(*unix.SockaddrNetlink); ok {
 		s.port = addr.Pid
 	}
-	// Beyond net.core.rmem_max, which the privilege allows. A socket that stays
-	// small works too, and its losses are counted and reported.
+	// SO_RCVBUFFORCE may exceed net.core.rmem_max. If it fails, the socket works with a
+	// smaller buffer, and its losses are counted and reported.
 	_ = s.conn.SetsockoptInt(unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
-	// The kernel drops and counts excess packets either way; an error at the next
-	// read would only get in the way of the verdicts.
+	// The kernel drops and counts excess packets either way. Without this option, the next
+	// read would also fail with ENOBUFS, and the worker with it.
 	if err := s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
 		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
 	}
-	_ = s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1) // shorter errors
+	_ = s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1) // errors without a copy of the request
 	if s.raw, err = s.conn.SyscallConn(); err != nil {
 		return err
 	}
@@ -117,7 +118,7 @@ func (s *socket) setUp(copyRange uint32) error {
 	return nil
 }
 
-// bufferSize is how many bytes the kernel keeps for us.
+// bufferSize returns the size of the receive buffer, in bytes.
 func (s *socket) bufferSize() (int, error) {
 	n, err := s.conn.GetsockoptInt(unix.SOL_SOCKET, unix.SO_RCVBUF)
 	if err != nil {
@@ -126,8 +127,8 @@ func (s *socket) bufferSize() (int, error) {
 	return n, nil
 }
 
-// Close implements netlink.Socket. The kernel then unbinds the queue and drops
-// what waits in it.
+// Close implements netlink.Socket. The kernel then unbinds the queue and drops the packets
+// in it.
 func (s *socket) Close() error {
 	close(s.closed)
 	return s.conn.Close()
@@ -143,8 +144,8 @@ func (s *socket) SendMessages(messages []netlink.Message) error {
 	return nil
 }
 
-// Send implements netlink.Socket. A request goes out at once. Verdicts are kept until
-// flush, or until they are many.
+// Send implements netlink.Socket. A request is sent at once. Verdicts are buffered until
+// flush, or until they reach maxOut bytes.
 func (s *socket) Send(m netlink.Message) error {
 	s.mu.Lock()
 	s.out = appendMessage(s.out, m)
@@ -174,9 +175,9 @@ func appendMessage(b []byte, m netlink.Message) []byte {
 // align rounds up to netlink's alignment.
 func align(n int) int { return (n + 3) &^ 3 }
 
-// flush sends the verdicts. The kernel carries a verdict out before the call
-// returns: the packet has then passed the rules once more, and its connection
-// has its mark.
+// flush sends the buffered messages. The kernel carries out the verdicts before the system
+// call returns: by then, an allowed packet has passed the rules once more, and its
+// connection has its mark.
 func (s *socket) flush() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -214,8 +215,7 @@ func (s *socket) Receive() ([]netlink.Message, error) {
 }
 
 // ReceiveIter implements netlink.Socket: it returns the acknowledgement of a request.
-// Without a request it waits until the socket is closed, and so parks go-nfqueue's
-// reader.
+// Without a request it blocks until the socket is closed, which parks go-nfqueue's reader.
 func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
 	return func(yield func(netlink.Message, error) bool) {
 		if !s.requested {
@@ -236,8 +236,8 @@ func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
 	}
 }
 
-// acknowledgement reads a burst, and returns the answer to the request if it is among
-// the messages. It keeps the packets.
+// acknowledgement reads a burst, and returns the answer to the request, or nil if the burst
+// does not contain it. It keeps the packets of the burst in s.early.
 func (s *socket) acknowledgement() (ack *netlink.Message, err error) {
 	n, err := s.receive(maxBurst)
 	if err != nil {
@@ -260,7 +260,8 @@ func (s *socket) acknowledgement() (ack *netlink.Message, err error) {
 	return ack, err
 }
 
-// takeEarly returns the packets that came before the queue was configured, once.
+// takeEarly returns the packets that came before the queue was configured, and removes
+// them.
 func (s *socket) takeEarly() []packet {
 	early := s.early
 	s.early = nil
@@ -291,8 +292,8 @@ func (s *socket) receive(limit int) (n int, err error) {
 	return n, err
 }
 
-// each hands the messages in the first n buffers to f. Their data are valid until the
-// next receive.
+// each calls f for every message in the first n buffers. The data of a message is valid
+// until the next receive.
 func (s *socket) each(n int, f func(netlink.Message) error) error {
 	for i := range n {
 		if s.headers[i].hdr.Flags&unix.MSG_TRUNC != 0 {

@@ -10,8 +10,8 @@ import (
 	"sluice/filter"
 )
 
-// A worker that failed waits from firstBackoff to lastBackoff before it is started
-// again: short, because its queue drops everything meanwhile.
+// A worker that failed is restarted after firstBackoff, which doubles with each failure up
+// to lastBackoff. Both are short, because its queue drops everything meanwhile.
 const (
 	firstBackoff = 10 * time.Millisecond
 	lastBackoff  = time.Second
@@ -21,14 +21,15 @@ const (
 type worker struct {
 	queues    *Queues
 	number    uint16
-	overflow  bool // number is the overflow queue
+	overflow  bool // this is the worker of the overflow queue
 	evaluator Evaluator
 	pending   *pendingPackets
-	began     bool
-	fail      context.CancelCauseFunc // ends the session under way with an error
+	began     bool                    // the queue has been bound at least once
+	fail      context.CancelCauseFunc // ends the current session with an error
 }
 
-// run keeps the worker going until ctx ends.
+// run restarts the worker when it fails, until ctx ends. It returns an error only if the
+// queue cannot be bound at the start.
 func (w *worker) run(ctx context.Context) error {
 	backoff := firstBackoff
 	for {
@@ -64,8 +65,9 @@ func (w *worker) session(ctx context.Context) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, q.close)()
-	// Pending packets end after the queue is closed: one that were added later would be
-	// answered in the queue that is opened next, where its number is another packet's.
+	// The queue is closed before the pending packets are forgotten: a packet that was left
+	// would be answered in the queue that is opened next, where its ID belongs to another
+	// packet.
 	defer w.pending.start(ctx, q, w.fail)()
 	defer q.close()
 	p, err := w.newPace(q)
@@ -79,7 +81,7 @@ func (w *worker) session(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// newPace is the pace at which the worker reads.
+// newPace returns the pace at which the worker reads.
 func (w *worker) newPace(q *kernelQueue) (*pace, error) {
 	p := newPace(w.overflow)
 	if !w.queues.opts.FailOpen {
@@ -93,8 +95,8 @@ func (w *worker) newPace(q *kernelQueue) (*pace, error) {
 	return p, nil
 }
 
-// started reports that the worker reads its queue: the first time to Ready, and later
-// as a gap, because packets may have passed meanwhile.
+// started records that the worker's queue is bound. The first time, it counts for Ready;
+// later it reports a gap, because packets may have passed meanwhile.
 func (w *worker) started() {
 	if w.began {
 		w.queues.gap()
@@ -106,8 +108,8 @@ func (w *worker) started() {
 	}
 }
 
-// queueFull records that packets may have found the queue full, and passed; first is
-// set unless it went on from the last time.
+// queueFull records that packets may have found the queue full and passed. first is set at
+// the first call after a pause; see pace.full.
 func (w *worker) queueFull(first bool) {
 	if first && w.queues.full.Add(1) == 1 {
 		w.queues.log.Warn("a queue may have been full and let packets pass without a verdict; their connections will be judged. More or longer queues may help",
@@ -134,7 +136,7 @@ func (w *worker) answer(q *kernelQueue, p *pace) error {
 		if err == nil {
 			err = q.flush() // returns when the kernel has carried out the verdicts
 		}
-		w.evaluator.Exit() // quiescent: no verdict of the snapshot is on its way
+		w.evaluator.Exit() // quiescent: every verdict of the snapshot has been carried out
 		if err != nil {
 			return err
 		}
@@ -145,7 +147,7 @@ func (w *worker) answer(q *kernelQueue, p *pace) error {
 // answerOne answers a packet, or holds it.
 func (w *worker) answerOne(q *kernelQueue, p *packet) error {
 	if p.data == nil {
-		// It was queued before the queue was configured, and comes back with its bytes.
+		// It was queued before the queue was configured. Requeued, it comes back with its data.
 		return q.requeue(p.id)
 	}
 	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data)
@@ -159,7 +161,7 @@ func (w *worker) answerOne(q *kernelQueue, p *packet) error {
 	return w.reply(q, p.id, p.mark, action)
 }
 
-// reply queues the verdict about a packet for the next flush.
+// reply buffers the verdict about a packet until the next flush.
 func (w *worker) reply(q *kernelQueue, id, mark uint32, action filter.Action) error {
 	if w.overflow {
 		w.queues.overflow.Add(1)
@@ -172,8 +174,7 @@ func (w *worker) reply(q *kernelQueue, id, mark uint32, action filter.Action) er
 	return q.deny(id)
 }
 
-// evaluate asks an evaluator. If it panics, the packet is denied and the worker goes
-// on.
+// evaluate calls e.Evaluate. If it panics, the packet is denied and the worker continues.
 func (q *Queues) evaluate(number uint16, e Evaluator, data []byte) (action filter.Action, pending netip.Addr) {
 	defer func() {
 		if r := recover(); r != nil {
