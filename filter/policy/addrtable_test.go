@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestAddrTable holds tables against maps, while they grow and shrink; and sees
-// that those from which others are made stay as they are.
+// A table holds the same entries as a map while it grows and shrinks, and a table does not
+// change when with derives another one from it.
 func TestAddrTable(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 1))
 	addr := func() netip.Addr {
@@ -46,23 +46,23 @@ func TestAddrTable(t *testing.T) {
 	}
 	same(t, now, nil)
 	if len(chapters) < 4 || len(now.chapters) != 1 {
-		t.Errorf("there were %v chapters, and %d at the end: want several numbers of them, and 1", chapters, len(now.chapters))
+		t.Errorf("the table had these numbers of chapters: %v, and %d at the end; want at least 4 numbers, and 1 at the end", chapters, len(now.chapters))
 	}
 }
 
 func same(t *testing.T, table *addrTable, want map[netip.Addr]*Endpoint) {
 	t.Helper()
 	if got := maps.Collect(table.all()); table.size != len(want) || !maps.Equal(got, want) {
-		t.Fatalf("a table of %d with %d entries, want %d, or others", table.size, len(got), len(want))
+		t.Fatalf("a table of size %d with %d entries, want %d, or the entries differ", table.size, len(got), len(want))
 	}
 	for a, e := range want {
 		if got := table.get(a); got != e {
-			t.Fatalf("%s is %v's, want %v's", a, got, e)
+			t.Fatalf("the owner of %s is %v, want %v", a, got, e)
 		}
 	}
-	for _, nobody := range []string{"10.1.0.0", "fd00::1:0", "::ffff:10.9.0.0"} {
-		if got := table.get(netip.MustParseAddr(nobody)); got != nil {
-			t.Fatalf("%s is %v's, want nobody's", nobody, got)
+	for _, unknown := range []string{"10.1.0.0", "fd00::1:0", "::ffff:10.9.0.0"} {
+		if got := table.get(netip.MustParseAddr(unknown)); got != nil {
+			t.Fatalf("the owner of %s is %v, want none", unknown, got)
 		}
 	}
 }

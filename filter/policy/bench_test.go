@@ -13,7 +13,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// sizes are pods and policies, in one namespace and spread over many.
+// sizes returns the clusters to measure: 100 to 100,000 pods, in one namespace and spread over
+// many.
 func sizes() []madeup.Options {
 	var all []madeup.Options
 	for _, pods := range []int{100, 1_000, 10_000, 100_000} {
@@ -32,7 +33,7 @@ func sizeName(o madeup.Options) string {
 	return fmt.Sprintf("%d/%d/%s", o.Pods, o.Policies, spread)
 }
 
-// bySize runs a benchmark at each size, on a world that holds the cluster.
+// bySize runs a benchmark at each size, on a store with the cluster.
 func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.Store, s *policy.Snapshot)) {
 	for _, o := range sizes() {
 		b.Run(sizeName(o), func(b *testing.B) {
@@ -45,9 +46,8 @@ func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.St
 	}
 }
 
-// BenchmarkDecide is what a packet costs whose verdict no cache remembers: flows
-// between random pods, so that nothing of them is in the processor's caches
-// either.
+// BenchmarkDecide measures a decision that no flow cache answers. The flows are between random
+// pods, so that the processor's caches do not help either.
 func BenchmarkDecide(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, _ *policy.Store, s *policy.Snapshot) {
 		keys := c.Keys(1, 1<<16)
@@ -60,8 +60,8 @@ func BenchmarkDecide(b *testing.B) {
 	})
 }
 
-// BenchmarkCompile is an agent's start: every object into a new world, and the
-// first snapshot. The metric heap-bytes is what world and snapshot keep.
+// BenchmarkCompile measures an agent's start: all objects are set in a new store, and the first
+// snapshot is compiled. heap-bytes is the memory that the store and the snapshot keep.
 func BenchmarkCompile(b *testing.B) {
 	for _, o := range sizes() {
 		b.Run(sizeName(o), func(b *testing.B) {
@@ -78,8 +78,8 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
-// retained is how much the heap grows by a compiled cluster, in bytes, without
-// the objects themselves.
+// retained returns the growth of the heap by a compiled cluster, in bytes, without the API
+// objects.
 func retained(c *madeup.Cluster) float64 {
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -95,8 +95,7 @@ func retained(c *madeup.Cluster) float64 {
 	return float64(after.HeapAlloc) - float64(before.HeapAlloc)
 }
 
-// BenchmarkCommitPod is a pod that goes and one that comes with its address, each
-// in a snapshot of its own.
+// BenchmarkCommitPod deletes a pod, commits, sets it again, and commits.
 func BenchmarkCommitPod(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.Store, _ *policy.Snapshot) {
 		i := 0
@@ -111,8 +110,7 @@ func BenchmarkCommitPod(b *testing.B) {
 	})
 }
 
-// BenchmarkCommitPolicy is a policy that goes and comes again, each in a snapshot
-// of its own.
+// BenchmarkCommitPolicy deletes a policy, commits, sets it again, and commits.
 func BenchmarkCommitPolicy(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.Store, _ *policy.Snapshot) {
 		i := 0
@@ -127,7 +125,8 @@ func BenchmarkCommitPolicy(b *testing.B) {
 	})
 }
 
-// BenchmarkCommitNamespace relabels a namespace, which touches every pod in it.
+// BenchmarkCommitNamespace removes a namespace's labels, commits, restores them, and commits.
+// Each change touches all pods of the namespace.
 func BenchmarkCommitNamespace(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.Store, _ *policy.Snapshot) {
 		without := make([]*corev1.Namespace, len(c.Namespaces))

@@ -11,15 +11,15 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// What compiling one policy may take for each byte that etcd stores of it, and
-// beside that. The worst that the search has found is at about half of it.
+// Bounds of the memory that compiling one policy may take. The worst policy that the search
+// has found takes about half of them.
 const (
-	keptPerByte      = 60
-	allocatedPerByte = 200
-	besidePolicies   = 256 << 10
+	keptPerByte      = 60        // for each byte of the policy in etcd
+	allocatedPerByte = 200       // for each byte of the policy in etcd
+	besidePolicies   = 256 << 10 // in addition, whatever the policy's size
 )
 
-// mutate changes one ingredient of a recipe.
+// mutate changes one random field of a recipe, or two that belong together.
 func mutate(m worstcase.Recipe, r *rand.Rand) worstcase.Recipe {
 	few := func() int { return []int{0, 1, 2, 4, 8, 12, 16, 32, 100, 300}[r.IntN(10)] }
 	switch r.IntN(15) {
@@ -53,9 +53,9 @@ func mutate(m worstcase.Recipe, r *rand.Rand) worstcase.Recipe {
 	return m
 }
 
-// TestWorstPolicies searches for policies that take much to compile for their size:
-// from random recipes on, it keeps each change of an ingredient that makes them
-// take more. Every recipe on the way has to keep within the bound.
+// TestWorstPolicies searches for policies that take the most memory for their size. From random
+// recipes it climbs by random mutations, and keeps a mutation if the policy does not become
+// cheaper. Every recipe that it tries must be within the bounds.
 func TestWorstPolicies(t *testing.T) {
 	size, starts, steps := 48<<10, 6, 40
 	if testing.Short() || raceEnabled {
@@ -85,20 +85,20 @@ func TestWorstPolicies(t *testing.T) {
 	}
 	t.Logf("worst: %.0f bytes kept for each byte of the policy: %v", most, recipe)
 	if most < keptPerByte/6 {
-		t.Error("the search has become blunt")
+		t.Error("the search finds no expensive policies any more")
 	}
 }
 
-// costOf is what the recipe keeps for each byte of a policy of the size. It fails if
-// that is more than may be.
+// costOf compiles the recipe's policy of a size, and returns the bytes that are kept for each
+// byte of it. It returns an error if the policy exceeds a bound or its estimate.
 func costOf(m worstcase.Recipe, size int) (float64, error) {
 	p := m.OfSize("worst", size)
-	took, w, s := take(m.Pods(), p)
+	took, w, s := measure(m.Pods(), p)
 	runtime.KeepAlive(w)
 	runtime.KeepAlive(s)
 	stored := uint64(p.Size())
 	if raceEnabled {
-		took.allocated = 0 // pools lose what they keep: regexp allocates for each port's name
+		took.allocated = 0 // under -race sync.Pool drops items, and regexp allocates for each port's name
 	}
 	if took.kept > keptPerByte*stored+besidePolicies || took.allocated > allocatedPerByte*stored+besidePolicies {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and allocates %d: %v", stored, took.kept, took.allocated, m)

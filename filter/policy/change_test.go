@@ -20,29 +20,28 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// history is one store and all that happened to it, beside the cluster that
-// should be the same.
+// history applies random events to a store, and to the cluster that the store must agree with.
 type history struct {
 	chance
-	world   *policy.Store
+	store   *policy.Store
 	cluster *cluster
 	log     []string // events, oldest first
-	probes  []flow
+	probes  []flow   // flows to decide after each commit
 	before  *policy.Snapshot
-	// seen is the verdict about each probe, by the epochs of its ends when it was
-	// given: what a cache would answer for ever.
+	// seen holds for each probe its verdicts by the epochs that its ends had then, as a cache
+	// that evicts nothing would.
 	seen    []map[[2]uint64]remembered
 	changed uint64 // verdicts that a commit changed
 	failure string
 
-	drafts   bool // the world uses drafts, of which versions may not be in force yet
-	out      *policy.Draft
-	versions map[[2]string][]*networkingv1.NetworkPolicy // that each policy has had, nil where it was deleted
-	reached  map[[2]string]int                           // which of these are in force; those before never are again
-	overdue  int                                         // commits at which some version was not in force
-	late     map[string]bool                             // namespaces of which some version was not at the last commit
-	started  map[podAddress]start                        // addresses that are held for pods until these are known
-	deferred int                                         // addresses that were not known yet at commits
+	drafts    bool                                        // the store uses drafts, so that new versions of policies come into force later
+	preparing *policy.Draft                               // returned by NextDraft and not handed back yet
+	versions  map[[2]string][]*networkingv1.NetworkPolicy // all versions of each policy, nil for a delete
+	reached   map[[2]string]int                           // index of the version in force; earlier ones must never be in force again
+	overdue   int                                         // policies whose newest version was not in force, summed over all commits
+	overdueIn map[string]bool                             // namespaces with such policies at the last commit
+	started   map[podAddress]start                        // pods' addresses whose packets are held until the pod is known
+	deferred  int                                         // deferred addresses, summed over all commits
 }
 
 type remembered struct {
@@ -51,39 +50,39 @@ type remembered struct {
 }
 
 func newHistory(seed uint64) *history {
-	h := &history{chance: newChance(seed), world: policy.NewStore(), cluster: &cluster{}}
-	h.world.SetLocalNode(localNode)
+	h := &history{chance: newChance(seed), store: policy.NewStore(), cluster: &cluster{}}
+	h.store.SetLocalNode(localNode)
 	h.cluster.shape = int(seed % policy.Shapes)
-	h.world.SetShape(h.cluster.shape)
+	h.store.SetShape(h.cluster.shape)
 	if h.drafts = seed%3 != 0; h.drafts {
-		h.world.UseDrafts()
-		h.world.SetLarge(oneOf(h.chance, 0, 60, 120))
+		h.store.UseDrafts()
+		h.store.SetLarge(oneOf(h.chance, 0, 60, 120))
 	}
 	h.versions, h.reached = map[[2]string][]*networkingv1.NetworkPolicy{}, map[[2]string]int{}
 	h.started = map[podAddress]start{}
-	nobody := &cluster{Pods: []*corev1.Pod{{}}}
+	noPods := &cluster{Pods: []*corev1.Pod{{}}}
 	for len(h.probes) < 120 {
-		h.probes = append(h.probes, h.flow(nobody))
+		h.probes = append(h.probes, h.flow(noPods))
 	}
 	h.seen = make([]map[[2]uint64]remembered, len(h.probes))
 	for i := range h.seen {
 		h.seen[i] = map[[2]uint64]remembered{}
 	}
-	h.before, _ = h.world.Commit()
+	h.before, _ = h.store.Commit()
 	return h
 }
 
-// note logs an event.
-func (h *history) note(format string, args ...any) {
+// logf logs an event.
+func (h *history) logf(format string, args ...any) {
 	h.log = append(h.log, fmt.Sprintf(format, args...))
 }
 
-// named returns the index of the object with this name, or -1.
+// named returns the index of the object with the given name, or -1.
 func named[T metav1.Object](list []T, namespace, name string) int {
 	return slices.IndexFunc(list, func(o T) bool { return o.GetNamespace() == namespace && o.GetName() == name })
 }
 
-// set replaces the object of this name, or adds it.
+// set returns the list with o in place of the object of its name, or appended.
 func set[T metav1.Object](list []T, o T) []T {
 	list = slices.Clone(list)
 	if i := named(list, o.GetNamespace(), o.GetName()); i >= 0 {
@@ -93,67 +92,67 @@ func set[T metav1.Object](list []T, o T) []T {
 	return append(list, o)
 }
 
-// remove takes the object of this name away, if it is there.
+// remove returns the list without the object of the given name.
 func remove[T metav1.Object](list []T, namespace, name string) []T {
 	return slices.DeleteFunc(slices.Clone(list), func(o T) bool { return o.GetNamespace() == namespace && o.GetName() == name })
 }
 
 func (h *history) setPod(o *corev1.Pod) {
-	h.note("set pod %s/%s labels=%v ip=%s ips=%v phase=%s hostNetwork=%t node=%s created=%d", o.Namespace, o.Name, o.Labels,
+	h.logf("set pod %s/%s labels=%v ip=%s ips=%v phase=%s hostNetwork=%t node=%s created=%d", o.Namespace, o.Name, o.Labels,
 		o.Status.PodIP, o.Status.PodIPs, o.Status.Phase, o.Spec.HostNetwork, o.Spec.NodeName, o.CreationTimestamp.Unix())
-	h.starts(o)
-	h.world.SetPod(kubepod.Read(o))
+	h.recordStarts(o)
+	h.store.SetPod(kubepod.Read(o))
 	h.cluster.Pods = set(h.cluster.Pods, o)
 }
 
 func (h *history) deletePod(namespace, name string) {
-	h.note("delete pod %s/%s", namespace, name)
+	h.logf("delete pod %s/%s", namespace, name)
 	h.endStarts(namespace, name)
-	h.world.DeletePod(namespace, name)
+	h.store.DeletePod(namespace, name)
 	h.cluster.Pods = remove(h.cluster.Pods, namespace, name)
 }
 
 func (h *history) setNamespace(o *corev1.Namespace) {
-	h.note("set namespace %s labels=%v", o.Name, o.Labels)
-	h.world.SetNamespace(o.Name, o.Labels)
+	h.logf("set namespace %s labels=%v", o.Name, o.Labels)
+	h.store.SetNamespace(o.Name, o.Labels)
 	h.cluster.Namespaces = set(h.cluster.Namespaces, o)
 }
 
 func (h *history) deleteNamespace(name string) {
-	h.note("delete namespace %s", name)
-	h.world.DeleteNamespace(name)
+	h.logf("delete namespace %s", name)
+	h.store.DeleteNamespace(name)
 	h.cluster.Namespaces = remove(h.cluster.Namespaces, "", name)
 }
 
 func (h *history) setPolicy(o *networkingv1.NetworkPolicy) {
-	h.note("set policy %s/%s", o.Namespace, o.Name)
-	h.world.SetPolicy(netpol.Read(o))
+	h.logf("set policy %s/%s", o.Namespace, o.Name)
+	h.store.SetPolicy(netpol.Read(o))
 	h.cluster.Policies = set(h.cluster.Policies, o)
-	h.version(o.Namespace, o.Name, o)
+	h.recordVersion(o.Namespace, o.Name, o)
 }
 
 func (h *history) deletePolicy(namespace, name string) {
-	h.note("delete policy %s/%s", namespace, name)
-	h.world.DeletePolicy(netpol.Ref(namespace, name))
+	h.logf("delete policy %s/%s", namespace, name)
+	h.store.DeletePolicy(netpol.Ref(namespace, name))
 	h.cluster.Policies = remove(h.cluster.Policies, namespace, name)
-	h.version(namespace, name, nil)
-	h.reached[[2]string{namespace, name}] = len(h.versions[[2]string{namespace, name}]) - 1 // nothing comes back
+	h.recordVersion(namespace, name, nil)
+	h.reached[[2]string{namespace, name}] = len(h.versions[[2]string{namespace, name}]) - 1 // a delete is in force at once
 }
 
 func (h *history) setRanges(ranges []netip.Prefix) {
-	h.note("set ranges %v", ranges)
-	h.world.SetPodRanges(ranges)
+	h.logf("set ranges %v", ranges)
+	h.store.SetPodRanges(ranges)
 	h.cluster.Ranges = ranges
 	h.rangesChanged()
 }
 
 func (h *history) setNode(addrs []netip.Addr) {
-	h.note("set node %v", addrs)
-	h.world.SetNode(addrs)
+	h.logf("set node %v", addrs)
+	h.store.SetNode(addrs)
 	h.cluster.Node = addrs
 }
 
-// step is one event, or a few that belong together.
+// step applies one random event, or a few that belong together.
 func (h *history) step() {
 	name := fmt.Sprintf("p%d", h.IntN(10))
 	switch h.IntN(26) {
@@ -190,7 +189,7 @@ func (h *history) step() {
 	}
 }
 
-// somePod is a copy of one of the pods, or nil.
+// somePod returns a copy of a random pod, or nil if there is none.
 func (h *history) somePod() *corev1.Pod {
 	if len(h.cluster.Pods) == 0 {
 		return nil
@@ -212,8 +211,8 @@ func (h *history) changePorts() {
 	}
 }
 
-// moveAddress gives a pod's address to another before the first is heard to be
-// gone, and perhaps says so later.
+// moveAddress gives a pod's address to another pod before the first pod is deleted, perhaps
+// with a commit in between.
 func (h *history) moveAddress() {
 	old := h.somePod()
 	if old == nil {
@@ -228,7 +227,7 @@ func (h *history) moveAddress() {
 	h.deletePod(old.Namespace, old.Name)
 }
 
-// reuseName deletes a pod and adds another of the same name at once.
+// reuseName deletes a pod and adds another one of the same name at once.
 func (h *history) reuseName() {
 	old := h.somePod()
 	if old == nil {
@@ -240,7 +239,7 @@ func (h *history) reuseName() {
 	h.setPod(next)
 }
 
-// loseStatus takes a pod's addresses from its status, or finishes it.
+// loseStatus removes a pod's addresses from its status, or ends the pod.
 func (h *history) loseStatus() {
 	p := h.somePod()
 	if p == nil {
@@ -254,7 +253,7 @@ func (h *history) loseStatus() {
 	h.setPod(p)
 }
 
-// resync says everything again, as informers do.
+// resync sets every object again, as informers do.
 func (h *history) resync() {
 	for _, o := range slices.Clone(h.cluster.Namespaces) {
 		h.setNamespace(o.DeepCopy())
@@ -267,20 +266,20 @@ func (h *history) resync() {
 	}
 }
 
-// commitAndCheck commits, and holds the snapshot against a new store,
-// against the oracle, and against every snapshot before.
+// commitAndCheck commits, and compares the snapshot with the oracle, with the snapshot of a
+// new store, and with all earlier verdicts.
 func (h *history) commitAndCheck() {
 	if h.drafts && h.oneIn(3) {
 		h.finishDrafts()
 	}
-	h.note("commit")
-	now, changes := h.world.Commit()
-	api := h.cluster
-	defer func() { h.cluster = api }()
+	h.logf("commit")
+	now, changes := h.store.Commit()
+	whole := h.cluster
+	defer func() { h.cluster = whole }()
 	h.checkStarts(now)
 	h.cluster = h.inForce()
 	deferred := h.withoutDeferred(h.cluster)
-	fresh, _ := h.cluster.world().Commit()
+	fresh, _ := h.cluster.newStore().Commit()
 	for i, f := range h.probes {
 		key := f.key()
 		v := now.Decide(key)
@@ -295,13 +294,13 @@ func (h *history) commitAndCheck() {
 	}
 	behind := h.behind()
 	if deferred && !behind {
-		h.fail(flow{}, "addresses are deferred, and there is no draft")
+		h.fail(flow{}, "addresses are deferred, but there is no draft")
 	}
 	h.checkPublic(now, fresh, changes, behind)
 	h.before = now
 }
 
-// checkChanges wants an end of every flow whose verdict differs among the changes.
+// checkChanges checks that the changes contain an end of the flow if its verdict has changed.
 func (h *history) checkChanges(f flow, v filter.Verdict, changes policy.Changes) {
 	was := h.before.Decide(f.key())
 	if was.Action != v.Action {
@@ -312,8 +311,8 @@ func (h *history) checkChanges(f flow, v filter.Verdict, changes policy.Changes)
 	}
 }
 
-// checkEpochs wants every verdict that was ever given under the epochs of both
-// ends to be the verdict now. All that caches do rests on this.
+// checkEpochs checks that a flow whose ends have the same epochs as at an earlier commit still
+// has the same verdict. Caches rely on this.
 func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snapshot) {
 	epochs := [2]uint64{now.Endpoint(f.Src).Epoch(), now.Endpoint(f.Dst).Epoch()}
 	old, ok := h.seen[i][epochs]
@@ -323,15 +322,15 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 	h.seen[i][epochs] = remembered{v.Action, now.Number()}
 }
 
-// checkPublic compares what else a snapshot tells: who has which address, and
-// which addresses have changed hands.
+// checkPublic compares the rest of the snapshot: the owners of addresses, clashes and counts.
+// It also checks that each changed address has a new epoch.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {
 		owners[a] = e.String()
 	}
 	count := 0
-	if c := h.world.Clashes(); fmt.Sprint(c) != fmt.Sprint(h.cluster.clashes()) {
+	if c := h.store.Clashes(); fmt.Sprint(c) != fmt.Sprint(h.cluster.clashes()) {
 		h.fail(flow{}, fmt.Sprintf("clashes %v, want %v", c, h.cluster.clashes()))
 	}
 	for a, e := range fresh.Endpoints() {
@@ -347,12 +346,12 @@ func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Change
 	}
 	for _, a := range changes {
 		if now.Endpoint(a).Epoch() == h.before.Endpoint(a).Epoch() {
-			h.fail(flow{Src: a, Dst: a}, "the address is among the changes, with the epoch it had")
+			h.fail(flow{Src: a, Dst: a}, "the address is among the changes, but its epoch is the same")
 		}
 	}
 }
 
-// fail keeps the first thing that is wrong.
+// fail keeps the first failure.
 func (h *history) fail(f flow, what string) {
 	if h.failure == "" {
 		last := h.log[max(0, len(h.log)-60):]
@@ -361,22 +360,20 @@ func (h *history) fail(f flow, what string) {
 	}
 }
 
-// Histories are long enough for ids, addresses and names to be used again many
-// times over.
 const (
 	historiesFull  = 400
 	historiesBrief = 40 // -race or -short
-	historySteps   = 90
+	historySteps   = 90 // enough to use ids, addresses and names again many times
 )
 
-// TestChangesAreLikeBeginningAnew applies random events to one store, commits at
-// random moments, and compares each snapshot with all that it must agree with.
-func TestChangesAreLikeBeginningAnew(t *testing.T) {
+// After any sequence of events, the snapshot is the same as that of a new store to which only
+// the resulting objects were added.
+func TestChangesMatchNewStore(t *testing.T) {
 	histories := uint64(historiesFull)
 	if raceEnabled || testing.Short() {
 		histories = historiesBrief
 	}
-	var changed, late, deferred atomic.Uint64
+	var changed, overdue, deferred atomic.Uint64
 	inParallel(histories, func(seed uint64) bool {
 		h := newHistory(seed)
 		for range historySteps {
@@ -391,23 +388,22 @@ func TestChangesAreLikeBeginningAnew(t *testing.T) {
 			}
 		}
 		changed.Add(h.changed)
-		late.Add(uint64(h.overdue))
+		overdue.Add(uint64(h.overdue))
 		deferred.Add(uint64(h.deferred))
 		return true
 	})
 	if !t.Failed() && changed.Load() < 100*histories {
 		t.Errorf("only %d verdicts changed in %d histories", changed.Load(), histories)
 	}
-	if !t.Failed() && late.Load() < 3*histories {
-		t.Errorf("only %d times a policy was not in force yet in %d histories", late.Load(), histories)
+	if !t.Failed() && overdue.Load() < 3*histories {
+		t.Errorf("only %d times a policy was not in force yet in %d histories", overdue.Load(), histories)
 	}
 	if !t.Failed() && deferred.Load() < histories {
 		t.Errorf("only %d times an address was not known yet in %d histories", deferred.Load(), histories)
 	}
 }
 
-// inParallel calls f with 1 to n from as many goroutines as are of use, until one
-// call returns false.
+// inParallel calls f with 1 to n from GOMAXPROCS goroutines, until a call returns false.
 func inParallel(n uint64, f func(uint64) bool) {
 	var next atomic.Uint64
 	var stop atomic.Bool

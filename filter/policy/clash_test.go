@@ -22,8 +22,8 @@ func claimant(name, node string, created int64) *corev1.Pod {
 	}
 }
 
-// In the ranges of this node's pods, what another node claims takes no address from a
-// pod that runs here, in whatever order it is heard.
+// In the ranges of this node's pods, a pod of this node keeps its address if a pod of another
+// node claims it too, in any order of events.
 func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 	here := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
 	ending := claimant("far", "there", 2)
@@ -49,18 +49,18 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 	}
 	for name, tt := range tests {
 		for _, order := range [][2]int{{0, 1}, {1, 0}} {
-			for _, late := range []bool{false, true} {
-				t.Run(fmt.Sprint(name, order, late), func(t *testing.T) {
+			for _, rangesLast := range []bool{false, true} {
+				t.Run(fmt.Sprint(name, order, rangesLast), func(t *testing.T) {
 					w := policy.NewStore()
 					w.SetLocalNode("here")
-					if !late {
+					if !rangesLast {
 						w.SetPodRanges(tt.ranges)
 					}
 					for _, i := range order {
 						w.SetPod(kubepod.Read(tt.pods[i]))
 						w.Commit()
 					}
-					if late {
+					if rangesLast {
 						w.SetPodRanges(tt.ranges)
 					}
 					s, _ := w.Commit()
@@ -80,7 +80,7 @@ func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 	}
 }
 
-// The node's own address is no pod's, whichever pods claim it.
+// The node's own address belongs to no pod, even if pods claim it.
 func TestClaimsOfTheNodesAddressAreNoClash(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("10.0.0.1")})

@@ -10,12 +10,12 @@ import (
 	"sluice/filter"
 )
 
-// coverage counts what random decisions were about, so that the generator cannot
-// quietly stop reaching something.
+// coverage counts the kinds of rules and verdicts that random decisions reach, so that a test
+// fails if the generator stops reaching one of them.
 type coverage struct {
 	reasons map[filter.Reason]int
 	kinds   map[string]int
-	forms   [4]int // port tables that are flat, trees, sets that refer to others, and parts
+	forms   [4]int // as Store.Forms returns them
 }
 
 func newCoverage() *coverage {
@@ -34,15 +34,15 @@ func (s *coverage) add(o *coverage) {
 	}
 }
 
-// noteForms counts what a cluster was compiled to.
-func (s *coverage) noteForms(flat, trees, refer, apart int) {
+// countForms adds what Store.Forms returns.
+func (s *coverage) countForms(flat, trees, refer, apart int) {
 	for i, n := range []int{flat, trees, refer, apart} {
 		s.forms[i] += n
 	}
 }
 
-// note counts one decision: its reason, and what in the rules made it so.
-func (s *coverage) note(c *cluster, f flow, j judgement) {
+// count counts one decision: its reason, and the parts of rules that match.
+func (s *coverage) count(c *cluster, f flow, j judgement) {
 	s.reasons[j.reason()]++
 	if j.exempt() {
 		return
@@ -54,15 +54,15 @@ func (s *coverage) note(c *cluster, f flow, j judgement) {
 		for _, p := range c.Policies {
 			if slices.Contains(side.Isolating, p.Namespace+"/"+p.Name) {
 				for _, rule := range rulesOf(p, filter.Direction(d)) {
-					s.noteRule(c, f, filter.Direction(d), p.Namespace, rule)
+					s.countRule(c, f, filter.Direction(d), p.Namespace, rule)
 				}
 			}
 		}
 	}
 }
 
-// noteRule counts what matched of a rule.
-func (s *coverage) noteRule(c *cluster, f flow, d filter.Direction, namespace string, rule policyRule) {
+// countRule counts the parts of a rule that match.
+func (s *coverage) countRule(c *cluster, f flow, d filter.Direction, namespace string, rule policyRule) {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
 	peer, peerAddr := dst, f.Dst
 	if d == filter.Ingress {
@@ -73,7 +73,7 @@ func (s *coverage) noteRule(c *cluster, f flow, d filter.Direction, namespace st
 	}
 	for _, p := range rule.peers {
 		if c.peerMatches(p, namespace, peerAddr, peer) {
-			s.notePeer(p)
+			s.countPeer(p)
 		} else if p.IPBlock != nil {
 			if in, ok := cidrContains(p.IPBlock.CIDR, peerAddr); in && ok {
 				s.kinds["except"]++
@@ -101,7 +101,7 @@ func (s *coverage) noteRule(c *cluster, f flow, d filter.Direction, namespace st
 	}
 }
 
-func (s *coverage) notePeer(p networkingv1.NetworkPolicyPeer) {
+func (s *coverage) countPeer(p networkingv1.NetworkPolicyPeer) {
 	switch {
 	case p.IPBlock != nil && len(p.IPBlock.Except) > 0:
 		s.kinds["ipBlock beside its except"]++
@@ -124,7 +124,7 @@ func (s *coverage) notePeer(p networkingv1.NetworkPolicyPeer) {
 func portKind(item networkingv1.NetworkPolicyPort) string {
 	switch {
 	case item.Port == nil:
-		return "protocol alone"
+		return "protocol without port"
 	case item.Port.Type == intstr.String:
 		return "named port"
 	case item.EndPort != nil:
@@ -133,13 +133,13 @@ func portKind(item networkingv1.NetworkPolicyPort) string {
 	return "port number"
 }
 
-// check fails if any kind was rare among so many decisions.
+// check fails if any kind was rare among the decisions.
 func (s *coverage) check(t *testing.T, decisions int) {
 	t.Helper()
 	t.Logf("%d decisions: %v, %v", decisions, s.reasons, s.kinds)
 	for i, form := range []string{"flat", "trees", "with references", "in parts"} {
 		if s.forms[i] < decisions/20_000 {
-			t.Errorf("only %d rule sets were %s", s.forms[i], form)
+			t.Errorf("only %d compiled forms were %s", s.forms[i], form)
 		}
 	}
 	for reason := filter.NotIsolated; reason <= filter.IngressDenied; reason++ {
@@ -151,10 +151,10 @@ func (s *coverage) check(t *testing.T, decisions int) {
 		"several policies", "every peer", "podSelector", "namespaceSelector", "both selectors", "ipBlock", "ipBlock beside its except",
 		"except", "malformed CIDR", "In", "NotIn", "Exists", "DoesNotExist",
 		"every port", "every port, opaque", "every port, portless", "every port, ported",
-		"protocol alone", "port number", "port range", "named port", "TCP", "UDP", "SCTP",
+		"protocol without port", "port number", "port range", "named port", "TCP", "UDP", "SCTP",
 	} {
 		if s.kinds[kind] < decisions/1000 {
-			t.Errorf("only %d of %d decisions met %q", s.kinds[kind], decisions, kind)
+			t.Errorf("only %d of %d decisions matched %q", s.kinds[kind], decisions, kind)
 		}
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// world builds a store of the cluster from nothing.
-func (c *cluster) world() *policy.Store {
+// newStore returns a new store with the objects of the cluster.
+func (c *cluster) newStore() *policy.Store {
 	w := policy.NewStore()
 	w.SetShape(c.shape)
 	w.SetNode(c.Node)
@@ -21,15 +21,14 @@ func (c *cluster) world() *policy.Store {
 	return w
 }
 
-// disagreement says how a verdict differs from the oracle's judgement; it is
-// empty where they agree.
+// disagreement describes how a verdict differs from the oracle's. It is empty if they agree.
 func (j judgement) disagreement(v filter.Verdict) string {
 	if v.Action != j.Action || v.Reason != j.reason() {
 		return fmt.Sprintf("%s, %s, want %s, %s", v.Action, v.Reason, j.Action, j.reason())
 	}
 	if j.exempt() {
 		if v.Egress != (filter.Side{}) || v.Ingress != (filter.Side{}) {
-			return "a side of an exempt flow says something"
+			return "a side of an exempt flow is not empty"
 		}
 		return ""
 	}
@@ -42,7 +41,7 @@ func (j judgement) disagreement(v filter.Verdict) string {
 	return ""
 }
 
-// reason is the word for the judgement.
+// reason returns the reason that the engine must give.
 func (j judgement) reason() filter.Reason {
 	switch {
 	case j.SameAddress:
@@ -79,16 +78,15 @@ func (s sideJudgement) disagreement(d filter.Direction, got filter.Side) string 
 	return ""
 }
 
-// The decisions that TestDecideAgainstOracle makes: so many flows in each of so
-// many clusters.
+// How many decisions TestDecideAgainstOracle compares.
 const (
 	flowsPerCluster = 250
 	clustersFull    = 4_400
 	clustersBrief   = 600 // -race or -short
 )
 
-// TestDecideAgainstOracle compares over a million random decisions, and then
-// makes sure that they were worth making.
+// TestDecideAgainstOracle compares over a million random decisions with the oracle, and checks
+// that they reached all kinds of rules and verdicts.
 func TestDecideAgainstOracle(t *testing.T) {
 	clusters := uint64(clustersFull)
 	if raceEnabled || testing.Short() {
@@ -112,31 +110,31 @@ func TestDecideAgainstOracle(t *testing.T) {
 	}
 }
 
-// decideRandomly compares the decisions in the cluster of one seed, and reports
-// the first that differs.
+// decideRandomly compares decisions in the cluster of one seed with the oracle. It returns a
+// description of the first that differs, or "".
 func decideRandomly(seed uint64, seen *coverage) string {
 	r := newChance(seed)
 	c := r.cluster()
 	c.shape = int(seed % policy.Shapes)
-	w := c.world()
+	w := c.newStore()
 	s, _ := w.Commit()
-	seen.noteForms(w.Forms())
+	seen.countForms(w.Forms())
 	for range flowsPerCluster {
 		f := r.flow(c)
 		v, want := s.Decide(f.key()), c.judge(f)
 		if d := want.disagreement(v); d != "" {
 			return fmt.Sprintf("seed %d: %s: %s\noracle: %s\n%s", seed, f.key(), d, want, c.shrunk(f))
 		}
-		seen.note(c, f, want)
+		seen.count(c, f, want)
 	}
 	return ""
 }
 
-// shrunk is what is left of the cluster when everything is taken away without
-// which engine and oracle still disagree about the flow.
+// shrunk returns the cluster without the policies and pods that are not needed for engine and
+// oracle to disagree about the flow.
 func (c *cluster) shrunk(f flow) *cluster {
 	disagree := func(c cluster) bool {
-		s, _ := c.world().Commit()
+		s, _ := c.newStore().Commit()
 		return c.judge(f).disagreement(s.Decide(f.key())) != ""
 	}
 	small := *c
@@ -163,13 +161,13 @@ func (c cluster) withoutPod(i int) cluster {
 	return c
 }
 
-// TestDecideAllocatesNothing asks about flows of every kind.
+// Decide allocates no memory for any kind of flow.
 func TestDecideAllocatesNothing(t *testing.T) {
 	for seed := uint64(1); seed <= 50; seed++ {
 		r := newChance(seed)
 		c := r.cluster()
 		c.shape = int(seed % policy.Shapes)
-		s, _ := c.world().Commit()
+		s, _ := c.newStore().Commit()
 		for range 100 {
 			key := r.flow(c).key()
 			if n := testing.AllocsPerRun(10, func() { s.Decide(key) }); n != 0 {

@@ -20,13 +20,14 @@ type podAddress struct {
 	addr            netip.Addr
 }
 
-// start is, by name of the policy, which of its versions was the last one when a pod got an
-// address.
+// start maps the policies of a pod's namespace to the index of the version that was the newest
+// when the pod got an address.
 type start map[string]int
 
-// starts notes the addresses that a pod gets, before the store is told of them. It forgets
-// those that it has no more and those that are not held while they are unknown.
-func (h *history) starts(o *corev1.Pod) {
+// recordStarts is called before the store gets an update of a pod. It records the addresses
+// that the pod gains, if their packets are held until the pod is known, and forgets those that
+// it loses.
+func (h *history) recordStarts(o *corev1.Pod) {
 	before := h.endStarts(o.Namespace, o.Name)
 	had := liveAddrs(h.cluster.Pods, o)
 	if o.Spec.NodeName != localNode {
@@ -52,7 +53,7 @@ func (h *history) starts(o *corev1.Pod) {
 	}
 }
 
-// startBehindPolicy sets a policy, and has a pod of its namespace start on this node.
+// startBehindPolicy sets a policy, and right after it a pod of its namespace on this node.
 func (h *history) startBehindPolicy(name string) {
 	policy := h.policy(fmt.Sprintf("n%d", h.IntN(4)))
 	h.setPolicy(policy)
@@ -63,17 +64,18 @@ func (h *history) startBehindPolicy(name string) {
 
 // endStarts forgets the addresses of a pod, and returns them.
 func (h *history) endStarts(namespace, name string) map[podAddress]start {
-	of := map[podAddress]start{}
+	ended := map[podAddress]start{}
 	for key, at := range h.started {
 		if key.namespace == namespace && key.name == name {
-			of[key] = at
+			ended[key] = at
 			delete(h.started, key)
 		}
 	}
-	return of
+	return ended
 }
 
-// liveAddrs lists the addresses that a list has of a pod as long as it is the same one.
+// liveAddrs returns the addresses that a pod has in a list, if that holds the same pod: by
+// name and time of creation.
 func liveAddrs(list []*corev1.Pod, o *corev1.Pod) []netip.Addr {
 	i := named(list, o.Namespace, o.Name)
 	if i < 0 || !list[i].CreationTimestamp.Equal(&o.CreationTimestamp) || list[i].Spec.HostNetwork ||
@@ -87,7 +89,7 @@ func (h *history) inRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// rangesChanged forgets the addresses that are not held any more while they are unknown.
+// rangesChanged forgets the addresses whose packets are not held any more.
 func (h *history) rangesChanged() {
 	for key := range h.started {
 		if !h.inRanges(key.addr) {
@@ -96,13 +98,13 @@ func (h *history) rangesChanged() {
 	}
 }
 
-// checkStarts wants no pod to be less isolated than by the policies that were set before it
-// had its address.
+// checkStarts checks that each known pod is isolated by the policies that were set before it
+// got its address.
 func (h *history) checkStarts(now *policy.Snapshot) {
 	for key, at := range h.started {
 		e := now.Endpoint(key.addr)
 		if e == nil || e.Namespace != key.namespace || e.Name != key.name {
-			continue // unknown, so that packets are held, or the address is another pod's
+			continue // its packets are held, or another pod has the address
 		}
 		pod := h.cluster.Pods[named(h.cluster.Pods, key.namespace, key.name)]
 		for name, first := range at {
@@ -110,7 +112,7 @@ func (h *history) checkStarts(now *policy.Snapshot) {
 				since := h.versions[[2]string{key.namespace, name}][first:]
 				if all(since, func(o *networkingv1.NetworkPolicy) bool { return isolates(o, pod, d) }) &&
 					(e.Isolation(d) == nil || !slices.Contains(e.Isolation(d).Policies, key.namespace+"/"+name)) {
-					h.fail(flow{Src: key.addr, Dst: key.addr}, fmt.Sprintf("%s has begun after policy %s, which does not isolate it for %v", e, name, d))
+					h.fail(flow{Src: key.addr, Dst: key.addr}, fmt.Sprintf("%s started after policy %s, which does not isolate it for %v", e, name, d))
 				}
 			}
 		}
@@ -130,19 +132,20 @@ func isolates(o *networkingv1.NetworkPolicy, pod *corev1.Pod, d filter.Direction
 	return err != nil || selector.Matches(labels.Set(pod.Labels))
 }
 
-// withoutDeferred takes the addresses out of a cluster that the store keeps unknown: of
-// pods that have them, for a draft of their namespace. It reports whether there are any.
+// withoutDeferred removes from c the addresses that the store defers, and reports whether there
+// are any. An address must not be deferred if its packets are not held, or if all policies of
+// its pod's namespace are in force.
 func (h *history) withoutDeferred(c *cluster) bool {
-	deferred := h.world.Deferred()
+	deferred := h.store.Deferred()
 	was := *c
 	for pod, addrs := range deferred {
-		if !h.late[pod[0]] {
-			h.fail(flow{}, fmt.Sprintf("%v: %v are deferred, and all policies are in force", pod, addrs))
+		if !h.overdueIn[pod[0]] {
+			h.fail(flow{}, fmt.Sprintf("%v: %v are deferred, but all policies are in force", pod, addrs))
 		}
 		for _, a := range addrs {
 			h.deferred++
 			if _, is := h.started[podAddress{pod[0], pod[1], a}]; !is {
-				h.fail(flow{Src: a, Dst: a}, fmt.Sprintf("%v is deferred, and its packets are not held", pod))
+				h.fail(flow{Src: a, Dst: a}, fmt.Sprintf("%v is deferred, but its packets are not held", pod))
 			}
 			if o := was.podAt(a); o != nil && o.Namespace == pod[0] && o.Name == pod[1] {
 				c.Pods = withoutAddr(c.Pods, a)
@@ -152,7 +155,7 @@ func (h *history) withoutDeferred(c *cluster) bool {
 	return len(deferred) > 0
 }
 
-// withoutAddr is the pods without an address.
+// withoutAddr returns the pods with the address removed from all of them.
 func withoutAddr(list []*corev1.Pod, a netip.Addr) []*corev1.Pod {
 	is := func(text string) bool { return slices.Contains(parseAddrs([]string{text}), a) }
 	list = slices.Clone(list)

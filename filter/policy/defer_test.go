@@ -15,8 +15,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// starting is a Store in which pods start behind drafts. The pods of this node have
-// addresses in 10.0.0.0/24.
+// starting is a Store with drafts enabled. The pods of this node have addresses in
+// 10.0.0.0/24.
 type starting struct {
 	*policy.Store
 	t *testing.T
@@ -34,7 +34,8 @@ func newStarting(t *testing.T) starting {
 func (w starting) SetPolicy(o *networkingv1.NetworkPolicy) { w.Store.SetPolicy(netpol.Read(o)) }
 func (w starting) SetPod(o *corev1.Pod)                    { w.Store.SetPod(kubepod.Read(o)) }
 
-// policy is a policy for pods of an app in a: one that is a draft if it has many rules.
+// policy returns a policy of namespace a that isolates the pods of an app, or all pods if app
+// is empty. With 100 rules it is large enough to become a draft first.
 func (w starting) policy(name, app string, rules int) *networkingv1.NetworkPolicy {
 	p := large("a", name, rules)
 	p.Spec.PodSelector = metav1.LabelSelector{}
@@ -54,8 +55,8 @@ func (w starting) pod(namespace, name string, texts ...string) *corev1.Pod {
 	return o
 }
 
-// expect wants an address to be that of a pod, or unknown. A pod of a that is known is
-// isolated.
+// expect commits, and checks that addr belongs to the pod want, or is unknown if want is
+// empty. A pod of namespace a must be isolated as soon as it is known.
 func (w starting) expect(addr, want string) {
 	w.t.Helper()
 	s, _ := w.Commit()
@@ -68,7 +69,7 @@ func (w starting) expect(addr, want string) {
 	}
 }
 
-// prepareNext brings the draft that is next in force.
+// prepareNext brings the next draft into force.
 func (w starting) prepareNext() {
 	w.t.Helper()
 	before := w.Versions()
@@ -86,24 +87,24 @@ func (w starting) prepareNext() {
 	}
 }
 
-// A pod that starts behind a draft that may isolate it is unknown until that is in force,
-// and then isolated, in the same snapshot.
+// If a pod starts while a draft waits, it stays unknown if the draft may isolate it and the
+// version in force does not.
 func TestPodsThatStartBehindDrafts(t *testing.T) {
-	const waits, known = "", "a/pod"
+	const unknown, known = "", "a/pod"
 	for _, tt := range []struct {
 		name string           // of the version in force
 		set  func(w starting) // sets that version
 		want string
 	}{
-		{"none", func(starting) {}, waits},
+		{"none", func(starting) {}, unknown},
 		{"selects all pods", func(w starting) { w.SetPolicy(w.policy("p", "", 1)) }, known},
 		{"selects the same pods", func(w starting) { w.SetPolicy(w.policy("p", "web", 1)) }, known},
-		{"selects other pods", func(w starting) { w.SetPolicy(w.policy("p", "db", 1)) }, waits},
+		{"selects other pods", func(w starting) { w.SetPolicy(w.policy("p", "db", 1)) }, unknown},
 		{"isolates another direction", func(w starting) {
 			p := w.policy("p", "web", 1)
 			p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
 			w.SetPolicy(p)
-		}, waits},
+		}, unknown},
 	} {
 		for _, step := range []string{"waiting", "being read", "read"} {
 			t.Run(tt.name+"/"+step, func(t *testing.T) {
@@ -125,8 +126,8 @@ func TestPodsThatStartBehindDrafts(t *testing.T) {
 	}
 }
 
-// A draft delays no pod that the agent does not isolate by it, and no pod that no packet is
-// held for.
+// A draft does not delay pods of other nodes or namespaces, pods that started before it, and
+// pods outside of the ranges in which packets to unknown addresses are held.
 func TestPodsThatDraftsDoNotDelay(t *testing.T) {
 	w := newStarting(t)
 	w.SetPolicy(w.policy("small", "web", 1))
@@ -143,12 +144,13 @@ func TestPodsThatDraftsDoNotDelay(t *testing.T) {
 	w.expect("10.1.0.3", "a/outside")
 	w.expect("10.0.0.4", "b/other")
 	w.expect("10.0.0.5", "")
-	w.SetPodRanges(nil) // so that its packets are not held any more
+	w.SetPodRanges(nil) // from now on its packets are not held
 	w.expect("10.0.0.5", "a/behind")
 }
 
-// A pod that waits for a draft becomes known, whether or not the draft comes into force.
-func TestPodsThatWaitBecomeKnown(t *testing.T) {
+// A pod that waits for a draft becomes known when the draft comes into force, and also when the
+// draft is deleted, replaced or refused.
+func TestWaitingPodsBecomeKnown(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		end  func(w starting)
@@ -160,14 +162,14 @@ func TestPodsThatWaitBecomeKnown(t *testing.T) {
 		{"it is too large", func(w starting) {
 			prepare(w.t, w.Store)
 			if names := refused(w.Store, "--policy-memory"); !slices.Equal(names, []string{"a/p"}) {
-				w.t.Errorf("refused are %v", names)
+				w.t.Errorf("refused: %v", names)
 			}
 		}},
 		{"all are too large", func(w starting) {
 			w.prepareNext()
 			w.Commit()
 			if names := refused(w.Store, "--policies-memory"); !slices.Equal(names, []string{"a/p"}) {
-				w.t.Errorf("refused are %v", names)
+				w.t.Errorf("refused: %v", names)
 			}
 		}},
 		{"a later draft follows", func(w starting) { w.SetPolicy(w.policy("q", "web", 100)); w.prepareNext() }},
@@ -191,8 +193,8 @@ func TestPodsThatWaitBecomeKnown(t *testing.T) {
 	}
 }
 
-// Updates and deletes of pods that wait keep their order, and addresses that a pod had stay
-// known.
+// Pods are updated, deleted and replaced while they wait. An address that a pod had before the
+// draft stays known; one that passes to another pod waits.
 func TestPodsChangeWhileTheyWait(t *testing.T) {
 	w := newStarting(t)
 	w.SetPolicy(w.policy("small", "web", 1))
@@ -211,7 +213,7 @@ func TestPodsChangeWhileTheyWait(t *testing.T) {
 	w.SetPod(w.pod("a", "deleted", "10.0.0.2")) // another pod of the name
 	replaced := w.pod("a", "replaced", "10.0.0.3")
 	replaced.CreationTimestamp = metav1.Unix(1, 0)
-	w.SetPod(replaced) // likewise
+	w.SetPod(replaced) // another pod of the name, too
 	w.SetPod(w.pod("a", "grows", "10.0.0.4", "10.0.0.7"))
 	heir := w.pod("a", "heir", "10.0.0.5")
 	heir.CreationTimestamp = metav1.Unix(1, 0)
@@ -228,6 +230,6 @@ func TestPodsChangeWhileTheyWait(t *testing.T) {
 		w.expect(addr, pod)
 	}
 	if n := w.Kept()["deferred"]; n > 0 {
-		t.Errorf("addresses of %d namespaces are kept", n)
+		t.Errorf("the store still keeps deferred addresses of %d namespaces", n)
 	}
 }

@@ -7,30 +7,30 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// version notes a version of a policy; nil if it is deleted.
-func (h *history) version(namespace, name string, o *networkingv1.NetworkPolicy) {
+// recordVersion records a new version of a policy, nil for a delete.
+func (h *history) recordVersion(namespace, name string, o *networkingv1.NetworkPolicy) {
 	key := [2]string{namespace, name}
 	h.versions[key] = append(h.versions[key], o)
 }
 
-// advanceDrafts does some steps that bring drafts into force, in pieces as small as they
-// can be.
+// advanceDrafts does a number of random steps that bring drafts into force. Each is as small as
+// the Store permits.
 func (h *history) advanceDrafts(steps int) {
 	if !h.drafts {
 		return
 	}
 	for range steps {
 		switch {
-		case h.out != nil && h.oneIn(2):
-			h.note("prepared")
-			h.out.Prepare()
-			h.world.Prepared(h.out)
-			h.out = nil
-		case h.out == nil && h.oneIn(2):
-			h.out = h.world.NextDraft()
+		case h.preparing != nil && h.oneIn(2):
+			h.logf("prepared")
+			h.preparing.Prepare()
+			h.store.Prepared(h.preparing)
+			h.preparing = nil
+		case h.preparing == nil && h.oneIn(2):
+			h.preparing = h.store.NextDraft()
 		default:
-			h.note("work")
-			h.world.Work(func() bool { return false })
+			h.logf("work")
+			h.store.Work(func() bool { return false })
 		}
 	}
 }
@@ -51,20 +51,20 @@ func (h *history) behind() bool {
 	if !h.drafts {
 		return false
 	}
-	if h.out == nil {
-		h.out = h.world.NextDraft()
+	if h.preparing == nil {
+		h.preparing = h.store.NextDraft()
 	}
-	again, _ := h.world.Work(func() bool { return false })
-	return again || h.out != nil
+	again, _ := h.store.Work(func() bool { return false })
+	return again || h.preparing != nil
 }
 
-// inForce is the cluster with the versions of policies that are in force. It wants each
-// to be one that the policy has had, and no earlier one than before.
+// inForce returns the cluster with the policy versions that are in force. It checks that each
+// is a version that was set, and not an older one than at the last commit.
 func (h *history) inForce() *cluster {
 	c := *h.cluster
 	c.Policies = nil
-	h.late = map[string]bool{}
-	all := h.world.Versions()
+	h.overdueIn = map[string]bool{}
+	all := h.store.Versions()
 	for key, versions := range h.versions {
 		sum, ok := all[key]
 		at := h.reached[key]
@@ -75,15 +75,15 @@ func (h *history) inForce() *cluster {
 		}
 		switch {
 		case at == len(versions) && !ok && h.reached[key] == 0:
-			h.late[key[0]] = true
+			h.overdueIn[key[0]] = true
 			continue // not yet
 		case at == len(versions):
-			h.fail(flow{}, fmt.Sprintf("policy %v: what is in force (%t) is no version since the %dth of %d", key, ok, h.reached[key], len(versions)))
+			h.fail(flow{}, fmt.Sprintf("policy %v: none of its versions from index %d of %d is in force (in the store: %t)", key, h.reached[key], len(versions), ok))
 			continue
 		}
 		if h.reached[key] = at; at < len(versions)-1 {
 			h.overdue++
-			h.late[key[0]] = true
+			h.overdueIn[key[0]] = true
 		}
 		if versions[at] != nil {
 			c.Policies = append(c.Policies, versions[at])
@@ -95,7 +95,7 @@ func (h *history) inForce() *cluster {
 func sumOf(o *networkingv1.NetworkPolicy) [32]byte {
 	spec, err := o.Spec.Marshal()
 	if err != nil {
-		panic(err) // cannot be: the store encodes it too
+		panic(err) // cannot happen: the store encodes the spec too
 	}
 	return sha256.Sum256(spec)
 }

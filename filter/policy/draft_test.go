@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A selector that a draft has, and that no pod was matched with yet, is matched when a
-// small policy uses it.
+// If only a draft has a selector, and no pod has been matched with it yet, the pods are matched
+// when a small policy uses the selector, too.
 func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 	selector := func(key string) *metav1.LabelSelector {
 		return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: key, Operator: metav1.LabelSelectorOpDoesNotExist}}}
@@ -47,7 +47,7 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 		}
 		allowing("large", 100)
 		prepare(t, w)
-		for w.NextDraft() == nil { // until it is to be compiled
+		for w.NextDraft() == nil { // until the large policy can be compiled
 			w.Work(func() bool { return false })
 		}
 		allowing("small", 0)
@@ -62,7 +62,7 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 	}
 }
 
-// prepare prepares the draft that is next.
+// prepare prepares the next draft.
 func prepare(t *testing.T, w *policy.Store) {
 	t.Helper()
 	d := w.NextDraft()
@@ -73,7 +73,7 @@ func prepare(t *testing.T, w *policy.Store) {
 	w.Prepared(d)
 }
 
-// Limits hold for drafts as they do for other policies.
+// The limits apply to drafts as to other policies.
 func TestDraftsBeyondLimits(t *testing.T) {
 	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policy: 2 * cost, Policies: 5*cost + cost/2})
@@ -91,12 +91,12 @@ func TestDraftsBeyondLimits(t *testing.T) {
 				return
 			}
 		}
-		t.Fatal("it does not end")
+		t.Fatal("the drafts are not finished after 1000 rounds")
 	}
 	expect := func(flag string, want string) {
 		t.Helper()
 		if got := refused(w.Store, flag); fmt.Sprint(got) != want {
-			t.Errorf("refused for %s are %v, want %v", flag, got, want)
+			t.Errorf("refused for %s: %v, want %v", flag, got, want)
 		}
 	}
 	w.SetPolicy(netpol.Read(large("b", "p0", 50)))

@@ -10,9 +10,9 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestEpochs says event by event who gets a new epoch: whoever a verdict may have
-// changed for, or remembered verdicts would be wrong, and nobody else, or they
-// would be of no use.
+// TestEpochs lists for each event the endpoints that get a new epoch. An endpoint must get
+// one if a verdict about it may have changed: otherwise a cache would answer with a stale
+// verdict. No other endpoint may get one: that would invalidate verdicts that still hold.
 func TestEpochs(t *testing.T) {
 	const (
 		toDBFromFrontend = `default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}`
@@ -22,7 +22,7 @@ func TestEpochs(t *testing.T) {
 	tests := []struct {
 		name          string
 		before, event step
-		want          []string // of the ends
+		want          []string // the ends with a new epoch
 	}{
 		{name: "nothing"},
 		{name: "equal objects again",
@@ -31,10 +31,10 @@ func TestEpochs(t *testing.T) {
 			before: step{policies: toDBFromFrontend}, event: step{objects: fmt.Sprintf(pod, "default", "new", "{role: frontend}", "10.0.0.8")}, want: []string{"new"}},
 		{name: "a pod ends elsewhere",
 			before: step{policies: toDBFromFrontend}, event: step{remove: "Pod bare/odd"}, want: []string{"odd"}},
-		{name: "a policy comes", event: step{policies: toDBFromFrontend}, want: []string{"db", "db6"}},
-		{name: "a policy goes", before: step{policies: toDBFromFrontend}, event: step{remove: "NetworkPolicy default/p"}, want: []string{"db", "db6"}},
+		{name: "a policy is added", event: step{policies: toDBFromFrontend}, want: []string{"db", "db6"}},
+		{name: "a policy is deleted", before: step{policies: toDBFromFrontend}, event: step{remove: "NetworkPolicy default/p"}, want: []string{"db", "db6"}},
 		{name: "a policy's rules change", before: step{policies: toDBFromFrontend}, event: step{policies: namedPort}, want: []string{"db", "db6"}},
-		{name: "a policy comes that selects nobody", event: step{policies: `bare/p: {podSelector: {matchLabels: {role: none}}, ingress: [{from: [{podSelector: {matchLabels: {a: b}}}]}]}`}},
+		{name: "a policy that selects no pod is added", event: step{policies: `bare/p: {podSelector: {matchLabels: {role: none}}, ingress: [{from: [{podSelector: {matchLabels: {a: b}}}]}]}`}},
 		{name: "a label that no policy names",
 			before: step{policies: toDBFromFrontend}, event: step{objects: fmt.Sprintf(pod, "mine", "job", "{role: frontend, version: v2}", "10.0.0.3")}},
 		{name: "a label that a peer names",
@@ -51,7 +51,7 @@ func TestEpochs(t *testing.T) {
 			want: []string{"web", "web6"}},
 		{name: "the node of a pod", event: step{objects: `{kind: Pod, metadata: {namespace: mine, name: job, labels: {role: frontend}}, status: {podIP: 10.0.0.3, hostIP: 10.9.0.2}}`},
 			want: []string{"job"}},
-		{name: "an address passes on", event: step{objects: `{kind: Pod, metadata: {namespace: mine, name: next, labels: {role: frontend}, creationTimestamp: "2026-01-02T00:00:00Z"}, status: {podIP: 10.0.0.3}}`},
+		{name: "a newer pod takes over an address", event: step{objects: `{kind: Pod, metadata: {namespace: mine, name: next, labels: {role: frontend}, creationTimestamp: "2026-01-02T00:00:00Z"}, status: {podIP: 10.0.0.3}}`},
 			want: []string{"job"}},
 		{name: "a pod of the same name and address", event: step{remove: "Pod mine/job", objects: fmt.Sprintf(pod, "mine", "job", "{role: frontend}", "10.0.0.3")},
 			want: []string{"job"}},
@@ -61,14 +61,14 @@ func TestEpochs(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
-			r.world = r.cluster.world()
+			r.store = r.cluster.newStore()
 			r.apply(test.before)
-			before, _ := r.world.Commit()
+			before, _ := r.store.Commit()
 			epochs := epochsOf(before)
 			r.apply(test.event)
-			after, changes := r.world.Commit()
+			after, changes := r.store.Commit()
 			if !maps.Equal(epochsOf(before), epochs) {
-				t.Error("the snapshot before has changed")
+				t.Error("the commit changed the snapshot before it")
 			}
 			var got, changed []string
 			for name, addr := range ends {
@@ -83,7 +83,7 @@ func TestEpochs(t *testing.T) {
 			slices.Sort(got)
 			slices.Sort(changed)
 			if !slices.Equal(got, test.want) || !slices.Equal(changed, test.want) || len(changes) != len(test.want) {
-				t.Errorf("new epochs for %q, changes name %q of %d, want %q in both", got, changed, len(changes), test.want)
+				t.Errorf("new epochs for %q, %d changes with %q among them, want exactly %q in both", got, len(changes), changed, test.want)
 			}
 			if after.Number() != before.Number()+1 {
 				t.Errorf("snapshot %d follows %d", after.Number(), before.Number())
@@ -100,18 +100,19 @@ func epochsOf(s *policy.Snapshot) map[netip.Addr]uint64 {
 	return epochs
 }
 
-// TestNodeChange: whoever becomes the node, or is it no more, changes hands.
+// TestNodeChange changes the node's addresses. The addresses that the node gains or loses are
+// reported as changes, and a gained one is the node's even if a pod claims it.
 func TestNodeChange(t *testing.T) {
 	r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
-	r.world = r.cluster.world()
-	r.world.Commit()
-	r.world.SetNode(addrs("10.9.0.3", "10.0.0.4"))
-	s, changes := r.world.Commit()
+	r.store = r.cluster.newStore()
+	r.store.Commit()
+	r.store.SetNode(addrs("10.9.0.3", "10.0.0.4"))
+	s, changes := r.store.Commit()
 	slices.SortFunc(changes, netip.Addr.Compare)
 	if want := addrs("10.0.0.4", "10.9.0.1", "10.9.0.3"); !slices.Equal(changes, want) {
 		t.Errorf("changes %v, want %v", changes, want)
 	}
 	if name := s.Endpoint(netip.MustParseAddr("10.0.0.4")).String(); name != "node" {
-		t.Errorf("10.0.0.4 is %q, want the node, although a pod claims it too", name)
+		t.Errorf("10.0.0.4 is the address of %q, want the node, although a pod claims it too", name)
 	}
 }

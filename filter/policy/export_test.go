@@ -5,13 +5,17 @@ import "net/netip"
 // CostOf is the estimate by which policies are refused.
 func CostOf(p *Policy) int64 { return costOf(p) }
 
-// Shapes are the forms that rule sets can have: as agents compile them, always
-// trees, trees that copy no rule of which they can do without a copy, and one for each
-// policy.
+// Shapes is the number of shapes that SetShape knows.
 const Shapes = 4
 
-// SetShape has what is compiled from now on take one of the forms. In the second and
-// third, few selectors are kept as many are.
+// SetShape selects the shape of the rule sets that are compiled from now on:
+//
+//	0: as an agent compiles them
+//	1: segment trees for all ports, into which every rule is copied
+//	2: segment trees that refer to rules instead of copying them, where they can
+//	3: as 1, and rules of several policies are not merged
+//
+// In shapes 1 to 3 small sets of selectors are also stored like large ones.
 func (w *Store) SetShape(n int) {
 	if n > 0 {
 		w.ids.few, w.peers.few, w.nsSelectors.few, w.subjects.few = 0, 0, 0, 0
@@ -29,10 +33,10 @@ func (w *Store) SetShape(n int) {
 	}
 }
 
-// SetLarge has policies of more bytes be drafts, if the store uses any.
+// SetLarge sets the encoded size above which a policy is a draft first, if drafts are in use.
 func (w *Store) SetLarge(bytes int) { w.large = bytes }
 
-// Versions are the policies in force, each by the sum of its spec.
+// Versions returns the policies in force, by namespace and name, as the hash of their spec.
 func (w *Store) Versions() map[[2]string][32]byte {
 	all := make(map[[2]string][32]byte, len(w.policies))
 	for key, p := range w.policies {
@@ -41,7 +45,7 @@ func (w *Store) Versions() map[[2]string][32]byte {
 	return all
 }
 
-// Deferred are the addresses that are not known yet, by the namespace and name of their pods.
+// Deferred returns the deferred addresses by the namespace and name of their pods.
 func (w *Store) Deferred() map[[2]string][]netip.Addr {
 	all := make(map[[2]string][]netip.Addr)
 	for _, claims := range w.deferred {
@@ -53,9 +57,8 @@ func (w *Store) Deferred() map[[2]string][]netip.Addr {
 	return all
 }
 
-// Forms counts, in the rule sets in use, the port tables that are flat and trees,
-// the peer sets that refer to
-// others, and the rule sets that are parts of others.
+// Forms counts what the rule sets in use consist of: flat port tables, tables that are
+// trees, peer sets that refer to other sets, and rule sets that are part of another one.
 func (w *Store) Forms() (flat, trees, refer, apart int) {
 	for _, g := range w.policySets {
 		apart += len(g.alone.rules.parts())
@@ -80,11 +83,11 @@ func (w *Store) Forms() (flat, trees, refer, apart int) {
 	return flat, trees, refer, apart
 }
 
-// Kept counts what the world keeps of objects, by what it is.
+// Kept counts the records that the store keeps, by kind.
 func (w *Store) Kept() map[string]int {
 	kept := map[string]int{
 		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty),
-		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "groups": len(w.policySets), "classes": len(w.classes),
+		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "policy sets": len(w.policySets), "classes": len(w.classes),
 		"deferred":  len(w.deferred),
 		"selectors": len(w.nsSelectors.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
 		"scopes":    len(w.nsSelectors.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),

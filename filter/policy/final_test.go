@@ -11,15 +11,15 @@ import (
 	"sluice/filter/policy"
 )
 
-// without is the cluster without the pods that have an address.
+// without returns the cluster without the pods that have an address.
 func (c *cluster) without(addr netip.Addr) *cluster {
 	out := *c
 	out.Pods = slices.DeleteFunc(slices.Clone(c.Pods), func(p *corev1.Pod) bool { return slices.Contains(podAddrs(p), addr) })
 	return &out
 }
 
-// with is the cluster with a pod that has an address and no other, is in no node's
-// network, and may have a name for the port of a flow.
+// with returns the cluster plus a random pod whose only address is addr, and which may have a
+// name for the port of the flow.
 func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster {
 	out := *c
 	p := r.pod(name)
@@ -34,11 +34,11 @@ func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster 
 	return &out
 }
 
-// A verdict that is final is the one that the oracle gives whichever pod is put at
-// the pending addresses; and one that is not differs for some pod, mostly.
+// A final verdict is also the oracle's verdict with any pods at the pending addresses. A verdict
+// that is not final usually differs for some pods.
 func TestFinalVerdictsAreFinal(t *testing.T) {
 	const clusters, flows, pods = 500, 15, 12
-	final, open, needless := map[filter.Action]int{}, 0, 0
+	final, open, missed := map[filter.Action]int{}, 0, 0 // missed: not final, but always the same
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 9000)
 		whole := r.cluster()
@@ -55,11 +55,11 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 			if src == policy.Known && dst == policy.Known || f.Src == f.Dst && src != dst {
 				continue
 			}
-			s, _ := c.world().Commit()
+			s, _ := c.newStore().Commit()
 			v := s.Decide(f.key())
 			k := f.key()
 			isFinal := s.Final(&k, &v, src, dst)
-			turned := false
+			differs := false
 			for i := range pods {
 				other := c
 				if src != policy.Known {
@@ -70,7 +70,7 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 				}
 				j := other.judge(f)
 				action := j.Action
-				if !j.exempt() { // a remote pod's own policies are for its node to enforce
+				if !j.exempt() { // a remote pod's policies are enforced by its own node
 					action = filter.Deny
 					if (src == policy.PendingRemote || j.Egress.allows()) && (dst == policy.PendingRemote || j.Ingress.allows()) {
 						action = filter.Allow
@@ -79,26 +79,26 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 				if action == v.Action {
 					continue
 				}
-				turned = true
+				differs = true
 				if isFinal {
-					t.Fatalf("seed %d: %v is finally %v (%v), with %v pending, but not with pods %d: %v\n%s", seed, f, v.Action, v.Reason, kinds, i, j, other)
+					t.Fatalf("seed %d: %v has the final verdict %v (%v) with %v pending, but with pods %d: %v\n%s", seed, f, v.Action, v.Reason, kinds, i, j, other)
 				}
 			}
 			switch {
 			case isFinal:
 				final[v.Action]++
-			case turned:
+			case differs:
 				open++
 			default:
-				needless++
+				missed++
 			}
 		}
 	}
-	t.Logf("finally allowed %d, denied %d; not final %d, of which %d were the same for %d pods", final[filter.Allow], final[filter.Deny], open+needless, needless, pods)
+	t.Logf("final: %d allowed, %d denied; not final: %d, and %d of these were the same with %d random pods", final[filter.Allow], final[filter.Deny], open+missed, missed, pods)
 	if final[filter.Allow] < 200 || final[filter.Deny] < 200 || open < 200 {
-		t.Error("the test has become blunt")
+		t.Error("too few flows of some kind: the test covers too little")
 	}
-	if needless > 2*open {
-		t.Error("too many verdicts are not seen to be final")
+	if missed > 2*open {
+		t.Error("too many verdicts are not final although they are always the same")
 	}
 }

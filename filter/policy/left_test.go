@@ -8,19 +8,19 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A world keeps nothing of objects that are gone: an agent follows a cluster for
-// months, in which all pods and nodes become others.
+// The store keeps nothing of deleted objects. An agent runs for months, in which all pods and
+// nodes of a cluster are replaced.
 func TestNothingIsLeft(t *testing.T) {
 	for seed := range uint64(200) {
 		r := newChance(seed + 700)
 		a, b := r.cluster(), r.cluster()
-		w := a.world()
+		w := a.newStore()
 		if r.oneIn(2) {
 			w.Commit()
 		}
-		b.into(w) // pods of the same names have other labels, hosts and addresses
+		b.into(w) // pods of the same names get other labels, hosts and addresses
 		if kept := w.Kept(); len(a.Pods) > 0 && (kept["identities"] == 0 || kept["pods"] == 0) {
-			t.Fatalf("seed %d: nothing is kept of a cluster that is there: %v", seed, kept)
+			t.Fatalf("seed %d: the store keeps nothing of a cluster that exists: %v", seed, kept)
 		}
 		if r.oneIn(2) {
 			w.Commit()
@@ -29,20 +29,20 @@ func TestNothingIsLeft(t *testing.T) {
 		b.outOf(w)
 		w.Commit()
 		for what, n := range w.Kept() {
-			if n > 0 && what != "namespaces" { // which keep their pods by label
-				t.Errorf("seed %d: %d %s are kept", seed, n, what)
+			if n > 0 && what != "namespaces" { // Namespace objects are deleted below
+				t.Errorf("seed %d: the store still keeps %d %s", seed, n, what)
 			}
 		}
 		for _, o := range append(a.Namespaces, b.Namespaces...) {
 			w.DeleteNamespace(o.Name)
 		}
 		if n := w.Kept()["namespaces"]; n > 0 {
-			t.Errorf("seed %d: %d namespaces are kept", seed, n)
+			t.Errorf("seed %d: the store still keeps %d namespaces", seed, n)
 		}
 	}
 }
 
-// into sets all objects of the cluster.
+// into sets all objects of the cluster in a store.
 func (c *cluster) into(w *policy.Store) {
 	for _, o := range c.Namespaces {
 		w.SetNamespace(o.Name, o.Labels)
@@ -55,7 +55,7 @@ func (c *cluster) into(w *policy.Store) {
 	}
 }
 
-// outOf deletes all objects of the cluster but its namespaces.
+// outOf deletes all objects of the cluster from a store, except its namespaces.
 func (c *cluster) outOf(w *policy.Store) {
 	for _, o := range c.Pods {
 		w.DeletePod(o.Namespace, o.Name)

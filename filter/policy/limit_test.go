@@ -18,9 +18,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// limited is two tenants with a pod and policies each. The pods may be reached from
-// everywhere on TCP 80, by the policy small; the policies large allow more the larger
-// they are.
+// limited is a store with limits and one pod in each of the namespaces a (10.0.0.1) and b
+// (10.0.0.2).
 type limited struct{ *policy.Store }
 
 func newLimited(l policy.Limits) limited {
@@ -35,14 +34,14 @@ func newLimited(l policy.Limits) limited {
 	return w
 }
 
-// large is a policy with so many rules.
+// large returns a policy with the given number of rules.
 func large(namespace, name string, rules int) *networkingv1.NetworkPolicy {
 	p := worstcase.Recipe{Layout: worstcase.Apart, Ports: 1, Blocks: 1}.Policy(name, rules)
 	p.Namespace = namespace
 	return p
 }
 
-// refused are the policies whose problems name the flag.
+// refused returns the policies that were refused for the limit which a flag sets.
 func refused(w *policy.Store, flag string) (names []string) {
 	for _, p := range w.Problems() {
 		if strings.Contains(p.Hint, flag) && p.Field == "spec" {
@@ -59,25 +58,25 @@ func (w limited) verdict(t *testing.T, to string) filter.Verdict {
 	return s.Decide(f.key())
 }
 
-// A policy that takes more than one may allows nothing, for the pods that it selects
-// alone, and comes into force when it is made smaller.
+// A policy over the limit for one policy allows nothing, which affects only the pods that it
+// selects. It comes into force when it is made smaller.
 func TestPolicyBeyondItsLimit(t *testing.T) {
 	limit := policy.CostOf(netpol.Read(large("a", "p", 50)))
 	w := newLimited(policy.Limits{Policy: limit})
 	w.SetPolicy(netpol.Read(large("a", "p", 51)))
 	w.SetPolicy(netpol.Read(large("b", "p", 50)))
 	if v := w.verdict(t, "10.0.0.1"); v.Reason != filter.IngressDenied {
-		t.Errorf("the pod of the policy beyond: %v", v.Reason)
+		t.Errorf("the pod of the policy over the limit: %v", v.Reason)
 	}
 	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
 		t.Errorf("the pod of the other policy: %v", v.Reason)
 	}
 	if got := refused(w.Store, "--policy-memory"); !slices.Equal(got, []string{"a/p"}) {
-		t.Errorf("refused are %v", got)
+		t.Errorf("refused: %v", got)
 	}
 	w.SetPolicy(netpol.Read(large("a", "p", 50)))
 	if v := w.verdict(t, "10.0.0.1"); v.Reason != filter.RuleAllows || len(w.Problems()) > 0 {
-		t.Errorf("made smaller: %v, %v", v.Reason, w.Problems())
+		t.Errorf("after the policy was made smaller: %v, problems %v", v.Reason, w.Problems())
 	}
 }
 
@@ -95,14 +94,14 @@ func TestRefusedPolicyIsolates(t *testing.T) {
 		for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
 			pod := addrs("10.0.0.1")[0]
 			if is, was := after.Endpoint(pod).Isolation(d) != nil, before.Endpoint(pod).Isolation(d) != nil; is != was {
-				t.Errorf("%v: isolated for %v %t, refused %t", types, d, was, is)
+				t.Errorf("%v: it isolates for %v: %t, refused: %t", types, d, was, is)
 			}
 		}
 	}
 }
 
-// Of the namespace whose policies take most, the largest go, until the rest is
-// within the limit; and they come back when there is room.
+// If all policies together exceed the limit, the largest ones of the namespace that takes most
+// are refused until the rest is within the limit. They come into force again when there is room.
 func TestPoliciesBeyondTheirLimit(t *testing.T) {
 	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policies: 5*cost + cost/2})
@@ -112,24 +111,24 @@ func TestPoliciesBeyondTheirLimit(t *testing.T) {
 	}
 	w.Commit()
 	if got := refused(w.Store, "--policies-memory"); len(got) != 0 {
-		t.Fatalf("refused are %v", got)
+		t.Fatalf("refused: %v", got)
 	}
 	w.SetPolicy(netpol.Read(large("b", "p1", 50)))
 	if v := w.verdict(t, "10.0.0.2"); v.Reason != filter.RuleAllows {
 		t.Errorf("a pod of the namespace whose policies take less: %v", v.Reason)
 	}
 	if got := refused(w.Store, "--policies-memory"); !slices.Equal(got, []string{"a/p3"}) {
-		t.Fatalf("refused are %v", got)
+		t.Fatalf("refused: %v", got)
 	}
 	w.DeletePolicy(netpol.Ref("a", "p0"))
 	w.Commit()
 	if got := w.Problems(); len(got) != 0 {
-		t.Fatalf("with room for it: %v", got)
+		t.Fatalf("problems after a policy was deleted: %v", got)
 	}
 }
 
-// Which policies are refused does not depend on the order in which they came, nor on
-// what was there before.
+// The set of refused policies depends only on the policies that are set: not on their order,
+// and not on policies that were deleted.
 func TestRefusalIsStable(t *testing.T) {
 	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	for seed := range uint64(30) {
@@ -159,7 +158,7 @@ func TestRefusalIsStable(t *testing.T) {
 		second.Commit()
 		a, b := refused(first.Store, "--policies-memory"), refused(second.Store, "--policies-memory")
 		if slices.Sort(a); len(a) == 0 || !slices.Equal(a, b) {
-			t.Fatalf("seed %d: refused are %v, in another order %v", seed, a, b)
+			t.Fatalf("seed %d: refused: %v, and in another order %v", seed, a, b)
 		}
 	}
 }

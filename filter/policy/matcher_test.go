@@ -8,11 +8,11 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// A selector of many requirements matches what the API's own type says it matches.
+// The matcher of a selector with many requirements agrees with the Kubernetes library.
 func TestMatcher(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	word := func(from string) string { return from[r.IntN(len(from)):][:1] }
-	said := map[bool]int{}
+	count := map[bool]int{} // of selectors that match, and that do not
 	for range 20_000 {
 		var sel metav1.LabelSelector
 		operators := []metav1.LabelSelectorOperator{metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn, metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist}
@@ -39,12 +39,12 @@ func TestMatcher(t *testing.T) {
 			}
 		}
 		want := parsed.Matches(set)
-		said[want]++
+		count[want]++
 		if got := matcherOf(parsed).matches(set); got != want {
 			t.Fatalf("%s matches %v: %t, want %t", parsed, set, got, want)
 		}
 	}
-	if said[true] < 100 || said[false] < 1000 {
-		t.Errorf("the test has become blunt: %v", said)
+	if count[true] < 100 || count[false] < 1000 {
+		t.Errorf("too few cases that match, or that do not: %v", count)
 	}
 }

@@ -2,5 +2,5 @@
 
 package policy_test
 
-// raceEnabled makes the long tests shorter.
+// raceEnabled shortens the long tests.
 const raceEnabled = false

@@ -20,27 +20,26 @@ import (
 	"sluice/filter/policy"
 )
 
-// The oracle is the NetworkPolicy API read aloud: every flow loops over every
-// object, parses every selector and CIDR again, and remembers nothing. It costs
-// microseconds where the engine costs nanoseconds, and that is its use: it has
-// no index, class or cache that could share a mistake with the engine.
+// The oracle implements the text of the NetworkPolicy API literally: for every flow it loops
+// over all objects, parses every selector and CIDR again, and remembers nothing. It takes
+// microseconds where the engine takes nanoseconds, but it has no index, class or cache that
+// could share a mistake with the engine.
 //
-// Comments name the API field, or the kind of case, that a line stands for.
+// Comments name the API field that a line implements, and quote its documentation.
 
-// cluster is everything that a verdict depends on, as the API serves it. Objects
-// are never changed once they are in it, only replaced, so a copy of the slices
-// is a copy of the cluster.
+// cluster is everything that a verdict depends on, as the API serves it. Objects in it are
+// replaced and never changed, so a copy of the slices is a copy of the cluster.
 type cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
-	Node       []netip.Addr   // the addresses of the node that enforces
-	Ranges     []netip.Prefix // of its pods
+	Node       []netip.Addr   // the addresses of the enforcing node
+	Ranges     []netip.Prefix // the ranges of that node's pods
 
 	shape int // of the rule sets that the engine compiles; see policy.SetShape
 }
 
-// flow is one packet, as far as a policy can see it.
+// flow holds the fields of a packet that policies depend on.
 type flow struct {
 	Src, Dst  netip.Addr
 	Protocol  filter.Protocol
@@ -55,8 +54,8 @@ func (f flow) key() filter.Key {
 	}
 }
 
-// judgement is the oracle's answer about a flow. Unlike a filter.Verdict it
-// names all the rules that allow, because the engine may name any of them.
+// judgement is the oracle's verdict on a flow. Unlike a filter.Verdict it lists all rules that
+// allow the flow, because the engine may name any of them.
 type judgement struct {
 	Egress, Ingress sideJudgement
 	SameAddress     bool // a pod talks to itself
@@ -64,7 +63,7 @@ type judgement struct {
 	Action          filter.Action
 }
 
-// sideJudgement is the answer of one direction.
+// sideJudgement is the oracle's verdict for one direction.
 type sideJudgement struct {
 	Isolating []string // "namespace/name", sorted
 	Allowing  []filter.Rule
@@ -81,8 +80,8 @@ func (j judgement) String() string {
 		j.Action, j.SameAddress, j.OwnNode, j.Egress, j.Ingress)
 }
 
-// judge answers for one flow. Both ends must allow: egress at the source,
-// ingress at the destination.
+// judge returns the verdict on a flow. Egress at the source and ingress at the destination must
+// both allow it.
 func (c *cluster) judge(f flow) judgement {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
 	j := judgement{
@@ -100,11 +99,11 @@ func (c *cluster) judge(f flow) judgement {
 	return j
 }
 
-// exempt reports whether no policy is asked about the flow.
+// exempt reports whether the flow is allowed whatever the policies are.
 func (j judgement) exempt() bool { return j.SameAddress || j.OwnNode }
 
-// judgeSide asks the policies of one end: the source's for egress, the
-// destination's for ingress.
+// judgeSide evaluates the policies of one end: the source for egress, the destination for
+// ingress.
 func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) sideJudgement {
 	pod, peer, peerAddr := src, dst, f.Dst
 	if d == filter.Ingress {
@@ -112,15 +111,15 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) si
 	}
 	var side sideJudgement
 	if pod == nil {
-		return side // what is not a pod is not isolated
+		return side // only pods are isolated
 	}
 	for _, p := range c.Policies {
-		// A policy acts in its own namespace alone.
+		// A policy selects pods of its own namespace only.
 		if p.Namespace != pod.Namespace || !affects(p, d) {
 			continue
 		}
-		// Which pods a selector means that cannot be parsed is not known: the
-		// policy isolates every pod it could mean and allows none of them anything.
+		// A selector that cannot be parsed may mean any pod of the namespace: the policy
+		// isolates all of them, and allows nothing.
 		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
 		if err == nil && !selector.Matches(labels.Set(pod.Labels)) {
 			continue
@@ -140,7 +139,7 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) si
 	return side
 }
 
-// affects reads spec.policyTypes with its default: "policies that contain an
+// affects implements spec.policyTypes with its default: "policies that contain an
 // egress section are assumed to affect egress, and all policies (whether or not
 // they contain an ingress section) are assumed to affect ingress".
 func affects(p *networkingv1.NetworkPolicy, d filter.Direction) bool {
@@ -150,7 +149,7 @@ func affects(p *networkingv1.NetworkPolicy, d filter.Direction) bool {
 	types := map[networkingv1.PolicyType]bool{}
 	for _, t := range p.Spec.PolicyTypes {
 		if t != networkingv1.PolicyTypeIngress && t != networkingv1.PolicyTypeEgress {
-			return true // which direction it was meant for is not known
+			return true // it may mean either direction
 		}
 		types[t] = true
 	}
@@ -160,7 +159,7 @@ func affects(p *networkingv1.NetworkPolicy, d filter.Direction) bool {
 	return types[networkingv1.PolicyTypeIngress]
 }
 
-// policyRule is what ingress and egress rules have in common.
+// policyRule is an ingress or egress rule.
 type policyRule struct {
 	peers []networkingv1.NetworkPolicyPeer
 	ports []networkingv1.NetworkPolicyPort
@@ -179,14 +178,14 @@ func rulesOf(p *networkingv1.NetworkPolicy, d filter.Direction) (rules []policyR
 	return rules
 }
 
-// anyPeerMatches reads from and to: "empty or missing ... matches all".
+// anyPeerMatches implements from and to: "empty or missing ... matches all".
 func (c *cluster) anyPeerMatches(peers []networkingv1.NetworkPolicyPeer, policyNamespace string, addr netip.Addr, pod *corev1.Pod) bool {
 	return len(peers) == 0 || slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool {
 		return c.peerMatches(p, policyNamespace, addr, pod)
 	})
 }
 
-// peerMatches reads one NetworkPolicyPeer; pod is nil for an address outside.
+// peerMatches implements NetworkPolicyPeer. pod is nil for an address outside the cluster.
 func (c *cluster) peerMatches(p networkingv1.NetworkPolicyPeer, policyNamespace string, addr netip.Addr, pod *corev1.Pod) bool {
 	bySelector := p.PodSelector != nil || p.NamespaceSelector != nil
 	if p.IPBlock != nil {
@@ -194,7 +193,7 @@ func (c *cluster) peerMatches(p networkingv1.NetworkPolicyPeer, policyNamespace 
 		return !bySelector && blockContains(p.IPBlock, addr)
 	}
 	if !bySelector || pod == nil {
-		return false // a peer must say something, and labels select pods alone
+		return false // a peer must have a field, and selectors match only pods
 	}
 	if p.NamespaceSelector == nil && pod.Namespace != policyNamespace {
 		return false // "Otherwise ... in the policy's own namespace"
@@ -205,14 +204,14 @@ func (c *cluster) peerMatches(p networkingv1.NetworkPolicyPeer, policyNamespace 
 	return p.PodSelector == nil || selects(p.PodSelector, pod.Labels)
 }
 
-// selects reports whether a selector matches; one that cannot be parsed matches nothing.
+// selects reports whether a selector matches. A malformed selector matches nothing.
 func selects(s *metav1.LabelSelector, set map[string]string) bool {
 	selector, err := metav1.LabelSelectorAsSelector(s)
 	return err == nil && selector.Matches(labels.Set(set))
 }
 
-// blockContains reads an IPBlock: in cidr and in none of except. One malformed
-// part makes the whole block match nothing, so that a lost except never widens.
+// blockContains implements IPBlock: in cidr, and in none of except. If any part is malformed,
+// the block matches nothing: to ignore a malformed except would allow more.
 func blockContains(b *networkingv1.IPBlock, addr netip.Addr) bool {
 	in, ok := cidrContains(b.CIDR, addr)
 	for _, text := range b.Except {
@@ -223,8 +222,8 @@ func blockContains(b *networkingv1.IPBlock, addr netip.Addr) bool {
 	return in && ok
 }
 
-// cidrContains takes host bits for zero, as the API does, and takes an
-// IPv4-mapped prefix for malformed, because no packet carries such an address.
+// cidrContains ignores the host bits of a prefix, as the API does. An IPv4-mapped prefix is
+// malformed, because no packet has such an address.
 func cidrContains(text string, addr netip.Addr) (contains, wellFormed bool) {
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil || prefix.Addr().Is4In6() {
@@ -233,15 +232,15 @@ func cidrContains(text string, addr netip.Addr) (contains, wellFormed bool) {
 	return prefix.Contains(addr), true
 }
 
-// anyPortMatches reads ports: "empty or missing ... matches all ports", which is
-// the only way to match a packet that has none.
+// anyPortMatches implements ports: "empty or missing ... matches all ports". Nothing else
+// matches a packet without ports.
 func anyPortMatches(items []networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) bool {
 	return len(items) == 0 || slices.ContainsFunc(items, func(item networkingv1.NetworkPolicyPort) bool {
 		return portMatches(item, f, dst)
 	})
 }
 
-// portMatches reads one NetworkPolicyPort; dst is nil for an address outside.
+// portMatches implements NetworkPolicyPort. dst is nil for an address outside the cluster.
 func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) bool {
 	protocol := corev1.ProtocolTCP // "If not specified, this field defaults to TCP."
 	if item.Protocol != nil {
@@ -276,8 +275,8 @@ func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) b
 
 var portName = regexp.MustCompile(`^([a-z0-9][a-z0-9-]*)?[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
-// numberOf gives 0 for a protocol that NetworkPolicy does not know; no flow with
-// ports has that number.
+// numberOf returns the IP protocol number, or 0 for a protocol that NetworkPolicy does not know:
+// no flow with ports has that number.
 func numberOf(p corev1.Protocol) filter.Protocol {
 	switch p {
 	case corev1.ProtocolTCP:
@@ -290,10 +289,10 @@ func numberOf(p corev1.Protocol) filter.Protocol {
 	return 0
 }
 
-// namedPort looks a name up on the destination pod, for ingress and for egress.
-// Containers come first, then sidecars, which are init containers that stay
-// (initContainers[].restartPolicy); other init containers are gone when the pod
-// serves. The name is empty on ports that have none, so it names nothing.
+// namedPort looks up a port's name in the destination pod, for ingress and for egress.
+// Containers come before sidecars, which are init containers with restartPolicy Always. Other
+// init containers have ended when the pod serves. An empty name matches nothing, although ports
+// without a name have an empty one.
 func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, bool) {
 	if pod == nil || name == "" {
 		return 0, false
@@ -316,11 +315,9 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, b
 	return 0, false
 }
 
-// podAt gives the pod that an address means, or nil. hostNetwork pods have no
-// address of their own and finished pods have given theirs up. Where two live
-// pods claim one address, the API server's view of one of them is late: the pod
-// that was created later counts; of two created in the same second, the one with
-// the greater "namespace/name", so that the order of events does not matter.
+// podAt returns the pod that has an address, or nil. Pods with hostNetwork have no address of
+// their own, and finished pods have released theirs. If two live pods claim one address, the
+// status of one of them is stale, and beats decides.
 func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	var owner *corev1.Pod
 	for _, p := range c.Pods {
@@ -328,16 +325,18 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 		if p.Spec.HostNetwork || finished || !slices.Contains(podAddrs(p), addr) {
 			continue
 		}
-		if owner == nil || c.succeeds(p, owner, addr) {
+		if owner == nil || c.beats(p, owner, addr) {
 			owner = p
 		}
 	}
 	return owner
 }
 
-// succeeds says which of two pods has an address: in the ranges of the node that
-// enforces, one that runs there; else the newer one.
-func (c *cluster) succeeds(a, b *corev1.Pod, addr netip.Addr) bool {
+// beats reports whether a has an address that b claims too. In the ranges of the enforcing
+// node, a pod of that node wins; otherwise the one that was created later; and among pods of
+// the same second the one with the greater "namespace/name", so that the order of events does
+// not matter.
+func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {
 	here := func(p *corev1.Pod) bool { return p.Spec.NodeName == localNode }
 	for _, r := range c.Ranges {
 		if r.Contains(addr) && here(a) != here(b) {
@@ -350,7 +349,8 @@ func (c *cluster) succeeds(a, b *corev1.Pod, addr netip.Addr) bool {
 	return a.Namespace+"/"+a.Name > b.Namespace+"/"+b.Name
 }
 
-// clashes lists the addresses that two or more pods claim, apart from pods being deleted.
+// clashes lists the addresses that two or more pods claim. Pods that are being deleted do not
+// count.
 func (c *cluster) clashes() []policy.Clash {
 	claims := map[netip.Addr][]string{}
 	live := map[netip.Addr]int{}
@@ -386,7 +386,7 @@ func (c *cluster) clashes() []policy.Clash {
 	return all
 }
 
-// podAddrs reads status.podIPs and status.podIP.
+// podAddrs returns the addresses in status.podIPs and status.podIP.
 func podAddrs(p *corev1.Pod) []netip.Addr {
 	texts := []string{p.Status.PodIP}
 	for _, ip := range p.Status.PodIPs {
@@ -395,7 +395,7 @@ func podAddrs(p *corev1.Pod) []netip.Addr {
 	return parseAddrs(texts)
 }
 
-// hostAddrs reads status.hostIPs and status.hostIP.
+// hostAddrs returns the addresses in status.hostIPs and status.hostIP.
 func hostAddrs(p *corev1.Pod) []netip.Addr {
 	texts := []string{p.Status.HostIP}
 	for _, ip := range p.Status.HostIPs {
@@ -413,14 +413,14 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// runsOn reports whether addr is the node that the pod runs on. An address that
-// another live pod claims is that pod's, whatever its status calls its node.
+// runsOn reports whether addr is an address of the pod's node. The caller makes sure that no
+// live pod has it.
 func runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && slices.Contains(hostAddrs(pod), addr)
 }
 
-// namespaceLabels gives a namespace's labels with the one that the API server
-// sets on each, which is all that a namespace has while its object is unknown.
+// namespaceLabels returns a namespace's labels, including the name label that the API server
+// sets on each. While the object is unknown, that is the only one.
 func (c *cluster) namespaceLabels(name string) map[string]string {
 	set := map[string]string{}
 	for _, ns := range c.Namespaces {
@@ -434,7 +434,7 @@ func (c *cluster) namespaceLabels(name string) map[string]string {
 	return set
 }
 
-// String is the cluster as manifests, to reproduce a failure with.
+// String returns the cluster as manifests, to reproduce a failure.
 func (c *cluster) String() string {
 	var b strings.Builder
 	write := func(kind, version string, object any) {
@@ -457,7 +457,7 @@ func (c *cluster) String() string {
 	return b.String()
 }
 
-// readCluster reads manifests, separated by "---", with 10.9.0.1 as the node.
+// readCluster reads manifests separated by "---". The node's address is 10.9.0.1.
 func readCluster(t *testing.T, manifests string) *cluster {
 	t.Helper()
 	c := &cluster{Node: []netip.Addr{netip.MustParseAddr("10.9.0.1")}}
@@ -485,7 +485,7 @@ func readCluster(t *testing.T, manifests string) *cluster {
 	return c
 }
 
-// readFlow reads what Key.String writes: "10.0.0.1 > 10.0.0.2 TCP 80".
+// readFlow reads the form of Key.String: "10.0.0.1 > 10.0.0.2 TCP 80".
 func readFlow(t *testing.T, text string) flow {
 	t.Helper()
 	var src, dst, protocol, rest string
@@ -510,8 +510,8 @@ func readFlow(t *testing.T, text string) flow {
 	return f
 }
 
-// smallCluster is the cluster of the two scenarios that users start from, with
-// one address of every kind around it.
+// smallCluster is the cluster of the two scenarios that users start from, and also has a pod
+// of each other kind.
 const smallCluster = `
 {kind: Namespace, metadata: {name: default}}
 ---
@@ -535,9 +535,8 @@ const smallCluster = `
 ---
 `
 
-// TestOracle holds the oracle itself against verdicts worked out by hand from
-// the documentation. Each policy is in namespace default, selects role=db
-// unless it says otherwise, and each flow is followed by its verdict.
+// TestOracle compares the oracle with verdicts worked out by hand from the documentation. Each
+// policy is in namespace default, and selects role=db if it has no podSelector.
 func TestOracle(t *testing.T) {
 	const web, job, odd, done, agent, out = "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.9.0.3", "192.0.2.7"
 	const redis = " > 10.0.0.1 TCP 6379"
@@ -555,7 +554,7 @@ func TestOracle(t *testing.T) {
 		{"egress empty, default types", `egress: []`, []string{"10.0.0.1 > " + out + " TCP 80"}, []string{web + redis}},
 		{"one egress rule, default types", `egress: [{ports: [{port: 80}]}]`,
 			[]string{"10.0.0.1 > " + out + " TCP 80"}, []string{"10.0.0.1 > " + out + " TCP 81", web + redis}},
-		{"egress type alone", `policyTypes: [Egress]`, []string{web + redis}, []string{"10.0.0.1 > 10.0.0.2 TCP 80"}},
+		{"only type egress", `policyTypes: [Egress]`, []string{web + redis}, []string{"10.0.0.1 > 10.0.0.2 TCP 80"}},
 		{"one empty rule", `ingress: [{}]`, []string{out + redis, web + " > 10.0.0.1 ICMP", web + " > 10.0.0.1 TCP opaque"}, nil},
 		{"from empty, a port item without port", `ingress: [{from: [], ports: [{protocol: UDP}]}]`,
 			[]string{out + " > 10.0.0.1 UDP 9"}, []string{out + redis}},

@@ -7,7 +7,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// between are flows between the ends of f that tell apart what policies can.
+// between returns flows between the ends of f that differ in all that random policies
+// distinguish: with ports at and next to those of policies, and without ports.
 func between(f flow) (all []flow) {
 	for _, p := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 		f.Protocol, f.Transport = p, filter.Ported
@@ -24,53 +25,54 @@ func between(f flow) (all []flow) {
 	return append(all, f)
 }
 
-// What a verdict says of all packets between two addresses, the oracle says of each
-// of them. A closed endpoint reaches, or is reached by, nobody.
+// A verdict with Pair set is the oracle's verdict for every flow between the two addresses. A
+// closed endpoint can reach no other (egress), or be reached by none (ingress).
 func TestPairs(t *testing.T) {
 	const clusters, flows = 400, 20
-	said := map[filter.Action]int{}
-	narrow, needless, closed := 0, 0, 0
+	asPair := map[filter.Action]int{} // verdicts with Pair set
+	mixed, missed := 0, 0             // Pair is not set: mixed if the verdicts differ, missed if not
+	closed := 0                       // one end is closed
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 7000)
 		c := r.cluster()
 		c.shape = int(seed % policy.Shapes)
-		s, _ := c.world().Commit()
+		s, _ := c.newStore().Commit()
 		for range flows {
 			f := r.flow(c)
-			of := map[filter.Action]int{}
+			want := map[filter.Action]int{}
 			all := between(f)
 			for _, other := range all {
-				of[c.judge(other).Action]++
+				want[c.judge(other).Action]++
 			}
 			v, judged := s.Decide(f.key()), c.judge(f)
-			if v.Pair && of[v.Action] != len(all) {
+			if v.Pair && want[v.Action] != len(all) {
 				t.Fatalf("seed %d: %v is %v for the pair, but other packets are not\n%s", seed, f, v.Action, c)
 			}
-			if pair := s.Decide(f.key().Pair()); (pair.Action == filter.Allow) != (of[filter.Allow] == len(all)) {
-				t.Fatalf("seed %d: %v, any packet, is %v; of %d, %d are allowed\n%s", seed, f, pair.Action, len(all), of[filter.Allow], c)
+			if pair := s.Decide(f.key().Pair()); (pair.Action == filter.Allow) != (want[filter.Allow] == len(all)) {
+				t.Fatalf("seed %d: the pair of %v is %v, but %d of %d flows are allowed\n%s", seed, f, pair.Action, want[filter.Allow], len(all), c)
 			}
 			switch {
 			case v.Pair:
-				said[v.Action]++
-			case len(of) == 1:
-				needless++
+				asPair[v.Action]++
+			case len(want) == 1:
+				missed++
 			default:
-				narrow++
+				mixed++
 			}
 			src, dst := s.Endpoint(f.Src), s.Endpoint(f.Dst)
 			if !judged.exempt() && (src.Effect(filter.Egress) == policy.Closed || dst.Effect(filter.Ingress) == policy.Closed) {
 				closed++
-				if of[filter.Deny] != len(all) || !v.Pair {
-					t.Fatalf("seed %d: %v: one end is closed, and %d of %d are denied\n%s", seed, f, of[filter.Deny], len(all), c)
+				if want[filter.Deny] != len(all) || !v.Pair {
+					t.Fatalf("seed %d: %v: one end is closed, but only %d of %d flows are denied, or Pair (%t) is not set\n%s", seed, f, want[filter.Deny], len(all), v.Pair, c)
 				}
 			}
 		}
 	}
-	t.Logf("allowed as pairs %d, denied %d; not as pairs %d, of which %d could have been; %d closed", said[filter.Allow], said[filter.Deny], narrow+needless, needless, closed)
-	if said[filter.Allow] < 500 || said[filter.Deny] < 500 || narrow < 500 || closed < 100 {
-		t.Error("the test has become blunt")
+	t.Logf("Pair set: %d allowed, %d denied; not set: %d with differing verdicts, %d with equal ones; one end closed: %d", asPair[filter.Allow], asPair[filter.Deny], mixed, missed, closed)
+	if asPair[filter.Allow] < 500 || asPair[filter.Deny] < 500 || mixed < 500 || closed < 100 {
+		t.Error("too few flows of some kind: the test covers too little")
 	}
-	if needless*5 > narrow {
-		t.Error("too many pairs are not seen to be all the same")
+	if missed*5 > mixed {
+		t.Error("Pair is not set for too many pairs whose flows all have one verdict")
 	}
 }

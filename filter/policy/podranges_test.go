@@ -15,7 +15,8 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 	return list
 }
 
-// What is known of an address is one question to the snapshot, which keeps its answer.
+// Lookup returns the endpoint of an address, or whether a pod is pending there. A snapshot keeps
+// its answers when Nodes' ranges change, but starting pods apply to all snapshots at once.
 func TestLookup(t *testing.T) {
 	w := policy.NewStore()
 	w.SetLocalNode("here")
@@ -51,11 +52,12 @@ func TestLookup(t *testing.T) {
 		}
 	}
 	if n := testing.AllocsPerRun(100, func() { now.Lookup(netip.MustParseAddr("192.0.2.1")) }); n != 0 {
-		t.Errorf("a lookup takes %v allocations", n)
+		t.Errorf("Lookup allocates %v times, want 0", n)
 	}
 }
 
-// Snapshots tell other ranges apart, but not that starting pods have gone.
+// SameRanges is false if ranges or starting pods were added or ranges were removed, and true if
+// only starting pods have gone.
 func TestSameRanges(t *testing.T) {
 	w := policy.NewStore()
 	last, _ := w.Commit()
@@ -78,27 +80,27 @@ func TestSameRanges(t *testing.T) {
 		step.do()
 		now, _ := w.Commit()
 		if now.SameRanges(last) != step.same {
-			t.Errorf("%s: the same ranges %t, want %t", step.name, !step.same, step.same)
+			t.Errorf("%s: SameRanges returns %t, want %t", step.name, !step.same, step.same)
 		}
 		last = now
 	}
 }
 
-// The channel of a change is closed by the next one, and by no other.
+// The channel that Changed returns is closed by the next change, and only by a real one.
 func TestStartingPodsChange(t *testing.T) {
 	var s policy.StartingPods
 	changed := s.Changed()
 	s.Set(nil)
 	select {
 	case <-changed:
-		t.Error("the same addresses are a change")
+		t.Error("setting the same addresses closed the channel")
 	default:
 	}
 	s.Set(prefixes("10.0.0.1/32"))
 	<-changed
 	select {
 	case <-s.Changed():
-		t.Error("a change counts twice")
+		t.Error("the next channel is closed without another change")
 	default:
 	}
 }

@@ -11,10 +11,9 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestSettleLeavesNoOlderEffect has readers act on snapshots while others are
-// published. Once Synchronize has returned, nothing that an older snapshot decided may
-// still take effect.
-func TestSettleLeavesNoOlderEffect(t *testing.T) {
+// Readers act on snapshots while newer ones are published. When Synchronize has returned, no
+// decision of an older snapshot may still take effect.
+func TestSynchronizeLeavesNoOlderEffect(t *testing.T) {
 	const readers, rounds = 4, 2_000
 	ctx := context.Background()
 	w := policy.NewStore()
@@ -26,9 +25,9 @@ func TestSettleLeavesNoOlderEffect(t *testing.T) {
 	}
 	publish()
 
-	var settled atomic.Uint64 // no older snapshot may be acted on
+	var synchronized atomic.Uint64 // number of the oldest snapshot that may still take effect
 	var stop atomic.Bool
-	var late, acted atomic.Uint64
+	var stale, acted atomic.Uint64
 	var workers sync.WaitGroup
 	for range readers {
 		workers.Go(func() {
@@ -39,8 +38,8 @@ func TestSettleLeavesNoOlderEffect(t *testing.T) {
 					for range 3 { // deciding takes time
 						runtime.Gosched()
 					}
-					if number < settled.Load() {
-						late.Add(1)
+					if number < synchronized.Load() {
+						stale.Add(1)
 					}
 					r.Exit()
 					acted.Add(1)
@@ -54,18 +53,17 @@ func TestSettleLeavesNoOlderEffect(t *testing.T) {
 		if err := pub.Synchronize(ctx); err != nil {
 			t.Fatal(err)
 		}
-		settled.Store(number)
+		synchronized.Store(number)
 	}
 	stop.Store(true)
 	workers.Wait()
-	if n := late.Load(); n > 0 {
-		t.Errorf("%d of %d effects came of a snapshot older than the one that had settled", n, acted.Load())
+	if n := stale.Load(); n > 0 {
+		t.Errorf("%d of %d effects came from a snapshot older than the one that Synchronize had returned for", n, acted.Load())
 	}
 }
 
-// TestSettleWaitsForWork: for work that began before, as long as the context
-// allows, and for no other.
-func TestSettleWaitsForWork(t *testing.T) {
+// Synchronize waits for readers in a read section until the context ends, and for no others.
+func TestSynchronizeWaitsForReadSections(t *testing.T) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	var pub policy.Published
@@ -75,11 +73,11 @@ func TestSettleWaitsForWork(t *testing.T) {
 	}
 	busy.Enter()
 	if err := pub.Synchronize(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("with a reader at work: %v, want %v", err, context.Canceled)
+		t.Errorf("with a reader in a section: %v, want %v", err, context.Canceled)
 	}
 	busy.Exit()
 	if err := pub.Synchronize(ended); err != nil {
-		t.Errorf("with its work done: %v", err)
+		t.Errorf("after the section: %v", err)
 	}
 	busy.Enter()
 	busy.Close()
@@ -88,12 +86,12 @@ func TestSettleWaitsForWork(t *testing.T) {
 	}
 	idle.Enter()
 	if err := pub.Synchronize(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("with the other reader at work: %v, want %v", err, context.Canceled)
+		t.Errorf("with the other reader in a section: %v, want %v", err, context.Canceled)
 	}
 }
 
-// TestSettleEndsWithTheWork: work that begins afterwards does not keep it.
-func TestSettleEndsWithTheWork(t *testing.T) {
+// Synchronize does not wait for read sections that begin after the call.
+func TestSynchronizeIgnoresLaterReadSections(t *testing.T) {
 	var pub policy.Published
 	r := pub.NewReader()
 	r.Enter()
@@ -125,6 +123,6 @@ func TestPublishedIsEmptyAtFirst(t *testing.T) {
 	s, _ := policy.NewStore().Commit()
 	pub.Publish(s)
 	if pub.Snapshot() != s {
-		t.Error("another snapshot than was published")
+		t.Error("Snapshot does not return the published snapshot")
 	}
 }

@@ -2,6 +2,6 @@
 
 package policy_test
 
-// raceEnabled makes the long tests shorter: the race detector slows them down
-// tenfold, and finds in them no more than in a few rounds.
+// raceEnabled shortens the long tests: the race detector makes them ten times slower, and
+// finds in a few rounds what it would find in all.
 const raceEnabled = true

@@ -15,21 +15,20 @@ import (
 	"sluice/filter"
 )
 
-// chance makes small clusters and flows up. Its words are few, so that labels,
-// addresses, ports and names meet each other often: what matters happens where
-// things overlap.
+// chance generates random small clusters and flows. It draws labels, addresses, ports and
+// names from short lists, so that they often match and overlap.
 type chance struct{ *rand.Rand }
 
 func newChance(seed uint64) chance { return chance{rand.New(rand.NewPCG(seed, 0))} }
 
-// oneIn is true once in n times.
+// oneIn returns true with probability 1/n.
 func (r chance) oneIn(n int) bool { return r.IntN(n) == 0 }
 
-// oneOf is one of some values.
+// oneOf returns a random one of the values.
 func oneOf[T any](r chance, values ...T) T { return values[r.IntN(len(values))] }
 
-// The vocabulary. Most of what happens, happens in namespace a; "ghost" never has
-// an object.
+// The lists to draw from. Values that are listed more often are more likely. Namespace "ghost"
+// never has an object.
 var (
 	namespaceNames = []string{"a", "b", "c", "ghost", "a", "a", "b"}
 	labelKeys      = []string{"app", "tier", "role"}
@@ -52,7 +51,7 @@ func addrs(texts ...string) (list []netip.Addr) {
 	return list
 }
 
-// podAddr is one of the twelve addresses of each family that pods may have.
+// podAddr returns one of the twelve addresses of a family that pods may have.
 func (r chance) podAddr(v6 bool) netip.Addr {
 	n := byte(1 + r.IntN(12))
 	if v6 {
@@ -93,13 +92,14 @@ func (r chance) cluster() *cluster {
 // localNode is the name of the enforcing node.
 const localNode = "here"
 
-// ranges are those of the enforcing node's pods, in which a few of the addresses are.
+// ranges returns the ranges of the enforcing node's pods: none, or some that contain a part of
+// the pod addresses.
 func (r chance) ranges() []netip.Prefix {
 	all := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125"), netip.MustParsePrefix("10.0.0.9/32")}
 	return all[:oneOf(r, 0, 1, 2, 2, 3)]
 }
 
-// node is the enforcing node's addresses: of both families mostly.
+// node returns the enforcing node's addresses, usually one of each family.
 func (r chance) node() []netip.Addr { return slices.Clone(nodeAddrs[:oneOf(r, 2, 2, 1, 0)]) }
 
 func (r chance) namespace(name string) *corev1.Namespace {
@@ -147,7 +147,7 @@ func (r chance) setPorts(spec *corev1.PodSpec) {
 	}
 }
 
-// containerPort is the name of a port, now and then one that no policy can name.
+// containerPort returns the name of a port, sometimes one that no policy can name.
 func (r chance) containerPort() string {
 	if r.oneIn(30) {
 		return oneOf(r, "80", "HTTP", "a--b")
@@ -174,12 +174,12 @@ func (r chance) setStatus(o *corev1.Pod) {
 		o.Status.PodIPs = []corev1.PodIP{{IP: host.String()}}
 		return
 	case r.oneIn(30):
-		o.Status.PodIP = host.String() // says of itself that it is its node
+		o.Status.PodIP = host.String() // it claims its node's address
 		return
 	}
 	o.Status.PodIP = r.podAddr(r.oneIn(5)).String()
 	switch {
-	case r.oneIn(8): // an old writer that knows of one address alone
+	case r.oneIn(8): // only podIP, as old kubelets write it
 	case r.oneIn(12):
 		o.Status.PodIPs = []corev1.PodIP{{IP: "::ffff:" + r.podAddr(false).String()}}
 	default:
@@ -211,7 +211,7 @@ func (r chance) policy(name string) *networkingv1.NetworkPolicy {
 	return o
 }
 
-// selector is a label selector, malformed once in so many times.
+// selector returns a label selector, which is malformed with probability 1/malformed.
 func (r chance) selector(malformed int) *metav1.LabelSelector {
 	s := &metav1.LabelSelector{}
 	if r.oneIn(malformed) {
@@ -243,7 +243,7 @@ func (r chance) selector(malformed int) *metav1.LabelSelector {
 	return s
 }
 
-// namespaceSelector now and then asks for a namespace by name.
+// namespaceSelector returns a selector that sometimes selects a namespace by name.
 func (r chance) namespaceSelector() *metav1.LabelSelector {
 	if r.oneIn(4) {
 		return &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: oneOf(r, namespaceNames...)}}
@@ -321,7 +321,7 @@ func (r chance) ports() []networkingv1.NetworkPolicyPort {
 	return ports
 }
 
-// spoil makes a port one that validation would refuse.
+// spoil changes a port to one that the API server's validation would refuse.
 func (r chance) spoil(p *networkingv1.NetworkPolicyPort) {
 	last := int32(80)
 	port := oneOf(r, intstr.FromInt32(0), intstr.FromInt32(-1), intstr.FromInt32(65536), intstr.FromInt32(443), intstr.FromString(""), intstr.FromString("http"),
@@ -336,8 +336,8 @@ func (r chance) spoil(p *networkingv1.NetworkPolicyPort) {
 	}
 }
 
-// flow is one that the cluster's policies may have something to say about:
-// mostly between pods, to a port that has a name or stands in a rule.
+// flow returns a flow that the policies are likely to match: usually between pods, and to a
+// port that has a name or that rules use.
 func (r chance) flow(c *cluster) flow {
 	v6 := r.oneIn(3)
 	f := flow{Src: r.end(c, v6), Dst: r.end(c, v6 != r.oneIn(50))}
@@ -361,11 +361,11 @@ func (r chance) flow(c *cluster) flow {
 	return f
 }
 
-// end is one end of a flow.
+// end returns one end of a flow.
 func (r chance) end(c *cluster, v6 bool) netip.Addr {
 	switch r.IntN(8) {
 	case 0:
-		return r.podAddr(v6) // perhaps nobody's
+		return r.podAddr(v6) // perhaps of no pod
 	case 1:
 		for {
 			if a := oneOf(r, append(outsideAddrs, nodeAddrs...)...); a.Is6() == v6 {
@@ -383,7 +383,7 @@ func (r chance) end(c *cluster, v6 bool) netip.Addr {
 	return r.podAddr(v6)
 }
 
-// aimAtNamedPort sends the flow to a named port of its destination, if it has any.
+// aimAtNamedPort changes the flow to go to a named port of its destination, if that has one.
 func (r chance) aimAtNamedPort(c *cluster, f *flow) {
 	pod := c.podAt(f.Dst)
 	if pod == nil {

@@ -1,9 +1,9 @@
 package policy_test
 
-// The cases of what a NetworkPolicy means, by number. Unless it says otherwise, a
-// policy p stands in namespace default and selects role=db.
+// The numbered test cases of the meaning of NetworkPolicy. Most have one policy p in namespace
+// default that selects role=db.
 
-// Which pods, which direction.
+// directionCases test which pods a policy isolates, and in which direction.
 var directionCases = []semanticsCase{
 	one("01 without a policy everything is allowed", ``, `
 		out > db TCP 6379 = allow not-isolated
@@ -17,7 +17,7 @@ var directionCases = []semanticsCase{
 		job > db TCP 6379 = deny ingress-denied ingress=default/in:none
 		web > job TCP 80  = deny egress-denied egress=default/out:none
 		web > out TCP 6379 = allow rule egress=default/out:default/out[0]`),
-	one("02 without policyTypes a policy isolates ingress alone", `default/p: {podSelector: {matchLabels: {role: db}}}`, `
+	one("02 without policyTypes a policy isolates only ingress", `default/p: {podSelector: {matchLabels: {role: db}}}`, `
 		web > db TCP 6379 = deny ingress-denied
 		db > web TCP 80   = allow not-isolated`),
 	one("02 without policyTypes an egress rule isolates egress too", `default/p: {podSelector: {matchLabels: {role: db}}, egress: [{ports: [{port: 80}]}]}`, `
@@ -52,7 +52,7 @@ var directionCases = []semanticsCase{
 	one("04 a policy does not act on pods with the same labels in another namespace", `default/p: {podSelector: {matchLabels: {role: frontend}}}`, `
 		out > web TCP 1 = deny ingress-denied
 		out > job TCP 1 = allow not-isolated`),
-	{"05 policies add up, and of two equal ones either suffices", []step{
+	{"05 policies add up, and either of two equal policies suffices", []step{
 		{policies: `
 			default/a: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: 6379}]}]}
 			default/b: {podSelector: {}, ingress: [{ports: [{port: 80}]}]}
@@ -73,7 +73,7 @@ var directionCases = []semanticsCase{
 		out > agent TCP 80  = allow not-isolated
 		agent > out TCP 80  = allow not-isolated`),
 	one("06 a pod of the host network is a peer by its node's address", toDB(`{from: [{ipBlock: {cidr: 10.9.0.3/32}}]}`), `agent > db TCP 6379 = allow rule`),
-	one("07 a pod that has finished is nobody", `
+	one("07 a finished pod is neither a peer nor isolated", `
 		default/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}`, `
 		done > db TCP 6379 = deny ingress-denied
 		out > done TCP 80  = allow not-isolated`),
@@ -102,7 +102,7 @@ var directionCases = []semanticsCase{
 	}},
 }
 
-// Peers.
+// peerCases test which peers a rule matches.
 var peerCases = []semanticsCase{
 	one("08 from absent is every peer, outside ones included", toDB(`{ports: [{port: 6379}]}`), `
 		out > db TCP 6379 = allow rule
@@ -118,7 +118,7 @@ var peerCases = []semanticsCase{
 		odd > db TCP 6379   = allow rule
 		out > db TCP 6379   = deny ingress-denied
 		agent > db TCP 6379 = deny ingress-denied`),
-	one("08 an egress peer by label is no address outside", fromDB(`{to: [{namespaceSelector: {}}]}`), `
+	one("08 an egress peer by label matches no address outside", fromDB(`{to: [{namespaceSelector: {}}]}`), `
 		db > job TCP 80 = allow rule
 		db > out TCP 80 = deny egress-denied`),
 	one("09 selectors of pods and namespaces in one item must both match",
@@ -134,7 +134,7 @@ var peerCases = []semanticsCase{
 	one("10 In", toDB(`{from: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [frontend, x]}]}}]}`), `
 		web > db TCP 6379 = allow rule
 		job > db TCP 6379 = deny ingress-denied`),
-	one("10 NotIn matches what has not got the key", toDB(`{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [frontend]}]}}]}`), `
+	one("10 NotIn matches a pod without the key", toDB(`{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [frontend]}]}}]}`), `
 		web > db TCP 6379 = deny ingress-denied
 		odd > db TCP 6379 = allow rule`),
 	one("10 Exists", toDB(`{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: role, operator: Exists}]}}]}`), `
@@ -143,7 +143,7 @@ var peerCases = []semanticsCase{
 	one("10 DoesNotExist", toDB(`{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: role, operator: DoesNotExist}]}}]}`), `
 		web > db TCP 6379 = deny ingress-denied
 		odd > db TCP 6379 = allow rule`),
-	one("10 of several requirements all must match", toDB(`{from: [{namespaceSelector: {matchLabels: {project: myproject}, matchExpressions: [{key: project, operator: NotIn, values: [myproject]}]}}]}`), `
+	one("10 all of several requirements must match", toDB(`{from: [{namespaceSelector: {matchLabels: {project: myproject}, matchExpressions: [{key: project, operator: NotIn, values: [myproject]}]}}]}`), `
 		job > db TCP 6379 = deny ingress-denied`),
 	one("10 a podSelector of a policy takes expressions too", `default/p: {podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [frontend]}]}}`, `
 		out > db TCP 6379 = deny ingress-denied
@@ -186,17 +186,17 @@ var peerCases = []semanticsCase{
 	one("13 what one rule excepts another may allow", toDB(`{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.7/32]}}]}, {from: [{ipBlock: {cidr: 192.0.2.6/31}}]}`), `
 		out > db TCP 1       = allow rule ingress=default/p:default/p[1]
 		192.0.2.9 > db TCP 1 = allow rule ingress=default/p:default/p[0]`),
-	one("14 the address is the one in the key, and a Service's own is nobody's", toDB(`{from: [{podSelector: {}}]}`), `
+	one("14 the address in the key decides, and a Service's address belongs to no pod", toDB(`{from: [{podSelector: {}}]}`), `
 		web > 10.96.0.10 TCP 6379 = allow not-isolated`),
 	one("15 a malformed cidr allows nothing, and its rule's other peers still do", toDB(`{from: [{ipBlock: {cidr: 010.0.0.0/8}}, {podSelector: {}}]}`), `
 		web > db TCP 1 = allow rule
 		job > db TCP 1 = deny ingress-denied`),
-	one("15 a malformed except takes its whole block away", toDB(`{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [010.0.0.2/32]}}]}`), `
+	one("15 a block with a malformed except matches nothing", toDB(`{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [010.0.0.2/32]}}]}`), `
 		web > db TCP 1 = deny ingress-denied
 		job > db TCP 1 = deny ingress-denied`),
 	one("15 a malformed peer selector matches nothing, not everything", toDB(`{from: [{podSelector: {matchExpressions: [{key: role, operator: In}]}}]}`), `
 		web > db TCP 1 = deny ingress-denied`),
-	one("15 a malformed namespaceSelector does not fall back to the own namespace",
+	one("15 a peer with a malformed namespaceSelector does not match the policy's own namespace",
 		toDB(`{from: [{podSelector: {}, namespaceSelector: {matchExpressions: [{key: role, operator: In}]}}]}`), `
 		web > db TCP 1 = deny ingress-denied`),
 	one("15 a malformed podSelector isolates every pod it could mean", `default/p: {podSelector: {matchExpressions: [{key: role, operator: Is}]}, ingress: [{}]}`, `
@@ -206,11 +206,11 @@ var peerCases = []semanticsCase{
 	one("15 an unknown policy type isolates both directions", `default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Sideways]}`, `
 		web > db TCP 1 = deny ingress-denied
 		db > web TCP 1 = deny egress-denied`),
-	one("15 a peer that says nothing is nobody", toDB(`{from: [{}]}`), `web > db TCP 1 = deny ingress-denied`),
-	one("15 an ipBlock beside a selector is nobody", toDB(`{from: [{podSelector: {}, ipBlock: {cidr: 0.0.0.0/0}}]}`), `web > db TCP 1 = deny ingress-denied`),
+	one("15 an empty peer matches nothing", toDB(`{from: [{}]}`), `web > db TCP 1 = deny ingress-denied`),
+	one("15 an ipBlock beside a selector matches nothing", toDB(`{from: [{podSelector: {}, ipBlock: {cidr: 0.0.0.0/0}}]}`), `web > db TCP 1 = deny ingress-denied`),
 }
 
-// Ports.
+// portCases test which ports a rule matches.
 var portCases = []semanticsCase{
 	one("16 ports absent is every port and every protocol", toDB(`{from: [{podSelector: {}}]}`), `
 		web > db TCP 1      = allow rule
@@ -273,14 +273,15 @@ var portCases = []semanticsCase{
 		web > db TCP 6379  = deny ingress-denied
 		web > db UDP 6379  = deny ingress-denied
 		web > db ICMP      = deny ingress-denied`),
-	one("19 a protocol that is none allows nothing", toDB(`{ports: [{port: 6379, protocol: ""}, {port: 6379, protocol: tcp}]}`), `
+	one("19 an unknown protocol allows nothing", toDB(`{ports: [{port: 6379, protocol: ""}, {port: 6379, protocol: tcp}]}`), `
 		web > db TCP 6379 = deny ingress-denied`),
 	one("20 the pod's port counts, declared or not", toDB(`{ports: [{port: 4444}]}`), `
 		web > db TCP 4444 = allow rule
 		web > db TCP 6379 = deny ingress-denied`),
 }
 
-// Traffic that has its own rule.
+// trafficCases test the traffic that the API treats specially: to and from a pod's own node,
+// from a pod to itself, and without ports.
 var trafficCases = []semanticsCase{
 	one("22 traffic from the pod's own node passes, from another node it does not", toDB(``), `
 		nodeOfDB > db TCP 6379 = allow own-node
@@ -293,7 +294,7 @@ var trafficCases = []semanticsCase{
 		db > db TCP 1   = allow same-address
 		db6 > db6 ICMPv6 = allow same-address
 		web > db TCP 1  = deny egress-denied`),
-	one("24 protocols without ports match rules without ports alone", toDB(`{from: [{podSelector: {}}], ports: [{port: 1, endPort: 65535}, {protocol: UDP}, {protocol: SCTP}]}`), `
+	one("24 protocols without ports match only rules without ports", toDB(`{from: [{podSelector: {}}], ports: [{port: 1, endPort: 65535}, {protocol: UDP}, {protocol: SCTP}]}`), `
 		web > db TCP 1 = allow rule
 		web > db ICMP  = deny ingress-denied`),
 	one("24 ICMP by a rule without ports", toDB(`{from: [{podSelector: {}}]}`), `
@@ -306,19 +307,19 @@ var trafficCases = []semanticsCase{
 	one("25 a packet without a readable header passes a rule without ports", toDB(`{from: [{podSelector: {}}]}`), `
 		web > db TCP opaque = allow rule
 		out > db TCP opaque = deny ingress-denied`),
-	one("25 a packet without a readable header passes where nobody is isolated", ``, `web > db TCP opaque = allow not-isolated`),
+	one("25 a packet without a readable header passes where no pod is isolated", ``, `web > db TCP opaque = allow not-isolated`),
 }
 
-// Change.
+// changeCases test that verdicts follow changes of policies, pods and namespaces.
 var changeCases = []semanticsCase{
-	{"26 27 a new policy isolates at once, and is gone at once", []step{
+	{"26 27 a new policy isolates at once, and a deleted policy no longer", []step{
 		{flows: `web > db TCP 6379 = allow not-isolated`},
 		{policies: toDB(``), flows: `web > db TCP 6379 = deny ingress-denied`},
 		{policies: toDB(`{}`), flows: `web > db TCP 6379 = allow rule`},
 		{policies: toDB(``), flows: `web > db TCP 6379 = deny ingress-denied`},
 		{remove: "NetworkPolicy default/p", flows: `web > db TCP 6379 = allow not-isolated`},
 	}},
-	{"28 a pod that starts under a policy is isolated from the first snapshot that knows it", []step{
+	{"28 a pod that starts under a policy is isolated from the first snapshot that has it", []step{
 		{policies: `default/p: {podSelector: {matchLabels: {role: late}}}`, flows: `web > new TCP 80 = allow not-isolated`},
 		{objects: `{kind: Pod, metadata: {namespace: default, name: late, labels: {role: late}}, status: {phase: Pending, podIP: 10.0.0.8}}`,
 			flows: `web > new TCP 80 = deny ingress-denied`},
@@ -333,7 +334,7 @@ var changeCases = []semanticsCase{
 		{remove: "Pod default/web", objects: `{kind: Pod, metadata: {namespace: default, name: next}, status: {podIP: 10.0.0.2}}`,
 			flows: `web > db TCP 6379 = deny ingress-denied`},
 	}},
-	{"29 an address passes on before the first pod is heard to be gone", []step{
+	{"29 an address passes to another pod before the first one is deleted", []step{
 		{policies: accessDemo1, objects: `{kind: Pod, metadata: {namespace: default, name: next, creationTimestamp: "2026-01-02T00:00:00Z"}, status: {podIP: 10.0.0.2}}`,
 			flows: `web > db TCP 6379 = deny ingress-denied`},
 		{remove: "Pod default/web", flows: `web > db TCP 6379 = deny ingress-denied`},
@@ -347,7 +348,7 @@ var changeCases = []semanticsCase{
 		out6 > db6 TCP 6379 = deny ingress-denied`),
 }
 
-// The two scenarios that users start from.
+// scenarioCases test the two scenarios that users start from, and address ranges.
 var scenarioCases = []semanticsCase{
 	one("scenario access-demo1", accessDemo1, `
 		web > db TCP 6379 = allow rule ingress=default/access-demo1:default/access-demo1[0]

@@ -17,32 +17,31 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// step is a change of the cluster, and flows with the verdicts that they get from
-// then on.
+// step is a change of the cluster, and the verdicts that flows get after it.
 type step struct {
 	policies string // lines of "namespace/name: {spec}", applied
 	objects  string // manifests of other objects, applied
 	remove   string // lines of "kind namespace/name", removed first
-	// flows are lines of "source > destination protocol port = verdict". Ends are
-	// addresses or the names below. The verdict is the action, and as much behind
-	// it as matters: the reason, then each side that a policy guards.
+	// flows are lines of "source > destination protocol port = verdict". An end is an address
+	// or a key of ends. The verdict is a prefix of what verdictText returns: the action, or
+	// also the reason, or also the policies and rule of each isolated side.
 	flows string
 }
 
-// ends are the addresses of smallCluster.
+// ends names the addresses of smallCluster, and a few outside of it.
 var ends = map[string]string{
 	"db": "10.0.0.1", "db6": "fd00::1", "web": "10.0.0.2", "web6": "fd00::2", "job": "10.0.0.3", "odd": "10.0.0.4",
 	"done": "10.0.0.5", "agent": "10.9.0.3", "new": "10.0.0.8",
 	"node": "10.9.0.1", "nodeOfDB": "10.9.0.2", "out": "192.0.2.7", "out6": "2001:db8::7",
 }
 
-// semanticsCase is a case of what a NetworkPolicy means, in smallCluster.
+// semanticsCase is a test case of the meaning of NetworkPolicy, in smallCluster.
 type semanticsCase struct {
 	name  string
 	steps []step
 }
 
-// one is a case of one step.
+// one returns a case with one step.
 func one(name, policies, flows string) semanticsCase {
 	return semanticsCase{name, []step{{policies: policies, flows: flows}}}
 }
@@ -53,30 +52,29 @@ const (
 	accessDemo2 = `default/access-demo2: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]}`
 )
 
-// toDB is a policy p on db with one ingress rule.
+// toDB returns a policy p for db with one ingress rule.
 func toDB(rule string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, ingress: [" + rule + "]}"
 }
 
-// fromDB is a policy p on db with one egress rule.
+// fromDB returns a policy p for db with one egress rule.
 func fromDB(rule string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [" + rule + "]}"
 }
 
-// TestSemantics runs the cases against the engine and the oracle, which must also
-// agree with each other about every flow between any two of the ends. What lies
-// outside a single decision is tested where it lives: translated addresses,
-// replies and live connections with the iptables rules and conntrack.
+// TestSemantics runs the cases against the engine and the oracle, which must also agree about
+// all flows between any two of the ends. Translated addresses, replies and live connections are
+// not part of a single decision: the tests of the iptables rules and of conntrack cover them.
 func TestSemantics(t *testing.T) {
 	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases) {
 		t.Run(c.name, func(t *testing.T) {
 			r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
-			r.world = r.cluster.world()
+			r.store = r.cluster.newStore()
 			for i, s := range c.steps {
 				r.apply(s)
-				r.snapshot, _ = r.world.Commit()
+				r.snapshot, _ = r.store.Commit()
 				if strings.TrimSpace(s.flows) == "" {
-					t.Fatalf("step %d expects nothing", i)
+					t.Fatalf("step %d has no flows", i)
 				}
 				for line := range strings.Lines(s.flows) {
 					if line = strings.TrimSpace(line); line != "" {
@@ -89,11 +87,12 @@ func TestSemantics(t *testing.T) {
 	}
 }
 
-// semanticsRun is a case under way: the same objects for engine and oracle.
+// semanticsRun runs a case: it gives the same objects to the engine (store) and to the oracle
+// (cluster).
 type semanticsRun struct {
 	t        *testing.T
 	cluster  *cluster
-	world    *policy.Store
+	store    *policy.Store
 	snapshot *policy.Snapshot
 }
 
@@ -110,15 +109,15 @@ func (r *semanticsRun) apply(s step) {
 	}
 	for _, o := range changed.Namespaces {
 		r.cluster.Namespaces = set(r.cluster.Namespaces, o)
-		r.world.SetNamespace(o.Name, o.Labels)
+		r.store.SetNamespace(o.Name, o.Labels)
 	}
 	for _, o := range changed.Pods {
 		r.cluster.Pods = set(r.cluster.Pods, o)
-		r.world.SetPod(kubepod.Read(o))
+		r.store.SetPod(kubepod.Read(o))
 	}
 	for _, o := range changed.Policies {
 		r.cluster.Policies = set(r.cluster.Policies, o)
-		r.world.SetPolicy(netpol.Read(o))
+		r.store.SetPolicy(netpol.Read(o))
 	}
 }
 
@@ -143,13 +142,13 @@ func (r *semanticsRun) removeObject(line string) {
 	case "":
 	case "Pod":
 		r.cluster.Pods = remove(r.cluster.Pods, namespace, name)
-		r.world.DeletePod(namespace, name)
+		r.store.DeletePod(namespace, name)
 	case "NetworkPolicy":
 		r.cluster.Policies = remove(r.cluster.Policies, namespace, name)
-		r.world.DeletePolicy(netpol.Ref(namespace, name))
+		r.store.DeletePolicy(netpol.Ref(namespace, name))
 	case "Namespace":
 		r.cluster.Namespaces = remove(r.cluster.Namespaces, "", rest)
-		r.world.DeleteNamespace(rest)
+		r.store.DeleteNamespace(rest)
 	default:
 		r.t.Fatalf("cannot remove %q", line)
 	}
@@ -169,20 +168,20 @@ func (r *semanticsRun) expect(step int, line string) {
 		}
 	}
 	f := readFlow(r.t, strings.Join(words, " "))
-	got := spell(r.snapshot.Decide(f.key()))
+	got := verdictText(r.snapshot.Decide(f.key()))
 	if got != want && !strings.HasPrefix(got, want+" ") {
 		r.t.Errorf("step %d: %s = %s, want %s", step, text, got, want)
 	}
 	action, _, _ := strings.Cut(want, " ")
 	if judged := r.cluster.judge(f); judged.Action.String() != action {
-		r.t.Errorf("step %d: %s, says the oracle: %s, want %s", step, text, judged, action)
+		r.t.Errorf("step %d: %s: the oracle decides %s, want %s", step, text, judged, action)
 	}
 }
 
-// spell writes a verdict as flows do: "deny ingress-denied
-// ingress=default/p,default/q:none"; where a rule allows, it stands in place of
-// none: "default/p[0]".
-func spell(v filter.Verdict) string {
+// verdictText writes a verdict as in step.flows: "deny ingress-denied
+// ingress=default/p,default/q:none". After the colon is the rule that allows, as in
+// "default/p[0]", or none.
+func verdictText(v filter.Verdict) string {
 	text := v.Action.String() + " " + v.Reason.String()
 	for _, side := range []filter.Side{v.Egress, v.Ingress} {
 		if side.Isolation == nil {
@@ -212,8 +211,8 @@ func (r *semanticsRun) agree(step int) {
 	}
 }
 
-// TestProblemsNameThePolicyAndTheField is the other half of case 15: what is
-// malformed is not only refused but reported, with what would be right.
+// Something malformed in a policy is reported with the policy, the field, and a hint at what
+// would be right. Case 15 of TestSemantics tests what it allows and denies.
 func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	tests := map[string]string{ // spec: field
 		`{podSelector: {matchExpressions: [{key: a, operator: Is}]}}`:                                               "spec.podSelector",
@@ -240,7 +239,7 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 			continue
 		}
 		if text := problems[0].Error(); !strings.Contains(text, "default/p") || !strings.Contains(text, field) {
-			t.Errorf("%s: %q names no policy or field", spec, text)
+			t.Errorf("%s: %q does not name both the policy and the field", spec, text)
 		}
 		w.SetPolicy(netpol.Read(readPolicyLine(t, "default/p: {}")))
 		if problems := w.Problems(); len(problems) != 0 {
@@ -249,7 +248,8 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	}
 }
 
-// TestUnusualAddresses: an address in another spelling is the same address.
+// An IPv4-mapped address is the IPv4 address, an address with a zone is the one without, and
+// text that is not an address is ignored.
 func TestUnusualAddresses(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})

@@ -12,8 +12,8 @@ import (
 	"sluice/bench/testbed/worstcase"
 )
 
-// overlapping are policies each of which selects another half of the pods, so that
-// no two pods are selected by the same ones.
+// overlapping returns policies that each select a random half of the pods, so that hardly
+// any two pods are selected by the same policies.
 func overlapping(pods, policies, rules int) (list []*networkingv1.NetworkPolicy) {
 	r := rand.New(rand.NewPCG(uint64(pods), uint64(policies)))
 	for i := range policies {
@@ -28,8 +28,9 @@ func overlapping(pods, policies, rules int) (list []*networkingv1.NetworkPolicy)
 	return list
 }
 
-// Pods that are selected by many policies, each by others, do not take the policies'
-// size once more for each pod: a verdict goes through the policies instead.
+// Where each pod is selected by a different set of many policies, memory does not grow by the
+// size of the policies for each pod: the rules are not merged for each set, and a decision
+// looks at one policy after the other.
 func TestManySetsOfPolicies(t *testing.T) {
 	const pods, policies, rules = 300, 60, 100
 	list := overlapping(pods, policies, rules)
@@ -37,17 +38,17 @@ func TestManySetsOfPolicies(t *testing.T) {
 	for _, p := range list {
 		stored += uint64(p.Size())
 	}
-	took, w, s := take(worstcase.Recipe{Identities: pods}.Pods(), list...)
+	took, w, s := measure(worstcase.Recipe{Identities: pods}.Pods(), list...)
 	defer runtime.KeepAlive(w)
 	defer runtime.KeepAlive(s)
 	if s.Counts().PolicySets < pods*9/10 {
-		t.Errorf("%d pods are in %d groups: the test has become blunt", pods, s.Counts().PolicySets)
+		t.Errorf("%d pods have %d policy sets: too few for this test", pods, s.Counts().PolicySets)
 	}
 	if limit := keptPerByte*stored + 64*pods*policies + 8<<20; took.kept > limit {
 		t.Errorf("policies of %d bytes keep %d, want %d at most", stored, took.kept, limit)
 	}
 	if _, _, _, apart := w.Forms(); apart == 0 {
-		t.Error("no policy is looked up by itself: the test has become blunt")
+		t.Error("all rule sets are merged: the test does not reach the case that it is for")
 	}
-	t.Logf("policies of %d KiB in %d groups keep %d KiB", stored>>10, s.Counts().PolicySets, took.kept>>10)
+	t.Logf("policies of %d KiB in %d policy sets keep %d KiB", stored>>10, s.Counts().PolicySets, took.kept>>10)
 }

@@ -5,12 +5,12 @@ import (
 	"unsafe"
 )
 
-// cacheLine is how much memory a processor reads at once.
+// cacheLine is the size of a line of the processor's cache, in bytes.
 const cacheLine = 64
 
-// What there are tens of thousands of keeps its size, and what a decision reads of it
-// is in the lines of the processor's cache that are meant. Go begins an object with a
-// line if its size is a multiple of one, as allocated.
+// The sizes of types with tens of thousands of values do not grow unnoticed, and the fields that
+// a decision reads are in the first cache line. Go aligns an object to a cache line if its size
+// class is a multiple of one.
 func TestSizes(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) != 8 {
 		t.Skip("the sizes are those of 64-bit processors")
@@ -18,7 +18,7 @@ func TestSizes(t *testing.T) {
 	for _, tt := range []struct {
 		what      string
 		size      uintptr
-		allocated uintptr // the size class: the next one up is a tenth more, or a third
+		allocated uintptr // the size class; the next one is 8 to 25% larger
 	}{
 		{"an Endpoint", unsafe.Sizeof(Endpoint{}), cacheLine},
 		{"a class", unsafe.Sizeof(class{}), 2 * cacheLine},
@@ -27,19 +27,19 @@ func TestSizes(t *testing.T) {
 		{"a pod", unsafe.Sizeof(pod{}), 2 * cacheLine},
 	} {
 		if tt.size > tt.allocated || tt.size <= tt.allocated-16 {
-			t.Errorf("%s takes %d bytes, want %d, or up to 15 less", tt.what, tt.size, tt.allocated)
+			t.Errorf("%s takes %d bytes, want %d to %d", tt.what, tt.size, tt.allocated-15, tt.allocated)
 		}
 	}
 	var c class
 	if end := unsafe.Offsetof(c.namespace) + unsafe.Sizeof(c.namespace); end > cacheLine {
-		t.Errorf("what a decision reads of a class takes %d bytes, want %d at most", end, cacheLine)
+		t.Errorf("a decision reads the first %d bytes of a class, want %d at most", end, cacheLine)
 	}
 	var r ruleSet
 	if end := unsafe.Offsetof(r.ports) + unsafe.Offsetof(r.ports[0].flat) + 2*unsafe.Sizeof(uintptr(0)); end > cacheLine {
-		t.Errorf("what a decision about TCP reads of a rule set takes %d bytes, want %d at most", end, cacheLine)
+		t.Errorf("a decision about TCP reads the first %d bytes of a rule set, want %d at most", end, cacheLine)
 	}
 	var l link
 	if end := unsafe.Offsetof(l.isolation) + unsafe.Sizeof(l.isolation); end > 16 {
-		t.Errorf("what a decision reads of a link takes %d bytes, want 16 at most: links are allocated at multiples of 16", end)
+		t.Errorf("a decision reads the first %d bytes of a link, want 16 at most: links are aligned to 16 bytes only", end)
 	}
 }

@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// ordered is a policy of the tiers Admin and Baseline: a NetworkPolicy whose rules have
-// been given actions.
+// ordered is a policy of the tier Admin or Baseline, made of a NetworkPolicy and an action for
+// each of its rules.
 type ordered struct {
 	object  *networkingv1.NetworkPolicy
 	tier    policy.Tier
@@ -60,7 +60,7 @@ func (r chance) tiered() *tiered {
 	return c
 }
 
-// act gives the rules of a policy actions.
+// act sets random actions for the rules of a policy.
 func (r chance) act(o *ordered) {
 	for d, n := range [2]int{filter.Egress: len(o.object.Spec.Egress), filter.Ingress: len(o.object.Spec.Ingress)} {
 		o.actions[d] = nil
@@ -70,8 +70,8 @@ func (r chance) act(o *ordered) {
 	}
 }
 
-// first reads the rules of a tier aloud, in order, and returns what the first that matches
-// does; Pass and no rule if none does.
+// first returns the first rule of a tier that matches the flow, with its action, or Pass and
+// no rule if none matches. It is the oracle of ordered rules: it tries one rule after the other.
 func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst *corev1.Pod) (policy.Action, *filter.Rule) {
 	addr := f.Dst
 	if d == filter.Ingress {
@@ -84,7 +84,7 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 		rules := rulesOf(o.object, d)
 		selector, err := metav1.LabelSelectorAsSelector(&o.object.Spec.PodSelector)
 		switch {
-		case err != nil && len(rules) > 0: // which pods are meant is not known: all are denied
+		case err != nil && len(rules) > 0: // it may mean any pod: all are denied
 			return policy.Deny, &filter.Rule{Policy: o.name(), Direction: d, Denies: true}
 		case err != nil || !selector.Matches(labels.Set(pod.Labels)):
 			continue
@@ -95,9 +95,9 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 			peers := slices.ContainsFunc(read.Peers, func(p policy.Peer) bool { return p.Malformed != "" })
 			ports := slices.ContainsFunc(read.Ports, func(p policy.PortRange) bool { return p.Malformed })
 			if action == policy.Accept {
-				peers, ports = false, false // what cannot be understood accepts nothing
+				peers, ports = false, false // a malformed part of a rule that accepts matches nothing
 			} else if peers || ports {
-				action = policy.Deny // and otherwise denies all that it may mean
+				action = policy.Deny // any other malformed rule denies all that it may mean
 			}
 			if (ports || anyPortMatches(r.ports, f, dst)) && (peers || c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer)) {
 				return action, &filter.Rule{Policy: o.name(), Direction: d, Denies: action == policy.Deny, Index: i}
@@ -107,8 +107,8 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 	return policy.Pass, nil
 }
 
-// side reads all tiers of one direction. The rule is that of an ordered tier, if one
-// decides.
+// side returns whether all tiers of one direction allow the flow, and the rule of an ordered
+// tier that decides, if one does.
 func (c *tiered) side(d filter.Direction, f flow) (allows bool, rule *filter.Rule) {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
 	pod, peer := src, dst
@@ -130,7 +130,8 @@ func (c *tiered) side(d filter.Direction, f flow) (allows bool, rule *filter.Rul
 	return true, nil
 }
 
-// disagreement says how a verdict differs from what the tiers say; empty if it does not.
+// disagreement describes how the snapshot's verdict differs from the oracle's. It is empty if
+// they agree.
 func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 	v := s.Decide(f.key())
 	if c.judge(f).exempt() {
@@ -154,18 +155,19 @@ func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 		case rule != nil && (got.Rule == nil || *got.Rule != *rule):
 			return fmt.Sprintf("%s: %v decides, want %v", d, got.Rule, *rule)
 		case effect == policy.Open && !want, effect == policy.Closed && want:
-			return fmt.Sprintf("%s: the effect is %d, want an allowed flow: %t", d, effect, want)
+			return fmt.Sprintf("%s: the effect is %d, but the oracle allows the flow: %t", d, effect, want)
 		}
 	}
 	if (v.Action == filter.Allow) != allows {
-		return fmt.Sprintf("%s, want it allowed: %t", v.Action, allows)
+		return fmt.Sprintf("%s, but the oracle allows the flow: %t", v.Action, allows)
 	}
 	return ""
 }
 
-// store compiles the cluster. Half of the time the policies have been others before.
+// store returns a store with the cluster and its ordered policies. In half of the cases these
+// had other actions at an earlier commit.
 func (c *tiered) store(r chance) *policy.Store {
-	w := c.world()
+	w := c.newStore()
 	if r.oneIn(2) {
 		for _, o := range c.ordered {
 			other := *o
@@ -180,15 +182,14 @@ func (c *tiered) store(r chance) *policy.Store {
 	return w
 }
 
-// The decisions about ordered rules that are compared: a million with
-// SLUICE_FULL_TEST set.
+// How many clusters TestTiersAgainstOracle generates, with flowsPerCluster decisions each.
 const (
-	tieredFull  = 5_000
+	tieredFull  = 5_000 // if SLUICE_FULL_TEST is set
 	tieredBrief = 500
 )
 
-// TestTiersAgainstOracle compares random decisions about ordered rules of all tiers, and
-// that a verdict which is said to hold for all packets between two addresses does.
+// TestTiersAgainstOracle compares random decisions about policies of all tiers with the oracle.
+// A verdict with Pair set must be the same for another port and protocol.
 func TestTiersAgainstOracle(t *testing.T) {
 	clusters := uint64(tieredBrief)
 	if os.Getenv("SLUICE_FULL_TEST") != "" {
@@ -212,7 +213,7 @@ func TestTiersAgainstOracle(t *testing.T) {
 				other := f
 				other.Protocol, other.Transport, other.Port = oneOf(r, filter.TCP, filter.UDP, filter.SCTP), filter.Ported, uint16(oneOf(r, portNumbers...))
 				if again := s.Decide(other.key()); again.Action != v.Action {
-					t.Errorf("seed %d: %s holds for all ports, but not for %s", seed, f.key(), other.key())
+					t.Errorf("seed %d: %s has Pair set, but %s has another verdict", seed, f.key(), other.key())
 					return false
 				}
 			}
@@ -232,7 +233,7 @@ func TestTiersAgainstOracle(t *testing.T) {
 		return
 	}
 	most := clusters * flowsPerCluster
-	for what, n := range map[string]uint64{"denied": denied.Load(), "decided by an ordered rule": decided.Load(), "open": open.Load(), "alike for all ports": pairs.Load()} {
+	for what, n := range map[string]uint64{"denied": denied.Load(), "decided by an ordered rule": decided.Load(), "from an open endpoint": open.Load(), "the same for all ports": pairs.Load()} {
 		t.Logf("%d of %d are %s", n, most, what)
 		if n < most/50 {
 			t.Errorf("only %d of %d are %s", n, most, what)
@@ -240,8 +241,8 @@ func TestTiersAgainstOracle(t *testing.T) {
 	}
 }
 
-// TestUnknownActionDenies: a rule or tier that a reader of a later version makes denies,
-// and is a problem.
+// A policy with an action or tier that this version does not know denies, and is a problem. A
+// later version's reader may produce one.
 func TestUnknownActionDenies(t *testing.T) {
 	for name, form := range map[string]*policy.Policy{
 		"action": {Tier: policy.Admin, Rules: [2][]policy.Rule{filter.Ingress: {{Action: 9}}}},

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// TestNamespaceThatNothingNames has pods in a namespace that has no object and
-// that no selector matches, and whose id another namespace had before.
+// A namespace that gets the id of a deleted one does not match the selectors that matched the
+// deleted one, even if it has no object of its own.
 func TestNamespaceThatNothingNames(t *testing.T) {
 	podIn := func(namespace, name, addr string) *corev1.Pod {
 		return &corev1.Pod{
@@ -38,7 +38,7 @@ func TestNamespaceThatNothingNames(t *testing.T) {
 	key := filter.NewKey(netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.1"), filter.TCP, 80)
 	s, _ := w.Commit()
 	if v := s.Decide(key); v.Action != filter.Allow {
-		t.Errorf("from the namespace that the policy names: %v, %v", v.Action, v.Reason)
+		t.Errorf("from the namespace that the policy selects: %v, %v", v.Action, v.Reason)
 	}
 	w.DeletePod("friend", "web")
 	w.DeleteNamespace("friend")
@@ -46,6 +46,6 @@ func TestNamespaceThatNothingNames(t *testing.T) {
 	w.SetPod(kubepod.Read(podIn("stranger", "web", "10.0.0.2")))
 	s, _ = w.Commit()
 	if v := s.Decide(key); v.Action != filter.Deny {
-		t.Errorf("from a namespace that no policy names: %v, %v", v.Action, v.Reason)
+		t.Errorf("from a namespace that no policy selects: %v, %v", v.Action, v.Reason)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// cpuTime is what the process has had of the CPUs, in seconds: on a busy machine the
-// clock says little.
+// cpuTime returns the CPU time of the process in seconds. On a busy machine, wall-clock time
+// measures other processes too.
 func cpuTime(b *testing.B) float64 {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -21,7 +21,7 @@ func cpuTime(b *testing.B) float64 {
 	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 }
 
-// BenchmarkWorst is what the worst policies take to compile, by their size.
+// BenchmarkWorst compiles the worst known policies at several sizes.
 func BenchmarkWorst(b *testing.B) {
 	for _, m := range worstcase.Known() {
 		for _, size := range []int{96 << 10, 384 << 10, worstcase.Largest} {
@@ -30,10 +30,10 @@ func BenchmarkWorst(b *testing.B) {
 				if len(pods) == 0 {
 					b.Fatal("no pod is selected")
 				}
-				var last taken
+				var last usage
 				began := cpuTime(b)
 				for b.Loop() {
-					t, w, s := take(pods, p)
+					t, w, s := measure(pods, p)
 					runtime.KeepAlive(w)
 					runtime.KeepAlive(s)
 					last = t

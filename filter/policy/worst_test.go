@@ -11,9 +11,9 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// taken is what compiling takes: memory that stays, all that was allocated, and
-// what the objects themselves take.
-type taken struct{ kept, allocated uint64 }
+// usage is the memory in bytes that compiling takes: kept is still live afterwards, allocated
+// is the total of all allocations.
+type usage struct{ kept, allocated uint64 }
 
 func heap() (kept, allocated uint64) {
 	var m runtime.MemStats
@@ -22,8 +22,8 @@ func heap() (kept, allocated uint64) {
 	return m.HeapAlloc, m.TotalAlloc
 }
 
-// take compiles pods and policies in a new store.
-func take(pods []*corev1.Pod, policies ...*networkingv1.NetworkPolicy) (taken, *policy.Store, *policy.Snapshot) {
+// measure compiles pods and policies in a new store, and returns the memory that this took.
+func measure(pods []*corev1.Pod, policies ...*networkingv1.NetworkPolicy) (usage, *policy.Store, *policy.Snapshot) {
 	kept, allocated := heap()
 	w := policy.NewStore()
 	w.SetLimits(policy.Limits{})
@@ -34,8 +34,8 @@ func take(pods []*corev1.Pod, policies ...*networkingv1.NetworkPolicy) (taken, *
 		w.SetPolicy(netpol.Read(p))
 	}
 	s, _ := w.Commit()
-	keptThen, allocatedThen := heap()
+	keptAfter, allocatedAfter := heap()
 	runtime.KeepAlive(pods)
 	runtime.KeepAlive(policies)
-	return taken{keptThen - min(kept, keptThen), allocatedThen - allocated}, w, s
+	return usage{keptAfter - min(kept, keptAfter), allocatedAfter - allocated}, w, s
 }
