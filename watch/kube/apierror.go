@@ -19,7 +19,7 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
-// APIError is a failed request to the API server.
+// APIError describes a failed request to the API server.
 type APIError struct {
 	Server string
 	// Request is the failed request, as in "watch pods". It is empty if the failure affects
@@ -28,60 +28,61 @@ type APIError struct {
 	Cause   error
 	Hint    string // how to correct the cause
 
-	resource string // of the request; empty if Request is
+	resource string // of the request; empty if Request is empty
 }
 
-func (t *APIError) Error() string {
+func (e *APIError) Error() string {
 	request := "reach the API server"
-	if t.Request != "" {
-		request = t.Request
+	if e.Request != "" {
+		request = e.Request
 	}
-	return fmt.Sprintf("%s at %s: %v: %s", request, t.Server, t.Cause, t.Hint)
+	return fmt.Sprintf("%s at %s: %v: %s", request, e.Server, e.Cause, e.Hint)
 }
 
-func (t *APIError) Unwrap() error { return t.Cause }
+func (e *APIError) Unwrap() error { return e.Cause }
 
 // LogValue logs the parts of the error as separate attributes.
-func (t *APIError) LogValue() slog.Value {
+func (e *APIError) LogValue() slog.Value {
 	var request []slog.Attr
-	if t.Request != "" {
-		request = []slog.Attr{slog.String("request", t.Request)}
+	if e.Request != "" {
+		request = []slog.Attr{slog.String("request", e.Request)}
 	}
 	return slog.GroupValue(append(request,
-		slog.String("server", t.Server), slog.String("cause", t.Cause.Error()), slog.String("hint", t.Hint))...)
+		slog.String("server", e.Server), slog.String("cause", e.Cause.Error()), slog.String("hint", e.Hint))...)
 }
 
-// key is equal for errors that mean the same to a reader. It contains the hint, which
-// depends on the kind of the cause, and not the cause, whose text may contain ports and
-// times. It does not contain the verb: without the right to watch, the user mostly lacks
-// the right to list as well.
-func (t *APIError) key() string { return t.resource + "\x00" + t.Hint }
+// key returns the same string for errors that mean the same to a reader. It contains the
+// resource, and the hint, which depends on the kind of the cause. It omits the cause, whose
+// text may contain ports and times. It omits the verb, because a user without the right to
+// watch usually lacks the right to list too.
+func (e *APIError) key() string { return e.resource + "\x00" + e.Hint }
 
-func (t *APIError) alike(o *APIError) bool { return t.key() == o.key() }
+func (e *APIError) alike(o *APIError) bool { return e.key() == o.key() }
 
-// isRestart reports whether err is a normal end of a watch, or a request to continue from a
-// newer version.
+// isRestart reports whether err is not a failure: the watch has ended normally, or the
+// server does not have the requested resource version and the reflector must list again.
 func isRestart(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) ||
 		apierrors.IsResourceExpired(err) || apierrors.IsGone(err) ||
 		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
 }
 
+// newAPIError describes the error of a request, and adds a hint.
 func newAPIError(err error, server string, k *kind, verb string) *APIError {
-	t := &APIError{Server: server, Request: verb + " " + k.resource, Cause: withText(err), resource: k.resource}
+	e := &APIError{Server: server, Request: verb + " " + k.resource, Cause: withText(err), resource: k.resource}
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
-		if t.Hint = statusHint(err, status, k); t.Hint == "" {
-			t.Request, t.resource, t.Hint = "", "", "see the API server's log; sluice retries"
+		if e.Hint = statusHint(err, status, k); e.Hint == "" {
+			e.Request, e.resource, e.Hint = "", "", "see the API server's log; sluice retries"
 		}
-		return t
+		return e
 	}
-	t.Request, t.resource, t.Hint = "", "", connectHint(err)
-	return t
+	e.Request, e.resource, e.Hint = "", "", connectHint(err)
+	return e
 }
 
-// withText adds a text to an error without one. A server or a proxy may omit the message of
-// a Status, and then only its code tells the cause.
+// withText adds a text to an error whose text is blank. A server or a proxy may omit the
+// message of a Status. In that case, only the code of the Status identifies the cause.
 func withText(err error) error {
 	if strings.TrimSpace(err.Error()) != "" {
 		return err
@@ -98,8 +99,8 @@ func withText(err error) error {
 	return fmt.Errorf("the server responds with %d, %s%w", s.Code, name, err)
 }
 
-// statusHint returns a hint for a response that concerns one kind of objects or the user.
-// It returns "" for other responses.
+// statusHint returns a hint for a response that concerns the kind of objects or the user,
+// and "" for any other response.
 func statusHint(err error, status apierrors.APIStatus, k *kind) string {
 	switch {
 	case apierrors.IsForbidden(err):
@@ -114,7 +115,7 @@ func statusHint(err error, status apierrors.APIStatus, k *kind) string {
 	return ""
 }
 
-// connectHint returns a hint for a request without a response.
+// connectHint returns a hint for a request that got no response.
 func connectHint(err error) string {
 	var (
 		authority x509.UnknownAuthorityError

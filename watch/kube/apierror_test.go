@@ -13,7 +13,8 @@ import (
 	"sluice/filter/event"
 )
 
-// answers are error responses of servers and proxies, without a reason or without its text.
+// answers are bodies of error responses from servers and proxies. Some lack a reason, some
+// a text for it.
 var answers = map[string]string{
 	"nothing":              "",
 	"a blank line":         "\n",
@@ -24,7 +25,7 @@ var answers = map[string]string{
 	"a blank message":      `{"kind":"Status","apiVersion":"v1","status":"Failure","message":" ","reason":"%s","code":%d}`,
 }
 
-// For every error response, log and status name a cause and a hint: no attribute is empty.
+// For every error response, the log line has a cause and a hint, and no empty attribute.
 func TestAPIErrorHasACause(t *testing.T) {
 	for _, code := range []int{
 		http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
@@ -51,7 +52,7 @@ func TestAPIErrorHasACause(t *testing.T) {
 						t.Errorf("%s is %q", path, text)
 					}
 					if path == "problem.cause" && !strings.Contains(text, fmt.Sprint(code)) && !strings.Contains(text, " ") {
-						t.Errorf("the cause is %q, which says neither what nor which answer it was", text)
+						t.Errorf("the cause is %q, which contains neither the code nor a description", text)
 					}
 				})
 			})
@@ -59,7 +60,7 @@ func TestAPIErrorHasACause(t *testing.T) {
 	}
 }
 
-// attrs calls f for each attribute of the records with the given message.
+// attrs calls f for each attribute of the records with the given event.
 func (r *records) attrs(t *testing.T, name event.Name, f func(path, text string)) {
 	t.Helper()
 	r.mu.Lock()
@@ -73,11 +74,11 @@ func (r *records) attrs(t *testing.T, name event.Name, f func(path, text string)
 		rec.Attrs(func(a slog.Attr) bool { eachAttr("", a, f); return true })
 	}
 	if seen == 0 {
-		t.Errorf("there is no line of %s", name)
+		t.Errorf("no record of the event %s", name)
 	}
 }
 
-// eachAttr calls f for an attribute, or for those of a group.
+// eachAttr calls f for an attribute, or for each attribute in a group.
 func eachAttr(prefix string, a slog.Attr, f func(path, text string)) {
 	v := a.Value.Resolve()
 	if v.Kind() != slog.KindGroup {

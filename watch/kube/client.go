@@ -30,7 +30,7 @@ func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.Negotia
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.NegotiatedSerializer = codecs(c.scheme)
-	transport, err := rest.HTTPClientFor(config) // both groups share one connection
+	transport, err := rest.HTTPClientFor(config) // so that both groups share one connection
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
 	}
@@ -49,7 +49,7 @@ func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.Negotia
 	return c, nil
 }
 
-// newScheme returns a scheme with only the requested types.
+// newScheme returns a scheme with only the types that the client requests.
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{}, &corev1.Namespace{}, &corev1.NamespaceList{}, &corev1.Node{}, &corev1.NodeList{})
@@ -69,8 +69,8 @@ func (c *client) list(ctx context.Context, k *kind, opts metav1.ListOptions) (ru
 	return c.request(k, &opts).Timeout(pageTimeout).Do(ctx).Get()
 }
 
-// watch opens a watch. If it breaks off, its last event contains the error, as reflectors
-// expect.
+// watch opens a watch. If the watch breaks off, its last event contains the error, as
+// reflectors expect.
 func (c *client) watch(ctx context.Context, k *kind, opts metav1.ListOptions) (apiwatch.Interface, error) {
 	opts.Watch = true
 	var timeout time.Duration

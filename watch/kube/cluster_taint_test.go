@@ -15,8 +15,8 @@ import (
 	"sluice/bench/testbed/controlplane"
 )
 
-// updateNode changes this node's Node as its administrator. It retries after concurrent
-// changes.
+// updateNode changes this node's Node with the rights of an administrator. It retries after
+// concurrent changes.
 func (r *real) updateNode(change func(*corev1.Node)) {
 	r.Helper()
 	for {
@@ -46,8 +46,8 @@ func (r *real) taints() (keys []string) {
 }
 
 // TestClusterStartupTaint checks with a real API server that the chart's rights, and no
-// fewer, allow the patch. While others change the Node all the time, the taint is always
-// removed, and nothing else is.
+// fewer, allow the patch. While other clients change the Node all the time, the startup
+// taint is always removed, and nothing else is.
 func TestClusterStartupTaint(t *testing.T) {
 	r := realServer(t)
 	r.grant()
@@ -60,7 +60,7 @@ func TestClusterStartupTaint(t *testing.T) {
 		return err != nil && strings.Contains(err.Error(), "get and patch nodes") && strings.Contains(err.Error(), `User "sluice" cannot patch`)
 	})
 	if got := r.taints(); len(got) != 5 {
-		t.Fatalf("without the right to patch, the Node bears %v", got)
+		t.Fatalf("without the right to patch, the Node has the taints %v", got)
 	}
 	role, err := r.admin.RbacV1().ClusterRoles().Get(r.ctx, "sluice", metav1.GetOptions{})
 	r.must(err)
@@ -72,9 +72,9 @@ func TestClusterStartupTaint(t *testing.T) {
 		want = append(want, o.Key)
 	}
 	await(t, "the taint is gone", func() bool { return slices.Equal(r.taints(), want) })
-	await(t, "the trouble is over", func() bool { return f.source.StartupTaintError() == nil })
+	await(t, "the failure is over", func() bool { return f.source.StartupTaintError() == nil })
 
-	t.Log("others change the Node all the time, and what they do stays")
+	t.Log("other clients change the Node all the time, and their changes stay")
 	stop, wait := make(chan struct{}), sync.WaitGroup{}
 	wait.Go(func() {
 		for i := 0; ; i++ {
@@ -101,6 +101,6 @@ func TestClusterStartupTaint(t *testing.T) {
 	wait.Wait()
 	got := slices.DeleteFunc(r.taints(), func(key string) bool { return strings.HasPrefix(key, "round-") })
 	if !slices.Equal(got, want) {
-		t.Errorf("of others' taints are left %v, want %v", got, want)
+		t.Errorf("other taints: %v, want %v", got, want)
 	}
 }

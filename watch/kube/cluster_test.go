@@ -26,7 +26,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// real is a real API server, with a client that writes to it as its administrator.
+// real is a real API server, with an administrator's client that writes to it.
 type real struct {
 	*testing.T
 	*controlplane.ControlPlane
@@ -57,7 +57,7 @@ func (r *real) grant() {
 	r.must(controlplane.Grant(r.ctx, r.admin))
 }
 
-// config is the configuration of the agent's user.
+// config returns the configuration of a user.
 func (r *real) config(user string) *rest.Config {
 	r.Helper()
 	config, err := r.Config(user)
@@ -85,49 +85,49 @@ func (r *real) small() {
 	r.must(err)
 }
 
-// wire is a network connection that can be cut.
-type wire struct {
+// link is a network connection that can be cut.
+type link struct {
 	mu    sync.Mutex
 	isCut bool
 	conns []net.Conn
 }
 
-func (w *wire) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (l *link) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, address)
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	switch {
 	case err != nil:
 		return nil, err
-	case w.isCut:
+	case l.isCut:
 		return nil, errors.Join(&net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}, conn.Close())
 	}
-	w.conns = append(w.conns, conn)
+	l.conns = append(l.conns, conn)
 	return conn, nil
 }
 
-func (w *wire) set(isCut bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.isCut = isCut
-	for _, c := range w.conns {
+func (l *link) set(isCut bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isCut = isCut
+	for _, c := range l.conns {
 		_ = c.Close() // closed connections may be among them
 	}
-	w.conns = nil
+	l.conns = nil
 }
 
-// TestClusterFollow checks that the objects of a real API server are in force, even after
-// failures of the server and of the connection.
+// TestClusterFollow checks that the policies and pods of a real API server are in force,
+// even after failures of the server and of the connection.
 func TestClusterFollow(t *testing.T) {
 	r := realServer(t)
 	r.grant()
 	r.small()
-	var w wire
+	var l link
 	config := r.config(controlplane.Agent)
-	config.Dial = w.dial
+	config.Dial = l.dial
 	f := follow(t, config, Options{})
 
-	t.Log("what is there, and what changes")
+	t.Log("the existing objects are in force, and changes follow")
 	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
 	_, err := r.admin.CoreV1().Pods("default").Patch(r.ctx, "other", "application/merge-patch+json", []byte(`{"metadata":{"labels":{"role":"frontend"}}}`), metav1.PatchOptions{})
@@ -141,36 +141,36 @@ func TestClusterFollow(t *testing.T) {
 	r.deletePod("web")
 	f.names("10.1.0.2", "")
 
-	t.Log("server killed: what is known stays in force; restarted: what is written then comes")
+	t.Log("the server is killed: the known objects stay in force; it is restarted: new objects come into force")
 	r.must(r.StopServer(syscall.SIGKILL))
-	f.health(podKind, "the server is away", func(h KindHealth) bool { return h.Err != nil })
+	f.health(podKind, "the server is unreachable", func(h KindHealth) bool { return h.Err != nil })
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
 	f.verdict("10.1.0.3", "10.1.0.1", 80, filter.Deny)
 	r.must(r.StartServer(r.ctx))
 	r.createPod(makePod("web", "10.1.0.4", role("frontend")))
 	f.names("10.1.0.4", "default/web")
 	for _, k := range kinds {
-		f.health(k, "all is well", func(h KindHealth) bool { return h.Err == nil && h.Synced })
+		f.health(k, "it has recovered", func(h KindHealth) bool { return h.Err == nil && h.Synced })
 	}
 
-	t.Log("cut off while a pod goes, another gets its address and its policy changes, and the server forgets how")
-	w.set(true)
-	f.health(podKind, "the server is away", func(h KindHealth) bool { return h.Err != nil })
+	t.Log("the connection is cut; meanwhile a pod is deleted, another one gets its address, a policy is replaced, and the server forgets these events")
+	l.set(true)
+	f.health(podKind, "the server is unreachable", func(h KindHealth) bool { return h.Err != nil })
 	r.deletePod("other")
 	r.createPod(makePod("new", "10.1.0.3", nil))
 	r.must(r.admin.NetworkingV1().NetworkPolicies("default").Delete(r.ctx, "access-db", metav1.DeleteOptions{}))
-	_, err = r.admin.NetworkingV1().NetworkPolicies("default").Create(r.ctx, makePolicy("other", "nobody"), metav1.CreateOptions{})
+	_, err = r.admin.NetworkingV1().NetworkPolicies("default").Create(r.ctx, makePolicy("other", "unused"), metav1.CreateOptions{})
 	r.must(err)
 	r.must(r.StopServer(syscall.SIGTERM))
 	r.must(r.StartServer(r.ctx))
-	f.names("10.1.0.3", "default/other") // as far as the source knows
-	w.set(false)
+	f.names("10.1.0.3", "default/other") // the last state that the source knows
+	l.set(false)
 	f.names("10.1.0.3", "default/new")
 	f.verdict("10.1.0.4", "10.1.0.1", 6379, filter.Deny)
 }
 
-// TestClusterRefused checks that missing rights are logged once, by name, and that the
-// source recovers once they are granted.
+// TestClusterRefused checks that missing rights are logged once for each kind, with its
+// name, and that the source recovers once they are granted.
 func TestClusterRefused(t *testing.T) {
 	r := realServer(t)
 	r.small()
@@ -180,21 +180,22 @@ func TestClusterRefused(t *testing.T) {
 			return apierrors.IsForbidden(h.Err) && strings.Contains(h.Err.Error(), "list and watch "+k.resource) && strings.Contains(h.Err.Error(), `User "sluice"`)
 		})
 	}
-	f.health(podKind, "it has been tried again", func(h KindHealth) bool { return h.Errors >= 6 })
+	f.health(podKind, "the request has been retried", func(h KindHealth) bool { return h.Errors >= 6 })
 	if n := f.log.count(event.APIUnreachable); n != len(kinds) {
 		t.Errorf("%d warnings, want one for each of %d kinds", n, len(kinds))
 	}
 	if f.published.Snapshot() != nil {
-		t.Error("something was published without any knowledge")
+		t.Error("a snapshot was published although nothing is known")
 	}
 	r.grant()
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
 	if n := f.log.count(event.APIReachable); n != 1 {
-		t.Errorf("it was said %d times that all is well, want once", n)
+		t.Errorf("the recovery was logged %d times, want once", n)
 	}
 }
 
-// TestClusterUnauthorized checks the same for a wrong token.
+// TestClusterUnauthorized checks that a wrong token and an unknown certificate authority
+// are reported with a hint.
 func TestClusterUnauthorized(t *testing.T) {
 	r := realServer(t)
 	config := r.config(controlplane.Agent)
@@ -211,8 +212,8 @@ func TestClusterUnauthorized(t *testing.T) {
 	})
 }
 
-// TestClusterLatency prints the time from a write to the API until a snapshot that changes
-// verdicts is in force, with a thousand pods and a hundred other policies.
+// TestClusterLatency prints the time from a write to the API until a snapshot with the
+// changed verdict is in force, with a thousand pods and a hundred other policies.
 func TestClusterLatency(t *testing.T) {
 	const changes = 500
 	r := realServer(t)
@@ -230,7 +231,7 @@ func TestClusterLatency(t *testing.T) {
 	for i := range changes {
 		from, want := "frontend", filter.Allow
 		if i%2 == 0 {
-			from, want = "nobody", filter.Deny
+			from, want = "unused", filter.Deny
 		}
 		inForce := make(chan time.Time, 1)
 		go func() {
@@ -244,8 +245,8 @@ func TestClusterLatency(t *testing.T) {
 		at := <-inForce
 		begun, answered = append(begun, at.Sub(before)), append(answered, at.Sub(after))
 	}
-	fmt.Printf("%d changes of a policy, with 1,000 pods and 100 policies beside, until the snapshot is in force:\n", changes)
-	for name, list := range map[string][]time.Duration{"from the request's begin": begun, "from the answer": answered} {
+	fmt.Printf("%d changes of a policy, beside 1,000 pods and 100 policies, until the snapshot is in force:\n", changes)
+	for name, list := range map[string][]time.Duration{"from the request": begun, "from the response": answered} {
 		slices.Sort(list)
 		fmt.Printf("  %-26s p50 %v  p99 %v  max %v\n", name, list[changes/2], list[changes*99/100], list[changes-1])
 	}

@@ -13,8 +13,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Requests per second to the API server, after the first requestBurst. A watch is one
-// request, and only paged lists are many.
+// requestRate bounds the requests per second to the API server, after a burst of
+// requestBurst. A watch is one request. Only a list in pages takes many.
 const (
 	requestRate  = 50
 	requestBurst = 100
@@ -22,9 +22,9 @@ const (
 
 // ConfigOptions select a cluster and how to reach it.
 type ConfigOptions struct {
-	Kubeconfig string // file; if empty, the pod's service account, or with a Context kubectl's configuration
-	Context    string // in the kubeconfig; empty for its current context
-	Version    string // of sluice, for the API server's log
+	Kubeconfig string // path; if empty, the pod's service account is used, or kubectl's configuration if Context is set
+	Context    string // name of a context of the kubeconfig; empty for the current one
+	Version    string // of sluice, in the User-Agent header, for the API server's log
 }
 
 // Config returns the configuration to reach the API server. It sends no request.
@@ -35,7 +35,7 @@ func Config(opts ConfigOptions) (*rest.Config, error) {
 	}
 	config.QPS, config.Burst = requestRate, requestBurst
 	config.UserAgent = strings.TrimSuffix("sluice/"+opts.Version, "/")
-	config.WarningHandler = rest.NoWarnings{} // warnings are for people who write objects
+	config.WarningHandler = rest.NoWarnings{} // the API server warns the authors of objects, not their readers
 	return config, nil
 }
 

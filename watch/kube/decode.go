@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// slimSerializer returns decoders that slim all objects.
+// slimSerializer returns decoders that reduce each object to its slim form.
 type slimSerializer struct {
 	runtime.NegotiatedSerializer
 	shared *pools
@@ -22,19 +22,19 @@ func newSlimSerializer(s runtime.NegotiatedSerializer) *slimSerializer {
 }
 
 // DecoderToVersion returns a decoder of slim objects.
-func (t *slimSerializer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
-	return decoder{t.NegotiatedSerializer.DecoderToVersion(d, gv), t.shared}
+func (s *slimSerializer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
+	return decoder{s.NegotiatedSerializer.DecoderToVersion(d, gv), s.shared}
 }
 
-// decoder decodes objects and lists, and slims each object before anything else keeps a
-// reference to it.
+// decoder decodes objects and lists into slim objects. Nothing keeps a reference to the
+// full objects.
 type decoder struct {
 	full   runtime.Decoder
 	shared *pools
 }
 
-// Decode returns a slim object, a list of slim objects, or a Status or watch event as it
-// is.
+// Decode returns a slim object or a list of slim objects. It returns a Status or a watch
+// event unchanged.
 func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	if into == nil {
 		if o := d.decodeProtobuf(data); o != nil {
@@ -73,10 +73,10 @@ func (d decoder) slim(o runtime.Object) (runtime.Object, error) {
 	return nil, fmt.Errorf("the API server sent an unexpected %T", o)
 }
 
-func listOf[T any](m *metav1.ListMeta, items []T, trim func(*T) runtime.Object) runtime.Object {
+func listOf[T any](m *metav1.ListMeta, items []T, slim func(*T) runtime.Object) runtime.Object {
 	list := &metainternal.List{ListMeta: *m, Items: make([]runtime.Object, 0, len(items))}
 	for i := range items {
-		list.Items = append(list.Items, trim(&items[i]))
+		list.Items = append(list.Items, slim(&items[i]))
 	}
 	return list
 }

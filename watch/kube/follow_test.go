@@ -24,7 +24,7 @@ import (
 )
 
 // TestNothingBeforeAllKinds checks that nothing is published while the list of one kind
-// fails, and everything together afterwards.
+// fails, and that afterwards the first snapshot has everything.
 func TestNothingBeforeAllKinds(t *testing.T) {
 	for _, late := range kinds {
 		t.Run(late.name, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestNothingBeforeAllKinds(t *testing.T) {
 			}
 			f.health(late, "it is refused", func(h KindHealth) bool { return h.Err != nil && h.Errors >= 4 })
 			if f.published.Snapshot() != nil {
-				t.Fatal("something was published already")
+				t.Fatal("a snapshot was published without a list of this kind")
 			}
 			answers.set(nil)
 			f.until("all is known", func(s *policy.Snapshot) bool {
@@ -59,7 +59,7 @@ func TestNothingBeforeAllKinds(t *testing.T) {
 }
 
 // TestVanished checks that objects which are deleted while the watch is down disappear with
-// the next list, and that their replacements count.
+// the next list, and that their replacements come into force.
 func TestVanished(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -74,28 +74,28 @@ func TestVanished(t *testing.T) {
 			}
 
 			answers.set(func(*http.Request) *metav1.Status {
-				return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError, Message: "ill"}
+				return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError, Message: "failing"}
 			})
 			s.EndWatches()
-			f.health(podKind, "the server is ill", func(h KindHealth) bool { return h.Err != nil })
+			f.health(podKind, "the server fails", func(h KindHealth) bool { return h.Err != nil })
 			s.Delete(makePod("other", "", nil), makePod("web", "", nil), makePolicy("access-db", ""))
-			s.Set(makePod("web", "10.1.0.9", role("frontend"))) // under its old name
+			s.Set(makePod("web", "10.1.0.9", role("frontend"))) // a new pod with the old name
 			s.Set(makePod("heir", "10.1.0.3", nil))
-			s.Set(makePolicy("other", "nobody"))
+			s.Set(makePolicy("other", "unused"))
 			s.Compact()
-			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow) // as far as the source knows
+			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow) // the last state that the source knows
 			answers.set(nil)
 			f.names("10.1.0.3", "default/heir")
 			f.names("10.1.0.2", "")
 			f.names("10.1.0.9", "default/web")
 			f.verdict("10.1.0.9", "10.1.0.1", 6379, filter.Deny)
-			f.health(podKind, "all is well", func(h KindHealth) bool { return h.Err == nil && h.Restarts > 0 })
+			f.health(podKind, "it has recovered", func(h KindHealth) bool { return h.Err == nil && h.Restarts > 0 })
 		})
 	}
 }
 
-// TestServerAway checks that an unreachable server, and its return, are logged once for all
-// kinds.
+// TestServerAway checks that an outage of the server and its end are logged once each, and
+// not for each kind.
 func TestServerAway(t *testing.T) {
 	s := apiserver.New(apiserver.Options{})
 	small(s)
@@ -106,12 +106,12 @@ func TestServerAway(t *testing.T) {
 	h.CloseClientConnections()
 	h.Close()
 	for _, k := range kinds {
-		f.health(k, "the server is away", func(h KindHealth) bool {
+		f.health(k, "the server is unreachable", func(h KindHealth) bool {
 			return h.Synced && h.Err != nil && h.Errors > 1 && strings.Contains(h.Err.Error(), "start the API server")
 		})
 	}
 	if n := f.log.count(event.APIUnreachable); n != 1 {
-		t.Errorf("it was said %d times, want once", n)
+		t.Errorf("the outage was logged %d times, want once", n)
 	}
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
 
@@ -128,14 +128,15 @@ func TestServerAway(t *testing.T) {
 	s.Set(makePod("other", "10.1.0.3", role("frontend")))
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
 	for _, k := range kinds {
-		f.health(k, "all is well", func(h KindHealth) bool { return h.Err == nil })
+		f.health(k, "it has recovered", func(h KindHealth) bool { return h.Err == nil })
 	}
 	if n := f.log.count(event.APIReachable); n != 1 {
-		t.Errorf("the return was said %d times, want once", n)
+		t.Errorf("the recovery was logged %d times, want once", n)
 	}
 }
 
-// TestAPIErrors checks that each failure of the server or the connection comes with a hint.
+// TestAPIErrors checks that each failure of the server or the connection is reported with a
+// hint.
 func TestAPIErrors(t *testing.T) {
 	secure := httptest.NewTLSServer(apiserver.New(apiserver.Options{}))
 	t.Cleanup(secure.Close)
@@ -151,32 +152,32 @@ func TestAPIErrors(t *testing.T) {
 		return config.Host
 	}
 	for name, test := range map[string]struct{ host, want string }{
-		"nobody there":    {"http://127.0.0.1:1", "start the API server, or correct its address"},
+		"no server":       {"http://127.0.0.1:1", "start the API server, or correct its address"},
 		"no such name":    {"http://api.invalid", "correct the server's name"},
 		"unknown signer":  {secure.URL, "certificate-authority"},
-		"no TLS there":    {strings.Replace(plain.URL, "http:", "https:", 1), "write http://"},
+		"no TLS":          {strings.Replace(plain.URL, "http:", "https:", 1), "write http://"},
 		"not an API":      {other.URL, "does not serve pods of v1"},
 		"forbidden":       {refuses(http.StatusForbidden, metav1.StatusReasonForbidden), `let this user list and watch pods of API group ""`},
 		"unauthorized":    {refuses(http.StatusUnauthorized, metav1.StatusReasonUnauthorized), "give credentials"},
-		"server in need":  {refuses(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable), "see the API server's log"},
-		"a kind is not":   {refuses(http.StatusNotFound, metav1.StatusReasonNotFound), "does not serve pods of v1"},
-		"too many at all": {refuses(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests), "see the API server's log"},
+		"unavailable":     {refuses(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable), "see the API server's log"},
+		"kind not served": {refuses(http.StatusNotFound, metav1.StatusReasonNotFound), "does not serve pods of v1"},
+		"too many":        {refuses(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests), "see the API server's log"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := follow(t, &rest.Config{Host: test.host}, Options{})
 			f.health(podKind, test.want, func(h KindHealth) bool {
-				var trouble *APIError
-				return errors.As(h.Err, &trouble) && strings.Contains(trouble.Hint, test.want) && trouble.Server == test.host && trouble.LogValue().Group() != nil
+				var failure *APIError
+				return errors.As(h.Err, &failure) && strings.Contains(failure.Hint, test.want) && failure.Server == test.host && failure.LogValue().Group() != nil
 			})
 			if f.published.Snapshot() != nil {
-				t.Error("something was published")
+				t.Error("a snapshot was published although nothing is known")
 			}
 		})
 	}
 }
 
-// TestJSON checks that a server without protobuf is supported.
+// TestJSON checks that a server which sends JSON instead of protobuf is supported.
 func TestJSON(t *testing.T) {
 	s := apiserver.New(apiserver.Options{})
 	small(s)
@@ -221,23 +222,23 @@ func TestRanges(t *testing.T) {
 		}
 	}
 	if n := f.log.count(event.NodeRangeUnreadable); n != 1 {
-		t.Errorf("the malformed range was told %d times, want once", n)
+		t.Errorf("the malformed range was logged %d times, want once", n)
 	}
 	s.Delete(node("there"))
 	s.Set(node("here", "10.3.0.0/24"))
-	f.health(nodeKind, "both events have come", func(h KindHealth) bool { return h.Events >= 2 })
+	f.health(nodeKind, "both events have arrived", func(h KindHealth) bool { return h.Events >= 2 })
 	check("10.1.1.1", policy.Known)
 	check("10.1.0.1", policy.Known)
 	check("10.3.0.1", policy.PendingLocal)
 	s.Delete(node("here"))
-	f.health(nodeKind, "this node is gone", func(h KindHealth) bool { return h.Events >= 3 })
+	f.health(nodeKind, "this node's Node is deleted", func(h KindHealth) bool { return h.Events >= 3 })
 	check("10.3.0.1", policy.Known)
 	if n := f.log.count(event.NodeUnknown); n != 1 {
-		t.Errorf("that this node is gone was told %d times, want once", n)
+		t.Errorf("the missing Node of this node was logged %d times, want once", n)
 	}
 }
 
-// TestConfig checks that errors in a kubeconfig come with the file and a hint.
+// TestConfig checks that an error in a kubeconfig is reported with the file and a hint.
 func TestConfig(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -266,9 +267,9 @@ func TestConfig(t *testing.T) {
 	}{
 		"not in a pod":    {ConfigOptions{}, []string{"is not in a pod", "--kubeconfig"}},
 		"no file":         {ConfigOptions{Kubeconfig: filepath.Join(dir, "none")}, []string{"none", "give the path"}},
-		"no YAML":         {ConfigOptions{Kubeconfig: write("bad", ":\n- [")}, []string{"bad", "kubectl config view"}},
+		"invalid YAML":    {ConfigOptions{Kubeconfig: write("bad", ":\n- [")}, []string{"bad", "kubectl config view"}},
 		"no such context": {ConfigOptions{Kubeconfig: good, Context: "three"}, []string{good, `"three"`, "--context", "one, two"}},
-		"none is current": {ConfigOptions{Kubeconfig: write("uncurrent", clusters+"contexts: [{name: one, context: {cluster: c, user: u}}]\n")}, []string{"no current-context", "one"}},
+		"no current one":  {ConfigOptions{Kubeconfig: write("uncurrent", clusters+"contexts: [{name: one, context: {cluster: c, user: u}}]\n")}, []string{"no current-context", "one"}},
 		"no contexts":     {ConfigOptions{Kubeconfig: write("empty", clusters)}, []string{"has no contexts"}},
 		"no such cluster": {ConfigOptions{Kubeconfig: write("lost", "apiVersion: v1\nkind: Config\ncontexts: [{name: one, context: {cluster: gone, user: u}}]\ncurrent-context: one\n")}, []string{"lost"}},
 	} {

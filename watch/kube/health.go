@@ -14,17 +14,18 @@ import (
 type KindHealth struct {
 	Kind   string // as in "Pod"
 	Synced bool   // a full list has arrived, and is in the policy store
-	// Err is why the kind cannot be followed; nil while its watch is open. If it is not
-	// nil, the known objects stay in force.
+	// Err is the failure that keeps the source from following the kind. It is nil until the
+	// first failure, and while the watch of the kind is open. After a failure, the known
+	// objects stay in force.
 	Err      error
-	Since    time.Time // when Err changed, or became another kind of error
+	Since    time.Time // when Err last was set, cleared, or replaced with a different failure
 	Objects  int       // in the last full list
-	Events   uint64    // added, changed and deleted objects, without those of lists
+	Events   uint64    // added, changed and deleted objects, except for those in lists
 	Restarts uint64    // watches that were opened again
 	Errors   uint64    // failed requests, and watches that ended with an error
 }
 
-// health records the outcome of requests, and logs each failure once while it lasts.
+// health records the outcome of requests. It logs each failure once while it lasts.
 type health struct {
 	host string
 	log  *slog.Logger
@@ -32,8 +33,8 @@ type health struct {
 
 	mu     sync.Mutex
 	kinds  []*kindState
-	logged []string // keys of the logged failures; empty once all are over
-	began  time.Time
+	logged []string  // keys of the logged failures; empty once all kinds have recovered
+	began  time.Time // when the first of the logged failures was recorded
 }
 
 type kindState struct {
@@ -68,10 +69,10 @@ func (h *health) list() []KindHealth {
 	return all
 }
 
-// events counts events. It takes no lock, because it is called for each object.
+// events counts events. It takes no lock, because it is called for every event.
 func (h *health) events(k *kind, n uint64) { h.of(k).events.Add(n) }
 
-// synced records the arrival of a full list.
+// synced records that a full list has arrived.
 func (h *health) synced(k *kind, objects int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -80,10 +81,10 @@ func (h *health) synced(k *kind, objects int) {
 	h.log.Debug("listed", "kind", k.name, "objects", objects)
 }
 
-// asked records the outcome of a request.
-func (h *health) asked(k *kind, verb string, err error) {
+// requestDone records the outcome of a request.
+func (h *health) requestDone(k *kind, verb string, err error) {
 	if isRestart(err) {
-		return // the agent ends, or the reflector lists again
+		return // the agent is ending, or the reflector lists again
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -96,32 +97,34 @@ func (h *health) asked(k *kind, verb string, err error) {
 			s.watched = true
 			h.setFailure(s, nil)
 		}
-		return // the failure lasts until a watch is open
+		return // after a failure, a list is not enough: only an open watch ends it
 	}
 	s.view.Errors++
 	h.setFailure(s, newAPIError(err, h.host, k, verb))
 }
 
-// setFailure replaces the failure of a kind, where nil is none, and logs the change.
-func (h *health) setFailure(s *kindState, t *APIError) {
-	if t == nil && s.failure == nil || t != nil && s.failure != nil && s.failure.alike(t) {
+// setFailure sets the failure of a kind and logs it. If failure is nil, it clears the
+// failure of the kind.
+func (h *health) setFailure(s *kindState, failure *APIError) {
+	if failure == nil && s.failure == nil || failure != nil && s.failure != nil && s.failure.alike(failure) {
 		return
 	}
-	s.failure, s.view.Err, s.view.Since = t, nil, h.now()
-	if t == nil {
+	s.failure, s.view.Err, s.view.Since = failure, nil, h.now()
+	if failure == nil {
 		h.recovered()
 		return
 	}
-	s.view.Err = t
+	s.view.Err = failure
 	if len(h.logged) == 0 {
 		h.began = h.now()
 	}
-	if key := t.key(); !slices.Contains(h.logged, key) {
+	if key := failure.key(); !slices.Contains(h.logged, key) {
 		h.logged = append(h.logged, key)
-		h.log.Warn("cannot follow the Kubernetes API; known objects stay in force", event.APIUnreachable.Attr(), "problem", t)
+		h.log.Warn("cannot follow the Kubernetes API; known objects stay in force", event.APIUnreachable.Attr(), "problem", failure)
 	}
 }
 
+// recovered logs that the API server is reachable again if no kind has a failure any more.
 func (h *health) recovered() {
 	for _, s := range h.kinds {
 		if s.failure != nil {

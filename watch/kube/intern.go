@@ -19,8 +19,8 @@ import (
 // interned returns the shared copy of s. The copy is freed when the last reference is gone.
 func interned(s string) string { return unique.Make(s).Value() }
 
-// shared holds values that many objects have in common, by their text form. A value is
-// freed when its last user is gone; users need not release it.
+// shared keeps one copy of each value that many objects have in common, indexed by the text
+// form of the value. A value is freed when nothing refers to it any more.
 type shared[T any] struct {
 	mu    sync.Mutex
 	known map[string]weak.Pointer[T]
@@ -28,8 +28,8 @@ type shared[T any] struct {
 
 func newShared[T any]() *shared[T] { return &shared[T]{known: make(map[string]weak.Pointer[T])} }
 
-// get returns the value with the given text form. It allocates nothing if the value is
-// known, and otherwise parses text.
+// get returns the value with the given text form. If the value is known, get allocates
+// nothing. Otherwise it parses text.
 func (s *shared[T]) get(text []byte, parse func(string) *T) *T {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,7 +43,7 @@ func (s *shared[T]) get(text []byte, parse func(string) *T) *T {
 	return v
 }
 
-// forget drops a freed value, unless an equal one has been added since.
+// forget removes the entry of a freed value, unless an equal value has been added since.
 func (s *shared[T]) forget(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,8 +59,8 @@ func (s *shared[T]) size() int {
 	return len(s.known)
 }
 
-// pools hold what pods have in common. All pods of a Deployment have the same labels, seven
-// of which take 600 bytes, and the same ports.
+// pools hold the values that pods have in common. All pods of a Deployment have the same
+// ports and the same labels; seven labels take 600 bytes.
 type pools struct {
 	labels *shared[labelSet]
 	ports  *shared[portList]
@@ -71,7 +71,7 @@ func newPools() *pools {
 	return &pools{labels: newShared[labelSet](), ports: newShared[portList](), texts: sync.Pool{New: func() any { return new(texts) }}}
 }
 
-// texts are the text forms of the labels and ports of the pod that is being decoded.
+// texts are the text forms of the labels and ports of one pod, while it is decoded.
 type texts struct {
 	labels          labelText
 	ports, sidecars portText
@@ -90,7 +90,7 @@ func (s *labelSet) of() map[string]string {
 	return s.labels
 }
 
-// labelsOf returns the set that equals labels, or nil if there are none.
+// labelsOf returns the shared set that equals labels, or nil if labels is empty.
 func (p *pools) labelsOf(labels map[string]string) *labelSet {
 	var text labelText
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
@@ -99,8 +99,8 @@ func (p *pools) labelsOf(labels map[string]string) *labelSet {
 	return p.labelsIn(text)
 }
 
-// labelsIn returns the set with the given text form, or nil if it is empty. The API server
-// writes labels in order, so equal sets have equal texts.
+// labelsIn returns the shared set with the given text form, or nil if text is empty. The
+// API server writes labels in sorted order, so equal sets have equal texts.
 func (p *pools) labelsIn(text labelText) *labelSet {
 	if len(text) == 0 {
 		return nil
@@ -118,7 +118,7 @@ func (t *labelText) add(key, value []byte) {
 	*t = append(append(append(append(*t, key...), 0), value...), 0)
 }
 
-// parseLabels parses a labelText. Of a duplicate key, the last value counts.
+// parseLabels parses a labelText. If a key occurs twice, the last value counts.
 func parseLabels(text string) *labelSet {
 	labels := make(map[string]string, strings.Count(text, zero)/2)
 	for len(text) > 0 {
@@ -130,7 +130,7 @@ func parseLabels(text string) *labelSet {
 	return &labelSet{labels}
 }
 
-// portList is the named ports of a pod, with those of sidecars last.
+// portList is the named ports of a pod, with the ports of sidecars last.
 type portList struct{ ports []policy.NamedPort }
 
 // of returns the ports, which must not be modified.
@@ -141,7 +141,7 @@ func (l *portList) of() []policy.NamedPort {
 	return l.ports
 }
 
-// portsIn returns the list with the given text form, or nil if it is empty.
+// portsIn returns the shared list with the given text form, or nil if text is empty.
 func (p *pools) portsIn(text portText) *portList {
 	if len(text) == 0 {
 		return nil
@@ -149,8 +149,8 @@ func (p *pools) portsIn(text portText) *portList {
 	return p.ports.get(text, parsePorts)
 }
 
-// portText is the text form of ports. Each is its number in four bytes, then protocol and
-// name, each followed by a zero byte.
+// portText is the text form of ports. A port is its number in four bytes, then its protocol
+// and its name, each followed by a zero byte.
 type portText []byte
 
 // add appends a port. It skips ports without a name, to which no policy can refer.

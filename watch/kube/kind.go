@@ -9,12 +9,12 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// kind is a kind of objects that is followed.
+// kind describes a kind of objects that the source follows.
 type kind struct {
 	name     string // as in "Pod"
 	resource string // as in "pods", the name that RBAC uses
 	group    schema.GroupVersion
-	remove   func(w *policy.Store, namespace, name string)
+	remove   func(w *policy.Store, namespace, name string) // removes an object from the policy store
 }
 
 var (

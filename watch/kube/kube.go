@@ -1,14 +1,14 @@
 // Package kube follows the Namespaces, Pods, NetworkPolicies and Nodes of a cluster through
 // the Kubernetes API.
 //
-// Its [Source] publishes nothing before the first list of every kind has arrived, because
+// Its [Source] delivers nothing before the first list of every kind has arrived, because
 // partial knowledge could allow what the rest denies. From then on, everything known stays
 // in force, even while the API server is unreachable.
 //
-// It uses no informers: they would keep a second copy of all objects. Instead, [decoder]
-// reduces objects to what decisions need while it decodes them, client-go's reflectors list
-// and watch, and a [table] per kind remembers only names, to find out what is missing from
-// a new list.
+// It uses no informers: they would keep a second copy of all objects. Instead, a [decoder]
+// reduces objects to what decisions need while it decodes them. client-go's reflectors list
+// and watch. A [table] for each kind remembers only names, to detect which objects a new
+// list does not contain any more.
 package kube
 
 import (
@@ -31,13 +31,14 @@ import (
 	"sluice/filter/policy"
 )
 
-// pageSize bounds the objects in a page of a list, from servers that do not stream lists.
-// It bounds memory: an object takes about 15 KB until it is slimmed.
+// pageSize bounds the number of objects in one page of a list. It applies to servers that
+// do not stream lists. It limits the memory usage: before an object is reduced, it takes
+// about 15 KB.
 const pageSize = 500
 
 // The wait between attempts to reach the API server doubles from minRetryBackoff to
-// maxRetryBackoff, plus up to half of it at random. The maximum is the longest delay of a
-// policy after the server is back. It is below client-go's 30 s.
+// maxRetryBackoff. Reflectors add up to half of it at random. The maximum is lower than
+// client-go's 30 s, because policies are late by up to one wait after the server is back.
 const (
 	minRetryBackoff = 200 * time.Millisecond
 	maxRetryBackoff = 10 * time.Second
@@ -45,12 +46,12 @@ const (
 
 // Options configure a Source.
 type Options struct {
-	// NodeName is the Node object of the node that the agent runs on; empty if there
-	// is none.
+	// NodeName is the name of the Node object of the agent's node. It is empty if there is
+	// none.
 	NodeName string
-	// NodeRanges makes the pod ranges of the Nodes known to the policy store.
+	// NodeRanges passes the pod ranges of the Nodes to the policy store.
 	NodeRanges bool
-	// StartupTaint is removed from this node's Node; nil if there is none.
+	// StartupTaint is the taint to remove from this node's Node; nil if there is none.
 	StartupTaint *StartupTaint
 	// Logger logs each failure once while it lasts; nil discards it.
 	Logger *slog.Logger
@@ -68,8 +69,8 @@ type Source struct {
 	log    *slog.Logger
 }
 
-// New returns a source that connects to the API server as config tells; see [Config]. It
-// sends nothing before Run.
+// New returns a source for the API server that config describes; see [Config]. It sends no
+// request before Run.
 func New(config *rest.Config, opts Options) (*Source, error) {
 	log := opts.Logger
 	if log == nil {
@@ -102,14 +103,14 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 // String names the API server.
 func (s *Source) String() string { return "Kubernetes API " + s.host }
 
-// Health returns the state of each kind of objects.
+// Health returns the state of the watch of each kind.
 func (s *Source) Health() []KindHealth { return s.health.list() }
 
 // Run follows the cluster until ctx ends. It does not fail: it retries while the API server
 // is unreachable or refuses requests.
 func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
-	// client-go logs every retry. Users only need to know what health logs, once per
-	// failure.
+	// client-go logs every retry, which is lowered to debug level: health logs each failure
+	// once.
 	logger := logr.FromSlogHandler(debugHandler{s.log.Handler()})
 	ctx = klog.NewContext(ctx, logger)
 	group, ctx := errgroup.WithContext(ctx)
@@ -137,7 +138,7 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 
 // reflector returns a reflector that keeps t up to date.
 func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
-	asked := &cache.ListWatch{
+	requests := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			if opts.ResourceVersion == "0" {
 				// The server answers such a request from its cache, but ignores the limit
@@ -145,16 +146,16 @@ func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
 				opts.ResourceVersion = ""
 			}
 			list, err := s.client.list(ctx, t.kind, opts)
-			s.health.asked(t.kind, "list", err)
+			s.health.requestDone(t.kind, "list", err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (apiwatch.Interface, error) {
 			stream, err := s.client.watch(ctx, t.kind, opts)
-			s.health.asked(t.kind, "watch", err)
+			s.health.requestDone(t.kind, "watch", err)
 			return stream, err
 		},
 	}
-	r := cache.NewReflectorWithOptions(asked, nil, t, cache.ReflectorOptions{
+	r := cache.NewReflectorWithOptions(requests, nil, t, cache.ReflectorOptions{
 		Name: t.kind.resource, TypeDescription: t.kind.name, Logger: &logger,
 		Backoff: &wait.Backoff{Duration: minRetryBackoff, Cap: maxRetryBackoff, Steps: 6, Factor: 2, Jitter: 0.5},
 	})

@@ -33,7 +33,7 @@ type followed struct {
 	t         *testing.T
 	source    *Source
 	published policy.Published
-	changed   chan struct{} // gets a token after each publish
+	changed   chan struct{} // receives a token after each publication
 	log       *records
 }
 
@@ -46,9 +46,9 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	if f.source, err = New(config, opts); err != nil {
 		t.Fatal(err)
 	}
-	world := policy.NewStore()
-	world.SetLocalNode(opts.NodeName)
-	controller := watch.New(world, &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
+	store := policy.NewStore()
+	store.SetLocalNode(opts.NodeName)
+	controller := watch.New(store, &f.published, watch.Options{Stages: []watch.Stage{watch.StageFunc{Name: "notice", Func: func(context.Context, watch.Change) error {
 		select {
 		case f.changed <- struct{}{}:
 		default:
@@ -67,7 +67,8 @@ func follow(t *testing.T, config *rest.Config, opts Options) *followed {
 	return f
 }
 
-// until waits until ok returns true. It calls ok after each publish.
+// until waits until ok returns true for the published snapshot. It calls ok again after
+// each publication.
 func (f *followed) until(what string, ok func(*policy.Snapshot) bool) {
 	f.t.Helper()
 	timeout := time.After(waitTimeout)
@@ -78,7 +79,7 @@ func (f *followed) until(what string, ok func(*policy.Snapshot) bool) {
 		select {
 		case <-f.changed:
 		case <-timeout:
-			f.t.Fatalf("waited in vain until %s; health: %+v", what, f.source.Health())
+			f.t.Fatalf("timed out: %s; health: %+v", what, f.source.Health())
 		}
 	}
 }
@@ -90,13 +91,13 @@ func (f *followed) verdict(from, to string, port uint16, want filter.Action) {
 	f.until(fmt.Sprintf("%s to %s port %d gets: %v", from, to, port, want), func(s *policy.Snapshot) bool { return s.Decide(key).Action == want })
 }
 
-// names waits until addr belongs to the pod, or to no pod if the name is empty.
+// names waits until addr belongs to the named pod, or to no pod if the name is empty.
 func (f *followed) names(addr, pod string) {
 	f.t.Helper()
 	f.until(fmt.Sprintf("%s is %q", addr, pod), func(s *policy.Snapshot) bool { return s.Endpoint(netip.MustParseAddr(addr)).String() == pod })
 }
 
-// health waits until the health of a kind is as wanted.
+// health waits until ok returns true for the health of a kind.
 func (f *followed) health(k *kind, what string, ok func(KindHealth) bool) {
 	f.t.Helper()
 	deadline := time.Now().Add(waitTimeout)
@@ -107,13 +108,13 @@ func (f *followed) health(k *kind, what string, ok func(KindHealth) bool) {
 			}
 		}
 		if time.Now().After(deadline) {
-			f.t.Fatalf("%s: waited in vain until %s; health: %+v", k.name, what, f.source.Health())
+			f.t.Fatalf("%s: timed out: %s; health: %+v", k.name, what, f.source.Health())
 		}
-		time.Sleep(time.Millisecond) // poll: health changes are not announced
+		time.Sleep(time.Millisecond) // poll: there is no event for a change of health
 	}
 }
 
-// records is a handler that keeps all records above debug level.
+// records is a slog.Handler that keeps all records above debug level.
 type records struct {
 	mu      sync.Mutex
 	list    []slog.Record
@@ -157,7 +158,7 @@ func (r *records) count(name event.Name) (n int) {
 	return n
 }
 
-// switchable lets a test answer requests instead of the server.
+// switchable lets a test answer requests in place of the server. set(nil) turns this off.
 type switchable struct {
 	refuse atomic.Pointer[func(*http.Request) *metav1.Status]
 }
@@ -170,7 +171,7 @@ func (s *switchable) answer(req *http.Request) *metav1.Status {
 	return nil
 }
 
-// serve starts an API server and returns the configuration to reach it.
+// serve starts a simulated API server and returns the configuration to reach it.
 func serve(t *testing.T, opts apiserver.Options) (*apiserver.Server, *rest.Config) {
 	t.Helper()
 	s := apiserver.New(opts)
@@ -196,8 +197,8 @@ func makePod(name, ip string, labels map[string]string) *corev1.Pod {
 
 func role(value string) map[string]string { return map[string]string{"role": value} }
 
-// makePolicy creates a policy that allows only role=from to reach role=db, at its port
-// named redis.
+// makePolicy returns a policy that allows only pods with role=from to reach pods with
+// role=db, and only at their port named redis.
 func makePolicy(name, from string) *networkingv1.NetworkPolicy {
 	port := intstr.FromString("redis")
 	return &networkingv1.NetworkPolicy{
@@ -217,15 +218,15 @@ func makeNamespace(name string, labels map[string]string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 }
 
-// small creates a database, a client, an unrelated pod, and a policy.
+// small sets a database pod, a client pod, an unrelated pod, and a policy.
 func small(s *apiserver.Server) {
 	s.Set(makeNamespace("default", nil),
 		makePod("db", "10.1.0.1", role("db")), makePod("web", "10.1.0.2", role("frontend")), makePod("other", "10.1.0.3", nil),
 		makePolicy("access-db", "frontend"))
 }
 
-// TestFollow checks that the objects of the API server are in force, and that changes
-// follow.
+// TestFollow checks that the objects of the API server come into force, and that changes of
+// them do.
 func TestFollow(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -238,9 +239,9 @@ func TestFollow(t *testing.T) {
 
 			s.Set(makePod("other", "10.1.0.3", role("frontend")))
 			f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
-			s.Set(makePolicy("access-db", "nobody"))
+			s.Set(makePolicy("access-db", "unused"))
 			f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
-			s.Delete(makePolicy("access-db", "nobody"))
+			s.Delete(makePolicy("access-db", "unused"))
 			f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
 			s.Delete(makePod("other", "", nil))
 			f.names("10.1.0.3", "")

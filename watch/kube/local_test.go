@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// Whether a pod runs on this node, and whether it is being deleted, reaches the policy
-// store.
+// The policy store receives on which node a pod runs and whether the pod is being deleted.
+// Both decide which of several pods has an address.
 func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 	d, w := testDecoder(t), policy.NewStore()
 	w.SetLocalNode("here")
@@ -24,11 +24,11 @@ func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 		return s.Endpoint(netip.MustParseAddr("10.1.0.1")).String()
 	}
 	if got := owner(); got != "default/far" {
-		t.Errorf("without ranges the address is %s's", got)
+		t.Errorf("without ranges the address belongs to %s", got)
 	}
 	w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")})
 	if got := owner(); got != "default/near" {
-		t.Errorf("in this node's ranges the address is %s's", got)
+		t.Errorf("in this node's ranges the address belongs to %s", got)
 	}
 	if c := w.Clashes(); len(c) != 1 || c[0].Pods() != "default/near, default/far" {
 		t.Errorf("clashes %v", c)
@@ -36,6 +36,6 @@ func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 	far.DeletionTimestamp = &metav1.Time{}
 	decodeInto(t, d, far, w)
 	if w.Commit(); len(w.Clashes()) != 0 {
-		t.Errorf("with one that is being deleted: %v", w.Clashes())
+		t.Errorf("clashes with a pod that is being deleted: %v", w.Clashes())
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"log/slog"
 )
 
-// debugHandler passes on client-go's log records at slog.LevelDebug at most. They are only
-// useful for debugging.
+// debugHandler lowers client-go's log records to slog.LevelDebug. They are useful only for
+// debugging.
 type debugHandler struct{ slog.Handler }
 
 // Enabled reports whether the level, lowered to debug, is enabled.
@@ -14,7 +14,7 @@ func (d debugHandler) Enabled(ctx context.Context, level slog.Level) bool {
 	return d.Handler.Enabled(ctx, min(level, slog.LevelDebug))
 }
 
-// Handle passes the record on with the lowered level.
+// Handle handles the record at the lowered level.
 func (d debugHandler) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = min(r.Level, slog.LevelDebug)
 	return d.Handler.Handle(ctx, r)

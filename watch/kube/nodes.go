@@ -7,14 +7,14 @@ import (
 	"sluice/filter/event"
 )
 
-// nodes reads the pod ranges of the Nodes, and warns if this node has no Node.
+// nodes reads the pod ranges of the Nodes, and warns if this node has no Node object.
 type nodes struct {
 	self   string // name of this node's Node; empty if it has none
 	log    *slog.Logger
 	warned bool
 }
 
-// read parses the ranges of a Node for its put.
+// read parses the pod ranges of a Node, for the put method of the Node.
 func (n *nodes) read(o *node) {
 	for _, text := range o.ranges {
 		p, err := netip.ParsePrefix(text)
@@ -26,12 +26,12 @@ func (n *nodes) read(o *node) {
 	}
 }
 
-// check warns once while this node's Node does not exist.
-func (n *nodes) check(there bool) {
-	if n.self == "" || there != n.warned {
+// check warns, once for each time that this node's Node is missing.
+func (n *nodes) check(exists bool) {
+	if n.self == "" || exists != n.warned {
 		return
 	}
-	if n.warned = !there; n.warned {
+	if n.warned = !exists; n.warned {
 		n.log.Warn("no Node object for this node: its pod ranges are not known", event.NodeUnknown.Attr(), "node", n.self,
 			"hint", "give the name of this node's Node object, in most clusters spec.nodeName of the agent's pod")
 	}

@@ -15,8 +15,8 @@ func nodeObject(name string, ranges ...string) *node {
 	return n
 }
 
-// A change of a Node includes its ranges. The next snapshot has them, so the required sweep
-// runs without waiting for another change.
+// The snapshot after a change of a Node has the changed ranges. So the sweep that such a
+// change requires runs at once, and does not wait for another change.
 func TestRangesComeWithTheirChange(t *testing.T) {
 	q := newQueue(1)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))

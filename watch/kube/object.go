@@ -16,8 +16,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// object is an API object reduced to what decisions need. A reflector treats it as the
-// object itself.
+// object is an API object reduced to what decisions need. To a reflector, it is the object
+// itself.
 type object interface {
 	runtime.Object
 	metav1.ObjectMetaAccessor
@@ -27,24 +27,24 @@ type object interface {
 	put(w *policy.Store)
 }
 
-// slimMeta is the metadata that is kept of every object: 80 of 250 bytes.
+// slimMeta is the part of an object's metadata that is kept: 80 of 250 bytes.
 type slimMeta struct {
 	types.NamespacedName
 	version string
 	created metav1.Time
 	ending  bool // the object is being deleted
-	end     bool // this is not an object, but marks the end of a streamed list
+	end     bool // set in the pseudo-object that marks the end of a streamed list
 }
 
-func (t *slimMeta) id() types.NamespacedName { return t.NamespacedName }
+func (s *slimMeta) id() types.NamespacedName { return s.NamespacedName }
 
-// GetObjectKind returns no kind: the kind is not kept.
+// GetObjectKind returns an empty kind, because the kind is not kept.
 func (*slimMeta) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
 
 // GetObjectMeta returns the metadata that a reflector reads.
-func (t *slimMeta) GetObjectMeta() metav1.Object {
-	m := &metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name, ResourceVersion: t.version, CreationTimestamp: t.created}
-	if t.end {
+func (s *slimMeta) GetObjectMeta() metav1.Object {
+	m := &metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, ResourceVersion: s.version, CreationTimestamp: s.created}
+	if s.end {
 		m.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: "true"}
 	}
 	return m
@@ -58,14 +58,14 @@ func slimMetaOf(m *metav1.ObjectMeta) slimMeta {
 	}
 }
 
-// pod is a slim Pod. It takes 300 bytes in all, and the API's type takes 8,000.
+// pod is a slim Pod. It takes 300 bytes, compared to 8,000 bytes for the API's type.
 type pod struct {
 	slimMeta
 	labels *labelSet
 	// noAddr is set for a pod without an address of its own: it is in the host network, has
 	// ended, or has not started. Only its name matters.
 	noAddr bool
-	node   string // that the pod runs on
+	node   string // name of the Node that the pod runs on
 	addrs  []string
 	hosts  []string
 	ports  *portList
@@ -95,8 +95,8 @@ func slimPod(o *corev1.Pod, shared *pools) *pod {
 	return p
 }
 
-// addresses returns the list, with the single address appended if it is missing: older
-// servers send only that one.
+// addresses returns the addresses in list. It appends the single address if list does not
+// contain it, because older servers send only that one.
 func addresses[T any](one string, list []T, text func(T) string) []string {
 	all := make([]string, 0, max(1, len(list)))
 	for _, item := range list {
@@ -151,16 +151,16 @@ func (n *namespace) put(w *policy.Store) {
 // DeepCopyObject returns the object itself, which is immutable.
 func (n *namespace) DeepCopyObject() runtime.Object { return n }
 
-// networkPolicy is a slim NetworkPolicy, with its whole spec. It is encoded on the
-// reflector's goroutine, so that a large one does not delay other updates.
+// networkPolicy is a slim NetworkPolicy, with its whole spec. The spec is encoded on the
+// reflector's goroutine, so that a large policy does not delay other updates.
 type networkPolicy struct {
 	slimMeta
 	policy policy.Encoded
 }
 
 func slimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
-	t := slimMetaOf(&o.ObjectMeta)
-	return &networkPolicy{t, netpol.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name}, Spec: o.Spec})}
+	m := slimMetaOf(&o.ObjectMeta)
+	return &networkPolicy{m, netpol.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name}, Spec: o.Spec})}
 }
 
 func (p *networkPolicy) put(w *policy.Store) { w.SetEncoded(p.policy) }
@@ -172,8 +172,8 @@ func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
 type node struct {
 	slimMeta
 	ranges   []string
-	prefixes []netip.Prefix // ranges, if they are needed
-	taints   []string       // their keys
+	prefixes []netip.Prefix // ranges, parsed; empty if they are not needed
+	taints   []string       // keys of the taints
 }
 
 func slimNode(o *corev1.Node) *node {

@@ -14,28 +14,30 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Others is the number of objects of a kind that the agent does not read.
+// Others counts the objects of a kind that the agent does not read.
 type Others struct {
 	Group, Kind string
 	Count       int
 }
 
-// discovery requests all kinds at once. Servers before Kubernetes 1.26 answer with only a
-// list of groups.
+// discovery is the Accept header that requests all kinds in one response. Servers before
+// Kubernetes 1.26 answer with only a list of groups.
 const discovery = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList," +
 	"application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
 
-// partial requests only the metadata of objects.
+// partial is the Accept header that requests only the metadata of objects.
 const partial = "application/json;g=meta.k8s.io;v=v1;as=PartialObjectMetadataList,application/json"
 
-// maxAnswer bounds the size of a response.
+// maxAnswer bounds the size of a response in bytes.
 const maxAnswer = 64 << 20
 
-// served is a kind, as discovery describes it.
+// served is a kind that the API server serves. name is the name of its resource, as in
+// "pods".
 type served struct{ group, version, kind, name string }
 
-// CountOthers counts the objects of each kind that match accepts. It skips kinds that it
-// cannot list, and names them in the error.
+// CountOthers counts the objects of each kind that match accepts. If it cannot list some of
+// these kinds, it returns the counts of the others, and an error that names the kinds that
+// are missing.
 func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool) ([]Others, error) {
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
@@ -45,8 +47,8 @@ func CountOthers(ctx context.Context, config *rest.Config, match func(group, kin
 	if err != nil {
 		return nil, fmt.Errorf("find other kinds of objects: %w", err)
 	}
-	a := asker{ctx: ctx, base: base, http: transport}
-	all, err := a.resources()
+	c := jsonClient{ctx: ctx, base: base, http: transport}
+	all, err := c.resources()
 	if err != nil {
 		return nil, fmt.Errorf("find other kinds of objects: %w", err)
 	}
@@ -56,7 +58,7 @@ func CountOthers(ctx context.Context, config *rest.Config, match func(group, kin
 		if !match(r.group, r.kind) {
 			continue
 		}
-		switch n, err := a.count(r); {
+		switch n, err := c.count(r); {
 		case err != nil:
 			refused = append(refused, fmt.Sprintf("%s of %s (%v)", r.kind, r.group, err))
 		case n > 0:
@@ -69,26 +71,26 @@ func CountOthers(ctx context.Context, config *rest.Config, match func(group, kin
 	return found, nil
 }
 
-// asker sends requests for JSON to an API server.
-type asker struct {
+// jsonClient sends requests to an API server and decodes the responses as JSON.
+type jsonClient struct {
 	ctx  context.Context
 	base *url.URL
 	http *http.Client
 }
 
-// get requests a path and decodes the response. It decodes nothing if the path does not
-// exist.
-func (a asker) get(path string, query url.Values, accept string, into any) error {
-	ctx, stop := context.WithTimeoutCause(a.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
+// get requests a path and decodes the response. If the path does not exist, it returns nil
+// and does not change into.
+func (c jsonClient) get(path string, query url.Values, accept string, into any) error {
+	ctx, stop := context.WithTimeoutCause(c.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
 	defer stop()
-	at := a.base.JoinPath(path)
+	at := c.base.JoinPath(path)
 	at.RawQuery = query.Encode()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
 	if err != nil {
 		return err
 	}
 	request.Header.Set("Accept", accept)
-	answer, err := a.http.Do(request)
+	answer, err := c.http.Do(request)
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), err)
 	}
@@ -105,10 +107,10 @@ func (a asker) get(path string, query url.Values, accept string, into any) error
 	return json.Unmarshal(body, into)
 }
 
-// resources lists the kinds outside the core API, each in one version.
-func (a asker) resources() ([]served, error) {
+// resources returns the kinds outside the core API, each in one version.
+func (c jsonClient) resources() ([]served, error) {
 	var answer struct {
-		Groups []metav1.APIGroup `json:"groups"` // of an older server
+		Groups []metav1.APIGroup `json:"groups"` // from older servers
 		Items  []struct {
 			Metadata struct {
 				Name string `json:"name"`
@@ -124,11 +126,11 @@ func (a asker) resources() ([]served, error) {
 			} `json:"versions"`
 		} `json:"items"`
 	}
-	if err := a.get("/apis", nil, discovery, &answer); err != nil {
+	if err := c.get("/apis", nil, discovery, &answer); err != nil {
 		return nil, err
 	}
 	var all []served
-	seen := make(map[[2]string]bool) // the server lists the preferred version first
+	seen := make(map[[2]string]bool) // the first version of a kind wins: the server lists the preferred one first
 	add := func(r served) {
 		if key := [2]string{r.group, r.kind}; !seen[key] {
 			seen[key] = true
@@ -144,7 +146,7 @@ func (a asker) resources() ([]served, error) {
 	}
 	for _, g := range answer.Groups {
 		var list metav1.APIResourceList
-		if err := a.get("/apis/"+g.PreferredVersion.GroupVersion, nil, "application/json", &list); err != nil {
+		if err := c.get("/apis/"+g.PreferredVersion.GroupVersion, nil, "application/json", &list); err != nil {
 			return nil, err
 		}
 		for _, r := range list.APIResources {
@@ -157,11 +159,11 @@ func (a asker) resources() ([]served, error) {
 }
 
 // count counts the objects of a kind, page by page.
-func (a asker) count(r served) (int, error) {
+func (c jsonClient) count(r served) (int, error) {
 	n := 0
 	for query := (url.Values{"limit": {fmt.Sprint(pageSize)}}); ; {
 		var list metav1.PartialObjectMetadataList
-		if err := a.get("/apis/"+r.group+"/"+r.version+"/"+r.name, query, partial, &list); err != nil {
+		if err := c.get("/apis/"+r.group+"/"+r.version+"/"+r.name, query, partial, &list); err != nil {
 			return 0, err
 		}
 		n += len(list.Items)

@@ -11,7 +11,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Kinds of other groups are found with both forms of discovery, and counted page by page.
+// CountOthers finds the kinds of other API groups with both forms of discovery, and counts
+// their objects page by page.
 func TestCountOthers(t *testing.T) {
 	const groups = `{"groups": [
 		{"name": "example.org", "preferredVersion": {"groupVersion": "example.org/v2", "version": "v2"}},
@@ -51,7 +52,7 @@ func TestCountOthers(t *testing.T) {
 				t.Errorf("found %v, want %v", found, want)
 			}
 			if err == nil || !strings.Contains(err.Error(), "GlobalNetworkPolicy of projectcalico.org (the API server responds with 403") {
-				t.Errorf("of a kind that may not be listed: %v", err)
+				t.Errorf("error for a kind that may not be listed: %v", err)
 			}
 		})
 	}

@@ -8,22 +8,22 @@ import (
 )
 
 const (
-	// maxUpdate bounds the changes in one Update, except for the first, so that other
-	// sources can interleave theirs.
+	// maxUpdate bounds the changes in an Update after the first, so that Updates of other
+	// sources can run in between.
 	maxUpdate = 4096
-	// maxQueued bounds the queued changes. Beyond it, add blocks, which pushes back on the
-	// watch stream.
+	// maxQueued bounds the queued changes. While the queue is full, add blocks, which is
+	// the backpressure on the watch.
 	maxQueued = 4 * maxUpdate
 )
 
-// queue holds the changes for the policy store. While the store is busy with one Update,
-// further changes collect for the next.
+// queue holds the changes for the policy store. While the store applies one Update, further
+// changes are collected for the next.
 type queue struct {
 	mu      sync.Mutex
 	changes []change
 	missing int           // kinds whose first list has not arrived
 	wake    chan struct{} // holds a token if there may be changes to take
-	room    *sync.Cond
+	room    *sync.Cond    // signaled when changes have been taken, and at the end
 	ended   bool
 }
 
@@ -33,7 +33,8 @@ func newQueue(kinds int) *queue {
 	return q
 }
 
-// add appends changes. It blocks while the queue is full.
+// add appends changes. It blocks while the queue is full, but not before the first lists of
+// all kinds have arrived.
 func (q *queue) add(changes ...change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -61,7 +62,8 @@ func (q *queue) signal() {
 }
 
 // take removes the queued changes and returns them: all for the first Update, and later at
-// most maxUpdate. It returns false if there are none, or if the list of a kind is missing.
+// most maxUpdate. It returns false while the first list of a kind is missing and, after the
+// first Update, if there are no changes.
 func (q *queue) take(first bool) (changes []change, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -80,7 +82,7 @@ func (q *queue) take(first bool) (changes []change, ok bool) {
 	return changes, true
 }
 
-// run passes changes on until ctx ends.
+// run calls update with the queued changes until ctx ends.
 func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 	defer context.AfterFunc(ctx, q.end)()
 	for first := true; ; {
@@ -98,7 +100,7 @@ func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 			update(func(w *policy.Store) {
 				for i := range changes {
 					changes[i].apply(w)
-					changes[i] = change{} // the policy store has what it needs
+					changes[i] = change{} // frees the object: the policy store has what it needs
 				}
 			})
 		}

@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Objects are the objects of a cluster at one moment, in full and in the server's order.
+// Objects are the complete objects of a cluster, in the order of the server.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
@@ -20,8 +20,8 @@ type Objects struct {
 }
 
 // Read reads a cluster once. It reads one kind after the other, so a concurrent change may
-// be visible in one kind and not in another. If the server does not answer as it should,
-// the error is an [APIError].
+// be visible in one kind and not in another. If a request fails, the error is an
+// *[APIError].
 func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 	c, err := newClient(config, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
 		return serializer.NewCodecFactory(s).WithoutConversion()
@@ -51,7 +51,8 @@ func (c *client) pages(ctx context.Context, k *kind, take func(runtime.Object) (
 	}
 }
 
-// take keeps a page, and returns the token of the next one.
+// take appends the objects of a page to o. It returns the token of the next page, or ""
+// after the last one.
 func (o *Objects) take(page runtime.Object) (next string, err error) {
 	switch l := page.(type) {
 	case *corev1.NamespaceList:

@@ -24,16 +24,17 @@ func (c change) apply(w *policy.Store) {
 	c.kind.remove(w, c.name.Namespace, c.name.Name)
 }
 
-// table is the reflector's store of one kind of objects. It passes the objects on and keeps
-// only their names. The reflector's calls do not overlap.
+// table is the reflector's store for one kind of objects. It passes the objects to the
+// queue and keeps only their names. The reflector's calls do not overlap.
 type table struct {
 	kind   *kind
 	queue  *queue
 	health *health
-	nodes  *nodes        // of Nodes; nil if their pod ranges are not needed
-	taint  *startupTaint // of this node's Node; nil if there is none
-	// known are the objects that the API server has, by name. A pod's label set is kept
-	// with its name, so that the set stays shared while the policy store has a pod with it.
+	nodes  *nodes        // reads the pod ranges of Nodes; nil for other kinds, and if the ranges are not needed
+	taint  *startupTaint // removes the startup taint of this node's Node; nil for other kinds, and without a taint
+	// known contains the names of the objects that the API server has. The value is the
+	// label set of a pod. This reference keeps the set shared while the policy store has a
+	// pod with its labels.
 	known  map[types.NamespacedName]*labelSet
 	listed bool // the first list has arrived
 }
@@ -59,7 +60,8 @@ func (t *table) Update(o any) error {
 	return nil
 }
 
-// Delete handles a deleted object, or its last known state.
+// Delete handles a deleted object. After a gap in the watch, o contains the last known
+// state of the object.
 func (t *table) Delete(o any) error {
 	if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
 		o = gone.Obj
@@ -74,8 +76,8 @@ func (t *table) Delete(o any) error {
 	return nil
 }
 
-// Replace handles a full list. Known objects that are not in it were deleted while no watch
-// was open.
+// Replace handles a full list. Known objects that the list does not contain were deleted
+// while no watch was open.
 func (t *table) Replace(list []any, _ string) error {
 	gone := t.known
 	t.known = make(map[types.NamespacedName]*labelSet, len(list))
@@ -103,7 +105,7 @@ func (t *table) Replace(list []any, _ string) error {
 	return nil
 }
 
-// Resync is never needed: the policy store keeps everything.
+// Resync does nothing, because the policy store keeps all objects.
 func (t *table) Resync() error { return nil }
 
 func (t *table) set(o any) (change, error) {
@@ -134,14 +136,14 @@ func (t *table) delete(name types.NamespacedName) change {
 	return change{kind: t.kind, name: name}
 }
 
-// checkNode tells nodes and taint whether this node's Node exists.
+// checkNode reports to nodes and taint whether this node's Node exists.
 func (t *table) checkNode() {
 	if t.nodes != nil {
-		_, there := t.known[types.NamespacedName{Name: t.nodes.self}]
-		t.nodes.check(there)
+		_, exists := t.known[types.NamespacedName{Name: t.nodes.self}]
+		t.nodes.check(exists)
 	}
 	if t.taint != nil {
-		_, there := t.known[types.NamespacedName{Name: t.taint.node}]
-		t.taint.missing.Store(!there)
+		_, exists := t.known[types.NamespacedName{Name: t.taint.node}]
+		t.taint.missing.Store(!exists)
 	}
 }

@@ -29,7 +29,7 @@ func podObject(name string) *pod {
 	return p
 }
 
-// drain takes all changes of a queue, as text.
+// drain takes all changes of a queue, and returns them as text.
 func drain(q *queue) []string {
 	var all []string
 	for changes, ok := q.take(false); ok; changes, ok = q.take(false) {
@@ -51,7 +51,8 @@ func equal(t *testing.T, got []string, want ...string) {
 	}
 }
 
-// TestTable checks every event that a reflector can deliver, in every possible order.
+// TestTable checks the changes that each call of a reflector causes, in sequences that can
+// occur.
 func TestTable(t *testing.T) {
 	q := newQueue(1)
 	h := newHealth("test", quietSlog)
@@ -67,7 +68,7 @@ func TestTable(t *testing.T) {
 	must(table.Add(podObject("c")))
 	must(table.Update(podObject("a")))
 	must(table.Delete(podObject("b")))
-	must(table.Add(podObject("b"))) // another pod of the same name
+	must(table.Add(podObject("b"))) // another pod with the same name
 	equal(t, drain(q), "set pods default/c", "set pods default/a", "delete pods default/b", "set pods default/b")
 	must(table.Delete(cache.DeletedFinalStateUnknown{Key: "default/c", Obj: podObject("c")}))
 	equal(t, drain(q), "delete pods default/c")
@@ -85,34 +86,34 @@ func TestTable(t *testing.T) {
 		t.Errorf("still known: %v", table.known)
 	}
 	if err := table.Add("text"); err == nil {
-		t.Error("a text was taken for a pod")
+		t.Error("Add accepted a string")
 	}
 	if err := table.Delete("text"); err == nil {
-		t.Error("a text was taken for a pod that is gone")
+		t.Error("Delete accepted a string")
 	}
 	if got := h.list()[1]; got.Events != 5 || got.Objects != 0 || !got.Synced {
 		t.Errorf("health: %+v", got)
 	}
 }
 
-// TestQueueBounds checks that a large number of changes is split into updates, and that add
-// blocks until there is room or the queue ends.
+// TestQueueBounds checks that a large number of changes is split into several Updates, and
+// that add blocks until there is room or the queue ends.
 func TestQueueBounds(t *testing.T) {
 	q := newQueue(1)
 	first := make([]change, 3*maxUpdate)
 	q.addFirst(first)
 	if got, ok := q.take(true); !ok || len(got) != len(first) {
-		t.Fatalf("the first take gave %d changes, want all %d", len(got), len(first))
+		t.Fatalf("the first take returned %d changes, want all %d", len(got), len(first))
 	}
 	q.add(make([]change, maxUpdate+1)...)
 	if got, _ := q.take(false); len(got) != maxUpdate {
-		t.Errorf("a take gave %d changes, want %d", len(got), maxUpdate)
+		t.Errorf("take returned %d changes, want %d", len(got), maxUpdate)
 	}
 	if got, _ := q.take(false); len(got) != 1 {
-		t.Errorf("the next take gave %d changes, want 1", len(got))
+		t.Errorf("the next take returned %d changes, want 1", len(got))
 	}
 	if _, ok := q.take(false); ok {
-		t.Error("an empty queue gave something")
+		t.Error("take returned changes of an empty queue")
 	}
 
 	q.add(make([]change, maxQueued)...)
@@ -123,13 +124,13 @@ func TestQueueBounds(t *testing.T) {
 		added.Store(true)
 		close(done)
 	}()
-	// A blocked goroutine cannot be observed. The test observes instead that its changes
-	// have not been added.
+	// A test cannot observe that a goroutine is blocked, only that its changes have not
+	// been added.
 	for range 100 {
 		runtime.Gosched()
 	}
 	if added.Load() {
-		t.Error("there is no bound")
+		t.Error("add did not block on a full queue")
 	}
 	q.take(false)
 	<-done
@@ -145,18 +146,19 @@ func TestQueueBounds(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(waitTimeout):
-		t.Fatal("who waited for room waits after the end")
+		t.Fatal("add still blocks after the end of the queue")
 	}
 }
 
-// TestLabelSets checks that equal labels share one set while it has a user.
+// TestLabelSets checks that equal labels share one set, and that a set is forgotten once
+// nothing refers to it.
 func TestLabelSets(t *testing.T) {
 	pools := newPools()
 	sets := pools.labels
 	a := pools.labelsOf(map[string]string{"app": "web", "tier": "front"})
 	b := pools.labelsOf(map[string]string{"tier": "front", "app": "web"})
 	if a != b {
-		t.Error("equal labels are two sets")
+		t.Error("equal labels have two sets")
 	}
 	others := []*labelSet{
 		pools.labelsOf(map[string]string{"app": "web"}),
@@ -165,11 +167,11 @@ func TestLabelSets(t *testing.T) {
 	}
 	for i, o := range others {
 		if o == a {
-			t.Errorf("other labels are the same set: %v", others[i].of())
+			t.Errorf("different labels have the same set: %v", others[i].of())
 		}
 	}
 	if pools.labelsOf(nil) != nil || (*labelSet)(nil).of() != nil {
-		t.Error("no labels are a set")
+		t.Error("empty labels have a set")
 	}
 	want := map[string]string{"app": "web", "tier": "front"}
 	if !maps.Equal(a.of(), want) {
@@ -183,11 +185,11 @@ func TestLabelSets(t *testing.T) {
 	for sets.size() != 3 {
 		runtime.GC() // cleanups run at any time
 		if time.Now().After(deadline) {
-			t.Fatalf("%d sets, want 3: what nobody has is still known", sets.size())
+			t.Fatalf("%d sets, want 3: an unused set is still known", sets.size())
 		}
 	}
 	runtime.KeepAlive(others)
 	if a := pools.labelsOf(want); !maps.Equal(a.of(), want) {
-		t.Errorf("labels that come again: %v", a.of())
+		t.Errorf("labels that are used again: %v", a.of())
 	}
 }

@@ -21,28 +21,30 @@ const (
 	// readyInterval is the interval at which Ready is called while the agent is not ready
 	// and its Node has the taint.
 	readyInterval = 250 * time.Millisecond
-	// patchTimeout bounds one attempt to read and patch a Node.
+	// patchTimeout bounds the reading and patching of a Node, including all immediate
+	// attempts.
 	patchTimeout = 10 * time.Second
-	// patchAttempts bounds the immediate attempts on a Node that changes concurrently.
-	// After these, the retry backoff applies.
+	// patchAttempts bounds the immediate attempts to patch a Node that changes
+	// concurrently. After these, the retry backoff applies.
 	patchAttempts = 5
 )
 
 // StartupTaint is a taint that keeps pods off a node until its agent enforces policies. The
 // operator of the cluster sets it on new nodes, and the agent removes it.
 type StartupTaint struct {
-	Key string // of the taint; its value and effect do not matter
+	Key string // key of the taint; its value and effect do not matter
 	// Ready reports whether pods may be scheduled to this node: the rules are in place and
 	// the live connections have been evaluated. It is called while the Node has the taint.
 	Ready func() bool
 }
 
-// startupTaint removes the taint from the Node of the given name whenever the Node has it
-// and the agent is ready.
+// startupTaint removes the taint from this node's Node whenever the Node has it and the
+// agent is ready.
 //
-// It reads the Node as JSON before each patch, because the slim Node does not contain whole
-// taints. The patch removes taints by index, and tests each before: the taints of others
-// survive concurrent changes.
+// It reads the Node as JSON before each patch, because the slim Node contains only the keys
+// of taints. The patch removes taints by index. Before each removal, it tests that the
+// taint is still at that index, so that a concurrent change cannot lead to the removal of
+// another taint.
 type startupTaint struct {
 	StartupTaint
 	node    string
@@ -51,14 +53,15 @@ type startupTaint struct {
 	log     *slog.Logger
 	seen    chan struct{} // holds a token if the Node may have the taint
 	failure atomic.Pointer[APIError]
-	missing atomic.Bool // as far as is known, there is no Node of this name
+	missing atomic.Bool // as far as the agent knows, there is no Node with this name
 }
 
 func newStartupTaint(t StartupTaint, node, server string, client rest.Interface, log *slog.Logger) *startupTaint {
 	return &startupTaint{StartupTaint: t, node: node, client: client, server: server, log: log, seen: make(chan struct{}, 1)}
 }
 
-// observe is called for each new or changed Node.
+// observe wakes run if n is this node's Node and has the taint. It is called for each new
+// or changed Node.
 func (t *startupTaint) observe(n *node) {
 	if n.Name != t.node || !slices.Contains(n.taints, t.Key) {
 		return
@@ -88,7 +91,7 @@ func (t *startupTaint) run(ctx context.Context) {
 				return
 			}
 			t.record(err)
-			if err == nil || apierrors.IsNotFound(err) { // if the Node comes back, observe is called
+			if err == nil || apierrors.IsNotFound(err) { // if the Node is created again, observe wakes run
 				break
 			}
 			if !sleep(ctx, wait) {
@@ -98,6 +101,7 @@ func (t *startupTaint) run(ctx context.Context) {
 	}
 }
 
+// sleep waits for d. It returns false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -124,7 +128,7 @@ func (t *startupTaint) remove(ctx context.Context) error {
 			t.log.Info("startup taint removed: pods can be scheduled to this node", event.TaintRemoved.Attr(), "node", t.node, "taint", t.Key)
 			return nil
 		case attempt < patchAttempts && (apierrors.IsConflict(err) || apierrors.IsInvalid(err)):
-			continue // the Node has changed, and a test of the patch failed
+			continue // the Node has changed, so a test of the patch failed
 		}
 		return err
 	}
@@ -153,7 +157,7 @@ func (t *startupTaint) patch(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("read Node %s: %w", t.node, err)
 	}
 	var steps []operation
-	for i, raw := range slices.Backward(o.Spec.Taints) { // from the end, because a removal shifts the indexes behind it
+	for i, raw := range slices.Backward(o.Spec.Taints) { // from the end, because a removal shifts all later indexes
 		var taint struct {
 			Key string `json:"key"`
 		}
@@ -170,7 +174,8 @@ func (t *startupTaint) patch(ctx context.Context) ([]byte, error) {
 	return json.Marshal(steps)
 }
 
-// record records the outcome of an attempt, and logs a change of it.
+// record stores the outcome of an attempt. It logs a failure if it differs from the
+// previous one.
 func (t *startupTaint) record(err error) {
 	if err == nil || apierrors.IsNotFound(err) {
 		t.failure.Store(nil)
@@ -185,14 +190,14 @@ func (t *startupTaint) record(err error) {
 	}
 }
 
-// StartupTaintError returns why the taint cannot be removed from this node's Node. It
-// returns nil if the taint can be removed, or is not there.
+// StartupTaintError returns the failure that keeps the agent from removing the taint from
+// this node's Node. It returns nil if there is no failure, or no taint to remove.
 func (s *Source) StartupTaintError() error {
 	if s.taint == nil {
 		return nil
 	}
-	if t := s.taint.failure.Load(); t != nil {
-		return t
+	if err := s.taint.failure.Load(); err != nil {
+		return err
 	}
 	if s.taint.missing.Load() {
 		return &APIError{

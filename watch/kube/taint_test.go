@@ -43,23 +43,24 @@ func tainted(name string, taints ...any) *corev1.Node {
 	return n
 }
 
-// taintSite is a running source that removes the taint from Node "here" once it is ready.
-type taintSite struct {
+// taintFixture is a running source that removes the taint from the Node "here" once the
+// agent is ready.
+type taintFixture struct {
 	*followed
 	api   *apiserver.Server
 	ready atomic.Bool
-	asked atomic.Int64 // number of calls of Ready
+	calls atomic.Int64 // of Ready
 }
 
-func followTaint(t *testing.T, opts apiserver.Options, nodes ...apiserver.Object) *taintSite {
+func followTaint(t *testing.T, opts apiserver.Options, nodes ...apiserver.Object) *taintFixture {
 	t.Helper()
-	s := new(taintSite)
+	s := new(taintFixture)
 	api, config := serve(t, opts)
 	s.api = api
 	small(api)
 	api.Set(nodes...)
 	s.followed = follow(t, config, Options{NodeName: "here", StartupTaint: &StartupTaint{Key: taintKeyOfTest, Ready: func() bool {
-		s.asked.Add(1)
+		s.calls.Add(1)
 		return s.ready.Load()
 	}}})
 	return s
@@ -75,10 +76,10 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// bears waits until the Node has exactly these taints.
-func (s *taintSite) bears(name string, want ...corev1.Taint) {
+// awaitTaints waits until the Node has exactly these taints.
+func (s *taintFixture) awaitTaints(name string, want ...corev1.Taint) {
 	s.t.Helper()
-	await(s.t, fmt.Sprintf("Node %s bears %v", name, want), func() bool {
+	await(s.t, fmt.Sprintf("Node %s has the taints %v", name, want), func() bool {
 		got := s.api.Get(tainted(name)).(*corev1.Node).Spec.Taints
 		return slices.EqualFunc(got, want, func(a, b corev1.Taint) bool {
 			return a.MatchTaint(&b) && a.Value == b.Value && a.TimeAdded.Equal(b.TimeAdded)
@@ -86,34 +87,34 @@ func (s *taintSite) bears(name string, want ...corev1.Taint) {
 	})
 }
 
-// TestStartupTaint checks that the taint stays until the agent is ready, and is then
-// removed, whatever its effect and index, each time it is set. Other taints and other Nodes
-// do not change.
+// TestStartupTaint checks that the taint stays until the agent is ready, and is removed
+// then, with any effect and at any index, each time that it is set. Other taints and other
+// Nodes do not change.
 func TestStartupTaint(t *testing.T) {
 	s := followTaint(t, apiserver.Options{}, tainted("here", others[0], startup, others[1:], evict), tainted("there", startup))
-	await(t, "the agent is asked whether it is ready", func() bool { return s.asked.Load() > 2 })
-	s.bears("here", others[0], startup, others[1], others[2], evict)
+	await(t, "Ready is called", func() bool { return s.calls.Load() > 2 })
+	s.awaitTaints("here", others[0], startup, others[1], others[2], evict)
 	s.ready.Store(true)
-	s.bears("here", others...)
+	s.awaitTaints("here", others...)
 	await(t, "the removal is logged, once", func() bool { return s.log.count(event.TaintRemoved) == 1 })
 
 	s.api.Set(tainted("here", startup))
-	s.bears("here")
+	s.awaitTaints("here")
 	s.ready.Store(false)
 	s.api.Set(tainted("here", evict, others))
-	asked := s.asked.Load()
-	await(t, "the agent is asked again", func() bool { return s.asked.Load() > asked+2 })
-	s.bears("here", append([]corev1.Taint{evict}, others...)...)
+	calls := s.calls.Load()
+	await(t, "Ready is called again", func() bool { return s.calls.Load() > calls+2 })
+	s.awaitTaints("here", append([]corev1.Taint{evict}, others...)...)
 	s.ready.Store(true)
-	s.bears("here", others...)
-	s.bears("there", startup)
+	s.awaitTaints("here", others...)
+	s.awaitTaints("there", startup)
 	if err := s.source.StartupTaintError(); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestStartupTaintMeanwhile checks that a Node which changes between read and patch loses
-// the right taint, and no other.
+// TestStartupTaintMeanwhile checks that only the startup taint is removed from a Node that
+// changes between the reading and the patch.
 func TestStartupTaintMeanwhile(t *testing.T) {
 	var patches atomic.Int64
 	var answers switchable
@@ -123,22 +124,22 @@ func TestStartupTaintMeanwhile(t *testing.T) {
 			return nil
 		}
 		if n := patches.Add(1); n <= 2 {
-			s.api.Set(tainted("here", others[:n], startup)) // each moves the taint by one index
+			s.api.Set(tainted("here", others[:n], startup)) // each call moves the taint by one index
 		}
 		return nil
 	})
 	s.ready.Store(true)
-	s.bears("here", others[:2]...)
+	s.awaitTaints("here", others[:2]...)
 	if n := patches.Load(); n != 3 {
 		t.Errorf("%d patches, want 3", n)
 	}
 	if n := s.log.count(event.TaintKept); n != 0 {
-		t.Errorf("a Node that changes was logged as trouble, %d times", n)
+		t.Errorf("a concurrent change of the Node was logged as a failure, %d times", n)
 	}
 }
 
-// TestStartupTaintRefused checks that missing rights to patch Nodes are logged once, by
-// name, and that the taint is removed once they are granted.
+// TestStartupTaintRefused checks that a missing right to patch Nodes is logged once, with a
+// hint that names it, and that the taint is removed once the right is granted.
 func TestStartupTaintRefused(t *testing.T) {
 	var answers switchable
 	tries := new(atomic.Int64)
@@ -151,32 +152,32 @@ func TestStartupTaintRefused(t *testing.T) {
 	})
 	s := followTaint(t, apiserver.Options{Refuse: answers.answer}, tainted("here", startup))
 	s.ready.Store(true)
-	await(t, "it is tried again", func() bool { return tries.Load() >= 3 })
+	await(t, "the patch is retried", func() bool { return tries.Load() >= 3 })
 	err := s.source.StartupTaintError()
 	if err == nil || !strings.Contains(err.Error(), "get and patch nodes") || !strings.Contains(err.Error(), "patch nodes at") {
-		t.Errorf("the trouble is told as %v", err)
+		t.Errorf("the reported error is %v", err)
 	}
 	if n := s.log.count(event.TaintKept); n != 1 {
-		t.Errorf("the trouble was logged %d times, want once", n)
+		t.Errorf("the failure was logged %d times, want once", n)
 	}
-	s.bears("here", startup)
+	s.awaitTaints("here", startup)
 	answers.set(nil)
-	s.bears("here")
-	await(t, "the trouble is over", func() bool { return s.source.StartupTaintError() == nil })
+	s.awaitTaints("here")
+	await(t, "the failure is over", func() bool { return s.source.StartupTaintError() == nil })
 }
 
-// TestStartupTaintWithoutNode checks that an agent whose Node does not exist, as under a
-// wrong name, reports that the taint cannot be removed.
+// TestStartupTaintWithoutNode checks that the agent reports an error while its Node does
+// not exist, for example because the agent has a wrong name for it.
 func TestStartupTaintWithoutNode(t *testing.T) {
 	s := followTaint(t, apiserver.Options{}, tainted("there", startup))
-	await(t, "the Node is missed", func() bool {
+	await(t, "the missing Node is reported", func() bool {
 		err := s.source.StartupTaintError()
 		return err != nil && strings.Contains(err.Error(), "find Node here") && strings.Contains(err.Error(), "--node-name")
 	})
 	s.ready.Store(true)
 	s.api.Set(tainted("here", startup))
-	s.bears("here")
-	await(t, "the Node is there", func() bool { return s.source.StartupTaintError() == nil })
+	s.awaitTaints("here")
+	await(t, "the error is gone", func() bool { return s.source.StartupTaintError() == nil })
 	s.api.Delete(tainted("here"))
-	await(t, "the Node is missed again", func() bool { return s.source.StartupTaintError() != nil })
+	await(t, "the missing Node is reported again", func() bool { return s.source.StartupTaintError() != nil })
 }

@@ -22,7 +22,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// filler fills objects at random, including fields that are not decoded.
+// filler returns a filler that fills objects with random values, including the fields that
+// are not decoded.
 func filler(seed int64) *randfill.Filler {
 	addresses := []string{"10.0.0.1", "fd00::1", "10.0.0.2", "", "not an address"}
 	names := []string{"", "http", "metrics", "dns"}
@@ -61,7 +62,7 @@ func filler(seed int64) *randfill.Filler {
 	)
 }
 
-// encoder encodes objects as the API server does.
+// encode encodes an object as the API server does.
 func encode(t testing.TB, o runtime.Object) []byte {
 	t.Helper()
 	scheme := newScheme()
@@ -81,18 +82,18 @@ func testDecoder(t testing.TB) decoder {
 	return newSlimSerializer(codecs).DecoderToVersion(info.Serializer, nil).(decoder)
 }
 
-// TestWireAsDecoded compares the result with that of slimming an object from the API's own
-// decoder.
+// TestWireAsDecoded checks that decodeProtobuf returns the same object as the API's own
+// decoder and slimPod or slimNode after it.
 func TestWireAsDecoded(t *testing.T) {
 	d := testDecoder(t)
-	somebody, ports := 0, 0
+	withAddr, ports := 0, 0
 	for seed := range int64(800) {
 		var o corev1.Pod
 		filler(seed).Fill(&o)
 		raw := encode(t, &o)
 		got, isPod := d.decodeProtobuf(raw).(*pod)
 		if !isPod {
-			t.Fatalf("seed %d: no pod was read", seed)
+			t.Fatalf("seed %d: no pod was decoded", seed)
 		}
 		full, _, err := d.full.Decode(raw, nil, nil)
 		if err != nil {
@@ -103,7 +104,7 @@ func TestWireAsDecoded(t *testing.T) {
 			t.Fatalf("seed %d:\ngot  %+v\nwant %+v", seed, got, want)
 		}
 		if !got.noAddr {
-			somebody++
+			withAddr++
 			ports += len(got.ports.of())
 		}
 		var n corev1.Node
@@ -117,8 +118,8 @@ func TestWireAsDecoded(t *testing.T) {
 			t.Fatalf("seed %d: node:\ngot  %+v\nwant %+v", seed, got, want)
 		}
 	}
-	if somebody < 100 || ports < 100 {
-		t.Errorf("only %d pods had an address, and %d named ports: the test shows little", somebody, ports)
+	if withAddr < 100 || ports < 100 {
+		t.Errorf("only %d pods had an address, and %d named ports: too few for this test", withAddr, ports)
 	}
 }
 
@@ -126,7 +127,7 @@ func samePod(a, b *pod) bool {
 	return reflect.DeepEqual(a.form(), b.form()) && a.labels == b.labels && a.version == b.version && a.end == b.end
 }
 
-// TestWireBookmark checks a bookmark, which is an almost empty object.
+// TestWireBookmark checks that a bookmark, which is an almost empty object, is decoded.
 func TestWireBookmark(t *testing.T) {
 	for _, o := range []object{&pod{}, &node{}} {
 		var whole runtime.Object = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "7", Annotations: map[string]string{metav1.InitialEventsAnnotationKey: "true"}}}
@@ -140,7 +141,7 @@ func TestWireBookmark(t *testing.T) {
 	}
 }
 
-// TestWireList checks a page of pods, with the token of the next page.
+// TestWireList checks that a page of pods is decoded, with the token of the next page.
 func TestWireList(t *testing.T) {
 	remaining := int64(7)
 	list := &corev1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: "12", Continue: "next", RemainingItemCount: &remaining}}
@@ -153,17 +154,17 @@ func TestWireList(t *testing.T) {
 	raw := encode(t, list)
 	got, isList := d.decodeProtobuf(raw).(*metainternal.List)
 	if !isList {
-		t.Fatal("no list was read")
+		t.Fatal("no list was decoded")
 	}
 	full, _, err := d.full.Decode(raw, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	trimmed, err := d.slim(full)
+	slimList, err := d.slim(full)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := trimmed.(*metainternal.List)
+	want := slimList.(*metainternal.List)
 	if !reflect.DeepEqual(got.ListMeta, want.ListMeta) || len(got.Items) != len(list.Items) || len(want.Items) != len(list.Items) {
 		t.Fatalf("got %+v with %d items, want %+v with %d", got.ListMeta, len(got.Items), want.ListMeta, len(list.Items))
 	}
@@ -175,7 +176,7 @@ func TestWireList(t *testing.T) {
 }
 
 // TestWireMalformed checks that truncated or corrupted data is left to the API's decoder,
-// and does not end the process.
+// and causes no panic.
 func TestWireMalformed(t *testing.T) {
 	d := testDecoder(t)
 	random := rand.New(rand.NewPCG(1, 1))
@@ -190,7 +191,7 @@ func TestWireMalformed(t *testing.T) {
 					spoilt[4+random.IntN(len(spoilt)-4)] = byte(random.Uint32())
 				}
 			}
-			_, _, _ = d.Decode(spoilt, nil, nil) // decoding may succeed: corrupted text is text
+			_, _, _ = d.Decode(spoilt, nil, nil) // decoding may succeed: a corrupted string is still a string
 		}
 	}
 	if o, _, err := d.Decode([]byte("k8s\x00\xff"), nil, nil); err == nil {
@@ -198,7 +199,8 @@ func TestWireMalformed(t *testing.T) {
 	}
 }
 
-// TestFieldNumbers compares the constants with the numbers in the tags of the API's types.
+// TestFieldNumbers checks that the constants equal the field numbers in the tags of the
+// API's types.
 func TestFieldNumbers(t *testing.T) {
 	for _, test := range []struct {
 		message any
@@ -227,7 +229,8 @@ func TestFieldNumbers(t *testing.T) {
 	}
 }
 
-// numberOf returns the number in the tag of a struct's field: "bytes,2,rep,name=x".
+// numberOf returns the field number from the tag of a struct's field, which is like
+// "bytes,2,rep,name=x".
 func numberOf(message any, name string) int {
 	typ := reflect.TypeOf(message)
 	for i := range typ.NumField() {
@@ -279,7 +282,7 @@ func TestSlimObjectsKeepDecisions(t *testing.T) {
 			}
 		}
 		if allowed < 100 {
-			t.Errorf("seed %d: rules allowed only %d flows: the test shows little", seed, allowed)
+			t.Errorf("seed %d: rules allowed only %d flows: too few for this test", seed, allowed)
 		}
 	}
 }
@@ -302,11 +305,11 @@ func vary(o *corev1.Pod, random *rand.Rand) {
 	case 1:
 		o.Status.Phase = corev1.PodSucceeded
 	case 2:
-		o.Status.PodIPs = nil // as older servers send it
+		o.Status.PodIPs = nil // as from an older server
 	case 3:
 		o.Status.PodIP, o.Status.PodIPs = "", nil
 	case 4:
-		o.Spec.InitContainers = o.Spec.Containers // the pods end
+		o.Spec.InitContainers = o.Spec.Containers // these are not sidecars, so their ports do not count
 		o.Spec.Containers = nil
 	case 5:
 		o.Spec.InitContainers = o.Spec.Containers
