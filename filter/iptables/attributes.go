@@ -6,15 +6,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attributes are netlink attributes as nf_tables writes them itself: numbers in network
-// byte order, and without the flag of nested ones. So what the kernel returns can be
-// compared with what was sent.
+// attributes is a sequence of netlink attributes in the form that nf_tables itself sends:
+// numbers in network byte order, nested attributes without NLA_F_NESTED. So the bytes that
+// the kernel returns can be compared with the bytes that were written.
 type attributes []byte
 
 // attributeHeader is the size of an attribute's length and type.
 const attributeHeader = 4
 
-// raw appends an attribute.
+// raw returns a with an attribute appended.
 func (a attributes) raw(kind uint16, data []byte) attributes {
 	a = binary.NativeEndian.AppendUint16(a, uint16(attributeHeader+len(data)))
 	a = binary.NativeEndian.AppendUint16(a, kind)
@@ -28,7 +28,7 @@ func (a attributes) number(kind uint16, n uint32) attributes {
 	return a.raw(kind, binary.BigEndian.AppendUint32(nil, n))
 }
 
-// withoutCounters are the expressions of a rule without what it has counted.
+// withoutCounters returns the expressions of a rule except its counters, whose values change.
 func withoutCounters(expressions []byte) (rest attributes) {
 	for len(expressions) >= attributeHeader {
 		length := int(binary.NativeEndian.Uint16(expressions))

@@ -74,9 +74,9 @@ type use struct {
 	rules   int
 }
 
-// usage reads all tables of a backend, both families. Reading loads nothing: the -save commands visit
-// only tables that exist. They stop at the first rule that they cannot print; in that case it reads the
-// tables without them.
+// usage reads all tables of a backend, both families. Reading creates no tables: the -save commands
+// visit only those that exist. They stop at the first rule that they cannot print. In that case
+// usage reads the tables by other means.
 func usage(ctx context.Context, tools []tool) (use, error) {
 	var u use
 	for _, t := range tools {
@@ -261,7 +261,7 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 }
 
 // Others returns the tables of OpenAll that are not in use: an agent with the other backend may have left
-// rules there, and both would judge a packet. [Cleanup] removes them. A separate table stays, without
+// rules there, and packets would meet both. [Cleanup] removes them. A separate table stays, without
 // rules.
 func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	all, err := OpenAll(ctx)

@@ -8,15 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// encoded is a rule as nf_tables takes it.
+// encoded is a rule in the form that nf_tables accepts.
 type encoded struct {
 	expressions attributes
-	protocol    uint32 // that its matches may rely on; 0 if any
+	protocol    uint32 // layer-4 protocol, which some matches require the rule to declare; 0 if none does
 }
 
-// encodeRule translates a rule of ours, without "-A" and its chain, into the expressions
-// that iptables-nft writes for it. It knows what our rules use and refuses the rest, so
-// that no rule means less than it says.
+// encodeRule translates an owned rule, without "-A" and the chain, into the expressions that
+// iptables-nft would write. It supports only what owned rules use, and returns an error for
+// anything else, so that no condition of a rule is lost.
 func encodeRule(f Family, rule string) (e encoded, err error) {
 	words := splitRule(rule)
 	for len(words) > 0 {
@@ -35,7 +35,7 @@ func encodeRule(f Family, rule string) (e encoded, err error) {
 	return e, nil
 }
 
-// parseArguments reads what follows the name of a match or target.
+// parseArguments parses the words after the name of a match or target.
 func parseArguments(words []string) arguments {
 	a, option := arguments{}, ""
 	for i, w := range words {
@@ -54,7 +54,7 @@ func parseArguments(words []string) arguments {
 	return a
 }
 
-// add adds one part of a rule.
+// add appends one part of a rule: a match, or the target.
 func (e *encoded) add(f Family, flag, name string, a arguments) error {
 	switch {
 	case flag == "-p":
@@ -70,13 +70,13 @@ func (e *encoded) add(f Family, flag, name string, a arguments) error {
 		if _, is := a["--invert"]; !is || len(a) != 1 {
 			return errUnknown("-m rpfilter")
 		}
-		e.noWayBack()
+		e.rpfilterInvert()
 	case flag == "-m":
 		x, err := a.match(f, name)
 		if err != nil {
 			return err
 		}
-		e.express("match", attributes{}.text(unix.NFTA_MATCH_NAME, x.name).number(unix.NFTA_MATCH_REV, x.revision).raw(unix.NFTA_MATCH_INFO, x.info))
+		e.addExpression("match", attributes{}.text(unix.NFTA_MATCH_NAME, x.name).number(unix.NFTA_MATCH_REV, x.revision).raw(unix.NFTA_MATCH_INFO, x.info))
 	case flag == "-j" || flag == "-g":
 		return e.end(flag, name, a)
 	default:
@@ -85,9 +85,9 @@ func (e *encoded) add(f Family, flag, name string, a arguments) error {
 	return nil
 }
 
-// end adds the counter that each rule of iptables has, and what the rule does.
+// end appends the counter that every iptables rule has, and the rule's verdict or target.
 func (e *encoded) end(flag, name string, a arguments) error {
-	e.express("counter", nil)
+	e.addExpression("counter", nil)
 	verdict := map[string]int32{"DROP": verdictDrop, "RETURN": unix.NFT_RETURN}
 	code, is := verdict[name]
 	switch {
@@ -102,43 +102,45 @@ func (e *encoded) end(flag, name string, a arguments) error {
 		if err != nil {
 			return err
 		}
-		e.express("target", attributes{}.text(unix.NFTA_TARGET_NAME, x.name).number(unix.NFTA_TARGET_REV, x.revision).raw(unix.NFTA_TARGET_INFO, x.info))
+		e.addExpression("target", attributes{}.text(unix.NFTA_TARGET_NAME, x.name).number(unix.NFTA_TARGET_REV, x.revision).raw(unix.NFTA_TARGET_INFO, x.info))
 	}
 	return nil
 }
 
-// express adds an expression.
-func (e *encoded) express(name string, data attributes) {
+// addExpression appends an expression.
+func (e *encoded) addExpression(name string, data attributes) {
 	x := attributes{}.text(unix.NFTA_EXPR_NAME, name).raw(unix.NFTA_EXPR_DATA, data)
 	e.expressions = e.expressions.raw(unix.NFTA_LIST_ELEM, x)
 }
 
+// verdict appends a verdict. chain is the destination of a jump or goto.
 func (e *encoded) verdict(code int32, chain string) {
 	v := attributes{}.number(unix.NFTA_VERDICT_CODE, uint32(code))
 	if chain != "" {
 		v = v.text(unix.NFTA_VERDICT_CHAIN, chain)
 	}
 	data := attributes{}.raw(unix.NFTA_DATA_VERDICT, v)
-	e.express("immediate", attributes{}.number(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).raw(unix.NFTA_IMMEDIATE_DATA, data))
+	e.addExpression("immediate", attributes{}.number(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).raw(unix.NFTA_IMMEDIATE_DATA, data))
 }
 
-// compareMeta matches packets of which a property is value.
+// compareMeta appends a match for packets whose meta key has the given value.
 func (e *encoded) compareMeta(key uint32, value []byte) {
-	e.express("meta", attributes{}.number(unix.NFTA_META_KEY, key).number(unix.NFTA_META_DREG, unix.NFT_REG_1))
+	e.addExpression("meta", attributes{}.number(unix.NFTA_META_KEY, key).number(unix.NFTA_META_DREG, unix.NFT_REG_1))
 	e.compare(value)
 }
 
-// compare goes on if register 1 is value.
+// compare appends a comparison: the rule continues only if register 1 equals value.
 func (e *encoded) compare(value []byte) {
 	data := attributes{}.raw(unix.NFTA_DATA_VALUE, value)
-	e.express("cmp", attributes{}.number(unix.NFTA_CMP_SREG, unix.NFT_REG_1).number(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ).raw(unix.NFTA_CMP_DATA, data))
+	e.addExpression("cmp", attributes{}.number(unix.NFTA_CMP_SREG, unix.NFT_REG_1).number(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ).raw(unix.NFTA_CMP_DATA, data))
 }
 
-// noWayBack is rpfilter --invert: no answer to the packet's source would leave by the
-// interface that it came from. rpfilter itself refuses every table but mangle and raw.
-// Both spare loopback, and the copies of the node's own multicast.
-func (e *encoded) noWayBack() {
-	e.express("fib", attributes{}.number(unix.NFTA_FIB_DREG, unix.NFT_REG_1).number(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_OIF).
+// rpfilterInvert appends the equivalent of "-m rpfilter --invert": it matches if the route to
+// the packet's source does not use the interface on which the packet arrived. rpfilter itself
+// works only in the tables mangle and raw. Neither matches packets from loopback or looped-back
+// copies of the node's own multicast.
+func (e *encoded) rpfilterInvert() {
+	e.addExpression("fib", attributes{}.number(unix.NFTA_FIB_DREG, unix.NFT_REG_1).number(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_OIF).
 		number(unix.NFTA_FIB_FLAGS, unix.NFTA_FIB_F_SADDR|unix.NFTA_FIB_F_IIF))
 	e.compare(binary.NativeEndian.AppendUint32(nil, 0))
 }

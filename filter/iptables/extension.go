@@ -7,27 +7,28 @@ import (
 	"strings"
 )
 
-// extension is a match or target of iptables, as the kernel takes it.
+// extension is a match or target of iptables, in the form that the kernel accepts.
 type extension struct {
 	name     string
 	revision uint32
-	info     []byte // the structure of that revision
+	info     []byte // the kernel's structure for this revision
 }
 
-// arguments are the words of a match or target by option; an option without a value has
-// an empty one. An option that "!" precedes has that before its name.
+// arguments maps the options of a match or target to their values, which may be empty. The key
+// of a negated option begins with "! ".
 type arguments map[string]string
 
-// infoAlign is XT_ALIGN, to which the kernel rounds the sizes of the structures.
+// infoAlign is the alignment in bytes to which the kernel rounds up the structures' sizes
+// (XT_ALIGN).
 const infoAlign = 8
 
-// pad fills a structure up to its size in the kernel.
+// pad appends zeros to a structure up to size, and to a multiple of infoAlign.
 func pad(info []byte, size int) []byte {
 	size = max(size, len(info))
 	return append(info, make([]byte, (size+infoAlign-1)&^(infoAlign-1)-len(info))...)
 }
 
-// words32 and words16 are numbers in the byte order of the machine.
+// words32 and words16 encode numbers in the byte order of the machine.
 func words32(numbers ...uint32) (info []byte) {
 	for _, n := range numbers {
 		info = binary.NativeEndian.AppendUint32(info, n)
@@ -42,31 +43,31 @@ func words16(numbers ...uint16) (info []byte) {
 	return info
 }
 
-// errUnknown says that a rule has a part that no rule of ours has.
+// errUnknown returns an error about a part of a rule that encodeRule does not support.
 func errUnknown(what string) error {
-	return fmt.Errorf("%q cannot be written into table %s without iptables", what, ownName)
+	return fmt.Errorf("%q is not supported in table %s, which is written without iptables", what, ownName)
 }
 
-// match gives the match of that name.
+// match returns the named match.
 func (a arguments) match(f Family, name string) (x extension, err error) {
 	x.name = name
 	switch name {
 	case "mark", "connmark": // xt_mark_mtinfo1, xt_connmark_mtinfo1
 		x.revision = 1
 		x.info, err = a.masked("--mark")
-		x.info = pad(x.info, 12) // with "inverted", which is not
+		x.info = pad(x.info, 12) // the third field, invert, stays 0
 	case "conntrack":
 		x.revision = 3
 		x.info, err = a.conntrack()
 	case "addrtype": // xt_addrtype_info_v1
 		const local = 1 << 2
 		x.revision, x.info = 1, words16(local, 0, 0, 0)
-		err = a.only("--src-type", "LOCAL")
-	case "icmp6": // ip6t_icmp: a type, and all codes
+		err = a.require("--src-type", "LOCAL")
+	case "icmp6": // ip6t_icmp: one type, all codes
 		var kind uint64
 		kind, err = strconv.ParseUint(a["--icmpv6-type"], 10, 8)
 		x.info = []byte{byte(kind), 0, 0xff, 0}
-	case "hl": // ip6t_hl_info: equal
+	case "hl": // ip6t_hl_info, mode IP6T_HL_EQ (0)
 		var limit uint64
 		limit, err = strconv.ParseUint(a["--hl-eq"], 10, 8)
 		x.info = []byte{0, byte(limit)}
@@ -83,11 +84,11 @@ func (a arguments) match(f Family, name string) (x extension, err error) {
 	return x, err
 }
 
-// target gives the target of that name.
+// target returns the named target.
 func (a arguments) target(name string) (x extension, err error) {
 	x.name = name
 	switch name {
-	case "CONNMARK": // xt_connmark_tginfo2: keep the bits that are not in the mask
+	case "CONNMARK": // xt_connmark_tginfo2, mode XT_CONNMARK_SET (0), which keeps the bits outside the mask
 		x.revision = 2
 		if x.info, err = a.masked("--set-xmark"); err == nil {
 			x.info = append(x.info, words32(1<<32-1, 0)...)
@@ -105,15 +106,15 @@ func (a arguments) target(name string) (x extension, err error) {
 	return x, err
 }
 
-// only is an error if an option does not have the one value that we use.
-func (a arguments) only(option, value string) error {
+// require returns an error if an option does not have value, the only one that owned rules use.
+func (a arguments) require(option, value string) error {
 	if a[option] != value {
 		return errUnknown(option + " " + a[option])
 	}
 	return nil
 }
 
-// masked is a mark and its mask.
+// masked encodes an option of the form MARK/MASK.
 func (a arguments) masked(option string) ([]byte, error) {
 	value, mask, _ := strings.Cut(a[option], "/")
 	v, err := strconv.ParseUint(value, 0, 32)
@@ -127,30 +128,30 @@ func (a arguments) masked(option string) ([]byte, error) {
 	return words32(uint32(v), uint32(m)), nil
 }
 
-// conntrack is xt_conntrack_mtinfo3: eight addresses, two times and a protocol that we
-// do not ask for, and then what is asked for, what is inverted, and the states.
+// conntrack encodes struct xt_conntrack_mtinfo3. The fields before match_flags (addresses,
+// times, protocol, ports) are unused and stay 0; invert_flags and state_mask follow it.
 func (a arguments) conntrack() ([]byte, error) {
 	const (
-		before, size         = 146, 164
-		askState, askDir     = 1 << 0, 1 << 12
-		established, related = 1 << 1, 1 << 2
+		unused, size               = 146, 164 // offset of match_flags, and of the end
+		matchState, matchDirection = 1 << 0, 1 << 12
+		established, related       = 1 << 1, 1 << 2
 	)
-	info := make([]byte, before)
+	info := make([]byte, unused)
 	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related}
 	switch {
-	case a["--ctdir"] == "REPLY": // not the original one
-		info = append(info, words16(askDir, askDir)...)
+	case a["--ctdir"] == "REPLY": // inverted: not the original direction
+		info = append(info, words16(matchDirection, matchDirection)...)
 	case state[a["--ctstate"]] != 0:
-		info = append(info, words16(askState, 0, state[a["--ctstate"]])...)
+		info = append(info, words16(matchState, 0, state[a["--ctstate"]])...)
 	case state[a["! --ctstate"]] != 0:
-		info = append(info, words16(askState, askState, state[a["! --ctstate"]])...)
+		info = append(info, words16(matchState, matchState, state[a["! --ctstate"]])...)
 	default:
 		return nil, errUnknown(fmt.Sprintf("-m conntrack %v", a))
 	}
 	return pad(info, size), nil
 }
 
-// bpf is xt_bpf_info_v1: the program itself, or the path where one is pinned.
+// bpf encodes struct xt_bpf_info_v1: a program's instructions, or the path of a pinned program.
 func (a arguments) bpf() ([]byte, error) {
 	const byCode, byPath, size = 0, 1, 528
 	if path := a["--object-pinned"]; path != "" {
@@ -173,10 +174,10 @@ func (a arguments) bpf() ([]byte, error) {
 	return pad(info, size), nil
 }
 
-// hashlimit is xt_hashlimit_mtinfo3: what is above a rate for each source.
+// hashlimit encodes struct xt_hashlimit_mtinfo3, for packets above a rate for each source.
 func (a arguments) hashlimit(f Family) ([]byte, error) {
 	const (
-		room, size        = 256, 312 // of the name, and of all
+		nameSize, size    = 256, 312
 		bySource, inverse = 1 << 2, 1 << 4
 		second            = 1000 // the times are in milliseconds
 	)
@@ -185,21 +186,21 @@ func (a arguments) hashlimit(f Family) ([]byte, error) {
 	if _, err := fmt.Sscanf(text, "%d/sec %d %d %d", &rate, &burst, &buckets, &entries); err != nil || rate == 0 {
 		return nil, errUnknown(fmt.Sprintf("-m hashlimit %v", a))
 	}
-	if err := a.only("--hashlimit-mode", "srcip"); err != nil {
+	if err := a.require("--hashlimit-mode", "srcip"); err != nil {
 		return nil, err
 	}
 	prefix := byte(32)
 	if f == IPv6 {
 		prefix = 128
 	}
-	info := pad([]byte(a["--hashlimit-name"]), room)
+	info := pad([]byte(a["--hashlimit-name"]), nameSize)
 	info = binary.NativeEndian.AppendUint64(info, uint64(limitUnits/rate))
 	info = binary.NativeEndian.AppendUint64(info, uint64(burst))
 	info = append(info, words32(bySource|inverse, buckets, entries, second, second, 0)...)
 	return pad(append(info, prefix, prefix), size), nil
 }
 
-// queue is xt_NFQ_info_v3.
+// queue encodes struct xt_NFQ_info_v3.
 func (a arguments) queue() ([]byte, error) {
 	const bypass = 1
 	var first, last, flags uint16

@@ -11,25 +11,25 @@ import (
 	"sync"
 )
 
-// Fake is a [Table] in memory, for tests. It understands what this package
-// writes and refuses the rest. It may be used concurrently.
+// Fake is a [Table] in memory, for tests. It supports the commands that this package writes, and
+// returns an error for others. It may be used concurrently.
 type Fake struct {
 	noChoice
 	family Family
 
-	mu     sync.Mutex
-	order  []string            // chains in the order in which they were made
-	chains map[string][]string // rules, each "-A CHAIN ..."
-	broken error
-	writes int
-	reads  int
-	format func(string) string
-	refuse func(text string) error
-	told   func() // nil where the kernel does not tell
-	tells  bool
+	mu       sync.Mutex
+	order    []string            // chains in the order of their creation
+	chains   map[string][]string // rules, each "-A CHAIN ..."
+	broken   error
+	writes   int
+	reads    int
+	format   func(string) string
+	refuse   func(text string) error
+	notify   func() // the callback of Watch, or nil
+	notifies bool   // Watch is supported
 }
 
-// NewFake makes an empty table.
+// NewFake returns a table with empty built-in chains.
 func NewFake(f Family) *Fake {
 	t := &Fake{family: f, chains: map[string][]string{}}
 	for _, c := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"} {
@@ -44,22 +44,21 @@ func (t *Fake) Family() Family { return t.family }
 // String implements Table.
 func (t *Fake) String() string { return t.family.command() + "-fake" }
 
-// Break makes every call fail with err, until it is nil again.
+// Break makes the methods that read or write the table fail with err, until it is set to nil.
 func (t *Fake) Break(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.broken = err
 }
 
-// Refuse makes transactions fail for which refuse gives an error.
+// Refuse makes Restore fail with the error that refuse returns for its text, if any.
 func (t *Fake) Refuse(refuse func(text string) error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.refuse = refuse
 }
 
-// Format makes Rules return each rule as f prints it, as another version of
-// iptables might.
+// Format makes Rules return f of each rule, in place of another version of iptables.
 func (t *Fake) Format(f func(string) string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -104,7 +103,7 @@ func (t *Fake) Rules(_ context.Context, chain string) ([]string, error) {
 	if !ok {
 		return nil, fmt.Errorf("no chain %s", chain)
 	}
-	rules = slices.Clone(rules) // format changes them
+	rules = slices.Clone(rules) // the loop changes them
 	for i, r := range rules {
 		if t.format != nil {
 			rules[i] = t.format(r)
@@ -133,21 +132,21 @@ func (t *Fake) Generation() (uint32, bool) {
 	return uint32(t.writes), t.broken == nil
 }
 
-// Tell makes Watch work.
-func (t *Fake) Tell() {
+// SupportWatch makes Watch work. Without it, Watch returns [errors.ErrUnsupported].
+func (t *Fake) SupportWatch() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tells = true
+	t.notifies = true
 }
 
 // Watch implements Table.
-func (t *Fake) Watch(_ context.Context, told func()) error {
+func (t *Fake) Watch(_ context.Context, notify func()) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.tells {
+	if !t.notifies {
 		return errors.ErrUnsupported
 	}
-	t.told = told
+	t.notify = notify
 	return nil
 }
 
@@ -178,13 +177,13 @@ func (t *Fake) Restore(_ context.Context, text string) error {
 	}
 	t.order, t.chains = next.order, next.chains
 	t.writes++
-	if t.told != nil {
-		t.told()
+	if t.notify != nil {
+		t.notify()
 	}
 	return nil
 }
 
-// carryOut does what one line of a transaction says.
+// carryOut carries out one line of a transaction.
 func (t *Fake) carryOut(line string) error {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, rule, _ := strings.Cut(rest, " ")
@@ -210,7 +209,7 @@ func (t *Fake) carryOut(line string) error {
 		place, rule, _ := strings.Cut(rule, " ")
 		at, err := strconv.Atoi(place)
 		if err != nil || at < 1 || at > len(rules)+1 {
-			return fmt.Errorf("no place %s", place)
+			return fmt.Errorf("no position %s", place)
 		}
 		t.chains[chain] = slices.Insert(slices.Clone(rules), at-1, "-A "+chain+" "+rule)
 	case "-D":
@@ -224,12 +223,12 @@ func (t *Fake) carryOut(line string) error {
 	case "-X":
 		return t.drop(chain)
 	default:
-		return fmt.Errorf("command not understood")
+		return fmt.Errorf("unknown command")
 	}
 	return nil
 }
 
-// drop takes away a chain that is empty and that no rule leads to.
+// drop deletes a chain. It fails if the chain has rules or a rule leads to it.
 func (t *Fake) drop(chain string) error {
 	if len(t.chains[chain]) > 0 {
 		return fmt.Errorf("chain %s has rules", chain)

@@ -13,9 +13,9 @@ import (
 	"testing"
 )
 
-// beyond are what others may have in the table, made by nft itself, that iptables
+// nftOnly lists objects that other programs may create in the table with nft, and that iptables
 // cannot list or does not expect. %s is the family, ip or ip6.
-var beyond = map[string]string{
+var nftOnly = map[string]string{
 	"a meter in another chain":  "add rule %s mangle FORWARD ct state new meter m { meta mark limit rate 1000/second } counter",
 	"a meter in our hook":       "add rule %s mangle POSTROUTING ct state new meter m { meta mark limit rate 1000/second } counter",
 	"an expression in our hook": "insert rule %s mangle POSTROUTING numgen inc mod 2 == 0 counter",
@@ -28,7 +28,7 @@ var beyond = map[string]string{
 
 var nftFamily = map[Family]string{IPv4: "ip", IPv6: "ip6"}
 
-// nft carries out commands of nft for both families.
+// nft runs nft commands for both families.
 func (n *realNode) nft(format string) {
 	n.t.Helper()
 	for _, f := range Families {
@@ -36,7 +36,7 @@ func (n *realNode) nft(format string) {
 	}
 }
 
-// nftOnce carries out commands of nft in one transaction.
+// nftOnce runs nft commands in one transaction.
 func (n *realNode) nftOnce(script string) {
 	n.t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -49,7 +49,7 @@ func (n *realNode) nftOnce(script string) {
 	}
 }
 
-// emptyChains makes iptables' chains, as the first rule in each does.
+// emptyChains creates iptables' built-in chains: iptables creates each with its first rule.
 func (n *realNode) emptyChains() {
 	n.t.Helper()
 	for _, f := range Families {
@@ -60,7 +60,7 @@ func (n *realNode) emptyChains() {
 	}
 }
 
-// ruleset is all that both families' tables hold, without counters.
+// ruleset returns the content of both families' tables, without counters.
 func (n *realNode) ruleset() string {
 	n.t.Helper()
 	text := ""
@@ -70,9 +70,9 @@ func (n *realNode) ruleset() string {
 	return text
 }
 
-// inForce says that the jump to our chains is the first rule of the hook and that
-// they are not empty.
-func (n *realNode) inForce() {
+// wantInForce checks that the jump to Chain is the first rule of POSTROUTING, and that Chain is
+// not empty.
+func (n *realNode) wantInForce() {
 	n.t.Helper()
 	for _, f := range Families {
 		text := n.output("nft", "--stateless", "list", "chain", nftFamily[f], table, "POSTROUTING")
@@ -87,10 +87,10 @@ func (n *realNode) inForce() {
 	}
 }
 
-// Whatever others have in the table, the rules are put in place ahead of it, kept,
-// paused and removed, and what others have stays as it was.
+// The rules are applied, restored, paused and removed beside anything that other programs have in
+// the table, which stays as it was.
 func TestRealForeign(t *testing.T) {
-	for name, script := range beyond {
+	for name, script := range nftOnly {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newRealNode(t, NFT, Defaults)
@@ -98,25 +98,25 @@ func TestRealForeign(t *testing.T) {
 			n.nft(script)
 			before := n.ruleset()
 			n.inside(n.Apply)
-			n.inForce()
+			n.wantInForce()
 			n.inside(n.Apply)
 			for _, table := range n.tables {
 				if w := table.writes.Load(); w != 1 {
 					t.Errorf("%s was written %d times", table, w)
 				}
 			}
-			for _, lines := range ruin {
+			for _, lines := range damage {
 				n.change(lines...)
-				n.inside(n.settle)
+				n.inside(n.repair)
 				if name := lines[0]; name == "-I POSTROUTING 1 -p udp -j ACCEPT" {
 					n.change("-D POSTROUTING -p udp -j ACCEPT")
 				} else if lines[0] == "-F" {
 					n.nft("flush ruleset")
 					n.emptyChains()
 					n.nft(script)
-					n.inside(n.settle)
+					n.inside(n.repair)
 				}
-				n.inForce()
+				n.wantInForce()
 			}
 			n.inside(func(ctx context.Context) error { return n.Pause(ctx, DropUnqueued) })
 			n.inside(n.Remove)
@@ -127,18 +127,18 @@ func TestRealForeign(t *testing.T) {
 	}
 }
 
-// settle looks until nothing is left to repair.
-func (n *realNode) settle(ctx context.Context) error {
+// repair checks the tables once, and returns an error if a table cannot be repaired.
+func (n *realNode) repair(ctx context.Context) error {
 	n.reconcile(ctx)
 	if failed := n.Failures(); len(failed) > 0 {
-		return fmt.Errorf("cannot be kept: %q", failed)
+		return fmt.Errorf("cannot be repaired: %q", failed)
 	}
 	return nil
 }
 
-// What an agent has left goes too, and the backend is found out.
-func TestRealTracesBesideForeign(t *testing.T) {
-	for name, script := range beyond {
+// Beside such objects, Open detects the backend, and Cleanup removes only what is owned.
+func TestRealCleanupBesideForeign(t *testing.T) {
+	for name, script := range nftOnly {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newRealNode(t, NFT, Defaults)
@@ -164,17 +164,17 @@ func TestRealTracesBesideForeign(t *testing.T) {
 	}
 }
 
-// States of the table itself in which rules are there and do nothing, or cannot be
-// written, are ended.
+// Repairs end states of the table in which existing rules have no effect or cannot be
+// written.
 func TestRealTableStates(t *testing.T) {
 	for name, script := range map[string]string{
 		"the table is dormant":             "add table %s mangle { flags dormant; }",
-		"ours is a base chain":             "flush chain %[1]s mangle POSTROUTING\nflush chain %[1]s mangle SLUICE\ndelete chain %[1]s mangle SLUICE\nadd chain %[1]s mangle SLUICE { type filter hook forward priority 5; }\nadd rule %[1]s mangle SLUICE counter",
-		"ours holds what iptables cannot":  "insert rule %s mangle SLUICE numgen inc mod 2 == 0 accept",
-		"the jump is one of others":        "flush chain %[1]s mangle POSTROUTING\nadd rule %[1]s mangle POSTROUTING numgen inc mod 2 == 0 jump SLUICE",
-		"others jump to us too":            "add chain %[1]s mangle theirs\nadd rule %[1]s mangle POSTROUTING numgen inc mod 2 == 0 goto SLUICE",
-		"an older chain that others use":   "add chain %[1]s mangle SLUICE-V0\nadd rule %[1]s mangle SLUICE-V0 accept\nadd rule %[1]s mangle FORWARD numgen inc mod 2 == 0 jump SLUICE-V0",
-		"the jump is behind what is alien": "insert rule %s mangle POSTROUTING numgen inc mod 2 == 0 accept",
+		"owned chain is a base chain":      "flush chain %[1]s mangle POSTROUTING\nflush chain %[1]s mangle SLUICE\ndelete chain %[1]s mangle SLUICE\nadd chain %[1]s mangle SLUICE { type filter hook forward priority 5; }\nadd rule %[1]s mangle SLUICE counter",
+		"owned chain has an nft-only rule": "insert rule %s mangle SLUICE numgen inc mod 2 == 0 accept",
+		"foreign rule is the jump":         "flush chain %[1]s mangle POSTROUTING\nadd rule %[1]s mangle POSTROUTING numgen inc mod 2 == 0 jump SLUICE",
+		"foreign rule jumps there too":     "add chain %[1]s mangle theirs\nadd rule %[1]s mangle POSTROUTING numgen inc mod 2 == 0 goto SLUICE",
+		"foreign rule uses an older chain": "add chain %[1]s mangle SLUICE-V0\nadd rule %[1]s mangle SLUICE-V0 accept\nadd rule %[1]s mangle FORWARD numgen inc mod 2 == 0 jump SLUICE-V0",
+		"the jump is not first":            "insert rule %s mangle POSTROUTING numgen inc mod 2 == 0 accept",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -182,17 +182,17 @@ func TestRealTableStates(t *testing.T) {
 			n.inside(n.Apply)
 			n.emptyChains()
 			n.nft(script)
-			n.inside(n.settle)
-			n.inForce()
+			n.inside(n.repair)
+			n.wantInForce()
 			if n.Repairs() != 2 {
 				t.Errorf("%d repairs, want one for each family\n%s", n.Repairs(), n.logs)
 			}
 			if text := n.ruleset(); strings.Contains(text, "dormant") || strings.Contains(text, "SLUICE-V0") {
 				t.Errorf("the tables hold\n%s", text)
 			}
-			n.inside(n.settle)
+			n.inside(n.repair)
 			if n.Repairs() != 2 {
-				t.Errorf("%d repairs of what was repaired\n%s", n.Repairs(), n.logs)
+				t.Errorf("%d repairs, want no more after the first\n%s", n.Repairs(), n.logs)
 			}
 			n.inside(n.Remove)
 			if text := n.ruleset(); strings.Contains(text, Chain) {
@@ -202,30 +202,29 @@ func TestRealTableStates(t *testing.T) {
 	}
 }
 
-// A chain that a map of others refers to cannot be deleted. It is left empty, and
-// neither the end nor another start fails for it.
+// A chain that a map of another program refers to cannot be deleted. It stays, empty, and neither
+// Remove nor another Apply fails because of it.
 func TestRealReferredTo(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	n.inside(n.Apply)
 	n.nft("add chain %[1]s mangle SLUICE-V0\nadd rule %[1]s mangle SLUICE-V0 accept\nadd chain %[1]s mangle theirs\nadd rule %[1]s mangle theirs meta mark vmap { 7 : jump SLUICE, 8 : jump SLUICE-V0 }")
-	n.inside(n.settle)
-	n.inside(n.settle)
+	n.inside(n.repair)
+	n.inside(n.repair)
 	if n.Repairs() != 2 {
 		t.Errorf("%d repairs, want one for each family\n%s", n.Repairs(), n.logs)
 	}
-	n.inForce()
+	n.wantInForce()
 	n.inside(func(ctx context.Context) error { return n.Pause(ctx, DropUnqueued) })
 	n.inside(n.Remove)
 	if text := n.ruleset(); strings.Count(text, Chain) != 2*(2*2) || strings.Contains(text, allowChain) || strings.Contains(text, "accept\n") {
 		t.Errorf("the tables hold\n%s", text)
 	}
 	n.inside(n.Apply)
-	n.inForce()
+	n.wantInForce()
 }
 
-// An iptables that lists no chain of a table that has something beyond it, as the
-// first of nf_tables, does not find its own rules changed for ever, and finds them
-// changed when they are.
+// Early versions of iptables-nft list no chain of a table with anything that they do not
+// understand. With such a version, unchanged rules are not repaired, and changed ones are.
 func TestRealIptablesThatListsNothing(t *testing.T) {
 	refusing := refusingIptables(t)
 	n := newRealNode(t, NFT, Defaults)
@@ -253,7 +252,7 @@ func TestRealIptablesThatListsNothing(t *testing.T) {
 	})
 }
 
-// refusingIptables is the path of an iptables-nft that lists nothing.
+// refusingIptables returns the path of an iptables-nft that refuses to list chains.
 func refusingIptables(t *testing.T) string {
 	t.Helper()
 	real, err := lookPath("iptables-nft")
@@ -269,8 +268,8 @@ func refusingIptables(t *testing.T) string {
 	return path
 }
 
-// A rule whose library our iptables lacks, as that of a container may lack what the
-// node's has, keeps nothing from going on either.
+// Rules whose library is missing prevent nothing either: a container's iptables may lack
+// libraries that the node's has.
 func TestRealMissingLibraries(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		for _, chain := range []string{"POSTROUTING", "FORWARD", "KUBE-THEIRS"} {
@@ -288,14 +287,14 @@ func TestRealMissingLibraries(t *testing.T) {
 				}
 				return nil
 			})
-			n.theirs()
+			n.addForeignRules()
 			for _, f := range Families {
 				n.iptables(f, "-t", table, "-I", chain, "-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "MARK", "--set-mark", "0x100")
 			}
 			before := n.saved()
 			m := New(Defaults, tables, slog.New(slog.NewTextHandler(n.logs, nil)))
 			n.inside(m.Apply)
-			for name, lines := range ruin {
+			for name, lines := range damage {
 				repairs := m.Repairs()
 				n.change(lines...)
 				if name == "flush all" {
@@ -307,7 +306,7 @@ func TestRealMissingLibraries(t *testing.T) {
 				if m.Repairs() != repairs+2 || len(m.Failures()) > 0 {
 					t.Errorf("%s, a rule in %s: %d repairs, failures %q", name, chain, m.Repairs()-repairs, m.Failures())
 				}
-				if name == "ahead of us" {
+				if name == "first rule" {
 					n.change("-D POSTROUTING -p udp -j ACCEPT")
 				}
 				n.inside(func(ctx context.Context) error { m.reconcile(ctx); return nil })
@@ -318,14 +317,14 @@ func TestRealMissingLibraries(t *testing.T) {
 			n.inside(func(ctx context.Context) error {
 				u, err := usage(ctx, tools)
 				if err == nil && u.rules == 0 {
-					err = fmt.Errorf("no rules of others are counted")
+					err = fmt.Errorf("no rules of other programs are counted")
 				}
 				return err
 			})
 			n.inside(func(ctx context.Context) error { return m.Pause(ctx, DropUnqueued) })
 			n.inside(m.Remove)
-			// In a listing of the legacy backend a rule has no handle, and so one of others
-			// that leads to us may stay. What it leads to is empty.
+			// A listing of the legacy backend has no handles, so a rule with a match that
+			// leads to an owned chain may stay. The chain is empty.
 			got := n.saved()
 			if b == Legacy && chain == "POSTROUTING" {
 				got = strings.NewReplacer(":"+Chain+" - \n", "", "-p tcp -g "+Chain+"\n", "").Replace(got)
@@ -337,7 +336,7 @@ func TestRealMissingLibraries(t *testing.T) {
 	})
 }
 
-// lackingIptables is an iptables without the libraries of some matches and targets.
+// lackingIptables returns an iptables without the libraries of some matches and targets.
 func lackingIptables(t *testing.T, f Family, b Backend) tool {
 	t.Helper()
 	dir := t.TempDir()

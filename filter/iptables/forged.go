@@ -8,18 +8,19 @@ import (
 	"sync"
 )
 
-// dropCounter is a [Table] that counts what the rules of a chain have dropped.
+// dropCounter is a [Table] that counts the packets that the rules of a chain have dropped.
 type dropCounter interface {
 	Dropped(chain string) (packets uint64, err error)
 }
 
-// forged sums a table's counters. They restart at 0 when the chain is written; of the packets before
-// that, it includes those of the last reading.
+// forged sums a table's counters, which restart at 0 when the chain is written. The sum lacks
+// packets that were dropped between the last reading and the restart.
 type forged struct {
 	mu          sync.Mutex
 	last, total uint64
 }
 
+// add adds a reading of the counters and returns the sum.
 func (f *forged) add(now uint64) uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -56,7 +57,7 @@ var countedDrop = regexp.MustCompile(`-c (\d+) \d+ -j DROP$`)
 func (k *kernelTable) Dropped(chain string) (packets uint64, err error) {
 	lines, err := k.reader.ListWithCounters(table, chain)
 	if err != nil {
-		// The error does not tell that the chain is missing: iptables-nft calls such a chain
+		// The error is not specific to a missing chain: iptables-nft calls such a chain
 		// incompatible.
 		if chains, listErr := k.reader.ListChains(table); listErr == nil && !slices.Contains(chains, chain) {
 			return 0, nil

@@ -19,12 +19,11 @@ func nftType(message uint16) netlink.HeaderType {
 
 // nftGeneration returns the generation of the nf_tables rules of this network namespace, which every
 // change increments. It costs about 0.1 ms of CPU; reading the rules of both families costs 13 ms. Each
-// call opens a new socket, because a socket belongs to the namespace of the thread that opens it, as a
-// command belongs to that of its caller.
+// call opens a new socket, because a socket belongs to the network namespace of the thread that opens it.
 func nftGeneration() (uint32, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+		return 0, fmt.Errorf("request the generation of the rules: %w", err)
 	}
 	defer c.Close()
 	answers, err := c.Execute(netlink.Message{
@@ -32,7 +31,7 @@ func nftGeneration() (uint32, error) {
 		Data:   make([]byte, nfgenmsgLen),
 	})
 	if err != nil {
-		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+		return 0, fmt.Errorf("request the generation of the rules: %w", err)
 	}
 	for _, m := range answers {
 		if m.Header.Type != nftType(unix.NFT_MSG_NEWGEN) || len(m.Data) < nfgenmsgLen {

@@ -38,8 +38,8 @@ type kernelTable struct {
 	reader  *goiptables.IPTables
 	path    string   // of iptables
 	restore string   // path of iptables-restore
-	wait    []string // its arguments that make it wait for the lock
-	// byHandle selects reading the rules of others with their handles instead of by iptables.
+	wait    []string // arguments of both for the wait for the lock
+	// byHandle makes Rules read other programs' rules with their handles instead of with iptables.
 	// It is atomic because tests change the tables beside the Manager.
 	byHandle atomic.Bool
 }
@@ -85,8 +85,8 @@ func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Rules lists the chain by iptables. If iptables refuses, because of a rule that it cannot express
-// or a missing library, it reads the rules without it, as far as they lead to other chains.
+// Rules lists the chain with iptables. If that fails because of a rule that iptables cannot express
+// or a missing library, Rules returns the short form of the rules, from nf_tables or from a listing.
 func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
 	if !k.byHandle.Load() || isOwned(chain) {
 		rules, err := k.list(chain)
@@ -128,14 +128,14 @@ func (k *kernelTable) Count(_ context.Context, chain string) (int, bool) {
 	return len(rules), err == nil
 }
 
-// list lists the rules of a chain by iptables.
+// list lists the rules of a chain with iptables.
 func (k *kernelTable) list(chain string) ([]string, error) {
 	lines, err := k.reader.List(table, chain)
 	if err != nil {
 		return nil, fmt.Errorf("list the rules of %s %s: %w", table, chain, explain(err))
 	}
 	var rules []string
-	for _, line := range lines { // -P and -N lines say that the chain exists
+	for _, line := range lines { // other lines, -P and -N, declare the chain
 		if strings.HasPrefix(line, "-A ") {
 			rules = append(rules, line)
 		}
@@ -163,9 +163,9 @@ func (k *kernelTable) Generation() (uint32, bool) {
 	return n, err == nil
 }
 
-// Restore carries out the text by iptables-restore. It adds what iptables cannot do: it deletes rules
-// that are named by handle, after the rest is in place and before the chains go to which they may
-// lead, and it switches on a table that is switched off.
+// Restore carries out the text with iptables-restore. It adds what iptables cannot do: it deletes
+// rules that are named by handle, and switches on a dormant table. The rules by handle go after the
+// rest of the text is in place, and before the chains that they may lead to are deleted.
 func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if k.backend != NFT {
 		return k.run(ctx, text)
@@ -249,7 +249,7 @@ type ruleHandle struct {
 }
 
 // splitText splits a transaction that names rules by handle. Without handles, all of it is the first
-// step, and so remains one transaction.
+// step, so it remains one transaction.
 func splitText(text string) steps {
 	var s steps
 	var first, last []string

@@ -17,16 +17,17 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// patience is how long a condition may take to come true.
-const patience = 2 * time.Minute
+// awaitTimeout bounds the wait for a condition or a packet.
+const awaitTimeout = 2 * time.Minute
 
-// backends are those that can be asked for.
+// backends lists the backends of the kernel.
 var backends = []Backend{NFT, Legacy}
 
-// inOwn stands for the backend nft on a node where mangle cannot be used.
+// inOwn selects nft on a node whose mangle cannot be used, so that the rules are in separate
+// tables.
 const inOwn Backend = "own"
 
-// counted is a table that counts what is written to it.
+// counted is a table that counts transactions.
 type counted struct {
 	Table
 	writes atomic.Int64
@@ -44,7 +45,7 @@ type realNode struct {
 	t       testing.TB
 	lab     *lab.Lab
 	backend Backend
-	own     bool // the rules are in our own tables
+	own     bool // the rules are in separate tables
 	tables  []*counted
 	logs    *logs
 }
@@ -98,10 +99,11 @@ func (n *realNode) iptables(f Family, args ...string) {
 	}
 }
 
-// comments in what is saved hold the time, and brackets hold counters.
+// changing matches what differs between two outputs of iptables-save: comments, which have the
+// time, and counters.
 var changing = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
 
-// saved is what the tables of both families hold.
+// saved returns the content of both families' tables.
 func (n *realNode) saved() string {
 	n.t.Helper()
 	var all strings.Builder
@@ -121,8 +123,8 @@ func (n *realNode) output(name string, args ...string) (text string) {
 	return text
 }
 
-// keep runs Run until the test ends.
-func (n *realNode) keep() {
+// startManager runs Manager.Run until the test ends.
+func (n *realNode) startManager() {
 	ctx, cancel := context.WithCancel(n.t.Context())
 	done := make(chan error)
 	go func() {
@@ -137,24 +139,24 @@ func (n *realNode) keep() {
 // await waits until a condition holds.
 func await(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !f(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(awaitTimeout); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", patience, what)
+			t.Fatalf("timed out after %v: %s", awaitTimeout, what)
 		}
 	}
 }
 
-// withBackends runs a test in both.
+// withBackends runs a test with each backend.
 func withBackends(t *testing.T, f func(*testing.T, Backend)) {
 	for _, b := range backends {
 		t.Run(string(b), func(t *testing.T) {
-			t.Parallel() // most of the time is waiting for the reconciler
+			t.Parallel() // most of the time is spent waiting for the Manager
 			f(t, b)
 		})
 	}
 }
 
-// withPlaces runs a test in both, and in our own tables.
+// withPlaces runs a test with each backend, and with the separate tables.
 func withPlaces(t *testing.T, f func(*testing.T, Backend)) {
 	withBackends(t, f)
 	t.Run(string(inOwn), func(t *testing.T) {
@@ -163,9 +165,9 @@ func withPlaces(t *testing.T, f func(*testing.T, Backend)) {
 	})
 }
 
-// theirs fills the tables of both families with rules of others, also in the
-// hook, so that what is left in the end can be compared.
-func (n *realNode) theirs() {
+// addForeignRules adds rules of another program to every chain of both families' tables, to check
+// that they stay.
+func (n *realNode) addForeignRules() {
 	n.t.Helper()
 	for _, f := range Families {
 		n.iptables(f, "-t", table, "-N", "KUBE-THEIRS")
@@ -176,12 +178,12 @@ func (n *realNode) theirs() {
 	}
 }
 
-// Once applied, the kernel holds the text that Wanted gives, there is nothing to
-// write the second time, and when all is removed the tables are as they were.
+// After Apply, the kernel has the rules of Wanted. A second Apply writes nothing, and Remove
+// restores the previous content of the tables.
 func TestRealApplyAndRemove(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		n := newRealNode(t, b, Defaults)
-		n.theirs()
+		n.addForeignRules()
 		before := n.saved()
 		n.inside(n.Apply)
 		after := n.saved()
@@ -211,8 +213,8 @@ func TestRealApplyAndRemove(t *testing.T) {
 	})
 }
 
-// Before the rules are in place, and after they are gone, no forged packet is counted,
-// and that is no failure. Chains of others make no difference.
+// While there are no rules, Forged returns 0 and no error, with and without chains of other
+// programs.
 func TestRealForgedWithoutRules(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		n := newRealNode(t, b, Defaults)
@@ -228,27 +230,27 @@ func TestRealForgedWithoutRules(t *testing.T) {
 					t.Errorf("%s: %d, %v", when, sum, err)
 				}
 			}
-			check("before")
-			n.theirs()
-			check("beside the rules of others")
+			check("before the rules")
+			n.addForeignRules()
+			check("with rules of another program")
 			if err := m.Apply(ctx); err != nil {
 				return err
 			}
-			check("in place")
+			check("after Apply")
 			if err := m.Remove(ctx); err != nil {
 				return err
 			}
-			check("removed")
+			check("after Remove")
 			return nil
 		})
 	})
 }
 
-// The rule of each share stays as it is written: where iptables prints it in
-// another way, that is learnt.
-func TestRealShares(t *testing.T) {
+// With every per-source limit, the rule is not repaired again and again: if iptables prints it in
+// another form, the Manager records that form.
+func TestRealSourceLimits(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
-		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have iptables' own burst
+		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have iptables' default burst, 5
 			opts := Defaults
 			opts.SourceShare = share
 			n := newRealNode(t, b, opts)
@@ -264,11 +266,11 @@ func TestRealShares(t *testing.T) {
 	})
 }
 
-// ruin are what others do to our rules in the kernel.
-var ruin = map[string][]string{
+// damage lists changes of other programs to the rules in the kernel.
+var damage = map[string][]string{
 	"flush all":    {"-F", "-X SLUICE", "-X SLUICE-ALLOW"},
-	"flush ours":   {"-F SLUICE"},
-	"ahead of us":  {"-I POSTROUTING 1 -p udp -j ACCEPT"},
+	"flush SLUICE": {"-F SLUICE"},
+	"first rule":   {"-I POSTROUTING 1 -p udp -j ACCEPT"},
 	"twice":        {"-A POSTROUTING -j SLUICE", "-A POSTROUTING -p tcp -g SLUICE"},
 	"older chains": {"-N SLUICE-V0", "-A SLUICE-V0 -j SLUICE-ALLOW", "-A OUTPUT -j SLUICE-V0"},
 }
@@ -278,29 +280,29 @@ func TestRealRepairs(t *testing.T) {
 		n := newRealNode(t, b, Defaults)
 		n.inside(n.Apply)
 		wanted := n.saved()
-		n.keep()
-		for name, lines := range ruin {
+		n.startManager()
+		for name, lines := range damage {
 			before := n.Repairs()
 			n.change(lines...)
 			await(t, "repaired after "+name, func() bool { return n.Repairs() >= before+2 })
 			if got := n.Repairs(); got != before+2 {
 				t.Errorf("%d repairs after %s, want one of each family\n%s", got-before, name, n.logs)
 			}
-			if name == "ahead of us" { // it is not ours, and has been kept
+			if name == "first rule" { // the foreign rule is still there
 				n.change("-D POSTROUTING -p udp -j ACCEPT")
 			}
 			if got := n.saved(); sorted(got) != sorted(wanted) {
 				t.Errorf("after %s the tables hold\n%s\nand should hold\n%s", name, got, wanted)
 			}
 		}
-		if warnings := n.logs.count(slog.LevelWarn); warnings != 2*len(ruin) {
-			t.Errorf("%d warnings for %d repairs:\n%s", warnings, 2*len(ruin), n.logs)
+		if warnings := n.logs.count(slog.LevelWarn); warnings != 2*len(damage) {
+			t.Errorf("%d warnings for %d repairs:\n%s", warnings, 2*len(damage), n.logs)
 		}
 	})
 }
 
-// change carries out lines in the tables of both families, each in one
-// transaction, so that the reconciler does not look between two of them.
+// change carries out lines in the tables of both families. It uses one transaction for each table,
+// so that the Manager does not check in the middle of the change.
 func (n *realNode) change(lines ...string) {
 	n.t.Helper()
 	text := "*" + table + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
@@ -313,7 +315,8 @@ func (n *realNode) change(lines ...string) {
 	})
 }
 
-// The generation tells of every change, and of nothing else.
+// The generation of nf_tables changes with every change, and only then. The legacy backend has
+// none.
 func TestRealGeneration(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	generation := func() (number uint32) {
@@ -325,7 +328,7 @@ func TestRealGeneration(t *testing.T) {
 	}
 	n.inside(n.Apply)
 	before := generation()
-	n.inside(n.Apply) // only looks
+	n.inside(n.Apply) // only reads
 	if got := generation(); got != before {
 		t.Errorf("generation %d after %d without a change", got, before)
 	}
@@ -335,18 +338,19 @@ func TestRealGeneration(t *testing.T) {
 	}
 	legacy := newRealNode(t, Legacy, Defaults)
 	if _, known := legacy.tables[0].Generation(); known {
-		t.Error("the legacy backend says that it knows")
+		t.Error("the legacy backend reports a generation")
 	}
 }
 
-// sorted makes texts comparable in which chains stand in another order.
+// sorted sorts the lines of a text, to compare tables that may have their chains in another order.
 func sorted(text string) string {
 	lines := strings.Split(text, "\n")
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }
 
-func TestRealTraces(t *testing.T) {
+// Cleanup removes the rules in both backends, and creates no legacy tables.
+func TestRealCleanup(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	n.inside(func(ctx context.Context) error {
 		tables, err := OpenAll(ctx)
@@ -355,7 +359,7 @@ func TestRealTraces(t *testing.T) {
 		}
 		for _, table := range tables {
 			if strings.HasSuffix(table.String(), string(Legacy)) {
-				t.Errorf("%s is there before anybody made it", table)
+				t.Errorf("%s exists before it was created", table)
 			}
 		}
 		removed, err := Cleanup(ctx, tables)
@@ -383,7 +387,7 @@ func TestRealTraces(t *testing.T) {
 		}
 		removed, err := Cleanup(ctx, all)
 		if len(removed) != 4*5 { // two jumps and three chains
-			t.Errorf("removed %d things: %s", len(removed), strings.Join(removed, "\n"))
+			t.Errorf("removed %d objects: %s", len(removed), strings.Join(removed, "\n"))
 		}
 		return err
 	})
@@ -394,7 +398,7 @@ func TestRealTraces(t *testing.T) {
 	}
 }
 
-// The backend that others use is the one to use, ours do not count.
+// Open selects the backend that other programs use. Owned rules do not count.
 func TestRealDetection(t *testing.T) {
 	n := newRealNode(t, Legacy, Defaults)
 	detected := func() Backend {
@@ -432,14 +436,14 @@ func TestRealDetection(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	tests := map[string]struct {
-		nft, legacy string // what -save prints
+		nft, legacy string // the output of the -save commands
 		want        Backend
 	}{
-		"nothing":           {want: NFT},
-		"more rules":        {nft: "-A INPUT -j ACCEPT\n", legacy: "-A INPUT -j ACCEPT\n-A INPUT -j DROP\n", want: Legacy},
-		"kubelet's hint":    {nft: "-A INPUT -j ACCEPT\n", legacy: ":KUBE-IPTABLES-HINT - [0:0]\n", want: Legacy},
-		"kubelet in both":   {nft: ":KUBE-KUBELET-CANARY - [0:0]\n-A INPUT -j DROP\n", legacy: ":KUBE-IPTABLES-HINT - [0:0]\n", want: NFT},
-		"ours do not count": {legacy: "-A POSTROUTING -j SLUICE\n-A SLUICE -j RETURN\n-A SLUICE-ALLOW -j RETURN\n", want: NFT},
+		"nothing":         {want: NFT},
+		"more rules":      {nft: "-A INPUT -j ACCEPT\n", legacy: "-A INPUT -j ACCEPT\n-A INPUT -j DROP\n", want: Legacy},
+		"kubelet's hint":  {nft: "-A INPUT -j ACCEPT\n", legacy: ":KUBE-IPTABLES-HINT - [0:0]\n", want: Legacy},
+		"kubelet in both": {nft: ":KUBE-KUBELET-CANARY - [0:0]\n-A INPUT -j DROP\n", legacy: ":KUBE-IPTABLES-HINT - [0:0]\n", want: NFT},
+		"owned rules":     {legacy: "-A POSTROUTING -j SLUICE\n-A SLUICE -j RETURN\n-A SLUICE-ALLOW -j RETURN\n", want: NFT},
 	}
 	for name, tt := range tests {
 		var nft, legacy use
@@ -451,8 +455,7 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// What the commands say to those who may not is made into an error that says
-// what is needed.
+// explain turns an error for lack of privilege into one that names the required privileges.
 func TestExplain(t *testing.T) {
 	err := explain(errors.New("iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)"))
 	if !errors.Is(err, ErrPrivilege) || !strings.Contains(err.Error(), "NET_ADMIN") {

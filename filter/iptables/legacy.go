@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// iptables-legacy prints a rule as a command only if it has the library of each of
-// its matches and targets, which the image of another container may have and ours
-// lack. Listing for people (-L) it always does.
+// iptables-legacy prints a rule as a command (-S) only if it has the library of every match and
+// target in it. Another container may have written a rule whose library this image lacks. The
+// listing for people (-L) always works.
 
-// legacyChains are the names of all chains.
+// legacyChains returns the names of all chains.
 func (k *kernelTable) legacyChains(ctx context.Context) ([]string, error) {
 	chains, err := k.reader.ListChains(table)
 	if err == nil {
@@ -31,15 +31,15 @@ func (k *kernelTable) legacyChains(ctx context.Context) ([]string, error) {
 	return chains, nil
 }
 
-// legacyRules are the rules of a chain. Those that do nothing but jump are as iptables
-// prints them as commands; of others nothing is said but that they are there.
+// legacyRules returns the rules of a chain from its listing. A rule that jumps for all packets is
+// as iptables prints it as a command. Any other rule is only "-A CHAIN".
 func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, error) {
 	lines, err := listing(ctx, k.path, table, k.wait, chain)
 	if err != nil {
 		return nil, err
 	}
 	var rules []string
-	for _, line := range lines[min(2, len(lines)):] { // the chain's name and the columns'
+	for _, line := range lines[min(2, len(lines)):] { // after the chain's name and the column headings
 		if words := strings.Fields(line); len(words) > 0 {
 			rules = append(rules, "-A "+chain+plainJump(words))
 		}
@@ -47,8 +47,8 @@ func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, 
 	return rules, nil
 }
 
-// plainJump is the end of a rule that jumps for all packets, from its listing: counts,
-// target, protocol, options, interfaces, addresses.
+// plainJump returns the jump of a rule that applies to all packets, otherwise "". The words are
+// the rule's line in a listing: counters, target, protocol, options, interfaces, addresses.
 func plainJump(words []string) string {
 	everywhere := [][]string{{"0.0.0.0/0", "0.0.0.0/0"}, {"::/0", "::/0"}}
 	if len(words) < 8 {
@@ -63,7 +63,7 @@ func plainJump(words []string) string {
 	return ""
 }
 
-// listing runs iptables -L.
+// listing returns the lines of iptables -L.
 func listing(ctx context.Context, path, table string, wait []string, chain ...string) ([]string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
 	defer cancel()
@@ -71,14 +71,15 @@ func listing(ctx context.Context, path, table string, wait []string, chain ...st
 	out, err := exec.CommandContext(ctx, path, args...).Output()
 	if err != nil {
 		if ctx.Err() != nil {
-			err = context.Cause(ctx) // says more than that the command was killed
+			err = context.Cause(ctx) // more helpful than "killed"
 		}
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n"), nil
 }
 
-// addListings counts in what the legacy tables of a family hold, from their listings.
+// addListings adds the chains and rules of other programs in the legacy tables of a family, from
+// their listings.
 func (u *use) addListings(ctx context.Context, t tool) error {
 	tables, err := legacyTables(t.family)
 	if err != nil {

@@ -32,7 +32,7 @@ type Manager struct {
 	mu     sync.Mutex
 	tables []*keptTable
 	keep   bool // Run restores the rules
-	wrote  bool // rules of Apply may exist
+	wrote  bool // rules that Apply wrote may exist
 	// mustPin forbids rules that do not call the pinned programs.
 	mustPin bool
 }
@@ -51,10 +51,10 @@ type keptTable struct {
 	lacks    Less
 	reduced  atomic.Pointer[string]
 	complete time.Time
-	// stuck lists chains of older versions that something refers to. They are empty and remain.
+	// stuck lists empty chains of older versions that remain because something refers to them.
 	stuck  []string
 	forged forged
-	// generation is the one at which the table was right.
+	// right is set if the rules were right when the table had this generation.
 	generation uint32
 	right      bool
 }
@@ -173,7 +173,7 @@ func (m *Manager) DropsSources(ctx context.Context) bool {
 	return true
 }
 
-// Unqueued is what happens during a pause to packets that would be queued.
+// Unqueued is the treatment of packets during a pause that would otherwise be queued.
 type Unqueued uint8
 
 // The values of Unqueued.
@@ -263,7 +263,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 			return wrong, err
 		}
 		if len(diff) > 0 && try >= 2 && now.equal(before) {
-			t.canonical.learn(now, want)
+			t.canonical.record(now, want)
 			diff = t.diff(now, want)
 		}
 		switch {
@@ -316,7 +316,7 @@ func (t *keptTable) write(ctx context.Context, now tableState, want map[string][
 	c := change{fill: want, drop: t.outdated(now, want)}
 	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
-		// Rare: only in this case it searches all chains for rules that lead there.
+		// Rare, so only this case pays for a search of all chains for rules that lead there.
 		refs, err := leading(ctx, t, now, func(chain string) bool { return slices.Contains(c.drop, chain) })
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@ import (
 	"sluice/filter/event"
 )
 
-// foreign are rules of others, which nothing may touch.
+// foreign has rules of other programs, which must stay as they are.
 const foreign = `*mangle
 :KUBE-THEIRS - [0:0]
 -A KUBE-THEIRS -m comment --comment "not -j SLUICE" -j RETURN
@@ -23,7 +23,7 @@ const foreign = `*mangle
 -A FORWARD -s 192.0.2.1/32 -j DROP
 COMMIT`
 
-// logs takes what is logged.
+// logs collects log lines.
 type logs struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -47,12 +47,12 @@ func (l *logs) String() string {
 	return l.text.String()
 }
 
-// managed is a Manager of two fakes, each with rules of others in it.
+// managed is a Manager of two fakes, each with the foreign rules.
 type managed struct {
 	*Manager
 	t      *testing.T
 	v4, v6 *Fake
-	clean  string // the IPv4 table without ours
+	clean  string // the IPv4 table without owned rules
 	logs   *logs
 }
 
@@ -86,7 +86,7 @@ func (m *managed) apply() {
 	}
 }
 
-// applied is what a table must look like with our rules and those of others.
+// applied returns the wanted content of the IPv4 table: the owned and the foreign rules.
 func (m *managed) applied() string {
 	m.t.Helper()
 	f := NewFake(IPv4)
@@ -114,15 +114,16 @@ func TestApply(t *testing.T) {
 	if m.v4.Writes() != v4 || m.v6.Writes() != v6 {
 		t.Errorf("applying again wrote %d and %d times", m.v4.Writes()-v4, m.v6.Writes()-v6)
 	}
-	if v4 != 2 || v6 != 2 { // one of them is ours
+	if v4 != 2 || v6 != 2 { // newManaged made the first
 		t.Errorf("%d and %d transactions, want one each", v4-1, v6-1)
 	}
 }
 
-// changes are what others do to our rules, and what is said of it.
+// changes lists changes of other programs to the rules, and the reason that is logged for the
+// repair.
 var changes = map[string]struct {
-	lines []string
-	says  string
+	lines  []string
+	reason string
 }{
 	"flush all":        {[]string{"-F PREROUTING", "-F POSTROUTING", "-F SLUICE", "-F SLUICE-ALLOW", "-F SLUICE-SOURCE", "-X SLUICE", "-X SLUICE-ALLOW", "-X SLUICE-SOURCE", "-A POSTROUTING -j KUBE-THEIRS"}, "there is no chain SLUICE; "},
 	"flush a chain":    {[]string{"-F SLUICE-ALLOW"}, "chain SLUICE-ALLOW is empty"},
@@ -139,9 +140,8 @@ var changes = map[string]struct {
 		"chain SLUICE-V0 is not of this version"},
 }
 
-// With the same text for both families, what is put right at once is what Run
-// puts right later.
-func TestApplyPutsRight(t *testing.T) {
+// Apply undoes each change in one transaction.
+func TestApplyRepairs(t *testing.T) {
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {
 			m := newManaged(t, Defaults)
@@ -157,7 +157,8 @@ func TestApplyPutsRight(t *testing.T) {
 	}
 }
 
-func TestRunPutsRight(t *testing.T) {
+// Run undoes each change, logs the reason, and then reads the rules only now and then.
+func TestRunRepairs(t *testing.T) {
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -167,20 +168,20 @@ func TestRunPutsRight(t *testing.T) {
 				m.change(c.lines...)
 				time.Sleep(2 * checkInterval)
 				m.want(m.applied())
-				if m.Repairs() != 1 || m.logs.count(slog.LevelWarn) != 1 || !strings.Contains(m.logs.String(), c.says) {
-					t.Errorf("%d repairs; want one, logged with %q:\n%s", m.Repairs(), c.says, m.logs)
+				if m.Repairs() != 1 || m.logs.count(slog.LevelWarn) != 1 || !strings.Contains(m.logs.String(), c.reason) {
+					t.Errorf("%d repairs; want one, logged with %q:\n%s", m.Repairs(), c.reason, m.logs)
 				}
-				writes, looks := m.v4.Writes(), m.v4.Reads()
+				writes, reads := m.v4.Writes(), m.v4.Reads()
 				time.Sleep(10 * checkInterval)
-				if w, l := m.v4.Writes()-writes, m.v4.Reads()-looks; w > 0 || l > 1 {
-					t.Errorf("%d writes and %d looks when all was right", w, l)
+				if w, r := m.v4.Writes()-writes, m.v4.Reads()-reads; w > 0 || r > 1 {
+					t.Errorf("%d writes and %d reads when all was right", w, r)
 				}
 			})
 		})
 	}
 }
 
-// run starts Run, and ends it with the test.
+// run runs Manager.Run until the test ends.
 func (m *managed) run() {
 	ctx, cancel := context.WithCancel(m.t.Context())
 	done := make(chan struct{})
@@ -234,8 +235,8 @@ func TestRunWaitsForApply(t *testing.T) {
 	})
 }
 
-// One table that fails must not keep the other from its rules.
-func TestApplyGoesOnAfterAFailure(t *testing.T) {
+// If one table fails, Apply still writes the other.
+func TestApplyContinuesAfterAFailure(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.v4.Break(errors.New("the lock is held"))
 	err := m.Apply(t.Context())
@@ -261,12 +262,12 @@ func TestPauseAndApply(t *testing.T) {
 			want := strings.ReplaceAll(m.applied(), queues, last)
 			m.want(want)
 			time.Sleep(5 * checkInterval)
-			m.want(want) // Run has left it
+			m.want(want) // Run does not end the pause
 			m.apply()
 			m.want(m.applied())
 			m.change("-F SLUICE")
 			time.Sleep(2 * checkInterval)
-			m.want(m.applied()) // and keeps it again
+			m.want(m.applied()) // Run restores the rules again
 		})
 	}
 }
@@ -290,21 +291,21 @@ func TestWithout(t *testing.T) {
 	}
 }
 
-// Where the guard drops forged sources, neither the chain nor the jump are there; others'
-// rules in PREROUTING are left alone. They come back at once when the guard ceases to do so,
-// and are gone for Run, too.
+// While the guard drops forged sources, SLUICE-SOURCE and the jump to it do not exist, and Run
+// removes them if another program adds them. They are restored as soon as the guard stops.
+// Foreign rules in PREROUTING stay.
 func TestGuarded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
 		m.change("*mangle", "-A PREROUTING -j KUBE-THEIRS", "COMMIT")
-		with := func() bool {
+		dropsSources := func() bool {
 			dump := m.v4.Dump()
 			if strings.Count(dump, "-A PREROUTING -j KUBE-THEIRS\n") != 1 || strings.Count(dump, "-A POSTROUTING -j SLUICE\n") != 1 {
-				t.Errorf("what must stay does not:\n%s", dump)
+				t.Errorf("the foreign rule or the jump to SLUICE is missing:\n%s", dump)
 			}
 			chain, jump := strings.Contains(dump, ":SLUICE-SOURCE\n"), strings.Contains(dump, "-A PREROUTING -j SLUICE-SOURCE\n")
 			if chain != jump || m.DropsSources(t.Context()) != jump {
-				t.Errorf("not both are there, or gone:\n%s", dump)
+				t.Errorf("the chain, the jump and DropsSources differ:\n%s", dump)
 			}
 			return jump
 		}
@@ -316,24 +317,24 @@ func TestGuarded(t *testing.T) {
 		}
 		set(true) // before there are rules
 		if dump := m.v4.Dump(); strings.Contains(dump, ":SLUICE") {
-			t.Fatalf("there are rules:\n%s", dump)
+			t.Fatalf("rules before Apply:\n%s", dump)
 		}
 		m.apply()
-		if with() {
+		if dropsSources() {
 			t.Error("the rules drop forged sources, besides the guard")
 		}
 		for range 2 {
 			set(false)
-			if !with() {
+			if !dropsSources() {
 				t.Error("neither the rules nor the guard drop forged sources")
 			}
 			writes := m.v4.Writes()
 			set(false)
 			if m.v4.Writes() != writes {
-				t.Error("what was right was written again")
+				t.Error("the right rules were written again")
 			}
 			set(true)
-			if with() {
+			if dropsSources() {
 				t.Error("the chain is still there")
 			}
 		}
@@ -344,14 +345,14 @@ func TestGuarded(t *testing.T) {
 		} {
 			m.change(theirs...)
 			time.Sleep(2 * checkInterval)
-			if with() || strings.Contains(m.v4.Dump(), "PREROUTING -j SLUICE\n") {
-				t.Errorf("it stays:\n%s", m.v4.Dump())
+			if dropsSources() || strings.Contains(m.v4.Dump(), "PREROUTING -j SLUICE\n") {
+				t.Errorf("not removed:\n%s", m.v4.Dump())
 			}
 		}
 		m.Without(Less{Sources: true})
 		set(false)
-		if !with() || strings.Contains(m.v4.Dump(), "rpfilter") {
-			t.Errorf("without the matches:\n%s", m.v4.Dump())
+		if !dropsSources() || strings.Contains(m.v4.Dump(), "rpfilter") {
+			t.Errorf("with Sources omitted:\n%s", m.v4.Dump())
 		}
 		if err := m.Remove(t.Context()); err != nil {
 			t.Fatal(err)
@@ -374,7 +375,7 @@ func TestPauseAndRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.want(m.clean)
-		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // must make no chains
+		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // must not create chains
 			t.Fatal(err)
 		}
 		time.Sleep(5 * checkInterval)
@@ -386,7 +387,7 @@ func TestPauseAndRemove(t *testing.T) {
 	})
 }
 
-// After it has yielded, a manager touches nothing, until it is to apply again.
+// After Yield, a Manager changes nothing until Apply.
 func TestYield(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
@@ -407,8 +408,7 @@ func TestYield(t *testing.T) {
 	})
 }
 
-// Calls from several goroutines leave a table that is one or the other, never
-// something between. The race detector looks on.
+// Concurrent calls do not leave a mixture of their results. This test is for the race detector.
 func TestConcurrentCalls(t *testing.T) {
 	m := newManaged(t, Defaults)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -432,8 +432,8 @@ func TestConcurrentCalls(t *testing.T) {
 	m.want(m.clean)
 }
 
-// respell spells rules as no version of iptables does.
-func respell(rule string) string {
+// reformat returns a rule in a form that no version of iptables prints.
+func reformat(rule string) string {
 	if strings.HasPrefix(rule, "-A SLUICE") || slices.ContainsFunc(entries, func(e entry) bool { return rule == e.jump() }) {
 		return strings.ReplaceAll(strings.Replace(rule, "-j ", "--jump-here -j ", 1), "ipv6-icmp", "58")
 	}
@@ -442,11 +442,11 @@ func respell(rule string) string {
 
 // Rules printed in another form must not count as changed again and again, and a change
 // must be detected in that form too.
-func TestAnotherSpelling(t *testing.T) {
+func TestAnotherForm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
-		m.v4.Format(respell)
-		m.v6.Format(respell)
+		m.v4.Format(reformat)
+		m.v6.Format(reformat)
 		m.apply()
 		m.want(m.applied())
 		writes := m.v4.Writes()
@@ -476,7 +476,7 @@ func TestAnotherSpelling(t *testing.T) {
 	})
 }
 
-// meddler changes the table after every write, each time in another way.
+// meddler is a table that another program changes after every write, each time in another way.
 type meddler struct {
 	*Fake
 	n int
@@ -491,7 +491,7 @@ func (t *meddler) Restore(ctx context.Context, text string) error {
 }
 
 // A change by another program must not become the canonical form.
-func TestAMeddlerIsNoSpelling(t *testing.T) {
+func TestForeignChangeIsNotCanonical(t *testing.T) {
 	f := &meddler{Fake: NewFake(IPv4)}
 	m := New(Defaults, []Table{f}, nil)
 	err := m.Apply(t.Context())
@@ -499,12 +499,12 @@ func TestAMeddlerIsNoSpelling(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 	if len(m.tables[0].canonical) > 0 {
-		t.Errorf("it has learnt %v", m.tables[0].canonical)
+		t.Errorf("canonical form %v, want none", m.tables[0].canonical)
 	}
 }
 
-// A rule that is to be deleted may be gone when the transaction comes.
-func TestApplyLooksAgainWhenARuleIsGone(t *testing.T) {
+// Apply tries again if a rule that it deletes is gone before the transaction.
+func TestApplyRetriesWhenARuleIsGone(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.apply()
 	m.change("-A POSTROUTING -j SLUICE")
@@ -517,7 +517,7 @@ func TestApplyLooksAgainWhenARuleIsGone(t *testing.T) {
 	}
 }
 
-// vanishing loses the jumps once, before it is written to.
+// vanishing is a table that loses the jumps once, right before a write.
 type vanishing struct {
 	*Fake
 	done bool
@@ -533,7 +533,7 @@ func (t *vanishing) Restore(ctx context.Context, text string) error {
 	return t.Fake.Restore(ctx, text)
 }
 
-func TestTraces(t *testing.T) {
+func TestCleanup(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.apply()
 	m.change(":SLUICE-V0 - [0:0]", "-A SLUICE-V0 -j SLUICE-ALLOW", "-A OUTPUT -p tcp -g SLUICE-V0", "-A KUBE-THEIRS -j SLUICE", ":SLUICEGATE - [0:0]")
@@ -559,14 +559,14 @@ func TestTraces(t *testing.T) {
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%s\nwant\n%s", strings.Join(removed, "\n"), strings.Join(want, "\n"))
 	}
-	m.change("-X SLUICEGATE") // it is not ours, so it is still there
+	m.change("-X SLUICEGATE") // not an owned chain, so it still exists
 	m.want(m.clean)
 	if removed, err := Cleanup(t.Context(), []Table{m.v4, m.v6}); err != nil || len(removed) != 0 {
 		t.Errorf("again: %q, %v", removed, err)
 	}
 }
 
-func TestTracesGoesOnAfterAFailure(t *testing.T) {
+func TestCleanupContinuesAfterAFailure(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.apply()
 	m.v4.Break(errors.New("the lock is held"))

@@ -10,13 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftTable is a table of one family in nf_tables, asked over netlink: iptables' mangle,
-// or our own.
+// nftTable is a table of one family in nf_tables, accessed over netlink: iptables' mangle or
+// the separate table.
 //
-// iptables-nft refuses to list a table that holds a rule that iptables
-// cannot express, and a chain likewise. Writing to them it does not refuse. So
-// everything is written by iptables and our own chains are read by it; over netlink
-// go the questions that concern what others have there, and the few changes that
+// iptables-nft refuses to list a table or chain with a rule that iptables cannot express, but
+// it still writes to it. So iptables writes the rules of mangle, and reads owned chains.
+// Netlink serves to read the rules of other programs, and to make the few changes that
 // iptables cannot make.
 type nftTable struct {
 	family Family
@@ -26,15 +25,15 @@ type nftTable struct {
 // nftChain is a chain of the table.
 type nftChain struct {
 	name string
-	// base is set if the kernel itself calls the chain; kind, hook and priority say for
-	// which packets.
+	// base is set if the kernel itself calls the chain, at this hook and priority. kind is
+	// the type, such as "filter".
 	base     bool
 	kind     string
 	hook     uint32
 	priority int32
 }
 
-// proto is the number of the family in netfilter.
+// proto returns netfilter's number of the family.
 func (t nftTable) proto() byte {
 	if t.family == IPv6 {
 		return unix.NFPROTO_IPV6
@@ -42,7 +41,7 @@ func (t nftTable) proto() byte {
 	return unix.NFPROTO_IPV4
 }
 
-// message makes a message of nf_tables about this table's family.
+// message returns a request to nf_tables for this table's family.
 func (t nftTable) message(kind uint16, flags netlink.HeaderFlags, attrs []byte) netlink.Message {
 	return netlink.Message{
 		Header: netlink.Header{Type: nftType(kind), Flags: netlink.Request | flags},
@@ -50,7 +49,8 @@ func (t nftTable) message(kind uint16, flags netlink.HeaderFlags, attrs []byte) 
 	}
 }
 
-// encode makes attributes; nf_tables has all numbers in network byte order.
+// encode returns the attributes that fill adds, with numbers in network byte order, as
+// nf_tables requires.
 func encode(fill func(*netlink.AttributeEncoder)) ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
@@ -58,11 +58,12 @@ func encode(fill func(*netlink.AttributeEncoder)) ([]byte, error) {
 	return ae.Encode()
 }
 
-// dumpTries bounds how often a list is read that changes meanwhile.
+// dumpTries bounds the attempts to read a list that changes while it is read.
 const dumpTries = 5
 
-// dump reads a list. The answers' attributes are passed to each. The socket is a
-// new one each time, because it belongs to the namespace of the thread that opens it.
+// dump reads a list, and calls each with the attributes of every object in it. A missing table
+// or chain has an empty list. Each call opens a new socket, because a socket belongs to the
+// network namespace of the thread that opens it.
 func (t nftTable) dump(kind uint16, attrs []byte, each func(*netlink.AttributeDecoder) error) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -76,7 +77,7 @@ func (t nftTable) dump(kind uint16, attrs []byte, each func(*netlink.AttributeDe
 			break
 		}
 		if errors.Is(err, unix.ENOENT) {
-			return nil // no such table or chain: nothing is listed
+			return nil // no such table or chain
 		}
 		if try < dumpTries && (err == nil || errors.Is(err, unix.EINTR)) {
 			continue
@@ -102,15 +103,15 @@ func (t nftTable) dump(kind uint16, attrs []byte, each func(*netlink.AttributeDe
 	return nil
 }
 
-// chains are all chains of the table. A table that does not exist has none.
+// chains returns all chains of the table, none if it does not exist.
 func (t nftTable) chains() (chains []nftChain, err error) {
 	err = t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
 		var c nftChain
-		var of string
+		var in string // table
 		for ad.Next() {
 			switch ad.Type() {
 			case unix.NFTA_CHAIN_TABLE:
-				of = ad.String()
+				in = ad.String()
 			case unix.NFTA_CHAIN_NAME:
 				c.name = ad.String()
 			case unix.NFTA_CHAIN_TYPE:
@@ -120,7 +121,7 @@ func (t nftTable) chains() (chains []nftChain, err error) {
 				ad.Nested(c.readHook)
 			}
 		}
-		if of == t.name {
+		if in == t.name {
 			chains = append(chains, c)
 		}
 		return ad.Err()
@@ -143,11 +144,11 @@ func (c *nftChain) readHook(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// dormant reports whether the table is switched off: its rules are there, and no
-// packet meets them.
+// dormant reports whether the table is switched off: its rules exist, but no packet meets
+// them.
 func (t nftTable) dormant() (bool, error) { return t.flag(unix.NFT_TABLE_F_DORMANT) }
 
-// owned reports whether the table belongs to a process, which alone can change it.
+// hasOwner reports whether the table belongs to a process. Only that process can change it.
 func (t nftTable) hasOwner() (bool, error) { return t.flag(tableOwner) }
 
 // tableOwner is NFT_TABLE_F_OWNER.
@@ -175,7 +176,7 @@ func (t nftTable) flag(flag uint32) (set bool, err error) {
 	return set, nil
 }
 
-// rules are the rules of a chain, in order.
+// rules returns the rules of a chain in order, none if it does not exist.
 func (t nftTable) rules(chain string) (rules []nftRule, err error) {
 	attrs, err := encode(func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_RULE_TABLE, t.name)
@@ -185,8 +186,8 @@ func (t nftTable) rules(chain string) (rules []nftRule, err error) {
 		return nil, err
 	}
 	err = t.dump(unix.NFT_MSG_GETRULE, attrs, func(ad *netlink.AttributeDecoder) error {
-		r, of, err := readRule(ad)
-		if of == (rulePlace{t.name, chain}) {
+		r, at, err := readRule(ad)
+		if at == (rulePlace{t.name, chain}) {
 			rules = append(rules, r)
 		}
 		return err
@@ -197,7 +198,8 @@ func (t nftTable) rules(chain string) (rules []nftRule, err error) {
 	return rules, nil
 }
 
-// count adds to u what all tables of the family hold, those of native nft too.
+// count adds to u the chains and rules of other programs in all tables of the family,
+// including the tables of native nft.
 func (t nftTable) count(u *use) error {
 	err := t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
 		for ad.Next() {
@@ -209,8 +211,8 @@ func (t nftTable) count(u *use) error {
 	})
 	if err == nil {
 		err = t.dump(unix.NFT_MSG_GETRULE, nil, func(ad *netlink.AttributeDecoder) error {
-			r, of, err := readRule(ad)
-			if err == nil && !isOwned(of.chain) && !leadsTo(r.text(of.chain), isOwned) {
+			r, at, err := readRule(ad)
+			if err == nil && !isOwned(at.chain) && !leadsTo(r.text(at.chain), isOwned) {
 				u.rules++
 			}
 			return err
@@ -222,21 +224,20 @@ func (t nftTable) count(u *use) error {
 	return nil
 }
 
-// hooks are the numbers of the kernel's hooks that iptables' chains hang on.
+// hooks maps the built-in chains of iptables to the kernel's hook numbers.
 var hooks = map[string]uint32{
 	"PREROUTING": unix.NF_INET_PRE_ROUTING, "INPUT": unix.NF_INET_LOCAL_IN, "FORWARD": unix.NF_INET_FORWARD,
 	"OUTPUT": unix.NF_INET_LOCAL_OUT, "POSTROUTING": unix.NF_INET_POST_ROUTING,
 }
 
-// manglePriority is where mangle's chains are among those of one hook
-// (NF_IP_PRI_MANGLE).
+// manglePriority is the priority of mangle's chains at their hooks (NF_IP_PRI_MANGLE).
 const manglePriority = -150
 
-// chainKind is the type of mangle's chains that we use. One of type nat would be called for
-// the first packet of a connection only.
+// chainKind is the type of the mangle chains that Sluice uses. A chain of type nat would be
+// called only for the first packet of a connection.
 const chainKind = "filter"
 
-// inactive says why packets do not meet the rules of the table.
+// inactive returns the reason why packets do not meet the rules of the table; empty if they do.
 func (t nftTable) inactive() (string, error) {
 	off, err := t.dormant()
 	if err != nil {
@@ -245,19 +246,20 @@ func (t nftTable) inactive() (string, error) {
 	if off {
 		return fmt.Sprintf("table %s is dormant", t.name), nil
 	}
-	return t.foreign()
+	return t.wrongHook()
 }
 
-// foreign says which chain has the name of a hook that we use and is another one, so
-// that its rules are not called where ours must be.
-func (t nftTable) foreign() (string, error) {
+// wrongHook describes a chain that has the name of a hook in entries, but another type, hook
+// or priority, so that its rules are not called where the owned rules must be. It returns ""
+// if there is no such chain.
+func (t nftTable) wrongHook() (string, error) {
 	chains, err := t.chains()
 	if err != nil {
 		return "", err
 	}
 	for _, c := range chains {
 		if isHook(c.name) && (!c.base || c.kind != chainKind || c.hook != hooks[c.name] || c.priority != manglePriority) {
-			return fmt.Sprintf("chain %s of %s was made without iptables and does not have its place in the kernel: delete or rename it", c.name, t.name), nil
+			return fmt.Sprintf("chain %s of %s has another type, hook or priority than iptables gives it: delete or rename it", c.name, t.name), nil
 		}
 	}
 	return "", nil

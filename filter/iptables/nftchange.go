@@ -34,7 +34,7 @@ func (t nftTable) deleteChain(chain string) error {
 	return nil
 }
 
-// wake switches the table on.
+// wake switches a dormant table on.
 func (t nftTable) wake() error {
 	err := t.commit(unix.NFT_MSG_NEWTABLE, 0, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_TABLE_NAME, t.name)
@@ -68,14 +68,14 @@ func (t nftTable) commitAll(changes []netlink.Message) error {
 			Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES},
 		}
 	}
-	last := len(changes) // in batch
+	last := len(changes) // index in batch
 	changes[last-1].Header.Flags |= netlink.Acknowledge
 	batch := slices.Concat([]netlink.Message{edge(unix.NFNL_MSG_BATCH_BEGIN)}, changes, []netlink.Message{edge(unix.NFNL_MSG_BATCH_END)})
 	sent, err := c.SendMessages(batch)
 	if err != nil {
 		return err
 	}
-	for { // errors come first, and the acknowledgement of the last change after them
+	for { // the kernel sends errors first, and then the acknowledgement of the last change
 		answers, err := c.Receive()
 		if err != nil {
 			return err

@@ -10,35 +10,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftRule is a rule, as far as it says where packets go next.
+// nftRule is a rule of nf_tables. Of its expressions, only verdicts and counters are decoded.
 type nftRule struct {
 	handle  uint64
 	targets []nftTarget
 	// plain is set if the rule does nothing but count and jump.
 	plain bool
-	// drops is set if the rule ends with the verdict to drop, packets is what it counted.
+	// drops is set if the rule's verdict is to drop; packets is the rule's counter.
 	drops   bool
 	packets uint64
-	// expressions are what the rule does, as the kernel gives it.
+	// expressions is the kernel's form of the matches, counter and verdict.
 	expressions []byte
 }
 
 type nftTarget struct {
-	flag  string // of iptables: -j or -g
+	flag  string // iptables' option: -j or -g
 	chain string
 }
 
-// rulePlace is where a rule is.
+// rulePlace is the location of a rule.
 type rulePlace struct{ table, chain string }
 
-func readRule(ad *netlink.AttributeDecoder) (r nftRule, of rulePlace, err error) {
+func readRule(ad *netlink.AttributeDecoder) (r nftRule, at rulePlace, err error) {
 	r.plain = true
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.NFTA_RULE_TABLE:
-			of.table = ad.String()
+			at.table = ad.String()
 		case unix.NFTA_RULE_CHAIN:
-			of.chain = ad.String()
+			at.chain = ad.String()
 		case unix.NFTA_RULE_HANDLE:
 			r.handle = ad.Uint64()
 		case unix.NFTA_RULE_EXPRESSIONS:
@@ -46,7 +46,7 @@ func readRule(ad *netlink.AttributeDecoder) (r nftRule, of rulePlace, err error)
 			ad.Nested(r.readExpressions)
 		}
 	}
-	return r, of, ad.Err()
+	return r, at, ad.Err()
 }
 
 func (r *nftRule) readExpressions(ad *netlink.AttributeDecoder) error {
@@ -86,7 +86,7 @@ func (r *nftRule) readCounter(ad *netlink.AttributeDecoder) error {
 // verdictDrop is NF_DROP.
 const verdictDrop = 0
 
-// readImmediate finds the verdict that a rule ends with.
+// readImmediate decodes the verdict in an immediate expression.
 func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) error {
 	for ad.Next() {
 		if ad.Type() != unix.NFTA_IMMEDIATE_DATA {
@@ -126,9 +126,9 @@ func (r *nftRule) readVerdict(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// text writes the rule as iptables would, if iptables can express it. Otherwise it
-// gives the rule's handle and where it leads, which leadsTo understands and
-// [kernelTable.Restore] deletes by.
+// text returns the rule as iptables prints it if the rule is plain. Otherwise it returns the
+// rule's handle and jumps: leadsTo understands this form, and [kernelTable.Restore] deletes
+// the rule by the handle.
 func (r nftRule) text(chain string) string {
 	text := "-A " + chain
 	if !r.plain {
@@ -143,7 +143,8 @@ func (r nftRule) text(chain string) string {
 // handleSign precedes a handle in the text of a rule.
 const handleSign = "@"
 
-// handleOf is the handle in a line of a transaction that deletes a rule by it.
+// handleOf parses a line of a transaction that deletes a rule by its handle. is reports whether
+// the line does that.
 func handleOf(line string) (chain string, handle uint64, is bool) {
 	words := strings.Fields(line)
 	if len(words) < 3 || words[0] != "-D" {
@@ -153,11 +154,11 @@ func handleOf(line string) (chain string, handle uint64, is bool) {
 	return words[1], handle, n == 1 && err == nil
 }
 
-// withHandles gives the handle of each rule that a transaction deletes by its text. The
-// texts are those of [nftRule.text].
+// withHandles returns a transaction in which every rule to delete is named by its handle instead
+// of its text, which must be the one of [nftRule.text]. It omits rules that do not exist.
 func (t nftTable) withHandles(text string) (string, error) {
 	var out strings.Builder
-	left := map[string][]nftRule{} // by chain
+	remaining := map[string][]nftRule{} // by chain: the rules whose handles are not used yet
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
 		if _, _, has := handleOf(line); has || len(words) < 3 || words[0] != "-D" {
@@ -165,7 +166,7 @@ func (t nftTable) withHandles(text string) (string, error) {
 			continue
 		}
 		chain, rule := words[1], "-A "+strings.TrimSpace(strings.TrimPrefix(line, "-D "))
-		rules, read := left[chain]
+		rules, read := remaining[chain]
 		if !read {
 			var err error
 			if rules, err = t.rules(chain); err != nil {
@@ -177,12 +178,13 @@ func (t nftTable) withHandles(text string) (string, error) {
 			fmt.Fprintf(&out, "-D %s %s%d\n", chain, handleSign, rules[at].handle)
 			rules = slices.Delete(rules, at, at+1)
 		}
-		left[chain] = rules
+		remaining[chain] = rules
 	}
 	return out.String(), nil
 }
 
 var handleInRule = regexp.MustCompile(` ` + handleSign + `\d+`)
 
-// withoutHandle makes the texts of rules comparable that were written twice.
+// withoutHandle removes the handle from a rule's text. A rule that is written again has another
+// handle.
 func withoutHandle(rule string) string { return handleInRule.ReplaceAllString(rule, "") }

@@ -5,17 +5,17 @@ import "fmt"
 const (
 	// MaxSourceShare is the highest rate that every kernel's hashlimit takes.
 	MaxSourceShare = 10_000
-	// overflowSources bounds the sources that hashlimit tracks, at some 100 bytes each. It
-	// forgets one a second or two after its last packet. If the table is full, hashlimit
-	// drops the packets of further sources (hashlimit_mt_common). So the bound exceeds the
-	// number of packets that the workers could answer in that time.
+	// overflowSources bounds the sources that hashlimit tracks, at some 100 bytes each. An
+	// entry expires one or two seconds after the last packet of its source. If the table is
+	// full, hashlimit drops the packets of further sources (hashlimit_mt_common). So the bound
+	// exceeds the number of packets that the workers could answer in that time.
 	overflowSources = 1 << 18
-	// overflowBuckets is the size of its hash table, 8 bytes each. The kernel walks it once
-	// a second.
+	// overflowBuckets is the number of buckets of that hash table, 8 bytes each. The kernel
+	// walks the table once a second.
 	overflowBuckets = 1 << 14
-	// burstsPerSecond sets the burst of a source to a tenth of its limit: of 1,000, 100
-	// packets, a worker's work of 2 ms. Excess packets go to the overflow queue, whose
-	// worker is usually idle.
+	// burstsPerSecond sets the burst of a source to a tenth of its limit. With a limit of
+	// 1,000 that is 100 packets, which take a worker 2 ms. Excess packets go to the overflow
+	// queue, whose worker is usually idle.
 	burstsPerSecond = 10
 	// limitUnits is the number that hashlimit divides by a rate, as an integer.
 	limitUnits = 1_000_000
@@ -31,10 +31,10 @@ func (o Options) Span() int { return o.Queues + 1 }
 // to random addresses would fill them all. With this rule it fills the overflow queue, and
 // the queues of other sources stay short.
 //
-// A source keeps its limit in the balanced queues. So a client that is merely busy is judged
-// at least at that rate during a flood. Packets of one flow may overtake each other if each
-// of them is queued: packets that conntrack calls INVALID or UNTRACKED, or that follow the
-// first one before its verdict.
+// Up to its limit, a source stays in the balanced queues. So a client that is merely busy gets
+// verdicts at least at that rate during a flood. Packets of one flow may overtake each other
+// if several of them are queued: packets that conntrack calls INVALID or UNTRACKED, or that
+// follow the first one before its verdict.
 //
 // The name includes the rate, because an existing table keeps the rate of its creation. The
 // rate is written as the kernel stores it, which is how iptables-save prints it.

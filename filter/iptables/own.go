@@ -23,8 +23,8 @@ const ownName = "sluice"
 type ownTable struct {
 	noChoice
 	family Family
-	// texts maps the kernel's form of each written rule to its text, without "-A" and the chain.
-	// An agent does not know the rules of another.
+	// texts maps the kernel's form of each rule that this agent wrote to its text, without "-A"
+	// and the chain.
 	texts map[string]string
 	stays bool // Leave keeps the table
 }
@@ -50,7 +50,8 @@ func (o *ownTable) Chains(context.Context) (names []string, err error) {
 	return names, err
 }
 
-// Rules implements Table. Of rules that were not written here it gives what Jumps gives.
+// Rules implements Table. For rules that this ownTable did not write, it returns the same text as
+// Jumps.
 func (o *ownTable) Rules(_ context.Context, chain string) ([]string, error) {
 	rules, err := o.nft().rules(chain)
 	var lines []string
@@ -90,7 +91,7 @@ func (o *ownTable) Generation() (uint32, bool) {
 }
 
 // Watch implements Table.
-func (o *ownTable) Watch(ctx context.Context, told func()) error { return o.nft().watch(ctx, told) }
+func (o *ownTable) Watch(ctx context.Context, notify func()) error { return o.nft().watch(ctx, notify) }
 
 // Dropped returns how many packets the rules of a chain have dropped since it was written, 0 if the chain does
 // not exist.
@@ -150,7 +151,7 @@ type ownChange struct {
 	table    nftTable
 	messages []netlink.Message
 	texts    map[string]string
-	hooks    []entry // that the transaction needs
+	hooks    []entry // used by the wanted chains
 	renewed  bool    // the table was wrong, and is replaced
 }
 
@@ -167,7 +168,7 @@ func (b *ownChange) all(text string) error {
 	return b.commit()
 }
 
-// prepare begins a transaction: one that fills chains needs the table and its hooks.
+// prepare begins a transaction. If it fills chains, prepare creates the table and its hooks.
 func (b *ownChange) prepare(text string) error {
 	if !strings.Contains(text, "\n:") {
 		return nil
@@ -176,7 +177,7 @@ func (b *ownChange) prepare(text string) error {
 	if err != nil {
 		return err
 	}
-	why, err := b.table.foreign()
+	why, err := b.table.wrongHook()
 	if err != nil {
 		return err
 	}
@@ -205,7 +206,7 @@ func (b *ownChange) carryOut(line string) error {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, rule, _ := strings.Cut(rest, " ")
 	switch {
-	case b.renewed && (command == "-D" || command == "-F" || command == "-X"): // the table is a new one
+	case b.renewed && (command == "-D" || command == "-F" || command == "-X"): // the new table is empty
 	case strings.HasPrefix(command, ":"):
 		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(command[1:]))
 		b.flush(command[1:])

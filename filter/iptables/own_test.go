@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// ownCounter is how many packets the rules of our main chains have dropped.
+// ownCounter is counter for the separate tables. It supports only "-j DROP".
 func (p *packets) ownCounter(end string) (n int) {
 	p.realNode.t.Helper()
 	if end != "-j DROP" {
@@ -31,7 +31,7 @@ func (p *packets) ownCounter(end string) (n int) {
 	return n
 }
 
-// everyRule are options that between them lead to every rule that there is.
+// everyRule returns options that together produce every rule.
 func everyRule() []Options {
 	return []Options{
 		Defaults, pinnedOptions(), Defaults.without(Less{Overflow: true, Sources: true}),
@@ -40,7 +40,7 @@ func everyRule() []Options {
 	}
 }
 
-// Every rule that there can be is known, and what is not known is refused.
+// encodeRule accepts every rule that options can produce, and refuses others.
 func TestEncodeRule(t *testing.T) {
 	for _, f := range Families {
 		for _, o := range everyRule() {
@@ -62,20 +62,20 @@ func TestEncodeRule(t *testing.T) {
 			"-j NFQUEUE", "-j MARK --set-mark 1", "-m comment --comment x -j DROP", "-j",
 		} {
 			if _, err := encodeRule(f, rule); err == nil {
-				t.Errorf("%s %q is taken", f, rule)
+				t.Errorf("%s %q: no error", f, rule)
 			}
 		}
 	}
 }
 
-// What is written without iptables, iptables prints as the rules that it was made from.
+// iptables prints rules that were written without it as the text that they were encoded from.
 func TestRealEncodedAsIptablesDoes(t *testing.T) {
 	for i, o := range everyRule() {
-		o.AllowPin, o.DenyPin = "", "" // the kernel looks for the programs
+		o.AllowPin, o.DenyPin = "", "" // the kernel would require the programs
 		n := newRealNode(t, NFT, o)
 		for _, f := range Families {
 			text := o.Wanted(f)
-			text = strings.ReplaceAll(text, " -m rpfilter --invert", "") // of which iptables knows no other way
+			text = strings.ReplaceAll(text, " -m rpfilter --invert", "") // encoded as fib, which iptables cannot print
 			n.inside(func(context.Context) error {
 				b := ownChange{table: nftTable{f, table}, texts: map[string]string{}}
 				return b.all(text)
@@ -90,7 +90,7 @@ func TestRealEncodedAsIptablesDoes(t *testing.T) {
 	}
 }
 
-// obstacles are what keeps our rules from mangle, of both families or one.
+// obstacles maps the reasons why mangle cannot be used to the nft commands that cause them.
 var obstacles = map[string]string{
 	"another priority":  "add table %[1]s mangle\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority 100; }",
 	"another hook":      "add table %[1]s mangle\nadd chain %[1]s mangle PREROUTING { type filter hook input priority -150; }",
@@ -100,8 +100,8 @@ var obstacles = map[string]string{
 	"owned with chains": "add table %[1]s mangle { flags owner; }\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority mangle; }\nadd rule %[1]s mangle POSTROUTING counter",
 }
 
-// obstruct puts an obstacle in the place of a family's mangle. One that a process owns lasts until
-// the returned function is called, or the test ends.
+// obstruct replaces a family's mangle by an obstacle. The returned function removes it. A table
+// that a process owns also goes when the test ends.
 func (n *realNode) obstruct(f Family, script string) (end func()) {
 	n.t.Helper()
 	script = strings.ReplaceAll("add table %[1]s mangle\ndelete table %[1]s mangle\n"+script, "%[1]s", nftFamily[f])
@@ -112,7 +112,7 @@ func (n *realNode) obstruct(f Family, script string) (end func()) {
 	if _, err := exec.LookPath("nft"); err != nil {
 		n.t.Skip("needs nft: install the package nftables")
 	}
-	cmd := exec.Command("nft", "-i") // the table belongs to it as long as it runs
+	cmd := exec.Command("nft", "-i") // this process owns the table while it runs
 	stdin, err := cmd.StdinPipe()
 	if err == nil {
 		err = n.Start(cmd)
@@ -123,10 +123,10 @@ func (n *realNode) obstruct(f Family, script string) (end func()) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	gone := false
+	ended := false
 	end = func() {
-		if !gone {
-			gone = true
+		if !ended {
+			ended = true
 			_ = stdin.Close()
 			_ = cmd.Wait()
 		}
@@ -136,7 +136,7 @@ func (n *realNode) obstruct(f Family, script string) (end func()) {
 	return end
 }
 
-// tableText is a table without counters, empty without it.
+// tableText returns the content of a table without counters, empty if it does not exist.
 func (n *realNode) tableText(f Family, name string) string {
 	text, err := n.Output(exec.Command("nft", "--stateless", "list", "table", nftFamily[f], name))
 	if err != nil {
@@ -145,13 +145,13 @@ func (n *realNode) tableText(f Family, name string) string {
 	return text
 }
 
-// inOwnTable checks that the rules of a family are in our own table, and only there.
-func (n *realNode) inOwnTable(f Family) {
+// wantInOwnTable checks that the rules of a family are in the separate table, and only there.
+func (n *realNode) wantInOwnTable(f Family) {
 	n.t.Helper()
 	own := n.tableText(f, ownName)
 	for _, e := range entries {
 		if !strings.Contains(own, "jump "+e.chain+"\n") {
-			n.t.Errorf("%s: our own table holds\n%s", f, own)
+			n.t.Errorf("%s: the separate table holds\n%s", f, own)
 		}
 	}
 	if text := n.tableText(f, table); strings.Contains(text, Chain) {
@@ -159,12 +159,11 @@ func (n *realNode) inOwnTable(f Family) {
 	}
 }
 
-// someFamilies are those of which mangle cannot be used.
+// someFamilies lists the combinations of families whose mangle cannot be used.
 var someFamilies = [][]Family{{IPv4}, {IPv6}, {IPv4, IPv6}}
 
-// Where mangle cannot be used, the rules are in a table of our own, and all goes on as it
-// does with mangle: packets are asked about once, what others do to the table is undone,
-// and at the end nothing is left.
+// If mangle cannot be used, the rules are in a separate table and work as in mangle: a connection
+// is queued once, changes by other programs are undone, and Remove leaves nothing.
 func TestRealOwnTable(t *testing.T) {
 	for name, script := range obstacles {
 		for _, families := range someFamilies {
@@ -172,26 +171,26 @@ func TestRealOwnTable(t *testing.T) {
 				t.Parallel()
 				p := newObstructed(t, families, script)
 				before := p.tableText(families[0], table)
-				p.asksOnce()
-				p.keep()
-				for _, ruin := range ownRuin {
+				p.wantQueuedOnce()
+				p.startManager()
+				for _, damage := range ownDamage {
 					repairs := p.Repairs()
 					for _, f := range families {
-						p.nftOnce(strings.ReplaceAll(ruin, "%[1]s", nftFamily[f]))
+						p.nftOnce(strings.ReplaceAll(damage, "%[1]s", nftFamily[f]))
 					}
-					await(t, "repaired after "+ruin, func() bool { return p.Repairs() >= repairs+uint64(len(families)) })
+					await(t, "repaired after "+damage, func() bool { return p.Repairs() >= repairs+uint64(len(families)) })
 					for _, f := range families {
-						p.inOwnTable(f)
+						p.wantInOwnTable(f)
 					}
-					p.asksOnce()
+					p.wantQueuedOnce()
 				}
 				if failures := p.Failures(); len(failures) > 0 {
 					t.Errorf("failures %q", failures)
 				}
 				p.inside(func(ctx context.Context) error { return p.Pause(ctx, PassUnqueued) })
-				p.asks(0, p.everyone)
+				p.wantQueued(0, p.sendBoth)
 				p.inside(p.Remove)
-				p.asks(0, p.everyone)
+				p.wantQueued(0, p.sendBoth)
 				if text := p.output("nft", "list", "ruleset"); strings.Contains(text, Chain) || strings.Contains(text, ownName) {
 					t.Errorf("left:\n%s", text)
 				}
@@ -203,9 +202,9 @@ func TestRealOwnTable(t *testing.T) {
 	}
 }
 
-// Where the guard drops forged sources, our own table has no chain in PREROUTING: the kernel
-// would call that for every packet. It comes when it is needed.
-func TestRealOwnTableOfTheGuarded(t *testing.T) {
+// If the guard drops forged sources, the separate table has no chain in PREROUTING, which the
+// kernel would call for every packet. The chain is added when it is needed.
+func TestRealOwnTableGuarded(t *testing.T) {
 	opts := Defaults
 	opts.Guarded = true
 	for _, f := range Families {
@@ -218,7 +217,7 @@ func TestRealOwnTableOfTheGuarded(t *testing.T) {
 		}
 		for range 2 {
 			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, false) })
-			n.inOwnTable(f)
+			n.wantInOwnTable(f)
 			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, true) })
 			if text := n.tableText(f, ownName); strings.Contains(text, "SLUICE-SOURCE") || !strings.Contains(text, "jump SLUICE\n") {
 				t.Errorf("%s: with the guard again\n%s", f, text)
@@ -236,8 +235,8 @@ func TestRealOwnTableOfTheGuarded(t *testing.T) {
 	}
 }
 
-// ownRuin are what others may do to a table of our own.
-var ownRuin = []string{
+// ownDamage lists changes of other programs to the separate table.
+var ownDamage = []string{
 	"flush table %[1]s sluice",
 	"delete table %[1]s sluice",
 	"flush chain %[1]s sluice SLUICE",
@@ -250,10 +249,10 @@ var ownRuin = []string{
 	"flush table %[1]s sluice\ndelete chain %[1]s sluice POSTROUTING\nadd chain %[1]s sluice POSTROUTING { type filter hook input priority 7; }",
 	"flush table %[1]s sluice\ndelete chain %[1]s sluice SLUICE\nadd chain %[1]s sluice SLUICE { type filter hook input priority 7; }",
 	"add chain %[1]s sluice SLUICE-V0\nadd chain %[1]s sluice x\nadd rule %[1]s sluice x counter jump SLUICE-V0\nadd rule %[1]s sluice POSTROUTING counter jump x",
-	"flush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice x", // what is of others stays otherwise
+	"flush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice x", // otherwise the foreign chain and its jump stay
 }
 
-// newObstructed is a node with pods on which some families' mangle cannot be used.
+// newObstructed returns a node with two pods on which mangle of some families cannot be used.
 func newObstructed(t *testing.T, families []Family, script string) *packets {
 	t.Helper()
 	n := newRealNode(t, NFT, Defaults)
@@ -271,16 +270,16 @@ func newObstructed(t *testing.T, families []Family, script string) *packets {
 	p.reader = read(n, Defaults)
 	n.inside(n.Apply)
 	for _, f := range families {
-		n.inOwnTable(f)
+		n.wantInOwnTable(f)
 		if name := n.tables[slices.Index(Families, f)].String(); name != "nft table "+nftFamily[f]+" sluice" {
-			t.Errorf("the rules are said to be in %s", name)
+			t.Errorf("the table is reported as %s", name)
 		}
 	}
 	return p
 }
 
-// everyone sends one packet from pod to pod, of each family.
-func (p *packets) everyone() {
+// sendBoth sends one packet of each family from pod a to pod b.
+func (p *packets) sendBoth() {
 	p.families(func(a, b netip.Addr) {
 		f := p.flow(p.a, a, p.b, b)
 		f.send()
@@ -288,10 +287,10 @@ func (p *packets) everyone() {
 	})
 }
 
-// asksOnce checks that only the first packet of a flow of each family is asked about.
-func (p *packets) asksOnce() {
+// wantQueuedOnce checks that, for each family, only the first packet of a flow is queued.
+func (p *packets) wantQueuedOnce() {
 	p.realNode.t.Helper()
-	p.asks(2, func() {
+	p.wantQueued(2, func() {
 		p.families(func(a, b netip.Addr) {
 			f := p.flow(p.a, a, p.b, b)
 			for range 3 {
@@ -302,33 +301,33 @@ func (p *packets) asksOnce() {
 	})
 }
 
-// Mangle may be taken while the agent runs, and be free when the next one comes. Neither
-// way is anything left behind.
+// If mangle becomes unusable while the agent runs, the rules move to the separate table. The next
+// agent moves them back if mangle is usable again. Neither move leaves rules behind.
 func TestRealMoves(t *testing.T) {
 	for name, script := range obstacles {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPackets(t, NFT, Defaults)
-			p.keep()
+			p.startManager()
 			var ends []func()
 			for _, f := range Families {
 				ends = append(ends, p.obstruct(f, script))
 			}
 			for _, f := range Families {
-				await(t, "the rules are in our own table", func() bool {
+				await(t, "the rules are in the separate table", func() bool {
 					return strings.Contains(p.tableText(f, ownName), "jump "+Chain+"\n") && !strings.Contains(p.tableText(f, table), Chain)
 				})
 			}
-			await(t, "nothing is left to do", func() bool { return len(p.Failures()) == 0 })
-			p.asksOnce()
+			await(t, "no failures are left", func() bool { return len(p.Failures()) == 0 })
+			p.wantQueuedOnce()
 			for _, end := range ends {
 				end()
 			}
-			p.inside(p.settle)
-			p.asksOnce()
+			p.inside(p.repair)
+			p.wantQueuedOnce()
 			p.inside(func(ctx context.Context) error {
 				p.Yield()
-				return p.next(ctx)
+				return p.takeOver(ctx)
 			})
 			for _, f := range Families {
 				if text := p.tableText(f, ownName); strings.Contains(text, Chain) {
@@ -338,14 +337,14 @@ func TestRealMoves(t *testing.T) {
 					t.Errorf("mangle holds\n%s", text)
 				}
 			}
-			p.asksOnce()
-			p.traced()
+			p.wantQueuedOnce()
+			p.cleanup()
 		})
 	}
 }
 
-// traced takes everything of ours away. It returns what that was.
-func (p *packets) traced() (removed []string) {
+// cleanup removes everything owned, and returns the lines of Cleanup.
+func (p *packets) cleanup() (removed []string) {
 	p.realNode.t.Helper()
 	p.inside(func(ctx context.Context) error {
 		all, err := OpenAll(ctx)
@@ -360,8 +359,9 @@ func (p *packets) traced() (removed []string) {
 	return removed
 }
 
-// next is what an agent does that takes over.
-func (p *packets) next(ctx context.Context) error {
+// takeOver applies the rules with a new Manager and cleans up other tables, as the next agent
+// does.
+func (p *packets) takeOver(ctx context.Context) error {
 	tables, err := Open(ctx, NFT, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
@@ -375,11 +375,11 @@ func (p *packets) next(ctx context.Context) error {
 		return err
 	}
 	_, err = Cleanup(ctx, others)
-	return errors.Join(err, m.settled(ctx))
+	return errors.Join(err, m.verify(ctx))
 }
 
-// settled looks again. An error says that something was to be repaired.
-func (m *Manager) settled(ctx context.Context) error {
+// verify checks the tables, and returns an error if any needed a repair.
+func (m *Manager) verify(ctx context.Context) error {
 	m.reconcile(ctx)
 	if m.Repairs() > 0 || len(m.Failures()) > 0 {
 		return fmt.Errorf("%d repairs, failures %q", m.Repairs(), m.Failures())
@@ -387,10 +387,10 @@ func (m *Manager) settled(ctx context.Context) error {
 	return nil
 }
 
-// What an agent has left in tables of its own is found and taken away.
-func TestRealTracesOfOwnTable(t *testing.T) {
+// Cleanup finds and removes what an agent left in separate tables.
+func TestRealCleanupOfOwnTable(t *testing.T) {
 	p := newObstructed(t, Families, obstacles["owned"])
-	text := strings.Join(p.traced(), "\n")
+	text := strings.Join(p.cleanup(), "\n")
 	for _, want := range []string{"nft table ip6 sluice chain SLUICE, rules: 13", "nft table ip sluice rule PREROUTING -j SLUICE-SOURCE"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("removed, without %q\n%s", want, text)

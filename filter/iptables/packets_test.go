@@ -16,23 +16,23 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// One-way UDP is asked about once, and so is a whole TCP connection.
-func TestRealJudgedOnce(t *testing.T) {
+// Only the first packet of a connection is queued, for UDP without replies and for TCP.
+func TestRealQueuedOnce(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
 		if err := p.b.Serve("tcp", 80); err != nil {
 			t.Fatal(err)
 		}
 		p.families(func(a, b netip.Addr) {
-			p.asks(1, func() {
+			p.wantQueued(1, func() {
 				f := p.flow(p.a, a, p.b, b)
 				for range 5 {
 					f.send()
 					f.arrives()
 				}
 			})
-			p.asks(1, func() {
-				if r := p.a.Connect(t.Context(), "tcp", netip.AddrPortFrom(b, 80), patience); r.Outcome != lab.Reached {
+			p.wantQueued(1, func() {
+				if r := p.a.Connect(t.Context(), "tcp", netip.AddrPortFrom(b, 80), awaitTimeout); r.Outcome != lab.Reached {
 					t.Errorf("%v: %v", r.Outcome, r.Err)
 				}
 			})
@@ -40,7 +40,7 @@ func TestRealJudgedOnce(t *testing.T) {
 	})
 }
 
-// What the connection table does not know is asked about each time, and once.
+// Each packet without a conntrack entry is queued, exactly once.
 func TestRealUntracked(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
@@ -48,7 +48,7 @@ func TestRealUntracked(t *testing.T) {
 			p.iptables(f, "-t", "raw", "-A", "PREROUTING", "-p", "udp", "-j", "CT", "--notrack")
 		}
 		p.families(func(a, b netip.Addr) {
-			p.asks(3, func() {
+			p.wantQueued(3, func() {
 				f := p.flow(p.a, a, p.b, b)
 				for range 3 {
 					f.send()
@@ -59,35 +59,35 @@ func TestRealUntracked(t *testing.T) {
 	})
 }
 
-// Errors about a connection reach who opened it, without being asked about.
+// ICMP errors about a connection reach its sender without being queued.
 func TestRealErrorsPass(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
 		p.families(func(_, b netip.Addr) {
-			p.asks(1, func() {
+			p.wantQueued(1, func() {
 				c, err := p.a.DialUDP(netip.AddrPortFrom(b, 9)) // without a listener
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(patience))
+				_ = c.SetDeadline(time.Now().Add(awaitTimeout))
 				if _, err := c.Write([]byte("x")); err != nil {
 					t.Fatal(err)
 				}
 				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-					t.Errorf("read: %v, want what the ICMP error says", err)
+					t.Errorf("read: %v, want ECONNREFUSED, from the ICMP error", err)
 				}
 			})
 		})
 	})
 }
 
-// The node is not asked about, from whichever of its addresses it sends: not
-// from its link-local ones either.
+// Packets of the node itself are not queued, whichever of its addresses is the source,
+// including link-local ones.
 func TestRealNodePasses(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
-		p.asks(0, func() {
+		p.wantQueued(0, func() {
 			p.families(func(_, b netip.Addr) {
 				src := p.IPv4
 				if b.Is6() {
@@ -101,13 +101,14 @@ func TestRealNodePasses(t *testing.T) {
 			f := p.flow(p.Host, local, p.b, p.b.IPv6)
 			f.send()
 			if src := f.arrives(); !src.Addr().IsLinkLocalUnicast() {
-				t.Errorf("it came from %s", src)
+				t.Errorf("the source is %s, want a link-local address", src)
 			}
 		})
 	})
 }
 
-// linkLocal is the node's link-local address on an interface, with its zone.
+// linkLocal waits for the node's link-local address on an interface, and returns it with its
+// zone.
 func (p *packets) linkLocal(device string) netip.Addr {
 	p.realNode.t.Helper()
 	var found netip.Addr
@@ -130,7 +131,7 @@ func (p *packets) linkLocal(device string) netip.Addr {
 	return found
 }
 
-// Both directions of a revoked connection end.
+// Packets of a revoked connection are dropped in both directions.
 func TestRealRevoked(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
@@ -142,11 +143,11 @@ func TestRealRevoked(t *testing.T) {
 			if a.Is6() {
 				family = IPv6
 			}
-			// Whatever comes next is revoked before it reaches our rules.
+			// The next packet gets the revoked mark before it reaches the owned rules.
 			revoke := []string{"PREROUTING", "-p", "udp", "-j", "CONNMARK", "--set-xmark", "0x20/0x30"}
 			p.iptables(family, append([]string{"-t", table, "-A"}, revoke...)...)
 			before := p.counter("-j DROP")
-			p.asks(0, func() {
+			p.wantQueued(0, func() {
 				f.send()
 				if _, err := f.to.WriteToUDPAddrPort([]byte("x"), back); err != nil {
 					t.Fatal(err)
@@ -158,8 +159,7 @@ func TestRealRevoked(t *testing.T) {
 	})
 }
 
-// All packets between two addresses come to one queue, whichever way the
-// connection goes and whatever its ports are.
+// All packets between two addresses go to the same queue, whatever their direction and ports.
 func TestRealQueueBalance(t *testing.T) {
 	opts := Defaults
 	opts.Queues = 8
@@ -176,29 +176,29 @@ func TestRealQueueBalance(t *testing.T) {
 		}
 		p.reader.mu.Lock()
 		defer p.reader.mu.Unlock()
-		asked := p.queues[before:]
-		if len(asked) != 20 {
-			t.Errorf("%d packets were asked about, want 20", len(asked))
+		queues := p.queues[before:]
+		if len(queues) != 20 {
+			t.Errorf("%d packets were queued, want 20", len(queues))
 		}
-		for _, q := range asked {
-			if q != asked[0] {
-				t.Errorf("from %s to %s: queues %v", a, b, asked)
+		for _, q := range queues {
+			if q != queues[0] {
+				t.Errorf("from %s to %s: queues %v", a, b, queues)
 				break
 			}
 		}
-		used[asked[0]] = true
+		used[queues[0]] = true
 	})
 	t.Logf("queues used: %v", used)
 }
 
-// What a source has beyond its share comes to the crowd's queue, and nobody else
-// there. Its share it goes on to have.
-func TestRealCrowd(t *testing.T) {
+// Packets of a source beyond its limit go to the overflow queue. Its packets within the limit,
+// and those of other sources, stay in the balanced queues.
+func TestRealOverflow(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		opts := Defaults
 		opts.SourceShare = 1
 		p := newPackets(t, b, opts)
-		crowd := func(from int) (n int) {
+		overflowed := func(from int) (n int) {
 			p.reader.mu.Lock()
 			defer p.reader.mu.Unlock()
 			for _, q := range p.queues[from:] {
@@ -215,27 +215,28 @@ func TestRealCrowd(t *testing.T) {
 		}
 		p.families(func(a, b netip.Addr) {
 			before := p.count()
-			p.asks(1, func() { once(p.a, a, p.b, b) })
-			if n := crowd(before); n != 0 {
-				t.Error("the first packet of a source is beyond its share")
+			p.wantQueued(1, func() { once(p.a, a, p.b, b) })
+			if n := overflowed(before); n != 0 {
+				t.Error("the first packet of a source went to the overflow queue")
 			}
-			await(t, "a packet beyond the share", func() bool { once(p.a, a, p.b, b); return crowd(before) > 0 })
-			await(t, "the share of the next second", func() bool {
+			await(t, "a packet beyond the limit", func() bool { once(p.a, a, p.b, b); return overflowed(before) > 0 })
+			await(t, "a packet within the limit of the next second", func() bool {
 				before := p.count()
 				once(p.a, a, p.b, b)
-				return crowd(before) == 0
+				return overflowed(before) == 0
 			})
 			before = p.count()
-			p.asks(1, func() { once(p.b, b, p.a, a) })
-			if n := crowd(before); n != 0 {
-				t.Error("another source is set apart")
+			p.wantQueued(1, func() { once(p.b, b, p.a, a) })
+			if n := overflowed(before); n != 0 {
+				t.Error("the first packet of another source went to the overflow queue")
 			}
 		})
 	})
 }
 
-// Shutdown: with the queues paused nothing new enters them, and what waits in
-// them is not lost, whether the rules go or stay.
+// At shutdown, after Pause, no new packet is queued, and the packets that are queued are not
+// lost, whether the rules are removed or stay. Only the removal of the separate table loses
+// them.
 func TestRealShutdown(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		for _, open := range []bool{true, false} {
@@ -243,10 +244,10 @@ func TestRealShutdown(t *testing.T) {
 				opts := Defaults
 				opts.FailOpen = open
 				p := newPackets(t, b, opts)
-				for _, f := range Families { // see Remove
+				for _, f := range Families { // another rule keeps conntrack hooked, see Remove
 					p.iptables(f, "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
 				}
-				p.keep()
+				p.startManager()
 				p.setHold()
 				var waiting []*flow
 				p.families(func(a, b netip.Addr) { waiting = append(waiting, p.flow(p.a, a, p.b, b)) })
@@ -259,29 +260,30 @@ func TestRealShutdown(t *testing.T) {
 					packets = PassUnqueued
 				}
 				p.inside(func(ctx context.Context) error { return p.Pause(ctx, packets) })
-				p.newOnesWhilePaused(open)
+				p.sendWhilePaused(open)
 				if remove {
 					p.inside(p.Remove)
 				}
 				p.release()
 				for _, f := range waiting {
-					if !remove || !p.own { // a table of our own goes as a whole, and its hook with it
+					if !remove || !p.own { // with the separate table its hooks go, and so the queued packets
 						f.arrives()
 					}
 				}
 				if !remove {
 					p.inside(p.Apply)
 				}
-				p.afterwards(remove, waiting)
+				p.checkAfterPause(remove, waiting)
 			}
 		}
 	})
 }
 
-// newOnesWhilePaused sends packets of new connections.
-func (p *packets) newOnesWhilePaused(open bool) {
+// sendWhilePaused checks that the first packets of new connections are not queued. They arrive
+// if open is set, and are dropped otherwise.
+func (p *packets) sendWhilePaused(open bool) {
 	p.realNode.t.Helper()
-	p.asks(0, func() {
+	p.wantQueued(0, func() {
 		p.families(func(a, b netip.Addr) {
 			f := p.flow(p.a, a, p.b, b)
 			before := p.counter("-j DROP")
@@ -295,24 +297,24 @@ func (p *packets) newOnesWhilePaused(open bool) {
 	})
 }
 
-// afterwards looks whether new connections are asked about when they should be,
-// and old ones go on.
-func (p *packets) afterwards(removed bool, old []*flow) {
+// checkAfterPause checks that new connections are queued unless the rules are removed, and that
+// old ones continue.
+func (p *packets) checkAfterPause(removed bool, old []*flow) {
 	p.realNode.t.Helper()
-	asked := 1
+	queued := 1
 	if removed {
-		asked = 0
+		queued = 0
 	}
 	p.families(func(a, b netip.Addr) {
-		p.asks(asked, func() {
+		p.wantQueued(queued, func() {
 			f := p.flow(p.a, a, p.b, b)
 			f.send()
 			f.arrives()
 		})
 	})
-	p.asks(0, func() {
+	p.wantQueued(0, func() {
 		for _, f := range old {
-			if !removed { // their verdict came when there was nobody to save it
+			if !removed { // otherwise no rule saved the mark of their verdict
 				f.send()
 				f.arrives()
 			}
@@ -320,19 +322,19 @@ func (p *packets) afterwards(removed bool, old []*flow) {
 	})
 }
 
-// A message of neighbour discovery that has been forwarded is none.
+// A forwarded neighbour discovery message is queued: its hop limit is below 255, so its
+// receiver must ignore it (RFC 4861).
 func TestRealForwardedNeighbourDiscovery(t *testing.T) {
 	p := newPackets(t, NFT, Defaults)
-	p.asks(1, func() {
+	p.wantQueued(1, func() {
 		if err := p.a.Send(solicitation(p.a.IPv6, p.b.IPv6)); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "the message is asked about", func() bool { return p.count() > 0 })
+		await(t, "the message is queued", func() bool { return p.count() > 0 })
 	})
 }
 
-// solicitation is a neighbour solicitation (RFC 4861, 4.3) with a hop limit of
-// 255.
+// solicitation returns a neighbour solicitation (RFC 4861, 4.3) with a hop limit of 255.
 func solicitation(src, dst netip.Addr) []byte {
 	body := append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, dst.AsSlice()...)
 	sum := uint32(len(body)) + 58
@@ -349,8 +351,8 @@ func solicitation(src, dst netip.Addr) []byte {
 	return append(append(append(packet, src.AsSlice()...), dst.AsSlice()...), body...)
 }
 
-// The data connection of FTP is judged by itself, although the kernel gives it
-// the mark of the connection that announced it.
+// The data connection of FTP gets its own verdict, although the kernel gives it the mark of
+// the control connection.
 func TestRealExpectedConnection(t *testing.T) {
 	p := newPackets(t, NFT, Defaults)
 	if err := p.Node.Run("iptables-nft", "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "21", "-j", "CT", "--helper", "ftp"); err != nil {
@@ -367,7 +369,7 @@ func TestRealExpectedConnection(t *testing.T) {
 	}
 	defer control.Close()
 	at := data.Addr().(*net.TCPAddr).AddrPort()
-	p.asks(1, func() {
+	p.wantQueued(1, func() {
 		client, err := p.a.DialTCP(t.Context(), netip.AddrPortFrom(p.b.IPv4, 21))
 		if err != nil {
 			t.Fatal(err)
@@ -378,9 +380,9 @@ func TestRealExpectedConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = server.Close() })
-		said := fmt.Sprintf("227 Entering Passive Mode (%s,%d,%d)\r\n", strings.ReplaceAll(at.Addr().String(), ".", ","), at.Port()>>8, at.Port()&0xff)
-		_ = client.SetReadDeadline(time.Now().Add(patience))
-		for _, line := range []string{"220 Ready\r\n", said} { // the helper wants to have seen the end of a line
+		reply := fmt.Sprintf("227 Entering Passive Mode (%s,%d,%d)\r\n", strings.ReplaceAll(at.Addr().String(), ".", ","), at.Port()>>8, at.Port()&0xff)
+		_ = client.SetReadDeadline(time.Now().Add(awaitTimeout))
+		for _, line := range []string{"220 Ready\r\n", reply} { // the helper parses a line only after it has seen the end of another
 			if _, err := server.Write([]byte(line)); err != nil {
 				t.Fatal(err)
 			}
@@ -390,7 +392,7 @@ func TestRealExpectedConnection(t *testing.T) {
 		}
 	})
 	p.iptables(IPv4, "-t", table, "-A", "PREROUTING", "-p", "tcp", "--dport", fmt.Sprint(at.Port()), "-m", "conntrack", "--ctstate", "RELATED", "-m", "connmark", "--mark", "0x10/0x10")
-	p.asks(1, func() {
+	p.wantQueued(1, func() {
 		c, err := p.a.DialTCP(t.Context(), at)
 		if err != nil {
 			t.Fatal(err)
@@ -398,6 +400,6 @@ func TestRealExpectedConnection(t *testing.T) {
 		_ = c.Close()
 	})
 	if text := p.output("iptables-nft", "-t", table, "-vS", "PREROUTING"); !strings.Contains(text, "-c 1 ") {
-		t.Errorf("the connection was not expected, or began without the mark:\n%s", text)
+		t.Errorf("the connection was not RELATED, or began without the mark:\n%s", text)
 	}
 }

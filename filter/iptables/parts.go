@@ -85,7 +85,7 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		err = fmt.Errorf("%w (%w)", err, pinsErr)
 	}
 	if !errors.Is(err, errWrite) {
-		return wrong, err // reading would fail with fewer parts as well
+		return wrong, err // fewer parts do not help against a failure to read
 	}
 	for _, less := range m.fallbacks() {
 		if ctx.Err() != nil {
@@ -94,9 +94,9 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		if less == t.lacks {
 			continue
 		}
-		// The first error tells more than these.
+		// Errors of these attempts are less helpful than the first one.
 		if _, second := t.ensure(ctx, m.opts.without(less).chains(t.Family())); second == nil {
-			// The cause of the failure may be gone by now.
+			// Try again soon: the cause of the failure may be temporary.
 			t.reduce(less, err, checkInterval)
 			return wrong, nil
 		}
@@ -159,9 +159,9 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 	t.reduce(t.lacks, err, completeInterval)
 }
 
-// pause replaces the rules of a table by those without the queues.
+// pause replaces the rules of a table by rules without the queues.
 func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) error {
-	_ = m.ensurePins() // an error is reported when a rule needs them
+	_ = m.ensurePins() // writing the rules reports an error if they need the names
 	t.right = false
 	first := error(nil)
 	for _, less := range []Less{t.lacks, {Pins: true, Sources: true}} {

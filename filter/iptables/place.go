@@ -17,7 +17,7 @@ type place struct {
 	mangle *kernelTable
 	own    *ownTable
 	moved  atomic.Bool // to the separate table
-	left   bool        // mangle may still have owned rules
+	left   bool        // mangle may still have owned rules, which Tidy removes
 	log    *slog.Logger
 }
 
@@ -72,7 +72,7 @@ func (t nftTable) unusable() (string, error) {
 	if hasOwner {
 		return "table " + t.name + " belongs to a process (nft list tables shows which), and only that process can change it", nil
 	}
-	return t.foreign()
+	return t.wrongHook()
 }
 
 // Family implements Table.
@@ -102,7 +102,7 @@ func (p *place) Count(ctx context.Context, chain string) (int, bool) {
 // Inactive implements Table.
 func (p *place) Inactive(ctx context.Context) (string, error) { return p.in().Inactive(ctx) }
 
-// Generation implements Table. It is one for all tables of nf_tables.
+// Generation implements Table. All tables of nf_tables share one generation.
 func (p *place) Generation() (uint32, bool) { return p.in().Generation() }
 
 // Restore implements Table.
@@ -117,9 +117,9 @@ func (p *place) Dropped(chain string) (uint64, error) {
 }
 
 // Watch implements Table, for both tables.
-func (p *place) Watch(ctx context.Context, told func()) error {
-	if err := p.own.Watch(ctx, told); err != nil {
+func (p *place) Watch(ctx context.Context, notify func()) error {
+	if err := p.own.Watch(ctx, notify); err != nil {
 		return err
 	}
-	return p.mangle.Watch(ctx, told)
+	return p.mangle.Watch(ctx, notify)
 }

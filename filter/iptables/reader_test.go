@@ -15,18 +15,18 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// reader reads the queues, and allows all that it is not told to hold.
+// reader reads the queues and allows every packet, at once or, if hold is set, at release.
 type reader struct {
 	t    testing.TB
 	mark uint32
 
 	mu     sync.Mutex
 	hold   bool
-	held   []func() error // answer what waits
-	queues []int          // where each packet came from
+	held   []func() error // the verdicts of held packets
+	queues []int          // the queue of each packet, in order of arrival
 }
 
-// read starts to read the queues of a node.
+// read starts a reader of a node's queues, which ends with the test.
 func read(n *realNode, opts Options) *reader {
 	n.t.Helper()
 	r := &reader{t: n.t, mark: opts.AllowedMark}
@@ -71,21 +71,21 @@ func (r *reader) got(queue int, q *nfqueue.Nfqueue, id uint32) {
 	}
 }
 
-// count is how many packets have been asked about.
+// count returns the number of packets that were queued.
 func (r *reader) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.queues)
 }
 
-// setHold makes packets wait from now on.
+// setHold makes the reader hold packets from now on.
 func (r *reader) setHold() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.hold = true
 }
 
-// release answers all that wait.
+// release allows all held packets and ends the hold.
 func (r *reader) release() {
 	r.t.Helper()
 	r.mu.Lock()
@@ -121,8 +121,8 @@ func newPackets(t *testing.T, b Backend, opts Options) *packets {
 	return p
 }
 
-// counter is how many packets of both families have met the rule of our main
-// chain that ends in the given way.
+// counter returns the number of packets of both families that the rules of Chain with the given
+// end have counted.
 func (p *packets) counter(end string) (n int) {
 	p.realNode.t.Helper()
 	if p.own {
@@ -144,7 +144,7 @@ func (p *packets) counter(end string) (n int) {
 	return n
 }
 
-// flow is a UDP socket in each of two hosts.
+// flow is a pair of UDP sockets, one in each of two hosts.
 type flow struct {
 	t        testing.TB
 	from, to *net.UDPConn
@@ -174,10 +174,10 @@ func (f *flow) send() {
 	}
 }
 
-// arrives waits for one packet.
+// arrives waits for one packet and returns its source.
 func (f *flow) arrives() netip.AddrPort {
 	f.t.Helper()
-	if err := f.to.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := f.to.SetReadDeadline(time.Now().Add(awaitTimeout)); err != nil {
 		f.t.Fatal(err)
 	}
 	_, src, err := f.to.ReadFromUDPAddrPort(make([]byte, 16))
@@ -187,18 +187,18 @@ func (f *flow) arrives() netip.AddrPort {
 	return src
 }
 
-// families runs f with the addresses of both.
+// families calls f with the IPv4 addresses of both pods, then with their IPv6 addresses.
 func (p *packets) families(f func(a, b netip.Addr)) {
 	f(p.a.IPv4, p.b.IPv4)
 	f(p.a.IPv6, p.b.IPv6)
 }
 
-// asks fails the test unless exactly want packets are sent for a verdict while f runs.
-func (p *packets) asks(want int, f func()) {
+// wantQueued fails the test unless exactly want packets are queued while f runs.
+func (p *packets) wantQueued(want int, f func()) {
 	p.realNode.t.Helper()
 	before := p.count()
 	f()
 	if got := p.count() - before; got != want {
-		p.realNode.t.Errorf("%d packets were asked about, want %d", got, want)
+		p.realNode.t.Errorf("%d packets were queued, want %d", got, want)
 	}
 }

@@ -15,15 +15,15 @@ import (
 	"sluice/filter/event"
 )
 
-// pinnedOptions are options with programs to call.
+// pinnedOptions returns options with pinned programs.
 func pinnedOptions() Options {
 	opts := Defaults
 	opts.AllowPin, opts.DenyPin = "/pins/allow", "/pins/deny"
 	return opts
 }
 
-// refuseAny makes a table refuse rules with one of the words in them, as one does
-// whose kernel or iptables lacks what they need.
+// refuseAny returns a function for Fake.Refuse that refuses rules with one of the words, as if the
+// kernel or iptables lacked what they need.
 func refuseAny(words ...string) func(string) error {
 	return func(text string) error {
 		if i := slices.IndexFunc(words, func(w string) bool { return strings.Contains(text, w) }); i >= 0 {
@@ -33,7 +33,7 @@ func refuseAny(words ...string) func(string) error {
 	}
 }
 
-// without gives the table that m keeps when parts are left out.
+// without returns the wanted content of the IPv4 table without some parts.
 func (m *managed) without(p Less) string {
 	m.t.Helper()
 	f := NewFake(IPv4)
@@ -42,15 +42,15 @@ func (m *managed) without(p Less) string {
 	return f.Dump()
 }
 
-// Whatever the rules have a part for that cannot be written, the rest is in force:
-// after the start, after a repair, during a pause and after a take-over.
+// If a part of the rules cannot be written, the rest is in force: after a start, a repair, a pause
+// and a takeover.
 func TestFallBacks(t *testing.T) {
 	for name, c := range map[string]struct {
 		refused []string
 		less    Less
 	}{
 		"no programs": {[]string{"object-pinned"}, Less{Pins: true}},
-		"no share":    {[]string{"hashlimit"}, Less{Overflow: true}},
+		"no overflow": {[]string{"hashlimit"}, Less{Overflow: true}},
 		"no sources":  {[]string{"bytecode"}, Less{Sources: true}},
 		"nothing":     {[]string{"-m bpf", "hashlimit"}, Less{Pins: true, Overflow: true, Sources: true}},
 		"neither":     {[]string{"object-pinned", "hashlimit"}, Less{Pins: true, Overflow: true}},
@@ -75,7 +75,7 @@ func TestFallBacks(t *testing.T) {
 				}
 				m.apply()
 			},
-			"take-over": func(m *managed) {
+			"takeover": func(m *managed) {
 				m.apply()
 				m.Yield()
 				m.restore(m.v4, "-F SLUICE")
@@ -101,7 +101,7 @@ func TestFallBacks(t *testing.T) {
 	}
 }
 
-// What was left out comes back when it can be written again, and is no repair.
+// An omitted part returns when it can be written again. That does not count as a repair.
 func TestFallBacksEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
@@ -123,8 +123,8 @@ func TestFallBacksEnd(t *testing.T) {
 	})
 }
 
-// What fails for a moment only is left out for a moment only.
-func TestFallBackOfAMoment(t *testing.T) {
+// After a short failure, the omitted part returns at the next check.
+func TestShortFallBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
 		m.apply()
@@ -132,7 +132,7 @@ func TestFallBackOfAMoment(t *testing.T) {
 		synctest.Wait()
 		whole := m.v4.Dump()
 		m.change("-F SLUICE")
-		left := 3 // of the transactions of a repair, two are of the whole
+		left := 3 // failing transactions: the first two of a repair write all parts
 		m.v4.Refuse(func(string) error {
 			if left--; left < 0 {
 				return nil
@@ -153,7 +153,7 @@ func TestFallBackOfAMoment(t *testing.T) {
 	})
 }
 
-// With the programs asked for, a start without them is an error, and a repair is not.
+// With MustPin, Apply without the pinned programs is an error; without MustPin it falls back.
 func TestMustPin(t *testing.T) {
 	m := newManaged(t, pinnedOptions())
 	m.MustPin(true)
@@ -167,7 +167,7 @@ func TestMustPin(t *testing.T) {
 	m.want(m.without(Less{Pins: true}))
 }
 
-// Before rules are written, the programs get their names back.
+// The names of pinned programs are restored before a repair, and while the rules are right.
 func TestRepairEnsuresPins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
@@ -191,7 +191,7 @@ func TestRepairEnsuresPins(t *testing.T) {
 		named.Store(false)
 		time.Sleep(2 * checkInterval)
 		if !named.Load() {
-			t.Error("names are not put back while the rules are right")
+			t.Error("names are not restored while the rules are right")
 		}
 		if m.Repairs() != 1 || m.RepairFailures() != 0 || len(m.Reduced()) > 0 {
 			t.Errorf("%d repairs, %d failures, reduced %q", m.Repairs(), m.RepairFailures(), m.Reduced())
@@ -199,19 +199,19 @@ func TestRepairEnsuresPins(t *testing.T) {
 	})
 }
 
-// A repair that fails once is tried again at once; one that fails twice is a failure
-// until it succeeds. All attempts are counted.
+// A failed repair is tried again after retryDelay. From the second failure on, Failures reports it
+// until it succeeds. RepairFailures counts every failed attempt.
 func TestRepairThatFails(t *testing.T) {
 	for _, times := range []int{1, 3} {
 		synctest.Test(t, func(t *testing.T) {
 			m := newManaged(t, Defaults)
-			m.v4.Tell()
+			m.v4.SupportWatch()
 			m.apply()
 			m.run()
 			synctest.Wait()
 			var left atomic.Int64
 			left.Store(int64(times))
-			perAttempt := int64(2 * len((&Manager{opts: Defaults}).fallbacks())) // tries each twice
+			perAttempt := int64(2 * len((&Manager{opts: Defaults}).fallbacks())) // each is tried twice
 			left.Store(int64(times) * perAttempt)
 			m.change("-F SLUICE")
 			m.v4.Refuse(func(string) error {
@@ -238,7 +238,7 @@ func TestRepairThatFails(t *testing.T) {
 	}
 }
 
-// A command that does not end is a failure too, until it does.
+// Failures reports a command that does not end within stuckTimeout, until it ends.
 func TestRepairThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
@@ -262,41 +262,41 @@ func TestRepairThatHangs(t *testing.T) {
 	})
 }
 
-// Where the kernel tells, a change is undone without waiting for the next period, and
-// our own changes are not looked at again.
-func TestRunIsTold(t *testing.T) {
+// With notifications, Run undoes a change without waiting for checkInterval, and does not check
+// its own changes.
+func TestRunWithNotifications(t *testing.T) {
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := newManaged(t, Defaults)
-				m.v4.Tell()
+				m.v4.SupportWatch()
 				m.apply()
 				m.run()
 				synctest.Wait()
-				start, looks := time.Now(), m.v4.Reads()
+				start, reads := time.Now(), m.v4.Reads()
 				m.change(c.lines...)
 				synctest.Wait()
 				m.want(m.applied())
-				// A quick one, a thorough one if that shows nothing, and one behind the write.
-				if n := m.v4.Reads() - looks; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
-					t.Errorf("%d repairs with %d looks after %v, want one with three", m.Repairs(), n, time.Since(start))
+				// An outline, a full read if that shows no difference, and a read after the write.
+				if n := m.v4.Reads() - reads; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
+					t.Errorf("%d repairs with %d reads after %v, want one with at most three", m.Repairs(), n, time.Since(start))
 				}
 			})
 		})
 	}
 }
 
-// A storm of changes to what is ours costs a bounded number of looks, and the table is
-// right when it ends.
+// Very frequent changes to a hook cost a bounded number of reads, and the table is right
+// afterwards.
 func TestStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const seconds, rate = 10, 500
 		m := newManaged(t, Defaults)
-		m.v4.Tell()
+		m.v4.SupportWatch()
 		m.apply()
 		m.run()
 		synctest.Wait()
-		looks := m.v4.Reads()
+		reads := m.v4.Reads()
 		for i := range seconds * rate {
 			if i%2 == 0 {
 				m.change("-I POSTROUTING 1 -j KUBE-THEIRS")
@@ -305,18 +305,18 @@ func TestStorm(t *testing.T) {
 			}
 			time.Sleep(time.Second / rate)
 		}
-		// Each look that finds something is followed by one behind the write; and there is
-		// one in each period.
-		if n, most := m.v4.Reads()-looks, 2*(checkBurst+seconds*(checksPerSecond+1)); n > most {
-			t.Errorf("%d looks for %d changes, want at most %d", n, seconds*rate, most)
+		// A check that finds a difference reads again after the write. Each checkInterval has one
+		// more check.
+		if n, most := m.v4.Reads()-reads, 2*(checkBurst+seconds*(checksPerSecond+1)); n > most {
+			t.Errorf("%d reads for %d changes, want at most %d", n, seconds*rate, most)
 		}
 		time.Sleep(checkInterval)
 		m.want(m.applied())
 	})
 }
 
-// told counts what a real table tells.
-func (n *realNode) told(f Family) *atomic.Int64 {
+// notifications returns a counter of the notifications of a real table, until the test ends.
+func (n *realNode) notifications(f Family) *atomic.Int64 {
 	n.t.Helper()
 	var count atomic.Int64
 	ctx, cancel := context.WithCancel(n.t.Context())
@@ -327,59 +327,59 @@ func (n *realNode) told(f Family) *atomic.Int64 {
 	return &count
 }
 
-// The kernel tells of each change to what is ours, and of nothing else.
+// The kernel notifies of each change to the table, owned chains and hooks, and of nothing else.
 func TestRealWatch(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	n.inside(n.Apply)
 	n.emptyChains()
 	n.nft("add table %[1]s other\nadd chain %[1]s other POSTROUTING\nadd chain %[1]s mangle KUBE-THEIRS")
-	told := n.told(IPv4)
+	notified := n.notifications(IPv4)
 	for range 20 {
 		n.nft("add rule %[1]s other POSTROUTING accept\nadd rule %[1]s mangle KUBE-THEIRS accept\nadd rule %[1]s mangle FORWARD accept\n" +
 			"flush chain %[1]s other POSTROUTING\nadd chain %[1]s mangle NEW\ndelete chain %[1]s mangle NEW\nadd table %[1]s NEW\ndelete table %[1]s NEW")
 	}
 	n.iptables(IPv6, "-t", table, "-F")
 	n.iptables(IPv4, "-t", "nat", "-A", "POSTROUTING", "-j", "ACCEPT")
-	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN") // told behind what came before
-	await(t, "told of a rule of ours", func() bool { return told.Load() > 0 })
-	if got := told.Load(); got > 2 {
-		t.Errorf("told %d times, of one change and what others did", got)
+	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN") // its notification follows those of earlier changes
+	await(t, "notified of an owned rule", func() bool { return notified.Load() > 0 })
+	if got := notified.Load(); got > 2 {
+		t.Errorf("notified %d times of one change to an owned chain", got)
 	}
 	for _, args := range [][]string{
 		{"-F", "SLUICE-ALLOW"}, {"-A", "SLUICE-ALLOW", "-j", "RETURN"}, {"-D", "SLUICE-ALLOW", "1"}, {"-D", "POSTROUTING", "1"}, {"-I", "POSTROUTING", "-j", "KUBE-THEIRS"},
 		{"-F", "SLUICE"}, {"-X", "SLUICE"}, {"-N", "SLUICE-OLD"}, {"-F"}, {"-P", "POSTROUTING", "DROP"},
 	} {
-		before := told.Load()
+		before := notified.Load()
 		n.iptables(IPv4, append([]string{"-t", table}, args...)...)
-		await(t, "told of "+strings.Join(args, " "), func() bool { return told.Load() > before })
+		await(t, "notified of "+strings.Join(args, " "), func() bool { return notified.Load() > before })
 	}
 	for _, script := range []string{"add table ip mangle { flags dormant; }", "delete table ip mangle", "flush ruleset"} {
 		n.inside(n.Apply)
-		before := told.Load()
+		before := notified.Load()
 		n.nftOnce(script)
-		await(t, "told of "+script, func() bool { return told.Load() > before })
+		await(t, "notified of "+script, func() bool { return notified.Load() > before })
 	}
 }
 
-// The legacy backend is found to have changed.
+// Polling detects changes in the legacy backend.
 func TestRealWatchLegacy(t *testing.T) {
 	n := newRealNode(t, Legacy, Defaults)
 	n.inside(n.Apply)
 	for _, f := range Families {
-		told := n.told(f)
+		notified := n.notifications(f)
 		for _, args := range [][]string{{"-F", "SLUICE-ALLOW"}, {"-F", "POSTROUTING"}, {"-F"}} {
-			before := told.Load()
+			before := notified.Load()
 			n.iptables(f, append([]string{"-t", table}, args...)...)
-			await(t, "told of "+strings.Join(args, " "), func() bool { return told.Load() > before })
+			await(t, "notified of "+strings.Join(args, " "), func() bool { return notified.Load() > before })
 		}
 	}
 }
 
-// Changes are noticed even if the buffer of the watch's socket overflows.
+// Changes are detected even if the watch socket's buffer overflows.
 func TestRealWatchOverrun(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	n.inside(n.Apply)
-	n.keep()
+	n.startManager()
 	var script strings.Builder
 	script.WriteString("add table ip other\nadd chain ip other c\n")
 	for i := range 20000 {
@@ -388,12 +388,12 @@ func TestRealWatchOverrun(t *testing.T) {
 	script.WriteString("flush table ip mangle\nflush table ip6 mangle\n")
 	n.nftOnce(script.String())
 	await(t, "both repaired", func() bool { return n.Repairs() >= 2 })
-	n.inForce()
+	n.wantInForce()
 }
 
-// BenchmarkRepair measures the time from when the kernel tells of a flush until it
-// tells of the repair, and from the start of the command that flushes until the agent
-// has checked its repair.
+// BenchmarkRepair measures two times: from the kernel's notification of a flush to its
+// notification of the repair, and from the start of the flushing command until the agent has
+// checked its repair.
 func BenchmarkRepair(b *testing.B) {
 	for _, backend := range backends {
 		b.Run(string(backend), func(b *testing.B) { benchmarkRepair(b, backend) })
@@ -403,7 +403,7 @@ func BenchmarkRepair(b *testing.B) {
 func benchmarkRepair(b *testing.B, backend Backend) {
 	n := newRealNode(b, backend, Defaults)
 	n.inside(n.Apply)
-	n.keep()
+	n.startManager()
 	times := make(chan time.Time, 100)
 	n.inside(func(ctx context.Context) error {
 		return n.tables[0].Watch(ctx, func() { times <- time.Now() })
@@ -419,7 +419,7 @@ func benchmarkRepair(b *testing.B, backend Backend) {
 			time.Sleep(time.Millisecond)
 		}
 		command = append(command, time.Since(start))
-		if backend == NFT { // the legacy backend does not tell exactly when
+		if backend == NFT { // polling of the legacy backend is too imprecise
 			flushed := <-times
 			open = append(open, (<-times).Sub(flushed))
 		}
@@ -429,7 +429,7 @@ func benchmarkRepair(b *testing.B, backend Backend) {
 	report(b, open, "open")
 }
 
-// report reports percentiles.
+// report reports the 50th and 99th percentile of the times as metrics.
 func report(b *testing.B, took []time.Duration, what string) {
 	b.Helper()
 	if len(took) == 0 {

@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// checkInterval is the time between two checks of the rules without a notification. It bounds
-	// how long a change without one may go unnoticed. A check costs some 8 runs of iptables, of
-	// 1 to 2 ms each, and is skipped if the kernel reports no change.
+	// checkInterval is the time between two periodic checks of the rules. It bounds how long a
+	// change without a notification may go unnoticed. A check costs some 8 runs of iptables, of
+	// 1 to 2 ms each, and is skipped if the generation has not changed.
 	checkInterval = time.Second
 	// retryDelay is the wait before a failed repair is tried again.
 	retryDelay = 100 * time.Millisecond
-	// checkBurst and checksPerSecond bound the checks after changes by other programs, and so
-	// their cost: with a repair each, up to a fifth of one CPU.
+	// checkBurst and checksPerSecond bound the checks after notifications, and so their cost: if
+	// each leads to a repair, up to a fifth of one CPU.
 	checkBurst      = 10
 	checksPerSecond = 10
 )
@@ -48,16 +48,16 @@ func (m *Manager) Run(ctx context.Context) {
 			failedOnce = m.reconcile(ctx)
 		case <-soon:
 			soon = nil
-			failedOnce = m.check(ctx, (*keptTable).toldOrFailing)
+			failedOnce = m.check(ctx, (*keptTable).changedOrFailing)
 		case <-changed:
 			if soon != nil {
-				continue // the change will be found then
+				continue // that check will find the change
 			}
 			if wait := checks.take(time.Now()); wait > 0 {
 				soon = time.After(wait)
 				continue
 			}
-			failedOnce = m.check(ctx, (*keptTable).toldOrFailing)
+			failedOnce = m.check(ctx, (*keptTable).changedOrFailing)
 		}
 	}
 }
@@ -76,14 +76,16 @@ func (m *Manager) watch(ctx context.Context, t *keptTable, changed chan<- struct
 	}
 }
 
-// toldOrFailing reports whether a table needs a check before the next interval.
-func (t *keptTable) toldOrFailing() bool { return t.changed.Load() || t.failing > 0 }
+// changedOrFailing reports whether a table needs a check before the next interval.
+func (t *keptTable) changedOrFailing() bool { return t.changed.Load() || t.failing > 0 }
 
-// reconcile checks all tables. It reports whether one failed that had not failed before.
+// reconcile checks all tables, and repairs their rules. It reports whether a table failed that
+// had not failed in its previous check.
 func (m *Manager) reconcile(ctx context.Context) (failedOnce bool) {
 	return m.check(ctx, func(*keptTable) bool { return true })
 }
 
+// check does the same for the tables that which selects.
 func (m *Manager) check(ctx context.Context, which func(*keptTable) bool) (failedOnce bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -151,14 +153,14 @@ func (m *Manager) failed(t *keptTable, wrong []string, err error) {
 	}
 }
 
-// budget is a rate limit.
+// budget is a token bucket.
 type budget struct {
 	burst, rate float64
-	left        float64
-	at          time.Time
+	left        float64   // tokens; negative while callers wait for theirs
+	at          time.Time // of the last take
 }
 
-// take takes one from the budget and returns how long to wait until it is available.
+// take takes a token, and returns how long to wait until it is available.
 func (b *budget) take(now time.Time) (wait time.Duration) {
 	if b.at.IsZero() {
 		b.left = b.burst

@@ -5,26 +5,26 @@ import (
 	"strings"
 )
 
-// sources are the rules that drop packets with sources that only this node, or the
-// receiver, can have. They are in PREROUTING, before any translation, because
-// later both sources are legitimate:
+// sources returns the rules that drop packets with a forged source: an address of this node, or
+// the packet's own destination. They are in PREROUTING, before address translation, because
+// both are legitimate after it:
 //
-//   - What the node itself sends never comes in, but by loopback, and by the copies
-//     of its own multicast, which rpfilter knows and leaves alone. Behind this chain
-//     a source that is the node's own is the node's.
-//   - A packet whose source is its destination is one of a pod that reaches itself
-//     by way of a Service, translated (Decide allows it). None comes in like that.
+//   - The node's own packets arrive only over loopback, and as copies of its own multicast,
+//     neither of which rpfilter matches. So after this chain, a packet with a source address of
+//     the node is from the node.
+//   - When a pod reaches itself through a Service, translation makes the packet's source equal
+//     to its destination (Decide allows it). No packet arrives like that.
 //
-// rpfilter alone would do for more, but it takes an interface to tell which
-// asymmetric ways are legitimate; see the package guard.
+// rpfilter could check all sources, but it would also drop packets on legitimate asymmetric
+// routes. Which routes are legitimate depends on the interface; see the package guard.
 //
-// Every packet of the node meets this chain. The first rule spares those of connections
-// that exist the others, which took 3% of a packet's way in IPv4 and 13% in IPv6, most of
-// it for the lookup in the routing table. A forger would have to guess the ports of such a
-// connection and the place in its stream; at pods' interfaces the guard checks all.
+// Every packet of the node meets this chain. Packets of established connections skip all but
+// the first rule: the others took 3% of a packet's time for IPv4 and 13% for IPv6, mostly for
+// the route lookup. To forge such a packet, an attacker must guess the connection's ports and
+// sequence numbers. At pods' interfaces, the guard checks every packet.
 //
-// Where the guard's programs check the same at every interface of the node, there is no such
-// chain: see Options.Guarded.
+// If the guard's programs check the same at every interface of the node, the chain is omitted:
+// see Options.Guarded.
 func (o Options) sources(f Family) []string {
 	rules := []string{
 		"-m conntrack --ctstate ESTABLISHED -j RETURN",
@@ -43,29 +43,29 @@ func (o Options) sources(f Family) []string {
 
 // The instructions of classic BPF that sameAddress uses.
 const (
-	bpfLoad   = 0x20 // a word of the packet
-	bpfKeep   = 0x07 // that word, to compare the next with
-	bpfDiffer = 0x1d // jump if they differ
-	bpfReturn = 0x06
+	bpfLoad      = 0x20 // BPF_LD|BPF_W|BPF_ABS: load a word of the packet into A
+	bpfToX       = 0x07 // BPF_MISC|BPF_TAX: copy A to X
+	bpfJumpEqual = 0x1d // BPF_JMP|BPF_JEQ|BPF_X: one jump if A equals X, another if not
+	bpfReturn    = 0x06 // BPF_RET|BPF_K: return a constant
 )
 
-// sameAddress is a program that reports whether the source of a packet is its
-// destination, in the form that iptables takes and prints. No other match compares
-// two fields of a packet. It takes neither the system call bpf nor a pinned name.
+// sameAddress returns a BPF program that matches packets whose source equals their destination,
+// as iptables accepts and prints it. No other match compares two fields of a packet. Unlike the
+// programs of cache/bpf, it needs neither the system call bpf nor a pinned name.
 func sameAddress(f Family) string {
-	at, words := 12, 1 // of the source in the header of IPv4
+	at, words := 12, 1 // offset and 32-bit words of the source in an IPv4 header
 	if f == IPv6 {
 		at, words = 8, 4
 	}
 	const each = 4
 	code := []string{fmt.Sprint(each*words + 2)}
 	for i := range words {
-		differ := each*(words-i) - each + 1 // instructions to the last one
+		differ := each*(words-i) - each + 1 // distance to the last instruction, which returns 0
 		code = append(code,
 			fmt.Sprintf("%d 0 0 %d", bpfLoad, at+4*i),
-			fmt.Sprintf("%d 0 0 0", bpfKeep),
+			fmt.Sprintf("%d 0 0 0", bpfToX),
 			fmt.Sprintf("%d 0 0 %d", bpfLoad, at+4*(words+i)),
-			fmt.Sprintf("%d 0 %d 0", bpfDiffer, differ))
+			fmt.Sprintf("%d 0 %d 0", bpfJumpEqual, differ))
 	}
 	return strings.Join(append(code, fmt.Sprintf("%d 0 0 1", bpfReturn), fmt.Sprintf("%d 0 0 0", bpfReturn)), ",")
 }

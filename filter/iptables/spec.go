@@ -2,12 +2,12 @@ package iptables
 
 import "strings"
 
-// leadsTo reports whether a rule, as iptables prints it, jumps or goes to a chain for which is
-// returns true.
-func leadsTo(rule string, is func(chain string) bool) bool {
+// leadsTo reports whether a rule, as iptables prints it, has a jump or goto to a chain that match
+// selects.
+func leadsTo(rule string, match func(chain string) bool) bool {
 	words := splitRule(rule)
 	for i := 1; i < len(words); i++ {
-		if (words[i-1] == "-j" || words[i-1] == "-g") && is(words[i]) {
+		if (words[i-1] == "-j" || words[i-1] == "-g") && match(words[i]) {
 			return true
 		}
 	}
@@ -15,8 +15,8 @@ func leadsTo(rule string, is func(chain string) bool) bool {
 }
 
 // splitRule returns the words of a rule. iptables puts text with blanks, such as comments, in
-// double quotes, and escapes quotes in it by a backslash. Without regard to that, a comment that
-// mentions a jump would count as one.
+// double quotes, and escapes quotes in it by a backslash. If splitRule ignored quotes, a comment
+// that mentions a jump would count as a jump.
 func splitRule(rule string) []string {
 	var words []string
 	var word strings.Builder

@@ -54,11 +54,11 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 	return h, nil
 }
 
-// obviousDiff returns the differences that an outline shows. A flush is one of them, and leaves
-// the node open until the rules are written.
+// obviousDiff returns the differences that an outline shows. It saves time after a flush, which
+// leaves the node open until the rules are written.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
-		return nil // the rules that lead to these must be found first
+		return nil // a full read must find the rules that lead to these
 	}
 	var wrong []string
 	for _, name := range wantedNames(want) {
@@ -91,7 +91,7 @@ func (h tableState) older(want map[string][]string) []string {
 	return names
 }
 
-// outdated returns the chains to delete, without empty ones that cannot be deleted.
+// outdated returns the chains to delete. It omits empty ones that cannot be deleted.
 func (t *keptTable) outdated(now tableState, want map[string][]string) []string {
 	return slices.DeleteFunc(now.older(want), func(name string) bool {
 		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
@@ -118,9 +118,9 @@ func (s canonicalForm) of(rule string) string {
 	return rule
 }
 
-// learn records the printed form of each wanted rule. A table with another number of rules is
-// not the printed form of the wanted ones.
-func (s canonicalForm) learn(now tableState, want map[string][]string) {
+// record records the printed form of each wanted rule. It records nothing if a chain has more or
+// fewer rules than wanted, because those are not the wanted rules in another form.
+func (s canonicalForm) record(now tableState, want map[string][]string) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
 			return
@@ -175,8 +175,8 @@ func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []
 	return wrong
 }
 
-// jumpDiff returns the faults of the jump into an owned chain: it must be the first rule of the
-// hook if it is needed, and no other rule may lead to an owned chain.
+// jumpDiff returns what is wrong with the jump from a hook to an owned chain. If it is needed, it
+// must be the first rule of the hook. No other rule of the hook may lead to an owned chain.
 func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	wanted, count := t.canonical.of(e.jump()), 0
 	for _, rule := range rules {
@@ -201,12 +201,12 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading returns the rules of a table that lead to a chain for which is returns true, except
-// those in owned chains.
-func leading(ctx context.Context, t Table, now tableState, is func(chain string) bool) ([]string, error) {
+// leading returns the rules of a table that lead to a chain that match selects, except rules in
+// owned chains.
+func leading(ctx context.Context, t Table, now tableState, match func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {
-		if is(name) || isOwned(name) {
+		if match(name) || isOwned(name) {
 			continue
 		}
 		rules, err := t.Rules(ctx, name)
@@ -214,7 +214,7 @@ func leading(ctx context.Context, t Table, now tableState, is func(chain string)
 			return nil, err
 		}
 		for _, rule := range rules {
-			if leadsTo(rule, is) {
+			if leadsTo(rule, match) {
 				found = append(found, rule)
 			}
 		}
@@ -222,9 +222,9 @@ func leading(ctx context.Context, t Table, now tableState, is func(chain string)
 	return found, nil
 }
 
-// cleanTable removes everything owned from a table, and returns a list of it in iptables' words.
-// A chain that something else refers to, such as a map of native nft, cannot be deleted: it is
-// emptied, and has no effect.
+// cleanTable removes everything owned from a table, and returns a line for each removed object.
+// A chain that something else refers to, such as a map of native nft, cannot be deleted. It is
+// emptied and has no effect.
 func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 	for try := 0; ; try++ {
 		now, err := readTable(ctx, t)
@@ -233,7 +233,7 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 		}
 		c := change{drop: slices.Sorted(maps.Keys(now.chains)), keepDropped: try == clearTries}
 		if len(c.drop) == 0 {
-			return nil, nil // no rule can lead to a chain that is not there
+			return nil, nil // no rule can lead to a missing chain
 		}
 		if c.stale, err = leading(ctx, t, now, isOwned); err != nil {
 			return nil, err
@@ -248,8 +248,8 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 	}
 }
 
-// clearTries bounds the attempts to delete the chains before they are only emptied: an object may
-// be gone since it was read, or iptables may not find it.
+// clearTries bounds the attempts to delete the chains before they are only emptied. An attempt
+// may fail because an object is gone since it was read, or because iptables does not find it.
 const clearTries = 2
 
 // dropEach deletes the emptied chains of a change one by one, and returns those that cannot be

@@ -11,7 +11,7 @@ const (
 	// of this name with a dash and a suffix.
 	Chain = "SLUICE"
 	// allowChain handles packets that were allowed. It is a chain so that one match leads to
-	// three actions, the last of them "leave". If Chain itself cleared the packet mark, an
+	// three actions, the last being to leave Chain. If Chain itself cleared the packet mark, an
 	// allowed packet without a conntrack entry would be queued again, forever.
 	allowChain = Chain + "-ALLOW"
 	// sourceChain is the chain that PREROUTING jumps to.
@@ -79,7 +79,8 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 			// Without a connection (INVALID or UNTRACKED in conntrack) there is no mark to save,
 			// and each packet is queued.
 			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
-			// Cleared, so that neither later rules nor the packet of an outer tunnel meet it.
+			// Clear the packet mark, so that neither later rules nor the outer packet of a tunnel
+			// have it.
 			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.AllowedMark),
 		},
 	}
@@ -90,8 +91,8 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 }
 
 // mainRules returns the rules of Chain. Most packets belong to allowed connections and leave
-// at the second rule. It precedes the test for the node's own addresses, which costs a lookup
-// in the routing table; the order of these two changes no verdict.
+// at the second rule. That rule precedes the test for the node's own addresses, which costs a
+// lookup in the routing table; the order of the two changes no verdict.
 func (o Options) mainRules(f Family, last ...string) []string {
 	rules := []string{
 		// The queue's answer: the same packet again, with AllowedMark set.
@@ -106,8 +107,8 @@ func (o Options) mainRules(f Family, last ...string) []string {
 		// of others with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN",
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
-		// Replies, and errors about them. A connection whose first packet was
-		// denied has none.
+		// Replies, and errors about them. A connection whose first packet was denied has no
+		// replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
@@ -179,7 +180,7 @@ func (c change) text() string {
 	var lines []string
 	for _, name := range ownedChains {
 		if _, ok := c.fill[name]; ok {
-			lines = append(lines, ":"+name+" - [0:0]") // makes it, or empties it
+			lines = append(lines, ":"+name+" - [0:0]") // creates or empties the chain
 		}
 	}
 	for _, name := range ownedChains {

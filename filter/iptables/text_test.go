@@ -35,9 +35,9 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 		}
 	}
 	if strings.Contains(got, "hashlimit") {
-		t.Errorf("a source is set apart, without a share:\n%s", got)
+		t.Errorf("a rule for the overflow queue, without a limit:\n%s", got)
 	}
-	o.SourceShare = 3000 // 333 units for a packet, which the kernel prints as 3003
+	o.SourceShare = 3000 // 333 units for a packet, which iptables prints as 3003
 	if want := "--hashlimit-above 3003/sec --hashlimit-burst 300 --hashlimit-mode srcip --hashlimit-name sluice-3003 "; !strings.Contains(o.Wanted(IPv4), want) {
 		t.Errorf("there is no %q in\n%s", want, o.Wanted(IPv4))
 	}
@@ -50,20 +50,19 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 	}
 }
 
-// What the kernel remembers is asked right before the queues, and stays when they
-// are taken out.
-func TestRemembered(t *testing.T) {
+// The rules that consult the BPF cache directly precede the queues, and stay during a pause.
+func TestCacheRules(t *testing.T) {
 	o := Defaults
 	o.AllowPin, o.DenyPin = "/sys/fs/bpf/s/allow", "/sys/fs/bpf/s/deny"
 	allow, deny := "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/allow -g SLUICE-ALLOW", "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/deny -j DROP"
 	for _, f := range Families {
 		plain := Defaults.chains(f)[Chain]
-		before, crowd, queue := plain[:len(plain)-2], plain[len(plain)-2], plain[len(plain)-1]
+		before, overflow, queue := plain[:len(plain)-2], plain[len(plain)-2], plain[len(plain)-1]
 		for _, c := range []struct {
 			opts Options
 			last []string
 		}{
-			{o, []string{allow, deny, crowd, queue}},
+			{o, []string{allow, deny, overflow, queue}},
 			{Options{AllowedMark: o.AllowedMark, RevokedMark: o.RevokedMark, Queues: o.Queues, AllowPin: o.AllowPin}, []string{allow, queue}},
 		} {
 			if got, want := c.opts.chains(f)[Chain], slices.Concat(before, c.last); !slices.Equal(got, want) {
@@ -86,8 +85,8 @@ func TestPinsThatIptablesCannotRead(t *testing.T) {
 	}
 }
 
-// A pause changes the last two rules of the main chain and nothing else.
-func TestPausedDiffersInTheQueuesAlone(t *testing.T) {
+// A pause replaces only the last two rules of the main chain, those of the queues.
+func TestPausedDiffersOnlyInTheQueues(t *testing.T) {
 	for _, f := range Families {
 		for packets, last := range map[Unqueued]string{PassUnqueued: "-A SLUICE -j RETURN", DropUnqueued: "-A SLUICE -j DROP"} {
 			want := Defaults.chains(f)
@@ -130,7 +129,7 @@ func TestValidate(t *testing.T) {
 	}
 	tests := map[string]struct {
 		change func(*Options)
-		says   string
+		want   string
 	}{
 		"no bit":         {func(o *Options) { o.AllowedMark = 0 }, "--allowed-mark 0x0 has 0 bits"},
 		"two bits":       {func(o *Options) { o.RevokedMark = 3 }, "--revoked-mark 0x3 has 2 bits"},
@@ -147,8 +146,8 @@ func TestValidate(t *testing.T) {
 	for name, tt := range tests {
 		o := Defaults
 		tt.change(&o)
-		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("%s: %v, want %q", name, err, tt.says)
+		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
 		}
 	}
 }

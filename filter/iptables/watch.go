@@ -14,26 +14,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watchBuffer is the room for changes that have not been read yet: of about 1,000
-// rules. More are not lost: that there were some is told.
+// watchBuffer is the size in bytes of the socket's buffer for notifications: it has room for about
+// 1,000 rules. If it overflows, the kernel reports the loss (ENOBUFS), which counts as a change.
 const watchBuffer = 1 << 20
 
-// Watch implements Table: nf_tables tells of each change; of the legacy backend it is
-// asked often whether its size is another one.
-func (k *kernelTable) Watch(ctx context.Context, told func()) error {
+// Watch implements Table. nf_tables notifies of every change; the legacy backend is polled.
+func (k *kernelTable) Watch(ctx context.Context, notify func()) error {
 	if k.backend == NFT {
-		return k.nft().watch(ctx, told)
+		return k.nft().watch(ctx, notify)
 	}
-	return watchLegacy(ctx, k.family, told)
+	return watchLegacy(ctx, k.family, notify)
 }
 
-// watch calls told after changes to what is ours in the table, until ctx ends.
-func (t nftTable) watch(ctx context.Context, told func()) error {
+// watch calls notify after changes that concern Sluice, until ctx ends.
+func (t nftTable) watch(ctx context.Context, notify func()) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
-		return fmt.Errorf("be told of changes by nf_tables: %w", explain(err))
+		return fmt.Errorf("subscribe to changes of nf_tables: %w", explain(err))
 	}
-	_ = c.SetReadBuffer(watchBuffer) // with less room, more changes are only known to have been
+	_ = c.SetReadBuffer(watchBuffer) // a smaller buffer only overflows sooner
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	go func() {
 		defer stop()
@@ -42,10 +41,10 @@ func (t nftTable) watch(ctx context.Context, told func()) error {
 			messages, err := c.Receive()
 			switch {
 			case errors.Is(err, unix.ENOBUFS):
-				told()
+				notify()
 			case err != nil:
-				told()
-				// Anything else is not known to happen, and must not become a busy loop.
+				notify()
+				// No other error is known. The wait avoids a busy loop.
 				select {
 				case <-ctx.Done():
 				case <-time.After(checkInterval):
@@ -53,7 +52,7 @@ func (t nftTable) watch(ctx context.Context, told func()) error {
 			default:
 				for _, m := range messages {
 					if t.concerns(m) {
-						told()
+						notify()
 						break
 					}
 				}
@@ -63,9 +62,8 @@ func (t nftTable) watch(ctx context.Context, told func()) error {
 	return nil
 }
 
-// concerns reports whether a message is about the table itself, one of our chains or
-// a hook. Others change thousands of rules at a time, so it reads no more of a
-// message than it needs.
+// concerns reports whether a message is about the table itself, an owned chain or a hook.
+// Other programs change thousands of rules at a time, so it parses as little as it can.
 func (t nftTable) concerns(m netlink.Message) bool {
 	if len(m.Data) < nfgenmsgLen || m.Data[0] != t.proto() || m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
 		return false
@@ -81,7 +79,7 @@ func (t nftTable) concerns(m netlink.Message) bool {
 	default:
 		return false
 	}
-	// Of rules and of chains the table's name has the same number.
+	// NFTA_RULE_TABLE and NFTA_CHAIN_TABLE are the same number.
 	if !is(attribute(attrs, unix.NFTA_RULE_TABLE), t.name) {
 		return false
 	}
@@ -89,9 +87,10 @@ func (t nftTable) concerns(m netlink.Message) bool {
 	return isOwned(string(name)) || slices.ContainsFunc(entries, func(e entry) bool { return is(name, e.name) })
 }
 
+// is reports whether an attribute's value is s.
 func is(name []byte, s string) bool { return string(name) == s }
 
-// attribute finds an attribute of a message and gives its text, nil without it.
+// attribute returns the value of an attribute without its final zero bytes, nil if it is missing.
 func attribute(attrs []byte, kind uint16) []byte {
 	const header = 4
 	for len(attrs) >= header {
@@ -107,11 +106,11 @@ func attribute(attrs []byte, kind uint16) []byte {
 	return nil
 }
 
-// legacyInterval is how often the legacy backend is asked for the size of the table,
-// which costs about a microsecond.
+// legacyInterval is the time between two readings of a legacy table's size. One costs about a
+// microsecond.
 const legacyInterval = 20 * time.Millisecond
 
-// legacyInfo is struct ipt_getinfo, and ip6t_getinfo, of the kernel.
+// legacyInfo is the kernel's struct ipt_getinfo, which equals ip6t_getinfo.
 type legacyInfo struct {
 	name       [32]byte
 	validHooks uint32
@@ -121,20 +120,20 @@ type legacyInfo struct {
 	size       uint32
 }
 
-// getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.
+// getInfo is the socket option IPT_SO_GET_INFO, which equals IP6T_SO_GET_INFO.
 const getInfo = 64
 
-// watchLegacy calls told when the number of rules of a legacy table, the size of any or
-// the places of the hooks' rules have changed. A rule that is replaced by one of the
-// same size it does not see.
-func watchLegacy(ctx context.Context, f Family, told func()) error {
+// watchLegacy calls notify when the number of rules in a legacy table, their total size or the
+// offsets of the hooks' rules have changed. It misses a rule that is replaced by one of the
+// same size.
+func watchLegacy(ctx context.Context, f Family, notify func()) error {
 	domain, level := unix.AF_INET, unix.IPPROTO_IP
 	if f == IPv6 {
 		domain, level = unix.AF_INET6, unix.IPPROTO_IPV6
 	}
 	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
-		return fmt.Errorf("ask for the size of legacy tables: %w", explain(err))
+		return fmt.Errorf("read the size of legacy tables: %w", explain(err))
 	}
 	read := func() (info legacyInfo, err error) {
 		copy(info.name[:], table)
@@ -142,11 +141,11 @@ func watchLegacy(ctx context.Context, f Family, told func()) error {
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), getInfo,
 			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
 		if errno != 0 {
-			return info, fmt.Errorf("ask for the size of legacy tables: %w", explain(errno))
+			return info, fmt.Errorf("read the size of legacy tables: %w", explain(errno))
 		}
 		return info, nil
 	}
-	before, _ := read() // without an answer the next one is another
+	before, _ := read() // after an error, the first success counts as a change
 	go func() {
 		defer unix.Close(fd)
 		tick := time.NewTicker(legacyInterval)
@@ -159,7 +158,7 @@ func watchLegacy(ctx context.Context, f Family, told func()) error {
 			}
 			if now, err := read(); err == nil && now != before {
 				before = now
-				told()
+				notify()
 			}
 		}
 	}()
