@@ -1,6 +1,6 @@
-// Package agent is the agent of a node. It wires the parts together, starts them in order,
-// puts each change of policy in force stage by stage, hands over to the next agent, and
-// ends.
+// Package agent runs the agent of a node. It wires the parts together, starts them in
+// order, puts each change of policy in force stage by stage, hands over to the next agent,
+// and shuts down.
 package agent
 
 import (
@@ -31,14 +31,15 @@ import (
 const (
 	// drainTimeout bounds the wait for queued packets at shutdown.
 	drainTimeout = 5 * time.Second
-	// rulesTimeout bounds the change of the rules at shutdown, and when a successor is gone.
+	// rulesTimeout bounds the change of the rules at shutdown, and after a successor has died.
 	rulesTimeout = 5 * time.Second
 )
 
-// agent is the parts of a running agent, wired together.
+// agent holds the parts of a running agent.
 //
-// The goroutine of run starts it, hands over, takes back and ends: these never overlap,
-// and no lock is held while iptables runs. The Keeper's goroutine applies the stages.
+// One goroutine, that of run, starts the agent, yields to a successor, enforces again and
+// shuts down. So these never overlap, and no lock is held while iptables runs. The
+// Controller's goroutine applies the stages.
 type agent struct {
 	opts Options
 	log  *slog.Logger
@@ -55,31 +56,31 @@ type agent struct {
 	follower   *conntrack.Follower
 	controller *watch.Controller
 
-	failed    chan error    // why the agent cannot go on
+	failed    chan error    // the error that ends the agent
 	synced    chan struct{} // closed when the agent is ready
-	ending    chan struct{} // closed when it ends
-	gaps      chan struct{} // packets may have passed unjudged
+	ending    chan struct{} // closed when the agent begins to shut down
+	gaps      chan struct{} // receives a value when packets may have passed unjudged
 	handovers chan handover
 
-	lease     io.Closer // keeps the predecessor from enforcing again; nil without one
-	rulesStay bool      // at the end, or because they could not be removed
+	lease     io.Closer // keeps the predecessor from enforcing again; nil without a predecessor
+	rulesStay bool      // rules remain after the agent: --on-exit keep, or they could not be removed
 
-	mu    sync.Mutex // held for moments, never for I/O
+	mu    sync.Mutex // never held during I/O
 	phase phase
 
 	status
 }
 
-// phase is how far an agent is. The goroutine of run changes it.
+// phase is the phase of an agent's life. Only the goroutine of run changes it.
 type phase uint8
 
 const (
 	starting  phase = iota // nothing is in place
 	applying               // there may be rules in place
-	enforcing              // the rules are in place and live connections judged
+	enforcing              // the rules are in place, and live connections are judged
 	yielded                // another agent has taken over
-	resuming               // that agent is gone, and there may be rules in place again
-	leaving                // what is in place is taken back
+	resuming               // that agent is gone; there may be rules in place again
+	leaving                // the agent shuts down
 )
 
 // Run builds an agent and runs it until ctx ends.
@@ -110,33 +111,33 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	}
 }
 
-// wire makes the parts that need the host's side of others.
+// wire makes the parts that need what open has opened.
 func (a *agent) wire() error {
 	opts := a.opts
 	a.started = time.Now()
 	a.manager = iptables.New(opts.Rules, a.tables, a.log)
-	a.manager.OnRepair = a.noteGap
+	a.manager.OnRepair = a.recordGap
 	if a.kernel != nil {
 		a.manager.EnsurePins = a.kernel.EnsurePins
 	}
 	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, a.log)
-	world := policy.NewStore()
-	world.SetLimits(opts.Limits)
-	world.SetLocalNode(opts.NodeName)
-	world.SetPodRanges(opts.PodCIDRs)
-	a.starting = world.StartingPods()
+	store := policy.NewStore()
+	store.SetLimits(opts.Limits)
+	store.SetLocalNode(opts.NodeName)
+	store.SetPodRanges(opts.PodCIDRs)
+	a.starting = store.StartingPods()
 	a.network = newNodeNetwork(a.starting, a.log)
 	a.network.onStarting = a.setKernelStarting
 	a.network.onDevices = a.setKernelDevices
 	a.network.cluster = len(opts.Manifests) == 0
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
-	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // given ones are complete
+	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // --pod-cidrs lists all ranges
 	a.tracked = conntrack.NewTrackedFlows()
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
 		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.AllowedMark,
 		MaxLen: uint32(opts.QueueLen), CopyRange: uint32(opts.CopyRange),
-		FailOpen: opts.Overflow == PassPackets, OnGap: a.noteGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
+		FailOpen: opts.Overflow == PassPackets, OnGap: a.recordGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
 	}, a.newEvaluator, a.log)
 	if err != nil {
 		return err
@@ -145,11 +146,11 @@ func (a *agent) wire() error {
 	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
-	a.controller = watch.New(world, &a.published, watch.Options{Logger: a.log})
+	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log})
 	return nil
 }
 
-// newEvaluator makes one of the workers' evaluators.
+// newEvaluator returns the evaluator of one worker.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
 		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, FailOpen: a.opts.Rules.FailOpen,
@@ -162,7 +163,7 @@ func (a *agent) newEvaluator() queue.Evaluator {
 	return e
 }
 
-// source is where the agent learns of pods and policies.
+// source returns the source of pods and policies.
 func (a *agent) source() (watch.Source, error) {
 	if len(a.opts.Manifests) > 0 {
 		return manifests.Source{
@@ -171,14 +172,14 @@ func (a *agent) source() (watch.Source, error) {
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	nodeRanges := len(a.opts.PodCIDRs) == 0 // given ones are complete
+	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs lists all ranges
 	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
 }
 
-// run runs the agent until ctx ends or a part fails, and then ends all parts in order.
+// run runs the agent until ctx ends or a part fails, and then stops all parts in order.
 func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	a.sources = sources
-	// The parts go on while the rules are removed.
+	// The parts keep running after ctx ends, while the rules are removed.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, serving := errgroup.WithContext(serving)
@@ -192,7 +193,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	if err == nil {
 		a.handOverUntil(ctx, serving)
 	} else if either.Err() != nil {
-		err = nil // it was told to end, or the group has the reason
+		err = nil // the agent was told to end, or group.Wait returns the reason
 	}
 	if ctx.Err() != nil {
 		a.log.Info("ending", "rules", string(a.opts.OnExit))
@@ -227,12 +228,12 @@ func (a *agent) startParts(background func(func(context.Context) error), sources
 		}
 	})
 	background(func(ctx context.Context) error { a.network.run(ctx, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.closeGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
+	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.sweepAfterGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
 		background(func(ctx context.Context) error { part(ctx); return nil })
 	}
 }
 
-// fail ends the agent, with the first reason that it is given.
+// fail ends the agent with err. Only the first call has an effect.
 func (a *agent) fail(err error) {
 	select {
 	case a.failed <- err:
@@ -240,7 +241,7 @@ func (a *agent) fail(err error) {
 	}
 }
 
-// setPhase begins a phase and returns the one before.
+// setPhase sets the phase and returns the previous one.
 func (a *agent) setPhase(to phase) (was phase) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -255,31 +256,32 @@ func (a *agent) is(phases ...phase) bool {
 	return slices.Contains(phases, a.phase)
 }
 
-// drain keeps new packets from the queues and waits until the workers have answered those
-// that are queued. New packets already get what they will get without an agent.
+// drain stops the rules from queueing new packets, and waits until the workers have
+// answered the queued ones. New packets pass or are dropped, as they will be without an
+// agent.
 func (a *agent) drain(ctx, serving context.Context) error {
-	ctx, cancel := within(ctx, drainTimeout, "to answer the packets that wait")
+	ctx, cancel := within(ctx, drainTimeout, "to answer the queued packets")
 	defer cancel()
 	unqueued := iptables.DropUnqueued
 	if a.opts.OnExit == RemoveRules || a.opts.Rules.FailOpen {
 		unqueued = iptables.PassUnqueued
 	}
 	if err := a.manager.Pause(ctx, unqueued); err != nil {
-		return fmt.Errorf("end in order: %w", err)
+		return fmt.Errorf("stop queueing packets: %w", err)
 	}
 	if serving.Err() != nil {
 		return nil // the workers are gone, and the kernel has dropped what was queued
 	}
 	if err := a.queues.Drain(ctx); err != nil {
-		return fmt.Errorf("end in order: %w", err)
+		return fmt.Errorf("drain the queues: %w", err)
 	}
 	return nil
 }
 
-// leave leaves the rules as they are to be without an agent. It has a timeout of its own:
-// no rule may stay by mistake because packets waited for too long.
+// leave removes or keeps the rules, as --on-exit demands. Its timeout is separate from that
+// of drain, so that a slow drain does not leave rules that should be removed.
 func (a *agent) leave(ctx context.Context) error {
-	ctx, cancel := within(ctx, rulesTimeout, "to leave the rules as they are to be")
+	ctx, cancel := within(ctx, rulesTimeout, "to remove the rules, or to make them those that stay")
 	defer cancel()
 	a.rulesStay = true
 	if a.opts.OnExit == KeepRules {
@@ -296,7 +298,7 @@ func (a *agent) leave(ctx context.Context) error {
 	return err
 }
 
-// close releases what the agent holds, as far as it was opened.
+// close releases the agent's resources. It may be called after open has failed.
 func (a *agent) close() {
 	for _, e := range a.evaluators {
 		e.Close()
@@ -315,14 +317,14 @@ func (a *agent) close() {
 	}
 }
 
-// within bounds ctx. The cause of its end names the work and the timeout:
-// "context deadline exceeded" names neither. An error that is due to the end of a context
-// takes context.Cause.
+// within returns a context with a timeout, whose context.Cause names the work and the
+// timeout: "context deadline exceeded" names neither. Callers that report the end of a
+// context use context.Cause.
 func within(ctx context.Context, timeout time.Duration, what string) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than %v %s", timeout, what))
 }
 
-func failText(open bool) string {
+func failMode(open bool) string {
 	if open {
 		return "open"
 	}

@@ -20,39 +20,40 @@ var startSteps = []string{stepKernel, stepGuard, stepQueues, stepTakeOver, stepA
 func TestStartInOrder(t *testing.T) {
 	f := newFixture(t)
 	f.run()
-	time.Sleep(20 * time.Millisecond) // long enough for a wrong start to show
+	time.Sleep(20 * time.Millisecond) // long enough for a step that comes too early
 	if done := f.steps(); done != nil || f.is(enforcing) {
-		t.Errorf("before the first snapshot: %v", done)
+		t.Errorf("steps before the first snapshot: %v", done)
 	}
 	f.update(func(*policy.Store) {})
 	f.await("ready", f.synced)
 	if done := f.steps(); !slices.Equal(done, startSteps) {
-		t.Errorf("started by %v, want %v", done, startSteps)
+		t.Errorf("start took the steps %v, want %v", done, startSteps)
 	}
 	if !f.hasRules() || !f.is(enforcing) {
-		t.Errorf("rules %v, enforcing %v", f.hasRules(), f.is(enforcing))
+		t.Errorf("after the start: rules in place %v, enforcing %v", f.hasRules(), f.is(enforcing))
 	}
 	f.stop()
 	if err := f.end(); err != nil {
 		t.Error(err)
 	}
 	if done := f.steps(); !slices.Contains(done, stepDrain) || f.hasRules() {
-		t.Errorf("ended by %v, rules %v", done, f.hasRules())
+		t.Errorf("shutdown took the steps %v; rules in place: %v", done, f.hasRules())
 	}
 }
 
-// The error of a step ends the agent. No later step is taken, and no rule stays.
+// If a step of the start fails, the agent ends with its error. It takes no later step and
+// leaves no rules.
 func TestStartFails(t *testing.T) {
 	broken := errors.New("it is broken")
 	for i, step := range startSteps {
 		if step == stepGuard || step == stepLeftovers || step == stepAttach {
-			continue // the agent goes on without these
+			continue // errors of these do not end the agent
 		}
 		t.Run(step, func(t *testing.T) {
 			f := newFixture(t)
 			fail := broken
 			if step == stepKernel {
-				fail = bpf.ErrStillAnswering // with others it goes on
+				fail = bpf.ErrStillAnswering // no other error of this step ends the agent
 			}
 			f.at(step, func() error { return fail })
 			f.run()
@@ -62,16 +63,16 @@ func TestStartFails(t *testing.T) {
 			}
 			f.at(step, nil)
 			for _, done := range f.steps() {
-				if slices.Contains(startSteps[i+1:], done) && done != stepRules && done != stepSweep { // both are also of the end
-					t.Errorf("%s after the failure", done)
+				if slices.Contains(startSteps[i+1:], done) && done != stepRules && done != stepSweep { // shutdown takes these two as well
+					t.Errorf("step %s was taken after the failure", done)
 				}
 			}
 			if f.hasRules() {
-				t.Error("rules stay")
+				t.Error("the rules were not removed")
 			}
 			select {
 			case <-f.synced:
-				t.Error("it was ready")
+				t.Error("the agent reported that it is ready")
 			default:
 			}
 		})
@@ -86,12 +87,12 @@ func TestStartFailsWithTheSource(t *testing.T) {
 		t.Errorf("ended with %v, want the source's error", err)
 	}
 	if done := f.steps(); slices.Contains(done, stepQueues) {
-		t.Errorf("started by %v", done)
+		t.Errorf("the agent started its queues; steps %v", done)
 	}
 }
 
-// An agent that is told to end during a step of the start leaves no rules, and it is not a
-// failure.
+// An agent that is told to end during a step of the start leaves no rules and returns no
+// error.
 func TestEndDuringTheStart(t *testing.T) {
 	for _, step := range startSteps {
 		t.Run(step, func(t *testing.T) {
@@ -107,16 +108,16 @@ func TestEndDuringTheStart(t *testing.T) {
 				t.Error(err)
 			}
 			if f.hasRules() {
-				t.Error("rules stay")
+				t.Error("the rules were not removed")
 			}
 		})
 	}
 }
 
-// addPod adds a pod, so that a change concerns an address.
+// addPod adds a pod, so that the update changes what an address is.
 func addPod(w *policy.Store) { w.SetPod(kubepod.Read(podAt("a", "10.1.0.5", "192.0.2.1"))) }
 
-// A change goes through the stages in order, and the next stage waits for the one before.
+// A change passes the stages in order, and each stage begins when the previous one is done.
 func TestChangeGoesThroughTheStages(t *testing.T) {
 	f := newFixture(t)
 	f.start()
@@ -126,69 +127,70 @@ func TestChangeGoesThroughTheStages(t *testing.T) {
 	before := reader.Enter()
 	f.update(addPod)
 	f.until("published", func() bool { return f.published.Snapshot() != before })
-	time.Sleep(20 * time.Millisecond) // long enough for a wrong stage to show
+	time.Sleep(20 * time.Millisecond) // long enough for a stage that comes too early
 	if done := f.steps(); done != nil {
-		t.Errorf("%v while a worker decides by the snapshot before", done)
+		t.Errorf("steps %v while a worker still decides by the previous snapshot", done)
 	}
 	reader.Exit()
 	f.until("swept", func() bool { return f.recorded(stepSweep) })
 	if done, want := f.steps(), []string{stepPending, stepKernel, stepGuard, stepSweep}; !slices.Equal(done, want) {
-		t.Errorf("applied by %v, want %v", done, want)
+		t.Errorf("the change caused the steps %v, want %v", done, want)
 	}
 	var names []string
 	for _, s := range f.stages() {
 		names = append(names, s.String())
 	}
 	if got, want := strings.Join(names, ", "), "workers, pending packets, kernel cache, guard, connections"; got != want {
-		t.Errorf("stages %s, want %s", got, want)
+		t.Errorf("the stages are %s, want %s", got, want)
 	}
 }
 
-// A kernel that might answer by an older snapshot ends the agent, with the stage's name.
+// If the kernel may still answer by an older snapshot, the agent ends with an error that
+// names the stage.
 func TestStageFails(t *testing.T) {
 	f := newFixture(t)
 	f.start()
 	f.at(stepKernel, func() error { return bpf.ErrStillAnswering })
 	f.update(addPod)
 	if err := f.end(); !errors.Is(err, bpf.ErrStillAnswering) || !strings.Contains(err.Error(), "kernel cache") {
-		t.Errorf("ended with %v", err)
+		t.Errorf("ended with %v, want an error of the stage kernel cache", err)
 	}
 	if f.hasRules() {
-		t.Error("rules stay")
+		t.Error("the rules were not removed")
 	}
 }
 
-// An agent that has yielded leaves rules and connections alone, until its successor is
-// gone.
+// An agent that has yielded changes neither rules nor connections until its successor has
+// died. Then it enforces again.
 func TestYieldAndEnforceAgain(t *testing.T) {
 	f := newFixture(t)
 	f.start()
 	successor, gone := context.WithCancel(t.Context())
 	if !f.requestHandover(successor) || f.requestHandover(t.Context()) {
-		t.Fatal("it must yield, and to one agent alone")
+		t.Fatal("the agent must yield to the first request and reject the second")
 	}
 	f.steps()
 	f.update(addPod)
 	f.until("guarded", func() bool { return f.recorded(stepGuard) })
-	time.Sleep(20 * time.Millisecond) // long enough for a wrong sweep to show
+	time.Sleep(20 * time.Millisecond) // long enough for a wrong sweep
 	if done := f.steps(); slices.Contains(done, stepSweep) || slices.Contains(done, stepRules) {
-		t.Errorf("%v after it has yielded", done)
+		t.Errorf("steps %v although the agent has yielded", done)
 	}
 	gone()
 	f.until("enforcing again", func() bool { return f.is(enforcing) && f.recorded(stepSweep) })
 	if done, want := f.steps(), []string{stepAttach, stepLeftovers, stepSweep}; !slices.Equal(done, want) {
-		t.Errorf("enforces again by %v, want %v", done, want)
+		t.Errorf("enforcing again took the steps %v, want %v", done, want)
 	}
 }
 
-// An agent that has yielded and ends breaks off the request of its successor, which is
-// still there. The successor's rules must stay.
+// When an agent that has yielded ends, it breaks off the request of its successor, which is
+// alive. It must not remove the successor's rules.
 func TestYieldedAgentLeavesTheRules(t *testing.T) {
 	f := newFixture(t)
 	f.start()
 	successor, gone := context.WithCancel(t.Context())
 	if !f.requestHandover(successor) {
-		t.Fatal("it does not yield")
+		t.Fatal("the agent does not yield")
 	}
 	f.steps()
 	f.stop()
@@ -197,20 +199,21 @@ func TestYieldedAgentLeavesTheRules(t *testing.T) {
 		t.Error(err)
 	}
 	if done := f.steps(); slices.Contains(done, stepRules) || slices.Contains(done, stepSweep) || !f.hasRules() {
-		t.Errorf("%v at the end, rules %v", done, f.hasRules())
+		t.Errorf("shutdown took the steps %v; rules in place: %v", done, f.hasRules())
 	}
 	if f.requestHandover(t.Context()) {
-		t.Error("it yields although it has ended")
+		t.Error("the agent yields although it has ended")
 	}
 }
 
-// While the rules are written again, changes of policy and questions go on.
+// While iptables writes the rules again, the agent still applies changes of policy and
+// answers requests.
 func TestNoLockDuringIPTables(t *testing.T) {
 	f := newFixture(t)
 	f.start()
 	successor, gone := context.WithCancel(t.Context())
 	if !f.requestHandover(successor) {
-		t.Fatal("it does not yield")
+		t.Fatal("the agent does not yield")
 	}
 	if err := f.iptables.Restore(t.Context(), "*mangle\n-F SLUICE\nCOMMIT\n"); err != nil {
 		t.Fatal(err)
@@ -223,12 +226,12 @@ func TestNoLockDuringIPTables(t *testing.T) {
 		return nil
 	})
 	gone()
-	f.await("writing", writing)
+	f.await("writing the rules", writing)
 	f.steps()
 	f.update(addPod)
 	f.until("guarded", func() bool { return f.recorded(stepGuard) })
 	if !f.is(resuming) || f.enforces() || f.requestHandover(t.Context()) {
-		t.Error("it says that it enforces")
+		t.Error("the agent reports that it enforces before the rules are written")
 	}
 	close(written)
 	f.until("swept", func() bool { return f.is(enforcing) && f.recorded(stepSweep) })

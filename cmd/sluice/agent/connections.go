@@ -8,10 +8,10 @@ import (
 	"sluice/watch"
 )
 
-// When a live connection is judged again is answered in sluice/cache/conntrack, in due.go.
-// Here are the events of the agent.
+// This file passes the agent's events to the follower in sluice/cache/conntrack. due.go
+// there decides which live connections are judged again, and when.
 
-// scope is which live connections a change concerns.
+// scope returns which live connections a change concerns.
 func (a *agent) scope(c watch.Change) conntrack.Scope {
 	if c.Unsettled {
 		return conntrack.ScopeAddresses
@@ -19,8 +19,8 @@ func (a *agent) scope(c watch.Change) conntrack.Scope {
 	return conntrack.ScopeFlows
 }
 
-// judgeAll has all connections judged by the snapshot in force, unless another agent judges
-// them.
+// judgeAll requests that the connections in scope are judged by the snapshot in force. It
+// reports false, and requests nothing, if this agent does not enforce.
 func (a *agent) judgeAll(scope conntrack.Scope) (judged bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -31,16 +31,18 @@ func (a *agent) judgeAll(scope conntrack.Scope) (judged bool) {
 	return true
 }
 
-// predecessorInterval is the time between two looks at the predecessor's queues.
+// predecessorInterval is the time between two reads of the length of the predecessor's
+// queues.
 const predecessorInterval = 20 * time.Millisecond
 
 // judgeAfterPredecessor waits until the predecessor has answered the packets in its queues,
-// and then has all live connections judged: it may have known less than this agent.
+// and then requests that all live connections are judged: the predecessor may have decided
+// by an older state of the cluster.
 func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 	tick := time.NewTicker(predecessorInterval)
 	defer tick.Stop()
-	// It must be empty twice: the kernel stops counting a packet before it carries out the
-	// verdict.
+	// The queues must be empty twice: the kernel stops counting a packet before it carries
+	// out the verdict.
 	for empty := 0; empty < 2; {
 		select {
 		case <-ctx.Done():
@@ -49,7 +51,7 @@ func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 		}
 		switch n, err := a.predecessor.Queued(); {
 		case err != nil:
-			a.log.Warn("cannot tell whether the predecessor has answered all packets", "err", err)
+			a.log.Warn("cannot read the predecessor's queues; judging live connections without waiting for it", "err", err)
 			empty = 2
 		case n == 0:
 			empty++
@@ -62,27 +64,27 @@ func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 }
 
 const (
-	// gapInterval bounds how often all connections are judged while gaps follow one another.
+	// gapInterval is the shortest time between two sweeps while gaps follow one another.
 	gapInterval = time.Second
-	// gapShare is how much longer than such a sweep the pause after it is: the sweep of a
-	// table of 100,000 connections takes some hundred milliseconds of one CPU, and a pod
-	// that keeps a queue full must not keep it busy.
-	gapShare = 9
+	// gapPauseFactor is the shortest pause after such a sweep, as a multiple of the sweep's
+	// duration. The sweep of a table of 100,000 connections takes some hundred milliseconds
+	// of one CPU, and a pod that keeps a queue full must not keep that CPU busy.
+	gapPauseFactor = 9
 )
 
-// noteGap records that packets may have passed unjudged, as they do while the rules are
-// flushed, and past a full queue with --queue-overflow pass. Their connections have no mark,
-// and the rules let the replies pass without a verdict. noteGap does not wait.
-func (a *agent) noteGap() {
+// recordGap records that packets may have passed unjudged: while the rules were flushed, or
+// because a queue was full with --queue-overflow pass. Their connections have no mark, and
+// the rules let the replies pass without a verdict. recordGap does not block.
+func (a *agent) recordGap() {
 	select {
 	case a.gaps <- struct{}{}:
-	default: // the sweep that is still to come finds them all
+	default: // a sweep is pending already, and covers this gap too
 	}
 }
 
-// closeGaps has the live connections judged after each gap, until ctx ends. A gap during
-// the pause is followed by a sweep when the pause is over.
-func (a *agent) closeGaps(ctx context.Context) {
+// sweepAfterGaps judges the live connections after each gap, until ctx ends. A gap during
+// the pause causes a sweep when the pause is over.
+func (a *agent) sweepAfterGaps(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -91,16 +93,16 @@ func (a *agent) closeGaps(ctx context.Context) {
 		}
 		began := time.Now()
 		if !a.judgeAll(conntrack.ScopeGap) && a.is(starting, applying, resuming) {
-			a.noteGap() // the sweep of the start may have been before it
+			a.recordGap() // the sweep of the start may have run before the gap
 		}
 		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("cannot judge the connections that may have passed unjudged; trying again", "err", err)
-			a.noteGap()
+			a.recordGap()
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(gapInterval, gapShare*time.Since(began))):
+		case <-time.After(max(gapInterval, gapPauseFactor*time.Since(began))):
 		}
 	}
 }

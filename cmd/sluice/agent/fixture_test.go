@@ -22,25 +22,26 @@ import (
 	"sluice/watch"
 )
 
-// testTimeout bounds the wait for what must happen.
+// testTimeout bounds each wait for the agent.
 const testTimeout = time.Minute
 
-// fixture is an agent on a host of fakes, which record what the agent does with them.
+// fixture is an agent whose host consists of fakes. They record each call as a step. The
+// fixture itself is the agent's source of updates.
 type fixture struct {
 	*agent
 	t    *testing.T
-	in   chan watch.Update // of the source
+	in   chan watch.Update
 	stop context.CancelFunc
 
 	mu    sync.Mutex
-	done  []string
-	hooks map[string]func() error // called by the fake at that step
+	done  []string                // the recorded steps
+	hooks map[string]func() error // called at a step, which returns its error
 
 	iptables *iptables.Fake
 	ended    chan error
 }
 
-// The steps that the fakes record.
+// Names of the steps that the fakes record.
 const (
 	stepKernel    = "kernel cache"
 	stepGuard     = "guard"
@@ -75,7 +76,7 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// step records a step once while it is repeated, and calls its hook.
+// step records a step and calls its hook. Consecutive repetitions are recorded once.
 func (f *fixture) step(name string) error {
 	f.mu.Lock()
 	if n := len(f.done); n == 0 || f.done[n-1] != name {
@@ -89,14 +90,14 @@ func (f *fixture) step(name string) error {
 	return nil
 }
 
-// at sets what the fake does at a step; nil does nothing.
+// at sets the hook of a step; nil removes it.
 func (f *fixture) at(step string, hook func() error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.hooks[step] = hook
 }
 
-// steps takes the steps that were recorded so far.
+// steps returns the recorded steps, and forgets them.
 func (f *fixture) steps() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -123,38 +124,39 @@ func (f *fixture) start() {
 	f.run()
 	f.update(func(*policy.Store) {})
 	f.await("ready", f.synced)
-	f.await("stages", f.controller.Ready())
+	f.await("attached to its stages", f.controller.Ready())
 }
 
-// end returns why the agent has ended.
+// end waits for the end of the agent and returns its error.
 func (f *fixture) end() error {
 	f.t.Helper()
 	select {
 	case err := <-f.ended:
 		return err
 	case <-time.After(testTimeout):
-		f.t.Fatal("the agent does not end")
+		f.t.Fatal("the agent has not ended in time")
 		return nil
 	}
 }
 
+// await waits until c is closed.
 func (f *fixture) await(what string, c <-chan struct{}) {
 	f.t.Helper()
 	select {
 	case <-c:
 	case err := <-f.ended:
-		f.t.Fatalf("the agent has ended before %s: %v", what, err)
+		f.t.Fatalf("the agent ended before it was %s: %v", what, err)
 	case <-time.After(testTimeout):
-		f.t.Fatalf("no %s", what)
+		f.t.Fatalf("the agent is not %s in time", what)
 	}
 }
 
-// until waits until ok.
+// until waits until ok returns true.
 func (f *fixture) until(what string, ok func() bool) {
 	f.t.Helper()
 	for end := time.Now().Add(testTimeout); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			f.t.Fatalf("not: %s", what)
+			f.t.Fatalf("timeout while waiting for: %s", what)
 		}
 	}
 }
@@ -166,25 +168,25 @@ func (f *fixture) recorded(step string) bool {
 	return slices.Contains(f.done, step)
 }
 
-// update has the source tell of something.
+// update sends u from the source to the agent.
 func (f *fixture) update(u watch.Update) {
 	f.t.Helper()
 	select {
 	case f.in <- u:
 	case <-time.After(testTimeout):
-		f.t.Fatal("the agent takes no update")
+		f.t.Fatal("the agent does not receive updates")
 	}
 }
 
 // hasRules reports whether the rules are in place.
 func (f *fixture) hasRules() bool { return strings.Contains(f.iptables.Dump(), "-j SLUICE") }
 
-// errFeed is the end of the source.
+// errFeed is the error of the source after a nil update.
 var errFeed = errors.New("the feed broke")
 
 func (f *fixture) String() string { return "a feed" }
 
-// Run makes the fixture the source of the agent. A nil update ends it.
+// Run implements watch.Source. A nil update ends it with errFeed.
 func (f *fixture) Run(ctx context.Context, update func(watch.Update)) error {
 	for {
 		select {
@@ -199,7 +201,7 @@ func (f *fixture) Run(ctx context.Context, update func(watch.Update)) error {
 	}
 }
 
-// fakeConnections is a table without connections.
+// fakeConnections is a conntrack table without connections.
 type fakeConnections struct{ f *fixture }
 
 func (c fakeConnections) Dump(context.Context, []netip.Addr, func(*conntrack.Conn)) error {
@@ -227,7 +229,8 @@ func (q *fakeQueues) Drain(context.Context) error { return q.f.step(stepDrain) }
 func (q *fakeQueues) Stats() queue.Stats          { return queue.Stats{} }
 func (q *fakeQueues) Waiting() (int, error)       { return 0, nil }
 
-// fakeKernel records Publish alone; the embedded interface is nil.
+// fakeKernel records only Publish. The embedded interface is nil, so methods that are not
+// overridden panic.
 type fakeKernel struct {
 	kernelCache
 	f *fixture

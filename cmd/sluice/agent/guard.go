@@ -26,10 +26,10 @@ func (a *agent) openGuard() error {
 	return nil
 }
 
-// applyGuarded guards the interfaces and puts the rules in place. Forged sources are
-// dropped all the time: the rules need not do it while the guard does, and do it before the
-// guard stops. Without a guard, applyGuarded removes that of an earlier agent, which would
-// not know later pods.
+// applyGuarded guards the interfaces and then puts the rules in place, so that forged
+// sources are dropped at every moment: the guard begins before the rules stop dropping
+// them, and stops only after the rules drop them again. Without a guard of its own,
+// applyGuarded removes that of an earlier agent, which does not know later pods.
 func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func(context.Context) error) error {
 	if a.guard == nil {
 		if err := apply(ctx); err != nil {
@@ -47,30 +47,31 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 	if !covers {
 		a.log.Info("the rules drop forged sources, because the guard does not cover all interfaces", "because", because)
 	}
-	_ = a.manager.Guarded(ctx, covers) // before Apply it changes nothing yet
+	_ = a.manager.Guarded(ctx, covers) // writes nothing yet: apply does
 	if err := apply(ctx); err != nil {
 		return err
 	}
 	a.guard.Told(covers)
-	if now := a.published.Snapshot(); now != s { // published meanwhile
+	if now := a.published.Snapshot(); now != s { // published in the meantime
 		a.updateGuard(now)
 	}
 	return nil
 }
 
-// keepRules leaves the rules in place without an agent. The node's addresses that the guard
-// knows would go stale, so the rules drop forged sources again.
+// keepRules prepares the rules to stay without an agent. The guard's list of the node's
+// addresses becomes stale, so the rules drop forged sources again.
 func (a *agent) keepRules(ctx context.Context) error {
 	a.yieldGuard()
-	_ = a.manager.Guarded(ctx, false) // before Apply it changes nothing yet
+	_ = a.manager.Guarded(ctx, false) // writes nothing yet: Apply does
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}
 	return a.releaseGuard(ctx)
 }
 
-// releaseGuard removes this agent's programs from the interfaces that lead to no pod, if
-// the rules drop forged sources. A successor's programs have replaced them otherwise.
+// releaseGuard removes this agent's programs from the interfaces without a pod, but only if
+// the rules drop forged sources. Otherwise nothing else may drop them, except a successor
+// whose programs have replaced these.
 func (a *agent) releaseGuard(ctx context.Context) error {
 	if a.guard == nil || !a.manager.DropsSources(ctx) {
 		return nil
@@ -104,7 +105,8 @@ func (a *agent) removeGuard() error {
 	return a.guard.Remove()
 }
 
-// closeGuard releases the guard. Where rules stay, the programs stay too.
+// closeGuard releases the guard's resources. The programs stay on the interfaces unless
+// removeGuard has removed them.
 func (a *agent) closeGuard() error {
 	if a.guard == nil {
 		return nil
@@ -112,8 +114,8 @@ func (a *agent) closeGuard() error {
 	return a.guard.Close()
 }
 
-// guardStats returns the counters of the guard, nil without one, and why it is not up to
-// date, empty if it is.
+// guardStats returns the counters of the guard, or nil if there is no guard, and the reason
+// why the guard is not up to date, or an empty string.
 func (a *agent) guardStats() (*guard.Stats, string) {
 	if a.guard == nil {
 		return nil, ""

@@ -18,39 +18,39 @@ import (
 // An agent that starts while another one enforces takes over from it, so that the node is
 // never without an agent during an update:
 //
-//  1. The new agent takes other queues, since the old one reads the usual ones. It reads all
-//     sources and starts its workers.
-//  2. It asks the old agent over its socket to yield, which means to leave the rules alone.
-//     The old agent goes on answering the packets in its queues.
-//  3. It replaces the old rules by its own in one transaction. From here on, new connections
-//     go to its queues.
+//  1. The new agent uses other queues, because the old one reads the configured ones. It
+//     reads all sources and starts its workers.
+//  2. It asks the old agent over its socket to yield. From then on, the old agent does not
+//     change the rules, but still answers the packets in its queues.
+//  3. It replaces the old rules with its own in one transaction. From then on, new
+//     connections go to its queues.
 //  4. When the old agent has answered all packets, the new one judges all live connections
-//     once more.
+//     again.
 //  5. The request of step 2 stays open. If it ends while the old agent is still running, the
-//     new one is gone, and the old one enforces again.
+//     new agent has died, and the old one enforces again.
 //
-// Both follow the same API, so a connection gets the same verdict from either, except for
-// changes that only one of them has seen yet. Therefore the old agent ends its sweeps before
-// it yields, and step 4 follows.
+// Both agents follow the same API, so both give a connection the same verdict, unless only
+// one of them has seen the latest change. This is why the old agent ends its sweeps before it
+// yields, and why step 4 is needed.
 
 const (
 	// takeOverTimeout bounds the wait for the predecessor to yield.
 	takeOverTimeout = 5 * time.Second
-	// takeOverInterval is the time after which an agent that cannot yield is asked again.
+	// takeOverInterval is the time between two requests to an agent that cannot yield yet.
 	takeOverInterval = 50 * time.Millisecond
 )
 
-// queuedAgent is the agent that reads the queues before or behind this one's.
+// queuedAgent is the agent that reads the range of queues before or after this one's.
 type queuedAgent struct {
 	socket string
-	first  uint16 // of its queues
-	count  int
-	// blocks says that it reads the queues that this agent would read otherwise.
+	first  uint16 // the number of its first queue
+	count  int    // the number of its queues
+	// blocks is set if it reads the configured queues, so that this agent uses the others.
 	blocks bool
 }
 
-// chooseQueues selects the configured range of queues or, if a process reads that, the
-// next range. Successive agents thus alternate between the two. It returns the agent on
+// chooseQueues selects the configured range of queues or, if a process reads that range, the
+// next one. So successive agents alternate between the two. It returns the agent that reads
 // the other range, or nil.
 func (a *agent) chooseQueues() (predecessor, error) {
 	wanted, count := a.opts.Rules.FirstQueue, a.opts.Rules.Span()
@@ -66,7 +66,8 @@ func (a *agent) chooseQueues() (predecessor, error) {
 	return p, nil
 }
 
-// freeQueues returns the first queue to read, and whether another agent may be there.
+// freeQueues returns the first queue of the range to read, and whether a process reads the
+// other range.
 func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
 	wanted, err := queue.Bound(0, first, count)
 	if err != nil {
@@ -75,7 +76,7 @@ func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err erro
 	next := int(first) + count
 	if next+count > 1<<16 {
 		if wanted {
-			return 0, true, fmt.Errorf("another process reads queues from %d on, and there are no numbers behind them: choose others with --queue-first", first)
+			return 0, true, fmt.Errorf("another process reads queues from %d on, and there are no higher numbers for this agent: choose others with --queue-first", first)
 		}
 		return first, false, nil
 	}
@@ -91,9 +92,9 @@ func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err erro
 	return first, behind, nil
 }
 
-// requestYield asks the agent behind a socket to yield, and returns when it has. The lease
-// must stay open for as long as this agent enforces. If the agent does not answer within the
-// timeout it hangs, and the error says what to do.
+// requestYield asks the agent that listens on a socket to yield, and returns when it has
+// yielded. The lease must stay open for as long as this agent enforces. If the other agent
+// does not answer within the timeout, it hangs, and the error says what to do.
 func requestYield(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -114,7 +115,7 @@ func requestYield(ctx context.Context, socket string, timeout time.Duration) (le
 		return closeFunc(func() error { cancel(); return response.Body.Close() }), nil
 	case limited.Err() != nil:
 		if err == nil {
-			_ = response.Body.Close() // it answered too late
+			_ = response.Body.Close() // the answer came after the timeout
 		}
 		err = context.Cause(limited)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
@@ -133,12 +134,12 @@ func requestYield(ctx context.Context, socket string, timeout time.Duration) (le
 var (
 	// errNoAgent means that there is no agent to take over from.
 	errNoAgent = errors.New("no agent answers on")
-	// errNotEnforcing means that the agent starts or ends. Or it is this agent itself,
-	// because the predecessor is about to put its socket in place.
+	// errNotEnforcing means that the agent behind the socket is starting or ending. It may
+	// be this agent itself, if the predecessor has not yet put its own socket in place.
 	errNotEnforcing = errors.New("no agent that enforces answers on")
 )
 
-// TakeOver asks the agent to yield, until it has.
+// TakeOver asks the agent to yield until it does, for at most takeOverTimeout.
 func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 	for end := time.Now().Add(takeOverTimeout); ; {
 		lease, err := requestYield(ctx, q.socket, takeOverTimeout)
@@ -146,9 +147,9 @@ func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 		case err == nil:
 			return lease, nil
 		case errors.Is(err, errNoAgent) && !q.blocks:
-			return nil, nil //nolint:nilnil // the process behind our queues is not an agent, and not in the way
+			return nil, nil //nolint:nilnil // the process that reads the other range is not an agent, and does no harm
 		case errors.Is(err, errNoAgent) && q.gone():
-			return nil, nil //nolint:nilnil // the agent has ended meanwhile
+			return nil, nil //nolint:nilnil // the agent has ended in the meantime
 		case !errors.Is(err, errNotEnforcing) || time.Now().After(end):
 			return nil, err
 		}
@@ -160,13 +161,13 @@ func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 	}
 }
 
-// gone reports whether no process reads the agent's queues any more.
+// gone reports whether the agent's queues have no reader left.
 func (q queuedAgent) gone() bool {
 	bound, err := queue.Bound(0, q.first, q.count)
 	return err == nil && !bound
 }
 
-// Queued is the number of packets that wait in the agent's queues.
+// Queued returns the number of packets in the agent's queues.
 func (q queuedAgent) Queued() (int, error) { return queue.Waiting(0, q.first, q.count) }
 
 type closeFunc func() error
@@ -175,12 +176,12 @@ func (f closeFunc) Close() error { return f() }
 
 // handover is the request of an agent that wants to take over.
 type handover struct {
-	yielded chan<- bool
-	gone    <-chan struct{} // closed when the other agent is gone
+	yielded chan<- bool     // receives whether this agent has yielded
+	gone    <-chan struct{} // closed when the other agent has died or released its lease
 }
 
 // handOver answers an agent that wants to take over. The request stays open for as long as
-// that agent is there.
+// that agent lives.
 func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	if !a.requestHandover(r.Context()) {
 		http.Error(w, "this agent is not ready itself, or has yielded to another", http.StatusConflict)
@@ -193,11 +194,11 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// requestHandover has the goroutine of run yield, and reports whether it has. Until ctx
-// ends, the agent that asks is there.
+// requestHandover makes the goroutine of run yield, and reports whether it has. ctx ends
+// when the agent that wants to take over has died.
 func (a *agent) requestHandover(ctx context.Context) bool {
 	if !a.is(enforcing) {
-		return false // at once: the goroutine of run may be busy
+		return false // without waiting: the goroutine of run may be busy
 	}
 	yielded := make(chan bool, 1)
 	select {
@@ -210,8 +211,8 @@ func (a *agent) requestHandover(ctx context.Context) bool {
 	return <-yielded
 }
 
-// handOverUntil yields to agents that take over, and enforces again when they are gone,
-// until ctx or the parts' context ends.
+// handOverUntil yields to agents that take over, and enforces again when they have died. It
+// returns when ctx or serving ends.
 func (a *agent) handOverUntil(ctx, serving context.Context) {
 	var gone <-chan struct{}
 	for {
@@ -229,7 +230,7 @@ func (a *agent) handOverUntil(ctx, serving context.Context) {
 		case <-gone:
 			gone = nil
 			if ctx.Err() != nil || serving.Err() != nil {
-				return // this agent ends, and has broken off the request itself
+				return // this agent is ending, and has broken off the request itself
 			}
 			if err := a.enforceAgain(ctx); err != nil {
 				a.log.Error("the agent that took over is gone, but the rules cannot be put in place", "err", err)
@@ -238,8 +239,8 @@ func (a *agent) handOverUntil(ctx, serving context.Context) {
 	}
 }
 
-// yield leaves the rules and the live connections to another agent, and returns when this
-// one does nothing about them any more.
+// yield leaves the rules and the live connections to another agent. When it returns, this
+// agent changes neither. It reports false if this agent does not enforce.
 func (a *agent) yield() bool {
 	if !a.is(enforcing) {
 		return false
@@ -251,7 +252,8 @@ func (a *agent) yield() bool {
 	return true
 }
 
-// enforceAgain takes the rules and the live connections back.
+// enforceAgain takes back the rules and the live connections after the agent that had taken
+// over has died.
 func (a *agent) enforceAgain(ctx context.Context) error {
 	a.log.Warn("the agent that took over is gone; enforcing again")
 	a.setPhase(resuming)

@@ -12,8 +12,8 @@ import (
 	"sluice/cmd/sluice/agent/telemetry"
 )
 
-// An agent that has its own socket finds itself there, and not the agent that reads the
-// queues: the error tells where to look.
+// If the agent that reads the queues uses another --socket, the new agent finds itself behind
+// its socket. The error names the path and explains this.
 func TestTakeOverNamesOtherSockets(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -26,11 +26,11 @@ func TestTakeOverNamesOtherSockets(t *testing.T) {
 	t.Cleanup(func() { _ = server.Close(); <-ended })
 	_, err = requestYield(t.Context(), path, time.Minute)
 	if !errors.Is(err, errNotEnforcing) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "agent with another --socket") {
-		t.Errorf("%v", err)
+		t.Errorf("error %v, want one that names %s and an agent with another --socket", err, path)
 	}
 }
 
-// hung is a socket behind which an agent does not answer.
+// hung returns the path of a socket whose agent never answers.
 func hung(t *testing.T) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
@@ -42,8 +42,8 @@ func hung(t *testing.T) (path string) {
 	return path
 }
 
-// What is said about an agent that hangs names the agent, how long it was waited
-// for, and what helps; not the context that ended.
+// Errors about an agent that hangs name its socket, the timeout and, for a takeover, what to
+// do. They do not mention the context.
 func TestHungAgentIsNamed(t *testing.T) {
 	path := hung(t)
 	const timeout = 50 * time.Millisecond
@@ -68,7 +68,7 @@ func TestHungAgentIsNamed(t *testing.T) {
 			}
 		}
 		if strings.Contains(tt.err.Error(), "context ") {
-			t.Errorf("%s: %q tells of a context", what, tt.err)
+			t.Errorf("%s: %q mentions a context", what, tt.err)
 		}
 	}
 }

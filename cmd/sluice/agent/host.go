@@ -15,20 +15,20 @@ import (
 	"sluice/filter/queue"
 )
 
-// host is what an agent drives on its host. The interfaces are as small as the agent's
-// use of them, so that a test can build an agent that touches nothing.
+// host holds the parts that act on the machine. Their interfaces have only the methods that
+// the agent uses, so that tests can replace them with fakes.
 type host struct {
 	tables      []iptables.Table
 	conntrack   conntrack.Table
 	kernel      kernelCache    // nil if the kernel remembers no verdicts
 	guard       interfaceGuard // nil if pods' interfaces are not guarded
-	predecessor predecessor    // nil if there is no other agent
+	predecessor predecessor    // nil if no other agent enforces
 	leftovers   leftovers
 	queues      packetQueues
 	newQueues   func(queue.Options, func() queue.Evaluator, *slog.Logger) (packetQueues, error)
 }
 
-// packetQueues are the workers: [queue.Queues].
+// packetQueues is implemented by [queue.Queues].
 type packetQueues interface {
 	Run(ctx context.Context) error
 	Ready() <-chan struct{}
@@ -38,7 +38,7 @@ type packetQueues interface {
 	Waiting() (int, error)
 }
 
-// kernelCache is the flow cache in the kernel: [bpf.Cache].
+// kernelCache is implemented by [bpf.Cache].
 type kernelCache interface {
 	Publish(s *policy.Snapshot, changes policy.Changes) error
 	SetStarting(addrs []netip.Prefix) error
@@ -52,7 +52,7 @@ type kernelCache interface {
 	Remove() error
 }
 
-// interfaceGuard is the guard of pods' interfaces: [guard.Guard].
+// interfaceGuard is implemented by [guard.Guard].
 type interfaceGuard interface {
 	Begin(s *policy.Snapshot) error
 	Covers() (covers bool, because string)
@@ -69,17 +69,18 @@ type interfaceGuard interface {
 
 // predecessor is the agent that may enforce when this one starts.
 type predecessor interface {
-	// TakeOver returns when the predecessor leaves rules and connections to this agent. The
-	// lease keeps it so; it is nil if no agent is there any more.
+	// TakeOver returns when the predecessor has left rules and connections to this agent. It
+	// takes them back when the lease is closed. The lease is nil if there is no predecessor
+	// any more.
 	TakeOver(ctx context.Context) (lease io.Closer, err error)
-	// Queued is the number of packets that the predecessor has yet to answer.
+	// Queued returns the number of packets that the predecessor has not answered yet.
 	Queued() (int, error)
 }
 
-// leftovers are what agents that are gone have left on the host.
+// leftovers removes what earlier agents have left on the host.
 type leftovers interface {
-	// RemoveRules removes rules from the backend of iptables that is not used: packets
-	// would meet both.
+	// RemoveRules removes rules from the backend of iptables that this agent does not use:
+	// packets pass through the rules of both backends.
 	RemoveRules(ctx context.Context) error
 	// RemovePins removes pinned programs that no rule calls.
 	RemovePins() (dirs []string, err error)
@@ -87,7 +88,7 @@ type leftovers interface {
 	RemoveGuard() error
 }
 
-// open opens the host's side of the parts. close releases it, also after an error.
+// open opens the parts that act on the machine. close releases them, also after an error.
 func (a *agent) open(ctx context.Context) (err error) {
 	if a.tables, err = iptables.Open(ctx, a.opts.Rules.Backend, a.log); err != nil {
 		return err
@@ -113,7 +114,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// hostLeftovers are those of this host.
+// hostLeftovers implements leftovers on this machine.
 type hostLeftovers struct {
 	inUse []iptables.Table
 	bpffs string

@@ -17,14 +17,15 @@ import (
 
 // The kernel can remember verdicts too, if the kernel and iptables support it:
 //
-//   - Before there are rules, the agent pins the programs that the rules will call. Each
-//     agent has its own. It fills their maps before its rules call them.
-//   - A change of policy updates them, and reaches the live connections when no packet in
-//     the rules was judged by the old state.
-//   - When its rules are in place, what earlier agents have pinned is not needed any more.
-//   - At the end, the programs stay with the rules, or are removed with them.
+//   - Before it writes rules, the agent pins the programs that the rules will call, and
+//     fills their maps. Each agent has programs of its own.
+//   - A change of policy updates the maps. The live connections are judged only when no
+//     packet in the rules was decided by the old maps.
+//   - When the rules are in place, the agent removes the programs that earlier agents have
+//     pinned.
+//   - At the end, the programs stay if the rules stay; otherwise both are removed.
 
-// openKernel loads the flow cache of the kernel, and has the rules call it.
+// openKernel loads the kernel's flow cache, and sets the options so that the rules call it.
 func (a *agent) openKernel() error {
 	wanted := a.opts.KernelCache
 	if wanted == KernelCacheOff {
@@ -34,7 +35,8 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
-	// A remembered denial would stay in force while no agent runs.
+	// With --fail open, a remembered denial would still deny while no agent runs. With
+	// --log-verdicts, it would not be logged.
 	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
 	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {
@@ -44,7 +46,7 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", err)
 		return nil
 	}
-	a.kernel = c // close removes it, whatever happens next
+	a.kernel = c // from here on, close removes it
 	a.opts.Rules.AllowPin, a.opts.Rules.DenyPin = c.AllowPin(), c.DenyPin()
 	if err := a.opts.Rules.Validate(); err != nil {
 		return err
@@ -53,7 +55,7 @@ func (a *agent) openKernel() error {
 	return nil
 }
 
-// setKernelStarting tells the kernel the addresses of pods that start.
+// setKernelStarting passes the addresses of starting pods to the kernel's flow cache.
 func (a *agent) setKernelStarting(addrs []netip.Prefix) {
 	if a.kernel == nil {
 		return
@@ -63,7 +65,7 @@ func (a *agent) setKernelStarting(addrs []netip.Prefix) {
 	}
 }
 
-// setKernelDevices tells the kernel which interface leads to which pod.
+// setKernelDevices passes the interface of each pod address to the kernel's flow cache.
 func (a *agent) setKernelDevices(devices map[netip.Addr]uint32) {
 	if a.kernel == nil {
 		return
@@ -73,7 +75,8 @@ func (a *agent) setKernelDevices(devices map[netip.Addr]uint32) {
 	}
 }
 
-// attend tells the kernel at intervals that the agent is running, until ctx ends.
+// attend writes a heartbeat to the kernel's flow cache at intervals, until ctx ends. Without
+// it, the cache stops answering for pods that share an interface (--unattended).
 func (a *agent) attend(ctx context.Context) {
 	if a.kernel == nil || a.opts.Unattended == 0 {
 		return
@@ -95,24 +98,24 @@ func (a *agent) attend(ctx context.Context) {
 	}
 }
 
-// avoidKernel returns why the kernel's flow cache would do harm; empty if it would not.
+// avoidKernel returns the reason not to use the kernel's flow cache, or an empty string.
 //
-// A change of a legacy table replaces the whole table, and the process that makes it looks
-// up the programs that the rules call. So kube-proxy could not change the table any more
-// from a container that does not see the pinned programs.
+// A change of a legacy table replaces the whole table, and the process that changes it must
+// find the pinned programs that the rules call. A kube-proxy in a container that does not
+// see them could no longer change the table.
 func (a *agent) avoidKernel() string {
 	switch {
 	case a.opts.Verdicts == verdictlog.All:
-		return "--log-verdicts all needs each of them"
+		return "it does not log, and --log-verdicts all needs every verdict in the log"
 	case strings.HasSuffix(a.tableNames(), "-"+string(iptables.Legacy)):
 		return "programs that do not see the pins could not change the legacy tables"
 	}
 	return ""
 }
 
-// applyWhatWorks puts the rules in place. Only now it becomes known whether iptables or the
+// applyWhatWorks puts the rules in place. Only the attempt shows whether iptables or the
 // kernel lacks a match that the overflow queue, the kernel's flow cache or the rules about
-// forged sources need. What the manager cannot write is left out for good.
+// forged sources need. Parts that cannot be written are left out until the agent ends.
 func (a *agent) applyWhatWorks(ctx context.Context) error {
 	a.manager.MustPin(a.kernel != nil && a.opts.KernelCache == KernelCacheOn)
 	if err := a.manager.Apply(ctx); err != nil {
@@ -120,7 +123,7 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 	}
 	a.manager.MustPin(false) // a repair without the programs is better than no repair
 	if less, _ := a.manager.Lacks(); less != (iptables.Less{}) {
-		// Once more with all parts: the first time may have failed for another reason.
+		// Try all parts once more: the first attempt may have failed for another reason.
 		if err := a.manager.Apply(ctx); err != nil {
 			return err
 		}
@@ -136,14 +139,14 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 	return a.without(less, because)
 }
 
-// without logs which parts the rules lack, and adapts the agent to it.
+// without logs which parts the rules lack, and adapts the agent to that.
 func (a *agent) without(less iptables.Less, because string) error {
 	if less.Overflow {
 		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)
 	}
 	if less.Sources {
 		a.log.Warn("packets with a source of this node or of their receiver are not dropped", event.SourceCheckOff.Attr(), "because", because)
-		a.network.takesAnySource()
+		a.network.setUncheckedSources()
 	}
 	if less.Pins {
 		a.log.Info("the kernel remembers no verdicts after all", event.KernelCacheOff.Attr(), "because", because)
@@ -152,17 +155,18 @@ func (a *agent) without(less iptables.Less, because string) error {
 	return nil
 }
 
-// kernelError returns the errors with which the agent must end: the kernel might go on to
-// answer by an older snapshot. With others all packets are queued, as without the cache.
+// kernelError returns err if the kernel may still answer by an older snapshot: the agent must
+// end. It logs any other error and returns nil, because the cache has disabled itself and all
+// packets are queued.
 func (a *agent) kernelError(err error) error {
 	if err == nil || errors.Is(err, bpf.ErrStillAnswering) {
 		return err
 	}
-	a.log.Error("the kernel answers nothing by itself until the next change succeeds", "err", err)
+	a.log.Error("the kernel's flow cache is disabled until the next change succeeds", "err", err)
 	return nil
 }
 
-// kernelStats returns the counters of the kernel's flow cache; nil if there is none.
+// kernelStats returns the counters of the kernel's flow cache, or nil if it is not used.
 func (a *agent) kernelStats() *bpf.Stats {
 	if a.kernel == nil {
 		return nil
@@ -175,7 +179,7 @@ func (a *agent) kernelStats() *bpf.Stats {
 	return &stats
 }
 
-// removePins removes the programs that earlier agents have pinned. No rule calls them now.
+// removePins removes the programs that earlier agents have pinned. No rule may call them.
 func (a *agent) removePins() {
 	removed, err := a.leftovers.RemovePins()
 	for _, dir := range removed {
@@ -186,8 +190,8 @@ func (a *agent) removePins() {
 	}
 }
 
-// closeKernel releases the flow cache of the kernel. Where rules still call it, it goes on
-// answering.
+// closeKernel releases the kernel's flow cache. If rules stay, their programs keep answering;
+// otherwise it removes the programs.
 func (a *agent) closeKernel() error {
 	switch {
 	case a.kernel == nil:

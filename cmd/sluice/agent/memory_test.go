@@ -10,12 +10,12 @@ func TestGCPercent(t *testing.T) {
 		0: maxGC, 1 << 20: maxGC, 32 << 20: 200, headroom: 100, 128 << 20: 50, 200 << 20: minGC, 1 << 40: minGC,
 	} {
 		if got := gcPercent(live); got != want {
-			t.Errorf("%d bytes: %d percent, want %d", live, got, want)
+			t.Errorf("a live heap of %d bytes: %d percent, want %d", live, got, want)
 		}
 	}
 	runtime.GC()
 	if live := liveHeap(); live == 0 {
-		t.Error("nothing is live")
+		t.Error("the live heap is 0 bytes")
 	}
 }
 
@@ -24,7 +24,7 @@ func TestMemoryLimit(t *testing.T) {
 		0: headroom + overhead, 100 << 20: 100<<20 + headroom + overhead, 1000 << 20: 1400<<20 + overhead,
 	} {
 		if got := memoryLimit(live); got != want {
-			t.Errorf("%d bytes: %d, want %d", live, got, want)
+			t.Errorf("a live heap of %d bytes: limit %d, want %d", live, got, want)
 		}
 	}
 }

@@ -17,47 +17,48 @@ import (
 )
 
 const (
-	// lookInterval is the time between two readings of the kernel's settings: the kernel does
+	// settingsInterval is the time between two reads of the kernel's settings: the kernel does
 	// not report their changes.
-	lookInterval = 2 * time.Second
-	// outsideTimeout bounds the time for which a pod may have an address outside of all ranges
-	// before that is a problem: when a pod ends, its route is removed before the API reports it.
+	settingsInterval = 2 * time.Second
+	// outsideTimeout is the time after which a pod with an address outside of all ranges is a
+	// problem. A short time is normal: when a pod ends, its route is removed before the API
+	// reports the end.
 	outsideTimeout = 30 * time.Second
 )
 
-// nodeNetwork is what the agent knows of the way of packets on its node: the interfaces, and
-// the settings of the kernel.
+// nodeNetwork tracks the node's interfaces, routes and kernel settings. It derives the ranges
+// of this node's pods from them, and finds settings that let packets bypass the rules.
 type nodeNetwork struct {
 	starting *policy.StartingPods
 	cluster  bool          // pods come from a cluster, and must have addresses in the ranges
-	derive   bool          // ranges of pods also follow from the node's routes
-	root     string        // of the kernel's settings
+	derive   bool          // derive ranges of pods from the node's routes too
+	root     string        // directory of the kernel's settings, /proc/sys
 	timeout  time.Duration // outsideTimeout, except in tests
 	// guarded reports whether VLAN tags and forged sources are dropped at pods' interfaces.
 	// nil means never.
 	guarded func() bool
 	log     *slog.Logger
-	// onDevices, if not nil, gets the interface of each pod address of this node that has an
-	// interface of its own.
+	// onDevices, if not nil, is called with the interface index of each address of this
+	// node's pods that has an interface of its own.
 	onDevices func(map[netip.Addr]uint32)
-	// onStarting, if set, is called with the addresses of pods that start, before they are
-	// pending.
+	// onStarting, if not nil, is called with the derived ranges before the snapshot treats
+	// unknown addresses in them as pending.
 	onStarting func([]netip.Prefix)
 
 	mu sync.Mutex
-	// anySource is set if the rules drop no forged sources, so that some settings matter
-	// more.
-	anySource bool
+	// uncheckedSources is set if the rules do not drop forged sources. It makes some settings
+	// a problem that are otherwise harmless.
+	uncheckedSources bool
 
 	network  *node.Network
-	snapshot *policy.Snapshot // from which pods was read
-	pods     []netip.Addr     // of this node
-	names    map[netip.Addr]string
+	snapshot *policy.Snapshot         // the one that pods and names were read from
+	pods     []netip.Addr             // addresses of this node's pods
+	names    map[netip.Addr]string    // the pod of each address in pods
 	since    map[netip.Addr]time.Time // when a pod was first outside of all ranges
 	outside  []netip.Addr             // pods outside of all ranges for longer than timeout
-	settings []node.SettingProblem
+	settings []node.SettingProblem    // wrong settings
 	logged   map[node.SettingProblem]bool
-	warned   bool // about pods outside of all ranges
+	warned   bool // a warning about pods outside of all ranges was logged
 }
 
 func newNodeNetwork(starting *policy.StartingPods, log *slog.Logger) *nodeNetwork {
@@ -72,43 +73,43 @@ func (n *nodeNetwork) run(ctx context.Context, published *policy.Published) {
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		node.FollowNetwork(ctx, n.log, func(now *node.Network) {
-			n.take(now)
-			n.look(nil)
+			n.setNetwork(now)
+			n.refresh(nil)
 		})
 	})
-	tick := time.NewTicker(lookInterval)
+	tick := time.NewTicker(settingsInterval)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
-			n.look(published.Snapshot())
+			n.refresh(published.Snapshot())
 		}
 	}
 	wait.Wait()
 }
 
-// begin reads everything for the first time, before there are rules.
+// begin reads network and settings for the first time, before there are rules.
 func (n *nodeNetwork) begin(s *policy.Snapshot) {
 	now, err := node.ReadNetwork()
 	if err != nil {
 		n.log.Warn("this node's interfaces and routes are not known yet", "err", err)
 	} else {
-		n.take(now)
+		n.setNetwork(now)
 	}
-	n.look(s)
+	n.refresh(s)
 }
 
-// takesAnySource records that the rules drop no forged sources.
-func (n *nodeNetwork) takesAnySource() {
+// setUncheckedSources records that the rules do not drop forged sources.
+func (n *nodeNetwork) setUncheckedSources() {
 	n.mu.Lock()
-	n.anySource = true
+	n.uncheckedSources = true
 	n.mu.Unlock()
-	n.look(nil)
+	n.refresh(nil)
 }
 
-// take stores a network that was read.
-func (n *nodeNetwork) take(now *node.Network) {
+// setNetwork stores the network that was just read.
+func (n *nodeNetwork) setNetwork(now *node.Network) {
 	n.mu.Lock()
 	n.network = now
 	n.mu.Unlock()
@@ -117,8 +118,9 @@ func (n *nodeNetwork) take(now *node.Network) {
 	}
 }
 
-// look derives ranges and problems again. With a snapshot, it also reads this node's pods.
-func (n *nodeNetwork) look(s *policy.Snapshot) {
+// refresh derives ranges and problems again. If s is not nil, it first reads this node's pods
+// from s.
+func (n *nodeNetwork) refresh(s *policy.Snapshot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if s != nil && s != n.snapshot {
@@ -144,14 +146,14 @@ func (n *nodeNetwork) look(s *policy.Snapshot) {
 	n.findOutside(ranges)
 	guarded := n.guarded != nil && n.guarded()
 	n.settings = node.CheckSettings(n.root, n.network.PodBridges(ranges, n.pods), guarded)
-	if n.anySource && !guarded {
+	if n.uncheckedSources && !guarded {
 		n.settings = append(n.settings, node.CheckSources(n.root, n.network.PodLinks(ranges, n.pods))...)
 	}
 	n.report()
 }
 
-// ranges returns the ranges of this node's pods in the last snapshot, and the addresses
-// of pods that start.
+// ranges returns the ranges of this node's pods in the last snapshot, and those that were
+// derived from the routes.
 func (n *nodeNetwork) ranges() (known, starting []netip.Prefix) {
 	if n.snapshot != nil {
 		known = n.snapshot.LocalRanges()
@@ -159,8 +161,8 @@ func (n *nodeNetwork) ranges() (known, starting []netip.Prefix) {
 	return known, n.starting.List()
 }
 
-// readPods finds the addresses of this node's pods: a pod whose host has an address of this
-// node is one.
+// readPods finds the addresses of this node's pods: those whose host address is an address
+// of this node.
 func (n *nodeNetwork) readPods(s *policy.Snapshot) {
 	n.pods, n.names = n.pods[:0], make(map[netip.Addr]string)
 	for addr, e := range s.Endpoints() {
@@ -172,7 +174,8 @@ func (n *nodeNetwork) readPods(s *policy.Snapshot) {
 	slices.SortFunc(n.pods, netip.Addr.Compare)
 }
 
-// findOutside finds the pods with an address outside of this node's ranges.
+// findOutside updates outside: the pods that have had an address outside of the ranges for
+// longer than timeout.
 func (n *nodeNetwork) findOutside(ranges []netip.Prefix) {
 	now, since := time.Now(), make(map[netip.Addr]time.Time)
 	n.outside = n.outside[:0]
@@ -194,7 +197,7 @@ func (n *nodeNetwork) findOutside(ranges []netip.Prefix) {
 	n.since = since
 }
 
-// report logs each problem once while it lasts, and its end.
+// report logs the beginning and the end of each problem.
 func (n *nodeNetwork) report() {
 	for _, p := range n.settings {
 		if !n.logged[p] {

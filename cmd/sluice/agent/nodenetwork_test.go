@@ -20,7 +20,7 @@ import (
 	"sluice/watch/node"
 )
 
-// podAt is a pod with an address and its node's.
+// podAt returns a pod with the address addr on the node with the address host.
 func podAt(name, addr, host string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
@@ -28,12 +28,12 @@ func podAt(name, addr, host string) *corev1.Pod {
 	}
 }
 
-// snapshotOf is a snapshot of pods on a node with an address.
+// snapshotOf returns a snapshot with pods, as seen by the node with the address self.
 func snapshotOf(self string, pods ...*corev1.Pod) *policy.Snapshot {
 	return snapshotWith(nil, self, pods...)
 }
 
-// snapshotWith is snapshotOf with ranges of the node's pods.
+// snapshotWith is like snapshotOf, and sets the ranges of the node's pods.
 func snapshotWith(ranges []netip.Prefix, self string, pods ...*corev1.Pod) *policy.Snapshot {
 	w := policy.NewStore()
 	w.SetPodRanges(ranges)
@@ -45,7 +45,8 @@ func snapshotWith(ranges []netip.Prefix, self string, pods ...*corev1.Pod) *poli
 	return s
 }
 
-// bridgeTo is a network with a bridge to a range, of which a port leads to a pod.
+// bridgeTo returns a network with a bridge that is connected to the range pods. One port of
+// the bridge leads to a pod.
 func bridgeTo(pods string) *node.Network {
 	return &node.Network{
 		Links:  []node.Link{{Index: 3, Name: "cni0", Kind: "bridge"}, {Index: 4, Name: "veth1", Kind: "veth", Master: 3, InOtherNetns: true}},
@@ -53,7 +54,8 @@ func bridgeTo(pods string) *node.Network {
 	}
 }
 
-// testNetwork is a node's network as the agent knows it, with no grace.
+// testNetwork returns a nodeNetwork in a cluster, which derives ranges and reports pods
+// outside of them without delay.
 func testNetwork(t *testing.T, network *node.Network) *nodeNetwork {
 	n := newNodeNetwork(new(policy.StartingPods), slog.New(slog.DiscardHandler))
 	n.cluster, n.derive, n.timeout, n.root, n.network = true, true, 0, t.TempDir(), network
@@ -71,46 +73,46 @@ func (n *nodeNetwork) problems(kind string) (found []telemetry.Problem) {
 	return found
 }
 
-// Without spec.podCIDR, ranges follow from the bridge as soon as a pod is known there,
-// stay while it is gone, and go with the bridge.
+// Without spec.podCIDRs, the range of a bridge is derived once a pod is known there. It stays
+// when the pod is gone, and is removed with the bridge's route.
 func TestRangesFromABridge(t *testing.T) {
 	n := testNetwork(t, bridgeTo("10.42.3.0/24"))
 	starting := netip.MustParseAddr("10.42.3.77")
-	expects := func(want bool) {
+	pending := func(want bool) {
 		t.Helper()
 		got := slices.ContainsFunc(n.starting.List(), func(r netip.Prefix) bool { return r.Contains(starting) })
 		if got != want {
-			t.Errorf("a pod is expected at %s: %v, want %v", starting, got, want)
+			t.Errorf("%s is in the derived ranges: %v, want %v", starting, got, want)
 		}
 	}
-	n.look(snapshotOf("192.0.2.1", podAt("elsewhere", "10.42.4.5", "192.0.2.2")))
-	expects(false)
-	n.look(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
-	expects(true)
-	n.look(snapshotOf("192.0.2.1"))
-	expects(true)
+	n.refresh(snapshotOf("192.0.2.1", podAt("elsewhere", "10.42.4.5", "192.0.2.2")))
+	pending(false)
+	n.refresh(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
+	pending(true)
+	n.refresh(snapshotOf("192.0.2.1"))
+	pending(true)
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems %v", p)
 	}
-	n.network = bridgeTo("10.43.0.0/24") // the plugin was set up again
-	n.look(nil)
-	expects(false)
+	n.network = bridgeTo("10.43.0.0/24") // the network plugin was set up again
+	n.refresh(nil)
+	pending(false)
 }
 
-// Pods of this node outside of all ranges are a problem that names them and says what
-// helps; a moment of it is none.
+// Pods of this node outside of all ranges are reported after the timeout as one problem, which
+// names them and has a hint.
 func TestPodsOutsideOfRanges(t *testing.T) {
 	n := testNetwork(t, new(node.Network))
 	ranges := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
 	n.timeout = time.Hour
 	outside := []*corev1.Pod{podAt("a", "10.9.0.1", "192.0.2.1"), podAt("b", "fd00::9", "192.0.2.1"), podAt("c", "10.9.0.3", "192.0.2.1"), podAt("d", "10.9.0.4", "192.0.2.1"),
 		podAt("inside", "10.1.0.5", "192.0.2.1"), podAt("elsewhere", "10.9.0.7", "192.0.2.2")}
-	n.look(snapshotWith(ranges, "192.0.2.1", outside...))
+	n.refresh(snapshotWith(ranges, "192.0.2.1", outside...))
 	if p := n.problems("ranges"); p != nil {
-		t.Errorf("problems before the grace is over: %v", p)
+		t.Errorf("problems before the timeout: %v", p)
 	}
 	n.timeout = 0
-	n.look(nil)
+	n.refresh(nil)
 	p := n.problems("ranges")
 	if len(p) != 1 {
 		t.Fatalf("%d problems, want 1: %v", len(p), p)
@@ -122,54 +124,55 @@ func TestPodsOutsideOfRanges(t *testing.T) {
 	}
 	var s telemetry.State
 	if n.addTo(&s, ReportSysctls); s.PodsOutside != 4 {
-		t.Errorf("%d addresses are outside, want 4", s.PodsOutside)
+		t.Errorf("%d addresses are outside of the ranges, want 4", s.PodsOutside)
 	}
-	n.look(snapshotWith(ranges, "192.0.2.1", outside[4:]...))
+	n.refresh(snapshotWith(ranges, "192.0.2.1", outside[4:]...))
 	if p := n.problems("ranges"); p != nil {
-		t.Errorf("problems when they are gone: %v", p)
+		t.Errorf("problems after the pods are gone: %v", p)
 	}
-	n.look(snapshotOf("192.0.2.1", outside[4:]...))
+	n.refresh(snapshotOf("192.0.2.1", outside[4:]...))
 	if p := n.problems("ranges"); len(p) != 1 || !strings.Contains(p[0].Detail, "there are none") {
 		t.Errorf("problems without any range: %v", p)
 	}
 }
 
-// What --pod-cidrs gives holds alone; without a cluster, a folder tells all.
-func TestRangesThatAreGivenHoldAlone(t *testing.T) {
+// With --pod-cidrs, no ranges are derived. Without a cluster, pods outside of the ranges are
+// not a problem.
+func TestPodCIDRsDisableDerivedRanges(t *testing.T) {
 	n := testNetwork(t, bridgeTo("10.42.3.0/24"))
 	n.derive = false
 	s := snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1"))
-	n.look(s)
+	n.refresh(s)
 	if derived := n.starting.List(); derived != nil {
-		t.Errorf("derived %v", derived)
+		t.Errorf("derived the ranges %v, want none", derived)
 	}
 	if p := n.problems("ranges"); len(p) != 1 {
-		t.Errorf("problems %v, want that the ranges are wrong", p)
+		t.Errorf("problems %v, want one about the ranges", p)
 	}
 	n.cluster = false
-	n.look(nil)
+	n.refresh(nil)
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems without a cluster: %v", p)
 	}
 }
 
-// A setting that keeps packets from iptables is a problem, and one of readiness only
-// if it is to be.
-func TestSettingsAreTold(t *testing.T) {
+// A setting that lets packets bypass iptables is a problem. It makes the agent unready only
+// with --sysctl-problems unready.
+func TestSettingsAreReported(t *testing.T) {
 	n := testNetwork(t, bridgeTo("10.42.3.0/24")) // of a kernel without br_netfilter
-	n.look(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
+	n.refresh(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
 	for _, on := range []SysctlProblems{ReportSysctls, UnreadySysctls} {
 		unready := on == UnreadySysctls
 		s := telemetry.State{Ready: time.Now(), Now: time.Now()}
 		n.addTo(&s, on)
 		if s.SysctlProblems != 1 || len(s.Problems) != 1 || s.Problems[0].Kind != "sysctl" || !strings.Contains(s.Problems[0].String(), "modprobe br_netfilter") {
-			t.Errorf("%d problems: %v", s.SysctlProblems, s.Problems)
+			t.Errorf("%d problems, want one about br_netfilter: %v", s.SysctlProblems, s.Problems)
 		}
 		if why := s.Unready(); (why != "") != unready || unready && !strings.Contains(why, "br_netfilter") {
-			t.Errorf("unready %v: %q", unready, why)
+			t.Errorf("unready: %q, want a reason: %v", why, unready)
 		}
 	}
-	n.takesAnySource()
+	n.setUncheckedSources()
 	if p := n.problems("sysctl"); len(p) != 1 {
 		t.Errorf("with route_localnet off, problems %v", p)
 	}
@@ -177,12 +180,12 @@ func TestSettingsAreTold(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(conf, 0o755), os.WriteFile(filepath.Join(conf, "route_localnet"), []byte("1\n"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	n.look(nil)
+	n.refresh(nil)
 	if p := n.problems("sysctl"); len(p) != 2 || !strings.Contains(p[1].String(), "rp_filter=2") {
 		t.Errorf("with route_localnet on, problems %v", p)
 	}
 	n.network = new(node.Network)
-	n.look(nil)
+	n.refresh(nil)
 	if p := n.problems("sysctl"); p != nil {
 		t.Errorf("problems without a bridge: %v", p)
 	}

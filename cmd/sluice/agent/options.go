@@ -13,13 +13,13 @@ import (
 
 // Options are the settings of an agent.
 type Options struct {
-	// Manifests are directories of manifests, or single files. If there are none, Cluster
-	// tells where the API server is.
+	// Manifests are directories of manifests, or single files. If it is empty, Cluster
+	// configures the connection to the API server.
 	Manifests []string
 	Cluster   *rest.Config
 	NodeName  string
-	// StartupTaint is the key of the taint that the agent removes from its Node; empty if
-	// there is none.
+	// StartupTaint is the key of the taint that the agent removes from its Node when it is
+	// ready; empty disables this.
 	StartupTaint string
 
 	Rules  iptables.Options
@@ -27,12 +27,12 @@ type Options struct {
 
 	PodCIDRs       []netip.Prefix
 	SysctlProblems SysctlProblems
-	Hold           time.Duration // that a packet waits at most for its pod
-	MaxHeld        int           // packets that wait so
+	Hold           time.Duration // the longest time that a packet is held until its pod is known
+	MaxHeld        int           // the largest number of held packets
 	Limits         policy.Limits
 
 	KernelCache KernelCache
-	Unattended  time.Duration // see kernel.Options
+	Unattended  time.Duration // see bpf.Options
 	BPFFS       string
 	Guard       GuardMode
 
@@ -40,7 +40,7 @@ type Options struct {
 	Overflow                       Overflow
 	GSO                            bool
 
-	// TuneMemory lets the agent set the garbage collector.
+	// TuneMemory lets the agent adjust the garbage collector.
 	TuneMemory  bool
 	HTTPAddress string
 	Socket      string // for sluice status, and for the agent that takes over
@@ -68,27 +68,27 @@ const (
 	PassPackets Overflow = "pass"
 )
 
-// KernelCache is whether the kernel remembers verdicts.
+// KernelCache selects whether the kernel remembers verdicts.
 type KernelCache string
 
-// The values of KernelCache. Auto is on where it works and does no harm.
+// The values of KernelCache. Auto is on where the kernel supports it and it does no harm.
 const (
 	KernelCacheAuto KernelCache = "auto"
 	KernelCacheOn   KernelCache = "on"
 	KernelCacheOff  KernelCache = "off"
 )
 
-// GuardMode is whether pods' interfaces are guarded.
+// GuardMode selects whether pods' interfaces are guarded.
 type GuardMode string
 
-// The values of GuardMode. Auto is on where the kernel takes the programs.
+// The values of GuardMode. Auto is on where the kernel supports it.
 const (
 	GuardAuto GuardMode = "auto"
 	GuardOn   GuardMode = "on"
 	GuardOff  GuardMode = "off"
 )
 
-// SysctlProblems is how the agent treats sysctls that let packets bypass iptables.
+// SysctlProblems selects how the agent treats sysctls that let packets bypass iptables.
 type SysctlProblems string
 
 // The values of SysctlProblems.

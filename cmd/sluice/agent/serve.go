@@ -16,20 +16,20 @@ import (
 	"sluice/watch/manifests"
 )
 
-// status is what the agent records for sluice status, metrics and probes.
+// status holds what the agent records for sluice status, metrics and probes.
 type status struct {
 	started   time.Time
 	sources   []watch.Source
 	ready     atomic.Pointer[time.Time] // when it was first ready
-	inForce   atomic.Pointer[time.Time] // when the snapshot in force came into force
+	inForce   atomic.Pointer[time.Time] // when the current snapshot came into force
 	manifests atomic.Pointer[[]manifests.Problem]
 	notRead   atomic.Pointer[[]manifests.NotRead]
-	// otherBackend is why rules of an earlier agent in the other backend could not be
-	// removed; packets meet those too.
+	// otherBackend is the error that kept rules of an earlier agent in the other backend of
+	// iptables, or nil. Packets pass through those rules too.
 	otherBackend atomic.Pointer[error]
 }
 
-// tableNames lists the tables with the rules.
+// tableNames returns the names of the tables with the rules.
 func (a *agent) tableNames() string {
 	var names []string
 	for _, t := range a.tables {
@@ -38,7 +38,7 @@ func (a *agent) tableNames() string {
 	return strings.Join(names, ", ")
 }
 
-// markNow records that something happened just now.
+// markNow stores the current time in when.
 func markNow(when *atomic.Pointer[time.Time]) {
 	now := time.Now()
 	when.Store(&now)
@@ -59,12 +59,12 @@ func (a *agent) serve(ctx context.Context) {
 	}, a.state)
 }
 
-// state is the state of the agent now.
+// state returns the current state of the agent.
 func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: telemetry.Settings{
 			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
-			Fail: failText(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit),
+			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit),
 		},
 		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
 		Snapshot: a.published.Snapshot(), Published: timeOf(&a.inForce),
@@ -81,7 +81,7 @@ func (a *agent) state() *telemetry.State {
 	if s.Forged, err = a.manager.Forged(); err != nil {
 		a.log.Warn("cannot count forged packets", "err", err)
 	}
-	s.Waiting, _ = a.queues.Waiting() // an error is in the log of the queues
+	s.Waiting, _ = a.queues.Waiting() // the queues log the error
 	for _, e := range a.evaluators {
 		s.Tally.Add(e.Tally())
 		flows := e.Stats()
@@ -112,7 +112,7 @@ func (a *agent) state() *telemetry.State {
 		})
 	}
 	for _, p := range broken {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: place(p), Detail: p.Detail, Hint: p.Hint})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: location(p), Detail: p.Detail, Hint: p.Hint})
 	}
 	if passed := a.notRead.Load(); passed != nil {
 		s.NotRead = manifests.TextOf(*passed)
@@ -120,8 +120,8 @@ func (a *agent) state() *telemetry.State {
 	return s
 }
 
-// beyondManifests returns the problems of policies that are not among those of manifests,
-// which also name the file.
+// beyondManifests returns the problems in found that are not in broken too. Those in broken
+// are reported instead, because they name the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {
@@ -130,8 +130,8 @@ func beyondManifests(found []policy.Problem, broken []manifests.Problem) []polic
 	})
 }
 
-// place returns where in the manifests a problem is.
-func place(p manifests.Problem) string {
+// location returns the file, document, object and field of a problem.
+func location(p manifests.Problem) string {
 	text := p.File
 	if p.Document > 0 {
 		text += fmt.Sprintf(", document %d", p.Document)

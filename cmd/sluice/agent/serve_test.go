@@ -12,8 +12,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// What is wrong in a policy of a manifest is told once, with its file.
-func TestProblemsAreToldOnce(t *testing.T) {
+// A problem in a policy of a manifest is reported once, with its file.
+func TestProblemsAreReportedOnce(t *testing.T) {
 	const head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: default, name: bad}\nspec: "
 	for name, spec := range map[string]string{
 		"a value":             `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.01/8}}]}]}`,
@@ -27,28 +27,28 @@ func TestProblemsAreToldOnce(t *testing.T) {
 			}
 			ctx, stop := context.WithCancel(t.Context())
 			w := policy.NewStore()
-			var told []manifests.Problem
-			source := manifests.Source{Dirs: []string{dir}, OnProblems: func(p []manifests.Problem) { told = p }}
+			var reported []manifests.Problem
+			source := manifests.Source{Dirs: []string{dir}, OnProblems: func(p []manifests.Problem) { reported = p }}
 			if err := source.Run(ctx, func(apply func(*policy.Store)) { apply(w); stop() }); err != nil {
 				t.Fatal(err)
 			}
 			found := w.Problems()
-			if len(told) == 0 || len(found) == 0 {
-				t.Fatalf("the manifests have problems %v, and the policies %v", told, found)
+			if len(reported) == 0 || len(found) == 0 {
+				t.Fatalf("problems of the manifests: %v; of the policies: %v; want both", reported, found)
 			}
 			kept := slices.Clone(found)
-			if again := beyondManifests(found, told); len(again) > 0 {
-				t.Errorf("%v is told again beside %v", again, told)
+			if again := beyondManifests(found, reported); len(again) > 0 {
+				t.Errorf("%v is reported again, in addition to %v", again, reported)
 			}
 			if !slices.Equal(found, kept) {
-				t.Errorf("the shared list has changed: %v", found)
+				t.Errorf("beyondManifests changed its argument: %v", found)
 			}
 			if all := beyondManifests(found, nil); len(all) != len(found) {
-				t.Errorf("without manifests %v is left of %v", all, found)
+				t.Errorf("without problems of manifests: %v, want %v", all, found)
 			}
 			large := policy.Problem{Policy: netpol.Ref("default", "bad"), Field: "spec", Detail: "too much", TooLarge: true}
-			if other := beyondManifests([]policy.Problem{large}, told); len(other) != 1 {
-				t.Error("a problem that no manifest tells is passed over")
+			if other := beyondManifests([]policy.Problem{large}, reported); len(other) != 1 {
+				t.Error("a problem that is not in the manifests is missing")
 			}
 		})
 	}

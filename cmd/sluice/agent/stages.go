@@ -6,13 +6,13 @@ import (
 	"sluice/watch"
 )
 
-// stages put a change of policy in force, in this order. Each returns when nothing in its
-// place is decided by an older snapshot, except for the last: a sweep may take longer than
-// new policies should wait, so the follower sweeps on its own goroutine.
+// stages returns the stages that put a change of policy in force, in order. Each returns
+// when its part decides nothing by an older snapshot. The last is an exception: a sweep may
+// take longer than the next change should wait, so the follower sweeps on its own goroutine.
 //
-// Pending packets come before the kernel, whose stage takes 10 ms. The guard does not
-// depend on the others. Connections come last: a sweep is right only when no verdict of an
-// older snapshot can still make or mark one.
+// Pending packets come before the kernel cache, whose stage takes some 10 ms. The guard does
+// not depend on the others. Connections come last: a sweep is complete only if no verdict of
+// an older snapshot can still create or mark a connection.
 func (a *agent) stages() []watch.Stage {
 	return []watch.Stage{
 		watch.StageFunc{Name: "workers", Func: a.awaitWorkers},
@@ -32,7 +32,7 @@ func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 	return err
 }
 
-// judgePending has the workers judge again the packets that are held for a pod.
+// judgePending makes the workers judge the held packets again.
 func (a *agent) judgePending(context.Context, watch.Change) error {
 	a.queues.Reevaluate()
 	return nil
@@ -46,8 +46,8 @@ func (a *agent) publishToKernel(_ context.Context, c watch.Change) error {
 	return a.kernelError(a.kernel.Publish(c.Snapshot, c.Addresses))
 }
 
-// publishToGuard brings the programs on pods' interfaces up to date. Where that fails, the
-// guard tries again by itself.
+// publishToGuard updates the programs on pods' interfaces. If that fails, the guard itself
+// tries again.
 func (a *agent) publishToGuard(_ context.Context, c watch.Change) error {
 	if a.guard != nil {
 		a.updateGuard(c.Snapshot)
@@ -55,7 +55,8 @@ func (a *agent) publishToGuard(_ context.Context, c watch.Change) error {
 	return nil
 }
 
-// judgeConnections has the follower judge the live connections that the change concerns.
+// judgeConnections passes the change to the follower, which judges the live connections that
+// it concerns.
 func (a *agent) judgeConnections(_ context.Context, c watch.Change) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -11,15 +11,15 @@ import (
 	"sluice/watch"
 )
 
-// start takes the agent from nothing to enforcing. The order is what keeps packets from
-// passing unjudged, and from being dropped without need:
+// start runs all steps until the agent enforces. The order matters, so that packets neither
+// pass unjudged nor are dropped without need:
 //
 //   - Without a snapshot, the workers would deny all packets.
 //   - Rules without workers would drop all new connections.
-//   - The predecessor enforces until the rules of this agent take the place of its own.
+//   - The predecessor enforces until the rules of this agent replace its own.
 //   - A sweep before the rules would miss the connections that begin in between.
 //
-// Parts that are to run from then on are started by background.
+// start passes parts that run until the agent ends to background.
 func (a *agent) start(ctx context.Context, background func(part func(context.Context) error)) error {
 	first, err := a.firstSnapshot(ctx)
 	if err != nil {
@@ -43,8 +43,8 @@ func (a *agent) start(ctx context.Context, background func(part func(context.Con
 	return nil
 }
 
-// firstSnapshot waits until all sources have been read. What the rules will call knows
-// the snapshot before there are rules.
+// firstSnapshot waits until all sources have been read. It publishes the snapshot to the
+// kernel's flow cache and the guard, which must have it before there are rules.
 func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	var first watch.Change
 	select {
@@ -70,7 +70,8 @@ func (a *agent) startQueues(ctx context.Context, background func(func(context.Co
 	}
 }
 
-// takeOver has the predecessor, if there is one, leave rules and connections to this agent.
+// takeOver asks the predecessor, if there is one, to leave rules and connections to this
+// agent.
 func (a *agent) takeOver(ctx context.Context) (err error) {
 	if a.predecessor != nil {
 		a.lease, err = a.predecessor.TakeOver(ctx)
@@ -81,28 +82,28 @@ func (a *agent) takeOver(ctx context.Context) (err error) {
 // applyRules guards the interfaces and puts the rules in place.
 func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	a.setPhase(applying)
-	a.network.begin(s) // addresses of pods that start are pending before the rules ask
+	a.network.begin(s) // the ranges of starting pods must be known before packets are queued
 	if err := a.applyGuarded(ctx, s, a.applyWhatWorks); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}
 	return nil
 }
 
-// leftoversInterval is the time between two tries to remove rules from the other backend.
+// leftoversInterval is the time between two attempts to remove rules from the other backend.
 const leftoversInterval = 30 * time.Second
 
-// removeLeftovers removes what agents that are gone have left: only now, because a
-// predecessor has enforced by it until now.
+// removeLeftovers removes what earlier agents have left. It runs after applyRules, because a
+// predecessor needs its rules and programs until they are replaced.
 func (a *agent) removeLeftovers(ctx context.Context, background func(func(context.Context) error)) {
 	if err := a.leftovers.RemoveRules(ctx); err != nil {
-		a.otherBackend.Store(&err) // which is not a reason to leave the node open
+		a.otherBackend.Store(&err) // the start goes on: an error would leave the node open
 		a.log.Error("cannot remove the rules of an earlier agent from the other backend; trying again", "err", err)
 		background(a.retryLeftovers)
 	}
 	a.removePins()
 }
 
-// retryLeftovers tries until the other backend is free of rules.
+// retryLeftovers removes rules from the other backend, at intervals until it succeeds.
 func (a *agent) retryLeftovers(ctx context.Context) error {
 	tick := time.NewTicker(leftoversInterval)
 	defer tick.Stop()
@@ -121,13 +122,13 @@ func (a *agent) retryLeftovers(ctx context.Context) error {
 	return nil
 }
 
-// sweepAll judges all connections that lived before the rules were in place.
+// sweepAll judges all connections that began before the rules were in place.
 func (a *agent) sweepAll(ctx context.Context, s *policy.Snapshot) error {
 	a.follower.Published(s, nil, conntrack.ScopeAll)
 	return a.follower.Sweep(ctx)
 }
 
-// beginEnforcing says that the agent is ready.
+// beginEnforcing marks the agent as ready.
 func (a *agent) beginEnforcing(s *policy.Snapshot, background func(func(context.Context) error)) {
 	a.setPhase(enforcing)
 	if a.lease != nil {
@@ -138,5 +139,5 @@ func (a *agent) beginEnforcing(s *policy.Snapshot, background func(func(context.
 	c := s.Counts()
 	a.log.Info("sluice is ready", event.Ready.Attr(), "policies", c.Policies, "pods", c.Pods, "namespaces", c.Namespaces,
 		"queues", fmt.Sprintf("%d-%d", a.opts.Rules.FirstQueue, int(a.opts.Rules.FirstQueue)+a.opts.Rules.Queues-1),
-		"fail", failText(a.opts.Rules.FailOpen))
+		"fail", failMode(a.opts.Rules.FailOpen))
 }

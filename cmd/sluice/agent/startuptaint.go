@@ -8,7 +8,7 @@ import (
 	"sluice/watch/kube"
 )
 
-// startupTaint returns the taint to remove from this node's Node; nil if there is none.
+// startupTaint returns the taint to remove from this node's Node, or nil.
 func (a *agent) startupTaint() *kube.StartupTaint {
 	if a.opts.StartupTaint == "" {
 		return nil

@@ -10,12 +10,12 @@ import (
 	"sluice/filter/policy"
 )
 
-// index is the page that leads to the others.
+// index writes the page with links to the others.
 func index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	fmt.Fprint(w, `<!doctype html><title>sluice</title><h1>sluice</h1><ul>
 <li><a href="/debug/status">status</a>: what sluice status shows
-<li><a href="/debug/snapshot">snapshot</a>: how much is in force
+<li><a href="/debug/snapshot">snapshot</a>: how many policies and pods are in force
 <li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies that isolate one pod
 <li><a href="/debug/pprof/">pprof</a>: profiles of the agent
 <li><a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>
@@ -23,7 +23,7 @@ func index(w http.ResponseWriter, _ *http.Request) {
 `)
 }
 
-// writeSnapshot writes how much is in force.
+// writeSnapshot writes the number and the size of the snapshot in force.
 func writeSnapshot(w http.ResponseWriter, s *State) {
 	if s.Snapshot == nil {
 		http.Error(w, "nothing is in force yet", http.StatusServiceUnavailable)
@@ -41,8 +41,8 @@ type endpoint struct {
 	Endpoint   string       `json:"endpoint"` // "namespace/name", or "node"
 	Addresses  []netip.Addr `json:"addresses"`
 	Epoch      uint64       `json:"epoch"`
-	Egress     []string     `json:"egress"`  // policies that isolate it there; null if none does
-	Ingress    []string     `json:"ingress"` // likewise
+	Egress     []string     `json:"egress"`  // policies that isolate it in egress; null if there are none
+	Ingress    []string     `json:"ingress"` // the same in ingress
 	NamedPorts []string     `json:"namedPorts"`
 }
 

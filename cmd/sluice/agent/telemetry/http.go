@@ -15,17 +15,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// DefaultAddress is the address of the agent's HTTP server: loopback, and a port that other
-// agents of a node usually leave free.
+// DefaultAddress is the default address of the agent's HTTP server: loopback, and a port that
+// other daemons of a node usually leave free.
 const DefaultAddress = "127.0.0.1:10301"
 
-// Handler answers /metrics, /healthz, /readyz and /debug/. The pages below /debug/ are only
-// for callers on this machine, whatever the address of the server.
+// Handler returns the handler of /metrics, /healthz, /readyz and /debug/. The pages below
+// /debug/ are only for callers on this machine, whatever the address of the server.
 func Handler(read func() *State) http.Handler {
 	mux := http.NewServeMux()
-	// Every pod may request these pages, so oneAtATime bounds their CPU time.
+	// If the server listens beyond loopback, every pod may request these pages, so
+	// oneAtATime bounds their CPU time.
 	mux.Handle("GET /metrics", oneAtATime(promhttp.HandlerFor(Registry(read), promhttp.HandlerOpts{})))
-	mux.Handle("GET /healthz", oneAtATime(&pulse{read: read}))
+	mux.Handle("GET /healthz", oneAtATime(&liveness{read: read}))
 	mux.Handle("GET /readyz", oneAtATime(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, read().Unready()) })))
 	debug := http.NewServeMux()
 	debug.HandleFunc("GET /debug/{$}", index)
@@ -60,7 +61,8 @@ const (
 	maxPprofDuration = 5 * time.Minute
 )
 
-// untilDone extends the deadline of a request by the seconds that it asks for.
+// untilDone extends the deadline of a request by its parameter "seconds", or by pprofDuration
+// if that is longer.
 func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		d := pprofDuration
@@ -72,37 +74,37 @@ func untilDone(next http.HandlerFunc) http.HandlerFunc {
 			}
 			d = max(d, time.Duration(seconds*float64(time.Second)))
 		}
-		extend(w, time.Now().Add(d+writeTimeout))
+		setDeadlines(w, time.Now().Add(d+writeTimeout))
 		next(w, r)
 	}
 }
 
-// oneAtATime makes one page at a time for callers on this node, and one for all others, so
-// that many callers cost no more than one. A page is sent after the next one may begin:
-// others do not wait for a caller that reads slowly.
+// oneAtATime renders one page at a time for callers on this node, and one for all others, so
+// that many callers cost no more CPU than one. It buffers a page before it sends it, so that
+// a slow reader does not block other callers.
 func oneAtATime(next http.Handler) http.Handler {
 	node, others := make(chan struct{}, 1), make(chan struct{}, 1)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		turn := others
-		if placeOf(r.Context()).source == (netip.Addr{}) {
-			turn = node
+		rendering := others
+		if slotOf(r.Context()).source == (netip.Addr{}) {
+			rendering = node
 		}
 		select {
-		case turn <- struct{}{}:
+		case rendering <- struct{}{}:
 		case <-r.Context().Done():
 			return
 		}
 		p := page{header: w.Header(), status: http.StatusOK}
 		func() {
-			defer func() { <-turn }()
+			defer func() { <-rendering }()
 			next.ServeHTTP(&p, r)
 		}()
 		w.WriteHeader(p.status)
-		_, _ = w.Write(p.body.Bytes()) // fails only if the caller is gone
+		_, _ = w.Write(p.body.Bytes()) // fails only if the caller has hung up
 	})
 }
 
-// page is an answer before it is sent.
+// page buffers a response.
 type page struct {
 	header http.Header
 	status int
@@ -113,7 +115,7 @@ func (p *page) Header() http.Header            { return p.header }
 func (p *page) WriteHeader(status int)         { p.status = status }
 func (p *page) Write(text []byte) (int, error) { return p.body.Write(text) }
 
-// answer writes ok, or what is wrong.
+// answer writes "ok" or, if wrong is not empty, status 503 and wrong.
 func answer(w http.ResponseWriter, wrong string) {
 	if wrong != "" {
 		http.Error(w, wrong, http.StatusServiceUnavailable)
@@ -122,30 +124,30 @@ func answer(w http.ResponseWriter, wrong string) {
 	fmt.Fprintln(w, "ok")
 }
 
-// answerTimeout bounds the time in which packets are queued and none is answered, before
-// the agent counts as dead. It is far longer than any packet is held.
+// answerTimeout is the time after which the agent counts as dead if packets are queued and
+// none is answered. It is much longer than a packet is held by default.
 const answerTimeout = 15 * time.Second
 
-// pulse answers /healthz. A part that fails ends the agent. What remains to be found is a
-// part that hangs: packets are queued, and none is answered.
-type pulse struct {
+// liveness answers /healthz. A part that fails ends the agent, so only a part that hangs must
+// be found: packets are queued, and none is answered.
+type liveness struct {
 	read func() *State
 
-	mu       sync.Mutex
-	answered uint64
-	moved    time.Time // when a packet was last answered, or none was queued
+	mu         sync.Mutex
+	answered   uint64    // number of answered packets at the last request
+	progressed time.Time // last request at which that number had grown, or no packet was queued
 }
 
-func (p *pulse) ServeHTTP(w http.ResponseWriter, _ *http.Request) { answer(w, p.wrong(p.read())) }
+func (p *liveness) ServeHTTP(w http.ResponseWriter, _ *http.Request) { answer(w, p.failure(p.read())) }
 
-func (p *pulse) wrong(s *State) string {
+func (p *liveness) failure(s *State) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	answered := s.Queue.Allowed + s.Queue.Denied
-	if s.Waiting == 0 || answered != p.answered || p.moved.IsZero() {
-		p.answered, p.moved = answered, s.Now
+	if s.Waiting == 0 || answered != p.answered || p.progressed.IsZero() {
+		p.answered, p.progressed = answered, s.Now
 	}
-	if still := s.Now.Sub(p.moved); still > answerTimeout {
+	if still := s.Now.Sub(p.progressed); still > answerTimeout {
 		return fmt.Sprintf("%d packets wait in the queues, and none has been answered for %v", s.Waiting, still.Round(time.Second))
 	}
 	return ""
@@ -155,11 +157,11 @@ func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	_ = e.Encode(v) // fails only if the caller is gone
+	_ = e.Encode(v) // fails only if the caller has hung up
 }
 
-// CheckAddress returns what is wrong with an address to listen on, which is a host or
-// nothing, and a port.
+// CheckAddress returns an error unless text is an address to listen on: an optional IP
+// address or localhost, and a port.
 func CheckAddress(text string) error {
 	host, port, err := net.SplitHostPort(text)
 	if err == nil {

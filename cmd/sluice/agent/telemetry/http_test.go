@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// get asks a handler as a caller on the machine does.
+// get requests a page as a caller on this machine.
 func get(h http.Handler, path string) *httptest.ResponseRecorder {
 	return getFrom(h, path, "127.0.0.1:5000")
 }
@@ -23,7 +23,7 @@ func getFrom(h http.Handler, path, from string) *httptest.ResponseRecorder {
 }
 
 func TestPages(t *testing.T) {
-	s := busy(t)
+	s := busyState(t)
 	h := Handler(func() *State { return s })
 	for path, want := range map[string]string{
 		"/metrics":                           "sluice_queue_dropped_total 4\n",
@@ -60,7 +60,7 @@ func TestPages(t *testing.T) {
 }
 
 func TestEndpointPage(t *testing.T) {
-	s := busy(t)
+	s := busyState(t)
 	var got endpoint
 	w := get(Handler(func() *State { return s }), "/debug/endpoint?ip=fd00::1")
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
@@ -72,7 +72,7 @@ func TestEndpointPage(t *testing.T) {
 	}
 }
 
-// Before anything is in force the pages say so, and none of them breaks.
+// Before the first snapshot, pages that need one return status 503, and the others work.
 func TestPagesOfANewAgent(t *testing.T) {
 	h := Handler(func() *State { return &State{Now: noon, Started: noon} })
 	for path, want := range map[string]int{
@@ -86,35 +86,34 @@ func TestPagesOfANewAgent(t *testing.T) {
 	}
 }
 
-// Who comes over the network gets what a monitoring system needs, and no more.
+// Callers on other machines get metrics and health, but no page below /debug/.
 func TestDebugIsForThisMachine(t *testing.T) {
-	s := busy(t)
+	s := busyState(t)
 	h := Handler(func() *State { return s })
 	for _, from := range []string{"192.0.2.7:5000", "[2001:db8::7]:5000", "[::ffff:192.0.2.7]:5000", "@"} {
 		for _, path := range []string{"/debug/", "/debug/endpoint?ip=10.0.0.1", "/debug/pprof/heap", "/debug/status"} {
 			if w := getFrom(h, path, from); w.Code != http.StatusForbidden {
-				t.Errorf("%s from %s: %d", path, from, w.Code)
+				t.Errorf("%s from %s: status %d, want 403", path, from, w.Code)
 			}
 		}
 		if w := getFrom(h, "/metrics", from); w.Code != http.StatusOK {
-			t.Errorf("/metrics from %s: %d", from, w.Code)
+			t.Errorf("/metrics from %s: status %d, want 200", from, w.Code)
 		}
 	}
 	for _, from := range []string{"[::1]:5000", "[::ffff:127.0.0.1]:5000"} {
 		if w := getFrom(h, "/debug/", from); w.Code != http.StatusOK {
-			t.Errorf("/debug/ from %s: %d", from, w.Code)
+			t.Errorf("/debug/ from %s: status %d, want 200", from, w.Code)
 		}
 	}
 }
 
-// An agent is dead when packets wait and it answers none; not when it has nothing
-// to do, or much.
-func TestPulse(t *testing.T) {
-	p := &pulse{}
-	s := busy(t)
+// The agent counts as dead only if packets wait and none is answered for answerTimeout.
+func TestLiveness(t *testing.T) {
+	p := &liveness{}
+	s := busyState(t)
 	at := func(after time.Duration, waiting int, answered uint64) string {
 		s.Now, s.Waiting, s.Queue.Allowed, s.Queue.Denied = noon.Add(after), waiting, answered, 0
-		return p.wrong(s)
+		return p.failure(s)
 	}
 	for _, step := range []struct {
 		after    time.Duration
@@ -132,7 +131,7 @@ func TestPulse(t *testing.T) {
 		{3*time.Hour + answerTimeout + 2, 0, 12, true},
 	} {
 		if wrong := at(step.after, step.waiting, step.answered); (wrong == "") != step.well {
-			t.Errorf("after %v with %d waiting and %d answered: %q", step.after, step.waiting, step.answered, wrong)
+			t.Errorf("after %v with %d packets waiting and %d answered: %q, want alive: %t", step.after, step.waiting, step.answered, wrong, step.well)
 		}
 	}
 }
@@ -143,7 +142,7 @@ func TestCheckAddress(t *testing.T) {
 		"127.0.0.1": false, "9000": false, "127.0.0.1:99999": false, "example:80": false, "::1:80": false, "127.0.0.1:": true,
 	} {
 		if err := CheckAddress(text); (err == nil) != good {
-			t.Errorf("%q: %v", text, err)
+			t.Errorf("%q: %v, want valid: %t", text, err, good)
 		}
 	}
 }

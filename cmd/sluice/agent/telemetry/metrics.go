@@ -12,7 +12,7 @@ import (
 	"sluice/filter/engine"
 )
 
-// number is a metric without labels.
+// number is a metric with one value and no labels.
 type number struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
@@ -33,7 +33,7 @@ func gauge(name, help string, value func(*State) float64) number {
 
 var numbers = []number{
 	gauge("ready", "1 if the agent has read all lists, has its rules in place and can keep both; otherwise 0.",
-		func(s *State) float64 { return truth(s.Unready() == "") }),
+		func(s *State) float64 { return boolToFloat(s.Unready() == "") }),
 	gauge("snapshot_age_seconds", "Time since the snapshot in force was published. It grows while nothing changes.",
 		func(s *State) float64 { return s.since(s.Published).Seconds() }),
 	gauge("snapshot_number", "Number of the snapshot in force. It grows by one with each change.",
@@ -117,14 +117,16 @@ var (
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// The labels of verdicts of the kernel, which remembers neither direction nor reason.
+// Values of the labels direction and reason for verdicts of the kernel, which remembers
+// neither.
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
 )
 
-// problemKinds have a series each from the start, so that an alert sees the first problem
-// as a rise. Another kind has a series while there are problems of it.
+// problemKinds are the kinds of problems that have a series from the start, so that an alert
+// sees the first problem as an increase. Any other kind has a series only while it has
+// problems.
 var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint", "listen"}
 
 // collector reads a State for each scrape.
@@ -163,7 +165,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
 	if k := s.Kernel; k != nil {
-		// Without these, a repeated denial would count once.
+		// The agent sees only the first denial of a flow; the kernel counts the repetitions.
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
@@ -185,8 +187,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(rejudged, "revoked", uint64(live.Revoked))
 	count(rejudged, "restored", uint64(live.Restored))
 	for _, w := range s.Watches {
-		out <- prometheus.MustNewConstMetric(synced, prometheus.GaugeValue, truth(w.Synced), w.Kind)
-		out <- prometheus.MustNewConstMetric(broken, prometheus.GaugeValue, truth(w.Broken != ""), w.Kind)
+		out <- prometheus.MustNewConstMetric(synced, prometheus.GaugeValue, boolToFloat(w.Synced), w.Kind)
+		out <- prometheus.MustNewConstMetric(broken, prometheus.GaugeValue, boolToFloat(w.Broken != ""), w.Kind)
 		count(events, w.Kind, w.Events)
 		count(restarts, w.Kind, w.Restarts)
 		count(failures, w.Kind, w.Errors)
@@ -203,15 +205,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// series are the labels of one count of verdicts.
+// series is a set of labels of sluice_verdicts_total.
 type series struct {
 	direction string
 	action    filter.Action
 	reason    filter.Reason
 }
 
-// expected are present from the start, so that an alert sees the first denial as a rise.
-var expected = []series{
+// initialSeries are present from the start, so that an alert sees the first denial as an
+// increase.
+var initialSeries = []series{
 	{"none", filter.Allow, filter.NotIsolated},
 	{"egress", filter.Allow, filter.RuleAllows},
 	{"ingress", filter.Allow, filter.RuleAllows},
@@ -221,10 +224,10 @@ var expected = []series{
 	{"none", filter.Deny, filter.Malformed},
 }
 
-// byDirection adds up verdicts by the direction that decided.
+// byDirection sums up verdicts by the direction that decided.
 func byDirection(v *engine.Verdicts) map[series]uint64 {
 	sums := make(map[series]uint64)
-	for _, s := range expected {
+	for _, s := range initialSeries {
 		sums[s] = 0
 	}
 	for action := range v {
@@ -240,7 +243,8 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 	return sums
 }
 
-// direction returns the direction that decided.
+// direction returns the direction that decided, for the label direction. s are the directions
+// in which policies isolate the ends.
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {
@@ -258,8 +262,8 @@ func direction(r filter.Reason, s engine.Sides) string {
 	return "none"
 }
 
-// latency makes the histogram of decisions. Times below 2^6 ns share one bucket: no decision
-// is that quick.
+// latency returns the histogram of decisions. Times below 2^6 ns share one bucket, because no
+// decision is that fast.
 func latency(l *engine.Latency) prometheus.Metric {
 	const first = 6
 	buckets := make(map[float64]uint64)
@@ -273,7 +277,7 @@ func latency(l *engine.Latency) prometheus.Metric {
 	return prometheus.MustNewConstHistogram(decision, sum, l.Sum.Seconds(), buckets)
 }
 
-// since is the time since t; 0 if t is zero.
+// since returns the time since t, or 0 if t is zero.
 func (s *State) since(t time.Time) time.Duration {
 	if t.IsZero() {
 		return 0
@@ -281,7 +285,7 @@ func (s *State) since(t time.Time) time.Duration {
 	return s.Now.Sub(t)
 }
 
-// count returns a number of the snapshot in force; 0 without one.
+// count returns a number that of reads from the snapshot in force, or 0 without a snapshot.
 func (s *State) count(of func(*State) int) float64 {
 	if s.Snapshot == nil {
 		return 0
@@ -289,7 +293,7 @@ func (s *State) count(of func(*State) int) float64 {
 	return float64(of(s))
 }
 
-func truth(b bool) float64 {
+func boolToFloat(b bool) float64 {
 	if b {
 		return 1
 	}

@@ -15,7 +15,7 @@ import (
 
 var update = flag.Bool("update", false, "write the files with the expected results")
 
-// golden compares with a file of testdata.
+// golden compares got with a file in testdata.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -29,12 +29,12 @@ func golden(t *testing.T, name string, got []byte) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is otherwise (go test -update writes it):\n%s", path, got)
+		t.Errorf("the output differs from %s (go test -update writes it):\n%s", path, got)
 	}
 }
 
-// gathered is what a scrape of a state gives. A pedantic registry also finds
-// metrics that are not described, or twice.
+// gathered returns the text of a scrape of a state. The pedantic registry also reports metrics
+// that are not described or that exist twice.
 func gathered(t *testing.T, s *State) []byte {
 	t.Helper()
 	r := prometheus.NewPedanticRegistry()
@@ -53,13 +53,13 @@ func gathered(t *testing.T, s *State) []byte {
 }
 
 func TestMetrics(t *testing.T) {
-	text := string(gathered(t, busy(t)))
+	text := string(gathered(t, busyState(t)))
 	_, version, _ := strings.Cut(text, `goversion="`)
 	version, _, _ = strings.Cut(version, `"`)
 	golden(t, "metrics.txt", []byte(strings.Replace(text, version, "go", 1)))
 }
 
-// An agent that has just begun has all series already, and nothing to divide by.
+// An agent that has just started has all series from the beginning, with the value 0.
 func TestMetricsOfANewAgent(t *testing.T) {
 	text := string(gathered(t, &State{Now: noon, Started: noon}))
 	for _, want := range []string{
@@ -73,8 +73,7 @@ func TestMetricsOfANewAgent(t *testing.T) {
 	}
 }
 
-// No problem is left out of the count because its kind is not among those with a
-// series of their own.
+// sluice_problems also counts problems of kinds that are not in problemKinds.
 func TestEveryProblemIsCounted(t *testing.T) {
 	text := string(gathered(t, &State{Now: noon, Problems: []Problem{{Kind: "sysctl"}, {Kind: "new"}, {Kind: "new"}}}))
 	for _, want := range []string{`sluice_problems{kind="sysctl"} 1`, `sluice_problems{kind="new"} 2`} {
@@ -84,8 +83,8 @@ func TestEveryProblemIsCounted(t *testing.T) {
 	}
 }
 
-func TestMetricsKeepToTheConventions(t *testing.T) {
-	problems, err := promlint.New(bytes.NewReader(gathered(t, busy(t)))).Lint()
+func TestMetricsFollowConventions(t *testing.T) {
+	problems, err := promlint.New(bytes.NewReader(gathered(t, busyState(t)))).Lint()
 	if err != nil {
 		t.Fatal(err)
 	}

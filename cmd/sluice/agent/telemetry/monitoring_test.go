@@ -20,7 +20,7 @@ const monitoring = "../../../../deploy/monitoring/"
 // expression is a query of the dashboard or of an alert.
 type expression struct{ place, text string }
 
-// expressions are all that is asked of Prometheus.
+// expressions returns all queries of the dashboard and of the alerts.
 func expressions(t *testing.T) []expression {
 	t.Helper()
 	var all []expression
@@ -44,7 +44,7 @@ func expressions(t *testing.T) []expression {
 		for _, r := range g.Rules {
 			all = append(all, expression{"alert " + r.Alert, r.Expr})
 			if r.Alert == "" || r.Annotations["summary"] == "" || r.Annotations["description"] == "" || r.Labels["severity"] == "" {
-				t.Errorf("the alert %q does not say enough: %+v", r.Alert, r)
+				t.Errorf("the alert %q lacks a name, summary, description or severity: %+v", r.Alert, r)
 			}
 		}
 	}
@@ -74,16 +74,16 @@ func expressions(t *testing.T) []expression {
 		}
 	}
 	if len(all) < 20 {
-		t.Fatalf("%d expressions: they were not found", len(all))
+		t.Fatalf("found only %d expressions", len(all))
 	}
 	return all
 }
 
-// families are the metrics of an agent that has done a bit of everything.
+// families returns the metrics of an agent whose counters are not zero, by name.
 func families(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	found, err := parser.TextToMetricFamilies(bytes.NewReader(gathered(t, busy(t))))
+	found, err := parser.TextToMetricFamilies(bytes.NewReader(gathered(t, busyState(t))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,10 +95,10 @@ var (
 	selector   = regexp.MustCompile(`\b(sluice_[a-z0-9_]+)\{([^}]*)\}`)
 	matcher    = regexp.MustCompile(`([a-z_]+)(=~|!~|!=|=)"([^"]*)"`)
 	grouping   = regexp.MustCompile(`\bby \(([^)]*)\)`)
-	given      = []string{"instance", "le"} // labels that come from elsewhere
+	given      = []string{"instance", "le"} // labels that the agent does not set
 )
 
-// familyOf finds the metric that a name in a query stands for.
+// familyOf returns the metric to which a name in a query refers, or nil.
 func familyOf(found map[string]*dto.MetricFamily, name string) *dto.MetricFamily {
 	if f := found[name]; f != nil {
 		return f
@@ -111,7 +111,7 @@ func familyOf(found map[string]*dto.MetricFamily, name string) *dto.MetricFamily
 	return nil
 }
 
-// values are those that a label of a metric has; none if it has no such label.
+// values returns the values of a label of a metric; nil if the metric has no such label.
 func values(f *dto.MetricFamily, label string) []string {
 	var all []string
 	for _, m := range f.GetMetric() {
@@ -124,9 +124,9 @@ func values(f *dto.MetricFamily, label string) []string {
 	return all
 }
 
-// The dashboard and the alerts ask for metrics, labels and values that there are,
-// for all of them in the way of their kind.
-func TestMonitoringAsksForWhatThereIs(t *testing.T) {
+// Queries of the dashboard and the alerts use only metrics, labels and values that exist, and
+// use counters only in a rate or an increase.
+func TestMonitoringQueriesMatchMetrics(t *testing.T) {
 	found := families(t)
 	asked := map[string]bool{}
 	for _, e := range expressions(t) {
@@ -144,7 +144,7 @@ func TestMonitoringAsksForWhatThereIs(t *testing.T) {
 				}
 			}
 			if raw := regexp.MustCompile(`(rate|increase)\(` + name + `\b`); f.GetType() == dto.MetricType_COUNTER && !raw.MatchString(e.text) {
-				t.Errorf("%s: the counter %s is looked at as it is, without its rate", e.place, name)
+				t.Errorf("%s: the counter %s is used without rate or increase", e.place, name)
 			}
 		}
 		for _, s := range selector.FindAllStringSubmatch(e.text, -1) {
@@ -162,7 +162,7 @@ func TestMonitoringAsksForWhatThereIs(t *testing.T) {
 		}
 	}
 	if len(asked) < len(found)/2 {
-		t.Errorf("of %d metrics %d are asked for", len(found), len(asked))
+		t.Errorf("only %d of %d metrics are used", len(asked), len(found))
 	}
 }
 

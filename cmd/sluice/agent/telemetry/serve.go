@@ -16,14 +16,14 @@ import (
 )
 
 const (
-	// listenInterval is the time between two tries to listen, and between two checks of the
-	// socket.
+	// listenInterval is the time between two attempts to listen, and between two checks of
+	// the socket.
 	listenInterval = time.Second
-	// listenTimeout bounds the time without a listener before that is a problem: an agent
-	// that takes over waits for its predecessor.
+	// listenTimeout is the time after which an agent that cannot listen reports a problem. A
+	// short time is normal: an agent that takes over waits for its predecessor.
 	listenTimeout = 30 * time.Second
-	// headerTimeout bounds the time for the header of a request, readTimeout that for the
-	// whole request.
+	// headerTimeout bounds the time to read the header of a request, and readTimeout the time
+	// to read the whole request.
 	headerTimeout = 5 * time.Second
 	readTimeout   = 10 * time.Second
 	// writeTimeout bounds the time from the header of a request to the end of its answer, for
@@ -32,16 +32,16 @@ const (
 	// idleTimeout bounds the wait for the next request on a connection. It is longer than
 	// the usual interval of a scrape.
 	idleTimeout = 90 * time.Second
-	// maxHeader and maxBody bound a request. No request that the agent answers has a header
-	// of more than some hundred bytes, or a body.
+	// maxHeader and maxBody bound the size of a request, in bytes. Valid requests have a
+	// header of some hundred bytes and no body.
 	maxHeader, maxBody = 8 << 10, 1 << 10
 )
 
-// Options are the addresses of the servers, and what they ask the agent.
+// Options configure Serve.
 type Options struct {
-	Address string // of HTTP; empty disables it
+	Address string // address of the HTTP server; empty disables it
 	Socket  string // path of the unix socket for sluice status; empty disables it
-	// HandOver answers an agent that wants to take over. nil rejects it.
+	// HandOver answers an agent that wants to take over. nil rejects such requests.
 	HandOver http.HandlerFunc
 	// TookOver reports whether the agent that listens on the socket has yielded to this one.
 	// nil means never.
@@ -49,7 +49,8 @@ type Options struct {
 	Logger   *slog.Logger // nil discards
 }
 
-// Serve answers until ctx ends. If it cannot listen, it logs so once and tries again.
+// Serve answers requests until ctx ends. If it cannot listen, it logs the reason and keeps
+// trying. read returns the state for each request.
 func Serve(ctx context.Context, opts Options, read func() *State) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -57,12 +58,12 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	if opts.TookOver == nil {
 		opts.TookOver = func() bool { return false }
 	}
-	may := allowed(descriptors())
-	node, others, socket := newPlaces(may.node, may.node), newPlaces(may.others, may.perSource), newPlaces(may.socket, may.socket)
-	all := []*places{node, others, socket}
-	address := &place{name: opts.Address, hint: "end the process that listens there, or give another address with --http-address", log: opts.Logger}
-	path := &place{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger}
-	whole := complete(read, all, address, path)
+	may := limitsFor(descriptors())
+	node, others, socket := newSlots(may.node, may.node), newSlots(may.others, may.perSource), newSlots(may.socket, may.socket)
+	all := []*slots{node, others, socket}
+	address := &binding{name: opts.Address, hint: "end the process that listens there, or give another address with --http-address", log: opts.Logger}
+	path := &binding{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger}
+	whole := withServers(read, all, address, path)
 	var group errgroup.Group
 	if opts.Address != "" {
 		group.Go(func() error { address.serve(ctx, Handler(whole), listenTCP(node, others)); return nil })
@@ -71,12 +72,12 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 		group.Go(func() error { path.serve(ctx, socketHandler(opts, whole), listenUnix(opts, socket)); return nil })
 	}
 	group.Go(func() error { warnOfDisplaced(ctx, opts.Logger, all); return nil })
-	_ = group.Wait() // none fails
+	_ = group.Wait() // no error is possible
 }
 
-// complete adds to a state the connections of the servers, and the addresses on which they
-// cannot listen.
-func complete(read func() *State, all []*places, listens ...*place) func() *State {
+// withServers returns a function that adds the servers' connections to the state of read, and
+// the addresses on which the servers cannot listen.
+func withServers(read func() *State, all []*slots, listens ...*binding) func() *State {
 	return func() *State {
 		s := *read()
 		s.Connections = connections(all)
@@ -94,38 +95,39 @@ func socketHandler(opts Options, read func() *State) http.Handler {
 	if opts.HandOver != nil {
 		mux.HandleFunc("POST /handover", func(w http.ResponseWriter, r *http.Request) {
 			// The request stays open for as long as the other agent enforces.
-			placeOf(r.Context()).set(func(c *placed) { c.stays = true })
-			extend(w, time.Time{})
+			slotOf(r.Context()).set(func(c *slotConn) { c.pinned = true })
+			setDeadlines(w, time.Time{})
 			opts.HandOver(w, r)
 		})
 	}
 	return mux
 }
 
-// listener opens a listener, and the function that reports whether it was lost.
+// listener opens a listener. It also returns a function that reports whether clients can no
+// longer reach the listener and the agent should listen again.
 type listener func(context.Context, string) (net.Listener, func() bool, error)
 
-func listenTCP(node, others *places) listener {
+func listenTCP(node, others *slots) listener {
 	return func(ctx context.Context, address string) (net.Listener, func() bool, error) {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-		return limited{l, ofTCP(node, others)}, func() bool { return false }, err
+		return limited{l, tcpSlots(node, others)}, func() bool { return false }, err
 	}
 }
 
-func listenUnix(opts Options, in *places) listener {
+func listenUnix(opts Options, in *slots) listener {
 	return func(_ context.Context, path string) (net.Listener, func() bool, error) {
-		s, err := listenSocket(path, opts.occupied())
+		s, err := listenSocket(path, opts.occupant())
 		if err != nil {
 			return nil, nil, err
 		}
-		lost := func() bool { return !s.inPlace() && vacant(path, opts.occupied()) == nil }
-		return limited{s, ofSocket(in)}, lost, nil
+		lost := func() bool { return !s.inPlace() && checkFree(path, opts.occupant()) == nil }
+		return limited{s, unixSlots(in)}, lost, nil
 	}
 }
 
-// warnOfDisplaced logs how many connections were closed for others, at most once for each
+// warnOfDisplaced logs the number of displaced connections, at most once in each
 // displacedInterval.
-func warnOfDisplaced(ctx context.Context, log *slog.Logger, all []*places) {
+func warnOfDisplaced(ctx context.Context, log *slog.Logger, all []*slots) {
 	tick := time.NewTicker(displacedInterval)
 	defer tick.Stop()
 	for last := connections(all).Displaced; ; {
@@ -154,37 +156,37 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 // markBusy marks the connection of a request as busy until it is answered.
 func markBusy(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := placeOf(r.Context())
-		c.set(func(c *placed) { c.busy = true })
-		defer c.set(func(c *placed) { c.busy = false })
+		c := slotOf(r.Context())
+		c.set(func(c *slotConn) { c.busy = true })
+		defer c.set(func(c *slotConn) { c.busy = false })
 		next.ServeHTTP(w, r)
 	})
 }
 
-// extend sets the deadline for reading and answering a request; zero means none. The
-// deadline for reading also ends the context of a request in progress.
-func extend(w http.ResponseWriter, until time.Time) {
+// setDeadlines sets the deadline for reading and answering a request; zero means none. When
+// the deadline for reading expires, it also cancels the context of a request in progress.
+func setDeadlines(w http.ResponseWriter, until time.Time) {
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(until)  // if it cannot be set, there is none
-	_ = control.SetWriteDeadline(until) // likewise
+	_ = control.SetReadDeadline(until)  // a writer that does not support it has no deadline
+	_ = control.SetWriteDeadline(until) // the same
 }
 
-// place is an address or a path on which the agent listens.
-type place struct {
+// binding is an address or a path on which the agent listens.
+type binding struct {
 	name string
 	hint string // what to do if the agent cannot listen there
 	log  *slog.Logger
 
 	mu     sync.Mutex
-	failed error     // why the agent does not listen; nil if it does
-	since  time.Time // when it stopped, or first failed
-	warned bool
+	failed error     // the reason why the agent does not listen; nil if it does
+	since  time.Time // the beginning of the failure
+	warned bool      // a warning about this failure was logged
 }
 
-// serve listens and answers until ctx ends. It listens again when the place was lost: the
-// socket was deleted, or the agent that took over from this one is gone. Requests in
-// progress go on.
-func (p *place) serve(ctx context.Context, handler http.Handler, listen listener) {
+// serve listens and answers until ctx ends. It listens again when clients cannot reach the
+// listener any more: the socket was deleted, or the agent that took over has died. Requests
+// in progress continue.
+func (p *binding) serve(ctx context.Context, handler http.Handler, listen listener) {
 	server := newServer(handler, p.log)
 	defer server.Close()
 	tick := time.NewTicker(listenInterval)
@@ -209,15 +211,15 @@ func (p *place) serve(ctx context.Context, handler http.Handler, listen listener
 			}
 		}
 		if ended != nil {
-			_ = l.Close() // clients cannot reach it
+			_ = l.Close() // it was lost: clients cannot reach it
 			<-ended
 		}
 	}
 }
 
-// report logs that the agent listens, or why it does not: once, and once more as a warning
-// after listenTimeout.
-func (p *place) report(ctx context.Context, err error) {
+// report logs that the agent listens, or the reason why it does not. It logs a reason once,
+// and again as a warning after listenTimeout.
+func (p *binding) report(ctx context.Context, err error) {
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return
 	}
@@ -238,12 +240,12 @@ func (p *place) report(ctx context.Context, err error) {
 	}
 	if !p.warned && time.Since(p.since) > listenTimeout {
 		p.warned = true
-		p.log.Warn("cannot listen; policies are enforced nevertheless", "address", p.name, "err", err)
+		p.log.Warn("cannot listen; policies are still enforced", "address", p.name, "err", err)
 	}
 }
 
-// problems returns the problem that the agent cannot listen, after the warning about it.
-func (p *place) problems() []Problem {
+// problems returns a problem if the agent has warned that it cannot listen.
+func (p *binding) problems() []Problem {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed == nil || !p.warned {

@@ -24,12 +24,12 @@ const DefaultSocket = "/run/sluice/sluice.sock"
 type occupant uint8
 
 const (
-	stranger    occupant = iota // keeps the path while it listens
-	predecessor                 // has yielded to this agent, which takes the path
+	stranger    occupant = iota // any other process; it keeps the path while it listens
+	predecessor                 // an agent that has yielded to this one; it loses the path
 )
 
-// occupied returns who may listen on the path.
-func (o Options) occupied() occupant {
+// occupant returns the kind of process that may listen on the path.
+func (o Options) occupant() occupant {
 	if o.TookOver() {
 		return predecessor
 	}
@@ -38,16 +38,16 @@ func (o Options) occupied() occupant {
 
 // listenSocket listens on a unix socket that only its owner can open.
 //
-// It makes the socket in a directory that only its owner can enter, and moves it to its
-// path when its mode is right. So the socket never has a wider mode, and replaces another
-// one in the same step. It leaves a file that is not a socket alone, and a socket on which
-// a stranger listens.
+// It makes the socket in a directory that only its owner can enter, sets the mode, and then
+// renames the socket to its path. So the socket is never open to others, and replaces an
+// older one atomically. listenSocket returns an error, and changes nothing, if the path is
+// not a socket, or if a stranger listens on it.
 func listenSocket(path string, by occupant) (*socket, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the directory of the status socket: %w", err)
 	}
-	if err := vacant(path, by); err != nil {
+	if err := checkFree(path, by); err != nil {
 		return nil, err
 	}
 	private, err := os.MkdirTemp(dir, ".sluice-")
@@ -60,7 +60,7 @@ func listenSocket(path string, by occupant) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the status socket: %w", err)
 	}
-	l.SetUnlinkOnClose(false) // it would look for the path where the socket was made
+	l.SetUnlinkOnClose(false) // it would unlink the original path, not the one after the rename
 	err = os.Chmod(made, 0o600)
 	var info os.FileInfo
 	if err == nil {
@@ -76,14 +76,14 @@ func listenSocket(path string, by occupant) (*socket, error) {
 	return &socket{l, path, info}, nil
 }
 
-// vacant returns why no socket may be moved to a path.
-func vacant(path string, by occupant) error {
+// checkFree returns an error if no socket may be moved to path.
+func checkFree(path string, by occupant) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("look for a stale status socket: %w", err)
+		return fmt.Errorf("check for a stale status socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("%s exists and is not a socket: move it away, or give another path with --socket", path)
 	case by == predecessor:
@@ -97,7 +97,7 @@ func vacant(path string, by occupant) error {
 	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("check whether an agent listens on %s: %w", path, err)
 	}
-	return nil // it is stale
+	return nil // the socket is stale
 }
 
 // socket is a listener that removes its file when it closes, unless another socket has
@@ -108,7 +108,7 @@ type socket struct {
 	made os.FileInfo
 }
 
-// inPlace reports whether clients can reach it.
+// inPlace reports whether the file at the path is this socket, so that clients reach it.
 func (s *socket) inPlace() bool {
 	now, err := os.Lstat(s.path)
 	return err == nil && os.SameFile(now, s.made)
@@ -121,13 +121,14 @@ func (s *socket) Close() error {
 	return s.Listener.Close()
 }
 
-// ErrNoAgent is the error of Ask if no agent listens on the socket.
+// ErrNoAgent is wrapped by errors of Ask if no agent listens on the socket.
 var ErrNoAgent = errors.New("no agent answers")
 
 // askTimeout bounds the wait for an agent's status.
 const askTimeout = 5 * time.Second
 
-// Ask asks the agent behind a socket for its status.
+// Ask requests the status of the agent that listens on a socket. The error wraps ErrNoAgent if
+// no agent listens there.
 func Ask(ctx context.Context, path string) (*Status, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("it took longer than %v to answer", askTimeout))
 	defer cancel()
@@ -157,7 +158,7 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // as much as there is
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // after an error, the part that was read
 		return nil, fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, text)
 	}
 	var s Status
@@ -171,8 +172,8 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	return &s, nil
 }
 
-// listenerOf returns the PID of the process that listens, in our PID namespace. The kernel
-// returns 0 for a process outside it (unix(7), SO_PEERCRED).
+// listenerOf returns the PID of the listening process, in this process's PID namespace. It is
+// 0 for a process outside of the namespace (unix(7), SO_PEERCRED), and after an error.
 func listenerOf(conn net.Conn) int {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 	"sluice/filter/event"
 )
 
-// patience bounds the wait for what must come.
-const patience = 2 * time.Minute
+// testTimeout bounds each wait for an agent.
+const testTimeout = 2 * time.Minute
 
 // served runs Serve until the test ends, or until stop is called.
 func served(t *testing.T, opts Options, s *State) (stop func()) {
@@ -40,10 +40,10 @@ func served(t *testing.T, opts Options, s *State) (stop func()) {
 	return stop
 }
 
-// answered asks until an agent answers.
+// answered calls Ask until an agent answers, and returns its status.
 func answered(t *testing.T, path string) *Status {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
 		s, err := Ask(t.Context(), path)
 		if err == nil {
 			return s
@@ -56,33 +56,33 @@ func answered(t *testing.T, path string) *Status {
 
 func TestAsk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "sluice.sock")
-	state := busy(t)
+	state := busyState(t)
 	stop := served(t, Options{Socket: path}, state)
 	want := state.Status()
 	want.Process = os.Getpid()
 	if got := answered(t, path); !reflect.DeepEqual(got, want) {
-		t.Errorf("asked %+v, want %+v", got, want)
+		t.Errorf("Ask returned %+v, want %+v", got, want)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v: others can ask", info.Mode())
+		t.Errorf("mode %v: other users can open the socket", info.Mode())
 	}
 	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
-		t.Errorf("%v beside the socket, %v", entries, err)
+		t.Errorf("the directory has the entries %v, %v; want only the socket", entries, err)
 	}
 	stop()
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
-		t.Errorf("the socket stays when the agent is gone: %v", err)
+		t.Errorf("the socket still exists after the agent has ended: %v", err)
 	}
 	if _, err := Ask(t.Context(), path); err == nil || !strings.Contains(err.Error(), "no agent answers") {
-		t.Errorf("without an agent: %v", err)
+		t.Errorf("Ask without an agent: %v", err)
 	}
 }
 
-// stale leaves a socket behind as a process does that is killed.
+// stale leaves a socket file behind, as a killed process does.
 func stale(t *testing.T, path string) {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -99,20 +99,21 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
 	stale(t, path)
 	if _, err := Ask(t.Context(), path); err == nil || !strings.Contains(err.Error(), "no agent answers") {
-		t.Errorf("of a stale socket: %v", err)
+		t.Errorf("Ask on a stale socket: %v", err)
 	}
-	served(t, Options{Socket: path}, busy(t))
+	served(t, Options{Socket: path}, busyState(t))
 	answered(t, path)
 }
 
-// What is not ours is left alone; and when it is gone, the socket is made.
+// An agent does not replace the socket of another agent until that agent has ended, and never
+// replaces a file.
 func TestSocketInUseIsLeftAlone(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sluice.sock")
 	stopFirst := served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
 	answered(t, path)
 	if _, err := listenSocket(path, stranger); err == nil || !strings.Contains(err.Error(), "another agent listens") {
-		t.Errorf("a second agent: %v", err)
+		t.Errorf("a second agent on the same path: %v", err)
 	}
 	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 2}})
 	if s := answered(t, path); s.PID != 1 {
@@ -128,14 +129,14 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := listenSocket(file, predecessor); err == nil || !strings.Contains(err.Error(), "not a socket") {
-		t.Errorf("a file at the socket's place: %v", err)
+		t.Errorf("a file at the socket's path: %v", err)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != "precious" {
-		t.Errorf("the file is %q, %v", text, err)
+		t.Errorf("the file has changed: %q, %v", text, err)
 	}
 }
 
-// An agent that ends does not take away the socket of its successor.
+// An agent that ends does not remove the socket of its successor.
 func TestSuccessorKeepsItsSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
 	first, err := listenSocket(path, stranger)
@@ -158,8 +159,8 @@ func TestSuccessorKeepsItsSocket(t *testing.T) {
 	}
 }
 
-// An agent that has taken over has the socket too, before the one from before is
-// gone; and that one has it back if its successor dies.
+// An agent that takes over gets the socket while its predecessor still runs. If the successor
+// dies, the predecessor gets the socket back.
 func TestSocketGoesToTheSuccessor(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
 	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
@@ -169,24 +170,24 @@ func TestSocketGoesToTheSuccessor(t *testing.T) {
 	awaitPID(t, path, 2)
 	stop()
 	awaitPID(t, path, 1)
-	if err := os.Remove(path); err != nil { // as who cleans up /run does
+	if err := os.Remove(path); err != nil { // as a program that cleans up /run may do
 		t.Fatal(err)
 	}
 	awaitPID(t, path, 1)
 }
 
-// awaitPID asks until a process answers.
+// awaitPID calls Ask until the process with the PID want answers.
 func awaitPID(t *testing.T, path string, want int) {
 	t.Helper()
-	for end := time.Now().Add(patience); answered(t, path).PID != want; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(testTimeout); answered(t, path).PID != want; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("process %d never answers", want)
+			t.Fatalf("process %d does not answer in time", want)
 		}
 	}
 }
 
-// A request to hand over stays open for as long as the successor lives, whatever
-// becomes of the socket.
+// A request to hand over stays open for as long as the successor lives, even if the socket is
+// deleted.
 func TestHandOverOutlivesTheSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
 	asked, ended := make(chan struct{}), make(chan struct{})
@@ -195,7 +196,7 @@ func TestHandOverOutlivesTheSocket(t *testing.T) {
 		close(asked)
 		<-r.Context().Done()
 		close(ended)
-	}}, busy(t))
+	}}, busyState(t))
 	answered(t, path)
 	ctx, release := context.WithCancel(t.Context())
 	defer release()
@@ -224,33 +225,34 @@ func TestHandOverOutlivesTheSocket(t *testing.T) {
 	release()
 	select {
 	case <-ended:
-	case <-time.After(patience):
-		t.Error("the request does not end with the successor")
+	case <-time.After(testTimeout):
+		t.Error("the request stays open after the successor has died")
 	}
 }
 
-// An address in use is said once, ends nothing, and is had when it is free.
+// If the address is in use, Serve logs that once and does not end. It listens as soon as the
+// address is free.
 func TestServeWaitsForItsAddress(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	address := l.Addr().String()
-	said := &lines{first: make(chan struct{})}
-	served(t, Options{Address: address, Logger: slog.New(slog.NewTextHandler(said, nil))}, busy(t))
+	logged := &lines{first: make(chan struct{})}
+	served(t, Options{Address: address, Logger: slog.New(slog.NewTextHandler(logged, nil))}, busyState(t))
 	select {
-	case <-said.first:
-	case <-time.After(patience):
-		t.Fatal("nothing is said about the address")
+	case <-logged.first:
+	case <-time.After(testTimeout):
+		t.Fatal("nothing was logged about the address")
 	}
 	_ = l.Close()
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
 		response, err := http.Get("http://" + address + "/readyz")
 		if err == nil {
 			text, _ := io.ReadAll(response.Body)
 			_ = response.Body.Close()
 			if string(text) != "ok\n" {
-				t.Errorf("it answers %q", text)
+				t.Errorf("/readyz answers %q, want ok", text)
 			}
 			break
 		}
@@ -258,12 +260,12 @@ func TestServeWaitsForItsAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(said.String(), event.AddressInUse.Attr().String()); n != 1 {
-		t.Errorf("it was said %d times:\n%s", n, said)
+	if n := strings.Count(logged.String(), event.AddressInUse.Attr().String()); n != 1 {
+		t.Errorf("the address in use was logged %d times, want once:\n%s", n, logged)
 	}
 }
 
-// lines is a log that tells when its first line comes.
+// lines collects a log, and closes first at the first line.
 type lines struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -284,21 +286,21 @@ func (l *lines) String() string {
 	return l.text.String()
 }
 
-// A place on which the agent cannot listen is a warning and a problem only if it stays
-// so, also if the reason changes, and no problem any more when the agent listens.
-func TestPlaceFailsForLong(t *testing.T) {
+// If the agent cannot listen on an address, it warns and reports a problem only after
+// listenTimeout, even if the reason changes meanwhile. The problem ends when the agent listens.
+func TestBindingFailsForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		said := &lines{first: make(chan struct{})}
-		p := &place{name: "there", hint: "free it", log: slog.New(slog.NewTextHandler(said, nil))}
+		logged := &lines{first: make(chan struct{})}
+		p := &binding{name: "there", hint: "free it", log: slog.New(slog.NewTextHandler(logged, nil))}
 		given := &State{Problems: make([]Problem, 1, 4)}
-		read := complete(func() *State { return given }, nil, p, &place{name: "elsewhere"})
+		read := withServers(func() *State { return given }, nil, p, &binding{name: "elsewhere"})
 		check := func(warnings, problems int) {
 			t.Helper()
-			if n := strings.Count(said.String(), "level=WARN"); n != warnings {
-				t.Errorf("%d warnings, want %d:\n%s", n, warnings, said)
+			if n := strings.Count(logged.String(), "level=WARN"); n != warnings {
+				t.Errorf("%d warnings, want %d:\n%s", n, warnings, logged)
 			}
 			if all := read().AllProblems(); len(all) != 1+problems {
-				t.Errorf("problems %v, want %d beside the given one", all, problems)
+				t.Errorf("problems %v, want %d in addition to the one of the state", all, problems)
 			}
 		}
 		fail := func(times int) {
@@ -323,8 +325,8 @@ func TestPlaceFailsForLong(t *testing.T) {
 	})
 }
 
-// An address that another process has is a problem in the status after a while.
-func TestServeTellsOfTakenAddress(t *testing.T) {
+// An address that another process uses is a problem after listenTimeout.
+func TestServeReportsAddressInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -332,15 +334,15 @@ func TestServeTellsOfTakenAddress(t *testing.T) {
 		}
 		defer l.Close()
 		ctx, cancel := context.WithCancel(t.Context())
-		p := &place{name: l.Addr().String(), log: slog.New(slog.DiscardHandler)}
+		p := &binding{name: l.Addr().String(), log: slog.New(slog.DiscardHandler)}
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			p.serve(ctx, http.NotFoundHandler(), listenTCP(newPlaces(1, 1), newPlaces(1, 1)))
+			p.serve(ctx, http.NotFoundHandler(), listenTCP(newSlots(1, 1), newSlots(1, 1)))
 		}()
 		time.Sleep(2 * listenTimeout)
 		if found := p.problems(); len(found) != 1 || !strings.Contains(found[0].Detail, "in use") {
-			t.Errorf("problems %v", found)
+			t.Errorf("problems %v, want one about the address in use", found)
 		}
 		cancel()
 		<-ended

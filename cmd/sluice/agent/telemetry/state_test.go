@@ -19,10 +19,10 @@ import (
 	"sluice/filter/queue"
 )
 
-// noon is when the states of the tests are read.
+// noon is the time at which the tests read their states.
 var noon = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// snapshot has two pods, one of which a policy isolates in ingress.
+// snapshot returns a snapshot of two pods and a policy that isolates one of them in ingress.
 func snapshot(t *testing.T) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
@@ -51,8 +51,8 @@ func snapshot(t *testing.T) *policy.Snapshot {
 	return s
 }
 
-// busy is the state of an agent that has done a bit of everything, and is well.
-func busy(t *testing.T) *State {
+// busyState returns the state of a healthy agent whose counters are not zero.
+func busyState(t *testing.T) *State {
 	s := &State{
 		Settings: Settings{
 			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
@@ -83,7 +83,7 @@ func busy(t *testing.T) *State {
 	v[filter.Deny][filter.Malformed][0] = 1
 	s.Tally.Latency.Buckets[8] = 3 // under 256 ns
 	s.Tally.Latency.Buckets[10] = 1
-	s.Tally.Latency.Buckets[24] = 1 // under or over 16 ms
+	s.Tally.Latency.Buckets[24] = 1 // the last bucket, which has no upper bound
 	s.Tally.Latency.Sum = 20 * time.Millisecond
 	return s
 }
@@ -103,10 +103,10 @@ func TestUnready(t *testing.T) {
 			"the watch of Pods has been broken since 2024-05-01T11:58:59Z: gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := busy(t)
+			s := busyState(t)
 			tt.change(s)
 			if got := s.Unready(); got != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
+				t.Errorf("unready: %q, want %q", got, tt.want)
 			}
 		})
 	}

@@ -18,7 +18,7 @@ type Status struct {
 	Ready   bool      `json:"ready"`
 	Unready string    `json:"unready,omitempty"` // why the agent is not ready
 
-	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before anything is in force
+	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before the first snapshot
 	Packets   Packets    `json:"packets"`
 	Kernel    *InKernel  `json:"kernel,omitempty"` // nil if the kernel remembers no verdicts
 	Forged    Forged     `json:"forged"`
@@ -30,8 +30,8 @@ type Status struct {
 	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds, which may change what is allowed
 
 	Now time.Time `json:"now"`
-	// Process is the PID of the agent where Ask runs: PID is another number if the agent is
-	// in a container. It is 0 if Ask runs in another container.
+	// Process is the PID of the agent in the PID namespace of the caller of Ask. It differs
+	// from PID if the agent is in a container, and is 0 if the caller is in another container.
 	Process int `json:"-"`
 }
 
@@ -46,28 +46,28 @@ type Enforcing struct {
 	Endpoints  int       `json:"endpoints"`
 }
 
-// Packets are those that the agent has judged since it started.
+// Packets counts packets since the agent started.
 type Packets struct {
 	Allowed         uint64            `json:"allowed"`
 	Denied          uint64            `json:"denied"`
-	Reasons         map[string]uint64 `json:"reasons"`
-	Waiting         int               `json:"waiting"`
-	Held            uint64            `json:"held"`            // for a pod that was not known yet
-	Expired         uint64            `json:"expired"`         // of those, whose pod did not become known in time
-	Refused         uint64            `json:"refused"`         // for which there was no room, or whose sender held most
-	Dropped         uint64            `json:"dropped"`         // by the kernel, because a queue was full
+	Reasons         map[string]uint64 `json:"reasons"`         // verdicts by reason
+	Waiting         int               `json:"waiting"`         // in the queues now
+	Held            uint64            `json:"held"`            // held until their pod was known
+	Expired         uint64            `json:"expired"`         // held, but their pod did not become known in time
+	Refused         uint64            `json:"refused"`         // not held, or held no longer, because there was no room
+	Dropped         uint64            `json:"dropped"`         // dropped by the kernel, because a queue was full
 	Overflow        uint64            `json:"overflow"`        // judged in the overflow queue: their source is over its limit
-	OverflowDropped uint64            `json:"overflowDropped"` // by the kernel, because the overflow queue was full
+	OverflowDropped uint64            `json:"overflowDropped"` // dropped by the kernel, because the overflow queue was full
 	Panics          uint64            `json:"panics"`          // denied, because judging them panicked
-	Restart         uint64            `json:"restarts"`        // of queue workers
+	Restart         uint64            `json:"restarts"`        // restarts of queue workers
 	Cached          uint64            `json:"cached"`          // answered from the flow cache
 }
 
 // Forged counts the frames that were dropped because their source is missing or wrong, or
 // because no policy can be applied to them.
 type Forged struct {
-	Rules   uint64            `json:"rules"`             // by iptables: as if from this node, or from their receiver
-	Reasons map[string]uint64 `json:"reasons,omitempty"` // at interfaces
+	Rules   uint64            `json:"rules"`             // dropped by iptables: the source is this node or the destination
+	Reasons map[string]uint64 `json:"reasons,omitempty"` // dropped at interfaces, by reason
 	Guarded bool              `json:"guarded"`           // whether pods' interfaces are guarded
 	Ports   int               `json:"ports"`             // interfaces whose pod is known
 	Unknown int               `json:"unknown"`           // interfaces whose pod is not known
@@ -85,7 +85,7 @@ func (f Forged) text() string {
 	return fmt.Sprintf("%s, %d at interfaces; guards %s of known pods, and %d of unknown pods", text, sum, count(f.Ports, "interface"), f.Unknown)
 }
 
-// InKernel are packets that the kernel answered by itself.
+// InKernel counts packets that the kernel answered without the agent.
 type InKernel struct {
 	Open    uint64 `json:"open"` // allowed because no policy concerns them
 	Allowed uint64 `json:"allowed"`
@@ -100,7 +100,7 @@ type Live struct {
 	Allowed   int `json:"allowed"` // for the first time
 	Revoked   int `json:"revoked"`
 	Restored  int `json:"restored"`
-	Unjudged  int `json:"unjudged"` // had passed without a verdict
+	Unjudged  int `json:"unjudged"` // had passed without a verdict before
 }
 
 func liveOf(r conntrack.Result) Live {
@@ -110,7 +110,7 @@ func liveOf(r conntrack.Result) Live {
 	}
 }
 
-// Status summarizes a state.
+// Status returns the status that s amounts to.
 func (s *State) Status() *Status {
 	out := &Status{
 		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs, Failed: s.RepairFailures,
@@ -152,7 +152,7 @@ func (s *State) Status() *Status {
 // Good reports whether the agent is ready and has no problems.
 func (s *Status) Good() bool { return s.Ready && len(s.Problems) == 0 }
 
-// WriteText writes the status for people.
+// WriteText writes the status as text.
 func (s *Status) WriteText(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "sluice %s, process %d, %s\n\n", s.Version, s.PID, s.headline())
@@ -180,7 +180,7 @@ func (s *Status) WriteText(out io.Writer) error {
 	for _, watch := range s.Watches {
 		fmt.Fprintf(w, "watch %s\t%s\n", watch.Kind, s.watchText(watch))
 	}
-	_ = w.Flush() // a strings.Builder takes everything
+	_ = w.Flush() // writing to a strings.Builder never fails
 	switch {
 	case s.Good():
 		b.WriteString("\nNo problems.\n")
@@ -205,7 +205,7 @@ func (s *Status) headline() string {
 	return fmt.Sprintf("started %s ago and not ready: %s", s.ago(s.Started), s.Unready)
 }
 
-// count is a number of things.
+// count returns n and the noun thing, in the plural unless n is 1.
 func count(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -230,7 +230,7 @@ func (s *Status) watchText(w Watch) string {
 	return fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
 }
 
-// ago is the time since t in short form: "3h2m", "41s".
+// ago returns the time since t in short form, such as "3h2m" or "41s".
 func (s *Status) ago(t time.Time) string {
 	d := s.Now.Sub(t)
 	switch {

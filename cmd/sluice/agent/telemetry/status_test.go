@@ -10,12 +10,12 @@ import (
 )
 
 func TestStatusText(t *testing.T) {
-	ill := busy(t)
+	ill := busyState(t)
 	ill.Watches[1].Broken, ill.Watches[1].Since = "User \"x\" cannot watch networkpolicies: give it the verb", noon.Add(-50*time.Hour)
 	ill.Failing = []string{"mangle of IPv6: ip6tables-restore: the lock is held"}
 	ill.Problems = []Problem{{Kind: "policy", Where: "default/bad, spec.ingress[0].from[0].ipBlock.cidr", Detail: `"10.0.0.01/8" is no CIDR`, Hint: "write 10.0.0.0/8"}}
-	starting := &State{Settings: busy(t).Settings, Now: noon, Started: noon.Add(-4 * time.Second), Watches: []Watch{{Kind: "Pod", Since: noon}}}
-	for name, s := range map[string]*State{"well.txt": busy(t), "ill.txt": ill, "starting.txt": starting} {
+	starting := &State{Settings: busyState(t).Settings, Now: noon, Started: noon.Add(-4 * time.Second), Watches: []Watch{{Kind: "Pod", Since: noon}}}
+	for name, s := range map[string]*State{"well.txt": busyState(t), "ill.txt": ill, "starting.txt": starting} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
 			status := s.Status()
@@ -24,18 +24,18 @@ func TestStatusText(t *testing.T) {
 			}
 			golden(t, name, out.Bytes())
 			if status.Good() != (name == "well.txt") {
-				t.Errorf("good: %t", status.Good())
+				t.Errorf("Good returned %t", status.Good())
 			}
 		})
 	}
 }
 
-// Status and metric count live connections the same way.
+// The status and the metrics show the same counts of live connections, and their parts add up.
 func TestLiveConnectionsAddUp(t *testing.T) {
-	s := busy(t)
+	s := busyState(t)
 	live := s.Status().Live
 	if sum := live.Unchanged + live.Allowed + live.Revoked + live.Restored; sum != live.Judged || live.Judged == 0 {
-		t.Errorf("%+v: the parts are %d of %d", live, sum, live.Judged)
+		t.Errorf("%+v: the sum of the parts is %d, want %d", live, sum, live.Judged)
 	}
 	families, err := Registry(func() *State { return s }).Gather()
 	if err != nil {
@@ -51,12 +51,12 @@ func TestLiveConnectionsAddUp(t *testing.T) {
 	}
 	want := map[string]int{"unchanged": live.Unchanged, "allowed": live.Allowed, "revoked": live.Revoked, "restored": live.Restored}
 	if !maps.Equal(got, want) {
-		t.Errorf("the metric says %v, the status %v", got, want)
+		t.Errorf("the metric has %v, and the status %v", got, want)
 	}
 }
 
-func TestStatusIsSingular(t *testing.T) {
-	s := busy(t)
+func TestStatusUsesTheSingular(t *testing.T) {
+	s := busyState(t)
 	s.Kernel.Open = 1
 	var out bytes.Buffer
 	if err := s.Status().WriteText(&out); err != nil || !strings.Contains(out.String(), " 1 packet without") {
@@ -65,7 +65,7 @@ func TestStatusIsSingular(t *testing.T) {
 }
 
 func TestStatusJSON(t *testing.T) {
-	text, err := json.MarshalIndent(busy(t).Status(), "", "  ")
+	text, err := json.MarshalIndent(busyState(t).Status(), "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}

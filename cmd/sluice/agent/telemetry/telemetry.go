@@ -1,11 +1,11 @@
 // Package telemetry serves the state of an agent: metrics, health and debugging over HTTP,
 // and sluice status over a unix socket.
 //
-// All pages are made from a [State], which is read for each request. The parts of the agent
-// count for themselves, so that packets do not pay for telemetry.
+// Each request reads a [State], and all pages are made from it. The parts of the agent keep
+// their own counters, so telemetry adds no cost to a packet.
 //
-// Enforcement comes first: if the agent cannot listen, it logs so and tries again. After a
-// while that is a problem, but it never ends the agent.
+// Enforcement comes first: if the agent cannot listen, it logs the reason, keeps trying, and
+// reports a problem after a while. It never ends because of that.
 package telemetry
 
 import (
@@ -28,44 +28,45 @@ type State struct {
 	Started time.Time
 	Ready   time.Time // when the agent was first ready; zero before
 
-	Snapshot  *policy.Snapshot // in force; nil before the first
-	Published time.Time        // when it came into force
-	Tally     engine.Tally     // of all judges
-	Flows     cache.Stats      // likewise
+	Snapshot  *policy.Snapshot // the one in force; nil before the first
+	Published time.Time        // when the snapshot came into force
+	Tally     engine.Tally     // sum of all evaluators
+	Flows     cache.Stats      // sum of all evaluators' flow caches
 	Kernel    *bpf.Stats       // nil if the kernel remembers no verdicts
 	Guard     *guard.Stats     // nil if pods' interfaces are not guarded
 	Forged    uint64           // packets that the rules dropped because of their source
 	Queue     queue.Stats
 	Waiting   int // packets that wait in the queues
 	Rejudged  conntrack.Result
-	Repairs   uint64 // of the rules
+	Repairs   uint64 // repairs of the rules
 	// RepairFailures is the number of repairs that failed.
 	RepairFailures uint64
-	Unlogged       uint64 // verdicts that were not logged because of the rate
+	Unlogged       uint64 // verdicts that were not logged because of the rate limit
 
-	Connections Connections // of HTTP and the socket
+	Connections Connections // of the HTTP server and the socket
 
-	// Unguarded is why the guard of pods' interfaces is not up to date; empty if it is.
+	// Unguarded is the reason why the guard of pods' interfaces is not up to date; empty if
+	// it is.
 	Unguarded string
 
 	Watches []Watch
-	Failing []string // tables whose rules cannot be kept, and why
-	Reduced []string // tables whose rules lack a part, and why
-	// Bypassed are the settings of the kernel that let packets bypass iptables, if the agent
-	// is not ready because of them.
+	Failing []string // tables whose rules cannot be kept, each with the reason
+	Reduced []string // tables whose rules lack a part, each with the reason
+	// Bypassed lists the kernel settings that let packets bypass iptables, if they make the
+	// agent unready.
 	Bypassed       []string
-	SysctlProblems int // number of such settings, in any case
-	PodsOutside    int // addresses of this node's pods outside of all pod ranges
+	SysctlProblems int // number of such settings, whether or not they make the agent unready
+	PodsOutside    int // number of addresses of this node's pods outside of all pod ranges
 	Problems       []Problem
 	NotRead        string // objects of other kinds, which may change what is allowed
 }
 
-// Settings are those options of an agent that users ask about.
+// Settings are the options of an agent that sluice status shows.
 type Settings struct {
 	Version string   `json:"version"`
 	PID     int      `json:"pid"`
-	Sources []string `json:"sources"` // of policies and pods
-	Tables  string   `json:"tables"`  // with the rules
+	Sources []string `json:"sources"` // sources of policies and pods
+	Tables  string   `json:"tables"`  // tables that hold the rules
 	Queues  int      `json:"queues"`
 	Fail    string   `json:"fail"`
 	OnExit  string   `json:"onExit"`
@@ -82,12 +83,12 @@ type Watch struct {
 	Errors   uint64    `json:"errors"`
 }
 
-// Problem is a condition that the user should change.
+// Problem is a condition that the user should correct.
 type Problem struct {
-	Kind   string `json:"kind"`  // what it is about: policy, address, manifest, watch, rules, taint, sysctl, ranges or listen
-	Where  string `json:"where"` // which one, and where in it
+	Kind   string `json:"kind"`  // policy, address, manifest, watch, rules, taint, sysctl, ranges or listen
+	Where  string `json:"where"` // the object of that kind, and the field in it
 	Detail string `json:"detail"`
-	Hint   string `json:"hint,omitempty"`
+	Hint   string `json:"hint,omitempty"` // how to correct it
 }
 
 func (p Problem) String() string {
@@ -98,11 +99,11 @@ func (p Problem) String() string {
 	return text
 }
 
-// watchTimeout bounds the time for which a watch may be broken while the agent counts as
-// ready: a restart of the API server takes less.
+// watchTimeout is the time after which a broken watch makes the agent unready. A restart of
+// the API server takes less.
 const watchTimeout = time.Minute
 
-// Unready returns why the agent is not ready; empty if it is.
+// Unready returns the reason why the agent is not ready; empty if it is ready.
 func (s *State) Unready() string {
 	if s.Ready.IsZero() {
 		for _, w := range s.Watches {
@@ -133,8 +134,8 @@ func because(reason string) string {
 	return ": " + reason
 }
 
-// AllProblems are the problems of policies and manifests, and those of the agent's own
-// work.
+// AllProblems returns Problems, and those that follow from other fields: broken watches, and
+// rules or guards that cannot be kept.
 func (s *State) AllProblems() []Problem {
 	all := append([]Problem{}, s.Problems...)
 	for _, w := range s.Watches {
