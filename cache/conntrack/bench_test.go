@@ -13,11 +13,11 @@ import (
 	"sluice/cache/conntrack"
 )
 
-// tracked is how many connections the benchmarks' table holds.
+// tracked is the number of connections in the table of the benchmarks.
 const tracked = 50_000
 
-// benchTable returns a node with a full table, made once for all runs of a
-// benchmark, and the destinations of its connections.
+// benchTable returns a node whose table holds that many connections, and their
+// destinations. They are made once for all runs of a benchmark.
 func benchTable(b *testing.B) (*lab.Host, []netip.Addr) {
 	b.Helper()
 	node := newTable(b)

@@ -1,19 +1,19 @@
 // Package conntrack makes live connections follow the policy.
 //
-// The kernel's rules let every packet of an allowed connection pass without a verdict.
-// When the policy changes, a [Sweeper] evaluates the live connections of the changed
-// endpoints again, with the same decision that new connections get, and rewrites two bits
-// of their marks: allowed and revoked. The rules drop both directions of a revoked
-// connection. A [Follower] sweeps after each publish, and only if [TrackedFlows] or due.go
-// show that a connection may be concerned.
+// The kernel's rules let every packet of an allowed connection pass without a verdict. When
+// the policy changes, a [Sweeper] evaluates the live connections of the changed endpoints
+// again, with the same decision that new connections get, and rewrites two bits of their
+// marks: allowed and revoked. The rules drop both directions of a revoked connection. A
+// [Follower] sweeps after each publication, but only if [TrackedFlows] or due.go show that
+// a connection may be concerned.
 //
-// No verdict of an older snapshot escapes: the caller publishes the snapshot and waits for
-// [sluice/filter/policy.Published.Synchronize] before it sweeps. From then on, every verdict of
-// an older snapshot is in the mark of an entry of the table, and later entries get the
-// verdict of the new one.
+// No verdict of an older snapshot is missed: the caller publishes the snapshot and waits
+// for [sluice/filter/policy.Published.Synchronize] before it sweeps. From then on, every
+// verdict of an older snapshot is in the mark of an entry of the table, and later entries
+// get the verdict of the new snapshot.
 //
-// No entry is deleted: the next reply would make a new one in the opposite direction, and
-// count as the first packet of a connection.
+// No entry is deleted: the next reply would create a new entry in the opposite direction,
+// and would be taken for the first packet of a connection.
 //
 // [Table] is the kernel's table; [Netlink] implements it with ctnetlink.
 package conntrack
@@ -34,20 +34,20 @@ type Marks struct {
 	Revoked uint32 // the connection is no longer allowed and is dropped
 }
 
-// Mask is both bits.
+// Mask returns both bits.
 func (m Marks) Mask() uint32 { return m.Allowed | m.Revoked }
 
-// check reports marks that cannot be told apart.
+// check returns an error unless each mark is set and the two have no bit in common.
 func (m Marks) check() error {
 	if m.Allowed == 0 || m.Revoked == 0 || m.Allowed&m.Revoked != 0 {
-		return fmt.Errorf("marks allowed %#x and revoked %#x: each must have a bit that the other has not", m.Allowed, m.Revoked)
+		return fmt.Errorf("marks allowed %#x and revoked %#x: both must be set, and have no bit in common", m.Allowed, m.Revoked)
 	}
 	return nil
 }
 
 // Conn is one tracked connection. It is valid only while it is being reported.
 type Conn struct {
-	// Key is that of the connection's first packet in POSTROUTING: the original source,
+	// Key is the key of the connection's first packet in POSTROUTING: the original source,
 	// and the destination and its port after translation.
 	Key filter.Key
 	// SrcPort is the source port; 0 unless Key.Transport is Ported.
@@ -76,7 +76,7 @@ type Ref struct {
 	raw    [maxRef]byte
 }
 
-// bytes is the name.
+// bytes returns the identification as the table encodes it.
 func (r *Ref) bytes() []byte { return r.raw[:r.len] }
 
 // Update sets the bits in Mask of a connection's mark to those of Mark.
@@ -92,14 +92,13 @@ var ErrInterrupted = errors.New("dump of the connection table was interrupted")
 // Table is the table of tracked connections. Its methods are not called
 // concurrently, except that report may call SetMarks.
 type Table interface {
-	// Dump reports at least every connection that has one of the addresses as the
-	// source or the destination of its key, and all connections if among is nil. It
-	// calls report for one at a time. Connections that begin or end meanwhile may be
-	// reported or not. It returns an error that is ErrInterrupted if others may be
-	// missing.
+	// Dump reports at least every connection that has one of the addresses as the source or
+	// the destination of its key, and all connections if among is nil. It calls report for
+	// one connection at a time. Connections that begin or end meanwhile may be reported or
+	// not. If others may be missing, it returns ErrInterrupted, possibly wrapped.
 	Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error
-	// SetMarks applies the updates in order, and has applied them all when it
-	// returns nil. An update for a connection that is gone is no error.
+	// SetMarks applies the updates in order, and has applied them all when it returns nil.
+	// An update for a connection that is gone is not an error.
 	SetMarks(ctx context.Context, updates []Update) error
 	// Close releases what the table holds.
 	Close() error

@@ -9,22 +9,22 @@ import (
 	"sluice/filter/policy"
 )
 
-// This file answers when a live connection is judged again.
+// This file decides when a live connection is evaluated again.
 //
-// The caller of [Follower.Published] names the event by a [Scope]:
+// The caller of [Follower.Published] gives the event as a [Scope]:
 //
 //	a change of policy                               ScopeFlows
 //	a change while a worker was stuck                ScopeAddresses
 //	the start, which is the first event of all       ScopeAll
 //	the agent that had taken over is gone            ScopeAll
 //	the predecessor has answered its last packet     ScopeAll
-//	packets may have passed unjudged                 ScopeGap
+//	packets may have passed without a verdict        ScopeGap
 //
-// A snapshot with other ranges of pods widens the scope to ScopeAll: the ranges decide which
-// flows the workers track.
+// A snapshot with different pod ranges widens the scope to ScopeAll, because the ranges
+// decide which flows the workers track.
 //
-// Of a change of policy with ScopeFlows, the connections of a changed address are judged
-// again if one of these holds:
+// With ScopeFlows, the connections of a changed address are evaluated again if one of these
+// holds:
 //
 //   - A tracked flow of the address has another verdict now.
 //   - TrackedFlows does not keep all flows of the address: there are too many, or the
@@ -34,25 +34,25 @@ import (
 //   - The endpoint is gone, and packets of its address are held for the next one.
 //   - The last sweep of the address failed.
 //
-// An address whose endpoint is gone, and which belongs to pods, waits for its next endpoint.
+// An address of a pod that has no endpoint now is checked again when it has one.
 
-// Scope is which connections an event concerns.
+// Scope states which connections an event concerns.
 type Scope uint8
 
 const (
-	// ScopeFlows is the connections whose verdict has changed.
+	// ScopeFlows concerns the connections whose verdict has changed.
 	ScopeFlows Scope = iota
-	// ScopeAddresses is all connections of the changed addresses: verdicts of older
-	// snapshots may have taken effect late, or still may.
+	// ScopeAddresses concerns all connections of the changed addresses. It is for verdicts
+	// of older snapshots that took effect late, or may still do so.
 	ScopeAddresses
-	// ScopeAll is all connections.
+	// ScopeAll concerns all connections.
 	ScopeAll
-	// ScopeGap is ScopeAll after packets may have passed unjudged. Connections without a
-	// mark are counted as such.
+	// ScopeGap is ScopeAll after packets may have passed without a verdict. The sweep
+	// counts connections without a mark in Result.Unjudged.
 	ScopeGap
 )
 
-// widened returns the scope of an event whose snapshot is now.
+// widened returns the scope, widened to ScopeAll if the pod ranges have changed.
 func widened(scope Scope, before, now *policy.Snapshot) Scope {
 	if before != nil && !now.SameRanges(before) {
 		return max(scope, ScopeAll)
@@ -60,25 +60,25 @@ func widened(scope Scope, before, now *policy.Snapshot) Scope {
 	return scope
 }
 
-// change is what is known of an address that has changed since the last sweep.
+// change describes the changes of an address since the last sweep.
 type change struct {
-	snapshot uint64 // by which it last changed
+	snapshot uint64 // number of the last one that changed it
 	need     need
 }
 
-// need is what a change needs beyond a look at the tracked flows.
+// need states what a change requires beyond a check of the tracked flows.
 type need uint8
 
 const (
 	needNothing need = iota
-	// needLater means that TrackedFlows may not know all connections of the address, which
-	// matters only when the address has an endpoint again.
+	// needLater means that TrackedFlows may lack connections of the address, which matters
+	// only when the address has an endpoint again.
 	needLater
-	// needSweep means that connections may be concerned which TrackedFlows does not know.
+	// needSweep means that the change may concern connections that TrackedFlows lacks.
 	needSweep
 )
 
-// maxLater bounds the addresses with needLater. With more of them, they are swept.
+// maxLater bounds the addresses with needLater. If there are more, all of them are swept.
 const maxLater = 1024
 
 // record adds the change of an address to those since the last sweep.
@@ -91,8 +91,9 @@ func (f *Follower) record(before, now *policy.Snapshot, a netip.Addr, scope Scop
 	f.changes[a] = change{now.Number(), n}
 }
 
-// comesBack notes that an address has an endpoint again that it had before: verdicts from
-// then are valid again, though TrackedFlows may have forgotten them.
+// comesBack checks whether an address has an endpoint again that it had before. Remembered
+// verdicts about that endpoint are valid again, though TrackedFlows may have forgotten
+// their flows.
 func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	if f.tracked == nil || before == nil {
 		return
@@ -102,8 +103,8 @@ func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	}
 }
 
-// need returns whether an address may have live connections that no worker was asked
-// about, or that TrackedFlows does not keep, and that may be denied now.
+// need returns what the change of an address requires because TrackedFlows may lack live
+// connections of it that may be denied now.
 func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	if f.tracked == nil || before == nil {
 		return needSweep
@@ -119,8 +120,8 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	return needNothing
 }
 
-// due returns the changed addresses whose connections are to be judged now. Those that
-// can wait go back to the changes.
+// due returns the changed addresses whose connections must be evaluated now. Addresses that
+// can wait are put back.
 func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
 	evaluate := func(k *filter.Key) filter.Action {

@@ -3,10 +3,11 @@ package conntrack
 // DefaultMarks are the marks that tests use.
 var DefaultMarks = Marks{Allowed: 0x10, Revoked: 0x20}
 
-// Limit sets how many keys are known of one address, and how many of one shard.
+// Limit sets the maximum number of keys of one address and of one shard.
 func (a *TrackedFlows) Limit(perAddr, perShard int) { a.perAddr, a.perShard = perAddr, perShard }
 
-// Keys is how many keys are known, counted and summed up, which must be the same.
+// Keys returns the number of keys, counted and as the sum of the totals of the shards. The
+// two must be equal.
 func (a *TrackedFlows) Keys() (counted, sum int) {
 	for i := range a.shards {
 		sum += a.shards[i].total

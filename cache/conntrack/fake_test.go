@@ -9,14 +9,14 @@ import (
 	"sluice/filter"
 )
 
-// Fake is a Table in memory, for tests. It keeps the promises of Table and no
-// more: a dump reports connections that were not asked for.
+// Fake is a Table in memory, for tests. It guarantees only what Table does: its dumps also
+// report connections that were not asked for.
 type Fake struct {
-	// Interrupt, if set, is asked before each dump; with true, the dump reports
-	// the first half and fails as one that was interrupted.
+	// Interrupt, if set, is called before each dump. If it returns true, the dump reports
+	// the first half of the connections and returns ErrInterrupted.
 	Interrupt func() bool
-	// BeforeSet, if set, is called before updates are applied: a test changes
-	// the table there, as the world does between a dump and an update.
+	// BeforeSet, if set, is called before updates are applied. A test changes the table
+	// there, because connections begin and end between a dump and an update.
 	BeforeSet func()
 
 	mu     sync.Mutex
@@ -25,8 +25,8 @@ type Fake struct {
 	writes int
 }
 
-// fakeRef is the name that the fake gives a connection: like the kernel's, it is
-// its five-tuple, and says nothing of what the destination is translated to.
+// fakeRef returns the Ref of a connection. Like the kernel's, it contains the five-tuple
+// and not the destination after translation.
 func fakeRef(src netip.Addr, srcPort uint16, dst netip.Addr, dstPort uint16, proto filter.Protocol) Ref {
 	r := Ref{family: uint8(src.BitLen())}
 	raw := r.raw[:0]
@@ -37,9 +37,8 @@ func fakeRef(src netip.Addr, srcPort uint16, dst netip.Addr, dstPort uint16, pro
 	return r
 }
 
-// Add tracks a connection and returns its name. The original destination, as
-// the source sees it, may be other than that of the key. A connection of the
-// same name is replaced.
+// Add adds a connection and returns its Ref. original is the destination as the source sees
+// it, and may differ from that of the key. A connection with the same Ref is replaced.
 func (f *Fake) Add(key filter.Key, srcPort uint16, original netip.AddrPort, mark uint32) Ref {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -50,8 +49,8 @@ func (f *Fake) Add(key filter.Key, srcPort uint16, original netip.AddrPort, mark
 	return c.Ref
 }
 
-// PickUp makes a connection one that the table has not seen begin.
-func (f *Fake) PickUp(ref Ref) {
+// SetMidStream makes a connection one that was picked up in the middle.
+func (f *Fake) SetMidStream(ref Ref) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range f.conns {
@@ -66,7 +65,7 @@ func (f *Fake) Remove(ref Ref) {
 	f.conns = slices.DeleteFunc(f.conns, func(c *Conn) bool { return c.Ref == ref })
 }
 
-// Mark returns a connection's mark, and whether there is such a connection.
+// Mark returns the mark of a connection, and whether the connection exists.
 func (f *Fake) Mark(ref Ref) (uint32, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -78,7 +77,7 @@ func (f *Fake) Mark(ref Ref) (uint32, bool) {
 	return 0, false
 }
 
-// Uses says how many dumps and how many updates the table has seen.
+// Uses returns the number of dumps and of updates.
 func (f *Fake) Uses() (dumps, updates int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -11,28 +11,28 @@ import (
 	"sluice/filter/policy"
 )
 
-// A sweep that failed is tried again after firstRetryBackoff, doubled up to
-// lastRetryBackoff.
+// A failed sweep is repeated after firstRetryBackoff, which doubles up to lastRetryBackoff.
 const (
 	firstRetryBackoff = 50 * time.Millisecond
 	lastRetryBackoff  = 5 * time.Second
 )
 
-// Follower sweeps after each publish, on its own goroutine: a sweep of a large table
-// takes longer than a publish, and all that is published meanwhile takes one more sweep.
+// Follower sweeps after each publication, on its own goroutine: a sweep of a large table
+// takes longer than a publication, and one more sweep covers everything that is published
+// meanwhile.
 //
 // Most changes need no sweep: see due.go.
 //
-// A sweep with the latest snapshot is right for all changes before it. A connection that
-// was judged by a snapshot which was replaced meanwhile is judged again by the next sweep:
-// if its verdict differs, one of its ends is among that snapshot's changes.
+// A sweep by the latest snapshot covers all changes before it. If a snapshot is published
+// during a sweep, the next sweep evaluates again every connection whose verdict differs,
+// because one of its ends is among the changes of that snapshot.
 type Follower struct {
 	sweeper  *Sweeper
-	tracked  *TrackedFlows // nil: every change is followed by a sweep
+	tracked  *TrackedFlows // if nil, every change is followed by a sweep
 	log      *slog.Logger
 	wake     chan struct{}
 	sweeping sync.Mutex // held by the sweep under way
-	sweeps   uint64     // so far
+	sweeps   uint64     // number of sweeps
 
 	mu       sync.Mutex
 	snapshot *policy.Snapshot
@@ -42,8 +42,8 @@ type Follower struct {
 	sum      Result
 }
 
-// Follow returns a Follower that sweeps with s. With nil TrackedFlows, it sweeps after
-// every change. A nil logger discards.
+// Follow returns a Follower that sweeps with s. If tracked is nil, it sweeps after every
+// change. log may be nil.
 func Follow(s *Sweeper, tracked *TrackedFlows, log *slog.Logger) *Follower {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -51,8 +51,9 @@ func Follow(s *Sweeper, tracked *TrackedFlows, log *slog.Logger) *Follower {
 	return &Follower{sweeper: s, tracked: tracked, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
 }
 
-// Published announces a snapshot that is in force, and the addresses that it changes. No
-// verdict of an older snapshot can still take effect. It does not wait for the sweep.
+// Published announces a snapshot that is in force, and the addresses that it changes. It is
+// called after Synchronize, so that no verdict of an older snapshot can still take effect;
+// otherwise the scope must be at least ScopeAddresses. It does not wait for the sweep.
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
 	before := f.snapshot
@@ -64,19 +65,19 @@ func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope S
 	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
-	default: // it will be seen
+	default: // a wake-up is pending
 	}
 }
 
-// Pause leaves the connections to another agent until the next Published: it forgets the
-// changes to be swept, and returns when no sweep is under way.
+// Pause stops sweeping until the next Published, because another agent sweeps meanwhile. It
+// discards the changes that wait for a sweep, and returns when no sweep is under way.
 func (f *Follower) Pause() {
 	f.sweeping.Lock()
 	defer f.sweeping.Unlock()
 	f.take()
 }
 
-// Total is the sum of all sweeps.
+// Total returns the sum of the results of all sweeps.
 func (f *Follower) Total() Result {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -111,8 +112,8 @@ func (f *Follower) Run(ctx context.Context) {
 	}
 }
 
-// Sweep sweeps for all that was published since the last sweep. After an error it must
-// be repeated.
+// Sweep sweeps once for everything that was published since the last sweep, if a connection
+// may be concerned. After an error it must be called again.
 func (f *Follower) Sweep(ctx context.Context) error {
 	f.sweeping.Lock()
 	defer f.sweeping.Unlock()
@@ -155,7 +156,7 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	return nil
 }
 
-// take takes what is to be swept.
+// take returns what waits for a sweep, and clears it.
 func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -165,8 +166,9 @@ func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, al
 	return f.snapshot, changes, all, gap
 }
 
-// putBack notes what is still to be done. An address that has changed again
-// meanwhile did so without regard to that.
+// putBack records again what has not been swept. An address that has changed again
+// meanwhile is swept, because record has determined the need of the newer change without
+// the older one.
 func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -179,7 +181,7 @@ func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	}
 }
 
-// add adds up two results.
+// add adds o to r.
 func (r *Result) add(o Result) {
 	r.Evaluated += o.Evaluated
 	r.Allowed += o.Allowed

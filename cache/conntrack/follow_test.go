@@ -15,24 +15,24 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// follow returns a follower of the rig's sweeper.
-func (r *rig) follow() *conntrack.Follower { return conntrack.Follow(r.Sweeper, nil, nil) }
+// follow returns a follower that uses the sweeper of the fixture.
+func (r *fixture) follow() *conntrack.Follower { return conntrack.Follow(r.Sweeper, nil, nil) }
 
-// publish commits and tells the follower.
-func (r *rig) publish(f *conntrack.Follower, scope conntrack.Scope) {
-	s, changes := r.world.Commit()
+// publish commits the store and passes the snapshot to the follower.
+func (r *fixture) publish(f *conntrack.Follower, scope conntrack.Scope) {
+	s, changes := r.store.Commit()
 	f.Published(s, changes, scope)
 }
 
-func TestFollowerSweepsForAllThatWasPublished(t *testing.T) {
-	r := newRig(t)
+func TestFollowerSweepsOnceForManySnapshots(t *testing.T) {
+	r := newFixture(t)
 	f := r.follow()
-	toDB := r.track(web, db, filter.TCP, 80, judged)
-	toIdle := r.track(web, idle, filter.TCP, 80, judged)
-	r.world.SetPolicy(netpol.Read(guard("db")))
+	toDB := r.track(web, db, filter.TCP, 80, allowed)
+	toIdle := r.track(web, idle, filter.TCP, 80, allowed)
+	r.store.SetPolicy(netpol.Read(guard("db")))
 	r.publish(f, conntrack.ScopeFlows)
-	r.world.SetPolicy(netpol.Read(guard("idle")))
-	r.publish(f, conntrack.ScopeFlows) // before the first was swept for
+	r.store.SetPolicy(netpol.Read(guard("idle")))
+	r.publish(f, conntrack.ScopeFlows) // before the sweep for the first one
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestFollowerSweepsForAllThatWasPublished(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again, _ := r.table.Uses(); again != dumps {
-		t.Errorf("%d dumps with nothing new", again-dumps)
+		t.Errorf("%d dumps, although nothing was published", again-dumps)
 	}
 	if sum := f.Total(); sum.Revoked != 2 {
 		t.Errorf("%+v, want 2 revoked in all", sum)
@@ -53,26 +53,26 @@ func TestFollowerSweepsForAllThatWasPublished(t *testing.T) {
 // A sweep that fails is repeated, for the same changes, until it succeeds.
 func TestFollowerTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
+		r := newFixture(t)
 		f := r.follow()
-		toDB := r.track(web, db, filter.TCP, 80, judged)
-		toIdle := r.track(web, idle, filter.TCP, 80, judged)
+		toDB := r.track(web, db, filter.TCP, 80, allowed)
+		toIdle := r.track(web, idle, filter.TCP, 80, allowed)
 		var failing atomic.Bool
 		failing.Store(true)
 		r.table.Interrupt = failing.Load
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { f.Run(ctx); close(done) }()
-		r.world.SetPolicy(netpol.Read(guard("db")))
-		r.world.SetPolicy(netpol.Read(guard("idle")))
+		r.store.SetPolicy(netpol.Read(guard("db")))
+		r.store.SetPolicy(netpol.Read(guard("idle")))
 		r.publish(f, conntrack.ScopeFlows)
 		synctest.Wait()
-		r.want(toDB, revoked) // in the half that was seen
-		r.want(toIdle, judged)
+		r.want(toDB, revoked) // in the half that the dump reports
+		r.want(toIdle, allowed)
 		failing.Store(false)
-		for mark := uint32(judged); mark == judged; {
+		for mark := uint32(allowed); mark == allowed; {
 			synctest.Wait()
-			time.Sleep(time.Second) // in the test's own time
+			time.Sleep(time.Second) // in synctest's time
 			mark, _ = r.table.Mark(toIdle)
 		}
 		r.want(toIdle, revoked)
@@ -95,26 +95,26 @@ func TestFollowerReportsAFailure(t *testing.T) {
 	}
 	s, _ := policy.NewStore().Commit()
 	f.Published(s, nil, conntrack.ScopeAll)
-	for range 2 { // it is still to be done
+	for range 2 { // the sweep is still due after the first error
 		if err := f.Sweep(t.Context()); err == nil {
-			t.Error("a table that cannot be read is no error")
+			t.Error("no error, although the table cannot be read")
 		}
 	}
 }
 
-// A follower that rests leaves the connections to another agent, whatever was
-// still to be done, until something new is published.
-func TestFollowerRests(t *testing.T) {
-	r := newRig(t)
+// A paused follower leaves the connections to another agent, even if a sweep was due, until
+// the next snapshot is published.
+func TestFollowerPause(t *testing.T) {
+	r := newFixture(t)
 	f := r.follow()
-	toDB := r.track(web, db, filter.TCP, 80, judged)
-	r.world.SetPolicy(netpol.Read(guard("db")))
+	toDB := r.track(web, db, filter.TCP, 80, allowed)
+	r.store.SetPolicy(netpol.Read(guard("db")))
 	r.publish(f, conntrack.ScopeAll)
 	f.Pause()
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r.want(toDB, judged)
+	r.want(toDB, allowed)
 	r.publish(f, conntrack.ScopeAll)
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ const (
 	ctaFilter      = 25
 	ctaFilterOrig  = 1 // CTA_FILTER_ORIG_FLAGS
 	ctaFilterReply = 2 // CTA_FILTER_REPLY_FLAGS
-	filterIPSrc    = 1 // the flag that the source address counts
+	filterIPSrc    = 1 // the flag that selects by the source address
 
 	ctaTupleIP      = 1
 	ctaIPv4Src      = 1
@@ -63,7 +63,7 @@ type attr struct {
 	value []byte
 }
 
-// cut takes the first attribute off b. It is false at the end of b, and if the rest of b
+// cut splits the first attribute off b. ok is false at the end of b, and if the rest of b
 // is malformed.
 func cut(b []byte) (a attr, rest []byte, ok bool) {
 	if len(b) < attrLen {
@@ -85,10 +85,10 @@ type tuple struct {
 	src     netip.Addr
 	proto   filter.Protocol
 	srcPort uint16
-	ok      bool // source address and protocol were there
+	ok      bool // source address and protocol were present
 }
 
-// parseTuple parses what a key needs of a CTA_TUPLE_*.
+// parseTuple parses the fields of a CTA_TUPLE_* attribute that a key needs.
 func parseTuple(b []byte) (t tuple) {
 	var hasProto bool
 	for a, rest, ok := cut(b); ok; a, rest, ok = cut(rest) {
@@ -115,11 +115,11 @@ func parseTuple(b []byte) (t tuple) {
 }
 
 // parseConn parses the body of an entry, from nfgenmsg on. An entry that cannot be
-// identified cannot be marked, and is an error; one without a key that can be trusted is
-// reported as malformed.
+// identified cannot be marked, and is an error. An entry without a key that can be trusted
+// is reported as malformed.
 //
-// It is written for dumps of the whole table, where a parser of all attributes takes ten
-// times as long; see the benchmarks.
+// parseConn parses only what is needed: in a dump of the whole table, a parser of all
+// attributes takes ten times as long (see the benchmarks).
 func parseConn(body []byte, c *Conn) error {
 	if len(body) < nfgenLen {
 		return errMessage
@@ -177,7 +177,7 @@ func parseMidStream(b []byte) bool {
 	return false
 }
 
-// add appends a padded attribute to the Ref; false if there is no room.
+// add appends an attribute with padding to r, and reports whether there was room.
 func (r *Ref) add(whole []byte) bool {
 	n := int(r.len)
 	if n+align(len(whole)) > maxRef {
@@ -203,14 +203,15 @@ func endMessage(b []byte, start int) {
 	binary.NativeEndian.PutUint32(b[start:], uint32(len(b)-start))
 }
 
-// beginNested appends the header of a nest. endNested completes it.
+// beginNested appends the header of a nested attribute, and returns its position for
+// endNested, which completes it.
 func beginNested(b []byte, kind uint16) ([]byte, int) {
 	start := len(b)
 	b = binary.NativeEndian.AppendUint16(b, 0)
 	return binary.NativeEndian.AppendUint16(b, kind|attrNested), start
 }
 
-// endNested writes the length of the nest that begins at start.
+// endNested writes the length of the nested attribute that begins at start.
 func endNested(b []byte, start int) {
 	binary.NativeEndian.PutUint16(b[start:], uint16(len(b)-start))
 }
@@ -230,7 +231,7 @@ func appendUint32(b []byte, kind uint16, value uint32) []byte {
 }
 
 // appendUpdate appends a request to change the mark of an existing entry: it lacks the flag
-// that would create one. The Ref goes back as it came.
+// that would create one. The Ref is sent back as the kernel reported it.
 func appendUpdate(b []byte, u *Update, flags uint16, seq uint32) []byte {
 	start := len(b)
 	b = beginMessage(b, msgConnSet, flags, seq, u.Ref.family)
@@ -263,7 +264,8 @@ func appendCount(b []byte, seq uint32) []byte {
 	return b
 }
 
-// parseCount parses the answer, from nfgenmsg on; a large number if it has no count.
+// parseCount returns the number of entries from the answer to appendCount, whose body
+// begins with nfgenmsg; math.MaxInt if there is none.
 func parseCount(body []byte) int {
 	if len(body) >= nfgenLen {
 		for a, rest, ok := cut(body[nfgenLen:]); ok; a, rest, ok = cut(rest) {
@@ -284,8 +286,8 @@ func appendSource(b []byte, direction uint16, src netip.Addr) []byte {
 	return b
 }
 
-// appendFilter selects by the source address of the direction's tuple, and by nothing of
-// the other tuple. The flags are in the host's byte order.
+// appendFilter appends a filter by the source address of the direction's tuple; nothing of
+// the other tuple is compared. The flags are in host byte order.
 func appendFilter(b []byte, direction uint16) []byte {
 	var flags [2]uint32
 	if direction == ctaTupleOrig {

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// readSize exceeds the parts of a dump (32 KiB).
+	// readSize exceeds the datagrams of a dump (32 KiB).
 	readSize = 64 << 10
 	// sendBatch bounds the updates in one send. If all their entries are gone, the answers
 	// must fit the socket's receive buffer, where each takes about 900 bytes of the usual
@@ -29,7 +29,7 @@ const (
 	// reporting all takes about as long as twenty walks with 50,000 connections (see the
 	// benchmarks).
 	maxFiltered = 4
-	// minFiltered is the number of connections from which on selection pays: a walk visits
+	// minFiltered is the number of connections from which selection pays off: a walk visits
 	// every bucket of the kernel's hash table, full or empty, which takes some milliseconds
 	// in a large table.
 	minFiltered = 4096
@@ -38,14 +38,14 @@ const (
 // Netlink is the kernel's table of one network namespace, through ctnetlink.
 //
 // The sockets are mdlayher/netlink's. The messages are encoded and decoded here, because
-// only two of the hundred numbers of an entry are needed.
+// only a few of the hundred values of an entry are needed.
 type Netlink struct {
 	netNS      int
 	filterFrom int
 	buffers    sync.Pool // of readSize bytes, for dumps
 
-	// For SetMarks, which a dump's report may call.
-	set     *netlink.Conn // nil until needed, and after an error
+	// Used by SetMarks, which a dump's report function may call.
+	set     *netlink.Conn // nil after an error, until needed again
 	seq     uint32
 	in, out []byte
 
@@ -53,7 +53,7 @@ type Netlink struct {
 	unfiltered atomic.Bool
 }
 
-// Options say which table to open.
+// Options configure Open.
 type Options struct {
 	// NetNS is a file descriptor of the network namespace, which must stay open until
 	// Close; 0 is the namespace of the calling thread, at each call.
@@ -61,8 +61,8 @@ type Options struct {
 	// NoFilter makes every dump report all connections, as on a kernel that cannot
 	// filter.
 	NoFilter bool
-	// FilterFrom is the number of connections from which on the kernel selects those of a
-	// few addresses; 0 is the number that measured best.
+	// FilterFrom is the number of connections in the table from which on the kernel selects
+	// the connections of a few addresses; 0 means minFiltered.
 	FilterFrom int
 }
 
@@ -95,8 +95,8 @@ func (k *Netlink) dial() (*netlink.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket to the connection table: %w", err)
 	}
-	// Without it, each error contains the whole request. Kernels before 4.3 lack the
-	// option.
+	// Without this option, each error contains the whole request. Kernels before 4.3 lack
+	// the option.
 	_ = c.SetOption(netlink.CapAcknowledge, true)
 	return c, nil
 }
@@ -114,8 +114,8 @@ func (k *Netlink) Dump(ctx context.Context, among []netip.Addr, report func(*Con
 	return k.dump(ctx, unix.AF_UNSPEC, netip.Addr{}, 0, report)
 }
 
-// count is the number of connections. Kernels before 5.9 do not report it, and then it is
-// taken to be large.
+// count returns the number of connections. If the kernel does not report it, as before 5.9,
+// count returns math.MaxInt.
 func (k *Netlink) count(ctx context.Context) int {
 	c, err := k.dial()
 	if err != nil {
@@ -138,14 +138,14 @@ func (k *Netlink) count(ctx context.Context) int {
 // should have left out.
 var errUnfiltered = errors.New("kernel does not filter the connection table")
 
-// dumpAmong reports the connections from the addresses, and at the same time those to them
-// that are from other addresses: on two processors, the walks through the kernel's table
-// take half as long.
+// dumpAmong reports the connections from the addresses and, concurrently, those from others
+// to the addresses: on two CPUs, this halves the time of the walks through the kernel's
+// table.
 //
-// It reports all connections of IPv6, in one more walk. The kernel's filter compares IPv6
-// addresses the wrong way round (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): it
-// leaves out exactly the requested ones, and if there are no others, its answer looks like
-// that of an empty table.
+// If some addresses are IPv6, it reports all IPv6 connections, in one more walk. The
+// kernel's filter compares IPv6 addresses the wrong way round
+// (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): it leaves out exactly the requested
+// connections, and if there are no others, its answer looks like that of an empty table.
 func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	v4 := slices.DeleteFunc(slices.Clone(among), netip.Addr.Is6)
 	var mu sync.Mutex
@@ -173,8 +173,9 @@ func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func
 	return errors.Join(err, <-to)
 }
 
-// dumpOf requests the connections that have each of the IPv4 addresses as the source of the
-// given tuple. It fails if report returns false for a connection that has not.
+// dumpOf requests, for each of the IPv4 addresses, the connections that have it as the
+// source of the given tuple. report returns whether the connection really has; if not,
+// dumpOf returns errUnfiltered.
 func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false
@@ -188,7 +189,7 @@ func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint
 	return nil
 }
 
-// filterError distinguishes a kernel that cannot filter from one that fails.
+// filterError returns errUnfiltered if the kernel cannot filter, and otherwise err.
 func filterError(err error, strays bool) error {
 	if strays || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return errUnfiltered
@@ -196,8 +197,8 @@ func filterError(err error, strays bool) error {
 	return err
 }
 
-// dump makes one dump, on a socket of its own, which costs some 20 µs: the rest of an
-// aborted dump would otherwise be taken for part of the next one.
+// dump makes one dump, on a socket of its own. That costs some 20 µs, but on a shared
+// socket the rest of an aborted dump would be taken for part of the next one.
 func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direction uint16, report func(*Conn)) error {
 	c, err := k.dial()
 	if err != nil {
@@ -207,7 +208,7 @@ func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direct
 	in := k.buffers.Get().(*[readSize]byte)
 	defer k.buffers.Put(in)
 	request := appendDump(nil, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, family, src, direction)
-	var conn Conn // once, because it escapes
+	var conn Conn // reused, because it escapes
 	err = exchange(ctx, c, request, in[:], func(m message) (bool, error) {
 		if m.kind != msgConnSet {
 			return m.kind == unix.NLMSG_ERROR, m.err // the request was refused
@@ -228,8 +229,8 @@ func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direct
 }
 
 // SetMarks implements Table. The kernel applies a message before the send returns, and
-// answers only errors. The last message of a batch requests an acknowledgement, behind
-// which no answer is missing.
+// answers only errors. The last message of a batch requests an acknowledgement, which comes
+// after all other answers.
 func (k *Netlink) SetMarks(ctx context.Context, updates []Update) error {
 	for batch := range slices.Chunk(updates, sendBatch) {
 		if err := k.setBatch(ctx, batch); err != nil {
@@ -270,7 +271,7 @@ func (k *Netlink) setBatch(ctx context.Context, batch []Update) error {
 	return failed
 }
 
-// message is a message of the kernel.
+// message is a message from the kernel.
 type message struct {
 	kind uint16
 	seq  uint32
@@ -278,12 +279,13 @@ type message struct {
 	err  error // of an NLMSG_ERROR that is not an acknowledgement
 }
 
-// exchange sends requests and passes each answer to got, until got is done or fails, or the
-// dump ends.
+// exchange sends requests and passes each answer to got, until got returns done or an
+// error, or the dump ends.
 func exchange(ctx context.Context, c *netlink.Conn, out, in []byte, got func(message) (done bool, err error)) (err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
-		// Once the deadline is or will be set, the socket is unusable.
+		// stop returns false if the deadline has been set or is about to be. The socket is
+		// unusable in that case.
 		if !stop() && err == nil {
 			err = context.Cause(ctx)
 		}
@@ -318,7 +320,7 @@ func exchange(ctx context.Context, c *netlink.Conn, out, in []byte, got func(mes
 	}
 }
 
-// doneError is the result of a dump that has ended.
+// doneError returns the error of a dump that has ended.
 func doneError(err error, interrupted bool) error {
 	if err == nil && interrupted {
 		return ErrInterrupted
@@ -326,7 +328,7 @@ func doneError(err error, interrupted bool) error {
 	return err
 }
 
-// cause returns the reason for which the context ended, if it has; otherwise err.
+// cause returns why ctx ended, if it has ended, and otherwise err.
 func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -334,7 +336,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// cutMessage takes the first message off b.
+// cutMessage splits the first message off b.
 func cutMessage(b []byte) (m message, flags uint16, rest []byte, err error) {
 	if len(b) < headerLen {
 		return m, 0, nil, errMessage

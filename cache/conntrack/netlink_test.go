@@ -21,7 +21,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// families are the ways through the tests' network.
+// families lists what differs between IPv4 and IPv6 in the network of the tests.
 var families = []struct {
 	name, iptables string
 	service        netip.AddrPort
@@ -31,18 +31,18 @@ var families = []struct {
 	{"IPv6", "ip6tables", service6, web6, db6},
 }
 
-// live is the sweeper of the router's real table.
+// live is a sweeper of the router's table in the kernel.
 type live struct {
-	*rig
+	*fixture
 	network
 	kernel *conntrack.Netlink
 }
 
 func newLive(t *testing.T) *live {
 	n := newNetwork(t)
-	r := newRig(t)
-	l := &live{rig: r, network: n, kernel: open(t, conntrack.Options{NetNS: n.router.NetNS()})}
-	local := r.Local // not that of this machine, whose addresses may be those of the pods
+	r := newFixture(t)
+	l := &live{fixture: r, network: n, kernel: open(t, conntrack.Options{NetNS: n.router.NetNS()})}
+	local := r.Local // that of New lists this machine's addresses, which may be those of the pods
 	l.Sweeper = conntrack.New(l.kernel, conntrack.DefaultMarks, nil, &r.seen)
 	l.Local = local
 	return l
@@ -68,21 +68,21 @@ func (l *live) wantMark(key filter.Key, mark uint32) {
 	}
 }
 
-// deny and allow publish a policy that lets nothing in to db, and take it back.
+// deny publishes a policy that lets only TCP to port 1 in to db; allow deletes it.
 func (l *live) deny() conntrack.Result {
-	l.world.SetPolicy(netpol.Read(guard("db", 1)))
+	l.store.SetPolicy(netpol.Read(guard("db", 1)))
 	return l.commit(conntrack.ScopeAddresses)
 }
 
 func (l *live) allow() conntrack.Result {
-	l.world.DeletePolicy(netpol.Ref("default", "guard-db"))
+	l.store.DeletePolicy(netpol.Ref("default", "guard-db"))
 	return l.commit(conntrack.ScopeAddresses)
 }
 
-// read reads what has come, within a bound.
+// read returns the next data that arrives on c.
 func read(t *testing.T, c net.Conn) string {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(testTimeout))
 	b := make([]byte, 64)
 	n, err := c.Read(b)
 	if err != nil {
@@ -98,7 +98,8 @@ func write(t *testing.T, c net.Conn, text string) {
 	}
 }
 
-// unread is how many bytes a TCP connection has for its reader.
+// unread returns the number of received bytes of a TCP connection that nothing has read
+// yet.
 func unread(t *testing.T, c *net.TCPConn) (n int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
@@ -129,7 +130,7 @@ func (l *live) connectTCP(to netip.AddrPort, at netip.Addr) (client, server *net
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { _ = client.Close() })
-	_ = listener.SetDeadline(time.Now().Add(patience))
+	_ = listener.SetDeadline(time.Now().Add(testTimeout))
 	server, err := listener.AcceptTCP()
 	if err != nil {
 		l.t.Fatal(err)
@@ -138,8 +139,8 @@ func (l *live) connectTCP(to netip.AddrPort, at netip.Addr) (client, server *net
 	return client, server
 }
 
-// connectUDP opens sockets at web and db. The server's is not connected: it
-// learns its peer from what it reads.
+// connectUDP opens sockets at web and db. The socket at db is not connected: it takes the
+// address of its peer from what it reads.
 func (l *live) connectUDP(to netip.AddrPort, at netip.Addr) (client *net.UDPConn, server *net.UDPConn) {
 	l.t.Helper()
 	if err := errors.Join(
@@ -167,7 +168,7 @@ func TestTCPStopsAndFlowsAgain(t *testing.T) {
 			read(t, server)
 			l.wantMark(key, foreign)
 			l.commit(conntrack.ScopeAll)
-			l.wantMark(key, foreign|judged)
+			l.wantMark(key, foreign|allowed)
 
 			if res := l.deny(); res.Revoked != 1 {
 				t.Fatalf("%+v, want 1 revoked", res)
@@ -182,7 +183,7 @@ func TestTCPStopsAndFlowsAgain(t *testing.T) {
 			if res := l.allow(); res.Restored != 1 {
 				t.Fatalf("%+v, want 1 restored", res)
 			}
-			l.wantMark(key, foreign|judged)
+			l.wantMark(key, foreign|allowed)
 			if got := read(t, server); got != "there" {
 				t.Errorf("the server read %q", got)
 			}
@@ -212,7 +213,7 @@ func TestUDPStopsAndFlowsAgain(t *testing.T) {
 			}
 			read(t, client)
 			l.commit(conntrack.ScopeAll)
-			l.wantMark(key, foreign|judged)
+			l.wantMark(key, foreign|allowed)
 
 			l.deny()
 			l.wantMark(key, foreign|revoked)
@@ -220,34 +221,34 @@ func TestUDPStopsAndFlowsAgain(t *testing.T) {
 			l.awaitDrop(f.iptables, "REPLY", func() { _, _ = server.WriteTo([]byte("lost"), peer) })
 
 			l.allow()
-			l.wantMark(key, foreign|judged)
+			l.wantMark(key, foreign|allowed)
 			write(t, client, "again")
 			reply("again")
 			if got := read(t, client); got != "again" {
-				t.Errorf("the client read %q: what was sent while revoked has passed", got)
+				t.Errorf("the client read %q: a datagram that was sent while revoked has passed", got)
 			}
 		})
 	}
 }
 
-// peer reads one datagram, which must not be one that was to be lost, and returns
-// who sent it.
+// peer reads one datagram and returns its source. The datagram must not be one that was
+// sent while the connection was revoked.
 func (l *live) peer(t *testing.T, c *net.UDPConn) net.Addr {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(testTimeout))
 	b := make([]byte, 64)
 	n, from, err := c.ReadFrom(b)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if string(b[:n]) == "lost" {
-		t.Error("what was sent while revoked has passed")
+		t.Error("a datagram that was sent while revoked has passed")
 	}
 	return from
 }
 
-// TestOneWayUDPStops has traffic without an answer, which the kernel calls new
-// with every packet.
+// Traffic without a reply is revoked too, although each of its packets has the conntrack
+// state NEW.
 func TestOneWayUDPStops(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
@@ -266,8 +267,8 @@ func TestOneWayUDPStops(t *testing.T) {
 	}
 }
 
-// ping sends an ICMP echo request from web and returns when it is answered. It is
-// made by hand, so that no test needs a program that may be missing.
+// ping sends an ICMP echo request from web and waits for the reply. It builds the packet
+// itself, so that the tests need no ping program.
 func (l *live) ping(src, dst netip.Addr) {
 	l.t.Helper()
 	s, err := l.network.web.Sniff()
@@ -295,10 +296,10 @@ func (l *live) ping(src, dst netip.Addr) {
 	if err := l.network.web.Send(b.Bytes()); err != nil {
 		l.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(l.t.Context(), testTimeout)
 	defer cancel()
 	if _, err := s.Await(ctx, func(p []byte) bool { return bytes.HasSuffix(p, []byte(text)) }); err != nil {
-		l.t.Fatalf("await an answer to ping: %v", err)
+		l.t.Fatalf("await the echo reply: %v", err)
 	}
 }
 
@@ -313,18 +314,18 @@ func TestICMPIsRevoked(t *testing.T) {
 			l.ping(f.src, f.dst)
 			l.commit(conntrack.ScopeAll)
 			key := filter.NewKey(f.src, f.dst, proto, 0)
-			l.wantMark(key, foreign|judged)
+			l.wantMark(key, foreign|allowed)
 			l.deny()
 			l.wantMark(key, foreign|revoked)
 			l.allow()
-			l.wantMark(key, foreign|judged)
+			l.wantMark(key, foreign|allowed)
 		})
 	}
 }
 
-// TestKernelFilter has the kernel filter a table with connections of both
-// families. All that there is of IPv6 is between two addresses: a kernel that
-// compares them the wrong way round would find nothing.
+// The kernel selects the right connections from a table with both families. All IPv6
+// connections are between the same two addresses: a kernel that compares IPv6 addresses the
+// wrong way round would find none.
 func TestKernelFilter(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8"))
@@ -358,7 +359,7 @@ func TestKernelFilter(t *testing.T) {
 		{"destination", []netip.Addr{db}, 75},
 		{"source", []netip.Addr{netip.MustParseAddr("10.0.0.9")}, 1},
 		{"source and destination", []netip.Addr{netip.MustParseAddr("10.0.0.7")}, 76},
-		{"one that is at both ends", []netip.Addr{netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("10.0.0.8")}, 76},
+		{"one connection of two addresses", []netip.Addr{netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("10.0.0.8")}, 76},
 		{"IPv6", []netip.Addr{web6, db6}, 20},
 		{"both families", []netip.Addr{db, db6}, 95},
 		{"none", []netip.Addr{outside}, 0},
@@ -375,13 +376,13 @@ func TestKernelFilter(t *testing.T) {
 	}
 }
 
-func TestUpdateOfVanishedConnections(t *testing.T) {
+func TestUpdateOfEndedConnections(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 700, db)
 	k := open(t, conntrack.Options{NetNS: node.NetNS()})
 	var updates []conntrack.Update
 	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) {
-		updates = append(updates, conntrack.Update{Ref: c.Ref, Mark: judged, Mask: judged | revoked})
+		updates = append(updates, conntrack.Update{Ref: c.Ref, Mark: allowed, Mask: allowed | revoked})
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -396,32 +397,32 @@ func TestUpdateOfVanishedConnections(t *testing.T) {
 	if err := k.SetMarks(context.Background(), updates); err != nil {
 		t.Errorf("connections that are gone: %v", err)
 	}
-	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) { t.Errorf("%v was revived", c.Key) }); err != nil {
+	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) { t.Errorf("%v was created again", c.Key) }); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// TestSweepOfKernelTable marks while the dump goes on, many batches of it.
+// A sweep of a large table writes marks in many batches while the dump is under way.
 func TestSweepOfKernelTable(t *testing.T) {
 	const count = 5000
 	node := newTable(t)
 	fill(t, node, count, db, idle)
 	k := open(t, conntrack.Options{NetNS: node.NetNS()})
-	r := newRig(t)
+	r := newFixture(t)
 	r.Sweeper = conntrack.New(k, conntrack.DefaultMarks, nil, nil)
 	r.Local = func() ([]netip.Addr, error) { return nil, nil }
-	r.world.SetPolicy(netpol.Read(guard("db", 1)))
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(conntrack.ScopeAll); res.Allowed != count/2 || res.Revoked != count/2 || res.Evaluated != count || res.Passes != 2 {
-		t.Errorf("%+v, want half of %d judged, half revoked", res, count)
+		t.Errorf("%+v, want half of %d allowed, half revoked", res, count)
 	}
 	if err := k.Dump(context.Background(), nil, func(c *conntrack.Conn) {
-		if want := map[netip.Addr]uint32{db: revoked, idle: judged}[c.Key.DstAddr()]; c.Mark != want {
+		if want := map[netip.Addr]uint32{db: revoked, idle: allowed}[c.Key.DstAddr()]; c.Mark != want {
 			t.Errorf("%v has mark %#x", c.Key, c.Mark)
 		}
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := r.ClearMarks(context.Background(), judged|revoked); err != nil || n != count {
+	if n, err := r.ClearMarks(context.Background(), allowed|revoked); err != nil || n != count {
 		t.Errorf("cleared %d, %v", n, err)
 	}
 }
@@ -451,12 +452,13 @@ func TestOpenWithoutNamespace(t *testing.T) {
 	}
 	defer file.Close()
 	if _, err := conntrack.Open(conntrack.Options{NetNS: int(file.Fd())}); err == nil {
-		t.Error("a file that is no namespace was taken for one")
+		t.Error("a file that is not a namespace was accepted")
 	}
 }
 
-// TestFewAreReportedInOneWalk has a table that is small, and then one that is not.
-func TestFewAreReportedInOneWalk(t *testing.T) {
+// A dump for one address reports all connections of a small table, and only those of the
+// address of a large one.
+func TestSmallTableIsNotFiltered(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"))
 	k := open(t, conntrack.Options{NetNS: node.NetNS()})

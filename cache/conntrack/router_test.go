@@ -12,17 +12,17 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// service6 is what service is in IPv6.
+// service6 is the IPv6 counterpart of service.
 var service6 = netip.MustParseAddrPort("[fd00:96::1]:80")
 
-// patience bounds the wait for a packet that must come.
-const patience = 2 * time.Minute
+// testTimeout bounds the wait for a packet that must come.
+const testTimeout = 2 * time.Minute
 
-// target is the port that the services lead to, on db.
+// target is the port on db to which the services are translated.
 const target = 6379
 
-// network is a router between two pods. It leads the services to db, gives every
-// connection a mark of its own, and drops both directions of what is revoked.
+// network is a router between two pods. It translates the services to db, sets the foreign
+// bits in the mark of every connection, and drops both directions of revoked connections.
 type network struct {
 	tb              testing.TB
 	web, router, db *lab.Host
@@ -63,8 +63,8 @@ func newNetwork(t *testing.T) network {
 
 var dropRule = regexp.MustCompile(`\[(\d+):\d+\] -A POSTROUTING .*--ctdir (ORIGINAL|REPLY).* -j DROP`)
 
-// dropped says how many packets of revoked connections the router has dropped, in
-// the direction.
+// dropped returns the number of packets of revoked connections that the router has dropped
+// in the direction.
 func (n network) dropped(family, direction string) (packets int) {
 	n.tb.Helper()
 	out, err := n.router.Output(exec.Command(family+"-save", "-c", "-t", "mangle"))
@@ -79,12 +79,12 @@ func (n network) dropped(family, direction string) (packets int) {
 	return packets
 }
 
-// awaitDrop runs f, which makes a packet, until the router has dropped one.
+// awaitDrop runs f, which sends a packet, and waits until the router has dropped a packet.
 func (n network) awaitDrop(family, direction string, f func()) {
 	n.tb.Helper()
 	before := n.dropped(family, direction)
 	f()
-	for end := time.Now().Add(patience); n.dropped(family, direction) == before; {
+	for end := time.Now().Add(testTimeout); n.dropped(family, direction) == before; {
 		if time.Now().After(end) {
 			n.tb.Fatalf("%s: no packet in direction %s was dropped", family, direction)
 		}

@@ -19,7 +19,8 @@ func send(raw syscall.RawConn, out []byte) error {
 	return err
 }
 
-// receive reads one datagram. One that does not fit is an error, because its tail is lost.
+// receive reads one datagram. A datagram that does not fit is an error, because its tail is
+// lost.
 func receive(raw syscall.RawConn, in []byte) (int, error) {
 	var n int
 	var err error

@@ -27,13 +27,13 @@ const (
 	maxPasses = 5
 )
 
-// Observer sees every connection whose mark a sweep has rewritten, with its verdict, after
-// the kernel has applied the mark.
+// Observer is called for every connection whose mark a sweep has rewritten, with its
+// verdict, after the kernel has applied the mark.
 type Observer interface {
 	Observe(p packet.Packet, v filter.Verdict)
 }
 
-// Result is what a sweep did.
+// Result reports what a sweep did.
 type Result struct {
 	Evaluated int // connections
 	Allowed   int // newly marked as allowed
@@ -44,13 +44,13 @@ type Result struct {
 	Duration  time.Duration
 }
 
-// Written is the number of marks that were rewritten.
+// Written returns the number of marks that were rewritten.
 func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored }
 
 // LogValue implements slog.LogValuer.
 func (r Result) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.Int("looked", r.Evaluated), slog.Int("judged", r.Allowed), slog.Int("revoked", r.Revoked),
+		slog.Int("evaluated", r.Evaluated), slog.Int("allowed", r.Allowed), slog.Int("revoked", r.Revoked),
 		slog.Int("restored", r.Restored), slog.Int("passes", r.Passes), slog.Duration("duration", r.Duration))
 }
 
@@ -63,8 +63,8 @@ type Sweeper struct {
 	// interfaces in the process's network namespace.
 	Local func() ([]netip.Addr, error)
 	// FailOpen allows live connections of a pending address of this node. Otherwise they
-	// are revoked, as new ones are denied in the end: the pod that had the address is
-	// gone, and the next one may send before it is known.
+	// are revoked, as new ones are denied when their hold expires: the pod that had the
+	// address is gone, and the next one may send before it is known.
 	FailOpen bool
 
 	table    Table
@@ -75,8 +75,8 @@ type Sweeper struct {
 	mu sync.Mutex
 }
 
-// New returns a sweeper of the table. log and observer may be nil. Marks that cannot be
-// told apart are an error of the first sweep.
+// New returns a sweeper of the table. log and observer may be nil. If a mark is 0 or the
+// marks have a bit in common, every sweep returns an error.
 func New(table Table, marks Marks, log *slog.Logger, observer Observer) *Sweeper {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -102,14 +102,15 @@ func interfaceAddrs() ([]netip.Addr, error) {
 }
 
 // Sweep evaluates the live connections of the changed addresses, or all, by the snapshot,
-// and rewrites the marks that differ. It is called after every verdict of older snapshots
-// has taken effect; and for all connections before the first change, because connections
-// that lived before the agent have no mark.
+// and rewrites the marks that differ. It must be called only when every verdict of older
+// snapshots has taken effect. Before the first change it must be called for all
+// connections, because those that existed before the agent have no mark.
 //
 // It dumps the table until a dump finds nothing to rewrite. One dump is enough except for a
-// rare race: the kernel finds the connection to mark by its five-tuple, and between dump
-// and mark another connection can have taken its place. The last dump finds such a mark.
-// Denied connections have been stopped by then: the first pass has written their marks.
+// rare race: the kernel finds the connection to mark by its five-tuple, and another
+// connection with that five-tuple may have replaced the one that was dumped. The next dump
+// finds such a wrong mark. Denied connections do not wait for it: the first dump is enough
+// to mark them.
 //
 // Sweep does nothing without a snapshot. After an error, some connections may not have been
 // evaluated; the sweep must be repeated for the same changes.
@@ -184,25 +185,26 @@ func ClearMarks(ctx context.Context, table Table, bits uint32) (int, error) {
 	return cleared, fmt.Errorf("clear connection marks: %w", ErrInterrupted)
 }
 
-// sweep is one Sweep under way.
+// sweep is the state of one Sweep.
 type sweep struct {
 	sweeper  *Sweeper
 	options  sweepOptions
 	ctx      context.Context
 	snapshot *policy.Snapshot
 	among    []netip.Addr          // nil for all
-	set      map[[16]byte]struct{} // the same
-	local    map[[16]byte]struct{} // nil until asked for
+	set      map[[16]byte]struct{} // among, as a set
+	local    map[[16]byte]struct{} // this node's addresses; nil until needed
 
 	updates []Update  // not yet written
-	oldest  time.Time // when the first of them was found
-	pending []verdict // of each of them
+	oldest  time.Time // when the first of updates was found
+	pending []verdict // one for each of updates
 	result  Result
-	looked  int   // in this pass
-	err     error // the first of this pass
+
+	evaluated int   // connections of this pass
+	err       error // the first of this pass
 }
 
-// verdict is what to report of an update once it is written.
+// verdict is what to report about an update once it is written.
 type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict
@@ -230,14 +232,14 @@ func (w *sweep) run() error {
 	return nil
 }
 
-// pass dumps the table once. The updates that it found before an interruption are right,
-// and are written.
+// pass dumps the table once. Updates that it found before an interruption are valid, and
+// are written.
 func (w *sweep) pass() error {
-	w.looked, w.err = 0, nil
+	w.evaluated, w.err = 0, nil
 	w.updates, w.pending = w.updates[:0], w.pending[:0]
 	err := w.sweeper.table.Dump(w.ctx, w.among, w.visit)
 	w.flush()
-	w.result.Evaluated = max(w.result.Evaluated, w.looked)
+	w.result.Evaluated = max(w.result.Evaluated, w.evaluated)
 	if w.err != nil {
 		return w.err
 	}
@@ -259,7 +261,7 @@ func (w *sweep) visit(c *Conn) {
 	if !known && c.Mark&w.sweeper.marks.Revoked == 0 {
 		return
 	}
-	w.looked++
+	w.evaluated++
 	want := w.sweeper.marks.Allowed
 	if v.Action != filter.Allow {
 		want = w.sweeper.marks.Revoked
@@ -287,8 +289,8 @@ func (w *sweep) visit(c *Conn) {
 	}
 }
 
-// decide returns the verdict about a connection. One that was picked up in the middle may
-// go on only if both directions are allowed, as for its packets; see
+// decide returns the verdict about a connection. Like packets in mid-stream, a connection
+// that was picked up in the middle is allowed only if both directions are; see
 // [sluice/filter/engine.Evaluator]. known is false if the connection needs no mark.
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
@@ -325,7 +327,7 @@ func (w *sweep) concerns(c *Conn) bool {
 }
 
 // evaluate returns the verdict about a key. known is false if no policy could deny it: a
-// connection of this node, or between ends that are not pods, needs no mark.
+// connection from this node, or between ends that are not pods, needs no mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
 	src, srcPending := by.Lookup(srcAddr)
@@ -342,7 +344,7 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
 // isLocal reports whether an end of the connection is this node, by an address that the
-// snapshot does not have, such as a bridge's.
+// snapshot lacks, such as a bridge's.
 func (w *sweep) isLocal(c *Conn) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()
@@ -361,7 +363,7 @@ func (w *sweep) isLocal(c *Conn) bool {
 	return ok
 }
 
-// flush writes the updates, counts and reports them.
+// flush writes the updates, and counts and reports them.
 func (w *sweep) flush() {
 	if len(w.updates) == 0 || w.err != nil {
 		return

@@ -21,13 +21,12 @@ import (
 )
 
 const (
-	judged  = 0x10
+	allowed = 0x10
 	revoked = 0x20
 	foreign = 0x4001 // bits of other programs
 )
 
-// The pods of the tests: web and db are of namespace default, on a node that has
-// the addresses node.
+// The pods web, db and idle are in namespace default, on the node with the address node.
 var (
 	web     = netip.MustParseAddr("10.1.0.1")
 	web6    = netip.MustParseAddr("fd00::1")
@@ -39,8 +38,8 @@ var (
 	service = netip.MustParseAddrPort("10.96.0.1:80")
 )
 
-// newWorld returns a world with the pods and no policy.
-func newWorld() *policy.Store {
+// newStore returns a store with the node and the pods, and no policy.
+func newStore() *policy.Store {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{node})
 	w.SetPod(kubepod.Read(pod("web", web, web6)))
@@ -58,7 +57,7 @@ func pod(name string, addrs ...netip.Addr) *corev1.Pod {
 	return p
 }
 
-// guard is a policy that lets nothing in to the pod but TCP to the ports.
+// guard returns a policy that allows nothing to the pod except TCP to the ports.
 func guard(app string, ports ...int32) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "guard-" + app},
@@ -76,39 +75,39 @@ func guard(app string, ports ...int32) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// observed is an Observer that keeps what it is told.
+// observed is an Observer that records what it observes.
 type observed []string
 
 func (o *observed) Observe(p packet.Packet, v filter.Verdict) {
 	*o = append(*o, p.Key.String()+" "+v.Action.String())
 }
 
-// rig is a sweeper of a fake table.
-type rig struct {
+// fixture is a sweeper of a fake table.
+type fixture struct {
 	t     *testing.T
-	world *policy.Store
+	store *policy.Store
 	table *conntrack.Fake
 	seen  observed
 	*conntrack.Sweeper
 }
 
-func newRig(t *testing.T) *rig {
-	r := &rig{t: t, world: newWorld(), table: new(conntrack.Fake)}
+func newFixture(t *testing.T) *fixture {
+	r := &fixture{t: t, store: newStore(), table: new(conntrack.Fake)}
 	r.Sweeper = conntrack.New(r.table, conntrack.DefaultMarks, nil, &r.seen)
 	r.Local = func() ([]netip.Addr, error) { return []netip.Addr{node}, nil }
-	r.world.Commit()
+	r.store.Commit()
 	return r
 }
 
 // track adds a connection without translation.
-func (r *rig) track(src, dst netip.Addr, proto filter.Protocol, port uint16, mark uint32) conntrack.Ref {
+func (r *fixture) track(src, dst netip.Addr, proto filter.Protocol, port uint16, mark uint32) conntrack.Ref {
 	return r.table.Add(filter.NewKey(src, dst, proto, port), 40000, netip.AddrPortFrom(dst, port), mark)
 }
 
-// commit sweeps after a commit.
-func (r *rig) commit(scope conntrack.Scope) conntrack.Result {
+// commit commits the store and sweeps.
+func (r *fixture) commit(scope conntrack.Scope) conntrack.Result {
 	r.t.Helper()
-	snapshot, changes := r.world.Commit()
+	snapshot, changes := r.store.Commit()
 	res, err := r.Sweep(context.Background(), snapshot, changes, scope)
 	if err != nil {
 		r.t.Fatal(err)
@@ -116,10 +115,10 @@ func (r *rig) commit(scope conntrack.Scope) conntrack.Result {
 	return res
 }
 
-func (r *rig) want(ref conntrack.Ref, mark uint32) {
+func (r *fixture) want(ref conntrack.Ref, mark uint32) {
 	r.t.Helper()
 	if got, ok := r.table.Mark(ref); !ok || got != mark {
-		r.t.Errorf("mark is %#x (entry there: %v), want %#x", got, ok, mark)
+		r.t.Errorf("mark is %#x (entry exists: %v), want %#x", got, ok, mark)
 	}
 }
 
@@ -138,77 +137,77 @@ func TestRevokedAndRestored(t *testing.T) {
 		{"from outside", outside, db, filter.TCP, 6379},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRig(t)
-			ref := r.track(tc.src, tc.dst, tc.proto, tc.port, foreign|judged)
-			r.world.SetPolicy(netpol.Read(guard("db", 1)))
+			r := newFixture(t)
+			ref := r.track(tc.src, tc.dst, tc.proto, tc.port, foreign|allowed)
+			r.store.SetPolicy(netpol.Read(guard("db", 1)))
 			if res := r.commit(conntrack.ScopeAddresses); res.Revoked != 1 || res.Allowed+res.Restored != 0 {
 				t.Errorf("after the policy: %+v", res)
 			}
 			r.want(ref, foreign|revoked)
-			r.world.DeletePolicy(netpol.Ref("default", "guard-db"))
+			r.store.DeletePolicy(netpol.Ref("default", "guard-db"))
 			if res := r.commit(conntrack.ScopeAddresses); res.Restored != 1 || res.Allowed+res.Revoked != 0 {
 				t.Errorf("without the policy: %+v", res)
 			}
-			r.want(ref, foreign|judged)
+			r.want(ref, foreign|allowed)
 			key := filter.NewKey(tc.src, tc.dst, tc.proto, tc.port).String()
 			if got := strings.Join(r.seen, ", "); got != key+" deny, "+key+" allow" {
-				t.Errorf("observer was told: %s", got)
+				t.Errorf("observed: %s", got)
 			}
 		})
 	}
 }
 
-func TestOnlyChangedEndpointsAreJudged(t *testing.T) {
-	r := newRig(t)
-	// Neither could have come about under a policy; what matters is whether the
-	// sweep touches it.
+func TestOnlyChangedEndpointsAreEvaluated(t *testing.T) {
+	r := newFixture(t)
+	// Neither mark could result from a policy. The test checks only which of them the sweep
+	// rewrites.
 	changed := r.track(web, db, filter.TCP, 80, revoked)
 	other := r.track(web, idle, filter.TCP, 80, revoked)
-	r.world.SetPolicy(netpol.Read(guard("db", 80)))
+	r.store.SetPolicy(netpol.Read(guard("db", 80)))
 	if res := r.commit(conntrack.ScopeAddresses); res.Evaluated != 1 {
-		t.Errorf("looked at %d connections, want 1", res.Evaluated)
+		t.Errorf("evaluated %d connections, want 1", res.Evaluated)
 	}
-	r.want(changed, judged)
+	r.want(changed, allowed)
 	r.want(other, revoked)
 }
 
-func TestFirstSweepJudgesWhatLivedBefore(t *testing.T) {
-	r := newRig(t)
-	r.world.SetPolicy(netpol.Read(guard("db", 80)))
-	allowed := r.track(web, db, filter.TCP, 80, foreign)
-	denied := r.track(web, db, filter.TCP, 81, foreign)
+func TestFirstSweepMarksEarlierConnections(t *testing.T) {
+	r := newFixture(t)
+	r.store.SetPolicy(netpol.Read(guard("db", 80)))
+	toAllowed := r.track(web, db, filter.TCP, 80, foreign)
+	toDenied := r.track(web, db, filter.TCP, 81, foreign)
 	between := r.track(outside, netip.MustParseAddr("198.51.100.1"), filter.TCP, 80, foreign)
 	own := r.track(node, db, filter.TCP, 81, foreign)
 	toNode := r.track(db, node, filter.TCP, 81, foreign)
 	res := r.commit(conntrack.ScopeAll)
 	if res.Allowed != 2 || res.Revoked != 1 {
-		t.Errorf("%+v, want 2 judged and 1 revoked", res)
+		t.Errorf("%+v, want 2 allowed and 1 revoked", res)
 	}
-	r.want(allowed, foreign|judged)
-	r.want(denied, foreign|revoked)
+	r.want(toAllowed, foreign|allowed)
+	r.want(toDenied, foreign|revoked)
 	r.want(between, foreign)
 	r.want(own, foreign)
-	r.want(toNode, foreign|judged)
+	r.want(toNode, foreign|allowed)
 }
 
-func TestKeyIsThatAfterTranslation(t *testing.T) {
-	r := newRig(t)
-	pass := r.table.Add(filter.NewKey(web, db, filter.TCP, 6379), 1, service, judged)
-	stop := r.table.Add(filter.NewKey(web, db, filter.TCP, 80), 2, service, judged)
-	hairpin := r.table.Add(filter.NewKey(db, db, filter.TCP, 80), 3, service, judged)
-	r.world.SetPolicy(netpol.Read(guard("db", 6379)))
+func TestKeyAfterTranslation(t *testing.T) {
+	r := newFixture(t)
+	pass := r.table.Add(filter.NewKey(web, db, filter.TCP, 6379), 1, service, allowed)
+	stop := r.table.Add(filter.NewKey(web, db, filter.TCP, 80), 2, service, allowed)
+	hairpin := r.table.Add(filter.NewKey(db, db, filter.TCP, 80), 3, service, allowed)
+	r.store.SetPolicy(netpol.Read(guard("db", 6379)))
 	r.commit(conntrack.ScopeAddresses)
-	r.want(pass, judged)
+	r.want(pass, allowed)
 	r.want(stop, revoked)
-	r.want(hairpin, judged)
+	r.want(hairpin, allowed)
 }
 
-func TestLocalAddressesThatThePolicyDoesNotKnow(t *testing.T) {
+func TestLocalAddressesOutsideTheSnapshot(t *testing.T) {
 	bridge := netip.MustParseAddr("10.1.0.254")
-	r := newRig(t)
+	r := newFixture(t)
 	from := r.track(bridge, db, filter.TCP, 80, 0)
 	r.Local = func() ([]netip.Addr, error) { return []netip.Addr{bridge}, nil }
-	r.world.SetPolicy(netpol.Read(guard("db", 1)))
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
 	r.commit(conntrack.ScopeAddresses)
 	r.want(from, 0)
 	r.Local = func() ([]netip.Addr, error) { return nil, errors.New("unknown") }
@@ -216,21 +215,21 @@ func TestLocalAddressesThatThePolicyDoesNotKnow(t *testing.T) {
 	r.want(from, revoked)
 }
 
-func TestVanishedPodFreesRevoked(t *testing.T) {
-	r := newRig(t)
+func TestDeletedPodRestoresConnections(t *testing.T) {
+	r := newFixture(t)
 	gone := r.track(outside, db, filter.TCP, 80, revoked)
-	r.world.SetPolicy(netpol.Read(guard("db", 1)))
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
 	r.commit(conntrack.ScopeAddresses)
 	r.want(gone, revoked)
-	r.world.DeletePod("default", "db")
+	r.store.DeletePod("default", "db")
 	r.commit(conntrack.ScopeAddresses)
-	r.want(gone, judged)
+	r.want(gone, allowed)
 }
 
 func TestSweepIsIdempotent(t *testing.T) {
-	r := newRig(t)
-	r.track(web, db, filter.TCP, 80, judged)
-	r.world.SetPolicy(netpol.Read(guard("db", 1)))
+	r := newFixture(t)
+	r.track(web, db, filter.TCP, 80, allowed)
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(conntrack.ScopeAddresses); res.Passes != 2 {
 		t.Errorf("%d passes, want one that writes and one that finds nothing", res.Passes)
 	}
@@ -244,8 +243,8 @@ func TestSweepIsIdempotent(t *testing.T) {
 }
 
 func TestNothingToSweep(t *testing.T) {
-	r := newRig(t)
-	snapshot, _ := r.world.Commit()
+	r := newFixture(t)
+	snapshot, _ := r.store.Commit()
 	if res, err := r.Sweep(context.Background(), snapshot, nil, conntrack.ScopeAddresses); err != nil || res.Passes != 0 {
 		t.Errorf("no changes: %+v, %v", res, err)
 	}
@@ -258,12 +257,12 @@ func TestNothingToSweep(t *testing.T) {
 }
 
 func TestInterruptedDumpIsRepeated(t *testing.T) {
-	r := newRig(t)
-	first := r.track(web, db, filter.TCP, 80, judged)
-	second := r.track(web, db, filter.TCP, 81, judged)
+	r := newFixture(t)
+	first := r.track(web, db, filter.TCP, 80, allowed)
+	second := r.track(web, db, filter.TCP, 81, allowed)
 	left := 2
 	r.table.Interrupt = func() bool { left--; return left >= 0 }
-	r.world.SetPolicy(netpol.Read(guard("db", 1)))
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(conntrack.ScopeAddresses); res.Revoked != 2 {
 		t.Errorf("%+v, want 2 revoked", res)
 	}
@@ -271,58 +270,58 @@ func TestInterruptedDumpIsRepeated(t *testing.T) {
 	r.want(second, revoked)
 
 	r.table.Interrupt = func() bool { return true }
-	snapshot, _ := r.world.Commit()
+	snapshot, _ := r.store.Commit()
 	if _, err := r.Sweep(context.Background(), snapshot, nil, conntrack.ScopeAll); !errors.Is(err, conntrack.ErrInterrupted) {
-		t.Errorf("a table that is never still: %v", err)
+		t.Errorf("every dump is interrupted: %v", err)
 	}
 }
 
-// TestReplacedConnection has a connection end between the dump and the update
-// and another begin with the same five-tuple, which a Service leads to another
-// port.
+// A connection ends between the dump and the update, and another one begins with the same
+// five-tuple, which a Service translates to another port. The new connection must end up
+// with its own mark.
 func TestReplacedConnection(t *testing.T) {
 	for _, tc := range []struct {
 		name            string
 		oldPort, port   uint16
 		newMark, wanted uint32
 	}{
-		{"a denied one by an allowed one", 80, 6379, judged, judged},
+		{"a denied one by an allowed one", 80, 6379, allowed, allowed},
 		{"an allowed one by a denied one", 6379, 80, revoked, revoked},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			ref := r.table.Add(filter.NewKey(web, db, filter.TCP, tc.oldPort), 40000, service, 0)
 			r.table.BeforeSet = func() {
 				r.table.BeforeSet = nil
 				r.table.Add(filter.NewKey(web, db, filter.TCP, tc.port), 40000, service, tc.newMark)
 			}
-			r.world.SetPolicy(netpol.Read(guard("db", 6379)))
+			r.store.SetPolicy(netpol.Read(guard("db", 6379)))
 			r.commit(conntrack.ScopeAddresses)
 			r.want(ref, tc.wanted)
 		})
 	}
 }
 
-func TestVanishedConnection(t *testing.T) {
-	r := newRig(t)
-	ref := r.track(web, db, filter.TCP, 80, judged)
-	stays := r.track(web, db, filter.TCP, 81, judged)
+func TestUpdateOfEndedConnection(t *testing.T) {
+	r := newFixture(t)
+	ref := r.track(web, db, filter.TCP, 80, allowed)
+	stays := r.track(web, db, filter.TCP, 81, allowed)
 	r.table.BeforeSet = func() { r.table.Remove(ref) }
-	r.world.SetPolicy(netpol.Read(guard("db", 1)))
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
 	r.commit(conntrack.ScopeAddresses)
 	if _, ok := r.table.Mark(ref); ok {
-		t.Error("the update revived it")
+		t.Error("the update created the connection again")
 	}
 	r.want(stays, revoked)
 }
 
 func TestManyConnectionsInBatches(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	var refs []conntrack.Ref
 	for i := range 1200 {
-		refs = append(refs, r.track(web, db, filter.UDP, uint16(1+i), foreign|judged))
+		refs = append(refs, r.track(web, db, filter.UDP, uint16(1+i), foreign|allowed))
 	}
-	r.world.SetPolicy(netpol.Read(guard("db", 1)))
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
 	if res := r.commit(conntrack.ScopeAddresses); res.Revoked != len(refs) || res.Evaluated != len(refs) {
 		t.Errorf("%+v, want %d revoked", res, len(refs))
 	}
@@ -332,11 +331,11 @@ func TestManyConnectionsInBatches(t *testing.T) {
 }
 
 func TestClearMarks(t *testing.T) {
-	r := newRig(t)
-	a := r.track(web, db, filter.TCP, 80, foreign|judged)
+	r := newFixture(t)
+	a := r.track(web, db, filter.TCP, 80, foreign|allowed)
 	b := r.track(web, db, filter.TCP, 81, revoked)
 	c := r.track(web, db, filter.TCP, 82, foreign)
-	if n, err := r.ClearMarks(context.Background(), judged|revoked); err != nil || n != 2 {
+	if n, err := r.ClearMarks(context.Background(), allowed|revoked); err != nil || n != 2 {
 		t.Errorf("cleared %d, %v; want 2", n, err)
 	}
 	r.want(a, foreign)
@@ -348,92 +347,91 @@ func TestClearMarks(t *testing.T) {
 }
 
 func TestCancelled(t *testing.T) {
-	r := newRig(t)
-	r.track(web, db, filter.TCP, 80, judged)
+	r := newFixture(t)
+	r.track(web, db, filter.TCP, 80, allowed)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	snapshot, _ := r.world.Commit()
+	snapshot, _ := r.store.Commit()
 	if _, err := r.Sweep(ctx, snapshot, nil, conntrack.ScopeAll); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestMarksThatCannotBeToldApart(t *testing.T) {
-	w := newWorld()
+func TestInvalidMarks(t *testing.T) {
+	w := newStore()
 	snapshot, _ := w.Commit()
 	for _, m := range []conntrack.Marks{{}, {Allowed: 1}, {Allowed: 3, Revoked: 2}} {
 		s := conntrack.New(new(conntrack.Fake), m, nil, nil)
 		if _, err := s.Sweep(context.Background(), snapshot, nil, conntrack.ScopeAll); err == nil {
-			t.Errorf("%+v was taken", m)
+			t.Errorf("%+v was accepted", m)
 		}
 	}
 }
 
-// A connection of a pod that is gone is revoked until the next pod that gets the
-// address is known, and judged as that pod's then; unless the fail mode lets new
-// connections of pending addresses pass as well.
+// When a pod is gone, connections of its address are revoked until the next pod with the
+// address is known, and are then evaluated as that pod's. With FailOpen, they stay allowed.
 func TestPendingAddress(t *testing.T) {
 	for _, failOpen := range []bool{true, false} {
-		r := newRig(t)
-		r.world.SetPodRanges([]netip.Prefix{netip.PrefixFrom(db, 32), netip.PrefixFrom(db6, 128)})
+		r := newFixture(t)
+		r.store.SetPodRanges([]netip.Prefix{netip.PrefixFrom(db, 32), netip.PrefixFrom(db6, 128)})
 		r.FailOpen = failOpen
 		refs := []conntrack.Ref{
-			r.track(web, db, filter.UDP, 53, judged),
-			r.track(outside, db, filter.UDP, 53, judged),
-			r.track(db, outside, filter.TCP, 80, judged),
-			r.track(web6, db6, filter.TCP, 80, judged),
+			r.track(web, db, filter.UDP, 53, allowed),
+			r.track(outside, db, filter.UDP, 53, allowed),
+			r.track(db, outside, filter.TCP, 80, allowed),
+			r.track(web6, db6, filter.TCP, 80, allowed),
 		}
-		fromNode, other := r.track(node, db, filter.TCP, 80, judged), r.track(web, idle, filter.TCP, 80, judged)
-		r.world.DeletePod("default", "db")
+		fromNode, other := r.track(node, db, filter.TCP, 80, allowed), r.track(web, idle, filter.TCP, 80, allowed)
+		r.store.DeletePod("default", "db")
 		r.commit(conntrack.ScopeAddresses)
-		want := uint32(judged)
+		want := uint32(allowed)
 		if !failOpen {
 			want = revoked
 		}
 		for _, ref := range refs {
 			r.want(ref, want)
 		}
-		r.world.SetPod(kubepod.Read(pod("next", db, db6)))
+		r.store.SetPod(kubepod.Read(pod("next", db, db6)))
 		r.commit(conntrack.ScopeAddresses)
 		for _, ref := range append(refs, fromNode, other) {
-			r.want(ref, judged)
+			r.want(ref, allowed)
 		}
 	}
 }
 
-// A connection that was picked up in the middle may have begun at either end: it
-// goes on while both directions are allowed, and no longer.
+// A connection that was picked up in the middle may have begun at either end, so it is
+// allowed only while both directions are.
 func TestPickedUpInTheMiddle(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		guards []*networkingv1.NetworkPolicy
 		want   uint32
 	}{
-		{"no policy", nil, judged},
+		{"no policy", nil, allowed},
 		{"the destination is guarded", []*networkingv1.NetworkPolicy{guard("db")}, revoked},
 		{"the source is guarded", []*networkingv1.NetworkPolicy{guard("web")}, revoked},
-		{"the source allows its own port", []*networkingv1.NetworkPolicy{guard("web", 40000)}, judged},
-		{"both allow", []*networkingv1.NetworkPolicy{guard("web", 40000), guard("db", 80)}, judged},
+		{"the source allows its own port", []*networkingv1.NetworkPolicy{guard("web", 40000)}, allowed},
+		{"both allow", []*networkingv1.NetworkPolicy{guard("web", 40000), guard("db", 80)}, allowed},
 		{"the source allows the other port", []*networkingv1.NetworkPolicy{guard("web", 80)}, revoked},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			v4, v6 := r.track(web, db, filter.TCP, 80, 0), r.track(web6, db6, filter.TCP, 80, foreign)
-			r.table.PickUp(v4)
-			r.table.PickUp(v6)
+			r.table.SetMidStream(v4)
+			r.table.SetMidStream(v6)
 			r.commit(conntrack.ScopeAll)
-			r.want(v4, judged)
+			r.want(v4, allowed)
 			for _, p := range tc.guards {
-				r.world.SetPolicy(netpol.Read(p))
+				r.store.SetPolicy(netpol.Read(p))
 			}
 			r.commit(conntrack.ScopeAddresses)
 			r.want(v4, tc.want)
 			r.want(v6, tc.want|foreign)
 			for _, p := range tc.guards {
-				r.world.DeletePolicy(netpol.Ref("default", p.Name))
+				r.store.DeletePolicy(netpol.Ref("default", p.Name))
 			}
 			r.commit(conntrack.ScopeAddresses)
-			r.want(v4, judged)
+			r.want(v4, allowed)
 		})
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// newTable makes a node, for its connection table.
+// newTable returns a new node, whose connection table the test uses.
 func newTable(tb testing.TB) *lab.Host {
 	tb.Helper()
 	return lab.ForTest(tb, lab.Options{}).Nodes[0].Host
@@ -24,8 +24,8 @@ func run(tb testing.TB, h *lab.Host, name string, args ...string) {
 	}
 }
 
-// fill makes count UDP connections from 10.0.0.0/8 to the given destinations in
-// turn, each with another source.
+// fill adds count UDP connections to the table of h, from 10.0.0.0/8 to the given
+// destinations in turn, each with a source address of its own.
 func fill(tb testing.TB, h *lab.Host, count int, to ...netip.Addr) {
 	tb.Helper()
 	c, err := conntrack.Dial(&netlink.Config{NetNS: h.NetNS()})

@@ -17,20 +17,20 @@ const (
 	maxShard = 8192
 )
 
-// TrackedFlows are the keys under which connections may live, by the address of either
-// end. Most changes of policy change no verdict about them, and then no sweep is needed: a
-// walk through the kernel's table takes some ten milliseconds, in which the processor
-// forwards no packet. Evaluating a hundred keys takes 20 µs.
+// TrackedFlows are the keys under which connections may live, by the address of either end.
+// Most changes of policy change no verdict about these keys, and need no sweep. That is
+// worth much: evaluating a hundred keys takes 20 µs, but a walk through the kernel's table
+// takes some ten milliseconds, in which the CPU forwards no packet.
 //
-// They may hold keys without a live connection. They must not lack a key of a live one.
-// They are fed by
+// TrackedFlows may hold keys without a live connection, but must not lack the key of a live
+// one. They are filled by
 //
 //   - the evaluators, with every key that they allow for the first time since one of its
-//     ends changed: before that no cache can answer for it. See Track.
+//     ends changed: before that, no cache can answer for the key. See Track.
 //   - the sweeps, with all connections that they see.
 //
-// Connections that no policy concerns are not tracked; a policy that begins to concern them
-// is followed by a sweep. Of an address with too many keys, only that is recorded.
+// Connections that no policy concerns are not tracked; when a policy begins to concern
+// them, a sweep follows. If an address has too many keys, only that fact is recorded.
 type TrackedFlows struct {
 	perAddr, perShard int
 	shards            [shardCount]shard
@@ -39,22 +39,22 @@ type TrackedFlows struct {
 type shard struct {
 	mu    sync.Mutex
 	of    map[[16]byte]*keySet
-	total int // keys in all
+	total int // keys of all addresses
 }
 
-// keySet is what is known of one address. A nil set has no keys.
+// keySet holds the keys of one address. A nil set has no keys.
 type keySet struct {
 	keys map[filter.Key]trackedFlow
-	// lost is the latest snapshot under which a key was evaluated but not kept here; 0
-	// if keys is complete.
+	// lost is the number of the latest snapshot that evaluated a key which is not kept
+	// here; 0 if keys is complete.
 	lost uint64
 }
 
-// trackedFlow is what is known of one key.
+// trackedFlow describes the live connections of one key.
 type trackedFlow struct {
-	snapshot uint64  // by which it was last evaluated
-	sweep    uint64  // the number of the last one that saw it
-	actions  actions // of its live connections; some may not have the latest
+	snapshot uint64  // number of the last one that evaluated the key
+	sweep    uint64  // number of the last one that saw a connection of the key
+	actions  actions // all that its live connections may have
 }
 
 // actions is a set of actions.
@@ -62,7 +62,7 @@ type actions uint8
 
 func actionsOf(a filter.Action) actions { return 1 << a }
 
-// NewTrackedFlows returns TrackedFlows that know no keys.
+// NewTrackedFlows returns TrackedFlows without keys.
 func NewTrackedFlows() *TrackedFlows {
 	a := &TrackedFlows{perAddr: maxKeys, perShard: maxShard}
 	for i := range a.shards {
@@ -74,8 +74,8 @@ func NewTrackedFlows() *TrackedFlows {
 func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
 // Track records a key that was allowed by the snapshot of that number; src and dst report
-// which of its ends have an endpoint or are pending. It may be called concurrently, and
-// returns before the verdict takes effect. It takes some 200 ns.
+// which of its ends have an endpoint or are pending. The caller must call it before the
+// verdict takes effect, and may do so concurrently. It takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
 	now := trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}
 	if src {
@@ -86,7 +86,7 @@ func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
 	}
 }
 
-// see records a live connection, and the verdict that a sweep gives it.
+// see records a live connection and the verdict that a sweep gives it.
 func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sweep uint64) {
 	now := trackedFlow{snapshot: by.Number(), sweep: sweep, actions: actionsOf(v.Action)}
 	for _, addr := range [...]netip.Addr{k.SrcAddr(), k.DstAddr()} {
@@ -99,7 +99,7 @@ func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict
 // add records a key of an address. Only a sweep adds to an incomplete set, because only a
 // sweep can complete it.
 func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
-	sweep := now.sweep != 0 // otherwise a worker
+	sweep := now.sweep != 0 // false: called for a worker
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,7 +113,7 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 		return
 	}
 	if was, ok := set.keys[*k]; ok {
-		// A sweep gives all connections of the key its action, so that older actions are
+		// A sweep gives its action to all connections of the key, so that older actions are
 		// obsolete unless a newer snapshot has added one.
 		if !sweep || was.snapshot > now.snapshot {
 			now.actions |= was.actions
@@ -136,13 +136,15 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 	s.total++
 }
 
-// forget drops the keys of an address.
+// forget drops the keys of an address, and records the snapshot up to which keys may be
+// missing.
 func (s *shard) forget(set *keySet, snapshot uint64) {
 	s.total -= len(set.keys)
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict forgets the keys of any other address, to make room.
+// evict makes room by forgetting the keys of any address except that of but; if no other
+// has keys, it forgets those of but.
 func (s *shard) evict(but *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != but && len(set.keys) > 0 {
@@ -153,8 +155,8 @@ func (s *shard) evict(but *keySet, snapshot uint64) {
 	s.forget(but, snapshot)
 }
 
-// lose records that caches may answer for keys of an address that are not tracked, by the
-// snapshot of that number and later ones.
+// lose drops the keys of an address. It records that caches may answer for keys that are
+// not tracked, by the snapshot of that number and later ones.
 func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

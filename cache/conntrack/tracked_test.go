@@ -28,23 +28,23 @@ var (
 	allPods  = netip.MustParsePrefix("10.1.0.0/16")
 )
 
-// history is a node on which connections begin and end while a small world changes
-// at random. It has an evaluator with its flow cache, and what the kernel's does: it
-// lets pass what no policy concerns, and answers what was answered before.
+// history is a node on which connections begin and end while policies and pods change at
+// random. It has an evaluator with its flow cache, and a model of the flow cache in the
+// kernel, which lets pass what no policy concerns and repeats remembered verdicts.
 type history struct {
-	*rig
-	rand      *rand.Rand
-	published policy.Published
-	evaluator *engine.Evaluator
-	tracked   *conntrack.TrackedFlows
-	follower  *conntrack.Follower
-	kernel    map[filter.Key]remembered
-	behind    *policy.Snapshot // what the kernel judges by
-	changed   policy.Changes   // since the last sweep
-	live      []conntrack.Ref
-	port      uint16
-	addrs     []netip.Addr
-	ranged    bool // in which ranges pods are is known
+	*fixture
+	rand           *rand.Rand
+	published      policy.Published
+	evaluator      *engine.Evaluator
+	tracked        *conntrack.TrackedFlows
+	follower       *conntrack.Follower
+	kernel         map[filter.Key]remembered
+	kernelSnapshot *policy.Snapshot // that of the kernel's flow cache
+	changed        policy.Changes   // since the last sweep
+	live           []conntrack.Ref
+	port           uint16
+	addrs          []netip.Addr
+	ranged         bool // the pod ranges are known
 }
 
 type remembered struct {
@@ -57,12 +57,12 @@ func (h *history) Remember(k filter.Key, src, dst uint64, action filter.Action) 
 }
 
 func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
-	h := &history{rig: newRig(t), rand: rand.New(rand.NewPCG(seed, 1)), kernel: make(map[filter.Key]remembered)}
+	h := &history{fixture: newFixture(t), rand: rand.New(rand.NewPCG(seed, 1)), kernel: make(map[filter.Key]remembered)}
 	h.ranged = h.rand.IntN(4) > 0
 	failOpen := h.rand.IntN(4) == 0
 	if h.ranged {
-		h.world.SetPodRanges([]netip.Prefix{nodePods})
-		h.world.SetNodeRanges("other", []netip.Prefix{allPods})
+		h.store.SetPodRanges([]netip.Prefix{nodePods})
+		h.store.SetNodeRanges("other", []netip.Prefix{allPods})
 	}
 	h.tracked = conntrack.NewTrackedFlows()
 	h.tracked.Limit(perAddr, perShard)
@@ -81,7 +81,7 @@ func (h *history) addr() netip.Addr { return h.addrs[h.rand.IntN(len(h.addrs))] 
 func (h *history) connect() {
 	src, dst := h.addr(), h.addr()
 	if src == node {
-		return // which the rules do not ask about
+		return // the rules let it pass without a verdict
 	}
 	k := filter.NewKey(src, dst, filter.TCP, 80+uint16(h.rand.IntN(3)))
 	h.port++
@@ -90,15 +90,15 @@ func (h *history) connect() {
 		port = 80 + uint16(h.rand.IntN(3))
 	}
 	if h.allows(&k, port, midStream) {
-		ref := h.table.Add(k, port, netip.AddrPortFrom(dst, k.Port), judged)
+		ref := h.table.Add(k, port, netip.AddrPortFrom(dst, k.Port), allowed)
 		if midStream {
-			h.table.PickUp(ref)
+			h.table.SetMidStream(ref)
 		}
 		h.live = append(h.live, ref)
 	}
 }
 
-// hangUp ends any connection.
+// hangUp ends a random connection.
 func (h *history) hangUp() {
 	i := h.rand.IntN(len(h.live))
 	h.table.Remove(h.live[i])
@@ -106,7 +106,7 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-// allows decides the first packet that the node sees of a connection.
+// allows reports whether the first packet of a connection that the node sees is allowed.
 func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
@@ -116,18 +116,18 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 		packet[33] = 0x10
 	}
 	h.evaluator.Enter()
-	action, awaited := h.evaluator.Evaluate(packet)
-	if awaited.IsValid() {
+	action, pending := h.evaluator.Evaluate(packet)
+	if pending.IsValid() {
 		action = h.evaluator.Expire(packet)
 	}
 	h.evaluator.Exit()
 	return action == filter.Allow
 }
 
-// inKernel is what the kernel's flow cache answers, if it does.
+// inKernel returns the answer of the kernel's flow cache, and whether it has one.
 func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
-	src, srcPending := h.behind.Lookup(k.SrcAddr())
-	dst, dstPending := h.behind.Lookup(k.DstAddr())
+	src, srcPending := h.kernelSnapshot.Lookup(k.SrcAddr())
+	dst, dstPending := h.kernelSnapshot.Lookup(k.DstAddr())
 	if srcPending != policy.Known || dstPending != policy.Known {
 		return 0, false
 	}
@@ -142,15 +142,14 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	return 0, false
 }
 
-// openBack reports whether no policy isolates the ends against the opposite
-// direction, as the kernel's flow cache must know of a packet in the middle of a
-// connection.
+// openBack reports whether no policy isolates the ends in the opposite direction. Only then
+// may the kernel's flow cache allow a packet from the middle of a connection.
 func (h *history) openBack(k *filter.Key) bool {
-	src, dst := h.behind.Endpoint(k.SrcAddr()), h.behind.Endpoint(k.DstAddr())
+	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
 	return src.IsNode() || dst.IsNode() || src.Isolation(filter.Ingress) == nil && dst.Isolation(filter.Egress) == nil
 }
 
-// syn is the first packet of a connection.
+// syn returns the first packet of a connection.
 func syn(k *filter.Key, srcPort uint16) []byte {
 	b := make([]byte, 40)
 	b[0], b[9] = 0x45, byte(filter.TCP)
@@ -164,23 +163,23 @@ func syn(k *filter.Key, srcPort uint16) []byte {
 	return b
 }
 
-// change changes one thing in the world.
+// change makes one random change to the store.
 func (h *history) change() {
 	switch h.rand.IntN(8) {
 	case 0, 1:
-		h.world.SetPod(kubepod.Read(h.randomPod()))
+		h.store.SetPod(kubepod.Read(h.randomPod()))
 	case 2:
-		h.world.DeletePod("default", fmt.Sprint("p", h.rand.IntN(7)))
+		h.store.DeletePod("default", fmt.Sprint("p", h.rand.IntN(7)))
 	case 3:
-		h.world.DeletePolicy(netpol.Ref("default", fmt.Sprint("n", h.rand.IntN(4))))
+		h.store.DeletePolicy(netpol.Ref("default", fmt.Sprint("n", h.rand.IntN(4))))
 	case 4:
 		if h.rand.IntN(4) == 0 {
-			h.world.SetNode([]netip.Addr{node, h.addrs[len(h.addrs)-1-h.rand.IntN(2)]})
+			h.store.SetNode([]netip.Addr{node, h.addrs[len(h.addrs)-1-h.rand.IntN(2)]})
 		} else {
-			h.world.SetNode([]netip.Addr{node})
+			h.store.SetNode([]netip.Addr{node})
 		}
 	default:
-		h.world.SetPolicy(netpol.Read(h.randomPolicy()))
+		h.store.SetPolicy(netpol.Read(h.randomPolicy()))
 	}
 }
 
@@ -226,23 +225,23 @@ func (h *history) randomPolicy() *networkingv1.NetworkPolicy {
 	return p
 }
 
-// publish puts what has changed in force. Between there and the kernel's turn,
-// connections begin by both.
+// publish publishes the changes. Some connections begin before the kernel's flow cache has
+// the new snapshot: the evaluator uses the new one, the cache the old one.
 func (h *history) publish(scope conntrack.Scope) {
-	s, changes := h.world.Commit()
+	s, changes := h.store.Commit()
 	h.published.Publish(s)
-	if h.behind == nil {
-		h.behind = s
+	if h.kernelSnapshot == nil {
+		h.kernelSnapshot = s
 	}
 	for range h.rand.IntN(4) {
 		h.connect()
 	}
-	h.behind = s
+	h.kernelSnapshot = s
 	h.follower.Published(s, changes, scope)
 	h.changed = append(h.changed, changes...)
 }
 
-// sweep sweeps, at times only at the second try.
+// sweep sweeps, and reports whether that read the table. Sometimes the first attempt fails.
 func (h *history) sweep() (walked bool) {
 	before, _ := h.table.Uses()
 	defer func() { h.table.Interrupt = nil }()
@@ -260,9 +259,9 @@ func (h *history) sweep() (walked bool) {
 	}
 }
 
-// TestNoSweepIsLeftOut looks, after each sweep that was limited to what Admitted
-// takes for concerned or was left out altogether, at the live connections of all
-// addresses that changed: none may have another mark than it should.
+// After each sweep, which TrackedFlows may have limited or made unnecessary, a second
+// sweeper evaluates all live connections of the changed addresses: none may have a wrong
+// mark.
 func TestNoSweepIsLeftOut(t *testing.T) {
 	const histories = 400
 	for _, limit := range []struct{ perAddr, perShard int }{{1000, 1000}, {5, 1000}, {1000, 12}} {
@@ -270,8 +269,8 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 		for seed := range histories {
 			h := newHistory(t, uint64(seed), limit.perAddr, limit.perShard)
 			var wrong observed
-			everyone := conntrack.New(h.table, conntrack.DefaultMarks, nil, &wrong)
-			everyone.Local, everyone.FailOpen = h.Local, h.FailOpen
+			complete := conntrack.New(h.table, conntrack.DefaultMarks, nil, &wrong)
+			complete.Local, complete.FailOpen = h.Local, h.FailOpen
 			h.publish(conntrack.ScopeAll)
 			h.sweep()
 			for range 60 {
@@ -295,7 +294,7 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 					spared++
 				}
 				written += h.follower.Total().Written() - before.Written()
-				res, err := everyone.Sweep(t.Context(), h.published.Snapshot(), h.changed, conntrack.ScopeAddresses)
+				res, err := complete.Sweep(t.Context(), h.published.Snapshot(), h.changed, conntrack.ScopeAddresses)
 				h.changed = nil
 				if err != nil {
 					t.Fatal(err)
@@ -305,42 +304,43 @@ func TestNoSweepIsLeftOut(t *testing.T) {
 				}
 			}
 			if counted, sum := h.tracked.Keys(); counted != sum {
-				t.Fatalf("seed %d: %d keys are known, and counted as %d", seed, counted, sum)
+				t.Fatalf("seed %d: %d keys are tracked, but the totals of the shards add up to %d", seed, counted, sum)
 			}
 			h.evaluator.Close()
 		}
-		t.Logf("limits %+v: of %d times, %d did without a sweep; %d marks were rewritten", limit, walked+spared, spared, written)
+		t.Logf("limits %+v: of %d sweeps, %d were unnecessary; %d marks were rewritten", limit, walked+spared, spared, written)
 		if spared == 0 || walked == 0 || written == 0 {
 			t.Errorf("limits %+v: swept %d times, spared %d, rewrote %d marks; want some of each", limit, walked, spared, written)
 		}
 	}
 }
 
-// quiet is a history in which nothing happens by chance: p0 has an address, and a
-// policy lets all to its port 80.
+// quiet returns a history without random events. p0 has an address, a policy allows only
+// TCP to its port 80, and k is the key of such a connection.
 func quiet(t *testing.T) (h *history, k filter.Key) {
 	h = newHistory(t, 1, 1000, 1000)
 	h.ranged = true
 	t.Cleanup(h.evaluator.Close)
-	h.world.SetPod(kubepod.Read(pod("p0", h.addrs[4])))
-	h.world.SetPolicy(netpol.Read(guard("p0", 80)))
-	h.inForce(conntrack.ScopeAll)
+	h.store.SetPod(kubepod.Read(pod("p0", h.addrs[4])))
+	h.store.SetPolicy(netpol.Read(guard("p0", 80)))
+	h.publishAndSweep(conntrack.ScopeAll)
 	return h, filter.NewKey(outside, h.addrs[4], filter.TCP, 80)
 }
 
-// inForce publishes, and sweeps.
-func (h *history) inForce(scope conntrack.Scope) {
+// publishAndSweep publishes the changes, and sweeps.
+func (h *history) publishAndSweep(scope conntrack.Scope) {
 	h.t.Helper()
-	s, changes := h.world.Commit()
+	s, changes := h.store.Commit()
 	h.published.Publish(s)
-	h.behind = s
+	h.kernelSnapshot = s
 	h.follower.Published(s, changes, scope)
 	if err := h.follower.Sweep(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}
 }
 
-// open begins a connection, by the evaluator or because the kernel remembers.
+// open begins a connection that the evaluator allows, or the kernel's flow cache if
+// byKernel is set.
 func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	h.t.Helper()
 	var action filter.Action
@@ -354,20 +354,22 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	if action != filter.Allow {
 		h.t.Fatalf("%v, by the kernel: %v, is not allowed", k, byKernel)
 	}
-	return h.table.Add(k, 1, netip.AddrPortFrom(k.DstAddr(), k.Port), judged)
+	return h.table.Add(k, 1, netip.AddrPortFrom(k.DstAddr(), k.Port), allowed)
 }
 
-// revokes has a connection begin by what the kernel remembers, and its key denied.
+// revokes begins a connection that the kernel's flow cache allows, denies its key, and
+// checks that the connection is revoked.
 func (h *history) revokes(k filter.Key) {
 	h.t.Helper()
 	ref := h.open(k, true)
-	h.world.SetPolicy(netpol.Read(guard("p0", 1)))
-	h.inForce(conntrack.ScopeFlows)
+	h.store.SetPolicy(netpol.Read(guard("p0", 1)))
+	h.publishAndSweep(conntrack.ScopeFlows)
 	h.want(ref, revoked)
 }
 
-// A verdict about a pod whose address another one had meanwhile is remembered, and
-// holds again when the pod has it back; also when both happened before a sweep.
+// If another pod has the address of a pod for some time, remembered verdicts about the
+// first pod are valid again afterwards, and the connections that they allow must be found.
+// That holds with and without a sweep in between.
 func TestAnAddressComesBack(t *testing.T) {
 	for _, sweep := range []bool{true, false} {
 		t.Run(fmt.Sprintf("sweep=%v", sweep), func(t *testing.T) { testComesBack(t, sweep) })
@@ -379,30 +381,30 @@ func testComesBack(t *testing.T, sweep bool) {
 	h.table.Remove(h.open(k, false))
 	later := pod("p1", h.addrs[4])
 	later.CreationTimestamp = metav1.Now()
-	h.world.SetPod(kubepod.Read(later))
-	s, changes := h.world.Commit()
+	h.store.SetPod(kubepod.Read(later))
+	s, changes := h.store.Commit()
 	h.follower.Published(s, changes, conntrack.ScopeAddresses)
 	if e := s.Endpoint(h.addrs[4]); e.Name != "p1" {
 		t.Fatalf("%v has the address", e)
 	}
-	if sweep { // which finds that no connection lives
+	if sweep { // finds no live connection
 		if err := h.follower.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	h.world.DeletePod("default", "p1")
-	h.inForce(conntrack.ScopeFlows)
+	h.store.DeletePod("default", "p1")
+	h.publishAndSweep(conntrack.ScopeFlows)
 	h.revokes(k)
 }
 
-// A connection that came and went between a publish and its sweep leaves a verdict
-// by the new snapshot, which is remembered.
+// A connection that begins and ends between a publication and its sweep leaves a remembered
+// verdict of the new snapshot. Connections that it allows later must be found.
 func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h, k := quiet(t)
-	h.world.SetPolicy(netpol.Read(guard("p0", 80, 81)))
-	s, changes := h.world.Commit()
+	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))
+	s, changes := h.store.Commit()
 	h.published.Publish(s)
-	h.behind = s
+	h.kernelSnapshot = s
 	h.follower.Published(s, changes, conntrack.ScopeAddresses)
 	h.table.Remove(h.open(k, false))
 	if err := h.follower.Sweep(t.Context()); err != nil {
@@ -411,7 +413,8 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h.revokes(k)
 }
 
-// Many keys of one address are no longer known one by one, until a sweep finds few.
+// If an address has too many keys, they are not tracked one by one until a sweep has found
+// few enough.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(3, 1000)
@@ -421,15 +424,15 @@ func TestManyKeys(t *testing.T) {
 		h.table.Remove(h.open(k, false))
 	}
 	dumps := func() int { n, _ := h.table.Uses(); return n }
-	for i, want := range []int{1, 0} { // the first change makes sure, the second need not
+	for i, want := range []int{1, 0} { // the first change needs a sweep, the second does not
 		before := dumps()
-		h.world.SetPolicy(netpol.Read(guard("p0", 80, int32(100+i))))
-		h.inForce(conntrack.ScopeFlows)
+		h.store.SetPolicy(netpol.Read(guard("p0", 80, int32(100+i))))
+		h.publishAndSweep(conntrack.ScopeFlows)
 		if got := dumps() - before; got != want {
-			t.Errorf("change %d: went through the table %d times, want %d", i, got, want)
+			t.Errorf("change %d: %d dumps, want %d", i, got, want)
 		}
 	}
 	if counted, _ := h.tracked.Keys(); counted != 1 {
-		t.Errorf("%d keys are known, want that of the one connection", counted)
+		t.Errorf("%d keys are tracked, want that of the one live connection", counted)
 	}
 }
