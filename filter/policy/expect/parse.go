@@ -102,7 +102,7 @@ func Parse(data []byte) (*File, error) {
 	}
 	f := &File{Manifests: raw.Manifests.texts}
 	errs := []error{
-		raw.Manifests.check("manifests", "write the folders or files of the policies, relative to this file"),
+		raw.Manifests.check("manifests", "write the directories or files of the policies, relative to this file"),
 		raw.NodeIPs.check("nodeIPs", ""),
 	}
 	for _, text := range raw.NodeIPs.texts {
@@ -186,14 +186,14 @@ func decode(text []byte, into any, fields []string) []error {
 func parseTest(text []byte) (Test, []error) {
 	var raw testText
 	if errs := decode(text, &raw, testFields); len(errs) > 0 {
-		return Test{Name: raw.Name}, errs // other fields may only seem to be missing, if they are misspelt
+		return Test{Name: raw.Name}, errs // do not report a field as missing if it is only misspelt
 	}
 	t := Test{
 		Name: raw.Name, From: raw.From.texts, To: raw.To.texts, Ports: raw.Port.texts,
 		Protocol: raw.Protocol, Policy: raw.Policy,
 	}
-	const who = "write namespace/name of a pod, or an IP address"
-	errs := []error{raw.From.check("from", who), raw.To.check("to", who), raw.Port.check("port", "")}
+	const end = "write namespace/name of a pod, or an IP address"
+	errs := []error{raw.From.check("from", end), raw.To.check("to", end), raw.Port.check("port", "")}
 	proto, err := t.protocol()
 	errs = append(errs, err)
 	switch strings.ToLower(raw.Expect) {

@@ -211,12 +211,12 @@ func (s *Side) details() *Details {
 	return d
 }
 
-// Why gives the reasons for a verdict in one line, from only the verdict.
+// Why returns the reasons for a verdict in one line. It needs no policies.
 func Why(v filter.Verdict) string {
 	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress)}.Why()
 }
 
-// Why gives the reasons in one line. It numbers rules from 1.
+// Why returns the reasons in one line. It numbers rules from 1.
 func (o Outcome) Why() string {
 	switch o.Reason {
 	case filter.SameAddress.String():

@@ -1,4 +1,4 @@
-// Package explain tells why a flow is allowed or denied.
+// Package explain reports why a flow is allowed or denied.
 //
 // The verdict always comes from Snapshot.Decide. The reasons come from the policies,
 // because the snapshot does not contain them as written: the package matches each of their

@@ -12,7 +12,7 @@ import (
 	"sluice/filter/policy/explain"
 )
 
-const town = `
+const manifests = `
 {kind: Namespace, metadata: {name: default}}
 ---
 {kind: Namespace, metadata: {name: shop, labels: {project: myproject}}}
@@ -38,12 +38,12 @@ const town = `
 {kind: Pod, metadata: {namespace: shop, name: early, creationTimestamp: "2026-01-01T00:00:00Z"}, status: {podIP: 10.0.0.6}}
 `
 
-// read returns a cluster with the town's objects and the given policies: specs, by name, in
-// namespace default.
+// read returns a cluster with the namespaces and pods of manifests, and with policies in
+// namespace default: specs, by name.
 func read(t *testing.T, policies map[string]string) *explain.Cluster {
 	t.Helper()
 	var o objects
-	for _, text := range strings.Split(town, "---\n") {
+	for _, text := range strings.Split(manifests, "---\n") {
 		var kind metav1.TypeMeta
 		decode(t, text, &kind)
 		if kind.Kind == "Namespace" {
@@ -88,7 +88,8 @@ func question(text string) explain.Question {
 	return explain.Question{From: parts[0], To: parts[1], Protocol: parts[2], Port: parts[3]}
 }
 
-// Each policy is for db. For each flow, the explanation contains the given texts.
+// The policy isolates db, unless its spec has a podSelector. The explanation of the flow contains
+// the texts.
 func TestWords(t *testing.T) {
 	tests := []struct {
 		name, spec, flow string
@@ -204,7 +205,7 @@ func TestWords(t *testing.T) {
 			got := explain.Text(ask(t, c, q))
 			for _, want := range tt.want {
 				if !strings.Contains(got, want) {
-					t.Errorf("it does not say\n%s\nbut\n%s", want, got)
+					t.Errorf("the text does not contain\n%s\nbut is\n%s", want, got)
 				}
 			}
 		})
@@ -225,7 +226,7 @@ func TestManyRulesAreCounted(t *testing.T) {
 	}
 	for _, want := range []string{"(2 other rules are as near)", "default/c has no ingress rule"} {
 		if got := explain.Text([]explain.Explanation{e}); !strings.Contains(got, want) {
-			t.Errorf("it does not say %q:\n%s", want, got)
+			t.Errorf("the text does not contain %q:\n%s", want, got)
 		}
 	}
 }
@@ -234,7 +235,7 @@ func TestQuestionsThatHaveNoAnswer(t *testing.T) {
 	tests := map[string]struct{ question, says string }{
 		"no pod":              {"default/wbe db tcp 80", "from: there is no pod default/wbe: did you mean default/web?"},
 		"in other namespace":  {"cart db tcp 80", "there is no pod default/cart: did you mean shop/cart?"},
-		"nothing like it":     {"web somebody/else tcp 80", "to: there is no pod somebody/else: write one of default/db"},
+		"nothing like it":     {"web nowhere/thing tcp 80", "to: there is no pod nowhere/thing: write one of default/db"},
 		"too many parts":      {"a/b/c db tcp 80", "neither a pod nor an address"},
 		"ended":               {"shop/done db tcp 80", "pod shop/done has ended (Succeeded)"},
 		"no address":          {"shop/new db tcp 80", "pod shop/new has no address: add status.podIPs"},

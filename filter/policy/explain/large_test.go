@@ -33,7 +33,7 @@ func TestTooLargePolicy(t *testing.T) {
 		policies []*networkingv1.NetworkPolicy
 		want     []string
 	}{
-		"alone":          {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many}, []string{tooLarge, "to allow the ingress: shrink NetworkPolicy default/big: split it"}},
+		"only one":       {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many}, []string{tooLarge, "to allow the ingress: shrink NetworkPolicy default/big: split it"}},
 		"beside another": {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many, small}, []string{tooLarge, "default/small has no ingress rule", "add to spec.ingress of NetworkPolicy default/small"}},
 		"of all":         {policy.Limits{Policies: 4 << 10}, []*networkingv1.NetworkPolicy{many}, []string{tooLarge, "shrink NetworkPolicy default/big: make fewer or smaller policies"}},
 	} {
@@ -42,20 +42,20 @@ func TestTooLargePolicy(t *testing.T) {
 			text := explain.Text(all)
 			for _, want := range tt.want {
 				if !strings.Contains(text, want) {
-					t.Errorf("%q is missing:\n%s", want, text)
+					t.Errorf("the text does not contain %q:\n%s", want, text)
 				}
 			}
 			for _, wrong := range []string{"default/big rule", "default/big has no ingress rule", "not understood", "of NetworkPolicy default/big"} {
 				if strings.Contains(text, wrong) {
-					t.Errorf("%q is there:\n%s", wrong, text)
+					t.Errorf("the text contains %q:\n%s", wrong, text)
 				}
 			}
 			if near := all[0].Ingress.Nearest; len(near) > 0 {
-				t.Errorf("rules %v of a policy that is not in force", near)
+				t.Errorf("the answer names the rules %v of a policy that is not in force", near)
 			}
 			a := explain.NewAnswer(all)
 			if d := a.Ingress.Details; slices.Contains(d.Empty, "default/big") || len(d.Problems) != 1 {
-				t.Errorf("JSON says %+v", d)
+				t.Errorf("in JSON: %+v", d)
 			}
 		})
 	}

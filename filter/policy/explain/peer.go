@@ -11,11 +11,11 @@ import (
 	"sluice/filter/policy"
 )
 
-// Scores of peers that cannot match because of their kind. They only determine which peer
-// of a rule is shown as the nearest. Each label with the wrong value scores one.
+// Scores of mismatches that correcting labels cannot remove. They only determine which peer of
+// a rule is shown as the nearest. Each missing or wrong label scores one.
 const (
-	otherAddress = 50  // a pod, compared with addresses outside of which it is
-	otherKind    = 100 // not a pod, compared with labels
+	otherAddress = 50  // the flow's peer is a pod, and outside of the rule's block
+	otherKind    = 100 // the flow's peer is not a pod, and the rule selects pods
 )
 
 // peers matches the peers of a rule against the flow's. If one matches, it returns the

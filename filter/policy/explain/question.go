@@ -135,10 +135,10 @@ func (c *Cluster) endpoint(text string) (*End, error) {
 
 func (c *Cluster) address(addr netip.Addr) *End {
 	e := &End{Name: addr.String(), Addrs: []netip.Addr{addr}}
-	if who := c.snapshot.Endpoint(addr); who.IsNode() {
+	if owner := c.snapshot.Endpoint(addr); owner.IsNode() {
 		e.Node = true
-	} else if who != nil {
-		e.Pod = c.pods[who.String()]
+	} else if owner != nil {
+		e.Pod = c.pods[owner.String()]
 	} else {
 		e.service = c.services[addr]
 	}
@@ -156,9 +156,9 @@ func (c *Cluster) podEnd(name string, pod *policy.Pod) (*End, error) {
 		return nil, fmt.Errorf("pod %s has ended (%s) and has no address: ask for a running pod", name, pod.Ended)
 	}
 	for _, addr := range addressesOf(pod) {
-		who := c.snapshot.Endpoint(addr)
-		if !e.Node && who.String() != name {
-			return nil, fmt.Errorf("the address %s of pod %s belongs to %s: ask for that one, or correct status.podIPs", addr, name, cmp.Or(who.String(), "no pod"))
+		owner := c.snapshot.Endpoint(addr)
+		if !e.Node && owner.String() != name {
+			return nil, fmt.Errorf("the address %s of pod %s belongs to %s: ask for that one, or correct status.podIPs", addr, name, cmp.Or(owner.String(), "no pod"))
 		}
 		if !slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() }) {
 			e.Addrs = append(e.Addrs, addr)

@@ -183,7 +183,7 @@ func TestExplanationsAgreeWithDecide(t *testing.T) {
 			}
 			flows, err := c.Flows(q)
 			if err != nil && strings.Contains(err.Error(), "no packet can pass") {
-				continue // an address of each family
+				continue // the ends have no address family in common
 			}
 			if err != nil {
 				t.Fatalf("seed %d, %+v: %v", seed, q, err)
@@ -211,7 +211,7 @@ func TestExplanationsAgreeWithDecide(t *testing.T) {
 	}
 	for _, what := range []string{"egress true true", "egress true false", "ingress true true", "ingress true false", "ingress false true", "changed"} {
 		if seen[what] < 200 {
-			t.Errorf("%q was seen %d times: the clusters are not what they should be", what, seen[what])
+			t.Errorf("%q occurred only %d times: the random clusters cover too little", what, seen[what])
 		}
 	}
 }
@@ -248,7 +248,7 @@ func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) e
 		}
 		for _, r := range s.Nearest {
 			if len(r.Mismatches) == 0 {
-				return fmt.Errorf("%v lacks nothing", r.Rule)
+				return fmt.Errorf("the nearest rule %v has no mismatch", r.Rule)
 			}
 		}
 	}

@@ -16,8 +16,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// service is a Service with cluster addresses. They never reach a decision: the node
-// replaces them with the address of an endpoint before it evaluates a packet.
+// service is a Service with cluster addresses. Decisions never see these: the node replaces them
+// with the address of an endpoint before Sluice evaluates the packet.
 type service struct {
 	*corev1.Service
 	slices []*discoveryv1.EndpointSlice
@@ -195,7 +195,7 @@ func podPort(pod *policy.Pod, port *corev1.ServicePort) int32 {
 	return 0
 }
 
-// nothingBehind tells why no endpoint of the Service is known.
+// nothingBehind returns the reason why no endpoint of the Service is known.
 func (s *service) nothingBehind() string {
 	switch {
 	case len(s.slices) > 0:
@@ -206,7 +206,7 @@ func (s *service) nothingBehind() string {
 	return "it has no selector and no EndpointSlices"
 }
 
-// targetText describes the port of the endpoints, as far as the Service tells.
+// targetText returns the port of the endpoints in parentheses, as a number or a name.
 func targetText(port *corev1.ServicePort) string {
 	if port.TargetPort.String() == "0" {
 		return fmt.Sprintf(" (%d)", port.Port)

@@ -94,7 +94,7 @@ func TestServices(t *testing.T) {
 			c := serviceCluster(t)
 			flows, err := c.Flows(tt.q)
 			if (err != nil) != (tt.err != "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-				t.Fatalf("error %v, want %q in it", err, tt.err)
+				t.Fatalf("error %v, want it to contain %q", err, tt.err)
 			}
 			var got []string
 			for _, f := range flows {
@@ -128,12 +128,13 @@ func TestAnswerOfAService(t *testing.T) {
 	text := Text(all)
 	for _, want := range []string{"10.96.0.7 port 80 is Service lab/db: decisions see the endpoints behind it", "2 endpoints, 1 denied", "deny (ingress-denied): lab/web (10.0.0.1) to 10.0.0.3 (pod lab/db-1), TCP 6380"} {
 		if !strings.Contains(text, want) {
-			t.Errorf("%q is not in\n%s", want, text)
+			t.Errorf("the text does not contain %q:\n%s", want, text)
 		}
 	}
 }
 
-// For addresses that only the node knows as its own, the answer has a note.
+// If a flow from or to a link-local address is denied, the answer has a note: it may be an
+// address of the node, which the API does not contain.
 func TestNotesAboutNodeLocalAddresses(t *testing.T) {
 	c := serviceCluster(t)
 	for _, tt := range []struct {

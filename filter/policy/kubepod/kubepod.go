@@ -1,5 +1,5 @@
-// Package kubepod reads Pods: it turns objects of the API into the form that the rest of
-// Sluice works on.
+// Package kubepod converts Pods of the API to policy.Pod, the form that the rest of Sluice
+// works on.
 package kubepod
 
 import (
@@ -12,7 +12,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// Read reads a Pod.
+// Read converts a Pod.
 func Read(o *corev1.Pod) *policy.Pod {
 	p := &policy.Pod{
 		Namespace: o.Namespace, Name: o.Name, Labels: o.Labels, Node: o.Spec.NodeName,
@@ -36,7 +36,7 @@ func Read(o *corev1.Pod) *policy.Pod {
 	return p
 }
 
-// ReadAll reads Pods.
+// ReadAll converts Pods.
 func ReadAll(objects []*corev1.Pod) []*policy.Pod {
 	all := make([]*policy.Pod, len(objects))
 	for i, o := range objects {
@@ -45,8 +45,8 @@ func ReadAll(objects []*corev1.Pod) []*policy.Pod {
 	return all
 }
 
-// AppendAddr appends an address of a pod's status, unless it is there or is not an
-// address: a pod may have none yet.
+// AppendAddr appends an address of a pod's status if the list does not contain it. It ignores
+// text that is not an address: a pod may have no address yet.
 func AppendAddr(list []netip.Addr, text string) []netip.Addr {
 	addr, err := netip.ParseAddr(text)
 	if err != nil {
@@ -79,15 +79,15 @@ func ports(spec *corev1.PodSpec) (found []policy.NamedPort) {
 	return found
 }
 
-// Port reads a port of a container. It returns false for one that has no valid protocol
-// or number.
+// Port converts a port of a container. It returns false if the protocol or the number is
+// invalid.
 func Port(p *corev1.ContainerPort) (policy.NamedPort, bool) {
 	proto, ok := protocolOf(p.Protocol)
 	out := policy.NamedPort{Name: p.Name, Protocol: proto, Number: uint16(p.ContainerPort)}
 	return out, ok && p.ContainerPort >= 1 && p.ContainerPort <= 65535
 }
 
-// protocolOf reads the API's protocol; empty means TCP, as the API server defaults it.
+// protocolOf converts a protocol of the API. An empty protocol is TCP, the API's default.
 func protocolOf(p corev1.Protocol) (filter.Protocol, bool) {
 	switch p {
 	case "", corev1.ProtocolTCP:

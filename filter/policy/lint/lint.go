@@ -65,22 +65,22 @@ type linter struct {
 // complete, with the API server's defaulting applied. Check does not modify them.
 func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*policy.Policy) []Finding {
 	l := &linter{namespaces: make(map[string]*namespace)}
-	world := policy.NewStore()
+	store := policy.NewStore()
 	for _, o := range namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
 	}
 	for _, o := range pods {
 		l.addPod(o)
-		world.SetPod(o)
+		store.SetPod(o)
 	}
 	for _, o := range policies {
-		world.SetPolicy(o)
+		store.SetPolicy(o)
 		l.policies = append(l.policies, newPolicy(o))
 	}
 	slices.SortFunc(l.policies, func(a, b *lintPolicy) int { return cmp.Compare(a.text, b.text) })
 
-	world.Commit() // decides which policies are too large
-	for _, p := range world.Problems() {
+	store.Commit() // decides which policies are too large
+	for _, p := range store.Problems() {
 		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Hint})
 	}
 	for _, p := range l.policies {
@@ -96,7 +96,7 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 			}
 		}
 	}
-	for _, c := range world.Clashes() {
+	for _, c := range store.Clashes() {
 		for _, o := range c.Others {
 			l.findings = append(l.findings, Finding{
 				SameAddress, "Pod " + o, "status.podIPs", fmt.Sprintf("its address %s also belongs to the live pod %s, which takes precedence", c.Addr, c.Winner),

@@ -49,10 +49,11 @@ func decode(t *testing.T, text string) (o objects) {
 	return o
 }
 
-// check lints policies in the cluster. Each policy has the form "name: spec".
-func check(t *testing.T, world string, specs ...string) []Finding {
+// check lints policies in the cluster of the manifests. Each policy has the form
+// "namespace/name: spec".
+func check(t *testing.T, manifests string, specs ...string) []Finding {
 	t.Helper()
-	o := decode(t, world)
+	o := decode(t, manifests)
 	for _, text := range specs {
 		name, spec, _ := strings.Cut(text, ": ")
 		ns, name, _ := strings.Cut(name, "/")
@@ -81,7 +82,7 @@ func TestFindings(t *testing.T) {
 		says     string
 	}{
 		"subject matches nothing":        {[]string{"default/p: {podSelector: {matchLabels: {role: dbb}}}"}, NoMatch, "spec.podSelector", "role is db, frontend there"},
-		"key that nobody has":            {[]string{"default/p: {podSelector: {matchLabels: {rolle: db}}}"}, NoMatch, "spec.podSelector", "none has the label rolle"},
+		"key that no pod has":            {[]string{"default/p: {podSelector: {matchLabels: {rolle: db}}}"}, NoMatch, "spec.podSelector", "none has the label rolle"},
 		"subject of host network":        {[]string{"shop/p: {podSelector: {matchLabels: {app: agent}}}"}, NoMatch, "spec.podSelector", "host network"},
 		"namespace that is nowhere":      {[]string{"shoop/p: {podSelector: {}}"}, NoMatch, "metadata.namespace", "default, edge, shop"},
 		"peer matches nothing":           {[]string{"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}, {podSelector: {matchLabels: {app: cart}}}]}]}"}, NoMatch, "spec.ingress[0].from[1].podSelector", "no pod of namespace default"},
@@ -95,7 +96,7 @@ func TestFindings(t *testing.T) {
 		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "outside the cluster"},
 		"no DNS":                         {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
-		"DNS over UDP alone":             {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "only over UDP"},
+		"DNS only over UDP":              {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "only over UDP"},
 		"DNS for other pods":             {[]string{strings.Replace(allowDNS, "{}", "{matchLabels: {role: db}}", 1), "default/p: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "look up"},
 		"exception outside":              {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 192.168.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[1]", "outside"},
 		"exception of the other family":  {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: ['2001:db8::/32']}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[0]", "outside"},
@@ -126,7 +127,7 @@ func TestFindings(t *testing.T) {
 				t.Errorf("found %s at %s: %v; want %s at %s with %q", f.Check, f.Field, f, tt.check, tt.field, tt.says)
 			}
 			if !strings.HasPrefix(f.Object, "NetworkPolicy ") || f.Detail == "" || f.Hint == "" {
-				t.Errorf("incomplete: %+v", f)
+				t.Errorf("a field is empty: %+v", f)
 			}
 		})
 	}
@@ -163,7 +164,7 @@ func TestNoFindings(t *testing.T) {
 		"other ports":                   {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 1, endPort: 10}]}, {from: [{podSelector: {}}], ports: [{port: 5, endPort: 11}]}]}"},
 		"portless is more than all":     {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}, {from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]}"},
 		"opposite operators":            {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [db]}]}}]}, {from: [{podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [db]}]}}]}]}"},
-		"a hole that the other has not": {"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}, {from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.2.0/24]}}]}]}"},
+		"only the other has exceptions": {"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}, {from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.2.0/24]}}]}]}"},
 		"own pods and all namespaces":   {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}, {from: [{namespaceSelector: {}}], ports: [{port: 81}]}]}"},
 	}
 	for name, policies := range tests {

@@ -43,7 +43,7 @@ type pageAnswer struct {
 	Why     string `json:"why"`
 }
 
-// WriteHTML writes the matrix as a page that loads nothing.
+// WriteHTML writes the matrix as an HTML page that loads no other resources.
 func (m *Matrix) WriteHTML(out io.Writer) error { return matrixPage.Execute(out, newPage(m)) }
 
 func newPage(m *Matrix) page {
@@ -104,7 +104,7 @@ func sortedLabels(ports map[Port]bool) []string {
 	return labels
 }
 
-// textOf lists what was not read in one line.
+// textOf joins the names of objects that were not read.
 func textOf(list []fmt.Stringer) string {
 	texts := make([]string, len(list))
 	for i, n := range list {

@@ -18,7 +18,7 @@ import (
 // MaxPods bounds the pods of a matrix that is filled: the number of cells is its square.
 const MaxPods = 2000
 
-// Matrix is which pods can reach which.
+// Matrix holds a verdict for each pair of pods and each port.
 type Matrix struct {
 	Pods  []*Pod  `json:"pods"`
 	Flows []*Cell `json:"flows"` // from each pod to each, in the order of pods
@@ -79,7 +79,7 @@ type PortCell struct {
 	Answer
 }
 
-// Other is the answer about all ports that have none of their own.
+// Other is the answer about all ports that have no PortCell.
 type Other struct {
 	Answer
 	// If the verdicts differ: the open ports, and those that are open for one address family
@@ -95,8 +95,8 @@ func NewPort(number uint16, p filter.Protocol) Port {
 
 // Options restrict a matrix.
 type Options struct {
-	Ports      []Port   // decide about these ports of every pod only; none: about all
-	Namespaces []string // show only pods of these; none: of all
+	Ports      []Port   // if not empty, only these ports of every pod
+	Namespaces []string // if not empty, only pods of these namespaces
 }
 
 // New computes the matrix of the pods that have an address of their own.
@@ -120,10 +120,10 @@ func New(s *policy.Snapshot, pods []*policy.Pod, policies []*policy.Policy, o Op
 func (m *Matrix) add(o *policy.Pod, asked []Port) {
 	p := &Pod{Namespace: o.Namespace, Name: o.Name, Ports: asked}
 	for _, addr := range o.Addrs {
-		// The snapshot knows the owner of an address. Pods of the host network, and those
-		// that have ended, own none.
-		if who := m.snapshot.Endpoint(addr); who.String() == p.String() && !slices.Contains(p.Addresses, addr) {
-			p.Addresses, p.endpoint = append(p.Addresses, addr), who
+		// Pods of the host network and pods that have ended own no address, although their
+		// status has one.
+		if owner := m.snapshot.Endpoint(addr); owner.String() == p.String() && !slices.Contains(p.Addresses, addr) {
+			p.Addresses, p.endpoint = append(p.Addresses, addr), owner
 		}
 	}
 	if p.endpoint == nil {

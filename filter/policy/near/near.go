@@ -1,4 +1,5 @@
-// Package near finds the intended name where a name is unknown, for hints in messages.
+// Package near suggests the name that was probably meant by an unknown one, for hints in
+// messages.
 package near
 
 import (
@@ -47,7 +48,7 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
-// Kind describes the JSON decoder's kind of a value to people who write YAML.
+// Kind returns a word for the JSON decoder's kind of a value that authors of YAML understand.
 func Kind(value string) string {
 	switch value {
 	case "array":

@@ -1,8 +1,8 @@
-// Package netpol reads NetworkPolicies: it turns objects of the API into the form that
-// the rest of Sluice works on, and is the only package that knows their fields.
+// Package netpol converts NetworkPolicies of the API to policy.Policy, the form that the rest
+// of Sluice works on. No other package reads their fields.
 //
-// What it cannot understand allows nothing and is a problem of the policy. The API server
-// rejects most of it today, but hands out what older versions of it have stored.
+// A malformed part of a policy allows nothing and is reported as a problem. The API server
+// rejects most malformed parts today, but still returns objects that older versions stored.
 package netpol
 
 import (
@@ -21,25 +21,25 @@ import (
 // Kind is the kind of the objects.
 const Kind = "NetworkPolicy"
 
-// Ref names a NetworkPolicy.
+// Ref returns the reference of a NetworkPolicy.
 func Ref(namespace, name string) policy.Ref {
 	return policy.Ref{Kind: Kind, Namespace: namespace, Name: name}
 }
 
-// mostProblems is how many problems of a policy are told one by one. A policy of
-// nothing but faults has a hundred thousand of them.
+// mostProblems bounds the problems of a policy that are reported one by one. A policy of only
+// malformed parts can have 100,000 of them.
 const mostProblems = 20
 
-// Read reads a NetworkPolicy.
+// Read converts a NetworkPolicy.
 func Read(o *networkingv1.NetworkPolicy) *policy.Policy {
 	p := readSpec(Ref(o.Namespace, o.Name), &o.Spec)
-	if e, err := encode(o); err == nil { // or else it counts as a new version each time
+	if e, err := encode(o); err == nil { // without a digest, the policy counts as a new version each time
 		p.Digest, p.Source = e.Digest, e.Source
 	}
 	return p
 }
 
-// ReadAll reads NetworkPolicies.
+// ReadAll converts NetworkPolicies.
 func ReadAll(objects []*networkingv1.NetworkPolicy) []*policy.Policy {
 	all := make([]*policy.Policy, len(objects))
 	for i, o := range objects {
@@ -51,8 +51,9 @@ func ReadAll(objects []*networkingv1.NetworkPolicy) []*policy.Policy {
 // largeSize bounds the encoded size of policies that Encode reads.
 const largeSize = 16 << 10
 
-// Encode encodes a NetworkPolicy, and reads it too if it is small. It takes some
-// milliseconds for a large one: any goroutine may do it.
+// Encode encodes a NetworkPolicy for a Store. If the policy is small, Encode also sets Form; if
+// it is large, it sets Reach. It takes milliseconds for a large policy, and may be called from
+// any goroutine.
 func Encode(o *networkingv1.NetworkPolicy) policy.Encoded {
 	e, err := encode(o)
 	if err != nil || len(e.Source.Encoded) <= largeSize {
@@ -64,7 +65,7 @@ func Encode(o *networkingv1.NetworkPolicy) policy.Encoded {
 	return e
 }
 
-// reach reads the reach alone.
+// reach returns which pods the policy isolates, without reading its rules.
 func reach(spec *networkingv1.NetworkPolicySpec) policy.Reach {
 	r := reader{p: new(policy.Policy)}
 	pods, ok := r.selector(&spec.PodSelector, "spec.podSelector")
@@ -76,7 +77,7 @@ func reach(spec *networkingv1.NetworkPolicySpec) policy.Reach {
 
 func encode(o *networkingv1.NetworkPolicy) (policy.Encoded, error) {
 	e := policy.Encoded{Ref: Ref(o.Namespace, o.Name)}
-	spec, err := o.Spec.Marshal() // sorts what maps hold
+	spec, err := o.Spec.Marshal() // sorts the keys of maps, so equal specs have equal digests
 	if err != nil {
 		return e, fmt.Errorf("encode %s: %w", e.Ref.Object(), err)
 	}
@@ -84,7 +85,7 @@ func encode(o *networkingv1.NetworkPolicy) (policy.Encoded, error) {
 	return e, nil
 }
 
-// decode reads an encoded spec.
+// decode converts an encoded spec.
 func decode(ref policy.Ref, encoded []byte) (*policy.Policy, error) {
 	var spec networkingv1.NetworkPolicySpec
 	if err := spec.Unmarshal(encoded); err != nil {
@@ -95,7 +96,7 @@ func decode(ref policy.Ref, encoded []byte) (*policy.Policy, error) {
 	return p, nil
 }
 
-// reader reads one policy.
+// reader converts one policy.
 type reader struct {
 	p    *policy.Policy
 	more int // problems beyond mostProblems
@@ -109,8 +110,8 @@ func readSpec(ref policy.Ref, spec *networkingv1.NetworkPolicySpec) *policy.Poli
 	if pods, ok := r.selector(&spec.PodSelector, "spec.podSelector"); ok {
 		p.Subject.Pods = pods
 	} else {
-		// Which pods it was meant for is unknown: to isolate all of them and
-		// allow none is the reading that cannot let through what it forbids.
+		// The policy may be meant for any pods of its namespace. Only if it isolates all of
+		// them and allows nothing can it not allow more than intended.
 		p.Subject.Pods, p.Subject.Malformed = labels.Everything(), true
 	}
 	for i := range spec.Ingress {
@@ -125,8 +126,8 @@ func readSpec(ref policy.Ref, spec *networkingv1.NetworkPolicySpec) *policy.Poli
 	return p
 }
 
-// problem adds a problem. Where the subject cannot be understood no rule is in force, and
-// nothing is said about them.
+// problem adds a problem. If the subject is malformed, no rule is in force, and problems of the
+// rules are not reported.
 func (r *reader) problem(field, detail, hint string) {
 	if r.p.Subject.Malformed {
 		return
@@ -138,17 +139,17 @@ func (r *reader) problem(field, detail, hint string) {
 	r.p.Problems = append(r.p.Problems, policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Hint: hint})
 }
 
-// countRest tells how many problems were not told one by one.
+// countRest adds a problem with the number of those beyond mostProblems.
 func (r *reader) countRest() {
 	if r.more > 0 {
 		r.p.Problems = append(r.p.Problems, policy.Problem{
-			Policy: r.p.Ref, Field: "spec", Detail: fmt.Sprintf("it has %d more problems", r.more), Hint: "correct the first, and the next are told",
+			Policy: r.p.Ref, Field: "spec", Detail: fmt.Sprintf("it has %d more problems", r.more), Hint: "correct the first ones, and the next ones are reported",
 		})
 	}
 }
 
-// directions applies the defaulting of policyTypes that the API documents, for
-// objects that did not pass through the API server.
+// directions returns the directions in which the policy isolates. It applies the API's default
+// of policyTypes, for objects that did not pass through the API server.
 func (r *reader) directions(spec *networkingv1.NetworkPolicySpec) (isolates [2]bool) {
 	for i, t := range spec.PolicyTypes {
 		switch t {
@@ -177,7 +178,7 @@ func (r *reader) selector(sel *metav1.LabelSelector, field string) (labels.Selec
 	return parsed, true
 }
 
-// rule reads a rule; list is the field of its peers.
+// rule converts a rule. list is the name of the field with its peers, "from" or "to".
 func (r *reader) rule(d filter.Direction, index int, list string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 	if !r.p.Isolates[d] {
 		r.p.Ignored[d]++ // policyTypes leaves the direction out
@@ -203,7 +204,7 @@ func (r *reader) rule(d filter.Direction, index int, list string, peers []networ
 func (r *reader) peer(peer *networkingv1.NetworkPolicyPeer, field string) policy.Peer {
 	switch {
 	case peer.IPBlock != nil && (peer.PodSelector != nil || peer.NamespaceSelector != nil):
-		r.problem(field, "ipBlock stands beside a selector", "give each an item of its own")
+		r.problem(field, "it has an ipBlock and a selector", "give each an item of its own")
 		return policy.Peer{Malformed: "."}
 	case peer.IPBlock != nil:
 		return r.block(peer.IPBlock, field)
@@ -214,7 +215,7 @@ func (r *reader) peer(peer *networkingv1.NetworkPolicyPeer, field string) policy
 	return r.pods(peer, field)
 }
 
-// pods reads a peer that selects pods by labels.
+// pods converts a peer that selects pods by labels.
 func (r *reader) pods(peer *networkingv1.NetworkPolicyPeer, field string) (out policy.Peer) {
 	var ok bool
 	if peer.PodSelector != nil {
@@ -230,7 +231,7 @@ func (r *reader) pods(peer *networkingv1.NetworkPolicyPeer, field string) (out p
 	return out
 }
 
-// block reads an ipBlock. If any part of it is malformed all of it is: without its
+// block converts an ipBlock. If any part is malformed, the whole block is: without one of its
 // exceptions it would allow more.
 func (r *reader) block(b *networkingv1.IPBlock, field string) policy.Peer {
 	out := policy.Peer{Block: new(policy.Block)}
@@ -253,7 +254,7 @@ func (r *reader) block(b *networkingv1.IPBlock, field string) policy.Peer {
 	return out
 }
 
-// prefix reads a CIDR, with the bits of the host that it may have.
+// prefix parses a CIDR, and keeps its host bits.
 func (r *reader) prefix(text, field string) (netip.Prefix, bool) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil || p.Addr().Is4In6() {

@@ -14,13 +14,13 @@ import (
 	"sluice/filter/policy"
 )
 
-// flaw is what is wrong with an item of a rule's ports.
+// flaw describes why an item of a rule's ports is malformed.
 type flaw struct {
-	field        string // relative to the item's
+	field        string // relative to the field of the item
 	detail, hint string
 }
 
-// port reads an item of a rule's ports as the API server validates it.
+// port converts an item of a rule's ports, with the checks of the API server.
 func (r *reader) port(p *networkingv1.NetworkPolicyPort, field string) policy.PortRange {
 	port, wrong := readPort(p)
 	if wrong != nil {
@@ -31,7 +31,7 @@ func (r *reader) port(p *networkingv1.NetworkPolicyPort, field string) policy.Po
 }
 
 func readPort(p *networkingv1.NetworkPolicyPort) (port policy.PortRange, wrong *flaw) {
-	port.Protocol = filter.TCP // only a protocol that is absent has a default
+	port.Protocol = filter.TCP // the default if the protocol is absent; an empty one is malformed
 	if p.Protocol != nil {
 		proto, ok := protocolOf(*p.Protocol)
 		if !ok {
@@ -41,7 +41,7 @@ func readPort(p *networkingv1.NetworkPolicyPort) (port policy.PortRange, wrong *
 	}
 	switch {
 	case p.Port == nil && p.EndPort != nil:
-		return port, &flaw{".endPort", "there is no port that it could end", "write port too"}
+		return port, &flaw{".endPort", "it needs a port where the range starts", "write port too"}
 	case p.Port == nil:
 		port.High = 65535
 		return port, nil
@@ -81,7 +81,7 @@ func protocolOf(p corev1.Protocol) (filter.Protocol, bool) {
 	return 0, false
 }
 
-// nameFlaw is what is wrong with the name of a port; nil if nothing is.
+// nameFlaw returns why the name of a port is malformed, or nil if it is valid.
 func nameFlaw(name string) *flaw {
 	wrong := validation.IsValidPortName(name)
 	if len(wrong) == 0 {

@@ -12,7 +12,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// WriteRule returns a rule as the API writes it: an egress or ingress rule.
+// WriteRule returns a rule in the form of the API: a NetworkPolicyEgressRule or a
+// NetworkPolicyIngressRule.
 func WriteRule(d filter.Direction, r policy.Rule) any {
 	var peers []networkingv1.NetworkPolicyPeer
 	for _, p := range r.Peers {
@@ -28,10 +29,10 @@ func WriteRule(d filter.Direction, r policy.Rule) any {
 	return networkingv1.NetworkPolicyIngressRule{From: peers, Ports: ports}
 }
 
-// WritePeer returns a peer as the API writes it.
+// WritePeer returns a peer in the form of the API, a NetworkPolicyPeer.
 func WritePeer(p policy.Peer) any { return writePeer(p) }
 
-// WritePort returns a port as the API writes it.
+// WritePort returns a port in the form of the API, a NetworkPolicyPort.
 func WritePort(p policy.PortRange) any { return writePort(p) }
 
 func writePeer(p policy.Peer) (out networkingv1.NetworkPolicyPeer) {
