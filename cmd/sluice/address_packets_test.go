@@ -13,7 +13,7 @@ func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	s.start("--pod-cidrs", startRange4.String())
 	manifest, conn := s.startLatePod(t)
 	s.save("late.yaml", manifest)
-	send(t, conn) // is judged; the verdict holds as long as the connection is tracked
+	send(t, conn) // judged; the verdict applies as long as the connection is tracked
 	if _, err := conn.Read(make([]byte, 64)); err != nil {
 		t.Fatal(err)
 	}

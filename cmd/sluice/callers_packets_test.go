@@ -23,20 +23,22 @@ type callers struct {
 	dial func(context.Context) (net.Conn, error)
 }
 
-// Ways in which a caller can keep a connection open. All except the last cost it nothing.
+// Requests with which a caller keeps a connection open. All except longProfile cost the
+// caller nothing.
 const (
 	sendNothing = ""
 	halfHeader  = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
 	halfBody    = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
-	keepAlive   = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // keeps the connection for another request
+	keepAlive   = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // the connection stays open for another request
 	longProfile = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // answered only on the node
 )
 
-// readNothing requests more data than the socket buffers hold; its sender does not
-// read the answers.
+// readNothing requests more data than the socket buffers hold. The caller does not read the
+// answers.
 var readNothing = strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 50)
 
-// open opens n connections, and leaves them open until the test ends.
+// open opens n connections, sends the request on each, and leaves them open until the test
+// ends.
 func (c callers) open(n int, request string) {
 	c.t.Helper()
 	for range n {
@@ -60,7 +62,7 @@ func (c callers) open(n int, request string) {
 	}
 }
 
-// limitedTo returns a script that runs sluice with a limit of file descriptors.
+// limitedTo returns the path of a script that runs sluice with a limit of file descriptors.
 func limitedTo(t *testing.T, descriptors int) (program string) {
 	t.Helper()
 	sluice, err := exec.LookPath("sluice")
@@ -75,12 +77,13 @@ func limitedTo(t *testing.T, descriptors int) (program string) {
 	return program
 }
 
-// Whatever callers connect to the agent, and however many: policies still change, rules are
-// repaired, and requests for health and metrics are answered.
+// Callers that open many connections to the agent and keep them open do not stop it:
+// policies still change, rules are repaired, and requests for health and metrics are
+// answered.
 func TestCallersDoNotStopTheAgentOnPackets(t *testing.T) {
 	const descriptors, port = 256, 10301
 	for name, flood := range map[string]func(s *testbed, pod, node, socket callers){
-		"a pod that comes back": func(_ *testbed, pod, _, _ callers) { pod.open(2*descriptors, keepAlive) },
+		"a pod that keeps connections alive": func(_ *testbed, pod, _, _ callers) { pod.open(2*descriptors, keepAlive) },
 		"a pod, all at once": func(_ *testbed, pod, _, _ callers) {
 			for _, request := range []string{sendNothing, halfHeader, halfBody, readNothing} {
 				pod.open(descriptors, request)

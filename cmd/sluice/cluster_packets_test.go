@@ -40,7 +40,8 @@ type clusterTestbed struct {
 }
 
 // newClusterTestbed starts everything except the agent: pods db, web and other in namespace
-// default, and the objects of another 1,000 pods and 100 policies without any traffic.
+// default. It also creates the objects of 1,000 other pods, which have no traffic, and of
+// 100 policies.
 func newClusterTestbed(t *testing.T) *clusterTestbed {
 	t.Helper()
 	l := lab.ForTest(t, lab.Options{})
@@ -99,7 +100,8 @@ func (s *clusterTestbed) start() {
 	s.t.Cleanup(s.agent.Kill)
 }
 
-// isolate makes a policy that lets no pod reach db, or only pods of some roles.
+// isolate returns a policy that lets only pods with the given roles reach db, or no pod if
+// there are no roles.
 func isolate(name string, roles ...string) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
 	p.Spec.PodSelector.MatchLabels = map[string]string{"role": "db"}
@@ -123,7 +125,8 @@ func (s *clusterTestbed) remove(name string) {
 	s.must(s.admin.NetworkingV1().NetworkPolicies("default").Delete(s.t.Context(), name, metav1.DeleteOptions{}))
 }
 
-// comes waits until a pod's connection to db has the wanted outcome over both families.
+// awaitOutcome waits until connections of a pod to db have the wanted outcome over both
+// families.
 func (s *clusterTestbed) awaitOutcome(from string, want lab.Outcome) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
@@ -164,11 +167,11 @@ func TestClusterPackets(t *testing.T) {
 	s.must(s.agent.Stop())
 }
 
-// stream sends packets from one pod to another, each from a new socket and so of a new
-// connection.
+// stream sends packets from one pod to another. Each packet has a new socket, and so belongs
+// to a new connection.
 type stream struct {
 	mu      sync.Mutex
-	sent    []time.Time // by the packet's number, as arrived
+	sent    []time.Time // by the packet's number, like arrived
 	arrived []bool
 	changed chan struct{}
 }
@@ -266,15 +269,16 @@ func (st *stream) gaps() (all []time.Duration) {
 	return all
 }
 
-// A change is complete when stablePackets consecutive packets have the same outcome, and the last
-// of them was sent at least transitTime ago.
+// A change is complete when stablePackets consecutive packets have the same outcome, and the
+// last of them was sent at least transitTime ago.
 const (
 	stablePackets = 20
 	transitTime   = 10 * time.Millisecond
 )
 
-// turns waits until the outcome of packets is as wanted and stays so. It returns when the
-// first such packet was sent, among those with at least the number from.
+// awaitChange waits until the change to the wanted outcome is complete. It considers packets
+// with at least the number from, and returns the time at which the first packet with the new
+// outcome was sent.
 func (st *stream) awaitChange(ctx context.Context, from int, arrive bool) (time.Time, error) {
 	for {
 		if at, ok := st.changedAt(from, arrive); ok {

@@ -22,7 +22,7 @@ import (
 	"sluice/bench/testbed/apiserver"
 )
 
-// setObjects gives an API server the objects of a folder.
+// setObjects stores the objects of a directory of manifests in an API server.
 func setObjects(t *testing.T, api *apiserver.Server, dir string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
@@ -62,8 +62,8 @@ func setObjects(t *testing.T, api *apiserver.Server, dir string) {
 	}
 }
 
-// liveCluster serves the objects of a directory as an API server does, and returns a
-// kubeconfig for it.
+// liveCluster starts an API server with the objects of a directory, and returns the path of
+// a kubeconfig for it. refuse, if not nil, may reject requests.
 func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.Status) (kubeconfig string) {
 	t.Helper()
 	api := apiserver.New(apiserver.Options{Refuse: refuse})
@@ -79,7 +79,8 @@ func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.St
 	return kubeconfig
 }
 
-// A live cluster is answered from just as a folder with the same objects.
+// The commands give the same answers for a live cluster as for a directory with the same
+// objects.
 func TestLiveClusterAnswersLikeADirectory(t *testing.T) {
 	dir := matrixDir(t, matrixCluster)
 	kubeconfig := liveCluster(t, dir, nil)

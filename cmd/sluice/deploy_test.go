@@ -74,9 +74,9 @@ func TestDeployedArgumentsParse(t *testing.T) {
 	}
 }
 
-// The capabilities in the manifests are enough in both backends of iptables. With nft,
-// NET_ADMIN alone is enough, but not for the kernel's flow cache. The programs of the
-// cache work wherever the container mounts the node's BPF file system.
+// The capabilities in the manifests are enough for both backends of iptables. With nft, only
+// NET_ADMIN is needed, except for the kernel's flow cache. The programs of the cache work
+// wherever the container mounts the node's BPF file system.
 func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 	lab.Require(t)
 	setpriv, err := exec.LookPath("setpriv")

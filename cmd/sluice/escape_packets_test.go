@@ -31,8 +31,8 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			pr := s.newProber(t, i == 1)
-			// The stage tells which policy is in force: odd stages allow, even ones deny.
-			// Stage 0 is the time of a change, in which either is right.
+			// In odd stages a policy that allows is in force, in even stages one that
+			// denies. Stage 0 is the time of a change: packets may be allowed or denied.
 			var stage atomic.Int64
 			var stop atomic.Bool
 			var wait sync.WaitGroup
@@ -86,7 +86,7 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 			wait.Wait()
 			for n := 2; n < len(received); n += 2 {
 				if got := received[n].Load(); got > 0 {
-					t.Errorf("round %d: %d packets passed that were sent when the policy was in force", n/2, got)
+					t.Errorf("round %d: %d packets passed that were sent while the policy denied them", n/2, got)
 				}
 			}
 			s.save("policies.yaml", "")

@@ -25,7 +25,7 @@ var forgePolicies = policies(
 	"default/attacker: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Egress], egress: [{ports: [{protocol: UDP, port: 53}]}]}",
 )
 
-// layouts are how the pods of a node are joined.
+// layouts are the ways in which the pods of a node are connected.
 var layouts = []struct {
 	name string
 	opts lab.Options
@@ -40,18 +40,18 @@ type forger struct {
 	t                testing.TB
 	v6               bool
 	attacker, victim *lab.Host
-	to               net.HardwareAddr // whom frames are sent to: the router, or the victim
+	to               net.HardwareAddr // destination of frames: the router or the victim
 	sniffer          *lab.Sniffer
 	sent             *int
 }
 
-// withForger runs a test in each layout and family, and where pods share a bridge,
-// through it and through the router.
+// withForger runs a test in each layout and family. If pods share a bridge, it runs the test
+// twice: with frames through the bridge, and with frames through the router.
 func withForger(t *testing.T, args []string, f func(*testing.T, *forger)) {
 	withForgerOn(t, func(*testbed, *testing.T) {}, args, f)
 }
 
-// withForgerOn does so on nodes that are prepared before the agent starts.
+// withForgerOn is withForger with a function that prepares the node before the agent starts.
 func withForgerOn(t *testing.T, prepare func(*testbed, *testing.T), args []string, f func(*testing.T, *forger)) {
 	for _, layout := range layouts {
 		t.Run(layout.name, func(t *testing.T) {
@@ -79,7 +79,8 @@ func withForgerOn(t *testing.T, prepare func(*testbed, *testing.T), args []strin
 	}
 }
 
-// at is the same with another victim.
+// withVictim returns a copy of g with another victim. If direct is set, frames go through
+// the bridge, otherwise through the router.
 func (g *forger) withVictim(victim string, direct bool) *forger {
 	g.t.Helper()
 	at := *g
@@ -87,7 +88,7 @@ func (g *forger) withVictim(victim string, direct bool) *forger {
 	if at.to = at.attacker.RouterMAC(); direct {
 		at.to = at.victim.MAC()
 	}
-	// The node loses a packet to a neighbour of which it does not know the link address.
+	// Makes the node resolve the victim's link address. Until then, it may lose packets.
 	if r := g.Nodes[0].Connect(g.t.Context(), "udp", netip.AddrPortFrom(g.addr(at.victim), 53), waitTimeout); r.Outcome != lab.Reached {
 		g.t.Fatal(r.Err)
 	}
@@ -98,7 +99,7 @@ func (g *forger) withVictim(victim string, direct bool) *forger {
 	return &at
 }
 
-// of is the address of a host in the family of the test.
+// addr returns the address of a host in the family of the test.
 func (g *forger) addr(h *lab.Host) netip.Addr {
 	if g.v6 {
 		return h.IPv6
@@ -106,7 +107,7 @@ func (g *forger) addr(h *lab.Host) netip.Addr {
 	return h.IPv4
 }
 
-// pick is one of two addresses, by family.
+// byFamily returns one of two addresses, by the family of the test.
 func (g *forger) byFamily(v4, v6 string) netip.Addr {
 	if g.v6 {
 		return netip.MustParseAddr(v6)
@@ -114,13 +115,13 @@ func (g *forger) byFamily(v4, v6 string) netip.Addr {
 	return netip.MustParseAddr(v4)
 }
 
-// text is what no other packet holds.
+// uniqueText returns a text that no other packet contains.
 func (g *forger) uniqueText() string {
 	*g.sent++
 	return fmt.Sprintf("packet %d.", *g.sent)
 }
 
-// frame puts a packet into a frame of the attacker.
+// frame returns the Ethernet header for a packet of the attacker.
 func (g *forger) frame(packet []byte) []byte {
 	kind := uint16(0x0800)
 	if packet[0]>>4 == 6 {
@@ -129,15 +130,16 @@ func (g *forger) frame(packet []byte) []byte {
 	return binary.BigEndian.AppendUint16(append(bytes.Clone(g.to), g.attacker.MAC()...), kind)
 }
 
-// arrives sends a frame, if any, and reports whether the victim receives the text in it. An
-// allowed datagram follows on the same path: if only that one arrives, the frame was dropped.
+// arrives sends a frame, if any, and reports whether the victim receives the text in it. It
+// sends an allowed datagram on the same path afterwards. If only the datagram arrives, the
+// frame was dropped.
 func (g *forger) arrives(frame []byte, text string) bool {
 	g.t.Helper()
 	end := g.uniqueText()
 	last := udpPacket(g.addr(g.attacker), g.addr(g.victim), uint16(20000+*g.sent), 53, end)
 	for _, f := range [][]byte{frame, append(g.frame(last), last...)} {
 		if f == nil {
-			continue // sent by another path
+			continue // the caller has sent the text
 		}
 		if err := g.attacker.SendFrame(f); err != nil {
 			g.t.Fatal(err)
@@ -152,7 +154,7 @@ func (g *forger) arrives(frame []byte, text string) bool {
 	return bytes.Contains(got, []byte(text))
 }
 
-// datagram reports whether a datagram with these addresses arrives.
+// datagramArrives sends a datagram with these addresses and reports whether it arrives.
 func (g *forger) datagramArrives(src, dst netip.Addr, port uint16) bool {
 	g.t.Helper()
 	text := g.uniqueText()
@@ -160,7 +162,7 @@ func (g *forger) datagramArrives(src, dst netip.Addr, port uint16) bool {
 	return g.arrives(append(g.frame(p), p...), text)
 }
 
-// udpPacket is a datagram with its IP header.
+// udpPacket returns a UDP datagram with its IP header.
 func udpPacket(src, dst netip.Addr, sport, dport uint16, text string) []byte {
 	udp := binary.BigEndian.AppendUint16(nil, sport)
 	udp = binary.BigEndian.AppendUint16(udp, dport)
@@ -171,7 +173,7 @@ func udpPacket(src, dst netip.Addr, sport, dport uint16, text string) []byte {
 	return ipPacket(src, dst, 17, 64, udp)
 }
 
-// transportSum is the checksum over the pseudo header and what follows it.
+// transportSum returns the checksum over the pseudo header and the payload.
 func transportSum(src, dst netip.Addr, protocol byte, payload []byte) uint16 {
 	pseudo := append(src.AsSlice(), dst.AsSlice()...)
 	pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(payload)))
@@ -195,8 +197,8 @@ func ipPacket(src, dst netip.Addr, protocol, hops byte, payload []byte) []byte {
 	return append(p, payload...)
 }
 
-// A source that is the node's own, or the receiver's, is dropped, whichever way the
-// packet takes; and what is allowed arrives.
+// Packets with the source of the node or of the receiver are dropped, through the bridge and
+// through the router. Allowed packets arrive.
 func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
 	for _, setup := range sourceSetups {
 		t.Run(setup.name, func(t *testing.T) { withForger(t, setup.args, noForgedNodeOrReceiver) })
@@ -209,7 +211,7 @@ func noForgedNodeOrReceiver(t *testing.T, g *forger) {
 	t.Helper()
 	node := g.Nodes[0].Host
 	sources := map[string]netip.Addr{"the node": g.addr(node), "the receiver": g.addr(g.victim), "loopback": g.byFamily("127.0.0.1", "::1")}
-	if g.attacker.RouterMAC()[1] == 0x77 { // the bridge's
+	if g.attacker.RouterMAC()[1] == 0x77 { // the bridge is the router
 		sources["the gateway"] = g.byFamily("10.77.0.1", "fd00:77::1")
 	} else {
 		sources["the gateway"] = g.byFamily("169.254.1.1", "fe80::1")
@@ -222,7 +224,7 @@ func noForgedNodeOrReceiver(t *testing.T, g *forger) {
 		}
 	}
 	if !g.datagramArrives(g.addr(g.attacker), g.addr(g.victim), 53) {
-		t.Error("what is allowed does not arrive")
+		t.Error("an allowed datagram does not arrive")
 	}
 }
 
@@ -241,16 +243,16 @@ func TestForgedOthersOnPackets(t *testing.T) {
 		open := g.withVictim("bare/odd", g.to.String() == g.victim.MAC().String())
 		for name, src := range map[string]netip.Addr{"a stranger": stranger, "web": web} {
 			if open.datagramArrives(src, g.addr(open.victim), 9) {
-				t.Errorf("a datagram goes round the attacker's own policy, as if from %s", name)
+				t.Errorf("a datagram that claims to be from %s bypasses the attacker's own policy", name)
 			}
 		}
 		if open.datagramArrives(g.addr(g.attacker), g.addr(open.victim), 9) || !open.datagramArrives(g.addr(g.attacker), g.addr(open.victim), 53) {
-			t.Error("the attacker's own policy does not hold for what it sends as itself")
+			t.Error("the attacker's own policy is not applied to datagrams with its own source")
 		}
 	})
 }
 
-// linkLocal is a host's link-local IPv6 address.
+// linkLocal returns a host's link-local IPv6 address.
 func (g *forger) linkLocal(h *lab.Host) (found netip.Addr) {
 	g.t.Helper()
 	err := h.Do(func() error {
@@ -280,7 +282,7 @@ func TestUnlistedAddressesOnPackets(t *testing.T) {
 		if !g.v6 {
 			mine, its = netip.MustParseAddr("169.254.172.4"), netip.MustParseAddr("169.254.172.2")
 			for h, a := range map[*lab.Host]netip.Addr{g.attacker: mine, g.victim: its} {
-				_ = h.AddAddr(a) // again, on the second way
+				_ = h.AddAddr(a) // fails if the test through the router has added it
 			}
 		}
 		for name, p := range map[string][2]netip.Addr{
@@ -293,7 +295,8 @@ func TestUnlistedAddressesOnPackets(t *testing.T) {
 	})
 }
 
-// Frames with VLAN tag 0 are forwarded like untagged frames, but bypass iptables.
+// Frames with VLAN tags do not arrive. Those with tag 0 would be forwarded like untagged
+// frames, but would bypass iptables.
 func TestTaggedFramesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		for name, tags := range map[string][]byte{
@@ -310,7 +313,8 @@ func TestTaggedFramesOnPackets(t *testing.T) {
 	})
 }
 
-// A pod cannot act as a router for its neighbours.
+// Router advertisements and redirects of a pod do not arrive, so that no pod can act as a
+// router for its neighbours.
 func TestRouterMessagesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		if !g.v6 {
@@ -328,7 +332,7 @@ func TestRouterMessagesOnPackets(t *testing.T) {
 		for _, to := range []netip.Addr{netip.MustParseAddr("ff02::1"), g.linkLocal(g.victim), g.addr(g.victim)} {
 			for _, kind := range []byte{134, 137} {
 				for _, options := range []bool{false, true} {
-					text := fmt.Sprintf("%-21s", g.uniqueText()) // with its two bytes of header, an option of 24
+					text := fmt.Sprintf("%-21s", g.uniqueText()) // with a dot and the header of 2 bytes, an option of 24
 					size := map[byte]int{134: 16, 137: 40}[kind]
 					message := append(append(make([]byte, size), 200, 3), text[:21]+"."...)
 					message[0] = kind
@@ -356,7 +360,7 @@ func TestBroadcastOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		direct := g.to.String() == g.victim.MAC().String()
 		if !direct {
-			t.Skip("a router does not forward what is sent to all")
+			t.Skip("a router does not forward multicast and broadcast packets")
 		}
 		free := *g
 		free.attacker = g.host("default/web") // no policy isolates it
@@ -391,7 +395,7 @@ func TestBroadcastOnPackets(t *testing.T) {
 			}
 			open.attacker = g.attacker
 			if send(open, dst, mac) {
-				t.Errorf("a datagram to %s goes round the sender's policy", dst)
+				t.Errorf("a datagram to %s bypasses the sender's policy", dst)
 			}
 		}
 	})
@@ -406,10 +410,10 @@ func TestTunnelledSourcesOnPackets(t *testing.T) {
 		if g.v6 {
 			device, port = "vxlan.6", 8473
 		}
-		if err := node.Run("ip", "link", "show", device); err != nil { // on the first way
+		if err := node.Run("ip", "link", "show", device); err != nil { // the test through the router creates it
 			for _, args := range [][]string{
 				{"link", "add", device, "address", "02:00:00:00:09:01", "type", "vxlan", "id", "9", "dstport", fmt.Sprint(port), "local", g.addr(node.Host).String()},
-				{"address", "add", "10.99.0.1/32", "dev", device}, // or rp_filter would not look for a route
+				{"address", "add", "10.99.0.1/32", "dev", device}, // without an address, rp_filter would not look up a route
 				{"link", "set", device, "up"},
 			} {
 				if err := node.Run("ip", args...); err != nil {
@@ -439,7 +443,7 @@ func TestTunnelledSourcesOnPackets(t *testing.T) {
 			text := g.uniqueText()
 			send(text)
 			if g.arrives(nil, text) {
-				t.Error("what is in the datagram arrives")
+				t.Error("the inner packet arrives")
 			}
 		}
 	})

@@ -65,7 +65,7 @@ type frameFuzz struct {
 	node       []netip.Addr
 	senders    []*lab.Injector
 	sources    []*frames.Source
-	announcers []*lab.Injector // of the targets
+	announcers []*lab.Injector // of the targets, for announce
 	sniffers   []*lab.Sniffer
 	received   []chan uint32 // numbers of the pacing frames that have arrived, by target
 
@@ -107,12 +107,12 @@ func newFrameFuzz(t *testing.T, opts lab.Options, seed uint64) *frameFuzz {
 	return f
 }
 
-// unlisted is an address of a target that the API does not list.
+// unlisted returns an address of a target that the API does not list.
 func (f *frameFuzz) unlisted(name string) netip.Addr {
 	return netip.AddrFrom4([4]byte{169, 254, 172, byte(2 + slices.Index(fuzzTargets, name))})
 }
 
-// end is a host with its addresses for frames.
+// end returns a host as an end of random frames, with all its addresses.
 func (f *frameFuzz) end(name string) frames.End {
 	h := f.host(name)
 	e := frames.End{MAC: h.MAC(), Addrs: append(h.Addrs(), (&forger{testbed: f.testbed, t: f.t}).linkLocal(h))}
@@ -166,7 +166,7 @@ func (f *frameFuzz) inject(name string) *lab.Injector {
 // batch is the number of frames before the fuzzer waits for a pacing frame.
 const batch = 200
 
-// pacingFlag marks the numbers of pacing frames, which are all allowed.
+// pacingFlag is set in the numbers of pacing frames, which are all allowed.
 const pacingFlag = 1 << 31
 
 func (f *frameFuzz) run(count int) {
@@ -190,7 +190,8 @@ func (f *frameFuzz) run(count int) {
 
 // wait waits until all frames have been processed: until an allowed datagram, sent after
 // them, has arrived at each target. It repeats the datagram, because after a frame with a
-// forged link address the bridge sends to the wrong port until the address's owner sends.
+// forged link address the bridge forwards to the wrong port until the owner of the address
+// sends a frame.
 func (f *frameFuzz) wait(id uint32) {
 	f.t.Helper()
 	for i, name := range fuzzTargets {
@@ -221,7 +222,8 @@ func (f *frameFuzz) wait(id uint32) {
 	}
 }
 
-// hears waits briefly for a number at a target.
+// receives waits briefly for the pacing frame with a number at a target, and reports whether
+// it has arrived.
 func (f *frameFuzz) receives(target int, mark uint32) bool {
 	timer := time.NewTimer(300 * time.Millisecond)
 	defer timer.Stop()
@@ -237,7 +239,8 @@ func (f *frameFuzz) receives(target int, mark uint32) bool {
 	}
 }
 
-// speak makes a target send a packet to its router, so that the bridge learns its port.
+// announce makes a target send a packet to its router, so that the bridge learns the
+// target's port.
 func (f *frameFuzz) announce(target int) {
 	h := f.host(fuzzTargets[target])
 	p := udpPacket(h.IPv4, f.Nodes[0].IPv4, 9, 9, "here I am")
@@ -339,8 +342,8 @@ func (f *frameFuzz) denies(sender, name string, p []byte, decoder *packet.Decode
 	return ""
 }
 
-// part identifies the packet of a fragment; empty if p is not one. later reports that it is
-// not the first fragment.
+// part returns an identifier of the packet to which the fragment p belongs; empty if p is
+// not a fragment. later reports whether p is a fragment other than the first.
 func part(p []byte) (which string, later bool) {
 	switch {
 	case len(p) < 20:
@@ -419,7 +422,7 @@ func (f *frameFuzz) report(count int) {
 	f.t.Logf("%d frames, %d findings; arrived: %v", count, f.found, f.tally)
 	for _, name := range []string{"default/db", "bare/odd"} {
 		if f.tally[name] == 0 {
-			f.t.Errorf("nothing arrives at %s, so that nothing was tried", name)
+			f.t.Errorf("nothing arrives at %s, so the test shows nothing", name)
 		}
 	}
 }

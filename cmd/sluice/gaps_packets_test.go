@@ -28,8 +28,7 @@ func (s *testbed) pause(t *testing.T) (resume func()) {
 
 var unjudgedMetric = regexp.MustCompile(`(?m)^sluice_connections_unjudged_total (\d+)$`)
 
-// unjudged returns the number of connections that had passed unjudged, as counted by the
-// agent.
+// unjudged returns the agent's count of connections that passed without a verdict.
 func (s *testbed) unjudged(t *testing.T) int {
 	t.Helper()
 	_, text := s.scrape(t, "/metrics")
@@ -41,7 +40,8 @@ func (s *testbed) unjudged(t *testing.T) int {
 	return n
 }
 
-// awaitUnjudged waits until the count of connections that passed unjudged is before+more.
+// awaitUnjudged waits until the count of connections that passed without a verdict is
+// before+more.
 func (s *testbed) awaitUnjudged(t *testing.T, before, more int) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); s.unjudged(t) != before+more; time.Sleep(time.Millisecond) {
@@ -51,8 +51,8 @@ func (s *testbed) awaitUnjudged(t *testing.T, before, more int) {
 	}
 }
 
-// stays checks that a connection is stopped in both directions, including replies, which
-// need no verdict.
+// checkRevoked checks that the connection is stopped in both directions, including replies,
+// which need no verdict. If revoked is false, it checks that the connection works.
 func (c *tcpPair) checkRevoked(revoked bool) {
 	c.t.Helper()
 	if !revoked {
@@ -72,8 +72,8 @@ func (c *tcpPair) checkRevoked(revoked bool) {
 	receivesNothing(c.t, c.server)
 }
 
-// While the rules are flushed, everything passes. After they are restored, the agent judges
-// and counts the connections that began meanwhile.
+// While the rules are flushed, everything passes. After the agent has restored them, it
+// judges and counts the connections that began meanwhile.
 func TestConnectionsOfAFlushAreJudgedOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	// Without a rule that needs conntrack, the kernel would track nothing during the flush.
@@ -127,8 +127,8 @@ func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
 	}
 }
 
-// With --fail open, connections begin while no agent runs. The next agent judges them when
-// it starts.
+// With --fail open, connections can begin while no agent runs. The next agent judges them
+// when it starts.
 func TestConnectionsWithoutAgentAreJudgedOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))

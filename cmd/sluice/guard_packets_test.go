@@ -32,9 +32,9 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 		}
 	}
 	const all = 5 * 2 // two programs for each pod of the node
-	others := 0       // the interface that leads outside
+	others := 0       // guarded interfaces that are not a pod's
 	if tcx(t) {
-		others = 1
+		others = 1 // to the outside
 	}
 	s.start("--on-exit", "keep")
 	count(all, "at the start")
@@ -43,11 +43,11 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 	if err := old.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	count(all, "after another has taken over")
+	count(all, "after another agent has taken over")
 	s.stop()
 	count(all, "kept")
 	s.start("--guard", "off", "--on-exit", "keep")
-	count(0, "by an agent without")
+	count(0, "with an agent without the guard")
 	s.stop()
 	s.start("--on-exit", "keep")
 	s.agent.Kill()
@@ -58,7 +58,7 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 	count(0, "removed")
 	s.start()
 	s.stop()
-	count(0, "after an end in order")
+	count(0, "after a graceful stop")
 }
 
 // programs counts the guard's programs on the interfaces of the node's pods.
@@ -139,7 +139,8 @@ func TestForgedIsCountedOnPackets(t *testing.T) {
 	}
 }
 
-// forged returns the number of frames that were dropped for a reason, by the metrics.
+// forgedDropped returns the number of forged frames that were dropped for a reason, from the
+// metrics.
 func (g *forger) forgedDropped(t *testing.T, reason string) int {
 	t.Helper()
 	_, page := g.scrape(t, "/metrics")
@@ -158,7 +159,7 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 		direct := g.to.String() == g.victim.MAC().String()
 		switch {
 		case !direct:
-			t.Skip("between neighbours alone")
+			t.Skip("only neighbours on a bridge need these messages")
 		case g.v6:
 			from, to := g.addr(g.attacker), g.addr(g.victim)
 			text := fmt.Sprintf("%-14s", g.uniqueText())
@@ -176,7 +177,7 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 			frame := append(g.frame(p), p...)
 			copy(frame, []byte{0x33, 0x33, 0xff, 0, 0, 7})
 			if !g.arrives(frame, text) {
-				t.Error("a report of MLD does not arrive")
+				t.Error("an MLD report does not arrive")
 			}
 		default:
 			open := g.withVictim("bare/odd", true)
@@ -186,13 +187,13 @@ func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
 			frame := append(open.frame(p), p...)
 			copy(frame, []byte{255, 255, 255, 255, 255, 255})
 			if !open.arrives(frame, text) {
-				t.Error("a question to DHCP servers does not arrive at a pod that may be one")
+				t.Error("a DHCP request does not arrive at a pod that may be a DHCP server")
 			}
 		}
 	})
 }
 
-// No pod can answer for another in ARP or in neighbour discovery.
+// No pod can answer for another pod's address in ARP or in neighbour discovery.
 func TestForgedARPOnPackets(t *testing.T) {
 	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.start()
@@ -204,20 +205,20 @@ func TestForgedARPOnPackets(t *testing.T) {
 		}
 	}
 	for _, family := range families {
-		// learn returns the link address that the victim knows for a host, after the
-		// attacker has answered for that host.
+		// learn sends the victim an answer with the attacker's link address for an IP
+		// address. It returns the victim's neighbour entry for this IP address.
 		learn := func(of netip.Addr) string {
 			if err := attacker.SendFrame(answerFor(of, attacker, victim)); err != nil {
 				t.Fatal(err)
 			}
-			reach(attacker, family.addr(victim)) // what follows is allowed, and arrives later
+			reach(attacker, family.addr(victim)) // an allowed packet, which arrives after the answer
 			out, err := victim.Output(exec.Command("ip", "neigh", "show", of.String()))
 			if err != nil {
 				t.Fatal(err)
 			}
 			return out
 		}
-		reach(victim, family.addr(web)) // so that it knows web
+		reach(victim, family.addr(web)) // so that it has an entry for web
 		if got := learn(family.addr(web)); strings.Contains(got, attacker.MAC().String()) {
 			t.Errorf("the victim takes the attacker for web: %s", got)
 		}
@@ -227,17 +228,17 @@ func TestForgedARPOnPackets(t *testing.T) {
 	}
 }
 
-// answerFor sends an answer of ARP or neighbour discovery to a host, with the link address of
-// another host for an address.
-func answerFor(of netip.Addr, at, to *lab.Host) []byte {
-	frame := append(append([]byte(nil), to.MAC()...), at.MAC()...)
-	if of.Is4() {
-		frame = append(append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2), at.MAC()...)
-		return append(append(append(frame, of.AsSlice()...), to.MAC()...), to.IPv4.AsSlice()...)
+// answerFor returns a frame to a host with an answer of ARP or neighbour discovery. The answer
+// claims that addr has the link address of the sender.
+func answerFor(addr netip.Addr, sender, to *lab.Host) []byte {
+	frame := append(append([]byte(nil), to.MAC()...), sender.MAC()...)
+	if addr.Is4() {
+		frame = append(append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2), sender.MAC()...)
+		return append(append(append(frame, addr.AsSlice()...), to.MAC()...), to.IPv4.AsSlice()...)
 	}
 	const override, targetLinkAddress = 0x20, 2
-	message := append([]byte{136, 0, 0, 0, override, 0, 0, 0}, of.AsSlice()...)
-	message = append(append(message, targetLinkAddress, 1), at.MAC()...)
-	binary.BigEndian.PutUint16(message[2:], transportSum(at.IPv6, to.IPv6, 58, message))
-	return append(append(frame, 0x86, 0xdd), ipPacket(at.IPv6, to.IPv6, 58, 255, message)...)
+	message := append([]byte{136, 0, 0, 0, override, 0, 0, 0}, addr.AsSlice()...)
+	message = append(append(message, targetLinkAddress, 1), sender.MAC()...)
+	binary.BigEndian.PutUint16(message[2:], transportSum(sender.IPv6, to.IPv6, 58, message))
+	return append(append(frame, 0x86, 0xdd), ipPacket(sender.IPv6, to.IPv6, 58, 255, message)...)
 }

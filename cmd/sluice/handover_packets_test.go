@@ -10,8 +10,8 @@ import (
 	"sluice/filter/event"
 )
 
-// late starts a pod that the agent does not know yet. It returns the pod's manifest and a
-// socket of the pod other that is connected to it.
+// startLatePod starts a pod that the agent does not know yet. It returns the pod's manifest
+// and a UDP socket of the pod default/other that is connected to it.
 func (s *testbed) startLatePod(t *testing.T) (manifest string, conn net.Conn) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod("late", startAddrs(1)...)
@@ -37,8 +37,8 @@ func send(t *testing.T, conn net.Conn) {
 	}
 }
 
-// An agent that has yielded answers its queued packets by its own snapshot. If the new
-// agent's snapshot is newer, that one decides.
+// After a takeover, the old agent still answers its held packets by its own snapshot. If it
+// allows a connection that the new agent's newer snapshot denies, the connection is revoked.
 func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	args := []string{"--pod-cidrs", startRange4.String(), "--hold", "1m", "--on-exit", "keep"}
@@ -58,7 +58,7 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	}
 	for end := time.Now().Add(waitTimeout); s.dropped("iptables") <= before; send(t, conn) {
 		if time.Now().After(end) {
-			t.Fatal("the verdict of the old agent holds")
+			t.Fatal("the connection that the old agent allowed is not revoked")
 		}
 	}
 }
@@ -71,7 +71,7 @@ func TestEndWithPacketsThatWait(t *testing.T) {
 	send(t, conn)
 	s.await(0, "the packet waits", agenttest.Event(event.PacketHeld))
 	if err := s.agent.Stop(); err == nil {
-		t.Error("the agent does not say that packets waited")
+		t.Error("the agent does not report that packets were held")
 	}
 	if left := s.leftovers(t); left != "" {
 		t.Errorf("left on the node:\n%s", left)
@@ -106,9 +106,9 @@ func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 				e.allowed()
 				var old *agenttest.Agent
 				e.change(func() { old = takeOver(deny) })
-				e.denied("both are there")
+				e.denied("both agents run")
 				end(old)
-				e.denied("the old one is gone")
+				e.denied("the old agent has ended")
 				e.change(func() { end(takeOver(allow)) })
 			}
 			e.allowed()

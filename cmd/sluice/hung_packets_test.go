@@ -29,6 +29,6 @@ func TestTakeOverFromAHungAgent(t *testing.T) {
 		t.Fatal("it took over from an agent that does not answer")
 	}
 	if text := err.Error(); !strings.Contains(text, s.socket) || !strings.Contains(text, "hangs") || strings.Contains(text, "context canceled") {
-		t.Errorf("it says: %s", text)
+		t.Errorf("the error is: %s", text)
 	}
 }

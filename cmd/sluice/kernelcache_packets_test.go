@@ -43,7 +43,7 @@ func (s *testbed) pinned(t *testing.T) (found []string) {
 	return found
 }
 
-// notQueued checks that no packet of f is queued.
+// checkNotQueued calls f and checks that no packet is queued meanwhile.
 func (s *testbed) checkNotQueued(t *testing.T, what string, f func()) {
 	t.Helper()
 	before := s.queued()
@@ -58,11 +58,11 @@ const (
 	otherToDB = "default/other default/db tcp 6379"
 )
 
-// other1 is demo1 with the other pod allowed.
+// other1 is demo1 with default/other allowed instead of default/web.
 var other1 = strings.ReplaceAll(demo1, "role: frontend", "role: backend")
 
-// By default, the kernel remembers verdicts where it can and where that does no harm.
-// Elsewhere the agent logs the reason, and enforces without the cache.
+// By default, the agent uses the kernel's flow cache if the node supports it and no other
+// flag rules it out. Otherwise it logs the reason and enforces without the cache.
 func TestKernelCacheByItselfOnPackets(t *testing.T) {
 	notDirectory := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(notDirectory, nil, 0o600); err != nil {
@@ -89,7 +89,7 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 			before := s.queued()
 			s.check(t, []string{webToDB}, []string{otherToDB})
 			if asked := s.queued() > before; asked == (c.because == "") {
-				t.Errorf("asked about what was judged before: %v", asked)
+				t.Errorf("packets of flows that were judged before are queued: %v", asked)
 			}
 			s.save("policies.yaml", policies(other1))
 			s.check(t, []string{otherToDB}, []string{webToDB})
@@ -104,8 +104,8 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 	}
 }
 
-// Flows that were judged before are not queued again, nor are those that no policy
-// concerns. A change takes effect on all of them at once.
+// Flows that were judged before are not queued again, and flows between pods without
+// policies are not queued at all. A change takes effect on all flows at once.
 func TestKernelCacheOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -133,8 +133,8 @@ func TestKernelCacheOnPackets(t *testing.T) {
 	s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{"default/other outside tcp 80", otherToDB})
 }
 
-// The legacy tables of iptables call the programs too, and others can still change these
-// tables.
+// The legacy tables of iptables call the programs, too, and other programs can still change
+// these tables.
 func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -164,8 +164,9 @@ func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
 	}
 }
 
-// Without an agent, the kernel's last verdicts hold, and the fail mode decides about all
-// other flows. The next agent removes the programs that the last one has pinned.
+// Without an agent, the verdicts in the kernel's flow cache still apply, and the fail mode
+// decides about all other flows. The next agent removes the programs that the previous agent
+// pinned.
 func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 	const noPolicy, outside, neverSeen = "default/web default/other tcp 80", "default/other outside tcp 80", "mine/cart default/db tcp 6379"
 	for _, c := range []struct {
@@ -215,7 +216,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 	}
 }
 
-// removed runs sluice rules --remove.
+// removeRules runs sluice rules --remove on the node.
 func (s *testbed) removeRules(t *testing.T) {
 	t.Helper()
 	err := s.Nodes[0].Run("sluice", "rules", "--remove")
@@ -253,15 +254,15 @@ func rejectMatches(t *testing.T, words ...string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// If iptables cannot call the programs, auto queues all packets as without the cache, and
-// with on the agent does not start.
+// If iptables cannot call the programs, an agent with --kernel-cache auto queues all
+// packets, as without the cache. An agent with --kernel-cache on does not start.
 func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	rejectMatches(t, "object-pinned")
 	args := []string{"--iptables", "nft"}
 	s.start(args...)
-	s.await(0, "that it is logged", agenttest.Event(event.KernelCacheOff))
+	s.await(0, "the agent logs that the cache is off", agenttest.Event(event.KernelCacheOff))
 	for range 2 {
 		before := s.queued()
 		s.check(t, []string{webToDB, "default/web default/other tcp 80"}, []string{otherToDB})
@@ -272,7 +273,7 @@ func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	s.save("policies.yaml", policies(other1))
 	s.check(t, []string{otherToDB}, []string{webToDB})
 	if left := s.pinned(t); len(left) > 0 {
-		t.Errorf("pinned without a user: %v", left)
+		t.Errorf("pinned, although no rule calls the programs: %v", left)
 	}
 	s.stop()
 	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
@@ -315,7 +316,7 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s.await(mark, "the old agent steps in", func(l agenttest.Line) bool {
 		return l.Is(event.RulesApplied) && l.Text("table") == "ip6tables-nft"
 	})
-	s.await(mark, "what the dead agent had pinned is removed", agenttest.Event(event.PinsRemoved))
+	s.await(mark, "the dead agent's pins are removed", agenttest.Event(event.PinsRemoved))
 	s.save("policies.yaml", policies(other1))
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }
@@ -360,7 +361,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster returns the manifest of the cluster, with another manifest in place of one pod's.
+// cluster returns the manifests of the testbed. The manifest of the pod named without is
+// replaced by instead.
 func (s *testbed) cluster(without, instead string) string {
 	text := testbedNamespaces + instead
 	for _, p := range testbedPods {
@@ -371,12 +373,12 @@ func (s *testbed) cluster(without, instead string) string {
 	return text
 }
 
-// stagedSender sends datagrams from web to db. Each has a random source port, so that most begin
-// a connection, and carries the stage in which it was sent.
+// stagedSender sends datagrams from web to db. Each has a random source port, so that most
+// begin a connection, and contains the stage in which it was sent.
 type stagedSender struct {
 	*prober
 	t        *testing.T
-	gate     sync.RWMutex // held while a datagram is sent; a stage ends when all are
+	gate     sync.RWMutex // read-locked while a datagram is sent, so that no stage ends meanwhile
 	stage    int          // 0 during a change
 	next     int
 	denies   map[int]string
@@ -424,7 +426,8 @@ func newStagedSender(t *testing.T, pr *prober, ports, stages int) *stagedSender 
 	return e
 }
 
-// sendInterval is the pause of a sender after each datagram, so that the sniffer misses none.
+// sendInterval is the pause of a sender after each datagram, so that the sniffer misses
+// none.
 const sendInterval = 200 * time.Microsecond
 
 // socket opens a raw socket in web. lab.Host.Send opens one for each packet, which is too
@@ -464,20 +467,20 @@ func (e *stagedSender) set(stage int) {
 	e.stage = stage
 }
 
-// change makes a change while datagrams are sent.
+// change calls f, which makes a change, while datagrams are sent.
 func (e *stagedSender) change(f func()) {
 	e.set(0)
 	f()
 }
 
-// allowed is a stage in which datagrams arrive.
+// allowed begins a stage in which datagrams are allowed, and waits until some arrive.
 func (e *stagedSender) allowed() {
 	e.next++
 	e.set(e.next)
 	e.await("receive", &e.received[e.next])
 }
 
-// denied is a stage in which no datagram may arrive.
+// denied begins a stage in which no datagram may arrive, and waits until some were sent.
 func (e *stagedSender) denied(why string) {
 	e.next++
 	e.denies[e.next] = why
@@ -498,8 +501,8 @@ func (e *stagedSender) await(what string, n *atomic.Int64) {
 	}
 }
 
-// end ends the test in a stage that allows: when the last datagram has arrived, all earlier
-// ones have.
+// end stops the senders and checks that no datagram of a denied stage has arrived. Call it
+// in an allowed stage: when its datagrams have arrived, all earlier ones have, too.
 func (e *stagedSender) end() {
 	e.t.Helper()
 	e.stop.Store(true)
@@ -509,14 +512,14 @@ func (e *stagedSender) end() {
 	for stage, why := range e.denies {
 		sent += e.sent[stage].Load()
 		if n := e.received[stage].Load(); n > 0 {
-			e.t.Errorf("%s, stage %d: %d of %d datagrams passed that were sent when the change was in force", why, stage, n, e.sent[stage].Load())
+			e.t.Errorf("%s, stage %d: %d of %d datagrams passed that were sent while the change denied them", why, stage, n, e.sent[stage].Load())
 		}
 	}
 	e.t.Logf("%d changes; %d datagrams sent while denied, none passed", len(e.denies), sent)
 }
 
-// A port scan whose ports are all denied, or all allowed, is queued only until one of the
-// ports was judged.
+// If all ports of a port scan have the same verdict, packets are queued only until one of
+// the ports was judged.
 func TestScanOfPortsIsNotQueued(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
@@ -527,17 +530,17 @@ func TestScanOfPortsIsNotQueued(t *testing.T) {
 			for _, f := range families {
 				to := netip.AddrPortFrom(f.addr(s.host("default/db")), 7000+port)
 				if r := s.host("default/web").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Refused {
-					t.Fatalf("from whom all is allowed, to a closed port: %s, %v", r.Outcome, r.Err)
+					t.Fatalf("from the allowed pod to a closed port: %s, %v", r.Outcome, r.Err)
 				}
 				if r := s.host("default/other").Connect(t.Context(), "tcp", to, probeTimeout/100); r.Outcome != lab.TimedOut {
-					t.Fatalf("from whom nothing is allowed: %s", r.Outcome)
+					t.Fatalf("from the denied pod: %s", r.Outcome)
 				}
 			}
 		}
 	})
 }
 
-// The kernel alone answers a pod's flood with one denied key.
+// The kernel drops a pod's flood of packets with one denied key without queueing them.
 func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

@@ -54,7 +54,7 @@ func (c *session) write() {
 	}
 }
 
-// flows checks that the server sends back all bytes.
+// checkFlows checks that the server sends back all bytes.
 func (c *session) checkFlows() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(waitTimeout))
@@ -65,7 +65,7 @@ func (c *session) checkFlows() {
 	}
 }
 
-// stopped checks that nothing has come back.
+// checkStopped checks that nothing has come back.
 func (c *session) checkStopped() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -103,7 +103,7 @@ func (s *testbed) awaitDrop(t *testing.T, iptables string, before int) {
 }
 
 // Live connections stop in both directions when the policy no longer allows them, and
-// continue when it does again (26). This also holds with address translation.
+// continue when it allows them again (26). This also holds with address translation.
 func TestLiveConnectionsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	for _, f := range families {
@@ -127,7 +127,7 @@ func TestLiveConnectionsOnPackets(t *testing.T) {
 		t.Run(f.name+" one-way UDP", func(t *testing.T) {
 			pr := s.newProber(t, f.name == "IPv6")
 			if !pr.arrives(pr.udpTo(9, "before"), "before") {
-				t.Fatal("not even without a policy")
+				t.Fatal("without a policy, a datagram does not arrive")
 			}
 			s.save("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
 			before := s.dropped(f.iptables)
@@ -171,7 +171,7 @@ func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	}
 }
 
-// traces returns the chains and connection marks that an agent has left on the node.
+// leftovers returns the rules and connection marks that an agent has left on the node.
 func (s *testbed) leftovers(t *testing.T) string {
 	t.Helper()
 	var found strings.Builder
@@ -188,7 +188,7 @@ func (s *testbed) leftovers(t *testing.T) string {
 	}
 	text, err := s.Nodes[0].Output(exec.Command("cat", "/proc/net/nf_conntrack"))
 	if err != nil {
-		t.Logf("connection marks are not looked at: %v", err)
+		t.Logf("connection marks are not checked: %v", err)
 	}
 	for line := range strings.Lines(text) {
 		if m := regexp.MustCompile(`mark=(\d+)`).FindStringSubmatch(line); m != nil && m[1] != "0" {
@@ -207,7 +207,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 		name       string
 		args       []string
 		kill       bool
-		open, gone bool // new connections pass; no trace is left
+		open, gone bool // new connections pass; nothing is left on the node
 	}{
 		{"remove, closed", []string{"--on-exit", "remove", "--fail", "closed"}, false, true, true},
 		{"remove, open", []string{"--on-exit", "remove", "--fail", "open"}, false, true, true},
@@ -254,9 +254,9 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 }
 
 // requests counts the connection requests between two hosts, at both ends. A request that
-// does not arrive was lost. A repeated request is not a sign of loss: on a busy machine
-// TCP repeats it before the answer has come. While the first one is still queued, conntrack
-// refuses the repetition.
+// does not arrive was lost. A retransmitted request is not a sign of loss: on a busy machine
+// TCP retransmits before the answer has come. While the first request is still queued,
+// conntrack refuses the retransmitted one.
 type requests struct {
 	t              *testing.T
 	node, from, to *lab.Host
@@ -347,7 +347,7 @@ type load struct {
 	requests requests
 }
 
-// newLoad starts a load.
+// newLoad starts a load. The denied pod takes part only if denied is set.
 func (s *testbed) newLoad(t *testing.T, denied bool) *load {
 	t.Helper()
 	l := &load{testbed: s, t: t, failed: make(chan error, 64), requests: s.countRequests(t, s.host("default/web"), s.host("default/db"))}
@@ -441,7 +441,7 @@ func TestTakeoverOnPackets(t *testing.T) {
 	s.check(t, []string{"default/web default/db tcp 6379"}, []string{"default/other default/db tcp 6379"})
 }
 
-// If an agent dies after it took over, the old agent goes on with the node.
+// If an agent dies after it took over, the old agent takes over again.
 func TestStepInOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

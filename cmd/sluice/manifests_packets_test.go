@@ -54,11 +54,11 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	s.stop()
 }
 
-// flowStyleNamespace is an object whose document ends with its line.
+// flowStyleNamespace is a document on a single line.
 const flowStyleNamespace = "{apiVersion: v1, kind: Namespace, metadata: {name: spare}}\n"
 
-// If a pod of another node claims the address of a pod that runs here, this one keeps its
-// address and policies, and the clash is reported.
+// If a pod of another node claims the address of a pod of this node, the pod of this node
+// keeps its address and policies, and the conflict is reported.
 func TestAPodElsewhereTakesNoPoliciesAway(t *testing.T) {
 	s := newTestbed(t)
 	s.write("cluster.yaml", testbedNamespaces+strings.ReplaceAll(s.pods(), "spec: {", "spec: {nodeName: here, "))

@@ -18,9 +18,9 @@ import (
 	"sluice/watch/manifests"
 )
 
-// matrixCluster has what a matrix can get wrong: ranges of ports, protocols apart,
-// a rule without ports, an ipBlock for one family alone, a named port, a pod with
-// one family, and pods that have no address of their own.
+// matrixCluster has the cases that are easy to get wrong in a matrix: ranges of ports,
+// different ports for each protocol, a rule without ports, an ipBlock for only one family, a
+// named port, a pod with one family, and a pod without an address of its own.
 const matrixCluster = `
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {project: myproject}}}
 ---
@@ -67,7 +67,7 @@ func matrixDir(t *testing.T, text string) string {
 	return dir
 }
 
-// sluice runs a command in process.
+// sluice runs a sluice command in the process of the test.
 func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -76,8 +76,8 @@ func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	return status, out.String(), errs.String()
 }
 
-// The decision about every single port of every protocol must match the matrix: its answer
-// for the port, or that for all other ports together.
+// For every port of every protocol, the matrix has the same verdict as Decide: in the entry
+// of the port, or in the entry for all other ports.
 func TestMatrixMatchesDecideAtEveryPort(t *testing.T) {
 	dir := matrixDir(t, matrixCluster)
 	objects, _, err := manifests.Read(dir)
@@ -127,7 +127,7 @@ func TestMatrixMatchesDecideAtEveryPort(t *testing.T) {
 	}
 }
 
-// otherAt returns what the answer for all other ports says of one of them.
+// otherAt returns the verdict for a port that has no entry of its own.
 func otherAt(o *matrix.Other, proto filter.Protocol, port int) string {
 	holds := func(text string) bool {
 		name, ports, some := strings.Cut(text, " ")
@@ -148,7 +148,8 @@ func otherAt(o *matrix.Other, proto filter.Protocol, port int) string {
 	return "deny"
 }
 
-// decideAll decides for each pair of addresses of one family.
+// decideAll returns the verdict for all pairs of addresses with the same family. If the
+// verdicts differ, it returns mixed; if there are no pairs, it returns deny.
 func decideAll(s *policy.Snapshot, from, to []netip.Addr, proto filter.Protocol, port uint16) string {
 	var all []string
 	for _, src := range from {
@@ -183,7 +184,8 @@ func TestMatrixText(t *testing.T) {
 	}
 }
 
-// If all ports have the same verdict, the matrix says so once.
+// If all ports have the same verdict, the cell shows it once. An asterisk means that only
+// one family is allowed.
 func TestMatrixOfOneFamily(t *testing.T) {
 	dir := matrixDir(t, matrixCluster+`---
 apiVersion: networking.k8s.io/v1
@@ -220,11 +222,11 @@ func TestMatrixNumbersTheColumnsOfWideTables(t *testing.T) {
 	_, stdout, _ := sluice(t, "matrix", "-f", matrixDir(t, text.String()))
 	first, _, _ := strings.Cut(stdout, "\n")
 	if len(first) > 250 || !strings.Contains(stdout, "\n1 default/pod-with-a-long-name-0") {
-		t.Errorf("the head is %q", first)
+		t.Errorf("the header is %q", first)
 	}
 }
 
-// The page must load nothing, hold all pods, and show names as text.
+// The page loads nothing from elsewhere, and contains all pods and verdicts.
 func TestMatrixPageIsSelfContained(t *testing.T) {
 	status, html, stderr := sluice(t, "matrix", "-f", matrixDir(t, matrixCluster), "-o", "html")
 	if status != 0 {
@@ -261,14 +263,14 @@ func TestMatrixUsageErrors(t *testing.T) {
 		status  int
 		message string
 	}{
-		"port":      {[]string{"-f", dir, "--port", "http"}, exitFailed, "1 to 65535"},
-		"port 0":    {[]string{"-f", dir, "--port", "0"}, exitFailed, "1 to 65535"},
-		"protocol":  {[]string{"-f", dir, "--port", "80/icmp"}, exitFailed, "sctp"},
-		"format":    {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, html"},
-		"no folder": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
-		"no pods":   {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "status.podIPs"},
-		"no flag":   {nil, exitFailed, "filename"},
-		"broken":    {[]string{"-f", matrixDir(t, matrixCluster+"---\na: [\n")}, exitFailed, "correct the YAML"},
+		"port":         {[]string{"-f", dir, "--port", "http"}, exitFailed, "1 to 65535"},
+		"port 0":       {[]string{"-f", dir, "--port", "0"}, exitFailed, "1 to 65535"},
+		"protocol":     {[]string{"-f", dir, "--port", "80/icmp"}, exitFailed, "sctp"},
+		"format":       {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, html"},
+		"no directory": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
+		"no pods":      {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "status.podIPs"},
+		"no flag":      {nil, exitFailed, "filename"},
+		"broken":       {[]string{"-f", matrixDir(t, matrixCluster+"---\na: [\n")}, exitFailed, "correct the YAML"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// panel is the one query of a panel of the dashboard, in the form that can be
-// evaluated here: sum by (labels) (rate(metric{matchers}[$__rate_interval])).
+// panel is the query of a panel of the dashboard. The test can evaluate only queries of the
+// form sum by (labels) (rate(metric{matchers}[$__rate_interval])).
 type panel struct {
 	metric   string
 	by       []string
@@ -54,7 +54,7 @@ func readPanel(t *testing.T, title string) panel {
 		}
 		m := sumOfRates.FindStringSubmatch(p.Targets[0].Expr)
 		if m == nil || !allMatchers.MatchString(m[3]) {
-			t.Fatalf("the panel %s asks %q, which this test cannot evaluate", title, p.Targets[0].Expr)
+			t.Fatalf("the panel %s has the query %q, which this test cannot evaluate", title, p.Targets[0].Expr)
 		}
 		return panel{m[2], strings.Split(strings.ReplaceAll(m[1], " ", ""), ","), oneMatcher.FindAllStringSubmatch(m[3], -1)}
 	}
@@ -62,8 +62,7 @@ func readPanel(t *testing.T, title string) panel {
 	return panel{}
 }
 
-// lines are the values of the lines that the panel draws of a page of metrics, by
-// their labels.
+// lines returns the values of the panel's lines for a page of metrics, by their labels.
 func (p panel) lines(t *testing.T, page string) map[string]float64 {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
@@ -94,8 +93,8 @@ func labelOf(m *dto.Metric, name string) string {
 	return ""
 }
 
-// matches reports whether a series has the label as a matcher wants it. The
-// variable of the dashboard stands for all instances.
+// matches reports whether a label of a series satisfies a matcher. The dashboard's variable
+// $instance matches all instances.
 func matches(m *dto.Metric, label, operator, value string) bool {
 	got := labelOf(m, label)
 	pattern := regexp.MustCompile("^(" + strings.ReplaceAll(value, "$instance", ".*") + ")$")
@@ -110,8 +109,8 @@ func matches(m *dto.Metric, label, operator, value string) bool {
 	return !pattern.MatchString(got)
 }
 
-// The dashboard's numbers of denied and allowed connections are right, whether the agent or
-// the kernel answered.
+// The dashboard counts all denied and allowed connections, both those that the agent
+// answered and those that the kernel's flow cache answered.
 func TestPanelsCountEveryVerdictOnPackets(t *testing.T) {
 	const connections = 20
 	for _, args := range [][]string{kernelArgs(), {"--kernel-cache", "off"}} {
@@ -133,7 +132,8 @@ func TestPanelsCountEveryVerdictOnPackets(t *testing.T) {
 					return sum, lines
 				}
 				before, _ := count()
-				// Datagrams are not repeated, and each has a new port, so each is one connection.
+				// Datagrams are not repeated, and each has a new port, so each is one
+				// connection.
 				for range connections {
 					conn, err := s.host(from).DialUDP(netip.AddrPortFrom(s.host("default/db").IPv4, 53))
 					if err != nil {

@@ -18,8 +18,8 @@ import (
 	"sluice/filter"
 )
 
-// The tests of this file remove the conntrack entry of a connection while both ends go on.
-// For the kernel, the next packet then begins a new connection, from the end that sent it.
+// The tests of this file remove the conntrack entry of an open connection. The kernel takes
+// the next packet as the beginning of a new connection from the end that sent it.
 
 // tcpPair is a TCP connection with both ends in the test.
 type tcpPair struct {
@@ -31,7 +31,7 @@ type tcpPair struct {
 	next, acked    uint32 // the client's next sequence and acknowledgment numbers
 }
 
-// tcpPair connects from a pod to a new port of default/db.
+// newTCPPair connects from a pod to a new port of default/db.
 func (s *testbed) newTCPPair(t *testing.T, family int, from string) *tcpPair {
 	t.Helper()
 	db := s.host("default/db")
@@ -55,7 +55,7 @@ func (s *testbed) newTCPPair(t *testing.T, family int, from string) *tcpPair {
 	return c
 }
 
-// learn reads the client's sequence numbers from a packet.
+// readSequence reads the client's sequence numbers from a packet.
 func (c *tcpPair) readSequence() {
 	c.t.Helper()
 	sniffer, err := c.host("default/db").Sniff()
@@ -107,9 +107,9 @@ func (c *tcpPair) send(tcp *layers.TCP) {
 	}
 }
 
-// MatchConntrackFlow reports whether an entry is that of this connection, whichever end's
-// packet made it: a late acknowledgment of the server makes one as well. It implements
-// netlink's filter.
+// MatchConntrackFlow reports whether flow is the entry of this connection. A packet of
+// either end may have created the entry: a late acknowledgment of the server does, too. It
+// implements netlink.CustomConntrackFilter.
 func (c *tcpPair) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	client, server := c.ends()
 	from, to := flow.Forward.SrcPort, flow.Forward.DstPort
@@ -121,7 +121,7 @@ func (c *tcpPair) ends() (client, server netip.AddrPort) {
 	return c.client.LocalAddr().(*net.TCPAddr).AddrPort(), c.server.LocalAddr().(*net.TCPAddr).AddrPort()
 }
 
-// say sends a byte and does not wait for it to arrive.
+// sendByte sends a byte and does not wait for its arrival.
 func sendByte(t *testing.T, from *net.TCPConn) {
 	t.Helper()
 	if _, err := from.Write([]byte{'x'}); err != nil {
@@ -129,22 +129,22 @@ func sendByte(t *testing.T, from *net.TCPConn) {
 	}
 }
 
-// hear waits for a byte.
+// receiveByte waits for a byte.
 func receiveByte(t *testing.T, at *net.TCPConn) {
 	t.Helper()
 	_ = at.SetReadDeadline(time.Now().Add(waitTimeout))
 	if _, err := at.Read(make([]byte, 1)); err != nil {
-		t.Fatalf("%s hears nothing: %v", at.LocalAddr(), err)
+		t.Fatalf("%s receives nothing: %v", at.LocalAddr(), err)
 	}
 }
 
-// deaf fails if anything has arrived.
+// receivesNothing fails the test if anything has arrived.
 func receivesNothing(t *testing.T, at *net.TCPConn) {
 	t.Helper()
 	(&session{TCPConn: at, t: t}).checkStopped()
 }
 
-// flows sends a byte each way.
+// checkFlows checks that a byte arrives in each direction.
 func (c *tcpPair) checkFlows() {
 	c.t.Helper()
 	for _, d := range [][2]*net.TCPConn{{c.client, c.server}, {c.server, c.client}} {
@@ -153,8 +153,7 @@ func (c *tcpPair) checkFlows() {
 	}
 }
 
-// tracked returns the conntrack entry between the two ends: whether there is one, which end
-// began the connection, and whether the kernel saw its beginning.
+// entry returns the conntrack entry of the connection; nil if there is none.
 func (c *tcpPair) entry() (found *conntrack.Conn) {
 	c.t.Helper()
 	client, server := c.ends()
@@ -177,7 +176,7 @@ func (c *tcpPair) entry() (found *conntrack.Conn) {
 	return found
 }
 
-// awaitEntry waits until the entry is as wanted.
+// awaitEntry waits until is returns true for the entry.
 func (c *tcpPair) awaitEntry(what string, is func(*conntrack.Conn) bool) {
 	c.t.Helper()
 	for end := time.Now().Add(waitTimeout); !is(c.entry()); time.Sleep(time.Millisecond) {
@@ -187,13 +186,14 @@ func (c *tcpPair) awaitEntry(what string, is func(*conntrack.Conn) bool) {
 	}
 }
 
-// awaitMark waits until the sweep has marked the connection.
+// awaitMark waits until a sweep has given the connection a mark.
 func (c *tcpPair) awaitMark(mark uint32) {
 	c.t.Helper()
 	c.awaitEntry(fmt.Sprintf("connection mark %#x", mark), func(e *conntrack.Conn) bool { return e != nil && e.Mark == mark })
 }
 
-// set sets kernel parameters of the node's network.
+// setConntrack sets kernel parameters in net.netfilter on the node. Each name is followed by
+// its value.
 func (s *testbed) setConntrack(settings ...string) {
 	s.t.Helper()
 	err := s.Nodes[0].Do(func() error {
@@ -232,7 +232,8 @@ var entryLosses = []struct {
 	}},
 }
 
-// lose removes the entry of the connection.
+// removeEntry calls how, which removes the entry of the connection, and waits until the
+// entry is gone.
 func (c *tcpPair) removeEntry(how func(*tcpPair)) {
 	c.t.Helper()
 	how(c)
@@ -251,7 +252,7 @@ func (c *tcpPair) awaitNoEntry() {
 	})
 }
 
-// evict does what the kernel does when the table is full.
+// evict deletes the entry, as the kernel does when the table is full.
 func (c *tcpPair) evict() {
 	c.t.Helper()
 	err := c.Nodes[0].Do(func() error {
@@ -275,7 +276,8 @@ func (c *tcpPair) pickUp() {
 		if c.entry().Key.SrcAddr() == server.Addr() {
 			return
 		}
-		if time.Now().After(end) { // until then, a late acknowledgment of the client may have been first
+		// A late acknowledgment of the client may have come first. In that case, try again.
+		if time.Now().After(end) {
 			c.t.Fatalf("not begun by the server: %+v", c.entry())
 		}
 	}
@@ -283,7 +285,7 @@ func (c *tcpPair) pickUp() {
 
 // A revoked connection does not continue when its entry is gone. The server's next packet
 // would begin a connection from the isolated server to the client, which no policy denies.
-// A connection that is allowed from either end goes on.
+// A connection that is allowed in both directions continues.
 func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 	for _, cached := range []string{"on", "off"} {
 		for _, loose := range []string{"1", "0"} {
@@ -313,7 +315,7 @@ func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 							receivesNothing(t, denied.client)
 							receivesNothing(t, denied.server)
 							if e := denied.entry(); e != nil {
-								t.Errorf("it is tracked again: %+v", e)
+								t.Errorf("the connection is tracked again: %+v", e)
 							}
 							allowed.checkFlows()
 						})
@@ -378,8 +380,8 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 	}
 }
 
-// If an agent starts on a node that tracked no connections, those that are allowed go on,
-// whichever end began them, and those that are denied stop.
+// If an agent starts on a node that tracked no connections, allowed connections continue,
+// even if the server sends first, and denied connections stop.
 func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
@@ -405,9 +407,9 @@ func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 	}
 }
 
-// If an isolated pod sends to a peer that policies do not let in, only packets that begin a
-// connection arrive. All others may be answers to a connection whose entry is gone, as
-// after a flush of the table.
+// An isolated pod may send to a peer from which it accepts no connections, but only packets
+// that begin a connection arrive. All others may be answers on a denied connection whose
+// entry is gone, as after a flush of the table.
 func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
 	segment := func(set func(*layers.TCP)) func(*prober, string) []byte {
 		return func(pr *prober, mark string) []byte {

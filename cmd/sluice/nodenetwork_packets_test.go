@@ -20,14 +20,15 @@ import (
 	"sluice/filter/event"
 )
 
-// bridgeSysctls are the sysctls that make bridged packets pass through iptables.
+// The sysctls that make bridged packets pass through iptables.
 const (
 	sysctlIPv4 = "net/bridge/bridge-nf-call-iptables"
 	sysctlIPv6 = "net/bridge/bridge-nf-call-ip6tables"
 	sysctlVLAN = "net/bridge/bridge-nf-filter-vlan-tagged"
 )
 
-// sysctl sets a setting of the node's kernel.
+// sysctl sets a sysctl of the node. It skips the test if the kernel does not have the
+// sysctl.
 func (s *testbed) sysctl(t *testing.T, path, value string) {
 	t.Helper()
 	if err := s.Nodes[0].Do(func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) }); err != nil {
@@ -35,7 +36,7 @@ func (s *testbed) sysctl(t *testing.T, path, value string) {
 	}
 }
 
-// good waits until sluice status reports no problem.
+// awaitNoProblems waits until sluice status reports no problems.
 func (s *testbed) awaitNoProblems(t *testing.T) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) {
@@ -44,7 +45,7 @@ func (s *testbed) awaitNoProblems(t *testing.T) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("status %d says\n%s%s", status, out, err)
+			t.Fatalf("sluice status: %d\n%s%s", status, out, err)
 		}
 	}
 }
@@ -70,7 +71,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 				t.Errorf("the probe: status %d, %s", status, stderr)
 			}
 			if r := s.host("default/other").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Reached {
-				t.Errorf("what is reported as open is not: %v", r.Outcome)
+				t.Errorf("the reported setting stops a denied connection: %v", r.Outcome)
 			}
 			if f.name == "IPv4" { // the setting of the bridge is enough
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
@@ -78,12 +79,12 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 				}
 				s.awaitNoProblems(t)
 				if r := s.host("default/other").Connect(t.Context(), "tcp", to, probeTimeout); r.Outcome != lab.TimedOut {
-					t.Errorf("what is reported as closed is not: %v", r.Outcome)
+					t.Errorf("no problem is reported, but a denied connection is not dropped: %v", r.Outcome)
 				}
 				return
 			}
 			s.sysctl(t, path, "1")
-			s.await(mark, "that it is over", agenttest.Event(event.SettingRight))
+			s.await(mark, "the setting is right again", agenttest.Event(event.SettingRight))
 			s.awaitNoProblems(t)
 			if told := s.agent.Since(mark, agenttest.Event(event.SettingWrong)); len(told) != 1 {
 				t.Errorf("it was logged %d times, want once", len(told))
@@ -91,17 +92,17 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 		})
 	}
 	if s.taggedArrives(t) {
-		t.Error("with all settings on, a frame with a VLAN tag passes iptables by")
+		t.Error("with all settings on, a frame with a VLAN tag bypasses iptables")
 	}
 	s.sysctl(t, sysctlVLAN, "0")
 	s.awaitProblem(t, "sysctl net.bridge.bridge-nf-filter-vlan-tagged, br0: is 0: ")
 	if !s.taggedArrives(t) {
-		t.Error("what is reported as open is not, for frames with a VLAN tag")
+		t.Error("with the reported setting, a frame with a VLAN tag does not bypass iptables")
 	}
 }
 
-// The guard lets no VLAN tag pass, so with it the setting for VLAN tags does not matter and
-// is not reported.
+// The guard drops all frames with VLAN tags, so with the guard the setting for VLAN tags
+// does not matter and is not reported.
 func TestGuardMakesUpForVLANSettingOnPackets(t *testing.T) {
 	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
@@ -111,7 +112,7 @@ func TestGuardMakesUpForVLANSettingOnPackets(t *testing.T) {
 	if s.taggedArrives(t) {
 		t.Error("a frame with a VLAN tag passes iptables by")
 	}
-	s.sysctl(t, sysctlIPv6, "0") // the guard does not make up for this one
+	s.sysctl(t, sysctlIPv6, "0") // the guard does not replace this setting
 	s.awaitProblem(t, "sysctl net.bridge.bridge-nf-call-ip6tables, br0: is 0: ")
 }
 
@@ -152,7 +153,7 @@ func TestNoBridgeNoSettingsOnPackets(t *testing.T) {
 	s.awaitNoProblems(t)
 }
 
-// podObject is the API object of a pod that starts on the testbed's node.
+// podObject returns the API object of a pod on node-1.
 func (s *testbed) podObject(name, role string, h *lab.Host) *corev1.Pod {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"role": role}, CreationTimestamp: metav1.Now()},
@@ -188,8 +189,9 @@ func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	}
 }
 
-// startPod starts a pod that connects, and that others connect to, at once. The agent learns
-// of the pod when these packets are held. Policies allow the pod either all or nothing.
+// startPod starts a pod that opens connections, and to which others connect, at once. The
+// agent gets the object of the pod only when these packets are held. The policies allow all
+// of these connections or none.
 func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod(name)
@@ -199,7 +201,7 @@ func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowe
 	if err := pod.Serve("tcp", 6379); err != nil {
 		t.Fatal(err)
 	}
-	if ownRoute { // a bridge's connected range would be known
+	if ownRoute { // on a bridge, the agent knows the range of the connected route already
 		for _, a := range pod.Addrs() {
 			s.awaitPending(t, a)
 		}
@@ -225,7 +227,7 @@ func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowe
 	}
 	for end := time.Now().Add(waitTimeout); s.held(t) < before+tries; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Errorf("%s: of %d packets, %d wait for the news", role, tries, s.held(t)-before)
+			t.Errorf("%s: of %d packets, only %d are held", role, tries, s.held(t)-before)
 			break
 		}
 	}
@@ -233,7 +235,7 @@ func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowe
 	wait.Wait()
 }
 
-// expected waits until an address is pending: until the agent expects a pod there.
+// awaitPending waits until an address is pending: until the agent expects a pod there.
 func (s *testbed) awaitPending(t *testing.T, addr netip.Addr) {
 	t.Helper()
 	s.await(0, "the range of "+addr.String(), func(l agenttest.Line) bool {

@@ -18,7 +18,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// sourceSetups are where forged sources are dropped: by the guard alone, or by the rules.
+// sourceSetups are flags of agents that drop packets with forged sources in the guard, or in
+// the rules of iptables.
 var sourceSetups = []struct {
 	name string
 	args []string
@@ -28,25 +29,27 @@ var sourceSetups = []struct {
 	{"rules", []string{"--iptables", "nft", "--guard", "off"}},
 }
 
-// tcx reports whether the kernel has TCX, without which the rules drop forged sources in
-// each setup.
+// tcx reports whether the kernel has TCX. Without TCX, the rules drop forged sources in all
+// setups.
 func tcx(t *testing.T) bool {
 	t.Helper()
 	_, err := bpf.QueryPrograms(bpf.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
 	return !errors.Is(err, unix.EINVAL) && !errors.Is(err, ebpf.ErrNotSupported)
 }
 
-// fromOutside is the same with a machine outside of the cluster as the attacker.
+// fromOutside returns a copy of g whose attacker is a machine outside the cluster.
 func (g *forger) fromOutside(attacker *lab.Host) *forger {
 	out := *g
 	out.attacker, out.to = attacker, attacker.RouterMAC()
 	return &out
 }
 
-// direct reports whether frames go through the bridge.
+// direct reports whether the attacker sends its frames to the victim through the bridge. If
+// not, it sends them to the router.
 func (g *forger) direct() bool { return g.to.String() == g.victim.MAC().String() }
 
-// sourcesDropped is how many packets were dropped for their source, anywhere.
+// sourcesDropped returns the number of packets that the rules and the guard have dropped
+// because of a forged source.
 func (g *forger) sourcesDropped(t *testing.T) int {
 	t.Helper()
 	_, page := g.scrape(t, "/metrics")
@@ -68,27 +71,27 @@ func (s *testbed) hasSourceChain(t *testing.T) bool {
 			}
 			n += strings.Count(text, "-A PREROUTING -j SLUICE-SOURCE\n")
 			if strings.Contains(text, ":SLUICE-SOURCE") != strings.Contains(text, "-A PREROUTING -j SLUICE-SOURCE\n") {
-				t.Errorf("chain and jump are not there together:\n%s", text)
+				t.Errorf("only one of chain and jump exists:\n%s", text)
 			}
 		}
 	}
 	if n == 1 {
-		return s.hasSourceChain(t) // one family is written after the other
+		return s.hasSourceChain(t) // the agent writes one family after the other
 	}
 	return n > 0
 }
 
-// A machine outside the cluster cannot send as the node, nor as the receiver. Each such
-// packet is counted; with the guard, no chain in PREROUTING does it.
+// Packets from outside the cluster with the source of the node or of the receiver are
+// dropped and counted. If the guard drops them, the rules have no chain in PREROUTING.
 func TestForgedFromOutsideOnPackets(t *testing.T) {
 	for _, setup := range sourceSetups {
 		t.Run(setup.name, func(t *testing.T) {
 			withForger(t, setup.args, func(t *testing.T, g *forger) {
 				if g.direct() {
-					t.Skip("from outside there is but one way")
+					t.Skip("packets from outside always go through the router")
 				}
 				if got, want := g.hasSourceChain(t), setup.name == "rules" || !tcx(t); got != want {
-					t.Fatalf("the chain is there: %v, want %v", got, want)
+					t.Fatalf("the chain exists: %v, want %v", got, want)
 				}
 				pod := g.attacker
 				g = g.fromOutside(g.Outside)
@@ -108,7 +111,7 @@ func TestForgedFromOutsideOnPackets(t *testing.T) {
 				if n := g.sourcesDropped(t) - before; n != sent {
 					t.Errorf("%d packets are counted, want %d", n, sent)
 				}
-				// Of others a machine outside may bring packets: that of a pod may come back.
+				// Any other source may come from outside: a pod's packet may come back.
 				if !g.datagramArrives(g.addr(pod), g.addr(g.victim), 53) {
 					t.Error("a pod's packet that comes from outside does not arrive")
 				}
@@ -117,20 +120,22 @@ func TestForgedFromOutsideOnPackets(t *testing.T) {
 	}
 }
 
-// An address is the node's own from when it has it, and no longer than it does.
+// When the node gets an address, forged packets with this source are dropped. When the node
+// loses the address, packets with this source arrive again.
 func TestForgedNewAddressOnPackets(t *testing.T) {
 	for _, setup := range sourceSetups {
 		t.Run(setup.name, func(t *testing.T) {
 			withForger(t, setup.args, func(t *testing.T, g *forger) {
 				if g.direct() {
-					t.Skip("the interfaces are the same")
+					t.Skip("uses the same interfaces as the test through the router")
 				}
 				vip, err := g.AddOutside("vip")
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer func() { _ = vip.Close() }()
-				// Another machine there sends the same, and what follows it as itself.
+				// The host Outside sends with the address of vip, which is on the same
+				// network.
 				pod, out, src := g, g.fromOutside(g.Outside), g.addr(vip)
 				arrives := func() bool { return out.datagramArrives(src, g.addr(g.victim), 53) }
 				if !arrives() {
@@ -159,7 +164,7 @@ func TestForgedNewAddressOnPackets(t *testing.T) {
 	}
 }
 
-// The node hears what it sends to a group that it is in itself, or to all.
+// The node receives its own packets to a multicast group that it has joined.
 func TestNodesOwnMulticastOnPackets(t *testing.T) {
 	for _, setup := range sourceSetups {
 		t.Run(setup.name, func(t *testing.T) {
@@ -178,7 +183,7 @@ func TestNodesOwnMulticastOnPackets(t *testing.T) {
 						return err
 					}
 					defer listener.Close()
-					raw, err := listener.SyscallConn() // the listener does not hear what its own socket sends
+					raw, err := listener.SyscallConn() // to undo that ListenMulticastUDP disables loopback
 					if err != nil {
 						return err
 					}
@@ -203,7 +208,7 @@ func TestNodesOwnMulticastOnPackets(t *testing.T) {
 					got := make([]byte, 100)
 					n, err := listener.Read(got)
 					if err != nil || !bytes.Equal(got[:n], []byte("to the group")) {
-						t.Errorf("to %s: the node hears %q of its own, %v", group, got[:n], err)
+						t.Errorf("to %s: the node receives %q, %v, want its own datagram", group, got[:n], err)
 					}
 				}
 				return nil
@@ -215,9 +220,10 @@ func TestNodesOwnMulticastOnPackets(t *testing.T) {
 	}
 }
 
-// What takes the work away from the guard brings the rules back, and no packet slips
-// through meanwhile: an agent without a guard, with one, the end, interfaces between which
-// the node's own packets go, and a program before ours.
+// When the guard can no longer check sources, the rules check them, and no forged packet
+// arrives during the change. The test changes to an agent without a guard and back, adds a
+// pair of interfaces on which the node can send to itself, attaches another program before
+// the guard's, and ends the agent.
 func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 	if !tcx(t) {
 		t.Skip("needs TCX, which Linux has since 6.6: without it, the rules drop forged sources all the time")
@@ -243,7 +249,7 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 		t.Helper()
 		s.eventually(t, what, func() bool {
 			checkNoForged()
-			// A program may go a moment after the chain has come.
+			// The guard's program may be detached a moment after the chain was added.
 			return s.hasSourceChain(t) == chain && (programsAt(t, node.Host, "eth0") > 0) != chain
 		})
 		checkNoForged()
@@ -260,12 +266,12 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 		takeOver()
 		expect("with the guard, the chain is not there", false)
 		takeOver()
-		expect("nor with the next", false)
+		expect("with the guard of the next agent, the chain is not there", false)
 		takeOver("--guard", "off")
 		expect("an agent without a guard has the chain", true)
 	}
 	takeOver()
-	expect("with the guard again", false)
+	expect("with the guard again, the chain is not there", false)
 	for _, args := range [][]string{
 		{"link", "add", "one", "type", "veth", "peer", "name", "two"},
 		{"link", "set", "one", "up"}, {"link", "set", "two", "up"},
@@ -278,36 +284,36 @@ func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
 	if err := node.Run("ip", "link", "del", "one"); err != nil {
 		t.Fatal(err)
 	}
-	expect("and without the pair, it has not", false)
+	expect("without the pair, the chain is not there", false)
 
 	detach := s.attachBefore(t, "eth0")
 	s.eventually(t, "behind another program, the chain is there", func() bool { return s.hasSourceChain(t) })
 	checkNoForged()
 	detach()
-	expect("when that is gone, it is not", false)
+	expect("when the other program is gone, the chain is not there", false)
 
 	s.nft(t, "add chain %s mangle PREROUTING { type filter hook prerouting priority mangle; }")
 	s.nft(t, "add chain %s mangle SLUICE-SOURCE")
 	s.nft(t, "insert rule %s mangle PREROUTING jump SLUICE-SOURCE")
-	expect("what others put there goes", false)
+	expect("a foreign jump to the chain is removed", false)
 
 	s.stop()
-	expect("kept rules do it without an agent", true)
+	expect("without an agent, the kept rules have the chain", true)
 	s.start("--on-exit", "keep")
-	expect("with the guard once more", false)
+	expect("with the guard of a new agent, the chain is not there", false)
 	s.agent.Kill()
 	if s.hasSourceChain(t) || programsAt(t, node.Host, "eth0") == 0 {
-		t.Error("a killed agent has left something else than it had")
+		t.Error("after the agent was killed, the guard's program is gone or the chain exists")
 	}
 	checkNoForged()
 	s.start("--on-exit", "remove")
 	s.stop()
 	if s.hasSourceChain(t) || programsAt(t, node.Host, "eth0") > 0 {
-		t.Error("something is left at the end")
+		t.Error("the chain or a program is left at the end")
 	}
 }
 
-// attachBefore puts a program of others before the guard's, which lets all pass.
+// attachBefore attaches a program before the guard's. It passes all packets on to the guard.
 func (s *testbed) attachBefore(t *testing.T, device string) (detach func()) {
 	t.Helper()
 	var l bpf.Link

@@ -15,7 +15,7 @@ import (
 	"sluice/filter/event"
 )
 
-// webToDNS is a policy that lets only the frontend ask the database.
+// webToDNS is a policy that lets only the frontend reach the database, at UDP port 53.
 const webToDNS = "default/asks: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{protocol: UDP, port: 53}]}]}"
 
 // floodOnce opens 30 connections with new keys at once, and counts their outcomes.
@@ -96,7 +96,7 @@ func TestOverflowWithoutTheMatchOnPackets(t *testing.T) {
 			s := newTestbed(t)
 			s.write("policies.yaml", policies(demo1))
 			rejectMatches(t, tt.lacks...)
-			s.start("--iptables", "nft", "--guard", "off") // with it the rules do not need rpfilter
+			s.start("--iptables", "nft", "--guard", "off") // with the guard, the rules do not need rpfilter
 			for _, name := range []event.Name{event.SourceLimitOff, event.KernelCacheOff, event.SourceCheckOff} {
 				want := slices.Contains(tt.said, name)
 				if n := len(s.agent.Since(0, agenttest.Event(name))); n > 0 != want {

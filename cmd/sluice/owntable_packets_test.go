@@ -11,11 +11,11 @@ import (
 	"sluice/filter/event"
 )
 
-// foreignHook is a table mangle in which POSTROUTING is not iptables' chain.
+// foreignHook creates a table mangle whose chain POSTROUTING iptables cannot use.
 const foreignHook = "add table %s mangle\ndelete table %s mangle\nadd table %s mangle\nadd chain %s mangle POSTROUTING { type filter hook postrouting priority 7; }"
 
-// own makes a process the owner of the tables mangle of both families, until the returned
-// function is called or the test ends.
+// ownTables makes a process the owner of the tables mangle of both families, until the
+// returned function is called or the test ends.
 func (s *testbed) ownTables(t *testing.T) (end func()) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -48,7 +48,7 @@ func (s *testbed) ownTables(t *testing.T) (end func()) {
 	return end
 }
 
-// until waits until a condition holds.
+// eventually waits until a condition holds.
 func (s *testbed) eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); !holds(); time.Sleep(10 * time.Millisecond) {
@@ -58,8 +58,8 @@ func (s *testbed) eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// inTable reports whether the rules of both families are in the given table, and in no
-// other.
+// inTable reports whether the rules of both families are in the given table, mangle or
+// sluice, and not in the other.
 func (s *testbed) inTable(t *testing.T, name string) bool {
 	t.Helper()
 	for _, family := range []string{"ip", "ip6"} {
@@ -90,8 +90,9 @@ const (
 	inSluice = "nft table ip sluice, nft table ip6 sluice"
 )
 
-// Where the table mangle cannot be used, everything works with the table sluice: start,
-// repair, takeover, the kernel's flow cache, the time without an agent, and the end.
+// If the agent cannot use the table mangle, it uses the table sluice. There everything
+// works: start, repair, takeover, the kernel's flow cache, the time without an agent, and
+// the end.
 func TestOwnTableOnPackets(t *testing.T) {
 	for name, obstruct := range map[string]func(*testbed, *testing.T) (end func()){
 		"owned": (*testbed).ownTables,
@@ -111,7 +112,7 @@ func TestOwnTableOnPackets(t *testing.T) {
 				s.check(t, []string{webToDB}, []string{otherToDB})
 				s.checkNotQueued(t, "what was judged before", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
 				if !s.inTable(t, name) {
-					t.Errorf("the rules are not in %s alone:\n%s", name, s.ruleset(t))
+					t.Errorf("the rules are not only in %s:\n%s", name, s.ruleset(t))
 				}
 			}
 			s.start(args...)
@@ -142,7 +143,7 @@ func TestOwnTableOnPackets(t *testing.T) {
 			end()
 			checked(inSluice, "sluice") // the rules move back only with the next agent
 			s.agent.Kill()
-			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // by what the kernel remembers
+			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // by the kernel's flow cache
 			s.removeRules(t)
 			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Contains(text, "sluice") {
 				t.Errorf("after rules --remove:\n%s", text)
@@ -173,7 +174,7 @@ func sendSignal(t *testing.T, pid int, s syscall.Signal) {
 func TestTableChangesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
-	args := []string{"--iptables", "nft", "--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off", "--guard", "off"} // so that there is PREROUTING
+	args := []string{"--iptables", "nft", "--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off", "--guard", "off"} // so that the rules use PREROUTING
 	s.start(args...)
 	l := s.newLoad(t, true)
 	takeOver := func() {
@@ -197,20 +198,20 @@ func TestTableChangesOnPackets(t *testing.T) {
 		s.eventually(t, "the rules are in our own table", func() bool { return s.inTable(t, "sluice") })
 		takeOver()
 		if !s.inTable(t, "sluice") {
-			t.Errorf("the rules are not in our own table alone:\n%s", s.ruleset(t))
+			t.Errorf("the rules are not only in our own table:\n%s", s.ruleset(t))
 		}
 		s.nft(t, "delete chain %s mangle PREROUTING")
 		s.nft(t, "rename chain %s mangle theirs PREROUTING")
 		takeOver()
 		if !s.inTable(t, "mangle") {
-			t.Errorf("the rules are not in mangle alone:\n%s", s.ruleset(t))
+			t.Errorf("the rules are not only in mangle:\n%s", s.ruleset(t))
 		}
 	}
 	l.end()
 }
 
-// The rules drop such sources in our own table too, without the guard, although the match
-// rpfilter cannot be there.
+// Without the guard, the rules in our own table drop the sources of the node and the
+// receiver, too. The match rpfilter is not available there, so they use a fib expression.
 func TestForgedInOwnTableOnPackets(t *testing.T) {
 	withForgerOn(t, func(s *testbed, t *testing.T) { s.nft(t, foreignHook) }, []string{"--iptables", "nft", "--guard=off"}, func(t *testing.T, g *forger) {
 		if text := g.ruleset(t); !strings.Contains(text, "fib saddr . iif oif") {

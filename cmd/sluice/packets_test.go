@@ -22,11 +22,12 @@ import (
 // directory of manifests.
 
 const (
-	// waitTimeout bounds the wait for what must happen. It is long because a test must fail
-	// on a hang, but not on a busy machine.
+	// waitTimeout bounds the wait for events that must happen. It is long because a test
+	// should fail on a hang, but not on a busy machine.
 	waitTimeout = 2 * time.Minute
-	// probeTimeout bounds the wait for the answer to a probe; without one, the probe counts
-	// as denied. An allowed probe takes a few milliseconds, or more on a busy machine.
+	// probeTimeout bounds the wait for the answer to a probe. A probe without an answer
+	// counts as denied. An allowed probe takes a few milliseconds, or more on a busy
+	// machine.
 	probeTimeout = 500 * time.Millisecond
 )
 
@@ -42,7 +43,7 @@ type testbed struct {
 	socket string
 	// program is the path of sluice; empty for the command under test.
 	program string
-	hosts   map[string]*lab.Host // by "namespace/name"; "outside", "node-1", "node-2"
+	hosts   map[string]*lab.Host // pods by "namespace/name", and "outside", "node-1" and "node-2"
 }
 
 // testbedPods are the pods, with their labels and the index of their node.
@@ -74,7 +75,8 @@ func newTestbed(t testing.TB) *testbed {
 	return newTestbedWith(t, lab.Options{Nodes: 2})
 }
 
-// newTestbedWith builds a testbed in a lab with other options, which must have two nodes.
+// newTestbedWith builds a testbed in a lab with the given options, which must ask for two
+// nodes.
 func newTestbedWith(t testing.TB, opts lab.Options) *testbed {
 	t.Helper()
 	l := lab.ForTest(t, opts)
@@ -131,7 +133,7 @@ func (s *testbed) pod(name, labels string, node int, addrs ...netip.Addr) string
 `, ns, name, labels, strings.Join(ips, ", "), host.IPv4, host.IPv6)
 }
 
-// write writes a file of manifests before the agent is started.
+// write writes a file of manifests. It does not wait for a running agent; save does.
 func (s *testbed) write(name, text string) {
 	s.t.Helper()
 	if err := agenttest.WriteFile(s.dir, name, text); err != nil {
@@ -139,14 +141,14 @@ func (s *testbed) write(name, text string) {
 	}
 }
 
-// start starts the agent and ends it with the test.
+// start starts the agent, and kills it when the test ends.
 func (s *testbed) start(args ...string) {
 	s.t.Helper()
 	s.agent = s.startAnother(args...)
 }
 
-// another starts an agent and ends it with the test. If an agent runs already, the new one
-// takes over from it.
+// startAnother starts an agent, and kills it when the test ends. If an agent already runs,
+// the new one takes over from it.
 func (s *testbed) startAnother(args ...string) *agenttest.Agent {
 	s.t.Helper()
 	program := s.program
@@ -159,7 +161,7 @@ func (s *testbed) startAnother(args ...string) *agenttest.Agent {
 	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	args = append([]string{"--socket", s.socket}, args...)
-	// Allows all tests to run with other flags, such as --kernel-cache off.
+	// SLUICE_TEST_ARGS adds flags to all agents, such as --kernel-cache off.
 	args = append(args, strings.Fields(os.Getenv("SLUICE_TEST_ARGS"))...)
 	a, err := agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: args})
 	if err != nil {
@@ -177,7 +179,7 @@ func (s *testbed) stop() {
 	}
 }
 
-// save saves a file and returns when it is in force.
+// save writes a file of manifests and returns when the agent enforces it.
 func (s *testbed) save(name, text string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
@@ -187,7 +189,8 @@ func (s *testbed) save(name, text string) {
 	}
 }
 
-// await waits for a matching line of the log after a mark.
+// await waits for a line of the agent's log that matches and was written after mark. If the
+// line does not come, the test fails with a message that begins with what.
 func (s *testbed) await(mark int, what string, match func(agenttest.Line) bool) agenttest.Line {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
@@ -230,7 +233,8 @@ func (s *testbed) host(name string) *lab.Host {
 	return h
 }
 
-// targets are the addresses of both families that a name stands for.
+// targets returns the host's addresses of both families. If name is an address, targets
+// returns only this address.
 func (s *testbed) targets(name string) []netip.Addr {
 	s.t.Helper()
 	if a, err := netip.ParseAddr(name); err == nil {
@@ -240,8 +244,8 @@ func (s *testbed) targets(name string) []netip.Addr {
 }
 
 // check makes all probes at once, each over both families, and compares the outcomes with
-// the expected ones. A probe that should pass and timed out is repeated with patience, so
-// that a busy machine does not count as a denial.
+// the expected ones. If a probe that should pass times out, check repeats it with the longer
+// waitTimeout: a probe that is slow on a busy machine is not a denial.
 func (s *testbed) check(t *testing.T, allow, deny []string) {
 	t.Helper()
 	var wait sync.WaitGroup

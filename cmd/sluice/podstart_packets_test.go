@@ -31,11 +31,11 @@ func startAddrs(number int) []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
 }
 
-// starts starts pods under policies that connect at once, while the agent learns of them
-// with a delay.
+// podStarter starts pods that policies isolate. They connect at once, but the agent gets
+// their manifests with a delay.
 type podStarter struct {
 	*testbed
-	keepKnown bool            // pods that have ended stay known
+	keepKnown bool            // the manifests of pods that have ended are kept
 	delay     []time.Duration // time of each allowed connection beyond the lag
 	mu        sync.Mutex
 }
@@ -53,9 +53,9 @@ func newPodStarterWith(t testing.TB, s *testbed, args ...string) *podStarter {
 	return &podStarter{testbed: s}
 }
 
-// start starts a pod that may talk to db and be talked to by all, or, if mute, may
-// reach no other pod and be reached only by other. It connects and is connected to
-// at once; the news of it comes with a lag.
+// startOne starts a pod that may connect to db, and to which all may connect. A mute pod
+// may connect to no pod, and only default/other may connect to it. The connections begin at
+// once; the agent gets the pod's manifest after the lag.
 func (s *podStarter) startOne(number int, mute bool, lag time.Duration) error {
 	name, role := fmt.Sprintf("start-%d", number), "frontend"
 	if mute {
@@ -140,7 +140,7 @@ func TestFirstPacketOnPackets(t *testing.T) {
 	_, page := s.scrape(t, "/metrics")
 	for _, name := range []string{"sluice_held_packets_expired_total", "sluice_held_packets_refused_total"} {
 		if !strings.Contains(page, "\n"+name+" 0\n") {
-			t.Errorf("a packet of a pod that started was given up: want %s 0 in\n%s", name, page)
+			t.Errorf("a held packet of a starting pod expired or was refused: want %s 0 in\n%s", name, page)
 		}
 	}
 }
@@ -148,9 +148,9 @@ func TestFirstPacketOnPackets(t *testing.T) {
 // scanned is the offset of the scanned addresses, above those of the pods that start.
 const scanned = 0x8000
 
-// scans are ways to make packets wait for pods that do not exist.
+// scans send packets that are held for pods that do not exist.
 var scans = map[string]func(s *podStarter, n int) error{
-	"to such addresses": func(s *podStarter, n int) error {
+	"to pending addresses": func(s *podStarter, n int) error {
 		conn, err := s.host("mine/cart").DialUDP(netip.AddrPortFrom(startAddrs(scanned + n)[0], 9))
 		if err != nil {
 			return err
@@ -159,7 +159,7 @@ var scans = map[string]func(s *podStarter, n int) error{
 		_, err = conn.Write([]byte("scan"))
 		return err
 	},
-	"from such addresses": func(s *podStarter, n int) error {
+	"from pending addresses": func(s *podStarter, n int) error {
 		ip := &layers.IPv4{
 			Version: 4, TTL: 64, Id: 1, Protocol: layers.IPProtocolUDP,
 			SrcIP: startAddrs(scanned + n)[0].AsSlice(), DstIP: s.host("default/db").IPv4.AsSlice(),
@@ -177,8 +177,8 @@ var scans = map[string]func(s *podStarter, n int) error{
 	},
 }
 
-// A pod whose scan fills all places for held packets does not displace packets of pods that
-// start: none of those is rejected.
+// A scan that fills all places for held packets does not displace packets of pods that
+// start: none of their packets is rejected.
 func TestStartBesideAScanOnPackets(t *testing.T) {
 	const places = 128
 	for name, scan := range scans {
@@ -198,7 +198,7 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 				// If forged sources are dropped, their packets are not held at all.
 				for end := time.Now().Add(waitTimeout); s.heldPackets(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
 					if time.Now().After(end) {
-						t.Fatalf("the scan takes %d places", s.heldPackets(t))
+						t.Fatalf("the scan fills only %d places", s.heldPackets(t))
 					}
 				}
 				stop, done := make(chan struct{}), make(chan struct{})
@@ -221,10 +221,10 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 					return l.Text("reason") == "pod-not-known" && !isScanned(l.Text("src")) && !isScanned(l.Text("dst"))
 				})
 				if len(given) > 0 {
-					t.Errorf("%d packets of pods that started were given up, first %v", len(given), given[0])
+					t.Errorf("%d packets of starting pods were denied as pod-not-known, first %v", len(given), given[0])
 				}
 				if n := s.heldPackets(t); n > places {
-					t.Errorf("%d packets wait, want %d at most", n, places)
+					t.Errorf("%d packets are held, want at most %d", n, places)
 				}
 			})
 		}
@@ -236,7 +236,7 @@ func isScanned(text string) bool {
 	return err == nil && startRange4.Contains(addr) && addr.As4()[2] >= scanned>>8
 }
 
-// holding returns the number of packets that wait for their pod.
+// heldPackets returns the number of packets that are held now.
 func (s *podStarter) heldPackets(t *testing.T) (n int) {
 	t.Helper()
 	_, page := s.scrape(t, "/metrics")

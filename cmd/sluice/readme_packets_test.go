@@ -11,7 +11,7 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// logField is a field of a line of a log in text.
+// logField matches a field of a log line in text format.
 var logField = regexp.MustCompile(`([\w.]+)=("(?:[^"\\]|\\.)*"|\S+)`)
 
 // shapeOf returns the message of a log line and the names of its fields.
@@ -57,13 +57,13 @@ func TestReadmeLogOnPackets(t *testing.T) {
 			case b.root && strings.Contains(c.line, "sluice status"):
 				statuses++
 				if got, want := wordsOf(printed), wordsOf(c.output); got != want {
-					t.Errorf("the status is\n%s\nand in the README stands\n%s", printed, c.output)
+					t.Errorf("the status is\n%s\nand the README shows\n%s", printed, c.output)
 				}
 			}
 		}
 	}
 	if logs == 0 || statuses == 0 {
-		t.Errorf("%d lines of logs and %d statuses in the README: they were not found", logs, statuses)
+		t.Errorf("found %d log lines and %d statuses in the README, want some of each", logs, statuses)
 	}
 }
 

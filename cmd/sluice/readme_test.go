@@ -12,20 +12,21 @@ import (
 
 const (
 	readmePath = "../../README.md"
-	// asRoot precedes a block of the README whose commands change the machine.
+	// asRoot is the line before a block of the README whose commands change the machine. The
+	// test does not run these commands.
 	asRoot = "<!-- as root -->"
-	// showStatus ends a command of the README that shows its exit status too.
+	// showStatus is the end of a command of the README whose exit status is shown, too.
 	showStatus = "; echo $?"
 )
 
-// block is what stands in the README between ```console and ```: commands behind a
-// dollar, and what each of them prints.
+// block is a part of the README between ```console and ```: commands that begin with a
+// dollar, each followed by its output.
 type block struct {
-	first, end int // lines of the file, without the fences
+	first, end int // lines[first:end] of the file, without the fences
 	root       bool
 }
 
-// commands are the commands of a block, each with its output.
+// command is a command of a block, with its output.
 type command struct{ line, output string }
 
 func readmeBlocks(lines []string) (blocks []block) {
@@ -53,8 +54,8 @@ func readmeCommands(lines []string) (commands []command) {
 	return commands
 }
 
-// The examples of the README do what the README shows, in the directory examples. With
-// SLUICE_UPDATE_SCRIPTS set, their output is written again.
+// The examples of the README, run in the directory examples, print what the README shows.
+// With SLUICE_UPDATE_SCRIPTS set, the test writes their output to the README.
 func TestReadme(t *testing.T) {
 	text, err := os.ReadFile(readmePath)
 	if err != nil {
@@ -75,7 +76,7 @@ func TestReadme(t *testing.T) {
 				}
 				ran++
 				if got = runExample(t, args, strings.HasSuffix(c.line, showStatus)); got != c.output && !update {
-					t.Errorf("it prints\n%s\nand in the README stands\n%s", got, c.output)
+					t.Errorf("it prints\n%s\nand the README shows\n%s", got, c.output)
 				}
 			})
 			updated = append(updated, "$ "+c.line)
@@ -87,7 +88,7 @@ func TestReadme(t *testing.T) {
 	}
 	updated = append(updated, lines[last:]...)
 	if ran < 6 {
-		t.Errorf("%d examples: they were not found", ran)
+		t.Errorf("only %d examples were found", ran)
 	}
 	if update {
 		if err := os.WriteFile(readmePath, []byte(strings.Join(updated, "\n")), 0o644); err != nil {
@@ -96,8 +97,8 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// readmeArgs returns the arguments of a command of sluice, and checks that they are valid. For
-// any other command, which must be a target of the Makefile, it returns nil.
+// readmeArgs returns the arguments of a command of sluice, and checks that they are valid.
+// Any other command must be make with a target of the Makefile; for these, it returns nil.
 func readmeArgs(t *testing.T, line string) []string {
 	t.Helper()
 	line = strings.TrimPrefix(line, "sudo ")
@@ -126,8 +127,8 @@ func readmeArgs(t *testing.T, line string) []string {
 	return args
 }
 
-// runExample gives all that a command prints, on both outputs, as a terminal shows
-// it.
+// runExample runs a command and returns its standard output and error in one text, as a
+// terminal shows them. If status is set, the exit status follows.
 func runExample(t *testing.T, args []string, status bool) string {
 	t.Helper()
 	t.Chdir("examples")
@@ -142,7 +143,7 @@ func runExample(t *testing.T, args []string, status bool) string {
 
 var link = regexp.MustCompile(`\]\(([^)#:]+)\)`)
 
-// The targets of the README's links exist.
+// The files to which the README links exist.
 func TestReadmeLinks(t *testing.T) {
 	text, err := os.ReadFile(readmePath)
 	if err != nil {
@@ -155,6 +156,6 @@ func TestReadmeLinks(t *testing.T) {
 		}
 	}
 	if len(links) == 0 {
-		t.Error("no links: they were not found")
+		t.Error("no links were found")
 	}
 }

@@ -82,7 +82,7 @@ func TestForeignRulesOnPackets(t *testing.T) {
 	}
 }
 
-// flush empties and deletes all of mangle, in both families.
+// flushMangle empties and deletes all chains of mangle, in both families.
 func (s *testbed) flushMangle(t *testing.T) {
 	t.Helper()
 	for _, f := range families {
@@ -94,7 +94,7 @@ func (s *testbed) flushMangle(t *testing.T) {
 	}
 }
 
-// repaired waits until the agent has restored the rules of both families.
+// awaitRepair waits until the agent has restored the rules of both families.
 func (s *testbed) awaitRepair(t *testing.T, mark int) {
 	t.Helper()
 	for _, f := range families {
@@ -207,7 +207,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	s.write("policies.yaml", policies(demo1))
 	s.start("--iptables", "nft")
 	status := func() string {
-		text, _ := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket)) // it fails if not all is well
+		text, _ := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket)) // its exit status is not 0 if there are problems
 		return text
 	}
 	if text := status(); !strings.Contains(text, "No problems.") || !strings.Contains(text, "repaired 0 times, 0 failed") {
@@ -218,7 +218,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	}
 	mark := s.agent.Mark()
 	s.flushMangle(t)
-	s.await(mark, "that it is said", agenttest.Event(event.RulesFailing))
+	s.await(mark, "the agent logs that repairs fail", agenttest.Event(event.RulesFailing))
 	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) {
 		text := status()
 		if strings.Contains(text, "is not ready: rules cannot be kept: ") && strings.Contains(text, "rules of the node: ") {
@@ -232,8 +232,8 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.awaitRepair(t, mark)
-	s.await(mark, "that it is over", agenttest.Event(event.RulesRecovered))
-	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) { // the first repair may have left something out
+	s.await(mark, "the agent logs that a repair succeeded", agenttest.Event(event.RulesRecovered))
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) { // the first repair may have been partial
 		text := status()
 		if strings.Contains(text, "enforces since") && strings.Contains(text, "No problems.") && !strings.Contains(text, " 0 failed") {
 			break

@@ -18,7 +18,8 @@ import (
 	"github.com/ti-mo/conntrack"
 )
 
-// track fills the node's table with connections of others, of one family.
+// fillConntrack adds connections of one family, none of them a pod's, to the node's
+// conntrack table.
 func (s *testbed) fillConntrack(count int, v6 bool) {
 	s.t.Helper()
 	c, err := conntrack.Dial(&netlink.Config{NetNS: s.Nodes[0].NetNS()})
@@ -41,7 +42,7 @@ func (s *testbed) fillConntrack(count int, v6 bool) {
 	}
 }
 
-// others are manifests of pods that run elsewhere.
+// otherPods returns the manifests of count pods of node-2.
 func (s *testbed) otherPods(count int) string {
 	var b strings.Builder
 	v4, v6 := netip.MustParseAddr("10.99.0.0").As4(), netip.MustParseAddr("fd00:99::").As16()
@@ -109,10 +110,10 @@ func BenchmarkRevoke(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
-					time.Sleep(20 * time.Millisecond) // what has passed has been heard
+					time.Sleep(20 * time.Millisecond) // so that the packets that passed have been received
 					passed := time.Unix(0, last.Load())
-					// The line is written after the publish. Below 0, the connection
-					// had stopped before; the time from the save is the one to quote.
+					// The agent logs the line after it publishes. If the value is below 0,
+					// the connection had stopped before. Quote the time from the save.
 					publish = append(publish, passed.Sub(line.Time()))
 					save = append(save, passed.Sub(saved))
 					s.save("policies.yaml", "")
@@ -124,7 +125,7 @@ func BenchmarkRevoke(b *testing.B) {
 	}
 }
 
-// report gives the median and the 99th percentile.
+// report reports the median and the 99th percentile.
 func report(b *testing.B, name string, all []time.Duration) {
 	slices.Sort(all)
 	for _, p := range []int{50, 99} {

@@ -40,12 +40,12 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 		opts iptables.Options
 	}{[]string{"--guarded"}, guarded}
 	if text := guarded.Wanted(iptables.IPv4); strings.Contains(text, "SOURCE") || strings.Contains(text, "PREROUTING") {
-		t.Errorf("with the guard there are\n%s", text)
+		t.Errorf("with the guard there are source rules:\n%s", text)
 	}
 	for name, tt := range tests {
 		status, stdout, stderr := sluice(t, append([]string{"rules"}, tt.args...)...)
 		if want := "# IPv4\n" + tt.opts.Wanted(iptables.IPv4) + "# IPv6\n" + tt.opts.Wanted(iptables.IPv6); status != 0 || stdout != want {
-			t.Errorf("%s: status %d, %s, it says\n%s\nwant\n%s", name, status, stderr, stdout, want)
+			t.Errorf("%s: status %d, %s, it prints\n%s\nwant\n%s", name, status, stderr, stdout, want)
 		}
 	}
 }
@@ -71,7 +71,7 @@ func TestRulesUsageErrors(t *testing.T) {
 	}
 }
 
-// What it prints is what iptables-restore takes.
+// iptables-restore and ip6tables-restore accept the printed rules.
 func TestRulesPrintsWhatRestoreTakes(t *testing.T) {
 	node := lab.ForTest(t, lab.Options{}).Nodes[0]
 	_, stdout, _ := sluice(t, "rules")
@@ -85,7 +85,8 @@ func TestRulesPrintsWhatRestoreTakes(t *testing.T) {
 	}
 }
 
-// rulesRemove runs sluice rules --remove on a node, which asks no agent unless args say so.
+// rulesRemove runs sluice rules --remove on a node. It looks for a running agent only if
+// args contain --socket.
 func rulesRemove(t *testing.T, node *lab.Node, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	if err := node.Do(func() error {
@@ -101,7 +102,7 @@ func TestRulesRemove(t *testing.T) {
 	node := lab.ForTest(t, lab.Options{}).Nodes[0]
 	const nothing = "There was nothing to remove.\n"
 	if status, stdout, stderr := rulesRemove(t, node); status != 0 || stdout != nothing {
-		t.Fatalf("of nothing: status %d, %s%s", status, stdout, stderr)
+		t.Fatalf("with nothing to remove: status %d, %s%s", status, stdout, stderr)
 	}
 	createLeftovers(t, node)
 	status, stdout, stderr := rulesRemove(t, node)
@@ -132,8 +133,8 @@ func TestRulesRemove(t *testing.T) {
 	}
 }
 
-// createLeftovers leaves on a node what agents of both backends would, and three
-// connections, one of them with marks of others alone.
+// createLeftovers creates on a node the rules that agents of both backends leave, and three
+// connections. Two have marks of an agent, and one has only another program's mark.
 func createLeftovers(t *testing.T, node *lab.Node) {
 	t.Helper()
 	for _, b := range []iptables.Backend{iptables.NFT, iptables.Legacy} {
@@ -165,7 +166,7 @@ func dialConntrack(t *testing.T, node *lab.Node) *ct.Conn {
 	return c
 }
 
-// connectionMarks are the marks by destination port.
+// connectionMarks returns the marks of the node's connections by destination port.
 func connectionMarks(t *testing.T, node *lab.Node) map[uint16]uint32 {
 	t.Helper()
 	c := dialConntrack(t, node)
@@ -181,7 +182,7 @@ func connectionMarks(t *testing.T, node *lab.Node) map[uint16]uint32 {
 	return marks
 }
 
-// An agent that still runs is named, because it restores what is removed.
+// sluice rules --remove warns of an agent that still runs, because it restores the rules.
 func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 	node := lab.ForTest(t, lab.Options{}).Nodes[0]
 	path := filepath.Join(t.TempDir(), "s")
@@ -207,13 +208,13 @@ func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check("beside an agent", exitFindings, fmt.Sprintf("sluice: warning: an agent still runs (process %d) and restores what is removed: stop it first\n", os.Getpid()), "removed the marks")
+	check("with a running agent", exitFindings, fmt.Sprintf("sluice: warning: an agent still runs (process %d) and restores what is removed: stop it first\n", os.Getpid()), "removed the marks")
 	stop()
 	<-ended
-	check("after its end", 0, "", "nothing to remove")
+	check("after the agent's end", 0, "", "nothing to remove")
 }
 
-// Without privilege nothing is removed, and the error says what is needed.
+// Without privileges, sluice rules --remove removes nothing and asks to be run as root.
 func TestRulesRemoveWithoutPrivilege(t *testing.T) {
 	done := make(chan struct{})
 	var status int
@@ -221,9 +222,9 @@ func TestRulesRemoveWithoutPrivilege(t *testing.T) {
 	go func() {
 		defer close(done)
 		if os.Geteuid() == 0 {
-			runtime.LockOSThread() // and never unlock: this thread is good for nothing else
+			runtime.LockOSThread() // never unlocked: no other goroutine may use this thread
 			if err := dropPrivilege(); err != nil {
-				t.Errorf("give up privilege: %v", err)
+				t.Errorf("drop privileges: %v", err)
 				return
 			}
 		}
@@ -238,9 +239,8 @@ func TestRulesRemoveWithoutPrivilege(t *testing.T) {
 	}
 }
 
-// dropPrivilege takes the right to change network settings from this thread and
-// from what it starts, after it has entered a namespace of its own, so that nothing
-// happens to the machine's.
+// dropPrivilege removes CAP_NET_ADMIN from this thread and the processes that it starts. It
+// first enters a new network namespace, so that the machine's network cannot be changed.
 func dropPrivilege() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return err
@@ -258,7 +258,8 @@ func dropPrivilege() error {
 	return unix.Capset(&header, &caps[0])
 }
 
-// The flag's old name still works, with a notice. It cannot contradict the new one.
+// The flag's old name still works and prints a notice. If both names are given, their values
+// must be equal.
 func TestDeprecatedFlags(t *testing.T) {
 	status, stdout, stderr := sluice(t, "rules", "--judged-mark", "0x100")
 	if status != 0 || !strings.Contains(stdout, "0x100") || stderr != "sluice: --judged-mark is deprecated: use --allowed-mark\n" {

@@ -40,12 +40,12 @@ func TestContextsNameTheirCause(t *testing.T) {
 		}
 	}
 	if checked < 50 {
-		t.Errorf("only %d files were looked at", checked)
+		t.Errorf("only %d files were checked", checked)
 	}
 }
 
-// causeless are the places of a file that set a time limit without a cause, or hand
-// the error of a context on.
+// causeless returns the places of a file that set a time limit without a cause, or pass on
+// the error of a context.
 func causeless(file *ast.File) (found []token.Pos) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -54,7 +54,7 @@ func causeless(file *ast.File) (found []token.Pos) {
 				found = append(found, n.Pos())
 			}
 		case *ast.BinaryExpr:
-			return false // ctx.Err() != nil asks, and hands nothing on
+			return false // a comparison such as ctx.Err() != nil does not pass on the error
 		case *ast.CallExpr:
 			if sel, is := n.Fun.(*ast.SelectorExpr); is && sel.Sel.Name == "Err" && len(n.Args) == 0 {
 				if of, is := sel.X.(*ast.Ident); is && strings.Contains(strings.ToLower(of.Name), "ctx") {

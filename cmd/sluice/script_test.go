@@ -13,13 +13,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestMain makes the command itself a command of the scripts.
+// TestMain makes sluice a command that the scripts can run.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sluice": main})
 }
 
 // The scripts in testdata/script run the real command as users do. With
-// SLUICE_UPDATE_SCRIPTS set, the expected output of scripts is written again.
+// SLUICE_UPDATE_SCRIPTS set, the test updates the expected output in the scripts.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -29,7 +29,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// eachCommand calls f for every command, hidden ones too.
+// eachCommand calls f for c and every command below it, including hidden ones.
 func eachCommand(c *cobra.Command, f func(*cobra.Command)) {
 	f(c)
 	for _, sub := range c.Commands() {
@@ -53,7 +53,7 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 			})
 			for line := range strings.Lines(c.Long + "\n" + c.Example) {
 				if len(strings.TrimRight(line, "\n")) > 100 {
-					t.Errorf("longer than a terminal is wide: %q", line)
+					t.Errorf("longer than 100 bytes: %q", line)
 				}
 			}
 		})
@@ -92,12 +92,12 @@ func TestExamplesParse(t *testing.T) {
 		}
 	})
 	if lines < 10 {
-		t.Errorf("%d lines of examples: they were not found", lines)
+		t.Errorf("only %d lines of examples were found", lines)
 	}
 }
 
-// exampleArgs cuts a line of an example into arguments. Pipes, redirections and
-// what is explained behind two spaces are no part of them.
+// exampleArgs returns the arguments of the command in a line of an example, and whether the
+// command is sluice. It ignores pipes, redirections and the explanation after two spaces.
 func exampleArgs(line string) ([]string, bool) {
 	line, _, _ = strings.Cut(strings.TrimSpace(line), "  ")
 	for _, end := range []string{" > ", " | ", " && "} {
@@ -108,8 +108,8 @@ func exampleArgs(line string) ([]string, bool) {
 	return fields[1:], fields[0] == "sluice"
 }
 
-// A program may ask and listen by turns: an answer does not wait for the next
-// flow.
+// A program can write a flow and read its answer in turn: sluice explain answers each flow
+// before it reads the next one.
 func TestFlowsAreAnsweredAsTheyCome(t *testing.T) {
 	dir := matrixDir(t, matrixCluster)
 	in := &lockstepReader{t: t, flows: []string{
@@ -125,7 +125,8 @@ func TestFlowsAreAnsweredAsTheyCome(t *testing.T) {
 	}
 }
 
-// turns gives the next flow only when the one before has been answered.
+// lockstepReader is an input of flows. It fails the test if a flow is read before the
+// previous one was answered.
 type lockstepReader struct {
 	t     *testing.T
 	flows []string
@@ -162,7 +163,7 @@ func TestExitStatuses(t *testing.T) {
 		status int
 	}{
 		"allow":          {asking("web", "6379"), 0},
-		"deny":           {asking("web", "1"), 0}, // an answer like the other
+		"deny":           {asking("web", "1"), 0}, // a denial is an answer, not a failure
 		"no answer":      {asking("nobody", "1"), exitFailed},
 		"test passes":    {expecting("{from: web, to: db, port: 6379, expect: allow}"), 0},
 		"test fails":     {expecting("{from: web, to: db, port: 6379, expect: deny}"), exitFindings},

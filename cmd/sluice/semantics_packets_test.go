@@ -12,12 +12,12 @@ const (
 	denyAll = "default/deny: {podSelector: {}, policyTypes: [Ingress, Egress]}"
 )
 
-// db is a policy for the database that isolates it for ingress.
+// db returns a policy that isolates the database for ingress.
 func db(ingress string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, ingress: " + ingress + "}"
 }
 
-// webEgress is one for the frontend that isolates it for egress.
+// webEgress returns a policy that isolates the frontend for egress.
 func webEgress(egress string) string {
 	return "default/out: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: " + egress + "}"
 }
@@ -178,7 +178,7 @@ func TestTwoEqualPoliciesOnPackets(t *testing.T) {
 	s.check(t, []string{"default/other default/db tcp 6379"}, nil)
 }
 
-// Cases in which pods change, and not policies.
+// Cases of the API's documentation in which pods or namespaces change.
 func TestPodsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -214,7 +214,7 @@ func TestPodsOnPackets(t *testing.T) {
 	})
 	t.Run("15 a malformed CIDR allows nothing", func(t *testing.T) {
 		s.save("policies.yaml", "")
-		// A file that never was good: what can be read of it is in force.
+		// The file was never valid, so its readable parts are in force.
 		s.save("malformed.yaml", policies(db("[{from: [{ipBlock: {cidr: 10.077.0.0/16}}, {ipBlock: {cidr: 2001:db8::/64, except: [2001:db8::/zz]}}]}]")))
 		s.check(t, nil, []string{"default/web" + redis, "outside" + redis})
 		s.save("malformed.yaml", "")
@@ -233,7 +233,7 @@ func TestPodsOnPackets(t *testing.T) {
 		s.save("policies.yaml", policies(demo1))
 	})
 	t.Run("29 an address passes from one pod to another", func(t *testing.T) {
-		s.check(t, []string{"default/web" + redis, "default/web" + redis}, nil) // twice: it is remembered
+		s.check(t, []string{"default/web" + redis, "default/web" + redis}, nil) // twice, so that the verdict is cached
 		moved := strings.Replace(testbedNamespaces+s.pods(), "name: web, labels: {role: frontend}", "name: successor, labels: {role: nobody}", 1)
 		s.save("cluster.yaml", moved)
 		s.check(t, nil, []string{"default/web" + redis})

@@ -76,7 +76,7 @@ func (s *testbed) startFollowing(kubeconfig string, args ...string) {
 	s.t.Cleanup(s.agent.Kill)
 }
 
-// problem waits until sluice status reports a problem.
+// awaitProblem waits until sluice status reports a problem that contains text.
 func (s *testbed) awaitProblem(t *testing.T, text string) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) {
@@ -85,19 +85,19 @@ func (s *testbed) awaitProblem(t *testing.T, text string) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("status %d says\n%s%s\nwant %q", status, out, err, text)
+			t.Fatalf("sluice status: %d\n%s%s\nwant %q", status, out, err, text)
 		}
 	}
 }
 
-// From a node's boot until its first agent is ready, all is open. The startup taint
-// goes when that is over: the rules are in place, and connections that began before
-// are judged.
+// Until the first agent of a node is ready, all connections pass. The agent removes the
+// startup taint only when its rules are in place and the connections that began before are
+// judged.
 func TestStartupTaintOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
 	for _, f := range families {
-		// Without a rule that needs it, the kernel tracks nothing.
+		// Without a rule that needs conntrack, the kernel tracks nothing.
 		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"); err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +136,7 @@ func TestStartupTaintOnPackets(t *testing.T) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the Node bears %v", left)
+			t.Fatalf("the Node has the taints %v", left)
 		}
 	}
 	for i, f := range families {
@@ -149,7 +149,7 @@ func TestStartupTaintOnPackets(t *testing.T) {
 
 // Without a rule that needs conntrack, the kernel does not know the connections from before
 // the agent. The agent's rules start the tracking, and the next packet of such a connection
-// is judged as the first.
+// is judged like the first packet of a new one.
 func TestUntrackedFromBeforeOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

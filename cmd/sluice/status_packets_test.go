@@ -78,8 +78,8 @@ func TestStatusAndMetricsOnPackets(t *testing.T) {
 	if status, stdout, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != 0 || stdout != "ready\n" {
 		t.Errorf("--self: status %d, %s%s", status, stdout, stderr)
 	}
-	// For a process in another container, the agent that answers is not the one of its
-	// container.
+	// A process in another PID namespace, as in another container, is told that the agent of
+	// another container answers.
 	program, err := exec.LookPath("sluice")
 	if err != nil {
 		t.Fatal(err)

@@ -103,7 +103,7 @@ func TestErrorsPassOnPackets(t *testing.T) {
 	}
 }
 
-// prober sends crafted packets from web to db and tells which arrive.
+// prober sends crafted packets from one pod to another and observes which arrive.
 type prober struct {
 	*testbed
 	t        testing.TB
@@ -118,7 +118,7 @@ func (s *testbed) newProber(t testing.TB, v6 bool) *prober {
 	return s.newProberBetween(t, "default/web", "default/db", v6)
 }
 
-// newProberBetween is prober for two other pods.
+// newProberBetween returns a prober for the given pods.
 func (s *testbed) newProberBetween(t testing.TB, from, to string, v6 bool) *prober {
 	t.Helper()
 	sniffer, err := s.host(to).Sniff()
@@ -128,7 +128,8 @@ func (s *testbed) newProberBetween(t testing.TB, from, to string, v6 bool) *prob
 	return &prober{testbed: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
 }
 
-// packet makes a packet from web to db. The payload begins behind the IP header.
+// packet returns an IP packet between the two pods. The payload is all that follows the IP
+// header.
 func (pr *prober) packet(proto layers.IPProtocol, payload ...gopacket.SerializableLayer) []byte {
 	pr.t.Helper()
 	from, to := pr.host(pr.from), pr.host(pr.to)
@@ -176,8 +177,9 @@ func (pr *prober) udpTo(port uint16, text string) []byte {
 	return pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
 }
 
-// arrives sends a packet that contains mark, and reports whether db receives it. An allowed
-// datagram follows through the same queue: if only that one arrives, the packet was dropped.
+// arrives sends a packet that contains mark, and reports whether the target receives it. It
+// sends an allowed datagram through the same queue afterwards. If only the datagram arrives,
+// the packet was dropped.
 func (pr *prober) arrives(packet []byte, mark string) bool {
 	pr.t.Helper()
 	pr.sentinel++
@@ -209,8 +211,8 @@ func (pr *prober) sctp(port uint16, text string) []byte {
 	return pr.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
 }
 
-// Protocols for which the tests have no socket, and packets that no socket would send
-// (19, 24, 25).
+// Policies apply to protocols for which the tests have no socket, and to packets that no
+// socket would send (19, 24, 25).
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
 	s := newTestbed(t)
@@ -227,10 +229,10 @@ func TestCraftedPackets(t *testing.T) {
 	}}
 	sctp := sent{"SCTP", "sctp init", func(pr *prober) []byte { return pr.sctp(7777, "sctp init") }}
 	otherSCTP := sent{"SCTP to another port", "sctp other", func(pr *prober) []byte { return pr.sctp(7778, "sctp other") }}
-	unassigned := sent{"a protocol that means nothing", "protocol 200", func(pr *prober) []byte {
+	unassigned := sent{"an unassigned protocol", "protocol 200", func(pr *prober) []byte {
 		return pr.packet(200, gopacket.Payload("protocol 200"))
 	}}
-	cut := sent{"a TCP header that is cut off", "cut tcp", func(pr *prober) []byte {
+	cut := sent{"a truncated TCP header", "cut tcp", func(pr *prober) []byte {
 		return pr.packet(layers.IPProtocolTCP, gopacket.Payload("\x9c\x40\x18\xebcut tcp"))
 	}}
 	esp := sent{"encrypted payload", "esp payload", func(pr *prober) []byte {
@@ -296,7 +298,8 @@ func TestFragmentsOnPackets(t *testing.T) {
 	}
 }
 
-// checksum returns the checksum of an IPv4 header (RFC 1071).
+// checksum returns the Internet checksum (RFC 1071). It ignores the last byte of an odd
+// length.
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for i := 0; i+1 < len(b); i += 2 {
@@ -308,7 +311,7 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// queued returns the number of packets that all queues have had so far.
+// queued returns the total number of packets that the kernel has put into queues.
 func (s *testbed) queued() (sum uint64) {
 	s.t.Helper()
 	for _, n := range s.queues() {
@@ -317,7 +320,7 @@ func (s *testbed) queued() (sum uint64) {
 	return sum
 }
 
-// queues returns the number of packets that each queue has had so far.
+// queues returns the number of packets that the kernel has put into each queue.
 func (s *testbed) queues() map[int]uint64 {
 	s.t.Helper()
 	found := make(map[int]uint64)

@@ -8,8 +8,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// replace ends a pod and starts another one at its addresses, of which no agent has
-// heard.
+// replacePod ends a pod and starts a new pod with its addresses. No agent gets the new pod's
+// manifest.
 func (s *testbed) replacePod(t *testing.T, name string) *lab.Host {
 	t.Helper()
 	old := s.host(name)
@@ -85,8 +85,9 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.check(t, others, toOdd)
 }
 
-// awaitNotQueued repeats something until none of its packets is queued. On a busy machine
-// a heartbeat of the agent may be late, and until it comes the kernel does not answer.
+// awaitNotQueued calls what until no packet is queued meanwhile. On a busy machine a
+// heartbeat of the agent may be late, and until it comes the kernel's flow cache does not
+// answer.
 func (s *testbed) awaitNotQueued(t *testing.T, what func()) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); ; {

@@ -17,12 +17,12 @@ import (
 	"sluice/bench/testbed/worstcase"
 )
 
-// memoryLimit of the DaemonSet, in KiB.
+// daemonSetLimit is the memory limit of the DaemonSet in KiB.
 const daemonSetLimit = 512 << 10
 
 // An agent stays within the memory limit of the DaemonSet with all of the worst policies
-// that an API server accepts, and with the pods for which they cost most. Other tenants'
-// policies stay in force, and the status names the policies that are rejected.
+// that an API server accepts, and with the pods for which these policies cost most. Other
+// tenants' policies stay in force, and the status names the policies that are rejected.
 func TestWorstPoliciesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	// A build without the race detector, which takes several times the memory.
@@ -72,7 +72,7 @@ func TestPolicyLimitFlagsOnPackets(t *testing.T) {
 			s.check(t, []string{webToDB}, []string{otherToDB, "default/web mine/cart tcp 80"})
 			_, status, _ := sluice(t, "status", "--socket", s.socket)
 			if !strings.Contains(status, "mine/large") || !strings.Contains(status, flag) {
-				t.Errorf("the status does not say that mine/large is beyond %s:\n%s", flag, status)
+				t.Errorf("the status does not report that mine/large exceeds %s:\n%s", flag, status)
 			}
 			s.agent.Kill()
 			s.start(flag, "0")
@@ -90,7 +90,7 @@ func manifest(t *testing.T, o any) string {
 	return fmt.Sprintf("---\n%s\n", text)
 }
 
-// peakMemory is the most that a process has had in memory, in KiB.
+// peakMemory returns the peak resident memory of a process in KiB.
 func peakMemory(t *testing.T, pid int) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
