@@ -13,8 +13,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// sizes returns the clusters to measure: 100 to 100,000 pods, in one namespace and spread over
-// many.
+// sizes returns the clusters to measure: 100 to 100,000 pods, in one namespace and spread
+// over many.
 func sizes() []madeup.Options {
 	var all []madeup.Options
 	for _, pods := range []int{100, 1_000, 10_000, 100_000} {
@@ -46,8 +46,8 @@ func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.St
 	}
 }
 
-// BenchmarkDecide measures a decision that no flow cache answers. The flows are between random
-// pods, so that the processor's caches do not help either.
+// BenchmarkDecide measures a decision that no flow cache answers. The flows are between
+// random pods, so that the processor's caches do not help either.
 func BenchmarkDecide(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, _ *policy.Store, s *policy.Snapshot) {
 		keys := c.Keys(1, 1<<16)
@@ -60,8 +60,9 @@ func BenchmarkDecide(b *testing.B) {
 	})
 }
 
-// BenchmarkCompile measures an agent's start: all objects are set in a new store, and the first
-// snapshot is compiled. heap-bytes is the memory that the store and the snapshot keep.
+// BenchmarkCompile measures an agent's start: all objects are set in a new store, and the
+// first snapshot is compiled. heap-bytes is the memory that the store and the snapshot
+// keep.
 func BenchmarkCompile(b *testing.B) {
 	for _, o := range sizes() {
 		b.Run(sizeName(o), func(b *testing.B) {
@@ -125,8 +126,8 @@ func BenchmarkCommitPolicy(b *testing.B) {
 	})
 }
 
-// BenchmarkCommitNamespace removes a namespace's labels, commits, restores them, and commits.
-// Each change touches all pods of the namespace.
+// BenchmarkCommitNamespace removes a namespace's labels, commits, restores them, and
+// commits. Each change touches all pods of the namespace.
 func BenchmarkCommitNamespace(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, w *policy.Store, _ *policy.Snapshot) {
 		without := make([]*corev1.Namespace, len(c.Namespaces))

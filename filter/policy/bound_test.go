@@ -53,9 +53,9 @@ func mutate(m worstcase.Recipe, r *rand.Rand) worstcase.Recipe {
 	return m
 }
 
-// TestWorstPolicies searches for policies that take the most memory for their size. From random
-// recipes it climbs by random mutations, and keeps a mutation if the policy does not become
-// cheaper. Every recipe that it tries must be within the bounds.
+// TestWorstPolicies searches for policies that take the most memory for their size. From
+// random recipes it climbs by random mutations, and keeps a mutation if the policy does not
+// become cheaper. Every recipe that it tries must be within the bounds.
 func TestWorstPolicies(t *testing.T) {
 	size, starts, steps := 48<<10, 6, 40
 	if testing.Short() || raceEnabled {
@@ -89,8 +89,8 @@ func TestWorstPolicies(t *testing.T) {
 	}
 }
 
-// costOf compiles the recipe's policy of a size, and returns the bytes that are kept for each
-// byte of it. It returns an error if the policy exceeds a bound or its estimate.
+// costOf compiles the recipe's policy of a size, and returns the bytes that are kept for
+// each byte of it. It returns an error if the policy exceeds a bound or its estimate.
 func costOf(m worstcase.Recipe, size int) (float64, error) {
 	p := m.OfSize("worst", size)
 	took, w, s := measure(m.Pods(), p)

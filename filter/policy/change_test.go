@@ -20,7 +20,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// history applies random events to a store, and to the cluster that the store must agree with.
+// history applies random events to a store, and to the cluster that the store must agree
+// with.
 type history struct {
 	chance
 	store   *policy.Store
@@ -28,8 +29,8 @@ type history struct {
 	log     []string // events, oldest first
 	probes  []flow   // flows to decide after each commit
 	before  *policy.Snapshot
-	// seen holds for each probe its verdicts by the epochs that its ends had then, as a cache
-	// that evicts nothing would.
+	// seen holds for each probe its verdicts by the epochs that its ends had then, as a
+	// cache that evicts nothing would.
 	seen    []map[[2]uint64]remembered
 	changed uint64 // verdicts that a commit changed
 	failure string
@@ -300,7 +301,8 @@ func (h *history) commitAndCheck() {
 	h.before = now
 }
 
-// checkChanges checks that the changes contain an end of the flow if its verdict has changed.
+// checkChanges checks that the changes contain an end of the flow if its verdict has
+// changed.
 func (h *history) checkChanges(f flow, v filter.Verdict, changes policy.Changes) {
 	was := h.before.Decide(f.key())
 	if was.Action != v.Action {
@@ -311,8 +313,8 @@ func (h *history) checkChanges(f flow, v filter.Verdict, changes policy.Changes)
 	}
 }
 
-// checkEpochs checks that a flow whose ends have the same epochs as at an earlier commit still
-// has the same verdict. Caches rely on this.
+// checkEpochs checks that a flow whose ends have the same epochs as at an earlier commit
+// still has the same verdict. Caches rely on this.
 func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snapshot) {
 	epochs := [2]uint64{now.Endpoint(f.Src).Epoch(), now.Endpoint(f.Dst).Epoch()}
 	old, ok := h.seen[i][epochs]
@@ -322,8 +324,8 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 	h.seen[i][epochs] = remembered{v.Action, now.Number()}
 }
 
-// checkPublic compares the rest of the snapshot: the owners of addresses, clashes and counts.
-// It also checks that each changed address has a new epoch.
+// checkPublic compares the rest of the snapshot: the owners of addresses, clashes and
+// counts. It also checks that each changed address has a new epoch.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {
@@ -366,8 +368,8 @@ const (
 	historySteps   = 90 // enough to use ids, addresses and names again many times
 )
 
-// After any sequence of events, the snapshot is the same as that of a new store to which only
-// the resulting objects were added.
+// After any sequence of events, the snapshot is the same as that of a new store to which
+// only the resulting objects were added.
 func TestChangesMatchNewStore(t *testing.T) {
 	histories := uint64(historiesFull)
 	if raceEnabled || testing.Short() {

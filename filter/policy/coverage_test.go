@@ -10,8 +10,8 @@ import (
 	"sluice/filter"
 )
 
-// coverage counts the kinds of rules and verdicts that random decisions reach, so that a test
-// fails if the generator stops reaching one of them.
+// coverage counts the kinds of rules and verdicts that random decisions reach, so that a
+// test fails if the generator stops reaching one of them.
 type coverage struct {
 	reasons map[filter.Reason]int
 	kinds   map[string]int

@@ -85,8 +85,8 @@ const (
 	clustersBrief   = 600 // -race or -short
 )
 
-// TestDecideAgainstOracle compares over a million random decisions with the oracle, and checks
-// that they reached all kinds of rules and verdicts.
+// TestDecideAgainstOracle compares over a million random decisions with the oracle, and
+// checks that they reached all kinds of rules and verdicts.
 func TestDecideAgainstOracle(t *testing.T) {
 	clusters := uint64(clustersFull)
 	if raceEnabled || testing.Short() {
@@ -130,8 +130,8 @@ func decideRandomly(seed uint64, seen *coverage) string {
 	return ""
 }
 
-// shrunk returns the cluster without the policies and pods that are not needed for engine and
-// oracle to disagree about the flow.
+// shrunk returns the cluster without the policies and pods that are not needed for engine
+// and oracle to disagree about the flow.
 func (c *cluster) shrunk(f flow) *cluster {
 	disagree := func(c cluster) bool {
 		s, _ := c.newStore().Commit()

@@ -20,13 +20,13 @@ type podAddress struct {
 	addr            netip.Addr
 }
 
-// start maps the policies of a pod's namespace to the index of the version that was the newest
-// when the pod got an address.
+// start maps the policies of a pod's namespace to the index of the version that was the
+// newest when the pod got an address.
 type start map[string]int
 
 // recordStarts is called before the store gets an update of a pod. It records the addresses
-// that the pod gains, if their packets are held until the pod is known, and forgets those that
-// it loses.
+// that the pod gains, if their packets are held until the pod is known, and forgets those
+// that it loses.
 func (h *history) recordStarts(o *corev1.Pod) {
 	before := h.endStarts(o.Namespace, o.Name)
 	had := liveAddrs(h.cluster.Pods, o)
@@ -132,9 +132,9 @@ func isolates(o *networkingv1.NetworkPolicy, pod *corev1.Pod, d filter.Direction
 	return err != nil || selector.Matches(labels.Set(pod.Labels))
 }
 
-// withoutDeferred removes from c the addresses that the store defers, and reports whether there
-// are any. An address must not be deferred if its packets are not held, or if all policies of
-// its pod's namespace are in force.
+// withoutDeferred removes from c the addresses that the store defers, and reports whether
+// there are any. An address must not be deferred if its packets are not held, or if all
+// policies of its pod's namespace are in force.
 func (h *history) withoutDeferred(c *cluster) bool {
 	deferred := h.store.Deferred()
 	was := *c

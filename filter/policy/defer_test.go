@@ -34,8 +34,8 @@ func newStarting(t *testing.T) starting {
 func (w starting) SetPolicy(o *networkingv1.NetworkPolicy) { w.Store.SetPolicy(netpol.Read(o)) }
 func (w starting) SetPod(o *corev1.Pod)                    { w.Store.SetPod(kubepod.Read(o)) }
 
-// policy returns a policy of namespace a that isolates the pods of an app, or all pods if app
-// is empty. With 100 rules it is large enough to become a draft first.
+// policy returns a policy of namespace a that isolates the pods of an app, or all pods if
+// app is empty. With 100 rules it is large enough to become a draft first.
 func (w starting) policy(name, app string, rules int) *networkingv1.NetworkPolicy {
 	p := large("a", name, rules)
 	p.Spec.PodSelector = metav1.LabelSelector{}
@@ -148,8 +148,8 @@ func TestPodsThatDraftsDoNotDelay(t *testing.T) {
 	w.expect("10.0.0.5", "a/behind")
 }
 
-// A pod that waits for a draft becomes known when the draft comes into force, and also when the
-// draft is deleted, replaced or refused.
+// A pod that waits for a draft becomes known when the draft comes into force, and also when
+// the draft is deleted, replaced or refused.
 func TestWaitingPodsBecomeKnown(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -193,8 +193,8 @@ func TestWaitingPodsBecomeKnown(t *testing.T) {
 	}
 }
 
-// Pods are updated, deleted and replaced while they wait. An address that a pod had before the
-// draft stays known; one that passes to another pod waits.
+// Pods are updated, deleted and replaced while they wait. An address that a pod had before
+// the draft stays known; one that passes to another pod waits.
 func TestPodsChangeWhileTheyWait(t *testing.T) {
 	w := newStarting(t)
 	w.SetPolicy(w.policy("small", "web", 1))

@@ -13,8 +13,8 @@ func (h *history) recordVersion(namespace, name string, o *networkingv1.NetworkP
 	h.versions[key] = append(h.versions[key], o)
 }
 
-// advanceDrafts does a number of random steps that bring drafts into force. Each is as small as
-// the Store permits.
+// advanceDrafts does a number of random steps that bring drafts into force. Each is as
+// small as the Store permits.
 func (h *history) advanceDrafts(steps int) {
 	if !h.drafts {
 		return
@@ -58,8 +58,8 @@ func (h *history) behind() bool {
 	return again || h.preparing != nil
 }
 
-// inForce returns the cluster with the policy versions that are in force. It checks that each
-// is a version that was set, and not an older one than at the last commit.
+// inForce returns the cluster with the policy versions that are in force. It checks that
+// each is a version that was set, and not an older one than at the last commit.
 func (h *history) inForce() *cluster {
 	c := *h.cluster
 	c.Policies = nil

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// If only a draft has a selector, and no pod has been matched with it yet, the pods are matched
-// when a small policy uses the selector, too.
+// If only a draft has a selector, and no pod has been matched with it yet, the pods are
+// matched when a small policy uses the selector, too.
 func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 	selector := func(key string) *metav1.LabelSelector {
 		return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: key, Operator: metav1.LabelSelectorOpDoesNotExist}}}

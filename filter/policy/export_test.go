@@ -33,7 +33,8 @@ func (w *Store) SetShape(n int) {
 	}
 }
 
-// SetLarge sets the encoded size above which a policy is a draft first, if drafts are in use.
+// SetLarge sets the encoded size above which a policy is a draft first, if drafts are in
+// use.
 func (w *Store) SetLarge(bytes int) { w.large = bytes }
 
 // Versions returns the policies in force, by namespace and name, as the hash of their spec.

@@ -18,8 +18,8 @@ func (c *cluster) without(addr netip.Addr) *cluster {
 	return &out
 }
 
-// with returns the cluster plus a random pod whose only address is addr, and which may have a
-// name for the port of the flow.
+// with returns the cluster plus a random pod whose only address is addr, and which may have
+// a name for the port of the flow.
 func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster {
 	out := *c
 	p := r.pod(name)
@@ -34,8 +34,8 @@ func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster 
 	return &out
 }
 
-// A final verdict is also the oracle's verdict with any pods at the pending addresses. A verdict
-// that is not final usually differs for some pods.
+// A final verdict is also the oracle's verdict with any pods at the pending addresses. A
+// verdict that is not final usually differs for some pods.
 func TestFinalVerdictsAreFinal(t *testing.T) {
 	const clusters, flows, pods = 500, 15, 12
 	final, open, missed := map[filter.Action]int{}, 0, 0 // missed: not final, but always the same

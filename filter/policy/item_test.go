@@ -16,8 +16,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A port name that the API server would refuse allows nothing, even if a container declares it,
-// and is reported as a problem with a hint.
+// A port name that the API server would refuse allows nothing, even if a container declares
+// it, and is reported as a problem with a hint.
 func TestNamesOfPorts(t *testing.T) {
 	tests := map[string]string{ // by name: a part of the hint; empty for a valid name
 		"http": "", "a": "", "80a": "", "a-1": "", "fifteen-letters": "",

@@ -8,8 +8,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// The store keeps nothing of deleted objects. An agent runs for months, in which all pods and
-// nodes of a cluster are replaced.
+// The store keeps nothing of deleted objects. An agent runs for months, in which all pods
+// and nodes of a cluster are replaced.
 func TestNothingIsLeft(t *testing.T) {
 	for seed := range uint64(200) {
 		r := newChance(seed + 700)

@@ -100,8 +100,9 @@ func TestRefusedPolicyIsolates(t *testing.T) {
 	}
 }
 
-// If all policies together exceed the limit, the largest ones of the namespace that takes most
-// are refused until the rest is within the limit. They come into force again when there is room.
+// If all policies together exceed the limit, the largest ones of the namespace that takes
+// most are refused until the rest is within the limit. They come into force again when
+// there is room.
 func TestPoliciesBeyondTheirLimit(t *testing.T) {
 	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policies: 5*cost + cost/2})

@@ -54,8 +54,8 @@ func (f flow) key() filter.Key {
 	}
 }
 
-// judgement is the oracle's verdict on a flow. Unlike a filter.Verdict it lists all rules that
-// allow the flow, because the engine may name any of them.
+// judgement is the oracle's verdict on a flow. Unlike a filter.Verdict it lists all rules
+// that allow the flow, because the engine may name any of them.
 type judgement struct {
 	Egress, Ingress sideJudgement
 	SameAddress     bool // a pod talks to itself
@@ -80,8 +80,8 @@ func (j judgement) String() string {
 		j.Action, j.SameAddress, j.OwnNode, j.Egress, j.Ingress)
 }
 
-// judge returns the verdict on a flow. Egress at the source and ingress at the destination must
-// both allow it.
+// judge returns the verdict on a flow. Egress at the source and ingress at the destination
+// must both allow it.
 func (c *cluster) judge(f flow) judgement {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
 	j := judgement{
@@ -210,8 +210,8 @@ func selects(s *metav1.LabelSelector, set map[string]string) bool {
 	return err == nil && selector.Matches(labels.Set(set))
 }
 
-// blockContains implements IPBlock: in cidr, and in none of except. If any part is malformed,
-// the block matches nothing: to ignore a malformed except would allow more.
+// blockContains implements IPBlock: in cidr, and in none of except. If any part is
+// malformed, the block matches nothing: to ignore a malformed except would allow more.
 func blockContains(b *networkingv1.IPBlock, addr netip.Addr) bool {
 	in, ok := cidrContains(b.CIDR, addr)
 	for _, text := range b.Except {
@@ -275,8 +275,8 @@ func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) b
 
 var portName = regexp.MustCompile(`^([a-z0-9][a-z0-9-]*)?[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
-// numberOf returns the IP protocol number, or 0 for a protocol that NetworkPolicy does not know:
-// no flow with ports has that number.
+// numberOf returns the IP protocol number, or 0 for a protocol that NetworkPolicy does not
+// know: no flow with ports has that number.
 func numberOf(p corev1.Protocol) filter.Protocol {
 	switch p {
 	case corev1.ProtocolTCP:
@@ -290,9 +290,9 @@ func numberOf(p corev1.Protocol) filter.Protocol {
 }
 
 // namedPort looks up a port's name in the destination pod, for ingress and for egress.
-// Containers come before sidecars, which are init containers with restartPolicy Always. Other
-// init containers have ended when the pod serves. An empty name matches nothing, although ports
-// without a name have an empty one.
+// Containers come before sidecars, which are init containers with restartPolicy Always.
+// Other init containers have ended when the pod serves. An empty name matches nothing,
+// although ports without a name have an empty one.
 func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, bool) {
 	if pod == nil || name == "" {
 		return 0, false
@@ -315,9 +315,9 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, b
 	return 0, false
 }
 
-// podAt returns the pod that has an address, or nil. Pods with hostNetwork have no address of
-// their own, and finished pods have released theirs. If two live pods claim one address, the
-// status of one of them is stale, and beats decides.
+// podAt returns the pod that has an address, or nil. Pods with hostNetwork have no address
+// of their own, and finished pods have released theirs. If two live pods claim one address,
+// the status of one of them is stale, and beats decides.
 func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	var owner *corev1.Pod
 	for _, p := range c.Pods {
@@ -333,9 +333,9 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 }
 
 // beats reports whether a has an address that b claims too. In the ranges of the enforcing
-// node, a pod of that node wins; otherwise the one that was created later; and among pods of
-// the same second the one with the greater "namespace/name", so that the order of events does
-// not matter.
+// node, a pod of that node wins; otherwise the one that was created later; and among pods
+// of the same second the one with the greater "namespace/name", so that the order of events
+// does not matter.
 func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {
 	here := func(p *corev1.Pod) bool { return p.Spec.NodeName == localNode }
 	for _, r := range c.Ranges {
@@ -349,8 +349,8 @@ func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {
 	return a.Namespace+"/"+a.Name > b.Namespace+"/"+b.Name
 }
 
-// clashes lists the addresses that two or more pods claim. Pods that are being deleted do not
-// count.
+// clashes lists the addresses that two or more pods claim. Pods that are being deleted do
+// not count.
 func (c *cluster) clashes() []policy.Clash {
 	claims := map[netip.Addr][]string{}
 	live := map[netip.Addr]int{}
@@ -535,8 +535,8 @@ const smallCluster = `
 ---
 `
 
-// TestOracle compares the oracle with verdicts worked out by hand from the documentation. Each
-// policy is in namespace default, and selects role=db if it has no podSelector.
+// TestOracle compares the oracle with verdicts worked out by hand from the documentation.
+// Each policy is in namespace default, and selects role=db if it has no podSelector.
 func TestOracle(t *testing.T) {
 	const web, job, odd, done, agent, out = "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.9.0.3", "192.0.2.7"
 	const redis = " > 10.0.0.1 TCP 6379"

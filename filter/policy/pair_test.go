@@ -25,8 +25,8 @@ func between(f flow) (all []flow) {
 	return append(all, f)
 }
 
-// A verdict with Pair set is the oracle's verdict for every flow between the two addresses. A
-// closed endpoint can reach no other (egress), or be reached by none (ingress).
+// A verdict with Pair set is the oracle's verdict for every flow between the two addresses.
+// A closed endpoint can reach no other (egress), or be reached by none (ingress).
 func TestPairs(t *testing.T) {
 	const clusters, flows = 400, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set

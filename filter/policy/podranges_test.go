@@ -15,8 +15,9 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 	return list
 }
 
-// Lookup returns the endpoint of an address, or whether a pod is pending there. A snapshot keeps
-// its answers when Nodes' ranges change, but starting pods apply to all snapshots at once.
+// Lookup returns the endpoint of an address, or whether a pod is pending there. A snapshot
+// keeps its answers when Nodes' ranges change, but starting pods apply to all snapshots at
+// once.
 func TestLookup(t *testing.T) {
 	w := policy.NewStore()
 	w.SetLocalNode("here")
@@ -56,8 +57,8 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// SameRanges is false if ranges or starting pods were added or ranges were removed, and true if
-// only starting pods have gone.
+// SameRanges is false if ranges or starting pods were added or ranges were removed, and
+// true if only starting pods have gone.
 func TestSameRanges(t *testing.T) {
 	w := policy.NewStore()
 	last, _ := w.Commit()

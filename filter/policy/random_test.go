@@ -27,8 +27,8 @@ func (r chance) oneIn(n int) bool { return r.IntN(n) == 0 }
 // oneOf returns a random one of the values.
 func oneOf[T any](r chance, values ...T) T { return values[r.IntN(len(values))] }
 
-// The lists to draw from. Values that are listed more often are more likely. Namespace "ghost"
-// never has an object.
+// The lists to draw from. Values that are listed more often are more likely. Namespace
+// "ghost" never has an object.
 var (
 	namespaceNames = []string{"a", "b", "c", "ghost", "a", "a", "b"}
 	labelKeys      = []string{"app", "tier", "role"}
@@ -92,8 +92,8 @@ func (r chance) cluster() *cluster {
 // localNode is the name of the enforcing node.
 const localNode = "here"
 
-// ranges returns the ranges of the enforcing node's pods: none, or some that contain a part of
-// the pod addresses.
+// ranges returns the ranges of the enforcing node's pods: none, or some that contain a part
+// of the pod addresses.
 func (r chance) ranges() []netip.Prefix {
 	all := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125"), netip.MustParsePrefix("10.0.0.9/32")}
 	return all[:oneOf(r, 0, 1, 2, 2, 3)]

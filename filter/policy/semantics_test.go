@@ -22,9 +22,9 @@ type step struct {
 	policies string // lines of "namespace/name: {spec}", applied
 	objects  string // manifests of other objects, applied
 	remove   string // lines of "kind namespace/name", removed first
-	// flows are lines of "source > destination protocol port = verdict". An end is an address
-	// or a key of ends. The verdict is a prefix of what verdictText returns: the action, or
-	// also the reason, or also the policies and rule of each isolated side.
+	// flows are lines of "source > destination protocol port = verdict". An end is an
+	// address or a key of ends. The verdict is a prefix of what verdictText returns: the
+	// action, or also the reason, or also the policies and rule of each isolated side.
 	flows string
 }
 
@@ -62,9 +62,10 @@ func fromDB(rule string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [" + rule + "]}"
 }
 
-// TestSemantics runs the cases against the engine and the oracle, which must also agree about
-// all flows between any two of the ends. Translated addresses, replies and live connections are
-// not part of a single decision: the tests of the iptables rules and of conntrack cover them.
+// TestSemantics runs the cases against the engine and the oracle, which must also agree
+// about all flows between any two of the ends. Translated addresses, replies and live
+// connections are not part of a single decision: the tests of the iptables rules and of
+// conntrack cover them.
 func TestSemantics(t *testing.T) {
 	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases) {
 		t.Run(c.name, func(t *testing.T) {
@@ -87,8 +88,8 @@ func TestSemantics(t *testing.T) {
 	}
 }
 
-// semanticsRun runs a case: it gives the same objects to the engine (store) and to the oracle
-// (cluster).
+// semanticsRun runs a case: it gives the same objects to the engine (store) and to the
+// oracle (cluster).
 type semanticsRun struct {
 	t        *testing.T
 	cluster  *cluster

@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// ordered is a policy of the tier Admin or Baseline, made of a NetworkPolicy and an action for
-// each of its rules.
+// ordered is a policy of the tier Admin or Baseline, made of a NetworkPolicy and an action
+// for each of its rules.
 type ordered struct {
 	object  *networkingv1.NetworkPolicy
 	tier    policy.Tier
@@ -70,8 +70,9 @@ func (r chance) act(o *ordered) {
 	}
 }
 
-// first returns the first rule of a tier that matches the flow, with its action, or Pass and
-// no rule if none matches. It is the oracle of ordered rules: it tries one rule after the other.
+// first returns the first rule of a tier that matches the flow, with its action, or Pass
+// and no rule if none matches. It is the oracle of ordered rules: it tries one rule after
+// the other.
 func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst *corev1.Pod) (policy.Action, *filter.Rule) {
 	addr := f.Dst
 	if d == filter.Ingress {
@@ -130,8 +131,8 @@ func (c *tiered) side(d filter.Direction, f flow) (allows bool, rule *filter.Rul
 	return true, nil
 }
 
-// disagreement describes how the snapshot's verdict differs from the oracle's. It is empty if
-// they agree.
+// disagreement describes how the snapshot's verdict differs from the oracle's. It is empty
+// if they agree.
 func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 	v := s.Decide(f.key())
 	if c.judge(f).exempt() {
@@ -164,8 +165,8 @@ func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 	return ""
 }
 
-// store returns a store with the cluster and its ordered policies. In half of the cases these
-// had other actions at an earlier commit.
+// store returns a store with the cluster and its ordered policies. In half of the cases
+// these had other actions at an earlier commit.
 func (c *tiered) store(r chance) *policy.Store {
 	w := c.newStore()
 	if r.oneIn(2) {
@@ -188,8 +189,8 @@ const (
 	tieredBrief = 500
 )
 
-// TestTiersAgainstOracle compares random decisions about policies of all tiers with the oracle.
-// A verdict with Pair set must be the same for another port and protocol.
+// TestTiersAgainstOracle compares random decisions about policies of all tiers with the
+// oracle. A verdict with Pair set must be the same for another port and protocol.
 func TestTiersAgainstOracle(t *testing.T) {
 	clusters := uint64(tieredBrief)
 	if os.Getenv("SLUICE_FULL_TEST") != "" {
@@ -241,8 +242,8 @@ func TestTiersAgainstOracle(t *testing.T) {
 	}
 }
 
-// A policy with an action or tier that this version does not know denies, and is a problem. A
-// later version's reader may produce one.
+// A policy with an action or tier that this version does not know denies, and is a problem.
+// A later version's reader may produce one.
 func TestUnknownActionDenies(t *testing.T) {
 	for name, form := range map[string]*policy.Policy{
 		"action": {Tier: policy.Admin, Rules: [2][]policy.Rule{filter.Ingress: {{Action: 9}}}},

@@ -1,5 +1,5 @@
-// Package expect runs unit tests of policies: it compares expectations, which flows the policies
-// should allow or deny, with the decisions that packets would get.
+// Package expect runs unit tests of policies: it compares the expected verdicts of flows with
+// the decisions that packets would get.
 //
 // [Parse] parses a file of expectations. It rejects unknown fields, because a test with a
 // misspelt field could pass and test nothing. [Test.Run] decides every flow of a test and

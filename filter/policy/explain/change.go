@@ -112,8 +112,9 @@ func portOf(k filter.Key) policy.PortRange {
 	return policy.PortRange{Protocol: k.Protocol, Low: k.Port, High: k.Port}
 }
 
-// peerOf describes the flow's peer: a pod by the labels whose keys the nearest rule selects, or
-// by all its labels if it has none of these keys, and any other peer by its address.
+// peerOf describes the flow's peer: a pod by the labels whose keys the nearest rule
+// selects, or by all its labels if it has none of these keys, and any other peer by its
+// address.
 func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 	peer, addr := f.To, f.Key.DstAddr()
 	if s.Direction == filter.Ingress {

@@ -88,8 +88,8 @@ func question(text string) explain.Question {
 	return explain.Question{From: parts[0], To: parts[1], Protocol: parts[2], Port: parts[3]}
 }
 
-// The policy isolates db, unless its spec has a podSelector. The explanation of the flow contains
-// the texts.
+// The policy isolates db, unless its spec has a podSelector. The explanation of the flow
+// contains the texts.
 func TestWords(t *testing.T) {
 	tests := []struct {
 		name, spec, flow string

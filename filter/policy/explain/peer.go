@@ -11,8 +11,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// Scores of mismatches that correcting labels cannot remove. They only determine which peer of
-// a rule is shown as the nearest. Each missing or wrong label scores one.
+// Scores of mismatches that correcting labels cannot remove. They only determine which peer
+// of a rule is shown as the nearest. Each missing or wrong label scores one.
 const (
 	otherAddress = 50  // the flow's peer is a pod, and outside of the rule's block
 	otherKind    = 100 // the flow's peer is not a pod, and the rule selects pods

@@ -16,8 +16,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// service is a Service with cluster addresses. Decisions never see these: the node replaces them
-// with the address of an endpoint before Sluice evaluates the packet.
+// service is a Service with cluster addresses. Decisions never see these: the node replaces
+// them with the address of an endpoint before Sluice evaluates the packet.
 type service struct {
 	*corev1.Service
 	slices []*discoveryv1.EndpointSlice

@@ -45,8 +45,8 @@ func ReadAll(objects []*corev1.Pod) []*policy.Pod {
 	return all
 }
 
-// AppendAddr appends an address of a pod's status if the list does not contain it. It ignores
-// text that is not an address: a pod may have no address yet.
+// AppendAddr appends an address of a pod's status if the list does not contain it. It
+// ignores text that is not an address: a pod may have no address yet.
 func AppendAddr(list []netip.Addr, text string) []netip.Addr {
 	addr, err := netip.ParseAddr(text)
 	if err != nil {

@@ -48,7 +48,8 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
-// Kind returns a word for the JSON decoder's kind of a value that authors of YAML understand.
+// Kind returns a word for the JSON decoder's kind of a value that authors of YAML
+// understand.
 func Kind(value string) string {
 	switch value {
 	case "array":

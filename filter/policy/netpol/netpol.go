@@ -1,5 +1,5 @@
-// Package netpol converts NetworkPolicies of the API to policy.Policy, the form that the rest
-// of Sluice works on. No other package reads their fields.
+// Package netpol converts NetworkPolicies of the API to policy.Policy, the form that the
+// rest of Sluice works on. No other package reads their fields.
 //
 // A malformed part of a policy allows nothing and is reported as a problem. The API server
 // rejects most malformed parts today, but still returns objects that older versions stored.
@@ -26,8 +26,8 @@ func Ref(namespace, name string) policy.Ref {
 	return policy.Ref{Kind: Kind, Namespace: namespace, Name: name}
 }
 
-// mostProblems bounds the problems of a policy that are reported one by one. A policy of only
-// malformed parts can have 100,000 of them.
+// mostProblems bounds the problems of a policy that are reported one by one. A policy of
+// only malformed parts can have 100,000 of them.
 const mostProblems = 20
 
 // Read converts a NetworkPolicy.
@@ -51,9 +51,9 @@ func ReadAll(objects []*networkingv1.NetworkPolicy) []*policy.Policy {
 // largeSize bounds the encoded size of policies that Encode reads.
 const largeSize = 16 << 10
 
-// Encode encodes a NetworkPolicy for a Store. If the policy is small, Encode also sets Form; if
-// it is large, it sets Reach. It takes milliseconds for a large policy, and may be called from
-// any goroutine.
+// Encode encodes a NetworkPolicy for a Store. If the policy is small, Encode also sets
+// Form; if it is large, it sets Reach. It takes milliseconds for a large policy, and may be
+// called from any goroutine.
 func Encode(o *networkingv1.NetworkPolicy) policy.Encoded {
 	e, err := encode(o)
 	if err != nil || len(e.Source.Encoded) <= largeSize {
@@ -126,8 +126,8 @@ func readSpec(ref policy.Ref, spec *networkingv1.NetworkPolicySpec) *policy.Poli
 	return p
 }
 
-// problem adds a problem. If the subject is malformed, no rule is in force, and problems of the
-// rules are not reported.
+// problem adds a problem. If the subject is malformed, no rule is in force, and problems of
+// the rules are not reported.
 func (r *reader) problem(field, detail, hint string) {
 	if r.p.Subject.Malformed {
 		return
@@ -148,8 +148,8 @@ func (r *reader) countRest() {
 	}
 }
 
-// directions returns the directions in which the policy isolates. It applies the API's default
-// of policyTypes, for objects that did not pass through the API server.
+// directions returns the directions in which the policy isolates. It applies the API's
+// default of policyTypes, for objects that did not pass through the API server.
 func (r *reader) directions(spec *networkingv1.NetworkPolicySpec) (isolates [2]bool) {
 	for i, t := range spec.PolicyTypes {
 		switch t {
@@ -231,8 +231,8 @@ func (r *reader) pods(peer *networkingv1.NetworkPolicyPeer, field string) (out p
 	return out
 }
 
-// block converts an ipBlock. If any part is malformed, the whole block is: without one of its
-// exceptions it would allow more.
+// block converts an ipBlock. If any part is malformed, the whole block is: without one of
+// its exceptions it would allow more.
 func (r *reader) block(b *networkingv1.IPBlock, field string) policy.Peer {
 	out := policy.Peer{Block: new(policy.Block)}
 	var ok bool
