@@ -5,16 +5,16 @@
 // queues: "allow" matches a packet that may pass, "deny" one that must not. A packet that
 // neither matches is queued. A [Cache] loads the programs, pins them where iptables finds
 // them, and fills their maps: the endpoints of the snapshot in force, with epochs and
-// isolation; the ranges in which unknown addresses are pending; and verdicts, by key or, as
+// isolation; the ranges in which unknown addresses are pending; and verdicts by key or, with
 // filter.Any, by pair of addresses.
 //
 // A cache is never flushed: the programs compare the epochs of a verdict with those in force.
 //
-// When [Cache.Publish] returns, no packet is decided by an older snapshot, and none that was
-// is still in the rules.
+// When [Cache.Publish] returns, no packet is decided by an older snapshot, and every packet that
+// was has left the rules.
 //
-// Rules keep the programs, and programs keep the maps, after the agent has ended. Then the
-// last state stays in force, but a new pod may get the address of an old one: so the programs
+// After the agent has ended, the rules keep the programs and the programs keep the maps. The
+// last state stays in force, but a new pod may get the address of an old one. So the programs
 // answer for a pod of this node only on its own interface ([Cache.SetDevices]), and for pods
 // that share an interface only for a while ([Options.Unattended]).
 package bpf
@@ -48,14 +48,14 @@ import (
 // DefaultFlows is the number of verdicts in the cache: about 8 MiB, allocated at once.
 const DefaultFlows = 65536
 
-// DefaultUnattended is longer than the pauses of an agent that crashes repeatedly:
-// Kubernetes waits up to 5 minutes before it restarts it.
+// DefaultUnattended is the usual Options.Unattended. It exceeds the pauses of an agent that
+// crashes repeatedly: Kubernetes restarts a container after at most 5 minutes.
 const DefaultUnattended = 10 * time.Minute
 
 // Options configure a Cache.
 type Options struct {
-	// BPFFS is the mount point of the BPF file system, which is mounted if necessary;
-	// empty for DefaultBPFFS.
+	// BPFFS is the mount point of the BPF file system, which is mounted if necessary; empty
+	// means DefaultBPFFS.
 	BPFFS string
 	// Flows bounds the verdicts in the cache; 0 is DefaultFlows. The least recently used
 	// ones are evicted.
@@ -74,7 +74,7 @@ type Options struct {
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
-	Denied  uint64 // packets denied by one, or because no rule allows one end anything
+	Denied  uint64 // packets denied by a verdict in the cache, or because an end is closed
 	Failed  uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish with a change.
 	Published time.Duration
@@ -91,13 +91,13 @@ type Cache struct {
 
 	mu     sync.Mutex
 	tables *tables
-	ranges map[netip.Prefix]bool // that the programs know
-	// starting are the addresses of pods that start.
+	ranges map[netip.Prefix]bool // in the kernel's map
+	// starting holds the addresses of pods that are starting.
 	starting []netip.Prefix
-	// devices are the interfaces of this node's pods, where each has its own.
+	// devices holds the interfaces of this node's pods that have one of their own.
 	devices  map[netip.Addr]uint32
-	snapshot *policy.Snapshot // the last that was published
-	stopped  atomic.Bool      // it was stopped
+	snapshot *policy.Snapshot // the last one published
+	stopped  atomic.Bool      // Stop was called
 
 	failed    atomic.Uint64
 	published atomic.Int64
@@ -124,7 +124,7 @@ func Open(opts Options) (*Cache, error) {
 
 // load makes the maps and programs.
 func (c *Cache) load() error {
-	// Kernels before 5.11 count maps as locked memory, which is limited to little.
+	// Kernels before 5.11 count maps as locked memory, whose limit is low.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (c *Cache) loadPrograms(clockless bool) error {
 	return spec.LoadAndAssign(&c.objs, nil)
 }
 
-// stopClock makes the programs read the time 0, at which no deadline has passed.
+// stopClock replaces the programs' reads of the clock by 0, a time before any deadline.
 func stopClock(spec *ebpf.CollectionSpec) {
 	for _, p := range spec.Programs {
 		for i, ins := range p.Instructions {
@@ -189,9 +189,9 @@ func (c *Cache) pin() (err error) {
 	return err
 }
 
-// EnsurePins pins the programs again where their pins are gone or belong to other programs:
-// a rule that calls a program cannot be written without its pin. It mounts the BPF file
-// system if that is gone.
+// EnsurePins pins the programs again if their pins are gone or belong to other programs, because
+// a rule that calls a program cannot be written without its pin. It mounts the BPF file system
+// again if that is gone. After an error, the programs that are pinned stay so.
 func (c *Cache) EnsurePins() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -226,7 +226,7 @@ func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
 	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
-	// A copy, because the program still counts as pinned.
+	// A clone, because the library still regards the program as pinned.
 	again, err := program.Clone()
 	if err != nil {
 		return err
@@ -254,10 +254,10 @@ func pinned(path string, program *ebpf.Program) bool {
 	return ok && wantOK && id == wantID
 }
 
-// AllowPin is the path of the program that matches packets that may pass.
+// AllowPin returns the path of the program that matches packets that may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
 
-// DenyPin is the path of the program that matches packets that must not pass; empty with
+// DenyPin returns the path of the program that matches packets that must not pass; empty with
 // AllowedOnly.
 func (c *Cache) DenyPin() string {
 	if c.opts.AllowedOnly {
@@ -266,21 +266,22 @@ func (c *Cache) DenyPin() string {
 	return filepath.Join(c.pins.dir, "deny")
 }
 
-// Close ends the agent's part. The programs stay in the kernel for the rules, and stay
-// pinned.
+// Close closes the agent's handles. The programs stay pinned, and in the kernel for the rules.
 func (c *Cache) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.objs.Close(), c.tables.close(), c.pins.release())
 }
 
-// Remove is Close, and removes the pins. No rule should refer to the programs any more.
+// Remove removes the pins and closes the cache. No rule should refer to the programs any more:
+// otherwise they stay in the kernel.
 func (c *Cache) Remove() error {
 	return errors.Join(c.pins.remove(), c.Close())
 }
 
-// Stop ends the cache before the agent, if rules cannot call its programs. From now on they
-// match nothing, and no verdict is inserted.
+// Stop disables the cache while the agent goes on, for when rules cannot call the programs. From
+// then on they match nothing, and no verdict is inserted. If the error is ErrStillAnswering, the
+// programs may still match.
 func (c *Cache) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -288,9 +289,9 @@ func (c *Cache) Stop() error {
 	return errors.Join(c.disable(), c.pins.remove())
 }
 
-// SetStarting sets the addresses of pods that start on this node, see
-// policy.StartingPods. Packets from or to them are left to user space, beside those of
-// unknown addresses in the ranges of the snapshot.
+// SetStarting sets the addresses of pods that are starting on this node (see
+// policy.StartingPods). As long as an address has no endpoint, its packets are left to user
+// space, like those of unknown addresses in the pod ranges of the snapshot.
 //
 // With an error the cache answers nothing until a later Publish succeeds; if the error is
 // ErrStillAnswering it could not be disabled either.
@@ -352,7 +353,7 @@ func (c *Cache) Stats() (Stats, error) {
 	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied} {
 		var each []uint64 // by CPU
 		if err := c.objs.Answers.Lookup(uint32(i), &each); err != nil {
-			return s, fmt.Errorf("count the answers of the kernel's flow cache: %w", err)
+			return s, fmt.Errorf("read the counters of the kernel's flow cache: %w", err)
 		}
 		for _, n := range each {
 			*sum += n
@@ -365,17 +366,17 @@ func (c *Cache) Stats() (Stats, error) {
 func withHint(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%w: run as root, or with the capabilities BPF and, to mount the BPF file system, SYS_ADMIN; in a container, by a seccomp profile that lets these call bpf", err)
+		return fmt.Errorf("%w: run as root, or with the capabilities BPF and, to mount the BPF file system, SYS_ADMIN; in a container, with a seccomp profile that allows the system call bpf", err)
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL), errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: the kernel may be older than 5.2 or built without BPF", err)
 	}
 	return err
 }
 
-// Writer inserts the verdicts of one worker. It serves one goroutine.
+// Writer inserts the verdicts of one worker. It is for use by one goroutine.
 type Writer struct {
 	cache *Cache
-	// Fields, so that a system call can point to them without an allocation for each
+	// Arguments of the system call. As locals they would escape: an allocation for each
 	// packet.
 	key   filter.Key
 	value uint64

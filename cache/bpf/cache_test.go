@@ -21,7 +21,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// The pods of most tests: db is isolated and lets web in at port 6379.
+// The pods of most tests. db is isolated for ingress and lets web in at port 6379.
 var (
 	db     = netip.MustParseAddr("10.0.0.2")
 	web    = netip.MustParseAddr("10.0.0.3")
@@ -36,7 +36,7 @@ func podOf(name string, addr netip.Addr) *corev1.Pod {
 	return p
 }
 
-// letIn is a policy that lets one pod into another at port 6379, and no other pod.
+// letIn returns a policy that lets the pod from into the pod into at port 6379, and no other pod.
 func letIn(into, from string) *networkingv1.NetworkPolicy {
 	port := intstr.FromInt32(6379)
 	p := &networkingv1.NetworkPolicy{}
@@ -50,42 +50,43 @@ func letIn(into, from string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// newStage is a cache, its programs, and a user space that knows the pods.
-func newStage(t testing.TB, opts bpf.Options, ranges []netip.Prefix) (*bpf.Cache, *programs, *user) {
+// newFixture returns a cache, its programs, and a user space with the pods and the policy of db,
+// not committed yet.
+func newFixture(t testing.TB, opts bpf.Options, ranges []netip.Prefix) (*bpf.Cache, *programs, *user) {
 	t.Helper()
 	c := newCache(t, opts)
 	p, u := load(t, c), newUser(t, c, ranges)
 	for name, addr := range map[string]netip.Addr{"db": db, "web": web, "other": other} {
-		u.world.SetPod(kubepod.Read(podOf(name, addr)))
+		u.store.SetPod(kubepod.Read(podOf(name, addr)))
 	}
-	u.world.SetPolicy(netpol.Read(letIn("db", "web")))
+	u.store.SetPolicy(netpol.Read(letIn("db", "web")))
 	return c, p, u
 }
 
 func redis(from netip.Addr) []byte { return packetOf(from, db, filter.TCP, 6379, 20) }
 
-// Before anything is published, and after nothing was remembered, the programs
-// are silent; then they say what was decided.
+// The programs match nothing before a snapshot is published and before a verdict is remembered.
+// After that they repeat the verdict.
 func TestRemembers(t *testing.T) {
-	c, p, u := newStage(t, bpf.Options{}, nil)
-	if said := p.say(redis(web)); said != silent {
-		t.Errorf("before anything was published: %s", said)
+	c, p, u := newFixture(t, bpf.Options{}, nil)
+	if got := p.run(redis(web)); got != noMatch {
+		t.Errorf("before a snapshot was published: %s", got)
 	}
 	u.commit(t)
 	for from, want := range map[netip.Addr]verdict{web: allowed, other: denied, remote: denied} {
-		if said := p.say(redis(from)); said != silent {
-			t.Errorf("%s before it was judged: %s", from, said)
+		if got := p.run(redis(from)); got != noMatch {
+			t.Errorf("from %s, before a verdict was remembered: %s", from, got)
 		}
-		u.judges(redis(from))
-		if said := p.say(redis(from)); said != want {
-			t.Errorf("%s after it was judged: %s, want %s", from, said, want)
+		u.evaluate(redis(from))
+		if got := p.run(redis(from)); got != want {
+			t.Errorf("from %s, after a verdict was remembered: %s, want %s", from, got, want)
 		}
 	}
-	if said := p.say(packetOf(web, db, filter.TCP, 6380, 20)); said != silent {
-		t.Errorf("another port: %s", said)
+	if got := p.run(packetOf(web, db, filter.TCP, 6380, 20)); got != noMatch {
+		t.Errorf("another port: %s", got)
 	}
-	if said := p.say(packetOf(db, other, filter.UDP, 9, 20)); said != allowed {
-		t.Errorf("a pair that no policy concerns: %s", said)
+	if got := p.run(packetOf(db, other, filter.UDP, 9, 20)); got != allowed {
+		t.Errorf("no policy isolates an end: %s", got)
 	}
 	stats, err := c.Stats()
 	if err != nil {
@@ -96,8 +97,8 @@ func TestRemembers(t *testing.T) {
 	}
 }
 
-// everything are packets from one to another that policies can tell apart.
-func everything(src, dst netip.Addr) (all [][]byte) {
+// manyPackets returns packets between two addresses with different ports and protocols.
+func manyPackets(src, dst netip.Addr) (all [][]byte) {
 	for _, port := range []uint16{0, 80, 6378, 6379, 65535} {
 		for _, protocol := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 			all = append(all, packetOf(src, dst, protocol, port, 20))
@@ -106,55 +107,56 @@ func everything(src, dst netip.Addr) (all [][]byte) {
 	return append(all, packetOf(src, dst, filter.ICMP, 0, 20))
 }
 
-// One verdict that holds for all packets between two addresses answers for all, and
-// no longer than others do. The first of a scan of ports is all that user space
-// sees.
+// A verdict that applies to all packets between two addresses is remembered for all of them, and
+// is invalid after the same changes as other verdicts. So only the first packet of a port scan
+// reaches user space.
 func TestPairs(t *testing.T) {
-	_, p, u := newStage(t, bpf.Options{}, nil)
+	_, p, u := newFixture(t, bpf.Options{}, nil)
 	all := letIn("db", "web")
 	all.Spec.Ingress[0].Ports = nil
-	u.world.SetPolicy(netpol.Read(all))
+	u.store.SetPolicy(netpol.Read(all))
 	u.commit(t)
-	says := func(from netip.Addr, want verdict) {
+	expect := func(from netip.Addr, want verdict) {
 		t.Helper()
-		for _, data := range everything(from, db) {
-			if said := p.say(data); said != want {
-				t.Errorf("%x: %s, want %s", data, said, want)
+		for _, data := range manyPackets(from, db) {
+			if got := p.run(data); got != want {
+				t.Errorf("%x: %s, want %s", data, got, want)
 			}
 		}
 	}
 	for from, want := range map[netip.Addr]verdict{web: allowed, other: denied, remote: denied} {
-		says(from, silent)
-		u.judges(packetOf(from, db, filter.UDP, 53, 20))
-		says(from, want)
+		expect(from, noMatch)
+		u.evaluate(packetOf(from, db, filter.UDP, 53, 20))
+		expect(from, want)
 	}
-	// Now ports matter, and the rule names one.
-	u.world.SetPolicy(netpol.Read(letIn("db", "web")))
+	// Now the rule names a port, so that one verdict does not apply to all packets.
+	u.store.SetPolicy(netpol.Read(letIn("db", "web")))
 	u.commit(t)
-	says(web, silent)
-	for _, data := range everything(web, db) {
+	expect(web, noMatch)
+	for _, data := range manyPackets(web, db) {
 		want := denied
-		if u.judges(data) == filter.Allow {
+		if u.evaluate(data) == filter.Allow {
 			want = allowed
 		}
-		if said := p.say(data); said != want {
-			t.Errorf("%x: %s, want %s", data, said, want)
+		if got := p.run(data); got != want {
+			t.Errorf("%x: %s, want %s", data, got, want)
 		}
 	}
-	if p.say(redis(web)) != allowed {
-		t.Error("the port that is allowed is not")
+	if p.run(redis(web)) != allowed {
+		t.Error("the allowed port is not allowed")
 	}
 }
 
-// A pod with policies and no rule is closed to other pods, without a trip to user space.
-// A stranger may be its node, which user space knows, and it reaches itself.
+// If policies without rules isolate a pod, the kernel denies packets between it and other pods
+// without a trip to user space. It leaves the pod's packets to itself and those of unknown
+// addresses to user space: an unknown address may be the node.
 func TestClosed(t *testing.T) {
-	_, p, u := newStage(t, bpf.Options{}, nil)
-	u.world.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	_, p, u := newFixture(t, bpf.Options{}, nil)
+	u.store.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
 	none := letIn("db", "web")
 	none.Spec.Ingress = nil
 	none.Spec.PolicyTypes = append(none.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
-	u.world.SetPolicy(netpol.Read(none))
+	u.store.SetPolicy(netpol.Read(none))
 	u.commit(t)
 	for _, one := range []struct {
 		src, dst     netip.Addr
@@ -162,38 +164,38 @@ func TestClosed(t *testing.T) {
 	}{
 		{web, db, denied, denied},
 		{db, web, denied, denied},
-		{db, db, silent, allowed},
-		{remote, db, silent, denied},
-		{db, remote, silent, denied},
+		{db, db, noMatch, allowed},
+		{remote, db, noMatch, denied},
+		{db, remote, noMatch, denied},
 		{netip.MustParseAddr("192.0.2.1"), db, allowed, allowed},
 		{web, other, allowed, allowed},
 	} {
-		for i, data := range everything(one.src, one.dst) {
-			if said := p.say(data); i == 0 && said != one.first || i > 0 && said != one.later {
-				t.Errorf("packet %d from %s to %s: %s, want %s, then %s", i, one.src, one.dst, said, one.first, one.later)
+		for i, data := range manyPackets(one.src, one.dst) {
+			if got := p.run(data); i == 0 && got != one.first || i > 0 && got != one.later {
+				t.Errorf("packet %d from %s to %s: %s, want %s for the first and %s for later ones", i, one.src, one.dst, got, one.first, one.later)
 			}
-			u.judges(data)
+			u.evaluate(data)
 		}
 	}
 	fragment := packetOf(web, db, filter.TCP, 80, 20)
 	fragment[6] = 0x20
-	if said := p.say(fragment); said != denied {
-		t.Errorf("a fragment: %s", said)
+	if got := p.run(fragment); got != denied {
+		t.Errorf("a fragment: %s", got)
 	}
 }
 
-// The kernel lets no packet pass that is in the middle of a connection if policies
-// isolate an end against the opposite direction: user space knows whether they deny
-// it. What the kernel denies to the first packet of a connection, it denies to all.
+// If policies isolate an end in the opposite direction, the kernel leaves packets in the middle
+// of a connection to user space, which checks both directions. A remembered denial applies to
+// all packets.
 func TestMidStreamIsLeftToUserSpace(t *testing.T) {
-	_, p, u := newStage(t, bpf.Options{}, nil)
+	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
-	u.judges(redis(web))
-	u.judges(redis(other))
+	u.evaluate(redis(web))
+	u.evaluate(redis(other))
 	v6 := netip.MustParseAddr("fd00::2")
 	pod := podOf("db", db)
 	pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: v6.String()})
-	u.world.SetPod(kubepod.Read(pod))
+	u.store.SetPod(kubepod.Read(pod))
 	u.commit(t)
 	edit := func(data []byte, at int, value byte) []byte {
 		data = append([]byte(nil), data...)
@@ -211,81 +213,81 @@ func TestMidStreamIsLeftToUserSpace(t *testing.T) {
 	}{
 		{"SYN out of an isolated pod", packetOf(db, remote, filter.TCP, 80, 20), allowed},
 		{"SYN with ECN", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0xc2), allowed},
-		{"ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x10), silent},
-		{"SYN+ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x12), silent},
-		{"RST", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x04), silent},
-		{"FIN+ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x11), silent},
-		{"SYN+FIN", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x03), silent},
-		{"no flags", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0), silent},
-		{"SYN behind IP options", options, silent},
+		{"ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x10), noMatch},
+		{"SYN+ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x12), noMatch},
+		{"RST", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x04), noMatch},
+		{"FIN+ACK", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x11), noMatch},
+		{"SYN+FIN", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0x03), noMatch},
+		{"no flags", edit(packetOf(db, remote, filter.TCP, 80, 20), 13, 0), noMatch},
+		{"SYN behind IP options", options, noMatch},
 		{"IPv6, SYN", packetOf(v6, remote6, filter.TCP, 80, 20), allowed},
-		{"IPv6, ACK", edit(packetOf(v6, remote6, filter.TCP, 80, 20), 13, 0x10), silent},
-		{"IPv6, extension header", packetOf(v6, remote6, 60, 80, 20), silent},
+		{"IPv6, ACK", edit(packetOf(v6, remote6, filter.TCP, 80, 20), 13, 0x10), noMatch},
+		{"IPv6, extension header", packetOf(v6, remote6, 60, 80, 20), noMatch},
 		{"SCTP INIT", packetOf(db, remote, filter.SCTP, 80, 20), allowed},
-		{"SCTP HEARTBEAT", edit(packetOf(db, remote, filter.SCTP, 80, 20), 12, 4), silent},
+		{"SCTP HEARTBEAT", edit(packetOf(db, remote, filter.SCTP, 80, 20), 12, 4), noMatch},
 		{"UDP", packetOf(db, remote, filter.UDP, 80, 20), allowed},
 		{"ICMP", packetOf(db, remote, filter.ICMP, 0, 20), allowed},
-		{"ACK that is denied", edit(redis(other), 13, 0x10), denied},
+		{"ACK, remembered denial", edit(redis(other), 13, 0x10), denied},
 		{"ACK with no isolated end", edit(packetOf(web, other, filter.TCP, 80, 20), 13, 0x10), allowed},
 		{"ACK into an isolated pod", edit(redis(web), 13, 0x10), allowed},
 	} {
-		if said := p.say(one.data); said != one.want {
-			t.Errorf("%s: %s, want %s", one.name, said, one.want)
+		if got := p.run(one.data); got != one.want {
+			t.Errorf("%s: %s, want %s", one.name, got, one.want)
 		}
 	}
 }
 
-// A change of either end makes what was remembered void; a change elsewhere does
-// not.
+// A change of either end invalidates a remembered verdict. A change elsewhere does not.
 func TestForgets(t *testing.T) {
-	_, p, u := newStage(t, bpf.Options{}, nil)
+	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
-	u.judges(redis(web))
-	u.world.SetPod(kubepod.Read(podOf("new", remote)))
+	u.evaluate(redis(web))
+	u.store.SetPod(kubepod.Read(podOf("new", remote)))
 	u.commit(t)
-	if said := p.say(redis(web)); said != allowed {
-		t.Errorf("after a change elsewhere: %s", said)
+	if got := p.run(redis(web)); got != allowed {
+		t.Errorf("after a change elsewhere: %s", got)
 	}
 	relabeled := podOf("web", web)
 	relabeled.Labels["name"] = "other"
-	u.world.SetPod(kubepod.Read(relabeled))
+	u.store.SetPod(kubepod.Read(relabeled))
 	u.commit(t)
-	if said := p.say(redis(web)); said != silent {
-		t.Errorf("after the source's labels changed: %s", said)
+	if got := p.run(redis(web)); got != noMatch {
+		t.Errorf("after the source's labels changed: %s", got)
 	}
-	u.judges(redis(web))
-	if said := p.say(redis(web)); said != denied {
-		t.Errorf("evaluated again: %s", said)
+	u.evaluate(redis(web))
+	if got := p.run(redis(web)); got != denied {
+		t.Errorf("after it was evaluated again: %s", got)
 	}
-	u.world.DeletePolicy(netpol.Ref("default", "db"))
+	u.store.DeletePolicy(netpol.Ref("default", "db"))
 	u.commit(t)
-	if said := p.say(redis(web)); said != allowed {
-		t.Errorf("after the policy is gone: %s", said)
+	if got := p.run(redis(web)); got != allowed {
+		t.Errorf("after the policy was deleted: %s", got)
 	}
 }
 
-// A verdict that is remembered too late, when its epochs are past, never answers.
+// A verdict that is inserted after an epoch of its ends has changed is never used.
 func TestLateVerdict(t *testing.T) {
-	c, p, u := newStage(t, bpf.Options{}, nil)
+	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
 	s := u.published.Snapshot()
 	k := filter.NewKey(web, db, filter.TCP, 6379)
 	src, dst := s.Endpoint(web).Epoch(), s.Endpoint(db).Epoch()
-	u.world.SetPolicy(netpol.Read(letIn("db", "other")))
+	u.store.SetPolicy(netpol.Read(letIn("db", "other")))
 	u.commit(t)
 	c.NewWriter().Remember(k, src, dst, filter.Allow)
-	if said := p.say(redis(web)); said != silent {
-		t.Errorf("a verdict from before: %s", said)
+	if got := p.run(redis(web)); got != noMatch {
+		t.Errorf("with a verdict of the previous snapshot: %s", got)
 	}
 }
 
-// Unknown addresses in pod ranges are left to user space, whatever is remembered.
+// Packets of unknown addresses in pod ranges are left to user space, even if a verdict about them is
+// remembered.
 func TestUnknownPodsAreLeftToUserSpace(t *testing.T) {
-	c, p, u := newStage(t, bpf.Options{}, nil)
+	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
-	u.judges(redis(remote))
+	u.evaluate(redis(remote))
 	out := packetOf(web, remote, filter.TCP, 443, 20)
-	testUnknownPods(t, p, out, func(ranges []netip.Prefix) { u.world.SetPodRanges(ranges); u.commit(t) })
+	testUnknownPods(t, p, out, func(ranges []netip.Prefix) { u.store.SetPodRanges(ranges); u.commit(t) })
 	testUnknownPods(t, p, out, func(starting []netip.Prefix) {
 		if err := c.SetStarting(starting); err != nil {
 			t.Fatal(err)
@@ -306,67 +308,68 @@ func testUnknownPods(t *testing.T, p *programs, out []byte, set func([]netip.Pre
 			want verdict
 		}{{out, allowed}, {redis(remote), denied}} {
 			if in {
-				one.want = silent
+				one.want = noMatch
 			}
-			if said := p.say(one.data); said != one.want {
-				t.Errorf("in a range %v: %s, want %s", in, said, one.want)
+			if got := p.run(one.data); got != one.want {
+				t.Errorf("address in a pod range is %v: %s, want %s", in, got, one.want)
 			}
 		}
 	}
 }
 
-// Two strangers are left to user space, though it lets them pass: when it is gone,
-// they may be pods.
-func TestStrangersAreLeftToUserSpace(t *testing.T) {
-	_, p, u := newStage(t, bpf.Options{}, nil)
+// Packets between two unknown addresses are left to user space, although it lets them pass: after
+// the agent has ended, the addresses may be new pods'.
+func TestUnknownAddressesAreLeftToUserSpace(t *testing.T) {
+	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
 	data := packetOf(remote, netip.MustParseAddr("198.51.100.8"), filter.TCP, 80, 20)
-	if action := u.judges(data); action != filter.Allow {
-		t.Fatalf("user space says %s", action)
+	if action := u.evaluate(data); action != filter.Allow {
+		t.Fatalf("user space: %s, want %s", action, filter.Allow)
 	}
-	if said := p.say(data); said != silent {
-		t.Errorf("the kernel says %s", said)
+	if got := p.run(data); got != noMatch {
+		t.Errorf("kernel: %s, want %s", got, noMatch)
 	}
 }
 
-// With denials left to user space there is no program that denies.
+// With AllowedOnly there is no program that denies.
 func TestAllowedOnly(t *testing.T) {
-	c, p, u := newStage(t, bpf.Options{AllowedOnly: true}, nil)
+	c, p, u := newFixture(t, bpf.Options{AllowedOnly: true}, nil)
 	u.commit(t)
-	u.judges(redis(web))
-	u.judges(redis(other))
-	if said := p.say(redis(web)); said != allowed {
-		t.Errorf("allowed: %s", said)
+	u.evaluate(redis(web))
+	u.evaluate(redis(other))
+	if got := p.run(redis(web)); got != allowed {
+		t.Errorf("allowed: %s", got)
 	}
-	if said := p.say(redis(other)); said != silent || c.DenyPin() != "" {
-		t.Errorf("denied: %s, pinned at %q", said, c.DenyPin())
+	if got := p.run(redis(other)); got != noMatch || c.DenyPin() != "" {
+		t.Errorf("denied: %s, with a program pinned at %q", got, c.DenyPin())
 	}
 }
 
-// More endpoints than the tables have room for get larger ones.
+// The tables of endpoints grow when the endpoints do not fit, and remembered verdicts stay valid.
 func TestGrows(t *testing.T) {
 	if testing.Short() {
 		t.Skip("makes 70000 pods")
 	}
-	_, p, u := newStage(t, bpf.Options{}, nil)
+	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
-	u.judges(redis(web))
+	u.evaluate(redis(web))
 	for i := range 70000 {
-		u.world.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)}))))
+		u.store.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)}))))
 	}
 	u.commit(t)
-	if said := p.say(redis(web)); said != allowed {
-		t.Errorf("what was remembered before: %s", said)
+	if got := p.run(redis(web)); got != allowed {
+		t.Errorf("with a verdict from before: %s", got)
 	}
-	if said := p.say(packetOf(netip.MustParseAddr("10.2.0.5"), web, filter.TCP, 1, 20)); said != allowed {
-		t.Errorf("a pod that came last: %s", said)
+	if got := p.run(packetOf(netip.MustParseAddr("10.2.0.5"), web, filter.TCP, 1, 20)); got != allowed {
+		t.Errorf("one of the added pods: %s", got)
 	}
 }
 
-// What an agent has pinned stays as long as it lives, and goes when others start.
+// RemoveStale removes the pins of dead agents, but not those of live agents or of agents in other
+// network namespaces.
 func TestStalePins(t *testing.T) {
 	dir := bpffs(t)
-	lives, err := bpf.Open(bpf.Options{BPFFS: dir})
+	live, err := bpf.Open(bpf.Options{BPFFS: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,8 +377,8 @@ func TestStalePins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger := filepath.Join(dir, "sluice-1-1") // of another network namespace
-	if err := os.Mkdir(stranger, 0o700); err != nil {
+	foreign := filepath.Join(dir, "sluice-1-1") // of another network namespace
+	if err := os.Mkdir(foreign, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := dead.Close(); err != nil { // as the end of its process does
@@ -385,31 +388,30 @@ func TestStalePins(t *testing.T) {
 	if err != nil || len(removed) != 1 || removed[0] != filepath.Dir(dead.AllowPin()) {
 		t.Errorf("removed %v, %v", removed, err)
 	}
-	for path, want := range map[string]bool{lives.AllowPin(): true, lives.DenyPin(): true, dead.AllowPin(): false, stranger: true} {
+	for path, want := range map[string]bool{live.AllowPin(): true, live.DenyPin(): true, dead.AllowPin(): false, foreign: true} {
 		if _, err := os.Lstat(path); (err == nil) != want {
-			t.Errorf("%s is there %v, want %v", path, err == nil, want)
+			t.Errorf("%s exists: %v, want %v", path, err == nil, want)
 		}
 	}
-	if err := lives.Remove(); err != nil {
+	if err := live.Remove(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Lstat(filepath.Dir(lives.AllowPin())); err == nil {
-		t.Error("an agent that removes its pins leaves them")
+	if _, err := os.Lstat(filepath.Dir(live.AllowPin())); err == nil {
+		t.Error("Remove has left the pins")
 	}
 }
 
-// Where there is no BPF file system, there is nothing to remove, and nothing is
-// mounted for that.
+// Without a BPF file system, RemoveStale removes nothing and mounts nothing.
 func TestNoStalePins(t *testing.T) {
 	if removed, err := bpf.RemoveStale(t.TempDir()); err != nil || len(removed) > 0 {
 		t.Errorf("removed %v, %v", removed, err)
 	}
 }
 
-// Errors say what to do.
-func TestOpenWhereItCannotBe(t *testing.T) {
+// If the BPF file system cannot be mounted, the error of Open names that step.
+func TestOpenWithoutMount(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("as another user than root, the first step fails already")
+		t.Skip("needs root: for other users, an earlier step fails")
 	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -420,7 +422,7 @@ func TestOpenWhereItCannotBe(t *testing.T) {
 	}
 }
 
-// The way of a packet allocates nothing for what the kernel is to remember.
+// Remember is called for each evaluated packet, and does not allocate.
 func TestRememberAllocatesNothing(t *testing.T) {
 	w := newCache(t, bpf.Options{}).NewWriter()
 	k := filter.NewKey(web, db, filter.TCP, 80)
@@ -439,15 +441,15 @@ func BenchmarkRemember(b *testing.B) {
 	}
 }
 
-// BenchmarkPrograms is what the programs cost a packet, by what they say.
+// BenchmarkPrograms measures the programs, by their result and the reason for it.
 func BenchmarkPrograms(b *testing.B) {
-	_, p, u := newStage(b, bpf.Options{}, []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")})
-	closed := letIn("other", "nobody")
+	_, p, u := newFixture(b, bpf.Options{}, []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")})
+	closed := letIn("other", "absent")
 	closed.Spec.Ingress = nil
-	u.world.SetPolicy(netpol.Read(closed))
+	u.store.SetPolicy(netpol.Read(closed))
 	u.commit(b)
-	u.judges(redis(web))
-	u.judges(redis(remote))
+	u.evaluate(redis(web))
+	u.evaluate(redis(remote))
 	for _, bench := range []struct {
 		name    string
 		program *ebpf.Program
@@ -472,22 +474,22 @@ func BenchmarkPrograms(b *testing.B) {
 	}
 }
 
-// A range that the kernel cannot take closes the cache, until all are there.
-func TestRangesThatCannotBe(t *testing.T) {
-	c, p, u := newStage(t, bpf.Options{}, nil)
+// If the kernel cannot take all pod ranges, the cache is disabled until a Publish whose ranges fit.
+func TestTooManyRanges(t *testing.T) {
+	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
 	open := packetOf(web, other, filter.TCP, 80, 20)
 	many := make([]netip.Prefix, 70000) // the kernel takes 65536
 	for i := range many {
 		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}
-	u.world.SetPodRanges(many)
-	s, changes := u.world.Commit()
+	u.store.SetPodRanges(many)
+	s, changes := u.store.Commit()
 	if err := c.Publish(s, changes); err == nil || errors.Is(err, bpf.ErrStillAnswering) || !strings.Contains(err.Error(), "add pod range 172.1.") {
 		t.Errorf("error %v", err)
 	}
-	if said := p.say(open); said != silent {
-		t.Errorf("with ranges that the kernel does not know: %s", said)
+	if got := p.run(open); got != noMatch {
+		t.Errorf("without some of the ranges: %s", got)
 	}
 	if err := c.SetStarting(many); err == nil || errors.Is(err, bpf.ErrStillAnswering) {
 		t.Errorf("starting pods: error %v", err)
@@ -495,26 +497,26 @@ func TestRangesThatCannotBe(t *testing.T) {
 	if err := c.SetStarting(nil); err != nil {
 		t.Error(err)
 	}
-	u.world.SetPodRanges(many[:10])
+	u.store.SetPodRanges(many[:10])
 	u.commit(t)
-	if said := p.say(open); said != allowed {
-		t.Errorf("with all ranges: %s", said)
+	if got := p.run(open); got != allowed {
+		t.Errorf("with all ranges: %s", got)
 	}
 }
 
-// A cache that was stopped says nothing, whatever it is told.
+// After Stop the programs match nothing, even after further publications and evaluations.
 func TestStop(t *testing.T) {
-	c, p, u := newStage(t, bpf.Options{}, nil)
+	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
-	u.judges(redis(web))
+	u.evaluate(redis(web))
 	if err := c.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	u.commit(t)
-	u.judges(redis(web))
+	u.evaluate(redis(web))
 	for _, data := range [][]byte{redis(web), packetOf(web, other, filter.TCP, 80, 20)} {
-		if said := p.say(data); said != silent {
-			t.Errorf("%s", said)
+		if got := p.run(data); got != noMatch {
+			t.Errorf("after Stop: %s", got)
 		}
 	}
 	if _, err := os.Lstat(filepath.Dir(c.AllowPin())); err == nil {
@@ -522,17 +524,17 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// BenchmarkPublish is how long one change takes to be in force among 10,000 pods:
-// up to the exchange of the tables the kernel judges by the state before, and then
-// it waits for what is in the rules.
+// BenchmarkPublish measures the time until a change among 10,000 pods is in force. Until the tables
+// are swapped, the kernel decides by the old state; after that, Publish waits for packets that are
+// still in the rules.
 func BenchmarkPublish(b *testing.B) {
-	_, _, u := newStage(b, bpf.Options{}, nil)
+	_, _, u := newFixture(b, bpf.Options{}, nil)
 	for i := range 10000 {
-		u.world.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))))
+		u.store.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))))
 	}
 	u.commit(b)
 	for i := 0; b.Loop(); i++ {
-		u.world.SetPolicy(netpol.Read(letIn("db", []string{"web", "other"}[i%2])))
+		u.store.SetPolicy(netpol.Read(letIn("db", []string{"web", "other"}[i%2])))
 		u.commit(b)
 	}
 }

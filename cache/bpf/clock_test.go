@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Where the programs may not read the clock, they do without.
+// stopClock removes every call that reads the clock, and the kernel accepts the changed programs.
 func TestStopClock(t *testing.T) {
 	spec, err := loadProgram()
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// newCache makes a cache in a BPF file system of its own.
+// newCache opens a cache with a BPF file system of its own.
 func newCache(t testing.TB, opts bpf.Options) *bpf.Cache {
 	t.Helper()
 	opts.BPFFS = bpffs(t)
@@ -35,7 +35,8 @@ func newCache(t testing.TB, opts bpf.Options) *bpf.Cache {
 	return c
 }
 
-// bpffs is where a BPF file system may be mounted until the test ends.
+// bpffs returns a path at which a BPF file system may be mounted. It is unmounted when the test
+// ends.
 func bpffs(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -50,7 +51,7 @@ func bpffs(t testing.TB) string {
 	return dir
 }
 
-// programs runs what a cache has pinned on packets.
+// programs runs the pinned programs of a cache on packets.
 type programs struct {
 	t           testing.TB
 	allow, deny *ebpf.Program
@@ -72,26 +73,25 @@ func load(t testing.TB, c *bpf.Cache) *programs {
 	return p
 }
 
-// verdict is what the programs say about a packet.
+// verdict is the result of both programs for a packet.
 type verdict string
 
 const (
 	allowed verdict = "allow"
 	denied  verdict = "deny"
-	silent  verdict = "nothing"
+	noMatch verdict = "no match"
 )
 
-// say asks both programs about a packet that begins with its IP header. The
-// kernel does not run programs on packets that have none: of those they say
-// nothing.
-func (p *programs) say(data []byte) verdict {
+// run returns the result of both programs for data, a packet that begins with its IP header. The
+// kernel does not run programs on data without a complete IP header; the result is noMatch.
+func (p *programs) run(data []byte) verdict {
 	p.t.Helper()
-	return p.sayFrom(0, data)
+	return p.runFrom(0, data)
 }
 
-// sayFrom is say for a packet that came in by an interface. It leaves by that of the
-// number 1.
-func (p *programs) sayFrom(device uint32, data []byte) verdict {
+// runFrom is like run, for a packet that arrived on the interface with the given index. It leaves by
+// interface 1.
+func (p *programs) runFrom(device uint32, data []byte) verdict {
 	p.t.Helper()
 	var skb [192]byte // struct __sk_buff
 	binary.NativeEndian.PutUint32(skb[36:], device)
@@ -102,7 +102,7 @@ func (p *programs) sayFrom(device uint32, data []byte) verdict {
 		header = 40
 	}
 	frame = append(frame, data...)
-	said := silent
+	got := noMatch
 	for _, one := range []struct {
 		*ebpf.Program
 		verdict
@@ -110,24 +110,25 @@ func (p *programs) sayFrom(device uint32, data []byte) verdict {
 		if one.Program == nil {
 			continue
 		}
-		yes, err := one.Run(&ebpf.RunOptions{Data: frame, Context: skb})
+		matches, err := one.Run(&ebpf.RunOptions{Data: frame, Context: skb})
 		switch {
 		case err != nil && len(data) < header:
-			return silent
+			return noMatch
 		case err != nil:
 			p.t.Fatalf("run on %x: %v", data, err)
-		case yes != 0 && said != silent:
-			p.t.Fatalf("both say yes to %x", data)
-		case yes != 0:
-			said = one.verdict
+		case matches != 0 && got != noMatch:
+			p.t.Fatalf("both programs match %x", data)
+		case matches != 0:
+			got = one.verdict
 		}
 	}
-	return said
+	return got
 }
 
-// user is user space with a cache in the kernel behind it.
+// user is the user space part: a store, and an evaluator that writes its verdicts to the cache in
+// the kernel.
 type user struct {
-	world     *policy.Store
+	store     *policy.Store
 	published policy.Published
 	evaluator *engine.Evaluator
 	cache     *bpf.Cache
@@ -136,32 +137,32 @@ type user struct {
 
 func newUser(t testing.TB, c *bpf.Cache, ranges []netip.Prefix) *user {
 	t.Helper()
-	u := &user{world: policy.NewStore(), cache: c, decoder: packet.NewDecoder()}
+	u := &user{store: policy.NewStore(), cache: c, decoder: packet.NewDecoder()}
 	u.evaluator = engine.New(engine.Config{Published: &u.published, Memory: c.NewWriter()}, cache.NewFlows(0))
-	u.world.SetPodRanges(ranges)
+	u.store.SetPodRanges(ranges)
 	return u
 }
 
-// commit puts what the world holds in force.
+// commit publishes the content of the store, in user space and in the kernel.
 func (u *user) commit(t testing.TB) {
 	t.Helper()
-	s, changes := u.world.Commit()
+	s, changes := u.store.Commit()
 	u.published.Publish(s)
 	if err := u.cache.Publish(s, changes); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// judges gives user space's verdict, which is then remembered.
-func (u *user) judges(data []byte) filter.Action {
+// evaluate returns the verdict of user space, which the kernel then remembers.
+func (u *user) evaluate(data []byte) filter.Action {
 	u.evaluator.Enter()
 	action, _ := u.evaluator.Evaluate(data)
 	u.evaluator.Exit()
 	return action
 }
 
-// packetOf is a packet as hosts send it, with so many bytes behind the IP header. It
-// opens a connection.
+// packetOf returns a well-formed packet with length bytes behind the IP header. It is the first of
+// a connection.
 func packetOf(src, dst netip.Addr, protocol filter.Protocol, port uint16, length int) []byte {
 	body := make([]byte, length)
 	binary.BigEndian.PutUint16(body[2:], port)

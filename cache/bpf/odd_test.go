@@ -20,7 +20,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// onlyPort lets web into db at port 6379 of every protocol that has ports.
+// onlyPort returns a policy that lets web into db at port 6379 of every protocol with ports.
 func onlyPort() *networkingv1.NetworkPolicy {
 	p := letIn("db", "web")
 	one := p.Spec.Ingress[0].Ports[0]
@@ -31,34 +31,34 @@ func onlyPort() *networkingv1.NetworkPolicy {
 	return p
 }
 
-// Of a packet that is allowed and remembered, every byte is changed to every
-// value, every field of 16 bits to every length that could be, and the packet is
-// cut at every length: what user space would not let pass, the programs do not.
+// The programs never contradict user space about a variant of an allowed packet whose verdict is
+// remembered: each byte with every value, each 16-bit field with every plausible length, and the
+// packet cut off at every length.
 func TestOddPackets(t *testing.T) {
-	c, p, u := newStage(t, bpf.Options{}, nil)
+	c, p, u := newFixture(t, bpf.Options{}, nil)
 	web6, db6 := netip.MustParseAddr("fd00::3"), netip.MustParseAddr("fd00::2")
 	for name, addrs := range map[string][2]netip.Addr{"db": {db, db6}, "web": {web, web6}} {
 		pod := podOf(name, addrs[0])
 		pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: addrs[1].String()})
-		u.world.SetPod(kubepod.Read(pod))
+		u.store.SetPod(kubepod.Read(pod))
 	}
-	u.world.SetPolicy(netpol.Read(onlyPort()))
+	u.store.SetPolicy(netpol.Read(onlyPort()))
 	u.commit(t)
-	// An evaluator that remembers nothing: what was remembered of the first packet is
-	// what may be misread.
+	// An evaluator that remembers nothing, so that the programs have only the verdict about the
+	// original packet to apply wrongly.
 	forgetful := newUser(t, c, nil)
 	forgetful.evaluator = engine.New(engine.Config{Published: &forgetful.published}, cache.NewFlows(0))
 	forgetful.published.Publish(u.published.Snapshot())
 	for _, ends := range [][2]netip.Addr{{web, db}, {web6, db6}} {
 		for _, protocol := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 			whole := packetOf(ends[0], ends[1], protocol, 6379, 24)
-			if action := u.judges(whole); action != filter.Allow || p.say(whole) != allowed {
-				t.Fatalf("%s: %s, and the kernel says %s", protocol, action, p.say(whole))
+			if action := u.evaluate(whole); action != filter.Allow || p.run(whole) != allowed {
+				t.Fatalf("%s: user space %s, kernel %s, want both to allow", protocol, action, p.run(whole))
 			}
 			odd := func(data []byte) {
-				said := p.say(data)
-				if action := forgetful.judges(data); said == allowed && action != filter.Allow || said == denied && action != filter.Deny {
-					t.Errorf("%s: the kernel says %s, user space %s, about %x", protocol, said, action, data)
+				got := p.run(data)
+				if action := forgetful.evaluate(data); got == allowed && action != filter.Allow || got == denied && action != filter.Deny {
+					t.Errorf("%s: kernel %s, user space %s, for %x", protocol, got, action, data)
 				}
 			}
 			for at := range whole {
@@ -80,31 +80,31 @@ func TestOddPackets(t *testing.T) {
 			}
 		}
 	}
-	// IPv6 with the addresses of IPv4 must not pass for IPv4.
+	// An IPv6 packet with mapped IPv4 addresses must not be taken for IPv4.
 	mapped := packetOf(web6, db6, filter.TCP, 6379, 20)
 	for i, a := range []netip.Addr{web, db} {
 		as16 := a.As16()
 		copy(mapped[8+16*i:], as16[:])
 	}
-	if said := p.say(mapped); said != silent {
-		t.Errorf("mapped addresses: %s", said)
+	if got := p.run(mapped); got != noMatch {
+		t.Errorf("mapped addresses: %s", got)
 	}
 }
 
-// What changes at once in the cluster changes at once in the kernel: of two pods
-// one is always isolated from the other, and never neither.
+// All changes of one publication take effect at once in the kernel. Here either web is isolated for
+// egress or db for ingress, and no packet may pass as if neither were.
 func TestChangesAtOnce(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, nil)
-	u.world.SetPod(kubepod.Read(podOf("web", web)))
-	u.world.SetPod(kubepod.Read(podOf("db", db)))
+	u.store.SetPod(kubepod.Read(podOf("web", web)))
+	u.store.SetPod(kubepod.Read(podOf("db", db)))
 	egress := &networkingv1.NetworkPolicy{}
 	egress.Namespace, egress.Name = "default", "egress"
 	egress.Spec.PodSelector.MatchLabels = map[string]string{"name": "web"}
 	egress.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
-	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // not closed: user space is asked
-	ingress := letIn("db", "nobody")
-	u.world.SetPolicy(netpol.Read(egress))
+	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // not closed, so that packets are left to user space
+	ingress := letIn("db", "absent")
+	u.store.SetPolicy(netpol.Read(egress))
 	u.commit(t)
 
 	var stop atomic.Bool
@@ -113,8 +113,8 @@ func TestChangesAtOnce(t *testing.T) {
 	for range 2 {
 		wait.Go(func() {
 			for !stop.Load() {
-				if said := p.say(redis(web)); said != silent {
-					t.Errorf("in between, it says %s", said)
+				if got := p.run(redis(web)); got != noMatch {
+					t.Errorf("during a change: %s, want %s", got, noMatch)
 					return
 				}
 				asked.Add(1)
@@ -123,17 +123,17 @@ func TestChangesAtOnce(t *testing.T) {
 	}
 	for i := range 100 {
 		if i%2 == 0 {
-			u.world.DeletePolicy(netpol.Ref("default", "egress"))
-			u.world.SetPolicy(netpol.Read(ingress))
+			u.store.DeletePolicy(netpol.Ref("default", "egress"))
+			u.store.SetPolicy(netpol.Read(ingress))
 		} else {
-			u.world.DeletePolicy(netpol.Ref("default", ingress.Name))
-			u.world.SetPolicy(netpol.Read(egress))
+			u.store.DeletePolicy(netpol.Ref("default", ingress.Name))
+			u.store.SetPolicy(netpol.Read(egress))
 		}
 		u.commit(t)
 	}
 	stop.Store(true)
 	wait.Wait()
 	if asked.Load() < 100 {
-		t.Errorf("the programs ran %d times only", asked.Load())
+		t.Errorf("the programs ran only %d times", asked.Load())
 	}
 }

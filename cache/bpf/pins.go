@@ -20,7 +20,7 @@ func mounted(path string) bool {
 	return unix.Statfs(path, &s) == nil && uint32(s.Type) == unix.BPF_FS_MAGIC
 }
 
-// mount mounts the BPF file system unless it is mounted.
+// mount mounts the BPF file system at path, unless path is in one.
 func mount(path string) error {
 	if mounted(path) {
 		return nil
@@ -42,8 +42,9 @@ type pins struct {
 	lock *os.File
 }
 
-// pinPrefix begins the names of the directories of agents in this network namespace. Those
-// of other namespaces, whose rules are elsewhere, must not be removed.
+// pinPrefix returns the prefix of the directory names of agents in this network namespace. The
+// directories of agents in other namespaces must not be removed: their rules are not visible
+// here.
 func pinPrefix() (string, error) {
 	var s unix.Stat_t
 	// thread-self, because the namespace belongs to the thread.
@@ -72,7 +73,7 @@ func newPins(bpffs string) (*pins, error) {
 	return &pins{dir, lock}, nil
 }
 
-// lock takes the lock of a directory, unless another process has it.
+// lock takes the lock of a directory; locked is false if another process holds it.
 func lock(dir string) (f *os.File, locked bool, err error) {
 	if f, err = os.Open(dir); err != nil {
 		return nil, false, err
@@ -87,7 +88,7 @@ func lock(dir string) (f *os.File, locked bool, err error) {
 	}
 }
 
-// ensure makes the directory again if it is gone, and takes its lock.
+// ensure makes the directory again if it is gone or replaced, and takes its lock.
 func (p *pins) ensure() error {
 	var held, there unix.Stat_t
 	if err := unix.Fstat(int(p.lock.Fd()), &held); err != nil {
@@ -123,8 +124,8 @@ func (p *pins) remove() error {
 func (p *pins) release() error { return p.lock.Close() }
 
 // RemoveStale removes the pinned programs of dead agents of this network namespace, and
-// returns their directories. Rules that still refer to them continue to work, but the legacy
-// backend of iptables can then not change their table.
+// returns their directories. Rules that still call the programs continue to work, but the legacy
+// backend of iptables can no longer change the table with such rules.
 func RemoveStale(bpffs string) (removed []string, err error) {
 	if bpffs == "" {
 		bpffs = DefaultBPFFS
@@ -138,7 +139,7 @@ func RemoveStale(bpffs string) (removed []string, err error) {
 	}
 	entries, err := os.ReadDir(bpffs)
 	if err != nil {
-		return nil, fmt.Errorf("look for pinned programs of agents that are gone: %w", err)
+		return nil, fmt.Errorf("list the pinned programs of dead agents: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {

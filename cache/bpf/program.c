@@ -3,22 +3,22 @@
 // The flow cache in the kernel: two programs that iptables calls as matches (-m bpf
 // --object-pinned). "allow" matches a packet that may pass without a trip to user space,
 // "deny" one that must not pass; a packet that neither matches is queued, as without a
-// cache. There are two because a match has only two results.
+// cache. There are two programs because a match has only two results.
 //
 // A match always agrees with packet.Decode and policy.Snapshot.DecideBetween. Unusual
 // packets are left to user space: fragments, IPv4 options, IPv6 extension headers, invalid
 // lengths.
 //
-// A packet reaches them at its IP header. Each costs 110 ns where no verdict is
-// needed and 180 where one is looked up; a packet that is queued after all has paid
-// for both.
+// The data of a packet begins with its IP header. A program takes 110 ns if it needs no
+// remembered verdict and 180 ns if it looks one up. A packet that is queued in the end has
+// passed through both programs.
 
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-// address is IPv6, or IPv4 in its mapped form, ::ffff:a.b.c.d.
+// address is an IPv6 address, or an IPv4 address in its mapped form, ::ffff:a.b.c.d.
 struct address {
 	__u32 word[4];
 };
@@ -26,19 +26,20 @@ struct address {
 // key has the layout of filter.Key.
 struct key {
 	struct address src, dst;
-	__u16 port; // of the destination, in the order of this machine
+	__u16 port; // of the destination, in host byte order
 	__u8 protocol, transport;
 };
 
-// What filter.Transport calls these states.
+// The values of filter.Transport.
 enum { PORTLESS = 1, PORTED = 2, ANY = 3 };
 
 enum { ICMPV6 = 58 }; // which linux/in.h lacks
 
-// endpoint is the owner of an address. The flags are the directions in which policies
-// isolate it, those in which no rule allows anything, and whether it is this node. The
-// device is the interface that leads only to this pod of this node, or 0: a pod that gets the
-// address while no agent runs has another device, and nothing is answered for it.
+// endpoint is the owner of an address. The flags hold the directions in which policies
+// isolate it, the directions in which no rule allows anything, and whether it is this node.
+// If it is a pod of this node with an interface of its own, device is that interface;
+// otherwise 0. If another pod gets the address while no agent runs, its interface differs,
+// and the programs match none of its packets.
 struct endpoint {
 	__u64 epoch;
 	__u32 flags;
@@ -51,8 +52,8 @@ enum {
 	NODE = 4,
 	CLOSED_EGRESS = 8,
 	CLOSED_INGRESS = 16,
-	KNOWN = 32, // set here: there is an endpoint
-	SHARED = 64, // a pod of this node that shares its device
+	KNOWN = 32, // set by evaluate, not in the table: the address has an endpoint
+	SHARED = 64, // a pod of this node that shares its interface with others
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
 	OF_DESTINATION = ISOLATED_INGRESS | CLOSED_INGRESS | NODE,
@@ -60,13 +61,13 @@ enum {
 
 enum verdict { DENY = 0, ALLOW = 1 };
 
-// Random numbers that the loader sets: see stamp.
+// Random numbers for stamp, set by the loader.
 volatile const __u64 secrets[7];
 
-// endpoints holds one table of all endpoints, which is never written while it is here: user
-// space writes another one and replaces it. So changes that belong together take effect
-// together, and the kernel reports when no program uses the previous table. Without a table
-// the programs match nothing.
+// endpoints holds one table of all endpoints. To publish changes, user space writes another
+// table and replaces this one. So the changes of a snapshot take effect together, and the
+// replacement returns when no program uses the previous table. Only the device of an endpoint
+// is changed in place. Without a table the programs match nothing.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -95,9 +96,8 @@ struct range {
 	struct address first;
 };
 
-// ranges are those in which pods have their addresses. An address in them without an
-// endpoint is pending: it belongs to a pod that is not known yet, and user space holds the
-// packet.
+// ranges holds the address ranges of pods. An address in them without an endpoint is
+// pending: it belongs to a pod that is not known yet, and user space holds the packet.
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 65536);
@@ -106,9 +106,9 @@ struct {
 	__type(value, __u32);
 } ranges SEC(".maps");
 
-// flows are the verdicts, as stamp and verdict in one number. A verdict about all packets
-// of a pair of addresses has the key of the pair, so that a port scan takes one entry and
-// one trip to user space.
+// flows holds the verdicts. A value is a stamp, with the verdict in bit 0. A verdict that
+// applies to all packets between two addresses is stored once, under the key of the pair, so
+// that a port scan takes one entry and one trip to user space.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
@@ -137,12 +137,13 @@ static __always_inline int yes(enum answer which)
 	return 1;
 }
 
-// upper is the place of the header behind the IP header, and the length from there by the
-// IP header: 0 in packets too long for the field, which are left to user space. Protocol 0
-// marks an unusual packet; in IPv6 it is a header of options. begins is set after the header
-// was read, if the packet may be the first of a connection, for which the verdict about its
-// key suffices. Any other packet may belong to a connection that its receiver has opened: see
-// Evaluator.decideMidStream in sluice/filter/engine.
+// upper describes the header behind the IP header: its offset, the length of the packet from
+// there on, and its protocol. The length is that of the IP header; 0 in packets too long for
+// the field, which are left to user space. Protocol 0 marks an unusual packet; in IPv6 it is
+// a header of options. read_upper sets begins if the packet may be the first of a connection:
+// the verdict about such a packet depends only on its key. Any other packet may belong to a
+// connection that its receiver has opened: see Evaluator.decideMidStream in
+// sluice/filter/engine.
 struct upper {
 	__u32 at, length;
 	__u8 protocol, begins;
@@ -153,8 +154,8 @@ static __always_inline int mapped(struct address *a)
 	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
 }
 
-// The programs cannot compare pointers: without the capability PERFMON the kernel takes it
-// for a leak.
+// same compares two addresses word by word. The programs must not compare pointers: without
+// CAP_PERFMON, the verifier rejects that as a leak of kernel addresses.
 static __always_inline int same(struct address *a, struct address *b)
 {
 	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] && a->word[3] == b->word[3];
@@ -184,7 +185,7 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct key *k, struc
 	map(&k->dst, ip.dst);
 	__u32 length = bpf_ntohs(ip.length);
 
-	// One bit of the fragment field only forbids fragmentation.
+	// The mask leaves out DF, which only forbids fragmentation.
 	if (ip.version == 0x45 && !(ip.fragment & bpf_htons(0xbfff)) && length >= sizeof(ip)) {
 		up->at = sizeof(ip);
 		up->length = length - sizeof(ip);
@@ -200,7 +201,7 @@ struct ipv6 {
 	struct address src, dst;
 };
 
-// A packet with a mapped address could pass for one of IPv4, and is left to user space,
+// An IPv6 packet with a mapped address could be mistaken for IPv4. It is left to user space,
 // which denies it.
 static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struct upper *up)
 {
@@ -219,7 +220,8 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struc
 enum { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 }; // of TCP, RFC 9293, 3.1
 enum { INIT = 1 };						 // the chunk of SCTP, RFC 9260, 3.2
 
-// read_upper completes the key; 0 if the header is unusual or incomplete.
+// read_upper completes the key and sets begins. It returns 0 if the header is unusual or
+// incomplete.
 static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, struct upper *up)
 {
 	__u8 header[20]; // the fixed part of TCP, which is the longest
@@ -261,7 +263,8 @@ static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, stru
 	return 1;
 }
 
-// pending reports whether an address without an endpoint should be a pod's.
+// pending reports whether an address without an endpoint belongs to a pod that is not known
+// yet.
 static __always_inline int pending(struct address *a)
 {
 	struct range one = { .bits = 128, .first = *a };
@@ -276,12 +279,14 @@ static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 	return (__u64)(__u32)(a + (__u32)secret) * (__u32)(b + (__u32)(secret >> 32));
 }
 
-// stamp is a number for a key and the epochs of its two ends: a verdict is valid while both
-// are current. It covers the key too because the kernel reuses the entry of an evicted flow
-// at once, while a program may be reading it; a program reads one number, so that it cannot
-// see half of each. For any two inputs, at most one choice of the secrets in 2^30 gives both
-// the same stamp, so that collisions cannot be found without the secrets. A chain of
-// multiplications by a constant has no such bound: the same two bits changed in neighbouring
+// stamp returns a hash of a key and the epochs of its two ends; bit 0 is left for the
+// verdict. A verdict is valid while both epochs are current. The key is included because the
+// kernel reuses the entry of an evicted flow at once, so that a program may read the value of
+// another flow; stamp and verdict are one number, which cannot be half overwritten.
+//
+// For any two inputs, at most one in 2^30 choices of the secrets gives both the same stamp,
+// so that an attacker without the secrets cannot construct collisions. A chain of
+// multiplications by constants has no such bound: flipping the same two bits in neighbouring
 // words cancelled out for every start value.
 static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 {
@@ -297,6 +302,8 @@ static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 	return h & ~1ULL;
 }
 
+// remembered reports whether flows has the wanted verdict about a key, valid for the epochs of
+// its ends.
 static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum verdict wanted)
 {
 	volatile __u64 *flow = bpf_map_lookup_elem(&flows, k);
@@ -332,8 +339,8 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 
 	struct endpoint *src = bpf_map_lookup_elem(known, &k.src);
 	struct endpoint *dst = bpf_map_lookup_elem(known, &k.dst);
-	// Numbers from here on: conditions on two pointers can compile to code that needs
-	// PERFMON too.
+	// From here on only numbers are tested: the compiler may turn a condition on two
+	// pointers into code that needs CAP_PERFMON too.
 	__u64 of_src = 0, of_dst = 0, src_epoch = 0, dst_epoch = 0;
 
 	if (src) {
@@ -361,19 +368,21 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 
 	int read = 0;
 
+	// If policies isolate an end in the opposite direction, only the first packet of a
+	// connection may be allowed here: see struct upper.
 	if (wanted == ALLOW && back && !(flags & NODE)) {
 		read = read_upper(skb, &k, &up);
 		if (!read || !up.begins)
 			return 0;
 	}
 
-	// Without a policy every packet passes. One end must be known: user space decides the
-	// same about two unknown ends, but when the agent is gone, they may be new pods.
+	// Without a policy every packet passes. One end must be known: user space also lets
+	// packets between two unknown ends pass, but without an agent these may be new pods.
 	if ((of_src | of_dst) & KNOWN && (!flags || flags & NODE))
 		return wanted == ALLOW && yes(OPEN);
 
-	// No packet passes from or to a pod that is closed, except from and to itself and its
-	// node, which an unknown end may be.
+	// No packet passes from or to a closed pod, except between the pod and itself or its
+	// node. Both ends must be known, because an unknown one may be the node.
 	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED)
 		return wanted == DENY && yes(DENIED);
 

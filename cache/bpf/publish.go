@@ -31,8 +31,8 @@ const (
 	shared          = 64
 )
 
-// endpointOf is the entry of an endpoint. A pod of this node has a device of its own, or
-// shares one.
+// endpointOf returns the table entry of an endpoint. device is the interface that leads only to
+// this pod; if it is 0, a pod of this node shares its interface.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
 	for _, one := range [...]struct {
@@ -58,11 +58,11 @@ func isLocal(s *policy.Snapshot, e *policy.Endpoint) bool {
 	return slices.ContainsFunc(e.Hosts(), func(host netip.Addr) bool { return s.Endpoint(host).IsNode() })
 }
 
-// tables are two tables of endpoints. The programs read one, and the other is written
-// before they are swapped; so each change is written twice.
+// tables are two tables of endpoints. The programs read one. Publish writes a change into the
+// spare one, swaps them, and writes the change into the other one too.
 type tables struct {
 	read, spare *ebpf.Map
-	room        int
+	room        int // endpoints that fit into each
 }
 
 func (t *tables) close() error {
@@ -72,9 +72,9 @@ func (t *tables) close() error {
 	return errors.Join(t.read.Close(), t.spare.Close())
 }
 
-// Publish updates the endpoints and ranges to those of a snapshot; changes are the addresses
-// that differ from the one of the last call. When it returns, no packet is decided by an
-// older snapshot, and none that was is still in the rules.
+// Publish updates the endpoints and ranges to those of a snapshot; changes lists the addresses
+// whose endpoints differ from those of the last call's snapshot. When Publish returns, no packet
+// is decided by an older snapshot, and every packet that was has left the rules.
 //
 // It takes about 2 µs for each change, and an RCU grace period of some 10 ms. After an error
 // the cache answers nothing until a later Publish succeeds; if the error is ErrStillAnswering
@@ -87,7 +87,7 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	}
 	began := time.Now()
 	if err := c.publish(s, changes); err != nil {
-		err = fmt.Errorf("bring the kernel's flow cache up to date: %w", withHint(err))
+		err = fmt.Errorf("update the kernel's flow cache: %w", withHint(err))
 		return errors.Join(err, c.disable())
 	}
 	c.snapshot = s
@@ -95,10 +95,9 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	return nil
 }
 
-// SetDevices sets the interface that leads to each pod address of this node, where it
-// leads to no other pod's. The interface of an address that is not in the new set is kept
-// while a pod has the address: when a pod ends, its interface is removed before the API
-// reports it.
+// SetDevices sets the interfaces that lead to a single pod of this node, by the pod's address.
+// An address that is not in devices keeps its interface while a pod has the address: when a pod
+// ends, its interface vanishes before the API reports the end.
 //
 // With an error the cache answers nothing until a later Publish succeeds; if the
 // error is ErrStillAnswering it could not be disabled either.
@@ -120,18 +119,20 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	if c.tables == nil || c.snapshot == nil {
 		return nil // the next Publish writes them
 	}
-	// Each by itself, and in the table that is read too: no verdict depends on it.
+	// Changed one by one, also in the table that the programs read: no verdict depends on
+	// the device.
 	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
-		known := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
-		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), known))); err != nil {
-			return errors.Join(fmt.Errorf("tell the kernel's flow cache of this node's interfaces: %w", withHint(err)), c.disable())
+		unknown := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
+		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), unknown))); err != nil {
+			return errors.Join(fmt.Errorf("update the pods' interfaces in the kernel's flow cache: %w", withHint(err)), c.disable())
 		}
 	}
 	return nil
 }
 
-// Attend extends the time until which the kernel answers for pods that share an
-// interface. It must be called more often than Options.Unattended.
+// Attend extends the time until which the kernel answers for pods that share an interface. It
+// must be called at shorter intervals than Options.Unattended. After an error the old deadline
+// holds.
 func (c *Cache) Attend() error {
 	until := uint64(math.MaxUint64)
 	if c.opts.Unattended > 0 {
@@ -142,7 +143,7 @@ func (c *Cache) Attend() error {
 		until = uint64(now.Nano()) + uint64(c.opts.Unattended)
 	}
 	if err := c.objs.Deadline.Update(uint32(0), until, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("tell the kernel's flow cache that the agent is there: %w", withHint(err))
+		return fmt.Errorf("extend the deadline of the kernel's flow cache: %w", withHint(err))
 	}
 	return nil
 }
@@ -165,7 +166,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	}
 	t.read, t.spare = t.spare, t.read
 	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
-		// The table that is read is complete. The next change makes new ones.
+		// The table that the programs read is complete. The next Publish makes new ones.
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
 		c.tables = nil
 		return t.close()
@@ -173,7 +174,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	return nil
 }
 
-// swap makes the programs read a table, and returns when none reads another one.
+// swap makes the programs read a table, and returns when no program reads the previous one.
 func (c *Cache) swap(table *ebpf.Map) error {
 	if err := c.objs.Endpoints.Update(uint32(0), table, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("replace the table of endpoints: %w", err)
@@ -181,7 +182,7 @@ func (c *Cache) swap(table *ebpf.Map) error {
 	return nil
 }
 
-// rebuild makes new tables with room to grow.
+// rebuild makes new tables, with room for at least twice the endpoints.
 func (c *Cache) rebuild(s *policy.Snapshot) error {
 	spec := c.endpointsSpec.Copy()
 	for int(spec.MaxEntries) < 2*s.Counts().Endpoints {
@@ -205,7 +206,7 @@ func (c *Cache) rebuild(s *policy.Snapshot) error {
 	return before.close()
 }
 
-// addresses are those of all endpoints of a snapshot.
+// addresses returns the addresses of all endpoints of a snapshot.
 func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for a := range s.Endpoints() {
@@ -216,7 +217,7 @@ func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 	}
 }
 
-// write writes the endpoints of some addresses into a table that no program reads.
+// write writes the endpoints of some addresses into a table, and deletes addresses without one.
 func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
 	for a := range addrs {
 		var err error
@@ -232,10 +233,10 @@ func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.
 	return nil
 }
 
-// ErrStillAnswering means that the cache may answer by a snapshot that is no longer in force.
+// ErrStillAnswering means that the cache may still answer by an outdated snapshot.
 var ErrStillAnswering = errors.New("the kernel's flow cache could not be disabled")
 
-// disable removes the endpoints, without which the programs match nothing.
+// disable removes the table of endpoints. Without a table the programs match nothing.
 func (c *Cache) disable() error {
 	if err := c.objs.Endpoints.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("%w: %w", ErrStillAnswering, err)

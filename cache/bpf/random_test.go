@@ -20,7 +20,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// chance makes clusters and packets up, with few words, so that things meet.
+// chance generates random clusters and packets. It draws from few names, labels and addresses, so
+// that policies often select pods, and many packets are between pods.
 type chance struct{ *rand.Rand }
 
 func oneOf[T any](r chance, values ...T) T { return values[r.IntN(len(values))] }
@@ -29,7 +30,7 @@ func (r chance) oneIn(n int) bool { return r.IntN(n) == 0 }
 
 const pods = 8
 
-// podAddrs are the two addresses of pod n.
+// podAddrs returns the IPv4 and the IPv6 address of pod n.
 func podAddrs(n int) [2]netip.Addr {
 	return [2]netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})}
 }
@@ -37,11 +38,11 @@ func podAddrs(n int) [2]netip.Addr {
 var (
 	nodeAddrs = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	outside   = [2]netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:f::7")}
-	// The last two of the pods' addresses are not expected to be pods'.
+	// The addresses of the last two pods are outside the ranges.
 	podRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
 )
 
-// addr is anybody's address: a pod's, this node's or one from outside.
+// addr returns the address of a pod, of this node, or from outside the cluster.
 func (r chance) addr(v6 int) netip.Addr {
 	switch r.IntN(8) {
 	case 0:
@@ -111,28 +112,29 @@ func (r chance) policy(n int) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// change changes something about the cluster.
+// change makes a random change to the cluster.
 func (r chance) change(u *user) {
 	n := 2 + r.IntN(pods)
 	switch r.IntN(6) {
 	case 0:
 		for _, ns := range []string{"a", "b"} {
-			u.world.DeletePod(ns, fmt.Sprint("p", n))
+			u.store.DeletePod(ns, fmt.Sprint("p", n))
 		}
 	case 1, 2:
-		u.world.SetPod(kubepod.Read(r.pod(n)))
+		u.store.SetPod(kubepod.Read(r.pod(n)))
 	case 3, 4:
-		u.world.SetPolicy(netpol.Read(r.policy(r.IntN(3))))
+		u.store.SetPolicy(netpol.Read(r.policy(r.IntN(3))))
 	case 5:
-		u.world.DeletePolicy(netpol.Ref(oneOf(r, "a", "b"), fmt.Sprint("n", r.IntN(3))))
+		u.store.DeletePolicy(netpol.Ref(oneOf(r, "a", "b"), fmt.Sprint("n", r.IntN(3))))
 	}
 	if r.oneIn(20) {
-		u.world.SetNode(oneOf(r, nodeAddrs[:], nil))
+		u.store.SetNode(oneOf(r, nodeAddrs[:], nil))
 	}
 }
 
-// packet makes a packet up: most are what hosts send, some have a byte or the
-// length changed, options, or extension headers. plain reports whether it has none of these.
+// packet returns a random packet. Many are well-formed. Others have a changed byte or length, IPv4
+// options, IPv6 extension headers, or are not the first of a connection. plain reports whether the
+// packet is well-formed and of a protocol that the programs read.
 func (r chance) packet() (data []byte, plain bool) {
 	v6 := r.IntN(2)
 	src, dst := r.addr(v6), r.addr(v6)
@@ -141,7 +143,8 @@ func (r chance) packet() (data []byte, plain bool) {
 	plain = slices.Contains([]uint8{6, 17, 132, 1, 58}, protocol)
 	switch r.IntN(7) {
 	case 6:
-		// Flags of TCP, the first chunk of SCTP: it may be in the middle of a connection.
+		// In TCP the flags and in SCTP the type of the first chunk, so that the packet may
+		// be in the middle of a connection.
 		data[len(data)-len(packetBody(data))+12+r.IntN(2)] ^= byte(r.Uint32() & 0x1f)
 		plain = false
 	case 0:
@@ -165,7 +168,7 @@ func (r chance) packet() (data []byte, plain bool) {
 	return data, plain
 }
 
-// packetBody is what is behind the IP header of a packet that packetOf made.
+// packetBody returns the bytes behind the IP header of a packet from packetOf.
 func packetBody(data []byte) []byte {
 	if data[0]>>4 == 6 {
 		return data[40:]
@@ -173,19 +176,19 @@ func packetBody(data []byte) []byte {
 	return data[20:]
 }
 
-// Whatever the programs say, user space says too, whatever the packet is; and of
-// what hosts send, they say all that they were told.
-func TestSaysWhatUserSpaceSays(t *testing.T) {
+// The programs never contradict user space, whatever the packet is. For well-formed packets they
+// repeat every verdict that was remembered.
+func TestAgreesWithUserSpace(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p := load(t, c)
 	u := newUser(t, c, podRanges)
 	r := chance{rand.New(rand.NewPCG(1, 0))}
-	says := map[verdict]int{}
+	count := map[verdict]int{}
 	rounds, packets := 300, 200
 	if testing.Short() {
 		rounds = 30
 	}
-	u.world.SetNode(nodeAddrs[:])
+	u.store.SetNode(nodeAddrs[:])
 	for round := range rounds {
 		for range 1 + r.IntN(3) {
 			r.change(u)
@@ -194,49 +197,49 @@ func TestSaysWhatUserSpaceSays(t *testing.T) {
 		var again [][]byte
 		for range packets {
 			data, plain := r.packet()
-			before := p.say(data)
-			action := u.judges(data)
-			after := p.say(data)
+			before := p.run(data)
+			action := u.evaluate(data)
+			after := p.run(data)
 			if plain {
 				again = append(again, data)
 			}
-			for when, said := range map[string]verdict{"before": before, "after": after} {
-				if said == allowed && action != filter.Allow || said == denied && action != filter.Deny {
+			for when, got := range map[string]verdict{"before": before, "after": after} {
+				if got == allowed && action != filter.Allow || got == denied && action != filter.Deny {
 					k, _ := u.decoder.Decode(data)
 					t.Logf("%v %+v", k, u.published.Snapshot().Decide(k.Key))
-					t.Fatalf("round %d, %s: the kernel says %s, user space %s, about %x", round, when, said, action, data)
+					t.Fatalf("round %d, %s the verdict was remembered: kernel %s, user space %s, for %x", round, when, got, action, data)
 				}
 			}
 			k, err := u.decoder.Decode(data)
-			strangers, pending := 0, false
+			unknown, pending := 0, false
 			for _, a := range []netip.Addr{k.Key.SrcAddr(), k.Key.DstAddr()} {
 				if e, is := u.published.Snapshot().Lookup(a); err == nil && e == nil {
-					strangers++
-					pending = pending || is != policy.Known // and left to user space, also where no pod would change the verdict
+					unknown++
+					pending = pending || is != policy.Known // left to user space, even if no pod could change the verdict
 				}
 			}
-			if plain && after == silent && strangers < 2 && !pending {
-				t.Fatalf("round %d: the kernel says nothing about %x, which user space decided: %s", round, data, action)
+			if plain && after == noMatch && unknown < 2 && !pending {
+				t.Fatalf("round %d: the kernel does not repeat the verdict of user space, %s, for %x", round, action, data)
 			}
-			says[before]++
+			count[before]++
 		}
-		// What it was told before the next changes must not outlive them.
+		// Verdicts from before a change must not be used after it.
 		for range r.IntN(2) {
 			r.change(u)
 			u.commit(t)
 			for _, data := range again {
-				said := p.say(data)
-				if action := u.judges(data); said == allowed && action != filter.Allow || said == denied && action != filter.Deny {
-					t.Fatalf("round %d, after a change: the kernel says %s, user space %s, about %x", round, said, action, data)
+				got := p.run(data)
+				if action := u.evaluate(data); got == allowed && action != filter.Allow || got == denied && action != filter.Deny {
+					t.Fatalf("round %d, after a change: kernel %s, user space %s, for %x", round, got, action, data)
 				}
-				says[said]++
+				count[got]++
 			}
 		}
 	}
-	t.Log(says)
-	for _, v := range []verdict{allowed, denied, silent} {
-		if says[v] < rounds {
-			t.Errorf("the kernel said %s %d times: the test has become blunt", v, says[v])
+	t.Log(count)
+	for _, v := range []verdict{allowed, denied, noMatch} {
+		if count[v] < rounds {
+			t.Errorf("result %q only %d times in %d rounds: the random packets test too little", v, count[v], rounds)
 		}
 	}
 }

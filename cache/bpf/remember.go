@@ -11,10 +11,10 @@ import (
 )
 
 // Remember inserts a verdict of policy.Snapshot.DecideBetween about a key, with the epochs of
-// its ends. It takes one to three microseconds and does not allocate. A verdict that cannot
-// be inserted is counted, and decided again when needed.
+// its ends. It takes one to three microseconds and does not allocate. If a verdict cannot be
+// inserted, it is counted in Stats.Failed, and user space decides the next packet again.
 //
-// Keys that the programs do not read are skipped, and denials with AllowedOnly.
+// Remember skips keys that the programs never look up and, with AllowedOnly, denials.
 func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	readable := k.Transport == filter.Any || k.Transport == filter.Ported || k.Transport == filter.Portless && (k.Protocol == filter.ICMP || k.Protocol == filter.ICMPv6)
 	if !readable || action == filter.Deny && w.cache.opts.AllowedOnly || w.cache.stopped.Load() {
@@ -29,7 +29,7 @@ func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	}
 }
 
-// secrets are the random numbers of that name in program.c.
+// secrets holds the random numbers that program.c has under that name.
 type secrets [7]uint64
 
 func newSecrets() (s secrets) {
@@ -39,7 +39,7 @@ func newSecrets() (s secrets) {
 	return s
 }
 
-// stamp is the function of that name in program.c.
+// stamp computes the same number as stamp in program.c.
 func (s *secrets) stamp(k *filter.Key, src, dst uint64) (h uint64) {
 	for i := range 4 {
 		a := &k.Src
@@ -55,6 +55,7 @@ func (s *secrets) stamp(k *filter.Key, src, dst uint64) (h uint64) {
 	return h &^ 1
 }
 
+// product computes the same number as product in program.c.
 func product(secret uint64, a, b uint32) uint64 {
 	return uint64(a+uint32(secret)) * uint64(b+uint32(secret>>32))
 }

@@ -9,7 +9,8 @@ import (
 	"sluice/filter"
 )
 
-// stamped is all that a stamp is made of, as words of which any bit can be changed.
+// stamped holds the inputs of a stamp as words, so that each bit can be flipped: 4 words of
+// addresses, the rest of the key, and both epochs.
 type stamped [7]uint64
 
 func (w *stamped) stamp(s *secrets) uint64 {
@@ -22,10 +23,10 @@ func (w *stamped) stamp(s *secrets) uint64 {
 	return s.stamp(&k, w[5], w[6])
 }
 
-// bits are how many bits of each word count.
+// bits is the number of bits of each word that are part of the input.
 var bits = [7]int{64, 64, 64, 64, 32, 64, 64}
 
-// flips are all ways to change up to two bits of a word.
+// flips returns the masks that flip up to two bits of a word.
 func flips(bits int) (masks []uint64) {
 	masks = append(masks, 0)
 	for one := range bits {
@@ -37,8 +38,8 @@ func flips(bits int) (masks []uint64) {
 	return masks
 }
 
-// differ checks that no two inputs have one stamp that differ from a base in bits of
-// two neighbouring words: in up to two of the one and one of the other.
+// differ returns an error if two inputs have the same stamp. The inputs differ from base in the
+// words at and at+1: in up to two bits of one word and up to one of the other.
 func differ(base stamped, at int, stamp func(*stamped) uint64) error {
 	seen := make(map[uint64]stamped)
 	for _, few := range [][2]int{{at, at + 1}, {at + 1, at}} {
@@ -51,7 +52,7 @@ func differ(base stamped, at int, stamp func(*stamped) uint64) error {
 				}
 				h := stamp(&in)
 				if other, ok := seen[h]; ok && other != in {
-					return fmt.Errorf("%x and %x have one stamp", in, other)
+					return fmt.Errorf("%x and %x have the same stamp", in, other)
 				}
 				seen[h] = in
 			}
@@ -60,8 +61,8 @@ func differ(base stamped, at int, stamp func(*stamped) uint64) error {
 	return nil
 }
 
-// No two inputs have one stamp that differ in a few bits of neighbouring words,
-// whatever the secrets and the rest.
+// Inputs that differ in a few bits of two neighbouring words have different stamps, for any secrets
+// and any other words.
 func TestStampsDiffer(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 0))
 	for round := range 3 {
@@ -69,7 +70,7 @@ func TestStampsDiffer(t *testing.T) {
 		for i := range s {
 			s[i] = random.Uint64()
 		}
-		var base stamped // at first all zero, as much of a key is
+		var base stamped // zero in the first round, as large parts of many keys are
 		for i := range base {
 			if round > 0 {
 				base[i] = random.Uint64() >> (64 - bits[i])
@@ -83,8 +84,8 @@ func TestStampsDiffer(t *testing.T) {
 	}
 }
 
-// The test finds what there was to find: a chain of multiplications, in which changes
-// of neighbouring words cancel out for every start value.
+// differ finds the collisions of a chain of multiplications, in which changes of neighbouring words
+// cancel out for every start value.
 func TestStampsOfAChainCollide(t *testing.T) {
 	chain := func(w *stamped) uint64 {
 		h := uint64(0x0123456789abcdef)
@@ -99,13 +100,12 @@ func TestStampsOfAChainCollide(t *testing.T) {
 	}
 }
 
-// A stamp depends on the secrets, and on which end has which epoch. That the kernel
-// computes the same stamps is tested by TestSaysWhatUserSpaceSays: the kernel ignores
-// a verdict with a different stamp.
+// A stamp depends on the secrets, and on which end has which epoch. TestAgreesWithUserSpace tests
+// that the kernel computes the same stamps: it ignores verdicts with other stamps.
 func TestStampDependsOnAll(t *testing.T) {
 	a, b := newSecrets(), newSecrets()
 	var k filter.Key
 	if a.stamp(&k, 1, 2) == b.stamp(&k, 1, 2) || a.stamp(&k, 1, 2) == a.stamp(&k, 2, 1) {
-		t.Error("two caches, or both orders of the epochs, have one stamp")
+		t.Error("other secrets, or exchanged epochs, give the same stamp")
 	}
 }
