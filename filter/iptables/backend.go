@@ -37,8 +37,8 @@ func lookPath(name string) (string, error) {
 	return "", fmt.Errorf("command %s not found: %w", filepath.Base(name), ErrNotInstalled)
 }
 
-// findTools returns the commands of a family on this node, at most one for each backend. The backend of
-// plain "iptables" comes first.
+// findTools returns the commands of a family on this node, at most one for each backend.
+// The backend of plain "iptables" comes first.
 func findTools(ctx context.Context, f Family) []tool {
 	var tools []tool
 	plain := tool{family: f, name: f.command()}
@@ -70,7 +70,7 @@ func findTools(ctx context.Context, f Family) []tool {
 
 // use is how much other programs use a backend on this node.
 type use struct {
-	kubelet bool // it has the chains that kubelet creates in the backend in use
+	kubelet bool // kubelet's chains are in this backend
 	rules   int
 }
 
@@ -127,7 +127,8 @@ func (u *use) add(saved string) {
 	}
 }
 
-// isKubelets reports whether a chain is one that kubelet creates in the backend in use.
+// isKubelets reports whether kubelet owns a chain. It creates these chains in the backend that
+// the node uses.
 func isKubelets(chain string) bool {
 	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
 }
@@ -260,9 +261,9 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 	return tables, nil
 }
 
-// Others returns the tables of OpenAll that are not in use: an agent with the other backend may have left
-// rules there, and packets would meet both. [Cleanup] removes them. A separate table stays, without
-// rules.
+// Others returns the tables of OpenAll that are not in use: an agent with the other backend
+// may have left rules there, and packets would meet both. [Cleanup] removes them. A
+// separate table stays, without rules.
 func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	all, err := OpenAll(ctx)
 	if err != nil {

@@ -58,7 +58,7 @@ func (t *Fake) Refuse(refuse func(text string) error) {
 	t.refuse = refuse
 }
 
-// Format makes Rules return f of each rule, in place of another version of iptables.
+// Format makes Rules return each rule as f prints it, to simulate another version of iptables.
 func (t *Fake) Format(f func(string) string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

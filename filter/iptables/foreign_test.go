@@ -82,13 +82,13 @@ func (n *realNode) wantInForce() {
 			n.t.Errorf("%s: the hook holds\n%s", f, text)
 		}
 		if text := n.output("nft", "list", "chain", nftFamily[f], table, Chain); !strings.Contains(text, "queue") && !strings.Contains(text, "NFQUEUE") && strings.Count(text, "\n") < 8 {
-			n.t.Errorf("%s: our chain holds\n%s", f, text)
+			n.t.Errorf("%s: chain SLUICE holds\n%s", f, text)
 		}
 	}
 }
 
-// The rules are applied, restored, paused and removed beside anything that other programs have in
-// the table, which stays as it was.
+// The rules are applied, restored, paused and removed beside objects that iptables does not
+// understand. These stay as they were.
 func TestRealForeign(t *testing.T) {
 	for name, script := range nftOnly {
 		t.Run(name, func(t *testing.T) {
@@ -268,8 +268,8 @@ func refusingIptables(t *testing.T) string {
 	return path
 }
 
-// Rules whose library is missing prevent nothing either: a container's iptables may lack
-// libraries that the node's has.
+// Foreign rules whose library is missing do not prevent Apply, repairs or Remove. A container's
+// iptables may lack libraries that the node's iptables has.
 func TestRealMissingLibraries(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		for _, chain := range []string{"POSTROUTING", "FORWARD", "KUBE-THEIRS"} {

@@ -49,7 +49,7 @@ func (m *Manager) Forged() (sum uint64, err error) {
 	return sum, nil
 }
 
-// countedDrop is how iptables prints a rule that drops, with its counters.
+// countedDrop matches a rule that drops, as iptables prints it with its counters.
 var countedDrop = regexp.MustCompile(`-c (\d+) \d+ -j DROP$`)
 
 // Dropped returns how many packets the rules of a chain have dropped since it was written, 0 if the

@@ -29,7 +29,7 @@ var errSlow = fmt.Errorf("it took longer than %v", restoreTimeout)
 // ErrPrivilege reports that the kernel denied a change for lack of privilege.
 var ErrPrivilege = errors.New("no privilege to change the node's packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")
 
-// kernelTable is a table of the kernel, used by the iptables commands.
+// kernelTable is the mangle table of the kernel, accessed with the iptables commands.
 type kernelTable struct {
 	noChoice
 	family  Family
@@ -44,7 +44,7 @@ type kernelTable struct {
 	byHandle atomic.Bool
 }
 
-// openTable detects what the command supports.
+// openTable returns the table that a command handles. It detects what the command supports.
 func openTable(f Family, t tool) (*kernelTable, error) {
 	protocol := goiptables.ProtocolIPv4
 	if f == IPv6 {
@@ -86,7 +86,7 @@ func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 }
 
 // Rules lists the chain with iptables. If that fails because of a rule that iptables cannot express
-// or a missing library, Rules returns the short form of the rules, from nf_tables or from a listing.
+// or a missing library, Rules returns the short form of the rules, see [Table].
 func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
 	if !k.byHandle.Load() || isOwned(chain) {
 		rules, err := k.list(chain)
@@ -163,9 +163,9 @@ func (k *kernelTable) Generation() (uint32, bool) {
 	return n, err == nil
 }
 
-// Restore carries out the text with iptables-restore. It adds what iptables cannot do: it deletes
-// rules that are named by handle, and switches on a dormant table. The rules by handle go after the
-// rest of the text is in place, and before the chains that they may lead to are deleted.
+// Restore carries out the text with iptables-restore. Two things iptables cannot do: delete rules
+// by handle, and switch on a dormant table. Restore deletes rules by handle after the rest of the
+// text is in place, and before it deletes the chains that they may lead to.
 func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if k.backend != NFT {
 		return k.run(ctx, text)
@@ -248,8 +248,8 @@ type ruleHandle struct {
 	handle uint64
 }
 
-// splitText splits a transaction that names rules by handle. Without handles, all of it is the first
-// step, so it remains one transaction.
+// splitText splits a transaction that names rules by handle. Without handles, all of it is
+// the first step, so it remains one transaction.
 func splitText(text string) steps {
 	var s steps
 	var first, last []string
@@ -272,8 +272,8 @@ func splitText(text string) steps {
 	return s
 }
 
-// explain adds a hint to errors that a user can resolve. The commands have no error codes, only these
-// texts; netlink has codes.
+// explain adds a hint to errors that a user can resolve. The commands have no error codes,
+// only these texts; netlink has codes.
 func explain(err error) error {
 	text := err.Error()
 	if errors.Is(err, fs.ErrPermission) {

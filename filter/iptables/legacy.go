@@ -31,8 +31,8 @@ func (k *kernelTable) legacyChains(ctx context.Context) ([]string, error) {
 	return chains, nil
 }
 
-// legacyRules returns the rules of a chain from its listing. A rule that jumps for all packets is
-// as iptables prints it as a command. Any other rule is only "-A CHAIN".
+// legacyRules returns the rules of a chain from its listing. For a rule that only jumps, it returns
+// the command that iptables -S would print. For any other rule, it returns "-A CHAIN".
 func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, error) {
 	lines, err := listing(ctx, k.path, table, k.wait, chain)
 	if err != nil {

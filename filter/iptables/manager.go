@@ -60,7 +60,7 @@ type keptTable struct {
 }
 
 // New returns a Manager of the rules in tables, such as those of [Open]. The options must be
-// valid. A nil logger discards.
+// valid. A nil logger disables logging.
 func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -72,10 +72,10 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	return m
 }
 
-// Repairs returns how often Run has found wrong rules in a table and restored them.
+// Repairs returns the number of repairs by Run. Each restores the rules of one table.
 func (m *Manager) Repairs() uint64 { return m.repairs.Load() }
 
-// RepairFailures returns how often Run could not restore the rules of a table.
+// RepairFailures returns the number of failed attempts of Run to check or restore a table.
 func (m *Manager) RepairFailures() uint64 { return m.failures.Load() }
 
 // stuckTimeout bounds the work at a table before it counts as failed. It exceeds the longest wait
@@ -83,14 +83,14 @@ func (m *Manager) RepairFailures() uint64 { return m.failures.Load() }
 const stuckTimeout = time.Minute
 
 // Failures returns a line for each table that Run currently cannot keep right. A single failure
-// does not count, because the next attempt follows at once.
+// does not count, because the next attempt follows after retryDelay.
 func (m *Manager) Failures() []string {
 	var lines []string
 	for _, t := range m.tables {
 		if failed := t.failed.Load(); failed != nil {
 			lines = append(lines, fmt.Sprintf("%s: %s", t, *failed))
 		} else if since := t.since.Load(); since != nil && time.Since(*since) > stuckTimeout {
-			lines = append(lines, fmt.Sprintf("%s: reading or writing the rules has not ended since %s", t, since.Format(time.RFC3339)))
+			lines = append(lines, fmt.Sprintf("%s: reading or writing the rules began at %s and has not ended", t, since.Format(time.RFC3339)))
 		}
 	}
 	return lines
@@ -291,7 +291,8 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 	}
 }
 
-// compare reads a table and returns its differences. If quick is set, obvious ones suffice.
+// compare reads a table, and returns its state and its differences from the wanted rules. If quick
+// is set, it reads the outline first, and stops there if that shows a difference.
 func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (tableState, []string, error) {
 	if quick {
 		if now, err := readOutline(ctx, t); err == nil {

@@ -157,7 +157,8 @@ func TestApplyRepairs(t *testing.T) {
 	}
 }
 
-// Run undoes each change, logs the reason, and then reads the rules only now and then.
+// Run undoes each change and logs the reason. Afterwards it does not read the rules again and
+// again.
 func TestRunRepairs(t *testing.T) {
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {

@@ -15,11 +15,11 @@ import (
 // ownName is the name of the separate tables in nf_tables.
 const ownName = "sluice"
 
-// ownTable is a separate table in nf_tables, whose chains have the hooks and priority of iptables' mangle. It
-// holds the same rules, for nodes where mangle cannot be used.
+// ownTable is a separate table in nf_tables, whose chains have the hooks and priority of
+// iptables' mangle. It holds the same rules, for nodes where mangle cannot be used.
 //
-// iptables-nft writes only to its own tables. So the rules are written over netlink, see encodeRule; a
-// transaction of iptables-restore becomes one of nf_tables.
+// iptables-nft writes only to its own tables. So the rules are written over netlink, see
+// encodeRule; a transaction of iptables-restore becomes one of nf_tables.
 type ownTable struct {
 	noChoice
 	family Family
@@ -93,8 +93,8 @@ func (o *ownTable) Generation() (uint32, bool) {
 // Watch implements Table.
 func (o *ownTable) Watch(ctx context.Context, notify func()) error { return o.nft().watch(ctx, notify) }
 
-// Dropped returns how many packets the rules of a chain have dropped since it was written, 0 if the chain does
-// not exist.
+// Dropped returns how many packets the rules of a chain have dropped since it was written,
+// 0 if the chain does not exist.
 func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	rules, err := o.nft().rules(chain)
 	for _, r := range rules {
@@ -105,8 +105,9 @@ func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	return packets, err
 }
 
-// Leave implements Table. When a table is deleted, the kernel drops the queued packets of the node; so while
-// an agent uses mangle, the empty table stays. A table with chains of other programs stays too.
+// Leave implements Table. When a table is deleted, the kernel drops the queued packets of
+// the node; so while an agent uses mangle, the empty table stays. A table with chains of
+// other programs stays too.
 func (o *ownTable) Leave() error {
 	chains, err := o.nft().chains()
 	if err != nil || o.stays || len(chains) == 0 {
@@ -201,7 +202,7 @@ func (b *ownChange) prepare(text string) error {
 // verdictAccept is NF_ACCEPT.
 const verdictAccept = 1
 
-// carryOut adds one line in the format of iptables-restore.
+// carryOut appends the messages for one line in the format of iptables-restore.
 func (b *ownChange) carryOut(line string) error {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, rule, _ := strings.Cut(rest, " ")

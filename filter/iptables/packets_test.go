@@ -266,7 +266,7 @@ func TestRealShutdown(t *testing.T) {
 				}
 				p.release()
 				for _, f := range waiting {
-					if !remove || !p.own { // with the separate table its hooks go, and so the queued packets
+					if !remove || !p.own { // removing the separate table drops the queued packets
 						f.arrives()
 					}
 				}

@@ -11,10 +11,10 @@ import (
 	"sluice/filter/event"
 )
 
-// Less lists the parts that the rules omit on a node that lacks a requirement: pinned programs
-// need their names and the match bpf, the overflow queue the match hashlimit, the rules about
-// forged sources the matches bpf and rpfilter. Without the first two, policies are enforced at
-// a higher cost.
+// Less lists the parts that the rules omit on a node without their requirements. Pinned programs
+// require their names and the match bpf, the overflow queue requires hashlimit, and the rules
+// about forged sources require bpf and rpfilter. Without pinned programs and the overflow queue,
+// policies are still enforced, at a higher cost.
 type Less struct {
 	Pins     bool // the pinned programs
 	Overflow bool // the overflow queue
@@ -58,7 +58,7 @@ func (m *Manager) MustPin(must bool) {
 	m.mustPin = must
 }
 
-// Lacks returns the parts that some table omits, and the reason.
+// Lacks returns the parts that at least one table omits, and the reason.
 func (m *Manager) Lacks() (less Less, because string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -71,9 +71,9 @@ func (m *Manager) Lacks() (less Less, because string) {
 	return less, because
 }
 
-// ensure makes the rules of a table the wanted ones. Start, repair and takeover all use it, so
-// that each has the same fallbacks: if the whole cannot be written, it tries without the parts
-// whose requirements the node may lack.
+// ensure writes the wanted rules of a table if they differ, and returns the differences. If not
+// all parts can be written, it omits parts whose requirements the node may lack. Start, repair
+// and takeover use it, so that all have the same fallbacks.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
 	pinsErr := m.ensurePins()
 	wrong, err = t.ensure(ctx, m.opts.without(t.lacks).chains(t.Family()))

@@ -6,13 +6,14 @@ import (
 	"sync/atomic"
 )
 
-// place selects the table of one family in nf_tables: iptables' mangle, or a separate table if mangle
-// cannot be used, because a process owns it or one of its chains is not what iptables would make.
+// place selects the table of one family in nf_tables: iptables' mangle, or a separate table
+// if mangle cannot be used, because a process owns it or one of its hooks is not as
+// iptables creates it.
 //
-// Once the rules are in the separate table, they stay there until the agent ends; the next agent uses
-// mangle again if it can. Going back earlier would gain nothing, because the same packets meet the same
-// rules in either table. It would drop the queued packets, and a program that claims mangle repeatedly
-// could cause that at will.
+// Once the rules are in the separate table, they stay there until the agent ends; the next
+// agent uses mangle again if it can. Going back earlier would gain nothing, because the
+// same packets meet the same rules in either table. It would drop the queued packets, and a
+// program that claims mangle repeatedly could cause that at will.
 type place struct {
 	mangle *kernelTable
 	own    *ownTable

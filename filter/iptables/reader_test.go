@@ -15,7 +15,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// reader reads the queues and allows every packet, at once or, if hold is set, at release.
+// reader reads the queues and allows every packet. While hold is set, it holds packets until
+// release.
 type reader struct {
 	t    testing.TB
 	mark uint32

@@ -327,7 +327,7 @@ func (n *realNode) notifications(f Family) *atomic.Int64 {
 	return &count
 }
 
-// The kernel notifies of each change to the table, owned chains and hooks, and of nothing else.
+// Watch notifies of each change to the table, owned chains and hooks, and of nothing else.
 func TestRealWatch(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	n.inside(n.Apply)

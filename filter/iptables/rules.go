@@ -1,9 +1,9 @@
 // Package iptables installs the iptables rules that send new pod connections to the
 // queues and let allowed connections pass, and keeps them in place.
 //
-// [Options] select marks and queues; [Options.Wanted] is the text of the rules. A
-// [Manager] applies them and restores them after a change by another program.
-// [Cleanup] removes all of it.
+// [Options] select marks and queues; [Options.Wanted] returns the text of the rules. A
+// [Manager] applies the rules and restores them after a change by another program.
+// [Cleanup] removes all of them.
 //
 // The rules are in chains named [Chain] or with that prefix. The first rule of mangle's
 // POSTROUTING jumps to them: there the destination is after DNAT, the source is before
@@ -14,8 +14,8 @@
 // Every change is one transaction of iptables-restore --noflush: a packet meets the old
 // rules or the new ones. go-iptables only reads. It writes one rule at a time, so
 // connections would pass without a verdict while a chain is filled. The hook itself stays,
-// because removing it drops every queued packet. Netlink does what iptables refuses to do
-// beside rules that it cannot express, and reports changes sooner than a command can.
+// because removing it drops every queued packet. Netlink is used where iptables fails because
+// of rules that it cannot express, and for notifications of changes.
 package iptables
 
 import (
@@ -40,7 +40,7 @@ var Families = []Family{IPv4, IPv6}
 // String returns "IPv4" or "IPv6".
 func (f Family) String() string { return fmt.Sprintf("IPv%d", uint8(f)) }
 
-// command is the name of the family's command without its backend.
+// command returns the name of the family's command without a backend.
 func (f Family) command() string {
 	if f == IPv6 {
 		return "ip6tables"
@@ -76,7 +76,7 @@ type Options struct {
 	SourceShare int
 	// FailOpen accepts packets while their queue has no reader; otherwise they are dropped.
 	FailOpen bool
-	// AnySource leaves out the rules that drop forged sources.
+	// AnySource omits the rules that drop forged sources.
 	AnySource bool
 	// Guarded omits the chain of these rules and the jump to it, because the guard drops
 	// forged sources at every interface. Even an empty chain costs 1.5% of a connection.

@@ -25,7 +25,7 @@ const (
 // Run restores the rules of Apply after another program has changed them, until ctx ends. It
 // logs the differences. It logs an error once while it stays the same, and keeps trying.
 //
-// It checks after a notification of a change to owned chains, and otherwise every checkInterval.
+// It checks after a notification of a change to owned chains or hooks, and every checkInterval.
 // Its own changes cause no check, because it knows their generation.
 func (m *Manager) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
@@ -85,15 +85,15 @@ func (m *Manager) reconcile(ctx context.Context) (failedOnce bool) {
 	return m.check(ctx, func(*keptTable) bool { return true })
 }
 
-// check does the same for the tables that which selects.
-func (m *Manager) check(ctx context.Context, which func(*keptTable) bool) (failedOnce bool) {
+// check does the same for the tables for which needed returns true.
+func (m *Manager) check(ctx context.Context, needed func(*keptTable) bool) (failedOnce bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.keep {
 		return false
 	}
 	for _, t := range m.tables {
-		if !which(t) {
+		if !needed(t) {
 			continue
 		}
 		t.begin()
@@ -104,12 +104,12 @@ func (m *Manager) check(ctx context.Context, which func(*keptTable) bool) (faile
 	return failedOnce
 }
 
-// restore makes the rules of one table the wanted ones.
+// restore checks one table, and repairs its rules.
 func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	t.changed.Store(false)
 	if t.right && !t.due() {
 		if generation, known := t.Generation(); known && generation == t.generation {
-			_ = m.ensurePins() // an error is reported when a rule needs them
+			_ = m.ensurePins() // an error matters only when rules are written
 			return
 		}
 	}

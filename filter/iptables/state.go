@@ -12,7 +12,7 @@ import (
 type tableState struct {
 	names  []string            // of all chains
 	chains map[string][]string // rules of owned chains, older ones included
-	hooks  map[string][]string // the rules of the hooks
+	hooks  map[string][]string // rules of the built-in chains in entries
 	// inactive is the reason why no packet meets the rules; empty if packets do.
 	inactive string
 }

@@ -11,8 +11,8 @@ type Table interface {
 	// the separate table.
 	String() string
 	// Choose selects the table of the family that has the rules from now on, if there is a choice.
-	// It precedes writing the rules; Tidy follows it, and tries to remove rules that are left in
-	// the other table.
+	// Call it before writing the rules, and Tidy afterwards: Tidy tries to remove rules that are
+	// left in the other table.
 	Choose() error
 	Tidy(ctx context.Context)
 	// Leave deletes a separate table after its rules are gone.

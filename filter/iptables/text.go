@@ -20,7 +20,7 @@ const (
 	table = "mangle"
 )
 
-// entry is a built-in chain, and the owned chain that its first rule jumps to.
+// entry is a built-in chain, also called a hook, and the owned chain that its first rule jumps to.
 type entry struct {
 	name, chain string
 }
@@ -64,7 +64,7 @@ func (o Options) chains(f Family) map[string][]string {
 	return o.chainsWith(f, append(o.overflow(), o.queue())...)
 }
 
-// paused returns the same chains without the queues.
+// paused returns the same chains for a pause: packets that would be queued are dropped or passed.
 func (o Options) paused(f Family, packets Unqueued) map[string][]string {
 	if packets == PassUnqueued {
 		return o.chainsWith(f, "-j RETURN")
@@ -72,6 +72,7 @@ func (o Options) paused(f Family, packets Unqueued) map[string][]string {
 	return o.chainsWith(f, "-j DROP")
 }
 
+// chainsWith returns the owned chains. Chain ends with the rules in last.
 func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
@@ -95,16 +96,16 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 // lookup in the routing table; the order of the two changes no verdict.
 func (o Options) mainRules(f Family, last ...string) []string {
 	rules := []string{
-		// The queue's answer: the same packet again, with AllowedMark set.
-		// --goto leaves Chain too, when allowChain ends.
+		// A packet that the queue has allowed comes again, with AllowedMark set. Because of
+		// --goto, the end of allowChain is also the end of Chain.
 		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.AllowedMark, o.AllowedMark, allowChain),
 		// A connection that a helper expects, such as the data of FTP, starts with the mark
 		// of the connection that announced it. It is RELATED until its first reply, and
 		// gets its own verdict.
 		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
 		// Traffic from the pod's own node is always allowed, for the sake of probes. The match
-		// covers the addresses of this network namespace; sourceChain has dropped packets
-		// of others with such a source.
+		// covers the addresses of this network namespace; sourceChain has dropped packets of
+		// other senders with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN",
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
 		// Replies, and errors about them. A connection whose first packet was denied has no
@@ -114,8 +115,9 @@ func (o Options) mainRules(f Family, last ...string) []string {
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
 	}
 	for _, t := range neighbourDiscovery[f] {
-		// A router lowers the hop limit of what it forwards, and a receiver must ignore such
-		// a message from further away (RFC 4861). So a forwarded one gets a verdict.
+		// A router lowers the hop limit of packets that it forwards, and a receiver must
+		// ignore these messages with less than 255 (RFC 4861). So a forwarded one gets a
+		// verdict.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
 	rules = append(append(rules, o.cacheRules()...), last...)
@@ -125,9 +127,10 @@ func (o Options) mainRules(f Family, last ...string) []string {
 	return rules
 }
 
-// cacheRules returns the rules that consult the BPF cache. They come last: packets that leave
-// earlier do not pay for it, and a cached verdict cannot override an earlier DROP. A packet
-// that a program allows takes the same path as one that the queue allowed.
+// cacheRules returns the rules that consult the BPF cache. They come right before the queue:
+// packets that leave earlier do not pay for the cache, and a cached verdict cannot override an
+// earlier DROP. A packet that a program allows takes the same path as one that the queue
+// allowed.
 func (o Options) cacheRules() (rules []string) {
 	if o.AllowPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -g %s", o.AllowPin, allowChain))
@@ -169,9 +172,10 @@ type change struct {
 	fill  map[string][]string // replaces the rules of these owned chains
 	stale []string            // rules to delete, "-A CHAIN ..."
 	drop  []string            // chains to delete
-	// keepDropped only empties these chains, because something refers to them.
+	// keepDropped empties the chains in drop without deleting them, because something refers to
+	// them.
 	keepDropped bool
-	hooked      []entry // insert the jumps of these as first rules
+	hooked      []entry // hooks that get their jump as the first rule
 }
 
 // text returns the transaction. Chains exist before rules jump to them, and are empty before
