@@ -13,7 +13,7 @@ import (
 	"sluice/watch/manifests"
 )
 
-// clusterOptions name the cluster to ask.
+// clusterOptions select the cluster to read.
 type clusterOptions struct{ kubeconfig, context string }
 
 func addClusterFlags(fs *pflag.FlagSet, o *clusterOptions) {
@@ -21,17 +21,17 @@ func addClusterFlags(fs *pflag.FlagSet, o *clusterOptions) {
 	fs.StringVar(&o.context, "context", "", "`NAME` of the context in the kubeconfig; the default is the current one")
 }
 
-// given reports whether a cluster is named.
+// given reports whether the flags select a cluster.
 func (o clusterOptions) given() bool { return o.kubeconfig != "" || o.context != "" }
 
-// config reads the configuration of the cluster; that of the pod's service account if none
-// is named.
+// config returns the configuration of the cluster's API: the one that the flags select, or
+// that of the pod's service account.
 func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
 }
 
-// input is the source of a command that answers without packets: directories of manifests,
-// or a live cluster.
+// input selects the objects that a command reads: directories of manifests, or a live
+// cluster.
 type input struct {
 	dirs    []string
 	cluster clusterOptions
@@ -42,11 +42,11 @@ func addInputFlags(fs *pflag.FlagSet, in *input) {
 	addClusterFlags(fs, &in.cluster)
 }
 
-// read reads all objects, and lists those that the API server would reject.
+// read returns all objects, and the problems for which the API server would reject some.
 func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Problem, error) {
 	switch {
 	case len(in.dirs) > 0 && in.cluster.given():
-		return manifests.Objects{}, nil, errors.New("-f and --kubeconfig or --context are two sources: give one of them")
+		return manifests.Objects{}, nil, errors.New("-f cannot be combined with --kubeconfig or --context: give only one source")
 	case slices.Contains(in.dirs, ""):
 		return manifests.Objects{}, nil, errors.New("-f is empty: give a directory of manifests, or a single file")
 	case len(in.dirs) > 0:

@@ -97,18 +97,18 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	} else {
 		err = explainOne(e.stdout, m, opts)
 	}
-	if doubt := m.report(e, "the answer comes from"); err == nil {
-		err = doubt
+	if incomplete := m.report(e, "the answer comes from"); err == nil {
+		err = incomplete
 	}
 	return err
 }
 
-// explainOne answers for the flow that the flags describe.
+// explainOne explains the flow that the flags describe.
 func explainOne(out io.Writer, m *compiled, opts explainOptions) error {
 	c := m.cluster()
 	flows, err := c.Flows(opts.question)
 	if err != nil {
-		return err // it begins with the name of the flag
+		return err // the error begins with the name of the flag
 	}
 	var all []explain.Explanation
 	for _, f := range flows {

@@ -17,10 +17,10 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// maxFlowLine bounds the line of a flow, in bytes.
+// maxFlowLine bounds the length of a line of --flows, in bytes.
 const maxFlowLine = 64 << 10
 
-// flowLine is a line of the file of --flows.
+// flowLine is a line of --flows.
 type flowLine struct {
 	From     string   `json:"from"`
 	To       string   `json:"to"`
@@ -44,9 +44,9 @@ func (p *portText) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// flowError is the answer to a flow that cannot be answered.
+// flowError is the output for a flow that cannot be answered.
 type flowError struct {
-	Line     int             `json:"line"` // in the file, from 1
+	Line     int             `json:"line"` // number of the line, from 1
 	From     string          `json:"from,omitempty"`
 	To       string          `json:"to,omitempty"`
 	Port     json.RawMessage `json:"port,omitempty"` // as in the input
@@ -54,7 +54,8 @@ type flowError struct {
 	Error    string          `json:"error"`
 }
 
-// explainFlows answers flows as they arrive.
+// explainFlows answers the flows of --flows in order. It returns an error if one could not
+// be answered.
 func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 	in := e.stdin
 	if opts.flows != "-" {
@@ -62,7 +63,7 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 		if err != nil {
 			return fmt.Errorf("read flows: %w", err)
 		}
-		defer f.Close() // an error of closing a file that was read is harmless
+		defer f.Close() // the file is only read, so an error is harmless
 		in = f
 	}
 	x := flowExplainer{cluster: c, out: bufio.NewWriter(e.stdout)}
@@ -81,14 +82,14 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 	return nil
 }
 
-// flowExplainer answers one flow after the other. It uses only the verdict, without the
-// text of an explanation: a decision takes less time than reading its flow.
+// flowExplainer answers one flow after the other. Its answers have no reasons in words: a
+// decision without them takes less time than reading the flow.
 type flowExplainer struct {
 	cluster       *explain.Cluster
 	out           *bufio.Writer
 	answer        answerWriter
-	line          int
-	flows, failed int
+	line          int // number of the current line
+	flows, failed int // number of flows, and of those that could not be answered
 }
 
 // answerWriter writes answers in one format.
@@ -97,8 +98,8 @@ type answerWriter interface {
 	failed(flowError) error
 }
 
-// run reads to the end. It flushes its answers before it waits for input, so that a program
-// may write flows and read answers in turn.
+// run answers all flows of in. It flushes the answers before it waits for input, so that a
+// program may write a flow, read its answer, and write the next.
 func (x *flowExplainer) run(in *bufio.Reader) error {
 	for {
 		if ready, _ := in.Peek(in.Buffered()); bytes.IndexByte(ready, '\n') < 0 {
@@ -129,7 +130,7 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 	return nil
 }
 
-// flow answers one line. It returns errors of writing only.
+// flow answers one line. It returns only errors of writing.
 func (x *flowExplainer) flow(text []byte) error {
 	x.flows++
 	f, err := readFlow(text)
@@ -143,8 +144,8 @@ func (x *flowExplainer) flow(text []byte) error {
 	return x.fail(text, err)
 }
 
-// readFlow reads a line strictly: with a misspelled field, the answer would be for another
-// flow than the user meant.
+// readFlow parses a line, and rejects unknown fields: if it ignored a misspelled one, the
+// answer would be for a flow that the user did not mean.
 func readFlow(text []byte) (flowLine, error) {
 	var f flowLine
 	strict, err := kjson.UnmarshalStrict(text, &f)
@@ -171,7 +172,7 @@ func readFlow(text []byte) (flowLine, error) {
 	return f, nil
 }
 
-// fail writes the error for a flow, with the fields that can be read.
+// fail writes an error for a flow, with those fields that can be read.
 func (x *flowExplainer) fail(text []byte, err error) error {
 	out := flowError{Line: x.line, Error: err.Error()}
 	var fields map[string]json.RawMessage

@@ -12,7 +12,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// flagError adds the flag that was probably meant, or where the help is.
+// flagError adds to err the flag that was probably meant, and the command that prints help.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
@@ -25,7 +25,8 @@ func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
 }
 
-// knownCommand rejects an unknown subcommand, and names the one that was probably meant.
+// knownCommand returns an error for an unknown subcommand. It names the one that was probably
+// meant.
 func knownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -42,13 +43,12 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("there is no command %q: the commands are %s", args[0], strings.Join(names, ", "))
 }
 
-// oldName is the annotation of a flag that goes on working under its old name. It holds the
-// new one. pflag has a notice of its own, but prints it to the standard output, which
-// other programs read.
+// oldName is the annotation of a deprecated flag; its value is the new name of the flag.
+// pflag can print such notices too, but on the standard output, which other programs read.
 const oldName = "sluice.old-name-of"
 
-// addOldName lets a flag go on working under its old name, with a notice. If both names are
-// given, they must have the same value.
+// addOldName adds old as a deprecated name of the flag now. Its use prints a notice. If the
+// user gives both flags, they must have the same value.
 func addOldName(fs *pflag.FlagSet, old, now string) {
 	f := fs.Lookup(now)
 	given := new(string)
@@ -58,11 +58,11 @@ func addOldName(fs *pflag.FlagSet, old, now string) {
 	fs.AddFlag(&alias)
 }
 
-// renamedValue is the value of a flag that has two names.
+// renamedValue is the value of one of the two flags.
 type renamedValue struct {
 	pflag.Value
-	name  string
-	given *string // the name that has set the value; empty for the default
+	name  string  // the name of this flag
+	given *string // shared by both: the name of the flag that has set the value, if any
 }
 
 func (v renamedValue) Set(text string) error {
@@ -77,7 +77,7 @@ func (v renamedValue) Set(text string) error {
 	return nil
 }
 
-// noticeOldNames prints a notice for each flag that is given by its old name.
+// noticeOldNames prints a notice for each flag that the user gave under its old name.
 func noticeOldNames(out io.Writer, fs *pflag.FlagSet) {
 	fs.Visit(func(f *pflag.Flag) {
 		if now := f.Annotations[oldName]; now != nil {

@@ -13,23 +13,23 @@ import (
 	"sluice/watch/manifests"
 )
 
-// finding is one finding of lint: a part of a file that cannot be read, or one that is
-// probably not meant.
+// finding is a part of a file that cannot be read, or that is probably not intended.
 type finding struct {
-	Check    string `json:"check"`
+	Check    string `json:"check"` // one of the names in the help
 	File     string `json:"file,omitempty"`
-	Document int    `json:"document,omitempty"` // in the file, from 1
+	Document int    `json:"document,omitempty"` // number of the document in the file, from 1
 	Object   string `json:"object,omitempty"`
 	Field    string `json:"field,omitempty"`
 	Detail   string `json:"detail"`
 	Hint     string `json:"hint"`
 }
 
-// manifestCheck is the check of findings from reading the files.
+// manifestCheck is the Check of findings about parts that cannot be read, or that the API
+// server would reject.
 const manifestCheck = "manifest"
 
-// emptyCheck is the check of findings about fields that are present and empty in a rule.
-// Only files show them: the API server drops empty fields.
+// emptyCheck is the Check of findings about fields of a rule that are present but empty. They
+// exist only in files, because the API server drops empty fields.
 const emptyCheck = "empty"
 
 func lintCommand(e env) *cobra.Command {
@@ -74,7 +74,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	if err != nil {
 		return err
 	}
-	found := []finding{} // not nil: in JSON an empty list is [] and not null
+	found := []finding{} // not nil, so that an empty list is [] in JSON, and not null
 	for _, p := range problems {
 		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 	}
@@ -88,7 +88,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Policies) {
 		at := objects.Origins[f.Object]
 		if broken[at] {
-			continue // the object in force differs from the one in the file
+			continue // the object was read only in part, so the finding may be wrong
 		}
 		found = append(found, finding{f.Check, at.File, at.Document, f.Object, f.Field, f.Detail, f.Hint})
 	}
@@ -97,7 +97,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 		}
 	}
-	tellNotes(e, objects)
+	printNotes(e, objects)
 	if format == "json" {
 		enc := json.NewEncoder(e.stdout)
 		enc.SetIndent("", "  ")
@@ -150,6 +150,7 @@ func printFindings(out io.Writer, found []finding, objects manifests.Objects) er
 	return err
 }
 
+// count returns n and its unit, in the singular (one) or the plural (many).
 func count(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one

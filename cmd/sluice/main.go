@@ -1,8 +1,8 @@
-// Command sluice enforces Kubernetes NetworkPolicy on a node. Without a node, it answers
-// what policies allow.
+// Command sluice enforces Kubernetes NetworkPolicy on a node. It also explains, on any
+// machine, what policies allow.
 //
-// This package is a table of subcommands, with their flags and output. The work is done by
-// the packages that it imports.
+// This package defines the subcommands with their flags and output. The packages that it
+// imports do the work.
 package main
 
 import (
@@ -17,15 +17,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// env is the environment of a command. Tests run the real commands in another one.
+// env is the environment of a command. Tests run the real commands in an env of their own.
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 }
 
-// exitError ends the command with its status. The error is printed, if there is one;
-// otherwise the command has printed everything.
+// exitError ends the command with a status. run prints err, unless it is nil because the
+// command has printed everything.
 type exitError struct {
 	status int
 	err    error
@@ -42,8 +42,8 @@ func (e exitError) Unwrap() error { return e.err }
 
 // Exit statuses, the same for every command.
 const (
-	exitFindings = 1 // it ran, and found something that is not as wanted
-	exitFailed   = 2 // it could not do its work
+	exitFindings = 1 // the command worked, and found a problem
+	exitFailed   = 2 // the command could not do its work
 )
 
 func main() {
@@ -53,7 +53,7 @@ func main() {
 	os.Exit(status)
 }
 
-// run is the whole program as a function of its environment.
+// run is the whole program as a function of its environment. It returns the exit status.
 func run(ctx context.Context, e env, args []string) (status int) {
 	root := rootCommand(e)
 	root.SetArgs(args)
@@ -72,14 +72,14 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	return exit.status
 }
 
-// The help lists the commands in the order of the table, in which users need them.
+// The help lists the commands in the order of commands, not by name.
 func init() { cobra.EnableCommandSorting = false }
 
-// rootCommand is the table of subcommands.
+// rootCommand returns the command sluice with all subcommands.
 func rootCommand(e env) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "sluice",
-		Short: "Enforce Kubernetes NetworkPolicy on a node, and say what policies allow and why",
+		Short: "Enforce Kubernetes NetworkPolicy on a node, and show what policies allow and why",
 		Long: `Sluice enforces Kubernetes NetworkPolicy on a node: it judges the first packet
 of every new pod connection and leaves the rest of the connection to the kernel.
 
@@ -100,7 +100,7 @@ draw the matrix of who can reach whom, lint.`,
 	return root
 }
 
-// commands is the table of subcommands, in the order of the help.
+// commands returns the subcommands in the order of the help.
 func commands(e env) []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(e),

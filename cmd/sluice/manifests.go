@@ -11,17 +11,17 @@ import (
 	"sluice/watch/manifests"
 )
 
-// compiled is the content of directories of manifests, with the snapshot compiled from it.
+// compiled holds the objects that a command has read, and the snapshot compiled from them.
 type compiled struct {
 	manifests.Objects
 	snapshot *policy.Snapshot
 
-	unread        []manifests.Problem // objects that the API server would reject
-	misunderstood []policy.Problem    // parts that it would accept, and that allow nothing
+	unread        []manifests.Problem // problems for which the API server would reject an object
+	misunderstood []policy.Problem    // parts that it would accept, but that allow nothing
 }
 
-// readManifests reads and compiles directories of manifests. node has the addresses of the
-// node of the pods; it may be empty.
+// readManifests reads and compiles directories of manifests. node lists the addresses of the
+// pods' node, whose traffic always passes; it may be empty.
 func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
 	objects, problems, err := manifests.Read(dirs...)
 	if err != nil {
@@ -30,7 +30,7 @@ func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
 	return compile(node, objects, problems), nil
 }
 
-// readInput is readManifests for directories or a live cluster.
+// readInput is like readManifests, but also reads a live cluster.
 func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, error) {
 	objects, problems, err := in.read(ctx)
 	if err != nil {
@@ -53,8 +53,8 @@ func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.
 	return m
 }
 
-// cluster returns the cluster for explanations. A policy that could be read only in part is
-// in force without rules; its problems are the reason.
+// cluster returns the cluster for explanations. A policy that could be read only in part has
+// no rules there, and explanations show its problems as the reason.
 func (m *compiled) cluster() *explain.Cluster {
 	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood, Services: m.Services, EndpointSlices: m.EndpointSlices}
 	refs := make(map[string]policy.Ref, len(m.Policies))
@@ -69,12 +69,13 @@ func (m *compiled) cluster() *explain.Cluster {
 	return explain.New(m.snapshot, o)
 }
 
-// report lists the parts that could not be understood, after the answer, where users see
-// them: an answer from the rest of the manifests is not reliable. what is the answer, as
-// the beginning of a sentence.
+// report prints notes and the parts that could not be understood, and returns an error if
+// there are such parts: an answer from the rest of the manifests is not reliable. Call it
+// after the answer is printed, so that users see the report. what begins the last clause of
+// the error, such as "the matrix shows".
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
-	tellNotes(e, m.Objects)
+	printNotes(e, m.Objects)
 	if len(m.unread)+len(m.misunderstood) == 0 {
 		return nil
 	}
@@ -91,9 +92,9 @@ func (m *compiled) report(e env, what string) error {
 	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s the rest of them", why, what)}
 }
 
-// tellNotes prints notes that change neither answer nor status: oddities in the files, and
-// objects of kinds that are not read and may change what is allowed.
-func tellNotes(e env, o manifests.Objects) {
+// printNotes prints what changes neither the answer nor the exit status: notes about the
+// files, and the kinds of objects that are not read but may change what is allowed.
+func printNotes(e env, o manifests.Objects) {
 	for _, n := range manifests.Condense(o.Notes) {
 		fmt.Fprintln(e.stderr, "sluice: note:", n)
 	}

@@ -67,7 +67,7 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
 	addPinsFlag(cmd.Flags(), &pins)
 	cmd.Flags().BoolVar(&opts.Guarded, "guarded", false, "print the rules without those about forged sources, as they are where the guard checks all interfaces")
 	addBPFFSFlag(cmd.Flags(), &bpffs)
-	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket of an agent that may still run; empty asks none")
+	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket of an agent that may still run; empty disables the check")
 	cmd.Flags().BoolVar(&remove, "remove", false, "remove everything that an agent has left")
 	return cmd
 }
@@ -107,7 +107,7 @@ func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 // runRemove removes everything that an agent has left in the kernel. It prints what was
 // removed even if something else fails.
 func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs string) error {
-	removed, err := removeTraces(ctx, opts, bpffs)
+	removed, err := removeAll(ctx, opts, bpffs)
 	var b strings.Builder
 	for _, line := range removed {
 		fmt.Fprintf(&b, "removed %s\n", line)
@@ -121,14 +121,15 @@ func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs 
 	return err
 }
 
-// removeTraces removes rules first, since they mark connections and call the programs.
-func removeTraces(ctx context.Context, opts iptables.Options, bpffs string) (removed []string, err error) {
+// removeAll removes rules, guard, programs and marks, and returns a line for each. The rules
+// come first, because they mark connections and call the programs.
+func removeAll(ctx context.Context, opts iptables.Options, bpffs string) (removed []string, err error) {
 	tables, err := iptables.OpenAll(ctx)
 	if err == nil {
 		removed, err = iptables.Cleanup(ctx, tables)
 	}
 	if errors.Is(err, iptables.ErrPrivilege) {
-		return removed, err // the marks would be refused for the same reason
+		return removed, err // the other removals would fail for the same reason
 	}
 	guarded, guardErr := guard.Cleanup()
 	for _, name := range guarded {

@@ -12,8 +12,8 @@ import (
 	"sluice/filter/iptables"
 )
 
-// addRulesFlags adds the flags of the iptables rules, the same for each command that deals
-// with them, and sets o to the defaults. After parsing, o.Validate checks the combination.
+// addRulesFlags adds the flags of the iptables rules, which several commands share, and sets o
+// to the defaults. After parsing, the caller must call o.Validate.
 func addRulesFlags(fs *pflag.FlagSet, o *iptables.Options) {
 	*o = iptables.Defaults
 	fs.Var((*markFlag)(&o.AllowedMark), "allowed-mark", `bit of allowed connections in connection marks, and for a moment in packet marks. A packet
@@ -28,7 +28,7 @@ queues. More go to the overflow queue, so that others do not wait for them; 0 di
 	fs.Var((*failFlag)(&o.FailOpen), "fail", "what happens to new connections while no agent runs, unless --kernel-cache remembers their verdict:\nopen (they pass) or closed (they are dropped)")
 }
 
-// markFlag is a bit of a mark. Validate checks that it is a single bit.
+// markFlag is a bit of a mark. [iptables.Options.Validate] checks that it is a single bit.
 type markFlag uint32
 
 func (m *markFlag) String() string { return fmt.Sprintf("%#x", uint32(*m)) }
@@ -43,7 +43,7 @@ func (m *markFlag) Set(text string) error {
 	return nil
 }
 
-// failFlag is the fail mode: true is open.
+// failFlag is the fail mode; true means open.
 type failFlag bool
 
 func (f *failFlag) Type() string { return "open|closed" }
@@ -63,7 +63,7 @@ func (f *failFlag) Set(text string) error {
 	return nil
 }
 
-// numberFlag is a whole number from low to high.
+// numberFlag is an integer from low to high.
 type numberFlag[T int | uint16] struct {
 	value     *T
 	low, high int
@@ -85,7 +85,7 @@ func (n *numberFlag[T]) Set(text string) error {
 	return nil
 }
 
-// choiceFlag is one word of a list.
+// choiceFlag is one of several words.
 type choiceFlag[T ~string] struct {
 	value   *T
 	choices []T

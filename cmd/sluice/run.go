@@ -28,24 +28,24 @@ func runCommand(e env) *cobra.Command {
 (Ctrl-C, SIGTERM).
 
 It follows the Kubernetes API: in a pod with its service account, elsewhere with
---kubeconfig. --node-name is the Node that it runs on. From the pod ranges of this Node,
-the agent tells new pods from addresses outside of the cluster.
+--kubeconfig. --node-name is the Node that it runs on. The agent uses the pod ranges of
+this Node to distinguish new pods from addresses outside of the cluster.
 
 With --manifests it needs no cluster: it reads Namespaces, Pods (with status.podIPs) and
-NetworkPolicies from the YAML and JSON files of a directory, and follows them. After a
-file is saved, the next connection is judged by it, and live connections too. If a file
-is broken, its last good state stays in force. If an object is in two directories or
-files, the first one counts, in the order of the flags.
+NetworkPolicies from the YAML and JSON files of a directory, and follows them. When a
+file is saved, it applies at once to new and to live connections. If a file becomes
+invalid, the agent keeps using its last valid content. If an object is in two
+directories or files, the first one counts, in the order of the flags.
 
 It keeps rules in the iptables of this network namespace (sluice rules prints them).
 They send the first packet of each new pod connection to the agent; the rest of the
 connection stays in the kernel. With --kernel-cache, the first packet also stays there
 if its flow was judged before, or if no policy concerns it.
 
---on-exit decides about the rules when the agent ends. If they are removed, everything
-is open. If they are kept, allowed connections go on, and so do new ones for which the
-kernel remembers the verdict or that no policy concerns; --fail decides about all
-others. --fail also applies if the agent is killed or crashes.`,
+--on-exit decides whether the rules are removed when the agent ends. Without them,
+everything passes. If they are kept, allowed connections continue. The kernel still
+answers new connections whose verdict it remembers, and those that no policy concerns;
+--fail decides about all others. If the agent crashes or is killed, the rules are kept.`,
 		Example: `  sluice run --manifests ./policies
   sluice run --manifests ./policies --log-verdicts denied
   sluice run --kubeconfig /etc/kubernetes/agent.conf --node-name node-1 --on-exit keep`,
@@ -58,7 +58,7 @@ others. --fail also applies if the agent is killed or crashes.`,
 				return fmt.Errorf("--unattended %s: give a duration such as 10m, or 0 for no limit", opts.Unattended)
 			}
 			if len(opts.Manifests) > 0 && opts.cluster.given() {
-				return fmt.Errorf("--manifests and --kubeconfig or --context are two sources: give one of them")
+				return fmt.Errorf("--manifests cannot be combined with --kubeconfig or --context: give only one source")
 			}
 			if len(opts.Manifests) > 0 && opts.StartupTaint != "" {
 				return fmt.Errorf("--startup-taint is the taint of a Node, and with --manifests there is no Node: leave it out")
@@ -99,9 +99,9 @@ func newLogger(e env, opts runOptions) *slog.Logger {
 	return slog.New(slog.NewTextHandler(e.stderr, o))
 }
 
-// omitEmpty leaves empty attributes out of a log line, such as the field of a problem that
-// concerns a whole file. It names an error without a text by its type, so that the error is
-// not lost.
+// omitEmpty removes empty attributes from a log line, such as the field of a problem that
+// concerns a whole file. It replaces an error without a text with the error's type, so that
+// the error is not lost.
 func omitEmpty(_ []string, a slog.Attr) slog.Attr {
 	switch a.Value.Kind() {
 	case slog.KindString:
@@ -131,7 +131,7 @@ func nodeName(e env) string {
 	if name := e.getenv("NODE_NAME"); name != "" {
 		return name
 	}
-	name, _ := os.Hostname() // without one, the user must give a name
+	name, _ := os.Hostname() // if it is not known, the user must give --node-name
 	return strings.ToLower(name)
 }
 
@@ -148,7 +148,7 @@ func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
 	return agent.Run(ctx, opts.Options, log)
 }
 
-// limits are what policies may take.
+// limits returns the memory limits of policies, in bytes.
 func (o *runOptions) limits() policy.Limits {
 	return policy.Limits{Policy: int64(o.policyMemory) << 20, Policies: int64(o.policiesMemory) << 20}
 }

@@ -24,7 +24,7 @@ sluice.dev/agent-not-ready. When ready, the agent removes it from its Node, with
 value and effect; it must be allowed to patch nodes`)
 }
 
-// taintFlag is the key of a taint, or nothing.
+// taintFlag is the key of a taint; it may be empty.
 type taintFlag string
 
 func (f *taintFlag) String() string { return string(*f) }
@@ -45,18 +45,18 @@ func addNetworkFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.SysctlProblems = agent.ReportSysctls
 	fs.Var(newChoiceFlag(&opts.SysctlProblems, agent.ReportSysctls, agent.UnreadySysctls), "sysctl-problems",
 		`what the agent does about sysctls that let packets between pods on a bridge bypass iptables,
-such as net.bridge.bridge-nf-call-iptables=0: report them in log, status and metrics, or also
-be unready`)
+such as net.bridge.bridge-nf-call-iptables=0: report them in log, status and metrics, or be
+unready as well`)
 }
 
 func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.KernelCache = agent.KernelCacheAuto
 	fs.Var(newChoiceFlag(&opts.KernelCache, agent.KernelCacheAuto, agent.KernelCacheOn, agent.KernelCacheOff), "kernel-cache", `whether the kernel answers flows that were judged before, and those that no policy
 concerns. The kernel does not log: with --log-verdicts denied it leaves denials to the
-agent. auto is on where the kernel supports it, except with --log-verdicts all, and in
-iptables' legacy tables, which programs that do not see --bpffs could not change then`)
+agent. auto is on where the kernel supports it, except with --log-verdicts all, and with
+iptables-legacy, whose tables only programs that see --bpffs could change then`)
 	opts.Unattended = bpf.DefaultUnattended
-	fs.DurationVar(&opts.Unattended, "unattended", opts.Unattended, `how long the kernel (--kernel-cache) goes on answering after the agent is gone, for pods
+	fs.DurationVar(&opts.Unattended, "unattended", opts.Unattended, `how long the kernel (--kernel-cache) keeps answering after the agent has ended, for pods
 of this node that share an interface, as on a bridge. Later, other pods may have their
 addresses; 0 for no limit`)
 	addBPFFSFlag(fs, &opts.BPFFS)
@@ -80,7 +80,7 @@ func addServeFlags(fs *pflag.FlagSet, opts *runOptions) {
 	fs.StringVar(&opts.Socket, "socket", telemetry.DefaultSocket, "`PATH` of the unix socket for sluice status, and for the agent that takes over; empty disables it")
 }
 
-// addressFlag is an address to listen on, or nothing.
+// addressFlag is an address to listen on; it may be empty.
 type addressFlag string
 
 func (f *addressFlag) String() string { return string(*f) }
@@ -102,13 +102,13 @@ func addHoldFlags(fs *pflag.FlagSet, opts *runOptions) {
 such an address is held until its pod is known. The default is the ranges of the Node
 and those that follow from its routes`)
 	fs.DurationVar(&opts.Hold, "hold", opts.Hold, "the longest time that a packet is held until its pod is known; then --fail decides")
-	fs.Var(newNumberFlag(&opts.MaxHeld, 0, 1<<20), "hold-max", "the largest number of packets that are held. If there are more, those of the sender with most are released first")
+	fs.Var(newNumberFlag(&opts.MaxHeld, 0, 1<<20), "hold-max", "the largest number of packets that are held. If there are more, those of the sender with the most are released first")
 }
 
 func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.QueueLen, opts.CopyRange, opts.CacheSize, opts.GSO = queue.DefaultMaxLen, queue.DefaultCopyRange, cache.DefaultSize, true
 	fs.Var(newNumberFlag(&opts.QueueLen, 1, 1<<20), "queue-len", "the largest number of packets in each queue")
-	fs.Var(newNumberFlag(&opts.CopyRange, 64, 65535), "copy-range", "the number of bytes that are read of a packet; IPv6 extension headers behind them are not understood")
+	fs.Var(newNumberFlag(&opts.CopyRange, 64, 65535), "copy-range", "the number of bytes of a packet that are read; IPv6 extension headers beyond them are not understood")
 	fs.Var(newChoiceFlag(&opts.Overflow, agent.DropPackets, agent.PassPackets), "queue-overflow", "what happens to packets if their queue is full: drop, or pass (a flood then opens what policies close)")
 	fs.BoolVar(&opts.GSO, "queue-gso", opts.GSO, "read packets before the kernel splits them to the size of the link")
 	fs.Var(newNumberFlag(&opts.CacheSize, 0, 1<<24), "cache-size", "the number of flows that each worker remembers; 0 disables the cache")
@@ -128,5 +128,5 @@ func addLimitFlags(fs *pflag.FlagSet, opts *runOptions) {
 	fs.Var(newNumberFlag(&opts.policyMemory, 0, 1<<20), "policy-memory", `the memory of a compiled policy in MiB, as estimated from its size. A policy over this
 limit allows nothing for the pods that it selects, and is reported; 0 for no limit`)
 	fs.Var(newNumberFlag(&opts.policiesMemory, 0, 1<<20), "policies-memory", `the memory of all compiled policies in MiB. Over this limit, the largest policies of the
-namespace that takes most are treated in the same way; 0 for no limit`)
+namespace that takes the most allow nothing, and are reported; 0 for no limit`)
 }

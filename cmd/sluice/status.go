@@ -54,7 +54,8 @@ on the same node.`,
 	return cmd
 }
 
-// printStatus writes the status. The exit status is that of a finding unless all is well.
+// printStatus writes the status. It returns exitFindings if the agent is not ready or has
+// problems.
 func printStatus(e env, s *telemetry.Status, output statusOutput) error {
 	var err error
 	switch output {
@@ -74,7 +75,8 @@ func printStatus(e env, s *telemetry.Status, output statusOutput) error {
 	return nil
 }
 
-// probe answers a readiness probe.
+// probe answers a readiness probe: it returns an error unless the agent in this container is
+// ready.
 func probe(e env, s *telemetry.Status) error {
 	switch {
 	case s.Process == 0:

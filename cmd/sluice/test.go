@@ -14,7 +14,7 @@ import (
 	"sluice/filter/policy/explain"
 )
 
-// maxShown bounds the explained flows of a test that fails.
+// maxShown bounds the number of flows that are explained for a failed test.
 const maxShown = 3
 
 func testCommand(e env) *cobra.Command {
@@ -70,7 +70,7 @@ Cilium, are named ("not read") and do not change the status.`,
 type testedFile struct {
 	path    string
 	results []expect.Result
-	err     error // why it could not run, or is not reliable
+	err     error // why the tests could not run, or their results are not reliable
 }
 
 func runTests(e env, paths []string, junit string, verbose bool) error {
@@ -173,7 +173,8 @@ func sumOf(files []testedFile) tally {
 	return t
 }
 
-// printResult prints the result of a test, with the reasons if it did not pass.
+// printResult prints the result of a test, with the reasons unless it passed. It prints
+// passed tests only if verbose is set.
 func printResult(out io.Writer, path string, r *expect.Result, verbose bool) error {
 	word := "FAIL "
 	switch {
@@ -188,7 +189,7 @@ func printResult(out io.Writer, path string, r *expect.Result, verbose bool) err
 	return err
 }
 
-// resultText explains why a test failed; it is empty if the test passed.
+// resultText returns the reasons why a test did not pass; empty if it passed.
 func resultText(r *expect.Result) string {
 	var b strings.Builder
 	for i, f := range r.Failures {
