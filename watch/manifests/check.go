@@ -23,7 +23,7 @@ import (
 // checker reports the problems of one object.
 type checker struct {
 	p            *parser
-	at           string // prefix of all fields
+	at           string // place of the object in a list, as a prefix of its fields
 	object       string
 	text         []byte
 	unidentified bool // the object has no readable name or namespace
@@ -35,9 +35,10 @@ func (c *checker) problem(field, detail, hint string) {
 	c.p.problem(c.object, c.at+field, detail, hint)
 }
 
-// strict reports an unknown field. In a policy's spec it is a problem, which is reported
-// with its rule. Elsewhere it changes nothing: it may belong to a newer API, or be the
-// status that NetworkPolicies had in Kubernetes 1.24 to 1.27.
+// strict handles an unknown field. If it is in a policy's spec, specByParts reports it as a
+// problem of its rule. The status of a policy is ignored: NetworkPolicies had one in
+// Kubernetes 1.24 to 1.27. Any other field is only a note, because it changes nothing: it
+// may belong to a newer API.
 func (c *checker) strict(object any, err error) {
 	_, isPolicy := object.(*networkingv1.NetworkPolicy)
 	c.uncertain = true // the decoder reports at most 100 unknown fields
@@ -52,9 +53,9 @@ func (c *checker) strict(object any, err error) {
 	}
 }
 
-// undecodable reports a value of the wrong type in text, the part of the object at the
-// field at. It decodes text again with the standard decoder, because only that one names
-// the field.
+// undecodable reports a value of the wrong type. text is the JSON of the field at, or of
+// the whole object if at is empty. undecodable decodes text again with encoding/json,
+// because only that decoder names the field.
 func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))
@@ -140,8 +141,8 @@ func (c *checker) addr(field, text string) {
 	}
 }
 
-// containers defaults and checks the ports that containers declare. The port names of
-// policies refer to them.
+// containers checks the ports that containers declare, and sets their defaults. Policies
+// refer to these ports by name.
 func (c *checker) containers(at string, containers []corev1.Container) {
 	for i := range containers {
 		for j := range containers[i].Ports {

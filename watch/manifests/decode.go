@@ -42,7 +42,7 @@ type parser struct {
 
 // parse parses the content of a file. It parses each document separately, so that a broken
 // one does not hide the others. Everything in data becomes an object, a problem or a note,
-// whatever separates the documents.
+// no matter how the documents are separated.
 func parse(path string, data []byte, logger *slog.Logger) *content {
 	p := &parser{path: path, logger: logger}
 	data, flaw := plainText(data)
@@ -58,8 +58,8 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 		p.document++
 		text, err := toJSON(d.text)
 		if err != nil {
-			// Parse again with blank lines in front, so that the line numbers in the error
-			// are those of the file. Only broken documents pay for this.
+			// Parse again with blank lines in front, so that the error contains the line
+			// number in the file. Only broken documents pay for this.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
 			p.problem("", "", message, syntaxHint(d, message))
@@ -74,8 +74,8 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 	return &p.content
 }
 
-// toJSON converts a YAML document to JSON. It recovers from the YAML parser, which panics
-// on some input.
+// toJSON converts a YAML document to JSON. It recovers from panics in the YAML parser,
+// which some input causes.
 func toJSON(text []byte) (_ []byte, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -87,8 +87,8 @@ func toJSON(text []byte) (_ []byte, err error) {
 
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
-// behind reports whether text follows the first YAML document in d, and where. The YAML
-// parser ignores such text.
+// behind reports whether text follows the first YAML document in d, which the YAML parser
+// would ignore. where is the line of that text, as the beginning of a message.
 func behind(d document) (where string, more bool) {
 	defer func() {
 		if recover() != nil {
@@ -113,8 +113,8 @@ func behind(d document) (where string, more bool) {
 	return where, true
 }
 
-// jsonStream parses data as a sequence of JSON values. It returns false, without effect, if
-// data is something else: YAML may begin with a brace, too.
+// jsonStream parses data as a sequence of JSON values. If data is not such a sequence, it
+// returns false and changes nothing: YAML may begin with a brace too.
 func (p *parser) jsonStream(data []byte) bool {
 	var documents []json.RawMessage
 	for d := json.NewDecoder(bytes.NewReader(data)); ; {
@@ -147,15 +147,15 @@ func (p *parser) problem(object, field, detail, hint string) {
 	})
 }
 
-// note records a problem that has no effect.
+// note records a mistake that has no effect.
 func (p *parser) note(object, field, detail, hint string) {
 	p.notes = append(p.notes, Problem{
 		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
 	})
 }
 
-// head holds the fields that every object has. They are of type any, so that the kind can
-// be read even if a name is a number.
+// head contains the fields that every object has. They are of type any, so that the kind
+// can be read even if another field has the wrong type.
 type head struct {
 	APIVersion any `json:"apiVersion"`
 	Kind       any `json:"kind"`
@@ -164,9 +164,9 @@ type head struct {
 	Items      any `json:"items"`
 }
 
-// object parses one object, or the items of a list. at is the object's place in a list, as
-// a prefix of fields. listed is the type that the list implies for its items, if any. depth
-// is the number of lists around the object.
+// object parses one object, or the items of a list. at is the place of the object in a
+// list, as a prefix of its fields. listed is the type that the list implies for its items,
+// if any. depth is the number of lists around the object.
 func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth int) {
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &h); err != nil {
@@ -270,8 +270,8 @@ func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 	}
 }
 
-// unlisted reports an unknown field of a list. A misspelt "items" is a problem, because the
-// items have not been parsed.
+// unlisted reports an unknown field of a list. A misspelled "items" is a problem, because
+// the items have not been parsed.
 func (p *parser) unlisted(err error, at, kind string) {
 	var field kjson.FieldError
 	if !errors.As(err, &field) {
@@ -285,8 +285,8 @@ func (p *parser) unlisted(err error, at, kind string) {
 	p.note("", at+field.FieldPath(), "a "+kind+" has no such field; it is ignored", "remove it")
 }
 
-// wanted maps the supported kinds that affect decisions, in lower case, to their API
-// version.
+// wanted returns the name and the API version of a supported kind that affects decisions.
+// It ignores the case of kind. For any other kind, it returns "".
 func wanted(kind string) (name, version string) {
 	switch strings.ToLower(kind) {
 	case "namespace":
@@ -303,9 +303,10 @@ func wanted(kind string) (name, version string) {
 // meaning are the same.
 const formerVersion = "extensions/v1beta1"
 
-// known returns the kind if it is supported, and "" otherwise. It reports a near miss as a
-// problem, because a policy that is skipped isolates nothing. A near miss is kept, but not
-// understood: its rules allow nothing.
+// known returns the name of the kind if the kind is supported, and "" otherwise. It accepts
+// a kind or an API version that is almost right and reports it as a problem, because a
+// policy that is skipped would isolate nothing. In that case, understood is false, and the
+// rules of the policy allow nothing.
 func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
 	name, version := wanted(kind)
 	group, _, hasGroup := strings.Cut(apiVersion, "/")
@@ -350,7 +351,8 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	return name, understood
 }
 
-// nameIn returns the object's name for messages, as far as it can be read.
+// nameIn returns the name of the object for messages. Parts that cannot be read are
+// omitted.
 func nameIn(text []byte, kind string) string {
 	var o metav1.PartialObjectMetadata
 	_ = kjson.UnmarshalCaseSensitivePreserveInts(text, &o) // unreadable parts stay empty: they are reported elsewhere
@@ -395,8 +397,9 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 	}
 }
 
-// extra decodes an object that does not affect decisions, but tells what is behind an
-// address. It skips objects that cannot be decoded.
+// extra decodes an object that does not affect decisions, but shows which Service an
+// address belongs to. If the object cannot be decoded, extra records a note and skips the
+// object.
 func extra[T metav1.Object](p *parser, text []byte, kind string, object T) {
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, object); err != nil {
 		p.note(kind+" "+nameIn(text, kind), "", "it cannot be read: "+strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")

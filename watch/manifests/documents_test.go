@@ -40,17 +40,17 @@ func asJSON(t *testing.T, text string) string {
 	return string(out)
 }
 
-// Whatever separates two objects of a file, both are read or the missing one is reported: a
-// policy that is skipped isolates nothing.
-func TestNothingIsSkippedInSilence(t *testing.T) {
+// No matter how two objects of a file are separated, both are read, or the missing one is
+// reported. A policy that is skipped would isolate nothing.
+func TestNothingIsSkippedSilently(t *testing.T) {
 	web, shop, closed := strings.TrimPrefix(web, "\n"), strings.TrimPrefix(shop, "\n"), strings.TrimPrefix(closed, "\n")
 	flow := asJSON(t, web)
 	policy := asJSON(t, closed)
 	both := "NetworkPolicy default/closed, Pod default/web"
 	tests := map[string]struct {
-		text string
-		want string // expected names, if there are no problems
-		says string // expected problem otherwise
+		text    string
+		want    string // expected names, if there are no problems
+		problem string // part of the expected problem otherwise
 	}{
 		"three dashes":                  {web + "---\n" + closed, both, ""},
 		"dashes and a comment":          {web + "--- # next\n" + closed, both, ""},
@@ -62,7 +62,7 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 		"four dashes":                   {flow + "\n----\n" + closed, "", "line 2: the text after the end"},
 		"four dashes behind a block":    {web + "----\n" + closed, "", "document 1"},
 		"two dashes":                    {flow + "\n--\n" + closed, "", "line 2: the text after the end"},
-		"dashes that are set in":        {flow + "\n ---\n" + closed, "", "line 2: the text after the end"},
+		"indented dashes":               {flow + "\n ---\n" + closed, "", "line 2: the text after the end"},
 		"dashes of another kind":        {flow + "\n———\n" + closed, "", "line 2: the text after the end"},
 		"stars":                         {flow + "\n***\n" + closed, "", "line 2"},
 		"only a line end":               {flow + "\n" + closed, "", "line 2: the text after the end"},
@@ -84,10 +84,10 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 		"a key of JSON twice":           {`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"a"},"kind":"ConfigMap"}`, "", "kind"},
 		"items of JSON twice":           {`{"kind":"List","items":[` + policy + `],"items":[]}`, "", "items"},
 		"items in capitals":             {`{"kind":"List","apiVersion":"v1","items":[` + policy + `],"Items":[]}`, "", "Items"},
-		"items misspelt":                {"apiVersion: v1\nkind: List\nitem:\n- " + policy, "", "write items"},
+		"items misspelled":              {"apiVersion: v1\nkind: List\nitem:\n- " + policy, "", "write items"},
 		"a list in the wrong case":      {"apiVersion: v1\nkind: list\nitems:\n- " + policy, "NetworkPolicy default/closed", ""},
 		"a list without items":          {"apiVersion: v1\nkind: List\n", "", ""},
-		"items that are none":           {"apiVersion: v1\nkind: List\nitems: {a: 1}\n", "", "not a list of objects"},
+		"items of the wrong type":       {"apiVersion: v1\nkind: List\nitems: {a: 1}\n", "", "not a list of objects"},
 		"a list of lists":               {"kind: List\nitems:\n- {kind: List, items: [" + policy + "]}\n- {apiVersion: v1, kind: PodList, items: [" + flow + "]}\n", both, ""},
 		"a list of very many lists":     {strings.Repeat(`{"kind":"List","items":[`, 50) + policy + strings.Repeat("]}", 50), "", "nested in more than"},
 		"kind in the wrong case":        {"apiVersion: networking.k8s.io/v1\nKind: NetworkPolicy\n", "", "kind"},
@@ -115,10 +115,10 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 		"line separator":                {web + "\u2028---\u2028" + closed, "", "the text after the end"},
 		"form feed":                     {web + "---\f\n" + closed, "", "document"},
 		"directives":                    {"%YAML 1.1\n---\n" + web + "...\n%YAML 1.1\n---\n" + closed, both, ""},
-		"comments alone":                {"# " + strings.ReplaceAll(closed, "\n", "\n# "), "", ""},
+		"only comments":                 {"# " + strings.ReplaceAll(closed, "\n", "\n# "), "", ""},
 		"nothing":                       {"", "", ""},
 		"null":                          {"---\nnull\n---\n~\n", "", ""},
-		"a text that has dashes":        {strings.Replace(closed, "{name: closed}", "{name: closed, annotations: {a: \"x\\n---\\ny\"}}", 1) + "---\n" + web, both, ""},
+		"dashes in a string":            {strings.Replace(closed, "{name: closed}", "{name: closed, annotations: {a: \"x\\n---\\ny\"}}", 1) + "---\n" + web, both, ""},
 		"a bomb of aliases":             {bomb(), "", "alias"},
 		"deep":                          {"a: " + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + "\n---\n" + closed, "", "depth"},
 		"deep in JSON":                  {`{"a":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + "}\n" + policy, "", "depth"},
@@ -126,21 +126,21 @@ func TestNothingIsSkippedInSilence(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			objects, problems := read(t, map[string]string{"a.yaml": tt.text})
-			var said []string
+			var texts []string
 			for _, p := range problems {
-				said = append(said, p.Error())
+				texts = append(texts, p.Error())
 				if p.File == "" || p.Detail == "" || p.Hint == "" {
 					t.Errorf("incomplete: %+v", p)
 				}
 			}
-			got := strings.Join(said, "\n")
+			got := strings.Join(texts, "\n")
 			switch {
-			case tt.says == "" && got != "":
+			case tt.problem == "" && got != "":
 				t.Errorf("problems: %s", got)
-			case tt.says != "" && !strings.Contains(got, tt.says):
-				t.Errorf("said %q; want %q in it", got, tt.says)
+			case tt.problem != "" && !strings.Contains(got, tt.problem):
+				t.Errorf("problems %q, want one with %q", got, tt.problem)
 			}
-			if tt.says == "" && names(objects) != tt.want {
+			if tt.problem == "" && names(objects) != tt.want {
 				t.Errorf("read %q, want %q", names(objects), tt.want)
 			}
 		})
@@ -156,7 +156,7 @@ func indented(t *testing.T, text string) string {
 	return out.String()
 }
 
-// bomb is a small text that expands to billions of objects.
+// bomb returns a small text that expands to billions of objects.
 func bomb() string {
 	text := "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
 	for i := 1; i < 10; i++ {
@@ -167,18 +167,18 @@ func bomb() string {
 
 const policyHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {a: b}}\n"
 
-// An unknown field changes nothing where it cannot affect what is allowed. In a rule, it
+// An unknown field has no effect where it cannot affect what is allowed. In a rule, it
 // closes the rule.
 func TestUnknownFields(t *testing.T) {
 	const closedRule, openRule = "closed", "open"
 	tests := map[string]struct {
 		text     string
-		rules    []string // of ingress
+		rules    []string // state of each ingress rule
 		problems int
 		notes    int
 	}{
 		"the status of Kubernetes 1.24": {policyHead + "  ingress: [{}]\nstatus: {}\n", []string{openRule}, 0, 0},
-		"a status that says something":  {policyHead + "  ingress: [{}]\nstatus: {conditions: [{type: Accepted}]}\n", []string{openRule}, 0, 0},
+		"a status with conditions":      {policyHead + "  ingress: [{}]\nstatus: {conditions: [{type: Accepted}]}\n", []string{openRule}, 0, 0},
 		"beside the spec":               {policyHead + "  ingress: [{}]\nextra: {a: 1}\n", []string{openRule}, 0, 1},
 		"in the metadata":               {strings.Replace(policyHead, "name: p", "name: p, shard: 7", 1) + "  ingress: [{}]\n", []string{openRule}, 0, 1},
 		"in one rule of three":          {policyHead + "  ingress: [{}, {form: []}, {from: []}]\n", []string{openRule, closedRule, openRule}, 1, 0},
@@ -193,10 +193,10 @@ func TestUnknownFields(t *testing.T) {
 		"in the spec's selector":        {policyHead + "  podSelectors: {}\n  ingress: [{}]\n", nil, 1, 0},
 		"a spec of the wrong type":      {"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: [1]\n", nil, 1, 0},
 		"rules of the wrong type":       {policyHead + "  ingress: {from: []}\n", []string{closedRule}, 1, 0},
-		"a version to come":             {strings.Replace(policyHead, "/v1", "/v7", 1) + "  ingress: [{}]\n", nil, 1, 0},
-		"a group misspelt":              {strings.Replace(policyHead, "networking.k8s.io", "networking.k8s", 1) + "  ingress: [{}]\n", nil, 1, 0},
-		"a group and no version":        {strings.Replace(policyHead, "/v1", "", 1) + "  ingress: [{}]\n", nil, 1, 0},
-		"a version that is gone":        {strings.Replace(policyHead, "networking.k8s.io/v1", "extensions/v1beta1", 1) + "  ingress: [{}]\n", []string{openRule}, 0, 1},
+		"a future version":              {strings.Replace(policyHead, "/v1", "/v7", 1) + "  ingress: [{}]\n", nil, 1, 0},
+		"a misspelled group":            {strings.Replace(policyHead, "networking.k8s.io", "networking.k8s", 1) + "  ingress: [{}]\n", nil, 1, 0},
+		"a group without a version":     {strings.Replace(policyHead, "/v1", "", 1) + "  ingress: [{}]\n", nil, 1, 0},
+		"a former version":              {strings.Replace(policyHead, "networking.k8s.io/v1", "extensions/v1beta1", 1) + "  ingress: [{}]\n", []string{openRule}, 0, 1},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -220,7 +220,7 @@ func TestUnknownFields(t *testing.T) {
 			}
 			want := [2]bool{filter.Ingress: true, filter.Egress: tt.rules == nil}
 			if got := objects.Policies[0].Isolates; got != want {
-				t.Errorf("it isolates %v, want %v", got, want)
+				t.Errorf("the policy isolates %v, want %v", got, want)
 			}
 		})
 	}
@@ -234,7 +234,8 @@ func many(n int) string {
 	return b.String()
 }
 
-// Fields of a newer API in other objects do not prevent an answer.
+// Unknown fields of other objects, as from a newer API, are notes, and the objects are
+// read.
 func TestUnknownFieldsElsewhereAreNotes(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": `
 apiVersion: v1
@@ -260,9 +261,10 @@ spec: {quota: 7}
 	}
 }
 
-// Empty lists, as templates write them, are legal and allow everything.
+// Fields of rules that are present but empty are reported as holes: they are legal, and
+// allow everything.
 func TestHoles(t *testing.T) {
-	tests := map[string][]string{ // ingress rules, and the expected holes
+	tests := map[string][]string{ // ingress rule -> fields of the expected holes
 		"{from: , ports: [{port: 3000}]}":                   {".from"},
 		"{from: [], ports: [{port: 3000}]}":                 {".from"},
 		"{from: [{podSelector: {}}], ports: }":              {".ports"},
@@ -298,11 +300,11 @@ func TestHoles(t *testing.T) {
 	}
 	objects, _ := read(t, map[string]string{"a.yaml": policyHead + "  egress: [{to: []}]\n"})
 	if len(objects.Holes) != 1 || objects.Holes[0].Field != "spec.egress[0].to" {
-		t.Errorf("of egress: %v", objects.Holes)
+		t.Errorf("holes of egress: %v", objects.Holes)
 	}
 }
 
-// Objects of other kinds that may affect decisions are counted.
+// Objects of other kinds are counted if they may affect decisions.
 func TestNotRead(t *testing.T) {
 	object := func(apiVersion, kind string) string {
 		return "---\napiVersion: " + apiVersion + "\nkind: " + kind + "\nmetadata: {name: a}\n"
@@ -327,8 +329,8 @@ func TestNotRead(t *testing.T) {
 	}
 }
 
-// FuzzParse checks that nothing is lost: in any input, each document with content becomes
-// an object, a problem or a note, or has an unsupported kind.
+// FuzzParse checks that no document of any input is lost: each one with content becomes an
+// object, a problem or a note, or is of an unsupported kind.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		web, shop, closed, "{", "--- a\n...\n---", `{"kind":"List","items":[{}]}`, web + "----\n" + closed, `{"a":1}{"b":2}`,
@@ -339,7 +341,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		// An object appended to the input is found, or a problem is reported.
+		// An object that is appended to the input is found, or there is a problem.
 		alone := parse("f", data, slog.New(slog.DiscardHandler))
 		for _, mark := range []string{"\n---\n", "\r---\r", "\n"} {
 			c := parse("f", slices.Concat(data, []byte(mark+closed)), slog.New(slog.DiscardHandler))
@@ -350,14 +352,14 @@ func FuzzParse(f *testing.F) {
 			}
 			found := slices.ContainsFunc(c.items, func(it *item) bool { return it.name == "NetworkPolicy default/closed" })
 			if !found && len(c.problems) == 0 && bytes.Equal(bytes.TrimRight(data, " \n"), data) && !swallowed(data) {
-				t.Errorf("behind %q a policy was lost; alone it gave %d problems", data, len(alone.problems))
+				t.Errorf("the policy after %q was lost; without the policy there are %d problems", data, len(alone.problems))
 			}
 		}
 	})
 }
 
-// swallowed reports whether text may absorb what follows it: it ends in a comment or in an
-// open scalar.
+// swallowed reports whether an object that is appended to data may become part of a comment
+// or of an open scalar. It returns true in case of doubt.
 func swallowed(data []byte) bool {
 	return bytes.ContainsAny(data, "#|>'\"%:?-")
 }

@@ -15,27 +15,27 @@ type content struct {
 	blank    bool // the file has no text, not even a comment
 	items    []*item
 	problems []Problem
-	notes    []Problem // what has no effect
-	outdated []Problem // what current API servers reject, but is still supported
+	notes    []Problem // mistakes that have no effect
+	outdated []Problem // former API versions, which are still supported here
 	holes    []Problem // empty fields in policy rules: legal, but they allow everything
 	notRead  []NotRead // skipped objects that may change what is allowed
 }
 
 // listing is the result of listing a directory.
 type listing struct {
-	paths    []string  // of manifests, sorted
-	problems []Problem // unreadable subdirectories and broken links
-	closed   []string  // the unreadable subdirectories
+	paths      []string  // of manifests, sorted
+	problems   []Problem // unreadable subdirectories and broken links
+	unreadable []string  // subdirectories
 }
 
 // list returns the manifests in dir and its subdirectories. If dir is a file, it returns
 // that file, whatever its name. If visit is not nil, list calls it with each directory
-// before it reads the directory, so that a watch misses nothing in between.
+// before it reads the directory, so that a watch that visit starts misses no change.
 //
 // list skips names that begin with a dot: editors use them for their own files, and a
 // mounted ConfigMap for its versions. It follows symbolic links, because every file in a
-// ConfigMap is one. It includes irregular files with the name of a manifest; reading them
-// reports what is wrong.
+// ConfigMap is one. It also returns irregular files with the name of a manifest, so that
+// reading them reports the problem.
 func list(dir string, visit func(dir string)) (listing, error) {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -90,24 +90,24 @@ func (l *lister) entry(path string, e fs.DirEntry) {
 	isDir := e.IsDir()
 	if e.Type()&fs.ModeSymlink != 0 {
 		info, err := os.Stat(path)
-		if err != nil && !named(path) { // reading a manifest reports the error itself
+		if err != nil && !named(path) { // for a manifest, reading it reports the error
 			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "correct the link, or remove it"})
 		}
 		isDir = err == nil && info.IsDir()
 	}
 	switch {
 	case isDir:
-		// Ignore a directory that was deleted in the meantime.
+		// Ignore a directory that has been deleted in the meantime.
 		if err := l.directory(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "make it a directory that this process can read"})
-			l.closed = append(l.closed, path)
+			l.unreadable = append(l.unreadable, path)
 		}
 	case named(path):
 		l.paths = append(l.paths, path)
 	}
 }
 
-// named reports whether the file's name is that of a manifest.
+// named reports whether path ends in a file name extension of manifests.
 func named(path string) bool {
 	return slices.Contains([]string{".yaml", ".yml", ".json"}, strings.ToLower(filepath.Ext(path)))
 }

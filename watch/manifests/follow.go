@@ -22,20 +22,20 @@ import (
 )
 
 // Saving a file, or updating a mounted ConfigMap, causes several events in a row. Follow
-// reads the files once per series of events.
+// reads the files once for each such series of events.
 const (
 	// debounceQuiet is the pause without events that ends a series.
 	debounceQuiet = 10 * time.Millisecond
 	// debounceMax bounds the duration of a series.
 	debounceMax = 50 * time.Millisecond
-	// resyncInterval bounds the time until changes without an event are seen: behind links
-	// that lead out of the directory, on file systems without notification, and in a
-	// directory that was gone. A resync costs one stat per file.
+	// resyncInterval bounds the time until a change without an event is detected: behind a
+	// link that leads out of the directory, on a file system without notification, or in a
+	// directory that was missing. A resync costs one stat for each file.
 	resyncInterval = 5 * time.Second
 )
 
-// Delta is a change of a directory's objects. Applied in order, deltas lead from one state
-// of the directory to the next.
+// Delta is a change of the objects in a directory. Deltas that are applied in order lead
+// from one state of the directory to the next.
 type Delta struct {
 	Set     Objects // new or changed
 	Deleted []Ref
@@ -59,7 +59,7 @@ func (d Delta) Apply(w *policy.Store) {
 	d.Set.Apply(w)
 }
 
-// Apply adds the objects to the policy store, or replaces older versions there.
+// Apply adds the objects to the policy store, and replaces older versions of them there.
 func (o Objects) Apply(w *policy.Store) {
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
@@ -79,10 +79,10 @@ type follower struct {
 	watcher *fsnotify.Watcher
 	watched map[string]fs.FileInfo // by directory
 	files   map[string]*file
-	touched map[string]bool // paths that had events since the last scan
-	all     bool            // events were lost: read every file
+	touched map[string]bool // paths with events since the last scan
+	all     bool            // events were lost, so every file must be read
 	state   *merged
-	logged  map[Problem]bool // problems of roots and of duplicate objects that were logged
+	logged  map[Problem]bool // logged problems of roots and duplicate objects
 
 	onProblems func([]Problem) // may be nil
 	reported   []Problem       // argument of the last call of onProblems
@@ -93,11 +93,11 @@ type follower struct {
 
 // root is a followed directory, or a single followed file.
 type root struct {
-	dir      string
-	paths    []string  // of the files that were found last
-	gone     []string  // subdirectories that cannot be read now; their files keep their state
-	problems []Problem // of subdirectories
-	away     string    // why the root cannot be read; empty if it can
+	dir        string
+	paths      []string  // files that the last scan found
+	unreadable []string  // subdirectories that cannot be read now; their files keep their state
+	problems   []Problem // of subdirectories
+	away       string    // error of the last attempt to read the root; empty if it was read
 }
 
 // file is the state of one file.
@@ -105,17 +105,17 @@ type file struct {
 	info    fs.FileInfo
 	content *content  // the content in force
 	good    bool      // content has no problems
-	broken  bool      // the content in force is not the current one
+	broken  bool      // the current content has problems
 	wrong   []Problem // problems of the current content
 }
 
 // Follow reads the directory, or the single file, and calls apply with all objects, even if
-// there are none. It then calls apply with each change until ctx ends, and returns nil.
-// Calls of apply do not overlap.
+// there are none. Then it calls apply with each change until ctx ends, and returns nil.
+// Calls of apply do not overlap. Follow returns an error if it cannot read dir at first.
 //
 // Follow logs broken files to logger. The last good state of a broken file stays in force
-// until the file is corrected or deleted. If there is no good state, the readable part of
-// the file is in force. If the directory becomes unreadable, its objects stay in force.
+// until the file is corrected or deleted. If a file has never been good, its readable part
+// is in force. If the directory becomes unreadable, its objects stay in force.
 func Follow(ctx context.Context, dir string, logger *slog.Logger, apply func(Delta)) error {
 	return Source{Dirs: []string{dir}, Logger: logger}.follow(ctx, apply)
 }
@@ -217,7 +217,7 @@ func (f *follower) scan() (Delta, time.Duration) {
 		f.find(r, seen)
 		for _, path := range r.paths {
 			if found[path] {
-				continue // reachable through several of the paths
+				continue // reachable through several roots
 			}
 			found[path] = true
 			if !r.unreachable(path) {
@@ -243,7 +243,8 @@ func (f *follower) scan() (Delta, time.Duration) {
 	return delta, again
 }
 
-// find lists the files of a root. Files that cannot be reached now stay listed.
+// find lists the files of a root. Files that cannot be reached at the moment stay in the
+// list.
 func (f *follower) find(r *root, seen map[string]bool) {
 	l, err := list(r.dir, func(dir string) { f.watch(dir); seen[dir] = true })
 	if err != nil {
@@ -257,7 +258,7 @@ func (f *follower) find(r *root, seen map[string]bool) {
 		r.away = ""
 		f.log.Info("manifests readable again", event.ManifestsReadable.Attr(), "dir", r.dir)
 	}
-	r.gone, r.problems = l.closed, l.problems
+	r.unreadable, r.problems = l.unreadable, l.problems
 	for _, path := range r.paths {
 		if r.unreachable(path) && f.files[path] != nil && !slices.Contains(l.paths, path) {
 			l.paths = append(l.paths, path)
@@ -269,13 +270,13 @@ func (f *follower) find(r *root, seen map[string]bool) {
 
 // unreachable reports whether the file is in a directory that cannot be read now.
 func (r *root) unreachable(path string) bool {
-	return r.away != "" || slices.ContainsFunc(r.gone, func(dir string) bool {
+	return r.away != "" || slices.ContainsFunc(r.unreadable, func(dir string) bool {
 		return strings.HasPrefix(path, dir+string(filepath.Separator))
 	})
 }
 
-// watch subscribes to the events of a directory. It subscribes again if the name belongs to
-// another directory now.
+// watch subscribes to the events of a directory. It subscribes again if the path has become
+// that of another directory.
 func (f *follower) watch(dir string) {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -294,7 +295,7 @@ func (f *follower) watch(dir string) {
 	f.watched[dir] = info
 }
 
-// check reads a file if it has changed. It returns the time until the next check.
+// check reads a file if it may have changed. It returns the time until the next check.
 func (f *follower) check(path string) time.Duration {
 	info, err := os.Stat(path)
 	known := f.files[path]
@@ -320,9 +321,10 @@ func (f *follower) check(path string) time.Duration {
 	return resyncInterval
 }
 
-// apply puts new content of a file in force, unless it has problems. A file that has become
-// empty counts as broken: editors and shells truncate a file before they write it, and its
-// policies must not vanish in between.
+// apply puts the current content of a file in force. If that content has problems, the last
+// good state of the file stays in force, if it has one. A file that has become empty counts
+// as broken: editors and shells truncate a file before they write it, and its policies must
+// not vanish in between.
 func (f *follower) apply(path string, known *file, now *content) {
 	now.items = slices.DeleteFunc(now.items, func(it *item) bool { return !it.decides() })
 	problems := append(slices.Clone(now.problems), now.inPolicies()...)
@@ -357,8 +359,9 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the policy package would find. The affected rules
-// would safely allow nothing, but the last good state of the file is better.
+// inPolicies returns the problems that the netpol package finds in the policies. It omits
+// those that c.problems explains. The affected rules would safely allow nothing, but it is
+// better to keep the last good state of the file.
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {
@@ -401,25 +404,25 @@ func (f *follower) reportProblems() {
 	}
 }
 
-// logNew logs duplicate objects and unreadable directories, each once for as long as it
-// exists.
-func (f *follower) logNew(twice []Problem) {
-	said := make(map[Problem]bool)
-	tell := func(p Problem, text string) {
+// logNew logs duplicate objects and unreadable directories, each once while the problem
+// lasts.
+func (f *follower) logNew(duplicates []Problem) {
+	logged := make(map[Problem]bool)
+	report := func(p Problem, text string) {
 		if !f.logged[p] {
 			f.log.Error(text, "problem", p)
 		}
-		said[p] = true
+		logged[p] = true
 	}
-	for _, p := range twice {
-		tell(p, "duplicate object skipped")
+	for _, p := range duplicates {
+		report(p, "duplicate object skipped")
 	}
 	for _, r := range f.roots {
 		for _, p := range r.problems {
-			tell(p, "manifests unreadable; their objects stay in force")
+			report(p, "manifests unreadable; their objects stay in force")
 		}
 	}
-	f.logged = said
+	f.logged = logged
 }
 
 // reportNotRead logs skipped objects that may change what is allowed, and passes them to
@@ -437,7 +440,8 @@ func (f *follower) reportNotRead(now []NotRead) {
 	}
 }
 
-// difference compares items by identity: an unchanged file keeps its items.
+// difference returns the change from before to after. It compares items by identity,
+// because an unchanged file keeps its items.
 func difference(before, after *merged) Delta {
 	d := Delta{Set: Objects{Origins: make(map[string]Origin)}}
 	for _, it := range before.items {

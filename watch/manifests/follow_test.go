@@ -14,16 +14,16 @@ import (
 	"sluice/filter/event"
 )
 
-// following is a Follow under test, with the sum of its deltas.
+// following is a running Follow, with the state that its deltas lead to.
 type following struct {
 	t      *testing.T
 	dir    string
 	deltas chan Delta
-	state  map[string]bool
+	state  map[string]bool // names of the objects that exist
 	log    *logBuffer
 }
 
-// logBuffer is a log that tests can wait on.
+// logBuffer keeps log lines. A test can wait for the next one with wrote.
 type logBuffer struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -76,7 +76,7 @@ func follow(t *testing.T, dir string) *following {
 	return f
 }
 
-// next applies one delta.
+// next waits for the next delta and applies it to the state.
 func (f *following) next() Delta {
 	f.t.Helper()
 	select {
@@ -87,7 +87,7 @@ func (f *following) next() Delta {
 				name = r.Kind + " " + r.Name
 			}
 			if !f.state[name] {
-				f.t.Errorf("%s was deleted and had not been there", name)
+				f.t.Errorf("%s was deleted but did not exist", name)
 			}
 			delete(f.state, name)
 		}
@@ -96,12 +96,12 @@ func (f *following) next() Delta {
 		}
 		return d
 	case <-time.After(waitTimeout):
-		f.t.Fatalf("no change was noticed; there are %v; the log says\n%s", f.state, f.log)
+		f.t.Fatalf("no change was reported; the objects are %v; log:\n%s", f.state, f.log)
 	}
 	return Delta{}
 }
 
-// until applies deltas until the state is as wanted.
+// until applies deltas until the names of the objects equal want.
 func (f *following) until(want string) {
 	f.t.Helper()
 	for f.names() != want {
@@ -119,17 +119,17 @@ func originsOf(state map[string]bool) map[string]Origin {
 	return out
 }
 
-// says waits until the log contains a text.
-func (f *following) says(text string) {
+// awaitLog waits until the log contains text. A delta before that fails the test.
+func (f *following) awaitLog(text string) {
 	f.t.Helper()
 	timeout := time.After(waitTimeout)
 	for !strings.Contains(f.log.String(), text) {
 		select {
 		case <-f.log.wrote:
 		case d := <-f.deltas:
-			f.t.Fatalf("something changed where nothing should: %+v", d)
+			f.t.Fatalf("unexpected change: %+v", d)
 		case <-timeout:
-			f.t.Fatalf("the log does not say %q:\n%s", text, f.log)
+			f.t.Fatalf("the log does not contain %q:\n%s", text, f.log)
 		}
 	}
 }
@@ -143,33 +143,36 @@ func (f *following) must(err error) {
 	}
 }
 
-func TestFollowGoesWithFiles(t *testing.T) {
+// New, changed and deleted files change the objects in force.
+func TestFollowFiles(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"web.yaml": web}))
 	f.until("Pod default/web")
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
 	f.put("web.yaml", strings.Replace(web, "10.0.0.1", "10.0.0.9", 1))
 	if d := f.next(); len(d.Set.Pods) != 1 || d.Set.Pods[0].Addrs[0].String() != "10.0.0.9" || len(d.Set.Namespaces) != 0 {
-		t.Errorf("a changed pod gave %+v", d)
+		t.Errorf("the delta of a changed pod is %+v", d)
 	}
 	f.must(os.Remove(filepath.Join(f.dir, "web.yaml")))
 	f.until("Namespace shop")
 }
 
-func TestFollowBeginsWithAnEmptyFolder(t *testing.T) {
+// A directory may be empty at first.
+func TestFollowEmptyDirectory(t *testing.T) {
 	f := follow(t, t.TempDir())
 	f.until("")
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop")
 }
 
-func TestFollowGoesWithSubfolders(t *testing.T) {
+// Subdirectories that are created, replaced and deleted are followed.
+func TestFollowSubdirectories(t *testing.T) {
 	f := follow(t, t.TempDir())
 	f.put("a/b/web.yaml", web)
 	f.until("Pod default/web")
 	f.put("a/b/shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
-	// Another directory takes the name, and is watched instead.
+	// Another directory gets the name, and is watched in place of the first.
 	f.must(os.Rename(filepath.Join(f.dir, "a"), filepath.Join(t.TempDir(), "gone")))
 	f.until("")
 	f.put("a/b/web.yaml", web)
@@ -180,7 +183,8 @@ func TestFollowGoesWithSubfolders(t *testing.T) {
 	f.until("")
 }
 
-func TestFollowSeesEditorsThatRename(t *testing.T) {
+// A file that an editor replaces by renaming is read again.
+func TestFollowRenamingEditors(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": web}))
 	f.put(".all.yaml.new", web+"---"+shop)
 	f.must(os.Rename(filepath.Join(f.dir, ".all.yaml.new"), filepath.Join(f.dir, "all.yaml")))
@@ -191,7 +195,8 @@ func TestFollowSeesEditorsThatRename(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-func TestFollowSeesConfigMapsSwap(t *testing.T) {
+// A mounted ConfigMap is updated by replacing the link ..data.
+func TestFollowConfigMap(t *testing.T) {
 	dir := write(t, map[string]string{"..1/all.yaml": web})
 	f := &following{t: t, dir: dir}
 	f.must(os.Symlink("..1", filepath.Join(dir, "..data")))
@@ -205,7 +210,8 @@ func TestFollowSeesConfigMapsSwap(t *testing.T) {
 	f.until("Namespace shop")
 }
 
-func TestFollowOfOneFile(t *testing.T) {
+// If a single file is followed, the other files of its directory are ignored.
+func TestFollowOneFile(t *testing.T) {
 	dir := write(t, map[string]string{"all.yaml": web, "other.yaml": shop})
 	f := follow(t, filepath.Join(dir, "all.yaml"))
 	f.until("Pod default/web")
@@ -213,7 +219,7 @@ func TestFollowOfOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// A series of events is one change: half of it must never be in force.
+// A series of events leads to one change, so that half of it is never in force.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()
@@ -223,10 +229,11 @@ func TestFollowCoalescesBursts(t *testing.T) {
 	f.must(os.Rename(stage, filepath.Join(f.dir, "sub")))
 	f.next()
 	if got := f.names(); got != "Namespace shop, NetworkPolicy default/closed, Pod default/web" {
-		t.Errorf("after the first change there is %q", got)
+		t.Errorf("objects after the first delta: %q", got)
 	}
 }
 
+// While a file is broken, its last good state stays in force.
 func TestBrokenFileKeepsItsLastGoodState(t *testing.T) {
 	tests := map[string]struct{ text, says string }{
 		"syntax":        {"a: [", "correct the YAML"},
@@ -237,10 +244,10 @@ func TestBrokenFileKeepsItsLastGoodState(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := follow(t, write(t, map[string]string{"all.yaml": closed + "---" + shop, "web.yaml": web}))
 			f.put("all.yaml", tt.text)
-			f.says(tt.says)
-			f.says("last good state")
-			// The other files are still followed, and this one's objects are still in
-			// force.
+			f.awaitLog(tt.says)
+			f.awaitLog("last good state")
+			// The other files are still followed, and the objects of the broken one are
+			// still in force.
 			f.must(os.Remove(filepath.Join(f.dir, "web.yaml")))
 			f.until("Namespace shop, NetworkPolicy default/closed")
 			if d := len(f.state); d != 2 {
@@ -248,20 +255,21 @@ func TestBrokenFileKeepsItsLastGoodState(t *testing.T) {
 			}
 			f.put("all.yaml", shop)
 			f.until("Namespace shop")
-			f.says(event.ManifestRepaired.Attr().String())
+			f.awaitLog(event.ManifestRepaired.Attr().String())
 		})
 	}
 }
 
-func TestBrokenFileThatIsDeletedTakesItsObjectsAlong(t *testing.T) {
+// The objects of a broken file are deleted with the file.
+func TestDeletedBrokenFileLosesItsObjects(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": closed, "web.yaml": web}))
 	f.put("all.yaml", "a: [")
-	f.says(event.ManifestBroken.Attr().String())
+	f.awaitLog(event.ManifestBroken.Attr().String())
 	f.must(os.Remove(filepath.Join(f.dir, "all.yaml")))
 	f.until("Pod default/web")
 }
 
-// A file that is truncated and written later must not lose its policies in between.
+// A file that is truncated first and written later does not lose its policies in between.
 func TestTruncatedFileKeepsItsObjects(t *testing.T) {
 	for name, text := range map[string]string{
 		"no bytes": "", "white space": " \n\t\r\n", "a byte order mark": "\ufeff", "empty UTF-16": "\xff\xfe",
@@ -269,16 +277,18 @@ func TestTruncatedFileKeepsItsObjects(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := follow(t, write(t, map[string]string{"all.yaml": closed}))
 			f.put("all.yaml", text)
-			f.says("it is empty; its former objects stay in force")
+			f.awaitLog("it is empty; its former objects stay in force")
 			f.put("shop.yaml", shop)
 			f.until("Namespace shop, NetworkPolicy default/closed")
 			f.put("all.yaml", web)
 			f.until("Namespace shop, Pod default/web")
-			f.says(event.ManifestRepaired.Attr().String())
+			f.awaitLog(event.ManifestRepaired.Attr().String())
 		})
 	}
 }
 
+// An empty file loses its objects if it is deleted, or if a comment or an empty document is
+// written into it.
 func TestTruncatedFileLosesItsObjects(t *testing.T) {
 	for name, text := range map[string]string{
 		"a comment": "# nothing\n", "empty documents": "---\n---\n", "null": "null\n",
@@ -286,7 +296,7 @@ func TestTruncatedFileLosesItsObjects(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := follow(t, write(t, map[string]string{"all.yaml": closed}))
 			f.put("all.yaml", "")
-			f.says("it is empty")
+			f.awaitLog("it is empty")
 			f.put("all.yaml", text)
 			f.until("")
 		})
@@ -294,61 +304,65 @@ func TestTruncatedFileLosesItsObjects(t *testing.T) {
 	t.Run("removed", func(t *testing.T) {
 		f := follow(t, write(t, map[string]string{"all.yaml": closed}))
 		f.put("all.yaml", "")
-		f.says("it is empty")
+		f.awaitLog("it is empty")
 		f.must(os.Remove(filepath.Join(f.dir, "all.yaml")))
 		f.until("")
 	})
 }
 
-// The file was never good: its readable part is in force, and stays so.
-func TestTruncatedBrokenFileKeepsWhatIsInForce(t *testing.T) {
+// The readable part of a file that has never been good stays in force when the file is
+// truncated.
+func TestTruncatedBrokenFileKeepsItsObjects(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": closed + "---\na: ["}))
 	f.put("all.yaml", "")
-	f.says("it is empty")
+	f.awaitLog("it is empty")
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, NetworkPolicy default/closed")
 }
 
-// A file that held no objects may be empty.
-func TestEmptyFileWithoutObjectsIsNoProblem(t *testing.T) {
+// A file without objects may become empty.
+func TestEmptyFileWithoutObjects(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": "", "was.yaml": "# nothing\n"}))
 	f.put("was.yaml", "")
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop")
 	if log := f.log.String(); strings.Contains(log, "it is empty") {
-		t.Errorf("an empty file is reported:\n%s", log)
+		t.Errorf("an empty file without objects is reported:\n%s", log)
 	}
 }
 
-func TestDoubleIsReportedOnceAndTakesOver(t *testing.T) {
+// A duplicate object is reported once, and counts after the first one has been deleted.
+func TestDuplicateIsReportedOnceAndTakesOver(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"a.yaml": web}))
 	f.put("b.yaml", strings.Replace(web, "10.0.0.1", "10.0.0.2", 1))
-	f.says("the same object is in")
+	f.awaitLog("the same object is in")
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
 	if n := strings.Count(f.log.String(), "the same object"); n != 1 {
-		t.Errorf("it was said %d times:\n%s", n, f.log)
+		t.Errorf("the duplicate was reported %d times:\n%s", n, f.log)
 	}
 	f.must(os.Remove(filepath.Join(f.dir, "a.yaml")))
 	if d := f.next(); len(d.Set.Pods) != 1 || d.Set.Pods[0].Addrs[0].String() != "10.0.0.2" {
-		t.Errorf("after the first is gone: %+v", d)
+		t.Errorf("after the first has been deleted: %+v", d)
 	}
 }
 
-func TestFolderThatGoesAwayChangesNothing(t *testing.T) {
+// While the directory is missing, its objects stay in force.
+func TestMissingDirectoryChangesNothing(t *testing.T) {
 	dir := filepath.Join(write(t, map[string]string{"in/web.yaml": web}), "in")
 	f := follow(t, dir)
 	f.must(os.Rename(dir, dir+"-away"))
-	f.says(event.ManifestsUnreadable.Attr().String())
+	f.awaitLog(event.ManifestsUnreadable.Attr().String())
 	f.must(os.Rename(dir+"-away", dir))
-	f.says(event.ManifestsReadable.Attr().String())
+	f.awaitLog(event.ManifestsReadable.Attr().String())
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, Pod default/web")
 }
 
-func TestFollowNeedsAFolder(t *testing.T) {
+// Follow fails if the directory does not exist at first.
+func TestFollowNeedsADirectory(t *testing.T) {
 	err := Follow(t.Context(), filepath.Join(t.TempDir(), "none"), slog.New(slog.DiscardHandler), func(Delta) {
-		t.Error("a change in a directory that does not exist")
+		t.Error("a delta of a directory that does not exist")
 	})
 	if err == nil {
 		t.Error("no error")

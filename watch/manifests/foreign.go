@@ -32,8 +32,9 @@ func TextOf(passed []NotRead) string {
 	return strings.Join(texts, ", ")
 }
 
-// Restricting reports whether objects of the kind affect which packets are allowed, beside
-// NetworkPolicies. It covers every kind whose name ends in NetworkPolicy, and some others.
+// Restricting reports whether objects of this kind may affect which packets are allowed, as
+// NetworkPolicies do. It covers every kind whose name ends in NetworkPolicy, and some
+// others.
 func Restricting(k Kind) bool {
 	name := strings.TrimSuffix(strings.TrimSuffix(k.Name, "Policies"), "Policy")
 	if name != k.Name && strings.HasSuffix(strings.ToLower(name), "network") {
@@ -56,8 +57,8 @@ func Restricting(k Kind) bool {
 	return false
 }
 
-// core reports whether the core API has, or had, the kind. Any other kind in that API is a
-// misspelling.
+// core reports whether the kind belongs, or once belonged, to the core API. Any other kind
+// in that API is a misspelling.
 func core(kind string) bool {
 	return slices.Contains([]string{
 		"Binding", "ComponentStatus", "ConfigMap", "Endpoints", "Event", "LimitRange", "List", "Namespace", "Node",
@@ -66,7 +67,7 @@ func core(kind string) bool {
 	}, strings.TrimSuffix(kind, "List")) || kind == "List"
 }
 
-// pass records a skipped object.
+// pass logs a skipped object, and counts it if it may affect which packets are allowed.
 func (p *parser) pass(k Kind, version, at string) {
 	p.logger.Debug("object of another kind skipped", "file", p.path, "document", p.document, "at", at, "apiVersion", version, "kind", k.Name)
 	if Restricting(k) || k.Group == "" && version == "v1" && !core(k.Name) {
@@ -74,7 +75,7 @@ func (p *parser) pass(k Kind, version, at string) {
 	}
 }
 
-// sumNotRead adds up the skipped objects by kind, in the order of the files.
+// sumNotRead adds up the counts of skipped objects by kind, in the order of the files.
 func sumNotRead(contents []*content) []NotRead {
 	at := make(map[Kind]int)
 	var all []NotRead

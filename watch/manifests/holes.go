@@ -12,13 +12,14 @@ import (
 // fields is an object whose fields are not decoded yet.
 type fields map[string]json.RawMessage
 
-// mayHaveHoles matches any text with a hole. Most policies do not match, and need no
-// search.
+// mayHaveHoles matches any text that contains a hole. Most policies do not match, and
+// findHoles need not decode them.
 var mayHaveHoles = regexp.MustCompile(`null|\[\s*\]`)
 
-// findHoles reports fields of rules that are present but empty, as a template writes an
-// empty list. They are legal, and allow everything of their kind. Only the text tells them
-// from absent fields: the API server drops them.
+// findHoles reports fields of rules that are present but empty, such as a list for which a
+// template had no items. Such fields are legal, and allow everything: an empty list of
+// ports allows every port. Only the text of the object distinguishes them from absent
+// fields, because the API server drops them.
 func (c *checker) findHoles() {
 	if c.closed || !mayHaveHoles.Match(c.text) {
 		return
@@ -40,8 +41,8 @@ func (c *checker) findHoles() {
 	}
 }
 
-// holesOf reports the holes of a rule. list is the rule's field with the peers, and end
-// what a peer is: a source or a destination.
+// holesOf reports the holes of a rule. list is the name of the field with the peers: from
+// or to. end is the word for a peer: source or destination.
 func (c *checker) holesOf(r fields, at, list, end string) {
 	if r == nil {
 		c.hole(at, "it is empty and allows everything", "write {} to allow everything, or write what it is meant to allow")
@@ -92,7 +93,7 @@ func (f fields) has(name string) bool {
 	return there
 }
 
-// object decodes an object. For another type it returns nil.
+// object decodes an object. It returns nil if the value has another type.
 func object(raw json.RawMessage) (f fields) {
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return nil
@@ -100,7 +101,7 @@ func object(raw json.RawMessage) (f fields) {
 	return f
 }
 
-// items decodes a list of objects. For another type it returns nil.
+// items decodes a list of objects. It returns nil if the value has another type.
 func items(raw json.RawMessage) (list []fields) {
 	if err := json.Unmarshal(raw, &list); err != nil {
 		return nil

@@ -38,12 +38,12 @@ type Objects struct {
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 
-	// Origins maps each object's text form to its origin: "NetworkPolicy default/x", "Pod
-	// default/x", "Namespace x".
+	// Origins maps the text form of each object, such as "NetworkPolicy default/x" or
+	// "Namespace x", to its origin.
 	Origins map[string]Origin
 
 	Notes    []Problem // mistakes that have no effect
-	Outdated []Problem // what is read, and no API server takes any more
+	Outdated []Problem // former API versions, which are still supported here
 	Holes    []Problem // empty fields in policy rules, which allow everything
 	NotRead  []NotRead // skipped kinds that may change what is allowed, in the order of the files
 }
@@ -51,11 +51,11 @@ type Objects struct {
 // Origin is the place of an object in the directory.
 type Origin struct {
 	File     string // path, including the directory
-	Document int    // in the file, from 1; 0 if the file has no documents
+	Document int    // number in the file, from 1; 0 if the file has no documents
 }
 
-// FromCluster returns objects that were read from a live cluster. Their origin is the given
-// name.
+// FromCluster returns the given objects of a live cluster. origin is the File of their
+// Origins.
 func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*networkingv1.NetworkPolicy) Objects {
 	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: netpol.ReadAll(policies), Origins: make(map[string]Origin)}
 	note := func(kind string, object metav1.Object) {
@@ -76,7 +76,7 @@ func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*co
 // Problem is a part of a manifest that the API server would reject, or that cannot be read.
 type Problem struct {
 	File     string // path, including the directory
-	Document int    // in the file, from 1; 0 for the whole file
+	Document int    // number in the file, from 1; 0 for the whole file
 	Object   string // as in "NetworkPolicy default/x"; empty if it is not known
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
@@ -114,9 +114,9 @@ func (p Problem) LogValue() slog.Value {
 // Read reads directories with their subdirectories, and single files. In directories it
 // reads the files *.yaml, *.yml and *.json whose names do not begin with a dot.
 //
-// Read skips what cannot be understood, and returns it as problems. It returns an error
-// only if a directory cannot be opened. Of several objects with the same name, the first
-// counts: in the order of dirs, then of paths, then of documents.
+// Read skips what it cannot understand, and returns it as problems. It returns an error
+// only if a directory cannot be opened. If several objects have the same name, the first
+// one counts, in the order of dirs, then of paths, then of documents.
 func Read(dirs ...string) (Objects, []Problem, error) {
 	var contents []*content
 	seen := make(map[string]bool)
@@ -127,7 +127,7 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 		}
 		contents = append(contents, &content{problems: found.problems})
 		for _, path := range found.paths {
-			if key := filepath.Clean(path); !seen[key] { // reachable through several of the paths
+			if key := filepath.Clean(path); !seen[key] { // reachable through several of dirs
 				seen[key] = true
 				o := opener{limit: maxRead, pipes: path == dir}
 				contents = append(contents, o.readFile(path, slog.Default()))
@@ -156,8 +156,8 @@ type merged struct {
 	notes    []Problem // duplicate objects that do not affect decisions
 }
 
-// merge combines contents, which are sorted by path. Of several objects with the same name
-// it takes the first.
+// merge combines contents, which are in the order of precedence. If several objects have
+// the same name, it takes the first one.
 func merge(contents []*content) *merged {
 	m := &merged{byName: make(map[string]*item)}
 	for _, c := range contents {
@@ -217,12 +217,12 @@ func (o *Objects) add(it *item) {
 
 // Source is a watch.Source that follows directories of manifests.
 type Source struct {
-	Dirs   []string     // directories or single files; the first one that has an object counts
+	Dirs   []string     // directories or single files; if several have the same object, the first counts
 	Logger *slog.Logger // logs problems of the files; nil discards them
 	// OnProblems, if not nil, is called with all problems of the files whenever they
 	// change. Before the first call, there are none. Calls do not overlap.
 	OnProblems func([]Problem)
-	// OnNotRead, if not nil, is called in the same way with the kinds of skipped objects
+	// OnNotRead, if not nil, is called in the same way with the counts of skipped objects
 	// that may change what is allowed.
 	OnNotRead func([]NotRead)
 }
@@ -230,7 +230,8 @@ type Source struct {
 // String names the directories.
 func (s Source) String() string { return "manifests " + strings.Join(s.Dirs, ", ") }
 
-// Run follows the directories until ctx ends.
+// Run follows the directories until ctx ends. It fails if it cannot read one of them at
+// first.
 func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
 	return s.follow(ctx, func(d Delta) { update(d.Apply) })
 }

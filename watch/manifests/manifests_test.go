@@ -10,7 +10,8 @@ import (
 	"sluice/filter"
 )
 
-// write creates files in a new directory; the keys are their relative paths.
+// write creates files in a new directory, and returns the directory. The keys are relative
+// paths.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -39,7 +40,7 @@ func read(t *testing.T, files map[string]string) (Objects, []Problem) {
 	return objects, problems
 }
 
-// names lists the names of the objects, sorted.
+// names returns the sorted names of the objects.
 func names(o Objects) string {
 	var all []string
 	for name := range o.Origins {
@@ -71,6 +72,7 @@ spec: {podSelector: {}}
 `
 )
 
+// Read finds the objects in all documents of all manifests of a directory.
 func TestReadFindsManifests(t *testing.T) {
 	tests := map[string]struct {
 		files map[string]string
@@ -85,7 +87,7 @@ func TestReadFindsManifests(t *testing.T) {
 		"list":                  {map[string]string{"a.yaml": "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n"}, "Namespace a, Service default/a"},
 		"typed list":            {map[string]string{"a.yaml": "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicyList\nitems:\n- {metadata: {name: a}, spec: {podSelector: {}}}\n"}, "NetworkPolicy default/a"},
 		"empty list":            {map[string]string{"a.yaml": "apiVersion: v1\nkind: List\nitems: []\n"}, ""},
-		"subfolders":            {map[string]string{"a/b/web.yaml": web, "shop.yml": shop}, "Namespace shop, Pod default/web"},
+		"subdirectories":        {map[string]string{"a/b/web.yaml": web, "shop.yml": shop}, "Namespace shop, Pod default/web"},
 		"hidden and other files": {map[string]string{
 			".web.yaml": web, "..data/web.yaml": web, "web.yaml~": web, "README.md": "# hello", "shop.yaml": shop,
 		}, "Namespace shop"},
@@ -113,18 +115,20 @@ func TestReadFindsManifests(t *testing.T) {
 	}
 }
 
-func TestReadTakesOneFileWhateverItsName(t *testing.T) {
+// A single file may have any name.
+func TestReadOneFile(t *testing.T) {
 	dir := write(t, map[string]string{"manifest.txt": web, "shop.yaml": shop})
 	objects, _, err := Read(filepath.Join(dir, "manifest.txt"))
 	if err != nil || names(objects) != "Pod default/web" {
 		t.Errorf("read %q, %v", names(objects), err)
 	}
 	if _, _, err := Read(filepath.Join(dir, "none")); err == nil {
-		t.Error("a directory that does not exist is no error")
+		t.Error("no error for a directory that does not exist")
 	}
 }
 
-func TestReadFollowsLinksButNotInCircles(t *testing.T) {
+// Read follows symbolic links, even if they form a cycle, and reports broken ones.
+func TestReadFollowsLinks(t *testing.T) {
 	dir := write(t, map[string]string{"..1/web.yaml": web, "sub/shop.yaml": shop})
 	for link, to := range map[string]string{"..data": "..1", "web.yaml": "..data/web.yaml", "sub/up": "..", "gone.yaml": "nowhere"} {
 		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
@@ -136,11 +140,12 @@ func TestReadFollowsLinksButNotInCircles(t *testing.T) {
 		t.Errorf("read %q, %v", names(objects), err)
 	}
 	if len(problems) != 1 || filepath.Base(problems[0].File) != "gone.yaml" {
-		t.Errorf("problems %v, want one about the link that leads nowhere", problems)
+		t.Errorf("problems %v, want one about the broken link", problems)
 	}
 }
 
-func TestReadDefaultsAsTheServerDoes(t *testing.T) {
+// Objects have the defaults of the API server.
+func TestReadDefaults(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": web + "---" + shop + "---" + closed + `---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -161,11 +166,11 @@ spec:
 		t.Errorf("the namespace's name label is %q", got)
 	}
 	if got := objects.Policies[0].Isolates; got != [2]bool{filter.Ingress: true} {
-		t.Errorf("without rules it isolates %v", got)
+		t.Errorf("the policy without rules isolates %v", got)
 	}
 	both := objects.Policies[1]
 	if both.Isolates != [2]bool{true, true} {
-		t.Errorf("with an egress rule it isolates %v", both.Isolates)
+		t.Errorf("the policy with an egress rule isolates %v", both.Isolates)
 	}
 	if p := both.Rules[filter.Egress][0].Ports[0].Protocol; p != filter.TCP {
 		t.Error("the protocol is not TCP by default")
@@ -175,6 +180,7 @@ spec:
 	}
 }
 
+// Each mistake is one problem, with its object, field and a hint.
 func TestReadReportsProblems(t *testing.T) {
 	policy := func(rest string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n" + rest
@@ -201,7 +207,7 @@ func TestReadReportsProblems(t *testing.T) {
 		"wrong version":           {text: strings.Replace(closed, "networking.k8s.io/v1", "networking.k8s.io/v2", 1), object: "NetworkPolicy default/closed", field: "apiVersion", hint: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
 		"core version":            {text: strings.Replace(closed, "networking.k8s.io/v1", "v1", 1), field: "apiVersion", hint: "networking.k8s.io/v1", others: "NetworkPolicy default/closed"},
 		"kind in wrong case":      {text: strings.Replace(closed, "NetworkPolicy", "Networkpolicy", 1), field: "kind", hint: "write NetworkPolicy", others: "NetworkPolicy default/closed"},
-		"misspelt kind":           {text: strings.Replace(closed, "NetworkPolicy", "NetworkPolcy", 1), field: "kind", hint: "NetworkPolicy"},
+		"misspelled kind":         {text: strings.Replace(closed, "NetworkPolicy", "NetworkPolcy", 1), field: "kind", hint: "NetworkPolicy"},
 		"no kind":                 {text: "metadata: {name: a}\n", field: "kind", detail: "missing", hint: "kind"},
 		"bad pod address":         {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIPs: [{ip: 10.0.0.01}]}\n", field: "status.podIPs[0].ip", detail: "10.0.0.01", hint: "leading zeros", others: "Pod default/a"},
 		"bad container port":      {text: strings.Replace(web, "80", "80000", 1), field: "spec.containers[0].ports[0].containerPort", hint: "65535", others: "Pod default/web"},
@@ -223,7 +229,7 @@ func TestReadReportsProblems(t *testing.T) {
 				t.Errorf("field %q, want %q", p.Field, tt.field)
 			}
 			if !strings.Contains(p.Detail, tt.detail) || !strings.Contains(p.Hint, tt.hint) {
-				t.Errorf("said %q; want %q and %q in it", p, tt.detail, tt.hint)
+				t.Errorf("problem %q, want one with %q and %q", p, tt.detail, tt.hint)
 			}
 			if p.Document == 0 || p.Detail == "" || p.Hint == "" {
 				t.Errorf("incomplete: %+v", p)
@@ -235,13 +241,15 @@ func TestReadReportsProblems(t *testing.T) {
 	}
 }
 
-func TestLineNumbersAreThoseOfTheFile(t *testing.T) {
+// Errors in YAML have line numbers of the file, not of the document.
+func TestLineNumbers(t *testing.T) {
 	_, problems := read(t, map[string]string{"a.yaml": shop + "---\na: 1\nb: [\n"})
 	if len(problems) != 1 || problems[0].Document != 2 || !strings.Contains(problems[0].Detail, "line 8") && !strings.Contains(problems[0].Detail, "line 7") {
 		t.Errorf("problems: %v", problems)
 	}
 }
 
+// If several files have the same object, the first one counts.
 func TestFirstOfTwoFilesCounts(t *testing.T) {
 	objects, problems := read(t, map[string]string{
 		"b.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1), "a.yaml": web, "c/a.yaml": web,
@@ -254,13 +262,13 @@ func TestFirstOfTwoFilesCounts(t *testing.T) {
 	}
 }
 
-// An unreadable policy must not allow what it may have been meant to deny.
+// A policy with an unreadable part does not allow what it may have been meant to deny.
 func TestBrokenPolicyAllowsNothing(t *testing.T) {
 	const head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n"
 	ingress, both := [2]bool{filter.Ingress: true}, [2]bool{true, true}
 	tests := map[string]struct {
 		spec     string
-		selector int // requirements that are kept
+		selector int // number of requirements that are kept
 		isolates [2]bool
 	}{
 		"in a rule":         {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{form: []}]\n", 1, ingress},
@@ -278,17 +286,17 @@ func TestBrokenPolicyAllowsNothing(t *testing.T) {
 			p := objects.Policies[0]
 			for _, r := range slices.Concat(p.Rules[:]...) {
 				if len(r.Peers) != 1 || r.Peers[0].Malformed == "" {
-					t.Errorf("a rule is left: %+v", r)
+					t.Errorf("a rule may allow something: %+v", r)
 				}
 			}
 			if labels, _ := p.Subject.Pods.Requirements(); len(labels) != tt.selector || p.Isolates != tt.isolates {
-				t.Errorf("selects %v in %v, want %d labels in %v", labels, p.Isolates, tt.selector, tt.isolates)
+				t.Errorf("selects %v, isolates %v; want %d labels, isolates %v", labels, p.Isolates, tt.selector, tt.isolates)
 			}
 		})
 	}
 }
 
-// Several directories are read as one. A file that is named twice is read once.
+// Several directories are read as one. A file that is given twice is read once.
 func TestReadSeveral(t *testing.T) {
 	pod := func(name, label string) string {
 		return "{apiVersion: v1, kind: Pod, metadata: {name: " + name + ", labels: {in: " + label + "}}}"

@@ -18,8 +18,8 @@ type step struct {
 	field  string
 }
 
-// suggestInSpec returns a hint about an unknown field of a policy's spec. The field may be
-// a misplaced restriction, such as a label beside matchLabels. Therefore the hint is never
+// suggestInSpec returns a hint for an unknown field of a policy's spec. The field may be a
+// misplaced restriction, such as a label beside matchLabels. Therefore the hint is never
 // just "remove it", which could allow what the policy was meant to deny.
 func suggestInSpec(path string) string {
 	path, inSpec := strings.CutPrefix(path, "spec.")
@@ -50,8 +50,8 @@ func suggestInSpec(path string) string {
 		strings.Join(fields, ", ")
 }
 
-// stepsTo follows the path as far as the API has its fields, and returns the rest as the
-// unknown name. The name may contain dots, as those of labels do.
+// stepsTo follows the path as long as the API has its fields, and returns the rest of the
+// path as the unknown name. The name may contain dots, as the keys of labels do.
 func stepsTo(path string) (steps []step, name string) {
 	t := reflect.TypeFor[networkingv1.NetworkPolicySpec]()
 	for {
@@ -66,8 +66,8 @@ func stepsTo(path string) (steps []step, name string) {
 	}
 }
 
-// homeOf returns where an unknown field belongs: in an enclosing object, or directly below
-// one. It returns "" if the field belongs nowhere.
+// homeOf returns a hint about where an unknown field belongs: in an enclosing object, or
+// directly below one. It returns "" if there is no such place.
 func homeOf(name string, steps []step) string {
 	for _, s := range slices.Backward(steps) {
 		switch {

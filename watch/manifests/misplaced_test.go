@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// A hint must not lead to a policy that allows more than was meant.
-func TestUnknownFieldOfASpecIsPutInItsPlace(t *testing.T) {
+// The hint for an unknown field names its place, and does not advise a change that allows
+// more than was meant.
+func TestHintForMisplacedField(t *testing.T) {
 	const below, only = "put it under matchLabels; removing it", "remove it only if it is not a restriction"
 	tests := []struct{ spec, field, hint string }{
 		{"podSelector: {role: db}", "podSelector.role", below},

@@ -8,8 +8,8 @@ import (
 
 var index = regexp.MustCompile(`\[\d+\]`)
 
-// Condense formats notes. It combines notes that differ only in their objects: a field of a
-// newer API, for example, is in every Pod.
+// Condense formats notes. It combines notes that differ only in their objects, because a
+// field of a newer API, for example, may be in every Pod.
 func Condense(notes []Problem) []string {
 	type same struct{ kind, field, detail string }
 	at := make(map[same]int)

@@ -2,6 +2,7 @@ package manifests
 
 import "testing"
 
+// Equal notes are combined into one with their number.
 func TestCondenseCounts(t *testing.T) {
 	note := Problem{File: "a.yaml", Document: 1, Object: "Pod default/a", Field: "spec.x", Detail: "there is no such field", Hint: "remove it"}
 	for n, want := range map[int]string{1: "", 2: " (once more)", 3: " (the same 2 times more)"} {
@@ -10,7 +11,7 @@ func TestCondenseCounts(t *testing.T) {
 			notes[i] = note
 		}
 		if got := Condense(notes); len(got) != 1 || got[0] != note.Error()+want {
-			t.Errorf("%d notes are %q, want the end %q", n, got, want)
+			t.Errorf("%d notes give %q, want one that ends in %q", n, got, want)
 		}
 	}
 }

@@ -28,17 +28,17 @@ const (
 // keep the other files from being read.
 type opener struct {
 	limit int64
-	pipes bool // read pipes, too: the shell passes one for <(command)
+	pipes bool // also read pipes: the shell passes one for <(command)
 }
 
-// read reads a file. If it fails, hint tells how to correct the cause.
+// read reads a file. If it fails, hint describes how to correct the cause.
 func (o opener) read(path string) (data []byte, hint string, err error) {
 	const readable = "make it a file that this process can read"
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, readable, err
 	}
-	// Check before opening: opening a device may have an effect.
+	// Check before opening, because opening a device may have an effect.
 	if err := o.check(info); err != nil {
 		return nil, "replace it with a regular file, or remove it", err
 	}
@@ -118,8 +118,8 @@ func (o opener) try(path string) (data []byte, settled bool, err error) {
 	return data, after.Size() == before.Size() && after.ModTime().Equal(before.ModTime()), nil
 }
 
-// readAll reads until the end or the limit. It stops at the first NUL byte, so that it does
-// not read a huge sparse file in full.
+// readAll reads until the end of the file or the limit. It stops at the first NUL byte, so
+// that it does not read all of a huge sparse file.
 func (o opener) readAll(f *os.File, pipe bool) ([]byte, error) {
 	var all bytes.Buffer
 	part := make([]byte, 64<<10)

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// strange creates irregular files that are named like manifests.
-func strange(t *testing.T, dir string) {
+// irregular creates irregular files with names of manifests.
+func irregular(t *testing.T, dir string) {
 	t.Helper()
 	if err := syscall.Mkfifo(filepath.Join(dir, "fifo.yaml"), 0o644); err != nil {
 		t.Fatal(err)
@@ -25,7 +25,7 @@ func strange(t *testing.T, dir string) {
 	}
 	t.Cleanup(func() { _ = socket.Close() })
 	for link, to := range map[string]string{
-		"null.yaml": "/dev/null", "zero.yml": "/dev/zero", "circle.json": "circle.json", "gone.yaml": "nowhere", "folder-gone": "nowhere",
+		"null.yaml": "/dev/null", "zero.yml": "/dev/zero", "circle.json": "circle.json", "gone.yaml": "nowhere", "directory-gone": "nowhere",
 	} {
 		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
 			t.Fatal(err)
@@ -46,58 +46,59 @@ func strange(t *testing.T, dir string) {
 	}
 }
 
-var strangeNames = []string{"circle.json", "fifo.yaml", "folder-gone", "gone.yaml", "hole.yaml", "large.yaml", "null.yaml", "socket.yaml", "zero.yml"}
+var irregularNames = []string{"circle.json", "fifo.yaml", "directory-gone", "gone.yaml", "hole.yaml", "large.yaml", "null.yaml", "socket.yaml", "zero.yml"}
 
-// Each irregular file is a problem, and does not keep other files from being read.
-func TestReadOfStrangeFiles(t *testing.T) {
+// Each irregular file is reported as a problem, and does not keep other files from being
+// read.
+func TestReadIrregularFiles(t *testing.T) {
 	dir := write(t, map[string]string{"web.yaml": web, "sub/shop.yaml": shop})
-	strange(t, dir)
+	irregular(t, dir)
 	objects, problems, err := Read(dir)
 	if err != nil || names(objects) != "Namespace shop, Pod default/web" {
 		t.Errorf("read %q, %v", names(objects), err)
 	}
-	said := make(map[string]bool)
+	reported := make(map[string]bool)
 	for _, p := range problems {
-		said[filepath.Base(p.File)] = true
+		reported[filepath.Base(p.File)] = true
 		if p.Detail == "" || p.Hint == "" {
 			t.Errorf("incomplete: %+v", p)
 		}
 	}
-	for _, name := range strangeNames {
-		if !said[name] {
-			t.Errorf("nothing was said of %s: %v", name, problems)
+	for _, name := range irregularNames {
+		if !reported[name] {
+			t.Errorf("no problem of %s: %v", name, problems)
 		}
 	}
 }
 
-// Irregular files come and go while the directory is followed. Follow still delivers
+// Irregular files may appear while the directory is followed. Follow still delivers
 // updates, and ends with ctx.
-func TestFollowGoesOnBesideStrangeFiles(t *testing.T) {
+func TestFollowBesideIrregularFiles(t *testing.T) {
 	dir := write(t, map[string]string{"web.yaml": web})
 	ctx, stop := context.WithCancel(t.Context())
 	deltas, reports, done := make(chan Delta, 100), make(chan []Problem, 100), make(chan error, 1)
 	source := Source{Dirs: []string{dir}, Logger: slog.New(slog.DiscardHandler), OnProblems: func(p []Problem) { reports <- p }}
 	go func() { done <- source.follow(ctx, func(d Delta) { deltas <- d }) }()
 	next(t, deltas)
-	strange(t, dir)
-	for reported := 0; reported < len(strangeNames); {
+	irregular(t, dir)
+	for reported := 0; reported < len(irregularNames); {
 		reported = len(next(t, reports))
 	}
 	put(t, filepath.Join(dir, "shop.yaml"), shop)
 	if d := next(t, deltas); len(d.Set.Namespaces) != 1 {
-		t.Errorf("beside strange files a namespace gave %+v", d)
+		t.Errorf("beside irregular files, the delta of a namespace is %+v", d)
 	}
-	// A pipe replaces a file, whose last good state stays in force.
+	// A pipe replaces a file. The last good state of the file stays in force.
 	pipe := filepath.Join(dir, "web.yaml")
 	if err := errors.Join(os.Remove(pipe), syscall.Mkfifo(pipe, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	for reported := 0; reported < len(strangeNames)+1; {
+	for reported := 0; reported < len(irregularNames)+1; {
 		reported = len(next(t, reports))
 	}
 	put(t, filepath.Join(dir, "closed.yaml"), closed)
 	if d := next(t, deltas); len(d.Set.Policies) != 1 || len(d.Deleted) != 0 {
-		t.Errorf("beside a pipe a policy gave %+v", d)
+		t.Errorf("beside a pipe, the delta of a policy is %+v", d)
 	}
 	stop()
 	if err := next(t, done); err != nil {
@@ -110,13 +111,14 @@ func next[T any](t *testing.T, from chan T) (got T) {
 	select {
 	case got = <-from:
 	case <-time.After(waitTimeout):
-		t.Fatal("nothing came")
+		t.Fatal("timed out")
 	}
 	return got
 }
 
-// The shell passes a pipe for <(command).
-func TestReadOfAPipeThatIsNamed(t *testing.T) {
+// A named pipe can be read if it is an argument of Read: the shell passes one for
+// <(command).
+func TestReadPipe(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
 		t.Fatal(err)
@@ -125,7 +127,7 @@ func TestReadOfAPipeThatIsNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader := os.NewFile(mustOpen(t, pipe), pipe) // keeps the pipe's data after the writer has closed
+	reader := os.NewFile(mustOpen(t, pipe), pipe) // keeps the data in the pipe after the writer is closed
 	defer reader.Close()
 	if _, err := writer.WriteString(web + "---" + shop); err != nil {
 		t.Fatal(err)
@@ -138,7 +140,7 @@ func TestReadOfAPipeThatIsNamed(t *testing.T) {
 		t.Errorf("read %q, %v, %v", names(objects), problems, err)
 	}
 	if _, problems, _ := Read(pipe); len(problems) != 1 || !strings.Contains(problems[0].Detail, "empty") {
-		t.Errorf("of an empty pipe: %v", problems)
+		t.Errorf("problems of an empty pipe: %v", problems)
 	}
 }
 
@@ -151,8 +153,9 @@ func mustOpen(t *testing.T, path string) uintptr {
 	return uintptr(fd)
 }
 
-// The files of an unreadable subdirectory keep their state, and others are still followed.
-func TestFollowKeepsWhatItCannotReach(t *testing.T) {
+// The objects in an unreadable subdirectory stay in force, and other files are still
+// followed.
+func TestFollowUnreadableSubdirectory(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Skip("root can read every directory")
 	}
@@ -162,12 +165,12 @@ func TestFollowKeepsWhatItCannotReach(t *testing.T) {
 	t.Cleanup(func() { _ = os.Chmod(sub, 0o755) })
 	f.put("shop.yaml", shop)
 	f.until("Namespace shop, NetworkPolicy default/closed, Pod default/web")
-	f.says("cannot be read")
+	f.awaitLog("manifests unreadable")
 }
 
-// Several directories are followed as one. If one disappears, its objects stay in force,
-// and the others are still followed.
-func TestFollowOfSeveral(t *testing.T) {
+// Several directories are followed as one. If one of them disappears, its objects stay in
+// force, and the others are still followed.
+func TestFollowSeveral(t *testing.T) {
 	a := write(t, map[string]string{"in/web.yaml": web, "in/closed.yaml": closed})
 	b := write(t, map[string]string{"shop.yaml": shop, "web.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1)})
 	ctx, stop := context.WithCancel(t.Context())
@@ -180,7 +183,7 @@ func TestFollowOfSeveral(t *testing.T) {
 		t.Errorf("first %+v", first.Set)
 	}
 	if p := next(t, reports); len(p) != 1 || p[0].File != filepath.Join(b, "web.yaml") || !strings.Contains(p[0].Detail, in) {
-		t.Errorf("of the pod that is in both: %v", p)
+		t.Errorf("problems of a pod that is in both: %v", p)
 	}
 	if err := os.Rename(in, in+"-away"); err != nil {
 		t.Fatal(err)
@@ -190,7 +193,7 @@ func TestFollowOfSeveral(t *testing.T) {
 	}
 	put(t, filepath.Join(b, "b.yaml"), strings.Replace(closed, "closed", "other", 1))
 	if d := next(t, deltas); len(d.Set.Policies) != 1 || len(d.Deleted) != 0 {
-		t.Errorf("while one is away: %+v", d)
+		t.Errorf("delta while one directory is missing: %+v", d)
 	}
 	stop()
 	if err := next(t, done); err != nil {
@@ -201,8 +204,8 @@ func TestFollowOfSeveral(t *testing.T) {
 	}
 }
 
-// A pipe may replace a file between stat and open.
-func TestOpeningDoesNotWaitForAPipe(t *testing.T) {
+// Opening a file does not block if a pipe replaces the file between stat and open.
+func TestOpenDoesNotWaitForPipe(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe.yaml")
 	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
 		t.Fatal(err)
@@ -217,8 +220,8 @@ func TestOpeningDoesNotWaitForAPipe(t *testing.T) {
 	}
 }
 
-// A file that is written meanwhile is never read in half. Reading an endless one is given
-// up.
+// readAll reads a file up to its limit. It fails if the file is longer, so that reading an
+// endless file ends.
 func TestFilesThatGrow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.yaml")
 	put(t, path, web)

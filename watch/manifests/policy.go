@@ -15,12 +15,12 @@ import (
 	"sluice/filter/policy"
 )
 
-// checkPolicy applies the API server's defaulting. The policy package checks everything
+// checkPolicy applies the API server's defaulting. The netpol package checks everything
 // that depends on the meaning of rules: CIDRs, port ranges, selectors.
 //
-// A rule with an unreadable part allows nothing: dropping only that part could allow what
-// it denies. If the pod selector or the policy types cannot be read, the policy selects
-// every pod of its namespace, isolates both directions, and allows nothing.
+// A rule with an unreadable part allows nothing: without that part, it could allow more
+// than was meant. If the pod selector or the policy types cannot be read, the policy
+// selects every pod of its namespace, isolates both directions, and allows nothing.
 func checkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
 	if c.uncertain && !c.closed {
 		c.specByParts(o)
@@ -58,8 +58,8 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
-// decode reports a value of the wrong type. For values in a policy's spec, specByParts
-// reports them instead.
+// decode reports a value of the wrong type, unless it is in a policy's spec: specByParts
+// reports such a value.
 func (c *checker) decode(object any, err error) {
 	c.uncertain = true
 	if _, isPolicy := object.(*networkingv1.NetworkPolicy); isPolicy {
@@ -75,8 +75,8 @@ func (c *checker) decode(object any, err error) {
 	c.undecodable(c.text, object, "", err)
 }
 
-// specByParts decodes an invalid spec rule by rule. Only the broken rules are closed, and
-// the others stay in force.
+// specByParts decodes an invalid spec rule by rule. It closes only the broken rules. The
+// others stay in force.
 func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	var whole struct {
 		Spec json.RawMessage `json:"spec"`
@@ -116,7 +116,7 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 func rulesByParts[T any](c *checker, raw json.RawMessage, at string, closed T) []T {
 	var items []json.RawMessage
 	if !part(c, raw, at, &items) {
-		return []T{closed} // one rule, so that the direction is isolated
+		return []T{closed} // one closed rule, so that the direction is isolated
 	}
 	rules := make([]T, len(items))
 	for i := range items {
@@ -148,8 +148,9 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 	return len(unknown) == 0 && err == nil
 }
 
-// CausedBy reports whether one of the given problems explains p: a rule that cannot be read
-// is replaced with one whose peer is invalid.
+// CausedBy reports whether p is a consequence of one of the given problems: a rule that
+// cannot be read is replaced with one whose only peer is invalid, which is a problem
+// itself.
 func CausedBy(p policy.Problem, from []Problem) bool {
 	rule := ruleOf(p.Field)
 	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {
@@ -157,7 +158,7 @@ func CausedBy(p policy.Problem, from []Problem) bool {
 	}
 	list, _, _ := strings.Cut(rule, "[")
 	return slices.ContainsFunc(from, func(o Problem) bool {
-		at := strings.Index(o.Field, "spec") // skip the place in a list
+		at := strings.Index(o.Field, "spec") // skip the prefix of an object in a list
 		return at >= 0 && o.Object == p.Policy.Object() && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
 	})
 }

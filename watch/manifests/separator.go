@@ -7,8 +7,8 @@ import (
 	"strconv"
 )
 
-// separatorReach bounds the distance in lines between a mistyped separator and the parser's
-// error, which may be before or after it.
+// separatorReach bounds the distance in lines between a mistyped separator and the line of
+// the parser's error. The error may be before or after the separator.
 const separatorReach = 5
 
 var (
@@ -17,8 +17,8 @@ var (
 	almostLine = regexp.MustCompile(`^[ \t]*[-–—][ \t]*[-–—][-–— \t]*(#.*)?$`)
 )
 
-// syntaxHint returns a hint about a document that is not YAML. Often it is two objects with
-// a mistyped separator: to the parser, "----" is text.
+// syntaxHint returns a hint for a document that is not valid YAML. Often it contains two
+// objects with a mistyped separator: to the parser, "----" is text.
 func syntaxHint(d document, message string) string {
 	const hint = "correct the YAML"
 	m := errorLine.FindStringSubmatch(message)
@@ -38,8 +38,9 @@ func syntaxHint(d document, message string) string {
 	return hint
 }
 
-// separatorNear returns the line nearest to the given line of the file that looks like a
-// mistyped separator. It returns 0 if there is none within reach.
+// separatorNear returns the number and the text of the line that looks like a mistyped
+// separator and is nearest to line number at. It returns 0 if there is no such line within
+// separatorReach.
 func separatorNear(d document, at int) (line int, text string) {
 	n, least := d.line, separatorReach+1
 	for raw := range bytes.Lines(d.text) {

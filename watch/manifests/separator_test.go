@@ -6,6 +6,7 @@ import (
 	"testing"
 )
 
+// The hint about a syntax error names a nearby line that looks like a separator.
 func TestMistypedSeparatorIsNamed(t *testing.T) {
 	const (
 		name   = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n"
@@ -25,6 +26,7 @@ func TestMistypedSeparatorIsNamed(t *testing.T) {
 	}
 }
 
+// If an object begins in the middle of another one, the hint suggests a separator.
 func TestMissingSeparatorIsNamed(t *testing.T) {
 	for _, separator := range []string{"", "---"} {
 		_, problems := read(t, map[string]string{"a.yaml": strings.TrimSpace(shop) + "\n" + separator + strings.TrimSpace(closed)})
@@ -34,7 +36,7 @@ func TestMissingSeparatorIsNamed(t *testing.T) {
 	}
 }
 
-// Other mistakes are not taken for separators.
+// The hint about any other mistake does not mention separators.
 func TestSyntaxHintsKeepToTheirPlace(t *testing.T) {
 	far := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  text: |\n    ----\n" + strings.Repeat("    line\n", 9) + "  a: b: c\n"
 	for _, text := range []string{far, "kind: {\n", "a: [1, 2\nb: c\n"} {

@@ -10,8 +10,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// All problems are reported together, once per change.
-func TestSourceTellsItsProblems(t *testing.T) {
+// OnProblems gets all problems together, once for each change.
+func TestSourceReportsItsProblems(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
 		t.Helper()
@@ -21,10 +21,10 @@ func TestSourceTellsItsProblems(t *testing.T) {
 	}
 	ctx, stop := context.WithTimeout(t.Context(), waitTimeout)
 	defer stop()
-	told, ended := make(chan []Problem), make(chan error, 1)
+	reported, ended := make(chan []Problem), make(chan error, 1)
 	source := Source{Dirs: []string{dir}, OnProblems: func(p []Problem) {
 		select {
-		case told <- p:
+		case reported <- p:
 		case <-ctx.Done():
 		}
 	}}
@@ -32,7 +32,7 @@ func TestSourceTellsItsProblems(t *testing.T) {
 		t.Helper()
 		for {
 			select {
-			case got := <-told:
+			case got := <-reported:
 				if len(got) != len(want) {
 					continue // an intermediate state
 				}
@@ -43,7 +43,7 @@ func TestSourceTellsItsProblems(t *testing.T) {
 				}
 				return
 			case <-ctx.Done():
-				t.Fatalf("%d problems were never told", len(want))
+				t.Fatalf("%d problems were never reported", len(want))
 			}
 		}
 	}

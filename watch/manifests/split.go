@@ -5,11 +5,11 @@ import "bytes"
 // document is one document of a YAML file.
 type document struct {
 	text []byte
-	line int // number of lines in front of it
+	line int // number of lines before the document
 }
 
-// split splits a file at the markers of YAML documents ("---", "..."). Text may follow a
-// marker on its line. split drops documents that contain only comments and directives.
+// split splits a file at YAML document markers ("---", "..."), which may have text behind
+// them on their line. It drops documents that contain only comments and directives.
 func split(data []byte) []document {
 	var found []document
 	var current document
@@ -29,9 +29,9 @@ func split(data []byte) []document {
 		data = data[end:]
 		if marker(text, "---") || marker(text, "...") {
 			flush(line)
-			text = append([]byte("   "), text[3:]...) // keeps the columns right
+			text = append([]byte("   "), text[3:]...) // keeps the column numbers in errors right
 			if len(bytes.TrimSpace(text)) == 0 {
-				text = []byte("\n") // a tab would be read as indentation
+				text = []byte("\n") // the parser would read a tab as indentation
 			}
 		}
 		current.text = append(current.text, text...)
@@ -45,7 +45,7 @@ func marker(line []byte, mark string) bool {
 	return bytes.HasPrefix(line, []byte(mark)) && (len(line) == 3 || bytes.IndexByte([]byte(" \t\r\n"), line[3]) >= 0)
 }
 
-// blank reports whether text has only white space, comments and directives.
+// blank reports whether text contains only white space, comments and directives.
 func blank(text []byte) bool {
 	for line := range bytes.Lines(text) {
 		if line[0] == '%' {

@@ -9,7 +9,7 @@ import (
 
 func newLike(object any) any { return reflect.New(reflect.TypeOf(object).Elem()).Interface() }
 
-// plainType describes a Go type to people who write YAML.
+// plainType describes a Go type for people who write YAML.
 func plainType(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:
@@ -24,8 +24,9 @@ func plainType(t reflect.Type) string {
 	return "a number"
 }
 
-// suggest returns a hint about an unknown field: the most similar name in the same object
-// or, if there is none, all names if they are few.
+// suggest returns a hint for an unknown field. It names the most similar field of the same
+// object. If no field is similar, it advises removing the unknown one, and lists the
+// existing fields if they are few.
 func suggest(object any, path string) string {
 	parent, name := "", path
 	if dot := strings.LastIndexByte(path, '.'); dot >= 0 {
@@ -77,7 +78,7 @@ func element(t reflect.Type) reflect.Type {
 	return t
 }
 
-// fieldType returns the type of the JSON field, or nil.
+// fieldType returns the type of the field with the given JSON name, or nil.
 func fieldType(t reflect.Type, json string) reflect.Type {
 	if t == nil {
 		return nil

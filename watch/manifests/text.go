@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// Byte order marks, which identify encodings. Test for UTF-32 first, because its
-// little-endian mark begins with that of UTF-16.
+// Byte order marks, which identify encodings. Test for UTF-32 before UTF-16: the
+// little-endian mark of UTF-32 begins with that of UTF-16.
 var (
 	bomUTF8    = []byte("\ufeff")
 	bomUTF16LE = []byte{0xff, 0xfe}
@@ -18,14 +18,16 @@ var (
 	bomUTF32BE = []byte{0, 0, 0xfe, 0xff}
 )
 
-// isWide reports whether data begins as UTF-16 or UTF-32, whose text contains NUL bytes.
+// isWide reports whether data begins with a byte order mark of UTF-16 or UTF-32. Such text
+// contains NUL bytes.
 func isWide(data []byte) bool {
 	return bytes.HasPrefix(data, bomUTF16LE) || bytes.HasPrefix(data, bomUTF16BE) || bytes.HasPrefix(data, bomUTF32BE)
 }
 
 // plainText converts data to UTF-8 with \n line ends, and removes byte order marks at the
-// start of lines. Documents are separated by lines, so the splitter must see the same lines
-// as the YAML parser: otherwise it loses documents. If data is not text, flaw tells why.
+// start of lines. The YAML parser also accepts other line ends, and split must see the same
+// lines: otherwise it would lose documents. If data is not text, plainText returns a
+// description of the problem.
 func plainText(data []byte) ([]byte, string) {
 	if isWide(data) {
 		var ok bool
@@ -55,7 +57,7 @@ func plainText(data []byte) ([]byte, string) {
 	return bytes.ReplaceAll(data, []byte("\n\ufeff"), []byte("\n")), ""
 }
 
-// lineOf returns the number, from 1, of the line that contains offset at.
+// lineOf returns the number, from 1, of the line that contains the offset at.
 func lineOf(data []byte, at int) int { return 1 + bytes.Count(data[:at], []byte("\n")) }
 
 // fromWide decodes UTF-16 or UTF-32 with a byte order mark.
