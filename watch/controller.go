@@ -49,7 +49,8 @@ const (
 	debounceQuiet = time.Millisecond
 	// debounceMax bounds the duration of a batch.
 	debounceMax = 20 * time.Millisecond
-	// workSlice bounds the time for which work on large policies delays other updates.
+	// workSlice bounds one slice of the work on large policies. Other updates wait until
+	// the slice ends.
 	workSlice = 5 * time.Millisecond
 )
 

@@ -55,8 +55,8 @@ type published struct {
 	changes  policy.Changes
 }
 
-// run runs a Controller. It returns the Controller, what it publishes, and the result of
-// its Run.
+// run runs a Controller. It returns the Controller, a channel of its publications, and a
+// channel for the result of its Run.
 func run(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	return runWithStore(t, policy.NewStore(), pub, logger, sources...)

@@ -7,8 +7,8 @@ import (
 )
 
 // Starting is a Source that updates the store when the addresses of starting pods change.
-// The addresses themselves are pending at once, without an update. The update is for
-// everything else that depends on them.
+// The addresses are pending at once, without an update. The update adjusts the state that
+// depends on them, such as the owner of an address that several pods claim.
 type Starting struct{ Pods *policy.StartingPods }
 
 // String names the source.

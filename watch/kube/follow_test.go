@@ -58,8 +58,8 @@ func TestNothingBeforeAllKinds(t *testing.T) {
 	}
 }
 
-// TestVanished checks that objects which are deleted while the watch is down disappear with
-// the next list, and that their replacements come into force.
+// TestVanished checks that an object that is deleted while the watch is down disappears
+// with the next list, and that its replacement comes into force.
 func TestVanished(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {

@@ -109,8 +109,8 @@ func (s *Source) Health() []KindHealth { return s.health.list() }
 // Run follows the cluster until ctx ends. It does not fail: it retries while the API server
 // is unreachable or refuses requests.
 func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
-	// client-go logs every retry, which is lowered to debug level: health logs each failure
-	// once.
+	// client-go logs every retry. debugHandler lowers these records to debug level, because
+	// health logs each failure once.
 	logger := logr.FromSlogHandler(debugHandler{s.log.Handler()})
 	ctx = klog.NewContext(ctx, logger)
 	group, ctx := errgroup.WithContext(ctx)

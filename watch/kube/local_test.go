@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// The policy store receives on which node a pod runs and whether the pod is being deleted.
-// Both decide which of several pods has an address.
+// The policy store uses the node of a pod, and whether the pod is being deleted, to decide
+// which of several pods has an address. Slim pods contain both.
 func TestPodsOfThisNodeKeepTheirAddress(t *testing.T) {
 	d, w := testDecoder(t), policy.NewStore()
 	w.SetLocalNode("here")

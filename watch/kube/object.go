@@ -16,8 +16,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// object is an API object reduced to what decisions need. To a reflector, it is the object
-// itself.
+// object is an API object reduced to what decisions need. Reflectors handle it like the API
+// object itself.
 type object interface {
 	runtime.Object
 	metav1.ObjectMetaAccessor

@@ -23,8 +23,8 @@ const (
 	// addressDebounce is the pause without events after which the addresses are read.
 	// Configuring an interface causes several events.
 	addressDebounce = 50 * time.Millisecond
-	// resyncInterval is the interval at which everything is read without an event, in case
-	// one was lost.
+	// resyncInterval is the interval at which everything is read again even without an
+	// event, in case one was lost.
 	resyncInterval = time.Minute
 )
 
