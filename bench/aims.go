@@ -21,8 +21,8 @@ type aim struct {
 	at      float64 // the quantile of the values that counts; 0 is the median
 }
 
-// own means that a figure is compared with the aim without a reference row.
-const own = "-"
+// noReference means that a figure is compared with the aim without a reference row.
+const noReference = "-"
 
 // aims bound the cost of enforcement. They are ratios within one run, because absolute figures
 // differ on each machine.
@@ -31,21 +31,21 @@ var aims = []aim{
 	{label: "connections/s, keys seen before", rows: []string{"kernel"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.97, better: result.More},
 	{label: "agent CPU per queued packet, of the queue that accepts everything", rows: []string{"fresh", "user"}, loads: []string{"tcp-16", "tcp-64"}, metric: agentPerCPU, against: "accept", want: 0.5, better: result.Less},
 	{label: "throughput of a stream", rows: []string{"user", "kernel"}, loads: []string{"stream"}, metric: throughput, want: 0.99, better: result.More},
-	{label: "connect p99 while policies change, of that without", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: times, against: own, want: 1.5, better: result.Less},
-	{label: "packets dropped while policies change", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: dropped, against: own, better: result.Less, at: 1},
-	{label: "policy written to new connections denied, ms at p99", rows: []string{"user", "kernel"}, loads: []string{"effect"}, metric: denyNew, against: own, want: 50, better: result.Less, at: 0.99},
-	{label: "connect p99 beside a flood, of that without", rows: []string{"user", "kernel"}, loads: []string{"flood"}, metric: times, against: own, want: 3, better: result.Less},
+	{label: "connect p99 while policies change, of that without", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: times, against: noReference, want: 1.5, better: result.Less},
+	{label: "packets dropped while policies change", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: dropped, against: noReference, better: result.Less, at: 1},
+	{label: "policy written to new connections denied, ms at p99", rows: []string{"user", "kernel"}, loads: []string{"effect"}, metric: denyNew, against: noReference, want: 50, better: result.Less, at: 0.99},
+	{label: "connect p99 beside a flood, of that without", rows: []string{"user", "kernel"}, loads: []string{"flood"}, metric: times, against: noReference, want: 3, better: result.Less},
 }
 
-// judge compares the measurements of a scenario with the aims.
-func judge(r *result.Result, s result.Scenario) (found []result.Aim) {
+// checkAims compares the measurements of a scenario with the aims.
+func checkAims(r *result.Result, s result.Scenario) (found []result.Aim) {
 	for _, a := range aims {
 		for _, row := range a.rows {
 			for _, l := range a.loads {
 				k := result.Key{Scenario: s, Row: row, Load: l, Metric: a.metric}
 				values := r.Values(k)
 				switch a.against {
-				case own:
+				case noReference:
 				case "":
 					values = r.Ratios(result.Series{Key: k, Values: values})
 				default:

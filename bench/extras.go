@@ -58,21 +58,21 @@ func (s *testbed) extrasOf(ctx context.Context, b *bench, r *result.Result) erro
 	return nil
 }
 
-// adder returns a function that adds figures of a seat and an extra.
-func (s *testbed) adder(r *result.Result, t *seat, name string) func(result.Metric, float64) {
+// adder returns a function that adds figures of a contender and an extra.
+func (s *testbed) adder(r *result.Result, t *contender, name string) func(result.Metric, float64) {
 	return func(m result.Metric, v float64) {
 		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: name, Metric: m}, v)
 	}
 }
 
-// agents are the seats with an agent whose policies may change.
-func (s *testbed) agents() (seats []*seat) {
-	for _, t := range s.seats {
+// agents are the contenders with an agent whose policies may change.
+func (s *testbed) agents() (contenders []*contender) {
+	for _, t := range s.contenders {
 		if t.agent != nil && !t.fresh {
-			seats = append(seats, t)
+			contenders = append(contenders, t)
 		}
 	}
-	return seats
+	return contenders
 }
 
 // starts stops the last agent and starts it again, several times.
@@ -111,9 +111,9 @@ func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // allowing writes a policy that lets clients reach a port of the server, or another port. It is
 // a file of its own.
-func (s *testbed) allowing(t *seat, name string, number int32) error {
+func (s *testbed) allowing(t *contender, name string, number int32) error {
 	ports := []networkingv1.NetworkPolicyPort{port(corev1.ProtocolUDP, number)}
-	return writeObjects(t.dir, name+".json", policyFor(home(s.cluster), name, ports))
+	return writeObjects(t.dir, name+".json", policyFor(labNamespace(s.cluster), name, ports))
 }
 
 // Times of a probe: before the policy is written, and in all. In the rest the policy must take
@@ -167,7 +167,7 @@ func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error
 }
 
 // probe sends datagrams to the probe's port while the policy that allows a port is written.
-func (s *testbed) probe(t *seat, allow int32) (seen load.Seen, wrote int64, err error) {
+func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer
 		err error
@@ -237,7 +237,7 @@ func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 }
 
 // change writes one policy after the other until ctx ends.
-func (s *testbed) change(ctx context.Context, t *seat) error {
+func (s *testbed) change(ctx context.Context, t *contender) error {
 	tick := time.NewTicker(changeEvery)
 	defer tick.Stop()
 	for i := int32(0); ; i++ {
@@ -260,8 +260,8 @@ func (s *testbed) change(ctx context.Context, t *seat) error {
 func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[0]
 	for round := range b.rounds {
-		for i := range s.seats {
-			t := s.seats[(i+round)%len(s.seats)]
+		for i := range s.contenders {
+			t := s.contenders[(i+round)%len(s.contenders)]
 			if t.fresh {
 				continue
 			}
@@ -300,9 +300,9 @@ func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error 
 // full as they get.
 const floodLead = 200 * time.Millisecond
 
-// flooded runs a load on a seat while its hostile pod floods the server, the other pods of its
+// flooded runs a load on a contender while its hostile pod floods the server, the other pods of its
 // node, and the whole cluster.
-func (s *testbed) flooded(t *seat, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
+func (s *testbed) flooded(t *contender, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
 	type answer struct {
 		load.Answer
 		err error

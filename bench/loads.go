@@ -47,8 +47,8 @@ var (
 	streamQueued = result.Metric{Name: "queued"}
 )
 
-// target returns what a seat's clients connect to.
-func (s *testbed) target(t *seat) load.Target {
+// target returns what a contender's clients connect to.
+func (s *testbed) target(t *contender) load.Target {
 	to := load.Target{To: t.server.IPv4, From: t.sources, Ports: load.Ports{First: seenPort}}
 	if t.fresh {
 		to.Ports = freshPorts(s.Scenario)
@@ -56,8 +56,8 @@ func (s *testbed) target(t *seat) load.Target {
 	return to
 }
 
-// window runs a load on a seat once and returns its cost.
-func (s *testbed) window(t *seat, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
+// window runs a load on a contender once and returns its cost.
+func (s *testbed) window(t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	before, err := t.usage()
 	if err != nil {
 		return a, used, err
@@ -80,7 +80,7 @@ func (s *testbed) window(t *seat, l loadSpec, during time.Duration) (a load.Answ
 }
 
 // record adds a window's figures to the result.
-func (s *testbed) record(r *result.Result, t *seat, l loadSpec, a load.Answer, used usage) error {
+func (s *testbed) record(r *result.Result, t *contender, l loadSpec, a load.Answer, used usage) error {
 	add := func(m result.Metric, v float64) {
 		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: l.Name, Metric: m}, v)
 	}
@@ -148,22 +148,22 @@ func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 // and tables have grown.
 const warmUp = 200 * time.Millisecond
 
-// rounds runs all loads on all seats alternately, for each round.
+// rounds runs all loads on all contenders alternately, for each round.
 func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error {
 	if len(b.loads) == 0 {
 		return nil
 	}
-	for _, t := range s.seats {
+	for _, t := range s.contenders {
 		if _, _, err := s.window(t, loads[1], warmUp); err != nil {
 			return err
 		}
 	}
 	for round := range b.rounds {
 		for _, l := range b.loads {
-			// Each round begins with another seat, so that each in turn bears what the one
+			// Each round begins with another contender, so that each in turn bears what the one
 			// before leaves behind, such as connections to forget.
-			for i := range s.seats {
-				t := s.seats[(i+round)%len(s.seats)]
+			for i := range s.contenders {
+				t := s.contenders[(i+round)%len(s.contenders)]
 				if !l.takesPart(t.row) {
 					continue
 				}

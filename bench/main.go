@@ -83,7 +83,7 @@ func rootCommand(e env) *cobra.Command {
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	root.AddCommand(runCommand(e), compareCommand(e), reportCommand(e), serverCommand(e), clientCommand(e), obeyCommand(e), acceptCommand(e))
+	root.AddCommand(runCommand(e), compareCommand(e), reportCommand(e), serverCommand(e), clientCommand(e), ordersCommand(e), acceptCommand(e))
 	return root
 }
 

@@ -21,7 +21,7 @@ import (
 
 // TestMain lets the test binary be the program that the harness starts in pods.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && slices.Contains([]string{"obey", "server", "accept"}, os.Args[1]) {
+	if len(os.Args) > 1 && slices.Contains([]string{"orders", "server", "accept"}, os.Args[1]) {
 		main()
 	}
 	dir, err := os.MkdirTemp("", "sluice-bench-test-")
@@ -45,8 +45,8 @@ var buildSluice = sync.OnceValue(func() error {
 	return nil
 })
 
-// surroundings is the environment of a test. watch receives standard error.
-func surroundings(t *testing.T, watch func(string)) (e env, stdout *bytes.Buffer) {
+// testEnv is the environment of a test. watch receives standard error.
+func testEnv(t *testing.T, watch func(string)) (e env, stdout *bytes.Buffer) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -86,7 +86,7 @@ func TestRun(t *testing.T) {
 	needLab(t)
 	file := filepath.Join(t.TempDir(), "r.json")
 	var log strings.Builder
-	e, stdout := surroundings(t, func(s string) { log.WriteString(s) })
+	e, stdout := testEnv(t, func(s string) { log.WriteString(s) })
 	status := run(t.Context(), e, []string{
 		"run", "--sluice", sluice, "--sizes", "40/4/2", "--rounds", "1", "--for", "60ms", "--churn", "300ms",
 		"--out", file, "--html", file + ".html", "--page", file + ".md",
@@ -169,7 +169,7 @@ func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var log strings.Builder
-	e, _ := surroundings(t, func(s string) {
+	e, _ := testEnv(t, func(s string) {
 		log.WriteString(s)
 		if strings.Contains(s, "tcp-16, round 1") {
 			// A moment later, while the client runs for an hour.
@@ -206,7 +206,7 @@ func TestMistakes(t *testing.T) {
 		{[]string{"client", "127.0.0.1", "--from", "x"}, "--from"},
 	} {
 		var log strings.Builder
-		e, _ := surroundings(t, func(s string) { log.WriteString(s) })
+		e, _ := testEnv(t, func(s string) { log.WriteString(s) })
 		if status := run(t.Context(), e, tt.args); status != exitFailed || !strings.Contains(log.String(), tt.want) {
 			t.Errorf("%v: exit status %d, %q; want %q in it", tt.args, status, log.String(), tt.want)
 		}
@@ -220,7 +220,7 @@ func TestServerAndClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, _ := surroundings(t, func(string) {})
+	e, _ := testEnv(t, func(string) {})
 	server, err := e.startReady(t.Context(), pod, "server", "--tcp", "8080,9000-9003", "--udp", "8080")
 	if err != nil {
 		t.Fatal(err)

@@ -33,33 +33,33 @@ const freshKeys = 131072
 const (
 	// maxSources bounds the pods that are clients; the smallest cluster has fewer.
 	maxSources = 16
-	// chunk is the number of objects in a file of manifests.
-	chunk = 500
+	// objectsPerFile is the number of objects in a file of manifests.
+	objectsPerFile = 500
 	// labels of the lab's pods.
 	roleServer, roleClient, roleHostile = "bench-server", "bench-client", "bench-hostile"
 )
 
-// sourcesOf returns how many pods of a cluster are the lab's clients.
-func sourcesOf(s result.Scenario) int { return min(maxSources, s.Pods-2) }
+// sourceCount returns how many pods of a cluster are the lab's clients.
+func sourceCount(s result.Scenario) int { return min(maxSources, s.Pods-2) }
 
 // freshPorts are the ports for keys that were never seen.
 func freshPorts(s result.Scenario) load.Ports {
-	return load.Ports{First: freshPort, Count: freshKeys / sourcesOf(s)}
+	return load.Ports{First: freshPort, Count: freshKeys / sourceCount(s)}
 }
 
 // makeCluster generates what the scenario has besides the lab's own pods and their policy.
 func makeCluster(s result.Scenario) *cluster.Cluster {
-	own := sourcesOf(s) + 2
-	c := cluster.New(1, cluster.Options{Pods: max(10, s.Pods-own), Policies: s.Policies - 1, Namespaces: s.Namespaces})
-	c.Pods = c.Pods[:s.Pods-own]
+	labPods := sourceCount(s) + 2
+	c := cluster.New(1, cluster.Options{Pods: max(10, s.Pods-labPods), Policies: s.Policies - 1, Namespaces: s.Namespaces})
+	c.Pods = c.Pods[:s.Pods-labPods]
 	return c
 }
 
-// home returns the namespace of the lab's pods: one of the cluster's own.
-func home(c *cluster.Cluster) string { return c.Namespaces[0].Name }
+// labNamespace returns the namespace of the lab's pods: one of the cluster's own.
+func labNamespace(c *cluster.Cluster) string { return c.Namespaces[0].Name }
 
-// labPods returns the pods of a seat.
-func labPods(namespace string, s *seat) (pods []*corev1.Pod) {
+// labPods returns the pods of a contender.
+func labPods(namespace string, s *contender) (pods []*corev1.Pod) {
 	add := func(name, role string, a netip.Addr) {
 		pods = append(pods, &corev1.Pod{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
@@ -127,8 +127,8 @@ func writeCluster(dir string, c *cluster.Cluster) error {
 		o.TypeMeta = metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}
 		objects = append(objects, o)
 	}
-	for i := 0; i < len(objects); i += chunk {
-		if err := writeObjects(dir, fmt.Sprintf("cluster-%03d.json", i/chunk), objects[i:min(i+chunk, len(objects))]...); err != nil {
+	for i := 0; i < len(objects); i += objectsPerFile {
+		if err := writeObjects(dir, fmt.Sprintf("cluster-%03d.json", i/objectsPerFile), objects[i:min(i+objectsPerFile, len(objects))]...); err != nil {
 			return err
 		}
 	}

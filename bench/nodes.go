@@ -59,8 +59,8 @@ func parsePorts(texts []string) (ports []load.Ports, err error) {
 	return ports, nil
 }
 
-// visit is what a client does with a server.
-type visit struct {
+// clientRun is what a client does with a server.
+type clientRun struct {
 	ports, from []string
 	clients     []int
 	stream      uint16
@@ -70,7 +70,7 @@ type visit struct {
 }
 
 func clientCommand(e env) *cobra.Command {
-	v := visit{clients: []int{1, 16, 64}, ports: []string{"8080"}}
+	v := clientRun{clients: []int{1, 16, 64}, ports: []string{"8080"}}
 	cmd := &cobra.Command{
 		Use:   "client SERVER",
 		Short: "Measure connections to a bench server on another machine",
@@ -96,7 +96,7 @@ machines are due to the agent. deploy/bench runs both ends as pods.`,
 	return cmd
 }
 
-func (v visit) run(ctx context.Context, e env, server string) error {
+func (v clientRun) run(ctx context.Context, e env, server string) error {
 	to, err := v.target()
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func (v visit) run(ctx context.Context, e env, server string) error {
 }
 
 // target returns the target of the flags.
-func (v visit) target() (to load.Target, err error) {
+func (v clientRun) target() (to load.Target, err error) {
 	ports, err := parsePorts(v.ports)
 	if err != nil {
 		return to, err
@@ -152,7 +152,7 @@ func (v visit) target() (to load.Target, err error) {
 
 // await looks up the server once, and waits until it accepts a connection: two pods start in
 // any order, and a name is known when its pod is ready.
-func (v visit) await(ctx context.Context, c *load.Client, to *load.Target, server string) error {
+func (v clientRun) await(ctx context.Context, c *load.Client, to *load.Target, server string) error {
 	const pause = 100 * time.Millisecond
 	for end := time.Now().Add(v.wait); ; {
 		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", server)

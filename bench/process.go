@@ -22,21 +22,21 @@ const ready = "ready"
 
 // process is this program, started on a host of the lab. It ends with the lab.
 type process struct {
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	out   io.ReadCloser
-	words *words
-	unbid func() bool
+	cmd      *exec.Cmd
+	in       io.WriteCloser
+	out      io.ReadCloser
+	stderr   *stderrBuffer
+	stopKill func() bool
 }
 
 // start starts this program on a host. It is killed when ctx ends, in the middle of an order if
 // need be.
 func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(e.self, args...), words: new(words)}
+	p := &process{cmd: exec.Command(e.self, args...), stderr: new(stderrBuffer)}
 	// A process group of its own: a terminal's Ctrl-C reaches only the harness, which cleans
 	// up.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	p.cmd.Stderr = p.words
+	p.cmd.Stderr = p.stderr
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err == nil {
 		if p.out, err = p.cmd.StdoutPipe(); err == nil {
@@ -46,7 +46,7 @@ func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process,
 	if err != nil {
 		return nil, fmt.Errorf("start bench %s: %w", args[0], err)
 	}
-	p.unbid = context.AfterFunc(ctx, func() { _ = p.cmd.Process.Kill() })
+	p.stopKill = context.AfterFunc(ctx, func() { _ = p.cmd.Process.Kill() })
 	return p, nil
 }
 
@@ -61,44 +61,44 @@ func (e env) startReady(ctx context.Context, on *lab.Host, args ...string) (*pro
 		return p, nil
 	}
 	p.end()
-	return nil, fmt.Errorf("start bench %s on %s: it has ended: %s", args[0], on.Name, p.words)
+	return nil, fmt.Errorf("start bench %s on %s: it has ended: %s", args[0], on.Name, p.stderr)
 }
 
-// driver sends orders to a process that obeys.
+// driver sends orders to a process that executes them.
 func (p *process) driver() *load.Driver { return load.NewDriver(p.in, p.out) }
 
 // end ends the process and waits for it.
 func (p *process) end() {
-	p.unbid()
+	p.stopKill()
 	_ = p.cmd.Process.Kill() // an error means that it has ended already
 	_ = p.cmd.Wait()         // the error is that it was killed
 }
 
-// words are a process's lines on standard error. They can be read while it writes.
-type words struct {
+// stderrBuffer are a process's lines on standard error. They can be read while it writes.
+type stderrBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (w *words) Write(b []byte) (int, error) {
+func (w *stderrBuffer) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.buf.Write(b)
 }
 
-func (w *words) String() string {
+func (w *stderrBuffer) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return strings.TrimSpace(w.buf.String())
 }
 
-// obeyCommand is the client that the harness starts in pods.
-func obeyCommand(e env) *cobra.Command {
+// ordersCommand is the client that the harness starts in pods.
+func ordersCommand(e env) *cobra.Command {
 	return &cobra.Command{
-		Use: "obey", Hidden: true, Args: cobra.NoArgs,
+		Use: "orders", Hidden: true, Args: cobra.NoArgs,
 		Short: "Execute orders from standard input",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return load.Obey(cmd.Context(), e.stdin, e.stdout)
+			return load.ServeOrders(cmd.Context(), e.stdin, e.stdout)
 		},
 	}
 }

@@ -14,16 +14,16 @@ type progress struct {
 	terminal bool
 	began    time.Time
 
-	mu      sync.Mutex
-	planned time.Duration // expected time of all steps
-	done    time.Duration // expected time of the finished ones
-	current time.Duration
-	said    time.Time
-	where   string
+	mu       sync.Mutex
+	planned  time.Duration // expected time of all steps
+	done     time.Duration // expected time of the finished ones
+	current  time.Duration
+	reported time.Time
+	where    string
 }
 
-// sayEvery is the interval of reports without a terminal.
-const sayEvery = 10 * time.Second
+// reportInterval is the interval of reports without a terminal.
+const reportInterval = 10 * time.Second
 
 // in sets the scenario of the next steps.
 func (p *progress) in(where string) {
@@ -39,10 +39,10 @@ func (p *progress) step(takes time.Duration, format string, args ...any) {
 	p.done += p.current
 	p.current = takes
 	now := time.Now()
-	if !p.terminal && now.Sub(p.said) < sayEvery {
+	if !p.terminal && now.Sub(p.reported) < reportInterval {
 		return
 	}
-	p.said = now
+	p.reported = now
 	text := fmt.Sprintf("%3.0f%%, %s left: %s: %s", 100*p.share(), p.left(now).Round(time.Second), p.where, fmt.Sprintf(format, args...))
 	if p.terminal {
 		fmt.Fprintf(p.out, "\r\033[K%.110s", text)

@@ -134,15 +134,15 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 		}
 	}
 	if b.quick {
-		quickly := func(name string, f func()) {
+		setDefault := func(name string, f func()) {
 			if !flags.Changed(name) {
 				f()
 			}
 		}
-		quickly("sizes", func() { b.sizes = quickSizes })
-		quickly("rounds", func() { b.rounds = 3 })
-		quickly("for", func() { b.window = 400 * time.Millisecond })
-		quickly("churn", func() { b.churn = time.Second })
+		setDefault("sizes", func() { b.sizes = quickSizes })
+		setDefault("rounds", func() { b.rounds = 3 })
+		setDefault("for", func() { b.window = 400 * time.Millisecond })
+		setDefault("churn", func() { b.churn = time.Second })
 	}
 	if b.rounds < 1 || b.window <= 0 || b.churn <= 0 {
 		return errors.New("--rounds, --for and --churn: give more than 0")
@@ -204,7 +204,7 @@ func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Resul
 	if err := t.extrasOf(ctx, b, r); err != nil {
 		return err
 	}
-	r.Aims = append(r.Aims, judge(r, s)...)
+	r.Aims = append(r.Aims, checkAims(r, s)...)
 	return nil
 }
 

@@ -26,17 +26,17 @@ import (
 type testbed struct {
 	env
 	result.Scenario
-	sluice  string // path of the program
-	lab     *lab.Lab
-	dir     string // of manifests, with a directory for each seat
-	cluster *cluster.Cluster
-	seats   []*seat
-	used    int // nodes in use
+	sluice     string // path of the program
+	lab        *lab.Lab
+	dir        string // of manifests, with a directory for each contender
+	cluster    *cluster.Cluster
+	contenders []*contender
+	used       int // nodes in use
 }
 
-// seat is a contender's node, with its pods: a server, a client that has the addresses of many
+// contender is a contender's node, with its pods: a server, a client that has the addresses of many
 // pods, and a hostile one.
-type seat struct {
+type contender struct {
 	row
 	node                    *lab.Node
 	server, client, hostile *lab.Host
@@ -73,12 +73,12 @@ func (s *testbed) open(ctx context.Context, rows []row, progress func(string), n
 	}
 	for _, r := range rows {
 		progress("starting " + r.Label)
-		err := s.sit(ctx, r, shared)
+		err := s.addContender(ctx, r, shared)
 		switch {
 		case err == nil:
 		case r.needs != "" && ctx.Err() == nil:
 			note("%s: without the row %q: %v", s.Scenario, r.Label, err)
-			s.seats = slices.DeleteFunc(s.seats, func(t *seat) bool { return t.Name == r.Name })
+			s.contenders = slices.DeleteFunc(s.contenders, func(t *contender) bool { return t.Name == r.Name })
 		default:
 			return fmt.Errorf("start the row %q: %w", r.Label, err)
 		}
@@ -87,29 +87,29 @@ func (s *testbed) open(ctx context.Context, rows []row, progress func(string), n
 }
 
 // sit prepares a contender's node.
-func (s *testbed) sit(ctx context.Context, r row, shared string) error {
+func (s *testbed) addContender(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
-		other := *s.seat(r.on)
-		// The other seat ends its processes.
+		other := *s.contender(r.on)
+		// The other contender ends its processes.
 		other.row, other.processes = r, nil
-		s.seats = append(s.seats, &other)
+		s.contenders = append(s.contenders, &other)
 		return nil
 	}
-	t := &seat{row: r, node: s.lab.Nodes[s.used]}
+	t := &contender{row: r, node: s.lab.Nodes[s.used]}
 	s.used++
-	s.seats = append(s.seats, t)
+	s.contenders = append(s.contenders, t)
 	if err := s.pods(t); err != nil {
 		return err
 	}
-	if err := s.contender(ctx, t, shared); err != nil {
+	if err := s.install(ctx, t, shared); err != nil {
 		return err
 	}
 	return s.programs(ctx, t)
 }
 
-// seat returns the seat of a row.
-func (s *testbed) seat(name string) *seat {
-	for _, t := range s.seats {
+// contender returns the contender of a row.
+func (s *testbed) contender(name string) *contender {
+	for _, t := range s.contenders {
 		if t.Name == name {
 			return t
 		}
@@ -117,8 +117,8 @@ func (s *testbed) seat(name string) *seat {
 	return nil
 }
 
-// pods starts a seat's pods.
-func (s *testbed) pods(t *seat) (err error) {
+// pods starts a contender's pods.
+func (s *testbed) pods(t *contender) (err error) {
 	for _, p := range []struct {
 		name string
 		host **lab.Host
@@ -128,7 +128,7 @@ func (s *testbed) pods(t *seat) (err error) {
 		}
 	}
 	t.sources = []netip.Addr{t.client.IPv4}
-	for a := t.hostile.IPv4.Next(); len(t.sources) < sourcesOf(s.Scenario); a = a.Next() {
+	for a := t.hostile.IPv4.Next(); len(t.sources) < sourceCount(s.Scenario); a = a.Next() {
 		if err := t.client.AddAddr(a); err != nil {
 			return err
 		}
@@ -158,7 +158,7 @@ func setting(h *lab.Host, name, value string) error {
 }
 
 // contender installs on the node what its row is about.
-func (s *testbed) contender(ctx context.Context, t *seat, shared string) error {
+func (s *testbed) install(ctx context.Context, t *contender, shared string) error {
 	switch t.kind {
 	case bare:
 		return baseline.Baseline().Apply(t.node)
@@ -185,40 +185,40 @@ func (s *testbed) contender(ctx context.Context, t *seat, shared string) error {
 		return err
 	}
 	var objects []any
-	for _, p := range labPods(home(s.cluster), t) {
+	for _, p := range labPods(labNamespace(s.cluster), t) {
 		objects = append(objects, p)
 	}
-	if err := writeObjects(t.dir, "bench.json", append(objects, labPolicy(home(s.cluster), s.Scenario))...); err != nil {
+	if err := writeObjects(t.dir, "bench.json", append(objects, labPolicy(labNamespace(s.cluster), s.Scenario))...); err != nil {
 		return err
 	}
 	return s.startAgent(ctx, t)
 }
 
-// byHand writes the policies as rules, for the seat's pods and as many of the cluster's as run
+// byHand writes the policies as rules, for the contender's pods and as many of the cluster's as run
 // on a node.
-func (s *testbed) byHand(t *seat) error {
+func (s *testbed) byHand(t *contender) error {
 	const neighbors = 100
 	local := append([]netip.Addr{t.server.IPv4, t.hostile.IPv4}, t.sources...)
 	for _, p := range s.cluster.Pods[:min(neighbors, len(s.cluster.Pods))] {
 		local = append(local, netip.MustParseAddr(p.Status.PodIP))
 	}
-	// The seat's pods are in the middle of the list, so that it is as long for them as for an
+	// The contender's pods are in the middle of the list, so that it is as long for them as for an
 	// average pod of the node.
 	pods, half := s.cluster.Pods, min(neighbors, len(s.cluster.Pods))/2
 	r := baseline.Write(baseline.Cluster{
 		Namespaces: s.cluster.Namespaces,
-		Pods:       kubepod.ReadAll(slices.Concat(pods[:half], labPods(home(s.cluster), t), pods[half:])),
-		Policies:   append(netpol.ReadAll(s.cluster.Policies), netpol.Read(labPolicy(home(s.cluster), s.Scenario))),
+		Pods:       kubepod.ReadAll(slices.Concat(pods[:half], labPods(labNamespace(s.cluster), t), pods[half:])),
+		Policies:   append(netpol.ReadAll(s.cluster.Policies), netpol.Read(labPolicy(labNamespace(s.cluster), s.Scenario))),
 	}, local)
 	return r.Apply(t.node)
 }
 
-// patience bounds the time of an agent's start, and of a change until it is in force.
-const patience = time.Minute
+// agentTimeout bounds the time of an agent's start, and of a change until it is in force.
+const agentTimeout = time.Minute
 
-// startAgent starts sluice on a seat's node.
-func (s *testbed) startAgent(ctx context.Context, t *seat) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// startAgent starts sluice on a contender's node.
+func (s *testbed) startAgent(ctx context.Context, t *contender) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
 	// A socket of its own: agents that share one take over from each other.
 	args := append([]string{"--socket", filepath.Join(s.dir, t.Name+".socket")}, t.args...)
@@ -230,7 +230,7 @@ func (s *testbed) startAgent(ctx context.Context, t *seat) (err error) {
 }
 
 // programs starts the programs that make and serve traffic.
-func (s *testbed) programs(ctx context.Context, t *seat) error {
+func (s *testbed) programs(ctx context.Context, t *contender) error {
 	ports := fmt.Sprint(seenPort)
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
@@ -251,11 +251,11 @@ func (s *testbed) programs(ctx context.Context, t *seat) error {
 		on     *lab.Host
 		driver **load.Driver
 	}{{t.client, &t.traffic}, {t.hostile, &t.flood}} {
-		obeying, err := s.start(ctx, p.on, "obey")
+		orders, err := s.start(ctx, p.on, "orders")
 		if err != nil {
 			return err
 		}
-		t.processes, *p.driver = append(t.processes, obeying), obeying.driver()
+		t.processes, *p.driver = append(t.processes, orders), orders.driver()
 	}
 	return nil
 }
@@ -263,7 +263,7 @@ func (s *testbed) programs(ctx context.Context, t *seat) error {
 // close ends everything and leaves nothing behind.
 func (s *testbed) close() error {
 	var errs []error
-	for _, t := range s.seats {
+	for _, t := range s.contenders {
 		if t.agent != nil && t.on == "" {
 			errs = append(errs, t.agent.Stop())
 		}

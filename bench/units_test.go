@@ -93,11 +93,11 @@ func TestClusterHasItsSize(t *testing.T) {
 		c, w := makeCluster(s), policy.NewStore()
 		c.Fill(w)
 		server, hostile := netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.2")
-		seat := newTestSeat(server, hostile, sourcesOf(s))
-		for _, p := range labPods(home(c), seat) {
+		contender := newTestContender(server, hostile, sourceCount(s))
+		for _, p := range labPods(labNamespace(c), contender) {
 			w.SetPod(kubepod.Read(p))
 		}
-		w.SetPolicy(netpol.Read(labPolicy(home(c), s)))
+		w.SetPolicy(netpol.Read(labPolicy(labNamespace(c), s)))
 		snapshot, _ := w.Commit()
 		if n := snapshot.Counts(); n.Pods != s.Pods || n.Policies != s.Policies || n.Namespaces != s.Namespaces {
 			t.Errorf("%s: %+v", s, n)
@@ -106,7 +106,7 @@ func TestClusterHasItsSize(t *testing.T) {
 			t.Errorf("%s: %v", s, problems)
 		}
 		fresh := freshPorts(s)
-		if keys := fresh.Count * sourcesOf(s); keys < freshKeys-sourcesOf(s) {
+		if keys := fresh.Count * sourceCount(s); keys < freshKeys-sourceCount(s) {
 			t.Errorf("%s: only %d keys", s, keys)
 		}
 		last := fresh.Nth(uint64(fresh.Count - 1))
@@ -116,11 +116,11 @@ func TestClusterHasItsSize(t *testing.T) {
 			port  uint16
 			want  filter.Action
 		}{
-			{seat.sources[0], filter.TCP, seenPort, filter.Allow},
-			{seat.sources[len(seat.sources)-1], filter.TCP, last, filter.Allow},
-			{seat.sources[0], filter.UDP, fresh.First, filter.Allow},
-			{seat.sources[0], filter.TCP, streamPort, filter.Allow},
-			{seat.sources[0], filter.UDP, probePort, filter.Deny},
+			{contender.sources[0], filter.TCP, seenPort, filter.Allow},
+			{contender.sources[len(contender.sources)-1], filter.TCP, last, filter.Allow},
+			{contender.sources[0], filter.UDP, fresh.First, filter.Allow},
+			{contender.sources[0], filter.TCP, streamPort, filter.Allow},
+			{contender.sources[0], filter.UDP, probePort, filter.Deny},
 			{hostile, filter.TCP, seenPort, filter.Deny},
 		} {
 			if v := snapshot.Decide(filter.NewKey(tt.from, server, tt.proto, tt.port)); v.Action != tt.want {
@@ -135,7 +135,7 @@ func TestClusterHasItsSize(t *testing.T) {
 	}
 }
 
-func TestJudge(t *testing.T) {
+func TestCheckAims(t *testing.T) {
 	s := result.Scenario{Pods: 10, Policies: 1, Namespaces: 1}
 	r := &result.Result{}
 	for _, row := range rows {
@@ -153,7 +153,7 @@ func TestJudge(t *testing.T) {
 	add("user", "churn", dropped, 0, 1, 0)
 	add("user", "effect", denyNew, 1, 2, 40)
 	got := make(map[string]result.Aim)
-	for _, a := range judge(r, s) {
+	for _, a := range checkAims(r, s) {
 		got[a.Row+" "+a.Load] = a
 	}
 	for name, want := range map[string]struct {
@@ -192,9 +192,9 @@ func TestCPUName(t *testing.T) {
 	}
 }
 
-// newTestSeat returns a seat whose pods have addresses and do not exist.
-func newTestSeat(server, hostile netip.Addr, clients int) *seat {
-	t := &seat{server: &lab.Host{IPv4: server}, hostile: &lab.Host{IPv4: hostile}}
+// newTestContender returns a contender whose pods have addresses and do not exist.
+func newTestContender(server, hostile netip.Addr, clients int) *contender {
+	t := &contender{server: &lab.Host{IPv4: server}, hostile: &lab.Host{IPv4: hostile}}
 	for a := hostile.Next(); len(t.sources) < clients; a = a.Next() {
 		t.sources = append(t.sources, a)
 	}

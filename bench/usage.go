@@ -19,7 +19,7 @@ type usage struct {
 }
 
 // usage reads what was used. pid is the agent's, 0 for none.
-func (s *seat) usage() (u usage, err error) {
+func (s *contender) usage() (u usage, err error) {
 	if s.pid != 0 {
 		if u.agent, err = cpuOf(s.pid); err != nil {
 			return u, err

@@ -233,15 +233,15 @@ func (w *writer) peer(namespace string, peer *policy.Peer) (name string, pods []
 	}
 	s := Set{Kind: "hash:ip"}
 	for _, p := range w.Pods {
-		if a := address(p); a.IsValid() && pod.Matches(p.Labels) && space.Matches(w.spaceOf(p)) {
+		if a := address(p); a.IsValid() && pod.Matches(p.Labels) && space.Matches(w.namespaceLabels(p)) {
 			pods, s.Members = append(pods, p), append(s.Members, Member{Net: netip.PrefixFrom(a, 32)})
 		}
 	}
 	return w.set("pods "+space.String()+" / "+pod.String(), s), pods
 }
 
-// spaceOf returns the labels of a pod's namespace, which may have no object.
-func (w *writer) spaceOf(p *policy.Pod) labels.Set {
+// namespaceLabels returns the labels of a pod's namespace, which may have no object.
+func (w *writer) namespaceLabels(p *policy.Pod) labels.Set {
 	if l, ok := w.namespaces[p.Namespace]; ok {
 		return l
 	}

@@ -108,8 +108,8 @@ func TestSameVerdicts(t *testing.T) {
 	}
 }
 
-// TestLocalPodsAlone: the pods of other nodes have no chains here.
-func TestLocalPodsAlone(t *testing.T) {
+// TestOnlyLocalPods: the pods of other nodes have no chains here.
+func TestOnlyLocalPods(t *testing.T) {
 	c := cluster.New(1, cluster.Options{Pods: 100, Policies: 10})
 	local := []netip.Addr{netip.MustParseAddr(c.Pods[3].Status.PodIP)}
 	r := baseline.Write(read(c), local)
@@ -127,8 +127,8 @@ func TestLocalPodsAlone(t *testing.T) {
 	}
 }
 
-// TestTheKernelTakesThem loads the rules into the kernel.
-func TestTheKernelTakesThem(t *testing.T) {
+// TestKernelAcceptsRules loads the rules into the kernel.
+func TestKernelAcceptsRules(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	if _, err := exec.LookPath("ipset"); err != nil {
 		t.Skip("needs ipset: install the package ipset")

@@ -30,16 +30,16 @@ type host struct {
 
 func (h *host) isPod() bool { return strings.Contains(h.name, "/") }
 
-// away reports whether a host is on the other side of the node, seen from its pods.
-func (h *host) away() bool { return !h.isPod() && h.name != nodeName }
+// isOutside reports whether a host is on the other side of the node, seen from its pods.
+func (h *host) isOutside() bool { return !h.isPod() && h.name != nodeName }
 
 // door is a port of a host, on TCP and UDP.
-type door struct {
+type serverPort struct {
 	host *host
 	port uint16
 }
 
-func (d door) String() string { return d.host.name + ":" + strconv.Itoa(int(d.port)) }
+func (d serverPort) String() string { return d.host.name + ":" + strconv.Itoa(int(d.port)) }
 
 // namespaces are those of the demo, with their labels.
 var namespaces = []struct {
@@ -94,7 +94,7 @@ func (c *cluster) start(h *host) (err error) {
 	switch {
 	case h.isPod():
 		h.Host, err = c.lab.AddPod(h.name)
-	case h.away():
+	case h.isOutside():
 		h.Host, err = c.lab.AddOutside(h.name, h.addrs...)
 	}
 	for _, port := range h.ports {
@@ -107,11 +107,11 @@ func (c *cluster) start(h *host) (err error) {
 	return err
 }
 
-// doors returns all doors, in the order of the table's columns.
-func (c *cluster) doors() (ds []door) {
+// serverPorts returns all serverPorts, in the order of the table's columns.
+func (c *cluster) serverPorts() (ds []serverPort) {
 	for _, h := range c.hosts {
 		for _, port := range h.ports {
-			ds = append(ds, door{h, port})
+			ds = append(ds, serverPort{h, port})
 		}
 	}
 	return ds

@@ -24,7 +24,7 @@ import (
 // logs what an agent logs and enforces nothing.
 func TestMain(m *testing.M) {
 	if i := slices.Index(os.Args, "--manifests"); i > 0 && os.Args[1] == "run" {
-		pretend(os.Args[i+1])
+		fakeAgent(os.Args[i+1])
 		return
 	}
 	dir, err := os.MkdirTemp("", "sluice-demo-test-")
@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-func pretend(dir string) {
+func fakeAgent(dir string) {
 	ended, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	var last []byte
@@ -72,9 +72,9 @@ func needSluice(t *testing.T) {
 	}
 }
 
-// ownTemp gives the test a directory for temporary files, and reports files that the demo has
+// checkTempDir gives the test a directory for temporary files, and reports files that the demo has
 // left there.
-func ownTemp(t *testing.T) {
+func checkTempDir(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
@@ -87,7 +87,7 @@ func ownTemp(t *testing.T) {
 
 func TestAllStepsAreAsExpected(t *testing.T) {
 	needSluice(t)
-	ownTemp(t)
+	checkTempDir(t)
 	var stdout, stderr bytes.Buffer
 	if status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, []string{"--sluice", sluice, "--verbose"}); status != 0 {
 		t.Fatalf("exit status %d: %s\n%s", status, stderr.String(), stdout.String())
@@ -153,7 +153,7 @@ func TestWrongIsSeen(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			ownTemp(t)
+			checkTempDir(t)
 			var stdout, stderr bytes.Buffer
 			status := run(t.Context(), env{stdout: &stdout, stderr: &stderr}, append([]string{"--sluice", os.Args[0]}, tt.args...))
 			if status != tt.status || stderr.Len() > 0 {
@@ -187,7 +187,7 @@ func TestInterrupted(t *testing.T) {
 	needSluice(t)
 	for _, at := range []string{"Sluice follows", "1/8", "2/8", "3/8"} {
 		t.Run(at, func(t *testing.T) {
-			ownTemp(t)
+			checkTempDir(t)
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			var stderr bytes.Buffer
@@ -205,7 +205,7 @@ func TestInterrupted(t *testing.T) {
 
 func TestAgentThatCannotStart(t *testing.T) {
 	lab.Require(t)
-	ownTemp(t)
+	checkTempDir(t)
 	broken := filepath.Join(t.TempDir(), "sluice")
 	if err := os.WriteFile(broken, []byte("#!/bin/sh\necho no queue for you >&2\nexit 7\n"), 0o755); err != nil {
 		t.Fatal(err)

@@ -50,25 +50,25 @@ func (s step) parseExpectations() ([]expectation, error) {
 }
 
 func (p expectation) matches(pr probe) bool {
-	if !like(p.from, pr.from.name) {
+	if !matchPattern(p.from, pr.from.name) {
 		return false
 	}
 	if p.to == "itself" {
 		return pr.from == pr.to.host
 	}
-	return like(p.to, pr.to.String()+"/"+strings.ToUpper(pr.network))
+	return matchPattern(p.to, pr.to.String()+"/"+strings.ToUpper(pr.network))
 }
 
-// like matches a pattern that may end in a star.
-func like(pattern, text string) bool {
+// matchPattern matches a pattern that may end in a star.
+func matchPattern(pattern, text string) bool {
 	if start, star := strings.CutSuffix(pattern, "*"); star {
 		return strings.HasPrefix(text, start)
 	}
 	return pattern == text
 }
 
-// decides returns the index of the expectation that counts for a probe.
-func decides(expectations []expectation, pr probe) int {
+// deciding returns the index of the expectation that counts for a probe.
+func deciding(expectations []expectation, pr probe) int {
 	last := 0
 	for i, p := range expectations {
 		if p.matches(pr) {

@@ -13,8 +13,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// strangers returns two hosts with a door each.
-func strangers() (web, db *host) {
+// twoHosts returns two hosts with a door each.
+func twoHosts() (web, db *host) {
 	host := func(name string, port uint16, v4 string) *host {
 		return &host{name: name, ports: []uint16{port}, Host: &lab.Host{Name: name, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr("::" + v4)}}
 	}
@@ -22,7 +22,7 @@ func strangers() (web, db *host) {
 }
 
 func TestTheLastMatchCounts(t *testing.T) {
-	web, db := strangers()
+	web, db := twoHosts()
 	st := step{expectations: []string{"no * -> default/db:*", "yes default/web -> default/db:6379/TCP"}}
 	expectations, err := st.parseExpectations()
 	if err != nil {
@@ -32,13 +32,13 @@ func TestTheLastMatchCounts(t *testing.T) {
 		p    probe
 		want string
 	}{
-		{probe{web, door{web, 80}, "udp", 0}, "* -> itself"},
-		{probe{db, door{web, 80}, "tcp", 1}, "everything else"},
-		{probe{web, door{db, 6379}, "tcp", 0}, "default/web -> default/db:6379/TCP"},
-		{probe{web, door{db, 6379}, "udp", 0}, "* -> default/db:*"},
-		{probe{web, door{db, 63790}, "tcp", 0}, "* -> default/db:*"},
+		{probe{web, serverPort{web, 80}, "udp", 0}, "* -> itself"},
+		{probe{db, serverPort{web, 80}, "tcp", 1}, "everything else"},
+		{probe{web, serverPort{db, 6379}, "tcp", 0}, "default/web -> default/db:6379/TCP"},
+		{probe{web, serverPort{db, 6379}, "udp", 0}, "* -> default/db:*"},
+		{probe{web, serverPort{db, 63790}, "tcp", 0}, "* -> default/db:*"},
 	} {
-		if got := expectations[decides(expectations, tt.p)]; got.String() != tt.want {
+		if got := expectations[deciding(expectations, tt.p)]; got.String() != tt.want {
 			t.Errorf("%s: %q decides, want %q", tt.p, got, tt.want)
 		}
 	}
@@ -84,7 +84,7 @@ func TestEveryExpectationDecidesSomething(t *testing.T) {
 		}
 		decided := make([]int, len(expectations))
 		for _, p := range c.probes() {
-			decided[decides(expectations, p)]++
+			decided[deciding(expectations, p)]++
 		}
 		for i, n := range decided {
 			if n == 0 {
@@ -95,8 +95,8 @@ func TestEveryExpectationDecidesSomething(t *testing.T) {
 }
 
 func TestFault(t *testing.T) {
-	web, db := strangers()
-	reached := outcome{probe: probe{web, door{db, 6379}, "tcp", 0}, Result: lab.Result{Outcome: lab.Reached, By: "default/db"}}
+	web, db := twoHosts()
+	reached := outcome{probe: probe{web, serverPort{db, 6379}, "tcp", 0}, Result: lab.Result{Outcome: lab.Reached, By: "default/db"}}
 	mistaken, lost := reached, reached
 	mistaken.By = "default/web"
 	lost.Outcome, lost.By = lab.TimedOut, ""
@@ -124,14 +124,14 @@ func TestFault(t *testing.T) {
 }
 
 func TestDenial(t *testing.T) {
-	web, db := strangers()
+	web, db := twoHosts()
 	for _, tt := range []struct {
 		name, line string
 		f          flow
 		why        string // empty if it is not a denial
 	}{
 		{"denied", `{"event":"verdict","verdict":"deny","reason":"ingress-denied","src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","sport":4,"dport":6379,"policy":"a/b,c/d"}`,
-			probe{web, door{db, 6379}, "tcp", 0}.flow(), "ingress-denied: no rule of a/b or c/d allows it"},
+			probe{web, serverPort{db, 6379}, "tcp", 0}.flow(), "ingress-denied: no rule of a/b or c/d allows it"},
 		{"malformed", `{"event":"verdict","verdict":"deny","reason":"malformed"}`, flow{}, "malformed"},
 		{"allowed", `{"event":"verdict","verdict":"allow","reason":"rule","src":"10.0.0.2","dst":"10.0.0.1","proto":"TCP","sport":4,"dport":80,"policy":"a/b"}`, flow{}, ""},
 		{"another line", `{"event":"ready","policies":0}`, flow{}, ""},
@@ -148,8 +148,8 @@ func TestDenial(t *testing.T) {
 }
 
 func TestCells(t *testing.T) {
-	web, db := strangers()
-	to := door{db, 6379}
+	web, db := twoHosts()
+	to := serverPort{db, 6379}
 	var outcomes []outcome
 	for _, network := range networks {
 		for family := range 2 {
@@ -167,8 +167,8 @@ func TestCells(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cells, _ := tabulate(judge(outcomes, expectations))
-		got, _ := cells[place{web, to}].text()
+		cells, _ := tabulate(compare(outcomes, expectations))
+		got, _ := cells[cellKey{web, to}].text()
 		return got
 	}
 	if got := text(); got != "TCP a" {

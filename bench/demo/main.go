@@ -52,7 +52,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	}
 	var wrong int
 	if err == nil {
-		wrong, err = show(ctx, e, o)
+		wrong, err = runDemo(ctx, e, o)
 	}
 	switch {
 	case err != nil:
@@ -89,9 +89,9 @@ func parse(e env, args []string) (o options, err error) {
 	return o, err
 }
 
-// show builds everything, shows the steps, and removes everything. It returns the number of
+// runDemo builds everything, shows the steps, and removes everything. It returns the number of
 // probes that did not meet their expectation.
-func show(ctx context.Context, e env, o options) (wrong int, err error) {
+func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("this needs root, because it makes network namespaces and iptables rules in them: try sudo make demo")
 	}
@@ -124,7 +124,7 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 	s := &runner{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
 	selected, _ := selectSteps(o.step) // parse has checked it
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
-		wrong, err = s.play(ctx, selected)
+		wrong, err = s.runSteps(ctx, selected)
 	}
 	if errors.Is(err, context.Canceled) {
 		err = nil // the number of wrong probes is not an error
@@ -133,7 +133,7 @@ func show(ctx context.Context, e env, o options) (wrong int, err error) {
 		err = errors.Join(err, s.agent.Stop())
 	}
 	if err == nil && ctx.Err() == nil {
-		p.end(s.shown, len(selected), s.probed, wrong, time.Since(began))
+		p.summary(s.shown, len(selected), s.probed, wrong, time.Since(began))
 	}
 	return wrong, err
 }

@@ -40,14 +40,14 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-func (p *printer) say(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
+func (p *printer) printf(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
 
 // wrap breaks a text into lines of at most 84 characters, and prints it.
 func (p *printer) wrap(text string) {
 	line := ""
 	for _, word := range strings.Fields(text) {
 		if len(line)+1+len(word) > 84 {
-			p.say("%s", line)
+			p.printf("%s", line)
 			line = ""
 		}
 		if line != "" {
@@ -55,17 +55,17 @@ func (p *printer) wrap(text string) {
 		}
 		line += word
 	}
-	p.say("%s", line)
+	p.printf("%s", line)
 }
 
 func (p *printer) intro(c *cluster) {
-	p.say("%s\n", p.paint(bold, "Sluice: Kubernetes NetworkPolicy on real packets, without a cluster"))
+	p.printf("%s\n", p.paint(bold, "Sluice: Kubernetes NetworkPolicy on real packets, without a cluster"))
 	p.wrap(`Sluice runs on each node of a cluster. It judges the first packet of every new
 		connection from or to a pod by the NetworkPolicies, and leaves the rest of the
 		connection to the kernel.`)
-	p.say("")
+	p.printf("")
 	p.wrap("Here, network namespaces play one node, five pods on it and two hosts outside the cluster:")
-	p.say("")
+	p.printf("")
 	for _, h := range c.hosts {
 		var what []string
 		if namespace, _, pod := strings.Cut(h.name, "/"); pod {
@@ -80,19 +80,19 @@ func (p *printer) intro(c *cluster) {
 		switch {
 		case h.name == nodeName:
 			what = append(what, "the node; sluice run is started on it")
-		case h.away():
+		case h.isOutside():
 			what = append(what, "outside")
 		}
-		p.say("  %-12s %-11s %-15s  %s", h.name, h.IPv4, h.IPv6, strings.Join(what, ", "))
+		p.printf("  %-12s %-11s %-15s  %s", h.name, h.IPv4, h.IPv6, strings.Join(what, ", "))
 	}
-	p.say("")
+	p.printf("")
 	p.wrap(`Sluice follows a directory of manifests. Each step saves a file with policies there. As
 		soon as they are in force, every host opens a TCP connection and sends a UDP datagram
 		to every port of every other host, over IPv4 and over IPv6.`)
-	p.say("\nIn the tables, the client is on the left and the server above:")
-	p.say("  %s   is reached by TCP and UDP      %s   is reached only by TCP", p.paint(green, "yes"), p.paint(yellow, "TCP"))
-	p.say("  %s    is not reached; the letter refers to the reason below the table", p.paint(red, "no"))
-	p.say("  %s     is not tried: such packets do not pass the node", p.paint(faint, "."))
+	p.printf("\nIn the tables, the client is on the left and the server above:")
+	p.printf("  %s   is reached by TCP and UDP      %s   is reached only by TCP", p.paint(green, "yes"), p.paint(yellow, "TCP"))
+	p.printf("  %s    is not reached; the letter refers to the reason below the table", p.paint(red, "no"))
+	p.printf("  %s     is not tried: such packets do not pass the node", p.paint(faint, "."))
 }
 
 // labels is a namespace with its labels.
@@ -107,10 +107,10 @@ func labels(text, namespace string) string {
 	return text
 }
 
-// begin prints the subject of a step.
-func (p *printer) begin(st step, number, of int, took time.Duration) error {
+// printStep prints the subject of a step.
+func (p *printer) printStep(st step, number, of int, took time.Duration) error {
 	title := fmt.Sprintf("── %d/%d  %s ", number, of, st.title)
-	p.say("\n%s\n", p.paint(bold, title+strings.Repeat("─", max(0, 84-len([]rune(title))))))
+	p.printf("\n%s\n", p.paint(bold, title+strings.Repeat("─", max(0, 84-len([]rune(title))))))
 	p.wrap(st.meaning)
 	text, err := st.yaml()
 	if err != nil {
@@ -119,32 +119,32 @@ func (p *printer) begin(st step, number, of int, took time.Duration) error {
 	if text == "" {
 		return nil
 	}
-	p.say("")
+	p.printf("")
 	for line := range strings.Lines(text) {
 		fmt.Fprint(p.out, p.paint(faint, "    "+strings.TrimRight(line, "\n"))+"\n")
 	}
-	p.say("\nIn force %d ms after the file was saved.", took.Milliseconds())
+	p.printf("\nIn force %d ms after the file was saved.", took.Milliseconds())
 	return nil
 }
 
 // result prints the outcome of a step.
-func (p *printer) result(st step, c *cluster, j judgement) {
-	p.say("")
+func (p *printer) result(st step, c *cluster, j comparison) {
+	p.printf("")
 	p.table(c, j)
-	p.say("\n%-48s %s", "What is expected of the policies", "and what happened")
+	p.printf("\n%-48s %s", "What is expected of the policies", "and what happened")
 	for i, pr := range j.expectations {
 		word, verb := p.paint(green, "yes"), "got through"
 		if !pr.reach {
 			word, verb = p.paint(red, "no")+" ", "were denied"
 		}
 		mark := p.paint(green, "as expected")
-		if j.kept[i] != j.decided[i] {
+		if j.met[i] != j.decided[i] {
 			mark = p.paint(red, "WRONG")
 		}
-		p.say("  %s  %-43s %3d of %3d attempts %s: %s", word, pr, j.kept[i], j.decided[i], verb, mark)
+		p.printf("  %s  %-43s %3d of %3d attempts %s: %s", word, pr, j.met[i], j.decided[i], verb, mark)
 	}
 	p.faults(j.wrong)
-	p.say("")
+	p.printf("")
 	p.wrap(st.see)
 }
 
@@ -153,23 +153,23 @@ func (p *printer) faults(wrong []fault) {
 	const most = 12
 	for i, f := range wrong {
 		if i == most {
-			p.say("  and %d more", len(wrong)-most)
+			p.printf("  and %d more", len(wrong)-most)
 			return
 		}
-		p.say("  %s %s %s, which is not as expected (%s)", p.paint(red, "WRONG:"), f.probe, f.what, f.expected)
+		p.printf("  %s %s %s, which is not as expected (%s)", p.paint(red, "WRONG:"), f.probe, f.what, f.expected)
 	}
 }
 
-func (p *printer) end(shown, of, probed, wrong int, took time.Duration) {
-	p.say("")
+func (p *printer) summary(shown, of, probed, wrong int, took time.Duration) {
+	p.printf("")
 	seconds := took.Round(100 * time.Millisecond)
 	if wrong == 0 {
-		p.say("%s", p.paint(bold, fmt.Sprintf("All as expected: %d steps, %d attempts, none wrong, in %v.", shown, probed, seconds)))
+		p.printf("%s", p.paint(bold, fmt.Sprintf("All as expected: %d steps, %d attempts, none wrong, in %v.", shown, probed, seconds)))
 		return
 	}
 	text := fmt.Sprintf("NOT as expected: %d of %d attempts are wrong, in %d of %d steps shown.", wrong, probed, shown, of)
 	if shown < of {
 		text += " Show the others with --keep-going."
 	}
-	p.say("%s", p.paint(red, text))
+	p.printf("%s", p.paint(red, text))
 }

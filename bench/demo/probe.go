@@ -28,7 +28,7 @@ const (
 // probe is one attempt: a connection or an exchange of datagrams.
 type probe struct {
 	from    *host
-	to      door
+	to      serverPort
 	network string
 	family  int // index in Addrs
 }
@@ -59,8 +59,8 @@ func (o outcome) reached() bool {
 // node.
 func (c *cluster) probes() (ps []probe) {
 	for _, from := range c.hosts {
-		for _, to := range c.doors() {
-			if from.away() && to.host.away() {
+		for _, to := range c.serverPorts() {
+			if from.isOutside() && to.host.isOutside() {
 				continue
 			}
 			for _, network := range networks {
@@ -73,12 +73,12 @@ func (c *cluster) probes() (ps []probe) {
 	return ps
 }
 
-// ask makes all attempts at the same time. It waits until each has an answer, or a denial in
+// probeAll makes all attempts at the same time. It waits until each has an answer, or a denial in
 // the agent's log after mark, and then a little longer for answers that should not come.
-func ask(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []outcome {
+func probeAll(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []outcome {
 	ctx, stop := context.WithTimeout(ctx, probeTimeout)
 	defer stop()
-	open := newUndecided(probes)
+	open := newPendingProbes(probes)
 	outcomes := make([]outcome, len(probes))
 	var attempts, watch sync.WaitGroup
 	for i, p := range probes {
@@ -101,7 +101,7 @@ func ask(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []ou
 		})
 	})
 	select {
-	case <-open.none:
+	case <-open.empty:
 		time.Sleep(strayInterval)
 	case <-ctx.Done():
 	}
@@ -116,16 +116,16 @@ func ask(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []ou
 	return outcomes
 }
 
-// undecided are the attempts that have neither an answer nor a denial.
-type undecided struct {
+// pendingProbes are the attempts that have neither an answer nor a denial.
+type pendingProbes struct {
 	mu      sync.Mutex
 	flows   map[flow]bool
 	denials map[flow]*verdict
-	none    chan struct{} // closed when there are none left
+	empty   chan struct{} // closed when there are none left
 }
 
-func newUndecided(probes []probe) *undecided {
-	u := &undecided{flows: make(map[flow]bool, len(probes)), denials: make(map[flow]*verdict), none: make(chan struct{})}
+func newPendingProbes(probes []probe) *pendingProbes {
+	u := &pendingProbes{flows: make(map[flow]bool, len(probes)), denials: make(map[flow]*verdict), empty: make(chan struct{})}
 	for _, p := range probes {
 		u.flows[p.flow()] = true
 	}
@@ -133,7 +133,7 @@ func newUndecided(probes []probe) *undecided {
 }
 
 // decide records an answer, or the denial v.
-func (u *undecided) decide(f flow, v *verdict) {
+func (u *pendingProbes) decide(f flow, v *verdict) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if v != nil && u.denials[f] == nil {
@@ -141,7 +141,7 @@ func (u *undecided) decide(f flow, v *verdict) {
 	}
 	if u.flows[f] {
 		if delete(u.flows, f); len(u.flows) == 0 {
-			close(u.none)
+			close(u.empty)
 		}
 	}
 }

@@ -9,9 +9,9 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// inForce bounds the time of the agent's start, and the time from a policy's file until it is
+// enforceTimeout bounds the time of the agent's start, and the time from a policy's file until it is
 // in force, which is some ten milliseconds.
-const inForce = time.Minute
+const enforceTimeout = time.Minute
 
 // runner runs the steps in a lab with an agent.
 type runner struct {
@@ -39,24 +39,24 @@ func (s *runner) open(ctx context.Context, sluice string, verbose bool) error {
 		Args: []string{"--on-exit", "remove", "--log-verdicts", "all", "--log-verdicts-rate", "0"},
 	}
 	if verbose {
-		opts.Log = echo{s.printer}
+		opts.Log = logPrinter{s.printer}
 	}
-	ctx, cancel := context.WithTimeout(ctx, inForce)
+	ctx, cancel := context.WithTimeout(ctx, enforceTimeout)
 	defer cancel()
 	s.agent, err = agenttest.Start(ctx, opts)
 	return err
 }
 
-// echo prints the agent's log between the demo's own lines.
-type echo struct{ *printer }
+// logPrinter prints the agent's log between the demo's own lines.
+type logPrinter struct{ *printer }
 
-func (e echo) Write(line []byte) (int, error) {
-	e.say("%s", e.paint(faint, "  sluice: "+strings.TrimSuffix(string(line), "\n")))
+func (e logPrinter) Write(line []byte) (int, error) {
+	e.printf("%s", e.paint(faint, "  sluice: "+strings.TrimSuffix(string(line), "\n")))
 	return len(line), nil
 }
 
-// play shows the steps and returns the number of wrong probes.
-func (s *runner) play(ctx context.Context, steps []step) (wrong int, err error) {
+// runSteps shows the steps and returns the number of wrong probes.
+func (s *runner) runSteps(ctx context.Context, steps []step) (wrong int, err error) {
 	probes := s.probes()
 	for i, st := range steps {
 		expectations, err := st.parseExpectations()
@@ -67,10 +67,10 @@ func (s *runner) play(ctx context.Context, steps []step) (wrong int, err error) 
 		if err != nil {
 			return wrong, fmt.Errorf("step %s: %w", st.name, err)
 		}
-		if err := s.begin(st, i+1, len(steps), took); err != nil {
+		if err := s.printStep(st, i+1, len(steps), took); err != nil {
 			return wrong, err
 		}
-		result := judge(ask(ctx, probes, s.agent, s.agent.Mark()), expectations)
+		result := compare(probeAll(ctx, probes, s.agent, s.agent.Mark()), expectations)
 		if ctx.Err() != nil {
 			return wrong, ctx.Err()
 		}
@@ -95,7 +95,7 @@ func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err er
 	if len(st.policies) == 0 {
 		return 0, nil // the demo begins in this state
 	}
-	ctx, cancel := context.WithTimeout(ctx, inForce)
+	ctx, cancel := context.WithTimeout(ctx, enforceTimeout)
 	defer cancel()
 	began := time.Now()
 	published, err := s.agent.Save(ctx, "policies.yaml", text)
@@ -105,12 +105,12 @@ func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err er
 	return time.Since(began), err
 }
 
-// judgement is the outcome of a step, compared with its expectations.
-type judgement struct {
+// comparison is the outcome of a step, compared with its expectations.
+type comparison struct {
 	outcomes     []outcome
 	expectations []expectation
 	decided      []int // by expectation: the number of probes that it decides
-	kept         []int // and of those that meet it
+	met          []int // and of those that meet it
 	wrong        []fault
 }
 
@@ -121,15 +121,15 @@ type fault struct {
 	what     string
 }
 
-func judge(outcomes []outcome, expectations []expectation) judgement {
-	j := judgement{outcomes: outcomes, expectations: expectations, decided: make([]int, len(expectations)), kept: make([]int, len(expectations))}
+func compare(outcomes []outcome, expectations []expectation) comparison {
+	j := comparison{outcomes: outcomes, expectations: expectations, decided: make([]int, len(expectations)), met: make([]int, len(expectations))}
 	for _, o := range outcomes {
-		i := decides(expectations, o.probe)
+		i := deciding(expectations, o.probe)
 		j.decided[i]++
 		if what := o.fault(expectations[i].reach); what != "" {
 			j.wrong = append(j.wrong, fault{o, expectations[i], what})
 		} else {
-			j.kept[i]++
+			j.met[i]++
 		}
 	}
 	return j

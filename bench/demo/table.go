@@ -71,12 +71,12 @@ func (r *reasons) letter(text string) string {
 }
 
 // table prints which probes succeeded.
-func (p *printer) table(c *cluster, j judgement) {
+func (p *printer) table(c *cluster, j comparison) {
 	cells, why := tabulate(j)
-	doors := c.doors()
+	serverPorts := c.serverPorts()
 	above, below := strings.Repeat(" ", firstColumn), strings.Repeat(" ", firstColumn)
 	var last *host
-	for _, d := range doors {
+	for _, d := range serverPorts {
 		name := ""
 		if d.host != last {
 			_, name, _ = strings.Cut("/"+d.host.name, "/")
@@ -86,32 +86,32 @@ func (p *printer) table(c *cluster, j judgement) {
 		above += fmt.Sprintf("%-*s", column, name)
 		below += fmt.Sprintf("%-*d", column, d.port)
 	}
-	p.say("%s", p.paint(bold, strings.TrimRight(above, " ")))
-	p.say("%s", p.paint(bold, strings.TrimRight(below, " ")))
+	p.printf("%s", p.paint(bold, strings.TrimRight(above, " ")))
+	p.printf("%s", p.paint(bold, strings.TrimRight(below, " ")))
 	for _, h := range c.hosts {
 		row := fmt.Sprintf("%-*s", firstColumn, h.name)
-		for _, d := range doors {
-			text, colour := cells[place{h, d}].text()
+		for _, d := range serverPorts {
+			text, colour := cells[cellKey{h, d}].text()
 			row += p.paint(colour, text) + strings.Repeat(" ", max(1, column-len(text)))
 		}
-		p.say("%s", strings.TrimRight(row, " "))
+		p.printf("%s", strings.TrimRight(row, " "))
 	}
 	for i, text := range why.texts {
-		p.say("  %s  %s", p.paint(red, string(rune('a'+i))), text)
+		p.printf("  %s  %s", p.paint(red, string(rune('a'+i))), text)
 	}
 }
 
-// place is a cell's place in the table.
-type place struct {
+// cellKey is a cell's place in the table.
+type cellKey struct {
 	from *host
-	to   door
+	to   serverPort
 }
 
 // tabulate sums the outcomes up in cells.
-func tabulate(j judgement) (map[place]*cell, *reasons) {
-	cells, why := make(map[place]*cell), new(reasons)
+func tabulate(j comparison) (map[cellKey]*cell, *reasons) {
+	cells, why := make(map[cellKey]*cell), new(reasons)
 	for _, o := range j.outcomes {
-		at := place{o.from, o.to}
+		at := cellKey{o.from, o.to}
 		c := cells[at]
 		if c == nil {
 			c = &cell{asked: make(map[string]int), reached: make(map[string]int)}
@@ -128,7 +128,7 @@ func tabulate(j judgement) (map[place]*cell, *reasons) {
 		}
 	}
 	for _, f := range j.wrong {
-		cells[place{f.from, f.to}].wrong = true
+		cells[cellKey{f.from, f.to}].wrong = true
 	}
 	return cells, why
 }

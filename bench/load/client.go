@@ -19,21 +19,21 @@ type Client struct {
 // Connect makes new TCP connections for a time, with the given number of clients at once. Each
 // client opens its next connection when the previous one is done.
 func (c *Client) Connect(ctx context.Context, to Target, clients int, during time.Duration) (Outcome, error) {
-	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_STREAM, ready: unix.EPOLLOUT, patience: patience}, clients, during)
+	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_STREAM, ready: unix.EPOLLOUT, timeout: connectTimeout}, clients, during)
 }
 
 // Request sends UDP requests for a time, with the given number of clients at once, each from a
 // new socket, like a resolver.
 func (c *Client) Request(ctx context.Context, to Target, clients int, during time.Duration) (Outcome, error) {
-	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_DGRAM, ready: unix.EPOLLIN, patience: datagramPatience}, clients, during)
+	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_DGRAM, ready: unix.EPOLLIN, timeout: requestTimeout}, clients, during)
 }
 
 // exchange is how to make one connection or request.
 type exchange struct {
 	Target
-	kind     int
-	ready    uint32 // the event that reports the answer
-	patience time.Duration
+	kind    int
+	ready   uint32 // the event that reports the answer
+	timeout time.Duration
 }
 
 // slot is one of the clients.
@@ -42,8 +42,8 @@ type slot struct {
 	began time.Time
 }
 
-// crew is the clients that run at the same time.
-type crew struct {
+// clientGroup is the clients that run at the same time.
+type clientGroup struct {
 	*exchange
 	*Client
 	poll  int
@@ -55,7 +55,7 @@ type crew struct {
 // run lets clients work for a time, and then waits for the connections that have begun. Slow
 // connections are the ones that matter: without them, the worst server would look best.
 func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.Duration) (out Outcome, err error) {
-	w := &crew{exchange: x, Client: c, slots: make([]slot, max(1, clients)), took: make([]time.Duration, 0, 1<<16)}
+	w := &clientGroup{exchange: x, Client: c, slots: make([]slot, max(1, clients)), took: make([]time.Duration, 0, 1<<16)}
 	if w.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return out, fmt.Errorf("open epoll: %w", err)
 	}
@@ -73,7 +73,7 @@ func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.
 		return out, err
 	}
 	w.out.Took, w.out.InTime = time.Since(began), uint64(len(w.took))
-	if err := w.work(ctx, time.Now().Add(x.patience+time.Second), false); err != nil {
+	if err := w.work(ctx, time.Now().Add(x.timeout+time.Second), false); err != nil {
 		return out, err
 	}
 	w.out.Done = uint64(len(w.took))
@@ -83,7 +83,7 @@ func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.
 
 // work takes answers until a deadline, and as long as a connection is open. With again, a
 // client whose connection is done begins a new one.
-func (w *crew) work(ctx context.Context, until time.Time, again bool) error {
+func (w *clientGroup) work(ctx context.Context, until time.Time, again bool) error {
 	events := make([]unix.EpollEvent, len(w.slots))
 	swept := time.Now()
 	for now := swept; now.Before(until) && ctx.Err() == nil && w.open(); {
@@ -98,7 +98,7 @@ func (w *crew) work(ctx context.Context, until time.Time, again bool) error {
 			} else {
 				w.out.Failed++
 			}
-			if err := w.over(int(e.Fd), again); err != nil {
+			if err := w.finish(int(e.Fd), again); err != nil {
 				return err
 			}
 		}
@@ -107,11 +107,11 @@ func (w *crew) work(ctx context.Context, until time.Time, again bool) error {
 		}
 		swept = now
 		for i, s := range w.slots {
-			if s.fd < 0 || now.Sub(s.began) <= w.patience {
+			if s.fd < 0 || now.Sub(s.began) <= w.timeout {
 				continue
 			}
 			w.out.Failed++
-			if err := w.over(i, again); err != nil {
+			if err := w.finish(i, again); err != nil {
 				return err
 			}
 		}
@@ -120,13 +120,13 @@ func (w *crew) work(ctx context.Context, until time.Time, again bool) error {
 }
 
 // open reports whether a connection is open.
-func (w *crew) open() bool {
+func (w *clientGroup) open() bool {
 	return slices.ContainsFunc(w.slots, func(s slot) bool { return s.fd >= 0 })
 }
 
-// over ends the connection of a slot.
-func (w *crew) over(i int, again bool) error {
-	closeHard(w.slots[i].fd)
+// finish ends the connection of a slot.
+func (w *clientGroup) finish(i int, again bool) error {
+	closeWithReset(w.slots[i].fd)
 	w.slots[i].fd = -1
 	if again {
 		return w.begin(i)
@@ -134,15 +134,15 @@ func (w *crew) over(i int, again bool) error {
 	return nil
 }
 
-func (w *crew) close() {
+func (w *clientGroup) close() {
 	for _, s := range w.slots {
-		closeHard(s.fd)
+		closeWithReset(s.fd)
 	}
 	_ = unix.Close(w.poll)
 }
 
 // begin makes the next connection in a slot.
-func (w *crew) begin(i int) error {
+func (w *clientGroup) begin(i int) error {
 	from, port := w.Key(w.made)
 	w.made++
 	began := time.Now()
@@ -179,8 +179,8 @@ func (x *exchange) answered(fd int) bool {
 	return err == nil && code == 0
 }
 
-// closeHard closes a socket, and a connection by a reset.
-func closeHard(fd int) {
+// closeWithReset closes a socket, and a connection by a reset.
+func closeWithReset(fd int) {
 	if fd < 0 {
 		return
 	}

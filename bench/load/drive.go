@@ -46,10 +46,10 @@ func (c *Client) Do(ctx context.Context, o Order) (a Answer, err error) {
 	return a, err
 }
 
-// Obey executes orders from in, a line of JSON each, and answers on out in the same form, until
+// ServeOrders executes orders from in, a line of JSON each, and answers on out in the same form, until
 // in ends. A harness that starts one process in a pod and sends it orders does not measure how
 // processes start.
-func Obey(ctx context.Context, in io.Reader, out io.Writer) error {
+func ServeOrders(ctx context.Context, in io.Reader, out io.Writer) error {
 	c, lines, answers := new(Client), bufio.NewScanner(in), json.NewEncoder(out)
 	for lines.Scan() {
 		var o Order

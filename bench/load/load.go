@@ -75,11 +75,11 @@ func (o Outcome) Rate() float64 { return float64(o.InTime) / o.Took.Seconds() }
 // lateAfter is when TCP retransmits a SYN, less the error of a clock.
 const lateAfter = 950 * time.Millisecond
 
-// patience bounds the time of a connection; TCP has tried three times by then. A datagram is
+// connectTimeout bounds the time of a connection; TCP has tried three times by then. A datagram is
 // not retransmitted, and is lost much earlier.
 const (
-	patience         = 4 * time.Second
-	datagramPatience = time.Second
+	connectTimeout = 4 * time.Second
+	requestTimeout = time.Second
 )
 
 // summarize sorts the times.

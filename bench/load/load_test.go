@@ -69,8 +69,8 @@ func TestClientAndServer(t *testing.T) {
 	}()
 	ordersIn, orders := io.Pipe()
 	answers, answersOut := io.Pipe()
-	obeyed := make(chan error, 1)
-	go func() { obeyed <- load.Obey(t.Context(), ordersIn, answersOut) }()
+	done := make(chan error, 1)
+	go func() { done <- load.ServeOrders(t.Context(), ordersIn, answersOut) }()
 	d := load.NewDriver(orders, answers)
 
 	to := load.Target{To: loopback, Ports: served, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2")}}
@@ -99,7 +99,7 @@ func TestClientAndServer(t *testing.T) {
 		t.Errorf("%v, want that dance is not an order", err)
 	}
 	_ = orders.Close()
-	if err := <-obeyed; err != nil {
+	if err := <-done; err != nil {
 		t.Error(err)
 	}
 }

@@ -50,7 +50,7 @@ func Serve(o ServerOptions) (*Server, error) {
 	}
 	s.done.Go(s.run)
 	if s.stream != nil {
-		s.done.Go(s.swallow)
+		s.done.Go(s.discard)
 	}
 	return s, nil
 }
@@ -186,8 +186,8 @@ func echo(fd int, buf []byte) {
 	}
 }
 
-// swallow reads streams to their ends.
-func (s *Server) swallow() {
+// discard reads streams to their ends.
+func (s *Server) discard() {
 	for {
 		c, err := s.stream.Accept()
 		if err != nil {

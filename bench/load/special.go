@@ -66,13 +66,13 @@ func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (ou
 		if out.Done&63 == 0 && (ctx.Err() != nil || time.Now().After(end)) {
 			break
 		}
-		to := &unix.SockaddrInet4{Port: 1 + random.IntN(65535), Addr: somewhere(random, ranges)}
+		to := &unix.SockaddrInet4{Port: 1 + random.IntN(65535), Addr: randomAddr(random, ranges)}
 		if out.Done&1 == 0 {
 			// An error is about an earlier packet: its destination is unreachable.
 			_ = unix.Sendto(udp, []byte("flood"), 0, to)
 		} else if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err == nil {
 			_ = unix.Connect(fd, to)
-			closeHard(fd)
+			closeWithReset(fd)
 		}
 		out.Done++
 	}
@@ -80,8 +80,8 @@ func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (ou
 	return out, ctx.Err()
 }
 
-// somewhere returns a random IPv4 address of one of the ranges.
-func somewhere(random *rand.Rand, ranges []netip.Prefix) (a [4]byte) {
+// randomAddr returns a random IPv4 address of one of the ranges.
+func randomAddr(random *rand.Rand, ranges []netip.Prefix) (a [4]byte) {
 	p := ranges[random.IntN(len(ranges))]
 	host := random.Uint32() & (1<<(32-p.Bits()) - 1)
 	first := p.Masked().Addr().As4()
@@ -96,8 +96,8 @@ type Seen struct {
 	Live []int64 `json:"live"` // all from one socket
 }
 
-// beat is the time between two datagrams of a probe.
-const beat = 200 * time.Microsecond
+// probeInterval is the time between two datagrams of a probe.
+const probeInterval = 200 * time.Microsecond
 
 // Probe sends a datagram from a new socket and one from a permanent socket, repeatedly for a
 // time, to the first port of the target. An answered datagram was allowed when it was sent.
@@ -114,7 +114,7 @@ func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err
 	began := time.Now()
 	for next := began; time.Since(began) < during && ctx.Err() == nil; {
 		time.Sleep(time.Until(next))
-		next = time.Now().Add(beat)
+		next = time.Now().Add(probeInterval)
 		if err := errors.Join(p.read(), p.send()); err != nil {
 			return seen, err
 		}

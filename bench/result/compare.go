@@ -21,8 +21,8 @@ type Change struct {
 
 // What makes a change count: see [Compare].
 const (
-	falseShare = 0.05 // of the changes that count, the share that may be chance
-	smallest   = 0.02 // a smaller change, relative to the old value, is ignored
+	falseDiscoveryRate = 0.05 // of the changes that count, the share that may be chance
+	minChange          = 0.02 // a smaller change, relative to the old value, is ignored
 )
 
 // Compare compares two results figure by figure, as far as both have the figure and it is
@@ -52,13 +52,13 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 	// be less probable than 1 in 1716, which is what one change among a thousand figures would
 	// need.
 	for _, of := range fresh.Scenarios() {
-		choose(changes, of)
+		markReal(changes, of)
 	}
 	return changes
 }
 
-// choose marks the changes of a size of cluster that count.
-func choose(changes []Change, of Scenario) {
+// markReal marks the changes of a size of cluster that count.
+func markReal(changes []Change, of Scenario) {
 	var p []float64
 	var its []*Change
 	for i := range changes {
@@ -66,9 +66,9 @@ func choose(changes []Change, of Scenario) {
 			p, its = append(p, changes[i].P), append(its, &changes[i])
 		}
 	}
-	for i, found := range stats.Discoveries(p, falseShare) {
+	for i, found := range stats.Discoveries(p, falseDiscoveryRate) {
 		c := its[i]
-		c.Real = found && math.Abs(c.New-c.Old) >= smallest*math.Abs(c.Old) && c.New != c.Old
+		c.Real = found && math.Abs(c.New-c.Old) >= minChange*math.Abs(c.Old) && c.New != c.Old
 	}
 }
 

@@ -19,20 +19,20 @@ import (
 )
 
 // kinds of events, in the order in which they happen.
-var sorts = []string{"status", "label", "restart", "policy"}
+var eventKinds = []string{"status", "label", "restart", "policy"}
 
 // debugAddress is where the agent serves /debug/, on its node.
 const debugAddress = "127.0.0.1:10301"
 
-// settling is how long after sync the memory is read a second time.
-const settling = 10 * time.Second
+// settleDelay is how long after sync the memory is read a second time.
+const settleDelay = 10 * time.Second
 
 // process is sluice run on a node of its own, on which the cluster is served too.
 type process struct {
 	*agenttest.Agent
 	served string // address of the serving process
 	client http.Client
-	last   int // how many pods were added to see the end of events
+	added  int // how many pods were added to see the end of events
 }
 
 // measureProcess measures the memory of sluice itself, with its rules, its queues and the
@@ -99,15 +99,15 @@ func (p *process) report(ctx context.Context, opts options, took time.Duration) 
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(settling):
+	case <-time.After(settleDelay):
 	}
-	if err := p.row(w, fmt.Sprintf("%v later", settling)); err != nil {
+	if err := p.row(w, fmt.Sprintf("%v later", settleDelay)); err != nil {
 		return err
 	}
 	if err := p.heap(ctx, opts.heap); err != nil {
 		return err
 	}
-	for _, sort := range sorts {
+	for _, sort := range eventKinds {
 		if err := p.events(ctx, opts, sort); err != nil {
 			return err
 		}
@@ -130,13 +130,13 @@ func (p *process) row(w io.Writer, when string) error {
 // events triggers events and waits until the last one, an additional pod, is in force.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
-	p.last++
-	url := fmt.Sprintf("http://%s/happen/%s/%d?last=192.0.2.%d", p.served, sort, opts.events, 200+p.last)
-	if err := happen(ctx, &p.client, url); err != nil {
+	p.added++
+	url := fmt.Sprintf("http://%s/happen/%s/%d?last=192.0.2.%d", p.served, sort, opts.events, 200+p.added)
+	if err := triggerEvents(ctx, &p.client, url); err != nil {
 		return err
 	}
 	_, err := p.Await(ctx, mark, func(l agenttest.Line) bool {
-		return l.Is(event.Published) && l.Number("pods") == opts.pods+p.last
+		return l.Is(event.Published) && l.Number("pods") == opts.pods+p.added
 	})
 	return err
 }

@@ -60,7 +60,7 @@ func measure(ctx context.Context, opts options) (err error) {
 		}
 		return nil
 	}}}})
-	before, err := read()
+	before, err := readUsage()
 	if err != nil {
 		cancel()
 		return err
@@ -115,7 +115,7 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 		return ctx.Err()
 	case <-controller.Ready():
 	}
-	synced, err := read()
+	synced, err := readUsage()
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	fmt.Fprintf(w, "live heap\t%d MiB\t\n", m.HeapAlloc>>20)
-	for _, what := range sorts {
+	for _, what := range eventKinds {
 		if err := a.events(ctx, w, what, opts.events); err != nil {
 			return err
 		}
@@ -143,12 +143,12 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n int) error {
 	a.rounds++
 	last := netip.AddrFrom4([4]byte{192, 0, 2, a.rounds})
-	before, err := read()
+	before, err := readUsage()
 	if err != nil {
 		return err
 	}
 	number := a.published.Snapshot().Number()
-	if err := happen(ctx, http.DefaultClient, fmt.Sprintf("http://%s/happen/%s/%d?last=%s", a.address, what, n, last)); err != nil {
+	if err := triggerEvents(ctx, http.DefaultClient, fmt.Sprintf("http://%s/happen/%s/%d?last=%s", a.address, what, n, last)); err != nil {
 		return err
 	}
 	for a.published.Snapshot().Endpoint(last) == nil {
@@ -158,7 +158,7 @@ func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n 
 		case <-a.changed:
 		}
 	}
-	after, err := read()
+	after, err := readUsage()
 	if err != nil {
 		return err
 	}
@@ -168,8 +168,8 @@ func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n 
 	return nil
 }
 
-// happen asks the serving process for events.
-func happen(ctx context.Context, client *http.Client, url string) error {
+// triggerEvents asks the serving process for events.
+func triggerEvents(ctx context.Context, client *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
 	if err != nil {
 		return fmt.Errorf("make events: %w", err)

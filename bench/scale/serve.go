@@ -17,8 +17,8 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// cast is the served cluster and its possible events.
-type cast struct {
+// servedCluster is the served cluster and its possible events.
+type servedCluster struct {
 	server  *apiserver.Server
 	cluster *cluster.Cluster
 	mu      sync.Mutex
@@ -28,7 +28,7 @@ type cast struct {
 // serveCluster serves until ctx or the parent process ends. It prints its address and the mean
 // size of each kind of object.
 func serveCluster(ctx context.Context, opts options) error {
-	c := &cast{
+	c := &servedCluster{
 		server:  apiserver.New(apiserver.Options{NoStreaming: opts.pages}),
 		cluster: cluster.New(1, cluster.Options{Pods: opts.pods, Policies: opts.policies, Namespaces: opts.namespaces, DualStack: true}),
 	}
@@ -36,11 +36,11 @@ func serveCluster(ctx context.Context, opts options) error {
 		c.server.Set(o)
 	}
 	for i, o := range c.cluster.Policies {
-		furnishPolicy(o, i)
+		addPolicyDetails(o, i)
 		c.server.Set(o)
 	}
 	for i, o := range c.cluster.Pods {
-		furnishPod(o, c.cluster.Pods[i-i%10], i)
+		addPodDetails(o, c.cluster.Pods[i-i%10], i)
 		c.server.Set(o)
 	}
 	for i := range opts.nodes {
@@ -54,7 +54,7 @@ func serveCluster(ctx context.Context, opts options) error {
 
 	mux := http.NewServeMux()
 	mux.Handle("/", c.server)
-	mux.HandleFunc("/happen/{what}/{n}", c.happen)
+	mux.HandleFunc("/happen/{what}/{n}", c.triggerEvents)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("serve the cluster: %w", err)
@@ -71,9 +71,9 @@ func serveCluster(ctx context.Context, opts options) error {
 	return ctx.Err()
 }
 
-// happen triggers n events of a kind, and one last one by which the agent sees that it has all
+// triggerEvents triggers n events of a kind, and one last one by which the agent sees that it has all
 // of them: an additional pod with the requested address.
-func (c *cast) happen(w http.ResponseWriter, req *http.Request) {
+func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) {
 	n, err := strconv.Atoi(req.PathValue("n"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -95,7 +95,7 @@ func (c *cast) happen(w http.ResponseWriter, req *http.Request) {
 }
 
 // event changes one of many objects.
-func (c *cast) event(what string, i int) bool {
+func (c *servedCluster) event(what string, i int) bool {
 	pod := func() *corev1.Pod { return c.cluster.Pods[i*7%len(c.cluster.Pods)].DeepCopy() }
 	switch what {
 	case "status": // as the kubelet writes: nothing that a decision looks at

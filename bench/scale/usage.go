@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// read reads what the process has used.
-func read() (usage, error) {
+// readUsage reads what the process has used.
+func readUsage() (usage, error) {
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
 		return usage{}, fmt.Errorf("read what was used: %w", err)

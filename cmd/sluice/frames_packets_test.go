@@ -132,7 +132,7 @@ func (f *frameFuzz) open(seed uint64) {
 		sniffer, err := f.host(name).Sniff()
 		if err == nil {
 			sniffer.Outside = true
-			err = sniffer.Enlarge(64 << 20)
+			err = sniffer.SetBufferSize(64 << 20)
 		}
 		if err != nil {
 			f.t.Fatal(err)

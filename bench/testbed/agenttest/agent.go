@@ -32,18 +32,18 @@ type Options struct {
 	// Log receives the agent's log while it is written, in a readable form. Each Write is one
 	// line.
 	Log io.Writer
-	// Goodbye bounds the time that the agent may take to end after it was told to. 0 is two
+	// StopTimeout bounds the time that the agent may take to end after it was told to. 0 is two
 	// minutes: an agent takes a fraction of a second, and longer on a busy machine.
-	Goodbye time.Duration
+	StopTimeout time.Duration
 }
 
 // Agent is a running agent. Its methods may be called from several goroutines.
 type Agent struct {
-	dir     string
-	cmd     *exec.Cmd
-	goodbye time.Duration
-	done    chan struct{} // closed when the process has ended
-	err     error         // the error with which it ended
+	dir         string
+	cmd         *exec.Cmd
+	stopTimeout time.Duration
+	done        chan struct{} // closed when the process has ended
+	err         error         // the error with which it ended
 
 	mu      sync.Mutex
 	lines   []Line
@@ -53,14 +53,14 @@ type Agent struct {
 	saves   int
 }
 
-// lastWords bounds the lines of the log that an error shows.
-const lastWords = 15
+// tailLines bounds the lines of the log that an error shows.
+const tailLines = 15
 
 // Start starts the agent and returns when it is ready. If ctx ends first, Start ends the agent
 // in order and returns afterwards.
 func Start(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{
-		dir: opts.Dir, goodbye: cmp.Or(opts.Goodbye, 2*time.Minute),
+		dir: opts.Dir, stopTimeout: cmp.Or(opts.StopTimeout, 2*time.Minute),
 		done: make(chan struct{}), changed: make(chan struct{}),
 	}
 	args := []string{"run", "--log-format", "json", "--log-level", "debug"}
@@ -92,9 +92,9 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	if err == nil {
 		return a, nil
 	}
-	if late := a.end(); late != nil {
+	if endErr := a.end(); endErr != nil {
 		// Not wrapped: a caller that only checks whether ctx has ended must not miss this.
-		return nil, fmt.Errorf("start the agent: %v; %w", err, late) //nolint:errorlint // as said above
+		return nil, fmt.Errorf("start the agent: %v; %w", err, endErr) //nolint:errorlint // as said above
 	}
 	return nil, fmt.Errorf("start the agent: %w", err)
 }
@@ -126,7 +126,7 @@ func (a *Agent) line(text string) {
 	defer a.mu.Unlock()
 	if err == nil {
 		a.lines = append(a.lines, l)
-		a.last = append(a.last[max(0, len(a.last)-lastWords+1):], text)
+		a.last = append(a.last[max(0, len(a.last)-tailLines+1):], text)
 	} else {
 		a.other = append(a.other, text)
 	}
@@ -293,8 +293,8 @@ func (a *Agent) end() error {
 	select {
 	case <-a.done:
 		return nil
-	case <-time.After(a.goodbye):
+	case <-time.After(a.stopTimeout):
 		a.Kill()
-		return fmt.Errorf("the agent did not end within %v and was killed\n%s", a.goodbye, a.tail())
+		return fmt.Errorf("the agent did not end within %v and was killed\n%s", a.stopTimeout, a.tail())
 	}
 }

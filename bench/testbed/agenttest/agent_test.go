@@ -51,8 +51,8 @@ func TestAwaitShowsEachLineOnce(t *testing.T) {
 	}
 }
 
-// standIn runs a script instead of an agent on a node.
-func standIn(t *testing.T, ctx context.Context, script string, opts Options) (*Agent, error) {
+// startScript runs a script instead of an agent on a node.
+func startScript(t *testing.T, ctx context.Context, script string, opts Options) (*Agent, error) {
 	t.Helper()
 	lab.Require(t)
 	l, err := lab.New(lab.Options{})
@@ -78,16 +78,16 @@ echo '{"level":"INFO","msg":"up","event":"ready"}' >&2
 echo '{"level":"INFO","msg":"new","event":"published"}' >&2
 `
 
-// noChild reports a child process that is left as an error.
-func noChild(t *testing.T) {
+// checkNoChildren reports a child process that is left as an error.
+func checkNoChildren(t *testing.T) {
 	t.Helper()
 	if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); !errors.Is(err, syscall.ECHILD) {
 		t.Errorf("there is a child left (%d, %v)", pid, err)
 	}
 }
 
-func TestStopEndsInOrder(t *testing.T) {
-	a, err := standIn(t, t.Context(), `tail -f /dev/null 2>/dev/null & trap "kill $!; exit 0" TERM`+ready+"wait", Options{})
+func TestStopIsGraceful(t *testing.T) {
+	a, err := startScript(t, t.Context(), `tail -f /dev/null 2>/dev/null & trap "kill $!; exit 0" TERM`+ready+"wait", Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,22 +97,22 @@ func TestStopEndsInOrder(t *testing.T) {
 	if err := a.Stop(); err != nil {
 		t.Error(err)
 	}
-	noChild(t)
+	checkNoChildren(t)
 }
 
-func TestStopKillsTheDeaf(t *testing.T) {
-	a, err := standIn(t, t.Context(), "trap '' TERM"+ready+"exec sleep 1000", Options{Goodbye: time.Millisecond})
+func TestStopKillsAnUnresponsiveAgent(t *testing.T) {
+	a, err := startScript(t, t.Context(), "trap '' TERM"+ready+"exec sleep 1000", Options{StopTimeout: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Stop(); err == nil || !strings.Contains(err.Error(), "was killed\n") {
 		t.Errorf("%v, want that it was killed", err)
 	}
-	noChild(t)
+	checkNoChildren(t)
 }
 
-func TestStopOfTheDead(t *testing.T) {
-	a, err := standIn(t, t.Context(), ready+"echo farewell >&2", Options{})
+func TestStopAfterTheAgentHasExited(t *testing.T) {
+	a, err := startScript(t, t.Context(), ready+"echo farewell >&2", Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,12 +122,12 @@ func TestStopOfTheDead(t *testing.T) {
 	}
 }
 
-func TestStartOfWhatEnds(t *testing.T) {
-	_, err := standIn(t, t.Context(), "echo no queue for you >&2\nexit 7", Options{})
+func TestStartOfAnAgentThatExits(t *testing.T) {
+	_, err := startScript(t, t.Context(), "echo no queue for you >&2\nexit 7", Options{})
 	if err == nil || !strings.Contains(err.Error(), "exit status 7") || !strings.Contains(err.Error(), "no queue for you") {
 		t.Errorf("%v, want how it ended and its last words", err)
 	}
-	noChild(t)
+	checkNoChildren(t)
 }
 
 // stopper calls a function at the first line of the log.
@@ -145,16 +145,16 @@ func TestStartIsCancelled(t *testing.T) {
 			defer cancel()
 			opts := Options{Log: stopper(cancel)}
 			if tt.late != "" {
-				opts.Goodbye = time.Millisecond
+				opts.StopTimeout = time.Millisecond
 			}
-			_, err := standIn(t, ctx, tt.script+"echo not yet >&2\nexec sleep 1000", opts)
+			_, err := startScript(t, ctx, tt.script+"echo not yet >&2\nexec sleep 1000", opts)
 			if err == nil || !strings.Contains(err.Error(), "context canceled") || !strings.Contains(err.Error(), tt.late) {
 				t.Errorf("%v, want that it was cancelled, and %q", err, tt.late)
 			}
 			if errors.Is(err, context.Canceled) != (tt.late == "") {
 				t.Errorf("%v: is it context.Canceled? It must be so only if the agent ended in order", err)
 			}
-			noChild(t)
+			checkNoChildren(t)
 		})
 	}
 }

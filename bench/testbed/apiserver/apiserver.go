@@ -48,13 +48,13 @@ type Server struct {
 
 // resource is the objects of one kind.
 type resource struct {
-	name     string // as in "pods"
-	empty    Object
-	list     runtime.Object
-	objects  map[types.NamespacedName]*stored
-	history  []*stored // the events, oldest first
-	forgot   uint64    // the version up to which the history has been compacted
-	watchers map[*watcher]struct{}
+	name      string // as in "pods"
+	empty     Object
+	list      runtime.Object
+	objects   map[types.NamespacedName]*stored
+	history   []*stored // the events, oldest first
+	compacted uint64    // the version up to which the history has been compacted
+	watchers  map[*watcher]struct{}
 }
 
 // stored is a version of an object, with those of its encodings that are known.
@@ -106,7 +106,7 @@ func (s *Server) Set(objects ...Object) {
 		if r.objects[nameOf(o)] != nil {
 			event = watch.Modified
 		}
-		s.happen(r, event, o)
+		s.record(r, event, o)
 	}
 }
 
@@ -117,7 +117,7 @@ func (s *Server) Delete(objects ...Object) {
 	for _, o := range objects {
 		r := s.resources[resourceOf(o)]
 		if old := r.objects[nameOf(o)]; old != nil {
-			s.happen(r, watch.Deleted, old.copy())
+			s.record(r, watch.Deleted, old.copy())
 		}
 	}
 }
@@ -132,7 +132,7 @@ func (s *Server) Get(o Object) Object {
 	return nil
 }
 
-func (s *Server) happen(r *resource, event watch.EventType, o Object) {
+func (s *Server) record(r *resource, event watch.EventType, o Object) {
 	s.version++
 	o.SetResourceVersion(strconv.FormatUint(s.version, 10))
 	st := &stored{event: event, version: s.version, object: o}
@@ -171,7 +171,7 @@ func (s *Server) Compact() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.resources {
-		r.history, r.forgot = nil, s.version
+		r.history, r.compacted = nil, s.version
 	}
 }
 

@@ -83,7 +83,7 @@ func (e encoding) stream(w http.ResponseWriter) func(*stored) error {
 // encode returns the object's encoding. It encodes once.
 func (s *stored) encode(e encoding) ([]byte, error) {
 	if s.event == watch.Error {
-		gone := failure(http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
+		gone := failureStatus(http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
 		gone.Kind, gone.APIVersion = "Status", "v1"
 		return runtime.Encode(e.info.Serializer, gone)
 	}

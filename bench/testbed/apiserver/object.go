@@ -21,7 +21,7 @@ func (s *Server) object(w http.ResponseWriter, req *http.Request, r *resource, n
 	case http.MethodPatch:
 		o, status = s.patch(r, name, req)
 	default:
-		status = failure(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "the server does not allow this method on the requested resource")
+		status = failureStatus(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "the server does not allow this method on the requested resource")
 	}
 	if status != nil {
 		enc.answer(w, int(status.Code), status)
@@ -36,24 +36,24 @@ func (s *Server) get(r *resource, name types.NamespacedName) (Object, *metav1.St
 	if st := r.objects[name]; st != nil {
 		return st.copy(), nil
 	}
-	return nil, failure(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
+	return nil, failureStatus(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
 }
 
 // patch applies a JSON patch, completely or, if a test in it fails, not at all.
 func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request) (Object, *metav1.Status) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil || req.Header.Get("Content-Type") != string(types.JSONPatchType) {
-		return nil, failure(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType, "only JSON patches are served")
+		return nil, failureStatus(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType, "only JSON patches are served")
 	}
 	patch, err := jsonpatch.DecodePatch(body)
 	if err != nil {
-		return nil, failure(http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
+		return nil, failureStatus(http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := r.objects[name]
 	if st == nil {
-		return nil, failure(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
+		return nil, failureStatus(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
 	}
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeJSON)
 	text, err := encoding{1, info}.encode(st.copy())
@@ -65,10 +65,10 @@ func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request
 		err = runtime.DecodeInto(codecs.UniversalDeserializer(), text, o)
 	}
 	if err != nil {
-		return nil, failure(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err.Error())
+		return nil, failureStatus(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err.Error())
 	}
 	answer := o.DeepCopyObject().(Object)
-	s.happen(r, watch.Modified, o)
+	s.record(r, watch.Modified, o)
 	answer.SetResourceVersion(o.GetResourceVersion())
 	return answer, nil
 }

@@ -41,7 +41,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if r == nil || req.URL.Path != prefixes[name]+name {
-		enc.answer(w, http.StatusNotFound, failure(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource"))
+		enc.answer(w, http.StatusNotFound, failureStatus(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource"))
 		return
 	}
 	if req.FormValue("watch") == "true" || req.FormValue("watch") == "1" {
@@ -51,7 +51,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	s.list(w, req, r, enc)
 }
 
-func failure(code int32, reason metav1.StatusReason, message string) *metav1.Status {
+func failureStatus(code int32, reason metav1.StatusReason, message string) *metav1.Status {
 	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }
 
@@ -86,7 +86,7 @@ func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc
 		err = meta.SetList(list, items)
 	}
 	if err != nil {
-		enc.answer(w, http.StatusInternalServerError, failure(http.StatusInternalServerError, metav1.StatusReasonInternalError, err.Error()))
+		enc.answer(w, http.StatusInternalServerError, failureStatus(http.StatusInternalServerError, metav1.StatusReasonInternalError, err.Error()))
 		return
 	}
 	enc.answer(w, http.StatusOK, list)
@@ -133,12 +133,12 @@ func (w *watcher) take() (events []*stored, ended bool) {
 }
 
 func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, enc encoding) {
-	events, status := s.begin(r, req)
+	events, status := s.startWatch(r, req)
 	if status != nil {
 		enc.answer(w, int(status.Code), status)
 		return
 	}
-	defer s.forget(r, events)
+	defer s.removeWatcher(r, events)
 	timeout := time.Hour
 	if seconds, err := strconv.Atoi(req.FormValue("timeoutSeconds")); err == nil {
 		timeout = time.Duration(seconds) * time.Second
@@ -168,8 +168,8 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, en
 	}
 }
 
-// begin registers a watch with its first events.
-func (s *Server) begin(r *resource, req *http.Request) (*watcher, *metav1.Status) {
+// startWatch registers a watch with its first events.
+func (s *Server) startWatch(r *resource, req *http.Request) (*watcher, *metav1.Status) {
 	w := &watcher{wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,7 +177,7 @@ func (s *Server) begin(r *resource, req *http.Request) (*watcher, *metav1.Status
 	initial := req.FormValue("sendInitialEvents") == "true"
 	switch {
 	case initial && s.opts.NoStreaming:
-		return nil, failure(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+		return nil, failureStatus(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
 	case initial || from == 0:
 		for _, o := range r.sorted() {
 			w.events = append(w.events, &stored{event: watch.Added, version: o.version, object: o.object, encoded: o.encodings()})
@@ -185,7 +185,7 @@ func (s *Server) begin(r *resource, req *http.Request) (*watcher, *metav1.Status
 		if initial {
 			w.events = append(w.events, s.bookmark(r, map[string]string{metav1.InitialEventsAnnotationKey: "true"}))
 		}
-	case from < r.forgot:
+	case from < r.compacted:
 		w.events = []*stored{{event: watch.Error}}
 		w.ended = true
 	default:
@@ -196,7 +196,7 @@ func (s *Server) begin(r *resource, req *http.Request) (*watcher, *metav1.Status
 	return w, nil
 }
 
-func (s *Server) forget(r *resource, w *watcher) {
+func (s *Server) removeWatcher(r *resource, w *watcher) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(r.watchers, w)

@@ -63,7 +63,7 @@ type ControlPlane struct {
 // Start starts a control plane, and returns when it answers. The caller must Close it.
 func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 	if opts.Host == nil {
-		opts.Host = here{}
+		opts.Host = localHost{}
 	}
 	c := &ControlPlane{opts: opts}
 	if err := c.start(ctx); err != nil {

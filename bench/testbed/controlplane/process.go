@@ -56,14 +56,14 @@ func (p *process) tail() []byte {
 	return text[max(0, len(text)-4000):]
 }
 
-// here is the network of this process.
-type here struct{}
+// localHost is the network of this process.
+type localHost struct{}
 
-func (here) Do(f func() error) error { return f() }
+func (localHost) Do(f func() error) error { return f() }
 
 // Start makes the kernel end the command with this process. The kernel binds that to the
 // starting thread, which Go ends only with the process as long as no goroutine is locked to it.
-func (here) Start(cmd *exec.Cmd) error {
+func (localHost) Start(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd.Start()
 }

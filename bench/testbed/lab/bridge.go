@@ -34,7 +34,7 @@ type bridge struct {
 func (n *Node) addBridge() error {
 	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // a fixed one: the default changes with the ports
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: BridgeDevice, Index: n.lab.nextIndex(), HardwareAddr: mac}}
-	if err := n.ns.do(func() error { return set(bridgeSettings...) }); err != nil {
+	if err := n.ns.do(func() error { return writeSettings(bridgeSettings...) }); err != nil {
 		return err
 	}
 	if err := n.ns.link.LinkAdd(link); err != nil {

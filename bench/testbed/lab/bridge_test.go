@@ -22,7 +22,7 @@ func TestBridged(t *testing.T) {
 	for _, from := range append(hosts, l.Nodes[0].Host) {
 		for _, to := range hosts {
 			for _, a := range to.Addrs() {
-				if r := from.Connect(t.Context(), "tcp", netip.AddrPortFrom(a, 80), patience); r.Outcome != lab.Reached {
+				if r := from.Connect(t.Context(), "tcp", netip.AddrPortFrom(a, 80), attemptTimeout); r.Outcome != lab.Reached {
 					t.Errorf("%s to %s %s: %s %v", from.Name, to.Name, a, r.Outcome, r.Err)
 				}
 			}

@@ -18,11 +18,11 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// traces lists what a lab may leave in this process: file descriptors of namespaces and packet
+// leftovers lists what a lab may leave in this process: file descriptors of namespaces and packet
 // sockets, threads in other namespaces, and children.
-func traces(t *testing.T) (found []string) {
+func leftovers(t *testing.T) (found []string) {
 	t.Helper()
-	home, err := os.Readlink("/proc/thread-self/ns/net")
+	ownNS, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func traces(t *testing.T) (found []string) {
 		}
 		for _, p := range paths {
 			// Gone since Glob: not a trace.
-			if to, err := os.Readlink(p); err == nil && to != home && (strings.HasPrefix(to, "net:") || strings.HasPrefix(to, "mnt:") || strings.HasPrefix(to, "socket:")) {
+			if to, err := os.Readlink(p); err == nil && to != ownNS && (strings.HasPrefix(to, "net:") || strings.HasPrefix(to, "mnt:") || strings.HasPrefix(to, "socket:")) {
 				found = append(found, p+" -> "+to)
 			}
 		}
@@ -51,16 +51,16 @@ func traces(t *testing.T) (found []string) {
 // await waits until a condition holds.
 func await(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(attemptTimeout); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", patience, what)
+			t.Fatalf("not so after %v: %s", attemptTimeout, what)
 		}
 	}
 }
 
 func TestCloseLeavesNothing(t *testing.T) {
 	lab.Require(t)
-	before := traces(t)
+	before := leftovers(t)
 	named := list(t, "/run/netns")
 	l, err := lab.New(lab.Options{Nodes: 2})
 	if err != nil {
@@ -82,8 +82,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if err := web.Send([]byte{0x45}); err != nil {
 		t.Fatal(err)
 	}
-	if len(traces(t)) == len(before) {
-		t.Fatal("the test does not see the lab's traces")
+	if len(leftovers(t)) == len(before) {
+		t.Fatal("the test does not see the lab's leftovers")
 	}
 
 	if err := l.Close(); err != nil {
@@ -99,7 +99,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		t.Error(err)
 	}
 	// Threads end a moment after their goroutines.
-	await(t, "nothing is left behind", func() bool { return len(traces(t)) <= len(before) })
+	await(t, "nothing is left behind", func() bool { return len(leftovers(t)) <= len(before) })
 	if after := list(t, "/run/netns"); !slices.Equal(after, named) {
 		t.Errorf("named namespaces: %v, before %v", after, named)
 	}
@@ -204,7 +204,7 @@ func TestProcesses(t *testing.T) {
 func TestManyThreads(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	web := addPod(t, l.Nodes[0], "web")
-	home, err := os.Readlink("/proc/self/ns/net")
+	ownNS, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestManyThreads(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if now, err := os.Readlink("/proc/self/ns/net"); err != nil || now != home {
-		t.Errorf("the main thread is in %s, before in %s: %v", now, home, err)
+	if now, err := os.Readlink("/proc/self/ns/net"); err != nil || now != ownNS {
+		t.Errorf("the main thread is in %s, before in %s: %v", now, ownNS, err)
 	}
 }

@@ -65,7 +65,7 @@ func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, t
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	start := time.Now()
-	r := h.ask(ctx, network, to)
+	r := h.request(ctx, network, to)
 	r.Took = time.Since(start)
 	if r.Err != nil {
 		r.Outcome = outcome(r.Err)
@@ -74,7 +74,7 @@ func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, t
 	return r
 }
 
-func (h *Host) ask(ctx context.Context, network string, to netip.AddrPort) (r Result) {
+func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (r Result) {
 	conn, err := h.dial(ctx, network, to)
 	if err != nil {
 		return Result{Err: err}

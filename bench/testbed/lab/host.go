@@ -185,9 +185,9 @@ func (h *Host) dial(ctx context.Context, network string, to netip.AddrPort) (c n
 	return c, err
 }
 
-// keep registers a closer to be closed with the host, or closes it now if the host is closed.
+// closeWith registers a closer to be closed with the host, or closes it now if the host is closed.
 // task, if not nil, runs until then; Close waits for it.
-func (h *Host) keep(c io.Closer, task func()) error {
+func (h *Host) closeWith(c io.Closer, task func()) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -200,8 +200,8 @@ func (h *Host) keep(c io.Closer, task func()) error {
 	return nil
 }
 
-// own records an address that the lab has given to the host. The lab must be locked.
-func (h *Host) own(a netip.Addr) {
+// recordAddr records an address that the lab has given to the host. The lab must be locked.
+func (h *Host) recordAddr(a netip.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.addrs = append(h.addrs, a)
@@ -218,7 +218,7 @@ func (h *Host) Close() error {
 }
 
 // close closes the host. The link need not be removed if the router is closed too.
-func (h *Host) close(cut bool) error {
+func (h *Host) close(removeLink bool) error {
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
@@ -238,11 +238,11 @@ func (h *Host) close(cut bool) error {
 	}
 	h.mu.Unlock()
 	h.tasks.Wait()
-	if cut {
-		errs = append(errs, h.uplink.cut())
+	if removeLink {
+		errs = append(errs, h.uplink.removeLink())
 	}
 	errs = append(errs, h.ns.close())
-	h.lab.forget(h, h.addrs)
+	h.lab.removeHost(h, h.addrs)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close %s: %w", h.Name, err)
 	}

@@ -108,10 +108,10 @@ func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 }
 
 // await asks until the answer is yes.
-func await(what string, ask func() (bool, error)) error {
+func await(what string, holds func() (bool, error)) error {
 	const bound = time.Minute // usually milliseconds
 	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
-		switch ok, err := ask(); {
+		switch ok, err := holds(); {
 		case err != nil:
 			return fmt.Errorf("wait until %s: %w", what, err)
 		case ok:
@@ -151,7 +151,7 @@ func (h *Host) AddAddr(a netip.Addr) error {
 		return fmt.Errorf("add an address to %s: %s is taken: give another, or close the host that has it", h.Name, a)
 	}
 	h.lab.used[a] = true
-	h.own(a)
+	h.recordAddr(a)
 	h.lab.mu.Unlock()
 	if err := h.ns.addAddr(h.uplink.inside, a); err != nil {
 		return fmt.Errorf("on %s: %w", h.Name, err)
@@ -214,9 +214,9 @@ func (h *Host) routeHere(to netip.Prefix) error {
 	return h.uplink.router.ns.addRoute(h.uplink.remote, to, via, source)
 }
 
-// cut removes the link at once. When a namespace ends, the kernel removes its links later;
+// removeLink removes the link at once. When a namespace ends, the kernel removes its links later;
 // until then a route to an old pod would conflict with that of a new one.
-func (w uplink) cut() error {
+func (w uplink) removeLink() error {
 	if w.remote == nil || !w.router.ns.fd.IsOpen() {
 		return nil
 	}

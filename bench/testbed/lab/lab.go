@@ -168,7 +168,7 @@ func (l *Lab) addHost(router *Host, name string, v4, v6 netip.Prefix, settings [
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(l.take(h, &h.IPv4, v4, addrs), l.take(h, &h.IPv6, v6, addrs)); err != nil {
+	if err := errors.Join(l.assignAddr(h, &h.IPv4, v4, addrs), l.assignAddr(h, &h.IPv6, v6, addrs)); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
 	if err := h.join(router); err != nil {
@@ -190,9 +190,9 @@ func (l *Lab) add(name string, settings []string) (*Host, error) {
 	return h, nil
 }
 
-// take gives a host an address of the range's family: the given one, or the first free one of
+// assignAddr gives a host an address of the range's family: the given one, or the first free one of
 // the range.
-func (l *Lab) take(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
+func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := from.Addr().Next() // the first address is that of the network
@@ -208,7 +208,7 @@ func (l *Lab) take(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.A
 		return fmt.Errorf("no address for %s: all of %s are taken", h.Name, from)
 	}
 	*addr, l.used[a] = a, true
-	h.own(a)
+	h.recordAddr(a)
 	return nil
 }
 
@@ -228,8 +228,8 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// forget removes a closed host from the lab.
-func (l *Lab) forget(h *Host, addrs []netip.Addr) {
+// removeHost removes a closed host from the lab.
+func (l *Lab) removeHost(h *Host, addrs []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.hosts = slices.DeleteFunc(l.hosts, func(other *Host) bool { return other == h })

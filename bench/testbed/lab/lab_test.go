@@ -14,9 +14,9 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// patience bounds the time of an attempt on a loaded machine. On an idle one it takes less than
+// attemptTimeout bounds the time of an attempt on a loaded machine. On an idle one it takes less than
 // a millisecond.
-const patience = 2 * time.Minute
+const attemptTimeout = 2 * time.Minute
 
 func addPod(t testing.TB, n *lab.Node, name string, addrs ...netip.Addr) *lab.Host {
 	t.Helper()
@@ -53,7 +53,7 @@ func TestEveryoneReachesEveryone(t *testing.T) {
 			for i, addr := range to.Addrs() {
 				for _, network := range []string{"tcp", "udp"} {
 					wg.Go(func() {
-						r := from.Connect(t.Context(), network, addrPort(addr, 80), patience)
+						r := from.Connect(t.Context(), network, addrPort(addr, 80), attemptTimeout)
 						source := from.Addrs()[i]
 						if r.Outcome != lab.Reached || r.By != to.Name || r.Seen.Addr() != source || r.Seen != r.From {
 							t.Errorf("%s to %s %s/%s: %+v, want an answer that has seen %s", from.Name, to.Name, addr, network, r, source)
@@ -77,7 +77,7 @@ func TestOutcomes(t *testing.T) {
 			// namespaces.
 			const most = 4
 			for refused, lost := 0, 0; refused < 20; {
-				switch r := web.Connect(t.Context(), network, to, patience/12); {
+				switch r := web.Connect(t.Context(), network, to, attemptTimeout/12); {
 				case r.Outcome == lab.Refused:
 					refused++
 				case r.Outcome == lab.TimedOut && lost < most:
@@ -96,12 +96,12 @@ func TestOutcomes(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if r := web.Connect(ctx, "udp", to, patience); r.Outcome == lab.Reached || r.Err == nil {
+		if r := web.Connect(ctx, "udp", to, attemptTimeout); r.Outcome == lab.Reached || r.Err == nil {
 			t.Errorf("cancelled: %+v", r)
 		}
 	}
 	nowhere := addrPort(netip.MustParseAddr("198.51.100.1"), 80)
-	if r := l.Outside.Connect(t.Context(), "tcp", nowhere, patience); r.Outcome != lab.Unreachable {
+	if r := l.Outside.Connect(t.Context(), "tcp", nowhere, attemptTimeout); r.Outcome != lab.Unreachable {
 		t.Errorf("no route: %+v", r)
 	}
 }
@@ -124,10 +124,10 @@ func TestTranslation(t *testing.T) {
 		}
 		web := addPod(t, node, "web")
 		service := addrPort(netip.MustParseAddr(f.service), 80)
-		if r := web.Connect(t.Context(), "tcp", service, patience); r.By != "db" || r.Seen != r.From {
+		if r := web.Connect(t.Context(), "tcp", service, attemptTimeout); r.By != "db" || r.Seen != r.From {
 			t.Errorf("service: %+v", r)
 		}
-		if r := web.Connect(t.Context(), "tcp", addrPort(l.Outside.Addrs()[i], 80), patience); r.Seen.Addr() != node.Addrs()[i] {
+		if r := web.Connect(t.Context(), "tcp", addrPort(l.Outside.Addrs()[i], 80), attemptTimeout); r.Seen.Addr() != node.Addrs()[i] {
 			t.Errorf("masqueraded: %+v, want to be seen as %s", r, node.Addrs()[i])
 		}
 	}
@@ -145,7 +145,7 @@ func TestAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	serve(t, l.Outside, 80)
-	if r := old.Connect(t.Context(), "tcp", addrPort(extra, 80), patience); r.By != "outside" {
+	if r := old.Connect(t.Context(), "tcp", addrPort(extra, 80), attemptTimeout); r.By != "outside" {
 		t.Errorf("second address: %+v", r)
 	}
 	addrs := old.Addrs()
@@ -155,7 +155,7 @@ func TestAddresses(t *testing.T) {
 	fresh := addPod(t, l.Nodes[0], "fresh", addrs...)
 	serve(t, fresh, 80)
 	for _, a := range addrs {
-		if r := l.Outside.Connect(t.Context(), "udp", addrPort(a, 80), patience); r.By != "fresh" {
+		if r := l.Outside.Connect(t.Context(), "udp", addrPort(a, 80), attemptTimeout); r.By != "fresh" {
 			t.Errorf("%s: %+v", a, r)
 		}
 	}
@@ -217,7 +217,7 @@ func BenchmarkConnect(b *testing.B) {
 	web, db := addPod(b, l.Nodes[0], "web"), addPod(b, l.Nodes[0], "db")
 	serve(b, db, 80)
 	for b.Loop() {
-		if r := web.Connect(b.Context(), "tcp", addrPort(db.IPv4, 80), patience); r.Outcome != lab.Reached {
+		if r := web.Connect(b.Context(), "tcp", addrPort(db.IPv4, 80), attemptTimeout); r.Outcome != lab.Reached {
 			b.Fatal(r.Err)
 		}
 	}

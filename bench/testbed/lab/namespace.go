@@ -32,7 +32,7 @@ func newNamespace(settings ...string) (*namespace, error) {
 		if n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("open netlink: %w", err)
 		}
-		if err := set(settings...); err != nil {
+		if err := writeSettings(settings...); err != nil {
 			return err
 		}
 		if err := n.link.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}); err != nil {
@@ -46,8 +46,8 @@ func newNamespace(settings ...string) (*namespace, error) {
 	return n, nil
 }
 
-// set writes settings of the thread's namespace.
-func set(settings ...string) error {
+// writeSettings writes settings of the thread's namespace.
+func writeSettings(settings ...string) error {
 	for ; len(settings) > 1; settings = settings[2:] {
 		if err := os.WriteFile("/proc/sys/"+settings[0], []byte(settings[1]), 0); err != nil {
 			return fmt.Errorf("set a kernel parameter: %w", err)

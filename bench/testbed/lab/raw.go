@@ -69,7 +69,7 @@ func (h *Host) Sniff() (*Sniffer, error) {
 		return nil, fmt.Errorf("sniff on %s: %w", h.Name, err)
 	}
 	s := &Sniffer{host: h, file: os.NewFile(uintptr(fd), "sniffer on "+h.Name), buf: make([]byte, 64<<10)}
-	return s, h.keep(s.file, nil)
+	return s, h.closeWith(s.file, nil)
 }
 
 // Next returns the next packet, beginning with its IP header, and waits for it until ctx ends.
@@ -126,8 +126,8 @@ func (s *Sniffer) read() (n int, from *unix.SockaddrLinklayer, err error) {
 	return n, from, nil
 }
 
-// Enlarge sets the size of the sniffer's buffer, for tests that do not read for a while.
-func (s *Sniffer) Enlarge(bytes int) error {
+// SetBufferSize sets the size of the sniffer's buffer, for tests that do not read for a while.
+func (s *Sniffer) SetBufferSize(bytes int) error {
 	return s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) })
 }
 

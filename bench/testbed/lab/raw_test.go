@@ -34,7 +34,7 @@ func TestSendAndSniff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), attemptTimeout)
 	defer cancel()
 	for _, v6 := range []bool{false, true} {
 		want := build(t, web, db, v6, []byte("eight by"))
@@ -54,16 +54,16 @@ func TestSendAndSniff(t *testing.T) {
 		}
 	}
 	// The pod's own kernel would not send this one: its length is wrong.
-	lie := build(t, web, db, false, nil)
-	lie[3] = 19
+	malformed := build(t, web, db, false, nil)
+	malformed[3] = 19
 	n, err := l.Nodes[0].Sniff()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := web.Send(lie); err != nil {
+	if err := web.Send(malformed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Await(ctx, func(p []byte) bool { return bytes.Equal(p, lie) }); err != nil {
+	if _, err := n.Await(ctx, func(p []byte) bool { return bytes.Equal(p, malformed) }); err != nil {
 		t.Error(err)
 	}
 	cancel()

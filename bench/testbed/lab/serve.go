@@ -21,13 +21,13 @@ func (h *Host) Serve(network string, port uint16) error {
 			return err
 		}
 		s := &tcpServer{TCPListener: l, name: h.Name, open: make(map[net.Conn]bool)}
-		return h.keep(s, s.run)
+		return h.closeWith(s, s.run)
 	case "udp":
 		c, err := h.ListenUDP(at)
 		if err != nil {
 			return err
 		}
-		return h.keep(c, func() { serveUDP(c, h.Name) })
+		return h.closeWith(c, func() { serveUDP(c, h.Name) })
 	}
 	return fmt.Errorf("serve on %s: network %q: give tcp or udp", h.Name, network)
 }

@@ -59,9 +59,9 @@ type Options struct {
 // Source makes frames, one after the other. It is for one goroutine.
 type Source struct {
 	Options
-	random *rand.Rand
-	all    []netip.Addr
-	reach  []netip.Addr // of the targets and the router
+	random       *rand.Rand
+	all          []netip.Addr
+	destinations []netip.Addr // of the targets and the router
 }
 
 // New returns a source of frames.
@@ -71,13 +71,13 @@ func New(seed uint64, opts Options) *Source {
 		s.all = append(s.all, e.Addrs...)
 	}
 	for _, e := range append(slices.Clone(opts.Targets), opts.Others[0]) {
-		s.reach = append(s.reach, e.Addrs...)
+		s.destinations = append(s.destinations, e.Addrs...)
 	}
 	return s
 }
 
-// strange are addresses that a pod should not send from, and that few packets go to.
-var strange = []netip.Addr{
+// unusual are addresses that a pod should not send from, and that few packets go to.
+var unusual = []netip.Addr{
 	netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("255.255.255.255"),
 	netip.MustParseAddr("224.0.0.1"), netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("169.254.172.9"), netip.MustParseAddr("10.77.0.255"),
 	netip.MustParseAddr("::"), netip.MustParseAddr("::1"), netip.MustParseAddr("ff02::1"), netip.MustParseAddr("ff02::2"),
@@ -85,25 +85,25 @@ var strange = []netip.Addr{
 	netip.MustParseAddr("::ffff:10.77.0.2"), netip.MustParseAddr("::10.77.0.2"), netip.MustParseAddr("64:ff9b::a4d:2"), netip.MustParseAddr("2002:a4d:2::1"),
 }
 
-// one picks an element of a list.
-func one[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
+// pick picks an element of a list.
+func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
-// in returns true once in n calls.
-func (s *Source) in(n int) bool { return s.random.IntN(n) == 0 }
+// oneIn returns true once in n calls.
+func (s *Source) oneIn(n int) bool { return s.random.IntN(n) == 0 }
 
 // Next makes the frame with a number.
 func (s *Source) Next(id uint32) []byte {
-	v6 := s.in(2)
-	target := one(s.random, s.Targets)
+	v6 := s.oneIn(2)
+	target := pick(s.random, s.Targets)
 	src, dst := s.source(v6), s.destination(target, v6)
 	packet := s.ip(src, dst, id, 0)
-	frame := s.link(target, dst, packet)
-	if s.in(6) { // anything in the headers
+	frame := s.frame(target, dst, packet)
+	if s.oneIn(6) { // anything in the headers
 		for range 1 + s.random.IntN(3) {
 			frame[12+s.random.IntN(min(len(frame)-12, 60))] ^= 1 << s.random.IntN(8)
 		}
 	}
-	if s.in(40) {
+	if s.oneIn(40) {
 		frame = frame[:max(14, len(frame)-s.random.IntN(60))]
 	}
 	return frame
@@ -117,7 +117,7 @@ func (s *Source) family(among []netip.Addr, v6 bool) netip.Addr {
 			fit = append(fit, a)
 		}
 	}
-	return one(s.random, fit)
+	return pick(s.random, fit)
 }
 
 func (s *Source) source(v6 bool) netip.Addr {
@@ -125,7 +125,7 @@ func (s *Source) source(v6 bool) netip.Addr {
 	case 0:
 		return s.family(s.all, v6)
 	case 1:
-		return s.family(strange, v6)
+		return s.family(unusual, v6)
 	}
 	return s.family(s.Sender.Addrs, v6)
 }
@@ -133,9 +133,9 @@ func (s *Source) source(v6 bool) netip.Addr {
 func (s *Source) destination(target End, v6 bool) netip.Addr {
 	switch s.random.IntN(8) {
 	case 0:
-		return s.family(s.reach, v6)
+		return s.family(s.destinations, v6)
 	case 1:
-		return s.family(strange, v6)
+		return s.family(unusual, v6)
 	}
 	return s.family(target.Addrs, v6)
 }
@@ -147,14 +147,14 @@ func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
 		return s.ipv4(src, dst, protocol, upper)
 	}
 	first, chain := protocol, []byte(nil)
-	for s.in(3) && len(chain) < 200 {
+	for s.oneIn(3) && len(chain) < 200 {
 		first, chain = s.extension(first, chain)
 	}
 	length := len(chain) + len(upper)
-	if s.in(40) {
+	if s.oneIn(40) {
 		length = s.random.IntN(length + 20)
 	}
-	hops := one(s.random, []byte{255, 64, 1})
+	hops := pick(s.random, []byte{255, 64, 1})
 	p := []byte{0x60, 0, 0, 0, byte(length >> 8), byte(length), first, hops}
 	return slices.Concat(p, src.AsSlice(), dst.AsSlice(), chain, upper)
 }
@@ -162,18 +162,18 @@ func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
 // extension puts one more header before a chain of headers.
 func (s *Source) extension(next byte, chain []byte) (byte, []byte) {
 	h := make([]byte, 8)
-	kind := one(s.random, []byte{0, 60, 43, 44, 51, 135, 59, 139})
+	kind := pick(s.random, []byte{0, 60, 43, 44, 51, 135, 59, 139})
 	switch kind {
 	case 44:
 		offset := 0
-		if s.in(3) {
+		if s.oneIn(3) {
 			offset = s.random.IntN(40) << 3
 		}
 		binary.BigEndian.PutUint16(h[2:], uint16(offset|s.random.IntN(2)))
 		h[7] = byte(s.random.IntN(4))
 	case 0, 60:
 		h[2], h[3] = 1, 4 // PadN
-		if s.in(4) {
+		if s.oneIn(4) {
 			h[2], h[3] = 5, 2 // router alert
 		}
 	case 51:
@@ -191,18 +191,18 @@ func (s *Source) extension(next byte, chain []byte) (byte, []byte) {
 
 func (s *Source) ipv4(src, dst netip.Addr, protocol byte, upper []byte) []byte {
 	var options []byte
-	if s.in(8) {
-		options = one(s.random, [][]byte{{1, 1, 1, 0}, {148, 4, 0, 0}, append([]byte{131, 7, 4}, append(dst.AsSlice(), 0)...), {7, 7, 4, 0, 0, 0, 0, 0}})
+	if s.oneIn(8) {
+		options = pick(s.random, [][]byte{{1, 1, 1, 0}, {148, 4, 0, 0}, append([]byte{131, 7, 4}, append(dst.AsSlice(), 0)...), {7, 7, 4, 0, 0, 0, 0, 0}})
 	}
 	length := 20 + len(options) + len(upper)
-	if s.in(40) {
+	if s.oneIn(40) {
 		length = s.random.IntN(length + 20)
 	}
 	fragment := uint16(0)
-	if s.in(8) {
-		fragment = uint16(s.random.IntN(2))<<13 | uint16(one(s.random, []int{0, 0, 1, 2, 3, 100, 8191}))
+	if s.oneIn(8) {
+		fragment = uint16(s.random.IntN(2))<<13 | uint16(pick(s.random, []int{0, 0, 1, 2, 3, 100, 8191}))
 	}
-	p := []byte{0x45 + byte(len(options)/4), 0, byte(length >> 8), byte(length), 0, byte(s.random.IntN(4)), byte(fragment >> 8), byte(fragment), one(s.random, []byte{64, 255, 1, 2}), protocol, 0, 0}
+	p := []byte{0x45 + byte(len(options)/4), 0, byte(length >> 8), byte(length), 0, byte(s.random.IntN(4)), byte(fragment >> 8), byte(fragment), pick(s.random, []byte{64, 255, 1, 2}), protocol, 0, 0}
 	p = slices.Concat(p, src.AsSlice(), dst.AsSlice(), options)
 	binary.BigEndian.PutUint16(p[10:], checksum(p))
 	return append(p, upper...)
@@ -223,16 +223,16 @@ func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte
 	case n < 15:
 		protocol, payload = icmp, s.icmp(icmp, src, dst, fill, id, depth)
 	case n == 15 && depth < 2:
-		return one(s.random, []byte{4, 41, 47}), s.inner(id, depth)
+		return pick(s.random, []byte{4, 41, 47}), s.inner(id, depth)
 	case n == 16 && len(s.Tunnels) > 0 && depth < 2:
 		protocol, payload = 17, s.tunnel(id, depth)
 	case n == 17:
-		protocol, payload = 132, slices.Concat(s.pair(), []byte{0, 0, 0, 0, 0, 0, 0, 0, one(s.random, []byte{0, 1, 14}), 0, 0, 20}, fill)
+		protocol, payload = 132, slices.Concat(s.pair(), []byte{0, 0, 0, 0, 0, 0, 0, 0, pick(s.random, []byte{0, 1, 14}), 0, 0, 20}, fill)
 	default:
-		return one(s.random, []byte{2, 50, 51, 59, 103, 115, 136, 200, 255}), fill
+		return pick(s.random, []byte{2, 50, 51, 59, 103, 115, 136, 200, 255}), fill
 	}
-	if at, has := map[byte]int{17: 6, 6: 16, 58: 2, 1: 2}[protocol]; has && !s.in(20) {
-		s.sum(src, dst, protocol, payload, at)
+	if at, has := map[byte]int{17: 6, 6: 16, 58: 2, 1: 2}[protocol]; has && !s.oneIn(20) {
+		s.setChecksum(src, dst, protocol, payload, at)
 	}
 	return protocol, payload
 }
@@ -240,22 +240,22 @@ func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte
 // pair returns two ports. Nothing answers at the source port: two servers that echo would never
 // stop.
 func (s *Source) pair() []byte {
-	b := binary.BigEndian.AppendUint16(nil, one(s.random, []uint16{67, 68, 546, 547, 5353, uint16(10000 + s.random.IntN(50000)), 20000, 20001}))
-	return binary.BigEndian.AppendUint16(b, one(s.random, s.Ports))
+	b := binary.BigEndian.AppendUint16(nil, pick(s.random, []uint16{67, 68, 546, 547, 5353, uint16(10000 + s.random.IntN(50000)), 20000, 20001}))
+	return binary.BigEndian.AppendUint16(b, pick(s.random, s.Ports))
 }
 
 func (s *Source) udp(data []byte) []byte {
 	length := 8 + len(data)
-	if s.in(30) {
+	if s.oneIn(30) {
 		length = s.random.IntN(length + 20)
 	}
 	return slices.Concat(s.pair(), []byte{byte(length >> 8), byte(length), 0, 0}, data)
 }
 
 func (s *Source) tcp(data []byte) []byte {
-	flags := one(s.random, []byte{2, 2, 16, 18, 4, 20, 17, 24, 0, 1, 41, 63, 194})
+	flags := pick(s.random, []byte{2, 2, 16, 18, 4, 20, 17, 24, 0, 1, 41, 63, 194})
 	h := slices.Concat(s.pair(), []byte{0, 0, 0, byte(s.random.IntN(4)), 0, 0, 0, byte(s.random.IntN(4)), 0x50, flags, 0xff, 0xff, 0, 0, 0, 0})
-	if s.in(30) {
+	if s.oneIn(30) {
 		h[12] = byte(s.random.IntN(16)) << 4
 	}
 	return append(h, data...)
@@ -267,7 +267,7 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 	if protocol == 58 {
 		types = []byte{128, 129, 1, 2, 3, 4, 133, 134, 135, 136, 137, 130, 131, 132, 143, 151, 200}
 	}
-	h := []byte{one(s.random, types), byte(s.random.IntN(5)), 0, 0, 0, 0, 0, 0}
+	h := []byte{pick(s.random, types), byte(s.random.IntN(5)), 0, 0, 0, 0, 0, 0}
 	switch {
 	case protocol == 58 && h[0] >= 133 && h[0] <= 137:
 		h[1] = 0
@@ -277,7 +277,7 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 			h = append(h, 0, 0, 0, 0, 0, 0, 0, 0)
 		}
 		h = append(h, 200, byte(1+len(data)/8), 0, 0, 0, 0, 0, 0) // an option without a meaning
-	case s.in(2) && depth < 2:
+	case s.oneIn(2) && depth < 2:
 		if src.Is6() != dst.Is6() {
 			break
 		}
@@ -288,8 +288,8 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 
 // inner makes a packet in a packet.
 func (s *Source) inner(id uint32, depth int) []byte {
-	v6 := s.in(2)
-	return s.ip(s.family(s.all, v6), s.destination(one(s.random, s.Targets), v6), id, depth+1)
+	v6 := s.oneIn(2)
+	return s.ip(s.family(s.all, v6), s.destination(pick(s.random, s.Targets), v6), id, depth+1)
 }
 
 // tunnel makes a VXLAN frame in a datagram.
@@ -309,8 +309,8 @@ func (s *Source) tunnel(id uint32, depth int) []byte {
 	return nil
 }
 
-// sum writes the checksum of a header.
-func (s *Source) sum(src, dst netip.Addr, protocol byte, payload []byte, at int) {
+// setChecksum writes the checksum of a header.
+func (s *Source) setChecksum(src, dst netip.Addr, protocol byte, payload []byte, at int) {
 	if len(payload) < at+2 {
 		return
 	}
@@ -335,11 +335,11 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// link puts a packet into a frame.
-func (s *Source) link(target End, dst netip.Addr, packet []byte) []byte {
-	to := one(s.random, []net.HardwareAddr{target.MAC, target.MAC, s.Others[0].MAC})
+// frame puts a packet into a frame.
+func (s *Source) frame(target End, dst netip.Addr, packet []byte) []byte {
+	to := pick(s.random, []net.HardwareAddr{target.MAC, target.MAC, s.Others[0].MAC})
 	switch {
-	case s.in(25):
+	case s.oneIn(25):
 		to = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	case dst.IsMulticast() && dst.Is6():
 		to = append(net.HardwareAddr{0x33, 0x33}, dst.AsSlice()[12:]...)
@@ -348,19 +348,19 @@ func (s *Source) link(target End, dst netip.Addr, packet []byte) []byte {
 		to = net.HardwareAddr{1, 0, 0x5e, b[1] & 0x7f, b[2], b[3]}
 	}
 	from := s.Sender.MAC
-	if s.in(50) {
+	if s.oneIn(50) {
 		from = net.HardwareAddr{2, 0, 0, byte(s.random.IntN(4)), 0, 7}
 	}
 	frame := append(append([]byte(nil), to...), from...)
-	for s.in(8) && len(frame) < 40 {
-		tag := one(s.random, []uint16{0, 0, 0xe000, 1, 7, 4095})
-		frame = binary.BigEndian.AppendUint16(append(frame, one(s.random, [][]byte{{0x81, 0}, {0x88, 0xa8}})...), tag)
+	for s.oneIn(8) && len(frame) < 40 {
+		tag := pick(s.random, []uint16{0, 0, 0xe000, 1, 7, 4095})
+		frame = binary.BigEndian.AppendUint16(append(frame, pick(s.random, [][]byte{{0x81, 0}, {0x88, 0xa8}})...), tag)
 	}
 	kind := uint16(0x0800)
 	if packet[0]>>4 == 6 {
 		kind = 0x86dd
 	}
-	if s.in(60) {
+	if s.oneIn(60) {
 		kind ^= 0x0800 ^ 0x86dd
 	}
 	switch s.random.IntN(60) {

@@ -15,10 +15,10 @@ import (
 
 var created = time.Unix(1_700_000_000, 0)
 
-// furnishPod adds what pods of a Deployment have besides, about 3 KB that no decision looks at.
+// addPodDetails adds what pods of a Deployment have besides, about 3 KB that no decision looks at.
 // All pods of an app have the labels of its first, except in one app of ten, which is a
 // StatefulSet: each of its pods has a label of its own.
-func furnishPod(p, first *corev1.Pod, i int) {
+func addPodDetails(p, first *corev1.Pod, i int) {
 	p.Labels = maps.Clone(first.Labels)
 	if i/10%10 == 0 {
 		p.Labels["statefulset.kubernetes.io/pod-name"] = p.Name
@@ -39,8 +39,8 @@ func furnishPod(p, first *corev1.Pod, i int) {
 		managed("kube-controller-manager", "", `{"f:metadata":{"f:annotations":{".":{},"f:checksum/config":{}},"f:generateName":{},"f:labels":{".":{},"f:app":{},"f:tier":{},"f:team":{}},"f:ownerReferences":{".":{}}},"f:spec":{"f:containers":{"k:{\"name\":\"main\"}":{".":{},"f:env":{},"f:image":{},"f:imagePullPolicy":{},"f:livenessProbe":{},"f:name":{},"f:ports":{},"f:resources":{}}},"f:dnsPolicy":{},"f:enableServiceLinks":{},"f:restartPolicy":{},"f:schedulerName":{},"f:securityContext":{},"f:serviceAccount":{},"f:terminationGracePeriodSeconds":{},"f:volumes":{}}}`),
 		managed("kubelet", "status", `{"f:status":{"f:conditions":{"k:{\"type\":\"ContainersReady\"}":{".":{},"f:lastTransitionTime":{},"f:status":{},"f:type":{}},"k:{\"type\":\"Ready\"}":{".":{},"f:status":{}}},"f:containerStatuses":{},"f:hostIP":{},"f:phase":{},"f:podIP":{},"f:podIPs":{},"f:startTime":{}}}`),
 	}
-	furnishSpec(&p.Spec, p.Labels["app"], i)
-	furnishStatus(&p.Status, i)
+	addSpecDetails(&p.Spec, p.Labels["app"], i)
+	addStatusDetails(&p.Status, i)
 }
 
 func managed(manager, subresource, fields string) metav1.ManagedFieldsEntry {
@@ -51,7 +51,7 @@ func managed(manager, subresource, fields string) metav1.ManagedFieldsEntry {
 	}
 }
 
-func furnishSpec(s *corev1.PodSpec, app string, i int) {
+func addSpecDetails(s *corev1.PodSpec, app string, i int) {
 	s.NodeName, s.ServiceAccountName, s.SchedulerName = nodeName(i%1000), app, "default-scheduler"
 	s.RestartPolicy, s.DNSPolicy = corev1.RestartPolicyAlways, corev1.DNSClusterFirst
 	s.Tolerations = []corev1.Toleration{
@@ -75,7 +75,7 @@ func furnishSpec(s *corev1.PodSpec, app string, i int) {
 	c.VolumeMounts = []corev1.VolumeMount{{Name: "config", MountPath: "/etc/app"}, {Name: "kube-api-access-x7f2k", MountPath: "/var/run/secrets/kubernetes.io/serviceaccount", ReadOnly: true}}
 }
 
-func furnishStatus(s *corev1.PodStatus, i int) {
+func addStatusDetails(s *corev1.PodStatus, i int) {
 	at := metav1.NewTime(created)
 	for _, t := range []corev1.PodConditionType{"PodReadyToStartContainers", corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled} {
 		s.Conditions = append(s.Conditions, corev1.PodCondition{Type: t, Status: corev1.ConditionTrue, LastTransitionTime: at})
@@ -92,7 +92,7 @@ func furnishStatus(s *corev1.PodStatus, i int) {
 	}}
 }
 
-func furnishPolicy(p *networkingv1.NetworkPolicy, i int) {
+func addPolicyDetails(p *networkingv1.NetworkPolicy, i int) {
 	p.UID, p.CreationTimestamp = uid(3, i), metav1.NewTime(created)
 	p.Annotations = map[string]string{"app.kubernetes.io/managed-by": "Helm", "meta.helm.sh/release-name": p.Name}
 	p.ManagedFields = []metav1.ManagedFieldsEntry{managed("helm", "", `{"f:metadata":{"f:annotations":{}},"f:spec":{"f:ingress":{},"f:podSelector":{},"f:policyTypes":{}}}`)}
