@@ -8,29 +8,30 @@ import (
 	"slices"
 )
 
-// addrTable says who has an address. It never changes: with makes another one,
-// which shares the chapters in which nothing has changed. So a lone change costs
-// about 20 KB and a burst of them little more than the table's size, both of which
-// is soon garbage; and a look-up is one place in memory that is not near.
+// addrTable maps addresses to their owners. It never changes: with returns a new table,
+// which shares the chapters in which nothing has changed. With 100,000 addresses, a single
+// change copies some 16 KB, and a large batch of changes little more than the table's size.
+// A lookup takes one memory access that is likely to miss the processor's caches.
 //
-// A prefix trie, for which addresses are made, copies every neighbor of a host
-// address with each change: 500 allocations.
+// The usual structure for addresses, a prefix trie, would copy all neighbors of an address
+// with each change: 500 allocations.
 type addrTable struct {
 	size     int
-	chapters []*chapter // as many as a power of two
+	chapters []*chapter // their number is a power of two
 }
 
-// perChapter is how many addresses a chapter has at most, on average.
+// perChapter bounds the average number of addresses in a chapter.
 const perChapter = 128
 
-// chapter is a hash table of some addresses, with open addressing.
+// chapter is a hash table of some of the addresses, with linear probing.
 type chapter struct {
 	used  int
-	slots []entry // as many as a power of two, of which at most three in four are used
+	slots []entry // their number is a power of two; at most three in four are used
 }
 
-// entry is an address, as 16 bytes, and its owner, which is nil if the slot is free. With
-// a netip.Addr it would be a third larger, and the packet's two look-ups slower.
+// entry is a slot of a chapter: an address as 16 bytes, and its owner. A slot without an
+// owner is free. With a netip.Addr an entry would be a third larger, and the two lookups of
+// a packet slower.
 type entry struct {
 	high, low uint64
 	owner     *Endpoint
@@ -41,7 +42,7 @@ func entryOf(a netip.Addr, owner *Endpoint) entry {
 	return entry{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), owner}
 }
 
-// addr is the address.
+// addr returns the address. IPv4 addresses are unmapped.
 func (e *entry) addr() netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], e.high)
@@ -49,15 +50,15 @@ func (e *entry) addr() netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-// hash says where the address is: the low half in which chapter, the high half from
-// which slot on. It is the same for every agent: an attacker who wants addresses to
-// collide would have to choose those of thousands of pods.
+// hash returns the hash of the address. Its low half selects the chapter, its high half the
+// slot where probing begins. The hash has no secret seed: to make addresses collide, an
+// attacker would have to choose the addresses of thousands of pods.
 func (e *entry) hash() uint64 {
 	high, low := bits.Mul64(e.high^0x9e3779b97f4a7c15, e.low^0xd1b54a32d192ed03)
 	return high ^ low
 }
 
-// slot is where the address is, or else a free slot.
+// slot returns the slot that holds the address, or the free slot where it belongs.
 func (c *chapter) slot(e *entry, hash uint64) *entry {
 	mask := uint64(len(c.slots) - 1)
 	for i := hash >> 32; ; i++ {
@@ -68,7 +69,7 @@ func (c *chapter) slot(e *entry, hash uint64) *entry {
 	}
 }
 
-// get returns who has an address, or nil.
+// get returns the owner of an address, or nil.
 func (t *addrTable) get(a netip.Addr) *Endpoint {
 	if t.size == 0 {
 		return nil
@@ -78,7 +79,7 @@ func (t *addrTable) get(a netip.Addr) *Endpoint {
 	return t.chapters[hash&uint64(len(t.chapters)-1)].slot(&e, hash).owner
 }
 
-// all lists all addresses, in no particular order.
+// all yields the addresses with their owners, in no particular order.
 func (t *addrTable) all() iter.Seq2[netip.Addr, *Endpoint] {
 	return func(yield func(netip.Addr, *Endpoint) bool) {
 		for _, c := range t.chapters {
@@ -91,7 +92,8 @@ func (t *addrTable) all() iter.Seq2[netip.Addr, *Endpoint] {
 	}
 }
 
-// with returns a table in which some addresses have other owners; nil is none.
+// with returns a table with changed owners: each entry sets the owner of an address, or
+// removes the address if the owner is nil.
 func (t *addrTable) with(changes []entry) *addrTable {
 	next := &addrTable{size: t.size, chapters: slices.Clone(t.chapters)}
 	shared := make([]bool, len(t.chapters))
@@ -115,8 +117,8 @@ func (t *addrTable) with(changes []entry) *addrTable {
 	return next
 }
 
-// chaptersFor returns the number of chapters that a table of addrs addresses needs, given
-// that it has n now.
+// chaptersFor returns the number of chapters for a table of addrs addresses that has n
+// chapters now.
 func chaptersFor(addrs, n int) int {
 	n = max(n, 1)
 	for addrs > n*perChapter {
@@ -128,7 +130,8 @@ func chaptersFor(addrs, n int) int {
 	return n
 }
 
-// set sets the owner of an address, or nil, in a chapter that is not shared afterwards.
+// set sets the owner of an address, or removes the address if the owner is nil. If its
+// chapter is shared with another table, set copies the chapter first.
 func (t *addrTable) set(shared []bool, e entry) {
 	hash := e.hash()
 	at := hash & uint64(len(t.chapters)-1)
@@ -141,7 +144,8 @@ func (t *addrTable) set(shared []bool, e entry) {
 	case (s.owner == nil) == (e.owner == nil):
 		*s = e
 	case e.owner == nil:
-		// What stands behind it may be there only because it was in the way.
+		// Entries in later slots may be there only because this one was taken, so the
+		// chapter is hashed again.
 		s.owner = nil
 		t.chapters[at] = newChapter(c.slots, len(c.slots))
 		t.size--
@@ -154,7 +158,7 @@ func (t *addrTable) set(shared []bool, e entry) {
 	}
 }
 
-// newChapter makes a chapter of entries, with so many slots.
+// newChapter returns a chapter with the given entries and number of slots, a power of two.
 func newChapter(entries []entry, slots int) *chapter {
 	c := &chapter{slots: make([]entry, slots)}
 	for i := range entries {

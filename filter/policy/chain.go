@@ -6,15 +6,15 @@ import (
 	"sluice/filter"
 )
 
-// Tier is a stage of a decision. The tiers are asked in their order, until one decides.
+// Tier is a stage of a decision. Tiers are evaluated in order, until one decides.
 type Tier uint8
 
 // The tiers.
 const (
-	_ Tier = iota // a policy that no reader has given a tier is malformed
+	_ Tier = iota // a policy without a tier is malformed
 	// Admin policies decide by their first rule that matches.
 	Admin
-	// NetworkPolicy policies isolate: what none of their rules accepts is denied.
+	// NetworkPolicy policies isolate their pods: flows that no rule accepts are denied.
 	NetworkPolicy
 	// Baseline policies decide as Admin policies do, for pods that are not isolated.
 	Baseline
@@ -22,7 +22,7 @@ const (
 	numTiers
 )
 
-// String is the tier in the spelling of messages.
+// String returns the name of the tier, as in messages.
 func (t Tier) String() string {
 	switch t {
 	case Admin:
@@ -46,8 +46,9 @@ const (
 	Pass
 )
 
-// Effect is what caches may conclude about the packets of an endpoint in a direction
-// without asking, but for what goes to or comes from its node or itself.
+// Effect is what a cache may conclude about the packets of an endpoint in a direction,
+// without asking for a decision. It does not hold for packets between the endpoint and its
+// node or itself.
 type Effect uint8
 
 // The effects. The zero value concludes nothing.
@@ -57,19 +58,20 @@ const (
 	Closed        // every packet is denied
 )
 
-// link is one tier of a chain: what the policies of the tier decide for a pod in one
-// direction, and the tier that is asked next. A pod that policies of no tier select has no
-// link. What follows a tier that isolates is never asked, and is left out.
+// link is an element of a chain: the rules of one tier for a pod in one direction, and the
+// next tier. A chain contains only tiers whose policies select the pod, and ends with the
+// tier that isolates the pod, because that tier always decides. A nil link is an empty
+// chain.
 type link struct {
 	rules     *ruleSet
 	isolation *filter.Isolation // the policies, if the tier isolates; nil for ordered rules
 	set       *policySet
-	next      *link // nil for the last
-	miss      Action
+	next      *link  // nil for the last
+	miss      Action // applies if no rule matches
 	effect    Effect // of this link and all that follow
 }
 
-// same reports whether two chains ask the same policies.
+// same reports whether two chains consist of the same policy sets.
 func (l *link) same(o *link) bool {
 	for ; l != o; l, o = l.next, o.next {
 		if l == nil || o == nil || l.set != o.set {
@@ -79,7 +81,7 @@ func (l *link) same(o *link) bool {
 	return true
 }
 
-// isolating returns the policies that isolate; nil if none do.
+// isolating returns the policies of the chain that isolate; nil if none do.
 func (l *link) isolating() *filter.Isolation {
 	for ; l != nil; l = l.next {
 		if l.isolation != nil {
@@ -89,7 +91,7 @@ func (l *link) isolating() *filter.Isolation {
 	return nil
 }
 
-// newSetLink returns the link of policies that no other tier follows.
+// newSetLink returns the link of a policy set for chains that end with it.
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
 	l := link{rules: rules, isolation: isolation, set: set, miss: Pass}
 	if isolation != nil {
@@ -99,8 +101,8 @@ func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) lin
 	return l
 }
 
-// newLink puts policies before the next tier. The link of policies that nothing follows is
-// shared by all pods that they select.
+// newLink returns a link of a policy set that is followed by next. If next is nil, it is
+// the link that all pods of the set share.
 func newLink(set *policySet, next *link) *link {
 	if next == nil {
 		return &set.alone
@@ -111,7 +113,7 @@ func newLink(set *policySet, next *link) *link {
 	return &l
 }
 
-// conclude returns what may be concluded without asking.
+// conclude returns the effect of the chain that begins with l.
 func (l *link) conclude() Effect {
 	switch {
 	case l.isolation != nil && l.rules.none(), l.rules.deniesAll():
@@ -122,7 +124,7 @@ func (l *link) conclude() Effect {
 	return Ask
 }
 
-// effectOf is the effect of a chain, which may be nil.
+// effectOf returns the effect of a chain. An empty chain is open.
 func (l *link) effectOf() Effect {
 	if l == nil {
 		return Open
@@ -134,13 +136,13 @@ func (l *link) effectOf() Effect {
 type decision struct {
 	action    Action
 	rule      *filter.Rule
-	isolation *filter.Isolation // if the tier that isolates was asked
-	pair      bool              // it is the same for all flows between the two
-	// unknown reports an action that decide does not know, which it denies.
+	isolation *filter.Isolation // set if the tier that isolates was evaluated
+	pair      bool              // the decision is the same for all flows between the two addresses
+	// unknown reports that the rule has an unknown action, which decide takes for Deny.
 	unknown bool
 }
 
-// decide asks the tiers of a chain that begins with ordered rules.
+// decide evaluates the tiers of a chain. It is for chains that begin with ordered rules.
 func (l *link) decide(q *query) (d decision) {
 	d.pair = true
 	for ; l != nil; l = l.next {
@@ -170,6 +172,6 @@ func (l *link) decide(q *query) (d decision) {
 		}
 		return d
 	}
-	d.action = Accept // no tier denies
+	d.action = Accept // no tier has decided
 	return d
 }

@@ -6,18 +6,17 @@ import (
 	"strings"
 )
 
-// local is what is known of the node that enforces, to tell its pods from others.
+// local holds what distinguishes pods of this node from those of other nodes.
 type local struct {
-	node   string         // name of its Node
-	ranges []netip.Prefix // in which its pods have their addresses
+	node   string         // name of its Node object
+	ranges []netip.Prefix // address ranges of its pods
 }
 
-// SetLocalNode names the Node that enforces: pods whose spec.nodeName it is are its own.
-// It is called before the first pod is set.
+// SetLocalNode sets the name of this node's Node object. Pods with this spec.nodeName run
+// on this node. It must be called before the first pod is set.
 func (w *Store) SetLocalNode(name string) { w.local.node = name }
 
-// setLocalRanges sets the ranges in which pods of the node that enforces have their
-// addresses.
+// setLocalRanges sets the address ranges of this node's pods.
 func (w *Store) setLocalRanges(ranges []netip.Prefix) {
 	if slices.Equal(ranges, w.local.ranges) {
 		return
@@ -28,8 +27,8 @@ func (w *Store) setLocalRanges(ranges []netip.Prefix) {
 	}
 }
 
-// beats reports whether p has an address that o claims too. No order of events decides
-// it.
+// beats reports whether p rather than o owns an address that both claim. The order of
+// events does not matter.
 func (w *Store) beats(p, o *pod, a netip.Addr) bool {
 	if p.local != o.local && w.inLocalRanges(a) {
 		return p.local
@@ -44,16 +43,17 @@ func (w *Store) inLocalRanges(a netip.Addr) bool {
 // Clash is an address that several live pods claim.
 type Clash struct {
 	Addr   netip.Addr
-	Winner string   // the pod that counts, "namespace/name"
-	Others []string // the other pods, in the same form, sorted
+	Winner string   // the pod that owns the address, as "namespace/name"
+	Others []string // the other pods, as "namespace/name", sorted
 }
 
-// Pods names the pods that claim the address, the one that counts first.
+// Pods returns the names of the pods that claim the address, separated by commas, the
+// winner first.
 func (c Clash) Pods() string { return strings.Join(append([]string{c.Winner}, c.Others...), ", ") }
 
-// Clashes lists the addresses that several pods claim of which none is being deleted,
-// sorted. It is the state of the last Commit. A pod that is being deleted may have given
-// its address back already.
+// Clashes returns the addresses that are claimed by at least two pods that are not being
+// deleted, sorted, as of the last Commit. A pod that is being deleted may have released its
+// address already.
 func (w *Store) Clashes() []Clash {
 	var all []Clash
 	for a, rivals := range w.rivals {

@@ -8,14 +8,15 @@ import (
 	"sluice/filter"
 )
 
-// Changes are the addresses about which some verdict may differ from the
-// snapshot before: those that came, went, changed hands or changed epoch.
+// Changes lists the addresses for which a verdict may differ from the previous snapshot:
+// their owner is new, has gone, or has another epoch.
 type Changes []netip.Addr
 
-// Commit compiles what has changed since the last Commit. The snapshot before
-// stays as it was. With nothing changed it is the same snapshot in a new number.
+// Commit compiles what has changed since the last Commit and returns a new snapshot.
+// Earlier snapshots stay as they are. If nothing has changed, the new snapshot differs from
+// the last one only in its number.
 func (w *Store) Commit() (*Snapshot, Changes) {
-	ranges := w.commitRanges() // before the addresses, which depend on them
+	ranges := w.commitRanges() // first, because addresses depend on the ranges
 	w.balance()
 	w.undefer()
 	w.match()
@@ -24,15 +25,16 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
-		k.recent = nil // which would keep a class that no pod has any more
+		k.recent = nil // otherwise the identity would keep a class that no pod has any more
 	}
 	w.compiled = w.compiled[:0]
 	for _, p := range w.renewed {
 		w.commitRenewed(p)
 	}
 	changes := w.commitAddrs()
-	// New ones, because a map never shrinks: after the first lists these would stay
-	// as large as the cluster, and to clear them would cost as much each time.
+	// Replaced rather than cleared, because a map never shrinks: after the first lists the
+	// maps would stay as large as the cluster, and clearing them would take that long in
+	// each Commit.
 	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
 	w.due = false
 	w.lastNumber++
@@ -50,9 +52,10 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	}, changes
 }
 
-// commitPod compiles a pod's endpoint. It gets a new epoch only if its own
-// labels matched differently, or if its policies or ports are others: that a new
-// policy elsewhere names it as a peer is that policy's pods' affair.
+// commitPod compiles a pod's endpoint. The endpoint gets a new epoch if the pod's policies,
+// ports or node addresses have changed, or if its new labels match other peer selectors. A
+// new policy that names the pod as a peer does not change the pod's epoch: it changes the
+// epochs of the pods that it selects.
 func (w *Store) commitPod(p *pod) {
 	old := p.endpoint
 	if p.gone {
@@ -84,7 +87,7 @@ func (w *Store) commitPod(p *pod) {
 	w.touched = append(w.touched, p)
 }
 
-// commitRenewed gives a pod a new epoch, unless it has been given one.
+// commitRenewed gives a pod a new epoch, unless commitPod has already done so.
 func (w *Store) commitRenewed(p *pod) {
 	if !p.renewed || p.gone || p.endpoint == nil {
 		return
@@ -101,7 +104,7 @@ func (w *Store) newEpoch() uint64 {
 	return w.lastEpoch
 }
 
-// classOf returns the pod's class with one more use.
+// classOf returns the class of a pod, and adds a use to it.
 func (w *Store) classOf(p *pod) *class {
 	if c := p.identity.recent; c != nil && slices.Equal(c.ports, p.ports) {
 		c.refs++
@@ -138,10 +141,10 @@ func (w *Store) classFor(p *pod) *class {
 		c.refs++
 		for d := range sets {
 			for _, set := range sets[d] {
-				w.releasePolicySet(set) // the class holds it already
+				w.releasePolicySet(set) // the class has a use of it already
 			}
 		}
-		p.ports = c.ports // the same ones, once for all
+		p.ports = c.ports // equal, and stored only once
 		return c
 	}
 	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
@@ -166,10 +169,10 @@ func (c *class) sameChains(o *class) bool {
 	return c.chains[filter.Egress].same(o.chains[filter.Egress]) && c.chains[filter.Ingress].same(o.chains[filter.Ingress])
 }
 
-// policySets are the policies that decide for a pod, by direction and tier.
+// policySets holds the policies that decide for a pod, by direction and tier.
 type policySets [2][numTiers]*policySet
 
-// chains puts the tiers of each direction in order.
+// chains links the policy sets of each direction in the order of their tiers.
 func (sets *policySets) chains() (chains [2]*link) {
 	for d := range sets {
 		for t := numTiers - 1; t >= Admin; t-- {
@@ -181,7 +184,7 @@ func (sets *policySets) chains() (chains [2]*link) {
 	return chains
 }
 
-// policySetsOf returns the policies that decide for a pod, with one more use of each set.
+// policySetsOf returns the policies that decide for a pod, and adds a use to each set.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {
@@ -196,8 +199,8 @@ func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	return sets
 }
 
-// selectPolicies finds the policies of each tier that select a pod. Behind those that
-// isolate it no tier is asked.
+// selectPolicies finds the policies of each tier that select a pod. Policies that isolate
+// the pod always decide, so later tiers are left out.
 func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
 	selected := p.selectedBy(d)
 	for t := Admin; t < numTiers; t++ {
@@ -210,7 +213,7 @@ func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
 	}
 }
 
-// policySetOf returns the set of some policies, compiled, with one more use.
+// policySetOf returns the compiled set of some policies, and adds a use to it.
 func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*policy) *policySet {
 	key := policySetKey{direction: d, tier: t}
 	for _, pol := range policies {
@@ -220,7 +223,7 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 		set.refs++
 		return set
 	}
-	slices.SortFunc(policies, byText) // which is the rank of ordered rules too
+	slices.SortFunc(policies, byText) // also the rank of ordered rules
 	var isolation *filter.Isolation
 	if t == NetworkPolicy {
 		isolation = &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
@@ -235,13 +238,14 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 	return set
 }
 
-// grantedToPolicySets is how many entries of rules that are merged for sets of policies a
-// namespace has in any case; beside that, as many as there are in its policies. Where
-// each pod is selected by policies of its own, all merged would take the policies'
-// size times the pods.
+// grantedToPolicySets is the number of rule entries that a namespace may always use for
+// merged rules. In addition, it may use as many as its policies have. Without a bound,
+// merged rules would take pods × policies if each pod is selected by a different
+// combination of policies.
 const grantedToPolicySets = 1 << 15
 
-// rulesOf compiles the rules of some policies together, or lists each policy's.
+// rulesOf compiles the rules of some policies into one rule set. If merging them would take
+// too much memory, the rule set has a part for each policy instead.
 func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	d := g.key.direction
 	if len(policies) == 1 {
@@ -269,8 +273,9 @@ func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	return &ruleSet{extra: all}
 }
 
-// besideLarge compiles the rules of some policies of which a few are large. Those are
-// merged with no others: that would take as long with each change of any of them.
+// besideLarge compiles the rules of policies some of which are large. Each large policy is
+// a part of its own: if it were merged with others, it would be compiled again with each
+// change of any of them.
 func (w *Store) besideLarge(g *policySet, policies []*policy) *ruleSet {
 	all := &extra{parts: make([]*ruleSet, 0, len(policies))}
 	var small []*policy
@@ -299,7 +304,7 @@ func (w *Store) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
 	return p.compiled[d]
 }
 
-// number identifies a set of policies; it is 0 for none.
+// number returns the id of the policy set; 0 for nil.
 func (g *policySet) number() uint64 {
 	if g == nil {
 		return 0
@@ -317,7 +322,8 @@ func (w *Store) releasePolicySet(g *policySet) {
 	}
 }
 
-// commitAddrs brings the table of addresses up to date.
+// commitAddrs updates the address table, and returns the addresses for which verdicts may
+// have changed.
 func (w *Store) commitAddrs() Changes {
 	changes := make(Changes, 0, len(w.touched)+len(w.dirtyAddrs))
 	moved := make([]entry, 0, len(w.touched)+len(w.dirtyAddrs))
@@ -351,8 +357,9 @@ func (w *Store) commitAddrs() Changes {
 	return changes
 }
 
-// occupant is who has the address: this node before any pod, and of the pods
-// that claim it the one that beats the others, if its address is not deferred.
+// occupant returns the owner of the address: this node if the address is its own, or the
+// pod that beats all others that claim it. It returns nil if that pod's address is
+// deferred.
 func (w *Store) occupant(a netip.Addr) *Endpoint {
 	if _, own := w.node[a]; own {
 		return w.self

@@ -10,37 +10,38 @@ import (
 	"sluice/filter"
 )
 
-// shape bounds how large compiled sets may become, as multiples of what the rules
-// themselves hold. A set for each interval of ports is the fastest form, and takes
-// rules × intervals where rules overlap; beyond flat, a segment tree takes each span
-// log(intervals) times at most. A rule with many ports and many peers takes their
-// product in either form: beyond tree, the largest of these are not copied but
-// referred to, which costs a look-up each.
+// shape bounds the size of compiled sets, relative to the number of entries in the rules.
+// The fastest form is a set for each interval of ports. Where rules overlap, it may take
+// rules × intervals entries. If that is more than flat allows, the form is a segment tree,
+// which holds each span in at most two nodes of each level. A rule with many ports and many
+// peers takes ports × peers entries in either form. If that is more than tree allows, sets
+// refer to the largest of these rules instead of copying them, which costs another lookup
+// for each.
 type shape struct {
 	floor int  // entries that are always granted
-	flat  int  // for each entry of the rules
-	tree  int  // for each entry of the rules and each level of the tree
+	flat  int  // entries for each entry of the rules
+	tree  int  // entries for each entry of the rules and each level of the tree
 	apart bool // the rules of several policies are not merged; for tests
 }
 
 func defaultShape() shape { return shape{floor: 256, flat: 8, tree: 4} }
 
-// compiler builds a rule set from rules. Places with the same rules share one peer
-// set.
+// compiler builds a rule set from rules. Intervals, tree nodes and port names with the same
+// rules share a peer set.
 type compiler struct {
 	shape  shape
 	rules  []*rule
-	weight []int          // of each rule: how many entries it adds to a set
+	weight []int          // of each rule: the number of entries that it adds to a set
 	blocks [][]blockRange // of each rule
 	marks  []mark
 	sets   map[mark]*peerSet
-	// ordered: the rules before others decide, which is the rules with lower numbers.
+	// ordered: of several rules that match, the one with the lowest index decides.
 	ordered bool
 }
 
-// mark is a random number of a rule, or those of several rules added up (without
-// carry): sets of rules are known by it. With 128 bits that are unpredictable, no
-// two sets will ever share one.
+// mark identifies a set of rules or of policies. It is the XOR of the members' marks, which
+// are random and unpredictable. With 128 bits, two different sets practically never have
+// the same mark.
 type mark [2]uint64
 
 func (m mark) with(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
@@ -104,7 +105,7 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	return out
 }
 
-// appendOnce appends i to an ascending list that may end with it.
+// appendOnce appends i to an ascending list, unless i is the last element already.
 func appendOnce(list []uint32, i uint32) []uint32 {
 	if n := len(list); n > 0 && list[n-1] == i {
 		return list
@@ -112,7 +113,8 @@ func appendOnce(list []uint32, i uint32) []uint32 {
 	return append(list, i)
 }
 
-// prepare weighs and marks the rules, and numbers the bounds of their addresses.
+// prepare computes the weight, the mark and the address ranges of each rule. It returns the
+// sorted bounds of all ranges.
 func (c *compiler) prepare() []netip.Addr {
 	seeds := [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
 	var bounds []netip.Addr
@@ -145,7 +147,7 @@ func (c *compiler) prepare() []netip.Addr {
 	return bounds
 }
 
-// names builds the sets of the ports that have names.
+// names builds the peer sets of named ports.
 func (c *compiler) names(names map[portName][]uint32) map[portName]*peerSet {
 	if len(names) == 0 {
 		return nil
@@ -171,13 +173,13 @@ func (c *compiler) names(names map[portName][]uint32) map[portName]*peerSet {
 	return out
 }
 
-// span is a range of ports, or of the intervals that they are cut into, without
-// its end, and the rule that names it.
+// span is the half-open range [low, end) of ports that a rule names. table replaces the
+// ports by indexes of intervals.
 type span struct {
 	low, end, rule uint32
 }
 
-// joined sorts spans by rule, and joins those of one rule that touch.
+// joined sorts spans by rule, and joins spans of one rule that overlap or touch.
 func joined(spans []span) []span {
 	slices.SortFunc(spans, func(a, b span) int {
 		return cmp.Or(cmp.Compare(a.rule, b.rule), cmp.Compare(a.low, b.low))
@@ -193,7 +195,8 @@ func joined(spans []span) []span {
 	return out
 }
 
-// table cuts the ports where any span begins or ends.
+// table cuts the ports into intervals where spans begin or end. It returns a set for each
+// interval, or a tree if these sets would be too large.
 func (c *compiler) table(spans []span) (flat []interval, tree portTree) {
 	if len(spans) == 0 {
 		return nil, tree
@@ -231,18 +234,19 @@ func (c *compiler) table(spans []span) (flat []interval, tree portTree) {
 	return nil, tree
 }
 
-// flat builds a set for each interval, or returns nil if those took more entries
-// than may be. It does not build what it does not return.
-func (c *compiler) flat(spans []span, starts []uint32, most int) []interval {
+// flat returns a set for each interval, or nil if these would have more entries than limit.
+// It counts the entries before it builds any set.
+func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	type edge struct{ at, rule uint32 }
 	edges := make([]edge, 0, 2*len(spans))
 	for _, s := range spans {
 		edges = append(edges, edge{s.low, s.rule}, edge{s.end, s.rule})
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
-	// sweep calls f for each interval with the mark of its rules; open says which
-	// they are: a rule's spans do not touch, so that each edge of it is a change.
 	open := make([]bool, len(c.rules))
+	// sweep calls f for each interval with the mark and the weight of its rules, which are
+	// those with open[rule] true. Spans of one rule do not touch, so each edge opens or
+	// closes its rule.
 	sweep := func(f func(interval int, m mark, weight int) bool) bool {
 		clear(open)
 		var m mark
@@ -269,7 +273,7 @@ func (c *compiler) flat(spans []span, starts []uint32, most int) []interval {
 			seen[m] = true
 			total += weight
 		}
-		return total <= most
+		return total <= limit
 	}) {
 		return nil
 	}
@@ -296,9 +300,9 @@ func (c *compiler) flat(spans []span, starts []uint32, most int) []interval {
 	return out
 }
 
-// tree builds the sets of a segment tree over the intervals, in which each span is
-// in two nodes of a level at most.
-func (c *compiler) tree(spans []span, intervals, most int) []*peerSet {
+// tree builds the sets of a segment tree over the intervals, with about limit entries or
+// fewer. Each span is in at most two nodes of a level.
+func (c *compiler) tree(spans []span, intervals, limit int) []*peerSet {
 	nodes := newPlaces(2 * intervals)
 	each := func(f func(node int, rule uint32)) {
 		for _, s := range spans {
@@ -318,21 +322,22 @@ func (c *compiler) tree(spans []span, intervals, most int) []*peerSet {
 	each(func(node int, _ uint32) { nodes.count(node) })
 	nodes.allot()
 	each(nodes.put)
-	return c.setsAt(nodes, most)
+	return c.setsAt(nodes, limit)
 }
 
-// places is lists of rules, one for each of some places, in one piece of memory.
+// places is a number of lists of rules, stored in one slice. To fill it, call count for
+// each element, then allot, then put for each element.
 type places struct {
-	ends  []int // of each place's list, in rules; while filling, how far it is
+	ends  []int // where each list ends in rules; while it is filled, where its next element goes
 	rules []uint32
 }
 
 func newPlaces(n int) *places { return &places{ends: make([]int, n)} }
 
-// count makes room for one more rule at a place.
-func (p *places) count(at int) { p.ends[at]++ }
+// count reserves room for one more rule in list i.
+func (p *places) count(i int) { p.ends[i]++ }
 
-// allot ends the counting.
+// allot allocates the lists, after all calls of count.
 func (p *places) allot() {
 	sum := 0
 	for i, n := range p.ends {
@@ -342,12 +347,13 @@ func (p *places) allot() {
 	p.rules = make([]uint32, sum)
 }
 
-// put adds a rule where there was room made for it.
-func (p *places) put(at int, rule uint32) {
-	p.rules[p.ends[at]] = rule
-	p.ends[at]++
+// put adds a rule to list i, for which count must have reserved room.
+func (p *places) put(i int, rule uint32) {
+	p.rules[p.ends[i]] = rule
+	p.ends[i]++
 }
 
+// at returns list i.
 func (p *places) at(i int) []uint32 {
 	begin := 0
 	if i > 0 {
@@ -356,7 +362,7 @@ func (p *places) at(i int) []uint32 {
 	return p.rules[begin:p.ends[i]]
 }
 
-// weightOf is the weight of all rules that are anywhere, each once.
+// weightOf returns the weight of all rules in p, each counted once.
 func (c *compiler) weightOf(p *places) (sum int) {
 	counted := make([]bool, len(c.rules))
 	for _, r := range p.rules {
@@ -368,9 +374,9 @@ func (c *compiler) weightOf(p *places) (sum int) {
 	return sum
 }
 
-// setsAt builds the set of each place, with about as many entries as may be at most.
-func (c *compiler) setsAt(p *places, most int) []*peerSet {
-	large := c.large(p, most)
+// setsAt builds the set of each list of rules, with about limit entries or fewer in total.
+func (c *compiler) setsAt(p *places, limit int) []*peerSet {
+	large := c.large(p, limit)
 	sets := make([]*peerSet, len(p.ends))
 	for i := range sets {
 		sets[i] = c.split(p.at(i), large)
@@ -378,8 +384,10 @@ func (c *compiler) setsAt(p *places, most int) []*peerSet {
 	return sets
 }
 
-// large picks the rules that are not to be copied: those that this saves most.
-func (c *compiler) large(p *places, most int) []bool {
+// large picks the rules that sets refer to instead of copying them, so that all sets
+// together have about limit entries or fewer: those with the largest copies. It returns nil
+// if no rule needs to be picked.
+func (c *compiler) large(p *places, limit int) []bool {
 	seen, total := make(map[mark]bool), 0
 	uses := make([]int, len(c.rules))
 	for i := range p.ends {
@@ -395,7 +403,7 @@ func (c *compiler) large(p *places, most int) []bool {
 			total += weight
 		}
 	}
-	if total <= most {
+	if total <= limit {
 		return nil
 	}
 	var order []int
@@ -409,7 +417,7 @@ func (c *compiler) large(p *places, most int) []bool {
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(uses[b]*c.weight[b], uses[a]*c.weight[a]) })
 	large := make([]bool, len(c.rules))
 	for _, r := range order {
-		if total <= most {
+		if total <= limit {
 			break
 		}
 		large[r] = true
@@ -418,7 +426,7 @@ func (c *compiler) large(p *places, most int) []bool {
 	return large
 }
 
-// split is the set of some rules, of which the large ones are referred to.
+// split returns the set of some rules. It refers to the large ones and copies the others.
 func (c *compiler) split(rules []uint32, large []bool) *peerSet {
 	if large == nil || len(rules) < 2 || !slices.ContainsFunc(rules, func(r uint32) bool { return large[r] }) {
 		return c.set(rules)
@@ -452,8 +460,8 @@ func (c *compiler) markOf(rules []uint32) (m mark) {
 	return m
 }
 
-// set builds the peer set of some rules, each named once, in order, or returns the
-// one that was built.
+// set returns the peer set of some rules, nil for none, and builds it on first use. The
+// rules must be sorted and distinct.
 func (c *compiler) set(rules []uint32) *peerSet {
 	if len(rules) == 0 {
 		return nil
@@ -504,7 +512,7 @@ func (c *compiler) build(rules []uint32) *peerSet {
 	return s
 }
 
-// distinct sorts by selector and keeps the first rule of each.
+// distinct sorts rules by selector, in place, and keeps the first rule of each selector.
 func distinct(rules []peerRule) []peerRule {
 	slices.SortFunc(rules, func(a, b peerRule) int {
 		return cmp.Or(cmp.Compare(a.selector, b.selector), cmp.Compare(a.rule, b.rule))
@@ -512,7 +520,7 @@ func distinct(rules []peerRule) []peerRule {
 	return slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector })
 }
 
-// fitted is list, in memory of its own size if it was made in much more.
+// fitted returns list, copied to memory of its own size if its capacity is much larger.
 func fitted[T any](list []T) []T {
 	if len(list) == 0 {
 		return nil

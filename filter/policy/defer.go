@@ -9,8 +9,9 @@ import (
 
 func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
 
-// widens reports whether a draft may isolate a pod that the version in force does not.
-// Two different selectors count as different pods, unless the version in force selects all.
+// widens reports whether a draft may isolate a pod that the version in force does not
+// isolate. Different selectors are taken to select different pods, unless the version in
+// force selects all pods.
 func (w *Store) widens(d *Draft) bool {
 	p := w.policies[d.ref]
 	if p == nil {
@@ -22,7 +23,7 @@ func (w *Store) widens(d *Draft) bool {
 		d.reach.Isolates[filter.Ingress] && !now.Isolates[filter.Ingress]
 }
 
-// firstWidening returns the number of the oldest draft of a namespace that widens.
+// firstWidening returns the lowest number of the drafts of a namespace that widen.
 func (w *Store) firstWidening(namespace string) (number uint64, ok bool) {
 	if d := w.drafts.current; d != nil && d.ref.Namespace == namespace && !d.dropped && w.widens(d) {
 		return d.number, true
@@ -41,10 +42,10 @@ type claim struct {
 	addr netip.Addr
 }
 
-// deferred holds, by namespace, the addresses of pods that started after a draft that may
-// isolate them. Such an address stays unknown, so that its packets are held, until no draft
-// widens whose number is at most the one here: later drafts do not prolong the wait. In all
-// other respects the pod is known.
+// deferred holds, by namespace, addresses of pods that started while a draft may isolate
+// them, each with the number of the last draft at that time. Such an address stays unknown,
+// so that its packets are held, until no draft up to this number widens: later drafts do
+// not prolong the wait. In all other respects the pod is known.
 type deferred map[string]map[claim]uint64
 
 func (x deferred) has(p *pod, a netip.Addr) bool {
@@ -59,14 +60,14 @@ func (x deferred) remove(p *pod, a netip.Addr) {
 	}
 }
 
-// deferrable reports whether the address of a pod may stay unknown. Only in the local ranges
-// are packets of an unknown address held; elsewhere they pass, so that the policies in force
-// must apply at once. A pod of another node is isolated there.
+// deferrable reports whether an address of a pod may be deferred. Packets of unknown
+// addresses are held only in the local ranges. Elsewhere they pass, so that the policies in
+// force must apply at once. A pod of another node is isolated there.
 func (w *Store) deferrable(p *pod, a netip.Addr) bool {
 	return (w.local.node == "" || p.local) && w.inLocalRanges(a)
 }
 
-// deferNew defers an address that a pod did not have if a draft may isolate the pod.
+// deferNew defers a new address of a pod if a draft may isolate the pod.
 func (w *Store) deferNew(p *pod, a netip.Addr) {
 	if !w.deferrable(p, a) {
 		return
@@ -80,7 +81,7 @@ func (w *Store) deferNew(p *pod, a netip.Addr) {
 	w.deferred[p.namespace][claim{p, a}] = w.drafts.last
 }
 
-// undefer makes the addresses known that wait for no draft any more.
+// undefer makes addresses known that no draft defers any more.
 func (w *Store) undefer() {
 	for namespace, claims := range w.deferred {
 		first, widens := w.firstWidening(namespace)
@@ -93,7 +94,7 @@ func (w *Store) undefer() {
 	}
 }
 
-// known lists the addresses of a pod that are not deferred.
+// known returns the addresses of a pod that are not deferred.
 func (w *Store) known(p *pod) []netip.Addr {
 	if len(w.deferred[p.namespace]) == 0 {
 		return p.addrs

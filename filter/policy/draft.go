@@ -11,42 +11,42 @@ import (
 
 const (
 	// largeSize bounds the encoded size of policies that are read and compiled within
-	// SetPolicy and Commit, which takes some 2 ms at this size.
+	// SetPolicy and Commit. A policy of this size takes some 2 ms.
 	largeSize = 16 << 10
-	// mostWaiting bounds the bytes of a namespace's drafts that wait. A policy beyond is
-	// refused until there is room.
+	// mostWaiting bounds the encoded bytes of a namespace's waiting drafts. Further large
+	// policies are refused until there is room.
 	mostWaiting = 16 << 20
-	// mostDirty bounds the pods that one Work leaves for Commit, if they do not have the
-	// same labels.
+	// mostDirty is the number of dirty pods at which Work stops, so that the next Commit is
+	// short. A single piece of work may exceed it.
 	mostDirty = 1000
 )
 
 // Draft is a version of a large policy that is not in force yet. The version before stays
-// in force until Prepare has read and compiled this one, as if the API had reported it
-// later. The address of a pod that starts meanwhile stays unknown (deferred) if this version
-// may isolate the pod and the version before does not.
+// in force until this one has been read and compiled, as if the API server had reported it
+// later. The address of a pod that starts in the meantime is deferred (stays unknown) if
+// this version may isolate the pod and the version before does not.
 type Draft struct {
 	ref     Ref
 	from    Source
 	sum     [sha256.Size]byte
 	reach   Reach
-	number  uint64 // grows with each; a later version that waits in its place has the same
+	number  uint64 // increases with each draft; a version that replaces a waiting one keeps its number
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
 
 	step    step
-	err     error // it cannot be read
+	err     error // why it cannot be read
 	cost    int64
-	large   *Policy // if it is too large
+	large   *Policy // the policy, if it is too large
 	policy  *policy
 	subject *selector
-	adopted int         // of policy.uses
-	fresh   []*selector // of these
-	known   bool        // pods know these
+	adopted int         // number of policy.uses that the store has adopted
+	fresh   []*selector // adopted selectors that are not matched with all pods or namespaces yet
+	known   bool        // the selectors in fresh have been matched
 }
 
-// step is what happens to a draft next.
+// step is the next step of a draft.
 type step uint8
 
 const (
@@ -56,33 +56,34 @@ const (
 	installing             // by Work
 )
 
-// drafts are the large policies that are not in force yet, by namespace: these take
-// turns, so that the policies of one do not hold up those of another.
+// drafts holds the large policies that are not in force yet. Namespaces take turns, so that
+// the policies of one do not delay those of another.
 type drafts struct {
 	on      bool
-	waiting map[Ref]*Draft // the last version of each
-	of      map[string][]Ref
-	size    map[string]int // of of, in bytes
-	turns   []string
-	last    uint64 // number of a draft
+	waiting map[Ref]*Draft   // the newest version of each policy
+	of      map[string][]Ref // by namespace, in the order of their numbers
+	size    map[string]int   // by namespace, the encoded bytes of waiting drafts
+	turns   []string         // namespaces with waiting drafts, the next one first
+	last    uint64           // number of the last draft
 	current *Draft
 	out     bool // current is being prepared
 }
 
-// UseDrafts has large policies prepared outside of SetPolicy and Commit from now on. The
-// caller prepares each draft of NextDraft, on any goroutine, hands it back to Prepared,
-// and calls Work until that returns false.
+// UseDrafts makes drafts of large policies from now on, so that they are prepared outside
+// of SetPolicy and Commit. The caller must call Prepare on each draft that NextDraft
+// returns, on any goroutine, pass the draft to Prepared, and call Work until it reports
+// that no work is left.
 func (w *Store) UseDrafts() {
 	w.drafts = drafts{
 		on: true, waiting: make(map[Ref]*Draft), of: make(map[string][]Ref), size: make(map[string]int),
 	}
 }
 
-// isLarge reports whether a policy is a draft before it is in force.
+// isLarge reports whether a policy is large by its encoded size.
 func (w *Store) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
-// draft has a version of a policy wait. It replaces the one that waits. It returns false
-// if there is no room.
+// draft adds a version of a policy to those that wait. It replaces a waiting version of the
+// same policy. It returns false if there is no room.
 func (w *Store) draft(d *Draft) bool {
 	in, before := d.ref.Namespace, w.drafts.waiting[d.ref]
 	size := w.drafts.size[in] + len(d.from.Encoded)
@@ -108,7 +109,7 @@ func (w *Store) draft(d *Draft) bool {
 	return true
 }
 
-// unwait forgets the version of a policy that waits.
+// unwait removes the waiting version of a policy, if there is one.
 func (w *Store) unwait(ref Ref) {
 	d := w.drafts.waiting[ref]
 	if d == nil {
@@ -127,7 +128,7 @@ func (w *Store) unwait(ref Ref) {
 	}
 }
 
-// dropDrafts forgets what is not in force of a policy.
+// dropDrafts drops all versions of a policy that are not in force.
 func (w *Store) dropDrafts(ref Ref) {
 	w.unwait(ref)
 	if d := w.drafts.current; d != nil && d.ref == ref {
@@ -135,7 +136,8 @@ func (w *Store) dropDrafts(ref Ref) {
 	}
 }
 
-// newest returns the last version of a policy, by the sum of its spec.
+// newest returns the digest of the newest version of a policy, whether it is in force or a
+// draft.
 func (w *Store) newest(ref Ref) (sum [sha256.Size]byte, ok bool) {
 	if d := w.drafts.waiting[ref]; d != nil {
 		return d.sum, true
@@ -149,8 +151,8 @@ func (w *Store) newest(ref Ref) (sum [sha256.Size]byte, ok bool) {
 	return sum, false
 }
 
-// NextDraft returns a draft that is to be prepared, or nil while there is none or one is
-// being prepared.
+// NextDraft returns the next draft to prepare. It returns nil if there is none, or if one
+// is being prepared.
 func (w *Store) NextDraft() *Draft {
 	d := w.drafts.current
 	switch {
@@ -172,8 +174,8 @@ func (w *Store) NextDraft() *Draft {
 	return d
 }
 
-// Prepare does what takes long and needs nothing of the store. It is called by one
-// goroutine at a time.
+// Prepare does the work that takes long and does not need the store. Calls must not
+// overlap.
 func (d *Draft) Prepare() {
 	if d.step == compiling {
 		d.compile()
@@ -191,7 +193,7 @@ func (d *Draft) Prepare() {
 	d.policy.cost = d.cost
 }
 
-// compile builds the policy's own rule sets, which groups then use as they are.
+// compile builds the rule sets of this policy only. Policy sets use them unchanged.
 func (d *Draft) compile() {
 	for direction := range d.policy.rules {
 		for i := range d.policy.rules[direction] {
@@ -205,7 +207,7 @@ func (d *Draft) compile() {
 	}
 }
 
-// shareAll replaces selectors by those that the store shares.
+// shareAll replaces the draft's own selectors with those of the store.
 func shareAll(list []*selector) {
 	for i, s := range list {
 		if s.twin != nil {
@@ -214,16 +216,15 @@ func shareAll(list []*selector) {
 	}
 }
 
-// unshared gives a draft selectors of its own.
+// unshared interns the selectors of one draft, without the store.
 type unshared map[selectorKey]*selector
 
 func (u unshared) use(in scope, sel labels.Selector) *selector {
 	key := selectorKey{in, sel.String()}
 	s := u[key]
 	if s == nil {
-
 		s = newSelector(key, sel)
-		s.id = uint32(len(u)) // by which the reader tells rules apart
+		s.id = uint32(len(u)) // tells selectors apart in rule.content
 		u[key] = s
 	}
 	return s
@@ -232,7 +233,7 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.use(scope{}, sel) }
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
 
-// Prepared returns a draft from NextDraft to the store after its Prepare.
+// Prepared returns a draft from NextDraft to the store, after Prepare.
 func (w *Store) Prepared(d *Draft) {
 	w.drafts.out = false
 	if d.step == compiling {
@@ -242,7 +243,7 @@ func (w *Store) Prepared(d *Draft) {
 	d.step = adopting
 	switch {
 	case d.dropped:
-	case d.err != nil: // cannot be: it was encoded here
+	case d.err != nil: // cannot happen: the reader of its kind has encoded it
 		d.dropped, w.due = true, true
 	case d.large != nil:
 		w.put(d.ref, w.policies[d.ref], d.from, func() *policy { return w.refuseTooLarge(d.large, d.cost) }).sum = d.sum
@@ -250,13 +251,14 @@ func (w *Store) Prepared(d *Draft) {
 	}
 }
 
-// Work does a part of what large policies leave to do, as long as more returns true. It
-// reports whether there is more to do, and whether a Commit is due for what it has done.
+// Work does a part of the work that large policies have left, in small pieces, until more
+// returns false. again reports whether work is left, commit whether a Commit is needed for
+// the work that was done.
 func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false
 	}
-	w.match() // of the rest nothing is left half done
+	w.match() // first, because changes since the last Commit may have left matching to do
 	for again = w.workOn(); again && len(w.dirtyPods) < mostDirty && more(); {
 		again = w.workOn()
 	}
@@ -288,7 +290,7 @@ func (w *Store) workOn() bool {
 	return true
 }
 
-// adoptOne has the store share one more selector of a draft.
+// adoptOne adds one more selector of a draft to the store's selectors.
 func (w *Store) adoptOne(d *Draft) {
 	if d.adopted == len(d.policy.uses) {
 		d.step, d.known = compiling, len(d.fresh) == 0
@@ -298,16 +300,16 @@ func (w *Store) adoptOne(d *Draft) {
 	if in := s.scope.selector; in != nil {
 		in, isNew := w.nsSelectors.adopt(in)
 		s.scope.selector = in
-		d.note(in, isNew)
+		d.addFresh(in, isNew)
 	}
 	s, isNew := w.peers.adopt(s)
-	d.note(s, isNew)
+	d.addFresh(s, isNew)
 	d.policy.uses[d.adopted] = s
 	d.adopted++
 }
 
-// note remembers a selector that pods or namespaces do not know yet.
-func (d *Draft) note(s *selector, isNew bool) {
+// addFresh records a selector that is not matched with all pods or namespaces yet.
+func (d *Draft) addFresh(s *selector, isNew bool) {
 	if isNew || s.fresh {
 		s.fresh = true
 		d.fresh = append(d.fresh, s)

@@ -13,9 +13,9 @@ type NamedPort struct {
 	Number   uint16
 }
 
-// NamedPorts lists the ports of a pod that policies can name, by name: exactly
-// those that Decide looks names up in. Addresses outside the cluster and the node
-// have none.
+// NamedPorts returns the ports of a pod that have a name, sorted by name. These are the
+// ports among which Decide looks up names. It returns nil for the node, and for an address
+// outside the cluster.
 func (e *Endpoint) NamedPorts() []NamedPort {
 	if e == nil || e.class == nil {
 		return nil
@@ -31,7 +31,7 @@ func export(list []namedPort) []NamedPort {
 	return ports
 }
 
-// Hosts are the addresses of the node that a pod runs on, as its status has them. The
+// Hosts returns the addresses of the node that a pod runs on, from the pod's status. The
 // list must not be changed.
 func (e *Endpoint) Hosts() []netip.Addr {
 	if e == nil {

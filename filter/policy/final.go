@@ -6,44 +6,45 @@ import (
 	"sluice/filter"
 )
 
-// Pending describes an end of a flow whose address no pod is known to have.
+// Pending reports whether an address should be a pod's, although no pod is known to have
+// it.
 type Pending uint8
 
 const (
-	// Known is not pending: the owner of the address is known, or it is an address
-	// that no pod should have.
+	// Known is an address whose owner is known, or that no pod should have.
 	Known Pending = iota
-	// PendingRemote should be a pod of another node, which enforces the policies that
-	// isolate that pod.
+	// PendingRemote is an address that a pod of another node should have. That node
+	// enforces the policies that isolate the pod.
 	PendingRemote
-	// PendingLocal should be a pod of this node.
+	// PendingLocal is an address that a pod of this node should have.
 	PendingLocal
 )
 
-// Final reports whether v, the verdict about k, is the same whichever pods turn out
-// to have the pending addresses. Such a packet need not wait for them.
+// Final reports whether v, the verdict about k, is the same whichever pods turn out to have
+// the pending addresses. Such a packet need not be held.
 //
-// A pod of this node could be isolated by any policy, also one of which the news
-// comes with that of the pod: so until it is known nothing is finally allowed to or
-// from it, but with its own node. It parses nothing and allocates nothing.
+// A pending pod of this node may be isolated by any policy, even by one that is not known
+// yet. So until the pod is known, only traffic with its own node is finally allowed. Final
+// does not allocate.
 func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) bool {
 	from, to := s.Endpoint(k.SrcAddr()), s.Endpoint(k.DstAddr())
 	switch v.Reason {
 	case filter.SameAddress:
 		return src != PendingLocal
 	case filter.OwnNode:
-		return from.IsNode() || to.IsNode() // or else only as long as the address is not a pod's
+		return from.IsNode() || to.IsNode() // otherwise only until a pod has the address
 	}
 	egress := s.outcome(k, filter.Egress, &v.Egress, from, src, dst)
 	ingress := s.outcome(k, filter.Ingress, &v.Ingress, to, dst, src)
 	return egress == never || ingress == never || egress == always && ingress == always
 }
 
-// outcome is what the policies of one end let pass, whichever pods there are.
+// outcome is the decision of the policies of one end, over all pods that may turn out to
+// have the pending addresses.
 type outcome uint8
 
 const (
-	depends outcome = iota // on the pods
+	depends outcome = iota // differs between these pods
 	always
 	never
 )
@@ -67,10 +68,10 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	return never
 }
 
-// mayAllow reports whether a rule could allow a flow in a direction that is pending
-// at the other end, and is not allowed with no pod there. That is a rule for the
-// flow's port that names pods by labels; or one for a named port, which the pod may
-// have at any number. ports are those of the end that the rules are for.
+// mayAllow reports whether a rule could allow a flow when its pending peer becomes known,
+// if no rule allows it before. Such a rule is for the flow's port and names pods by labels,
+// or it is for a named port, which the peer may have under any number. ports are the named
+// ports of the end that the rules are for.
 func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
 	for _, part := range r.parts() {
 		if part.mayAllow(k, d, ports) {

@@ -12,44 +12,44 @@ import (
 // Ref names a policy of any kind.
 type Ref struct{ Kind, Namespace, Name string }
 
-// String is "namespace/name", as verdicts name policies.
+// String returns "namespace/name", the form in which verdicts name policies.
 func (r Ref) String() string { return r.Namespace + "/" + r.Name }
 
-// Object is the policy in messages, as in "NetworkPolicy default/db".
+// Object returns the policy as messages name it, such as "NetworkPolicy default/db".
 func (r Ref) Object() string { return r.Kind + " " + r.String() }
 
-// Policy is a policy of any kind, in the one form that the store compiles and that
-// explain, lint and the others work on. A reader for each kind makes it from an object of
-// the API (package netpol for NetworkPolicy). A Policy that a store or anything else has
-// been given must not be changed.
+// Policy is a policy of any kind, in the common form that the store compiles and that
+// packages such as explain and lint use. Each kind has a reader that makes it from an
+// object of the API (package netpol for NetworkPolicy). Policies are shared, and must not
+// be changed once they have been read.
 type Policy struct {
 	Ref     Ref
 	Tier    Tier
 	Subject Subject
-	// Isolates reports, by direction, whether what no rule allows is denied. It is for the
-	// tier NetworkPolicy only.
+	// Isolates reports, by direction, whether flows that no rule allows are denied. It is
+	// for the tier NetworkPolicy only.
 	Isolates [2]bool
 	Rules    [2][]Rule // by direction, in the order of the object
-	// Ignored is how many rules the object has in directions that it leaves out, where
-	// they have no effect. They are not among Rules.
+	// Ignored counts, by direction, the rules of the object that have no effect because the
+	// policy does not apply to their direction. They are not in Rules.
 	Ignored  [2]int
 	Problems []Problem
-	// Digest identifies the version: equal digests are equal policies. The zero value
-	// equals no other.
+	// Digest identifies the version: policies with equal digests are equal. The zero value
+	// means that the digest is not known.
 	Digest [sha256.Size]byte
 	Source Source
 }
 
-// Source is what a policy was read from. The store keeps it in a tenth of the memory that
-// the rules take, and reads them again when it needs them. Without a Read the store keeps
-// the Policy instead.
+// Source is the encoded object that a policy was read from. It takes a tenth of the memory
+// of the rules: the store keeps only the source, and reads the rules again when it needs
+// them. If Read is nil, the store keeps the Policy.
 type Source struct {
 	Encoded []byte // as the API encodes it
 	Read    func(Ref, []byte) (*Policy, error)
 }
 
-// Encoded is a policy that is on its way to a store. A large one takes a fifth of the
-// memory before it is read.
+// Encoded is a policy to be set in a store, which may not have been read yet. A large
+// policy takes a fifth of the memory until it is read.
 type Encoded struct {
 	Ref    Ref
 	Digest [sha256.Size]byte
@@ -58,7 +58,7 @@ type Encoded struct {
 	Reach  Reach   // set if Form is nil
 }
 
-// Reach is the pods that a policy isolates, and in which directions.
+// Reach describes which pods a policy isolates, in which directions.
 type Reach struct {
 	Subject  string // the text of its selector; empty selects all pods of the namespace
 	Isolates [2]bool
@@ -73,8 +73,8 @@ func (e *Encoded) draft() *Draft {
 	return d
 }
 
-// policy reads the policy. One that cannot be read allows nothing, and isolates every pod
-// of its namespace.
+// policy returns the policy, which it reads if necessary. A policy that cannot be read
+// isolates every pod of its namespace and allows nothing.
 func (e *Encoded) policy() *Policy {
 	if e.Form != nil {
 		return e.Form
@@ -90,12 +90,12 @@ func (e *Encoded) policy() *Policy {
 	return p
 }
 
-// Subject is the pods that a policy is for.
+// Subject is the pods that a policy selects.
 type Subject struct {
 	Namespace string
 	Pods      labels.Selector
-	// Malformed reports that Pods cannot be understood. It selects every pod of the
-	// namespace then, and the policy allows nothing, whatever its rules.
+	// Malformed reports that the selector cannot be understood. In this case Pods must
+	// select every pod, and the policy allows nothing, whatever its rules are.
 	Malformed bool
 }
 
@@ -103,22 +103,23 @@ type Subject struct {
 // everything.
 type Rule struct {
 	Action Action
-	Peers  []Peer      // none: every peer, also outside of the cluster
-	Ports  []PortRange // none: every port and protocol
+	Peers  []Peer      // empty: every peer, also outside the cluster
+	Ports  []PortRange // empty: every port and protocol
 }
 
-// Peer is pods, or a block of addresses.
+// Peer is pods or a block of addresses.
 type Peer struct {
 	Namespaces labels.Selector // nil: the namespace of the policy
 	Pods       labels.Selector // nil: every pod of these namespaces
 	Block      *Block          // nil: pods
-	// Malformed is where the peer cannot be understood, relative to its own field, such
-	// as ".ipBlock.cidr", or "." for all of it. The peer matches nothing then.
+	// Malformed is the field of the peer that cannot be understood, such as
+	// ".ipBlock.cidr", or "." for the whole peer. In a rule that accepts, such a peer matches
+	// nothing; any other rule with it denies every peer.
 	Malformed string
 }
 
-// Block is a range of addresses with its exceptions, as written: bits of the host may be
-// set, and mean nothing.
+// Block is a range of addresses with exceptions, as they are written: host bits may be set,
+// and have no meaning.
 type Block struct {
 	CIDR   netip.Prefix
 	Except []netip.Prefix
@@ -128,15 +129,16 @@ type Block struct {
 type PortRange struct {
 	Protocol  filter.Protocol
 	Low, High uint16 // 0 and 65535: all ports of the protocol
-	Name      string // of a named port; Low and High mean nothing then
-	// Malformed reports that it cannot be understood. It matches nothing then.
+	Name      string // of a named port; Low and High have no meaning with it
+	// Malformed reports that the range cannot be understood. In a rule that accepts, it
+	// matches nothing; any other rule with it denies every port.
 	Malformed bool
 }
 
-// All reports whether it names a protocol and no port.
+// All reports whether the range is all ports of its protocol.
 func (p PortRange) All() bool { return p.Name == "" && p.Low == 0 && p.High == 65535 }
 
-// source is what the store keeps of a policy beside its compiled form.
+// source returns the source that the store keeps. Without a Read, it is one that returns p.
 func (p *Policy) source() Source {
 	if p.Source.Read != nil {
 		return p.Source

@@ -6,17 +6,16 @@ import (
 	"slices"
 )
 
-// idSet is the ids of the selectors that match something. It never changes. Few
-// ids are a sorted list; where that would be longer, a bit for each id between the
-// lowest and the highest: no pod takes more than a bit for each selector, however
-// many match it.
+// idSet is the ids of the selectors that match an object. It never changes. Few ids are a
+// sorted list. More are a bitmap from the lowest to the highest id if that is smaller than
+// the list, so that no pod takes more than a bit for each selector, however many match it.
 type idSet struct {
 	list  []uint32
 	dense *idWords // or nil
 }
 
-// idWords is a bit for each id. It is apart from idSet so that what a decision reads of
-// a class is within one line of the processor's cache.
+// idWords is a bitmap of ids. It is separate from idSet so that the fields of a class that
+// a decision reads fit into one cache line.
 type idWords struct {
 	first uint32 // words[0] has the bits of the ids from first*64 on
 	words []uint64
@@ -54,7 +53,7 @@ func (d *idWords) all(f func(uint32)) {
 	}
 }
 
-// common calls f for each id that b has too, until f returns false.
+// common calls f for each id that is also in b, until f returns false.
 func (s *idSet) common(b *idBits, f func(uint32) bool) {
 	for _, id := range s.list {
 		if at := int(id / 64); at < len(b.words) && b.words[at]>>(id%64)&1 == 1 && !f(id) {
@@ -84,7 +83,7 @@ func (s *idSet) equal(o *idSet) bool {
 	return s.dense.first == o.dense.first && slices.Equal(s.dense.words, o.dense.words)
 }
 
-// sum adds the set to a hash.
+// sum writes the set to a hash.
 func (s *idSet) sum(h *maphash.Hash) {
 	var d idWords
 	if s.dense != nil {
@@ -99,11 +98,11 @@ func (s *idSet) sum(h *maphash.Hash) {
 	}
 }
 
-// idBits is a set in the making, used over and over.
+// idBits is a reusable bitmap in which sets are built.
 type idBits struct {
 	words     []uint64
 	low, high int // all bits that are set are in words[low:high]
-	few       int // up to so many ids are a list in any case
+	few       int // sets of at most few ids become lists
 }
 
 func (b *idBits) grow(words int) {
@@ -139,7 +138,7 @@ func (b *idBits) copyOf(o *idBits) {
 	copy(b.words[b.low:b.high], o.words[o.low:o.high])
 }
 
-// add adds what o has.
+// add adds all ids of o.
 func (b *idBits) add(o *idBits) {
 	if o.low == o.high {
 		return
@@ -155,7 +154,7 @@ func (b *idBits) reset() {
 	b.low, b.high = 0, 0
 }
 
-// take returns the set, and empties b.
+// take returns the ids as an idSet, and empties b.
 func (b *idBits) take() (s idSet) {
 	words := b.words[b.low:b.high]
 	count := 0

@@ -11,33 +11,34 @@ import (
 	"sluice/filter"
 )
 
-// policy is a policy as it is compiled: selectors are interned, CIDRs are ranges.
+// policy is a policy in the form that is compiled: selectors are interned, and CIDRs are
+// ranges of addresses.
 type policy struct {
 	ref      Ref
 	tier     Tier
 	id       uint64            // new with each version of the policy
 	mark     mark              // of the id
 	text     string            // "namespace/name"
-	sum      [sha256.Size]byte // its digest
-	kept     Source            // to read its rules again; without Read there is no room for it
+	sum      [sha256.Size]byte // digest of the version
+	kept     Source            // from which its rules can be read again; empty if there was no room for it
 	subject  *selector
 	isolates [2]bool // by filter.Direction
 	rules    [2][]rule
-	size     [2]int      // entries of the rules
-	compiled [2]*ruleSet // by themselves; nil until it is asked for
-	uses     []*selector // of peers, once for each use
+	size     [2]int      // entries of the rules, by direction
+	compiled [2]*ruleSet // rule sets of this policy only; nil until they are needed
+	uses     []*selector // selectors of peers, once for each use
 	problems []Problem
-	large    bool  // its rules are merged with no other's
-	cost     int64 // estimated, in bytes
-	refused  bool  // its rules are not read, because it takes too much
-	surplus  bool  // by itself it does not
+	large    bool  // its rules are never merged with those of other policies
+	cost     int64 // estimated memory, in bytes
+	refused  bool  // its rules are not read, because it is over a limit
+	surplus  bool  // refused, but not for its own size
 }
 
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
 	action Action
 	index  int         // in spec.ingress or spec.egress
-	anyone bool        // every peer, outside ones too
+	anyone bool        // every peer, also outside the cluster
 	some   []*selector // pods by their labels
 	whole  []*selector // all pods of some namespaces
 	blocks []addrRange
@@ -46,17 +47,17 @@ type rule struct {
 	ports    []PortRange
 }
 
-// interner gives a policy that is read its selectors.
+// interner provides the selectors for a policy that is being read.
 type interner interface {
 	useNamespaces(labels.Selector) *selector
 	usePeer(scope, labels.Selector) *selector
 }
 
-// reader interns one policy. What is malformed allows nothing.
+// reader turns a Policy into a policy. Malformed parts allow nothing.
 type reader struct {
 	in   interner
 	p    *policy
-	seen map[string]bool // rules that the policy has already, by their content
+	seen map[string]bool // content of the rules that were added
 }
 
 func (w *Store) readPolicy(form *Policy) *policy {
@@ -70,7 +71,7 @@ func subjectOf(form *Policy) *selector {
 	return newSelector(selectorKey{scope{namespace: form.Subject.Namespace}, form.Subject.Pods.String()}, form.Subject.Pods)
 }
 
-// read interns a policy, but for its subject.
+// read turns a Policy into a policy, without its subject.
 func read(form *Policy, in interner) *policy {
 	p := &policy{ref: form.Ref, tier: form.Tier, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
 	rules := form.Rules
@@ -93,9 +94,8 @@ func read(form *Policy, in interner) *policy {
 	return p
 }
 
-// closed returns the rules that are in force where those of the policy cannot be: none for
-// a policy that isolates; otherwise, in each direction that has rules, one that denies
-// everything.
+// closed returns the rules to use if those of the policy cannot be used: none for a policy
+// that isolates; otherwise a rule that denies everything, in each direction that has rules.
 func (p *Policy) closed() (rules [2][]Rule) {
 	for d := range p.Rules {
 		if p.Tier != NetworkPolicy && len(p.Rules[d]) > 0 {
@@ -105,7 +105,7 @@ func (p *Policy) closed() (rules [2][]Rule) {
 	return rules
 }
 
-// decides reports whether the policy has a say in a direction.
+// decides reports whether the policy can decide about flows in a direction.
 func (p *policy) decides(d filter.Direction) bool {
 	if p.tier == NetworkPolicy {
 		return p.isolates[d]
@@ -129,18 +129,19 @@ func (r reader) rule(d filter.Direction, index int, from *Rule) {
 		}
 	}
 	if out.action != Accept {
-		r.doubt(d, &out, from)
+		r.denyMalformed(d, &out, from)
 	}
 	if r.p.tier == NetworkPolicy && out.action != Accept {
-		r.problem(d, index, "a NetworkPolicy has no rules but those that accept")
+		r.problem(d, index, "a NetworkPolicy can only have rules that accept")
 		return
 	}
 	r.add(d, &out)
 }
 
-// doubt closes a rule that does not accept as far as it cannot be understood: to leave the
-// part out could let through what the rule denies, or what rules of later tiers deny.
-func (r reader) doubt(d filter.Direction, out *rule, from *Rule) {
+// denyMalformed makes a rule that does not accept deny everything that its malformed parts
+// may mean. If the rule ignored these parts, flows could pass that it or a later tier
+// denies.
+func (r reader) denyMalformed(d filter.Direction, out *rule, from *Rule) {
 	peers := slices.ContainsFunc(from.Peers, func(p Peer) bool { return p.Malformed != "" })
 	ports := slices.ContainsFunc(from.Ports, func(p PortRange) bool { return p.Malformed })
 	if peers || ports || out.action > Pass {
@@ -158,8 +159,8 @@ func (r reader) problem(d filter.Direction, index int, detail string) {
 	})
 }
 
-// add keeps a rule unless it allows nothing that a rule before it does not allow:
-// what rules take does not depend on how often they are repeated.
+// add adds a rule, unless it cannot match or an earlier rule matches the same flows. So the
+// memory of rules does not depend on how often they are repeated.
 func (r reader) add(d filter.Direction, out *rule) {
 	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 || !out.portless && len(out.ports) == 0 {
 		return // all of its peers or ports are malformed
@@ -174,7 +175,7 @@ func (r reader) add(d filter.Direction, out *rule) {
 	r.p.size[d] += 1 + len(out.some) + len(out.whole) + len(out.blocks) + len(out.ports)
 }
 
-// content is what a rule allows: equal only for rules that allow the same.
+// content encodes the flows that a rule matches. Equal encodings match the same flows.
 func (r *rule) content() []byte {
 	var key []byte
 	if r.portless {
@@ -225,7 +226,8 @@ func (r reader) peer(out *rule, peer *Peer) {
 	}
 }
 
-// useSubject interns a policy's podSelector and finds the pods it matches.
+// useSubject interns the selector of a subject. If the selector is new, useSubject finds
+// the pods that it matches.
 func (w *Store) useSubject(s *selector) *selector {
 	s, isNew := w.subjects.adopt(s)
 	if isNew {
@@ -247,16 +249,16 @@ func (w *Store) releaseSubject(s *selector) {
 	}
 }
 
-// useNamespaces interns a namespaceSelector.
+// useNamespaces interns a namespace selector.
 func (w *Store) useNamespaces(sel labels.Selector) *selector {
 	s, isNew := w.nsSelectors.use(scope{}, sel)
 	w.staleNS = w.staleNS || isNew || s.fresh
 	return s
 }
 
-// usePeer interns a selector of peers; the pods that it matches learn of it with
-// the next commit. No pod's epoch changes for it: verdicts change with the rules that
-// use it, and so with the pods that those rules guard.
+// usePeer interns a peer selector. The next match finds its pods, whose epochs stay the
+// same: verdicts change with the rules that use the selector, so the pods that these rules
+// protect get new epochs.
 func (w *Store) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew || s.fresh {

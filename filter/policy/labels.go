@@ -13,21 +13,22 @@ import (
 
 type label struct{ key, value string }
 
-// labelIndex finds those of many selectors that match a set of labels, and
-// tests only the few that could: each selector is filed under one requirement
-// that a matching object is bound to show.
+// labelIndex finds the selectors that match a set of labels. Each selector is filed under
+// one of its requirements (see anchor), so that only the few selectors that may match are
+// tested.
 type labelIndex struct {
 	byLabel map[label]bucket[*selector]
 	byKey   map[string]bucket[*selector]
-	rest    bucket[*selector] // only NotIn and DoesNotExist: they match by absence
-	absence *absence          // of the rest, where they are more than few
+	rest    bucket[*selector] // only NotIn and DoesNotExist requirements: they match by absence
+	absence *absence          // index of rest, once rest has more than few selectors
 	few     int
 }
 
-// bucket is some selectors, or some of what they match. One that is let go is no
-// longer counted, and taken out only when half of a bucket are such: with thousands
-// that share a label, each search for one would cost as much as the label has
-// selectors. A map takes ten times as much for one or two, which is what most have.
+// bucket is a list of selectors or identities. An element that is gone is only counted at
+// first; the list is compacted when half of it is gone. If thousands of selectors have a
+// label in common, searching the list for each removed one would take time proportional to
+// all of them. A map would take ten times the memory for one or two elements, and few
+// buckets have more.
 type bucket[T interface{ gone() bool }] struct {
 	list []T
 	gone int
@@ -36,10 +37,10 @@ type bucket[T interface{ gone() bool }] struct {
 // gone reports whether no policy uses the selector any more.
 func (s *selector) gone() bool { return s.refs == 0 }
 
-// add adds one that is not gone.
+// add adds an element that is not gone.
 func (b *bucket[T]) add(t T) { b.list = append(b.list, t) }
 
-// drop is told that one of them is gone.
+// drop counts one more element as gone, and compacts the list if half of it is gone.
 func (b *bucket[T]) drop() {
 	if b.gone++; 2*b.gone >= len(b.list) {
 		b.list = slices.DeleteFunc(b.list, T.gone)
@@ -47,7 +48,7 @@ func (b *bucket[T]) drop() {
 	}
 }
 
-// all lists those that are not gone.
+// all yields the elements that are not gone.
 func (b bucket[T]) all() iter.Seq[T] {
 	return func(yield func(T) bool) {
 		for _, t := range b.list {
@@ -62,18 +63,19 @@ func (b bucket[T]) count() int { return len(b.list) - b.gone }
 
 func (b bucket[T]) empty() bool { return b.count() == 0 }
 
-// absence finds those of many selectors that match by absence: all but the few that
-// a label or a key of the object rules out. With 10,000 of them, testing each takes
-// a millisecond for each pod.
+// absence is an index of selectors that match by absence. A lookup starts with all of them
+// and removes the few that a label or a key of the object rules out. Testing each of 10,000
+// selectors would take a millisecond for each pod.
 type absence struct {
 	all     idBits
 	byLabel map[label]bucket[*selector]
 	byKey   map[string]bucket[*selector]
 }
 
-// anchor is the requirement that a selector is filed under: the labels of which
-// an object must have one, at the lowest cost where there are several such
-// requirements, or else the key that it must have, or else nothing.
+// anchor returns the requirement under which a selector is filed: labels, one of which a
+// matching object must have, or otherwise a key that it must have. Of several requirements
+// with labels, anchor chooses the one of the lowest cost. A selector that matches by
+// absence has neither labels nor a key.
 func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	lowest := math.MaxInt
 	for _, r := range s.asks {
@@ -92,10 +94,12 @@ func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	return anyOf, key
 }
 
-// mostAsked bounds among how many requirements of a selector an anchor is looked for.
+// mostAsked bounds the requirements of a selector that anchor considers. A selector with
+// more requirements has a matcher.
 const mostAsked = 8
 
-// asksOf are the first requirements that an object has to have something for.
+// asksOf returns the first requirements of a selector, at most mostAsked, that only an
+// object with the key can meet.
 func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 	reqs, _ := sel.Requirements()
 	for _, r := range reqs {
@@ -109,12 +113,12 @@ func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 	return asks
 }
 
-// matcher is a selector of many requirements, by key: to match costs as much as the
-// object has labels, and not as much as there are requirements.
+// matcher is a selector of many requirements, indexed by key. Matching takes time
+// proportional to the labels of the object, not to the requirements.
 type matcher struct {
-	asks   map[string]map[string]bool // the values that a key may have; nil for any
-	labels map[label]bool             // that the object must not have
-	keys   map[string]bool            // that the object must not have
+	asks   map[string]map[string]bool // required keys with the values that they may have; nil for any
+	labels map[label]bool             // labels that the object must not have
+	keys   map[string]bool            // keys that the object must not have
 }
 
 // matcherOf returns a matcher, or nil for a selector of few requirements.
@@ -127,7 +131,7 @@ func matcherOf(sel labels.Selector) *matcher {
 	for _, r := range reqs {
 		switch r.Operator() {
 		case selection.In, selection.Equals, selection.DoubleEquals:
-			m.ask(r.Key(), r.Values())
+			m.require(r.Key(), r.Values())
 		case selection.Exists:
 			if _, is := m.asks[r.Key()]; !is {
 				m.asks[r.Key()] = nil
@@ -139,14 +143,14 @@ func matcherOf(sel labels.Selector) *matcher {
 		case selection.DoesNotExist:
 			m.keys[r.Key()] = true
 		default:
-			return nil // no label selector of the API has others
+			return nil // the API has no other operators for labels
 		}
 	}
 	return m
 }
 
-// ask leaves of the values that a key may have those that are given.
-func (m *matcher) ask(key string, values map[string]sets.Empty) {
+// require restricts the values that a key may have to the given ones.
+func (m *matcher) require(key string, values map[string]sets.Empty) {
 	old, both := m.asks[key], make(map[string]bool, len(values))
 	for v := range values {
 		if old == nil || old[v] {
@@ -179,7 +183,8 @@ func (s *selector) matches(set labels.Set) bool {
 	return s.labels.Matches(set)
 }
 
-// entries is how often a selector is filed under these labels.
+// entries is the cost function of a labelIndex: the number of buckets in which a selector
+// is filed under these labels.
 func entries(anyOf []label) int { return len(anyOf) }
 
 func (x *labelIndex) add(s *selector) {
@@ -204,7 +209,7 @@ func (x *labelIndex) add(s *selector) {
 	}
 }
 
-// remove takes out a selector that has no use any more.
+// remove removes a selector that no policy uses any more.
 func (x *labelIndex) remove(s *selector) {
 	anyOf, key := anchor(s, entries)
 	switch {
@@ -229,13 +234,14 @@ func (x *labelIndex) empty() bool {
 	return len(x.byLabel) == 0 && len(x.byKey) == 0 && x.rest.empty()
 }
 
-// match calls f for the selectors that match set.
+// match calls f for each selector that matches set.
 func (x *labelIndex) match(set labels.Set, f func(*selector)) {
 	x.present(set, f)
 	matchIn(x.rest, set, f)
 }
 
-// present calls f for those that match by a label or key that set has.
+// present calls f for each selector that matches set and is filed under a label or a key of
+// set.
 func (x *labelIndex) present(set labels.Set, f func(*selector)) {
 	if len(x.byLabel) > 0 || len(x.byKey) > 0 {
 		for k, v := range set {
@@ -253,7 +259,7 @@ func matchIn(b bucket[*selector], set labels.Set, f func(*selector)) {
 	}
 }
 
-// collect adds the ids of the selectors that match set.
+// collect adds the ids of the selectors that match set to ids. It overwrites scratch.
 func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 	add := func(s *selector) { ids.set(s.id) }
 	if x.absence == nil {
@@ -264,8 +270,8 @@ func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 	x.absence.collect(set, ids, scratch, nil)
 }
 
-// collectIn is collect for selectors of several scopes: it adds those whose scope has
-// the namespace, which has to have been given to mask.
+// collectIn is collect for selectors of several scopes. It adds only the selectors whose
+// scope includes ns. mask must have been filled by x.mask for ns.
 func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask *idBits) {
 	test := func(b bucket[*selector]) {
 		for s := range b.all() {
@@ -287,8 +293,8 @@ func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask
 	x.absence.collect(set, ids, scratch, mask)
 }
 
-// mask sets which of the selectors that match by absence have the namespace in
-// their scope.
+// mask fills mask with the selectors that match by absence and whose scope includes ns. It
+// leaves mask empty if absence is nil.
 func (x *labelIndex) mask(ns *namespace, mask *idBits) {
 	mask.reset()
 	if x.absence == nil {
@@ -329,7 +335,8 @@ func (x *absence) remove(s *selector) {
 	}
 }
 
-// collect adds those that match set, and are in mask unless that is nil.
+// collect adds the ids of the selectors that match set to ids. If mask is not nil, only the
+// selectors in mask count. It overwrites scratch.
 func (x *absence) collect(set labels.Set, ids, scratch, mask *idBits) {
 	if mask == nil {
 		mask = &x.all
@@ -363,7 +370,8 @@ func dropFrom[K comparable, T interface{ gone() bool }](m map[K]bucket[T], k K) 
 	m[k] = b
 }
 
-// without removes s from list, in place; the order does not matter.
+// without removes s from list, in place, and returns the shorter list. It does not keep the
+// order.
 func without(list []*selector, s *selector) []*selector {
 	i := slices.Index(list, s)
 	if i < 0 {
@@ -375,32 +383,32 @@ func without(list []*selector, s *selector) []*selector {
 }
 
 // identity is the pods of a namespace that have the same labels, such as those of a
-// Deployment. No selector tells them apart, so that what selectors match is known
-// once for all of them.
+// Deployment. No selector can tell them apart, so that selectors are matched once for all
+// of them.
 type identity struct {
 	ns     *namespace
 	labels labels.Set
 	hash   uint64
-	pods   []*pod // each knows its place; empty for one that is gone
+	pods   []*pod // pods[i].place is i; empty when the identity is gone
 
-	subjects []*selector // selectors of policies' subjects that match
-	peers    idSet       // selectors of peers that match, as of the last commit
-	sum      [2]uint64   // of peers
-	stale    bool        // peers may be others now
-	staleOwn bool        // also those of policies of its own namespace, of no other
-	recent   *class      // what a pod of these was compiled to in this commit
+	subjects []*selector // subject selectors that match
+	peers    idSet       // peer selectors that match, as of the last Commit
+	sum      [2]uint64   // sumOf peers
+	stale    bool        // peers must be found again
+	staleOwn bool        // including selectors whose scope is only their namespace
+	recent   *class      // class of one of the pods, if this Commit has compiled one
 }
 
-// gone reports whether there is no such pod any more.
+// gone reports whether the identity has no pods any more.
 func (k *identity) gone() bool { return len(k.pods) == 0 }
 
-// add puts a pod among them.
+// add adds a pod.
 func (k *identity) add(p *pod) {
 	p.identity, p.place = k, uint32(len(k.pods))
 	k.pods = append(k.pods, p)
 }
 
-// remove takes out the pod at a place. It may be among others already.
+// remove removes the pod at a place. That pod may already belong to another identity.
 func (k *identity) remove(place uint32) {
 	last := uint32(len(k.pods) - 1)
 	if place != last {
@@ -411,21 +419,21 @@ func (k *identity) remove(place uint32) {
 	k.pods = k.pods[:last]
 }
 
-// identitySet is the pods of a namespace, findable by label: the other side of
-// labelIndex, for when a selector is new and the pods are old.
+// identitySet holds the identities of a namespace, indexed by label. It is the counterpart
+// of labelIndex: it finds the existing pods that a new selector matches.
 type identitySet struct {
 	seed    maphash.Seed
 	all     bucket[*identity]
-	byHash  map[uint64]*identity // but for those whose hash was another's first
+	byHash  map[uint64]*identity // without those whose hash equals that of an earlier one
 	byLabel map[uint64]bucket[*identity]
 }
 
-// hash is a number that equal labels share.
+// hash returns a hash of a label.
 func (x *identitySet) hash(key, value string) uint64 {
 	return maphash.Comparable(x.seed, label{key, value})
 }
 
-// hashOf is a number that equal sets of labels share, in whatever order a map has them.
+// hashOf returns a hash of a set of labels. It does not depend on the order of the map.
 func (x *identitySet) hashOf(set labels.Set) (sum uint64) {
 	for k, v := range set {
 		sum += x.hash(k, v)
@@ -433,7 +441,7 @@ func (x *identitySet) hashOf(set labels.Set) (sum uint64) {
 	return sum
 }
 
-// add adds an identity that has a pod.
+// add adds an identity, which must have a pod.
 func (x *identitySet) add(k *identity) {
 	if x.byHash == nil {
 		x.byHash = make(map[uint64]*identity)
@@ -447,7 +455,7 @@ func (x *identitySet) add(k *identity) {
 	}
 }
 
-// remove takes out an identity that is gone.
+// remove removes an identity that is gone.
 func (x *identitySet) remove(k *identity) {
 	x.all.drop()
 	if x.byHash[k.hash] == k {
@@ -458,7 +466,8 @@ func (x *identitySet) remove(k *identity) {
 	}
 }
 
-// having is how many identities have one of these labels, or another of the same hash.
+// having returns the number of identities that have one of these labels. It may be too
+// large because hashes collide.
 func (x *identitySet) having(anyOf []label) int {
 	n := 0
 	for _, l := range anyOf {
@@ -467,7 +476,7 @@ func (x *identitySet) having(anyOf []label) int {
 	return n
 }
 
-// candidates is how many identities match tests for a selector.
+// candidates returns the number of identities that match would test for s.
 func (x *identitySet) candidates(s *selector) int {
 	if anyOf, _ := anchor(s, x.having); anyOf != nil {
 		return x.having(anyOf)
@@ -475,8 +484,8 @@ func (x *identitySet) candidates(s *selector) int {
 	return x.all.count()
 }
 
-// match calls f for each identity that s matches. It tests those that have the rarest
-// of the labels that s asks for: of "app" and "tier", the few of the app.
+// match calls f for each identity that s matches. If s requires several labels, match tests
+// only the identities that have the rarest of them.
 func (x *identitySet) match(s *selector, f func(*identity)) {
 	test := func(identities bucket[*identity]) {
 		for k := range identities.all() {

@@ -10,31 +10,32 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// Limits bound what policies may take, in bytes of memory as estimated before they
-// are compiled; 0 is no limit. A policy beyond allows nothing, for the pods that it
-// selects and in the directions that it isolates, and is a problem with its name.
+// Limits bounds the memory of compiled policies, in bytes, as estimated before compiling; 0
+// means no limit. A policy over a limit is refused: it still selects its pods, but allows
+// nothing in the directions that it isolates, and is reported as a Problem.
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
-	// Policies bounds all together. Of the namespace whose policies take most, the
-	// one that takes most goes first, and so on until the rest is within the bound.
+	// Policies bounds the sum of all policies. While the sum is larger, the most expensive
+	// policy of the most expensive namespace is refused.
 	Policies int64
 }
 
-// DefaultLimits leave an agent of 512 MiB room for a large cluster's pods, and for
-// compiling the largest policy that an API server keeps.
+// DefaultLimits returns limits that leave an agent of 512 MiB enough memory for the pods of
+// a large cluster, and for compiling the largest policy that an API server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
-// mostRefused bounds the bytes that are kept of policies which are refused for what
-// all take together, so that they come back when there is room. One that found no room
-// here comes back when it is set again.
+// mostRefused bounds the encoded bytes that are kept of policies refused because of
+// Limits.Policies or mostWaiting. A policy that was kept comes back as soon as there is
+// room; any other comes back only when it is set again.
 const mostRefused = 32 << 20
 
-// SetLimits sets the limits of policies that are set from now on.
+// SetLimits sets the limits. Limits.Policies applies to all policies from the next Commit
+// on, Limits.Policy only to policies that are read later.
 func (w *Store) SetLimits(l Limits) { w.limits, w.recount = l, true }
 
-// What parts of a policy take at most, in bytes. A test holds it against what they do
-// take.
+// Upper bounds of the memory that the parts of a compiled policy take, in bytes. A test
+// compares them with the memory that compiled policies do take.
 const (
 	costOfPolicy   = 1200
 	costOfRule     = 250
@@ -45,8 +46,8 @@ const (
 	costOfEntry    = 14
 )
 
-// costOf estimates the bytes that a compiled policy takes, from its size only. It is an
-// upper bound, even for a policy that shares no selector with others.
+// costOf returns an upper bound of the bytes that a compiled policy takes, estimated from
+// its size only. It holds even for a policy that shares no selector with others.
 func costOf(p *Policy) int64 {
 	c := costs{}
 	c.selector(p.Subject.Pods)
@@ -61,10 +62,10 @@ func costOf(p *Policy) int64 {
 	return int64(len(p.Source.Encoded)) + c.bytes + costOfPolicy + costOfEntry*int64(entries)
 }
 
-// costs counts what is in a policy.
+// costs adds up the parts of a policy.
 type costs struct {
 	bytes        int64
-	ports, peers int // peers in peer sets' entries
+	ports, peers int // peers: entries that the rules add to peer sets
 }
 
 func (c *costs) rule(r *Rule) {
@@ -103,7 +104,7 @@ func (c *costs) selector(s labels.Selector) {
 	}
 }
 
-// admit reads a policy, or refuses it if it takes more than it may.
+// admit reads a policy, or refuses it if it is over a limit.
 func (w *Store) admit(form *Policy) *policy {
 	cost := costOf(form)
 	if most := w.limits.Policy; most > 0 && cost > most {
@@ -111,37 +112,38 @@ func (w *Store) admit(form *Policy) *policy {
 	}
 	if most := w.limits.Policies; most > 0 && w.cost+cost > most {
 		w.recount = true
-		return w.refuseForAll(form, cost)
+		return w.refuseOverTotal(form, cost)
 	}
 	p := w.readPolicy(form)
 	p.cost = cost
 	return p
 }
 
-// refuseTooLarge refuses a policy for what it takes alone.
+// refuseTooLarge refuses a policy that is over Limits.Policy by itself.
 func (w *Store) refuseTooLarge(form *Policy, cost int64) *policy {
 	return w.refuse(form, cost, fmt.Sprintf("compiled it would take %s, and one policy may take %s", mebibytes(cost), mebibytes(w.limits.Policy)),
 		"split it, name ranges and labels instead of single ports, addresses and pods, or raise --policy-memory")
 }
 
-// refuseForAll refuses a policy for what all take together.
-func (w *Store) refuseForAll(form *Policy, cost int64) *policy {
+// refuseOverTotal refuses a policy because all policies together are over Limits.Policies.
+func (w *Store) refuseOverTotal(form *Policy, cost int64) *policy {
 	p := w.refuse(form, cost, fmt.Sprintf("compiled it would take %s, and all policies together %s at most", mebibytes(cost), mebibytes(w.limits.Policies)),
 		"make fewer or smaller policies in the namespace whose policies take most, or raise --policies-memory")
 	p.surplus = true
 	return p
 }
 
-// refuseToWait refuses a policy for what waits to be compiled.
-func (w *Store) refuseToWait(form *Policy) *policy {
-	p := w.refuse(form, costOf(form), fmt.Sprintf("it waits for other large policies of its namespace to be compiled, of which %s may wait", mebibytes(mostWaiting)),
+// refuseOverBacklog refuses a large policy because too many bytes of its namespace's
+// policies already wait to be compiled.
+func (w *Store) refuseOverBacklog(form *Policy) *policy {
+	p := w.refuse(form, costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")
 	p.surplus = true
 	return p
 }
 
-// refuse takes of a policy which pods it selects and in which directions, and leaves
-// the rules away: it allows nothing.
+// refuse reads which pods a policy selects and which directions it isolates, but not its
+// rules, so that it allows nothing.
 func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
 	bare.Rules = form.closed()
@@ -153,8 +155,8 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// count takes a policy that comes into the sums, and with it what it takes to read it
-// again.
+// count adds a policy that comes into force to w.cost or w.refused. It keeps the source of
+// the policy if there is room, so that the policy can be read again.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
@@ -167,7 +169,7 @@ func (w *Store) count(p *policy, from Source) {
 	w.recount = w.recount || w.overdrawn
 }
 
-// discount takes a policy that goes out of the sums.
+// discount subtracts a policy that goes out of force from w.cost or w.refused.
 func (w *Store) discount(p *policy) {
 	if p.refused {
 		w.refused -= len(p.kept.Encoded)
@@ -177,8 +179,8 @@ func (w *Store) discount(p *policy) {
 	w.recount = w.recount || w.overdrawn
 }
 
-// balance decides which policies are refused for what all take together: by names
-// and costs alone, so that the order in which they came decides nothing.
+// balance decides which policies are refused because of Limits.Policies. It goes only by
+// their names and costs, so that the result does not depend on the order of events.
 func (w *Store) balance() {
 	if !w.recount {
 		return
@@ -188,7 +190,7 @@ func (w *Store) balance() {
 	w.overdrawn = len(out) > 0
 	for _, p := range out {
 		if !p.refused {
-			w.replace(p, w.refuseForAll)
+			w.replace(p, w.refuseOverTotal)
 		}
 	}
 	var back []*policy
@@ -209,20 +211,20 @@ func (w *Store) balance() {
 	w.recount = waits
 }
 
-// draftBack has a large policy that was refused wait to come back. It returns false if
-// there is no room.
+// draftBack queues a large policy that was refused as a draft, so that it comes back. It
+// returns false if there is no room.
 func (w *Store) draftBack(p *policy) bool {
 	newest, _ := w.newest(p.ref)
 	d := w.drafts.current
 	if newest != p.sum || w.drafts.waiting[p.ref] != nil || d != nil && d.ref == p.ref && !d.dropped {
-		return true // it comes, or a later version
+		return true // this version or a later one is already a draft
 	}
 	return w.draft(&Draft{ref: p.ref, from: p.kept, sum: p.sum, reach: p.reach()})
 }
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
 
-// surplus picks the policies that are beyond what all may take.
+// surplus returns the policies to refuse so that the rest is within Limits.Policies.
 func (w *Store) surplus() map[Ref]*policy {
 	most := w.limits.Policies
 	of := make(map[string][]*policy)
@@ -230,7 +232,7 @@ func (w *Store) surplus() map[Ref]*policy {
 	var sum int64
 	for _, p := range w.policies {
 		if p.kept.Read == nil {
-			continue // refused for its own size, or until it is set again
+			continue // refused for its own size, or its source was not kept
 		}
 		of[p.ref.Namespace] = append(of[p.ref.Namespace], p)
 		sums[p.ref.Namespace] += p.cost
@@ -260,11 +262,11 @@ func (w *Store) surplus() map[Ref]*policy {
 	return out
 }
 
-// replace reads a policy again, in another way.
+// replace reads a policy again from its source, by read, and puts the result in its place.
 func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {
-		return // cannot be: it was encoded by its reader
+		return // cannot happen: the reader of its kind has encoded it
 	}
 	w.put(p.ref, p, p.kept, func() *policy { return read(form, p.cost) }).sum = p.sum
 }

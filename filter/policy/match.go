@@ -6,12 +6,11 @@ import (
 	"slices"
 )
 
-// match finds out which selectors of peers match which pods, for all that has
-// changed since the last commit: at once, because a policy may bring ten thousand
-// selectors, each of which concerns the same pods.
+// match updates which peer selectors match which pods, for all changes since the last call
+// together: a single policy may add ten thousand selectors for the same pods.
 func (w *Store) match() {
-	w.affect(w.removed)              // while namespaces still know what they matched
-	w.wideOnly = len(w.removed) == 0 // or else ids may be others' now
+	w.affect(w.removed)              // before ns.matched changes
+	w.wideOnly = len(w.removed) == 0 // otherwise ids may have been reused
 	w.matchNamespaces()
 	w.wideOnly = false
 	w.affect(w.added)
@@ -30,9 +29,10 @@ func (w *Store) match() {
 	w.matchWhole()
 }
 
-// affect notes what selectors of peers that came or went concern.
+// affect marks what must be matched again because peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	var whole, some idBits // the scopes that are selectors
+	// Namespace selectors that are scopes: of empty and of other selectors.
+	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
 		switch in := s.scope.selector; {
@@ -64,8 +64,9 @@ func (w *Store) affect(selectors []*selector) {
 	}
 }
 
-// affectIn looks for the pods of a namespace that a selector matches. It stops where
-// matching all of them again costs less than going on.
+// affectIn marks the identities of a namespace that a selector matches as stale. When that
+// takes more tests than matching all identities of the namespace again, it marks the
+// namespace as stale instead.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():
@@ -84,7 +85,8 @@ func (w *Store) affectIn(s *selector, ns *namespace) {
 	ns.identities.match(s, w.stale)
 }
 
-// matchNamespaces matches namespaces again: those that have other labels, or all.
+// matchNamespaces matches namespaces with the namespace selectors again: the relabeled
+// ones, or all of them if a selector came or went.
 func (w *Store) matchNamespaces() {
 	if !w.staleNS {
 		for ns := range w.dirtyNS {
@@ -120,8 +122,9 @@ func (w *Store) matchNamespace(ns *namespace) {
 	ns.matched, ns.relabeled = matched, false
 }
 
-// affectBy notes what concerns a namespace because a matches it and b does not. With
-// an id that was another's it may note too much.
+// affectBy marks what must be matched again in ns because a selector of namespaces is in a
+// and not in b. Only scopes of peer selectors matter. If ids were reused, it may mark too
+// much.
 func (w *Store) affectBy(a, b *idSet, ns *namespace) {
 	a.common(&w.peers.scopes, func(id uint32) bool {
 		if b.has(id) {
@@ -136,8 +139,8 @@ func (w *Store) affectBy(a, b *idSet, ns *namespace) {
 	})
 }
 
-// matchPods finds the peers' selectors that pods match by their own labels. Those
-// that match their whole namespace are kept with the namespace.
+// matchPods matches the stale identities with the peer selectors that are not empty. Empty
+// ones match whole namespaces, and are stored once for each namespace (see matchWhole).
 func (w *Store) matchPods() {
 	slices.SortFunc(w.staleIdentities, func(a, b *identity) int { return cmp.Compare(a.ns.id, b.ns.id) })
 	var in *namespace
@@ -167,16 +170,16 @@ func (w *Store) matchPods() {
 	w.staleIdentities = nil
 }
 
-// keepOwn takes over an id if its selector is of a policy of the pods' own namespace,
-// and of no other.
+// keepOwn keeps an id if the scope of its selector is one namespace by name, that of the
+// pods.
 func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
 	}
 }
 
-// sumOf is a sum by which equal sets are known: of 128 unpredictable
-// bits, so that no two will ever share one.
+// sumOf returns a hash that identifies a set. It has 128 bits and unpredictable seeds, so
+// two different sets practically never have the same sum.
 func (w *Store) sumOf(ids *idSet) (sum [2]uint64) {
 	for i := range sum {
 		var h maphash.Hash
@@ -187,14 +190,17 @@ func (w *Store) sumOf(ids *idSet) (sum [2]uint64) {
 	return sum
 }
 
-// matchWhole rewrites, in a copy, which selectors match whole namespaces.
+// matchWhole updates which selectors match whole namespaces. It writes to a copy, because
+// snapshots share everyone.
 func (w *Store) matchWhole() {
 	if len(w.dirtyNS) == 0 {
 		return
 	}
 	everyone := make([]idSet, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
 	copy(everyone, w.everyone)
-	of := make([]uint32, len(w.nsSelectors.byID)) // each selector of namespaces; 0 for none
+	// of holds, by the id of a namespace selector, the id of the empty pod selector in its
+	// scope plus 1; 0 for none.
+	of := make([]uint32, len(w.nsSelectors.byID))
 	for i, s := range w.nsSelectors.byID {
 		if s != nil && s.within != nil && s.within.everyone != nil {
 			of[i] = s.within.everyone.id + 1
@@ -209,6 +215,7 @@ func (w *Store) matchWhole() {
 	w.dirtyNS = make(map[*namespace]struct{})
 }
 
+// wholeSelectors returns the ids of the peer selectors that match all pods of a namespace.
 func (w *Store) wholeSelectors(ns *namespace, of []uint32) idSet {
 	if s := w.peers.everyone(scope{namespace: ns.name}); s != nil {
 		w.ids.set(s.id)

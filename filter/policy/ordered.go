@@ -9,7 +9,7 @@ import (
 	"sluice/filter"
 )
 
-// query is a flow, as a chain looks at it.
+// query is a flow from or to a pod, with what its chain needs to decide.
 type query struct {
 	key      *filter.Key
 	peer     *Endpoint
@@ -18,14 +18,15 @@ type query struct {
 	everyone []idSet
 }
 
-// match is a rule that matches a flow, and what it does; without a rule nothing matches.
+// match is the rule that matches a flow, and its action. Without a match, rule is nil.
 type match struct {
 	rule   *filter.Rule
 	action Action
 }
 
-// lowest returns the rule of the lowest rank that matches the flow, and whether it is the
-// same for all flows between the two. The rank of a rule is its place in rules.
+// lowest returns the rule of the lowest rank that matches the flow. The rank of a rule is
+// its index in rules. pair reports whether the result is the same for all flows between the
+// two addresses.
 func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if r.peers == nil {
 		return r.lowestInParts(q)
@@ -38,8 +39,8 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if q.key.Transport == filter.Ported {
 		at = min(at, r.lowestAtPort(q, &p))
 	}
-	// Rules of other ports cannot matter if none of them that names the peer has a lower
-	// rank.
+	// The result is the same for all flows if the rule is for all ports and no rule for any
+	// port that names the peer has a lower rank.
 	pair = r.peers.lowest(&p) == at && r.portless.lowest(&p) == at
 	if at == noRule {
 		return match{}, pair
@@ -47,8 +48,8 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	return match{&r.rules[at], r.extra.actions[at]}, pair
 }
 
-// lowestInParts is lowest where each policy has a rule set: all rules of one rank before
-// those of the next.
+// lowestInParts is lowest for a rule set with a part for each policy. The parts are in the
+// order of the ranks.
 func (r *ruleSet) lowestInParts(q *query) (m match, pair bool) {
 	pair = true
 	for _, part := range r.parts() {
@@ -60,6 +61,7 @@ func (r *ruleSet) lowestInParts(q *query) (m match, pair bool) {
 	return match{}, pair
 }
 
+// lowestAtPort returns the lowest rank of the rules for the port of the flow, or noRule.
 func (r *ruleSet) lowestAtPort(q *query, p *remote) uint32 {
 	k := q.key
 	table := portTableOf(k.Protocol)
@@ -83,8 +85,8 @@ func (r *ruleSet) lowestAtPort(q *query, p *remote) uint32 {
 	return at
 }
 
-// lowest returns the lowest rank of the rules that name the peer, or noRule, which is
-// above all.
+// lowest returns the lowest rank of the rules that name the peer, or noRule, which is above
+// all ranks.
 func (s *peerSet) lowest(p *remote) uint32 {
 	if s == nil {
 		return noRule
@@ -107,7 +109,7 @@ func (s *peerSet) lowest(p *remote) uint32 {
 	return at
 }
 
-// lowestShared returns the lowest rule of the selectors that are in both.
+// lowestShared returns the lowest rank of the selectors that are in both, or noRule.
 func lowestShared(rules []peerRule, set *idSet) uint32 {
 	at := noRule
 	if set.dense == nil && len(set.list) < len(rules) {
@@ -126,7 +128,7 @@ func lowestShared(rules []peerRule, set *idSet) uint32 {
 	return at
 }
 
-// mayDeny reports whether a rule denies.
+// mayDeny reports whether there is a rule that denies.
 func (r *ruleSet) mayDeny() bool {
 	return r.extra != nil && (slices.ContainsFunc(r.extra.actions, func(a Action) bool { return a != Accept && a != Pass }) ||
 		slices.ContainsFunc(r.extra.parts, (*ruleSet).mayDeny))
@@ -137,8 +139,8 @@ func (r *ruleSet) deniesAll() bool {
 	return r.extra != nil && len(r.extra.actions) > 0 && r.extra.actions[0] == Deny && r.portless != nil && r.portless.everyone == 0
 }
 
-// byRank cuts ranges where they overlap, so that a binary search finds the one that holds
-// an address, and gives each piece to the lowest rule of those that hold it.
+// byRank cuts overlapping ranges into pieces that do not overlap, sorted for a binary
+// search. Each piece gets the lowest rule of the ranges that contain it.
 func byRank(ranges []blockRange) []blockRange {
 	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
 	cuts := make([]uint32, 0, 2*len(ranges))
@@ -169,17 +171,17 @@ func byRank(ranges []blockRange) []blockRange {
 	return fitted(out)
 }
 
-// rankHeap is the ranges that hold an address, the lowest rule first.
+// rankHeap is a heap of ranges, the lowest rule first.
 type rankHeap []blockRange
 
 func (h rankHeap) Len() int           { return len(h) }
 func (h rankHeap) Less(i, j int) bool { return h[i].rule < h[j].rule }
 func (h rankHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 
-// Push adds a range.
+// Push implements [heap.Interface].
 func (h *rankHeap) Push(r any) { *h = append(*h, r.(blockRange)) }
 
-// Pop removes the last range.
+// Pop implements [heap.Interface].
 func (h *rankHeap) Pop() any {
 	last := (*h)[len(*h)-1]
 	*h = (*h)[:len(*h)-1]

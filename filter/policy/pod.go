@@ -16,29 +16,28 @@ type objectKey struct{ namespace, name string }
 
 func (k objectKey) String() string { return k.namespace + "/" + k.name }
 
-// Pod is a pod, as far as decisions and what explains them need it. A Pod that a store
-// has been given must not be changed.
+// Pod holds the fields of a pod that decisions and their explanations need. A Pod must not
+// be changed after it was passed to a store.
 type Pod struct {
 	Namespace, Name string
 	Labels          labels.Set
-	Addrs           []netip.Addr // its own; those of its node with HostNetwork
-	Hosts           []netip.Addr // of its node, as its status has them
-	Ports           []NamedPort  // that its containers declare; a store needs those with a name
-	Node            string       // that it runs on
+	Addrs           []netip.Addr // its own, or those of its node with HostNetwork
+	Hosts           []netip.Addr // addresses of its node, from its status
+	Ports           []NamedPort  // declared by its containers; a store uses only those with a name
+	Node            string       // name of the Node that it runs on
 	Created         int64        // Unix time in nanoseconds
 	Ending          bool         // it is being deleted
 	HostNetwork     bool
 	// Ended is the phase of a pod that will not run again; empty for others.
 	Ended string
-	// NotReady reports that no Service leads to it.
+	// NotReady reports that Services do not send traffic to it.
 	NotReady bool
 }
 
-// String is "namespace/name".
+// String returns "namespace/name".
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 
-// pod is what decisions need to know of a Pod, and what the store has found out
-// about it.
+// pod holds the fields of a Pod that decisions need, and what the store has compiled.
 type pod struct {
 	objectKey
 	identity *identity
@@ -48,19 +47,19 @@ type pod struct {
 	created  int64 // Unix time, nanoseconds
 
 	endpoint *Endpoint // as last compiled
-	place    uint32    // in the identity's list
-	renewed  bool      // a verdict about it may differ, whatever its class says
+	place    uint32    // index in identity.pods
+	renewed  bool      // it needs a new epoch, even if its class stays the same
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted
-	// relabeled: a verdict about it differs if its peers do.
+	// relabeled: its labels changed, so it needs a new epoch if other peer selectors match.
 	relabeled  bool
 	dirty      bool // the next commit compiles it
-	reselected bool // other policies may select it
+	reselected bool // other policies than before may select it
 	gone       bool // it has been deleted
 }
 
-// host is the addresses of a node that pods run on, as their status has them. The pods
-// of a node share it; nil has none.
+// host is the addresses of a node, from the status of the pods that run there and share it.
+// A nil host has no addresses.
 type host struct {
 	addrs []netip.Addr // never empty
 	pods  int
@@ -76,8 +75,7 @@ func (h *host) list() []netip.Addr {
 // same reports whether both have the same addresses.
 func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.list()) }
 
-// useHost returns the host that pods share in the place of one that was read, with one
-// more use.
+// useHost returns the shared host with the same addresses as read, and adds a use to it.
 func (w *Store) useHost(read *host) *host {
 	if read == nil {
 		return nil
@@ -107,9 +105,9 @@ type namedPort struct {
 	number   uint16
 }
 
-// readPod takes what decisions need. Pods of the host network and pods that have ended
-// have no address of their own: the first have their node's, the second have given theirs
-// up.
+// readPod returns the fields of a Pod that decisions need. Pods with HostNetwork and pods
+// that have ended have no address of their own: the former use that of their node, the
+// latter have released theirs.
 func readPod(o *Pod) *pod {
 	p := &pod{objectKey: objectKey{o.Namespace, o.Name}, created: o.Created, ending: o.Ending}
 	if o.HostNetwork || o.Ended != "" {
@@ -122,8 +120,8 @@ func readPod(o *Pod) *pod {
 	return p
 }
 
-// namedPorts lists the ports that a policy can name, by name. Of two with one name and
-// protocol the first counts.
+// namedPorts returns the ports that have a name, sorted by name and protocol. If several
+// have the same name and protocol, the first one counts.
 func namedPorts(ports []NamedPort) []namedPort {
 	var found []namedPort
 	for _, p := range ports {
@@ -138,16 +136,16 @@ func namedPorts(ports []NamedPort) []namedPort {
 	return found
 }
 
-// sameIdentity reports whether nothing that a decision looks at differs but perhaps the
-// labels.
-func (p *pod) sameIdentity(o *pod) bool {
+// equalButLabels reports whether two versions of a pod are the same for decisions, apart
+// from their labels.
+func (p *pod) equalButLabels(o *pod) bool {
 	return slices.Equal(p.addrs, o.addrs) && p.host.same(o.host) && slices.Equal(p.ports, o.ports) &&
 		p.created == o.created && p.local == o.local && p.ending == o.ending
 }
 
-// beats says which of two live pods with one address has it: the one created
-// last, because the delete of the other is then still on its way. The names
-// settle a tie, so that the order of events never does.
+// beats reports whether p rather than o owns an address that both claim: the pod that was
+// created last, because the deletion of the other has not been reported yet. Names break a
+// tie, so that the order of events does not matter.
 func (p *pod) beats(o *pod) bool {
 	if p.created != o.created {
 		return p.created > o.created
@@ -155,7 +153,8 @@ func (p *pod) beats(o *pod) bool {
 	return p.String() > o.String()
 }
 
-// selectedBy lists the policies that have a say about the pod in a direction, by tier.
+// selectedBy returns the policies that select the pod and can decide in a direction, by
+// tier.
 func (p *pod) selectedBy(d filter.Direction) (found [numTiers][]*policy) {
 	for _, s := range p.identity.subjects {
 		for pol := range s.subjects {

@@ -10,22 +10,21 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// podRanges are the addresses that pods have or can get, as one snapshot knows them.
-// They never change.
+// podRanges is the address ranges of pods in a snapshot. It never changes.
 type podRanges struct {
-	number     uint64 // of the last change after which all live connections must be judged
+	number     uint64 // of the last change for which all live connections must be evaluated again
 	local, all bart.Lite
-	here, list []netip.Prefix // of this node, and of all
+	here, list []netip.Prefix // the ranges in local and in all
 }
 
-// rangeSources is where the pod ranges of the next snapshot come from.
+// rangeSources holds the sources of the pod ranges of the next snapshot.
 type rangeSources struct {
-	given    []netip.Prefix            // of this node, by its configuration
-	nodes    map[string][]netip.Prefix // by Node
+	given    []netip.Prefix            // ranges of this node from its configuration
+	nodes    map[string][]netip.Prefix // by name of the Node
 	starting []netip.Prefix            // as of the last RenewStartingPods
 	live     *StartingPods
-	changes  uint64
-	stale    bool
+	changes  uint64 // becomes the number of podRanges
+	stale    bool   // current must be built again
 	current  *podRanges
 }
 
@@ -33,10 +32,10 @@ func newRangeSources() rangeSources {
 	return rangeSources{nodes: make(map[string][]netip.Prefix), live: new(StartingPods), current: new(podRanges)}
 }
 
-// SetPodRanges sets the ranges in which pods of the node that enforces have their
-// addresses, beside those of its Node. Where two live pods claim an address in them, one
-// that runs here has it: the node gave it the address, and what another node claims
-// cannot take it away.
+// SetPodRanges sets the configured address ranges of this node's pods, in addition to those
+// of its Node object. If two live pods claim an address in these ranges, the one on this
+// node owns it: this node has assigned the address, and a pod of another node cannot take
+// it.
 func (w *Store) SetPodRanges(local []netip.Prefix) {
 	if now := masked(local); !slices.Equal(now, w.ranges.given) {
 		w.ranges.given = now
@@ -44,8 +43,8 @@ func (w *Store) SetPodRanges(local []netip.Prefix) {
 	}
 }
 
-// SetNodeRanges sets the ranges in which pods of a Node have their addresses; none
-// removes the Node. See SetLocalNode.
+// SetNodeRanges sets the address ranges of the pods of a Node. An empty list removes the
+// Node. SetLocalNode names the Node of this node.
 func (w *Store) SetNodeRanges(node string, ranges []netip.Prefix) {
 	now := masked(ranges)
 	switch {
@@ -59,14 +58,13 @@ func (w *Store) SetNodeRanges(node string, ranges []netip.Prefix) {
 	w.changeRanges()
 }
 
-// StartingPods are the addresses of pods that start on the node that enforces. All
-// snapshots share them.
+// StartingPods returns the addresses of pods that are starting on this node. All snapshots
+// of the store share them.
 func (w *Store) StartingPods() *StartingPods { return w.ranges.live }
 
-// RenewStartingPods adopts the addresses of StartingPods for all that depends on more than
-// whether an address is pending: who has an address that several pods claim, and which
-// connections must be judged. An address that is gone concerns no other connections: it
-// went with its pod.
+// RenewStartingPods applies changes of StartingPods to what snapshots do not read from it
+// directly: the owner of an address that several pods claim, and whether live connections
+// must be evaluated again. A removed address needs no evaluation, because its pod is gone.
 func (w *Store) RenewStartingPods() {
 	now := w.ranges.live.List()
 	if slices.Equal(now, w.ranges.starting) {
@@ -85,14 +83,15 @@ func (w *Store) changeRanges() {
 	w.adoptRanges()
 }
 
-// adoptRanges sets the ranges of this node at once: whether a pod that is set next stays
-// unknown behind a large policy depends on them.
+// adoptRanges updates the local ranges at once rather than at the next Commit, because
+// deferred addresses of the pods that are set next depend on them.
 func (w *Store) adoptRanges() {
 	r := &w.ranges
 	w.setLocalRanges(slices.Concat(r.given, r.nodes[w.local.node], r.starting))
 }
 
-// commitRanges builds the ranges of the next snapshot, if they have changed.
+// commitRanges returns the ranges of the next snapshot, and builds them if they have
+// changed.
 func (w *Store) commitRanges() *podRanges {
 	r := &w.ranges
 	if !r.stale {
@@ -124,8 +123,8 @@ func masked(prefixes []netip.Prefix) []netip.Prefix {
 	return now
 }
 
-// Lookup returns the endpoint that has the address. Without one, it reports whether the
-// address should be a pod's.
+// Lookup returns the owner of the address. If there is none, Lookup also reports whether
+// the address is pending.
 func (s *Snapshot) Lookup(addr netip.Addr) (*Endpoint, Pending) {
 	if e := s.Endpoint(addr); e != nil {
 		return e, Known
@@ -133,8 +132,8 @@ func (s *Snapshot) Lookup(addr netip.Addr) (*Endpoint, Pending) {
 	return nil, s.Pending(addr)
 }
 
-// Pending reports whether an address without an endpoint should be a pod's, of which the
-// news is still on its way. It allocates nothing.
+// Pending reports whether an address without an owner should be that of a pod that has not
+// been reported yet. It does not allocate.
 func (s *Snapshot) Pending(addr netip.Addr) Pending {
 	switch {
 	case s.ranges.all.Contains(addr):
@@ -148,19 +147,21 @@ func (s *Snapshot) Pending(addr netip.Addr) Pending {
 	return Known
 }
 
-// PodRanges lists the ranges in which pods have their addresses. The list is shared.
+// PodRanges returns the address ranges of all pods. The list is shared and must not be
+// changed.
 func (s *Snapshot) PodRanges() []netip.Prefix { return s.ranges.list }
 
-// LocalRanges lists those of the node that enforces. The list is shared.
+// LocalRanges returns the address ranges of this node's pods. The list is shared and must
+// not be changed.
 func (s *Snapshot) LocalRanges() []netip.Prefix { return s.ranges.here }
 
-// SameRanges reports whether two snapshots hold the same addresses for pods', but for
-// pods that have gone.
+// SameRanges reports whether the two snapshots have the same pod ranges. It ignores
+// addresses of starting pods that have gone.
 func (s *Snapshot) SameRanges(o *Snapshot) bool { return s.ranges.number == o.ranges.number }
 
-// StartingPods are the addresses of pods that start on the node that enforces, as follow
-// from how the node reaches them. They are pending at once and not with the next
-// snapshot: a pod may send before that. Any number of goroutines may use them.
+// StartingPods holds the addresses of pods that are starting on this node, derived from the
+// node's routes. An address is pending at once, in all snapshots, because a pod may send
+// packets before the next snapshot. StartingPods is safe for concurrent use.
 type StartingPods struct {
 	current atomic.Pointer[startingPods]
 
@@ -202,7 +203,7 @@ func (s *StartingPods) Changed() <-chan struct{} {
 	return s.changed
 }
 
-// List returns the addresses. The list is shared.
+// List returns the addresses. The list is shared and must not be changed.
 func (s *StartingPods) List() []netip.Prefix {
 	if now := s.current.Load(); now != nil {
 		return now.list

@@ -1,19 +1,18 @@
 // Package policy turns Kubernetes objects into decisions.
 //
-// A [Store] takes pods, namespaces and NetworkPolicies one by one, in any order,
-// and compiles what a change touches, not what exists. Each [Store.Commit] gives
-// an immutable [Snapshot], whose Decide answers for a flow: it looks at two
-// endpoints, at one short list per direction, and at nothing that grows with the
-// number of policies.
+// A [Store] takes pods, namespaces and policies one by one, in any order. [Store.Commit]
+// compiles only what changes have affected, and returns an immutable [Snapshot], whose
+// Decide returns the verdict about a flow. A decision reads two endpoints and a rule set
+// for each direction. Its cost does not grow with the number of policies.
 //
-// How a decision comes to be cheap. A pod carries the sorted ids of the peer
-// selectors that match it. The policies that isolate a pod in one direction are
-// compiled together into a rule set, cut along the port axis: a port finds the
-// selectors and address ranges that are allowed at it, by binary search. What is
-// left is whether two sorted lists of numbers share one.
+// Decisions are cheap because most of the work is done in advance. A pod has the sorted ids
+// of the peer selectors that match it. The policies that isolate a pod in one direction are
+// compiled together into a rule set, which is cut into intervals along the port axis. A
+// binary search finds the selectors and address ranges that are allowed at a port. The last
+// step checks whether two sorted lists of numbers have an element in common.
 //
-// The package knows neither a cluster nor a kernel, and takes no lock: a store
-// belongs to one goroutine, a Snapshot to everyone.
+// The package uses neither the API server nor the kernel. A Store belongs to one goroutine.
+// A Snapshot may be used by any number of goroutines, and takes no lock.
 package policy
 
 import (
@@ -21,15 +20,15 @@ import (
 	"log/slog"
 )
 
-// Problem is something in a policy that cannot be understood or is too large, and
-// therefore allows nothing. The API server rejects most of these today, but hands out what
-// older versions of it have stored.
+// Problem describes a part of a policy that cannot be understood, or a policy that is too
+// large. Neither allows anything. The API server rejects most malformed policies, but still
+// serves those that its older versions have stored.
 type Problem struct {
 	Policy Ref
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with it
 	Hint   string // what would be right
-	// TooLarge reports that the whole policy is refused for its size, and not that it
+	// TooLarge reports that the whole policy is refused for its size, rather than that it
 	// cannot be understood.
 	TooLarge bool
 }
@@ -38,7 +37,7 @@ func (p Problem) Error() string {
 	return fmt.Sprintf("%s, %s: %s: %s", p.Policy.Object(), p.Field, p.Detail, p.Hint)
 }
 
-// LogValue keeps the parts apart in structured logs.
+// LogValue returns the fields as separate attributes for structured logs.
 func (p Problem) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("policy", p.Policy.String()),

@@ -7,14 +7,13 @@ import (
 	"time"
 )
 
-// Published is the snapshot in force: one atomic pointer, and the means to know
-// when no reader uses an earlier snapshot any more.
+// Published holds the snapshot in force, behind an atomic pointer. Its Synchronize waits
+// until no reader uses an earlier snapshot, as in RCU.
 //
-// A reader brackets each piece of work, from loading the snapshot until what it
-// decided has taken effect, with Enter and Exit. Publish followed by Synchronize
-// therefore guarantees that every effect of an older snapshot is visible: no
-// verdict given under it can still be on its way. Readers pay two uncontended
-// atomic stores; only Synchronize waits.
+// A read section begins with Enter, which loads the snapshot, and ends with Exit, when the
+// effects of all decisions are visible. So after Publish and Synchronize, no verdict of an
+// older snapshot is on its way. A read section costs two uncontended atomic additions; only
+// Synchronize waits.
 type Published struct {
 	current atomic.Pointer[Snapshot]
 
@@ -25,20 +24,21 @@ type Published struct {
 // Reader is one goroutine's access to the snapshot in force.
 type Reader struct {
 	from *Published
-	// section is odd while the reader is at work. It has a cache line to itself:
-	// each worker writes its own with every packet.
+	// section counts calls of Enter and Exit, so it is odd within a read section. It is
+	// padded to a cache line of its own, because each worker writes its section with every
+	// burst of packets.
 	section atomic.Uint64
 	_       [48]byte
 }
 
-// Publish puts a snapshot in force.
+// Publish puts a snapshot in force. It does not wait for readers.
 func (p *Published) Publish(s *Snapshot) { p.current.Store(s) }
 
-// Snapshot returns the snapshot in force, nil before the first Publish. Code that uses it
-// for longer than a moment goes through a Reader.
+// Snapshot returns the snapshot in force, or nil before the first Publish. Synchronize does
+// not wait for its users; code for which it must wait uses a Reader.
 func (p *Published) Snapshot() *Snapshot { return p.current.Load() }
 
-// NewReader registers a reader. Close ends it.
+// NewReader registers a reader, which must be closed after use.
 func (p *Published) NewReader() *Reader {
 	r := &Reader{from: p}
 	p.mu.Lock()
@@ -47,16 +47,16 @@ func (p *Published) NewReader() *Reader {
 	return r
 }
 
-// Enter returns the snapshot in force and starts a piece of work on it.
+// Enter begins a read section and returns the snapshot in force.
 func (r *Reader) Enter() *Snapshot {
 	r.section.Add(1)
 	return r.from.current.Load()
 }
 
-// Exit says that all that was decided since Begin has taken effect.
+// Exit ends the read section. All decisions since Enter must have taken effect.
 func (r *Reader) Exit() { r.section.Add(1) }
 
-// Close takes the reader off the list that Synchronize waits for.
+// Close unregisters the reader, so that Synchronize no longer waits for it.
 func (r *Reader) Close() {
 	r.from.mu.Lock()
 	defer r.from.mu.Unlock()
@@ -68,16 +68,16 @@ func (r *Reader) Close() {
 	}
 }
 
-// Synchronize returns when every piece of work that began before the call has ended.
-// Workers take microseconds for one, so that it polls rather than have each of
-// them signal.
+// Synchronize returns when all read sections that began before the call have ended. If ctx
+// ends first, it returns the cause. It polls, because read sections take microseconds and a
+// signal would cost each of them time.
 func (p *Published) Synchronize(ctx context.Context) error {
 	p.mu.Lock()
 	readers := p.readers
 	p.mu.Unlock()
 	for _, r := range readers {
-		turn := r.section.Load()
-		for wait := time.Microsecond; turn%2 == 1 && r.section.Load() == turn; wait = min(2*wait, time.Millisecond) {
+		begun := r.section.Load()
+		for wait := time.Microsecond; begun%2 == 1 && r.section.Load() == begun; wait = min(2*wait, time.Millisecond) {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)

@@ -13,7 +13,7 @@ type addrRange struct {
 	low, high netip.Addr
 }
 
-// lastOf is the highest address of a prefix.
+// lastOf returns the highest address of a prefix.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -23,8 +23,9 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// subtract cuts the exceptions out of a prefix; bits of the host mean nothing. Exceptions
-// of the other family are all below it or all above it.
+// subtract returns the addresses of a prefix without those of the exceptions. It ignores
+// host bits. Exceptions of the other address family are entirely below or above the prefix,
+// and have no effect.
 func subtract(from netip.Prefix, written []netip.Prefix) []addrRange {
 	from = from.Masked()
 	excepts := make([]netip.Prefix, len(written))
@@ -49,8 +50,8 @@ func subtract(from netip.Prefix, written []netip.Prefix) []addrRange {
 	return append(left, addrRange{low: low, high: high})
 }
 
-// after is the address behind a, in the order in which all of IPv6 follows all of
-// IPv4; it is not valid behind the last.
+// after returns the address after a, where IPv6 follows IPv4. It returns the zero Addr
+// after the last IPv6 address.
 func after(a netip.Addr) netip.Addr {
 	if next := a.Next(); next.IsValid() || a.Is6() {
 		return next
@@ -58,7 +59,8 @@ func after(a netip.Addr) netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// placeOf is how many of the sorted bounds are not above addr.
+// placeOf returns the place of an address among sorted bounds: the number of bounds that
+// are not above it.
 func placeOf(bounds []netip.Addr, addr netip.Addr) uint32 {
 	low, high := 0, len(bounds)
 	for low < high {
@@ -71,9 +73,8 @@ func placeOf(bounds []netip.Addr, addr netip.Addr) uint32 {
 	return uint32(low)
 }
 
-// disjoint sorts ranges and cuts away where they overlap, so that a binary search
-// finds the one that holds an address. Where two overlap, the one that begins
-// first keeps its rule.
+// disjoint sorts ranges, in place, and cuts off overlaps, so that a binary search finds the
+// range of an address. Where two ranges overlap, the one that begins first keeps its rule.
 func disjoint(ranges []blockRange) []blockRange {
 	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
 	out := ranges[:0]
@@ -94,7 +95,7 @@ func disjoint(ranges []blockRange) []blockRange {
 	return fitted(out)
 }
 
-// blockAt returns the rule of the range that holds a place, or noRule.
+// blockAt returns the rule of the range that contains a place, or noRule.
 func blockAt(ranges []blockRange, place uint32) uint32 {
 	low, high := 0, len(ranges)
 	for low < high {

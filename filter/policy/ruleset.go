@@ -7,39 +7,39 @@ import (
 	"sluice/filter"
 )
 
-// ruleSet is what one set of policies allows in one direction, cut along the
-// port axis. Finding the rule for a flow looks into at most three peer sets and
-// the named ports of the destination, however many policies went into it; finding
-// none, into one more. Where rules overlap so much along the axis that a set for
-// each interval would outgrow the policies, a look-up walks a tree of sets instead.
+// ruleSet is the compiled rules of some policies in one direction, cut into intervals along
+// the port axis. However many policies were compiled, a lookup searches at most three peer
+// sets and those of the destination's named ports, and one more peer set if no rule
+// matches. If rules overlap so much along the axis that a peer set for each interval would
+// take far more memory than the policies, a lookup walks a tree of peer sets instead.
 //
-// Sets hold numbers of 4 bytes where they can: a rule is its place in rules, an
-// address range its places in bounds. What most look-ups read comes first, within one
-// line of the processor's cache.
+// Peer sets refer to rules and bounds by indexes of 4 bytes. The fields that most lookups
+// read come first, within one cache line.
 type ruleSet struct {
 	portless *peerSet // rules without ports
-	peers    *peerSet // all rules: every allowed peer; nil if there is none
+	peers    *peerSet // the rules for all ports together; nil if there are no rules
 	rules    []filter.Rule
 	ports    [3]portTable
-	bounds   []netip.Addr // where address ranges begin, or end one before; sorted
+	bounds   []netip.Addr // first addresses of address ranges, and first addresses after them; sorted
 	named    map[portName]*peerSet
-	anyNamed [3]bool // by protocol, as ports is
+	anyNamed [3]bool // there are rules for named ports; by protocol, like ports
 	extra    *extra  // nil for most
 }
 
-// extra is what few rule sets have: the forms of rules that would take too much as others
-// are kept, and what ordered rules do.
+// extra holds what few rule sets need: the actions of ordered rules, and forms for rules
+// that would take too much memory in the usual form.
 type extra struct {
-	// actions are those of rules, if they are ordered: a rule is looked for by its rank,
-	// which is its place. Without any, all rules accept, and none comes before another.
+	// actions are the actions of rules, if the rules are ordered: the matching rule with
+	// the lowest index, its rank, decides. Without actions, all rules accept and have no
+	// order.
 	actions []Action
 	trees   [3]portTree
-	// parts are the rule sets of single policies. Where there are some, there is
-	// nothing else.
+	// parts are rule sets that are not merged, most of them of a single policy. A rule set
+	// with parts has nothing else.
 	parts []*ruleSet
 }
 
-// none reports whether there is no rule.
+// none reports whether there are no rules.
 func (r *ruleSet) none() bool { return r.peers == nil && len(r.parts()) == 0 }
 
 func (r *ruleSet) parts() []*ruleSet {
@@ -58,58 +58,59 @@ type portName struct {
 // rules apply.
 type portTable struct {
 	all  *peerSet   // rules that name the protocol and no port
-	flat []interval // sorted; none where there is a tree
+	flat []interval // sorted; empty if there is a tree
 }
 
-// interval is the ports from one on to the next interval, and their set, nil where
-// nothing is allowed.
+// interval is the ports from start to the start of the next interval, and the rules for
+// them; set is nil if there are none.
 type interval struct {
 	set   *peerSet
 	start uint16
 }
 
-// portTree is a segment tree over the intervals that ports are cut into: the set of
-// interval i is spread over the nodes i+len(starts), half of that, and so on down to 1.
+// portTree is a segment tree over the intervals that ports are cut into. The rules of
+// interval i are in the sets of node i+len(starts), of the node of half that number, and so
+// on down to node 1.
 type portTree struct {
 	starts []uint16 // sorted: where each interval begins
 	sets   []*peerSet
 }
 
-// peerSet is the peers that are allowed at some ports. It fills one line of the
-// processor's cache.
+// peerSet finds the rule for a peer at some ports. It fills one cache line.
 type peerSet struct {
-	everyone uint32 // a rule that allows every peer, or noRule
-	whole    uint32 // where in peers those of the second kind begin
-	// peers are by the selectors that a pod carries, and then by those that its
-	// namespace carries.
+	everyone uint32 // a rule for every peer, or noRule
+	whole    uint32 // index in peers where the second part begins
+	// peers[:whole] are the selectors that pods match by their labels, peers[whole:] the
+	// selectors that match all pods of a namespace; each part is sorted by selector.
 	peers  []peerRule
-	blocks []blockRange // by address
-	more   *peerSets    // of rules too large to be copied into every set that has them
+	blocks []blockRange // sorted and disjoint
+	more   *peerSets    // sets of single rules that are too large to be copied into each set that needs them
 }
 
 type peerSets struct{ list []*peerSet }
 
-// noRule is the number of no rule.
+// noRule stands in for the index of a rule if there is no rule. It is above all indexes.
 const noRule = ^uint32(0)
 
-// peerRule is a selector's id and the rule that allows those it matches.
+// peerRule is the id of a selector, and the index of the rule for the pods that it matches.
 type peerRule struct{ selector, rule uint32 }
 
-// blockRange is the addresses between two bounds, and the rule that allows them.
+// blockRange is the addresses whose place among the bounds is at least low and below end
+// (see placeOf), and the index of the rule for them.
 type blockRange struct{ low, end, rule uint32 }
 
-// remote is the other end of a flow, as a rule set looks at it.
+// remote is the peer of a flow, prepared for lookups in a rule set.
 type remote struct {
-	some, whole *idSet // nil for an address of no pod
+	some, whole *idSet // selectors that match the peer, and all pods of its namespace; nil if it is not a pod
 	addr        netip.Addr
 	rules       *ruleSet
-	place       uint32 // of its address: how many bounds are not above it
-	placed      bool   // place is known: most flows are decided without it
+	place       uint32 // of addr among the bounds, if placed
+	placed      bool   // place has been computed; most lookups do not need it
 }
 
 // find returns the rule that allows the flow k from or to peer, or nil. pair reports
-// whether the result holds for all flows between the two. Named ports are looked up in
-// dst, the destination, in both directions.
+// whether the result holds for all flows between the two addresses. Named ports are looked
+// up in dst, the destination, in both directions.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	if r.peers == nil {
 		return r.inParts(k, peer, peerAddr, dst, everyone)
@@ -129,7 +130,7 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 	return nil, r.peers.find(&p) == noRule
 }
 
-// inParts is find where the rules are not merged, or there are none.
+// inParts is find for a rule set that has parts or no rules.
 func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	pair = true
 	for _, part := range r.parts() {
@@ -142,7 +143,7 @@ func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, ds
 	return nil, pair
 }
 
-// atPort returns the rule that allows the flow for its port.
+// atPort returns a rule that allows the flow because of its port, or noRule.
 func (r *ruleSet) atPort(k *filter.Key, p *remote, dst *Endpoint) uint32 {
 	t := &r.ports[portTableOf(k.Protocol)]
 	if i := t.all.find(p); i != noRule {
@@ -181,7 +182,7 @@ func portTableOf(p filter.Protocol) int {
 	return 0
 }
 
-// at returns the set of the interval that holds port.
+// at returns the set of the interval that holds port; nil if there is none.
 func (t *portTable) at(port uint16) *peerSet {
 	low, high := 0, len(t.flat)
 	for low < high {
@@ -197,7 +198,7 @@ func (t *portTable) at(port uint16) *peerSet {
 	return t.flat[low-1].set
 }
 
-// find returns the rule that allows the peer at port.
+// find returns a rule that allows the peer at port, or noRule.
 func (t *portTree) find(port uint16, p *remote) uint32 {
 	for node := t.leaf(port); node > 0; node /= 2 {
 		if i := t.sets[node].find(p); i != noRule {
@@ -207,7 +208,7 @@ func (t *portTree) find(port uint16, p *remote) uint32 {
 	return noRule
 }
 
-// leaf is the node of the interval that holds port, or 0.
+// leaf returns the node of the interval that holds port, or 0 if there is none.
 func (t *portTree) leaf(port uint16) int {
 	at, found := slices.BinarySearch(t.starts, port)
 	if found {
@@ -252,9 +253,10 @@ func (s *peerSet) find(p *remote) uint32 {
 	return noRule
 }
 
-// shared returns the rule of a selector that is in both. Of two sorted lists it
-// walks the shorter and searches the longer, so that a pod with few selectors
-// costs little against a rule set with thousands, and the other way round.
+// shared returns the rule of a selector that is in both lists, or noRule. It walks the
+// shorter list and searches the longer, so that a pod with few selectors takes little time
+// against a rule set with thousands, and a small rule set takes little time against a pod
+// with thousands.
 func shared(rules []peerRule, set *idSet) uint32 {
 	if len(rules) == 0 {
 		return noRule
@@ -291,8 +293,8 @@ func shared(rules []peerRule, set *idSet) uint32 {
 	return noRule
 }
 
-// searchRules is slices.BinarySearchFunc without the call through a function
-// value, which is most of the cost on lists this short.
+// searchRules is slices.BinarySearchFunc without the calls of a function value, which would
+// take most of the time on lists this short.
 func searchRules(rules []peerRule, id uint32) int {
 	low, high := 0, len(rules)
 	for low < high {
@@ -305,7 +307,7 @@ func searchRules(rules []peerRule, id uint32) int {
 	return low
 }
 
-// sharedBits is shared for many ids.
+// sharedBits is shared for a set that is a bitmap.
 func sharedBits(rules []peerRule, set *idWords) uint32 {
 	for i := range rules {
 		if set.has(rules[i].selector) {

@@ -4,41 +4,42 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// selector is one label selector as policies use it, shared by all that write it
-// the same way. It selects namespaces, or pods within a scope.
+// selector is an interned label selector: policies that write it in the same way share it.
+// It selects namespaces, or pods within a scope.
 type selector struct {
 	id     uint32
 	scope  scope
-	text   string          // of labels, by which it is known
-	labels labels.Selector // empty: everything in scope
-	asks   []labels.Requirement
-	many   *matcher
-	refs   int // how often policies use it
+	text   string               // of labels; identifies the selector within its scope
+	labels labels.Selector      // empty: everything in scope
+	asks   []labels.Requirement // see asksOf
+	many   *matcher             // nil for a selector of few requirements
+	refs   int                  // number of uses by policies
 
-	// fresh: only drafts use it so far, and not all pods (or namespaces) that match it
-	// know it.
+	// fresh: only drafts use the selector, and it is not matched with all pods (or
+	// namespaces) yet.
 	fresh bool
-	// twin is the shared selector that took the place of this one of a draft.
+	// twin is the shared selector that replaces this selector of a draft.
 	twin *selector
 
-	// For a policy's subject: the pods that match, and the policies. Who matches a
-	// peer's selector is known the other way round alone, by each pod and namespace:
-	// kept with the selector too, it took a hundred times the selectors' size.
+	// For a subject selector: the identities that match, and the policies. A peer selector
+	// has no list of its matches: identities and namespaces list the peer selectors that
+	// match them. Lists in both directions took a hundred times the memory of the
+	// selectors.
 	members  map[*identity]struct{}
 	subjects map[*policy]struct{}
-	// For a selector of namespaces: the selectors of pods in those it matches.
-	within *scopeSelectors
-	pods   bucket[*selector] // the others: selectors of some pods in those it matches
+	// For a namespace selector: the pod selectors that have it as their scope.
+	within *scopeSelectors   // the empty pod selector
+	pods   bucket[*selector] // the other pod selectors
 }
 
-// scope says in which namespaces a selector of pods looks: in one, by name, or
-// in those that a selector of namespaces matches.
+// scope is the namespaces in which a pod selector selects pods: one namespace by name, or
+// those that a namespace selector matches.
 type scope struct {
 	namespace string
 	selector  *selector
 }
 
-// selectorKey is what makes two selectors the same.
+// selectorKey identifies a selector.
 type selectorKey struct {
 	scope scope
 	text  string
@@ -55,29 +56,31 @@ type selectors struct {
 	byKey   map[selectorKey]*selector
 	byID    []*selector
 	byScope map[scope]*scopeSelectors
-	wide    labelIndex // those that are not empty, of all scopes that are selectors
-	scopes  idBits     // the scopes of these
+	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
+	scopes  idBits     // ids of these namespace selectors
 	unused  []uint32   // released ids, free for reuse
-	few     int        // how many selectors that match by absence are tested one by one
+	few     int        // up to few selectors that match by absence are tested one by one
 }
 
-// scopeSelectors is the selectors of one scope; of one that is a selector, only the
-// empty one. The others of those are together in one index: there may be ten thousand
-// scopes that have a namespace, and one selector in each.
+// scopeSelectors holds the selectors of a scope. If the scope is a namespace selector, it
+// holds only the empty pod selector. The others are in selectors.wide, one index for all
+// such scopes, because ten thousand of these scopes may include the same namespace, each
+// with one selector.
 type scopeSelectors struct {
-	everyone *selector // the one that is empty, if it is in use
+	everyone *selector // the empty selector; nil if it is not in use
 	some     labelIndex
 }
 
-// fewAbsent is up to how many selectors that match by absence are tested one by one.
+// fewAbsent bounds the selectors that match by absence and are tested one by one. More are
+// indexed.
 const fewAbsent = 64
 
 func newSelectors() selectors {
 	return selectors{byKey: make(map[selectorKey]*selector), byScope: make(map[scope]*scopeSelectors), few: fewAbsent, wide: labelIndex{few: fewAbsent}}
 }
 
-// use returns the shared selector and whether it is new. Every use must be
-// matched by a release.
+// use returns the shared selector, adds a use to it, and reports whether it is new. Each
+// use must be ended by release.
 func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool) {
 	key := selectorKey{in, sel.String()}
 	if s = x.byKey[key]; s != nil {
@@ -89,8 +92,8 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 	return s, true
 }
 
-// adopt is use for a selector that was read for a draft. It becomes the shared one, or
-// refers to the one that there is.
+// adopt is use for a selector that was read for a draft. If there is no equal shared
+// selector, s becomes the shared one. Otherwise s.twin is set to the shared one.
 func (x *selectors) adopt(s *selector) (shared *selector, isNew bool) {
 	if s.twin != nil {
 		s = s.twin
@@ -108,7 +111,7 @@ func (x *selectors) adopt(s *selector) (shared *selector, isNew bool) {
 	return s, true
 }
 
-// file gives a selector an id and its first use, and makes it findable.
+// file gives a selector an id and its first use, and adds it to the indexes.
 func (x *selectors) file(s *selector) {
 	in := s.scope
 	s.id, s.refs = x.newID(), 1
@@ -138,9 +141,9 @@ func (x *selectors) file(s *selector) {
 	}
 }
 
-// newID hands out the lowest numbers that do, so that they never run out. An id
-// may be given again within one commit: all that knew the old holder of it are
-// compiled again in that commit.
+// newID returns a released id, or the next one if none is unused. So ids stay small, which
+// keeps bitmaps of them small. An id may be reused within a Commit, because that Commit
+// compiles everything again that had the old selector.
 func (x *selectors) newID() uint32 {
 	if last := len(x.unused) - 1; last >= 0 {
 		id := x.unused[last]
@@ -180,7 +183,7 @@ func (x *selectors) release(s *selector, unused *[]uint32) (gone bool) {
 	return true
 }
 
-// matching appends the selectors of a scope that match set and are not empty.
+// matching appends the selectors of a scope that match set, without the empty selector.
 func (x *selectors) matching(in scope, set labels.Set, found []*selector) []*selector {
 	if filed := x.byScope[in]; filed != nil {
 		filed.some.match(set, func(s *selector) { found = append(found, s) })
@@ -188,7 +191,7 @@ func (x *selectors) matching(in scope, set labels.Set, found []*selector) []*sel
 	return found
 }
 
-// everyone is the empty selector of a scope, or nil.
+// everyone returns the empty selector of a scope, or nil.
 func (x *selectors) everyone(in scope) *selector {
 	if filed := x.byScope[in]; filed != nil {
 		return filed.everyone

@@ -8,19 +8,19 @@ import (
 	"sluice/filter"
 )
 
-// Snapshot is the compiled state of the world at one moment. It never changes;
-// any number of goroutines may use it at once.
+// Snapshot is the compiled state of a Store at one moment. It never changes, and any number
+// of goroutines may use it.
 type Snapshot struct {
 	number   uint64
-	newest   uint64 // of the epochs given so far
+	newest   uint64 // the last epoch that was assigned before the snapshot was made
 	table    *addrTable
-	everyone []idSet // by namespace id: selectors that match all pods of it
+	everyone []idSet // by namespace id: the peer selectors that match all its pods
 	counts   Counts
 	ranges   *podRanges
 	starting *StartingPods // shared by all snapshots
 }
 
-// Counts says how much a snapshot holds.
+// Counts holds the numbers of objects that a snapshot was compiled from and to.
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
 }
@@ -34,12 +34,13 @@ type Endpoint struct {
 	epoch uint64
 }
 
-// class is what all pods share that no policy can tell apart. What a decision reads of
-// it fills one line of the processor's cache, and it is padded to begin with a line: at
-// 112 bytes two of three did not, and cost every decision another line.
+// class is the compiled form of pods that no policy can tell apart. The fields that a
+// decision reads fill one cache line. The padding makes the struct 128 bytes large, so that
+// it begins at a cache line: at 112 bytes two out of three classes did not, and each
+// decision read one more cache line.
 type class struct {
 	chains    [2]*link // by filter.Direction; nil without policies
-	peers     idSet    // of the peer selectors that match
+	peers     idSet    // peer selectors that match, without those that match whole namespaces
 	namespace uint32
 	refs      int
 	ports     []namedPort
@@ -47,15 +48,15 @@ type class struct {
 	_         [24]byte
 }
 
-// policySet is the policies of one tier that select the same pods, and what they decide
-// in one direction.
+// policySet is the policies of one tier that select a pod in one direction, compiled. All
+// pods that the same policies select share it.
 type policySet struct {
-	alone link // of pods that no later tier decides about
+	alone link // for pods for which no later tier is evaluated
 	key   policySetKey
 	id    uint64
 	refs  int
 	ns    *namespace
-	size  int // of its rules, if they are merged for it alone
+	size  int // its rule entries, if they are merged for this set only
 }
 
 // policySetKey identifies a set of policies.
@@ -65,30 +66,31 @@ type policySetKey struct {
 	policies  mark
 }
 
-// Number tells snapshots of one store apart: it grows by one with each.
+// Number identifies the snapshot among those of its store. It grows by one with each
+// Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
 
-// NewestEpoch is the last epoch that was given until the snapshot was made. An
-// endpoint in a later one that has no newer epoch was there before, maybe at other
-// addresses.
+// NewestEpoch returns the last epoch that was assigned before the snapshot was made. If an
+// endpoint of a later snapshot has an epoch that is not newer, the endpoint existed in this
+// snapshot already, possibly with other addresses.
 func (s *Snapshot) NewestEpoch() uint64 { return s.newest }
 
-// Counts says how much the snapshot holds.
+// Counts returns the numbers of objects in the snapshot.
 func (s *Snapshot) Counts() Counts { return s.counts }
 
-// Endpoint returns who has the address, or nil: an address outside the cluster.
+// Endpoint returns the owner of the address, or nil for an address outside the cluster.
 func (s *Snapshot) Endpoint(addr netip.Addr) *Endpoint {
 	return s.table.get(addr)
 }
 
-// Endpoints lists everyone who has an address, in no particular order.
+// Endpoints yields all addresses that have an owner, in no particular order.
 func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] { return s.table.all() }
 
-// IsNode reports whether the endpoint is this node and no pod.
+// IsNode reports whether the endpoint is this node rather than a pod.
 func (e *Endpoint) IsNode() bool { return e != nil && e.class == nil }
 
-// Epoch changes exactly when some verdict about the endpoint could. An address
-// outside the cluster has epoch 0; no other epoch is ever given twice.
+// Epoch returns a number that changes exactly when a verdict about the endpoint may change.
+// It is 0 for an address outside the cluster. No other epoch is ever assigned twice.
 func (e *Endpoint) Epoch() uint64 {
 	if e == nil {
 		return 0
@@ -96,7 +98,7 @@ func (e *Endpoint) Epoch() uint64 {
 	return e.epoch
 }
 
-// String is "namespace/name", "node", or empty for an address outside.
+// String returns "namespace/name", "node", or "" for an address outside the cluster.
 func (e *Endpoint) String() string {
 	switch {
 	case e == nil:
@@ -107,7 +109,7 @@ func (e *Endpoint) String() string {
 	return e.Namespace + "/" + e.Name
 }
 
-// chain is the tiers that decide about an endpoint in a direction.
+// chain returns the tiers that decide about the endpoint in a direction; nil if none do.
 func (e *Endpoint) chain(d filter.Direction) *link {
 	if e == nil || e.class == nil {
 		return nil
@@ -115,18 +117,16 @@ func (e *Endpoint) chain(d filter.Direction) *link {
 	return e.class.chains[d]
 }
 
-// Isolation returns the policies that isolate the endpoint in a direction, or
-// nil.
+// Isolation returns the policies that isolate the endpoint in a direction; nil if none do.
 func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.chain(d).isolating() }
 
-// Effect returns what may be concluded about all packets of an endpoint in a direction
-// without asking for a decision.
+// Effect returns what a cache may conclude about the endpoint's packets in a direction.
 func (e *Endpoint) Effect(d filter.Direction) Effect { return e.chain(d).effectOf() }
 
-// MayRestrict reports whether flows of an address may be denied with the endpoint now that
-// were allowed with the one before because no policy decided, or only because of the node
-// that the pod runs on (filter.NotIsolated, filter.OwnNode). An endpoint is nil for an
-// address outside; not both are.
+// MayRestrict reports whether a change of an address from one endpoint to another may deny
+// flows that were allowed without a rule: because no policy decided (filter.NotIsolated),
+// or because the other end was the pod's node (filter.OwnNode). A nil endpoint is an
+// address outside the cluster; at most one of the two is nil.
 func MayRestrict(before, now *Endpoint) bool {
 	if before.IsNode() || now.IsNode() {
 		return !now.IsNode()
@@ -142,14 +142,13 @@ func MayRestrict(before, now *Endpoint) bool {
 	return false
 }
 
-// Decide gives the verdict about a flow. It parses nothing, locks nothing and
-// allocates nothing.
+// Decide returns the verdict about a flow. It takes no lock and does not allocate.
 func (s *Snapshot) Decide(k filter.Key) filter.Verdict {
 	src, dst := k.SrcAddr(), k.DstAddr()
 	return s.DecideBetween(&k, src, dst, s.Endpoint(src), s.Endpoint(dst))
 }
 
-// DecideBetween is Decide for a caller that has looked up both ends already.
+// DecideBetween is Decide for a caller that has already looked up both ends.
 func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
 	switch {
 	case k.Src == k.Dst:
@@ -178,14 +177,16 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	return v
 }
 
-// outcomeOf is what one side decides: whether it allows the flow, and whether it does the
-// same for all packets between the two.
-type outcomeOf struct{ allows, pair bool }
+// sideOutcome is the decision of one side. allows reports whether it allows the flow, pair
+// whether the decision is the same for all packets between the two addresses.
+type sideOutcome struct{ allows, pair bool }
 
-var passes = outcomeOf{true, true}
+var passes = sideOutcome{true, true}
 
-// decideSide asks a chain. Most begin and end with the policies that isolate.
-func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o outcomeOf) {
+// decideSide returns the decision of a chain, and stores in side which policies and which
+// rule made it. Most chains consist only of policies that isolate, and take the first
+// branch.
+func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o sideOutcome) {
 	if l.isolation != nil {
 		side.Isolation = l.isolation
 		side.Rule, o.pair = l.rules.find(k, peer, addr, dst, s.everyone)
@@ -194,11 +195,11 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 	}
 	d := l.decide(&query{k, peer, addr, dst, s.everyone})
 	side.Isolation, side.Rule = d.isolation, d.rule
-	return outcomeOf{d.action == Accept, d.pair}
+	return sideOutcome{d.action == Accept, d.pair}
 }
 
-// runsOn reports whether addr, which is not another pod's, is an address of the
-// node that the pod e runs on.
+// runsOn reports whether e is a pod and addr an address of the node that it runs on. other
+// is the owner of addr: an address that has an owner does not count as the node's.
 func (e *Endpoint) runsOn(addr netip.Addr, other *Endpoint) bool {
 	return e != nil && other == nil && slices.Contains(e.host.list(), addr)
 }

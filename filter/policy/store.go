@@ -11,63 +11,64 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Store is what is known of the cluster. It is fed object by object, in any
-// order, and notes what each change touches; Commit compiles just that.
+// Store holds what is known of the cluster: namespaces, pods, policies, and this node.
+// Objects are set one by one, in any order. The store records what each change affects, and
+// Commit compiles only that.
 //
-// A Store is not safe for concurrent use, and keeps references to the objects it
-// is given: they must not be changed afterwards.
+// A Store is not safe for concurrent use. It keeps references to the objects that it is
+// given, which must not be changed afterwards.
 type Store struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
-	faulty     map[*policy]struct{}    // those that have problems
-	node       map[netip.Addr]struct{} // with IPVS, also the address of every Service
+	faulty     map[*policy]struct{}    // policies that have problems
+	node       map[netip.Addr]struct{} // this node's addresses; with IPVS also those of every Service
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
 
-	nsSelectors selectors // of namespaces, as peers name them
-	subjects    selectors // of the pods that policies select
-	peers       selectors // of the pods that policies name as peers
+	nsSelectors selectors // namespace selectors of peers
+	subjects    selectors // pod selectors of policies' subjects
+	peers       selectors // pod selectors of peers
 
 	owners     map[netip.Addr]*pod   // a live pod that claims the address
-	rivals     map[netip.Addr][]*pod // the other live pods that claim it too; seldom any
+	rivals     map[netip.Addr][]*pod // further live pods that claim the address; rarely any
 	hosts      map[netip.Addr]*host  // by the first of their addresses
 	policySets map[policySetKey]*policySet
-	shape      shape // of what groups are compiled to
+	shape      shape // bounds the size of rule sets
 
 	drafts   drafts
 	deferred deferred
-	large    int         // bytes of a policy that is not large
-	dying    []*selector // uses by large policies that are gone
-	sweep    *sweep      // nil if none goes on
+	large    int         // policies with more encoded bytes are large
+	dying    []*selector // selectors to release, once for each use by a large policy that was removed
+	sweep    *sweep      // nil if none is in progress
 	limbo    limbo
-	due      bool // a policy came or was refused since the last Commit
+	due      bool // a policy came into force or was refused since the last Commit
 
 	limits    Limits
-	cost      int64 // of all policies but those that are refused
-	refused   int   // bytes that are kept of policies that are refused
-	overdrawn bool  // some are refused for what all take together
-	recount   bool  // those may be others now
+	cost      int64 // estimated bytes of all policies that are not refused
+	refused   int   // encoded bytes that are kept of refused policies
+	overdrawn bool  // some policies are refused because of limits.Policies
+	recount   bool  // balance must decide again which policies are refused
 	classes   map[string]*class
 
-	dirtyPods        []*pod // each once: those that are dirty
-	renewed          []*pod // each once: those that are to have a new epoch
+	dirtyPods        []*pod // pods that are dirty, each once
+	renewed          []*pod // pods that need a new epoch, each once
 	dirtyAddrs       map[netip.Addr]struct{}
-	touched          []*pod // those with other endpoints since the last commit
-	staleIdentities  []*identity
-	staleNS          bool        // a selector of namespaces came or went
-	added            []*selector // of peers, since the last commit
-	removed          []*selector
+	touched          []*pod      // pods whose endpoints this Commit has replaced
+	staleIdentities  []*identity // identities that are stale, each once
+	staleNS          bool        // a namespace selector came or went
+	added            []*selector // peer selectors added since the last match
+	removed          []*selector // peer selectors removed since then
 	ids, spare, mask idBits
 
-	table         *addrTable // by address, shared with the last snapshot
-	everyone      []idSet    // by namespace id: the selectors that match all its pods; shared too
-	unusedNS      []uint32
-	dirtyNS       map[*namespace]struct{}
-	staleIn       []*namespace // those in which a selector came or went
-	compiled      []*identity  // whose pods this commit has compiled
-	wideOnly      bool         // only selectors of peers whose scope is a selector are matched again
+	table         *addrTable              // by address, shared with the last snapshot
+	everyone      []idSet                 // by namespace id: the peer selectors that match all its pods; shared too
+	unusedNS      []uint32                // ids that can be reused
+	dirtyNS       map[*namespace]struct{} // namespaces whose element of everyone must be built again
+	staleIn       []*namespace            // namespaces in which a peer selector came or went
+	compiled      []*identity             // identities with a recent class
+	wideOnly      bool                    // match only selectors again whose scope is a namespace selector
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
 	lastNumber    uint64 // of snapshots
@@ -75,7 +76,7 @@ type Store struct {
 	lastPolicySet uint64
 }
 
-// namespace is a namespace that has an object, a pod or a policy.
+// namespace is a namespace for which there is a Namespace object, a pod or a policy.
 type namespace struct {
 	id         uint32
 	name       string
@@ -83,14 +84,14 @@ type namespace struct {
 	labels     labels.Set
 	identities identitySet
 	policies   int
-	size       int   // entries of its policies' rules, but for large ones
-	merged     int   // entries of rules that are merged for sets of its policies
-	matched    idSet // selectors of namespaces that match, as of the last commit
+	size       int   // rule entries of its policies, without the large ones
+	merged     int   // rule entries that are merged for sets of its policies
+	matched    idSet // namespace selectors that match it, as of the last Commit
 
-	relabeled bool // since the last commit
-	stale     bool // all of its pods may match other peers
-	staleOwn  bool // also such of its own policies
-	tests     int  // how many of its pods were tested for that in this commit
+	relabeled bool // since the last Commit
+	stale     bool // all of its pods must be matched with the peer selectors again
+	staleOwn  bool // also with those whose scope is this namespace only
+	tests     int  // cost of matching single selectors in this Commit; see affectIn
 }
 
 // NewStore returns an empty store.
@@ -123,8 +124,7 @@ func NewStore() *Store {
 	return w
 }
 
-// SetNode says which addresses are this node's own: traffic from and to the node
-// that a pod runs on is always allowed.
+// SetNode sets this node's own addresses. Traffic from and to them is always allowed.
 func (w *Store) SetNode(addrs []netip.Addr) {
 	now := make(map[netip.Addr]struct{}, len(addrs))
 	for _, a := range addrs {
@@ -142,16 +142,16 @@ func (w *Store) SetNode(addrs []netip.Addr) {
 	w.node = now
 }
 
-// SetNamespace adds a namespace or replaces what is known of it. Its label
-// kubernetes.io/metadata.name is set as the API server sets it.
+// SetNamespace adds or updates a namespace. Its label kubernetes.io/metadata.name is always
+// its name, as the API server sets it.
 func (w *Store) SetNamespace(name string, labels labels.Set) {
 	ns := w.namespace(name)
 	ns.declared = true
 	w.relabelNamespace(ns, labels)
 }
 
-// DeleteNamespace removes the namespace's object. Pods and policies that are
-// still in it go on, as in a namespace without labels, until they are deleted.
+// DeleteNamespace removes a Namespace object. Pods and policies of the namespace remain
+// until they are deleted, as in a namespace with no label but its name.
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		ns.declared = false
@@ -160,8 +160,8 @@ func (w *Store) DeleteNamespace(name string) {
 	}
 }
 
-// namespace returns the namespace, which comes into being with its first use:
-// pods and policies may be seen before it.
+// namespace returns the namespace, which it creates on first use: pods and policies may
+// arrive before their namespace.
 func (w *Store) namespace(name string) *namespace {
 	if ns := w.namespaces[name]; ns != nil {
 		return ns
@@ -171,12 +171,12 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
-	w.dirtyNS[ns] = struct{}{} // even if no selector matches it: its id was perhaps another's
+	w.dirtyNS[ns] = struct{}{} // everyone may hold the selectors of the namespace that had the id before
 	w.relabelNamespace(ns, nil)
 	return ns
 }
 
-// dropNamespace forgets a namespace that nothing is left of.
+// dropNamespace removes a namespace that has no object, no policies and no pods.
 func (w *Store) dropNamespace(ns *namespace) {
 	if ns.declared || ns.policies > 0 || !ns.identities.all.empty() {
 		return
@@ -198,8 +198,8 @@ func (w *Store) relabelNamespace(ns *namespace, given labels.Set) {
 	w.dirtyNS[ns] = struct{}{}
 }
 
-// SetPod adds a pod or replaces what is known of it. An address that it did not have stays
-// unknown for now (deferred) if a draft may isolate the pod.
+// SetPod adds or updates a pod. If a draft may isolate the pod, its new addresses are
+// deferred: they stay unknown for now.
 func (w *Store) SetPod(o *Pod) {
 	p := readPod(o)
 	p.local = w.local.node != "" && o.Node == w.local.node
@@ -208,7 +208,7 @@ func (w *Store) SetPod(o *Pod) {
 		return
 	}
 	if len(p.addrs) == 0 {
-		return // it has no address, or not yet
+		return // it has no address of its own, or none yet
 	}
 	p.host = w.useHost(p.host)
 	w.pods[p.objectKey] = p
@@ -217,10 +217,10 @@ func (w *Store) SetPod(o *Pod) {
 	w.dirty(p)
 }
 
-// replacePod updates a known pod in place, so that what refers to it stays right.
+// replacePod updates a known pod in place, so that references to it stay valid.
 func (w *Store) replacePod(p, now *pod, set labels.Set) {
 	relabeled := !labels.Equals(p.identity.labels, set)
-	if !relabeled && p.sameIdentity(now) {
+	if !relabeled && p.equalButLabels(now) {
 		return
 	}
 	if len(now.addrs) == 0 {
@@ -229,7 +229,7 @@ func (w *Store) replacePod(p, now *pod, set labels.Set) {
 	}
 	known := w.known(p)
 	if p.created != now.created {
-		known = nil // it is another pod of the name
+		known = nil // another pod with the same name
 	}
 	w.disclaim(p)
 	host := p.host
@@ -246,8 +246,8 @@ func (w *Store) replacePod(p, now *pod, set labels.Set) {
 	w.dirty(p)
 }
 
-// DeletePod removes a pod. A pod that is not known is no error: informers may
-// say so twice.
+// DeletePod removes a pod. It ignores a pod that is not known: a deletion may be reported
+// twice, and pods without addresses are not stored.
 func (w *Store) DeletePod(namespace, name string) {
 	p := w.pods[objectKey{namespace, name}]
 	if p == nil {
@@ -262,7 +262,8 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim gives a pod its addresses, some of which it was known to have.
+// claim records the addresses of a pod. Those that are not in known are new, and may be
+// deferred.
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
 		if !slices.Contains(known, a) {
@@ -298,7 +299,7 @@ func (w *Store) disclaim(p *pod) {
 	}
 }
 
-// join puts a pod among those of its namespace that have its labels.
+// join adds a pod to the identity that has its labels, which it creates if necessary.
 func (w *Store) join(p *pod, ns *namespace, set labels.Set) {
 	p.reselected = true
 	hash := ns.identities.hashOf(set)
@@ -313,7 +314,8 @@ func (w *Store) join(p *pod, ns *namespace, set labels.Set) {
 	w.stale(k)
 }
 
-// leave takes a pod out of those that it was among, at their place.
+// leave removes the pod at a place from an identity, and the identity itself with its last
+// pod.
 func leave(k *identity, place uint32) {
 	if k.remove(place); !k.gone() {
 		return
@@ -322,7 +324,7 @@ func leave(k *identity, place uint32) {
 	k.ns.identities.remove(k)
 }
 
-// matchSubjects finds the policies' subjects that pods are among.
+// matchSubjects finds the subject selectors that match an identity.
 func (w *Store) matchSubjects(k *identity) {
 	in := scope{namespace: k.ns.name}
 	found := w.subjects.matching(in, k.labels, nil)
@@ -332,7 +334,8 @@ func (w *Store) matchSubjects(k *identity) {
 	k.subjects = enroll(k, k.subjects, found)
 }
 
-// enroll moves the membership of pods from old selectors to found ones.
+// enroll makes k a member of the selectors in found instead of those in old. It returns
+// found.
 func enroll(k *identity, old, found []*selector) []*selector {
 	for _, s := range old {
 		delete(s.members, k)
@@ -343,7 +346,8 @@ func enroll(k *identity, old, found []*selector) []*selector {
 	return found
 }
 
-// touch marks the pods that a selector matches to be compiled again.
+// touch marks the pods that a subject selector matches: their policies must be found and
+// compiled again.
 func (w *Store) touch(s *selector) {
 	for k := range s.members {
 		for _, p := range k.pods {
@@ -361,7 +365,8 @@ func (w *Store) dirty(p *pod) {
 	}
 }
 
-// renew gives a pod a new epoch, and nothing else.
+// renew marks a pod to get a new epoch in the next Commit. It does not mark it to be
+// compiled again.
 func (w *Store) renew(p *pod) {
 	if !p.renewed {
 		p.renewed = true
@@ -369,7 +374,8 @@ func (w *Store) renew(p *pod) {
 	}
 }
 
-// stale marks an identity: the peer selectors that match its pods must be found again.
+// stale marks an identity to be matched with the peer selectors again: only with those
+// whose scope is a namespace selector if wideOnly is set.
 func (w *Store) stale(k *identity) {
 	if !k.stale {
 		k.stale = true
@@ -378,31 +384,32 @@ func (w *Store) stale(k *identity) {
 	k.staleOwn = k.staleOwn || !w.wideOnly
 }
 
-// SetPolicy adds a policy or replaces it.
+// SetPolicy adds or replaces a policy.
 func (w *Store) SetPolicy(form *Policy) {
 	w.SetEncoded(Encoded{Ref: form.Ref, Digest: form.Digest, Source: form.source(), Form: form})
 }
 
-// SetEncoded is SetPolicy for a policy that may not have been read.
+// SetEncoded adds or replaces a policy that may not have been read yet.
 func (w *Store) SetEncoded(e Encoded) {
 	old := w.policies[e.Ref]
 	known := e.Digest != [sha256.Size]byte{}
 	newest, ok := w.newest(e.Ref)
 	switch {
 	case known && ok && newest == e.Digest:
-	case known && old != nil && old.sum == e.Digest: // it is back at the version in force
+	case known && old != nil && old.sum == e.Digest: // back to the version in force
 		w.dropDrafts(e.Ref)
 	case !w.drafts.on || !w.isLarge(e.Source):
 		w.dropDrafts(e.Ref)
 		w.put(e.Ref, old, e.Source, func() *policy { return w.admit(e.policy()) }).sum = e.Digest
 	case !w.draft(e.draft()):
 		w.dropDrafts(e.Ref)
-		w.put(e.Ref, old, e.Source, func() *policy { return w.refuseToWait(e.policy()) }).sum = e.Digest
+		w.put(e.Ref, old, e.Source, func() *policy { return w.refuseOverBacklog(e.policy()) }).sum = e.Digest
 		w.recount = true
 	}
 }
 
-// put has a policy read, and put in the place of the one before, if there is one.
+// put reads a policy and puts it in force in place of old, the version before, which may be
+// nil.
 func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
 	ns := w.namespace(ref.Namespace)
 	ns.policies++
@@ -424,13 +431,13 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	}
 	p.subject.subjects[p] = struct{}{}
 	w.touch(p.subject)
-	if old != nil { // last, so that the selectors they share are never let go
+	if old != nil { // last, so that selectors of both versions are not released in between
 		w.removePolicy(old)
 	}
 	return p
 }
 
-// DeletePolicy removes a policy. One that is not known is no error.
+// DeletePolicy removes a policy. It ignores a policy that is not known.
 func (w *Store) DeletePolicy(ref Ref) {
 	w.dropDrafts(ref)
 	if p := w.policies[ref]; p != nil {
@@ -460,7 +467,7 @@ func (w *Store) removePolicy(p *policy) {
 	w.dropNamespace(ns)
 }
 
-// Problems lists what could not be understood in the policies, by policy.
+// Problems returns the problems of all policies in force, sorted by policy.
 func (w *Store) Problems() []Problem {
 	var all []Problem
 	for p := range w.faulty {

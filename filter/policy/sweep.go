@@ -1,32 +1,33 @@
 package policy
 
-// sweep matches pods with all selectors of peers, in pieces, so that the selectors of a
-// large policy do not hold up other changes. It is for selectors that no policy in force
-// has: those of a draft, and those that are gone. Until its end, what a pod knows of them
-// means nothing.
+// sweep matches pods with the peer selectors again, in small pieces, so that the many
+// selectors of a large policy do not delay other changes. It is for selectors that no
+// policy in force uses: those of a draft, and those of removed policies. Until the sweep
+// ends, it is undefined whether a pod has the ids of these selectors.
 type sweep struct {
-	namespaces []*namespace
-	identities []*identity
-	draft      *Draft // for which it is; nil for none
-	retired    limbo
+	namespaces []*namespace // still to be matched
+	identities []*identity  // still to be matched
+	draft      *Draft       // has the selectors to match; may be nil
+	retired    limbo        // ids that are free after the sweep
 }
 
-// sweptTogether bounds the namespaces that are matched as one piece.
-const sweptTogether = 16
+// namespacesPerPiece bounds the namespaces that are matched as one piece of work.
+const namespacesPerPiece = 16
 
-// sweptAtOnce bounds the sets of labels of one namespace that are matched as one piece.
-const sweptAtOnce = 32
+// identitiesPerPiece bounds the identities that are matched as one piece of work.
+const identitiesPerPiece = 32
 
-// limbo is the ids of selectors that are gone, while pods may still know them, and where
-// these pods are.
+// limbo holds the ids of released selectors that pods may still have, so that the ids
+// cannot be reused yet, and the namespaces of these pods.
 type limbo struct {
-	peers, namespaces []uint32
-	wide              bool
-	in                map[string]struct{} // unless it is wide
+	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
+	wide              bool                // all namespaces
+	in                map[string]struct{} // names of namespaces, unless wide
 }
 
 func (l *limbo) empty() bool { return len(l.peers)+len(l.namespaces) == 0 }
 
+// touch adds the namespaces in the scope of a selector.
 func (l *limbo) touch(s *selector) {
 	if s.scope.selector != nil {
 		l.wide = true
@@ -38,7 +39,7 @@ func (l *limbo) touch(s *selector) {
 	l.in[s.scope.namespace] = struct{}{}
 }
 
-// releaseDying ends one use of a selector by a large policy that is gone.
+// releaseDying ends one use of a selector by a large policy that was removed.
 func (w *Store) releaseDying() {
 	last := len(w.dying) - 1
 	s := w.dying[last]
@@ -54,7 +55,8 @@ func (w *Store) releaseDying() {
 	}
 }
 
-// beginSweep begins a sweep for a draft, if it needs one, and all that are gone.
+// beginSweep begins a sweep for the fresh selectors of a draft, which may be nil, and for
+// all ids in limbo.
 func (w *Store) beginSweep(d *Draft) {
 	s := &sweep{retired: w.limbo}
 	w.limbo = limbo{}
@@ -74,7 +76,8 @@ func (w *Store) beginSweep(d *Draft) {
 	w.sweep = s
 }
 
-// sweepNamespace matches a namespace, and has its pods matched later.
+// sweepNamespace matches a namespace with the namespace selectors, and adds its identities
+// to the sweep.
 func (w *Store) sweepNamespace(ns *namespace) {
 	if w.namespaces[ns.name] != ns {
 		return // it is gone
@@ -90,7 +93,7 @@ func (w *Store) sweepNamespace(ns *namespace) {
 func (w *Store) sweepOne() {
 	s := w.sweep
 	if n := len(s.identities); n > 0 {
-		some := max(0, n-sweptAtOnce)
+		some := max(0, n-identitiesPerPiece)
 		for _, k := range s.identities[some:] {
 			w.stale(k)
 		}
@@ -99,7 +102,7 @@ func (w *Store) sweepOne() {
 		return
 	}
 	if n := len(s.namespaces); n > 0 {
-		some := max(0, n-sweptTogether)
+		some := max(0, n-namespacesPerPiece)
 		for _, ns := range s.namespaces[some:] {
 			w.sweepNamespace(ns)
 		}
