@@ -30,7 +30,7 @@ type Draft struct {
 	from    Source
 	sum     [sha256.Size]byte
 	reach   Reach
-	number  uint64 // increases with each draft; a version that replaces a waiting one keeps its number
+	number  uint64 // increases; a version that replaces a waiting one takes its number
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
@@ -233,7 +233,7 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.use(scope{}, sel) }
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
 
-// Prepared returns a draft from NextDraft to the store, after Prepare.
+// Prepared takes back a draft that NextDraft returned, after Prepare.
 func (w *Store) Prepared(d *Draft) {
 	w.drafts.out = false
 	if d.step == compiling {

@@ -20,7 +20,7 @@ type policy struct {
 	mark     mark              // of the id
 	text     string            // "namespace/name"
 	sum      [sha256.Size]byte // digest of the version
-	kept     Source            // from which its rules can be read again; empty if there was no room for it
+	kept     Source            // to read the rules again; empty if there was no room for it
 	subject  *selector
 	isolates [2]bool // by filter.Direction
 	rules    [2][]rule

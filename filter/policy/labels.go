@@ -116,7 +116,7 @@ func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 // matcher is a selector of many requirements, indexed by key. Matching takes time
 // proportional to the labels of the object, not to the requirements.
 type matcher struct {
-	asks   map[string]map[string]bool // required keys with the values that they may have; nil for any
+	asks   map[string]map[string]bool // required keys and the values allowed for them; nil for any
 	labels map[label]bool             // labels that the object must not have
 	keys   map[string]bool            // keys that the object must not have
 }
@@ -393,7 +393,7 @@ type identity struct {
 
 	subjects []*selector // subject selectors that match
 	peers    idSet       // peer selectors that match, as of the last Commit
-	sum      [2]uint64   // sumOf peers
+	sum      [2]uint64   // sumOf(peers)
 	stale    bool        // peers must be found again
 	staleOwn bool        // including selectors whose scope is only their namespace
 	recent   *class      // class of one of the pods, if this Commit has compiled one

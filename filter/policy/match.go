@@ -10,7 +10,7 @@ import (
 // together: a single policy may add ten thousand selectors for the same pods.
 func (w *Store) match() {
 	w.affect(w.removed)              // before ns.matched changes
-	w.wideOnly = len(w.removed) == 0 // otherwise ids may have been reused
+	w.wideOnly = len(w.removed) == 0 // keepOwn must not keep ids that may have been reused
 	w.matchNamespaces()
 	w.wideOnly = false
 	w.affect(w.added)

@@ -20,7 +20,7 @@ type ruleSet struct {
 	peers    *peerSet // the rules for all ports together; nil if there are no rules
 	rules    []filter.Rule
 	ports    [3]portTable
-	bounds   []netip.Addr // first addresses of address ranges, and first addresses after them; sorted
+	bounds   []netip.Addr // the first address of each range and the first one after it; sorted
 	named    map[portName]*peerSet
 	anyNamed [3]bool // there are rules for named ports; by protocol, like ports
 	extra    *extra  // nil for most
@@ -84,7 +84,7 @@ type peerSet struct {
 	// selectors that match all pods of a namespace; each part is sorted by selector.
 	peers  []peerRule
 	blocks []blockRange // sorted and disjoint
-	more   *peerSets    // sets of single rules that are too large to be copied into each set that needs them
+	more   *peerSets    // sets of single rules that are too large to be copied
 }
 
 type peerSets struct{ list []*peerSet }
@@ -101,7 +101,9 @@ type blockRange struct{ low, end, rule uint32 }
 
 // remote is the peer of a flow, prepared for lookups in a rule set.
 type remote struct {
-	some, whole *idSet // selectors that match the peer, and all pods of its namespace; nil if it is not a pod
+	// some are the selectors that match the peer's labels, whole those that match all pods
+	// of its namespace. They are nil if the peer is not a pod.
+	some, whole *idSet
 	addr        netip.Addr
 	rules       *ruleSet
 	place       uint32 // of addr among the bounds, if placed

@@ -78,7 +78,8 @@ func (s *Snapshot) NewestEpoch() uint64 { return s.newest }
 // Counts returns the numbers of objects in the snapshot.
 func (s *Snapshot) Counts() Counts { return s.counts }
 
-// Endpoint returns the owner of the address, or nil for an address outside the cluster.
+// Endpoint returns the owner of the address. It returns nil if no owner is known, as for an
+// address outside the cluster.
 func (s *Snapshot) Endpoint(addr netip.Addr) *Endpoint {
 	return s.table.get(addr)
 }

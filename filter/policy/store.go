@@ -40,7 +40,7 @@ type Store struct {
 	drafts   drafts
 	deferred deferred
 	large    int         // policies with more encoded bytes are large
-	dying    []*selector // selectors to release, once for each use by a large policy that was removed
+	dying    []*selector // to be released, once for each use by a large policy that was removed
 	sweep    *sweep      // nil if none is in progress
 	limbo    limbo
 	due      bool // a policy came into force or was refused since the last Commit
@@ -63,12 +63,12 @@ type Store struct {
 	ids, spare, mask idBits
 
 	table         *addrTable              // by address, shared with the last snapshot
-	everyone      []idSet                 // by namespace id: the peer selectors that match all its pods; shared too
+	everyone      []idSet                 // by namespace id: peer selectors that match all its pods; shared too
 	unusedNS      []uint32                // ids that can be reused
-	dirtyNS       map[*namespace]struct{} // namespaces whose element of everyone must be built again
+	dirtyNS       map[*namespace]struct{} // namespaces whose element of everyone is out of date
 	staleIn       []*namespace            // namespaces in which a peer selector came or went
 	compiled      []*identity             // identities with a recent class
-	wideOnly      bool                    // match only selectors again whose scope is a namespace selector
+	wideOnly      bool                    // match only selectors whose scope is a namespace selector
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
 	lastNumber    uint64 // of snapshots
@@ -171,7 +171,7 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
-	w.dirtyNS[ns] = struct{}{} // everyone may hold the selectors of the namespace that had the id before
+	w.dirtyNS[ns] = struct{}{} // in everyone, the id may have been another namespace's
 	w.relabelNamespace(ns, nil)
 	return ns
 }
