@@ -21,11 +21,12 @@ const (
 	dstPort = 6379
 )
 
-// serialize lays layers out with gopacket, lengths filled in.
+// serialize returns the bytes of the layers, laid out by gopacket, which fills in the
+// lengths.
 func serialize(parts ...gopacket.SerializableLayer) []byte {
 	b := gopacket.NewSerializeBuffer()
 	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true}, parts...); err != nil {
-		panic(err) // the tests' own packets are at fault
+		panic(err) // a test builds an impossible packet
 	}
 	return b.Bytes()
 }
@@ -34,7 +35,7 @@ func tcp() []byte {
 	return serialize(&layers.TCP{SrcPort: srcPort, DstPort: dstPort, SYN: true, Window: 1024})
 }
 
-// tcpWithOptions has 8 bytes of options.
+// tcpWithOptions returns a TCP header with 8 bytes of options.
 func tcpWithOptions() []byte {
 	return serialize(&layers.TCP{SrcPort: srcPort, DstPort: dstPort, SYN: true, Options: []layers.TCPOption{
 		{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 0xb4}},
@@ -58,8 +59,8 @@ func icmp6() []byte {
 	return serialize(&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeEchoRequest, 0)}, gopacket.Payload("abcd"))
 }
 
-// v4 is an IPv4 packet; edit, if not nil, changes the header before it is laid
-// out.
+// v4 returns an IPv4 packet. edit may be nil; it changes the header before that is
+// serialized.
 func v4(protocol layers.IPProtocol, body []byte, edit func(*layers.IPv4)) []byte {
 	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: srcV4.AsSlice(), DstIP: dstV4.AsSlice()}
 	if edit != nil {
@@ -74,14 +75,14 @@ func v4Options(ip *layers.IPv4) {
 	ip.Options = append(ip.Options, layers.IPv4Option{OptionType: 1}, layers.IPv4Option{OptionType: 1}, layers.IPv4Option{OptionType: 0})
 }
 
-// v6 is an IPv6 packet, whose body begins with a header of type next.
+// v6 returns an IPv6 packet whose body begins with a header of type next.
 func v6(next layers.IPProtocol, body []byte) []byte {
 	return serialize(
 		&layers.IPv6{Version: 6, HopLimit: 64, NextHeader: next, SrcIP: srcV6.AsSlice(), DstIP: dstV6.AsSlice()},
 		gopacket.Payload(body))
 }
 
-// extension is an IPv6 extension header before its place in a chain is known.
+// extension is an IPv6 extension header without the type of the next header.
 type extension struct {
 	protocol layers.IPProtocol
 	rest     []byte // all that follows the next-header byte
@@ -96,7 +97,7 @@ var (
 	auth = extension{layers.IPProtocolAH, append([]byte{4}, make([]byte, 22)...)}
 )
 
-// fragment is a fragment header (RFC 8200, 4.5); offset is in bytes.
+// fragment returns a fragment header (RFC 8200, 4.5); offset is in bytes.
 func fragment(offset uint16, more bool) extension {
 	rest := make([]byte, 7)
 	if more {
@@ -106,7 +107,7 @@ func fragment(offset uint16, more bool) extension {
 	return extension{layers.IPProtocolIPv6Fragment, rest}
 }
 
-// chain is an IPv6 packet with extension headers before its upper layer.
+// chain returns an IPv6 packet with extension headers before the upper-layer header.
 func chain(protocol layers.IPProtocol, body []byte, headers ...extension) []byte {
 	next := protocol
 	for i := len(headers) - 1; i >= 0; i-- {

@@ -6,24 +6,25 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// maxExtensions bounds the extension headers that are skipped. RFC 8200 (4.1) has use
-// for six in one packet. Recent kernels stop at 12 (IP6_MAX_EXT_HDRS_CNT), and so does
-// this, so that no packet that the kernel delivers is denied only for its length.
+// maxExtensions bounds the extension headers that are skipped. RFC 8200 (4.1) recommends at
+// most six of these in one packet. Recent kernels stop at 12 (IP6_MAX_EXT_HDRS_CNT), and so
+// does skipExtensions, so that no packet that the kernel delivers is denied only for its
+// number of headers.
 const maxExtensions = 12
 
 // minExtensionLen is the length of the shortest extension header, in bytes
 // (RFC 8200, 4).
 const minExtensionLen = 8
 
-// skipExtensions skips the IPv6 extension headers that begin with one of type next. It
-// returns the type and the place of the header behind them, or false and the type of
-// the header that it could not skip.
+// skipExtensions skips the IPv6 extension headers at the beginning of s; next is the type
+// of the first header there. It returns the type and the span of the header behind them, or
+// false and the type of the header that it could not skip.
 //
-// It skips exactly the headers that connection tracking skips (ipv6_skip_exthdr in the
-// kernel), the Authentication Header among them: if it saw further, a verdict about a
-// port would be remembered for a connection that does not end at that port. The walk
-// is written here because gopacket decodes fragment and authentication headers only in
-// packets that it allocates.
+// It skips exactly the headers that the kernel's connection tracking skips
+// (ipv6_skip_exthdr), including the Authentication Header. If it skipped more, a verdict
+// about a port would be remembered for a connection that is not to that port. The walk is
+// written here because gopacket decodes fragment and authentication headers only in packets
+// that it allocates.
 func skipExtensions(next layers.IPProtocol, s span) (layers.IPProtocol, span, bool) {
 	for range maxExtensions {
 		if !isExtension(next) {
@@ -56,10 +57,10 @@ func isExtension(next layers.IPProtocol) bool {
 	return false
 }
 
-// extensionLen is the length in bytes that an extension header of at least
-// minExtensionLen bytes announces. Its second byte counts units of 8 bytes
-// after the first 8 (RFC 8200, 4.3); in an Authentication Header, units of 4
-// after the first 8 (RFC 4302, 2.2); in a fragment header, nothing.
+// extensionLen returns the length in bytes that an extension header of at least
+// minExtensionLen bytes announces. Its second byte counts units of 8 bytes after the first
+// 8 (RFC 8200, 4.3); in an Authentication Header, units of 4 after the first 8 (RFC 4302,
+// 2.2); in a fragment header, nothing.
 func extensionLen(next layers.IPProtocol, header []byte) int {
 	switch next {
 	case layers.IPProtocolIPv6Fragment:
@@ -70,8 +71,8 @@ func extensionLen(next layers.IPProtocol, header []byte) int {
 	return 8 + int(header[1])*8
 }
 
-// fragmentOffset is the offset in bytes of a fragment (RFC 8200, 4.5). Only at offset 0
-// there is an upper-layer header.
+// fragmentOffset returns the offset in bytes of a fragment (RFC 8200, 4.5). Only the
+// fragment at offset 0 has an upper-layer header.
 func fragmentOffset(header []byte) uint16 {
 	return binary.BigEndian.Uint16(header[2:]) &^ 7
 }

@@ -9,8 +9,8 @@ import (
 	"sluice/filter/packet"
 )
 
-// FuzzDecode holds whatever bytes against what Decode promises, and against the
-// oracle. Beside the seeds here, testdata keeps inputs by the reason they matter.
+// FuzzDecode compares the result for any bytes with the guarantees of Decode, and with the
+// oracle. Further inputs are in testdata, named by what they test.
 func FuzzDecode(f *testing.F) {
 	for _, s := range samples() {
 		f.Add(s.data)
@@ -23,7 +23,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal("the packet has changed")
 		}
 		if want, wantErr := slowDecode(data); got != want || !errors.Is(err, wantErr) {
-			t.Fatalf("%v, %v; the oracle says %v, %v", got, err, want, wantErr)
+			t.Fatalf("%v, %v; the oracle returns %v, %v", got, err, want, wantErr)
 		}
 		checkPacket(t, data, got, err)
 		for _, n := range []int{0, 1, 19, 20, 39, 40, 48, 60, len(data) / 2, len(data) - 1} {
@@ -42,7 +42,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// checkPacket is what holds for every packet by itself.
+// checkPacket checks what must hold for every single packet.
 func checkPacket(t *testing.T, data []byte, p packet.Packet, err error) {
 	t.Helper()
 	if err != nil {
@@ -71,7 +71,7 @@ func checkPacket(t *testing.T, data []byte, p packet.Packet, err error) {
 	}
 }
 
-// announcedLen is the length that the IP header gives the packet; 0 if none.
+// announcedLen returns the length of the packet according to its IP header; 0 if unknown.
 func announcedLen(data []byte) int {
 	switch {
 	case len(data) >= 20 && data[0]>>4 == 4:

@@ -23,13 +23,13 @@ type span struct {
 	sent     int    // its length on the wire: len(captured) or more
 }
 
-// newSpan returns the span of a packet whose IP header announces a length. Captured
-// bytes beyond it are link-layer padding and not part of the packet.
+// newSpan returns the span of a packet with the length that its IP header announces.
+// Captured bytes beyond it are link-layer padding and not part of the packet.
 //
-// Offloading leaves length 0 in a header when the packet is too long for the field
-// (IPv4 and IPv6 "BIG TCP", IPv6 jumbograms of RFC 2675): the length is then unknown.
-// A sender cannot smuggle bytes in this way, because the kernel cuts any other packet
-// of length 0 down to its header, or drops it, before netfilter.
+// Offloading leaves length 0 in the header if the packet is too long for the field (IPv4
+// and IPv6 "BIG TCP", IPv6 jumbograms of RFC 2675). In that case the length is unknown. A
+// sender cannot use this to smuggle bytes, because the kernel cuts any other packet of
+// length 0 down to its header, or drops it, before netfilter.
 func newSpan(data []byte, announced int) span {
 	if announced == 0 {
 		return span{captured: data, sent: math.MaxInt}
@@ -37,7 +37,7 @@ func newSpan(data []byte, announced int) span {
 	return span{captured: data[:min(announced, len(data))], sent: announced}
 }
 
-// skip returns the span behind the next n bytes; false if they were not all captured.
+// skip returns the span behind the next n bytes, and whether all of these were captured.
 func (s span) skip(n int) (span, bool) {
 	if len(s.captured) < n {
 		return s, false
@@ -45,15 +45,14 @@ func (s span) skip(n int) (span, bool) {
 	return span{captured: s.captured[n:], sent: s.sent - n}, true
 }
 
-// ipv4 decodes an IPv4 header (RFC 791) into the addresses and the protocol of a key.
-// It returns the packet from the upper layer's header on; found is false if that
-// header is not in this packet or cannot be found. Options are skipped: no verdict
-// depends on them.
+// ipv4 decodes an IPv4 header (RFC 791) into the addresses and the protocol of a key. It
+// returns the packet from the upper layer's header on; found is false if that header is not
+// in this packet or cannot be found. Options are skipped: no verdict depends on them.
 //
-// Unlike IPv6 extension headers, an Authentication Header is not skipped. For the
-// kernel's connection tracking it is the protocol of the flow, so that all AH packets
-// between two addresses are one connection: a verdict about the port behind the first
-// header would apply to every port behind the next ones.
+// An Authentication Header is not skipped, unlike IPv6 extension headers. The kernel's
+// connection tracking takes it for the protocol of the flow, so that all AH packets between
+// two addresses are one connection. A verdict about the port behind one AH header would
+// apply to all ports of that connection.
 func (d *Decoder) ipv4(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv4HeaderLen {
 		return upper, false, ErrTruncated
@@ -76,11 +75,11 @@ func (d *Decoder) ipv4(data []byte, k *filter.Key) (upper span, found bool, err 
 
 // ipv6 does the same for an IPv6 header and its extension headers (RFC 8200).
 //
-// gopacket decodes only the addresses of the fixed header: it would decode a
-// hop-by-hop header along with it, option by option, and takes length 0 for an error,
-// so that both fields are decoded here. The destination is the one in the header even
-// if a routing header lists others, because a policy applies to the packet on its way
-// to the next node.
+// gopacket decodes only the addresses of the fixed header. It would also decode a
+// hop-by-hop header, option by option, and it takes length 0 for an error; so the copy that
+// it decodes has other values in these two fields, and they are decoded here. The
+// destination is the one in the header even if a routing header lists others, because a
+// policy applies to the packet on its way to the next node.
 func (d *Decoder) ipv6(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv6HeaderLen {
 		return upper, false, ErrTruncated

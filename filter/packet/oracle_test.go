@@ -20,26 +20,25 @@ type header struct {
 	at       int // its first byte
 }
 
-// wire is a packet as the oracle sees it: bytes that are there or not. Offsets
-// are from the first byte of the IP header.
-type wire struct {
+// rawPacket is a packet for the oracle. Offsets are from the first byte of the IP header.
+type rawPacket struct {
 	data []byte
-	end  int // where the packet ends by its own account; what is behind is padding
+	end  int // of the packet, according to its header; padding follows
 }
 
-// has reports whether the n bytes at an offset are there.
-func (w wire) has(at, n int) bool { return at+n <= w.end && at+n <= len(w.data) }
+// has reports whether the n bytes at an offset belong to the packet and were captured.
+func (w rawPacket) has(at, n int) bool { return at+n <= w.end && at+n <= len(w.data) }
 
-func (w wire) u16(at int) int { return int(binary.BigEndian.Uint16(w.data[at:])) }
+func (w rawPacket) u16(at int) int { return int(binary.BigEndian.Uint16(w.data[at:])) }
 
-// slowDecode is the RFCs read aloud: it lists the headers, and then looks at the
-// last. It shares no code with the package, and knows nothing of gopacket.
+// slowDecode is the oracle, written directly from the RFCs: it lists the headers, and then
+// decodes the last. It shares no code with the package and does not use gopacket.
 func slowDecode(data []byte) (p packet.Packet, err error) {
 	if len(data) == 0 {
 		return p, packet.ErrTruncated
 	}
 	var last header
-	var w wire
+	var w rawPacket
 	var visible bool
 	switch data[0] >> 4 {
 	case 4:
@@ -69,10 +68,9 @@ func slowDecode(data []byte) (p packet.Packet, err error) {
 	return p, nil
 }
 
-// slowMidStream looks for the flags of a TCP header and the type of the first chunk
-// of an SCTP packet. What is hidden by a header that is not stepped over may be
-// either, whatever the family.
-func slowMidStream(w wire, last header, visible bool) bool {
+// slowMidStream decides by the flags of a TCP header, and by the type of the first chunk of
+// an SCTP packet. A header that is not skipped may hide either, in IPv4 as in IPv6.
+func slowMidStream(w rawPacket, last header, visible bool) bool {
 	switch last.protocol {
 	case 6:
 		if !visible || !w.has(last.at, 20) {
@@ -88,7 +86,8 @@ func slowMidStream(w wire, last header, visible bool) bool {
 	return false
 }
 
-// endOf is where a packet of this length ends; of length 0 it is not known.
+// endOf returns the offset at which a packet of this length ends. With length 0 the end is
+// unknown, and the offset is beyond any packet.
 func endOf(headers, length int) int {
 	if length == 0 {
 		return 1 << 40
@@ -96,17 +95,17 @@ func endOf(headers, length int) int {
 	return headers + length
 }
 
-func slowIPv4(data []byte) (w wire, last header, visible bool) {
-	w = wire{data: data}
+func slowIPv4(data []byte) (w rawPacket, last header, visible bool) {
+	w = rawPacket{data: data}
 	w.end = endOf(0, w.u16(2))
 	headerLen := int(data[0]&15) * 4
 	last = header{int(data[9]), headerLen}
-	offset := w.u16(6) & 0x1fff // RFC 791: 13 bits behind 3 flags
+	offset := w.u16(6) & 0x1fff // RFC 791: the lower 13 bits, after 3 flags
 	return w, last, headerLen >= 20 && w.has(0, headerLen) && offset == 0
 }
 
-func slowIPv6(data []byte) (w wire, last header, visible bool) {
-	w = wire{data: data}
+func slowIPv6(data []byte) (w rawPacket, last header, visible bool) {
+	w = rawPacket{data: data}
 	w.end = endOf(40, w.u16(4))
 	headers := []header{{int(data[6]), 40}}
 	for {
@@ -137,12 +136,12 @@ func slowIPv6(data []byte) (w wire, last header, visible bool) {
 	}
 }
 
-// hiding are the protocols behind which ports are, or may be, that cannot be
-// read: 0 hop-by-hop, 43 routing, 44 fragment, 50 ESP, 51 AH, 59 nothing,
-// 60 destination options, 108 IPComp, 135 mobility, 139 HIP, 140 Shim6, 141 WESP.
+// hiding lists the protocols behind which there are, or may be, ports that cannot be
+// decoded: 0 hop-by-hop, 43 routing, 44 fragment, 50 ESP, 51 AH, 59 no next header, 60
+// destination options, 108 IPComp, 135 mobility, 139 HIP, 140 Shim6, 141 WESP.
 var hiding = map[int]bool{0: true, 43: true, 44: true, 50: true, 51: true, 59: true, 60: true, 108: true, 135: true, 139: true, 140: true, 141: true}
 
-func slowTransport(w wire, h header, p *packet.Packet) {
+func slowTransport(w rawPacket, h header, p *packet.Packet) {
 	whole := false
 	switch {
 	case h.protocol == 6:
@@ -163,7 +162,7 @@ func slowTransport(w wire, h header, p *packet.Packet) {
 	}
 }
 
-// TestDecodeAgainstOracle damages packets at random and compares.
+// Decode and the oracle agree about packets with random damage.
 func TestDecodeAgainstOracle(t *testing.T) {
 	const seed, rounds = 1, 400_000
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -176,7 +175,7 @@ func TestDecodeAgainstOracle(t *testing.T) {
 		got, err := d.Decode(data)
 		want, wantErr := slowDecode(data)
 		if got != want || !errors.Is(err, wantErr) {
-			t.Fatalf("seed %d, round %d: %x\n%v, %v\n%v, %v, says the oracle", seed, round, data, got, err, want, wantErr)
+			t.Fatalf("seed %d, round %d: %x\n%v, %v\nthe oracle returns %v, %v", seed, round, data, got, err, want, wantErr)
 		}
 		if err != nil {
 			failed[err]++
@@ -196,9 +195,9 @@ func TestDecodeAgainstOracle(t *testing.T) {
 	}
 }
 
-// telling are bytes that mean something to a decoder: protocols, versions with
-// header lengths, and the ends of ranges.
-var telling = []byte{0, 1, 2, 4, 6, 7, 8, 17, 20, 43, 44, 50, 51, 58, 59, 60, 64, 0x45, 0x46, 0x4f, 0x50, 0x60, 108, 127, 128, 132, 135, 139, 140, 141, 147, 148, 254, 255}
+// significant lists bytes with a meaning for a decoder: protocols, versions with header
+// lengths, and the ends of ranges.
+var significant = []byte{0, 1, 2, 4, 6, 7, 8, 17, 20, 43, 44, 50, 51, 58, 59, 60, 64, 0x45, 0x46, 0x4f, 0x50, 0x60, 108, 127, 128, 132, 135, 139, 140, 141, 147, 148, 254, 255}
 
 // mutate returns a damaged copy of one of the samples.
 func mutate(random *rand.Rand, base []sample) []byte {
@@ -215,7 +214,7 @@ func mutate(random *rand.Rand, base []sample) []byte {
 		case 0:
 			data[at] ^= 1 << random.IntN(8)
 		case 1, 2:
-			data[at] = telling[random.IntN(len(telling))]
+			data[at] = significant[random.IntN(len(significant))]
 		case 3:
 			data = data[:random.IntN(len(data)+1)]
 		case 4:
@@ -227,9 +226,9 @@ func mutate(random *rand.Rand, base []sample) []byte {
 	return data
 }
 
-// TestDecodeAgainstGopacket compares with gopacket's own slow way, wherever it
-// finds ports too. (It also finds them where lengths or versions cannot be right;
-// the samples say what to do with those.)
+// Decode finds the same ports as the packet decoder of gopacket, in all samples in which
+// both find ports. gopacket also finds ports where lengths or versions cannot be right; for
+// those, only the expected results of the samples count.
 func TestDecodeAgainstGopacket(t *testing.T) {
 	d := packet.NewDecoder()
 	compared := 0

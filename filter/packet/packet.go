@@ -19,17 +19,16 @@ import (
 	"sluice/filter"
 )
 
-// The reasons why a packet has no key. They are made once, so that they cost no
-// allocation.
+// The reasons why a packet has no key. They are created once, so that returning them does
+// not allocate.
 var (
 	// ErrTruncated: the packet ends before its addresses do.
 	ErrTruncated = errors.New("packet ends within the IP header")
 	// ErrVersion: the version field is neither 4 nor 6.
 	ErrVersion = errors.New("packet is neither IPv4 nor IPv6")
-	// ErrMappedAddress: an IPv6 header holds an IPv4-mapped address
-	// (::ffff:0:0/96). These are for sockets and not for the wire. A key holds IPv4
-	// addresses in this form, so that the packet would pass for traffic of an IPv4
-	// endpoint.
+	// ErrMappedAddress: an IPv6 header holds an IPv4-mapped address (::ffff:0:0/96). Such
+	// addresses are for sockets, not for packets. A key holds IPv4 addresses in this form,
+	// so that the packet would be taken for one of an IPv4 endpoint.
 	ErrMappedAddress = errors.New("IPv6 header holds an IPv4-mapped address")
 )
 
@@ -47,7 +46,7 @@ type Packet struct {
 	MidStream bool
 }
 
-// Reverse is the key of the packets that answer this one.
+// Reverse returns the key of the packets that answer p.
 func (p *Packet) Reverse() filter.Key { return p.Key.Reverse(p.SrcPort) }
 
 // Decoder decodes packets and reuses its memory. It is not safe for concurrent use:
@@ -71,8 +70,8 @@ func NewDecoder() *Decoder { return new(Decoder) }
 // It returns [ErrTruncated], [ErrVersion] or [ErrMappedAddress], and the zero
 // Packet, if the addresses cannot be decoded or must not be trusted. Otherwise the
 // addresses are valid, Key.Protocol is the number of the upper layer, or of the first
-// header that could not be skipped, and Key.Transport tells what is known of the
-// ports:
+// header that could not be skipped, and Key.Transport states how far the packet was
+// decoded:
 //
 //   - Ported: TCP, UDP or SCTP, with the whole fixed header present. First
 //     fragments count, and so do packets whose payload or TCP options the copy
@@ -108,11 +107,11 @@ func (d *Decoder) Decode(data []byte) (p Packet, err error) {
 
 // fixed copies a fixed header to memory that may be edited, and returns the copy.
 //
-// gopacket follows the length fields of a fixed header, and allocates if it finds an
-// error behind it. The caller therefore checks these fields itself and overwrites
-// them in the copy with a length that ends with the header. The copy costs about a
-// nanosecond. It also frees the caller's buffer for the next packet, because gopacket
-// keeps slices of its input.
+// gopacket follows the length fields of a fixed header, and allocates if it finds an error
+// behind the header. The caller therefore checks these fields itself and overwrites them in
+// the copy with a length that ends with the header. The copy costs about a nanosecond. It
+// is also needed because gopacket keeps slices of its input, while the caller reuses its
+// buffer for the next packet.
 func (d *Decoder) fixed(header []byte) []byte {
 	return d.scratch[:copy(d.scratch[:], header)]
 }

@@ -12,7 +12,7 @@ import (
 	"sluice/filter/packet"
 )
 
-// sample is a packet and what must be read from it.
+// sample is a packet and the expected result of Decode.
 type sample struct {
 	name string
 	data []byte
@@ -40,7 +40,7 @@ const (
 
 func repeat(e extension, n int) []extension { return slices.Repeat([]extension{e}, n) }
 
-// samples is a packet of every kind.
+// samples returns packets of every kind.
 func samples() []sample {
 	fragmented := func(offset uint16, more bool) func(*layers.IPv4) {
 		return func(ip *layers.IPv4) {
@@ -127,7 +127,7 @@ func samples() []sample {
 }
 
 func TestDecode(t *testing.T) {
-	d := packet.NewDecoder() // one for all: nothing of a packet may show in the next
+	d := packet.NewDecoder() // one for all: no packet may affect the result of the next
 	for _, s := range samples() {
 		t.Run(s.name, func(t *testing.T) {
 			before := bytes.Clone(s.data)
@@ -136,11 +136,11 @@ func TestDecode(t *testing.T) {
 				t.Fatalf("error %v, want %v", err, s.err)
 			}
 			if !bytes.Equal(s.data, before) {
-				t.Error("the packet has changed")
+				t.Error("Decode has changed the packet")
 			}
 			if err != nil {
 				if got != (packet.Packet{}) {
-					t.Errorf("%v beside an error, want nothing", got)
+					t.Errorf("%v together with an error, want the zero Packet", got)
 				}
 				return
 			}
@@ -157,8 +157,9 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-// TestDecodeCutOff cuts every sample at every length, as a copy range or a sender
-// may. Less of a packet may tell less, but never something else.
+// A packet that is cut off, by the copy range or by its sender, may give less information
+// than the whole packet, but no different information. The test cuts every sample at every
+// length.
 func TestDecodeCutOff(t *testing.T) {
 	d := packet.NewDecoder()
 	for _, s := range samples() {
@@ -170,8 +171,8 @@ func TestDecodeCutOff(t *testing.T) {
 	}
 }
 
-// checkCut holds what was read of a packet's first n bytes against what was read
-// of all of it.
+// checkCut compares the result for the first n bytes of a packet with the result for all of
+// it.
 func checkCut(t *testing.T, name string, n int, got packet.Packet, err error, whole packet.Packet, wholeErr error) {
 	t.Helper()
 	switch {
@@ -186,8 +187,7 @@ func checkCut(t *testing.T, name string, n int, got packet.Packet, err error, wh
 	}
 }
 
-// TestDecodeNeedsTheFixedHeader says where exactly a packet becomes Ported: with
-// the last byte of the fixed header, and not before.
+// A packet is Ported exactly from the last byte of the fixed transport header on.
 func TestDecodeNeedsTheFixedHeader(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -214,9 +214,9 @@ func TestDecodeNeedsTheFixedHeader(t *testing.T) {
 	}
 }
 
-// TestDecodeAllocatesNothing covers malformed and cut off packets too: a flood
-// of them must not become a flood of garbage. Ten runs each, so that an allocation
-// of the runtime meanwhile is rounded away.
+// Decode does not allocate, even for malformed and cut off packets: a flood of them must
+// not fill the heap with garbage. Each is decoded ten times, so that a single allocation of
+// the runtime meanwhile is rounded down to 0.
 func TestDecodeAllocatesNothing(t *testing.T) {
 	d := packet.NewDecoder()
 	for _, s := range samples() {
@@ -229,7 +229,8 @@ func TestDecodeAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestNewKeyIsWhatDecodeReads(t *testing.T) {
+// NewKey and Decode return the same key for a flow.
+func TestNewKeyEqualsDecodedKey(t *testing.T) {
 	d := packet.NewDecoder()
 	for _, test := range []struct {
 		data []byte
@@ -246,7 +247,7 @@ func TestNewKeyIsWhatDecodeReads(t *testing.T) {
 	}
 }
 
-// What may be the first packet of a connection, and what cannot be.
+// MidStream is set for packets that cannot be the first of a TCP or SCTP connection.
 func TestMidStream(t *testing.T) {
 	segment := func(flags byte) []byte { return with(tcp(), 13, flags) }
 	chunk := func(kind byte) []byte { return with(sctp(), 12, kind) }

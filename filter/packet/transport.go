@@ -13,16 +13,15 @@ import (
 //
 // The ports are the first four bytes of each, but a shorter header counts as cut off:
 // no receiver accepts such a packet, and such a small fragment is an attempt to
-// overwrite the rest of the header by the next one (RFC 1858).
+// overwrite the rest of the header with the next fragment (RFC 1858).
 const (
 	tcpHeaderLen  = 20
 	udpHeaderLen  = 8
 	sctpHeaderLen = 12
 )
 
-// The flags of a TCP header's byte 13 that tell whether it opens a connection
-// (RFC 9293, 3.1), and the type of the chunk that opens an SCTP association
-// (RFC 9260, 3.2).
+// The flags in byte 13 of a TCP header that show whether it opens a connection (RFC 9293,
+// 3.1), and the type of the chunk that opens an SCTP association (RFC 9260, 3.2).
 const (
 	tcpFIN = 0x01
 	tcpSYN = 0x02
@@ -43,8 +42,8 @@ const (
 	lastAssigned     = 147
 )
 
-// transport decodes the ports of the upper layer, if it was found, into a packet whose
-// protocol is known.
+// transport sets the ports, the Transport and MidStream of a packet whose protocol is
+// known. upper begins with its transport header if found is true.
 func (d *Decoder) transport(p *Packet, upper span, found bool) {
 	switch {
 	case !found || isOpaque(layers.IPProtocol(p.Key.Protocol)):
@@ -59,8 +58,7 @@ func (d *Decoder) transport(p *Packet, upper span, found bool) {
 	}
 }
 
-// begins reports whether a packet may be the first of a connection. Every datagram
-// of UDP may.
+// begins reports whether a packet may be the first of a connection. Every UDP datagram may.
 func begins(protocol filter.Protocol, s span) bool {
 	switch protocol {
 	case filter.TCP:
@@ -71,8 +69,8 @@ func begins(protocol filter.Protocol, s span) bool {
 	return true
 }
 
-// hidesBeginning reports whether a packet whose transport header was not found may
-// belong to a protocol whose connections are opened.
+// hidesBeginning reports whether a packet whose transport header was not found may belong
+// to TCP or SCTP, whose connections have an opening packet.
 func hidesBeginning(protocol layers.IPProtocol) bool {
 	return protocol == layers.IPProtocolTCP || protocol == layers.IPProtocolSCTP || isExtension(protocol)
 }
@@ -90,7 +88,7 @@ func isOpaque(protocol layers.IPProtocol) bool {
 	return protocol > lastAssigned
 }
 
-// ports decodes source and destination port; false if the header is cut off or
+// ports decodes source and destination port. ok is false if the header is cut off or
 // invalid.
 func (d *Decoder) ports(protocol filter.Protocol, s span) (src, dst uint16, ok bool) {
 	switch protocol {
@@ -104,8 +102,8 @@ func (d *Decoder) ports(protocol filter.Protocol, s span) (src, dst uint16, ok b
 	return 0, 0, false
 }
 
-// tcpPorts skips the options, because receivers ignore malformed ones. They need not be
-// captured, but must fit into the packet as sent.
+// tcpPorts does not decode the TCP options, because receivers ignore malformed ones. The
+// options need not be captured, but must fit into the packet as sent.
 func (d *Decoder) tcpPorts(s span) (src, dst uint16, ok bool) {
 	if len(s.captured) < tcpHeaderLen {
 		return 0, 0, false
@@ -122,8 +120,8 @@ func (d *Decoder) tcpPorts(s span) (src, dst uint16, ok bool) {
 	return uint16(d.tcp.SrcPort), uint16(d.tcp.DstPort), true
 }
 
-// udpPorts takes length 0 for a jumbogram (RFC 2675, 4). A length beyond the end
-// of the packet is valid in a first fragment.
+// udpPorts accepts length 0, which marks a jumbogram (RFC 2675, 4), and a length beyond the
+// end of the packet, which is valid in a first fragment.
 func (d *Decoder) udpPorts(s span) (src, dst uint16, ok bool) {
 	if len(s.captured) < udpHeaderLen {
 		return 0, 0, false
