@@ -1,5 +1,5 @@
-// Package engine takes a packet from its bytes to its verdict: it decodes the key,
-// looks it up in the flow cache, and asks the snapshot in force on a miss.
+// Package engine turns the bytes of a packet into a verdict: it decodes the key, looks it
+// up in the flow cache, and on a miss asks the snapshot in force.
 package engine
 
 import (
@@ -12,47 +12,44 @@ import (
 	"sluice/filter/policy"
 )
 
-// Observer sees every packet that is evaluated. It is called on the packet's
-// way and must not block.
+// Observer is called for every packet that gets a verdict, before the verdict takes effect.
+// It must not block.
 type Observer interface {
 	Observe(p packet.Packet, v filter.Verdict)
 }
 
-// Memory is one more place that remembers verdicts, such as bpf.Writer. It
-// serves one evaluator.
+// Memory is a further cache of verdicts, such as bpf.Writer. It serves one evaluator.
 type Memory interface {
-	// Remember stores a verdict with the epochs of both ends: it holds while they
-	// are current. With filter.Any, it holds for all packets of the pair. It is
-	// called on the packet's way.
+	// Remember stores a verdict with the epochs of both ends: it is valid while they are
+	// current. With filter.Any, it is valid for all packets of the pair. The packet waits
+	// for the call.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
 // FlowTracker records the keys under which connections may live from now on, as
-// conntrack.TrackedFlows does. Several evaluators call it at once, on the packet's
-// way.
+// conntrack.TrackedFlows does. Several evaluators call it concurrently. The packet waits
+// for the call.
 type FlowTracker interface {
 	// Track records a key that is allowed and the number of the snapshot, before the
-	// verdict takes effect. src and dst report for each end whether it has an endpoint
-	// or is pending; of other addresses nothing can change. With filter.Any, all keys
-	// of the pair are allowed.
+	// verdict takes effect. src and dst report for each end whether it has an endpoint or
+	// is pending; verdicts do not change because of other addresses. With filter.Any, all
+	// keys of the pair are allowed.
 	Track(k filter.Key, src, dst bool, snapshot uint64)
 }
 
-// Config is what an evaluator works with.
+// Config configures an evaluator.
 type Config struct {
 	Published *policy.Published
 	// Observer may be nil.
 	Observer Observer
-	// Memory may be nil: only the evaluator's flow cache remembers verdicts.
-	// It is not told of packets of pairs that no policy concerns, of packets that
-	// wait, and of verdicts that only the fail mode decides.
+	// Memory may be nil. It gets no verdicts about pairs that no policy concerns, and none
+	// about packets with an end that should be a pod and is not known.
 	Memory Memory
-	// Tracker may be nil. It is not told of a key again while a cache answers for
-	// it, and not of pairs that no policy concerns, unless one end should be a pod
-	// that is not known yet.
+	// Tracker may be nil. It does not get a key again while a cache answers for it. It gets
+	// pairs that no policy concerns only if one end should be a pod that is not known yet.
 	Tracker FlowTracker
-	// FailOpen lets a packet pass whose pod, which should be one of this node, did
-	// not become known in time.
+	// FailOpen allows a packet if its pod, which should be one of this node, did not become
+	// known in time.
 	FailOpen bool
 }
 
@@ -66,7 +63,7 @@ type Evaluator struct {
 	tally   tally
 
 	reading  bool             // between Enter and Exit
-	snapshot *policy.Snapshot // of the read section; nil outside, and before the first publish
+	snapshot *policy.Snapshot // of the read section; nil outside, and before the first publication
 }
 
 // New returns an evaluator that remembers verdicts in flows.
@@ -74,9 +71,9 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 	return &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
 }
 
-// Evaluate decides a packet, which begins with its IP header. A packet that cannot
-// be decoded is denied. With filter.Hold, the packet waits for the pod that should
-// have the address pending. It is called between Enter and Exit.
+// Evaluate decides the packet that begins with the IP header at data[0]. A packet that
+// cannot be decoded is denied. With filter.Hold, the packet must be held until the pod with
+// the address pending is known. Evaluate is called between Enter and Exit.
 func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
@@ -94,11 +91,11 @@ func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.A
 	return v.Action, pending
 }
 
-// Expire decides a packet whose pod did not become known in time. If that should
-// be a pod of this node, the fail mode decides. Otherwise the verdict for an
-// unknown address stands, which never allows more than a pod would get: the fail
-// mode covers missing knowledge only, and does not open what policies deny to
-// everyone. It is called between Enter and Exit.
+// Expire decides a packet whose pod did not become known in time. If that should be a pod
+// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
+// address, which never allows more than a pod would get. The fail mode covers missing
+// knowledge only, and does not open what policies deny to everyone. Expire is called
+// between Enter and Exit.
 func (e *Evaluator) Expire(data []byte) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
@@ -135,7 +132,7 @@ func (e *Evaluator) matters(addr netip.Addr) bool {
 	return endpoint != nil || pending != policy.Known
 }
 
-// report counts a verdict and shows it to the observer.
+// report counts a verdict and passes it to the observer.
 func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 	e.tally.count(v)
 	if e.config.Observer != nil {
@@ -143,9 +140,9 @@ func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 	}
 }
 
-// decide decodes a packet and decides it. It returns the address that the packet
-// should wait for, if any. p and v are out-parameters: returning them by value cost
-// 10% of a cache hit.
+// decide decodes a packet and decides it. It returns the address for whose pod the packet
+// should be held, if any. p and v are out-parameters: returning them by value cost 10% of a
+// cache hit.
 func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)
@@ -173,11 +170,11 @@ func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pe
 	return pending
 }
 
-// decideMidStream completes the verdict about a packet that does not begin a
-// connection and is allowed as if it did. Which end has opened the connection is not
-// known: after its entry is gone from the connection table, a server's segment looks
-// like a client's. So the packet passes only if the opposite direction is allowed
-// too; otherwise a connection that was revoked would come back the other way round.
+// decideMidStream completes the verdict about a packet that does not begin a connection and
+// is allowed as if it did. It is not known which end has opened the connection: once the
+// connection table has lost the entry, a server's segment looks like a client's. So the
+// packet passes only if the opposite direction is allowed too. Otherwise a connection that
+// was revoked could continue in the opposite direction.
 func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends cache.Ends, fresh bool) (pending netip.Addr) {
 	reverse := p.Reverse()
 	back, _, backFresh := e.flows.Decide(e.snapshot, &reverse)
@@ -192,8 +189,9 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 			return pending
 		}
 	}
-	// Both directions are recorded, whatever becomes of the packet: caches may answer
-	// for them from now on. The kernel's cache answers neither for packets such as this.
+	// Both directions are recorded, even if this packet is held or denied, because caches
+	// may answer for them from now on. The kernel's cache does not use these verdicts to
+	// allow a packet in mid-stream if an end is isolated in the opposite direction.
 	if back.Action == filter.Allow {
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
 	}
@@ -208,7 +206,8 @@ func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reve
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))
 }
 
-// unknownEnds are the ends of a flow that should be pods and are not known to be.
+// unknownEnds states, for each end of a flow, whether it should be a pod that is not known
+// yet.
 type unknownEnds struct{ src, dst policy.Pending }
 
 var noneUnknown = unknownEnds{policy.Known, policy.Known}
@@ -223,12 +222,12 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 	return u
 }
 
-// pending is the address of the pod that a packet whose verdict is not final must
-// wait for, if any.
+// pending returns the address of the pod that a packet must be held for if its verdict is
+// not final; an invalid address if there is none.
 //
-// A pod of this node may be isolated by policies, and this node enforces those. For a
-// pod elsewhere its own node does; here it is only a peer, and only a denial is worth
-// the wait.
+// A pod of this node may be isolated by policies, and this node enforces them. For a pod
+// elsewhere, its own node enforces them. Here it is only a peer, so a packet is held only
+// if it would otherwise be denied.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -242,9 +241,9 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 	return none
 }
 
-// record gives a verdict to Tracker and Memory, as far as they need it. Memory does
-// not need verdicts about pods that are not known: it would not answer with them, and
-// a scan of addresses would push out what it does answer with.
+// record passes a verdict to Tracker and Memory if they need it. Memory does not need
+// verdicts about pods that are not known: it would not answer with them, and a scan of
+// addresses would evict useful ones.
 func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, unknown unknownEnds, fresh bool) {
 	track := e.config.Tracker != nil && v.Action == filter.Allow && tracked(v.Reason, unknown, fresh)
 	remember := e.config.Memory != nil && v.Reason != filter.NotIsolated && unknown == noneUnknown
@@ -258,15 +257,15 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	if track {
 		e.config.Tracker.Track(k, ends.Src != 0 || unknown.src != policy.Known, ends.Dst != 0 || unknown.dst != policy.Known, e.snapshot.Number())
 	}
-	// Before the reply and not after it. This delays the packet by microseconds, but
-	// a second connection that follows at once hits the cache.
+	// This comes before the reply. It delays the packet by microseconds, but a second
+	// connection that follows at once hits the cache.
 	if remember {
 		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
 	}
 }
 
-// tracked reports whether Tracker needs a key that is allowed. fresh is set if no
-// cache has answered for it.
+// tracked reports whether Tracker needs a key that is allowed for the reason why. fresh is
+// set if the verdict is not from the flow cache.
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:
@@ -277,13 +276,13 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	return fresh
 }
 
-// Enter begins a read section: all packets until Exit are decided by the snapshot that
-// is in force now. That is what lets publishers know when no older verdict is still on
-// its way (policy.Published.Synchronize).
+// Enter begins a read section: all packets until Exit are decided by the snapshot that is
+// in force now. policy.Published.Synchronize waits for such sections, to return only when
+// no older verdict can still take effect.
 func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
 
-// Exit ends the read section: the kernel has carried out all its verdicts. Outside of a
-// read section it does nothing.
+// Exit ends the read section. It is called when the kernel has carried out all verdicts of
+// the section. Outside of a read section it does nothing.
 func (e *Evaluator) Exit() {
 	if e.reading {
 		e.snapshot, e.reading = nil, false
@@ -291,14 +290,14 @@ func (e *Evaluator) Exit() {
 	}
 }
 
-// Tally returns what the evaluator has decided, and how fast. It may be called
-// concurrently.
+// Tally returns the counts of the verdicts and the latency of the decisions. It may be
+// called concurrently.
 func (e *Evaluator) Tally() *Tally { return e.tally.read() }
 
 // Stats returns the statistics of the evaluator's flow cache.
 func (e *Evaluator) Stats() cache.Stats { return e.flows.Stats() }
 
-// Close removes the evaluator from the readers that publishers wait for.
+// Close removes the evaluator from the readers that Synchronize waits for.
 func (e *Evaluator) Close() {
 	e.Exit()
 	e.reader.Close()

@@ -47,7 +47,7 @@ func denyAll(namespace string) *networkingv1.NetworkPolicy {
 	}
 }
 
-// datagram is an IPv4 packet with a TCP header for the key, which opens a connection.
+// datagram returns the IPv4 packet that opens a TCP connection with the key.
 func datagram(k filter.Key) []byte {
 	b := make([]byte, 40)
 	b[0], b[9] = 0x45, byte(filter.TCP)
@@ -61,6 +61,7 @@ func datagram(k filter.Key) []byte {
 	return b
 }
 
+// seen is an Observer that records what it is called with.
 type seen []string
 
 func (s *seen) Observe(p packet.Packet, v filter.Verdict) {
@@ -78,7 +79,7 @@ func TestEvaluate(t *testing.T) {
 		said = nil
 		e.Enter()
 		if got, _ := e.Evaluate(data); got != want || len(said) != 1 || said[0] != line {
-			t.Errorf("%v, and said %q; want %v and %q", got, said, want, line)
+			t.Errorf("%v, and observed %q; want %v and %q", got, said, want, line)
 		}
 		e.Exit()
 	}
@@ -96,7 +97,7 @@ func TestEvaluate(t *testing.T) {
 	ask(datagram(k), filter.Deny, flow+"deny, egress-denied")
 }
 
-// denyIngress is a policy that closes the pods of an app to everybody.
+// denyIngress returns a policy that denies all ingress to the pods of an app.
 func denyIngress(app string) *networkingv1.NetworkPolicy {
 	p := denyAll("default")
 	p.Spec.PodSelector.MatchLabels = map[string]string{"app": app}
@@ -104,8 +105,8 @@ func denyIngress(app string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// A packet that does not begin a connection passes only if it may go either way:
-// its sender may be the end that was connected to.
+// A packet that does not begin a connection passes only if both directions are allowed,
+// because its sender may be the end that accepted the connection.
 func TestEvaluateMidStream(t *testing.T) {
 	var published policy.Published
 	var said seen
@@ -146,15 +147,14 @@ func TestEvaluateMidStream(t *testing.T) {
 			data[33] = tt.flags
 			e.Enter()
 			if action, _ := e.Evaluate(data); len(said) != 1 || !strings.HasSuffix(said[0], ": "+tt.want) || !strings.HasPrefix(tt.want, action.String()) {
-				t.Errorf("%s: %v, and said %q; want %s", tt.name, action, said, tt.want)
+				t.Errorf("%s: %v, and observed %q; want %s", tt.name, action, said, tt.want)
 			}
 			e.Exit()
 		}
 	}
 }
 
-// Packets of pods that are not known wait, unless no pod can make a
-// difference here.
+// Packets of pods that are not known are held, unless no pod could change the verdict.
 func TestEvaluateHolds(t *testing.T) {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("free", "10.1.0.1", nil)))
@@ -183,24 +183,24 @@ func TestEvaluateHolds(t *testing.T) {
 	tests := []struct {
 		src, dst string
 		want     filter.Action
-		awaited  string
-		givenUp  string // the last line, with the fail mode closed
+		pending  string
+		expired  string // the verdict after Expire, with the fail mode closed
 	}{
 		{free, outside, filter.Allow, "", ""},
 		{outside, closed, filter.Deny, "", ""},
 		{local, free, filter.Hold, local, "deny, pod-not-known"},
 		{free, local, filter.Hold, local, "deny, pod-not-known"},
 		{outside, local, filter.Hold, local, "deny, pod-not-known"},
-		{remote, free, filter.Allow, "", ""}, // its own node guards it
+		{remote, free, filter.Allow, "", ""}, // its own node enforces its policies
 		{free, remote, filter.Allow, "", ""},
 		{remote, local, filter.Hold, local, "deny, pod-not-known"},
 		{local, local, filter.Hold, local, "deny, pod-not-known"},
-		// Nothing that the pod may turn out to be changes these.
+		// Whatever pod the address belongs to, these verdicts are the same.
 		{remote, closed, filter.Deny, "", ""},
 		{closed, remote, filter.Deny, "", ""},
 		{local, closed, filter.Deny, "", ""},
 		{closed, local, filter.Deny, "", ""},
-		// Its labels may change these.
+		// These depend on the labels of the pod.
 		{remote, choosy, filter.Hold, remote, "deny, ingress-denied"},
 		{choosy, remote, filter.Hold, remote, "deny, egress-denied"},
 		{local, choosy, filter.Hold, local, "deny, ingress-denied"},
@@ -218,30 +218,30 @@ func TestEvaluateHolds(t *testing.T) {
 		for _, tt := range tests {
 			said = nil
 			data := datagram(key(tt.src, tt.dst, 80))
-			action, awaited := e.Evaluate(data)
-			if action != tt.want || awaited.IsValid() != (tt.awaited != "") || awaited.IsValid() && awaited.String() != tt.awaited {
-				t.Errorf("%s > %s: %v for %v, want %v for %q", tt.src, tt.dst, action, awaited, tt.want, tt.awaited)
+			action, pending := e.Evaluate(data)
+			if action != tt.want || pending.IsValid() != (tt.pending != "") || pending.IsValid() && pending.String() != tt.pending {
+				t.Errorf("%s > %s: %v for %v, want %v for %q", tt.src, tt.dst, action, pending, tt.want, tt.pending)
 			}
-			if tt.awaited == "" {
+			if tt.pending == "" {
 				continue
 			}
 			if len(said) > 0 {
-				t.Errorf("%s > %s: a packet that waits is reported as judged: %q", tt.src, tt.dst, said)
+				t.Errorf("%s > %s: the observer got a packet that is held: %q", tt.src, tt.dst, said)
 			}
-			want, action := tt.givenUp, e.Expire(data)
-			if open && tt.awaited == local {
+			want, action := tt.expired, e.Expire(data)
+			if open && tt.pending == local {
 				want = "allow, pod-not-known"
 			}
 			if len(said) != 1 || !strings.HasSuffix(said[0], want) || !strings.HasPrefix(want, action.String()) {
-				t.Errorf("%s > %s given up: %v, and said %q; want %s", tt.src, tt.dst, action, said, want)
+				t.Errorf("%s > %s expired: %v, and observed %q; want %s", tt.src, tt.dst, action, said, want)
 			}
 		}
 		e.Close()
 	}
 }
 
-// A publisher learns when no verdict under the older snapshot is on its way: not
-// before the kernel has the answers.
+// Synchronize returns only when the kernel has carried out every verdict of the older
+// snapshot.
 func TestSynchronizeWaitsForVerdicts(t *testing.T) {
 	var published policy.Published
 	e := engine.New(engine.Config{Published: &published}, cache.NewFlows(16))
@@ -257,10 +257,10 @@ func TestSynchronizeWaitsForVerdicts(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
 	if err := published.Synchronize(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("settled with answers on their way: %v", err)
+		t.Errorf("Synchronize returned within a read section: %v", err)
 	}
 	e.Exit()
-	e.Exit() // as when a worker starts again
+	e.Exit() // a second time, as when a worker is restarted
 	if err := published.Synchronize(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -268,15 +268,15 @@ func TestSynchronizeWaitsForVerdicts(t *testing.T) {
 	e.Evaluate(data)
 	e.Close()
 	if err := published.Synchronize(t.Context()); err != nil {
-		t.Errorf("an evaluator that is closed is waited for: %v", err)
+		t.Errorf("Synchronize waits for an evaluator that is closed: %v", err)
 	}
 }
 
-// BenchmarkEvaluate is the way of a packet from its bytes to its verdict: decode
-// plus hit, and decode plus miss. As in the agent, what is allowed is noted for the
-// sweeps. On one core of an AMD EPYC a hit takes 140 ns at each size, of which the
-// lookup and decoding take a good quarter each; a miss, which is measured with no
-// cache, 260 to 600.
+// BenchmarkEvaluate measures the path of a packet from its bytes to its verdict: decoding
+// plus a cache hit, and decoding plus a miss. As in the agent, allowed flows are tracked
+// for the sweeps. On one core of an AMD EPYC, a hit takes 140 ns at each size; the lookup
+// and decoding take a good quarter of it each. A miss, which is measured without a cache,
+// takes 260 to 600 ns.
 func BenchmarkEvaluate(b *testing.B) {
 	for _, o := range []cluster.Options{
 		{Pods: 100, Policies: 10, Namespaces: 1},
@@ -314,7 +314,7 @@ func BenchmarkEvaluate(b *testing.B) {
 					e.Exit()
 				}
 				if now := e.Stats(); name == "hit" && now.Misses+now.Stale != before.Misses+before.Stale {
-					b.Errorf("%d of %d were no hits", now.Misses+now.Stale-before.Misses-before.Stale, b.N)
+					b.Errorf("%d of %d were not hits", now.Misses+now.Stale-before.Misses-before.Stale, b.N)
 				}
 			})
 		}

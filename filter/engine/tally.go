@@ -9,15 +9,16 @@ import (
 )
 
 const (
-	// sampleInterval is the number of decisions of which one is timed: reading the clock
-	// twice costs about as much as a cache hit.
+	// sampleInterval: one in this many decisions is timed, because reading the clock twice
+	// costs about as much as a cache hit.
 	sampleInterval = 64
-	// latencyBuckets bounds the buckets: decisions of 17 ms or longer share the last one.
+	// latencyBuckets is the number of buckets. The last one counts all decisions of 8.4 ms
+	// (2^23 ns) or longer.
 	latencyBuckets = 25
 )
 
-// Sides are the ends of a flow that are isolated: bit 0 is the source in egress, bit 1 the
-// destination in ingress.
+// Sides is the set of ends of a flow that are isolated: bit 0 is the source, in egress; bit
+// 1 is the destination, in ingress.
 type Sides uint8
 
 // SidesOf returns the sides of a verdict.
@@ -38,20 +39,21 @@ func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 // Verdicts counts verdicts by action, by reason and by isolated sides.
 type Verdicts [2][filter.NumReasons][4]uint64
 
-// Latency is how long decisions took. Of the timed decisions, one in 64, Buckets[i] counts
-// those from 2^(i-1) to 2^i ns; the last bucket also all longer ones.
+// Latency is a histogram of how long decisions took. One in 64 decisions is timed.
+// Buckets[i] counts those of at least 2^(i-1) and less than 2^i ns; the last bucket also
+// counts all longer ones.
 type Latency struct {
 	Buckets [latencyBuckets]uint64
 	Sum     time.Duration
 }
 
-// Tally counts the decisions of evaluators, and how long they took.
+// Tally holds counts of verdicts, and how long the decisions took.
 type Tally struct {
 	Verdicts Verdicts
 	Latency  Latency
 }
 
-// Add adds the tally of another evaluator.
+// Add adds o, the tally of another evaluator, to t.
 func (t *Tally) Add(o *Tally) {
 	for a := range t.Verdicts {
 		for r := range t.Verdicts[a] {
@@ -66,14 +68,14 @@ func (t *Tally) Add(o *Tally) {
 	t.Latency.Sum += o.Latency.Sum
 }
 
-// tally is a Tally that one goroutine writes while others read. It shares no cache line with
-// data of another worker.
+// tally is a Tally that one goroutine writes while others read it. The padding keeps it
+// from sharing a cache line with data of another worker.
 type tally struct {
 	_        [64]byte
 	verdicts [2][filter.NumReasons][4]atomic.Uint64
 	buckets  [latencyBuckets]atomic.Uint64
 	sum      atomic.Int64
-	turn     uint32 // decisions so far; only the writer uses it
+	turn     uint32 // number of decisions; only the writer uses it
 	_        [64]byte
 }
 
@@ -83,7 +85,7 @@ func (t *tally) due() bool {
 	return t.turn%sampleInterval == 0
 }
 
-// took counts a timed decision.
+// took counts a timed decision of the given duration.
 func (t *tally) took(d time.Duration) {
 	t.buckets[min(bits.Len64(uint64(max(d, 0))), latencyBuckets-1)].Add(1)
 	t.sum.Add(int64(d))
@@ -94,7 +96,8 @@ func (t *tally) count(v *filter.Verdict) {
 	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
 }
 
-// counted is the action that a verdict counts as: the kernel drops what is not allowed.
+// counted returns the action that a verdict is counted as: the kernel drops what is not
+// allowed.
 func counted(a filter.Action) filter.Action {
 	if a == filter.Allow {
 		return filter.Allow

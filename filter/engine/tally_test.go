@@ -34,7 +34,7 @@ func TestTallyCounts(t *testing.T) {
 	}
 	got.Add(one.read())
 	if n := got.Verdicts[filter.Deny][filter.EgressDenied][1]; n != 4 {
-		t.Errorf("two evaluators have denied %d, want 4", n)
+		t.Errorf("the sum of two tallies has %d denials, want 4", n)
 	}
 	if s := Sides(2); s.Has(filter.Egress) || !s.Has(filter.Ingress) {
 		t.Errorf("sides %d: egress %t, ingress %t", s, s.Has(filter.Egress), s.Has(filter.Ingress))
@@ -55,7 +55,7 @@ func TestLatencyBuckets(t *testing.T) {
 	}
 }
 
-// One in sampling decisions is timed, and every one is counted.
+// One in sampleInterval decisions is timed, and every one is counted, without allocations.
 func TestEvaluatorTally(t *testing.T) {
 	var published policy.Published
 	e := New(Config{Published: &published}, cache.NewFlows(16))
