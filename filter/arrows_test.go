@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// listed is what "go list -json" tells of a package.
+// listed is a package as "go list -json" prints it.
 type listed struct {
 	ImportPath   string
 	Imports      []string
@@ -20,34 +20,34 @@ type listed struct {
 	Deps         []string
 }
 
-// arrow is a rule about imports. Paths end with "/..." where they mean all
-// packages below as well.
+// arrow forbids imports between packages. A path that ends with "/..." includes all
+// packages below.
 type arrow struct {
 	from    []string
 	never   []string
-	through bool // neither directly nor through other packages
-	tests   bool // tests of the packages must keep it too
+	through bool // also forbids imports through other packages
+	tests   bool // also forbids imports in tests
 	except  map[string][]string
 	why     string
 }
 
-// The imports that are allowed: they show that a package does one job.
+// arrows lists the imports that are forbidden, so that each package keeps to one job.
 var arrows = []arrow{
 	{
 		from: []string{"sluice/filter/..."}, through: true,
 		never:  []string{"sluice/cache/...", "sluice/watch/...", "sluice/cmd/...", "sluice/bench/..."},
-		except: map[string][]string{"sluice/filter/engine": {"sluice/cache"}}, // the flow cache, on its way
-		why:    "the decision knows nothing of what is around it",
+		except: map[string][]string{"sluice/filter/engine": {"sluice/cache"}}, // the flow cache of the evaluator
+		why:    "the decision does not depend on the parts around it",
 	},
 	{
 		from: []string{"sluice/cache/..."}, through: true,
 		never: []string{"sluice/watch/...", "sluice/cmd/...", "sluice/bench/..."},
-		why:   "what remembers verdicts knows no source of them",
+		why:   "caches of verdicts do not depend on the sources of policies",
 	},
 	{
 		from: []string{"sluice/watch/..."}, through: true,
 		never: []string{"sluice/cache/...", "sluice/cmd/...", "sluice/bench/..."},
-		why:   "where the world comes from knows nothing of what becomes of it",
+		why:   "sources of policies do not depend on their use",
 	},
 	{
 		from: []string{"sluice/filter/...", "sluice/cache/...", "sluice/watch/...", "sluice/bench/..."}, tests: true,
@@ -60,13 +60,13 @@ var arrows = []arrow{
 		except: map[string][]string{
 			"sluice/filter/policy/netpol": {"k8s.io/api/networking/v1"},
 		},
-		why: "the fields of a kind of policy are known to its reader only",
+		why: "only its reader knows the fields of a kind of policy",
 	},
 	{
 		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/kubepod"},
 		never: []string{"net", "net/http", "os", "os/exec", "io", "io/fs", "time", "syscall", "unsafe"},
 		except: map[string][]string{
-			"sluice/filter/policy": {"time"}, // Synchronize polls, and says why
+			"sluice/filter/policy": {"time"}, // Synchronize polls, for the reason given there
 		},
 		why: "the decision is pure: it has no clock and does no I/O",
 	},
@@ -123,7 +123,7 @@ func matches(patterns []string, path string) bool {
 	})
 }
 
-// goList asks the go command about all packages of the module.
+// goList returns all packages of the module.
 func goList(t *testing.T) []listed {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Imports,TestImports,XTestImports,Deps", "sluice/...")
@@ -145,8 +145,9 @@ func goList(t *testing.T) []listed {
 	}
 }
 
-// TestBrokenArrowIsFound: the test above would say so.
-func TestBrokenArrowIsFound(t *testing.T) {
+// broken finds the imports that an arrow forbids: direct and indirect ones, those of tests,
+// and none that are excepted.
+func TestBrokenArrows(t *testing.T) {
 	direct := arrow{from: []string{"sluice/filter/..."}, never: []string{"sluice/cmd/...", "time"}, except: map[string][]string{"sluice/filter/b": {"time"}}}
 	through, tests := direct, direct
 	through.through, tests.tests = true, true
@@ -165,6 +166,6 @@ func TestBrokenArrowIsFound(t *testing.T) {
 	}
 	p.ImportPath = "sluice/filter/b"
 	if got := direct.broken(p); got != nil {
-		t.Errorf("%v in spite of the exception", got)
+		t.Errorf("%v is reported in spite of the exception", got)
 	}
 }

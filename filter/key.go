@@ -1,10 +1,10 @@
-// Package filter defines the types that all of Sluice shares: the [Key] of a flow, and
-// the [Verdict] about it.
+// Package filter defines the types that all of Sluice shares: the [Key] of a flow, and the
+// [Verdict] about it.
 //
 // A packet passes these packages: iptables keeps the rules that send it to a queue, queue
 // reads it, engine evaluates it, packet decodes its bytes into a Key, and policy decides
-// the Key. This package, packet and policy are pure: they know
-// neither a cluster nor a kernel, have no clock and do no I/O.
+// the Key. This package, packet and policy are pure: they know neither a cluster nor a
+// kernel, have no clock and do no I/O.
 package filter
 
 import (
@@ -42,7 +42,8 @@ func (p Protocol) String() string {
 	return strconv.Itoa(int(p))
 }
 
-// ParseProtocol parses the name of a protocol, in any case.
+// ParseProtocol returns the protocol of the given name, in upper or lower case, and whether
+// there is one.
 func ParseProtocol(text string) (Protocol, bool) {
 	for _, p := range [...]Protocol{TCP, UDP, SCTP, ICMP, ICMPv6} {
 		if strings.EqualFold(text, p.String()) {
@@ -55,20 +56,22 @@ func ParseProtocol(text string) (Protocol, bool) {
 // HasPorts reports whether a NetworkPolicy can name ports of this protocol.
 func (p Protocol) HasPorts() bool { return p == TCP || p == UDP || p == SCTP }
 
-// Transport is what is known of a packet's transport header. It is a state of its own,
-// so that a port that could not be decoded is never taken for port 0.
+// Transport states how far the transport header of a packet was decoded. It is separate
+// from the port, so that a port that could not be decoded is never taken for port 0.
 type Transport uint8
 
 const (
-	// Opaque is a packet whose transport header is missing, cut off, or behind an
-	// extension header that is not understood. Only a rule without ports can allow it.
-	// It is the zero value, so that a key that was never decoded allows least.
+	// Opaque means that the transport header is missing, cut off, encrypted, or behind an
+	// extension header that is not understood. Only a rule without ports can allow such a
+	// packet. Opaque is the zero value, so that a key that was never decoded allows the
+	// least.
 	Opaque Transport = iota
-	// Portless is a packet of a protocol that has no ports, such as ICMP.
+	// Portless means that the protocol has no ports, such as ICMP.
 	Portless
-	// Ported is a packet whose destination port was decoded.
+	// Ported means that the destination port was decoded.
 	Ported
-	// Any is not of a packet: a key with it matches all packets between its addresses.
+	// Any is not the state of a packet: a key with Any is for all packets between its
+	// addresses.
 	Any
 )
 
@@ -85,15 +88,15 @@ func (t Transport) String() string {
 	return "opaque"
 }
 
-// Key is all that a verdict depends on, as decoded from a packet after Service
-// translation of the destination and before masquerading of the source.
+// Key is all that a verdict depends on, as decoded from a packet after Service translation
+// of the destination and before masquerading of the source.
 //
-// The source port is not part of it: no NetworkPolicy can match it, and each new
-// connection has another one, so that no connection would hit the flow cache.
+// The source port is not part of it. No NetworkPolicy can match it, and it differs in each
+// new connection, so that no connection would hit the flow cache.
 //
-// Addresses are 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2), so
-// that both families share one code path and the struct hashes as plain bytes:
-// as a map key, netip.Addr takes almost twice as long.
+// Addresses are 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2), so that both
+// families share one code path and the struct hashes as plain bytes: as a map key,
+// netip.Addr takes almost twice as long.
 type Key struct {
 	Src, Dst  [16]byte
 	Port      uint16 // destination port; 0 unless Transport is Ported
@@ -111,14 +114,14 @@ func NewKey(src, dst netip.Addr, proto Protocol, port uint16) Key {
 	return k
 }
 
-// SrcAddr is the source address in its own family.
+// SrcAddr returns the source address; IPv4 addresses are not IPv4-mapped.
 func (k Key) SrcAddr() netip.Addr { return netip.AddrFrom16(k.Src).Unmap() }
 
-// DstAddr is the destination address in its own family.
+// DstAddr returns the destination address; IPv4 addresses are not IPv4-mapped.
 func (k Key) DstAddr() netip.Addr { return netip.AddrFrom16(k.Dst).Unmap() }
 
-// Reverse is the key of a packet in the opposite direction, whose destination port is
-// the given source port of this one.
+// Reverse returns the key of a packet in the opposite direction. Its destination port is
+// srcPort, the source port of this direction.
 func (k Key) Reverse(srcPort uint16) Key {
 	k.Src, k.Dst = k.Dst, k.Src
 	if k.Transport == Ported {
@@ -127,11 +130,11 @@ func (k Key) Reverse(srcPort uint16) Key {
 	return k
 }
 
-// Pair is the key of all packets between the two addresses. A verdict about it depends
-// only on the addresses: if it is allowed, every packet between them is.
+// Pair returns the key for all packets between the two addresses. The verdict about it
+// depends only on the addresses: if it is allowed, every packet between them is.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
 
-// String is for logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".
+// String returns the key as in logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".
 func (k Key) String() string {
 	s := k.SrcAddr().String() + " > " + k.DstAddr().String() + " "
 	if k.Transport == Any {

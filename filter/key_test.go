@@ -32,7 +32,8 @@ func TestNewKey(t *testing.T) {
 	}
 }
 
-// The key of a pair is no packet's, and the same for all of them.
+// All packets between two addresses have the same pair key, which is not the key of any
+// packet.
 func TestPair(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	pair := filter.NewKey(a, b, filter.TCP, 80).Pair()
@@ -40,20 +41,19 @@ func TestPair(t *testing.T) {
 		t.Errorf("%s, want %s", got, want)
 	}
 	if pair != filter.NewKey(a, b, filter.ICMP, 0).Pair() || pair == (filter.Key{Src: pair.Src, Dst: pair.Dst}) {
-		t.Error("the pair has several keys, or that of a packet")
+		t.Error("the key of a pair depends on the packet, or is the key of a packet")
 	}
 }
 
-// TestZeroValuesAllowNothing: what was never read or decided must not let anything
-// through.
+// A key that was never decoded is opaque, and a verdict that was never given denies.
 func TestZeroValuesAllowNothing(t *testing.T) {
 	var k filter.Key
 	if k.Transport != filter.Opaque {
-		t.Errorf("a key that was not read is %s", k.Transport)
+		t.Errorf("the zero key is %s, want opaque", k.Transport)
 	}
 	var v filter.Verdict
 	if v.Action != filter.Deny || v.Reason != filter.NoReason {
-		t.Errorf("a verdict that was not given is %s, %s", v.Action, v.Reason)
+		t.Errorf("the zero verdict is %s, %s", v.Action, v.Reason)
 	}
 }
 
@@ -70,7 +70,7 @@ func TestSideAllows(t *testing.T) {
 	}
 }
 
-// TestReasonsHaveNames: logs and metrics tell reasons apart by them.
+// Each reason has a name of its own, by which logs and metrics distinguish it.
 func TestReasonsHaveNames(t *testing.T) {
 	seen := map[string]filter.Reason{}
 	r := filter.NoReason

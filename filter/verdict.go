@@ -9,7 +9,7 @@ const (
 	Ingress
 )
 
-// String is the direction as log lines and JSON write it.
+// String returns the direction as in log lines and JSON.
 func (d Direction) String() string {
 	if d == Egress {
 		return "egress"
@@ -24,12 +24,12 @@ type Action uint8
 const (
 	Deny Action = iota
 	Allow
-	// Hold: the packet waits, because one of its ends should be a pod that is not known
+	// Hold: the packet is held, because one of its ends should be a pod that is not known
 	// yet. It is evaluated again later. No verdict has this action.
 	Hold
 )
 
-// String is the action as log lines and JSON write it.
+// String returns the action as in log lines and JSON.
 func (a Action) String() string {
 	switch a {
 	case Allow:
@@ -40,10 +40,10 @@ func (a Action) String() string {
 	return "deny"
 }
 
-// Reason is why a verdict is what it is.
+// Reason is the reason for a verdict.
 type Reason uint8
 
-// Reasons. Those that allow:
+// The reasons: after NoReason, first those that allow, then those that deny.
 const (
 	// NoReason is the zero value, which no decision returns.
 	NoReason Reason = iota
@@ -62,7 +62,7 @@ const (
 	IngressDenied
 	// Malformed: the IP header of the packet cannot be decoded.
 	Malformed
-	// NotSynced: the packet came before anything was known about the cluster.
+	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
 	// PodNotKnown: one end should be a pod, and did not become known in time. The fail
 	// mode decides.
@@ -89,7 +89,7 @@ var reasonText = [NumReasons]string{
 	MidStream:     "mid-stream",
 }
 
-// String is the reason as log lines, metrics and JSON write it.
+// String returns the reason as in log lines, metrics and JSON.
 func (r Reason) String() string {
 	if r < NumReasons {
 		return reasonText[r]
@@ -101,7 +101,7 @@ func (r Reason) String() string {
 type Rule struct {
 	Policy    string // "namespace/name"
 	Direction Direction
-	Denies    bool // of ordered rules: those of a NetworkPolicy allow
+	Denies    bool // only ordered rules can; those of a NetworkPolicy allow
 	Index     int  // in spec.ingress or spec.egress, from 0
 }
 
@@ -111,13 +111,13 @@ type Isolation struct {
 	Policies  []string // "namespace/name", sorted; never empty
 }
 
-// Side is one direction's half of a verdict.
+// Side is the part of a verdict about one direction.
 type Side struct {
-	// Isolation is nil where no policy isolates the pod in this direction, or where a
-	// policy of an earlier tier has decided.
+	// Isolation is nil if no policy isolates the pod in this direction, or if a policy of
+	// an earlier tier has decided.
 	Isolation *Isolation
-	// Rule is the rule that decided; nil where none did. Where several rules of
-	// NetworkPolicies allow, it is one of them.
+	// Rule is the rule that decided; nil if none did. If several rules of NetworkPolicies
+	// allow, it is one of them.
 	Rule *Rule
 }
 

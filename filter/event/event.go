@@ -1,19 +1,20 @@
-// Package event names the log lines that programs wait for. A log message may be reworded at
-// any time; the name of an event stays, and so do the attributes that README.md lists for it.
+// Package event names the log lines that programs wait for. A log message may be reworded
+// at any time. The name of an event does not change, and neither do the attributes that
+// README.md lists for it.
 package event
 
 import "log/slog"
 
-// Key is the attribute of a log line that holds the name of its event.
+// Key is the key of the log attribute that holds the name of the event.
 const Key = "event"
 
-// Name is the value of that attribute.
+// Name is the name of an event: the value of that attribute.
 type Name string
 
 // Attr returns the attribute for a log line.
 func (n Name) Attr() slog.Attr { return slog.String(Key, string(n)) }
 
-// The agent's life.
+// Start and end of the agent.
 const (
 	Ready          Name = "ready"
 	SourceLimitOff Name = "source-limit-off"

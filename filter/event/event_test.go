@@ -49,7 +49,7 @@ func sources(t *testing.T) (all []source) {
 	return all
 }
 
-// declared returns the events that event.go lists: their values by the names of the constants.
+// declared returns the events of event.go: the value of each, by the name of its constant.
 func declared(t *testing.T) map[string]string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "event.go", nil, parser.SkipObjectResolution)
@@ -70,7 +70,7 @@ func declared(t *testing.T) map[string]string {
 	return events
 }
 
-// used returns the events that a file names.
+// used returns the names of the event constants that a file uses.
 func (s source) used() (names []string) {
 	if !slices.ContainsFunc(s.file.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == strconv.Quote(imports) }) {
 		return nil
@@ -117,7 +117,7 @@ func TestEventsAreLoggedAndDocumented(t *testing.T) {
 		}
 	}
 	if len(events) == 0 {
-		t.Error("event.go lists no events: they were not found")
+		t.Error("no events were found in event.go")
 	}
 }
 
@@ -141,9 +141,9 @@ func documented(t *testing.T) (values []string) {
 	return values
 }
 
-// Tests, the demo and the benchmarks do not read the messages of the agent's log, which may be
-// reworded. Two files may: the test that the log in README.md is what the agent writes, and the
-// test of the reader itself.
+// Tests, the demo and the benchmarks do not depend on the messages of the agent's log,
+// which may be reworded. Two files are excepted: the test that compares the log in
+// README.md with the agent's, and the test of the log reader itself.
 func TestMessagesAreNotRead(t *testing.T) {
 	may := []string{"readme_packets_test.go", "agent_test.go"}
 	for _, s := range sources(t) {

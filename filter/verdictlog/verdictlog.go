@@ -21,7 +21,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// Level is which verdicts are logged.
+// Level selects the verdicts that are logged.
 type Level string
 
 // The levels, as in the flag.
@@ -31,7 +31,7 @@ const (
 	All    Level = "all"
 )
 
-// ParseLevel parses a level.
+// ParseLevel returns the level with the given name, or an error that lists the valid ones.
 func ParseLevel(text string) (Level, error) {
 	switch l := Level(text); l {
 	case None, Denied, All:
@@ -43,7 +43,7 @@ func ParseLevel(text string) (Level, error) {
 // DefaultRate is the default limit in lines per second.
 const DefaultRate = 100
 
-// summaryInterval is how often the number of suppressed lines is logged.
+// summaryInterval is the time between two reports of the number of suppressed lines.
 const summaryInterval = 5 * time.Second
 
 // Log logs verdicts. It is safe for concurrent use.
@@ -56,8 +56,9 @@ type Log struct {
 	total      atomic.Uint64
 }
 
-// New returns a log of the verdicts of a level, with at most perSecond lines a second and a
-// burst of as many; 0 disables the limit. Pods have the names of the snapshot in force.
+// New returns a log of the verdicts of a level. It logs at most perSecond lines a second,
+// with a burst of as many; 0 disables the limit. The names of pods are those of the
+// snapshot in force in names.
 func New(level Level, perSecond int, names *policy.Published, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if perSecond > 0 {
@@ -79,7 +80,7 @@ func (l *Log) Observe(p packet.Packet, v filter.Verdict) {
 	l.log.LogAttrs(context.Background(), slog.LevelInfo, "verdict", l.attrs(p, v)...)
 }
 
-// Suppressed is the number of lines that the rate limit has suppressed.
+// Suppressed returns the number of lines that the rate limit has suppressed.
 func (l *Log) Suppressed() uint64 { return l.total.Load() }
 
 // Run logs the number of suppressed lines every few seconds, until ctx ends.
@@ -103,7 +104,7 @@ func (l *Log) reportSuppressed() {
 	}
 }
 
-// attrs are the attributes of a line: the flow, the verdict, and the reason.
+// attrs returns the attributes of a line: the flow, the verdict, and the reason.
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 16)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
@@ -132,8 +133,8 @@ func appendName(attrs []slog.Attr, key string, s *policy.Snapshot, addr netip.Ad
 	return attrs
 }
 
-// appendWhy names what decided: for a denial, the direction and all policies that isolate
-// there; for an allowed flow, the rule of each isolated end.
+// appendWhy appends what decided: for a denial, the direction and all policies that isolate
+// the pod there; for an allowed flow, the rule of each isolated end.
 func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	switch v.Reason {
 	case filter.EgressDenied:

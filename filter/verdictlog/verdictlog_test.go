@@ -24,7 +24,7 @@ var (
 	db  = netip.MustParseAddr("fd00::2")
 )
 
-// log returns a log that writes lines without their time to the buffer.
+// log returns a verdict log and the buffer that it writes to. Its lines have no time.
 func log(level verdictlog.Level, perSecond int) (*verdictlog.Log, *bytes.Buffer) {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(&corev1.Pod{
@@ -105,11 +105,11 @@ func TestLevels(t *testing.T) {
 		}
 	}
 	if _, err := verdictlog.ParseLevel("some"); err == nil || !strings.Contains(err.Error(), "none, denied or all") {
-		t.Errorf("a level that is none: %v", err)
+		t.Errorf("an invalid level: %v", err)
 	}
 }
 
-// What the rate keeps back is not formatted, but counted and said.
+// Lines over the rate limit are suppressed, counted and reported.
 func TestRate(t *testing.T) {
 	const burst, more = 1000, 500
 	l, out := log(verdictlog.All, burst)
@@ -124,11 +124,11 @@ func TestRate(t *testing.T) {
 	}
 	l.Run(ctx)
 	if want := fmt.Sprintf("suppressed=%d", burst+more-lines); !strings.Contains(out.String(), want) || l.Suppressed() != uint64(burst+more-lines) {
-		t.Errorf("there is no %s in the log, or in the count of %d", want, l.Suppressed())
+		t.Errorf("the log does not contain %s, or Suppressed returns another number: %d", want, l.Suppressed())
 	}
 }
 
-func TestWhatIsKeptBackCostsNothing(t *testing.T) {
+func TestSuppressedLinesDoNotAllocate(t *testing.T) {
 	l, _ := log(verdictlog.All, 1)
 	l.Observe(packet.Packet{}, filter.Verdict{}) // the one line of this second
 	if n := testing.AllocsPerRun(1000, func() { l.Observe(packet.Packet{}, filter.Verdict{}) }); n > 0 {
