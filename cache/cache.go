@@ -4,7 +4,8 @@
 //
 // A cache is never flushed. A remembered verdict carries the epochs of both ends, which
 // change whenever a verdict about them could; it is valid only while both are current. So a
-// new pod invalidates no other verdicts, and a verdict that is inserted late is never used.
+// new pod invalidates no other verdicts, and a verdict that is inserted after a change is
+// never used.
 package cache
 
 import (
@@ -47,14 +48,14 @@ type Flows struct {
 type flow struct {
 	verdict filter.Verdict
 	ends    Ends
-	// snapshot is the number of the last one under which the verdict was valid. While it
-	// is in force, a hit looks up no endpoint, which halves its cost.
+	// snapshot is the number of the last snapshot by which the verdict was found valid.
+	// While that one is in force, a hit looks up no endpoint, which halves its cost.
 	snapshot uint64
 }
 
-// doorkeeperSet is a set of flows that were decided recently, the last one first, in one
-// cache line. A one-entry set would let two alternating flows evict each other forever; with
-// 4,000 flows, one in eight had such a collision.
+// doorkeeperSet is a set of flows that were decided recently, the latest first, in one
+// cache line. With sets of one entry, two alternating flows could evict each other forever;
+// with 4,000 flows, one in eight had such a collision.
 type doorkeeperSet [16]uint32
 
 // Ends are the epochs of both ends of a flow: 0 without an endpoint.
@@ -116,12 +117,12 @@ func (f *Flows) remember(k *filter.Key, now flow) {
 	f.size.Store(int64(f.lru.Len()))
 }
 
-// seen reports whether the doorkeeper has the flow, and adds it. A full set drops its
-// oldest flow. Once in some hundred million times it takes one flow for another, and the
-// flow is inserted early.
+// seen reports whether the doorkeeper has the flow, and adds it if not. A full set drops
+// its oldest flow. About once in a hundred million times, seen takes one flow for another,
+// which is then inserted early.
 func (f *Flows) seen(k *filter.Key) bool {
 	h := maphash.Comparable(f.seed, *k)
-	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // never 0, which marks a free place
+	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // never 0, which marks a free entry
 	for _, t := range set {
 		if t == tag {
 			return true

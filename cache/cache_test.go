@@ -29,6 +29,7 @@ func key(src, dst string, port uint16) filter.Key {
 	return filter.NewKey(netip.MustParseAddr(src), netip.MustParseAddr(dst), filter.TCP, port)
 }
 
+// A flow is remembered when it is decided for the second time.
 func TestRemembersAtTheSecondTime(t *testing.T) {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", nil)))
@@ -39,14 +40,14 @@ func TestRemembersAtTheSecondTime(t *testing.T) {
 		{Misses: 1}, {Misses: 2, Size: 1}, {Misses: 2, Hits: 1, Size: 1}, {Misses: 2, Hits: 2, Size: 1},
 	} {
 		if v, _, _ := flows.Decide(s, &k); v != s.Decide(k) {
-			t.Errorf("time %d: %+v", i+1, v)
+			t.Errorf("decision %d: %+v", i+1, v)
 		}
 		if got := flows.Stats(); got != want {
-			t.Errorf("time %d: %+v, want %+v", i+1, got, want)
+			t.Errorf("decision %d: %+v, want %+v", i+1, got, want)
 		}
 	}
-	// Its pod gets another epoch: what is remembered does not answer, and is
-	// replaced at once.
+	// The pod gets another epoch: the remembered verdict is not used, and is replaced at
+	// once.
 	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", map[string]string{"role": "x"})))
 	w.SetPolicy(netpol.Read(denyAll("default")))
 	s, _ = w.Commit()
@@ -95,7 +96,7 @@ func TestOff(t *testing.T) {
 	}
 }
 
-// scan opens each port once.
+// scan decides one flow to each port.
 func scan(flows *cache.Flows, s *policy.Snapshot) {
 	for port := range uint16(60000) {
 		k := key("10.0.0.9", "10.0.0.2", port)
@@ -103,9 +104,9 @@ func scan(flows *cache.Flows, s *policy.Snapshot) {
 	}
 }
 
-// Flows that take turns are all remembered at the second time, and none keeps
-// another from it for ever.
-func TestRemembersAllThatTakeTurns(t *testing.T) {
+// Flows that alternate are all remembered when they are decided for the second time: none
+// keeps evicting another from the doorkeeper.
+func TestRemembersAlternatingFlows(t *testing.T) {
 	const n = 1024
 	s, _ := policy.NewStore().Commit()
 	flows := cache.NewFlows(4 * n)
@@ -120,7 +121,7 @@ func TestRemembersAllThatTakeTurns(t *testing.T) {
 	}
 }
 
-func TestScanPushesNothingOut(t *testing.T) {
+func TestScanEvictsNothing(t *testing.T) {
 	s, _ := policy.NewStore().Commit()
 	flows := cache.NewFlows(64)
 	k := key("10.0.0.1", "10.0.0.2", 80)
@@ -130,11 +131,11 @@ func TestScanPushesNothingOut(t *testing.T) {
 	before := flows.Stats().Hits
 	flows.Decide(s, &k)
 	if flows.Stats().Hits != before+1 {
-		t.Error("a scan of ports has pushed out a flow in use")
+		t.Error("a scan of ports has evicted a flow in use")
 	}
 }
 
-// churn changes a small world at random.
+// churn makes random changes to a small store.
 type churn struct {
 	*rand.Rand
 	*policy.Store
@@ -186,7 +187,7 @@ func (c churn) policy() *networkingv1.NetworkPolicy {
 	return p
 }
 
-// step changes one thing.
+// step makes one random change.
 func (c churn) step() {
 	ns, name := pick(c.Rand, names[:2]), pick(c.Rand, names)
 	switch c.IntN(9) {
@@ -214,14 +215,14 @@ func (c churn) step() {
 	}
 }
 
-// No change of policy, pod, namespace or address ever lets an old verdict answer:
-// after each of many random changes, a cache that remembers all flows says what
-// the snapshot says, reasons included.
+// After each of many random changes of policies, pods, namespaces and addresses, a cache
+// that remembers all flows returns the actions and reasons of the snapshot: no old verdict
+// is used.
 func TestOldVerdictsNeverAnswer(t *testing.T) {
-	const worlds, steps = 25, 150
+	const stores, steps = 25, 150
 	var hits, stale uint64
 	denied := 0
-	for seed := range uint64(worlds) {
+	for seed := range uint64(stores) {
 		c := churn{rand.New(rand.NewPCG(seed, 1)), policy.NewStore()}
 		flows := cache.NewFlows(4096)
 		var keys []filter.Key
@@ -231,12 +232,12 @@ func TestOldVerdictsNeverAnswer(t *testing.T) {
 		for step := range steps {
 			c.step()
 			s, _ := c.Commit()
-			for range 2 { // so that all are remembered
+			for range 2 { // so that all flows are remembered
 				for _, k := range keys {
 					want := s.Decide(k)
 					got, _, _ := flows.Decide(s, &k)
 					if got.Action != want.Action || got.Reason != want.Reason {
-						t.Fatalf("seed %d, step %d: %v is %v, %v; the snapshot says %v, %v", seed, step, k, got.Action, got.Reason, want.Action, want.Reason)
+						t.Fatalf("seed %d, step %d: %v is %v, %v; the snapshot decides %v, %v", seed, step, k, got.Action, got.Reason, want.Action, want.Reason)
 					}
 					if got.Action == filter.Deny {
 						denied++
@@ -247,7 +248,7 @@ func TestOldVerdictsNeverAnswer(t *testing.T) {
 		hits, stale = hits+flows.Stats().Hits, stale+flows.Stats().Stale
 	}
 	if hits < 5e5 || stale < 5e3 || denied < 5e4 {
-		t.Errorf("%d hits, %d stale, %d denied: the test hardly tests anything", hits, stale, denied)
+		t.Errorf("%d hits, %d stale, %d denied: too few to test much", hits, stale, denied)
 	}
 }
 
@@ -263,6 +264,6 @@ func TestDecisionsDoNotAllocate(t *testing.T) {
 	port := uint16(0)
 	miss := key("10.0.0.9", "10.0.0.2", 0)
 	if n := testing.AllocsPerRun(10000, func() { port++; miss.Port = port; flows.Decide(s, &miss) }); n != 0 {
-		t.Errorf("a flow that was never seen costs %v allocations", n)
+		t.Errorf("a flow that is decided for the first time costs %v allocations", n)
 	}
 }
