@@ -17,7 +17,7 @@ import (
 
 const chartDir = "helm/sluice"
 
-// release is the release for which the chart is rendered.
+// release has the built-in values of the release for which the chart is rendered.
 var release = map[string]any{"Name": "sluice", "Namespace": "kube-system", "Service": "Helm"}
 
 // fullValues sets every value to something other than its default.
@@ -67,7 +67,7 @@ func render(t *testing.T, files ...string) []byte {
 	return out.Bytes()
 }
 
-// functions are those functions of Helm that the chart uses.
+// functions returns the functions of Helm that the chart uses.
 func functions(all *template.Template) template.FuncMap {
 	return template.FuncMap{
 		"include": func(name string, data any) (string, error) {
@@ -84,11 +84,11 @@ func functions(all *template.Template) template.FuncMap {
 			return indent + strings.ReplaceAll(text, "\n", indent)
 		},
 		"quote": func(v any) string { return fmt.Sprintf("%q", fmt.Sprint(v)) },
-		"default": func(otherwise, v any) any {
+		"default": func(fallback, v any) any {
 			if truth, _ := template.IsTrue(v); truth {
 				return v
 			}
-			return otherwise
+			return fallback
 		},
 		"join": func(by string, list []any) string {
 			var texts []string
@@ -105,12 +105,12 @@ func functions(all *template.Template) template.FuncMap {
 	}
 }
 
-// merge merges values over others as Helm does: maps are merged, everything else is replaced.
+// merge merges the values of over into into, as Helm does: maps are merged, other values replaced.
 func merge(into, over map[string]any) {
 	for key, v := range over {
-		below, isMap := v.(map[string]any)
+		nested, isMap := v.(map[string]any)
 		if existing, both := into[key].(map[string]any); isMap && both {
-			merge(existing, below)
+			merge(existing, nested)
 			continue
 		}
 		into[key] = v
@@ -128,9 +128,9 @@ func readYAML(t *testing.T, path string, into any) {
 	}
 }
 
-// Every value has a schema, and every schema a value. The file that sets all values sets no
-// others.
-func TestSchemaKnowsTheValues(t *testing.T) {
+// Every value has a schema, every schema has a value, and testdata/full-values.yaml sets every
+// value.
+func TestSchemaMatchesValues(t *testing.T) {
 	var schema, values, full map[string]any
 	text, err := os.ReadFile(filepath.Join(chartDir, "values.schema.json"))
 	if err != nil {
@@ -144,6 +144,7 @@ func TestSchemaKnowsTheValues(t *testing.T) {
 	sameKeys(t, "", schema, values, full)
 }
 
+// sameKeys compares the keys of the schema, the default values and the full values below path.
 func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 	t.Helper()
 	properties, ok := schema["properties"].(map[string]any)
@@ -151,7 +152,7 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 		return // any keys are allowed
 	}
 	if schema["additionalProperties"] != false {
-		t.Errorf("the schema of %q lets a misspelt value pass", path)
+		t.Errorf("the schema of %q accepts misspelt values", path)
 	}
 	for key := range values {
 		if properties[key] == nil {
@@ -163,19 +164,19 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 			continue // belongs to Helm
 		}
 		if _, ok := values[key]; !ok {
-			t.Errorf("%s.%s has a schema and no value", path, key)
+			t.Errorf("%s.%s has a schema but no value", path, key)
 		}
 		if _, ok := full[key]; !ok {
-			t.Errorf("%s.%s is not in %s", path, key, fullValues)
+			t.Errorf("%s does not set %s.%s", fullValues, path, key)
 		}
-		below, _ := values[key].(map[string]any)
-		fullBelow, _ := full[key].(map[string]any)
-		sameKeys(t, path+"."+key, p.(map[string]any), below, fullBelow)
+		nested, _ := values[key].(map[string]any)
+		fullNested, _ := full[key].(map[string]any)
+		sameKeys(t, path+"."+key, p.(map[string]any), nested, fullNested)
 	}
 }
 
-// The rendered chart is what it was at the last review.
-func TestChartIsAsBefore(t *testing.T) {
+// The rendered chart equals the golden files, so that a review shows every change of it.
+func TestChartGolden(t *testing.T) {
 	golden(t, "testdata/chart-default.yaml", render(t))
 	golden(t, "testdata/chart-full.yaml", render(t, fullValues))
 }

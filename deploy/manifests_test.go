@@ -52,8 +52,8 @@ type objects struct {
 	daemonSet appsv1.DaemonSet
 }
 
-// read reads manifests into the types of the API. Every field in them must exist, and each kind
-// must be there once.
+// read decodes manifests into the types of the API. It fails the test if a type has no such field,
+// or if a kind is missing, unknown or repeated.
 func read(t *testing.T, text []byte) *objects {
 	t.Helper()
 	o := &objects{}
@@ -80,7 +80,7 @@ func read(t *testing.T, text []byte) *objects {
 		name := kind.APIVersion + " " + kind.Kind
 		target := into[name]
 		if target == nil {
-			t.Fatalf("there is a %s, or a second one", name)
+			t.Fatalf("unexpected or second %s", name)
 		}
 		delete(into, name)
 		if err := sigsyaml.UnmarshalStrict(document, target); err != nil {
@@ -88,12 +88,12 @@ func read(t *testing.T, text []byte) *objects {
 		}
 	}
 	for name := range into {
-		t.Errorf("there is no %s", name)
+		t.Errorf("no %s", name)
 	}
 	return o
 }
 
-// base reads the files that the kustomization names. There must be no other files.
+// base returns the files that the kustomization names. It fails the test if there are others.
 func base(t *testing.T) []byte {
 	t.Helper()
 	var k struct {
@@ -107,7 +107,7 @@ func base(t *testing.T) []byte {
 	}
 	for _, e := range entries {
 		if e.Name() != "kustomization.yaml" && !slices.Contains(k.Resources, e.Name()) {
-			t.Errorf("%s is in no kustomization", e.Name())
+			t.Errorf("the kustomization does not name %s", e.Name())
 		}
 	}
 	var all []byte
@@ -121,8 +121,8 @@ func base(t *testing.T) []byte {
 	return all
 }
 
-// The base and the chart with its defaults are equal, except for Helm's own labels.
-func TestBaseAndChartSayTheSame(t *testing.T) {
+// The base and the chart with its default values are equal, except for Helm's own labels.
+func TestBaseEqualsChart(t *testing.T) {
 	a, b := read(t, base(t)), read(t, render(t))
 	for _, m := range []*metav1.ObjectMeta{&b.account.ObjectMeta, &b.role.ObjectMeta, &b.binding.ObjectMeta, &b.daemonSet.ObjectMeta, &b.daemonSet.Spec.Template.ObjectMeta} {
 		if m.Labels["app.kubernetes.io/instance"] != "sluice" {
@@ -132,7 +132,7 @@ func TestBaseAndChartSayTheSame(t *testing.T) {
 	}
 	delete(b.daemonSet.Spec.Selector.MatchLabels, "app.kubernetes.io/instance")
 	if yamlOf(t, a) != yamlOf(t, b) {
-		t.Errorf("the base says\n%+v\nand the chart\n%+v", yamlOf(t, a), yamlOf(t, b))
+		t.Errorf("the base is\n%+v\nand the chart\n%+v", yamlOf(t, a), yamlOf(t, b))
 	}
 }
 
@@ -149,14 +149,15 @@ func yamlOf(t *testing.T, o *objects) string {
 	return all.String()
 }
 
-// eachRendering calls f for the base, and for the chart with few and with all values.
+// eachRendering calls f in a subtest for the base, the base with the startup taint, the chart with
+// its default values, and the chart with other values.
 func eachRendering(t *testing.T, f func(*testing.T, *objects)) {
 	for name, text := range map[string][]byte{"base": base(t), "base with the startup taint": withTaint(t), "chart": render(t), "chart, all values": render(t, fullValues)} {
 		t.Run(name, func(t *testing.T) { f(t, read(t, text)) })
 	}
 }
 
-// An agent may read what it needs, and nothing else.
+// The role allows an agent to read what it needs and, with the startup taint, to patch Nodes.
 func TestRoleIsSmall(t *testing.T) {
 	eachRendering(t, func(t *testing.T, o *objects) {
 		may := map[string][]string{}
@@ -174,7 +175,7 @@ func TestRoleIsSmall(t *testing.T) {
 			want["/nodes"] = append(slices.Clone(read), "patch")
 		}
 		if !reflect.DeepEqual(may, want) {
-			t.Errorf("it may %v, want %v", may, want)
+			t.Errorf("the role allows %v, want %v", may, want)
 		}
 		subject := rbacv1.Subject{Kind: "ServiceAccount", Name: o.account.Name, Namespace: o.account.Namespace}
 		if o.binding.RoleRef.Name != o.role.Name || len(o.binding.Subjects) != 1 || o.binding.Subjects[0] != subject ||
@@ -192,7 +193,7 @@ func TestPodIsConfined(t *testing.T) {
 			t.Errorf("the pod is %+v", pod)
 		}
 		if len(pod.Tolerations) == 0 || pod.PriorityClassName == "" {
-			t.Error("it would not run on every node")
+			t.Error("without tolerations and a priority class, the pod does not run on every node")
 		}
 		if p := pod.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 			t.Errorf("seccomp %+v", p)
@@ -207,7 +208,7 @@ func TestPodIsConfined(t *testing.T) {
 			want = append(want, "BPF")
 		}
 		if !slices.Equal(s.Capabilities.Add, want) {
-			t.Errorf("capabilities %v, want %v, which a test of the command measures", s.Capabilities.Add, want)
+			t.Errorf("capabilities %v, want %v (a test of cmd/sluice determines them)", s.Capabilities.Add, want)
 		}
 		if len(c.Ports) != 0 {
 			t.Error("with a port on the host, two agents could not run side by side during an update")
@@ -233,19 +234,19 @@ func TestPodIsConfined(t *testing.T) {
 				t.Errorf("there is no volume %s", m.Name)
 			}
 			if m.Name == "bpf" && m.MountPath != argument(t, c.Args, "--bpffs") {
-				t.Errorf("the BPF file system is mounted at %s, and looked for at %s", m.MountPath, argument(t, c.Args, "--bpffs"))
+				t.Errorf("the BPF file system is mounted at %s, but --bpffs is %s", m.MountPath, argument(t, c.Args, "--bpffs"))
 			}
 		}
 	})
 }
 
-// The kubelet's probes go where the agent answers.
+// The kubelet's probes use the socket and the address on which the agent answers.
 func TestProbesReachTheAgent(t *testing.T) {
 	eachRendering(t, func(t *testing.T, o *objects) {
 		c := o.daemonSet.Spec.Template.Spec.Containers[0]
 		socket := argument(t, c.Args, "--socket")
 		if command := c.ReadinessProbe.Exec.Command; !slices.Contains(command, "--self") || argument(t, command, "--socket") != socket {
-			t.Errorf("readiness asks %q, and the agent answers on %s", command, socket)
+			t.Errorf("the readiness probe runs %q, but the agent answers on %s", command, socket)
 		}
 		if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == filepath.Dir(socket) }) {
 			t.Errorf("nothing is mounted for the socket %s", socket)
@@ -254,11 +255,12 @@ func TestProbesReachTheAgent(t *testing.T) {
 		address := argument(t, c.Args, "--http-address")
 		everywhere := fmt.Sprintf("0.0.0.0:%d", g.Port.IntValue())
 		if at := fmt.Sprintf("%s:%d", g.Host, g.Port.IntValue()); at != address && !(address == everywhere && g.Host == "127.0.0.1") || g.Path != "/healthz" {
-			t.Errorf("liveness asks %s%s, and the agent answers on %s", at, g.Path, address)
+			t.Errorf("the liveness probe gets %s%s, but the agent answers on %s", at, g.Path, address)
 		}
 	})
 }
 
+// argument returns the value of a flag in args.
 func argument(t *testing.T, args []string, flag string) string {
 	t.Helper()
 	for _, a := range args {
@@ -266,11 +268,12 @@ func argument(t *testing.T, args []string, flag string) string {
 			return v
 		}
 	}
-	t.Fatalf("there is no %s in %q", flag, args)
+	t.Fatalf("no %s in %q", flag, args)
 	return ""
 }
 
-// tool runs a program that "make check-deploy" installs.
+// tool returns the output of a program that "make check-deploy" installs. It skips the test if the
+// program is missing.
 func tool(t *testing.T, name string, args ...string) ([]byte, error) {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -287,8 +290,8 @@ func tool(t *testing.T, name string, args ...string) ([]byte, error) {
 	return out, err
 }
 
-// helmArgs render the chart as the tests do. Without a version, a Helm that was built from its
-// module assumes a very old cluster.
+// helmArgs returns the arguments with which Helm renders the chart as the tests do. Without
+// --kube-version, a Helm that was built from its module assumes a very old cluster.
 func helmArgs(more ...string) []string {
 	return append([]string{"template", "sluice", chartDir, "--namespace", "kube-system", "--kube-version", "1.33.0"}, more...)
 }
@@ -305,7 +308,7 @@ func TestHelmRendersAsTheTestsDo(t *testing.T) {
 				t.Fatal(err)
 			}
 			if a, b := read(t, out), read(t, render(t, files...)); yamlOf(t, a) != yamlOf(t, b) {
-				t.Errorf("Helm says\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
+				t.Errorf("Helm renders\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
 			}
 		})
 	}
@@ -319,7 +322,7 @@ func TestHelmRefusesBadValues(t *testing.T) {
 	} {
 		t.Run(bad, func(t *testing.T) {
 			if _, err := tool(t, "helm", helmArgs("--set", bad)...); err == nil || !strings.Contains(err.Error(), "schema") {
-				t.Errorf("it is rendered: %v", err)
+				t.Errorf("error %v, want one about the schema", err)
 			}
 		})
 	}
@@ -331,6 +334,6 @@ func TestKustomizeBuildsTheBase(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a, b := read(t, out), read(t, base(t)); yamlOf(t, a) != yamlOf(t, b) {
-		t.Errorf("kustomize says\n%s\nand the files\n%s", yamlOf(t, a), yamlOf(t, b))
+		t.Errorf("kustomize builds\n%s\nand the files are\n%s", yamlOf(t, a), yamlOf(t, b))
 	}
 }

@@ -21,7 +21,7 @@ const (
 	taintOverlay   = "testdata/startup-taint"
 )
 
-// withTaint is the base with the component's patches, as kustomize applies them.
+// withTaint returns the base with the component's patches, as kustomize applies them.
 func withTaint(t *testing.T) []byte {
 	t.Helper()
 	var component struct {
@@ -42,12 +42,12 @@ func withTaint(t *testing.T) []byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var is metav1.PartialObjectMetadata
-		if err := sigsyaml.Unmarshal(document, &is); err != nil {
+		var object metav1.PartialObjectMetadata
+		if err := sigsyaml.Unmarshal(document, &object); err != nil {
 			t.Fatal(err)
 		}
 		for i, p := range component.Patches {
-			if strings.TrimPrefix(p.Target.Group+"/"+p.Target.Version, "/") == is.APIVersion && p.Target.Kind == is.Kind && p.Target.Name == is.Name {
+			if strings.TrimPrefix(p.Target.Group+"/"+p.Target.Version, "/") == object.APIVersion && p.Target.Kind == object.Kind && p.Target.Name == object.Name {
 				document, used[i] = apply(t, document, p.Patch), true
 			}
 		}
@@ -81,7 +81,7 @@ func apply(t *testing.T, document []byte, text string) []byte {
 	return append(to, '\n')
 }
 
-// startupTaint returns the taint that the agents of manifests remove; empty for none.
+// startupTaint returns the key of the taint that the agents are told to remove; empty if none.
 func (o *objects) startupTaint() string {
 	for _, a := range o.daemonSet.Spec.Template.Spec.Containers[0].Args {
 		if key, ok := strings.CutPrefix(a, "--startup-taint="); ok {
@@ -91,8 +91,8 @@ func (o *objects) startupTaint() string {
 	return ""
 }
 
-// The startup taint is optional. Its agents tolerate it, because it would never be removed
-// otherwise.
+// The startup taint is optional. Agents tolerate the taint that they remove: otherwise none could
+// start to remove it.
 func TestStartupTaintIsTolerated(t *testing.T) {
 	for name, tt := range map[string]struct {
 		text []byte
@@ -126,6 +126,6 @@ func TestKustomizeBuildsTheStartupTaint(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a, b := read(t, out), read(t, withTaint(t)); yamlOf(t, a) != yamlOf(t, b) {
-		t.Errorf("kustomize says\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
+		t.Errorf("kustomize builds\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
 	}
 }

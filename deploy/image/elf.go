@@ -8,13 +8,13 @@ import (
 	"strings"
 )
 
-// architectures are the names of machines in images.
+// architectures maps ELF machines to the names of architectures in images.
 var architectures = map[elf.Machine]string{
 	elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64", elf.EM_ARM: "arm", elf.EM_386: "386",
 	elf.EM_PPC64: "ppc64le", elf.EM_S390: "s390x", elf.EM_RISCV: "riscv64",
 }
 
-// architecture returns the machine that a program is for.
+// architecture returns the architecture that a program is built for. The program must be static.
 func architecture(path string) (string, error) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -23,7 +23,7 @@ func architecture(path string) (string, error) {
 	defer f.Close()
 	arch, ok := architectures[f.Machine]
 	if !ok {
-		return "", fmt.Errorf("read the program %s: there is no name for the machine %s", path, f.Machine)
+		return "", fmt.Errorf("read the program %s: unknown architecture %s", path, f.Machine)
 	}
 	if interpreter(f) != "" {
 		return "", fmt.Errorf("read the program %s: it needs shared libraries: build it with CGO_ENABLED=0", path)
@@ -31,8 +31,8 @@ func architecture(path string) (string, error) {
 	return arch, nil
 }
 
-// needed returns what the loader loads with a program or library, and the loader (elf(5):
-// PT_INTERP, DT_NEEDED, DT_RUNPATH).
+// needed returns the paths of the loader of a program or library and of the libraries that it loads
+// directly (elf(5): PT_INTERP, DT_NEEDED, DT_RUNPATH).
 func needed(path string) ([]string, error) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -47,7 +47,7 @@ func needed(path string) ([]string, error) {
 	for _, tag := range []elf.DynTag{elf.DT_RUNPATH, elf.DT_RPATH} {
 		paths, err := f.DynString(tag)
 		if err != nil {
-			continue // it has no section of this kind
+			continue // the library may be in a default directory
 		}
 		for _, list := range paths {
 			for dir := range strings.SplitSeq(list, ":") {
@@ -70,8 +70,8 @@ func needed(path string) ([]string, error) {
 	return found, nil
 }
 
-// systemDirs are the default directories of a loader, in which it will also find the libraries
-// in an image without a cache.
+// systemDirs returns the default directories of a loader. In the image, which has no ld.so.cache, the
+// loader finds libraries only in these.
 func systemDirs() []string {
 	var dirs []string
 	for _, pattern := range []string{"/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*", "/lib64", "/usr/lib64", "/lib", "/usr/lib"} {
@@ -81,7 +81,7 @@ func systemDirs() []string {
 	return dirs
 }
 
-// findLibrary finds a library for the same kind of machine as the one that needs it.
+// findLibrary returns the path of a library for the same machine and class as by, which needs it.
 func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 	for _, dir := range dirs {
 		path := filepath.Join(dir, name)
@@ -98,10 +98,10 @@ func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("there is no library %s in %s", name, strings.Join(dirs, ", "))
+	return "", fmt.Errorf("no library %s in %s", name, strings.Join(dirs, ", "))
 }
 
-// interpreter returns the loader of a program, and "" for a library or a static program.
+// interpreter returns the loader of a program; "" for a library or a static program.
 func interpreter(f *elf.File) string {
 	for _, p := range f.Progs {
 		if p.Type != elf.PT_INTERP {

@@ -32,8 +32,9 @@ func program(t *testing.T) string {
 	return path
 }
 
-// The image contains what the agent runs: in a root with only its files, both backends of
-// iptables accept the rules that sluice prints.
+// The image contains all programs and libraries that the agent runs: in a chroot with only its files,
+// both backends of iptables accept the rules that sluice prints. Building it again gives the same
+// bytes.
 func TestImage(t *testing.T) {
 	sluice := program(t)
 	archive := filepath.Join(t.TempDir(), "image.tar")
@@ -45,11 +46,11 @@ func TestImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if sum(t, archive) != sum(t, again) {
-		t.Error("the same files give another image")
+		t.Error("a second build from the same files differs")
 	}
 	root := unpack(t, archive)
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: it looks into the image by chroot")
+		t.Skip("needs root: it runs programs of the image in a chroot")
 	}
 	for _, tt := range []struct{ args, want string }{
 		{"/usr/bin/sluice version", "sluice "},
@@ -64,10 +65,10 @@ func TestImage(t *testing.T) {
 			t.Errorf("%s prints %q, want %q", tt.args, out, tt.want)
 		}
 	}
-	// Two documents, one for each family.
+	// sluice prints the rules of IPv4, a comment line, and the rules of IPv6.
 	v4, v6, ok := strings.Cut(inside(t, root, "", "/usr/bin/sluice", "rules"), "# IPv6\n")
 	if !ok {
-		t.Fatalf("sluice rules prints no rules of IPv6:\n%s", v4)
+		t.Fatalf("sluice rules prints no IPv6 rules:\n%s", v4)
 	}
 	for restore, rules := range map[string]string{
 		"iptables-nft-restore": v4, "ip6tables-nft-restore": v6, "iptables-legacy-restore": v4, "ip6tables-legacy-restore": v6,
@@ -76,7 +77,8 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// inside runs a program of the image, with its own root and network.
+// inside runs a program of the image, with root as its root directory and in a new network
+// namespace, and returns its output.
 func inside(t *testing.T, root, stdin string, args ...string) string {
 	t.Helper()
 	path := args[0]
@@ -84,7 +86,7 @@ func inside(t *testing.T, root, stdin string, args ...string) string {
 		path = filepath.Join("/usr/sbin", path)
 	}
 	cmd := exec.Command(path, args[1:]...)
-	// exec.Command has looked the path up outside, where it may not exist.
+	// exec.Command has looked up the path outside of the image, where it may not exist.
 	cmd.Path, cmd.Err = path, nil
 	cmd.Env, cmd.Dir = []string{"PATH=/usr/sbin:/usr/bin"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Cloneflags: syscall.CLONE_NEWNET}
@@ -105,8 +107,8 @@ func sum(t *testing.T, path string) string {
 	return fmt.Sprintf("%x", sha256.Sum256(data))
 }
 
-// unpack makes a root from the layers of an archive, and checks what its documents state about
-// each other.
+// unpack extracts the layers of an archive into a new directory, and checks the digests and sizes in
+// the archive's documents.
 func unpack(t *testing.T, archive string) (root string) {
 	t.Helper()
 	data, err := os.ReadFile(archive)
@@ -117,7 +119,7 @@ func unpack(t *testing.T, archive string) (root string) {
 	eachFile(t, bytes.NewReader(data), func(h *tar.Header, content []byte) { blobs[h.Name] = content })
 	for name, content := range blobs {
 		if want, is := strings.CutPrefix(name, "blobs/sha256/"); is && want != fmt.Sprintf("%x", sha256.Sum256(content)) {
-			t.Errorf("%s is not what its name says", name)
+			t.Errorf("the digest of %s differs from its name", name)
 		}
 	}
 	read := func(name string, into any) {
@@ -193,7 +195,7 @@ func eachFile(t *testing.T, in io.Reader, f func(*tar.Header, []byte)) {
 			t.Fatal(err)
 		}
 		if h.Uid != 0 || h.Gid != 0 || h.ModTime.Unix() != 0 {
-			t.Errorf("%s belongs to %d:%d, and is of %v", h.Name, h.Uid, h.Gid, h.ModTime)
+			t.Errorf("%s has owner %d:%d and time %v, want zero", h.Name, h.Uid, h.Gid, h.ModTime)
 		}
 		f(h, content)
 	}
@@ -211,39 +213,41 @@ func extract(t *testing.T, root string, h *tar.Header, content []byte) {
 	case tar.TypeReg:
 		err = os.WriteFile(path, content, os.FileMode(h.Mode).Perm())
 	default:
-		err = fmt.Errorf("an entry of type %q", h.Typeflag)
+		err = fmt.Errorf("unexpected entry of type %q", h.Typeflag)
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", h.Name, err)
 	}
 }
 
-func TestBuildSaysWhatIsMissing(t *testing.T) {
+// Errors name what is missing and how to correct it.
+func TestBuildErrors(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "image.tar")
 	script := filepath.Join(t.TempDir(), "script")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := build(script, "localhost/sluice:test", "test", out); err == nil || !strings.Contains(err.Error(), "build it for Linux") {
-		t.Errorf("with a script for the program: %v", err)
+		t.Errorf("with a script instead of a program: error %v", err)
 	}
 	shell, err := exec.LookPath("sh")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := build(shell, "localhost/sluice:test", "test", out); err == nil || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
-		t.Errorf("with a program that needs libraries: %v", err)
+		t.Errorf("with a program that needs libraries: error %v", err)
 	}
 	if err := newTree().addProgram("no-such-program"); err == nil || !strings.Contains(err.Error(), "install it") {
-		t.Errorf("without the program: %v", err)
+		t.Errorf("with a program that does not exist: error %v", err)
 	}
 	err = writeImage(io.Discard, image{name: "localhost:5000/sluice"})
 	if err == nil || !strings.Contains(err.Error(), "has no tag") {
-		t.Errorf("with a name without a tag: %v", err)
+		t.Errorf("with a name without a tag: error %v", err)
 	}
 }
 
-// Links are kept as they are, and lead to an existing file.
+// add keeps the symbolic links on a path, and adds the file to which they lead. It fails if they do
+// not lead to a file.
 func TestTreeKeepsLinks(t *testing.T) {
 	dir := t.TempDir()
 	for link, to := range map[string]string{"a": "b", "b": filepath.Join(dir, "sub", "c"), "loop": "loop"} {
@@ -261,7 +265,7 @@ func TestTreeKeepsLinks(t *testing.T) {
 	tr := newTree()
 	got, known, err := tr.add(filepath.Join(dir, "a"))
 	if err != nil || known || got != file {
-		t.Errorf("added %q, %t, %v; want %q", got, known, err, file)
+		t.Errorf("add returns %q, %t, %v; want %q, false", got, known, err, file)
 	}
 	for path, want := range map[string]entry{
 		filepath.Join(dir, "a"): {link: "b", mode: 0o777}, filepath.Join(dir, "b"): {link: file, mode: 0o777},
@@ -272,7 +276,7 @@ func TestTreeKeepsLinks(t *testing.T) {
 		}
 	}
 	if _, known, err = tr.add(file); err != nil || !known {
-		t.Errorf("again: %t, %v", known, err)
+		t.Errorf("add of the same file returns known %t, error %v", known, err)
 	}
 	for _, bad := range []string{"loop", "none", "sub"} {
 		if _, _, err := tr.add(filepath.Join(dir, bad)); err == nil {

@@ -5,9 +5,9 @@
 //	go run ./deploy/image -sluice bin/sluice -o bin/sluice-image.tar
 //	ctr -n k8s.io images import bin/sluice-image.tar
 //
-// The image contains the sluice program and, from this machine, iptables in both backends
-// with the libraries and extensions that it loads. It has no shell and no package manager.
-// The same files give the same bytes.
+// The image contains the program sluice and, copied from this machine, iptables with both
+// backends and the libraries and extensions that it loads. It has no shell and no package
+// manager. From the same files, image builds the same bytes.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 	"os"
 )
 
-// programs are what the agent runs, all from the package iptables.
+// programs lists the programs that the agent runs, all from the package iptables.
 var programs = []string{
 	"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
 	"iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore",
@@ -36,8 +36,8 @@ func main() {
 	fmt.Println(*out, "holds", *name)
 }
 
-// build writes the image. iptables is a layer of its own below the program: it is larger and
-// seldom changes.
+// build writes the image. iptables is a layer of its own, below the layer of the program, because it
+// is larger and seldom changes.
 func build(sluice, name, version, out string) error {
 	arch, err := architecture(sluice)
 	if err != nil {
@@ -52,8 +52,8 @@ func build(sluice, name, version, out string) error {
 	if err := base.addExtensions(); err != nil {
 		return err
 	}
-	// The names of protocols, by which iptables prints rules. It has built in those that the
-	// rules use.
+	// iptables prints rules with the names of protocols from this file. The file is optional:
+	// the names that Sluice's rules use are built in.
 	if err := base.addIfThere("/etc/protocols"); err != nil {
 		return err
 	}

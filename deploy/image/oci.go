@@ -20,13 +20,13 @@ const (
 	layerType    = "application/vnd.oci.image.layer.v1.tar+gzip"
 )
 
-// image is the content of an image.
+// image describes an image to write.
 type image struct {
 	name, version, arch, entrypoint string
 	layers                          []*tree
 }
 
-// descriptor names a blob (image-spec, descriptor.md).
+// descriptor refers to a blob (image-spec, descriptor.md).
 type descriptor struct {
 	MediaType   string            `json:"mediaType"`
 	Digest      string            `json:"digest"`
@@ -38,20 +38,20 @@ type descriptor struct {
 // archive collects the blobs of an image layout (image-spec, image-layout.md).
 type archive map[string][]byte
 
-// blob adds a blob.
+// blob adds a blob, and returns its descriptor.
 func (a archive) blob(mediaType string, data []byte) descriptor {
 	sum := fmt.Sprintf("%x", sha256.Sum256(data))
 	a["blobs/sha256/"+sum] = data
 	return descriptor{MediaType: mediaType, Digest: "sha256:" + sum, Size: len(data)}
 }
 
-// document adds a blob of JSON.
+// document adds a value as a blob of JSON.
 func (a archive) document(mediaType string, v any) (descriptor, error) {
 	data, err := json.Marshal(v)
 	return a.blob(mediaType, data), err
 }
 
-// layer adds a layer, and returns the digest of its uncompressed content.
+// layer adds a layer, compressed; diffID is the digest of its uncompressed content.
 func (a archive) layer(t *tree) (d descriptor, diffID string, err error) {
 	var packed bytes.Buffer
 	sum := sha256.New()
@@ -68,8 +68,8 @@ func (a archive) layer(t *tree) (d descriptor, diffID string, err error) {
 	return a.blob(layerType, packed.Bytes()), fmt.Sprintf("sha256:%x", sum.Sum(nil)), nil
 }
 
-// writeImage writes an image as a tar archive of an image layout. It also contains the list
-// that older versions of "docker load" need.
+// writeImage writes an image as a tar archive with an OCI image layout. The archive also has a
+// manifest.json, which older versions of "docker load" need.
 func writeImage(out io.Writer, img image) error {
 	a := archive{}
 	labels := map[string]string{
@@ -104,10 +104,11 @@ func writeImage(out io.Writer, img image) error {
 	}
 	_, tag, ok := strings.Cut(img.name[strings.LastIndex(img.name, "/")+1:], ":")
 	if !ok {
-		return fmt.Errorf("the name %s has no tag: write one behind a colon, as in localhost/sluice:dev", img.name)
+		return fmt.Errorf("the name %s has no tag: append one after a colon, as in localhost/sluice:dev", img.name)
 	}
 	manifest.Platform = map[string]string{"architecture": img.arch, "os": "linux"}
-	// containerd uses the first as the image's name, others the second.
+	// containerd takes the image's name from the first annotation, other tools the tag from the
+	// second.
 	manifest.Annotations = map[string]string{"io.containerd.image.name": img.name, "org.opencontainers.image.ref.name": tag}
 	for name, v := range map[string]any{
 		"oci-layout":    map[string]string{"imageLayoutVersion": "1.0.0"},
@@ -123,13 +124,14 @@ func writeImage(out io.Writer, img image) error {
 
 func blobPath(d descriptor) string { return "blobs/sha256/" + strings.TrimPrefix(d.Digest, "sha256:") }
 
+// write writes the blobs and documents as a tar archive.
 func (a archive) write(out io.Writer) error {
 	w := tar.NewWriter(out)
 	var names []string
 	for name := range a {
 		names = append(names, name)
 	}
-	// oci-layout first, which helps readers of a stream.
+	// oci-layout comes first, so that readers of a stream recognise the format.
 	slices.SortFunc(names, func(x, y string) int {
 		if (x == "oci-layout") != (y == "oci-layout") {
 			if x == "oci-layout" {

@@ -14,13 +14,13 @@ import (
 	"strings"
 )
 
-// maxLinks bounds the links on a path, as in the kernel.
+// maxLinks bounds the symbolic links that are followed for a path, as in the kernel.
 const maxLinks = 40
 
-// tree is the files of a layer, by absolute path.
+// tree holds the files of a layer, by absolute path.
 type tree struct {
 	entries map[string]entry
-	loaders map[string]bool // directories with libxtables
+	loaders map[string]bool // directories of libxtables, which loads extensions
 }
 
 // entry is a directory, a link or a file.
@@ -47,8 +47,8 @@ func (t *tree) put(path, file string) {
 	t.entries[path] = entry{file: file, mode: 0o755}
 }
 
-// add adds a file at its own path, with every link on the way to it as on this machine. It
-// returns the path of the file itself, and whether it was there already.
+// add adds a file of this machine at its own path, with all symbolic links on the path. It returns
+// the path of the file itself, with links resolved; known is true if the tree had the file already.
 func (t *tree) add(path string) (file string, known bool, err error) {
 	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
 	at := "/"
@@ -88,7 +88,7 @@ func (t *tree) add(path string) (file string, known bool, err error) {
 	return "", false, fmt.Errorf("add %s: it is a directory", path)
 }
 
-// addIfThere is add for an optional file.
+// addIfThere is like add, for a file that may be missing.
 func (t *tree) addIfThere(path string) error {
 	_, _, err := t.add(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -97,7 +97,7 @@ func (t *tree) addIfThere(path string) error {
 	return err
 }
 
-// addProgram adds a program, looked up as a shell does, with what it loads.
+// addProgram finds a program in PATH or /usr/sbin, and adds it with the libraries that it loads.
 func (t *tree) addProgram(name string) error {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -109,7 +109,7 @@ func (t *tree) addProgram(name string) error {
 	return t.addLinked(path)
 }
 
-// addLinked adds a program or library, and what the loader loads with it.
+// addLinked adds a program or library, and all libraries that the loader loads with it.
 func (t *tree) addLinked(path string) error {
 	file, known, err := t.add(path)
 	if err != nil || known {
@@ -130,8 +130,8 @@ func (t *tree) addLinked(path string) error {
 	return nil
 }
 
-// addExtensions adds the matches and targets of iptables, which are in the directory xtables
-// beside the library that loads them.
+// addExtensions adds the matches and targets of iptables. They are in the directory xtables next to
+// libxtables, which loads them at run time.
 func (t *tree) addExtensions() error {
 	for dir := range t.loaders {
 		found, err := filepath.Glob(filepath.Join(dir, "xtables", "*.so"))
@@ -150,8 +150,8 @@ func (t *tree) addExtensions() error {
 	return nil
 }
 
-// writeTar writes the files as a layer. For equal output, they are sorted, owned by root,
-// and without times.
+// writeTar writes the files as a layer. They are sorted, owned by root and without times, so that the
+// same files give the same bytes.
 func (t *tree) writeTar(out io.Writer) error {
 	w := tar.NewWriter(out)
 	for _, path := range slices.Sorted(maps.Keys(t.entries)) {

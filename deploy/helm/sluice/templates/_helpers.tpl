@@ -11,7 +11,7 @@ app.kubernetes.io/name: sluice
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- /* Where the kubelet reaches the agent: loopback, if it answers everywhere. */ -}}
+{{- /* The host for the kubelet's probes: loopback if the agent listens on all addresses. */ -}}
 {{- define "sluice.probeHost" -}}
 {{- $host := regexReplaceAll ":[0-9]+$" .Values.httpAddress "" | trimAll "[]" -}}
 {{- if has $host (list "" "0.0.0.0" "::" "localhost") }}127.0.0.1{{ else }}{{ $host }}{{ end }}
