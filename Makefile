@@ -1,16 +1,16 @@
-# The targets of Sluice. Without a target, make prints this list.
+# Without a target, make prints the list of targets.
 #
-# demo and test install what the machine lacks (.ci/setup), and report it.
+# demo and test install the packages that the machine lacks (.ci/setup), and report them.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# iptables is in sbin, which is not in every user's path, and sudo may remove the directory
-# of Go's own archive.
+# iptables is in sbin, which is not in every user's PATH. /usr/local/go/bin, where Go's
+# archive is usually unpacked, may be missing under sudo.
 export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 
-# A fixed version, so that the findings are the same everywhere.
+# A fixed version, so that the linters report the same everywhere.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 HELM := helm.sh/helm/v3/cmd/helm@v3.20.0

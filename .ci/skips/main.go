@@ -1,6 +1,6 @@
 // Command skips reads the output of go test -json and prints what go test prints without
-// -json: a line for each package, and the output of failing tests. It writes why tests were
-// skipped, which go test does not print, to a file, a line for each.
+// -json: a line for each package, and the output of failing tests. It appends to FILE the
+// reason why each skipped test was skipped, which go test does not print, one per line.
 //
 //	go test -json ./... | skips FILE
 package main
@@ -15,17 +15,17 @@ import (
 	"strings"
 )
 
-// event is a line of go test -json, as cmd/test2json documents it.
+// event is a line of go test -json (see go doc test2json).
 type event struct {
 	Action, Package, Test, Output string
 }
 
-// test names a test of a package.
+// test identifies a test, or with an empty name a package.
 type test struct{ pkg, name string }
 
 func main() {
 	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "skips: give the file for the reasons")
+		fmt.Fprintln(os.Stderr, "usage: go test -json ... | skips FILE")
 		os.Exit(2)
 	}
 	if err := run(os.Stdin, os.Stdout, os.Args[1]); err != nil {
@@ -34,13 +34,14 @@ func main() {
 	}
 }
 
-// run copies in to out. go test's own exit status reports failures.
+// run converts the events of in to text on out, and appends the reasons of skips to a file. A failed
+// test is not an error here: the exit status of go test reports it.
 func run(in io.Reader, out io.Writer, reasons string) error {
 	f, err := os.OpenFile(reasons, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
-		return fmt.Errorf("record what was skipped: %w", err)
+		return fmt.Errorf("record the skipped tests: %w", err)
 	}
-	said := make(map[test]string) // by tests that have not ended yet
+	output := make(map[test]string) // of tests that have not ended yet
 	events := json.NewDecoder(in)
 	for {
 		var e event
@@ -50,19 +51,19 @@ func run(in io.Reader, out io.Writer, reasons string) error {
 		at := test{e.Package, e.Test}
 		switch {
 		case e.Output != "" && e.Test != "":
-			said[at] += e.Output
-		case e.Output != "PASS\n": // go test prints it only with details
+			output[at] += e.Output
+		case e.Output != "PASS\n": // go test prints this only with -v
 			fmt.Fprint(out, e.Output)
 		}
 		switch e.Action {
 		case "fail":
-			fmt.Fprint(out, take(said, at))
+			fmt.Fprint(out, take(output, at))
 		case "skip":
-			if text := take(said, at); e.Test != "" {
+			if text := take(output, at); e.Test != "" {
 				fmt.Fprintln(f, reason(text))
 			}
 		case "pass":
-			delete(said, at)
+			delete(output, at)
 		}
 	}
 	if errors.Is(err, io.EOF) {
@@ -73,24 +74,24 @@ func run(in io.Reader, out io.Writer, reasons string) error {
 	return errors.Join(err, f.Close())
 }
 
-// take returns what a test has printed. For a package that failed, it is what those of its
-// tests printed that never ended, as after a panic.
-func take(said map[test]string, at test) string {
-	text := said[at]
-	delete(said, at)
+// take removes and returns the output of a test. For a package, it does so for all of its tests that
+// have not ended, as after a panic.
+func take(output map[test]string, at test) string {
+	text := output[at]
+	delete(output, at)
 	if at.name != "" {
 		return text
 	}
-	for t, more := range said {
+	for t, more := range output {
 		if t.pkg == at.pkg {
 			text += more
-			delete(said, t)
+			delete(output, t)
 		}
 	}
 	return text
 }
 
-// place is the file and line in front of a test's message.
+// place matches the file and line before a test's message.
 var place = regexp.MustCompile(`(?m)^\s*\w+\.go:\d+: `)
 
 // reason returns the last message of a skipped test.

@@ -7,11 +7,13 @@ import (
 	"testing"
 )
 
+// run prints the output of failed tests, of tests that never ended and of packages, and records why
+// tests were skipped.
 func TestRun(t *testing.T) {
 	const events = `
 {"Action":"start","Package":"p"}
 {"Action":"run","Package":"p","Test":"TestGood"}
-{"Action":"output","Package":"p","Test":"TestGood","Output":"    good_test.go:1: said and forgotten\n"}
+{"Action":"output","Package":"p","Test":"TestGood","Output":"    good_test.go:1: not printed\n"}
 {"Action":"pass","Package":"p","Test":"TestGood"}
 {"Action":"output","Package":"p","Test":"TestBad","Output":"    bad_test.go:1: what is wrong\n"}
 {"Action":"fail","Package":"p","Test":"TestBad"}
@@ -47,7 +49,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-func TestRunNoticesWhatIsNoEvent(t *testing.T) {
+// Input that is not JSON is an error.
+func TestRunRejectsOtherInput(t *testing.T) {
 	err := run(strings.NewReader("go: no such tool"), &strings.Builder{}, filepath.Join(t.TempDir(), "reasons"))
 	if err == nil || !strings.Contains(err.Error(), "read the output of go test") {
 		t.Errorf("error %v", err)
