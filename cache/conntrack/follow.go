@@ -31,7 +31,7 @@ type Follower struct {
 	tracked  *TrackedFlows // if nil, every change is followed by a sweep
 	log      *slog.Logger
 	wake     chan struct{}
-	sweeping sync.Mutex // held by the sweep under way
+	sweeping sync.Mutex // held during a sweep
 	sweeps   uint64     // number of sweeps
 
 	mu       sync.Mutex

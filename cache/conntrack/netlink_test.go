@@ -42,7 +42,7 @@ func newLive(t *testing.T) *live {
 	n := newNetwork(t)
 	r := newFixture(t)
 	l := &live{fixture: r, network: n, kernel: open(t, conntrack.Options{NetNS: n.router.NetNS()})}
-	local := r.Local // that of New lists this machine's addresses, which may be those of the pods
+	local := r.Local // New's Local lists this machine's addresses, which may be those of the pods
 	l.Sweeper = conntrack.New(l.kernel, conntrack.DefaultMarks, nil, &r.seen)
 	l.Local = local
 	return l

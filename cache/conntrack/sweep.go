@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// batchSize bounds the updates that are collected before they are written, while the
-	// dump goes on, and so the memory of a sweep.
+	// batchSize bounds the updates that are collected before they are written, and so the
+	// memory of a sweep. They are written while the dump goes on.
 	batchSize = 512
 	// batchTimeout bounds how long an update waits for others while the dump goes on: a
 	// dump of all connections can take a hundred milliseconds, and denied packets should

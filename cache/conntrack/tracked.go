@@ -143,16 +143,16 @@ func (s *shard) forget(set *keySet, snapshot uint64) {
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room by forgetting the keys of any address except that of but; if no other
-// has keys, it forgets those of but.
-func (s *shard) evict(but *keySet, snapshot uint64) {
+// evict makes room by dropping the keys of any address other than keep's; if no other has
+// keys, those of keep.
+func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
-		if set != but && len(set.keys) > 0 {
+		if set != keep && len(set.keys) > 0 {
 			s.forget(set, snapshot)
 			return
 		}
 	}
-	s.forget(but, snapshot)
+	s.forget(keep, snapshot)
 }
 
 // lose drops the keys of an address. It records that caches may answer for keys that are

@@ -109,7 +109,7 @@ func (e *Evaluator) Expire(data []byte) filter.Action {
 	return v.Action
 }
 
-// failMode decides a packet whose pod of this node did not become known in time.
+// failMode decides a packet if a pod of this node did not become known in time.
 func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 	switch {
 	case e.config.FailOpen:
@@ -140,9 +140,9 @@ func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 	}
 }
 
-// decide decodes a packet and decides it. It returns the address for whose pod the packet
-// should be held, if any. p and v are out-parameters: returning them by value cost 10% of a
-// cache hit.
+// decide decodes a packet and decides it. If the packet should be held, decide returns the
+// address whose pod it waits for. p and v are out-parameters: returning them by value cost
+// 10% of a cache hit.
 func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)

@@ -38,11 +38,11 @@ type Packet struct {
 	// SrcPort is the source port; 0 unless Key.Transport is Ported. No verdict
 	// depends on it, but a log line needs it to identify a connection.
 	SrcPort uint16
-	// MidStream is set for a packet that does not open a connection, of a protocol
-	// whose connections are opened: a TCP segment other than a plain SYN, an SCTP
-	// packet other than an INIT, or a packet that cannot be decoded and may be either.
-	// Connection tracking may take it for the first packet of a connection, though its
-	// sender may be the end that accepted the connection.
+	// MidStream is set for a TCP or SCTP packet that does not open a connection: a TCP
+	// segment other than a plain SYN, an SCTP packet other than an INIT, or a packet that
+	// cannot be decoded and may be either. Connection tracking may take it for the first
+	// packet of a connection, though its sender may be the end that accepted the
+	// connection.
 	MidStream bool
 }
 
