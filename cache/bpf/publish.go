@@ -32,7 +32,7 @@ const (
 )
 
 // endpointOf returns the table entry of an endpoint. device is the interface that leads only to
-// this pod; if it is 0, a pod of this node shares its interface.
+// this pod; 0 if there is none. In that case a pod of this node shares its interface with others.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
 	for _, one := range [...]struct {

@@ -30,9 +30,9 @@ import (
 )
 
 const (
-	// searchInterval is the time between two passes over the node's interfaces while the owner
-	// of one is not known, and idleInterval the time otherwise. The kernel reports changes of
-	// interfaces, but not those of the addresses behind them.
+	// searchInterval is the time between two passes over the node's interfaces while the pod
+	// of an interface is not known; idleInterval is the time otherwise. The kernel reports
+	// changes of interfaces, but not of the addresses at their other ends.
 	searchInterval = time.Second
 	idleInterval   = 10 * time.Second
 	// eventDebounce is the delay between an event and the pass that follows: a network
@@ -65,7 +65,7 @@ type Guard struct {
 	bound    bindings
 	written  state
 	attached map[int]bool // by index of the interface
-	// tentative lists the interfaces in attached whose kind was not known then.
+	// tentative lists the interfaces that got a program before their kind was known.
 	tentative map[int]bool
 	swept     bool   // the other interfaces have no programs of an earlier agent
 	open      string // reason why Covers is false; empty if it is true
@@ -111,7 +111,7 @@ func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.on, g.snapshot, g.swept = true, s, false
 	clear(g.attached)
 	clear(g.tentative)
-	g.told = true // the rules of an earlier agent may rely on existing programs
+	g.told = true // the rules may rely on the programs of an earlier agent
 	err := g.ensure()
 	if err != nil {
 		g.failed = err.Error() // the caller logs it
@@ -127,8 +127,8 @@ func (g *Guard) Told(covers bool) {
 	g.wake()
 }
 
-// Release detaches this agent's programs from interfaces without a pod. Their data becomes stale
-// without the agent: another machine may get an address of this node.
+// Release detaches this agent's programs from interfaces without a pod. Without the agent, the
+// programs' data would become stale: another machine may get an address of this node.
 func (g *Guard) Release() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
