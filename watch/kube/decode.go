@@ -2,9 +2,9 @@ package kube
 
 import (
 	"fmt"
+	"reflect"
 
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -14,22 +14,30 @@ import (
 // slimSerializer returns decoders that reduce each object to its slim form.
 type slimSerializer struct {
 	runtime.NegotiatedSerializer
+	kinds  map[reflect.Type]*kind // by the types of objects and lists
 	shared *pools
 }
 
 func newSlimSerializer(s runtime.NegotiatedSerializer) *slimSerializer {
-	return &slimSerializer{s, newPools()}
+	byType := make(map[reflect.Type]*kind)
+	for _, k := range kinds {
+		for _, t := range k.types {
+			byType[reflect.TypeOf(t)] = k
+		}
+	}
+	return &slimSerializer{s, byType, newPools()}
 }
 
 // DecoderToVersion returns a decoder of slim objects.
 func (s *slimSerializer) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
-	return decoder{s.NegotiatedSerializer.DecoderToVersion(d, gv), s.shared}
+	return decoder{s.NegotiatedSerializer.DecoderToVersion(d, gv), s.kinds, s.shared}
 }
 
 // decoder decodes objects and lists into slim objects. Nothing keeps a reference to the
 // full objects.
 type decoder struct {
 	full   runtime.Decoder
+	kinds  map[reflect.Type]*kind
 	shared *pools
 }
 
@@ -49,34 +57,29 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 	return o, actual, err
 }
 
+// slim slims an object, or each object of a list.
 func (d decoder) slim(o runtime.Object) (runtime.Object, error) {
-	switch o := o.(type) {
-	case *corev1.Pod:
-		return slimPod(o, d.shared), nil
-	case *corev1.Namespace:
-		return slimNamespace(o), nil
-	case *corev1.Node:
-		return slimNode(o), nil
-	case *networkingv1.NetworkPolicy:
-		return slimPolicy(o), nil
-	case *corev1.PodList:
-		return listOf(&o.ListMeta, o.Items, func(i *corev1.Pod) runtime.Object { return slimPod(i, d.shared) }), nil
-	case *corev1.NamespaceList:
-		return listOf(&o.ListMeta, o.Items, func(i *corev1.Namespace) runtime.Object { return slimNamespace(i) }), nil
-	case *corev1.NodeList:
-		return listOf(&o.ListMeta, o.Items, func(i *corev1.Node) runtime.Object { return slimNode(i) }), nil
-	case *networkingv1.NetworkPolicyList:
-		return listOf(&o.ListMeta, o.Items, func(i *networkingv1.NetworkPolicy) runtime.Object { return slimPolicy(i) }), nil
+	switch o.(type) {
 	case *metav1.Status, *metav1.WatchEvent:
 		return o, nil
 	}
-	return nil, fmt.Errorf("the API server sent an unexpected %T", o)
-}
-
-func listOf[T any](m *metav1.ListMeta, items []T, slim func(*T) runtime.Object) runtime.Object {
-	list := &metainternal.List{ListMeta: *m, Items: make([]runtime.Object, 0, len(items))}
-	for i := range items {
-		list.Items = append(list.Items, slim(&items[i]))
+	k := d.kinds[reflect.TypeOf(o)]
+	switch {
+	case k == nil:
+		return nil, fmt.Errorf("the API server sent an unexpected %T", o)
+	case !meta.IsListType(o):
+		return k.slim(o, d.shared), nil
 	}
-	return list
+	from, err := meta.ListAccessor(o)
+	if err != nil {
+		return nil, err
+	}
+	list := &metainternal.List{
+		ListMeta: metav1.ListMeta{ResourceVersion: from.GetResourceVersion(), Continue: from.GetContinue(), RemainingItemCount: from.GetRemainingItemCount()},
+		Items:    make([]runtime.Object, 0, meta.LenList(o)),
+	}
+	return list, meta.EachListItem(o, func(item runtime.Object) error {
+		list.Items = append(list.Items, k.slim(item, d.shared))
+		return nil
+	})
 }

@@ -3,6 +3,8 @@ package kube
 import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"sluice/filter/policy"
@@ -14,18 +16,57 @@ type kind struct {
 	name     string // as in "Pod"
 	resource string // as in "pods", the name that RBAC uses
 	group    schema.GroupVersion
-	remove   func(w *policy.Store, namespace, name string) // removes an object from the policy store
+	// types are the API's types of an object and of a list.
+	types  [2]runtime.Object
+	slim   func(o runtime.Object, shared *pools) object
+	remove func(s *policy.Store, namespace, name string) // removes an object from the policy store
 }
 
 var (
-	namespaceKind = &kind{"Namespace", "namespaces", corev1.SchemeGroupVersion, func(w *policy.Store, _, name string) { w.DeleteNamespace(name) }}
-	podKind       = &kind{"Pod", "pods", corev1.SchemeGroupVersion, (*policy.Store).DeletePod}
-	policyKind    = &kind{netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, deletePolicy}
-	nodeKind      = &kind{"Node", "nodes", corev1.SchemeGroupVersion, func(w *policy.Store, _, name string) { w.SetNodeRanges(name, nil) }}
+	namespaceKind = &kind{
+		name: "Namespace", resource: "namespaces", group: corev1.SchemeGroupVersion,
+		types:  [2]runtime.Object{&corev1.Namespace{}, &corev1.NamespaceList{}},
+		slim:   func(o runtime.Object, _ *pools) object { return slimNamespace(o.(*corev1.Namespace)) },
+		remove: func(s *policy.Store, _, name string) { s.DeleteNamespace(name) },
+	}
+	podKind = &kind{
+		name: "Pod", resource: "pods", group: corev1.SchemeGroupVersion,
+		types:  [2]runtime.Object{&corev1.Pod{}, &corev1.PodList{}},
+		slim:   func(o runtime.Object, shared *pools) object { return slimPod(o.(*corev1.Pod), shared) },
+		remove: (*policy.Store).DeletePod,
+	}
+	nodeKind = &kind{
+		name: "Node", resource: "nodes", group: corev1.SchemeGroupVersion,
+		types:  [2]runtime.Object{&corev1.Node{}, &corev1.NodeList{}},
+		slim:   func(o runtime.Object, _ *pools) object { return slimNode(o.(*corev1.Node)) },
+		remove: func(s *policy.Store, _, name string) { s.SetNodeRanges(name, nil) },
+	}
+	networkPolicyKind = policyKind(netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicyList{}, netpol.Encode)
+
+	// kinds are all kinds. The order is that of reports.
+	kinds = []*kind{namespaceKind, podKind, networkPolicyKind, nodeKind}
 )
 
-func deletePolicy(w *policy.Store, namespace, name string) {
-	w.DeletePolicy(netpol.Ref(namespace, name))
+// policyObject is the API's type of a policy.
+type policyObject[T any] interface {
+	*T
+	runtime.Object
+	metav1.Object
 }
 
-var kinds = []*kind{namespaceKind, podKind, policyKind, nodeKind}
+// policyKind returns a kind of policies. encode is that of the kind's reader.
+func policyKind[T any, P policyObject[T]](name, resource string, group schema.GroupVersion, list runtime.Object, encode func(P) policy.Encoded) *kind {
+	return &kind{
+		name: name, resource: resource, group: group, types: [2]runtime.Object{P(new(T)), list},
+		slim: func(o runtime.Object, _ *pools) object {
+			p := o.(P)
+			t := slimMetaOf(p)
+			// The reference keeps these texts.
+			p.SetNamespace(t.Namespace)
+			return &encodedPolicy{t, encode(p)}
+		},
+		remove: func(s *policy.Store, namespace, object string) {
+			s.DeletePolicy(policy.Ref{Kind: name, Namespace: namespace, Name: object})
+		},
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -13,7 +12,6 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
-	"sluice/filter/policy/netpol"
 )
 
 // object is an API object reduced to what decisions need. Reflectors handle it like the API
@@ -50,11 +48,11 @@ func (s *slimMeta) GetObjectMeta() metav1.Object {
 	return m
 }
 
-func slimMetaOf(m *metav1.ObjectMeta) slimMeta {
+func slimMetaOf(m metav1.Object) slimMeta {
 	return slimMeta{
-		NamespacedName: types.NamespacedName{Namespace: interned(m.Namespace), Name: m.Name},
-		version:        m.ResourceVersion, created: m.CreationTimestamp, ending: m.DeletionTimestamp != nil,
-		end: m.Annotations[metav1.InitialEventsAnnotationKey] == "true",
+		NamespacedName: types.NamespacedName{Namespace: interned(m.GetNamespace()), Name: m.GetName()},
+		version:        m.GetResourceVersion(), created: m.GetCreationTimestamp(), ending: m.GetDeletionTimestamp() != nil,
+		end: m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true",
 	}
 }
 
@@ -72,7 +70,7 @@ type pod struct {
 }
 
 func slimPod(o *corev1.Pod, shared *pools) *pod {
-	p := &pod{slimMeta: slimMetaOf(&o.ObjectMeta)}
+	p := &pod{slimMeta: slimMetaOf(o)}
 	finished := o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed
 	p.addrs = addresses(o.Status.PodIP, o.Status.PodIPs, func(ip corev1.PodIP) string { return ip.IP })
 	if p.noAddr = o.Spec.HostNetwork || finished || len(p.addrs) == 0; p.noAddr {
@@ -141,7 +139,7 @@ type namespace struct {
 }
 
 func slimNamespace(o *corev1.Namespace) *namespace {
-	return &namespace{slimMetaOf(&o.ObjectMeta), o.Labels}
+	return &namespace{slimMetaOf(o), o.Labels}
 }
 
 func (n *namespace) put(w *policy.Store) {
@@ -151,22 +149,17 @@ func (n *namespace) put(w *policy.Store) {
 // DeepCopyObject returns the object itself, which is immutable.
 func (n *namespace) DeepCopyObject() runtime.Object { return n }
 
-// networkPolicy is a slim NetworkPolicy, with its whole spec. The spec is encoded on the
-// reflector's goroutine, so that a large policy does not delay other updates.
-type networkPolicy struct {
+// encodedPolicy is a slim policy of any kind, with its whole spec. It is encoded on the
+// reflector's goroutine, so that a large one does not delay other updates.
+type encodedPolicy struct {
 	slimMeta
 	policy policy.Encoded
 }
 
-func slimPolicy(o *networkingv1.NetworkPolicy) *networkPolicy {
-	m := slimMetaOf(&o.ObjectMeta)
-	return &networkPolicy{m, netpol.Encode(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name}, Spec: o.Spec})}
-}
-
-func (p *networkPolicy) put(w *policy.Store) { w.SetEncoded(p.policy) }
+func (p *encodedPolicy) put(w *policy.Store) { w.SetEncoded(p.policy) }
 
 // DeepCopyObject returns the object itself, which is immutable.
-func (p *networkPolicy) DeepCopyObject() runtime.Object { return p }
+func (p *encodedPolicy) DeepCopyObject() runtime.Object { return p }
 
 // node is a slim Node.
 type node struct {
@@ -177,7 +170,7 @@ type node struct {
 }
 
 func slimNode(o *corev1.Node) *node {
-	n := &node{slimMeta: slimMetaOf(&o.ObjectMeta), ranges: o.Spec.PodCIDRs}
+	n := &node{slimMeta: slimMetaOf(o), ranges: o.Spec.PodCIDRs}
 	if len(n.ranges) == 0 && o.Spec.PodCIDR != "" {
 		n.ranges = []string{o.Spec.PodCIDR}
 	}

@@ -30,7 +30,7 @@ func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 		return nil, err
 	}
 	var o Objects
-	for _, k := range []*kind{namespaceKind, podKind, policyKind} {
+	for _, k := range []*kind{namespaceKind, podKind, networkPolicyKind} {
 		if err := c.pages(ctx, k, o.take); err != nil {
 			return nil, newAPIError(err, config.Host, k, "list")
 		}

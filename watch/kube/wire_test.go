@@ -262,7 +262,7 @@ func TestSlimObjectsKeepDecisions(t *testing.T) {
 		}
 		for _, o := range c.Policies {
 			whole.SetPolicy(netpol.Read(o))
-			slimPolicy(o).put(lean)
+			networkPolicyKind.slim(o, nil).put(lean)
 		}
 		for _, o := range c.Pods {
 			vary(o, random)
