@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/spf13/pflag"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/rest"
 
 	"sluice/watch/kube"
@@ -64,7 +63,7 @@ func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Proble
 	}
 	objects := manifests.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies)
 	others, err := kube.CountOthers(ctx, config, func(group, kind string) bool {
-		return group != networkingv1.GroupName && manifests.Restricting(manifests.Kind{Group: group, Name: kind})
+		return manifests.Restricting(manifests.Kind{Group: group, Name: kind})
 	})
 	for _, o := range others {
 		objects.NotRead = append(objects.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})

@@ -19,7 +19,8 @@ type kind struct {
 	// types are the API's types of an object and of a list.
 	types  [2]runtime.Object
 	slim   func(o runtime.Object, shared *pools) object
-	remove func(s *policy.Store, namespace, name string) // removes an object from the policy store
+	remove func(s *policy.Store, namespace, name string)
+	read   func(o runtime.Object) *policy.Policy // policies only
 }
 
 var (
@@ -41,7 +42,7 @@ var (
 		slim:   func(o runtime.Object, _ *pools) object { return slimNode(o.(*corev1.Node)) },
 		remove: func(s *policy.Store, _, name string) { s.SetNodeRanges(name, nil) },
 	}
-	networkPolicyKind = policyKind(netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicyList{}, netpol.Encode)
+	networkPolicyKind = policyKind(netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicyList{}, netpol.Encode, netpol.Read)
 
 	// kinds are all kinds. The order is that of reports.
 	kinds = []*kind{namespaceKind, podKind, networkPolicyKind, nodeKind}
@@ -54,19 +55,19 @@ type policyObject[T any] interface {
 	metav1.Object
 }
 
-// policyKind returns a kind of policies. encode is that of the kind's reader.
-func policyKind[T any, P policyObject[T]](name, resource string, group schema.GroupVersion, list runtime.Object, encode func(P) policy.Encoded) *kind {
+// policyKind returns a kind of policies. encode and read are those of the kind's reader.
+func policyKind[T any, P policyObject[T]](name, resource string, group schema.GroupVersion, list runtime.Object, encode func(P) policy.Encoded, read func(P) *policy.Policy) *kind {
 	return &kind{
 		name: name, resource: resource, group: group, types: [2]runtime.Object{P(new(T)), list},
 		slim: func(o runtime.Object, _ *pools) object {
 			p := o.(P)
 			t := slimMetaOf(p)
-			// The reference keeps these texts.
-			p.SetNamespace(t.Namespace)
+			p.SetNamespace(t.Namespace) // interned: the encoded policy keeps it
 			return &encodedPolicy{t, encode(p)}
 		},
 		remove: func(s *policy.Store, namespace, object string) {
 			s.DeletePolicy(policy.Ref{Kind: name, Namespace: namespace, Name: object})
 		},
+		read: func(o runtime.Object) *policy.Policy { return read(o.(P)) },
 	}
 }

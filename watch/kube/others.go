@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,7 +56,8 @@ func CountOthers(ctx context.Context, config *rest.Config, match func(group, kin
 	var found []Others
 	var refused []string
 	for _, r := range all {
-		if !match(r.group, r.kind) {
+		known := slices.ContainsFunc(kinds, func(k *kind) bool { return k.group.Group == r.group && k.name == r.kind })
+		if known || !match(r.group, r.kind) {
 			continue
 		}
 		switch n, err := c.count(r); {

@@ -5,18 +5,20 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
+
+	"sluice/filter/policy"
 )
 
 // Objects are the complete objects of a cluster, in the order of the server.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
-	Policies   []*networkingv1.NetworkPolicy
+	Policies   []*policy.Policy // of all kinds
 }
 
 // Read reads a cluster once. It reads one kind after the other, so a concurrent change may
@@ -30,8 +32,11 @@ func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 		return nil, err
 	}
 	var o Objects
-	for _, k := range []*kind{namespaceKind, podKind, networkPolicyKind} {
-		if err := c.pages(ctx, k, o.take); err != nil {
+	for _, k := range kinds {
+		if k == nodeKind {
+			continue
+		}
+		if err := c.pages(ctx, k, func(page runtime.Object) (string, error) { return o.take(k, page) }); err != nil {
 			return nil, newAPIError(err, config.Host, k, "list")
 		}
 	}
@@ -53,7 +58,7 @@ func (c *client) pages(ctx context.Context, k *kind, take func(runtime.Object) (
 
 // take appends the objects of a page to o. It returns the token of the next page, or ""
 // after the last one.
-func (o *Objects) take(page runtime.Object) (next string, err error) {
+func (o *Objects) take(k *kind, page runtime.Object) (next string, err error) {
 	switch l := page.(type) {
 	case *corev1.NamespaceList:
 		o.Namespaces = append(o.Namespaces, pointers(l.Items)...)
@@ -61,11 +66,15 @@ func (o *Objects) take(page runtime.Object) (next string, err error) {
 	case *corev1.PodList:
 		o.Pods = append(o.Pods, pointers(l.Items)...)
 		return l.Continue, nil
-	case *networkingv1.NetworkPolicyList:
-		o.Policies = append(o.Policies, pointers(l.Items)...)
-		return l.Continue, nil
 	}
-	return "", fmt.Errorf("the API server sent an unexpected %T", page)
+	list, err := meta.ListAccessor(page)
+	if err != nil || k.read == nil {
+		return "", fmt.Errorf("the API server sent an unexpected %T", page)
+	}
+	return list.GetContinue(), meta.EachListItem(page, func(item runtime.Object) error {
+		o.Policies = append(o.Policies, k.read(item))
+		return nil
+	})
 }
 
 func pointers[T any](items []T) []*T {

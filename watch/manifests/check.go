@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
@@ -27,8 +26,10 @@ type checker struct {
 	object       string
 	text         []byte
 	unidentified bool // the object has no readable name or namespace
-	uncertain    bool // policies only: the decoded spec may be incomplete
-	closed       bool // policies only: the rules cannot be interpreted
+
+	kind      *policyKind // nil if it is not a policy
+	uncertain bool        // policies only: the decoded spec may be incomplete
+	closed    bool        // policies only: the rules cannot be interpreted
 }
 
 func (c *checker) problem(field, detail, hint string) {
@@ -40,7 +41,7 @@ func (c *checker) problem(field, detail, hint string) {
 // Kubernetes 1.24 to 1.27. Any other field is only a note, because it changes nothing: it
 // may belong to a newer API.
 func (c *checker) strict(object any, err error) {
-	_, isPolicy := object.(*networkingv1.NetworkPolicy)
+	isPolicy := c.kind != nil
 	c.uncertain = true // the decoder reports at most 100 unknown fields
 	var at kjson.FieldError
 	switch {

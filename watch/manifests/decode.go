@@ -8,13 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	yamlv2 "go.yaml.in/yaml/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -27,9 +27,10 @@ const maxLists = 8
 
 // item is one object of a file.
 type item struct {
-	name   string // "NetworkPolicy default/x"
-	object metav1.Object
-	origin Origin
+	name     string // "NetworkPolicy default/x"
+	object   metav1.Object
+	policies *policyKind // nil if it is not a policy
+	origin   Origin
 }
 
 // parser reads the documents of one file.
@@ -194,15 +195,14 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 		add(p, text, at, kind, &corev1.Namespace{}, checkNamespace)
 	case "Pod":
 		add(p, text, at, kind, &corev1.Pod{}, checkPod)
-	case "NetworkPolicy":
-		add(p, text, at, kind, &networkingv1.NetworkPolicy{}, func(o *networkingv1.NetworkPolicy, c *checker) {
-			c.closed = c.closed || !understood
-			checkPolicy(o, c)
-		})
 	case "Service":
 		extra(p, text, kind, &corev1.Service{})
 	case "EndpointSlice":
 		extra(p, text, kind, &discoveryv1.EndpointSlice{})
+	default:
+		if k := policyKindOf(kind); k != nil {
+			p.policy(k, text, at, understood)
+		}
 	}
 }
 
@@ -235,10 +235,11 @@ func isList(kind string, items any) bool {
 		return true
 	}
 	switch kind {
-	case "List", "NamespaceList", "PodList", "NetworkPolicyList":
+	case "List", "NamespaceList", "PodList":
 		return true
 	}
-	return strings.HasSuffix(kind, "List") && items != nil
+	name, is := strings.CutSuffix(kind, "List")
+	return is && (items != nil || policyKindOf(name) != nil && policyKindOf(name).name == name)
 }
 
 // list parses the items of a list, such as List or PodList.
@@ -293,41 +294,42 @@ func wanted(kind string) (name, version string) {
 		return "Namespace", "v1"
 	case "pod":
 		return "Pod", "v1"
-	case "networkpolicy":
-		return "NetworkPolicy", networkingv1.SchemeGroupVersion.String()
+	}
+	if k := policyKindOf(kind); k != nil {
+		return k.name, k.version.String()
 	}
 	return "", ""
 }
 
 // formerVersion is the API version of NetworkPolicies before Kubernetes 1.16. Fields and
 // meaning are the same.
-const formerVersion = "extensions/v1beta1"
-
 // known returns the name of the kind if the kind is supported, and "" otherwise. It accepts
 // a kind or an API version that is almost right and reports it as a problem, because a
 // policy that is skipped would isolate nothing. In that case, understood is false, and the
 // rules of the policy allow nothing.
 func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
 	name, version := wanted(kind)
+	policies := policyKindOf(name)
 	group, _, hasGroup := strings.Cut(apiVersion, "/")
-	if !hasGroup && group != networkingv1.GroupName {
+	home := policyKindIn(group)
+	if !hasGroup && home == nil {
 		group = ""
 	}
-	foreign := strings.Contains(group, ".") && group != networkingv1.GroupName
-	if _, like := near.Name(group, []string{networkingv1.GroupName}); like && name == "NetworkPolicy" {
-		foreign = false // a misspelling
+	foreign := strings.Contains(group, ".") && home == nil
+	if policies != nil {
+		if _, like := near.Name(group, []string{policies.version.Group}); like {
+			foreign = false // a misspelling
+		}
 	}
 	switch {
 	case foreign && group == discoveryv1.GroupName && kind == "EndpointSlice", apiVersion == "v1" && kind == "Service":
 		return kind, true
-	case foreign, name == "" && group != networkingv1.GroupName:
+	case foreign, name == "" && home == nil:
 		p.pass(Kind{group, kind}, apiVersion, at)
 		return "", true
 	case name == "":
-		switch kind {
-		case "Ingress", "IngressClass", "IPAddress", "ServiceCIDR":
-		default:
-			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write NetworkPolicy")
+		if !slices.Contains(home.siblings, kind) {
+			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write "+home.name)
 		}
 		return "", true
 	}
@@ -339,10 +341,10 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	}
 	switch {
 	case apiVersion == version:
-	case apiVersion == formerVersion && name == "NetworkPolicy":
+	case policies != nil && apiVersion != "" && apiVersion == policies.former:
 		p.outdated = append(p.outdated, Problem{
 			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
-			Detail: fmt.Sprintf("%q was removed in Kubernetes 1.16; it is read as %s", apiVersion, version), Hint: "write " + version,
+			Detail: fmt.Sprintf("%q was removed in Kubernetes %s; it is read as %s", apiVersion, policies.removed, version), Hint: "write " + version,
 		})
 	default:
 		p.problem(object, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, name), "write "+version)
@@ -380,7 +382,28 @@ func nameOf(kind string, o metav1.Object) string {
 // namespace cannot be read.
 func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, check func(T, *checker)) {
 	c := &checker{p: p, at: at, object: kind + " " + nameIn(text, kind), text: text}
-	strict, err := kjson.UnmarshalStrict(text, object)
+	c.check(object, kind)
+	check(object, c)
+	if !c.unidentified {
+		p.keep(&item{object: object}, kind)
+	}
+}
+
+// policy is add for a policy. If its kind is not understood, it allows nothing.
+func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) {
+	object := k.empty()
+	c := &checker{p: p, at: at, object: k.name + " " + nameIn(text, k.name), text: text, kind: k}
+	c.check(object, k.name)
+	c.closed = c.closed || !understood
+	k.check(object, c)
+	if !c.unidentified {
+		p.keep(&item{object: object, policies: k}, k.name)
+	}
+}
+
+// check decodes an object, and checks its metadata.
+func (c *checker) check(object metav1.Object, kind string) {
+	strict, err := kjson.UnmarshalStrict(c.text, object)
 	for _, e := range strict {
 		c.strict(object, e)
 	}
@@ -391,10 +414,6 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 		object.SetNamespace(metav1.NamespaceDefault)
 	}
 	c.meta(object, kind)
-	check(object, c)
-	if !c.unidentified {
-		p.keep(kind, object)
-	}
 }
 
 // extra decodes an object that does not affect decisions, but shows which Service an
@@ -409,13 +428,11 @@ func extra[T metav1.Object](p *parser, text []byte, kind string, object T) {
 		object.SetNamespace(metav1.NamespaceDefault)
 	}
 	if object.GetName() != "" {
-		p.keep(kind, object)
+		p.keep(&item{object: object}, kind)
 	}
 }
 
-func (p *parser) keep(kind string, object metav1.Object) {
-	p.items = append(p.items, &item{
-		name: kind + " " + nameOf(kind, object), object: object,
-		origin: Origin{File: p.path, Document: p.document},
-	})
+func (p *parser) keep(it *item, kind string) {
+	it.name, it.origin = kind+" "+nameOf(kind, it.object), Origin{File: p.path, Document: p.document}
+	p.items = append(p.items, it)
 }

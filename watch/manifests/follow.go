@@ -14,11 +14,9 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 
 	"sluice/filter/event"
 	"sluice/filter/policy"
-	"sluice/filter/policy/netpol"
 )
 
 // Saving a file, or updating a mounted ConfigMap, causes several events in a row. Follow
@@ -52,8 +50,8 @@ func (d Delta) Apply(w *policy.Store) {
 			w.DeleteNamespace(r.Name)
 		case "Pod":
 			w.DeletePod(r.Namespace, r.Name)
-		case "NetworkPolicy":
-			w.DeletePolicy(netpol.Ref(r.Namespace, r.Name))
+		default:
+			w.DeletePolicy(policy.Ref(r))
 		}
 	}
 	d.Set.Apply(w)
@@ -365,11 +363,10 @@ func (f *follower) apply(path string, known *file, now *content) {
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {
-		o, ok := it.object.(*networkingv1.NetworkPolicy)
-		if !ok {
+		if it.policies == nil {
 			continue
 		}
-		for _, p := range netpol.Read(o).Problems {
+		for _, p := range it.policies.read(it.object).Problems {
 			if CausedBy(p, c.problems) {
 				continue
 			}
@@ -464,8 +461,10 @@ func refTo(it *item) Ref {
 		r.Kind = "Namespace"
 	case *corev1.Pod:
 		r.Kind = "Pod"
-	case *networkingv1.NetworkPolicy:
-		r.Kind = "NetworkPolicy"
+	default:
+		if it.policies != nil {
+			r.Kind = it.policies.name
+		}
 	}
 	return r
 }

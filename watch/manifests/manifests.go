@@ -18,12 +18,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
-	"sluice/filter/policy/netpol"
 )
 
 // Objects are the objects of a directory, in the order of files and documents. They are
@@ -56,8 +54,8 @@ type Origin struct {
 
 // FromCluster returns the given objects of a live cluster. origin is the File of their
 // Origins.
-func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*networkingv1.NetworkPolicy) Objects {
-	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: netpol.ReadAll(policies), Origins: make(map[string]Origin)}
+func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*policy.Policy) Objects {
+	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: policies, Origins: make(map[string]Origin)}
 	note := func(kind string, object metav1.Object) {
 		o.Origins[kind+" "+nameOf(kind, object)] = Origin{File: origin}
 	}
@@ -68,7 +66,7 @@ func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*co
 		note("Pod", p)
 	}
 	for _, p := range policies {
-		note("NetworkPolicy", p)
+		o.Origins[p.Ref.Object()] = Origin{File: origin}
 	}
 	return o
 }
@@ -201,13 +199,15 @@ func (m *merged) objects() Objects {
 
 func (o *Objects) add(it *item) {
 	o.Origins[it.name] = it.origin
+	if it.policies != nil {
+		o.Policies = append(o.Policies, it.policies.read(it.object))
+		return
+	}
 	switch object := it.object.(type) {
 	case *corev1.Namespace:
 		o.Namespaces = append(o.Namespaces, object)
 	case *corev1.Pod:
 		o.Pods = append(o.Pods, kubepod.Read(object))
-	case *networkingv1.NetworkPolicy:
-		o.Policies = append(o.Policies, netpol.Read(object))
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy/near"
@@ -21,12 +20,12 @@ type step struct {
 // suggestInSpec returns a hint for an unknown field of a policy's spec. The field may be a
 // misplaced restriction, such as a label beside matchLabels. Therefore the hint is never
 // just "remove it", which could allow what the policy was meant to deny.
-func suggestInSpec(path string) string {
+func (k *policyKind) suggest(path string) string {
 	path, inSpec := strings.CutPrefix(path, "spec.")
 	if !inSpec {
-		return "write the spec of a NetworkPolicy"
+		return "write the spec of a " + k.name
 	}
-	steps, name := stepsTo(path)
+	steps, name := stepsTo(k.spec, path)
 	here := steps[len(steps)-1].object
 	fields := fieldsAt(here, "")
 	if move := homeOf(name, steps); move != "" {
@@ -52,8 +51,7 @@ func suggestInSpec(path string) string {
 
 // stepsTo follows the path as long as the API has its fields, and returns the rest of the
 // path as the unknown name. The name may contain dots, as the keys of labels do.
-func stepsTo(path string) (steps []step, name string) {
-	t := reflect.TypeFor[networkingv1.NetworkPolicySpec]()
+func stepsTo(t reflect.Type, path string) (steps []step, name string) {
 	for {
 		part, rest, more := strings.Cut(path, ".")
 		field, _, _ := strings.Cut(part, "[")

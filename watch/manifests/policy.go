@@ -21,7 +21,7 @@ import (
 // A rule with an unreadable part allows nothing: without that part, it could allow more
 // than was meant. If the pod selector or the policy types cannot be read, the policy
 // selects every pod of its namespace, isolates both directions, and allows nothing.
-func checkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
+func checkNetworkPolicy(o *networkingv1.NetworkPolicy, c *checker) {
 	if c.uncertain && !c.closed {
 		c.specByParts(o)
 	}
@@ -62,7 +62,7 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 // reports such a value.
 func (c *checker) decode(object any, err error) {
 	c.uncertain = true
-	if _, isPolicy := object.(*networkingv1.NetworkPolicy); isPolicy {
+	if c.kind != nil {
 		var outside struct {
 			metav1.TypeMeta   `json:",inline"`
 			metav1.ObjectMeta `json:"metadata"`
@@ -140,7 +140,7 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 			path, detail = f.FieldPath(), "there is no such field"
 		}
 		path = strings.Trim(at+"."+path, ".")
-		c.problem(path, detail, suggestInSpec(path))
+		c.problem(path, detail, c.kind.suggest(path))
 	}
 	if err != nil {
 		c.undecodable(raw, into, at, err)
