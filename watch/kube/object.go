@@ -112,9 +112,10 @@ func addPorts(text *portText, c *corev1.Container) {
 	}
 }
 
-// form converts the pod to the type that the policy store takes.
-func (p *pod) form() *policy.Pod {
-	o := &policy.Pod{
+// form converts the pod to the type that the policy store takes. The value stays on put's
+// stack.
+func (p *pod) form() policy.Pod {
+	o := policy.Pod{
 		Namespace: p.Namespace, Name: p.Name, Labels: p.labels.of(), Node: p.node,
 		Created: p.created.UnixNano(), Ending: p.ending, Ports: p.ports.of(),
 	}
@@ -127,7 +128,10 @@ func (p *pod) form() *policy.Pod {
 	return o
 }
 
-func (p *pod) put(w *policy.Store) { w.SetPod(p.form()) }
+func (p *pod) put(w *policy.Store) {
+	o := p.form()
+	w.SetPod(&o)
+}
 
 // DeepCopyObject returns the object itself, which is immutable.
 func (p *pod) DeepCopyObject() runtime.Object { return p }

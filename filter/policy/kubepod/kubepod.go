@@ -14,7 +14,12 @@ import (
 
 // Read converts a Pod.
 func Read(o *corev1.Pod) *policy.Pod {
-	p := &policy.Pod{
+	p := read(o) // Read is inlined, so that a Pod that the caller does not keep costs no allocation
+	return &p
+}
+
+func read(o *corev1.Pod) policy.Pod {
+	p := policy.Pod{
 		Namespace: o.Namespace, Name: o.Name, Labels: o.Labels, Node: o.Spec.NodeName,
 		Created: o.CreationTimestamp.UnixNano(), Ending: o.DeletionTimestamp != nil,
 		HostNetwork: o.Spec.HostNetwork, Ports: ports(&o.Spec),
