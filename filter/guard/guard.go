@@ -69,7 +69,7 @@ type Guard struct {
 	tentative map[int]bool
 	swept     bool   // the other interfaces have no programs of an earlier agent
 	open      string // reason why Covers is false; empty if it is true
-	told      bool   // the value of Covers that the rules follow
+	followed  bool   // the value of Covers that the rules follow
 	searched  int    // passes since the last change
 	failed    string // the error that was logged last
 }
@@ -111,7 +111,7 @@ func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.on, g.snapshot, g.swept = true, s, false
 	clear(g.attached)
 	clear(g.tentative)
-	g.told = true // the rules may rely on the programs of an earlier agent
+	g.followed = true // the rules may rely on the programs of an earlier agent
 	err := g.ensure()
 	if err != nil {
 		g.failed = err.Error() // the caller logs it
@@ -119,11 +119,11 @@ func (g *Guard) Begin(s *policy.Snapshot) error {
 	return err
 }
 
-// Told records that the rules now follow the given value of Covers.
-func (g *Guard) Told(covers bool) {
+// RulesUpdated records that the rules now follow the given value of Covers.
+func (g *Guard) RulesUpdated(covers bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.told = covers
+	g.followed = covers
 	g.wake()
 }
 
@@ -301,7 +301,7 @@ func (g *Guard) intact() bool {
 func (g *Guard) reportCovers(ctx context.Context) {
 	g.mu.Lock()
 	now, because := g.open == "", g.open
-	changed := g.on && now != g.told
+	changed := g.on && now != g.followed
 	g.mu.Unlock()
 	if !changed {
 		return
@@ -314,7 +314,7 @@ func (g *Guard) reportCovers(ctx context.Context) {
 	}
 	g.log.Info("updated the rules about forged sources", "guard_covers_all", now, "because", because)
 	g.mu.Lock()
-	g.told = now
+	g.followed = now
 	g.mu.Unlock()
 	g.wake()
 }
@@ -403,7 +403,7 @@ func (g *Guard) attach() error {
 		for _, p := range g.found.outside {
 			put(p, func() error { return g.objs.attachOutside(p.index) })
 		}
-	} else if g.told {
+	} else if g.followed {
 		return errors.Join(errs...) // the programs stay until the rules replace them
 	}
 	return errors.Join(append(errs, g.detach(there))...)

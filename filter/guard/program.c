@@ -152,12 +152,12 @@ static __always_inline int local4(struct address *a)
 	return (a->word[3] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
 }
 
-static __always_inline int nobody4(struct address *a)
+static __always_inline int unspecified4(struct address *a)
 {
 	return !a->word[3];
 }
 
-static __always_inline int nobody6(struct address *a)
+static __always_inline int unspecified6(struct address *a)
 {
 	return !a->word[0] && !a->word[1] && !a->word[2] && !a->word[3];
 }
@@ -333,7 +333,7 @@ static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct 
 		return 1;
 	if (how == EXTRA && !(flags & ISOLATED_EGRESS && flags & PRIMARY))
 		return 1;
-	if (skb->protocol == bpf_htons(ETH_P_IP) ? nobody4(&p->src) : nobody6(&p->src))
+	if (skb->protocol == bpf_htons(ETH_P_IP) ? unspecified4(&p->src) : unspecified6(&p->src))
 		return !(flags & PRIMARY) || neighbours(skb, p) || asks_dhcp(skb, p);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6) && local6(&p->src))
 		return !(whose(&p->src) & (OF_POD | OF_NODE)) || how;
@@ -356,7 +356,7 @@ static __always_inline int arp_from(struct __sk_buff *skb, __u32 flags)
 
 	// The offset skips the types of hardware and protocol, their lengths, the operation
 	// and the sender's link address.
-	if (load(skb, 14, &sender.word[3], 4) || nobody4(&sender))
+	if (load(skb, 14, &sender.word[3], 4) || unspecified4(&sender))
 		return TC_ACT_UNSPEC;
 	return may_answer(skb, flags, &sender, 0) ? TC_ACT_UNSPEC : drop(ARP);
 }

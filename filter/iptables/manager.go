@@ -134,9 +134,9 @@ func (m *Manager) Without(less Less) {
 	}
 }
 
-// Guarded sets whether the guard drops forged sources, so that the rules need not. It updates
+// SetGuarded sets whether the guard drops forged sources, so that the rules need not. It updates
 // existing rules before it returns. After an error, Run keeps trying.
-func (m *Manager) Guarded(ctx context.Context, guarded bool) error {
+func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.opts.Guarded != guarded {

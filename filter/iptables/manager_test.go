@@ -312,7 +312,7 @@ func TestGuarded(t *testing.T) {
 		}
 		set := func(guarded bool) {
 			t.Helper()
-			if err := m.Guarded(t.Context(), guarded); err != nil {
+			if err := m.SetGuarded(t.Context(), guarded); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -216,9 +216,9 @@ func TestRealOwnTableGuarded(t *testing.T) {
 			t.Errorf("%s: with the guard\n%s", f, text)
 		}
 		for range 2 {
-			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, false) })
+			n.inside(func(ctx context.Context) error { return m.SetGuarded(ctx, false) })
 			n.wantInOwnTable(f)
-			n.inside(func(ctx context.Context) error { return m.Guarded(ctx, true) })
+			n.inside(func(ctx context.Context) error { return m.SetGuarded(ctx, true) })
 			if text := n.tableText(f, ownName); strings.Contains(text, "SLUICE-SOURCE") || !strings.Contains(text, "jump SLUICE\n") {
 				t.Errorf("%s: with the guard again\n%s", f, text)
 			}

@@ -251,7 +251,7 @@ func (g fakeGuard) Run(ctx context.Context)        { <-ctx.Done() }
 func (g fakeGuard) Stats() (guard.Stats, error)    { return guard.Stats{}, nil }
 func (g fakeGuard) Failure() string                { return "" }
 func (g fakeGuard) Covers() (bool, string)         { return true, "" }
-func (g fakeGuard) Told(bool)                      {}
+func (g fakeGuard) RulesUpdated(bool)              {}
 func (g fakeGuard) Release() error                 { return nil }
 func (g fakeGuard) Remove() error                  { return nil }
 func (g fakeGuard) Close() error                   { return nil }

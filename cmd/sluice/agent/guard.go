@@ -22,7 +22,7 @@ func (a *agent) openGuard() error {
 		return nil
 	}
 	a.guard = g
-	g.OnCovers = func(ctx context.Context, covers bool) error { return a.manager.Guarded(ctx, covers) }
+	g.OnCovers = func(ctx context.Context, covers bool) error { return a.manager.SetGuarded(ctx, covers) }
 	return nil
 }
 
@@ -47,11 +47,11 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 	if !covers {
 		a.log.Info("the rules drop forged sources, because the guard does not cover all interfaces", "because", because)
 	}
-	_ = a.manager.Guarded(ctx, covers) // writes nothing yet: apply does
+	_ = a.manager.SetGuarded(ctx, covers) // writes nothing yet: apply does
 	if err := apply(ctx); err != nil {
 		return err
 	}
-	a.guard.Told(covers)
+	a.guard.RulesUpdated(covers)
 	if now := a.published.Snapshot(); now != s { // published in the meantime
 		a.updateGuard(now)
 	}
@@ -62,7 +62,7 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 // addresses becomes stale, so the rules drop forged sources again.
 func (a *agent) keepRules(ctx context.Context) error {
 	a.yieldGuard()
-	_ = a.manager.Guarded(ctx, false) // writes nothing yet: Apply does
+	_ = a.manager.SetGuarded(ctx, false) // writes nothing yet: Apply does
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}

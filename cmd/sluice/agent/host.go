@@ -56,7 +56,7 @@ type kernelCache interface {
 type interfaceGuard interface {
 	Begin(s *policy.Snapshot) error
 	Covers() (covers bool, because string)
-	Told(covers bool)
+	RulesUpdated(covers bool)
 	Publish(s *policy.Snapshot) error
 	Yield()
 	Run(ctx context.Context)
