@@ -64,9 +64,9 @@ func gcPercent(live uint64) int {
 	return int(min(max(100*headroom/max(live, 1), minGC), maxGC))
 }
 
-// memoryLimit returns the soft limit for the memory of the process, in bytes. During a burst
-// of events, garbage grows faster than the percentage alone makes the collector return it;
-// near the limit, the collector runs more often.
+// memoryLimit returns the soft limit for the memory of the process, in bytes. The percentage
+// of gcPercent does not suffice during a burst of events, which makes garbage faster than the
+// collector frees it. Near the limit, the collector runs more often.
 func memoryLimit(live uint64) int64 {
 	return int64(live + max(headroom, live/100*minGC) + overhead)
 }

@@ -73,7 +73,7 @@ var numbers = []number{
 		func(s *State) uint64 { return s.Queue.Held }),
 	counter("held_packets_expired_total", "Held packets whose pod did not become known in time. The fail mode decided about them.",
 		func(s *State) uint64 { return s.Queue.HoldExpired }),
-	counter("held_packets_refused_total", "Packets that could not be held because there was no room, or that made room because their sender had most. The fail mode decided about them.",
+	counter("held_packets_refused_total", "Packets that were not held, or were released early, because there was no room. The fail mode decided about them.",
 		func(s *State) uint64 { return s.Queue.HoldRejected }),
 	counter("rule_repairs_total", "Times that the rules of a table had been changed and were restored.",
 		func(s *State) uint64 { return s.Repairs }),
@@ -83,7 +83,7 @@ var numbers = []number{
 		func(s *State) float64 { return float64(len(s.Failing)) }),
 	gauge("http_connections", "Open connections to the agent's HTTP server and socket.",
 		func(s *State) float64 { return float64(s.Connections.Open) }),
-	counter("http_connections_displaced_total", "Connections that were closed to make room for others. They are of the source with most connections.",
+	counter("http_connections_displaced_total", "Connections that were closed to make room for others. They belonged to the source with the most connections.",
 		func(s *State) uint64 { return s.Connections.Displaced }),
 	gauge("rule_tables_reduced", "Tables whose rules lack a part that cannot be written at present, such as the calls of the kernel's flow cache.",
 		func(s *State) float64 { return float64(len(s.Reduced)) }),
@@ -105,8 +105,8 @@ var (
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed or denied by a remembered verdict. sluice_verdicts_total includes them.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that could not be stored in the kernel.")
-	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the rules (rule), or at interfaces, by what was wrong.", "reason")
-	guarded    = describe("guarded_interfaces", "Guarded interfaces, whose pod is known or unknown.", "pod")
+	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the iptables rules (reason rule), or at interfaces (all other reasons).", "reason")
+	guarded    = describe("guarded_interfaces", "Guarded interfaces, by whether their pod is known or unknown.", "pod")
 	rejudged   = describe("connections_rejudged_total", "Live connections that were judged after a change, by result: unchanged, allowed (for the first time), revoked or restored. sluice status shows the same numbers.", "result")
 	problems   = describe("problems", "Problems at present, by kind. sluice status has the details.", "kind")
 	synced     = describe("watch_synced", "1 if the list of the kind has been read.", "kind")
