@@ -25,15 +25,19 @@ func rulesCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rules",
 		Short: "Print the iptables rules that run keeps, or remove them",
-		Long: `Rules prints the exact iptables rules that "sluice run" keeps with the same flags,
-for IPv4 and IPv6, as iptables-restore --noflush takes them. This needs no
-privilege and changes nothing. With --kernel-cache, two more rules before the last one
-call the programs of the agent; --kernel-cache-pins prints them too. Where --guard checks
-the sources of packets at every interface, which takes Linux 6.6, the chain SLUICE-SOURCE
-and the jump to it are left out, as --guarded prints. With the nft backend, if the table
-mangle belongs to another process or has a POSTROUTING or PREROUTING that iptables would
-not make, the same rules are in tables named sluice, which "nft list table ip sluice"
-prints (ip6 likewise). "sluice status" names the tables.
+		Long: `Rules prints the iptables rules that "sluice run" keeps with the same flags, for IPv4
+and IPv6, in the format of iptables-restore --noflush. This needs no privilege and
+changes nothing. The rules on a node may differ from this in three ways:
+
+  - With --kernel-cache, one or two rules before the last one call the programs of the
+    agent. --kernel-cache-pins prints them too.
+  - If --guard checks the sources of packets at every interface, which needs Linux 6.6,
+    the chain SLUICE-SOURCE and the jump to it are missing. --guarded prints the rules
+    without them.
+  - With the nft backend, if the table mangle belongs to another process, or if its
+    POSTROUTING or PREROUTING is not iptables' own chain, the same rules are in tables
+    named sluice. "nft list table ip sluice" and "nft list table ip6 sluice" print them.
+    "sluice status" names the tables.
 
 With --remove it removes everything that an agent has left: the chains named SLUICE and
 the rules that lead to them, in both backends of iptables, the tables named sluice, the

@@ -32,8 +32,8 @@ The exit status is 0 if the agent is ready and has no problems, 1 if it is not r
 has problems, and 2 if no agent answers.
 
 With --self it prints in one line whether the agent in this container is ready, for a
-readiness probe. Then problems in policies do not count, and neither does another agent
-on the same node.`,
+readiness probe. It ignores problems in policies, and an agent in another container does
+not count as ready.`,
 		Example: `  sluice status
   sluice status -o json`,
 		Args: cobra.NoArgs,
