@@ -1,6 +1,6 @@
-// Package agenttest runs sluice on a node of a lab, with a directory of manifests, and follows
-// its log. Tests, the demo and the benchmarks learn from events in the log when a change is in
-// force, so they wait no longer than necessary.
+// Package agenttest runs sluice on a node of a lab, with a directory of manifests, and
+// follows its log. Tests, the demo and the benchmarks wait for events in the log that
+// report that a change is in force. So they wait no longer than necessary.
 package agenttest
 
 import (
@@ -29,10 +29,10 @@ type Options struct {
 	Node   *lab.Node
 	Dir    string   // the directory of manifests; empty if Args name a cluster
 	Args   []string // more arguments of sluice run
-	// Log receives the agent's log while it is written, in a readable form. Each Write is one
-	// line.
+	// Log, if not nil, receives the agent's log while it is written, in a readable form.
+	// Each Write is one line.
 	Log io.Writer
-	// StopTimeout bounds the time that the agent may take to end after it was told to. 0 is two
+	// StopTimeout bounds the time from SIGTERM until the agent has ended. 0 means two
 	// minutes: an agent takes a fraction of a second, and longer on a busy machine.
 	StopTimeout time.Duration
 }
@@ -53,11 +53,11 @@ type Agent struct {
 	saves   int
 }
 
-// tailLines bounds the lines of the log that an error shows.
+// tailLines is the number of lines of the log that an error shows.
 const tailLines = 15
 
-// Start starts the agent and returns when it is ready. If ctx ends first, Start ends the agent
-// in order and returns afterwards.
+// Start starts the agent and returns when it is ready. If ctx ends first, Start stops the
+// agent gracefully and returns an error when the agent has ended.
 func Start(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{
 		dir: opts.Dir, stopTimeout: cmp.Or(opts.StopTimeout, 2*time.Minute),
@@ -69,10 +69,10 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		args = append(args, "--manifests", opts.Dir, "--socket", filepath.Join(opts.Dir, ".socket"))
 	}
 	a.cmd = exec.Command(opts.Sluice, append(args, opts.Args...)...)
-	// A process group of its own: a terminal's Ctrl-C reaches only the caller, which then ends
-	// the agent.
+	// In a process group of its own, the agent does not receive a terminal's Ctrl-C. Only
+	// the caller does, and stops the agent.
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	// Not StderrPipe, which Wait closes with lines unread.
+	// Not StderrPipe: Wait would close it before all lines have been read.
 	read, write, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start the agent: %w", err)
@@ -85,7 +85,8 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("start the agent: %w", err)
 	}
 	go a.follow(read, opts.Log)
-	// The event of the first publication comes last. It must not be taken for that of a change.
+	// The event of the first publication comes after ready. Start waits for it, so that it
+	// is not mistaken for the publication of a change.
 	if _, err = a.Await(ctx, 0, Event(event.Ready)); err == nil {
 		_, err = a.Await(ctx, 0, Event(event.Published))
 	}
@@ -93,8 +94,8 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		return a, nil
 	}
 	if endErr := a.end(); endErr != nil {
-		// Not wrapped: a caller that only checks whether ctx has ended must not miss this.
-		return nil, fmt.Errorf("start the agent: %v; %w", err, endErr) //nolint:errorlint // as said above
+		// err is not wrapped: a caller that ignores context.Canceled must not ignore endErr.
+		return nil, fmt.Errorf("start the agent: %v; %w", err, endErr) //nolint:errorlint // see above
 	}
 	return nil, fmt.Errorf("start the agent: %w", err)
 }
@@ -134,7 +135,7 @@ func (a *Agent) line(text string) {
 	a.changed = make(chan struct{})
 }
 
-// Mark returns the current end of the log: later lines are after it.
+// Mark returns the current end of the log, for Since and Await.
 func (a *Agent) Mark() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -154,9 +155,9 @@ func (a *Agent) Since(mark int, match func(Line) bool) []Line {
 	return found
 }
 
-// Await returns the first matching line after a mark as soon as it is written. It fails if ctx
-// or the agent ends first. It calls match once for each line, in order, so match may also
-// collect lines.
+// Await waits for the first matching line after a mark, and returns the line. It fails if
+// ctx or the agent ends first. It calls match once for each line, in order, so match may
+// also collect lines.
 func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Line, error) {
 	for {
 		ended := false
@@ -186,7 +187,7 @@ func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Lin
 	}
 }
 
-// exit returns how the process ended.
+// exit returns the error with which the process ended; not nil even for exit status 0.
 func (a *Agent) exit() error {
 	if a.err == nil {
 		return errors.New("exit status 0")
@@ -208,20 +209,21 @@ func (a *Agent) tail() string {
 	return b.String()
 }
 
-// Save replaces a file of the directory in one step, and returns when its content is in force
-// for new and live connections. It returns the line of the publication.
+// Save replaces a file of the directory atomically, and returns when its content is in
+// force for new and live connections. It returns the log line of the publication.
 func (a *Agent) Save(ctx context.Context, name, text string) (Line, error) {
 	a.mu.Lock()
 	a.saves++
 	saves := a.saves
 	a.mu.Unlock()
-	// A Namespace that differs each time, so that there is always a change.
+	// The Namespace differs each time, so that there is always a change to publish.
 	text += fmt.Sprintf("\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: save-%s, labels: {save: \"%d\"}}}\n",
 		strings.ReplaceAll(name, ".", "-"), saves)
 	return a.change(ctx, func() error { return WriteFile(a.dir, name, text) })
 }
 
-// Remove removes a file of the directory, and returns when its objects are gone.
+// Remove removes a file of the directory, and returns when the change is in force for new
+// and live connections.
 func (a *Agent) Remove(ctx context.Context, name string) (Line, error) {
 	return a.change(ctx, func() error { return os.Remove(filepath.Join(a.dir, name)) })
 }
@@ -243,15 +245,15 @@ func (a *Agent) change(ctx context.Context, f func() error) (Line, error) {
 	return published, nil
 }
 
-// Followed matches the line which reports that live connections follow the given publication,
-// or a later one.
+// Followed matches the line which reports that live connections have been swept for the
+// given publication or a later one.
 func Followed(published Line) func(Line) bool {
 	return func(l Line) bool {
 		return l.Is(event.Swept) && l.Number("snapshot") >= published.Number("snapshot")
 	}
 }
 
-// WriteFile writes a manifest in one step, as a careful editor does.
+// WriteFile writes a manifest atomically: it writes another file and renames it.
 func WriteFile(dir, name, text string) error {
 	temporary := filepath.Join(dir, "."+name)
 	if err := os.WriteFile(temporary, []byte(text), 0o644); err != nil {
@@ -260,8 +262,8 @@ func WriteFile(dir, name, text string) error {
 	return os.Rename(temporary, filepath.Join(dir, name))
 }
 
-// Stop ends the agent in order and waits for it. It is an error if the agent has ended before,
-// ends with an error, or must be killed because it exceeds the time for it.
+// Stop stops the agent gracefully and waits until it has ended. It returns an error if the
+// agent had ended before, ends with an error, or had to be killed after StopTimeout.
 func (a *Agent) Stop() error {
 	select {
 	case <-a.done:
@@ -283,8 +285,8 @@ func (a *Agent) Kill() {
 	<-a.done
 }
 
-// end tells the agent to end, and kills it after the time for that. The agent has ended when
-// end returns; an error reports that it did not end by itself.
+// end sends SIGTERM to the agent, and kills it after stopTimeout. The agent has ended when
+// end returns. An error means that it had to be killed.
 func (a *Agent) end() error {
 	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		a.Kill()

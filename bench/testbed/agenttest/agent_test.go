@@ -35,7 +35,7 @@ func TestAwaitShowsEachLineOnce(t *testing.T) {
 	found, err := a.Await(t.Context(), mark, func(l Line) bool {
 		seen = append(seen, l.Text("msg"))
 		switch len(seen) {
-		case 1: // the next ones are written while it waits
+		case 1: // the other lines are written while Await waits
 			go func() {
 				a.line(`no line of the log`)
 				a.line(`{"msg":"two"}`)
@@ -51,7 +51,7 @@ func TestAwaitShowsEachLineOnce(t *testing.T) {
 	}
 }
 
-// startScript runs a script instead of an agent on a node.
+// startScript calls Start with a script instead of sluice.
 func startScript(t *testing.T, ctx context.Context, script string, opts Options) (*Agent, error) {
 	t.Helper()
 	lab.Require(t)
@@ -78,7 +78,7 @@ echo '{"level":"INFO","msg":"up","event":"ready"}' >&2
 echo '{"level":"INFO","msg":"new","event":"published"}' >&2
 `
 
-// checkNoChildren reports a child process that is left as an error.
+// checkNoChildren fails the test if a child process is left.
 func checkNoChildren(t *testing.T) {
 	t.Helper()
 	if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); !errors.Is(err, syscall.ECHILD) {
@@ -130,7 +130,7 @@ func TestStartOfAnAgentThatExits(t *testing.T) {
 	checkNoChildren(t)
 }
 
-// stopper calls a function at the first line of the log.
+// stopper is a log that calls a function at each line.
 type stopper func()
 
 func (s stopper) Write(b []byte) (int, error) { s(); return len(b), nil }

@@ -13,7 +13,7 @@ import (
 // Line is a line of the agent's log.
 type Line map[string]any
 
-// Text returns a field as text, and "" if it is missing.
+// Text returns a field as text, or "" if it is missing.
 func (l Line) Text(field string) string {
 	if v, ok := l[field]; ok {
 		return fmt.Sprint(v)
@@ -21,13 +21,13 @@ func (l Line) Text(field string) string {
 	return ""
 }
 
-// Number returns a field as a number, and 0 if it is not one.
+// Number returns a field as a number, or 0 if it is missing or not a number.
 func (l Line) Number(field string) int {
 	n, _ := l[field].(float64)
 	return int(n)
 }
 
-// Time returns when the line was written.
+// Time returns the time at which the line was written.
 func (l Line) Time() time.Time {
 	t, _ := time.Parse(time.RFC3339Nano, l.Text("time"))
 	return t
@@ -41,9 +41,10 @@ func Event(e event.Name) func(Line) bool {
 	return func(l Line) bool { return l.Is(e) }
 }
 
-// readable formats a line of the log for people: the time of day, the level, the message, and
-// the other fields in the order in which they were logged, which a Line does not keep. Other
-// text is returned unchanged.
+// readable formats a line of the log for people: the time of day, the level, the message,
+// and the other fields in the order in which they were logged. It takes the text, because a
+// Line does not keep this order. A text that is not a line of the log is returned
+// unchanged.
 func readable(text string) string {
 	in := json.NewDecoder(strings.NewReader(text))
 	if t, err := in.Token(); err != nil || t != json.Delim('{') {

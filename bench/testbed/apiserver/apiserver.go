@@ -1,7 +1,7 @@
-// Package apiserver is a stand-in for the reading side of a Kubernetes API server. It serves
-// list and watch in the protocol and the encodings of the real one, with streaming lists,
-// bookmarks and expired versions. Nodes can be patched too. Tests make it do what a real server
-// does only at an unlucky moment, and benchmarks fill it with more objects than a real one
+// Package apiserver is a fake of the reading side of a Kubernetes API server. It serves
+// list and watch in the protocol and the encodings of a real server, with streaming lists,
+// bookmarks and expired versions. Nodes can also be patched. Tests provoke situations that
+// are rare with a real server, and benchmarks fill it with more objects than a real server
 // would accept.
 package apiserver
 
@@ -27,12 +27,12 @@ type Object interface {
 	metav1.Object
 }
 
-// Options are the differences of a Server from the real one of today.
+// Options are the ways in which a Server differs from a current API server.
 type Options struct {
 	// NoStreaming refuses streaming lists, as servers before Kubernetes 1.32 do.
 	NoStreaming bool
-	// Refuse, if not nil, sees each request before it is answered. A Status is the answer; nil
-	// lets the request through.
+	// Refuse, if not nil, is called for each request. If it returns a Status, this is the
+	// answer. If it returns nil, the request is served.
 	Refuse func(*http.Request) *metav1.Status
 }
 
@@ -46,18 +46,18 @@ type Server struct {
 	resources map[string]*resource
 }
 
-// resource is the objects of one kind.
+// resource holds the objects of one kind.
 type resource struct {
 	name      string // as in "pods"
 	empty     Object
 	list      runtime.Object
 	objects   map[types.NamespacedName]*stored
-	history   []*stored // the events, oldest first
-	compacted uint64    // the version up to which the history has been compacted
+	history   []*stored // past events, oldest first
+	compacted uint64    // history has only events after this version
 	watchers  map[*watcher]struct{}
 }
 
-// stored is a version of an object, with those of its encodings that are known.
+// stored is a version of an object, with its encodings as far as they have been computed.
 type stored struct {
 	event   watch.EventType
 	version uint64
@@ -95,8 +95,8 @@ func resourceOf(o Object) string {
 	return fmt.Sprintf("%T", o)
 }
 
-// Set creates objects, or replaces those of the same names. The server keeps them, and writes
-// their resource versions into them.
+// Set creates objects, or replaces objects with the same names. The server keeps the
+// objects and sets their resource versions, so the caller must not change them.
 func (s *Server) Set(objects ...Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,7 +110,7 @@ func (s *Server) Set(objects ...Object) {
 	}
 }
 
-// Delete removes objects. It ignores those that do not exist.
+// Delete removes objects. It ignores objects that do not exist.
 func (s *Server) Delete(objects ...Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +122,7 @@ func (s *Server) Delete(objects ...Object) {
 	}
 }
 
-// Get returns a copy of the object of this one's kind and name, and nil if it does not exist.
+// Get returns a copy of the stored object with the kind and name of o; nil if there is none.
 func (s *Server) Get(o Object) Object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,7 +165,7 @@ func (s *Server) bookmark(r *resource, annotations map[string]string) *stored {
 	return &stored{event: watch.Bookmark, version: s.version, object: o}
 }
 
-// Compact forgets all past events: a watch from an earlier version gets the error that the
+// Compact removes all past events. A watch from an earlier version gets the error that the
 // version is too old.
 func (s *Server) Compact() {
 	s.mu.Lock()
@@ -175,7 +175,8 @@ func (s *Server) Compact() {
 	}
 }
 
-// EndWatches ends all watches, as a server does from time to time; clients watch again.
+// EndWatches ends all watches, as a server does from time to time. Clients then start new
+// ones.
 func (s *Server) EndWatches() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

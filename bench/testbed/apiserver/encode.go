@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// encoding is the format of a client's answers: protobuf or JSON.
+// encoding is the format of the answers to a client: protobuf or JSON.
 type encoding struct {
 	index int
 	info  runtime.SerializerInfo
@@ -54,7 +54,7 @@ func (e encoding) answer(w http.ResponseWriter, code int, o runtime.Object) {
 	}
 	w.Header().Set("Content-Type", e.info.MediaType)
 	w.WriteHeader(code)
-	_, _ = w.Write(body) // a client that has gone needs no answer
+	_, _ = w.Write(body) // an error means that the client has gone
 }
 
 // stream returns a function that writes framed events.
@@ -80,7 +80,7 @@ func (e encoding) stream(w http.ResponseWriter) func(*stored) error {
 	}
 }
 
-// encode returns the object's encoding. It encodes once.
+// encode returns the object in an encoding. It encodes the object only once.
 func (s *stored) encode(e encoding) ([]byte, error) {
 	if s.event == watch.Error {
 		gone := failureStatus(http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
@@ -90,7 +90,7 @@ func (s *stored) encode(e encoding) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.encoded[e.index] == nil {
-		raw, err := e.encode(s.copy()) // a copy: encoding briefly writes the kind into it
+		raw, err := e.encode(s.copy()) // a copy, because the encoder briefly writes the kind into it
 		if err != nil {
 			return nil, err
 		}
@@ -99,14 +99,14 @@ func (s *stored) encode(e encoding) ([]byte, error) {
 	return s.encoded[e.index], nil
 }
 
-// encodings are the existing encodings of an object.
+// encodings returns the encodings that have been computed.
 func (s *stored) encodings() [2][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.encoded
 }
 
-// Encode encodes all objects as protobuf in advance, and returns the number of bytes by
+// Encode encodes all objects as protobuf in advance. It returns the number of bytes by
 // resource.
 func (s *Server) Encode() (map[string]int, error) {
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)

@@ -39,7 +39,8 @@ func (s *Server) get(r *resource, name types.NamespacedName) (Object, *metav1.St
 	return nil, failureStatus(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
 }
 
-// patch applies a JSON patch, completely or, if a test in it fails, not at all.
+// patch applies a JSON patch. If an operation of the patch fails, such as a test, the
+// object is not changed.
 func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request) (Object, *metav1.Status) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil || req.Header.Get("Content-Type") != string(types.JSONPatchType) {
@@ -73,5 +74,6 @@ func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request
 	return answer, nil
 }
 
-// copy copies the object. Several versions may share it, and nothing changes it.
+// copy returns a copy of the object. The object itself must not be changed, because several
+// versions may share it.
 func (s *stored) copy() Object { return s.object.DeepCopyObject().(Object) }

@@ -55,8 +55,9 @@ func failureStatus(code int32, reason metav1.StatusReason, message string) *meta
 	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }
 
-// list answers with a page. The token of the next page is the name of its first object. Objects
-// may change between pages: the client then watches from the version of the first page.
+// list answers with a page of objects. The token of the next page contains the version of
+// the first page and the name of the next object. Objects may change between pages; the
+// client then watches from the version of the first page.
 func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding) {
 	s.mu.Lock()
 	all, version := r.sorted(), s.version
@@ -74,7 +75,8 @@ func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc
 	m, err := meta.ListAccessor(list)
 	if err == nil {
 		m.SetResourceVersion(strconv.FormatUint(version, 10))
-		// Like the real one: it ignores limits if it answers from its cache.
+		// Like a real server, ignore the limit of a request that allows an answer from the
+		// cache.
 		if limit, _ := strconv.Atoi(req.FormValue("limit")); limit > 0 && limit < len(all) && req.FormValue("resourceVersion") != "0" {
 			m.SetContinue(base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %s", version, nameOf(all[limit].object))))
 			all = all[:limit]
@@ -96,7 +98,7 @@ func compareNames(a, b types.NamespacedName) int {
 	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 }
 
-// watcher is one watch. Events wait in it as long as the connection is slow.
+// watcher is one watch. It queues events without a limit if the connection is slow.
 type watcher struct {
 	mu     sync.Mutex
 	events []*stored
@@ -168,7 +170,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, en
 	}
 }
 
-// startWatch registers a watch with its first events.
+// startWatch registers a watch and queues its first events.
 func (s *Server) startWatch(r *resource, req *http.Request) (*watcher, *metav1.Status) {
 	w := &watcher{wake: make(chan struct{}, 1)}
 	s.mu.Lock()

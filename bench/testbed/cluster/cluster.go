@@ -1,6 +1,6 @@
-// Package cluster generates clusters of any size for benchmarks: objects such as a busy cluster
-// has, and flows between them. The result depends only on the seed, so that two measurements of
-// one size measure the same thing.
+// Package cluster generates clusters of any size for benchmarks: objects like those of a
+// busy cluster, and flows between its pods. The result depends only on the options and the
+// seed, so that two measurements of one size measure the same cluster.
 package cluster
 
 import (
@@ -20,18 +20,19 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// replicas is the number of pods of an app, and therefore of pods that a policy selects.
+// replicas is the number of pods of an app, and so the number of pods that a policy selects.
 const replicas = 10
 
 // Options are the size of a cluster.
 type Options struct {
 	Pods       int
 	Policies   int
-	Namespaces int  // number of namespaces of both; 0 means 1
+	Namespaces int  // 0 means 1
 	DualStack  bool // every pod also has an IPv6 address
 }
 
-// Cluster is objects as the API serves them. Policies have passed the API server's defaulting.
+// Cluster is the objects of a cluster, as the API serves them. Policies have the fields
+// that the API server would default.
 type Cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
@@ -76,9 +77,9 @@ func (c *Cluster) Fill(w *policy.Store) {
 	}
 }
 
-// Keys generates n flows over TCP and IPv4: half from an app's clients to the port that its
-// policy opens for them, the others between any two pods, and one in ten of those from outside
-// the cluster.
+// Keys generates n flows over TCP and IPv4. Half of them are from an app's clients to the
+// port that its policy opens for them. The others are between any two pods, or, one in ten
+// of them, from outside the cluster.
 func (c *Cluster) Keys(seed uint64, n int) []filter.Key {
 	random := rand.New(rand.NewPCG(seed, 1))
 	keys := make([]filter.Key, n)
@@ -115,8 +116,8 @@ func namespaceName(i int) string { return fmt.Sprintf("ns-%04d", i) }
 func appName(i int) string       { return fmt.Sprintf("app-%05d", i) }
 func teamName(i int) string      { return fmt.Sprintf("team-%02d", i%20) }
 
-// address returns pod i's own address. The first networks of 10.0.0.0/8 and fd00::/104 are left
-// for other addresses of a benchmark.
+// address returns the addresses of pod i. It does not use the first networks of 10.0.0.0/8
+// and fd00::/104, which are left for other addresses of a benchmark.
 func address(i int) (v4, v6 netip.Addr) {
 	i += 1 << 16
 	a := [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}
@@ -124,7 +125,7 @@ func address(i int) (v4, v6 netip.Addr) {
 	return netip.AddrFrom4(a), netip.AddrFrom16(b)
 }
 
-// maker makes the objects of one cluster.
+// maker generates the objects of one cluster.
 type maker struct {
 	random  *rand.Rand
 	options Options
@@ -136,8 +137,8 @@ func (m maker) appOf(pod int) int { return pod / replicas % m.apps }
 // namespaceOf returns the namespace of all pods of an app.
 func (m maker) namespaceOf(app int) int { return app % m.options.Namespaces }
 
-// neighbor returns another app of the app's namespace, steps apps further on, or the app itself
-// if it has no neighbor.
+// neighbor returns the app that comes steps apps later in the app's namespace. After the
+// last app, it returns the first one of the namespace, which may be the app itself.
 func (m maker) neighbor(app, steps int) int {
 	if next := app + steps*m.options.Namespaces; next < m.apps {
 		return next
@@ -183,7 +184,7 @@ func (m maker) pod(i int) *corev1.Pod {
 	return p
 }
 
-// policy selects an app of its own as long as there are at least as many apps as policies.
+// policy returns policy i. Each policy selects another app if there are enough apps.
 func (m maker) policy(i int) *networkingv1.NetworkPolicy {
 	app := i % m.apps
 	p := &networkingv1.NetworkPolicy{

@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestClusterIsWhatItSays: benchmarks rely on correct sizes, valid policies, and both kinds of
-// flows.
+// TestClusterIsWhatItSays checks what benchmarks rely on: the sizes, valid policies, and
+// enough flows that are allowed and that are denied.
 func TestClusterIsWhatItSays(t *testing.T) {
 	for _, o := range []cluster.Options{
 		{Pods: 1},
@@ -51,7 +51,8 @@ func TestClusterIsWhatItSays(t *testing.T) {
 	}
 }
 
-// TestClusterDependsOnTheSeedAlone: otherwise measurements could not be repeated.
+// TestClusterDependsOnTheSeedAlone checks that the same seed gives the same cluster and
+// flows. Otherwise measurements could not be repeated.
 func TestClusterDependsOnTheSeedAlone(t *testing.T) {
 	o := cluster.Options{Pods: 200, Policies: 20, Namespaces: 3}
 	a, b, other := cluster.New(1, o), cluster.New(1, o), cluster.New(2, o)
@@ -62,6 +63,6 @@ func TestClusterDependsOnTheSeedAlone(t *testing.T) {
 		t.Error("two seeds make the same policies")
 	}
 	if !reflect.DeepEqual(a.Keys(1, 10), b.Keys(1, 10)) || reflect.DeepEqual(a.Keys(1, 10), a.Keys(2, 10)) {
-		t.Error("flows do not depend on the seed alone")
+		t.Error("flows do not depend on the seed, or not only on the seed")
 	}
 }

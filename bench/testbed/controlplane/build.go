@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Version is the Kubernetes version to build, of the same release as sluice's client-go. It
-// determines the version of etcd.
+// Version is the Kubernetes version to build. It is of the same release as the client-go
+// that sluice uses, and determines the version of etcd.
 const Version = "v1.37.2"
 
 const module = "k8s.io/kubernetes"
@@ -24,10 +24,10 @@ const module = "k8s.io/kubernetes"
 // Programs are the paths of the built programs.
 type Programs struct{ Etcd, APIServer string }
 
-// Build builds etcd and kube-apiserver from their Go modules into the user's cache directory,
-// if they are not there yet. The first time takes five minutes of two cores, 5 GB of Go's build
-// cache and 0.5 GB of its module cache, and log receives a line about it. Two processes that
-// build at the same time build once.
+// Build builds etcd and kube-apiserver from their Go modules into the user's cache
+// directory, unless they are already there. The first time, this takes five minutes on two
+// cores, 5 GB of Go's build cache and 0.5 GB of its module cache, and Build writes a line
+// about it to log. If two processes call Build at the same time, only one of them builds.
 func Build(ctx context.Context, log io.Writer) (Programs, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -48,7 +48,7 @@ func build(ctx context.Context, dir string, log io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close() // this unlocks it
+	defer lock.Close() // releases the lock
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("wait for another build: %w", err)
 	}
@@ -69,7 +69,7 @@ func build(ctx context.Context, dir string, log io.Writer) error {
 		return err
 	}
 	for _, name := range missing {
-		// Under another name until it is complete.
+		// The program has another name until it is complete.
 		part := filepath.Join(dir, name+".part")
 		if _, err := goCommand(ctx, work, "build", "-mod=mod", "-trimpath", "-ldflags=-s -w"+versionFlags(), "-o", part, programs[name]); err != nil {
 			return err
@@ -82,7 +82,7 @@ func build(ctx context.Context, dir string, log io.Writer) error {
 	return nil
 }
 
-// versionFlags make the API server report its version.
+// versionFlags returns linker flags that make the API server report its version.
 func versionFlags() string {
 	const of = " -X k8s.io/component-base/version."
 	major, rest, _ := strings.Cut(strings.TrimPrefix(Version, "v"), ".")
@@ -90,9 +90,10 @@ func versionFlags() string {
 	return of + "gitVersion=" + Version + of + "gitMajor=" + major + of + "gitMinor=" + minor
 }
 
-// writeModule writes a module that builds programs of Kubernetes. Kubernetes requires its own
-// libraries as v0.0.0 and finds them in its tree by replacements, which do not apply to modules
-// that require it. The libraries are published as v0.X.Y of v1.X.Y.
+// writeModule writes a module in which programs of Kubernetes can be built. Kubernetes
+// requires its own libraries as v0.0.0 and replaces them by directories of its tree. These
+// replacements do not apply in a module that requires Kubernetes, so writeModule replaces
+// the libraries by their published versions: v0.X.Y for Kubernetes v1.X.Y.
 func writeModule(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

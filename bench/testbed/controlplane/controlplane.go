@@ -2,8 +2,8 @@
 // from their Go modules, once; see [Build]. They keep their data in a directory of the test,
 // listen only on loopback, and end with the test.
 //
-// There are no controllers, no scheduler and no kubelet. A test writes what those would write,
-// such as a pod's address, itself.
+// There are no controllers, no scheduler and no kubelet. A test itself must write the
+// fields that they would write, such as a pod's address.
 package controlplane
 
 import (
@@ -28,7 +28,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Host is where a control plane runs: this process's own network if nil, or a host of a lab.
+// Host is the host on which a control plane runs, such as a host of a lab.
 type Host interface {
 	// Do runs f on a thread in the host's network.
 	Do(f func() error) error
@@ -36,15 +36,15 @@ type Host interface {
 	Start(cmd *exec.Cmd) error
 }
 
-// Options are what to run and where.
+// Options are the programs of a control plane and the place where it runs.
 type Options struct {
 	Programs Programs
 	Dir      string // for data, keys and logs
-	Host     Host
+	Host     Host   // nil means the network of this process
 }
 
-// The users, by token. Admin may do everything, Nobody nothing. Agent may do what the
-// deployment's ClusterRole allows, once a test has created it.
+// The users. Admin has all rights, and Nobody has none. Agent has the rights that a test
+// grants it, for example with Grant.
 const (
 	Admin  = "admin"
 	Agent  = "sluice"
@@ -60,7 +60,7 @@ type ControlPlane struct {
 	server   *process
 }
 
-// Start starts a control plane, and returns when it answers. The caller must Close it.
+// Start starts a control plane, and returns when it is ready. The caller must Close it.
 func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 	if opts.Host == nil {
 		opts.Host = localHost{}
@@ -133,7 +133,8 @@ func (c *ControlPlane) writeSecrets() error {
 // server holds no data.
 func token(user string) string { return "token-of-" + user }
 
-// StartServer starts the API server, also after StopServer, and returns when it answers.
+// StartServer starts the API server, for example after StopServer, and returns when it is
+// ready.
 func (c *ControlPlane) StartServer(ctx context.Context) error {
 	var err error
 	c.server, err = launch(c.opts.Host, c.path("kube-apiserver.log"), c.opts.Programs.APIServer,
@@ -179,7 +180,7 @@ func (c *ControlPlane) await(ctx context.Context) error {
 	}
 }
 
-// ready asks the server whether it is ready.
+// ready returns nil if the server reports that it is ready.
 func (c *ControlPlane) ready(ctx context.Context) error {
 	client, err := c.Client(Admin)
 	if err != nil {
@@ -188,7 +189,7 @@ func (c *ControlPlane) ready(ctx context.Context) error {
 	return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 }
 
-// Config returns how this process reaches the API server as a user.
+// Config returns a configuration with which this process reaches the API server as a user.
 func (c *ControlPlane) Config(user string) (*rest.Config, error) {
 	ca, err := os.ReadFile(c.path("certs/apiserver.crt")) // self-signed
 	if err != nil {
@@ -200,7 +201,7 @@ func (c *ControlPlane) Config(user string) (*rest.Config, error) {
 	}, nil
 }
 
-// dial connects from the server's host.
+// dial connects to an address from the server's host.
 func (c *ControlPlane) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	err = c.opts.Host.Do(func() (err error) {
 		conn, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -218,8 +219,8 @@ func (c *ControlPlane) Client(user string) (*kubernetes.Clientset, error) {
 	return kubernetes.NewForConfig(config)
 }
 
-// Kubeconfig writes a kubeconfig for a user, which is valid on the server's host, and returns
-// its path.
+// Kubeconfig writes a kubeconfig for a user and returns its path. It works only on the
+// server's host.
 func (c *ControlPlane) Kubeconfig(user string) (string, error) {
 	config, err := c.Config(user)
 	if err != nil {

@@ -16,7 +16,7 @@ type process struct {
 	err  error         // the error with which it ended
 }
 
-// launch starts a program and appends its output to a file.
+// launch starts a program whose output is appended to the file log.
 func launch(h Host, log, name string, args ...string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -38,7 +38,7 @@ func launch(h Host, log, name string, args ...string) (*process, error) {
 	return p, nil
 }
 
-// end ends the program with a signal, and waits until it has ended.
+// end sends a signal to the program, and waits until it has ended.
 func (p *process) end(s syscall.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -61,8 +61,9 @@ type localHost struct{}
 
 func (localHost) Do(f func() error) error { return f() }
 
-// Start makes the kernel end the command with this process. The kernel binds that to the
-// starting thread, which Go ends only with the process as long as no goroutine is locked to it.
+// Start starts a command that the kernel kills when this process ends. The kernel kills it
+// when the thread that started it ends. Go does not end a thread before the process unless
+// a goroutine is locked to it.
 func (localHost) Start(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd.Start()

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Enable is the environment variable that makes tests run a control plane. Building one takes
-// minutes the first time.
+// Enable is the environment variable that enables tests with a control plane. Its build
+// takes minutes the first time.
 const Enable = "SLUICE_TEST_CLUSTER"
 
 // TB is the part of testing.TB that the control plane uses, so that programs do not import
@@ -30,8 +30,8 @@ func (l logger) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// ForTest starts a control plane for the duration of a test, on a host of a lab or, if that is
-// nil, here. It skips the test unless [Enable] is set.
+// ForTest starts a control plane for the duration of a test, on a host of a lab. If host is
+// nil, it uses the network of this process. It skips the test unless [Enable] is set.
 func ForTest(t TB, host Host) *ControlPlane {
 	t.Helper()
 	if os.Getenv(Enable) == "" {

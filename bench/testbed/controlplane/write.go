@@ -13,10 +13,11 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// writers is the number of objects of a cluster that are written at the same time.
+// writers bounds the number of objects that are written at the same time.
 const writers = 8
 
-// Grant lets the user Agent list and watch what sluice follows, and nothing else.
+// Grant lets the user Agent get, list and watch the objects that sluice follows, and
+// nothing else.
 func Grant(ctx context.Context, admin kubernetes.Interface) error {
 	read := []string{"get", "list", "watch"}
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: Agent}, Rules: []rbacv1.PolicyRule{

@@ -14,16 +14,16 @@ import (
 // BridgeDevice is the name of the bridge that connects the pods of a node with Options.Bridged.
 const BridgeDevice = "br0"
 
-// Bridged frames pass iptables, as Kubernetes requires of every node. The node sends no
-// redirects: the packet that causes one cannot be queued while the neighbor's address is
-// resolved, and is lost (nf_ct_drop_unconfirmed).
+// bridgeSettings make bridged frames pass iptables, as Kubernetes requires of every node.
+// They also disable redirects: a packet that causes a redirect cannot be queued while the
+// neighbor's address is resolved, and is lost (nf_ct_drop_unconfirmed).
 var bridgeSettings = []string{
 	"net/ipv4/conf/all/send_redirects", "0", "net/ipv4/conf/default/send_redirects", "0",
 	"net/bridge/bridge-nf-call-iptables", "1", "net/bridge/bridge-nf-call-ip6tables", "1",
 }
 
-// bridge connects the pods of a node. The node has the first address of each range on it, which
-// is the pods' gateway.
+// bridge connects the pods of a node. On the bridge, the node has the first address of each
+// range, which is the pods' gateway.
 type bridge struct {
 	link     netlink.Link
 	gateways [2]netip.Addr
@@ -32,7 +32,7 @@ type bridge struct {
 
 // addBridge creates the node's bridge.
 func (n *Node) addBridge() error {
-	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // a fixed one: the default changes with the ports
+	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // fixed, because the default depends on the ports
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: BridgeDevice, Index: n.lab.nextIndex(), HardwareAddr: mac}}
 	if err := n.ns.do(func() error { return writeSettings(bridgeSettings...) }); err != nil {
 		return err
@@ -59,7 +59,8 @@ func (n *Node) addBridge() error {
 	return nil
 }
 
-// joinBridge makes the host a port of its router's bridge, on one link with the other ports.
+// joinBridge makes the host's link a port of its router's bridge, so that it is on the same
+// network as the other ports.
 func (h *Host) joinBridge(router *Host) error {
 	b := router.bridge
 	if err := router.ns.link.LinkSetMaster(h.uplink.remote, b.link); err != nil {
@@ -80,7 +81,8 @@ func (h *Host) joinBridge(router *Host) error {
 	return nil
 }
 
-// routeHere makes the node route a range to the bridge, unless it already does.
+// routeHere makes the node route a range to the bridge, unless the range is already on the
+// bridge.
 func (b *bridge) routeHere(h *Host, to netip.Prefix) error {
 	if b.ranges[0].Contains(to.Addr()) || b.ranges[1].Contains(to.Addr()) || to.Addr().IsLinkLocalUnicast() && to.Addr().Is6() {
 		return nil
@@ -103,7 +105,8 @@ func (h *Host) RouterMAC() net.HardwareAddr {
 // MAC returns the link address of the host.
 func (h *Host) MAC() net.HardwareAddr { return h.uplink.inside.Attrs().HardwareAddr }
 
-// SendFrame sends a frame, beginning with its link header, on the host's link, unchanged.
+// SendFrame sends a frame on the host's link, unchanged. The frame begins with its link
+// header.
 func (h *Host) SendFrame(frame []byte) error {
 	i, err := h.Inject()
 	if err == nil {
@@ -127,7 +130,7 @@ func (h *Host) Inject() (*Injector, error) {
 	return &Injector{h, fd}, nil
 }
 
-// Send sends a frame, beginning with its link header, unchanged.
+// Send sends a frame, unchanged. The frame begins with its link header.
 func (i *Injector) Send(frame []byte) error {
 	to := &unix.SockaddrLinklayer{Ifindex: i.host.uplink.inside.Attrs().Index}
 	for {

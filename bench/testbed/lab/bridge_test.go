@@ -35,7 +35,7 @@ func TestBridged(t *testing.T) {
 	}
 	for _, a := range db.Addrs() {
 		if r := web.Connect(t.Context(), "tcp", netip.AddrPortFrom(a, 80), 300*time.Millisecond); r.Outcome == lab.Reached {
-			t.Errorf("iptables does not see what goes to %s", a)
+			t.Errorf("packets to %s bypass iptables", a)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func leftovers(t *testing.T) (found []string) {
 			t.Fatal(err)
 		}
 		for _, p := range paths {
-			// Gone since Glob: not a trace.
+			// An error means that the file has gone since Glob.
 			if to, err := os.Readlink(p); err == nil && to != ownNS && (strings.HasPrefix(to, "net:") || strings.HasPrefix(to, "mnt:") || strings.HasPrefix(to, "socket:")) {
 				found = append(found, p+" -> "+to)
 			}
@@ -90,7 +90,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := sleep.Wait(); err == nil || sleep.ProcessState.Sys().(interface{ Signal() unix.Signal }) == nil {
-		t.Errorf("the process in the pod ended by itself: %v", err)
+		t.Errorf("the process in the pod was not killed: %v", err)
 	}
 	if _, err := io.ReadAll(open); err != nil {
 		t.Errorf("the server did not close its connection: %v", err)
@@ -152,7 +152,7 @@ func TestKilledLabLeavesNothing(t *testing.T) {
 	line, err := bufio.NewReader(out).ReadString('\n')
 	pid, convErr := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(line, "pid ")))
 	if err != nil || convErr != nil {
-		t.Fatalf("the lab's process says %q: %v", line, err)
+		t.Fatalf("the lab's process printed %q: %v", line, err)
 	}
 	if err := unix.Kill(pid, 0); err != nil {
 		t.Fatalf("process %d: %v", pid, err)
@@ -164,7 +164,7 @@ func TestKilledLabLeavesNothing(t *testing.T) {
 	await(t, "the pod's process is gone", func() bool { return !alive(pid) })
 }
 
-// alive reports whether a process runs. A zombie does not.
+// alive reports whether a process runs. A zombie does not run.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -182,15 +182,15 @@ func TestProcesses(t *testing.T) {
 		t.Errorf("the process does not see the pod's address: %v\n%s", err, out)
 	}
 	if err := web.Run("sh", "-c", "echo no such luck >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "no such luck") {
-		t.Errorf("the error does not say what the command said: %v", err)
+		t.Errorf("the error does not contain the command's output: %v", err)
 	}
 	if err := web.Start(exec.Command("/no/such/file")); err == nil {
-		t.Error("a command that is not there starts")
+		t.Error("a command that does not exist starts")
 	}
 	if err := web.Do(func() error { return unix.EBADF }); err == nil || !strings.Contains(err.Error(), "web") {
 		t.Errorf("the error does not name the host: %v", err)
 	}
-	// A process that has ended by itself is not an error of Close.
+	// Close does not fail because of a process that has already ended.
 	cmd := exec.Command("true")
 	if err := web.Start(cmd); err != nil {
 		t.Fatal(err)
@@ -200,7 +200,8 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-// TestManyThreads runs until the main thread is scheduled too.
+// TestManyThreads calls Do so often that the main thread is likely to be scheduled for it,
+// too.
 func TestManyThreads(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	web := addPod(t, l.Nodes[0], "web")

@@ -14,21 +14,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Outcome is how an attempt to reach a port ended.
+// Outcome is the outcome of an attempt to reach a port.
 type Outcome uint8
 
 // Outcomes.
 const (
-	// Failed: another error; see Result.Err.
+	// Failed means another error; see Result.Err.
 	Failed Outcome = iota
-	// Reached: the server has answered.
+	// Reached means that the server has answered.
 	Reached
-	// Refused: the host exists and the port is closed.
+	// Refused means that the host exists but the port is closed.
 	Refused
-	// TimedOut: no answer before the timeout or the end of the context.
+	// TimedOut means that there was no answer before the timeout or the end of the context.
 	TimedOut
-	// Unreachable: the network reported that it cannot or will not deliver. For UDP, the kernel
-	// does not pass this on, and the attempt times out.
+	// Unreachable means that the network reported that it cannot or will not deliver. For
+	// UDP, the kernel does not report this, and the attempt times out.
 	Unreachable
 )
 
@@ -50,17 +50,17 @@ func (o Outcome) String() string {
 type Result struct {
 	Outcome Outcome
 	Err     error // nil if Reached
-	// By is the name of the host that answered, and Seen is the client as that host saw it,
-	// which shows translations on the way.
+	// By is the name of the host that answered, and Seen is the client's address as this
+	// host saw it. It differs from From if the address was translated.
 	By   string
 	Seen netip.AddrPort
-	// From is the client's address as it sees it.
+	// From is the client's own address.
 	From netip.AddrPort
 	Took time.Duration // until the answer or the end of the attempt
 }
 
-// Connect sends one request to a port that [Host.Serve] serves, and waits for the answer until
-// timeout or ctx ends. network is "tcp" or "udp".
+// Connect connects to a port that [Host.Serve] serves, and waits for the answer until
+// timeout or ctx ends. network is "tcp" or "udp"; for "udp", it sends one datagram.
 func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, timeout time.Duration) Result {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -99,7 +99,7 @@ func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (
 	}
 	i := strings.LastIndexByte(line, ' ')
 	if i < 0 {
-		r.Err = fmt.Errorf("the server says %q, which is no name and address", line)
+		r.Err = fmt.Errorf("the server answered %q, which is not a name and an address", line)
 		return r
 	}
 	r.By = line[:i]
@@ -109,7 +109,7 @@ func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (
 	return r
 }
 
-// outcome classifies the errors of sockets.
+// outcome returns the outcome for an error of a socket.
 func outcome(err error) Outcome {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET):

@@ -17,22 +17,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a network namespace with its addresses: a pod, a node or an outside host. Its methods
-// may be called from several goroutines.
+// Host is a network namespace with its addresses: a pod, a node or an outside host. Its
+// methods may be called concurrently.
 type Host struct {
 	Name       string
 	IPv4, IPv6 netip.Addr
 
 	lab    *Lab
 	ns     *namespace
-	uplink uplink // connects it to its router; zero for the lab's own router
+	uplink uplink // the link to its router; zero for the lab's own router
 
-	bridge *bridge // connects its pods; nil if each has a route
+	bridge *bridge // the bridge of its pods; nil if each pod has a route
 
 	mu      sync.Mutex
 	closed  bool
-	addrs   []netip.Addr // all that it holds in the lab
-	closers []io.Closer  // servers and sockets that end with it
+	addrs   []netip.Addr // all addresses that the lab has given to it
+	closers []io.Closer  // servers and sockets to close with it
 	running map[*exec.Cmd]bool
 	tasks   sync.WaitGroup // servers, and threads that wait for processes
 }
@@ -44,8 +44,8 @@ func (h *Host) Addrs() []netip.Addr { return []netip.Addr{h.IPv4, h.IPv6} }
 // is closed.
 func (h *Host) NetNS() int { return int(h.ns.fd) }
 
-// Do runs f on a thread in the host's namespace. Sockets that f opens stay in the namespace;
-// goroutines that f starts are not in it. f may call a test's Fatal.
+// Do runs f on a thread in the host's namespace. Sockets that f opens stay in the
+// namespace, but goroutines that f starts do not run in it. f may call a test's Fatal.
 func (h *Host) Do(f func() error) error {
 	if err := h.ns.do(f); err != nil {
 		return fmt.Errorf("on %s: %w", h.Name, err)
@@ -54,9 +54,9 @@ func (h *Host) Do(f func() error) error {
 }
 
 // Start starts a command in the host's namespace. The caller must Wait for it, as after
-// [exec.Cmd.Start]. The command is killed when the host is closed and when this process dies.
-// The kernel binds that to the starting thread, which therefore stays as long as the command.
-// This is why starting a command in Do is not enough.
+// [exec.Cmd.Start]. The command is killed when the host is closed and when this process
+// dies. The kernel kills it when the thread that started it ends, so Start keeps this
+// thread until the command ends. This is why starting a command in Do is not enough.
 func (h *Host) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = new(syscall.SysProcAttr)
@@ -108,22 +108,22 @@ func (h *Host) ended(cmd *exec.Cmd) {
 	h.tasks.Done()
 }
 
-// awaitExit waits until a child has ended, and leaves it to its owner to reap. An error means
-// that the owner has already done so.
+// awaitExit waits until a child has ended, and does not reap it. An error means that the
+// caller of Start has already reaped it.
 func awaitExit(pid int) {
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
 }
 
-// Run runs a command in the host's namespace to its end. An error includes the command's
-// output.
+// Run runs a command in the host's namespace and waits for its end. An error includes the
+// command's standard error.
 func (h *Host) Run(name string, args ...string) error {
 	_, err := h.Output(exec.Command(name, args...))
 	return err
 }
 
-// Output runs a command in the host's namespace to its end and returns its output. An error
-// includes its standard error, unless the caller has set that.
+// Output runs a command in the host's namespace, waits for its end and returns its output.
+// An error includes its standard error, unless the caller has set cmd.Stderr.
 func (h *Host) Output(cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout = &stdout
@@ -158,7 +158,7 @@ func (h *Host) ListenUDP(at netip.AddrPort) (c *net.UDPConn, err error) {
 	return c, err
 }
 
-// DialTCP connects. It gives up when ctx ends.
+// DialTCP connects from the host. It fails if ctx ends first.
 func (h *Host) DialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	c, err := h.dial(ctx, "tcp", to)
 	if err != nil {
@@ -167,8 +167,8 @@ func (h *Host) DialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, er
 	return c.(*net.TCPConn), nil
 }
 
-// DialUDP opens a socket that sends to and receives from one address. It sends nothing by
-// itself.
+// DialUDP opens a socket on the host that sends to and receives from one address. It does
+// not send anything.
 func (h *Host) DialUDP(to netip.AddrPort) (*net.UDPConn, error) {
 	c, err := h.dial(context.Background(), "udp", to)
 	if err != nil {
@@ -185,8 +185,9 @@ func (h *Host) dial(ctx context.Context, network string, to netip.AddrPort) (c n
 	return c, err
 }
 
-// closeWith registers a closer to be closed with the host, or closes it now if the host is closed.
-// task, if not nil, runs until then; Close waits for it.
+// closeWith registers a closer to be closed with the host. If the host is already closed,
+// it closes c and returns an error. task, if not nil, runs in a goroutine until c is
+// closed; Close waits for it.
 func (h *Host) closeWith(c io.Closer, task func()) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -200,24 +201,25 @@ func (h *Host) closeWith(c io.Closer, task func()) error {
 	return nil
 }
 
-// recordAddr records an address that the lab has given to the host. The lab must be locked.
+// recordAddr records an address that the lab has given to the host. The caller must hold the
+// lab's lock.
 func (h *Host) recordAddr(a netip.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.addrs = append(h.addrs, a)
 }
 
-// Close removes the host from the lab: it kills the host's processes and waits for their end,
-// closes its servers, removes its link and frees its addresses. Sockets that the caller opened
-// in it remain the caller's. A second Close does nothing. Close takes about 30 ms, most of it
-// for the link.
+// Close removes the host from the lab: it kills the host's processes and waits for their
+// end, closes its servers, removes its link and frees its addresses. It does not close
+// sockets that the caller opened on the host. A second Close does nothing. Close takes
+// about 30 ms, most of it for the link.
 func (h *Host) Close() error {
-	h.lab.closing.Lock() // keeps the router open meanwhile
+	h.lab.closing.Lock() // the router must stay open until the link is removed
 	defer h.lab.closing.Unlock()
 	return h.close(true)
 }
 
-// close closes the host. The link need not be removed if the router is closed too.
+// close closes the host. removeLink need not be set if the router is closed, too.
 func (h *Host) close(removeLink bool) error {
 	h.mu.Lock()
 	if h.closed {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The gateways of every pod. The router's end of each link has the same addresses, which only
-// the two ends of a link know.
+// The gateways of every pod. The router's end of each pod's link has these addresses. They
+// are the same on all links, because they are used only between the two ends of a link.
 var (
 	gateway4 = netip.MustParseAddr("169.254.1.1")
 	gateway6 = netip.MustParseAddr("fe80::1")
@@ -85,8 +85,8 @@ func (n *namespace) setUp(dev netlink.Link) error {
 	return nil
 }
 
-// awaitUp waits until an interface takes packets. The kernel drops packets until it has seen,
-// in the background, that both ends are up.
+// awaitUp waits until an interface is operational. The kernel detects in the background
+// that both ends are up, and drops packets until then.
 func (n *namespace) awaitUp(dev netlink.Link) error {
 	return await(dev.Attrs().Name+" is up", func() (bool, error) {
 		now, err := n.link.LinkByIndex(dev.Attrs().Index)
@@ -94,12 +94,12 @@ func (n *namespace) awaitUp(dev netlink.Link) error {
 	})
 }
 
-// awaitAddr waits until an address is the interface's own. For IPv6 this happens in the
-// background, even if duplicate address detection is off.
+// awaitAddr waits until an address that was added to an interface is in use. For IPv6, the
+// kernel does this in the background, even if duplicate address detection is off.
 func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 	return await("address "+a.String()+" is in use", func() (bool, error) {
 		routes, err := n.link.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{OifIndex: dev.Attrs().Index})
-		// No route is an answer as well.
+		// These errors mean that there is no route yet.
 		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
 			return false, nil
 		}
@@ -107,7 +107,7 @@ func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 	})
 }
 
-// await asks until the answer is yes.
+// await waits until a condition holds.
 func await(what string, holds func() (bool, error)) error {
 	const bound = time.Minute // usually milliseconds
 	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
@@ -122,9 +122,10 @@ func await(what string, holds func() (bool, error)) error {
 	}
 }
 
-// nextIndex returns an interface index for a router's end that no host uses for its own end. If
-// both ends of a veth pair have the same index, the kernel considers them unimportant and may
-// take a second to see that the link is up; until then IPv6 addresses do not answer.
+// nextIndex returns an interface index for the router's end of a link. It differs from the
+// index of the host's end: if both ends of a veth pair have the same index, the kernel
+// treats link events as not urgent, and may take a second to see that the link is up. Until
+// then IPv6 addresses do not answer.
 func (l *Lab) nextIndex() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -142,8 +143,8 @@ func (h *Host) gateway(pods, router netip.Addr) netip.Addr {
 	return pods
 }
 
-// AddAddr gives the host one more address, which may be any that no living host has. It is not
-// used as a source unless a socket is bound to it.
+// AddAddr gives the host one more address, which may be any address that no open host has.
+// It is not used as a source unless a socket is bound to it.
 func (h *Host) AddAddr(a netip.Addr) error {
 	h.lab.mu.Lock()
 	if h.lab.used[a] {
@@ -180,8 +181,8 @@ func (n *namespace) addPrefix(dev netlink.Link, p netip.Prefix) error {
 	return n.awaitAddr(dev, a)
 }
 
-// addRoute adds a route through a device. Without a gateway the destination is on the link
-// itself. Sockets without an address use the source.
+// addRoute adds a route through a device. Without a gateway, the destination is on the link
+// itself. source is the source address of sockets that are not bound to an address.
 func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source netip.Addr) error {
 	r := &netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(to), Src: source.AsSlice()}
 	if gateway.IsValid() {
@@ -195,8 +196,8 @@ func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source 
 	return nil
 }
 
-// routeHere makes the host's router, and for a node's host the whole lab, send packets for a
-// range to the host.
+// routeHere adds a route to the host for a range on the host's router. If the host is a
+// node, the range can be reached from the whole lab.
 func (h *Host) routeHere(to netip.Prefix) error {
 	if b := h.uplink.router.bridge; b != nil {
 		return b.routeHere(h, to)
@@ -206,7 +207,7 @@ func (h *Host) routeHere(to netip.Prefix) error {
 		source = h.uplink.router.IPv6
 	}
 	via := netip.Addr{}
-	if to.Bits() < to.Addr().BitLen() { // the host routes for others
+	if to.Bits() < to.Addr().BitLen() { // the host is the router of the range
 		if via = h.IPv4; to.Addr().Is6() {
 			via = h.IPv6
 		}
@@ -214,8 +215,9 @@ func (h *Host) routeHere(to netip.Prefix) error {
 	return h.uplink.router.ns.addRoute(h.uplink.remote, to, via, source)
 }
 
-// removeLink removes the link at once. When a namespace ends, the kernel removes its links later;
-// until then a route to an old pod would conflict with that of a new one.
+// removeLink removes the link at once. Otherwise the kernel would remove it some time after
+// the namespace has ended, and until then the route to the old pod would conflict with a
+// route to a new pod.
 func (w uplink) removeLink() error {
 	if w.remote == nil || !w.router.ns.fd.IsOpen() {
 		return nil
@@ -231,7 +233,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// zero is the unspecified address of the family.
+// zero returns the unspecified address of the family of a.
 func zero(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return netip.IPv4Unspecified()

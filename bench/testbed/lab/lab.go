@@ -6,15 +6,16 @@
 //	pod api ── eth0 ┘                    ├─ router ┤
 //	pod far ── eth0 ─── node-2 ── eth0 ──┘         └───── eth0 ── outside host
 //
-// Pods are connected to their node as by the ptp CNI plugin: a veth pair, a /32 and a /128 in
-// the pod, a default route to the node's end, and on the node a route for each pod. Nodes and
-// outside hosts are connected in the same way to the lab's router, which knows which pods are
-// behind which node and is not part of any test. Nothing is translated on the way; a test that
-// needs a Service or masquerading adds it with iptables.
+// Pods are connected to their node as by the ptp CNI plugin: a veth pair, a /32 and a /128
+// in the pod, a default route to the node's end, and on the node a route for each pod.
+// Nodes and outside hosts are connected in the same way to the lab's router. The router has
+// a route to the pods of each node, and is not part of any test. There is no address
+// translation; a test that needs a Service or masquerading adds it with iptables.
 //
-// All namespaces are anonymous: file descriptors of this process and of the processes started
-// in them, which are killed with it. So nothing is left behind even if the process dies of
-// SIGKILL. The host's own network is neither used nor changed.
+// All namespaces are anonymous. Only file descriptors of this process, and the processes
+// started in a namespace, keep it alive, and these processes are killed when this process
+// dies. So nothing is left behind, even after SIGKILL. The machine's own network is neither
+// used nor changed.
 //
 // A lab needs root. A node with six pods is ready in about 40 ms.
 package lab
@@ -28,8 +29,8 @@ import (
 )
 
 // The addresses of the lab, from ranges for documentation and private use (RFC 5737, 3849,
-// 1918, 4193). Nodes and outside hosts are numbered in one range. The pods of node i, from 0,
-// have 10.77.i.0/24 and fd00:77:0:i::/64.
+// 1918, 4193). Nodes and outside hosts share one range. The pods of node i, counted from 0,
+// have addresses of 10.77.i.0/24 and fd00:77:0:i::/64.
 var (
 	Hosts4 = netip.MustParsePrefix("192.0.2.0/24")
 	Hosts6 = netip.MustParsePrefix("2001:db8::/64")
@@ -37,7 +38,7 @@ var (
 	Pods6  = netip.MustParsePrefix("fd00:77::/48")
 )
 
-// maxNodes bounds the nodes, each of which has a pod range of its own.
+// maxNodes bounds the number of nodes. Each node has its own range of pod addresses.
 const maxNodes = 256
 
 // Options are the size and form of a lab.
@@ -48,8 +49,7 @@ type Options struct {
 	Bridged bool
 }
 
-// Lab is a network of nodes, pods and outside hosts. Its methods may be called from several
-// goroutines.
+// Lab is a network of nodes, pods and outside hosts. Its methods may be called concurrently.
 type Lab struct {
 	// Nodes are named node-1, node-2 and so on.
 	Nodes []*Node
@@ -64,28 +64,29 @@ type Lab struct {
 	mu      sync.Mutex
 	hosts   []*Host
 	used    map[netip.Addr]bool
-	uplinks int // so far
+	uplinks int // number of links that have been created
 }
 
-// Node is a host that routes for its pods. Its addresses are 192.0.2.1, 2001:db8::1 and
-// counting. Commands and functions that run on it find the node's own BPF file system at
-// /sys/fs/bpf.
+// Node is a host that routes for its pods. The first node has the addresses 192.0.2.1 and
+// 2001:db8::1, and the others have the following ones. Commands and functions that run on a
+// node find its own BPF file system at /sys/fs/bpf.
 type Node struct {
 	*Host
 	// Pods4 and Pods6 are the ranges from which pods get their addresses.
 	Pods4, Pods6 netip.Prefix
 }
 
-// Kernel settings for every host. Addresses must be usable at once, without duplicate address
-// detection. Errors must be sent without a rate limit: otherwise "refused" becomes "timed out"
-// when a test probes a closed port twice.
+// hostSettings are the kernel settings of every host. Addresses must be usable at once,
+// without duplicate address detection. Errors must be sent without a rate limit: otherwise
+// "refused" becomes "timed out" when a test probes a closed port twice.
 var hostSettings = []string{
 	"net/ipv6/conf/all/disable_ipv6", "0", "net/ipv6/conf/default/disable_ipv6", "0",
 	"net/ipv6/conf/default/accept_dad", "0", "net/ipv6/conf/default/accept_ra", "0",
 	"net/ipv4/icmp_ratelimit", "0", "net/ipv6/icmp/ratelimit", "0",
 }
 
-// Kernel settings for routers: loose reverse path filtering, as most network plugins need it.
+// routerSettings are the kernel settings of routers. Reverse path filtering is loose, as
+// most network plugins need it.
 var routerSettings = append(slices.Clone(hostSettings),
 	"net/ipv4/ip_forward", "1", "net/ipv6/conf/all/forwarding", "1",
 	"net/ipv4/conf/all/rp_filter", "2", "net/ipv4/conf/default/rp_filter", "2",
@@ -149,15 +150,15 @@ func (l *Lab) AddPod(name string, addrs ...netip.Addr) (*Host, error) {
 	return l.Nodes[0].AddPod(name, addrs...)
 }
 
-// AddPod starts a pod on the node. The name may be any, and the pod's servers answer with it.
-// The pod gets the next free address of each family, or the given ones, which no living host
-// may have. Closing the pod frees its addresses.
+// AddPod starts a pod on the node. The name may be any text; the pod's servers answer with
+// it. The pod gets the next free address of each family, or the given addresses. No open
+// host may have these. Closing the pod frees its addresses.
 func (n *Node) AddPod(name string, addrs ...netip.Addr) (*Host, error) {
 	return n.lab.addHost(n.Host, name, n.Pods4, n.Pods6, hostSettings, addrs...)
 }
 
-// AddOutside starts a host that belongs to no node, at the next free addresses of 192.0.2.0/24
-// and 2001:db8::/64 or at the given ones, which may be any.
+// AddOutside starts a host that belongs to no node. It gets the next free addresses of
+// 192.0.2.0/24 and 2001:db8::/64, or the given addresses, which may be of any range.
 func (l *Lab) AddOutside(name string, addrs ...netip.Addr) (*Host, error) {
 	return l.addHost(l.router, name, Hosts4, Hosts6, hostSettings, addrs...)
 }
@@ -190,12 +191,12 @@ func (l *Lab) add(name string, settings []string) (*Host, error) {
 	return h, nil
 }
 
-// assignAddr gives a host an address of the range's family: the given one, or the first free one of
-// the range.
+// assignAddr gives a host an address of the range's family: the given address of this
+// family, or if there is none, the first free address of the range.
 func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := from.Addr().Next() // the first address is that of the network
+	a := from.Addr().Next() // the first address is the network's
 	if i := slices.IndexFunc(given, func(g netip.Addr) bool { return g.Is4() == a.Is4() }); i >= 0 {
 		if a = given[i]; l.used[a] {
 			return fmt.Errorf("address %s of %s is taken: give another, or close the host that has it", a, h.Name)
@@ -213,8 +214,8 @@ func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []n
 }
 
 // Close ends the lab: it kills the processes started in it, waits for their end, closes the
-// servers and releases the namespaces. The kernel removes them later, when the sockets that the
-// caller opened in them are closed too.
+// servers and releases the namespaces. The kernel removes a namespace when the sockets that
+// the caller has opened in it are closed, too.
 func (l *Lab) Close() error {
 	l.closing.Lock()
 	defer l.closing.Unlock()
@@ -238,7 +239,7 @@ func (l *Lab) removeHost(h *Host, addrs []netip.Addr) {
 	}
 }
 
-// nth returns the nth address of a range whose low byte is 0.
+// nth returns the nth address of a range whose last byte is 0.
 func nth(p netip.Prefix, n byte) netip.Addr {
 	b := p.Addr().As16()
 	b[15] = n

@@ -14,8 +14,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// attemptTimeout bounds the time of an attempt on a loaded machine. On an idle one it takes less than
-// a millisecond.
+// attemptTimeout bounds the time of an attempt on a busy machine. On an idle machine, an
+// attempt takes less than a millisecond.
 const attemptTimeout = 2 * time.Minute
 
 func addPod(t testing.TB, n *lab.Node, name string, addrs ...netip.Addr) *lab.Host {
@@ -56,7 +56,7 @@ func TestEveryoneReachesEveryone(t *testing.T) {
 						r := from.Connect(t.Context(), network, addrPort(addr, 80), attemptTimeout)
 						source := from.Addrs()[i]
 						if r.Outcome != lab.Reached || r.By != to.Name || r.Seen.Addr() != source || r.Seen != r.From {
-							t.Errorf("%s to %s %s/%s: %+v, want an answer that has seen %s", from.Name, to.Name, addr, network, r, source)
+							t.Errorf("%s to %s %s/%s: %+v, want an answer to %s", from.Name, to.Name, addr, network, r, source)
 						}
 					})
 				}
@@ -72,9 +72,9 @@ func TestOutcomes(t *testing.T) {
 	for i, iptables := range []string{"iptables", "ip6tables"} {
 		for _, network := range []string{"tcp", "udp"} {
 			to := addrPort(db.Addrs()[i], 80)
-			// Many times, because errors must not be rate-limited. A busy machine loses a
-			// datagram or its error now and then, because the backlogs of its CPUs are for all
-			// namespaces.
+			// The probe is repeated, because errors must not be rate-limited. A busy machine
+			// loses a datagram or its error now and then, because all namespaces share the
+			// backlogs of its CPUs.
 			const most = 4
 			for refused, lost := 0, 0; refused < 20; {
 				switch r := web.Connect(t.Context(), network, to, attemptTimeout/12); {
@@ -106,7 +106,7 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// TestTranslation checks what tests of Services and masquerading rely on.
+// TestTranslation checks that tests can add Services and masquerading with iptables.
 func TestTranslation(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	node, db := l.Nodes[0], addPod(t, l.Nodes[0], "db")
@@ -133,12 +133,12 @@ func TestTranslation(t *testing.T) {
 	}
 }
 
-// TestAddresses assigns addresses, frees them and assigns them to others.
+// TestAddresses assigns addresses, frees them and assigns them to other hosts.
 func TestAddresses(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	old := addPod(t, l.Nodes[0], "old")
 	if _, err := l.AddPod("thief", old.IPv4); err == nil {
-		t.Fatal("two living pods have the same address")
+		t.Fatal("two open pods have the same address")
 	}
 	extra := netip.MustParseAddr("203.0.113.7")
 	if err := l.Outside.AddAddr(extra); err != nil {
@@ -164,21 +164,21 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// Each node has its own BPF file system, and a command there starts in the same working
-// directory as elsewhere.
+// Each node has its own BPF file system, and a command on a node starts in the working
+// directory of this process.
 func TestBPFFileSystem(t *testing.T) {
 	const made = "/sys/fs/bpf/sluice-lab-test"
 	if _, err := os.Stat("/sys/fs/bpf"); err != nil {
 		t.Skipf("this kernel has no BPF: %v", err)
 	}
 	l := lab.ForTest(t, lab.Options{Nodes: 2})
-	for _, n := range l.Nodes { // on the second one too: the file is not there yet
+	for _, n := range l.Nodes { // fails on the second node if both share a BPF file system
 		if err := n.Run("mkdir", made); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := os.Stat(made); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("what a node has made is on this machine: %v", err)
+		t.Errorf("the directory of a node exists on this machine: %v", err)
 	}
 	here, err := os.Getwd()
 	if err != nil {

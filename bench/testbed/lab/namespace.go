@@ -12,16 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespace is a network namespace without a name. It exists as long as its file descriptor, or
-// a process, thread or socket in it.
+// namespace is a network namespace without a name. It exists as long as its file descriptor
+// is open, or a process, thread or socket is in it.
 type namespace struct {
 	fd   netns.NsHandle
 	link *netlink.Handle // can be used on any thread
-	// mounts is the mount namespace that belongs to it; nil for the process's own.
+	// mounts is the mount namespace of the host; nil means that of this process.
 	mounts *os.File
 }
 
-// newNamespace makes a namespace, with loopback up and the given settings: paths below
+// newNamespace makes a namespace with loopback up and the given settings: paths in
 // /proc/sys, each followed by its value.
 func newNamespace(settings ...string) (*namespace, error) {
 	n := &namespace{fd: netns.None()}
@@ -46,7 +46,7 @@ func newNamespace(settings ...string) (*namespace, error) {
 	return n, nil
 }
 
-// writeSettings writes settings of the thread's namespace.
+// writeSettings writes settings in the namespace of this thread.
 func writeSettings(settings ...string) error {
 	for ; len(settings) > 1; settings = settings[2:] {
 		if err := os.WriteFile("/proc/sys/"+settings[0], []byte(settings[1]), 0); err != nil {
@@ -59,9 +59,9 @@ func writeSettings(settings ...string) error {
 // bpffs is where systems mount the BPF file system.
 const bpffs = "/sys/fs/bpf"
 
-// ownBPF gives the namespace a BPF file system of its own in the usual place, so that a pin
-// there is never a pin on the machine, and ends with the namespace. If the kernel has no BPF,
-// or a container forbids mounts, there is none and nothing can be pinned.
+// ownBPF gives the namespace a BPF file system of its own in the usual place. Pins in it
+// are not visible on the machine, and are removed with the namespace. If the kernel has no
+// BPF, or a container forbids mounts, the namespace gets no BPF file system.
 func (n *namespace) ownBPF() error {
 	if _, err := os.Stat(bpffs); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -70,7 +70,7 @@ func (n *namespace) ownBPF() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return err
 		}
-		// Otherwise it would be mounted for all processes.
+		// Otherwise the mount would propagate to all processes.
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}
@@ -104,8 +104,8 @@ func (n *namespace) enter() error {
 	if err != nil {
 		return err
 	}
-	// Threads share their working directory, and a thread that does cannot enter. Entering
-	// changes the directory to the root.
+	// A thread that shares its working directory with others cannot enter a mount namespace.
+	// Setns changes the working directory to the root.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
@@ -132,19 +132,19 @@ func (n *namespace) close() error {
 	return nil
 }
 
-// onThread runs f on a thread of its own, which ends with f. A thread that was in a namespace
-// is not returned to the runtime: if leaving failed, another goroutine would run in the wrong
-// namespace. A new thread costs about 50 µs.
+// onThread runs f on a new thread, which ends with f. A thread that was in a namespace is
+// not returned to the runtime: if it could not leave the namespace, another goroutine would
+// run in the wrong one. A new thread costs about 50 µs.
 //
-// f may end its goroutine, as a test's Fatal does; there is no error in that case.
+// f may end its goroutine, as a test's Fatal does. In that case, onThread returns nil.
 func onThread(f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: this is what ends the thread
 		if unix.Gettid() == unix.Getpid() {
-			// The main thread cannot end: it would stay in the namespace and keep it. While it
-			// is locked here, the next attempt gets another thread.
+			// The main thread cannot end: it would stay in the namespace and keep it alive.
+			// While the main thread is locked here, the next attempt gets another thread.
 			defer runtime.UnlockOSThread()
 			err = onThread(f)
 			return

@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Send sends a packet, beginning with its IP header, on the host's link to its router,
-// unchanged: the host's own kernel does not check, route or filter it. So it can be anything
-// that a hostile pod might send. A packet that does not look like IPv6 is announced as IPv4.
+// Send sends a packet, which begins with its IP header, on the host's link to its router.
+// The host's own kernel does not check, change, route or filter the packet. So it can be
+// anything that a hostile pod might send. If the packet does not look like IPv6, it is sent
+// as IPv4.
 func (h *Host) Send(packet []byte) error {
 	if h.uplink.remote == nil {
 		return fmt.Errorf("send from %s: it has no link", h.Name)
@@ -33,8 +34,9 @@ func (h *Host) Send(packet []byte) error {
 	return nil
 }
 
-// packetSocket opens a socket for whole packets: of SOCK_DGRAM without their link header, of
-// SOCK_RAW with it. It receives those of a protocol; with 0, none.
+// packetSocket opens a packet socket. Packets have no link header if kind is SOCK_DGRAM,
+// and have one if it is SOCK_RAW. The socket receives the packets of a protocol; with 0, it
+// receives none.
 func (h *Host) packetSocket(kind int, protocol uint16) (fd int, err error) {
 	err = h.ns.do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_PACKET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(bigEndian(protocol)))
@@ -51,9 +53,10 @@ func bigEndian(n uint16) uint16 {
 }
 
 // Sniffer receives the IP packets that arrive at any interface of a host, before the host's
-// kernel handles them: exactly what netfilter on the router lets through.
+// kernel handles them. These are exactly the packets that netfilter on the router lets
+// through.
 type Sniffer struct {
-	// Outside leaves out what the host sends to itself.
+	// Outside leaves out packets that the host sends to itself.
 	Outside bool
 
 	host *Host
@@ -61,8 +64,8 @@ type Sniffer struct {
 	buf  []byte
 }
 
-// Sniff starts to listen. Packets that arrive from now on are kept for Next, as far as the
-// socket's buffer has room. The sniffer ends with its host, or with Close.
+// Sniff opens a sniffer. Packets that arrive from now on wait for Next, as long as the
+// socket's buffer has room. Closing the host closes the sniffer, too.
 func (h *Host) Sniff() (*Sniffer, error) {
 	fd, err := h.packetSocket(unix.SOCK_DGRAM, unix.ETH_P_ALL)
 	if err != nil {
@@ -72,9 +75,9 @@ func (h *Host) Sniff() (*Sniffer, error) {
 	return s, h.closeWith(s.file, nil)
 }
 
-// Next returns the next packet, beginning with its IP header, and waits for it until ctx ends.
-// Checksums may be missing: packets that never leave the machine do not need them. Next is for
-// one goroutine.
+// Next waits for the next packet until ctx ends, and returns the packet, which begins with
+// its IP header. Checksums may be missing, because packets that never leave the machine do
+// not need them. Next must not be called concurrently.
 func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 	if err := s.file.SetReadDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, err)
@@ -95,7 +98,7 @@ func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 	return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, context.Cause(ctx))
 }
 
-// Await returns the next matching packet, and skips others.
+// Await waits for the next matching packet until ctx ends, and discards others.
 func (s *Sniffer) Await(ctx context.Context, match func(packet []byte) bool) ([]byte, error) {
 	for {
 		if p, err := s.Next(ctx); err != nil || match(p) {
@@ -131,7 +134,7 @@ func (s *Sniffer) SetBufferSize(bytes int) error {
 	return s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) })
 }
 
-// Lost returns the number of packets for which the buffer had no room, since the last call.
+// Lost returns the number of packets for which the buffer had no room since the last call.
 func (s *Sniffer) Lost() (n uint32, err error) {
 	err = s.control(func(fd int) error {
 		stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)

@@ -68,6 +68,6 @@ func TestSendAndSniff(t *testing.T) {
 	}
 	cancel()
 	if _, err := s.Next(ctx); err == nil {
-		t.Error("Next outlives its context")
+		t.Error("Next returns a packet after its context has ended")
 	}
 }

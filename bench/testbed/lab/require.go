@@ -5,7 +5,7 @@ import (
 	"os/exec"
 )
 
-// TB is the part of testing.TB that the lab uses, so that the demo does not import testing.
+// TB is the part of testing.TB that the lab uses. It keeps the demo from importing testing.
 type TB interface {
 	Helper()
 	Skipf(format string, args ...any)

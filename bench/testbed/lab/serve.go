@@ -8,10 +8,10 @@ import (
 	"sync"
 )
 
-// Serve answers on a port, "tcp" or "udp", on all addresses of the host, until the host is
-// closed. To each TCP connection it sends one line, with the host's name and the client's
-// address and port as the server sees it, and echoes what follows. To each datagram it answers
-// with such a line and the datagram. [Host.Connect] is its client.
+// Serve serves a port on all addresses of the host, until the host is closed. network is
+// "tcp" or "udp". On each TCP connection the server sends one line, with the host's name
+// and the client's address and port as the server sees them. Then it echoes all data. It
+// answers each datagram with such a line and the datagram. [Host.Connect] is the client.
 func (h *Host) Serve(network string, port uint16) error {
 	at := netip.AddrPortFrom(netip.Addr{}, port)
 	switch network {
@@ -32,12 +32,12 @@ func (h *Host) Serve(network string, port uint16) error {
 	return fmt.Errorf("serve on %s: network %q: give tcp or udp", h.Name, network)
 }
 
-// identify returns a server's line: its name and the client that it sees.
+// identify returns the line of a server: its name, and the client's address and port.
 func identify(name string, client netip.AddrPort) string {
 	return name + " " + netip.AddrPortFrom(client.Addr().Unmap(), client.Port()).String() + "\n"
 }
 
-// tcpServer is a listener whose connections end with it.
+// tcpServer is a listener that closes its connections when it is closed.
 type tcpServer struct {
 	*net.TCPListener
 	name string
@@ -66,7 +66,7 @@ func (s *tcpServer) run() {
 	s.conns.Wait()
 }
 
-// serve ends when the client closes. Errors show on the client's side.
+// serve serves a connection until the client closes it. Errors show on the client's side.
 func (s *tcpServer) serve(c *net.TCPConn) {
 	client := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	if _, err := io.WriteString(c, identify(s.name, client)); err == nil {
@@ -88,7 +88,7 @@ func (s *tcpServer) Close() error {
 	return s.TCPListener.Close()
 }
 
-// serveUDP ends when the socket is closed.
+// serveUDP answers datagrams until the socket is closed.
 func serveUDP(c *net.UDPConn, name string) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -96,7 +96,7 @@ func serveUDP(c *net.UDPConn, name string) {
 		if err != nil {
 			return
 		}
-		// A client that is gone must not end the server.
+		// An error means that the client has gone, and must not end the server.
 		_, _ = c.WriteToUDPAddrPort(append([]byte(identify(name, client)), buf[:n]...), client)
 	}
 }

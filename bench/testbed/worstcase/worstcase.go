@@ -1,6 +1,5 @@
-// Package worstcase generates the policies that are most expensive to compile for their size,
-// as a hostile tenant might write them, and the pods that they select. Tests and benchmarks
-// search its recipes.
+// Package worstcase generates policies that are as expensive as possible to compile for
+// their size, as a hostile tenant might write them, and the pods that they select.
 package worstcase
 
 import (
@@ -14,11 +13,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Largest is the size of the largest object that an API server stores: etcd's limit of a
-// request.
+// Largest is the size in bytes of the largest object that an API server stores: etcd's
+// limit for a request.
 const Largest = 1536 << 10
 
-// How the ports of the rules relate to each other.
+// Layouts of the port ranges of the rules.
 const (
 	Nested = iota
 	Overlapping
@@ -30,7 +29,8 @@ const (
 // Namespace is the namespace of the policies and pods.
 const Namespace = "attacker"
 
-// Recipe describes a large policy and the pods that it concerns. Numbers are for each rule.
+// Recipe describes a large policy and the pods of its cluster. Unless a field says
+// otherwise, numbers are for each rule.
 type Recipe struct {
 	Layout               int // of the ports
 	Ports, Names, Blocks int
@@ -41,7 +41,7 @@ type Recipe struct {
 	Values               int // of each In and NotIn
 	Namespaces           int // peers by labels of namespaces
 	Reuse                int // number of rules after which the peers repeat; 0 for never
-	Requirements         int // of one more peer, which selects from the pods of all namespaces
+	Requirements         int // of one more peer, which selects pods of all namespaces
 	Both                 int // peers by labels of namespaces and pods
 	Identities           int // number of pods with distinct labels, in the policy's namespace
 	PodNamespaces        int // the number of namespaces of these pods, if more than one
@@ -152,7 +152,7 @@ func (m Recipe) block(i int) *networkingv1.IPBlock {
 	return b
 }
 
-// Pods returns the recipe's pods, each with labels of its own.
+// Pods returns the recipe's pods, each with different labels.
 func (m Recipe) Pods() (list []*corev1.Pod) {
 	for i := range m.Identities {
 		namespace := Namespace
@@ -169,8 +169,8 @@ func (m Recipe) Pods() (list []*corev1.Pod) {
 	return list
 }
 
-// OfSize returns the recipe's policy with as many rules as fit into the given size, as etcd
-// stores it.
+// OfSize returns the recipe's policy with as many rules as fit into the given size in
+// bytes, as etcd stores it.
 func (m Recipe) OfSize(name string, size int) *networkingv1.NetworkPolicy {
 	few := m.Policy(name, 8)
 	rules := max(1, 8*size/max(1, few.Size()))
@@ -188,7 +188,8 @@ type Named struct {
 	Recipe
 }
 
-// Known are the recipes of the benchmark: the worst ones found, by what makes them large.
+// Known returns the recipes of the benchmark: the worst ones that were found, named after
+// what makes them expensive.
 func Known() []Named {
 	return []Named{
 		{"nested-ports", Recipe{Layout: Nested, Ports: 1, Blocks: 5, Identities: 1}},

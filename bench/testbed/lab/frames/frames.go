@@ -1,7 +1,7 @@
-// Package frames makes random frames such as a hostile pod might send: valid ones, and others
-// with wrong addresses, tags, headers and lengths. The payload of each carries a number, so
-// that a capture of the frame, or of a part of it, shows which frame it is and which pod sent
-// it.
+// Package frames generates random frames like those of a hostile pod: valid frames, and
+// frames with wrong addresses, tags, headers and lengths. The payload of each frame
+// contains a number, so that a capture of the frame, or of a part of it, identifies the
+// frame and its sender.
 //
 // The same seed gives the same frames.
 package frames
@@ -15,14 +15,14 @@ import (
 	"slices"
 )
 
-// magic begins the mark of a frame; payloads repeat the mark.
+// magic is the beginning of a frame's mark. Payloads repeat the mark.
 const magic = "\xf5\xaa\x5c\x17"
 
-// markLen is the length of a mark: the magic, the number and its complement, which shows
-// whether the number has been changed.
+// markLen is the length of a mark: magic, the number and its complement. The complement
+// shows whether the number has been changed.
 const markLen = 12
 
-// Find reads the number of the frame that the bytes are from.
+// Find returns the number of the frame from which the bytes are.
 func Find(data []byte) (id uint32, found bool) {
 	for i := 0; i+markLen <= len(data); i++ {
 		if id := binary.BigEndian.Uint32(data[i+4:]); string(data[i:i+4]) == magic && ^id == binary.BigEndian.Uint32(data[i+8:]) {
@@ -32,7 +32,7 @@ func Find(data []byte) (id uint32, found bool) {
 	return 0, false
 }
 
-// Fill makes a payload of at least n bytes that repeats the number.
+// Fill returns a payload of at least n bytes that repeats the mark of a number.
 func Fill(id uint32, n int) []byte {
 	one := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32([]byte(magic), id), ^id)
 	return slices.Repeat(one, max(2, (n+markLen-1)/markLen))
@@ -44,19 +44,20 @@ type End struct {
 	Addrs []netip.Addr
 }
 
-// Options are what the frames are made of.
+// Options are the addresses and ports of the frames.
 type Options struct {
 	Sender End
-	// Targets receive the frames; the addresses of Others are used as well. Of Others, only the
-	// first, the router, receives frames: the sender may have connections with the rest, and
-	// answers of these would pass.
+	// Targets receive frames. The first of Others is the router, which also receives
+	// frames. Of the rest of Others, only the addresses are used, for example as sources.
+	// They receive no frames, because the sender may have connections with them, and their
+	// answers would pass.
 	Targets, Others []End
 	Ports           []uint16
-	// Tunnels are the UDP ports of tunnels, and the link address behind each.
+	// Tunnels are the UDP ports of tunnels, and the link address at the inner end of each.
 	Tunnels map[uint16]net.HardwareAddr
 }
 
-// Source makes frames, one after the other. It is for one goroutine.
+// Source generates frames. It must not be used concurrently.
 type Source struct {
 	Options
 	random       *rand.Rand
@@ -76,7 +77,8 @@ func New(seed uint64, opts Options) *Source {
 	return s
 }
 
-// unusual are addresses that a pod should not send from, and that few packets go to.
+// unusual are addresses that a pod should not have as a source, and that few packets are
+// sent to.
 var unusual = []netip.Addr{
 	netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("255.255.255.255"),
 	netip.MustParseAddr("224.0.0.1"), netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("169.254.172.9"), netip.MustParseAddr("10.77.0.255"),
@@ -85,20 +87,20 @@ var unusual = []netip.Addr{
 	netip.MustParseAddr("::ffff:10.77.0.2"), netip.MustParseAddr("::10.77.0.2"), netip.MustParseAddr("64:ff9b::a4d:2"), netip.MustParseAddr("2002:a4d:2::1"),
 }
 
-// pick picks an element of a list.
+// pick returns a random element of a list.
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
-// oneIn returns true once in n calls.
+// oneIn returns true with a probability of 1/n.
 func (s *Source) oneIn(n int) bool { return s.random.IntN(n) == 0 }
 
-// Next makes the frame with a number.
+// Next returns the next frame, with the given number.
 func (s *Source) Next(id uint32) []byte {
 	v6 := s.oneIn(2)
 	target := pick(s.random, s.Targets)
 	src, dst := s.source(v6), s.destination(target, v6)
 	packet := s.ip(src, dst, id, 0)
 	frame := s.frame(target, dst, packet)
-	if s.oneIn(6) { // anything in the headers
+	if s.oneIn(6) { // flip bits of the headers
 		for range 1 + s.random.IntN(3) {
 			frame[12+s.random.IntN(min(len(frame)-12, 60))] ^= 1 << s.random.IntN(8)
 		}
@@ -109,7 +111,7 @@ func (s *Source) Next(id uint32) []byte {
 	return frame
 }
 
-// family picks an address of a family.
+// family returns a random address of a family.
 func (s *Source) family(among []netip.Addr, v6 bool) netip.Addr {
 	var fit []netip.Addr
 	for _, a := range among {
@@ -140,7 +142,7 @@ func (s *Source) destination(target End, v6 bool) netip.Addr {
 	return s.family(target.Addrs, v6)
 }
 
-// ip makes a packet. depth is the number of packets around it.
+// ip returns an IP packet. depth is the number of packets in which it is nested.
 func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
 	protocol, upper := s.upper(src, dst, id, depth)
 	if !src.Is6() {
@@ -159,7 +161,7 @@ func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
 	return slices.Concat(p, src.AsSlice(), dst.AsSlice(), chain, upper)
 }
 
-// extension puts one more header before a chain of headers.
+// extension puts an IPv6 extension header before a chain of headers.
 func (s *Source) extension(next byte, chain []byte) (byte, []byte) {
 	h := make([]byte, 8)
 	kind := pick(s.random, []byte{0, 60, 43, 44, 51, 135, 59, 139})
@@ -208,7 +210,7 @@ func (s *Source) ipv4(src, dst netip.Addr, protocol byte, upper []byte) []byte {
 	return append(p, upper...)
 }
 
-// upper makes the payload of an IP packet.
+// upper returns the payload of an IP packet.
 func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte, payload []byte) {
 	fill := Fill(id, s.random.IntN(80))
 	icmp := byte(1)
@@ -237,8 +239,8 @@ func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte
 	return protocol, payload
 }
 
-// pair returns two ports. Nothing answers at the source port: two servers that echo would never
-// stop.
+// pair returns a source port and a destination port. No server listens on the source port:
+// two echo servers would answer each other forever.
 func (s *Source) pair() []byte {
 	b := binary.BigEndian.AppendUint16(nil, pick(s.random, []uint16{67, 68, 546, 547, 5353, uint16(10000 + s.random.IntN(50000)), 20000, 20001}))
 	return binary.BigEndian.AppendUint16(b, pick(s.random, s.Ports))
@@ -261,7 +263,7 @@ func (s *Source) tcp(data []byte) []byte {
 	return append(h, data...)
 }
 
-// icmp makes a message. Errors quote a packet as if it were the target's.
+// icmp returns an ICMP message. Errors quote a packet that the target seems to have sent.
 func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32, depth int) []byte {
 	types := []byte{8, 0, 3, 4, 5, 9, 10, 11, 12, 13, 17}
 	if protocol == 58 {
@@ -276,7 +278,7 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 		} else if h[0] == 134 {
 			h = append(h, 0, 0, 0, 0, 0, 0, 0, 0)
 		}
-		h = append(h, 200, byte(1+len(data)/8), 0, 0, 0, 0, 0, 0) // an option without a meaning
+		h = append(h, 200, byte(1+len(data)/8), 0, 0, 0, 0, 0, 0) // an option of an unassigned type
 	case s.oneIn(2) && depth < 2:
 		if src.Is6() != dst.Is6() {
 			break
@@ -286,13 +288,13 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 	return append(h, data...)
 }
 
-// inner makes a packet in a packet.
+// inner returns a packet to be nested in another one.
 func (s *Source) inner(id uint32, depth int) []byte {
 	v6 := s.oneIn(2)
 	return s.ip(s.family(s.all, v6), s.destination(pick(s.random, s.Targets), v6), id, depth+1)
 }
 
-// tunnel makes a VXLAN frame in a datagram.
+// tunnel returns a UDP datagram that contains a VXLAN frame.
 func (s *Source) tunnel(id uint32, depth int) []byte {
 	inner := s.inner(id, depth)
 	for port, mac := range s.Tunnels {
@@ -309,7 +311,7 @@ func (s *Source) tunnel(id uint32, depth int) []byte {
 	return nil
 }
 
-// setChecksum writes the checksum of a header.
+// setChecksum writes the checksum of a payload at the given offset.
 func (s *Source) setChecksum(src, dst netip.Addr, protocol byte, payload []byte, at int) {
 	if len(payload) < at+2 {
 		return
@@ -323,7 +325,7 @@ func (s *Source) setChecksum(src, dst netip.Addr, protocol byte, payload []byte,
 	binary.BigEndian.PutUint16(payload[at:], checksum(append(pseudo, payload...)))
 }
 
-// checksum is the internet checksum (RFC 1071).
+// checksum returns the Internet checksum (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for i := range b {
@@ -335,7 +337,7 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// frame puts a packet into a frame.
+// frame returns a frame that contains a packet.
 func (s *Source) frame(target End, dst netip.Addr, packet []byte) []byte {
 	to := pick(s.random, []net.HardwareAddr{target.MAC, target.MAC, s.Others[0].MAC})
 	switch {
@@ -370,7 +372,7 @@ func (s *Source) frame(target End, dst netip.Addr, packet []byte) []byte {
 		frame = append(frame, byte((len(packet)+8)>>8), byte(len(packet)+8), 0xaa, 0xaa, 3, 0, 0, 0, byte(kind>>8), byte(kind))
 	case 2: // MPLS
 		frame = append(frame, 0x88, 0x47, 0, 0, 1, 64)
-	case 3: // an ARP message whose sender is the address of a known host
+	case 3: // an ARP message with another host's address as its sender
 		who := s.family(s.all, false).AsSlice()
 		return slices.Concat(frame, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, byte(1 + s.random.IntN(2))}, s.Sender.MAC, who, target.MAC, s.family(target.Addrs, false).AsSlice())
 	default:

@@ -15,7 +15,8 @@ func end(n byte) frames.End {
 	}}
 }
 
-// The same seed gives the same frames, another seed gives others; most carry their number.
+// The same seed gives the same frames, and another seed gives others. Most frames contain
+// their number.
 func TestFrames(t *testing.T) {
 	opts := frames.Options{
 		Sender: end(1), Targets: []frames.End{end(2), end(3)}, Others: []frames.End{end(4)}, Ports: []uint16{53, 80},
@@ -27,7 +28,7 @@ func TestFrames(t *testing.T) {
 	for id := range uint32(count) {
 		f := one.Next(id)
 		if !bytes.Equal(f, same.Next(id)) {
-			t.Fatalf("frame %d is another one with the same seed", id)
+			t.Fatalf("frame %d differs with the same seed", id)
 		}
 		if !bytes.Equal(f, other.Next(id)) {
 			different++
@@ -38,11 +39,11 @@ func TestFrames(t *testing.T) {
 		if got, found := frames.Find(f); found && got == id {
 			marked++
 		} else if found {
-			t.Errorf("frame %d bears the number %d", id, got)
+			t.Errorf("frame %d contains the number %d", id, got)
 		}
 	}
 	if marked < count*8/10 || different < count*9/10 {
-		t.Errorf("%d of %d frames bear their number, %d differ with another seed", marked, count, different)
+		t.Errorf("%d of %d frames contain their number, %d differ with another seed", marked, count, different)
 	}
 }
 
@@ -56,6 +57,6 @@ func TestFind(t *testing.T) {
 	mark = frames.Fill(5, 12)[:12]
 	mark[7] ^= 1
 	if id, found := frames.Find(mark); found {
-		t.Errorf("a number that has changed is taken for %d", id)
+		t.Errorf("a changed number is accepted as %d", id)
 	}
 }
