@@ -10,19 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// acceptQueues is the number of queues that the accepting program reads: that of sluice by
-// default, so that they differ only in what they do with packets.
+// acceptQueues is the number of queues that the accepting program reads. It is the default
+// of sluice, so that the two differ only in what they do with packets.
 const acceptQueues = 4
 
-// acceptRules send it the first packet of each connection.
+// acceptRules send the first packet of each connection to the accepting program.
 const acceptRules = `*mangle
 -A POSTROUTING -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN
 -A POSTROUTING -j NFQUEUE --queue-balance 0:3
 COMMIT
 `
 
-// acceptCommand is the contender that decides nothing: go-nfqueue as in its documentation, with
-// a system call for each packet and one for each answer.
+// acceptCommand returns the command of the contender that decides nothing. It uses
+// go-nfqueue as in its documentation, with a system call for each packet and one for each
+// answer.
 func acceptCommand(e env) *cobra.Command {
 	return &cobra.Command{
 		Use: "accept", Hidden: true, Args: cobra.NoArgs,
@@ -33,7 +34,7 @@ func acceptCommand(e env) *cobra.Command {
 	}
 }
 
-// accept accepts until ctx ends.
+// accept accepts all packets until ctx ends. It calls started when the queues are bound.
 func accept(ctx context.Context, started func()) error {
 	failed := make(chan error, acceptQueues)
 	for i := range uint16(acceptQueues) {
@@ -57,7 +58,7 @@ func accept(ctx context.Context, started func()) error {
 			case ctx.Err() != nil:
 				return 1
 			case errors.Is(err, unix.ENOBUFS):
-				return 0 // packets were lost, as in a flood; the others continue
+				return 0 // packets were lost, as in a flood; go on reading
 			}
 			failed <- fmt.Errorf("read queue %d: %w", i, err)
 			return 1

@@ -7,21 +7,21 @@ import (
 	"sluice/bench/stats"
 )
 
-// aim is a bound that Sluice should keep, as a figure of some rows and loads.
+// aim is a bound for a figure of some rows under some loads.
 type aim struct {
 	label  string
 	rows   []string
 	loads  []string
 	metric result.Metric
-	// against is the row by which the figure is divided, round by round: the reference row of
-	// the row if it is empty, and none if it is "-".
+	// against is the row by whose figure the figure is divided, round by round. If it is
+	// empty, this is the row's reference row; if it is noReference, nothing is divided.
 	against string
 	want    float64
 	better  string
-	at      float64 // the quantile of the values that counts; 0 is the median
+	at      float64 // the quantile of the values to compare; 0 means the median
 }
 
-// noReference means that a figure is compared with the aim without a reference row.
+// noReference means that a figure itself is compared with the aim, and not a ratio.
 const noReference = "-"
 
 // aims bound the cost of enforcement. They are ratios within one run, because absolute figures

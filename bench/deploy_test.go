@@ -32,7 +32,7 @@ var kinds = map[string]func() any{
 	"NetworkPolicy": func() any { return new(networkingv1.NetworkPolicy) },
 }
 
-// readManifests reads the files that a kustomization names, strictly.
+// readManifests reads the files that a kustomization names. Unknown fields are errors.
 func readManifests(t *testing.T, dir string) (objects []any) {
 	t.Helper()
 	var k struct {
@@ -74,7 +74,8 @@ func readManifests(t *testing.T, dir string) (objects []any) {
 	return objects
 }
 
-// TestDeployedProgramsAreStarted: the arguments are those of the real commands.
+// TestDeployedProgramsAreStarted checks that the commands accept the arguments in the
+// manifests.
 func TestDeployedProgramsAreStarted(t *testing.T) {
 	var started []string
 	for _, o := range readManifests(t, filepath.Join(manifests, "without-policies")) {
@@ -104,7 +105,8 @@ func TestDeployedProgramsAreStarted(t *testing.T) {
 	}
 }
 
-// TestDeployedPoliciesAllowTheBenchmark, and nothing else.
+// TestDeployedPoliciesAllowTheBenchmark checks that the policies allow the flows of the
+// benchmark and no others.
 func TestDeployedPoliciesAllowTheBenchmark(t *testing.T) {
 	w := policy.NewStore()
 	server, client, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")

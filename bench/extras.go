@@ -18,7 +18,7 @@ import (
 	"sluice/filter/event"
 )
 
-// extras are measured besides the loads, for the rows that have what they need.
+// extras are measured after the loads, each on the rows to which it applies.
 var extras = []result.Load{
 	{Name: "start", Label: "Start of the agent to ready, and its memory then"},
 	{Name: "effect", Label: "From the write of a policy to its effect on packets"},
@@ -42,7 +42,7 @@ var (
 	changeRate = result.Metric{Name: "connections", Unit: "/s", Better: result.More}
 )
 
-// extrasOf measures the extras of a testbed.
+// extrasOf measures the selected extras.
 func (s *testbed) extrasOf(ctx context.Context, b *bench, r *result.Result) error {
 	for _, x := range []struct {
 		name string
@@ -58,14 +58,14 @@ func (s *testbed) extrasOf(ctx context.Context, b *bench, r *result.Result) erro
 	return nil
 }
 
-// adder returns a function that adds figures of a contender and an extra.
+// adder returns a function that adds figures of a contender and an extra to the result.
 func (s *testbed) adder(r *result.Result, t *contender, name string) func(result.Metric, float64) {
 	return func(m result.Metric, v float64) {
 		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: name, Metric: m}, v)
 	}
 }
 
-// agents are the contenders with an agent whose policies may change.
+// agents returns the contenders with an agent whose policies can be changed.
 func (s *testbed) agents() (contenders []*contender) {
 	for _, t := range s.contenders {
 		if t.agent != nil && !t.fresh {
@@ -109,22 +109,23 @@ func (s *testbed) starts(ctx context.Context, b *bench, r *result.Result) error 
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// allowing writes a policy that lets clients reach a port of the server, or another port. It is
-// a file of its own.
+// allowing writes a policy that lets clients reach a UDP port of the server, into a file of
+// its own.
 func (s *testbed) allowing(t *contender, name string, number int32) error {
 	ports := []networkingv1.NetworkPolicyPort{port(corev1.ProtocolUDP, number)}
 	return writeObjects(t.dir, name+".json", policyFor(labNamespace(s.cluster), name, ports))
 }
 
-// Times of a probe: before the policy is written, and in all. In the rest the policy must take
-// effect.
+// A probe runs for probeTime. The policy is written after probeBefore, and must take effect
+// in the rest of the time.
 const (
 	probeBefore = 200 * time.Millisecond
 	probeTime   = 1200 * time.Millisecond
 )
 
-// effects measures the time from a policy's file to its effect on packets. Two versions of the
-// file alternately allow and deny what a client sends all the time.
+// effects measures the time from the write of a policy's file to its effect on packets. Two
+// versions of the file alternately allow and deny the datagrams that a client sends all the
+// time.
 func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error {
 	for round := range b.rounds {
 		for _, t := range s.agents() {
@@ -166,7 +167,8 @@ func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error
 	return nil
 }
 
-// probe sends datagrams to the probe's port while the policy that allows a port is written.
+// probe sends datagrams to the probe's port, and meanwhile writes the policy that allows the
+// port allow. It returns the datagrams that were answered, and the time of the write.
 func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer
@@ -182,7 +184,7 @@ func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64,
 	time.Sleep(probeBefore)
 	wrote = time.Now().UnixNano()
 	err = s.allowing(t, "effect", allow)
-	a := <-answered // in any case: the driver handles one order at a time
+	a := <-answered // even after an error: the driver handles one order at a time
 	if err == nil {
 		err = a.err
 	}
@@ -192,9 +194,9 @@ func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64,
 // changeEvery is the time between two changes of policy.
 const changeEvery = 100 * time.Millisecond
 
-// churn measures connections without and with policies that change all the time, alternately.
-// The policy that changes selects the server, so that each change invalidates what is
-// remembered about it.
+// churn measures connections alternately without and with policies that change all the time.
+// The policy that changes selects the server, so that each change invalidates the remembered
+// verdicts about the server.
 func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[1]
 	for round := range b.churnRounds {
@@ -236,7 +238,7 @@ func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 	return nil
 }
 
-// change writes one policy after the other until ctx ends.
+// change writes one version of a policy after the other until ctx ends.
 func (s *testbed) change(ctx context.Context, t *contender) error {
 	tick := time.NewTicker(changeEvery)
 	defer tick.Stop()
@@ -255,8 +257,8 @@ func (s *testbed) change(ctx context.Context, t *contender) error {
 	}
 }
 
-// floods measures one client's connections without and with a pod on the same node that sends
-// first packets of new flows as fast as it can, alternately.
+// floods measures one client's connections, alternately without and with a flood: another
+// pod on the same node sends first packets of new flows as fast as it can.
 func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[0]
 	for round := range b.rounds {
@@ -296,8 +298,8 @@ func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error 
 	return nil
 }
 
-// floodLead is how long a flood runs before the client begins, until queues and tables are as
-// full as they get.
+// floodLead is the time for which a flood runs before the client begins. Queues and tables
+// are as full as they get by then.
 const floodLead = 200 * time.Millisecond
 
 // flooded runs a load on a contender while its hostile pod floods the server, the other pods of its

@@ -11,12 +11,12 @@ import (
 	"sluice/bench/result"
 )
 
-// loadSpec is a load of every contender: a window of time in each round.
+// loadSpec is a load that runs on each contender for a window of time in each round.
 type loadSpec struct {
 	result.Load
-	do      string // the order
+	do      string // see load.Order
 	clients int
-	seen    bool // only for rows whose keys were seen before: it makes one connection
+	seen    bool // makes only one connection, and so is only for rows whose keys were seen before
 }
 
 var loads = []loadSpec{
@@ -47,7 +47,7 @@ var (
 	streamQueued = result.Metric{Name: "queued"}
 )
 
-// target returns what a contender's clients connect to.
+// target returns the server and ports to which a contender's clients connect.
 func (s *testbed) target(t *contender) load.Target {
 	to := load.Target{To: t.server.IPv4, From: t.sources, Ports: load.Ports{First: seenPort}}
 	if t.fresh {
@@ -56,7 +56,7 @@ func (s *testbed) target(t *contender) load.Target {
 	return to
 }
 
-// window runs a load on a contender once and returns its cost.
+// window runs a load on a contender for a time, and returns the result and the cost.
 func (s *testbed) window(t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	before, err := t.usage()
 	if err != nil {
@@ -119,7 +119,8 @@ func (s *testbed) record(r *result.Result, t *contender, l loadSpec, a load.Answ
 	return err
 }
 
-// selectLoads returns the loads of the given names, and all if there are none.
+// selectLoads returns the loads and extras with the given names, or all if there are no
+// names.
 func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, err error) {
 	extra = make(map[string]bool)
 	known := make([]string, 0, len(loads)+len(extras))
@@ -141,11 +142,11 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 	return selected, extra, nil
 }
 
-// takesPart reports whether a row has a load.
+// takesPart reports whether the load runs on a row.
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
-// warmUp runs before the first round, so that keys that count as seen have been seen, and heap
-// and tables have grown.
+// warmUp is the duration of a load before the first round. After it, the keys that count as
+// seen have been seen, and heap and tables have grown.
 const warmUp = 200 * time.Millisecond
 
 // rounds runs all loads on all contenders alternately, for each round.
@@ -160,8 +161,8 @@ func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error 
 	}
 	for round := range b.rounds {
 		for _, l := range b.loads {
-			// Each round begins with another contender, so that each in turn bears what the one
-			// before leaves behind, such as connections to forget.
+			// Each round begins with another contender, so that no contender always comes
+			// first after a change of load.
 			for i := range s.contenders {
 				t := s.contenders[(i+round)%len(s.contenders)]
 				if !l.takesPart(t.row) {

@@ -13,7 +13,7 @@ import (
 	"sluice/bench/result"
 )
 
-// machine returns the machine and the versions of the measurement.
+// machine returns the description of the machine, and the versions of the measured programs.
 func (b *bench) machine(ctx context.Context) (m result.Machine, err error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -38,7 +38,8 @@ func (b *bench) machine(ctx context.Context) (m result.Machine, err error) {
 	return m, err
 }
 
-// cpuName returns the first "model name" of /proc/cpuinfo. Not every kind of CPU has one.
+// cpuName returns the first "model name" of /proc/cpuinfo. If there is none, as on some
+// kinds of CPU, it returns otherwise.
 func cpuName(cpuinfo, otherwise string) string {
 	for line := range strings.Lines(cpuinfo) {
 		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {

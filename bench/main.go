@@ -3,9 +3,10 @@
 // each of its caches, on real packets between network namespaces. README.md explains its
 // output.
 //
-// All contenders run at the same time, each on a node of its own with its own pods, and take
-// turns: A B C A B C. A machine that is slower for a minute is slower for all of them, so a
-// ratio within a round is reliable even where the figures are not.
+// All contenders are set up at the same time, each on a node of its own with its own pods.
+// Their measurements take turns: A B C A B C. If the machine is slower for a minute, it is
+// slower for all of them, so a ratio within a round is reliable even if the figures are
+// not.
 package main
 
 import (
@@ -20,7 +21,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// env is the part of its environment that the program uses. Tests provide their own.
+// env is the part of the environment that the program uses. Tests provide their own.
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -29,14 +30,14 @@ type env struct {
 	terminal bool // whether stderr is a terminal
 }
 
-// Exit statuses: those of sluice, and that of a shell for an interrupt.
+// Exit statuses, as of sluice. The status for an interrupt is that of a shell.
 const (
 	exitWorse       = 1 // something got slower
 	exitFailed      = 2 // the command failed
 	exitInterrupted = 130
 )
 
-// errWorse reports that a comparison found something worse, and has printed it.
+// errWorse means that a comparison has found and printed a figure that got worse.
 var errWorse = errors.New("something got worse")
 
 func main() {
@@ -54,7 +55,7 @@ func main() {
 	os.Exit(status)
 }
 
-// run is the whole program as a function of its environment.
+// run runs the program in an environment, and returns its exit status.
 func run(ctx context.Context, e env, args []string) (status int) {
 	root := rootCommand(e)
 	root.SetArgs(args)

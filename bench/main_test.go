@@ -19,7 +19,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// TestMain lets the test binary be the program that the harness starts in pods.
+// TestMain lets the test binary act as the program that the harness starts in pods.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && slices.Contains([]string{"orders", "server", "accept"}, os.Args[1]) {
 		main()
@@ -45,7 +45,7 @@ var buildSluice = sync.OnceValue(func() error {
 	return nil
 })
 
-// testEnv is the environment of a test. watch receives standard error.
+// testEnv returns the environment of a test. watch receives standard error.
 func testEnv(t *testing.T, watch func(string)) (e env, stdout *bytes.Buffer) {
 	t.Helper()
 	self, err := os.Executable()
@@ -60,8 +60,8 @@ type watcher func(string)
 
 func (w watcher) Write(b []byte) (int, error) { w(string(b)); return len(b), nil }
 
-// needLab builds the agent, and checks at the end that no file and no process was left. It
-// skips the test if a lab is not possible.
+// needLab builds the agent, and checks at the end of the test that no file and no process is
+// left. It skips the test if a lab is not possible.
 func needLab(t *testing.T) {
 	t.Helper()
 	lab.Require(t)
@@ -80,8 +80,8 @@ func needLab(t *testing.T) {
 	})
 }
 
-// TestRun runs every load on every row once, briefly, and checks what each must show on any
-// machine.
+// TestRun runs every load on every row once, briefly, and checks the results that do not
+// depend on the machine.
 func TestRun(t *testing.T) {
 	needLab(t)
 	file := filepath.Join(t.TempDir(), "r.json")
@@ -109,7 +109,7 @@ func TestRun(t *testing.T) {
 	}
 	for _, of := range r.Rows {
 		for _, l := range []string{"tcp-1", "tcp-16", "tcp-64"} {
-			// The number in time depends on the machine.
+			// How many connections end in time depends on the machine.
 			if one(of.Name, l, connections) < 0 || one(of.Name, l, p50) <= 0 || one(of.Name, l, machineCPU) < 0 {
 				t.Errorf("%s, %s: no connections", of.Name, l)
 			}
@@ -122,7 +122,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: no stream", of.Name)
 		}
 	}
-	// The way of the packets shows that each row is what it claims.
+	// The share of queued packets shows that each row enforces in the way that it claims.
 	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0} {
 		if !slices.ContainsFunc(r.Rows, func(r result.Row) bool { return r.Name == row }) {
 			continue
@@ -131,21 +131,21 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: %v packets of each connection are queued, want about %v", row, got, want)
 		}
 		if one(row, "tcp-1", agentCPU) < 0 {
-			t.Errorf("%s: the agent has given CPU time back", row)
+			t.Errorf("%s: the agent's CPU time has decreased", row)
 		}
 	}
-	last := r.Rows[len(r.Rows)-1].Name // of the agents, the one that is started again
+	last := r.Rows[len(r.Rows)-1].Name // the agent that is started again
 	if one(last, "start", toReady) <= 0 || one("user", "churn", quietRate) <= 0 || one("none", "flood", floodSent) <= 0 {
-		t.Error("extras are not what they must be")
+		t.Error("the extras have no figures")
 	}
-	// On a very busy machine a policy may take more than the second of the probe; the result
-	// has a note then.
+	// On a very busy machine a policy may take longer than the second of the probe. In that
+	// case the result has a note.
 	if v := r.Values(result.Key{Scenario: s, Row: "user", Load: "effect", Metric: denyNew}); len(v) != 1 &&
 		!slices.ContainsFunc(r.Notes, func(n string) bool { return strings.Contains(n, "no effect within") }) {
 		t.Errorf("effects: %v; notes: %q", v, r.Notes)
 	}
 	if len(r.Aims) == 0 {
-		t.Error("nothing was held against the aims")
+		t.Error("no figure was compared with an aim")
 	}
 	for name, want := range map[string]string{".html": "<svg", ".md": "## 40 pods, 4 policies, 2 namespaces"} {
 		text, err := os.ReadFile(file + name)
@@ -156,14 +156,14 @@ func TestRun(t *testing.T) {
 	if !strings.Contains(stdout.String(), "New TCP connections, 64 clients at once") || !strings.Contains(log.String(), "left: 40/4/2: no agent: tcp-1") {
 		t.Errorf("printed:\n%s\n%s", stdout.String(), log.String())
 	}
-	// And a result does not differ from itself.
+	// A result does not differ from itself.
 	stdout.Reset()
 	if status := run(t.Context(), e, []string{"compare", file, file}); status != 0 || !strings.Contains(stdout.String(), ", 0 changed beyond the noise") {
 		t.Errorf("compared with itself: exit status %d\n%s", status, stdout.String())
 	}
 }
 
-// TestInterrupted: Ctrl-C in the middle of a load leaves nothing behind.
+// TestInterrupted checks that an interrupt in the middle of a load leaves nothing behind.
 func TestInterrupted(t *testing.T) {
 	needLab(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -213,7 +213,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestServerAndClient are the two ends on lab nodes, here on loopback of a pod.
+// TestServerAndClient runs the commands server and client, on the loopback of a pod.
 func TestServerAndClient(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	pod, err := l.AddPod("pod")

@@ -18,7 +18,7 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// Ports of the server's pod. It also serves seatPorts, for the keys that were never seen.
+// Ports of the server's pod. freshPort is the first port for keys that were never seen.
 const (
 	seenPort   = 8080
 	streamPort = 5201
@@ -26,12 +26,12 @@ const (
 	freshPort  = 20000
 )
 
-// freshKeys is the number of keys before one repeats: twice the size of the kernel's cache, and
-// far more than --cache-size of the row that uses them.
+// freshKeys is the number of keys before a key repeats. It is twice the size of the kernel's
+// cache, and far more than --cache-size of the row that uses them.
 const freshKeys = 131072
 
 const (
-	// maxSources bounds the pods that are clients; the smallest cluster has fewer.
+	// maxSources bounds the number of client pods; the smallest cluster has fewer.
 	maxSources = 16
 	// objectsPerFile is the number of objects in a file of manifests.
 	objectsPerFile = 500
@@ -39,15 +39,16 @@ const (
 	roleServer, roleClient, roleHostile = "bench-server", "bench-client", "bench-hostile"
 )
 
-// sourceCount returns how many pods of a cluster are the lab's clients.
+// sourceCount returns the number of the lab's client pods in a cluster.
 func sourceCount(s result.Scenario) int { return min(maxSources, s.Pods-2) }
 
-// freshPorts are the ports for keys that were never seen.
+// freshPorts returns the ports for keys that were never seen.
 func freshPorts(s result.Scenario) load.Ports {
 	return load.Ports{First: freshPort, Count: freshKeys / sourceCount(s)}
 }
 
-// makeCluster generates what the scenario has besides the lab's own pods and their policy.
+// makeCluster generates the objects of the scenario, except for the lab's pods and their
+// policy.
 func makeCluster(s result.Scenario) *cluster.Cluster {
 	labPods := sourceCount(s) + 2
 	c := cluster.New(1, cluster.Options{Pods: max(10, s.Pods-labPods), Policies: s.Policies - 1, Namespaces: s.Namespaces})
@@ -76,7 +77,7 @@ func labPods(namespace string, s *contender) (pods []*corev1.Pod) {
 	return pods
 }
 
-// labPolicy lets the lab's clients reach the server.
+// labPolicy returns a policy that lets the lab's clients reach the server.
 func labPolicy(namespace string, s result.Scenario) *networkingv1.NetworkPolicy {
 	fresh := freshPorts(s)
 	last := int32(fresh.First) + int32(fresh.Count) - 1
@@ -90,7 +91,7 @@ func labPolicy(namespace string, s result.Scenario) *networkingv1.NetworkPolicy 
 	return policyFor(namespace, "bench", append(ports, port(corev1.ProtocolTCP, streamPort)))
 }
 
-// policyFor lets clients reach ports of the server.
+// policyFor returns a policy that lets clients reach the given ports of the server.
 func policyFor(namespace, name string, ports []networkingv1.NetworkPolicyPort) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},
@@ -111,7 +112,7 @@ func port(protocol corev1.Protocol, number int32) networkingv1.NetworkPolicyPort
 	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &n}
 }
 
-// writeCluster writes a cluster's objects into a directory, in several files of an ordinary
+// writeCluster writes a cluster's objects into a directory, in several files of a usual
 // size.
 func writeCluster(dir string, c *cluster.Cluster) error {
 	var objects []any
@@ -147,7 +148,7 @@ func writeObjects(dir, name string, objects ...any) error {
 	return nil
 }
 
-// linkFiles links the files of a directory into another one.
+// linkFiles hard-links the files of a directory into another one.
 func linkFiles(from, to string) error {
 	entries, err := os.ReadDir(from)
 	for _, e := range entries {

@@ -14,8 +14,8 @@ import (
 	"sluice/bench/load"
 )
 
-// serverCommand and clientCommand are the two ends for lab nodes: on two machines, or as pods
-// of a cluster (deploy/bench). The harness starts the same server.
+// serverCommand and clientCommand are the two ends of a measurement between two machines, or
+// between two pods of a cluster (deploy/bench). The harness uses the same server.
 func serverCommand(e env) *cobra.Command {
 	tcp, udp := []string{"8080"}, []string{"8080"}
 	o := load.ServerOptions{}
@@ -59,7 +59,7 @@ func parsePorts(texts []string) (ports []load.Ports, err error) {
 	return ports, nil
 }
 
-// clientRun is what a client does with a server.
+// clientRun describes the measurements of a client against a server.
 type clientRun struct {
 	ports, from []string
 	clients     []int
@@ -130,7 +130,7 @@ func (v clientRun) run(ctx context.Context, e env, server string) error {
 	return nil
 }
 
-// target returns the target of the flags.
+// target returns the target from the flags, without the server's address.
 func (v clientRun) target() (to load.Target, err error) {
 	ports, err := parsePorts(v.ports)
 	if err != nil {
@@ -150,8 +150,8 @@ func (v clientRun) target() (to load.Target, err error) {
 	return to, nil
 }
 
-// await looks up the server once, and waits until it accepts a connection: two pods start in
-// any order, and a name is known when its pod is ready.
+// await looks up the server and waits until it accepts a connection: the two pods start in
+// any order, and the server's name cannot be resolved until its pod is ready.
 func (v clientRun) await(ctx context.Context, c *load.Client, to *load.Target, server string) error {
 	const pause = 100 * time.Millisecond
 	for end := time.Now().Add(v.wait); ; {

@@ -17,10 +17,10 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// ready is what our programs print when they have begun.
+// ready is the line that the programs of the harness print when they are ready.
 const ready = "ready"
 
-// process is this program, started on a host of the lab. It ends with the lab.
+// process is this program, running on a host of the lab. It ends with the lab.
 type process struct {
 	cmd      *exec.Cmd
 	in       io.WriteCloser
@@ -29,12 +29,12 @@ type process struct {
 	stopKill func() bool
 }
 
-// start starts this program on a host. It is killed when ctx ends, in the middle of an order if
-// need be.
+// start starts this program on a host. The process is killed when ctx ends, even in the
+// middle of an order.
 func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(e.self, args...), stderr: new(stderrBuffer)}
-	// A process group of its own: a terminal's Ctrl-C reaches only the harness, which cleans
-	// up.
+	// In a process group of its own, the process does not receive a terminal's Ctrl-C. Only
+	// the harness does, and cleans up.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Stderr = p.stderr
 	var err error
@@ -64,7 +64,7 @@ func (e env) startReady(ctx context.Context, on *lab.Host, args ...string) (*pro
 	return nil, fmt.Errorf("start bench %s on %s: it has ended: %s", args[0], on.Name, p.stderr)
 }
 
-// driver sends orders to a process that executes them.
+// driver returns a driver that sends orders to the process.
 func (p *process) driver() *load.Driver { return load.NewDriver(p.in, p.out) }
 
 // end ends the process and waits for it.
@@ -74,7 +74,7 @@ func (p *process) end() {
 	_ = p.cmd.Wait()         // the error is that it was killed
 }
 
-// stderrBuffer are a process's lines on standard error. They can be read while it writes.
+// stderrBuffer collects a process's standard error. It can be read while the process writes.
 type stderrBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -92,7 +92,7 @@ func (w *stderrBuffer) String() string {
 	return strings.TrimSpace(w.buf.String())
 }
 
-// ordersCommand is the client that the harness starts in pods.
+// ordersCommand returns the command of the client that the harness starts in pods.
 func ordersCommand(e env) *cobra.Command {
 	return &cobra.Command{
 		Use: "orders", Hidden: true, Args: cobra.NoArgs,

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// progress reports what is going on and the remaining time. On a terminal it is one line that
-// changes; elsewhere it is a line now and then.
+// progress reports the current step and the remaining time. On a terminal it updates one
+// line. Otherwise it prints a line every reportInterval.
 type progress struct {
 	out      io.Writer
 	terminal bool
@@ -32,7 +32,7 @@ func (p *progress) in(where string) {
 	p.where = where
 }
 
-// step begins a step with an expected time, and finishes the one before.
+// step begins a step with an expected time, and finishes the previous one.
 func (p *progress) step(takes time.Duration, format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,8 +58,9 @@ func (p *progress) share() float64 {
 	return min(0.99, float64(p.done)/float64(p.planned))
 }
 
-// left extrapolates the remaining time. Steps take longer than expected, for starting programs
-// and reading counters; that share is learned.
+// left extrapolates the remaining time. Steps take longer than expected, because programs
+// are started and counters are read. left assumes that the remaining steps exceed their
+// expected time by the same factor as the finished ones.
 func (p *progress) left(now time.Time) time.Duration {
 	rest := max(0, p.planned-p.done)
 	if p.done < p.planned/50 {

@@ -19,14 +19,14 @@ const (
 	isSluice             // sluice run
 )
 
-// row is a contender.
+// row describes a contender.
 type row struct {
 	result.Row
 	kind  kind
 	fresh bool     // its connections have keys that were never seen
 	on    string   // the row whose node it shares; empty for a node of its own
 	args  []string // of sluice run
-	needs string   // a flag of sluice run; without it the row is left out
+	needs string   // a flag that sluice run must have; otherwise the row is left out
 }
 
 // rows are the contenders, in the order of the tables.
@@ -49,8 +49,8 @@ var rows = []row{
 	},
 	{
 		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port repeat before all caches have forgotten them"},
-		// With a cache this small, a key that repeats after thousands of others is not found.
-		// It costs as much as a full cache.
+		// In a cache this small, a key that repeats after thousands of others is no longer
+		// found. A miss costs as much as in a large cache.
 		kind: isSluice, fresh: true, args: []string{"--kernel-cache", "off", "--cache-size", "1024"},
 	},
 	{
@@ -63,9 +63,9 @@ var rows = []row{
 	},
 }
 
-// selectRows returns the rows of the given names, and all if there are none, with their
-// reference rows. It leaves out what this machine or this sluice does not support, and notes
-// say why.
+// selectRows returns the rows with the given names, together with their reference rows, or
+// all rows if there are no names. It leaves out rows that this machine or this sluice does
+// not support, and returns a note with the reason for each.
 func selectRows(names []string, help string) (selected []row, notes []string, err error) {
 	wanted := make(map[string]bool)
 	for _, name := range names {
@@ -93,7 +93,7 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 	return selected, notes, nil
 }
 
-// known returns the row without a flag that an older sluice does not have.
+// known returns the row without the flag --kernel-cache if this sluice does not have it.
 func (r row) known(help string) row {
 	if !strings.Contains(help, "--kernel-cache") {
 		r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })
@@ -101,8 +101,8 @@ func (r row) known(help string) row {
 	return r
 }
 
-// varied returns the rows for a flag of sluice run with several values, each a contender of its
-// own beside the row that it derives from: "queues=1,2,4".
+// varied returns one row for each value of a flag of sluice run, as in "queues=1,2,4". The
+// rows are variants of the row user.
 func varied(text string) (variants []row, err error) {
 	name, list, ok := strings.Cut(strings.TrimLeft(text, "-"), "=")
 	if values := strings.Split(list, ","); ok && name != "" && !slices.Contains(values, "") {
@@ -117,7 +117,8 @@ func varied(text string) (variants []row, err error) {
 	return nil, fmt.Errorf("--vary %q: give a flag of sluice run and values, such as queues=1,2,4", text)
 }
 
-// lacks returns what a row needs and does not have.
+// lacks returns a message about the flag or command that the row needs and that is missing;
+// empty if nothing is missing.
 func (r row) lacks(help string) string {
 	if r.needs != "" && !strings.Contains(help, r.needs) {
 		return "this sluice run has no flag " + r.needs

@@ -19,7 +19,7 @@ import (
 	"sluice/bench/result"
 )
 
-// bench is a run: what is measured, how often and for how long.
+// bench is a run of the harness: what it measures, how often and for how long.
 type bench struct {
 	env
 	sluice              string
@@ -173,7 +173,8 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 	return ctx.Err()
 }
 
-// parseSize parses "1000/100/20"; without the last number, one namespace.
+// parseSize parses pods, policies and namespaces, as in "1000/100/20". The default is one
+// namespace.
 func parseSize(text string) (s result.Scenario, err error) {
 	parts := strings.Split(text, "/")
 	numbers := []*int{&s.Pods, &s.Policies, &s.Namespaces}
@@ -189,7 +190,7 @@ func parseSize(text string) (s result.Scenario, err error) {
 	return s, nil
 }
 
-// scenario measures everything in a cluster of one size.
+// scenario runs all measurements in a cluster of one size.
 func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Result) (err error) {
 	b.progress.in(fmt.Sprintf("%d/%d/%d", s.Pods, s.Policies, s.Namespaces))
 	t := &testbed{env: b.env, Scenario: s, sluice: b.sluice}

@@ -28,14 +28,14 @@ type testbed struct {
 	result.Scenario
 	sluice     string // path of the program
 	lab        *lab.Lab
-	dir        string // of manifests, with a directory for each contender
+	dir        string // has a directory of manifests for each contender
 	cluster    *cluster.Cluster
 	contenders []*contender
 	used       int // nodes in use
 }
 
-// contender is a contender's node, with its pods: a server, a client that has the addresses of many
-// pods, and a hostile one.
+// contender is the node of a row, with its pods: a server, a client that has the addresses
+// of many pods, and a hostile pod.
 type contender struct {
 	row
 	node                    *lab.Node
@@ -48,8 +48,9 @@ type contender struct {
 	processes               []*process
 }
 
-// open builds a testbed. The caller must close it, also after an error. A row that needs a feature
-// of the kernel is left out if it does not start, and note receives the reason.
+// open builds a testbed. The caller must close it, also after an error. If a row that needs
+// a feature of the kernel does not start, open leaves it out and calls note with the
+// reason.
 func (s *testbed) open(ctx context.Context, rows []row, progress func(string), note func(string, ...any)) (err error) {
 	if s.dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
 		return fmt.Errorf("make a directory for manifests: %w", err)
@@ -86,7 +87,7 @@ func (s *testbed) open(ctx context.Context, rows []row, progress func(string), n
 	return nil
 }
 
-// sit prepares a contender's node.
+// addContender prepares the node of a row.
 func (s *testbed) addContender(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
 		other := *s.contender(r.on)
@@ -134,8 +135,8 @@ func (s *testbed) pods(t *contender) (err error) {
 		}
 		t.sources = append(t.sources, a)
 	}
-	// All ports may be used by clients, and closed connections are forgotten soon: otherwise
-	// ten seconds of them would fill the table of connections.
+	// Clients may use all ports, and closed connections expire soon: otherwise the
+	// connections of ten seconds would fill the conntrack table.
 	if err := setting(t.client, "ipv4/ip_local_port_range", "1024 65535"); err != nil {
 		return err
 	}
@@ -147,7 +148,7 @@ func (s *testbed) pods(t *contender) (err error) {
 	return nil
 }
 
-// setting sets a kernel parameter below net on a host.
+// setting sets a kernel parameter in /proc/sys/net on a host.
 func setting(h *lab.Host, name, value string) error {
 	return h.Do(func() error {
 		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
@@ -157,7 +158,7 @@ func setting(h *lab.Host, name, value string) error {
 	})
 }
 
-// contender installs on the node what its row is about.
+// install sets up the enforcement of the contender's row on its node.
 func (s *testbed) install(ctx context.Context, t *contender, shared string) error {
 	switch t.kind {
 	case bare:
@@ -194,16 +195,16 @@ func (s *testbed) install(ctx context.Context, t *contender, shared string) erro
 	return s.startAgent(ctx, t)
 }
 
-// byHand writes the policies as rules, for the contender's pods and as many of the cluster's as run
-// on a node.
+// byHand writes the policies as iptables rules, for the contender's pods and for as many
+// other pods of the cluster as run on one node.
 func (s *testbed) byHand(t *contender) error {
 	const neighbors = 100
 	local := append([]netip.Addr{t.server.IPv4, t.hostile.IPv4}, t.sources...)
 	for _, p := range s.cluster.Pods[:min(neighbors, len(s.cluster.Pods))] {
 		local = append(local, netip.MustParseAddr(p.Status.PodIP))
 	}
-	// The contender's pods are in the middle of the list, so that it is as long for them as for an
-	// average pod of the node.
+	// The contender's pods are in the middle of the list, so that a packet for them passes
+	// as many rules as for an average pod of the node.
 	pods, half := s.cluster.Pods, min(neighbors, len(s.cluster.Pods))/2
 	r := baseline.Write(baseline.Cluster{
 		Namespaces: s.cluster.Namespaces,
@@ -213,14 +214,15 @@ func (s *testbed) byHand(t *contender) error {
 	return r.Apply(t.node)
 }
 
-// agentTimeout bounds the time of an agent's start, and of a change until it is in force.
+// agentTimeout bounds the time of an agent's start.
 const agentTimeout = time.Minute
 
 // startAgent starts sluice on a contender's node.
 func (s *testbed) startAgent(ctx context.Context, t *contender) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
-	// A socket of its own: agents that share one take over from each other.
+	// Each agent has a socket of its own: agents that share a socket take over from each
+	// other.
 	args := append([]string{"--socket", filepath.Join(s.dir, t.Name+".socket")}, t.args...)
 	t.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: s.sluice, Node: t.node, Dir: t.dir, Args: args})
 	if err == nil {
@@ -229,14 +231,14 @@ func (s *testbed) startAgent(ctx context.Context, t *contender) (err error) {
 	return err
 }
 
-// programs starts the programs that make and serve traffic.
+// programs starts the programs that generate and serve traffic.
 func (s *testbed) programs(ctx context.Context, t *contender) error {
 	ports := fmt.Sprint(seenPort)
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
 	}
-	// Two servers, because of the thousands of ports for keys that were never seen: one process
-	// might not be allowed that many open files.
+	// Two servers share the thousands of ports for keys that were never seen, because one
+	// process may not be allowed so many open files.
 	for _, args := range [][]string{
 		{"--tcp", ports, "--udp", fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort)},
 		{"--tcp", fmt.Sprint(probePort), "--udp", ports, "--stream", "0"},
@@ -260,7 +262,7 @@ func (s *testbed) programs(ctx context.Context, t *contender) error {
 	return nil
 }
 
-// close ends everything and leaves nothing behind.
+// close ends all processes and removes the lab and all files.
 func (s *testbed) close() error {
 	var errs []error
 	for _, t := range s.contenders {

@@ -32,7 +32,7 @@ func TestBusyTime(t *testing.T) {
 	}
 }
 
-// TestOwnCPU: the work of this process shows on its CPU clock.
+// TestOwnCPU checks that the work of this process shows on its CPU clock.
 func TestOwnCPU(t *testing.T) {
 	before, err := cpuOf(os.Getpid())
 	if err != nil {
@@ -48,7 +48,7 @@ func TestOwnCPU(t *testing.T) {
 		t.Errorf("%v MiB: %v", mib, err)
 	}
 	if _, err := cpuOf(1 << 23); err == nil {
-		t.Error("a process that cannot be has a clock")
+		t.Error("a process that does not exist has a CPU clock")
 	}
 }
 
@@ -81,13 +81,13 @@ func TestVaried(t *testing.T) {
 	}
 	for _, bad := range []string{"queues", "queues=", "=1", "queues=1,,2"} {
 		if _, err := varied(bad); err == nil {
-			t.Errorf("%q is taken", bad)
+			t.Errorf("%q is accepted", bad)
 		}
 	}
 }
 
-// TestClusterHasItsSize, including the lab's pods and policy, and allows the flows of the
-// loads.
+// TestClusterHasItsSize checks that a cluster, with the lab's pods and policy, has the
+// requested size and allows the flows of the loads.
 func TestClusterHasItsSize(t *testing.T) {
 	for _, s := range []result.Scenario{{Pods: 10, Policies: 1, Namespaces: 1}, {Pods: 1000, Policies: 100, Namespaces: 20}} {
 		c, w := makeCluster(s), policy.NewStore()
@@ -130,7 +130,7 @@ func TestClusterHasItsSize(t *testing.T) {
 	}
 	for _, p := range makeCluster(result.Scenario{Pods: 100, Policies: 3, Namespaces: 1}).Pods {
 		if p.Status.Phase != corev1.PodRunning {
-			t.Fatalf("%s does not run", p.Name)
+			t.Fatalf("pod %s is not running", p.Name)
 		}
 	}
 }
@@ -177,7 +177,7 @@ func TestProgress(t *testing.T) {
 	if !strings.Contains(out.String(), "  0%, 1m40s left: 10/1/1: first") {
 		t.Errorf("%q", out.String())
 	}
-	p.step(time.Second, "second") // half of the expected time has passed, and took as long
+	p.step(time.Second, "second") // half of the expected time is done, and took as long as expected
 	if !strings.Contains(out.String(), " 50%, 50s left: 10/1/1: second") {
 		t.Errorf("%q", out.String())
 	}
@@ -192,7 +192,7 @@ func TestCPUName(t *testing.T) {
 	}
 }
 
-// newTestContender returns a contender whose pods have addresses and do not exist.
+// newTestContender returns a contender whose pods have addresses but do not exist.
 func newTestContender(server, hostile netip.Addr, clients int) *contender {
 	t := &contender{server: &lab.Host{IPv4: server}, hostile: &lab.Host{IPv4: hostile}}
 	for a := hostile.Next(); len(t.sources) < clients; a = a.Next() {

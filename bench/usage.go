@@ -10,15 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usage is what was used up to a moment. The difference of two is the cost of a load.
+// usage is the state of the resource counters at one moment. The difference between two is
+// the cost of a load.
 type usage struct {
 	agent   time.Duration // CPU of the agent's process
 	machine time.Duration // CPU of the whole machine
 	queued  uint64        // packets that were ever put into a queue
-	dropped uint64        // those that found it full, or that no process could read
+	dropped uint64        // packets that found the queue full, or that could not be delivered to a process
 }
 
-// usage reads what was used. pid is the agent's, 0 for none.
+// usage reads the counters. Without an agent's process, the agent's CPU time is 0.
 func (s *contender) usage() (u usage, err error) {
 	if s.pid != 0 {
 		if u.agent, err = cpuOf(s.pid); err != nil {
@@ -40,11 +41,11 @@ func (s *contender) usage() (u usage, err error) {
 	return u, err
 }
 
-// cpuOf returns the CPU time of a process, including threads that have ended. A process's CPU
-// clock counts in nanoseconds, /proc/PID/stat in hundredths of a second, of which a short load
-// uses only a few.
+// cpuOf returns the CPU time of a process, including threads that have ended. It reads the
+// process's CPU clock, which counts in nanoseconds. /proc/PID/stat counts in hundredths of a
+// second, which is too coarse for a short load.
 func cpuOf(pid int) (time.Duration, error) {
-	const scheduled = 2 // CPUCLOCK_SCHED (posix-timers_types.h): all of the time that it ran
+	const scheduled = 2 // CPUCLOCK_SCHED (posix-timers_types.h): the time for which it ran
 	var ts unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|scheduled), &ts); err != nil {
 		return 0, fmt.Errorf("read the CPU time of process %d: %w", pid, err)
@@ -65,8 +66,9 @@ func cpuOfAll() (time.Duration, error) {
 func busy(stat string) time.Duration {
 	line, _, _ := strings.Cut(stat, "\n")
 	var ticks int64
-	// cpu, user, nice, system, idle, iowait, irq, softirq; steal, which a hypervisor took, is
-	// not work of this machine.
+	// The fields are cpu, user, nice, system, idle, iowait, irq, softirq, steal. Idle,
+	// iowait and steal are not work of this machine: steal is the time that a hypervisor
+	// took away.
 	for i, f := range strings.Fields(line) {
 		if n, err := strconv.ParseInt(f, 10, 64); err == nil && i >= 1 && i <= 7 && i != 4 && i != 5 {
 			ticks += n

@@ -1,14 +1,15 @@
 // Package baseline writes NetworkPolicies as iptables rules and IP sets, as a careful
-// administrator or an agent without a queue would: the peer that Sluice is measured against.
-//
-// It is generous to the peer. Only the pods of one node have chains. The first rule accepts
-// established connections. A selector is one set, however many rules use it. A pod's chain has
-// the rules of all its policies, so that no packet jumps from policy to policy. What remains is
-// the cost of the form: a packet walks the list of isolated pods and then the list of its pod's
+// administrator or an agent without a queue would. Benchmarks compare Sluice with these
 // rules.
 //
-// IPv4 only. Cases that benchmarks do not have are left out: pods of the host's network, and
-// SCTP if the kernel lacks its match.
+// The rules are as fast as this form allows. Only the pods of one node have chains. The
+// first rule accepts established connections. A selector is one set, however many rules use
+// it. A pod's chain has the rules of all its policies, so that no packet jumps from policy
+// to policy. The remaining cost is inherent: a packet passes the list of isolated pods and
+// then the list of its pod's rules.
+//
+// The package supports only IPv4. It leaves out cases that benchmarks do not have: pods of
+// the host's network, and SCTP if the kernel lacks its match.
 package baseline
 
 import (
@@ -26,7 +27,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// Cluster is the input of the rules.
+// Cluster is the input of Write.
 type Cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
@@ -43,7 +44,7 @@ type Set struct {
 // Member is an element of a set.
 type Member struct {
 	Net    netip.Prefix
-	Except bool            // of hash:net: an exception from a larger range of the set
+	Except bool            // of hash:net: an exception to a larger range of the set
 	Proto  filter.Protocol // of hash:ip,port
 	Port   uint16          // of hash:ip,port
 }
@@ -59,8 +60,8 @@ type Rule struct {
 	Target      string // Return, Drop, or a chain
 }
 
-// Targets of rules besides chains. A pod's chain returns what it allows, so that the chain of
-// the other end is asked too.
+// Targets of rules other than chains. A pod's chain returns the packets that it allows, so
+// that they pass the chain of the other end, too.
 const (
 	Return = "RETURN"
 	Drop   = "DROP"
@@ -69,20 +70,20 @@ const (
 // Root is the chain that FORWARD jumps to.
 const Root = "HAND"
 
-// Rules are the rules for the pods of one node.
+// Rules are the sets and chains for the pods of one node.
 type Rules struct {
 	Sets   []Set
 	Chains []string // in order, Root first
 	In     map[string][]Rule
 }
 
-// Baseline is a node without an agent that tracks connections: a rule that matches the
-// connection's state, with which most firewalls begin.
+// Baseline returns the rules of a node without an agent that tracks connections: one rule
+// that matches the connection's state. Most firewalls begin with this rule.
 func Baseline() *Rules {
 	return &Rules{Chains: []string{Root}, In: map[string][]Rule{Root: {{Established: true, Target: Return}}}}
 }
 
-// Write writes the rules for the pods with the given addresses.
+// Write returns the rules for the pods with the given addresses.
 func Write(c Cluster, local []netip.Addr) *Rules {
 	w := &writer{Cluster: c, rules: Baseline(), sets: make(map[string]string), namespaces: make(map[string]labels.Set)}
 	for _, n := range c.Namespaces {
@@ -97,7 +98,7 @@ func Write(c Cluster, local []netip.Addr) *Rules {
 	return w.rules
 }
 
-// address returns a pod's IPv4 address, and the zero Addr if it has none or has ended.
+// address returns a pod's IPv4 address, or the zero Addr if the pod has none or has ended.
 func address(p *policy.Pod) netip.Addr {
 	if i := slices.IndexFunc(p.Addrs, netip.Addr.Is4); i >= 0 && p.Ended == "" {
 		return p.Addrs[i]
@@ -123,7 +124,7 @@ func (w *writer) pod(p *policy.Pod) {
 			}
 			isolated = true
 			if o.Subject.Malformed {
-				continue // none of its rules is in force
+				continue // none of its rules applies
 			}
 			for i := range o.Rules[d] {
 				rules = append(rules, w.rule(o.Subject.Namespace, p, d, &o.Rules[d][i])...)
@@ -149,7 +150,7 @@ func selects(s *policy.Subject, p *policy.Pod) bool {
 	return s.Namespace == p.Namespace && s.Pods.Matches(p.Labels)
 }
 
-// rule is the product of peers and ports.
+// rule returns the rules for a policy's rule: one for each combination of peer and port.
 func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *policy.Rule) (rules []Rule) {
 	from := make([]Rule, 0, len(r.Peers))
 	var pods [][]*policy.Pod // of each peer, to look up named ports
@@ -173,7 +174,7 @@ func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *po
 	return rules
 }
 
-// port restricts a rule to a port.
+// port returns r restricted to a port; without rules if the port does not exist.
 func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.PortRange, peers []*policy.Pod) []Rule {
 	r.Proto = port.Protocol
 	switch {
@@ -191,7 +192,7 @@ func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.Por
 		r.Last = r.First
 		return []Rule{r}
 	}
-	// The name has a number of its own for each destination.
+	// The name may mean another number at each destination.
 	s := Set{Kind: "hash:ip,port"}
 	for _, peer := range peers {
 		if n, a := named(peer, port.Name, r.Proto), address(peer); n != 0 && a.IsValid() {
@@ -202,7 +203,7 @@ func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.Por
 	return []Rule{r}
 }
 
-// named returns the number of a pod's port, and 0 if the pod has none of that name.
+// named returns the number of a pod's port with a name, or 0 if the pod has no such port.
 func named(p *policy.Pod, name string, proto filter.Protocol) uint16 {
 	for _, port := range p.Ports {
 		if port.Name == name && port.Protocol == proto {
@@ -212,7 +213,8 @@ func named(p *policy.Pod, name string, proto filter.Protocol) uint16 {
 	return 0
 }
 
-// peer returns the set of a peer's addresses, and its pods.
+// peer returns the name of the set of a peer's addresses, and the pods of the peer. The
+// name is empty if the peer is malformed or an IPv6 range.
 func (w *writer) peer(namespace string, peer *policy.Peer) (name string, pods []*policy.Pod) {
 	switch {
 	case peer.Malformed != "":
@@ -248,7 +250,7 @@ func (w *writer) namespaceLabels(p *policy.Pod) labels.Set {
 	return labels.Set{corev1.LabelMetadataName: p.Namespace}
 }
 
-// block returns a range as a set; without members if it is an IPv6 range.
+// block returns a range as a set. The set of an IPv6 range has no members.
 func block(b *policy.Block) (s Set) {
 	s.Kind = "hash:net"
 	if !b.CIDR.Addr().Is4() {
@@ -268,7 +270,7 @@ func block(b *policy.Block) (s Set) {
 	return s
 }
 
-// within returns the pods whose addresses are in a range.
+// within returns the pods whose addresses are in a set.
 func (w *writer) within(s Set) (pods []*policy.Pod) {
 	for _, p := range w.Pods {
 		if a := address(p); a.IsValid() && s.Has(a, 0, 0) {
@@ -278,8 +280,9 @@ func (w *writer) within(s Set) (pods []*policy.Pod) {
 	return pods
 }
 
-// Has reports whether an address, or for hash:ip,port an address and port, is in the set:
-// whether the smallest range that contains it is not an exception.
+// Has reports whether an address is in the set; for hash:ip,port, whether an address and
+// port are. The smallest range that contains the address decides, and must not be an
+// exception.
 func (s Set) Has(a netip.Addr, proto filter.Protocol, port uint16) bool {
 	bits, in := -1, false
 	for _, m := range s.Members {
@@ -290,7 +293,7 @@ func (s Set) Has(a netip.Addr, proto filter.Protocol, port uint16) bool {
 	return in
 }
 
-// set returns the name of the set with the content of the key.
+// set returns the name of the set that a key describes, and adds s if there is none yet.
 func (w *writer) set(key string, s Set) string {
 	if name, ok := w.sets[key]; ok {
 		return name
@@ -347,7 +350,8 @@ func (r *Rules) RulesText() string {
 	return b.String()
 }
 
-// text returns a rule's own part of its line.
+// text returns the rule as arguments of iptables, without the chain. kind is the kind of
+// its set.
 func (r Rule) text(kind string) string {
 	var b strings.Builder
 	if r.Established {
@@ -376,8 +380,8 @@ func (r Rule) text(kind string) string {
 	return b.String()
 }
 
-// Apply creates the sets and rules on a node that has none of them. It needs the commands
-// ipset, if there are sets, and iptables-restore.
+// Apply creates the sets and rules on a node that has none of them yet. It needs the command
+// iptables-restore, and ipset if there are sets.
 func (r *Rules) Apply(node *lab.Node) error {
 	if len(r.Sets) > 0 {
 		cmd := exec.Command("ipset", "restore")

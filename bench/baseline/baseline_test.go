@@ -17,7 +17,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// walk is a literal reading of what iptables does with the first packet of a flow.
+// walk evaluates the rules for the first packet of a flow, as iptables does.
 func walk(r *baseline.Rules, chain string, k filter.Key) (dropped bool) {
 	sets := make(map[string]baseline.Set)
 	for _, s := range r.Sets {
@@ -66,13 +66,13 @@ func matches(r baseline.Rule, sets map[string]baseline.Set, k filter.Key) bool {
 	return s.Has(a, 0, 0)
 }
 
-// read returns a cluster as input of the rules.
+// read returns a cluster as input of Write.
 func read(c *cluster.Cluster) baseline.Cluster {
 	return baseline.Cluster{Namespaces: c.Namespaces, Pods: kubepod.ReadAll(c.Pods), Policies: netpol.ReadAll(c.Policies)}
 }
 
-// TestSameVerdicts compares the rules with Sluice's decisions: a benchmark of peers that
-// enforce different policies would measure nothing.
+// TestSameVerdicts compares the verdicts of the rules with Sluice's decisions. A comparison
+// of contenders that enforce different policies would be meaningless.
 func TestSameVerdicts(t *testing.T) {
 	for _, o := range []cluster.Options{
 		{Pods: 10, Policies: 1},
@@ -97,7 +97,7 @@ func TestSameVerdicts(t *testing.T) {
 		for _, k := range keys {
 			v := snapshot.Decide(k)
 			seen[v.Action]++
-			// A packet to itself does not leave the pod.
+			// A pod's packet to itself does not leave the pod.
 			if dropped := walk(rules, baseline.Root, k); dropped != (v.Action == filter.Deny) && k.Src != k.Dst {
 				t.Fatalf("%+v: %s: Sluice says %s (%s), by hand it is dropped: %v", o, k, v.Action, v.Reason, dropped)
 			}
@@ -108,7 +108,7 @@ func TestSameVerdicts(t *testing.T) {
 	}
 }
 
-// TestOnlyLocalPods: the pods of other nodes have no chains here.
+// TestOnlyLocalPods checks that pods of other nodes have no chains.
 func TestOnlyLocalPods(t *testing.T) {
 	c := cluster.New(1, cluster.Options{Pods: 100, Policies: 10})
 	local := []netip.Addr{netip.MustParseAddr(c.Pods[3].Status.PodIP)}

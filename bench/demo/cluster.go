@@ -25,15 +25,15 @@ type host struct {
 	ports     []uint16          // each served by TCP and UDP
 	portName  map[uint16]string // the pod's names for its TCP ports
 	addrs     []netip.Addr      // of an outside host
-	*lab.Host                   // once the lab is built
+	*lab.Host                   // set when the lab is built
 }
 
 func (h *host) isPod() bool { return strings.Contains(h.name, "/") }
 
-// isOutside reports whether a host is on the other side of the node, seen from its pods.
+// isOutside reports whether the host is outside the cluster.
 func (h *host) isOutside() bool { return !h.isPod() && h.name != nodeName }
 
-// door is a port of a host, on TCP and UDP.
+// serverPort is a port that a host serves with TCP and UDP.
 type serverPort struct {
 	host *host
 	port uint16
@@ -41,7 +41,7 @@ type serverPort struct {
 
 func (d serverPort) String() string { return d.host.name + ":" + strconv.Itoa(int(d.port)) }
 
-// namespaces are those of the demo, with their labels.
+// namespaces are the namespaces of the demo, with their labels.
 var namespaces = []struct {
 	name   string
 	labels map[string]string
@@ -75,7 +75,7 @@ func build() (*cluster, error) {
 	}}
 	for _, h := range c.hosts {
 		if err := c.start(h); err != nil {
-			_ = l.Close() // the first error counts
+			_ = l.Close() // the first error is reported
 			return nil, err
 		}
 	}
@@ -107,7 +107,7 @@ func (c *cluster) start(h *host) (err error) {
 	return err
 }
 
-// serverPorts returns all serverPorts, in the order of the table's columns.
+// serverPorts returns the ports of all hosts, in the order of the table's columns.
 func (c *cluster) serverPorts() (ds []serverPort) {
 	for _, h := range c.hosts {
 		for _, port := range h.ports {
@@ -142,7 +142,7 @@ func (c *cluster) manifests() (string, error) {
 	return strings.Join(documents, "---\n"), nil
 }
 
-// pod is the host as the API server would show it.
+// pod returns the API object of a host that is a pod.
 func (h *host) pod() corev1.Pod {
 	namespace, name, _ := strings.Cut(h.name, "/")
 	container := corev1.Container{Name: name, Image: "demo"}

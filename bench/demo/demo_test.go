@@ -20,8 +20,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// TestMain lets the test binary stand in for an agent: with the arguments of `sluice run`, it
-// logs what an agent logs and enforces nothing.
+// TestMain lets the test binary act as an agent: with the arguments of `sluice run`, it
+// logs the events of an agent but enforces nothing.
 func TestMain(m *testing.M) {
 	if i := slices.Index(os.Args, "--manifests"); i > 0 && os.Args[1] == "run" {
 		fakeAgent(os.Args[i+1])
@@ -72,8 +72,8 @@ func needSluice(t *testing.T) {
 	}
 }
 
-// checkTempDir gives the test a directory for temporary files, and reports files that the demo has
-// left there.
+// checkTempDir gives the test a directory for temporary files, and checks at the end that
+// the demo has left no files in it.
 func checkTempDir(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -117,7 +117,7 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 	}
 }
 
-// shownInReadme is the step that the README shows.
+// shownInReadme returns the step that the README shows.
 func shownInReadme(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../../README.md")
@@ -127,12 +127,12 @@ func shownInReadme(t *testing.T) string {
 	_, step, found := strings.Cut(string(text), "```\n── ")
 	step, _, ended := strings.Cut(step, "```\n")
 	if !found || !ended {
-		t.Fatal("the README shows no step: it was not found")
+		t.Fatal("no step was found in the README")
 	}
 	return "── " + step
 }
 
-// The demo must notice an agent that enforces nothing.
+// The demo reports the wrong probes of an agent that enforces nothing.
 func TestWrongIsSeen(t *testing.T) {
 	lab.Require(t)
 	tests := []struct {

@@ -5,18 +5,19 @@ import (
 	"strings"
 )
 
-// expectation states for some probes whether they reach their goal. Of all that match a probe, the
-// last one counts; the first one is "everything else: yes".
+// expectation states for the probes that match it whether they reach their target. If
+// several expectations match a probe, the last one applies. The first one in each list is
+// everythingElse.
 //
-// Its text is "yes FROM -> TO" or "no FROM -> TO". FROM is a host, and TO a host with port and
-// protocol, as in "default/db:6379/TCP". A star at the end matches any rest. "itself" is the
-// host that asks.
+// The text of an expectation is "yes FROM -> TO" or "no FROM -> TO". FROM is a host, and TO
+// a host with port and protocol, as in "default/db:6379/TCP". A star at the end matches any
+// rest. "itself" as TO is the host FROM.
 type expectation struct {
 	from, to string
 	reach    bool
 }
 
-// everythingElse holds where no other expectation matches.
+// everythingElse applies to probes that no other expectation matches.
 var everythingElse = expectation{from: "*", to: "*", reach: true}
 
 func parseExpectation(text string) (expectation, error) {
@@ -59,7 +60,7 @@ func (p expectation) matches(pr probe) bool {
 	return matchPattern(p.to, pr.to.String()+"/"+strings.ToUpper(pr.network))
 }
 
-// matchPattern matches a pattern that may end in a star.
+// matchPattern reports whether a text matches a pattern, which may end in a star.
 func matchPattern(pattern, text string) bool {
 	if start, star := strings.CutSuffix(pattern, "*"); star {
 		return strings.HasPrefix(text, start)
@@ -67,7 +68,7 @@ func matchPattern(pattern, text string) bool {
 	return pattern == text
 }
 
-// deciding returns the index of the expectation that counts for a probe.
+// deciding returns the index of the expectation that applies to a probe.
 func deciding(expectations []expectation, pr probe) int {
 	last := 0
 	for i, p := range expectations {

@@ -13,7 +13,7 @@ import (
 	"sluice/watch/manifests"
 )
 
-// twoHosts returns two hosts with a door each.
+// twoHosts returns two hosts, each with one port.
 func twoHosts() (web, db *host) {
 	host := func(name string, port uint16, v4 string) *host {
 		return &host{name: name, ports: []uint16{port}, Host: &lab.Host{Name: name, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr("::" + v4)}}
@@ -64,12 +64,13 @@ func TestExpectationsAndPoliciesCanBeRead(t *testing.T) {
 	}
 	for _, text := range []string{"", "maybe a -> b", "yes a to b", "yes a -> b c"} {
 		if _, err := parseExpectation(text); err == nil {
-			t.Errorf("%q is read as an expectation", text)
+			t.Errorf("%q is accepted as an expectation", text)
 		}
 	}
 }
 
-// An expectation that decides nothing states nothing, and its absence would not be noticed.
+// Every expectation applies to at least one probe. An expectation without probes would be
+// useless, and could be a typing error.
 func TestEveryExpectationDecidesSomething(t *testing.T) {
 	lab.Require(t)
 	c, err := build()
@@ -88,7 +89,7 @@ func TestEveryExpectationDecidesSomething(t *testing.T) {
 		}
 		for i, n := range decided {
 			if n == 0 {
-				t.Errorf("step %s: %q decides nothing", st.name, expectations[i])
+				t.Errorf("step %s: %q applies to no probe", st.name, expectations[i])
 			}
 		}
 	}

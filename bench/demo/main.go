@@ -1,6 +1,7 @@
-// Command demo shows Sluice on real packets and without a cluster. It makes a node and its pods
-// of network namespaces, starts `sluice run` on the node, applies one policy after the other,
-// and prints which connections succeed and why the others do not. `make demo` runs it.
+// Command demo shows Sluice on real packets, without a cluster. It builds a node and pods
+// out of network namespaces, starts `sluice run` on the node, applies one policy after the
+// other, and prints which connections succeed and why the others do not. `make demo` runs
+// it.
 package main
 
 import (
@@ -18,13 +19,13 @@ import (
 	"time"
 )
 
-// env is the part of its environment that the demo uses. Tests provide their own.
+// env is the part of the environment that the demo uses. Tests provide their own.
 type env struct {
 	stdout, stderr io.Writer
 	colour         bool
 }
 
-// Exit statuses: those of sluice, and that of a shell for an interrupt.
+// Exit statuses, as of sluice. The status for an interrupt is that of a shell.
 const (
 	exitWrong       = 1 // a result differs from the expectation
 	exitFailed      = 2 // the demo could not run
@@ -44,7 +45,7 @@ func main() {
 	os.Exit(status)
 }
 
-// run is the whole program as a function of its environment.
+// run runs the program in an environment, and returns its exit status.
 func run(ctx context.Context, e env, args []string) (status int) {
 	o, err := parse(e, args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -89,7 +90,7 @@ func parse(e env, args []string) (o options, err error) {
 	return o, err
 }
 
-// runDemo builds everything, shows the steps, and removes everything. It returns the number of
+// runDemo builds the lab, runs the steps, and removes everything. It returns the number of
 // probes that did not meet their expectation.
 func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 	if os.Geteuid() != 0 {
@@ -138,7 +139,8 @@ func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 	return wrong, err
 }
 
-// sharedWriter keeps lines of the demo and of the agent's log from mixing.
+// sharedWriter serializes writes, so that lines of the demo and of the agent's log do not
+// mix.
 type sharedWriter struct {
 	mu sync.Mutex
 	w  io.Writer

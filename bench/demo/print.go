@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// printer writes what the user sees.
+// printer writes the output of the demo.
 type printer struct {
 	out    io.Writer
 	colour bool
 }
 
-// The colors in the terminal's form (ECMA-48, SGR).
+// Parameters of the terminal's escape sequence for colors (ECMA-48, SGR).
 const (
 	bold   = "1"
 	faint  = "2"
@@ -27,7 +27,7 @@ const (
 	yellow = "33"
 )
 
-// paint colors a text if colors are on.
+// paint returns the text in a color if colors are on.
 func (p *printer) paint(colour, text string) string {
 	if !p.colour || text == "" {
 		return text
@@ -42,7 +42,7 @@ func isTerminal(f *os.File) bool {
 
 func (p *printer) printf(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
 
-// wrap breaks a text into lines of at most 84 characters, and prints it.
+// wrap prints a text in lines of at most 84 characters.
 func (p *printer) wrap(text string) {
 	line := ""
 	for _, word := range strings.Fields(text) {
@@ -95,7 +95,7 @@ func (p *printer) intro(c *cluster) {
 	p.printf("  %s     is not tried: such packets do not pass the node", p.paint(faint, "."))
 }
 
-// labels is a namespace with its labels.
+// labels appends the labels of a namespace to a text.
 func labels(text, namespace string) string {
 	for _, ns := range namespaces {
 		if ns.name == namespace {
@@ -107,7 +107,7 @@ func labels(text, namespace string) string {
 	return text
 }
 
-// printStep prints the subject of a step.
+// printStep prints the title, meaning and policies of a step.
 func (p *printer) printStep(st step, number, of int, took time.Duration) error {
 	title := fmt.Sprintf("── %d/%d  %s ", number, of, st.title)
 	p.printf("\n%s\n", p.paint(bold, title+strings.Repeat("─", max(0, 84-len([]rune(title))))))

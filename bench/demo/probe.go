@@ -12,16 +12,16 @@ import (
 	"sluice/filter/event"
 )
 
-// networks are the protocols of the probes of each door.
+// networks are the protocols with which each port is probed.
 var networks = []string{"tcp", "udp"}
 
 const (
-	// probeTimeout bounds an attempt that gets neither an answer nor a verdict: its packet was
-	// lost.
+	// probeTimeout bounds an attempt that gets neither an answer nor a verdict because its
+	// packet was lost.
 	probeTimeout = time.Minute
-	// strayInterval is how long denied attempts continue, so that the demo sees an answer that
-	// comes although the agent denied the attempt. In the lab an answer takes a few
-	// milliseconds.
+	// strayInterval is the time for which denied attempts continue, so that the demo sees
+	// an answer that comes although the agent denied the attempt. In the lab an answer
+	// takes a few milliseconds.
 	strayInterval = 300 * time.Millisecond
 )
 
@@ -38,7 +38,7 @@ func (p probe) String() string {
 	return p.from.name + " -> " + p.to.String() + "/" + strings.ToUpper(p.network) + " over " + family
 }
 
-// flow is the probe in the form of the agent's log.
+// flow returns the flow of the probe, as the agent logs it.
 func (p probe) flow() flow {
 	return flow{p.from.Addrs()[p.family], p.to.host.Addrs()[p.family], strings.ToUpper(p.network), p.to.port}
 }
@@ -50,7 +50,8 @@ type outcome struct {
 	denial *verdict // the agent's verdict, if it denied
 }
 
-// reached also checks which host answered: that reveals translation or a wrong route.
+// reached reports whether the probe was answered by its target. An answer of another host
+// means address translation or a wrong route.
 func (o outcome) reached() bool {
 	return o.Outcome == lab.Reached && o.By == o.to.host.name
 }
@@ -73,8 +74,9 @@ func (c *cluster) probes() (ps []probe) {
 	return ps
 }
 
-// probeAll makes all attempts at the same time. It waits until each has an answer, or a denial in
-// the agent's log after mark, and then a little longer for answers that should not come.
+// probeAll makes all attempts at the same time. It waits until each has an answer, or a
+// denial in the agent's log after mark. Then it waits for strayInterval, for answers that
+// should not come.
 func probeAll(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []outcome {
 	ctx, stop := context.WithTimeout(ctx, probeTimeout)
 	defer stop()
@@ -91,7 +93,8 @@ func probeAll(ctx context.Context, probes []probe, a *agenttest.Agent, mark int)
 		})
 	}
 	watch.Go(func() {
-		// Await ends with ctx or with the agent. Missing denials show in the outcomes.
+		// Await returns when ctx ends or the agent ends. Missing denials show in the
+		// outcomes.
 		defer stop()
 		_, _ = a.Await(ctx, mark, func(l agenttest.Line) bool {
 			if f, v, ok := denial(l); ok {
@@ -116,12 +119,13 @@ func probeAll(ctx context.Context, probes []probe, a *agenttest.Agent, mark int)
 	return outcomes
 }
 
-// pendingProbes are the attempts that have neither an answer nor a denial.
+// pendingProbes holds the attempts that have neither an answer nor a denial yet, and the
+// denials.
 type pendingProbes struct {
 	mu      sync.Mutex
 	flows   map[flow]bool
 	denials map[flow]*verdict
-	empty   chan struct{} // closed when there are none left
+	empty   chan struct{} // closed when no attempt is pending
 }
 
 func newPendingProbes(probes []probe) *pendingProbes {
@@ -132,7 +136,7 @@ func newPendingProbes(probes []probe) *pendingProbes {
 	return u
 }
 
-// decide records an answer, or the denial v.
+// decide records that a flow was answered, or, if v is not nil, denied.
 func (u *pendingProbes) decide(f flow, v *verdict) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -146,14 +150,14 @@ func (u *pendingProbes) decide(f flow, v *verdict) {
 	}
 }
 
-// flow is a connection in the form of the agent's log.
+// flow identifies a connection by the fields of the agent's log.
 type flow struct {
 	src, dst netip.Addr
 	proto    string
 	port     uint16
 }
 
-// verdict is why a flow was denied.
+// verdict is the reason for which a flow was denied, and the policies that denied it.
 type verdict struct{ reason, policy string }
 
 func (v verdict) String() string {
@@ -163,7 +167,8 @@ func (v verdict) String() string {
 	return v.reason + ": no rule of " + strings.ReplaceAll(v.policy, ",", " or ") + " allows it"
 }
 
-// denial reads a line of the agent's log. ok reports whether it is a denial.
+// denial returns the flow and the verdict of a line of the agent's log. ok reports whether
+// the line is about a denial.
 func denial(l agenttest.Line) (f flow, v verdict, ok bool) {
 	if !l.Is(event.Verdict) || l.Text("verdict") != "deny" {
 		return f, v, false

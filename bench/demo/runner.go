@@ -9,8 +9,8 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// enforceTimeout bounds the time of the agent's start, and the time from a policy's file until it is
-// in force, which is some ten milliseconds.
+// enforceTimeout bounds the time of the agent's start, and the time from the write of a
+// policy's file until the policy is in force, which is usually some tens of milliseconds.
 const enforceTimeout = time.Minute
 
 // runner runs the steps in a lab with an agent.
@@ -55,7 +55,7 @@ func (e logPrinter) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// runSteps shows the steps and returns the number of wrong probes.
+// runSteps runs and prints the steps, and returns the number of wrong probes.
 func (s *runner) runSteps(ctx context.Context, steps []step) (wrong int, err error) {
 	probes := s.probes()
 	for i, st := range steps {
@@ -85,8 +85,8 @@ func (s *runner) runSteps(ctx context.Context, steps []step) (wrong int, err err
 	return wrong, nil
 }
 
-// apply saves the policies of a step and waits until they are in force. The agent reports that
-// when no verdict by the old ones can take effect.
+// apply saves the policies of a step and waits until they are in force: until the agent
+// logs that no packet can get a verdict of the old policies.
 func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err error) {
 	text, err := st.yaml()
 	if err != nil {
@@ -109,8 +109,8 @@ func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err er
 type comparison struct {
 	outcomes     []outcome
 	expectations []expectation
-	decided      []int // by expectation: the number of probes that it decides
-	met          []int // and of those that meet it
+	decided      []int // by expectation: the number of probes to which it applies
+	met          []int // by expectation: the number of these probes that meet it
 	wrong        []fault
 }
 
@@ -135,8 +135,8 @@ func compare(outcomes []outcome, expectations []expectation) comparison {
 	return j
 }
 
-// fault returns what is wrong with an outcome, and "" if it is as expected. A denied probe must
-// have been denied by the agent, and not lost.
+// fault returns a text about what is wrong with an outcome; empty if the outcome is as
+// expected. A probe that should be denied must have been denied by the agent, and not lost.
 func (o outcome) fault(reach bool) string {
 	switch {
 	case o.reached() && !reach:

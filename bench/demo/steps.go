@@ -15,11 +15,12 @@ var stepFiles embed.FS
 // step is a set of policies, and the expected results.
 type step struct {
 	name, title string
-	// meaning is what the policies express, and see is what to look at in the table.
+	// meaning explains the policies; see says which cells of the table to look at.
 	meaning, see string
-	policies     []string // files in policies, without their ending
-	// expectations state which probes succeed. They are written by hand from the policies' text: if
-	// the engine derived them, it would be compared with itself. See expectation for their form.
+	policies     []string // files in the directory policies, without their extension
+	// expectations state which probes succeed. They were written by hand from the text of
+	// the policies. If the engine derived them, it would be compared with itself. See
+	// expectation for their syntax.
 	expectations []string
 }
 
@@ -104,7 +105,7 @@ var steps = []step{
 	},
 }
 
-// always are the expectations that no policy can break. They come after a step's own.
+// always are expectations that no policy can change. They follow the expectations of a step.
 var always = []string{
 	"yes * -> itself",
 	"yes node-1 -> *",
@@ -123,7 +124,7 @@ func (s step) yaml() (string, error) {
 	return strings.Join(documents, "---\n"), nil
 }
 
-// selectSteps returns all steps, or the one of a name.
+// selectSteps returns the step with a name, or all steps if the name is empty.
 func selectSteps(name string) ([]step, error) {
 	if name == "" {
 		return steps, nil

@@ -14,10 +14,10 @@ const (
 	column      = 8
 )
 
-// cell is the crossing of a row and a column of the table.
+// cell is a cell of the table: the attempts from one host to one port.
 type cell struct {
 	asked, reached map[string]int // by network
-	why            []string       // letters
+	why            []string       // letters of the reasons for denials
 	wrong          bool
 }
 
@@ -34,7 +34,7 @@ func (c *cell) text() (text, colour string) {
 		} else {
 			complete = false
 			if c.reached[n] > 0 {
-				c.wrong = true // only one of the families
+				c.wrong = true // only one address family gets through
 			}
 		}
 	}
@@ -101,13 +101,13 @@ func (p *printer) table(c *cluster, j comparison) {
 	}
 }
 
-// cellKey is a cell's place in the table.
+// cellKey identifies a cell of the table.
 type cellKey struct {
 	from *host
 	to   serverPort
 }
 
-// tabulate sums the outcomes up in cells.
+// tabulate sums up the outcomes by cell.
 func tabulate(j comparison) (map[cellKey]*cell, *reasons) {
 	cells, why := make(map[cellKey]*cell), new(reasons)
 	for _, o := range j.outcomes {
@@ -133,7 +133,7 @@ func tabulate(j comparison) (map[cellKey]*cell, *reasons) {
 	return cells, why
 }
 
-// why returns why an attempt failed.
+// why returns the reason for which an attempt failed.
 func (o outcome) why() string {
 	if o.denial != nil {
 		return o.denial.String()

@@ -10,14 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client makes connections or requests, several at a time. It counts all of them over its life,
-// so that its keys continue where they were. It is for one goroutine.
+// Client makes connections or requests, several at a time. It counts them over its whole
+// life, so that each call continues with the next key. It must be used by only one
+// goroutine at a time.
 type Client struct {
 	made uint64
 }
 
-// Connect makes new TCP connections for a time, with the given number of clients at once. Each
-// client opens its next connection when the previous one is done.
+// Connect makes new TCP connections for a time, with the given number of clients at once. A
+// client opens its next connection when its previous one is done.
 func (c *Client) Connect(ctx context.Context, to Target, clients int, during time.Duration) (Outcome, error) {
 	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_STREAM, ready: unix.EPOLLOUT, timeout: connectTimeout}, clients, during)
 }
@@ -28,7 +29,7 @@ func (c *Client) Request(ctx context.Context, to Target, clients int, during tim
 	return c.run(ctx, &exchange{Target: to, kind: unix.SOCK_DGRAM, ready: unix.EPOLLIN, timeout: requestTimeout}, clients, during)
 }
 
-// exchange is how to make one connection or request.
+// exchange describes how to make one connection or request.
 type exchange struct {
 	Target
 	kind    int
@@ -42,7 +43,7 @@ type slot struct {
 	began time.Time
 }
 
-// clientGroup is the clients that run at the same time.
+// clientGroup is the state of the clients that run at the same time.
 type clientGroup struct {
 	*exchange
 	*Client
@@ -52,8 +53,8 @@ type clientGroup struct {
 	out   Outcome
 }
 
-// run lets clients work for a time, and then waits for the connections that have begun. Slow
-// connections are the ones that matter: without them, the worst server would look best.
+// run runs the clients for a time, and then waits for the open connections. Without the slow
+// ones, the worst server would look best.
 func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.Duration) (out Outcome, err error) {
 	w := &clientGroup{exchange: x, Client: c, slots: make([]slot, max(1, clients)), took: make([]time.Duration, 0, 1<<16)}
 	if w.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -81,7 +82,7 @@ func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.
 	return w.out, ctx.Err()
 }
 
-// work takes answers until a deadline, and as long as a connection is open. With again, a
+// work handles answers until a deadline, or until no connection is open. If again is set, a
 // client whose connection is done begins a new one.
 func (w *clientGroup) work(ctx context.Context, until time.Time, again bool) error {
 	events := make([]unix.EpollEvent, len(w.slots))
@@ -124,7 +125,7 @@ func (w *clientGroup) open() bool {
 	return slices.ContainsFunc(w.slots, func(s slot) bool { return s.fd >= 0 })
 }
 
-// finish ends the connection of a slot.
+// finish closes the connection of a slot. If again is set, it begins the next one.
 func (w *clientGroup) finish(i int, again bool) error {
 	closeWithReset(w.slots[i].fd)
 	w.slots[i].fd = -1
@@ -141,7 +142,7 @@ func (w *clientGroup) close() {
 	_ = unix.Close(w.poll)
 }
 
-// begin makes the next connection in a slot.
+// begin begins the next connection in a slot.
 func (w *clientGroup) begin(i int) error {
 	from, port := w.Key(w.made)
 	w.made++
@@ -155,12 +156,13 @@ func (w *clientGroup) begin(i int) error {
 		return fmt.Errorf("connect to %s port %d: %w", w.To, port, err)
 	}
 	if w.kind == unix.SOCK_DGRAM {
-		// A firewall on this host may reject at once. That counts as no answer.
+		// A firewall on this host may reject the datagram at once. It counts as unanswered.
 		if _, err := unix.Write(fd, []byte("?")); err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("send to %s port %d: %w", w.To, port, err)
 		}
 	}
-	// The events carry the number of the slot.
+	// Fd is the number of the slot, not a file descriptor: the kernel returns it with the
+	// event.
 	event := unix.EpollEvent{Events: w.ready | unix.EPOLLONESHOT, Fd: int32(i)}
 	if err := unix.EpollCtl(w.poll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		return fmt.Errorf("wait for the answer: %w", err)
@@ -179,12 +181,12 @@ func (x *exchange) answered(fd int) bool {
 	return err == nil && code == 0
 }
 
-// closeWithReset closes a socket, and a connection by a reset.
+// closeWithReset closes a socket. If it has a TCP connection, the connection is reset.
 func closeWithReset(fd int) {
 	if fd < 0 {
 		return
 	}
-	// Without effect on a datagram socket.
+	// Has no effect on a datagram socket.
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	_ = unix.Close(fd)
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Order is what a driven client must do.
+// Order is a load that a client runs for a Driver.
 type Order struct {
 	Do string `json:"do"` // tcp, udp, stream, flood or probe
 	Target
@@ -46,9 +46,9 @@ func (c *Client) Do(ctx context.Context, o Order) (a Answer, err error) {
 	return a, err
 }
 
-// ServeOrders executes orders from in, a line of JSON each, and answers on out in the same form, until
-// in ends. A harness that starts one process in a pod and sends it orders does not measure how
-// processes start.
+// ServeOrders executes orders from in, each a line of JSON, and writes the answers to out
+// in the same form, until in ends. A harness that sends its orders to a running process
+// does not measure the start of processes.
 func ServeOrders(ctx context.Context, in io.Reader, out io.Writer) error {
 	c, lines, answers := new(Client), bufio.NewScanner(in), json.NewEncoder(out)
 	for lines.Scan() {
@@ -71,13 +71,14 @@ func ServeOrders(ctx context.Context, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// Driver sends orders to an obeying client. It is for one goroutine.
+// Driver sends orders to a process that runs ServeOrders. It must be used by only one
+// goroutine at a time.
 type Driver struct {
 	orders  *json.Encoder
 	answers *json.Decoder
 }
 
-// NewDriver drives the client that reads its orders from orders and answers to answers.
+// NewDriver returns a driver that writes orders to orders and reads answers from answers.
 func NewDriver(orders io.Writer, answers io.Reader) *Driver {
 	return &Driver{json.NewEncoder(orders), json.NewDecoder(answers)}
 }

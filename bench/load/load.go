@@ -1,13 +1,13 @@
-// Package load makes traffic and serves it: new TCP connections, UDP requests, one long stream,
-// a flood, and datagrams that show when a change of policy takes effect.
+// Package load generates traffic and serves it: new TCP connections, UDP requests, one long
+// stream, a flood, and datagrams that show when a change of policy takes effect.
 //
 // It uses system calls directly, with one thread and epoll on each side. The cost of the
-// benchmark's own client is added to every contender, and makes them look more alike: net.Dial
-// takes about twice the CPU of a connection without any agent.
+// benchmark's own client is added to every contender and hides the differences between them:
+// net.Dial takes about twice the CPU time of a connection without any agent.
 //
-// A connection is measured from connect to the answer of the server's kernel, which is what an
-// agent in between can delay. It is then closed by a reset, so that its port can be used again
-// at once instead of after a minute in TIME_WAIT.
+// A connection is measured from connect to the answer of the server's kernel, because an
+// agent on the path can delay only that. The client then closes the connection by a reset,
+// so that its port can be used again at once instead of after a minute in TIME_WAIT.
 package load
 
 import (
@@ -29,16 +29,17 @@ type Ports struct {
 // Nth returns the nth port, modulo the count.
 func (p Ports) Nth(n uint64) uint16 { return p.First + uint16(n%uint64(max(1, p.Count))) }
 
-// Target is the ends of connections. The nth connection goes from the nth source, modulo their
-// number, and to the next port once every source was used: the key of a flow (source,
-// destination, port) repeats after as many connections as there are sources times ports.
+// Target describes the two ends of connections. Consecutive connections use one source
+// after the other, and the next port when all sources have been used. So the key of a flow
+// (source, destination, port) repeats after sources times ports connections.
 type Target struct {
 	To    netip.Addr   `json:"to"`
 	Ports Ports        `json:"ports"`
 	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; the kernel chooses if there are none
 }
 
-// Key returns the source, which may be invalid, and the port of the nth connection.
+// Key returns the source and the port of the nth connection. Without sources, from is the
+// zero Addr.
 func (t Target) Key(n uint64) (from netip.Addr, port uint16) {
 	if len(t.From) == 0 {
 		return netip.Addr{}, t.Ports.Nth(n)
@@ -47,7 +48,7 @@ func (t Target) Key(n uint64) (from netip.Addr, port uint16) {
 	return t.From[n%sources], t.Ports.Nth(n / sources)
 }
 
-// Latency is the duration of connections or requests.
+// Latency is the distribution of the durations of connections or requests.
 type Latency struct {
 	P50  Micros `json:"p50"`
 	P99  Micros `json:"p99"`
@@ -61,9 +62,9 @@ type Micros float64
 // Outcome is the result of a client.
 type Outcome struct {
 	Done   uint64        `json:"done"`   // connections or requests with an answer
-	InTime uint64        `json:"intime"` // of Done: before the end of the time; the others had begun before it
+	InTime uint64        `json:"intime"` // of Done: answered before the end of the time
 	Failed uint64        `json:"failed"` // without an answer, or refused
-	Late   uint64        `json:"late"`   // of Done: those that needed a retransmission, after a second
+	Late   uint64        `json:"late"`   // of Done: answered only after a retransmission, about a second later
 	Took   time.Duration `json:"took"`
 	Latency
 	Bytes uint64 `json:"bytes,omitempty"` // of a stream
@@ -72,17 +73,18 @@ type Outcome struct {
 // Rate returns the answers per second.
 func (o Outcome) Rate() float64 { return float64(o.InTime) / o.Took.Seconds() }
 
-// lateAfter is when TCP retransmits a SYN, less the error of a clock.
+// lateAfter is the time after which TCP retransmits a SYN, less a margin for the clock.
 const lateAfter = 950 * time.Millisecond
 
-// connectTimeout bounds the time of a connection; TCP has tried three times by then. A datagram is
-// not retransmitted, and is lost much earlier.
+// connectTimeout bounds the time of a connection; TCP has sent its SYN three times by then.
+// requestTimeout bounds the time of a UDP request. It is shorter, because datagrams are not
+// retransmitted.
 const (
 	connectTimeout = 4 * time.Second
 	requestTimeout = time.Second
 )
 
-// summarize sorts the times.
+// summarize returns the latency of connections and the number of late ones. It sorts took.
 func summarize(took []time.Duration) (l Latency, late uint64) {
 	if len(took) == 0 {
 		return l, 0
@@ -112,8 +114,9 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// open makes a non-blocking socket, bound to an address if one is given. The port is chosen at
-// connect, for the whole 4-tuple; ports chosen at bind would run out.
+// open opens a non-blocking socket, bound to from if it is valid. The kernel chooses the
+// port at connect, when it must be unique only for the 4-tuple. Ports chosen at bind would
+// run out.
 func open(kind int, from, to netip.Addr) (fd int, err error) {
 	fd, err = unix.Socket(domain(to), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -50,7 +50,7 @@ next:
 
 func TestClientAndServer(t *testing.T) {
 	ports := freePorts(t, 4)
-	// The last one is for the stream.
+	// The last port is for the stream.
 	served := load.Ports{First: ports.First, Count: 3}
 	s, err := load.Serve(load.ServerOptions{TCP: []load.Ports{served}, UDP: []load.Ports{served}, Stream: ports.Nth(3)})
 	if err != nil {
@@ -60,7 +60,7 @@ func TestClientAndServer(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-		// And the port is free again.
+		// The port is free again.
 		l, err := net.Listen("tcp", netip.AddrPortFrom(loopback, ports.First).String())
 		if err != nil {
 			t.Fatal(err)
@@ -104,10 +104,11 @@ func TestClientAndServer(t *testing.T) {
 	}
 }
 
-// TestClosedPort: a refused connection does not count.
+// TestClosedPort checks that a refused connection counts as failed.
 func TestClosedPort(t *testing.T) {
-	// From another address: from its own, a client that gets the closed port as its own port
-	// connects to itself (RFC 9293, 3.5: simultaneous open).
+	// The client has another address than the server. With the same address, a client whose
+	// own port happens to be the closed port would connect to itself (RFC 9293, 3.5:
+	// simultaneous open).
 	to := load.Target{To: loopback, Ports: freePorts(t, 1), From: []netip.Addr{netip.MustParseAddr("127.0.0.2")}}
 	c := new(load.Client)
 	for _, what := range []func(context.Context, load.Target, int, time.Duration) (load.Outcome, error){c.Connect, c.Request} {
@@ -127,8 +128,8 @@ func TestEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestKeysComeAgainLate: a key repeats only after all sources and ports, because "never seen"
-// would not be true otherwise.
+// TestKeysComeAgainLate checks that a key repeats only after all combinations of sources and
+// ports. Otherwise the load's keys would not be "never seen".
 func TestKeysComeAgainLate(t *testing.T) {
 	to := load.Target{To: loopback, Ports: load.Ports{First: 65000, Count: 7}, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}}
 	type key struct {
@@ -144,7 +145,7 @@ func TestKeysComeAgainLate(t *testing.T) {
 		seen[key{from, port}] = true
 	}
 	if from, port := to.Key(21); from != loopback || port != 65000 {
-		t.Errorf("after all it begins with %s, %d", from, port)
+		t.Errorf("after all keys, the next is %s, %d", from, port)
 	}
 }
 

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ServerOptions are the ports of a server.
+// ServerOptions are the ports that a server serves.
 type ServerOptions struct {
-	TCP []Ports // accepts and closes
-	UDP []Ports // echoes what arrives
-	// Stream is a TCP port that discards what arrives; 0 for none.
+	TCP []Ports // accept and close connections
+	UDP []Ports // echo datagrams
+	// Stream is a TCP port that discards all data; 0 for none.
 	Stream uint16
 }
 
@@ -29,12 +29,12 @@ type Server struct {
 	done   sync.WaitGroup
 }
 
-// backlog bounds the connections that wait to be accepted; the kernel bounds it too
-// (net.core.somaxconn).
+// backlog bounds the connections that wait to be accepted. The kernel also bounds them, with
+// net.core.somaxconn.
 const backlog = 4096
 
-// Serve serves until the server is closed. A range of ports takes a socket each, and the
-// process's limit of open files is raised as needed.
+// Serve starts a server. Each port takes a socket; Serve raises the process's limit of open
+// files as needed. The caller must close the server.
 func Serve(o ServerOptions) (*Server, error) {
 	need := uint64(100)
 	for _, p := range append(append([]Ports(nil), o.TCP...), o.UDP...) {
@@ -158,8 +158,8 @@ func (s *Server) run() {
 	}
 }
 
-// accept takes all waiting connections. It closes them in order: after a reset, the client
-// could not tell that it was connected.
+// accept accepts and closes all waiting connections. It does not reset them: after a reset,
+// the client could not see that it had been connected.
 func accept(fd int) {
 	for {
 		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
@@ -186,7 +186,7 @@ func echo(fd int, buf []byte) {
 	}
 }
 
-// discard reads streams to their ends.
+// discard reads all streams to their ends and discards the data.
 func (s *Server) discard() {
 	for {
 		c, err := s.stream.Accept()
@@ -202,7 +202,7 @@ func (s *Server) discard() {
 
 // Close ends the server.
 func (s *Server) Close() error {
-	// It wakes run; the counter of a new event cannot overflow.
+	// This wakes run. The eventfd's counter was 0, so the write cannot block.
 	_, err := unix.Write(s.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	if s.stream != nil {
 		err = errors.Join(err, s.stream.Close())

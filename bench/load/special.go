@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream sends over one TCP connection as fast as possible for a time. Bytes are what the
-// kernel has accepted, which at the end is at most a socket's buffer more than what has
-// arrived.
+// Stream sends over one TCP connection as fast as possible for a time. Bytes is the number
+// of bytes that the kernel has accepted. It exceeds the number that has arrived by at most
+// the size of the socket's buffer.
 func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, err error) {
 	from, port := to.Key(0)
 	d := net.Dialer{}
@@ -48,9 +48,9 @@ func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, 
 	}
 }
 
-// Flood sends first packets of new flows as fast as one thread can, for a time: UDP and TCP
-// alternately, to random ports of random addresses of the given ranges, without waiting for
-// answers. Done is the number of packets.
+// Flood sends first packets of new flows for a time, as fast as one thread can. It sends
+// UDP and TCP alternately, to random ports and random IPv4 addresses of the given ranges,
+// and does not wait for answers. Done is the number of packets.
 func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (out Outcome, err error) {
 	if len(ranges) == 0 {
 		return out, errors.New("flood: give at least one range of addresses")
@@ -68,7 +68,7 @@ func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (ou
 		}
 		to := &unix.SockaddrInet4{Port: 1 + random.IntN(65535), Addr: randomAddr(random, ranges)}
 		if out.Done&1 == 0 {
-			// An error is about an earlier packet: its destination is unreachable.
+			// An error reports that the destination of an earlier packet is unreachable.
 			_ = unix.Sendto(udp, []byte("flood"), 0, to)
 		} else if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err == nil {
 			_ = unix.Connect(fd, to)
@@ -89,18 +89,19 @@ func randomAddr(random *rand.Rand, ranges []netip.Prefix) (a [4]byte) {
 	return a
 }
 
-// Seen is the datagrams of a probe that were answered, by the times at which they were sent, in
-// order.
+// Seen is the result of a probe: the times at which the answered datagrams were sent, in
+// Unix nanoseconds and in the order of the answers.
 type Seen struct {
-	New  []int64 `json:"new"`  // from a new socket each, Unix nanoseconds
+	New  []int64 `json:"new"`  // each from a new socket
 	Live []int64 `json:"live"` // all from one socket
 }
 
 // probeInterval is the time between two datagrams of a probe.
 const probeInterval = 200 * time.Microsecond
 
-// Probe sends a datagram from a new socket and one from a permanent socket, repeatedly for a
-// time, to the first port of the target. An answered datagram was allowed when it was sent.
+// Probe sends datagrams to the first port of the target for a time: every probeInterval one
+// from a new socket and one from a permanent socket. A datagram that is answered was allowed
+// when it was sent.
 func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err error) {
 	from, port := to.Key(0)
 	p := &probe{from: from, to: to.To, port: port, seen: &seen}
@@ -122,18 +123,17 @@ func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err
 	return seen, ctx.Err()
 }
 
-// probe is the sockets of a Probe.
+// probe is the state of a Probe.
 type probe struct {
 	from, to netip.Addr
 	port     uint16
 	poll     int
 	live     int
-	old      []int // sockets that may still be answered, oldest first
+	old      []int // sockets that may still receive an answer, oldest first
 	seen     *Seen
 }
 
-// probeSockets bounds the sockets that wait for an answer; the ones before have waited for 100
-// ms.
+// probeSockets bounds the sockets that wait for an answer. A socket is closed after 100 ms.
 const probeSockets = 500
 
 func (p *probe) open() (int, error) {
@@ -169,7 +169,7 @@ func (p *probe) send() error {
 	return nil
 }
 
-// read takes the waiting answers.
+// read reads the answers that have arrived.
 func (p *probe) read() error {
 	var events [64]unix.EpollEvent
 	n, err := unix.EpollWait(p.poll, events[:], 0)

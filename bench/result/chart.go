@@ -10,15 +10,15 @@ import (
 	"sluice/bench/stats"
 )
 
-// chart is a drawing with a line for each contender: a dot for each round's value, and a stroke
-// at the median. Every value is visible, which a bar would hide.
+// chart is a drawing with a line for each contender: a dot for each round's value, and a
+// stroke at the median. Unlike a bar, this shows every value.
 type chart struct {
 	title  string
 	legend []string // names of the groups of dots, in order
 	unit   string
 	lines  []chartLine
 	log    bool    // the scale is logarithmic
-	mark   float64 // a value to compare with; 0 for none
+	mark   float64 // a value to mark with a vertical line; 0 for none
 }
 
 // chartLine is a contender's line. Each group of dots has its own color.
@@ -36,7 +36,8 @@ const (
 	chartMargin = 28
 )
 
-// svg draws the chart. Colors are classes of the page's style, for light and dark.
+// svg returns the chart as SVG. The colors are CSS classes, which the page defines for
+// light and dark.
 func (c chart) svg() string {
 	low, high := c.bounds()
 	height := chartMargin*2 + lineHeight*len(c.lines)
@@ -77,7 +78,7 @@ func (c chart) svg() string {
 	return b.String()
 }
 
-// heading is the title and, in the colors of their dots, the names of the groups.
+// heading returns the title, and the names of the groups in the colors of their dots.
 func (c chart) heading() string {
 	text := html.EscapeString(c.title)
 	for i, name := range c.legend {
@@ -96,7 +97,7 @@ func (c chart) heading() string {
 	return text
 }
 
-// bounds returns the ends of the scale: it begins at 0 unless it is logarithmic.
+// bounds returns the ends of the scale. A linear scale includes 0.
 func (c chart) bounds() (low, high float64) {
 	low, high = math.Inf(1), c.mark
 	for _, l := range c.lines {
@@ -107,7 +108,7 @@ func (c chart) bounds() (low, high float64) {
 		}
 	}
 	if c.log {
-		// To whole powers of ten, so that the grid has lines.
+		// The ends are whole powers of ten, so that the grid has lines.
 		low = math.Pow(10, math.Floor(math.Log10(low)))
 		return low, max(low*10, math.Pow(10, math.Ceil(math.Log10(high))))
 	}
@@ -165,12 +166,12 @@ func (r *Result) shares(of Scenario, l Load, m Metric) chart {
 		low, high = min(low, slices.Min(ratios)), max(high, slices.Max(ratios))
 		return [][]float64{ratios}
 	})
-	c.log = low > 0 && high/low > 10 // so that those near 1 can be distinguished
+	c.log = low > 0 && high/low > 10 // otherwise ratios near 1 could not be distinguished
 	return c
 }
 
-// figures draws those figures of a load that are better if lower and have the same unit, each
-// in a color of its own.
+// figures draws the figures of a load that have a unit and are better if lower, each in a
+// color of its own.
 func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []chart {
 	c := chart{title: l.Label, unit: unit, log: unit != "µs/conn"}
 	var drawn []Metric
@@ -182,7 +183,7 @@ func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []c
 	r.lines(&c, func(row Row) (groups [][]float64) {
 		for _, m := range drawn {
 			values := slices.Clone(r.Values(Key{of, row.Name, l.Name, m}))
-			if c.log { // without a place for 0
+			if c.log { // a logarithmic scale has no 0
 				values = slices.DeleteFunc(values, func(v float64) bool { return v <= 0 })
 			}
 			groups = append(groups, values)

@@ -19,21 +19,21 @@ type Change struct {
 	Real bool
 }
 
-// What makes a change count: see [Compare].
+// Thresholds for a change to count; see [Compare].
 const (
-	falseDiscoveryRate = 0.05 // of the changes that count, the share that may be chance
-	minChange          = 0.02 // a smaller change, relative to the old value, is ignored
+	falseDiscoveryRate = 0.05 // the share of the counted changes that may be due to chance
+	minChange          = 0.02 // relative to the old value; smaller changes do not count
 )
 
-// Compare compares two results figure by figure, as far as both have the figure and it is
-// better in one direction.
+// Compare compares two results figure by figure. It ignores figures that only one of the
+// results has, and figures without a better direction.
 //
-// If a row has a reference row, the ratios are compared: the state of the whole machine on that
-// day cancels out. The values are those of the rounds. The test is the two-sided rank test of
-// Mann and Whitney, which assumes no distribution. Because many figures are tested at once, the
-// changes that count are chosen among those of one size of cluster so that about one in twenty
-// of them is chance (Benjamini and Hochberg). A change must also be 2% or more. With absolute,
-// nothing is divided.
+// If a row has a reference row, Compare compares ratios, so that the speed of the machine
+// on that day cancels out. With absolute, it compares the figures themselves. The values of
+// the rounds are tested with the two-sided rank test of Mann and Whitney, which assumes no
+// distribution. Because many figures are tested at once, the changes that count are
+// selected for each size of cluster so that about one in twenty of them is due to chance
+// (Benjamini and Hochberg). A change must also be 2% or more.
 func Compare(old, fresh *Result, absolute bool) []Change {
 	var changes []Change
 	for _, s := range fresh.Series {
@@ -48,16 +48,16 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
 		changes = append(changes, c)
 	}
-	// All sizes together would be too many for a few rounds: with 7 on both sides no figure can
-	// be less probable than 1 in 1716, which is what one change among a thousand figures would
-	// need.
+	// All sizes together would be too many figures for a few rounds: with 7 rounds on both
+	// sides, no p-value can be below 1 in 1716. A single change among a thousand figures
+	// would need a lower one to count.
 	for _, of := range fresh.Scenarios() {
 		markReal(changes, of)
 	}
 	return changes
 }
 
-// markReal marks the changes of a size of cluster that count.
+// markReal sets Real for the changes of a size of cluster that count.
 func markReal(changes []Change, of Scenario) {
 	var p []float64
 	var its []*Change
@@ -75,8 +75,8 @@ func markReal(changes []Change, of Scenario) {
 // Worse reports whether the change is for the worse.
 func (c Change) Worse() bool { return (c.New < c.Old) == (c.Better == More) && c.New != c.Old }
 
-// WriteChanges prints the changes beyond the noise, and how many figures were compared. It
-// returns how many got worse.
+// WriteChanges prints the changes beyond the noise, and the number of compared figures. It
+// returns the number of figures that got worse.
 func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int, err error) {
 	fmt.Fprintf(w, "old: %s\nnew: %s\n", old.place(), fresh.place())
 	if old.Machine.Kernel != fresh.Machine.Kernel || old.Machine.CPU != fresh.Machine.CPU || old.Machine.Cores != fresh.Machine.Cores {
@@ -123,7 +123,7 @@ func fewest(r *Result) int {
 	return n
 }
 
-// Sort orders changes: the worse first, then by size.
+// Sort orders changes: first the changes for the worse, then the others, each by size.
 func Sort(changes []Change) {
 	weight := func(c Change) float64 {
 		w := math.Abs(c.New-c.Old) / max(1e-9, math.Abs(c.Old))

@@ -1,8 +1,10 @@
-// Package result is the measurements of the benchmark harness and their forms: JSON, tables for
-// a terminal, a page in Markdown, a report in HTML, and the changes between two results.
+// Package result holds the measurements of the benchmark harness, and formats them as JSON,
+// tables for a terminal, a page in Markdown, a report in HTML, and a comparison of two
+// results.
 //
-// A result is a flat list of series. Each is one figure of one contender under one load on one
-// size of cluster, with a value for every round, so that a new measurement needs no new form.
+// A result is a flat list of series. A series is one figure of one contender under one load
+// on one size of cluster, with a value for each round. So new figures do not change the
+// format.
 package result
 
 import (
@@ -17,8 +19,8 @@ import (
 	"sluice/bench/stats"
 )
 
-// format is the version of the form of results. It changes when older results can no longer be
-// read.
+// format is the version of the format of results. It changes when older results can no
+// longer be read.
 const format = 1
 
 // Result is one run of the harness.
@@ -32,7 +34,7 @@ type Result struct {
 	Loads   []Load            `json:"loads"`
 	Series  []Series          `json:"series"`
 	Aims    []Aim             `json:"aims,omitempty"`
-	// Notes are what a reader must know, such as rows that were left out and why.
+	// Notes are remarks for the reader, such as which rows were left out and why.
 	Notes []string `json:"notes,omitempty"`
 }
 
@@ -84,13 +86,14 @@ func (s Scenario) String() string {
 	return text + strconv.Itoa(s.Namespaces) + " namespaces"
 }
 
-// Which direction is better; neither for figures that only explain others.
+// Values of Metric.Better: which direction is better. It is empty for figures that only
+// explain others.
 const (
 	More = "more"
 	Less = "less"
 )
 
-// Metric is a figure.
+// Metric is the name and unit of a figure.
 type Metric struct {
 	Name   string `json:"metric"`
 	Unit   string `json:"unit"`
@@ -105,13 +108,13 @@ type Key struct {
 	Metric
 }
 
-// Aim is a bound to keep, and what was measured.
+// Aim is a bound for a figure, and the measured value.
 type Aim struct {
 	Scenario `json:"scenario"`
 	Row      string  `json:"row"`
 	Load     string  `json:"load"`
 	Label    string  `json:"label"`
-	Want     float64 `json:"want"` // at least or at most, as Better says
+	Want     float64 `json:"want"` // a lower bound if Better is More, otherwise an upper bound
 	Better   string  `json:"better"`
 	Got      float64 `json:"got"`
 	Low      float64 `json:"low"` // of the rounds
@@ -119,7 +122,7 @@ type Aim struct {
 	Missed   bool    `json:"missed"`
 }
 
-// Series is a figure with its values, one each round.
+// Series is a figure with its values, one for each round.
 type Series struct {
 	Key
 	Values []float64 `json:"values"`
@@ -136,7 +139,7 @@ func (r *Result) Add(k Key, value float64) {
 	r.Series = append(r.Series, Series{k, []float64{value}})
 }
 
-// Values returns those of a series, and none if it does not exist.
+// Values returns the values of a series; nil if the series does not exist.
 func (r *Result) Values(k Key) []float64 {
 	for _, s := range r.Series {
 		if s.Key == k {
@@ -146,8 +149,9 @@ func (r *Result) Values(k Key) []float64 {
 	return nil
 }
 
-// Ratios returns a series divided by the same figure of its row's reference row, round by
-// round. There are none if the row or the figure does not exist.
+// Ratios returns the values of a series divided by those of the same figure of the reference
+// row, round by round. It returns nil if the row or its reference row does not exist, and no
+// ratios if the reference row lacks the figure.
 func (r *Result) Ratios(s Series) []float64 {
 	i := slices.IndexFunc(r.Rows, func(row Row) bool { return row.Name == s.Row })
 	if i < 0 || r.Rows[i].Against == "" {
@@ -158,7 +162,7 @@ func (r *Result) Ratios(s Series) []float64 {
 	return stats.Ratios(s.Values, r.Values(k))
 }
 
-// Scenarios returns the measured sizes of cluster, in order.
+// Scenarios returns the measured sizes of cluster, in the order of the measurement.
 func (r *Result) Scenarios() (all []Scenario) {
 	for _, s := range r.Series {
 		if !slices.Contains(all, s.Scenario) {

@@ -30,7 +30,7 @@ func sample(factor float64) *result.Result {
 		Machine: result.Machine{Kernel: "6.1", CPU: "a <CPU> & more", Cores: 2, Sluice: "v1", Iptables: "v1.8"},
 		Options: map[string]string{"rounds": "7"},
 		Rows: []result.Row{
-			{Name: "none", Label: "no agent", About: "conntrack alone"},
+			{Name: "none", Label: "no agent", About: "only conntrack"},
 			{Name: "user", Label: "Sluice <user>", Against: "none", About: "one & all"},
 		},
 		Loads: []result.Load{{Name: "tcp-1", Label: "New connections"}},
@@ -100,15 +100,15 @@ func TestPage(t *testing.T) {
 	if err := sample(0.5).Page(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"bin/bench run --rounds=7", "## 1,000 pods, 100 policies, one namespace", "|---|--:|--:|", "| no agent | 24,000 ±17% | 1 |", "- **no agent**: conntrack alone"} {
+	for _, want := range []string{"bin/bench run --rounds=7", "## 1,000 pods, 100 policies, one namespace", "|---|--:|--:|", "| no agent | 24,000 ±17% | 1 |", "- **no agent**: only conntrack"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is not in\n%s", want, b.String())
 		}
 	}
 }
 
-// TestHTML reads the report as XML, with its drawings, and checks what it must show and that it
-// loads nothing.
+// TestHTML parses the report, with its drawings, as XML. It checks that the report shows the
+// figures and loads nothing from elsewhere.
 func TestHTML(t *testing.T) {
 	var b bytes.Buffer
 	if err := sample(0.5).HTML(&b); err != nil {
@@ -153,7 +153,7 @@ func TestHTML(t *testing.T) {
 func TestCompare(t *testing.T) {
 	old := sample(0.95)
 	if changes := result.Compare(old, sample(0.95), false); slices.ContainsFunc(changes, func(c result.Change) bool { return c.Real }) {
-		t.Errorf("two of the same differ: %+v", changes)
+		t.Errorf("two equal results differ: %+v", changes)
 	}
 	if changes := result.Compare(old, sample(0.94), false); slices.ContainsFunc(changes, func(c result.Change) bool { return c.Real }) {
 		t.Errorf("a change of 1%% counts: %+v", changes)

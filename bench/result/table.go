@@ -12,16 +12,16 @@ import (
 	"sluice/bench/stats"
 )
 
-// Table is figures in rows, for any form of output.
+// Table is a table of formatted figures, for any form of output.
 type Table struct {
 	Title string
 	Head  []string
 	Rows  [][]string
 }
 
-// Tables returns the tables of a size of cluster: one for each load, with a line for each
-// contender. The first figure of each, and every figure that is better in one direction, is
-// followed by its ratio, if it has one.
+// Tables returns the tables of a size of cluster: the aims, and one table for each load
+// with a line for each contender. The first figure of a load is followed by its ratio, if
+// it has one.
 func (r *Result) Tables(of Scenario) (tables []Table) {
 	if t := r.aims(of); len(t.Rows) > 0 {
 		tables = append(tables, t)
@@ -34,7 +34,7 @@ func (r *Result) Tables(of Scenario) (tables []Table) {
 	return tables
 }
 
-// aims is the table of aims.
+// aims returns the table of aims.
 func (r *Result) aims(of Scenario) Table {
 	t := Table{Title: "Aims", Head: []string{"", "row", "load", "aim", "measured", "lowest–highest", ""}}
 	for _, a := range r.Aims {
@@ -81,8 +81,8 @@ func (r *Result) table(of Scenario, l Load) Table {
 	return t
 }
 
-// metrics are the figures of a load, in the order of the row that has most of them. Counts of
-// errors that are all 0 get no column.
+// metrics returns the figures of a load, in the order of the row with the most figures.
+// Counts of errors that are all 0 get no column; none has their names.
 func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) {
 	rows := make(map[string][]Metric)
 	happened := make(map[Metric]bool)
@@ -124,8 +124,8 @@ func (r *Result) hasRatio(of Scenario, l Load) bool {
 	return false
 }
 
-// cell is the median, and on request half of the distance between the lowest and the highest
-// value in percent, or both of them.
+// cell formats the median. With spread, it adds half of the distance between the lowest and
+// the highest value in percent; with bounds, it adds these two values.
 func cell(values []float64, spread, bounds bool) string {
 	if len(values) == 0 {
 		return "–"
@@ -194,7 +194,7 @@ func (r *Result) Text(w io.Writer) error {
 	return nil
 }
 
-// place is where and when the result was measured.
+// place returns a line about where and when the result was measured.
 func (r *Result) place() string {
 	m := r.Machine
 	return fmt.Sprintf("%s; Linux %s, %s, %d cores; sluice %s; %s", r.Made.UTC().Format("2006-01-02 15:04 UTC"), m.Kernel, m.CPU, m.Cores, m.Sluice, m.Iptables)
@@ -213,7 +213,7 @@ func (t Table) Text(w io.Writer) error {
 	return nil
 }
 
-// markdown writes the table for a page.
+// markdown writes the table in Markdown.
 func (t Table) markdown(w io.Writer) {
 	fmt.Fprintf(w, "\n**%s**\n\n", t.Title)
 	for i, row := range append([][]string{t.Head}, t.Rows...) {
@@ -224,7 +224,8 @@ func (t Table) markdown(w io.Writer) {
 	}
 }
 
-// Page writes the result as a page in Markdown, with the command that made it.
+// Page writes the result as a page in Markdown, with the command that repeats the
+// measurement.
 func (r *Result) Page(w io.Writer) error {
 	fmt.Fprintf(w, `# The latest results
 
@@ -252,7 +253,7 @@ The harness wrote this page in %[2]s. To repeat the measurement:
 	return nil
 }
 
-// command is the command that made the result.
+// command returns the command that made the result.
 func (r *Result) command() string {
 	text := "bin/bench run"
 	names := make([]string, 0, len(r.Options))

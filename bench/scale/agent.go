@@ -18,25 +18,25 @@ import (
 	"sluice/filter/event"
 )
 
-// kinds of events, in the order in which they happen.
+// eventKinds are the kinds of events, in the order in which they are triggered.
 var eventKinds = []string{"status", "label", "restart", "policy"}
 
 // debugAddress is where the agent serves /debug/, on its node.
 const debugAddress = "127.0.0.1:10301"
 
-// settleDelay is how long after sync the memory is read a second time.
+// settleDelay is the time after which the memory is read again.
 const settleDelay = 10 * time.Second
 
-// process is sluice run on a node of its own, on which the cluster is served too.
+// process is sluice run on a node of a lab. The cluster is served on the same node.
 type process struct {
 	*agenttest.Agent
 	served string // address of the serving process
 	client http.Client
-	added  int // how many pods were added to see the end of events
+	added  int // number of pods that were added to mark the end of events
 }
 
-// measureProcess measures the memory of sluice itself, with its rules, its queues and the
-// kernel's flow cache, which the measurement in this process lacks.
+// measureProcess measures the memory of a complete agent, with its rules, its queues and the
+// kernel's flow cache. The measurement in this process lacks these.
 func measureProcess(ctx context.Context, opts options) (err error) {
 	if opts.sluice == "" {
 		return nil
@@ -89,7 +89,7 @@ func measureProcess(ctx context.Context, opts options) (err error) {
 	return p.report(ctx, opts, time.Since(began))
 }
 
-// report measures and prints.
+// report prints the measurements.
 func (p *process) report(ctx context.Context, opts options, took time.Duration) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "\nsluice run\tresident\tpeak\t\n")
@@ -127,7 +127,7 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events triggers events and waits until the last one, an additional pod, is in force.
+// events triggers events and waits until the pod that is added last is in force.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
 	p.added++
@@ -141,7 +141,7 @@ func (p *process) events(ctx context.Context, opts options, sort string) error {
 	return err
 }
 
-// heap writes a profile of the agent's heap to a file, if one was named.
+// heap writes a profile of the agent's heap to a file. An empty name disables it.
 func (p *process) heap(ctx context.Context, file string) error {
 	if file == "" {
 		return nil

@@ -15,9 +15,9 @@ import (
 
 var created = time.Unix(1_700_000_000, 0)
 
-// addPodDetails adds what pods of a Deployment have besides, about 3 KB that no decision looks at.
-// All pods of an app have the labels of its first, except in one app of ten, which is a
-// StatefulSet: each of its pods has a label of its own.
+// addPodDetails adds the other fields of a Deployment's pod, about 3 KB that no decision
+// depends on. All pods of an app get the labels of its first pod. One app in ten is a
+// StatefulSet: each of its pods gets one more label, with its name.
 func addPodDetails(p, first *corev1.Pod, i int) {
 	p.Labels = maps.Clone(first.Labels)
 	if i/10%10 == 0 {

@@ -1,10 +1,11 @@
-// Command scale measures what it costs an agent to follow a large cluster: the time until it
-// knows everything, the cost of each event, and the memory.
+// Command scale measures what it costs an agent to follow a large cluster: the time until
+// it is synced, the cost of each event, and the memory.
 //
-// A process of its own (this program with -serve) serves the cluster over HTTP, as protobuf and
-// with streaming lists, like the real API server. The agent's side is first the source and the
-// controller of sluice in this process, so that nothing else adds to the cost of an event; and
-// then sluice run itself, on a node of a lab, so that its resident set is that of an agent.
+// A separate process (this program with -serve) serves the cluster over HTTP, as protobuf
+// and with streaming lists, like the real API server. There are two measurements. The first
+// one runs only the source and the controller of sluice in this process, so that nothing
+// else adds to the cost of an event. The second one runs sluice run on a node of a lab, and
+// measures the resident set of a complete agent.
 //
 //	go run ./bench/scale -sluice bin/sluice
 //	go run ./bench/scale -pods 10000 -policies 1000 -namespaces 100

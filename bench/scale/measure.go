@@ -32,7 +32,7 @@ type agent struct {
 	rounds    byte
 }
 
-// usage is what the process has used so far.
+// usage is the state of the process's resource counters at one moment.
 type usage struct {
 	at      time.Time
 	cpu     time.Duration
@@ -82,7 +82,7 @@ func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error)
 	}
 	cmd := exec.CommandContext(ctx, self, opts.args()...)
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe() // the end of this pipe ends the server
+	in, err := cmd.StdinPipe() // the server ends when this pipe is closed
 	if err != nil {
 		return "", "", nil, fmt.Errorf("start the server: %w", err)
 	}
@@ -108,7 +108,7 @@ func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error)
 	return address, fmt.Sprintf("a pod is %d bytes on the wire, a policy %d", pod, pol), stop, nil
 }
 
-// report measures and prints.
+// report prints the measurements.
 func (a *agent) report(ctx context.Context, opts options, sizes string, before usage, controller *watch.Controller) error {
 	select {
 	case <-ctx.Done():
@@ -123,7 +123,7 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	fmt.Printf("%d pods, %d policies, %d namespaces, %d nodes; %s\n\n", c.Pods, c.Policies, c.Namespaces, opts.nodes, sizes)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "time to sync\t%v\tCPU %v, %d MB allocated\n", synced.at.Sub(before.at).Round(time.Millisecond), (synced.cpu - before.cpu).Round(time.Millisecond), (synced.bytes-before.bytes)>>20)
-	// As the agent does once it is ready, when this much lives.
+	// An agent with a heap of this size does the same when it is ready.
 	debug.FreeOSMemory()
 	debug.SetGCPercent(40)
 	runtime.GC() // frees objects with cleanups
@@ -138,8 +138,8 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	return w.Flush()
 }
 
-// events triggers n events of a kind as fast as possible, and prints the cost of each until it
-// is in force.
+// events triggers n events of a kind as fast as possible, and waits until the last one is in
+// force. It prints the cost of each event.
 func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n int) error {
 	a.rounds++
 	last := netip.AddrFrom4([4]byte{192, 0, 2, a.rounds})
@@ -168,7 +168,7 @@ func (a *agent) events(ctx context.Context, w *tabwriter.Writer, what string, n 
 	return nil
 }
 
-// triggerEvents asks the serving process for events.
+// triggerEvents makes the serving process trigger events.
 func triggerEvents(ctx context.Context, client *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
 	if err != nil {

@@ -17,12 +17,12 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// servedCluster is the served cluster and its possible events.
+// servedCluster is a cluster that is served, and that changes on request.
 type servedCluster struct {
 	server  *apiserver.Server
 	cluster *cluster.Cluster
 	mu      sync.Mutex
-	round   int // so that each event changes something
+	round   int // number of the request, which events write into objects so that they change
 }
 
 // serveCluster serves until ctx or the parent process ends. It prints its address and the mean
@@ -61,7 +61,7 @@ func serveCluster(ctx context.Context, opts options) error {
 	}
 	server := &http.Server{Handler: mux}
 	go func() {
-		_, _ = os.Stdin.Read(make([]byte, 1)) // returns only at its end
+		_, _ = os.Stdin.Read(make([]byte, 1)) // returns when the parent closes the pipe or ends
 		_ = server.Close()
 	}()
 	fmt.Println(listener.Addr(), bytes["pods"]/max(1, opts.pods), bytes["networkpolicies"]/max(1, opts.policies))
@@ -71,8 +71,8 @@ func serveCluster(ctx context.Context, opts options) error {
 	return ctx.Err()
 }
 
-// triggerEvents triggers n events of a kind, and one last one by which the agent sees that it has all
-// of them: an additional pod with the requested address.
+// triggerEvents triggers n events of a kind. Then it adds a pod with the requested address:
+// when the agent has this pod, it has all of the events.
 func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) {
 	n, err := strconv.Atoi(req.PathValue("n"))
 	if err != nil {
@@ -98,7 +98,7 @@ func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) 
 func (c *servedCluster) event(what string, i int) bool {
 	pod := func() *corev1.Pod { return c.cluster.Pods[i*7%len(c.cluster.Pods)].DeepCopy() }
 	switch what {
-	case "status": // as the kubelet writes: nothing that a decision looks at
+	case "status": // as the kubelet writes it; no decision depends on it
 		p := pod()
 		p.Status.Conditions[0].LastTransitionTime = metav1.Unix(int64(c.round*1_000_000+i), 0)
 		c.server.Set(p)
@@ -106,7 +106,7 @@ func (c *servedCluster) event(what string, i int) bool {
 		p := pod()
 		p.Labels["tier"] = "tier-" + strconv.Itoa(c.round)
 		c.server.Set(p)
-	case "restart": // a pod ends, and one with another name gets its address
+	case "restart": // a pod ends, and a new pod with another name gets its address
 		p := pod()
 		c.server.Delete(p)
 		p.Name += "-" + strconv.Itoa(c.round)

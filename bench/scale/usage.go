@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// readUsage reads what the process has used.
+// readUsage reads the process's resource counters.
 func readUsage() (usage, error) {
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
@@ -21,7 +21,7 @@ func readUsage() (usage, error) {
 	return usage{time.Now(), time.Duration(r.Utime.Nano() + r.Stime.Nano()), m.Mallocs, m.TotalAlloc}, nil
 }
 
-// resident returns the resident set of a process in bytes, now and at its largest.
+// resident returns the current and the largest resident set of a process in bytes.
 func resident(pid string) (now, peak int64, err error) {
 	f, err := os.Open("/proc/" + pid + "/status")
 	if err != nil {

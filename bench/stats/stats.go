@@ -15,7 +15,7 @@ import (
 )
 
 // Quantile returns the value below which a fraction q of the values lies, interpolated
-// between two neighbors. It is NaN if there are no values. The values need no order.
+// between two neighbors. It is NaN if there are no values. The values need not be sorted.
 func Quantile(values []float64, q float64) float64 {
 	if len(values) == 0 {
 		return math.NaN()
@@ -33,9 +33,9 @@ func Quantile(values []float64, q float64) float64 {
 func Median(values []float64) float64 { return Quantile(values, 0.5) }
 
 // Ratios divides the values pairwise, up to the shorter length. The two values of a pair
-// come from one round, within a minute and under the same other load of the machine, so the
-// ratios of pairs spread less than the ratio of two medians. Pairs that cannot be divided
-// are left out.
+// come from one round, within a minute and under the same other load of the machine. So the
+// ratios of pairs vary less than the ratio of two medians. Ratios leaves out pairs that
+// cannot be divided.
 func Ratios(values, by []float64) []float64 {
 	var r []float64
 	for i := range min(len(values), len(by)) {
@@ -46,10 +46,11 @@ func Ratios(values, by []float64) []float64 {
 	return r
 }
 
-// MannWhitney is the probability, by the two-sided rank test of Mann and Whitney, that two
-// sets of values from one source are at least so far apart. With fewer than 4 values a side
-// it cannot be below 0.05. The test is that of benchstat: it is exact for up to 50 values a
-// side, or 25 with ties, and approximate beyond.
+// MannWhitney returns the p-value of the two-sided rank test of Mann and Whitney: the
+// probability that two sets of values from one distribution differ at least as much as a
+// and b. With fewer than 4 values on each side it cannot be below 0.05. Benchstat uses the
+// same test. It is exact for up to 50 values on each side, or 25 with ties, and otherwise
+// approximate.
 func MannWhitney(a, b []float64) float64 {
 	result, err := moremath.MannWhitneyUTest(a, b, moremath.LocationDiffers)
 	if err != nil {
@@ -58,9 +59,10 @@ func MannWhitney(a, b []float64) float64 {
 	return min(1, result.P)
 }
 
-// Discoveries reports which of many tests count as a difference if at most the given share
-// of these may be chance (Benjamini and Hochberg 1995). Without it, a comparison of a
-// thousand figures at 0.05 each finds fifty changes where there are none.
+// Discoveries reports for each of the p-values whether it counts as a difference, so that at
+// most the given share of the differences is expected to be due to chance (Benjamini and
+// Hochberg 1995). A comparison of a thousand equal figures at 0.05 each would find fifty
+// differences.
 func Discoveries(p []float64, share float64) []bool {
 	order := make([]int, len(p))
 	for i := range order {

@@ -23,7 +23,7 @@ func TestQuantile(t *testing.T) {
 		t.Errorf("median of one value: %v", got)
 	}
 	if !math.IsNaN(stats.Median(nil)) {
-		t.Error("nothing has a median")
+		t.Error("no values have a median")
 	}
 }
 
@@ -34,7 +34,7 @@ func TestRatios(t *testing.T) {
 }
 
 // TestMannWhitney compares the exact test with published tables, and with counts of all
-// orders.
+// permutations.
 func TestMannWhitney(t *testing.T) {
 	for _, tt := range []struct {
 		a, b []float64
@@ -55,8 +55,9 @@ func TestMannWhitney(t *testing.T) {
 	}
 }
 
-// TestMannWhitneyTies: ties change the formula. The result must be near that without ties
-// if there is only one, and the rate of false differences must stay below the limit.
+// TestMannWhitneyTies checks values with ties, for which the formula is different. With one
+// tie, the result must be close to the result without ties. The rate of false differences
+// must stay below the limit.
 func TestMannWhitneyTies(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	draw := func(n int, shift float64) (v []float64) {
@@ -94,7 +95,7 @@ func TestDiscoveries(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	if got := stats.Discoveries([]float64{0.04, 0.9, 0.8}, 0.05); slices.Contains(got, true) {
-		t.Errorf("%v: one of three at 0.04 is no discovery", got)
+		t.Errorf("%v: one of three at 0.04 must not be a discovery", got)
 	}
 	if got := stats.Discoveries(nil, 0.05); len(got) != 0 {
 		t.Errorf("%v", got)
