@@ -32,7 +32,7 @@ type env struct {
 
 // Exit statuses, as of sluice. The status for an interrupt is that of a shell.
 const (
-	exitWorse       = 1 // something got slower
+	exitWorse       = 1 // a figure got worse
 	exitFailed      = 2 // the command failed
 	exitInterrupted = 130
 )

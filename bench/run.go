@@ -34,7 +34,7 @@ type bench struct {
 
 	scenarios []result.Scenario
 	rows      []row
-	variants  []row // of --vary
+	variants  []row // rows of --vary
 	loads     []loadSpec
 	extras    map[string]bool
 	progress  *progress
@@ -163,7 +163,7 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 			return err
 		}
 	}
-	// Made absolute: a bare name would be looked up in PATH.
+	// The path is made absolute, because a bare name would be looked up in PATH.
 	if b.sluice, err = filepath.Abs(b.sluice); err != nil {
 		return fmt.Errorf("find sluice: %w", err)
 	}

@@ -91,7 +91,7 @@ func (s *testbed) open(ctx context.Context, rows []row, progress func(string), n
 func (s *testbed) addContender(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
 		other := *s.contender(r.on)
-		// The other contender ends its processes.
+		// The processes belong to the other contender, which ends them.
 		other.row, other.processes = r, nil
 		s.contenders = append(s.contenders, &other)
 		return nil

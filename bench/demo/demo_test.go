@@ -133,7 +133,7 @@ func shownInReadme(t *testing.T) string {
 }
 
 // The demo reports the wrong probes of an agent that enforces nothing.
-func TestWrongIsSeen(t *testing.T) {
+func TestWrongProbesAreReported(t *testing.T) {
 	lab.Require(t)
 	tests := []struct {
 		name   string

@@ -101,7 +101,7 @@ func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 			return 0, fmt.Errorf("%s is missing: install the package iptables", name)
 		}
 	}
-	// Made absolute: a bare name would be looked up in PATH.
+	// The path is made absolute, because a bare name would be looked up in PATH.
 	if o.sluice, err = filepath.Abs(o.sluice); err != nil {
 		return 0, fmt.Errorf("find sluice: %w", err)
 	}

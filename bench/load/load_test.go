@@ -128,9 +128,9 @@ func TestEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestKeysComeAgainLate checks that a key repeats only after all combinations of sources and
+// TestKeysRepeatLate checks that a key repeats only after all combinations of sources and
 // ports. Otherwise the load's keys would not be "never seen".
-func TestKeysComeAgainLate(t *testing.T) {
+func TestKeysRepeatLate(t *testing.T) {
 	to := load.Target{To: loopback, Ports: load.Ports{First: 65000, Count: 7}, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}}
 	type key struct {
 		from netip.Addr

@@ -94,7 +94,7 @@ func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) 
 	})
 }
 
-// event changes one of many objects.
+// event triggers event i of a kind on one of many objects. It reports whether the kind exists.
 func (c *servedCluster) event(what string, i int) bool {
 	pod := func() *corev1.Pod { return c.cluster.Pods[i*7%len(c.cluster.Pods)].DeepCopy() }
 	switch what {

@@ -30,7 +30,7 @@ const (
 	halfHeader  = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
 	halfBody    = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
 	keepAlive   = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // the connection stays open for another request
-	longProfile = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // answered only on the node
+	longProfile = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // only the node gets an answer
 )
 
 // readNothing requests more data than the socket buffers hold. The caller does not read the

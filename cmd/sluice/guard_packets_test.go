@@ -154,7 +154,7 @@ func (g *forger) forgedDropped(t *testing.T, reason string) int {
 
 // A pod that is isolated in both directions can still discover neighbours, join groups and
 // find a DHCP server. It cannot answer ARP requests for other pods' addresses.
-func TestWhatIsolatedPodsNeedOnPackets(t *testing.T) {
+func TestNeighbourDiscoveryAndDHCPOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		direct := g.to.String() == g.victim.MAC().String()
 		switch {

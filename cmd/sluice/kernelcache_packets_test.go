@@ -43,7 +43,7 @@ func (s *testbed) pinned(t *testing.T) (found []string) {
 	return found
 }
 
-// checkNotQueued calls f and checks that no packet is queued meanwhile.
+// checkNotQueued calls f and checks that no packet is queued during the call.
 func (s *testbed) checkNotQueued(t *testing.T, what string, f func()) {
 	t.Helper()
 	before := s.queued()

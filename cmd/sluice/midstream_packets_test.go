@@ -346,7 +346,7 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 		t.Run("at the start, "+families[family].name, func(t *testing.T) {
 			s := newTestbed(t)
 			s.trackEverything()
-			s.setConntrack("nf_conntrack_tcp_be_liberal", "1") // must not make an entry count as picked up
+			s.setConntrack("nf_conntrack_tcp_be_liberal", "1") // the agent must not take this setting for a sign of a picked-up connection
 			// If the kernel saw the beginning, only that direction is judged, so the
 			// client may be closed to all.
 			begun, other := s.newTCPPair(t, family, "default/web"), s.newTCPPair(t, family, "default/other")

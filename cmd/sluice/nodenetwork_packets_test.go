@@ -103,7 +103,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 
 // The guard drops all frames with VLAN tags, so with the guard the setting for VLAN tags
 // does not matter and is not reported.
-func TestGuardMakesUpForVLANSettingOnPackets(t *testing.T) {
+func TestGuardReplacesVLANSettingOnPackets(t *testing.T) {
 	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
 	s.sysctl(t, sysctlVLAN, "0")

@@ -224,7 +224,7 @@ func TestNodesOwnMulticastOnPackets(t *testing.T) {
 // arrives during the change. The test changes to an agent without a guard and back, adds a
 // pair of interfaces on which the node can send to itself, attaches another program before
 // the guard's, and ends the agent.
-func TestSourcesAreDroppedByOneOrTheOtherOnPackets(t *testing.T) {
+func TestSourceCheckMovesBetweenGuardAndRulesOnPackets(t *testing.T) {
 	if !tcx(t) {
 		t.Skip("needs TCX, which Linux has since 6.6: without it, the rules drop forged sources all the time")
 	}

@@ -134,7 +134,7 @@ func (s *podStarter) run(count int) {
 // A pod that starts under a policy is isolated from its first packet. Its allowed packets
 // are held until the agent knows the pod, and not rejected (28).
 func TestFirstPacketOnPackets(t *testing.T) {
-	// On a busy machine the agent learns of a pod later than the lag.
+	// On a busy machine the agent may get a pod's manifest later than after the lag.
 	s := newPodStarter(t, "--hold", waitTimeout.String())
 	s.run(18)
 	_, page := s.scrape(t, "/metrics")

@@ -85,7 +85,7 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.check(t, others, toOdd)
 }
 
-// awaitNotQueued calls what until no packet is queued meanwhile. On a busy machine a
+// awaitNotQueued calls what until no packet is queued during a call. On a busy machine a
 // heartbeat of the agent may be late, and until it comes the kernel's flow cache does not
 // answer.
 func (s *testbed) awaitNotQueued(t *testing.T, what func()) {

@@ -37,7 +37,7 @@ type Options struct {
 	StopTimeout time.Duration
 }
 
-// Agent is a running agent. Its methods may be called from several goroutines.
+// Agent is a running agent. Its methods may be called concurrently.
 type Agent struct {
 	dir         string
 	cmd         *exec.Cmd

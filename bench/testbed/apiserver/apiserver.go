@@ -36,8 +36,8 @@ type Options struct {
 	Refuse func(*http.Request) *metav1.Status
 }
 
-// Server is an API server of four kinds. It is an http.Handler; its methods may be called from
-// several goroutines.
+// Server is an API server of four kinds. It is an http.Handler. Its methods may be called
+// concurrently.
 type Server struct {
 	opts Options
 

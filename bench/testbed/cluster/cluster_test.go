@@ -9,9 +9,9 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestClusterIsWhatItSays checks what benchmarks rely on: the sizes, valid policies, and
+// TestGeneratedCluster checks what benchmarks rely on: the sizes, valid policies, and
 // enough flows that are allowed and that are denied.
-func TestClusterIsWhatItSays(t *testing.T) {
+func TestGeneratedCluster(t *testing.T) {
 	for _, o := range []cluster.Options{
 		{Pods: 1},
 		{Pods: 7, Policies: 2},
