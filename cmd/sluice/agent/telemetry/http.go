@@ -125,17 +125,18 @@ func answer(w http.ResponseWriter, wrong string) {
 }
 
 // answerTimeout is the time after which the agent counts as dead if packets are queued and
-// none is answered. It is much longer than a packet is held by default.
+// none is answered.
 const answerTimeout = 15 * time.Second
 
 // liveness answers /healthz. A part that fails ends the agent, so only a part that hangs must
-// be found: packets are queued, and none is answered.
+// be found: packets are queued, and none is answered. The packets that are held for their pod
+// are queued in the kernel too, but do not count.
 type liveness struct {
 	read func() *State
 
 	mu         sync.Mutex
 	answered   uint64    // number of answered packets at the last request
-	progressed time.Time // last request at which that number had grown, or no packet was queued
+	progressed time.Time // last request at which that number had grown, or no packet had to be answered
 }
 
 func (p *liveness) ServeHTTP(w http.ResponseWriter, _ *http.Request) { answer(w, p.failure(p.read())) }
@@ -144,11 +145,12 @@ func (p *liveness) failure(s *State) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	answered := s.Queue.Allowed + s.Queue.Denied
-	if s.Waiting == 0 || answered != p.answered || p.progressed.IsZero() {
+	queued := int64(s.Waiting) - s.Queue.Pending
+	if queued <= 0 || answered != p.answered || p.progressed.IsZero() {
 		p.answered, p.progressed = answered, s.Now
 	}
 	if still := s.Now.Sub(p.progressed); still > answerTimeout {
-		return fmt.Sprintf("%d packets wait in the queues, and none has been answered for %v", s.Waiting, still.Round(time.Second))
+		return fmt.Sprintf("%d packets wait in the queues, and none has been answered for %v", queued, still.Round(time.Second))
 	}
 	return ""
 }

@@ -108,30 +108,37 @@ func TestDebugIsForThisMachine(t *testing.T) {
 }
 
 // The agent counts as dead only if packets wait and none is answered for answerTimeout.
+// Packets that it holds on purpose do not count: --hold may be longer.
 func TestLiveness(t *testing.T) {
 	p := &liveness{}
 	s := busyState(t)
-	at := func(after time.Duration, waiting int, answered uint64) string {
-		s.Now, s.Waiting, s.Queue.Allowed, s.Queue.Denied = noon.Add(after), waiting, answered, 0
+	at := func(after time.Duration, waiting int, held int64, answered uint64) string {
+		s.Now, s.Waiting, s.Queue.Pending, s.Queue.Allowed, s.Queue.Denied = noon.Add(after), waiting, held, answered, 0
 		return p.failure(s)
 	}
 	for _, step := range []struct {
 		after    time.Duration
 		waiting  int
+		held     int64
 		answered uint64
-		well     bool
+		alive    bool
 	}{
-		{0, 3, 10, true},
-		{time.Hour, 3, 11, true},
-		{2 * time.Hour, 0, 11, true},
-		{2*time.Hour + answerTimeout, 3, 11, true},
-		{2*time.Hour + answerTimeout + time.Second, 3, 11, false},
-		{3 * time.Hour, 3, 12, true},
-		{3*time.Hour + answerTimeout + 1, 1, 12, false},
-		{3*time.Hour + answerTimeout + 2, 0, 12, true},
+		{0, 3, 0, 10, true},
+		{time.Hour, 3, 0, 11, true},
+		{2 * time.Hour, 0, 0, 11, true},
+		{2*time.Hour + answerTimeout, 3, 0, 11, true},
+		{2*time.Hour + answerTimeout + time.Second, 3, 0, 11, false},
+		{3 * time.Hour, 3, 0, 12, true},
+		{3*time.Hour + answerTimeout + 1, 1, 0, 12, false},
+		{3*time.Hour + answerTimeout + 2, 0, 0, 12, true},
+		{4 * time.Hour, 3, 3, 12, true},
+		{4*time.Hour + answerTimeout + 1, 3, 3, 12, true},
+		{4*time.Hour + answerTimeout + 2, 2, 3, 12, true}, // the two were not read at the same moment
+		{4*time.Hour + 2*answerTimeout, 4, 3, 12, true},
+		{4*time.Hour + 3*answerTimeout, 4, 3, 12, false},
 	} {
-		if wrong := at(step.after, step.waiting, step.answered); (wrong == "") != step.well {
-			t.Errorf("after %v with %d packets waiting and %d answered: %q, want alive: %t", step.after, step.waiting, step.answered, wrong, step.well)
+		if wrong := at(step.after, step.waiting, step.held, step.answered); (wrong == "") != step.alive {
+			t.Errorf("after %v with %d packets waiting, %d of them held, and %d answered: %q, want alive: %t", step.after, step.waiting, step.held, step.answered, wrong, step.alive)
 		}
 	}
 }
