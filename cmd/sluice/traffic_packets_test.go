@@ -298,12 +298,11 @@ func TestFragmentsOnPackets(t *testing.T) {
 	}
 }
 
-// checksum returns the Internet checksum (RFC 1071). It ignores the last byte of an odd
-// length.
+// checksum returns the Internet checksum (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	for i, v := range b {
+		sum += uint32(v) << (8 * (1 - i%2))
 	}
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
