@@ -1,5 +1,10 @@
 package filter
 
+import (
+	"fmt"
+	"strings"
+)
+
 // Direction is the side of a flow that a policy applies to.
 type Direction uint8
 
@@ -97,12 +102,78 @@ func (r Reason) String() string {
 	return "invalid"
 }
 
-// Rule names one rule of one NetworkPolicy.
+// Tier is a stage of a decision. Tiers are evaluated in order, until one decides.
+type Tier uint8
+
+// The tiers.
+const (
+	_ Tier = iota // a policy without a tier is malformed
+	// AdminTier policies decide by their first rule that matches.
+	AdminTier
+	// NetworkPolicyTier policies isolate their pods: flows that no rule accepts are denied.
+	NetworkPolicyTier
+	// BaselineTier policies decide as Admin policies do, for pods that are not isolated.
+	BaselineTier
+
+	// NumTiers is one more than the last tier.
+	NumTiers
+)
+
+// String returns the name of the tier, as in the API.
+func (t Tier) String() string {
+	switch t {
+	case AdminTier:
+		return "Admin"
+	case NetworkPolicyTier:
+		return "NetworkPolicy"
+	case BaselineTier:
+		return "Baseline"
+	}
+	return fmt.Sprintf("tier %d", uint8(t))
+}
+
+// RuleAction is what a rule does with a flow that matches it. The zero value denies.
+type RuleAction uint8
+
+// The actions of rules.
+const (
+	RuleDenies RuleAction = iota
+	RuleAccepts
+	// RulePasses leaves the flow to the next tier.
+	RulePasses
+)
+
+// String returns the action as log lines and JSON write it.
+func (a RuleAction) String() string {
+	switch a {
+	case RuleAccepts:
+		return "accept"
+	case RulePasses:
+		return "pass"
+	}
+	return "deny"
+}
+
+// Rule identifies one rule of a policy.
 type Rule struct {
-	Policy    string // "namespace/name"
+	Policy    string // "namespace/name", or only the name if the policy is in no namespace
+	Name      string // of the rule; empty if it has none
+	Tier      Tier
 	Direction Direction
-	Denies    bool // only ordered rules can; those of a NetworkPolicy allow
-	Index     int  // in spec.ingress or spec.egress, from 0
+	Action    RuleAction
+	Index     int // in spec.ingress or spec.egress, from 0
+}
+
+// PolicyTitle returns the policy of the rule as text for people names it. A policy of a
+// whole cluster is named with its tier, as in "admin/platform".
+func (r *Rule) PolicyTitle() string { return PolicyTitle(r.Tier, r.Policy) }
+
+// PolicyTitle returns the title of a policy with the given tier and text.
+func PolicyTitle(t Tier, policy string) string {
+	if t == NetworkPolicyTier || strings.Contains(policy, "/") {
+		return policy
+	}
+	return strings.ToLower(t.String()) + "/" + policy
 }
 
 // Isolation is the set of policies that isolate a pod in one direction.
@@ -117,14 +188,17 @@ type Side struct {
 	// an earlier tier has decided.
 	Isolation *Isolation
 	// Rule is the rule that decided; nil if none did. If several rules of NetworkPolicies
-	// allow, it is one of them.
+	// allow, it is one of them. A rule of the last tier that passes allows the flow.
 	Rule *Rule
+	// Passed is the rule of the Admin tier that left the flow to the next tiers; nil if
+	// there is none.
+	Passed *Rule
 }
 
 // Allows reports whether this side lets the flow pass.
 func (s Side) Allows() bool {
 	if s.Rule != nil {
-		return !s.Rule.Denies
+		return s.Rule.Action != RuleDenies
 	}
 	return s.Isolation == nil
 }

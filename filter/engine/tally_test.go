@@ -10,7 +10,7 @@ import (
 )
 
 func TestTallyCounts(t *testing.T) {
-	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b"}
+	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b", Action: filter.RuleAccepts}
 	var one tally
 	for _, v := range []filter.Verdict{
 		{Action: filter.Allow, Reason: filter.NotIsolated},

@@ -1,49 +1,27 @@
 package policy
 
-import (
-	"fmt"
+import "sluice/filter"
 
-	"sluice/filter"
-)
+// Tier is the tier of a policy.
+type Tier = filter.Tier
 
-// Tier is a stage of a decision. Tiers are evaluated in order, until one decides.
-type Tier uint8
-
-// The tiers.
+// The tiers, in the order in which they are evaluated.
 const (
-	_ Tier = iota // a policy without a tier is malformed
-	// Admin policies decide by their first rule that matches.
-	Admin
-	// NetworkPolicy policies isolate their pods: flows that no rule accepts are denied.
-	NetworkPolicy
-	// Baseline policies decide as Admin policies do, for pods that are not isolated.
-	Baseline
+	Admin         = filter.AdminTier
+	NetworkPolicy = filter.NetworkPolicyTier
+	Baseline      = filter.BaselineTier
 
-	numTiers
+	numTiers = filter.NumTiers
 )
-
-// String returns the name of the tier, as in messages.
-func (t Tier) String() string {
-	switch t {
-	case Admin:
-		return "Admin"
-	case NetworkPolicy:
-		return "NetworkPolicy"
-	case Baseline:
-		return "Baseline"
-	}
-	return fmt.Sprintf("tier %d", uint8(t))
-}
 
 // Action is what a rule does with a flow that matches it. The zero value denies.
-type Action uint8
+type Action = filter.RuleAction
 
 // The actions.
 const (
-	Deny Action = iota
-	Accept
-	// Pass leaves the flow to the next tier.
-	Pass
+	Deny   = filter.RuleDenies
+	Accept = filter.RuleAccepts
+	Pass   = filter.RulePasses
 )
 
 // Effect is what a cache may conclude about the packets of an endpoint in a direction,
@@ -136,6 +114,7 @@ func (l *link) effectOf() Effect {
 type decision struct {
 	action    Action
 	rule      *filter.Rule
+	passed    *filter.Rule      // the Admin rule that passed the flow on
 	isolation *filter.Isolation // set if the tier that isolates was evaluated
 	pair      bool              // the decision is the same for all flows between the two addresses
 	// unknown reports that the rule has an unknown action, which decide takes for Deny.
@@ -147,6 +126,9 @@ func (l *link) decide(q *query) (d decision) {
 	d.pair = true
 	for ; l != nil; l = l.next {
 		if l.isolation != nil {
+			if q.ownNode {
+				break // NetworkPolicies never deny what a pod sends to its node
+			}
 			d.isolation = l.isolation
 			rule, pair := l.rules.find(q.key, q.peer, q.addr, q.dst, q.everyone)
 			if d.rule, d.pair = rule, d.pair && pair; rule == nil {
@@ -164,6 +146,11 @@ func (l *link) decide(q *query) (d decision) {
 		}
 		switch action {
 		case Pass:
+			if at.rule != nil && at.rule.Tier == Admin {
+				d.passed = at.rule
+			} else if at.rule != nil {
+				d.rule = at.rule
+			}
 			continue
 		case Accept, Deny:
 			d.action, d.rule = action, at.rule

@@ -223,7 +223,7 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 		set.refs++
 		return set
 	}
-	slices.SortFunc(policies, byText) // also the rank of ordered rules
+	slices.SortFunc(policies, byPriority)
 	var isolation *filter.Isolation
 	if t == NetworkPolicy {
 		isolation = &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}

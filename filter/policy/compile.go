@@ -57,7 +57,7 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 		for i := range p.rules[d] {
 			c.rules = append(c.rules, &p.rules[d][i])
 			r := &p.rules[d][i]
-			out.rules = append(out.rules, filter.Rule{Policy: p.text, Direction: d, Denies: r.action == Deny, Index: r.index})
+			out.rules = append(out.rules, filter.Rule{Policy: p.text, Name: r.name, Tier: p.tier, Direction: d, Action: r.action, Index: r.index})
 			if c.ordered {
 				out.extra.actions = append(out.extra.actions, r.action)
 			}

@@ -12,8 +12,14 @@ import (
 // Ref names a policy of any kind.
 type Ref struct{ Kind, Namespace, Name string }
 
-// String returns "namespace/name", the form in which verdicts name policies.
-func (r Ref) String() string { return r.Namespace + "/" + r.Name }
+// String returns "namespace/name", the form in which verdicts name policies, or only the
+// name of a policy that is in no namespace.
+func (r Ref) String() string {
+	if r.Namespace == "" {
+		return r.Name
+	}
+	return r.Namespace + "/" + r.Name
+}
 
 // Object returns the policy as messages name it, such as "NetworkPolicy default/db".
 func (r Ref) Object() string { return r.Kind + " " + r.String() }
@@ -23,9 +29,12 @@ func (r Ref) Object() string { return r.Kind + " " + r.String() }
 // object of the API (package netpol for NetworkPolicy). Policies are shared, and must not
 // be changed once they have been read.
 type Policy struct {
-	Ref     Ref
-	Tier    Tier
-	Subject Subject
+	Ref  Ref
+	Tier Tier
+	// Priority orders the policies of a tier: lower ones decide first. NetworkPolicies have
+	// none. Policies of equal priority are ordered by name.
+	Priority int32
+	Subject  Subject
 	// Isolates reports, by direction, whether flows that no rule allows are denied. It is
 	// for the tier NetworkPolicy only.
 	Isolates [2]bool
@@ -92,8 +101,9 @@ func (e *Encoded) policy() *Policy {
 
 // Subject is the pods that a policy selects.
 type Subject struct {
-	Namespace string
-	Pods      labels.Selector
+	Namespace  string          // of the pods, unless Namespaces is set
+	Namespaces labels.Selector // nil: only Namespace
+	Pods       labels.Selector
 	// Malformed reports that the selector cannot be understood. In this case Pods must
 	// select every pod, and the policy allows nothing, whatever its rules are.
 	Malformed bool
@@ -102,16 +112,22 @@ type Subject struct {
 // Rule decides about flows to or from its peers at its ports. The zero value denies
 // everything.
 type Rule struct {
+	Name   string // empty if it has none
 	Action Action
 	Peers  []Peer      // empty: every peer, also outside the cluster
 	Ports  []PortRange // empty: every port and protocol
 }
 
-// Peer is pods or a block of addresses.
+// Peer is pods, nodes or addresses.
 type Peer struct {
 	Namespaces labels.Selector // nil: the namespace of the policy
 	Pods       labels.Selector // nil: every pod of these namespaces
-	Block      *Block          // nil: pods
+	Block      *Block          // nil: not a block
+	Networks   []netip.Prefix  // empty: not networks
+	Nodes      labels.Selector // nil: not nodes; otherwise the addresses of matching nodes
+	// Names are domain names. They are not supported yet: in a rule that accepts, they match
+	// nothing.
+	Names []string
 	// Malformed is the field of the peer that cannot be understood, such as
 	// ".ipBlock.cidr", or "." for the whole peer. In a rule that accepts, such a peer matches
 	// nothing; any other rule with it denies every peer.

@@ -16,6 +16,7 @@ import (
 type policy struct {
 	ref      Ref
 	tier     Tier
+	priority int32 // lower ones decide first
 	id       uint64            // new with each version of the policy
 	mark     mark              // of the id
 	text     string            // "namespace/name"
@@ -37,6 +38,7 @@ type policy struct {
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
 	action Action
+	name   string
 	index  int         // in spec.ingress or spec.egress
 	anyone bool        // every peer, also outside the cluster
 	some   []*selector // pods by their labels
@@ -73,7 +75,7 @@ func subjectOf(form *Policy) *selector {
 
 // read turns a Policy into a policy, without its subject.
 func read(form *Policy, in interner) *policy {
-	p := &policy{ref: form.Ref, tier: form.Tier, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
+	p := &policy{ref: form.Ref, tier: form.Tier, priority: form.Priority, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
 	rules := form.Rules
 	switch {
 	case form.Tier < Admin || form.Tier >= numTiers:
@@ -116,6 +118,7 @@ func (p *policy) decides(d filter.Direction) bool {
 func (r reader) rule(d filter.Direction, index int, from *Rule) {
 	out := rule{
 		action:   from.Action,
+		name:     from.Name,
 		index:    index,
 		anyone:   len(from.Peers) == 0,
 		portless: len(from.Ports) == 0,

@@ -224,6 +224,10 @@ func (w *Store) draftBack(p *policy) bool {
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
 
+// byPriority is the order in which ordered rules decide. Policies of equal priority are in
+// the order of their names, which the API leaves open, so that every node decides alike.
+func byPriority(a, b *policy) int { return cmp.Or(cmp.Compare(a.priority, b.priority), byText(a, b)) }
+
 // surplus returns the policies to refuse so that the rest is within Limits.Policies.
 func (w *Store) surplus() map[Ref]*policy {
 	most := w.limits.Policies

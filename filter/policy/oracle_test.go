@@ -131,7 +131,7 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) si
 		}
 		for i, r := range rulesOf(p, d) {
 			if anyPortMatches(r.ports, f, dst) && c.anyPeerMatches(r.peers, p.Namespace, peerAddr, peer) {
-				side.Allowing = append(side.Allowing, filter.Rule{Policy: name, Direction: d, Index: i})
+				side.Allowing = append(side.Allowing, filter.Rule{Policy: name, Tier: policy.NetworkPolicy, Direction: d, Action: policy.Accept, Index: i})
 			}
 		}
 	}

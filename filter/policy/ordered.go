@@ -16,6 +16,7 @@ type query struct {
 	addr     netip.Addr // of the peer
 	dst      *Endpoint  // where named ports are looked up
 	everyone []idSet
+	ownNode  bool // the destination is the node of the source
 }
 
 // match is the rule that matches a flow, and its action. Without a match, rule is nil.

@@ -154,8 +154,10 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	switch {
 	case k.Src == k.Dst:
 		return filter.Verdict{Action: filter.Allow, Reason: filter.SameAddress, Pair: true}
-	case src.IsNode(), dst.IsNode(), dst.runsOn(srcAddr, src), src.runsOn(dstAddr, dst):
+	case src.IsNode(), dst.runsOn(srcAddr, src):
 		return filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
+	case dst.IsNode(), src.runsOn(dstAddr, dst):
+		return s.decideOwnNode(k, dstAddr, src, dst)
 	}
 	v := filter.Verdict{Action: filter.Allow, Reason: filter.NotIsolated}
 	egress, ingress := passes, passes
@@ -178,6 +180,25 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	return v
 }
 
+// decideOwnNode decides about a flow from a pod to its node. NetworkPolicies always allow it,
+// but ordered rules may name the node by its address.
+func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
+	v := filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
+	l := src.chain(filter.Egress)
+	if l == nil || l.isolation != nil {
+		return v
+	}
+	d := l.decide(&query{k, dst, dstAddr, dst, s.everyone, true})
+	v.Egress.Rule, v.Egress.Passed, v.Pair = d.rule, d.passed, d.pair
+	switch {
+	case d.action != Accept:
+		v.Action, v.Reason = filter.Deny, filter.EgressDenied
+	case d.rule != nil:
+		v.Reason = filter.RuleAllows
+	}
+	return v
+}
+
 // sideOutcome is the decision of one side. allows reports whether it allows the flow, pair
 // whether the decision is the same for all packets between the two addresses.
 type sideOutcome struct{ allows, pair bool }
@@ -194,8 +215,8 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 		o.allows = side.Rule != nil
 		return o
 	}
-	d := l.decide(&query{k, peer, addr, dst, s.everyone})
-	side.Isolation, side.Rule = d.isolation, d.rule
+	d := l.decide(&query{k, peer, addr, dst, s.everyone, false})
+	side.Isolation, side.Rule, side.Passed = d.isolation, d.rule, d.passed
 	return sideOutcome{d.action == Accept, d.pair}
 }
 

@@ -86,7 +86,7 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 		selector, err := metav1.LabelSelectorAsSelector(&o.object.Spec.PodSelector)
 		switch {
 		case err != nil && len(rules) > 0: // it may mean any pod: all are denied
-			return policy.Deny, &filter.Rule{Policy: o.name(), Direction: d, Denies: true}
+			return policy.Deny, &filter.Rule{Policy: o.name(), Tier: t, Direction: d, Action: policy.Deny}
 		case err != nil || !selector.Matches(labels.Set(pod.Labels)):
 			continue
 		}
@@ -101,7 +101,7 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 				action = policy.Deny // any other malformed rule denies all that it may mean
 			}
 			if (ports || anyPortMatches(r.ports, f, dst)) && (peers || c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer)) {
-				return action, &filter.Rule{Policy: o.name(), Direction: d, Denies: action == policy.Deny, Index: i}
+				return action, &filter.Rule{Policy: o.name(), Tier: t, Direction: d, Action: action, Index: i}
 			}
 		}
 	}

@@ -48,7 +48,7 @@ func TestLine(t *testing.T) {
 	allowed := func(d filter.Direction, policy string, rule int) filter.Side {
 		return filter.Side{
 			Isolation: &filter.Isolation{Direction: d, Policies: []string{policy}},
-			Rule:      &filter.Rule{Policy: policy, Direction: d, Index: rule},
+			Rule:      &filter.Rule{Policy: policy, Tier: filter.NetworkPolicyTier, Direction: d, Action: filter.RuleAccepts, Index: rule},
 		}
 	}
 	denied := filter.Side{Isolation: &filter.Isolation{Direction: filter.Ingress, Policies: []string{"shop/a", "shop/b"}}}

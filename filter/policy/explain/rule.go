@@ -72,7 +72,7 @@ func (c *Cluster) tooLarge(name string) bool {
 
 // match matches one rule of a policy against a flow.
 func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) RuleMatch {
-	out := RuleMatch{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
+	out := RuleMatch{Rule: filter.Rule{Policy: name, Tier: policy.NetworkPolicy, Direction: d, Action: policy.Accept, Index: index}}
 	if index >= len(rules) {
 		return out // the snapshot was made from other objects
 	}
