@@ -16,7 +16,7 @@ import (
 type policy struct {
 	ref      Ref
 	tier     Tier
-	priority int32 // lower ones decide first
+	priority int32             // lower ones decide first
 	id       uint64            // new with each version of the policy
 	mark     mark              // of the id
 	text     string            // "namespace/name"

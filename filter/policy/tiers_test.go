@@ -131,15 +131,73 @@ func (c *tiered) side(d filter.Direction, f flow) (allows bool, rule *filter.Rul
 	return true, nil
 }
 
+// ownNode returns whether the ordered tiers allow what a pod sends to its own node, and the
+// rule that decides, if one does. NetworkPolicies never deny it, but a pod that they isolate
+// does not come to the tier Baseline.
+func (c *tiered) ownNode(f flow) (allows bool, rule *filter.Rule) {
+	src := c.podAt(f.Src)
+	if src == nil {
+		return true, nil
+	}
+	tiers := []policy.Tier{policy.Admin, policy.Baseline}
+	if len(c.judgeSide(filter.Egress, f, src, nil).Isolating) > 0 {
+		tiers = tiers[:1]
+	}
+	for _, t := range tiers {
+		// The destination is the node, even if a pod claims its address.
+		if action, rule := c.first(t, filter.Egress, f, src, nil, nil); action != policy.Pass {
+			return action == policy.Accept, rule
+		}
+	}
+	return true, nil
+}
+
+// exemption is a group of flows for which other rules hold than between two pods.
+type exemption uint8
+
+const (
+	notExempt exemption = iota
+	allowed             // whatever the policies are
+	toOwnNode           // from a pod to its node: only ordered rules can deny it
+)
+
+// exemption returns the exemption of a flow. What a node sends to its own pods is always
+// allowed, so that probes reach them.
+func (c *tiered) exemption(f flow) exemption {
+	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
+	switch {
+	case f.Src == f.Dst, slices.Contains(c.Node, f.Src), src == nil && runsOn(dst, f.Src):
+		return allowed
+	case slices.Contains(c.Node, f.Dst), dst == nil && runsOn(src, f.Dst):
+		return toOwnNode
+	}
+	return notExempt
+}
+
+// ownNodeDisagreement is disagreement for a flow from a pod to its own node.
+func (c *tiered) ownNodeDisagreement(v filter.Verdict, f flow) string {
+	allows, rule := c.ownNode(f)
+	switch {
+	case (v.Action == filter.Allow) != allows:
+		return fmt.Sprintf("%s to the own node, but the oracle allows the flow: %t (%v)", v.Action, allows, rule)
+	case rule != nil && (v.Egress.Rule == nil || *v.Egress.Rule != *rule):
+		return fmt.Sprintf("%v decides about a flow to the own node, want %v", v.Egress.Rule, *rule)
+	}
+	return ""
+}
+
 // disagreement describes how the snapshot's verdict differs from the oracle's. It is empty
 // if they agree.
 func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 	v := s.Decide(f.key())
-	if c.judge(f).exempt() {
+	switch c.exemption(f) {
+	case allowed:
 		if v.Action != filter.Allow {
 			return "an exempt flow is denied"
 		}
 		return ""
+	case toOwnNode:
+		return c.ownNodeDisagreement(v, f)
 	}
 	allows := true
 	for d, got := range [2]filter.Side{filter.Egress: v.Egress, filter.Ingress: v.Ingress} {
