@@ -29,8 +29,9 @@ type Test struct {
 	Ports    []string // for ICMP, one empty text
 	Protocol string
 	Expect   filter.Action
-	// Policy, "namespace/name", must be a reason for the verdict if it is not empty: one of
-	// its rules allows the flow, or it isolates the end that denies the flow.
+	// Policy must be a reason for the verdict if it is not empty: one of its rules allows or
+	// denies the flow, or it isolates the end that denies the flow. It is "namespace/name",
+	// or the name or title ("admin/platform") of a ClusterNetworkPolicy.
 	Policy string
 }
 
@@ -54,9 +55,11 @@ type Failure struct {
 // Run decides the flows of a test.
 func (t *Test) Run(c *explain.Cluster) Result {
 	r := Result{Test: t}
-	if t.Policy != "" && !c.HasPolicy(t.Policy) {
-		r.Err = fmt.Errorf("policy: there is no NetworkPolicy %s in the manifests: correct the name, or add it", t.Policy)
-		return r
+	if t.Policy != "" {
+		if _, known := c.PolicyNamed(t.Policy); !known {
+			r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: correct the name, or add it", t.Policy)
+			return r
+		}
 	}
 	for _, from := range t.From {
 		for _, to := range t.To {
@@ -107,18 +110,29 @@ func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
 	case v.Action == filter.Allow:
 		return fmt.Sprintf("expected to be allowed by %s, but no rule of it allows this flow", t.Policy)
 	}
+	for _, side := range []filter.Side{v.Egress, v.Ingress} {
+		if !side.Allows() && side.Rule != nil {
+			return fmt.Sprintf("expected to be denied by %s, but %s denies it", t.Policy, side.Rule.PolicyTitle())
+		}
+	}
 	return fmt.Sprintf("expected to be denied by %s, but it does not isolate the end that denies", t.Policy)
 }
 
 // isReason reports whether the policy is a reason for the verdict. It checks all rules that
 // allow the flow, because the verdict names only one of them.
 func (t *Test) isReason(c *explain.Cluster, f explain.Flow, v filter.Verdict) bool {
-	for _, side := range []filter.Side{v.Egress, v.Ingress} {
-		if v.Action == filter.Deny && !side.Allows() && slices.Contains(side.Isolation.Policies, t.Policy) {
-			return true
-		}
+	name, _ := c.PolicyNamed(t.Policy)
+	ofPolicy := func(r filter.Rule) bool { return r.Policy == name }
+	if v.Action == filter.Allow {
+		return slices.ContainsFunc(c.Allowing(f, filter.Egress), ofPolicy) || slices.ContainsFunc(c.Allowing(f, filter.Ingress), ofPolicy)
 	}
-	ofPolicy := func(r filter.Rule) bool { return r.Policy == t.Policy }
-	return v.Action == filter.Allow &&
-		(slices.ContainsFunc(c.Allowing(f, filter.Egress), ofPolicy) || slices.ContainsFunc(c.Allowing(f, filter.Ingress), ofPolicy))
+	return slices.ContainsFunc([]filter.Side{v.Egress, v.Ingress}, func(side filter.Side) bool {
+		switch {
+		case side.Allows():
+			return false
+		case side.Rule != nil:
+			return ofPolicy(*side.Rule)
+		}
+		return slices.Contains(side.Isolation.Policies, name)
+	})
 }

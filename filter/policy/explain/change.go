@@ -19,6 +19,11 @@ type Change struct {
 	Field  string // the list to add to, as in "spec.ingress[0].from"
 	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
+	// Before is the rule that the addition must come before; nil if the order has no
+	// meaning. Rule is then the rule to add, and Note describes other ways.
+	Before *filter.Rule
+	Rule   policy.Rule
+	Note   string
 	// Problem must be corrected instead, if no addition to the policies that isolate the
 	// pod would take effect. Field and Add are then empty.
 	Problem *policy.Problem
@@ -139,7 +144,7 @@ func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 		}
 	}
 	p := policy.Peer{Pods: labels.SelectorFromSet(chosen)}
-	if c.policies[nearest.Rule.Policy].Subject.Namespace != peer.Pod.Namespace {
+	if of := c.policies[nearest.Rule.Policy]; of.Tier != policy.NetworkPolicy || of.Subject.Namespace != peer.Pod.Namespace {
 		p.Namespaces = labels.SelectorFromSet(labels.Set{corev1.LabelMetadataName: peer.Pod.Namespace})
 	}
 	return p

@@ -27,9 +27,19 @@ type Objects struct {
 	Policies   []*policy.Policy
 	Problems   []policy.Problem
 
+	// Nodes are the nodes that peers may select by labels.
+	Nodes []Node
+
 	// The endpoints behind the addresses of Services; both may be empty.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
+}
+
+// Node is a node of the cluster, with all its addresses.
+type Node struct {
+	Name   string
+	Labels labels.Set
+	Addrs  []netip.Addr
 }
 
 // Cluster explains flows. It must not be used concurrently.
@@ -38,6 +48,8 @@ type Cluster struct {
 	namespaces map[string]labels.Set
 	pods       map[string]*policy.Pod // by "namespace/name"
 	policies   map[string]*policy.Policy
+	tiers      [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
+	nodes      []Node
 	problems   map[string][]policy.Problem // by policy
 	ends       map[string]*End             // pods of earlier questions
 	services   map[netip.Addr]*service
@@ -50,6 +62,8 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 		namespaces: make(map[string]labels.Set, len(o.Namespaces)),
 		pods:       make(map[string]*policy.Pod, len(o.Pods)),
 		policies:   make(map[string]*policy.Policy, len(o.Policies)),
+		tiers:      byTier(o.Policies),
+		nodes:      o.Nodes,
 		problems:   make(map[string][]policy.Problem),
 		ends:       make(map[string]*End),
 		services:   make(map[netip.Addr]*service),
@@ -90,24 +104,31 @@ type Explanation struct {
 type Side struct {
 	Direction filter.Direction
 	Pod       string   // the pod whose policies count, "namespace/name"; empty if the end is not a pod
-	Policies  []string // that isolate the pod, by name
+	Policies  []string // that isolate the pod, by name; none if an earlier tier has decided
 
-	// The rule that allows the flow; nil if the side denies it or is not isolated.
+	// Tiers are the tiers with policies for the pod, in the order of their evaluation.
+	Tiers []Step
+	// The rule that allows the flow; nil if the side denies it or no rule decides.
 	Allowed *RuleMatch
-	// These describe a side that denies the flow: the nearest rules, sorted by number of
-	// mismatches, policy and index; the number of equally near rules beyond these; the
-	// policies without rules in this direction; and the change that would allow the flow.
+	// These describe a side that denies the flow: the nearest rules of the tier that denies
+	// it, sorted by number of mismatches, policy and index; the number of equally near rules
+	// beyond these; the first rule that would accept the flow, but comes after the one that
+	// denies it; the policies without rules in this direction; and the change that would
+	// allow the flow.
 	Nearest []RuleMatch
 	More    int
+	Late    *RuleMatch
 	Empty   []string
 	Change  *Change
 
-	// Problems of the policies that isolate the pod: malformed parts, and excessive size.
+	// Problems of the policies that were evaluated: malformed parts, and excessive size.
 	Problems []policy.Problem
+
+	allows bool
 }
 
 // Allows reports whether the side allows the flow.
-func (s *Side) Allows() bool { return len(s.Policies) == 0 || s.Allowed != nil }
+func (s *Side) Allows() bool { return s.allows }
 
 // maxNearest bounds the rules that are shown for a denied side. Further rules with the same
 // mismatches add nothing.
@@ -119,8 +140,8 @@ func (c *Cluster) Decide(f Flow) filter.Verdict { return c.snapshot.Decide(f.Key
 // Explain returns the verdict for a flow, with its reasons.
 func (c *Cluster) Explain(f Flow) Explanation {
 	e := Explanation{Flow: f, Verdict: c.snapshot.Decide(f.Key)}
-	e.Egress = c.side(filter.Egress, f, e.Verdict.Egress)
-	e.Ingress = c.side(filter.Ingress, f, e.Verdict.Ingress)
+	e.Egress = c.side(filter.Egress, f, e.Verdict)
+	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
 	e.Notes = notes(f, e.Verdict)
 	return e
 }
@@ -144,8 +165,8 @@ func notes(f Flow, v filter.Verdict) []string {
 	return found
 }
 
-// Allowing lists all rules of one direction that allow the flow. It returns none if the pod
-// is not isolated.
+// Allowing lists all rules of one direction that allow the flow. It returns none if no rule
+// decides. Of ordered rules, only the first that matches allows a flow.
 func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	v := c.snapshot.Decide(f.Key)
 	side := v.Ingress
@@ -153,6 +174,9 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 		side = v.Egress
 	}
 	var rules []filter.Rule
+	if side.Isolation == nil && side.Rule != nil && side.Allows() {
+		rules = append(rules, *side.Rule)
+	}
 	if side.Isolation != nil {
 		for _, r := range c.matchAll(d, f, side.Isolation.Policies) {
 			if len(r.Mismatches) == 0 {
@@ -163,36 +187,89 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	return rules
 }
 
-// HasPolicy reports whether the policy "namespace/name" exists.
-func (c *Cluster) HasPolicy(name string) bool { return c.policies[name] != nil }
-
-func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
-	guarded := f.Key.SrcAddr()
-	if d == filter.Ingress {
-		guarded = f.Key.DstAddr()
+// PolicyNamed returns the policy that verdicts name by the given text: "namespace/name", or
+// the name or the title ("admin/platform") of a policy that is in no namespace. It returns
+// false if there is none.
+func (c *Cluster) PolicyNamed(text string) (string, bool) {
+	if c.policies[text] != nil {
+		return text, true
 	}
-	s := Side{Direction: d}
-	if e := c.snapshot.Endpoint(guarded); e != nil && !e.IsNode() {
-		s.Pod = e.String()
-	}
-	if given.Isolation == nil {
-		return s
-	}
-	s.Policies = given.Isolation.Policies
-	for _, p := range s.Policies {
-		s.Problems = append(s.Problems, c.problems[p]...)
-	}
-	if given.Rule != nil {
-		r := c.match(d, f, given.Rule.Policy, given.Rule.Index, c.rules(d, given.Rule.Policy))
-		s.Allowed = &r
-		return s
-	}
-	for _, p := range s.Policies {
-		if !c.tooLarge(p) && len(c.rules(d, p)) == 0 {
-			s.Empty = append(s.Empty, p)
+	for _, list := range c.tiers {
+		for _, p := range list {
+			if titleOf(p) == text {
+				return p.Ref.String(), true
+			}
 		}
 	}
-	all := c.matchAll(d, f, s.Policies)
+	return "", false
+}
+
+// title returns the title of a policy that a verdict names.
+func (c *Cluster) title(name string) string {
+	if p := c.policies[name]; p != nil {
+		return titleOf(p)
+	}
+	return name
+}
+
+func (c *Cluster) titles(names []string) []string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		out[i] = c.title(n)
+	}
+	return out
+}
+
+func titleOf(p *policy.Policy) string { return filter.PolicyTitle(p.Tier, p.Ref.String()) }
+
+func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
+	guarded, given := f.Key.SrcAddr(), v.Egress
+	if d == filter.Ingress {
+		guarded, given = f.Key.DstAddr(), v.Ingress
+	}
+	s := Side{Direction: d, allows: given.Allows()}
+	e := c.snapshot.Endpoint(guarded)
+	if e == nil || e.IsNode() {
+		return s
+	}
+	s.Pod = e.String()
+	if v.Reason == filter.SameAddress || v.Reason == filter.OwnNode && d == filter.Ingress {
+		return s // no tier is evaluated for a pod and itself, nor for what its node sends
+	}
+	if given.Isolation != nil {
+		s.Policies = given.Isolation.Policies
+	}
+	s.Tiers = c.steps(d, f, e, given)
+	for _, t := range s.Tiers {
+		if t.Result != NotEvaluated {
+			for _, p := range t.Policies {
+				s.Problems = append(s.Problems, c.problems[p]...)
+			}
+		}
+	}
+	switch t := s.decider(); {
+	case t == nil:
+	case t.Result == Accepted:
+		s.Allowed = t.Rule
+	default:
+		c.denied(&s, f, t)
+	}
+	return s
+}
+
+// denied adds the reasons of a tier that denies the flow, and the change that would allow it.
+func (c *Cluster) denied(s *Side, f Flow, t *Step) {
+	var all []RuleMatch
+	if t.Tier == policy.NetworkPolicy {
+		for _, p := range s.Policies {
+			if !c.tooLarge(p) && len(c.rules(s.Direction, p)) == 0 {
+				s.Empty = append(s.Empty, p)
+			}
+		}
+		all = c.matchAll(s.Direction, f, s.Policies)
+	} else {
+		all, s.Late = c.nearestOrdered(s, f, t)
+	}
 	slices.SortStableFunc(all, func(a, b RuleMatch) int { return len(a.Mismatches) - len(b.Mismatches) })
 	for i, r := range all {
 		switch {
@@ -203,6 +280,9 @@ func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
 			s.More++
 		}
 	}
-	s.Change = c.change(&s, f)
-	return s
+	if t.Tier == policy.NetworkPolicy {
+		s.Change = c.change(s, f)
+	} else {
+		s.Change = c.orderedChange(s, f, t)
+	}
 }

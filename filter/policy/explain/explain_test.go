@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
 )
 
@@ -39,10 +40,10 @@ const manifests = `
 `
 
 // read returns a cluster with the namespaces and pods of manifests, and with policies in
-// namespace default: specs, by name.
-func read(t *testing.T, policies map[string]string) *explain.Cluster {
+// namespace default: specs, by name, and ordered ones.
+func read(t *testing.T, policies map[string]string, ordered ...*policy.Policy) *explain.Cluster {
 	t.Helper()
-	var o objects
+	o := objects{Ordered: ordered}
 	for _, text := range strings.Split(manifests, "---\n") {
 		var kind metav1.TypeMeta
 		decode(t, text, &kind)

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -47,8 +48,35 @@ func (h *matcher) peerItem(p *policy.Peer, field string) (string, *Mismatch) {
 		return "", unreadable("peer", strings.TrimSuffix(field+p.Malformed, "."))
 	case p.Block != nil:
 		return h.block(p.Block)
+	case len(p.Networks) > 0:
+		return h.networks(p.Networks)
+	case p.Nodes != nil:
+		return h.nodes(p.Nodes)
+	case len(p.Names) > 0:
+		says := "the names " + some(p.Names, 5, ", ")
+		return says, &Mismatch{Part: "peer", Allows: says, Flow: "names are not supported and match nothing", score: otherKind}
 	}
 	return h.pods(p)
+}
+
+// networks matches a list of networks.
+func (h *matcher) networks(list []netip.Prefix) (string, *Mismatch) {
+	texts := make([]string, len(list))
+	for i, n := range list {
+		texts[i] = n.Masked().String()
+		if n.Contains(h.addr) {
+			return "addresses in " + texts[i], nil
+		}
+	}
+	says := "addresses in " + some(texts, 5, ", ")
+	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is outside it", score: 2}
+	if len(list) > 1 {
+		lack.Flow = h.addr.String() + " is in none of them"
+	}
+	if h.peer.Pod != nil {
+		lack.score = otherAddress
+	}
+	return says, lack
 }
 
 // pods matches a peer that selects pods by labels.
@@ -131,6 +159,26 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 	}
 	if lack.score == 0 {
 		return says, nil
+	}
+	return says, lack
+}
+
+// nodes matches a selector of nodes by their addresses.
+func (h *matcher) nodes(sel labels.Selector) (string, *Mismatch) {
+	says := "every node"
+	if !sel.Empty() {
+		says = "nodes with " + words(sel)
+	}
+	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is not the address of a known node", score: otherAddress}
+	for _, n := range h.c.nodes {
+		if !slices.Contains(n.Addrs, h.addr) {
+			continue
+		}
+		missing := missing(sel, n.Labels)
+		if len(missing) == 0 {
+			return says, nil
+		}
+		lack.Flow, lack.score = "node "+n.Name+" has "+strings.Join(missing, " and "), len(missing)
 	}
 	return says, lack
 }

@@ -43,14 +43,42 @@ func (r *RuleMatch) mismatches(part string) bool {
 	return false
 }
 
-// rules returns the rules of a policy in a direction that are in force. There are none if
-// the policy's subject is malformed or the policy is too large.
+// rules returns the rules of a policy in a direction that are in force. If the policy's
+// subject is malformed or the policy is too large, there are none, or one that denies
+// everything in place of ordered rules.
 func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	p := c.policies[name]
-	if p == nil || c.tooLarge(name) || p.Subject.Malformed {
+	switch {
+	case p == nil:
+		return nil
+	case !c.tooLarge(name) && !p.Subject.Malformed:
+		return p.Rules[d]
+	case p.Tier == policy.NetworkPolicy || len(p.Rules[d]) == 0:
 		return nil
 	}
-	return p.Rules[d]
+	return []policy.Rule{{Action: policy.Deny}}
+}
+
+// inForce returns an ordered rule as it decides, and whether it does so because of a part
+// that cannot be understood: a rule that does not accept denies all that such a part may
+// mean.
+func inForce(r policy.Rule) (policy.Rule, bool) {
+	if r.Action == policy.Accept {
+		return r, false
+	}
+	peers := slices.ContainsFunc(r.Peers, func(p policy.Peer) bool { return p.Malformed != "" || len(p.Names) > 0 })
+	ports := slices.ContainsFunc(r.Ports, func(p policy.PortRange) bool { return p.Malformed })
+	if peers {
+		r.Peers = nil
+	}
+	if ports {
+		r.Ports = nil
+	}
+	malformed := peers || ports || r.Action > policy.Pass
+	if malformed {
+		r.Action = policy.Deny
+	}
+	return r, malformed
 }
 
 // matchAll matches all rules of the given policies against a flow, in order.
@@ -76,17 +104,23 @@ func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rule
 	if index >= len(rules) {
 		return out // the snapshot was made from other objects
 	}
-	h := matcher{c: c, namespace: c.policies[name].Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
-	list := "to"
+	p, rule := c.policies[name], rules[index]
+	h := matcher{c: c, namespace: p.Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
+	list, ports := "to", ".ports"
 	if d == filter.Ingress {
 		h.peer, h.addr, list = f.From, f.Key.SrcAddr(), "from"
 	}
+	if p.Tier != policy.NetworkPolicy {
+		rule, _ = inForce(rule)
+		ports = ".protocols"
+		out.Rule.Name, out.Rule.Tier, out.Rule.Action = rule.Name, p.Tier, rule.Action
+	}
 	field := ruleField(out.Rule)
 	var lack *Mismatch
-	if out.Peers, lack = h.peers(rules[index].Peers, field+"."+list); lack != nil {
+	if out.Peers, lack = h.peers(rule.Peers, field+"."+list); lack != nil {
 		out.Mismatches = append(out.Mismatches, *lack)
 	}
-	if out.Ports, lack = h.ports(rules[index].Ports, field+".ports"); lack != nil {
+	if out.Ports, lack = h.ports(rule.Ports, field+ports); lack != nil {
 		out.Mismatches = append(out.Mismatches, *lack)
 	}
 	for i := range out.Mismatches {

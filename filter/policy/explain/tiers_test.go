@@ -1,0 +1,193 @@
+package explain_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/explain"
+)
+
+// clusterPolicy returns a policy for the pods of namespace default that match a selector.
+func clusterPolicy(name string, tier policy.Tier, priority int32, subject labels.Selector, rules map[filter.Direction][]policy.Rule) *policy.Policy {
+	return &policy.Policy{
+		Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}, Tier: tier, Priority: priority,
+		Subject: policy.Subject{Namespace: "default", Pods: subject},
+		Rules:   [2][]policy.Rule{filter.Egress: rules[filter.Egress], filter.Ingress: rules[filter.Ingress]},
+	}
+}
+
+func pods(text string) policy.Peer {
+	sel, _ := labels.Parse(text)
+	return policy.Peer{Namespaces: labels.Everything(), Pods: sel}
+}
+
+func rule(name string, a policy.Action, peers ...policy.Peer) policy.Rule {
+	return policy.Rule{Name: name, Action: a, Peers: peers}
+}
+
+func tcp(r policy.Rule, port uint16) policy.Rule {
+	r.Ports = []policy.PortRange{{Protocol: filter.TCP, Low: port, High: port}}
+	return r
+}
+
+func ingress(rules ...policy.Rule) map[filter.Direction][]policy.Rule {
+	return map[filter.Direction][]policy.Rule{filter.Ingress: rules}
+}
+
+func egress(rules ...policy.Rule) map[filter.Direction][]policy.Rule {
+	return map[filter.Direction][]policy.Rule{filter.Egress: rules}
+}
+
+// The text names each tier with what it did, and the change that would help.
+func TestTiers(t *testing.T) {
+	db := labels.SelectorFromSet(labels.Set{"role": "db"})
+	all := labels.Everything()
+	everyPod := pods("")
+	platform := clusterPolicy("platform", policy.Admin, 10, db, ingress(
+		rule("monitoring", policy.Accept, pods("role=monitor")),
+		rule("quarantine", policy.Deny, pods("role=backend"), pods("quarantined=true")),
+		rule("to-teams", policy.Pass, everyPod),
+	))
+	closed := clusterPolicy("closed", policy.Baseline, 0, all, ingress(
+		tcp(rule("", policy.Accept, pods("role=frontend")), 80),
+		rule("", policy.Deny, everyPod),
+	))
+	for name, tt := range map[string]struct {
+		policies []*policy.Policy
+		network  map[string]string
+		flow     string
+		want     string
+	}{
+		"denied by Admin": {[]*policy.Policy{platform, closed}, map[string]string{"x": "{podSelector: {}, ingress: [{}]}"}, "web db tcp 80", `
+deny (ingress-denied): default/web (10.0.0.2, fd00::2) to default/db (10.0.0.1, fd00::1), TCP 80
+  egress: default/web is not isolated: no policy selects it in this direction
+  ingress: default/db: denied by the tier Admin
+    Admin: denied by admin/platform rule 2 "quarantine": pods with role=backend in every namespace, every port
+      admin/platform rule 1 "monitoring" allows pods with role=monitor in every namespace; default/web has role=backend
+    NetworkPolicy: not evaluated (default/x)
+    Baseline: not evaluated (baseline/closed)
+to allow the ingress: add before spec.ingress[1] of ClusterNetworkPolicy platform
+    - action: Accept
+      from:
+      - pods:
+          namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: default
+          podSelector:
+            matchLabels:
+              role: backend
+      protocols:
+      - tcp:
+          destinationPort:
+            number: 80
+  or to another policy of tier Admin, with a priority below 10. With the action Pass, NetworkPolicies decide instead. No NetworkPolicy overrides the tier Admin.
+`},
+		"passed by Admin, allowed by a NetworkPolicy": {[]*policy.Policy{platform, closed}, map[string]string{"x": "{podSelector: {}, ingress: [{ports: [{port: 80}]}]}"}, "shop/cart db tcp 80", `
+allow (rule): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 80
+  egress: shop/cart is not isolated: no policy selects it in this direction
+  ingress: default/db: allowed by the tier NetworkPolicy
+    Admin: passed by admin/platform rule 3 "to-teams": every pod in every namespace, every port
+    NetworkPolicy: isolated by default/x
+      default/x rule 1 allows it: every peer, TCP 80
+    Baseline: not evaluated (baseline/closed)
+`},
+		"passed by Admin, denied by a NetworkPolicy": {[]*policy.Policy{platform}, map[string]string{"x": "{podSelector: {}, ingress: [{ports: [{port: 80}]}]}"}, "shop/cart db tcp 81", `
+deny (ingress-denied): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 81
+  egress: shop/cart is not isolated: no policy selects it in this direction
+  ingress: default/db: denied by the tier NetworkPolicy
+    Admin: passed by admin/platform rule 3 "to-teams": every pod in every namespace, every port
+    NetworkPolicy: isolated by default/x; no rule allows it
+      default/x rule 1 allows TCP 80; the flow is to TCP 81
+to allow the ingress: add to spec.ingress[0].ports of NetworkPolicy default/x
+    - port: 81
+      protocol: TCP
+`},
+		"denied by Baseline": {[]*policy.Policy{platform, closed}, nil, "shop/cart db tcp 81", `
+deny (ingress-denied): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 81
+  egress: shop/cart is not isolated: no policy selects it in this direction
+  ingress: default/db: denied by the tier Baseline
+    Admin: passed by admin/platform rule 3 "to-teams": every pod in every namespace, every port
+    NetworkPolicy: no policy selects it
+    Baseline: denied by baseline/closed rule 2: every pod in every namespace, every port
+      baseline/closed rule 1 allows TCP 80; the flow is to TCP 81
+to allow the ingress: add before spec.ingress[1] of ClusterNetworkPolicy closed
+    - action: Accept
+      from:
+      - pods:
+          namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: shop
+          podSelector:
+            matchLabels:
+              role: frontend
+      protocols:
+      - tcp:
+          destinationPort:
+            number: 81
+  A NetworkPolicy that selects default/db and allows the flow overrides the tier Baseline; it also denies all ingress that no NetworkPolicy allows.
+`},
+		"allowed by Admin": {[]*policy.Policy{clusterPolicy("platform", policy.Admin, 10, db, ingress(tcp(rule("monitoring", policy.Accept, everyPod), 80)))}, map[string]string{"x": "{podSelector: {}}"}, "shop/cart db tcp 80", `
+allow (rule): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 80
+  egress: shop/cart is not isolated: no policy selects it in this direction
+  ingress: default/db: allowed by the tier Admin
+    Admin: allowed by admin/platform rule 1 "monitoring": every pod in every namespace, TCP 80
+    NetworkPolicy: not evaluated (default/x)
+`},
+		"no rule matches": {[]*policy.Policy{clusterPolicy("platform", policy.Admin, 10, db, ingress(rule("", policy.Deny, pods("role=x"))))}, nil, "web db tcp 80", `
+allow (rule): default/web (10.0.0.2, fd00::2) to default/db (10.0.0.1, fd00::1), TCP 80
+  egress: default/web is not isolated: no policy selects it in this direction
+  ingress: default/db: allowed, because no tier denies it
+    Admin: no rule of admin/platform matches
+    NetworkPolicy: no policy selects it
+`},
+		"a rule that comes too late": {[]*policy.Policy{
+			clusterPolicy("a", policy.Admin, 5, db, ingress(rule("", policy.Deny, everyPod))),
+			clusterPolicy("b", policy.Admin, 6, db, ingress(tcp(rule("web", policy.Accept, pods("role=backend")), 80))),
+		}, nil, "web db tcp 80", `
+deny (ingress-denied): default/web (10.0.0.2, fd00::2) to default/db (10.0.0.1, fd00::1), TCP 80
+  egress: default/web is not isolated: no policy selects it in this direction
+  ingress: default/db: denied by the tier Admin
+    Admin: denied by admin/a rule 1: every pod in every namespace, every port
+      admin/b rule 1 "web" allows it, but comes later
+to allow the ingress: add before spec.ingress[0] of ClusterNetworkPolicy a
+    - action: Accept
+      from:
+      - pods:
+          namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: default
+          podSelector:
+            matchLabels:
+              role: backend
+      protocols:
+      - tcp:
+          destinationPort:
+            number: 80
+  or to another policy of tier Admin, with a priority below 5. With the action Pass, NetworkPolicies decide instead. No NetworkPolicy overrides the tier Admin.
+`},
+		"the own node": {[]*policy.Policy{clusterPolicy("platform", policy.Admin, 0, db, egress(
+			tcp(rule("node", policy.Deny, policy.Peer{Networks: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24")}}), 22)))},
+			map[string]string{"x": "{podSelector: {}, policyTypes: [Egress]}"}, "db 192.0.2.1 tcp 80", `
+allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (no pod), TCP 80
+  egress: default/db: allowed, because no tier denies it
+    Admin: no rule of admin/platform matches
+    NetworkPolicy: does not apply to the pod's own node
+  ingress: 192.0.2.1 is not a pod, so no policy isolates it
+`},
+		"to the own node, without ordered rules": {nil, map[string]string{"x": "{podSelector: {}, policyTypes: [Egress]}"}, "db 192.0.2.1 tcp 80", `
+allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (no pod), TCP 80
+  NetworkPolicies do not apply to what a pod sends to its own node: no policy applies
+`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := "\n" + explain.Text(ask(t, read(t, tt.network, tt.policies...), question(tt.flow)))
+			if got != tt.want {
+				t.Errorf("the text is%s\nwant%s", got, tt.want)
+			}
+		})
+	}
+}
