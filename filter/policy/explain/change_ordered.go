@@ -3,16 +3,12 @@ package explain
 import (
 	"fmt"
 	"net/netip"
-
-	"k8s.io/apimachinery/pkg/labels"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
 )
-
-// maxRules is the number of rules that the API allows in each direction of a
-// ClusterNetworkPolicy.
-const maxRules = 25
 
 // orderedChange returns the change to a tier of ordered rules that denies the flow: a rule
 // that accepts only this flow, before the rule that denies it. No later tier can override
@@ -34,21 +30,29 @@ func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	}
 	return &Change{
 		Policy: p.Ref, Field: "spec." + s.Direction.String(), Before: &decider,
-		Rule: rule, Add: writeOrdered(s.Direction, rule), Note: c.otherWays(s, p),
+		Rule: rule, Add: clusterpolicy.WriteRule(s.Direction, rule), Note: c.otherWays(s, p),
 	}
 }
 
-// deniesFor returns the problem for which a rule denies, or nil if it denies as written.
+// deniesFor returns the problem for which a rule denies, or nil if it denies as written: a
+// problem of the rule, or one of the whole policy.
 func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 	problems := c.problems[r.Policy]
-	switch {
-	case len(problems) == 0 || r.Index >= len(p.Rules[r.Direction]):
-		return nil
-	case c.tooLarge(r.Policy) || p.Subject.Malformed:
-		return &problems[0]
+	for i := range problems {
+		if strings.HasPrefix(fromSpec(problems[i].Field), ruleField(r)+".") {
+			return &problems[i]
+		}
 	}
-	if _, malformed := inForce(p.Rules[r.Direction][r.Index]); malformed {
-		return c.problemOf(r, ruleField(r))
+	for i := range problems {
+		f := fromSpec(problems[i].Field)
+		if problems[i].TooLarge || f != "spec" && !strings.HasPrefix(f, "spec.ingress") && !strings.HasPrefix(f, "spec.egress") {
+			return &problems[i]
+		}
+	}
+	if rules := p.Rules[r.Direction]; r.Index < len(rules) && len(problems) > 0 {
+		if _, malformed := inForce(rules[r.Index]); malformed {
+			return &problems[0]
+		}
 	}
 	return nil
 }
@@ -57,9 +61,9 @@ func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 func (c *Cluster) otherWays(s *Side, p *policy.Policy) string {
 	note := ""
 	switch n := len(p.Rules[s.Direction]); {
-	case n >= maxRules && p.Priority > 0:
+	case n >= clusterpolicy.MaxRules && p.Priority > 0:
 		note = fmt.Sprintf("%s has %d %s rules, the most that the API allows: add it to another policy of tier %s, with a priority below %d. ", p.Ref.Object(), n, s.Direction, p.Tier, p.Priority)
-	case n >= maxRules:
+	case n >= clusterpolicy.MaxRules:
 		note = fmt.Sprintf("%s has %d %s rules, the most that the API allows: combine some of them. ", p.Ref.Object(), n, s.Direction)
 	case p.Priority > 0:
 		note = fmt.Sprintf("or to another policy of tier %s, with a priority below %d. ", p.Tier, p.Priority)
@@ -76,40 +80,4 @@ func asOrdered(p policy.Peer) policy.Peer {
 		return policy.Peer{Networks: []netip.Prefix{p.Block.CIDR}}
 	}
 	return p
-}
-
-// writeOrdered returns a rule that accepts in the form of the API.
-func writeOrdered(d filter.Direction, r policy.Rule) any {
-	var peers, protocols []any
-	for _, p := range r.Peers {
-		if len(p.Networks) > 0 {
-			peers = append(peers, map[string]any{"networks": p.Networks})
-			continue
-		}
-		peers = append(peers, map[string]any{"pods": map[string]any{
-			"namespaceSelector": writeLabels(p.Namespaces), "podSelector": writeLabels(p.Pods),
-		}})
-	}
-	for _, p := range r.Ports {
-		protocols = append(protocols, map[string]any{
-			map[filter.Protocol]string{filter.TCP: "tcp", filter.UDP: "udp", filter.SCTP: "sctp"}[p.Protocol]: map[string]any{"destinationPort": map[string]any{"number": p.Low}},
-		})
-	}
-	out := map[string]any{"action": "Accept", map[filter.Direction]string{filter.Egress: "to", filter.Ingress: "from"}[d]: peers}
-	if len(protocols) > 0 {
-		out["protocols"] = protocols
-	}
-	return out
-}
-
-func writeLabels(sel labels.Selector) any {
-	set := make(map[string]string)
-	requirements, _ := sel.Requirements()
-	for _, r := range requirements {
-		set[r.Key()] = r.ValuesUnsorted()[0]
-	}
-	if len(set) == 0 {
-		return map[string]any{}
-	}
-	return map[string]any{"matchLabels": set}
 }
