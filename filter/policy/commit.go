@@ -17,6 +17,8 @@ type Changes []netip.Addr
 // the last one only in its number.
 func (w *Store) Commit() (*Snapshot, Changes) {
 	ranges := w.commitRanges() // first, because addresses depend on the ranges
+	w.renewNodes()
+	w.renewHosts()
 	w.balance()
 	w.undefer()
 	w.match()
@@ -44,6 +46,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		table:    w.table,
 		everyone: w.everyone,
 		ranges:   ranges,
+		nodes:    w.nodes.commit(),
 		starting: w.ranges.live,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
@@ -202,7 +205,7 @@ func (w *Store) policySetsOf(p *pod) (sets policySets) {
 // selectPolicies finds the policies of each tier that select a pod. Policies that isolate
 // the pod always decide, so later tiers are left out.
 func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
-	selected := p.selectedBy(d)
+	selected := w.selecting(p, d)
 	for t := Admin; t < numTiers; t++ {
 		if len(selected[t]) > 0 {
 			sets[d][t] = w.policySetOf(p, d, t, selected[t])
@@ -232,36 +235,36 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 		}
 	}
 	w.lastPolicySet++
-	set := &policySet{key: key, id: w.lastPolicySet, refs: 1, ns: p.identity.ns}
+	set := &policySet{key: key, id: w.lastPolicySet, refs: 1, budget: &p.identity.ns.budget}
+	if slices.ContainsFunc(policies, func(pol *policy) bool { return pol.ref.clusterWide() }) {
+		set.budget = &w.cluster
+	}
 	set.alone = newSetLink(set, w.rulesOf(set, policies), isolation)
 	w.policySets[key] = set
 	return set
 }
 
-// grantedToPolicySets is the number of rule entries that a namespace may always use for
-// merged rules. In addition, it may use as many as its policies have. Without a bound,
-// merged rules would take pods × policies if each pod is selected by a different
-// combination of policies.
-const grantedToPolicySets = 1 << 15
-
 // rulesOf compiles the rules of some policies into one rule set. If merging them would take
-// too much memory, the rule set has a part for each policy instead.
+// too much memory, the rule set has a part for each policy instead. The policies of ordered
+// rules are in their order.
 func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	d := g.key.direction
 	if len(policies) == 1 {
 		return w.rulesOfOne(d, policies[0])
 	}
-	large := slices.ContainsFunc(policies, func(p *policy) bool { return p.large })
-	if large && g.key.tier == NetworkPolicy {
+	switch large := slices.ContainsFunc(policies, isLargePolicy); {
+	case large && g.key.tier == NetworkPolicy:
 		return w.besideLarge(g, policies)
+	case large:
+		return w.betweenLarge(g, policies)
 	}
 	size := 0
 	for _, p := range policies {
 		size += p.size[d]
 	}
-	if !large && g.ns.merged+size <= grantedToPolicySets+g.ns.size && !w.shape.apart {
-		g.size = size
-		g.ns.merged += size
+	if w.grants(g.budget, size) && !w.shape.apart {
+		g.size += size
+		g.budget.merged += size
 		return compile(d, policies, w.shape)
 	}
 	all := &extra{parts: make([]*ruleSet, 0, len(policies))}
@@ -297,6 +300,29 @@ func (w *Store) besideLarge(g *policySet, policies []*policy) *ruleSet {
 	return &ruleSet{extra: all}
 }
 
+func isLargePolicy(p *policy) bool { return p.large }
+
+// betweenLarge is besideLarge for ordered rules: the small policies between two large ones
+// are merged, so that the parts are in the order of the policies.
+func (w *Store) betweenLarge(g *policySet, policies []*policy) *ruleSet {
+	all := &extra{}
+	for len(policies) > 0 {
+		n := slices.IndexFunc(policies, isLargePolicy)
+		if n < 0 {
+			n = len(policies)
+		}
+		n = max(n, 1)
+		rules := w.rulesOf(g, policies[:n])
+		policies = policies[n:]
+		if parts := rules.parts(); len(parts) > 0 {
+			all.parts = append(all.parts, parts...)
+		} else if !rules.none() {
+			all.parts = append(all.parts, rules)
+		}
+	}
+	return &ruleSet{extra: all}
+}
+
 func (w *Store) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
 	if p.compiled[d] == nil {
 		p.compiled[d] = compile(d, []*policy{p}, w.shape)
@@ -317,7 +343,7 @@ func (w *Store) releasePolicySet(g *policySet) {
 		return
 	}
 	if g.refs--; g.refs == 0 {
-		g.ns.merged -= g.size
+		g.budget.merged -= g.size
 		delete(w.policySets, g.key)
 	}
 }

@@ -82,6 +82,15 @@ func (w *Store) UseDrafts() {
 // isLarge reports whether a policy is large by its encoded size.
 func (w *Store) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
+// drafted reports whether versions of a policy are drafts first: those of large policies in
+// a namespace. Policies of the whole cluster are never drafts. They have at most 50 rules of
+// 25 peers, only administrators write them, and the largest ones take some MEASURED ms, so
+// that they hardly delay other changes. As drafts, they would defer the addresses of all
+// pods that start in the meantime, in every namespace.
+func (w *Store) drafted(ref Ref, from Source) bool {
+	return w.drafts.on && !ref.clusterWide() && w.isLarge(from)
+}
+
 // draft adds a version of a policy to those that wait. It replaces a waiting version of the
 // same policy. It returns false if there is no room.
 func (w *Store) draft(d *Draft) bool {
@@ -185,13 +194,15 @@ func (d *Draft) Prepare() {
 	if d.err = err; err != nil {
 		return
 	}
-	if d.cost = costOf(form); d.limits.Policy > 0 && d.cost > d.limits.Policy {
+	if d.cost = costOf(form, noNodes); d.limits.Policy > 0 && d.cost > d.limits.Policy {
 		d.large = form
 		return
 	}
 	d.policy, d.subject = read(form, make(unshared)), subjectOf(form)
 	d.policy.cost = d.cost
 }
+
+func noNodes(labels.Selector) int { return 0 }
 
 // compile builds the rule sets of this policy only. Policy sets use them unchanged.
 func (d *Draft) compile() {
@@ -232,6 +243,10 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 
 func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.use(scope{}, sel) }
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
+
+// useNodes returns nil: only policies of the whole cluster, which are never drafts, have such
+// peers.
+func (u unshared) useNodes(labels.Selector) *nodeSelector { return nil }
 
 // Prepared takes back a draft that NextDraft returned, after Prepare.
 func (w *Store) Prepared(d *Draft) {

@@ -3,7 +3,7 @@ package policy
 import "net/netip"
 
 // CostOf is the estimate by which policies are refused.
-func CostOf(p *Policy) int64 { return costOf(p) }
+func CostOf(p *Policy) int64 { return costOf(p, noNodes) }
 
 // Shapes is the number of shapes that SetShape knows.
 const Shapes = 4
@@ -90,10 +90,13 @@ func (w *Store) Kept() map[string]int {
 		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty),
 		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "policy sets": len(w.policySets), "classes": len(w.classes),
 		"deferred":  len(w.deferred),
-		"selectors": len(w.nsSelectors.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
-		"scopes":    len(w.nsSelectors.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),
+		"selectors": len(w.nsSelectors.byKey) + len(w.scopes.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
+		"scopes":    len(w.nsSelectors.byScope) + len(w.scopes.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),
+		"nodes":     len(w.nodes.byName) + len(w.nodes.table) + len(w.nodes.moved), "node selectors": len(w.nodes.selectors), "policies with nodes": len(w.nodes.users),
+		"rule entries of policies in no namespace": w.cluster.size + w.cluster.merged,
 	}
 	for _, ns := range w.namespaces {
+		ns.scopes.all(func(uint32) { kept["scopes of namespaces"]++ })
 		kept["identities"] += ns.identities.all.count()
 		kept["hashes of identities"] += len(ns.identities.byHash)
 		kept["labels of identities"] += len(ns.identities.byLabel)

@@ -21,6 +21,9 @@ func (r Ref) String() string {
 	return r.Namespace + "/" + r.Name
 }
 
+// clusterWide reports whether the policy is in no namespace.
+func (r Ref) clusterWide() bool { return r.Namespace == "" }
+
 // Object returns the policy as messages name it, such as "NetworkPolicy default/db".
 func (r Ref) Object() string { return r.Kind + " " + r.String() }
 
@@ -83,16 +86,15 @@ func (e *Encoded) draft() *Draft {
 }
 
 // policy returns the policy, which it reads if necessary. A policy that cannot be read
-// isolates every pod of its namespace and allows nothing.
+// allows nothing for any pod that it may be for.
 func (e *Encoded) policy() *Policy {
 	if e.Form != nil {
 		return e.Form
 	}
 	p, err := e.Source.Read(e.Ref, e.Source.Encoded)
 	if err != nil {
-		return &Policy{
-			Ref: e.Ref, Tier: NetworkPolicy, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true},
-			Subject:  Subject{Namespace: e.Ref.Namespace, Pods: labels.Everything(), Malformed: true},
+		p = &Policy{
+			Ref: e.Ref, Tier: NetworkPolicy, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true}, Subject: everySubject(e.Ref),
 			Problems: []Problem{{Policy: e.Ref, Field: "spec", Detail: err.Error(), Hint: "write the policy again"}},
 		}
 	}
@@ -129,8 +131,7 @@ type Peer struct {
 	// nothing.
 	Names []string
 	// Malformed is the field of the peer that cannot be understood, such as
-	// ".ipBlock.cidr", or "." for the whole peer. In a rule that accepts, such a peer matches
-	// nothing; any other rule with it denies every peer.
+	// ".ipBlock.cidr", or "." for the whole peer. See Policy.Effective.
 	Malformed string
 }
 
@@ -146,8 +147,7 @@ type PortRange struct {
 	Protocol  filter.Protocol
 	Low, High uint16 // 0 and 65535: all ports of the protocol
 	Name      string // of a named port; Low and High have no meaning with it
-	// Malformed reports that the range cannot be understood. In a rule that accepts, it
-	// matches nothing; any other rule with it denies every port.
+	// Malformed reports that the range cannot be understood. See Policy.Effective.
 	Malformed bool
 }
 

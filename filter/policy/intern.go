@@ -25,9 +25,10 @@ type policy struct {
 	subject  *selector
 	isolates [2]bool // by filter.Direction
 	rules    [2][]rule
-	size     [2]int      // entries of the rules, by direction
-	compiled [2]*ruleSet // rule sets of this policy only; nil until they are needed
-	uses     []*selector // selectors of peers, once for each use
+	size     [2]int          // entries of the rules, by direction
+	compiled [2]*ruleSet     // rule sets of this policy only; nil until they are needed
+	uses     []*selector     // selectors of peers, once for each use
+	nodes    []*nodeSelector // selectors of peers that are nodes, once for each use
 	problems []Problem
 	large    bool  // its rules are never merged with those of other policies
 	cost     int64 // estimated memory, in bytes
@@ -53,11 +54,13 @@ type rule struct {
 type interner interface {
 	useNamespaces(labels.Selector) *selector
 	usePeer(scope, labels.Selector) *selector
+	useNodes(labels.Selector) *nodeSelector
 }
 
 // reader turns a Policy into a policy. Malformed parts allow nothing.
 type reader struct {
 	in   interner
+	form *Policy
 	p    *policy
 	seen map[string]bool // content of the rules that were added
 }
@@ -66,11 +69,6 @@ func (w *Store) readPolicy(form *Policy) *policy {
 	p := read(form, w)
 	p.subject = w.useSubject(subjectOf(form))
 	return p
-}
-
-// subjectOf returns the selector of the pods that a policy is for.
-func subjectOf(form *Policy) *selector {
-	return newSelector(selectorKey{scope{namespace: form.Subject.Namespace}, form.Subject.Pods.String()}, form.Subject.Pods)
 }
 
 // read turns a Policy into a policy, without its subject.
@@ -86,11 +84,11 @@ func read(form *Policy, in interner) *policy {
 	case form.Subject.Malformed:
 		rules = form.closed()
 	}
-	r := reader{in: in, p: p, seen: make(map[string]bool)}
+	r := reader{in: in, form: form, p: p, seen: make(map[string]bool)}
 	for d := range rules {
 		clear(r.seen)
 		for i := range rules[d] {
-			r.rule(filter.Direction(d), i, &rules[d][i])
+			r.rule(filter.Direction(d), i, rules[d][i])
 		}
 	}
 	return p
@@ -115,45 +113,30 @@ func (p *policy) decides(d filter.Direction) bool {
 	return len(p.rules[d]) > 0
 }
 
-func (r reader) rule(d filter.Direction, index int, from *Rule) {
+func (r reader) rule(d filter.Direction, index int, from Rule) {
+	if from.Action > Pass {
+		r.problem(d, index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))
+	}
+	if r.p.tier == NetworkPolicy && from.Action != Accept {
+		r.problem(d, index, "a NetworkPolicy can only have rules that accept")
+		return
+	}
+	from, matches := r.form.effective(from)
+	if !matches {
+		return
+	}
 	out := rule{
 		action:   from.Action,
 		name:     from.Name,
 		index:    index,
 		anyone:   len(from.Peers) == 0,
 		portless: len(from.Ports) == 0,
+		ports:    from.Ports,
 	}
 	for i := range from.Peers {
 		r.peer(&out, &from.Peers[i])
 	}
-	for _, p := range from.Ports {
-		if !p.Malformed {
-			out.ports = append(out.ports, p)
-		}
-	}
-	if out.action != Accept {
-		r.denyMalformed(d, &out, from)
-	}
-	if r.p.tier == NetworkPolicy && out.action != Accept {
-		r.problem(d, index, "a NetworkPolicy can only have rules that accept")
-		return
-	}
 	r.add(d, &out)
-}
-
-// denyMalformed makes a rule that does not accept deny everything that its malformed parts
-// may mean. If the rule ignored these parts, flows could pass that it or a later tier
-// denies.
-func (r reader) denyMalformed(d filter.Direction, out *rule, from *Rule) {
-	peers := slices.ContainsFunc(from.Peers, func(p Peer) bool { return p.Malformed != "" })
-	ports := slices.ContainsFunc(from.Ports, func(p PortRange) bool { return p.Malformed })
-	if peers || ports || out.action > Pass {
-		out.action = Deny
-	}
-	out.anyone, out.portless = out.anyone || peers, out.portless || ports
-	if from.Action > Pass {
-		r.problem(d, out.index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))
-	}
 }
 
 func (r reader) problem(d filter.Direction, index int, detail string) {
@@ -165,8 +148,8 @@ func (r reader) problem(d filter.Direction, index int, detail string) {
 // add adds a rule, unless it cannot match or an earlier rule matches the same flows. So the
 // memory of rules does not depend on how often they are repeated.
 func (r reader) add(d filter.Direction, out *rule) {
-	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 || !out.portless && len(out.ports) == 0 {
-		return // all of its peers or ports are malformed
+	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 {
+		return // its blocks are empty, or no node matches
 	}
 	key := out.content()
 	if r.seen[string(key)] {
@@ -206,10 +189,19 @@ func (r *rule) content() []byte {
 
 func (r reader) peer(out *rule, peer *Peer) {
 	switch {
-	case peer.Malformed != "":
-		return
 	case peer.Block != nil:
 		out.blocks = append(out.blocks, subtract(peer.Block.CIDR, peer.Block.Except)...)
+		return
+	case len(peer.Networks) > 0:
+		for _, network := range peer.Networks {
+			out.blocks = append(out.blocks, subtract(network, nil)...)
+		}
+		return
+	case peer.Nodes != nil:
+		if s := r.in.useNodes(peer.Nodes); s != nil {
+			r.p.nodes = append(r.p.nodes, s)
+			out.blocks = append(out.blocks, s.ranges...)
+		}
 		return
 	}
 	podSelector := peer.Pods
@@ -226,29 +218,6 @@ func (r reader) peer(out *rule, peer *Peer) {
 		out.whole = append(out.whole, s)
 	} else {
 		out.some = append(out.some, s)
-	}
-}
-
-// useSubject interns the selector of a subject. If the selector is new, useSubject finds
-// the pods that it matches.
-func (w *Store) useSubject(s *selector) *selector {
-	s, isNew := w.subjects.adopt(s)
-	if isNew {
-		s.members = make(map[*identity]struct{})
-		s.subjects = make(map[*policy]struct{})
-		w.namespaces[s.scope.namespace].identities.match(s, func(k *identity) {
-			s.members[k] = struct{}{}
-			k.subjects = append(k.subjects, s)
-		})
-	}
-	return s
-}
-
-func (w *Store) releaseSubject(s *selector) {
-	if w.subjects.release(s, &w.subjects.unused) {
-		for k := range s.members {
-			k.subjects = without(k.subjects, s)
-		}
 	}
 }
 

@@ -17,7 +17,7 @@ type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
 	// Policies bounds the sum of all policies. While the sum is larger, the most expensive
-	// policy of the most expensive namespace is refused.
+	// policy of the most expensive namespace is refused. Policies in no namespace come last.
 	Policies int64
 }
 
@@ -47,9 +47,16 @@ const (
 )
 
 // costOf returns an upper bound of the bytes that a compiled policy takes, estimated from
-// its size only. It holds even for a policy that shares no selector with others.
-func costOf(p *Policy) int64 {
-	c := costs{}
+// its size and the number of ranges that its peers that are nodes stand for. It holds even
+// for a policy that shares no selector with others.
+func (w *Store) costOf(p *Policy) int64 {
+	return costOf(p, func(sel labels.Selector) int { return len(w.nodes.selector(sel).ranges) })
+}
+
+// costOf is the Store's costOf. nodes returns the number of ranges of a peer that is nodes.
+func costOf(p *Policy, nodes func(labels.Selector) int) int64 {
+	c := costs{nodes: nodes}
+	c.selector(p.Subject.Namespaces)
 	c.selector(p.Subject.Pods)
 	for d := range p.Rules {
 		for i := range p.Rules[d] {
@@ -64,6 +71,7 @@ func costOf(p *Policy) int64 {
 
 // costs adds up the parts of a policy.
 type costs struct {
+	nodes        func(labels.Selector) int
 	bytes        int64
 	ports, peers int // peers: entries that the rules add to peer sets
 }
@@ -73,17 +81,25 @@ func (c *costs) rule(r *Rule) {
 	c.ports += len(r.Ports)
 	c.peers++
 	for i := range r.Peers {
-		p := &r.Peers[i]
-		if p.Block != nil {
-			ranges := 1 + len(p.Block.Except)
-			c.peers += ranges
-			c.bytes += costOfRange * int64(ranges)
-			continue
+		switch p := &r.Peers[i]; {
+		case p.Block != nil:
+			c.ranges(1 + len(p.Block.Except))
+		case len(p.Networks) > 0:
+			c.ranges(len(p.Networks))
+		case p.Nodes != nil:
+			c.selector(p.Nodes)
+			c.ranges(c.nodes(p.Nodes))
+		default:
+			c.peers++
+			c.selector(p.Pods)
+			c.selector(p.Namespaces)
 		}
-		c.peers++
-		c.selector(p.Pods)
-		c.selector(p.Namespaces)
 	}
+}
+
+func (c *costs) ranges(n int) {
+	c.peers += n
+	c.bytes += costOfRange * int64(n)
 }
 
 func (c *costs) selector(s labels.Selector) {
@@ -106,7 +122,7 @@ func (c *costs) selector(s labels.Selector) {
 
 // admit reads a policy, or refuses it if it is over a limit.
 func (w *Store) admit(form *Policy) *policy {
-	cost := costOf(form)
+	cost := w.costOf(form)
 	if most := w.limits.Policy; most > 0 && cost > most {
 		return w.refuseTooLarge(form, cost)
 	}
@@ -136,7 +152,7 @@ func (w *Store) refuseOverTotal(form *Policy, cost int64) *policy {
 // refuseOverBacklog refuses a large policy because too many bytes of its namespace's
 // policies already wait to be compiled.
 func (w *Store) refuseOverBacklog(form *Policy) *policy {
-	p := w.refuse(form, costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
+	p := w.refuse(form, w.costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")
 	p.surplus = true
 	return p
@@ -202,7 +218,7 @@ func (w *Store) balance() {
 	slices.SortFunc(back, byText)
 	waits := false
 	for _, p := range back {
-		if w.drafts.on && w.isLarge(p.kept) {
+		if w.drafted(p.ref, p.kept) {
 			waits = !w.draftBack(p) || waits
 			continue
 		}
@@ -250,12 +266,7 @@ func (w *Store) surplus() map[Ref]*policy {
 		slices.SortFunc(list, func(a, b *policy) int { return cmp.Or(cmp.Compare(a.cost, b.cost), byText(a, b)) })
 	}
 	for sum > most {
-		worst := ""
-		for name, n := range sums {
-			if worst == "" || n > sums[worst] || n == sums[worst] && name > worst {
-				worst = name
-			}
-		}
+		worst := worstOf(sums)
 		list := of[worst]
 		p := list[len(list)-1]
 		out[p.ref] = p
@@ -264,6 +275,19 @@ func (w *Store) surplus() map[Ref]*policy {
 		sum -= p.cost
 	}
 	return out
+}
+
+// worstOf returns the namespace with the largest sum, or of several the one with the last
+// name. The policies in no namespace are the worst only if the others take nothing: if one of
+// them is refused, pods of every namespace may lose their connections, so that no namespace
+// can cause this.
+func worstOf(sums map[string]int64) (worst string) {
+	for name, n := range sums {
+		if name != "" && n > 0 && (worst == "" || n > sums[worst] || n == sums[worst] && name > worst) {
+			worst = name
+		}
+	}
+	return worst
 }
 
 // replace reads a policy again from its source, by read, and puts the result in its place.

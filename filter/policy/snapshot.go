@@ -17,6 +17,7 @@ type Snapshot struct {
 	everyone []idSet // by namespace id: the peer selectors that match all its pods
 	counts   Counts
 	ranges   *podRanges
+	nodes    nodeTable
 	starting *StartingPods // shared by all snapshots
 }
 
@@ -51,12 +52,12 @@ type class struct {
 // policySet is the policies of one tier that select a pod in one direction, compiled. All
 // pods that the same policies select share it.
 type policySet struct {
-	alone link // for pods for which no later tier is evaluated
-	key   policySetKey
-	id    uint64
-	refs  int
-	ns    *namespace
-	size  int // its rule entries, if they are merged for this set only
+	alone  link // for pods for which no later tier is evaluated
+	key    policySetKey
+	id     uint64
+	refs   int
+	budget *budget
+	size   int // its rule entries that are merged for this set only
 }
 
 // policySetKey identifies a set of policies.

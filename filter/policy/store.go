@@ -26,16 +26,19 @@ type Store struct {
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
+	nodes      nodes
 
 	nsSelectors selectors // namespace selectors of peers
-	subjects    selectors // pod selectors of policies' subjects
+	scopes      selectors // namespace selectors of subjects
+	subjects    selectors // pod selectors of subjects
 	peers       selectors // pod selectors of peers
 
 	owners     map[netip.Addr]*pod   // a live pod that claims the address
 	rivals     map[netip.Addr][]*pod // further live pods that claim the address; rarely any
-	hosts      map[netip.Addr]*host  // by the first of their addresses
+	hosts      map[hostKey]*host
 	policySets map[policySetKey]*policySet
-	shape      shape // bounds the size of rule sets
+	shape      shape  // bounds the size of rule sets
+	cluster    budget // of the policies that are in no namespace
 
 	drafts   drafts
 	deferred deferred
@@ -84,9 +87,9 @@ type namespace struct {
 	labels     labels.Set
 	identities identitySet
 	policies   int
-	size       int   // rule entries of its policies, without the large ones
-	merged     int   // rule entries that are merged for sets of its policies
-	matched    idSet // namespace selectors that match it, as of the last Commit
+	budget     budget
+	scopes     idBits // namespace selectors of subjects that match it
+	matched    idSet  // namespace selectors of peers that match it, as of the last Commit
 
 	relabeled bool // since the last Commit
 	stale     bool // all of its pods must be matched with the peer selectors again
@@ -102,11 +105,13 @@ func NewStore() *Store {
 		policies:    make(map[Ref]*policy),
 		faulty:      make(map[*policy]struct{}),
 		nsSelectors: newSelectors(),
+		scopes:      newSelectors(),
 		subjects:    newSelectors(),
 		peers:       newSelectors(),
 		owners:      make(map[netip.Addr]*pod),
 		rivals:      make(map[netip.Addr][]*pod),
-		hosts:       make(map[netip.Addr]*host),
+		hosts:       make(map[hostKey]*host),
+		nodes:       newNodes(),
 		policySets:  make(map[policySetKey]*policySet),
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
@@ -196,6 +201,7 @@ func (w *Store) relabelNamespace(ns *namespace, given labels.Set) {
 	}
 	ns.labels, ns.relabeled = set, true
 	w.dirtyNS[ns] = struct{}{}
+	w.rescope(ns)
 }
 
 // SetPod adds or updates a pod. If a draft may isolate the pod, its new addresses are
@@ -324,39 +330,6 @@ func leave(k *identity, place uint32) {
 	k.ns.identities.remove(k)
 }
 
-// matchSubjects finds the subject selectors that match an identity.
-func (w *Store) matchSubjects(k *identity) {
-	in := scope{namespace: k.ns.name}
-	found := w.subjects.matching(in, k.labels, nil)
-	if all := w.subjects.everyone(in); all != nil {
-		found = append(found, all)
-	}
-	k.subjects = enroll(k, k.subjects, found)
-}
-
-// enroll makes k a member of the selectors in found instead of those in old. It returns
-// found.
-func enroll(k *identity, old, found []*selector) []*selector {
-	for _, s := range old {
-		delete(s.members, k)
-	}
-	for _, s := range found {
-		s.members[k] = struct{}{}
-	}
-	return found
-}
-
-// touch marks the pods that a subject selector matches: their policies must be found and
-// compiled again.
-func (w *Store) touch(s *selector) {
-	for k := range s.members {
-		for _, p := range k.pods {
-			p.reselected = true
-			w.dirty(p)
-		}
-	}
-}
-
 // dirty marks a pod to be compiled again.
 func (w *Store) dirty(p *pod) {
 	if !p.dirty {
@@ -398,7 +371,7 @@ func (w *Store) SetEncoded(e Encoded) {
 	case known && ok && newest == e.Digest:
 	case known && old != nil && old.sum == e.Digest: // back to the version in force
 		w.dropDrafts(e.Ref)
-	case !w.drafts.on || !w.isLarge(e.Source):
+	case !w.drafted(e.Ref, e.Source):
 		w.dropDrafts(e.Ref)
 		w.put(e.Ref, old, e.Source, func() *policy { return w.admit(e.policy()) }).sum = e.Digest
 	case !w.draft(e.draft()):
@@ -411,8 +384,9 @@ func (w *Store) SetEncoded(e Encoded) {
 // put reads a policy and puts it in force in place of old, the version before, which may be
 // nil.
 func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
-	ns := w.namespace(ref.Namespace)
-	ns.policies++
+	if !ref.clusterWide() {
+		w.namespace(ref.Namespace).policies++
+	}
 	w.due = true
 	if old != nil {
 		w.discount(old)
@@ -422,12 +396,15 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	p.id = w.lastPolicy
 	p.mark = mark{maphash.Comparable(w.seeds[0], p.id), maphash.Comparable(w.seeds[1], p.id)}
 	if p.large = w.isLarge(from); !p.large {
-		ns.size += p.size[0] + p.size[1]
+		w.budgetOf(ref).size += p.size[0] + p.size[1]
 	}
 	w.count(p, from)
 	w.policies[p.ref] = p
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
+	}
+	if len(p.nodes) > 0 {
+		w.nodes.users[p] = struct{}{}
 	}
 	p.subject.subjects[p] = struct{}{}
 	w.touch(p.subject)
@@ -452,6 +429,7 @@ func (w *Store) removePolicy(p *policy) {
 	delete(p.subject.subjects, p)
 	w.touch(p.subject)
 	w.releaseSubject(p.subject)
+	w.releaseNodes(p)
 	if w.drafts.on && p.large {
 		w.dying = append(w.dying, p.uses...)
 	} else {
@@ -459,12 +437,14 @@ func (w *Store) removePolicy(p *policy) {
 			w.releasePeer(s)
 		}
 	}
-	ns := w.namespaces[p.ref.Namespace]
-	ns.policies--
 	if !p.large {
-		ns.size -= p.size[0] + p.size[1]
+		w.budgetOf(p.ref).size -= p.size[0] + p.size[1]
 	}
-	w.dropNamespace(ns)
+	if !p.ref.clusterWide() {
+		ns := w.namespaces[p.ref.Namespace]
+		ns.policies--
+		w.dropNamespace(ns)
+	}
 }
 
 // Problems returns the problems of all policies in force, sorted by policy.

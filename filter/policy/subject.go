@@ -1,0 +1,228 @@
+package policy
+
+import (
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+)
+
+// A subject selects pods of one namespace, or of all namespaces that a namespace selector
+// matches, its scope. The store finds these pods in three ways, so that neither labels are
+// compared nor memory is used for policies × pods:
+//
+//   - Subjects of one namespace list the identities that they match, and are listed there.
+//   - Subjects with a scope and a pod selector are listed by the identities that they match.
+//     These are found by the namespaces' indexes of labels, and are not listed again.
+//   - Subjects with a scope only are listed nowhere: each namespace knows its scopes.
+
+// subjectOf returns the selector of the pods that a policy is for.
+func subjectOf(form *Policy) *selector {
+	in := scope{namespace: form.Subject.Namespace}
+	if sel := form.Subject.Namespaces; sel != nil {
+		in = scope{selector: newSelector(selectorKey{scope{}, sel.String()}, sel)}
+	}
+	return newSelector(selectorKey{in, form.Subject.Pods.String()}, form.Subject.Pods)
+}
+
+// useSubject interns the selector of a subject. If the selector is new, useSubject finds
+// the pods that it matches.
+func (w *Store) useSubject(s *selector) *selector {
+	if in := s.scope.selector; in != nil {
+		s.scope.selector = w.useScope(in)
+	}
+	s, isNew := w.subjects.adopt(s)
+	if !isNew {
+		return s
+	}
+	s.subjects = make(map[*policy]struct{})
+	if s.scope.selector == nil {
+		s.members = make(map[*identity]struct{})
+	}
+	if s.listed() {
+		w.matching(s, func(k *identity) {
+			k.subjects = append(k.subjects, s)
+			if s.members != nil {
+				s.members[k] = struct{}{}
+			}
+		})
+	}
+	return s
+}
+
+func (w *Store) releaseSubject(s *selector) {
+	if w.subjects.release(s, &w.subjects.unused) && s.listed() {
+		w.selected(s, func(k *identity) { k.subjects = without(k.subjects, s) })
+	}
+	if in := s.scope.selector; in != nil {
+		w.releaseScope(in)
+	}
+}
+
+// useScope interns the namespace selector of a subject. If it is new, useScope finds the
+// namespaces that it matches.
+func (w *Store) useScope(s *selector) *selector {
+	s, isNew := w.scopes.adopt(s)
+	if isNew {
+		for _, ns := range w.namespaces {
+			if s.matches(ns.labels) {
+				ns.scopes.set(s.id)
+			}
+		}
+	}
+	return s
+}
+
+func (w *Store) releaseScope(s *selector) {
+	if w.scopes.release(s, &w.scopes.unused) {
+		for _, ns := range w.namespaces {
+			ns.scopes.unset(s.id)
+		}
+	}
+}
+
+// listed reports whether identities list the subject.
+func (s *selector) listed() bool { return s.scope.selector == nil || !s.labels.Empty() }
+
+// selected calls f for each identity that a subject selects.
+func (w *Store) selected(s *selector, f func(*identity)) {
+	if s.scope.selector != nil {
+		w.matching(s, f)
+		return
+	}
+	for k := range s.members {
+		f(k)
+	}
+}
+
+// matching calls f for each identity that a subject matches, which it finds by labels.
+func (w *Store) matching(s *selector, f func(*identity)) {
+	in := s.scope.selector
+	if in == nil {
+		if ns := w.namespaces[s.scope.namespace]; ns != nil {
+			ns.identities.match(s, f)
+		}
+		return
+	}
+	for _, ns := range w.namespaces {
+		if ns.scopes.has(in.id) {
+			ns.identities.match(s, f)
+		}
+	}
+}
+
+// matchSubjects finds the subjects that an identity lists.
+func (w *Store) matchSubjects(k *identity) {
+	in := scope{namespace: k.ns.name}
+	found := w.subjects.matching(in, k.labels, nil)
+	if all := w.subjects.everyone(in); all != nil {
+		found = append(found, all)
+	}
+	if !w.subjects.wide.empty() {
+		w.subjects.wide.match(k.labels, func(s *selector) {
+			if k.ns.scopes.has(s.scope.selector.id) {
+				found = append(found, s)
+			}
+		})
+	}
+	k.subjects = enroll(k, k.subjects, found)
+}
+
+// enroll makes k a member of the subjects in found instead of those in old, if they list
+// their members. It returns found.
+func enroll(k *identity, old, found []*selector) []*selector {
+	for _, s := range old {
+		delete(s.members, k)
+	}
+	for _, s := range found {
+		if s.members != nil {
+			s.members[k] = struct{}{}
+		}
+	}
+	return found
+}
+
+// rescope finds the scopes that match a namespace, after its labels have changed.
+func (w *Store) rescope(ns *namespace) {
+	if len(w.scopes.byKey) == 0 {
+		return
+	}
+	var now idBits
+	if all := w.scopes.everyone(scope{}); all != nil {
+		now.set(all.id)
+	}
+	for _, s := range w.scopes.matching(scope{}, ns.labels, nil) {
+		now.set(s.id)
+	}
+	was := ns.scopes
+	ns.scopes = now
+	now.all(func(id uint32) {
+		if !was.has(id) {
+			w.changeScope(ns, w.scopes.byID[id], true)
+		}
+	})
+	was.all(func(id uint32) {
+		if !now.has(id) {
+			w.changeScope(ns, w.scopes.byID[id], false)
+		}
+	})
+}
+
+// changeScope lists or removes the subjects of a scope in a namespace that the scope matches
+// from now on, or does not match any more.
+func (w *Store) changeScope(ns *namespace, in *selector, matches bool) {
+	if in.within != nil && in.within.everyone != nil {
+		for k := range ns.identities.all.all() {
+			w.reselect(k)
+		}
+	}
+	for s := range in.pods.all() {
+		ns.identities.match(s, func(k *identity) {
+			if matches {
+				k.subjects = append(k.subjects, s)
+			} else {
+				k.subjects = without(k.subjects, s)
+			}
+			w.reselect(k)
+		})
+	}
+}
+
+// touch marks the pods that a subject selects: their policies must be found and compiled
+// again.
+func (w *Store) touch(s *selector) { w.selected(s, w.reselect) }
+
+func (w *Store) reselect(k *identity) {
+	for _, p := range k.pods {
+		p.reselected = true
+		w.dirty(p)
+	}
+}
+
+// selecting returns the policies that select a pod and can decide in a direction, by tier.
+func (w *Store) selecting(p *pod, d filter.Direction) (found [numTiers][]*policy) {
+	add := func(s *selector) {
+		for pol := range s.subjects {
+			if pol.decides(d) {
+				found[pol.tier] = append(found[pol.tier], pol)
+			}
+		}
+	}
+	for _, s := range p.identity.subjects {
+		add(s)
+	}
+	p.identity.ns.scopes.all(func(id uint32) {
+		if in := w.scopes.byID[id].within; in != nil && in.everyone != nil {
+			add(in.everyone)
+		}
+	})
+	return found
+}
+
+// everySubject returns a subject that selects all pods that a policy may be for.
+func everySubject(ref Ref) Subject {
+	s := Subject{Namespace: ref.Namespace, Pods: labels.Everything(), Malformed: true}
+	if ref.clusterWide() {
+		s.Namespaces = labels.Everything()
+	}
+	return s
+}
