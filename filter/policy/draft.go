@@ -84,7 +84,7 @@ func (w *Store) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
 // drafted reports whether versions of a policy are drafts first: those of large policies in
 // a namespace. Policies of the whole cluster are never drafts. They have at most 50 rules of
-// 25 peers, only administrators write them, and the largest ones take some MEASURED ms, so
+// 25 peers, only administrators write them, and the largest ones take tens of milliseconds, so
 // that they hardly delay other changes. As drafts, they would defer the addresses of all
 // pods that start in the meantime, in every namespace.
 func (w *Store) drafted(ref Ref, from Source) bool {

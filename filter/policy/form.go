@@ -93,7 +93,7 @@ func (e *Encoded) policy() *Policy {
 	}
 	p, err := e.Source.Read(e.Ref, e.Source.Encoded)
 	if err != nil {
-		p = &Policy{
+		return &Policy{
 			Ref: e.Ref, Tier: NetworkPolicy, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true}, Subject: everySubject(e.Ref),
 			Problems: []Problem{{Policy: e.Ref, Field: "spec", Detail: err.Error(), Hint: "write the policy again"}},
 		}
@@ -127,11 +127,11 @@ type Peer struct {
 	Block      *Block          // nil: not a block
 	Networks   []netip.Prefix  // empty: not networks
 	Nodes      labels.Selector // nil: not nodes; otherwise the addresses of matching nodes
-	// Names are domain names. They are not supported yet: in a rule that accepts, they match
-	// nothing.
+	// Names are domain names. They are not supported yet, and count as malformed.
 	Names []string
 	// Malformed is the field of the peer that cannot be understood, such as
-	// ".ipBlock.cidr", or "." for the whole peer. See Policy.Effective.
+	// ".ipBlock.cidr", or "." for the whole peer. In a rule that accepts, such a peer matches
+	// nothing; any other rule with it denies every peer.
 	Malformed string
 }
 
@@ -147,7 +147,8 @@ type PortRange struct {
 	Protocol  filter.Protocol
 	Low, High uint16 // 0 and 65535: all ports of the protocol
 	Name      string // of a named port; Low and High have no meaning with it
-	// Malformed reports that the range cannot be understood. See Policy.Effective.
+	// Malformed reports that the range cannot be understood. In a rule that accepts, it
+	// matches nothing; any other rule with it denies every port.
 	Malformed bool
 }
 

@@ -113,6 +113,7 @@ func (p *policy) decides(d filter.Direction) bool {
 	return len(p.rules[d]) > 0
 }
 
+// rule adds a rule, which fails closed (see Policy.effective).
 func (r reader) rule(d filter.Direction, index int, from Rule) {
 	if from.Action > Pass {
 		r.problem(d, index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))

@@ -93,15 +93,14 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 		form := o.form()
 		for i, r := range rules {
 			action, read := o.actions[d][i], form.Rules[d][i]
-			malformed := slices.ContainsFunc(read.Peers, func(p policy.Peer) bool { return p.Malformed != "" }) ||
-				slices.ContainsFunc(read.Ports, func(p policy.PortRange) bool { return p.Malformed })
-			switch {
-			case malformed && action == policy.Accept:
-				continue // "treat the rule as matching no traffic"
-			case malformed:
-				action = policy.Deny // "treat the rule as a 'Deny all' rule"
+			peers := slices.ContainsFunc(read.Peers, func(p policy.Peer) bool { return p.Malformed != "" })
+			ports := slices.ContainsFunc(read.Ports, func(p policy.PortRange) bool { return p.Malformed })
+			if action == policy.Accept {
+				peers, ports = false, false // a malformed part of a rule that accepts matches nothing
+			} else if peers || ports {
+				action = policy.Deny // any other malformed rule denies all that it may mean
 			}
-			if malformed || anyPortMatches(r.ports, f, dst) && c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer) {
+			if (ports || anyPortMatches(r.ports, f, dst)) && (peers || c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer)) {
 				return action, &filter.Rule{Policy: o.name(), Tier: t, Direction: d, Action: action, Index: i}
 			}
 		}
