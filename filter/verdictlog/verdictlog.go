@@ -106,7 +106,7 @@ func (l *Log) reportSuppressed() {
 
 // attrs returns the attributes of a line: the flow, the verdict, and the reason.
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
-	attrs := make([]slog.Attr, 0, 16)
+	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
 	if v.Reason == filter.Malformed {
 		return attrs
@@ -133,8 +133,8 @@ func appendName(attrs []slog.Attr, key string, s *policy.Snapshot, addr netip.Ad
 	return attrs
 }
 
-// appendWhy appends what decided: for a denial, the direction and all policies that isolate
-// the pod there; for an allowed flow, the rule of each isolated end.
+// appendWhy appends what decided: for a denial, the rule of the direction that denies, or
+// all policies that isolate the pod there; for an allowed flow, the rule of each end.
 func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	switch v.Reason {
 	case filter.EgressDenied:
@@ -142,7 +142,7 @@ func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	case filter.IngressDenied:
 		return appendSide(attrs, "", filter.Ingress, v.Ingress)
 	}
-	if v.Ingress.Isolation == nil {
+	if v.Ingress == (filter.Side{}) {
 		return appendSide(attrs, "", filter.Egress, v.Egress)
 	}
 	attrs = appendSide(attrs, "", filter.Ingress, v.Ingress)
@@ -150,14 +150,33 @@ func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 }
 
 func appendSide(attrs []slog.Attr, prefix string, d filter.Direction, s filter.Side) []slog.Attr {
-	if s.Isolation == nil {
+	if s == (filter.Side{}) {
 		return attrs
 	}
 	if prefix == "" {
 		attrs = append(attrs, slog.String("direction", d.String()))
 	}
-	if s.Rule == nil {
-		return append(attrs, slog.String(prefix+"policy", strings.Join(s.Isolation.Policies, ",")))
+	switch r := s.Rule; {
+	case r != nil:
+		attrs = append(attrs, slog.String(prefix+"policy", r.PolicyTitle()), slog.String(prefix+"tier", r.Tier.String()), slog.String(prefix+"rule", field(r)))
+		if r.Name != "" {
+			attrs = append(attrs, slog.String(prefix+"rule_name", r.Name))
+		}
+		attrs = append(attrs, slog.String(prefix+"action", r.Action.String()))
+	case s.Isolation != nil:
+		attrs = append(attrs, slog.String(prefix+"policy", strings.Join(s.Isolation.Policies, ",")), slog.String(prefix+"tier", filter.NetworkPolicyTier.String()))
 	}
-	return append(attrs, slog.String(prefix+"policy", s.Rule.Policy), slog.String(prefix+"rule", fmt.Sprintf("%s[%d]", s.Rule.Direction, s.Rule.Index)))
+	if s.Passed != nil {
+		attrs = append(attrs, slog.String(prefix+"passed", passed(s.Passed)))
+	}
+	return attrs
+}
+
+// field returns the field of a rule in its policy, as in "ingress[0]".
+func field(r *filter.Rule) string { return fmt.Sprintf("%s[%d]", r.Direction, r.Index) }
+
+// passed names a rule that left a flow to the next tiers, as in "admin/platform ingress[1]
+// to-teams".
+func passed(r *filter.Rule) string {
+	return strings.TrimSuffix(r.PolicyTitle()+" "+field(r)+" "+r.Name, " ")
 }
