@@ -53,6 +53,14 @@ field, and what would be right:
   covered        a rule that allows only what another one allows already
   without-force  rules of a direction that policyTypes leaves out
 
+and in ClusterNetworkPolicies, or caused by them:
+
+  same-priority  policies of a tier with equal priority and common pods
+  shadowed       a rule that never decides: an earlier rule of its tier, or one of the
+                 tier Admin, matches everything that it matches
+  unreachable    Baseline rules for pods that are all isolated by NetworkPolicies
+  names          domain names, which are not supported
+
 Selectors are checked against the Pods and Namespaces in the same directory, or in the
 cluster; without Pods they are not checked. The exit status is 1 if there are findings.
 Unknown fields that change nothing are noted, and objects of other kinds that may change

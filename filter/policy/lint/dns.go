@@ -13,7 +13,7 @@ import (
 // send nothing at all are meant to be isolated. It considers all policies of a pod
 // together: usually one denies everything, and another one allows DNS.
 func (l *linter) dns(p *lintPolicy) {
-	if !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
+	if p.ordered() || !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
 		return
 	}
 	subjects := l.subjects(p)
@@ -55,7 +55,7 @@ func (l *linter) subjects(p *lintPolicy) []*pod {
 
 func (l *linter) allowsDNS(o *pod, proto filter.Protocol) bool {
 	return slices.ContainsFunc(l.policies, func(p *lintPolicy) bool {
-		return p.selects(o) && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool {
+		return !p.ordered() && p.selects(o) && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool {
 			return r.opensDNS(proto, p.namespace)
 		})
 	})

@@ -1,4 +1,4 @@
-// Package lint finds parts of NetworkPolicies that are legal, but probably not as intended.
+// Package lint finds parts of policies that are legal, but probably not as intended.
 // It reports nothing that may well be right, so that a pipeline can require manifests
 // without findings.
 //
@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -29,6 +30,10 @@ const (
 	HostBits     = "host-bits"     // a CIDR that is read as a different one
 	Covered      = "covered"       // a rule that another rule makes redundant
 	WithoutForce = "without-force" // rules of a direction that policyTypes does not include
+	SamePriority = "same-priority" // policies of a tier whose order the API leaves open
+	Shadowed     = "shadowed"      // a rule that never decides, because an earlier one does
+	Unreachable  = "unreachable"   // rules of the tier Baseline for pods that are all isolated
+	Names        = "names"         // domain names, which are not supported
 )
 
 // Finding is a part of a policy that is probably wrong.
@@ -58,6 +63,7 @@ type linter struct {
 	namespaces map[string]*namespace
 	pods       []*pod
 	policies   []*lintPolicy // sorted by name
+	order      []*lintPolicy // in the order of their evaluation
 	findings   []Finding
 }
 
@@ -81,10 +87,16 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 
 	store.Commit() // decides which policies are too large
 	for _, p := range store.Problems() {
-		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Hint})
+		check := Invalid
+		if strings.HasSuffix(p.Field, ".domainNames") {
+			check = Names
+		}
+		l.findings = append(l.findings, Finding{check, p.Policy.Object(), p.Field, p.Detail, p.Hint})
 	}
 	for _, p := range l.policies {
 		l.matches(p)
+		l.priority(p)
+		l.isolated(p)
 		l.directions(p)
 		l.dns(p)
 		for d := range p.rules {
@@ -93,6 +105,7 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 				l.exceptions(p, &p.rules[d][i])
 				l.hostBits(p, &p.rules[d][i])
 				l.covered(p, &p.rules[d][i])
+				l.shadowed(p, &p.rules[d][i])
 			}
 		}
 	}

@@ -4,12 +4,15 @@ import (
 	"strings"
 	"testing"
 
-	"sluice/filter/policy/kubepod"
-	"sluice/filter/policy/netpol"
-
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // cluster is the cluster of most tests: two namespaces, four pods.
@@ -50,13 +53,23 @@ func decode(t *testing.T, text string) (o objects) {
 }
 
 // check lints policies in the cluster of the manifests. Each policy has the form
-// "namespace/name: spec".
+// "namespace/name: spec", or "name: spec" for a ClusterNetworkPolicy.
 func check(t *testing.T, manifests string, specs ...string) []Finding {
 	t.Helper()
 	o := decode(t, manifests)
+	var ordered []*policy.Policy
 	for _, text := range specs {
 		name, spec, _ := strings.Cut(text, ": ")
-		ns, name, _ := strings.Cut(name, "/")
+		ns, name, namespaced := strings.Cut(name, "/")
+		if !namespaced {
+			p := &v1beta1.ClusterNetworkPolicy{}
+			p.Name = ns
+			if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
+				t.Fatalf("%s: %v", text, err)
+			}
+			ordered = append(ordered, clusterpolicy.Read(p))
+			continue
+		}
 		p := &networkingv1.NetworkPolicy{}
 		p.Namespace, p.Name = ns, name
 		if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
@@ -64,7 +77,7 @@ func check(t *testing.T, manifests string, specs ...string) []Finding {
 		}
 		o.Policies = append(o.Policies, p)
 	}
-	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), netpol.ReadAll(o.Policies))
+	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), append(netpol.ReadAll(o.Policies), ordered...))
 }
 
 const (
