@@ -26,14 +26,16 @@ type checker struct {
 	object       string
 	text         []byte
 	unidentified bool // the object has no readable name or namespace
+	inCluster    bool // objects of the kind are in no namespace
 
 	kind      *policyKind // nil if it is not a policy
 	uncertain bool        // policies only: the decoded spec may be incomplete
 	closed    bool        // policies only: the rules cannot be interpreted
+	rule      string      // cluster-wide policies only: begins the hints of a rule
 }
 
 func (c *checker) problem(field, detail, hint string) {
-	c.p.problem(c.object, c.at+field, detail, hint)
+	c.p.problem(c.object, c.at+field, detail, c.rule+hint)
 }
 
 // strict handles an unknown field. If it is in a policy's spec, specByParts reports it as a
@@ -69,7 +71,7 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 		hint = near.WriteString(wrong.Value)
 	}
 	field := strings.Trim(at+"."+wrong.Field, ".")
-	c.unidentified = c.unidentified || field == "metadata" || field == "metadata.name" || field == "metadata.namespace"
+	c.unidentified = c.unidentified || field == "metadata" || field == "metadata.name" || field == "metadata.namespace" && !c.inCluster
 	c.problem(field, "it is "+near.Kind(wrong.Value), hint)
 }
 
@@ -90,7 +92,7 @@ func (c *checker) meta(o metav1.Object, kind string) {
 			c.problem("metadata.name", fmt.Sprintf("%q is not a name", o.GetName()), text)
 		}
 	}
-	if kind != "Namespace" {
+	if !inCluster(kind) {
 		for _, text := range validation.NameIsDNSLabel(o.GetNamespace(), false) {
 			c.problem("metadata.namespace", fmt.Sprintf("%q is not a name", o.GetNamespace()), text)
 		}
@@ -101,7 +103,6 @@ func (c *checker) meta(o metav1.Object, kind string) {
 }
 
 func checkNamespace(o *corev1.Namespace, _ *checker) {
-	o.Namespace = "" // namespaces are cluster-scoped: the API server drops the field
 	if o.Labels[corev1.LabelMetadataName] != o.Name {
 		if o.Labels == nil {
 			o.Labels = make(map[string]string, 1)

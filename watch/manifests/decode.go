@@ -195,6 +195,8 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 		add(p, text, at, kind, &corev1.Namespace{}, checkNamespace)
 	case "Pod":
 		add(p, text, at, kind, &corev1.Pod{}, checkPod)
+	case "Node":
+		add(p, text, at, kind, &corev1.Node{}, checkNode)
 	case "Service":
 		extra(p, text, kind, &corev1.Service{})
 	case "EndpointSlice":
@@ -235,7 +237,7 @@ func isList(kind string, items any) bool {
 		return true
 	}
 	switch kind {
-	case "List", "NamespaceList", "PodList":
+	case "List", "NamespaceList", "PodList", "NodeList":
 		return true
 	}
 	name, is := strings.CutSuffix(kind, "List")
@@ -294,6 +296,8 @@ func wanted(kind string) (name, version string) {
 		return "Namespace", "v1"
 	case "pod":
 		return "Pod", "v1"
+	case "node":
+		return "Node", "v1"
 	}
 	if k := policyKindOf(kind); k != nil {
 		return k.name, k.version.String()
@@ -301,8 +305,6 @@ func wanted(kind string) (name, version string) {
 	return "", ""
 }
 
-// formerVersion is the API version of NetworkPolicies before Kubernetes 1.16. Fields and
-// meaning are the same.
 // known returns the name of the kind if the kind is supported, and "" otherwise. It accepts
 // a kind or an API version that is almost right and reports it as a problem, because a
 // policy that is skipped would isolate nothing. In that case, understood is false, and the
@@ -327,6 +329,10 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	case foreign, name == "" && home == nil:
 		p.pass(Kind{group, kind}, apiVersion, at)
 		return "", true
+	case name == "" && home.retired[kind] != "":
+		p.pass(Kind{group, kind}, apiVersion, at)
+		p.note(kind+" "+nameIn(text, home.name), at+"kind", "this kind is not read: "+home.name+" has replaced it", home.retired[kind])
+		return "", true
 	case name == "":
 		if !slices.Contains(home.siblings, kind) {
 			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write "+home.name)
@@ -340,7 +346,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		understood = false
 	}
 	switch {
-	case apiVersion == version:
+	case apiVersion == version, policies != nil && apiVersion != "" && apiVersion == policies.also:
 	case policies != nil && apiVersion != "" && apiVersion == policies.former:
 		p.outdated = append(p.outdated, Problem{
 			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
@@ -363,12 +369,12 @@ func nameIn(text []byte, kind string) string {
 
 func nameOf(kind string, o metav1.Object) string {
 	if o.GetName() == "" {
-		if ns := o.GetNamespace(); ns != "" {
+		if ns := o.GetNamespace(); ns != "" && !inCluster(kind) {
 			return "without a name in namespace " + ns
 		}
 		return "without a name"
 	}
-	if kind == "Namespace" {
+	if inCluster(kind) {
 		return o.GetName()
 	}
 	ns := o.GetNamespace()
@@ -403,6 +409,7 @@ func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) 
 
 // check decodes an object, and checks its metadata.
 func (c *checker) check(object metav1.Object, kind string) {
+	c.inCluster = inCluster(kind)
 	strict, err := kjson.UnmarshalStrict(c.text, object)
 	for _, e := range strict {
 		c.strict(object, e)
@@ -410,8 +417,14 @@ func (c *checker) check(object metav1.Object, kind string) {
 	if err != nil {
 		c.decode(object, err)
 	}
-	if object.GetNamespace() == "" && kind != "Namespace" {
-		object.SetNamespace(metav1.NamespaceDefault)
+	switch {
+	case !c.inCluster:
+		if object.GetNamespace() == "" {
+			object.SetNamespace(metav1.NamespaceDefault)
+		}
+	case object.GetNamespace() != "":
+		c.p.note(c.object, c.at+"metadata.namespace", "a "+kind+" is in no namespace; it is ignored", "remove it")
+		object.SetNamespace("")
 	}
 	c.meta(object, kind)
 }

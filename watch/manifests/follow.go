@@ -39,7 +39,7 @@ type Delta struct {
 	Deleted []Ref
 }
 
-// Ref names a deleted object. Namespace is empty for a Namespace.
+// Ref names a deleted object. Namespace is empty for objects that are in no namespace.
 type Ref struct{ Kind, Namespace, Name string }
 
 // Apply applies the change to the policy store.
@@ -50,6 +50,8 @@ func (d Delta) Apply(w *policy.Store) {
 			w.DeleteNamespace(r.Name)
 		case "Pod":
 			w.DeletePod(r.Namespace, r.Name)
+		case "Node":
+			w.SetNodeRanges(r.Name, nil)
 		default:
 			w.DeletePolicy(policy.Ref(r))
 		}
@@ -64,6 +66,9 @@ func (o Objects) Apply(w *policy.Store) {
 	}
 	for _, pod := range o.Pods {
 		w.SetPod(pod)
+	}
+	for _, n := range o.Nodes {
+		w.SetNodeRanges(n.Name, nodeRanges(n))
 	}
 	for _, p := range o.Policies {
 		w.SetPolicy(p)
@@ -357,7 +362,7 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the netpol package finds in the policies. It omits
+// inPolicies returns the problems that the reader of each kind finds in the policies. It omits
 // those that c.problems explains. The affected rules would safely allow nothing, but it is
 // better to keep the last good state of the file.
 func (c *content) inPolicies() []Problem {
@@ -461,6 +466,8 @@ func refTo(it *item) Ref {
 		r.Kind = "Namespace"
 	case *corev1.Pod:
 		r.Kind = "Pod"
+	case *corev1.Node:
+		r.Kind = "Node"
 	default:
 		if it.policies != nil {
 			r.Kind = it.policies.name

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sluice/filter/event"
+	"sluice/filter/policy"
 )
 
 // following is a running Follow, with the state that its deltas lead to.
@@ -366,5 +367,38 @@ func TestFollowNeedsADirectory(t *testing.T) {
 	})
 	if err == nil {
 		t.Error("no error")
+	}
+}
+
+// Objects that are in no namespace follow their files too, and reach the policy store.
+func TestFollowClusterObjects(t *testing.T) {
+	right := clusterPolicy("  egress: [{action: Deny, to: [{networks: [192.0.2.0/24]}]}]\n")
+	f := follow(t, write(t, map[string]string{"p.yaml": right, "n.yaml": nodeText}))
+	f.until("ClusterNetworkPolicy p, Node a.example")
+	f.put("p.yaml", strings.Replace(right, "192.0.2.0/24", "192.0.2.1/24", 1))
+	f.awaitLog("has bits beyond its prefix length") // the last good state stays in force
+	f.put("p.yaml", strings.Replace(right, "192.0.2.0/24", "192.0.2.1/32", 1))
+	if d := f.next(); len(d.Set.Policies) != 1 || len(d.Set.Policies[0].Problems) != 0 {
+		t.Errorf("after the correction: %+v", d)
+	}
+	f.must(os.Remove(filepath.Join(f.dir, "p.yaml")))
+	f.until("Node a.example")
+	f.must(os.Remove(filepath.Join(f.dir, "n.yaml")))
+	f.until("")
+}
+
+// A delta sets and deletes objects of all kinds in the policy store.
+func TestApplyClusterObjects(t *testing.T) {
+	objects, _ := read(t, map[string]string{"p.yaml": clusterPolicy(""), "n.yaml": nodeText})
+	w := policy.NewStore()
+	Delta{Set: objects}.Apply(w)
+	s, _ := w.Commit()
+	if got := len(s.PodRanges()); got != 2 {
+		t.Errorf("%d pod ranges of the Node, want 2", got)
+	}
+	Delta{Deleted: []Ref{{Kind: "Node", Name: "a.example"}, {Kind: "ClusterNetworkPolicy", Name: "p"}}}.Apply(w)
+	s, _ = w.Commit()
+	if got := len(s.PodRanges()); got != 0 {
+		t.Errorf("%d pod ranges after the Node was deleted", got)
 	}
 }

@@ -7,19 +7,25 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
 	"sluice/filter/policy/netpol"
 )
 
 // policyKind describes a kind of policies to the parser.
 type policyKind struct {
 	name     string
+	cluster  bool // its objects are in no namespace
 	version  schema.GroupVersion
-	former   string   // an earlier API version with the same fields and meaning; empty if there is none
-	removed  string   // the Kubernetes version that removed former
-	siblings []string // other kinds of the group, which are not policies
+	also     string            // another version with the same fields and meaning; empty if there is none
+	former   string            // a removed version with the same fields and meaning; empty if there is none
+	removed  string            // the Kubernetes version that removed former
+	siblings []string          // other kinds of the group, which are not policies
+	retired  map[string]string // former kinds of the group, which are not read, and what to write instead
 	spec     reflect.Type
+	instead  map[string]string // fields of similar kinds, and hints what to write instead
 	empty    func() metav1.Object
 	// check applies the defaulting and checks of the API server. It closes rules that it
 	// cannot read.
@@ -36,6 +42,25 @@ var policyKinds = []*policyKind{{
 	empty:    func() metav1.Object { return &networkingv1.NetworkPolicy{} },
 	check:    func(o metav1.Object, c *checker) { checkNetworkPolicy(o.(*networkingv1.NetworkPolicy), c) },
 	read:     func(o metav1.Object) *policy.Policy { return netpol.Read(o.(*networkingv1.NetworkPolicy)) },
+}, {
+	name: clusterpolicy.Kind, cluster: true,
+	version: schema.GroupVersion{Group: clusterpolicy.Group, Version: clusterpolicy.Version},
+	also:    clusterpolicy.Group + "/" + clusterpolicy.OlderVersion,
+	retired: map[string]string{
+		"AdminNetworkPolicy":         "write a ClusterNetworkPolicy of tier Admin",
+		"BaselineAdminNetworkPolicy": "write a ClusterNetworkPolicy of tier Baseline",
+	},
+	instead: map[string]string{
+		"ports":       "write protocols",
+		"port":        "write destinationPort",
+		"ipBlock":     "write networks, a list of CIDRs",
+		"podSelector": "write pods, with podSelector and namespaceSelector; in spec, write subject",
+		"policyTypes": "remove it: the policy decides only where its rules match",
+	},
+	spec:  reflect.TypeFor[v1beta1.ClusterNetworkPolicySpec](),
+	empty: func() metav1.Object { return &v1beta1.ClusterNetworkPolicy{} },
+	check: func(o metav1.Object, c *checker) { checkClusterPolicy(o.(*v1beta1.ClusterNetworkPolicy), c) },
+	read:  func(o metav1.Object) *policy.Policy { return clusterpolicy.Read(o.(*v1beta1.ClusterNetworkPolicy)) },
 }}
 
 // policyKindOf returns the kind of policies with this name, or nil.
@@ -56,4 +81,14 @@ func policyKindIn(group string) *policyKind {
 		}
 	}
 	return nil
+}
+
+// inCluster reports whether the objects of a kind are in no namespace.
+func inCluster(kind string) bool {
+	switch kind {
+	case "Namespace", "Node":
+		return true
+	}
+	k := policyKindOf(kind)
+	return k != nil && k.cluster
 }

@@ -1,5 +1,5 @@
-// Package manifests reads Namespaces, Pods and NetworkPolicies from a directory of YAML and
-// JSON files, with the defaulting of the API server.
+// Package manifests reads Namespaces, Pods, Nodes, NetworkPolicies and ClusterNetworkPolicies
+// from a directory of YAML and JSON files, with the defaulting and checks of the API server.
 //
 // [Read] reads once. [Follow] also reports changes. In both, a mistake never silently
 // allows anything: everything that cannot be understood is a [Problem], and a policy that
@@ -30,6 +30,7 @@ import (
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
+	Nodes      []*corev1.Node
 	Policies   []*policy.Policy
 
 	// The objects behind the addresses of Services. They do not affect decisions.
@@ -208,6 +209,8 @@ func (o *Objects) add(it *item) {
 		o.Namespaces = append(o.Namespaces, object)
 	case *corev1.Pod:
 		o.Pods = append(o.Pods, kubepod.Read(object))
+	case *corev1.Node:
+		o.Nodes = append(o.Nodes, object)
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:

@@ -39,6 +39,9 @@ func (k *policyKind) suggest(path string) string {
 	if best, found := near.Name(name, fields); found {
 		return "write " + best
 	}
+	if hint := k.instead[name]; hint != "" {
+		return hint
+	}
 	if here == reflect.TypeFor[metav1.LabelSelector]() && fieldType(steps[0].object, name) == nil {
 		if name == "labels" {
 			return "write matchLabels"

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 )
 
@@ -107,22 +108,29 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 		c.closed = true
 	}
 	closed := []networkingv1.NetworkPolicyPeer{{}} // an invalid peer, which matches nothing
-	o.Spec.Ingress = rulesByParts(c, parts.Ingress, "spec.ingress", networkingv1.NetworkPolicyIngressRule{From: closed})
-	o.Spec.Egress = rulesByParts(c, parts.Egress, "spec.egress", networkingv1.NetworkPolicyEgressRule{To: closed})
+	o.Spec.Ingress = rulesByParts(c, parts.Ingress, filter.Ingress, func(json.RawMessage) networkingv1.NetworkPolicyIngressRule {
+		return networkingv1.NetworkPolicyIngressRule{From: closed}
+	})
+	o.Spec.Egress = rulesByParts(c, parts.Egress, filter.Egress, func(json.RawMessage) networkingv1.NetworkPolicyEgressRule {
+		return networkingv1.NetworkPolicyEgressRule{To: closed}
+	})
 }
 
-// rulesByParts decodes the rules of one direction. It replaces broken rules with closed, so
-// that the others keep their indexes.
-func rulesByParts[T any](c *checker, raw json.RawMessage, at string, closed T) []T {
+// rulesByParts decodes the rules of one direction. It replaces each broken rule with what
+// closed returns for it, so that the others keep their indexes.
+func rulesByParts[T any](c *checker, raw json.RawMessage, d filter.Direction, closed func(json.RawMessage) T) []T {
+	at := "spec." + d.String()
 	var items []json.RawMessage
 	if !part(c, raw, at, &items) {
-		return []T{closed} // one closed rule, so that the direction is isolated
+		return []T{closed(nil)} // one closed rule, so that the direction is isolated
 	}
 	rules := make([]T, len(items))
 	for i := range items {
+		c.enterRule(d, i, items[i])
 		if !part(c, items[i], fmt.Sprintf("%s[%d]", at, i), &rules[i]) {
-			rules[i] = closed
+			rules[i] = closed(items[i])
 		}
+		c.rule = ""
 	}
 	return rules
 }
@@ -150,7 +158,7 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 
 // CausedBy reports whether p is a consequence of one of the given problems: a rule that
 // cannot be read is replaced with one whose only peer is invalid, which is a problem
-// itself.
+// itself. A problem of the whole policy may close each of its rules.
 func CausedBy(p policy.Problem, from []Problem) bool {
 	rule := ruleOf(p.Field)
 	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {
@@ -158,8 +166,15 @@ func CausedBy(p policy.Problem, from []Problem) bool {
 	}
 	list, _, _ := strings.Cut(rule, "[")
 	return slices.ContainsFunc(from, func(o Problem) bool {
+		if o.Object != p.Policy.Object() {
+			return false
+		}
 		at := strings.Index(o.Field, "spec") // skip the prefix of an object in a list
-		return at >= 0 && o.Object == p.Policy.Object() && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
+		if at < 0 {
+			return strings.HasSuffix(o.Field, "apiVersion") || strings.HasSuffix(o.Field, "kind")
+		}
+		o.Field = o.Field[at:]
+		return ruleOf(o.Field) == rule || o.Field == list || !strings.HasPrefix(o.Field, "spec.ingress") && !strings.HasPrefix(o.Field, "spec.egress")
 	})
 }
 

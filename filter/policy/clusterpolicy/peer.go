@@ -25,7 +25,7 @@ func (x *ruleReader) addPeer(from *v1beta1.ClusterNetworkPolicyEgressPeer, at, f
 	var out policy.Peer
 	switch set := setFields(from); {
 	case len(set) == 0:
-		x.problem(at, "it has no field that the agent knows", "write one of "+fields+newer)
+		x.problem(at, "it has no field that Sluice knows", "write one of "+fields+newer)
 		out.Malformed = "."
 	case len(set) > 1:
 		x.problem(at, "it has "+strings.Join(set, " and "), "give each an item of its own")

@@ -40,7 +40,7 @@ func (x *ruleReader) protocol(p *v1beta1.ClusterNetworkPolicyProtocol, at string
 	}
 	switch {
 	case len(set) == 0:
-		x.badPort(at, "it has no field that the agent knows", "write one of tcp, udp, sctp or destinationNamedPort"+newer)
+		x.badPort(at, "it has no field that Sluice knows", "write one of tcp, udp, sctp or destinationNamedPort"+newer)
 	case len(set) > 1:
 		x.badPort(at, "it has "+strings.Join(set, " and "), "give each an item of its own")
 	case found.set:
@@ -70,14 +70,14 @@ func (x *ruleReader) port(t transport, at string) {
 	p := t.port
 	switch at := at + ".destinationPort"; {
 	case p == nil:
-		x.badPort(strings.TrimSuffix(at, ".destinationPort"), "it has no field that the agent knows",
+		x.badPort(strings.TrimSuffix(at, ".destinationPort"), "it has no field that Sluice knows",
 			"write destinationPort, with the range from 1 to 65535 for every port"+newer)
 	case p.Number != 0 && p.Range != nil:
 		x.badPort(at, "it has number and range", "write only one of them")
 	case p.Range != nil:
 		x.portRange(t.protocol, p.Range, at+".range")
 	case p.Number == 0:
-		x.badPort(at, "it has no field that the agent knows", "write number, from 1 to 65535, or range"+newer)
+		x.badPort(at, "it has no field that Sluice knows", "write number, from 1 to 65535, or range"+newer)
 	case p.Number < 1 || p.Number > 65535:
 		x.badPort(at+".number", fmt.Sprintf("%d is not a port", p.Number), number)
 	default:

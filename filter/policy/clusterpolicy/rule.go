@@ -45,7 +45,7 @@ func (r *reader) egress(index int, to *v1beta1.ClusterNetworkPolicyEgressRule) {
 }
 
 func (r *reader) rule(d filter.Direction, index int, name string) *ruleReader {
-	return &ruleReader{reader: r, field: fmt.Sprintf("spec.%s[%d]", d, index), title: ruleTitle(d, index, name)}
+	return &ruleReader{reader: r, field: fmt.Sprintf("spec.%s[%d]", d, index), title: RuleTitle(d, index, name)}
 }
 
 // readAction reads the action. An unknown one may be meant to restrict more than what the
@@ -64,7 +64,7 @@ func (x *ruleReader) readAction(a v1beta1.ClusterNetworkPolicyRuleAction) (known
 		if a == "Allow" || a == "allow" {
 			hint = "write Accept"
 		}
-		x.problem(".action", fmt.Sprintf("%q is not an action", a), hint+newer)
+		x.problem(".action", fmt.Sprintf("%q is not an action", a), hint)
 		return false
 	}
 	return true

@@ -17,7 +17,7 @@ import (
 const mostProblems = 20
 
 // newer ends the hints about parts that a newer API may have.
-const newer = "; if it was written for a newer version of the API, update the agent"
+const newer = "; if it was written for a newer version of the API, update Sluice"
 
 // reader converts one policy.
 type reader struct {
@@ -53,7 +53,7 @@ func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	default:
 		r.p.Tier = policy.Admin
 		r.problem("spec.tier", fmt.Sprintf("%q is not a tier; its rules accept nothing, and those that do not accept deny everything", t),
-			like(string(t), "Admin", "Baseline")+newer)
+			like(string(t), "Admin", "Baseline"))
 		return false
 	}
 	return true
@@ -76,7 +76,7 @@ func (r *reader) subject(s *v1beta1.ClusterNetworkPolicySubject) {
 		r.selects(&p.Pods, &s.Pods.PodSelector, "spec.subject.pods.podSelector")
 	default:
 		p.Malformed = true
-		r.problem("spec.subject", "it has no field that the agent knows"+detail, "write namespaces or pods"+newer)
+		r.problem("spec.subject", "it has no field that Sluice knows"+detail, "write namespaces or pods"+newer)
 	}
 }
 
@@ -132,7 +132,8 @@ func (r *reader) countRest() {
 	}
 }
 
-// like returns a hint that names the value that was probably meant, or all values.
+// like returns a hint that names the value that was probably meant, or all values: an
+// unlike one may be that of a newer API.
 func like(value string, values ...string) string {
 	if best, ok := near.Name(value, values); ok {
 		return "write " + best
@@ -141,12 +142,12 @@ func like(value string, values ...string) string {
 	for _, v := range values[1 : len(values)-1] {
 		text += ", " + v
 	}
-	return text + " or " + values[len(values)-1]
+	return text + " or " + values[len(values)-1] + newer
 }
 
-// ruleTitle returns a rule as hints name it, as in `ingress rule 2 "to-teams"`. Rules are
+// RuleTitle returns a rule as hints name it, as in `ingress rule 2 "to-teams"`. Rules are
 // counted from 1.
-func ruleTitle(d filter.Direction, index int, name string) string {
+func RuleTitle(d filter.Direction, index int, name string) string {
 	title := fmt.Sprintf("%s rule %d", d, index+1)
 	if name != "" {
 		title += fmt.Sprintf(" %q", name)
