@@ -51,7 +51,7 @@ func (d Delta) Apply(w *policy.Store) {
 		case "Pod":
 			w.DeletePod(r.Namespace, r.Name)
 		case "Node":
-			w.SetNodeRanges(r.Name, nil)
+			w.DeleteNodeObject(r.Name)
 		default:
 			w.DeletePolicy(policy.Ref(r))
 		}
@@ -68,7 +68,7 @@ func (o Objects) Apply(w *policy.Store) {
 		w.SetPod(pod)
 	}
 	for _, n := range o.Nodes {
-		w.SetNodeRanges(n.Name, nodeRanges(n))
+		w.SetNodeObject(n)
 	}
 	for _, p := range o.Policies {
 		w.SetPolicy(p)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/policy"
 )
@@ -389,15 +391,24 @@ func TestFollowClusterObjects(t *testing.T) {
 
 // A delta sets and deletes objects of all kinds in the policy store.
 func TestApplyClusterObjects(t *testing.T) {
-	objects, _ := read(t, map[string]string{"p.yaml": clusterPolicy(""), "n.yaml": nodeText})
+	objects, _ := read(t, map[string]string{
+		"p.yaml": clusterPolicy("  egress: [{action: Deny, to: [{nodes: {matchLabels: {rack: '1'}}}]}]\n"), "n.yaml": nodeText, "web.yaml": web,
+	})
 	w := policy.NewStore()
 	Delta{Set: objects}.Apply(w)
 	s, _ := w.Commit()
+	toNode := filter.Key{Protocol: filter.TCP, Transport: filter.Ported, Port: 22, Src: netip.MustParseAddr("10.0.0.1").As16(), Dst: netip.MustParseAddr("192.0.2.1").As16()}
+	if v := s.Decide(toNode); v.Action != filter.Deny || v.Egress.Rule == nil || v.Egress.Rule.Policy != "p" {
+		t.Errorf("to the node: %+v", v)
+	}
 	if got := len(s.PodRanges()); got != 2 {
 		t.Errorf("%d pod ranges of the Node, want 2", got)
 	}
 	Delta{Deleted: []Ref{{Kind: "Node", Name: "a.example"}, {Kind: "ClusterNetworkPolicy", Name: "p"}}}.Apply(w)
 	s, _ = w.Commit()
+	if v := s.Decide(toNode); v.Action != filter.Allow {
+		t.Errorf("without the policy: %+v", v)
+	}
 	if got := len(s.PodRanges()); got != 0 {
 		t.Errorf("%d pod ranges after the Node was deleted", got)
 	}

@@ -30,7 +30,7 @@ import (
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
-	Nodes      []*corev1.Node
+	Nodes      []*policy.Node
 	Policies   []*policy.Policy
 
 	// The objects behind the addresses of Services. They do not affect decisions.
@@ -210,7 +210,7 @@ func (o *Objects) add(it *item) {
 	case *corev1.Pod:
 		o.Pods = append(o.Pods, kubepod.Read(object))
 	case *corev1.Node:
-		o.Nodes = append(o.Nodes, object)
+		o.Nodes = append(o.Nodes, kubepod.ReadNode(object))
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:

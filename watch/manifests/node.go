@@ -16,8 +16,6 @@ func checkNode(o *corev1.Node, c *checker) {
 	}
 	if len(o.Spec.PodCIDRs) == 0 && o.Spec.PodCIDR != "" {
 		c.podRange("spec.podCIDR", o.Spec.PodCIDR)
-		o.Spec.PodCIDRs = []string{o.Spec.PodCIDR}
-		return
 	}
 	for i, text := range o.Spec.PodCIDRs {
 		c.podRange(fmt.Sprintf("spec.podCIDRs[%d]", i), text)
@@ -33,14 +31,4 @@ func (c *checker) podRange(field, text string) {
 // isIP reports whether addresses of this type are IP addresses. Others are names.
 func isIP(t corev1.NodeAddressType) bool {
 	return t == corev1.NodeInternalIP || t == corev1.NodeExternalIP
-}
-
-// nodeRanges returns the pod ranges of a Node that can be read.
-func nodeRanges(o *corev1.Node) (ranges []netip.Prefix) {
-	for _, text := range o.Spec.PodCIDRs {
-		if p, err := netip.ParsePrefix(text); err == nil { // checkNode has reported the error
-			ranges = append(ranges, p)
-		}
-	}
-	return ranges
 }

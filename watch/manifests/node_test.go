@@ -21,10 +21,10 @@ func TestNodes(t *testing.T) {
 		t.Fatalf("read %q, problems %v, notes %v", names(objects), problems, objects.Notes)
 	}
 	a, b := objects.Nodes[0], objects.Nodes[1]
-	if a.Labels["rack"] != "1" || len(a.Status.Addresses) != 3 || fmt.Sprint(nodeRanges(a)) != "[10.1.0.0/24 fd00:1::/64]" {
+	if a.Labels["rack"] != "1" || fmt.Sprint(a.Addrs) != "[192.0.2.1 2001:db8::1]" || fmt.Sprint(a.Ranges) != "[10.1.0.0/24 fd00:1::/64]" {
 		t.Errorf("node %+v", a)
 	}
-	if b.Namespace != "" || fmt.Sprint(nodeRanges(b)) != "[10.2.0.0/24]" {
+	if b.Name != "b" || fmt.Sprint(b.Ranges) != "[10.2.0.0/24]" {
 		t.Errorf("node %+v", b)
 	}
 }
