@@ -34,7 +34,7 @@ func (q *Queues) counters() (map[uint16]counter, error) {
 }
 
 // Bound reports whether a process reads one of the queues in [first, first+count). netNS is
-// a file descriptor of the queues' network namespace; 0 means that of the calling process.
+// a file descriptor of the queues' network namespace; 0 means the current namespace.
 func Bound(netNS int, first uint16, count int) (bool, error) {
 	found, err := counters(netNS, first, count)
 	return len(found) > 0, err
