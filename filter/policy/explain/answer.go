@@ -16,12 +16,11 @@ type Answer struct {
 	Port     uint16 `json:"port,omitempty"`
 	Protocol string `json:"protocol"`
 	Outcome
-	// Families is set if the outcomes of IPv4 and IPv6 differ. The answer as a whole is
-	// then that of a denied family, if there is one.
+	// Families is set if the outcomes of IPv4 and IPv6 differ. Outcome is then that of a
+	// denied family, if there is one.
 	Families []Family `json:"families,omitempty"`
-	// Service is set if To is the address of a Service, and Backends has the answer for
-	// each of its endpoints. The answer as a whole is then that of a denied endpoint, if
-	// there is one.
+	// Service is set if To is the address of a Service. Backends then has the answer for
+	// each of its endpoints, and Outcome is that of a denied endpoint, if there is one.
 	Service  string   `json:"service,omitempty"` // "namespace/name"
 	Backends []Answer `json:"backends,omitempty"`
 }
@@ -32,11 +31,11 @@ type Outcome struct {
 	Reason    string     `json:"reason"`
 	Egress    SideAnswer `json:"egress"`
 	Ingress   SideAnswer `json:"ingress"`
-	Addresses []Pair     `json:"addresses"` // of the flows with this outcome
+	Addresses []Pair     `json:"addresses"` // the addresses of the flows with this outcome
 	Notes     []string   `json:"notes,omitempty"`
 }
 
-// Pair is the addresses of a flow.
+// Pair holds the two addresses of a flow.
 type Pair struct {
 	From netip.Addr `json:"from"`
 	To   netip.Addr `json:"to"`
@@ -51,10 +50,10 @@ type Family struct {
 // SideAnswer is the part of an answer about one direction.
 type SideAnswer struct {
 	Isolated bool        `json:"isolated"`
-	Policies []string    `json:"policies"` // that isolate the pod; never null
-	Rule     *RuleAnswer `json:"rule"`     // that allows the flow; null if none does, or if no rule is needed
+	Policies []string    `json:"policies"` // the policies that isolate the pod; never null
+	Rule     *RuleAnswer `json:"rule"`     // the rule that allows the flow; null if none does, or if no rule is needed
 
-	*Details // only in an explanation
+	*Details // set by NewAnswer; nil in the answers of Cluster.Answer
 }
 
 // RuleAnswer names a rule.

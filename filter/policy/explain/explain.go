@@ -27,7 +27,8 @@ type Objects struct {
 	Policies   []*policy.Policy
 	Problems   []policy.Problem
 
-	// The endpoints behind the addresses of Services; both may be empty.
+	// Services and their EndpointSlices name the endpoints behind the address of a Service.
+	// Both may be empty.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 }
@@ -71,8 +72,8 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 	return c
 }
 
-// namespaceLabels returns the labels of a namespace, including the one that every namespace
-// has.
+// namespaceLabels returns the labels of a namespace, including the label with its name,
+// which every namespace has.
 func (c *Cluster) namespaceLabels(name string) labels.Set {
 	return labels.Merge(c.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
 }
@@ -81,8 +82,8 @@ func (c *Cluster) namespaceLabels(name string) labels.Set {
 type Explanation struct {
 	Flow    Flow
 	Verdict filter.Verdict
-	Egress  Side // of the source
-	Ingress Side // of the destination
+	Egress  Side // the source's side
+	Ingress Side // the destination's side
 	Notes   []string
 }
 
@@ -90,17 +91,16 @@ type Explanation struct {
 type Side struct {
 	Direction filter.Direction
 	Pod       string   // the pod whose policies count, "namespace/name"; empty if the end is not a pod
-	Policies  []string // that isolate the pod, by name
+	Policies  []string // names of the policies that isolate the pod
 
 	// The rule that allows the flow; nil if the side denies it or is not isolated.
 	Allowed *RuleMatch
-	// These describe a side that denies the flow: the nearest rules, sorted by number of
-	// mismatches, policy and index; the number of equally near rules beyond these; the
-	// policies without rules in this direction; and the change that would allow the flow.
-	Nearest []RuleMatch
-	More    int
-	Empty   []string
-	Change  *Change
+
+	// The next fields are set only if the side denies the flow.
+	Nearest []RuleMatch // the nearest rules, sorted by number of mismatches, policy and index
+	More    int         // number of rules that are as near but not in Nearest
+	Empty   []string    // policies without rules in this direction
+	Change  *Change     // the change that would allow the flow
 
 	// Problems of the policies that isolate the pod: malformed parts, and excessive size.
 	Problems []policy.Problem
@@ -144,8 +144,8 @@ func notes(f Flow, v filter.Verdict) []string {
 	return found
 }
 
-// Allowing lists all rules of one direction that allow the flow. It returns none if the pod
-// is not isolated.
+// Allowing lists all rules of one direction that allow the flow. The list is empty if the
+// pod is not isolated.
 func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	v := c.snapshot.Decide(f.Key)
 	side := v.Ingress

@@ -38,8 +38,8 @@ const manifests = `
 {kind: Pod, metadata: {namespace: shop, name: early, creationTimestamp: "2026-01-01T00:00:00Z"}, status: {podIP: 10.0.0.6}}
 `
 
-// read returns a cluster with the namespaces and pods of manifests, and with policies in
-// namespace default: specs, by name.
+// read returns a cluster with the namespaces and pods of the constant manifests, and with a
+// policy in namespace default for each element of policies, which maps names to specs.
 func read(t *testing.T, policies map[string]string) *explain.Cluster {
 	t.Helper()
 	var o objects
@@ -88,8 +88,8 @@ func question(text string) explain.Question {
 	return explain.Question{From: parts[0], To: parts[1], Protocol: parts[2], Port: parts[3]}
 }
 
-// The policy isolates db, unless its spec has a podSelector. The explanation of the flow
-// contains the texts.
+// The explanation of the flow contains all texts of want. The policy x has the given spec,
+// and selects db if the spec has no podSelector.
 func TestWords(t *testing.T) {
 	tests := []struct {
 		name, spec, flow string

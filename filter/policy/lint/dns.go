@@ -61,9 +61,9 @@ func (l *linter) allowsDNS(o *pod, proto filter.Protocol) bool {
 	})
 }
 
-// opensDNS reports whether the rule may allow DNS. Any peer may be the DNS server if the
-// rule has a port of DNS. A rule without ports must have a peer outside of the policy's
-// namespace, or be in kube-system.
+// opensDNS reports whether the rule may allow DNS. If the rule names a DNS port, any of its
+// peers may be the DNS server. If it names no ports, it must have a peer outside of the
+// policy's namespace, or the policy must be in kube-system.
 func (r *rule) opensDNS(proto filter.Protocol, namespace string) bool {
 	if r.anyPort {
 		return r.anyone || namespace == metav1.NamespaceSystem || slices.ContainsFunc(r.peers, func(x peer) bool { return !x.own })

@@ -78,7 +78,7 @@ type rule struct {
 // peer is one item of from or to: a block, or selectors.
 type peer struct {
 	field     string
-	namespace labels.Selector // own: selects the policy's namespace by name
+	namespace labels.Selector // selects the policy's namespace by name if own is set
 	own       bool
 	pods      labels.Selector
 	block     *block

@@ -64,7 +64,7 @@ func (l *linter) peerMatches(p *lintPolicy, x *peer) {
 	case x.isSystem() && !l.hasSystem():
 		return // manifests seldom include the system's pods
 	case len(inside) == 0 && x.own:
-		return // reported for the policy's namespace
+		return // subjectMatches reports that the policy's namespace does not exist
 	case len(inside) == 0:
 		l.found(NoMatch, p, x.field+".namespaceSelector", "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
 			"no namespace matches %s", x.namespace)
