@@ -47,7 +47,7 @@ type Reason uint8
 const (
 	// NoReason is the zero value, which no decision returns.
 	NoReason Reason = iota
-	// NotIsolated: no policy selects either end in the direction that matters.
+	// NotIsolated: no policy isolates the source for egress or the destination for ingress.
 	NotIsolated
 	// RuleAllows: every isolated end has a rule that allows the flow.
 	RuleAllows
@@ -64,8 +64,8 @@ const (
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
-	// PodNotKnown: one end should be a pod, and did not become known in time. The fail
-	// mode decides.
+	// PodNotKnown: one end should be a pod, but the pod did not become known in time, so
+	// the fail mode decided.
 	PodNotKnown
 	// MidStream: the packet does not begin a connection, and policies deny the
 	// opposite direction, in which the connection may have begun.
@@ -101,7 +101,7 @@ func (r Reason) String() string {
 type Rule struct {
 	Policy    string // "namespace/name"
 	Direction Direction
-	Denies    bool // only ordered rules can; those of a NetworkPolicy allow
+	Denies    bool // never set for a rule of a NetworkPolicy: such rules only allow
 	Index     int  // in spec.ingress or spec.egress, from 0
 }
 
@@ -116,8 +116,8 @@ type Side struct {
 	// Isolation is nil if no policy isolates the pod in this direction, or if a policy of
 	// an earlier tier has decided.
 	Isolation *Isolation
-	// Rule is the rule that decided; nil if none did. If several rules of NetworkPolicies
-	// allow, it is one of them.
+	// Rule is the rule that decided; nil if no rule did. If several rules of
+	// NetworkPolicies allow the flow, Rule is one of them.
 	Rule *Rule
 }
 
@@ -136,7 +136,7 @@ type Verdict struct {
 	Action          Action
 	Reason          Reason
 	// Pair is set if all packets between the two addresses get this action, for any
-	// protocol and port, though not always for this reason. It may be false even if
-	// that holds.
+	// protocol and port, though not always for this reason. Such a pair is not always
+	// recognized, so Pair may also be false.
 	Pair bool
 }

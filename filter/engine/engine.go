@@ -20,20 +20,20 @@ type Observer interface {
 
 // Memory is a further cache of verdicts, such as bpf.Writer. It serves one evaluator.
 type Memory interface {
-	// Remember stores a verdict with the epochs of both ends: it is valid while they are
-	// current. With filter.Any, it is valid for all packets of the pair. The packet waits
-	// for the call.
+	// Remember stores a verdict with the epochs of both ends: the verdict is valid while
+	// they are current. With filter.Any, it is valid for all packets of the pair. The
+	// packet is not released before Remember returns.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
-// FlowTracker records the keys under which connections may live from now on, as
-// conntrack.TrackedFlows does. Several evaluators call it concurrently. The packet waits
-// for the call.
+// FlowTracker records the keys of connections that may exist from now on, as
+// conntrack.TrackedFlows does. Several evaluators call it concurrently. The packet is not
+// released before Track returns.
 type FlowTracker interface {
-	// Track records a key that is allowed and the number of the snapshot, before the
-	// verdict takes effect. src and dst report for each end whether it has an endpoint or
-	// is pending; verdicts do not change because of other addresses. With filter.Any, all
-	// keys of the pair are allowed.
+	// Track records an allowed key and the number of the snapshot, before the verdict takes
+	// effect. src and dst report, for each end, whether its address has an endpoint or is
+	// pending: only at such an address can a change affect the verdict. With filter.Any,
+	// all keys of the pair are allowed.
 	Track(k filter.Key, src, dst bool, snapshot uint64)
 }
 
@@ -42,11 +42,11 @@ type Config struct {
 	Published *policy.Published
 	// Observer may be nil.
 	Observer Observer
-	// Memory may be nil. It gets no verdicts about pairs that no policy concerns, and none
-	// about packets with an end that should be a pod and is not known.
+	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
+	// packets of which one end should be a pod that is not known yet.
 	Memory Memory
-	// Tracker may be nil. It does not get a key again while a cache answers for it. It gets
-	// pairs that no policy concerns only if one end should be a pod that is not known yet.
+	// Tracker may be nil. It does not get a key again while a cache has its verdict. It gets
+	// keys with the reason NotIsolated only if one end should be a pod that is not known yet.
 	Tracker FlowTracker
 	// FailOpen allows a packet if its pod, which should be one of this node, did not become
 	// known in time.
@@ -63,7 +63,7 @@ type Evaluator struct {
 	tally   tally
 
 	reading  bool             // between Enter and Exit
-	snapshot *policy.Snapshot // of the read section; nil outside, and before the first publication
+	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one, and before the first publication
 }
 
 // New returns an evaluator that remembers verdicts in flows.
@@ -72,8 +72,8 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 }
 
 // Evaluate decides the packet that begins with the IP header at data[0]. A packet that
-// cannot be decoded is denied. With filter.Hold, the packet must be held until the pod with
-// the address pending is known. Evaluate is called between Enter and Exit.
+// cannot be decoded is denied. If action is filter.Hold, the packet must be held until the
+// pod with the address pending is known. Evaluate is called between Enter and Exit.
 func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
@@ -91,11 +91,11 @@ func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.A
 	return v.Action, pending
 }
 
-// Expire decides a packet whose pod did not become known in time. If that should be a pod
-// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
-// address, which never allows more than a pod would get. The fail mode covers missing
-// knowledge only, and does not open what policies deny to everyone. Expire is called
-// between Enter and Exit.
+// Expire decides a packet that was held for a pod which did not become known in time. If
+// the pod should be one of this node, the fail mode decides. Otherwise the packet gets the
+// verdict for an unknown address, which never allows more than the verdict for a pod. The
+// fail mode does not apply to a flow that policies deny for every possible pod. Expire is
+// called between Enter and Exit.
 func (e *Evaluator) Expire(data []byte) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
@@ -222,12 +222,12 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 	return u
 }
 
-// pending returns the address of the pod that a packet must be held for if its verdict is
-// not final; an invalid address if there is none.
+// pending returns the address of the unknown pod for which a packet must be held if its
+// verdict is not final. It returns an invalid address if the packet need not be held.
 //
-// A pod of this node may be isolated by policies, and this node enforces them. For a pod
-// elsewhere, its own node enforces them. Here it is only a peer, so a packet is held only
-// if it would otherwise be denied.
+// Policies may isolate a pod of this node, and this node enforces them. The policies that
+// isolate a pod of another node are enforced there. On this node such a pod is only a peer,
+// so the packet is held only if it would otherwise be denied.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -242,8 +242,8 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 }
 
 // record passes a verdict to Tracker and Memory if they need it. Memory does not need
-// verdicts about pods that are not known: it would not answer with them, and a scan of
-// addresses would evict useful ones.
+// verdicts about pods that are not known: it would never return them, and a scan of
+// addresses would evict useful verdicts.
 func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, unknown unknownEnds, fresh bool) {
 	track := e.config.Tracker != nil && v.Action == filter.Allow && tracked(v.Reason, unknown, fresh)
 	remember := e.config.Memory != nil && v.Reason != filter.NotIsolated && unknown == noneUnknown
@@ -257,8 +257,8 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	if track {
 		e.config.Tracker.Track(k, ends.Src != 0 || unknown.src != policy.Known, ends.Dst != 0 || unknown.dst != policy.Known, e.snapshot.Number())
 	}
-	// This comes before the reply. It delays the packet by microseconds, but a second
-	// connection that follows at once hits the cache.
+	// Memory gets the verdict before the kernel does. This delays the packet by
+	// microseconds, but a second connection that follows at once hits the cache.
 	if remember {
 		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
 	}
@@ -269,7 +269,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:
-		return false // these hold as long as the ends keep their addresses
+		return false // such a verdict holds as long as the ends keep their addresses
 	case filter.NotIsolated:
 		return unknown != noneUnknown
 	}
@@ -281,8 +281,8 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 // no older verdict can still take effect.
 func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
 
-// Exit ends the read section. It is called when the kernel has carried out all verdicts of
-// the section. Outside of a read section it does nothing.
+// Exit ends the read section. It is called when the kernel has applied all verdicts of the
+// section. Outside of a read section, Exit does nothing.
 func (e *Evaluator) Exit() {
 	if e.reading {
 		e.snapshot, e.reading = nil, false

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// sampleInterval: one in this many decisions is timed, because reading the clock twice
-	// costs about as much as a cache hit.
+	// sampleInterval is the number of decisions for each one that is timed: reading the
+	// clock twice costs about as much as a cache hit.
 	sampleInterval = 64
 	// latencyBuckets is the number of buckets. The last one counts all decisions of 8.4 ms
 	// (2^23 ns) or longer.

@@ -23,7 +23,7 @@ type header struct {
 // rawPacket is a packet for the oracle. Offsets are from the first byte of the IP header.
 type rawPacket struct {
 	data []byte
-	end  int // of the packet, according to its header; padding follows
+	end  int // where the packet ends according to its header; padding follows
 }
 
 // has reports whether the n bytes at an offset belong to the packet and were captured.
