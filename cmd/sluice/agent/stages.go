@@ -6,9 +6,9 @@ import (
 	"sluice/watch"
 )
 
-// stages returns the stages that put a change of policy in force, in order. Each returns
-// when its part decides nothing by an older snapshot. The last is an exception: a sweep may
-// take longer than the next change should wait, so the follower sweeps on its own goroutine.
+// stages returns the stages that put a change of policy in force, in order. Each stage returns
+// when its part decides nothing by an older snapshot, except the last one: a sweep may take
+// longer than the next change should wait, so the follower sweeps on its own goroutine.
 //
 // Pending packets come before the kernel cache, whose stage takes some 10 ms. The guard does
 // not depend on the others. Connections come last: a sweep is complete only if no verdict of

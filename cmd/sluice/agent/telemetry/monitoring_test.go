@@ -98,7 +98,7 @@ var (
 	given      = []string{"instance", "le"} // labels that the agent does not set
 )
 
-// familyOf returns the metric to which a name in a query refers, or nil.
+// familyOf returns the metric of a name in a query, or nil.
 func familyOf(found map[string]*dto.MetricFamily, name string) *dto.MetricFamily {
 	if f := found[name]; f != nil {
 		return f
