@@ -10,7 +10,8 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// If an agent cannot take over because the old one hangs, its error says so and has a hint.
+// If an agent cannot take over because the old agent hangs, the error names this reason and
+// has a hint.
 func TestTakeOverFromAHungAgent(t *testing.T) {
 	s := newTestbed(t)
 	s.start("--on-exit", "keep")

@@ -12,10 +12,10 @@ import (
 
 const (
 	readmePath = "../../README.md"
-	// asRoot is the line before a block of the README whose commands change the machine. The
-	// test does not run these commands.
+	// asRoot is a line of the README. The commands in the block after this line change the
+	// machine, so the test does not run them.
 	asRoot = "<!-- as root -->"
-	// showStatus is the end of a command of the README whose exit status is shown, too.
+	// showStatus is the end of a command in the README if its exit status is shown, too.
 	showStatus = "; echo $?"
 )
 
@@ -97,8 +97,9 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// readmeArgs returns the arguments of a command of sluice, and checks that they are valid.
-// Any other command must be make with a target of the Makefile; for these, it returns nil.
+// readmeArgs returns the arguments of a sluice command, and checks that they are valid. For a
+// make command, it checks that the Makefile has the target, and returns nil. Other commands
+// fail the test.
 func readmeArgs(t *testing.T, line string) []string {
 	t.Helper()
 	line = strings.TrimPrefix(line, "sudo ")
