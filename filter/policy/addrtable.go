@@ -9,15 +9,15 @@ import (
 )
 
 // addrTable maps addresses to their owners. It never changes: with returns a new table,
-// which shares the chapters in which nothing has changed. With 100,000 addresses, a single
-// change copies some 16 KB, and a large batch of changes little more than the table's size.
+// which shares all unchanged chapters with the old one. With 100,000 addresses, a single
+// change copies some 16 KB, and a large batch of changes little more than the whole table.
 // A lookup takes one memory access that is likely to miss the processor's caches.
 //
 // The usual structure for addresses, a prefix trie, would copy all neighbors of an address
 // with each change: 500 allocations.
 type addrTable struct {
 	size     int
-	chapters []*chapter // their number is a power of two
+	chapters []*chapter // the length is a power of two
 }
 
 // perChapter bounds the average number of addresses in a chapter.
@@ -26,12 +26,12 @@ const perChapter = 128
 // chapter is a hash table of some of the addresses, with linear probing.
 type chapter struct {
 	used  int
-	slots []entry // their number is a power of two; at most three in four are used
+	slots []entry // the length is a power of two; at most three in four slots are used
 }
 
 // entry is a slot of a chapter: an address as 16 bytes, and its owner. A slot without an
-// owner is free. With a netip.Addr an entry would be a third larger, and the two lookups of
-// a packet slower.
+// owner is free. With a netip.Addr, an entry would be a third larger, and the two lookups
+// for each packet would be slower.
 type entry struct {
 	high, low uint64
 	owner     *Endpoint

@@ -11,12 +11,12 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// Bounds of the memory that compiling one policy may take. The worst policy that the search
-// has found takes about half of them.
+// Bounds of the memory that compiling one policy may take. The worst policy that
+// TestWorstPolicies has found takes about half of this memory.
 const (
 	keptPerByte      = 60        // for each byte of the policy in etcd
 	allocatedPerByte = 200       // for each byte of the policy in etcd
-	besidePolicies   = 256 << 10 // in addition, whatever the policy's size
+	besidePolicies   = 256 << 10 // in addition, for a policy of any size
 )
 
 // mutate changes one random field of a recipe, or two that belong together.
@@ -53,9 +53,9 @@ func mutate(m worstcase.Recipe, r *rand.Rand) worstcase.Recipe {
 	return m
 }
 
-// TestWorstPolicies searches for policies that take the most memory for their size. From
-// random recipes it climbs by random mutations, and keeps a mutation if the policy does not
-// become cheaper. Every recipe that it tries must be within the bounds.
+// TestWorstPolicies searches for policies that take the most memory for their size, by hill
+// climbing: it starts from random recipes, mutates them at random, and keeps a mutation if
+// the policy does not take less memory. Every recipe that it tries must be within the bounds.
 func TestWorstPolicies(t *testing.T) {
 	size, starts, steps := 48<<10, 6, 40
 	if testing.Short() || raceEnabled {

@@ -34,7 +34,7 @@ func (s *coverage) add(o *coverage) {
 	}
 }
 
-// countForms adds what Store.Forms returns.
+// countForms adds the counts that Store.Forms returns.
 func (s *coverage) countForms(flat, trees, refer, apart int) {
 	for i, n := range []int{flat, trees, refer, apart} {
 		s.forms[i] += n

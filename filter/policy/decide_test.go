@@ -130,8 +130,8 @@ func decideRandomly(seed uint64, seen *coverage) string {
 	return ""
 }
 
-// shrunk returns the cluster without the policies and pods that are not needed for engine
-// and oracle to disagree about the flow.
+// shrunk returns a smaller cluster about which engine and oracle still disagree: it removes
+// the policies and pods that do not matter to the flow.
 func (c *cluster) shrunk(f flow) *cluster {
 	disagree := func(c cluster) bool {
 		s, _ := c.newStore().Commit()

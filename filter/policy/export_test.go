@@ -2,10 +2,10 @@ package policy
 
 import "net/netip"
 
-// CostOf is the estimate by which policies are refused.
+// CostOf returns the estimated memory of a policy, which decides whether it is refused.
 func CostOf(p *Policy) int64 { return costOf(p) }
 
-// Shapes is the number of shapes that SetShape knows.
+// Shapes is the number of shapes that SetShape accepts.
 const Shapes = 4
 
 // SetShape selects the shape of the rule sets that are compiled from now on:
@@ -33,11 +33,11 @@ func (w *Store) SetShape(n int) {
 	}
 }
 
-// SetLarge sets the encoded size above which a policy is a draft first, if drafts are in
-// use.
+// SetLarge sets the encoded size above which a policy becomes a draft first, if drafts are
+// in use.
 func (w *Store) SetLarge(bytes int) { w.large = bytes }
 
-// Versions returns the policies in force, by namespace and name, as the hash of their spec.
+// Versions returns the digests of the policies in force, by namespace and name.
 func (w *Store) Versions() map[[2]string][32]byte {
 	all := make(map[[2]string][32]byte, len(w.policies))
 	for key, p := range w.policies {
@@ -58,8 +58,9 @@ func (w *Store) Deferred() map[[2]string][]netip.Addr {
 	return all
 }
 
-// Forms counts what the rule sets in use consist of: flat port tables, tables that are
-// trees, peer sets that refer to other sets, and rule sets that are part of another one.
+// Forms counts the parts of the rule sets in use: flat port tables, port tables that are
+// trees, peer sets that refer to other peer sets, and rule sets that are a part of another
+// rule set.
 func (w *Store) Forms() (flat, trees, refer, apart int) {
 	for _, g := range w.policySets {
 		apart += len(g.alone.rules.parts())

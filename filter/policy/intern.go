@@ -11,13 +11,13 @@ import (
 	"sluice/filter"
 )
 
-// policy is a policy in the form that is compiled: selectors are interned, and CIDRs are
-// ranges of addresses.
+// policy is a Policy prepared for compiling: selectors are interned, and CIDRs are ranges
+// of addresses.
 type policy struct {
 	ref      Ref
 	tier     Tier
 	id       uint64            // new with each version of the policy
-	mark     mark              // of the id
+	mark     mark              // random, derived from the id
 	text     string            // "namespace/name"
 	sum      [sha256.Size]byte // digest of the version
 	kept     Source            // to read the rules again; empty if there was no room for it
@@ -31,19 +31,21 @@ type policy struct {
 	large    bool  // its rules are never merged with those of other policies
 	cost     int64 // estimated memory, in bytes
 	refused  bool  // its rules are not read, because it is over a limit
-	surplus  bool  // refused, but not for its own size
+	// recoverable reports that the policy is refused because of other policies (over
+	// Limits.Policies or mostWaiting), so that it may come back when there is room.
+	recoverable bool
 }
 
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
 	action Action
 	index  int         // in spec.ingress or spec.egress
-	anyone bool        // every peer, also outside the cluster
-	some   []*selector // pods by their labels
-	whole  []*selector // all pods of some namespaces
+	anyone bool        // the rule is for every peer, also outside the cluster
+	some   []*selector // selectors of pods by labels
+	whole  []*selector // selectors of all pods of some namespaces
 	blocks []addrRange
 
-	portless bool // every port, and protocols without ports
+	portless bool // the rule is for every port, and for protocols without ports
 	ports    []PortRange
 }
 
@@ -57,7 +59,7 @@ type interner interface {
 type reader struct {
 	in   interner
 	p    *policy
-	seen map[string]bool // content of the rules that were added
+	seen map[string]bool // the content of each rule that was added, in this direction
 }
 
 func (w *Store) readPolicy(form *Policy) *policy {
@@ -94,8 +96,9 @@ func read(form *Policy, in interner) *policy {
 	return p
 }
 
-// closed returns the rules to use if those of the policy cannot be used: none for a policy
-// that isolates; otherwise a rule that denies everything, in each direction that has rules.
+// closed returns substitutes for rules that cannot be used. A policy of the NetworkPolicy
+// tier gets no rules, because it isolates its pods. Any other policy gets a rule that denies
+// everything, in each direction in which it has rules.
 func (p *Policy) closed() (rules [2][]Rule) {
 	for d := range p.Rules {
 		if p.Tier != NetworkPolicy && len(p.Rules[d]) > 0 {
@@ -138,9 +141,9 @@ func (r reader) rule(d filter.Direction, index int, from *Rule) {
 	r.add(d, &out)
 }
 
-// denyMalformed makes a rule that does not accept deny everything that its malformed parts
-// may mean. If the rule ignored these parts, flows could pass that it or a later tier
-// denies.
+// denyMalformed changes a rule that does not accept: if peers or ports are malformed, the
+// rule denies all peers or ports. If it ignored malformed parts, it could let flows pass
+// that it or a later tier was meant to deny.
 func (r reader) denyMalformed(d filter.Direction, out *rule, from *Rule) {
 	peers := slices.ContainsFunc(from.Peers, func(p Peer) bool { return p.Malformed != "" })
 	ports := slices.ContainsFunc(from.Ports, func(p PortRange) bool { return p.Malformed })
@@ -159,8 +162,8 @@ func (r reader) problem(d filter.Direction, index int, detail string) {
 	})
 }
 
-// add adds a rule, unless it cannot match or an earlier rule matches the same flows. So the
-// memory of rules does not depend on how often they are repeated.
+// add adds a rule, unless the rule cannot match or an earlier rule matches the same flows,
+// so that repeated rules take no memory.
 func (r reader) add(d filter.Direction, out *rule) {
 	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 || !out.portless && len(out.ports) == 0 {
 		return // all of its peers or ports are malformed
@@ -256,9 +259,9 @@ func (w *Store) useNamespaces(sel labels.Selector) *selector {
 	return s
 }
 
-// usePeer interns a peer selector. The next match finds its pods, whose epochs stay the
-// same: verdicts change with the rules that use the selector, so the pods that these rules
-// protect get new epochs.
+// usePeer interns a peer selector. The next call of match finds the pods that it matches.
+// Their epochs stay the same, because verdicts change only with the rules that use the
+// selector, and the pods that these rules isolate get new epochs.
 func (w *Store) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew || s.fresh {

@@ -1,13 +1,13 @@
 package policy
 
 // sweep matches pods with the peer selectors again, in small pieces, so that the many
-// selectors of a large policy do not delay other changes. It is for selectors that no
-// policy in force uses: those of a draft, and those of removed policies. Until the sweep
+// selectors of a large policy do not delay other changes. It is for selectors that no policy
+// in force uses: the selectors of a draft, and those of removed policies. Until the sweep
 // ends, it is undefined whether a pod has the ids of these selectors.
 type sweep struct {
 	namespaces []*namespace // still to be matched
 	identities []*identity  // still to be matched
-	draft      *Draft       // has the selectors to match; may be nil
+	draft      *Draft       // the draft with the selectors to match; may be nil
 	retired    limbo        // ids that are free after the sweep
 }
 
@@ -39,7 +39,7 @@ func (l *limbo) touch(s *selector) {
 	l.in[s.scope.namespace] = struct{}{}
 }
 
-// releaseDying ends one use of a selector by a large policy that was removed.
+// releaseDying ends one use in w.dying: the use of a selector by a removed large policy.
 func (w *Store) releaseDying() {
 	last := len(w.dying) - 1
 	s := w.dying[last]
@@ -80,7 +80,7 @@ func (w *Store) beginSweep(d *Draft) {
 // to the sweep.
 func (w *Store) sweepNamespace(ns *namespace) {
 	if w.namespaces[ns.name] != ns {
-		return // it is gone
+		return // the namespace is gone
 	}
 	w.dirtyNS[ns] = struct{}{}
 	w.matchNamespace(ns)

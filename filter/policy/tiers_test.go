@@ -70,9 +70,9 @@ func (r chance) act(o *ordered) {
 	}
 }
 
-// first returns the first rule of a tier that matches the flow, with its action, or Pass
-// and no rule if none matches. It is the oracle of ordered rules: it tries one rule after
-// the other.
+// first returns the first rule of a tier that matches the flow, with its action. If no rule
+// matches, it returns Pass and nil. It is the oracle of ordered rules: it tries one rule
+// after the other.
 func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst *corev1.Pod) (policy.Action, *filter.Rule) {
 	addr := f.Dst
 	if d == filter.Ingress {
@@ -85,7 +85,7 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 		rules := rulesOf(o.object, d)
 		selector, err := metav1.LabelSelectorAsSelector(&o.object.Spec.PodSelector)
 		switch {
-		case err != nil && len(rules) > 0: // it may mean any pod: all are denied
+		case err != nil && len(rules) > 0: // an invalid selector may be meant for any pod, so the flow is denied
 			return policy.Deny, &filter.Rule{Policy: o.name(), Direction: d, Denies: true}
 		case err != nil || !selector.Matches(labels.Set(pod.Labels)):
 			continue
@@ -98,7 +98,7 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 			if action == policy.Accept {
 				peers, ports = false, false // a malformed part of a rule that accepts matches nothing
 			} else if peers || ports {
-				action = policy.Deny // any other malformed rule denies all that it may mean
+				action = policy.Deny // any other malformed rule denies everything that it may be meant for
 			}
 			if (ports || anyPortMatches(r.ports, f, dst)) && (peers || c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer)) {
 				return action, &filter.Rule{Policy: o.name(), Direction: d, Denies: action == policy.Deny, Index: i}
@@ -108,8 +108,8 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 	return policy.Pass, nil
 }
 
-// side returns whether all tiers of one direction allow the flow, and the rule of an ordered
-// tier that decides, if one does.
+// side reports whether the tiers of one direction allow the flow. If an ordered tier
+// decides, side also returns its rule.
 func (c *tiered) side(d filter.Direction, f flow) (allows bool, rule *filter.Rule) {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
 	pod, peer := src, dst
@@ -165,8 +165,8 @@ func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 	return ""
 }
 
-// store returns a store with the cluster and its ordered policies. In half of the cases
-// these had other actions at an earlier commit.
+// store returns a store with the cluster and its ordered policies. In half of the cases, the
+// policies had different actions at an earlier commit.
 func (c *tiered) store(r chance) *policy.Store {
 	w := c.newStore()
 	if r.oneIn(2) {
@@ -242,8 +242,8 @@ func TestTiersAgainstOracle(t *testing.T) {
 	}
 }
 
-// A policy with an action or tier that this version does not know denies, and is a problem.
-// A later version's reader may produce one.
+// A policy with an action or tier that this package does not know denies flows, and is
+// reported as a problem. A later version of a package that reads policies may produce one.
 func TestUnknownActionDenies(t *testing.T) {
 	for name, form := range map[string]*policy.Policy{
 		"action": {Tier: policy.Admin, Rules: [2][]policy.Rule{filter.Ingress: {{Action: 9}}}},
