@@ -133,7 +133,7 @@ func tabulate(j comparison) (map[cellKey]*cell, *reasons) {
 	return cells, why
 }
 
-// why returns the reason for which an attempt failed.
+// why returns the reason why an attempt failed.
 func (o outcome) why() string {
 	if o.denial != nil {
 		return o.denial.String()

@@ -30,13 +30,13 @@ const settleDelay = 10 * time.Second
 // process is sluice run on a node of a lab. The cluster is served on the same node.
 type process struct {
 	*agenttest.Agent
-	served string // address of the serving process
+	served string // address of the process that serves the cluster
 	client http.Client
 	added  int // number of pods that were added to mark the end of events
 }
 
-// measureProcess measures the memory of a complete agent, with its rules, its queues and the
-// kernel's flow cache. The measurement in this process lacks these.
+// measureProcess measures the memory of a complete agent in its own process. Unlike the
+// measurement in this process, it includes the rules, the queues and the kernel's flow cache.
 func measureProcess(ctx context.Context, opts options) (err error) {
 	if opts.sluice == "" {
 		return nil
@@ -127,7 +127,8 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events triggers events and waits until the pod that is added last is in force.
+// events triggers events of the kind sort, and waits until the agent has published the pod
+// that is added after them.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
 	p.added++
@@ -141,7 +142,7 @@ func (p *process) events(ctx context.Context, opts options, sort string) error {
 	return err
 }
 
-// heap writes a profile of the agent's heap to a file. An empty name disables it.
+// heap writes a profile of the agent's heap to a file. If the name is empty, it does nothing.
 func (p *process) heap(ctx context.Context, file string) error {
 	if file == "" {
 		return nil

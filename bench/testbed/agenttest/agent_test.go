@@ -130,7 +130,7 @@ func TestStartOfAnAgentThatExits(t *testing.T) {
 	checkNoChildren(t)
 }
 
-// stopper is a log that calls a function at each line.
+// stopper is a log writer that calls a function for each line.
 type stopper func()
 
 func (s stopper) Write(b []byte) (int, error) { s(); return len(b), nil }
