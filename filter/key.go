@@ -130,8 +130,8 @@ func (k Key) Reverse(srcPort uint16) Key {
 	return k
 }
 
-// Pair returns the key for all packets between the two addresses. The verdict about it
-// depends only on the addresses: if it is allowed, every packet between them is.
+// Pair returns the key for all packets between the two addresses. The verdict about this key
+// depends only on the addresses: if it is Allow, every packet between them is allowed.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
 
 // String returns the key as in logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".

@@ -45,7 +45,7 @@ func TestPair(t *testing.T) {
 	}
 }
 
-// A key that was never decoded is opaque, and a verdict that was never given denies.
+// The zero Key is opaque, and the zero Verdict denies.
 func TestZeroValuesAllowNothing(t *testing.T) {
 	var k filter.Key
 	if k.Transport != filter.Opaque {

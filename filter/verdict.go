@@ -47,7 +47,8 @@ type Reason uint8
 const (
 	// NoReason is the zero value, which no decision returns.
 	NoReason Reason = iota
-	// NotIsolated: no policy isolates the source for egress or the destination for ingress.
+	// NotIsolated: no policy isolates the source in egress, and none isolates the destination
+	// in ingress.
 	NotIsolated
 	// RuleAllows: every isolated end has a rule that allows the flow.
 	RuleAllows
@@ -97,7 +98,7 @@ func (r Reason) String() string {
 	return "invalid"
 }
 
-// Rule names one rule of one NetworkPolicy.
+// Rule names one rule of a policy.
 type Rule struct {
 	Policy    string // "namespace/name"
 	Direction Direction

@@ -1,5 +1,5 @@
 // Package engine turns the bytes of a packet into a verdict: it decodes the key, looks it
-// up in the flow cache, and on a miss asks the snapshot in force.
+// up in the flow cache, and, on a miss, gets a decision from the snapshot in force.
 package engine
 
 import (
@@ -18,7 +18,7 @@ type Observer interface {
 	Observe(p packet.Packet, v filter.Verdict)
 }
 
-// Memory is a further cache of verdicts, such as bpf.Writer. It serves one evaluator.
+// Memory is an additional cache of verdicts, such as bpf.Writer. It serves one evaluator.
 type Memory interface {
 	// Remember stores a verdict with the epochs of both ends: the verdict is valid while
 	// they are current. With filter.Any, it is valid for all packets of the pair. The
@@ -43,13 +43,13 @@ type Config struct {
 	// Observer may be nil.
 	Observer Observer
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
-	// packets of which one end should be a pod that is not known yet.
+	// packets with an end that should be a pod but is not known yet.
 	Memory Memory
 	// Tracker may be nil. It does not get a key again while a cache has its verdict. It gets
 	// keys with the reason NotIsolated only if one end should be a pod that is not known yet.
 	Tracker FlowTracker
-	// FailOpen allows a packet if its pod, which should be one of this node, did not become
-	// known in time.
+	// FailOpen allows a packet that was held for a pod of this node if the pod did not become
+	// known in time. Otherwise the packet is denied.
 	FailOpen bool
 }
 
@@ -277,8 +277,8 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 }
 
 // Enter begins a read section: all packets until Exit are decided by the snapshot that is
-// in force now. policy.Published.Synchronize waits for such sections, to return only when
-// no older verdict can still take effect.
+// in force now. policy.Published.Synchronize waits for such sections, so that no older
+// verdict can still take effect when it returns.
 func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
 
 // Exit ends the read section. It is called when the kernel has applied all verdicts of the

@@ -141,7 +141,7 @@ func TestEvaluateMidStream(t *testing.T) {
 		{"ACK to an address outside", out, "192.0.2.1", 0x10, denied},
 		{"ACK of an open pod", in, "192.0.2.1", 0x10, "allow, not-isolated"},
 	} {
-		for range 3 { // the third time from the flow cache
+		for range 3 { // the third verdict is from the flow cache
 			said = nil
 			data := datagram(key(tt.src, tt.dst, 40000))
 			data[33] = tt.flags
@@ -154,7 +154,7 @@ func TestEvaluateMidStream(t *testing.T) {
 	}
 }
 
-// Packets of pods that are not known are held, unless no pod could change the verdict.
+// Packets of pods that are not known are held, unless the verdict is the same for all pods.
 func TestEvaluateHolds(t *testing.T) {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("free", "10.1.0.1", nil)))

@@ -17,7 +17,7 @@ import (
 // header is one header of a packet, as the oracle lists them.
 type header struct {
 	protocol int
-	at       int // its first byte
+	at       int // offset of its first byte
 }
 
 // rawPacket is a packet for the oracle. Offsets are from the first byte of the IP header.

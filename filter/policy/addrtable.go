@@ -117,8 +117,8 @@ func (t *addrTable) with(changes []entry) *addrTable {
 	return next
 }
 
-// chaptersFor returns the number of chapters for a table of addrs addresses that has n
-// chapters now.
+// chaptersFor returns the number of chapters that a table with addrs addresses should have.
+// n is the number that it has now.
 func chaptersFor(addrs, n int) int {
 	n = max(n, 1)
 	for addrs > n*perChapter {
@@ -130,8 +130,8 @@ func chaptersFor(addrs, n int) int {
 	return n
 }
 
-// set sets the owner of an address, or removes the address if the owner is nil. If its
-// chapter is shared with another table, set copies the chapter first.
+// set sets the owner of an address, or removes the address if the owner is nil. If the
+// chapter of the address is shared with another table, set copies the chapter first.
 func (t *addrTable) set(shared []bool, e entry) {
 	hash := e.hash()
 	at := hash & uint64(len(t.chapters)-1)
@@ -144,8 +144,8 @@ func (t *addrTable) set(shared []bool, e entry) {
 	case (s.owner == nil) == (e.owner == nil):
 		*s = e
 	case e.owner == nil:
-		// Entries in later slots may be there only because this one was taken, so the
-		// chapter is hashed again.
+		// Entries in later slots may be there only because this slot was taken, so all
+		// entries of the chapter are placed again.
 		s.owner = nil
 		t.chapters[at] = newChapter(c.slots, len(c.slots))
 		t.size--

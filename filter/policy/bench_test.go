@@ -46,8 +46,8 @@ func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.St
 	}
 }
 
-// BenchmarkDecide measures a decision that no flow cache answers. The flows are between
-// random pods, so that the processor's caches do not help either.
+// BenchmarkDecide measures a decision without a flow cache. The flows are between random
+// pods, so that the processor's caches do not help either.
 func BenchmarkDecide(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, _ *policy.Store, s *policy.Snapshot) {
 		keys := c.Keys(1, 1<<16)

@@ -89,8 +89,9 @@ func TestWorstPolicies(t *testing.T) {
 	}
 }
 
-// costOf compiles the recipe's policy of a size, and returns the bytes that are kept for
-// each byte of it. It returns an error if the policy exceeds a bound or its estimate.
+// costOf compiles the policy of the given size that a recipe makes, and returns the bytes
+// that are kept for each byte of the policy. It returns an error if the policy exceeds a
+// bound or its estimate.
 func costOf(m worstcase.Recipe, size int) (float64, error) {
 	p := m.OfSize("worst", size)
 	took, w, s := measure(m.Pods(), p)

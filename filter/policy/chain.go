@@ -66,7 +66,7 @@ type link struct {
 	rules     *ruleSet
 	isolation *filter.Isolation // the policies, if the tier isolates; nil for ordered rules
 	set       *policySet
-	next      *link  // nil for the last
+	next      *link  // nil for the last link
 	miss      Action // applies if no rule matches
 	effect    Effect // the effect of this link and all that follow
 }

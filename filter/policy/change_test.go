@@ -20,8 +20,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// history applies random events to a store, and to the cluster that the store must agree
-// with.
+// history applies the same random events to a store and to a cluster, and checks that the
+// store agrees with the cluster.
 type history struct {
 	chance
 	store   *policy.Store
@@ -365,7 +365,7 @@ func (h *history) fail(f flow, what string) {
 
 const (
 	historiesFull  = 400
-	historiesBrief = 40 // -race or -short
+	historiesBrief = 40 // with -race or -short
 	historySteps   = 90 // enough to reuse ids, addresses and names many times
 )
 

@@ -51,9 +51,9 @@ type Clash struct {
 // winner first.
 func (c Clash) Pods() string { return strings.Join(append([]string{c.Winner}, c.Others...), ", ") }
 
-// Clashes returns, sorted, the addresses that two or more live pods claimed at the last
-// Commit. It does not count a pod that is being deleted, because that pod may already have
-// released its address.
+// Clashes returns, sorted, the addresses that two or more live pods claim, with the winners
+// as of the last Commit. It does not count a pod that is being deleted, because that pod may
+// already have released its address.
 func (w *Store) Clashes() []Clash {
 	var all []Clash
 	for a, rivals := range w.rivals {

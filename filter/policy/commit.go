@@ -55,7 +55,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 // commitPod compiles a pod's endpoint. The endpoint gets a new epoch if the pod's policies,
 // ports or node addresses have changed, or if its new labels match different peer
 // selectors. A new policy whose rules match the pod as a peer does not change the pod's
-// epoch, but the epochs of the pods that the policy selects.
+// epoch: instead, the pods that the policy selects get new epochs.
 func (w *Store) commitPod(p *pod) {
 	old := p.endpoint
 	if p.gone {
@@ -184,7 +184,7 @@ func (sets *policySets) chains() (chains [2]*link) {
 	return chains
 }
 
-// policySetsOf returns the policies that decide for a pod, and adds a use to each set.
+// policySetsOf returns the sets of policies that decide for a pod, and adds a use to each.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {

@@ -16,9 +16,9 @@ import (
 // than tree allows, sets refer to the largest of these rules instead of copying them, and
 // each such rule costs an additional lookup.
 type shape struct {
-	floor int  // entries that are always granted
-	flat  int  // entries for each entry of the rules
-	tree  int  // entries for each entry of the rules and each level of the tree
+	floor int  // number of entries that is always allowed
+	flat  int  // allowed entries for each entry of the rules
+	tree  int  // allowed entries for each entry of the rules and each level of the tree
 	apart bool // for tests: the rules of several policies are never merged
 }
 

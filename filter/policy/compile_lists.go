@@ -8,7 +8,7 @@ import (
 // ruleLists is several lists of rules that are stored in one slice. To fill them, call count
 // for each element, then allot once, then put for each element.
 type ruleLists struct {
-	ends  []int // where each list ends in rules; while it is filled, where its next element goes
+	ends  []int // the end of each list in rules; while the lists are filled, the place of its next element
 	rules []uint32
 }
 
@@ -54,7 +54,8 @@ func (c *compiler) weightOf(p *ruleLists) (sum int) {
 	return sum
 }
 
-// setsAt builds the set of each list of rules, with about limit entries or fewer in total.
+// setsAt builds the set of each list of rules. The sets have about limit entries in total,
+// or fewer.
 func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	large := c.large(p, limit)
 	sets := make([]*peerSet, len(p.ends))

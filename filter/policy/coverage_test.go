@@ -15,7 +15,7 @@ import (
 type coverage struct {
 	reasons map[filter.Reason]int
 	kinds   map[string]int
-	forms   [4]int // as Store.Forms returns them
+	forms   [4]int // sums of the counts that Store.Forms returns
 }
 
 func newCoverage() *coverage {

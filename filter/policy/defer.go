@@ -28,7 +28,7 @@ func (w *Store) firstWidening(namespace string) (number uint64, ok bool) {
 	if d := w.drafts.current; d != nil && d.ref.Namespace == namespace && !d.dropped && w.widens(d) {
 		return d.number, true
 	}
-	for _, key := range w.drafts.of[namespace] { // in the order of their numbers
+	for _, key := range w.drafts.of[namespace] { // sorted by number
 		if d := w.drafts.waiting[key]; w.widens(d) {
 			return d.number, true
 		}

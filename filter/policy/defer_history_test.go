@@ -24,8 +24,8 @@ type podAddress struct {
 // name, the index of the newest version.
 type start map[string]int
 
-// recordStarts must be called before the store gets an update of a pod. It records the
-// addresses that the pod gains, if packets of unknown addresses are held there, and forgets
+// recordStarts must be called before the store gets an update of a pod. It records those
+// addresses that the pod gains whose packets are held until the pod is known, and forgets
 // the addresses that the pod loses.
 func (h *history) recordStarts(o *corev1.Pod) {
 	before := h.endStarts(o.Namespace, o.Name)
@@ -53,7 +53,8 @@ func (h *history) recordStarts(o *corev1.Pod) {
 	}
 }
 
-// startBehindPolicy sets a policy, and right after it a pod of its namespace on this node.
+// startBehindPolicy sets a policy, and immediately afterwards a pod of the same namespace on
+// this node.
 func (h *history) startBehindPolicy(name string) {
 	policy := h.policy(fmt.Sprintf("n%d", h.IntN(4)))
 	h.setPolicy(policy)
@@ -89,7 +90,7 @@ func (h *history) inRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// rangesChanged forgets the addresses whose packets are not held any more.
+// rangesChanged forgets the addresses whose packets are no longer held.
 func (h *history) rangesChanged() {
 	for key := range h.started {
 		if !h.inRanges(key.addr) {

@@ -193,7 +193,8 @@ func (d *Draft) Prepare() {
 	d.policy.cost = d.cost
 }
 
-// compile builds the rule sets of this policy only. Policy sets use them unchanged.
+// compile builds rule sets from the rules of this policy only. Policy sets use these rule
+// sets unchanged.
 func (d *Draft) compile() {
 	for direction := range d.policy.rules {
 		for i := range d.policy.rules[direction] {
@@ -258,7 +259,7 @@ func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false
 	}
-	w.match() // first, because changes since the last Commit may have left matching to do
+	w.match() // first, to do the matching that changes since the last Commit require
 	for again = w.workOn(); again && len(w.dirtyPods) < mostDirty && more(); {
 		again = w.workOn()
 	}

@@ -13,7 +13,7 @@ const Shapes = 4
 //	0: as an agent compiles them
 //	1: segment trees for all ports, into which every rule is copied
 //	2: segment trees that refer to rules instead of copying them, where they can
-//	3: as 1, and rules of several policies are not merged
+//	3: like 1, but rules of several policies are not merged
 //
 // In shapes 1 to 3 small sets of selectors are also stored like large ones.
 func (w *Store) SetShape(n int) {

@@ -11,7 +11,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// without returns the cluster without the pods that have an address.
+// without returns the cluster without the pods that have the given address.
 func (c *cluster) without(addr netip.Addr) *cluster {
 	out := *c
 	out.Pods = slices.DeleteFunc(slices.Clone(c.Pods), func(p *corev1.Pod) bool { return slices.Contains(podAddrs(p), addr) })
@@ -35,7 +35,7 @@ func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster 
 }
 
 // If pods appear at the pending addresses, a final verdict stays the same: it is the
-// oracle's verdict for any such pods. A verdict that is not final usually differs for some.
+// oracle's verdict for any such pods. Other verdicts usually differ for some pods.
 func TestFinalVerdictsAreFinal(t *testing.T) {
 	const clusters, flows, pods = 500, 15, 12
 	final, open, missed := map[filter.Action]int{}, 0, 0 // missed counts verdicts that are not final, but always the same

@@ -58,7 +58,7 @@ type Encoded struct {
 	Reach  Reach   // set if Form is nil
 }
 
-// Reach describes the pods that a policy isolates, and the directions.
+// Reach describes the pods that a policy isolates, and in which directions.
 type Reach struct {
 	Subject  string // the text of its selector; empty selects all pods of the namespace
 	Isolates [2]bool

@@ -20,7 +20,7 @@ type policy struct {
 	mark     mark              // random, derived from the id
 	text     string            // "namespace/name"
 	sum      [sha256.Size]byte // digest of the version
-	kept     Source            // to read the rules again; empty if there was no room for it
+	kept     Source            // the source to read the rules from again; empty if there was no room to keep it
 	subject  *selector
 	isolates [2]bool // by filter.Direction
 	rules    [2][]rule
@@ -68,7 +68,7 @@ func (w *Store) readPolicy(form *Policy) *policy {
 	return p
 }
 
-// subjectOf returns the selector of the pods that a policy is for.
+// subjectOf returns the selector of the pods that a policy selects.
 func subjectOf(form *Policy) *selector {
 	return newSelector(selectorKey{scope{namespace: form.Subject.Namespace}, form.Subject.Pods.String()}, form.Subject.Pods)
 }
@@ -178,7 +178,8 @@ func (r reader) add(d filter.Direction, out *rule) {
 	r.p.size[d] += 1 + len(out.some) + len(out.whole) + len(out.blocks) + len(out.ports)
 }
 
-// content encodes the flows that a rule matches. Equal encodings match the same flows.
+// content encodes the flows that a rule matches. Rules with equal encodings match the same
+// flows.
 func (r *rule) content() []byte {
 	var key []byte
 	if r.portless {

@@ -20,7 +20,7 @@ type labelIndex struct {
 	byLabel map[label]bucket[*selector]
 	byKey   map[string]bucket[*selector]
 	rest    bucket[*selector] // selectors with only NotIn and DoesNotExist requirements: they match by absence
-	absence *absence          // index of rest, once rest has more than few selectors
+	absence *absence          // index of rest; nil until rest has more selectors than the field few
 	few     int
 }
 
@@ -258,7 +258,7 @@ func matchIn(b bucket[*selector], set labels.Set, f func(*selector)) {
 	}
 }
 
-// collect adds the ids of the selectors that match set to ids. It overwrites scratch.
+// collect adds to ids the ids of the selectors that match set. It overwrites scratch.
 func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 	add := func(s *selector) { ids.set(s.id) }
 	if x.absence == nil {
@@ -269,7 +269,7 @@ func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 	x.absence.collect(set, ids, scratch, nil)
 }
 
-// collectIn is collect for an index with selectors of several scopes: it adds only ids of
+// collectIn is like collect, for an index with selectors of several scopes: it adds only ids of
 // selectors whose scope includes ns. The caller must have filled mask with x.mask for ns.
 func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask *idBits) {
 	test := func(b bucket[*selector]) {
@@ -292,8 +292,8 @@ func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask
 	x.absence.collect(set, ids, scratch, mask)
 }
 
-// mask fills mask with the selectors that match by absence and whose scope includes ns. It
-// leaves mask empty if absence is nil.
+// mask fills mask with the ids of the selectors that match by absence and whose scope
+// includes ns. It leaves mask empty if absence is nil.
 func (x *labelIndex) mask(ns *namespace, mask *idBits) {
 	mask.reset()
 	if x.absence == nil {
@@ -334,7 +334,7 @@ func (x *absence) remove(s *selector) {
 	}
 }
 
-// collect adds the ids of the selectors that match set to ids. If mask is not nil, collect
+// collect adds to ids the ids of the selectors that match set. If mask is not nil, collect
 // adds only ids in mask. It overwrites scratch.
 func (x *absence) collect(set labels.Set, ids, scratch, mask *idBits) {
 	if mask == nil {

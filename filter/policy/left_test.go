@@ -9,7 +9,7 @@ import (
 )
 
 // The store keeps nothing of deleted objects. Otherwise an agent that runs for months would
-// take ever more memory: all pods and nodes of a cluster are replaced in this time.
+// take ever more memory, because all pods and nodes of a cluster are replaced in that time.
 func TestNothingIsLeft(t *testing.T) {
 	for seed := range uint64(200) {
 		r := newChance(seed + 700)

@@ -156,8 +156,9 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// count adds a policy that comes into force to w.cost or w.refused. It keeps the source of
-// the policy if there is room, so that the policy can be read again.
+// count adds the cost of a new policy to w.cost. If the policy is refused, count adds its
+// encoded size to w.refused instead. It keeps the source of the policy if there is room, so
+// that the policy can be read again.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
@@ -170,7 +171,7 @@ func (w *Store) count(p *policy, from Source) {
 	w.recount = w.recount || w.overdrawn
 }
 
-// discount subtracts a policy that is no longer in force from w.cost or w.refused.
+// discount undoes count for a policy that is no longer in force.
 func (w *Store) discount(p *policy) {
 	if p.refused {
 		w.refused -= len(p.kept.Encoded)
@@ -181,7 +182,7 @@ func (w *Store) discount(p *policy) {
 }
 
 // balance decides which policies are refused because of Limits.Policies. The decision
-// depends only on their names and costs, and not on the order of events.
+// depends only on the names and costs of the policies, and not on the order of events.
 func (w *Store) balance() {
 	if !w.recount {
 		return

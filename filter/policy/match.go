@@ -172,8 +172,8 @@ func (w *Store) matchPods() {
 	w.staleIdentities = nil
 }
 
-// keepOwn adds an id to w.ids if the scope of its selector is a single namespace by name,
-// which must be that of the pods.
+// keepOwn adds an id to w.ids if the scope of its selector is a single namespace by name:
+// the namespace of the pods.
 func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)

@@ -48,8 +48,8 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	return match{&r.rules[at], r.extra.actions[at]}, pair
 }
 
-// lowestInParts is lowest for a rule set with a part for each policy. The parts are sorted
-// by rank.
+// lowestInParts is like lowest, for a rule set with a part for each policy. The parts are
+// sorted by rank.
 func (r *ruleSet) lowestInParts(q *query) (m match, pair bool) {
 	pair = true
 	for _, part := range r.parts() {

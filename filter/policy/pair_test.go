@@ -30,7 +30,7 @@ func between(f flow) (all []flow) {
 func TestPairs(t *testing.T) {
 	const clusters, flows = 400, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set
-	mixed, missed := 0, 0             // verdicts without Pair: mixed if other flows get a different one, else missed
+	mixed, missed := 0, 0             // verdicts without Pair: mixed if the verdicts of the pair differ, missed if they are all the same
 	closed := 0                       // flows with a closed end
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 7000)

@@ -22,15 +22,15 @@ type Pod struct {
 	Namespace, Name string
 	Labels          labels.Set
 	Addrs           []netip.Addr // its own addresses; with HostNetwork, those of its node
-	Hosts           []netip.Addr // addresses of its node, from its status
-	Ports           []NamedPort  // declared by its containers; a store uses only those with a name
+	Hosts           []netip.Addr // addresses of its node, from the pod's status
+	Ports           []NamedPort  // ports that its containers declare; a store uses only ports with a name
 	Node            string       // name of the Node that it runs on
 	Created         int64        // Unix time in nanoseconds
 	Ending          bool         // it is being deleted
 	HostNetwork     bool
 	// Ended is the phase of a pod that will not run again; empty for others.
 	Ended string
-	// NotReady reports that Services do not send traffic to it.
+	// NotReady reports that Services do not send traffic to the pod.
 	NotReady bool
 }
 
@@ -47,7 +47,7 @@ type pod struct {
 	ports    []namedPort
 	created  int64 // Unix time, nanoseconds
 
-	endpoint *Endpoint // as last compiled
+	endpoint *Endpoint // the endpoint from the last Commit; nil until then
 	place    uint32    // index in identity.pods
 	renewed  bool      // it needs a new epoch, even if its class stays the same
 	local    bool      // it runs on this node
@@ -74,7 +74,7 @@ func (h *host) list() []netip.Addr {
 	return h.addrs
 }
 
-// same reports whether both have the same addresses.
+// same reports whether two hosts have the same addresses.
 func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.list()) }
 
 // useHost returns the shared host with the same addresses as read, and adds a use to it.

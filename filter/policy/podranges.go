@@ -14,13 +14,13 @@ import (
 type podRanges struct {
 	number     uint64 // number of the last change that requires all live connections to be evaluated again
 	local, all bart.Lite
-	here, list []netip.Prefix // the ranges in local and in all
+	here, list []netip.Prefix // the contents of local and of all, as lists
 }
 
 // rangeSources holds the sources of the pod ranges of the next snapshot.
 type rangeSources struct {
 	given    []netip.Prefix            // ranges of this node from its configuration
-	nodes    map[string][]netip.Prefix // by name of the Node
+	nodes    map[string][]netip.Prefix // the ranges of each Node, by its name
 	starting []netip.Prefix            // the content of live at the last RenewStartingPods
 	live     *StartingPods
 	changes  uint64 // the number of the next podRanges

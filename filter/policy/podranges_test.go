@@ -86,7 +86,8 @@ func TestSameRanges(t *testing.T) {
 	}
 }
 
-// The channel that Changed returns is closed by the next change, and only by a real one.
+// The channel that Changed returns is closed by the next change, but not if the same
+// addresses are set again.
 func TestStartingPodsChange(t *testing.T) {
 	var s policy.StartingPods
 	changed := s.Changed()

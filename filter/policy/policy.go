@@ -26,7 +26,7 @@ import (
 type Problem struct {
 	Policy Ref
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
-	Detail string // what is wrong with it
+	Detail string // what is wrong with the field
 	Hint   string // what would be right
 	// TooLarge reports that the whole policy is refused for its size. Otherwise the problem
 	// is a part that cannot be understood.

@@ -133,7 +133,7 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 	return nil, r.peers.find(&p) == noRule
 }
 
-// inParts is find for a rule set that has parts, or that has no rules.
+// inParts is like find, for a rule set that has parts or no rules.
 func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	pair = true
 	for _, part := range r.parts() {
@@ -146,7 +146,7 @@ func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, ds
 	return nil, pair
 }
 
-// atPort returns a rule that allows the flow because of its port, or noRule.
+// atPort returns a rule that is for the port of the flow and allows the flow, or noRule.
 func (r *ruleSet) atPort(k *filter.Key, p *remote, dst *Endpoint) uint32 {
 	t := &r.ports[portTableOf(k.Protocol)]
 	if i := t.all.find(p); i != noRule {
@@ -309,7 +309,7 @@ func searchRules(rules []peerRule, id uint32) int {
 	return low
 }
 
-// sharedBits is shared for a set that is a bitmap.
+// sharedBits is like shared, for a set that is a bitmap.
 func sharedBits(rules []peerRule, set *idWords) uint32 {
 	for i := range rules {
 		if set.has(rules[i].selector) {

@@ -92,8 +92,8 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 	return s, true
 }
 
-// adopt is use for a selector that was read for a draft. If there is no equal shared
-// selector, s becomes the shared one. Otherwise s.twin is set to the shared one.
+// adopt is like use, for a selector that was read for a draft. If there is no equal shared
+// selector, s becomes the shared one. Otherwise adopt sets s.twin to the shared one.
 func (x *selectors) adopt(s *selector) (shared *selector, isNew bool) {
 	if s.twin != nil {
 		s = s.twin

@@ -19,9 +19,9 @@ import (
 
 // step is a change of the cluster, and the verdicts of some flows after it.
 type step struct {
-	policies string // lines of "namespace/name: {spec}", applied
-	objects  string // manifests of other objects, applied
-	remove   string // lines of "kind namespace/name", removed first
+	policies string // policies to apply, as lines of "namespace/name: {spec}"
+	objects  string // manifests of other objects to apply
+	remove   string // objects to remove first, as lines of "kind namespace/name"
 	// flows are lines of "source > destination protocol port = verdict". An end is an
 	// address or a key of ends. The verdict is a prefix of what verdictText returns: the
 	// action, or also the reason, or also the policies and rule of each isolated side.
@@ -122,7 +122,7 @@ func (r *semanticsRun) apply(s step) {
 	}
 }
 
-// readPolicyLine reads "namespace/name: {spec}".
+// readPolicyLine reads a policy in the form "namespace/name: {spec}".
 func readPolicyLine(t *testing.T, line string) *networkingv1.NetworkPolicy {
 	t.Helper()
 	name, spec, _ := strings.Cut(line, ": ")
@@ -134,7 +134,7 @@ func readPolicyLine(t *testing.T, line string) *networkingv1.NetworkPolicy {
 	return o
 }
 
-// removeObject removes "kind namespace/name".
+// removeObject removes the object of a line "kind namespace/name".
 func (r *semanticsRun) removeObject(line string) {
 	r.t.Helper()
 	kind, rest, _ := strings.Cut(line, " ")

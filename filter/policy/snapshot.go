@@ -28,7 +28,7 @@ type Counts struct {
 
 // Endpoint is the owner of an address: a pod or this node.
 type Endpoint struct {
-	Namespace, Name string // of the pod; empty for the node
+	Namespace, Name string // the pod's; empty for the node
 
 	class *class // nil for the node
 	host  *host
@@ -124,7 +124,7 @@ func (e *Endpoint) chain(d filter.Direction) *link {
 // does.
 func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.chain(d).findIsolation() }
 
-// Effect returns what a cache may conclude about the endpoint's packets in a direction.
+// Effect returns what a cache may assume about the endpoint's packets in a direction.
 func (e *Endpoint) Effect(d filter.Direction) Effect { return e.chain(d).effectOf() }
 
 // MayRestrict reports whether a change of an address from one endpoint to another may deny
@@ -152,7 +152,7 @@ func (s *Snapshot) Decide(k filter.Key) filter.Verdict {
 	return s.DecideBetween(&k, src, dst, s.Endpoint(src), s.Endpoint(dst))
 }
 
-// DecideBetween is Decide for a caller that has already looked up both ends.
+// DecideBetween is like Decide, for a caller that has already looked up both ends.
 func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
 	switch {
 	case k.Src == k.Dst:

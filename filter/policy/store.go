@@ -33,7 +33,7 @@ type Store struct {
 
 	owners     map[netip.Addr]*pod   // a live pod that claims the address
 	rivals     map[netip.Addr][]*pod // further live pods that claim the address; rarely any
-	hosts      map[netip.Addr]*host  // by the first of their addresses
+	hosts      map[netip.Addr]*host  // by the first address of the host
 	policySets map[policySetKey]*policySet
 	shape      shape // bounds the size of rule sets
 
@@ -62,13 +62,13 @@ type Store struct {
 	removed          []*selector // peer selectors removed since the last match
 	ids, spare, mask idBits
 
-	table         *addrTable              // by address, shared with the last snapshot
-	everyone      []idSet                 // by namespace id: peer selectors that match all its pods; also shared
+	table         *addrTable              // the owners of addresses; shared with the last snapshot
+	everyone      []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
 	unusedNS      []uint32                // namespace ids that can be reused
 	dirtyNS       map[*namespace]struct{} // namespaces whose element of everyone is out of date
 	staleIn       []*namespace            // namespaces in which a peer selector was added or removed
 	compiled      []*identity             // identities whose field recent is set
-	wideOnly      bool                    // match only selectors whose scope is a namespace selector
+	wideOnly      bool                    // while set, stale marks identities only for selectors whose scope is a namespace selector
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
 	lastNumber    uint64 // number of the last snapshot
@@ -84,7 +84,7 @@ type namespace struct {
 	labels     labels.Set
 	identities identitySet
 	policies   int
-	size       int   // rule entries of its policies, without the large ones
+	size       int   // rule entries of its policies, except those of large policies
 	merged     int   // rule entries in merged sets of its policies
 	matched    idSet // namespace selectors that match it, as of the last Commit
 
@@ -396,7 +396,7 @@ func (w *Store) SetEncoded(e Encoded) {
 	newest, ok := w.newest(e.Ref)
 	switch {
 	case known && ok && newest == e.Digest:
-	case known && old != nil && old.sum == e.Digest: // back to the version in force
+	case known && old != nil && old.sum == e.Digest: // the new version is the one in force
 		w.dropDrafts(e.Ref)
 	case !w.drafts.on || !w.isLarge(e.Source):
 		w.dropDrafts(e.Ref)

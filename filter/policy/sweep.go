@@ -5,8 +5,8 @@ package policy
 // in force uses: the selectors of a draft, and those of removed policies. Until the sweep
 // ends, it is undefined whether a pod has the ids of these selectors.
 type sweep struct {
-	namespaces []*namespace // still to be matched
-	identities []*identity  // still to be matched
+	namespaces []*namespace // namespaces that must still be matched
+	identities []*identity  // identities that must still be matched
 	draft      *Draft       // the draft with the selectors to match; may be nil
 	retired    limbo        // ids that are free after the sweep
 }
@@ -17,11 +17,11 @@ const namespacesPerPiece = 16
 // identitiesPerPiece bounds the identities that are matched as one piece of work.
 const identitiesPerPiece = 32
 
-// limbo holds the ids of released selectors that pods may still have, so that the ids
-// cannot be reused yet, and the namespaces of these pods.
+// limbo holds the ids of released selectors that cannot be reused yet, because pods may
+// still have them. It also holds the namespaces of these pods.
 type limbo struct {
 	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
-	wide              bool                // all namespaces
+	wide              bool                // limbo includes all namespaces
 	in                map[string]struct{} // names of namespaces, unless wide
 }
 

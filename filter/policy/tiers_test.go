@@ -183,7 +183,8 @@ func (c *tiered) store(r chance) *policy.Store {
 	return w
 }
 
-// How many clusters TestTiersAgainstOracle generates, with flowsPerCluster decisions each.
+// The number of clusters that TestTiersAgainstOracle generates, with flowsPerCluster
+// decisions each.
 const (
 	tieredFull  = 5_000 // if SLUICE_FULL_TEST is set
 	tieredBrief = 500

@@ -24,7 +24,7 @@ import (
 // Level selects the verdicts that are logged.
 type Level string
 
-// The levels, as in the flag.
+// The levels, as the flag accepts them.
 const (
 	None   Level = "none"
 	Denied Level = "denied"
@@ -133,8 +133,8 @@ func appendName(attrs []slog.Attr, key string, s *policy.Snapshot, addr netip.Ad
 	return attrs
 }
 
-// appendWhy appends what decided: for a denial, the direction and all policies that isolate
-// the pod there; for an allowed flow, the rule of each isolated end.
+// appendWhy appends the cause of a verdict: for a denial, the direction and all policies
+// that isolate the pod in this direction; for an allowed flow, the rule of each isolated end.
 func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	switch v.Reason {
 	case filter.EgressDenied:

@@ -31,7 +31,7 @@ type Test struct {
 	Expect   filter.Action
 	// Policy names a policy, as "namespace/name", that must be a reason for the verdict: one
 	// of its rules allows the flow, or it isolates the end that denies the flow. If Policy is
-	// empty, any reason will do.
+	// empty, any reason is accepted.
 	Policy string
 }
 

@@ -151,7 +151,7 @@ func several(data []byte) bool {
 	return false
 }
 
-// decode decodes text strictly. Its errors about unknown fields list the valid ones.
+// decode decodes text strictly. Its errors about unknown fields list the valid fields.
 func decode(text []byte, into any, fields []string) []error {
 	strict, err := kjson.UnmarshalStrict(text, into)
 	if err != nil {

@@ -59,7 +59,7 @@ type SideAnswer struct {
 // RuleAnswer names a rule.
 type RuleAnswer struct {
 	Policy string `json:"policy"`
-	Index  int    `json:"index"` // from 0
+	Index  int    `json:"index"` // counted from 0
 	Field  string `json:"field"` // as in "spec.ingress[0]"
 }
 
@@ -114,7 +114,7 @@ func NewAnswer(all []Explanation) Answer {
 	})
 }
 
-// answer combines the outcomes of both families.
+// answer combines the outcomes of both address families.
 func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
 	first := flows[0]
 	if first.Via != nil {

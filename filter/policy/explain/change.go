@@ -19,8 +19,8 @@ type Change struct {
 	Field  string // the list to add to, as in "spec.ingress[0].from"
 	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
-	// Problem is set if it must be corrected first, because no addition would take effect
-	// before. Field and Add are then empty.
+	// Problem is a problem that must be corrected before any addition can take effect; nil
+	// if there is none. If Problem is set, Field and Add are empty.
 	Problem *policy.Problem
 }
 

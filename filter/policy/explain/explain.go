@@ -2,8 +2,8 @@
 //
 // The verdict always comes from Snapshot.Decide. The reasons come from the policies,
 // because the snapshot does not contain them as written: the package matches each of their
-// rules against the flow and describes the mismatches. That takes microseconds, and a
-// decision takes nanoseconds. A random test checks that both agree.
+// rules against the flow and describes the mismatches. That takes microseconds, whereas a
+// decision takes nanoseconds. A random test checks that reasons and decisions agree.
 package explain
 
 import (
@@ -125,9 +125,9 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// notes returns what may change the verdict on a real node. A node may have addresses that
-// neither the manifests nor the API contain, such as that of a node-local DNS cache. They
-// are usually link-local. The agent on the node reads them from its interfaces.
+// notes warns that the verdict may differ on a real node. A node may have addresses that
+// neither the manifests nor the API contain, such as the address of a node-local DNS cache.
+// These are usually link-local. The agent on the node reads them from its interfaces.
 func notes(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow {
 		return nil

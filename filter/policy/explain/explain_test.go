@@ -212,7 +212,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// If many rules are equally near, a few are shown and the others counted.
+// If many rules are equally near, a few are shown and the others are counted.
 func TestManyRulesAreCounted(t *testing.T) {
 	rule := `{from: [{podSelector: {matchLabels: {role: frontend}}}]}`
 	c := read(t, map[string]string{

@@ -27,21 +27,21 @@ type Flow struct {
 	From, To *End
 	Key      filter.Key
 	// Via is the Service whose address the question named as the destination; nil if the
-	// question named To itself.
+	// destination is not the address of a Service.
 	Via *Via
 }
 
 // End is one end of a flow.
 type End struct {
-	// Name is the end as asked for: "namespace/name", or the address.
+	// Name is the end as the question names it: "namespace/name", or the address.
 	Name string
 	// Addrs are the addresses, at most one of each family, IPv4 first.
 	Addrs []netip.Addr
 	// Pod is the pod with these addresses; nil for addresses of a node or outside the
 	// cluster.
 	Pod *policy.Pod
-	// Node is set for a node, and for a pod of the host network: it has the addresses of
-	// its node, and policies treat it as the node.
+	// Node is set for a node, and for a pod of the host network: such a pod has the addresses
+	// of its node, and policies treat it as the node.
 	Node bool
 
 	service *service // the Service that has the address; nil for other addresses

@@ -9,9 +9,10 @@ import (
 	"sluice/filter"
 )
 
-// dns reports pods that may send packets somewhere, but cannot look up names. Pods that may
-// send nothing at all are meant to be isolated. It considers all policies of a pod
-// together: usually one denies everything, and another one allows DNS.
+// dns reports pods that may send packets somewhere, but cannot look up names. It does not
+// report pods that may send nothing at all, because they are meant to be isolated. It
+// considers all policies of a pod together: usually one policy denies everything, and
+// another one allows DNS.
 func (l *linter) dns(p *lintPolicy) {
 	if !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
 		return

@@ -24,9 +24,9 @@ const (
 	Invalid      = "invalid"       // a part that is not understood and therefore allows nothing
 	NoMatch      = "no-match"      // a selector that matches nothing
 	NoPort       = "no-port"       // a named port that no destination has
-	NoDNS        = "no-dns"        // egress is isolated, and something is allowed, but not DNS
+	NoDNS        = "no-dns"        // policies isolate egress and allow something, but not DNS
 	Except       = "except"        // an exception that excludes nothing, or everything
-	HostBits     = "host-bits"     // a CIDR that is read as a different one
+	HostBits     = "host-bits"     // a CIDR with host bits, which have no effect
 	Covered      = "covered"       // a rule that another rule makes redundant
 	WithoutForce = "without-force" // rules of a direction that policyTypes does not include
 )

@@ -76,7 +76,7 @@ func (l *linter) peerMatches(p *lintPolicy, x *peer) {
 		l.found(NoMatch, p, x.field+field, "allow the addresses of their nodes with an ipBlock",
 			"%s matches only pods of the host network (%s): they have their node's address, and no selector matches them", cmp.Or(x.pods.String(), "it"), l.onHost(x))
 	case x.pods.Empty():
-		return // all pods there, even if there are none yet
+		return // the peer is all pods of the namespaces, even if there are none yet
 	default:
 		slices.Sort(inside)
 		l.found(NoMatch, p, x.field+".podSelector", "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),

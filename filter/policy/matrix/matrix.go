@@ -50,8 +50,9 @@ func (p Port) String() string {
 	return strconv.Itoa(int(p.Number)) + "/" + p.Protocol
 }
 
-// The verdicts of a cell about a port. In a PortCell, mixed means that the flow is allowed
-// for one address family and denied for the other; in Other, that some ports are allowed.
+// The verdicts of a cell about a port. mixed means that the flow is allowed for one address
+// family and denied for the other. In Other, it may also mean that only some ports are
+// allowed.
 const (
 	allowed = "allow"
 	denied  = "deny"
@@ -83,8 +84,9 @@ type PortCell struct {
 // Other is the answer about all ports that have no PortCell.
 type Other struct {
 	Answer
-	// If the verdicts differ: the open ports, and those that are open for one address family
-	// only, as in "TCP 8000-8100", "UDP", "ICMP". The rest is closed.
+	// Allowed and OneFamily are set if the verdicts differ. They list the open ports, and the
+	// ports that are open for only one address family, as in "TCP 8000-8100", "UDP", "ICMP".
+	// All other ports are closed.
 	Allowed   []string `json:"allowed,omitempty"`
 	OneFamily []string `json:"oneFamily,omitempty"`
 }

@@ -231,8 +231,8 @@ func (r *reader) pods(peer *networkingv1.NetworkPolicyPeer, field string) (out p
 	return out
 }
 
-// block converts an ipBlock. If any part is malformed, the whole block is: without one of
-// its exceptions it would allow more.
+// block converts an ipBlock. If any part is malformed, the whole block counts as malformed:
+// without one of its exceptions, it would allow more.
 func (r *reader) block(b *networkingv1.IPBlock, field string) policy.Peer {
 	out := policy.Peer{Block: new(policy.Block)}
 	var ok bool
