@@ -70,7 +70,7 @@ func TestSideAllows(t *testing.T) {
 	}
 }
 
-// Each reason has a name of its own, by which logs and metrics distinguish it.
+// Each reason has a different name, because logs and metrics show only the name.
 func TestReasonsHaveNames(t *testing.T) {
 	seen := map[string]filter.Reason{}
 	r := filter.NoReason

@@ -62,7 +62,7 @@ type Evaluator struct {
 	flows   *cache.Flows
 	tally   tally
 
-	reading  bool             // between Enter and Exit
+	reading  bool             // set between Enter and Exit
 	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one, and before the first publication
 }
 
@@ -141,8 +141,8 @@ func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 }
 
 // decide decodes a packet and decides it. If the packet should be held, decide returns the
-// address whose pod it waits for. p and v are out-parameters: returning them by value cost
-// 10% of a cache hit.
+// address of the pod that the packet waits for. p and v are out-parameters: returning them
+// by value cost 10% of a cache hit.
 func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)
@@ -170,8 +170,8 @@ func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pe
 	return pending
 }
 
-// decideMidStream completes the verdict about a packet that does not begin a connection and
-// is allowed as if it did. It is not known which end has opened the connection: once the
+// decideMidStream completes the verdict about a packet that does not begin a connection, but
+// would be allowed if it did. It is not known which end has opened the connection: once the
 // connection table has lost the entry, a server's segment looks like a client's. So the
 // packet passes only if the opposite direction is allowed too. Otherwise a connection that
 // was revoked could continue in the opposite direction.
@@ -199,8 +199,8 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	return pending
 }
 
-// finalMidStream reports whether no pod can change the verdict about a packet that
-// does not begin a connection and is allowed as if it did.
+// finalMidStream reports whether no pod can change the verdict about a packet that does not
+// begin a connection, but would be allowed if it did.
 func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reverse *filter.Key, back *filter.Verdict, unknown unknownEnds) bool {
 	return e.snapshot.Final(reverse, back, unknown.dst, unknown.src) &&
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))

@@ -19,7 +19,7 @@ const (
 
 // span is the part of a packet from some header to the end.
 type span struct {
-	captured []byte // as far as the copy range reaches
+	captured []byte // the part within the copy range
 	sent     int    // its length on the wire: len(captured) or more
 }
 

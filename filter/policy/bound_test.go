@@ -14,9 +14,9 @@ import (
 // Bounds of the memory that compiling one policy may take. The worst policy that
 // TestWorstPolicies has found takes about half of this memory.
 const (
-	keptPerByte      = 60        // for each byte of the policy in etcd
-	allocatedPerByte = 200       // for each byte of the policy in etcd
-	besidePolicies   = 256 << 10 // in addition, for a policy of any size
+	keptPerByte      = 60        // bytes kept for each byte of the policy in etcd
+	allocatedPerByte = 200       // bytes allocated for each byte of the policy in etcd
+	extraBytes       = 256 << 10 // bytes in addition, for a policy of any size
 )
 
 // mutate changes one random field of a recipe, or two that belong together.
@@ -101,10 +101,10 @@ func costOf(m worstcase.Recipe, size int) (float64, error) {
 	if raceEnabled {
 		took.allocated = 0 // under -race sync.Pool drops items, and regexp allocates for each port's name
 	}
-	if took.kept > keptPerByte*stored+besidePolicies || took.allocated > allocatedPerByte*stored+besidePolicies {
+	if took.kept > keptPerByte*stored+extraBytes || took.allocated > allocatedPerByte*stored+extraBytes {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and allocates %d: %v", stored, took.kept, took.allocated, m)
 	}
-	if estimate := uint64(policy.CostOf(netpol.Read(p))); took.kept > estimate+besidePolicies {
+	if estimate := uint64(policy.CostOf(netpol.Read(p))); took.kept > estimate+extraBytes {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and was estimated at %d: %v", stored, took.kept, estimate, m)
 	}
 	return float64(took.kept) / float64(stored), nil

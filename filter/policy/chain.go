@@ -137,7 +137,7 @@ func (l *link) effectOf() Effect {
 type decision struct {
 	action    Action
 	rule      *filter.Rule
-	isolation *filter.Isolation // set if the tier that isolates was evaluated
+	isolation *filter.Isolation // the policies that isolate the pod, if their tier was evaluated
 	pair      bool              // the decision is the same for all flows between the two addresses
 	// unknown reports that the rule has an unknown action, which decide treats as Deny.
 	unknown bool

@@ -40,7 +40,7 @@ type history struct {
 	versions  map[[2]string][]*networkingv1.NetworkPolicy // all versions of each policy, nil for a delete
 	reached   map[[2]string]int                           // index of the version in force; earlier versions must never be in force again
 	overdue   int                                         // policies whose newest version was not in force, summed over all commits
-	overdueIn map[string]bool                             // namespaces with such policies at the last commit
+	overdueIn map[string]bool                             // namespaces with overdue policies at the last commit
 	started   map[podAddress]start                        // pods' addresses whose packets are held until the pod is known
 	deferred  int                                         // deferred addresses, summed over all commits
 }

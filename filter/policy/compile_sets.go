@@ -72,7 +72,8 @@ func distinct(rules []peerRule) []peerRule {
 	return slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector })
 }
 
-// fitted returns list, or a copy without spare capacity if the list has much of it.
+// fitted returns list. If the list has much spare capacity, fitted returns a copy without
+// any instead.
 func fitted[T any](list []T) []T {
 	if len(list) == 0 {
 		return nil

@@ -208,7 +208,7 @@ func (d *Draft) compile() {
 	}
 }
 
-// shareAll replaces the draft's own selectors with those of the store.
+// shareAll replaces the draft's own selectors with the store's equal selectors.
 func shareAll(list []*selector) {
 	for i, s := range list {
 		if s.twin != nil {
@@ -259,7 +259,7 @@ func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false
 	}
-	w.match() // first, to do the matching that changes since the last Commit require
+	w.match() // first, because changes since the last Commit may require it
 	for again = w.workOn(); again && len(w.dirtyPods) < mostDirty && more(); {
 		again = w.workOn()
 	}

@@ -29,7 +29,7 @@ type Policy struct {
 	// Isolates reports, by direction, whether flows that no rule allows are denied. It
 	// applies only to the NetworkPolicy tier.
 	Isolates [2]bool
-	Rules    [2][]Rule // by direction, in the order of the object
+	Rules    [2][]Rule // the rules of each direction, in the order of the object
 	// Ignored counts, by direction, the rules of the object that have no effect because the
 	// policy does not apply to their direction. They are not in Rules.
 	Ignored  [2]int
@@ -44,7 +44,7 @@ type Policy struct {
 // of the rules: the store keeps only the source, and reads the rules again when it needs
 // them. If Read is nil, the store keeps the Policy.
 type Source struct {
-	Encoded []byte // as the API encodes it
+	Encoded []byte // the object as the API encodes it
 	Read    func(Ref, []byte) (*Policy, error)
 }
 

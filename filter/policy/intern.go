@@ -18,11 +18,11 @@ type policy struct {
 	tier     Tier
 	id       uint64            // new with each version of the policy
 	mark     mark              // random, derived from the id
-	text     string            // "namespace/name"
+	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of the version
 	kept     Source            // the source to read the rules from again; empty if there was no room to keep it
 	subject  *selector
-	isolates [2]bool // by filter.Direction
+	isolates [2]bool // the directions in which the policy isolates
 	rules    [2][]rule
 	size     [2]int      // entries of the rules, by direction
 	compiled [2]*ruleSet // rule sets of this policy only; nil until they are needed
@@ -39,7 +39,7 @@ type policy struct {
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
 	action Action
-	index  int         // in spec.ingress or spec.egress
+	index  int         // the rule's index in spec.ingress or spec.egress
 	anyone bool        // the rule is for every peer, also outside the cluster
 	some   []*selector // selectors of pods by labels
 	whole  []*selector // selectors of all pods of some namespaces

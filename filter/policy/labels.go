@@ -394,7 +394,7 @@ type identity struct {
 	peers    idSet       // peer selectors that match, as of the last Commit
 	sum      [2]uint64   // sumOf(peers)
 	stale    bool        // peers must be found again
-	staleOwn bool        // also for selectors whose scope is only this namespace
+	staleOwn bool        // if stale: peers whose scope is only this namespace must be found again, too
 	recent   *class      // class of one of the pods, if this Commit has compiled one
 }
 
@@ -423,7 +423,7 @@ func (k *identity) remove(place uint32) {
 type identitySet struct {
 	seed    maphash.Seed
 	all     bucket[*identity]
-	byHash  map[uint64]*identity // if hashes are equal, only the first identity
+	byHash  map[uint64]*identity // identities by hash; of several with the same hash, only the first
 	byLabel map[uint64]bucket[*identity]
 }
 

@@ -59,13 +59,13 @@ func (f flow) key() filter.Key {
 type judgement struct {
 	Egress, Ingress sideJudgement
 	SameAddress     bool // a pod talks to itself
-	OwnNode         bool // one end is the node of the other
+	OwnNode         bool // one end is the node that the other end runs on
 	Action          filter.Action
 }
 
 // sideJudgement is the oracle's verdict for one direction.
 type sideJudgement struct {
-	Isolating []string // "namespace/name", sorted
+	Isolating []string // policies as "namespace/name", sorted
 	Allowing  []filter.Rule
 }
 
@@ -111,7 +111,7 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) si
 	}
 	var side sideJudgement
 	if pod == nil {
-		return side // only pods are isolated
+		return side // policies isolate only pods
 	}
 	for _, p := range c.Policies {
 		// A policy selects pods of its own namespace only.

@@ -14,7 +14,7 @@ type query struct {
 	key      *filter.Key
 	peer     *Endpoint
 	addr     netip.Addr // the peer's address
-	dst      *Endpoint  // where named ports are looked up
+	dst      *Endpoint  // the destination, in which named ports are looked up
 	everyone []idSet
 }
 

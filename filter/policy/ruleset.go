@@ -8,8 +8,8 @@ import (
 )
 
 // ruleSet is the compiled rules of some policies in one direction, cut into intervals along
-// the port axis. For any number of policies, a lookup searches at most three peer sets and
-// those of the destination's named ports, and one more peer set if no rule matches. If rules
+// the port axis. For any number of policies, a lookup searches at most three peer sets, the
+// peer sets of the destination's named ports, and another one if no rule matches. If rules
 // overlap so much along the axis that a peer set for each interval would take far more
 // memory than the policies, a lookup walks a tree of peer sets instead.
 //
@@ -22,7 +22,7 @@ type ruleSet struct {
 	ports    [3]portTable
 	bounds   []netip.Addr // the first address of each range and the first one after it; sorted
 	named    map[portName]*peerSet
-	anyNamed [3]bool // by protocol, like ports: there are rules for named ports
+	anyNamed [3]bool // whether there are rules for named ports, by protocol as in ports
 	extra    *extra  // nil for most rule sets
 }
 
@@ -84,7 +84,7 @@ type peerSet struct {
 	// selectors that match all pods of a namespace; each part is sorted by selector.
 	peers  []peerRule
 	blocks []blockRange // sorted and disjoint
-	more   *peerSets    // sets of single rules that are too large to be copied
+	more   *peerSets    // a set for each rule that is too large to be copied into this set
 }
 
 type peerSets struct{ list []*peerSet }

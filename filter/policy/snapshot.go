@@ -40,7 +40,7 @@ type Endpoint struct {
 // it begins at a cache line. Without it, at 112 bytes, two out of three classes began within
 // a line, and each decision about them read one more.
 type class struct {
-	chains    [2]*link // by filter.Direction; nil without policies
+	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
 	peers     idSet    // peer selectors that match, without those that match whole namespaces
 	namespace uint32
 	refs      int

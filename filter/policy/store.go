@@ -22,7 +22,7 @@ type Store struct {
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
 	faulty     map[*policy]struct{}    // policies that have problems
-	node       map[netip.Addr]struct{} // this node's addresses; with IPVS also those of every Service
+	node       map[netip.Addr]struct{} // this node's addresses; with IPVS, also the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
@@ -33,7 +33,7 @@ type Store struct {
 
 	owners     map[netip.Addr]*pod   // a live pod that claims the address
 	rivals     map[netip.Addr][]*pod // further live pods that claim the address; rarely any
-	hosts      map[netip.Addr]*host  // by the first address of the host
+	hosts      map[netip.Addr]*host  // hosts by their first address
 	policySets map[policySetKey]*policySet
 	shape      shape // bounds the size of rule sets
 
@@ -90,7 +90,7 @@ type namespace struct {
 
 	relabeled bool // its labels changed since the last Commit
 	stale     bool // all of its pods must be matched with the peer selectors again
-	staleOwn  bool // also with the peer selectors whose scope is only this namespace
+	staleOwn  bool // if stale: also with the peer selectors whose scope is only this namespace
 	tests     int  // cost of matching single selectors in this Commit; see affectIn
 }
 

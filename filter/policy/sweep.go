@@ -39,7 +39,7 @@ func (l *limbo) touch(s *selector) {
 	l.in[s.scope.namespace] = struct{}{}
 }
 
-// releaseDying ends one use in w.dying: the use of a selector by a removed large policy.
+// releaseDying removes a selector from w.dying and ends one use of it.
 func (w *Store) releaseDying() {
 	last := len(w.dying) - 1
 	s := w.dying[last]

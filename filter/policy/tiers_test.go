@@ -24,7 +24,7 @@ import (
 type ordered struct {
 	object  *networkingv1.NetworkPolicy
 	tier    policy.Tier
-	actions [2][]policy.Action // by direction and rule
+	actions [2][]policy.Action // the actions of the rules, by direction
 }
 
 func (o *ordered) form() *policy.Policy {
@@ -186,7 +186,7 @@ func (c *tiered) store(r chance) *policy.Store {
 // The number of clusters that TestTiersAgainstOracle generates, with flowsPerCluster
 // decisions each.
 const (
-	tieredFull  = 5_000 // if SLUICE_FULL_TEST is set
+	tieredFull  = 5_000 // used if SLUICE_FULL_TEST is set
 	tieredBrief = 500
 )
 

@@ -83,7 +83,7 @@ type ChangeAnswer struct {
 	Policy string `json:"policy"`
 	Field  string `json:"field"`
 	Add    any    `json:"add,omitempty"`
-	Hint   string `json:"hint,omitempty"` // if an existing field must be corrected instead
+	Hint   string `json:"hint,omitempty"` // set instead of Add if an existing field must be corrected
 }
 
 // Answer decides a question. It names the policies and rules behind the verdict, but gives

@@ -37,9 +37,9 @@ type Objects struct {
 type Cluster struct {
 	snapshot   *policy.Snapshot
 	namespaces map[string]labels.Set
-	pods       map[string]*policy.Pod // by "namespace/name"
+	pods       map[string]*policy.Pod // pods by "namespace/name"
 	policies   map[string]*policy.Policy
-	problems   map[string][]policy.Problem // by policy
+	problems   map[string][]policy.Problem // problems by "namespace/name" of the policy
 	ends       map[string]*End             // pods of earlier questions
 	services   map[netip.Addr]*service
 }

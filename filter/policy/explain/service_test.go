@@ -134,7 +134,7 @@ func TestAnswerOfAService(t *testing.T) {
 }
 
 // If a flow from or to a link-local address is denied, the answer has a note: the address
-// may be one of the node that the API does not contain.
+// may belong to the node, because the API does not list all addresses of a node.
 func TestNotesAboutNodeLocalAddresses(t *testing.T) {
 	c := serviceCluster(t)
 	for _, tt := range []struct {

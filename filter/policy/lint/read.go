@@ -29,7 +29,7 @@ type pod struct {
 	ns     *namespace
 	labels labels.Set
 	addrs  []netip.Addr
-	host   bool // in the host network: no policy isolates it, and no selector matches it
+	host   bool // the pod is in the host network: no policy isolates it, and no selector matches it
 	ports  map[portName]bool
 }
 
@@ -65,7 +65,7 @@ type lintPolicy struct {
 }
 
 type rule struct {
-	field     string // as in spec.ingress[0]
+	field     string // as in "spec.ingress[0]"
 	index     int
 	direction filter.Direction
 	anyone    bool
@@ -84,7 +84,7 @@ type peer struct {
 	block     *block
 }
 
-// block is a block without host bits, and the block as written.
+// block holds a block in two forms: without host bits, and as written.
 type block struct {
 	cidr    netip.Prefix
 	excepts []netip.Prefix

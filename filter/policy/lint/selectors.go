@@ -134,8 +134,8 @@ func (l *linter) namespaceLabels() []labels.Set {
 	return found
 }
 
-// nearLabels describes the labels that the selector missed: the existing values of its
-// first key without a match, or the absence of that key.
+// nearLabels explains why a selector matches nothing: for the first key that has no match,
+// it lists the existing values, or reports that nothing has the key.
 func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
 	requirements, _ := sel.Requirements()
 	for _, r := range requirements {
@@ -149,8 +149,8 @@ func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
 		if len(seen) > 5 {
 			seen = append(seen[:5], "...")
 		}
-		alone := labels.NewSelector().Add(r)
-		if slices.ContainsFunc(have, func(s labels.Set) bool { return alone.Matches(s) }) {
+		single := labels.NewSelector().Add(r)
+		if slices.ContainsFunc(have, func(s labels.Set) bool { return single.Matches(s) }) {
 			continue // this requirement has a match
 		}
 		if len(seen) == 0 {
