@@ -15,7 +15,7 @@ import (
 // loadSpec is a load that runs on each contender for a window of time in each round.
 type loadSpec struct {
 	result.Load
-	do      string // see load.Order
+	do      string // see load.Order.Do
 	clients int
 	seen    bool // only for rows whose keys were seen before: the load makes only one connection
 }

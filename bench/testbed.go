@@ -237,8 +237,8 @@ func (s *testbed) programs(ctx context.Context, t *contender) error {
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
 	}
-	// Two servers share the thousands of ports for keys that were never seen, because one
-	// process may not be allowed so many open files.
+	// Two servers share the thousands of ports for never-seen keys, because the limit on open
+	// files may be too low for one process.
 	for _, args := range [][]string{
 		{"--tcp", ports, "--udp", fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort)},
 		{"--tcp", fmt.Sprint(probePort), "--udp", ports, "--stream", "0"},

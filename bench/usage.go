@@ -76,9 +76,10 @@ func busy(stat string) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// queues sums up the queued and dropped packets of all queues in the text of
-// /proc/net/netfilter/nfnetlink_queue. Its fields are queue, port, waiting, copy mode, copy
-// range, dropped by the queue, dropped by the socket, last id, 1.
+// queues sums up the queued and dropped packets of all queues. text is the content of
+// /proc/net/netfilter/nfnetlink_queue, with a line for each queue. The fields of a line are
+// queue, port, waiting, copy mode, copy range, dropped by the queue, dropped by the socket,
+// last id, 1.
 func queues(text string) (queued, dropped uint64) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)

@@ -175,7 +175,7 @@ func TestCells(t *testing.T) {
 	if got := text(); got != "TCP a" {
 		t.Errorf("UDP denied: %q", got)
 	}
-	outcomes[1].Outcome = lab.TimedOut // TCP over IPv6
+	outcomes[1].Outcome = lab.TimedOut // the probe over TCP and IPv6
 	if got := text(); got != "no ab !" {
 		t.Errorf("IPv6 lost: %q", got)
 	}

@@ -124,7 +124,7 @@ func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 	p := &printer{out: &sharedWriter{w: e.stdout}, colour: e.colour}
 	p.intro(c)
 	s := &runner{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
-	selected, _ := selectSteps(o.step) // parse has checked it
+	selected, _ := selectSteps(o.step) // parse has checked the name
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
 		wrong, err = s.runSteps(ctx, selected)
 	}

@@ -93,7 +93,7 @@ func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err er
 		return 0, err
 	}
 	if len(st.policies) == 0 {
-		return 0, nil // the demo begins in this state
+		return 0, nil // no policies: the demo begins in this state
 	}
 	ctx, cancel := context.WithTimeout(ctx, enforceTimeout)
 	defer cancel()

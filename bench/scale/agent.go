@@ -21,10 +21,11 @@ import (
 // eventKinds are the kinds of events, in the order in which they are triggered.
 var eventKinds = []string{"status", "label", "restart", "policy"}
 
-// debugAddress is where the agent serves /debug/, on its node.
+// debugAddress is the address on its node at which the agent serves /debug/.
 const debugAddress = "127.0.0.1:10301"
 
-// settleDelay is the time after which the memory is read again.
+// settleDelay is the time between two readings of the memory, so that the second one shows an
+// idle agent.
 const settleDelay = 10 * time.Second
 
 // process is sluice run on a node of a lab. The cluster is served on the same node.

@@ -171,8 +171,8 @@ func TestClusterPackets(t *testing.T) {
 // to a new connection.
 type stream struct {
 	mu      sync.Mutex
-	sent    []time.Time // by the packet's number
-	arrived []bool      // by the packet's number
+	sent    []time.Time // when each packet was sent, by its number
+	arrived []bool      // whether each packet has arrived, by its number
 	changed chan struct{}
 }
 

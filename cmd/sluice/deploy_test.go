@@ -95,7 +95,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 		backend  string
 		caps     []string
 		inKernel bool
-		foreign  bool // the table mangle cannot be used
+		foreign  bool // iptables cannot use the table mangle
 	}{{"nft", given, true, false}, {"legacy", given, false, false}, {"nft", []string{"net_admin"}, false, false}, {"nft", given, true, true}} {
 		t.Run(fmt.Sprintf("%s with %s, mangle unusable %v", tt.backend, strings.Join(tt.caps, " and "), tt.foreign), func(t *testing.T) {
 			// As in a container: only these capabilities, no way to gain others by
@@ -130,7 +130,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 					t.Errorf("%s: %v, want %v", pod, r.Outcome, want)
 				}
 			}
-			s.save("policies.yaml", "") // sweeps the live connections
+			s.save("policies.yaml", "") // makes the agent sweep the live connections
 			if err := s.agent.Stop(); err != nil {
 				t.Error(err)
 			}

@@ -63,8 +63,8 @@ func addOldName(fs *pflag.FlagSet, old, now string) {
 // renamedValue is the value of a flag under its old or new name.
 type renamedValue struct {
 	pflag.Value
-	name  string  // the name of this flag
-	given *string // the name that the user has given, or empty; both flags share it
+	name  string  // the old or the new name
+	given *string // the name that the user has given, or empty; shared by both flags
 }
 
 func (v renamedValue) Set(text string) error {

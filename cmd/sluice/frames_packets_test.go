@@ -65,7 +65,7 @@ type frameFuzz struct {
 	node       []netip.Addr
 	senders    []*lab.Injector
 	sources    []*frames.Source
-	announcers []*lab.Injector // of the targets, for announce
+	announcers []*lab.Injector // injectors of the targets, for announce
 	sniffers   []*lab.Sniffer
 	received   []chan uint32 // numbers of the pacing frames that have arrived, by target
 
@@ -198,7 +198,7 @@ func (f *frameFuzz) wait(id uint32) {
 		for n := range 2 {
 			h := f.host(name)
 			from, to := f.host(fuzzSenders[0]), h.Addrs()[n]
-			if name == "mine/cart" { // only its node may send to it
+			if name == "mine/cart" { // the policies allow no sender to reach mine/cart
 				continue
 			}
 			mark := pacingFlag | id

@@ -207,7 +207,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 		name       string
 		args       []string
 		kill       bool
-		open, gone bool // without an agent: new connections pass; nothing is left on the node
+		open, gone bool // while no agent runs: new connections pass; nothing is left on the node
 	}{
 		{"remove, closed", []string{"--on-exit", "remove", "--fail", "closed"}, false, true, true},
 		{"remove, open", []string{"--on-exit", "remove", "--fail", "open"}, false, true, true},

@@ -348,8 +348,9 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 			s := newTestbed(t)
 			s.trackEverything()
 			s.setConntrack("nf_conntrack_tcp_be_liberal", "1") // must not make the agent treat other connections as picked up
-			// If the kernel saw the beginning, only that direction is judged, so the
-			// client may be closed to all.
+			// The policy closed lets no connection reach clients with the role frontend. If
+			// the kernel saw the beginning of a connection, only the direction from the
+			// client is judged, so the connection is allowed nevertheless.
 			begun, other := s.newTCPPair(t, family, "default/web"), s.newTCPPair(t, family, "default/other")
 			both := s.newTCPPair(t, family, "mine/cart")
 			both.pickUp()

@@ -73,7 +73,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			if r := s.host("default/other").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Reached {
 				t.Errorf("the reported setting stops a denied connection: %v", r.Outcome)
 			}
-			if f.name == "IPv4" { // the setting of the bridge is enough
+			if f.name == "IPv4" { // setting the bridge's own attribute is enough
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
 					t.Fatal(err)
 				}
@@ -201,7 +201,7 @@ func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowe
 	if err := pod.Serve("tcp", 6379); err != nil {
 		t.Fatal(err)
 	}
-	if ownRoute { // without it, the agent already knows the range from the bridge's route
+	if ownRoute { // otherwise the agent already knows the range, from the bridge's route
 		for _, a := range pod.Addrs() {
 			s.awaitPending(t, a)
 		}
@@ -271,7 +271,7 @@ func TestLoopbackSourcesOnPackets(t *testing.T) {
 		copy(packet[12:], from[:])
 		copy(packet[10:], []byte{0, 0})
 		binary.BigEndian.PutUint16(packet[10:], checksum(packet[:20]))
-		copy(packet[26:], []byte{0, 0}) // no UDP checksum
+		copy(packet[26:], []byte{0, 0}) // 0 means that there is no UDP checksum
 		return packet, text
 	}
 	if !pr.arrives(forged("127.0.0.2")) {

@@ -134,7 +134,7 @@ func TestForgedNewAddressOnPackets(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer func() { _ = vip.Close() }()
-				// The host Outside sends with the address of vip, which is on the same
+				// The host Outside forges the address of the host vip. Both are on the same
 				// network.
 				pod, out, src := g, g.fromOutside(g.Outside), g.addr(vip)
 				arrives := func() bool { return out.datagramArrives(src, g.addr(g.victim), 53) }

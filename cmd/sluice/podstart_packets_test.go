@@ -187,7 +187,8 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, bridged %v", name, bridged), func(t *testing.T) {
 				s := newPodStarterWith(t, newTestbedWith(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
 				s.keepKnown = true // otherwise denials of ended pods would have the reason pod-not-known too
-				// Whether db lets a datagram in depends on the pod, too.
+				// With this policy, db accepts a datagram only from some pods, so the agent must
+				// know the sending pod.
 				s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
 				sent := 0
 				send := func() {

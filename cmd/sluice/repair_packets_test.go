@@ -231,7 +231,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	}
 	s.awaitRepair(t, mark)
 	s.await(mark, "the agent logs that a repair succeeded", agenttest.Event(event.RulesRecovered))
-	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) { // the first repair may have been partial
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) { // wait, because the first repair may have been partial
 		text := status()
 		if strings.Contains(text, "enforces since") && strings.Contains(text, "No problems.") && !strings.Contains(text, " 0 failed") {
 			break

@@ -121,7 +121,7 @@ func omitEmpty(_ []string, a slog.Attr) slog.Attr {
 type runOptions struct {
 	agent.Options
 	cluster                      clusterOptions
-	policyMemory, policiesMemory int // MiB; 0 for no limit
+	policyMemory, policiesMemory int // limits in MiB; 0 means no limit
 	logFormat                    string
 	logLevel                     slog.Level
 }

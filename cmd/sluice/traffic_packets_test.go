@@ -163,7 +163,7 @@ func (pr *prober) udp(text string) []byte {
 		return pr.packet(layers.IPProtocolIPv6Destination, gopacket.Payload(options), udp, gopacket.Payload(text))
 	}
 	packet := pr.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))
-	packet = slices.Insert(packet, 20, 1, 1, 1, 1) // four times no operation (RFC 791, 3.1)
+	packet = slices.Insert(packet, 20, 1, 1, 1, 1) // four "no operation" options (RFC 791, 3.1)
 	packet[0]++
 	binary.BigEndian.PutUint16(packet[2:], uint16(len(packet)))
 	packet[10], packet[11] = 0, 0
@@ -206,7 +206,7 @@ func (pr *prober) sctp(port uint16, text string) []byte {
 	init := make([]byte, 20, 20+len(text))
 	init[0] = 1
 	binary.BigEndian.PutUint16(init[2:], uint16(20+len(text)))
-	init[4] = 1 // a tag other than 0
+	init[4] = 1 // the initiate tag must not be 0
 	init[11], init[13], init[15] = 1, 1, 1
 	return pr.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
 }

@@ -69,7 +69,7 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.start(kernelArgs("--on-exit", "keep", "--unattended", limit.String())...)
 	toOdd, others := []string{"default/other bare/odd tcp 80", "bare/odd outside tcp 80"}, []string{"default/other outside tcp 80", webToDB}
 	s.check(t, append(toOdd, others...), nil)
-	time.Sleep(limit + limit/2) // the limit does not apply while the agent runs
+	time.Sleep(limit + limit/2) // longer than the limit, which must not apply while the agent runs
 	s.awaitNotQueued(t, func() { s.check(t, append(toOdd, others...), nil) })
 	s.agent.Kill()
 	for _, addr := range s.host("bare/odd").Addrs() {

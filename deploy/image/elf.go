@@ -76,7 +76,7 @@ func needed(path string) ([]string, error) {
 func systemDirs() []string {
 	var dirs []string
 	for _, pattern := range []string{"/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*", "/lib64", "/usr/lib64", "/lib", "/usr/lib"} {
-		matches, _ := filepath.Glob(pattern) // the patterns are valid
+		matches, _ := filepath.Glob(pattern) // fails only for an invalid pattern
 		dirs = append(dirs, matches...)
 	}
 	return dirs

@@ -282,7 +282,7 @@ func (a *Agent) Stop() error {
 
 // Kill ends the agent with SIGKILL.
 func (a *Agent) Kill() {
-	_ = a.cmd.Process.Kill() // an error means that it has already ended
+	_ = a.cmd.Process.Kill() // an error means that the agent has already ended
 	<-a.done
 }
 

@@ -35,7 +35,7 @@ func TestAwaitShowsEachLineOnce(t *testing.T) {
 	found, err := a.Await(t.Context(), mark, func(l Line) bool {
 		seen = append(seen, l.Text("msg"))
 		switch len(seen) {
-		case 1: // the other lines are written while Await waits
+		case 1: // write the remaining lines while Await waits
 			go func() {
 				a.line(`no line of the log`)
 				a.line(`{"msg":"two"}`)

@@ -153,7 +153,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, en
 		batch, ended := events.take()
 		for _, e := range batch {
 			if stream(e) != nil {
-				return // the client has gone
+				return // the client is gone
 			}
 		}
 		_ = http.NewResponseController(w).Flush()

@@ -191,7 +191,7 @@ func (c *ControlPlane) ready(ctx context.Context) error {
 
 // Config returns a configuration for connecting to the API server as a user, from this process.
 func (c *ControlPlane) Config(user string) (*rest.Config, error) {
-	ca, err := os.ReadFile(c.path("certs/apiserver.crt")) // self-signed
+	ca, err := os.ReadFile(c.path("certs/apiserver.crt")) // the certificate is self-signed, so it is also its CA
 	if err != nil {
 		return nil, fmt.Errorf("read the API server's certificate: %w", err)
 	}

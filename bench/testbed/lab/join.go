@@ -35,7 +35,7 @@ func (h *Host) RouterDevice() string { return h.uplink.remote.Attrs().Name }
 // join connects a host to its router. The host gets addresses and a default route, and the
 // router gets a route to each address.
 func (h *Host) join(router *Host) error {
-	name := fmt.Sprintf("to-%x", h.IPv4.AsSlice()) // at most 15 bytes
+	name := fmt.Sprintf("to-%x", h.IPv4.AsSlice()) // a name of an interface has at most 15 bytes
 	if err := router.ns.link.LinkAdd(&netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: name, Index: h.lab.nextIndex()}, PeerName: Device, PeerNamespace: netlink.NsFd(h.ns.fd),
 	}); err != nil {

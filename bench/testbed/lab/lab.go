@@ -197,7 +197,7 @@ func (l *Lab) add(name string, settings []string) (*Host, error) {
 func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := from.Addr().Next() // the first address is the network's
+	a := from.Addr().Next() // skip the first address, which is the network's
 	if i := slices.IndexFunc(given, func(g netip.Addr) bool { return g.Is4() == a.Is4() }); i >= 0 {
 		if a = given[i]; l.used[a] {
 			return fmt.Errorf("address %s of %s is taken: give another, or close the host that has it", a, h.Name)

@@ -23,7 +23,7 @@ const (
 	Overlapping
 	Apart
 	Alike
-	Layouts // the number of layouts
+	Layouts // number of the layouts above
 )
 
 // Namespace is the namespace of the policies and pods.
@@ -38,7 +38,7 @@ type Recipe struct {
 	V6                   bool
 	In, NotIn, Exists    int // peers by labels, with these operators
 	Absent               int // peers by labels, with the operator DoesNotExist
-	Values               int // number of values of each In and NotIn
+	Values               int // number of values in each In and NotIn
 	Namespaces           int // peers by labels of namespaces
 	Reuse                int // number of rules after which the peers repeat; 0 means never
 	Requirements         int // number of requirements of one more peer, for pods of all namespaces

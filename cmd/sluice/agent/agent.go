@@ -59,7 +59,7 @@ type agent struct {
 	failed    chan error    // the error that ends the agent
 	synced    chan struct{} // closed when the agent is ready
 	ending    chan struct{} // closed when the agent begins to shut down
-	gaps      chan struct{} // receives a value when packets may have passed unjudged
+	gaps      chan struct{} // a value means that packets may have passed unjudged; see recordGap
 	handovers chan handover
 
 	lease     io.Closer // while it is open, the predecessor does not enforce; nil without a predecessor
@@ -131,7 +131,7 @@ func (a *agent) wire() error {
 	a.network.onDevices = a.setKernelDevices
 	a.network.cluster = len(opts.Manifests) == 0
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
-	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // --pod-cidrs lists all ranges
+	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // --pod-cidrs replaces derived ranges
 	a.tracked = conntrack.NewTrackedFlows()
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
@@ -172,7 +172,7 @@ func (a *agent) source() (watch.Source, error) {
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs lists all ranges
+	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs replaces the ranges of the Nodes
 	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
 }
 
@@ -257,8 +257,8 @@ func (a *agent) is(phases ...phase) bool {
 }
 
 // drain stops the rules from queueing new packets, and waits until the workers have
-// answered the queued ones. Meanwhile, --fail decides whether new packets pass or are
-// dropped, as it does while no agent runs.
+// answered the queued ones. Meanwhile, new packets pass or are dropped as they will be after
+// the end of the agent, by --on-exit and --fail.
 func (a *agent) drain(ctx, serving context.Context) error {
 	ctx, cancel := within(ctx, drainTimeout, "to answer the queued packets")
 	defer cancel()
@@ -270,7 +270,7 @@ func (a *agent) drain(ctx, serving context.Context) error {
 		return fmt.Errorf("stop queueing packets: %w", err)
 	}
 	if serving.Err() != nil {
-		return nil // the workers are gone, and the kernel has dropped what was queued
+		return nil // the workers have ended, so the kernel has dropped the queued packets
 	}
 	if err := a.queues.Drain(ctx); err != nil {
 		return fmt.Errorf("drain the queues: %w", err)
@@ -313,7 +313,7 @@ func (a *agent) close() {
 		a.log.Warn("parts of the guard of pods' interfaces may remain", "err", err)
 	}
 	if a.lease != nil {
-		_ = a.lease.Close() // the predecessor may enforce again
+		_ = a.lease.Close() // if the predecessor still runs, it enforces again
 	}
 }
 

@@ -93,7 +93,7 @@ func (a *agent) sweepAfterGaps(ctx context.Context) {
 		}
 		began := time.Now()
 		if !a.judgeAll(conntrack.ScopeGap) && a.is(starting, applying, resuming) {
-			a.recordGap() // the sweep of the start may have run before the gap
+			a.recordGap() // judge later: the sweep of the start may have run before the gap
 		}
 		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("cannot judge the connections that may have passed unjudged; trying again", "err", err)

@@ -35,7 +35,7 @@ type fixture struct {
 
 	mu    sync.Mutex
 	done  []string                // recorded steps
-	hooks map[string]func() error // by step, which calls the hook and returns its error
+	hooks map[string]func() error // called at the step with this name; their error is the step's error
 
 	iptables *iptables.Fake
 	ended    chan error

@@ -47,12 +47,12 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 	if !covers {
 		a.log.Info("the rules drop forged sources, because the guard does not cover all interfaces", "because", because)
 	}
-	_ = a.manager.SetGuarded(ctx, covers) // writes nothing yet: apply does
+	_ = a.manager.SetGuarded(ctx, covers) // only records this; apply writes the rules
 	if err := apply(ctx); err != nil {
 		return err
 	}
 	a.guard.RulesUpdated(covers)
-	if now := a.published.Snapshot(); now != s { // published in the meantime
+	if now := a.published.Snapshot(); now != s { // a newer snapshot was published in the meantime
 		a.updateGuard(now)
 	}
 	return nil
@@ -62,7 +62,7 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 // addresses becomes stale, so the rules drop forged sources again.
 func (a *agent) keepRules(ctx context.Context) error {
 	a.yieldGuard()
-	_ = a.manager.SetGuarded(ctx, false) // writes nothing yet: Apply does
+	_ = a.manager.SetGuarded(ctx, false) // only records this; Apply writes the rules
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}

@@ -43,8 +43,8 @@ const (
 // queuedAgent is the agent that reads the range of queues next to this agent's range.
 type queuedAgent struct {
 	socket string
-	first  uint16 // number of its first queue
-	count  int    // how many queues it has
+	first  uint16 // number of the agent's first queue
+	count  int    // how many queues the agent has
 	// blocks is set if that agent reads the configured queues, so that this one cannot.
 	blocks bool
 }
@@ -198,7 +198,7 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 // when the agent that wants to take over has died.
 func (a *agent) requestHandover(ctx context.Context) bool {
 	if !a.is(enforcing) {
-		return false // without waiting: the goroutine of run may be busy
+		return false // do not wait for the goroutine of run, which may be busy
 	}
 	yielded := make(chan bool, 1)
 	select {

@@ -94,7 +94,7 @@ func TestRangesFromABridge(t *testing.T) {
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems %v", p)
 	}
-	n.network = bridgeTo("10.43.0.0/24") // the network plugin was set up again
+	n.network = bridgeTo("10.43.0.0/24") // as if the network plugin was set up again with a different range
 	n.refresh(nil)
 	pending(false)
 }

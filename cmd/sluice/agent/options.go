@@ -27,12 +27,12 @@ type Options struct {
 
 	PodCIDRs       []netip.Prefix
 	SysctlProblems SysctlProblems
-	Hold           time.Duration // the longest time that a packet is held until its pod is known
-	MaxHeld        int           // the largest number of held packets
+	Hold           time.Duration // bounds the time for which a packet is held until its pod is known
+	MaxHeld        int           // bounds the number of held packets
 	Limits         policy.Limits
 
 	KernelCache KernelCache
-	Unattended  time.Duration // see bpf.Options
+	Unattended  time.Duration // see bpf.Options.Unattended
 	BPFFS       string
 	Guard       GuardMode
 

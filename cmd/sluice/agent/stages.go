@@ -60,7 +60,7 @@ func (a *agent) publishToGuard(_ context.Context, c watch.Change) error {
 func (a *agent) judgeConnections(_ context.Context, c watch.Change) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.phase == enforcing { // otherwise another agent judges them
+	if a.phase == enforcing { // otherwise another agent judges the connections
 		a.follower.Published(c.Snapshot, c.Addresses, a.scope(c))
 	}
 	return nil

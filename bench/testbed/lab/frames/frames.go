@@ -174,9 +174,9 @@ func (s *Source) extension(next byte, chain []byte) (byte, []byte) {
 		binary.BigEndian.PutUint16(h[2:], uint16(offset|s.random.IntN(2)))
 		h[7] = byte(s.random.IntN(4))
 	case 0, 60:
-		h[2], h[3] = 1, 4 // PadN
+		h[2], h[3] = 1, 4 // the option PadN
 		if s.oneIn(4) {
-			h[2], h[3] = 5, 2 // router alert
+			h[2], h[3] = 5, 2 // the option Router Alert
 		}
 	case 51:
 		h[1] = 0

@@ -133,7 +133,7 @@ func TestLiveness(t *testing.T) {
 		{3*time.Hour + answerTimeout + 2, 0, 0, 12, true},
 		{4 * time.Hour, 3, 3, 12, true},
 		{4*time.Hour + answerTimeout + 1, 3, 3, 12, true},
-		{4*time.Hour + answerTimeout + 2, 2, 3, 12, true}, // waiting and held were not read at the same moment
+		{4*time.Hour + answerTimeout + 2, 2, 3, 12, true}, // 3 held, but only 2 waiting: the counts were not read at the same moment
 		{4*time.Hour + 2*answerTimeout, 4, 3, 12, true},
 		{4*time.Hour + 3*answerTimeout, 4, 3, 12, false},
 	} {

@@ -164,7 +164,7 @@ func markBusy(next http.Handler) http.Handler {
 }
 
 // setDeadlines sets the deadline for reading and answering a request; zero means none. When
-// the deadline for reading expires, it also cancels the context of a request in progress.
+// the deadline for reading expires, net/http also cancels the context of a request in progress.
 func setDeadlines(w http.ResponseWriter, until time.Time) {
 	control := http.NewResponseController(w)
 	// A writer without support for deadlines has none to set.

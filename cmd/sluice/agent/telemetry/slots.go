@@ -24,8 +24,8 @@ import (
 // which pods cannot take.
 const (
 	nodeSlots   = 64  // for callers on this node, over TCP
-	otherSlots  = 128 // for callers from elsewhere
-	sourceSlots = 16  // the share of otherSlots for one address
+	otherSlots  = 128 // for callers from other machines and pods
+	sourceSlots = 16  // how many of otherSlots one address may take
 	socketSlots = 32  // for the unix socket, which only root may open
 	minSlots    = 2   // lower bound of each number above, however few descriptors there are
 
@@ -170,7 +170,7 @@ func (l limited) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
-			return nil, err // not wrapped: net/http checks whether it is temporary
+			return nil, err // not wrapped: net/http checks whether the error is temporary
 		}
 		in, source := l.slotsOf(conn)
 		c := &slotConn{Conn: conn, in: in, source: source}

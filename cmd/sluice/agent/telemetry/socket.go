@@ -60,7 +60,7 @@ func listenSocket(path string, by occupant) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the status socket: %w", err)
 	}
-	l.SetUnlinkOnClose(false) // it would unlink the original path, not the one after the rename
+	l.SetUnlinkOnClose(false) // Close would unlink the original path, not the path after the rename
 	err = os.Chmod(made, 0o600)
 	var info os.FileInfo
 	if err == nil {
