@@ -6,7 +6,7 @@ import (
 	"sluice/filter"
 )
 
-// Pending reports whether an address should be a pod's, although no pod is known to have
+// Pending states whether an address should belong to a pod, although no pod is known to have
 // it.
 type Pending uint8
 
@@ -57,7 +57,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	case own == PendingRemote:
 		return always
 	case l != nil && l.isolation == nil && peer != Known:
-		return depends // the pod may match an earlier rule than its address does
+		return depends // the pod may match an earlier rule than the one that matches its address
 	case side.Allows():
 		return always // a rule that allows the address allows any pod with the address
 	case peer == Known, l == nil:

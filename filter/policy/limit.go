@@ -11,8 +11,8 @@ import (
 )
 
 // Limits bounds the memory of compiled policies, in bytes, as estimated before compiling; 0
-// means no limit. A policy over a limit is refused: it still isolates its pods, but allows
-// nothing, and is reported as a Problem.
+// means no limit. A policy over a limit is refused: it still isolates its pods in the same
+// directions, but allows nothing, and is reported as a Problem.
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64

@@ -96,8 +96,8 @@ const noRule = ^uint32(0)
 // peerRule is the id of a selector, and the index of the rule for the pods that it matches.
 type peerRule struct{ selector, rule uint32 }
 
-// blockRange is the addresses whose place among the bounds is at least low and below end
-// (see placeOf), and the index of the rule for them.
+// blockRange is a range of addresses, and the index of the rule for them. It contains the
+// addresses whose place among the bounds (see placeOf) is at least low and below end.
 type blockRange struct{ low, end, rule uint32 }
 
 // remote is the peer of a flow, prepared for lookups in a rule set.
