@@ -34,7 +34,7 @@ import (
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //
-// The check of a pod's address that has no endpoint now may wait until it has one again.
+// If a pod's address has no endpoint now, its check may wait until it has one again.
 
 // Scope states which connections an event concerns.
 type Scope uint8

@@ -174,8 +174,8 @@ func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func
 }
 
 // dumpOf requests, for each of the IPv4 addresses, the connections with that source in the
-// tuple of the given direction. report reports whether a connection does have that source;
-// if not, dumpOf returns errUnfiltered.
+// tuple of the given direction. If report returns false, the connection does not have that
+// source, and dumpOf returns errUnfiltered.
 func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false

@@ -159,8 +159,8 @@ func TestRevokedAndRestored(t *testing.T) {
 
 func TestOnlyChangedEndpointsAreEvaluated(t *testing.T) {
 	r := newFixture(t)
-	// The policies allow both connections, so either mark is wrong. The test checks which of
-	// them the sweep rewrites.
+	// The policies allow both connections, so both marks are wrong. The test checks that the
+	// sweep rewrites only one of them.
 	changed := r.track(web, db, filter.TCP, 80, revoked)
 	other := r.track(web, idle, filter.TCP, 80, revoked)
 	r.store.SetPolicy(netpol.Read(guard("db", 80)))

@@ -57,7 +57,7 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 	return o, actual, err
 }
 
-// slim slims an object, or each object of a list.
+// slim reduces an object, or each object of a list, to its slim form.
 func (d decoder) slim(o runtime.Object) (runtime.Object, error) {
 	switch o.(type) {
 	case *metav1.Status, *metav1.WatchEvent:

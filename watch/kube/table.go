@@ -13,7 +13,7 @@ import (
 type change struct {
 	kind   *kind
 	name   types.NamespacedName
-	object object // nil if it was deleted
+	object object // nil if the object was deleted
 }
 
 func (c change) apply(w *policy.Store) {

@@ -13,8 +13,8 @@ import (
 
 // This file decodes Pods and Nodes without the API's own types. Every agent receives every
 // pod of the cluster, and receives it again after each change of its conditions. Decisions
-// need 200 bytes of its 3 KB. Skipping the rest takes a tenth of the time and the
-// allocations of decoding it.
+// need 200 bytes of a pod's 3 KB. To skip the other fields takes a tenth of the time and the
+// allocations of decoding them.
 //
 // The constants are the field numbers in the API's .proto files, which never change. A test
 // compares them with the API's types.
@@ -27,7 +27,7 @@ const (
 	metaName, metaNamespace, metaVersion   = 1, 3, 6
 	metaCreated, metaLabels, metaNotes     = 8, 11, 12
 	metaDeleted                            = 9
-	entryKey, entryValue                   = 1, 2 // of a map
+	entryKey, entryValue                   = 1, 2 // an entry of a map
 	specContainers, specInit, specHostNet  = 2, 20, 11
 	specNodeName                           = 10
 	containerPorts, containerRestart       = 6, 24

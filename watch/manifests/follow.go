@@ -35,7 +35,7 @@ const (
 // Delta is a change of the objects in a directory. Deltas that are applied in order lead
 // from one state of the directory to the next.
 type Delta struct {
-	Set     Objects // new or changed
+	Set     Objects // new and changed objects
 	Deleted []Ref
 }
 
@@ -75,7 +75,7 @@ type follower struct {
 	roots   []*root
 	log     *slog.Logger
 	watcher *fsnotify.Watcher
-	watched map[string]fs.FileInfo // by directory
+	watched map[string]fs.FileInfo // watched directories by path
 	files   map[string]*file
 	touched map[string]bool // paths with events since the last scan
 	all     bool            // events were lost, so every file must be read
@@ -94,8 +94,8 @@ type root struct {
 	dir        string
 	paths      []string  // files that the last scan found
 	unreadable []string  // subdirectories that cannot be read now; their files keep their state
-	problems   []Problem // of subdirectories
-	away       string    // error of the last attempt to read the root; empty if it was read
+	problems   []Problem // problems of subdirectories
+	away       string    // error of the last attempt to read the root; empty if it succeeded
 }
 
 // file is the state of one file.
@@ -154,7 +154,7 @@ func (s Source) follow(ctx context.Context, apply func(Delta)) error {
 func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 	due := time.NewTimer(resyncInterval)
 	defer due.Stop()
-	var began time.Time // of the series of events; zero if there is none
+	var began time.Time // start of the current series of events; zero if there is none
 	for {
 		select {
 		case <-ctx.Done():
@@ -215,7 +215,7 @@ func (f *follower) scan() (Delta, time.Duration) {
 		f.find(r, seen)
 		for _, path := range r.paths {
 			if found[path] {
-				continue // reachable through several roots
+				continue // already found through another root
 			}
 			found[path] = true
 			if !r.unreachable(path) {
@@ -273,8 +273,8 @@ func (r *root) unreachable(path string) bool {
 	})
 }
 
-// watch subscribes to the events of a directory. It subscribes again if the path has become
-// that of another directory.
+// watch subscribes to the events of a directory. It subscribes again if another directory has
+// taken the path.
 func (f *follower) watch(dir string) {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -358,7 +358,7 @@ func (f *follower) apply(path string, known *file, now *content) {
 }
 
 // inPolicies returns the problems that the netpol package finds in the policies. It omits
-// those that c.problems explains. The affected rules would safely allow nothing, but it is
+// consequences of c.problems. A rule with such a problem would safely allow nothing, but it is
 // better to keep the last good state of the file.
 func (c *content) inPolicies() []Problem {
 	var found []Problem

@@ -23,7 +23,7 @@ type following struct {
 	log    *logBuffer
 }
 
-// logBuffer keeps log lines. A test can wait for the next one with wrote.
+// logBuffer keeps log lines. wrote receives a token after each line.
 type logBuffer struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -219,7 +219,7 @@ func TestFollowOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// A series of events leads to one change, so that half of it is never in force.
+// A series of events leads to one change, so that only part of the series is never in force.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()
@@ -331,7 +331,7 @@ func TestEmptyFileWithoutObjects(t *testing.T) {
 	}
 }
 
-// A duplicate object is reported once, and counts after the first one has been deleted.
+// A duplicate object is reported once, and takes effect when the first object is deleted.
 func TestDuplicateIsReportedOnceAndTakesOver(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"a.yaml": web}))
 	f.put("b.yaml", strings.Replace(web, "10.0.0.1", "10.0.0.2", 1))
