@@ -38,7 +38,7 @@ type Stats struct {
 type Flows struct {
 	lru        *simplelru.LRU[filter.Key, *flow]
 	seed       maphash.Seed
-	doorkeeper []doorkeeperSet // by hash: flows decided recently
+	doorkeeper []doorkeeperSet // flows that were decided recently, by hash
 
 	hits, misses, stale atomic.Uint64
 	size                atomic.Int64
@@ -68,7 +68,7 @@ func NewFlows(size int) *Flows {
 	}
 	lru, err := simplelru.NewLRU[filter.Key, *flow](size, nil)
 	if err != nil {
-		return &Flows{} // it fails only for sizes that are not positive
+		return &Flows{} // NewLRU fails only for sizes that are not positive
 	}
 	sets := 1
 	for sets*len(doorkeeperSet{}) < 2*size { // at most half full, so that few sets overflow
@@ -122,7 +122,7 @@ func (f *Flows) remember(k *filter.Key, now flow) {
 // so that the flow is inserted when it is decided for the first time.
 func (f *Flows) seen(k *filter.Key) bool {
 	h := maphash.Comparable(f.seed, *k)
-	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // never 0, which marks a free entry
+	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // a tag is never 0, because 0 marks a free entry
 	for _, t := range set {
 		if t == tag {
 			return true

@@ -351,7 +351,7 @@ func rangeOf(p netip.Prefix) prefix {
 func (c *Cache) Stats() (Stats, error) {
 	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
 	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied} {
-		var each []uint64 // by CPU
+		var each []uint64 // the counter of each CPU
 		if err := c.objs.Answers.Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the counters of the kernel's flow cache: %w", err)
 		}

@@ -91,8 +91,9 @@ func TestOddPackets(t *testing.T) {
 	}
 }
 
-// All changes of one publication take effect at once in the kernel. Here either web is isolated for
-// egress or db for ingress, and no packet may pass as if neither were.
+// All changes of one publication take effect at once in the kernel. Each publication of the test
+// isolates either web for egress or db for ingress, so at no time may a packet pass as if neither
+// were isolated.
 func TestChangesAtOnce(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, nil)
@@ -102,7 +103,7 @@ func TestChangesAtOnce(t *testing.T) {
 	egress.Namespace, egress.Name = "default", "egress"
 	egress.Spec.PodSelector.MatchLabels = map[string]string{"name": "web"}
 	egress.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
-	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // not closed, so that packets are left to user space
+	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // a rule, so that web is not closed and its packets are left to user space
 	ingress := letIn("db", "absent")
 	u.store.SetPolicy(netpol.Read(egress))
 	u.commit(t)

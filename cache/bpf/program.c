@@ -26,7 +26,7 @@ struct address {
 // key has the layout of filter.Key.
 struct key {
 	struct address src, dst;
-	__u16 port; // of the destination, in host byte order
+	__u16 port; // destination port, in host byte order
 	__u8 protocol, transport;
 };
 
@@ -52,7 +52,7 @@ enum {
 	NODE = 4,
 	CLOSED_EGRESS = 8,
 	CLOSED_INGRESS = 16,
-	KNOWN = 32, // set by evaluate, not in the table: the address has an endpoint
+	KNOWN = 32, // the address has an endpoint; set by evaluate, never stored in the table
 	SHARED = 64, // a pod of this node that shares its interface with others
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
@@ -133,7 +133,7 @@ static __always_inline int yes(enum answer which)
 	__u64 *count = bpf_map_lookup_elem(&answers, &at);
 
 	if (count)
-		(*count)++; // per CPU, and iptables disables preemption
+		(*count)++; // not atomic: the counter is per CPU, and iptables disables preemption
 	return 1;
 }
 
@@ -282,8 +282,8 @@ static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 // stamp returns a hash of a key and the epochs of its two ends; bit 0 is left for the
 // verdict. A verdict is valid while both epochs are current. The key is included because the
 // kernel reuses the entry of an evicted flow at once, so that a program may read the value of
-// another flow. Stamp and verdict are one number, so that a program cannot read a value that is
-// only half overwritten.
+// another flow. Stamp and verdict are one number, so that a program cannot read a value that
+// is only half overwritten.
 //
 // For any two inputs, at most one in 2^30 choices of the secrets gives both the same stamp,
 // so that an attacker without the secrets cannot construct collisions. A chain of

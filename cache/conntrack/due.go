@@ -47,8 +47,8 @@ const (
 	ScopeAddresses
 	// ScopeAll concerns all connections.
 	ScopeAll
-	// ScopeGap is ScopeAll after packets may have passed without a verdict. The sweep
-	// counts connections without a mark in Result.Unjudged.
+	// ScopeGap concerns all connections too. It is for the case that packets may have passed
+	// without a verdict: the sweep counts connections without a mark in Result.Unjudged.
 	ScopeGap
 )
 

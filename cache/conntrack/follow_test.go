@@ -72,7 +72,7 @@ func TestFollowerTriesAgain(t *testing.T) {
 		failing.Store(false)
 		for mark := uint32(allowed); mark == allowed; {
 			synctest.Wait()
-			time.Sleep(time.Second) // in synctest's time
+			time.Sleep(time.Second) // virtual time of synctest
 			mark, _ = r.table.Mark(toIdle)
 		}
 		r.want(toIdle, revoked)

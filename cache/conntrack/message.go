@@ -59,7 +59,7 @@ var errMessage = errors.New("malformed ctnetlink message")
 // attr is one netlink attribute. Its slices point into the message.
 type attr struct {
 	kind  uint16
-	whole []byte // with its header, without padding
+	whole []byte // the attribute with its header, without padding
 	value []byte
 }
 

@@ -44,7 +44,8 @@ type Netlink struct {
 	filterFrom int
 	buffers    sync.Pool // buffers of readSize bytes, for dumps
 
-	// Used by SetMarks, which a dump's report function may call.
+	// These belong to SetMarks. Dump does not use them, because its report function may call
+	// SetMarks.
 	set     *netlink.Conn // nil after an error, until needed again
 	seq     uint32
 	in, out []byte

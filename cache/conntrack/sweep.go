@@ -193,10 +193,10 @@ type sweep struct {
 	snapshot *policy.Snapshot
 	among    []netip.Addr          // the addresses whose connections are evaluated; nil for all
 	set      map[[16]byte]struct{} // among, as a set
-	local    map[[16]byte]struct{} // this node's addresses; nil until needed
+	local    map[[16]byte]struct{} // addresses of this node; nil until they are needed
 
 	updates []Update  // updates that are not yet written
-	oldest  time.Time // when the first of updates was found
+	oldest  time.Time // the time at which the first of updates was found
 	pending []verdict // verdicts to report, one for each of updates
 	result  Result
 
@@ -344,8 +344,8 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 // pod does not become known.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
-// isLocal reports whether an end of the connection is this node, by an address that the
-// snapshot lacks, such as a bridge's.
+// isLocal reports whether an end of the connection has an address of this node. Unlike the
+// snapshot, it considers all addresses, such as a bridge's.
 func (w *sweep) isLocal(c *Conn) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()

@@ -99,7 +99,7 @@ func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict
 // add records a key of an address. Only a sweep adds to an incomplete set, because only a
 // sweep can complete it.
 func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
-	sweep := now.sweep != 0 // otherwise a worker calls add
+	sweep := now.sweep != 0 // whether add is called for a sweep; otherwise for a worker
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()

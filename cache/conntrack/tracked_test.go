@@ -143,8 +143,8 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	return 0, false
 }
 
-// openBack reports whether no policy isolates the ends in the opposite direction. Only then
-// may the kernel's flow cache allow a packet from the middle of a connection.
+// openBack reports whether no policy isolates the source for ingress or the destination for
+// egress. Only then may the kernel's flow cache allow a packet from the middle of a connection.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
 	return src.IsNode() || dst.IsNode() || src.Isolation(filter.Ingress) == nil && dst.Isolation(filter.Egress) == nil

@@ -188,7 +188,7 @@ func (s side) removeFilters(index int) (any bool, err error) {
 // there were any.
 func (s side) remove(index int) (bool, error) {
 	any, err := s.removeFilters(index)
-	ids, _ := s.attached(index) // without TCX there are none
+	ids, _ := s.attached(index) // an error means that there is no TCX, and so no such program
 	errs := []error{err}
 	for _, id := range ids {
 		any = true

@@ -394,7 +394,7 @@ func (g *Guard) attach() error {
 			g.attached[p.index] = true
 			delete(g.tentative, p.index)
 		}
-		if g.open == "" && !first(p.index) && present(p.index) { // if none is present, the interface is gone
+		if g.open == "" && !first(p.index) && present(p.index) { // present excludes interfaces that are gone
 			g.open = fmt.Sprintf("the guard is not the first of the programs that TCX attaches to %s", p.name)
 		}
 	}
@@ -462,7 +462,7 @@ var Reasons = []string{"source", "arp", "tag", "router", "tunnel", "link-local",
 func (g *Guard) Stats() (Stats, error) {
 	s := Stats{Dropped: make(map[string]uint64)}
 	for i, reason := range Reasons {
-		var each []uint64 // by CPU
+		var each []uint64 // the counter of each CPU
 		if err := g.objs.Dropped.Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the guard's counters: %w", err)
 		}

@@ -97,7 +97,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
-	__type(key, __u16); // in network byte order
+	__type(key, __u16); // UDP port in network byte order
 	__type(value, __u32);
 } tunnels SEC(".maps");
 

@@ -84,7 +84,7 @@ func survey() (found, error) {
 	return f, errors.Join(f.own(), f.localRoutes())
 }
 
-// other records an interface that is neither a pod's nor a tunnel.
+// other records an interface that leads neither to a pod nor into a tunnel.
 func (f *found) other(l netlink.Link, all []netlink.Link) {
 	a, master, up := l.Attrs(), "", false
 	for _, one := range all {

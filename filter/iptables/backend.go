@@ -254,7 +254,7 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 		own := newOwnTable(f)
 		chains, err := own.Chains(ctx)
 		if err != nil && slices.ContainsFunc(tools, func(t tool) bool { return t.backend == NFT }) {
-			return nil, err // otherwise the kernel may lack nf_tables
+			return nil, err // without a command for nft, an error may mean that the kernel lacks nf_tables
 		}
 		if len(chains) > 0 {
 			tables = append(tables, own)

@@ -36,7 +36,7 @@ type kernelTable struct {
 	name    string
 	backend Backend
 	reader  *goiptables.IPTables
-	path    string   // of iptables
+	path    string   // path of iptables
 	restore string   // path of iptables-restore
 	wait    []string // arguments that make both commands wait for the lock
 	// byHandle makes Rules read the rules of other programs over netlink, with their handles,
@@ -61,7 +61,7 @@ func openTable(f Family, t tool) (*kernelTable, error) {
 	}
 	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, path: t.path, restore: restore}
 	if a, b, c := reader.GetIptablesVersion(); a > 1 || b > 6 || b == 6 && c >= 2 {
-		k.wait = []string{"-w", strconv.Itoa(int(lockTimeout / time.Second))} // since 1.6.2
+		k.wait = []string{"-w", strconv.Itoa(int(lockTimeout / time.Second))} // supported since 1.6.2
 	}
 	return k, nil
 }

@@ -328,7 +328,7 @@ func TestRealGeneration(t *testing.T) {
 	}
 	n.inside(n.Apply)
 	before := generation()
-	n.inside(n.Apply) // only reads
+	n.inside(n.Apply) // the rules are right, so Apply only reads
 	if got := generation(); got != before {
 		t.Errorf("generation %d after %d without a change", got, before)
 	}

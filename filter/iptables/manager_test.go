@@ -376,7 +376,7 @@ func TestPauseAndRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.want(m.clean)
-		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // must not create chains
+		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // Pause must not create chains
 			t.Fatal(err)
 		}
 		time.Sleep(5 * checkInterval)

@@ -152,7 +152,7 @@ type ownChange struct {
 	table    nftTable
 	messages []netlink.Message
 	texts    map[string]string
-	hooks    []entry // used by the wanted chains
+	hooks    []entry // hooks whose rules jump to a wanted chain
 	renewed  bool    // the table is deleted and created again, because a hook was wrong
 }
 

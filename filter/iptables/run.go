@@ -156,7 +156,7 @@ func (m *Manager) failed(t *keptTable, wrong []string, err error) {
 // budget is a token bucket that limits checks.
 type budget struct {
 	burst, rate float64
-	left        float64   // tokens; negative while callers wait for theirs
+	left        float64   // number of tokens; negative while callers wait for tokens
 	at          time.Time // time of the last take
 }
 

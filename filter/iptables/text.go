@@ -65,7 +65,7 @@ func (o Options) chains(f Family) map[string][]string {
 	return o.chainsWith(f, append(o.overflow(), o.queue())...)
 }
 
-// paused returns the same chains for a pause: packets that would be queued are dropped or passed.
+// paused returns the chains for a pause: they drop or pass packets instead of queueing them.
 func (o Options) paused(f Family, packets Unqueued) map[string][]string {
 	if packets == PassUnqueued {
 		return o.chainsWith(f, "-j RETURN")

@@ -31,7 +31,7 @@ type pace struct {
 	overflow bool // the queue is the overflow queue, which yields to all others
 
 	behind     int       // messages since the last read that returned fewer than burst
-	floodUntil time.Time // when the current flood counts as over
+	floodUntil time.Time // time at which the current flood counts as over
 
 	// Once fullBacklog messages have come without a pause, full is called after each burst
 	// until the next pause; first is set in the first of these calls. A fullBacklog of 0

@@ -14,7 +14,7 @@ import (
 // slimSerializer returns decoders that reduce each object to its slim form.
 type slimSerializer struct {
 	runtime.NegotiatedSerializer
-	kinds  map[reflect.Type]*kind // by the types of objects and lists
+	kinds  map[reflect.Type]*kind // kinds by the types of their objects and lists
 	shared *pools
 }
 

@@ -18,7 +18,7 @@ type KindHealth struct {
 	// first failure, and while the watch of the kind is open. After a failure, the known
 	// objects stay in force.
 	Err      error
-	Since    time.Time // when Err last was set, cleared, or replaced with a different failure
+	Since    time.Time // time at which Err last was set, cleared, or replaced with a different failure
 	Objects  int       // number of objects in the last full list
 	Events   uint64    // added, changed and deleted objects, except for those in lists
 	Restarts uint64    // watches that were opened again
@@ -34,7 +34,7 @@ type health struct {
 	mu     sync.Mutex
 	kinds  []*kindState
 	logged []string  // keys of the logged failures; empty once all kinds have recovered
-	began  time.Time // when the first of the logged failures was recorded
+	began  time.Time // time at which the first of the logged failures was recorded
 }
 
 type kindState struct {

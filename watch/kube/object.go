@@ -31,7 +31,7 @@ type slimMeta struct {
 	version string
 	created metav1.Time
 	ending  bool // the object is being deleted
-	end     bool // set in the pseudo-object that marks the end of a streamed list
+	end     bool // the object only marks the end of a streamed list
 }
 
 func (s *slimMeta) id() types.NamespacedName { return s.NamespacedName }

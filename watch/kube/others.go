@@ -112,7 +112,7 @@ func (c jsonClient) get(path string, query url.Values, accept string, into any) 
 // resources returns the kinds outside the core API, each in one version.
 func (c jsonClient) resources() ([]served, error) {
 	var answer struct {
-		Groups []metav1.APIGroup `json:"groups"` // from older servers
+		Groups []metav1.APIGroup `json:"groups"` // set by older servers
 		Items  []struct {
 			Metadata struct {
 				Name string `json:"name"`

@@ -184,8 +184,8 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 	return p, nil
 }
 
-// wireMeta decodes the metadata into m. If labels is not nil, it appends the text form of
-// the labels to it. The shared set is looked up only if the pod needs it.
+// wireMeta decodes the metadata into m. If labels is not nil, wireMeta appends the text form of
+// the labels to it; the caller looks up the shared set only if the pod needs one.
 func wireMeta(m *slimMeta, meta []byte, labels *labelText) error {
 	return each(meta, func(f field) error {
 		switch f.number {

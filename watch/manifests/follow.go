@@ -101,10 +101,10 @@ type root struct {
 // file is the state of one file.
 type file struct {
 	info    fs.FileInfo
-	content *content  // the content in force
-	good    bool      // content has no problems
-	broken  bool      // the current content has problems
-	wrong   []Problem // problems of the current content
+	content *content  // the content in force: the last good content, if there is one
+	good    bool      // the content in force has no problems
+	broken  bool      // the content that was read last has problems
+	wrong   []Problem // problems of the content that was read last
 }
 
 // Follow reads the directory, or the single file, and calls apply with all objects, even if
@@ -210,7 +210,7 @@ func (f *follower) scan() (Delta, time.Duration) {
 	seen := make(map[string]bool)
 	again := resyncInterval
 	var contents []*content
-	found := make(map[string]bool) // by path
+	found := make(map[string]bool) // paths of the files that were found
 	for _, r := range f.roots {
 		f.find(r, seen)
 		for _, path := range r.paths {

@@ -119,7 +119,7 @@ func originsOf(state map[string]bool) map[string]Origin {
 	return out
 }
 
-// awaitLog waits until the log contains text. A delta before that fails the test.
+// awaitLog waits until the log contains text. It fails the test if a delta arrives first.
 func (f *following) awaitLog(text string) {
 	f.t.Helper()
 	timeout := time.After(waitTimeout)

@@ -53,7 +53,7 @@ type Link struct {
 // Route is a route without a gateway: its destinations are neighbors on the link.
 type Route struct {
 	To   netip.Prefix
-	Link int // index of the interface
+	Link int // index of the interface of the route
 }
 
 // ReadNetwork reads the interfaces and routes of the process's network namespace. It may
