@@ -49,8 +49,8 @@ var rows = []row{
 	},
 	{
 		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port repeat before all caches have forgotten them"},
-		// This cache is so small that it no longer has a key that repeats after thousands
-		// of other keys. A miss costs as much as in a large cache.
+		// The keys repeat only after thousands of other keys. By then, a cache this small
+		// has forgotten them. A miss costs as much as in a large cache.
 		kind: isSluice, fresh: true, args: []string{"--kernel-cache", "off", "--cache-size", "1024"},
 	},
 	{

@@ -168,7 +168,7 @@ func TestWrongProbesAreReported(t *testing.T) {
 	}
 }
 
-// interrupter is a writer that calls stop when the text at has been written to it.
+// interrupter is a writer. It calls the function stop when the output contains the text in at.
 type interrupter struct {
 	at   string
 	stop func()

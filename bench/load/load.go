@@ -6,7 +6,7 @@
 // net.Dial takes about twice the CPU time of a connection without any agent.
 //
 // A connection is measured from connect to the answer of the server's kernel, because an
-// agent on the path can delay only that. The client then closes the connection by a reset,
+// agent on the path can delay only this part. The client then closes the connection by a reset,
 // so that its port can be used again at once instead of after a minute in TIME_WAIT.
 package load
 

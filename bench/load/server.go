@@ -159,7 +159,7 @@ func (s *Server) run() {
 }
 
 // accept accepts and closes all waiting connections. It does not reset them, because a reset
-// could reach the client before it sees that it is connected.
+// could reach the client before the client sees that it is connected.
 func accept(fd int) {
 	for {
 		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)

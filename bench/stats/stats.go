@@ -59,9 +59,9 @@ func MannWhitney(a, b []float64) float64 {
 	return min(1, result.P)
 }
 
-// Discoveries reports for each p-value whether it counts as a difference. It selects them so
-// that at most the given share of the differences is expected to be due to chance (Benjamini
-// and Hochberg 1995). If each p-value below 0.05 counted, a comparison of a thousand equal
+// Discoveries reports for each p-value whether it counts as a difference. At most the given
+// share of the counted differences is expected to be due to chance (Benjamini and Hochberg
+// 1995). If each p-value below 0.05 counted, a comparison of a thousand equal
 // figures would find fifty differences.
 func Discoveries(p []float64, share float64) []bool {
 	order := make([]int, len(p))

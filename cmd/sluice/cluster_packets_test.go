@@ -307,7 +307,9 @@ func (st *stream) changedAt(from int, arrive bool) (time.Time, bool) {
 	if old-first < stablePackets {
 		return time.Time{}, false
 	}
-	if arrive { // several workers answer in parallel, so later packets may still be dropped
+	// The first packet that arrives marks the change, even if a later one does not arrive:
+	// the workers answer in parallel, so one may still drop by the old snapshot.
+	if arrive {
 		first = from + slices.Index(st.arrived[from:], true)
 	}
 	return st.sent[first], true

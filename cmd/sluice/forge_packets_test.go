@@ -154,7 +154,8 @@ func (g *forger) arrives(frame []byte, text string) bool {
 	return bytes.Contains(got, []byte(text))
 }
 
-// datagramArrives sends a datagram with these addresses and reports whether it arrives.
+// datagramArrives sends a datagram with the given addresses and port, and reports whether it
+// arrives.
 func (g *forger) datagramArrives(src, dst netip.Addr, port uint16) bool {
 	g.t.Helper()
 	text := g.uniqueText()

@@ -361,8 +361,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster returns the manifests of the testbed, in which the text instead replaces the
-// manifest of the pod whose name is without.
+// cluster returns the manifests of the testbed, except for the manifest of the pod that the
+// parameter without names. It adds the text of the parameter instead.
 func (s *testbed) cluster(without, instead string) string {
 	text := testbedNamespaces + instead
 	for _, p := range testbedPods {
@@ -489,7 +489,7 @@ func (e *stagedSender) denied(why string) {
 	e.await("send", &e.sent[e.next])
 }
 
-// await waits for some datagrams.
+// await waits until n, a count of datagrams, is at least 200.
 func (e *stagedSender) await(what string, n *atomic.Int64) {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(e.t.Context(), waitTimeout)

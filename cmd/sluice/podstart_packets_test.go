@@ -197,8 +197,8 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 					}
 					sent++
 				}
-				// Scans "from" forge their source. Where that is dropped, no packet is held, so
-				// stop after some packets.
+				// The scan "from pending addresses" forges its sources. If forged sources are
+				// dropped, no packet is held, so stop after some packets.
 				for end := time.Now().Add(waitTimeout); s.heldPackets(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
 					if time.Now().After(end) {
 						t.Fatalf("the scan fills only %d places", s.heldPackets(t))

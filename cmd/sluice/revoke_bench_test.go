@@ -18,8 +18,8 @@ import (
 	"github.com/ti-mo/conntrack"
 )
 
-// fillConntrack adds connections of one family to the node's conntrack table. None is of a
-// pod.
+// fillConntrack adds connections of one family to the node's conntrack table. None of
+// them belongs to a pod.
 func (s *testbed) fillConntrack(count int, v6 bool) {
 	s.t.Helper()
 	c, err := conntrack.Dial(&netlink.Config{NetNS: s.Nodes[0].NetNS()})

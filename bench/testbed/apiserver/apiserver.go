@@ -176,7 +176,7 @@ func (s *Server) Compact() {
 }
 
 // EndWatches ends all watches, as a server does from time to time. Clients then start new
-// ones.
+// watches.
 func (s *Server) EndWatches() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -8,10 +8,9 @@
 //
 // Pods are connected to their node as the ptp CNI plugin does it: by a veth pair, with a /32
 // and a /128 in the pod, a default route to the node's end, and a route for each pod on the
-// node.
-// Nodes and outside hosts are connected in the same way to the lab's router. The router has
-// a route to the pods of each node, and is not part of any test. There is no address
-// translation; a test that needs a Service or masquerading adds it with iptables.
+// node. Nodes and outside hosts are connected in the same way to the lab's router. The router
+// has a route to the pods of each node, and is not part of any test. There is no address
+// translation. A test that needs a Service or masquerading adds it with iptables.
 //
 // All namespaces are anonymous. A namespace is kept alive only by file descriptors of this
 // process, and by the processes started in it, which are killed when this process dies. So

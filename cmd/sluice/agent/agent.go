@@ -257,8 +257,8 @@ func (a *agent) is(phases ...phase) bool {
 }
 
 // drain stops the rules from queueing new packets, and waits until the workers have
-// answered the queued ones. Meanwhile, new packets pass or are dropped as they will be after
-// the end of the agent, by --on-exit and --fail.
+// answered the queued ones. Meanwhile, new packets already pass or are dropped as after the
+// end of the agent (see --on-exit and --fail).
 func (a *agent) drain(ctx, serving context.Context) error {
 	ctx, cancel := within(ctx, drainTimeout, "to answer the queued packets")
 	defer cancel()

@@ -66,8 +66,9 @@ func (a *agent) chooseQueues() (predecessor, error) {
 	return p, nil
 }
 
-// freeQueues returns the first queue of the range that is free, and whether a process reads
-// the other range: first is the configured queue, and the next range begins count later.
+// freeQueues chooses between two ranges of count queues: the configured one, which begins at
+// first, and the one after it. It returns the first queue of the range that is free, and
+// whether a process reads the other range.
 func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
 	wanted, err := queue.Bound(0, first, count)
 	if err != nil {

@@ -24,8 +24,8 @@ type status struct {
 	inForce   atomic.Pointer[time.Time] // when the current snapshot came into force
 	manifests atomic.Pointer[[]manifests.Problem]
 	notRead   atomic.Pointer[[]manifests.NotRead]
-	// otherBackend is the error because of which rules of an earlier agent remain in the
-	// other backend of iptables, or nil. Packets pass through those rules too.
+	// otherBackend is the error of the last attempt to remove an earlier agent's rules from
+	// the other backend of iptables; nil if none remain. Packets pass through them too.
 	otherBackend atomic.Pointer[error]
 }
 

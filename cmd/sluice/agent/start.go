@@ -103,7 +103,7 @@ func (a *agent) removeLeftovers(ctx context.Context, background func(func(contex
 	a.removePins()
 }
 
-// retryLeftovers removes rules from the other backend, at intervals until it succeeds.
+// retryLeftovers tries at intervals to remove rules from the other backend, until it succeeds.
 func (a *agent) retryLeftovers(ctx context.Context) error {
 	tick := time.NewTicker(leftoversInterval)
 	defer tick.Stop()

@@ -72,7 +72,8 @@ func TestEndpointPage(t *testing.T) {
 	}
 }
 
-// Before the first snapshot, pages that need one return status 503, and the others work.
+// Before the first snapshot, pages that need a snapshot return status 503, and the other
+// pages work.
 func TestPagesOfANewAgent(t *testing.T) {
 	h := Handler(func() *State { return &State{Now: noon, Started: noon} })
 	for path, want := range map[string]int{

@@ -44,7 +44,7 @@ type Options struct {
 	// HandOver answers an agent that wants to take over. nil rejects such requests.
 	HandOver http.HandlerFunc
 	// TookOver reports whether the agent that listens on the socket has yielded to this one.
-	// If TookOver is nil, none has.
+	// nil means that it has not.
 	TookOver func() bool
 	Logger   *slog.Logger // nil discards
 }

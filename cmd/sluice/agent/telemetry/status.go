@@ -27,7 +27,7 @@ type Status struct {
 	Failed    uint64     `json:"ruleRepairFailures"`
 	Watches   []Watch    `json:"watches"`
 	Problems  []Problem  `json:"problems"`
-	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds, which may change what is allowed
+	NotRead   string     `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
 
 	Now time.Time `json:"now"`
 	// Process is the PID of the agent in the PID namespace of the caller of Ask. It differs

@@ -58,7 +58,7 @@ type State struct {
 	SysctlProblems int // number of settings that let packets bypass iptables, even if the agent is ready
 	PodsOutside    int // number of addresses of this node's pods outside of all pod ranges
 	Problems       []Problem
-	NotRead        string // objects of other kinds, which may change what is allowed
+	NotRead        string // objects that the agent does not read, but that may change what is allowed
 }
 
 // Settings are the options of an agent that sluice status shows.
