@@ -190,8 +190,8 @@ func (f *frameFuzz) run(count int) {
 
 // wait waits until all frames have been processed: it sends an allowed datagram after them and
 // waits until the datagram has arrived at each target. It repeats the datagram: a frame with a
-// forged link address makes the bridge forward to the wrong port until the owner of the address sends
-// a frame.
+// forged link address makes the bridge forward to the wrong port until the owner of the address
+// sends a frame.
 func (f *frameFuzz) wait(id uint32) {
 	f.t.Helper()
 	for i, name := range fuzzTargets {

@@ -27,7 +27,7 @@ func TestTakeOverFromAHungAgent(t *testing.T) {
 	a, err := agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket}})
 	if err == nil {
 		a.Kill()
-		t.Fatal("it took over from an agent that does not answer")
+		t.Fatal("the new agent took over from an agent that does not answer")
 	}
 	if text := err.Error(); !strings.Contains(text, s.socket) || !strings.Contains(text, "hangs") || strings.Contains(text, "context canceled") {
 		t.Errorf("the error is: %s", text)

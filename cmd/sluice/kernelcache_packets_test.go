@@ -554,7 +554,7 @@ func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 				r := s.host("default/other").Connect(ctx, "tcp", netip.AddrPortFrom(f.addr(s.host("default/db")), 6379), probeTimeout/100)
 				cancel()
 				if r.Outcome == lab.Reached {
-					t.Fatal("it was let through")
+					t.Fatal("a denied packet was let through")
 				}
 			}
 		}

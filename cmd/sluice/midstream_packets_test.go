@@ -181,7 +181,7 @@ func (c *tcpPair) awaitEntry(what string, is func(*conntrack.Conn) bool) {
 	c.t.Helper()
 	for end := time.Now().Add(waitTimeout); !is(c.entry()); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			c.t.Fatalf("%s: not so: %+v", what, c.entry())
+			c.t.Fatalf("timeout while waiting for: %s; the entry is %+v", what, c.entry())
 		}
 	}
 }

@@ -87,7 +87,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			s.await(mark, "the setting is right again", agenttest.Event(event.SettingRight))
 			s.awaitNoProblems(t)
 			if told := s.agent.Since(mark, agenttest.Event(event.SettingWrong)); len(told) != 1 {
-				t.Errorf("it was logged %d times, want once", len(told))
+				t.Errorf("the problem was logged %d times, want once", len(told))
 			}
 		})
 	}
@@ -275,7 +275,7 @@ func TestLoopbackSourcesOnPackets(t *testing.T) {
 		return packet, text
 	}
 	if !pr.arrives(forged("127.0.0.2")) {
-		t.Fatal("it does not arrive without an agent either: the test shows nothing")
+		t.Fatal("even without an agent, the packet does not arrive, so the test shows nothing")
 	}
 	s.start()
 	for _, source := range []string{"127.0.0.1", "127.0.0.2", "127.255.255.254", s.Nodes[0].IPv4.String()} {

@@ -53,7 +53,7 @@ func (s *testbed) eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", waitTimeout, what)
+			t.Fatalf("timeout of %v while waiting for: %s", waitTimeout, what)
 		}
 	}
 }

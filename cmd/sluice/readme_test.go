@@ -76,7 +76,7 @@ func TestReadme(t *testing.T) {
 				}
 				ran++
 				if got = runExample(t, args, strings.HasSuffix(c.line, showStatus)); got != c.output && !update {
-					t.Errorf("it prints\n%s\nand the README shows\n%s", got, c.output)
+					t.Errorf("the command prints\n%s\nand the README shows\n%s", got, c.output)
 				}
 			})
 			updated = append(updated, "$ "+c.line)
@@ -116,7 +116,7 @@ func readmeArgs(t *testing.T, line string) []string {
 	}
 	args, ok := exampleArgs(strings.TrimSuffix(line, showStatus))
 	if !ok {
-		t.Fatal("it is neither a command of sluice nor one of make")
+		t.Fatal("this is neither a sluice command nor a make command")
 	}
 	cmd, rest, err := rootCommand(env{}).Find(args)
 	if err != nil {

@@ -69,7 +69,7 @@ func TestExamplesParse(t *testing.T) {
 			t.Run(strings.TrimSpace(line), func(t *testing.T) {
 				args, ok := exampleArgs(line)
 				if !ok {
-					t.Fatal("it does not begin with sluice")
+					t.Fatal("the line does not begin with sluice")
 				}
 				root := rootCommand(env{})
 				cmd, rest, err := root.Find(args)
@@ -77,7 +77,7 @@ func TestExamplesParse(t *testing.T) {
 					t.Fatal(err)
 				}
 				if documented.HasParent() && cmd.Name() != documented.Name() {
-					t.Errorf("it is an example of %s", cmd.Name())
+					t.Errorf("the line is an example of %s", cmd.Name())
 				}
 				if err := cmd.ParseFlags(rest); err != nil {
 					t.Fatal(err)

@@ -163,7 +163,7 @@ func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Lin
 		ended := false
 		select {
 		case <-a.done:
-			ended = true // the log is complete
+			ended = true // no further line of the log will come
 		default:
 		}
 		a.mu.Lock()

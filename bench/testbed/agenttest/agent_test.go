@@ -92,7 +92,7 @@ func TestStopIsGraceful(t *testing.T) {
 		t.Fatal(err)
 	}
 	if group, err := syscall.Getpgid(a.cmd.Process.Pid); err != nil || group != a.cmd.Process.Pid {
-		t.Errorf("it is in group %d, not in one of its own: %v", group, err)
+		t.Errorf("the agent is in process group %d, not in one of its own: %v", group, err)
 	}
 	if err := a.Stop(); err != nil {
 		t.Error(err)

@@ -53,7 +53,7 @@ func await(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(attemptTimeout); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", attemptTimeout, what)
+			t.Fatalf("timeout of %v while waiting for: %s", attemptTimeout, what)
 		}
 	}
 }

@@ -142,7 +142,7 @@ func onThread(f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: this is what ends the thread
+		runtime.LockOSThread() // never unlocked, so the thread ends with this goroutine
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread cannot end: it would stay in the namespace and keep it alive.
 			// While the main thread is locked here, the next attempt gets another thread.

@@ -169,8 +169,8 @@ func (m Recipe) Pods() (list []*corev1.Pod) {
 	return list
 }
 
-// OfSize returns the recipe's policy with as many rules as fit if etcd stores the policy in at
-// most size bytes.
+// OfSize returns the recipe's policy with as many rules as possible, so that etcd still needs at
+// most size bytes to store the policy.
 func (m Recipe) OfSize(name string, size int) *networkingv1.NetworkPolicy {
 	few := m.Policy(name, 8)
 	rules := max(1, 8*size/max(1, few.Size()))
