@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// acceptQueues is the number of queues that the accepting program reads. It is the default
-// of sluice, so that the two differ only in what they do with packets.
+// acceptQueues is the number of queues that the accepting program reads: the default of sluice,
+// so that the two programs differ only in what they do with packets.
 const acceptQueues = 4
 
 // acceptRules send the first packet of each connection to the accepting program.
@@ -21,9 +21,9 @@ const acceptRules = `*mangle
 COMMIT
 `
 
-// acceptCommand returns the command of the contender that decides nothing. It uses
-// go-nfqueue as in its documentation, with a system call for each packet and one for each
-// answer.
+// acceptCommand returns the command of the contender that accepts every packet without a
+// decision. It uses go-nfqueue as its documentation shows, with one system call to read each
+// packet and one to answer it.
 func acceptCommand(e env) *cobra.Command {
 	return &cobra.Command{
 		Use: "accept", Hidden: true, Args: cobra.NoArgs,
@@ -58,7 +58,7 @@ func accept(ctx context.Context, started func()) error {
 			case ctx.Err() != nil:
 				return 1
 			case errors.Is(err, unix.ENOBUFS):
-				return 0 // packets were lost, as in a flood; go on reading
+				return 0 // keep reading: the error means that packets were lost, as in a flood
 			}
 			failed <- fmt.Errorf("read queue %d: %w", i, err)
 			return 1

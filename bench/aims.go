@@ -13,15 +13,16 @@ type aim struct {
 	rows   []string
 	loads  []string
 	metric result.Metric
-	// against is the row by whose figure the figure is divided, round by round. If it is
-	// empty, this is the row's reference row; if it is noReference, nothing is divided.
+	// against is the name of the row to compare with: in each round, the figure is divided by
+	// the figure of that row. Empty means the row's reference row. With noReference, the
+	// figure is not divided.
 	against string
 	want    float64
 	better  string
-	at      float64 // the quantile of the values to compare; 0 means the median
+	at      float64 // quantile of the values that must meet the aim; 0 means the median
 }
 
-// noReference means that a figure itself is compared with the aim, and not a ratio.
+// noReference means that the aim is for the figure itself, not for a ratio.
 const noReference = "-"
 
 // aims bound the cost of enforcement. They are ratios within one run, because absolute figures

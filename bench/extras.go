@@ -18,7 +18,7 @@ import (
 	"sluice/filter/event"
 )
 
-// extras are measured after the loads, each on the rows to which it applies.
+// extras are the measurements after the loads. Each applies only to some rows.
 var extras = []result.Load{
 	{Name: "start", Label: "Start of the agent to ready, and its memory then"},
 	{Name: "effect", Label: "From the write of a policy to its effect on packets"},
@@ -75,7 +75,8 @@ func (s *testbed) agents() (contenders []*contender) {
 	return contenders
 }
 
-// starts stops the last agent and starts it again, several times.
+// starts measures the start of an agent: it stops the last contender's agent and starts it
+// again, several times.
 func (s *testbed) starts(ctx context.Context, b *bench, r *result.Result) error {
 	agents := s.agents()
 	if len(agents) == 0 {
@@ -109,23 +110,21 @@ func (s *testbed) starts(ctx context.Context, b *bench, r *result.Result) error 
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// allowing writes a policy that lets clients reach a UDP port of the server, into a file of
-// its own.
+// allowing writes a file with one policy, which lets clients reach a UDP port of the server.
 func (s *testbed) allowing(t *contender, name string, number int32) error {
 	ports := []networkingv1.NetworkPolicyPort{port(corev1.ProtocolUDP, number)}
 	return writeObjects(t.dir, name+".json", policyFor(labNamespace(s.cluster), name, ports))
 }
 
-// A probe runs for probeTime. The policy is written after probeBefore, and must take effect
-// in the rest of the time.
+// A probe runs for probeTime. After probeBefore, the policy is written. It must take effect
+// before the probe ends.
 const (
 	probeBefore = 200 * time.Millisecond
 	probeTime   = 1200 * time.Millisecond
 )
 
 // effects measures the time from the write of a policy's file to its effect on packets. Two
-// versions of the file alternately allow and deny the datagrams that a client sends all the
-// time.
+// versions of the file alternately allow and deny the datagrams that a client keeps sending.
 func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error {
 	for round := range b.rounds {
 		for _, t := range s.agents() {
@@ -167,8 +166,8 @@ func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error
 	return nil
 }
 
-// probe sends datagrams to the probe's port, and meanwhile writes the policy that allows the
-// port allow. It returns the datagrams that were answered, and the time of the write.
+// probe sends datagrams to probePort, and meanwhile writes a policy that allows only the port
+// in allow. It returns the answered datagrams and the time of the write.
 func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer
@@ -184,7 +183,7 @@ func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64,
 	time.Sleep(probeBefore)
 	wrote = time.Now().UnixNano()
 	err = s.allowing(t, "effect", allow)
-	a := <-answered // even after an error: the driver handles one order at a time
+	a := <-answered // wait even after an error, because the driver handles one order at a time
 	if err == nil {
 		err = a.err
 	}
@@ -194,9 +193,9 @@ func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64,
 // changeEvery is the time between two changes of policy.
 const changeEvery = 100 * time.Millisecond
 
-// churn measures connections alternately without and with policies that change all the time.
-// The policy that changes selects the server, so that each change invalidates the remembered
-// verdicts about the server.
+// churn measures connections, alternately while policies do not change and while one policy
+// keeps changing. This policy selects the server, so that each change invalidates the
+// remembered verdicts about the server.
 func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 	l := loads[1]
 	for round := range b.churnRounds {
@@ -238,7 +237,7 @@ func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 	return nil
 }
 
-// change writes one version of a policy after the other until ctx ends.
+// change writes a new version of a policy every changeEvery, until ctx ends.
 func (s *testbed) change(ctx context.Context, t *contender) error {
 	tick := time.NewTicker(changeEvery)
 	defer tick.Stop()
@@ -280,7 +279,7 @@ func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error 
 			if err != nil {
 				return err
 			}
-			if busy.Done == 0 || quiet.Done == 0 { // worse than any latency
+			if busy.Done == 0 || quiet.Done == 0 { // there is no latency without an answer
 				r.Note("%s, %s: beside the flood %d connections were answered and %d were not", s.Scenario, t.Label, busy.Done, busy.Failed)
 			} else {
 				add(floodP99, float64(busy.P99))
@@ -298,8 +297,8 @@ func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error 
 	return nil
 }
 
-// floodLead is the time for which a flood runs before the client begins. Queues and tables
-// are as full as they get by then.
+// floodLead is the time for which a flood runs before the client begins. After this time,
+// queues and tables do not fill any further.
 const floodLead = 200 * time.Millisecond
 
 // flooded runs a load on a contender while its hostile pod floods the server, the other pods of its

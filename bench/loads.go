@@ -15,9 +15,9 @@ import (
 // loadSpec is a load that runs on each contender for a window of time in each round.
 type loadSpec struct {
 	result.Load
-	do      string // see load.Order
+	do      string // see load.Order.Do
 	clients int
-	seen    bool // makes only one connection, and so is only for rows whose keys were seen before
+	seen    bool // only for rows whose keys were seen before: the load makes only one connection
 }
 
 var loads = []loadSpec{
@@ -57,7 +57,8 @@ func (s *testbed) target(t *contender) load.Target {
 	return to
 }
 
-// window runs a load on a contender for a time, and returns the result and the cost.
+// window runs a load on a contender for a time. It returns the result of the load and its
+// cost.
 func (s *testbed) window(t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	before, err := t.usage()
 	if err != nil {
@@ -120,8 +121,8 @@ func (s *testbed) record(r *result.Result, t *contender, l loadSpec, a load.Answ
 	return err
 }
 
-// selectLoads returns the loads and extras with the given names, or all if there are no
-// names.
+// selectLoads returns the loads and extras with the given names, or all of them if there are
+// no names.
 func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, err error) {
 	extra = make(map[string]bool)
 	known := make([]string, 0, len(loads)+len(extras))
@@ -146,11 +147,11 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 // takesPart reports whether the load runs on a row.
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
-// warmUp is the duration of a load before the first round. After it, the keys that count as
-// seen have been seen, and heap and tables have grown.
+// warmUp is the duration of a load that runs before the first round. After this load, the keys
+// that count as seen have been seen, and heap and tables have grown.
 const warmUp = 200 * time.Millisecond
 
-// rounds runs all loads on all contenders alternately, for each round.
+// rounds runs, in each round, each load on one contender after the other.
 func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error {
 	if len(b.loads) == 0 {
 		return nil
@@ -160,8 +161,9 @@ func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error 
 			return err
 		}
 	}
-	// A random order, so that no contender always follows the same one and bears what that
-	// one leaves in caches and tables. The seed is fixed: runs are alike.
+	// The order of the contenders is random. In a fixed order, a contender would always find
+	// the caches and tables as the same predecessor left them. The seed is fixed, so that
+	// runs are alike.
 	random := rand.New(rand.NewPCG(1, 1))
 	for round := range b.rounds {
 		for _, l := range b.loads {

@@ -39,7 +39,7 @@ func (b *bench) machine(ctx context.Context) (m result.Machine, err error) {
 }
 
 // cpuName returns the first "model name" of /proc/cpuinfo. If there is none, as on some
-// kinds of CPU, it returns otherwise.
+// kinds of CPU, it returns the parameter otherwise.
 func cpuName(cpuinfo, otherwise string) string {
 	for line := range strings.Lines(cpuinfo) {
 		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {

@@ -1,11 +1,11 @@
-// Command bench measures what it costs to enforce policies on connections, side by side: a node
+// Command bench measures what it costs to enforce policies on connections. It compares a node
 // without an agent, rules written by hand, a queue that accepts everything, and Sluice with
-// each of its caches, on real packets between network namespaces. README.md explains its
+// each of its caches, on real packets between network namespaces. README.md explains the
 // output.
 //
 // All contenders are set up at the same time, each on a node of its own with its own pods.
-// Their measurements take turns: A B C A B C. If the machine is slower for a minute, it is
-// slower for all of them, so a ratio within a round is reliable even if the figures are
+// Their measurements take turns, round by round. If the machine is slower for a minute, it is
+// slower for all contenders, so a ratio within a round is reliable even if the figures are
 // not.
 package main
 
@@ -27,10 +27,11 @@ type env struct {
 	stdout, stderr io.Writer
 	// self is the path of this program, which it starts in pods.
 	self     string
-	terminal bool // whether stderr is a terminal
+	terminal bool // stderr is a terminal
 }
 
-// Exit statuses, as of sluice. The status for an interrupt is that of a shell.
+// Exit statuses. They are the same as those of sluice. After an interrupt, the status is 130,
+// as in a shell.
 const (
 	exitWorse       = 1 // a figure got worse
 	exitFailed      = 2 // the command failed

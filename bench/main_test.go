@@ -109,7 +109,7 @@ func TestRun(t *testing.T) {
 	}
 	for _, of := range r.Rows {
 		for _, l := range []string{"tcp-1", "tcp-16", "tcp-64"} {
-			// How many connections end in time depends on the machine.
+			// The number of connections that end in time depends on the machine, and may be 0.
 			if one(of.Name, l, connections) < 0 || one(of.Name, l, p50) <= 0 || one(of.Name, l, machineCPU) < 0 {
 				t.Errorf("%s, %s: no connections", of.Name, l)
 			}
@@ -122,7 +122,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: no stream", of.Name)
 		}
 	}
-	// The share of queued packets shows that each row enforces in the way that it claims.
+	// The number of queued packets per connection shows whether a row enforces as it claims.
 	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0} {
 		if !slices.ContainsFunc(r.Rows, func(r result.Row) bool { return r.Name == row }) {
 			continue
@@ -134,12 +134,12 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: the agent's CPU time has decreased", row)
 		}
 	}
-	last := r.Rows[len(r.Rows)-1].Name // the agent that is started again
+	last := r.Rows[len(r.Rows)-1].Name // the row whose agent the extra "start" starts again
 	if one(last, "start", toReady) <= 0 || one("user", "churn", quietRate) <= 0 || one("none", "flood", floodSent) <= 0 {
 		t.Error("the extras have no figures")
 	}
-	// On a very busy machine a policy may take longer than the second of the probe. In that
-	// case the result has a note.
+	// On a very busy machine, a policy may take effect only after the probe, which takes a
+	// second. In that case, the result has a note instead of values.
 	if v := r.Values(result.Key{Scenario: s, Row: "user", Load: "effect", Metric: denyNew}); len(v) != 1 &&
 		!slices.ContainsFunc(r.Notes, func(n string) bool { return strings.Contains(n, "no effect within") }) {
 		t.Errorf("effects: %v; notes: %q", v, r.Notes)
@@ -156,7 +156,7 @@ func TestRun(t *testing.T) {
 	if !strings.Contains(stdout.String(), "New TCP connections, 64 clients at once") || !strings.Contains(log.String(), "left: 40/4/2: no agent: tcp-1") {
 		t.Errorf("printed:\n%s\n%s", stdout.String(), log.String())
 	}
-	// A result does not differ from itself.
+	// The comparison of a result with itself finds no change.
 	stdout.Reset()
 	if status := run(t.Context(), e, []string{"compare", file, file}); status != 0 || !strings.Contains(stdout.String(), ", 0 changed beyond the noise") {
 		t.Errorf("compared with itself: exit status %d\n%s", status, stdout.String())
@@ -172,7 +172,7 @@ func TestInterrupted(t *testing.T) {
 	e, _ := testEnv(t, func(s string) {
 		log.WriteString(s)
 		if strings.Contains(s, "tcp-16, round 1") {
-			// A moment later, while the client runs for an hour.
+			// Cancel a moment later, while the client runs for an hour.
 			time.AfterFunc(20*time.Millisecond, cancel)
 		}
 	})

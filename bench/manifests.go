@@ -26,12 +26,13 @@ const (
 	freshPort  = 20000
 )
 
-// freshKeys is the number of keys before a key repeats. It is twice the size of the kernel's
-// cache, and far more than --cache-size of the row that uses them.
+// freshKeys is the number of different keys of a load with never-seen keys. It is twice the
+// size of the kernel's cache and far more than --cache-size of the row fresh, so that a cache
+// has forgotten a key when it repeats.
 const freshKeys = 131072
 
 const (
-	// maxSources bounds the number of client pods; the smallest cluster has fewer.
+	// maxSources bounds the number of client pods. The smallest cluster has fewer pods.
 	maxSources = 16
 	// objectsPerFile is the number of objects in a file of manifests.
 	objectsPerFile = 500
@@ -47,8 +48,7 @@ func freshPorts(s result.Scenario) load.Ports {
 	return load.Ports{First: freshPort, Count: freshKeys / sourceCount(s)}
 }
 
-// makeCluster generates the objects of the scenario, except for the lab's pods and their
-// policy.
+// makeCluster generates the objects of the scenario, without the lab's pods and their policy.
 func makeCluster(s result.Scenario) *cluster.Cluster {
 	labPods := sourceCount(s) + 2
 	c := cluster.New(1, cluster.Options{Pods: max(10, s.Pods-labPods), Policies: s.Policies - 1, Namespaces: s.Namespaces})
@@ -56,7 +56,7 @@ func makeCluster(s result.Scenario) *cluster.Cluster {
 	return c
 }
 
-// labNamespace returns the namespace of the lab's pods: one of the cluster's own.
+// labNamespace returns the namespace of the lab's pods: the first one of the cluster.
 func labNamespace(c *cluster.Cluster) string { return c.Namespaces[0].Name }
 
 // labPods returns the pods of a contender.
@@ -112,8 +112,8 @@ func port(protocol corev1.Protocol, number int32) networkingv1.NetworkPolicyPort
 	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &n}
 }
 
-// writeCluster writes a cluster's objects into a directory, in several files of a usual
-// size.
+// writeCluster writes a cluster's objects into a directory, in files with objectsPerFile
+// objects each.
 func writeCluster(dir string, c *cluster.Cluster) error {
 	var objects []any
 	for _, o := range c.Namespaces {
@@ -136,7 +136,7 @@ func writeCluster(dir string, c *cluster.Cluster) error {
 	return nil
 }
 
-// writeObjects writes a file of manifests in one step.
+// writeObjects writes a file of manifests atomically.
 func writeObjects(dir, name string, objects ...any) error {
 	text, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "List", "items": objects})
 	if err == nil {
@@ -148,7 +148,7 @@ func writeObjects(dir, name string, objects ...any) error {
 	return nil
 }
 
-// linkFiles hard-links the files of a directory into another one.
+// linkFiles hard-links the files of a directory into another directory.
 func linkFiles(from, to string) error {
 	entries, err := os.ReadDir(from)
 	for _, e := range entries {

@@ -20,7 +20,7 @@ import (
 // ready is the line that the programs of the harness print when they are ready.
 const ready = "ready"
 
-// process is this program, running on a host of the lab. It ends with the lab.
+// process is a process of this program on a host of the lab. The process ends with the lab.
 type process struct {
 	cmd      *exec.Cmd
 	in       io.WriteCloser
@@ -34,7 +34,7 @@ type process struct {
 func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(e.self, args...), stderr: new(stderrBuffer)}
 	// In a process group of its own, the process does not receive a terminal's Ctrl-C. Only
-	// the harness does, and cleans up.
+	// the harness receives it, and cleans up.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Stderr = p.stderr
 	var err error
@@ -70,8 +70,8 @@ func (p *process) driver() *load.Driver { return load.NewDriver(p.in, p.out) }
 // end ends the process and waits for it.
 func (p *process) end() {
 	p.stopKill()
-	_ = p.cmd.Process.Kill() // an error means that it has ended already
-	_ = p.cmd.Wait()         // the error is that it was killed
+	_ = p.cmd.Process.Kill() // an error means that the process has already ended
+	_ = p.cmd.Wait()         // the error only reports the kill
 }
 
 // stderrBuffer collects a process's standard error. It can be read while the process writes.

@@ -16,7 +16,7 @@ type progress struct {
 
 	mu       sync.Mutex
 	planned  time.Duration // expected time of all steps
-	done     time.Duration // expected time of the finished ones
+	done     time.Duration // expected time of the finished steps
 	current  time.Duration
 	reported time.Time
 	where    string
@@ -32,7 +32,7 @@ func (p *progress) in(where string) {
 	p.where = where
 }
 
-// step begins a step with an expected time, and finishes the previous one.
+// step finishes the previous step and begins a step that is expected to take the given time.
 func (p *progress) step(takes time.Duration, format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,7 +60,7 @@ func (p *progress) share() float64 {
 
 // left extrapolates the remaining time. Steps take longer than expected, because programs
 // are started and counters are read. left assumes that the remaining steps exceed their
-// expected time by the same factor as the finished ones.
+// expected time by the same factor as the finished steps.
 func (p *progress) left(now time.Time) time.Duration {
 	rest := max(0, p.planned-p.done)
 	if p.done < p.planned/50 {

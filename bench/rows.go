@@ -23,10 +23,10 @@ const (
 type row struct {
 	result.Row
 	kind  kind
-	fresh bool     // its connections have keys that were never seen
-	on    string   // the row whose node it shares; empty for a node of its own
-	args  []string // of sluice run
-	needs string   // a flag that sluice run must have; otherwise the row is left out
+	fresh bool     // the keys of its connections were never seen before
+	on    string   // the row whose node this row shares; empty for a node of its own
+	args  []string // arguments of sluice run
+	needs string   // flag of sluice run without which the row is left out
 }
 
 // rows are the contenders, in the order of the tables.
@@ -49,8 +49,8 @@ var rows = []row{
 	},
 	{
 		Row: result.Row{Name: "fresh", Label: "Sluice, never-seen keys", Against: "none-fresh", About: "no source, destination and port repeat before all caches have forgotten them"},
-		// In a cache this small, a key that repeats after thousands of others is no longer
-		// found. A miss costs as much as in a large cache.
+		// The keys repeat only after thousands of other keys. By then, a cache this small
+		// has forgotten them. A miss costs as much as in a large cache.
 		kind: isSluice, fresh: true, args: []string{"--kernel-cache", "off", "--cache-size", "1024"},
 	},
 	{
@@ -93,7 +93,8 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 	return selected, notes, nil
 }
 
-// known returns the row without the flag --kernel-cache if this sluice does not have it.
+// known returns the row. If this sluice does not have the flag --kernel-cache, the returned row
+// does not use the flag.
 func (r row) known(help string) row {
 	if !strings.Contains(help, "--kernel-cache") {
 		r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })
@@ -117,8 +118,8 @@ func varied(text string) (variants []row, err error) {
 	return nil, fmt.Errorf("--vary %q: give a flag of sluice run and values, such as queues=1,2,4", text)
 }
 
-// lacks returns a message about the flag or command that the row needs and that is missing;
-// empty if nothing is missing.
+// lacks returns a message that names a missing flag or command that the row needs, or an empty
+// string if nothing is missing.
 func (r row) lacks(help string) string {
 	if r.needs != "" && !strings.Contains(help, r.needs) {
 		return "this sluice run has no flag " + r.needs

@@ -19,7 +19,7 @@ import (
 	"sluice/bench/result"
 )
 
-// bench is a run of the harness: what it measures, how often and for how long.
+// bench is a run of the harness, with the options for what to measure, how often and how long.
 type bench struct {
 	env
 	sluice              string
@@ -40,7 +40,7 @@ type bench struct {
 	progress  *progress
 }
 
-// Sizes of the full run and of the quick one.
+// Sizes of the clusters in a full run and in a quick run.
 var (
 	fullSizes  = []string{"10/1/1", "1000/100/1", "1000/100/100", "10000/1000/1", "10000/1000/100"}
 	quickSizes = []string{"1000/100/100"}
@@ -163,7 +163,7 @@ func (b *bench) prepare(ctx context.Context, flags *pflag.FlagSet) (err error) {
 			return err
 		}
 	}
-	// The path is made absolute, because a bare name would be looked up in PATH.
+	// Make the path absolute: exec would look up a name without a slash in PATH.
 	if b.sluice, err = filepath.Abs(b.sluice); err != nil {
 		return fmt.Errorf("find sluice: %w", err)
 	}

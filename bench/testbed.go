@@ -28,10 +28,10 @@ type testbed struct {
 	result.Scenario
 	sluice     string // path of the program
 	lab        *lab.Lab
-	dir        string // has a directory of manifests for each contender
+	dir        string // contains a directory of manifests for each contender
 	cluster    *cluster.Cluster
 	contenders []*contender
-	used       int // nodes in use
+	used       int // number of nodes in use
 }
 
 // contender is the node of a row, with its pods: a server, a client that has the addresses
@@ -41,9 +41,9 @@ type contender struct {
 	node                    *lab.Node
 	server, client, hostile *lab.Host
 	sources                 []netip.Addr
-	dir                     string // the agent's directory
+	dir                     string // the agent's directory of manifests
 	agent                   *agenttest.Agent
-	pid                     int // of the process that reads the queues; 0 for none
+	pid                     int // PID of the process that reads the queues; 0 if there is none
 	traffic, flood          *load.Driver
 	processes               []*process
 }
@@ -91,7 +91,7 @@ func (s *testbed) open(ctx context.Context, rows []row, progress func(string), n
 func (s *testbed) addContender(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
 		other := *s.contender(r.on)
-		// The processes belong to the other contender, which ends them.
+		// The processes belong to the contender of the shared node, which ends them.
 		other.row, other.processes = r, nil
 		s.contenders = append(s.contenders, &other)
 		return nil
@@ -135,7 +135,7 @@ func (s *testbed) pods(t *contender) (err error) {
 		}
 		t.sources = append(t.sources, a)
 	}
-	// Clients may use all ports, and closed connections expire soon: otherwise the
+	// Let clients use all ports, and let closed connections expire soon. Otherwise the
 	// connections of ten seconds would fill the conntrack table.
 	if err := setting(t.client, "ipv4/ip_local_port_range", "1024 65535"); err != nil {
 		return err
@@ -195,16 +195,16 @@ func (s *testbed) install(ctx context.Context, t *contender, shared string) erro
 	return s.startAgent(ctx, t)
 }
 
-// byHand writes the policies as iptables rules, for the contender's pods and for as many
-// other pods of the cluster as run on one node.
+// byHand installs the policies as iptables rules and IP sets. The rules are for the
+// contender's pods and for up to 100 other pods of the cluster, as many as a node usually has.
 func (s *testbed) byHand(t *contender) error {
 	const neighbors = 100
 	local := append([]netip.Addr{t.server.IPv4, t.hostile.IPv4}, t.sources...)
 	for _, p := range s.cluster.Pods[:min(neighbors, len(s.cluster.Pods))] {
 		local = append(local, netip.MustParseAddr(p.Status.PodIP))
 	}
-	// The contender's pods are in the middle of the list, so that a packet for them passes
-	// as many rules as for an average pod of the node.
+	// Put the contender's pods into the middle of the list, so that their packets pass as many
+	// rules as the packets of an average pod of the node.
 	pods, half := s.cluster.Pods, min(neighbors, len(s.cluster.Pods))/2
 	r := baseline.Write(baseline.Cluster{
 		Namespaces: s.cluster.Namespaces,
@@ -214,7 +214,7 @@ func (s *testbed) byHand(t *contender) error {
 	return r.Apply(t.node)
 }
 
-// agentTimeout bounds the time of an agent's start.
+// agentTimeout bounds the wait for the start of an agent.
 const agentTimeout = time.Minute
 
 // startAgent starts sluice on a contender's node.
@@ -237,8 +237,8 @@ func (s *testbed) programs(ctx context.Context, t *contender) error {
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
 	}
-	// Two servers share the thousands of ports for keys that were never seen, because one
-	// process may not be allowed so many open files.
+	// Two servers share the thousands of ports for never-seen keys, because the limit on open
+	// files may be too low for one process.
 	for _, args := range [][]string{
 		{"--tcp", ports, "--udp", fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort)},
 		{"--tcp", fmt.Sprint(probePort), "--udp", ports, "--stream", "0"},

@@ -32,14 +32,14 @@ func TestBusyTime(t *testing.T) {
 	}
 }
 
-// TestOwnCPU checks that the work of this process shows on its CPU clock.
+// TestOwnCPU checks that the CPU clock of this process advances with the process's work.
 func TestOwnCPU(t *testing.T) {
 	before, err := cpuOf(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := before
-	for now < before+20*time.Millisecond { // reading the clock is work, and counts
+	for now < before+20*time.Millisecond { // reading the clock takes CPU time itself
 		if now, err = cpuOf(os.Getpid()); err != nil {
 			t.Fatal(err)
 		}
@@ -59,12 +59,13 @@ func TestSelectRows(t *testing.T) {
 		}
 		return n
 	}
-	// Reference rows are included.
+	// The selection includes the reference rows.
 	got, notes, err := selectRows([]string{"fresh"}, "--kernel-cache")
 	if err != nil || !slices.Equal(names(got), []string{"none", "none-fresh", "fresh"}) || len(notes) > 0 {
 		t.Errorf("fresh: %v %v %v", names(got), notes, err)
 	}
-	// A sluice without the kernel's cache is measured without it.
+	// For a sluice without --kernel-cache, the row kernel is left out, and the row user does
+	// not use the flag.
 	got, notes, err = selectRows([]string{"kernel", "user"}, "--cache-size")
 	if err != nil || !slices.Equal(names(got), []string{"none", "user"}) || len(notes) != 1 || len(got[1].args) > 0 {
 		t.Errorf("kernel, user: %+v %v %v", got, notes, err)
@@ -147,7 +148,7 @@ func TestCheckAims(t *testing.T) {
 		}
 	}
 	add("none", "tcp-16", connections, 100, 200, 100)
-	add("kernel", "tcp-16", connections, 98, 190, 99) // 0.98, 0.95, 0.99
+	add("kernel", "tcp-16", connections, 98, 190, 99) // ratios 0.98, 0.95, 0.99
 	add("accept", "tcp-64", agentPerCPU, 40, 40, 40)
 	add("user", "tcp-64", agentPerCPU, 21, 22, 19)
 	add("user", "churn", dropped, 0, 1, 0)
@@ -177,7 +178,7 @@ func TestProgress(t *testing.T) {
 	if !strings.Contains(out.String(), "  0%, 1m40s left: 10/1/1: first") {
 		t.Errorf("%q", out.String())
 	}
-	p.step(time.Second, "second") // half of the expected time is done, and took as long as expected
+	p.step(time.Second, "second") // the first step was half of the expected time, and took as long as expected
 	if !strings.Contains(out.String(), " 50%, 50s left: 10/1/1: second") {
 		t.Errorf("%q", out.String())
 	}

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usage is the state of the resource counters at one moment. The difference between two is
-// the cost of a load.
+// usage is the state of the resource counters at one moment. The cost of a load is the
+// difference between the states before and after it.
 type usage struct {
-	agent   time.Duration // CPU of the agent's process
-	machine time.Duration // CPU of the whole machine
-	queued  uint64        // packets that were ever put into a queue
+	agent   time.Duration // CPU time of the agent's process
+	machine time.Duration // CPU time of the whole machine
+	queued  uint64        // packets that the kernel has put into a queue
 	dropped uint64        // packets that found the queue full, or that could not be delivered to a process
 }
 
@@ -30,7 +30,7 @@ func (s *contender) usage() (u usage, err error) {
 		return u, err
 	}
 	err = s.node.Do(func() (err error) {
-		// thread-self: the namespace belongs to the thread.
+		// Use thread-self, because only this thread is in the node's namespace.
 		text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 		if err != nil {
 			return fmt.Errorf("read the queues' counters: %w", err)
@@ -45,7 +45,7 @@ func (s *contender) usage() (u usage, err error) {
 // process's CPU clock, which counts in nanoseconds. /proc/PID/stat counts in hundredths of a
 // second, which is too coarse for a short load.
 func cpuOf(pid int) (time.Duration, error) {
-	const scheduled = 2 // CPUCLOCK_SCHED (posix-timers_types.h): the time for which it ran
+	const scheduled = 2 // CPUCLOCK_SCHED (posix-timers_types.h): the time for which the process ran
 	var ts unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|scheduled), &ts); err != nil {
 		return 0, fmt.Errorf("read the CPU time of process %d: %w", pid, err)
@@ -53,8 +53,8 @@ func cpuOf(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// cpuOfAll returns the time for which the machine's CPUs were not idle, in hundredths of a
-// second (proc_stat(5)).
+// cpuOfAll returns the time for which the machine's CPUs were not idle. Its resolution is a
+// hundredth of a second (proc_stat(5)).
 func cpuOfAll() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -66,9 +66,8 @@ func cpuOfAll() (time.Duration, error) {
 func busy(stat string) time.Duration {
 	line, _, _ := strings.Cut(stat, "\n")
 	var ticks int64
-	// The fields are cpu, user, nice, system, idle, iowait, irq, softirq, steal. Idle,
-	// iowait and steal are not work of this machine: steal is the time that a hypervisor
-	// took away.
+	// The fields are cpu, user, nice, system, idle, iowait, irq, softirq, steal. Leave out
+	// idle, iowait and steal, which is the time that a hypervisor took away.
 	for i, f := range strings.Fields(line) {
 		if n, err := strconv.ParseInt(f, 10, 64); err == nil && i >= 1 && i <= 7 && i != 4 && i != 5 {
 			ticks += n
@@ -77,8 +76,10 @@ func busy(stat string) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// queues sums up /proc/net/netfilter/nfnetlink_queue: queue, port, waiting, copy mode, copy
-// range, dropped by the queue, dropped by the socket, last id, 1.
+// queues sums up the queued and dropped packets of all queues. text is the content of
+// /proc/net/netfilter/nfnetlink_queue, with a line for each queue. The fields of a line are
+// queue, port, waiting, copy mode, copy range, dropped by the queue, dropped by the socket,
+// last id, 1.
 func queues(text string) (queued, dropped uint64) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)

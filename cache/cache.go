@@ -38,7 +38,7 @@ type Stats struct {
 type Flows struct {
 	lru        *simplelru.LRU[filter.Key, *flow]
 	seed       maphash.Seed
-	doorkeeper []doorkeeperSet // by hash: flows decided recently
+	doorkeeper []doorkeeperSet // flows that were decided recently, by hash
 
 	hits, misses, stale atomic.Uint64
 	size                atomic.Int64
@@ -49,7 +49,7 @@ type flow struct {
 	verdict filter.Verdict
 	ends    Ends
 	// snapshot is the number of the last snapshot by which the verdict was found valid.
-	// While that one is in force, a hit looks up no endpoint, which halves its cost.
+	// While that snapshot is in force, a hit looks up no endpoint, which halves its cost.
 	snapshot uint64
 }
 
@@ -58,7 +58,7 @@ type flow struct {
 // with 4,000 flows, one in eight had such a collision.
 type doorkeeperSet [16]uint32
 
-// Ends are the epochs of both ends of a flow: 0 without an endpoint.
+// Ends are the epochs of both ends of a flow. An end without an endpoint has the epoch 0.
 type Ends struct{ Src, Dst uint64 }
 
 // NewFlows returns a cache for up to size flows; 0 or less disables it.
@@ -68,10 +68,10 @@ func NewFlows(size int) *Flows {
 	}
 	lru, err := simplelru.NewLRU[filter.Key, *flow](size, nil)
 	if err != nil {
-		return &Flows{} // it fails only for sizes that are not positive
+		return &Flows{} // NewLRU fails only for sizes that are not positive
 	}
 	sets := 1
-	for sets*len(doorkeeperSet{}) < 2*size { // half full, few sets overflow
+	for sets*len(doorkeeperSet{}) < 2*size { // at most half full, so that few sets overflow
 		sets *= 2
 	}
 	return &Flows{lru: lru, seed: maphash.MakeSeed(), doorkeeper: make([]doorkeeperSet, sets)}
@@ -118,11 +118,11 @@ func (f *Flows) remember(k *filter.Key, now flow) {
 }
 
 // seen reports whether the doorkeeper has the flow, and adds it if not. A full set drops
-// its oldest flow. About once in a hundred million times, seen takes one flow for another,
-// which is then inserted early.
+// its oldest flow. About once in a hundred million times, seen mistakes a flow for another,
+// so that the flow is inserted when it is decided for the first time.
 func (f *Flows) seen(k *filter.Key) bool {
 	h := maphash.Comparable(f.seed, *k)
-	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // never 0, which marks a free entry
+	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // a tag is never 0, because 0 marks a free entry
 	for _, t := range set {
 		if t == tag {
 			return true

@@ -17,7 +17,7 @@ import (
 
 const chartDir = "helm/sluice"
 
-// release has the built-in values of the release for which the chart is rendered.
+// release has the values that Helm provides as .Release.
 var release = map[string]any{"Name": "sluice", "Namespace": "kube-system", "Service": "Helm"}
 
 // fullValues sets every value to something other than its default.
@@ -67,7 +67,7 @@ func render(t *testing.T, files ...string) []byte {
 	return out.Bytes()
 }
 
-// functions returns the functions of Helm that the chart uses.
+// functions returns those template functions of Helm that the chart uses.
 func functions(all *template.Template) template.FuncMap {
 	return template.FuncMap{
 		"include": func(name string, data any) (string, error) {
@@ -105,7 +105,8 @@ func functions(all *template.Template) template.FuncMap {
 	}
 }
 
-// merge merges the values of over into into, as Helm does: maps are merged, other values replaced.
+// merge merges the values of over into the map into, as Helm does: maps are merged, and other values
+// are replaced.
 func merge(into, over map[string]any) {
 	for key, v := range over {
 		nested, isMap := v.(map[string]any)
@@ -149,7 +150,7 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 	t.Helper()
 	properties, ok := schema["properties"].(map[string]any)
 	if !ok {
-		return // any keys are allowed
+		return // the schema allows any keys here
 	}
 	if schema["additionalProperties"] != false {
 		t.Errorf("the schema of %q accepts misspelt values", path)
@@ -161,7 +162,7 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 	}
 	for key, p := range properties {
 		if path == "" && key == "global" {
-			continue // belongs to Helm
+			continue // the key belongs to Helm
 		}
 		if _, ok := values[key]; !ok {
 			t.Errorf("%s.%s has a schema but no value", path, key)
@@ -175,7 +176,7 @@ func sameKeys(t *testing.T, path string, schema, values, full map[string]any) {
 	}
 }
 
-// The rendered chart equals the golden files, so that a review shows every change of it.
+// The rendered chart equals the golden files. So a review shows every change of the rendered chart.
 func TestChartGolden(t *testing.T) {
 	golden(t, "testdata/chart-default.yaml", render(t))
 	golden(t, "testdata/chart-full.yaml", render(t, fullValues))

@@ -44,7 +44,7 @@ func golden(t *testing.T, path string, got []byte) {
 	}
 }
 
-// objects are the decoded objects of a set of manifests.
+// objects has the decoded objects of a set of manifests.
 type objects struct {
 	account   corev1.ServiceAccount
 	role      rbacv1.ClusterRole
@@ -52,8 +52,8 @@ type objects struct {
 	daemonSet appsv1.DaemonSet
 }
 
-// read decodes manifests into the types of the API. It fails the test if a type has no such field,
-// or if a kind is missing, unknown or repeated.
+// read decodes manifests into the types of the API. It fails the test if a manifest has an unknown
+// field, or if a kind is missing, unknown or repeated.
 func read(t *testing.T, text []byte) *objects {
 	t.Helper()
 	o := &objects{}
@@ -75,7 +75,7 @@ func read(t *testing.T, text []byte) *objects {
 			t.Fatalf("%v in\n%s", err, document)
 		}
 		if kind.Kind == "" {
-			continue // only comments
+			continue // the document has only comments
 		}
 		name := kind.APIVersion + " " + kind.Kind
 		target := into[name]
@@ -93,7 +93,8 @@ func read(t *testing.T, text []byte) *objects {
 	return o
 }
 
-// base returns the files that the kustomization names. It fails the test if there are others.
+// base returns the text of the files that the kustomization names. It fails the test if there are
+// further files.
 func base(t *testing.T) []byte {
 	t.Helper()
 	var k struct {
@@ -240,7 +241,7 @@ func TestPodIsConfined(t *testing.T) {
 	})
 }
 
-// The kubelet's probes use the socket and the address on which the agent answers.
+// The kubelet's probes use the socket and the address on which the agent listens.
 func TestProbesReachTheAgent(t *testing.T) {
 	eachRendering(t, func(t *testing.T, o *objects) {
 		c := o.daemonSet.Spec.Template.Spec.Containers[0]
@@ -290,8 +291,8 @@ func tool(t *testing.T, name string, args ...string) ([]byte, error) {
 	return out, err
 }
 
-// helmArgs returns the arguments with which Helm renders the chart as the tests do. Without
-// --kube-version, a Helm that was built from its module assumes a very old cluster.
+// helmArgs returns arguments for Helm to render the chart as the tests do. Without --kube-version, a
+// Helm that was built from its module assumes a very old cluster.
 func helmArgs(more ...string) []string {
 	return append([]string{"template", "sluice", chartDir, "--namespace", "kube-system", "--kube-version", "1.33.0"}, more...)
 }

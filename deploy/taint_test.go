@@ -81,7 +81,8 @@ func apply(t *testing.T, document []byte, text string) []byte {
 	return append(to, '\n')
 }
 
-// startupTaint returns the key of the taint that the agents are told to remove; empty if none.
+// startupTaint returns the key of the taint that the manifests tell agents to remove, or an empty
+// string.
 func (o *objects) startupTaint() string {
 	for _, a := range o.daemonSet.Spec.Template.Spec.Containers[0].Args {
 		if key, ok := strings.CutPrefix(a, "--startup-taint="); ok {
@@ -91,8 +92,8 @@ func (o *objects) startupTaint() string {
 	return ""
 }
 
-// The startup taint is optional. Agents tolerate the taint that they remove: otherwise none could
-// start to remove it.
+// The startup taint is optional. Agents must tolerate the taint that they remove: otherwise no agent
+// could start and remove it.
 func TestStartupTaintIsTolerated(t *testing.T) {
 	for name, tt := range map[string]struct {
 		text []byte

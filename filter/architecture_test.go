@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// ARCHITECTURE.md lists every package of the module, and no directory that does not exist.
+// ARCHITECTURE.md lists every package of the module, and only directories that exist.
 func TestArchitectureListsThePackages(t *testing.T) {
 	text, err := os.ReadFile("../ARCHITECTURE.md")
 	if err != nil {
@@ -39,7 +39,7 @@ func TestArchitectureListsThePackages(t *testing.T) {
 // directories returns the paths in a tree: a line begins with one or more directories, which
 // are below the last line with less indentation.
 func directories(tree string) (paths []string) {
-	var parents []string // by depth, with two spaces for each level
+	var parents []string // the directories above a line, by depth; two spaces for each level
 	for line := range strings.Lines(tree) {
 		depth := (len(line) - len(strings.TrimLeft(line, " "))) / 2
 		if depth > len(parents) {

@@ -2,9 +2,9 @@
 // [Verdict] about it.
 //
 // A packet passes these packages: iptables keeps the rules that send it to a queue, queue
-// reads it, engine evaluates it, packet decodes its bytes into a Key, and policy decides
-// the Key. This package, packet and policy are pure: they know neither a cluster nor a
-// kernel, have no clock and do no I/O.
+// reads it, engine evaluates it, packet decodes its bytes into a Key, and policy returns
+// the verdict about the Key. This package, packet and policy are pure: they use neither
+// the API server nor the kernel, have no clock and do no I/O.
 package filter
 
 import (
@@ -42,8 +42,8 @@ func (p Protocol) String() string {
 	return strconv.Itoa(int(p))
 }
 
-// ParseProtocol returns the protocol of the given name, in upper or lower case, and whether
-// there is one.
+// ParseProtocol returns the protocol with the given name, in upper or lower case. It
+// returns false if no protocol has this name.
 func ParseProtocol(text string) (Protocol, bool) {
 	for _, p := range [...]Protocol{TCP, UDP, SCTP, ICMP, ICMPv6} {
 		if strings.EqualFold(text, p.String()) {
@@ -70,8 +70,8 @@ const (
 	Portless
 	// Ported means that the destination port was decoded.
 	Ported
-	// Any is not the state of a packet: a key with Any is for all packets between its
-	// addresses.
+	// Any marks the key of a pair of addresses, which covers all packets between them. No
+	// packet has this state.
 	Any
 )
 
@@ -91,8 +91,8 @@ func (t Transport) String() string {
 // Key is all that a verdict depends on, as decoded from a packet after Service translation
 // of the destination and before masquerading of the source.
 //
-// The source port is not part of it. No NetworkPolicy can match it, and it differs in each
-// new connection, so that no connection would hit the flow cache.
+// The source port is not part of a Key. No NetworkPolicy can match it, and since it differs
+// in each new connection, no new connection would hit the flow cache.
 //
 // Addresses are 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2), so that both
 // families share one code path and the struct hashes as plain bytes: as a map key,
@@ -130,8 +130,8 @@ func (k Key) Reverse(srcPort uint16) Key {
 	return k
 }
 
-// Pair returns the key for all packets between the two addresses. The verdict about it
-// depends only on the addresses: if it is allowed, every packet between them is.
+// Pair returns the key for all packets between the two addresses. The verdict about this key
+// depends only on the addresses: if it is Allow, every packet between them is allowed.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
 
 // String returns the key as in logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".

@@ -45,7 +45,7 @@ func TestPair(t *testing.T) {
 	}
 }
 
-// A key that was never decoded is opaque, and a verdict that was never given denies.
+// The zero Key is opaque, and the zero Verdict denies.
 func TestZeroValuesAllowNothing(t *testing.T) {
 	var k filter.Key
 	if k.Transport != filter.Opaque {
@@ -70,7 +70,7 @@ func TestSideAllows(t *testing.T) {
 	}
 }
 
-// Each reason has a name of its own, by which logs and metrics distinguish it.
+// Each reason has a different name, because logs and metrics show only the name.
 func TestReasonsHaveNames(t *testing.T) {
 	seen := map[string]filter.Reason{}
 	r := filter.NoReason

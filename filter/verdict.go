@@ -52,7 +52,8 @@ type Reason uint8
 const (
 	// NoReason is the zero value, which no decision returns.
 	NoReason Reason = iota
-	// NotIsolated: no policy selects either end in the direction that matters.
+	// NotIsolated: no policy isolates the source in egress, and none isolates the destination
+	// in ingress.
 	NotIsolated
 	// RuleAllows: every isolated end has a rule that allows the flow.
 	RuleAllows
@@ -69,8 +70,8 @@ const (
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
-	// PodNotKnown: one end should be a pod, and did not become known in time. The fail
-	// mode decides.
+	// PodNotKnown: one end should be a pod, but the pod did not become known in time, so
+	// the fail mode decided.
 	PodNotKnown
 	// MidStream: the packet does not begin a connection, and policies deny the
 	// opposite direction, in which the connection may have begun.
@@ -187,8 +188,8 @@ type Side struct {
 	// Isolation is nil if no policy isolates the pod in this direction, or if a policy of
 	// an earlier tier has decided.
 	Isolation *Isolation
-	// Rule is the rule that decided; nil if none did. If several rules of NetworkPolicies
-	// allow, it is one of them. A rule of the last tier that passes allows the flow.
+	// Rule is the rule that decided; nil if no rule did. If several rules of
+	// NetworkPolicies allow the flow, Rule is one of them.
 	Rule *Rule
 	// Passed is the rule of the Admin tier that left the flow to the next tiers; nil if
 	// there is none.
@@ -210,7 +211,7 @@ type Verdict struct {
 	Action          Action
 	Reason          Reason
 	// Pair is set if all packets between the two addresses get this action, for any
-	// protocol and port, though not always for this reason. It may be false even if
-	// that holds.
+	// protocol and port, though not always for this reason. Such a pair is not always
+	// recognized, so Pair may also be false.
 	Pair bool
 }

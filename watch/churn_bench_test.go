@@ -19,9 +19,9 @@ import (
 )
 
 // BenchmarkBesideChurn measures the time until a change of one tenant's policy is in force,
-// while other tenants' policies change three times a second: one of 80 KiB, one of the
-// largest size that an API server stores, or four of that size from two tenants. Each case
-// takes 100 measurements, regardless of -benchtime.
+// while large policies of other tenants change three times a second: one policy of 80 KiB,
+// one of the largest size that an API server stores, or four of that size from two tenants.
+// Each case takes 100 measurements, regardless of -benchtime.
 func BenchmarkBesideChurn(b *testing.B) {
 	for _, recipe := range worstcase.Known() {
 		for _, c := range []struct {
@@ -34,7 +34,7 @@ func BenchmarkBesideChurn(b *testing.B) {
 				for i := range 2 * c.policies {
 					p := recipe.OfSize(fmt.Sprint("churn-", i%c.policies), c.size-20000*(i/c.policies))
 					p.Namespace = []string{worstcase.Namespace, "ns-1"}[i%2*(c.policies/4)]
-					e := netpol.Encode(p) // not on the goroutine of the Controller, as in a source
+					e := netpol.Encode(p) // encoded in advance: a source does not encode on the Controller's goroutine
 					list = append(list, func(w *policy.Store) { w.SetEncoded(e) })
 				}
 				besideChurn(b, recipe.Pods(), time.Second/3/time.Duration(c.policies), list)

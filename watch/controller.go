@@ -63,7 +63,7 @@ type Controller struct {
 	pub            *policy.Published
 	log            *slog.Logger
 	stages         []Stage
-	first          chan Change  // returned by First
+	first          chan Change  // the channel that First returns
 	attached       chan []Stage // stages from Attach
 	ready          chan struct{}
 	isReady        bool
@@ -166,7 +166,7 @@ func (c *Controller) Run(ctx context.Context, sources ...Source) error {
 }
 
 func (c *Controller) loop(ctx context.Context, updates <-chan message, sources []Source) error {
-	heard := make([]bool, len(sources)) // by source: it has sent an update
+	heard := make([]bool, len(sources)) // by source: whether it has sent an update
 	always := make(chan struct{})
 	close(always)
 	for {
@@ -177,7 +177,7 @@ func (c *Controller) loop(ctx context.Context, updates <-chan message, sources [
 		if c.hasWork {
 			work = always
 		}
-		var changed []bool // by source: it has sent an update of this batch
+		var changed []bool // by source: whether it has sent an update of this batch
 		select {
 		case <-ctx.Done():
 			return nil
@@ -227,7 +227,7 @@ func (c *Controller) prepare(ctx context.Context) {
 	}
 }
 
-// work does one slice of the work on large policies, and commits if the store needs it.
+// work does one slice of the work on large policies, and commits if Store.Work requires it.
 func (c *Controller) work(ctx context.Context) error {
 	began := time.Now()
 	again, commit := c.store.Work(func() bool { return time.Since(began) < workSlice })

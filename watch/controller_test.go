@@ -141,7 +141,7 @@ func TestControllerEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// Nothing is published before every source has delivered its state, because a part of it
+// Nothing is published before every source has delivered its state, because a part of the state
 // could allow what the rest denies.
 func TestControllerWaitsForEverySource(t *testing.T) {
 	var pub policy.Published
@@ -214,8 +214,8 @@ func TestControllerSynchronizesBeforeLaterStages(t *testing.T) {
 	await(t, calls)
 }
 
-// A stuck worker does not delay a new policy for the other workers. When it continues, the
-// change is applied again, which corrects the effects of its old snapshot.
+// A stuck worker does not delay a new policy for the other workers. When the worker continues,
+// the change is applied again, to correct the effects of the worker's old snapshot.
 func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pub policy.Published
@@ -227,7 +227,7 @@ func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 		await(t, calls)
 		reader.Enter()
 		in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-		for range 2 { // stuck, and still stuck
+		for range 2 { // applied when the worker is found stuck, and again while it is still stuck
 			if p := await(t, calls); len(p.changes) != 1 {
 				t.Fatalf("changes %v, want the address of a", p.changes)
 			}
@@ -310,7 +310,7 @@ func TestControllerFollowsManifests(t *testing.T) {
 	}
 }
 
-// Two live pods with the same address are reported while they have it, and logged once.
+// Two live pods with the same address are reported while both have it, and logged once.
 func TestControllerReportsClashes(t *testing.T) {
 	var pub policy.Published
 	var log bytes.Buffer

@@ -23,7 +23,7 @@ type drafted struct {
 	t     *testing.T
 	in    feed
 	calls chan published
-	steps chan chan struct{} // receives a channel at each step of the preparation; closing that continues the step
+	steps chan chan struct{} // receives a channel at each step of the preparation; closing that channel continues the step
 	last  *policy.Snapshot
 }
 
@@ -65,7 +65,7 @@ func (d *drafted) update(u watch.Update) {
 		select {
 		case d.in <- u:
 			return
-		case p := <-d.calls: // the Controller takes no update until this is received
+		case p := <-d.calls: // the Controller takes no update until the test receives its publication
 			d.last = p.snapshot
 		case <-time.After(waitTimeout):
 			d.t.Fatal("the Controller does not take the update")
@@ -99,7 +99,7 @@ func (d *drafted) until(pod int, port uint16, allowed bool) {
 }
 
 // step waits until a large policy reaches the next step of its preparation. Closing the
-// returned channel continues it.
+// returned channel continues the preparation.
 func (d *drafted) step() chan struct{} {
 	d.t.Helper()
 	for {
@@ -139,7 +139,7 @@ func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkP
 func TestControllerGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 	d := newDrafted(t)
 	d.set(onPort("large", 0, 80, true))
-	for range 2 { // reading, and then compiling
+	for range 2 { // two steps: reading, then compiling
 		step := d.step()
 		for port := uint16(100); port < 103; port++ {
 			d.set(onPort("small", 1, int32(port), false))
@@ -159,8 +159,8 @@ func TestControllerGoesOnWhileALargePolicyIsCompiled(t *testing.T) {
 	}
 }
 
-// Of several versions of a policy, large or small, the last one comes into force, and no
-// older one after it.
+// Of several versions of a policy, large or small, the last one comes into force, and no older
+// version comes into force after it.
 func TestControllerKeepsTheOrderOfVersions(t *testing.T) {
 	for _, last := range []bool{false, true} {
 		d := newDrafted(t)
@@ -173,7 +173,7 @@ func TestControllerKeepsTheOrderOfVersions(t *testing.T) {
 			d.until(0, 80, false)
 		}
 		close(step)
-		d.release(onPort("behind", 1, 80, true)) // set later, and for another pod
+		d.release(onPort("behind", 1, 80, true)) // a policy that is set later, for another pod
 		d.until(0, 80, false)
 		d.until(0, 81, false)
 		if !d.allows(0, 82) {
@@ -211,8 +211,8 @@ func TestControllerDeletesAPolicyBeingCompiled(t *testing.T) {
 	}
 }
 
-// release sets a large policy and continues all steps until the policy is in force. By
-// then, everything that was set before is in force too.
+// release sets a large policy and continues all steps until the policy is in force. By then,
+// all policies that were set before are in force too.
 func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 	d.t.Helper()
 	var pod int
@@ -233,7 +233,7 @@ func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 }
 
 // The policies of different namespaces are compiled in turns, so that a namespace with many
-// does not delay another one.
+// policies does not delay another namespace.
 func TestControllerCompilesInTurns(t *testing.T) {
 	d := newDrafted(t)
 	for i := range 20 {
@@ -259,7 +259,7 @@ func TestControllerCompilesInTurns(t *testing.T) {
 			t.Fatal("the large policy does not come into force")
 		}
 	}
-	if steps > 8 { // each policy takes two
+	if steps > 8 { // each policy takes two steps
 		t.Errorf("the only policy of a namespace waited for %d steps", steps)
 	}
 }

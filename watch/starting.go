@@ -14,10 +14,10 @@ type Starting struct{ Pods *policy.StartingPods }
 // String names the source.
 func (Starting) String() string { return "pods that start" }
 
-// Run updates the store, and again after each change of the addresses, until ctx ends.
+// Run updates the store at once, and after each change of the addresses, until ctx ends.
 func (s Starting) Run(ctx context.Context, update func(Update)) error {
 	for {
-		changed := s.Pods.Changed() // taken before the update reads the addresses, so that no change is missed
+		changed := s.Pods.Changed() // get the channel before the update reads the addresses, so that no change is missed
 		update((*policy.Store).RenewStartingPods)
 		select {
 		case <-ctx.Done():

@@ -1,6 +1,6 @@
 // Command skips reads the output of go test -json and prints what go test prints without
-// -json: a line for each package, and the output of failing tests. It appends to FILE the
-// reason why each skipped test was skipped, which go test does not print, one per line.
+// -json: a line for each package, and the output of failing tests. For each skipped test, it
+// appends a line with the reason to FILE, because go test does not print the reason.
 //
 //	go test -json ./... | skips FILE
 package main
@@ -20,7 +20,7 @@ type event struct {
 	Action, Package, Test, Output string
 }
 
-// test identifies a test, or with an empty name a package.
+// test identifies a test or, if the name is empty, a package.
 type test struct{ pkg, name string }
 
 func main() {
@@ -35,13 +35,13 @@ func main() {
 }
 
 // run converts the events of in to text on out, and appends the reasons of skips to a file. A failed
-// test is not an error here: the exit status of go test reports it.
+// test is not an error of run: the exit status of go test reports it.
 func run(in io.Reader, out io.Writer, reasons string) error {
 	f, err := os.OpenFile(reasons, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("record the skipped tests: %w", err)
 	}
-	output := make(map[test]string) // of tests that have not ended yet
+	output := make(map[test]string) // output of the tests that have not ended yet
 	events := json.NewDecoder(in)
 	for {
 		var e event
@@ -74,8 +74,8 @@ func run(in io.Reader, out io.Writer, reasons string) error {
 	return errors.Join(err, f.Close())
 }
 
-// take removes and returns the output of a test. For a package, it does so for all of its tests that
-// have not ended, as after a panic.
+// take removes and returns the output of a test. For a package, it removes and returns the output of
+// all tests of the package that have not ended, as after a panic.
 func take(output map[test]string, at test) string {
 	text := output[at]
 	delete(output, at)

@@ -3,10 +3,10 @@
 // rules.
 //
 // The rules are as fast as this form allows. Only the pods of one node have chains. The
-// first rule accepts established connections. A selector is one set, however many rules use
-// it. A pod's chain has the rules of all its policies, so that no packet jumps from policy
-// to policy. The remaining cost is inherent: a packet passes the list of isolated pods and
-// then the list of its pod's rules.
+// first rule accepts established connections. Rules with the same selector share one set. A
+// pod's chain has the rules of all its policies, so that no packet jumps from policy to
+// policy. The remaining cost is inherent: a packet passes the list of isolated pods and then
+// the list of its pod's rules.
 //
 // The package supports only IPv4. It leaves out cases that benchmarks do not have: pods of
 // the host's network, and SCTP if the kernel lacks its match.
@@ -37,31 +37,31 @@ type Cluster struct {
 // Set is an IP set.
 type Set struct {
 	Name    string
-	Kind    string // of ipset: hash:ip, hash:net or hash:ip,port
+	Kind    string // type of the set in ipset: hash:ip, hash:net or hash:ip,port
 	Members []Member
 }
 
 // Member is an element of a set.
 type Member struct {
 	Net    netip.Prefix
-	Except bool            // of hash:net: an exception to a larger range of the set
-	Proto  filter.Protocol // of hash:ip,port
-	Port   uint16          // of hash:ip,port
+	Except bool            // for hash:net: an exception to a larger range of the set
+	Proto  filter.Protocol // only for hash:ip,port
+	Port   uint16          // only for hash:ip,port
 }
 
 // Rule is a rule of a chain. A zero field matches everything.
 type Rule struct {
 	Established bool       // the connection is established or related to one
-	Src, Dst    netip.Addr // of the packet
+	Src, Dst    netip.Addr // addresses of the packet
 	Set         string
 	Side        filter.Direction // Ingress: the set holds the source; Egress: the destination
 	Proto       filter.Protocol
-	First, Last uint16 // destination ports, if Last is not 0
+	First, Last uint16 // range of destination ports; all if Last is 0
 	Target      string // Return, Drop, or a chain
 }
 
-// Targets of rules other than chains. A pod's chain returns the packets that it allows, so
-// that they pass the chain of the other end, too.
+// Targets of rules, besides the chains. A pod's chain returns the packets that it allows, so
+// that they also go through the chain of the pod at the other end.
 const (
 	Return = "RETURN"
 	Drop   = "DROP"
@@ -73,12 +73,12 @@ const Root = "HAND"
 // Rules are the sets and chains for the pods of one node.
 type Rules struct {
 	Sets   []Set
-	Chains []string // in order, Root first
+	Chains []string // names of the chains, Root first
 	In     map[string][]Rule
 }
 
-// Baseline returns the rules of a node without an agent that tracks connections: one rule
-// that matches the connection's state. Most firewalls begin with this rule.
+// Baseline returns the rules of a node that tracks connections but has no agent: only one
+// rule, which matches the connection's state. Most firewalls begin with this rule.
 func Baseline() *Rules {
 	return &Rules{Chains: []string{Root}, In: map[string][]Rule{Root: {{Established: true, Target: Return}}}}
 }
@@ -124,7 +124,7 @@ func (w *writer) pod(p *policy.Pod) {
 			}
 			isolated = true
 			if o.Subject.Malformed {
-				continue // none of its rules applies
+				continue // no rule of a malformed policy applies
 			}
 			for i := range o.Rules[d] {
 				rules = append(rules, w.rule(o.Subject.Namespace, p, d, &o.Rules[d][i])...)
@@ -153,7 +153,7 @@ func selects(s *policy.Subject, p *policy.Pod) bool {
 // rule returns the rules for a policy's rule: one for each combination of peer and port.
 func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *policy.Rule) (rules []Rule) {
 	from := make([]Rule, 0, len(r.Peers))
-	var pods [][]*policy.Pod // of each peer, to look up named ports
+	var pods [][]*policy.Pod // the pods of each peer, to look up named ports
 	for i := range r.Peers {
 		set, matched := w.peer(namespace, &r.Peers[i])
 		if set != "" { // an IPv6 range contains no IPv4 address
@@ -174,7 +174,7 @@ func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *po
 	return rules
 }
 
-// port returns r restricted to a port; without rules if the port does not exist.
+// port returns r restricted to a port. If the port does not exist, it returns no rule.
 func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.PortRange, peers []*policy.Pod) []Rule {
 	r.Proto = port.Protocol
 	switch {
@@ -192,7 +192,7 @@ func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.Por
 		r.Last = r.First
 		return []Rule{r}
 	}
-	// The name may mean another number at each destination.
+	// The name may mean a different number for each destination.
 	s := Set{Kind: "hash:ip,port"}
 	for _, peer := range peers {
 		if n, a := named(peer, port.Name, r.Proto), address(peer); n != 0 && a.IsValid() {
@@ -203,7 +203,8 @@ func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.Por
 	return []Rule{r}
 }
 
-// named returns the number of a pod's port with a name, or 0 if the pod has no such port.
+// named returns the number of the pod's port with the given name, or 0 if the pod has no such
+// port.
 func named(p *policy.Pod, name string, proto filter.Protocol) uint16 {
 	for _, port := range p.Ports {
 		if port.Name == name && port.Protocol == proto {
@@ -213,8 +214,8 @@ func named(p *policy.Pod, name string, proto filter.Protocol) uint16 {
 	return 0
 }
 
-// peer returns the name of the set of a peer's addresses, and the pods of the peer. The
-// name is empty if the peer is malformed or an IPv6 range.
+// peer returns the name of the set with a peer's addresses, and the peer's pods. The name is
+// empty if the peer is malformed or an IPv6 range.
 func (w *writer) peer(namespace string, peer *policy.Peer) (name string, pods []*policy.Pod) {
 	switch {
 	case peer.Malformed != "":
@@ -270,7 +271,7 @@ func block(b *policy.Block) (s Set) {
 	return s
 }
 
-// within returns the pods whose addresses are in a set.
+// within returns the pods that have an address in s.
 func (w *writer) within(s Set) (pods []*policy.Pod) {
 	for _, p := range w.Pods {
 		if a := address(p); a.IsValid() && s.Has(a, 0, 0) {
@@ -280,9 +281,9 @@ func (w *writer) within(s Set) (pods []*policy.Pod) {
 	return pods
 }
 
-// Has reports whether an address is in the set; for hash:ip,port, whether an address and
-// port are. The smallest range that contains the address decides, and must not be an
-// exception.
+// Has reports whether an address is in the set, or for hash:ip,port, whether the address and
+// the port are. If several ranges contain the address, the smallest one decides: the address
+// is in the set unless this range is an exception.
 func (s Set) Has(a netip.Addr, proto filter.Protocol, port uint16) bool {
 	bits, in := -1, false
 	for _, m := range s.Members {
@@ -293,7 +294,7 @@ func (s Set) Has(a netip.Addr, proto filter.Protocol, port uint16) bool {
 	return in
 }
 
-// set returns the name of the set that a key describes, and adds s if there is none yet.
+// set returns the name of the set with the given key. If there is none yet, it adds s.
 func (w *writer) set(key string, s Set) string {
 	if name, ok := w.sets[key]; ok {
 		return name
@@ -350,8 +351,8 @@ func (r *Rules) RulesText() string {
 	return b.String()
 }
 
-// text returns the rule as arguments of iptables, without the chain. kind is the kind of
-// its set.
+// text returns the rule as arguments of iptables, without the chain. kind is the Kind of the
+// rule's set.
 func (r Rule) text(kind string) string {
 	var b strings.Builder
 	if r.Established {

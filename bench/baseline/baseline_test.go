@@ -99,7 +99,7 @@ func TestSameVerdicts(t *testing.T) {
 			seen[v.Action]++
 			// A pod's packet to itself does not leave the pod.
 			if dropped := walk(rules, baseline.Root, k); dropped != (v.Action == filter.Deny) && k.Src != k.Dst {
-				t.Fatalf("%+v: %s: Sluice says %s (%s), by hand it is dropped: %v", o, k, v.Action, v.Reason, dropped)
+				t.Fatalf("%+v: %s: Sluice decides %s (%s); dropped by the rules: %v", o, k, v.Action, v.Reason, dropped)
 			}
 		}
 		if seen[filter.Allow] < 200 || seen[filter.Deny] < 200 {

@@ -22,9 +22,9 @@ const nodeName = "node-1"
 type host struct {
 	name      string // "namespace/name" of a pod
 	labels    map[string]string
-	ports     []uint16          // each served by TCP and UDP
+	ports     []uint16          // each served over TCP and UDP
 	portName  map[uint16]string // the pod's names for its TCP ports
-	addrs     []netip.Addr      // of an outside host
+	addrs     []netip.Addr      // addresses, only of an outside host
 	*lab.Host                   // set when the lab is built
 }
 
@@ -33,7 +33,7 @@ func (h *host) isPod() bool { return strings.Contains(h.name, "/") }
 // isOutside reports whether the host is outside the cluster.
 func (h *host) isOutside() bool { return !h.isPod() && h.name != nodeName }
 
-// serverPort is a port that a host serves with TCP and UDP.
+// serverPort is a port that a host serves over TCP and UDP.
 type serverPort struct {
 	host *host
 	port uint16
@@ -75,7 +75,7 @@ func build() (*cluster, error) {
 	}}
 	for _, h := range c.hosts {
 		if err := c.start(h); err != nil {
-			_ = l.Close() // the first error is reported
+			_ = l.Close() // only the first error is reported
 			return nil, err
 		}
 	}

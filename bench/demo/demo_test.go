@@ -20,7 +20,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// TestMain lets the test binary act as an agent: with the arguments of `sluice run`, it
+// TestMain lets the test binary act as a fake agent: with the arguments of `sluice run`, it
 // logs the events of an agent but enforces nothing.
 func TestMain(m *testing.M) {
 	if i := slices.Index(os.Args, "--manifests"); i > 0 && os.Args[1] == "run" {
@@ -98,7 +98,7 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 		"default/web  yes     yes     yes     TCP a   no a    yes     yes     yes     yes\n",
 		"a  ingress-denied: no rule of default/access-demo1 or default/access-demo2 allows it\n",
 		"a  egress-denied: no rule of default/to-partner allows it\n",
-		" INFO  verdict event=verdict verdict=deny reason=ingress-denied src=", // from --verbose
+		" INFO  verdict event=verdict verdict=deny reason=ingress-denied src=", // a line that --verbose adds
 	} {
 		if !strings.Contains(stdout.String(), want) {
 			t.Errorf("%q is not in the output", want)
@@ -168,7 +168,7 @@ func TestWrongProbesAreReported(t *testing.T) {
 	}
 }
 
-// interrupter ends a context when a text is written.
+// interrupter is a writer. It calls the function stop when the output contains the text in at.
 type interrupter struct {
 	at   string
 	stop func()

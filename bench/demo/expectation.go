@@ -5,19 +5,19 @@ import (
 	"strings"
 )
 
-// expectation states for the probes that match it whether they reach their target. If
-// several expectations match a probe, the last one applies. The first one in each list is
-// everythingElse.
+// expectation states whether the probes that match it must reach their target. If several
+// expectations match a probe, the last one applies. Each list begins with everythingElse, so
+// that every probe has an expectation.
 //
 // The text of an expectation is "yes FROM -> TO" or "no FROM -> TO". FROM is a host, and TO
 // a host with port and protocol, as in "default/db:6379/TCP". A star at the end matches any
-// rest. "itself" as TO is the host FROM.
+// further text. If TO is "itself", it means the host FROM.
 type expectation struct {
 	from, to string
 	reach    bool
 }
 
-// everythingElse applies to probes that no other expectation matches.
+// everythingElse is the expectation for probes that no other expectation matches.
 var everythingElse = expectation{from: "*", to: "*", reach: true}
 
 func parseExpectation(text string) (expectation, error) {

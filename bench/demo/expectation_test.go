@@ -107,7 +107,7 @@ func TestFault(t *testing.T) {
 		name  string
 		o     outcome
 		reach bool
-		want  string // in the fault; none if empty
+		want  string // part of the fault's text; empty if there must be no fault
 	}{
 		{"reached as expected", reached, true, ""},
 		{"reached against the expectation", reached, false, "got through"},
@@ -129,7 +129,7 @@ func TestDenial(t *testing.T) {
 	for _, tt := range []struct {
 		name, line string
 		f          flow
-		why        string // empty if it is not a denial
+		why        string // empty if the line is not about a denial
 	}{
 		{"denied", `{"event":"verdict","verdict":"deny","reason":"ingress-denied","src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","sport":4,"dport":6379,"policy":"a/b,c/d"}`,
 			probe{web, serverPort{db, 6379}, "tcp", 0}.flow(), "ingress-denied: no rule of a/b or c/d allows it"},
@@ -175,7 +175,7 @@ func TestCells(t *testing.T) {
 	if got := text(); got != "TCP a" {
 		t.Errorf("UDP denied: %q", got)
 	}
-	outcomes[1].Outcome = lab.TimedOut // TCP over IPv6
+	outcomes[1].Outcome = lab.TimedOut // the probe over TCP and IPv6
 	if got := text(); got != "no ab !" {
 		t.Errorf("IPv6 lost: %q", got)
 	}

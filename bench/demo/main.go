@@ -1,7 +1,7 @@
 // Command demo shows Sluice on real packets, without a cluster. It builds a node and pods
 // out of network namespaces, starts `sluice run` on the node, applies one policy after the
-// other, and prints which connections succeed and why the others do not. `make demo` runs
-// it.
+// other, and prints which connections succeed and why other connections do not. `make demo`
+// runs this command.
 package main
 
 import (
@@ -25,7 +25,8 @@ type env struct {
 	colour         bool
 }
 
-// Exit statuses, as of sluice. The status for an interrupt is that of a shell.
+// Exit statuses. They are the same as those of sluice. After an interrupt, the status is 130,
+// as in a shell.
 const (
 	exitWrong       = 1 // a result differs from the expectation
 	exitFailed      = 2 // the demo could not run
@@ -101,7 +102,7 @@ func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 			return 0, fmt.Errorf("%s is missing: install the package iptables", name)
 		}
 	}
-	// The path is made absolute, because a bare name would be looked up in PATH.
+	// Make the path absolute: exec would look up a name without a slash in PATH.
 	if o.sluice, err = filepath.Abs(o.sluice); err != nil {
 		return 0, fmt.Errorf("find sluice: %w", err)
 	}
@@ -123,12 +124,12 @@ func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 	p := &printer{out: &sharedWriter{w: e.stdout}, colour: e.colour}
 	p.intro(c)
 	s := &runner{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
-	selected, _ := selectSteps(o.step) // parse has checked it
+	selected, _ := selectSteps(o.step) // parse has checked the name
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
 		wrong, err = s.runSteps(ctx, selected)
 	}
 	if errors.Is(err, context.Canceled) {
-		err = nil // the number of wrong probes is not an error
+		err = nil // an interrupt is not an error here: run checks ctx for it
 	}
 	if s.agent != nil {
 		err = errors.Join(err, s.agent.Stop())

@@ -27,7 +27,7 @@ const (
 	yellow = "33"
 )
 
-// paint returns the text in a color if colors are on.
+// paint returns the text in the given color, or unchanged if colors are off.
 func (p *printer) paint(colour, text string) string {
 	if !p.colour || text == "" {
 		return text
@@ -95,7 +95,7 @@ func (p *printer) intro(c *cluster) {
 	p.printf("  %s     is not tried: such packets do not pass the node", p.paint(faint, "."))
 }
 
-// labels appends the labels of a namespace to a text.
+// labels returns the text followed by the labels of a namespace.
 func labels(text, namespace string) string {
 	for _, ns := range namespaces {
 		if ns.name == namespace {

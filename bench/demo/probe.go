@@ -12,16 +12,16 @@ import (
 	"sluice/filter/event"
 )
 
-// networks are the protocols with which each port is probed.
+// networks are the protocols over which each port is probed.
 var networks = []string{"tcp", "udp"}
 
 const (
-	// probeTimeout bounds an attempt that gets neither an answer nor a verdict because its
-	// packet was lost.
+	// probeTimeout bounds the wait for an attempt that gets neither an answer nor a verdict,
+	// because its packet was lost.
 	probeTimeout = time.Minute
-	// strayInterval is the time for which denied attempts continue, so that the demo sees
-	// an answer that comes although the agent denied the attempt. In the lab an answer
-	// takes a few milliseconds.
+	// strayInterval is how much longer the demo waits for answers to denied attempts, so that
+	// it sees an answer that comes although the agent denied the attempt. In the lab, an
+	// answer takes a few milliseconds.
 	strayInterval = 300 * time.Millisecond
 )
 
@@ -30,7 +30,7 @@ type probe struct {
 	from    *host
 	to      serverPort
 	network string
-	family  int // index in Addrs
+	family  int // index in Host.Addrs: 0 is IPv4, 1 is IPv6
 }
 
 func (p probe) String() string {
@@ -47,11 +47,11 @@ func (p probe) flow() flow {
 type outcome struct {
 	probe
 	lab.Result
-	denial *verdict // the agent's verdict, if it denied
+	denial *verdict // the agent's verdict; nil unless it denied the probe
 }
 
-// reached reports whether the probe was answered by its target. An answer of another host
-// means address translation or a wrong route.
+// reached reports whether the target of the probe has answered. An answer of a different host
+// means that the address was translated or that a route is wrong.
 func (o outcome) reached() bool {
 	return o.Outcome == lab.Reached && o.By == o.to.host.name
 }
@@ -74,8 +74,8 @@ func (c *cluster) probes() (ps []probe) {
 	return ps
 }
 
-// probeAll makes all attempts at the same time. It waits until each has an answer, or a
-// denial in the agent's log after mark. Then it waits for strayInterval, for answers that
+// probeAll makes all attempts at the same time. It waits until each attempt has an answer, or
+// a denial in the agent's log after mark. Then it waits for strayInterval, to see answers that
 // should not come.
 func probeAll(ctx context.Context, probes []probe, a *agenttest.Agent, mark int) []outcome {
 	ctx, stop := context.WithTimeout(ctx, probeTimeout)
@@ -93,8 +93,8 @@ func probeAll(ctx context.Context, probes []probe, a *agenttest.Agent, mark int)
 		})
 	}
 	watch.Go(func() {
-		// Await returns when ctx ends or the agent ends. Missing denials show in the
-		// outcomes.
+		// Await returns when ctx or the agent ends. Its error is ignored, because missing
+		// denials show in the outcomes.
 		defer stop()
 		_, _ = a.Await(ctx, mark, func(l agenttest.Line) bool {
 			if f, v, ok := denial(l); ok {
@@ -157,7 +157,7 @@ type flow struct {
 	port     uint16
 }
 
-// verdict is the reason for which a flow was denied, and the policies that denied it.
+// verdict is the reason why a flow was denied, and the policies that denied it.
 type verdict struct{ reason, policy string }
 
 func (v verdict) String() string {

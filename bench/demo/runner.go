@@ -9,8 +9,8 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// enforceTimeout bounds the time of the agent's start, and the time from the write of a
-// policy's file until the policy is in force, which is usually some tens of milliseconds.
+// enforceTimeout bounds the wait for the start of the agent, and the wait for a written policy
+// to be in force, which usually takes some tens of milliseconds.
 const enforceTimeout = time.Minute
 
 // runner runs the steps in a lab with an agent.
@@ -25,7 +25,7 @@ type runner struct {
 }
 
 // open writes the manifests of namespaces and pods and starts the agent. The caller must stop
-// the agent, if there is one.
+// s.agent, unless it is nil.
 func (s *runner) open(ctx context.Context, sluice string, verbose bool) error {
 	text, err := s.manifests()
 	if err != nil {
@@ -85,15 +85,15 @@ func (s *runner) runSteps(ctx context.Context, steps []step) (wrong int, err err
 	return wrong, nil
 }
 
-// apply saves the policies of a step and waits until they are in force: until the agent
-// logs that no packet can get a verdict of the old policies.
+// apply saves the policies of a step and waits until they are in force: the agent logs when no
+// packet can get a verdict of the old policies any more.
 func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err error) {
 	text, err := st.yaml()
 	if err != nil {
 		return 0, err
 	}
 	if len(st.policies) == 0 {
-		return 0, nil // the demo begins in this state
+		return 0, nil // no policies: the demo begins in this state
 	}
 	ctx, cancel := context.WithTimeout(ctx, enforceTimeout)
 	defer cancel()
@@ -109,12 +109,12 @@ func (s *runner) apply(ctx context.Context, st step) (took time.Duration, err er
 type comparison struct {
 	outcomes     []outcome
 	expectations []expectation
-	decided      []int // by expectation: the number of probes to which it applies
-	met          []int // by expectation: the number of these probes that meet it
+	decided      []int // for each expectation, the number of probes to which it applies
+	met          []int // for each expectation, the number of these probes that meet it
 	wrong        []fault
 }
 
-// fault is a probe that differs from its expectation.
+// fault is the outcome of a probe that did not meet its expectation.
 type fault struct {
 	outcome
 	expected expectation
@@ -135,8 +135,9 @@ func compare(outcomes []outcome, expectations []expectation) comparison {
 	return j
 }
 
-// fault returns a text about what is wrong with an outcome; empty if the outcome is as
-// expected. A probe that should be denied must have been denied by the agent, and not lost.
+// fault describes what is wrong with an outcome, or returns an empty string if the outcome is
+// as expected. If a probe should not reach its target, a lost packet is not enough: the agent
+// must have denied it.
 func (o outcome) fault(reach bool) string {
 	switch {
 	case o.reached() && !reach:

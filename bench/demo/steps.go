@@ -15,12 +15,12 @@ var stepFiles embed.FS
 // step is a set of policies, and the expected results.
 type step struct {
 	name, title string
-	// meaning explains the policies; see says which cells of the table to look at.
+	// meaning explains the policies. see tells the reader which cells of the table to look at.
 	meaning, see string
 	policies     []string // files in the directory policies, without their extension
-	// expectations state which probes succeed. They were written by hand from the text of
-	// the policies. If the engine derived them, it would be compared with itself. See
-	// expectation for their syntax.
+	// expectations state which probes succeed. They were written by hand, because the engine
+	// would be compared with itself if it derived them from the policies. See expectation for
+	// the syntax.
 	expectations []string
 }
 

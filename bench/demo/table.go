@@ -16,7 +16,7 @@ const (
 
 // cell is a cell of the table: the attempts from one host to one port.
 type cell struct {
-	asked, reached map[string]int // by network
+	asked, reached map[string]int // number of attempts and of successful ones, by network
 	why            []string       // letters of the reasons for denials
 	wrong          bool
 }
@@ -133,7 +133,7 @@ func tabulate(j comparison) (map[cellKey]*cell, *reasons) {
 	return cells, why
 }
 
-// why returns the reason for which an attempt failed.
+// why returns the reason why an attempt failed.
 func (o outcome) why() string {
 	if o.denial != nil {
 		return o.denial.String()

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client makes connections or requests, several at a time. It counts them over its whole
-// life, so that each call continues with the next key. It must be used by only one
-// goroutine at a time.
+// Client makes connections or requests, several at a time. It keeps their count between
+// calls, so that each call continues with the next key. Only one goroutine at a time may use
+// a Client.
 type Client struct {
 	made uint64
 }
@@ -33,13 +33,13 @@ func (c *Client) Request(ctx context.Context, to Target, clients int, during tim
 type exchange struct {
 	Target
 	kind    int
-	ready   uint32 // the event that reports the answer
+	ready   uint32 // epoll event that reports the answer
 	timeout time.Duration
 }
 
-// slot is one of the clients.
+// slot is one of the clients, with its current connection.
 type slot struct {
-	fd    int // -1 if it is idle
+	fd    int // -1 if the client is idle
 	began time.Time
 }
 
@@ -53,8 +53,8 @@ type clientGroup struct {
 	out   Outcome
 }
 
-// run runs the clients for a time, and then waits for the open connections. Without the slow
-// ones, the worst server would look best.
+// run runs the clients for a time, and then waits for the connections that are still open. If
+// these slow connections did not count, the worst server would look best.
 func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.Duration) (out Outcome, err error) {
 	w := &clientGroup{exchange: x, Client: c, slots: make([]slot, max(1, clients)), took: make([]time.Duration, 0, 1<<16)}
 	if w.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -125,7 +125,7 @@ func (w *clientGroup) open() bool {
 	return slices.ContainsFunc(w.slots, func(s slot) bool { return s.fd >= 0 })
 }
 
-// finish closes the connection of a slot. If again is set, it begins the next one.
+// finish closes the connection of a slot. If again is set, it begins the next connection.
 func (w *clientGroup) finish(i int, again bool) error {
 	closeWithReset(w.slots[i].fd)
 	w.slots[i].fd = -1
@@ -156,13 +156,14 @@ func (w *clientGroup) begin(i int) error {
 		return fmt.Errorf("connect to %s port %d: %w", w.To, port, err)
 	}
 	if w.kind == unix.SOCK_DGRAM {
-		// A firewall on this host may reject the datagram at once. It counts as unanswered.
+		// EPERM means that a firewall on this host has rejected the datagram, which counts as
+		// unanswered.
 		if _, err := unix.Write(fd, []byte("?")); err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("send to %s port %d: %w", w.To, port, err)
 		}
 	}
-	// Fd is the number of the slot, not a file descriptor: the kernel returns it with the
-	// event.
+	// Fd can be any number, which the kernel returns with the event. Here it is the number of
+	// the slot, not a file descriptor.
 	event := unix.EpollEvent{Events: w.ready | unix.EPOLLONESHOT, Fd: int32(i)}
 	if err := unix.EpollCtl(w.poll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		return fmt.Errorf("wait for the answer: %w", err)
@@ -170,7 +171,7 @@ func (w *clientGroup) begin(i int) error {
 	return nil
 }
 
-// answered reports whether an answer arrived, and not an error.
+// answered reports whether the event on fd was an answer, not an error.
 func (x *exchange) answered(fd int) bool {
 	if x.kind == unix.SOCK_DGRAM {
 		var b [1]byte
@@ -181,12 +182,12 @@ func (x *exchange) answered(fd int) bool {
 	return err == nil && code == 0
 }
 
-// closeWithReset closes a socket. If it has a TCP connection, the connection is reset.
+// closeWithReset closes a socket. It closes a TCP connection by a reset.
 func closeWithReset(fd int) {
 	if fd < 0 {
 		return
 	}
-	// Has no effect on a datagram socket.
+	// SO_LINGER has no effect on a datagram socket.
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	_ = unix.Close(fd)
 }

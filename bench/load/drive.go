@@ -15,8 +15,8 @@ import (
 type Order struct {
 	Do string `json:"do"` // tcp, udp, stream, flood or probe
 	Target
-	Clients int            `json:"clients,omitempty"` // of tcp and udp
-	Ranges  []netip.Prefix `json:"ranges,omitempty"`  // of flood
+	Clients int            `json:"clients,omitempty"` // only for tcp and udp
+	Ranges  []netip.Prefix `json:"ranges,omitempty"`  // only for flood
 	For     time.Duration  `json:"for"`
 }
 
@@ -46,9 +46,9 @@ func (c *Client) Do(ctx context.Context, o Order) (a Answer, err error) {
 	return a, err
 }
 
-// ServeOrders executes orders from in, each a line of JSON, and writes the answers to out
-// in the same form, until in ends. A harness that sends its orders to a running process
-// does not measure the start of processes.
+// ServeOrders reads orders from in until EOF and executes them. It writes an answer to out
+// for each order. Orders and answers are lines of JSON. A harness that sends its orders to a
+// running process does not measure the start of a process.
 func ServeOrders(ctx context.Context, in io.Reader, out io.Writer) error {
 	c, lines, answers := new(Client), bufio.NewScanner(in), json.NewEncoder(out)
 	for lines.Scan() {
@@ -71,8 +71,8 @@ func ServeOrders(ctx context.Context, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// Driver sends orders to a process that runs ServeOrders. It must be used by only one
-// goroutine at a time.
+// Driver sends orders to a process that runs ServeOrders. Only one goroutine at a time may
+// use a Driver.
 type Driver struct {
 	orders  *json.Encoder
 	answers *json.Decoder
@@ -83,7 +83,7 @@ func NewDriver(orders io.Writer, answers io.Reader) *Driver {
 	return &Driver{json.NewEncoder(orders), json.NewDecoder(answers)}
 }
 
-// Do executes an order in the client.
+// Do sends an order to the process and returns its answer.
 func (d *Driver) Do(o Order) (a Answer, err error) {
 	if err = d.orders.Encode(o); err == nil {
 		err = d.answers.Decode(&a)

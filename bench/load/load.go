@@ -6,7 +6,7 @@
 // net.Dial takes about twice the CPU time of a connection without any agent.
 //
 // A connection is measured from connect to the answer of the server's kernel, because an
-// agent on the path can delay only that. The client then closes the connection by a reset,
+// agent on the path can delay only this part. The client then closes the connection by a reset,
 // so that its port can be used again at once instead of after a minute in TIME_WAIT.
 package load
 
@@ -29,13 +29,13 @@ type Ports struct {
 // Nth returns the nth port, modulo the count.
 func (p Ports) Nth(n uint64) uint16 { return p.First + uint16(n%uint64(max(1, p.Count))) }
 
-// Target describes the two ends of connections. Consecutive connections use one source
-// after the other, and the next port when all sources have been used. So the key of a flow
-// (source, destination, port) repeats after sources times ports connections.
+// Target describes the two ends of connections. Consecutive connections use one source after
+// the other. When all sources have been used, the next port follows. So the key of a flow
+// (source, destination, port) repeats only after sources × ports connections.
 type Target struct {
 	To    netip.Addr   `json:"to"`
 	Ports Ports        `json:"ports"`
-	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; the kernel chooses if there are none
+	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; if empty, the kernel chooses one
 }
 
 // Key returns the source and the port of the nth connection. Without sources, from is the
@@ -61,30 +61,31 @@ type Micros float64
 
 // Outcome is the result of a client.
 type Outcome struct {
-	Done   uint64        `json:"done"`   // connections or requests with an answer
-	InTime uint64        `json:"intime"` // of Done: answered before the end of the time
-	Failed uint64        `json:"failed"` // without an answer, or refused
-	Late   uint64        `json:"late"`   // of Done: answered only after a retransmission, about a second later
+	Done   uint64        `json:"done"`   // answered connections or requests
+	InTime uint64        `json:"intime"` // the part of Done that was answered before the time was over
+	Failed uint64        `json:"failed"` // unanswered or refused connections or requests
+	Late   uint64        `json:"late"`   // the part of Done that was answered only after a retransmission, about a second later
 	Took   time.Duration `json:"took"`
 	Latency
-	Bytes uint64 `json:"bytes,omitempty"` // of a stream
+	Bytes uint64 `json:"bytes,omitempty"` // sent bytes of a stream
 }
 
-// Rate returns the answers per second.
+// Rate returns the number of answers per second.
 func (o Outcome) Rate() float64 { return float64(o.InTime) / o.Took.Seconds() }
 
 // lateAfter is the time after which TCP retransmits a SYN, less a margin for the clock.
 const lateAfter = 950 * time.Millisecond
 
-// connectTimeout bounds the time of a connection; TCP has sent its SYN three times by then.
-// requestTimeout bounds the time of a UDP request. It is shorter, because datagrams are not
-// retransmitted.
+// connectTimeout bounds the time of a connection. It is long enough for TCP to send the SYN
+// three times. requestTimeout bounds the time of a UDP request. It is shorter, because
+// datagrams are not retransmitted.
 const (
 	connectTimeout = 4 * time.Second
 	requestTimeout = time.Second
 )
 
-// summarize returns the latency of connections and the number of late ones. It sorts took.
+// summarize returns the latency of connections and the number of late connections. It sorts
+// took.
 func summarize(took []time.Duration) (l Latency, late uint64) {
 	if len(took) == 0 {
 		return l, 0
@@ -114,9 +115,9 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// open opens a non-blocking socket, bound to from if it is valid. The kernel chooses the
-// port at connect, when it must be unique only for the 4-tuple. Ports chosen at bind would
-// run out.
+// open opens a non-blocking socket. If from is valid, it binds the socket to this address, but
+// lets the kernel choose the port only at connect: there the 4-tuple must be unique, not the
+// port. At bind, the ports would run out.
 func open(kind int, from, to netip.Addr) (fd int, err error) {
 	fd, err = unix.Socket(domain(to), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -152,7 +153,7 @@ func ParsePorts(text string) (p Ports, err error) {
 	return p, nil
 }
 
-// String returns the range in the form of ParsePorts.
+// String returns the range in the form that ParsePorts reads.
 func (p Ports) String() string {
 	if p.Count <= 1 {
 		return fmt.Sprint(p.First)

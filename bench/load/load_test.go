@@ -106,9 +106,9 @@ func TestClientAndServer(t *testing.T) {
 
 // TestClosedPort checks that a refused connection counts as failed.
 func TestClosedPort(t *testing.T) {
-	// The client has another address than the server. With the same address, a client whose
-	// own port happens to be the closed port would connect to itself (RFC 9293, 3.5:
-	// simultaneous open).
+	// The client's address differs from the server's. Otherwise a client whose own port
+	// happens to be the closed port would connect to itself (RFC 9293, 3.5: simultaneous
+	// open).
 	to := load.Target{To: loopback, Ports: freePorts(t, 1), From: []netip.Addr{netip.MustParseAddr("127.0.0.2")}}
 	c := new(load.Client)
 	for _, what := range []func(context.Context, load.Target, int, time.Duration) (load.Outcome, error){c.Connect, c.Request} {
@@ -129,7 +129,7 @@ func TestEndsWithItsContext(t *testing.T) {
 }
 
 // TestKeysRepeatLate checks that a key repeats only after all combinations of sources and
-// ports. Otherwise the load's keys would not be "never seen".
+// ports have been used. Otherwise the keys of a load would not be "never seen".
 func TestKeysRepeatLate(t *testing.T) {
 	to := load.Target{To: loopback, Ports: load.Ports{First: 65000, Count: 7}, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}}
 	type key struct {

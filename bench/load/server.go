@@ -19,7 +19,7 @@ type ServerOptions struct {
 	Stream uint16
 }
 
-// Server answers clients, on all addresses of the host and of both families.
+// Server answers clients on all addresses of the host, of both families.
 type Server struct {
 	poll   int
 	wake   int
@@ -29,7 +29,7 @@ type Server struct {
 	done   sync.WaitGroup
 }
 
-// backlog bounds the connections that wait to be accepted. The kernel also bounds them, with
+// backlog bounds the number of connections that wait to be accepted. The kernel's own bound is
 // net.core.somaxconn.
 const backlog = 4096
 
@@ -158,8 +158,8 @@ func (s *Server) run() {
 	}
 }
 
-// accept accepts and closes all waiting connections. It does not reset them: after a reset,
-// the client could not see that it had been connected.
+// accept accepts and closes all waiting connections. It does not reset them, because a reset
+// could reach the client before the client sees that it is connected.
 func accept(fd int) {
 	for {
 		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
@@ -191,7 +191,7 @@ func (s *Server) discard() {
 	for {
 		c, err := s.stream.Accept()
 		if err != nil {
-			return // closed
+			return // the listener is closed
 		}
 		go func() {
 			defer c.Close()

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream sends over one TCP connection as fast as possible for a time. Bytes is the number
-// of bytes that the kernel has accepted. It exceeds the number that has arrived by at most
-// the size of the socket's buffer.
+// Stream sends over one TCP connection as fast as possible for a time. Outcome.Bytes is the
+// number of bytes that the kernel has accepted. At most one socket buffer of them has not
+// arrived.
 func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, err error) {
 	from, port := to.Key(0)
 	d := net.Dialer{}
@@ -50,7 +50,7 @@ func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, 
 
 // Flood sends first packets of new flows for a time, as fast as one thread can. It sends
 // UDP and TCP alternately, to random ports and random IPv4 addresses of the given ranges,
-// and does not wait for answers. Done is the number of packets.
+// and does not wait for answers. Outcome.Done is the number of packets.
 func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (out Outcome, err error) {
 	if len(ranges) == 0 {
 		return out, errors.New("flood: give at least one range of addresses")
@@ -68,7 +68,8 @@ func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (ou
 		}
 		to := &unix.SockaddrInet4{Port: 1 + random.IntN(65535), Addr: randomAddr(random, ranges)}
 		if out.Done&1 == 0 {
-			// An error reports that the destination of an earlier packet is unreachable.
+			// Ignore the error: it reports that the destination of an earlier packet is
+			// unreachable.
 			_ = unix.Sendto(udp, []byte("flood"), 0, to)
 		} else if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err == nil {
 			_ = unix.Connect(fd, to)
@@ -92,16 +93,16 @@ func randomAddr(random *rand.Rand, ranges []netip.Prefix) (a [4]byte) {
 // Seen is the result of a probe: the times at which the answered datagrams were sent, in
 // Unix nanoseconds and in the order of the answers.
 type Seen struct {
-	New  []int64 `json:"new"`  // each from a new socket
-	Live []int64 `json:"live"` // all from one socket
+	New  []int64 `json:"new"`  // datagrams from new sockets, one for each
+	Live []int64 `json:"live"` // datagrams from one permanent socket
 }
 
 // probeInterval is the time between two datagrams of a probe.
 const probeInterval = 200 * time.Microsecond
 
-// Probe sends datagrams to the first port of the target for a time: every probeInterval one
-// from a new socket and one from a permanent socket. A datagram that is answered was allowed
-// when it was sent.
+// Probe sends datagrams to the first port of the target for a time. Every probeInterval, it
+// sends one datagram from a new socket and one from a permanent socket. An answered datagram
+// was allowed when it was sent.
 func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err error) {
 	from, port := to.Key(0)
 	p := &probe{from: from, to: to.To, port: port, seen: &seen}
@@ -133,7 +134,8 @@ type probe struct {
 	seen     *Seen
 }
 
-// probeSockets bounds the sockets that wait for an answer. A socket is closed after 100 ms.
+// probeSockets bounds the number of sockets that wait for an answer. With one new socket every
+// probeInterval, a socket is closed after 100 ms.
 const probeSockets = 500
 
 func (p *probe) open() (int, error) {
@@ -164,7 +166,7 @@ func (p *probe) send() error {
 	for _, fd := range []int{fd, p.live} {
 		var b [8]byte
 		binary.BigEndian.PutUint64(b[:], uint64(time.Now().UnixNano()))
-		_, _ = unix.Write(fd, b[:]) // an error is about the previous datagram
+		_, _ = unix.Write(fd, b[:]) // an error concerns the previous datagram, so ignore it
 	}
 	return nil
 }

@@ -10,15 +10,15 @@ import (
 	"sluice/bench/stats"
 )
 
-// chart is a drawing with a line for each contender: a dot for each round's value, and a
-// stroke at the median. Unlike a bar, this shows every value.
+// chart is a drawing with a line for each contender. The line has a dot for each round's value
+// and a stroke at the median. Unlike a bar, it shows every value.
 type chart struct {
 	title  string
 	legend []string // names of the groups of dots, in order
 	unit   string
 	lines  []chartLine
 	log    bool    // the scale is logarithmic
-	mark   float64 // a value to mark with a vertical line; 0 for none
+	mark   float64 // value to mark with a vertical line; 0 if there is none
 }
 
 // chartLine is a contender's line. Each group of dots has its own color.
@@ -36,8 +36,8 @@ const (
 	chartMargin = 28
 )
 
-// svg returns the chart as SVG. The colors are CSS classes, which the page defines for
-// light and dark.
+// svg returns the chart as SVG. The colors are CSS classes, which the page defines for its
+// light and dark modes.
 func (c chart) svg() string {
 	low, high := c.bounds()
 	height := chartMargin*2 + lineHeight*len(c.lines)
@@ -108,7 +108,7 @@ func (c chart) bounds() (low, high float64) {
 		}
 	}
 	if c.log {
-		// The ends are whole powers of ten, so that the grid has lines.
+		// The ends of the scale are powers of ten, so that the grid has at least two lines.
 		low = math.Pow(10, math.Floor(math.Log10(low)))
 		return low, max(low*10, math.Pow(10, math.Ceil(math.Log10(high))))
 	}
@@ -135,7 +135,7 @@ func (c chart) ticks(low, high float64) (ticks []float64) {
 	return ticks
 }
 
-// charts returns the drawings of a size of cluster.
+// charts returns the charts for a size of cluster.
 func (r *Result) charts(of Scenario) (charts []chart) {
 	for _, l := range r.Loads {
 		metrics, _ := r.metrics(of, l)
@@ -152,7 +152,7 @@ func (r *Result) charts(of Scenario) (charts []chart) {
 	return charts
 }
 
-// shares draws the ratios of a load's first figure.
+// shares returns a chart of the ratios of a load's first figure.
 func (r *Result) shares(of Scenario, l Load, m Metric) chart {
 	c := chart{title: l.Label + ": " + m.Name + " as a share of the row it is held against", mark: 1}
 	low, high := 1.0, 1.0
@@ -166,12 +166,12 @@ func (r *Result) shares(of Scenario, l Load, m Metric) chart {
 		low, high = min(low, slices.Min(ratios)), max(high, slices.Max(ratios))
 		return [][]float64{ratios}
 	})
-	c.log = low > 0 && high/low > 10 // otherwise ratios near 1 could not be distinguished
+	c.log = low > 0 && high/low > 10 // on a linear scale, ratios near 1 could not be distinguished
 	return c
 }
 
-// figures draws the figures of a load that have a unit and are better if lower, each in a
-// color of its own.
+// figures returns a chart of a load's figures in the given unit for which less is better. Each
+// figure has a color of its own.
 func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []chart {
 	c := chart{title: l.Label, unit: unit, log: unit != "µs/conn"}
 	var drawn []Metric
@@ -196,7 +196,7 @@ func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []c
 	return []chart{c}
 }
 
-// lines adds a line for each row that has values.
+// lines adds to c a line for each row that has values.
 func (r *Result) lines(c *chart, of func(Row) [][]float64) {
 	for _, row := range r.Rows {
 		groups := of(row)

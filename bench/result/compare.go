@@ -9,20 +9,20 @@ import (
 	"sluice/bench/stats"
 )
 
-// Change is a figure of two results.
+// Change is the difference of a figure between two results.
 type Change struct {
 	Key
 	Old, New float64 // medians, of ratios or of the figures themselves
-	Ratio    bool    // whether Old and New are ratios to the reference row
-	P        float64 // of the rank test
+	Ratio    bool    // Old and New are ratios to the reference row
+	P        float64 // p-value of the rank test
 	// Real reports that the change is beyond the noise.
 	Real bool
 }
 
 // Thresholds for a change to count; see [Compare].
 const (
-	falseDiscoveryRate = 0.05 // the share of the counted changes that may be due to chance
-	minChange          = 0.02 // relative to the old value; smaller changes do not count
+	falseDiscoveryRate = 0.05 // share of the counted changes that may be due to chance
+	minChange          = 0.02 // smallest change that counts, relative to the old value
 )
 
 // Compare compares two results figure by figure. It ignores figures that only one of the
@@ -31,9 +31,9 @@ const (
 // If a row has a reference row, Compare compares ratios, so that the speed of the machine
 // on that day cancels out. With absolute, it compares the figures themselves. The values of
 // the rounds are tested with the two-sided rank test of Mann and Whitney, which assumes no
-// distribution. Because many figures are tested at once, the changes that count are
-// selected for each size of cluster so that about one in twenty of them is due to chance
-// (Benjamini and Hochberg). A change must also be 2% or more.
+// distribution. Because many figures are tested at once, Compare selects the changes that
+// count so that at most about one in twenty of them is due to chance (Benjamini and
+// Hochberg), separately for each size of cluster. A change must also be 2% or more.
 func Compare(old, fresh *Result, absolute bool) []Change {
 	var changes []Change
 	for _, s := range fresh.Series {
@@ -48,16 +48,16 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
 		changes = append(changes, c)
 	}
-	// All sizes together would be too many figures for a few rounds: with 7 rounds on both
-	// sides, no p-value can be below 1 in 1716. A single change among a thousand figures
-	// would need a lower one to count.
+	// Select separately for each size: all sizes together have too many figures for a few
+	// rounds. With 7 rounds on both sides, the lowest possible p-value is 1/1716. To count, a
+	// single change among a thousand figures would need a lower one.
 	for _, of := range fresh.Scenarios() {
 		markReal(changes, of)
 	}
 	return changes
 }
 
-// markReal sets Real for the changes of a size of cluster that count.
+// markReal sets Real for those changes of a size of cluster that count.
 func markReal(changes []Change, of Scenario) {
 	var p []float64
 	var its []*Change
@@ -123,7 +123,7 @@ func fewest(r *Result) int {
 	return n
 }
 
-// Sort orders changes: first the changes for the worse, then the others, each by size.
+// Sort orders changes: first the changes for the worse, then all others, both by size.
 func Sort(changes []Change) {
 	weight := func(c Change) float64 {
 		w := math.Abs(c.New-c.Old) / max(1e-9, math.Abs(c.Old))

@@ -19,7 +19,7 @@ import (
 	"sluice/bench/stats"
 )
 
-// format is the version of the format of results. It changes when older results can no
+// format is the version of the format of results. It changes only if older results can no
 // longer be read.
 const format = 1
 
@@ -61,7 +61,7 @@ type Row struct {
 	About   string `json:"about"`
 }
 
-// Load is a kind of traffic or event that contenders are measured under.
+// Load is a kind of traffic or event under which contenders are measured.
 type Load struct {
 	Name  string `json:"name"`
 	Label string `json:"label"`
@@ -86,8 +86,8 @@ func (s Scenario) String() string {
 	return text + strconv.Itoa(s.Namespaces) + " namespaces"
 }
 
-// Values of Metric.Better: which direction is better. It is empty for figures that only
-// explain others.
+// Values of Metric.Better: whether more or less is better. Better is empty for figures that
+// only explain other figures.
 const (
 	More = "more"
 	Less = "less"
@@ -117,7 +117,7 @@ type Aim struct {
 	Want     float64 `json:"want"` // a lower bound if Better is More, otherwise an upper bound
 	Better   string  `json:"better"`
 	Got      float64 `json:"got"`
-	Low      float64 `json:"low"` // of the rounds
+	Low      float64 `json:"low"` // lowest value of the rounds
 	High     float64 `json:"high"`
 	Missed   bool    `json:"missed"`
 }
@@ -149,8 +149,8 @@ func (r *Result) Values(k Key) []float64 {
 	return nil
 }
 
-// Ratios returns the values of a series divided by those of the same figure of the reference
-// row, round by round. It returns nil if the row or its reference row does not exist, and no
+// Ratios returns, for each round, the value of a series divided by the reference row's value
+// of the same figure. It returns nil if the row or its reference row does not exist, and no
 // ratios if the reference row lacks the figure.
 func (r *Result) Ratios(s Series) []float64 {
 	i := slices.IndexFunc(r.Rows, func(row Row) bool { return row.Name == s.Row })

@@ -23,7 +23,7 @@ var (
 	size   = result.Scenario{Pods: 1000, Policies: 100, Namespaces: 1}
 )
 
-// sample returns a result with a reference row and a row that is slower by a factor.
+// sample returns a result with a reference row and a row that is slower by the given factor.
 func sample(factor float64) *result.Result {
 	r := &result.Result{
 		Made: time.Unix(1_700_000_000, 0).UTC(), Took: 120,
@@ -37,7 +37,7 @@ func sample(factor float64) *result.Result {
 		Notes: []string{"a row was left out"},
 	}
 	for i := range 7 {
-		// The speed of the machine differs each round; the ratio does not.
+		// The speed of the machine varies from round to round, but the ratio hardly does.
 		mood := 1 + 0.2*float64(i%3)
 		jitter := 1 + 0.001*float64(i)
 		r.Add(result.Key{Scenario: size, Row: "none", Load: "tcp-1", Metric: rate}, 20000*mood)
@@ -139,7 +139,7 @@ func TestHTML(t *testing.T) {
 			words = append(words, string(token))
 		}
 	}
-	// The ratios of 7 rounds, and the latencies of 7 rounds of two rows.
+	// The charts have the ratios of 7 rounds, and the latencies of 7 rounds for two rows.
 	if count["svg"] != 2 || count["circle"] != 21 || count["table"] != 1 {
 		t.Errorf("%d drawings, %d dots, %d tables; want 2, 21, 1", count["svg"], count["circle"], count["table"])
 	}
@@ -160,7 +160,7 @@ func TestCompare(t *testing.T) {
 	}
 	fresh := sample(0.80)
 	changes := result.Compare(old, fresh, false)
-	if len(changes) != 4 { // queued is neither better nor worse
+	if len(changes) != 4 { // the figure queued has no better direction, and is not compared
 		t.Fatalf("%d changes: %+v", len(changes), changes)
 	}
 	for _, c := range changes {

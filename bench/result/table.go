@@ -81,8 +81,8 @@ func (r *Result) table(of Scenario, l Load) Table {
 	return t
 }
 
-// metrics returns the figures of a load, in the order of the row with the most figures.
-// Counts of errors that are all 0 get no column; none has their names.
+// metrics returns the figures of a load that get a column, in the order of the row with the
+// most figures. Counts of errors that are 0 in all rows get no column; none has their names.
 func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) {
 	rows := make(map[string][]Metric)
 	happened := make(map[Metric]bool)
@@ -125,7 +125,7 @@ func (r *Result) hasRatio(of Scenario, l Load) bool {
 }
 
 // cell formats the median. With spread, it adds half of the distance between the lowest and
-// the highest value in percent; with bounds, it adds these two values.
+// the highest value, in percent of the median. With bounds, it adds these two values.
 func cell(values []float64, spread, bounds bool) string {
 	if len(values) == 0 {
 		return "–"
@@ -151,7 +151,7 @@ func ratioCells(ratios []float64) []string {
 	}
 }
 
-// number formats a figure with three significant digits, and large ones in full.
+// number formats a figure with three significant digits, or a large figure in full.
 func number(v float64) string {
 	switch a := math.Abs(v); {
 	case math.IsNaN(v):
@@ -194,7 +194,7 @@ func (r *Result) Text(w io.Writer) error {
 	return nil
 }
 
-// place returns a line about where and when the result was measured.
+// place returns a line that describes where and when the result was measured.
 func (r *Result) place() string {
 	m := r.Machine
 	return fmt.Sprintf("%s; Linux %s, %s, %d cores; sluice %s; %s", r.Made.UTC().Format("2006-01-02 15:04 UTC"), m.Kernel, m.CPU, m.Cores, m.Sluice, m.Iptables)

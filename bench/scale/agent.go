@@ -21,22 +21,23 @@ import (
 // eventKinds are the kinds of events, in the order in which they are triggered.
 var eventKinds = []string{"status", "label", "restart", "policy"}
 
-// debugAddress is where the agent serves /debug/, on its node.
+// debugAddress is the address on its node at which the agent serves /debug/.
 const debugAddress = "127.0.0.1:10301"
 
-// settleDelay is the time after which the memory is read again.
+// settleDelay is the time between two readings of the memory, so that the second one shows an
+// idle agent.
 const settleDelay = 10 * time.Second
 
 // process is sluice run on a node of a lab. The cluster is served on the same node.
 type process struct {
 	*agenttest.Agent
-	served string // address of the serving process
+	served string // address of the process that serves the cluster
 	client http.Client
 	added  int // number of pods that were added to mark the end of events
 }
 
-// measureProcess measures the memory of a complete agent, with its rules, its queues and the
-// kernel's flow cache. The measurement in this process lacks these.
+// measureProcess measures the memory of a complete agent in its own process. Unlike the
+// measurement in this process, it includes the rules, the queues and the kernel's flow cache.
 func measureProcess(ctx context.Context, opts options) (err error) {
 	if opts.sluice == "" {
 		return nil
@@ -127,7 +128,8 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events triggers events and waits until the pod that is added last is in force.
+// events triggers events of the kind sort, and waits until the agent has published the pod
+// that is added after them.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
 	p.added++
@@ -141,7 +143,7 @@ func (p *process) events(ctx context.Context, opts options, sort string) error {
 	return err
 }
 
-// heap writes a profile of the agent's heap to a file. An empty name disables it.
+// heap writes a profile of the agent's heap to a file. If the name is empty, it does nothing.
 func (p *process) heap(ctx context.Context, file string) error {
 	if file == "" {
 		return nil

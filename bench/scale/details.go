@@ -15,9 +15,9 @@ import (
 
 var created = time.Unix(1_700_000_000, 0)
 
-// addPodDetails adds the other fields of a Deployment's pod, about 3 KB that no decision
-// depends on. All pods of an app get the labels of its first pod. One app in ten is a
-// StatefulSet: each of its pods gets one more label, with its name.
+// addPodDetails adds to p the further fields of a Deployment's pod: about 3 KB that do not
+// affect any decision. All pods of an app get the labels of the app's first pod. One app in
+// ten is a StatefulSet, whose pods each get one more label, with the pod's name.
 func addPodDetails(p, first *corev1.Pod, i int) {
 	p.Labels = maps.Clone(first.Labels)
 	if i/10%10 == 0 {

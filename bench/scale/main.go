@@ -3,8 +3,8 @@
 //
 // A separate process (this program with -serve) serves the cluster over HTTP, as protobuf
 // and with streaming lists, like the real API server. There are two measurements. The first
-// one runs only the source and the controller of sluice in this process, so that nothing
-// else adds to the cost of an event. The second one runs sluice run on a node of a lab, and
+// one runs only the source and the controller of sluice, in this process, so that nothing
+// else adds to the cost of an event. The second one starts sluice run on a node of a lab, and
 // measures the resident set of a complete agent.
 //
 //	go run ./bench/scale -sluice bin/sluice

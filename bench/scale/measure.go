@@ -82,7 +82,7 @@ func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error)
 	}
 	cmd := exec.CommandContext(ctx, self, opts.args()...)
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe() // the server ends when this pipe is closed
+	in, err := cmd.StdinPipe() // the serving process ends when this pipe is closed
 	if err != nil {
 		return "", "", nil, fmt.Errorf("start the server: %w", err)
 	}
@@ -123,7 +123,7 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	fmt.Printf("%d pods, %d policies, %d namespaces, %d nodes; %s\n\n", c.Pods, c.Policies, c.Namespaces, opts.nodes, sizes)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "time to sync\t%v\tCPU %v, %d MB allocated\n", synced.at.Sub(before.at).Round(time.Millisecond), (synced.cpu - before.cpu).Round(time.Millisecond), (synced.bytes-before.bytes)>>20)
-	// An agent with a heap of this size does the same when it is ready.
+	// A real agent with a heap of this size also does this when it is ready.
 	debug.FreeOSMemory()
 	debug.SetGCPercent(40)
 	runtime.GC() // frees objects with cleanups

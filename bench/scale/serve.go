@@ -22,7 +22,7 @@ type servedCluster struct {
 	server  *apiserver.Server
 	cluster *cluster.Cluster
 	mu      sync.Mutex
-	round   int // number of the request, which events write into objects so that they change
+	round   int // number of the request; events write it into objects, so that the objects change
 }
 
 // serveCluster serves until ctx or the parent process ends. It prints its address and the mean
@@ -71,8 +71,8 @@ func serveCluster(ctx context.Context, opts options) error {
 	return ctx.Err()
 }
 
-// triggerEvents triggers n events of a kind. Then it adds a pod with the requested address:
-// when the agent has this pod, it has all of the events.
+// triggerEvents triggers n events of a kind. Then it adds a pod with the requested address.
+// When the agent knows this pod, it has received all of the events.
 func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) {
 	n, err := strconv.Atoi(req.PathValue("n"))
 	if err != nil {
@@ -98,7 +98,7 @@ func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) 
 func (c *servedCluster) event(what string, i int) bool {
 	pod := func() *corev1.Pod { return c.cluster.Pods[i*7%len(c.cluster.Pods)].DeepCopy() }
 	switch what {
-	case "status": // as the kubelet writes it; no decision depends on it
+	case "status": // a status as the kubelet writes it, which no decision depends on
 		p := pod()
 		p.Status.Conditions[0].LastTransitionTime = metav1.Unix(int64(c.round*1_000_000+i), 0)
 		c.server.Set(p)
@@ -106,7 +106,7 @@ func (c *servedCluster) event(what string, i int) bool {
 		p := pod()
 		p.Labels["tier"] = "tier-" + strconv.Itoa(c.round)
 		c.server.Set(p)
-	case "restart": // a pod ends, and a new pod with another name gets its address
+	case "restart": // a pod ends, and a new pod with a different name gets its address
 		p := pod()
 		c.server.Delete(p)
 		p.Name += "-" + strconv.Itoa(c.round)

@@ -2,7 +2,7 @@
 // two sets differ by more than chance.
 //
 // It assumes no distribution. Times on a shared machine have a long tail on one side, so
-// means and standard deviations would describe the other load of the machine and not the
+// means and standard deviations would describe the machine's other load instead of the
 // subject of the measurement.
 package stats
 
@@ -32,10 +32,10 @@ func Quantile(values []float64, q float64) float64 {
 // Median returns the median of the values.
 func Median(values []float64) float64 { return Quantile(values, 0.5) }
 
-// Ratios divides the values pairwise, up to the shorter length. The two values of a pair
-// come from one round, within a minute and under the same other load of the machine. So the
-// ratios of pairs vary less than the ratio of two medians. Ratios leaves out pairs that
-// cannot be divided.
+// Ratios divides the values pairwise, up to the shorter length. The two values of a pair come
+// from one round: they were measured within a minute, while the machine had the same other
+// load. So the ratios of pairs vary less than the ratio of two medians. Ratios leaves out
+// pairs that cannot be divided.
 func Ratios(values, by []float64) []float64 {
 	var r []float64
 	for i := range min(len(values), len(by)) {
@@ -48,21 +48,21 @@ func Ratios(values, by []float64) []float64 {
 
 // MannWhitney returns the p-value of the two-sided rank test of Mann and Whitney: the
 // probability that two sets of values from one distribution differ at least as much as a
-// and b. With fewer than 4 values on each side it cannot be below 0.05. Benchstat uses the
-// same test. It is exact for up to 50 values on each side, or 25 with ties, and otherwise
-// approximate.
+// and b. With fewer than 4 values on each side, the p-value cannot be below 0.05. It is exact
+// for up to 50 values on each side, or 25 with ties, and otherwise approximate. Benchstat uses
+// the same test.
 func MannWhitney(a, b []float64) float64 {
 	result, err := moremath.MannWhitneyUTest(a, b, moremath.LocationDiffers)
 	if err != nil {
-		return 1 // one side is empty, or all values are equal
+		return 1 // the error means that one side is empty, or that all values are equal
 	}
 	return min(1, result.P)
 }
 
-// Discoveries reports for each of the p-values whether it counts as a difference, so that at
-// most the given share of the differences is expected to be due to chance (Benjamini and
-// Hochberg 1995). A comparison of a thousand equal figures at 0.05 each would find fifty
-// differences.
+// Discoveries reports for each p-value whether it counts as a difference. At most the given
+// share of the counted differences is expected to be due to chance (Benjamini and Hochberg
+// 1995). If each p-value below 0.05 counted, a comparison of a thousand equal
+// figures would find fifty differences.
 func Discoveries(p []float64, share float64) []bool {
 	order := make([]int, len(p))
 	for i := range order {

@@ -40,11 +40,11 @@ func TestMannWhitney(t *testing.T) {
 		a, b []float64
 		want float64
 	}{
-		{[]float64{1, 2, 3}, []float64{4, 5, 6}, 0.1},            // 2 of 20 orders
-		{[]float64{1, 2, 3, 4}, []float64{5, 6, 7, 8}, 2.0 / 70}, // 2 of 70
-		{[]float64{5, 6, 7, 8}, []float64{1, 2, 3, 4}, 2.0 / 70}, // the same, exchanged
+		{[]float64{1, 2, 3}, []float64{4, 5, 6}, 0.1},            // 2 of 20 possible orders
+		{[]float64{1, 2, 3, 4}, []float64{5, 6, 7, 8}, 2.0 / 70}, // 2 of 70 possible orders
+		{[]float64{5, 6, 7, 8}, []float64{1, 2, 3, 4}, 2.0 / 70}, // the same with the two sides exchanged
 		{[]float64{1, 2, 3, 5}, []float64{4, 6, 7, 8}, 4.0 / 70}, // U = 1
-		{[]float64{1, 4}, []float64{2, 3}, 1},                    // U in the middle
+		{[]float64{1, 4}, []float64{2, 3}, 1},                    // U is in the middle of its range
 		{[]float64{1, 2, 3, 4, 5, 6, 7}, []float64{8, 9, 10, 11, 12, 13, 14}, 2.0 / 3432},
 		{[]float64{5, 5, 5, 5}, []float64{5, 5, 5, 5}, 1},
 		{nil, []float64{1}, 1},
@@ -90,7 +90,8 @@ func TestMannWhitneyTies(t *testing.T) {
 
 func TestDiscoveries(t *testing.T) {
 	got := stats.Discoveries([]float64{0.04, 0.001, 0.012, 0.9, 0.02}, 0.05)
-	// Ranks 1 to 5 are compared with 0.01 to 0.05: 0.001, 0.012, 0.02, 0.04 stay.
+	// In ascending order, the p-values are compared with 0.01, 0.02, 0.03, 0.04 and 0.05. So
+	// 0.001, 0.012, 0.02 and 0.04 count.
 	if !slices.Equal(got, []bool{true, true, true, false, true}) {
 		t.Errorf("%v", got)
 	}

@@ -2,7 +2,7 @@
 // user space, and lets packets that no policy affects bypass user space.
 //
 // iptables calls two small eBPF programs, program.c, as matches right before the rule that
-// queues: "allow" matches a packet that may pass, "deny" one that must not. A packet that
+// queues: "allow" matches packets that may pass, "deny" packets that must not. A packet that
 // neither matches is queued. A [Cache] loads the programs, pins them where iptables finds
 // them, and fills their maps: the endpoints of the snapshot in force, with epochs and
 // isolation; the ranges in which unknown addresses are pending; and verdicts by key or, with
@@ -11,7 +11,7 @@
 // A cache is never flushed: the programs compare the epochs of a verdict with those in force.
 //
 // When [Cache.Publish] returns, no packet is decided by an older snapshot, and every packet that
-// was has left the rules.
+// was decided by one has left the rules.
 //
 // After the agent has ended, the rules keep the programs and the programs keep the maps. The
 // last state stays in force, but a new pod may get the address of an old one. So the programs
@@ -57,8 +57,8 @@ type Options struct {
 	// BPFFS is the mount point of the BPF file system, which is mounted if necessary; empty
 	// means DefaultBPFFS.
 	BPFFS string
-	// Flows bounds the verdicts in the cache; 0 is DefaultFlows. The least recently used
-	// ones are evicted.
+	// Flows bounds the verdicts in the cache; 0 means DefaultFlows. The least recently used
+	// verdicts are evicted.
 	Flows int
 	// AllowedOnly leaves denials to user space, where they are logged.
 	AllowedOnly bool
@@ -74,9 +74,9 @@ type Options struct {
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
-	Denied  uint64 // packets denied by a verdict in the cache, or because an end is closed
+	Denied  uint64 // packets denied by a verdict in the cache, or because policies deny an end all packets
 	Failed  uint64 // verdicts that could not be inserted
-	// Published is the duration of the last Publish with a change.
+	// Published is the duration of the last Publish that changed something.
 	Published time.Duration
 }
 
@@ -86,17 +86,17 @@ type Cache struct {
 	log           *slog.Logger
 	secrets       secrets
 	objs          programObjects
-	endpointsSpec *ebpf.MapSpec // of a table of endpoints
+	endpointsSpec *ebpf.MapSpec // describes a table of endpoints
 	pins          *pins
 
 	mu     sync.Mutex
 	tables *tables
-	ranges map[netip.Prefix]bool // in the kernel's map
+	ranges map[netip.Prefix]bool // the ranges in the kernel's map
 	// starting holds the addresses of pods that are starting.
 	starting []netip.Prefix
-	// devices holds the interfaces of this node's pods that have one of their own.
+	// devices holds the interfaces of this node's pods, if they share theirs with no other pod.
 	devices  map[netip.Addr]uint32
-	snapshot *policy.Snapshot // the last one published
+	snapshot *policy.Snapshot // the last published snapshot
 	stopped  atomic.Bool      // Stop was called
 
 	failed    atomic.Uint64
@@ -104,7 +104,7 @@ type Cache struct {
 }
 
 // Open makes a cache and pins its programs. The cache answers nothing until Publish. An
-// error names what the kernel or the caller's privileges lack.
+// error names the missing kernel feature or privilege.
 func Open(opts Options) (*Cache, error) {
 	c := &Cache{opts: opts, log: opts.Logger, secrets: newSecrets(), ranges: make(map[netip.Prefix]bool), devices: make(map[netip.Addr]uint32)}
 	if c.log == nil {
@@ -191,7 +191,7 @@ func (c *Cache) pin() (err error) {
 
 // EnsurePins pins the programs again if their pins are gone or belong to other programs, because
 // a rule that calls a program cannot be written without its pin. It mounts the BPF file system
-// again if that is gone. After an error, the programs that are pinned stay so.
+// again if that is no longer mounted. After an error, the programs that are pinned stay pinned.
 func (c *Cache) EnsurePins() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -226,7 +226,7 @@ func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
 	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
-	// A clone, because the library still regards the program as pinned.
+	// Pin a clone, because the library still regards the program itself as pinned.
 	again, err := program.Clone()
 	if err != nil {
 		return err
@@ -266,22 +266,22 @@ func (c *Cache) DenyPin() string {
 	return filepath.Join(c.pins.dir, "deny")
 }
 
-// Close closes the agent's handles. The programs stay pinned, and in the kernel for the rules.
+// Close closes the agent's handles. The programs stay pinned, and rules still call them.
 func (c *Cache) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.objs.Close(), c.tables.close(), c.pins.release())
 }
 
-// Remove removes the pins and closes the cache. No rule should refer to the programs any more:
-// otherwise they stay in the kernel.
+// Remove removes the pins and closes the cache. Call it when no rule refers to the programs any
+// longer; otherwise the programs stay in the kernel.
 func (c *Cache) Remove() error {
 	return errors.Join(c.pins.remove(), c.Close())
 }
 
-// Stop disables the cache while the agent goes on, for when rules cannot call the programs. From
-// then on they match nothing, and no verdict is inserted. If the error is ErrStillAnswering, the
-// programs may still match.
+// Stop disables the cache, because rules cannot call its programs; the agent continues without it.
+// From then on the programs match nothing, and no verdict is inserted. If the error is
+// ErrStillAnswering, the programs may still match.
 func (c *Cache) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -291,16 +291,16 @@ func (c *Cache) Stop() error {
 
 // SetStarting sets the addresses of pods that are starting on this node (see
 // policy.StartingPods). As long as an address has no endpoint, its packets are left to user
-// space, like those of unknown addresses in the pod ranges of the snapshot.
+// space, like packets of unknown addresses in the pod ranges of the snapshot.
 //
-// With an error the cache answers nothing until a later Publish succeeds; if the error is
-// ErrStillAnswering it could not be disabled either.
+// After an error the cache is disabled until a later Publish succeeds. If the error is
+// ErrStillAnswering, the cache could not be disabled either.
 func (c *Cache) SetStarting(addrs []netip.Prefix) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.starting = addrs
 	if c.snapshot == nil {
-		return nil // the next Publish writes them
+		return nil // the next Publish writes the addresses
 	}
 	if err := c.setRanges(slices.Concat(c.snapshot.PodRanges(), addrs)); err != nil {
 		return errors.Join(err, c.disable())
@@ -333,7 +333,7 @@ func (c *Cache) setRanges(prefixes []netip.Prefix) error {
 	return nil
 }
 
-// prefix is struct range of program.c.
+// prefix is a key of the map ranges, laid out as struct range in program.c.
 type prefix struct {
 	Bits  uint32
 	First [16]byte
@@ -351,7 +351,7 @@ func rangeOf(p netip.Prefix) prefix {
 func (c *Cache) Stats() (Stats, error) {
 	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
 	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied} {
-		var each []uint64 // by CPU
+		var each []uint64 // the counter of each CPU
 		if err := c.objs.Answers.Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the counters of the kernel's flow cache: %w", err)
 		}
@@ -362,7 +362,7 @@ func (c *Cache) Stats() (Stats, error) {
 	return s, nil
 }
 
-// withHint adds a hint to errors that a user can do something about.
+// withHint adds a hint to errors that a user can fix.
 func withHint(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, os.ErrPermission):
@@ -376,8 +376,8 @@ func withHint(err error) error {
 // Writer inserts the verdicts of one worker. It is for use by one goroutine.
 type Writer struct {
 	cache *Cache
-	// Arguments of the system call. As locals they would escape: an allocation for each
-	// packet.
+	// key and value are arguments of the system call. As local variables they would escape
+	// to the heap, at the cost of an allocation for each packet.
 	key   filter.Key
 	value uint64
 }

@@ -148,8 +148,8 @@ func TestPairs(t *testing.T) {
 }
 
 // If policies without rules isolate a pod, the kernel denies packets between it and other pods
-// without a trip to user space. It leaves the pod's packets to itself and those of unknown
-// addresses to user space: an unknown address may be the node.
+// without a trip to user space. It leaves two kinds of packets to user space: those from the pod to
+// itself, and those between the pod and an unknown address, which may be the node.
 func TestClosed(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.store.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
@@ -184,9 +184,9 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// If policies isolate an end in the opposite direction, the kernel leaves packets in the middle
-// of a connection to user space, which checks both directions. A remembered denial applies to
-// all packets.
+// A packet in the middle of a connection may belong to a connection that its receiver opened. If
+// policies isolate the source for ingress or the destination for egress, the kernel leaves such a
+// packet to user space, which checks both directions. A remembered denial applies to all packets.
 func TestMidStreamIsLeftToUserSpace(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
@@ -265,7 +265,7 @@ func TestForgets(t *testing.T) {
 	}
 }
 
-// A verdict that is inserted after an epoch of its ends has changed is never used.
+// A verdict that is inserted after the epoch of an end has changed is never used.
 func TestLateVerdict(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
@@ -317,8 +317,8 @@ func testUnknownPods(t *testing.T, p *programs, out []byte, set func([]netip.Pre
 	}
 }
 
-// Packets between two unknown addresses are left to user space, although it lets them pass: after
-// the agent has ended, the addresses may be new pods'.
+// Packets between two unknown addresses are left to user space, although user space lets them pass:
+// after the agent has ended, the addresses may belong to new pods.
 func TestUnknownAddressesAreLeftToUserSpace(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
@@ -331,7 +331,7 @@ func TestUnknownAddressesAreLeftToUserSpace(t *testing.T) {
 	}
 }
 
-// With AllowedOnly there is no program that denies.
+// With AllowedOnly, the program that denies is not pinned.
 func TestAllowedOnly(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{AllowedOnly: true}, nil)
 	u.commit(t)
@@ -377,11 +377,11 @@ func TestStalePins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign := filepath.Join(dir, "sluice-1-1") // of another network namespace
+	foreign := filepath.Join(dir, "sluice-1-1") // as if from an agent in another network namespace
 	if err := os.Mkdir(foreign, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := dead.Close(); err != nil { // as the end of its process does
+	if err := dead.Close(); err != nil { // as if its process had ended
 		t.Fatal(err)
 	}
 	removed, err := bpf.RemoveStale(dir)
@@ -441,7 +441,7 @@ func BenchmarkRemember(b *testing.B) {
 	}
 }
 
-// BenchmarkPrograms measures the programs, by their result and the reason for it.
+// BenchmarkPrograms measures the programs for each result and each reason for that result.
 func BenchmarkPrograms(b *testing.B) {
 	_, p, u := newFixture(b, bpf.Options{}, []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")})
 	closed := letIn("other", "absent")
@@ -479,7 +479,7 @@ func TestTooManyRanges(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
 	open := packetOf(web, other, filter.TCP, 80, 20)
-	many := make([]netip.Prefix, 70000) // the kernel takes 65536
+	many := make([]netip.Prefix, 70000) // the map has room for 65536
 	for i := range many {
 		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}

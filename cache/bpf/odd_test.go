@@ -31,9 +31,9 @@ func onlyPort() *networkingv1.NetworkPolicy {
 	return p
 }
 
-// The programs never contradict user space about a variant of an allowed packet whose verdict is
-// remembered: each byte with every value, each 16-bit field with every plausible length, and the
-// packet cut off at every length.
+// While the verdict about an allowed packet is remembered, the programs never contradict user space
+// about a variant of that packet: each byte with every value, each 16-bit field with every
+// plausible length, and the packet cut off at every length.
 func TestOddPackets(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	web6, db6 := netip.MustParseAddr("fd00::3"), netip.MustParseAddr("fd00::2")
@@ -44,8 +44,8 @@ func TestOddPackets(t *testing.T) {
 	}
 	u.store.SetPolicy(netpol.Read(onlyPort()))
 	u.commit(t)
-	// An evaluator that remembers nothing, so that the programs have only the verdict about the
-	// original packet to apply wrongly.
+	// forgetful inserts no verdicts, so that the verdict about the original packet is the only
+	// one that the programs could apply wrongly.
 	forgetful := newUser(t, c, nil)
 	forgetful.evaluator = engine.New(engine.Config{Published: &forgetful.published}, cache.NewFlows(0))
 	forgetful.published.Publish(u.published.Snapshot())
@@ -91,8 +91,9 @@ func TestOddPackets(t *testing.T) {
 	}
 }
 
-// All changes of one publication take effect at once in the kernel. Here either web is isolated for
-// egress or db for ingress, and no packet may pass as if neither were.
+// All changes of one publication take effect at once in the kernel. Each publication of the test
+// isolates either web for egress or db for ingress, so at no time may a packet pass as if neither
+// were isolated.
 func TestChangesAtOnce(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, nil)
@@ -102,7 +103,7 @@ func TestChangesAtOnce(t *testing.T) {
 	egress.Namespace, egress.Name = "default", "egress"
 	egress.Spec.PodSelector.MatchLabels = map[string]string{"name": "web"}
 	egress.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
-	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // not closed, so that packets are left to user space
+	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // a rule, so that web is not closed and its packets are left to user space
 	ingress := letIn("db", "absent")
 	u.store.SetPolicy(netpol.Read(egress))
 	u.commit(t)

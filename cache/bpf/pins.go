@@ -34,9 +34,10 @@ func mount(path string) error {
 	return nil
 }
 
-// pins is the directory of one agent's programs. The agent holds a lock on it while it runs,
-// so that other agents recognise the directories of dead ones: the kernel releases the lock
-// however a process ends, and the lock works across containers with separate process IDs.
+// pins is the directory of one agent's programs. The agent holds a lock on the directory while
+// it runs, so that other agents recognise the directories of dead agents: the kernel releases
+// the lock however a process ends, and the lock works across containers with separate process
+// IDs.
 type pins struct {
 	dir  string
 	lock *os.File
@@ -47,7 +48,7 @@ type pins struct {
 // here.
 func pinPrefix() (string, error) {
 	var s unix.Stat_t
-	// thread-self, because the namespace belongs to the thread.
+	// Use thread-self, because a network namespace belongs to a thread.
 	if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
 		return "", fmt.Errorf("find out the network namespace: %w", err)
 	}

@@ -1,9 +1,9 @@
 //go:build ignore
 
 // The flow cache in the kernel: two programs that iptables calls as matches (-m bpf
-// --object-pinned). "allow" matches a packet that may pass without a trip to user space,
-// "deny" one that must not pass; a packet that neither matches is queued, as without a
-// cache. There are two programs because a match has only two results.
+// --object-pinned). "allow" matches packets that may pass without a trip to user space, "deny"
+// packets that must not pass. A packet that neither matches is queued, as it would be without
+// a cache. There are two programs because a match has only two results.
 //
 // A match always agrees with packet.Decode and policy.Snapshot.DecideBetween. Unusual
 // packets are left to user space: fragments, IPv4 options, IPv6 extension headers, invalid
@@ -26,20 +26,20 @@ struct address {
 // key has the layout of filter.Key.
 struct key {
 	struct address src, dst;
-	__u16 port; // of the destination, in host byte order
+	__u16 port; // destination port, in host byte order
 	__u8 protocol, transport;
 };
 
 // The values of filter.Transport.
 enum { PORTLESS = 1, PORTED = 2, ANY = 3 };
 
-enum { ICMPV6 = 58 }; // which linux/in.h lacks
+enum { ICMPV6 = 58 }; // not defined in linux/in.h
 
 // endpoint is the owner of an address. The flags hold the directions in which policies
-// isolate it, the directions in which no rule allows anything, and whether it is this node.
-// If it is a pod of this node with an interface of its own, device is that interface;
-// otherwise 0. If another pod gets the address while no agent runs, its interface differs,
-// and the programs match none of its packets.
+// isolate the endpoint, the directions in which no rule allows anything, and whether the
+// endpoint is this node. device is the interface of a pod of this node that has one of its
+// own; otherwise 0. If another pod gets the address while no agent runs, that pod has a
+// different interface, and the programs match none of its packets.
 struct endpoint {
 	__u64 epoch;
 	__u32 flags;
@@ -52,7 +52,7 @@ enum {
 	NODE = 4,
 	CLOSED_EGRESS = 8,
 	CLOSED_INGRESS = 16,
-	KNOWN = 32, // set by evaluate, not in the table: the address has an endpoint
+	KNOWN = 32, // the address has an endpoint; set by evaluate, never stored in the table
 	SHARED = 64, // a pod of this node that shares its interface with others
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
@@ -65,9 +65,9 @@ enum verdict { DENY = 0, ALLOW = 1 };
 volatile const __u64 secrets[7];
 
 // endpoints holds one table of all endpoints. To publish changes, user space writes another
-// table and replaces this one. So the changes of a snapshot take effect together, and the
-// replacement returns when no program uses the previous table. Only the device of an endpoint
-// is changed in place. Without a table the programs match nothing.
+// table and replaces the table in endpoints. So the changes of a snapshot take effect
+// together, and the system call returns when no program uses the previous table. Only the
+// device of an endpoint is changed in place. Without a table the programs match nothing.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -133,17 +133,17 @@ static __always_inline int yes(enum answer which)
 	__u64 *count = bpf_map_lookup_elem(&answers, &at);
 
 	if (count)
-		(*count)++; // per CPU, and iptables disables preemption
+		(*count)++; // not atomic: the counter is per CPU, and iptables disables preemption
 	return 1;
 }
 
 // upper describes the header behind the IP header: its offset, the length of the packet from
-// there on, and its protocol. The length is that of the IP header; 0 in packets too long for
-// the field, which are left to user space. Protocol 0 marks an unusual packet; in IPv6 it is
-// a header of options. read_upper sets begins if the packet may be the first of a connection:
-// the verdict about such a packet depends only on its key. Any other packet may belong to a
-// connection that its receiver has opened: see Evaluator.decideMidStream in
-// sluice/filter/engine.
+// there on, and its protocol. The length is computed from the IP header, whose length field is
+// 0 if the packet is too long for it; such a packet is left to user space. Protocol 0 marks an
+// unusual packet; in IPv6, 0 is also the number of hop-by-hop options, which are unusual too.
+// read_upper sets begins if the packet may be the first of a connection: the verdict about
+// such a packet depends only on its key. Any other packet may belong to a connection that its
+// receiver has opened: see Evaluator.decideMidStream in sluice/filter/engine.
 struct upper {
 	__u32 at, length;
 	__u8 protocol, begins;
@@ -217,14 +217,14 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struc
 	return 1;
 }
 
-enum { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 }; // of TCP, RFC 9293, 3.1
-enum { INIT = 1 };						 // the chunk of SCTP, RFC 9260, 3.2
+enum { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 }; // TCP flags, RFC 9293, 3.1
+enum { INIT = 1 };						 // SCTP chunk type, RFC 9260, 3.2
 
 // read_upper completes the key and sets begins. It returns 0 if the header is unusual or
 // incomplete.
 static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, struct upper *up)
 {
-	__u8 header[20]; // the fixed part of TCP, which is the longest
+	__u8 header[20]; // room for the fixed header of TCP, the longest of all
 	__be16 port, length;
 
 	k->protocol = up->protocol;
@@ -282,7 +282,8 @@ static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 // stamp returns a hash of a key and the epochs of its two ends; bit 0 is left for the
 // verdict. A verdict is valid while both epochs are current. The key is included because the
 // kernel reuses the entry of an evicted flow at once, so that a program may read the value of
-// another flow; stamp and verdict are one number, which cannot be half overwritten.
+// another flow. Stamp and verdict are one number, so that a program cannot read a value that
+// is only half overwritten.
 //
 // For any two inputs, at most one in 2^30 choices of the secrets gives both the same stamp,
 // so that an attacker without the secrets cannot construct collisions. A chain of

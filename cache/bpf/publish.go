@@ -16,7 +16,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// endpoint is the struct of that name in program.c.
+// endpoint is a value in a table of endpoints, laid out as struct endpoint in program.c.
 type endpoint struct {
 	Epoch         uint64
 	Flags, Device uint32
@@ -58,11 +58,11 @@ func isLocal(s *policy.Snapshot, e *policy.Endpoint) bool {
 	return slices.ContainsFunc(e.Hosts(), func(host netip.Addr) bool { return s.Endpoint(host).IsNode() })
 }
 
-// tables are two tables of endpoints. The programs read one. Publish writes a change into the
-// spare one, swaps them, and writes the change into the other one too.
+// tables are two tables of endpoints: the one that the programs read, and a spare. Publish writes
+// changes into the spare, swaps the two, and writes the same changes into the new spare.
 type tables struct {
 	read, spare *ebpf.Map
-	room        int // endpoints that fit into each
+	room        int // number of endpoints that fit into each table
 }
 
 func (t *tables) close() error {
@@ -74,11 +74,11 @@ func (t *tables) close() error {
 
 // Publish updates the endpoints and ranges to those of a snapshot; changes lists the addresses
 // whose endpoints differ from those of the last call's snapshot. When Publish returns, no packet
-// is decided by an older snapshot, and every packet that was has left the rules.
+// is decided by an older snapshot, and every packet that was decided by one has left the rules.
 //
-// It takes about 2 µs for each change, and an RCU grace period of some 10 ms. After an error
-// the cache answers nothing until a later Publish succeeds; if the error is ErrStillAnswering
-// it could not be disabled either.
+// Publish takes about 2 µs for each change, and an RCU grace period of some 10 ms. After an
+// error the cache is disabled until a later Publish succeeds. If the error is
+// ErrStillAnswering, the cache could not be disabled either.
 func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,8 +99,8 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 // An address that is not in devices keeps its interface while a pod has the address: when a pod
 // ends, its interface vanishes before the API reports the end.
 //
-// With an error the cache answers nothing until a later Publish succeeds; if the
-// error is ErrStillAnswering it could not be disabled either.
+// After an error the cache is disabled until a later Publish succeeds. If the error is
+// ErrStillAnswering, the cache could not be disabled either.
 func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -117,10 +117,10 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 		}
 	}
 	if c.tables == nil || c.snapshot == nil {
-		return nil // the next Publish writes them
+		return nil // the next Publish writes the devices
 	}
-	// Changed one by one, also in the table that the programs read: no verdict depends on
-	// the device.
+	// The entries are changed one by one, even in the table that the programs read, because no
+	// verdict depends on the device.
 	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
 		unknown := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
 		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), unknown))); err != nil {
@@ -166,7 +166,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	}
 	t.read, t.spare = t.spare, t.read
 	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
-		// The table that the programs read is complete. The next Publish makes new ones.
+		// The table that the programs read is complete. The next Publish makes new tables.
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
 		c.tables = nil
 		return t.close()
@@ -217,7 +217,8 @@ func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 	}
 }
 
-// write writes the endpoints of some addresses into a table, and deletes addresses without one.
+// write writes the endpoints of the given addresses into a table, and deletes the entries of
+// addresses without an endpoint.
 func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
 	for a := range addrs {
 		var err error

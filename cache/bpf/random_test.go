@@ -64,7 +64,7 @@ func (r chance) pod(n int) *corev1.Pod {
 		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
 	}
 	if r.oneIn(3) {
-		p.Status.HostIPs = []corev1.HostIP{{IP: outside[0].String()}, {IP: outside[1].String()}} // another node's
+		p.Status.HostIPs = []corev1.HostIP{{IP: outside[0].String()}, {IP: outside[1].String()}} // the pod is on another node
 	}
 	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: oneOf[int32](r, 80, 81)}}}}
 	return p
@@ -143,8 +143,8 @@ func (r chance) packet() (data []byte, plain bool) {
 	plain = slices.Contains([]uint8{6, 17, 132, 1, 58}, protocol)
 	switch r.IntN(7) {
 	case 6:
-		// In TCP the flags and in SCTP the type of the first chunk, so that the packet may
-		// be in the middle of a connection.
+		// Change the flags of TCP or the chunk type of SCTP, so that the packet may be in the
+		// middle of a connection.
 		data[len(data)-len(packetBody(data))+12+r.IntN(2)] ^= byte(r.Uint32() & 0x1f)
 		plain = false
 	case 0:

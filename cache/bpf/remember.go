@@ -29,7 +29,7 @@ func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	}
 }
 
-// secrets holds the random numbers that program.c has under that name.
+// secrets holds the random numbers of the array secrets in program.c.
 type secrets [7]uint64
 
 func newSecrets() (s secrets) {

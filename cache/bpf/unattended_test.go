@@ -13,8 +13,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// If a pod has an interface of its own, the programs match only packets from or to the pod over
-// that interface.
+// If a pod has an interface of its own, the programs match packets from or to the pod only on that
+// interface.
 func TestDevices(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	closed := letIn("other", "absent")

@@ -16,8 +16,8 @@ import (
 // tracked is the number of connections in the table of the benchmarks.
 const tracked = 50_000
 
-// benchTable returns a node whose table holds that many connections, and their
-// destinations. They are made once for all runs of a benchmark.
+// benchTable returns a node with the tracked connections in its table, and their
+// destinations.
 func benchTable(b *testing.B) (*lab.Host, []netip.Addr) {
 	b.Helper()
 	node := newTable(b)

@@ -64,8 +64,8 @@ type Conn struct {
 	Ref Ref
 }
 
-// maxRef bounds a Ref, in bytes: an IPv6 tuple of ICMPv6 with a zone of its own, and the
-// zone of the entry.
+// maxRef is the largest size of a Ref, in bytes: an IPv6 tuple of ICMPv6 with a zone of its
+// own, and the zone of the entry.
 const maxRef = 104
 
 // Ref identifies an entry of a table, in the table's own terms. It is comparable, and
@@ -95,11 +95,12 @@ type Table interface {
 	// Dump reports at least every connection that has one of the addresses as the source or
 	// the destination of its key, and all connections if among is nil. It calls report for
 	// one connection at a time. Connections that begin or end meanwhile may be reported or
-	// not. If others may be missing, it returns ErrInterrupted, possibly wrapped.
+	// not. If other connections may be missing, Dump returns ErrInterrupted, possibly
+	// wrapped.
 	Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error
 	// SetMarks applies the updates in order, and has applied them all when it returns nil.
 	// An update for a connection that is gone is not an error.
 	SetMarks(ctx context.Context, updates []Update) error
-	// Close releases what the table holds.
+	// Close releases the table's resources.
 	Close() error
 }

@@ -16,7 +16,7 @@ import (
 //	a change of policy                               ScopeFlows
 //	a change while a worker was stuck                ScopeAddresses
 //	the start, which is the first event of all       ScopeAll
-//	the agent that had taken over is gone            ScopeAll
+//	the agent that had taken over has ended          ScopeAll
 //	the predecessor has answered its last packet     ScopeAll
 //	packets may have passed without a verdict        ScopeGap
 //
@@ -29,12 +29,12 @@ import (
 //   - A tracked flow of the address has another verdict now.
 //   - TrackedFlows does not keep all flows of the address: there are too many, or the
 //     endpoint has come back and caches answer for flows that were forgotten meanwhile.
-//   - The workers were not asked about connections of the address, and the new policies may
-//     deny them: the endpoint was open, or no endpoint was known.
-//   - The endpoint is gone, and packets of its address are held for the next one.
+//   - Connections of the address may have begun without a worker, because the endpoint was
+//     open or not known, and the new policies may deny these connections.
+//   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //
-// An address of a pod that has no endpoint now is checked again when it has one.
+// If a pod's address has no endpoint now, its check may wait until it has one again.
 
 // Scope states which connections an event concerns.
 type Scope uint8
@@ -47,8 +47,8 @@ const (
 	ScopeAddresses
 	// ScopeAll concerns all connections.
 	ScopeAll
-	// ScopeGap is ScopeAll after packets may have passed without a verdict. The sweep
-	// counts connections without a mark in Result.Unjudged.
+	// ScopeGap concerns all connections too. It is for the case that packets may have passed
+	// without a verdict: the sweep counts connections without a mark in Result.Unjudged.
 	ScopeGap
 )
 
@@ -62,7 +62,7 @@ func widened(scope Scope, before, now *policy.Snapshot) Scope {
 
 // change describes the changes of an address since the last sweep.
 type change struct {
-	snapshot uint64 // number of the last one that changed it
+	snapshot uint64 // number of the last snapshot that changed the address
 	need     need
 }
 
@@ -81,7 +81,7 @@ const (
 // maxLater bounds the addresses with needLater. If there are more, all of them are swept.
 const maxLater = 1024
 
-// record adds the change of an address to those since the last sweep.
+// record adds the change of an address to the changes since the last sweep.
 func (f *Follower) record(before, now *policy.Snapshot, a netip.Addr, scope Scope) {
 	f.comesBack(before, now, a)
 	n := needSweep
@@ -103,8 +103,8 @@ func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	}
 }
 
-// need returns what the change of an address requires because TrackedFlows may lack live
-// connections of it that may be denied now.
+// need returns what the change of an address requires, beyond a check of the tracked flows:
+// TrackedFlows may lack live connections of the address that may be denied now.
 func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	if f.tracked == nil || before == nil {
 		return needSweep

@@ -6,8 +6,8 @@ var DefaultMarks = Marks{Allowed: 0x10, Revoked: 0x20}
 // Limit sets the maximum number of keys of one address and of one shard.
 func (a *TrackedFlows) Limit(perAddr, perShard int) { a.perAddr, a.perShard = perAddr, perShard }
 
-// Keys returns the number of keys, counted and as the sum of the totals of the shards. The
-// two must be equal.
+// Keys returns the number of keys in two ways: counted, and as the sum of the totals of the
+// shards. The two must be equal.
 func (a *TrackedFlows) Keys() (counted, sum int) {
 	for i := range a.shards {
 		sum += a.shards[i].total

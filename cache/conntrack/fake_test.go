@@ -37,8 +37,8 @@ func fakeRef(src netip.Addr, srcPort uint16, dst netip.Addr, dstPort uint16, pro
 	return r
 }
 
-// Add adds a connection and returns its Ref. original is the destination as the source sees
-// it, and may differ from that of the key. A connection with the same Ref is replaced.
+// Add adds a connection and returns its Ref. original is the destination before translation,
+// and may differ from the key's. A connection with the same Ref is replaced.
 func (f *Fake) Add(key filter.Key, srcPort uint16, original netip.AddrPort, mark uint32) Ref {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -49,7 +49,7 @@ func (f *Fake) Add(key filter.Key, srcPort uint16, original netip.AddrPort, mark
 	return c.Ref
 }
 
-// SetMidStream makes a connection one that was picked up in the middle.
+// SetMidStream marks a connection as picked up in the middle.
 func (f *Fake) SetMidStream(ref Ref) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -36,7 +36,7 @@ type Follower struct {
 
 	mu       sync.Mutex
 	snapshot *policy.Snapshot
-	changes  map[netip.Addr]change // since the last sweep
+	changes  map[netip.Addr]change // the changed addresses since the last sweep
 	all      bool
 	gap      bool
 	sum      Result
@@ -112,8 +112,8 @@ func (f *Follower) Run(ctx context.Context) {
 	}
 }
 
-// Sweep sweeps once for everything that was published since the last sweep, if a connection
-// may be concerned. After an error it must be called again.
+// Sweep sweeps once for all snapshots that were published since the last sweep, unless they
+// concern no connection. After an error it must be called again.
 func (f *Follower) Sweep(ctx context.Context) error {
 	f.sweeping.Lock()
 	defer f.sweeping.Unlock()
@@ -156,7 +156,7 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	return nil
 }
 
-// take returns what waits for a sweep, and clears it.
+// take returns the changes that wait for a sweep, and clears them.
 func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -166,9 +166,9 @@ func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, al
 	return f.snapshot, changes, all, gap
 }
 
-// putBack records again what has not been swept. An address that has changed again
-// meanwhile is swept, because record has determined the need of the newer change without
-// the older one.
+// putBack records the given changes again, because they have not been swept. If an address
+// has changed again meanwhile, it needs a sweep: record has determined the need of the newer
+// change without the older one.
 func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

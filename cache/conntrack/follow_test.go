@@ -32,7 +32,7 @@ func TestFollowerSweepsOnceForManySnapshots(t *testing.T) {
 	r.store.SetPolicy(netpol.Read(guard("db")))
 	r.publish(f, conntrack.ScopeFlows)
 	r.store.SetPolicy(netpol.Read(guard("idle")))
-	r.publish(f, conntrack.ScopeFlows) // before the sweep for the first one
+	r.publish(f, conntrack.ScopeFlows) // published before the sweep for the first snapshot
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -67,12 +67,12 @@ func TestFollowerTriesAgain(t *testing.T) {
 		r.store.SetPolicy(netpol.Read(guard("idle")))
 		r.publish(f, conntrack.ScopeFlows)
 		synctest.Wait()
-		r.want(toDB, revoked) // in the half that the dump reports
+		r.want(toDB, revoked) // it is in the half that the dump reports
 		r.want(toIdle, allowed)
 		failing.Store(false)
 		for mark := uint32(allowed); mark == allowed; {
 			synctest.Wait()
-			time.Sleep(time.Second) // in synctest's time
+			time.Sleep(time.Second) // virtual time of synctest
 			mark, _ = r.table.Mark(toIdle)
 		}
 		r.want(toIdle, revoked)

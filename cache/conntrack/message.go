@@ -47,19 +47,19 @@ const (
 	ctaProtoInfoTCP          = 1
 	ctaProtoInfoTCPFlagsOrig = 4 // struct nf_ct_tcp_flags: flags and mask, a byte each
 	// tcpLiberal means that the windows of a connection are not known. The kernel sets it
-	// for both directions of a connection that it picks up in the middle (tcp_new), and
-	// never for the original direction of one that it saw begin, unless a flowtable takes
-	// over.
+	// for both directions of a connection that it picks up in the middle (tcp_new). It
+	// never sets it for the original direction of a connection that it saw begin, unless a
+	// flowtable takes the connection over.
 	tcpLiberal = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL
 )
 
 // errMessage means that the kernel's message does not match its definition.
 var errMessage = errors.New("malformed ctnetlink message")
 
-// attr is one netlink attribute. Its value is part of the message.
+// attr is one netlink attribute. Its slices point into the message.
 type attr struct {
 	kind  uint16
-	whole []byte // with its header, without padding
+	whole []byte // the attribute with its header, without padding
 	value []byte
 }
 
@@ -114,9 +114,9 @@ func parseTuple(b []byte) (t tuple) {
 	return t
 }
 
-// parseConn parses the body of an entry, from nfgenmsg on. An entry that cannot be
-// identified cannot be marked, and is an error. An entry without a key that can be trusted
-// is reported as malformed.
+// parseConn parses the body of an entry, from nfgenmsg on. It returns an error if the entry
+// cannot be identified, because such an entry cannot be marked. An entry without a key that
+// can be trusted is reported as malformed.
 //
 // parseConn parses only what is needed: in a dump of the whole table, a parser of all
 // attributes takes ten times as long (see the benchmarks).
@@ -194,7 +194,7 @@ func beginMessage(b []byte, kind, flags uint16, seq uint32, family uint8) []byte
 	b = binary.NativeEndian.AppendUint16(b, kind)
 	b = binary.NativeEndian.AppendUint16(b, flags)
 	b = binary.NativeEndian.AppendUint32(b, seq)
-	b = binary.NativeEndian.AppendUint32(b, 0) // port, which the kernel knows
+	b = binary.NativeEndian.AppendUint32(b, 0) // port ID; the kernel knows it
 	return append(b, family, 0, 0, 0)          // nfgenmsg: family, NFNETLINK_V0, no resource
 }
 
@@ -230,8 +230,9 @@ func appendUint32(b []byte, kind uint16, value uint32) []byte {
 	return binary.BigEndian.AppendUint32(b, value)
 }
 
-// appendUpdate appends a request to change the mark of an existing entry: it lacks the flag
-// that would create one. The Ref is sent back as the kernel reported it.
+// appendUpdate appends a request to change the mark of an existing entry. Without the flag
+// NLM_F_CREATE, the request does not create an entry. The Ref is sent back as the kernel
+// reported it.
 func appendUpdate(b []byte, u *Update, flags uint16, seq uint32) []byte {
 	start := len(b)
 	b = beginMessage(b, msgConnSet, flags, seq, u.Ref.family)
@@ -242,8 +243,8 @@ func appendUpdate(b []byte, u *Update, flags uint16, seq uint32) []byte {
 	return b
 }
 
-// appendDump appends a request for all entries of the family, or, with an IPv4
-// address, for those that have it as the source of the given tuple. Kernels before 5.8
+// appendDump appends a request for all entries of the family or, if src is an IPv4 address,
+// for the entries with this source in the tuple of the given direction. Kernels before 5.8
 // ignore the filter, and answer with all entries of the family.
 func appendDump(b []byte, flags uint16, seq uint32, family uint8, src netip.Addr, direction uint16) []byte {
 	start := len(b)
@@ -265,7 +266,7 @@ func appendCount(b []byte, seq uint32) []byte {
 }
 
 // parseCount returns the number of entries from the answer to appendCount, whose body
-// begins with nfgenmsg; math.MaxInt if there is none.
+// begins with nfgenmsg; math.MaxInt if the answer has no number.
 func parseCount(body []byte) int {
 	if len(body) >= nfgenLen {
 		for a, rest, ok := cut(body[nfgenLen:]); ok; a, rest, ok = cut(rest) {
@@ -286,7 +287,7 @@ func appendSource(b []byte, direction uint16, src netip.Addr) []byte {
 	return b
 }
 
-// appendFilter appends a filter by the source address of the direction's tuple; nothing of
+// appendFilter appends a filter by the source address of the direction's tuple; no field of
 // the other tuple is compared. The flags are in host byte order.
 func appendFilter(b []byte, direction uint16) []byte {
 	var flags [2]uint32

@@ -18,16 +18,16 @@ import (
 )
 
 const (
-	// readSize exceeds the datagrams of a dump (32 KiB).
+	// readSize exceeds the size of a dump's datagrams, 32 KiB.
 	readSize = 64 << 10
-	// sendBatch bounds the updates in one send. If all their entries are gone, the answers
-	// must fit the socket's receive buffer, where each takes about 900 bytes of the usual
-	// 200 KiB.
+	// sendBatch bounds the updates in one send. If all their entries are gone, each update
+	// fails, and all the answers must fit into the socket's receive buffer. An answer takes
+	// about 900 bytes there, of the usual 200 KiB.
 	sendBatch = 128
-	// maxFiltered bounds the addresses for which the kernel selects connections, instead of
-	// reporting all. Each address takes two walks through the kernel's whole table;
-	// reporting all takes about as long as twenty walks with 50,000 connections (see the
-	// benchmarks).
+	// maxFiltered bounds the addresses for which the kernel selects connections; for more
+	// addresses, it reports all connections. Each address takes two walks through the
+	// kernel's whole table. To report all 50,000 connections of a table takes about as long
+	// as twenty walks (see the benchmarks).
 	maxFiltered = 4
 	// minFiltered is the number of connections from which selection pays off: a walk visits
 	// every bucket of the kernel's hash table, full or empty, which takes some milliseconds
@@ -35,16 +35,17 @@ const (
 	minFiltered = 4096
 )
 
-// Netlink is the kernel's table of one network namespace, through ctnetlink.
+// Netlink is the kernel's table of one network namespace, accessed through ctnetlink.
 //
 // The sockets are mdlayher/netlink's. The messages are encoded and decoded here, because
 // only a few of the hundred values of an entry are needed.
 type Netlink struct {
 	netNS      int
 	filterFrom int
-	buffers    sync.Pool // of readSize bytes, for dumps
+	buffers    sync.Pool // buffers of readSize bytes, for dumps
 
-	// Used by SetMarks, which a dump's report function may call.
+	// These belong to SetMarks. Dump does not use them, because its report function may call
+	// SetMarks.
 	set     *netlink.Conn // nil after an error, until needed again
 	seq     uint32
 	in, out []byte
@@ -56,13 +57,13 @@ type Netlink struct {
 // Options configure Open.
 type Options struct {
 	// NetNS is a file descriptor of the network namespace, which must stay open until
-	// Close; 0 is the namespace of the calling thread, at each call.
+	// Close; 0 means the namespace of the thread that calls a method.
 	NetNS int
 	// NoFilter makes every dump report all connections, as on a kernel that cannot
 	// filter.
 	NoFilter bool
-	// FilterFrom is the number of connections in the table from which on the kernel selects
-	// the connections of a few addresses; 0 means minFiltered.
+	// FilterFrom is the least number of connections in the table for which the kernel
+	// selects the connections of a few addresses; 0 means minFiltered.
 	FilterFrom int
 }
 
@@ -102,7 +103,7 @@ func (k *Netlink) dial() (*netlink.Conn, error) {
 }
 
 // Dump implements Table. For a few addresses in a large table it lets the kernel select
-// the connections. Otherwise, and if the kernel cannot, it reports all.
+// the connections. Otherwise, or if the kernel cannot select, it reports all connections.
 func (k *Netlink) Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	if among != nil && len(among) <= maxFiltered && !k.unfiltered.Load() && k.count(ctx) >= k.filterFrom {
 		err := k.dumpAmong(ctx, among, report)
@@ -138,9 +139,9 @@ func (k *Netlink) count(ctx context.Context) int {
 // should have left out.
 var errUnfiltered = errors.New("kernel does not filter the connection table")
 
-// dumpAmong reports the connections from the addresses and, concurrently, those from others
-// to the addresses: on two CPUs, this halves the time of the walks through the kernel's
-// table.
+// dumpAmong reports the connections from the addresses and, concurrently, the connections
+// from other addresses to them: on two CPUs, this halves the time of the walks through the
+// kernel's table.
 //
 // If some addresses are IPv6, it reports all IPv6 connections, in one more walk. The
 // kernel's filter compares IPv6 addresses the wrong way round
@@ -173,9 +174,9 @@ func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func
 	return errors.Join(err, <-to)
 }
 
-// dumpOf requests, for each of the IPv4 addresses, the connections that have it as the
-// source of the given tuple. report returns whether the connection really has; if not,
-// dumpOf returns errUnfiltered.
+// dumpOf requests, for each of the IPv4 addresses, the connections with that source in the
+// tuple of the given direction. If report returns false, the connection does not have that
+// source, and dumpOf returns errUnfiltered.
 func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false
@@ -208,7 +209,7 @@ func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direct
 	in := k.buffers.Get().(*[readSize]byte)
 	defer k.buffers.Put(in)
 	request := appendDump(nil, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, family, src, direction)
-	var conn Conn // reused, because it escapes
+	var conn Conn // reused for all entries, because it escapes to the heap
 	err = exchange(ctx, c, request, in[:], func(m message) (bool, error) {
 		if m.kind != msgConnSet {
 			return m.kind == unix.NLMSG_ERROR, m.err // the request was refused
@@ -229,8 +230,8 @@ func (k *Netlink) dump(ctx context.Context, family uint8, src netip.Addr, direct
 }
 
 // SetMarks implements Table. The kernel applies a message before the send returns, and
-// answers only errors. The last message of a batch requests an acknowledgement, which comes
-// after all other answers.
+// answers only a message that fails. The last message of a batch requests an
+// acknowledgement, which comes after all other answers.
 func (k *Netlink) SetMarks(ctx context.Context, updates []Update) error {
 	for batch := range slices.Chunk(updates, sendBatch) {
 		if err := k.setBatch(ctx, batch); err != nil {
@@ -276,7 +277,7 @@ type message struct {
 	kind uint16
 	seq  uint32
 	body []byte
-	err  error // of an NLMSG_ERROR that is not an acknowledgement
+	err  error // the error in an NLMSG_ERROR that is not an acknowledgement
 }
 
 // exchange sends requests and passes each answer to got, until got returns done or an
@@ -328,7 +329,7 @@ func doneError(err error, interrupted bool) error {
 	return err
 }
 
-// cause returns why ctx ended, if it has ended, and otherwise err.
+// cause returns the cause of ctx if ctx has ended, and otherwise err.
 func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -21,7 +21,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// families lists what differs between IPv4 and IPv6 in the network of the tests.
+// families lists the commands and addresses of each IP version in the network of the tests.
 var families = []struct {
 	name, iptables string
 	service        netip.AddrPort
@@ -68,7 +68,7 @@ func (l *live) wantMark(key filter.Key, mark uint32) {
 	}
 }
 
-// deny publishes a policy that lets only TCP to port 1 in to db; allow deletes it.
+// deny publishes a policy that allows only TCP to port 1 of db; allow deletes the policy.
 func (l *live) deny() conntrack.Result {
 	l.store.SetPolicy(netpol.Read(guard("db", 1)))
 	return l.commit(conntrack.ScopeAddresses)
@@ -456,8 +456,8 @@ func TestOpenWithoutNamespace(t *testing.T) {
 	}
 }
 
-// A dump for one address reports all connections of a small table, and only those of the
-// address of a large one.
+// A dump for one address reports all connections of a small table, but only the connections
+// of that address of a large table.
 func TestSmallTableIsNotFiltered(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"))

@@ -64,7 +64,7 @@ func newNetwork(t *testing.T) network {
 var dropRule = regexp.MustCompile(`\[(\d+):\d+\] -A POSTROUTING .*--ctdir (ORIGINAL|REPLY).* -j DROP`)
 
 // dropped returns the number of packets of revoked connections that the router has dropped
-// in the direction.
+// in the given direction.
 func (n network) dropped(family, direction string) (packets int) {
 	n.tb.Helper()
 	out, err := n.router.Output(exec.Command(family+"-save", "-c", "-t", "mangle"))

@@ -35,11 +35,11 @@ type Observer interface {
 
 // Result reports what a sweep did.
 type Result struct {
-	Evaluated int // connections
-	Allowed   int // newly marked as allowed
-	Revoked   int // no longer allowed
-	Restored  int // revoked before, and allowed again
-	Unjudged  int // without a verdict before: counted only with ScopeGap
+	Evaluated int // connections that were evaluated
+	Allowed   int // connections newly marked as allowed
+	Revoked   int // connections no longer allowed
+	Restored  int // connections revoked before, and allowed again
+	Unjudged  int // connections that had no verdict before; counted only with ScopeGap
 	Passes    int // dumps of the table
 	Duration  time.Duration
 }
@@ -63,8 +63,8 @@ type Sweeper struct {
 	// interfaces in the process's network namespace.
 	Local func() ([]netip.Addr, error)
 	// FailOpen allows live connections of a pending address of this node. Otherwise they
-	// are revoked, as new ones are denied when their hold expires: the pod that had the
-	// address is gone, and the next one may send before it is known.
+	// are revoked, just as new connections are denied when their hold expires: the pod that
+	// had the address is gone, and the next pod may send before it is known.
 	FailOpen bool
 
 	table    Table
@@ -104,13 +104,13 @@ func interfaceAddrs() ([]netip.Addr, error) {
 // Sweep evaluates the live connections of the changed addresses, or all, by the snapshot,
 // and rewrites the marks that differ. It must be called only when every verdict of older
 // snapshots has taken effect. Before the first change it must be called for all
-// connections, because those that existed before the agent have no mark.
+// connections, because connections that existed before the agent have no mark.
 //
 // It dumps the table until a dump finds nothing to rewrite. One dump is enough except for a
 // rare race: the kernel finds the connection to mark by its five-tuple, and another
 // connection with that five-tuple may have replaced the one that was dumped. The next dump
-// finds such a wrong mark. Denied connections do not wait for it: the first dump is enough
-// to mark them.
+// finds such a wrong mark. The other dumps do not delay denied connections: the first dump
+// marks them.
 //
 // Sweep does nothing without a snapshot. After an error, some connections may not have been
 // evaluated; the sweep must be repeated for the same changes.
@@ -120,10 +120,10 @@ func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes 
 
 // sweepOptions configure a sweep.
 type sweepOptions struct {
-	all    bool          // all connections
-	gap    bool          // some may have passed without a verdict: count those
+	all    bool          // evaluate all connections
+	gap    bool          // packets may have passed without a verdict: count connections without a mark
 	seen   *TrackedFlows // records all connections of the sweep; may be nil
-	number uint64        // of the sweep, for seen
+	number uint64        // the number of the sweep, for seen
 }
 
 // sweep is Sweep with all its options.
@@ -191,20 +191,20 @@ type sweep struct {
 	options  sweepOptions
 	ctx      context.Context
 	snapshot *policy.Snapshot
-	among    []netip.Addr          // nil for all
+	among    []netip.Addr          // the addresses whose connections are evaluated; nil for all
 	set      map[[16]byte]struct{} // among, as a set
-	local    map[[16]byte]struct{} // this node's addresses; nil until needed
+	local    map[[16]byte]struct{} // addresses of this node; nil until they are needed
 
-	updates []Update  // not yet written
-	oldest  time.Time // when the first of updates was found
-	pending []verdict // one for each of updates
+	updates []Update  // updates that are not yet written
+	oldest  time.Time // the time at which the first of updates was found
+	pending []verdict // verdicts to report, one for each of updates
 	result  Result
 
 	evaluated int   // connections of this pass
-	err       error // the first of this pass
+	err       error // the first error of this pass
 }
 
-// verdict is what to report about an update once it is written.
+// verdict is the report about an update, which is made once the update is written.
 type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict
@@ -289,9 +289,10 @@ func (w *sweep) visit(c *Conn) {
 	}
 }
 
-// decide returns the verdict about a connection. Like packets in mid-stream, a connection
-// that was picked up in the middle is allowed only if both directions are; see
-// [sluice/filter/engine.Evaluator]. known is false if the connection needs no mark.
+// decide returns the verdict about a connection. A connection that was picked up in the
+// middle is allowed only if both directions are allowed; the same holds for packets in
+// mid-stream, see [sluice/filter/engine.Evaluator]. known is false if the connection needs
+// no mark.
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
 	if w.options.seen != nil {
@@ -314,7 +315,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	return v, known
 }
 
-// concerns reports whether the sweep is about the connection.
+// concerns reports whether the sweep must evaluate the connection.
 func (w *sweep) concerns(c *Conn) bool {
 	if w.set == nil || c.Malformed {
 		return w.set == nil
@@ -339,12 +340,12 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-// held reports whether new connections of an address are held for its pod, and denied if
-// it does not become known.
+// held reports whether new connections of an address are held for its pod, and denied if the
+// pod does not become known.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
-// isLocal reports whether an end of the connection is this node, by an address that the
-// snapshot lacks, such as a bridge's.
+// isLocal reports whether an end of the connection has an address of this node. Unlike the
+// snapshot, it considers all addresses, such as a bridge's.
 func (w *sweep) isLocal(c *Conn) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()

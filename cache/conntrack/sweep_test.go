@@ -57,7 +57,7 @@ func pod(name string, addrs ...netip.Addr) *corev1.Pod {
 	return p
 }
 
-// guard returns a policy that allows nothing to the pod except TCP to the ports.
+// guard returns a policy that allows only TCP to the given ports of the app's pod.
 func guard(app string, ports ...int32) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "guard-" + app},
@@ -159,8 +159,8 @@ func TestRevokedAndRestored(t *testing.T) {
 
 func TestOnlyChangedEndpointsAreEvaluated(t *testing.T) {
 	r := newFixture(t)
-	// Neither mark could result from a policy. The test checks only which of them the sweep
-	// rewrites.
+	// The policies allow both connections, so both marks are wrong. The test checks that the
+	// sweep rewrites only one of them.
 	changed := r.track(web, db, filter.TCP, 80, revoked)
 	other := r.track(web, idle, filter.TCP, 80, revoked)
 	r.store.SetPolicy(netpol.Read(guard("db", 80)))

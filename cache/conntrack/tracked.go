@@ -10,7 +10,7 @@ import (
 
 const (
 	shardCount = 16
-	// maxKeys bounds the keys of one address: with more, a sweep is cheaper than
+	// maxKeys bounds the keys of one address. With more keys, a sweep is cheaper than
 	// evaluating them one by one.
 	maxKeys = 2048
 	// maxShard bounds the keys of a shard. All shards together then take some 10 MiB.
@@ -39,7 +39,7 @@ type TrackedFlows struct {
 type shard struct {
 	mu    sync.Mutex
 	of    map[[16]byte]*keySet
-	total int // keys of all addresses
+	total int // number of keys of all addresses
 }
 
 // keySet holds the keys of one address. A nil set has no keys.
@@ -52,9 +52,9 @@ type keySet struct {
 
 // trackedFlow describes the live connections of one key.
 type trackedFlow struct {
-	snapshot uint64  // number of the last one that evaluated the key
-	sweep    uint64  // number of the last one that saw a connection of the key
-	actions  actions // all that its live connections may have
+	snapshot uint64  // number of the last snapshot that evaluated the key
+	sweep    uint64  // number of the last sweep that saw a connection of the key
+	actions  actions // all actions that live connections of the key may have
 }
 
 // actions is a set of actions.
@@ -99,7 +99,7 @@ func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict
 // add records a key of an address. Only a sweep adds to an incomplete set, because only a
 // sweep can complete it.
 func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
-	sweep := now.sweep != 0 // false: called for a worker
+	sweep := now.sweep != 0 // whether add is called for a sweep; otherwise for a worker
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,8 +143,8 @@ func (s *shard) forget(set *keySet, snapshot uint64) {
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room by dropping the keys of any address other than keep's; if no other has
-// keys, those of keep.
+// evict makes room by dropping the keys of one address: of any address other than keep's or,
+// if no other address has keys, of keep's.
 func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != keep && len(set.keys) > 0 {

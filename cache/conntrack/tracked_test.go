@@ -30,7 +30,7 @@ var (
 
 // history is a node on which connections begin and end while policies and pods change at
 // random. It has an evaluator with its flow cache, and a model of the flow cache in the
-// kernel, which lets pass what no policy concerns and repeats remembered verdicts.
+// kernel, which allows connections that no policy concerns and repeats remembered verdicts.
 type history struct {
 	*fixture
 	rand           *rand.Rand
@@ -39,8 +39,8 @@ type history struct {
 	tracked        *conntrack.TrackedFlows
 	follower       *conntrack.Follower
 	kernel         map[filter.Key]remembered
-	kernelSnapshot *policy.Snapshot // that of the kernel's flow cache
-	changed        policy.Changes   // since the last sweep
+	kernelSnapshot *policy.Snapshot // the snapshot by which the kernel's flow cache answers
+	changed        policy.Changes   // addresses that have changed since the last sweep
 	live           []conntrack.Ref
 	port           uint16
 	addrs          []netip.Addr
@@ -81,7 +81,7 @@ func (h *history) addr() netip.Addr { return h.addrs[h.rand.IntN(len(h.addrs))] 
 func (h *history) connect() {
 	src, dst := h.addr(), h.addr()
 	if src == node {
-		return // the rules let it pass without a verdict
+		return // the rules let packets of the node pass without a verdict
 	}
 	k := filter.NewKey(src, dst, filter.TCP, 80+uint16(h.rand.IntN(3)))
 	h.port++
@@ -106,7 +106,8 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-// allows reports whether the first packet of a connection that the node sees is allowed.
+// allows reports whether a connection with key k, of which the node has seen no packet yet, is
+// allowed. With midStream, it is picked up in the middle: its first packet here is an ACK.
 func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
@@ -142,8 +143,8 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	return 0, false
 }
 
-// openBack reports whether no policy isolates the ends in the opposite direction. Only then
-// may the kernel's flow cache allow a packet from the middle of a connection.
+// openBack reports whether no policy isolates the source for ingress or the destination for
+// egress. Only then may the kernel's flow cache allow a packet from the middle of a connection.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
 	return src.IsNode() || dst.IsNode() || src.Isolation(filter.Ingress) == nil && dst.Isolation(filter.Egress) == nil
@@ -241,7 +242,8 @@ func (h *history) publish(scope conntrack.Scope) {
 	h.changed = append(h.changed, changes...)
 }
 
-// sweep sweeps, and reports whether that read the table. Sometimes the first attempt fails.
+// sweep sweeps, and reports whether the sweep read the connection table. Sometimes the first
+// attempt fails.
 func (h *history) sweep() (walked bool) {
 	before, _ := h.table.Uses()
 	defer func() { h.table.Interrupt = nil }()
@@ -387,7 +389,7 @@ func testComesBack(t *testing.T, sweep bool) {
 	if e := s.Endpoint(h.addrs[4]); e.Name != "p1" {
 		t.Fatalf("%v has the address", e)
 	}
-	if sweep { // finds no live connection
+	if sweep { // a sweep that finds no live connection
 		if err := h.follower.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -413,8 +415,8 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h.revokes(k)
 }
 
-// If an address has too many keys, they are not tracked one by one until a sweep has found
-// few enough.
+// If an address has too many keys, they are not tracked one by one until a sweep finds few
+// enough keys.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(3, 1000)

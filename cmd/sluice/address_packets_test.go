@@ -7,7 +7,7 @@ import (
 )
 
 // The flows of a pod do not continue with the next pod that gets its address, even before
-// the agent knows the new pod (28, 29).
+// the agent knows the new pod (cases 28 and 29 of the API's documentation).
 func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.start("--pod-cidrs", startRange4.String())
@@ -25,7 +25,7 @@ func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	before := s.dropped("iptables")
 	send(t, conn)
 	s.awaitDrop(t, "iptables", before)
-	s.save("late.yaml", manifest) // a new pod, whose flow is allowed
+	s.save("late.yaml", manifest) // a new pod has the address, and its flow is allowed
 	_ = conn.SetReadDeadline(time.Now().Add(waitTimeout))
 	send(t, conn)
 	if _, err := conn.Read(make([]byte, 64)); err != nil {

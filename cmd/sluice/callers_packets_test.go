@@ -23,14 +23,14 @@ type callers struct {
 	dial func(context.Context) (net.Conn, error)
 }
 
-// Requests with which a caller keeps a connection open. All except longProfile cost the
+// Requests that a caller sends to keep a connection open. All except longProfile cost the
 // caller nothing.
 const (
 	sendNothing = ""
 	halfHeader  = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
 	halfBody    = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
 	keepAlive   = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"                         // the connection stays open for another request
-	longProfile = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // only the node gets an answer
+	longProfile = "GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n" // answered only for callers on the node
 )
 
 // readNothing requests more data than the socket buffers hold. The caller does not read the
@@ -52,7 +52,7 @@ func (c callers) open(n int, request string) {
 		if tcp, is := conn.(*net.TCPConn); is && request == readNothing {
 			_ = tcp.SetReadBuffer(1)
 		}
-		_, _ = io.WriteString(conn, request) // the agent may have closed it already
+		_, _ = io.WriteString(conn, request) // fails if the agent has already closed conn
 		if request == keepAlive {
 			_ = conn.SetReadDeadline(time.Now().Add(waitTimeout))
 			if _, err := conn.Read(make([]byte, 1)); err != nil {
@@ -62,7 +62,7 @@ func (c callers) open(n int, request string) {
 	}
 }
 
-// limitedTo returns the path of a script that runs sluice with a limit of file descriptors.
+// limitedTo returns the path of a script that runs sluice with a limit on file descriptors.
 func limitedTo(t *testing.T, descriptors int) (program string) {
 	t.Helper()
 	sluice, err := exec.LookPath("sluice")

@@ -171,8 +171,8 @@ func TestClusterPackets(t *testing.T) {
 // to a new connection.
 type stream struct {
 	mu      sync.Mutex
-	sent    []time.Time // by the packet's number, like arrived
-	arrived []bool
+	sent    []time.Time // when each packet was sent, by its number
+	arrived []bool      // whether each packet has arrived, by its number
 	changed chan struct{}
 }
 
@@ -222,7 +222,7 @@ func (st *stream) send(ctx context.Context, to *net.UDPAddr) error {
 			return nil
 		case <-tick.C:
 		}
-		c, err := net.DialUDP("udp", nil, to) // this thread is in the pod's namespace
+		c, err := net.DialUDP("udp", nil, to) // opens the socket in the pod's namespace, which this thread has entered
 		if err != nil {
 			return fmt.Errorf("open a socket: %w", err)
 		}
@@ -259,7 +259,8 @@ func (st *stream) next() int {
 	return len(st.sent)
 }
 
-// gaps returns the times between packets, which limit the resolution of the measurement.
+// gaps returns the times between consecutive packets. They limit the resolution of the
+// measurement.
 func (st *stream) gaps() (all []time.Duration) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -276,9 +277,9 @@ const (
 	transitTime   = 10 * time.Millisecond
 )
 
-// awaitChange waits until the change to the wanted outcome is complete. It considers packets
-// with at least the number from, and returns the time at which the first packet with the new
-// outcome was sent.
+// awaitChange waits until the change to the wanted outcome is complete: packets arrive, or do
+// not arrive. It ignores packets before the number from, and returns the time at which the
+// first packet with the new outcome was sent.
 func (st *stream) awaitChange(ctx context.Context, from int, arrive bool) (time.Time, error) {
 	for {
 		if at, ok := st.changedAt(from, arrive); ok {
@@ -306,7 +307,9 @@ func (st *stream) changedAt(from int, arrive bool) (time.Time, bool) {
 	if old-first < stablePackets {
 		return time.Time{}, false
 	}
-	if arrive { // workers overtake each other, so later packets may still be lost
+	// The first packet that arrives marks the change, even if a later one does not arrive:
+	// the workers answer in parallel, so one may still drop by the old snapshot.
+	if arrive {
 		first = from + slices.Index(st.arrived[from:], true)
 	}
 	return st.sent[first], true
@@ -319,8 +322,8 @@ func TestClusterPacketLatency(t *testing.T) {
 	const changes = 500
 	s := newClusterTestbed(t)
 	s.start()
-	// Each allowed packet leaves a conntrack entry. A short timeout keeps their number as
-	// on a busy node, instead of growing without limit.
+	// Each allowed packet leaves a conntrack entry. With a short timeout there are about as
+	// many entries as on a busy node. Otherwise they would accumulate.
 	s.must(s.Nodes[0].Do(func() error {
 		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", []byte("1"), 0o644)
 	}))
@@ -336,7 +339,7 @@ func TestClusterPacketLatency(t *testing.T) {
 		s.must(err)
 		line, err := s.agent.Await(ctx, mark, agenttest.Event(event.Published))
 		s.must(err)
-		// The next change finds an idle agent, as most changes do.
+		// Wait until the agent is idle, as it is at most changes.
 		_, err = s.agent.Await(ctx, mark, agenttest.Followed(line))
 		s.must(err)
 		times[what+", from the request"] = append(times[what+", from the request"], at.Sub(before))

@@ -92,7 +92,7 @@ func TestLiveClusterAnswersLikeADirectory(t *testing.T) {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			status, want, _ := sluice(t, append(args, "-f", dir)...)
 			liveStatus, got, stderr := sluice(t, append(args, "--kubeconfig", kubeconfig)...)
-			if args[0] == "lint" { // with files, it also prints their names
+			if args[0] == "lint" { // for files, lint also prints their names
 				want, got = withoutFiles(want), withoutFiles(got)
 			}
 			if liveStatus != status || got != want {

@@ -23,8 +23,8 @@ func addClusterFlags(fs *pflag.FlagSet, o *clusterOptions) {
 // given reports whether the flags select a cluster.
 func (o clusterOptions) given() bool { return o.kubeconfig != "" || o.context != "" }
 
-// config returns the configuration of the cluster's API: the one that the flags select, or
-// that of the pod's service account.
+// config returns the configuration for the API server that the flags select or, without
+// flags, for the one that the pod's service account belongs to.
 func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
 }
@@ -41,7 +41,7 @@ func addInputFlags(fs *pflag.FlagSet, in *input) {
 	addClusterFlags(fs, &in.cluster)
 }
 
-// read returns all objects, and the problems for which the API server would reject some.
+// read returns all objects, and the problems for which the API server would reject objects.
 func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Problem, error) {
 	switch {
 	case len(in.dirs) > 0 && in.cluster.given():

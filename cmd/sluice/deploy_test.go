@@ -22,8 +22,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// deployed are the manifests of the agent: those of kustomize, and those of the chart with
-// its defaults and with all values set.
+// deployed are the agent's manifests: from kustomize, from the chart with its defaults, and
+// from the chart with all values set.
 var deployed = []string{
 	"../../deploy/kustomize/base/daemonset.yaml", "../../deploy/testdata/chart-default.yaml", "../../deploy/testdata/chart-full.yaml",
 }
@@ -74,9 +74,9 @@ func TestDeployedArgumentsParse(t *testing.T) {
 	}
 }
 
-// The capabilities in the manifests are enough for both backends of iptables. With nft, only
-// NET_ADMIN is needed, except for the kernel's flow cache. The programs of the cache work
-// wherever the container mounts the node's BPF file system.
+// The capabilities in the manifests are enough for both backends of iptables. With nft and
+// without the kernel's flow cache, NET_ADMIN is enough. The programs of the cache work at any
+// path where the container mounts the node's BPF file system.
 func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 	lab.Require(t)
 	setpriv, err := exec.LookPath("setpriv")
@@ -95,7 +95,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 		backend  string
 		caps     []string
 		inKernel bool
-		foreign  bool // the table mangle cannot be used
+		foreign  bool // iptables cannot use the table mangle
 	}{{"nft", given, true, false}, {"legacy", given, false, false}, {"nft", []string{"net_admin"}, false, false}, {"nft", given, true, true}} {
 		t.Run(fmt.Sprintf("%s with %s, mangle unusable %v", tt.backend, strings.Join(tt.caps, " and "), tt.foreign), func(t *testing.T) {
 			// As in a container: only these capabilities, no way to gain others by
@@ -130,7 +130,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 					t.Errorf("%s: %v, want %v", pod, r.Outcome, want)
 				}
 			}
-			s.save("policies.yaml", "") // sweeps the live connections
+			s.save("policies.yaml", "") // makes the agent sweep the live connections
 			if err := s.agent.Stop(); err != nil {
 				t.Error(err)
 			}

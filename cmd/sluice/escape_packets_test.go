@@ -20,9 +20,9 @@ import (
 
 // No packet gets a verdict of an old snapshot. Flows begin and continue while the policy
 // changes back and forth. When the agent has logged that a policy is in force, every packet
-// sent afterwards obeys it, including those of flows that were being judged at that moment.
-// Here all packets go through the queues; TestNoOldVerdictEscapesTheKernelOnPackets tests
-// the same for the kernel's flow cache.
+// sent afterwards obeys the policy, even in a flow that was being judged at that moment. Here
+// all packets go through the queues; TestNoOldVerdictEscapesTheKernelOnPackets tests the
+// kernel's flow cache.
 func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	const rounds, flows = 5, 200
 	deny := policies(db("[{ports: [{protocol: UDP, port: 53}]}]"))
@@ -31,8 +31,9 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			pr := s.newProber(t, i == 1)
-			// In odd stages a policy that allows is in force, in even stages one that
-			// denies. Stage 0 is the time of a change: packets may be allowed or denied.
+			// In odd stages, a policy that allows the flows is in force; in even stages,
+			// one that denies them. Stage 0 is the time of a change: packets may be
+			// allowed or denied.
 			var stage atomic.Int64
 			var stop atomic.Bool
 			var wait sync.WaitGroup

@@ -108,7 +108,7 @@ func explainOne(out io.Writer, m *compiled, opts explainOptions) error {
 	c := m.cluster()
 	flows, err := c.Flows(opts.question)
 	if err != nil {
-		return err // the error begins with the name of the flag
+		return err // not wrapped: the error begins with the name of the flag
 	}
 	var all []explain.Explanation
 	for _, f := range flows {

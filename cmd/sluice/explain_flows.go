@@ -49,12 +49,12 @@ type flowError struct {
 	Line     int             `json:"line"` // number of the line, from 1
 	From     string          `json:"from,omitempty"`
 	To       string          `json:"to,omitempty"`
-	Port     json.RawMessage `json:"port,omitempty"` // as in the input
+	Port     json.RawMessage `json:"port,omitempty"` // unchanged from the input
 	Protocol string          `json:"protocol,omitempty"`
 	Error    string          `json:"error"`
 }
 
-// explainFlows answers the flows of --flows in order. It returns an error if one could not
+// explainFlows answers the flows of --flows in order. It returns an error if a flow could not
 // be answered.
 func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 	in := e.stdin
@@ -82,14 +82,14 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 	return nil
 }
 
-// flowExplainer answers one flow after the other. Its answers have no reasons in words: a
-// decision without them takes less time than reading the flow.
+// flowExplainer answers one flow after the other. Its answers have no reasons in words, to
+// save time: a decision without them takes less time than reading the flow.
 type flowExplainer struct {
 	cluster       *explain.Cluster
 	out           *bufio.Writer
 	answer        answerWriter
 	line          int // number of the current line
-	flows, failed int // number of flows, and of those that could not be answered
+	flows, failed int // number of all flows, and of flows that could not be answered
 }
 
 // answerWriter writes answers in one format.
@@ -130,7 +130,7 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 	return nil
 }
 
-// flow answers one line. It returns only errors of writing.
+// flow answers one line. It returns an error only if it cannot write.
 func (x *flowExplainer) flow(text []byte) error {
 	x.flows++
 	f, err := readFlow(text)
@@ -144,7 +144,7 @@ func (x *flowExplainer) flow(text []byte) error {
 	return x.fail(text, err)
 }
 
-// readFlow parses a line, and rejects unknown fields: if it ignored a misspelled one, the
+// readFlow parses a line. It rejects unknown fields: if it ignored a misspelled field, the
 // answer would be for a flow that the user did not mean.
 func readFlow(text []byte) (flowLine, error) {
 	var f flowLine
@@ -172,7 +172,7 @@ func readFlow(text []byte) (flowLine, error) {
 	return f, nil
 }
 
-// fail writes an error for a flow, with those fields that can be read.
+// fail writes an error for a flow, with the fields that can be read.
 func (x *flowExplainer) fail(text []byte, err error) error {
 	out := flowError{Line: x.line, Error: err.Error()}
 	var fields map[string]json.RawMessage

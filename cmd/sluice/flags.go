@@ -25,8 +25,8 @@ func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
 }
 
-// knownCommand returns an error for an unknown subcommand. It names the one that was probably
-// meant.
+// knownCommand returns an error for an unknown subcommand. The error names the subcommand that
+// was probably meant.
 func knownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -43,26 +43,28 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("there is no command %q: the commands are %s", args[0], strings.Join(names, ", "))
 }
 
-// oldName is the annotation of a deprecated flag; its value is the new name of the flag.
-// pflag can print such notices too, but on the standard output, which other programs read.
-const oldName = "sluice.old-name-of"
+// newNameKey is the key of the annotation with which a deprecated flag names its successor.
+// pflag has notices of deprecated flags too, but prints them on the standard output, which
+// other programs read.
+const newNameKey = "sluice.old-name-of"
 
-// addOldName adds old as a deprecated name of the flag now. Its use prints a notice. If the
-// user gives both flags, they must have the same value.
+// addOldName adds old as a deprecated name of the flag with the name now. A command that is
+// given the old name prints a notice (see noticeOldNames). If the user gives both names, the
+// values must be equal.
 func addOldName(fs *pflag.FlagSet, old, now string) {
 	f := fs.Lookup(now)
 	given := new(string)
 	alias := *f
 	f.Value, alias.Value = renamedValue{f.Value, now, given}, renamedValue{f.Value, old, given}
-	alias.Name, alias.Hidden, alias.Annotations = old, true, map[string][]string{oldName: {now}}
+	alias.Name, alias.Hidden, alias.Annotations = old, true, map[string][]string{newNameKey: {now}}
 	fs.AddFlag(&alias)
 }
 
-// renamedValue is the value of one of the two flags.
+// renamedValue is the value of a flag under its old or new name.
 type renamedValue struct {
 	pflag.Value
-	name  string  // the name of this flag
-	given *string // shared by both: the name of the flag that has set the value, if any
+	name  string  // the old or the new name
+	given *string // the name that the user has given, or empty; shared by both flags
 }
 
 func (v renamedValue) Set(text string) error {
@@ -80,7 +82,7 @@ func (v renamedValue) Set(text string) error {
 // noticeOldNames prints a notice for each flag that the user gave under its old name.
 func noticeOldNames(out io.Writer, fs *pflag.FlagSet) {
 	fs.Visit(func(f *pflag.Flag) {
-		if now := f.Annotations[oldName]; now != nil {
+		if now := f.Annotations[newNameKey]; now != nil {
 			fmt.Fprintf(out, "sluice: --%s is deprecated: use --%s\n", f.Name, now[0])
 		}
 	})

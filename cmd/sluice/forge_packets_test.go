@@ -34,7 +34,7 @@ var layouts = []struct {
 	{"bridged", lab.Options{Nodes: 2, Bridged: true}},
 }
 
-// forger sends frames of the attacker to a victim, and checks which arrive.
+// forger sends frames of the attacker to a victim, and checks which frames arrive.
 type forger struct {
 	*testbed
 	t                testing.TB
@@ -88,7 +88,7 @@ func (g *forger) withVictim(victim string, direct bool) *forger {
 	if at.to = at.attacker.RouterMAC(); direct {
 		at.to = at.victim.MAC()
 	}
-	// Makes the node resolve the victim's link address. Until then, it may lose packets.
+	// Make the node resolve the victim's link address. Until then, the node may lose packets.
 	if r := g.Nodes[0].Connect(g.t.Context(), "udp", netip.AddrPortFrom(g.addr(at.victim), 53), waitTimeout); r.Outcome != lab.Reached {
 		g.t.Fatal(r.Err)
 	}
@@ -107,7 +107,7 @@ func (g *forger) addr(h *lab.Host) netip.Addr {
 	return h.IPv4
 }
 
-// byFamily returns one of two addresses, by the family of the test.
+// byFamily returns the address in the family of the test.
 func (g *forger) byFamily(v4, v6 string) netip.Addr {
 	if g.v6 {
 		return netip.MustParseAddr(v6)
@@ -139,7 +139,7 @@ func (g *forger) arrives(frame []byte, text string) bool {
 	last := udpPacket(g.addr(g.attacker), g.addr(g.victim), uint16(20000+*g.sent), 53, end)
 	for _, f := range [][]byte{frame, append(g.frame(last), last...)} {
 		if f == nil {
-			continue // the caller has sent the text
+			continue // without a frame, the caller has already sent the text
 		}
 		if err := g.attacker.SendFrame(f); err != nil {
 			g.t.Fatal(err)
@@ -154,7 +154,8 @@ func (g *forger) arrives(frame []byte, text string) bool {
 	return bytes.Contains(got, []byte(text))
 }
 
-// datagramArrives sends a datagram with these addresses and reports whether it arrives.
+// datagramArrives sends a datagram with the given addresses and port, and reports whether it
+// arrives.
 func (g *forger) datagramArrives(src, dst netip.Addr, port uint16) bool {
 	g.t.Helper()
 	text := g.uniqueText()
@@ -197,16 +198,16 @@ func ipPacket(src, dst netip.Addr, protocol, hops byte, payload []byte) []byte {
 	return append(p, payload...)
 }
 
-// Packets with the source of the node or of the receiver are dropped, through the bridge and
-// through the router. Allowed packets arrive.
+// Packets whose source is the address of the node or of the receiver are dropped, through the
+// bridge and through the router. Allowed packets arrive.
 func TestForgedNodeAndReceiverOnPackets(t *testing.T) {
 	for _, setup := range sourceSetups {
 		t.Run(setup.name, func(t *testing.T) { withForger(t, setup.args, noForgedNodeOrReceiver) })
 	}
 }
 
-// noForgedNodeOrReceiver checks that packets with the node's or the receiver's source are
-// dropped.
+// noForgedNodeOrReceiver checks that packets whose source is the node's or the receiver's
+// address are dropped.
 func noForgedNodeOrReceiver(t *testing.T, g *forger) {
 	t.Helper()
 	node := g.Nodes[0].Host
@@ -274,15 +275,15 @@ func (g *forger) linkLocal(h *lab.Host) (found netip.Addr) {
 	return found
 }
 
-// Link-local addresses, and others that the API does not list, do not bypass policies. Pods
-// without policies can still use them.
+// Packets with link-local addresses, or with others that the API does not list, do not bypass
+// policies. Pods without policies can still use such addresses.
 func TestUnlistedAddressesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		mine, its := g.linkLocal(g.attacker), g.linkLocal(g.victim)
 		if !g.v6 {
 			mine, its = netip.MustParseAddr("169.254.172.4"), netip.MustParseAddr("169.254.172.2")
 			for h, a := range map[*lab.Host]netip.Addr{g.attacker: mine, g.victim: its} {
-				_ = h.AddAddr(a) // fails if the test through the router has added it
+				_ = h.AddAddr(a) // fails if the test through the router has already added the address
 			}
 		}
 		for name, p := range map[string][2]netip.Addr{
@@ -295,8 +296,8 @@ func TestUnlistedAddressesOnPackets(t *testing.T) {
 	})
 }
 
-// Frames with VLAN tags do not arrive. Those with tag 0 would be forwarded like untagged
-// frames, but would bypass iptables.
+// Frames with VLAN tags do not arrive. The kernel would forward frames with tag 0 like
+// untagged frames, but without iptables.
 func TestTaggedFramesOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		for name, tags := range map[string][]byte{
@@ -332,7 +333,7 @@ func TestRouterMessagesOnPackets(t *testing.T) {
 		for _, to := range []netip.Addr{netip.MustParseAddr("ff02::1"), g.linkLocal(g.victim), g.addr(g.victim)} {
 			for _, kind := range []byte{134, 137} {
 				for _, options := range []bool{false, true} {
-					text := fmt.Sprintf("%-21s", g.uniqueText()) // with a dot and the header of 2 bytes, an option of 24
+					text := fmt.Sprintf("%-21s", g.uniqueText()) // 21 bytes: with a header of 2 and a dot, an option of 24 bytes
 					size := map[byte]int{134: 16, 137: 40}[kind]
 					message := append(append(make([]byte, size), 200, 3), text[:21]+"."...)
 					message[0] = kind
@@ -410,10 +411,10 @@ func TestTunnelledSourcesOnPackets(t *testing.T) {
 		if g.v6 {
 			device, port = "vxlan.6", 8473
 		}
-		if err := node.Run("ip", "link", "show", device); err != nil { // the test through the router creates it
+		if err := node.Run("ip", "link", "show", device); err != nil { // the test through the router may have created it
 			for _, args := range [][]string{
 				{"link", "add", device, "address", "02:00:00:00:09:01", "type", "vxlan", "id", "9", "dstport", fmt.Sprint(port), "local", g.addr(node.Host).String()},
-				{"address", "add", "10.99.0.1/32", "dev", device}, // without an address, rp_filter would not look up a route
+				{"address", "add", "10.99.0.1/32", "dev", device}, // rp_filter looks up a route only if the device has an address
 				{"link", "set", device, "up"},
 			} {
 				if err := node.Run("ip", args...); err != nil {

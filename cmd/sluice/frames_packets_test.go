@@ -22,8 +22,8 @@ import (
 )
 
 // Two pods with all rights in their network namespaces send random frames. The test checks
-// the packets that arrive, and not how they were made: each must have a source address of
-// its sender, and the decision must allow it.
+// only the packets that arrive: each must have a source address of its sender, and the
+// policies must allow it.
 //
 // SLUICE_FUZZ_FRAMES is the number of frames for each layout, SLUICE_FUZZ_SEED the seed.
 func TestRandomFramesOnPackets(t *testing.T) {
@@ -57,7 +57,7 @@ var (
 	fuzzTargets = []string{"mine/cart", "default/db", "bare/odd"}
 )
 
-// frameFuzz sends frames and checks those that arrive.
+// frameFuzz sends frames and checks the frames that arrive.
 type frameFuzz struct {
 	*testbed
 	t          *testing.T
@@ -65,12 +65,12 @@ type frameFuzz struct {
 	node       []netip.Addr
 	senders    []*lab.Injector
 	sources    []*frames.Source
-	announcers []*lab.Injector // of the targets, for announce
+	announcers []*lab.Injector // injectors of the targets, for announce
 	sniffers   []*lab.Sniffer
 	received   []chan uint32 // numbers of the pacing frames that have arrived, by target
 
 	mu       sync.Mutex
-	sent     map[uint32][]byte // the latest frames, by number
+	sent     map[uint32][]byte // latest frames, by number
 	found    int
 	tally    map[string]int
 	nextPort atomic.Uint32
@@ -112,7 +112,7 @@ func (f *frameFuzz) unlisted(name string) netip.Addr {
 	return netip.AddrFrom4([4]byte{169, 254, 172, byte(2 + slices.Index(fuzzTargets, name))})
 }
 
-// end returns a host as an end of random frames, with all its addresses.
+// end returns a host, with all its addresses, as a source or destination of random frames.
 func (f *frameFuzz) end(name string) frames.End {
 	h := f.host(name)
 	e := frames.End{MAC: h.MAC(), Addrs: append(h.Addrs(), (&forger{testbed: f.testbed, t: f.t}).linkLocal(h))}
@@ -188,9 +188,9 @@ func (f *frameFuzz) run(count int) {
 	}
 }
 
-// wait waits until all frames have been processed: until an allowed datagram, sent after
-// them, has arrived at each target. It repeats the datagram, because after a frame with a
-// forged link address the bridge forwards to the wrong port until the owner of the address
+// wait waits until all frames have been processed: it sends an allowed datagram after them and
+// waits until the datagram has arrived at each target. It repeats the datagram: a frame with a
+// forged link address makes the bridge forward to the wrong port until the owner of the address
 // sends a frame.
 func (f *frameFuzz) wait(id uint32) {
 	f.t.Helper()
@@ -198,7 +198,7 @@ func (f *frameFuzz) wait(id uint32) {
 		for n := range 2 {
 			h := f.host(name)
 			from, to := f.host(fuzzSenders[0]), h.Addrs()[n]
-			if name == "mine/cart" { // only its node may send to it
+			if name == "mine/cart" { // the policies allow no sender to reach mine/cart
 				continue
 			}
 			mark := pacingFlag | id
@@ -222,8 +222,8 @@ func (f *frameFuzz) wait(id uint32) {
 	}
 }
 
-// receives waits briefly for the pacing frame with a number at a target, and reports whether
-// it has arrived.
+// receives waits briefly at a target for the pacing frame with the number mark, and reports
+// whether the frame has arrived.
 func (f *frameFuzz) receives(target int, mark uint32) bool {
 	timer := time.NewTimer(300 * time.Millisecond)
 	defer timer.Stop()
@@ -279,7 +279,7 @@ func (f *frameFuzz) listen(name string, sniffer *lab.Sniffer, received chan<- ui
 // listener is the state for the packets that arrive at one target.
 type listener struct {
 	decoder *packet.Decoder
-	parts   map[string]bool // fragmented packets whose first fragment was allowed
+	parts   map[string]bool // by packet (see part): the first fragment was allowed
 }
 
 // arrived checks a frame that has arrived.
@@ -360,8 +360,8 @@ func (f *frameFuzz) isSender(a netip.Addr) bool {
 	return slices.ContainsFunc(fuzzSenders, func(name string) bool { return slices.Contains(f.host(name).Addrs(), a) })
 }
 
-// essential reports whether a message always passes (25): neighbour discovery directly
-// behind the IP header, and messages that join a group.
+// essential reports whether p always passes (case 25): it is neighbour discovery directly
+// behind the IP header, or a message that joins a group.
 func essential(p []byte) bool {
 	switch {
 	case len(p) < 24:
@@ -391,8 +391,8 @@ func asksDHCP(p packet.Packet) bool {
 	return false
 }
 
-// related reports whether a packet is an ICMP error, which passes if its connection is
-// allowed.
+// related reports whether a packet is an ICMP error. The kernel lets such a packet pass if its
+// connection is allowed.
 func related(p []byte) bool {
 	if p[0]>>4 == 4 {
 		at := int(p[0]&15) * 4
@@ -409,7 +409,7 @@ func related(p []byte) bool {
 	return next == 58 && at < len(p) && p[at] < 5
 }
 
-// report prints the number of packets that arrived, and checks that none was missed.
+// report logs the number of packets that arrived, and checks that the listeners missed none.
 func (f *frameFuzz) report(count int) {
 	f.t.Helper()
 	for i, s := range f.sniffers {

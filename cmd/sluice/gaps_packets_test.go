@@ -13,8 +13,8 @@ import (
 	"sluice/filter/event"
 )
 
-// pause stops the agent's process, as a long stall of the machine would; resume continues
-// it.
+// pause stops the agent's process, as a long stall of the machine would. resume continues the
+// process.
 func (s *testbed) pause(t *testing.T) (resume func()) {
 	t.Helper()
 	pid := s.agent.PID()
@@ -28,7 +28,7 @@ func (s *testbed) pause(t *testing.T) (resume func()) {
 
 var unjudgedMetric = regexp.MustCompile(`(?m)^sluice_connections_unjudged_total (\d+)$`)
 
-// unjudged returns the agent's count of connections that passed without a verdict.
+// unjudged returns the agent's count of connections that began without a verdict.
 func (s *testbed) unjudged(t *testing.T) int {
 	t.Helper()
 	_, text := s.scrape(t, "/metrics")
@@ -40,7 +40,7 @@ func (s *testbed) unjudged(t *testing.T) int {
 	return n
 }
 
-// awaitUnjudged waits until the count of connections that passed without a verdict is
+// awaitUnjudged waits until the count of connections that began without a verdict is
 // before+more.
 func (s *testbed) awaitUnjudged(t *testing.T, before, more int) {
 	t.Helper()

@@ -20,8 +20,8 @@ import (
 )
 
 // The guard is attached from the start, and only once per interface, even when agents take
-// over from each other. At the end it is kept or removed with the rules, and rules --remove
-// removes it.
+// over from each other. When the agent ends, the guard stays if the rules stay. The command
+// sluice rules --remove removes the guard too.
 func TestGuardComesAndGoesOnPackets(t *testing.T) {
 	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", forgePolicies)
@@ -32,9 +32,9 @@ func TestGuardComesAndGoesOnPackets(t *testing.T) {
 		}
 	}
 	const all = 5 * 2 // two programs for each pod of the node
-	others := 0       // guarded interfaces that are not a pod's
+	others := 0       // guarded interfaces that do not lead to a pod
 	if tcx(t) {
-		others = 1 // to the outside
+		others = 1 // the interface to the outside
 	}
 	s.start("--on-exit", "keep")
 	count(all, "at the start")
@@ -72,8 +72,8 @@ func (s *testbed) programs(t *testing.T) (n int) {
 	return n
 }
 
-// programsAt counts the programs on an interface of the node: tc filters, and since Linux
-// 6.6 those attached with TCX.
+// programsAt counts the programs on an interface of the node: tc filters and, since Linux 6.6,
+// programs that are attached with TCX.
 func programsAt(t *testing.T, node *lab.Host, device string) (n int) {
 	t.Helper()
 	for _, way := range []string{"ingress", "egress"} {
@@ -218,7 +218,7 @@ func TestForgedARPOnPackets(t *testing.T) {
 			}
 			return out
 		}
-		reach(victim, family.addr(web)) // so that it has an entry for web
+		reach(victim, family.addr(web)) // so that the victim has an entry for web
 		if got := learn(family.addr(web)); strings.Contains(got, attacker.MAC().String()) {
 			t.Errorf("the victim takes the attacker for web: %s", got)
 		}
@@ -228,8 +228,8 @@ func TestForgedARPOnPackets(t *testing.T) {
 	}
 }
 
-// answerFor returns a frame to a host with an answer of ARP or neighbour discovery. The answer
-// claims that addr has the link address of the sender.
+// answerFor returns a frame for the host to, with an answer of ARP or neighbour discovery. The
+// answer claims that addr has the link address of the sender.
 func answerFor(addr netip.Addr, sender, to *lab.Host) []byte {
 	frame := append(append([]byte(nil), to.MAC()...), sender.MAC()...)
 	if addr.Is4() {

@@ -11,7 +11,7 @@ import (
 )
 
 // startLatePod starts a pod that the agent does not know yet. It returns the pod's manifest
-// and a UDP socket of the pod default/other that is connected to it.
+// and a UDP socket of the pod default/other, connected to the new pod.
 func (s *testbed) startLatePod(t *testing.T) (manifest string, conn net.Conn) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod("late", startAddrs(1)...)
@@ -37,8 +37,8 @@ func send(t *testing.T, conn net.Conn) {
 	}
 }
 
-// After a takeover, the old agent still answers its held packets by its own snapshot. If it
-// allows a connection that the new agent's newer snapshot denies, the connection is revoked.
+// After a takeover, the old agent still answers its held packets by its own snapshot. A
+// connection that this allows and the new agent's newer snapshot denies is revoked.
 func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	args := []string{"--pod-cidrs", startRange4.String(), "--hold", "1m", "--on-exit", "keep"}
@@ -53,7 +53,7 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s.write("policies.yaml", policies("default/late: {podSelector: {matchLabels: {role: late}}}"))
 	s.start(args...)
 	before := s.dropped("iptables")
-	if err := agenttest.WriteFile(old, "late.yaml", manifest); err != nil { // without the policy
+	if err := agenttest.WriteFile(old, "late.yaml", manifest); err != nil { // the old agent has no policy about the pod
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(waitTimeout); s.dropped("iptables") <= before; send(t, conn) {
@@ -79,7 +79,8 @@ func TestEndWithPacketsThatWait(t *testing.T) {
 }
 
 // Once a new agent is ready, no packet gets a verdict of the old agent's snapshot, neither
-// from the old agent nor from its kernel cache, while it still runs and after its end.
+// from the old agent nor from its kernel cache. This holds while the old agent still runs and
+// after it has ended.
 func TestOldProgramsAnswerNothingOnPackets(t *testing.T) {
 	const rounds, ports = 2, 3000
 	allow, deny := policies(db("[{ports: [{protocol: UDP, port: 9}]}]")), policies(db("[]"))

@@ -10,7 +10,8 @@ import (
 	"sluice/bench/testbed/agenttest"
 )
 
-// If an agent cannot take over because the old one hangs, its error says so and has a hint.
+// If an agent cannot take over because the old agent hangs, the error names this reason and
+// has a hint.
 func TestTakeOverFromAHungAgent(t *testing.T) {
 	s := newTestbed(t)
 	s.start("--on-exit", "keep")
@@ -26,7 +27,7 @@ func TestTakeOverFromAHungAgent(t *testing.T) {
 	a, err := agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket}})
 	if err == nil {
 		a.Kill()
-		t.Fatal("it took over from an agent that does not answer")
+		t.Fatal("the new agent took over from an agent that does not answer")
 	}
 	if text := err.Error(); !strings.Contains(text, s.socket) || !strings.Contains(text, "hangs") || strings.Contains(text, "context canceled") {
 		t.Errorf("the error is: %s", text)

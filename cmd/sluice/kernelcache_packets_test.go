@@ -58,11 +58,11 @@ const (
 	otherToDB = "default/other default/db tcp 6379"
 )
 
-// other1 is demo1 with default/other allowed instead of default/web.
+// other1 is like demo1, but allows default/other instead of default/web.
 var other1 = strings.ReplaceAll(demo1, "role: frontend", "role: backend")
 
-// By default, the agent uses the kernel's flow cache if the node supports it and no other
-// flag rules it out. Otherwise it logs the reason and enforces without the cache.
+// By default, the agent uses the kernel's flow cache if the node supports it and no other flag
+// excludes it. Otherwise the agent logs the reason and enforces without the cache.
 func TestKernelCacheByItselfOnPackets(t *testing.T) {
 	notDirectory := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(notDirectory, nil, 0o600); err != nil {
@@ -93,8 +93,8 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 			}
 			s.save("policies.yaml", policies(other1))
 			s.check(t, []string{otherToDB}, []string{webToDB})
-			// Others can still change their rules in the table, even in a container that
-			// does not see the node's BPF file system.
+			// Other programs can still change their rules in the table, even in a
+			// container that does not see the node's BPF file system.
 			err := s.Nodes[0].Run("unshare", "-m", "sh", "-c", "umount /sys/fs/bpf && exec \"$@\"", "sh",
 				"iptables-"+map[bool]string{true: "legacy", false: "nft"}[c.name == "legacy tables"], "-w", "-t", "mangle", "-N", "OTHER")
 			if err != nil {
@@ -174,7 +174,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		exit, fail      string
 		kill            bool
 		allow, deny     []string
-		pins, leftovers bool // are left
+		pins, leftovers bool // what remains without an agent: pinned programs, rules or marks
 	}{
 		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
@@ -254,8 +254,8 @@ func rejectMatches(t *testing.T, words ...string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// If iptables cannot call the programs, an agent with --kernel-cache auto queues all
-// packets, as without the cache. An agent with --kernel-cache on does not start.
+// If iptables cannot call the programs, an agent with --kernel-cache auto enforces without the
+// cache and queues all packets. An agent with --kernel-cache on does not start.
 func TestKernelCacheWithoutTheMatchOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -321,9 +321,9 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }
 
-// Policies, labels and addresses change as fast as possible while connections open. After
-// a change was acknowledged, no packet is judged by the state before it, whether it begins
-// a connection or belongs to an open one.
+// Policies, labels and addresses change as fast as possible while connections open. After a
+// change was acknowledged, no packet is judged by the state before the change, neither the
+// first packet of a connection nor a later one.
 func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	const rounds, ports = 4, 3000
 	s := newTestbed(t)
@@ -334,7 +334,7 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	anyPort := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
 	s.save("policies.yaml", policies(web9))
 	webIs := func(name, labels string) string { return s.pod("default/"+name, labels, 0, web.Addrs()...) }
-	// Each entry has a change that denies, and one that reverts it.
+	// Each entry has a change that makes the flow denied, and one that reverts this.
 	changes := []struct{ name, file, deny, allow string }{
 		{"policy", "policies.yaml", policies(db("[]")), policies(web9)},
 		{"port", "policies.yaml", policies(web10), policies(anyPort)},
@@ -361,8 +361,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster returns the manifests of the testbed. The manifest of the pod named without is
-// replaced by instead.
+// cluster returns the manifests of the testbed, except for the manifest of the pod that the
+// parameter without names. It adds the text of the parameter instead.
 func (s *testbed) cluster(without, instead string) string {
 	text := testbedNamespaces + instead
 	for _, p := range testbedPods {
@@ -373,8 +373,8 @@ func (s *testbed) cluster(without, instead string) string {
 	return text
 }
 
-// stagedSender sends datagrams from web to db. Each has a random source port, so that most
-// begin a connection, and contains the stage in which it was sent.
+// stagedSender sends datagrams from web to db. Each datagram contains the stage in which it was
+// sent. Its source port is random, so that most datagrams begin a connection.
 type stagedSender struct {
 	*prober
 	t        *testing.T
@@ -426,12 +426,12 @@ func newStagedSender(t *testing.T, pr *prober, ports, stages int) *stagedSender 
 	return e
 }
 
-// sendInterval is the pause of a sender after each datagram, so that the sniffer misses
-// none.
+// sendInterval is the pause of a sender after each datagram. It is long enough for the sniffer
+// to keep up.
 const sendInterval = 200 * time.Microsecond
 
-// socket opens a raw socket in web. lab.Host.Send opens one for each packet, which is too
-// slow here.
+// socket opens a raw socket in the namespace of web. lab.Host.Send opens one for each packet,
+// which is too slow here.
 func (e *stagedSender) socket() (fd int, to unix.Sockaddr) {
 	e.t.Helper()
 	db := e.host("default/db")
@@ -473,14 +473,15 @@ func (e *stagedSender) change(f func()) {
 	f()
 }
 
-// allowed begins a stage in which datagrams are allowed, and waits until some arrive.
+// allowed begins a stage in which datagrams are allowed, and waits until some datagrams arrive.
 func (e *stagedSender) allowed() {
 	e.next++
 	e.set(e.next)
 	e.await("receive", &e.received[e.next])
 }
 
-// denied begins a stage in which no datagram may arrive, and waits until some were sent.
+// denied begins a stage in which no datagram may arrive, and waits until some datagrams were
+// sent.
 func (e *stagedSender) denied(why string) {
 	e.next++
 	e.denies[e.next] = why
@@ -488,7 +489,7 @@ func (e *stagedSender) denied(why string) {
 	e.await("send", &e.sent[e.next])
 }
 
-// await waits for some datagrams.
+// await waits until n, a count of datagrams, is at least 200.
 func (e *stagedSender) await(what string, n *atomic.Int64) {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(e.t.Context(), waitTimeout)
@@ -502,7 +503,7 @@ func (e *stagedSender) await(what string, n *atomic.Int64) {
 }
 
 // end stops the senders and checks that no datagram of a denied stage has arrived. Call it
-// in an allowed stage: when its datagrams have arrived, all earlier ones have, too.
+// in an allowed stage: when datagrams of this stage have arrived, so have all earlier ones.
 func (e *stagedSender) end() {
 	e.t.Helper()
 	e.stop.Store(true)
@@ -553,7 +554,7 @@ func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 				r := s.host("default/other").Connect(ctx, "tcp", netip.AddrPortFrom(f.addr(s.host("default/db")), 6379), probeTimeout/100)
 				cancel()
 				if r.Outcome == lab.Reached {
-					t.Fatal("it was let through")
+					t.Fatal("a denied packet was let through")
 				}
 			}
 		}

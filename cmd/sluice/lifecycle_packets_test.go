@@ -54,7 +54,7 @@ func (c *session) write() {
 	}
 }
 
-// checkFlows checks that the server sends back all bytes.
+// checkFlows checks that the server sends back all written bytes.
 func (c *session) checkFlows() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(waitTimeout))
@@ -103,7 +103,7 @@ func (s *testbed) awaitDrop(t *testing.T, iptables string, before int) {
 }
 
 // Live connections stop in both directions when the policy no longer allows them, and
-// continue when it allows them again (26). This also holds with address translation.
+// continue when it allows them again (case 26). This also holds with address translation.
 func TestLiveConnectionsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	for _, f := range families {
@@ -143,8 +143,8 @@ func TestLiveConnectionsOnPackets(t *testing.T) {
 	}
 }
 
-// The agent judges the live connections when it starts, even those in which only the server
-// sends: its packets are replies and would pass otherwise.
+// The agent judges the live connections when it starts. It must, because if only the server
+// sends, all further packets are replies, and would pass without a verdict.
 func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -198,16 +198,16 @@ func (s *testbed) leftovers(t *testing.T) string {
 	return found.String()
 }
 
-// --on-exit and --fail decide about the time without an agent, after it ended or was
-// killed. The next agent continues from there. TestKernelCacheWithoutAgentOnPackets tests
-// the verdicts of the kernel in that time.
+// While no agent runs, after the agent has ended or was killed, --on-exit and --fail decide
+// what passes. The next agent continues from this state. TestKernelCacheWithoutAgentOnPackets
+// tests the verdicts of the kernel's flow cache during that time.
 func TestWithoutAgentOnPackets(t *testing.T) {
 	const allowed, denied = "default/web default/db tcp 6379", "default/other default/db tcp 6379"
 	for _, c := range []struct {
 		name       string
 		args       []string
 		kill       bool
-		open, gone bool // new connections pass; nothing is left on the node
+		open, gone bool // while no agent runs: new connections pass; nothing is left on the node
 	}{
 		{"remove, closed", []string{"--on-exit", "remove", "--fail", "closed"}, false, true, true},
 		{"remove, open", []string{"--on-exit", "remove", "--fail", "open"}, false, true, true},
@@ -254,9 +254,9 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 }
 
 // requests counts the connection requests between two hosts, at both ends. A request that
-// does not arrive was lost. A retransmitted request is not a sign of loss: on a busy machine
-// TCP retransmits before the answer has come. While the first request is still queued,
-// conntrack refuses the retransmitted one.
+// does not arrive was lost, except that conntrack refuses a retransmitted request while the
+// first one is still queued. Retransmissions are not a sign of loss: on a busy machine, TCP
+// retransmits before the answer has come.
 type requests struct {
 	t              *testing.T
 	node, from, to *lab.Host
@@ -290,7 +290,7 @@ func (r requests) refused() (n int) {
 	}
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	column := slices.Index(strings.Fields(lines[0]), "insert_failed")
-	for _, line := range lines[1:] { // one for each CPU
+	for _, line := range lines[1:] { // one line for each CPU
 		count, err := strconv.ParseInt(strings.Fields(line)[column], 16, 64)
 		if err != nil {
 			r.t.Fatal(err)
@@ -347,7 +347,7 @@ type load struct {
 	requests requests
 }
 
-// newLoad starts a load. The denied pod takes part only if denied is set.
+// newLoad starts a load. If denied is false, only the allowed pod connects.
 func (s *testbed) newLoad(t *testing.T, denied bool) *load {
 	t.Helper()
 	l := &load{testbed: s, t: t, failed: make(chan error, 64), requests: s.countRequests(t, s.host("default/web"), s.host("default/db"))}
@@ -385,7 +385,7 @@ func (l *load) more(n int64) {
 	}
 }
 
-// end ends the load. No connection may have failed, and no request may be lost.
+// end ends the load, and checks that no connection has failed and no request was lost.
 func (l *load) end() {
 	l.t.Helper()
 	l.stop.Store(true)
@@ -421,7 +421,7 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 }
 
 // A new agent takes over from the old one while connections open as fast as possible. No
-// allowed request is lost, and no denied one gets through. All requests are queued here;
+// allowed request is lost, and no denied request gets through. All requests are queued here;
 // TestKernelCacheTakeoverOnPackets tests the kernel's flow cache.
 func TestTakeoverOnPackets(t *testing.T) {
 	s := newTestbed(t)
@@ -432,7 +432,7 @@ func TestTakeoverOnPackets(t *testing.T) {
 	for range 3 {
 		l.more(100)
 		next := s.startAnother(args...)
-		l.more(100) // with both agents
+		l.more(100) // while both agents run
 		s.stop()
 		s.agent = next
 		l.more(100)

@@ -15,7 +15,7 @@ import (
 
 // finding is a part of a file that cannot be read, or that is probably not intended.
 type finding struct {
-	Check    string `json:"check"` // one of the names in the help
+	Check    string `json:"check"` // name of the check, as in the help
 	File     string `json:"file,omitempty"`
 	Document int    `json:"document,omitempty"` // number of the document in the file, from 1
 	Object   string `json:"object,omitempty"`
@@ -28,8 +28,8 @@ type finding struct {
 // server would reject.
 const manifestCheck = "manifest"
 
-// emptyCheck is the Check of findings about fields of a rule that are present but empty. They
-// exist only in files, because the API server drops empty fields.
+// emptyCheck is the Check of findings about fields of a rule that are present but empty. Such
+// fields exist only in files, because the API server drops them.
 const emptyCheck = "empty"
 
 func lintCommand(e env) *cobra.Command {
@@ -82,7 +82,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	if err != nil {
 		return err
 	}
-	found := []finding{} // not nil, so that an empty list is [] in JSON, and not null
+	found := []finding{} // not nil, so that JSON has [] and not null
 	for _, p := range problems {
 		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 	}

@@ -24,8 +24,8 @@ type env struct {
 	getenv         func(string) string
 }
 
-// exitError ends the command with a status. run prints err, unless it is nil because the
-// command has printed everything.
+// exitError ends the command with an exit status. run prints err. If the command has already
+// printed everything, err is nil.
 type exitError struct {
 	status int
 	err    error

@@ -17,7 +17,7 @@ type compiled struct {
 	snapshot *policy.Snapshot
 
 	unread        []manifests.Problem // problems for which the API server would reject an object
-	misunderstood []policy.Problem    // parts that it would accept, but that allow nothing
+	misunderstood []policy.Problem    // parts that the API server would accept, but that allow nothing
 }
 
 // readManifests reads and compiles directories of manifests. node lists the addresses of the
@@ -70,9 +70,9 @@ func (m *compiled) cluster() *explain.Cluster {
 }
 
 // report prints notes and the parts that could not be understood, and returns an error if
-// there are such parts: an answer from the rest of the manifests is not reliable. Call it
-// after the answer is printed, so that users see the report. what begins the last clause of
-// the error, such as "the matrix shows".
+// there are such parts: an answer from the rest of the manifests is not reliable. Call report
+// after the answer is printed, so that users see it at the end. The parameter what begins the
+// last clause of the error, such as "the matrix shows".
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	printNotes(e, m.Objects)
@@ -92,8 +92,8 @@ func (m *compiled) report(e env, what string) error {
 	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s the rest of them", why, what)}
 }
 
-// printNotes prints what changes neither the answer nor the exit status: notes about the
-// files, and the kinds of objects that are not read but may change what is allowed.
+// printNotes prints notes about the files, and the kinds of objects that are not read although
+// they may change what is allowed. Notes change neither the answer nor the exit status.
 func printNotes(e env, o manifests.Objects) {
 	for _, n := range manifests.Condense(o.Notes) {
 		fmt.Fprintln(e.stderr, "sluice: note:", n)

@@ -11,9 +11,9 @@ import (
 	"sluice/filter/event"
 )
 
-// Three faults in the directory: a policy behind an invalid separator, a pipe, and a policy
-// of another API group. The pods stay isolated, other changes take effect, and the agent
-// reports the faults and can end.
+// Faults in the directory of manifests open nothing: the pods stay isolated, other changes
+// take effect, and the agent reports the faults and can end. The faults are a policy behind an
+// invalid separator, a pipe, and a policy of an unknown API group.
 func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	s := newTestbed(t)
 	s.write("shut.yaml", flowStyleNamespace+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))
@@ -57,8 +57,8 @@ func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 // flowStyleNamespace is a document on a single line.
 const flowStyleNamespace = "{apiVersion: v1, kind: Namespace, metadata: {name: spare}}\n"
 
-// If a pod of another node claims the address of a pod of this node, the pod of this node
-// keeps its address and policies, and the conflict is reported.
+// If a pod of another node claims the address of a pod of this node, this node's pod keeps its
+// address and policies, and the agent reports the conflict.
 func TestAPodElsewhereTakesNoPoliciesAway(t *testing.T) {
 	s := newTestbed(t)
 	s.write("cluster.yaml", testbedNamespaces+strings.ReplaceAll(s.pods(), "spec: {", "spec: {nodeName: here, "))

@@ -76,8 +76,8 @@ func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	return status, out.String(), errs.String()
 }
 
-// For every port of every protocol, the matrix has the same verdict as Decide: in the entry
-// of the port, or in the entry for all other ports.
+// For every port of every protocol, the matrix has the same verdict as Decide, either in the
+// entry of that port or in the entry for all other ports.
 func TestMatrixMatchesDecideAtEveryPort(t *testing.T) {
 	dir := matrixDir(t, matrixCluster)
 	objects, _, err := manifests.Read(dir)

@@ -21,7 +21,7 @@ import (
 type panel struct {
 	metric   string
 	by       []string
-	matchers [][]string // whole, label, operator, value
+	matchers [][]string // each has the whole matcher, the label, the operator and the value
 }
 
 var (
@@ -62,7 +62,7 @@ func readPanel(t *testing.T, title string) panel {
 	return panel{}
 }
 
-// lines returns the values of the panel's lines for a page of metrics, by their labels.
+// lines returns the values of the panel's lines for a page of metrics, by the lines' labels.
 func (p panel) lines(t *testing.T, page string) map[string]float64 {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
@@ -139,7 +139,7 @@ func TestPanelsCountEveryVerdictOnPackets(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					defer conn.Close() // stays open, so that no two share a port
+					defer conn.Close() // all sockets stay open, so that their ports differ
 					send(t, conn)
 				}
 				for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {

@@ -18,15 +18,15 @@ import (
 	"sluice/filter"
 )
 
-// The tests of this file remove the conntrack entry of an open connection. The kernel takes
-// the next packet as the beginning of a new connection from the end that sent it.
+// The tests of this file remove the conntrack entry of an open connection. To the kernel, the
+// next packet then begins a new connection, opened by the end that sent the packet.
 
 // tcpPair is a TCP connection with both ends in the test.
 type tcpPair struct {
 	*testbed
 	t              *testing.T
 	family         int
-	from           string // the pod that opened it, to default/db
+	from           string // the pod that opened the connection to default/db
 	client, server *net.TCPConn
 	next, acked    uint32 // the client's next sequence and acknowledgment numbers
 }
@@ -107,9 +107,9 @@ func (c *tcpPair) send(tcp *layers.TCP) {
 	}
 }
 
-// MatchConntrackFlow reports whether flow is the entry of this connection. A packet of
-// either end may have created the entry: a late acknowledgment of the server does, too. It
-// implements netlink.CustomConntrackFilter.
+// MatchConntrackFlow reports whether flow is the entry of this connection. Either end may be
+// the source of the entry, because a late acknowledgment of the server creates one too.
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (c *tcpPair) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	client, server := c.ends()
 	from, to := flow.Forward.SrcPort, flow.Forward.DstPort
@@ -138,7 +138,7 @@ func receiveByte(t *testing.T, at *net.TCPConn) {
 	}
 }
 
-// receivesNothing fails the test if anything has arrived.
+// receivesNothing fails the test if a byte has arrived.
 func receivesNothing(t *testing.T, at *net.TCPConn) {
 	t.Helper()
 	(&session{TCPConn: at, t: t}).checkStopped()
@@ -176,12 +176,12 @@ func (c *tcpPair) entry() (found *conntrack.Conn) {
 	return found
 }
 
-// awaitEntry waits until is returns true for the entry.
+// awaitEntry waits until the function is returns true for the entry.
 func (c *tcpPair) awaitEntry(what string, is func(*conntrack.Conn) bool) {
 	c.t.Helper()
 	for end := time.Now().Add(waitTimeout); !is(c.entry()); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			c.t.Fatalf("%s: not so: %+v", what, c.entry())
+			c.t.Fatalf("timeout while waiting for: %s; the entry is %+v", what, c.entry())
 		}
 	}
 }
@@ -223,8 +223,8 @@ var entryLosses = []struct {
 	{"entry expired", func(c *tcpPair) {
 		c.setConntrack("nf_conntrack_tcp_timeout_established", "1", "nf_conntrack_tcp_timeout_unacknowledged", "1")
 		defer c.setConntrack("nf_conntrack_tcp_timeout_established", "432000", "nf_conntrack_tcp_timeout_unacknowledged", "300")
-		c.send(&layers.TCP{ACK: true, Seq: c.next, Ack: c.acked}) // a new timeout applies from the next packet
-		c.awaitNoEntry()                                          // before the timeouts are restored
+		c.send(&layers.TCP{ACK: true, Seq: c.next, Ack: c.acked}) // the new timeouts apply from the next packet on
+		c.awaitNoEntry()                                          // the entry must be gone before the timeouts are restored
 	}},
 	{"reset by the client", func(c *tcpPair) {
 		c.send(&layers.TCP{RST: true, Seq: c.next})
@@ -240,8 +240,8 @@ func (c *tcpPair) removeEntry(how func(*tcpPair)) {
 	c.awaitNoEntry()
 }
 
-// awaitNoEntry waits until the entry is gone. It removes an entry that a late acknowledgment
-// has made again.
+// awaitNoEntry waits until the entry is gone. If a late acknowledgment creates the entry again,
+// awaitNoEntry removes it.
 func (c *tcpPair) awaitNoEntry() {
 	c.t.Helper()
 	c.awaitEntry("the entry is gone", func(e *conntrack.Conn) bool {
@@ -264,7 +264,8 @@ func (c *tcpPair) evict() {
 	}
 }
 
-// pickUp makes the kernel track the open connection as begun by the server.
+// pickUp makes the kernel lose the entry of the open connection, and track it again as if the
+// server had begun it.
 func (c *tcpPair) pickUp() {
 	c.t.Helper()
 	_, server := c.ends()
@@ -276,7 +277,7 @@ func (c *tcpPair) pickUp() {
 		if c.entry().Key.SrcAddr() == server.Addr() {
 			return
 		}
-		// A late acknowledgment of the client may have come first. In that case, try again.
+		// Try again: a late acknowledgment of the client came before the server's byte.
 		if time.Now().After(end) {
 			c.t.Fatalf("not begun by the server: %+v", c.entry())
 		}
@@ -337,8 +338,8 @@ func (s *testbed) trackEverything() {
 }
 
 // A sweep knows from the entry which end began the connection, unless the kernel has not
-// seen the beginning. In that case, the sweep judges the connection as its packets are
-// judged: in both directions.
+// seen the beginning. In that case, the sweep judges the connection in both directions, as
+// the agent judges its packets.
 func TestSweepOfMidStreamOnPackets(t *testing.T) {
 	closed := "default/closed: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Ingress]}"
 	toDB := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
@@ -346,21 +347,22 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 		t.Run("at the start, "+families[family].name, func(t *testing.T) {
 			s := newTestbed(t)
 			s.trackEverything()
-			s.setConntrack("nf_conntrack_tcp_be_liberal", "1") // the agent must not take this setting for a sign of a picked-up connection
-			// If the kernel saw the beginning, only that direction is judged, so the
-			// client may be closed to all.
+			s.setConntrack("nf_conntrack_tcp_be_liberal", "1") // must not make the agent treat other connections as picked up
+			// The policy closed lets no connection reach clients with the role frontend. If
+			// the kernel saw the beginning of a connection, only the direction from the
+			// client is judged, so the connection is allowed nevertheless.
 			begun, other := s.newTCPPair(t, family, "default/web"), s.newTCPPair(t, family, "default/other")
 			both := s.newTCPPair(t, family, "mine/cart")
 			both.pickUp()
 			other.pickUp()
-			begun.checkFlows() // its entry was flushed as well
+			begun.checkFlows() // both.pickUp and other.pickUp have flushed its entry as well
 			again := s.newTCPPair(t, family, "default/web")
 			s.write("policies.yaml", policies(closed, toDB, "default/cart: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}]}]}"))
 			s.start()
 			again.checkFlows()
 			both.checkFlows()
 			other.awaitMark(0x20)
-			begun.awaitMark(0x20) // picked up, and denied in the other direction
+			begun.awaitMark(0x20) // picked up, and denied in the direction to the client
 		})
 		t.Run("later, "+families[family].name, func(t *testing.T) {
 			s := newTestbed(t)
@@ -408,8 +410,8 @@ func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 }
 
 // An isolated pod may send to a peer from which it accepts no connections, but only packets
-// that begin a connection arrive. All others may be answers on a denied connection whose
-// entry is gone, as after a flush of the table.
+// that begin a connection arrive. Any other packet may be an answer on a denied connection
+// whose entry is gone, as after a flush of the table.
 func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
 	segment := func(set func(*layers.TCP)) func(*prober, string) []byte {
 		return func(pr *prober, mark string) []byte {

@@ -73,7 +73,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			if r := s.host("default/other").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Reached {
 				t.Errorf("the reported setting stops a denied connection: %v", r.Outcome)
 			}
-			if f.name == "IPv4" { // the setting of the bridge is enough
+			if f.name == "IPv4" { // setting the bridge's own attribute is enough
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
 					t.Fatal(err)
 				}
@@ -87,7 +87,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			s.await(mark, "the setting is right again", agenttest.Event(event.SettingRight))
 			s.awaitNoProblems(t)
 			if told := s.agent.Since(mark, agenttest.Event(event.SettingWrong)); len(told) != 1 {
-				t.Errorf("it was logged %d times, want once", len(told))
+				t.Errorf("the problem was logged %d times, want once", len(told))
 			}
 		})
 	}
@@ -101,8 +101,8 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 	}
 }
 
-// The guard drops all frames with VLAN tags, so with the guard the setting for VLAN tags
-// does not matter and is not reported.
+// With the guard, the setting for VLAN tags is not reported: it does not matter, because the
+// guard drops all frames with VLAN tags.
 func TestGuardReplacesVLANSettingOnPackets(t *testing.T) {
 	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
@@ -189,7 +189,7 @@ func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	}
 }
 
-// startPod starts a pod that opens connections, and to which others connect, at once. The
+// startPod starts a pod. At once, the pod opens connections and other pods connect to it. The
 // agent gets the object of the pod only when these packets are held. The policies allow all
 // of these connections or none.
 func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
@@ -201,7 +201,7 @@ func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowe
 	if err := pod.Serve("tcp", 6379); err != nil {
 		t.Fatal(err)
 	}
-	if ownRoute { // on a bridge, the agent knows the range of the connected route already
+	if ownRoute { // otherwise the agent already knows the range, from the bridge's route
 		for _, a := range pod.Addrs() {
 			s.awaitPending(t, a)
 		}
@@ -235,7 +235,7 @@ func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowe
 	wait.Wait()
 }
 
-// awaitPending waits until an address is pending: until the agent expects a pod there.
+// awaitPending waits until an address is pending: the agent expects a pod with this address.
 func (s *testbed) awaitPending(t *testing.T, addr netip.Addr) {
 	t.Helper()
 	s.await(0, "the range of "+addr.String(), func(l agenttest.Line) bool {
@@ -255,7 +255,7 @@ func (s *testbed) held(t *testing.T) int {
 }
 
 // With kube-proxy's route_localnet and rp_filter 0, the kernel accepts packets from pods
-// with a loopback source. The rules drop these packets.
+// with a loopback source. The agent's rules drop these packets.
 func TestLoopbackSourcesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
@@ -271,11 +271,11 @@ func TestLoopbackSourcesOnPackets(t *testing.T) {
 		copy(packet[12:], from[:])
 		copy(packet[10:], []byte{0, 0})
 		binary.BigEndian.PutUint16(packet[10:], checksum(packet[:20]))
-		copy(packet[26:], []byte{0, 0}) // no UDP checksum
+		copy(packet[26:], []byte{0, 0}) // 0 means that there is no UDP checksum
 		return packet, text
 	}
 	if !pr.arrives(forged("127.0.0.2")) {
-		t.Fatal("it does not arrive without an agent either: the test shows nothing")
+		t.Fatal("even without an agent, the packet does not arrive, so the test shows nothing")
 	}
 	s.start()
 	for _, source := range []string{"127.0.0.1", "127.0.0.2", "127.255.255.254", s.Nodes[0].IPv4.String()} {

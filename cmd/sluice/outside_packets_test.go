@@ -44,8 +44,8 @@ func (g *forger) fromOutside(attacker *lab.Host) *forger {
 	return &out
 }
 
-// direct reports whether the attacker sends its frames to the victim through the bridge. If
-// not, it sends them to the router.
+// direct reports whether the attacker sends its frames to the victim through the bridge, not
+// to the router.
 func (g *forger) direct() bool { return g.to.String() == g.victim.MAC().String() }
 
 // sourcesDropped returns the number of packets that the rules and the guard have dropped
@@ -76,13 +76,13 @@ func (s *testbed) hasSourceChain(t *testing.T) bool {
 		}
 	}
 	if n == 1 {
-		return s.hasSourceChain(t) // the agent writes one family after the other
+		return s.hasSourceChain(t) // try again: the agent writes one family after the other
 	}
 	return n > 0
 }
 
-// Packets from outside the cluster with the source of the node or of the receiver are
-// dropped and counted. If the guard drops them, the rules have no chain in PREROUTING.
+// Packets from outside the cluster are dropped and counted if their source is the address of
+// the node or of the receiver. If the guard drops them, the rules have no chain in PREROUTING.
 func TestForgedFromOutsideOnPackets(t *testing.T) {
 	for _, setup := range sourceSetups {
 		t.Run(setup.name, func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestForgedFromOutsideOnPackets(t *testing.T) {
 				if n := g.sourcesDropped(t) - before; n != sent {
 					t.Errorf("%d packets are counted, want %d", n, sent)
 				}
-				// Any other source may come from outside: a pod's packet may come back.
+				// Any other source is possible from outside: a pod's packet may come back.
 				if !g.datagramArrives(g.addr(pod), g.addr(g.victim), 53) {
 					t.Error("a pod's packet that comes from outside does not arrive")
 				}
@@ -134,7 +134,7 @@ func TestForgedNewAddressOnPackets(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer func() { _ = vip.Close() }()
-				// The host Outside sends with the address of vip, which is on the same
+				// The host Outside forges the address of the host vip. Both are on the same
 				// network.
 				pod, out, src := g, g.fromOutside(g.Outside), g.addr(vip)
 				arrives := func() bool { return out.datagramArrives(src, g.addr(g.victim), 53) }
@@ -183,7 +183,7 @@ func TestNodesOwnMulticastOnPackets(t *testing.T) {
 						return err
 					}
 					defer listener.Close()
-					raw, err := listener.SyscallConn() // to undo that ListenMulticastUDP disables loopback
+					raw, err := listener.SyscallConn() // to enable loopback, which ListenMulticastUDP disables
 					if err != nil {
 						return err
 					}

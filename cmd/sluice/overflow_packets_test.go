@@ -36,8 +36,8 @@ func (s *testbed) floodOnce(t *testing.T, from string, to netip.AddrPort, timeou
 	return outcomes
 }
 
-// If a pod opens connections over its limit, they are judged correctly in the overflow
-// queue. Connections of another pod do not wait behind them.
+// Connections that a pod opens over its limit are judged correctly in the overflow queue. The
+// connections of other pods do not wait behind them.
 func TestOverflowOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(webToDNS))
@@ -51,8 +51,8 @@ func TestOverflowOnPackets(t *testing.T) {
 			want    lab.Outcome
 		}{{"default/web", waitTimeout, lab.Reached}, {"default/other", probeTimeout, lab.TimedOut}} {
 			before := s.queues()
-			// With a limit of one connection per second, 30 at once exceed it, unless the
-			// machine takes 30 seconds for them.
+			// The limit is one connection per second. 30 at once exceed it, unless the machine
+			// takes 30 seconds to open them.
 			for end := time.Now().Add(waitTimeout); s.queues()[overflow] == before[overflow]; {
 				if got := s.floodOnce(t, flood.from, db, flood.timeout); len(got) != 1 || got[flood.want] == 0 {
 					t.Errorf("%s to %s: %v, want all %v", flood.from, db, got, flood.want)
@@ -79,8 +79,8 @@ func TestOverflowOnPackets(t *testing.T) {
 	}
 }
 
-// If iptables lacks the match for the per-source limit, for the kernel's flow cache or for
-// the source check, the agent logs that and enforces without it.
+// If iptables lacks the match for the per-source limit, for the kernel's flow cache or for the
+// source check, the agent logs this and enforces without that part.
 func TestOverflowWithoutTheMatchOnPackets(t *testing.T) {
 	for name, tt := range map[string]struct {
 		lacks []string

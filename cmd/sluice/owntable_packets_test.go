@@ -21,7 +21,7 @@ func (s *testbed) ownTables(t *testing.T) (end func()) {
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft: install the package nftables")
 	}
-	cmd := exec.Command("nft", "-i") // owns the tables as long as it runs
+	cmd := exec.Command("nft", "-i") // nft owns the tables as long as it runs
 	stdin, err := cmd.StdinPipe()
 	if err == nil {
 		err = s.Nodes[0].Start(cmd)
@@ -53,13 +53,13 @@ func (s *testbed) eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", waitTimeout, what)
+			t.Fatalf("timeout of %v while waiting for: %s", waitTimeout, what)
 		}
 	}
 }
 
-// inTable reports whether the rules of both families are in the given table, mangle or
-// sluice, and not in the other.
+// inTable reports whether the rules of both families are in the table name, mangle or sluice,
+// and not in the other one.
 func (s *testbed) inTable(t *testing.T, name string) bool {
 	t.Helper()
 	for _, family := range []string{"ip", "ip6"} {
@@ -79,7 +79,7 @@ func (s *testbed) inTable(t *testing.T, name string) bool {
 // statusNames waits until the status names the tables and has no problem.
 func (s *testbed) statusNames(t *testing.T, tables string) {
 	t.Helper()
-	s.eventually(t, "the status names "+tables, func() bool { // takes a moment after a takeover
+	s.eventually(t, "the status names "+tables, func() bool { // after a takeover, this takes a moment
 		text, err := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket))
 		return err == nil && strings.Contains(text, "rules             "+tables+"; ") && strings.Contains(text, "No problems.")
 	})
@@ -90,9 +90,9 @@ const (
 	inSluice = "nft table ip sluice, nft table ip6 sluice"
 )
 
-// If the agent cannot use the table mangle, it uses the table sluice. There everything
-// works: start, repair, takeover, the kernel's flow cache, the time without an agent, and
-// the end.
+// If the agent cannot use the table mangle, it uses the table sluice. Everything works with
+// this table: start, repair, takeover, the kernel's flow cache, the time without an agent,
+// and the end.
 func TestOwnTableOnPackets(t *testing.T) {
 	for name, obstruct := range map[string]func(*testbed, *testing.T) (end func()){
 		"owned": (*testbed).ownTables,
@@ -137,13 +137,13 @@ func TestOwnTableOnPackets(t *testing.T) {
 			end()
 			takeOver()
 			checked(inMangle, "mangle")
-			end = obstruct(s, t) // while the agent runs
+			end = obstruct(s, t) // now obstruct mangle while the agent runs
 			s.eventually(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
 			checked(inSluice, "sluice")
 			end()
 			checked(inSluice, "sluice") // the rules move back only with the next agent
 			s.agent.Kill()
-			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // by the kernel's flow cache
+			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // the kernel's flow cache answers
 			s.removeRules(t)
 			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Contains(text, "sluice") {
 				t.Errorf("after rules --remove:\n%s", text)
@@ -180,17 +180,17 @@ func TestTableChangesOnPackets(t *testing.T) {
 	takeOver := func() {
 		l.more(100)
 		next := s.startAnother(args...)
-		l.more(100) // with both agents
+		l.more(100) // while both agents run
 		s.stop()
 		s.agent = next
 		l.more(100)
 	}
 	for range 3 {
 		l.more(100)
-		// Only PREROUTING changes, so that POSTROUTING goes on filtering and only the move
-		// itself could let a packet through. The hook is renamed and not removed: for a
-		// removed hook, the kernel drops the queued packets. The agent is stopped meanwhile
-		// so that it does not repair a part of the change.
+		// Change only PREROUTING: POSTROUTING keeps filtering, so that only the move itself
+		// could let a packet through. Rename the hook instead of removing it, because the
+		// kernel drops the queued packets of a removed hook. Stop the agent meanwhile, so
+		// that it does not repair a part of the change.
 		sendSignal(t, s.agent.PID(), syscall.SIGSTOP)
 		s.nft(t, "rename chain %s mangle PREROUTING theirs")
 		s.nft(t, "add chain %s mangle PREROUTING")
@@ -210,8 +210,8 @@ func TestTableChangesOnPackets(t *testing.T) {
 	l.end()
 }
 
-// Without the guard, the rules in our own table drop the sources of the node and the
-// receiver, too. The match rpfilter is not available there, so they use a fib expression.
+// Without the guard, the rules in our own table also drop packets whose source is the node or
+// the receiver. The match rpfilter is not available there, so the rules use a fib expression.
 func TestForgedInOwnTableOnPackets(t *testing.T) {
 	withForgerOn(t, func(s *testbed, t *testing.T) { s.nft(t, foreignHook) }, []string{"--iptables", "nft", "--guard=off"}, func(t *testing.T, g *forger) {
 		if text := g.ruleset(t); !strings.Contains(text, "fib saddr . iif oif") {

@@ -26,8 +26,8 @@ const (
 	// should fail on a hang, but not on a busy machine.
 	waitTimeout = 2 * time.Minute
 	// probeTimeout bounds the wait for the answer to a probe. A probe without an answer
-	// counts as denied. An allowed probe takes a few milliseconds, or more on a busy
-	// machine.
+	// counts as denied. The answer to an allowed probe takes a few milliseconds, or more on a
+	// busy machine.
 	probeTimeout = 500 * time.Millisecond
 )
 
@@ -41,12 +41,12 @@ type testbed struct {
 	// socket is the path of the agent's socket. Agents with the same path take over from
 	// each other.
 	socket string
-	// program is the path of sluice; empty for the command under test.
+	// program is the path of sluice. If it is empty, agents run the command under test.
 	program string
 	hosts   map[string]*lab.Host // pods by "namespace/name", and "outside", "node-1" and "node-2"
 }
 
-// testbedPods are the pods, with their labels and the index of their node.
+// testbedPods are the pods of a testbed, with their labels and the index of their node.
 var testbedPods = []struct {
 	name   string
 	labels string
@@ -63,7 +63,7 @@ var testbedPods = []struct {
 // testbedPorts are the ports that every pod and the outside host serve.
 var testbedPorts = map[string][]uint16{"tcp": {80, 6379, 8080}, "udp": {53}}
 
-// testbedNamespaces are the namespaces that have an object; bare has none.
+// testbedNamespaces are the objects of all namespaces except bare, which has no object.
 const testbedNamespaces = `
 {apiVersion: v1, kind: Namespace, metadata: {name: default}}
 ---
@@ -133,7 +133,8 @@ func (s *testbed) pod(name, labels string, node int, addrs ...netip.Addr) string
 `, ns, name, labels, strings.Join(ips, ", "), host.IPv4, host.IPv6)
 }
 
-// write writes a file of manifests. It does not wait for a running agent; save does.
+// write writes a file of manifests. Unlike save, it does not wait until a running agent
+// enforces the file.
 func (s *testbed) write(name, text string) {
 	s.t.Helper()
 	if err := agenttest.WriteFile(s.dir, name, text); err != nil {
@@ -189,8 +190,8 @@ func (s *testbed) save(name, text string) {
 	}
 }
 
-// await waits for a line of the agent's log that matches and was written after mark. If the
-// line does not come, the test fails with a message that begins with what.
+// await waits for a line of the agent's log after mark for which match returns true. If there
+// is none in time, the test fails with a message that begins with what.
 func (s *testbed) await(mark int, what string, match func(agenttest.Line) bool) agenttest.Line {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)

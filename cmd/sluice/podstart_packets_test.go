@@ -35,8 +35,8 @@ func startAddrs(number int) []netip.Addr {
 // their manifests with a delay.
 type podStarter struct {
 	*testbed
-	keepKnown bool            // the manifests of pods that have ended are kept
-	delay     []time.Duration // time of each allowed connection beyond the lag
+	keepKnown bool            // keep the manifests of pods that have ended
+	delay     []time.Duration // how much longer than the lag each allowed connection took
 	mu        sync.Mutex
 }
 
@@ -53,9 +53,9 @@ func newPodStarterWith(t testing.TB, s *testbed, args ...string) *podStarter {
 	return &podStarter{testbed: s}
 }
 
-// startOne starts a pod that may connect to db, and to which all may connect. A mute pod
-// may connect to no pod, and only default/other may connect to it. The connections begin at
-// once; the agent gets the pod's manifest after the lag.
+// startOne starts a pod that may connect to db, and to which all pods may connect. If mute is
+// set, the pod may connect to no pod, and only default/other may connect to it. The
+// connections begin at once; the agent gets the pod's manifest after the lag.
 func (s *podStarter) startOne(number int, mute bool, lag time.Duration) error {
 	name, role := fmt.Sprintf("start-%d", number), "frontend"
 	if mute {
@@ -131,10 +131,11 @@ func (s *podStarter) run(count int) {
 	wait.Wait()
 }
 
-// A pod that starts under a policy is isolated from its first packet. Its allowed packets
-// are held until the agent knows the pod, and not rejected (28).
+// A pod that starts under a policy is isolated from its first packet on. Its allowed packets
+// are not rejected, but held until the agent knows the pod (case 28).
 func TestFirstPacketOnPackets(t *testing.T) {
-	// On a busy machine the agent may get a pod's manifest later than after the lag.
+	// A long --hold, because on a busy machine the agent may get a pod's manifest long after
+	// the lag.
 	s := newPodStarter(t, "--hold", waitTimeout.String())
 	s.run(18)
 	_, page := s.scrape(t, "/metrics")
@@ -145,7 +146,7 @@ func TestFirstPacketOnPackets(t *testing.T) {
 	}
 }
 
-// scanned is the offset of the scanned addresses, above those of the pods that start.
+// scanned is the offset of the scanned addresses, above the addresses of the pods that start.
 const scanned = 0x8000
 
 // scans send packets that are held for pods that do not exist.
@@ -185,8 +186,9 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 		for _, bridged := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, bridged %v", name, bridged), func(t *testing.T) {
 				s := newPodStarterWith(t, newTestbedWith(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
-				s.keepKnown = true // the reason of a removed pod's denials would also be pod-not-known
-				// Whether db lets a datagram in depends on the pod, too.
+				s.keepKnown = true // otherwise denials of ended pods would have the reason pod-not-known too
+				// With this policy, db accepts a datagram only from some pods, so the agent must
+				// know the sending pod.
 				s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
 				sent := 0
 				send := func() {
@@ -195,7 +197,8 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 					}
 					sent++
 				}
-				// If forged sources are dropped, their packets are not held at all.
+				// The scan "from pending addresses" forges its sources. If forged sources are
+				// dropped, no packet is held, so stop after some packets.
 				for end := time.Now().Add(waitTimeout); s.heldPackets(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
 					if time.Now().After(end) {
 						t.Fatalf("the scan fills only %d places", s.heldPackets(t))

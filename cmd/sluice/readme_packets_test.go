@@ -27,8 +27,8 @@ func shapeOf(text string) (msg, fields string) {
 	return msg, strings.Join(names, " ")
 }
 
-// The README's log lines have the same messages and fields as lines that the agent writes
-// here, and the README's status has the same lines as this agent's status.
+// The README's log lines have the same messages and fields as log lines of the agent in this
+// test, and the README's status has the same lines as that agent's status.
 func TestReadmeLogOnPackets(t *testing.T) {
 	text, err := os.ReadFile(readmePath)
 	if err != nil {
@@ -67,7 +67,8 @@ func TestReadmeLogOnPackets(t *testing.T) {
 	}
 }
 
-// value matches the parts that differ between statuses: numbers, times, names and plurals.
+// value matches the parts of a status that differ between agents: numbers, times, names and
+// plurals.
 var value = regexp.MustCompile(`^sluice .*?,|manifests \S+|-nft|-legacy|\S*\d\S*|ies\b|y\b|s\b`)
 
 // wordsOf returns a status without its values.

@@ -12,10 +12,10 @@ import (
 
 const (
 	readmePath = "../../README.md"
-	// asRoot is the line before a block of the README whose commands change the machine. The
-	// test does not run these commands.
+	// asRoot is a line of the README. The commands in the block after this line change the
+	// machine, so the test does not run them.
 	asRoot = "<!-- as root -->"
-	// showStatus is the end of a command of the README whose exit status is shown, too.
+	// showStatus is the end of a command in the README if its exit status is shown, too.
 	showStatus = "; echo $?"
 )
 
@@ -76,7 +76,7 @@ func TestReadme(t *testing.T) {
 				}
 				ran++
 				if got = runExample(t, args, strings.HasSuffix(c.line, showStatus)); got != c.output && !update {
-					t.Errorf("it prints\n%s\nand the README shows\n%s", got, c.output)
+					t.Errorf("the command prints\n%s\nand the README shows\n%s", got, c.output)
 				}
 			})
 			updated = append(updated, "$ "+c.line)
@@ -97,8 +97,9 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// readmeArgs returns the arguments of a command of sluice, and checks that they are valid.
-// Any other command must be make with a target of the Makefile; for these, it returns nil.
+// readmeArgs returns the arguments of a sluice command, and checks that they are valid. For a
+// make command, it checks that the Makefile has the target, and returns nil. Other commands
+// fail the test.
 func readmeArgs(t *testing.T, line string) []string {
 	t.Helper()
 	line = strings.TrimPrefix(line, "sudo ")
@@ -115,7 +116,7 @@ func readmeArgs(t *testing.T, line string) []string {
 	}
 	args, ok := exampleArgs(strings.TrimSuffix(line, showStatus))
 	if !ok {
-		t.Fatal("it is neither a command of sluice nor one of make")
+		t.Fatal("this is neither a sluice command nor a make command")
 	}
 	cmd, rest, err := rootCommand(env{}).Find(args)
 	if err != nil {

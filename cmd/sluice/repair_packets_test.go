@@ -12,7 +12,7 @@ import (
 	"sluice/filter/event"
 )
 
-// nft runs commands of nft on the node, once with ip and once with ip6 for %s.
+// nft runs the nft commands in format on the node twice, with ip and with ip6 in place of %s.
 func (s *testbed) nft(t *testing.T, format string) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -37,8 +37,8 @@ func (s *testbed) ruleset(t *testing.T) string {
 	return text
 }
 
-// A foreign rule that iptables cannot list is not an obstacle: the agent starts, enforces,
-// repairs, takes over and ends, and rules --remove cleans up.
+// A foreign rule that iptables cannot list does not disturb the agent: it starts, enforces,
+// repairs, takes over and ends, and sluice rules --remove cleans up.
 func TestForeignRulesOnPackets(t *testing.T) {
 	for _, c := range []struct{ name, rule string }{
 		{"in another chain", "add rule %s mangle FORWARD ct state new meter m { meta mark limit rate 1000/second } counter"},
@@ -88,7 +88,7 @@ func (s *testbed) flushMangle(t *testing.T) {
 	for _, f := range families {
 		for _, what := range []string{"-F", "-X"} {
 			if err := s.Nodes[0].Run(f.iptables+"-nft", "-t", "mangle", what); err != nil {
-				t.Log(err) // the agent may have repaired the table between the two
+				t.Log(err) // the agent may have repaired the table between flush and deletion
 			}
 		}
 	}
@@ -104,9 +104,8 @@ func (s *testbed) awaitRepair(t *testing.T, mark int) {
 	}
 }
 
-// A flush is repaired even if the pins of the programs are gone. The programs are pinned
-// again, or if that fails, the rules are restored without them. In both cases the agent
-// ends as usual.
+// A flush is repaired even if the pins of the programs are gone. The agent pins the programs
+// again. If it cannot, it restores the rules without them. In both cases it ends as usual.
 func TestPinsGoneOnPackets(t *testing.T) {
 	for _, c := range []struct {
 		name, do string
@@ -150,8 +149,8 @@ func TestPinsGoneOnPackets(t *testing.T) {
 	}
 }
 
-// Rules that an old agent has left in the other backend, and that cannot be removed, are
-// reported. They do not prevent a start.
+// If an old agent has left rules in the other backend that cannot be removed, the agent starts
+// nevertheless and reports them.
 func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -182,8 +181,7 @@ func TestOtherBackendThatCannotBeCleanedOnPackets(t *testing.T) {
 	}
 }
 
-// A repair that keeps failing shows in log, status, metrics and readiness until one
-// succeeds.
+// While repairs fail, log, status, metrics and readiness show this, until a repair succeeds.
 func TestRepairThatFailsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	dir := t.TempDir()
@@ -207,7 +205,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	s.write("policies.yaml", policies(demo1))
 	s.start("--iptables", "nft")
 	status := func() string {
-		text, _ := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket)) // its exit status is not 0 if there are problems
+		text, _ := s.Nodes[0].Output(exec.Command("sluice", "status", "--socket", s.socket)) // ignore the error: with problems, the exit status is not 0
 		return text
 	}
 	if text := status(); !strings.Contains(text, "No problems.") || !strings.Contains(text, "repaired 0 times, 0 failed") {
@@ -233,7 +231,7 @@ func TestRepairThatFailsOnPackets(t *testing.T) {
 	}
 	s.awaitRepair(t, mark)
 	s.await(mark, "the agent logs that a repair succeeded", agenttest.Event(event.RulesRecovered))
-	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) { // the first repair may have been partial
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(10 * time.Millisecond) { // wait, because the first repair may have been partial
 		text := status()
 		if strings.Contains(text, "enforces since") && strings.Contains(text, "No problems.") && !strings.Contains(text, " 0 failed") {
 			break

@@ -18,8 +18,8 @@ import (
 	"github.com/ti-mo/conntrack"
 )
 
-// fillConntrack adds connections of one family, none of them a pod's, to the node's
-// conntrack table.
+// fillConntrack adds connections of one family to the node's conntrack table. None of
+// them belongs to a pod.
 func (s *testbed) fillConntrack(count int, v6 bool) {
 	s.t.Helper()
 	c, err := conntrack.Dial(&netlink.Config{NetNS: s.Nodes[0].NetNS()})
@@ -75,7 +75,7 @@ func BenchmarkRevoke(b *testing.B) {
 				s.start()
 				s.fillConntrack(size.connections, f.name == "IPv6")
 				pr := s.newProber(b, f.name == "IPv6")
-				var last atomic.Int64 // when a packet of the stream arrived
+				var last atomic.Int64 // when the last packet of the stream arrived
 				ctx, stop := context.WithCancel(b.Context())
 				defer stop()
 				go func() {
@@ -112,8 +112,8 @@ func BenchmarkRevoke(b *testing.B) {
 					}
 					time.Sleep(20 * time.Millisecond) // so that the packets that passed have been received
 					passed := time.Unix(0, last.Load())
-					// The agent logs the line after it publishes. If the value is below 0,
-					// the connection had stopped before. Quote the time from the save.
+					// The value may be negative, because the agent logs the line after it
+					// publishes. Quote the time from the save instead.
 					publish = append(publish, passed.Sub(line.Time()))
 					save = append(save, passed.Sub(saved))
 					s.save("policies.yaml", "")

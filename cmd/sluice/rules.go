@@ -88,8 +88,8 @@ func printRules(out io.Writer, opts iptables.Options) error {
 	return nil
 }
 
-// warnOfAgent warns of an agent that still runs and will restore what is removed, and
-// reports whether it did. An agent that does not answer in time counts as running.
+// warnOfAgent prints a warning if an agent still runs, which would restore the rules. It
+// reports whether it has printed one. An agent that does not answer in time counts as running.
 func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 	if socket == "" {
 		return false
@@ -109,7 +109,7 @@ func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 }
 
 // runRemove removes everything that an agent has left in the kernel. It prints what was
-// removed even if something else fails.
+// removed, even if it could not remove everything.
 func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs string) error {
 	removed, err := removeAll(ctx, opts, bpffs)
 	var b strings.Builder
@@ -125,8 +125,8 @@ func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs 
 	return err
 }
 
-// removeAll removes rules, guard, programs and marks, and returns a line for each. The rules
-// come first, because they mark connections and call the programs.
+// removeAll removes rules, guard, programs and marks, and returns a line for each removed
+// thing. The rules come first, because they mark connections and call the programs.
 func removeAll(ctx context.Context, opts iptables.Options, bpffs string) (removed []string, err error) {
 	tables, err := iptables.OpenAll(ctx)
 	if err == nil {
@@ -156,7 +156,7 @@ func removeAll(ctx context.Context, opts iptables.Options, bpffs string) (remove
 	return removed, errors.Join(err, clearErr, table.Close())
 }
 
-// addPinsFlag adds the flag for the rules of the kernel's flow cache.
+// addPinsFlag adds the flag --kernel-cache-pins.
 func addPinsFlag(fs *pflag.FlagSet, dir *string) {
 	fs.StringVar(dir, "kernel-cache-pins", "", "also print the rules of the kernel's flow cache, as if its programs were pinned in `DIR`")
 }

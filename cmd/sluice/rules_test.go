@@ -134,7 +134,7 @@ func TestRulesRemove(t *testing.T) {
 }
 
 // createLeftovers creates on a node the rules that agents of both backends leave, and three
-// connections. Two have marks of an agent, and one has only another program's mark.
+// connections: two with marks of an agent, and one with only another program's mark.
 func createLeftovers(t *testing.T, node *lab.Node) {
 	t.Helper()
 	for _, b := range []iptables.Backend{iptables.NFT, iptables.Legacy} {
@@ -182,7 +182,8 @@ func connectionMarks(t *testing.T, node *lab.Node) map[uint16]uint32 {
 	return marks
 }
 
-// sluice rules --remove warns of an agent that still runs, because it restores the rules.
+// sluice rules --remove warns of an agent that still runs, because the agent would restore the
+// rules.
 func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 	node := lab.ForTest(t, lab.Options{}).Nodes[0]
 	path := filepath.Join(t.TempDir(), "s")

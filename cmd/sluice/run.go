@@ -117,11 +117,11 @@ func omitEmpty(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// runOptions are the options of the agent, and those that the command itself uses.
+// runOptions are the options of the agent, and options that only the command uses.
 type runOptions struct {
 	agent.Options
 	cluster                      clusterOptions
-	policyMemory, policiesMemory int // MiB; 0 for no limit
+	policyMemory, policiesMemory int // limits in MiB; 0 means no limit
 	logFormat                    string
 	logLevel                     slog.Level
 }
@@ -131,7 +131,7 @@ func nodeName(e env) string {
 	if name := e.getenv("NODE_NAME"); name != "" {
 		return name
 	}
-	name, _ := os.Hostname() // if it is not known, the user must give --node-name
+	name, _ := os.Hostname() // if the name is empty, the user must give --node-name
 	return strings.ToLower(name)
 }
 

@@ -30,7 +30,7 @@ func TestContextsNameTheirCause(t *testing.T) {
 				return err
 			}
 			checked++
-			for _, at := range causeless(file) {
+			for _, at := range missingCauses(file) {
 				t.Errorf("%s: use context.WithTimeoutCause, or context.Cause", set.Position(at))
 			}
 			return nil
@@ -44,9 +44,9 @@ func TestContextsNameTheirCause(t *testing.T) {
 	}
 }
 
-// causeless returns the places of a file that set a time limit without a cause, or pass on
-// the error of a context.
-func causeless(file *ast.File) (found []token.Pos) {
+// missingCauses returns the positions in a file that hide why a context has ended: that call
+// context.WithTimeout or context.WithDeadline, or pass on ctx.Err().
+func missingCauses(file *ast.File) (found []token.Pos) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.SelectorExpr:
@@ -54,7 +54,7 @@ func causeless(file *ast.File) (found []token.Pos) {
 				found = append(found, n.Pos())
 			}
 		case *ast.BinaryExpr:
-			return false // a comparison such as ctx.Err() != nil does not pass on the error
+			return false // a comparison such as ctx.Err() != nil is fine
 		case *ast.CallExpr:
 			if sel, is := n.Fun.(*ast.SelectorExpr); is && sel.Sel.Name == "Err" && len(n.Args) == 0 {
 				if of, is := sel.X.(*ast.Ident); is && strings.Contains(strings.ToLower(of.Name), "ctx") {
@@ -67,7 +67,7 @@ func causeless(file *ast.File) (found []token.Pos) {
 	return found
 }
 
-func TestCauselessIsFound(t *testing.T) {
+func TestMissingCausesAreFound(t *testing.T) {
 	const text = `package p
 func f(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -80,7 +80,7 @@ func f(ctx context.Context) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(causeless(file)); n != 3 {
+	if n := len(missingCauses(file)); n != 3 {
 		t.Errorf("%d places found, want 3", n)
 	}
 }

@@ -18,8 +18,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sluice": main})
 }
 
-// The scripts in testdata/script run the real command as users do. With
-// SLUICE_UPDATE_SCRIPTS set, the test updates the expected output in the scripts.
+// The scripts in testdata/script run the real command as users do. If SLUICE_UPDATE_SCRIPTS is
+// set, the test updates the expected output in the scripts.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -29,7 +29,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// eachCommand calls f for c and every command below it, including hidden ones.
+// eachCommand calls f for c and for every command below it, including hidden commands.
 func eachCommand(c *cobra.Command, f func(*cobra.Command)) {
 	f(c)
 	for _, sub := range c.Commands() {
@@ -69,7 +69,7 @@ func TestExamplesParse(t *testing.T) {
 			t.Run(strings.TrimSpace(line), func(t *testing.T) {
 				args, ok := exampleArgs(line)
 				if !ok {
-					t.Fatal("it does not begin with sluice")
+					t.Fatal("the line does not begin with sluice")
 				}
 				root := rootCommand(env{})
 				cmd, rest, err := root.Find(args)
@@ -77,7 +77,7 @@ func TestExamplesParse(t *testing.T) {
 					t.Fatal(err)
 				}
 				if documented.HasParent() && cmd.Name() != documented.Name() {
-					t.Errorf("it is an example of %s", cmd.Name())
+					t.Errorf("the line is an example of %s", cmd.Name())
 				}
 				if err := cmd.ParseFlags(rest); err != nil {
 					t.Fatal(err)

@@ -23,8 +23,8 @@ func webEgress(egress string) string {
 }
 
 // TestSemanticsOnPackets makes real connections for every case of the API's documentation
-// that packets can show. The cases are numbered in the order of that documentation. Every
-// probe is made over IPv4 and IPv6.
+// that packets can show. The cases, also those in comments of other packet tests, are numbered
+// in the order of that documentation. Every probe is made over IPv4 and IPv6.
 func TestSemanticsOnPackets(t *testing.T) {
 	const redis = " default/db tcp 6379"
 	cases := []struct {
@@ -159,7 +159,7 @@ func TestSemanticsOnPackets(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s.save("policies.yaml", policies(c.policies...))
-			s.check(t, c.allow, c.deny) // answered by the agent, then from the cache
+			s.check(t, c.allow, c.deny) // the agent answers first, then the cache
 			s.check(t, c.allow, c.deny)
 		})
 	}

@@ -91,8 +91,8 @@ func (s *testbed) awaitProblem(t *testing.T, text string) {
 }
 
 // Until the first agent of a node is ready, all connections pass. The agent removes the
-// startup taint only when its rules are in place and the connections that began before are
-// judged.
+// startup taint only when its rules are in place and it has judged the connections that began
+// before.
 func TestStartupTaintOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -147,9 +147,9 @@ func TestStartupTaintOnPackets(t *testing.T) {
 	}
 }
 
-// Without a rule that needs conntrack, the kernel does not know the connections from before
-// the agent. The agent's rules start the tracking, and the next packet of such a connection
-// is judged like the first packet of a new one.
+// Without a rule that needs conntrack, the kernel does not track the connections that begin
+// before the agent starts. The agent's rules start the tracking, and the next packet of such a
+// connection is judged like the first packet of a new connection.
 func TestUntrackedFromBeforeOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

@@ -21,7 +21,7 @@ func TestStartupTaintFlag(t *testing.T) {
 			err := f.Set(tt.text)
 			switch {
 			case tt.message == "" && (err != nil || f.String() != tt.text):
-				t.Errorf("%v, and it is %q", err, &f)
+				t.Errorf("error %v; the flag is %q", err, &f)
 			case tt.message != "" && (err == nil || !strings.Contains(err.Error(), tt.message)):
 				t.Errorf("%v, want %q", err, tt.message)
 			}

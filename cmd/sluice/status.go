@@ -75,7 +75,7 @@ func printStatus(e env, s *telemetry.Status, output statusOutput) error {
 	return nil
 }
 
-// probe answers a readiness probe: it returns an error unless the agent in this container is
+// probe answers a readiness probe: it returns an error if the agent in this container is not
 // ready.
 func probe(e env, s *telemetry.Status) error {
 	switch {

@@ -70,7 +70,7 @@ Cilium, are named ("not read") and do not change the status.`,
 type testedFile struct {
 	path    string
 	results []expect.Result
-	err     error // why the tests could not run, or their results are not reliable
+	err     error // the reason why the tests could not run, or why their results are not reliable
 }
 
 func runTests(e env, paths []string, junit string, verbose bool) error {
@@ -106,8 +106,8 @@ func runTests(e env, paths []string, junit string, verbose bool) error {
 	return nil
 }
 
-// runTestFile runs the tests of a file. It returns both results and an error if the
-// manifests could be understood only in part.
+// runTestFile runs the tests of a file. If the manifests could be understood only in part, it
+// returns both results and an error.
 func runTestFile(e env, path string) ([]expect.Result, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"os"
 )
 
-// The types below are those elements of JUnit's XML that CI tools read. Each file of tests is
-// a suite.
+// The types below are the elements of JUnit's XML that CI tools read. Each file of tests is a
+// suite.
 type junitSuites struct {
 	XMLName xml.Name     `xml:"testsuites"`
 	Name    string       `xml:"name,attr"`

@@ -37,16 +37,16 @@ func (s *testbed) nat(iptables string, rule ...string) {
 	}
 }
 
-// Policies see the destination after Service translation, and the source before
-// masquerading (14, 20); a pod reaches itself through a Service (23).
+// Policies apply to the destination after Service translation, and to the source before
+// masquerading (cases 14 and 20). A pod can reach itself through a Service (case 23).
 func TestServicesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	pod := s.host("default/db")
 	for _, f := range families {
 		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT",
 			"--to-destination", netip.AddrPortFrom(f.addr(pod), 6379).String())
-		// As kube-proxy does for a pod that reaches itself, and a node for traffic that
-		// leaves the cluster.
+		// Masquerade like kube-proxy for a pod that reaches itself, and like a node for
+		// traffic that leaves the cluster.
 		s.nat(f.iptables, "POSTROUTING", "-s", f.addr(pod).String(), "-d", f.addr(pod).String(), "-j", "MASQUERADE")
 		s.nat(f.iptables, "POSTROUTING", "-o", lab.Device, "-j", "MASQUERADE")
 	}
@@ -67,7 +67,7 @@ func TestServicesOnPackets(t *testing.T) {
 	}
 }
 
-// Traffic through a NodePort is not traffic from the pod's node (22).
+// Traffic through a NodePort does not count as traffic from the pod's node (case 22).
 func TestNodePortOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	pod := s.host("default/db")
@@ -83,8 +83,8 @@ func TestNodePortOnPackets(t *testing.T) {
 	s.check(t, []string{"outside node-1 tcp 30000"}, nil)
 }
 
-// Replies and ICMP errors of allowed traffic pass (21): a client learns that a port is
-// closed, although no policy allows these packets.
+// Replies and ICMP errors of allowed traffic pass although no policy allows them (case 21): a
+// client learns that a port is closed.
 func TestErrorsPassOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
@@ -103,7 +103,7 @@ func TestErrorsPassOnPackets(t *testing.T) {
 	}
 }
 
-// prober sends crafted packets from one pod to another and observes which arrive.
+// prober sends crafted packets from one pod to another and observes which of them arrive.
 type prober struct {
 	*testbed
 	t        testing.TB
@@ -155,7 +155,7 @@ func (pr *prober) packet(proto layers.IPProtocol, payload ...gopacket.Serializab
 }
 
 // udp returns an allowed datagram with a unique source port. It has IP options, so that the
-// kernel's flow cache leaves it to the queue. There it cannot overtake queued packets.
+// kernel's flow cache does not answer it. In the queue it cannot overtake other packets.
 func (pr *prober) udp(text string) []byte {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(40000 + pr.sentinel), DstPort: 53}
 	if pr.v6 {
@@ -163,7 +163,7 @@ func (pr *prober) udp(text string) []byte {
 		return pr.packet(layers.IPProtocolIPv6Destination, gopacket.Payload(options), udp, gopacket.Payload(text))
 	}
 	packet := pr.packet(layers.IPProtocolUDP, udp, gopacket.Payload(text))
-	packet = slices.Insert(packet, 20, 1, 1, 1, 1) // four times no operation (RFC 791, 3.1)
+	packet = slices.Insert(packet, 20, 1, 1, 1, 1) // four "no operation" options (RFC 791, 3.1)
 	packet[0]++
 	binary.BigEndian.PutUint16(packet[2:], uint16(len(packet)))
 	packet[10], packet[11] = 0, 0
@@ -171,8 +171,8 @@ func (pr *prober) udp(text string) []byte {
 	return packet
 }
 
-// udpTo returns a datagram with a fixed source port, so that each destination port is one
-// flow.
+// udpTo returns a datagram with a fixed source port, so that there is one flow for each
+// destination port.
 func (pr *prober) udpTo(port uint16, text string) []byte {
 	return pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
 }
@@ -206,17 +206,17 @@ func (pr *prober) sctp(port uint16, text string) []byte {
 	init := make([]byte, 20, 20+len(text))
 	init[0] = 1
 	binary.BigEndian.PutUint16(init[2:], uint16(20+len(text)))
-	init[4] = 1 // a tag other than 0
+	init[4] = 1 // the initiate tag must not be 0
 	init[11], init[13], init[15] = 1, 1, 1
 	return pr.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
 }
 
 // Policies apply to protocols for which the tests have no socket, and to packets that no
-// socket would send (19, 24, 25).
+// socket would send (cases 19, 24 and 25).
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
 	s := newTestbed(t)
-	s.start("--queues", "1") // with more, the kernel spreads packets by protocol and their order is lost
+	s.start("--queues", "1") // with more queues, packets of different protocols could overtake each other
 	type sent struct {
 		name, mark string
 		packet     func(*prober) []byte
@@ -269,8 +269,8 @@ func TestCraftedPackets(t *testing.T) {
 	}
 }
 
-// The kernel reassembles fragments before it queues them, so that later fragments get the
-// verdict of the whole packet (25).
+// The kernel reassembles a fragmented packet before it queues it, so that all fragments get the
+// verdict of the whole packet (case 25).
 func TestFragmentsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))
@@ -337,9 +337,9 @@ func (s *testbed) queues() map[int]uint64 {
 	return found
 }
 
-// A one-way UDP flow is judged once, although each of its packets is new to conntrack, and
-// so is a connection with many packets. The connection's mark ensures that, without the
-// kernel's flow cache.
+// A one-way UDP flow is judged only once, although conntrack considers each of its packets
+// new. A TCP connection with many packets is also judged once. The mark on the connection
+// ensures this, so the test runs without the kernel's flow cache.
 func TestJudgedOnceOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))

@@ -27,9 +27,9 @@ func (s *testbed) replacePod(t *testing.T, name string) *lab.Host {
 }
 
 // When the agent is gone, the kernel applies its verdicts about a pod of this node only at
-// that pod's interface. Another pod that gets the same address may be isolated, so --fail
-// decides about it. This holds for the address of a pod without policies, and for that of a
-// pod that a rule allows.
+// that pod's interface. A new pod that gets the same address may be isolated, so --fail
+// decides about its packets. This holds if the old pod had no policies, and also if a rule
+// allowed it.
 func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -57,7 +57,7 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
-	// A second route to each address of the pod, so that its interface is ambiguous.
+	// Add a second route to each address of the pod, so that its interface is ambiguous.
 	other := s.host("default/web").RouterDevice()
 	for i, addr := range s.host("bare/odd").Addrs() {
 		family := []string{"-4", "-6"}[i]
@@ -69,7 +69,7 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.start(kernelArgs("--on-exit", "keep", "--unattended", limit.String())...)
 	toOdd, others := []string{"default/other bare/odd tcp 80", "bare/odd outside tcp 80"}, []string{"default/other outside tcp 80", webToDB}
 	s.check(t, append(toOdd, others...), nil)
-	time.Sleep(limit + limit/2) // the limit does not apply while the agent runs
+	time.Sleep(limit + limit/2) // longer than the limit, which must not apply while the agent runs
 	s.awaitNotQueued(t, func() { s.check(t, append(toOdd, others...), nil) })
 	s.agent.Kill()
 	for _, addr := range s.host("bare/odd").Addrs() {
@@ -85,9 +85,9 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.check(t, others, toOdd)
 }
 
-// awaitNotQueued calls what until no packet is queued during a call. On a busy machine a
-// heartbeat of the agent may be late, and until it comes the kernel's flow cache does not
-// answer.
+// awaitNotQueued repeats calls of what until no packet is queued during a call. On a busy
+// machine, a heartbeat of the agent may be late, and meanwhile the kernel's flow cache does
+// not answer.
 func (s *testbed) awaitNotQueued(t *testing.T, what func()) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); ; {

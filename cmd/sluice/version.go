@@ -8,12 +8,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// release is the version that the build has set with -ldflags "-X main.release=v1". The build
-// of an image sets it, because the image has no repository from which Go reads the version.
+// release is the version that the build has set with -ldflags "-X main.release=v1", or empty.
+// The build of an image sets it, because Go finds no repository there to read the version from.
 var release string
 
-// version returns the version of the program: release, otherwise the version of the module,
-// otherwise the commit.
+// version returns the version of the program: release if it is set, otherwise the version of
+// the module, otherwise the commit.
 func version() string {
 	if release != "" {
 		return release

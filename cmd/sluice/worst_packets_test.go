@@ -20,12 +20,12 @@ import (
 // daemonSetLimit is the memory limit of the DaemonSet in KiB.
 const daemonSetLimit = 512 << 10
 
-// An agent stays within the memory limit of the DaemonSet with all of the worst policies
-// that an API server accepts, and with the pods for which these policies cost most. Other
-// tenants' policies stay in force, and the status names the policies that are rejected.
+// An agent stays within the memory limit of the DaemonSet even with the most expensive policies
+// that an API server accepts, and with the pods that make them most expensive. Other tenants'
+// policies stay in force, and the status names the policies that are rejected.
 func TestWorstPoliciesOnPackets(t *testing.T) {
 	s := newTestbed(t)
-	// A build without the race detector, which takes several times the memory.
+	// Build without the race detector, which takes several times the memory.
 	s.program = filepath.Join(t.TempDir(), "sluice")
 	if out, err := exec.Command("go", "build", "-o", s.program, "sluice/cmd/sluice").CombinedOutput(); err != nil {
 		t.Fatalf("build sluice: %v\n%s", err, out)

@@ -14,7 +14,8 @@ var architectures = map[elf.Machine]string{
 	elf.EM_PPC64: "ppc64le", elf.EM_S390: "s390x", elf.EM_RISCV: "riscv64",
 }
 
-// architecture returns the architecture that a program is built for. The program must be static.
+// architecture returns the architecture for which a program was built. It returns an error if the
+// program is not static.
 func architecture(path string) (string, error) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -31,8 +32,8 @@ func architecture(path string) (string, error) {
 	return arch, nil
 }
 
-// needed returns the paths of the loader of a program or library and of the libraries that it loads
-// directly (elf(5): PT_INTERP, DT_NEEDED, DT_RUNPATH).
+// needed returns the paths of the libraries that a program or library needs directly, and the path of
+// its loader (elf(5): PT_INTERP, DT_NEEDED, DT_RUNPATH).
 func needed(path string) ([]string, error) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -70,18 +71,19 @@ func needed(path string) ([]string, error) {
 	return found, nil
 }
 
-// systemDirs returns the default directories of a loader. In the image, which has no ld.so.cache, the
-// loader finds libraries only in these.
+// systemDirs returns the default directories of a loader. The image has no ld.so.cache, so the loader
+// finds libraries only in these directories.
 func systemDirs() []string {
 	var dirs []string
 	for _, pattern := range []string{"/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*", "/lib64", "/usr/lib64", "/lib", "/usr/lib"} {
-		matches, _ := filepath.Glob(pattern) // the patterns are valid
+		matches, _ := filepath.Glob(pattern) // fails only for an invalid pattern
 		dirs = append(dirs, matches...)
 	}
 	return dirs
 }
 
-// findLibrary returns the path of a library for the same machine and class as by, which needs it.
+// findLibrary returns the path of a library that the file by needs. The library must have the same
+// machine and class as by.
 func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 	for _, dir := range dirs {
 		path := filepath.Join(dir, name)
@@ -90,7 +92,7 @@ func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 		}
 		f, err := elf.Open(path)
 		if err != nil {
-			continue // a linker script
+			continue // not an ELF file, for example a linker script
 		}
 		same := f.Machine == by.Machine && f.Class == by.Class
 		_ = f.Close()

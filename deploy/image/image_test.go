@@ -86,7 +86,7 @@ func inside(t *testing.T, root, stdin string, args ...string) string {
 		path = filepath.Join("/usr/sbin", path)
 	}
 	cmd := exec.Command(path, args[1:]...)
-	// exec.Command has looked up the path outside of the image, where it may not exist.
+	// exec.Command has looked up the program outside of the image, where it may not exist.
 	cmd.Path, cmd.Err = path, nil
 	cmd.Env, cmd.Dir = []string{"PATH=/usr/sbin:/usr/bin"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Cloneflags: syscall.CLONE_NEWNET}
@@ -220,7 +220,7 @@ func extract(t *testing.T, root string, h *tar.Header, content []byte) {
 	}
 }
 
-// Errors name what is missing and how to correct it.
+// Errors name what is missing or wrong, and how to correct it.
 func TestBuildErrors(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "image.tar")
 	script := filepath.Join(t.TempDir(), "script")

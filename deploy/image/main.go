@@ -5,9 +5,9 @@
 //	go run ./deploy/image -sluice bin/sluice -o bin/sluice-image.tar
 //	ctr -n k8s.io images import bin/sluice-image.tar
 //
-// The image contains the program sluice and, copied from this machine, iptables with both
-// backends and the libraries and extensions that it loads. It has no shell and no package
-// manager. From the same files, image builds the same bytes.
+// The image contains the program sluice. It also contains iptables with both backends, and the
+// libraries and extensions that iptables loads, copied from this machine. It has no shell and
+// no package manager. From the same files, the command builds the same bytes.
 package main
 
 import (
@@ -36,8 +36,8 @@ func main() {
 	fmt.Println(*out, "holds", *name)
 }
 
-// build writes the image. iptables is a layer of its own, below the layer of the program, because it
-// is larger and seldom changes.
+// build writes the image. iptables has a layer of its own, below the layer of the program sluice,
+// because iptables is larger and seldom changes.
 func build(sluice, name, version, out string) error {
 	arch, err := architecture(sluice)
 	if err != nil {

@@ -51,7 +51,7 @@ func (a archive) document(mediaType string, v any) (descriptor, error) {
 	return a.blob(mediaType, data), err
 }
 
-// layer adds a layer, compressed; diffID is the digest of its uncompressed content.
+// layer adds a compressed layer. diffID is the digest of the uncompressed content.
 func (a archive) layer(t *tree) (d descriptor, diffID string, err error) {
 	var packed bytes.Buffer
 	sum := sha256.New()
@@ -107,8 +107,8 @@ func writeImage(out io.Writer, img image) error {
 		return fmt.Errorf("the name %s has no tag: append one after a colon, as in localhost/sluice:dev", img.name)
 	}
 	manifest.Platform = map[string]string{"architecture": img.arch, "os": "linux"}
-	// containerd takes the image's name from the first annotation, other tools the tag from the
-	// second.
+	// containerd takes the image's name from the first annotation. Other tools take the tag from
+	// the second one.
 	manifest.Annotations = map[string]string{"io.containerd.image.name": img.name, "org.opencontainers.image.ref.name": tag}
 	for name, v := range map[string]any{
 		"oci-layout":    map[string]string{"imageLayoutVersion": "1.0.0"},

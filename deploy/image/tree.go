@@ -14,19 +14,20 @@ import (
 	"strings"
 )
 
-// maxLinks bounds the symbolic links that are followed for a path, as in the kernel.
+// maxLinks bounds the number of symbolic links that are followed for a path. The kernel has the same
+// bound.
 const maxLinks = 40
 
 // tree holds the files of a layer, by absolute path.
 type tree struct {
 	entries map[string]entry
-	loaders map[string]bool // directories of libxtables, which loads extensions
+	loaders map[string]bool // directories that contain libxtables, which loads extensions
 }
 
 // entry is a directory, a link or a file.
 type entry struct {
-	link string // its target; empty if it is not a link
-	file string // on this machine; empty for a directory
+	link string // target of a link; empty for a directory or file
+	file string // path on this machine; empty for a directory or link
 	mode fs.FileMode
 }
 
@@ -48,7 +49,8 @@ func (t *tree) put(path, file string) {
 }
 
 // add adds a file of this machine at its own path, with all symbolic links on the path. It returns
-// the path of the file itself, with links resolved; known is true if the tree had the file already.
+// the path of the file itself, with all links resolved. known reports whether the tree already had
+// the file.
 func (t *tree) add(path string) (file string, known bool, err error) {
 	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
 	at := "/"
@@ -101,7 +103,7 @@ func (t *tree) addIfThere(path string) error {
 func (t *tree) addProgram(name string) error {
 	path, err := exec.LookPath(name)
 	if err != nil {
-		path, err = exec.LookPath(filepath.Join("/usr/sbin", name)) // often not in PATH
+		path, err = exec.LookPath(filepath.Join("/usr/sbin", name)) // this directory is often not in PATH
 	}
 	if err != nil {
 		return fmt.Errorf("find %s: %w: install it (Debian, Ubuntu: apt-get install iptables)", name, err)
@@ -130,8 +132,8 @@ func (t *tree) addLinked(path string) error {
 	return nil
 }
 
-// addExtensions adds the matches and targets of iptables. They are in the directory xtables next to
-// libxtables, which loads them at run time.
+// addExtensions adds the extensions of iptables, its matches and targets. libxtables loads them at run
+// time from the directory xtables, which is next to libxtables.
 func (t *tree) addExtensions() error {
 	for dir := range t.loaders {
 		found, err := filepath.Glob(filepath.Join(dir, "xtables", "*.so"))
@@ -150,8 +152,8 @@ func (t *tree) addExtensions() error {
 	return nil
 }
 
-// writeTar writes the files as a layer. They are sorted, owned by root and without times, so that the
-// same files give the same bytes.
+// writeTar writes the files as a layer. The files are sorted, owned by root and without times, so that
+// the same files give the same bytes.
 func (t *tree) writeTar(out io.Writer) error {
 	w := tar.NewWriter(out)
 	for _, path := range slices.Sorted(maps.Keys(t.entries)) {

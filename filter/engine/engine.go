@@ -1,5 +1,5 @@
 // Package engine turns the bytes of a packet into a verdict: it decodes the key, looks it
-// up in the flow cache, and on a miss asks the snapshot in force.
+// up in the flow cache, and, on a miss, gets a decision from the snapshot in force.
 package engine
 
 import (
@@ -18,22 +18,22 @@ type Observer interface {
 	Observe(p packet.Packet, v filter.Verdict)
 }
 
-// Memory is a further cache of verdicts, such as bpf.Writer. It serves one evaluator.
+// Memory is an additional cache of verdicts, such as bpf.Writer. It serves one evaluator.
 type Memory interface {
-	// Remember stores a verdict with the epochs of both ends: it is valid while they are
-	// current. With filter.Any, it is valid for all packets of the pair. The packet waits
-	// for the call.
+	// Remember stores a verdict with the epochs of both ends: the verdict is valid while
+	// they are current. With filter.Any, it is valid for all packets of the pair. The
+	// packet is not released before Remember returns.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
-// FlowTracker records the keys under which connections may live from now on, as
-// conntrack.TrackedFlows does. Several evaluators call it concurrently. The packet waits
-// for the call.
+// FlowTracker records the keys of connections that may exist from now on, as
+// conntrack.TrackedFlows does. Several evaluators call it concurrently. The packet is not
+// released before Track returns.
 type FlowTracker interface {
-	// Track records a key that is allowed and the number of the snapshot, before the
-	// verdict takes effect. src and dst report for each end whether it has an endpoint or
-	// is pending; verdicts do not change because of other addresses. With filter.Any, all
-	// keys of the pair are allowed.
+	// Track records an allowed key and the number of the snapshot, before the verdict takes
+	// effect. src and dst report, for each end, whether its address has an endpoint or is
+	// pending: only at such an address can a change affect the verdict. With filter.Any,
+	// all keys of the pair are allowed.
 	Track(k filter.Key, src, dst bool, snapshot uint64)
 }
 
@@ -42,14 +42,14 @@ type Config struct {
 	Published *policy.Published
 	// Observer may be nil.
 	Observer Observer
-	// Memory may be nil. It gets no verdicts about pairs that no policy concerns, and none
-	// about packets with an end that should be a pod and is not known.
+	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
+	// packets with an end that should be a pod but is not known yet.
 	Memory Memory
-	// Tracker may be nil. It does not get a key again while a cache answers for it. It gets
-	// pairs that no policy concerns only if one end should be a pod that is not known yet.
+	// Tracker may be nil. It does not get a key again while a cache has its verdict. It gets
+	// keys with the reason NotIsolated only if one end should be a pod that is not known yet.
 	Tracker FlowTracker
-	// FailOpen allows a packet if its pod, which should be one of this node, did not become
-	// known in time.
+	// FailOpen allows a packet that was held for a pod of this node if the pod did not become
+	// known in time. Otherwise the packet is denied.
 	FailOpen bool
 }
 
@@ -62,8 +62,8 @@ type Evaluator struct {
 	flows   *cache.Flows
 	tally   tally
 
-	reading  bool             // between Enter and Exit
-	snapshot *policy.Snapshot // of the read section; nil outside, and before the first publication
+	reading  bool             // set between Enter and Exit
+	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one, and before the first publication
 }
 
 // New returns an evaluator that remembers verdicts in flows.
@@ -72,8 +72,8 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 }
 
 // Evaluate decides the packet that begins with the IP header at data[0]. A packet that
-// cannot be decoded is denied. With filter.Hold, the packet must be held until the pod with
-// the address pending is known. Evaluate is called between Enter and Exit.
+// cannot be decoded is denied. If action is filter.Hold, the packet must be held until the
+// pod with the address pending is known. Evaluate is called between Enter and Exit.
 func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
@@ -91,11 +91,11 @@ func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.A
 	return v.Action, pending
 }
 
-// Expire decides a packet whose pod did not become known in time. If that should be a pod
-// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
-// address, which never allows more than a pod would get. The fail mode covers missing
-// knowledge only, and does not open what policies deny to everyone. Expire is called
-// between Enter and Exit.
+// Expire decides a packet that was held for a pod which did not become known in time. If
+// the pod should be one of this node, the fail mode decides. Otherwise the packet gets the
+// verdict for an unknown address, which never allows more than the verdict for a pod. The
+// fail mode does not apply to a flow that policies deny for every possible pod. Expire is
+// called between Enter and Exit.
 func (e *Evaluator) Expire(data []byte) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
@@ -141,8 +141,8 @@ func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 }
 
 // decide decodes a packet and decides it. If the packet should be held, decide returns the
-// address whose pod it waits for. p and v are out-parameters: returning them by value cost
-// 10% of a cache hit.
+// address of the pod that the packet waits for. p and v are out-parameters: returning them
+// by value cost 10% of a cache hit.
 func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)
@@ -170,8 +170,8 @@ func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pe
 	return pending
 }
 
-// decideMidStream completes the verdict about a packet that does not begin a connection and
-// is allowed as if it did. It is not known which end has opened the connection: once the
+// decideMidStream completes the verdict about a packet that does not begin a connection, but
+// would be allowed if it did. It is not known which end has opened the connection: once the
 // connection table has lost the entry, a server's segment looks like a client's. So the
 // packet passes only if the opposite direction is allowed too. Otherwise a connection that
 // was revoked could continue in the opposite direction.
@@ -199,8 +199,8 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	return pending
 }
 
-// finalMidStream reports whether no pod can change the verdict about a packet that
-// does not begin a connection and is allowed as if it did.
+// finalMidStream reports whether no pod can change the verdict about a packet that does not
+// begin a connection, but would be allowed if it did.
 func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reverse *filter.Key, back *filter.Verdict, unknown unknownEnds) bool {
 	return e.snapshot.Final(reverse, back, unknown.dst, unknown.src) &&
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))
@@ -222,12 +222,12 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 	return u
 }
 
-// pending returns the address of the pod that a packet must be held for if its verdict is
-// not final; an invalid address if there is none.
+// pending returns the address of the unknown pod for which a packet must be held if its
+// verdict is not final. It returns an invalid address if the packet need not be held.
 //
-// A pod of this node may be isolated by policies, and this node enforces them. For a pod
-// elsewhere, its own node enforces them. Here it is only a peer, so a packet is held only
-// if it would otherwise be denied.
+// Policies may isolate a pod of this node, and this node enforces them. The policies that
+// isolate a pod of another node are enforced there. On this node such a pod is only a peer,
+// so the packet is held only if it would otherwise be denied.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -242,8 +242,8 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 }
 
 // record passes a verdict to Tracker and Memory if they need it. Memory does not need
-// verdicts about pods that are not known: it would not answer with them, and a scan of
-// addresses would evict useful ones.
+// verdicts about pods that are not known: it would never return them, and a scan of
+// addresses would evict useful verdicts.
 func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, unknown unknownEnds, fresh bool) {
 	track := e.config.Tracker != nil && v.Action == filter.Allow && tracked(v.Reason, unknown, fresh)
 	remember := e.config.Memory != nil && v.Reason != filter.NotIsolated && unknown == noneUnknown
@@ -257,8 +257,8 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	if track {
 		e.config.Tracker.Track(k, ends.Src != 0 || unknown.src != policy.Known, ends.Dst != 0 || unknown.dst != policy.Known, e.snapshot.Number())
 	}
-	// This comes before the reply. It delays the packet by microseconds, but a second
-	// connection that follows at once hits the cache.
+	// Memory gets the verdict before the kernel does. This delays the packet by
+	// microseconds, but a second connection that follows at once hits the cache.
 	if remember {
 		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
 	}
@@ -269,7 +269,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:
-		return false // these hold as long as the ends keep their addresses
+		return false // such a verdict holds as long as the ends keep their addresses
 	case filter.NotIsolated:
 		return unknown != noneUnknown
 	}
@@ -277,12 +277,12 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 }
 
 // Enter begins a read section: all packets until Exit are decided by the snapshot that is
-// in force now. policy.Published.Synchronize waits for such sections, to return only when
-// no older verdict can still take effect.
+// in force now. policy.Published.Synchronize waits for such sections, so that no older
+// verdict can still take effect when it returns.
 func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
 
-// Exit ends the read section. It is called when the kernel has carried out all verdicts of
-// the section. Outside of a read section it does nothing.
+// Exit ends the read section. It is called when the kernel has applied all verdicts of the
+// section. Outside of a read section, Exit does nothing.
 func (e *Evaluator) Exit() {
 	if e.reading {
 		e.snapshot, e.reading = nil, false

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// sampleInterval: one in this many decisions is timed, because reading the clock twice
-	// costs about as much as a cache hit.
+	// sampleInterval is the number of decisions for each one that is timed: reading the
+	// clock twice costs about as much as a cache hit.
 	sampleInterval = 64
 	// latencyBuckets is the number of buckets. The last one counts all decisions of 8.4 ms
 	// (2^23 ns) or longer.
@@ -40,7 +40,7 @@ func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 type Verdicts [2][filter.NumReasons][4]uint64
 
 // Latency is a histogram of how long decisions took. One in 64 decisions is timed.
-// Buckets[i] counts those of at least 2^(i-1) and less than 2^i ns; the last bucket also
+// Buckets[i] counts decisions of at least 2^(i-1) and less than 2^i ns; the last bucket also
 // counts all longer ones.
 type Latency struct {
 	Buckets [latencyBuckets]uint64
@@ -96,8 +96,8 @@ func (t *tally) count(v *filter.Verdict) {
 	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
 }
 
-// counted returns the action that a verdict is counted as: the kernel drops what is not
-// allowed.
+// counted returns the action under which a verdict is counted: Deny for all actions except
+// Allow, because the kernel drops a packet that is not allowed.
 func counted(a filter.Action) filter.Action {
 	if a == filter.Allow {
 		return filter.Allow

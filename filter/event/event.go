@@ -14,7 +14,7 @@ type Name string
 // Attr returns the attribute for a log line.
 func (n Name) Attr() slog.Attr { return slog.String(Key, string(n)) }
 
-// Start and end of the agent.
+// Events of the agent's start and end.
 const (
 	Ready          Name = "ready"
 	SourceLimitOff Name = "source-limit-off"
@@ -24,20 +24,20 @@ const (
 	AddressInUse   Name = "address-in-use"
 )
 
-// Packets.
+// Events about packets.
 const (
 	Verdict        Name = "verdict"
 	PacketHeld     Name = "packet-held"
 	PacketsDropped Name = "packets-dropped"
 )
 
-// Changes of policies and pods.
+// Events about changes of policies and pods.
 const (
 	Published Name = "published"
 	Swept     Name = "swept"
 )
 
-// The rules in iptables.
+// Events about the rules in iptables.
 const (
 	RulesApplied   Name = "rules-applied"
 	RulesRestored  Name = "rules-restored"
@@ -46,7 +46,7 @@ const (
 	RulesComplete  Name = "rules-complete"
 )
 
-// The sources of policies and pods.
+// Events about the sources of policies and pods.
 const (
 	ManifestBroken      Name = "manifest-broken"
 	ManifestRepaired    Name = "manifest-repaired"
@@ -61,7 +61,7 @@ const (
 	TaintKept           Name = "taint-kept"
 )
 
-// The network of the node.
+// Events about the network of the node.
 const (
 	SettingWrong  Name = "setting-wrong"
 	SettingRight  Name = "setting-right"

@@ -49,7 +49,7 @@ func sources(t *testing.T) (all []source) {
 	return all
 }
 
-// declared returns the events of event.go: the value of each, by the name of its constant.
+// declared returns the events of event.go: the name of each constant and its value.
 func declared(t *testing.T) map[string]string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "event.go", nil, parser.SkipObjectResolution)

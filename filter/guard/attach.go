@@ -12,15 +12,15 @@ import (
 )
 
 // Programs are attached to each side of an interface, and stay when the agent ends. Linux 6.6
-// and later have TCX for that. Older kernels need a filter in a clsact qdisc, which is costly:
-// to add the qdisc, the kernel stops the interface for some milliseconds and drops the packets
-// sent there meanwhile (qdisc_graft, dev_deactivate).
+// and later can attach them with TCX. Older kernels need a filter in a clsact qdisc, which is
+// costly: to add the qdisc, the kernel stops the interface for some milliseconds and drops the
+// packets sent there meanwhile (qdisc_graft, dev_deactivate).
 
 // side is one of the two sides of an interface. An agent recognises the programs and filters of
 // other agents, of any version, by their names.
 type side struct {
 	tcx     ebpf.AttachType
-	parent  uint32 // of the filters
+	parent  uint32 // parent of our filters in traffic control
 	program string // name of our program in the kernel
 	filter  string // name of our filter
 }
@@ -57,12 +57,12 @@ func (o *programObjects) attach(p port) error {
 	return toPod.attach(p.index, o.SluiceToPod)
 }
 
-// attach attaches a program in place of those of earlier agents.
+// attach attaches a program, and replaces the programs of earlier agents.
 func (s side) attach(index int, program *ebpf.Program) error {
 	err := s.attachTCX(index, program)
 	switch {
 	case err == nil:
-		_, err = s.removeFilters(index) // of an earlier agent that did not use TCX
+		_, err = s.removeFilters(index) // an earlier agent may have used filters instead of TCX
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL):
 		err = s.attachFilter(index, program)
 	}
@@ -72,8 +72,8 @@ func (s side) attach(index int, program *ebpf.Program) error {
 	return nil
 }
 
-// attachTCX attaches a program before all others. It replaces an earlier one of ours in one
-// step, so that the interface is never without a program.
+// attachTCX attaches a program before all others. It replaces an earlier program of Sluice in
+// one step, so that the interface is never without a program.
 func (s side) attachTCX(index int, program *ebpf.Program) error {
 	old, err := s.attached(index)
 	if err != nil {
@@ -98,7 +98,8 @@ func (s side) attachTCX(index int, program *ebpf.Program) error {
 	return link.RawAttachProgram(opts)
 }
 
-// attached returns the IDs of our programs on this side of an interface, of any agent.
+// attached returns the IDs of Sluice's programs on this side of an interface, whichever agent
+// attached them.
 func (s side) attached(index int) (ids []ebpf.ProgramID, err error) {
 	there, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: s.tcx})
 	if err != nil {
@@ -142,14 +143,14 @@ func (s side) attachFilter(index int, program *ebpf.Program) error {
 // gone reports whether err means that an interface no longer exists.
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) }
 
-// present reports whether a program of ours is attached to an interface.
+// present reports whether a program of Sluice is attached to an interface.
 func present(index int) bool {
 	ids, _ := fromPod.attached(index)
 	return len(ids) > 0 || len(fromPod.filters(index)) > 0
 }
 
-// first reports whether a program of ours is the first of those that TCX attaches to an
-// interface, so that no other program can let frames bypass it.
+// first reports whether TCX runs a program of Sluice before all other programs at an interface,
+// so that no other program can let frames bypass it.
 func first(index int) bool {
 	there, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: fromPod.tcx})
 	if err != nil || len(there.Programs) == 0 {
@@ -187,7 +188,7 @@ func (s side) removeFilters(index int) (any bool, err error) {
 // there were any.
 func (s side) remove(index int) (bool, error) {
 	any, err := s.removeFilters(index)
-	ids, _ := s.attached(index) // without TCX there are none
+	ids, _ := s.attached(index) // an error means that there is no TCX, and so no such program
 	errs := []error{err}
 	for _, id := range ids {
 		any = true
@@ -207,8 +208,8 @@ func (s side) detach(index int, id ebpf.ProgramID) error {
 	return link.RawDetachProgram(link.RawDetachProgramOptions{Target: index, Program: program, Attach: s.tcx})
 }
 
-// Cleanup detaches the programs of any agent from all interfaces. It returns the names of the
-// interfaces that had programs, also with an error.
+// Cleanup detaches the programs of all agents from all interfaces. It returns the names of the
+// interfaces that had programs, even if it also returns an error.
 func Cleanup() (removed []string, err error) {
 	links, err := netlink.LinkList()
 	if err = interrupted(err); err != nil {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newInterface makes a veth pair in a new network namespace, which the test's thread enters, and
+// newInterface creates a network namespace with a veth pair, lets the test's thread enter it, and
 // returns the index of one end. The namespace ends with the test.
 func newInterface(t *testing.T) (index int) {
 	t.Helper()
@@ -28,8 +28,8 @@ func newInterface(t *testing.T) (index int) {
 	return one.Attrs().Index
 }
 
-// attachments returns how many of our programs are attached to an interface, with TCX and as
-// filters.
+// attachments returns the number of our programs that are attached to an interface with TCX, and
+// the number that are attached as filters.
 func attachments(t *testing.T, index int) (tcx, filters int) {
 	t.Helper()
 	for _, s := range []side{fromPod, toPod} {

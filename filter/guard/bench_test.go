@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkPrograms measures, in the kernel, what the programs cost for each frame: at an
-// interface whose pod is unknown, at one of a pod without policies, at one of an isolated pod, and
-// at one that leads to no pod.
+// BenchmarkPrograms measures, in the kernel, the cost of the programs for each frame, at the
+// interfaces of an unknown pod, of a pod without policies and of an isolated pod, and at an
+// interface that leads to no pod.
 func BenchmarkPrograms(b *testing.B) {
 	g := openGuard(b)
 	src, dst := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")

@@ -11,16 +11,16 @@ import (
 // binding assigns a port to a pod.
 type binding struct {
 	pod    string
-	listed []netip.Addr // the pod's addresses at the port that the API lists
+	listed []netip.Addr // addresses at the port that the API lists for the pod
 	netns  int
 }
 
-// bindings has the pod of each port by interface index. A pod has one port here: that with the
-// addresses that the API lists, and not those of its other networks.
+// bindings maps the interface index of a port to the port's pod. It has at most one port of each
+// pod: the one with the addresses that the API lists, not the ports of the pod's other networks.
 type bindings map[int]*binding
 
-// of returns the binding of a port; nil if its pod is not known, or if it leads to another of the
-// pod's networks.
+// of returns the binding of a port; nil if the port's pod is not known, or if the port leads to
+// another of the pod's networks.
 func (b bindings) of(p port) *binding { return b[p.index] }
 
 // unknown reports whether there is a port whose pod is not known yet.
@@ -72,7 +72,7 @@ func (b bindings) next(f found, s *policy.Snapshot) bindings {
 		}
 		for pod, by := range claims {
 			if len(by) > 1 || len(pods(s, claimed(by[0]))) > 1 {
-				continue // at least one claim is false
+				continue // the claims contradict each other: at least one is false
 			}
 			p := by[0]
 			now[p.index], taken[pod] = &binding{pod, of(pod, s, claimed(p)), p.netns}, p.index
@@ -122,13 +122,13 @@ const (
 	ofAll    uint32 = 8
 )
 
-// place is struct place of program.c.
+// place is an address at a port: a key of the map own, laid out as struct place in program.c.
 type place struct {
 	Address [16]byte
 	Port    uint32
 }
 
-// portValue is struct port of program.c.
+// portValue is a value of the map ports, laid out as struct port in program.c.
 type portValue struct {
 	Flags uint32
 	IPv4  [4]byte
@@ -140,7 +140,7 @@ type state struct {
 	ports   map[uint32]portValue
 	own     map[place]uint32
 	known   map[[16]byte]uint32
-	tunnels map[uint16]uint32 // in network byte order
+	tunnels map[uint16]uint32 // by UDP port in network byte order
 }
 
 func newState() state {
@@ -154,7 +154,7 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	for _, p := range f.ports {
 		if b.of(p) != nil && p.master != 0 {
 			bridges[p.master] = true
-			st.ports[uint32(p.master)] = portValue{} // packets from its pods that the node routes come in at the bridge
+			st.ports[uint32(p.master)] = portValue{} // if the node routes a packet from a pod of the bridge, the packet comes in at the bridge
 		}
 	}
 	for _, p := range f.ports {
@@ -209,8 +209,8 @@ func (st state) outside(f found, p port) {
 	}
 }
 
-// ordinary sets the addresses whose ordinary frames program.c lets pass without further checks: of
-// each family the first that is not the node's, link-local or loopback.
+// ordinary sets the addresses whose ordinary frames program.c lets pass without further checks: for
+// each family, the first listed address that is not the node's, link-local or loopback.
 func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
 	for _, a := range listed {
 		switch {

@@ -16,8 +16,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// snapshotOf returns a snapshot with a pod for each letter of pods, and none for a dash. The
-// first has the addresses 10.0.0.1 and fd00::1, the second 10.0.0.2 and fd00::2, and so on.
+// snapshotOf returns a snapshot with a pod for each letter in pods. The letter at position n,
+// counted from 1, names a pod with the addresses 10.0.0.n and fd00::n; a dash skips a position.
 // The pods named in isolated are isolated in both directions.
 func snapshotOf(t *testing.T, pods string, isolated ...string) *policy.Snapshot {
 	t.Helper()
@@ -50,12 +50,12 @@ func addrs(texts ...string) (list []netip.Addr) {
 	return list
 }
 
-// bridged returns a port on a bridge, with addresses at its other end. routed returns a port with
-// host routes to it.
+// bridged returns a port on a bridge, with the given addresses at its other end.
 func bridged(index int, behind ...string) port {
 	return port{index: index, master: 99, netns: index, behind: addrs(behind...)}
 }
 
+// routed returns a port with host routes to the given addresses.
 func routed(index int, to ...string) port {
 	return port{index: index, netns: index, routed: addrs(to...)}
 }
@@ -69,8 +69,8 @@ func podsByPort(b bindings) map[int]string {
 	return found
 }
 
-// A port is bound to the pod whose address no other port claims. Routes to the port precede
-// addresses at its other end. The binding stays as long as pod and port exist.
+// A port is bound to a pod if only this port claims the pod's address. Routes to a port take
+// precedence over addresses at its other end. The binding stays as long as pod and port exist.
 func TestBindings(t *testing.T) {
 	for name, tt := range map[string]struct {
 		before, now []port

@@ -4,9 +4,9 @@
 //
 // Two BPF programs (program.c) check each frame at the node's end of a pod's interface, before
 // bridge, routing and iptables and after them. An ordinary frame of a known pod costs one lookup,
-// others up to six. [Open] loads the programs, [Guard.Begin] attaches them, [Guard.Run] follows the
-// interfaces, and [Guard.Publish] applies a snapshot. If [Guard.Covers] is true, the programs check
-// all interfaces, and the rules in iptables need not drop forged sources.
+// any other frame up to six. [Open] loads the programs, [Guard.Begin] attaches them, [Guard.Run]
+// follows the interfaces, and [Guard.Publish] applies a snapshot. If [Guard.Covers] is true, the
+// programs check all interfaces, and the rules in iptables need not drop forged sources.
 //
 // ARCHITECTURE.md has the details: how the guard finds the pod behind an interface, and what it drops.
 package guard
@@ -44,14 +44,14 @@ const (
 	// report it. A check takes some microseconds for each interface.
 	checkInterval = time.Second
 	// maxSearches bounds the consecutive passes at searchInterval for a port whose pod stays
-	// unknown: a container need not be a pod.
+	// unknown: the port may lead to a container that belongs to no pod.
 	maxSearches = 30
 )
 
 // Guard manages the programs on the node's interfaces. Its methods may be called concurrently.
 type Guard struct {
-	// OnCovers, if set, is called after a change of Covers, again until it succeeds. Set it
-	// before Run.
+	// OnCovers, if set, is called after Covers has changed, and is called again until it
+	// succeeds. Set it before Run.
 	OnCovers func(ctx context.Context, covers bool) error
 
 	log  *slog.Logger
@@ -59,19 +59,19 @@ type Guard struct {
 	kick chan struct{}
 
 	mu       sync.Mutex
-	on       bool // the programs are attached, and Run keeps them so
+	on       bool // the programs are attached, and Run keeps them attached
 	found    found
 	snapshot *policy.Snapshot
 	bound    bindings
 	written  state
-	attached map[int]bool // by index of the interface
-	// tentative lists the interfaces that got a program before their kind was known.
+	attached map[int]bool // indexes of the interfaces with our programs
+	// tentative has the indexes of interfaces that got a program before their kind was known.
 	tentative map[int]bool
-	swept     bool   // the other interfaces have no programs of an earlier agent
+	swept     bool   // programs of an earlier agent have been removed from interfaces that need none
 	open      string // reason why Covers is false; empty if it is true
 	followed  bool   // the value of Covers that the rules follow
-	searched  int    // passes since the last change
-	failed    string // the error that was logged last
+	searched  int    // passes since the number of ports changed
+	failed    string // the last error that was logged; empty if the last pass succeeded
 }
 
 // Open loads the programs. They have no effect until Begin. Packets that need no verdict get
@@ -103,15 +103,15 @@ func (g *Guard) load(allowed uint32) error {
 	return spec.LoadAndAssign(&g.objs, nil)
 }
 
-// Begin attaches the programs to the node's interfaces, in place of those of an earlier agent, and
-// applies a snapshot. After an error, Run tries again.
+// Begin attaches the programs to the node's interfaces, where they replace the programs of an
+// earlier agent, and applies a snapshot. After an error, Run tries again.
 func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.on, g.snapshot, g.swept = true, s, false
 	clear(g.attached)
 	clear(g.tentative)
-	g.followed = true // the rules may rely on the programs of an earlier agent
+	g.followed = true // assume that the rules rely on the programs of an earlier agent
 	err := g.ensure()
 	if err != nil {
 		g.failed = err.Error() // the caller logs it
@@ -151,7 +151,8 @@ func (g *Guard) Release() error {
 }
 
 // Covers reports whether the programs on all interfaces drop packets whose source is the node's
-// own or the receiver's. If it is false, because is the reason, and the rules must drop them.
+// own or the receiver's. If covers is false, because is the reason, and the rules must drop such
+// packets.
 func (g *Guard) Covers() (covers bool, because string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -159,7 +160,7 @@ func (g *Guard) Covers() (covers bool, because string) {
 }
 
 // Publish applies a snapshot, which is in force when Publish returns. A port whose pod was not
-// known before may follow later, in a pass of Run.
+// known before may be updated only later, in a pass of Run.
 func (g *Guard) Publish(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -198,7 +199,8 @@ func (g *Guard) Run(ctx context.Context) {
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
 	next := time.Now().Add(searchInterval)
-	// An event can only advance the next pass, so that many events cannot delay it.
+	// within advances the next pass to at most d from now. It never delays the pass, however many
+	// events there are.
 	within := func(d time.Duration) {
 		if at := time.Now().Add(d); at.Before(next) {
 			next = at
@@ -246,7 +248,7 @@ func (g *Guard) Run(ctx context.Context) {
 // subscribe requests notifications of changes of interfaces, addresses and routes.
 func (g *Guard) subscribe(ctx context.Context) (links chan netlink.LinkUpdate, addrs chan netlink.AddrUpdate, routes chan netlink.RouteUpdate) {
 	links, addrs, routes = make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
-	ignore := func(error) {} // the next pass finds what was missed
+	ignore := func(error) {} // the next pass finds changes whose notifications are lost
 	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: ignore})
 	if err != nil {
 		g.log.Warn("no notifications of new interfaces; checking at an interval", "err", err, "interval", searchInterval)
@@ -266,8 +268,8 @@ func (g *Guard) subscribe(ctx context.Context) (links chan netlink.LinkUpdate, a
 }
 
 // attachEarly attaches a program to a new interface before its kind is known. Until then, the
-// program drops frames with sources of the node or of known pods: whatever the interface is,
-// these are forged.
+// program drops frames with sources of the node or of known pods: such frames are forged, whatever
+// the kind of the interface.
 func (g *Guard) attachEarly(update netlink.LinkUpdate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -363,7 +365,7 @@ func (g *Guard) ensure() error {
 		g.searched = 0
 	}
 	g.found, g.open = now, now.beyond
-	// The maps come first: without them the programs would let forged packets pass.
+	// Write the maps first: without them the programs would let forged packets pass.
 	err = errors.Join(g.write(), g.attach())
 	if err != nil {
 		g.open = err.Error()
@@ -392,7 +394,7 @@ func (g *Guard) attach() error {
 			g.attached[p.index] = true
 			delete(g.tentative, p.index)
 		}
-		if g.open == "" && !first(p.index) && present(p.index) { // the interface may be gone
+		if g.open == "" && !first(p.index) && present(p.index) { // present excludes interfaces that are gone
 			g.open = fmt.Sprintf("the guard is not the first of the programs that TCX attaches to %s", p.name)
 		}
 	}
@@ -409,8 +411,8 @@ func (g *Guard) attach() error {
 	return errors.Join(append(errs, g.detach(there))...)
 }
 
-// detach removes the programs from the interfaces that are not wanted. The first time after Begin,
-// it also removes programs that an earlier agent has left there.
+// detach removes the programs from interfaces outside of wanted. The first time after Begin, it
+// also removes programs that an earlier agent has left there.
 func (g *Guard) detach(wanted map[int]bool) error {
 	var errs []error
 	unwanted := slices.Collect(maps.Keys(g.attached))
@@ -446,21 +448,21 @@ func (g *Guard) write() error {
 	return g.objs.write(&g.written, wanted(g.found, g.bound, g.snapshot))
 }
 
-// Stats counts dropped frames, by reason, and guarded ports.
+// Stats counts dropped frames and guarded ports.
 type Stats struct {
-	Dropped map[string]uint64
-	Ports   int // with a known pod
-	Unknown int // without a known pod
+	Dropped map[string]uint64 // dropped frames by reason, see Reasons
+	Ports   int               // ports whose pod is known
+	Unknown int               // ports whose pod is not known
 }
 
-// Reasons lists the reasons in Stats, in the order of program.c.
+// Reasons lists the reasons in Stats, in the order of enum reason in program.c.
 var Reasons = []string{"source", "arp", "tag", "router", "tunnel", "link-local", "group", "stray"}
 
 // Stats returns the counters. An error means that the kernel's counters could not be read.
 func (g *Guard) Stats() (Stats, error) {
 	s := Stats{Dropped: make(map[string]uint64)}
 	for i, reason := range Reasons {
-		var each []uint64 // by CPU
+		var each []uint64 // the counter of each CPU
 		if err := g.objs.Dropped.Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the guard's counters: %w", err)
 		}

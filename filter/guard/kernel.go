@@ -8,8 +8,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// write updates the maps to the wanted state. Addresses come first: as soon as a port has a pod,
-// the programs accept only the known addresses of that pod there.
+// write updates the maps to the wanted state, and now, the record of their content. It writes the
+// addresses before the ports: as soon as a port has a pod, the programs accept only the known
+// addresses of that pod there.
 func (o *programObjects) write(now *state, want state) error {
 	return errors.Join(
 		ensure(o.Own, now.own, want.own), ensure(o.Known, now.known, want.known),
@@ -22,7 +23,7 @@ func bigEndian(n uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
 }
 
-// ensure updates a map to the wanted content, and now, the record of its actual content.
+// ensure updates a map to the wanted content, and now, the record of the map's content.
 func ensure[K, V comparable](m *ebpf.Map, now, want map[K]V) error {
 	for k, v := range want {
 		if was, is := now[k]; is && was == v {

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// At interfaces that lead to no pod, sluice_from_pod drops exactly the frames that the plain
-// check in forgedAt finds: their source is the node's own or equals the destination, and the
-// node or a bridge accepts their link address.
+// At interfaces that lead to no pod, sluice_from_pod drops exactly the frames that forgedAt
+// reports: the source is the node's own or equals the destination, and the node or a bridge
+// accepts the frame's link address.
 func TestOutsideDropsOnlyForgedSources(t *testing.T) {
 	g := openGuard(t)
 	r := rand.New(rand.NewPCG(3, 4))
@@ -33,7 +33,7 @@ func TestOutsideDropsOnlyForgedSources(t *testing.T) {
 			if r.IntN(2) == 0 {
 				copy(frame, make([]byte, 6)) // the link address of the interface
 			}
-			if r.IntN(3) == 0 { // tags, of network 0 or not
+			if r.IntN(3) == 0 { // up to four VLAN tags, with ID 0 or another
 				tags := bytes.Repeat([]byte{0x81, 0, 0x20, 0}, r.IntN(5))
 				if len(tags) > 0 && r.IntN(4) == 0 {
 					tags[len(tags)-1] = 7
@@ -56,12 +56,12 @@ func TestOutsideDropsOnlyForgedSources(t *testing.T) {
 }
 
 // forgedAt reports whether a frame must be dropped at an interface that leads to no pod. It is a
-// plain implementation, to compare from_outside in program.c with.
+// plain reference implementation of from_outside in program.c.
 func forgedAt(st state, frame []byte) bool {
 	at, tags := 12, 0
 	for binary.BigEndian.Uint16(frame[at:]) == 0x8100 {
 		if tags == 3 {
-			return true // more than the programs read
+			return true // more tags than the programs read
 		}
 		if len(frame) < at+6 || binary.BigEndian.Uint16(frame[at+2:])&0xfff != 0 {
 			return false
@@ -144,8 +144,8 @@ func TestOtherInterfaces(t *testing.T) {
 	}
 }
 
-// Interfaces that lead to no pod get their flags, and the node's link-local addresses of their own
-// network or of their bridge's.
+// Interfaces that lead to no pod get their flags and the node's link-local addresses there; a port
+// of a bridge gets the link-local addresses of the bridge.
 func TestWantedOutside(t *testing.T) {
 	f := found{
 		outside: []port{{index: 1}, {index: 2, master: 9, member: true}, {index: 3, bare: true}},

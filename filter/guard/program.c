@@ -29,19 +29,19 @@ struct address {
 
 // The flags of a port.
 enum {
-	POD = 1,		// a known pod is behind it, or on the same bridge
-	PRIMARY = 2,		// leads to a known pod, on the network of its addresses in the API
-	ISOLATED_EGRESS = 4,	// policies isolate that pod for egress
-	ISOLATED_INGRESS = 8,	// policies isolate that pod for ingress
+	POD = 1,		// a known pod is behind the port, or on its bridge
+	PRIMARY = 2,		// leads to a known pod, on the network of the addresses that the API lists
+	ISOLATED_EGRESS = 4,	// policies isolate the known pod for egress
+	ISOLATED_INGRESS = 8,	// policies isolate the known pod for ingress
 	SECONDARY = 16,		// leads to a known pod, on one of its other networks
 	OUTSIDE = 32,		// leads to no pod: only from_outside checks its frames
 	BARE = 64,		// OUTSIDE, and its frames have no Ethernet header
 	MEMBER = 128,		// OUTSIDE, and in a bridge, which accepts frames for any link address
 };
 
-// port describes an interface. Each of ipv4 and ipv6 is an address that the API lists for
-// the pod and that is neither the node's nor link-local; zero if there is none. The map own
-// has them too, but here an ordinary frame needs no further lookup.
+// port describes an interface. ipv4 and ipv6 are addresses that the API lists for the pod;
+// neither is the node's or link-local. Each is zero if there is none. The map own has these
+// addresses too; they are repeated here so that an ordinary frame needs no further lookup.
 struct port {
 	__u32 flags;
 	__be32 ipv4;
@@ -78,10 +78,10 @@ struct {
 
 // The flags in known.
 enum {
-	OF_POD = 1,	// of a known pod of this node
-	OF_NODE = 2,	// of this node
-	OF_TUNNEL = 4,	// of the other end of one of this node's tunnels
-	OF_ALL = 8,	// broadcast on one of this node's networks
+	OF_POD = 1,	// address of a known pod of this node
+	OF_NODE = 2,	// address of this node
+	OF_TUNNEL = 4,	// address of the other end of one of this node's tunnels
+	OF_ALL = 8,	// broadcast address on one of this node's networks
 };
 
 // known holds the addresses whose owners are certain.
@@ -97,11 +97,12 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
-	__type(key, __u16); // in network byte order
+	__type(key, __u16); // UDP port in network byte order
 	__type(value, __u32);
 } tunnels SEC(".maps");
 
-// reason is why a frame is dropped: the index in dropped. Reasons in guard.go has the names.
+// reason is the reason why a frame is dropped, and its index in the map dropped. Reasons in
+// guard.go lists the names.
 enum reason { SOURCE, ARP, TAG, ROUTER, TUNNEL, LINK_LOCAL, GROUP, STRAY, REASONS };
 
 struct {
@@ -133,13 +134,13 @@ enum { HOP_BY_HOP = 0, IPIP = 4, SIT = 41, ROUTING = 43, FRAGMENT = 44, GRE = 47
 struct packet {
 	struct address src, dst;
 	__u32 upper;		// offset of the upper-layer header
-	__u8 protocol;		// of the upper layer; NONE if that header is not in this packet
-	__u8 type;		// of ICMP
+	__u8 protocol;		// upper-layer protocol; NONE if the upper-layer header is not in this packet
+	__u8 type;		// type of an ICMP message
 	__u8 hops;		// hop limit of IPv6
 	__u8 direct;		// no extension header before the upper-layer header
 	__u8 plain;		// no extension header, except one with hop-by-hop options
 	__u8 group, local;	// multicast or broadcast destination; link-local source or destination
-	__be16 sport, dport;	// of UDP
+	__be16 sport, dport;	// UDP ports
 };
 
 static __always_inline int local6(struct address *a)
@@ -273,9 +274,9 @@ static __always_inline int tagged(struct __sk_buff *skb)
 	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) || skb->protocol == bpf_htons(ETH_P_8021AD);
 }
 
-// neighbours reports whether a packet is neighbour discovery that no router has forwarded
-// (RFC 4861; no redirects), or reports group membership (MLD, RFC 3810; IGMP, RFC 3376).
-// Without them a pod can neither find its neighbours nor join groups.
+// neighbours reports whether a packet is a neighbour discovery message that no router has
+// forwarded (RFC 4861; no redirects), or a report of group membership (MLD, RFC 3810; IGMP,
+// RFC 3376). Without these a pod can neither find its neighbours nor join groups.
 static __always_inline int neighbours(struct __sk_buff *skb, struct packet *p)
 {
 	if (skb->protocol == bpf_htons(ETH_P_IP))
@@ -315,16 +316,17 @@ static __always_inline __u32 whose(struct address *a)
 	return who ? *who : 0;
 }
 
-// for_all reports whether the destination of a packet is multicast or broadcast, also on
-// one of this node's networks only (such as 10.0.0.255 on 10.0.0.0/24).
+// for_all reports whether the destination of a packet is a multicast or broadcast address,
+// including the broadcast address of one of this node's networks (such as 10.0.0.255 on
+// 10.0.0.0/24).
 static __always_inline int for_all(struct packet *p)
 {
 	return p->group || (whose(&p->dst) & (OF_ALL | OF_POD)) == OF_ALL;
 }
 
 // may_claim reports whether the source of a packet is legitimate at the port. A pod that is
-// isolated for egress must not use addresses that the API does not list: policies do not
-// apply to these.
+// isolated for egress must not use addresses that the API does not list, because policies do
+// not apply to such addresses.
 static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct packet *p)
 {
 	__u32 how = owned(&p->src, skb->ifindex);
@@ -341,8 +343,8 @@ static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct 
 }
 
 // may_answer reports whether a port may announce an address as its own, in ARP or neighbour
-// discovery. All addresses of a known pod are known, except link-local ones, which may be
-// new; local is set for these.
+// discovery. The guard knows all addresses of a known pod, except that a link-local address
+// may be new; local is set for link-local addresses.
 static __always_inline int may_answer(struct __sk_buff *skb, __u32 flags, struct address *a, int local)
 {
 	if (owned(a, skb->ifindex))
@@ -392,10 +394,10 @@ static __always_inline int no_tunnel(__u8 protocol, void *upper, void *end)
 	return !bpf_map_lookup_elem(&tunnels, &to);
 }
 
-// ordinary reports whether a frame needs no further check: it is untagged and unicast, and
-// holds a TCP or UDP packet, not of a tunnel, between two unicast addresses (in IPv6, not
-// link-local), one of them the pod's address in port. The checks below would all let it
-// pass, but would cost up to four more lookups.
+// ordinary reports whether a frame needs no further check. Such a frame is untagged and
+// unicast, and contains a TCP or UDP packet that does not belong to a tunnel. Both addresses
+// of the packet are unicast and, in IPv6, not link-local; one of them is the pod's address in
+// port. The other checks would let the frame pass too, but would cost up to four more lookups.
 static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, int from)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -461,8 +463,8 @@ static __always_inline __be16 inside(struct __sk_buff *skb, __u32 *at)
 }
 
 // comes_back reports whether a frame may have the node's own source: either the kernel has
-// looped back a multicast or broadcast of the node itself, or the frame is for the link
-// address of another machine, so that the node does not accept it unless a bridge does.
+// looped back a multicast or broadcast of the node itself, or the frame has the link address
+// of another machine, and no bridge accepts it for the node.
 static __always_inline int comes_back(struct __sk_buff *skb, __u32 flags)
 {
 	return skb->pkt_type == LOOPED || (skb->pkt_type == OTHERS && !(flags & MEMBER));
@@ -559,7 +561,8 @@ int sluice_from_pod(struct __sk_buff *skb)
 			return drop(ROUTER);
 	}
 
-	// The packet inside a tunnel packet would seem to come from another node.
+	// Drop tunnel packets from a pod to a tunnel of this node: the packet inside would seem to
+	// come from another node.
 	__u8 tunnelled = p.protocol == IPIP || p.protocol == SIT || p.protocol == GRE;
 
 	if (p.protocol == IPPROTO_UDP)
@@ -567,8 +570,8 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (tunnelled && flags & POD && (p.group || whose(&p.dst) & (OF_NODE | OF_TUNNEL | OF_ALL)))
 		return drop(TUNNEL);
 
-	// Policies treat a link-local address as a pod's only if the API lists it, so the others
-	// would let an isolated pod evade them.
+	// Policies treat a link-local address as a pod's only if the API lists it. With any other
+	// link-local address, an isolated pod could evade its policies.
 	if (flags & ISOLATED_EGRESS && p.local && !(whose(&p.dst) & OF_NODE)) {
 		if (skb->protocol == bpf_htons(ETH_P_IP)) {
 			if (local4(&p.src) && owned(&p.src, skb->ifindex) != LISTED)
@@ -611,9 +614,9 @@ int sluice_to_pod(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 
 	// Policies let packets to the node pass, but a bridge forwards by link address and may
-	// deliver them to a pod. And a router that sends a packet back to its bridge does not
-	// heed that neighbour discovery must not be forwarded; genuine messages have a hop
-	// limit of 255 and no extension headers.
+	// deliver them to a pod. Also, neighbour discovery must not be forwarded, but a router
+	// may send it back to the bridge that it came from; genuine messages have a hop limit
+	// of 255 and no extension headers.
 	if (flags & PRIMARY) {
 		if (whose(&p.dst) & OF_NODE)
 			return drop(STRAY);

@@ -28,8 +28,8 @@ func openGuard(tb testing.TB) *Guard {
 	return g
 }
 
-// A frame gets the same verdict and mark whether the programs may skip checks for ordinary frames
-// or make all checks.
+// A frame gets the same verdict and mark whether or not the programs skip checks for ordinary
+// frames.
 func TestOrdinaryFramesPassAllChecks(t *testing.T) {
 	g := openGuard(t)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -114,7 +114,7 @@ func listedAt(st state) (found []netip.Addr) {
 	return found
 }
 
-// pick returns a random value, preferring the first.
+// pick returns a random element of from, most often the first.
 func pick[T any](r *rand.Rand, from ...T) T {
 	if r.IntN(3) == 0 {
 		return from[0]
@@ -122,12 +122,12 @@ func pick[T any](r *rand.Rand, from ...T) T {
 	return from[r.IntN(len(from))]
 }
 
-// randomFrame returns a random frame: to the pod, from it, or neither. Protocol and addresses are
-// often those of an ordinary frame.
+// randomFrame returns a random frame: to the pod, from it, or neither. It often has the protocol
+// and addresses of an ordinary frame.
 func randomFrame(r *rand.Rand) []byte {
 	frame := append([]byte{pick[byte](r, 2, 1, 0xff), 0, 0, 0, 0, 1}, 2, 0, 0, 0, 0, 2)
 	upper := make([]byte, 24)
-	for at := 0; at < 8; at += 4 { // twice: with an IPv4 option, the second pair is read
+	for at := 0; at < 8; at += 4 { // write the ports twice: the programs read the second pair if there is an IPv4 option
 		binary.BigEndian.PutUint16(upper[at:], pick[uint16](r, 4711, 68, 546))
 		binary.BigEndian.PutUint16(upper[at+2:], pick[uint16](r, 80, 4789, 67, 547))
 	}

@@ -15,7 +15,7 @@ import (
 
 // found is the result of a survey of the node.
 type found struct {
-	ports   []port // by index
+	ports   []port // pods' interfaces, and tunnels
 	outside []port // the node's other interfaces at which packets may come in
 	others  []int  // indexes of the remaining interfaces
 	node    addresses
@@ -34,9 +34,9 @@ type port struct {
 	index, master int
 	name          string
 	tunnel        bool
-	bare, member  bool         // if outside: has no Ethernet header; belongs to a bridge
+	bare, member  bool         // for found.outside: its frames have no Ethernet header; it belongs to a bridge
 	netns         int          // the kernel's ID of the other end's namespace
-	routed        []netip.Addr // addresses with a host route to it
+	routed        []netip.Addr // addresses with a host route to the port
 	behind        []netip.Addr // addresses of the other end
 	beside        []netip.Addr // addresses of other interfaces in that namespace
 }
@@ -64,7 +64,8 @@ func survey() (found, error) {
 			continue
 		default:
 			if spaces[p.netns] == nil {
-				// Without addresses if the namespace is about to end, which is harmless.
+				// An error leaves the port without addresses. It is expected if the namespace is
+				// about to end, and then harmless.
 				spaces[p.netns], _ = elsewhere(p.netns)
 			}
 			for index, addrs := range spaces[p.netns] {
@@ -83,7 +84,7 @@ func survey() (found, error) {
 	return f, errors.Join(f.own(), f.localRoutes())
 }
 
-// other records an interface that is neither a pod's nor a tunnel.
+// other records an interface that leads neither to a pod nor into a tunnel.
 func (f *found) other(l netlink.Link, all []netlink.Link) {
 	a, master, up := l.Attrs(), "", false
 	for _, one := range all {
@@ -97,17 +98,17 @@ func (f *found) other(l netlink.Link, all []netlink.Link) {
 	bridge, is := l.(*netlink.Bridge)
 	switch {
 	case is && bridge.VlanFiltering != nil && *bridge.VlanFiltering:
-		// It may remove the VLAN tag of a frame that it passes to the node.
+		// Such a bridge may remove the VLAN tag of a frame that it passes to the node.
 		f.beyond = fmt.Sprintf("bridge %s filters by VLAN", a.Name)
 	case l.Type() == "veth" && a.NetNsID < 0 && !up:
-		// One end may be about to move to a pod.
+		// Not in use yet: one end may be about to move to a pod.
 	case l.Type() == "veth" && a.NetNsID < 0:
 		// Packets that the node sends at one end come in at the other, rightly with the
 		// node's own source.
 		f.beyond = fmt.Sprintf("both ends of %s are in the node's network namespace", a.Name)
 	case is, a.Flags&net.FlagLoopback != 0, master == "bond", master == "team":
-		// Frames here pass another interface too, before or after; those of loopback
-		// come from the node.
+		// Frames here also pass another interface, before or after, and are checked
+		// there. Frames on loopback come from the node.
 	default:
 		f.outside = append(f.outside, port{index: a.Index, master: a.MasterIndex, name: a.Name, bare: a.EncapType != "ether", member: master == "bridge"})
 		return
@@ -115,8 +116,8 @@ func (f *found) other(l netlink.Link, all []netlink.Link) {
 	f.others = append(f.others, a.Index)
 }
 
-// tunnel records the UDP port and the peers of an interface that decapsulates packets, and reports
-// whether it is one.
+// tunnel reports whether an interface is a tunnel, which decapsulates packets. If so, it records
+// the tunnel's UDP port and peers.
 func (f *found) tunnel(l netlink.Link) bool {
 	switch t := l.(type) {
 	case *netlink.Vxlan:
@@ -177,7 +178,8 @@ func (f *found) own() error {
 }
 
 // localRoutes records the addresses that local routes make the node's own; the rules treat the same
-// addresses as the node's. A route may cover a whole range, which the programs cannot look up.
+// addresses as the node's. If a route covers a range, which the programs cannot look up, it sets
+// f.beyond.
 func (f *found) localRoutes() error {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	if err = interrupted(err); err != nil {
@@ -237,8 +239,8 @@ func hostRoutes() (routes map[int][]netip.Addr, uplinks map[int]bool, err error)
 	return routes, uplinks, nil
 }
 
-// interrupted returns err, or nil if it only means that something changed during the dump: an
-// event follows, and causes the next pass.
+// interrupted returns err, or nil if err only means that something changed during the dump. Such a
+// change is followed by an event, which causes the next pass.
 func interrupted(err error) error {
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil
@@ -246,7 +248,7 @@ func interrupted(err error) error {
 	return err
 }
 
-// elsewhere returns the addresses in a network namespace, by interface, except loopback
+// elsewhere returns the addresses in another network namespace, by interface, except loopback
 // addresses. The kernel requires administrative privilege in that namespace.
 func elsewhere(netns int) (map[int][]netip.Addr, error) {
 	c, err := wire.Dial(unix.NETLINK_ROUTE, nil)

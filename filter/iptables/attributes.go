@@ -7,8 +7,8 @@ import (
 )
 
 // attributes is a sequence of netlink attributes in the form that nf_tables itself sends:
-// numbers in network byte order, nested attributes without NLA_F_NESTED. So the bytes that
-// the kernel returns can be compared with the bytes that were written.
+// numbers in network byte order, nested attributes without NLA_F_NESTED. So the bytes of a
+// rule that the kernel returns equal the bytes that were written.
 type attributes []byte
 
 // attributeHeader is the size of an attribute's length and type.

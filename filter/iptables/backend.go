@@ -16,15 +16,15 @@ import (
 // ErrNotInstalled reports that the node lacks iptables.
 var ErrNotInstalled = errors.New("iptables is not installed: install it (Debian, Ubuntu: apt-get install iptables)")
 
-// tool is a command of one family and one backend that the node has.
+// tool is an iptables command on this node, for one family and one backend.
 type tool struct {
 	family     Family
 	name, path string
 	backend    Backend
 }
 
-// lookPath finds a command, also in the directories of system commands, which the PATH of a service
-// often lacks.
+// lookPath finds a command in PATH, or else in the directories of system commands, which a
+// service often lacks in its PATH.
 func lookPath(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
@@ -44,7 +44,7 @@ func findTools(ctx context.Context, f Family) []tool {
 	plain := tool{family: f, name: f.command()}
 	if path, err := lookPath(plain.name); err == nil {
 		plain.path, plain.backend = path, Legacy
-		// Versions before 1.8 know one backend and do not name it.
+		// Versions before 1.8 support only the legacy backend and do not print its name.
 		if out, err := exec.CommandContext(ctx, path, "--version").Output(); err == nil && strings.Contains(string(out), "nf_tables") {
 			plain.backend = NFT
 		}
@@ -68,15 +68,15 @@ func findTools(ctx context.Context, f Family) []tool {
 	return tools
 }
 
-// use is how much other programs use a backend on this node.
+// use describes how other programs use a backend on this node.
 type use struct {
 	kubelet bool // kubelet's chains are in this backend
-	rules   int
+	rules   int  // number of their rules
 }
 
-// usage reads all tables of a backend, both families. Reading creates no tables: the -save commands
-// visit only those that exist. They stop at the first rule that they cannot print. In that case
-// usage reads the tables by other means.
+// usage reads all tables of a backend, for both families. Reading creates no tables: the -save
+// commands visit only existing tables. They stop at the first rule that they cannot print; in that
+// case usage reads the tables by other means.
 func usage(ctx context.Context, tools []tool) (use, error) {
 	var u use
 	for _, t := range tools {
@@ -122,18 +122,18 @@ func (u *use) add(saved string) {
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
-			u.rules++ // owned rules do not count: they only repeat an earlier choice
+			u.rules++ // owned rules do not count: they would only confirm an earlier choice
 		}
 	}
 }
 
-// isKubelets reports whether kubelet owns a chain. It creates these chains in the backend that
-// the node uses.
+// isKubelets reports whether kubelet owns a chain. kubelet creates these chains in the backend
+// that the node uses.
 func isKubelets(chain string) bool {
 	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
 }
 
-// choose returns the backend that other programs use, and the reason.
+// choose returns the backend that other programs use, and the reason for the choice.
 func choose(nft, legacy use, usual Backend) (Backend, string) {
 	switch {
 	case nft.kubelet && !legacy.kubelet:
@@ -148,8 +148,9 @@ func choose(nft, legacy use, usual Backend) (Backend, string) {
 	return usual, "it is what the command iptables stands for"
 }
 
-// Open returns the tables for the rules: those of the wanted backend, or of the one that the node's
-// other rules use. IPv4 is required. Without IPv6, it logs that once and continues with IPv4.
+// Open returns the tables for the rules: the tables of the wanted backend or, with Auto, of the
+// backend that the node's other rules use. IPv4 is required. If IPv6 is not available, Open logs
+// that once and returns only the IPv4 table.
 func Open(ctx context.Context, want Backend, logger *slog.Logger) ([]Table, error) {
 	tools := map[Family][]tool{}
 	for _, f := range Families {
@@ -185,7 +186,8 @@ func Open(ctx context.Context, want Backend, logger *slog.Logger) ([]Table, erro
 	return tables, nil
 }
 
-// detect chooses a backend by the use of both. If the node has only one, it takes that.
+// detect returns the backend that other programs use, and the reason for the choice. If the node
+// has only one backend, detect returns that one.
 func detect(ctx context.Context, tools map[Family][]tool) (Backend, string, error) {
 	usual := tools[IPv4][0].backend
 	if len(tools[IPv4]) == 1 {
@@ -222,9 +224,9 @@ func openFamily(f Family, b Backend, tools []tool) (*kernelTable, error) {
 	return openTable(f, tools[0])
 }
 
-// OpenAll returns the existing mangle tables of both backends and both families, and the separate
-// tables in nf_tables, to remove rules from. It omits a legacy table that does not exist, because
-// reading would create it.
+// OpenAll returns all tables from which [Cleanup] may have to remove rules: the mangle tables of
+// both backends and both families, and the separate tables in nf_tables. It omits a legacy table
+// that does not exist, because reading it would create it.
 func OpenAll(ctx context.Context) ([]Table, error) {
 	var tables []Table
 	for _, f := range Families {
@@ -252,7 +254,7 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 		own := newOwnTable(f)
 		chains, err := own.Chains(ctx)
 		if err != nil && slices.ContainsFunc(tools, func(t tool) bool { return t.backend == NFT }) {
-			return nil, err // otherwise the kernel may lack nf_tables
+			return nil, err // without a command for nft, an error may mean that the kernel lacks nf_tables
 		}
 		if len(chains) > 0 {
 			tables = append(tables, own)
@@ -261,9 +263,9 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 	return tables, nil
 }
 
-// Others returns the tables of OpenAll that are not in use: an agent with the other backend
-// may have left rules there, and packets would meet both. [Cleanup] removes them. A
-// separate table stays, without rules.
+// Others returns the tables of OpenAll except inUse. An agent with another backend may have
+// left rules there, which packets would traverse too; [Cleanup] removes these rules. If Others
+// returns a separate table, Cleanup empties it but does not delete it, see ownTable.Leave.
 func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	all, err := OpenAll(ctx)
 	if err != nil {
@@ -287,7 +289,7 @@ func legacyTable(f Family) (bool, error) {
 
 // legacyTables returns the names of the legacy tables of this network namespace.
 func legacyTables(f Family) ([]string, error) {
-	// thread-self, because the namespace belongs to the thread.
+	// Use thread-self, because a network namespace belongs to a thread.
 	path := map[Family]string{IPv4: "/proc/thread-self/net/ip_tables_names", IPv6: "/proc/thread-self/net/ip6_tables_names"}[f]
 	names, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

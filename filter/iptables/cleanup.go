@@ -6,11 +6,11 @@ import (
 	"fmt"
 )
 
-// Cleanup removes what an earlier agent left in the tables, such as [OpenAll] returns: owned
-// chains of any version, and the rules that lead to them. It returns a line for each removed
-// object. After an error some may be left.
+// Cleanup removes what an earlier agent left in the tables: owned chains of any version, and
+// the rules that lead to them. [OpenAll] returns the tables that may have any. Cleanup returns
+// a line for each removed object. After an error, chains and rules may be left.
 //
-// It does not change the marks of connections: conntrack.ClearMarks does.
+// Cleanup does not change the marks of connections: conntrack.ClearMarks does.
 func Cleanup(ctx context.Context, tables []Table) (removed []string, err error) {
 	var errs []error
 	for _, t := range tables {
@@ -28,7 +28,7 @@ func Cleanup(ctx context.Context, tables []Table) (removed []string, err error) 
 	return removed, errors.Join(errs...)
 }
 
-// where returns the name of a table for the user.
+// where returns the name of a table for output to the user.
 func where(t Table) string {
 	if _, own := t.(*ownTable); own {
 		return t.String()

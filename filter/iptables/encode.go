@@ -11,7 +11,7 @@ import (
 // encoded is a rule in the form that nf_tables accepts.
 type encoded struct {
 	expressions attributes
-	protocol    uint32 // layer-4 protocol, which some matches require the rule to declare; 0 if none does
+	protocol    uint32 // layer-4 protocol that the rule declares, because some matches require it; 0 if no match does
 }
 
 // encodeRule translates an owned rule, without "-A" and the chain, into the expressions that
@@ -137,8 +137,8 @@ func (e *encoded) compare(value []byte) {
 
 // rpfilterInvert appends the equivalent of "-m rpfilter --invert": it matches if the route to
 // the packet's source does not use the interface on which the packet arrived. rpfilter itself
-// works only in the tables mangle and raw. Neither matches packets from loopback or looped-back
-// copies of the node's own multicast.
+// works only in the tables mangle and raw. Like rpfilter, the equivalent does not match packets
+// from loopback or looped-back copies of the node's own multicast.
 func (e *encoded) rpfilterInvert() {
 	e.addExpression("fib", attributes{}.number(unix.NFTA_FIB_DREG, unix.NFT_REG_1).number(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_OIF).
 		number(unix.NFTA_FIB_FLAGS, unix.NFTA_FIB_F_SADDR|unix.NFTA_FIB_F_IIF))

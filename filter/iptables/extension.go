@@ -106,7 +106,8 @@ func (a arguments) target(name string) (x extension, err error) {
 	return x, err
 }
 
-// require returns an error if an option does not have value, the only one that owned rules use.
+// require returns an error unless an option has the given value, the only value that owned rules
+// use.
 func (a arguments) require(option, value string) error {
 	if a[option] != value {
 		return errUnknown(option + " " + a[option])
@@ -132,14 +133,14 @@ func (a arguments) masked(option string) ([]byte, error) {
 // times, protocol, ports) are unused and stay 0; invert_flags and state_mask follow it.
 func (a arguments) conntrack() ([]byte, error) {
 	const (
-		unused, size               = 146, 164 // offset of match_flags, and of the end
+		unused, size               = 146, 164 // offset of match_flags, and size of the structure
 		matchState, matchDirection = 1 << 0, 1 << 12
 		established, related       = 1 << 1, 1 << 2
 	)
 	info := make([]byte, unused)
 	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related}
 	switch {
-	case a["--ctdir"] == "REPLY": // inverted: not the original direction
+	case a["--ctdir"] == "REPLY": // encoded as an inverted match for the original direction
 		info = append(info, words16(matchDirection, matchDirection)...)
 	case state[a["--ctstate"]] != 0:
 		info = append(info, words16(matchState, 0, state[a["--ctstate"]])...)
@@ -174,7 +175,7 @@ func (a arguments) bpf() ([]byte, error) {
 	return pad(info, size), nil
 }
 
-// hashlimit encodes struct xt_hashlimit_mtinfo3, for packets above a rate for each source.
+// hashlimit encodes struct xt_hashlimit_mtinfo3, which matches packets of a source above its rate.
 func (a arguments) hashlimit(f Family) ([]byte, error) {
 	const (
 		nameSize, size    = 256, 312

@@ -26,7 +26,7 @@ type Fake struct {
 	format   func(string) string
 	refuse   func(text string) error
 	notify   func() // the callback of Watch, or nil
-	notifies bool   // Watch is supported
+	notifies bool   // Watch works
 }
 
 // NewFake returns a table with empty built-in chains.
@@ -51,14 +51,14 @@ func (t *Fake) Break(err error) {
 	t.broken = err
 }
 
-// Refuse makes Restore fail with the error that refuse returns for its text, if any.
+// Refuse makes Restore call refuse with its text, and fail if refuse returns an error.
 func (t *Fake) Refuse(refuse func(text string) error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.refuse = refuse
 }
 
-// Format makes Rules return each rule as f prints it, to simulate another version of iptables.
+// Format makes Rules return f of each rule, to simulate another version of iptables.
 func (t *Fake) Format(f func(string) string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -103,7 +103,7 @@ func (t *Fake) Rules(_ context.Context, chain string) ([]string, error) {
 	if !ok {
 		return nil, fmt.Errorf("no chain %s", chain)
 	}
-	rules = slices.Clone(rules) // the loop changes them
+	rules = slices.Clone(rules) // the loop changes elements
 	for i, r := range rules {
 		if t.format != nil {
 			rules[i] = t.format(r)
@@ -150,7 +150,7 @@ func (t *Fake) Watch(_ context.Context, notify func()) error {
 	return nil
 }
 
-// Reads returns how often the chains were listed.
+// Reads returns the number of calls of Chains.
 func (t *Fake) Reads() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -183,7 +183,7 @@ func (t *Fake) Restore(_ context.Context, text string) error {
 	return nil
 }
 
-// carryOut carries out one line of a transaction.
+// carryOut applies one line of a transaction.
 func (t *Fake) carryOut(line string) error {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, rule, _ := strings.Cut(rest, " ")

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// nftOnly lists objects that other programs may create in the table with nft, and that iptables
-// cannot list or does not expect. %s is the family, ip or ip6.
+// nftOnly lists nft commands that create objects in the table which iptables cannot list or does
+// not expect. %s is the family, ip or ip6.
 var nftOnly = map[string]string{
 	"a meter in another chain":  "add rule %s mangle FORWARD ct state new meter m { meta mark limit rate 1000/second } counter",
 	"a meter in our hook":       "add rule %s mangle POSTROUTING ct state new meter m { meta mark limit rate 1000/second } counter",
@@ -49,7 +49,8 @@ func (n *realNode) nftOnce(script string) {
 	}
 }
 
-// emptyChains creates iptables' built-in chains: iptables creates each with its first rule.
+// emptyChains creates iptables' built-in chains without rules: iptables creates each chain with
+// its first rule.
 func (n *realNode) emptyChains() {
 	n.t.Helper()
 	for _, f := range Families {
@@ -87,8 +88,8 @@ func (n *realNode) wantInForce() {
 	}
 }
 
-// The rules are applied, restored, paused and removed beside objects that iptables does not
-// understand. These stay as they were.
+// The rules can be applied, restored, paused and removed in a table with objects that iptables does
+// not understand. These objects stay as they were.
 func TestRealForeign(t *testing.T) {
 	for name, script := range nftOnly {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +137,8 @@ func (n *realNode) repair(ctx context.Context) error {
 	return nil
 }
 
-// Beside such objects, Open detects the backend, and Cleanup removes only what is owned.
+// In tables with the objects of nftOnly, Open detects the backend, and Cleanup removes only owned
+// chains and rules that lead to them.
 func TestRealCleanupBesideForeign(t *testing.T) {
 	for name, script := range nftOnly {
 		t.Run(name, func(t *testing.T) {
@@ -164,8 +166,8 @@ func TestRealCleanupBesideForeign(t *testing.T) {
 	}
 }
 
-// Repairs end states of the table in which existing rules have no effect or cannot be
-// written.
+// A repair corrects states of the table in which existing rules have no effect or rules cannot
+// be written.
 func TestRealTableStates(t *testing.T) {
 	for name, script := range map[string]string{
 		"the table is dormant":             "add table %s mangle { flags dormant; }",
@@ -202,8 +204,8 @@ func TestRealTableStates(t *testing.T) {
 	}
 }
 
-// A chain that a map of another program refers to cannot be deleted. It stays, empty, and neither
-// Remove nor another Apply fails because of it.
+// A chain that a map of another program refers to cannot be deleted. The empty chain stays, and
+// neither Remove nor another Apply fails because of it.
 func TestRealReferredTo(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	n.inside(n.Apply)
@@ -223,8 +225,8 @@ func TestRealReferredTo(t *testing.T) {
 	n.wantInForce()
 }
 
-// Early versions of iptables-nft list no chain of a table with anything that they do not
-// understand. With such a version, unchanged rules are not repaired, and changed ones are.
+// Early versions of iptables-nft do not list chains of a table that has any object that they do
+// not understand. With such a version, changed rules are repaired, and unchanged rules are not.
 func TestRealIptablesThatListsNothing(t *testing.T) {
 	refusing := refusingIptables(t)
 	n := newRealNode(t, NFT, Defaults)
@@ -268,8 +270,8 @@ func refusingIptables(t *testing.T) string {
 	return path
 }
 
-// Foreign rules whose library is missing do not prevent Apply, repairs or Remove. A container's
-// iptables may lack libraries that the node's iptables has.
+// Foreign rules do not prevent Apply, repairs or Remove if iptables lacks the library to print
+// them. A container's iptables may lack libraries that the node's iptables has.
 func TestRealMissingLibraries(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		for _, chain := range []string{"POSTROUTING", "FORWARD", "KUBE-THEIRS"} {
@@ -323,8 +325,8 @@ func TestRealMissingLibraries(t *testing.T) {
 			})
 			n.inside(func(ctx context.Context) error { return m.Pause(ctx, DropUnqueued) })
 			n.inside(m.Remove)
-			// A listing of the legacy backend has no handles, so a rule with a match that
-			// leads to an owned chain may stay. The chain is empty.
+			// A listing of the legacy backend has no handles, so a rule that has a match and
+			// leads to an owned chain may stay. In that case the empty chain stays too.
 			got := n.saved()
 			if b == Legacy && chain == "POSTROUTING" {
 				got = strings.NewReplacer(":"+Chain+" - \n", "", "-p tcp -g "+Chain+"\n", "").Replace(got)
@@ -367,9 +369,9 @@ func lackingIptables(t *testing.T, f Family, b Backend) tool {
 	return tool{family: f, name: name, path: filepath.Join(dir, name), backend: b}
 }
 
-// writeScript writes a script, and returns when it can be run. A child that another test
-// forks in between inherits the open file, and running the script fails with ETXTBSY until
-// that child calls exec.
+// writeScript writes a script, and returns when it can be run. If another test forks a child
+// while the file is open for writing, the child inherits the open file, and running the script
+// fails with ETXTBSY until the child calls exec.
 func writeScript(t *testing.T, path, script string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {

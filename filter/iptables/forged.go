@@ -13,8 +13,9 @@ type dropCounter interface {
 	Dropped(chain string) (packets uint64, err error)
 }
 
-// forged sums a table's counters, which restart at 0 when the chain is written. The sum lacks
-// packets that were dropped between the last reading and the restart.
+// forged sums a table's counters of dropped packets, which restart at 0 when the chain is
+// written. The sum does not include packets that were dropped between the last reading and a
+// restart.
 type forged struct {
 	mu          sync.Mutex
 	last, total uint64
@@ -32,8 +33,8 @@ func (f *forged) add(now uint64) uint64 {
 	return f.total
 }
 
-// Forged returns how many packets the tables have dropped because of their source. Reading the
-// counters takes a few milliseconds.
+// Forged returns the number of packets that the rules have dropped because of a forged source.
+// Reading the counters takes a few milliseconds.
 func (m *Manager) Forged() (sum uint64, err error) {
 	for _, t := range m.tables {
 		c, can := t.Table.(dropCounter)
@@ -49,16 +50,16 @@ func (m *Manager) Forged() (sum uint64, err error) {
 	return sum, nil
 }
 
-// countedDrop matches a rule that drops, as iptables prints it with its counters.
+// countedDrop matches a DROP rule as iptables prints it with its counters.
 var countedDrop = regexp.MustCompile(`-c (\d+) \d+ -j DROP$`)
 
-// Dropped returns how many packets the rules of a chain have dropped since it was written, 0 if the
-// chain does not exist.
+// Dropped returns the number of packets that the rules of a chain have dropped since the chain was
+// written, 0 if the chain does not exist.
 func (k *kernelTable) Dropped(chain string) (packets uint64, err error) {
 	lines, err := k.reader.ListWithCounters(table, chain)
 	if err != nil {
-		// The error is not specific to a missing chain: iptables-nft calls such a chain
-		// incompatible.
+		// The error does not reveal that the chain is missing: iptables-nft reports a missing
+		// chain as incompatible.
 		if chains, listErr := k.reader.ListChains(table); listErr == nil && !slices.Contains(chains, chain) {
 			return 0, nil
 		}

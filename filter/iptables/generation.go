@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nfgenmsgLen is the size of struct nfgenmsg, with which every message of
-// netfilter begins.
+// nfgenmsgLen is the size of struct nfgenmsg, the header of every netfilter message.
 const nfgenmsgLen = 4
 
 // nftType returns the netlink type of a message of nf_tables.
@@ -17,10 +16,10 @@ func nftType(message uint16) netlink.HeaderType {
 	return netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | message)
 }
 
-// nftGeneration returns the generation of the nf_tables rules of this network namespace,
-// which every change increments. It costs about 0.1 ms of CPU; reading the rules of both
-// families costs 13 ms. Each call opens a new socket, because a socket belongs to the
-// network namespace of the thread that opens it.
+// nftGeneration returns the generation of the nf_tables rules of this network namespace, a
+// number that every change increments. A call takes about 0.1 ms of CPU; reading the rules
+// of both families takes 13 ms. Each call opens a new socket, because a socket belongs to
+// the network namespace of the thread that opens it.
 func nftGeneration() (uint32, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {

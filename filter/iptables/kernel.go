@@ -16,14 +16,14 @@ import (
 )
 
 // lockTimeout bounds the wait of a command for the lock of the legacy backend. Kubernetes
-// components hold it for tenths of a second.
+// components hold the lock for tenths of a second.
 const lockTimeout = 5 * time.Second
 
 // restoreTimeout bounds one run of iptables-restore, so that a hanging command does not stop all
 // repairs.
 const restoreTimeout = 20 * time.Second
 
-// errSlow is the cause of a cancellation after restoreTimeout.
+// errSlow is the cancellation cause of a command that ran longer than restoreTimeout.
 var errSlow = fmt.Errorf("it took longer than %v", restoreTimeout)
 
 // ErrPrivilege reports that the kernel denied a change for lack of privilege.
@@ -36,15 +36,16 @@ type kernelTable struct {
 	name    string
 	backend Backend
 	reader  *goiptables.IPTables
-	path    string   // of iptables
+	path    string   // path of iptables
 	restore string   // path of iptables-restore
-	wait    []string // arguments of both for the wait for the lock
-	// byHandle makes Rules read other programs' rules with their handles instead of with iptables.
-	// It is atomic because tests change the tables beside the Manager.
+	wait    []string // arguments that make both commands wait for the lock
+	// byHandle makes Rules read the rules of other programs over netlink, with their handles,
+	// instead of with iptables. It is atomic because tests use a table concurrently with the
+	// Manager.
 	byHandle atomic.Bool
 }
 
-// openTable returns the table that a command handles. It detects what the command supports.
+// openTable returns the mangle table of t. It detects which options the command supports.
 func openTable(f Family, t tool) (*kernelTable, error) {
 	protocol := goiptables.ProtocolIPv4
 	if f == IPv6 {
@@ -60,7 +61,7 @@ func openTable(f Family, t tool) (*kernelTable, error) {
 	}
 	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, path: t.path, restore: restore}
 	if a, b, c := reader.GetIptablesVersion(); a > 1 || b > 6 || b == 6 && c >= 2 {
-		k.wait = []string{"-w", strconv.Itoa(int(lockTimeout / time.Second))} // since 1.6.2
+		k.wait = []string{"-w", strconv.Itoa(int(lockTimeout / time.Second))} // supported since 1.6.2
 	}
 	return k, nil
 }
@@ -68,8 +69,8 @@ func openTable(f Family, t tool) (*kernelTable, error) {
 func (k *kernelTable) Family() Family { return k.family }
 func (k *kernelTable) String() string { return k.name }
 
-// Chains reads nf_tables directly, because iptables-nft refuses to list a table with a rule that it
-// does not understand.
+// Chains reads nf_tables over netlink, because iptables-nft refuses to list a table with a rule
+// that it does not understand.
 func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 	if k.backend != NFT {
 		return k.legacyChains(ctx)
@@ -103,7 +104,7 @@ func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error)
 	return k.Jumps(ctx, chain)
 }
 
-// Jumps reads nf_tables directly, which takes a twentieth of the time of the command.
+// Jumps reads nf_tables over netlink, which takes a twentieth of the time of the command.
 func (k *kernelTable) Jumps(ctx context.Context, chain string) ([]string, error) {
 	if k.backend != NFT {
 		return k.Rules(ctx, chain)
@@ -119,7 +120,7 @@ func (k *kernelTable) Jumps(ctx context.Context, chain string) ([]string, error)
 	return lines, nil
 }
 
-// Count implements Table. It ignores errors; Rules will report them.
+// Count implements Table. It ignores errors: the caller then calls Rules, which reports them.
 func (k *kernelTable) Count(_ context.Context, chain string) (int, bool) {
 	if k.backend != NFT {
 		return 0, false
@@ -145,7 +146,7 @@ func (k *kernelTable) list(chain string) ([]string, error) {
 
 func (k *kernelTable) nft() nftTable { return nftTable{k.family, table} }
 
-// Inactive implements Table. The legacy backend has no such states.
+// Inactive implements Table. A table of the legacy backend is never inactive.
 func (k *kernelTable) Inactive(context.Context) (string, error) {
 	if k.backend != NFT {
 		return "", nil
@@ -153,8 +154,8 @@ func (k *kernelTable) Inactive(context.Context) (string, error) {
 	return k.nft().inactive()
 }
 
-// Generation is available for nf_tables only, where it counts changes to all tables. Errors are
-// ignored here; Rules will report them.
+// Generation implements Table. Only nf_tables has a generation, which counts the changes to all
+// tables. Errors are ignored: the caller then calls Rules, which reports them.
 func (k *kernelTable) Generation() (uint32, bool) {
 	if k.backend != NFT {
 		return 0, false
@@ -163,9 +164,9 @@ func (k *kernelTable) Generation() (uint32, bool) {
 	return n, err == nil
 }
 
-// Restore carries out the text with iptables-restore. Two things iptables cannot do: delete rules
-// by handle, and switch on a dormant table. Restore deletes rules by handle after the rest of the
-// text is in place, and before it deletes the chains that they may lead to.
+// Restore applies the text with iptables-restore, except for two changes that iptables cannot
+// make: to delete rules by handle, and to switch on a dormant table. Rules are deleted by handle
+// after the new rules are in place, and before the chains that they may lead to are deleted.
 func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if k.backend != NFT {
 		return k.run(ctx, text)
@@ -189,8 +190,8 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if err == nil && steps.last != "" {
 		err = k.run(ctx, steps.last)
 	}
-	// iptables may not find a rule that it has printed, or may fail at one that it does not
-	// understand. The next attempt deletes rules by handle, which always works.
+	// iptables may fail to find a rule that it has printed itself, or fail because of a rule that
+	// it does not understand. The next attempt deletes rules by handle, which always works.
 	k.byHandle.Store(err != nil)
 	if err != nil {
 		if hasOwner, second := k.nft().hasOwner(); hasOwner && second == nil {
@@ -221,8 +222,8 @@ func (k *kernelTable) run(ctx context.Context, text string) error {
 	return nil
 }
 
-// clearBaseChains deletes owned chains that are base chains, and reports whether there were any: no
-// rule can jump to such a chain, and iptables cannot delete it.
+// clearBaseChains deletes owned chains that are base chains, and reports whether it deleted any.
+// No rule can jump to a base chain, and iptables cannot delete it.
 func (k *kernelTable) clearBaseChains() (cleared bool) {
 	chains, err := k.nft().chains()
 	if err != nil {
@@ -248,8 +249,8 @@ type ruleHandle struct {
 	handle uint64
 }
 
-// splitText splits a transaction that names rules by handle. Without handles, all of it is
-// the first step, so it remains one transaction.
+// splitText splits a transaction that names rules by handle. A transaction without handles
+// becomes the first step only, and so remains one transaction.
 func splitText(text string) steps {
 	var s steps
 	var first, last []string
@@ -272,8 +273,8 @@ func splitText(text string) steps {
 	return s
 }
 
-// explain adds a hint to errors that a user can resolve. The commands have no error codes,
-// only these texts; netlink has codes.
+// explain adds a hint to errors that a user can resolve. Errors of netlink have codes; errors
+// of the commands are recognized by their texts.
 func explain(err error) error {
 	text := err.Error()
 	if errors.Is(err, fs.ErrPermission) {

@@ -38,7 +38,7 @@ func (t *counted) Restore(ctx context.Context, text string) error {
 	return t.Table.Restore(ctx, text)
 }
 
-// realNode is a node of a lab whose rules are kept in one backend.
+// realNode is a node of a lab with a Manager that keeps its rules in one backend.
 type realNode struct {
 	*lab.Node
 	*Manager
@@ -99,8 +99,8 @@ func (n *realNode) iptables(f Family, args ...string) {
 	}
 }
 
-// changing matches what differs between two outputs of iptables-save: comments, which have the
-// time, and counters.
+// changing matches the parts that differ between two outputs of iptables-save: comments, which
+// contain the time, and counters.
 var changing = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
 
 // saved returns the content of both families' tables.
@@ -246,8 +246,8 @@ func TestRealForgedWithoutRules(t *testing.T) {
 	})
 }
 
-// With every per-source limit, the rule is not repaired again and again: if iptables prints it in
-// another form, the Manager records that form.
+// For every per-source limit, iptables prints the rule as it was written, or the Manager records
+// the printed form: the rule is not repaired in every check.
 func TestRealSourceLimits(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have iptables' default burst, 5
@@ -301,7 +301,7 @@ func TestRealRepairs(t *testing.T) {
 	})
 }
 
-// change carries out lines in the tables of both families. It uses one transaction for each table,
+// change applies the lines to the tables of both families. It uses one transaction for each table,
 // so that the Manager does not check in the middle of the change.
 func (n *realNode) change(lines ...string) {
 	n.t.Helper()
@@ -315,8 +315,8 @@ func (n *realNode) change(lines ...string) {
 	})
 }
 
-// The generation of nf_tables changes with every change, and only then. The legacy backend has
-// none.
+// The generation of nf_tables changes with every change of the rules, and only then. The legacy
+// backend has no generation.
 func TestRealGeneration(t *testing.T) {
 	n := newRealNode(t, NFT, Defaults)
 	generation := func() (number uint32) {
@@ -328,7 +328,7 @@ func TestRealGeneration(t *testing.T) {
 	}
 	n.inside(n.Apply)
 	before := generation()
-	n.inside(n.Apply) // only reads
+	n.inside(n.Apply) // the rules are right, so Apply only reads
 	if got := generation(); got != before {
 		t.Errorf("generation %d after %d without a change", got, before)
 	}
@@ -342,7 +342,7 @@ func TestRealGeneration(t *testing.T) {
 	}
 }
 
-// sorted sorts the lines of a text, to compare tables that may have their chains in another order.
+// sorted sorts the lines of a text, to compare tables whose chains may be in a different order.
 func sorted(text string) string {
 	lines := strings.Split(text, "\n")
 	slices.Sort(lines)
@@ -428,7 +428,7 @@ func TestRealDetection(t *testing.T) {
 		}
 		n.iptables(IPv6, "-t", "nat", "-F", "OUTPUT")
 	}
-	n.inside(n.Apply) // to legacy
+	n.inside(n.Apply) // writes the rules to the legacy backend
 	if got := detected(); got != usual {
 		t.Errorf("our own rules in legacy make it choose %s and not %s", got, usual)
 	}

@@ -47,8 +47,8 @@ func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, 
 	return rules, nil
 }
 
-// plainJump returns the jump of a rule that applies to all packets, otherwise "". The words are
-// the rule's line in a listing: counters, target, protocol, options, interfaces, addresses.
+// plainJump returns the jump of a rule if the rule applies to all packets, otherwise "". words
+// is the rule's line in a listing: counters, target, protocol, options, interfaces, addresses.
 func plainJump(words []string) string {
 	everywhere := [][]string{{"0.0.0.0/0", "0.0.0.0/0"}, {"::/0", "::/0"}}
 	if len(words) < 8 {
@@ -63,7 +63,7 @@ func plainJump(words []string) string {
 	return ""
 }
 
-// listing returns the lines of iptables -L.
+// listing returns the output lines of iptables -L.
 func listing(ctx context.Context, path, table string, wait []string, chain ...string) ([]string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
 	defer cancel()
@@ -78,8 +78,8 @@ func listing(ctx context.Context, path, table string, wait []string, chain ...st
 	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n"), nil
 }
 
-// addListings adds the chains and rules of other programs in the legacy tables of a family, from
-// their listings.
+// addListings adds to u the chains and rules of other programs in the legacy tables of a family,
+// as listed by iptables -L.
 func (u *use) addListings(ctx context.Context, t tool) error {
 	tables, err := legacyTables(t.family)
 	if err != nil {

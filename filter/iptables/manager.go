@@ -14,7 +14,8 @@ import (
 	"sluice/filter/event"
 )
 
-// Manager keeps the rules in the tables. Its methods may be called concurrently; they take turns.
+// Manager keeps the rules in the tables. Its methods may be called concurrently; a lock
+// serializes them.
 type Manager struct {
 	// OnRepair, if set, is called after each repair: packets may have passed without a
 	// verdict before it. It must not block. Set it before Run.
@@ -24,7 +25,7 @@ type Manager struct {
 	EnsurePins func() error
 
 	opts     Options
-	all      Options // including what Without omits
+	all      Options // opts with the parts that Without omits
 	log      *slog.Logger
 	repairs  atomic.Uint64
 	failures atomic.Uint64
@@ -42,19 +43,21 @@ type keptTable struct {
 	Table
 	canonical canonicalForm
 	changed   atomic.Bool               // a notification of a change is pending
-	since     atomic.Pointer[time.Time] // start of the work in progress
+	since     atomic.Pointer[time.Time] // start of the work in progress, see begin; nil if there is none
 	logged    string                    // the last error that Run logged, until the next success
 	failing   int                       // number of consecutive failures of Run
-	failed    atomic.Pointer[string]    // the error, from the second failure on
-	// lacks lists the omitted parts, reduced is the reason, and complete is the time of the
-	// next attempt with them.
+	failed    atomic.Pointer[string]    // the error for Failures; set by the second consecutive failure
+	// lacks lists the parts that the rules omit, reduced is the reason, and complete is the
+	// time of the next attempt to add them.
 	lacks    Less
 	reduced  atomic.Pointer[string]
 	complete time.Time
-	// stuck lists empty chains of older versions that remain because something refers to them.
+	// stuck lists chains of older versions that were emptied but not deleted, because an object of
+	// another program refers to them.
 	stuck  []string
 	forged forged
-	// right is set if the rules were right when the table had this generation.
+	// right is set if the rules were right at the last check; generation is the generation of
+	// the table at that time.
 	generation uint32
 	right      bool
 }
@@ -72,14 +75,14 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	return m
 }
 
-// Repairs returns the number of repairs by Run. Each restores the rules of one table.
+// Repairs returns the number of repairs by Run. A repair restores the rules of one table.
 func (m *Manager) Repairs() uint64 { return m.repairs.Load() }
 
 // RepairFailures returns the number of failed attempts of Run to check or restore a table.
 func (m *Manager) RepairFailures() uint64 { return m.failures.Load() }
 
-// stuckTimeout bounds the work at a table before it counts as failed. It exceeds the longest wait
-// of a command for a lock.
+// stuckTimeout is the time after which unfinished work at a table counts as failed. It exceeds the
+// longest wait of a command for a lock.
 const stuckTimeout = time.Minute
 
 // Failures returns a line for each table that Run currently cannot keep right. A single failure
@@ -107,15 +110,15 @@ func (m *Manager) Reduced() []string {
 	return lines
 }
 
-// Apply writes the wanted rules to all tables where they differ, and lets Run keep them so. It
-// omits parts that cannot be written, see Lacks. After an error some tables may lack the rules;
-// Run keeps trying.
+// Apply writes the wanted rules to every table whose rules differ, and lets Run keep them in
+// place. It omits parts that cannot be written, see Lacks. After an error, the rules may be
+// missing in some tables; Run keeps trying to write them.
 func (m *Manager) Apply(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep, m.wrote = true, true
 	return m.each(func(t *keptTable) error {
-		t.complete = time.Time{} // missing requirements may be there now
+		t.complete = time.Time{} // try omitted parts at once: their requirements may be met now
 		wrong, err := m.ensure(ctx, t)
 		if err == nil && len(wrong) > 0 {
 			m.log.Info("rules applied", event.RulesApplied.Attr(), "table", t.String(), "because", strings.Join(wrong, "; "))
@@ -124,7 +127,8 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
-// Without sets what the rules omit from the next Apply on. It replaces an earlier setting.
+// Without sets the parts that the rules omit from the next Apply on. It replaces an earlier
+// setting.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -134,8 +138,8 @@ func (m *Manager) Without(less Less) {
 	}
 }
 
-// SetGuarded sets whether the guard drops forged sources, so that the rules need not. It updates
-// existing rules before it returns. After an error, Run keeps trying.
+// SetGuarded sets whether the guard drops forged sources, so that the rules need not do so. It
+// updates existing rules before it returns. After an error, Run keeps trying.
 func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -157,8 +161,8 @@ func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	})
 }
 
-// DropsSources reports whether the rules in all tables drop forged sources. A table that cannot
-// be read counts as one that does not.
+// DropsSources reports whether the rules in all tables drop forged sources. It returns false if
+// a table cannot be read.
 func (m *Manager) DropsSources(ctx context.Context) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -173,7 +177,7 @@ func (m *Manager) DropsSources(ctx context.Context) bool {
 	return true
 }
 
-// Unqueued is the treatment of packets during a pause that would otherwise be queued.
+// Unqueued is the treatment, during a pause, of packets that would otherwise be queued.
 type Unqueued uint8
 
 // The values of Unqueued.
@@ -182,9 +186,10 @@ const (
 	PassUnqueued
 )
 
-// Pause takes the queues out of the rules, so that no new packet enters them while the
-// workers answer those that are queued. It leaves the rest as it is. Run restores nothing
-// until Apply, which ends the pause. Before Apply and after Remove, Pause does nothing.
+// Pause removes the queues from the rules, so that no new packet enters them while the
+// workers answer the queued packets. It leaves all other rules unchanged. Run restores
+// nothing until Apply, which ends the pause. Before Apply and after Remove, Pause does
+// nothing.
 func (m *Manager) Pause(ctx context.Context, packets Unqueued) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -197,21 +202,21 @@ func (m *Manager) Pause(ctx context.Context, packets Unqueued) error {
 	})
 }
 
-// Yield leaves the rules to another agent, which is about to replace them: until Apply this one
-// does not restore, pause or remove them.
+// Yield leaves the rules to another agent, which is about to replace them. Until Apply, this
+// Manager does not restore, pause or remove them.
 func (m *Manager) Yield() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keep, m.wrote = false, false
 }
 
-// Remove deletes the jumps and all owned chains, and a separate table with its hooks. It leaves
-// everything else, such as the hooks of iptables. Run restores nothing until Apply.
+// Remove deletes the jumps and all owned chains, and a separate table with its hooks. Everything
+// else stays, such as the hooks of iptables. Run restores nothing until Apply.
 //
 // The queues should be empty: call Pause, let the workers answer the queued packets, then call
-// Remove. If these are the last rules of the network namespace that use conntrack, the kernel
-// unhooks connection tracking with them, and drops the queued packets. Deleting a separate table
-// does the same. Otherwise no packet is lost.
+// Remove. The kernel drops queued packets in two cases: if these rules were the last in the
+// network namespace that use conntrack, because it then unhooks connection tracking; and if a
+// separate table is deleted. Otherwise no packet is lost.
 func (m *Manager) Remove(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -226,7 +231,7 @@ func (m *Manager) Remove(ctx context.Context) error {
 	return err
 }
 
-// each calls do for all tables, even after an error.
+// each calls do for every table, even if it fails for one, and returns all errors.
 func (m *Manager) each(do func(*keptTable) error) error {
 	var errs []error
 	for _, t := range m.tables {
@@ -239,14 +244,18 @@ func (m *Manager) each(do func(*keptTable) error) error {
 	return errors.Join(errs...)
 }
 
-// begin and end enclose the work at a table.
+// begin records that work at the table starts now: if end is not called within stuckTimeout,
+// Failures reports the table.
 func (t *keptTable) begin() { now := time.Now(); t.since.Store(&now) }
-func (t *keptTable) end()   { t.since.Store(nil) }
 
-// ensure writes the wanted chains and the jumps to them, and returns the differences that it found.
-// It reads the result back: a version of iptables may print a rule in another form, which must not
-// count as a change again and again. The printed form becomes the canonical one after two writes
-// with the same result, because another program may have changed the rules in between.
+// end records that the work has ended.
+func (t *keptTable) end() { t.since.Store(nil) }
+
+// ensure writes the wanted chains and the jumps to them if they differ, and returns the differences
+// that it found. It reads the result back, because a version of iptables may print a rule in
+// another form, which must not count as a change in every check. The printed form becomes the
+// canonical one only after two writes with the same result: after one write, a difference may be a
+// change by another program.
 func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong []string, err error) {
 	var before tableState
 	t.right = false
@@ -276,9 +285,9 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 		case try == 3:
 			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): find the program that changes %s", strings.Join(diff, "; "), table)
 		}
-		// A chain to be deleted may be gone since compare read the table, so a failed
-		// first write is tried again. If the second fails too, something may refer to
-		// an outdated chain: empty those chains without deleting them.
+		// The first write may fail because a chain to be deleted is already gone; in that
+		// case, read the table and write again. If the second write fails too, another
+		// object may refer to an outdated chain: empty these chains without deleting them.
 		err = t.write(ctx, now, want)
 		if err != nil && try > 0 && len(t.outdated(now, want)) > 0 {
 			t.stuck = t.outdated(now, want)
@@ -292,7 +301,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 }
 
 // compare reads a table, and returns its state and its differences from the wanted rules. If quick
-// is set, it reads the outline first, and stops there if that shows a difference.
+// is set, compare reads the outline first, and returns at once if the outline shows a difference.
 func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (tableState, []string, error) {
 	if quick {
 		if now, err := readOutline(ctx, t); err == nil {
@@ -311,13 +320,14 @@ func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick
 // errWrite marks errors in writing the rules, as opposed to reading them.
 var errWrite = errors.New("write the rules")
 
-// write replaces the content of a table by the wanted one, in one transaction. It changes a hook
-// only if its jump is wrong.
+// write replaces the owned chains of a table by the wanted chains, in one transaction. It changes a
+// hook only if its jump is wrong.
 func (t *keptTable) write(ctx context.Context, now tableState, want map[string][]string) error {
 	c := change{fill: want, drop: t.outdated(now, want)}
 	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
-		// Rare, so only this case pays for a search of all chains for rules that lead there.
+		// Search all chains for rules that lead to these chains. The search is expensive, but
+		// outdated chains are rare.
 		refs, err := leading(ctx, t, now, func(chain string) bool { return slices.Contains(c.drop, chain) })
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@ import (
 	"sluice/filter/event"
 )
 
-// foreign has rules of other programs, which must stay as they are.
+// foreign contains rules of other programs, which must not change.
 const foreign = `*mangle
 :KUBE-THEIRS - [0:0]
 -A KUBE-THEIRS -m comment --comment "not -j SLUICE" -j RETURN
@@ -73,7 +73,7 @@ func (m *managed) restore(f *Fake, text string) {
 	}
 }
 
-// change carries out lines in the IPv4 table, as another program would.
+// change applies the lines to the IPv4 table, as another program would.
 func (m *managed) change(lines ...string) {
 	m.t.Helper()
 	m.restore(m.v4, strings.Join(lines, "\n"))
@@ -114,13 +114,13 @@ func TestApply(t *testing.T) {
 	if m.v4.Writes() != v4 || m.v6.Writes() != v6 {
 		t.Errorf("applying again wrote %d and %d times", m.v4.Writes()-v4, m.v6.Writes()-v6)
 	}
-	if v4 != 2 || v6 != 2 { // newManaged made the first
+	if v4 != 2 || v6 != 2 { // the first transaction was newManaged's
 		t.Errorf("%d and %d transactions, want one each", v4-1, v6-1)
 	}
 }
 
-// changes lists changes of other programs to the rules, and the reason that is logged for the
-// repair.
+// changes lists changes of other programs to the rules, each with the reason that is logged for
+// its repair.
 var changes = map[string]struct {
 	lines  []string
 	reason string
@@ -157,8 +157,8 @@ func TestApplyRepairs(t *testing.T) {
 	}
 }
 
-// Run undoes each change and logs the reason. Afterwards it does not read the rules again and
-// again.
+// Run undoes each change and logs the reason. Afterwards it does not read the rules while their
+// generation stays the same.
 func TestRunRepairs(t *testing.T) {
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestRunWaitsForApply(t *testing.T) {
 	})
 }
 
-// If one table fails, Apply still writes the other.
+// If the IPv4 table cannot be written, Apply still writes the IPv6 table.
 func TestApplyContinuesAfterAFailure(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.v4.Break(errors.New("the lock is held"))
@@ -293,8 +293,8 @@ func TestWithout(t *testing.T) {
 }
 
 // While the guard drops forged sources, SLUICE-SOURCE and the jump to it do not exist, and Run
-// removes them if another program adds them. They are restored as soon as the guard stops.
-// Foreign rules in PREROUTING stay.
+// removes them if another program adds them. The chain and the jump are restored as soon as the
+// guard stops. Foreign rules in PREROUTING stay.
 func TestGuarded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
@@ -376,7 +376,7 @@ func TestPauseAndRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.want(m.clean)
-		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // must not create chains
+		if err := m.Pause(t.Context(), DropUnqueued); err != nil { // Pause must not create chains
 			t.Fatal(err)
 		}
 		time.Sleep(5 * checkInterval)
@@ -441,8 +441,8 @@ func reformat(rule string) string {
 	return rule
 }
 
-// Rules printed in another form must not count as changed again and again, and a change
-// must be detected in that form too.
+// If iptables prints the rules in another form, they do not count as changed, and real changes
+// are still detected.
 func TestAnotherForm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
@@ -477,7 +477,7 @@ func TestAnotherForm(t *testing.T) {
 	})
 }
 
-// meddler is a table that another program changes after every write, each time in another way.
+// meddler is a table that another program changes after every write, each time differently.
 type meddler struct {
 	*Fake
 	n int
@@ -504,7 +504,7 @@ func TestForeignChangeIsNotCanonical(t *testing.T) {
 	}
 }
 
-// Apply tries again if a rule that it deletes is gone before the transaction.
+// Apply tries again if its transaction fails because a rule to be deleted is already gone.
 func TestApplyRetriesWhenARuleIsGone(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.apply()
@@ -560,7 +560,7 @@ func TestCleanup(t *testing.T) {
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%s\nwant\n%s", strings.Join(removed, "\n"), strings.Join(want, "\n"))
 	}
-	m.change("-X SLUICEGATE") // not an owned chain, so it still exists
+	m.change("-X SLUICEGATE") // succeeds, because Cleanup left this chain: it is not owned
 	m.want(m.clean)
 	if removed, err := Cleanup(t.Context(), []Table{m.v4, m.v6}); err != nil || len(removed) != 0 {
 		t.Errorf("again: %q, %v", removed, err)

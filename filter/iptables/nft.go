@@ -13,10 +13,10 @@ import (
 // nftTable is a table of one family in nf_tables, accessed over netlink: iptables' mangle or
 // the separate table.
 //
-// iptables-nft refuses to list a table or chain with a rule that iptables cannot express, but
-// it still writes to it. So iptables writes the rules of mangle, and reads owned chains.
-// Netlink serves to read the rules of other programs, and to make the few changes that
-// iptables cannot make.
+// iptables-nft refuses to list a table or chain with a rule that it cannot express, but still
+// writes to such a table. So iptables is used to write the rules of mangle and to read owned
+// chains. Netlink is used to read the rules of other programs, and to make the few changes
+// that iptables cannot make.
 type nftTable struct {
 	family Family
 	name   string
@@ -25,8 +25,8 @@ type nftTable struct {
 // nftChain is a chain of the table.
 type nftChain struct {
 	name string
-	// base is set if the kernel itself calls the chain, at this hook and priority. kind is
-	// the type, such as "filter".
+	// base is set if the kernel itself calls the chain, at the given hook and priority. kind
+	// is the chain's type, such as "filter".
 	base     bool
 	kind     string
 	hook     uint32
@@ -61,9 +61,9 @@ func encode(fill func(*netlink.AttributeEncoder)) ([]byte, error) {
 // dumpTries bounds the attempts to read a list that changes while it is read.
 const dumpTries = 5
 
-// dump reads a list, and calls each with the attributes of every object in it. A missing table
-// or chain has an empty list. Each call opens a new socket, because a socket belongs to the
-// network namespace of the thread that opens it.
+// dump reads a list of objects from the kernel, and calls each with the attributes of every
+// object. The list of a missing table or chain is empty. Each call of dump opens a new socket,
+// because a socket belongs to the network namespace of the thread that opens it.
 func (t nftTable) dump(kind uint16, attrs []byte, each func(*netlink.AttributeDecoder) error) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -144,8 +144,8 @@ func (c *nftChain) readHook(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// dormant reports whether the table is switched off: its rules exist, but no packet meets
-// them.
+// dormant reports whether the table is switched off: its rules exist, but packets do not
+// traverse them.
 func (t nftTable) dormant() (bool, error) { return t.flag(unix.NFT_TABLE_F_DORMANT) }
 
 // hasOwner reports whether the table belongs to a process. Only that process can change it.
@@ -237,7 +237,7 @@ const manglePriority = -150
 // called only for the first packet of a connection.
 const chainKind = "filter"
 
-// inactive returns the reason why packets do not meet the rules of the table; empty if they do.
+// inactive returns the reason why packets do not traverse the rules of the table; empty if they do.
 func (t nftTable) inactive() (string, error) {
 	off, err := t.dormant()
 	if err != nil {
@@ -249,9 +249,9 @@ func (t nftTable) inactive() (string, error) {
 	return t.wrongHook()
 }
 
-// wrongHook describes a chain that has the name of a hook in entries, but another type, hook
-// or priority, so that its rules are not called where the owned rules must be. It returns ""
-// if there is no such chain.
+// wrongHook looks for a chain that has the name of a built-in chain in entries, but another
+// type, hook or priority, so that the kernel would not call the owned rules where it must. It
+// returns a description of the chain, or "" if there is none.
 func (t nftTable) wrongHook() (string, error) {
 	chains, err := t.chains()
 	if err != nil {

@@ -34,7 +34,7 @@ func (t nftTable) deleteChain(chain string) error {
 	return nil
 }
 
-// wake switches a dormant table on.
+// wake switches on a dormant table.
 func (t nftTable) wake() error {
 	err := t.commit(unix.NFT_MSG_NEWTABLE, 0, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_TABLE_NAME, t.name)
@@ -46,7 +46,7 @@ func (t nftTable) wake() error {
 	return nil
 }
 
-// commit carries out one change.
+// commit applies one change.
 func (t nftTable) commit(kind uint16, flags netlink.HeaderFlags, fill func(*netlink.AttributeEncoder)) error {
 	attrs, err := encode(fill)
 	if err != nil {
@@ -55,7 +55,7 @@ func (t nftTable) commit(kind uint16, flags netlink.HeaderFlags, fill func(*netl
 	return t.commitAll([]netlink.Message{t.message(kind, flags, attrs)})
 }
 
-// commitAll carries out changes in one transaction: all of them or none.
+// commitAll applies the changes in one transaction: all of them or none.
 func (t nftTable) commitAll(changes []netlink.Message) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -68,7 +68,7 @@ func (t nftTable) commitAll(changes []netlink.Message) error {
 			Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES},
 		}
 	}
-	last := len(changes) // index in batch
+	last := len(changes) // index of the last change in batch
 	changes[last-1].Header.Flags |= netlink.Acknowledge
 	batch := slices.Concat([]netlink.Message{edge(unix.NFNL_MSG_BATCH_BEGIN)}, changes, []netlink.Message{edge(unix.NFNL_MSG_BATCH_END)})
 	sent, err := c.SendMessages(batch)

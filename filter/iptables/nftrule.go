@@ -154,8 +154,8 @@ func handleOf(line string) (chain string, handle uint64, is bool) {
 	return words[1], handle, n == 1 && err == nil
 }
 
-// withHandles returns a transaction in which every rule to delete is named by its handle instead
-// of its text, which must be the one of [nftRule.text]. It omits rules that do not exist.
+// withHandles returns a transaction that deletes rules by handle instead of by text. The texts of
+// these rules must be as [nftRule.text] returns them. withHandles omits rules that do not exist.
 func (t nftTable) withHandles(text string) (string, error) {
 	var out strings.Builder
 	remaining := map[string][]nftRule{} // by chain: the rules whose handles are not used yet
@@ -174,7 +174,7 @@ func (t nftTable) withHandles(text string) (string, error) {
 			}
 		}
 		at := slices.IndexFunc(rules, func(r nftRule) bool { return r.text(chain) == rule })
-		if at >= 0 { // otherwise it is gone
+		if at >= 0 { // otherwise the rule is gone
 			fmt.Fprintf(&out, "-D %s %s%d\n", chain, handleSign, rules[at].handle)
 			rules = slices.Delete(rules, at, at+1)
 		}
@@ -185,6 +185,6 @@ func (t nftTable) withHandles(text string) (string, error) {
 
 var handleInRule = regexp.MustCompile(` ` + handleSign + `\d+`)
 
-// withoutHandle removes the handle from a rule's text. A rule that is written again has another
-// handle.
+// withoutHandle removes the handle from a rule's text, for comparisons: a rule that is written
+// again gets a new handle.
 func withoutHandle(rule string) string { return handleInRule.ReplaceAllString(rule, "") }

@@ -3,21 +3,22 @@ package iptables
 import "fmt"
 
 const (
-	// MaxSourceShare is the highest rate that every kernel's hashlimit takes.
+	// MaxSourceShare is the highest rate that the hashlimit of every kernel accepts.
 	MaxSourceShare = 10_000
 	// overflowSources bounds the sources that hashlimit tracks, at some 100 bytes each. An
 	// entry expires one or two seconds after the last packet of its source. If the table is
 	// full, hashlimit drops the packets of further sources (hashlimit_mt_common). So the bound
-	// exceeds the number of packets that the workers could answer in that time.
+	// exceeds the number of packets that the workers could answer in two seconds.
 	overflowSources = 1 << 18
-	// overflowBuckets is the number of buckets of that hash table, 8 bytes each. The kernel
+	// overflowBuckets is the number of buckets of hashlimit's table, 8 bytes each. The kernel
 	// walks the table once a second.
 	overflowBuckets = 1 << 14
 	// burstsPerSecond sets the burst of a source to a tenth of its limit. With a limit of
 	// 1,000 that is 100 packets, which take a worker 2 ms. Excess packets go to the overflow
 	// queue, whose worker is usually idle.
 	burstsPerSecond = 10
-	// limitUnits is the number that hashlimit divides by a rate, as an integer.
+	// limitUnits is the number of units in a second: hashlimit stores a rate as the integer
+	// number of units for one packet.
 	limitUnits = 1_000_000
 )
 
@@ -27,17 +28,17 @@ const (
 func (o Options) Span() int { return o.Queues + 1 }
 
 // overflow returns the rule that sends the packets of a source beyond its limit to the
-// overflow queue. It denies nothing. Queues are first in, first out, and one pod that sends
-// to random addresses would fill them all. With this rule it fills the overflow queue, and
-// the queues of other sources stay short.
+// overflow queue. The rule denies nothing. Queues are first in, first out, and without the
+// rule, one pod that sends to random addresses would fill them all. With it, the pod fills
+// only the overflow queue, and the queues of other sources stay short.
 //
 // Up to its limit, a source stays in the balanced queues. So a client that is merely busy gets
 // verdicts at least at that rate during a flood. Packets of one flow may overtake each other
-// if several of them are queued: packets that conntrack calls INVALID or UNTRACKED, or that
-// follow the first one before its verdict.
+// if several of them are queued: packets that conntrack calls INVALID or UNTRACKED, or packets
+// that arrive before the first one has its verdict.
 //
-// The name includes the rate, because an existing table keeps the rate of its creation. The
-// rate is written as the kernel stores it, which is how iptables-save prints it.
+// The name of hashlimit's table includes the rate, because an existing table keeps the rate of
+// its creation. The rate is rounded as the kernel stores it and iptables-save prints it.
 func (o Options) overflow() []string {
 	if o.SourceShare == 0 {
 		return nil

@@ -18,8 +18,8 @@ const ownName = "sluice"
 // ownTable is a separate table in nf_tables, whose chains have the hooks and priority of
 // iptables' mangle. It holds the same rules, for nodes where mangle cannot be used.
 //
-// iptables-nft writes only to its own tables. So the rules are written over netlink, see
-// encodeRule; a transaction of iptables-restore becomes one of nf_tables.
+// iptables-nft writes only to its own tables. So ownTable writes the rules over netlink, see
+// encodeRule: it translates a transaction of iptables-restore into a transaction of nf_tables.
 type ownTable struct {
 	noChoice
 	family Family
@@ -51,7 +51,7 @@ func (o *ownTable) Chains(context.Context) (names []string, err error) {
 }
 
 // Rules implements Table. For rules that this ownTable did not write, it returns the same text as
-// Jumps.
+// Jumps does.
 func (o *ownTable) Rules(_ context.Context, chain string) ([]string, error) {
 	rules, err := o.nft().rules(chain)
 	var lines []string
@@ -93,8 +93,8 @@ func (o *ownTable) Generation() (uint32, bool) {
 // Watch implements Table.
 func (o *ownTable) Watch(ctx context.Context, notify func()) error { return o.nft().watch(ctx, notify) }
 
-// Dropped returns how many packets the rules of a chain have dropped since it was written,
-// 0 if the chain does not exist.
+// Dropped returns the number of packets that the rules of a chain have dropped since the chain
+// was written, 0 if the chain does not exist.
 func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	rules, err := o.nft().rules(chain)
 	for _, r := range rules {
@@ -106,8 +106,8 @@ func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 }
 
 // Leave implements Table. When a table is deleted, the kernel drops the queued packets of
-// the node; so while an agent uses mangle, the empty table stays. A table with chains of
-// other programs stays too.
+// the node; so Leave keeps the empty table while an agent uses mangle. It also keeps a table
+// with chains of other programs.
 func (o *ownTable) Leave() error {
 	chains, err := o.nft().chains()
 	if err != nil || o.stays || len(chains) == 0 {
@@ -126,7 +126,7 @@ func (o *ownTable) Leave() error {
 	return nil
 }
 
-// isHook reports whether a chain has the name of one that the kernel calls.
+// isHook reports whether a chain has the name of one of the hooks in entries.
 func isHook(chain string) bool {
 	return slices.ContainsFunc(entries, func(e entry) bool { return e.name == chain })
 }
@@ -152,11 +152,11 @@ type ownChange struct {
 	table    nftTable
 	messages []netlink.Message
 	texts    map[string]string
-	hooks    []entry // used by the wanted chains
-	renewed  bool    // the table was wrong, and is replaced
+	hooks    []entry // hooks whose rules jump to a wanted chain
+	renewed  bool    // the table is deleted and created again, because a hook was wrong
 }
 
-// all carries out a text in the format of iptables-restore.
+// all applies a text in the format of iptables-restore.
 func (b *ownChange) all(text string) error {
 	if err := b.prepare(text); err != nil {
 		return err
@@ -169,7 +169,8 @@ func (b *ownChange) all(text string) error {
 	return b.commit()
 }
 
-// prepare begins a transaction. If it fills chains, prepare creates the table and its hooks.
+// prepare begins a transaction. If the transaction fills chains, prepare creates the table and its
+// hooks.
 func (b *ownChange) prepare(text string) error {
 	if !strings.Contains(text, "\n:") {
 		return nil
@@ -213,7 +214,7 @@ func (b *ownChange) carryOut(line string) error {
 		b.flush(command[1:])
 	case command == "-A":
 		return b.addRule(chain, rule)
-	case command == "-I": // the hooks have no other rules
+	case command == "-I": // replaces all rules of the hook, which should have no other rule
 		b.flush(chain)
 		_, rule, _ = strings.Cut(rule, " ")
 		return b.addRule(chain, rule)
@@ -229,7 +230,7 @@ func (b *ownChange) carryOut(line string) error {
 	return nil
 }
 
-// commit carries the transaction out.
+// commit applies the transaction.
 func (b *ownChange) commit() error {
 	if b.renewed {
 		for _, e := range b.hooks {

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// ownCounter is counter for the separate tables. It supports only "-j DROP".
+// ownCounter is like counter, for separate tables. It supports only "-j DROP".
 func (p *packets) ownCounter(end string) (n int) {
 	p.realNode.t.Helper()
 	if end != "-j DROP" {
@@ -31,7 +31,7 @@ func (p *packets) ownCounter(end string) (n int) {
 	return n
 }
 
-// everyRule returns options that together produce every rule.
+// everyRule returns a list of options; each rule is produced by at least one of them.
 func everyRule() []Options {
 	return []Options{
 		Defaults, pinnedOptions(), Defaults.without(Less{Overflow: true, Sources: true}),
@@ -40,7 +40,7 @@ func everyRule() []Options {
 	}
 }
 
-// encodeRule accepts every rule that options can produce, and refuses others.
+// encodeRule accepts every rule that options can produce, and returns an error for other rules.
 func TestEncodeRule(t *testing.T) {
 	for _, f := range Families {
 		for _, o := range everyRule() {
@@ -68,7 +68,7 @@ func TestEncodeRule(t *testing.T) {
 	}
 }
 
-// iptables prints rules that were written without it as the text that they were encoded from.
+// iptables prints the rules that encodeRule encodes as the text that they were encoded from.
 func TestRealEncodedAsIptablesDoes(t *testing.T) {
 	for i, o := range everyRule() {
 		o.AllowPin, o.DenyPin = "", "" // the kernel would require the programs
@@ -90,7 +90,7 @@ func TestRealEncodedAsIptablesDoes(t *testing.T) {
 	}
 }
 
-// obstacles maps the reasons why mangle cannot be used to the nft commands that cause them.
+// obstacles maps each reason why mangle cannot be used to nft commands that cause it.
 var obstacles = map[string]string{
 	"another priority":  "add table %[1]s mangle\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority 100; }",
 	"another hook":      "add table %[1]s mangle\nadd chain %[1]s mangle PREROUTING { type filter hook input priority -150; }",
@@ -100,8 +100,8 @@ var obstacles = map[string]string{
 	"owned with chains": "add table %[1]s mangle { flags owner; }\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority mangle; }\nadd rule %[1]s mangle POSTROUTING counter",
 }
 
-// obstruct replaces a family's mangle by an obstacle. The returned function removes it. A table
-// that a process owns also goes when the test ends.
+// obstruct replaces a family's mangle by the result of script, one of the obstacles. end removes
+// that table. A table that a process owns is also removed when the test ends.
 func (n *realNode) obstruct(f Family, script string) (end func()) {
 	n.t.Helper()
 	script = strings.ReplaceAll("add table %[1]s mangle\ndelete table %[1]s mangle\n"+script, "%[1]s", nftFamily[f])
@@ -159,11 +159,11 @@ func (n *realNode) wantInOwnTable(f Family) {
 	}
 }
 
-// someFamilies lists the combinations of families whose mangle cannot be used.
+// someFamilies lists the combinations of families whose mangle is obstructed.
 var someFamilies = [][]Family{{IPv4}, {IPv6}, {IPv4, IPv6}}
 
-// If mangle cannot be used, the rules are in a separate table and work as in mangle: a connection
-// is queued once, changes by other programs are undone, and Remove leaves nothing.
+// If mangle cannot be used, the rules are in a separate table and work there as in mangle: a
+// connection is queued once, changes by other programs are undone, and Remove leaves nothing.
 func TestRealOwnTable(t *testing.T) {
 	for name, script := range obstacles {
 		for _, families := range someFamilies {
@@ -249,10 +249,10 @@ var ownDamage = []string{
 	"flush table %[1]s sluice\ndelete chain %[1]s sluice POSTROUTING\nadd chain %[1]s sluice POSTROUTING { type filter hook input priority 7; }",
 	"flush table %[1]s sluice\ndelete chain %[1]s sluice SLUICE\nadd chain %[1]s sluice SLUICE { type filter hook input priority 7; }",
 	"add chain %[1]s sluice SLUICE-V0\nadd chain %[1]s sluice x\nadd rule %[1]s sluice x counter jump SLUICE-V0\nadd rule %[1]s sluice POSTROUTING counter jump x",
-	"flush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice x", // otherwise the foreign chain and its jump stay
+	"flush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice x", // undoes the previous entry, whose foreign chain and jump would stay
 }
 
-// newObstructed returns a node with two pods on which mangle of some families cannot be used.
+// newObstructed returns a node with two pods. mangle of the given families cannot be used there.
 func newObstructed(t *testing.T, families []Family, script string) *packets {
 	t.Helper()
 	n := newRealNode(t, NFT, Defaults)
@@ -343,7 +343,7 @@ func TestRealMoves(t *testing.T) {
 	}
 }
 
-// cleanup removes everything owned, and returns the lines of Cleanup.
+// cleanup calls Cleanup for all tables, and returns its lines.
 func (p *packets) cleanup() (removed []string) {
 	p.realNode.t.Helper()
 	p.inside(func(ctx context.Context) error {
@@ -359,7 +359,7 @@ func (p *packets) cleanup() (removed []string) {
 	return removed
 }
 
-// takeOver applies the rules with a new Manager and cleans up other tables, as the next agent
+// takeOver applies the rules with a new Manager and cleans up all other tables, as the next agent
 // does.
 func (p *packets) takeOver(ctx context.Context) error {
 	tables, err := Open(ctx, NFT, slog.New(slog.DiscardHandler))
@@ -378,7 +378,7 @@ func (p *packets) takeOver(ctx context.Context) error {
 	return errors.Join(err, m.verify(ctx))
 }
 
-// verify checks the tables, and returns an error if any needed a repair.
+// verify checks the tables, and returns an error if a table needed a repair.
 func (m *Manager) verify(ctx context.Context) error {
 	m.reconcile(ctx)
 	if m.Repairs() > 0 || len(m.Failures()) > 0 {

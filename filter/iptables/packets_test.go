@@ -65,7 +65,7 @@ func TestRealErrorsPass(t *testing.T) {
 		p := newPackets(t, b, Defaults)
 		p.families(func(_, b netip.Addr) {
 			p.wantQueued(1, func() {
-				c, err := p.a.DialUDP(netip.AddrPortFrom(b, 9)) // without a listener
+				c, err := p.a.DialUDP(netip.AddrPortFrom(b, 9)) // a port without a listener
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -82,8 +82,8 @@ func TestRealErrorsPass(t *testing.T) {
 	})
 }
 
-// Packets of the node itself are not queued, whichever of its addresses is the source,
-// including link-local ones.
+// Packets of the node itself are not queued, whichever of its addresses is the source. This
+// includes link-local addresses.
 func TestRealNodePasses(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		p := newPackets(t, b, Defaults)
@@ -143,7 +143,7 @@ func TestRealRevoked(t *testing.T) {
 			if a.Is6() {
 				family = IPv6
 			}
-			// The next packet gets the revoked mark before it reaches the owned rules.
+			// This rule sets the revoked mark at the next packet, before the owned rules see it.
 			revoke := []string{"PREROUTING", "-p", "udp", "-j", "CONNMARK", "--set-xmark", "0x20/0x30"}
 			p.iptables(family, append([]string{"-t", table, "-A"}, revoke...)...)
 			before := p.counter("-j DROP")
@@ -191,8 +191,8 @@ func TestRealQueueBalance(t *testing.T) {
 	t.Logf("queues used: %v", used)
 }
 
-// Packets of a source beyond its limit go to the overflow queue. Its packets within the limit,
-// and those of other sources, stay in the balanced queues.
+// Packets of a source beyond its limit go to the overflow queue. Its packets within the limit, and
+// packets of other sources, stay in the balanced queues.
 func TestRealOverflow(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		opts := Defaults
@@ -234,9 +234,8 @@ func TestRealOverflow(t *testing.T) {
 	})
 }
 
-// At shutdown, after Pause, no new packet is queued, and the packets that are queued are not
-// lost, whether the rules are removed or stay. Only the removal of the separate table loses
-// them.
+// At shutdown, after Pause, no new packet is queued, and no queued packet is lost, whether the
+// rules are removed or stay. Only if a separate table is removed are the queued packets lost.
 func TestRealShutdown(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		for _, open := range []bool{true, false} {
@@ -279,8 +278,8 @@ func TestRealShutdown(t *testing.T) {
 	})
 }
 
-// sendWhilePaused checks that the first packets of new connections are not queued. They arrive
-// if open is set, and are dropped otherwise.
+// sendWhilePaused sends the first packets of new connections. It checks that they are not queued,
+// and that they arrive if open is set and are dropped otherwise.
 func (p *packets) sendWhilePaused(open bool) {
 	p.realNode.t.Helper()
 	p.wantQueued(0, func() {
@@ -298,7 +297,7 @@ func (p *packets) sendWhilePaused(open bool) {
 }
 
 // checkAfterPause checks that new connections are queued unless the rules are removed, and that
-// old ones continue.
+// the old connections continue.
 func (p *packets) checkAfterPause(removed bool, old []*flow) {
 	p.realNode.t.Helper()
 	queued := 1
@@ -314,7 +313,7 @@ func (p *packets) checkAfterPause(removed bool, old []*flow) {
 	})
 	p.wantQueued(0, func() {
 		for _, f := range old {
-			if !removed { // otherwise no rule saved the mark of their verdict
+			if !removed { // after Remove, no rule has saved the allowed mark, so there is nothing to check
 				f.send()
 				f.arrives()
 			}
@@ -382,7 +381,7 @@ func TestRealExpectedConnection(t *testing.T) {
 		t.Cleanup(func() { _ = server.Close() })
 		reply := fmt.Sprintf("227 Entering Passive Mode (%s,%d,%d)\r\n", strings.ReplaceAll(at.Addr().String(), ".", ","), at.Port()>>8, at.Port()&0xff)
 		_ = client.SetReadDeadline(time.Now().Add(awaitTimeout))
-		for _, line := range []string{"220 Ready\r\n", reply} { // the helper parses a line only after it has seen the end of another
+		for _, line := range []string{"220 Ready\r\n", reply} { // the helper parses a line only after it has seen the end of the previous one
 			if _, err := server.Write([]byte(line)); err != nil {
 				t.Fatal(err)
 			}

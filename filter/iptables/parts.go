@@ -11,25 +11,25 @@ import (
 	"sluice/filter/event"
 )
 
-// Less lists the parts that the rules omit on a node without their requirements. Pinned programs
-// require their names and the match bpf, the overflow queue requires hashlimit, and the rules
-// about forged sources require bpf and rpfilter. Without pinned programs and the overflow queue,
-// policies are still enforced, at a higher cost.
+// Less lists the parts that the rules omit because the node does not meet their requirements.
+// Pinned programs require their names and the match bpf, the overflow queue requires hashlimit,
+// and the rules about forged sources require bpf and rpfilter. Without pinned programs and the
+// overflow queue, policies are still enforced, at a higher cost.
 type Less struct {
 	Pins     bool // the pinned programs
 	Overflow bool // the overflow queue
 	Sources  bool // the rules about forged sources
 }
 
-// lesser lists all combinations, the smallest omission first.
+// lesser lists all combinations of omitted parts, in the order of preference.
 var lesser = []Less{
 	{}, {Overflow: true}, {Pins: true}, {Sources: true},
 	{Overflow: true, Pins: true}, {Overflow: true, Sources: true}, {Pins: true, Sources: true},
 	{Overflow: true, Pins: true, Sources: true},
 }
 
-// completeInterval bounds how often the omitted parts are tried again. The first attempt comes
-// after checkInterval. An attempt without success costs two runs of iptables and changes nothing.
+// completeInterval is the time between attempts to add the omitted parts; the first attempt comes
+// already after checkInterval. A failed attempt costs two runs of iptables and changes nothing.
 const completeInterval = time.Minute
 
 // without returns the options without the parts in less.
@@ -44,7 +44,7 @@ func (o Options) without(less Less) Options {
 	return o
 }
 
-// fallbacks returns the omissions to try, in order.
+// fallbacks returns the combinations of omitted parts to try, in order.
 func (m *Manager) fallbacks() []Less {
 	return slices.DeleteFunc(slices.Clone(lesser), func(l Less) bool {
 		return l.Pins && (m.opts.AllowPin == "" || m.mustPin) || l.Overflow && m.opts.SourceShare == 0 || l.Sources && (m.opts.AnySource || m.opts.Guarded)
@@ -71,9 +71,9 @@ func (m *Manager) Lacks() (less Less, because string) {
 	return less, because
 }
 
-// ensure writes the wanted rules of a table if they differ, and returns the differences. If not
-// all parts can be written, it omits parts whose requirements the node may lack. Start, repair
-// and takeover use it, so that all have the same fallbacks.
+// ensure writes the wanted rules of a table if they differ, and returns the differences. If
+// writing all parts fails, it omits the parts whose requirements the node may not meet. Start,
+// repair and takeover all use ensure, so that they have the same fallbacks.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
 	pinsErr := m.ensurePins()
 	wrong, err = t.ensure(ctx, m.opts.without(t.lacks).chains(t.Family()))
@@ -85,7 +85,7 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		err = fmt.Errorf("%w (%w)", err, pinsErr)
 	}
 	if !errors.Is(err, errWrite) {
-		return wrong, err // fewer parts do not help against a failure to read
+		return wrong, err // reading failed, so omitting parts would not help
 	}
 	for _, less := range m.fallbacks() {
 		if ctx.Err() != nil {
@@ -94,7 +94,7 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		if less == t.lacks {
 			continue
 		}
-		// Errors of these attempts are less helpful than the first one.
+		// Errors of these attempts are less helpful than the first error, which is returned.
 		if _, second := t.ensure(ctx, m.opts.without(less).chains(t.Family())); second == nil {
 			// Try again soon: the cause of the failure may be temporary.
 			t.reduce(less, err, checkInterval)
@@ -138,11 +138,11 @@ func (l Less) String() string {
 	return strings.Join(lines, ", ")
 }
 
-// due reports whether it is time to try the omitted parts again.
+// due reports whether it is time to try to add the omitted parts.
 func (t *keptTable) due() bool { return t.lacks != Less{} && !time.Now().Before(t.complete) }
 
-// completeParts tries to add the omitted parts to a table whose rules are right. Without success
-// its rules stay as they are.
+// completeParts tries to add the omitted parts to a table whose other rules are right. If that
+// fails, the rules stay as they are.
 func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 	if !t.due() {
 		return
@@ -159,9 +159,9 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 	t.reduce(t.lacks, err, completeInterval)
 }
 
-// pause replaces the rules of a table by rules without the queues.
+// pause replaces the rules of a table by rules that use no queues.
 func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) error {
-	_ = m.ensurePins() // writing the rules reports an error if they need the names
+	_ = m.ensurePins() // if the rules need the names, Restore fails and reports it
 	t.right = false
 	first := error(nil)
 	for _, less := range []Less{t.lacks, {Pins: true, Sources: true}} {

@@ -6,18 +6,18 @@ import (
 	"sync/atomic"
 )
 
-// place selects the table of one family in nf_tables: iptables' mangle, or a separate table
-// if mangle cannot be used, because a process owns it or one of its hooks is not as
-// iptables creates it.
+// place selects the table of one family in nf_tables that has the rules: iptables' mangle, or
+// a separate table if mangle cannot be used, because a process owns it or one of its hooks is
+// not as iptables creates it.
 //
 // Once the rules are in the separate table, they stay there until the agent ends; the next
 // agent uses mangle again if it can. Going back earlier would gain nothing, because the
-// same packets meet the same rules in either table. It would drop the queued packets, and a
+// rules have the same effect in both tables. But it would drop the queued packets, and a
 // program that claims mangle repeatedly could cause that at will.
 type place struct {
 	mangle *kernelTable
 	own    *ownTable
-	moved  atomic.Bool // to the separate table
+	moved  atomic.Bool // the rules are in the separate table
 	left   bool        // mangle may still have owned rules, which Tidy removes
 	log    *slog.Logger
 }
@@ -26,7 +26,7 @@ func newPlace(mangle *kernelTable, log *slog.Logger) *place {
 	return &place{mangle: mangle, own: newOwnTable(mangle.family), log: log}
 }
 
-// in returns the table that has the rules.
+// in returns the selected table.
 func (p *place) in() Table {
 	if p.moved.Load() {
 		return p.own
@@ -64,7 +64,7 @@ func (p *place) Tidy(ctx context.Context) {
 // Leave implements Table.
 func (p *place) Leave() error { return p.own.Leave() }
 
-// unusable returns the reason why the rules cannot be in the table.
+// unusable returns the reason why the rules cannot be in the table; empty if they can.
 func (t nftTable) unusable() (string, error) {
 	hasOwner, err := t.hasOwner()
 	if err != nil {
@@ -109,7 +109,7 @@ func (p *place) Generation() (uint32, bool) { return p.in().Generation() }
 // Restore implements Table.
 func (p *place) Restore(ctx context.Context, text string) error { return p.in().Restore(ctx, text) }
 
-// Dropped counts for [Manager.Forged].
+// Dropped implements dropCounter.
 func (p *place) Dropped(chain string) (uint64, error) {
 	if p.moved.Load() {
 		return p.own.Dropped(chain)
@@ -117,7 +117,7 @@ func (p *place) Dropped(chain string) (uint64, error) {
 	return p.mangle.Dropped(chain)
 }
 
-// Watch implements Table, for both tables.
+// Watch implements Table. It notifies of changes to either table.
 func (p *place) Watch(ctx context.Context, notify func()) error {
 	if err := p.own.Watch(ctx, notify); err != nil {
 		return err

@@ -122,8 +122,8 @@ func newPackets(t *testing.T, b Backend, opts Options) *packets {
 	return p
 }
 
-// counter returns the number of packets of both families that the rules of Chain with the given
-// end have counted.
+// counter returns the sum of the packet counters of the rules of Chain whose text ends with end,
+// for both families.
 func (p *packets) counter(end string) (n int) {
 	p.realNode.t.Helper()
 	if p.own {
@@ -188,7 +188,7 @@ func (f *flow) arrives() netip.AddrPort {
 	return src
 }
 
-// families calls f with the IPv4 addresses of both pods, then with their IPv6 addresses.
+// families calls f twice: with the IPv4 addresses of the two pods, then with their IPv6 addresses.
 func (p *packets) families(f func(a, b netip.Addr)) {
 	f(p.a.IPv4, p.b.IPv4)
 	f(p.a.IPv6, p.b.IPv6)

@@ -22,8 +22,8 @@ func pinnedOptions() Options {
 	return opts
 }
 
-// refuseAny returns a function for Fake.Refuse that refuses rules with one of the words, as if the
-// kernel or iptables lacked what they need.
+// refuseAny returns a function for Fake.Refuse that refuses rules that contain one of the words, as
+// if the kernel or iptables did not support them.
 func refuseAny(words ...string) func(string) error {
 	return func(text string) error {
 		if i := slices.IndexFunc(words, func(w string) bool { return strings.Contains(text, w) }); i >= 0 {
@@ -33,7 +33,7 @@ func refuseAny(words ...string) func(string) error {
 	}
 }
 
-// without returns the wanted content of the IPv4 table without some parts.
+// without returns the wanted content of the IPv4 table if the rules omit the parts in p.
 func (m *managed) without(p Less) string {
 	m.t.Helper()
 	f := NewFake(IPv4)
@@ -42,8 +42,8 @@ func (m *managed) without(p Less) string {
 	return f.Dump()
 }
 
-// If a part of the rules cannot be written, the rest is in force: after a start, a repair, a pause
-// and a takeover.
+// If a part of the rules cannot be written, the remaining rules are in force after a start, a
+// repair, a pause and a takeover.
 func TestFallBacks(t *testing.T) {
 	for name, c := range map[string]struct {
 		refused []string
@@ -101,7 +101,7 @@ func TestFallBacks(t *testing.T) {
 	}
 }
 
-// An omitted part returns when it can be written again. That does not count as a repair.
+// An omitted part is added when it can be written again. That does not count as a repair.
 func TestFallBacksEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
@@ -123,7 +123,7 @@ func TestFallBacksEnd(t *testing.T) {
 	})
 }
 
-// After a short failure, the omitted part returns at the next check.
+// After a short failure, the omitted part is added at the next check.
 func TestShortFallBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
@@ -132,7 +132,7 @@ func TestShortFallBack(t *testing.T) {
 		synctest.Wait()
 		whole := m.v4.Dump()
 		m.change("-F SLUICE")
-		left := 3 // failing transactions: the first two of a repair write all parts
+		left := 3 // transactions that fail: the two that write all parts, and one of a fallback
 		m.v4.Refuse(func(string) error {
 			if left--; left < 0 {
 				return nil
@@ -211,7 +211,7 @@ func TestRepairThatFails(t *testing.T) {
 			synctest.Wait()
 			var left atomic.Int64
 			left.Store(int64(times))
-			perAttempt := int64(2 * len((&Manager{opts: Defaults}).fallbacks())) // each is tried twice
+			perAttempt := int64(2 * len((&Manager{opts: Defaults}).fallbacks())) // each fallback is tried twice
 			left.Store(int64(times) * perAttempt)
 			m.change("-F SLUICE")
 			m.v4.Refuse(func(string) error {
@@ -277,7 +277,8 @@ func TestRunWithNotifications(t *testing.T) {
 				m.change(c.lines...)
 				synctest.Wait()
 				m.want(m.applied())
-				// An outline, a full read if that shows no difference, and a read after the write.
+				// Read the outline, then the whole table if the outline shows no difference, and
+				// again after the write.
 				if n := m.v4.Reads() - reads; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
 					t.Errorf("%d repairs with %d reads after %v, want one with at most three", m.Repairs(), n, time.Since(start))
 				}
@@ -286,8 +287,7 @@ func TestRunWithNotifications(t *testing.T) {
 	}
 }
 
-// Very frequent changes to a hook cost a bounded number of reads, and the table is right
-// afterwards.
+// Frequent changes to a hook cause a bounded number of reads, and the table is right afterwards.
 func TestStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const seconds, rate = 10, 500
@@ -305,8 +305,8 @@ func TestStorm(t *testing.T) {
 			}
 			time.Sleep(time.Second / rate)
 		}
-		// A check that finds a difference reads again after the write. Each checkInterval has one
-		// more check.
+		// A check that finds a difference reads the table again after the write, so each check costs
+		// two reads. The ticker adds one check in each checkInterval.
 		if n, most := m.v4.Reads()-reads, 2*(checkBurst+seconds*(checksPerSecond+1)); n > most {
 			t.Errorf("%d reads for %d changes, want at most %d", n, seconds*rate, most)
 		}
@@ -315,7 +315,8 @@ func TestStorm(t *testing.T) {
 	})
 }
 
-// notifications returns a counter of the notifications of a real table, until the test ends.
+// notifications returns a counter of the notifications about a real table. It counts until the
+// test ends.
 func (n *realNode) notifications(f Family) *atomic.Int64 {
 	n.t.Helper()
 	var count atomic.Int64
@@ -340,7 +341,7 @@ func TestRealWatch(t *testing.T) {
 	}
 	n.iptables(IPv6, "-t", table, "-F")
 	n.iptables(IPv4, "-t", "nat", "-A", "POSTROUTING", "-j", "ACCEPT")
-	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN") // its notification follows those of earlier changes
+	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN") // its notification follows the notifications of earlier changes
 	await(t, "notified of an owned rule", func() bool { return notified.Load() > 0 })
 	if got := notified.Load(); got > 2 {
 		t.Errorf("notified %d times of one change to an owned chain", got)
@@ -392,8 +393,8 @@ func TestRealWatchOverrun(t *testing.T) {
 }
 
 // BenchmarkRepair measures two times: from the kernel's notification of a flush to its
-// notification of the repair, and from the start of the flushing command until the agent has
-// checked its repair.
+// notification of the repair, and from the start of the flush command until the agent has checked
+// its repair.
 func BenchmarkRepair(b *testing.B) {
 	for _, backend := range backends {
 		b.Run(string(backend), func(b *testing.B) { benchmarkRepair(b, backend) })

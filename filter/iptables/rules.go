@@ -6,16 +6,18 @@
 // [Cleanup] removes all of them.
 //
 // The rules are in chains named [Chain] or with that prefix. The first rule of mangle's
-// POSTROUTING jumps to them: there the destination is after DNAT, the source is before
-// SNAT, and the filter rules of other programs cannot accept a packet first. The first
-// rule of PREROUTING drops forged sources, unless the guard does that. Where mangle of
-// nf_tables cannot be used, the rules are in a separate table: see place and ownTable.
+// POSTROUTING jumps to them: there the packet has its destination after DNAT and its source
+// before SNAT, and the filter rules of other programs cannot accept a packet first. The first
+// rule of PREROUTING jumps to the rules that drop forged sources, unless the guard drops them.
+// Where mangle of nf_tables cannot be used, the rules are in a separate table: see place and
+// ownTable.
 //
-// Every change is one transaction of iptables-restore --noflush: a packet meets the old
-// rules or the new ones. go-iptables only reads. It writes one rule at a time, so
-// connections would pass without a verdict while a chain is filled. The hook itself stays,
-// because removing it drops every queued packet. Netlink is used where iptables fails because
-// of rules that it cannot express, and for notifications of changes.
+// Every change is one transaction of iptables-restore --noflush: a packet traverses either the
+// old rules or the new ones. The library go-iptables is used only to read: it writes one rule
+// at a time, so connections would pass without a verdict while a chain is being filled. The
+// built-in chains, also called hooks, are never removed, because the kernel would drop every
+// queued packet. Netlink is used where iptables fails because of rules that it cannot express,
+// and for notifications of changes.
 package iptables
 
 import (
@@ -48,11 +50,11 @@ func (f Family) command() string {
 	return "iptables"
 }
 
-// Backend is one of the kernel's two packet filters behind iptables. Packets meet both, but
-// a command for one does not see the rules of the other.
+// Backend is one of the kernel's two packet filters behind iptables. Packets traverse the rules
+// of both, but a command for one backend does not see the rules of the other.
 type Backend string
 
-// The backends, as the flag spells them.
+// The backends, as written in the flag --iptables.
 const (
 	// Auto selects the backend that the node's other rules use.
 	Auto   Backend = "auto"
@@ -71,25 +73,25 @@ type Options struct {
 	// overflow queue has the number after the last of them.
 	FirstQueue uint16
 	Queues     int
-	// SourceShare is the limit of packets per second and source in these queues. Excess
-	// packets go to the overflow queue; 0 disables the limit.
+	// SourceShare is the number of packets per second that a source may send to these
+	// queues. Excess packets go to the overflow queue; 0 disables the limit.
 	SourceShare int
 	// FailOpen accepts packets while their queue has no reader; otherwise they are dropped.
 	FailOpen bool
 	// AnySource omits the rules that drop forged sources.
 	AnySource bool
-	// Guarded omits the chain of these rules and the jump to it, because the guard drops
-	// forged sources at every interface. Even an empty chain costs 1.5% of a connection.
+	// Guarded omits the chain that drops forged sources, and the jump to it, because the guard
+	// drops them at every interface. Even an empty chain costs 1.5% of a connection.
 	Guarded bool
 	// Backend selects the iptables backend.
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs that the rules call before
-	// the queue: one reports packets that may pass, the other packets that must not. Each
-	// may be empty; see the package cache/bpf.
+	// the queue: the first matches packets that may pass, the second packets that must not.
+	// Each may be empty; see the package cache/bpf.
 	AllowPin, DenyPin string
 }
 
-// Defaults are the options without any flag.
+// Defaults are the options of an agent that is started without flags.
 var Defaults = Options{
 	AllowedMark: 0x10,
 	RevokedMark: 0x20,
@@ -98,14 +100,14 @@ var Defaults = Options{
 	Backend:     Auto,
 }
 
-// kubeMarks are the bits that kube-proxy and kubelet set in packet marks on every node. If
-// one of them were AllowedMark, a packet to be masqueraded would count as allowed.
+// kubeMarks are the bits that kube-proxy and kubelet set in packet marks on every node. If one
+// of these bits were AllowedMark, a packet to be masqueraded would count as allowed.
 const kubeMarks = 0x4000 | 0x8000
 
-// maxPinLen bounds the path in a rule, with its final zero byte (XT_BPF_PATH_MAX).
+// maxPinLen bounds the path of a pinned program, including its final zero byte (XT_BPF_PATH_MAX).
 const maxPinLen = 512
 
-// Mask returns both bits. Sluice writes no other bit of a mark.
+// Mask returns AllowedMark and RevokedMark. Sluice writes no other bit of a mark.
 func (o Options) Mask() uint32 { return o.AllowedMark | o.RevokedMark }
 
 // Validate reports every invalid option with a hint.

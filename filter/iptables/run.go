@@ -11,22 +11,22 @@ import (
 
 const (
 	// checkInterval is the time between two periodic checks of the rules. It bounds how long a
-	// change without a notification may go unnoticed. A check costs some 8 runs of iptables, of
-	// 1 to 2 ms each, and is skipped if the generation has not changed.
+	// change without a notification may go unnoticed. A check costs about 8 runs of iptables, of
+	// 1 to 2 ms each. It is skipped if the generation has not changed.
 	checkInterval = time.Second
 	// retryDelay is the wait before a failed repair is tried again.
 	retryDelay = 100 * time.Millisecond
-	// checkBurst and checksPerSecond bound the checks after notifications, and so their cost: if
-	// each leads to a repair, up to a fifth of one CPU.
+	// checkBurst and checksPerSecond bound the rate of checks after notifications. If every check
+	// leads to a repair, the checks take up to a fifth of one CPU.
 	checkBurst      = 10
 	checksPerSecond = 10
 )
 
 // Run restores the rules of Apply after another program has changed them, until ctx ends. It
-// logs the differences. It logs an error once while it stays the same, and keeps trying.
+// logs the differences. After an error it keeps trying, and logs the same error only once.
 //
 // It checks after a notification of a change to owned chains or hooks, and every checkInterval.
-// Its own changes cause no check, because it knows their generation.
+// After its own changes it reads nothing, because the generation is the one that it recorded.
 func (m *Manager) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	for _, t := range m.tables { // before the first check, so that no change is missed
@@ -51,7 +51,7 @@ func (m *Manager) Run(ctx context.Context) {
 			failedOnce = m.check(ctx, (*keptTable).changedOrFailing)
 		case <-changed:
 			if soon != nil {
-				continue // that check will find the change
+				continue // a check is already scheduled, and will find the change
 			}
 			if wait := checks.take(time.Now()); wait > 0 {
 				soon = time.After(wait)
@@ -79,13 +79,13 @@ func (m *Manager) watch(ctx context.Context, t *keptTable, changed chan<- struct
 // changedOrFailing reports whether a table needs a check before the next interval.
 func (t *keptTable) changedOrFailing() bool { return t.changed.Load() || t.failing > 0 }
 
-// reconcile checks all tables, and repairs their rules. It reports whether a table failed that
-// had not failed in its previous check.
+// reconcile checks all tables, and repairs their rules. It reports whether a table failed whose
+// previous check succeeded.
 func (m *Manager) reconcile(ctx context.Context) (failedOnce bool) {
 	return m.check(ctx, func(*keptTable) bool { return true })
 }
 
-// check does the same for the tables for which needed returns true.
+// check is reconcile for only the tables that needed selects.
 func (m *Manager) check(ctx context.Context, needed func(*keptTable) bool) (failedOnce bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -115,7 +115,7 @@ func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	}
 	wrong, err := m.ensure(ctx, t)
 	if ctx.Err() != nil {
-		return // the command was cancelled; the table may be right
+		return // the error only means that the command was cancelled
 	}
 	if err != nil {
 		m.failed(t, wrong, err)
@@ -153,11 +153,11 @@ func (m *Manager) failed(t *keptTable, wrong []string, err error) {
 	}
 }
 
-// budget is a token bucket.
+// budget is a token bucket that limits checks.
 type budget struct {
 	burst, rate float64
-	left        float64   // tokens; negative while callers wait for theirs
-	at          time.Time // of the last take
+	left        float64   // number of tokens; negative while callers wait for tokens
+	at          time.Time // time of the last take
 }
 
 // take takes a token, and returns how long to wait until it is available.

@@ -6,25 +6,25 @@ import (
 )
 
 // sources returns the rules that drop packets with a forged source: an address of this node, or
-// the packet's own destination. They are in PREROUTING, before address translation, because
-// both are legitimate after it:
+// the packet's own destination. The rules are in PREROUTING, before address translation, because
+// after it such sources can be legitimate:
 //
-//   - The node's own packets arrive only over loopback, and as copies of its own multicast,
-//     neither of which rpfilter matches. So after this chain, a packet with a source address of
-//     the node is from the node.
+//   - The node's own packets arrive only over loopback, and as copies of its own multicast;
+//     rpfilter matches neither. So after this chain, a packet with a source address of the node
+//     is from the node.
 //   - When a pod reaches itself through a Service, translation makes the packet's source equal
 //     to its destination (Decide allows it). No packet arrives like that.
 //
 // rpfilter could check all sources, but it would also drop packets on legitimate asymmetric
-// routes. Which routes are legitimate depends on the interface; see the package guard.
+// routes. The package guard knows which interfaces may have such routes.
 //
-// Every packet of the node meets this chain. Packets of established connections skip all but
-// the first rule: the others took 3% of a packet's time for IPv4 and 13% for IPv6, mostly for
-// the route lookup. To forge such a packet, an attacker must guess the connection's ports and
-// sequence numbers. At pods' interfaces, the guard checks every packet.
+// Every packet of the node traverses this chain. Packets of established connections leave it at
+// the first rule: the other rules took 3% of a packet's time for IPv4 and 13% for IPv6, mostly
+// for the route lookup. To forge a packet of an established connection, an attacker must guess
+// the connection's ports and sequence numbers. At pods' interfaces, the guard checks every packet.
 //
-// If the guard's programs check the same at every interface of the node, the chain is omitted:
-// see Options.Guarded.
+// If the guard's programs check the same sources at every interface of the node, the chain is
+// omitted: see Options.Guarded.
 func (o Options) sources(f Family) []string {
 	rules := []string{
 		"-m conntrack --ctstate ESTABLISHED -j RETURN",
@@ -45,7 +45,7 @@ func (o Options) sources(f Family) []string {
 const (
 	bpfLoad      = 0x20 // BPF_LD|BPF_W|BPF_ABS: load a word of the packet into A
 	bpfToX       = 0x07 // BPF_MISC|BPF_TAX: copy A to X
-	bpfJumpEqual = 0x1d // BPF_JMP|BPF_JEQ|BPF_X: one jump if A equals X, another if not
+	bpfJumpEqual = 0x1d // BPF_JMP|BPF_JEQ|BPF_X: jump to one place if A equals X, otherwise to another
 	bpfReturn    = 0x06 // BPF_RET|BPF_K: return a constant
 )
 

@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// tableState is the content of a table that matters to Sluice.
+// tableState is the part of a table's content that matters to Sluice.
 type tableState struct {
-	names  []string            // of all chains
-	chains map[string][]string // rules of owned chains, older ones included
+	names  []string            // names of all chains
+	chains map[string][]string // rules of owned chains, including chains of older versions
 	hooks  map[string][]string // rules of the built-in chains in entries
-	// inactive is the reason why no packet meets the rules; empty if packets do.
+	// inactive is the reason why packets do not traverse the rules; empty if they do.
 	inactive string
 }
 
-// readTable reads a table. The commands read one chain at a time, so another program may change
-// the table between two of them; the next check sees that change.
+// readTable reads a table. Each command reads one chain, so another program may change the table
+// between two commands; the next check finds that change.
 func readTable(ctx context.Context, t Table) (tableState, error) {
 	h, err := readOutline(ctx, t)
 	if err != nil {
@@ -35,8 +35,8 @@ func readTable(ctx context.Context, t Table) (tableState, error) {
 	return h, nil
 }
 
-// readOutline reads a table without the rules of owned chains. In nf_tables that runs no command
-// and takes a tenth of the time.
+// readOutline reads a table except the rules of owned chains. In nf_tables it runs no command, and
+// takes a tenth of the time of readTable.
 func readOutline(ctx context.Context, t Table) (tableState, error) {
 	names, err := t.Chains(ctx)
 	if err != nil {
@@ -54,11 +54,11 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 	return h, nil
 }
 
-// obviousDiff returns the differences that an outline shows. It saves time after a flush, which
-// leaves the node open until the rules are written.
+// obviousDiff returns the differences that an outline shows. It saves time after a flush: the node
+// is open until the rules are written again.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
-		return nil // a full read must find the rules that lead to these
+		return nil // only a full read finds the rules that lead to older chains
 	}
 	var wrong []string
 	for _, name := range wantedNames(want) {
@@ -91,14 +91,15 @@ func (h tableState) older(want map[string][]string) []string {
 	return names
 }
 
-// outdated returns the chains to delete. It omits empty ones that cannot be deleted.
+// outdated returns the owned chains to delete. It omits chains that are known to be stuck and are
+// already empty.
 func (t *keptTable) outdated(now tableState, want map[string][]string) []string {
 	return slices.DeleteFunc(now.older(want), func(name string) bool {
 		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
 	})
 }
 
-// equal reports whether both have the same owned chains and rules, apart from handles.
+// equal reports whether h and o have the same rules in hooks and owned chains, apart from handles.
 func (h tableState) equal(o tableState) bool {
 	same := func(a, b []string) bool {
 		return slices.EqualFunc(a, b, func(a, b string) bool { return withoutHandle(a) == withoutHandle(b) })
@@ -110,7 +111,7 @@ func (h tableState) equal(o tableState) bool {
 // two differ.
 type canonicalForm map[string]string
 
-// of returns the rule as printed.
+// of returns the printed form of a rule.
 func (s canonicalForm) of(rule string) string {
 	if printed, ok := s[rule]; ok {
 		return printed
@@ -118,8 +119,8 @@ func (s canonicalForm) of(rule string) string {
 	return rule
 }
 
-// record records the printed form of each wanted rule. It records nothing if a chain has more or
-// fewer rules than wanted, because those are not the wanted rules in another form.
+// record records the printed form of each wanted rule. It records nothing if the number of rules in
+// a chain is wrong: in that case they cannot be the wanted rules in another form.
 func (s canonicalForm) record(now tableState, want map[string][]string) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
@@ -175,8 +176,9 @@ func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []
 	return wrong
 }
 
-// jumpDiff returns what is wrong with the jump from a hook to an owned chain. If it is needed, it
-// must be the first rule of the hook. No other rule of the hook may lead to an owned chain.
+// jumpDiff describes what is wrong with the jump from a hook to an owned chain. If needed is set,
+// the jump must be the first rule of the hook. No other rule of the hook may lead to an owned
+// chain.
 func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	wanted, count := t.canonical.of(e.jump()), 0
 	for _, rule := range rules {
@@ -201,8 +203,7 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading returns the rules of a table that lead to a chain that match selects, except rules in
-// owned chains.
+// leading returns the rules outside of owned chains that lead to a chain that match selects.
 func leading(ctx context.Context, t Table, now tableState, match func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {
@@ -222,9 +223,9 @@ func leading(ctx context.Context, t Table, now tableState, match func(chain stri
 	return found, nil
 }
 
-// cleanTable removes everything owned from a table, and returns a line for each removed object.
-// A chain that something else refers to, such as a map of native nft, cannot be deleted. It is
-// emptied and has no effect.
+// cleanTable removes all owned chains and the rules that lead to them from a table, and returns a
+// line for each removed object. A chain that another object refers to, such as a map of native nft,
+// cannot be deleted; cleanTable empties it, so that it has no effect.
 func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 	for try := 0; ; try++ {
 		now, err := readTable(ctx, t)
@@ -248,12 +249,13 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 	}
 }
 
-// clearTries bounds the attempts to delete the chains before they are only emptied. An attempt
-// may fail because an object is gone since it was read, or because iptables does not find it.
+// clearTries bounds the attempts to delete the owned chains; after that, they are only emptied. An
+// attempt may fail because an object has disappeared since it was read, or because iptables does
+// not find it.
 const clearTries = 2
 
-// dropEach deletes the emptied chains of a change one by one, and returns those that cannot be
-// deleted.
+// dropEach deletes the emptied chains of a change one by one, and returns the chains that cannot
+// be deleted.
 func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	if !c.keepDropped {
 		return nil

@@ -7,12 +7,13 @@ import (
 )
 
 const (
-	// Chain is the chain that POSTROUTING jumps to. Sluice owns the chains of this name, and
-	// of this name with a dash and a suffix.
+	// Chain is the chain that POSTROUTING jumps to. Sluice owns the chain with this name, and
+	// all chains whose names begin with this name and a dash.
 	Chain = "SLUICE"
-	// allowChain handles packets that were allowed. It is a chain so that one match leads to
-	// three actions, the last being to leave Chain. If Chain itself cleared the packet mark, an
-	// allowed packet without a conntrack entry would be queued again, forever.
+	// allowChain handles packets that were allowed. It is a separate chain so that one match
+	// leads to three actions: save the mark, clear it, and leave Chain. If a rule of Chain
+	// cleared the packet mark, an allowed packet without a conntrack entry would go on to the
+	// queue again, forever.
 	allowChain = Chain + "-ALLOW"
 	// sourceChain is the chain that PREROUTING jumps to.
 	sourceChain = Chain + "-SOURCE"
@@ -25,7 +26,7 @@ type entry struct {
 	name, chain string
 }
 
-// entries lists them in the order in which a packet meets them.
+// entries lists all entries in the order in which a packet traverses them.
 var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}}
 
 // entriesOf returns the entries of the wanted chains.
@@ -41,30 +42,30 @@ func entriesOf(want map[string][]string) (wanted []entry) {
 // jump returns the rule that jumps from the built-in chain to the owned one.
 func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
 
-// ownedChains lists the chains of this version in the order of their creation. The last is
+// ownedChains lists the chains of this version in the order of their creation. sourceChain is
 // omitted where the guard drops forged sources.
 var ownedChains = []string{Chain, allowChain, sourceChain}
 
-// isOwned reports whether a chain belongs to Sluice, of this version or another.
+// isOwned reports whether a chain belongs to this version of Sluice or another.
 func isOwned(chain string) bool {
 	return chain == Chain || strings.HasPrefix(chain, Chain+"-")
 }
 
 // icmp is the name of ICMP as iptables-save prints it. neighbourDiscovery lists the types of
-// IPv6 neighbour discovery (RFC 4861): without them a node finds no neighbour, and no packet
-// passes.
+// IPv6 neighbour discovery (RFC 4861): without these messages a node finds no neighbour, and
+// no packet passes.
 var (
 	icmp               = map[Family]string{IPv4: "icmp", IPv6: "ipv6-icmp"}
 	neighbourDiscovery = map[Family][]int{IPv6: {133, 134, 135, 136, 137}}
 )
 
 // chains returns the rules of each owned chain as iptables-save prints them, so that they
-// can be compared with what is read back.
+// can be compared with the rules that are read back.
 func (o Options) chains(f Family) map[string][]string {
 	return o.chainsWith(f, append(o.overflow(), o.queue())...)
 }
 
-// paused returns the same chains for a pause: packets that would be queued are dropped or passed.
+// paused returns the chains for a pause: they drop or pass packets instead of queueing them.
 func (o Options) paused(f Family, packets Unqueued) map[string][]string {
 	if packets == PassUnqueued {
 		return o.chainsWith(f, "-j RETURN")
@@ -77,11 +78,11 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
 		allowChain: {
-			// Without a connection (INVALID or UNTRACKED in conntrack) there is no mark to save,
-			// and each packet is queued.
+			// A packet without a connection (INVALID or UNTRACKED in conntrack) has no place to
+			// save the mark, so each such packet is queued.
 			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
 			// Clear the packet mark, so that neither later rules nor the outer packet of a tunnel
-			// have it.
+			// see it.
 			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.AllowedMark),
 		},
 	}
@@ -92,32 +93,32 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 }
 
 // mainRules returns the rules of Chain. Most packets belong to allowed connections and leave
-// at the second rule. That rule precedes the test for the node's own addresses, which costs a
-// lookup in the routing table; the order of the two changes no verdict.
+// at the second rule. It precedes the test for the node's own addresses because that test costs
+// a lookup in the routing table; the order of these two rules changes no verdict.
 func (o Options) mainRules(f Family, last ...string) []string {
 	rules := []string{
-		// A packet that the queue has allowed comes again, with AllowedMark set. Because of
-		// --goto, the end of allowChain is also the end of Chain.
+		// A packet that the queue has allowed traverses Chain again, with AllowedMark set.
+		// Because of -g (goto), the end of allowChain is also the end of Chain.
 		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.AllowedMark, o.AllowedMark, allowChain),
-		// A connection that a helper expects, such as the data of FTP, starts with the mark
-		// of the connection that announced it. It is RELATED until its first reply, and
-		// gets its own verdict.
+		// A connection that a helper expects, such as a data connection of FTP, starts with
+		// the mark of the connection that announced it. Until its first reply it is RELATED;
+		// excluding RELATED here gives it its own verdict.
 		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
-		// Traffic from the pod's own node is always allowed, for the sake of probes. The match
-		// covers the addresses of this network namespace; sourceChain has dropped packets of
-		// other senders with such a source.
+		// Traffic from the pod's own node is always allowed, so that probes work. The match
+		// covers the addresses of this network namespace; sourceChain has already dropped
+		// packets of other senders with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN",
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
-		// Replies, and errors about them. A connection whose first packet was denied has no
-		// replies.
+		// Replies pass, and errors about replies. A connection whose first packet was denied
+		// has no replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
 	}
 	for _, t := range neighbourDiscovery[f] {
-		// A router lowers the hop limit of packets that it forwards, and a receiver must
-		// ignore these messages with less than 255 (RFC 4861). So a forwarded one gets a
-		// verdict.
+		// A receiver must ignore these messages with a hop limit below 255 (RFC 4861), and a
+		// router lowers the hop limit. So only messages with 255 pass here; a forwarded one
+		// gets a verdict.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
 	rules = append(append(rules, o.cacheRules()...), last...)
@@ -128,9 +129,9 @@ func (o Options) mainRules(f Family, last ...string) []string {
 }
 
 // cacheRules returns the rules that consult the BPF cache. They come right before the queue:
-// packets that leave earlier do not pay for the cache, and a cached verdict cannot override an
-// earlier DROP. A packet that a program allows takes the same path as one that the queue
-// allowed.
+// packets that leave Chain earlier do not pay for the cache, and a cached verdict cannot
+// override an earlier DROP. A packet that a program allows takes the same path as a packet
+// that the queue allowed.
 func (o Options) cacheRules() (rules []string) {
 	if o.AllowPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -g %s", o.AllowPin, allowChain))
@@ -178,8 +179,8 @@ type change struct {
 	hooked      []entry // hooks that get their jump as the first rule
 }
 
-// text returns the transaction. Chains exist before rules jump to them, and are empty before
-// they are deleted.
+// text returns the transaction. It creates chains before rules jump to them, and empties chains
+// before it deletes them.
 func (c change) text() string {
 	var lines []string
 	for _, name := range ownedChains {

@@ -14,11 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watchBuffer is the size in bytes of the socket's buffer for notifications: it has room for about
-// 1,000 rules. If it overflows, the kernel reports the loss (ENOBUFS), which counts as a change.
+// watchBuffer is the size in bytes of the socket's receive buffer, which holds notifications of
+// about 1,000 rules. If it overflows, the kernel reports the loss (ENOBUFS), which counts as a
+// change.
 const watchBuffer = 1 << 20
 
-// Watch implements Table. nf_tables notifies of every change; the legacy backend is polled.
+// Watch implements Table. nf_tables sends a notification of every change; the legacy backend is
+// polled.
 func (k *kernelTable) Watch(ctx context.Context, notify func()) error {
 	if k.backend == NFT {
 		return k.nft().watch(ctx, notify)
@@ -44,7 +46,7 @@ func (t nftTable) watch(ctx context.Context, notify func()) error {
 				notify()
 			case err != nil:
 				notify()
-				// No other error is known. The wait avoids a busy loop.
+				// Such errors are not expected. The wait avoids a busy loop.
 				select {
 				case <-ctx.Done():
 				case <-time.After(checkInterval):
@@ -106,8 +108,8 @@ func attribute(attrs []byte, kind uint16) []byte {
 	return nil
 }
 
-// legacyInterval is the time between two readings of a legacy table's size. One costs about a
-// microsecond.
+// legacyInterval is the time between two readings of a legacy table's size. A reading takes about
+// a microsecond.
 const legacyInterval = 20 * time.Millisecond
 
 // legacyInfo is the kernel's struct ipt_getinfo, which equals ip6t_getinfo.

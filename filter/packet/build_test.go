@@ -59,7 +59,7 @@ func icmp6() []byte {
 	return serialize(&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeEchoRequest, 0)}, gopacket.Payload("abcd"))
 }
 
-// v4 returns an IPv4 packet. edit may be nil; it changes the header before that is
+// v4 returns an IPv4 packet. If edit is not nil, it changes the header before the packet is
 // serialized.
 func v4(protocol layers.IPProtocol, body []byte, edit func(*layers.IPv4)) []byte {
 	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: srcV4.AsSlice(), DstIP: dstV4.AsSlice()}
@@ -92,8 +92,8 @@ type extension struct {
 var (
 	hopByHop    = extension{layers.IPProtocolIPv6HopByHop, []byte{0, 1, 4, 0, 0, 0, 0}}               // RFC 8200, 4.3: one PadN
 	destination = extension{layers.IPProtocolIPv6Destination, append([]byte{1}, make([]byte, 14)...)} // 4.6: 16 bytes of Pad1
-	routing     = extension{layers.IPProtocolIPv6Routing, []byte{0, 4, 0, 0, 0, 0, 0}}                // 4.4: nothing left to visit
-	// RFC 4302, 2.2: 24 bytes, counted in units of 4 without the first two.
+	routing     = extension{layers.IPProtocolIPv6Routing, []byte{0, 4, 0, 0, 0, 0, 0}}                // 4.4: no segments left
+	// RFC 4302, 2.2: 24 bytes. The length field counts units of 4 bytes, minus 2.
 	auth = extension{layers.IPProtocolAH, append([]byte{4}, make([]byte, 22)...)}
 )
 

@@ -9,8 +9,8 @@ import (
 	"sluice/filter/packet"
 )
 
-// FuzzDecode compares the result for any bytes with the guarantees of Decode, and with the
-// oracle. Further inputs are in testdata, named by what they test.
+// FuzzDecode checks, for any bytes, that the result keeps the guarantees of Decode and
+// equals the oracle's. Further inputs are in testdata, in files named after what they test.
 func FuzzDecode(f *testing.F) {
 	for _, s := range samples() {
 		f.Add(s.data)

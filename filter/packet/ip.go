@@ -19,7 +19,7 @@ const (
 
 // span is the part of a packet from some header to the end.
 type span struct {
-	captured []byte // as far as the copy range reaches
+	captured []byte // the part within the copy range
 	sent     int    // its length on the wire: len(captured) or more
 }
 
@@ -73,13 +73,14 @@ func (d *Decoder) ipv4(data []byte, k *filter.Key) (upper span, found bool, err 
 	return upper, whole && headerLen >= ipv4HeaderLen && d.ip4.FragOffset == 0, nil
 }
 
-// ipv6 does the same for an IPv6 header and its extension headers (RFC 8200).
+// ipv6 decodes an IPv6 header and its extension headers (RFC 8200), with the same results
+// as ipv4.
 //
 // gopacket decodes only the addresses of the fixed header. It would also decode a
-// hop-by-hop header, option by option, and it takes length 0 for an error; so the copy that
-// it decodes has other values in these two fields, and they are decoded here. The
-// destination is the one in the header even if a routing header lists others, because a
-// policy applies to the packet on its way to the next node.
+// hop-by-hop header, option by option, and it takes length 0 for an error. ipv6 therefore
+// decodes the next header and the length itself, and overwrites both fields in the copy
+// that gopacket gets. The destination is the one in the header even if a routing header
+// lists others, because a policy applies to the packet on its way to the next node.
 func (d *Decoder) ipv6(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv6HeaderLen {
 		return upper, false, ErrTruncated

@@ -17,13 +17,13 @@ import (
 // header is one header of a packet, as the oracle lists them.
 type header struct {
 	protocol int
-	at       int // its first byte
+	at       int // offset of its first byte
 }
 
 // rawPacket is a packet for the oracle. Offsets are from the first byte of the IP header.
 type rawPacket struct {
 	data []byte
-	end  int // of the packet, according to its header; padding follows
+	end  int // where the packet ends according to its header; padding follows
 }
 
 // has reports whether the n bytes at an offset belong to the packet and were captured.
@@ -136,9 +136,9 @@ func slowIPv6(data []byte) (w rawPacket, last header, visible bool) {
 	}
 }
 
-// hiding lists the protocols behind which there are, or may be, ports that cannot be
-// decoded: 0 hop-by-hop, 43 routing, 44 fragment, 50 ESP, 51 AH, 59 no next header, 60
-// destination options, 108 IPComp, 135 mobility, 139 HIP, 140 Shim6, 141 WESP.
+// hiding lists the protocols that hide ports, or may hide them: 0 hop-by-hop, 43 routing,
+// 44 fragment, 50 ESP, 51 AH, 59 no next header, 60 destination options, 108 IPComp,
+// 135 mobility, 139 HIP, 140 Shim6, 141 WESP.
 var hiding = map[int]bool{0: true, 43: true, 44: true, 50: true, 51: true, 59: true, 60: true, 108: true, 135: true, 139: true, 140: true, 141: true}
 
 func slowTransport(w rawPacket, h header, p *packet.Packet) {
@@ -168,7 +168,7 @@ func TestDecodeAgainstOracle(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	base := samples()
 	d := packet.NewDecoder()
-	var seen [3]int // by filter.Transport
+	var seen [3]int // number of packets by filter.Transport
 	failed := map[error]int{}
 	for round := range rounds {
 		data := mutate(random, base)
@@ -226,9 +226,9 @@ func mutate(random *rand.Rand, base []sample) []byte {
 	return data
 }
 
-// Decode finds the same ports as the packet decoder of gopacket, in all samples in which
-// both find ports. gopacket also finds ports where lengths or versions cannot be right; for
-// those, only the expected results of the samples count.
+// If both Decode and the packet decoder of gopacket find ports in a sample, they find the
+// same ports. Samples in which only gopacket finds ports are skipped: it does so even if
+// lengths or versions cannot be right.
 func TestDecodeAgainstGopacket(t *testing.T) {
 	d := packet.NewDecoder()
 	compared := 0

@@ -16,7 +16,7 @@ import (
 type sample struct {
 	name string
 	data []byte
-	want string // as Key.String writes it
+	want string // the key, as Key.String writes it
 	err  error
 }
 

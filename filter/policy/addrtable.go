@@ -9,15 +9,15 @@ import (
 )
 
 // addrTable maps addresses to their owners. It never changes: with returns a new table,
-// which shares the chapters in which nothing has changed. With 100,000 addresses, a single
-// change copies some 16 KB, and a large batch of changes little more than the table's size.
+// which shares all unchanged chapters with the old one. With 100,000 addresses, a single
+// change copies some 16 KB, and a large batch of changes little more than the whole table.
 // A lookup takes one memory access that is likely to miss the processor's caches.
 //
 // The usual structure for addresses, a prefix trie, would copy all neighbors of an address
 // with each change: 500 allocations.
 type addrTable struct {
 	size     int
-	chapters []*chapter // their number is a power of two
+	chapters []*chapter // the length is a power of two
 }
 
 // perChapter bounds the average number of addresses in a chapter.
@@ -26,12 +26,12 @@ const perChapter = 128
 // chapter is a hash table of some of the addresses, with linear probing.
 type chapter struct {
 	used  int
-	slots []entry // their number is a power of two; at most three in four are used
+	slots []entry // the length is a power of two; at most three in four slots are used
 }
 
 // entry is a slot of a chapter: an address as 16 bytes, and its owner. A slot without an
-// owner is free. With a netip.Addr an entry would be a third larger, and the two lookups of
-// a packet slower.
+// owner is free. With a netip.Addr, an entry would be a third larger, and the two lookups
+// for each packet would be slower.
 type entry struct {
 	high, low uint64
 	owner     *Endpoint
@@ -117,8 +117,8 @@ func (t *addrTable) with(changes []entry) *addrTable {
 	return next
 }
 
-// chaptersFor returns the number of chapters for a table of addrs addresses that has n
-// chapters now.
+// chaptersFor returns the number of chapters that a table with addrs addresses should have.
+// n is the number that it has now.
 func chaptersFor(addrs, n int) int {
 	n = max(n, 1)
 	for addrs > n*perChapter {
@@ -130,8 +130,8 @@ func chaptersFor(addrs, n int) int {
 	return n
 }
 
-// set sets the owner of an address, or removes the address if the owner is nil. If its
-// chapter is shared with another table, set copies the chapter first.
+// set sets the owner of an address, or removes the address if the owner is nil. If the
+// chapter of the address is shared with another table, set copies the chapter first.
 func (t *addrTable) set(shared []bool, e entry) {
 	hash := e.hash()
 	at := hash & uint64(len(t.chapters)-1)
@@ -144,8 +144,8 @@ func (t *addrTable) set(shared []bool, e entry) {
 	case (s.owner == nil) == (e.owner == nil):
 		*s = e
 	case e.owner == nil:
-		// Entries in later slots may be there only because this one was taken, so the
-		// chapter is hashed again.
+		// Entries in later slots may be there only because this slot was taken, so all
+		// entries of the chapter are placed again.
 		s.owner = nil
 		t.chapters[at] = newChapter(c.slots, len(c.slots))
 		t.size--

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A table holds the same entries as a map while it grows and shrinks, and a table does not
-// change when with derives another one from it.
+// A table holds the same entries as a map while it grows and shrinks. A table does not
+// change when with derives a new one from it.
 func TestAddrTable(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 1))
 	addr := func() netip.Addr {

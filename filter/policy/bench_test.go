@@ -46,8 +46,8 @@ func bySize(b *testing.B, run func(b *testing.B, c *madeup.Cluster, w *policy.St
 	}
 }
 
-// BenchmarkDecide measures a decision that no flow cache answers. The flows are between
-// random pods, so that the processor's caches do not help either.
+// BenchmarkDecide measures a decision without a flow cache. The flows are between random
+// pods, so that the processor's caches do not help either.
 func BenchmarkDecide(b *testing.B) {
 	bySize(b, func(b *testing.B, c *madeup.Cluster, _ *policy.Store, s *policy.Snapshot) {
 		keys := c.Keys(1, 1<<16)
@@ -60,8 +60,8 @@ func BenchmarkDecide(b *testing.B) {
 	})
 }
 
-// BenchmarkCompile measures an agent's start: all objects are set in a new store, and the
-// first snapshot is compiled. heap-bytes is the memory that the store and the snapshot
+// BenchmarkCompile measures the start of an agent: all objects are set in a new store, and
+// the first snapshot is compiled. heap-bytes is the memory that the store and the snapshot
 // keep.
 func BenchmarkCompile(b *testing.B) {
 	for _, o := range sizes() {
@@ -79,8 +79,8 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
-// retained returns the growth of the heap by a compiled cluster, in bytes, without the API
-// objects.
+// retained returns by how many bytes the heap grows when a cluster is compiled. It does not
+// count the API objects.
 func retained(c *madeup.Cluster) float64 {
 	var before, after runtime.MemStats
 	runtime.GC()

@@ -11,12 +11,12 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// Bounds of the memory that compiling one policy may take. The worst policy that the search
-// has found takes about half of them.
+// Bounds of the memory that compiling one policy may take. The worst policy that
+// TestWorstPolicies has found takes about half of this memory.
 const (
-	keptPerByte      = 60        // for each byte of the policy in etcd
-	allocatedPerByte = 200       // for each byte of the policy in etcd
-	besidePolicies   = 256 << 10 // in addition, whatever the policy's size
+	keptPerByte      = 60        // bytes kept for each byte of the policy in etcd
+	allocatedPerByte = 200       // bytes allocated for each byte of the policy in etcd
+	extraBytes       = 256 << 10 // bytes in addition, for a policy of any size
 )
 
 // mutate changes one random field of a recipe, or two that belong together.
@@ -53,9 +53,9 @@ func mutate(m worstcase.Recipe, r *rand.Rand) worstcase.Recipe {
 	return m
 }
 
-// TestWorstPolicies searches for policies that take the most memory for their size. From
-// random recipes it climbs by random mutations, and keeps a mutation if the policy does not
-// become cheaper. Every recipe that it tries must be within the bounds.
+// TestWorstPolicies searches for policies that take the most memory for their size, by hill
+// climbing: it starts from random recipes, mutates them at random, and keeps a mutation if
+// the policy does not take less memory. Every recipe that it tries must be within the bounds.
 func TestWorstPolicies(t *testing.T) {
 	size, starts, steps := 48<<10, 6, 40
 	if testing.Short() || raceEnabled {
@@ -89,8 +89,9 @@ func TestWorstPolicies(t *testing.T) {
 	}
 }
 
-// costOf compiles the recipe's policy of a size, and returns the bytes that are kept for
-// each byte of it. It returns an error if the policy exceeds a bound or its estimate.
+// costOf compiles the policy of the given size that a recipe makes, and returns the bytes
+// that are kept for each byte of the policy. It returns an error if the policy exceeds a
+// bound or its estimate.
 func costOf(m worstcase.Recipe, size int) (float64, error) {
 	p := m.OfSize("worst", size)
 	took, w, s := measure(m.Pods(), p)
@@ -100,10 +101,10 @@ func costOf(m worstcase.Recipe, size int) (float64, error) {
 	if raceEnabled {
 		took.allocated = 0 // under -race sync.Pool drops items, and regexp allocates for each port's name
 	}
-	if took.kept > keptPerByte*stored+besidePolicies || took.allocated > allocatedPerByte*stored+besidePolicies {
+	if took.kept > keptPerByte*stored+extraBytes || took.allocated > allocatedPerByte*stored+extraBytes {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and allocates %d: %v", stored, took.kept, took.allocated, m)
 	}
-	if estimate := uint64(policy.CostOf(netpol.Read(p))); took.kept > estimate+besidePolicies {
+	if estimate := uint64(policy.CostOf(netpol.Read(p))); took.kept > estimate+extraBytes {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and was estimated at %d: %v", stored, took.kept, estimate, m)
 	}
 	return float64(took.kept) / float64(stored), nil

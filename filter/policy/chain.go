@@ -24,16 +24,16 @@ const (
 	Pass   = filter.RulePasses
 )
 
-// Effect is what a cache may conclude about the packets of an endpoint in a direction,
-// without asking for a decision. It does not hold for packets between the endpoint and its
-// node or itself.
+// Effect is what a cache may assume about all packets of an endpoint in one direction
+// without a decision. It does not apply to packets between the endpoint and its node, or
+// from the endpoint to itself.
 type Effect uint8
 
-// The effects. The zero value concludes nothing.
+// The effects.
 const (
-	Ask    Effect = iota
-	Open          // no packet is denied
-	Closed        // every packet is denied
+	Ask    Effect = iota // each packet needs a decision
+	Open                 // no packet is denied
+	Closed               // every packet is denied
 )
 
 // link is an element of a chain: the rules of one tier for a pod in one direction, and the
@@ -44,9 +44,9 @@ type link struct {
 	rules     *ruleSet
 	isolation *filter.Isolation // the policies, if the tier isolates; nil for ordered rules
 	set       *policySet
-	next      *link  // nil for the last
+	next      *link  // nil for the last link
 	miss      Action // applies if no rule matches
-	effect    Effect // of this link and all that follow
+	effect    Effect // the effect of this link and all that follow
 }
 
 // same reports whether two chains consist of the same policy sets.
@@ -59,8 +59,9 @@ func (l *link) same(o *link) bool {
 	return true
 }
 
-// isolating returns the policies of the chain that isolate; nil if none do.
-func (l *link) isolating() *filter.Isolation {
+// findIsolation returns the policies of the chain that isolate its pods; nil if no policy
+// does.
+func (l *link) findIsolation() *filter.Isolation {
 	for ; l != nil; l = l.next {
 		if l.isolation != nil {
 			return l.isolation
@@ -69,7 +70,7 @@ func (l *link) isolating() *filter.Isolation {
 	return nil
 }
 
-// newSetLink returns the link of a policy set for chains that end with it.
+// newSetLink returns the link of a policy set for chains that end with this set.
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
 	l := link{rules: rules, isolation: isolation, set: set, miss: Pass}
 	if isolation != nil {
@@ -79,8 +80,8 @@ func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) lin
 	return l
 }
 
-// newLink returns a link of a policy set that is followed by next. If next is nil, it is
-// the link that all pods of the set share.
+// newLink returns a link of a policy set that is followed by next. If next is nil, newLink
+// returns the link that all pods of the set share.
 func newLink(set *policySet, next *link) *link {
 	if next == nil {
 		return &set.alone
@@ -110,18 +111,18 @@ func (l *link) effectOf() Effect {
 	return l.effect
 }
 
-// decision is what a chain decides about a flow.
+// decision is the decision of a chain about a flow.
 type decision struct {
 	action    Action
 	rule      *filter.Rule
 	passed    *filter.Rule      // the Admin rule that passed the flow on
 	isolation *filter.Isolation // set if the tier that isolates was evaluated
 	pair      bool              // the decision is the same for all flows between the two addresses
-	// unknown reports that the rule has an unknown action, which decide takes for Deny.
+	// unknown reports that the rule has an unknown action, which decide treats as Deny.
 	unknown bool
 }
 
-// decide evaluates the tiers of a chain. It is for chains that begin with ordered rules.
+// decide evaluates the tiers of a chain that begins with ordered rules.
 func (l *link) decide(q *query) (d decision) {
 	d.pair = true
 	for ; l != nil; l = l.next {

@@ -20,8 +20,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// history applies random events to a store, and to the cluster that the store must agree
-// with.
+// history applies the same random events to a store and to a cluster, and checks that the
+// store agrees with the cluster.
 type history struct {
 	chance
 	store   *policy.Store
@@ -29,25 +29,25 @@ type history struct {
 	log     []string // events, oldest first
 	probes  []flow   // flows to decide after each commit
 	before  *policy.Snapshot
-	// seen holds for each probe its verdicts by the epochs that its ends had then, as a
-	// cache that evicts nothing would.
+	// seen holds, for each probe, all earlier verdicts by the epochs of its ends, like a
+	// cache that never evicts an entry.
 	seen    []map[[2]uint64]remembered
 	changed uint64 // verdicts that a commit changed
 	failure string
 
 	drafts    bool                                        // the store uses drafts, so that new versions of policies come into force later
-	preparing *policy.Draft                               // returned by NextDraft and not handed back yet
+	preparing *policy.Draft                               // the draft that NextDraft returned, until it is passed to Prepared
 	versions  map[[2]string][]*networkingv1.NetworkPolicy // all versions of each policy, nil for a delete
-	reached   map[[2]string]int                           // index of the version in force; earlier ones must never be in force again
+	reached   map[[2]string]int                           // index of the version in force; earlier versions must never be in force again
 	overdue   int                                         // policies whose newest version was not in force, summed over all commits
-	overdueIn map[string]bool                             // namespaces with such policies at the last commit
+	overdueIn map[string]bool                             // namespaces with overdue policies at the last commit
 	started   map[podAddress]start                        // pods' addresses whose packets are held until the pod is known
 	deferred  int                                         // deferred addresses, summed over all commits
 }
 
 type remembered struct {
 	action filter.Action
-	number uint64 // of the snapshot
+	number uint64 // number of the snapshot
 }
 
 func newHistory(seed uint64) *history {
@@ -83,7 +83,8 @@ func named[T metav1.Object](list []T, namespace, name string) int {
 	return slices.IndexFunc(list, func(o T) bool { return o.GetNamespace() == namespace && o.GetName() == name })
 }
 
-// set returns the list with o in place of the object of its name, or appended.
+// set returns a copy of the list in which o replaces the object of the same name, or is
+// appended if there is none.
 func set[T metav1.Object](list []T, o T) []T {
 	list = slices.Clone(list)
 	if i := named(list, o.GetNamespace(), o.GetName()); i >= 0 {
@@ -228,7 +229,7 @@ func (h *history) moveAddress() {
 	h.deletePod(old.Namespace, old.Name)
 }
 
-// reuseName deletes a pod and adds another one of the same name at once.
+// reuseName deletes a pod and at once adds a different one with the same name.
 func (h *history) reuseName() {
 	old := h.somePod()
 	if old == nil {
@@ -301,8 +302,8 @@ func (h *history) commitAndCheck() {
 	h.before = now
 }
 
-// checkChanges checks that the changes contain an end of the flow if its verdict has
-// changed.
+// checkChanges checks that if the verdict about a flow has changed, changes contains one of
+// its ends.
 func (h *history) checkChanges(f flow, v filter.Verdict, changes policy.Changes) {
 	was := h.before.Decide(f.key())
 	if was.Action != v.Action {
@@ -324,8 +325,8 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 	h.seen[i][epochs] = remembered{v.Action, now.Number()}
 }
 
-// checkPublic compares the rest of the snapshot: the owners of addresses, clashes and
-// counts. It also checks that each changed address has a new epoch.
+// checkPublic compares the owners of addresses, the clashes and the counts with those of a
+// new store. It also checks that each changed address has a new epoch.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {
@@ -353,7 +354,7 @@ func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Change
 	}
 }
 
-// fail keeps the first failure.
+// fail records a failure, unless there is an earlier one.
 func (h *history) fail(f flow, what string) {
 	if h.failure == "" {
 		last := h.log[max(0, len(h.log)-60):]
@@ -364,12 +365,12 @@ func (h *history) fail(f flow, what string) {
 
 const (
 	historiesFull  = 400
-	historiesBrief = 40 // -race or -short
-	historySteps   = 90 // enough to use ids, addresses and names again many times
+	historiesBrief = 40 // with -race or -short
+	historySteps   = 90 // enough to reuse ids, addresses and names many times
 )
 
-// After any sequence of events, the snapshot is the same as that of a new store to which
-// only the resulting objects were added.
+// After any sequence of events, the snapshot is the same as that of a new store in which
+// only the remaining objects were set.
 func TestChangesMatchNewStore(t *testing.T) {
 	histories := uint64(historiesFull)
 	if raceEnabled || testing.Short() {
@@ -405,7 +406,7 @@ func TestChangesMatchNewStore(t *testing.T) {
 	}
 }
 
-// inParallel calls f with 1 to n from GOMAXPROCS goroutines, until a call returns false.
+// inParallel calls f(1) to f(n), from GOMAXPROCS goroutines, until a call returns false.
 func inParallel(n uint64, f func(uint64) bool) {
 	var next atomic.Uint64
 	var stop atomic.Bool

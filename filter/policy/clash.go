@@ -27,8 +27,8 @@ func (w *Store) setLocalRanges(ranges []netip.Prefix) {
 	}
 }
 
-// beats reports whether p rather than o owns an address that both claim. The order of
-// events does not matter.
+// beats reports whether p rather than o owns an address that both claim. The result does
+// not depend on the order of events.
 func (w *Store) beats(p, o *pod, a netip.Addr) bool {
 	if p.local != o.local && w.inLocalRanges(a) {
 		return p.local
@@ -51,9 +51,9 @@ type Clash struct {
 // winner first.
 func (c Clash) Pods() string { return strings.Join(append([]string{c.Winner}, c.Others...), ", ") }
 
-// Clashes returns the addresses that are claimed by at least two pods that are not being
-// deleted, sorted, as of the last Commit. A pod that is being deleted may have released its
-// address already.
+// Clashes returns, sorted, the addresses that two or more live pods claim, with the winners
+// as of the last Commit. It does not count a pod that is being deleted, because that pod may
+// already have released its address.
 func (w *Store) Clashes() []Clash {
 	var all []Clash
 	for a, rivals := range w.rivals {

@@ -8,8 +8,8 @@ import (
 	"sluice/filter"
 )
 
-// Changes lists the addresses for which a verdict may differ from the previous snapshot:
-// their owner is new, has gone, or has another epoch.
+// Changes lists the addresses for which verdicts may differ from those of the previous
+// snapshot: the owner of the address is new, is gone, or has a new epoch.
 type Changes []netip.Addr
 
 // Commit compiles what has changed since the last Commit and returns a new snapshot.
@@ -27,16 +27,16 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
-		k.recent = nil // otherwise the identity would keep a class that no pod has any more
+		k.recent = nil // otherwise the identity could keep a class that no pod uses any longer
 	}
 	w.compiled = w.compiled[:0]
 	for _, p := range w.renewed {
 		w.commitRenewed(p)
 	}
 	changes := w.commitAddrs()
-	// Replaced rather than cleared, because a map never shrinks: after the first lists the
-	// maps would stay as large as the cluster, and clearing them would take that long in
-	// each Commit.
+	// The map and the lists are replaced rather than cleared, because a map never shrinks:
+	// after the first Commit, dirtyAddrs would stay as large as the cluster, and each later
+	// Commit would take as long to clear it.
 	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
 	w.due = false
 	w.lastNumber++
@@ -56,9 +56,9 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 }
 
 // commitPod compiles a pod's endpoint. The endpoint gets a new epoch if the pod's policies,
-// ports or node addresses have changed, or if its new labels match other peer selectors. A
-// new policy that names the pod as a peer does not change the pod's epoch: it changes the
-// epochs of the pods that it selects.
+// ports or node addresses have changed, or if its new labels match different peer
+// selectors. A new policy whose rules match the pod as a peer does not change the pod's
+// epoch: instead, the pods that the policy selects get new epochs.
 func (w *Store) commitPod(p *pod) {
 	old := p.endpoint
 	if p.gone {
@@ -74,7 +74,7 @@ func (w *Store) commitPod(p *pod) {
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
-		w.releaseClass(c) // of the two uses, the endpoint needs one
+		w.releaseClass(c) // the endpoint already has a use of the class
 		return
 	}
 	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
@@ -144,10 +144,10 @@ func (w *Store) classFor(p *pod) *class {
 		c.refs++
 		for d := range sets {
 			for _, set := range sets[d] {
-				w.releasePolicySet(set) // the class has a use of it already
+				w.releasePolicySet(set) // the class already has a use of the set
 			}
 		}
-		p.ports = c.ports // equal, and stored only once
+		p.ports = c.ports // the lists are equal: keep only one of them
 		return c
 	}
 	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
@@ -187,7 +187,7 @@ func (sets *policySets) chains() (chains [2]*link) {
 	return chains
 }
 
-// policySetsOf returns the policies that decide for a pod, and adds a use to each set.
+// policySetsOf returns the sets of policies that decide for a pod, and adds a use to each.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {
@@ -216,7 +216,8 @@ func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
 	}
 }
 
-// policySetOf returns the compiled set of some policies, and adds a use to it.
+// policySetOf returns the policy set of the given policies, and adds a use to it. It
+// compiles the set on first use.
 func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*policy) *policySet {
 	key := policySetKey{direction: d, tier: t}
 	for _, pol := range policies {
@@ -254,7 +255,7 @@ func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	}
 	switch large := slices.ContainsFunc(policies, isLargePolicy); {
 	case large && g.key.tier == NetworkPolicy:
-		return w.besideLarge(g, policies)
+		return w.rulesOfLarge(g, policies)
 	case large:
 		return w.betweenLarge(g, policies)
 	}
@@ -276,10 +277,10 @@ func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	return &ruleSet{extra: all}
 }
 
-// besideLarge compiles the rules of policies some of which are large. Each large policy is
-// a part of its own: if it were merged with others, it would be compiled again with each
-// change of any of them.
-func (w *Store) besideLarge(g *policySet, policies []*policy) *ruleSet {
+// rulesOfLarge compiles a list of policies that contains large ones. Each large policy
+// becomes a part of its own: merged with other policies, it would be compiled again whenever
+// one of them changes.
+func (w *Store) rulesOfLarge(g *policySet, policies []*policy) *ruleSet {
 	all := &extra{parts: make([]*ruleSet, 0, len(policies))}
 	var small []*policy
 	for _, p := range policies {
@@ -302,7 +303,7 @@ func (w *Store) besideLarge(g *policySet, policies []*policy) *ruleSet {
 
 func isLargePolicy(p *policy) bool { return p.large }
 
-// betweenLarge is besideLarge for ordered rules: the small policies between two large ones
+// betweenLarge is rulesOfLarge for ordered rules: the small policies between two large ones
 // are merged, so that the parts are in the order of the policies.
 func (w *Store) betweenLarge(g *policySet, policies []*policy) *ruleSet {
 	all := &extra{}
@@ -383,9 +384,9 @@ func (w *Store) commitAddrs() Changes {
 	return changes
 }
 
-// occupant returns the owner of the address: this node if the address is its own, or the
-// pod that beats all others that claim it. It returns nil if that pod's address is
-// deferred.
+// occupant returns the owner of an address: this node if the address is one of its own, or
+// the pod that beats all other pods that claim the address. It returns nil if the address of
+// that pod is deferred.
 func (w *Store) occupant(a netip.Addr) *Endpoint {
 	if _, own := w.node[a]; own {
 		return w.self

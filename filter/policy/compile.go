@@ -9,17 +9,17 @@ import (
 )
 
 // shape bounds the size of compiled sets, relative to the number of entries in the rules.
-// The fastest form is a set for each interval of ports. Where rules overlap, it may take
-// rules × intervals entries. If that is more than flat allows, the form is a segment tree,
-// which holds each span in at most two nodes of each level. A rule with many ports and many
-// peers takes ports × peers entries in either form. If that is more than tree allows, sets
-// refer to the largest of these rules instead of copying them, which costs another lookup
-// for each.
+// The fastest form is a set for each interval of ports. Where rules overlap, this form may
+// take rules × intervals entries. If that is more than flat allows, the rules are compiled
+// to a segment tree, which holds each span in at most two nodes of each level. In either
+// form, a rule with many ports and many peers takes ports × peers entries. If that is more
+// than tree allows, sets refer to the largest of these rules instead of copying them, and
+// each such rule costs an additional lookup.
 type shape struct {
-	floor int  // entries that are always granted
-	flat  int  // entries for each entry of the rules
-	tree  int  // entries for each entry of the rules and each level of the tree
-	apart bool // the rules of several policies are not merged; for tests
+	floor int  // number of entries that is always allowed
+	flat  int  // allowed entries for each entry of the rules
+	tree  int  // allowed entries for each entry of the rules and each level of the tree
+	apart bool // for tests: the rules of several policies are never merged
 }
 
 func defaultShape() shape { return shape{floor: 256, flat: 8, tree: 4} }
@@ -29,8 +29,8 @@ func defaultShape() shape { return shape{floor: 256, flat: 8, tree: 4} }
 type compiler struct {
 	shape  shape
 	rules  []*rule
-	weight []int          // of each rule: the number of entries that it adds to a set
-	blocks [][]blockRange // of each rule
+	weight []int          // for each rule, the number of entries that it adds to a set
+	blocks [][]blockRange // for each rule, its address ranges
 	marks  []mark
 	sets   map[mark]*peerSet
 	// ordered: of several rules that match, the one with the lowest index decides.
@@ -44,7 +44,7 @@ type mark [2]uint64
 
 func (m mark) with(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
 
-// compile merges the rules of policies of one tier for one direction. Ordered rules come
+// compile merges the rules of policies of one tier for one direction. It ranks ordered rules
 // in the order of the policies.
 func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	c := compiler{shape: s, sets: make(map[mark]*peerSet), ordered: policies[0].tier != NetworkPolicy}

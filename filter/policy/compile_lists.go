@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// ruleLists is a number of lists of rules, stored in one slice. To fill it, call count for
-// each element, then allot, then put for each element.
+// ruleLists is several lists of rules that are stored in one slice. To fill them, call count
+// for each element, then allot once, then put for each element.
 type ruleLists struct {
-	ends  []int // where each list ends in rules; while it is filled, where its next element goes
+	ends  []int // the end of each list in rules; while the lists are filled, the place of its next element
 	rules []uint32
 }
 
@@ -54,7 +54,8 @@ func (c *compiler) weightOf(p *ruleLists) (sum int) {
 	return sum
 }
 
-// setsAt builds the set of each list of rules, with about limit entries or fewer in total.
+// setsAt builds the set of each list of rules. The sets have about limit entries in total,
+// or fewer.
 func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	large := c.large(p, limit)
 	sets := make([]*peerSet, len(p.ends))
@@ -64,9 +65,9 @@ func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	return sets
 }
 
-// large picks the rules that sets refer to instead of copying them, so that all sets
-// together have about limit entries or fewer: those with the largest copies. It returns nil
-// if no rule needs to be picked.
+// large picks rules that sets refer to instead of copying them, so that all sets together
+// have about limit entries or fewer. It picks the rules whose copies take the most entries,
+// and returns nil if it need not pick any.
 func (c *compiler) large(p *ruleLists, limit int) []bool {
 	seen, total := make(map[mark]bool), 0
 	uses := make([]int, len(c.rules))
@@ -106,7 +107,7 @@ func (c *compiler) large(p *ruleLists, limit int) []bool {
 	return large
 }
 
-// split returns the set of some rules. It refers to the large ones and copies the others.
+// split returns a set that refers to the large rules and has copies of the others.
 func (c *compiler) split(rules []uint32, large []bool) *peerSet {
 	if large == nil || len(rules) < 2 || !slices.ContainsFunc(rules, func(r uint32) bool { return large[r] }) {
 		return c.set(rules)

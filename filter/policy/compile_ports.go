@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// span is the half-open range [low, end) of ports that a rule names. table replaces the
-// ports by indexes of intervals.
+// span is the half-open range [low, end) of ports that a rule names. table converts the
+// ports to indexes of intervals.
 type span struct {
 	low, end, rule uint32
 }
@@ -67,8 +67,8 @@ func (c *compiler) table(spans []span) (flat []interval, tree portTree) {
 	return nil, tree
 }
 
-// flat returns a set for each interval, or nil if these would have more entries than limit.
-// It counts the entries before it builds any set.
+// flat returns a set for each interval, or nil if the sets would have more than limit
+// entries. It counts the entries before it builds any set.
 func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	type edge struct{ at, rule uint32 }
 	edges := make([]edge, 0, 2*len(spans))
@@ -77,9 +77,9 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
 	open := make([]bool, len(c.rules))
-	// sweep calls f for each interval with the mark and the weight of its rules, which are
-	// those with open[rule] true. Spans of one rule do not touch, so each edge opens or
-	// closes its rule.
+	// sweep calls f for each interval with the mark and the weight of its rules: those for
+	// which open is true. Spans of one rule do not touch, so each edge opens or closes its
+	// rule.
 	sweep := func(f func(interval int, m mark, weight int) bool) bool {
 		clear(open)
 		var m mark
@@ -133,8 +133,8 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	return out
 }
 
-// tree builds the sets of a segment tree over the intervals, with about limit entries or
-// fewer. Each span is in at most two nodes of a level.
+// tree builds the sets of a segment tree over the intervals. Each span is in at most two
+// nodes of a level. The sets have about limit entries in total, or fewer.
 func (c *compiler) tree(spans []span, intervals, limit int) []*peerSet {
 	nodes := newRuleLists(2 * intervals)
 	each := func(f func(node int, rule uint32)) {

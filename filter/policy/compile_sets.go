@@ -12,8 +12,8 @@ func (c *compiler) markOf(rules []uint32) (m mark) {
 	return m
 }
 
-// set returns the peer set of some rules, nil for none, and builds it on first use. The
-// rules must be sorted and distinct.
+// set returns the peer set of the given rules, which it builds on first use. It returns nil
+// if there are no rules. The rules must be sorted and distinct.
 func (c *compiler) set(rules []uint32) *peerSet {
 	if len(rules) == 0 {
 		return nil
@@ -72,7 +72,8 @@ func distinct(rules []peerRule) []peerRule {
 	return slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector })
 }
 
-// fitted returns list, copied to memory of its own size if its capacity is much larger.
+// fitted returns list. If the list has much spare capacity, fitted returns a copy without
+// any instead.
 func fitted[T any](list []T) []T {
 	if len(list) == 0 {
 		return nil

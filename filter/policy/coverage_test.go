@@ -15,7 +15,7 @@ import (
 type coverage struct {
 	reasons map[filter.Reason]int
 	kinds   map[string]int
-	forms   [4]int // as Store.Forms returns them
+	forms   [4]int // sums of the counts that Store.Forms returns
 }
 
 func newCoverage() *coverage {
@@ -34,7 +34,7 @@ func (s *coverage) add(o *coverage) {
 	}
 }
 
-// countForms adds what Store.Forms returns.
+// countForms adds the counts that Store.Forms returns.
 func (s *coverage) countForms(flat, trees, refer, apart int) {
 	for i, n := range []int{flat, trees, refer, apart} {
 		s.forms[i] += n

@@ -78,11 +78,11 @@ func (s sideJudgement) disagreement(d filter.Direction, got filter.Side) string 
 	return ""
 }
 
-// How many decisions TestDecideAgainstOracle compares.
+// The numbers of clusters, and of decisions in each, that TestDecideAgainstOracle compares.
 const (
 	flowsPerCluster = 250
 	clustersFull    = 4_400
-	clustersBrief   = 600 // -race or -short
+	clustersBrief   = 600 // with -race or -short
 )
 
 // TestDecideAgainstOracle compares over a million random decisions with the oracle, and
@@ -111,7 +111,7 @@ func TestDecideAgainstOracle(t *testing.T) {
 }
 
 // decideRandomly compares decisions in the cluster of one seed with the oracle. It returns a
-// description of the first that differs, or "".
+// description of the first difference, or "".
 func decideRandomly(seed uint64, seen *coverage) string {
 	r := newChance(seed)
 	c := r.cluster()
@@ -130,8 +130,8 @@ func decideRandomly(seed uint64, seen *coverage) string {
 	return ""
 }
 
-// shrunk returns the cluster without the policies and pods that are not needed for engine
-// and oracle to disagree about the flow.
+// shrunk returns a smaller cluster about which engine and oracle still disagree: it removes
+// the policies and pods that do not matter to the flow.
 func (c *cluster) shrunk(f flow) *cluster {
 	disagree := func(c cluster) bool {
 		s, _ := c.newStore().Commit()

@@ -10,7 +10,7 @@ import (
 func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
 
 // widens reports whether a draft may isolate a pod that the version in force does not
-// isolate. Different selectors are taken to select different pods, unless the version in
+// isolate. It assumes that different selectors select different pods, unless the version in
 // force selects all pods.
 func (w *Store) widens(d *Draft) bool {
 	p := w.policies[d.ref]
@@ -23,12 +23,12 @@ func (w *Store) widens(d *Draft) bool {
 		d.reach.Isolates[filter.Ingress] && !now.Isolates[filter.Ingress]
 }
 
-// firstWidening returns the lowest number of the drafts of a namespace that widen.
+// firstWidening returns the lowest number of a namespace's drafts for which widens is true.
 func (w *Store) firstWidening(namespace string) (number uint64, ok bool) {
 	if d := w.drafts.current; d != nil && d.ref.Namespace == namespace && !d.dropped && w.widens(d) {
 		return d.number, true
 	}
-	for _, key := range w.drafts.of[namespace] { // in the order of their numbers
+	for _, key := range w.drafts.of[namespace] { // sorted by number
 		if d := w.drafts.waiting[key]; w.widens(d) {
 			return d.number, true
 		}
@@ -42,10 +42,11 @@ type claim struct {
 	addr netip.Addr
 }
 
-// deferred holds, by namespace, addresses of pods that started while a draft may isolate
-// them, each with the number of the last draft at that time. Such an address stays unknown,
-// so that its packets are held, until no draft up to this number widens: later drafts do
-// not prolong the wait. In all other respects the pod is known.
+// deferred holds, by namespace, the addresses of pods that started while there was a draft
+// that may isolate them, each with the number of the last draft at that time. Such an
+// address stays unknown, so that its packets are held, until widens is false for all drafts
+// up to this number: later drafts do not prolong the wait. In all other respects the pod is
+// known.
 type deferred map[string]map[claim]uint64
 
 func (x deferred) has(p *pod, a netip.Addr) bool {
@@ -61,8 +62,9 @@ func (x deferred) remove(p *pod, a netip.Addr) {
 }
 
 // deferrable reports whether an address of a pod may be deferred. Packets of unknown
-// addresses are held only in the local ranges. Elsewhere they pass, so that the policies in
-// force must apply at once. A pod of another node is isolated there.
+// addresses are held only in the local ranges. An unknown address elsewhere is not isolated,
+// so there the policies in force must apply at once. A pod of another node is isolated by
+// its own node, and need not be deferred here.
 func (w *Store) deferrable(p *pod, a netip.Addr) bool {
 	return (w.local.node == "" || p.local) && w.inLocalRanges(a)
 }
@@ -81,7 +83,7 @@ func (w *Store) deferNew(p *pod, a netip.Addr) {
 	w.deferred[p.namespace][claim{p, a}] = w.drafts.last
 }
 
-// undefer makes addresses known that no draft defers any more.
+// undefer makes the addresses known that no draft defers any longer.
 func (w *Store) undefer() {
 	for namespace, claims := range w.deferred {
 		first, widens := w.firstWidening(namespace)

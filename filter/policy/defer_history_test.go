@@ -20,13 +20,13 @@ type podAddress struct {
 	addr            netip.Addr
 }
 
-// start maps the policies of a pod's namespace to the index of the version that was the
-// newest when the pod got an address.
+// start holds the state of the policies of a pod's namespace when the pod got an address: by
+// name, the index of the newest version.
 type start map[string]int
 
-// recordStarts is called before the store gets an update of a pod. It records the addresses
-// that the pod gains, if their packets are held until the pod is known, and forgets those
-// that it loses.
+// recordStarts must be called before the store gets an update of a pod. It records those
+// addresses that the pod gains whose packets are held until the pod is known, and forgets
+// the addresses that the pod loses.
 func (h *history) recordStarts(o *corev1.Pod) {
 	before := h.endStarts(o.Namespace, o.Name)
 	had := liveAddrs(h.cluster.Pods, o)
@@ -53,7 +53,8 @@ func (h *history) recordStarts(o *corev1.Pod) {
 	}
 }
 
-// startBehindPolicy sets a policy, and right after it a pod of its namespace on this node.
+// startBehindPolicy sets a policy, and immediately afterwards a pod of the same namespace on
+// this node.
 func (h *history) startBehindPolicy(name string) {
 	policy := h.policy(fmt.Sprintf("n%d", h.IntN(4)))
 	h.setPolicy(policy)
@@ -74,8 +75,8 @@ func (h *history) endStarts(namespace, name string) map[podAddress]start {
 	return ended
 }
 
-// liveAddrs returns the addresses that a pod has in a list, if that holds the same pod: by
-// name and time of creation.
+// liveAddrs returns the addresses of a pod, if the list has a pod with the same name and
+// time of creation.
 func liveAddrs(list []*corev1.Pod, o *corev1.Pod) []netip.Addr {
 	i := named(list, o.Namespace, o.Name)
 	if i < 0 || !list[i].CreationTimestamp.Equal(&o.CreationTimestamp) || list[i].Spec.HostNetwork ||
@@ -89,7 +90,7 @@ func (h *history) inRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// rangesChanged forgets the addresses whose packets are not held any more.
+// rangesChanged forgets the addresses whose packets are no longer held.
 func (h *history) rangesChanged() {
 	for key := range h.started {
 		if !h.inRanges(key.addr) {
@@ -104,7 +105,7 @@ func (h *history) checkStarts(now *policy.Snapshot) {
 	for key, at := range h.started {
 		e := now.Endpoint(key.addr)
 		if e == nil || e.Namespace != key.namespace || e.Name != key.name {
-			continue // its packets are held, or another pod has the address
+			continue // packets of the address are held, or another pod has it
 		}
 		pod := h.cluster.Pods[named(h.cluster.Pods, key.namespace, key.name)]
 		for name, first := range at {
@@ -123,7 +124,7 @@ func all[T any](list []T, f func(T) bool) bool {
 	return !slices.ContainsFunc(list, func(v T) bool { return !f(v) })
 }
 
-// isolates reports whether a version of a policy of the pod's namespace isolates it.
+// isolates reports whether a version of a policy isolates a pod of the same namespace.
 func isolates(o *networkingv1.NetworkPolicy, pod *corev1.Pod, d filter.Direction) bool {
 	if o == nil || !affects(o, d) {
 		return false
@@ -133,8 +134,8 @@ func isolates(o *networkingv1.NetworkPolicy, pod *corev1.Pod, d filter.Direction
 }
 
 // withoutDeferred removes from c the addresses that the store defers, and reports whether
-// there are any. An address must not be deferred if its packets are not held, or if all
-// policies of its pod's namespace are in force.
+// there are any. It fails if packets of such an address are not held, or if all policies of
+// its pod's namespace are in force.
 func (h *history) withoutDeferred(c *cluster) bool {
 	deferred := h.store.Deferred()
 	was := *c

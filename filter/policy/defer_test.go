@@ -35,7 +35,7 @@ func (w starting) SetPolicy(o *networkingv1.NetworkPolicy) { w.Store.SetPolicy(n
 func (w starting) SetPod(o *corev1.Pod)                    { w.Store.SetPod(kubepod.Read(o)) }
 
 // policy returns a policy of namespace a that isolates the pods of an app, or all pods if
-// app is empty. With 100 rules it is large enough to become a draft first.
+// app is empty. With 100 rules, the policy is so large that it becomes a draft first.
 func (w starting) policy(name, app string, rules int) *networkingv1.NetworkPolicy {
 	p := large("a", name, rules)
 	p.Spec.PodSelector = metav1.LabelSelector{}
@@ -87,12 +87,12 @@ func (w starting) prepareNext() {
 	}
 }
 
-// If a pod starts while a draft waits, it stays unknown if the draft may isolate it and the
-// version in force does not.
+// A pod that starts while a draft waits stays unknown if the draft may isolate the pod and
+// the version in force does not.
 func TestPodsThatStartBehindDrafts(t *testing.T) {
 	const unknown, known = "", "a/pod"
 	for _, tt := range []struct {
-		name string           // of the version in force
+		name string           // describes the version in force
 		set  func(w starting) // sets that version
 		want string
 	}{
@@ -126,8 +126,8 @@ func TestPodsThatStartBehindDrafts(t *testing.T) {
 	}
 }
 
-// A draft does not delay pods of other nodes or namespaces, pods that started before it, and
-// pods outside of the ranges in which packets to unknown addresses are held.
+// A draft does not delay pods of other nodes or namespaces, pods that started before it, or
+// pods outside of the ranges in which packets of unknown addresses are held.
 func TestPodsThatDraftsDoNotDelay(t *testing.T) {
 	w := newStarting(t)
 	w.SetPolicy(w.policy("small", "web", 1))
@@ -144,7 +144,7 @@ func TestPodsThatDraftsDoNotDelay(t *testing.T) {
 	w.expect("10.1.0.3", "a/outside")
 	w.expect("10.0.0.4", "b/other")
 	w.expect("10.0.0.5", "")
-	w.SetPodRanges(nil) // from now on its packets are not held
+	w.SetPodRanges(nil) // from now on, packets of 10.0.0.5 are not held
 	w.expect("10.0.0.5", "a/behind")
 }
 
@@ -194,7 +194,7 @@ func TestWaitingPodsBecomeKnown(t *testing.T) {
 }
 
 // Pods are updated, deleted and replaced while they wait. An address that a pod had before
-// the draft stays known; one that passes to another pod waits.
+// the draft stays known, but an address that passes to a new pod is deferred.
 func TestPodsChangeWhileTheyWait(t *testing.T) {
 	w := newStarting(t)
 	w.SetPolicy(w.policy("small", "web", 1))
@@ -210,10 +210,10 @@ func TestPodsChangeWhileTheyWait(t *testing.T) {
 	w.SetPod(w.pod("a", "gone", "10.0.0.6"))
 	w.DeletePod("a", "gone")
 	w.DeletePod("a", "deleted")
-	w.SetPod(w.pod("a", "deleted", "10.0.0.2")) // another pod of the name
+	w.SetPod(w.pod("a", "deleted", "10.0.0.2")) // a new pod with the same name
 	replaced := w.pod("a", "replaced", "10.0.0.3")
 	replaced.CreationTimestamp = metav1.Unix(1, 0)
-	w.SetPod(replaced) // another pod of the name, too
+	w.SetPod(replaced) // also a new pod with the same name
 	w.SetPod(w.pod("a", "grows", "10.0.0.4", "10.0.0.7"))
 	heir := w.pod("a", "heir", "10.0.0.5")
 	heir.CreationTimestamp = metav1.Unix(1, 0)

@@ -10,39 +10,39 @@ import (
 )
 
 const (
-	// largeSize bounds the encoded size of policies that are read and compiled within
-	// SetPolicy and Commit. A policy of this size takes some 2 ms.
+	// largeSize bounds the encoded size of policies that SetPolicy and Commit read and
+	// compile themselves. A policy of this size takes some 2 ms.
 	largeSize = 16 << 10
 	// mostWaiting bounds the encoded bytes of a namespace's waiting drafts. Further large
 	// policies are refused until there is room.
 	mostWaiting = 16 << 20
 	// mostDirty is the number of dirty pods at which Work stops, so that the next Commit is
-	// short. A single piece of work may exceed it.
+	// short. A single piece of work may mark more pods dirty than that.
 	mostDirty = 1000
 )
 
-// Draft is a version of a large policy that is not in force yet. The version before stays
-// in force until this one has been read and compiled, as if the API server had reported it
-// later. The address of a pod that starts in the meantime is deferred (stays unknown) if
-// this version may isolate the pod and the version before does not.
+// Draft is a version of a large policy that is not in force yet. The previous version stays
+// in force until the draft has been read and compiled, as if the API server had reported the
+// new version later. The address of a pod that starts in the meantime is deferred (stays
+// unknown) if the draft may isolate the pod and the previous version does not.
 type Draft struct {
 	ref     Ref
 	from    Source
 	sum     [sha256.Size]byte
 	reach   Reach
-	number  uint64 // increases; a version that replaces a waiting one takes its number
+	number  uint64 // grows with each draft, but a draft that replaces a waiting one keeps its number
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
 
 	step    step
-	err     error // why it cannot be read
+	err     error // the reason why the policy cannot be read
 	cost    int64
-	large   *Policy // the policy, if it is too large
+	large   *Policy // the policy, if it is over Limits.Policy
 	policy  *policy
 	subject *selector
-	adopted int         // number of policy.uses that the store has adopted
-	fresh   []*selector // adopted selectors that are not matched with all pods or namespaces yet
+	adopted int         // number of selectors in policy.uses that the store has adopted
+	fresh   []*selector // adopted selectors that must still be matched with all pods or namespaces
 	known   bool        // the selectors in fresh have been matched
 }
 
@@ -50,23 +50,23 @@ type Draft struct {
 type step uint8
 
 const (
-	reading    step = iota // by Prepare
-	adopting               // by Work
-	compiling              // by Prepare
-	installing             // by Work
+	reading    step = iota // Prepare reads the policy
+	adopting               // Work adds its selectors to the store's
+	compiling              // Prepare compiles its rules
+	installing             // Work puts it in force
 )
 
 // drafts holds the large policies that are not in force yet. Namespaces take turns, so that
-// the policies of one do not delay those of another.
+// the policies of one namespace do not delay those of another.
 type drafts struct {
 	on      bool
 	waiting map[Ref]*Draft   // the newest version of each policy
-	of      map[string][]Ref // by namespace, in the order of their numbers
+	of      map[string][]Ref // by namespace, the waiting drafts in the order of their numbers
 	size    map[string]int   // by namespace, the encoded bytes of waiting drafts
-	turns   []string         // namespaces with waiting drafts, the next one first
+	turns   []string         // namespaces with waiting drafts, in the order of their turns
 	last    uint64           // number of the last draft
-	current *Draft
-	out     bool // current is being prepared
+	current *Draft           // the draft that is being worked on; no longer in waiting
+	out     bool             // the caller of NextDraft is preparing current
 }
 
 // UseDrafts makes drafts of large policies from now on, so that they are prepared outside
@@ -107,7 +107,7 @@ func (w *Store) draft(d *Draft) bool {
 	d.limits, d.shape = w.limits, w.shape
 	if before != nil {
 		d.number = before.number
-		return true // in its place
+		return true // d takes the place of before, which is queued already
 	}
 	w.drafts.last++
 	d.number = w.drafts.last
@@ -137,7 +137,7 @@ func (w *Store) unwait(ref Ref) {
 	}
 }
 
-// dropDrafts drops all versions of a policy that are not in force.
+// dropDrafts drops all drafts of a policy.
 func (w *Store) dropDrafts(ref Ref) {
 	w.unwait(ref)
 	if d := w.drafts.current; d != nil && d.ref == ref {
@@ -160,8 +160,8 @@ func (w *Store) newest(ref Ref) (sum [sha256.Size]byte, ok bool) {
 	return sum, false
 }
 
-// NextDraft returns the next draft to prepare. It returns nil if there is none, or if one
-// is being prepared.
+// NextDraft returns the next draft to prepare. It returns nil if there is no draft to
+// prepare, or if one is being prepared.
 func (w *Store) NextDraft() *Draft {
 	d := w.drafts.current
 	switch {
@@ -172,7 +172,7 @@ func (w *Store) NextDraft() *Draft {
 		d = w.drafts.waiting[w.drafts.of[in][0]]
 		more := len(w.drafts.of[in]) > 1
 		w.unwait(d.ref)
-		if more { // its namespace goes behind the others
+		if more { // the namespace goes to the end of the turns
 			w.drafts.turns = append(w.drafts.turns[1:], in)
 		}
 		w.drafts.current = d
@@ -183,8 +183,8 @@ func (w *Store) NextDraft() *Draft {
 	return d
 }
 
-// Prepare does the work that takes long and does not need the store. Calls must not
-// overlap.
+// Prepare does the part of the work that takes long and does not need the store. Calls must
+// not overlap.
 func (d *Draft) Prepare() {
 	if d.step == compiling {
 		d.compile()
@@ -218,7 +218,7 @@ func (d *Draft) compile() {
 	}
 }
 
-// shareAll replaces the draft's own selectors with those of the store.
+// shareAll replaces the draft's own selectors with the store's equal selectors.
 func shareAll(list []*selector) {
 	for i, s := range list {
 		if s.twin != nil {
@@ -235,7 +235,7 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 	s := u[key]
 	if s == nil {
 		s = newSelector(key, sel)
-		s.id = uint32(len(u)) // tells selectors apart in rule.content
+		s.id = uint32(len(u)) // a provisional id, to distinguish selectors in rule.content
 		u[key] = s
 	}
 	return s
@@ -258,7 +258,7 @@ func (w *Store) Prepared(d *Draft) {
 	d.step = adopting
 	switch {
 	case d.dropped:
-	case d.err != nil: // cannot happen: the reader of its kind has encoded it
+	case d.err != nil: // cannot happen: the package that reads the source has encoded it
 		d.dropped, w.due = true, true
 	case d.large != nil:
 		w.put(d.ref, w.policies[d.ref], d.from, func() *policy { return w.refuseTooLarge(d.large, d.cost) }).sum = d.sum
@@ -266,14 +266,14 @@ func (w *Store) Prepared(d *Draft) {
 	}
 }
 
-// Work does a part of the work that large policies have left, in small pieces, until more
-// returns false. again reports whether work is left, commit whether a Commit is needed for
-// the work that was done.
+// Work does outstanding work for large policies, in small pieces, until more returns false.
+// again reports whether work is left. commit reports whether the work that was done needs a
+// Commit.
 func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false
 	}
-	w.match() // first, because changes since the last Commit may have left matching to do
+	w.match() // first, because changes since the last Commit may require it
 	for again = w.workOn(); again && len(w.dirtyPods) < mostDirty && more(); {
 		again = w.workOn()
 	}
@@ -305,7 +305,7 @@ func (w *Store) workOn() bool {
 	return true
 }
 
-// adoptOne adds one more selector of a draft to the store's selectors.
+// adoptOne adds the next selector of a draft to the store's selectors.
 func (w *Store) adoptOne(d *Draft) {
 	if d.adopted == len(d.policy.uses) {
 		d.step, d.known = compiling, len(d.fresh) == 0
@@ -323,7 +323,8 @@ func (w *Store) adoptOne(d *Draft) {
 	d.adopted++
 }
 
-// addFresh records a selector that is not matched with all pods or namespaces yet.
+// addFresh adds a selector to d.fresh if it must still be matched with all pods or
+// namespaces.
 func (d *Draft) addFresh(s *selector, isNew bool) {
 	if isNew || s.fresh {
 		s.fresh = true

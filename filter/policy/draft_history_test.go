@@ -7,13 +7,13 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// recordVersion records a new version of a policy, nil for a delete.
+// recordVersion records a new version of a policy; o is nil if the policy was deleted.
 func (h *history) recordVersion(namespace, name string, o *networkingv1.NetworkPolicy) {
 	key := [2]string{namespace, name}
 	h.versions[key] = append(h.versions[key], o)
 }
 
-// advanceDrafts does a number of random steps that bring drafts into force. Each is as
+// advanceDrafts does a number of random steps that bring drafts into force. Each step is as
 // small as the Store permits.
 func (h *history) advanceDrafts(steps int) {
 	if !h.drafts {
@@ -46,7 +46,7 @@ func (h *history) finishDrafts() {
 	h.fail(flow{}, "drafts are not in force after all steps")
 }
 
-// behind reports whether there is something left to do for drafts.
+// behind reports whether any work for drafts is left.
 func (h *history) behind() bool {
 	if !h.drafts {
 		return false
@@ -58,8 +58,8 @@ func (h *history) behind() bool {
 	return again || h.preparing != nil
 }
 
-// inForce returns the cluster with the policy versions that are in force. It checks that
-// each is a version that was set, and not an older one than at the last commit.
+// inForce returns the cluster with the versions of policies that are in force. It checks
+// that each of these versions was set, and is not older than at the last commit.
 func (h *history) inForce() *cluster {
 	c := *h.cluster
 	c.Policies = nil
@@ -76,7 +76,7 @@ func (h *history) inForce() *cluster {
 		switch {
 		case at == len(versions) && !ok && h.reached[key] == 0:
 			h.overdueIn[key[0]] = true
-			continue // not yet
+			continue // no version is in force yet
 		case at == len(versions):
 			h.fail(flow{}, fmt.Sprintf("policy %v: none of its versions from index %d of %d is in force (in the store: %t)", key, h.reached[key], len(versions), ok))
 			continue

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// If only a draft has a selector, and no pod has been matched with it yet, the pods are
-// matched when a small policy uses the selector, too.
+// A small policy may use a selector that until then only a draft used, and that pods have
+// not been matched with yet. The next Commit then matches the pods.
 func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 	selector := func(key string) *metav1.LabelSelector {
 		return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: key, Operator: metav1.LabelSelectorOpDoesNotExist}}}
@@ -47,7 +47,7 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 		}
 		allowing("large", 100)
 		prepare(t, w)
-		for w.NextDraft() == nil { // until the large policy can be compiled
+		for w.NextDraft() == nil { // until the store has the draft's selectors
 			w.Work(func() bool { return false })
 		}
 		allowing("small", 0)

@@ -10,9 +10,10 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestEpochs lists for each event the endpoints that get a new epoch. An endpoint must get
-// one if a verdict about it may have changed: otherwise a cache would answer with a stale
-// verdict. No other endpoint may get one: that would invalidate verdicts that still hold.
+// TestEpochs lists, for each event, the endpoints that get a new epoch. An endpoint must get
+// a new epoch if a verdict about it may have changed: otherwise a cache would answer with a
+// stale verdict. No other endpoint may get a new epoch: that would invalidate verdicts that
+// still hold.
 func TestEpochs(t *testing.T) {
 	const (
 		toDBFromFrontend = `default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}`

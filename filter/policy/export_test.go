@@ -5,7 +5,7 @@ import "net/netip"
 // CostOf is the estimate by which policies are refused.
 func CostOf(p *Policy) int64 { return costOf(p, noNodes) }
 
-// Shapes is the number of shapes that SetShape knows.
+// Shapes is the number of shapes that SetShape accepts.
 const Shapes = 4
 
 // SetShape selects the shape of the rule sets that are compiled from now on:
@@ -13,7 +13,7 @@ const Shapes = 4
 //	0: as an agent compiles them
 //	1: segment trees for all ports, into which every rule is copied
 //	2: segment trees that refer to rules instead of copying them, where they can
-//	3: as 1, and rules of several policies are not merged
+//	3: like 1, but rules of several policies are not merged
 //
 // In shapes 1 to 3 small sets of selectors are also stored like large ones.
 func (w *Store) SetShape(n int) {
@@ -33,11 +33,11 @@ func (w *Store) SetShape(n int) {
 	}
 }
 
-// SetLarge sets the encoded size above which a policy is a draft first, if drafts are in
-// use.
+// SetLarge sets the encoded size above which a policy becomes a draft first, if drafts are
+// in use.
 func (w *Store) SetLarge(bytes int) { w.large = bytes }
 
-// Versions returns the policies in force, by namespace and name, as the hash of their spec.
+// Versions returns the digests of the policies in force, by namespace and name.
 func (w *Store) Versions() map[[2]string][32]byte {
 	all := make(map[[2]string][32]byte, len(w.policies))
 	for key, p := range w.policies {
@@ -58,8 +58,9 @@ func (w *Store) Deferred() map[[2]string][]netip.Addr {
 	return all
 }
 
-// Forms counts what the rule sets in use consist of: flat port tables, tables that are
-// trees, peer sets that refer to other sets, and rule sets that are part of another one.
+// Forms counts the parts of the rule sets in use: flat port tables, port tables that are
+// trees, peer sets that refer to other peer sets, and rule sets that are a part of another
+// rule set.
 func (w *Store) Forms() (flat, trees, refer, apart int) {
 	for _, g := range w.policySets {
 		apart += len(g.alone.rules.parts())

@@ -6,12 +6,12 @@ import (
 	"sluice/filter"
 )
 
-// Pending reports whether an address should be a pod's, although no pod is known to have
+// Pending states whether an address should belong to a pod, although no pod is known to have
 // it.
 type Pending uint8
 
 const (
-	// Known is an address whose owner is known, or that no pod should have.
+	// Known is an address whose owner is known, or an address that no pod should have.
 	Known Pending = iota
 	// PendingRemote is an address that a pod of another node should have. That node
 	// enforces the policies that isolate the pod.
@@ -20,33 +20,33 @@ const (
 	PendingLocal
 )
 
-// Final reports whether v, the verdict about k, is the same whichever pods turn out to have
-// the pending addresses. Such a packet need not be held.
+// Final reports whether v, the verdict about k, stays the same whichever pods turn out to
+// have the pending addresses. A packet with a final verdict need not be held.
 //
 // A pending pod of this node may be isolated by any policy, even by one that is not known
-// yet. So until the pod is known, only traffic with its own node is finally allowed. Final
-// does not allocate.
+// yet. Until the pod is known, a verdict that allows its traffic is therefore final only if
+// the other end is its own node. Final does not allocate.
 func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) bool {
 	from, to := s.Endpoint(k.SrcAddr()), s.Endpoint(k.DstAddr())
 	switch v.Reason {
 	case filter.SameAddress:
 		return src != PendingLocal
 	case filter.OwnNode:
-		return from.IsNode() || to.IsNode() // otherwise only until a pod has the address
+		return from.IsNode() || to.IsNode() // an unknown address of a node may turn out to be a pod's
 	}
 	egress := s.outcome(k, filter.Egress, &v.Egress, from, src, dst)
 	ingress := s.outcome(k, filter.Ingress, &v.Ingress, to, dst, src)
 	return egress == never || ingress == never || egress == always && ingress == always
 }
 
-// outcome is the decision of the policies of one end, over all pods that may turn out to
-// have the pending addresses.
+// outcome is the decision of the policies of one end for all pods that may turn out to have
+// the pending addresses.
 type outcome uint8
 
 const (
-	depends outcome = iota // differs between these pods
-	always
-	never
+	depends outcome = iota // the decision may differ between these pods
+	always                 // allowed for all of them
+	never                  // allowed for none of them
 )
 
 func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side, e *Endpoint, own, peer Pending) outcome {
@@ -57,9 +57,9 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	case own == PendingRemote:
 		return always
 	case l != nil && l.isolation == nil && peer != Known:
-		return depends // the pod may match a rule before the one that matches its address
+		return depends // the pod may match an earlier rule than the one that matches its address
 	case side.Allows():
-		return always // a rule that allows an address allows any pod that has it
+		return always // a rule that allows the address allows any pod with the address
 	case peer == Known, l == nil:
 		return never
 	case l.rules.mayAllow(k, d, e.class.ports):
@@ -68,8 +68,8 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	return never
 }
 
-// mayAllow reports whether a rule could allow a flow when its pending peer becomes known,
-// if no rule allows it before. Such a rule is for the flow's port and names pods by labels,
+// mayAllow reports whether a rule may allow a flow once its pending peer is known, although
+// no rule allows it now. Such a rule names pods by labels and is for the port of the flow,
 // or it is for a named port, which the peer may have under any number. ports are the named
 // ports of the end that the rules are for.
 func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
@@ -92,7 +92,7 @@ func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort)
 		return true
 	}
 	if d == filter.Egress {
-		return r.anyNamed[t] // names are looked up at the destination
+		return r.anyNamed[t] // the destination, which defines the names, is not known
 	}
 	for i := range ports {
 		if np := &ports[i]; np.number == k.Port && np.protocol == k.Protocol && r.named[portName{np.name, np.protocol}].namesPods() {
@@ -102,7 +102,7 @@ func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort)
 	return false
 }
 
-// namesPods reports whether the set has a rule for a port that names pods.
+// namesPods reports whether the tree has a rule for port that names pods by labels.
 func (t *portTree) namesPods(port uint16) bool {
 	for node := t.leaf(port); node > 0; node /= 2 {
 		if t.sets[node].namesPods() {

@@ -11,15 +11,15 @@ import (
 	"sluice/filter/policy"
 )
 
-// without returns the cluster without the pods that have an address.
+// without returns the cluster without the pods that have the given address.
 func (c *cluster) without(addr netip.Addr) *cluster {
 	out := *c
 	out.Pods = slices.DeleteFunc(slices.Clone(c.Pods), func(p *corev1.Pod) bool { return slices.Contains(podAddrs(p), addr) })
 	return &out
 }
 
-// with returns the cluster plus a random pod whose only address is addr, and which may have
-// a name for the port of the flow.
+// with returns the cluster and an additional random pod. The only address of the pod is
+// addr, and it may have a name for the port of the flow.
 func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster {
 	out := *c
 	p := r.pod(name)
@@ -34,11 +34,11 @@ func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster 
 	return &out
 }
 
-// A final verdict is also the oracle's verdict with any pods at the pending addresses. A
-// verdict that is not final usually differs for some pods.
+// If pods appear at the pending addresses, a final verdict stays the same: it is the
+// oracle's verdict for any such pods. Other verdicts usually differ for some pods.
 func TestFinalVerdictsAreFinal(t *testing.T) {
 	const clusters, flows, pods = 500, 15, 12
-	final, open, missed := map[filter.Action]int{}, 0, 0 // missed: not final, but always the same
+	final, open, missed := map[filter.Action]int{}, 0, 0 // missed counts verdicts that are not final, but always the same
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 9000)
 		whole := r.cluster()
@@ -70,7 +70,7 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 				}
 				j := other.judge(f)
 				action := j.Action
-				if !j.exempt() { // a remote pod's policies are enforced by its own node
+				if !j.exempt() { // the policies of a remote pod count only on its own node
 					action = filter.Deny
 					if (src == policy.PendingRemote || j.Egress.allows()) && (dst == policy.PendingRemote || j.Ingress.allows()) {
 						action = filter.Allow

@@ -28,9 +28,9 @@ func (r Ref) clusterWide() bool { return r.Namespace == "" }
 func (r Ref) Object() string { return r.Kind + " " + r.String() }
 
 // Policy is a policy of any kind, in the common form that the store compiles and that
-// packages such as explain and lint use. Each kind has a reader that makes it from an
-// object of the API (package netpol for NetworkPolicy). Policies are shared, and must not
-// be changed once they have been read.
+// packages such as explain and lint use. For each kind, a package converts objects of the
+// API to this form (netpol for NetworkPolicy). Policies are shared, and must not be changed
+// once they have been read.
 type Policy struct {
 	Ref  Ref
 	Tier Tier
@@ -41,7 +41,7 @@ type Policy struct {
 	// Isolates reports, by direction, whether flows that no rule allows are denied. It is
 	// for the tier NetworkPolicy only.
 	Isolates [2]bool
-	Rules    [2][]Rule // by direction, in the order of the object
+	Rules    [2][]Rule // the rules of each direction, in the order of the object
 	// Ignored counts, by direction, the rules of the object that have no effect because the
 	// policy does not apply to their direction. They are not in Rules.
 	Ignored  [2]int
@@ -56,21 +56,21 @@ type Policy struct {
 // of the rules: the store keeps only the source, and reads the rules again when it needs
 // them. If Read is nil, the store keeps the Policy.
 type Source struct {
-	Encoded []byte // as the API encodes it
+	Encoded []byte // the object as the API encodes it
 	Read    func(Ref, []byte) (*Policy, error)
 }
 
-// Encoded is a policy to be set in a store, which may not have been read yet. A large
-// policy takes a fifth of the memory until it is read.
+// Encoded is a policy to set in a store. It may not have been read yet: a large policy takes
+// only a fifth of the memory until then.
 type Encoded struct {
 	Ref    Ref
 	Digest [sha256.Size]byte
 	Source Source
-	Form   *Policy // nil if it has not been read
+	Form   *Policy // nil if the policy has not been read
 	Reach  Reach   // set if Form is nil
 }
 
-// Reach describes which pods a policy isolates, in which directions.
+// Reach describes the pods that a policy isolates, and in which directions.
 type Reach struct {
 	Subject  string // the text of its selector; empty selects all pods of the namespace
 	Isolates [2]bool
@@ -85,8 +85,8 @@ func (e *Encoded) draft() *Draft {
 	return d
 }
 
-// policy returns the policy, which it reads if necessary. A policy that cannot be read
-// allows nothing for any pod that it may be for.
+// policy returns the policy, and reads it if necessary. A policy that cannot be read
+// isolates every pod of its namespace and allows nothing.
 func (e *Encoded) policy() *Policy {
 	if e.Form != nil {
 		return e.Form
@@ -101,7 +101,7 @@ func (e *Encoded) policy() *Policy {
 	return p
 }
 
-// Subject is the pods that a policy selects.
+// Subject describes the pods that a policy selects.
 type Subject struct {
 	Namespace  string          // of the pods, unless Namespaces is set
 	Namespaces labels.Selector // nil: only Namespace
@@ -120,7 +120,7 @@ type Rule struct {
 	Ports  []PortRange // empty: every port and protocol
 }
 
-// Peer is pods, nodes or addresses.
+// Peer selects pods or a block of addresses.
 type Peer struct {
 	Namespaces labels.Selector // nil: the namespace of the policy
 	Pods       labels.Selector // nil: every pod of these namespaces
@@ -146,7 +146,7 @@ type Block struct {
 type PortRange struct {
 	Protocol  filter.Protocol
 	Low, High uint16 // 0 and 65535: all ports of the protocol
-	Name      string // of a named port; Low and High have no meaning with it
+	Name      string // name of a named port; if set, Low and High have no meaning
 	// Malformed reports that the range cannot be understood. In a rule that accepts, it
 	// matches nothing; any other rule with it denies every port.
 	Malformed bool
@@ -155,7 +155,8 @@ type PortRange struct {
 // All reports whether the range is all ports of its protocol.
 func (p PortRange) All() bool { return p.Name == "" && p.Low == 0 && p.High == 65535 }
 
-// source returns the source that the store keeps. Without a Read, it is one that returns p.
+// source returns the source that the store keeps. If p.Source has no Read, source returns
+// one whose Read returns p.
 func (p *Policy) source() Source {
 	if p.Source.Read != nil {
 		return p.Source

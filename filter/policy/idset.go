@@ -6,18 +6,19 @@ import (
 	"slices"
 )
 
-// idSet is the ids of the selectors that match an object. It never changes. Few ids are a
-// sorted list. More are a bitmap from the lowest to the highest id if that is smaller than
-// the list, so that no pod takes more than a bit for each selector, however many match it.
+// idSet is the set of ids of the selectors that match an object. It never changes. A small
+// set is a sorted list. A larger set is a bitmap from the lowest to the highest id if the
+// bitmap is smaller than the list, so that the set takes at most one bit for each existing
+// selector, however many match.
 type idSet struct {
 	list  []uint32
-	dense *idWords // or nil
+	dense *idWords // nil if the set is a list
 }
 
 // idWords is a bitmap of ids. It is separate from idSet so that the fields of a class that
 // a decision reads fit into one cache line.
 type idWords struct {
-	first uint32 // words[0] has the bits of the ids from first*64 on
+	first uint32 // words[0] holds ids from first*64 on
 	words []uint64
 }
 
@@ -101,8 +102,8 @@ func (s *idSet) sum(h *maphash.Hash) {
 // idBits is a reusable bitmap in which sets are built.
 type idBits struct {
 	words     []uint64
-	low, high int // all bits that are set are in words[low:high]
-	few       int // sets of at most few ids become lists
+	low, high int // words outside of words[low:high] are 0
+	few       int // a set of at most few ids becomes a list
 }
 
 func (b *idBits) grow(words int) {

@@ -11,19 +11,19 @@ import (
 	"sluice/filter"
 )
 
-// policy is a policy in the form that is compiled: selectors are interned, and CIDRs are
-// ranges of addresses.
+// policy is a Policy prepared for compiling: selectors are interned, and CIDRs are ranges
+// of addresses.
 type policy struct {
 	ref      Ref
 	tier     Tier
 	priority int32             // lower ones decide first
 	id       uint64            // new with each version of the policy
-	mark     mark              // of the id
-	text     string            // "namespace/name"
+	mark     mark              // random, derived from the id
+	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of the version
-	kept     Source            // to read the rules again; empty if there was no room for it
+	kept     Source            // the source to read the rules from again; empty if there was no room to keep it
 	subject  *selector
-	isolates [2]bool // by filter.Direction
+	isolates [2]bool // the directions in which the policy isolates
 	rules    [2][]rule
 	size     [2]int          // entries of the rules, by direction
 	compiled [2]*ruleSet     // rule sets of this policy only; nil until they are needed
@@ -33,7 +33,9 @@ type policy struct {
 	large    bool  // its rules are never merged with those of other policies
 	cost     int64 // estimated memory, in bytes
 	refused  bool  // its rules are not read, because it is over a limit
-	surplus  bool  // refused, but not for its own size
+	// recoverable reports that the policy is refused because of other policies (over
+	// Limits.Policies or mostWaiting), so that it may come back when there is room.
+	recoverable bool
 }
 
 // rule is one ingress or egress rule. The zero value allows nothing.
@@ -46,7 +48,7 @@ type rule struct {
 	whole  []*selector // all pods of some namespaces
 	blocks []addrRange
 
-	portless bool // every port, and protocols without ports
+	portless bool // the rule is for every port, and for protocols without ports
 	ports    []PortRange
 }
 
@@ -62,7 +64,7 @@ type reader struct {
 	in   interner
 	form *Policy
 	p    *policy
-	seen map[string]bool // content of the rules that were added
+	seen map[string]bool // the content of each rule that was added, in this direction
 }
 
 func (w *Store) readPolicy(form *Policy) *policy {
@@ -94,8 +96,9 @@ func read(form *Policy, in interner) *policy {
 	return p
 }
 
-// closed returns the rules to use if those of the policy cannot be used: none for a policy
-// that isolates; otherwise a rule that denies everything, in each direction that has rules.
+// closed returns substitutes for rules that cannot be used. A policy of the NetworkPolicy
+// tier gets no rules, because it isolates its pods. Any other policy gets a rule that denies
+// everything, in each direction in which it has rules.
 func (p *Policy) closed() (rules [2][]Rule) {
 	for d := range p.Rules {
 		if p.Tier != NetworkPolicy && len(p.Rules[d]) > 0 {
@@ -146,8 +149,8 @@ func (r reader) problem(d filter.Direction, index int, detail string) {
 	})
 }
 
-// add adds a rule, unless it cannot match or an earlier rule matches the same flows. So the
-// memory of rules does not depend on how often they are repeated.
+// add adds a rule, unless the rule cannot match or an earlier rule matches the same flows,
+// so that repeated rules take no memory.
 func (r reader) add(d filter.Direction, out *rule) {
 	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 {
 		return // its blocks are empty, or no node matches
@@ -162,7 +165,8 @@ func (r reader) add(d filter.Direction, out *rule) {
 	r.p.size[d] += 1 + len(out.some) + len(out.whole) + len(out.blocks) + len(out.ports)
 }
 
-// content encodes the flows that a rule matches. Equal encodings match the same flows.
+// content encodes the flows that a rule matches. Rules with equal encodings match the same
+// flows.
 func (r *rule) content() []byte {
 	var key []byte
 	if r.portless {
@@ -229,9 +233,9 @@ func (w *Store) useNamespaces(sel labels.Selector) *selector {
 	return s
 }
 
-// usePeer interns a peer selector. The next match finds its pods, whose epochs stay the
-// same: verdicts change with the rules that use the selector, so the pods that these rules
-// protect get new epochs.
+// usePeer interns a peer selector. The next call of match finds the pods that it matches.
+// Their epochs stay the same, because verdicts change only with the rules that use the
+// selector, and the pods that these rules isolate get new epochs.
 func (w *Store) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew || s.fresh {

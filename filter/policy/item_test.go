@@ -19,7 +19,7 @@ import (
 // A port name that the API server would refuse allows nothing, even if a container declares
 // it, and is reported as a problem with a hint.
 func TestNamesOfPorts(t *testing.T) {
-	tests := map[string]string{ // by name: a part of the hint; empty for a valid name
+	tests := map[string]string{ // maps a port name to a part of the hint; "" for a valid name
 		"http": "", "a": "", "80a": "", "a-1": "", "fifteen-letters": "",
 		"80": "port: 80", "8000": "port: 8000", "80-90": "port: 80 and endPort: 90",
 		"": "the number", "0": "the number", "99999": "the number", "8 0": "the number", "HTTP": "the number", "a--b": "the number",

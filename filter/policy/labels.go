@@ -19,22 +19,21 @@ type label struct{ key, value string }
 type labelIndex struct {
 	byLabel map[label]bucket[*selector]
 	byKey   map[string]bucket[*selector]
-	rest    bucket[*selector] // only NotIn and DoesNotExist requirements: they match by absence
-	absence *absence          // index of rest, once rest has more than few selectors
+	rest    bucket[*selector] // selectors with only NotIn and DoesNotExist requirements: they match by absence
+	absence *absence          // index of rest; nil until rest has more selectors than the field few
 	few     int
 }
 
 // bucket is a list of selectors or identities. An element that is gone is only counted at
-// first; the list is compacted when half of it is gone. If thousands of selectors have a
-// label in common, searching the list for each removed one would take time proportional to
-// all of them. A map would take ten times the memory for one or two elements, and few
-// buckets have more.
+// first; the list is compacted when half of its elements are gone. Searching the list for
+// each removed element would be slow if thousands of selectors had a label in common. A map
+// would take ten times the memory for one or two elements, and few buckets have more.
 type bucket[T interface{ gone() bool }] struct {
 	list []T
 	gone int
 }
 
-// gone reports whether no policy uses the selector any more.
+// gone reports whether no policy uses the selector.
 func (s *selector) gone() bool { return s.refs == 0 }
 
 // add adds an element that is not gone.
@@ -63,19 +62,19 @@ func (b bucket[T]) count() int { return len(b.list) - b.gone }
 
 func (b bucket[T]) empty() bool { return b.count() == 0 }
 
-// absence is an index of selectors that match by absence. A lookup starts with all of them
-// and removes the few that a label or a key of the object rules out. Testing each of 10,000
-// selectors would take a millisecond for each pod.
+// absence is an index of selectors that match by absence. A lookup starts with all of these
+// selectors and removes the few that a label or a key of the object rules out. Testing each
+// of 10,000 selectors would take a millisecond for each pod.
 type absence struct {
 	all     idBits
 	byLabel map[label]bucket[*selector]
 	byKey   map[string]bucket[*selector]
 }
 
-// anchor returns the requirement under which a selector is filed: labels, one of which a
-// matching object must have, or otherwise a key that it must have. Of several requirements
-// with labels, anchor chooses the one of the lowest cost. A selector that matches by
-// absence has neither labels nor a key.
+// anchor returns the requirement under which a selector is filed: a list of labels of which
+// a matching object must have one, or, if no requirement lists labels, a key that the object
+// must have. Of several requirements with labels, anchor chooses the one with the lowest
+// cost. It returns neither labels nor a key for a selector that matches by absence.
 func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	lowest := math.MaxInt
 	for _, r := range s.asks {
@@ -94,12 +93,12 @@ func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	return anyOf, key
 }
 
-// mostAsked bounds the requirements of a selector that anchor considers. A selector with
-// more requirements has a matcher.
+// mostAsked bounds the number of a selector's requirements that anchor considers. A selector
+// with more requirements has a matcher.
 const mostAsked = 8
 
-// asksOf returns the first requirements of a selector, at most mostAsked, that only an
-// object with the key can meet.
+// asksOf returns the requirements of a selector that only an object with the required key
+// can meet: the first mostAsked of them.
 func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 	reqs, _ := sel.Requirements()
 	for _, r := range reqs {
@@ -113,15 +112,15 @@ func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 	return asks
 }
 
-// matcher is a selector of many requirements, indexed by key. Matching takes time
-// proportional to the labels of the object, not to the requirements.
+// matcher is the form of a selector with many requirements. The requirements are indexed by
+// key, so that matching takes time proportional to the labels of the object.
 type matcher struct {
-	asks   map[string]map[string]bool // required keys and the values allowed for them; nil for any
+	asks   map[string]map[string]bool // required keys and their allowed values; nil allows any value
 	labels map[label]bool             // labels that the object must not have
 	keys   map[string]bool            // keys that the object must not have
 }
 
-// matcherOf returns a matcher, or nil for a selector of few requirements.
+// matcherOf returns a matcher for a selector, or nil if the selector has few requirements.
 func matcherOf(sel labels.Selector) *matcher {
 	reqs, _ := sel.Requirements()
 	if len(reqs) <= mostAsked {
@@ -149,7 +148,7 @@ func matcherOf(sel labels.Selector) *matcher {
 	return m
 }
 
-// require restricts the values that a key may have to the given ones.
+// require restricts the allowed values of a key to the given ones.
 func (m *matcher) require(key string, values map[string]sets.Empty) {
 	old, both := m.asks[key], make(map[string]bool, len(values))
 	for v := range values {
@@ -209,7 +208,7 @@ func (x *labelIndex) add(s *selector) {
 	}
 }
 
-// remove removes a selector that no policy uses any more.
+// remove removes a selector, which must be gone.
 func (x *labelIndex) remove(s *selector) {
 	anyOf, key := anchor(s, entries)
 	switch {
@@ -259,7 +258,7 @@ func matchIn(b bucket[*selector], set labels.Set, f func(*selector)) {
 	}
 }
 
-// collect adds the ids of the selectors that match set to ids. It overwrites scratch.
+// collect adds to ids the ids of the selectors that match set. It overwrites scratch.
 func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 	add := func(s *selector) { ids.set(s.id) }
 	if x.absence == nil {
@@ -270,8 +269,8 @@ func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 	x.absence.collect(set, ids, scratch, nil)
 }
 
-// collectIn is collect for selectors of several scopes. It adds only the selectors whose
-// scope includes ns. mask must have been filled by x.mask for ns.
+// collectIn is like collect, for an index with selectors of several scopes: it adds only ids of
+// selectors whose scope includes ns. The caller must have filled mask with x.mask for ns.
 func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask *idBits) {
 	test := func(b bucket[*selector]) {
 		for s := range b.all() {
@@ -293,8 +292,8 @@ func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask
 	x.absence.collect(set, ids, scratch, mask)
 }
 
-// mask fills mask with the selectors that match by absence and whose scope includes ns. It
-// leaves mask empty if absence is nil.
+// mask fills mask with the ids of the selectors that match by absence and whose scope
+// includes ns. It leaves mask empty if absence is nil.
 func (x *labelIndex) mask(ns *namespace, mask *idBits) {
 	mask.reset()
 	if x.absence == nil {
@@ -335,8 +334,8 @@ func (x *absence) remove(s *selector) {
 	}
 }
 
-// collect adds the ids of the selectors that match set to ids. If mask is not nil, only the
-// selectors in mask count. It overwrites scratch.
+// collect adds to ids the ids of the selectors that match set. If mask is not nil, collect
+// adds only ids in mask. It overwrites scratch.
 func (x *absence) collect(set labels.Set, ids, scratch, mask *idBits) {
 	if mask == nil {
 		mask = &x.all
@@ -382,24 +381,24 @@ func without(list []*selector, s *selector) []*selector {
 	return list[:last]
 }
 
-// identity is the pods of a namespace that have the same labels, such as those of a
-// Deployment. No selector can tell them apart, so that selectors are matched once for all
+// identity is the set of pods of a namespace that have the same labels, such as the pods of
+// a Deployment. No selector can tell these pods apart, so selectors are matched once for all
 // of them.
 type identity struct {
 	ns     *namespace
 	labels labels.Set
 	hash   uint64
-	pods   []*pod // pods[i].place is i; empty when the identity is gone
+	pods   []*pod // the place of pods[i] is i; empty when the identity is gone
 
 	subjects []*selector // subject selectors that match
 	peers    idSet       // peer selectors that match, as of the last Commit
 	sum      [2]uint64   // sumOf(peers)
 	stale    bool        // peers must be found again
-	staleOwn bool        // including selectors whose scope is only their namespace
+	staleOwn bool        // if stale: peers whose scope is only this namespace must be found again, too
 	recent   *class      // class of one of the pods, if this Commit has compiled one
 }
 
-// gone reports whether the identity has no pods any more.
+// gone reports whether the identity has no pods.
 func (k *identity) gone() bool { return len(k.pods) == 0 }
 
 // add adds a pod.
@@ -408,7 +407,7 @@ func (k *identity) add(p *pod) {
 	k.pods = append(k.pods, p)
 }
 
-// remove removes the pod at a place. That pod may already belong to another identity.
+// remove removes the pod at a place. The pod may already have joined another identity.
 func (k *identity) remove(place uint32) {
 	last := uint32(len(k.pods) - 1)
 	if place != last {
@@ -424,7 +423,7 @@ func (k *identity) remove(place uint32) {
 type identitySet struct {
 	seed    maphash.Seed
 	all     bucket[*identity]
-	byHash  map[uint64]*identity // without those whose hash equals that of an earlier one
+	byHash  map[uint64]*identity // identities by hash; of several with the same hash, only the first
 	byLabel map[uint64]bucket[*identity]
 }
 
@@ -466,8 +465,8 @@ func (x *identitySet) remove(k *identity) {
 	}
 }
 
-// having returns the number of identities that have one of these labels. It may be too
-// large because hashes collide.
+// having returns the number of identities that have one of these labels. The number may be
+// too large, because hashes may collide.
 func (x *identitySet) having(anyOf []label) int {
 	n := 0
 	for _, l := range anyOf {

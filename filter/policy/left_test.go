@@ -8,8 +8,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// The store keeps nothing of deleted objects. An agent runs for months, in which all pods
-// and nodes of a cluster are replaced.
+// The store keeps nothing of deleted objects. Otherwise an agent that runs for months would
+// take ever more memory, because all pods and nodes of a cluster are replaced in that time.
 func TestNothingIsLeft(t *testing.T) {
 	for seed := range uint64(200) {
 		r := newChance(seed + 700)
@@ -18,7 +18,7 @@ func TestNothingIsLeft(t *testing.T) {
 		if r.oneIn(2) {
 			w.Commit()
 		}
-		b.into(w) // pods of the same names get other labels, hosts and addresses
+		b.into(w) // pods with the same names get different labels, hosts and addresses
 		if kept := w.Kept(); len(a.Pods) > 0 && (kept["identities"] == 0 || kept["pods"] == 0) {
 			t.Fatalf("seed %d: the store keeps nothing of a cluster that exists: %v", seed, kept)
 		}

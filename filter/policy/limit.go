@@ -11,8 +11,8 @@ import (
 )
 
 // Limits bounds the memory of compiled policies, in bytes, as estimated before compiling; 0
-// means no limit. A policy over a limit is refused: it still selects its pods, but allows
-// nothing in the directions that it isolates, and is reported as a Problem.
+// means no limit. A policy over a limit is refused: it still isolates its pods in the same
+// directions, but allows nothing, and is reported as a Problem.
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
@@ -21,13 +21,13 @@ type Limits struct {
 	Policies int64
 }
 
-// DefaultLimits returns limits that leave an agent of 512 MiB enough memory for the pods of
-// a large cluster, and for compiling the largest policy that an API server stores.
+// DefaultLimits returns limits that leave an agent with 512 MiB of memory enough for the
+// pods of a large cluster and for compiling the largest policy that an API server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
-// mostRefused bounds the encoded bytes that are kept of policies refused because of
-// Limits.Policies or mostWaiting. A policy that was kept comes back as soon as there is
-// room; any other comes back only when it is set again.
+// mostRefused bounds the encoded bytes of recoverable policies that the store keeps. A
+// policy that was kept comes back as soon as there is room. A policy that was not kept comes
+// back only when it is set again.
 const mostRefused = 32 << 20
 
 // SetLimits sets the limits. Limits.Policies applies to all policies from the next Commit
@@ -35,7 +35,7 @@ const mostRefused = 32 << 20
 func (w *Store) SetLimits(l Limits) { w.limits, w.recount = l, true }
 
 // Upper bounds of the memory that the parts of a compiled policy take, in bytes. A test
-// compares them with the memory that compiled policies do take.
+// compares them with the memory that compiled policies really take.
 const (
 	costOfPolicy   = 1200
 	costOfRule     = 250
@@ -73,7 +73,7 @@ func costOf(p *Policy, nodes func(labels.Selector) int) int64 {
 type costs struct {
 	nodes        func(labels.Selector) int
 	bytes        int64
-	ports, peers int // peers: entries that the rules add to peer sets
+	ports, peers int // peers counts the entries that the rules add to peer sets
 }
 
 func (c *costs) rule(r *Rule) {
@@ -145,7 +145,7 @@ func (w *Store) refuseTooLarge(form *Policy, cost int64) *policy {
 func (w *Store) refuseOverTotal(form *Policy, cost int64) *policy {
 	p := w.refuse(form, cost, fmt.Sprintf("compiled it would take %s, and all policies together %s at most", mebibytes(cost), mebibytes(w.limits.Policies)),
 		"make fewer or smaller policies in the namespace whose policies take most, or raise --policies-memory")
-	p.surplus = true
+	p.recoverable = true
 	return p
 }
 
@@ -154,12 +154,12 @@ func (w *Store) refuseOverTotal(form *Policy, cost int64) *policy {
 func (w *Store) refuseOverBacklog(form *Policy) *policy {
 	p := w.refuse(form, w.costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")
-	p.surplus = true
+	p.recoverable = true
 	return p
 }
 
-// refuse reads which pods a policy selects and which directions it isolates, but not its
-// rules, so that it allows nothing.
+// refuse reads the subject of a policy and the directions in which it isolates, but not its
+// rules, so that the policy allows nothing.
 func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
 	bare.Rules = form.closed()
@@ -171,21 +171,22 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// count adds a policy that comes into force to w.cost or w.refused. It keeps the source of
-// the policy if there is room, so that the policy can be read again.
+// count adds the cost of a new policy to w.cost. If the policy is refused, count adds its
+// encoded size to w.refused instead. It keeps the source of the policy if there is room, so
+// that the policy can be read again.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
 		w.cost += p.cost
 		p.kept = from
-	case p.surplus && w.refused+len(from.Encoded) <= mostRefused:
+	case p.recoverable && w.refused+len(from.Encoded) <= mostRefused:
 		w.refused += len(from.Encoded)
 		p.kept = from
 	}
 	w.recount = w.recount || w.overdrawn
 }
 
-// discount subtracts a policy that goes out of force from w.cost or w.refused.
+// discount undoes count for a policy that is no longer in force.
 func (w *Store) discount(p *policy) {
 	if p.refused {
 		w.refused -= len(p.kept.Encoded)
@@ -195,14 +196,14 @@ func (w *Store) discount(p *policy) {
 	w.recount = w.recount || w.overdrawn
 }
 
-// balance decides which policies are refused because of Limits.Policies. It goes only by
-// their names and costs, so that the result does not depend on the order of events.
+// balance decides which policies are refused because of Limits.Policies. The decision
+// depends only on the names and costs of the policies, and not on the order of events.
 func (w *Store) balance() {
 	if !w.recount {
 		return
 	}
 	w.recount = false
-	out := w.surplus()
+	out := w.toRefuse()
 	w.overdrawn = len(out) > 0
 	for _, p := range out {
 		if !p.refused {
@@ -211,7 +212,7 @@ func (w *Store) balance() {
 	}
 	var back []*policy
 	for key, p := range w.policies {
-		if _, is := out[key]; p.surplus && p.kept.Read != nil && !is {
+		if _, is := out[key]; p.recoverable && p.kept.Read != nil && !is {
 			back = append(back, p)
 		}
 	}
@@ -227,8 +228,8 @@ func (w *Store) balance() {
 	w.recount = waits
 }
 
-// draftBack queues a large policy that was refused as a draft, so that it comes back. It
-// returns false if there is no room.
+// draftBack makes a draft of a large policy that was refused, so that the policy comes back.
+// It returns false if there is no room for the draft.
 func (w *Store) draftBack(p *policy) bool {
 	newest, _ := w.newest(p.ref)
 	d := w.drafts.current
@@ -244,15 +245,15 @@ func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
 // the order of their names, which the API leaves open, so that every node decides alike.
 func byPriority(a, b *policy) int { return cmp.Or(cmp.Compare(a.priority, b.priority), byText(a, b)) }
 
-// surplus returns the policies to refuse so that the rest is within Limits.Policies.
-func (w *Store) surplus() map[Ref]*policy {
+// toRefuse returns the policies to refuse so that all others are within Limits.Policies.
+func (w *Store) toRefuse() map[Ref]*policy {
 	most := w.limits.Policies
 	of := make(map[string][]*policy)
 	sums := make(map[string]int64)
 	var sum int64
 	for _, p := range w.policies {
 		if p.kept.Read == nil {
-			continue // refused for its own size, or its source was not kept
+			continue // the policy was refused for its own size, or its source was not kept
 		}
 		of[p.ref.Namespace] = append(of[p.ref.Namespace], p)
 		sums[p.ref.Namespace] += p.cost
@@ -294,7 +295,7 @@ func worstOf(sums map[string]int64) (worst string) {
 func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {
-		return // cannot happen: the reader of its kind has encoded it
+		return // cannot happen: the package that reads the source has encoded it
 	}
 	w.put(p.ref, p, p.kept, func() *policy { return read(form, p.cost) }).sum = p.sum
 }

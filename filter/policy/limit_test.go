@@ -18,8 +18,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// limited is a store with limits and one pod in each of the namespaces a (10.0.0.1) and b
-// (10.0.0.2).
+// limited is a store with limits and two pods: 10.0.0.1 in namespace a, and 10.0.0.2 in
+// namespace b.
 type limited struct{ *policy.Store }
 
 func newLimited(l policy.Limits) limited {
@@ -41,7 +41,8 @@ func large(namespace, name string, rules int) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// refused returns the policies that were refused for the limit which a flag sets.
+// refused returns the names of the policies that were refused because of the limit that the
+// given flag sets.
 func refused(w *policy.Store, flag string) (names []string) {
 	for _, p := range w.Problems() {
 		if strings.Contains(p.Hint, flag) && p.Field == "spec" {
@@ -58,8 +59,8 @@ func (w limited) verdict(t *testing.T, to string) filter.Verdict {
 	return s.Decide(f.key())
 }
 
-// A policy over the limit for one policy allows nothing, which affects only the pods that it
-// selects. It comes into force when it is made smaller.
+// A policy over Limits.Policy allows nothing, which affects only the pods that it selects.
+// It comes into force when it is made smaller.
 func TestPolicyBeyondItsLimit(t *testing.T) {
 	limit := policy.CostOf(netpol.Read(large("a", "p", 50)))
 	w := newLimited(policy.Limits{Policy: limit})
@@ -80,7 +81,7 @@ func TestPolicyBeyondItsLimit(t *testing.T) {
 	}
 }
 
-// A refused policy isolates in the directions that it would isolate in.
+// A refused policy isolates pods in the same directions as if it were in force.
 func TestRefusedPolicyIsolates(t *testing.T) {
 	for _, types := range [][]networkingv1.PolicyType{nil, {networkingv1.PolicyTypeEgress}, {networkingv1.PolicyTypeIngress}, {networkingv1.PolicyTypeEgress, networkingv1.PolicyTypeIngress}, {"Sideways"}} {
 		p := large("a", "p", 50)
@@ -100,9 +101,9 @@ func TestRefusedPolicyIsolates(t *testing.T) {
 	}
 }
 
-// If all policies together exceed the limit, the largest ones of the namespace that takes
-// most are refused until the rest is within the limit. They come into force again when
-// there is room.
+// If all policies together are over Limits.Policies, the largest policies of the namespace
+// that takes most are refused until all others are within the limit. The refused policies
+// come into force again when there is room.
 func TestPoliciesBeyondTheirLimit(t *testing.T) {
 	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policies: 5*cost + cost/2})

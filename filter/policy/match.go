@@ -6,11 +6,11 @@ import (
 	"slices"
 )
 
-// match updates which peer selectors match which pods, for all changes since the last call
-// together: a single policy may add ten thousand selectors for the same pods.
+// match updates which peer selectors match which pods. It handles all changes since the last
+// call together, because a single policy may add ten thousand selectors for the same pods.
 func (w *Store) match() {
-	w.affect(w.removed)              // before ns.matched changes
-	w.wideOnly = len(w.removed) == 0 // keepOwn must not keep ids that may have been reused
+	w.affect(w.removed)              // before ns.matched changes: affect reads it
+	w.wideOnly = len(w.removed) == 0 // otherwise keepOwn could keep ids that were reused
 	w.matchNamespaces()
 	w.wideOnly = false
 	w.affect(w.added)
@@ -29,9 +29,11 @@ func (w *Store) match() {
 	w.matchWhole()
 }
 
-// affect marks what must be matched again because peer selectors were added or removed.
+// affect marks the identities and namespaces that must be matched again because the given
+// peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// Namespace selectors that are scopes: of empty and of other selectors.
+	// whole has the namespace selectors that are scopes of empty selectors, some those that
+	// are scopes of other selectors.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -64,8 +66,8 @@ func (w *Store) affect(selectors []*selector) {
 	}
 }
 
-// affectIn marks the identities of a namespace that a selector matches as stale. When that
-// takes more tests than matching all identities of the namespace again, it marks the
+// affectIn marks as stale the identities of a namespace that a selector matches. If finding
+// them takes more tests than matching all identities of the namespace again, it marks the
 // namespace as stale instead.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
@@ -85,8 +87,8 @@ func (w *Store) affectIn(s *selector, ns *namespace) {
 	ns.identities.match(s, w.stale)
 }
 
-// matchNamespaces matches namespaces with the namespace selectors again: the relabeled
-// ones, or all of them if a selector came or went.
+// matchNamespaces matches namespaces with the namespace selectors again: all namespaces if a
+// selector was added or removed, and otherwise the relabeled ones.
 func (w *Store) matchNamespaces() {
 	if !w.staleNS {
 		for ns := range w.dirtyNS {
@@ -122,9 +124,9 @@ func (w *Store) matchNamespace(ns *namespace) {
 	ns.matched, ns.relabeled = matched, false
 }
 
-// affectBy marks what must be matched again in ns because a selector of namespaces is in a
-// and not in b. Only scopes of peer selectors matter. If ids were reused, it may mark too
-// much.
+// affectBy marks the identities of ns that must be matched again because a namespace
+// selector is in a and not in b. Only selectors that are scopes of peer selectors matter. If
+// ids were reused, affectBy may mark too many identities.
 func (w *Store) affectBy(a, b *idSet, ns *namespace) {
 	a.common(&w.peers.scopes, func(id uint32) bool {
 		if b.has(id) {
@@ -140,7 +142,7 @@ func (w *Store) affectBy(a, b *idSet, ns *namespace) {
 }
 
 // matchPods matches the stale identities with the peer selectors that are not empty. Empty
-// ones match whole namespaces, and are stored once for each namespace (see matchWhole).
+// selectors match whole namespaces, and are stored once for each namespace (see matchWhole).
 func (w *Store) matchPods() {
 	slices.SortFunc(w.staleIdentities, func(a, b *identity) int { return cmp.Compare(a.ns.id, b.ns.id) })
 	var in *namespace
@@ -170,8 +172,8 @@ func (w *Store) matchPods() {
 	w.staleIdentities = nil
 }
 
-// keepOwn keeps an id if the scope of its selector is one namespace by name, that of the
-// pods.
+// keepOwn adds an id to w.ids if the scope of its selector is a single namespace by name:
+// the namespace of the pods.
 func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
@@ -190,16 +192,16 @@ func (w *Store) sumOf(ids *idSet) (sum [2]uint64) {
 	return sum
 }
 
-// matchWhole updates which selectors match whole namespaces. It writes to a copy, because
-// snapshots share everyone.
+// matchWhole updates w.everyone, the selectors that match whole namespaces. It writes to a
+// copy, because snapshots share everyone.
 func (w *Store) matchWhole() {
 	if len(w.dirtyNS) == 0 {
 		return
 	}
 	everyone := make([]idSet, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
 	copy(everyone, w.everyone)
-	// of holds, by the id of a namespace selector, the id of the empty pod selector in its
-	// scope plus 1; 0 for none.
+	// of[i] is 1 plus the id of the empty pod selector whose scope is the namespace selector
+	// i, or 0 if there is none.
 	of := make([]uint32, len(w.nsSelectors.byID))
 	for i, s := range w.nsSelectors.byID {
 		if s != nil && s.within != nil && s.within.everyone != nil {

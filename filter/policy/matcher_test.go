@@ -12,7 +12,7 @@ import (
 func TestMatcher(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	word := func(from string) string { return from[r.IntN(len(from)):][:1] }
-	count := map[bool]int{} // of selectors that match, and that do not
+	count := map[bool]int{} // number of selectors that match, and that do not
 	for range 20_000 {
 		var sel metav1.LabelSelector
 		operators := []metav1.LabelSelectorOperator{metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn, metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist}

@@ -36,7 +36,7 @@ type cluster struct {
 	Node       []netip.Addr   // the addresses of the enforcing node
 	Ranges     []netip.Prefix // the ranges of that node's pods
 
-	shape int // of the rule sets that the engine compiles; see policy.SetShape
+	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
 }
 
 // flow holds the fields of a packet that policies depend on.
@@ -59,13 +59,13 @@ func (f flow) key() filter.Key {
 type judgement struct {
 	Egress, Ingress sideJudgement
 	SameAddress     bool // a pod talks to itself
-	OwnNode         bool // one end is the node of the other
+	OwnNode         bool // one end is the node that the other end runs on
 	Action          filter.Action
 }
 
 // sideJudgement is the oracle's verdict for one direction.
 type sideJudgement struct {
-	Isolating []string // "namespace/name", sorted
+	Isolating []string // policies as "namespace/name", sorted
 	Allowing  []filter.Rule
 }
 
@@ -99,7 +99,7 @@ func (c *cluster) judge(f flow) judgement {
 	return j
 }
 
-// exempt reports whether the flow is allowed whatever the policies are.
+// exempt reports whether the flow is allowed under all policies.
 func (j judgement) exempt() bool { return j.SameAddress || j.OwnNode }
 
 // judgeSide evaluates the policies of one end: the source for egress, the destination for
@@ -111,15 +111,15 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) si
 	}
 	var side sideJudgement
 	if pod == nil {
-		return side // only pods are isolated
+		return side // policies isolate only pods
 	}
 	for _, p := range c.Policies {
 		// A policy selects pods of its own namespace only.
 		if p.Namespace != pod.Namespace || !affects(p, d) {
 			continue
 		}
-		// A selector that cannot be parsed may mean any pod of the namespace: the policy
-		// isolates all of them, and allows nothing.
+		// A selector that cannot be parsed may be meant for any pod of the namespace, so the
+		// policy isolates all pods of the namespace and allows nothing.
 		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
 		if err == nil && !selector.Matches(labels.Set(pod.Labels)) {
 			continue
@@ -149,7 +149,7 @@ func affects(p *networkingv1.NetworkPolicy, d filter.Direction) bool {
 	types := map[networkingv1.PolicyType]bool{}
 	for _, t := range p.Spec.PolicyTypes {
 		if t != networkingv1.PolicyTypeIngress && t != networkingv1.PolicyTypeEgress {
-			return true // it may mean either direction
+			return true // an invalid type may be meant for either direction
 		}
 		types[t] = true
 	}
@@ -210,8 +210,8 @@ func selects(s *metav1.LabelSelector, set map[string]string) bool {
 	return err == nil && selector.Matches(labels.Set(set))
 }
 
-// blockContains implements IPBlock: in cidr, and in none of except. If any part is
-// malformed, the block matches nothing: to ignore a malformed except would allow more.
+// blockContains implements IPBlock: an address in cidr, but in no element of except. If any
+// part is malformed, the block matches nothing: ignoring a malformed except would allow more.
 func blockContains(b *networkingv1.IPBlock, addr netip.Addr) bool {
 	in, ok := cidrContains(b.CIDR, addr)
 	for _, text := range b.Except {
@@ -232,8 +232,8 @@ func cidrContains(text string, addr netip.Addr) (contains, wellFormed bool) {
 	return prefix.Contains(addr), true
 }
 
-// anyPortMatches implements ports: "empty or missing ... matches all ports". Nothing else
-// matches a packet without ports.
+// anyPortMatches implements ports: "empty or missing ... matches all ports". Only such a
+// rule matches a packet without ports.
 func anyPortMatches(items []networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) bool {
 	return len(items) == 0 || slices.ContainsFunc(items, func(item networkingv1.NetworkPolicyPort) bool {
 		return portMatches(item, f, dst)
@@ -276,7 +276,7 @@ func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) b
 var portName = regexp.MustCompile(`^([a-z0-9][a-z0-9-]*)?[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
 // numberOf returns the IP protocol number, or 0 for a protocol that NetworkPolicy does not
-// know: no flow with ports has that number.
+// have. No flow with ports has protocol 0.
 func numberOf(p corev1.Protocol) filter.Protocol {
 	switch p {
 	case corev1.ProtocolTCP:
@@ -291,8 +291,8 @@ func numberOf(p corev1.Protocol) filter.Protocol {
 
 // namedPort looks up a port's name in the destination pod, for ingress and for egress.
 // Containers come before sidecars, which are init containers with restartPolicy Always.
-// Other init containers have ended when the pod serves. An empty name matches nothing,
-// although ports without a name have an empty one.
+// Other init containers have ended when the pod serves. An empty name matches no port, not
+// even a port without a name.
 func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, bool) {
 	if pod == nil || name == "" {
 		return 0, false
@@ -332,10 +332,10 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	return owner
 }
 
-// beats reports whether a has an address that b claims too. In the ranges of the enforcing
-// node, a pod of that node wins; otherwise the one that was created later; and among pods
-// of the same second the one with the greater "namespace/name", so that the order of events
-// does not matter.
+// beats reports whether a owns an address that b claims too. In the ranges of the enforcing
+// node, a pod of that node wins. Otherwise the pod that was created later wins, or, in the
+// same second, the pod with the greater "namespace/name", so that the order of events does
+// not matter.
 func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {
 	here := func(p *corev1.Pod) bool { return p.Spec.NodeName == localNode }
 	for _, r := range c.Ranges {
@@ -419,8 +419,8 @@ func runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && slices.Contains(hostAddrs(pod), addr)
 }
 
-// namespaceLabels returns a namespace's labels, including the name label that the API server
-// sets on each. While the object is unknown, that is the only one.
+// namespaceLabels returns a namespace's labels, including the label with its name that the
+// API server sets. A namespace whose object is unknown has only this label.
 func (c *cluster) namespaceLabels(name string) map[string]string {
 	set := map[string]string{}
 	for _, ns := range c.Namespaces {
@@ -510,8 +510,8 @@ func readFlow(t *testing.T, text string) flow {
 	return f
 }
 
-// smallCluster is the cluster of the two scenarios that users start from, and also has a pod
-// of each other kind.
+// smallCluster is the cluster of the two scenarios that users start from, and of further
+// pods of every kind.
 const smallCluster = `
 {kind: Namespace, metadata: {name: default}}
 ---

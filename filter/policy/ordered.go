@@ -9,17 +9,17 @@ import (
 	"sluice/filter"
 )
 
-// query is a flow from or to a pod, with what its chain needs to decide.
+// query is a flow from or to a pod, with all that the pod's chain needs for a decision.
 type query struct {
 	key      *filter.Key
 	peer     *Endpoint
-	addr     netip.Addr // of the peer
-	dst      *Endpoint  // where named ports are looked up
+	addr     netip.Addr // the peer's address
+	dst      *Endpoint  // the destination, in which named ports are looked up
 	everyone []idSet
 	ownNode  bool // the destination is the node of the source
 }
 
-// match is the rule that matches a flow, and its action. Without a match, rule is nil.
+// match is the rule that matches a flow, and its action. rule is nil if no rule matches.
 type match struct {
 	rule   *filter.Rule
 	action Action
@@ -40,8 +40,8 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if q.key.Transport == filter.Ported {
 		at = min(at, r.lowestAtPort(q, &p))
 	}
-	// The result is the same for all flows if the rule is for all ports and no rule for any
-	// port that names the peer has a lower rank.
+	// The result is the same for all flows if the rule is for all ports, and no rule of a
+	// lower rank is for this peer and some port.
 	pair = r.peers.lowest(&p) == at && r.portless.lowest(&p) == at
 	if at == noRule {
 		return match{}, pair
@@ -49,8 +49,8 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	return match{&r.rules[at], r.extra.actions[at]}, pair
 }
 
-// lowestInParts is lowest for a rule set with a part for each policy. The parts are in the
-// order of the ranks.
+// lowestInParts is like lowest, for a rule set with a part for each policy. The parts are
+// sorted by rank.
 func (r *ruleSet) lowestInParts(q *query) (m match, pair bool) {
 	pair = true
 	for _, part := range r.parts() {
@@ -110,7 +110,7 @@ func (s *peerSet) lowest(p *remote) uint32 {
 	return at
 }
 
-// lowestShared returns the lowest rank of the selectors that are in both, or noRule.
+// lowestShared returns the lowest rank among the rules whose selectors are in set, or noRule.
 func lowestShared(rules []peerRule, set *idSet) uint32 {
 	at := noRule
 	if set.dense == nil && len(set.list) < len(rules) {
@@ -140,8 +140,8 @@ func (r *ruleSet) deniesAll() bool {
 	return r.extra != nil && len(r.extra.actions) > 0 && r.extra.actions[0] == Deny && r.portless != nil && r.portless.everyone == 0
 }
 
-// byRank cuts overlapping ranges into pieces that do not overlap, sorted for a binary
-// search. Each piece gets the lowest rule of the ranges that contain it.
+// byRank cuts overlapping ranges into pieces that do not overlap, and sorts the pieces for a
+// binary search. The rule of a piece is the lowest among the ranges that contain the piece.
 func byRank(ranges []blockRange) []blockRange {
 	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
 	cuts := make([]uint32, 0, 2*len(ranges))
@@ -172,7 +172,7 @@ func byRank(ranges []blockRange) []blockRange {
 	return fitted(out)
 }
 
-// rankHeap is a heap of ranges, the lowest rule first.
+// rankHeap is a heap of ranges with the lowest rule at the top.
 type rankHeap []blockRange
 
 func (h rankHeap) Len() int           { return len(h) }

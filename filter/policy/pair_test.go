@@ -7,8 +7,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// between returns flows between the ends of f that differ in all that random policies
-// distinguish: with ports at and next to those of policies, and without ports.
+// between returns flows between the ends of f, with every kind of port that random policies
+// distinguish: the ports that policies name, the ports next to these, and no port.
 func between(f flow) (all []flow) {
 	for _, p := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 		f.Protocol, f.Transport = p, filter.Ported
@@ -26,12 +26,12 @@ func between(f flow) (all []flow) {
 }
 
 // A verdict with Pair set is the oracle's verdict for every flow between the two addresses.
-// A closed endpoint can reach no other (egress), or be reached by none (ingress).
+// An endpoint whose effect is Closed cannot reach others (egress) or be reached (ingress).
 func TestPairs(t *testing.T) {
 	const clusters, flows = 400, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set
-	mixed, missed := 0, 0             // Pair is not set: mixed if the verdicts differ, missed if not
-	closed := 0                       // one end is closed
+	mixed, missed := 0, 0             // verdicts without Pair: mixed if the verdicts of the pair differ, missed if they are all the same
+	closed := 0                       // flows with a closed end
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 7000)
 		c := r.cluster()

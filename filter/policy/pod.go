@@ -22,45 +22,47 @@ func (k objectKey) String() string { return k.namespace + "/" + k.name }
 type Pod struct {
 	Namespace, Name string
 	Labels          labels.Set
-	Addrs           []netip.Addr // its own, or those of its node with HostNetwork
-	Hosts           []netip.Addr // addresses of its node, from its status
-	Ports           []NamedPort  // declared by its containers; a store uses only those with a name
+	Addrs           []netip.Addr // its own addresses; with HostNetwork, those of its node
+	Hosts           []netip.Addr // addresses of its node, from the pod's status
+	Ports           []NamedPort  // ports that its containers declare; a store uses only ports with a name
 	Node            string       // name of the Node that it runs on
 	Created         int64        // Unix time in nanoseconds
 	Ending          bool         // it is being deleted
 	HostNetwork     bool
 	// Ended is the phase of a pod that will not run again; empty for others.
 	Ended string
-	// NotReady reports that Services do not send traffic to it.
+	// NotReady reports that Services do not send traffic to the pod.
 	NotReady bool
 }
 
 // String returns "namespace/name".
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 
-// pod holds the fields of a Pod that decisions need, and what the store has compiled.
+// pod holds the fields of a Pod that decisions need, and what the store has compiled from
+// them.
 type pod struct {
 	objectKey
 	identity *identity
-	addrs    []netip.Addr // empty for pods without an address of their own
+	addrs    []netip.Addr // empty for a pod without an address of its own
 	host     *host
 	ports    []namedPort
 	created  int64 // Unix time, nanoseconds
 
-	endpoint *Endpoint // as last compiled
+	endpoint *Endpoint // the endpoint from the last Commit; nil until then
 	place    uint32    // index in identity.pods
 	renewed  bool      // it needs a new epoch, even if its class stays the same
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted
-	// relabeled: its labels changed, so it needs a new epoch if other peer selectors match.
+	// relabeled: its labels changed, so it needs a new epoch if different peer selectors
+	// match it now.
 	relabeled  bool
 	dirty      bool // the next commit compiles it
-	reselected bool // other policies than before may select it
+	reselected bool // different policies than before may select it
 	gone       bool // it has been deleted
 }
 
-// host is the node that pods run on, which share it. A nil host is not known, and has no
-// addresses.
+// host holds the addresses of a node, as the status of its pods reports them. The pods of a
+// node share one host. A nil host has no addresses.
 type host struct {
 	node   string       // name of the Node object
 	status []netip.Addr // addresses from the status of the pods
@@ -94,7 +96,7 @@ func (h *host) list() []netip.Addr {
 	return h.addrs
 }
 
-// same reports whether both have the same addresses.
+// same reports whether two hosts have the same addresses.
 func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.list()) }
 
 // useHost returns the shared host that is the same as read, and adds a use to it.
@@ -162,9 +164,9 @@ type namedPort struct {
 	number   uint16
 }
 
-// readPod returns the fields of a Pod that decisions need. Pods with HostNetwork and pods
-// that have ended have no address of their own: the former use that of their node, the
-// latter have released theirs.
+// readPod returns the fields of a Pod that decisions need. A pod with HostNetwork has no
+// address of its own, because it uses its node's. A pod that has ended has none either,
+// because it has released its address.
 func readPod(o *Pod) *pod {
 	p := &pod{objectKey: objectKey{o.Namespace, o.Name}, created: o.Created, ending: o.Ending}
 	if o.HostNetwork || o.Ended != "" {
@@ -200,9 +202,9 @@ func (p *pod) equalButLabels(o *pod) bool {
 		p.created == o.created && p.local == o.local && p.ending == o.ending
 }
 
-// beats reports whether p rather than o owns an address that both claim: the pod that was
-// created last, because the deletion of the other has not been reported yet. Names break a
-// tie, so that the order of events does not matter.
+// beats reports whether p rather than o owns an address that both claim. The pod that was
+// created later owns it, because the other pod's deletion has not been reported yet. Names
+// break a tie, so that the order of events does not matter.
 func (p *pod) beats(o *pod) bool {
 	if p.created != o.created {
 		return p.created > o.created

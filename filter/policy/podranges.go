@@ -12,18 +12,18 @@ import (
 
 // podRanges is the address ranges of pods in a snapshot. It never changes.
 type podRanges struct {
-	number     uint64 // of the last change for which all live connections must be evaluated again
+	number     uint64 // number of the last change that requires all live connections to be evaluated again
 	local, all bart.Lite
-	here, list []netip.Prefix // the ranges in local and in all
+	here, list []netip.Prefix // the contents of local and of all, as lists
 }
 
 // rangeSources holds the sources of the pod ranges of the next snapshot.
 type rangeSources struct {
 	given    []netip.Prefix            // ranges of this node from its configuration
-	nodes    map[string][]netip.Prefix // by name of the Node
-	starting []netip.Prefix            // as of the last RenewStartingPods
+	nodes    map[string][]netip.Prefix // the ranges of each Node, by its name
+	starting []netip.Prefix            // the content of live at the last RenewStartingPods
 	live     *StartingPods
-	changes  uint64 // becomes the number of podRanges
+	changes  uint64 // the number of the next podRanges
 	stale    bool   // current must be built again
 	current  *podRanges
 }
@@ -33,9 +33,8 @@ func newRangeSources() rangeSources {
 }
 
 // SetPodRanges sets the configured address ranges of this node's pods, in addition to those
-// of its Node object. If two live pods claim an address in these ranges, the one on this
-// node owns it: this node has assigned the address, and a pod of another node cannot take
-// it.
+// of its Node object. If two live pods claim an address in these ranges, the pod on this
+// node owns the address: this node has assigned it, and a pod of another node cannot take it.
 func (w *Store) SetPodRanges(local []netip.Prefix) {
 	if now := masked(local); !slices.Equal(now, w.ranges.given) {
 		w.ranges.given = now
@@ -44,7 +43,7 @@ func (w *Store) SetPodRanges(local []netip.Prefix) {
 }
 
 // SetNodeRanges sets the address ranges of the pods of a Node. An empty list removes the
-// Node. SetLocalNode names the Node of this node.
+// Node. The ranges of the Node that SetLocalNode names are those of this node's pods.
 func (w *Store) SetNodeRanges(node string, ranges []netip.Prefix) {
 	now := masked(ranges)
 	switch {
@@ -62,9 +61,11 @@ func (w *Store) SetNodeRanges(node string, ranges []netip.Prefix) {
 // of the store share them.
 func (w *Store) StartingPods() *StartingPods { return w.ranges.live }
 
-// RenewStartingPods applies changes of StartingPods to what snapshots do not read from it
-// directly: the owner of an address that several pods claim, and whether live connections
-// must be evaluated again. A removed address needs no evaluation, because its pod is gone.
+// RenewStartingPods copies the addresses in StartingPods for the next Commit. Snapshots read
+// StartingPods itself to see whether an address is pending. The copy determines which of
+// several pods owns an address. If the copy has a new address, SameRanges returns false, and
+// live connections must be evaluated again. A removed address does not require this, because
+// its pod is gone.
 func (w *Store) RenewStartingPods() {
 	now := w.ranges.live.List()
 	if slices.Equal(now, w.ranges.starting) {
@@ -83,8 +84,8 @@ func (w *Store) changeRanges() {
 	w.adoptRanges()
 }
 
-// adoptRanges updates the local ranges at once rather than at the next Commit, because
-// deferred addresses of the pods that are set next depend on them.
+// adoptRanges updates the local ranges at once rather than at the next Commit, because they
+// decide whether the addresses of pods that are set before that Commit are deferred.
 func (w *Store) adoptRanges() {
 	r := &w.ranges
 	w.setLocalRanges(slices.Concat(r.given, r.nodes[w.local.node], r.starting))
@@ -123,8 +124,8 @@ func masked(prefixes []netip.Prefix) []netip.Prefix {
 	return now
 }
 
-// Lookup returns the owner of the address. If there is none, Lookup also reports whether
-// the address is pending.
+// Lookup returns the owner of an address. If the address has no owner, Lookup also reports
+// whether it is pending.
 func (s *Snapshot) Lookup(addr netip.Addr) (*Endpoint, Pending) {
 	if e := s.Endpoint(addr); e != nil {
 		return e, Known
@@ -132,7 +133,7 @@ func (s *Snapshot) Lookup(addr netip.Addr) (*Endpoint, Pending) {
 	return nil, s.Pending(addr)
 }
 
-// Pending reports whether an address without an owner should be that of a pod that has not
+// Pending reports whether an address without an owner should belong to a pod that has not
 // been reported yet. It does not allocate.
 func (s *Snapshot) Pending(addr netip.Addr) Pending {
 	switch {
@@ -160,8 +161,8 @@ func (s *Snapshot) LocalRanges() []netip.Prefix { return s.ranges.here }
 func (s *Snapshot) SameRanges(o *Snapshot) bool { return s.ranges.number == o.ranges.number }
 
 // StartingPods holds the addresses of pods that are starting on this node, derived from the
-// node's routes. An address is pending at once, in all snapshots, because a pod may send
-// packets before the next snapshot. StartingPods is safe for concurrent use.
+// node's routes. Such an address is pending at once, even in existing snapshots, because a
+// pod may send packets before the next snapshot. StartingPods is safe for concurrent use.
 type StartingPods struct {
 	current atomic.Pointer[startingPods]
 

@@ -15,9 +15,8 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 	return list
 }
 
-// Lookup returns the endpoint of an address, or whether a pod is pending there. A snapshot
-// keeps its answers when Nodes' ranges change, but starting pods apply to all snapshots at
-// once.
+// Lookup returns the endpoint of an address, or whether a pod is pending there. Changes of
+// the ranges of Nodes do not affect existing snapshots, but starting pods do, at once.
 func TestLookup(t *testing.T) {
 	w := policy.NewStore()
 	w.SetLocalNode("here")
@@ -25,7 +24,7 @@ func TestLookup(t *testing.T) {
 	w.SetNodeRanges("here", prefixes("10.1.0.7/24"))
 	w.SetNodeRanges("there", prefixes("10.2.0.0/24", "fd00:2::/64"))
 	w.SetPodRanges(prefixes("10.3.0.0/24"))
-	w.SetPod(kubepod.Read(claimant("a", "there", 1))) // at 10.0.0.1
+	w.SetPod(kubepod.Read(claimant("a", "there", 1))) // has 10.0.0.1
 	old, _ := w.Commit()
 	w.SetNodeRanges("there", nil)
 	w.StartingPods().Set(prefixes("10.4.0.1/32"))
@@ -42,7 +41,7 @@ func TestLookup(t *testing.T) {
 		{"10.3.0.2", "", policy.PendingLocal, policy.PendingLocal},
 		{"10.2.0.2", "", policy.PendingRemote, policy.Known},
 		{"fd00:2::2", "", policy.PendingRemote, policy.Known},
-		{"10.4.0.1", "", policy.PendingLocal, policy.PendingLocal}, // at once, in all snapshots
+		{"10.4.0.1", "", policy.PendingLocal, policy.PendingLocal}, // a starting pod is pending in both snapshots
 		{"192.0.2.1", "", policy.Known, policy.Known},
 	} {
 		addr := netip.MustParseAddr(tt.addr)
@@ -57,8 +56,8 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// SameRanges is false if ranges or starting pods were added or ranges were removed, and
-// true if only starting pods have gone.
+// SameRanges returns false if ranges were added or removed, or if starting pods were added.
+// It returns true if starting pods were only removed.
 func TestSameRanges(t *testing.T) {
 	w := policy.NewStore()
 	last, _ := w.Commit()
@@ -87,7 +86,8 @@ func TestSameRanges(t *testing.T) {
 	}
 }
 
-// The channel that Changed returns is closed by the next change, and only by a real one.
+// The channel that Changed returns is closed by the next change, but not if the same
+// addresses are set again.
 func TestStartingPodsChange(t *testing.T) {
 	var s policy.StartingPods
 	changed := s.Changed()

@@ -21,15 +21,15 @@ import (
 )
 
 // Problem describes a part of a policy that cannot be understood, or a policy that is too
-// large. Neither allows anything. The API server rejects most malformed policies, but still
-// serves those that its older versions have stored.
+// large. Such a part or policy allows nothing. The API server rejects most malformed
+// policies, but still serves those that its older versions have stored.
 type Problem struct {
 	Policy Ref
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
-	Detail string // what is wrong with it
+	Detail string // what is wrong with the field
 	Hint   string // what would be right
-	// TooLarge reports that the whole policy is refused for its size, rather than that it
-	// cannot be understood.
+	// TooLarge reports that the whole policy is refused for its size. Otherwise the problem
+	// is a part that cannot be understood.
 	TooLarge bool
 }
 

@@ -10,10 +10,10 @@ import (
 // Published holds the snapshot in force, behind an atomic pointer. Its Synchronize waits
 // until no reader uses an earlier snapshot, as in RCU.
 //
-// A read section begins with Enter, which loads the snapshot, and ends with Exit, when the
-// effects of all decisions are visible. So after Publish and Synchronize, no verdict of an
-// older snapshot is on its way. A read section costs two uncontended atomic additions; only
-// Synchronize waits.
+// A read section begins with Enter, which loads the snapshot. It ends with Exit, when all
+// decisions of the section have taken effect. So after Publish and Synchronize, no verdict
+// of an older snapshot can still take effect. A read section costs two uncontended atomic
+// additions; only Synchronize waits.
 type Published struct {
 	current atomic.Pointer[Snapshot]
 
@@ -35,7 +35,7 @@ type Reader struct {
 func (p *Published) Publish(s *Snapshot) { p.current.Store(s) }
 
 // Snapshot returns the snapshot in force, or nil before the first Publish. Synchronize does
-// not wait for its users; code for which it must wait uses a Reader.
+// not wait for callers of Snapshot. Code that Synchronize must wait for needs a Reader.
 func (p *Published) Snapshot() *Snapshot { return p.current.Load() }
 
 // NewReader registers a reader, which must be closed after use.
@@ -69,8 +69,8 @@ func (r *Reader) Close() {
 }
 
 // Synchronize returns when all read sections that began before the call have ended. If ctx
-// ends first, it returns the cause. It polls, because read sections take microseconds and a
-// signal would cost each of them time.
+// ends first, it returns the cause. It polls, because a read section takes microseconds, and
+// signaling its end would slow down every section.
 func (p *Published) Synchronize(ctx context.Context) error {
 	p.mu.Lock()
 	readers := p.readers

@@ -62,7 +62,7 @@ func TestSynchronizeLeavesNoOlderEffect(t *testing.T) {
 	}
 }
 
-// Synchronize waits for readers in a read section until the context ends, and for no others.
+// Synchronize waits only for readers in a read section, and at most until the context ends.
 func TestSynchronizeWaitsForReadSections(t *testing.T) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()

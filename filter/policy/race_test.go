@@ -2,6 +2,6 @@
 
 package policy_test
 
-// raceEnabled shortens the long tests: the race detector makes them ten times slower, and
-// finds in a few rounds what it would find in all.
+// raceEnabled shortens the long tests: the race detector makes them ten times slower, and a
+// few rounds are enough for it to find any race.
 const raceEnabled = true

@@ -105,7 +105,7 @@ func (r chance) node() []netip.Addr { return slices.Clone(nodeAddrs[:oneOf(r, 2,
 func (r chance) namespace(name string) *corev1.Namespace {
 	o := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: r.labels()}}
 	if o.Labels != nil && r.oneIn(8) {
-		o.Labels[corev1.LabelMetadataName] = oneOf(r, namespaceNames...) // not always its own
+		o.Labels[corev1.LabelMetadataName] = oneOf(r, namespaceNames...) // sometimes the name of another namespace
 	}
 	return o
 }
@@ -269,7 +269,7 @@ func (r chance) peers() []networkingv1.NetworkPolicyPeer {
 		case r.oneIn(40):
 			p = networkingv1.NetworkPolicyPeer{}
 		case r.oneIn(40):
-			p.IPBlock = r.block() // perhaps beside a selector
+			p.IPBlock = r.block() // malformed if the peer also has a selector
 		}
 		peers = append(peers, p)
 	}
@@ -321,7 +321,7 @@ func (r chance) ports() []networkingv1.NetworkPolicyPort {
 	return ports
 }
 
-// spoil changes a port to one that the API server's validation would refuse.
+// spoil changes a port so that the API server's validation would refuse it.
 func (r chance) spoil(p *networkingv1.NetworkPolicyPort) {
 	last := int32(80)
 	port := oneOf(r, intstr.FromInt32(0), intstr.FromInt32(-1), intstr.FromInt32(65536), intstr.FromInt32(443), intstr.FromString(""), intstr.FromString("http"),
@@ -365,7 +365,7 @@ func (r chance) flow(c *cluster) flow {
 func (r chance) end(c *cluster, v6 bool) netip.Addr {
 	switch r.IntN(8) {
 	case 0:
-		return r.podAddr(v6) // perhaps of no pod
+		return r.podAddr(v6) // possibly an address that no pod has
 	case 1:
 		for {
 			if a := oneOf(r, append(outsideAddrs, nodeAddrs...)...); a.Is6() == v6 {
@@ -383,7 +383,8 @@ func (r chance) end(c *cluster, v6 bool) netip.Addr {
 	return r.podAddr(v6)
 }
 
-// aimAtNamedPort changes the flow to go to a named port of its destination, if that has one.
+// aimAtNamedPort changes the port of a flow to a named port of its destination, if the
+// destination has one.
 func (r chance) aimAtNamedPort(c *cluster, f *flow) {
 	pod := c.podAt(f.Dst)
 	if pod == nil {

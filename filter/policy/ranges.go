@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// addrRange is the addresses from low to high, both included, of one family.
-// netip.Addr.Compare puts all of IPv4 before all of IPv6, so that one sorted list
-// serves both.
+// addrRange is a range of addresses of one family, from low to high, both included.
+// netip.Addr.Compare sorts all IPv4 addresses before all IPv6 addresses, so that one sorted
+// list holds ranges of both families.
 type addrRange struct {
 	low, high netip.Addr
 }
@@ -59,8 +59,8 @@ func after(a netip.Addr) netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// placeOf returns the place of an address among sorted bounds: the number of bounds that
-// are not above it.
+// placeOf returns the place of an address among sorted bounds: the number of bounds that are
+// less than or equal to the address.
 func placeOf(bounds []netip.Addr, addr netip.Addr) uint32 {
 	low, high := 0, len(bounds)
 	for low < high {
@@ -73,8 +73,8 @@ func placeOf(bounds []netip.Addr, addr netip.Addr) uint32 {
 	return uint32(low)
 }
 
-// disjoint sorts ranges, in place, and cuts off overlaps, so that a binary search finds the
-// range of an address. Where two ranges overlap, the one that begins first keeps its rule.
+// disjoint sorts ranges, in place, and removes overlaps, so that a binary search finds the
+// range of an address. An overlap stays with the range that begins first.
 func disjoint(ranges []blockRange) []blockRange {
 	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
 	out := ranges[:0]

@@ -8,10 +8,10 @@ import (
 )
 
 // ruleSet is the compiled rules of some policies in one direction, cut into intervals along
-// the port axis. However many policies were compiled, a lookup searches at most three peer
-// sets and those of the destination's named ports, and one more peer set if no rule
-// matches. If rules overlap so much along the axis that a peer set for each interval would
-// take far more memory than the policies, a lookup walks a tree of peer sets instead.
+// the port axis. For any number of policies, a lookup searches at most three peer sets, the
+// peer sets of the destination's named ports, and another one if no rule matches. If rules
+// overlap so much along the axis that a peer set for each interval would take far more
+// memory than the policies, a lookup walks a tree of peer sets instead.
 //
 // Peer sets refer to rules and bounds by indexes of 4 bytes. The fields that most lookups
 // read come first, within one cache line.
@@ -22,20 +22,20 @@ type ruleSet struct {
 	ports    [3]portTable
 	bounds   []netip.Addr // the first address of each range and the first one after it; sorted
 	named    map[portName]*peerSet
-	anyNamed [3]bool // there are rules for named ports; by protocol, like ports
-	extra    *extra  // nil for most
+	anyNamed [3]bool // whether there are rules for named ports, by protocol as in ports
+	extra    *extra  // nil for most rule sets
 }
 
-// extra holds what few rule sets need: the actions of ordered rules, and forms for rules
-// that would take too much memory in the usual form.
+// extra holds fields that few rule sets need: the actions of ordered rules, and forms for
+// rules that would take too much memory in the usual form.
 type extra struct {
 	// actions are the actions of rules, if the rules are ordered: the matching rule with
 	// the lowest index, its rank, decides. Without actions, all rules accept and have no
 	// order.
 	actions []Action
 	trees   [3]portTree
-	// parts are rule sets that are not merged, most of them of a single policy. A rule set
-	// with parts has nothing else.
+	// parts are rule sets that are not merged; most of them hold the rules of a single
+	// policy. If a rule set has parts, its other fields are empty.
 	parts []*ruleSet
 }
 
@@ -61,16 +61,16 @@ type portTable struct {
 	flat []interval // sorted; empty if there is a tree
 }
 
-// interval is the ports from start to the start of the next interval, and the rules for
-// them; set is nil if there are none.
+// interval is the ports from start up to the start of the next interval, and the rules for
+// these ports; set is nil if there are no rules.
 type interval struct {
 	set   *peerSet
 	start uint16
 }
 
 // portTree is a segment tree over the intervals that ports are cut into. The rules of
-// interval i are in the sets of node i+len(starts), of the node of half that number, and so
-// on down to node 1.
+// interval i are in the sets of the leaf i+len(starts) and of all its ancestors; the parent
+// of node n is n/2, and the root is node 1.
 type portTree struct {
 	starts []uint16 // sorted: where each interval begins
 	sets   []*peerSet
@@ -84,29 +84,30 @@ type peerSet struct {
 	// selectors that match all pods of a namespace; each part is sorted by selector.
 	peers  []peerRule
 	blocks []blockRange // sorted and disjoint
-	more   *peerSets    // sets of single rules that are too large to be copied
+	more   *peerSets    // a set for each rule that is too large to be copied into this set
 }
 
 type peerSets struct{ list []*peerSet }
 
-// noRule stands in for the index of a rule if there is no rule. It is above all indexes.
+// noRule is used instead of the index of a rule if there is no rule. It is greater than all
+// indexes.
 const noRule = ^uint32(0)
 
 // peerRule is the id of a selector, and the index of the rule for the pods that it matches.
 type peerRule struct{ selector, rule uint32 }
 
-// blockRange is the addresses whose place among the bounds is at least low and below end
-// (see placeOf), and the index of the rule for them.
+// blockRange is a range of addresses, and the index of the rule for them. It contains the
+// addresses whose place among the bounds (see placeOf) is at least low and below end.
 type blockRange struct{ low, end, rule uint32 }
 
 // remote is the peer of a flow, prepared for lookups in a rule set.
 type remote struct {
-	// some are the selectors that match the peer's labels, whole those that match all pods
-	// of its namespace. They are nil if the peer is not a pod.
+	// some is the set of selectors that match the peer's labels, whole the set of those that
+	// match all pods of its namespace. Both are nil if the peer is not a pod.
 	some, whole *idSet
 	addr        netip.Addr
 	rules       *ruleSet
-	place       uint32 // of addr among the bounds, if placed
+	place       uint32 // the place of addr among the bounds; valid if placed is set
 	placed      bool   // place has been computed; most lookups do not need it
 }
 
@@ -132,7 +133,7 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 	return nil, r.peers.find(&p) == noRule
 }
 
-// inParts is find for a rule set that has parts or no rules.
+// inParts is like find, for a rule set that has parts or no rules.
 func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	pair = true
 	for _, part := range r.parts() {
@@ -145,7 +146,7 @@ func (r *ruleSet) inParts(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, ds
 	return nil, pair
 }
 
-// atPort returns a rule that allows the flow because of its port, or noRule.
+// atPort returns a rule that is for the port of the flow and allows the flow, or noRule.
 func (r *ruleSet) atPort(k *filter.Key, p *remote, dst *Endpoint) uint32 {
 	t := &r.ports[portTableOf(k.Protocol)]
 	if i := t.all.find(p); i != noRule {
@@ -184,7 +185,7 @@ func portTableOf(p filter.Protocol) int {
 	return 0
 }
 
-// at returns the set of the interval that holds port; nil if there is none.
+// at returns the set of the interval that contains port; nil if there is none.
 func (t *portTable) at(port uint16) *peerSet {
 	low, high := 0, len(t.flat)
 	for low < high {
@@ -210,7 +211,7 @@ func (t *portTree) find(port uint16, p *remote) uint32 {
 	return noRule
 }
 
-// leaf returns the node of the interval that holds port, or 0 if there is none.
+// leaf returns the node of the interval that contains port, or 0 if there is none.
 func (t *portTree) leaf(port uint16) int {
 	at, found := slices.BinarySearch(t.starts, port)
 	if found {
@@ -256,9 +257,8 @@ func (s *peerSet) find(p *remote) uint32 {
 }
 
 // shared returns the rule of a selector that is in both lists, or noRule. It walks the
-// shorter list and searches the longer, so that a pod with few selectors takes little time
-// against a rule set with thousands, and a small rule set takes little time against a pod
-// with thousands.
+// shorter list and searches the longer one, so that a lookup is fast if either the pod or
+// the rule set has few selectors, even if the other has thousands.
 func shared(rules []peerRule, set *idSet) uint32 {
 	if len(rules) == 0 {
 		return noRule
@@ -309,7 +309,7 @@ func searchRules(rules []peerRule, id uint32) int {
 	return low
 }
 
-// sharedBits is shared for a set that is a bitmap.
+// sharedBits is like shared, for a set that is a bitmap.
 func sharedBits(rules []peerRule, set *idWords) uint32 {
 	for i := range rules {
 		if set.has(rules[i].selector) {

@@ -4,30 +4,30 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// selector is an interned label selector: policies that write it in the same way share it.
-// It selects namespaces, or pods within a scope.
+// selector is an interned label selector: policies with the same text of a selector share
+// it. It selects namespaces, or pods within a scope.
 type selector struct {
 	id     uint32
 	scope  scope
-	text   string               // of labels; identifies the selector within its scope
+	text   string               // labels as text; identifies the selector within its scope
 	labels labels.Selector      // empty: everything in scope
 	asks   []labels.Requirement // see asksOf
 	many   *matcher             // nil for a selector of few requirements
 	refs   int                  // number of uses by policies
 
-	// fresh: only drafts use the selector, and it is not matched with all pods (or
+	// fresh: only drafts use the selector, and it has not been matched with all pods (or
 	// namespaces) yet.
 	fresh bool
 	// twin is the shared selector that replaces this selector of a draft.
 	twin *selector
 
-	// For a subject selector: the identities that match, and the policies. A peer selector
-	// has no list of its matches: identities and namespaces list the peer selectors that
-	// match them. Lists in both directions took a hundred times the memory of the
-	// selectors.
+	// members and subjects are for subject selectors: the identities that match, and the
+	// policies that use the selector. A peer selector has no list of its matches: instead,
+	// identities and namespaces list the peer selectors that match them. Lists in both
+	// directions took a hundred times the memory of the selectors.
 	members  map[*identity]struct{}
 	subjects map[*policy]struct{}
-	// For a namespace selector: the pod selectors that have it as their scope.
+	// within and pods are for namespace selectors: the pod selectors with this scope.
 	within *scopeSelectors   // the empty pod selector
 	pods   bucket[*selector] // the other pod selectors
 }
@@ -57,30 +57,30 @@ type selectors struct {
 	byID    []*selector
 	byScope map[scope]*scopeSelectors
 	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
-	scopes  idBits     // ids of these namespace selectors
+	scopes  idBits     // ids of the namespace selectors that are scopes in wide
 	unused  []uint32   // released ids, free for reuse
-	few     int        // up to few selectors that match by absence are tested one by one
+	few     int        // at most this many selectors that match by absence are tested one by one
 }
 
 // scopeSelectors holds the selectors of a scope. If the scope is a namespace selector, it
-// holds only the empty pod selector. The others are in selectors.wide, one index for all
-// such scopes, because ten thousand of these scopes may include the same namespace, each
-// with one selector.
+// holds only the empty pod selector. All other pod selectors of such scopes are in a single
+// index, selectors.wide, because ten thousand of these scopes may include the same
+// namespace, each with one selector.
 type scopeSelectors struct {
 	everyone *selector // the empty selector; nil if it is not in use
 	some     labelIndex
 }
 
-// fewAbsent bounds the selectors that match by absence and are tested one by one. More are
-// indexed.
+// fewAbsent bounds the selectors that match by absence and are tested one by one. If there
+// are more, they are indexed.
 const fewAbsent = 64
 
 func newSelectors() selectors {
 	return selectors{byKey: make(map[selectorKey]*selector), byScope: make(map[scope]*scopeSelectors), few: fewAbsent, wide: labelIndex{few: fewAbsent}}
 }
 
-// use returns the shared selector, adds a use to it, and reports whether it is new. Each
-// use must be ended by release.
+// use returns the shared selector, adds a use to it, and reports whether it is new. The
+// caller must end each use with release.
 func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool) {
 	key := selectorKey{in, sel.String()}
 	if s = x.byKey[key]; s != nil {
@@ -92,8 +92,8 @@ func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool)
 	return s, true
 }
 
-// adopt is use for a selector that was read for a draft. If there is no equal shared
-// selector, s becomes the shared one. Otherwise s.twin is set to the shared one.
+// adopt is like use, for a selector that was read for a draft. If there is no equal shared
+// selector, s becomes the shared one. Otherwise adopt sets s.twin to the shared one.
 func (x *selectors) adopt(s *selector) (shared *selector, isNew bool) {
 	if s.twin != nil {
 		s = s.twin
@@ -141,9 +141,9 @@ func (x *selectors) file(s *selector) {
 	}
 }
 
-// newID returns a released id, or the next one if none is unused. So ids stay small, which
-// keeps bitmaps of them small. An id may be reused within a Commit, because that Commit
-// compiles everything again that had the old selector.
+// newID returns a released id, or the next id if no released one is left. This keeps the
+// ids, and thus bitmaps of ids, small. An id may be reused within a Commit, because that
+// Commit compiles everything again that had the old selector.
 func (x *selectors) newID() uint32 {
 	if last := len(x.unused) - 1; last >= 0 {
 		id := x.unused[last]

@@ -17,11 +17,11 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// step is a change of the cluster, and the verdicts that flows get after it.
+// step is a change of the cluster, and the verdicts of some flows after it.
 type step struct {
-	policies string // lines of "namespace/name: {spec}", applied
-	objects  string // manifests of other objects, applied
-	remove   string // lines of "kind namespace/name", removed first
+	policies string // policies to apply, as lines of "namespace/name: {spec}"
+	objects  string // manifests of other objects to apply
+	remove   string // objects to remove first, as lines of "kind namespace/name"
 	// flows are lines of "source > destination protocol port = verdict". An end is an
 	// address or a key of ends. The verdict is a prefix of what verdictText returns: the
 	// action, or also the reason, or also the policies and rule of each isolated side.
@@ -63,9 +63,9 @@ func fromDB(rule string) string {
 }
 
 // TestSemantics runs the cases against the engine and the oracle, which must also agree
-// about all flows between any two of the ends. Translated addresses, replies and live
-// connections are not part of a single decision: the tests of the iptables rules and of
-// conntrack cover them.
+// about all flows between any two of the ends. A single decision does not involve translated
+// addresses, replies or live connections: the tests of the iptables rules and of conntrack
+// cover these.
 func TestSemantics(t *testing.T) {
 	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases) {
 		t.Run(c.name, func(t *testing.T) {
@@ -122,7 +122,7 @@ func (r *semanticsRun) apply(s step) {
 	}
 }
 
-// readPolicyLine reads "namespace/name: {spec}".
+// readPolicyLine reads a policy in the form "namespace/name: {spec}".
 func readPolicyLine(t *testing.T, line string) *networkingv1.NetworkPolicy {
 	t.Helper()
 	name, spec, _ := strings.Cut(line, ": ")
@@ -134,7 +134,7 @@ func readPolicyLine(t *testing.T, line string) *networkingv1.NetworkPolicy {
 	return o
 }
 
-// removeObject removes "kind namespace/name".
+// removeObject removes the object of a line "kind namespace/name".
 func (r *semanticsRun) removeObject(line string) {
 	r.t.Helper()
 	kind, rest, _ := strings.Cut(line, " ")
@@ -180,8 +180,8 @@ func (r *semanticsRun) expect(step int, line string) {
 }
 
 // verdictText writes a verdict as in step.flows: "deny ingress-denied
-// ingress=default/p,default/q:none". After the colon is the rule that allows, as in
-// "default/p[0]", or none.
+// ingress=default/p,default/q:none". The part after the colon is the rule that allows the
+// flow, as in "default/p[0]", or none.
 func verdictText(v filter.Verdict) string {
 	text := v.Action.String() + " " + v.Reason.String()
 	for _, side := range []filter.Side{v.Egress, v.Ingress} {
@@ -212,10 +212,10 @@ func (r *semanticsRun) agree(step int) {
 	}
 }
 
-// Something malformed in a policy is reported with the policy, the field, and a hint at what
-// would be right. Case 15 of TestSemantics tests what it allows and denies.
+// A malformed part of a policy is reported with the policy, the field, and a hint at what
+// would be right. Case 15 of TestSemantics tests the verdicts of such policies.
 func TestProblemsNameThePolicyAndTheField(t *testing.T) {
-	tests := map[string]string{ // spec: field
+	tests := map[string]string{ // maps a spec to the field of its problem
 		`{podSelector: {matchExpressions: [{key: a, operator: Is}]}}`:                                               "spec.podSelector",
 		`{policyTypes: [Ingress, Sideways]}`:                                                                        "spec.policyTypes[1]",
 		`{ingress: [{}, {from: [{podSelector: {}}, {podSelector: {matchExpressions: [{key: a, operator: In}]}}]}]}`: "spec.ingress[1].from[1].podSelector",
@@ -249,8 +249,8 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	}
 }
 
-// An IPv4-mapped address is the IPv4 address, an address with a zone is the one without, and
-// text that is not an address is ignored.
+// An IPv4-mapped address counts as the IPv4 address. The zone of an address is ignored, and
+// so is text that is not an address.
 func TestUnusualAddresses(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})

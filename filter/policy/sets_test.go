@@ -28,9 +28,9 @@ func overlapping(pods, policies, rules int) (list []*networkingv1.NetworkPolicy)
 	return list
 }
 
-// Where each pod is selected by a different set of many policies, memory does not grow by
-// the size of the policies for each pod: the rules are not merged for each set, and a
-// decision looks at one policy after the other.
+// If each pod is selected by a different set of many policies, the store does not merge the
+// rules for each set: otherwise memory would grow with pods × policies. A decision evaluates
+// one policy after the other instead.
 func TestManySetsOfPolicies(t *testing.T) {
 	const pods, policies, rules = 300, 60, 100
 	list := overlapping(pods, policies, rules)

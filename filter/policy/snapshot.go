@@ -21,14 +21,15 @@ type Snapshot struct {
 	starting *StartingPods // shared by all snapshots
 }
 
-// Counts holds the numbers of objects that a snapshot was compiled from and to.
+// Counts holds the numbers of objects that a snapshot was compiled from (namespaces, pods
+// and policies) and that it consists of.
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
 }
 
 // Endpoint is the owner of an address: a pod or this node.
 type Endpoint struct {
-	Namespace, Name string // of the pod; empty for the node
+	Namespace, Name string // the pod's; empty for the node
 
 	class *class // nil for the node
 	host  *host
@@ -37,10 +38,10 @@ type Endpoint struct {
 
 // class is the compiled form of pods that no policy can tell apart. The fields that a
 // decision reads fill one cache line. The padding makes the struct 128 bytes large, so that
-// it begins at a cache line: at 112 bytes two out of three classes did not, and each
-// decision read one more cache line.
+// it begins at a cache line. Without it, at 112 bytes, two out of three classes began within
+// a line, and each decision about them read one more.
 type class struct {
-	chains    [2]*link // by filter.Direction; nil without policies
+	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
 	peers     idSet    // peer selectors that match, without those that match whole namespaces
 	namespace uint32
 	refs      int
@@ -49,8 +50,8 @@ type class struct {
 	_         [24]byte
 }
 
-// policySet is the policies of one tier that select a pod in one direction, compiled. All
-// pods that the same policies select share it.
+// policySet holds the compiled rules of the policies of one tier that select a pod in one
+// direction. All pods that the same policies select share it.
 type policySet struct {
 	alone  link // for pods for which no later tier is evaluated
 	key    policySetKey
@@ -67,13 +68,13 @@ type policySetKey struct {
 	policies  mark
 }
 
-// Number identifies the snapshot among those of its store. It grows by one with each
-// Commit.
+// Number returns the number of the snapshot, which identifies it among the snapshots of its
+// store. The number grows by one with each Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
 
-// NewestEpoch returns the last epoch that was assigned before the snapshot was made. If an
-// endpoint of a later snapshot has an epoch that is not newer, the endpoint existed in this
-// snapshot already, possibly with other addresses.
+// NewestEpoch returns the last epoch that was assigned before the snapshot was made. An
+// endpoint of a later snapshot whose epoch is not greater already existed in this snapshot,
+// possibly with different addresses.
 func (s *Snapshot) NewestEpoch() uint64 { return s.newest }
 
 // Counts returns the numbers of objects in the snapshot.
@@ -92,7 +93,7 @@ func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] { return s.table
 func (e *Endpoint) IsNode() bool { return e != nil && e.class == nil }
 
 // Epoch returns a number that changes exactly when a verdict about the endpoint may change.
-// It is 0 for an address outside the cluster. No other epoch is ever assigned twice.
+// It is 0 for an address outside the cluster. Epochs other than 0 are never assigned twice.
 func (e *Endpoint) Epoch() uint64 {
 	if e == nil {
 		return 0
@@ -111,7 +112,8 @@ func (e *Endpoint) String() string {
 	return e.Namespace + "/" + e.Name
 }
 
-// chain returns the tiers that decide about the endpoint in a direction; nil if none do.
+// chain returns the tiers that decide about the endpoint in a direction; nil if there are
+// none.
 func (e *Endpoint) chain(d filter.Direction) *link {
 	if e == nil || e.class == nil {
 		return nil
@@ -119,10 +121,11 @@ func (e *Endpoint) chain(d filter.Direction) *link {
 	return e.class.chains[d]
 }
 
-// Isolation returns the policies that isolate the endpoint in a direction; nil if none do.
-func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.chain(d).isolating() }
+// Isolation returns the policies that isolate the endpoint in a direction; nil if no policy
+// does.
+func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.chain(d).findIsolation() }
 
-// Effect returns what a cache may conclude about the endpoint's packets in a direction.
+// Effect returns what a cache may assume about the endpoint's packets in a direction.
 func (e *Endpoint) Effect(d filter.Direction) Effect { return e.chain(d).effectOf() }
 
 // MayRestrict reports whether a change of an address from one endpoint to another may deny
@@ -150,7 +153,7 @@ func (s *Snapshot) Decide(k filter.Key) filter.Verdict {
 	return s.DecideBetween(&k, src, dst, s.Endpoint(src), s.Endpoint(dst))
 }
 
-// DecideBetween is Decide for a caller that has already looked up both ends.
+// DecideBetween is like Decide, for a caller that has already looked up both ends.
 func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
 	switch {
 	case k.Src == k.Dst:
@@ -206,9 +209,8 @@ type sideOutcome struct{ allows, pair bool }
 
 var passes = sideOutcome{true, true}
 
-// decideSide returns the decision of a chain, and stores in side which policies and which
-// rule made it. Most chains consist only of policies that isolate, and take the first
-// branch.
+// decideSide returns the decision of a chain, and stores in side the policies and the rule
+// that made it. The first branch is for chains without ordered rules, which are most.
 func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o sideOutcome) {
 	if l.isolation != nil {
 		side.Isolation = l.isolation
@@ -222,7 +224,7 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 }
 
 // runsOn reports whether e is a pod and addr an address of the node that it runs on. other
-// is the owner of addr: an address that has an owner does not count as the node's.
+// is the owner of addr, or nil; an address with an owner does not count as the node's.
 func (e *Endpoint) runsOn(addr netip.Addr, other *Endpoint) bool {
 	return e != nil && other == nil && slices.Contains(e.host.list(), addr)
 }

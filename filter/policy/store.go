@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Store holds what is known of the cluster: namespaces, pods, policies, and this node.
+// Store holds the known state of the cluster: namespaces, pods, policies, and this node.
 // Objects are set one by one, in any order. The store records what each change affects, and
 // Commit compiles only that.
 //
@@ -22,7 +22,7 @@ type Store struct {
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
 	faulty     map[*policy]struct{}    // policies that have problems
-	node       map[netip.Addr]struct{} // this node's addresses; with IPVS also those of every Service
+	node       map[netip.Addr]struct{} // this node's addresses; with IPVS, also the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
@@ -43,14 +43,14 @@ type Store struct {
 	drafts   drafts
 	deferred deferred
 	large    int         // policies with more encoded bytes are large
-	dying    []*selector // to be released, once for each use by a large policy that was removed
+	dying    []*selector // selectors to release, once for each use by a removed large policy
 	sweep    *sweep      // nil if none is in progress
 	limbo    limbo
 	due      bool // a policy came into force or was refused since the last Commit
 
 	limits    Limits
 	cost      int64 // estimated bytes of all policies that are not refused
-	refused   int   // encoded bytes that are kept of refused policies
+	refused   int   // encoded bytes of refused policies that are kept
 	overdrawn bool  // some policies are refused because of limits.Policies
 	recount   bool  // balance must decide again which policies are refused
 	classes   map[string]*class
@@ -60,21 +60,21 @@ type Store struct {
 	dirtyAddrs       map[netip.Addr]struct{}
 	touched          []*pod      // pods whose endpoints this Commit has replaced
 	staleIdentities  []*identity // identities that are stale, each once
-	staleNS          bool        // a namespace selector came or went
+	staleNS          bool        // a namespace selector was added or removed
 	added            []*selector // peer selectors added since the last match
-	removed          []*selector // peer selectors removed since then
+	removed          []*selector // peer selectors removed since the last match
 	ids, spare, mask idBits
 
-	table         *addrTable              // by address, shared with the last snapshot
-	everyone      []idSet                 // by namespace id: peer selectors that match all its pods; shared too
-	unusedNS      []uint32                // ids that can be reused
+	table         *addrTable              // the owners of addresses; shared with the last snapshot
+	everyone      []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
+	unusedNS      []uint32                // namespace ids that can be reused
 	dirtyNS       map[*namespace]struct{} // namespaces whose element of everyone is out of date
-	staleIn       []*namespace            // namespaces in which a peer selector came or went
-	compiled      []*identity             // identities with a recent class
-	wideOnly      bool                    // match only selectors whose scope is a namespace selector
+	staleIn       []*namespace            // namespaces in which a peer selector was added or removed
+	compiled      []*identity             // identities whose field recent is set
+	wideOnly      bool                    // while set, stale marks identities only for selectors whose scope is a namespace selector
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
-	lastNumber    uint64 // of snapshots
+	lastNumber    uint64 // number of the last snapshot
 	lastPolicy    uint64
 	lastPolicySet uint64
 }
@@ -91,9 +91,9 @@ type namespace struct {
 	scopes     idBits // namespace selectors of subjects that match it
 	matched    idSet  // namespace selectors of peers that match it, as of the last Commit
 
-	relabeled bool // since the last Commit
+	relabeled bool // its labels changed since the last Commit
 	stale     bool // all of its pods must be matched with the peer selectors again
-	staleOwn  bool // also with those whose scope is this namespace only
+	staleOwn  bool // if stale: also with the peer selectors whose scope is only this namespace
 	tests     int  // cost of matching single selectors in this Commit; see affectIn
 }
 
@@ -156,7 +156,7 @@ func (w *Store) SetNamespace(name string, labels labels.Set) {
 }
 
 // DeleteNamespace removes a Namespace object. Pods and policies of the namespace remain
-// until they are deleted, as in a namespace with no label but its name.
+// until they are deleted. Meanwhile the only label of the namespace is its name.
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		ns.declared = false
@@ -165,8 +165,8 @@ func (w *Store) DeleteNamespace(name string) {
 	}
 }
 
-// namespace returns the namespace, which it creates on first use: pods and policies may
-// arrive before their namespace.
+// namespace returns a namespace, and creates it on first use: pods and policies may arrive
+// before their namespace.
 func (w *Store) namespace(name string) *namespace {
 	if ns := w.namespaces[name]; ns != nil {
 		return ns
@@ -176,7 +176,7 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
-	w.dirtyNS[ns] = struct{}{} // in everyone, the id may have been another namespace's
+	w.dirtyNS[ns] = struct{}{} // everyone may have the selectors of an earlier namespace with this id
 	w.relabelNamespace(ns, nil)
 	return ns
 }
@@ -214,7 +214,7 @@ func (w *Store) SetPod(o *Pod) {
 		return
 	}
 	if len(p.addrs) == 0 {
-		return // it has no address of its own, or none yet
+		return // the pod has no address of its own, or none yet
 	}
 	p.host = w.useHost(p.host)
 	w.pods[p.objectKey] = p
@@ -235,7 +235,7 @@ func (w *Store) replacePod(p, now *pod, set labels.Set) {
 	}
 	known := w.known(p)
 	if p.created != now.created {
-		known = nil // another pod with the same name
+		known = nil // now is a new pod with the same name
 	}
 	w.disclaim(p)
 	host := p.host
@@ -268,7 +268,7 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records the addresses of a pod. Those that are not in known are new, and may be
+// claim records the addresses of a pod. Addresses that are not in known are new, and may be
 // deferred.
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
@@ -305,7 +305,7 @@ func (w *Store) disclaim(p *pod) {
 	}
 }
 
-// join adds a pod to the identity that has its labels, which it creates if necessary.
+// join adds a pod to the identity with its labels, and creates the identity if necessary.
 func (w *Store) join(p *pod, ns *namespace, set labels.Set) {
 	p.reselected = true
 	hash := ns.identities.hashOf(set)
@@ -320,8 +320,8 @@ func (w *Store) join(p *pod, ns *namespace, set labels.Set) {
 	w.stale(k)
 }
 
-// leave removes the pod at a place from an identity, and the identity itself with its last
-// pod.
+// leave removes the pod at a place from an identity. With the last pod, it also removes the
+// identity.
 func leave(k *identity, place uint32) {
 	if k.remove(place); !k.gone() {
 		return
@@ -347,8 +347,8 @@ func (w *Store) renew(p *pod) {
 	}
 }
 
-// stale marks an identity to be matched with the peer selectors again: only with those
-// whose scope is a namespace selector if wideOnly is set.
+// stale marks an identity to be matched with the peer selectors again. If wideOnly is set,
+// it is matched only with those whose scope is a namespace selector.
 func (w *Store) stale(k *identity) {
 	if !k.stale {
 		k.stale = true
@@ -369,7 +369,7 @@ func (w *Store) SetEncoded(e Encoded) {
 	newest, ok := w.newest(e.Ref)
 	switch {
 	case known && ok && newest == e.Digest:
-	case known && old != nil && old.sum == e.Digest: // back to the version in force
+	case known && old != nil && old.sum == e.Digest: // the new version is the one in force
 		w.dropDrafts(e.Ref)
 	case !w.drafted(e.Ref, e.Source):
 		w.dropDrafts(e.Ref)
@@ -408,7 +408,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	}
 	p.subject.subjects[p] = struct{}{}
 	w.touch(p.subject)
-	if old != nil { // last, so that selectors of both versions are not released in between
+	if old != nil { // last, so that selectors which both versions use are not released in between
 		w.removePolicy(old)
 	}
 	return p

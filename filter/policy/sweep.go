@@ -1,13 +1,13 @@
 package policy
 
 // sweep matches pods with the peer selectors again, in small pieces, so that the many
-// selectors of a large policy do not delay other changes. It is for selectors that no
-// policy in force uses: those of a draft, and those of removed policies. Until the sweep
+// selectors of a large policy do not delay other changes. It is for selectors that no policy
+// in force uses: the selectors of a draft, and those of removed policies. Until the sweep
 // ends, it is undefined whether a pod has the ids of these selectors.
 type sweep struct {
-	namespaces []*namespace // still to be matched
-	identities []*identity  // still to be matched
-	draft      *Draft       // has the selectors to match; may be nil
+	namespaces []*namespace // namespaces that must still be matched
+	identities []*identity  // identities that must still be matched
+	draft      *Draft       // the draft with the selectors to match; may be nil
 	retired    limbo        // ids that are free after the sweep
 }
 
@@ -17,11 +17,11 @@ const namespacesPerPiece = 16
 // identitiesPerPiece bounds the identities that are matched as one piece of work.
 const identitiesPerPiece = 32
 
-// limbo holds the ids of released selectors that pods may still have, so that the ids
-// cannot be reused yet, and the namespaces of these pods.
+// limbo holds the ids of released selectors that cannot be reused yet, because pods may
+// still have them. It also holds the namespaces of these pods.
 type limbo struct {
 	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
-	wide              bool                // all namespaces
+	wide              bool                // limbo includes all namespaces
 	in                map[string]struct{} // names of namespaces, unless wide
 }
 
@@ -39,7 +39,7 @@ func (l *limbo) touch(s *selector) {
 	l.in[s.scope.namespace] = struct{}{}
 }
 
-// releaseDying ends one use of a selector by a large policy that was removed.
+// releaseDying removes a selector from w.dying and ends one use of it.
 func (w *Store) releaseDying() {
 	last := len(w.dying) - 1
 	s := w.dying[last]
@@ -80,7 +80,7 @@ func (w *Store) beginSweep(d *Draft) {
 // to the sweep.
 func (w *Store) sweepNamespace(ns *namespace) {
 	if w.namespaces[ns.name] != ns {
-		return // it is gone
+		return // the namespace is gone
 	}
 	w.dirtyNS[ns] = struct{}{}
 	w.matchNamespace(ns)

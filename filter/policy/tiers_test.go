@@ -24,7 +24,7 @@ import (
 type ordered struct {
 	object  *networkingv1.NetworkPolicy
 	tier    policy.Tier
-	actions [2][]policy.Action // by direction and rule
+	actions [2][]policy.Action // the actions of the rules, by direction
 }
 
 func (o *ordered) form() *policy.Policy {
@@ -70,9 +70,9 @@ func (r chance) act(o *ordered) {
 	}
 }
 
-// first returns the first rule of a tier that matches the flow, with its action, or Pass
-// and no rule if none matches. It is the oracle of ordered rules: it tries one rule after
-// the other.
+// first returns the first rule of a tier that matches the flow, with its action. If no rule
+// matches, it returns Pass and nil. It is the oracle of ordered rules: it tries one rule
+// after the other.
 func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst *corev1.Pod) (policy.Action, *filter.Rule) {
 	addr := f.Dst
 	if d == filter.Ingress {
@@ -98,7 +98,7 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 			if action == policy.Accept {
 				peers, ports = false, false // a malformed part of a rule that accepts matches nothing
 			} else if peers || ports {
-				action = policy.Deny // any other malformed rule denies all that it may mean
+				action = policy.Deny // any other malformed rule denies everything that it may be meant for
 			}
 			if (ports || anyPortMatches(r.ports, f, dst)) && (peers || c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer)) {
 				return action, &filter.Rule{Policy: o.name(), Tier: t, Direction: d, Action: action, Index: i}
@@ -108,8 +108,8 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 	return policy.Pass, nil
 }
 
-// side returns whether all tiers of one direction allow the flow, and the rule of an ordered
-// tier that decides, if one does.
+// side reports whether the tiers of one direction allow the flow. If an ordered tier
+// decides, side also returns its rule.
 func (c *tiered) side(d filter.Direction, f flow) (allows bool, rule *filter.Rule) {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
 	pod, peer := src, dst
@@ -223,8 +223,8 @@ func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 	return ""
 }
 
-// store returns a store with the cluster and its ordered policies. In half of the cases
-// these had other actions at an earlier commit.
+// store returns a store with the cluster and its ordered policies. In half of the cases, the
+// policies had different actions at an earlier commit.
 func (c *tiered) store(r chance) *policy.Store {
 	w := c.newStore()
 	if r.oneIn(2) {
@@ -241,9 +241,10 @@ func (c *tiered) store(r chance) *policy.Store {
 	return w
 }
 
-// How many clusters TestTiersAgainstOracle generates, with flowsPerCluster decisions each.
+// The number of clusters that TestTiersAgainstOracle generates, with flowsPerCluster
+// decisions each.
 const (
-	tieredFull  = 5_000 // if SLUICE_FULL_TEST is set
+	tieredFull  = 5_000 // used if SLUICE_FULL_TEST is set
 	tieredBrief = 500
 )
 
@@ -300,8 +301,8 @@ func TestTiersAgainstOracle(t *testing.T) {
 	}
 }
 
-// A policy with an action or tier that this version does not know denies, and is a problem.
-// A later version's reader may produce one.
+// A policy with an action or tier that this package does not know denies flows, and is
+// reported as a problem. A later version of a package that reads policies may produce one.
 func TestUnknownActionDenies(t *testing.T) {
 	for name, form := range map[string]*policy.Policy{
 		"action": {Tier: policy.Admin, Rules: [2][]policy.Rule{filter.Ingress: {{Action: 9}}}},

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A namespace that gets the id of a deleted one does not match the selectors that matched
-// the deleted one, even if it has no object of its own.
+// A namespace that gets the id of a deleted namespace is not matched by the selectors that
+// matched the deleted one, even if the new namespace has no object.
 func TestNamespaceThatNothingNames(t *testing.T) {
 	podIn := func(namespace, name, addr string) *corev1.Pod {
 		return &corev1.Pod{

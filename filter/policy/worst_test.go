@@ -11,8 +11,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// usage is the memory in bytes that compiling takes: kept is still live afterwards,
-// allocated is the total of all allocations.
+// usage is the memory in bytes that compiling takes: kept is the part that is still live
+// afterwards, allocated is the total of all allocations.
 type usage struct{ kept, allocated uint64 }
 
 func heap() (kept, allocated uint64) {

@@ -34,7 +34,7 @@ func (q *Queues) counters() (map[uint16]counter, error) {
 }
 
 // Bound reports whether a process reads one of the queues in [first, first+count). netNS is
-// a file descriptor of the queues' network namespace; 0 means that of the calling process.
+// a file descriptor of the queues' network namespace; 0 means the current namespace.
 func Bound(netNS int, first uint16, count int) (bool, error) {
 	found, err := counters(netNS, first, count)
 	return len(found) > 0, err
@@ -162,7 +162,7 @@ func inNetNS(fd int, f func() error) error {
 	}
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter the network namespace: %w", err)
 			return

@@ -22,15 +22,15 @@ import (
 type kernelQueue struct {
 	library *nfqueue.Nfqueue
 	socket  *socket
-	packets []packet // of the last read
-	close   func()   // may be called more than once; the kernel then drops the packets in the queue
+	packets []packet // the result of the last read, reused by the next
+	close   func()   // closes the queue, so that the kernel drops its packets; may be called more than once
 }
 
 // packet is a packet in the queue that has no verdict yet.
 type packet struct {
 	id, mark uint32
-	// device is the index of the interface that the packet came in by: on a bridge, that of
-	// the bridge port. It is 0 if the kernel does not report one.
+	// device is the index of the input interface: on a bridge, the index of the bridge
+	// port. It is 0 if the kernel does not report one.
 	device uint32
 	// data begins with the IP header, and is valid until the next read. It is nil if the
 	// packet was queued before the queue was configured.
@@ -145,7 +145,7 @@ func parsePacket(body []byte) (p packet, err error) {
 		switch kind := binary.NativeEndian.Uint16(b[2:]) & attrTypeMask; {
 		case kind == attrPayload:
 			p.data = value
-		case len(value) < 4: // the other attributes that are read begin with 4 bytes
+		case len(value) < 4: // too short: each of the attributes below begins with 4 bytes
 		case kind == attrPacketHeader:
 			p.id, numbered = binary.BigEndian.Uint32(value), true
 		case kind == attrMark:

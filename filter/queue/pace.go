@@ -11,13 +11,14 @@ const (
 	// maxBurst bounds the messages that one system call reads. Their verdicts are sent
 	// together, so it also bounds how long a verdict waits for others.
 	maxBurst = 64
-	// overflowBurst is maxBurst for the overflow queue. During a flood, floodBurst takes
-	// its place: from floodBacklog messages without a pause, until the worker has kept up
-	// for floodQuiet, because a flood has short pauses too.
+	// overflowBurst replaces maxBurst for the overflow queue, and floodBurst replaces it
+	// during a flood. A flood begins after floodBacklog messages without a pause, and ends
+	// when the worker has kept up for floodQuiet: a flood has short pauses too.
 	//
-	// The other workers wait for one burst at worst: with 4 messages instead of 2, their
-	// 99th percentile was a quarter longer, with 8 twice as long. But a burst of 2 cost a
-	// busy client a third of its connections, and one of 16 none.
+	// The other workers wait for at most one burst of the overflow queue. During a flood,
+	// their 99th percentile was a quarter longer with bursts of 4 messages instead of 2,
+	// and twice as long with 8. Without a flood, bursts of 2 cost a busy client a third of
+	// its connections; bursts of 16 cost it none.
 	overflowBurst = 16
 	floodBurst    = 2
 	floodBacklog  = 512
@@ -29,12 +30,12 @@ type pace struct {
 	burst    int  // bounds the messages of the next read
 	overflow bool // the queue is the overflow queue, which yields to all others
 
-	behind     int       // messages since the last read of fewer than burst
-	floodUntil time.Time // when the flood counts as over
+	behind     int       // messages since the last read that returned fewer than burst
+	floodUntil time.Time // time at which the current flood counts as over
 
 	// Once fullBacklog messages have come without a pause, full is called after each burst
-	// until the next pause; first is set at the first of these calls. fullBacklog 0
-	// disables it.
+	// until the next pause; first is set in the first of these calls. A fullBacklog of 0
+	// disables the calls.
 	fullBacklog int
 	unpaused    int // messages since the last pause
 	full        func(first bool)
@@ -70,7 +71,7 @@ func (p *pace) countUnpaused(n int) {
 	}
 }
 
-// adapt chooses the next burst of the overflow queue, after one of n messages.
+// adapt sets the size of the overflow queue's next burst, after a burst of n messages.
 func (p *pace) adapt(n int, now time.Time) {
 	if p.behind += n; n < p.burst {
 		p.behind = 0
@@ -84,20 +85,21 @@ func (p *pace) adapt(n int, now time.Time) {
 	}
 }
 
-// yield lets all other work run first while the overflow queue is flooded, and returns at
-// once if there is none. That takes both calls. Gosched is for the other workers: it also
-// wakes an idle thread of the runtime, which looks for packets in their queues. sched_yield
-// is for the pods: the kernel lets a busy thread run on for milliseconds, and a thread that
-// it wakes waits that long. Compared with no flood, the 99th percentile of another pod's
-// connections on two cores was 17 times as long with neither call, 11 or 18 times with one
-// of them, and twice as long with both.
+// yield lets all other work run first while the overflow queue is flooded; if there is no
+// other work, it returns at once. It needs both calls. Gosched yields to the other workers:
+// it also wakes an idle thread of the runtime, which looks for packets in their queues.
+// sched_yield yields to the pods: without it the kernel lets a busy thread run on for
+// milliseconds, and a thread that has just become runnable waits that long. The 99th
+// percentile of another pod's connection times on two cores, compared with no flood, was
+// 17 times as long with neither call, 11 or 18 times with one of them, and twice as long
+// with both.
 //
-// It yields only during a flood, because every program that computes then goes first, for
+// yield does nothing without a flood, because every busy program would run first, for
 // milliseconds each: on a node that started containers, a client that was merely over its
 // limit waited for up to 770 ms, against 50 ms without yielding.
 //
-// The thread keeps its priority. At a lower one, the kernel would let it wait for long in
-// the middle of a burst, and the garbage collector would wait for it.
+// The thread keeps its priority. At a lower priority, the kernel could suspend it for a
+// long time in the middle of a burst, and the garbage collector would wait for it.
 func (p *pace) yield() {
 	if !p.overflow || p.burst != floodBurst {
 		return

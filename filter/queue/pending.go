@@ -23,15 +23,15 @@ const (
 // pendingPackets are the packets of one worker that wait for a pod to become known. The
 // packets stay in the kernel's queue; their IDs and data are kept here.
 //
-// They are evaluated again after each publication, by an evaluator of their own, because
-// the worker's evaluator is busy with arriving packets. No packet is missed: one that was
-// held by an older snapshot was added before Synchronize returned, and Reevaluate is called
-// after that.
+// The packets are evaluated again after each publication, by a separate evaluator, because
+// the worker's evaluator is busy with arriving packets. No packet is missed: a packet that
+// was held by an older snapshot was added before Synchronize returned, and Reevaluate is
+// called after that.
 type pendingPackets struct {
 	worker    *worker
 	evaluator Evaluator
 	wake      chan struct{}
-	displaced chan struct{} // signals that a packet has lost its place
+	displaced chan struct{} // signals that a packet was displaced, see shares
 
 	mu      sync.Mutex
 	packets []*pendingPacket // the oldest first
@@ -41,13 +41,13 @@ type pendingPackets struct {
 type pendingPacket struct {
 	id, mark uint32
 	data     []byte
-	addr     netip.Addr // the address that should be a pod's
+	addr     netip.Addr // the address whose pod is not known yet
 	deadline time.Time
 
-	device    uint32     // see packet
+	device    uint32     // see packet.device
 	source    netip.Addr // from the IP header; may be forged
 	owner     *pendingPackets
-	displaced bool // guarded by shares.mu
+	displaced bool // another packet has its place; guarded by shares.mu
 }
 
 func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
@@ -68,8 +68,9 @@ func sourceOf(data []byte) (a netip.Addr) {
 	return a
 }
 
-// start begins to answer the pending packets of q. stop ends that and forgets the rest: q
-// must be closed before, so that the kernel has dropped them. An error is passed to fail.
+// start starts a goroutine that answers the pending packets of q, and passes its error to
+// fail. stop ends the goroutine and forgets the remaining packets. Close q before calling
+// stop, so that the kernel has dropped these packets.
 func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context.CancelCauseFunc) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -85,9 +86,11 @@ func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context
 	}
 }
 
-// add holds a packet, and reports whether there was a place for it.
+// add holds a packet, and reports whether it got a place.
 func (h *pendingPackets) add(p *pendingPacket) bool {
-	h.mu.Lock() // until p is in h.packets, where expireDisplaced finds it if it is displaced
+	// Lock before p takes a place: if another worker's packet displaces p at once,
+	// expireDisplaced waits for the lock, and then finds p in h.packets.
+	h.mu.Lock()
 	defer h.mu.Unlock()
 	p.owner = h
 	displaced, ok := h.worker.queues.shares.take(p)
@@ -101,7 +104,7 @@ func (h *pendingPackets) add(p *pendingPacket) bool {
 	h.packets = append(h.packets, p)
 	h.worker.queues.log.Debug("packet waits for its pod to become known", event.PacketHeld.Attr(), "address", p.addr)
 	if len(h.packets) == 1 {
-		h.poke() // to set the timer
+		h.poke() // so that run sets its timer
 	}
 	return true
 }
@@ -117,7 +120,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-// run evaluates the packets again when it is woken, and when the oldest has reached its
+// run evaluates the packets again whenever it is woken or the oldest packet has reached its
 // deadline, until ctx ends.
 func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	timer := time.NewTimer(time.Hour)
@@ -147,9 +150,9 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	}
 }
 
-// expireDisplaced answers the packets that have lost their place. It does not evaluate the
-// others again: a flood would make it do so for each of its packets. The deadline that it
-// returns is zero, so that run leaves its timer unchanged.
+// expireDisplaced answers the packets that were displaced. It does not evaluate the
+// remaining packets again, because in a flood each arriving packet may displace one. It
+// returns the zero time, so that run leaves its timer unchanged.
 func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -199,7 +202,8 @@ func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) 
 	return next, err
 }
 
-// forget drops all packets. The queue is closed, so that the kernel has dropped them too.
+// forget removes all packets and frees their places. The queue must be closed: then the
+// kernel has dropped the packets.
 func (h *pendingPackets) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -9,7 +9,7 @@
 //
 // go-nfqueue binds and configures the queues and encodes the verdicts; the workers read the
 // packets, see worker.answer. A packet that cannot be decoded is denied. A worker that
-// fails is restarted; the kernel drops the packets in its queue, so that none is left
+// fails is restarted; the kernel drops the packets in its queue, so that no packet remains
 // without a verdict.
 package queue
 
@@ -28,7 +28,7 @@ import (
 
 // Evaluator decides packets. Its methods are called by one goroutine at a time.
 type Evaluator interface {
-	// Enter begins a read section: all packets until Exit are evaluated by one snapshot.
+	// Enter begins a read section: all packets evaluated before Exit see one snapshot.
 	Enter()
 	// Evaluate decides the packet that begins with its IP header at data[0]. The caller may
 	// reuse data after the call.
@@ -37,42 +37,43 @@ type Evaluator interface {
 	// pending is known: it is evaluated again after each Reevaluate, until the action
 	// changes or the packet has waited for Options.Hold.
 	Evaluate(data []byte) (action filter.Action, pending netip.Addr)
-	// Expire decides a packet that has waited without success, or that cannot wait because
-	// there is no room. It never returns filter.Hold.
+	// Expire decides a packet whose pod did not become known in time, or that cannot be held
+	// because there is no room. It never returns filter.Hold.
 	Expire(data []byte) filter.Action
-	// Exit ends the section. It is called when the kernel has carried out every verdict
-	// that was returned since Enter.
+	// Exit ends the read section. It is called after the kernel has carried out every
+	// verdict that was returned since Enter.
 	Exit()
 }
 
 // Options configure the queues.
 type Options struct {
-	// First is the number of the first of Count queues.
+	// First is the number of the first balanced queue, and Count is how many there are.
 	First uint16
 	Count int
-	// Overflow adds the overflow queue, with the number after the last of the Count queues.
-	// During a flood, its worker yields to all others.
+	// Overflow adds the overflow queue, with the number First+Count. During a flood, its
+	// worker yields to all other work.
 	Overflow bool
 	// Mark is the bit that is set in the mark of an allowed packet. No other bit changes.
 	Mark uint32
-	// MaxLen bounds the packets in each queue; 0 is DefaultMaxLen.
+	// MaxLen bounds the packets in each queue; 0 means DefaultMaxLen.
 	MaxLen uint32
-	// CopyRange bounds the bytes that are read of each packet; 0 is DefaultCopyRange.
+	// CopyRange bounds the bytes that are read of each packet; 0 means DefaultCopyRange.
 	CopyRange uint32
 	// FailOpen lets packets pass if their queue is full; otherwise they are dropped. With
-	// FailOpen, a flood lets through what policies deny.
+	// FailOpen, a flood lets packets through that policies deny.
 	FailOpen bool
-	// OnGap, if set, is called after packets may have passed without a verdict: when a
-	// queue may have been full, with FailOpen, and when a worker was restarted, because the
-	// rules may let packets pass meanwhile. It must not block.
+	// OnGap, if set, is called after packets may have passed without a verdict: with
+	// FailOpen, after a queue may have been full; and after a worker was restarted, because
+	// the rules may accept packets while their queue has no reader. It must not block.
 	OnGap func()
 	// NoGSO makes the kernel segment large packets before it queues them. Some kernels
 	// then drop UDP segments and SCTP.
 	NoGSO bool
 	// Hold bounds how long a packet waits for its pod to become known.
 	Hold time.Duration
-	// MaxHeld bounds the pending packets of all queues together. When all places are taken,
-	// a sender with fewer places displaces packets of the sender with the most; see shares.
+	// MaxHeld bounds the pending packets of all queues together: it is the number of places.
+	// When no place is free, a packet of a sender with fewer places displaces one of the
+	// sender with the most; see shares.
 	MaxHeld int
 	// NetNS is a file descriptor of the network namespace of the queues; 0 means the
 	// network namespace of the process.
@@ -102,16 +103,16 @@ type Stats struct {
 	Allowed, Denied uint64 // packets by verdict
 	Stale           uint64 // verdicts about packets that were already gone, for instance because an interface was removed
 	Panics          uint64 // packets whose evaluation panicked; denied
-	Restarts        uint64 // of workers
-	Dropped         uint64 // by the kernel: the queue or the socket was full
-	Overflow        uint64 // packets of the overflow queue
-	OverflowDropped uint64 // by the kernel, in the overflow queue; not included in Dropped
+	Restarts        uint64 // restarts of workers that failed
+	Dropped         uint64 // packets that the kernel dropped because the queue or the socket was full
+	Overflow        uint64 // packets of the overflow queue; included in Allowed and Denied
+	OverflowDropped uint64 // packets of the overflow queue that the kernel dropped; not included in Dropped
 	Full            uint64 // times that a queue may have been full and let packets pass
 
-	Pending      int64  // packets that wait for their pod
-	Held         uint64 // packets that have ever waited
+	Pending      int64  // packets that wait for their pod now
+	Held         uint64 // packets that have been held since the start
 	HoldExpired  uint64 // packets whose pod did not become known in time
-	HoldRejected uint64 // packets that found no place, or lost theirs to a sender with fewer
+	HoldRejected uint64 // packets that got no place, or lost it to a packet of another sender
 }
 
 // Queues are the workers of all queues.
@@ -125,7 +126,7 @@ type Queues struct {
 	allowed, denied, stale, panics, restarts, dropped atomic.Uint64
 	overflow, overflowDropped, full                   atomic.Uint64
 	heldTotal, heldExpired, heldRejected              atomic.Uint64
-	shares                                            *shares // of pending packets
+	shares                                            *shares // places for pending packets
 }
 
 // New returns the workers of the queues, which Run starts. Each worker gets two evaluators,
@@ -154,12 +155,13 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	return q, nil
 }
 
-// fullBacklog returns the number of packets that a worker is certain to read without a
-// pause after its queue, or its socket's receive buffer of the given size in bytes, was
-// full. The kernel does not count the packets that pass because a queue is full, but a full
-// queue holds only pending packets, at most one burst under evaluation, and unread packets.
+// fullBacklog returns the least number of packets that a worker reads without a pause after
+// its queue or its socket's receive buffer was full; buffer is the size of the latter in
+// bytes. pace uses it to detect a full queue, because the kernel does not count the packets
+// that pass meanwhile. A full queue holds only pending packets, at most one burst under
+// evaluation, and unread packets.
 func (o Options) fullBacklog(buffer int) int {
-	most := 2*(int(o.CopyRange)+overhead) + 1024 // what the kernel accounts for a packet
+	most := 2*(int(o.CopyRange)+overhead) + 1024 // upper bound of the buffer space that the kernel charges for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))
 }
 

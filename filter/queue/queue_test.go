@@ -28,10 +28,10 @@ const (
 // fakeEvaluator is an Evaluator that calls the function of a test.
 type fakeEvaluator struct {
 	decide    func(data []byte) filter.Action
-	evaluated atomic.Int64 // packets
+	evaluated atomic.Int64 // number of evaluated packets
 	exits     atomic.Int64
-	expired   atomic.Int64 // packets
-	distinct  bool         // each packet gets a pending address of its own
+	expired   atomic.Int64 // number of expired packets
+	distinct  bool         // each packet waits for a different address
 }
 
 // pendingAddr is the address that held packets wait for.
@@ -157,7 +157,7 @@ func (r *fixture) queues(opts queue.Options) *queue.Queues {
 	return q
 }
 
-// reaches returns at how many of its addresses the client reaches the server.
+// reaches returns the number of the server's addresses that the client can connect to.
 func (r *fixture) reaches(network string, timeout time.Duration) (reached int) {
 	r.Helper()
 	for _, a := range r.server.Addrs() {
@@ -168,7 +168,7 @@ func (r *fixture) reaches(network string, timeout time.Duration) (reached int) {
 	return reached
 }
 
-// await waits until f returns true. what describes that in the error.
+// await waits until f returns true. what describes the condition in the error.
 func (r *fixture) await(what string, f func() bool) {
 	r.Helper()
 	for end := time.Now().Add(testTimeout); !f(); time.Sleep(time.Millisecond) {
@@ -253,7 +253,7 @@ func TestBurst(t *testing.T) {
 	begin := make(chan struct{})
 	var once sync.Once
 	r := newFixture(t, 1, func(data []byte) filter.Action {
-		once.Do(func() { <-begin }) // until all packets are in the queue
+		once.Do(func() { <-begin }) // block until all packets are in the queue
 		if bytes.Contains(data, []byte("odd")) {
 			return filter.Deny
 		}
@@ -276,7 +276,7 @@ func TestBurst(t *testing.T) {
 		if _, err := conn.Write([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close() // not before the end, so that each datagram has a port of its own
+		defer conn.Close() // stays open until the end, so that each datagram has a different port
 	}
 	r.await("all packets in the queue", func() bool { n, err := q.Waiting(); return err == nil && n >= packets })
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
@@ -416,8 +416,8 @@ func TestFullQueueFailOpen(t *testing.T) {
 	}
 }
 
-// With FailOpen, OnGap is called when packets may have passed because the queue was full,
-// which the kernel does not count. It is called after the last of them was read.
+// With FailOpen, OnGap is called after packets may have passed because the queue was full:
+// not before the worker reads the queue, and not if the queue was never nearly full.
 func TestFullQueueCallsOnGap(t *testing.T) {
 	for _, c := range []struct {
 		name          string
@@ -715,7 +715,7 @@ func TestHoldEndsWithItsQueue(t *testing.T) {
 		if bytes.Contains(data, []byte("late 2")) {
 			q := queues.Load()
 			q.Fail(errors.New("on purpose"))
-			// Until the worker has forgotten its pending packets, or closed the queue.
+			// Block until the worker has forgotten its pending packets or closed the queue.
 			for end := time.Now().Add(testTimeout); q.Stats().Pending > 0 && bound() && time.Now().Before(end); {
 				time.Sleep(time.Millisecond)
 			}

@@ -6,30 +6,29 @@ import (
 )
 
 // shares divides the places for pending packets among their senders. A sender may use every
-// free place. If none is free, a packet of a sender with fewer places displaces the newest
-// packet of the sender with the most. So a pod that scans unused addresses cannot take the
-// places that starting pods need for their first packets, which are few; and no place is
-// kept empty for them.
+// free place. If no place is free, a packet of a sender with fewer places displaces the
+// newest packet of the sender with the most. So no place need be reserved: even while a pod
+// scans unused addresses, starting pods get places for their few first packets.
 //
-// Senders are ranked twice: first by the interface that a packet came in by, which a pod
-// cannot forge, then by the source address within the interface. If the kernel does not
-// report the interface, all addresses count as one interface's.
+// Places are counted for each input interface, which a pod cannot forge, and within an
+// interface for each source address. Packets whose interface the kernel does not report
+// count as packets of one interface.
 type shares struct {
-	most int // places
+	most int // the number of places
 
 	mu      sync.Mutex
 	taken   int
 	devices map[uint32]*sharer
-	ranks   ranks // of devices
+	ranks   ranks // devices, by places in use
 }
 
-// sharer is an interface, or a source address of one.
+// sharer is an interface, or a source address at an interface.
 type sharer struct {
 	n       int              // places in use
-	packets []*pendingPacket // of an address, the oldest first
+	packets []*pendingPacket // for an address: its packets, the oldest first
 
-	addresses map[netip.Addr]*sharer // of an interface
-	ranks     ranks                  // of addresses, if this is an interface
+	addresses map[netip.Addr]*sharer // for an interface: the source addresses of its packets
+	ranks     ranks                  // for an interface: addresses, by places in use
 }
 
 func newShares(most int) *shares {
@@ -65,9 +64,9 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	return displaced, true
 }
 
-// displace returns the packet that p displaces; nil if there is none. Afterwards p's sender
-// may have at most as many places as the other sender; otherwise the two would displace
-// each other in turn.
+// displace returns the packet that p displaces; nil if p displaces none. Even with p, p's
+// sender must not have more places than the sender that loses one; otherwise the two would
+// displace each other's packets in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
@@ -132,9 +131,9 @@ func (s *shares) remove(p *pendingPacket) {
 	s.taken--
 }
 
-// ranks orders sharers by their number of places: ranks[n-1] holds those with n places. A
-// step up or down takes constant time, so that a flood of forged sources cannot make the
-// choice of a packet expensive.
+// ranks orders sharers by their number of places: ranks[n-1] holds the sharers with n
+// places. Finding the top and moving a sharer take constant time, so that a flood of forged
+// sources cannot make the choice of a packet expensive.
 type ranks []map[*sharer]struct{}
 
 // move changes the number of places of a sharer by one, up or down.
@@ -153,7 +152,7 @@ func (r *ranks) move(a *sharer, by int) {
 	}
 }
 
-// top returns a sharer with the most places; nil if none has any.
+// top returns a sharer with the most places; nil if no sharer has a place.
 func (r *ranks) top() *sharer {
 	if len(*r) == 0 {
 		return nil

@@ -8,8 +8,7 @@ import (
 
 func addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}) }
 
-// counts returns the places of each device and of each of its addresses, by counting the
-// packets.
+// counts returns the number of packets of each device, and of each of its addresses.
 func counts(waiting []*pendingPacket) (devices map[uint32]int, addresses map[uint32]map[netip.Addr]int) {
 	devices, addresses = make(map[uint32]int), make(map[uint32]map[netip.Addr]int)
 	for _, p := range waiting {
@@ -28,7 +27,7 @@ func most[K comparable](m map[K]int) (most int) {
 	return most
 }
 
-// take decides as a model that counts all pending packets for each new one.
+// take decides like a model that counts all pending packets again for each new packet.
 func TestShares(t *testing.T) {
 	displacements, refusals := 0, 0
 	for seed := range uint64(200) {

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// overhead exceeds the size of a message without its packet, in bytes.
+	// overhead is an upper bound of a message's size without its packet, in bytes.
 	overhead = 512
 	// receiveBuffer is the requested size of the socket's receive buffer, in bytes. The
 	// kernel accounts about 800 bytes for each packet, so that a queue reaches MaxLen
@@ -99,7 +99,7 @@ func (s *socket) setUp(copyRange uint32) error {
 	if err := s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
 		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
 	}
-	_ = s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1) // errors without a copy of the request
+	_ = s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1) // errors come without a copy of the request
 	if s.raw, err = s.conn.SyscallConn(); err != nil {
 		return err
 	}

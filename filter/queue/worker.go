@@ -11,7 +11,7 @@ import (
 )
 
 // A worker that failed is restarted after firstBackoff, which doubles with each failure up
-// to lastBackoff. Both are short, because its queue drops everything meanwhile.
+// to lastBackoff. Both are short, because the packets of its queue are dropped meanwhile.
 const (
 	firstBackoff = 10 * time.Millisecond
 	lastBackoff  = time.Second
@@ -65,9 +65,8 @@ func (w *worker) session(ctx context.Context) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, q.close)()
-	// The queue is closed before the pending packets are forgotten: a packet that was left
-	// would be answered in the queue that is opened next, where its ID belongs to another
-	// packet.
+	// Close the queue before the pending packets are forgotten. A packet that remained would
+	// be answered in the queue that is opened next, where its ID belongs to another packet.
 	defer w.pending.start(ctx, q, w.fail)()
 	defer q.close()
 	p, err := w.newPace(q)
@@ -95,8 +94,8 @@ func (w *worker) newPace(q *kernelQueue) (*pace, error) {
 	return p, nil
 }
 
-// started records that the worker's queue is bound. The first time, it counts for Ready;
-// later it reports a gap, because packets may have passed meanwhile.
+// started records that the worker's queue is bound. The first time, it counts the worker as
+// ready. After a restart, it calls OnGap, because packets may have passed meanwhile.
 func (w *worker) started() {
 	if w.began {
 		w.queues.gap()
@@ -147,7 +146,8 @@ func (w *worker) answer(q *kernelQueue, p *pace) error {
 // answerOne answers a packet, or holds it.
 func (w *worker) answerOne(q *kernelQueue, p *packet) error {
 	if p.data == nil {
-		// It was queued before the queue was configured. Requeued, it comes back with its data.
+		// The packet arrived before the queue was configured. After requeue it comes back
+		// with its data.
 		return q.requeue(p.id)
 	}
 	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data)

@@ -24,7 +24,7 @@ import (
 // Level selects the verdicts that are logged.
 type Level string
 
-// The levels, as in the flag.
+// The levels, as the flag accepts them.
 const (
 	None   Level = "none"
 	Denied Level = "denied"
@@ -57,7 +57,7 @@ type Log struct {
 }
 
 // New returns a log of the verdicts of a level. It logs at most perSecond lines a second,
-// with a burst of as many; 0 disables the limit. The names of pods are those of the
+// with a burst of as many; 0 disables the limit. It takes the names of pods from the
 // snapshot in force in names.
 func New(level Level, perSecond int, names *policy.Published, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
@@ -133,8 +133,8 @@ func appendName(attrs []slog.Attr, key string, s *policy.Snapshot, addr netip.Ad
 	return attrs
 }
 
-// appendWhy appends what decided: for a denial, the rule of the direction that denies, or
-// all policies that isolate the pod there; for an allowed flow, the rule of each end.
+// appendWhy appends the cause of a verdict: for a denial, the direction and all policies
+// that isolate the pod in this direction; for an allowed flow, the rule of each isolated end.
 func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	switch v.Reason {
 	case filter.EgressDenied:

@@ -28,7 +28,7 @@ type APIError struct {
 	Cause   error
 	Hint    string // how to correct the cause
 
-	resource string // of the request; empty if Request is empty
+	resource string // resource of the request; empty if Request is empty
 }
 
 func (e *APIError) Error() string {

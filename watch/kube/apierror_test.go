@@ -13,8 +13,8 @@ import (
 	"sluice/filter/event"
 )
 
-// answers are bodies of error responses from servers and proxies. Some lack a reason, some
-// a text for it.
+// answers are bodies of error responses from servers and proxies. Some lack a reason, and some
+// lack a text that describes it.
 var answers = map[string]string{
 	"nothing":              "",
 	"a blank line":         "\n",

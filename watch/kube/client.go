@@ -28,7 +28,7 @@ func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.Negotia
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.NegotiatedSerializer = codecs(c.scheme)
-	transport, err := rest.HTTPClientFor(config) // so that both groups share one connection
+	transport, err := rest.HTTPClientFor(config) // one client, so that all groups share a connection
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
 	}

@@ -45,8 +45,8 @@ func (r *real) taints() (keys []string) {
 	return keys
 }
 
-// TestClusterStartupTaint checks with a real API server that the chart's rights, and no
-// fewer, allow the patch. While other clients change the Node all the time, the startup
+// TestClusterStartupTaint checks with a real API server that the patch works with the chart's
+// rights and fails with fewer. While other clients change the Node all the time, the startup
 // taint is always removed, and nothing else is.
 func TestClusterStartupTaint(t *testing.T) {
 	r := realServer(t)

@@ -169,8 +169,8 @@ func TestClusterFollow(t *testing.T) {
 	f.verdict("10.1.0.4", "10.1.0.1", 6379, filter.Deny)
 }
 
-// TestClusterRefused checks that missing rights are logged once for each kind, with its
-// name, and that the source recovers once they are granted.
+// TestClusterRefused checks that missing rights are logged once for each kind, with the name of
+// the kind, and that the source recovers once the rights are granted.
 func TestClusterRefused(t *testing.T) {
 	r := realServer(t)
 	r.small()

@@ -24,7 +24,7 @@ const (
 type ConfigOptions struct {
 	Kubeconfig string // path; if empty, the pod's service account is used, or kubectl's configuration if Context is set
 	Context    string // name of a context of the kubeconfig; empty for the current one
-	Version    string // of sluice, in the User-Agent header, for the API server's log
+	Version    string // version of sluice, for the User-Agent header, which the API server logs
 }
 
 // Config returns the configuration to reach the API server. It sends no request.

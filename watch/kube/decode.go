@@ -14,7 +14,7 @@ import (
 // slimSerializer returns decoders that reduce each object to its slim form.
 type slimSerializer struct {
 	runtime.NegotiatedSerializer
-	kinds  map[reflect.Type]*kind // by the types of objects and lists
+	kinds  map[reflect.Type]*kind // kinds by the types of their objects and lists
 	shared *pools
 }
 
@@ -57,7 +57,7 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 	return o, actual, err
 }
 
-// slim slims an object, or each object of a list.
+// slim reduces an object, or each object of a list, to its slim form.
 func (d decoder) slim(o runtime.Object) (runtime.Object, error) {
 	switch o.(type) {
 	case *metav1.Status, *metav1.WatchEvent:

@@ -18,8 +18,8 @@ type KindHealth struct {
 	// first failure, and while the watch of the kind is open. After a failure, the known
 	// objects stay in force.
 	Err      error
-	Since    time.Time // when Err last was set, cleared, or replaced with a different failure
-	Objects  int       // in the last full list
+	Since    time.Time // time at which Err last was set, cleared, or replaced with a different failure
+	Objects  int       // number of objects in the last full list
 	Events   uint64    // added, changed and deleted objects, except for those in lists
 	Restarts uint64    // watches that were opened again
 	Errors   uint64    // failed requests, and watches that ended with an error
@@ -34,7 +34,7 @@ type health struct {
 	mu     sync.Mutex
 	kinds  []*kindState
 	logged []string  // keys of the logged failures; empty once all kinds have recovered
-	began  time.Time // when the first of the logged failures was recorded
+	began  time.Time // time at which the first of the logged failures was recorded
 }
 
 type kindState struct {
@@ -97,7 +97,7 @@ func (h *health) requestDone(k *kind, verb string, err error) {
 			s.watched = true
 			h.setFailure(s, nil)
 		}
-		return // after a failure, a list is not enough: only an open watch ends it
+		return // a list does not end an earlier failure; only an open watch does
 	}
 	s.view.Errors++
 	h.setFailure(s, newAPIError(err, h.host, k, verb))

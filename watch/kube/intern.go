@@ -64,7 +64,7 @@ func (s *shared[T]) size() int {
 type pools struct {
 	labels *shared[labelSet]
 	ports  *shared[portList]
-	texts  sync.Pool // of *texts
+	texts  sync.Pool // pool of *texts
 }
 
 func newPools() *pools {
@@ -130,7 +130,7 @@ func parseLabels(text string) *labelSet {
 	return &labelSet{labels}
 }
 
-// portList is the named ports of a pod, with the ports of sidecars last.
+// portList holds the named ports of a pod, with the ports of sidecars last.
 type portList struct{ ports []policy.NamedPort }
 
 // of returns the ports, which must not be modified.

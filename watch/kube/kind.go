@@ -20,7 +20,7 @@ type kind struct {
 	types  [2]runtime.Object
 	slim   func(o runtime.Object, shared *pools) object
 	remove func(s *policy.Store, namespace, name string)
-	read   func(o runtime.Object) *policy.Policy // policies only
+	read   func(o runtime.Object) *policy.Policy // only for kinds of policies
 }
 
 var (
@@ -44,7 +44,7 @@ var (
 	}
 	networkPolicyKind = policyKind(netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicyList{}, netpol.Encode, netpol.Read)
 
-	// kinds are all kinds. The order is that of reports.
+	// kinds lists all kinds, in the order of reports.
 	kinds = []*kind{namespaceKind, podKind, networkPolicyKind, nodeKind}
 )
 
@@ -55,7 +55,8 @@ type policyObject[T any] interface {
 	metav1.Object
 }
 
-// policyKind returns a kind of policies. encode and read are those of the kind's reader.
+// policyKind returns a kind of policies. encode and read are the functions Encode and Read of
+// the package that reads this kind, such as netpol.
 func policyKind[T any, P policyObject[T]](name, resource string, group schema.GroupVersion, list runtime.Object, encode func(P) policy.Encoded, read func(P) *policy.Policy) *kind {
 	return &kind{
 		name: name, resource: resource, group: group, types: [2]runtime.Object{P(new(T)), list},

@@ -53,7 +53,7 @@ type Options struct {
 	NodeRanges bool
 	// StartupTaint is the taint to remove from this node's Node; nil if there is none.
 	StartupTaint *StartupTaint
-	// Logger logs each failure once while it lasts; nil discards it.
+	// Logger logs each failure once while it lasts; nil disables logging.
 	Logger *slog.Logger
 }
 

@@ -158,7 +158,8 @@ func (r *records) count(name event.Name) (n int) {
 	return n
 }
 
-// switchable lets a test answer requests in place of the server. set(nil) turns this off.
+// switchable lets a test answer requests in place of the server. After set(nil), the server
+// answers them again.
 type switchable struct {
 	refuse atomic.Pointer[func(*http.Request) *metav1.Status]
 }
@@ -225,8 +226,8 @@ func small(s *apiserver.Server) {
 		makePolicy("access-db", "frontend"))
 }
 
-// TestFollow checks that the objects of the API server come into force, and that changes of
-// them do.
+// TestFollow checks that the objects of the API server, and later changes of them, come into
+// force.
 func TestFollow(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {

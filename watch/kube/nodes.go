@@ -26,7 +26,7 @@ func (n *nodes) read(o *node) {
 	}
 }
 
-// check warns, once for each time that this node's Node is missing.
+// check warns if this node's Node is missing. It warns again only after the Node has existed.
 func (n *nodes) check(exists bool) {
 	if n.self == "" || exists != n.warned {
 		return

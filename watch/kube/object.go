@@ -19,7 +19,7 @@ import (
 type object interface {
 	runtime.Object
 	metav1.ObjectMetaAccessor
-	// id returns the object's name and, if it is in one, its namespace.
+	// id returns the object's name and, unless its kind is cluster-scoped, its namespace.
 	id() types.NamespacedName
 	// put adds the object to the policy store.
 	put(w *policy.Store)
@@ -31,7 +31,7 @@ type slimMeta struct {
 	version string
 	created metav1.Time
 	ending  bool // the object is being deleted
-	end     bool // set in the pseudo-object that marks the end of a streamed list
+	end     bool // the object only marks the end of a streamed list
 }
 
 func (s *slimMeta) id() types.NamespacedName { return s.NamespacedName }
@@ -154,7 +154,7 @@ func (n *namespace) put(w *policy.Store) {
 func (n *namespace) DeepCopyObject() runtime.Object { return n }
 
 // encodedPolicy is a slim policy of any kind, with its whole spec. It is encoded on the
-// reflector's goroutine, so that a large one does not delay other updates.
+// reflector's goroutine, so that a large policy does not delay other updates.
 type encodedPolicy struct {
 	slimMeta
 	policy policy.Encoded

@@ -36,9 +36,9 @@ const maxAnswer = 64 << 20
 // "pods".
 type served struct{ group, version, kind, name string }
 
-// CountOthers counts the objects of each kind that match accepts. If it cannot list some of
-// these kinds, it returns the counts of the others, and an error that names the kinds that
-// are missing.
+// CountOthers counts the objects of each kind for which match returns true. If it cannot list
+// some of these kinds, it returns the counts of the remaining kinds, and an error that names the
+// kinds that it could not list.
 func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool) ([]Others, error) {
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
@@ -80,8 +80,8 @@ type jsonClient struct {
 	http *http.Client
 }
 
-// get requests a path and decodes the response. If the path does not exist, it returns nil
-// and does not change into.
+// get requests a path and decodes the response into into. If the path does not exist, get
+// returns nil and leaves into unchanged.
 func (c jsonClient) get(path string, query url.Values, accept string, into any) error {
 	ctx, stop := context.WithTimeoutCause(c.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
 	defer stop()
@@ -112,7 +112,7 @@ func (c jsonClient) get(path string, query url.Values, accept string, into any) 
 // resources returns the kinds outside the core API, each in one version.
 func (c jsonClient) resources() ([]served, error) {
 	var answer struct {
-		Groups []metav1.APIGroup `json:"groups"` // from older servers
+		Groups []metav1.APIGroup `json:"groups"` // set by older servers
 		Items  []struct {
 			Metadata struct {
 				Name string `json:"name"`

@@ -21,7 +21,7 @@ const (
 type queue struct {
 	mu      sync.Mutex
 	changes []change
-	missing int           // kinds whose first list has not arrived
+	missing int           // number of kinds whose first list has not arrived
 	wake    chan struct{} // holds a token if there may be changes to take
 	room    *sync.Cond    // signaled when changes have been taken, and at the end
 	ended   bool

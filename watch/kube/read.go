@@ -18,7 +18,7 @@ import (
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
-	Policies   []*policy.Policy // of all kinds
+	Policies   []*policy.Policy // policies of all kinds
 }
 
 // Read reads a cluster once. It reads one kind after the other, so a concurrent change may

@@ -13,7 +13,7 @@ import (
 type change struct {
 	kind   *kind
 	name   types.NamespacedName
-	object object // nil if it was deleted
+	object object // nil if the object was deleted
 }
 
 func (c change) apply(w *policy.Store) {
@@ -33,8 +33,8 @@ type table struct {
 	nodes  *nodes        // reads the pod ranges of Nodes; nil for other kinds, and if the ranges are not needed
 	taint  *startupTaint // removes the startup taint of this node's Node; nil for other kinds, and without a taint
 	// known contains the names of the objects that the API server has. The value is the
-	// label set of a pod. This reference keeps the set shared while the policy store has a
-	// pod with its labels.
+	// label set of a pod. This reference keeps the set alive, so that new pods with equal
+	// labels share it: the policy store refers only to the labels in it.
 	known  map[types.NamespacedName]*labelSet
 	listed bool // the first list has arrived
 }

@@ -49,7 +49,7 @@ type taintFixture struct {
 	*followed
 	api   *apiserver.Server
 	ready atomic.Bool
-	calls atomic.Int64 // of Ready
+	calls atomic.Int64 // number of calls of Ready
 }
 
 func followTaint(t *testing.T, opts apiserver.Options, nodes ...apiserver.Object) *taintFixture {

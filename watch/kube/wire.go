@@ -13,8 +13,8 @@ import (
 
 // This file decodes Pods and Nodes without the API's own types. Every agent receives every
 // pod of the cluster, and receives it again after each change of its conditions. Decisions
-// need 200 bytes of its 3 KB. Skipping the rest takes a tenth of the time and the
-// allocations of decoding it.
+// need 200 bytes of a pod's 3 KB. To skip the other fields takes a tenth of the time and the
+// allocations of decoding them.
 //
 // The constants are the field numbers in the API's .proto files, which never change. A test
 // compares them with the API's types.
@@ -27,7 +27,7 @@ const (
 	metaName, metaNamespace, metaVersion   = 1, 3, 6
 	metaCreated, metaLabels, metaNotes     = 8, 11, 12
 	metaDeleted                            = 9
-	entryKey, entryValue                   = 1, 2 // of a map
+	entryKey, entryValue                   = 1, 2 // an entry of a map
 	specContainers, specInit, specHostNet  = 2, 20, 11
 	specNodeName                           = 10
 	containerPorts, containerRestart       = 6, 24
@@ -184,8 +184,8 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 	return p, nil
 }
 
-// wireMeta decodes the metadata into m. If labels is not nil, it appends the text form of
-// the labels to it. The shared set is looked up only if the pod needs it.
+// wireMeta decodes the metadata into m. If labels is not nil, wireMeta appends the text form of
+// the labels to it; the caller looks up the shared set only if the pod needs one.
 func wireMeta(m *slimMeta, meta []byte, labels *labelText) error {
 	return each(meta, func(f field) error {
 		switch f.number {

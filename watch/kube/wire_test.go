@@ -82,8 +82,8 @@ func testDecoder(t testing.TB) decoder {
 	return newSlimSerializer(codecs).DecoderToVersion(info.Serializer, nil).(decoder)
 }
 
-// TestWireAsDecoded checks that decodeProtobuf returns the same object as the API's own
-// decoder and slimPod or slimNode after it.
+// TestWireAsDecoded checks that decodeProtobuf returns the same object as the API's own decoder
+// followed by slimPod or slimNode.
 func TestWireAsDecoded(t *testing.T) {
 	d := testDecoder(t)
 	withAddr, ports := 0, 0

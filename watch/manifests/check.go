@@ -22,7 +22,7 @@ import (
 // checker reports the problems of one object.
 type checker struct {
 	p            *parser
-	at           string // place of the object in a list, as a prefix of its fields
+	at           string // path of the object in a list, as a prefix of its field names
 	object       string
 	text         []byte
 	unidentified bool // the object has no readable name or namespace
@@ -38,10 +38,10 @@ func (c *checker) problem(field, detail, hint string) {
 	c.p.problem(c.object, c.at+field, detail, c.rule+hint)
 }
 
-// strict handles an unknown field. If it is in a policy's spec, specByParts reports it as a
-// problem of its rule. The status of a policy is ignored: NetworkPolicies had one in
-// Kubernetes 1.24 to 1.27. Any other field is only a note, because it changes nothing: it
-// may belong to a newer API.
+// strict handles an unknown field. If the field is in a policy's spec, specByParts reports it
+// as a problem of the rule. The status of a policy is ignored: NetworkPolicies had one in
+// Kubernetes 1.24 to 1.27. Any other unknown field is only noted: it may belong to a newer
+// API, and does not affect decisions.
 func (c *checker) strict(object any, err error) {
 	isPolicy := c.kind != nil
 	c.uncertain = true // the decoder reports at most 100 unknown fields

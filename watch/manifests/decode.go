@@ -29,7 +29,7 @@ const maxLists = 8
 type item struct {
 	name     string // "NetworkPolicy default/x"
 	object   metav1.Object
-	policies *policyKind // nil if it is not a policy
+	policies *policyKind // nil if the object is not a policy
 	origin   Origin
 }
 
@@ -42,8 +42,8 @@ type parser struct {
 }
 
 // parse parses the content of a file. It parses each document separately, so that a broken
-// one does not hide the others. Everything in data becomes an object, a problem or a note,
-// no matter how the documents are separated.
+// document does not hide the others. Everything in data becomes an object, a problem or a
+// note, no matter how the documents are separated.
 func parse(path string, data []byte, logger *slog.Logger) *content {
 	p := &parser{path: path, logger: logger}
 	data, flaw := plainText(data)
@@ -88,8 +88,8 @@ func toJSON(text []byte) (_ []byte, err error) {
 
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
-// behind reports whether text follows the first YAML document in d, which the YAML parser
-// would ignore. where is the line of that text, as the beginning of a message.
+// behind reports whether there is text behind the first YAML document in d. The YAML parser
+// would ignore such text. where is the line of the text, as the beginning of a message.
 func behind(d document) (where string, more bool) {
 	defer func() {
 		if recover() != nil {
@@ -165,9 +165,9 @@ type head struct {
 	Items      any `json:"items"`
 }
 
-// object parses one object, or the items of a list. at is the place of the object in a
-// list, as a prefix of its fields. listed is the type that the list implies for its items,
-// if any. depth is the number of lists around the object.
+// object parses one object, or the items of a list. at is the path of the object in a list,
+// as a prefix of its field names. listed is the type that the list implies for its items, if
+// any. depth is the number of lists around the object.
 func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth int) {
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &h); err != nil {
@@ -320,7 +320,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	foreign := strings.Contains(group, ".") && home == nil
 	if policies != nil {
 		if _, like := near.Name(group, []string{policies.version.Group}); like {
-			foreign = false // a misspelling
+			foreign = false // the group is only misspelled
 		}
 	}
 	switch {
@@ -395,7 +395,7 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 	}
 }
 
-// policy is add for a policy. If its kind is not understood, it allows nothing.
+// policy is like add, for a policy. If understood is false, the policy allows nothing.
 func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) {
 	object := k.empty()
 	c := &checker{p: p, at: at, object: k.name + " " + nameIn(text, k.name), text: text, kind: k}

@@ -234,8 +234,8 @@ func many(n int) string {
 	return b.String()
 }
 
-// Unknown fields of other objects, as from a newer API, are notes, and the objects are
-// read.
+// Unknown fields of objects that are not policies are only noted: they may belong to a newer
+// API. The objects are read.
 func TestUnknownFieldsElsewhereAreNotes(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": `
 apiVersion: v1

@@ -23,9 +23,9 @@ type content struct {
 
 // listing is the result of listing a directory.
 type listing struct {
-	paths      []string  // of manifests, sorted
+	paths      []string  // paths of manifests, sorted
 	problems   []Problem // unreadable subdirectories and broken links
-	unreadable []string  // subdirectories
+	unreadable []string  // paths of unreadable subdirectories
 }
 
 // list returns the manifests in dir and its subdirectories. If dir is a file, it returns

@@ -35,7 +35,7 @@ const (
 // Delta is a change of the objects in a directory. Deltas that are applied in order lead
 // from one state of the directory to the next.
 type Delta struct {
-	Set     Objects // new or changed
+	Set     Objects // new and changed objects
 	Deleted []Ref
 }
 
@@ -80,7 +80,7 @@ type follower struct {
 	roots   []*root
 	log     *slog.Logger
 	watcher *fsnotify.Watcher
-	watched map[string]fs.FileInfo // by directory
+	watched map[string]fs.FileInfo // watched directories by path
 	files   map[string]*file
 	touched map[string]bool // paths with events since the last scan
 	all     bool            // events were lost, so every file must be read
@@ -99,17 +99,17 @@ type root struct {
 	dir        string
 	paths      []string  // files that the last scan found
 	unreadable []string  // subdirectories that cannot be read now; their files keep their state
-	problems   []Problem // of subdirectories
-	away       string    // error of the last attempt to read the root; empty if it was read
+	problems   []Problem // problems of subdirectories
+	away       string    // error of the last attempt to read the root; empty if it succeeded
 }
 
 // file is the state of one file.
 type file struct {
 	info    fs.FileInfo
-	content *content  // the content in force
-	good    bool      // content has no problems
-	broken  bool      // the current content has problems
-	wrong   []Problem // problems of the current content
+	content *content  // the content in force: the last good content, if there is one
+	good    bool      // the content in force has no problems
+	broken  bool      // the content that was read last has problems
+	wrong   []Problem // problems of the content that was read last
 }
 
 // Follow reads the directory, or the single file, and calls apply with all objects, even if
@@ -159,7 +159,7 @@ func (s Source) follow(ctx context.Context, apply func(Delta)) error {
 func (f *follower) loop(ctx context.Context, apply func(Delta)) error {
 	due := time.NewTimer(resyncInterval)
 	defer due.Stop()
-	var began time.Time // of the series of events; zero if there is none
+	var began time.Time // start of the current series of events; zero if there is none
 	for {
 		select {
 		case <-ctx.Done():
@@ -215,12 +215,12 @@ func (f *follower) scan() (Delta, time.Duration) {
 	seen := make(map[string]bool)
 	again := resyncInterval
 	var contents []*content
-	found := make(map[string]bool) // by path
+	found := make(map[string]bool) // paths of the files that were found
 	for _, r := range f.roots {
 		f.find(r, seen)
 		for _, path := range r.paths {
 			if found[path] {
-				continue // reachable through several roots
+				continue // already found through another root
 			}
 			found[path] = true
 			if !r.unreachable(path) {
@@ -278,8 +278,8 @@ func (r *root) unreachable(path string) bool {
 	})
 }
 
-// watch subscribes to the events of a directory. It subscribes again if the path has become
-// that of another directory.
+// watch subscribes to the events of a directory. It subscribes again if another directory has
+// taken the path.
 func (f *follower) watch(dir string) {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -362,8 +362,8 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the reader of each kind finds in the policies. It omits
-// those that c.problems explains. The affected rules would safely allow nothing, but it is
+// inPolicies returns the problems that the netpol package finds in the policies. It omits
+// consequences of c.problems. A rule with such a problem would safely allow nothing, but it is
 // better to keep the last good state of the file.
 func (c *content) inPolicies() []Problem {
 	var found []Problem

@@ -26,7 +26,7 @@ type following struct {
 	log    *logBuffer
 }
 
-// logBuffer keeps log lines. A test can wait for the next one with wrote.
+// logBuffer keeps log lines. wrote receives a token after each line.
 type logBuffer struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -122,7 +122,7 @@ func originsOf(state map[string]bool) map[string]Origin {
 	return out
 }
 
-// awaitLog waits until the log contains text. A delta before that fails the test.
+// awaitLog waits until the log contains text. It fails the test if a delta arrives first.
 func (f *following) awaitLog(text string) {
 	f.t.Helper()
 	timeout := time.After(waitTimeout)
@@ -222,7 +222,7 @@ func TestFollowOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// A series of events leads to one change, so that half of it is never in force.
+// A series of events leads to one change, so that only part of the series is never in force.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()
@@ -334,7 +334,7 @@ func TestEmptyFileWithoutObjects(t *testing.T) {
 	}
 }
 
-// A duplicate object is reported once, and counts after the first one has been deleted.
+// A duplicate object is reported once, and takes effect when the first object is deleted.
 func TestDuplicateIsReportedOnceAndTakesOver(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"a.yaml": web}))
 	f.put("b.yaml", strings.Replace(web, "10.0.0.1", "10.0.0.2", 1))

@@ -33,7 +33,7 @@ type policyKind struct {
 	read  func(metav1.Object) *policy.Policy
 }
 
-// policyKinds are all kinds of policies.
+// policyKinds lists all kinds of policies.
 var policyKinds = []*policyKind{{
 	name: netpol.Kind, version: networkingv1.SchemeGroupVersion,
 	former: "extensions/v1beta1", removed: "1.16",

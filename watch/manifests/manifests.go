@@ -6,7 +6,8 @@
 // cannot be read allows nothing. If a file breaks while it is followed, its last good state
 // stays in force.
 //
-// Objects of other kinds are skipped. Those that may change what is allowed are counted.
+// Objects of other kinds are skipped. Skipped objects that may change what is allowed are
+// counted.
 package manifests
 
 import (
@@ -82,7 +83,7 @@ type Problem struct {
 	Hint     string // how to correct it
 }
 
-// Error formats the problem in one line that begins with its place.
+// Error formats the problem in one line that begins with the file.
 func (p Problem) Error() string {
 	var b strings.Builder
 	b.WriteString(p.File)
@@ -126,7 +127,7 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 		}
 		contents = append(contents, &content{problems: found.problems})
 		for _, path := range found.paths {
-			if key := filepath.Clean(path); !seen[key] { // reachable through several of dirs
+			if key := filepath.Clean(path); !seen[key] { // the same file may be found through several of dirs
 				seen[key] = true
 				o := opener{limit: maxRead, pipes: path == dir}
 				contents = append(contents, o.readFile(path, slog.Default()))

@@ -17,9 +17,9 @@ type step struct {
 	field  string
 }
 
-// suggestInSpec returns a hint for an unknown field of a policy's spec. The field may be a
-// misplaced restriction, such as a label beside matchLabels. Therefore the hint is never
-// just "remove it", which could allow what the policy was meant to deny.
+// suggest returns a hint for an unknown field of a policy's spec. The field may be a misplaced
+// restriction, such as a label beside matchLabels. Therefore the hint is never just "remove
+// it", which could allow what the policy was meant to deny.
 func (k *policyKind) suggest(path string) string {
 	path, inSpec := strings.CutPrefix(path, "spec.")
 	if !inSpec {

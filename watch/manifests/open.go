@@ -94,7 +94,7 @@ func typeOf(mode fs.FileMode) string {
 
 // try reads the file once. settled is false if the file changed meanwhile.
 func (o opener) try(path string) (data []byte, settled bool, err error) {
-	// O_NONBLOCK: the file may have been replaced with a pipe.
+	// Use O_NONBLOCK: if the file has been replaced with a pipe, opening it must not block.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, false, err

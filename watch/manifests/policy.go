@@ -16,7 +16,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// checkPolicy applies the API server's defaulting. The netpol package checks everything
+// checkNetworkPolicy applies the API server's defaulting. The netpol package checks everything
 // that depends on the meaning of rules: CIDRs, port ranges, selectors.
 //
 // A rule with an unreadable part allows nothing: without that part, it could allow more
@@ -76,8 +76,8 @@ func (c *checker) decode(object any, err error) {
 	c.undecodable(c.text, object, "", err)
 }
 
-// specByParts decodes an invalid spec rule by rule. It closes only the broken rules. The
-// others stay in force.
+// specByParts decodes an invalid spec rule by rule. It closes only the broken rules. The other
+// rules stay in force.
 func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	var whole struct {
 		Spec json.RawMessage `json:"spec"`
@@ -156,9 +156,8 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 	return len(unknown) == 0 && err == nil
 }
 
-// CausedBy reports whether p is a consequence of one of the given problems: a rule that
-// cannot be read is replaced with one whose only peer is invalid, which is a problem
-// itself. A problem of the whole policy may close each of its rules.
+// CausedBy reports whether p is a consequence of one of the given problems: a rule that cannot
+// be read is replaced with a rule whose only peer is invalid, and that peer is a problem too.
 func CausedBy(p policy.Problem, from []Problem) bool {
 	rule := ruleOf(p.Field)
 	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {

@@ -9,7 +9,7 @@ import (
 )
 
 // Byte order marks, which identify encodings. Test for UTF-32 before UTF-16: the
-// little-endian mark of UTF-32 begins with that of UTF-16.
+// little-endian mark of UTF-32 begins with the little-endian mark of UTF-16.
 var (
 	bomUTF8    = []byte("\ufeff")
 	bomUTF16LE = []byte{0xff, 0xfe}

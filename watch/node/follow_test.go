@@ -50,7 +50,7 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	default:
 	}
 	for range 3 {
-		live <- 0 // irrelevant
+		live <- 0 // an irrelevant change
 		live <- 1
 		wait("an event of the last subscription", events)
 	}

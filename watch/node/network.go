@@ -53,7 +53,7 @@ type Link struct {
 // Route is a route without a gateway: its destinations are neighbors on the link.
 type Route struct {
 	To   netip.Prefix
-	Link int // index of the interface
+	Link int // index of the interface of the route
 }
 
 // ReadNetwork reads the interfaces and routes of the process's network namespace. It may
@@ -124,7 +124,7 @@ func (n *Network) readBridges() error {
 		req.AddData(msg)
 		answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
 		if errors.Is(err, unix.ENODEV) {
-			continue // the bridge has been deleted, and the event of that follows
+			continue // the bridge has been deleted, and an event follows
 		}
 		if err != nil {
 			return fmt.Errorf("read the settings of bridge %s: %w", l.Name, err)
@@ -210,8 +210,8 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 	}
 }
 
-// concerns reports whether a route may lead to pods or to a default gateway. It ignores all
-// other routes with gateways, of which there can be very many.
+// concerns reports whether a route may lead to pods or to a default gateway. Events of all
+// other routes with gateways are ignored, because there can be very many.
 func concerns(u netlink.RouteUpdate) bool {
 	everywhere := u.Dst == nil || u.Dst.IP.IsUnspecified()
 	return u.Route.Type == unix.RTN_UNICAST && (everywhere || u.Gw == nil && u.Via == nil && len(u.MultiPath) == 0)

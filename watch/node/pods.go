@@ -37,16 +37,16 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 }
 
 // PodRanges derives the possible addresses of this node's pods from the routes to them. No
-// other machine can have such an address, so an unknown one belongs to a starting pod.
-// There are two cases:
+// other machine can have such an address, so an address in these ranges that is not known
+// belongs to a starting pod. There are two cases:
 //
-//   - A single address that is routed over an interface whose other end is in
-//     another network namespace and which leads to no gateway. A network plugin
-//     adds the route before the pod runs. Excluded are further addresses of a
-//     known pod, because the API does not list them and they would never become
-//     known, and addresses of a pod that is also on a bridge.
+//   - A single address with a route over an interface that leads to another network
+//     namespace and to no gateway. A network plugin adds the route before the pod
+//     runs. Two kinds of addresses are excluded: further addresses of a known pod,
+//     because the API does not list them and they would never become known; and
+//     addresses of a pod that is also on a bridge.
 //   - The network directly connected to a bridge with a known pod, if all ports
-//     of the bridge lead to other network namespaces. If one leads out of the
+//     of the bridge lead to other network namespaces. If a port leads out of the
 //     node, other machines may have addresses there.
 //
 // The range of a bridge stays when its last pod has ended, if before contains that range.
@@ -113,9 +113,9 @@ func (n *Network) isLocal(bridge Link) bool {
 // namespace.
 func (l Link) isVeth() bool { return l.Kind == "veth" && l.InOtherNetns }
 
-// takenNetns returns the IDs of the network namespaces in which a host route to an unknown
-// address does not belong to a starting pod: those of known pods with a host route, and
-// those of all pods on a bridge.
+// takenNetns returns the IDs of the network namespaces that do not belong to a starting pod,
+// although they may have a host route to an unknown address: the namespaces of known pods with
+// a host route, and of all pods on a bridge.
 func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 	taken := make(map[int]bool)
 	for _, l := range n.Links {

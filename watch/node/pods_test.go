@@ -46,10 +46,10 @@ func bridged() *Network {
 func routed() *Network {
 	return &Network{
 		Links: []Link{
-			{Index: 2, Name: "eth0", Kind: "veth", InOtherNetns: true, Uplink: true}, // the node is a container itself
+			{Index: 2, Name: "eth0", Kind: "veth", InOtherNetns: true, Uplink: true}, // the uplink of a node that is a container itself
 			{Index: 3, Name: "cali1", Kind: "veth", InOtherNetns: true, NetnsID: 1},
 			{Index: 4, Name: "cali2", Kind: "veth", InOtherNetns: true, NetnsID: 2},
-			{Index: 5, Name: "near", Kind: "veth"}, // both ends on the node
+			{Index: 5, Name: "near", Kind: "veth"}, // a veth pair with both ends on the node
 			{Index: 6, Name: "tunl0", Kind: "ipip"},
 		},
 		Routes: []Route{

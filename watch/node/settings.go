@@ -19,7 +19,7 @@ const DefaultSysctls = "/proc/sys"
 // all policies.
 type SettingProblem struct {
 	Setting string // name of a sysctl or of a module
-	Where   string // the interface, and the number of further ones
+	Where   string // the interface; if there are several, one of them and the number of others
 	Detail  string
 	Hint    string // how to correct it: a command
 }
@@ -75,8 +75,8 @@ func CheckSources(root string, links []Link) []SettingProblem {
 	s := sysctls(root)
 	var open []string
 	for _, l := range links {
-		// The kernel combines the settings for all interfaces and for one: route_localnet
-		// is on if either is, and the higher rp_filter applies.
+		// The kernel combines the setting for all interfaces with the interface's own:
+		// route_localnet is on if it is on in one of the two, and the higher rp_filter applies.
 		routed := max(s.number("all", "route_localnet"), s.number(l.Name, "route_localnet"))
 		if filter := max(s.number("all", "rp_filter"), s.number(l.Name, "rp_filter")); routed > 0 && filter == 0 {
 			open = append(open, l.Name)

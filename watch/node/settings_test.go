@@ -51,7 +51,7 @@ func TestCheckSettings(t *testing.T) {
 	for name, tt := range map[string]struct {
 		values  map[string]string
 		bridges []Link
-		want    []string // setting and hint
+		want    []string // settings and hints
 	}{
 		"no bridge with pods":     {map[string]string{}, nil, nil},
 		"no bridge, all off":      {with(fileIPv4, "0", fileIPv6, "0", fileVLAN, "0"), nil, nil},
@@ -89,7 +89,7 @@ func TestCheckSources(t *testing.T) {
 	links := []Link{{Name: "cali1.2"}, {Name: "gone"}}
 	for name, tt := range map[string]struct {
 		values map[string]string
-		want   string // where
+		want   string // the expected Where
 	}{
 		"no settings at all":      {map[string]string{}, ""},
 		"the default settings":    {map[string]string{all + "route_localnet": "0", all + "rp_filter": "0", one + "route_localnet": "0", one + "rp_filter": "0"}, ""},

@@ -1,6 +1,6 @@
 // Package agenttest runs sluice on a node of a lab, with a directory of manifests, and
-// follows its log. Tests, the demo and the benchmarks wait for events in the log that
-// report that a change is in force. So they wait no longer than necessary.
+// follows its log. Tests, the demo and the benchmarks wait for the event in the log that
+// reports that a change is in force, so they wait no longer than necessary.
 package agenttest
 
 import (
@@ -33,7 +33,7 @@ type Options struct {
 	// Each Write is one line.
 	Log io.Writer
 	// StopTimeout bounds the time from SIGTERM until the agent has ended. 0 means two
-	// minutes: an agent takes a fraction of a second, and longer on a busy machine.
+	// minutes. An agent needs a fraction of a second, or longer on a busy machine.
 	StopTimeout time.Duration
 }
 
@@ -43,11 +43,11 @@ type Agent struct {
 	cmd         *exec.Cmd
 	stopTimeout time.Duration
 	done        chan struct{} // closed when the process has ended
-	err         error         // the error with which it ended
+	err         error         // the error with which the process ended
 
 	mu      sync.Mutex
 	lines   []Line
-	last    []string // the last lines as written
+	last    []string // last lines of the log, as written
 	other   []string // lines that are not in the log's format, such as those of a panic
 	changed chan struct{}
 	saves   int
@@ -70,7 +70,7 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	}
 	a.cmd = exec.Command(opts.Sluice, append(args, opts.Args...)...)
 	// In a process group of its own, the agent does not receive a terminal's Ctrl-C. Only
-	// the caller does, and stops the agent.
+	// the caller receives it, and stops the agent.
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// Not StderrPipe: Wait would close it before all lines have been read.
 	read, write, err := os.Pipe()
@@ -85,8 +85,8 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("start the agent: %w", err)
 	}
 	go a.follow(read, opts.Log)
-	// The event of the first publication comes after ready. Start waits for it, so that it
-	// is not mistaken for the publication of a change.
+	// The event of the first publication comes after the event ready. Wait for both, so that
+	// the caller does not mistake the first publication for the publication of a change.
 	if _, err = a.Await(ctx, 0, Event(event.Ready)); err == nil {
 		_, err = a.Await(ctx, 0, Event(event.Published))
 	}
@@ -100,7 +100,7 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 	return nil, fmt.Errorf("start the agent: %w", err)
 }
 
-// PID returns the number of the agent's process.
+// PID returns the process ID of the agent.
 func (a *Agent) PID() int { return a.cmd.Process.Pid }
 
 // follow reads the log until the process ends.
@@ -114,7 +114,7 @@ func (a *Agent) follow(r io.ReadCloser, log io.Writer) {
 		}
 		a.line(in.Text())
 	}
-	_, _ = io.Copy(io.Discard, r) // a line longer than the buffer must not block the agent
+	_, _ = io.Copy(io.Discard, r) // the scanner stops at a too long line, but the agent must not block
 	a.err = a.cmd.Wait()
 	close(a.done)
 }
@@ -163,7 +163,7 @@ func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Lin
 		ended := false
 		select {
 		case <-a.done:
-			ended = true // the log is complete
+			ended = true // no further line of the log will come
 		default:
 		}
 		a.mu.Lock()
@@ -187,7 +187,8 @@ func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Lin
 	}
 }
 
-// exit returns the error with which the process ended; not nil even for exit status 0.
+// exit returns the error with which the process ended. It is not nil, even if the exit status
+// was 0.
 func (a *Agent) exit() error {
 	if a.err == nil {
 		return errors.New("exit status 0")
@@ -263,7 +264,7 @@ func WriteFile(dir, name, text string) error {
 }
 
 // Stop stops the agent gracefully and waits until it has ended. It returns an error if the
-// agent had ended before, ends with an error, or had to be killed after StopTimeout.
+// agent had already ended, ends with an error, or was killed after StopTimeout.
 func (a *Agent) Stop() error {
 	select {
 	case <-a.done:
@@ -281,12 +282,12 @@ func (a *Agent) Stop() error {
 
 // Kill ends the agent with SIGKILL.
 func (a *Agent) Kill() {
-	_ = a.cmd.Process.Kill() // an error means that it has already ended
+	_ = a.cmd.Process.Kill() // an error means that the agent has already ended
 	<-a.done
 }
 
-// end sends SIGTERM to the agent, and kills it after stopTimeout. The agent has ended when
-// end returns. An error means that it had to be killed.
+// end sends SIGTERM to the agent, kills it if it has not ended after stopTimeout, and waits
+// for its end. An error means that end killed the agent.
 func (a *Agent) end() error {
 	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		a.Kill()

@@ -35,7 +35,7 @@ func TestAwaitShowsEachLineOnce(t *testing.T) {
 	found, err := a.Await(t.Context(), mark, func(l Line) bool {
 		seen = append(seen, l.Text("msg"))
 		switch len(seen) {
-		case 1: // the other lines are written while Await waits
+		case 1: // write the remaining lines while Await waits
 			go func() {
 				a.line(`no line of the log`)
 				a.line(`{"msg":"two"}`)
@@ -92,7 +92,7 @@ func TestStopIsGraceful(t *testing.T) {
 		t.Fatal(err)
 	}
 	if group, err := syscall.Getpgid(a.cmd.Process.Pid); err != nil || group != a.cmd.Process.Pid {
-		t.Errorf("it is in group %d, not in one of its own: %v", group, err)
+		t.Errorf("the agent is in process group %d, not in one of its own: %v", group, err)
 	}
 	if err := a.Stop(); err != nil {
 		t.Error(err)
@@ -130,7 +130,7 @@ func TestStartOfAnAgentThatExits(t *testing.T) {
 	checkNoChildren(t)
 }
 
-// stopper is a log that calls a function at each line.
+// stopper is a log writer that calls a function for each line.
 type stopper func()
 
 func (s stopper) Write(b []byte) (int, error) { s(); return len(b), nil }

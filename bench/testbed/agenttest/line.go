@@ -42,7 +42,7 @@ func Event(e event.Name) func(Line) bool {
 }
 
 // readable formats a line of the log for people: the time of day, the level, the message,
-// and the other fields in the order in which they were logged. It takes the text, because a
+// and the other fields in the order in which they were logged. Its argument is a text, because a
 // Line does not keep this order. A text that is not a line of the log is returned
 // unchanged.
 func readable(text string) string {

@@ -1,8 +1,8 @@
-// Package apiserver is a fake of the reading side of a Kubernetes API server. It serves
-// list and watch in the protocol and the encodings of a real server, with streaming lists,
-// bookmarks and expired versions. Nodes can also be patched. Tests provoke situations that
-// are rare with a real server, and benchmarks fill it with more objects than a real server
-// would accept.
+// Package apiserver is a fake Kubernetes API server for clients that read. It serves list and
+// watch in the protocol and the encodings of a real server, with streaming lists, bookmarks
+// and expired versions. Nodes can also be patched. Tests provoke situations that are rare with
+// a real server, and benchmarks fill the fake with more objects than a real server would
+// accept.
 package apiserver
 
 import (
@@ -31,8 +31,8 @@ type Object interface {
 type Options struct {
 	// NoStreaming refuses streaming lists, as servers before Kubernetes 1.32 do.
 	NoStreaming bool
-	// Refuse, if not nil, is called for each request. If it returns a Status, this is the
-	// answer. If it returns nil, the request is served.
+	// Refuse, if not nil, is called for each request. If it returns a Status, the server
+	// answers with this Status. If it returns nil, the server serves the request.
 	Refuse func(*http.Request) *metav1.Status
 }
 
@@ -42,13 +42,13 @@ type Server struct {
 	opts Options
 
 	mu        sync.Mutex
-	version   uint64 // of the last change
+	version   uint64 // resource version of the last change
 	resources map[string]*resource
 }
 
 // resource holds the objects of one kind.
 type resource struct {
-	name      string // as in "pods"
+	name      string // such as "pods"
 	empty     Object
 	list      runtime.Object
 	objects   map[types.NamespacedName]*stored
@@ -57,7 +57,7 @@ type resource struct {
 	watchers  map[*watcher]struct{}
 }
 
-// stored is a version of an object, with its encodings as far as they have been computed.
+// stored is a version of an object, with those of its encodings that have been computed.
 type stored struct {
 	event   watch.EventType
 	version uint64
@@ -176,7 +176,7 @@ func (s *Server) Compact() {
 }
 
 // EndWatches ends all watches, as a server does from time to time. Clients then start new
-// ones.
+// watches.
 func (s *Server) EndWatches() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

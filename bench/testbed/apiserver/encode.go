@@ -54,7 +54,7 @@ func (e encoding) answer(w http.ResponseWriter, code int, o runtime.Object) {
 	}
 	w.Header().Set("Content-Type", e.info.MediaType)
 	w.WriteHeader(code)
-	_, _ = w.Write(body) // an error means that the client has gone
+	_, _ = w.Write(body) // an error means that the client is gone
 }
 
 // stream returns a function that writes framed events.
@@ -106,7 +106,7 @@ func (s *stored) encodings() [2][]byte {
 	return s.encoded
 }
 
-// Encode encodes all objects as protobuf in advance. It returns the number of bytes by
+// Encode encodes all objects as protobuf in advance. It returns the number of bytes for each
 // resource.
 func (s *Server) Encode() (map[string]int, error) {
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)

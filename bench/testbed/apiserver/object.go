@@ -39,8 +39,8 @@ func (s *Server) get(r *resource, name types.NamespacedName) (Object, *metav1.St
 	return nil, failureStatus(http.StatusNotFound, metav1.StatusReasonNotFound, r.name+" "+name.String()+" not found")
 }
 
-// patch applies a JSON patch. If an operation of the patch fails, such as a test, the
-// object is not changed.
+// patch applies a JSON patch. If one of its operations fails, for example a "test", the object
+// is not changed.
 func (s *Server) patch(r *resource, name types.NamespacedName, req *http.Request) (Object, *metav1.Status) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil || req.Header.Get("Content-Type") != string(types.JSONPatchType) {

@@ -55,9 +55,9 @@ func failureStatus(code int32, reason metav1.StatusReason, message string) *meta
 	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }
 
-// list answers with a page of objects. The token of the next page contains the version of
-// the first page and the name of the next object. Objects may change between pages; the
-// client then watches from the version of the first page.
+// list answers with a page of objects. The token for the next page contains the version of
+// the first page and the name of the next object. Objects may change between pages. This is
+// harmless, because the client then watches from the version of the first page.
 func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding) {
 	s.mu.Lock()
 	all, version := r.sorted(), s.version
@@ -153,7 +153,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, r *resource, en
 		batch, ended := events.take()
 		for _, e := range batch {
 			if stream(e) != nil {
-				return // the client has gone
+				return // the client is gone
 			}
 		}
 		_ = http.NewResponseController(w).Flush()

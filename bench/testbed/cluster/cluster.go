@@ -1,6 +1,6 @@
 // Package cluster generates clusters of any size for benchmarks: objects like those of a
-// busy cluster, and flows between its pods. The result depends only on the options and the
-// seed, so that two measurements of one size measure the same cluster.
+// busy cluster, and flows between its pods. The same options and the same seed give the same
+// cluster, so that measurements can be compared.
 package cluster
 
 import (
@@ -31,8 +31,8 @@ type Options struct {
 	DualStack  bool // every pod also has an IPv6 address
 }
 
-// Cluster is the objects of a cluster, as the API serves them. Policies have the fields
-// that the API server would default.
+// Cluster has the objects of a cluster, as the API serves them. The policies include the fields
+// that the API server sets by default.
 type Cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
@@ -41,8 +41,9 @@ type Cluster struct {
 	maker maker
 }
 
-// New generates a cluster. Pods belong to apps of ten. Each policy selects one app by two
-// labels, and has two or three rules; the first is for the app's clients, another app.
+// New generates a cluster. Every ten pods are one app. Each policy selects one app by two
+// labels, and has two or three rules. The first rule allows the app's clients, which are the
+// pods of another app.
 func New(seed uint64, o Options) *Cluster {
 	o.Namespaces = max(1, o.Namespaces)
 	c := &Cluster{}
@@ -78,8 +79,8 @@ func (c *Cluster) Fill(w *policy.Store) {
 }
 
 // Keys generates n flows over TCP and IPv4. Half of them are from an app's clients to the
-// port that its policy opens for them. The others are between any two pods, or, one in ten
-// of them, from outside the cluster.
+// port that the app's policy opens for them. Of the other half, one in ten is from outside
+// the cluster, and the rest are between any two pods.
 func (c *Cluster) Keys(seed uint64, n int) []filter.Key {
 	random := rand.New(rand.NewPCG(seed, 1))
 	keys := make([]filter.Key, n)
@@ -116,8 +117,8 @@ func namespaceName(i int) string { return fmt.Sprintf("ns-%04d", i) }
 func appName(i int) string       { return fmt.Sprintf("app-%05d", i) }
 func teamName(i int) string      { return fmt.Sprintf("team-%02d", i%20) }
 
-// address returns the addresses of pod i. It does not use the first networks of 10.0.0.0/8
-// and fd00::/104, which are left for other addresses of a benchmark.
+// address returns the addresses of pod i. It leaves the first addresses of 10.0.0.0/8 and
+// fd00::/104 to the other hosts of a benchmark.
 func address(i int) (v4, v6 netip.Addr) {
 	i += 1 << 16
 	a := [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}
@@ -137,8 +138,8 @@ func (m maker) appOf(pod int) int { return pod / replicas % m.apps }
 // namespaceOf returns the namespace of all pods of an app.
 func (m maker) namespaceOf(app int) int { return app % m.options.Namespaces }
 
-// neighbor returns the app that comes steps apps later in the app's namespace. After the
-// last app, it returns the first one of the namespace, which may be the app itself.
+// neighbor returns the app that follows steps apps later in the same namespace. If there is no
+// such app, it returns the namespace's first app, which may be the given app itself.
 func (m maker) neighbor(app, steps int) int {
 	if next := app + steps*m.options.Namespaces; next < m.apps {
 		return next
@@ -184,7 +185,7 @@ func (m maker) pod(i int) *corev1.Pod {
 	return p
 }
 
-// policy returns policy i. Each policy selects another app if there are enough apps.
+// policy returns policy i. Each policy selects a different app if there are enough apps.
 func (m maker) policy(i int) *networkingv1.NetworkPolicy {
 	app := i % m.apps
 	p := &networkingv1.NetworkPolicy{
@@ -220,7 +221,7 @@ func tcpPort(port intstr.IntOrString) networkingv1.NetworkPolicyPort {
 	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &port}
 }
 
-// peers returns one or two peers of an app, each of one of the kinds that policies use.
+// peers returns one or two peers for a rule about an app. Each is of a random kind.
 func (m maker) peers(app int) []networkingv1.NetworkPolicyPeer {
 	var peers []networkingv1.NetworkPolicyPeer
 	for range 1 + m.random.IntN(2) {

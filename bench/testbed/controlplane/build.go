@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Version is the Kubernetes version to build. It is of the same release as the client-go
-// that sluice uses, and determines the version of etcd.
+// Version is the Kubernetes version to build. Its release is the same as that of client-go in
+// sluice. It determines the version of etcd.
 const Version = "v1.37.2"
 
 const module = "k8s.io/kubernetes"
@@ -69,7 +69,7 @@ func build(ctx context.Context, dir string, log io.Writer) error {
 		return err
 	}
 	for _, name := range missing {
-		// The program has another name until it is complete.
+		// Build under a temporary name, so that an incomplete program is not used.
 		part := filepath.Join(dir, name+".part")
 		if _, err := goCommand(ctx, work, "build", "-mod=mod", "-trimpath", "-ldflags=-s -w"+versionFlags(), "-o", part, programs[name]); err != nil {
 			return err
@@ -91,9 +91,9 @@ func versionFlags() string {
 }
 
 // writeModule writes a module in which programs of Kubernetes can be built. Kubernetes
-// requires its own libraries as v0.0.0 and replaces them by directories of its tree. These
-// replacements do not apply in a module that requires Kubernetes, so writeModule replaces
-// the libraries by their published versions: v0.X.Y for Kubernetes v1.X.Y.
+// requires its own libraries as v0.0.0, and replaces them with directories of its tree. Go
+// ignores these replacements in a module that requires Kubernetes, so writeModule replaces
+// the libraries with their published versions: v0.X.Y for Kubernetes v1.X.Y.
 func writeModule(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

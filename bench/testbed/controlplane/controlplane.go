@@ -1,9 +1,9 @@
 // Package controlplane runs a real etcd and a real kube-apiserver for tests. Both are built
-// from their Go modules, once; see [Build]. They keep their data in a directory of the test,
-// listen only on loopback, and end with the test.
+// from their Go modules only once (see [Build]). They keep their data in a directory of the
+// test, listen only on loopback, and end with the test.
 //
-// There are no controllers, no scheduler and no kubelet. A test itself must write the
-// fields that they would write, such as a pod's address.
+// There are no controllers, no scheduler and no kubelet. The fields that they would write,
+// such as a pod's address, must be written by the test.
 package controlplane
 
 import (
@@ -32,7 +32,7 @@ import (
 type Host interface {
 	// Do runs f on a thread in the host's network.
 	Do(f func() error) error
-	// Start starts a command there. The caller must wait for it.
+	// Start starts a command on the host. The caller must wait for it.
 	Start(cmd *exec.Cmd) error
 }
 
@@ -129,8 +129,8 @@ func (c *ControlPlane) writeSecrets() error {
 	return errors.Join(os.WriteFile(c.path("sa.key"), block, 0o600), os.WriteFile(c.path("tokens.csv"), users, 0o600))
 }
 
-// token returns a user's token. It is not a secret: only the test reaches the server, and the
-// server holds no data.
+// token returns a user's token. It need not be secret: only the test can reach the server, and
+// the server has no real data.
 func token(user string) string { return "token-of-" + user }
 
 // StartServer starts the API server, for example after StopServer, and returns when it is
@@ -189,19 +189,19 @@ func (c *ControlPlane) ready(ctx context.Context) error {
 	return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 }
 
-// Config returns a configuration with which this process reaches the API server as a user.
+// Config returns a configuration for connecting to the API server as a user, from this process.
 func (c *ControlPlane) Config(user string) (*rest.Config, error) {
-	ca, err := os.ReadFile(c.path("certs/apiserver.crt")) // self-signed
+	ca, err := os.ReadFile(c.path("certs/apiserver.crt")) // the certificate is self-signed, so it is also its CA
 	if err != nil {
 		return nil, fmt.Errorf("read the API server's certificate: %w", err)
 	}
 	return &rest.Config{
 		Host: c.URL(), BearerToken: token(user), TLSClientConfig: rest.TLSClientConfig{CAData: ca},
-		QPS: -1, Dial: c.dial, // no rate limit of the client
+		QPS: -1, Dial: c.dial, // -1 disables the client's rate limit
 	}, nil
 }
 
-// dial connects to an address from the server's host.
+// dial connects to an address in the network of the server's host.
 func (c *ControlPlane) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	err = c.opts.Host.Do(func() (err error) {
 		conn, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -235,7 +235,7 @@ func (c *ControlPlane) Kubeconfig(user string) (string, error) {
 	return file, clientcmd.WriteToFile(*out, file)
 }
 
-// Close ends both programs, and returns when they have ended.
+// Close kills both programs, and returns when they have ended.
 func (c *ControlPlane) Close() error {
 	var errs []error
 	for _, p := range []*process{c.server, c.etcd} {

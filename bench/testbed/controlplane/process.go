@@ -12,8 +12,8 @@ import (
 type process struct {
 	cmd  *exec.Cmd
 	log  string
-	done chan struct{} // closed when it has ended
-	err  error         // the error with which it ended
+	done chan struct{} // closed when the process has ended
+	err  error         // the error with which the process ended
 }
 
 // launch starts a program whose output is appended to the file log.
@@ -61,9 +61,9 @@ type localHost struct{}
 
 func (localHost) Do(f func() error) error { return f() }
 
-// Start starts a command that the kernel kills when this process ends. The kernel kills it
-// when the thread that started it ends. Go does not end a thread before the process unless
-// a goroutine is locked to it.
+// Start starts a command that dies with this process. Pdeathsig kills it when the thread that
+// started it ends. This is normally the end of the process, because Go ends a thread earlier
+// only if a goroutine exits while locked to the thread.
 func (localHost) Start(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd.Start()

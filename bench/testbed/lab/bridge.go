@@ -14,9 +14,9 @@ import (
 // BridgeDevice is the name of the bridge that connects the pods of a node with Options.Bridged.
 const BridgeDevice = "br0"
 
-// bridgeSettings make bridged frames pass iptables, as Kubernetes requires of every node.
-// They also disable redirects: a packet that causes a redirect cannot be queued while the
-// neighbor's address is resolved, and is lost (nf_ct_drop_unconfirmed).
+// bridgeSettings make bridged frames pass through iptables, as Kubernetes requires of every
+// node. They also disable redirects: while the neighbor's address is resolved, a packet that
+// causes a redirect cannot be queued, and is lost (nf_ct_drop_unconfirmed).
 var bridgeSettings = []string{
 	"net/ipv4/conf/all/send_redirects", "0", "net/ipv4/conf/default/send_redirects", "0",
 	"net/bridge/bridge-nf-call-iptables", "1", "net/bridge/bridge-nf-call-ip6tables", "1",
@@ -32,7 +32,7 @@ type bridge struct {
 
 // addBridge creates the node's bridge.
 func (n *Node) addBridge() error {
-	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // fixed, because the default depends on the ports
+	mac := net.HardwareAddr{0x02, 0x77, 0, 0, 0, 1} // fixed, because the kernel's default changes with the ports
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: BridgeDevice, Index: n.lab.nextIndex(), HardwareAddr: mac}}
 	if err := n.ns.do(func() error { return writeSettings(bridgeSettings...) }); err != nil {
 		return err
@@ -59,8 +59,8 @@ func (n *Node) addBridge() error {
 	return nil
 }
 
-// joinBridge makes the host's link a port of its router's bridge, so that it is on the same
-// network as the other ports.
+// joinBridge makes the host's link a port of its router's bridge, so that the host is on the
+// same network as the hosts at the other ports.
 func (h *Host) joinBridge(router *Host) error {
 	b := router.bridge
 	if err := router.ns.link.LinkSetMaster(h.uplink.remote, b.link); err != nil {
@@ -138,7 +138,7 @@ func (i *Injector) Send(frame []byte) error {
 		case nil:
 			return nil
 		case unix.EAGAIN, unix.ENOBUFS, unix.EINTR:
-			runtime.Gosched() // the link's buffer is full
+			runtime.Gosched() // the link's buffer is full; try again
 		default:
 			return fmt.Errorf("send a frame from %s: %w", i.host.Name, err)
 		}

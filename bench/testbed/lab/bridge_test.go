@@ -8,8 +8,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// Pods on a bridge reach each other, the outside and pods elsewhere, as routed pods do, and
-// packets between them pass iptables.
+// Pods on a bridge reach each other, outside hosts and pods of other nodes, as routed pods do.
+// Packets between pods on a bridge pass through iptables.
 func TestBridged(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{Nodes: 2, Bridged: true})
 	web, db, far := addPod(t, l.Nodes[0], "web"), addPod(t, l.Nodes[0], "db"), addPod(t, l.Nodes[1], "far")

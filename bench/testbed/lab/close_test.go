@@ -32,7 +32,7 @@ func leftovers(t *testing.T) (found []string) {
 			t.Fatal(err)
 		}
 		for _, p := range paths {
-			// An error means that the file has gone since Glob.
+			// An error means that the file was removed after Glob.
 			if to, err := os.Readlink(p); err == nil && to != ownNS && (strings.HasPrefix(to, "net:") || strings.HasPrefix(to, "mnt:") || strings.HasPrefix(to, "socket:")) {
 				found = append(found, p+" -> "+to)
 			}
@@ -53,7 +53,7 @@ func await(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(attemptTimeout); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", attemptTimeout, what)
+			t.Fatalf("timeout of %v while waiting for: %s", attemptTimeout, what)
 		}
 	}
 }
@@ -126,8 +126,8 @@ func list(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// TestKilledLabLeavesNothing kills a process with a lab, and checks that the process in the
-// lab's pod dies with it. Nothing else keeps the namespaces.
+// TestKilledLabLeavesNothing kills a process that has built a lab, and checks that the process
+// in the lab's pod dies too. Only these two keep the namespaces alive.
 func TestKilledLabLeavesNothing(t *testing.T) {
 	lab.Require(t)
 	if os.Getenv("LAB_TO_BE_KILLED") != "" {
@@ -200,8 +200,8 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-// TestManyThreads calls Do so often that the main thread is likely to be scheduled for it,
-// too.
+// TestManyThreads calls Do so often that the main thread is likely to run it, too. The main
+// thread must not stay in the namespace.
 func TestManyThreads(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	web := addPod(t, l.Nodes[0], "web")

@@ -19,7 +19,7 @@ type Outcome uint8
 
 // Outcomes.
 const (
-	// Failed means another error; see Result.Err.
+	// Failed means any other error; see Result.Err.
 	Failed Outcome = iota
 	// Reached means that the server has answered.
 	Reached
@@ -27,8 +27,8 @@ const (
 	Refused
 	// TimedOut means that there was no answer before the timeout or the end of the context.
 	TimedOut
-	// Unreachable means that the network reported that it cannot or will not deliver. For
-	// UDP, the kernel does not report this, and the attempt times out.
+	// Unreachable means that the network reported that it cannot or will not deliver the
+	// packet. For UDP, the kernel does not report this, and the attempt times out.
 	Unreachable
 )
 
@@ -50,8 +50,8 @@ func (o Outcome) String() string {
 type Result struct {
 	Outcome Outcome
 	Err     error // nil if Reached
-	// By is the name of the host that answered, and Seen is the client's address as this
-	// host saw it. It differs from From if the address was translated.
+	// By is the name of the host that answered. Seen is the client's address as this host saw
+	// it, which differs from From if the address was translated.
 	By   string
 	Seen netip.AddrPort
 	// From is the client's own address.
@@ -109,7 +109,7 @@ func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (
 	return r
 }
 
-// outcome returns the outcome for an error of a socket.
+// outcome returns the outcome that an error of a socket means.
 func outcome(err error) Outcome {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET):

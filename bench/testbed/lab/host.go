@@ -25,14 +25,14 @@ type Host struct {
 
 	lab    *Lab
 	ns     *namespace
-	uplink uplink // the link to its router; zero for the lab's own router
+	uplink uplink // the link to the host's router; zero for the lab's own router
 
-	bridge *bridge // the bridge of its pods; nil if each pod has a route
+	bridge *bridge // the bridge of a node's pods; nil if each pod has a route
 
 	mu      sync.Mutex
 	closed  bool
-	addrs   []netip.Addr // all addresses that the lab has given to it
-	closers []io.Closer  // servers and sockets to close with it
+	addrs   []netip.Addr // all addresses that the lab has given to the host
+	closers []io.Closer  // servers and sockets to close with the host
 	running map[*exec.Cmd]bool
 	tasks   sync.WaitGroup // servers, and threads that wait for processes
 }
@@ -45,7 +45,7 @@ func (h *Host) Addrs() []netip.Addr { return []netip.Addr{h.IPv4, h.IPv6} }
 func (h *Host) NetNS() int { return int(h.ns.fd) }
 
 // Do runs f on a thread in the host's namespace. Sockets that f opens stay in the
-// namespace, but goroutines that f starts do not run in it. f may call a test's Fatal.
+// namespace, but goroutines that f starts run outside of it. f may call a test's Fatal.
 func (h *Host) Do(f func() error) error {
 	if err := h.ns.do(f); err != nil {
 		return fmt.Errorf("on %s: %w", h.Name, err)
@@ -54,9 +54,9 @@ func (h *Host) Do(f func() error) error {
 }
 
 // Start starts a command in the host's namespace. The caller must Wait for it, as after
-// [exec.Cmd.Start]. The command is killed when the host is closed and when this process
-// dies. The kernel kills it when the thread that started it ends, so Start keeps this
-// thread until the command ends. This is why starting a command in Do is not enough.
+// [exec.Cmd.Start]. The command is killed when the host is closed or when this process
+// dies. Pdeathsig would also kill it when the thread that started it ends, so Start keeps
+// this thread until the command ends. This is why starting a command in Do is not enough.
 func (h *Host) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = new(syscall.SysProcAttr)
@@ -108,8 +108,8 @@ func (h *Host) ended(cmd *exec.Cmd) {
 	h.tasks.Done()
 }
 
-// awaitExit waits until a child has ended, and does not reap it. An error means that the
-// caller of Start has already reaped it.
+// awaitExit waits until a child has ended, and does not reap it. It ignores errors, which mean
+// that the caller of Start has already reaped the child.
 func awaitExit(pid int) {
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
@@ -185,9 +185,9 @@ func (h *Host) dial(ctx context.Context, network string, to netip.AddrPort) (c n
 	return c, err
 }
 
-// closeWith registers a closer to be closed with the host. If the host is already closed,
-// it closes c and returns an error. task, if not nil, runs in a goroutine until c is
-// closed; Close waits for it.
+// closeWith registers c to be closed with the host. If the host is already closed, it closes
+// c and returns an error. task, if not nil, runs in a goroutine and must return when c is
+// closed: Close waits for it.
 func (h *Host) closeWith(c io.Closer, task func()) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -219,7 +219,8 @@ func (h *Host) Close() error {
 	return h.close(true)
 }
 
-// close closes the host. removeLink need not be set if the router is closed, too.
+// close closes the host. If removeLink is set, it removes the host's link, which is not
+// necessary if the router is closed too.
 func (h *Host) close(removeLink bool) error {
 	h.mu.Lock()
 	if h.closed {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The gateways of every pod. The router's end of each pod's link has these addresses. They
-// are the same on all links, because they are used only between the two ends of a link.
+// The gateways of every pod: the addresses of the router's end of each pod's link. They can be
+// the same on all links, because they are used only between the two ends of a link.
 var (
 	gateway4 = netip.MustParseAddr("169.254.1.1")
 	gateway6 = netip.MustParseAddr("fe80::1")
@@ -24,18 +24,18 @@ const Device = "eth0"
 // uplink is a veth pair between a host and its router.
 type uplink struct {
 	router *Host
-	inside netlink.Link // eth0
+	inside netlink.Link // the host's end, eth0
 	remote netlink.Link // the router's end
 }
 
-// RouterDevice returns the name of the router's end of the host's link, for rules that name an
-// interface.
+// RouterDevice returns the name of the interface at the router's end of the host's link, for
+// rules that match an interface.
 func (h *Host) RouterDevice() string { return h.uplink.remote.Attrs().Name }
 
-// join connects a host to its router: addresses and a default route in the host, and in the
-// router a route to each address.
+// join connects a host to its router. The host gets addresses and a default route, and the
+// router gets a route to each address.
 func (h *Host) join(router *Host) error {
-	name := fmt.Sprintf("to-%x", h.IPv4.AsSlice()) // at most 15 bytes
+	name := fmt.Sprintf("to-%x", h.IPv4.AsSlice()) // a name of an interface has at most 15 bytes
 	if err := router.ns.link.LinkAdd(&netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: name, Index: h.lab.nextIndex()}, PeerName: Device, PeerNamespace: netlink.NsFd(h.ns.fd),
 	}); err != nil {
@@ -86,7 +86,7 @@ func (n *namespace) setUp(dev netlink.Link) error {
 }
 
 // awaitUp waits until an interface is operational. The kernel detects in the background
-// that both ends are up, and drops packets until then.
+// that both ends of the link are up, and drops packets until then.
 func (n *namespace) awaitUp(dev netlink.Link) error {
 	return await(dev.Attrs().Name+" is up", func() (bool, error) {
 		now, err := n.link.LinkByIndex(dev.Attrs().Index)
@@ -109,7 +109,7 @@ func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 
 // await waits until a condition holds.
 func await(what string, holds func() (bool, error)) error {
-	const bound = time.Minute // usually milliseconds
+	const bound = time.Minute // usually, it takes milliseconds
 	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
 		switch ok, err := holds(); {
 		case err != nil:
@@ -123,9 +123,9 @@ func await(what string, holds func() (bool, error)) error {
 }
 
 // nextIndex returns an interface index for the router's end of a link. It differs from the
-// index of the host's end: if both ends of a veth pair have the same index, the kernel
-// treats link events as not urgent, and may take a second to see that the link is up. Until
-// then IPv6 addresses do not answer.
+// index of the host's end. If both ends of a veth pair have the same index, the kernel treats
+// link events as not urgent, and may take a second to see that the link is up. Until then,
+// IPv6 addresses do not answer.
 func (l *Lab) nextIndex() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -133,9 +133,9 @@ func (l *Lab) nextIndex() int {
 	return 1000 + l.uplinks
 }
 
-// gateway returns the address by which a host reaches its router. Hosts on the lab's router use
-// the router's own addresses: a node has the pods' gateway as its own address, and no host can
-// route to itself.
+// gateway returns the address at which a host reaches its router: pods for a pod, and router
+// for a host on the lab's router. A node cannot use the pods' gateway, because the node itself
+// has this address.
 func (h *Host) gateway(pods, router netip.Addr) netip.Addr {
 	if h.uplink.router == h.lab.router {
 		return router
@@ -144,7 +144,7 @@ func (h *Host) gateway(pods, router netip.Addr) netip.Addr {
 }
 
 // AddAddr gives the host one more address, which may be any address that no open host has.
-// It is not used as a source unless a socket is bound to it.
+// Packets have this source only if their socket is bound to it.
 func (h *Host) AddAddr(a netip.Addr) error {
 	h.lab.mu.Lock()
 	if h.lab.used[a] {
@@ -165,7 +165,7 @@ func (n *namespace) addAddr(dev netlink.Link, a netip.Addr) error {
 	return n.addPrefix(dev, netip.PrefixFrom(a, a.BitLen()))
 }
 
-// addPrefix is addAddr for an address with the range of its link.
+// addPrefix is like addAddr, but also makes the range of p reachable on the link.
 func (n *namespace) addPrefix(dev netlink.Link, p netip.Prefix) error {
 	a := p.Addr()
 	addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
@@ -216,8 +216,8 @@ func (h *Host) routeHere(to netip.Prefix) error {
 }
 
 // removeLink removes the link at once. Otherwise the kernel would remove it some time after
-// the namespace has ended, and until then the route to the old pod would conflict with a
-// route to a new pod.
+// the namespace is gone, and until then the old pod's route would conflict with the route to a
+// new pod that has the same address.
 func (w uplink) removeLink() error {
 	if w.remote == nil || !w.router.ns.fd.IsOpen() {
 		return nil

@@ -6,16 +6,16 @@
 //	pod api ── eth0 ┘                    ├─ router ┤
 //	pod far ── eth0 ─── node-2 ── eth0 ──┘         └───── eth0 ── outside host
 //
-// Pods are connected to their node as by the ptp CNI plugin: a veth pair, a /32 and a /128
-// in the pod, a default route to the node's end, and on the node a route for each pod.
-// Nodes and outside hosts are connected in the same way to the lab's router. The router has
-// a route to the pods of each node, and is not part of any test. There is no address
-// translation; a test that needs a Service or masquerading adds it with iptables.
+// Pods are connected to their node as the ptp CNI plugin does it: by a veth pair, with a /32
+// and a /128 in the pod, a default route to the node's end, and a route for each pod on the
+// node. Nodes and outside hosts are connected in the same way to the lab's router. The router
+// has a route to the pods of each node, and is not part of any test. There is no address
+// translation. A test that needs a Service or masquerading adds it with iptables.
 //
-// All namespaces are anonymous. Only file descriptors of this process, and the processes
-// started in a namespace, keep it alive, and these processes are killed when this process
-// dies. So nothing is left behind, even after SIGKILL. The machine's own network is neither
-// used nor changed.
+// All namespaces are anonymous. A namespace is kept alive only by file descriptors of this
+// process, and by the processes started in it, which are killed when this process dies. So
+// nothing is left behind, even after SIGKILL. The machine's own network is neither used nor
+// changed.
 //
 // A lab needs root. A node with six pods is ready in about 40 ms.
 package lab
@@ -45,7 +45,7 @@ const maxNodes = 256
 type Options struct {
 	Nodes int // 0 means one
 	// Bridged connects the pods of a node by a Linux bridge, as the bridge CNI plugin does,
-	// instead of a route to each.
+	// instead of by a route to each pod.
 	Bridged bool
 }
 
@@ -64,12 +64,12 @@ type Lab struct {
 	mu      sync.Mutex
 	hosts   []*Host
 	used    map[netip.Addr]bool
-	uplinks int // number of links that have been created
+	uplinks int // number of links created until now
 }
 
 // Node is a host that routes for its pods. The first node has the addresses 192.0.2.1 and
-// 2001:db8::1, and the others have the following ones. Commands and functions that run on a
-// node find its own BPF file system at /sys/fs/bpf.
+// 2001:db8::1, and the other nodes have the addresses that follow. Commands and functions that
+// run on a node find the node's own BPF file system at /sys/fs/bpf.
 type Node struct {
 	*Host
 	// Pods4 and Pods6 are the ranges from which pods get their addresses.
@@ -77,8 +77,8 @@ type Node struct {
 }
 
 // hostSettings are the kernel settings of every host. Addresses must be usable at once,
-// without duplicate address detection. Errors must be sent without a rate limit: otherwise
-// "refused" becomes "timed out" when a test probes a closed port twice.
+// without duplicate address detection. ICMP errors must be sent without a rate limit:
+// otherwise, when a test probes a closed port twice, "refused" becomes "timed out".
 var hostSettings = []string{
 	"net/ipv6/conf/all/disable_ipv6", "0", "net/ipv6/conf/default/disable_ipv6", "0",
 	"net/ipv6/conf/default/accept_dad", "0", "net/ipv6/conf/default/accept_ra", "0",
@@ -150,9 +150,9 @@ func (l *Lab) AddPod(name string, addrs ...netip.Addr) (*Host, error) {
 	return l.Nodes[0].AddPod(name, addrs...)
 }
 
-// AddPod starts a pod on the node. The name may be any text; the pod's servers answer with
-// it. The pod gets the next free address of each family, or the given addresses. No open
-// host may have these. Closing the pod frees its addresses.
+// AddPod starts a pod on the node. The name may be any text; the pod's servers send it in
+// their answers. The pod gets the given addresses, which no open host may have. In a family
+// without a given address, it gets the next free one. Closing the pod frees its addresses.
 func (n *Node) AddPod(name string, addrs ...netip.Addr) (*Host, error) {
 	return n.lab.addHost(n.Host, name, n.Pods4, n.Pods6, hostSettings, addrs...)
 }
@@ -191,12 +191,12 @@ func (l *Lab) add(name string, settings []string) (*Host, error) {
 	return h, nil
 }
 
-// assignAddr gives a host an address of the range's family: the given address of this
-// family, or if there is none, the first free address of the range.
+// assignAddr sets addr, an address of the host, to the given address of the range's family. If
+// none of this family is given, it uses the first free address of the range.
 func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := from.Addr().Next() // the first address is the network's
+	a := from.Addr().Next() // skip the first address, which is the network's
 	if i := slices.IndexFunc(given, func(g netip.Addr) bool { return g.Is4() == a.Is4() }); i >= 0 {
 		if a = given[i]; l.used[a] {
 			return fmt.Errorf("address %s of %s is taken: give another, or close the host that has it", a, h.Name)
@@ -214,8 +214,8 @@ func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []n
 }
 
 // Close ends the lab: it kills the processes started in it, waits for their end, closes the
-// servers and releases the namespaces. The kernel removes a namespace when the sockets that
-// the caller has opened in it are closed, too.
+// servers and releases the namespaces. The kernel removes a namespace only when the caller
+// has also closed the sockets that it opened there.
 func (l *Lab) Close() error {
 	l.closing.Lock()
 	defer l.closing.Unlock()

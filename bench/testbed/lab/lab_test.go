@@ -72,7 +72,7 @@ func TestOutcomes(t *testing.T) {
 	for i, iptables := range []string{"iptables", "ip6tables"} {
 		for _, network := range []string{"tcp", "udp"} {
 			to := addrPort(db.Addrs()[i], 80)
-			// The probe is repeated, because errors must not be rate-limited. A busy machine
+			// Repeat the probe, to check that errors are not rate-limited. A busy machine
 			// loses a datagram or its error now and then, because all namespaces share the
 			// backlogs of its CPUs.
 			const most = 4

@@ -16,13 +16,14 @@ import (
 // is open, or a process, thread or socket is in it.
 type namespace struct {
 	fd   netns.NsHandle
-	link *netlink.Handle // can be used on any thread
-	// mounts is the mount namespace of the host; nil means that of this process.
+	link *netlink.Handle // acts in the namespace, from any thread
+	// mounts is the host's mount namespace. If it is nil, the host uses the mounts of this
+	// process.
 	mounts *os.File
 }
 
-// newNamespace makes a namespace with loopback up and the given settings: paths in
-// /proc/sys, each followed by its value.
+// newNamespace makes a namespace in which loopback is up and the given settings are written:
+// paths in /proc/sys, each followed by its value.
 func newNamespace(settings ...string) (*namespace, error) {
 	n := &namespace{fd: netns.None()}
 	err := onThread(func() (err error) {
@@ -56,12 +57,12 @@ func writeSettings(settings ...string) error {
 	return nil
 }
 
-// bpffs is where systems mount the BPF file system.
+// bpffs is the path at which systems mount the BPF file system.
 const bpffs = "/sys/fs/bpf"
 
-// ownBPF gives the namespace a BPF file system of its own in the usual place. Pins in it
-// are not visible on the machine, and are removed with the namespace. If the kernel has no
-// BPF, or a container forbids mounts, the namespace gets no BPF file system.
+// ownBPF gives the namespace a BPF file system of its own at bpffs. Pins in it are not visible
+// on the machine, and are removed with the namespace. If the kernel has no BPF, or a container
+// forbids mounts, the namespace gets no BPF file system.
 func (n *namespace) ownBPF() error {
 	if _, err := os.Stat(bpffs); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -70,7 +71,7 @@ func (n *namespace) ownBPF() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return err
 		}
-		// Otherwise the mount would propagate to all processes.
+		// Make the mounts private. Otherwise the mount below would propagate to all processes.
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}
@@ -132,16 +133,16 @@ func (n *namespace) close() error {
 	return nil
 }
 
-// onThread runs f on a new thread, which ends with f. A thread that was in a namespace is
-// not returned to the runtime: if it could not leave the namespace, another goroutine would
-// run in the wrong one. A new thread costs about 50 µs.
+// onThread runs f on a new thread, which ends with f. A thread that was in a namespace is not
+// returned to the runtime: if it could not leave the namespace, another goroutine would run
+// in the wrong namespace. A new thread costs about 50 µs.
 //
 // f may end its goroutine, as a test's Fatal does. In that case, onThread returns nil.
 func onThread(f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: this is what ends the thread
+		runtime.LockOSThread() // never unlocked, so the thread ends with this goroutine
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread cannot end: it would stay in the namespace and keep it alive.
 			// While the main thread is locked here, the next attempt gets another thread.

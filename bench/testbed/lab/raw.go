@@ -12,8 +12,8 @@ import (
 )
 
 // Send sends a packet, which begins with its IP header, on the host's link to its router.
-// The host's own kernel does not check, change, route or filter the packet. So it can be
-// anything that a hostile pod might send. If the packet does not look like IPv6, it is sent
+// The host's own kernel does not check, change, route or filter the packet, so it can be any
+// packet that a hostile pod might send. If the packet does not look like IPv6, Send sends it
 // as IPv4.
 func (h *Host) Send(packet []byte) error {
 	if h.uplink.remote == nil {
@@ -34,9 +34,9 @@ func (h *Host) Send(packet []byte) error {
 	return nil
 }
 
-// packetSocket opens a packet socket. Packets have no link header if kind is SOCK_DGRAM,
-// and have one if it is SOCK_RAW. The socket receives the packets of a protocol; with 0, it
-// receives none.
+// packetSocket opens a packet socket. Its packets have a link header if kind is SOCK_RAW, and
+// no link header if kind is SOCK_DGRAM. The socket receives packets of the given protocol, or
+// no packets if protocol is 0.
 func (h *Host) packetSocket(kind int, protocol uint16) (fd int, err error) {
 	err = h.ns.do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_PACKET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(bigEndian(protocol)))
@@ -53,7 +53,7 @@ func bigEndian(n uint16) uint16 {
 }
 
 // Sniffer receives the IP packets that arrive at any interface of a host, before the host's
-// kernel handles them. These are exactly the packets that netfilter on the router lets
+// kernel handles them. So it receives exactly the packets that netfilter on the router lets
 // through.
 type Sniffer struct {
 	// Outside leaves out packets that the host sends to itself.
@@ -64,7 +64,7 @@ type Sniffer struct {
 	buf  []byte
 }
 
-// Sniff opens a sniffer. Packets that arrive from now on wait for Next, as long as the
+// Sniff opens a sniffer. Packets that arrive from now on are buffered for Next, as long as the
 // socket's buffer has room. Closing the host closes the sniffer, too.
 func (h *Host) Sniff() (*Sniffer, error) {
 	fd, err := h.packetSocket(unix.SOCK_DGRAM, unix.ETH_P_ALL)
@@ -75,9 +75,9 @@ func (h *Host) Sniff() (*Sniffer, error) {
 	return s, h.closeWith(s.file, nil)
 }
 
-// Next waits for the next packet until ctx ends, and returns the packet, which begins with
-// its IP header. Checksums may be missing, because packets that never leave the machine do
-// not need them. Next must not be called concurrently.
+// Next returns the next packet, beginning with its IP header. It waits for the packet until
+// ctx ends. Checksums may be missing, because packets that never leave the machine do not
+// need them. Next must not be called concurrently.
 func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 	if err := s.file.SetReadDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, err)
@@ -98,7 +98,8 @@ func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 	return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, context.Cause(ctx))
 }
 
-// Await waits for the next matching packet until ctx ends, and discards others.
+// Await returns the next packet for which match returns true, and discards the packets before
+// it. It waits until ctx ends.
 func (s *Sniffer) Await(ctx context.Context, match func(packet []byte) bool) ([]byte, error) {
 	for {
 		if p, err := s.Next(ctx); err != nil || match(p) {
@@ -134,7 +135,8 @@ func (s *Sniffer) SetBufferSize(bytes int) error {
 	return s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) })
 }
 
-// Lost returns the number of packets for which the buffer had no room since the last call.
+// Lost returns the number of packets that were lost since the last call, because the buffer
+// was full.
 func (s *Sniffer) Lost() (n uint32, err error) {
 	err = s.control(func(fd int) error {
 		stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)

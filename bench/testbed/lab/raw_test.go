@@ -45,7 +45,7 @@ func TestSendAndSniff(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Three routers have decremented it.
+		// Three routers have decremented the TTL.
 		if ttl := got[8-int(got[0]>>4)/6]; ttl != 61 {
 			t.Errorf("TTL %d, want 61: % x", ttl, got)
 		}
@@ -53,7 +53,7 @@ func TestSendAndSniff(t *testing.T) {
 			t.Errorf("got % x, want % x", got, want)
 		}
 	}
-	// The pod's own kernel would not send this one: its length is wrong.
+	// The pod's own kernel would not send this packet, because its length is wrong.
 	malformed := build(t, web, db, false, nil)
 	malformed[3] = 19
 	n, err := l.Nodes[0].Sniff()

@@ -5,7 +5,7 @@ import (
 	"os/exec"
 )
 
-// TB is the part of testing.TB that the lab uses. It keeps the demo from importing testing.
+// TB is the part of testing.TB that the lab uses. With it, the demo need not import testing.
 type TB interface {
 	Helper()
 	Skipf(format string, args ...any)
@@ -14,7 +14,7 @@ type TB interface {
 	Cleanup(func())
 }
 
-// Require skips the test if a lab is not possible: without root, or without iptables for both
+// Require skips the test if a lab is not possible. A lab needs root, and iptables for both
 // families.
 func Require(t TB) {
 	t.Helper()

@@ -9,9 +9,10 @@ import (
 )
 
 // Serve serves a port on all addresses of the host, until the host is closed. network is
-// "tcp" or "udp". On each TCP connection the server sends one line, with the host's name
-// and the client's address and port as the server sees them. Then it echoes all data. It
-// answers each datagram with such a line and the datagram. [Host.Connect] is the client.
+// "tcp" or "udp". On each TCP connection, the server sends a line with the host's name and
+// with the client's address and port as the server sees them. Then it echoes all data. It
+// answers each datagram with such a line, followed by the datagram. [Host.Connect] is the
+// client.
 func (h *Host) Serve(network string, port uint16) error {
 	at := netip.AddrPortFrom(netip.Addr{}, port)
 	switch network {
@@ -52,7 +53,7 @@ func (s *tcpServer) run() {
 	for {
 		c, err := s.AcceptTCP()
 		if err != nil {
-			break // closed; other errors do not occur in a lab
+			break // the listener is closed; other errors do not occur in a lab
 		}
 		s.mu.Lock()
 		if s.closed {
@@ -66,7 +67,8 @@ func (s *tcpServer) run() {
 	s.conns.Wait()
 }
 
-// serve serves a connection until the client closes it. Errors show on the client's side.
+// serve serves a connection until the client closes it. It ignores errors, because they show on
+// the client's side.
 func (s *tcpServer) serve(c *net.TCPConn) {
 	client := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	if _, err := io.WriteString(c, identify(s.name, client)); err == nil {
@@ -96,7 +98,7 @@ func serveUDP(c *net.UDPConn, name string) {
 		if err != nil {
 			return
 		}
-		// An error means that the client has gone, and must not end the server.
+		// Ignore the error: it means that the client is gone, and must not end the server.
 		_, _ = c.WriteToUDPAddrPort(append([]byte(identify(name, client)), buf[:n]...), client)
 	}
 }

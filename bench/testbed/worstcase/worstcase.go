@@ -1,5 +1,5 @@
-// Package worstcase generates policies that are as expensive as possible to compile for
-// their size, as a hostile tenant might write them, and the pods that they select.
+// Package worstcase generates policies as a hostile tenant might write them: as expensive to
+// compile as possible for their size. It also generates the pods that they select.
 package worstcase
 
 import (
@@ -23,28 +23,28 @@ const (
 	Overlapping
 	Apart
 	Alike
-	Layouts // the number of layouts
+	Layouts // number of the layouts above
 )
 
 // Namespace is the namespace of the policies and pods.
 const Namespace = "attacker"
 
-// Recipe describes a large policy and the pods of its cluster. Unless a field says
-// otherwise, numbers are for each rule.
+// Recipe describes a large policy and the pods of its cluster. Ports, names, blocks and peers
+// are numbers for each rule.
 type Recipe struct {
-	Layout               int // of the ports
+	Layout               int // layout of the port ranges
 	Ports, Names, Blocks int
-	Excepts              int // of each block
+	Excepts              int // number of exceptions of each block
 	V6                   bool
 	In, NotIn, Exists    int // peers by labels, with these operators
-	Absent               int // DoesNotExist
-	Values               int // of each In and NotIn
+	Absent               int // peers by labels, with the operator DoesNotExist
+	Values               int // number of values in each In and NotIn
 	Namespaces           int // peers by labels of namespaces
-	Reuse                int // number of rules after which the peers repeat; 0 for never
-	Requirements         int // of one more peer, which selects pods of all namespaces
+	Reuse                int // number of rules after which the peers repeat; 0 means never
+	Requirements         int // number of requirements of one more peer, for pods of all namespaces
 	Both                 int // peers by labels of namespaces and pods
 	Identities           int // number of pods with distinct labels, in the policy's namespace
-	PodNamespaces        int // the number of namespaces of these pods, if more than one
+	PodNamespaces        int // number of namespaces of these pods, if there is more than one
 }
 
 func (m Recipe) String() string { type plain Recipe; return fmt.Sprintf("%+v", plain(m)) }
@@ -169,8 +169,8 @@ func (m Recipe) Pods() (list []*corev1.Pod) {
 	return list
 }
 
-// OfSize returns the recipe's policy with as many rules as fit into the given size in
-// bytes, as etcd stores it.
+// OfSize returns the recipe's policy with as many rules as possible, so that etcd still needs at
+// most size bytes to store the policy.
 func (m Recipe) OfSize(name string, size int) *networkingv1.NetworkPolicy {
 	few := m.Policy(name, 8)
 	rules := max(1, 8*size/max(1, few.Size()))
@@ -188,8 +188,8 @@ type Named struct {
 	Recipe
 }
 
-// Known returns the recipes of the benchmark: the worst ones that were found, named after
-// what makes them expensive.
+// Known returns the recipes of the benchmark: the most expensive ones found until now. The name
+// of a recipe says what makes it expensive.
 func Known() []Named {
 	return []Named{
 		{"nested-ports", Recipe{Layout: Nested, Ports: 1, Blocks: 5, Identities: 1}},

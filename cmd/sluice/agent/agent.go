@@ -29,9 +29,9 @@ import (
 )
 
 const (
-	// drainTimeout bounds the wait for queued packets at shutdown.
+	// drainTimeout bounds the wait at shutdown until the queued packets are answered.
 	drainTimeout = 5 * time.Second
-	// rulesTimeout bounds the change of the rules at shutdown, and after a successor has died.
+	// rulesTimeout bounds the run of iptables at shutdown, and after a successor has died.
 	rulesTimeout = 5 * time.Second
 )
 
@@ -59,11 +59,11 @@ type agent struct {
 	failed    chan error    // the error that ends the agent
 	synced    chan struct{} // closed when the agent is ready
 	ending    chan struct{} // closed when the agent begins to shut down
-	gaps      chan struct{} // receives a value when packets may have passed unjudged
+	gaps      chan struct{} // a value means that packets may have passed unjudged; see recordGap
 	handovers chan handover
 
-	lease     io.Closer // keeps the predecessor from enforcing again; nil without a predecessor
-	rulesStay bool      // rules remain after the agent: --on-exit keep, or they could not be removed
+	lease     io.Closer // while it is open, the predecessor does not enforce; nil without a predecessor
+	rulesStay bool      // rules remain after the agent ends: with --on-exit keep, or after a failed removal
 
 	mu    sync.Mutex // never held during I/O
 	phase phase
@@ -75,11 +75,11 @@ type agent struct {
 type phase uint8
 
 const (
-	starting  phase = iota // nothing is in place
-	applying               // there may be rules in place
+	starting  phase = iota // no rules of this agent are in place
+	applying               // rules are being written, so some may be in place
 	enforcing              // the rules are in place, and live connections are judged
-	yielded                // another agent has taken over
-	resuming               // that agent is gone; there may be rules in place again
+	yielded                // a successor has taken over
+	resuming               // the successor has died; this agent writes its rules again
 	leaving                // the agent shuts down
 )
 
@@ -111,7 +111,7 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	}
 }
 
-// wire makes the parts that need what open has opened.
+// wire creates the parts that need the resources of open, and connects the parts.
 func (a *agent) wire() error {
 	opts := a.opts
 	a.started = time.Now()
@@ -131,7 +131,7 @@ func (a *agent) wire() error {
 	a.network.onDevices = a.setKernelDevices
 	a.network.cluster = len(opts.Manifests) == 0
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
-	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // --pod-cidrs lists all ranges
+	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // --pod-cidrs replaces derived ranges
 	a.tracked = conntrack.NewTrackedFlows()
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
@@ -172,7 +172,7 @@ func (a *agent) source() (watch.Source, error) {
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs lists all ranges
+	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs replaces the ranges of the Nodes
 	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
 }
 
@@ -193,7 +193,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	if err == nil {
 		a.handOverUntil(ctx, serving)
 	} else if either.Err() != nil {
-		err = nil // the agent was told to end, or group.Wait returns the reason
+		err = nil // ctx has ended, or group.Wait returns the error
 	}
 	if ctx.Err() != nil {
 		a.log.Info("ending", "rules", string(a.opts.OnExit))
@@ -257,8 +257,8 @@ func (a *agent) is(phases ...phase) bool {
 }
 
 // drain stops the rules from queueing new packets, and waits until the workers have
-// answered the queued ones. New packets pass or are dropped, as they will be without an
-// agent.
+// answered the queued ones. Meanwhile, new packets already pass or are dropped as after the
+// end of the agent (see --on-exit and --fail).
 func (a *agent) drain(ctx, serving context.Context) error {
 	ctx, cancel := within(ctx, drainTimeout, "to answer the queued packets")
 	defer cancel()
@@ -270,7 +270,7 @@ func (a *agent) drain(ctx, serving context.Context) error {
 		return fmt.Errorf("stop queueing packets: %w", err)
 	}
 	if serving.Err() != nil {
-		return nil // the workers are gone, and the kernel has dropped what was queued
+		return nil // the workers have ended, so the kernel has dropped the queued packets
 	}
 	if err := a.queues.Drain(ctx); err != nil {
 		return fmt.Errorf("drain the queues: %w", err)
@@ -278,8 +278,8 @@ func (a *agent) drain(ctx, serving context.Context) error {
 	return nil
 }
 
-// leave removes or keeps the rules, as --on-exit demands. Its timeout is separate from that
-// of drain, so that a slow drain does not leave rules that should be removed.
+// leave removes or keeps the rules, as --on-exit demands. It has a timeout of its own, so
+// that a slow drain does not use up the time for removing the rules.
 func (a *agent) leave(ctx context.Context) error {
 	ctx, cancel := within(ctx, rulesTimeout, "to remove the rules, or to make them those that stay")
 	defer cancel()
@@ -313,7 +313,7 @@ func (a *agent) close() {
 		a.log.Warn("parts of the guard of pods' interfaces may remain", "err", err)
 	}
 	if a.lease != nil {
-		_ = a.lease.Close() // the predecessor may enforce again
+		_ = a.lease.Close() // if the predecessor still runs, it enforces again
 	}
 }
 

@@ -20,7 +20,7 @@ var startSteps = []string{stepKernel, stepGuard, stepQueues, stepTakeOver, stepA
 func TestStartInOrder(t *testing.T) {
 	f := newFixture(t)
 	f.run()
-	time.Sleep(20 * time.Millisecond) // long enough for a step that comes too early
+	time.Sleep(20 * time.Millisecond) // so that a step that comes too early is recorded
 	if done := f.steps(); done != nil || f.is(enforcing) {
 		t.Errorf("steps before the first snapshot: %v", done)
 	}
@@ -47,7 +47,7 @@ func TestStartFails(t *testing.T) {
 	broken := errors.New("it is broken")
 	for i, step := range startSteps {
 		if step == stepGuard || step == stepLeftovers || step == stepAttach {
-			continue // errors of these do not end the agent
+			continue // the agent goes on after an error of one of these steps
 		}
 		t.Run(step, func(t *testing.T) {
 			f := newFixture(t)
@@ -63,7 +63,7 @@ func TestStartFails(t *testing.T) {
 			}
 			f.at(step, nil)
 			for _, done := range f.steps() {
-				if slices.Contains(startSteps[i+1:], done) && done != stepRules && done != stepSweep { // shutdown takes these two as well
+				if slices.Contains(startSteps[i+1:], done) && done != stepRules && done != stepSweep { // shutdown also writes rules and sweeps
 					t.Errorf("step %s was taken after the failure", done)
 				}
 			}
@@ -114,7 +114,7 @@ func TestEndDuringTheStart(t *testing.T) {
 	}
 }
 
-// addPod adds a pod, so that the update changes what an address is.
+// addPod is an update that adds a pod, and so changes the endpoint of an address.
 func addPod(w *policy.Store) { w.SetPod(kubepod.Read(podAt("a", "10.1.0.5", "192.0.2.1"))) }
 
 // A change passes the stages in order, and each stage begins when the previous one is done.
@@ -127,7 +127,7 @@ func TestChangeGoesThroughTheStages(t *testing.T) {
 	before := reader.Enter()
 	f.update(addPod)
 	f.until("published", func() bool { return f.published.Snapshot() != before })
-	time.Sleep(20 * time.Millisecond) // long enough for a stage that comes too early
+	time.Sleep(20 * time.Millisecond) // so that a stage that comes too early is recorded
 	if done := f.steps(); done != nil {
 		t.Errorf("steps %v while a worker still decides by the previous snapshot", done)
 	}
@@ -160,8 +160,8 @@ func TestStageFails(t *testing.T) {
 	}
 }
 
-// An agent that has yielded changes neither rules nor connections until its successor has
-// died. Then it enforces again.
+// An agent that has yielded changes neither rules nor connections while its successor lives.
+// When the successor has died, the agent enforces again.
 func TestYieldAndEnforceAgain(t *testing.T) {
 	f := newFixture(t)
 	f.start()
@@ -172,7 +172,7 @@ func TestYieldAndEnforceAgain(t *testing.T) {
 	f.steps()
 	f.update(addPod)
 	f.until("guarded", func() bool { return f.recorded(stepGuard) })
-	time.Sleep(20 * time.Millisecond) // long enough for a wrong sweep
+	time.Sleep(20 * time.Millisecond) // so that a wrong sweep is recorded
 	if done := f.steps(); slices.Contains(done, stepSweep) || slices.Contains(done, stepRules) {
 		t.Errorf("steps %v although the agent has yielded", done)
 	}
@@ -183,8 +183,8 @@ func TestYieldAndEnforceAgain(t *testing.T) {
 	}
 }
 
-// When an agent that has yielded ends, it breaks off the request of its successor, which is
-// alive. It must not remove the successor's rules.
+// When an agent that has yielded ends, it closes the request of its live successor. It must
+// not remove the successor's rules.
 func TestYieldedAgentLeavesTheRules(t *testing.T) {
 	f := newFixture(t)
 	f.start()

@@ -11,7 +11,7 @@ import (
 // This file passes the agent's events to the follower in sluice/cache/conntrack. due.go
 // there decides which live connections are judged again, and when.
 
-// scope returns which live connections a change concerns.
+// scope returns the scope of the live connections that a change concerns.
 func (a *agent) scope(c watch.Change) conntrack.Scope {
 	if c.Unsettled {
 		return conntrack.ScopeAddresses
@@ -19,8 +19,8 @@ func (a *agent) scope(c watch.Change) conntrack.Scope {
 	return conntrack.ScopeFlows
 }
 
-// judgeAll requests that the connections in scope are judged by the snapshot in force. It
-// reports false, and requests nothing, if this agent does not enforce.
+// judgeAll requests that the connections in scope are judged by the snapshot in force. If
+// this agent does not enforce, judgeAll requests nothing and returns false.
 func (a *agent) judgeAll(scope conntrack.Scope) (judged bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -64,26 +64,26 @@ func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 }
 
 const (
-	// gapInterval is the shortest time between two sweeps while gaps follow one another.
+	// gapInterval is the shortest pause after a sweep of sweepAfterGaps.
 	gapInterval = time.Second
-	// gapPauseFactor is the shortest pause after such a sweep, as a multiple of the sweep's
-	// duration. The sweep of a table of 100,000 connections takes some hundred milliseconds
-	// of one CPU, and a pod that keeps a queue full must not keep that CPU busy.
+	// gapPauseFactor makes the pause longer after a long sweep: at least this multiple of the
+	// sweep's duration. A sweep of 100,000 connections takes some hundred milliseconds of one
+	// CPU, and a pod that keeps a queue full must not keep that CPU busy.
 	gapPauseFactor = 9
 )
 
-// recordGap records that packets may have passed unjudged: while the rules were flushed, or
+// recordGap records a gap: packets may have passed unjudged, while the rules were flushed or
 // because a queue was full with --queue-overflow pass. Their connections have no mark, and
 // the rules let the replies pass without a verdict. recordGap does not block.
 func (a *agent) recordGap() {
 	select {
 	case a.gaps <- struct{}{}:
-	default: // a sweep is pending already, and covers this gap too
+	default: // a requested sweep has not begun yet, and covers this gap too
 	}
 }
 
-// sweepAfterGaps judges the live connections after each gap, until ctx ends. A gap during
-// the pause causes a sweep when the pause is over.
+// sweepAfterGaps judges the live connections after each gap (see recordGap), until ctx ends.
+// A gap during the pause after a sweep causes another sweep when the pause is over.
 func (a *agent) sweepAfterGaps(ctx context.Context) {
 	for {
 		select {
@@ -93,7 +93,7 @@ func (a *agent) sweepAfterGaps(ctx context.Context) {
 		}
 		began := time.Now()
 		if !a.judgeAll(conntrack.ScopeGap) && a.is(starting, applying, resuming) {
-			a.recordGap() // the sweep of the start may have run before the gap
+			a.recordGap() // judge later: the sweep of the start may have run before the gap
 		}
 		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("cannot judge the connections that may have passed unjudged; trying again", "err", err)

@@ -34,8 +34,8 @@ type fixture struct {
 	stop context.CancelFunc
 
 	mu    sync.Mutex
-	done  []string                // the recorded steps
-	hooks map[string]func() error // called at a step, which returns its error
+	done  []string                // recorded steps
+	hooks map[string]func() error // called at the step with this name; their error is the step's error
 
 	iptables *iptables.Fake
 	ended    chan error
@@ -127,7 +127,7 @@ func (f *fixture) start() {
 	f.await("attached to its stages", f.controller.Ready())
 }
 
-// end waits for the end of the agent and returns its error.
+// end waits until the agent has ended, and returns the error of run.
 func (f *fixture) end() error {
 	f.t.Helper()
 	select {

@@ -28,8 +28,8 @@ func (a *agent) openGuard() error {
 
 // applyGuarded guards the interfaces and then puts the rules in place, so that forged
 // sources are dropped at every moment: the guard begins before the rules stop dropping
-// them, and stops only after the rules drop them again. Without a guard of its own,
-// applyGuarded removes that of an earlier agent, which does not know later pods.
+// them, and stops only after the rules drop them again. If this agent has no guard,
+// applyGuarded removes the guard of an earlier agent, which would not learn of new pods.
 func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func(context.Context) error) error {
 	if a.guard == nil {
 		if err := apply(ctx); err != nil {
@@ -47,12 +47,12 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 	if !covers {
 		a.log.Info("the rules drop forged sources, because the guard does not cover all interfaces", "because", because)
 	}
-	_ = a.manager.SetGuarded(ctx, covers) // writes nothing yet: apply does
+	_ = a.manager.SetGuarded(ctx, covers) // only records this; apply writes the rules
 	if err := apply(ctx); err != nil {
 		return err
 	}
 	a.guard.RulesUpdated(covers)
-	if now := a.published.Snapshot(); now != s { // published in the meantime
+	if now := a.published.Snapshot(); now != s { // a newer snapshot was published in the meantime
 		a.updateGuard(now)
 	}
 	return nil
@@ -62,7 +62,7 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 // addresses becomes stale, so the rules drop forged sources again.
 func (a *agent) keepRules(ctx context.Context) error {
 	a.yieldGuard()
-	_ = a.manager.SetGuarded(ctx, false) // writes nothing yet: Apply does
+	_ = a.manager.SetGuarded(ctx, false) // only records this; Apply writes the rules
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}
@@ -70,8 +70,7 @@ func (a *agent) keepRules(ctx context.Context) error {
 }
 
 // releaseGuard removes this agent's programs from the interfaces without a pod, but only if
-// the rules drop forged sources. Otherwise nothing else may drop them, except a successor
-// whose programs have replaced these.
+// the rules drop forged sources. Otherwise the programs may be the only part that drops them.
 func (a *agent) releaseGuard(ctx context.Context) error {
 	if a.guard == nil || !a.manager.DropsSources(ctx) {
 		return nil
@@ -114,8 +113,8 @@ func (a *agent) closeGuard() error {
 	return a.guard.Close()
 }
 
-// guardStats returns the counters of the guard, or nil if there is no guard, and the reason
-// why the guard is not up to date, or an empty string.
+// guardStats returns the counters of the guard, or nil if there is no guard. It also returns
+// the reason why the guard is not up to date, or an empty string.
 func (a *agent) guardStats() (*guard.Stats, string) {
 	if a.guard == nil {
 		return nil, ""

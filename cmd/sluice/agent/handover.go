@@ -18,16 +18,16 @@ import (
 // An agent that starts while another one enforces takes over from it, so that the node is
 // never without an agent during an update:
 //
-//  1. The new agent uses other queues, because the old one reads the configured ones. It
-//     reads all sources and starts its workers.
+//  1. The new agent reads all sources and starts its workers. They read a different range
+//     of queues, because the old agent reads the configured one.
 //  2. It asks the old agent over its socket to yield. From then on, the old agent does not
 //     change the rules, but still answers the packets in its queues.
 //  3. It replaces the old rules with its own in one transaction. From then on, new
 //     connections go to its queues.
 //  4. When the old agent has answered all packets, the new one judges all live connections
 //     again.
-//  5. The request of step 2 stays open. If it ends while the old agent is still running, the
-//     new agent has died, and the old one enforces again.
+//  5. The request of step 2 stays open. If it ends while the old agent still runs, the new
+//     agent has died, and the old one enforces again.
 //
 // Both agents follow the same API, so both give a connection the same verdict, unless only
 // one of them has seen the latest change. This is why the old agent ends its sweeps before it
@@ -40,18 +40,18 @@ const (
 	takeOverInterval = 50 * time.Millisecond
 )
 
-// queuedAgent is the agent that reads the range of queues before or after this one's.
+// queuedAgent is the agent that reads the range of queues next to this agent's range.
 type queuedAgent struct {
 	socket string
-	first  uint16 // the number of its first queue
-	count  int    // the number of its queues
-	// blocks is set if it reads the configured queues, so that this agent uses the others.
+	first  uint16 // number of the agent's first queue
+	count  int    // how many queues the agent has
+	// blocks is set if that agent reads the configured queues, so that this one cannot.
 	blocks bool
 }
 
 // chooseQueues selects the configured range of queues or, if a process reads that range, the
-// next one. So successive agents alternate between the two. It returns the agent that reads
-// the other range, or nil.
+// next range. So successive agents alternate between the two ranges. It returns the agent
+// that reads the range that was not selected, or nil.
 func (a *agent) chooseQueues() (predecessor, error) {
 	wanted, count := a.opts.Rules.FirstQueue, a.opts.Rules.Span()
 	chosen, occupied, err := freeQueues(wanted, count)
@@ -66,8 +66,9 @@ func (a *agent) chooseQueues() (predecessor, error) {
 	return p, nil
 }
 
-// freeQueues returns the first queue of the range to read, and whether a process reads the
-// other range.
+// freeQueues chooses between two ranges of count queues: the configured one, which begins at
+// first, and the one after it. It returns the first queue of the range that is free, and
+// whether a process reads the other range.
 func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
 	wanted, err := queue.Bound(0, first, count)
 	if err != nil {
@@ -93,8 +94,8 @@ func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err erro
 }
 
 // requestYield asks the agent that listens on a socket to yield, and returns when it has
-// yielded. The lease must stay open for as long as this agent enforces. If the other agent
-// does not answer within the timeout, it hangs, and the error says what to do.
+// yielded. The lease must stay open for as long as this agent enforces. If there is no answer
+// within the timeout, the other agent hangs, and the error tells the user what to do.
 func requestYield(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -161,7 +162,7 @@ func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 	}
 }
 
-// gone reports whether the agent's queues have no reader left.
+// gone reports whether no process reads the agent's queues any more.
 func (q queuedAgent) gone() bool {
 	bound, err := queue.Bound(0, q.first, q.count)
 	return err == nil && !bound
@@ -176,7 +177,7 @@ func (f closeFunc) Close() error { return f() }
 
 // handover is the request of an agent that wants to take over.
 type handover struct {
-	yielded chan<- bool     // receives whether this agent has yielded
+	yielded chan<- bool     // receives true if this agent has yielded, otherwise false
 	gone    <-chan struct{} // closed when the other agent has died or released its lease
 }
 
@@ -198,7 +199,7 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 // when the agent that wants to take over has died.
 func (a *agent) requestHandover(ctx context.Context) bool {
 	if !a.is(enforcing) {
-		return false // without waiting: the goroutine of run may be busy
+		return false // do not wait for the goroutine of run, which may be busy
 	}
 	yielded := make(chan bool, 1)
 	select {
@@ -230,7 +231,7 @@ func (a *agent) handOverUntil(ctx, serving context.Context) {
 		case <-gone:
 			gone = nil
 			if ctx.Err() != nil || serving.Err() != nil {
-				return // this agent is ending, and has broken off the request itself
+				return // this agent is ending, and has closed the request itself
 			}
 			if err := a.enforceAgain(ctx); err != nil {
 				a.log.Error("the agent that took over is gone, but the rules cannot be put in place", "err", err)
@@ -239,8 +240,8 @@ func (a *agent) handOverUntil(ctx, serving context.Context) {
 	}
 }
 
-// yield leaves the rules and the live connections to another agent. When it returns, this
-// agent changes neither. It reports false if this agent does not enforce.
+// yield leaves the rules and the live connections to another agent. When it has returned
+// true, this agent changes neither. It returns false if this agent does not enforce.
 func (a *agent) yield() bool {
 	if !a.is(enforcing) {
 		return false
@@ -259,7 +260,7 @@ func (a *agent) enforceAgain(ctx context.Context) error {
 	a.setPhase(resuming)
 	ctx, cancel := within(ctx, rulesTimeout, "to put the rules back in place")
 	defer cancel()
-	// If it fails, the manager tries again.
+	// After an error, the manager tries again.
 	err := a.applyGuarded(ctx, a.published.Snapshot(), a.manager.Apply)
 	err = errors.Join(err, a.leftovers.RemoveRules(ctx))
 	if err == nil {

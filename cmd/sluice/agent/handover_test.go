@@ -12,8 +12,8 @@ import (
 	"sluice/cmd/sluice/agent/telemetry"
 )
 
-// If the agent that reads the queues uses another --socket, the new agent finds itself behind
-// its socket. The error names the path and explains this.
+// If the agent that reads the queues has a different --socket, the new agent reaches only
+// itself over its own socket. The error names the path and explains this.
 func TestTakeOverNamesOtherSockets(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)

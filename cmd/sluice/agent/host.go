@@ -69,9 +69,9 @@ type interfaceGuard interface {
 
 // predecessor is the agent that may enforce when this one starts.
 type predecessor interface {
-	// TakeOver returns when the predecessor has left rules and connections to this agent. It
-	// takes them back when the lease is closed. The lease is nil if there is no predecessor
-	// any more.
+	// TakeOver returns when the predecessor has left rules and connections to this agent. The
+	// predecessor takes them back when the lease is closed. The lease is nil if the
+	// predecessor has ended.
 	TakeOver(ctx context.Context) (lease io.Closer, err error)
 	// Queued returns the number of packets that the predecessor has not answered yet.
 	Queued() (int, error)
@@ -82,7 +82,8 @@ type leftovers interface {
 	// RemoveRules removes rules from the backend of iptables that this agent does not use:
 	// packets pass through the rules of both backends.
 	RemoveRules(ctx context.Context) error
-	// RemovePins removes pinned programs that no rule calls.
+	// RemovePins removes the pinned programs of dead agents, and returns their directories.
+	// Call it only when no rule calls these programs any longer.
 	RemovePins() (dirs []string, err error)
 	// RemoveGuard removes the programs from pods' interfaces.
 	RemoveGuard() error

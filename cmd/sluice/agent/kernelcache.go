@@ -19,8 +19,8 @@ import (
 //
 //   - Before it writes rules, the agent pins the programs that the rules will call, and
 //     fills their maps. Each agent has programs of its own.
-//   - A change of policy updates the maps. The live connections are judged only when no
-//     packet in the rules was decided by the old maps.
+//   - A change of policy updates the maps. The live connections are judged only when every
+//     packet that was decided by the old maps has left the rules.
 //   - When the rules are in place, the agent removes the programs that earlier agents have
 //     pinned.
 //   - At the end, the programs stay if the rules stay; otherwise both are removed.
@@ -35,8 +35,8 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
-	// With --fail open, a remembered denial would still deny while no agent runs. With
-	// --log-verdicts, it would not be logged.
+	// The kernel remembers no denials with --fail open, because it would still deny while no
+	// agent runs, and with --log-verdicts, because it would not log them.
 	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
 	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {
@@ -46,7 +46,7 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", err)
 		return nil
 	}
-	a.kernel = c // from here on, close removes it
+	a.kernel = c // from here on, a.close releases the cache
 	a.opts.Rules.AllowPin, a.opts.Rules.DenyPin = c.AllowPin(), c.DenyPin()
 	if err := a.opts.Rules.Validate(); err != nil {
 		return err
@@ -55,7 +55,8 @@ func (a *agent) openKernel() error {
 	return nil
 }
 
-// setKernelStarting passes the addresses of starting pods to the kernel's flow cache.
+// setKernelStarting passes the ranges with the addresses of starting pods to the kernel's
+// flow cache.
 func (a *agent) setKernelStarting(addrs []netip.Prefix) {
 	if a.kernel == nil {
 		return
@@ -75,8 +76,8 @@ func (a *agent) setKernelDevices(devices map[netip.Addr]uint32) {
 	}
 }
 
-// attend writes a heartbeat to the kernel's flow cache at intervals, until ctx ends. Without
-// it, the cache stops answering for pods that share an interface (--unattended).
+// attend writes a heartbeat to the kernel's flow cache at intervals, until ctx ends. When
+// the heartbeat stops, so do the answers for pods that share an interface (--unattended).
 func (a *agent) attend(ctx context.Context) {
 	if a.kernel == nil || a.opts.Unattended == 0 {
 		return
@@ -113,9 +114,10 @@ func (a *agent) avoidKernel() string {
 	return ""
 }
 
-// applyWhatWorks puts the rules in place. Only the attempt shows whether iptables or the
-// kernel lacks a match that the overflow queue, the kernel's flow cache or the rules about
-// forged sources need. Parts that cannot be written are left out until the agent ends.
+// applyWhatWorks puts the rules in place, without the parts that iptables or the kernel does
+// not support: the overflow queue, the kernel's flow cache and the rules about forged
+// sources each need a match that may be missing, and only an attempt shows this. The agent
+// leaves such parts out until it ends.
 func (a *agent) applyWhatWorks(ctx context.Context) error {
 	a.manager.MustPin(a.kernel != nil && a.opts.KernelCache == KernelCacheOn)
 	if err := a.manager.Apply(ctx); err != nil {
@@ -179,7 +181,8 @@ func (a *agent) kernelStats() *bpf.Stats {
 	return &stats
 }
 
-// removePins removes the programs that earlier agents have pinned. No rule may call them.
+// removePins removes the programs that earlier agents have pinned. Call it only when no rule
+// calls those programs any longer.
 func (a *agent) removePins() {
 	removed, err := a.leftovers.RemovePins()
 	for _, dir := range removed {

@@ -54,19 +54,20 @@ func liveHeap() uint64 {
 	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(sample)
 	if sample[0].Value.Kind() != metrics.KindUint64 {
-		return headroom // gcPercent then returns Go's default, 100
+		return headroom // for which gcPercent returns Go's default, 100
 	}
 	return sample[0].Value.Uint64()
 }
 
-// gcPercent returns how much the heap may grow, in percent of the live heap.
+// gcPercent returns the value for debug.SetGCPercent: the growth of the heap, in percent of
+// the live heap, that starts a garbage collection.
 func gcPercent(live uint64) int {
 	return int(min(max(100*headroom/max(live, 1), minGC), maxGC))
 }
 
-// memoryLimit returns the soft limit for the memory of the process, in bytes. The percentage
-// of gcPercent does not suffice during a burst of events, which makes garbage faster than the
-// collector frees it. Near the limit, the collector runs more often.
+// memoryLimit returns the soft limit for the memory of the process, in bytes. During a burst
+// of events, the agent makes garbage faster than the collector frees it at the pace that
+// gcPercent sets. Near the limit, the collector runs more often.
 func memoryLimit(live uint64) int64 {
 	return int64(live + max(headroom, live/100*minGC) + overhead)
 }

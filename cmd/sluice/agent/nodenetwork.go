@@ -21,8 +21,8 @@ const (
 	// not report their changes.
 	settingsInterval = 2 * time.Second
 	// outsideTimeout is the time after which a pod with an address outside of all ranges is a
-	// problem. A short time is normal: when a pod ends, its route is removed before the API
-	// reports the end.
+	// problem. For a short time this is normal: when a pod ends, its route is removed before
+	// the API reports the end.
 	outsideTimeout = 30 * time.Second
 )
 
@@ -34,8 +34,8 @@ type nodeNetwork struct {
 	derive   bool          // derive ranges of pods from the node's routes too
 	root     string        // directory of the kernel's settings, /proc/sys
 	timeout  time.Duration // outsideTimeout, except in tests
-	// guarded reports whether VLAN tags and forged sources are dropped at pods' interfaces.
-	// nil means never.
+	// guarded reports whether frames with VLAN tags or forged sources are dropped at pods'
+	// interfaces. nil means that they never are.
 	guarded func() bool
 	log     *slog.Logger
 	// onDevices, if not nil, is called with the interface index of each address of this
@@ -46,17 +46,17 @@ type nodeNetwork struct {
 	onStarting func([]netip.Prefix)
 
 	mu sync.Mutex
-	// uncheckedSources is set if the rules do not drop forged sources. It makes some settings
-	// a problem that are otherwise harmless.
+	// uncheckedSources is set if the rules do not drop forged sources. In that case, some
+	// settings that are otherwise harmless are problems.
 	uncheckedSources bool
 
 	network  *node.Network
-	snapshot *policy.Snapshot         // the one that pods and names were read from
+	snapshot *policy.Snapshot         // the snapshot from which pods and names were read
 	pods     []netip.Addr             // addresses of this node's pods
 	names    map[netip.Addr]string    // the pod of each address in pods
-	since    map[netip.Addr]time.Time // when a pod was first outside of all ranges
+	since    map[netip.Addr]time.Time // when the pod of an address was first outside of all ranges
 	outside  []netip.Addr             // pods outside of all ranges for longer than timeout
-	settings []node.SettingProblem    // wrong settings
+	settings []node.SettingProblem    // kernel settings that let packets bypass the rules
 	logged   map[node.SettingProblem]bool
 	warned   bool // a warning about pods outside of all ranges was logged
 }
@@ -161,8 +161,8 @@ func (n *nodeNetwork) ranges() (known, starting []netip.Prefix) {
 	return known, n.starting.List()
 }
 
-// readPods finds the addresses of this node's pods: those whose host address is an address
-// of this node.
+// readPods finds the addresses of this node's pods. A pod is on this node if its host
+// address is an address of this node.
 func (n *nodeNetwork) readPods(s *policy.Snapshot) {
 	n.pods, n.names = n.pods[:0], make(map[netip.Addr]string)
 	for addr, e := range s.Endpoints() {

@@ -73,8 +73,8 @@ func (n *nodeNetwork) problems(kind string) (found []telemetry.Problem) {
 	return found
 }
 
-// Without spec.podCIDRs, the range of a bridge is derived once a pod is known there. It stays
-// when the pod is gone, and is removed with the bridge's route.
+// Without spec.podCIDRs, the agent derives the range of a bridge when it knows a pod behind
+// the bridge. The range stays when the pod is gone, and is removed with the bridge's route.
 func TestRangesFromABridge(t *testing.T) {
 	n := testNetwork(t, bridgeTo("10.42.3.0/24"))
 	starting := netip.MustParseAddr("10.42.3.77")
@@ -94,7 +94,7 @@ func TestRangesFromABridge(t *testing.T) {
 	if p := n.problems("ranges"); p != nil {
 		t.Errorf("problems %v", p)
 	}
-	n.network = bridgeTo("10.43.0.0/24") // the network plugin was set up again
+	n.network = bridgeTo("10.43.0.0/24") // as if the network plugin was set up again with a different range
 	n.refresh(nil)
 	pending(false)
 }
@@ -159,7 +159,7 @@ func TestPodCIDRsDisableDerivedRanges(t *testing.T) {
 // A setting that lets packets bypass iptables is a problem. It makes the agent unready only
 // with --sysctl-problems unready.
 func TestSettingsAreReported(t *testing.T) {
-	n := testNetwork(t, bridgeTo("10.42.3.0/24")) // of a kernel without br_netfilter
+	n := testNetwork(t, bridgeTo("10.42.3.0/24")) // on a kernel without br_netfilter
 	n.refresh(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))
 	for _, on := range []SysctlProblems{ReportSysctls, UnreadySysctls} {
 		unready := on == UnreadySysctls

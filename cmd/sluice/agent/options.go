@@ -13,8 +13,8 @@ import (
 
 // Options are the settings of an agent.
 type Options struct {
-	// Manifests are directories of manifests, or single files. If it is empty, Cluster
-	// configures the connection to the API server.
+	// Manifests are directories of manifests, or single files. If there are none, the agent
+	// reads from the API server, and Cluster configures the connection.
 	Manifests []string
 	Cluster   *rest.Config
 	NodeName  string
@@ -27,12 +27,12 @@ type Options struct {
 
 	PodCIDRs       []netip.Prefix
 	SysctlProblems SysctlProblems
-	Hold           time.Duration // the longest time that a packet is held until its pod is known
-	MaxHeld        int           // the largest number of held packets
+	Hold           time.Duration // bounds the time for which a packet is held until its pod is known
+	MaxHeld        int           // bounds the number of held packets
 	Limits         policy.Limits
 
 	KernelCache KernelCache
-	Unattended  time.Duration // see bpf.Options
+	Unattended  time.Duration // see bpf.Options.Unattended
 	BPFFS       string
 	Guard       GuardMode
 
@@ -71,7 +71,8 @@ const (
 // KernelCache selects whether the kernel remembers verdicts.
 type KernelCache string
 
-// The values of KernelCache. Auto is on where the kernel supports it and it does no harm.
+// The values of KernelCache. With auto, the kernel remembers verdicts if it supports this and
+// if that does no harm (see avoidKernel).
 const (
 	KernelCacheAuto KernelCache = "auto"
 	KernelCacheOn   KernelCache = "on"
@@ -81,7 +82,7 @@ const (
 // GuardMode selects whether pods' interfaces are guarded.
 type GuardMode string
 
-// The values of GuardMode. Auto is on where the kernel supports it.
+// The values of GuardMode. With auto, interfaces are guarded if the kernel supports it.
 const (
 	GuardAuto GuardMode = "auto"
 	GuardOn   GuardMode = "on"

@@ -20,12 +20,12 @@ import (
 type status struct {
 	started   time.Time
 	sources   []watch.Source
-	ready     atomic.Pointer[time.Time] // when it was first ready
+	ready     atomic.Pointer[time.Time] // when the agent was first ready
 	inForce   atomic.Pointer[time.Time] // when the current snapshot came into force
 	manifests atomic.Pointer[[]manifests.Problem]
 	notRead   atomic.Pointer[[]manifests.NotRead]
-	// otherBackend is the error that kept rules of an earlier agent in the other backend of
-	// iptables, or nil. Packets pass through those rules too.
+	// otherBackend is the error of the last attempt to remove an earlier agent's rules from
+	// the other backend of iptables; nil if none remain. Packets pass through them too.
 	otherBackend atomic.Pointer[error]
 }
 
@@ -81,7 +81,7 @@ func (a *agent) state() *telemetry.State {
 	if s.Forged, err = a.manager.Forged(); err != nil {
 		a.log.Warn("cannot count forged packets", "err", err)
 	}
-	s.Waiting, _ = a.queues.Waiting() // the queues log the error
+	s.Waiting, _ = a.queues.Waiting() // Waiting has logged the error
 	for _, e := range a.evaluators {
 		s.Tally.Add(e.Tally())
 		flows := e.Stats()
@@ -120,8 +120,8 @@ func (a *agent) state() *telemetry.State {
 	return s
 }
 
-// beyondManifests returns the problems in found that are not in broken too. Those in broken
-// are reported instead, because they name the file.
+// beyondManifests returns the problems in found that are not also in broken. A problem that is
+// in both is reported as in broken, which names the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {

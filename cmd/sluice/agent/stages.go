@@ -6,9 +6,9 @@ import (
 	"sluice/watch"
 )
 
-// stages returns the stages that put a change of policy in force, in order. Each returns
-// when its part decides nothing by an older snapshot. The last is an exception: a sweep may
-// take longer than the next change should wait, so the follower sweeps on its own goroutine.
+// stages returns the stages that put a change of policy in force, in order. Each stage returns
+// when its part decides nothing by an older snapshot, except the last one: a sweep may take
+// longer than the next change should wait, so the follower sweeps on its own goroutine.
 //
 // Pending packets come before the kernel cache, whose stage takes some 10 ms. The guard does
 // not depend on the others. Connections come last: a sweep is complete only if no verdict of
@@ -60,7 +60,7 @@ func (a *agent) publishToGuard(_ context.Context, c watch.Change) error {
 func (a *agent) judgeConnections(_ context.Context, c watch.Change) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.phase == enforcing { // otherwise another agent judges them
+	if a.phase == enforcing { // otherwise another agent judges the connections
 		a.follower.Published(c.Snapshot, c.Addresses, a.scope(c))
 	}
 	return nil

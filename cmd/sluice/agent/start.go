@@ -16,10 +16,10 @@ import (
 //
 //   - Without a snapshot, the workers would deny all packets.
 //   - Rules without workers would drop all new connections.
-//   - The predecessor enforces until the rules of this agent replace its own.
-//   - A sweep before the rules would miss the connections that begin in between.
+//   - The predecessor enforces until this agent's rules replace those of the predecessor.
+//   - A sweep before the rules are in place would miss connections that begin in between.
 //
-// start passes parts that run until the agent ends to background.
+// start calls background for each part that must run until the agent ends.
 func (a *agent) start(ctx context.Context, background func(part func(context.Context) error)) error {
 	first, err := a.firstSnapshot(ctx)
 	if err != nil {
@@ -96,14 +96,14 @@ const leftoversInterval = 30 * time.Second
 // predecessor needs its rules and programs until they are replaced.
 func (a *agent) removeLeftovers(ctx context.Context, background func(func(context.Context) error)) {
 	if err := a.leftovers.RemoveRules(ctx); err != nil {
-		a.otherBackend.Store(&err) // the start goes on: an error would leave the node open
+		a.otherBackend.Store(&err) // not fatal: without an agent, the node would be open
 		a.log.Error("cannot remove the rules of an earlier agent from the other backend; trying again", "err", err)
 		background(a.retryLeftovers)
 	}
 	a.removePins()
 }
 
-// retryLeftovers removes rules from the other backend, at intervals until it succeeds.
+// retryLeftovers tries at intervals to remove rules from the other backend, until it succeeds.
 func (a *agent) retryLeftovers(ctx context.Context) error {
 	tick := time.NewTicker(leftoversInterval)
 	defer tick.Stop()

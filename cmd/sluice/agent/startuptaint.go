@@ -21,7 +21,7 @@ func (a *agent) enforces() bool {
 	return a.is(enforcing) && a.state().Unready() == ""
 }
 
-// taintProblems returns why a source cannot remove the startup taint.
+// taintProblems returns a problem if source cannot remove the startup taint.
 func (a *agent) taintProblems(source *kube.Source) []telemetry.Problem {
 	err := source.StartupTaintError()
 	if err == nil {

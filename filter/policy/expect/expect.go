@@ -18,7 +18,7 @@ import (
 // File is a file of expectations.
 type File struct {
 	Manifests []string     // directories or files, relative to this file
-	NodeIPs   []netip.Addr // addresses of the node of the pods in question; usually none
+	NodeIPs   []netip.Addr // addresses of the node that the tested pods run on; usually none
 	Tests     []Test
 }
 
@@ -26,12 +26,12 @@ type File struct {
 type Test struct {
 	Name     string   // never empty: by default, it describes the flows
 	From, To []string // as in an explain.Question
-	Ports    []string // for ICMP, one empty text
+	Ports    []string // numbers or names; for ICMP, a single empty string
 	Protocol string
 	Expect   filter.Action
-	// Policy must be a reason for the verdict if it is not empty: one of its rules allows or
-	// denies the flow, or it isolates the end that denies the flow. It is "namespace/name",
-	// or the name or title ("admin/platform") of a ClusterNetworkPolicy.
+	// Policy names a policy, as "namespace/name", that must be a reason for the verdict: one
+	// of its rules allows the flow, or it isolates the end that denies the flow. If Policy is
+	// empty, any reason is accepted.
 	Policy string
 }
 
@@ -74,7 +74,7 @@ func (t *Test) Run(c *explain.Cluster) Result {
 	return r
 }
 
-// ask decides a question, in each address family.
+// ask decides all flows of a question, and adds a failure to r if one is not as expected.
 func (t *Test) ask(c *explain.Cluster, q explain.Question, r *Result) error {
 	flows, err := c.Flows(q)
 	if err != nil {
@@ -98,8 +98,8 @@ func (t *Test) ask(c *explain.Cluster, q explain.Question, r *Result) error {
 	return nil
 }
 
-// flaw describes how the verdict of a flow differs from the expectation. It returns "" if
-// it does not.
+// flaw describes how the verdict of a flow differs from the expectation, or returns "" if
+// the verdict is as expected.
 func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
 	v := c.Decide(f)
 	switch {

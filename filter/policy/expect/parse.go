@@ -17,14 +17,14 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// fileText is a file as it is written.
+// fileText is the form of a File in YAML.
 type fileText struct {
 	Manifests list              `json:"manifests"`
 	NodeIPs   list              `json:"nodeIPs"`
 	Tests     []json.RawMessage `json:"tests"`
 }
 
-// testText is a test as it is written.
+// testText is the form of a Test in YAML.
 type testText struct {
 	Name     string `json:"name"`
 	From     list   `json:"from"`
@@ -40,8 +40,8 @@ var (
 	testFields = []string{"name", "from", "to", "port", "protocol", "expect", "policy"}
 )
 
-// list is a string or a number, or a list of them. It keeps any other value for an error
-// that names the field.
+// list is a string, a number, or a list of strings and numbers. It keeps any other value, so
+// that check can return an error that names the field.
 type list struct {
 	texts []string
 	wrong string
@@ -74,8 +74,8 @@ func (l *list) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// check returns an error if the list has an invalid value, or if it is empty and missing is
-// not. missing is the hint for that case.
+// check returns an error if the list has an invalid value, or if a required list is empty.
+// missing is the hint for an empty list; if it is "", the list is optional.
 func (l *list) check(field, missing string) error {
 	switch {
 	case l.wrong != "":
@@ -86,8 +86,8 @@ func (l *list) check(field, missing string) error {
 	return nil
 }
 
-// Parse parses a file of expectations. Its error joins all mistakes, each with test, field
-// and hint.
+// Parse parses a file of expectations. Its error lists all mistakes, each with the test, the
+// field and a hint.
 func Parse(data []byte) (*File, error) {
 	if several(data) {
 		return nil, errors.New("there are several YAML documents: write a file for each")
@@ -132,8 +132,8 @@ func Parse(data []byte) (*File, error) {
 	return f, nil
 }
 
-// several reports whether there are several documents. The YAML package would read only the
-// first.
+// several reports whether data has several YAML documents. The YAML package would read only
+// the first one.
 func several(data []byte) bool {
 	begun := false
 	for line := range bytes.Lines(data) {
@@ -151,7 +151,7 @@ func several(data []byte) bool {
 	return false
 }
 
-// decode decodes text strictly. Its errors about unknown fields list the valid ones.
+// decode decodes text strictly. Its errors about unknown fields list the valid fields.
 func decode(text []byte, into any, fields []string) []error {
 	strict, err := kjson.UnmarshalStrict(text, into)
 	if err != nil {
@@ -216,7 +216,8 @@ func parseTest(text []byte) (Test, []error) {
 	return t, errs
 }
 
-// protocol parses the protocol, and checks that ports are given if it has any.
+// protocol parses the protocol of the test, and checks that the test has ports exactly if
+// the protocol has ports.
 func (t *Test) protocol() (filter.Protocol, error) {
 	proto, ok := filter.TCP, true
 	if t.Protocol != "" {

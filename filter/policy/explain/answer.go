@@ -17,12 +17,11 @@ type Answer struct {
 	Port     uint16 `json:"port,omitempty"`
 	Protocol string `json:"protocol"`
 	Outcome
-	// Families is set if the outcomes of IPv4 and IPv6 differ. The answer as a whole is
-	// then that of a denied family, if there is one.
+	// Families is set if the outcomes of IPv4 and IPv6 differ. Outcome is then that of a
+	// denied family, if there is one.
 	Families []Family `json:"families,omitempty"`
-	// Service is set if To is the address of a Service, and Backends has the answer for
-	// each of its endpoints. The answer as a whole is then that of a denied endpoint, if
-	// there is one.
+	// Service is set if To is the address of a Service. Backends then has the answer for
+	// each of its endpoints, and Outcome is that of a denied endpoint, if there is one.
 	Service  string   `json:"service,omitempty"` // "namespace/name"
 	Backends []Answer `json:"backends,omitempty"`
 }
@@ -33,13 +32,13 @@ type Outcome struct {
 	Reason    string     `json:"reason"`
 	Egress    SideAnswer `json:"egress"`
 	Ingress   SideAnswer `json:"ingress"`
-	Addresses []Pair     `json:"addresses"` // of the flows with this outcome
+	Addresses []Pair     `json:"addresses"` // the addresses of the flows with this outcome
 	Notes     []string   `json:"notes,omitempty"`
 
 	toNode bool // a pod is the source; with the reason own-node, the node is the destination
 }
 
-// Pair is the addresses of a flow.
+// Pair holds the two addresses of a flow.
 type Pair struct {
 	From netip.Addr `json:"from"`
 	To   netip.Addr `json:"to"`
@@ -58,7 +57,7 @@ type SideAnswer struct {
 	Rule     *RuleAnswer `json:"rule"`             // that decides; null if none does, or if no rule is needed
 	Passed   *RuleAnswer `json:"passed,omitempty"` // of the tier Admin, that left the flow to the next tiers
 
-	*Details // only in an explanation
+	*Details // set by NewAnswer; nil in the answers of Cluster.Answer
 }
 
 // RuleAnswer names a rule.
@@ -136,7 +135,7 @@ func NewAnswer(all []Explanation) Answer {
 	})
 }
 
-// answer combines the outcomes of both families.
+// answer combines the outcomes of both address families.
 func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
 	first := flows[0]
 	if first.Via != nil {

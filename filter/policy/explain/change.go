@@ -12,8 +12,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// Change is one addition to one policy that makes a side allow the flow, and as little else
-// as the API can express. Whether to make it is the user's decision.
+// Change is an addition to a policy that makes a side allow the flow, and as little else as
+// the API can express. The user decides whether to make it.
 type Change struct {
 	Policy policy.Ref
 	Field  string // the list to add to, as in "spec.ingress[0].from"
@@ -37,8 +37,8 @@ var generated = []string{
 	"statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
 }
 
-// change returns the smallest addition: to the nearest rule if it has one mismatch, and a
-// new rule otherwise.
+// change returns the smallest change that allows the flow: an addition to the nearest rule
+// if that has a single mismatch, and otherwise a new rule.
 func (c *Cluster) change(s *Side, f Flow) *Change {
 	if p := c.inTheWay(s); p != nil {
 		return &Change{Policy: c.refOf(s.Nearest[0].Rule.Policy), Problem: p}
@@ -73,9 +73,10 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
 }
 
-// inTheWay returns the problem of the nearest rule, if any. It must be corrected first,
-// because the API server, and an agent that follows the file, refuse additions beside a
-// malformed item. Often that is enough, for example for a port in quotes.
+// inTheWay returns the problem of the nearest rule, if any. It must be corrected before
+// anything is added to the rule, because the API server refuses a policy with a malformed
+// item, and so does an agent that reads manifests. Often the correction is enough, for
+// example of a port in quotes.
 func (c *Cluster) inTheWay(s *Side) *policy.Problem {
 	if len(s.Nearest) == 0 {
 		return nil
@@ -117,9 +118,9 @@ func portOf(k filter.Key) policy.PortRange {
 	return policy.PortRange{Protocol: k.Protocol, Low: k.Port, High: k.Port}
 }
 
-// peerOf describes the flow's peer: a pod by the labels whose keys the nearest rule
-// selects, or by all its labels if it has none of these keys, and any other peer by its
-// address.
+// peerOf returns a peer that matches the flow's. It selects a pod by those of its labels
+// whose keys the nearest rule uses, or by all of its labels if it has none of these keys.
+// Any other peer is selected by its address.
 func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 	peer, addr := f.To, f.Key.DstAddr()
 	if s.Direction == filter.Ingress {

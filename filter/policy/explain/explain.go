@@ -2,8 +2,8 @@
 //
 // The verdict always comes from Snapshot.Decide. The reasons come from the policies,
 // because the snapshot does not contain them as written: the package matches each of their
-// rules against the flow and describes the mismatches. That takes microseconds, and a
-// decision takes nanoseconds. A random test checks that both agree.
+// rules against the flow and describes the mismatches. That takes microseconds, whereas a
+// decision takes nanoseconds. A random test checks that reasons and decisions agree.
 package explain
 
 import (
@@ -46,7 +46,7 @@ type Node struct {
 type Cluster struct {
 	snapshot   *policy.Snapshot
 	namespaces map[string]labels.Set
-	pods       map[string]*policy.Pod // by "namespace/name"
+	pods       map[string]*policy.Pod // pods by "namespace/name"
 	policies   map[string]*policy.Policy
 	tiers      [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
 	nodes      []Node
@@ -85,8 +85,8 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 	return c
 }
 
-// namespaceLabels returns the labels of a namespace, including the one that every namespace
-// has.
+// namespaceLabels returns the labels of a namespace, including the label with its name,
+// which every namespace has.
 func (c *Cluster) namespaceLabels(name string) labels.Set {
 	return labels.Merge(c.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
 }
@@ -95,8 +95,8 @@ func (c *Cluster) namespaceLabels(name string) labels.Set {
 type Explanation struct {
 	Flow    Flow
 	Verdict filter.Verdict
-	Egress  Side // of the source
-	Ingress Side // of the destination
+	Egress  Side // the source's side
+	Ingress Side // the destination's side
 	Notes   []string
 }
 
@@ -104,7 +104,7 @@ type Explanation struct {
 type Side struct {
 	Direction filter.Direction
 	Pod       string   // the pod whose policies count, "namespace/name"; empty if the end is not a pod
-	Policies  []string // that isolate the pod, by name; none if an earlier tier has decided
+	Policies  []string // names of the policies that isolate the pod
 
 	// Tiers are the tiers with policies for the pod, in the order of their evaluation.
 	Tiers []Step
@@ -146,9 +146,9 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// notes returns what may change the verdict on a real node. A node may have addresses that
-// neither the manifests nor the API contain, such as that of a node-local DNS cache. They
-// are usually link-local. The agent on the node reads them from its interfaces.
+// notes warns that the verdict may differ on a real node. A node may have addresses that
+// neither the manifests nor the API contain, such as the address of a node-local DNS cache.
+// These are usually link-local. The agent on the node reads them from its interfaces.
 func notes(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow {
 		return nil
@@ -165,8 +165,8 @@ func notes(f Flow, v filter.Verdict) []string {
 	return found
 }
 
-// Allowing lists all rules of one direction that allow the flow. It returns none if no rule
-// decides. Of ordered rules, only the first that matches allows a flow.
+// Allowing lists all rules of one direction that allow the flow. The list is empty if the
+// pod is not isolated.
 func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	v := c.snapshot.Decide(f.Key)
 	side := v.Ingress

@@ -89,8 +89,8 @@ func question(text string) explain.Question {
 	return explain.Question{From: parts[0], To: parts[1], Protocol: parts[2], Port: parts[3]}
 }
 
-// The policy isolates db, unless its spec has a podSelector. The explanation of the flow
-// contains the texts.
+// The explanation of the flow contains all texts of want. The policy x has the given spec,
+// and selects db if the spec has no podSelector.
 func TestWords(t *testing.T) {
 	tests := []struct {
 		name, spec, flow string
@@ -213,7 +213,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// If many rules are equally near, a few are shown and the others counted.
+// If many rules are equally near, a few are shown and the others are counted.
 func TestManyRulesAreCounted(t *testing.T) {
 	rule := `{from: [{podSelector: {matchLabels: {role: frontend}}}]}`
 	c := read(t, map[string]string{

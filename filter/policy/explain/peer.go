@@ -19,9 +19,9 @@ const (
 	otherKind    = 100 // the flow's peer is not a pod, and the rule selects pods
 )
 
-// peers matches the peers of a rule against the flow's. If one matches, it returns the
-// description of that peer, and nil. Otherwise it returns the description and the mismatch
-// of the nearest.
+// peers matches the peers of a rule against the peer of the flow. It returns the description
+// of a peer that matches, and nil. If none matches, it returns the description and the
+// mismatch of the nearest one.
 func (h *matcher) peers(items []policy.Peer, field string) (string, *Mismatch) {
 	if len(items) == 0 {
 		return "every peer", nil

@@ -8,8 +8,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// ports matches the ports of a rule against the flow's. It returns a description of the
-// allowed ports, and the mismatch, if any.
+// ports matches the ports of a rule against the port of the flow. It returns a description
+// of the allowed ports, and the mismatch, if any.
 func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismatch) {
 	if len(items) == 0 {
 		return "every port", nil

@@ -26,26 +26,28 @@ type Question struct {
 type Flow struct {
 	From, To *End
 	Key      filter.Key
-	// Via is the Service whose address was asked for; nil if To was.
+	// Via is the Service whose address the question named as the destination; nil if the
+	// destination is not the address of a Service.
 	Via *Via
 }
 
 // End is one end of a flow.
 type End struct {
-	// Name is the end as asked for: "namespace/name", or the address.
+	// Name is the end as the question names it: "namespace/name", or the address.
 	Name string
 	// Addrs are the addresses, at most one of each family, IPv4 first.
 	Addrs []netip.Addr
-	// Pod has the addresses; nil for addresses of a node or outside the cluster.
+	// Pod is the pod with these addresses; nil for addresses of a node or outside the
+	// cluster.
 	Pod *policy.Pod
-	// Node is set for a node, and for a pod of the host network: it has the addresses of
-	// its node, and policies treat it as the node.
+	// Node is set for a node, and for a pod of the host network: such a pod has the addresses
+	// of its node, and policies treat it as the node.
 	Node bool
 
-	service *service // that has the address
+	service *service // the Service that has the address; nil for other addresses
 }
 
-// byAddress reports whether the end was asked for by its address.
+// byAddress reports whether the question named the end by its address.
 func (e *End) byAddress() bool { return len(e.Addrs) == 1 && e.Name == e.Addrs[0].String() }
 
 // Flows returns the flows that answer a question: one for each address family that both
@@ -145,8 +147,7 @@ func (c *Cluster) address(addr netip.Addr) *End {
 	return e
 }
 
-// podEnd returns a pod with its addresses. Whether the pod owns them is decided by the
-// snapshot.
+// podEnd returns a pod with its addresses. The snapshot decides whether the pod owns them.
 func (c *Cluster) podEnd(name string, pod *policy.Pod) (*End, error) {
 	e := &End{Name: name, Pod: pod}
 	if pod.HostNetwork {

@@ -72,7 +72,7 @@ func (d dice) peer() networkingv1.NetworkPolicyPeer {
 		}
 	}
 	if d.one(30) {
-		p.PodSelector = d.selector() // possibly beside a block
+		p.PodSelector = d.selector() // together with a block, this makes the peer malformed
 	}
 	return p
 }

@@ -14,7 +14,7 @@ import (
 // RuleMatch is the result of matching one rule against a flow.
 type RuleMatch struct {
 	Rule       filter.Rule
-	Peers      string     // the peers that the rule allows, in words; if there are several, the nearest
+	Peers      string     // the rule's peer that matches the flow's or is nearest to it, in words
 	Ports      string     // the ports that the rule allows, in words
 	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
@@ -27,7 +27,7 @@ type Mismatch struct {
 
 	score int      // distance, to choose the nearest peer of a rule
 	keys  []string // keys of the labels that the rule's pod selector requires
-	field string   // of a malformed part
+	field string   // the field of a malformed part; otherwise empty
 }
 
 // String formats the mismatch as a part of a sentence about the rule.
@@ -43,9 +43,8 @@ func (r *RuleMatch) mismatches(part string) bool {
 	return false
 }
 
-// rules returns the rules of a policy in a direction that are in force. If the policy's
-// subject is malformed or the policy is too large, there are none, or one that denies
-// everything in place of ordered rules.
+// rules returns the rules in force that a policy has in a direction. It has none if its
+// subject is malformed or the policy is too large.
 func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	p := c.policies[name]
 	switch {
@@ -102,7 +101,7 @@ func (c *Cluster) tooLarge(name string) bool {
 func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) RuleMatch {
 	out := RuleMatch{Rule: filter.Rule{Policy: name, Tier: policy.NetworkPolicy, Direction: d, Action: policy.Accept, Index: index}}
 	if index >= len(rules) {
-		return out // the snapshot was made from other objects
+		return out // the snapshot was made from different objects
 	}
 	p, rule := c.policies[name], rules[index]
 	h := matcher{c: c, namespace: p.Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
@@ -139,9 +138,10 @@ func (c *Cluster) brokenField(r filter.Rule, part string) string {
 	return ""
 }
 
-// problemOf returns a problem of a rule, preferably in the given part of it, or nil if
-// there is none. A rule that cannot be read is in force as one with an invalid peer. Its
-// problem then has another field, or that of the list of rules.
+// problemOf returns a problem of a rule, preferably in the given part of the rule, or nil if
+// the rule has none. If the whole rule cannot be read, it is in force with an invalid peer
+// in place of its parts. The problem then names a different field of the rule, or the list
+// of rules.
 func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	problems := c.problems[r.Policy]
 	for _, at := range []string{part, ruleField(r)} {
@@ -159,8 +159,8 @@ func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	return nil
 }
 
-// fromSpec removes an object's place in a list: "items[0].spec.ingress" becomes
-// "spec.ingress".
+// fromSpec removes the position of an object in a list from a field:
+// "items[0].spec.ingress" becomes "spec.ingress".
 func fromSpec(field string) string { return field[max(0, strings.Index(field, "spec.")):] }
 
 // ruleField returns the field of the rule in its policy, as in "spec.ingress[0]".
@@ -169,10 +169,10 @@ func ruleField(r filter.Rule) string { return fmt.Sprintf("spec.%s[%d]", r.Direc
 // matcher matches the parts of a rule against a flow.
 type matcher struct {
 	c         *Cluster
-	namespace string // of the policy
+	namespace string // the policy's namespace
 	key       filter.Key
 	peer      *End
-	addr      netip.Addr // of the peer
+	addr      netip.Addr // the peer's address
 	to        *End
 }
 

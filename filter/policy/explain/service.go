@@ -16,12 +16,12 @@ import (
 	"sluice/filter/policy"
 )
 
-// service is a Service with cluster addresses. Decisions never see these: the node replaces
-// them with the address of an endpoint before Sluice evaluates the packet.
+// service is a Service with cluster addresses. Decisions never see these addresses: the node
+// replaces them with the address of an endpoint before Sluice evaluates the packet.
 type service struct {
 	*corev1.Service
 	slices []*discoveryv1.EndpointSlice
-	behind map[behindKey][]backend // results of earlier questions
+	behind map[behindKey][]backend // endpoints that were found for earlier questions
 }
 
 // behindKey is a port of a Service, in one address family.
@@ -33,8 +33,8 @@ type behindKey struct {
 // Via is the Service whose address a question named.
 type Via struct {
 	Service string     // "namespace/name"
-	Addr    netip.Addr // named in the question
-	Port    uint16     // named in the question
+	Addr    netip.Addr // the Service's address that the question named
+	Port    uint16     // the Service's port that the question named
 }
 
 // backend is the address and port of an endpoint.
@@ -66,8 +66,8 @@ func (c *Cluster) addServices(services []*corev1.Service, endpoints []*discovery
 	}
 }
 
-// serviceFlows returns the flows that decisions see for a question about a Service's
-// address: one to each endpoint.
+// serviceFlows returns the flows to decide for a question about the address of a Service:
+// one to each endpoint.
 func (c *Cluster) serviceFlows(from, to *End, q Question, proto filter.Protocol) ([]Flow, error) {
 	s, addr := to.service, to.Addrs[0]
 	at := slices.IndexFunc(from.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() })

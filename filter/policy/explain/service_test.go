@@ -67,8 +67,8 @@ func serviceCluster(t *testing.T) *Cluster {
 	return New(s, Objects{Pods: kubepod.ReadAll(o.Pods), Policies: netpol.ReadAll(o.Policies), Services: o.Services, EndpointSlices: o.EndpointSlices})
 }
 
-// The address of a Service never reaches a decision. A question about it is answered for
-// the endpoints.
+// Decisions never see the address of a Service, so a question about such an address is
+// answered for the Service's endpoints.
 func TestServices(t *testing.T) {
 	tests := map[string]struct {
 		q    Question
@@ -133,8 +133,8 @@ func TestAnswerOfAService(t *testing.T) {
 	}
 }
 
-// If a flow from or to a link-local address is denied, the answer has a note: it may be an
-// address of the node, which the API does not contain.
+// If a flow from or to a link-local address is denied, the answer has a note: the address
+// may belong to the node, because the API does not list all addresses of a node.
 func TestNotesAboutNodeLocalAddresses(t *testing.T) {
 	c := serviceCluster(t)
 	for _, tt := range []struct {
@@ -142,9 +142,9 @@ func TestNotesAboutNodeLocalAddresses(t *testing.T) {
 		note string
 	}{
 		{Question{From: "169.254.20.10", To: "lab/db-1", Port: "53"}, "169.254.20.10 may be an address of the pod's own node"},
-		{Question{From: "fe80::1", To: "10.0.0.3", Port: "53"}, ""}, // no packet can pass
+		{Question{From: "fe80::1", To: "10.0.0.3", Port: "53"}, ""}, // has no answer: the address families differ
 		{Question{From: "192.0.2.1", To: "lab/db-1", Port: "53"}, ""},
-		{Question{From: "169.254.20.10", To: "lab/db-0", Port: "53"}, ""}, // allowed anyway
+		{Question{From: "169.254.20.10", To: "lab/db-0", Port: "53"}, ""}, // allowed, so no note is needed
 	} {
 		flows, err := c.Flows(tt.q)
 		if err != nil {

@@ -14,7 +14,7 @@ import (
 
 // Read converts a Pod.
 func Read(o *corev1.Pod) *policy.Pod {
-	p := read(o) // Read is inlined, so that a Pod that the caller does not keep costs no allocation
+	p := read(o) // Read is inlined, so that the Pod is not allocated if the caller does not keep it
 	return &p
 }
 
@@ -63,8 +63,8 @@ func AppendAddr(list []netip.Addr, text string) []netip.Addr {
 	return append(list, addr)
 }
 
-// ports lists the ports of the containers, then those of the sidecars, as the API server
-// looks up their names for Services. The ports of init containers that end do not count.
+// ports lists the ports of the containers, then those of the sidecars: the order in which
+// Kubernetes looks up port names for Services. It leaves out init containers that end.
 func ports(spec *corev1.PodSpec) (found []policy.NamedPort) {
 	add := func(c *corev1.Container) {
 		for i := range c.Ports {

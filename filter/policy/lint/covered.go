@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// exceptions reports exceptions that exclude nothing, or all, of their cidr.
+// exceptions reports exceptions that exclude nothing from their cidr, or all of it.
 func (l *linter) exceptions(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
 		if x.block == nil || x.block.written == nil {
@@ -50,9 +50,9 @@ func (l *linter) masked(p *lintPolicy, field string, written, read netip.Prefix)
 		"%s has bits set after its prefix, and is read as %s", written, read)
 }
 
-// covered reports rules whose flows another rule allows to the same pods anyway. It
-// compares the policies, and not their effect on the current pods: two selectors that
-// happen to match the same pods are not equal.
+// covered reports redundant rules: another rule for the same pods already allows all of
+// their flows. It compares the text of the policies, not their effect on the current pods:
+// two selectors that happen to match the same pods are not equal.
 func (l *linter) covered(p *lintPolicy, r *rule) {
 	if p.subject == nil || p.ordered() || !r.whole {
 		return
@@ -67,7 +67,7 @@ func (l *linter) covered(p *lintPolicy, r *rule) {
 				continue
 			}
 			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
-				continue // the rules are equal: report the other one
+				continue // the rules are equal: report only the other rule
 			}
 			whose := "this policy"
 			if o != p {
@@ -117,8 +117,8 @@ func (x *peer) covers(o *peer) bool {
 // inside reports whether o contains every address of p.
 func inside(p, o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) }
 
-// within reports whether wider matches everything that sel matches. It compares single
-// requirements, so it may return false where it holds.
+// within reports whether wider matches everything that sel matches. It compares one
+// requirement at a time, so it misses cases in which several together are narrower.
 func within(sel, wider labels.Selector) bool {
 	have, _ := sel.Requirements()
 	want, selectable := wider.Requirements()

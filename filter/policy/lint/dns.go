@@ -9,9 +9,10 @@ import (
 	"sluice/filter"
 )
 
-// dns reports pods that may send packets somewhere, but cannot look up names. Pods that may
-// send nothing at all are meant to be isolated. It considers all policies of a pod
-// together: usually one denies everything, and another one allows DNS.
+// dns reports pods that may send packets somewhere, but cannot look up names. It does not
+// report pods that may send nothing at all, because they are meant to be isolated. It
+// considers all policies of a pod together: usually one policy denies everything, and
+// another one allows DNS.
 func (l *linter) dns(p *lintPolicy) {
 	if p.ordered() || !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
 		return
@@ -61,9 +62,9 @@ func (l *linter) allowsDNS(o *pod, proto filter.Protocol) bool {
 	})
 }
 
-// opensDNS reports whether the rule may allow DNS. Any peer may be the DNS server if the
-// rule has a port of DNS. A rule without ports must have a peer outside of the policy's
-// namespace, or be in kube-system.
+// opensDNS reports whether the rule may allow DNS. If the rule names a DNS port, any of its
+// peers may be the DNS server. If it names no ports, it must have a peer outside of the
+// policy's namespace, or the policy must be in kube-system.
 func (r *rule) opensDNS(proto filter.Protocol, namespace string) bool {
 	if r.anyPort {
 		return r.anyone || namespace == metav1.NamespaceSystem || slices.ContainsFunc(r.peers, func(x peer) bool { return !x.own })

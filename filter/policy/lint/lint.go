@@ -2,8 +2,8 @@
 // It reports nothing that may well be right, so that a pipeline can require manifests
 // without findings.
 //
-// It checks the policies against the given pods and namespaces. It skips checks that these
-// do not allow: without pods, for example, it does not check selectors.
+// It checks the policies against the given pods and namespaces, and skips checks for which
+// they do not suffice: without pods, for example, it does not check selectors.
 package lint
 
 import (
@@ -19,15 +19,15 @@ import (
 	"sluice/filter/policy"
 )
 
-// The checks, which a Finding names.
+// The checks: the values of Finding.Check.
 const (
 	SameAddress  = "same-address"  // an address that several live pods claim
 	Invalid      = "invalid"       // a part that is not understood and therefore allows nothing
 	NoMatch      = "no-match"      // a selector that matches nothing
 	NoPort       = "no-port"       // a named port that no destination has
-	NoDNS        = "no-dns"        // egress is isolated, and something is allowed, but not DNS
+	NoDNS        = "no-dns"        // policies isolate egress and allow something, but not DNS
 	Except       = "except"        // an exception that excludes nothing, or everything
-	HostBits     = "host-bits"     // a CIDR that is read as a different one
+	HostBits     = "host-bits"     // a CIDR with host bits, which have no effect
 	Covered      = "covered"       // a rule that another rule makes redundant
 	WithoutForce = "without-force" // rules of a direction that policyTypes does not include
 	SamePriority = "same-priority" // policies of a tier whose order the API leaves open
@@ -38,7 +38,7 @@ const (
 
 // Finding is a part of a policy that is probably wrong.
 type Finding struct {
-	Check  string // one of the constants
+	Check  string // one of the constants above
 	Object string // as in "NetworkPolicy default/x"
 	Field  string // as in "spec.ingress[0].from[1].podSelector"
 	Detail string // what is unusual

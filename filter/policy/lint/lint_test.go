@@ -160,7 +160,7 @@ pods:
 	}
 }
 
-// Lint must not report policies that are right, or may well be.
+// Lint must not report policies that are right or may well be right.
 func TestNoFindings(t *testing.T) {
 	tests := map[string][]string{
 		"the two scenarios":             {demo1, demo2},

@@ -29,7 +29,7 @@ type pod struct {
 	ns     *namespace
 	labels labels.Set
 	addrs  []netip.Addr
-	host   bool // in the host network: no policy isolates it, and no selector matches it
+	host   bool // the pod is in the host network: no policy isolates it, and no selector matches it
 	ports  map[portName]bool
 }
 
@@ -69,7 +69,7 @@ type lintPolicy struct {
 func (p *lintPolicy) ordered() bool { return p.Tier != policy.NetworkPolicy }
 
 type rule struct {
-	field     string // as in spec.ingress[0]
+	field     string // as in "spec.ingress[0]"
 	index     int
 	direction filter.Direction
 	name      string
@@ -84,7 +84,7 @@ type rule struct {
 // peer is one item of from or to: a block, a network of a list, nodes or pods.
 type peer struct {
 	field     string
-	namespace labels.Selector // own: selects the policy's namespace by name
+	namespace labels.Selector // selects the policy's namespace by name if own is set
 	own       bool
 	pods      labels.Selector
 	block     *block

@@ -68,7 +68,7 @@ func (l *linter) peerMatches(p *lintPolicy, x *peer) {
 	case x.isSystem() && !l.hasSystem():
 		return // manifests seldom include the system's pods
 	case len(inside) == 0 && x.own:
-		return // reported for the policy's namespace
+		return // subjectMatches reports that the policy's namespace does not exist
 	case len(inside) == 0:
 		l.found(NoMatch, p, x.field+x.nsField, "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
 			"no namespace matches %s", x.namespace)
@@ -83,7 +83,7 @@ func (l *linter) peerMatches(p *lintPolicy, x *peer) {
 		l.found(NoMatch, p, x.field+field, hint,
 			"%s matches only pods of the host network (%s): they have their node's address, and no selector matches them", cmp.Or(x.pods.String(), "it"), l.onHost(x))
 	case x.pods.Empty():
-		return // all pods there, even if there are none yet
+		return // the peer is all pods of the namespaces, even if there are none yet
 	default:
 		slices.Sort(inside)
 		l.found(NoMatch, p, x.field+x.podField, "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
@@ -141,8 +141,8 @@ func (l *linter) namespaceLabels() []labels.Set {
 	return found
 }
 
-// nearLabels describes the labels that the selector missed: the existing values of its
-// first key without a match, or the absence of that key.
+// nearLabels explains why a selector matches nothing: for the first key that has no match,
+// it lists the existing values, or reports that nothing has the key.
 func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
 	requirements, _ := sel.Requirements()
 	for _, r := range requirements {
@@ -156,8 +156,8 @@ func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
 		if len(seen) > 5 {
 			seen = append(seen[:5], "...")
 		}
-		alone := labels.NewSelector().Add(r)
-		if slices.ContainsFunc(have, func(s labels.Set) bool { return alone.Matches(s) }) {
+		single := labels.NewSelector().Add(r)
+		if slices.ContainsFunc(have, func(s labels.Set) bool { return single.Matches(s) }) {
 			continue // this requirement has a match
 		}
 		if len(seen) == 0 {

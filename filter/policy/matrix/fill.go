@@ -57,7 +57,7 @@ func (m *Matrix) ask(from, to *Pod, proto filter.Protocol, port uint16) Answer {
 
 // others decides about all ports that the destination does not declare.
 func (m *Matrix) others(from, to *Pod) *Other {
-	spans := make(map[string][]portSpan) // by verdict
+	spans := make(map[string][]portSpan) // the spans with each verdict
 	reason := make(map[string]Answer)
 	for _, s := range m.spansBetween(from, to) {
 		port, ok := s.undeclared(to.Ports)

@@ -23,7 +23,7 @@ type page struct {
 	Kinds [][]pageAnswer `json:"kinds"`
 	Cells []int          `json:"cells"` // index in Kinds for each pair of pods, by row
 
-	NotRead string `json:"-"` // objects that were not read and may change what is allowed
+	NotRead string `json:"-"` // names of objects that were not read and may change verdicts
 }
 
 type pagePod struct {
@@ -34,8 +34,8 @@ type pagePod struct {
 	Ingress   []string `json:"ingress"`
 }
 
-// pageAnswer is the verdict of a cell about one port. The label of all other ports is
-// empty.
+// pageAnswer is the verdict of a cell about one port, or, with an empty Label, about all
+// ports that have no answer of their own.
 type pageAnswer struct {
 	Label   string `json:"port"`
 	Name    string `json:"name,omitempty"`
@@ -56,7 +56,7 @@ func newPage(m *Matrix) page {
 		}
 		p.Pods = append(p.Pods, pod)
 		for _, port := range o.Ports {
-			port.Name = "" // one number may have many names
+			port.Name = "" // the filter lists numbers only, because a number may have many names
 			labels[port] = true
 		}
 	}

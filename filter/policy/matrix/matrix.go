@@ -1,5 +1,5 @@
-// Package matrix computes which pods can reach which others, at which ports, and writes it
-// as text, JSON or an HTML page. The verdicts are those of Snapshot.Decide.
+// Package matrix computes which pods can reach each other at which ports, and writes the
+// result as text, JSON or an HTML page. The verdicts are those of Snapshot.Decide.
 package matrix
 
 import (
@@ -21,8 +21,8 @@ const MaxPods = 2000
 // Matrix holds a verdict for each pair of pods and each port.
 type Matrix struct {
 	Pods  []*Pod  `json:"pods"`
-	Flows []*Cell `json:"flows"` // from each pod to each, in the order of pods
-	// Objects that were not read and may change what is allowed.
+	Flows []*Cell `json:"flows"` // a cell from each pod to each, in the order of Pods
+	// NotRead lists objects that were not read and may change verdicts.
 	NotRead []fmt.Stringer `json:"notRead,omitempty"`
 
 	// LeftOut counts pods without an address of their own.
@@ -50,15 +50,17 @@ func (p Port) String() string {
 	return strconv.Itoa(int(p.Number)) + "/" + p.Protocol
 }
 
-// The verdicts of a cell about a port. Mixed is allowed for one address family and denied
-// for the other; for all other ports together, it is allowed for some.
+// The verdicts of a cell about a port. mixed means that the flow is allowed for one address
+// family and denied for the other. In Other, it may also mean that only some ports are
+// allowed.
 const (
 	allowed = "allow"
 	denied  = "deny"
 	mixed   = "mixed"
 )
 
-// Answer is the verdict about one port of a destination, or about all others.
+// Answer is the verdict about one port of a destination, or about all ports that are not
+// listed.
 type Answer struct {
 	Verdict string `json:"verdict"`
 	Reason  string `json:"reason"`
@@ -82,8 +84,9 @@ type PortCell struct {
 // Other is the answer about all ports that have no PortCell.
 type Other struct {
 	Answer
-	// If the verdicts differ: the open ports, and those that are open for one address family
-	// only, as in "TCP 8000-8100", "UDP", "ICMP". The rest is closed.
+	// Allowed and OneFamily are set if the verdicts differ. They list the open ports, and the
+	// ports that are open for only one address family, as in "TCP 8000-8100", "UDP", "ICMP".
+	// All other ports are closed.
 	Allowed   []string `json:"allowed,omitempty"`
 	OneFamily []string `json:"oneFamily,omitempty"`
 }

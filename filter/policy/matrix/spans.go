@@ -35,8 +35,8 @@ func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	return all
 }
 
-// spansBetween splits the ports where a range of a policy of either end begins or ends, so
-// that the verdict about one port is that of its span.
+// spansBetween splits the ports into spans wherever a port range of either end's policies
+// begins or ends, so that all ports of a span get the same verdict.
 func (m *Matrix) spansBetween(from, to *Pod) []portSpan {
 	key := spanKey{from.endpoint.Isolation(filter.Egress), to.endpoint.Isolation(filter.Ingress)}
 	if spans, ok := m.spans[key]; ok {

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// textWidth bounds the width of a table. In a wider one, columns are headed by numbers.
+// textWidth bounds the width of a table. In a wider table, columns are headed by numbers.
 const textWidth = 140
 
 // WriteText writes the table: one row per source pod, one column per destination pod.

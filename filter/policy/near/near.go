@@ -1,5 +1,5 @@
-// Package near suggests the name that was probably meant by an unknown one, for hints in
-// messages.
+// Package near finds the known name that an unknown one was probably meant to be, for hints
+// in messages.
 package near
 
 import (
@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Name returns the one of names that is most similar to name, ignoring case. It returns
-// false if all differ in more than about a third of the letters.
+// Name returns the element of names that is most similar to name, ignoring case. It returns
+// false if every element differs from name in more than about a third of the letters.
 func Name(name string, names []string) (best string, ok bool) {
 	least := 1 + len(name)/3
 	for _, n := range names {
@@ -48,8 +48,8 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
-// Kind returns a word for the JSON decoder's kind of a value that authors of YAML
-// understand.
+// Kind translates the JSON decoder's name for a kind of value into a word that authors of
+// YAML understand.
 func Kind(value string) string {
 	switch value {
 	case "array":
@@ -62,8 +62,8 @@ func Kind(value string) string {
 	return "a " + value
 }
 
-// WriteString returns a hint where a string is expected and a value of the given kind was
-// found. YAML reads text without quotes as a number or bool if it looks like one.
+// WriteString returns the hint for a value of the given kind in place of a string. YAML
+// reads text without quotes as a number or bool if it looks like one.
 func WriteString(value string) string {
 	if value == "bool" || strings.HasPrefix(value, "number") {
 		return "write a string, in quotes"

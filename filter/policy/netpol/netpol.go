@@ -65,7 +65,7 @@ func Encode(o *networkingv1.NetworkPolicy) policy.Encoded {
 	return e
 }
 
-// reach returns which pods the policy isolates, without reading its rules.
+// reach describes the pods that the policy isolates. It does not read the rules.
 func reach(spec *networkingv1.NetworkPolicySpec) policy.Reach {
 	r := reader{p: new(policy.Policy)}
 	pods, ok := r.selector(&spec.PodSelector, "spec.podSelector")
@@ -110,8 +110,8 @@ func readSpec(ref policy.Ref, spec *networkingv1.NetworkPolicySpec) *policy.Poli
 	if pods, ok := r.selector(&spec.PodSelector, "spec.podSelector"); ok {
 		p.Subject.Pods = pods
 	} else {
-		// The policy may be meant for any pods of its namespace. Only if it isolates all of
-		// them and allows nothing can it not allow more than intended.
+		// The policy may be meant for any pods of its namespace, so it isolates all of them
+		// and allows nothing. Anything less could allow more than intended.
 		p.Subject.Pods, p.Subject.Malformed = labels.Everything(), true
 	}
 	for i := range spec.Ingress {
@@ -139,7 +139,7 @@ func (r *reader) problem(field, detail, hint string) {
 	r.p.Problems = append(r.p.Problems, policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Hint: hint})
 }
 
-// countRest adds a problem with the number of those beyond mostProblems.
+// countRest adds a problem that states how many problems there are beyond mostProblems.
 func (r *reader) countRest() {
 	if r.more > 0 {
 		r.p.Problems = append(r.p.Problems, policy.Problem{
@@ -231,8 +231,8 @@ func (r *reader) pods(peer *networkingv1.NetworkPolicyPeer, field string) (out p
 	return out
 }
 
-// block converts an ipBlock. If any part is malformed, the whole block is: without one of
-// its exceptions it would allow more.
+// block converts an ipBlock. If any part is malformed, the whole block counts as malformed:
+// without one of its exceptions, it would allow more.
 func (r *reader) block(b *networkingv1.IPBlock, field string) policy.Peer {
 	out := policy.Peer{Block: new(policy.Block)}
 	var ok bool

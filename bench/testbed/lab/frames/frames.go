@@ -1,7 +1,7 @@
 // Package frames generates random frames like those of a hostile pod: valid frames, and
 // frames with wrong addresses, tags, headers and lengths. The payload of each frame
-// contains a number, so that a capture of the frame, or of a part of it, identifies the
-// frame and its sender.
+// contains a number, so that a captured frame, or a part of one, identifies the frame and its
+// sender.
 //
 // The same seed gives the same frames.
 package frames
@@ -22,7 +22,7 @@ const magic = "\xf5\xaa\x5c\x17"
 // shows whether the number has been changed.
 const markLen = 12
 
-// Find returns the number of the frame from which the bytes are.
+// Find returns the number of the frame that data is a part of.
 func Find(data []byte) (id uint32, found bool) {
 	for i := 0; i+markLen <= len(data); i++ {
 		if id := binary.BigEndian.Uint32(data[i+4:]); string(data[i:i+4]) == magic && ^id == binary.BigEndian.Uint32(data[i+8:]) {
@@ -48,21 +48,21 @@ type End struct {
 type Options struct {
 	Sender End
 	// Targets receive frames. The first of Others is the router, which also receives
-	// frames. Of the rest of Others, only the addresses are used, for example as sources.
-	// They receive no frames, because the sender may have connections with them, and their
-	// answers would pass.
+	// frames. Of all further Others, only the addresses are used, for example as sources.
+	// They receive no frames: the sender may have connections with them, whose answers
+	// would pass.
 	Targets, Others []End
 	Ports           []uint16
 	// Tunnels are the UDP ports of tunnels, and the link address at the inner end of each.
 	Tunnels map[uint16]net.HardwareAddr
 }
 
-// Source generates frames. It must not be used concurrently.
+// Source generates frames. Only one goroutine at a time may use a Source.
 type Source struct {
 	Options
 	random       *rand.Rand
 	all          []netip.Addr
-	destinations []netip.Addr // of the targets and the router
+	destinations []netip.Addr // addresses of the targets and the router
 }
 
 // New returns a source of frames.
@@ -77,8 +77,8 @@ func New(seed uint64, opts Options) *Source {
 	return s
 }
 
-// unusual are addresses that a pod should not have as a source, and that few packets are
-// sent to.
+// unusual are addresses that a pod should not use as a source and rarely uses as a
+// destination.
 var unusual = []netip.Addr{
 	netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("255.255.255.255"),
 	netip.MustParseAddr("224.0.0.1"), netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("169.254.172.9"), netip.MustParseAddr("10.77.0.255"),
@@ -111,7 +111,7 @@ func (s *Source) Next(id uint32) []byte {
 	return frame
 }
 
-// family returns a random address of a family.
+// family returns a random one of the given addresses, of the given family.
 func (s *Source) family(among []netip.Addr, v6 bool) netip.Addr {
 	var fit []netip.Addr
 	for _, a := range among {
@@ -142,7 +142,7 @@ func (s *Source) destination(target End, v6 bool) netip.Addr {
 	return s.family(target.Addrs, v6)
 }
 
-// ip returns an IP packet. depth is the number of packets in which it is nested.
+// ip returns an IP packet. depth is the number of packets around it.
 func (s *Source) ip(src, dst netip.Addr, id uint32, depth int) []byte {
 	protocol, upper := s.upper(src, dst, id, depth)
 	if !src.Is6() {
@@ -174,9 +174,9 @@ func (s *Source) extension(next byte, chain []byte) (byte, []byte) {
 		binary.BigEndian.PutUint16(h[2:], uint16(offset|s.random.IntN(2)))
 		h[7] = byte(s.random.IntN(4))
 	case 0, 60:
-		h[2], h[3] = 1, 4 // PadN
+		h[2], h[3] = 1, 4 // the option PadN
 		if s.oneIn(4) {
-			h[2], h[3] = 5, 2 // router alert
+			h[2], h[3] = 5, 2 // the option Router Alert
 		}
 	case 51:
 		h[1] = 0
@@ -239,8 +239,8 @@ func (s *Source) upper(src, dst netip.Addr, id uint32, depth int) (protocol byte
 	return protocol, payload
 }
 
-// pair returns a source port and a destination port. No server listens on the source port:
-// two echo servers would answer each other forever.
+// pair returns a source port and a destination port. The source port is one without a server,
+// because two echo servers would answer each other forever.
 func (s *Source) pair() []byte {
 	b := binary.BigEndian.AppendUint16(nil, pick(s.random, []uint16{67, 68, 546, 547, 5353, uint16(10000 + s.random.IntN(50000)), 20000, 20001}))
 	return binary.BigEndian.AppendUint16(b, pick(s.random, s.Ports))
@@ -288,7 +288,7 @@ func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32
 	return append(h, data...)
 }
 
-// inner returns a packet to be nested in another one.
+// inner returns a packet to be nested in another packet.
 func (s *Source) inner(id uint32, depth int) []byte {
 	v6 := s.oneIn(2)
 	return s.ip(s.family(s.all, v6), s.destination(pick(s.random, s.Targets), v6), id, depth+1)
@@ -368,7 +368,7 @@ func (s *Source) frame(target End, dst netip.Addr, packet []byte) []byte {
 	switch s.random.IntN(60) {
 	case 0: // PPPoE
 		frame = append(frame, 0x88, 0x64, 0x11, 0, 0, 1, byte((len(packet)+2)>>8), byte(len(packet)+2), 0, 0x21)
-	case 1: // LLC, SNAP
+	case 1: // LLC with SNAP
 		frame = append(frame, byte((len(packet)+8)>>8), byte(len(packet)+8), 0xaa, 0xaa, 3, 0, 0, 0, byte(kind>>8), byte(kind))
 	case 2: // MPLS
 		frame = append(frame, 0x88, 0x47, 0, 0, 1, 64)

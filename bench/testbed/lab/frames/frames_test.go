@@ -15,8 +15,8 @@ func end(n byte) frames.End {
 	}}
 }
 
-// The same seed gives the same frames, and another seed gives others. Most frames contain
-// their number.
+// The same seed gives the same frames, and a different seed gives different frames. Most
+// frames contain their number.
 func TestFrames(t *testing.T) {
 	opts := frames.Options{
 		Sender: end(1), Targets: []frames.End{end(2), end(3)}, Others: []frames.End{end(4)}, Ports: []uint16{53, 80},

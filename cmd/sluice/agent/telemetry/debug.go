@@ -10,7 +10,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// index writes the page with links to the others.
+// index writes the page with links to the other debugging pages.
 func index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	fmt.Fprint(w, `<!doctype html><title>sluice</title><h1>sluice</h1><ul>
@@ -41,8 +41,8 @@ type endpoint struct {
 	Endpoint   string       `json:"endpoint"` // "namespace/name", or "node"
 	Addresses  []netip.Addr `json:"addresses"`
 	Epoch      uint64       `json:"epoch"`
-	Egress     []string     `json:"egress"`  // policies that isolate it in egress; null if there are none
-	Ingress    []string     `json:"ingress"` // the same in ingress
+	Egress     []string     `json:"egress"`  // policies that isolate the endpoint in egress; null if there are none
+	Ingress    []string     `json:"ingress"` // policies that isolate the endpoint in ingress; null if there are none
 	NamedPorts []string     `json:"namedPorts"`
 }
 

@@ -61,8 +61,8 @@ const (
 	maxPprofDuration = 5 * time.Minute
 )
 
-// untilDone extends the deadline of a request by its parameter "seconds", or by pprofDuration
-// if that is longer.
+// untilDone extends the deadline of a request by its parameter "seconds", at least by
+// pprofDuration.
 func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		d := pprofDuration
@@ -79,8 +79,8 @@ func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// oneAtATime renders one page at a time for callers on this node, and one for all others, so
-// that many callers cost no more CPU than one. It buffers a page before it sends it, so that
+// oneAtATime renders only one page at a time for callers on this node, and only one for all
+// other callers, so that many callers cost no more CPU than one. It buffers each page, so that
 // a slow reader does not block other callers.
 func oneAtATime(next http.Handler) http.Handler {
 	node, others := make(chan struct{}, 1), make(chan struct{}, 1)
@@ -136,7 +136,7 @@ type liveness struct {
 
 	mu         sync.Mutex
 	answered   uint64    // number of answered packets at the last request
-	progressed time.Time // last request at which that number had grown, or no packet had to be answered
+	progressed time.Time // time of the last request at which answered had grown, or no packet waited for an answer
 }
 
 func (p *liveness) ServeHTTP(w http.ResponseWriter, _ *http.Request) { answer(w, p.failure(p.read())) }

@@ -72,7 +72,8 @@ func TestEndpointPage(t *testing.T) {
 	}
 }
 
-// Before the first snapshot, pages that need one return status 503, and the others work.
+// Before the first snapshot, pages that need a snapshot return status 503, and the other
+// pages work.
 func TestPagesOfANewAgent(t *testing.T) {
 	h := Handler(func() *State { return &State{Now: noon, Started: noon} })
 	for path, want := range map[string]int{
@@ -133,7 +134,7 @@ func TestLiveness(t *testing.T) {
 		{3*time.Hour + answerTimeout + 2, 0, 0, 12, true},
 		{4 * time.Hour, 3, 3, 12, true},
 		{4*time.Hour + answerTimeout + 1, 3, 3, 12, true},
-		{4*time.Hour + answerTimeout + 2, 2, 3, 12, true}, // the two were not read at the same moment
+		{4*time.Hour + answerTimeout + 2, 2, 3, 12, true}, // 3 held, but only 2 waiting: the counts were not read at the same moment
 		{4*time.Hour + 2*answerTimeout, 4, 3, 12, true},
 		{4*time.Hour + 3*answerTimeout, 4, 3, 12, false},
 	} {

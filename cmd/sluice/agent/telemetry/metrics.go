@@ -117,8 +117,8 @@ var (
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// Values of the labels direction and reason for verdicts of the kernel, which remembers
-// neither.
+// Values of the labels direction and reason for verdicts of the kernel's flow cache, which
+// does not store the direction and the reason.
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
@@ -165,7 +165,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
 	if k := s.Kernel; k != nil {
-		// The agent sees only the first denial of a flow; the kernel counts the repetitions.
+		// The agent counts only the first denial of a flow, and the kernel the later ones.
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
@@ -243,8 +243,8 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 	return sums
 }
 
-// direction returns the direction that decided, for the label direction. s are the directions
-// in which policies isolate the ends.
+// direction returns the value of the label direction: the direction that decided. s has the
+// directions in which policies isolate the ends.
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {
@@ -285,7 +285,7 @@ func (s *State) since(t time.Time) time.Duration {
 	return s.Now.Sub(t)
 }
 
-// count returns a number that of reads from the snapshot in force, or 0 without a snapshot.
+// count returns of(s), which may use the snapshot, or 0 if there is no snapshot yet.
 func (s *State) count(of func(*State) int) float64 {
 	if s.Snapshot == nil {
 		return 0

@@ -95,10 +95,10 @@ var (
 	selector   = regexp.MustCompile(`\b(sluice_[a-z0-9_]+)\{([^}]*)\}`)
 	matcher    = regexp.MustCompile(`([a-z_]+)(=~|!~|!=|=)"([^"]*)"`)
 	grouping   = regexp.MustCompile(`\bby \(([^)]*)\)`)
-	given      = []string{"instance", "le"} // labels that the agent does not set
+	given      = []string{"instance", "le"} // labels that do not come from the agent's code
 )
 
-// familyOf returns the metric to which a name in a query refers, or nil.
+// familyOf returns the metric of a name in a query, or nil.
 func familyOf(found map[string]*dto.MetricFamily, name string) *dto.MetricFamily {
 	if f := found[name]; f != nil {
 		return f

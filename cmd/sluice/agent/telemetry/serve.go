@@ -44,7 +44,7 @@ type Options struct {
 	// HandOver answers an agent that wants to take over. nil rejects such requests.
 	HandOver http.HandlerFunc
 	// TookOver reports whether the agent that listens on the socket has yielded to this one.
-	// nil means never.
+	// nil means that it has not.
 	TookOver func() bool
 	Logger   *slog.Logger // nil discards
 }
@@ -75,8 +75,8 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	_ = group.Wait() // no error is possible
 }
 
-// withServers returns a function that adds the servers' connections to the state of read, and
-// the addresses on which the servers cannot listen.
+// withServers returns a function that calls read and adds to the state the servers'
+// connections and the addresses on which the servers cannot listen.
 func withServers(read func() *State, all []*slots, listens ...*binding) func() *State {
 	return func() *State {
 		s := *read()
@@ -103,8 +103,8 @@ func socketHandler(opts Options, read func() *State) http.Handler {
 	return mux
 }
 
-// listener opens a listener. It also returns a function that reports whether clients can no
-// longer reach the listener and the agent should listen again.
+// listener opens a listener. It also returns a function that reports whether the agent should
+// listen again, because clients can no longer reach the listener.
 type listener func(context.Context, string) (net.Listener, func() bool, error)
 
 func listenTCP(node, others *slots) listener {
@@ -164,11 +164,12 @@ func markBusy(next http.Handler) http.Handler {
 }
 
 // setDeadlines sets the deadline for reading and answering a request; zero means none. When
-// the deadline for reading expires, it also cancels the context of a request in progress.
+// the deadline for reading expires, net/http also cancels the context of a request in progress.
 func setDeadlines(w http.ResponseWriter, until time.Time) {
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(until)  // a writer that does not support it has no deadline
-	_ = control.SetWriteDeadline(until) // the same
+	// A writer without support for deadlines has none to set.
+	_ = control.SetReadDeadline(until)
+	_ = control.SetWriteDeadline(until)
 }
 
 // binding is an address or a path on which the agent listens.
@@ -211,7 +212,7 @@ func (p *binding) serve(ctx context.Context, handler http.Handler, listen listen
 			}
 		}
 		if ended != nil {
-			_ = l.Close() // it was lost: clients cannot reach it
+			_ = l.Close() // clients can no longer reach this listener
 			<-ended
 		}
 	}

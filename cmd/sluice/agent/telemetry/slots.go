@@ -19,15 +19,15 @@ import (
 //
 // If no slot is free, a new connection displaces another one instead of being refused: the
 // new one could be a probe of the kubelet, and the others idle connections of a pod. The
-// displaced one belongs to the source with the most connections; connections without a
-// request in progress come first. Callers on the node have separate slots, which pods cannot
-// take.
+// displaced one belongs to the source with the most connections, and is one without a request
+// in progress if the source has such a connection. Callers on the node have separate slots,
+// which pods cannot take.
 const (
 	nodeSlots   = 64  // for callers on this node, over TCP
-	otherSlots  = 128 // for callers from elsewhere
-	sourceSlots = 16  // the share of otherSlots for one address
+	otherSlots  = 128 // for callers from other machines and pods
+	sourceSlots = 16  // how many of otherSlots one address may take
 	socketSlots = 32  // for the unix socket, which only root may open
-	minSlots    = 2   // for each of these, however few descriptors there are
+	minSlots    = 2   // lower bound of each number above, however few descriptors there are
 
 	// reserve is the number of descriptors that the agent keeps for itself. With four queues
 	// it has about 40 open, and runs one command at a time.
@@ -51,7 +51,7 @@ func limitsFor(descriptors uint64) slotLimits {
 func descriptors() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0 // limitsFor then returns minSlots for each kind
+		return 0 // for which limitsFor returns minSlots for each kind of caller
 	}
 	return limit.Cur
 }
@@ -80,8 +80,8 @@ type slotConn struct {
 	pinned bool       // the connection is never displaced
 }
 
-// enter gives c a slot. It returns the connection that is displaced, which may be c itself,
-// or nil. The caller must close it.
+// enter gives c a slot. If that displaces a connection, which may be c itself, enter returns
+// it, and the caller must close it.
 func (p *slots) enter(c *slotConn) (out *slotConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,13 +104,13 @@ func (p *slots) enter(c *slotConn) (out *slotConn) {
 	return out
 }
 
-// victim chooses the connection to displace from those for which among returns true: the
-// oldest that is not busy, otherwise the oldest. It returns the newcomer if all others are
-// pinned.
-func (p *slots) victim(newcomer *slotConn, among func(*slotConn) bool) *slotConn {
+// victim chooses the connection to displace among those that candidate accepts: the oldest
+// that is not busy or, if all are busy, the oldest. Pinned connections are never displaced;
+// if nothing else is left, victim returns the newcomer.
+func (p *slots) victim(newcomer *slotConn, candidate func(*slotConn) bool) *slotConn {
 	var oldest *slotConn
 	for _, c := range p.taken {
-		if c == newcomer || c.pinned || !among(c) {
+		if c == newcomer || c.pinned || !candidate(c) {
 			continue
 		}
 		if !c.busy {
@@ -129,7 +129,7 @@ func (p *slots) victim(newcomer *slotConn, among func(*slotConn) bool) *slotConn
 func (p *slots) remove(c *slotConn) {
 	i := slices.Index(p.taken, c)
 	if i < 0 {
-		return // it was displaced, which has freed its slot
+		return // c was displaced, and enter has freed its slot
 	}
 	p.taken = slices.Delete(p.taken, i, i+1)
 	if p.bySource[c.source]--; p.bySource[c.source] == 0 {
@@ -160,7 +160,7 @@ func (c *slotConn) set(f func(*slotConn)) {
 // limited is a listener whose connections take slots.
 type limited struct {
 	net.Listener
-	// slotsOf returns the slots from which a connection takes one, and its source.
+	// slotsOf returns the slots for a connection, and its source.
 	slotsOf func(net.Conn) (*slots, netip.Addr)
 }
 
@@ -170,13 +170,13 @@ func (l limited) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
-			return nil, err // not wrapped: net/http checks whether it is temporary
+			return nil, err // not wrapped: net/http checks whether the error is temporary
 		}
 		in, source := l.slotsOf(conn)
 		c := &slotConn{Conn: conn, in: in, source: source}
 		out := in.enter(c)
 		if out != nil {
-			_ = out.Conn.Close() // its handler gets an error
+			_ = out.Conn.Close() // the handler of out gets an error
 		}
 		if out != c {
 			return c, nil
@@ -190,7 +190,7 @@ func tcpSlots(node, others *slots) func(net.Conn) (*slots, netip.Addr) {
 	return func(c net.Conn) (*slots, netip.Addr) {
 		from, to := addrOf(c.RemoteAddr()), addrOf(c.LocalAddr())
 		if from.IsLoopback() || from == to {
-			return node, netip.Addr{} // processes of the node cannot be distinguished, so all are one source
+			return node, netip.Addr{} // all callers on the node count as one source: they cannot be told apart
 		}
 		return others, from
 	}

@@ -45,13 +45,13 @@ func TestDisplacement(t *testing.T) {
 	first := step(1, "a1", "")
 	first.set(func(c *slotConn) { c.busy = true })
 	step(1, "a2", "")
-	step(1, "a3", "a2") // source 1 is at its limit, and a1 is busy
+	step(1, "a3", "a2") // source 1 is over its limit, and a1 is busy
 	step(2, "b1", "")
 	third := step(3, "c1", "")
-	step(4, "d1", "a3") // all slots are taken, and source 1 has the most
-	step(2, "b2", "b1") // with b2, source 2 has the most
+	step(4, "d1", "a3") // all slots are taken, and source 1 has the most connections
+	step(2, "b2", "b1") // with b2, source 2 has the most connections
 	third.set(func(c *slotConn) { c.pinned = true })
-	step(5, "e1", "d1") // each source has one; a1 is busy and c1 pinned
+	step(5, "e1", "d1") // each source has one connection; a1 is busy and c1 pinned
 	step(6, "f1", "b2")
 	if n := e.open(); n != 4 {
 		t.Errorf("%d slots are taken, want 4", n)
@@ -61,8 +61,8 @@ func TestDisplacement(t *testing.T) {
 	}
 }
 
-// Sources with many connections cannot keep out a source with one, even if all of their
-// requests never end.
+// Sources with many connections cannot keep out a source with one connection, even if none of
+// their requests ever ends.
 func TestManyConnectionsDoNotKeepOthersOut(t *testing.T) {
 	e := &namedSlots{newSlots(otherSlots, sourceSlots), map[*slotConn]string{}}
 	for i := range 10 * otherSlots {
@@ -135,8 +135,9 @@ func withServer(t *testing.T, handler http.Handler, f func(dial func() net.Conn)
 	})
 }
 
-// timeToClose sends text and returns the time until the server closes the connection. Without
-// reads, it does not read either, and checks that the answer is cut off after an hour.
+// timeToClose sends text and reads until the server closes the connection. It returns the time
+// that this takes. If reads is false, it reads nothing for an hour, then checks that the server
+// has cut off the answer, and returns 0.
 func timeToClose(t *testing.T, c net.Conn, text string, reads bool) time.Duration {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {

@@ -24,11 +24,11 @@ const DefaultSocket = "/run/sluice/sluice.sock"
 type occupant uint8
 
 const (
-	stranger    occupant = iota // any other process; it keeps the path while it listens
-	predecessor                 // an agent that has yielded to this one; it loses the path
+	stranger    occupant = iota // a process that keeps the path while it listens
+	predecessor                 // an agent that has yielded to this one, which may take the path
 )
 
-// occupant returns the kind of process that may listen on the path.
+// occupant returns predecessor if this agent has taken over, otherwise stranger.
 func (o Options) occupant() occupant {
 	if o.TookOver() {
 		return predecessor
@@ -39,9 +39,9 @@ func (o Options) occupant() occupant {
 // listenSocket listens on a unix socket that only its owner can open.
 //
 // It makes the socket in a directory that only its owner can enter, sets the mode, and then
-// renames the socket to its path. So the socket is never open to others, and replaces an
-// older one atomically. listenSocket returns an error, and changes nothing, if the path is
-// not a socket, or if a stranger listens on it.
+// renames the socket to its path. So other users can never open the socket, and it replaces an
+// older one atomically. If path exists and is not a socket, or if a stranger listens on it,
+// listenSocket changes nothing and returns an error.
 func listenSocket(path string, by occupant) (*socket, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -60,7 +60,7 @@ func listenSocket(path string, by occupant) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the status socket: %w", err)
 	}
-	l.SetUnlinkOnClose(false) // it would unlink the original path, not the one after the rename
+	l.SetUnlinkOnClose(false) // Close would unlink the original path, not the path after the rename
 	err = os.Chmod(made, 0o600)
 	var info os.FileInfo
 	if err == nil {
@@ -158,7 +158,7 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // after an error, the part that was read
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // an incomplete text is better than none
 		return nil, fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, text)
 	}
 	var s Status

@@ -105,8 +105,8 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	answered(t, path)
 }
 
-// An agent does not replace the socket of another agent until that agent has ended, and never
-// replaces a file.
+// An agent does not replace the socket of another agent until that agent has ended. It never
+// replaces a regular file.
 func TestSocketInUseIsLeftAlone(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sluice.sock")
@@ -216,7 +216,7 @@ func TestHandOverOutlivesTheSocket(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	answered(t, path) // on another socket
+	answered(t, path) // on the new socket
 	select {
 	case <-ended:
 		t.Error("the request ended with the socket")

@@ -27,7 +27,7 @@ type Status struct {
 	Failed    uint64     `json:"ruleRepairFailures"`
 	Watches   []Watch    `json:"watches"`
 	Problems  []Problem  `json:"problems"`
-	NotRead   string     `json:"notRead,omitempty"` // objects of other kinds, which may change what is allowed
+	NotRead   string     `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
 
 	Now time.Time `json:"now"`
 	// Process is the PID of the agent in the PID namespace of the caller of Ask. It differs
@@ -35,7 +35,7 @@ type Status struct {
 	Process int `json:"-"`
 }
 
-// Enforcing is what is in force.
+// Enforcing describes the snapshot in force.
 type Enforcing struct {
 	Since      time.Time `json:"since"` // when the agent was first ready; zero before
 	Snapshot   uint64    `json:"snapshot"`
@@ -54,9 +54,9 @@ type Packets struct {
 	Waiting         int               `json:"waiting"`         // in the queues now
 	Held            uint64            `json:"held"`            // held until their pod was known
 	Expired         uint64            `json:"expired"`         // held, but their pod did not become known in time
-	Refused         uint64            `json:"refused"`         // not held, or held no longer, because there was no room
+	Refused         uint64            `json:"refused"`         // denied because there was no room to hold them, or to keep holding them
 	Dropped         uint64            `json:"dropped"`         // dropped by the kernel, because a queue was full
-	Overflow        uint64            `json:"overflow"`        // judged in the overflow queue: their source is over its limit
+	Overflow        uint64            `json:"overflow"`        // judged in the overflow queue, because their source was over its limit
 	OverflowDropped uint64            `json:"overflowDropped"` // dropped by the kernel, because the overflow queue was full
 	Panics          uint64            `json:"panics"`          // denied, because judging them panicked
 	Restart         uint64            `json:"restarts"`        // restarts of queue workers
@@ -68,7 +68,7 @@ type Packets struct {
 type Forged struct {
 	Rules   uint64            `json:"rules"`             // dropped by iptables: the source is this node or the destination
 	Reasons map[string]uint64 `json:"reasons,omitempty"` // dropped at interfaces, by reason
-	Guarded bool              `json:"guarded"`           // whether pods' interfaces are guarded
+	Guarded bool              `json:"guarded"`           // pods' interfaces are guarded
 	Ports   int               `json:"ports"`             // interfaces whose pod is known
 	Unknown int               `json:"unknown"`           // interfaces whose pod is not known
 }
@@ -97,10 +97,10 @@ type InKernel struct {
 type Live struct {
 	Judged    int `json:"judged"`
 	Unchanged int `json:"unchanged"`
-	Allowed   int `json:"allowed"` // for the first time
+	Allowed   int `json:"allowed"` // marked as allowed for the first time
 	Revoked   int `json:"revoked"`
 	Restored  int `json:"restored"`
-	Unjudged  int `json:"unjudged"` // had passed without a verdict before
+	Unjudged  int `json:"unjudged"` // without a verdict before the sweep
 }
 
 func liveOf(r conntrack.Result) Live {
@@ -110,7 +110,7 @@ func liveOf(r conntrack.Result) Live {
 	}
 }
 
-// Status returns the status that s amounts to.
+// Status returns s in the form that sluice status shows.
 func (s *State) Status() *Status {
 	out := &Status{
 		Settings: s.Settings, Started: s.Started, Unready: s.Unready(), Repairs: s.Repairs, Failed: s.RepairFailures,
@@ -205,7 +205,7 @@ func (s *Status) headline() string {
 	return fmt.Sprintf("started %s ago and not ready: %s", s.ago(s.Started), s.Unready)
 }
 
-// count returns n and the noun thing, in the plural unless n is 1.
+// count returns n followed by the noun thing, which is in the plural unless n is 1.
 func count(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing

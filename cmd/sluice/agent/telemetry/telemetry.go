@@ -5,7 +5,7 @@
 // their own counters, so telemetry adds no cost to a packet.
 //
 // Enforcement comes first: if the agent cannot listen, it logs the reason, keeps trying, and
-// reports a problem after a while. It never ends because of that.
+// reports a problem after a while. It never ends because it cannot listen.
 package telemetry
 
 import (
@@ -28,7 +28,7 @@ type State struct {
 	Started time.Time
 	Ready   time.Time // when the agent was first ready; zero before
 
-	Snapshot  *policy.Snapshot // the one in force; nil before the first
+	Snapshot  *policy.Snapshot // the snapshot in force; nil before the first one
 	Published time.Time        // when the snapshot came into force
 	Tally     engine.Tally     // sum of all evaluators
 	Flows     cache.Stats      // sum of all evaluators' flow caches
@@ -46,19 +46,19 @@ type State struct {
 	Connections Connections // of the HTTP server and the socket
 
 	// Unguarded is the reason why the guard of pods' interfaces is not up to date; empty if
-	// it is.
+	// the guard is up to date.
 	Unguarded string
 
 	Watches []Watch
-	Failing []string // tables whose rules cannot be kept, each with the reason
-	Reduced []string // tables whose rules lack a part, each with the reason
+	Failing []string // tables in which the rules cannot be kept in place, each with the reason
+	Reduced []string // tables in which the rules lack a part, each with the reason
 	// Bypassed lists the kernel settings that let packets bypass iptables, if they make the
 	// agent unready.
 	Bypassed       []string
-	SysctlProblems int // number of such settings, whether or not they make the agent unready
+	SysctlProblems int // number of settings that let packets bypass iptables, even if the agent is ready
 	PodsOutside    int // number of addresses of this node's pods outside of all pod ranges
 	Problems       []Problem
-	NotRead        string // objects of other kinds, which may change what is allowed
+	NotRead        string // objects that the agent does not read, but that may change what is allowed
 }
 
 // Settings are the options of an agent that sluice status shows.
@@ -77,7 +77,7 @@ type Watch struct {
 	Kind     string    `json:"kind"`
 	Synced   bool      `json:"synced"` // the list has been read
 	Broken   string    `json:"broken,omitempty"`
-	Since    time.Time `json:"since"` // when it broke or recovered
+	Since    time.Time `json:"since"` // when the watch broke or recovered
 	Events   uint64    `json:"events"`
 	Restarts uint64    `json:"restarts"`
 	Errors   uint64    `json:"errors"`
@@ -134,8 +134,8 @@ func because(reason string) string {
 	return ": " + reason
 }
 
-// AllProblems returns Problems, and those that follow from other fields: broken watches, and
-// rules or guards that cannot be kept.
+// AllProblems returns Problems and those that follow from other fields: broken watches, and
+// rules or a guard that cannot be kept up to date.
 func (s *State) AllProblems() []Problem {
 	all := append([]Problem{}, s.Problems...)
 	for _, w := range s.Watches {
