@@ -24,6 +24,8 @@ type Snapshot struct {
 // Counts holds the numbers of objects that a snapshot was compiled from and to.
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
+
+	Tiers [numTiers]int // the policies of each tier
 }
 
 // Endpoint is the owner of an address: a pod or this node.
