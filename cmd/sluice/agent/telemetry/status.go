@@ -248,8 +248,14 @@ func (s *Status) watchText(w Watch) string {
 		return fmt.Sprintf("broken for %s", s.ago(w.Since))
 	case !w.Synced:
 		return "the list has not been read yet"
+	case w.Optional && w.Version == "":
+		return "not installed"
 	}
-	return fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+	text := fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+	if w.Version != "" {
+		text = w.Version + ", " + text
+	}
+	return text
 }
 
 // ago returns the time since t in short form, such as "3h2m" or "41s".
