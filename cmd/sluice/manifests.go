@@ -83,7 +83,7 @@ func (m *compiled) report(e env, what string) error {
 		fmt.Fprintln(e.stderr, "sluice:", p)
 	}
 	for _, p := range m.misunderstood {
-		fmt.Fprintln(e.stderr, "sluice:", p)
+		fmt.Fprintln(e.stderr, "sluice:", m.located(p))
 	}
 	why := "cannot be understood"
 	if slices.ContainsFunc(m.misunderstood, func(p policy.Problem) bool { return p.TooLarge }) {
@@ -92,8 +92,17 @@ func (m *compiled) report(e env, what string) error {
 	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s the rest of them", why, what)}
 }
 
-// printNotes prints notes about the files, and the kinds of objects that are not read although
-// they may change what is allowed. Notes change neither the answer nor the exit status.
+// located returns a problem of a policy with the file that the policy is from.
+func (m *compiled) located(p policy.Problem) error {
+	origin, known := m.Origins[p.Policy.Object()]
+	if !known {
+		return p
+	}
+	return manifests.Problem{File: origin.File, Document: origin.Document, Object: p.Policy.Object(), Field: p.Field, Detail: p.Detail, Hint: p.Hint}
+}
+
+// printNotes prints what changes neither the answer nor the exit status: notes about the
+// files, and the kinds of objects that are not read but may change what is allowed.
 func printNotes(e env, o manifests.Objects) {
 	for _, n := range manifests.Condense(o.Notes) {
 		fmt.Fprintln(e.stderr, "sluice: note:", n)

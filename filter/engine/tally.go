@@ -17,26 +17,27 @@ const (
 	latencyBuckets = 25
 )
 
-// Sides is the set of ends of a flow that are isolated: bit 0 is the source, in egress; bit
-// 1 is the destination, in ingress.
+// Sides is the set of ends of a flow about which policies decided: they isolate the end, or
+// an ordered rule matched. Bit 0 is the source, in egress; bit 1 is the destination, in
+// ingress.
 type Sides uint8
 
 // SidesOf returns the sides of a verdict.
 func SidesOf(v *filter.Verdict) Sides {
 	var s Sides
-	if v.Egress.Isolation != nil {
+	if v.Egress.Isolation != nil || v.Egress.Rule != nil {
 		s |= 1 << filter.Egress
 	}
-	if v.Ingress.Isolation != nil {
+	if v.Ingress.Isolation != nil || v.Ingress.Rule != nil {
 		s |= 1 << filter.Ingress
 	}
 	return s
 }
 
-// Has reports whether the flow is isolated in a direction.
+// Has reports whether policies decided about the flow in a direction.
 func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 
-// Verdicts counts verdicts by action, by reason and by isolated sides.
+// Verdicts counts verdicts by action, by reason and by sides.
 type Verdicts [2][filter.NumReasons][4]uint64
 
 // Latency is a histogram of how long decisions took. One in 64 decisions is timed.

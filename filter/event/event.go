@@ -54,6 +54,8 @@ const (
 	ManifestsReadable   Name = "manifests-readable"
 	APIUnreachable      Name = "api-unreachable"
 	APIReachable        Name = "api-reachable"
+	KindServed          Name = "kind-served"
+	KindNotServed       Name = "kind-not-served"
 	AddressShared       Name = "address-shared"
 	NodeUnknown         Name = "node-unknown"
 	NodeRangeUnreadable Name = "node-range-unreadable"

@@ -50,7 +50,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		starting: w.ranges.live,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
-			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets),
+			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets), Tiers: w.tiers,
 		},
 	}, changes
 }

@@ -28,8 +28,11 @@ type Problem struct {
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with the field
 	Hint   string // what would be right
-	// TooLarge reports that the whole policy is refused for its size. Otherwise the problem
-	// is a part that cannot be understood.
+	// Unsupported reports that the part is understood, but not supported yet. It is not a
+	// mistake of the policy.
+	Unsupported bool
+	// TooLarge reports that the whole policy is refused for its size, rather than that it
+	// cannot be understood.
 	TooLarge bool
 }
 

@@ -25,6 +25,8 @@ type Snapshot struct {
 // and policies) and that it consists of.
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
+
+	Tiers [numTiers]int // the policies of each tier
 }
 
 // Endpoint is the owner of an address: a pod or this node.

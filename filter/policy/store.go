@@ -21,6 +21,7 @@ type Store struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
+	tiers      [numTiers]int           // the number of policies of each tier
 	faulty     map[*policy]struct{}    // policies that have problems
 	node       map[netip.Addr]struct{} // this node's addresses; with IPVS, also the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
@@ -400,6 +401,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	}
 	w.count(p, from)
 	w.policies[p.ref] = p
+	w.tiers[p.tier]++
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
 	}
@@ -425,6 +427,7 @@ func (w *Store) DeletePolicy(ref Ref) {
 }
 
 func (w *Store) removePolicy(p *policy) {
+	w.tiers[p.tier]--
 	delete(w.faulty, p)
 	delete(p.subject.subjects, p)
 	w.touch(p.subject)

@@ -81,6 +81,24 @@ func newAPIError(err error, server string, k *kind, verb string) *APIError {
 	return e
 }
 
+// newDiscoveryError describes the error of a discovery of a kind, and adds a hint.
+func newDiscoveryError(err error, server string, k *kind) *APIError {
+	e := newAPIError(err, server, k, "discover")
+	hint := ""
+	switch {
+	case apierrors.IsForbidden(err):
+		hint = fmt.Sprintf("let this user get the paths /apis and /apis/%s/*, as the ClusterRole system:discovery does, and list %s", k.group.Group, k.resource)
+	case apierrors.IsNotFound(err):
+		hint = "this server is not a Kubernetes API server, or a proxy before it does not reach one: correct its address; sluice retries"
+	case apierrors.IsGone(err):
+		hint = "see the API server's log; sluice retries"
+	}
+	if hint != "" {
+		e.Request, e.resource, e.Hint = "discover "+k.resource, "discovery of "+k.resource, hint
+	}
+	return e
+}
+
 // withText adds a text to an error whose text is blank. A server or a proxy may omit the
 // message of a Status. In that case, only the code of the Status identifies the cause.
 func withText(err error) error {

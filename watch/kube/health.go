@@ -1,19 +1,27 @@
 package kube
 
 import (
+	"cmp"
 	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"sluice/filter/event"
 )
 
 // KindHealth is the state of the watch of one kind of objects.
 type KindHealth struct {
-	Kind   string // as in "Pod"
-	Synced bool   // a full list has arrived, and is in the policy store
+	Kind string // as in "Pod"
+	// Optional reports that a cluster may lack the kind. Version is then the version that is
+	// followed, such as "v1beta1". It is empty if the kind is not installed, and until
+	// Synced.
+	Optional bool
+	Version  string
+	Synced   bool // a full list has arrived, and is in the policy store
 	// Err is the failure that keeps the source from following the kind. It is nil until the
 	// first failure, and while the watch of the kind is open. After a failure, the known
 	// objects stay in force.
@@ -38,17 +46,29 @@ type health struct {
 }
 
 type kindState struct {
-	kind    *kind
-	view    KindHealth
-	failure *APIError
-	watched bool // a watch has been open
-	events  atomic.Uint64
+	kind     *kind
+	view     KindHealth
+	failures [2]*APIError // by what has failed
+	watched  bool         // a watch has been open
+	events   atomic.Uint64
+}
+
+// The failures of a kind: following it, and discovering in which version to follow it.
+const (
+	following = iota
+	discovering
+)
+
+// failure returns the failure to report, or nil. If both have failed, the objects of the
+// kind matter more.
+func (s *kindState) failure() *APIError {
+	return cmp.Or(s.failures[following], s.failures[discovering])
 }
 
 func newHealth(host string, log *slog.Logger) *health {
 	h := &health{host: host, log: log, now: time.Now}
 	for _, k := range kinds {
-		h.kinds = append(h.kinds, &kindState{kind: k, view: KindHealth{Kind: k.name, Since: h.now()}})
+		h.kinds = append(h.kinds, &kindState{kind: k, view: KindHealth{Kind: k.name, Optional: k.optional, Since: h.now()}})
 	}
 	return h
 }
@@ -95,26 +115,63 @@ func (h *health) requestDone(k *kind, verb string, err error) {
 				s.view.Restarts++
 			}
 			s.watched = true
-			h.setFailure(s, nil)
+			h.setFailure(s, following, nil)
 		}
 		return // a list does not end an earlier failure; only an open watch does
 	}
 	s.view.Errors++
-	h.setFailure(s, newAPIError(err, h.host, k, verb))
+	h.setFailure(s, following, newAPIError(err, h.host, k, verb))
 }
 
-// setFailure sets the failure of a kind and logs it. If failure is nil, it clears the
-// failure of the kind.
-func (h *health) setFailure(s *kindState, failure *APIError) {
-	if failure == nil && s.failure == nil || failure != nil && s.failure != nil && s.failure.alike(failure) {
+// discovered records the outcome of a discovery.
+func (h *health) discovered(k *kind, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.of(k)
+	if err == nil {
+		h.setFailure(s, discovering, nil)
 		return
 	}
-	s.failure, s.view.Err, s.view.Since = failure, nil, h.now()
+	s.view.Errors++
+	h.setFailure(s, discovering, newDiscoveryError(err, h.host, k))
+}
+
+// serves records in which version an optional kind is followed from now on, and logs it. If
+// known is not set, it is the first version.
+func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.of(k)
+	s.view.Version = now.Version
+	h.setFailure(s, following, nil) // it was about the version before
+	kind, group := slog.String("kind", k.name), slog.String("group", k.group.Group)
+	switch {
+	case now != notServed && before != notServed:
+		h.log.Info("API version of a kind changed", event.KindServed.Attr(), kind, group, "version", now.Version, "previous", before.Version)
+	case now != notServed:
+		h.log.Info("kind installed in the cluster", event.KindServed.Attr(), kind, group, "version", now.Version)
+	case known:
+		h.log.Warn("kind removed from the cluster: its objects are not in force any more", event.KindNotServed.Attr(), kind, group, "previous", before.Version)
+	default:
+		h.log.Info("kind not installed in the cluster", event.KindNotServed.Attr(), kind, group)
+	}
+}
+
+// setFailure sets one of the failures of a kind and logs it. If failure is nil, it clears
+// this failure of the kind.
+func (h *health) setFailure(s *kindState, which int, failure *APIError) {
+	was := s.failures[which]
+	if failure == nil && was == nil || failure != nil && was != nil && was.alike(failure) {
+		return
+	}
+	s.failures[which], s.view.Err, s.view.Since = failure, nil, h.now()
+	if left := s.failure(); left != nil {
+		s.view.Err = left
+	}
 	if failure == nil {
 		h.recovered()
 		return
 	}
-	s.view.Err = failure
 	if len(h.logged) == 0 {
 		h.began = h.now()
 	}
@@ -127,7 +184,7 @@ func (h *health) setFailure(s *kindState, failure *APIError) {
 // recovered logs that the API server is reachable again if no kind has a failure any more.
 func (h *health) recovered() {
 	for _, s := range h.kinds {
-		if s.failure != nil {
+		if s.failure() != nil {
 			return
 		}
 	}

@@ -1,9 +1,12 @@
-// Package kube follows the Namespaces, Pods, NetworkPolicies and Nodes of a cluster through
-// the Kubernetes API.
+// Package kube follows the Namespaces, Pods, NetworkPolicies, ClusterNetworkPolicies and
+// Nodes of a cluster through the Kubernetes API.
 //
 // Its [Source] delivers nothing before the first list of every kind has arrived, because
 // partial knowledge could allow what the rest denies. From then on, everything known stays
 // in force, even while the API server is unreachable.
+//
+// A cluster may lack the kind ClusterNetworkPolicy, serve it in an older version, and gain or
+// lose it at any time: see [optional].
 //
 // It uses no informers: they would keep a second copy of all objects. Instead, a [decoder]
 // reduces objects to what decisions need while it decodes them. client-go's reflectors list
@@ -12,6 +15,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,8 +23,10 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/wait"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
@@ -55,6 +61,8 @@ type Options struct {
 	StartupTaint *StartupTaint
 	// Logger logs each failure once while it lasts; nil disables logging.
 	Logger *slog.Logger
+
+	times discoveryTimes // set by tests; zero for defaultTimes
 }
 
 // Source is a watch.Source that follows a cluster. Its methods may be called concurrently.
@@ -66,6 +74,7 @@ type Source struct {
 	health *health
 	tables []*table
 	taint  *startupTaint // nil if there is none
+	times  discoveryTimes
 	log    *slog.Logger
 }
 
@@ -82,7 +91,7 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{host: config.Host, client: c, queue: newQueue(len(kinds)), log: log}
+	s := &Source{host: config.Host, client: c, queue: newQueue(len(kinds)), times: cmp.Or(opts.times, defaultTimes), log: log}
 	s.health = newHealth(config.Host, log)
 	if opts.StartupTaint != nil {
 		s.taint = newStartupTaint(*opts.StartupTaint, opts.NodeName, config.Host, c.groups[nodeKind.group], log)
@@ -116,7 +125,7 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 	group, ctx := errgroup.WithContext(ctx)
 	for _, t := range s.tables {
 		group.Go(func() error {
-			s.reflector(t, logger).RunWithContext(ctx)
+			s.follow(ctx, t, logger)
 			return nil
 		})
 	}
@@ -136,8 +145,26 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 	return nil
 }
 
-// reflector returns a reflector that keeps t up to date.
-func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
+// follow keeps t up to date until ctx ends.
+func (s *Source) follow(ctx context.Context, t *table, logger klog.Logger) {
+	if !t.kind.optional {
+		record := func(verb string, err error) { s.health.requestDone(t.kind, verb, err) }
+		s.reflector(t, t.kind.group, logger, record).RunWithContext(ctx)
+		return
+	}
+	o := &optional{kind: t.kind, times: s.times, health: s.health, empty: t.empty, wake: make(chan struct{}, 1)}
+	o.discover = func(ctx context.Context, sure bool) (schema.GroupVersion, error) {
+		return s.client.discover(ctx, t.kind, sure)
+	}
+	o.follow = func(ctx context.Context, version schema.GroupVersion) {
+		s.reflector(t, version, logger, o.requestDone).RunWithContext(ctx)
+	}
+	o.run(ctx)
+}
+
+// reflector returns a reflector that keeps t up to date with the objects of a version. It
+// passes the outcome of each request to record.
+func (s *Source) reflector(t *table, version schema.GroupVersion, logger klog.Logger, record func(verb string, err error)) *cache.Reflector {
 	requests := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			if opts.ResourceVersion == "0" {
@@ -145,13 +172,15 @@ func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
 				// and sends all objects at once. That takes too much memory.
 				opts.ResourceVersion = ""
 			}
-			list, err := s.client.list(ctx, t.kind, opts)
-			s.health.requestDone(t.kind, "list", err)
+			list, err := s.client.list(ctx, t.kind, version, opts)
+			record("list", err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (apiwatch.Interface, error) {
-			stream, err := s.client.watch(ctx, t.kind, opts)
-			s.health.requestDone(t.kind, "watch", err)
+			stream, err := s.client.watch(ctx, t.kind, version, opts)
+			if opts.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
+				record("watch", err) // an older server only refuses to stream lists
+			}
 			return stream, err
 		},
 	}

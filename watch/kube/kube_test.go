@@ -176,13 +176,22 @@ func (s *switchable) answer(req *http.Request) *metav1.Status {
 func serve(t *testing.T, opts apiserver.Options) (*apiserver.Server, *rest.Config) {
 	t.Helper()
 	s := apiserver.New(opts)
-	h := httptest.NewServer(s)
+	return s, configOf(serveHandler(t, s))
+}
+
+// serveHandler serves requests until the test ends, and returns the URL.
+func serveHandler(t *testing.T, handler http.Handler) string {
+	t.Helper()
+	h := httptest.NewServer(handler)
 	t.Cleanup(func() {
 		h.CloseClientConnections()
 		h.Close()
 	})
-	return s, &rest.Config{Host: h.URL}
+	return h.URL
 }
+
+// configOf returns the configuration to reach a server.
+func configOf(url string) *rest.Config { return &rest.Config{Host: url, QPS: -1} }
 
 func makePod(name, ip string, labels map[string]string) *corev1.Pod {
 	p := &corev1.Pod{
@@ -219,8 +228,10 @@ func makeNamespace(name string, labels map[string]string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 }
 
-// small sets a database pod, a client pod, an unrelated pod, and a policy.
+// small sets a database pod, a client pod, an unrelated pod, and a policy. It installs
+// ClusterNetworkPolicies.
 func small(s *apiserver.Server) {
+	s.Install("v1beta1")
 	s.Set(makeNamespace("default", nil),
 		makePod("db", "10.1.0.1", role("db")), makePod("web", "10.1.0.2", role("frontend")), makePod("other", "10.1.0.3", nil),
 		makePolicy("access-db", "frontend"))

@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 
@@ -36,7 +37,16 @@ func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 		if k == nodeKind {
 			continue
 		}
-		if err := c.pages(ctx, k, func(page runtime.Object) (string, error) { return o.take(k, page) }); err != nil {
+		version := k.group
+		if k.optional {
+			if version, err = c.discover(ctx, k, true); err != nil {
+				return nil, newDiscoveryError(err, config.Host, k)
+			}
+			if version == notServed {
+				continue
+			}
+		}
+		if err := c.pages(ctx, k, version, func(page runtime.Object) (string, error) { return o.take(k, page) }); err != nil {
 			return nil, newAPIError(err, config.Host, k, "list")
 		}
 	}
@@ -44,9 +54,9 @@ func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 }
 
 // pages lists all objects of a kind, page by page.
-func (c *client) pages(ctx context.Context, k *kind, take func(runtime.Object) (string, error)) error {
+func (c *client) pages(ctx context.Context, k *kind, version schema.GroupVersion, take func(runtime.Object) (string, error)) error {
 	for opts := (metav1.ListOptions{Limit: pageSize}); ; {
-		list, err := c.list(ctx, k, opts)
+		list, err := c.list(ctx, k, version, opts)
 		if err != nil {
 			return err
 		}

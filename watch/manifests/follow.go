@@ -362,9 +362,10 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the netpol package finds in the policies. It omits
-// consequences of c.problems. A rule with such a problem would safely allow nothing, but it is
-// better to keep the last good state of the file.
+// inPolicies returns the problems that the reader of each kind finds in the policies. It omits
+// those that c.problems explains. The affected rules would safely allow nothing, but it is
+// better to keep the last good state of the file. A part that is not supported is no reason
+// for that: the store reports it.
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {
@@ -372,7 +373,7 @@ func (c *content) inPolicies() []Problem {
 			continue
 		}
 		for _, p := range it.policies.read(it.object).Problems {
-			if CausedBy(p, c.problems) {
+			if p.Unsupported || CausedBy(p, c.problems) {
 				continue
 			}
 			found = append(found, Problem{

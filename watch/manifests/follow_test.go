@@ -383,6 +383,10 @@ func TestFollowClusterObjects(t *testing.T) {
 	if d := f.next(); len(d.Set.Policies) != 1 || len(d.Set.Policies[0].Problems) != 0 {
 		t.Errorf("after the correction: %+v", d)
 	}
+	f.put("p.yaml", clusterPolicy("  egress: [{action: Accept, to: [{domainNames: [a.example]}]}]\n"))
+	if d := f.next(); len(d.Set.Policies) != 1 || len(d.Set.Policies[0].Problems) != 1 { // not supported, but not broken
+		t.Errorf("with a domain name: %+v", d)
+	}
 	f.must(os.Remove(filepath.Join(f.dir, "p.yaml")))
 	f.until("Node a.example")
 	f.must(os.Remove(filepath.Join(f.dir, "n.yaml")))

@@ -147,7 +147,7 @@ func location(p manifests.Problem) string {
 func watches(kinds []kube.KindHealth) []telemetry.Watch {
 	var all []telemetry.Watch
 	for _, k := range kinds {
-		w := telemetry.Watch{Kind: k.Kind, Synced: k.Synced, Since: k.Since, Events: k.Events, Restarts: k.Restarts, Errors: k.Errors}
+		w := telemetry.Watch{Kind: k.Kind, Optional: k.Optional, Version: k.Version, Synced: k.Synced, Since: k.Since, Events: k.Events, Restarts: k.Restarts, Errors: k.Errors}
 		if k.Err != nil {
 			w.Broken = k.Err.Error()
 		}

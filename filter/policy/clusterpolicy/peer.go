@@ -132,7 +132,9 @@ func (x *ruleReader) names(names []v1beta1.DomainName, at string) (out policy.Pe
 		out.Malformed = ".domainNames"
 		return out
 	}
-	x.reader.problem(x.field+at+".domainNames", "domain names are not supported yet; this peer accepts nothing",
-		"in "+x.title+", write the addresses as networks")
+	x.add(policy.Problem{
+		Policy: x.p.Ref, Field: x.field + at + ".domainNames", Detail: "domain names are not supported yet; this peer accepts nothing",
+		Hint: "in " + x.title + ", write the addresses as networks", Unsupported: true,
+	})
 	return out
 }

@@ -274,3 +274,11 @@ func TestRead(t *testing.T) {
 		t.Errorf("read %+v", p)
 	}
 }
+
+// A domain name in a rule that accepts is not a mistake of the policy.
+func TestUnsupported(t *testing.T) {
+	p := clusterpolicy.Read(object(t, rulesHead+"egress: [{action: Accept, to: [{domainNames: [a.example]}]}, {action: Deny, to: [{domainNames: [a.example]}]}]"))
+	if len(p.Problems) != 2 || !p.Problems[0].Unsupported || p.Problems[1].Unsupported {
+		t.Errorf("problems %+v", p.Problems)
+	}
+}

@@ -30,7 +30,7 @@ func (r *reader) ingress(index int, from *v1beta1.ClusterNetworkPolicyIngressRul
 	}
 	x.needPeers(".from", len(from.From))
 	x.protocols(from.Protocols)
-	x.add(filter.Ingress, from.Name, action)
+	x.addRule(filter.Ingress, from.Name, action)
 }
 
 func (r *reader) egress(index int, to *v1beta1.ClusterNetworkPolicyEgressRule) {
@@ -41,7 +41,7 @@ func (r *reader) egress(index int, to *v1beta1.ClusterNetworkPolicyEgressRule) {
 	}
 	x.needPeers(".to", len(to.To))
 	x.protocols(to.Protocols)
-	x.add(filter.Egress, to.Name, action)
+	x.addRule(filter.Egress, to.Name, action)
 }
 
 func (r *reader) rule(d filter.Direction, index int, name string) *ruleReader {
@@ -80,9 +80,9 @@ func (x *ruleReader) needPeers(field string, n int) {
 	x.badPeers = []policy.Peer{{Malformed: "."}}
 }
 
-// add adds the rule. If a part is malformed, the rule keeps only its malformed parts. Such a
+// addRule adds the rule. If a part is malformed, the rule keeps only its malformed parts. Such a
 // rule accepts nothing, and a rule of another action denies everything.
-func (x *ruleReader) add(d filter.Direction, name string, known bool) {
+func (x *ruleReader) addRule(d filter.Direction, name string, known bool) {
 	out := policy.Rule{Name: name, Action: x.action, Peers: x.peers, Ports: x.ports}
 	closed := len(x.badPeers)+len(x.badPorts) > 0
 	switch {

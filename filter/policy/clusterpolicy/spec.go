@@ -116,11 +116,15 @@ func (r *reader) closeAll() {
 }
 
 func (r *reader) problem(field, detail, hint string) {
+	r.add(policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Hint: hint})
+}
+
+func (r *reader) add(p policy.Problem) {
 	if len(r.p.Problems) == mostProblems {
 		r.more++
 		return
 	}
-	r.p.Problems = append(r.p.Problems, policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Hint: hint})
+	r.p.Problems = append(r.p.Problems, p)
 }
 
 // countRest adds a problem with the number of those beyond mostProblems.

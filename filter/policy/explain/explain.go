@@ -27,19 +27,9 @@ type Objects struct {
 	Policies   []*policy.Policy
 	Problems   []policy.Problem
 
-	// Nodes are the nodes that peers may select by labels.
-	Nodes []Node
-
 	// The endpoints behind the addresses of Services; both may be empty.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
-}
-
-// Node is a node of the cluster, with all its addresses.
-type Node struct {
-	Name   string
-	Labels labels.Set
-	Addrs  []netip.Addr
 }
 
 // Cluster explains flows. It must not be used concurrently.
@@ -49,9 +39,8 @@ type Cluster struct {
 	pods       map[string]*policy.Pod // pods by "namespace/name"
 	policies   map[string]*policy.Policy
 	tiers      [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
-	nodes      []Node
-	problems   map[string][]policy.Problem // by policy
-	ends       map[string]*End             // pods of earlier questions
+	problems   map[string][]policy.Problem       // by policy
+	ends       map[string]*End                   // pods of earlier questions
 	services   map[netip.Addr]*service
 }
 
@@ -63,7 +52,6 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 		pods:       make(map[string]*policy.Pod, len(o.Pods)),
 		policies:   make(map[string]*policy.Policy, len(o.Policies)),
 		tiers:      byTier(o.Policies),
-		nodes:      o.Nodes,
 		problems:   make(map[string][]policy.Problem),
 		ends:       make(map[string]*End),
 		services:   make(map[netip.Addr]*service),

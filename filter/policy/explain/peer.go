@@ -169,15 +169,14 @@ func (h *matcher) nodes(sel labels.Selector) (string, *Mismatch) {
 	if !sel.Empty() {
 		says = "nodes with " + words(sel)
 	}
-	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is not the address of a known node", score: otherAddress}
-	for _, n := range h.c.nodes {
-		if !slices.Contains(n.Addrs, h.addr) {
-			continue
-		}
-		missing := missing(sel, n.Labels)
-		if len(missing) == 0 {
+	for n := range h.c.snapshot.Nodes() {
+		if slices.Contains(n.Addrs, h.addr) && sel.Matches(n.Labels) {
 			return says, nil
 		}
+	}
+	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is not the address of a known node", score: otherAddress}
+	if n := h.c.snapshot.NodeAt(h.addr); n != nil {
+		missing := missing(sel, n.Labels)
 		lack.Flow, lack.score = "node "+n.Name+" has "+strings.Join(missing, " and "), len(missing)
 	}
 	return says, lack

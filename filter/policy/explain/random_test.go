@@ -3,6 +3,7 @@ package explain_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -127,6 +128,7 @@ func (d dice) cluster() objects {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pick(d, "one", "two"), Name: fmt.Sprint("p", i), Labels: d.labels()}}
 		p.Status.PodIPs = []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", i+1)}, {IP: fmt.Sprintf("fd00::%d", i+1)}}
 		p.Status.HostIP = pick(d, "", "192.0.2.7")
+		p.Spec.NodeName = pick(d, "", "node0", "node1")
 		for range d.IntN(3) {
 			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{{
 				Name: pick(d, "web", "alt", "other"), Protocol: pick(d, corev1.ProtocolTCP, corev1.ProtocolUDP), ContainerPort: pick[int32](d, 80, 81, 8080),
@@ -134,6 +136,13 @@ func (d dice) cluster() objects {
 		}
 		p.Spec.HostNetwork = d.one(10)
 		o.Pods = append(o.Pods, p)
+	}
+	for i := range d.IntN(3) {
+		n := &policy.Node{Name: fmt.Sprint("node", i), Labels: d.labels()}
+		for range 1 + d.IntN(2) {
+			n.Addrs = append(n.Addrs, netip.MustParseAddr(pick(d, "192.0.2.7", "192.0.2.8", "fd00::9")))
+		}
+		o.Nodes = append(o.Nodes, n)
 	}
 	for i := range 1 + d.IntN(4) {
 		o.Policies = append(o.Policies, d.policy(fmt.Sprint("policy", i)))
@@ -149,7 +158,11 @@ func (d dice) ordered(name string) *policy.Policy {
 	from := d.policy(name)
 	from.Spec.PolicyTypes = []networkingv1.PolicyType{"Ingress", "Egress"}
 	p := netpol.Read(from)
-	p.Ref.Kind = "ClusterNetworkPolicy"
+	p.Ref = policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}
+	if !d.one(3) {
+		p.Subject.Namespaces = pick(d, labels.Everything(), labels.SelectorFromSet(labels.Set{pick(d, "role", "tier"): pick(d, "a", "b")}))
+		p.Subject.Namespace = ""
+	}
 	p.Tier, p.Priority, p.Isolates = pick(d, policy.Admin, policy.Baseline), int32(d.IntN(3)), [2]bool{}
 	p.Digest, p.Source = [32]byte{}, policy.Source{}
 	for i := range p.Problems {
@@ -160,7 +173,15 @@ func (d dice) ordered(name string) *policy.Policy {
 			r := &p.Rules[dir][i]
 			r.Action, r.Name = pick(d, policy.Accept, policy.Deny, policy.Pass), pick(d, "", "x")
 			for j := range r.Peers {
-				if x := &r.Peers[j]; x.Malformed == "" && x.Block == nil && x.Namespaces == nil {
+				switch x := &r.Peers[j]; {
+				case x.Malformed != "":
+				case x.Block != nil && d.one(2):
+					*x = policy.Peer{Networks: []netip.Prefix{x.Block.CIDR.Masked(), netip.MustParsePrefix(pick(d, "10.0.0.1/32", "192.0.2.8/32"))}}
+				case d.one(6):
+					*x = policy.Peer{Nodes: pick(d, labels.Everything(), labels.SelectorFromSet(labels.Set{"role": "a"}))}
+				case d.one(6):
+					*x = policy.Peer{Names: []string{"a.example"}}
+				case x.Block == nil && x.Namespaces == nil:
 					x.Namespaces = labels.Everything() // an ordered policy has no namespace
 				}
 			}
@@ -175,6 +196,7 @@ type objects struct {
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
 	Ordered    []*policy.Policy // of the tiers Admin and Baseline
+	Nodes      []*policy.Node
 }
 
 // clusterOf compiles the objects.
@@ -183,6 +205,9 @@ func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
 	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: append(netpol.ReadAll(from.Policies), from.Ordered...)}
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
+	}
+	for _, n := range from.Nodes {
+		w.SetNodeObject(n)
 	}
 	for _, p := range o.Pods {
 		w.SetPod(p)
@@ -333,11 +358,6 @@ func apply(o objects, s explain.Side) objects {
 	for i, p := range o.Ordered {
 		if p.Ref == s.Change.Policy {
 			changed := *p
-			for i := range s.Change.Rule.Peers { // until the store reads networks
-				if n := s.Change.Rule.Peers[i].Networks; len(n) > 0 {
-					s.Change.Rule.Peers[i] = policy.Peer{Block: &policy.Block{CIDR: n[0]}}
-				}
-			}
 			changed.Rules[s.Direction] = slices.Insert(slices.Clone(p.Rules[s.Direction]), s.Change.Before.Index, s.Change.Rule)
 			o.Ordered[i] = &changed
 		}

@@ -65,7 +65,7 @@ func inForce(r policy.Rule) (policy.Rule, bool) {
 	if r.Action == policy.Accept {
 		return r, false
 	}
-	peers := slices.ContainsFunc(r.Peers, func(p policy.Peer) bool { return p.Malformed != "" })
+	peers := slices.ContainsFunc(r.Peers, func(p policy.Peer) bool { return p.Malformed != "" || len(p.Names) > 0 })
 	ports := slices.ContainsFunc(r.Ports, func(p policy.PortRange) bool { return p.Malformed })
 	if peers {
 		r.Peers = nil

@@ -85,6 +85,8 @@ func endText(e *End, flows []Flow, addrOf func(filter.Key) netip.Addr) string {
 		switch {
 		case e.Pod != nil:
 			return fmt.Sprintf("%s (pod %s/%s)", e.Name, e.Pod.Namespace, e.Pod.Name)
+		case e.NodeName != "":
+			return e.Name + " (node " + e.NodeName + ")"
 		case e.Node:
 			return e.Name + " (this node)"
 		}

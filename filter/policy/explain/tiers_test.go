@@ -15,7 +15,7 @@ import (
 func clusterPolicy(name string, tier policy.Tier, priority int32, subject labels.Selector, rules map[filter.Direction][]policy.Rule) *policy.Policy {
 	return &policy.Policy{
 		Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}, Tier: tier, Priority: priority,
-		Subject: policy.Subject{Namespace: "default", Pods: subject},
+		Subject: policy.Subject{Namespaces: labels.SelectorFromSet(labels.Set{"kubernetes.io/metadata.name": "default"}), Pods: subject},
 		Rules:   [2][]policy.Rule{filter.Egress: rules[filter.Egress], filter.Ingress: rules[filter.Ingress]},
 	}
 }
@@ -172,14 +172,14 @@ to allow the ingress: add before spec.ingress[0] of ClusterNetworkPolicy a
 		"the own node": {[]*policy.Policy{clusterPolicy("platform", policy.Admin, 0, db, egress(
 			tcp(rule("node", policy.Deny, policy.Peer{Networks: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24")}}), 22)))},
 			map[string]string{"x": "{podSelector: {}, policyTypes: [Egress]}"}, "db 192.0.2.1 tcp 80", `
-allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (no pod), TCP 80
+allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (node of default/db), TCP 80
   egress: default/db: allowed, because no tier denies it
     Admin: no rule of admin/platform matches
     NetworkPolicy: does not apply to the pod's own node
-  ingress: 192.0.2.1 is not a pod, so no policy isolates it
+  ingress: 192.0.2.1 has a node's address, which no policy isolates
 `},
 		"to the own node, without ordered rules": {nil, map[string]string{"x": "{podSelector: {}, policyTypes: [Egress]}"}, "db 192.0.2.1 tcp 80", `
-allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (no pod), TCP 80
+allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (node of default/db), TCP 80
   NetworkPolicies do not apply to what a pod sends to its own node: no policy applies
 `},
 	} {

@@ -14,7 +14,8 @@ type portSpan struct {
 	low, high uint16 // both 0 for a protocol without ports
 }
 
-type spanKey struct{ egress, ingress *filter.Isolation }
+// spanKey is the policies of both ends that decide.
+type spanKey struct{ egress, ingress string }
 
 // policyPorts lists the port ranges of each policy, by direction.
 func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
@@ -38,15 +39,15 @@ func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 // spansBetween splits the ports into spans wherever a port range of either end's policies
 // begins or ends, so that all ports of a span get the same verdict.
 func (m *Matrix) spansBetween(from, to *Pod) []portSpan {
-	key := spanKey{from.endpoint.Isolation(filter.Egress), to.endpoint.Isolation(filter.Ingress)}
+	key := spanKey{from.decidingText[filter.Egress], to.decidingText[filter.Ingress]}
 	if spans, ok := m.spans[key]; ok {
 		return spans
 	}
 	var named []portSpan
-	for _, name := range from.Egress {
+	for _, name := range from.deciding[filter.Egress] {
 		named = append(named, m.policies[name][filter.Egress]...)
 	}
-	for _, name := range to.Ingress {
+	for _, name := range to.deciding[filter.Ingress] {
 		named = append(named, m.policies[name][filter.Ingress]...)
 	}
 	var spans []portSpan

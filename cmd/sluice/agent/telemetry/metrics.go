@@ -10,6 +10,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/engine"
+	"sluice/filter/policy"
 )
 
 // number is a metric with one value and no labels.
@@ -38,7 +39,7 @@ var numbers = []number{
 		func(s *State) float64 { return s.since(s.Published).Seconds() }),
 	gauge("snapshot_number", "Number of the snapshot in force. It grows by one with each change.",
 		func(s *State) float64 { return s.count(func(s *State) int { return int(s.Snapshot.Number()) }) }),
-	gauge("policies", "NetworkPolicies in force.",
+	gauge("policies", "Policies in force, of all tiers.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Policies }) }),
 	gauge("pods", "Known pods of the whole cluster.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Pods }) }),
@@ -100,7 +101,8 @@ var numbers = []number{
 // Metrics with labels.
 var (
 	buildInfo  = describe("build_info", "1, with the versions of the agent and of Go.", "version", "goversion")
-	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the isolated ends. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
+	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the ends about which policies decided. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
+	tiers      = describe("tier_policies", "Policies in force, by tier: Admin and Baseline for ClusterNetworkPolicies, NetworkPolicy for the others.", "tier")
 	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed or denied by a remembered verdict. sluice_verdicts_total includes them.", "answer")
@@ -114,7 +116,7 @@ var (
 	events     = describe("watch_events_total", "Objects that were added, changed or deleted.", "kind")
 	restarts   = describe("watch_restarts_total", "Watches that were started again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that ended with an error.", "kind")
-	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
+	withLabels = []*prometheus.Desc{buildInfo, verdicts, tiers, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
 // Values of the labels direction and reason for verdicts of the kernel's flow cache, which
@@ -156,6 +158,10 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	out <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, s.Version, runtime.Version())
 	for labels, n := range byDirection(&s.Tally.Verdicts) {
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(n), labels.direction, labels.action.String(), labels.reason.String())
+	}
+	for t := policy.Admin; t < filter.NumTiers; t++ {
+		n := s.count(func(s *State) int { return s.Snapshot.Counts().Tiers[t] })
+		out <- prometheus.MustNewConstMetric(tiers, prometheus.GaugeValue, n, t.String())
 	}
 	out <- latency(&s.Tally.Latency)
 	count := func(d *prometheus.Desc, label string, n uint64) {
@@ -243,8 +249,8 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 	return sums
 }
 
-// direction returns the value of the label direction: the direction that decided. s has the
-// directions in which policies isolate the ends.
+// direction returns the direction that decided, for the label direction. s is the set of ends
+// about which policies decided.
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/cache"
 	"sluice/cache/bpf"
@@ -22,7 +23,8 @@ import (
 // noon is the time at which the tests read their states.
 var noon = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// snapshot returns a snapshot of two pods and a policy that isolates one of them in ingress.
+// snapshot returns a snapshot of two pods, a NetworkPolicy that isolates one of them in
+// ingress, and ClusterNetworkPolicies for both: one Admin and two Baseline.
 func snapshot(t *testing.T) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
@@ -47,6 +49,13 @@ func snapshot(t *testing.T) *policy.Snapshot {
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 		},
 	}))
+	for name, tier := range map[string]policy.Tier{"platform": policy.Admin, "closed": policy.Baseline, "open": policy.Baseline} {
+		w.SetPolicy(&policy.Policy{
+			Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}, Tier: tier,
+			Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+			Rules:   [2][]policy.Rule{filter.Ingress: {{Action: policy.Deny}}},
+		})
+	}
 	s, _ := w.Commit()
 	return s
 }
@@ -71,6 +80,7 @@ func busyState(t *testing.T) *State {
 		Watches: []Watch{
 			{Kind: "Pod", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 100, Restarts: 1, Errors: 2},
 			{Kind: "NetworkPolicy", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 5},
+			{Kind: "ClusterNetworkPolicy", Optional: true, Version: "v1beta1", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 1},
 		},
 	}
 	v := &s.Tally.Verdicts

@@ -9,6 +9,7 @@ import (
 
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // Status is the answer of an agent to sluice status.
@@ -40,10 +41,31 @@ type Enforcing struct {
 	Since      time.Time `json:"since"` // when the agent was first ready; zero before
 	Snapshot   uint64    `json:"snapshot"`
 	Published  time.Time `json:"published"`
-	Policies   int       `json:"policies"`
+	Policies   int       `json:"policies"` // of all tiers
 	Pods       int       `json:"pods"`
 	Namespaces int       `json:"namespaces"`
 	Endpoints  int       `json:"endpoints"`
+
+	Tiers map[string]int `json:"tiers"` // the policies of each tier
+}
+
+// policies counts the policies as text: "3 NetworkPolicies", and ClusterNetworkPolicies with
+// their tiers if there are any.
+func (e *Enforcing) policies() string {
+	admin, baseline := e.Tiers[policy.Admin.String()], e.Tiers[policy.Baseline.String()]
+	text := count(e.Policies-admin-baseline, "NetworkPolicy")
+	if admin+baseline > 0 {
+		text += fmt.Sprintf(", %s (%d Admin, %d Baseline)", count(admin+baseline, "ClusterNetworkPolicy"), admin, baseline)
+	}
+	return text
+}
+
+func tierCounts(c policy.Counts) map[string]int {
+	counts := make(map[string]int)
+	for t := policy.Admin; t < filter.NumTiers; t++ {
+		counts[t.String()] = c.Tiers[t]
+	}
+	return counts
 }
 
 // Packets counts packets since the agent started.
@@ -143,7 +165,7 @@ func (s *State) Status() *Status {
 		c := s.Snapshot.Counts()
 		out.Enforcing = &Enforcing{
 			Since: s.Ready, Snapshot: s.Snapshot.Number(), Published: s.Published,
-			Policies: c.Policies, Pods: c.Pods, Namespaces: c.Namespaces, Endpoints: c.Endpoints,
+			Policies: c.Policies, Pods: c.Pods, Namespaces: c.Namespaces, Endpoints: c.Endpoints, Tiers: tierCounts(c),
 		}
 	}
 	return out
@@ -159,7 +181,7 @@ func (s *Status) WriteText(out io.Writer) error {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "follows\t%s\n", strings.Join(s.Sources, ", "))
 	if e := s.Enforcing; e != nil {
-		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", count(e.Policies, "NetworkPolicy"), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
+		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", e.policies(), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
 		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
 	}
 	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"), s.Failed)
@@ -226,8 +248,14 @@ func (s *Status) watchText(w Watch) string {
 		return fmt.Sprintf("broken for %s", s.ago(w.Since))
 	case !w.Synced:
 		return "the list has not been read yet"
+	case w.Optional && w.Version == "":
+		return "not installed"
 	}
-	return fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+	text := fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+	if w.Version != "" {
+		text = w.Version + ", " + text
+	}
+	return text
 }
 
 // ago returns the time since t in short form, such as "3h2m" or "41s".

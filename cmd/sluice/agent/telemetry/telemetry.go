@@ -74,7 +74,11 @@ type Settings struct {
 
 // Watch is the state of the watch for one kind of object.
 type Watch struct {
-	Kind     string    `json:"kind"`
+	Kind string `json:"kind"`
+	// Optional reports that a cluster may lack the kind. Version is then the version of the
+	// API that the agent follows; it is empty if the kind is not installed.
+	Optional bool      `json:"optional,omitempty"`
+	Version  string    `json:"version,omitempty"`
 	Synced   bool      `json:"synced"` // the list has been read
 	Broken   string    `json:"broken,omitempty"`
 	Since    time.Time `json:"since"` // when the watch broke or recovered

@@ -1,0 +1,34 @@
+package policy
+
+import "sluice/filter"
+
+// Policies returns the policies of a tier that decide about the endpoint in a direction, as
+// verdicts name them. Those of ordered rules come in their order, and only if they have a
+// rule that can match. Those of the tier Baseline do not decide about a pod that others
+// isolate.
+func (e *Endpoint) Policies(d filter.Direction, t Tier) []string {
+	for l := e.chain(d); l != nil; l = l.next {
+		switch {
+		case l.set.key.tier != t:
+		case l.isolation != nil:
+			return l.isolation.Policies
+		default:
+			return l.rules.policies(nil)
+		}
+	}
+	return nil
+}
+
+// policies appends the policies of the rules to names. Each comes once, because the rules
+// are in the order of their policies.
+func (r *ruleSet) policies(names []string) []string {
+	for i := range r.rules {
+		if n := len(names); n == 0 || names[n-1] != r.rules[i].Policy {
+			names = append(names, r.rules[i].Policy)
+		}
+	}
+	for _, part := range r.parts() {
+		names = part.policies(names)
+	}
+	return names
+}

@@ -1,0 +1,106 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// discoveryTimeout bounds each request of discovery, so that a change is noticed within 30 s
+// of the end of an outage.
+const discoveryTimeout = 5 * time.Second
+
+// notServed is the version of a kind that a cluster does not have.
+var notServed schema.GroupVersion
+
+// discover returns the version in which the server serves an optional kind: the preferred
+// one of those that it offers, or notServed. It asks only for this kind's group, so a group
+// whose server is down does not matter.
+//
+// notServed means that the policies of the kind do not exist, so it takes proof. A 404 alone
+// may come from a proxy without a server behind it, or from a server that starts. If sure is
+// set, discover also demands that the server's list of all groups does not contain the kind's
+// versions. Callers that know already that the kind is not served save that request.
+func (c *client) discover(ctx context.Context, k *kind, sure bool) (schema.GroupVersion, error) {
+	var missing []schema.GroupVersion
+	for _, version := range k.versions() {
+		switch serves, err := c.serves(ctx, k, version); {
+		case apierrors.IsNotFound(err):
+			missing = append(missing, version)
+		case err != nil:
+			return notServed, err
+		case serves:
+			return version, nil
+		}
+	}
+	if !sure {
+		return notServed, nil
+	}
+	return c.disputed(ctx, k, missing)
+}
+
+// serves reports whether the server serves a kind in a version. The error is NotFound if the
+// server does not have the version.
+func (c *client) serves(ctx context.Context, k *kind, version schema.GroupVersion) (bool, error) {
+	var list metav1.APIResourceList
+	if err := c.document(ctx, k, "/apis/"+version.String(), "APIResourceList", &list); err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool {
+		return r.Name == k.resource && r.Kind == k.name && slices.Contains(r.Verbs, "watch")
+	}), nil
+}
+
+// disputed returns the first of the missing versions that the server serves nevertheless,
+// or notServed. While a server starts, and for a second after a change, its list of groups
+// may contain a version that it does not describe. Then a request for objects decides.
+func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVersion) (schema.GroupVersion, error) {
+	var groups metav1.APIGroupList
+	if err := c.document(ctx, k, "/apis", "APIGroupList", &groups); err != nil {
+		return notServed, err
+	}
+	for _, version := range missing {
+		if !listed(groups.Groups, version) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+		defer cancel()
+		_, err := c.list(ctx, k, version, metav1.ListOptions{Limit: 1})
+		if err == nil {
+			return version, nil
+		}
+		if !apierrors.IsNotFound(err) {
+			return notServed, fmt.Errorf("list %s: %w", k.resource, err)
+		}
+	}
+	return notServed, nil
+}
+
+func listed(groups []metav1.APIGroup, version schema.GroupVersion) bool {
+	return slices.ContainsFunc(groups, func(g metav1.APIGroup) bool {
+		return g.Name == version.Group && slices.ContainsFunc(g.Versions, func(v metav1.GroupVersionForDiscovery) bool { return v.Version == version.Version })
+	})
+}
+
+// document requests a document of discovery and decodes it into out. A response of another
+// kind, as from a proxy, is an error.
+func (c *client) document(ctx context.Context, k *kind, path, kindOf string, out runtime.Object) error {
+	raw, err := c.groups[k.group].Get().AbsPath(path).Timeout(discoveryTimeout).Do(ctx).Raw()
+	if err != nil {
+		return fmt.Errorf("get %s: %w", path, err)
+	}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return fmt.Errorf("get %s: %w", path, err)
+	}
+	if got := out.GetObjectKind().GroupVersionKind().Kind; got != kindOf {
+		return fmt.Errorf("get %s: the response is not an %s, but %q", path, kindOf, got)
+	}
+	return nil
+}

@@ -1,0 +1,165 @@
+package kube
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// discoveryTimes are the times at which discovery is asked whether an optional kind is
+// served.
+type discoveryTimes struct {
+	// interval is the time between two questions. A random part of up to a third is added,
+	// so that the agents of a cluster do not ask at the same time. Together with confirm, it
+	// keeps the promise to notice a change within 30 s. It costs the API server one small
+	// request from each node, or two where the kind is not served.
+	interval time.Duration
+	// confirm is the time between the first and the second response without the kind. Only
+	// the second removes policies: one of several API servers may be late.
+	confirm time.Duration
+	// conflict is the time for which lists and discovery may contradict each other, as they
+	// do for a moment after a change.
+	conflict time.Duration
+}
+
+var defaultTimes = discoveryTimes{interval: 15 * time.Second, confirm: 3 * time.Second, conflict: 10 * time.Second}
+
+// optional follows a kind that a cluster may lack. It asks discovery for the version to
+// follow, and follows that version until discovery names another one, or none.
+//
+// Only an answer without the kind removes its policies. After any other failure, everything
+// known stays in force, as for other kinds.
+type optional struct {
+	kind     *kind
+	times    discoveryTimes
+	discover func(ctx context.Context, sure bool) (schema.GroupVersion, error)
+	follow   func(ctx context.Context, version schema.GroupVersion) // returns when ctx ends
+	empty    func()                                                 // removes all objects
+	health   *health
+
+	version schema.GroupVersion // the followed one, or notServed
+	decided bool                // version is known
+	absent  bool                // the last response was without the kind, although it is followed
+	stop    func()              // ends follow, and waits for its end; nil if it does not run
+
+	wake     chan struct{} // holds a token if a request for objects got the response 404
+	notFound atomic.Pointer[refusal]
+}
+
+// refusal is a request that got the response 404.
+type refusal struct {
+	verb  string
+	err   error
+	since time.Time // of the first in an unbroken sequence
+}
+
+// run follows the kind until ctx ends.
+func (o *optional) run(ctx context.Context) {
+	defer func() {
+		if o.stop != nil {
+			o.stop()
+		}
+	}()
+	failures := 0
+	for ctx.Err() == nil {
+		found, err := o.discover(ctx, !o.decided || o.version != notServed)
+		if ctx.Err() != nil {
+			return
+		}
+		o.health.discovered(o.kind, err)
+		if err != nil {
+			backoff := min(minRetryBackoff<<min(failures, 10), maxRetryBackoff)
+			failures++
+			sleep(ctx, backoff+rand.N(backoff/2))
+			continue
+		}
+		failures = 0
+		o.apply(ctx, found)
+		o.pause(ctx)
+	}
+}
+
+// apply follows the version that discovery has found. If it has found none, the first
+// response only makes a second one necessary, unless nothing is known yet.
+func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
+	if o.decided && found == o.version {
+		o.absent = false
+		o.conflict()
+		return
+	}
+	if o.absent = found == notServed && o.decided && !o.absent; o.absent {
+		return
+	}
+	if o.stop != nil {
+		o.stop()
+		o.stop = nil
+	}
+	o.notFound.Store(nil)
+	o.health.serves(o.kind, found, o.version, o.decided)
+	o.version, o.decided = found, true
+	if found == notServed {
+		o.empty()
+		return
+	}
+	o.start(ctx)
+}
+
+// start starts follow.
+func (o *optional) start(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	version := o.version
+	done.Go(func() { o.follow(ctx, version) })
+	o.stop = func() {
+		cancel()
+		done.Wait()
+	}
+}
+
+// conflict records a failure if the server refuses requests for objects as unknown, although
+// its discovery offers them.
+func (o *optional) conflict() {
+	if r := o.notFound.Load(); r != nil && time.Since(r.since) > o.times.conflict {
+		o.health.requestDone(o.kind, r.verb, r.err)
+	}
+}
+
+// pause waits until discovery is to be asked again.
+func (o *optional) pause(ctx context.Context) {
+	if o.absent || o.notFound.Load() != nil {
+		sleep(ctx, o.times.confirm)
+		return
+	}
+	timer := time.NewTimer(o.times.interval + rand.N(o.times.interval/3))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-o.wake:
+	}
+}
+
+// requestDone records the outcome of a request for objects. The response 404 usually means
+// that the version is not served any more. So it is not a failure yet, but makes run ask
+// discovery.
+func (o *optional) requestDone(verb string, err error) {
+	if !apierrors.IsNotFound(err) {
+		o.notFound.Store(nil)
+		o.health.requestDone(o.kind, verb, err)
+		return
+	}
+	r := &refusal{verb, err, time.Now()}
+	if before := o.notFound.Load(); before != nil {
+		r.since = before.since
+	}
+	o.notFound.Store(r)
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
