@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/filter"
+	"sluice/filter/policy/clusterpolicy"
 )
 
 // The limits of the CustomResourceDefinition.
@@ -36,6 +37,9 @@ const (
 // clusterSpec checks the text of a spec, and closes rules in the decoded spec.
 func (c *checker) clusterSpec(out *v1beta1.ClusterNetworkPolicySpec, spec fields) {
 	whole := c.priority(spec)
+	if whole&unclear != 0 {
+		out.Priority = clusterpolicy.First
+	}
 	if subject, ok := spec.get("subject"); ok {
 		whole |= c.clusterPeer(object(subject), "spec.subject", false)
 	}

@@ -43,6 +43,7 @@ func closeClusterPolicy(spec *v1beta1.ClusterNetworkPolicySpec) {
 	if spec.Tier != v1beta1.BaselineTier {
 		spec.Tier = v1beta1.AdminTier
 	}
+	spec.Priority = clusterpolicy.First
 	if spec.Subject.Namespaces == nil && spec.Subject.Pods == nil {
 		spec.Subject.Namespaces = &metav1.LabelSelector{}
 	}

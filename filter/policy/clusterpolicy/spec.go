@@ -42,8 +42,12 @@ func readSpec(ref policy.Ref, spec *v1beta1.ClusterNetworkPolicySpec) *policy.Po
 	return r.p
 }
 
-// tier reads the tier. A policy of an unknown tier is in the Admin tier, where its rules
-// come first, and all its rules are closed.
+// First is the priority of policies whose place in the order is not known: before all
+// others. Their rules are closed, so that this allows nothing.
+const First = -1
+
+// tier reads the tier. A policy of an unknown tier is the first of the Admin tier, and all
+// its rules are closed. Behind a rule that passes, it could not deny.
 func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	switch t {
 	case v1beta1.AdminTier:
@@ -51,7 +55,7 @@ func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	case v1beta1.BaselineTier:
 		r.p.Tier = policy.Baseline
 	default:
-		r.p.Tier = policy.Admin
+		r.p.Tier, r.p.Priority = policy.Admin, First
 		r.problem("spec.tier", fmt.Sprintf("%q is not a tier; its rules accept nothing, and those that do not accept deny everything", t),
 			like(string(t), "Admin", "Baseline"))
 		return false
