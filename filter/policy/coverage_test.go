@@ -6,6 +6,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/filter"
 )
@@ -50,6 +51,11 @@ func (s *coverage) count(c *cluster, f flow, j judgement) {
 	for d, side := range []sideJudgement{filter.Egress: j.Egress, filter.Ingress: j.Ingress} {
 		if len(side.Isolating) > 1 {
 			s.kinds["several policies"]++
+		}
+		for _, rule := range []*filter.Rule{side.Passed, side.Ordered} {
+			if rule != nil {
+				s.countOrdered(c, f, filter.Direction(d), rule, j.ToNode)
+			}
 		}
 		for _, p := range c.Policies {
 			if slices.Contains(side.Isolating, p.Namespace+"/"+p.Name) {
@@ -97,6 +103,40 @@ func (s *coverage) countRule(c *cluster, f flow, d filter.Direction, namespace s
 		if portMatches(item, f, dst) {
 			s.kinds[portKind(item)]++
 			s.kinds[f.Protocol.String()]++
+		}
+	}
+}
+
+// countOrdered counts a rule of a ClusterNetworkPolicy that matches, and its parts.
+func (s *coverage) countOrdered(c *cluster, f flow, d filter.Direction, rule *filter.Rule, toNode bool) {
+	s.kinds[rule.Tier.String()+" "+rule.Action.String()]++
+	if toNode {
+		s.kinds["to the own node: "+rule.Action.String()]++
+	}
+	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
+	peer := dst
+	if d == filter.Ingress {
+		peer = src
+	}
+	i := slices.IndexFunc(c.Cluster, func(p *v1beta1.ClusterNetworkPolicy) bool { return p.Name == rule.Policy })
+	r := clusterRules(c.Cluster[i], d)[rule.Index]
+	if r.malformed() {
+		s.kinds["closed rule"]++
+		return
+	}
+	for _, p := range r.peers {
+		if !c.clusterPeerMatches([]v1beta1.ClusterNetworkPolicyEgressPeer{p}, d, f, peer) {
+			continue
+		}
+		for kind, is := range map[string]bool{"namespaces": p.Namespaces != nil, "pods": p.Pods != nil, "nodes": p.Nodes != nil, "networks": p.Networks != nil} {
+			if is {
+				s.kinds["peer by "+kind]++
+			}
+		}
+	}
+	for _, p := range r.protocols {
+		if p.DestinationNamedPort != "" && f.Transport == filter.Ported {
+			s.kinds["destinationNamedPort"]++
 		}
 	}
 }
@@ -152,8 +192,15 @@ func (s *coverage) check(t *testing.T, decisions int) {
 		"except", "malformed CIDR", "In", "NotIn", "Exists", "DoesNotExist",
 		"every port", "every port, opaque", "every port, portless", "every port, ported",
 		"protocol without port", "port number", "port range", "named port", "TCP", "UDP", "SCTP",
+		"Admin accept", "Admin deny", "Admin pass", "Baseline accept", "Baseline deny", "Baseline pass", "closed rule",
+		"peer by namespaces", "peer by pods", "peer by nodes", "peer by networks", "destinationNamedPort",
 	} {
 		if s.kinds[kind] < decisions/1000 {
+			t.Errorf("only %d of %d decisions matched %q", s.kinds[kind], decisions, kind)
+		}
+	}
+	for _, kind := range []string{"to the own node: accept", "to the own node: deny", "to the own node: pass"} {
+		if s.kinds[kind] < decisions/5000 {
 			t.Errorf("only %d of %d decisions matched %q", s.kinds[kind], decisions, kind)
 		}
 	}

@@ -90,8 +90,9 @@ func (h *history) inRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// rangesChanged forgets the addresses whose packets are no longer held.
-func (h *history) rangesChanged() {
+// forgetOutOfRanges forgets the addresses whose packets are not held any more, as of a
+// commit: before that, the ranges may come back.
+func (h *history) forgetOutOfRanges() {
 	for key := range h.started {
 		if !h.inRanges(key.addr) {
 			delete(h.started, key)

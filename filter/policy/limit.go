@@ -166,20 +166,21 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare.Problems = append([]Problem{{Policy: form.Ref, Field: "spec", Detail: detail, Hint: hint, TooLarge: true}}, form.Problems...)
 	p := w.readPolicy(&bare)
 	p.cost, p.refused = cost, true
+	w.useNodesOf(p, form)
 	return p
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// count adds the cost of a new policy to w.cost. If the policy is refused, count adds its
-// encoded size to w.refused instead. It keeps the source of the policy if there is room, so
-// that the policy can be read again.
+// count adds a policy that comes into force to w.cost or w.refused. It keeps the source of
+// the policy if there is room, so that the policy can be read again when other policies, or
+// the Nodes that it names, take less.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
 		w.cost += p.cost
 		p.kept = from
-	case p.recoverable && w.refused+len(from.Encoded) <= mostRefused:
+	case (p.recoverable || len(p.nodes) > 0) && w.refused+len(from.Encoded) <= mostRefused:
 		w.refused += len(from.Encoded)
 		p.kept = from
 	}
@@ -252,8 +253,8 @@ func (w *Store) toRefuse() map[Ref]*policy {
 	sums := make(map[string]int64)
 	var sum int64
 	for _, p := range w.policies {
-		if p.kept.Read == nil {
-			continue // the policy was refused for its own size, or its source was not kept
+		if p.kept.Read == nil || p.refused && !p.recoverable {
+			continue // its source was not kept, or it is refused for its own size
 		}
 		of[p.ref.Namespace] = append(of[p.ref.Namespace], p)
 		sums[p.ref.Namespace] += p.cost

@@ -165,12 +165,26 @@ func (w *Store) renewNodes() {
 	maps.DeleteFunc(x.selectors, func(_ string, s *nodeSelector) bool { return s.uses == 0 })
 }
 
+// useNodesOf interns the selectors of peers that are nodes for a refused policy, whose rules
+// are not read: its cost changes with these Nodes.
+func (w *Store) useNodesOf(p *policy, form *Policy) {
+	for _, rules := range form.Rules {
+		for i := range rules {
+			for _, peer := range rules[i].Peers {
+				if peer.Nodes != nil {
+					p.nodes = append(p.nodes, w.useNodes(peer.Nodes))
+				}
+			}
+		}
+	}
+}
+
 // readAgain reads the policies again that have peers that are nodes and for which f returns
 // true.
 func (w *Store) readAgain(f func(*policy) bool) {
 	var again []*policy
 	for p := range w.nodes.users {
-		if f(p) {
+		if p.kept.Read != nil && f(p) {
 			again = append(again, p)
 		}
 	}

@@ -1,0 +1,102 @@
+package policy_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
+)
+
+// A snapshot knows the Node objects of its time: by name, by address, and all of them.
+func TestNodesOfASnapshot(t *testing.T) {
+	w := policy.NewStore()
+	w.SetNodeObject(&policy.Node{Name: "b", Labels: labels.Set{"pool": "a"}, Addrs: addrs("10.9.0.2", "::ffff:192.0.2.2", "fd09::2")})
+	w.SetNodeObject(&policy.Node{Name: "a", Addrs: addrs("10.9.0.1", "fd09::2")})
+	before, _ := w.Commit()
+	w.DeleteNodeObject("a")
+	w.SetNodeObject(&policy.Node{Name: "b", Labels: labels.Set{"pool": "a"}, Addrs: addrs("10.9.0.3")})
+	after, _ := w.Commit()
+	w.SetNodeObject(&policy.Node{Name: "b", Labels: labels.Set{"pool": "a"}, Addrs: addrs("10.9.0.3")})
+	same, _ := w.Commit()
+	for _, tt := range []struct {
+		s     *policy.Snapshot
+		addr  string
+		owner string
+	}{
+		{before, "10.9.0.1", "a"}, {before, "10.9.0.2", "b"}, {before, "192.0.2.2", "b"}, {before, "fd09::2", "a"}, {before, "10.9.0.3", ""},
+		{after, "10.9.0.1", ""}, {after, "10.9.0.2", ""}, {after, "10.9.0.3", "b"}, {same, "10.9.0.3", "b"},
+	} {
+		owner := ""
+		if n := tt.s.NodeAt(netip.MustParseAddr(tt.addr)); n != nil {
+			owner = n.Name
+		}
+		if owner != tt.owner {
+			t.Errorf("snapshot %d: %s is the address of Node %q, want %q", tt.s.Number(), tt.addr, owner, tt.owner)
+		}
+	}
+	if n := before.Node("b"); n == nil || n.Labels["pool"] != "a" || !slices.Equal(n.Addrs, addrs("10.9.0.2", "192.0.2.2", "fd09::2")) {
+		t.Errorf("Node b: %+v", n)
+	}
+	if after.Node("a") != nil || len(slices.Collect(before.Nodes())) != 2 || len(slices.Collect(after.Nodes())) != 1 {
+		t.Error("the snapshots do not list the Nodes of their times")
+	}
+}
+
+// A Node object has the pod ranges of the Node with it.
+func TestNodeObjectHasPodRanges(t *testing.T) {
+	w := policy.NewStore()
+	w.SetLocalNode("n")
+	w.SetNodeObject(&policy.Node{Name: "n", Ranges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}})
+	addr := netip.MustParseAddr("10.0.0.1")
+	if s, _ := w.Commit(); s.Pending(addr) != policy.PendingLocal {
+		t.Error("the range of the Node is not known")
+	}
+	w.DeleteNodeObject("n")
+	if s, _ := w.Commit(); s.Pending(addr) != policy.Known {
+		t.Error("the range of the Node is still known after it was deleted")
+	}
+}
+
+// toNodes returns a policy with many rules whose peers are all Nodes.
+func toNodes(rules int) *policy.Policy {
+	p := &policy.Policy{
+		Ref: clusterpolicy.Ref("p"), Tier: policy.Admin, Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+	}
+	for i := range rules {
+		p.Rules[filter.Egress] = append(p.Rules[filter.Egress], policy.Rule{
+			Action: policy.Accept, Peers: []policy.Peer{{Nodes: labels.Everything()}},
+			Ports: []policy.PortRange{{Protocol: filter.TCP, Low: uint16(i + 1), High: uint16(i + 1)}},
+		})
+	}
+	return p
+}
+
+// The cost of a policy counts the addresses of the Nodes that its peers stand for: it may
+// come to be over a limit, and back, when Nodes come and go.
+func TestNodesCountAgainstLimits(t *testing.T) {
+	w := onePod()
+	w.SetLimits(policy.Limits{Policies: 4 << 20})
+	w.SetPolicy(toNodes(25))
+	commit := func(refused int) {
+		t.Helper()
+		w.Commit()
+		if n := len(w.Problems()); n != refused {
+			t.Errorf("problems %v, want %d", w.Problems(), refused)
+		}
+	}
+	commit(0)
+	for i := range 2000 { // not adjacent, so that each is a range
+		w.SetNodeObject(&policy.Node{Name: fmt.Sprint(i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 9, byte(i >> 7), byte(i << 1)})}})
+	}
+	commit(1)
+	for i := range 2000 {
+		w.DeleteNodeObject(fmt.Sprint(i))
+	}
+	commit(0)
+}
