@@ -323,3 +323,17 @@ func TestRetiredKinds(t *testing.T) {
 		t.Error("the kinds that are read, and those that are not, are mixed up")
 	}
 }
+
+// A policy without a priority comes before all others, and its rules are closed.
+func TestClusterPolicyWithoutPriority(t *testing.T) {
+	objects, problems := read(t, map[string]string{"a.yaml": strings.Replace(
+		clusterPolicy("  ingress: [{action: Accept, from: [{namespaces: {}}]}, {action: Pass, from: [{namespaces: {}}]}]\n"), "  priority: 7\n", "", 1)})
+	if all := messages(objects, problems); len(all) != 1 || problems[0].Field != "spec.priority" {
+		t.Fatalf("problems %v", all)
+	}
+	p := objects.Policies[0]
+	checkClosed(t, p)
+	if rules := p.Rules[filter.Ingress]; p.Priority >= 0 || len(rules) != 2 || rules[0].Action != policy.Accept || rules[1].Action != policy.Deny {
+		t.Errorf("priority %d, rules %+v", p.Priority, p.Rules)
+	}
+}
