@@ -62,9 +62,11 @@ const (
 	// OwnNode: one end is the node that the pod runs on.
 	OwnNode
 
-	// EgressDenied: the source is isolated and none of its rules allows the flow.
+	// EgressDenied: a rule for the source denies the flow, or the source is isolated and no
+	// rule allows it.
 	EgressDenied
-	// IngressDenied: the destination is isolated and none of its rules allows the flow.
+	// IngressDenied: a rule for the destination denies the flow, or the destination is
+	// isolated and no rule allows it.
 	IngressDenied
 	// Malformed: the IP header of the packet cannot be decoded.
 	Malformed

@@ -84,7 +84,7 @@ type Details struct {
 	Tiers    []TierAnswer    `json:"tiers,omitempty"`  // in the order of their evaluation
 	Allows   string          `json:"allows,omitempty"` // what the rule allows, in words
 	Nearest  []NearestAnswer `json:"nearest,omitempty"`
-	Late     *RuleAnswer     `json:"late,omitempty"`         // would accept the flow, but comes after the rule that denies it
+	Late     *RuleAnswer     `json:"late,omitempty"`         // matches and does not deny, but comes after the rule that denies the flow
 	Empty    []string        `json:"withoutRules,omitempty"` // policies that allow nothing
 	Change   *ChangeAnswer   `json:"change,omitempty"`
 	Problems []string        `json:"problems,omitempty"`
@@ -104,7 +104,8 @@ type ChangeAnswer struct {
 	Before *int   `json:"before,omitempty"` // index in the field that the addition must come before
 	Add    any    `json:"add,omitempty"`
 	Hint   string `json:"hint,omitempty"` // if an existing field must be corrected instead
-	Note   string `json:"note,omitempty"` // other ways, in words
+
+	Notes []string `json:"notes,omitempty"` // other ways, in words
 }
 
 // Answer decides a question. It names the policies and rules behind the verdict, but gives
@@ -240,13 +241,13 @@ func (s *Side) details() *Details {
 	}
 	for _, r := range s.Nearest {
 		n := NearestAnswer{RuleAnswer: ruleAnswer(r.Rule)}
-		for _, l := range r.Mismatches {
-			n.Mismatches = append(n.Mismatches, l.String())
+		for i := range r.Mismatches {
+			n.Mismatches = append(n.Mismatches, r.lack(&r.Mismatches[i]))
 		}
 		d.Nearest = append(d.Nearest, n)
 	}
 	if c := s.Change; c != nil {
-		d.Change = &ChangeAnswer{Policy: c.Policy.String(), Object: c.Policy.Object(), Field: c.Field, Add: c.Add, Note: c.Note}
+		d.Change = &ChangeAnswer{Policy: c.Policy.String(), Object: c.Policy.Object(), Field: c.Field, Add: c.Add, Notes: c.Notes}
 		if c.Before != nil {
 			d.Change.Before = &c.Before.Index
 		}

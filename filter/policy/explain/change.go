@@ -20,10 +20,10 @@ type Change struct {
 	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
 	// Before is the rule that the addition must come before; nil if the order has no
-	// meaning. Rule is then the rule to add, and Note describes other ways.
+	// meaning. Rule is then the rule to add, and Notes describe other ways.
 	Before *filter.Rule
 	Rule   policy.Rule
-	Note   string
+	Notes  []string
 	// Problem must be corrected instead, if no addition to the policies that isolate the
 	// pod would take effect. Field and Add are then empty.
 	Problem *policy.Problem

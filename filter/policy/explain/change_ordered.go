@@ -30,7 +30,7 @@ func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	}
 	return &Change{
 		Policy: p.Ref, Field: "spec." + s.Direction.String(), Before: &decider,
-		Rule: rule, Add: clusterpolicy.WriteRule(s.Direction, rule), Note: c.otherWays(s, p),
+		Rule: rule, Add: clusterpolicy.WriteRule(s.Direction, rule), Notes: c.otherWays(s, p),
 	}
 }
 
@@ -58,20 +58,22 @@ func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 }
 
 // otherWays describes the other ways to allow a flow that a rule of p denies.
-func (c *Cluster) otherWays(s *Side, p *policy.Policy) string {
-	note := ""
-	switch n := len(p.Rules[s.Direction]); {
+func (c *Cluster) otherWays(s *Side, p *policy.Policy) (notes []string) {
+	n := len(p.Rules[s.Direction])
+	full := fmt.Sprintf("%s has %d %s rules, the most that the API allows: ", p.Ref.Object(), n, s.Direction)
+	elsewhere := fmt.Sprintf("to another policy of tier %s, with a priority below %d", p.Tier, p.Priority)
+	switch {
 	case n >= clusterpolicy.MaxRules && p.Priority > 0:
-		note = fmt.Sprintf("%s has %d %s rules, the most that the API allows: add it to another policy of tier %s, with a priority below %d. ", p.Ref.Object(), n, s.Direction, p.Tier, p.Priority)
+		notes = append(notes, full+"add it "+elsewhere)
 	case n >= clusterpolicy.MaxRules:
-		note = fmt.Sprintf("%s has %d %s rules, the most that the API allows: combine some of them. ", p.Ref.Object(), n, s.Direction)
+		notes = append(notes, full+"combine some of them")
 	case p.Priority > 0:
-		note = fmt.Sprintf("or to another policy of tier %s, with a priority below %d. ", p.Tier, p.Priority)
+		notes = append(notes, "or "+elsewhere)
 	}
 	if p.Tier == policy.Admin {
-		return note + "With the action Pass, NetworkPolicies decide instead. No NetworkPolicy overrides the tier Admin."
+		return append(notes, "no NetworkPolicy overrides the tier Admin; a rule with the action Pass leaves the flow to NetworkPolicies")
 	}
-	return note + fmt.Sprintf("A NetworkPolicy that selects %s and allows the flow overrides the tier Baseline; it also denies all %s that no NetworkPolicy allows.", s.Pod, s.Direction)
+	return append(notes, fmt.Sprintf("or override the tier Baseline with a NetworkPolicy that selects %s and allows the flow; it denies all other %s", s.Pod, s.Direction))
 }
 
 // asOrdered returns a peer with the fields that an ordered rule has for it.

@@ -100,8 +100,8 @@ type Side struct {
 	Allowed *RuleMatch
 	// These describe a side that denies the flow: the nearest rules of the tier that denies
 	// it, sorted by number of mismatches, policy and index; the number of equally near rules
-	// beyond these; the first rule that would accept the flow, but comes after the one that
-	// denies it; the policies without rules in this direction; and the change that would
+	// beyond these; the first rule that matches and does not deny, but comes after the one
+	// that denies the flow; the policies without rules in this direction; and the change that would
 	// allow the flow.
 	Nearest []RuleMatch
 	More    int

@@ -30,8 +30,14 @@ type Mismatch struct {
 	field string   // the field of a malformed part; otherwise empty
 }
 
-// String formats the mismatch as a part of a sentence about the rule.
-func (l Mismatch) String() string { return "allows " + l.Allows + "; " + l.Flow }
+// lack formats a mismatch as a part of a sentence about the rule.
+func (r *RuleMatch) lack(l *Mismatch) string {
+	verb := "allows "
+	if r.Rule.Action == policy.Pass {
+		verb = "passes "
+	}
+	return verb + l.Allows + "; " + l.Flow
+}
 
 // mismatches reports whether the given part of the rule does not match.
 func (r *RuleMatch) mismatches(part string) bool {

@@ -159,11 +159,11 @@ func (r *RuleMatch) matches() string { return r.Peers + ", " + r.Ports }
 func (s *Side) writeNearest(b *strings.Builder, indent string) {
 	for _, r := range s.Nearest {
 		fmt.Fprintf(b, "%s%s ", indent, ruleTitle(&r.Rule))
-		for i, l := range r.Mismatches {
+		for i := range r.Mismatches {
 			if i > 0 {
 				fmt.Fprint(b, "; and it ")
 			}
-			fmt.Fprint(b, l)
+			fmt.Fprint(b, r.lack(&r.Mismatches[i]))
 		}
 		fmt.Fprintln(b)
 	}
@@ -204,7 +204,7 @@ func (s *Side) writeChange(b *strings.Builder) {
 	for line := range strings.Lines(string(text)) {
 		fmt.Fprintf(b, "    %s", line)
 	}
-	if c.Note != "" {
-		fmt.Fprintf(b, "  %s\n", c.Note)
+	for _, n := range c.Notes {
+		fmt.Fprintf(b, "  %s\n", n)
 	}
 }

@@ -143,9 +143,8 @@ func (s *Side) ordered() bool {
 	return slices.ContainsFunc(s.Tiers, func(t Step) bool { return t.Tier != policy.NetworkPolicy })
 }
 
-// nearestOrdered returns the rules of the tier that denies the flow which would accept it
-// if they came before the rule that denies it: those before it that almost match, and the
-// first after it that does.
+// nearestOrdered returns the rules of the tier that denies the flow which do not deny: those
+// before the rule that denies it, which do not match, and the first after it that matches.
 func (c *Cluster) nearestOrdered(s *Side, f Flow, t *Step) (before []RuleMatch, late *RuleMatch) {
 	decider := t.Rule.Rule
 	past := false
@@ -153,7 +152,7 @@ func (c *Cluster) nearestOrdered(s *Side, f Flow, t *Step) (before []RuleMatch, 
 		switch {
 		case m.Rule == decider:
 			past = true
-		case m.Rule.Action != policy.Accept:
+		case m.Rule.Action == policy.Deny:
 		case !past:
 			before = append(before, m)
 		case late == nil && len(m.Mismatches) == 0:

@@ -68,6 +68,7 @@ deny (ingress-denied): default/web (10.0.0.2, fd00::2) to default/db (10.0.0.1, 
   ingress: default/db: denied by the tier Admin
     Admin: denied by admin/platform rule 2 "quarantine": pods with role=backend in every namespace, every port
       admin/platform rule 1 "monitoring" allows pods with role=monitor in every namespace; default/web has role=backend
+      admin/platform rule 3 "to-teams" passes it, but comes later
     NetworkPolicy: not evaluated (default/x)
     Baseline: not evaluated (baseline/closed)
 to allow the ingress: add before spec.ingress[1] of ClusterNetworkPolicy platform
@@ -84,7 +85,8 @@ to allow the ingress: add before spec.ingress[1] of ClusterNetworkPolicy platfor
       - tcp:
           destinationPort:
             number: 80
-  or to another policy of tier Admin, with a priority below 10. With the action Pass, NetworkPolicies decide instead. No NetworkPolicy overrides the tier Admin.
+  or to another policy of tier Admin, with a priority below 10
+  no NetworkPolicy overrides the tier Admin; a rule with the action Pass leaves the flow to NetworkPolicies
 `},
 		"passed by Admin, allowed by a NetworkPolicy": {[]*policy.Policy{platform, closed}, map[string]string{"x": "{podSelector: {}, ingress: [{ports: [{port: 80}]}]}"}, "shop/cart db tcp 80", `
 allow (rule): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 80
@@ -128,7 +130,7 @@ to allow the ingress: add before spec.ingress[1] of ClusterNetworkPolicy closed
       - tcp:
           destinationPort:
             number: 81
-  A NetworkPolicy that selects default/db and allows the flow overrides the tier Baseline; it also denies all ingress that no NetworkPolicy allows.
+  or override the tier Baseline with a NetworkPolicy that selects default/db and allows the flow; it denies all other ingress
 `},
 		"allowed by Admin": {[]*policy.Policy{clusterPolicy("platform", policy.Admin, 10, db, ingress(tcp(rule("monitoring", policy.Accept, everyPod), 80)))}, map[string]string{"x": "{podSelector: {}}"}, "shop/cart db tcp 80", `
 allow (rule): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 80
@@ -167,7 +169,8 @@ to allow the ingress: add before spec.ingress[0] of ClusterNetworkPolicy a
       - tcp:
           destinationPort:
             number: 80
-  or to another policy of tier Admin, with a priority below 5. With the action Pass, NetworkPolicies decide instead. No NetworkPolicy overrides the tier Admin.
+  or to another policy of tier Admin, with a priority below 5
+  no NetworkPolicy overrides the tier Admin; a rule with the action Pass leaves the flow to NetworkPolicies
 `},
 		"the own node": {[]*policy.Policy{clusterPolicy("platform", policy.Admin, 0, db, egress(
 			tcp(rule("node", policy.Deny, policy.Peer{Networks: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24")}}), 22)))},

@@ -56,6 +56,7 @@ func (s *Side) writeStep(b *strings.Builder, t *Step) {
 	}
 	s.writeNearest(b, "      ")
 	if s.Late != nil {
-		fmt.Fprintf(b, "      %s allows it, but comes later\n", ruleTitle(&s.Late.Rule))
+		verb := map[policy.Action]string{policy.Accept: "allows", policy.Pass: "passes"}[s.Late.Rule.Action]
+		fmt.Fprintf(b, "      %s %s it, but comes later\n", ruleTitle(&s.Late.Rule), verb)
 	}
 }
