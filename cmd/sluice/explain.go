@@ -30,6 +30,10 @@ and why: for each direction, the policies that isolate the pod, and the rule tha
 the flow, or the rules that come nearest and what each of them lacks. Then it prints what
 would allow the flow.
 
+If ClusterNetworkPolicies are for a pod, explain prints what each tier did, in their
+order: Admin, NetworkPolicy, Baseline. It names these policies with their tier, as in
+admin/platform, and says which rule of which tier would have to change.
+
 A pod is written namespace/name, or name in namespace default; either end may be an
 IP address instead. A pod with two address families is explained for both.
 
@@ -49,6 +53,10 @@ answer is a line with "verdict" (allow or deny), "reason", and the policies and 
 of "egress" and "ingress". A flow that cannot be answered gets a line with "error".
 If the address families differ, the answer is that of the denied one, and "families" has
 both.
+
+In JSON, a rule has its tier, name and action (accept, deny or pass). If a rule of the tier
+Admin passes the flow on, it is "passed". For one flow, "tiers" has what each tier did:
+accept, deny, pass, no-match or not-evaluated.
 
 The exit status is 0 if every flow was answered, allowed or denied, and 2 if one was not,
 or if parts of the manifests cannot be understood. Objects of other kinds that may

@@ -200,12 +200,14 @@ func (l *linter) shadow(p *lintPolicy, r *rule, o *lintPolicy, by *rule) {
 	}
 	what := map[policy.Action]string{policy.Accept: "accepts", policy.Deny: "denies", policy.Pass: "passes"}[by.action]
 	place := by.field + " of " + o.Ref.Object()
-	hint := "remove it, move it before " + place + ", or narrow that one"
+	hint := "remove it, or narrow " + place
 	switch {
 	case o == p:
 		hint = "remove it, move it before " + by.field + ", or narrow that one"
 	case o.Tier != p.Tier:
 		hint = fmt.Sprintf("remove it, or narrow %s: the tier %s does not override the tier %s", place, p.Tier, o.Tier)
+	case o.Priority > 0:
+		hint = fmt.Sprintf("remove it, give its policy a priority below %d, or narrow %s", o.Priority, place)
 	}
 	l.found(Shadowed, p, r.field, hint, "it never decides: %s %s everything that it matches, and comes first", title, what)
 }

@@ -32,7 +32,7 @@ func TestOrderedFindings(t *testing.T) {
 			{Shadowed, platform, "spec.ingress[1]", `admin/platform rule 1 "shop" denies everything that it matches, and comes first`},
 		}},
 		"by another policy": {[]string{"second: " + strings.Replace(admin, "10", "11", 1) + "egress: [" + toCart80 + "]}", "platform: " + admin + "egress: [{action: Pass, to: [{namespaces: {}}]}]}"}, []want{
-			{Shadowed, second, "spec.egress[0]", "admin/platform rule 1 passes everything that it matches, and comes first: remove it, move it before spec.egress[0] of ClusterNetworkPolicy platform"},
+			{Shadowed, second, "spec.egress[0]", "admin/platform rule 1 passes everything that it matches, and comes first: remove it, give its policy a priority below 10, or narrow spec.egress[0] of ClusterNetworkPolicy platform"},
 		}},
 		"a NetworkPolicy by Admin": {[]string{allowShop, "platform: " + admin + "ingress: [" + denyShop + "]}"}, []want{
 			{Shadowed, "NetworkPolicy default/team", "spec.ingress[0]", "narrow spec.ingress[0] of ClusterNetworkPolicy platform: the tier NetworkPolicy does not override the tier Admin"},
