@@ -48,19 +48,20 @@ const (
 
 // Events about the sources of policies and pods.
 const (
-	ManifestBroken      Name = "manifest-broken"
-	ManifestRepaired    Name = "manifest-repaired"
-	ManifestsUnreadable Name = "manifests-unreadable"
-	ManifestsReadable   Name = "manifests-readable"
-	APIUnreachable      Name = "api-unreachable"
-	APIReachable        Name = "api-reachable"
-	KindServed          Name = "kind-served"
-	KindNotServed       Name = "kind-not-served"
-	AddressShared       Name = "address-shared"
-	NodeUnknown         Name = "node-unknown"
-	NodeRangeUnreadable Name = "node-range-unreadable"
-	TaintRemoved        Name = "taint-removed"
-	TaintKept           Name = "taint-kept"
+	ManifestBroken        Name = "manifest-broken"
+	ManifestRepaired      Name = "manifest-repaired"
+	ManifestsUnreadable   Name = "manifests-unreadable"
+	ManifestsReadable     Name = "manifests-readable"
+	APIUnreachable        Name = "api-unreachable"
+	APIReachable          Name = "api-reachable"
+	KindServed            Name = "kind-served"
+	KindNotServed         Name = "kind-not-served"
+	AddressShared         Name = "address-shared"
+	NodeUnknown           Name = "node-unknown"
+	NodeRangeUnreadable   Name = "node-range-unreadable"
+	NodeAddressUnreadable Name = "node-address-unreadable"
+	TaintRemoved          Name = "taint-removed"
+	TaintKept             Name = "taint-kept"
 )
 
 // Events about the network of the node.

@@ -49,7 +49,7 @@ var (
 		name: "Node", resource: "nodes", group: corev1.SchemeGroupVersion,
 		types:  [2]runtime.Object{&corev1.Node{}, &corev1.NodeList{}},
 		slim:   func(o runtime.Object, _ *pools) object { return slimNode(o.(*corev1.Node)) },
-		remove: func(s *policy.Store, _, name string) { s.SetNodeRanges(name, nil) },
+		remove: func(s *policy.Store, _, name string) { s.DeleteNodeObject(name) },
 	}
 	networkPolicyKind = policyKind(netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicyList{}, netpol.Encode, netpol.Read)
 

@@ -98,11 +98,8 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	}
 	for _, k := range kinds {
 		t := newTable(k, s.queue, s.health)
-		if k == nodeKind && opts.NodeRanges {
-			t.nodes = &nodes{self: opts.NodeName, log: log}
-		}
 		if k == nodeKind {
-			t.taint = s.taint
+			t.nodes, t.taint = newNodes(opts.NodeName, opts.NodeRanges, log), s.taint
 		}
 		s.tables = append(s.tables, t)
 	}

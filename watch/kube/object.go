@@ -1,7 +1,7 @@
 package kube
 
 import (
-	"net/netip"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -168,23 +168,37 @@ func (p *encodedPolicy) DeepCopyObject() runtime.Object { return p }
 // node is a slim Node.
 type node struct {
 	slimMeta
-	ranges   []string
-	prefixes []netip.Prefix // ranges, parsed; empty if they are not needed
-	taints   []string       // keys of the taints
+	taints []string // keys of the taints
+	// text is the text form of what the policy store needs; see nodeText. Only if it differs
+	// from that of the previous version, the table parses it into form. A kubelet writes the
+	// status of its Node every few minutes, and mostly changes only times.
+	text string
+	form *policy.Node
 }
 
 func slimNode(o *corev1.Node) *node {
-	n := &node{slimMeta: slimMetaOf(o), ranges: o.Spec.PodCIDRs}
-	if len(n.ranges) == 0 && o.Spec.PodCIDR != "" {
-		n.ranges = []string{o.Spec.PodCIDR}
+	n := &node{slimMeta: slimMetaOf(o)}
+	var text nodeText
+	for _, k := range slices.Sorted(maps.Keys(o.Labels)) {
+		text.labels.add([]byte(k), []byte(o.Labels[k]))
 	}
+	for _, r := range o.Spec.PodCIDRs {
+		text.add(rangeItem, []byte(r))
+	}
+	if len(o.Spec.PodCIDRs) == 0 && o.Spec.PodCIDR != "" {
+		text.add(rangeItem, []byte(o.Spec.PodCIDR))
+	}
+	for _, a := range o.Status.Addresses {
+		text.add(addressItem([]byte(a.Type)), []byte(a.Address))
+	}
+	n.text = text.String()
 	for _, t := range o.Spec.Taints {
 		n.taints = append(n.taints, interned(t.Key))
 	}
 	return n
 }
 
-func (n *node) put(w *policy.Store) { w.SetNodeRanges(n.Name, n.prefixes) }
+func (n *node) put(w *policy.Store) { w.SetNodeObject(n.form) }
 
 // DeepCopyObject returns the object itself, which is immutable.
 func (n *node) DeepCopyObject() runtime.Object { return n }
