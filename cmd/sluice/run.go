@@ -31,11 +31,11 @@ It follows the Kubernetes API: in a pod with its service account, elsewhere with
 --kubeconfig. --node-name is the Node that it runs on. The agent uses the pod ranges of
 this Node to distinguish new pods from addresses outside of the cluster.
 
-With --manifests it needs no cluster: it reads Namespaces, Pods (with status.podIPs) and
-NetworkPolicies from the YAML and JSON files of a directory, and follows them. When a
-file is saved, it applies at once to new and to live connections. If a file becomes
-invalid, the agent keeps using its last valid content. If an object is in two
-directories or files, the first one counts, in the order of the flags.
+With --manifests it needs no cluster: it reads Namespaces, Pods (with status.podIPs),
+Nodes, NetworkPolicies and ClusterNetworkPolicies from the YAML and JSON files of a
+directory, and follows them. When a file is saved, it applies at once to new and to live
+connections. If a file becomes invalid, the agent keeps using its last valid content. If
+an object is in two directories or files, the first one counts, in the order of the flags.
 
 It keeps rules in the iptables of this network namespace (sluice rules prints them).
 They send the first packet of each new pod connection to the agent; the rest of the

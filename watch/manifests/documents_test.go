@@ -337,6 +337,7 @@ func FuzzParse(f *testing.F) {
 		"{a: b}\n----\nc: d\n", "\ufeff" + closed, encode(closed, binary.LittleEndian, false), strings.ReplaceAll(web+"---"+closed, "\n", "\r"),
 		"  a: b\nc: d\n", closed + "status: {}\n", policyHead + "  ingress: [{from: , ports: []}, null]\n", "&a {a: b}\n*a\n",
 		"apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\n", bomb(),
+		clusterPolicy("  ingress: [{action: Accept, from: [null, {namespaces: {matchLabels: {a: }}}], protocols: []}, 7]\n  egress: [{action: Pass, to: [{networks: [a]}]}]\n"), nodeText,
 	} {
 		f.Add([]byte(seed))
 	}

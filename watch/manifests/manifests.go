@@ -223,6 +223,8 @@ func (o *Objects) add(it *item) {
 type Source struct {
 	Dirs   []string     // directories or single files; if several have the same object, the first counts
 	Logger *slog.Logger // logs problems of the files; nil discards them
+	// NodeRanges passes the pod ranges of the Nodes to the policy store.
+	NodeRanges bool
 	// OnProblems, if not nil, is called with all problems of the files whenever they
 	// change. Before the first call, there are none. Calls do not overlap.
 	OnProblems func([]Problem)
@@ -237,5 +239,10 @@ func (s Source) String() string { return "manifests " + strings.Join(s.Dirs, ", 
 // Run follows the directories until ctx ends. It fails if it cannot read one of them at
 // first.
 func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
-	return s.follow(ctx, func(d Delta) { update(d.Apply) })
+	return s.follow(ctx, func(d Delta) {
+		if !s.NodeRanges {
+			d.dropRanges()
+		}
+		update(d.Apply)
+	})
 }

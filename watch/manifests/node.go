@@ -28,6 +28,15 @@ func (c *checker) podRange(field, text string) {
 	}
 }
 
+// dropRanges removes the pod ranges of the Nodes.
+func (d *Delta) dropRanges() {
+	for i, n := range d.Set.Nodes {
+		now := *n // the store may have the other
+		now.Ranges = nil
+		d.Set.Nodes[i] = &now
+	}
+}
+
 // isIP reports whether addresses of this type are IP addresses. Others are names.
 func isIP(t corev1.NodeAddressType) bool {
 	return t == corev1.NodeInternalIP || t == corev1.NodeExternalIP

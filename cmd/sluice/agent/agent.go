@@ -165,14 +165,14 @@ func (a *agent) newEvaluator() queue.Evaluator {
 
 // source returns the source of pods and policies.
 func (a *agent) source() (watch.Source, error) {
+	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs replaces the ranges of the Nodes
 	if len(a.opts.Manifests) > 0 {
 		return manifests.Source{
-			Dirs: a.opts.Manifests, Logger: a.log,
+			Dirs: a.opts.Manifests, Logger: a.log, NodeRanges: nodeRanges,
 			OnProblems: func(p []manifests.Problem) { a.manifests.Store(&p) },
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs replaces the ranges of the Nodes
 	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
 }
 
