@@ -46,7 +46,8 @@ type link struct {
 	set       *policySet
 	next      *link  // nil for the last link
 	miss      Action // applies if no rule matches
-	effect    Effect // the effect of this link and all that follow
+	effect    Effect // of this link and all that follow
+	toNode    Effect // the same for packets from the pod to its node
 }
 
 // same reports whether two chains consist of the same policy sets.
@@ -76,7 +77,7 @@ func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) lin
 	if isolation != nil {
 		l.miss = Deny
 	}
-	l.effect = l.conclude()
+	l.effect, l.toNode = l.conclude(), l.concludeToNode()
 	return l
 }
 
@@ -88,7 +89,7 @@ func newLink(set *policySet, next *link) *link {
 	}
 	l := set.alone
 	l.next = next
-	l.effect = l.conclude()
+	l.effect, l.toNode = l.conclude(), l.concludeToNode()
 	return &l
 }
 
@@ -111,7 +112,30 @@ func (l *link) effectOf() Effect {
 	return l.effect
 }
 
-// decision is the decision of a chain about a flow.
+// concludeToNode returns the effect of the chain that begins with l on packets from a pod to
+// its node. Policies that isolate never deny these, and end the chain.
+func (l *link) concludeToNode() Effect {
+	switch {
+	case l.isolation != nil:
+		return Open
+	case l.rules.deniesAll():
+		return Closed
+	case !l.rules.mayDeny() && l.next.effectToNode() == Open:
+		return Open
+	}
+	return Ask
+}
+
+// effectToNode returns the effect of a chain on packets to the pod's node. An empty chain is
+// open.
+func (l *link) effectToNode() Effect {
+	if l == nil {
+		return Open
+	}
+	return l.toNode
+}
+
+// decision is what a chain decides about a flow.
 type decision struct {
 	action    Action
 	rule      *filter.Rule
@@ -140,7 +164,9 @@ func (l *link) decide(q *query) (d decision) {
 			return d
 		}
 		at, pair := l.rules.lowest(q)
-		d.pair = d.pair && pair
+		if d.pair = d.pair && pair; !pair && q.key.Transport == filter.Any {
+			return d // rules differ by port: the key of a pair is allowed only if all packets are
+		}
 		action := l.miss
 		if at.rule != nil {
 			action = at.action

@@ -45,6 +45,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		newest:   w.lastEpoch,
 		table:    w.table,
 		everyone: w.everyone,
+		toNode:   w.toNode > 0,
 		ranges:   ranges,
 		nodes:    w.nodes.commit(),
 		starting: w.ranges.live,

@@ -32,7 +32,8 @@ func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) boo
 	case filter.SameAddress:
 		return src != PendingLocal
 	case filter.OwnNode:
-		return from.IsNode() || to.IsNode() // an unknown address of a node may turn out to be a pod's
+		// If neither end has the node's address, the verdict holds until a pod has it.
+		return from.IsNode() || to.IsNode() && (src != PendingLocal || !s.toNode)
 	}
 	egress := s.outcome(k, filter.Egress, &v.Egress, from, src, dst)
 	ingress := s.outcome(k, filter.Ingress, &v.Ingress, to, dst, src)

@@ -116,6 +116,11 @@ func (p *policy) decides(d filter.Direction) bool {
 	return len(p.rules[d]) > 0
 }
 
+// mayDenyToNode reports whether the policy may deny what its pods send to their node.
+func (p *policy) mayDenyToNode() bool {
+	return p.tier != NetworkPolicy && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool { return r.action != Accept && r.action != Pass })
+}
+
 // rule adds a rule, which fails closed (see Policy.effective).
 func (r reader) rule(d filter.Direction, index int, from Rule) {
 	if from.Action > Pass {

@@ -16,6 +16,7 @@ type Snapshot struct {
 	table    *addrTable
 	everyone []idSet // by namespace id: the peer selectors that match all its pods
 	counts   Counts
+	toNode   bool // a policy may deny flows from pods to their node
 	ranges   *podRanges
 	nodes    nodeTable
 	starting *StartingPods // shared by all snapshots
@@ -130,6 +131,15 @@ func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.ch
 // Effect returns what a cache may assume about the endpoint's packets in a direction.
 func (e *Endpoint) Effect(d filter.Direction) Effect { return e.chain(d).effectOf() }
 
+// EffectToNode returns what a cache may conclude about packets from the endpoint to the node
+// that it runs on. Only ordered rules for egress deny these.
+func (e *Endpoint) EffectToNode() Effect { return e.chain(filter.Egress).effectToNode() }
+
+// JudgesOwnNode reports whether some policy has a rule that may deny flows from pods to their
+// node, whether or not it selects a pod now. Without such a policy, all these flows are
+// allowed.
+func (s *Snapshot) JudgesOwnNode() bool { return s.toNode }
+
 // MayRestrict reports whether a change of an address from one endpoint to another may deny
 // flows that were allowed without a rule: because no policy decided (filter.NotIsolated),
 // or because the other end was the pod's node (filter.OwnNode). A nil endpoint is an
@@ -139,6 +149,9 @@ func MayRestrict(before, now *Endpoint) bool {
 		return !now.IsNode()
 	}
 	if before != nil && now != nil && !before.host.same(now.host) {
+		return true
+	}
+	if before.EffectToNode() == Open && now.EffectToNode() != Open {
 		return true
 	}
 	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
@@ -184,6 +197,21 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 		v.Pair = egress.pair && ingress.pair
 	}
 	return v
+}
+
+// DecideToNode returns the verdict about a flow whose destination is this node, whether or
+// not the snapshot lists the address as the node's: it may be a broadcast address, or one
+// that was added a moment ago.
+func (s *Snapshot) DecideToNode(k *filter.Key) filter.Verdict {
+	dst := k.DstAddr()
+	src := s.Endpoint(k.SrcAddr())
+	switch {
+	case k.Src == k.Dst:
+		return filter.Verdict{Action: filter.Allow, Reason: filter.SameAddress, Pair: true}
+	case src.IsNode():
+		return filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
+	}
+	return s.decideOwnNode(k, dst, src, s.Endpoint(dst))
 }
 
 // decideOwnNode decides about a flow from a pod to its node. NetworkPolicies always allow it,

@@ -54,6 +54,7 @@ type Store struct {
 	refused   int   // encoded bytes of refused policies that are kept
 	overdrawn bool  // some policies are refused because of limits.Policies
 	recount   bool  // balance must decide again which policies are refused
+	toNode    int   // policies that may deny flows from pods to their node
 	classes   map[string]*class
 
 	dirtyPods        []*pod // pods that are dirty, each once
@@ -402,6 +403,9 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	w.count(p, from)
 	w.policies[p.ref] = p
 	w.tiers[p.tier]++
+	if p.mayDenyToNode() {
+		w.toNode++
+	}
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
 	}
@@ -428,6 +432,9 @@ func (w *Store) DeletePolicy(ref Ref) {
 
 func (w *Store) removePolicy(p *policy) {
 	w.tiers[p.tier]--
+	if p.mayDenyToNode() {
+		w.toNode--
+	}
 	delete(w.faulty, p)
 	delete(p.subject.subjects, p)
 	w.touch(p.subject)
