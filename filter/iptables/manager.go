@@ -143,8 +143,15 @@ func (m *Manager) Without(less Less) {
 func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.opts.Guarded != guarded {
-		m.opts.Guarded, m.all.Guarded = guarded, guarded
+	changed := m.opts.Guarded != guarded
+	m.opts.Guarded, m.all.Guarded = guarded, guarded
+	return m.rewrite(ctx, changed)
+}
+
+// rewrite writes the wanted rules to the tables that are not known to have them, if Run keeps
+// the rules. changed is set if the wanted rules have changed.
+func (m *Manager) rewrite(ctx context.Context, changed bool) error {
+	if changed {
 		for _, t := range m.tables {
 			t.right, t.complete = false, time.Time{}
 		}

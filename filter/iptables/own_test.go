@@ -36,7 +36,7 @@ func everyRule() []Options {
 	return []Options{
 		Defaults, pinnedOptions(), Defaults.without(Less{Overflow: true, Sources: true}),
 		{AllowedMark: 1, RevokedMark: 1 << 31, FirstQueue: 7, Queues: 1, SourceShare: 7, FailOpen: true},
-		{AllowedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare},
+		{AllowedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare, NodeSources: prefixes("10.1.2.3/32", "fd00::7/128")},
 	}
 }
 
@@ -55,7 +55,7 @@ func TestEncodeRule(t *testing.T) {
 			}
 		}
 		for _, rule := range []string{
-			"-p sctp -j DROP", "-o lo -j DROP", "-j ACCEPT", "-j KUBE-THEIRS", "-m mark --mark x -j DROP", "-m mark --mark 1 -j DROP",
+			"-p sctp -j DROP", "-o lo -j DROP", "-s 10.0.0.0/33 -j DROP", "-s theirs -j DROP", "-d 10.0.0.0/8 -j DROP", "-j ACCEPT", "-j KUBE-THEIRS", "-m mark --mark x -j DROP", "-m mark --mark 1 -j DROP",
 			"-m conntrack --ctstate NEW -j DROP", "-m conntrack --ctdir ORIGINAL -j DROP", "-m addrtype --src-type UNICAST -j DROP",
 			"-m addrtype --dst-type LOCAL -j DROP", "-m rpfilter -j DROP", "-m rpfilter --loose --invert -j DROP", "-m hl --hl-lt 3 -j DROP",
 			"-m bpf --bytecode 1 -j DROP", "-m hashlimit --hashlimit-above 1/min -j DROP", "-m hashlimit --hashlimit-upto 5/sec -j DROP",
@@ -149,7 +149,7 @@ func (n *realNode) tableText(f Family, name string) string {
 func (n *realNode) wantInOwnTable(f Family) {
 	n.t.Helper()
 	own := n.tableText(f, ownName)
-	for _, e := range entries {
+	for _, e := range entries[:2] {
 		if !strings.Contains(own, "jump "+e.chain+"\n") {
 			n.t.Errorf("%s: the separate table holds\n%s", f, own)
 		}

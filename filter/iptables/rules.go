@@ -6,11 +6,11 @@
 // [Cleanup] removes all of them.
 //
 // The rules are in chains named [Chain] or with that prefix. The first rule of mangle's
-// POSTROUTING jumps to them: there the packet has its destination after DNAT and its source
-// before SNAT, and the filter rules of other programs cannot accept a packet first. The first
-// rule of PREROUTING jumps to the rules that drop forged sources, unless the guard drops them.
-// Where mangle of nf_tables cannot be used, the rules are in a separate table: see place and
-// ownTable.
+// POSTROUTING jumps to them: there the destination is after DNAT, the source is before
+// SNAT, and the filter rules of other programs cannot accept a packet first. The first
+// rule of PREROUTING drops forged sources, unless the guard does that. While a policy may deny
+// what pods send to their node, the first rule of INPUT jumps to a chain too. Where mangle of
+// nf_tables cannot be used, the rules are in a separate table: see place and ownTable.
 //
 // Every change is one transaction of iptables-restore --noflush: a packet traverses either the
 // old rules or the new ones. The library go-iptables is used only to read: it writes one rule
@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net/netip"
 	"strings"
 )
 
@@ -83,6 +84,9 @@ type Options struct {
 	// Guarded omits the chain that drops forged sources, and the jump to it, because the guard
 	// drops them at every interface. Even an empty chain costs 1.5% of a connection.
 	Guarded bool
+	// NodeSources are the ranges of addresses of pods whose packets to this node are judged. If
+	// there are none, the rules do not look at packets to the node.
+	NodeSources []netip.Prefix
 	// Backend selects the iptables backend.
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs that the rules call before

@@ -26,8 +26,8 @@ type entry struct {
 	name, chain string
 }
 
-// entries lists all entries in the order in which a packet traverses them.
-var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}}
+// entries lists them in the order in which a packet meets them. The last two are alternatives.
+var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}, {"INPUT", inputChain}}
 
 // entriesOf returns the entries of the wanted chains.
 func entriesOf(want map[string][]string) (wanted []entry) {
@@ -43,8 +43,9 @@ func entriesOf(want map[string][]string) (wanted []entry) {
 func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
 
 // ownedChains lists the chains of this version in the order of their creation. sourceChain is
-// omitted where the guard drops forged sources.
-var ownedChains = []string{Chain, allowChain, sourceChain}
+// omitted where the guard drops forged sources, and the last two are omitted unless a policy
+// may deny what pods send to their node.
+var ownedChains = []string{Chain, allowChain, sourceChain, inputChain, nodeChain}
 
 // isOwned reports whether a chain belongs to this version of Sluice or another.
 func isOwned(chain string) bool {
@@ -89,6 +90,9 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	if !o.Guarded {
 		chains[sourceChain] = o.sources(f)
 	}
+	if from := o.nodeSources(f); len(from) > 0 {
+		chains[inputChain], chains[nodeChain] = from, o.nodeRules(f, last...)
+	}
 	return chains
 }
 
@@ -96,18 +100,31 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 // at the second rule. It precedes the test for the node's own addresses because that test costs
 // a lookup in the routing table; the order of these two rules changes no verdict.
 func (o Options) mainRules(f Family, last ...string) []string {
-	rules := []string{
-		// A packet that the queue has allowed traverses Chain again, with AllowedMark set.
-		// Because of -g (goto), the end of allowChain is also the end of Chain.
+	rules := append(o.markRules(),
+		// Traffic from the pod's own node is always allowed, for the sake of probes. The match
+		// covers the addresses of this network namespace; sourceChain has dropped packets of
+		// other senders with such a source.
+		"-m addrtype --src-type LOCAL -j RETURN")
+	rules = append(rules, o.exemptRules(f)...)
+	return inChain(Chain, append(append(rules, o.cacheRules("-g "+allowChain)...), last...))
+}
+
+// markRules returns the rules about packets and connections that have been allowed.
+func (o Options) markRules() []string {
+	return []string{
+		// A packet that the queue has allowed comes again, with AllowedMark set. Because of
+		// --goto, the end of allowChain is also the end of this chain.
 		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.AllowedMark, o.AllowedMark, allowChain),
 		// A connection that a helper expects, such as a data connection of FTP, starts with
 		// the mark of the connection that announced it. Until its first reply it is RELATED;
 		// excluding RELATED here gives it its own verdict.
 		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
-		// Traffic from the pod's own node is always allowed, so that probes work. The match
-		// covers the addresses of this network namespace; sourceChain has already dropped
-		// packets of other senders with such a source.
-		"-m addrtype --src-type LOCAL -j RETURN",
+	}
+}
+
+// exemptRules returns the rules about packets that need no verdict of their own.
+func (o Options) exemptRules(f Family) []string {
+	rules := []string{
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
 		// Replies pass, and errors about replies. A connection whose first packet was denied
 		// has no replies.
@@ -121,20 +138,23 @@ func (o Options) mainRules(f Family, last ...string) []string {
 		// gets a verdict.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
-	rules = append(append(rules, o.cacheRules()...), last...)
+	return rules
+}
+
+// inChain returns the rules as rules of a chain.
+func inChain(chain string, rules []string) []string {
 	for i := range rules {
-		rules[i] = "-A " + Chain + " " + rules[i]
+		rules[i] = "-A " + chain + " " + rules[i]
 	}
 	return rules
 }
 
 // cacheRules returns the rules that consult the BPF cache. They come right before the queue:
-// packets that leave Chain earlier do not pay for the cache, and a cached verdict cannot
-// override an earlier DROP. A packet that a program allows takes the same path as a packet
-// that the queue allowed.
-func (o Options) cacheRules() (rules []string) {
+// packets that leave earlier do not pay for the cache, and a cached verdict cannot override an
+// earlier DROP. allow is what happens to a packet that a program allows.
+func (o Options) cacheRules(allow string) (rules []string) {
 	if o.AllowPin != "" {
-		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -g %s", o.AllowPin, allowChain))
+		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s %s", o.AllowPin, allow))
 	}
 	if o.DenyPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -j DROP", o.DenyPin))

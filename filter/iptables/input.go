@@ -1,0 +1,55 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+const (
+	// inputChain is the chain that INPUT jumps to. It selects packets by their source.
+	inputChain = Chain + "-INPUT"
+	// nodeChain handles what pods send to this node. It is a chain of its own so that one test
+	// of the source precedes all of its rules.
+	nodeChain = Chain + "-NODE"
+)
+
+// nodeSources returns the rules of inputChain: one for each range of NodeSources of the
+// family. Packets of other sources do not meet nodeChain, so that the node stays reachable for
+// all others if no agent answers the queues. Each range costs some 10 ns for each packet that
+// the node receives and that has another source.
+func (o Options) nodeSources(f Family) (rules []string) {
+	for _, p := range o.NodeSources {
+		switch {
+		case p.Addr().Is4() != (f == IPv4):
+		case p.Bits() == 0: // iptables does not print such a range
+			rules = append(rules, "-g "+nodeChain)
+		default:
+			rules = append(rules, fmt.Sprintf("-s %s -g %s", p.Masked(), nodeChain))
+		}
+	}
+	return inChain(inputChain, rules)
+}
+
+// nodeRules returns the rules of nodeChain. They are those of Chain, with two exceptions. The
+// source is not the node, because inputChain selects pods. And a packet that a program allows
+// does not mark its connection: IPVS translates packets after this chain, and POSTROUTING,
+// which judges them by their real destination, would take the mark for a verdict.
+func (o Options) nodeRules(f Family, last ...string) []string {
+	rules := append(o.markRules(), o.exemptRules(f)...)
+	return inChain(nodeChain, append(append(rules, o.cacheRules("-j RETURN")...), last...))
+}
+
+// SetNodeSources sets the addresses whose packets to this node are judged; none for no judgment
+// at all. It updates existing rules before it returns. After an error, Run keeps trying.
+//
+// The first range adds a jump from INPUT, and the removal of the last one deletes the jump. The
+// hook of INPUT stays, so that no queued packet is lost.
+func (m *Manager) SetNodeSources(ctx context.Context, sources []netip.Prefix) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	changed := !slices.Equal(m.opts.NodeSources, sources)
+	m.opts.NodeSources, m.all.NodeSources = sources, sources
+	return m.rewrite(ctx, changed)
+}
