@@ -32,6 +32,9 @@ const (
 	// Hold: the packet is held, because one of its ends should be a pod that is not known
 	// yet. It is evaluated again later. No verdict has this action.
 	Hold
+	// Skip: the packet goes on without a verdict, and is judged at a later hook. No verdict
+	// has this action.
+	Skip
 )
 
 // String returns the action as in log lines and JSON.
@@ -41,6 +44,8 @@ func (a Action) String() string {
 		return "allow"
 	case Hold:
 		return "hold"
+	case Skip:
+		return "skip"
 	}
 	return "deny"
 }

@@ -153,10 +153,15 @@ func (u *user) commit(t testing.TB) {
 	}
 }
 
-// evaluate returns the verdict of user space, which the kernel then remembers.
+// evaluate returns the verdict of user space, which the kernel then remembers. A packet to an
+// address of the node is for the node itself.
 func (u *user) evaluate(data []byte) filter.Action {
+	toNode := false
+	if k, err := u.decoder.Decode(data); err == nil {
+		toNode = u.published.Snapshot().Endpoint(k.Key.DstAddr()).IsNode()
+	}
 	u.evaluator.Enter()
-	action, _ := u.evaluator.Evaluate(data)
+	action, _ := u.evaluator.Evaluate(data, toNode)
 	u.evaluator.Exit()
 	return action
 }

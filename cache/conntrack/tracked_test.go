@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -106,9 +107,20 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-// allows reports whether a connection with key k, of which the node has seen no packet yet, is
-// allowed. With midStream, it is picked up in the middle: its first packet here is an ACK.
+// unjudged reports whether the rules let a packet to the node pass without a verdict. They
+// follow the snapshot of the kernel's flow cache.
+func (h *history) unjudged(src netip.Addr) bool {
+	s := h.kernelSnapshot
+	selected := slices.ContainsFunc(s.LocalRanges(), func(p netip.Prefix) bool { return p.Contains(src) })
+	return !s.JudgesOwnNode() || !selected && s.Endpoint(src).EffectToNode() == policy.Open
+}
+
+// allows reports whether the first packet of a connection that the node sees is allowed.
 func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
+	toNode := h.published.Snapshot().Endpoint(k.DstAddr()).IsNode()
+	if toNode && h.unjudged(k.SrcAddr()) {
+		return true
+	}
 	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
 	}
@@ -117,9 +129,9 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 		packet[33] = 0x10
 	}
 	h.evaluator.Enter()
-	action, pending := h.evaluator.Evaluate(packet)
+	action, pending := h.evaluator.Evaluate(packet, toNode)
 	if pending.IsValid() {
-		action = h.evaluator.Expire(packet)
+		action = h.evaluator.Expire(packet, toNode)
 	}
 	h.evaluator.Exit()
 	return action == filter.Allow
@@ -132,7 +144,11 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	if srcPending != policy.Known || dstPending != policy.Known {
 		return 0, false
 	}
-	if (src != nil || dst != nil) && (src.IsNode() || dst.IsNode() || src.Isolation(filter.Egress) == nil && dst.Isolation(filter.Ingress) == nil) {
+	open := src.Effect(filter.Egress) == policy.Open && dst.Effect(filter.Ingress) == policy.Open
+	if dst.IsNode() {
+		open = src.EffectToNode() == policy.Open
+	}
+	if (src != nil || dst != nil) && (src.IsNode() || open) {
 		return filter.Allow, true
 	}
 	for _, key := range []filter.Key{k.Pair(), *k} {
@@ -147,7 +163,7 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 // egress. Only then may the kernel's flow cache allow a packet from the middle of a connection.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
-	return src.IsNode() || dst.IsNode() || src.Isolation(filter.Ingress) == nil && dst.Isolation(filter.Egress) == nil
+	return src.IsNode() || dst.IsNode() || src.Effect(filter.Ingress) == policy.Open && dst.Effect(filter.Egress) == policy.Open
 }
 
 // syn returns the first packet of a connection.
@@ -179,9 +195,31 @@ func (h *history) change() {
 		} else {
 			h.store.SetNode([]netip.Addr{node})
 		}
+	case 5:
+		if h.rand.IntN(2) == 0 {
+			h.store.DeletePolicy(policy.Ref{Kind: "Ordered", Namespace: "default", Name: fmt.Sprint("n", h.rand.IntN(4))})
+		} else {
+			h.store.SetPolicy(h.randomOrdered())
+		}
 	default:
 		h.store.SetPolicy(netpol.Read(h.randomPolicy()))
 	}
+}
+
+// randomOrdered returns a policy of the tier Admin or Baseline.
+func (h *history) randomOrdered() *policy.Policy {
+	p := netpol.Read(h.randomPolicy())
+	p.Ref.Kind, p.Tier, p.Isolates = "Ordered", policy.Admin, [2]bool{}
+	p.Digest, p.Source = [32]byte{}, policy.Source{}
+	if h.rand.IntN(2) == 0 {
+		p.Tier = policy.Baseline
+	}
+	for d := range p.Rules {
+		for i := range p.Rules[d] {
+			p.Rules[d][i].Action = []policy.Action{policy.Deny, policy.Accept, policy.Pass}[h.rand.IntN(3)]
+		}
+	}
+	return p
 }
 
 func (h *history) randomPod() *corev1.Pod {
@@ -350,7 +388,7 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 		action, _ = h.inKernel(&k)
 	} else {
 		h.evaluator.Enter()
-		action, _ = h.evaluator.Evaluate(syn(&k, 1))
+		action, _ = h.evaluator.Evaluate(syn(&k, 1), false)
 		h.evaluator.Exit()
 	}
 	if action != filter.Allow {

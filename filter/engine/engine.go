@@ -48,8 +48,14 @@ type Config struct {
 	// Tracker may be nil. It does not get a key again while a cache has its verdict. It gets
 	// keys with the reason NotIsolated only if one end should be a pod that is not known yet.
 	Tracker FlowTracker
-	// FailOpen allows a packet that was held for a pod of this node if the pod did not become
-	// known in time. Otherwise the packet is denied.
+	// Translated reports whether the kernel gives a packet for this node another destination
+	// after the hook INPUT, as IPVS does. Such a packet is judged when it has that destination.
+	// possible reports whether the kernel may do so with any packet for this node; in this case,
+	// Memory gets no verdicts about such packets. Translated may be nil. Several evaluators call
+	// it concurrently.
+	Translated func(k filter.Key) (translated, possible bool)
+	// FailOpen allows a packet if its pod, which should be one of this node, did not become
+	// known in time.
 	FailOpen bool
 }
 
@@ -71,35 +77,38 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 	return &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
 }
 
-// Evaluate decides the packet that begins with the IP header at data[0]. A packet that
-// cannot be decoded is denied. If action is filter.Hold, the packet must be held until the
-// pod with the address pending is known. Evaluate is called between Enter and Exit.
-func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.Addr) {
+// Evaluate decides the packet that begins with the IP header at data[0]. toNode is set if
+// the packet is for this node itself. A packet that cannot be decoded is denied. With
+// filter.Hold, the packet must be held until the pod with the address pending is known.
+// Evaluate is called between Enter and Exit.
+func (e *Evaluator) Evaluate(data []byte, toNode bool) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
 	if e.tally.due() {
 		began := time.Now()
-		pending = e.decide(data, &p, &v)
+		pending = e.decide(data, toNode, &p, &v)
 		e.tally.took(time.Since(began))
 	} else {
-		pending = e.decide(data, &p, &v)
+		pending = e.decide(data, toNode, &p, &v)
 	}
 	if pending.IsValid() {
 		return filter.Hold, pending
 	}
-	e.report(&p, &v)
+	if v.Action != filter.Skip {
+		e.report(&p, &v)
+	}
 	return v.Action, pending
 }
 
-// Expire decides a packet that was held for a pod which did not become known in time. If
-// the pod should be one of this node, the fail mode decides. Otherwise the packet gets the
-// verdict for an unknown address, which never allows more than the verdict for a pod. The
-// fail mode does not apply to a flow that policies deny for every possible pod. Expire is
-// called between Enter and Exit.
-func (e *Evaluator) Expire(data []byte) filter.Action {
+// Expire decides a packet whose pod did not become known in time. If that should be a pod
+// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
+// address, which never allows more than a pod would get. The fail mode covers missing
+// knowledge only, and does not open what policies deny to everyone. Expire is called
+// between Enter and Exit.
+func (e *Evaluator) Expire(data []byte, toNode bool) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
-	pending := e.decide(data, &p, &v)
+	pending := e.decide(data, toNode, &p, &v)
 	if pending.IsValid() {
 		if e.snapshot.Pending(pending) == policy.PendingLocal {
 			e.failMode(&p, &v)
@@ -141,9 +150,9 @@ func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
 }
 
 // decide decodes a packet and decides it. If the packet should be held, decide returns the
-// address of the pod that the packet waits for. p and v are out-parameters: returning them
-// by value cost 10% of a cache hit.
-func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
+// address whose pod it waits for. p and v are out-parameters: returning them by value cost
+// 10% of a cache hit.
+func (e *Evaluator) decide(data []byte, toNode bool, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)
 	switch {
@@ -153,11 +162,13 @@ func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pe
 	case e.snapshot == nil:
 		v.Action, v.Reason = filter.Deny, filter.NotSynced
 		return pending
+	case toNode:
+		return e.decideToNode(p, v)
 	}
 	var ends cache.Ends
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, &p.Key)
-	if p.MidStream && v.Action == filter.Allow {
+	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // what the node sends passes
 		return e.decideMidStream(p, v, ends, fresh)
 	}
 	unknown := e.unknown(&p.Key, ends)

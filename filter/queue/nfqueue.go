@@ -32,6 +32,8 @@ type packet struct {
 	// device is the index of the input interface: on a bridge, the index of the bridge
 	// port. It is 0 if the kernel does not report one.
 	device uint32
+	// toNode is set if the packet was queued at the hook INPUT: it is for this node.
+	toNode bool
 	// data begins with the IP header, and is valid until the next read. It is nil if the
 	// packet was queued before the queue was configured.
 	data []byte
@@ -104,6 +106,9 @@ func (q *kernelQueue) allow(id, mark uint32) error {
 	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
 }
 
+// skip lets a packet go on behind its chain, unmarked.
+func (q *kernelQueue) skip(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfAccept) }
+
 // deny drops a packet.
 func (q *kernelQueue) deny(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfDrop) }
 
@@ -122,6 +127,7 @@ const (
 	attrPhysInDevice = 7
 	attrPayload      = 10
 
+	hookOffset    = 6      // of the hook in struct nfqnl_msg_packet_hdr
 	attrHeaderLen = 4      // struct nlattr
 	attrTypeMask  = 0x3fff // NLA_TYPE_MASK
 	familyLen     = 4      // struct nfgenmsg
@@ -148,6 +154,7 @@ func parsePacket(body []byte) (p packet, err error) {
 		case len(value) < 4: // too short: each of the attributes below begins with 4 bytes
 		case kind == attrPacketHeader:
 			p.id, numbered = binary.BigEndian.Uint32(value), true
+			p.toNode = len(value) > hookOffset && value[hookOffset] == unix.NF_INET_LOCAL_IN
 		case kind == attrMark:
 			p.mark = binary.BigEndian.Uint32(value)
 		case kind == attrPhysInDevice, kind == attrInDevice && p.device == 0:

@@ -44,7 +44,8 @@ type pendingPacket struct {
 	addr     netip.Addr // the address whose pod is not known yet
 	deadline time.Time
 
-	device    uint32     // see packet.device
+	device    uint32     // see packet
+	toNode    bool       // see packet
 	source    netip.Addr // from the IP header; may be forged
 	owner     *pendingPackets
 	displaced bool // another packet has its place; guarded by shares.mu
@@ -53,7 +54,7 @@ type pendingPacket struct {
 func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
 	return &pendingPacket{
 		id: p.id, mark: p.mark, data: bytes.Clone(p.data), addr: addr, deadline: deadline,
-		device: p.device, source: sourceOf(p.data),
+		device: p.device, toNode: p.toNode, source: sourceOf(p.data),
 	}
 }
 
@@ -163,7 +164,7 @@ func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, e
 			continue
 		}
 		h.worker.queues.heldRejected.Add(1)
-		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data))
+		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.toNode))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
@@ -182,14 +183,14 @@ func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) 
 			kept = append(kept, p)
 			continue
 		}
-		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data)
+		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data, p.toNode)
 		if action == filter.Hold && now.Before(p.deadline) {
 			kept = append(kept, p)
 			continue
 		}
 		if action == filter.Hold {
 			h.worker.queues.heldExpired.Add(1)
-			action = h.evaluator.Expire(p.data)
+			action = h.evaluator.Expire(p.data, p.toNode)
 		}
 		err = h.worker.reply(q, p.id, p.mark, action)
 		h.worker.queues.shares.leave(p)

@@ -30,18 +30,19 @@ import (
 type Evaluator interface {
 	// Enter begins a read section: all packets evaluated before Exit see one snapshot.
 	Enter()
-	// Evaluate decides the packet that begins with its IP header at data[0]. The caller may
-	// reuse data after the call.
+	// Evaluate decides the packet that begins with its IP header at data[0]. toNode is set if
+	// the packet is for this node itself, and not for another host. The caller may reuse data
+	// after the call.
 	//
 	// If the action is filter.Hold, the packet is held until the pod with the address
 	// pending is known: it is evaluated again after each Reevaluate, until the action
 	// changes or the packet has waited for Options.Hold.
-	Evaluate(data []byte) (action filter.Action, pending netip.Addr)
-	// Expire decides a packet whose pod did not become known in time, or that cannot be held
-	// because there is no room. It never returns filter.Hold.
-	Expire(data []byte) filter.Action
-	// Exit ends the read section. It is called after the kernel has carried out every
-	// verdict that was returned since Enter.
+	Evaluate(data []byte, toNode bool) (action filter.Action, pending netip.Addr)
+	// Expire decides a packet that has waited without success, or that cannot wait because
+	// there is no room. It never returns filter.Hold.
+	Expire(data []byte, toNode bool) filter.Action
+	// Exit ends the section. It is called when the kernel has carried out every verdict
+	// that was returned since Enter.
 	Exit()
 }
 

@@ -150,13 +150,13 @@ func (w *worker) answerOne(q *kernelQueue, p *packet) error {
 		// with its data.
 		return q.requeue(p.id)
 	}
-	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data)
+	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data, p.toNode)
 	if action == filter.Hold {
 		if w.pending.add(newPendingPacket(p, pending, time.Now().Add(w.queues.opts.Hold))) {
 			return nil
 		}
 		w.queues.heldRejected.Add(1)
-		action = w.evaluator.Expire(p.data)
+		action = w.evaluator.Expire(p.data, p.toNode)
 	}
 	return w.reply(q, p.id, p.mark, action)
 }
@@ -166,16 +166,20 @@ func (w *worker) reply(q *kernelQueue, id, mark uint32, action filter.Action) er
 	if w.overflow {
 		w.queues.overflow.Add(1)
 	}
-	if action == filter.Allow {
+	switch action {
+	case filter.Allow:
 		w.queues.allowed.Add(1)
 		return q.allow(id, mark|w.queues.opts.Mark)
+	case filter.Skip:
+		w.queues.allowed.Add(1)
+		return q.skip(id)
 	}
 	w.queues.denied.Add(1)
 	return q.deny(id)
 }
 
 // evaluate calls e.Evaluate. If it panics, the packet is denied and the worker continues.
-func (q *Queues) evaluate(number uint16, e Evaluator, data []byte) (action filter.Action, pending netip.Addr) {
+func (q *Queues) evaluate(number uint16, e Evaluator, data []byte, toNode bool) (action filter.Action, pending netip.Addr) {
 	defer func() {
 		if r := recover(); r != nil {
 			action = filter.Deny
@@ -183,5 +187,5 @@ func (q *Queues) evaluate(number uint16, e Evaluator, data []byte) (action filte
 			q.log.Error("evaluating a packet failed; it is denied", "queue", number, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	return e.Evaluate(data)
+	return e.Evaluate(data, toNode)
 }

@@ -1,0 +1,76 @@
+package engine
+
+import (
+	"net/netip"
+
+	"sluice/cache"
+	"sluice/filter"
+	"sluice/filter/packet"
+	"sluice/filter/policy"
+)
+
+// decideToNode decides a packet for this node itself. Its source is a pod of this node, or an
+// address that should be one.
+//
+// The destination need not be an address that the snapshot lists: it may be a group, or an
+// address that was added a moment ago. The verdict about such a packet is stored nowhere,
+// because for packets to other hosts the same key has another verdict. In mid-stream, one
+// verdict suffices, because what the node sends to its pods is always allowed.
+func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
+	k := &p.Key
+	translated, possible := e.translated(k)
+	if translated {
+		v.Action = filter.Skip
+		return pending
+	}
+	srcAddr := k.SrcAddr()
+	src := e.snapshot.Endpoint(srcAddr)
+	if src == nil && e.snapshot.JudgesOwnNode() && e.snapshot.Pending(srcAddr) == policy.PendingLocal {
+		*v = filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode}
+		return srcAddr
+	}
+	if !e.snapshot.Endpoint(k.DstAddr()).IsNode() {
+		*v = e.snapshot.DecideToNode(k)
+		e.trackToNode(k, v, src, false)
+		return pending
+	}
+	var ends cache.Ends
+	var fresh bool
+	*v, ends, fresh = e.flows.Decide(e.snapshot, k)
+	if src.EffectToNode() == policy.Open {
+		return pending // the kernel's cache needs no verdict, and a change is followed by a sweep
+	}
+	if fresh {
+		e.trackToNode(k, v, src, true)
+	}
+	if e.config.Memory != nil && !possible {
+		key := *k
+		if v.Pair {
+			key = key.Pair()
+		}
+		e.config.Memory.Remember(key, ends.Src, ends.Dst, v.Action)
+	}
+	return pending
+}
+
+func (e *Evaluator) translated(k *filter.Key) (translated, possible bool) {
+	if e.config.Translated == nil {
+		return false, false
+	}
+	return e.config.Translated(*k)
+}
+
+// trackToNode passes an allowed key to Tracker, unless policies do not concern what src sends
+// to the node. Other than between pods, a flow that no rule allows is tracked too: a later
+// policy may deny it although the pod has been concerned before. dst reports whether the
+// destination has an endpoint.
+func (e *Evaluator) trackToNode(key *filter.Key, v *filter.Verdict, src *policy.Endpoint, dst bool) {
+	if e.config.Tracker == nil || v.Action != filter.Allow || v.Reason == filter.SameAddress || src.EffectToNode() == policy.Open {
+		return
+	}
+	k := *key
+	if v.Pair {
+		k = k.Pair()
+	}
+	e.config.Tracker.Track(k, true, dst, e.snapshot.Number())
+}
