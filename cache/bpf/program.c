@@ -36,10 +36,10 @@ enum { PORTLESS = 1, PORTED = 2, ANY = 3 };
 enum { ICMPV6 = 58 }; // not defined in linux/in.h
 
 // endpoint is the owner of an address. The flags hold the directions in which policies
-// isolate the endpoint, the directions in which no rule allows anything, and whether the
-// endpoint is this node. device is the interface of a pod of this node that has one of its
-// own; otherwise 0. If another pod gets the address while no agent runs, that pod has a
-// different interface, and the programs match none of its packets.
+// concern it, the directions in which everything is denied, and whether it is this node.
+// If it is a pod of this node with an interface of its own, device is that interface;
+// otherwise 0. If another pod gets the address while no agent runs, its interface differs,
+// and the programs match none of its packets.
 struct endpoint {
 	__u64 epoch;
 	__u32 flags;
@@ -54,6 +54,7 @@ enum {
 	CLOSED_INGRESS = 16,
 	KNOWN = 32, // the address has an endpoint; set by evaluate, never stored in the table
 	SHARED = 64, // a pod of this node that shares its interface with others
+	ASK_TO_NODE = 128, // policies may deny what the pod sends to its node
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
 	OF_DESTINATION = ISOLATED_INGRESS | CLOSED_INGRESS | NODE,
@@ -367,6 +368,9 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 	__u64 flags = (of_src & OF_SOURCE) | (of_dst & OF_DESTINATION);
 	__u64 back = (of_src & ISOLATED_INGRESS) | (of_dst & ISOLATED_EGRESS);
 
+	// Ordered rules may deny what a pod sends to its node. Such a packet needs a remembered
+	// verdict, in the middle of a connection too, because the opposite direction is allowed.
+	int judged = of_dst & NODE && of_src & ASK_TO_NODE;
 	int read = 0;
 
 	// If policies isolate an end in the opposite direction, only the first packet of a
@@ -379,12 +383,12 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 
 	// Without a policy every packet passes. One end must be known: user space also lets
 	// packets between two unknown ends pass, but without an agent these may be new pods.
-	if ((of_src | of_dst) & KNOWN && (!flags || flags & NODE))
+	if ((of_src | of_dst) & KNOWN && (!flags || flags & NODE) && !judged)
 		return wanted == ALLOW && yes(OPEN);
 
 	// No packet passes from or to a closed pod, except between the pod and itself or its
 	// node. Both ends must be known, because an unknown one may be the node.
-	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED)
+	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED && !judged)
 		return wanted == DENY && yes(DENIED);
 
 	if (!read && !read_upper(skb, &k, &up))

@@ -29,6 +29,7 @@ const (
 	closedEgress    = 8
 	closedIngress   = 16
 	shared          = 64
+	askToNode       = 128
 )
 
 // endpointOf returns the table entry of an endpoint. device is the interface that leads only to
@@ -45,6 +46,7 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		{e.Effect(filter.Egress) == policy.Closed, closedEgress},
 		{e.Effect(filter.Ingress) == policy.Closed, closedIngress},
 		{device == 0 && isLocal(s, e), shared},
+		{e.EffectToNode() != policy.Open, askToNode},
 	} {
 		if one.is {
 			out.Flags |= one.flag

@@ -21,7 +21,8 @@ import (
 //	packets may have passed without a verdict        ScopeGap
 //
 // A snapshot with different pod ranges widens the scope to ScopeAll, because the ranges
-// decide which flows the workers track.
+// decide which flows the workers track. So does the first policy that may deny what pods send
+// to their node: until then, no such flow is tracked, nor that of a pending address.
 //
 // With ScopeFlows, the connections of a changed address are evaluated again if one of these
 // holds:
@@ -52,9 +53,10 @@ const (
 	ScopeGap
 )
 
-// widened returns the scope, widened to ScopeAll if the pod ranges have changed.
+// widened returns the scope, widened to ScopeAll if the pod ranges have changed, or if flows
+// from pods to their node begin to be judged.
 func widened(scope Scope, before, now *policy.Snapshot) Scope {
-	if before != nil && !now.SameRanges(before) {
+	if before != nil && (!now.SameRanges(before) || now.JudgesOwnNode() && !before.JudgesOwnNode()) {
 		return max(scope, ScopeAll)
 	}
 	return scope
@@ -114,6 +116,8 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	switch {
 	case was == nil && wasPending == policy.Known, was != nil && f.sweeper.held(isPending), was != nil && policy.MayRestrict(was, is):
 		return needSweep
+	case was == nil && wasPending == policy.PendingRemote && is.EffectToNode() != policy.Open:
+		return needSweep // the rules have not selected the address's packets to the node
 	case isPending != policy.Known:
 		return needLater
 	}

@@ -57,10 +57,11 @@ func (r Result) LogValue() slog.Value {
 // Sweeper evaluates live connections. It is safe for concurrent use: sweeps wait for each
 // other.
 type Sweeper struct {
-	// Local lists the addresses of this node. Connections from or to them are never
-	// revoked, because the rules never stop them. It is called at most once a sweep, and
-	// only if a connection is to be revoked. New sets it to list the addresses of the
-	// interfaces in the process's network namespace.
+	// Local lists the addresses of this node. Connections from them are never revoked,
+	// because the rules never stop them, and connections to them only by policies that are
+	// for what pods send to their node. It is called at most once a sweep, and only if a
+	// connection is to be revoked. New sets it to list the addresses of the interfaces in the
+	// process's network namespace.
 	Local func() ([]netip.Addr, error)
 	// FailOpen allows live connections of a pending address of this node. Otherwise they
 	// are revoked, just as new connections are denied when their hold expires: the pod that
@@ -272,7 +273,7 @@ func (w *sweep) visit(c *Conn) {
 	}
 	count := &w.result.Allowed
 	if want == w.sweeper.marks.Revoked {
-		if w.isLocal(c) {
+		if w.sparesNode(c, &v) {
 			return
 		}
 		count = &w.result.Revoked
@@ -283,7 +284,7 @@ func (w *sweep) visit(c *Conn) {
 		w.oldest = time.Now()
 	}
 	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.sweeper.marks.Mask()})
-	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.options.gap && had == 0 && !w.isLocal(c)})
+	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.options.gap && had == 0 && !w.isLocal(c.Key.Src) && !w.isLocal(c.Key.Dst)})
 	if len(w.updates) == batchSize {
 		w.flush()
 	}
@@ -334,7 +335,7 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	src, srcPending := by.Lookup(srcAddr)
 	dst, dstPending := by.Lookup(dstAddr)
 	known = (src != nil || dst != nil) && !src.IsNode()
-	if !src.IsNode() && !dst.IsNode() && (s.held(srcPending) || s.held(dstPending)) {
+	if !src.IsNode() && (!dst.IsNode() || by.JudgesOwnNode()) && (s.held(srcPending) || s.held(dstPending)) {
 		return filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}, true
 	}
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
@@ -344,9 +345,22 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 // pod does not become known.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
-// isLocal reports whether an end of the connection has an address of this node. Unlike the
-// snapshot, it considers all addresses, such as a bridge's.
-func (w *sweep) isLocal(c *Conn) bool {
+// sparesNode reports whether a connection that v denies must not be revoked, because an end is
+// this node, by an address that the snapshot may lack, such as a bridge's. What the node sends
+// is never denied. About what it receives, it decides again, and sets v to the verdict.
+func (w *sweep) sparesNode(c *Conn, v *filter.Verdict) bool {
+	switch {
+	case w.isLocal(c.Key.Src):
+		return true
+	case !w.isLocal(c.Key.Dst), w.snapshot.Endpoint(c.Key.DstAddr()).IsNode():
+		return false
+	}
+	*v = w.snapshot.DecideToNode(&c.Key)
+	return v.Action == filter.Allow
+}
+
+// isLocal reports whether this node has an address.
+func (w *sweep) isLocal(addr [16]byte) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()
 		if err != nil {
@@ -357,10 +371,7 @@ func (w *sweep) isLocal(c *Conn) bool {
 			w.local[a.As16()] = struct{}{}
 		}
 	}
-	if _, ok := w.local[c.Key.Src]; ok {
-		return true
-	}
-	_, ok := w.local[c.Key.Dst]
+	_, ok := w.local[addr]
 	return ok
 }
 
