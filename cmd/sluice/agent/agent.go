@@ -45,16 +45,17 @@ type agent struct {
 	log  *slog.Logger
 	host
 
-	published  policy.Published
-	starting   *policy.StartingPods
-	network    *nodeNetwork
-	verdicts   *verdictlog.Log
-	manager    *iptables.Manager
-	evaluators []*engine.Evaluator
-	tracked    *conntrack.TrackedFlows
-	sweeper    *conntrack.Sweeper
-	follower   *conntrack.Follower
-	controller *watch.Controller
+	published   policy.Published
+	starting    *policy.StartingPods
+	nodeSources nodeSources
+	network     *nodeNetwork
+	verdicts    *verdictlog.Log
+	manager     *iptables.Manager
+	evaluators  []*engine.Evaluator
+	tracked     *conntrack.TrackedFlows
+	sweeper     *conntrack.Sweeper
+	follower    *conntrack.Follower
+	controller  *watch.Controller
 
 	failed    chan error    // the error that ends the agent
 	synced    chan struct{} // closed when the agent is ready

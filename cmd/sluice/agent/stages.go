@@ -10,13 +10,14 @@ import (
 // when its part decides nothing by an older snapshot, except the last one: a sweep may take
 // longer than the next change should wait, so the follower sweeps on its own goroutine.
 //
-// Pending packets come before the kernel cache, whose stage takes some 10 ms. The guard does
-// not depend on the others. Connections come last: a sweep is complete only if no verdict of
+// Pending packets come before the rules, which rarely change but then take some 50 ms, and
+// before the kernel cache, whose stage takes some 10 ms. The guard does not depend on the others. Connections come last: a sweep is complete only if no verdict of
 // an older snapshot can still create or mark a connection.
 func (a *agent) stages() []watch.Stage {
 	return []watch.Stage{
 		watch.StageFunc{Name: "workers", Func: a.awaitWorkers},
 		watch.StageFunc{Name: "pending packets", Func: a.judgePending},
+		watch.StageFunc{Name: "rules", Func: a.judgeOwnNode},
 		watch.StageFunc{Name: "kernel cache", Func: a.publishToKernel},
 		watch.StageFunc{Name: "guard", Func: a.publishToGuard},
 		watch.StageFunc{Name: "connections", Func: a.judgeConnections},

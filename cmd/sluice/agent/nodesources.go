@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+
+	"sluice/filter/policy"
+	"sluice/watch"
+)
+
+// nodeSources follows which addresses the rules must select so that what pods send to this
+// node is judged, see iptables.Options.NodeSources. It is for use by one goroutine.
+//
+// There are none unless a policy may deny such a packet. Otherwise they are the ranges of this
+// node's pods, so that a pod is judged from its first packet, and the addresses outside of
+// these of pods that such a policy selects. So the rules rarely change when a pod starts.
+type nodeSources struct {
+	last *policy.Snapshot
+	set  []netip.Prefix          // what the rules were last told to select
+	pods map[netip.Addr]struct{} // addresses of this node's pods that a policy concerns
+}
+
+// update returns the sources for a snapshot; changed lists the addresses that differ from the
+// snapshot of the last call, and starting the addresses of pods that are starting.
+func (n *nodeSources) update(s *policy.Snapshot, changed []netip.Addr, starting []netip.Prefix) []netip.Prefix {
+	switch {
+	case !s.JudgesOwnNode():
+		n.pods, n.last = nil, s
+		return nil
+	case n.pods == nil || n.movedNode(s, changed):
+		n.pods = make(map[netip.Addr]struct{})
+		for a, e := range s.Endpoints() {
+			n.put(s, a, e)
+		}
+	default:
+		for _, a := range changed {
+			delete(n.pods, a)
+			n.put(s, a, s.Endpoint(a))
+		}
+	}
+	n.last = s
+	return n.list(s, starting)
+}
+
+// movedNode reports whether a changed address is or was the node's. In this case, other pods may
+// be those of this node.
+func (n *nodeSources) movedNode(s *policy.Snapshot, changed []netip.Addr) bool {
+	return slices.ContainsFunc(changed, func(a netip.Addr) bool { return s.Endpoint(a).IsNode() || n.last.Endpoint(a).IsNode() })
+}
+
+// put adds an address if its pod runs on this node, and a policy concerns what it sends to the
+// node. A pod of an unknown node counts as one of this node.
+func (n *nodeSources) put(s *policy.Snapshot, a netip.Addr, e *policy.Endpoint) {
+	if e.EffectToNode() == policy.Open {
+		return
+	}
+	hosts := e.Hosts()
+	if len(hosts) == 0 || slices.ContainsFunc(hosts, func(host netip.Addr) bool { return s.Endpoint(host).IsNode() }) {
+		n.pods[a] = struct{}{}
+	}
+}
+
+// list returns the sources of both families, sorted. A range that is a single pod's is left out
+// if no policy concerns the pod.
+func (n *nodeSources) list(s *policy.Snapshot, starting []netip.Prefix) []netip.Prefix {
+	var all [2][]netip.Prefix // by family
+	add := func(p netip.Prefix) {
+		family := &all[0]
+		if p.Addr().Is6() {
+			family = &all[1]
+		}
+		*family = append(*family, p)
+	}
+	for _, p := range slices.Concat(s.LocalRanges(), starting) {
+		if e := s.Endpoint(p.Addr()); !p.IsSingleIP() || e == nil || e.EffectToNode() != policy.Open {
+			add(p.Masked())
+		}
+	}
+	for a := range n.pods {
+		add(netip.PrefixFrom(a, a.BitLen()))
+	}
+	return slices.Concat(fewer(all[0]), fewer(all[1]))
+}
+
+// maxNodeSources bounds the sources of a family. All packets that the node receives, such as
+// those of an overlay network, are compared with each of them, which costs some 10 ns.
+const maxNodeSources = 16
+
+// fewer sorts ranges of one family and omits those within others. If more than maxNodeSources
+// remain, it widens the longest ones as far as necessary. A range that is wider than necessary
+// costs time, and judges nothing else: other senders are not denied.
+func fewer(ranges []netip.Prefix) []netip.Prefix {
+	for bits := 128; ; bits -= 2 {
+		var kept []netip.Prefix
+		sorted := make([]netip.Prefix, len(ranges))
+		for i, p := range ranges {
+			sorted[i] = netip.PrefixFrom(p.Addr(), min(bits, p.Bits())).Masked()
+		}
+		slices.SortFunc(sorted, func(a, b netip.Prefix) int {
+			return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+		})
+		for _, p := range sorted {
+			if last := len(kept) - 1; last < 0 || !kept[last].Contains(p.Addr()) {
+				kept = append(kept, p)
+			}
+		}
+		if len(kept) <= maxNodeSources {
+			return kept
+		}
+	}
+}
+
+// judgeOwnNode makes the rules select what the snapshot requires to be judged on its way to this
+// node. It runs before live connections are judged, so that none begins unjudged after that.
+func (a *agent) judgeOwnNode(ctx context.Context, c watch.Change) error {
+	sources := a.nodeSources.update(c.Snapshot, c.Addresses, a.starting.List())
+	if slices.Equal(sources, a.nodeSources.set) {
+		return nil // without waiting for iptables, which may be at work
+	}
+	a.nodeSources.set = sources // if it fails, the manager tries again
+	if err := a.manager.SetNodeSources(ctx, sources); err != nil && ctx.Err() == nil {
+		a.log.Error("what pods send to this node may pass without a verdict; trying again", "err", err)
+	}
+	return nil
+}
