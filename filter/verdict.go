@@ -60,8 +60,10 @@ const (
 	// NotIsolated: no policy isolates the source in egress, and none isolates the destination
 	// in ingress.
 	NotIsolated
-	// RuleAllows: every isolated end has a rule that allows the flow.
+	// RuleAllows: every end that would be denied otherwise has a rule that allows the flow.
 	RuleAllows
+	// NotDenied: ordered rules are evaluated for an end, and no rule decides.
+	NotDenied
 	// SameAddress: a pod reaches its own address.
 	SameAddress
 	// OwnNode: one end is the node that the pod runs on.
@@ -92,6 +94,7 @@ var reasonText = [NumReasons]string{
 	NoReason:      "unknown",
 	NotIsolated:   "not-isolated",
 	RuleAllows:    "rule",
+	NotDenied:     "not-denied",
 	SameAddress:   "same-address",
 	OwnNode:       "own-node",
 	EgressDenied:  "egress-denied",

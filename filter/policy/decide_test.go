@@ -62,7 +62,8 @@ func (j judgement) effects(s *policy.Snapshot, f flow) string {
 func (j judgement) reason() filter.Reason { return j.reasons()[0] }
 
 // reasons returns the reasons that the engine may give. If a ClusterNetworkPolicy has rules
-// for a pod, but none matches, the engine may give either of two.
+// for a pod, but none matches, the engine may give either of two: it drops rules that cannot
+// match.
 func (j judgement) reasons() []filter.Reason {
 	none := filter.NotIsolated
 	if j.ToNode {
@@ -79,8 +80,8 @@ func (j judgement) reasons() []filter.Reason {
 		return []filter.Reason{filter.IngressDenied}
 	case decided:
 		return []filter.Reason{filter.RuleAllows}
-	case j.Egress.Concerned || j.Ingress.Concerned:
-		return []filter.Reason{none, filter.RuleAllows}
+	case !j.ToNode && (j.Egress.Concerned || j.Ingress.Concerned):
+		return []filter.Reason{filter.NotDenied, none}
 	}
 	return []filter.Reason{none}
 }

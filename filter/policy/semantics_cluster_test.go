@@ -94,7 +94,7 @@ var clusterCases = []semanticsCase{
 		{policies: toAll(`{name: to-teams, action: Pass, from: [`+frontends+`]}, {action: Deny, from: [`+anyPods+`]}`) + `
 			q: {tier: Admin, priority: 2, subject: {namespaces: {}}, ingress: [{action: Deny, from: [` + frontends + `]}]}`,
 			flows: `
-			web > db TCP 1 = allow rule ingress=admin/p[0:to-teams]>none
+			web > db TCP 1 = allow not-denied ingress=admin/p[0:to-teams]>none
 			odd > db TCP 1 = deny ingress-denied ingress=admin/p[1]`},
 		{policies: `
 			default/n: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: 6379}]}]}

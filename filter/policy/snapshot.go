@@ -195,6 +195,9 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 		v.Action, v.Reason, v.Pair = filter.Deny, filter.IngressDenied, ingress.pair
 	default:
 		v.Pair = egress.pair && ingress.pair
+		if v.Egress.Rule == nil && v.Ingress.Rule == nil && v.Reason == filter.RuleAllows {
+			v.Reason = filter.NotDenied
+		}
 	}
 	return v
 }

@@ -103,8 +103,8 @@ func TestLine(t *testing.T) {
 		},
 		{
 			"passed, and no other policy", tcp,
-			filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: after(filter.Side{}, ordered(filter.AdminTier, "platform", "", filter.RulePasses, 3))},
-			`verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress passed="admin/platform egress[3]"`,
+			filter.Verdict{Action: filter.Allow, Reason: filter.NotDenied, Egress: after(filter.Side{}, ordered(filter.AdminTier, "platform", "", filter.RulePasses, 3))},
+			`verdict=allow reason=not-denied src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress passed="admin/platform egress[3]"`,
 		},
 		{"malformed", packet.Packet{}, filter.Verdict{Reason: filter.Malformed}, "verdict=deny reason=malformed"},
 	}

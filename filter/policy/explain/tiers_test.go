@@ -140,7 +140,7 @@ allow (rule): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 80
     NetworkPolicy: not evaluated (default/x)
 `},
 		"no rule matches": {[]*policy.Policy{clusterPolicy("platform", policy.Admin, 10, db, ingress(rule("", policy.Deny, pods("role=x"))))}, nil, "web db tcp 80", `
-allow (rule): default/web (10.0.0.2, fd00::2) to default/db (10.0.0.1, fd00::1), TCP 80
+allow (not-denied): default/web (10.0.0.2, fd00::2) to default/db (10.0.0.1, fd00::1), TCP 80
   egress: default/web is not isolated: no policy selects it in this direction
   ingress: default/db: allowed, because no tier denies it
     Admin: no rule of admin/platform matches
