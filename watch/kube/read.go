@@ -3,8 +3,10 @@ package kube
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -13,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 )
 
 // Objects are the complete objects of a cluster, in the order of the server.
@@ -20,7 +23,15 @@ type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*policy.Policy // policies of all kinds
+	Nodes      []*policy.Node
+	// NodesErr is why Nodes is empty: the user may not list Nodes, and no policy has peers
+	// that are nodes. Otherwise it is nil.
+	NodesErr error
 }
+
+// readAttempts bounds the attempts to read an optional kind that is removed or replaced
+// meanwhile.
+const readAttempts = 3
 
 // Read reads a cluster once. It reads one kind after the other, so a concurrent change may
 // be visible in one kind and not in another. If a request fails, the error is an
@@ -34,23 +45,59 @@ func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 	}
 	var o Objects
 	for _, k := range kinds {
-		if k == nodeKind {
-			continue
-		}
-		version := k.group
+		read := o.read
 		if k.optional {
-			if version, err = c.discover(ctx, k, true); err != nil {
-				return nil, newDiscoveryError(err, config.Host, k)
-			}
-			if version == notServed {
-				continue
-			}
+			read = o.readOptional
 		}
-		if err := c.pages(ctx, k, version, func(page runtime.Object) (string, error) { return o.take(k, page) }); err != nil {
-			return nil, newAPIError(err, config.Host, k, "list")
+		switch failure := read(ctx, c, k, config.Host); {
+		case failure == nil:
+		case k == nodeKind && apierrors.IsForbidden(failure) && !o.needNodes():
+			o.NodesErr = failure
+		default:
+			return nil, failure
 		}
 	}
 	return &o, nil
+}
+
+// read reads the objects of a kind.
+func (o *Objects) read(ctx context.Context, c *client, k *kind, host string) *APIError {
+	if err := c.pages(ctx, k, k.group, func(page runtime.Object) (string, error) { return o.take(k, page) }); err != nil {
+		return newAPIError(err, host, k, "list")
+	}
+	return nil
+}
+
+// readOptional reads the policies of a kind that the cluster may lack, in the version that
+// it serves.
+func (o *Objects) readOptional(ctx context.Context, c *client, k *kind, host string) *APIError {
+	before := o.Policies
+	for attempt := 1; ; attempt++ {
+		version, err := c.discover(ctx, k, true)
+		if err != nil {
+			return newDiscoveryError(err, host, k)
+		}
+		if version == notServed {
+			return nil
+		}
+		err = c.pages(ctx, k, version, func(page runtime.Object) (string, error) { return o.take(k, page) })
+		switch {
+		case err == nil:
+			return nil
+		case !apierrors.IsNotFound(err) || attempt == readAttempts:
+			return newAPIError(err, host, k, "list")
+		}
+		o.Policies = before // the version is not served any more: ask again
+	}
+}
+
+// needNodes reports whether a policy has peers that are nodes.
+func (o *Objects) needNodes() bool {
+	return slices.ContainsFunc(o.Policies, func(p *policy.Policy) bool {
+		return slices.ContainsFunc(slices.Concat(p.Rules[:]...), func(r policy.Rule) bool {
+			return slices.ContainsFunc(r.Peers, func(p policy.Peer) bool { return p.Nodes != nil })
+		})
+	})
 }
 
 // pages lists all objects of a kind, page by page.
@@ -75,6 +122,11 @@ func (o *Objects) take(k *kind, page runtime.Object) (next string, err error) {
 		return l.Continue, nil
 	case *corev1.PodList:
 		o.Pods = append(o.Pods, pointers(l.Items)...)
+		return l.Continue, nil
+	case *corev1.NodeList:
+		for i := range l.Items {
+			o.Nodes = append(o.Nodes, kubepod.ReadNode(&l.Items[i]))
+		}
 		return l.Continue, nil
 	}
 	list, err := meta.ListAccessor(page)
