@@ -44,23 +44,32 @@ func (c *checker) clusterSpec(out *v1beta1.ClusterNetworkPolicySpec, spec fields
 		whole |= c.clusterPeer(object(subject), "spec.subject", false)
 	}
 	for i, f := range c.ruleFlaws(spec, filter.Ingress, "from", whole, len(out.Ingress)) {
-		rule := &out.Ingress[i]
-		switch {
-		case f&unclear != 0, f != 0 && rule.Action == v1beta1.ClusterNetworkPolicyRuleActionAccept:
-			rule.From, rule.Protocols = closedFrom(), nil
-		case f != 0 && rule.Action == v1beta1.ClusterNetworkPolicyRuleActionPass:
-			rule.Action = v1beta1.ClusterNetworkPolicyRuleActionDeny
+		r := &out.Ingress[i]
+		var closed bool
+		if r.Action, closed = f.apply(r.Action); closed {
+			r.From, r.Protocols = closedFrom(), nil
 		}
 	}
 	for i, f := range c.ruleFlaws(spec, filter.Egress, "to", whole, len(out.Egress)) {
-		rule := &out.Egress[i]
-		switch {
-		case f&unclear != 0, f != 0 && rule.Action == v1beta1.ClusterNetworkPolicyRuleActionAccept:
-			rule.To, rule.Protocols = closedTo(), nil
-		case f != 0 && rule.Action == v1beta1.ClusterNetworkPolicyRuleActionPass:
-			rule.Action = v1beta1.ClusterNetworkPolicyRuleActionDeny
+		r := &out.Egress[i]
+		var closed bool
+		if r.Action, closed = f.apply(r.Action); closed {
+			r.To, r.Protocols = closedTo(), nil
 		}
 	}
+}
+
+// apply returns the action of a rule with these flaws, and whether the rule is closed.
+func (f flaws) apply(action v1beta1.ClusterNetworkPolicyRuleAction) (_ v1beta1.ClusterNetworkPolicyRuleAction, closed bool) {
+	switch {
+	case f == 0:
+		return action, false
+	case f&unclear != 0, action == v1beta1.ClusterNetworkPolicyRuleActionAccept:
+		return action, true
+	case action == v1beta1.ClusterNetworkPolicyRuleActionPass:
+		action = v1beta1.ClusterNetworkPolicyRuleActionDeny
+	}
+	return action, false
 }
 
 func (c *checker) priority(spec fields) flaws {

@@ -56,6 +56,8 @@ var policyKinds = []*policyKind{{
 		"ipBlock":     "write networks, a list of CIDRs",
 		"podSelector": "write pods, with podSelector and namespaceSelector; in spec, write subject",
 		"policyTypes": "remove it: the policy decides only where its rules match",
+		"icmp":        "only a rule without protocols matches ICMP, as it matches everything",
+		"icmpv6":      "only a rule without protocols matches ICMP, as it matches everything",
 	},
 	spec:  reflect.TypeFor[v1beta1.ClusterNetworkPolicySpec](),
 	empty: func() metav1.Object { return &v1beta1.ClusterNetworkPolicy{} },

@@ -36,11 +36,11 @@ func (k *policyKind) suggest(path string) string {
 		}
 		return move
 	}
-	if best, found := near.Name(name, fields); found {
-		return "write " + best
-	}
 	if hint := k.instead[name]; hint != "" {
 		return hint
+	}
+	if best, found := near.Name(name, fields); found {
+		return "write " + best
 	}
 	if here == reflect.TypeFor[metav1.LabelSelector]() && fieldType(steps[0].object, name) == nil {
 		if name == "labels" {
