@@ -21,15 +21,27 @@ import (
 // values ... are checked before policies with higher priority values". The API leaves the
 // order of equal priorities open: here it is that of the names.
 //
-// A tier that the agent does not know counts as Admin.
+// A tier that the agent does not know is before all others, so that no rule passes a flow by
+// its closed rules.
 func (c *cluster) ordered(t v1beta1.Tier) []*v1beta1.ClusterNetworkPolicy {
 	list := slices.DeleteFunc(slices.Clone(c.Cluster), func(p *v1beta1.ClusterNetworkPolicy) bool {
 		return (p.Spec.Tier == v1beta1.BaselineTier) != (t == v1beta1.BaselineTier)
 	})
 	slices.SortFunc(list, func(a, b *v1beta1.ClusterNetworkPolicy) int {
-		return cmp.Or(cmp.Compare(a.Spec.Priority, b.Spec.Priority), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(priorityOf(a), priorityOf(b)), cmp.Compare(a.Name, b.Name))
 	})
 	return list
+}
+
+func priorityOf(p *v1beta1.ClusterNetworkPolicy) int32 {
+	if !knownTier(p) {
+		return -1
+	}
+	return p.Spec.Priority
+}
+
+func knownTier(p *v1beta1.ClusterNetworkPolicy) bool {
+	return p.Spec.Tier == v1beta1.AdminTier || p.Spec.Tier == v1beta1.BaselineTier
 }
 
 // tierJudgement is what a tier of ordered rules does with a flow: the first rule that
@@ -52,7 +64,7 @@ func (c *cluster) judgeTier(t v1beta1.Tier, d filter.Direction, f flow, pod, pee
 			continue // "CNPs with no ingress rules do not affect ingress traffic."
 		}
 		j.concerns = true
-		closed := malformed || p.Spec.Tier != v1beta1.AdminTier && p.Spec.Tier != v1beta1.BaselineTier
+		closed := malformed || !knownTier(p)
 		for i, r := range rules {
 			rule := &filter.Rule{Policy: p.Name, Name: r.name, Tier: tierOf(t), Direction: d, Index: i}
 			matches := r.protocolMatches(f, dst) && c.clusterPeerMatches(r.peers, d, f, peer)

@@ -57,9 +57,12 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 		for i := range p.rules[d] {
 			c.rules = append(c.rules, &p.rules[d][i])
 			r := &p.rules[d][i]
-			out.rules = append(out.rules, filter.Rule{Policy: p.text, Name: r.name, Tier: p.tier, Direction: d, Action: r.action, Index: r.index})
+			out.rules = append(out.rules, &r.is)
 			if c.ordered {
-				out.extra.actions = append(out.extra.actions, r.action)
+				out.extra.ranks = append(out.extra.ranks, rank{r.is.Action, r.portless})
+				for _, b := range r.blocks {
+					out.extra.near.add(b)
+				}
 			}
 		}
 	}

@@ -23,6 +23,7 @@ type policy struct {
 	sum      [sha256.Size]byte // digest of the version
 	kept     Source            // the source to read the rules from again; empty if there was no room to keep it
 	subject  *selector
+	place    int     // index in subject.policies
 	isolates [2]bool // the directions in which the policy isolates
 	rules    [2][]rule
 	size     [2]int          // entries of the rules, by direction
@@ -40,9 +41,7 @@ type policy struct {
 
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
-	action Action
-	name   string
-	index  int         // in spec.ingress or spec.egress
+	is     filter.Rule // rule sets point to it, so that it is stored once
 	anyone bool        // every peer, also outside the cluster
 	some   []*selector // pods by their labels
 	whole  []*selector // all pods of some namespaces
@@ -118,7 +117,7 @@ func (p *policy) decides(d filter.Direction) bool {
 
 // mayDenyToNode reports whether the policy may deny what its pods send to their node.
 func (p *policy) mayDenyToNode() bool {
-	return p.tier != NetworkPolicy && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool { return r.action != Accept && r.action != Pass })
+	return p.tier != NetworkPolicy && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool { return r.is.Action != Accept && r.is.Action != Pass })
 }
 
 // rule adds a rule, which fails closed (see Policy.effective).
@@ -135,9 +134,7 @@ func (r reader) rule(d filter.Direction, index int, from Rule) {
 		return
 	}
 	out := rule{
-		action:   from.Action,
-		name:     from.Name,
-		index:    index,
+		is:       filter.Rule{Policy: r.p.text, Name: from.Name, Tier: r.p.tier, Direction: d, Action: from.Action, Index: index},
 		anyone:   len(from.Peers) == 0,
 		portless: len(from.Ports) == 0,
 		ports:    from.Ports,

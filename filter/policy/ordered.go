@@ -36,17 +36,21 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if q.peer != nil && q.peer.class != nil {
 		p.some, p.whole = &q.peer.class.peers, &q.everyone[q.peer.class.namespace]
 	}
-	at := r.portless.lowest(&p)
-	if q.key.Transport == filter.Ported {
-		at = min(at, r.lowestAtPort(q, &p))
-	}
-	// The result is the same for all flows if the rule is for all ports, and no rule of a
-	// lower rank is for this peer and some port.
-	pair = r.peers.lowest(&p) == at && r.portless.lowest(&p) == at
+	// For most peers, no rule matches or the first one is for all ports: then the result is
+	// the same for all flows, and one lookup finds it.
+	at := r.peers.lowest(&p)
 	if at == noRule {
-		return match{}, pair
+		return match{}, true
 	}
-	return match{&r.rules[at], r.extra.actions[at]}, pair
+	if pair = r.extra.ranks[at].portless; !pair {
+		if at = r.portless.lowest(&p); q.key.Transport == filter.Ported {
+			at = min(at, r.lowestAtPort(q, &p))
+		}
+		if at == noRule {
+			return match{}, false
+		}
+	}
+	return match{r.rules[at], r.extra.ranks[at].action}, pair
 }
 
 // lowestInParts is like lowest, for a rule set with a part for each policy. The parts are
@@ -96,10 +100,7 @@ func (s *peerSet) lowest(p *remote) uint32 {
 	if p.some != nil {
 		at = min(at, lowestShared(s.peers[:s.whole], p.some), lowestShared(s.peers[s.whole:], p.whole))
 	}
-	if len(s.blocks) > 0 {
-		if !p.placed {
-			p.place, p.placed = placeOf(p.rules.bounds, p.addr), true
-		}
+	if len(s.blocks) > 0 && p.isNear() {
 		at = min(at, blockAt(s.blocks, p.place))
 	}
 	if s.more != nil {
@@ -110,14 +111,55 @@ func (s *peerSet) lowest(p *remote) uint32 {
 	return at
 }
 
+// isNear reports whether a block may contain the address, and finds its place among the
+// bounds in this case.
+func (p *remote) isNear() bool {
+	if !p.placed {
+		if p.placed, p.far = true, !p.rules.extra.near.has(p.addr); !p.far {
+			p.place = placeOf(p.rules.bounds, p.addr)
+		}
+	}
+	return !p.far
+}
+
+// nearBits has a bit for the first byte of each address in some blocks, of IPv4 and then of
+// IPv6. It fills one cache line. A search in the bounds reads several, and most addresses are
+// far from all blocks.
+type nearBits [8]uint64
+
+func firstByteOf(a netip.Addr) uint {
+	if a.Is4() {
+		b := a.As4()
+		return uint(b[0])
+	}
+	b := a.As16()
+	return 256 + uint(b[0])
+}
+
+func (n *nearBits) has(a netip.Addr) bool {
+	i := firstByteOf(a)
+	return n[i/64]>>(i%64)&1 == 1
+}
+
+func (n *nearBits) add(r addrRange) {
+	for i := firstByteOf(r.low); i <= firstByteOf(r.high); i++ {
+		n[i/64] |= 1 << (i % 64)
+	}
+}
+
 // lowestShared returns the lowest rank among the rules whose selectors are in set, or noRule.
 func lowestShared(rules []peerRule, set *idSet) uint32 {
 	at := noRule
 	if set.dense == nil && len(set.list) < len(rules) {
 		for _, id := range set.list {
-			if i := searchRules(rules, id); i < len(rules) && rules[i].selector == id {
+			i := searchRules(rules, id)
+			if i == len(rules) {
+				return at
+			}
+			if rules[i].selector == id {
 				at = min(at, rules[i].rule)
 			}
+			rules = rules[i:]
 		}
 		return at
 	}
@@ -131,13 +173,13 @@ func lowestShared(rules []peerRule, set *idSet) uint32 {
 
 // mayDeny reports whether there is a rule that denies.
 func (r *ruleSet) mayDeny() bool {
-	return r.extra != nil && (slices.ContainsFunc(r.extra.actions, func(a Action) bool { return a != Accept && a != Pass }) ||
+	return r.extra != nil && (slices.ContainsFunc(r.extra.ranks, func(k rank) bool { return k.action != Accept && k.action != Pass }) ||
 		slices.ContainsFunc(r.extra.parts, (*ruleSet).mayDeny))
 }
 
 // deniesAll reports whether the first rule denies everything.
 func (r *ruleSet) deniesAll() bool {
-	return r.extra != nil && len(r.extra.actions) > 0 && r.extra.actions[0] == Deny && r.portless != nil && r.portless.everyone == 0
+	return r.extra != nil && len(r.extra.ranks) > 0 && r.extra.ranks[0].action == Deny && r.portless != nil && r.portless.everyone == 0
 }
 
 // byRank cuts overlapping ranges into pieces that do not overlap, and sorts the pieces for a

@@ -18,7 +18,7 @@ import (
 type ruleSet struct {
 	portless *peerSet // rules without ports
 	peers    *peerSet // the rules for all ports together; nil if there are no rules
-	rules    []filter.Rule
+	rules    []*filter.Rule
 	ports    [3]portTable
 	bounds   []netip.Addr // the first address of each range and the first one after it; sorted
 	named    map[portName]*peerSet
@@ -29,14 +29,20 @@ type ruleSet struct {
 // extra holds fields that few rule sets need: the actions of ordered rules, and forms for
 // rules that would take too much memory in the usual form.
 type extra struct {
-	// actions are the actions of rules, if the rules are ordered: the matching rule with
-	// the lowest index, its rank, decides. Without actions, all rules accept and have no
-	// order.
-	actions []Action
-	trees   [3]portTree
+	// ranks describes the rules, if they are ordered: the matching rule with the lowest
+	// index, its rank, decides. Without ranks, all rules accept and have no order.
+	ranks []rank
+	near  nearBits // of the blocks of ordered rules
+	trees [3]portTree
 	// parts are rule sets that are not merged; most of them hold the rules of a single
 	// policy. If a rule set has parts, its other fields are empty.
 	parts []*ruleSet
+}
+
+// rank is what a lookup needs of an ordered rule.
+type rank struct {
+	action   Action
+	portless bool // the rule is for every port
 }
 
 // none reports whether there are no rules.
@@ -109,6 +115,7 @@ type remote struct {
 	rules       *ruleSet
 	place       uint32 // the place of addr among the bounds; valid if placed is set
 	placed      bool   // place has been computed; most lookups do not need it
+	far         bool   // no block of ordered rules contains addr; valid if placed is set
 }
 
 // find returns the rule that allows the flow k from or to peer, or nil. pair reports
@@ -123,11 +130,11 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 		p.some, p.whole = &peer.class.peers, &everyone[peer.class.namespace]
 	}
 	if i := r.portless.find(&p); i != noRule {
-		return &r.rules[i], true
+		return r.rules[i], true
 	}
 	if k.Transport == filter.Ported {
 		if i := r.atPort(k, &p, dst); i != noRule {
-			return &r.rules[i], false
+			return r.rules[i], false
 		}
 	}
 	return nil, r.peers.find(&p) == noRule

@@ -26,7 +26,7 @@ type selector struct {
 	// identities and namespaces list the peer selectors that match them. Lists in both
 	// directions took a hundred times the memory of the selectors.
 	members  map[*identity]struct{}
-	subjects map[*policy]struct{}
+	policies []*policy // policies[i].place is i
 	// within and pods are for namespace selectors: the pod selectors with this scope.
 	within *scopeSelectors   // the empty pod selector
 	pods   bucket[*selector] // the other pod selectors

@@ -57,6 +57,8 @@ type Store struct {
 	toNode    int   // policies that may deny flows from pods to their node
 	classes   map[string]*class
 
+	selectedBy [numTiers][]*policy // scratch; see selecting
+
 	dirtyPods        []*pod // pods that are dirty, each once
 	renewed          []*pod // pods that need a new epoch, each once
 	dirtyAddrs       map[netip.Addr]struct{}
@@ -412,7 +414,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	if len(p.nodes) > 0 {
 		w.nodes.users[p] = struct{}{}
 	}
-	p.subject.subjects[p] = struct{}{}
+	p.subject.attach(p)
 	w.touch(p.subject)
 	if old != nil { // last, so that selectors which both versions use are not released in between
 		w.removePolicy(old)
@@ -436,7 +438,7 @@ func (w *Store) removePolicy(p *policy) {
 		w.toNode--
 	}
 	delete(w.faulty, p)
-	delete(p.subject.subjects, p)
+	p.subject.detach(p)
 	w.touch(p.subject)
 	w.releaseSubject(p.subject)
 	w.releaseNodes(p)

@@ -34,7 +34,6 @@ func (w *Store) useSubject(s *selector) *selector {
 	if !isNew {
 		return s
 	}
-	s.subjects = make(map[*policy]struct{})
 	if s.scope.selector == nil {
 		s.members = make(map[*identity]struct{})
 	}
@@ -199,9 +198,14 @@ func (w *Store) reselect(k *identity) {
 }
 
 // selecting returns the policies that select a pod and can decide in a direction, by tier.
-func (w *Store) selecting(p *pod, d filter.Direction) (found [numTiers][]*policy) {
+// The lists are valid until the next call.
+func (w *Store) selecting(p *pod, d filter.Direction) *[numTiers][]*policy {
+	found := &w.selectedBy
+	for t := range found {
+		found[t] = found[t][:0]
+	}
 	add := func(s *selector) {
-		for pol := range s.subjects {
+		for _, pol := range s.policies {
 			if pol.decides(d) {
 				found[pol.tier] = append(found[pol.tier], pol)
 			}
@@ -216,6 +220,20 @@ func (w *Store) selecting(p *pod, d filter.Direction) (found [numTiers][]*policy
 		}
 	})
 	return found
+}
+
+// attach adds a policy to those whose subject the selector is.
+func (s *selector) attach(p *policy) {
+	p.place = len(s.policies)
+	s.policies = append(s.policies, p)
+}
+
+func (s *selector) detach(p *policy) {
+	last := len(s.policies) - 1
+	s.policies[p.place] = s.policies[last]
+	s.policies[p.place].place = p.place
+	s.policies[last] = nil
+	s.policies = s.policies[:last]
 }
 
 // everySubject returns a subject that selects all pods that a policy may be for.
