@@ -192,6 +192,7 @@ func TestClusterPoliciesInNamespaces(t *testing.T) {
 func TestUnreadableClusterPolicies(t *testing.T) {
 	const accept = "  ingress: [{action: Accept, from: [{namespaces: {}}]}]\n  egress: [{action: Pass, to: [{namespaces: {}}]}]\n"
 	right := strings.Replace(clusterPolicy(accept), "namespaces: {}}\n", "namespaces: {matchLabels: {a: b}}}\n", 1)
+	withoutSpec, _, _ := strings.Cut(right, "spec:")
 	tests := map[string]struct {
 		text, field, subject string
 	}{
@@ -201,16 +202,13 @@ func TestUnreadableClusterPolicies(t *testing.T) {
 		"the kind in capitals":  {strings.Replace(right, "kind: ClusterNetworkPolicy", "kind: clusternetworkpolicy", 1), "kind", "a=b"},
 		"a misspelled list":     {strings.Replace(right, "ingress:", "ingres:", 1), "spec.ingres", "a=b"},
 		"an unknown subject":    {strings.Replace(right, "subject: {namespaces: {matchLabels: {a: b}}}", "subject: {nodes: {}}", 1), "spec.subject.nodes", ""},
-		"no list":               {strings.Replace(right, "ingress: [", "ingress: {a: [", 1) + "}", "spec.ingress", "a=b"},
+		"no list":               {strings.Replace(right, "ingress: [{action: Accept, from: [{namespaces: {}}]}]", "ingress: {action: Accept}", 1), "spec.ingress", "a=b"},
 		"a quoted priority":     {strings.Replace(right, "priority: 7", "priority: '7'", 1), "spec.priority", "a=b"},
-		"a spec that is a list": {clusterPolicy("")[:strings.Index(clusterPolicy(""), "spec:")] + "spec: [1]\n", "spec", ""},
-		"no spec":               {clusterPolicy("")[:strings.Index(clusterPolicy(""), "spec:")], "spec", ""},
+		"a spec that is a list": {withoutSpec + "spec: [1]\n", "spec", ""},
+		"no spec":               {withoutSpec, "spec", ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if name == "no list" {
-				tt.text = strings.Replace(right, "ingress: [{action: Accept, from: [{namespaces: {}}]}]", "ingress: {action: Accept}", 1)
-			}
 			objects, problems := read(t, map[string]string{"a.yaml": tt.text})
 			if all := messages(objects, problems); len(all) != 1 || problems[0].Field != tt.field || problems[0].Hint == "" {
 				t.Fatalf("problems %v, want one at %s", all, tt.field)
