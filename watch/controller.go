@@ -332,11 +332,16 @@ func (c *Controller) apply(ctx context.Context, change Change) error {
 // reportProblems logs each problem of a policy once while it lasts.
 func (c *Controller) reportProblems() {
 	logged := make(map[policy.Problem]bool)
-	problems := c.store.Problems()
-	c.currentProblems.Store(&problems)
-	for _, p := range problems {
-		if !c.loggedProblems[p] {
+	problems, overlaps := c.store.Problems(), c.store.Overlaps()
+	all := slices.Concat(problems, overlaps)
+	c.currentProblems.Store(&all)
+	for i, p := range all {
+		switch {
+		case c.loggedProblems[p]:
+		case i < len(problems):
 			c.log.Warn("part of a policy allows nothing", "problem", p)
+		default:
+			c.log.Warn("policies of equal priority decide in the order of their names", "problem", p)
 		}
 		logged[p] = true
 	}

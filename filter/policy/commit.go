@@ -242,6 +242,8 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 		set.budget = &w.cluster
 	}
 	set.alone = newSetLink(set, w.rulesOf(set, policies), isolation)
+	set.overlaps = overlapsOf(d, policies)
+	w.countOverlaps(set.overlaps, 1)
 	w.policySets[key] = set
 	return set
 }
@@ -346,6 +348,7 @@ func (w *Store) releasePolicySet(g *policySet) {
 	}
 	if g.refs--; g.refs == 0 {
 		g.budget.merged -= g.size
+		w.countOverlaps(g.overlaps, -1)
 		delete(w.policySets, g.key)
 	}
 }

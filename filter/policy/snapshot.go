@@ -62,6 +62,8 @@ type policySet struct {
 	refs   int
 	budget *budget
 	size   int // its rule entries that are merged for this set only
+
+	overlaps []overlap // of its policies; nil for most
 }
 
 // policySetKey identifies a set of policies.

@@ -22,6 +22,7 @@ type Store struct {
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
 	tiers      [numTiers]int           // the number of policies of each tier
+	overlaps   map[overlap]int         // uses by policy sets
 	faulty     map[*policy]struct{}    // policies that have problems
 	node       map[netip.Addr]struct{} // this node's addresses; with IPVS, also the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
@@ -117,6 +118,7 @@ func NewStore() *Store {
 		hosts:       make(map[hostKey]*host),
 		nodes:       newNodes(),
 		policySets:  make(map[policySetKey]*policySet),
+		overlaps:    make(map[overlap]int),
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
 		deferred:    make(deferred),

@@ -102,7 +102,7 @@ func (a *agent) state() *telemetry.State {
 		broken = *read
 	}
 	for _, p := range beyondManifests(a.controller.Problems(), broken) {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Hint: p.Hint})
+		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: nameOf(p.Policy) + ", " + p.Field, Detail: p.Detail, Hint: p.Hint})
 	}
 	a.network.addTo(s, a.opts.SysctlProblems)
 	for _, c := range a.controller.Clashes() {
@@ -118,6 +118,14 @@ func (a *agent) state() *telemetry.State {
 		s.NotRead = manifests.TextOf(*passed)
 	}
 	return s
+}
+
+// nameOf returns the name of a policy in the status, with its kind if it is in no namespace.
+func nameOf(r policy.Ref) string {
+	if r.Namespace == "" {
+		return r.Object()
+	}
+	return r.String()
 }
 
 // beyondManifests returns the problems in found that are not also in broken. A problem that is
