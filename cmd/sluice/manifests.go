@@ -41,6 +41,7 @@ func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, err
 
 func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.Problem) *compiled {
 	w := policy.NewStore()
+	w.AssumeNodeAddrs()
 	w.SetNode(node)
 	objects.Apply(w)
 	m := &compiled{Objects: objects, unread: problems}

@@ -55,6 +55,9 @@ type remembered struct {
 func newHistory(seed uint64) *history {
 	h := &history{chance: newChance(seed), store: policy.NewStore(), cluster: &cluster{}}
 	h.store.SetLocalNode(localNode)
+	if h.cluster.assumed = seed%2 == 0; h.cluster.assumed {
+		h.store.AssumeNodeAddrs()
+	}
 	h.cluster.shape = int(seed % policy.Shapes)
 	h.store.SetShape(h.cluster.shape)
 	if h.drafts = seed%3 != 0; h.drafts {

@@ -17,6 +17,9 @@ func (c *cluster) newStore() *policy.Store {
 	w.SetShape(c.shape)
 	w.SetNode(c.Node)
 	w.SetLocalNode(localNode)
+	if c.assumed {
+		w.AssumeNodeAddrs()
+	}
 	w.SetPodRanges(c.Ranges)
 	c.into(w)
 	return w

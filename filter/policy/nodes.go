@@ -26,6 +26,7 @@ type nodes struct {
 	selectors map[string]*nodeSelector // by the text of the selector
 	users     map[*policy]struct{}     // policies with peers that are nodes
 	moved     map[string]struct{}      // names of Nodes whose addresses changed since the last Commit
+	assumed   bool                     // pods' nodes have these addresses; see AssumeNodeAddrs
 	stale     bool                     // a selector is stale
 	changed   bool                     // since the last Commit
 	table     nodeTable                // as of the last Commit
@@ -47,6 +48,15 @@ type nodeSelector struct {
 func newNodes() nodes {
 	return nodes{byName: make(map[string]*Node), selectors: make(map[string]*nodeSelector), users: make(map[*policy]struct{}), moved: make(map[string]struct{})}
 }
+
+// AssumeNodeAddrs makes the addresses in the status of a Node object count as addresses of
+// the node that its pods run on, in addition to those in the status of the pods. It must be
+// called before the first object is set.
+//
+// It is for explanations. An agent must not assume this: it knows the addresses that its node
+// has, from SetNode. The status may list addresses that only a NAT outside of the cluster
+// has. Packets with such a source may come from anywhere, and must not count as the node's.
+func (w *Store) AssumeNodeAddrs() { w.nodes.assumed = true }
 
 // SetNodeObject adds or updates a Node object, including the address ranges of its pods.
 func (w *Store) SetNodeObject(n *Node) {
@@ -77,7 +87,7 @@ func (w *Store) changeNode(name string, now *Node) {
 	} else {
 		x.byName[name] = now
 	}
-	if !slices.Equal(old.addrs(), now.addrs()) {
+	if x.assumed && !slices.Equal(old.addrs(), now.addrs()) {
 		x.moved[name] = struct{}{}
 	}
 	for _, s := range x.selectors {

@@ -100,3 +100,30 @@ func TestNodesCountAgainstLimits(t *testing.T) {
 	}
 	commit(0)
 }
+
+// In an agent, a Node's addresses are not those of its pods' node: packets from an address
+// that only a NAT has may come from anywhere.
+func TestNodeAddrsAreNotAssumed(t *testing.T) {
+	for _, assumed := range []bool{false, true} {
+		w := policy.NewStore()
+		if assumed {
+			w.AssumeNodeAddrs()
+		}
+		w.SetPod(&policy.Pod{Namespace: "a", Name: "x", Node: "n1", Addrs: addrs("10.0.0.1"), Hosts: addrs("10.9.0.1")})
+		w.SetNodeObject(&policy.Node{Name: "n1", Addrs: addrs("10.9.0.1", "192.0.2.7")})
+		w.SetPolicy(&policy.Policy{
+			Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "a", Name: "p"}, Tier: policy.NetworkPolicy, Isolates: [2]bool{true, true},
+			Subject: policy.Subject{Namespace: "a", Pods: labels.Everything()},
+		})
+		s, _ := w.Commit()
+		from := toPod
+		from.Src = addrs("192.0.2.7")[0]
+		if v := s.Decide(from.key()); (v.Action == filter.Allow) != assumed {
+			t.Errorf("assumed %t: from the Node's external address: %s", assumed, v.Action)
+		}
+		from.Src = addrs("10.9.0.1")[0]
+		if v := s.Decide(from.key()); v.Action != filter.Allow {
+			t.Errorf("assumed %t: from the pod's host: %s", assumed, v.Action)
+		}
+	}
+}

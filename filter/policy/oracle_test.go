@@ -40,6 +40,10 @@ type cluster struct {
 	Node       []netip.Addr   // the addresses of the enforcing node
 	Ranges     []netip.Prefix // the ranges of that node's pods
 
+	// assumed reports that the addresses of Node objects are those of their pods' nodes, as
+	// explanations have it.
+	assumed bool
+
 	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
 }
 
@@ -465,7 +469,7 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 // runsOn reports whether addr is an address of the pod's node, by the pod's status or the
 // Node object's. The caller makes sure that no live pod has it.
 func (c *cluster) runsOn(pod *corev1.Pod, addr netip.Addr) bool {
-	return pod != nil && (slices.Contains(hostAddrs(pod), addr) || slices.ContainsFunc(c.Nodes, func(n *corev1.Node) bool {
+	return pod != nil && (slices.Contains(hostAddrs(pod), addr) || c.assumed && slices.ContainsFunc(c.Nodes, func(n *corev1.Node) bool {
 		return n.Name == pod.Spec.NodeName && slices.Contains(nodeObjectAddrs(n), addr)
 	}))
 }
@@ -517,7 +521,7 @@ func (c *cluster) String() string {
 // readCluster reads manifests separated by "---". The node's address is 10.9.0.1.
 func readCluster(t *testing.T, manifests string) *cluster {
 	t.Helper()
-	c := &cluster{Node: []netip.Addr{netip.MustParseAddr("10.9.0.1")}}
+	c := &cluster{Node: []netip.Addr{netip.MustParseAddr("10.9.0.1")}, assumed: true}
 	for _, text := range strings.Split(manifests, "---\n") {
 		var kind metav1.TypeMeta
 		var err error

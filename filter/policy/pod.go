@@ -113,9 +113,12 @@ func (w *Store) useHost(read *host) *host {
 	return h
 }
 
-// addrsOf returns the addresses of a host: those in the status of its pods, and further ones
-// of its Node object.
+// addrsOf returns the addresses of a host: those in the status of its pods, and after
+// AssumeNodeAddrs further ones of its Node object.
 func (w *Store) addrsOf(h *host) []netip.Addr {
+	if !w.nodes.assumed {
+		return h.status
+	}
 	all := slices.Clip(h.status)
 	for _, a := range w.nodes.byName[h.node].addrs() {
 		if !slices.Contains(all, a) {

@@ -20,6 +20,7 @@ var (
 // addClusterPolicies adds up to eight ClusterNetworkPolicies and some Node objects, and
 // leaves fewer NetworkPolicies, which would otherwise isolate most pods.
 func (r chance) addClusterPolicies(c *cluster) {
+	c.assumed = r.oneIn(2)
 	c.Policies = c.Policies[:min(len(c.Policies), r.IntN(6))]
 	for i := range r.IntN(9) {
 		c.Cluster = append(c.Cluster, r.clusterPolicy(fmt.Sprintf("c%d", i)))
