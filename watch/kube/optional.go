@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +20,9 @@ type discoveryTimes struct {
 	// keeps the promise to notice a change within 30 s. It costs the API server one small
 	// request from each node, or two where the kind is not served.
 	interval time.Duration
-	// confirm is the time between the first and the second response without the kind. Only
-	// the second removes policies: one of several API servers may be late.
+	// confirm is the time between the first and the second response without the followed
+	// version. Only the second has an effect: one of several API servers may be late, and the
+	// discovery of a server that starts is incomplete for a moment.
 	confirm time.Duration
 	// conflict is the time for which lists and discovery may contradict each other, as they
 	// do for a moment after a change.
@@ -44,7 +46,7 @@ type optional struct {
 
 	version schema.GroupVersion // the followed one, or notServed
 	decided bool                // version is known
-	absent  bool                // the last response was without the kind, although it is followed
+	doubt   bool                // the last response was without the followed version
 	stop    func()              // ends follow, and waits for its end; nil if it does not run
 
 	wake     chan struct{} // holds a token if a request for objects got the response 404
@@ -84,15 +86,15 @@ func (o *optional) run(ctx context.Context) {
 	}
 }
 
-// apply follows the version that discovery has found. If it has found none, the first
-// response only makes a second one necessary, unless nothing is known yet.
+// apply follows the version that discovery has found. If the followed version would be
+// preferred, the first such response only makes a second one necessary.
 func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	if o.decided && found == o.version {
-		o.absent = false
+		o.doubt = false
 		o.conflict()
 		return
 	}
-	if o.absent = found == notServed && o.decided && !o.absent; o.absent {
+	if o.doubt = o.decided && o.worse(found) && !o.doubt; o.doubt {
 		return
 	}
 	if o.stop != nil {
@@ -107,6 +109,12 @@ func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 		return
 	}
 	o.start(ctx)
+}
+
+// worse reports whether the followed version is preferred to found.
+func (o *optional) worse(found schema.GroupVersion) bool {
+	versions := append(o.kind.versions(), notServed)
+	return slices.Index(versions, found) > slices.Index(versions, o.version)
 }
 
 // start starts follow.
@@ -131,7 +139,7 @@ func (o *optional) conflict() {
 
 // pause waits until discovery is to be asked again.
 func (o *optional) pause(ctx context.Context) {
-	if o.absent || o.notFound.Load() != nil {
+	if o.doubt || o.notFound.Load() != nil {
 		sleep(ctx, o.times.confirm)
 		return
 	}

@@ -367,6 +367,8 @@ func TestOneLateServer(t *testing.T) {
 	}{
 		"installed":              {[]schema.GroupVersion{served, served}, []string{"v1beta1"}},
 		"one late server":        {[]schema.GroupVersion{served, notServed, served, notServed, served}, []string{"v1beta1"}},
+		"one late, with older":   {[]schema.GroupVersion{served, older, served, older, served}, []string{"v1beta1"}},
+		"downgraded":             {[]schema.GroupVersion{served, older, older}, []string{"v1beta1", "v1alpha2"}},
 		"removed":                {[]schema.GroupVersion{served, notServed, notServed, notServed}, []string{"v1beta1", "empty"}},
 		"removed after failures": {[]schema.GroupVersion{served, failure, notServed, failure, failure, notServed}, []string{"v1beta1", "empty"}},
 		"failures":               {[]schema.GroupVersion{served, failure, failure, failure}, []string{"v1beta1"}},
