@@ -45,7 +45,7 @@ field, and what would be right:
   empty          a field that is present and empty in a rule, and so allows everything
   same-address   an address that several live pods claim
   invalid        a part of a policy that cannot be understood and allows nothing
-  no-match       a selector that matches no pod or no namespace
+  no-match       a selector that matches no pod, no namespace or no node
   no-port        a named port that no selected pod has
   no-dns         egress is isolated, something is allowed, but no DNS
   except         an exception that is outside of its cidr, or leaves nothing of it
@@ -61,11 +61,11 @@ and in ClusterNetworkPolicies, or caused by them:
   unreachable    Baseline rules for pods that are all isolated by NetworkPolicies
   names          domain names, which are not supported
 
-Selectors are checked against the Pods and Namespaces in the same directory, or in the
-cluster; without Pods they are not checked. The exit status is 1 if there are findings.
-Unknown fields that change nothing are noted, and objects of other kinds that may change
-what is allowed, such as policies of Calico or Cilium, are named ("not read"); neither
-changes the status.`,
+Selectors are checked against the Pods, Namespaces and Nodes in the same directory, or in
+the cluster; without Pods they are not checked, and those of nodes not without Nodes. The
+exit status is 1 if there are findings. Unknown fields that change nothing are noted, and
+objects of other kinds that may change what is allowed, such as policies of Calico or
+Cilium, are named ("not read"); neither changes the status.`,
 		Example: `  sluice lint -f ./policies
   sluice lint -f ./policies -o json
   sluice lint --context production`,
@@ -93,7 +93,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	for _, p := range problems {
 		broken[manifests.Origin{File: p.File, Document: p.Document}] = true
 	}
-	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Policies) {
+	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Nodes, objects.Policies) {
 		at := objects.Origins[f.Object]
 		if broken[at] {
 			continue // the object was read only in part, so the finding may be wrong

@@ -24,8 +24,8 @@ func runCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [--manifests DIR]",
 		Short: "Enforce the policies on this node",
-		Long: `Run enforces the NetworkPolicies on the pods of this node until it is stopped
-(Ctrl-C, SIGTERM).
+		Long: `Run enforces NetworkPolicies and ClusterNetworkPolicies on the pods of this node until
+it is stopped (Ctrl-C, SIGTERM).
 
 It follows the Kubernetes API: in a pod with its service account, elsewhere with
 --kubeconfig. --node-name is the Node that it runs on. The agent uses the pod ranges of

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"sluice/filter"
@@ -27,6 +28,7 @@ func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismat
 		}
 		all = append(all, says)
 	}
+	all, names = ofAnyProtocol(all, names)
 	if len(all) == 0 {
 		return "", unreadable("port", field)
 	}
@@ -41,6 +43,20 @@ func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismat
 		lack.Flow += h.nameWords(names)
 	}
 	return lack.Allows, lack
+}
+
+// ofAnyProtocol joins the descriptions of a named port of all protocols, which ordered rules
+// have: "TCP web, UDP web, SCTP web" becomes "port web".
+func ofAnyProtocol(all, names []string) ([]string, []string) {
+	for _, name := range slices.Clone(names) {
+		i := slices.Index(all, "TCP "+name)
+		if i >= 0 && i+2 < len(all) && all[i+1] == "UDP "+name && all[i+2] == "SCTP "+name {
+			all[i] = "port " + name
+			all = slices.Delete(all, i+1, i+3)
+		}
+	}
+	slices.Sort(names)
+	return all, slices.Compact(names)
 }
 
 // portItem describes one item and reports whether it matches. It also returns the name of a

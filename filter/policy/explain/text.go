@@ -134,11 +134,15 @@ func (s *Side) write(b *strings.Builder, end *End) {
 // writeProblems writes what cannot be understood in the policies that were evaluated.
 func (s *Side) writeProblems(b *strings.Builder) {
 	for _, p := range s.Problems {
+		name, effect := p.Policy.String(), "allows nothing"
+		if p.Policy.Namespace == "" {
+			name, effect = p.Policy.Object(), "denies everything"
+		}
 		if p.TooLarge {
-			fmt.Fprintf(b, "    %s is too large and allows nothing: %s\n", p.Policy, p.Detail)
+			fmt.Fprintf(b, "    %s is too large and %s: %s\n", name, effect, p.Detail)
 			continue
 		}
-		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", p.Policy, p.Field, p.Detail)
+		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", name, p.Field, p.Detail)
 	}
 }
 

@@ -2,6 +2,7 @@ package explain_test
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -193,4 +194,71 @@ allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (node of default/db), TCP 8
 			}
 		})
 	}
+}
+
+// The text of a flow from web to db, TCP 80, or to outside, contains the texts.
+func TestOrderedWords(t *testing.T) {
+	all, everyPod := labels.Everything(), pods("")
+	full := make([]policy.Rule, 25)
+	for i := range full {
+		full[i] = rule("", policy.Deny, everyPod)
+	}
+	node := policy.Peer{Nodes: labels.SelectorFromSet(labels.Set{"pool": "web"})}
+	named := rule("", policy.Accept, everyPod)
+	named.Ports = []policy.PortRange{{Protocol: filter.TCP, Name: "dns"}, {Protocol: filter.UDP, Name: "dns"}, {Protocol: filter.SCTP, Name: "dns"}}
+	closed := clusterPolicy("x", policy.Admin, 3, all, ingress(rule("", policy.Accept, everyPod)))
+	closed.Subject.Malformed = true
+	closed.Problems = []policy.Problem{{Policy: closed.Ref, Field: "spec.subject", Detail: "it has no field", Hint: "write pods"}}
+	for name, tt := range map[string]struct {
+		policy *policy.Policy
+		flow   string
+		want   []string
+	}{
+		"a full policy": {clusterPolicy("x", policy.Admin, 3, all, ingress(full...)), "web db tcp 80", []string{
+			"  ClusterNetworkPolicy x has 25 ingress rules, the most that the API allows: add it to another policy of tier Admin, with a priority below 3\n",
+		}},
+		"a full policy that is the first": {clusterPolicy("x", policy.Admin, 0, all, ingress(full...)), "web db tcp 80", []string{
+			"  ClusterNetworkPolicy x has 25 ingress rules, the most that the API allows: combine some of them\n",
+		}},
+		"a named port": {clusterPolicy("x", policy.Admin, 3, all, ingress(named, rule("", policy.Deny, everyPod))), "web db tcp 80", []string{
+			"admin/x rule 1 allows port dns; the flow is to TCP 80, and default/db has dns=UDP 53\n",
+		}},
+		"nodes": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Accept, node), rule("", policy.Deny, everyNetwork))), "web 203.0.113.9 tcp 80", []string{
+			"Admin: denied by admin/x rule 2: addresses in 0.0.0.0/0, every port\n",
+			"admin/x rule 1 allows nodes with pool=web; 203.0.113.9 is not the address of a known node\n",
+			"      to:\n      - networks:\n        - 203.0.113.9/32\n",
+		}},
+		"networks": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Accept, networks("192.0.2.0/24", "198.51.100.0/24")), rule("", policy.Deny, everyNetwork))), "web 203.0.113.9 tcp 80", []string{
+			"admin/x rule 1 allows addresses in 192.0.2.0/24, 198.51.100.0/24; 203.0.113.9 is in none of them\n",
+		}},
+		"names": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Accept, policy.Peer{Names: []string{"a.example"}}), rule("", policy.Deny, everyNetwork))), "web 203.0.113.9 tcp 80", []string{
+			"admin/x rule 1 allows the names a.example; names are not supported and match nothing\n",
+		}},
+		"ICMP": {clusterPolicy("x", policy.Admin, 3, all, ingress(tcp(rule("", policy.Accept, everyPod), 80), rule("", policy.Deny, everyPod))), "web db icmp", []string{
+			"admin/x rule 1 allows TCP 80; the flow is ICMP, which only a rule without ports allows\n",
+			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  or",
+		}},
+		"a malformed subject": {closed, "web db tcp 80", []string{
+			"Admin: denied by admin/x rule 1: every peer, every port\n    not understood: ClusterNetworkPolicy x, spec.subject: it has no field\n",
+			"to allow the ingress: first correct spec.subject of ClusterNetworkPolicy x: write pods\n",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := explain.Text(ask(t, read(t, nil, tt.policy), question(tt.flow)))
+			for _, want := range tt.want {
+				if !strings.Contains(got, want) {
+					t.Errorf("the text does not contain\n%s\nbut is\n%s", want, got)
+				}
+			}
+		})
+	}
+}
+
+var everyNetwork = networks("0.0.0.0/0")
+
+func networks(texts ...string) (p policy.Peer) {
+	for _, text := range texts {
+		p.Networks = append(p.Networks, netip.MustParsePrefix(text))
+	}
+	return p
 }

@@ -62,15 +62,16 @@ func (f Finding) LogValue() slog.Value {
 type linter struct {
 	namespaces map[string]*namespace
 	pods       []*pod
+	nodes      []*policy.Node
 	policies   []*lintPolicy // sorted by name
-	order      []*lintPolicy // in the order of their evaluation
+	order      []*lintPolicy // those with ordered rules; see inOrder
 	findings   []Finding
 }
 
 // Check lints the policies. The findings are sorted by policy. The objects must be
 // complete, with the API server's defaulting applied. Check does not modify them.
-func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*policy.Policy) []Finding {
-	l := &linter{namespaces: make(map[string]*namespace)}
+func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.Node, policies []*policy.Policy) []Finding {
+	l := &linter{namespaces: make(map[string]*namespace), nodes: nodes}
 	store := policy.NewStore()
 	for _, o := range namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)

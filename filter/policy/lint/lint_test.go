@@ -77,8 +77,11 @@ func check(t *testing.T, manifests string, specs ...string) []Finding {
 		}
 		o.Policies = append(o.Policies, p)
 	}
-	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), append(netpol.ReadAll(o.Policies), ordered...))
+	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), nodes, append(netpol.ReadAll(o.Policies), ordered...))
 }
+
+// nodes are the nodes of the cluster.
+var nodes = []*policy.Node{{Name: "node-1", Labels: map[string]string{"pool": "web"}}}
 
 const (
 	allowDNS = "default/dns: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]}]}"

@@ -91,6 +91,26 @@ func (l *linter) orderedSubjectMatches(p *lintPolicy) {
 	}
 }
 
+// nodesMatch reports peers that are nodes and match none, if nodes are known.
+func (l *linter) nodesMatch(p *lintPolicy) {
+	if len(l.nodes) == 0 {
+		return
+	}
+	have := make([]labels.Set, len(l.nodes))
+	for i, n := range l.nodes {
+		have[i] = n.Labels
+	}
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			for _, x := range p.rules[d][i].peers {
+				if x.nodes != nil && !slices.ContainsFunc(have, func(s labels.Set) bool { return x.nodes.Matches(s) }) {
+					l.found(NoMatch, p, x.field+".nodes", "write labels that the nodes have"+l.nearLabels(x.nodes, have), "no node matches %s", x.nodes)
+				}
+			}
+		}
+	}
+}
+
 // after reports whether the rules of p are evaluated after those of o.
 func (p *lintPolicy) after(o *lintPolicy) bool {
 	return cmp.Or(cmp.Compare(o.Tier, p.Tier), cmp.Compare(o.Priority, p.Priority), cmp.Compare(o.text, p.text)) < 0
@@ -172,7 +192,7 @@ func (l *linter) shadowed(p *lintPolicy, r *rule) {
 	}
 	passed := false // an Admin rule may leave some of the flows to the next tiers
 	for _, o := range l.inOrder() {
-		if !o.ordered() || o != p && !p.after(o) || passed && o.Tier != p.Tier {
+		if o != p && !p.after(o) || passed && o.Tier != p.Tier {
 			continue
 		}
 		for i := range o.rules[r.direction] {
@@ -212,10 +232,10 @@ func (l *linter) shadow(p *lintPolicy, r *rule, o *lintPolicy, by *rule) {
 	l.found(Shadowed, p, r.field, hint, "it never decides: %s %s everything that it matches, and comes first", title, what)
 }
 
-// inOrder returns the policies in the order of their evaluation.
+// inOrder returns the policies with ordered rules, in the order of their evaluation.
 func (l *linter) inOrder() []*lintPolicy {
 	if l.order == nil {
-		l.order = slices.Clone(l.policies)
+		l.order = slices.DeleteFunc(slices.Clone(l.policies), func(p *lintPolicy) bool { return !p.ordered() })
 		slices.SortFunc(l.order, func(a, b *lintPolicy) int {
 			switch {
 			case a.after(b):

@@ -65,6 +65,9 @@ func TestOrderedFindings(t *testing.T) {
 		"a peer of the host network": {[]string{"platform: " + admin + "egress: [{action: Deny, to: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: edge}}}]}]}"}, []want{
 			{NoMatch, platform, "spec.egress[0].to[0].namespaces", "networks or nodes"},
 		}},
+		"nodes that match nothing": {[]string{"platform: " + admin + "egress: [{action: Deny, to: [{nodes: {matchLabels: {pool: db}}}, {nodes: {}}]}]}"}, []want{
+			{NoMatch, platform, "spec.egress[0].to[0].nodes", "no node matches pool=db: write labels that the nodes have (pool is web there)"},
+		}},
 		"a named port": {[]string{"platform: " + admin + "ingress: [{action: Deny, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1}}}, {destinationNamedPort: web}]}]}"}, []want{
 			{NoPort, platform, "spec.ingress[0].protocols[1].destinationNamedPort", `no destination pod has a port named "web": write a name`},
 		}},

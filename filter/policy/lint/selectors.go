@@ -15,6 +15,7 @@ import (
 
 // matches reports selectors that match nothing.
 func (l *linter) matches(p *lintPolicy) {
+	l.nodesMatch(p)
 	if len(l.pods) == 0 {
 		return
 	}
