@@ -138,8 +138,8 @@ func (c *Cluster) Explain(f Flow) Explanation {
 // neither the manifests nor the API contain, such as the address of a node-local DNS cache.
 // These are usually link-local. The agent on the node reads them from its interfaces.
 func notes(f Flow, v filter.Verdict) []string {
-	if v.Action == filter.Allow {
-		return nil
+	if v.Action == filter.Allow || v.Egress.Rule != nil && !v.Egress.Allows() {
+		return nil // an ordered rule also denies what a pod sends to its own node
 	}
 	var found []string
 	for _, e := range []*End{f.From, f.To} {

@@ -202,6 +202,7 @@ type objects struct {
 // clusterOf compiles the objects.
 func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
 	w := policy.NewStore()
+	w.AssumeNodeAddrs()
 	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: append(netpol.ReadAll(from.Policies), from.Ordered...)}
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)

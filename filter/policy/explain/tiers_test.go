@@ -214,6 +214,9 @@ func TestOrderedWords(t *testing.T) {
 		flow   string
 		want   []string
 	}{
+		"no note about the own node": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Deny, networks("169.254.0.0/16")))), "web 169.254.20.10 tcp 53", []string{
+			"  ingress: 169.254.20.10 is not a pod, so no policy isolates it\nto allow the egress: add before",
+		}},
 		"a full policy": {clusterPolicy("x", policy.Admin, 3, all, ingress(full...)), "web db tcp 80", []string{
 			"  ClusterNetworkPolicy x has 25 ingress rules, the most that the API allows: add it to another policy of tier Admin, with a priority below 3\n",
 		}},
