@@ -106,7 +106,9 @@ func TestNoOrderedFindings(t *testing.T) {
 		"pods do not cover every peer":    {"default/team: {podSelector: {}, ingress: [{}]}", "platform: " + admin + "ingress: [" + denyPods + "]}"},
 		"a pod that is not isolated":      {"default/deny: {podSelector: {matchLabels: {role: db}}, policyTypes: [Ingress]}", "platform: " + baseline + "ingress: [" + denyPods + "]}"},
 		"the other direction is isolated": {denyAllEgress, "platform: {tier: Baseline, priority: 1, subject: {namespaces: {matchLabels: {kubernetes.io/metadata.name: default}}}, ingress: [" + denyPods + "]}"},
-		"all pods are accepted":           {"platform: " + admin + "egress: [{action: Accept, to: [{namespaces: {}}]}]}"},
+		"DNS of the platform": {"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}",
+			"platform: " + admin + "egress: [{action: Accept, to: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: kube-system}}}], protocols: [{udp: {destinationPort: {number: 53}}}, {tcp: {destinationPort: {number: 53}}}]}]}"},
+		"all pods are accepted": {"platform: " + admin + "egress: [{action: Accept, to: [{namespaces: {}}]}]}"},
 	}
 	for name, policies := range tests {
 		t.Run(name, func(t *testing.T) {
