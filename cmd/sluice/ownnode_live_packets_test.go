@@ -1,0 +1,260 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"sluice/bench/testbed/lab"
+)
+
+// everybody returns a policy for the egress of all pods, with one rule for all peers and ports.
+func everybody(tier, action string) string {
+	return "all: {tier: " + tier + ", priority: 0, subject: {namespaces: {}}, egress: [{action: " + action + ", to: [{networks: [\"0.0.0.0/0\", \"::/0\"]}]}]}"
+}
+
+// connectTCP opens a connection between two hosts, with both ends in the test.
+func (s *testbed) connectTCP(t *testing.T, family int, from, to string) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := s.host(to).ListenTCP(netip.AddrPortFrom(families[family].addr(s.host(to)), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if client, err = s.host(from).DialTCP(t.Context(), l.Addr().(*net.TCPAddr).AddrPort()); err != nil {
+		t.Fatal(err)
+	}
+	if server, err = l.AcceptTCP(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, c := range []*net.TCPConn{client, server} {
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+	})
+	return client, server
+}
+
+// exchange checks that a byte arrives in each direction.
+func exchange(t *testing.T, a, b *net.TCPConn) {
+	t.Helper()
+	for _, d := range [][2]*net.TCPConn{{a, b}, {b, a}} {
+		sendByte(t, d[0])
+		receiveByte(t, d[1])
+	}
+}
+
+// A connection from a pod to its own node stops when a ClusterNetworkPolicy begins to deny it,
+// and goes on when the policy is gone. What the node has opened is not affected, nor are its
+// probes. It makes no difference how the node reaches its pods.
+func TestOwnNodeLiveConnectionsOnPackets(t *testing.T) {
+	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestbedWith(t, opts)
+			s.serve(s.host("node-1"))
+			s.start()
+			for _, tier := range []string{"Admin", "Baseline"} {
+				s.save("policies.yaml", "")
+				var toNode, toPod [][2]*net.TCPConn
+				for family := range families {
+					client, server := s.connectTCP(t, family, "default/web", "node-1")
+					toNode = append(toNode, [2]*net.TCPConn{client, server})
+					client, server = s.connectTCP(t, family, "node-1", "default/web")
+					toPod = append(toPod, [2]*net.TCPConn{client, server})
+				}
+				s.save("policies.yaml", clusterPolicies(everybody(tier, "Deny")))
+				for i := range families {
+					sendByte(t, toNode[i][0])
+					receivesNothing(t, toNode[i][1])
+					exchange(t, toPod[i][0], toPod[i][1])
+				}
+				s.check(t, []string{"node-1 default/web tcp 80", "node-1 default/db udp 53"}, []string{"default/web node-1 tcp 80", "default/web node-1 udp 53"})
+				s.save("policies.yaml", clusterPolicies(everybody(tier, "Accept")))
+				for i := range families {
+					receiveByte(t, toNode[i][1]) // sent again
+					exchange(t, toNode[i][0], toNode[i][1])
+				}
+				s.save("policies.yaml", clusterPolicies(everybody(tier, "Deny")))
+				for i := range families {
+					sendByte(t, toNode[i][0])
+					receivesNothing(t, toNode[i][1])
+				}
+			}
+		})
+	}
+}
+
+// pings reports whether an ICMP echo from a host is answered.
+func (s *testbed) pings(t *testing.T, from string, to netip.Addr, timeout time.Duration) bool {
+	t.Helper()
+	network, answer := "ip4:icmp", byte(layers.ICMPv4TypeEchoReply)
+	var echo gopacket.SerializableLayer = &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: 9}
+	stack := []gopacket.SerializableLayer{echo}
+	if to.Is6() {
+		network, answer = "ip6:ipv6-icmp", layers.ICMPv6TypeEchoReply
+		stack = []gopacket.SerializableLayer{&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeEchoRequest, 0)}, &layers.ICMPv6Echo{Identifier: 9}}
+	}
+	b := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{ComputeChecksums: !to.Is6()}, stack...); err != nil {
+		t.Fatal(err)
+	}
+	var c *net.IPConn
+	if err := s.host(from).Do(func() (err error) { c, err = net.DialIP(network, nil, &net.IPAddr{IP: to.AsSlice()}); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(b.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(timeout))
+	for data := make([]byte, 1500); ; {
+		n, _, err := c.ReadFrom(data) // Read returns the IPv4 header too
+		if err != nil {
+			return false
+		}
+		if n > 0 && data[0] == answer {
+			return true
+		}
+	}
+}
+
+// ICMP to the own node is judged by rules without ports, and neighbour discovery always passes.
+func TestOwnNodeICMPOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.start()
+	for _, c := range []struct {
+		text  string
+		reach bool
+	}{
+		{everybody("Admin", "Deny"), false},
+		{"all: {tier: Admin, priority: 0, subject: {namespaces: {}}, egress: [{action: Deny, to: [{networks: [\"0.0.0.0/0\", \"::/0\"]}], protocols: [{tcp: {destinationPort: {range: {start: 1, end: 65535}}}}]}]}", true},
+		{everybody("Baseline", "Deny"), false},
+		{everybody("Baseline", "Accept"), true},
+	} {
+		s.save("policies.yaml", clusterPolicies(c.text))
+		for _, family := range families {
+			// Without a neighbour entry, IPv6 needs neighbour discovery first.
+			if err := s.host("default/web").Run("ip", "neigh", "flush", "all"); err != nil {
+				t.Fatal(err)
+			}
+			timeout := probeTimeout
+			if c.reach {
+				timeout = waitTimeout
+			}
+			to := family.addr(s.host("node-1"))
+			if got := s.pings(t, "default/web", to, timeout); got != c.reach {
+				t.Errorf("%s: ping %s is answered: %t, want %t", c.text, to, got, c.reach)
+			}
+			if pod := family.addr(s.host("default/web")); !s.pings(t, "node-1", pod, waitTimeout) {
+				t.Errorf("%s: the node's ping of %s is not answered", c.text, pod)
+			}
+		}
+	}
+}
+
+// A pod cannot evade a policy by talking to its node from a link-local address.
+func TestOwnNodeLinkLocalOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.serve(s.host("node-1"))
+	s.start()
+	web := s.host("default/web")
+	text, err := s.Nodes[0].Output(exec.Command("ip", "-6", "-o", "addr", "show", "dev", web.RouterDevice(), "scope", "link"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(text)
+	if len(fields) < 4 {
+		t.Fatalf("no link-local address in %q", text)
+	}
+	node := netip.MustParsePrefix(fields[3]).Addr().WithZone(lab.Device)
+	reaches := func(timeout time.Duration) bool {
+		return web.Connect(t.Context(), "tcp", netip.AddrPortFrom(node, 80), timeout).Outcome == lab.Reached
+	}
+	s.save("policies.yaml", policies(denyAll))
+	if !reaches(waitTimeout) {
+		t.Error("the pod does not reach its node's link-local address without a ClusterNetworkPolicy")
+	}
+	s.save("policies.yaml", clusterPolicies(everybody("Admin", "Deny")))
+	s.eventually(t, "the guard drops packets from link-local addresses to the node", func() bool { return !reaches(probeTimeout) })
+	s.check(t, []string{"node-1 default/web tcp 80"}, []string{"default/web node-1 tcp 80"})
+}
+
+// All addresses of the node count as the node, such as that of a node-local DNS cache: also one
+// that was added after the policy, and connections that conntrack does not track.
+func TestOwnNodeDNSOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.serve(s.host("node-1"))
+	s.start()
+	node := s.Nodes[0]
+	for _, args := range [][]string{
+		{"ip", "addr", "add", "169.254.20.10/32", "dev", "lo"}, {"ip", "addr", "add", "fd53::a/128", "dev", "lo"},
+		{"iptables", "-t", "raw", "-A", "PREROUTING", "-d", "169.254.20.10", "-p", "udp", "--dport", "53", "-j", "NOTRACK"},
+		{"iptables", "-t", "raw", "-A", "OUTPUT", "-s", "169.254.20.10", "-p", "udp", "--sport", "53", "-j", "NOTRACK"},
+	} {
+		if err := node.Run(args[0], args[1:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dns := []string{"default/web 169.254.20.10 udp 53", "default/web fd53::a udp 53", "default/db 169.254.20.10 udp 53"}
+	tcp := []string{"default/web 169.254.20.10 tcp 80", "default/web fd53::a tcp 80"}
+	s.save("policies.yaml", policies(denyAll))
+	s.check(t, append(tcp, dns...), nil)
+	accept := "[{action: Accept, to: [{networks: [169.254.20.10/32, \"fd53::a/128\"]}], protocols: [{udp: {destinationPort: {number: 53}}}]}, {action: Deny, to: [{networks: [\"0.0.0.0/0\", \"::/0\"]}]}]"
+	s.save("policies.yaml", policies(denyAll)+clusterPolicies("all: {tier: Admin, priority: 0, subject: {namespaces: {}}, egress: "+accept+"}"))
+	for range 2 {
+		s.check(t, dns, tcp)
+	}
+	s.save("policies.yaml", clusterPolicies(everybody("Admin", "Deny")))
+	s.check(t, nil, append(tcp, dns...))
+	for _, late := range []string{"169.254.20.11/32", "fd53::b/128"} {
+		if err := node.Run("ip", "addr", "add", late, "dev", "lo"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.check(t, nil, []string{"default/web 169.254.20.11 udp 53", "default/web fd53::b tcp 80"})
+}
+
+// Without an agent, --fail closed concerns only the pods whose packets to the node are judged:
+// the node stays reachable for all others, and goes on to reach its pods.
+func TestOwnNodeWithoutAgentOnPackets(t *testing.T) {
+	for _, args := range [][]string{nil, {"--kernel-cache", "off"}} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			s := newTestbed(t)
+			s.serve(s.host("node-1"))
+			s.write("policies.yaml", clusterPolicies(cnp("a", "Admin", "frontend", "["+s.nodeNetworks("Deny", "node-1", ", protocols: [{tcp: {destinationPort: {number: 80}}}]")+"]")))
+			s.start(append(args, "--on-exit", "keep")...)
+			s.check(t, []string{"default/web node-1 tcp 8080"}, []string{"default/web node-1 tcp 80"})
+			s.agent.Kill()
+			s.check(t,
+				[]string{"outside node-1 tcp 80", "node-2 node-1 tcp 80", "default/other node-1 tcp 80", "default/far node-1 udp 53", "node-1 default/web tcp 80"},
+				[]string{"default/web node-1 tcp 80", "default/web node-1 udp 53"})
+			s.start(args...)
+			s.check(t, []string{"default/web node-1 udp 53"}, []string{"default/web node-1 tcp 80"})
+		})
+	}
+}
+
+// If the rules are in the separate tables of nf_tables, they judge the same.
+func TestOwnNodeInOwnTableOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.serve(s.host("node-1"))
+	s.ownTables(t)
+	s.start("--iptables", "nft")
+	s.save("policies.yaml", clusterPolicies(everybody("Admin", "Deny")))
+	s.check(t, []string{"node-1 default/web tcp 80"}, []string{"default/web node-1 tcp 80", "default/web node-1 udp 53"})
+	if text := s.ruleset(t); strings.Count(text, "jump SLUICE-INPUT") != 2 {
+		t.Errorf("no jump from INPUT in the tables:\n%s", text)
+	}
+	s.save("policies.yaml", "")
+	s.check(t, []string{"default/web node-1 tcp 80", "default/web node-1 udp 53"}, nil)
+	if text := s.ruleset(t); strings.Contains(text, "jump SLUICE-INPUT") {
+		t.Errorf("a jump from INPUT without a policy:\n%s", text)
+	}
+}
