@@ -186,11 +186,29 @@ func TestOwnNodeLinkLocalOnPackets(t *testing.T) {
 	s.check(t, []string{"node-1 default/web tcp 80"}, []string{"default/web node-1 tcp 80"})
 }
 
+// answerDNS answers datagrams to port 53 of an address of node-1, from that address.
+func (s *testbed) answerDNS(t *testing.T, addr netip.Addr) {
+	t.Helper()
+	c, err := s.host("node-1").ListenUDP(netip.AddrPortFrom(addr, 53))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		for data := make([]byte, 100); ; {
+			_, from, err := c.ReadFromUDPAddrPort(data)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteToUDPAddrPort([]byte("node-1 "+from.String()+"\n"), from)
+		}
+	}()
+}
+
 // All addresses of the node count as the node, such as that of a node-local DNS cache: also one
 // that was added after the policy, and connections that conntrack does not track.
 func TestOwnNodeDNSOnPackets(t *testing.T) {
 	s := newTestbed(t)
-	s.serve(s.host("node-1"))
 	s.start()
 	node := s.Nodes[0]
 	for _, args := range [][]string{
@@ -201,6 +219,12 @@ func TestOwnNodeDNSOnPackets(t *testing.T) {
 		if err := node.Run(args[0], args[1:]...); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := node.Serve("tcp", 80); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []string{"169.254.20.10", "fd53::a"} {
+		s.answerDNS(t, netip.MustParseAddr(addr))
 	}
 	dns := []string{"default/web 169.254.20.10 udp 53", "default/web fd53::a udp 53", "default/db 169.254.20.10 udp 53"}
 	tcp := []string{"default/web 169.254.20.10 tcp 80", "default/web fd53::a tcp 80"}
@@ -218,7 +242,7 @@ func TestOwnNodeDNSOnPackets(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.check(t, nil, []string{"default/web 169.254.20.11 udp 53", "default/web fd53::b tcp 80"})
+	s.check(t, nil, []string{"default/web 169.254.20.11 tcp 80", "default/web fd53::b tcp 80"})
 }
 
 // Without an agent, --fail closed concerns only the pods whose packets to the node are judged:
