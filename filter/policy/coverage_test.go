@@ -45,6 +45,9 @@ func (s *coverage) countForms(flat, trees, refer, apart int) {
 // count counts one decision: its reason, and the parts of rules that match.
 func (s *coverage) count(c *cluster, f flow, j judgement) {
 	s.reasons[j.reason()]++
+	if len(c.Cluster) > 0 {
+		s.kinds["beside ClusterNetworkPolicies"]++
+	}
 	if j.exempt() {
 		return
 	}

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -119,15 +120,20 @@ func (s sideJudgement) disagreement(d filter.Direction, got filter.Side) string 
 // The numbers of clusters, and of decisions in each, that TestDecideAgainstOracle compares.
 const (
 	flowsPerCluster = 250
-	clustersFull    = 4_400
+	clustersFull    = 9_000 // with SLUICE_FULL_TEST: a million decisions in clusters with ClusterNetworkPolicies
+	clustersUsual   = 2_400
 	clustersBrief   = 600 // with -race or -short
 )
 
-// TestDecideAgainstOracle compares over a million random decisions with the oracle, and
-// checks that they reached all kinds of rules and verdicts.
+// TestDecideAgainstOracle compares random decisions with the oracle, and checks that they
+// reached all kinds of rules and verdicts. Half of the clusters have up to eight
+// ClusterNetworkPolicies.
 func TestDecideAgainstOracle(t *testing.T) {
-	clusters := uint64(clustersFull)
-	if raceEnabled || testing.Short() {
+	clusters := uint64(clustersUsual)
+	switch {
+	case os.Getenv("SLUICE_FULL_TEST") != "":
+		clusters = clustersFull
+	case raceEnabled || testing.Short():
 		clusters = clustersBrief
 	}
 	var mu sync.Mutex

@@ -28,7 +28,7 @@ func between(f flow) (all []flow) {
 // A verdict with Pair set is the oracle's verdict for every flow between the two addresses.
 // An endpoint whose effect is Closed cannot reach others (egress) or be reached (ingress).
 func TestPairs(t *testing.T) {
-	const clusters, flows = 400, 20
+	const clusters, flows = 250, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set
 	mixed, missed, ordered := 0, 0, 0 // Pair is not set: mixed if the verdicts differ, missed or (with ordered rules) ordered if not
 	closed := 0                       // one end is closed
@@ -71,7 +71,7 @@ func TestPairs(t *testing.T) {
 		}
 	}
 	t.Logf("Pair set: %d allowed, %d denied; not set: %d with differing verdicts, %d with equal ones, %d with ordered rules; one end closed: %d", asPair[filter.Allow], asPair[filter.Deny], mixed, missed, ordered, closed)
-	if asPair[filter.Allow] < 500 || asPair[filter.Deny] < 500 || mixed < 500 || closed < 100 {
+	if asPair[filter.Allow] < 500 || asPair[filter.Deny] < 500 || mixed < 300 || closed < 100 {
 		t.Error("too few flows of some kind: the test covers too little")
 	}
 	if missed*5 > mixed || ordered > mixed {
