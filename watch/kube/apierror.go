@@ -77,6 +77,11 @@ func newAPIError(err error, server string, k *kind, verb string) *APIError {
 		}
 		return e
 	}
+	var unreadable *decodeError
+	if errors.As(err, &unreadable) {
+		e.Hint = fmt.Sprintf("the response is not a list of %s as this version of sluice knows them: check the CustomResourceDefinition, if there is one, and any proxy before the server; sluice retries", k.resource)
+		return e
+	}
 	e.Request, e.resource, e.Hint = "", "", connectHint(err)
 	return e
 }

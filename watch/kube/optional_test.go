@@ -197,6 +197,7 @@ var failures = map[string]struct {
 	"objects: 500":                            {isOfPolicies, 500, "", "see the API server's log"},
 	"objects: 503":                            {isOfPolicies, 503, "", "see the API server's log"},
 	"objects: HTML":                           {isOfPolicies, 200, "<html></html>", "sluice retries"},
+	"objects: of another schema":              {isOfPolicies, 200, `{"apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicyList", "metadata": {}, "items": [{"metadata": {"name": "a"}, "spec": {"priority": "high"}}]}`, "check the CustomResourceDefinition"},
 	"all: 404":                                {func(*http.Request) bool { return true }, 404, "", "a proxy before it"},
 	"all: 404 of a proxy":                     {func(*http.Request) bool { return true }, 404, "default backend - 404", "a proxy before it"},
 	"all: 503":                                {func(*http.Request) bool { return true }, 503, "", "see the API server's log"},
@@ -210,6 +211,9 @@ func proxy(t *testing.T, s *apiserver.Server, on *atomic.Bool, of func(*http.Req
 		case !on.Load() || !of(req):
 			s.ServeHTTP(w, req)
 		case status == http.StatusOK || body != "":
+			if strings.HasPrefix(body, "{") {
+				w.Header().Set("Content-Type", "application/json")
+			}
 			w.WriteHeader(int(status))
 			_, _ = w.Write([]byte(body))
 		default:
