@@ -48,6 +48,7 @@ type agent struct {
 	published   policy.Published
 	starting    *policy.StartingPods
 	nodeSources nodeSources
+	ipvs        *ipvsServices
 	network     *nodeNetwork
 	verdicts    *verdictlog.Log
 	manager     *iptables.Manager
@@ -134,6 +135,7 @@ func (a *agent) wire() error {
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
 	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // --pod-cidrs replaces derived ranges
 	a.tracked = conntrack.NewTrackedFlows()
+	a.ipvs = &ipvsServices{path: ipvsFile}
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
 		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.AllowedMark,
@@ -154,7 +156,7 @@ func (a *agent) wire() error {
 // newEvaluator returns the evaluator of one worker.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, FailOpen: a.opts.Rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()

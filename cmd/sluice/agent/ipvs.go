@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"sluice/filter"
+)
+
+const (
+	// ipvsFile lists the virtual services of IPVS. It is missing on nodes without IPVS.
+	ipvsFile = "/proc/net/ip_vs"
+	// ipvsInterval is the longest time for which a list is used. With 1,000 services, reading it
+	// takes about a millisecond.
+	ipvsInterval = time.Second
+)
+
+// ipvsServices are the virtual services of IPVS. IPVS gives a packet to one of them another
+// destination behind the hook INPUT, although its address is the node's: kube-proxy adds the
+// addresses of Services to an interface of the node. It is safe for concurrent use.
+type ipvsServices struct {
+	path string
+
+	mu       sync.Mutex
+	next     time.Time // of the next reading
+	services map[ipvsService]struct{}
+	marked   bool // some services are not selected by address but by a mark
+}
+
+type ipvsService struct {
+	protocol filter.Protocol
+	at       netip.AddrPort
+}
+
+// translated reports whether a packet is for a virtual service, and whether there are any.
+func (v *ipvsServices) translated(k filter.Key) (translated, possible bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if now := time.Now(); !now.Before(v.next) {
+		v.next = now.Add(ipvsInterval)
+		text, _ := os.ReadFile(v.path) // without the file there are none
+		v.services, v.marked = parseIPVS(text)
+	}
+	if len(v.services) == 0 && !v.marked {
+		return false, false
+	}
+	_, translated = v.services[ipvsService{k.Protocol, netip.AddrPortFrom(k.DstAddr(), k.Port)}]
+	return translated && k.Transport == filter.Ported, true
+}
+
+// parseIPVS reads lines such as "TCP  0A600001:0050 rr" and "UDP  [fd00:...:000a]:0035 rr".
+// Lines of a service's servers begin with an arrow.
+func parseIPVS(text []byte) (services map[ipvsService]struct{}, marked bool) {
+	services = make(map[ipvsService]struct{})
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		if len(words) < 2 {
+			continue
+		}
+		if words[0] == "FWM" {
+			marked = true
+			continue
+		}
+		protocol, known := filter.ParseProtocol(words[0])
+		at, ok := parseIPVSAddr(words[1])
+		if known && ok {
+			services[ipvsService{protocol, at}] = struct{}{}
+		}
+	}
+	return services, marked
+}
+
+// parseIPVSAddr reads an address and a port. IPv4 addresses and ports are in hexadecimal digits.
+func parseIPVSAddr(text string) (at netip.AddrPort, ok bool) {
+	colon := strings.LastIndexByte(text, ':')
+	if colon < 0 {
+		return at, false
+	}
+	port, err := strconv.ParseUint(text[colon+1:], 16, 16)
+	if err != nil {
+		return at, false
+	}
+	host := text[:colon]
+	if inner, is := strings.CutPrefix(host, "["); is {
+		addr, err := netip.ParseAddr(strings.TrimSuffix(inner, "]"))
+		return netip.AddrPortFrom(addr.Unmap(), uint16(port)), err == nil
+	}
+	b, err := hex.DecodeString(host)
+	addr, is := netip.AddrFromSlice(b)
+	return netip.AddrPortFrom(addr, uint16(port)), err == nil && is && addr.Is4()
+}
