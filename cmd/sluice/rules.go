@@ -27,15 +27,18 @@ func rulesCommand(e env) *cobra.Command {
 		Short: "Print the iptables rules that run keeps, or remove them",
 		Long: `Rules prints the iptables rules that "sluice run" keeps with the same flags, for IPv4
 and IPv6, in the format of iptables-restore --noflush. This needs no privilege and
-changes nothing. The rules on a node may differ from this in three ways:
+changes nothing. The rules on a node may differ from this in four ways:
 
   - With --kernel-cache, one or two rules before the last one call the programs of the
     agent. --kernel-cache-pins prints them too.
   - If --guard checks the sources of packets at every interface, which needs Linux 6.6,
     the chain SLUICE-SOURCE and the jump to it are missing. --guarded prints the rules
     without them.
+  - While a ClusterNetworkPolicy may deny what pods send to their own node, INPUT jumps
+    to the chain SLUICE-INPUT, which selects the sources to judge, and SLUICE-NODE judges
+    them. --node-sources prints these rules for some addresses.
   - With the nft backend, if the table mangle belongs to another process, or if its
-    POSTROUTING or PREROUTING is not iptables' own chain, the same rules are in tables
+    POSTROUTING, PREROUTING or INPUT is not iptables' own chain, the same rules are in tables
     named sluice. "nft list table ip sluice" and "nft list table ip6 sluice" print them.
     "sluice status" names the tables.
 
@@ -70,6 +73,7 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
 	addRulesFlags(cmd.Flags(), &opts)
 	addPinsFlag(cmd.Flags(), &pins)
 	cmd.Flags().BoolVar(&opts.Guarded, "guarded", false, "print the rules without those about forged sources, as they are where the guard checks all interfaces")
+	cmd.Flags().Var((*prefixesFlag)(&opts.NodeSources), "node-sources", "also print the rules that judge what pods with these addresses send to their node")
 	addBPFFSFlag(cmd.Flags(), &bpffs)
 	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket of an agent that may still run; empty disables the check")
 	cmd.Flags().BoolVar(&remove, "remove", false, "remove everything that an agent has left")

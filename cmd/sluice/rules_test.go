@@ -33,6 +33,15 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 			iptables.Options{AllowedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: iptables.Legacy},
 		},
 	}
+	judged := iptables.Defaults
+	judged.NodeSources = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00::/64")}
+	tests["node sources"] = struct {
+		args []string
+		opts iptables.Options
+	}{[]string{"--node-sources", "10.1.0.0/24,fd00::/64"}, judged}
+	if text := judged.Wanted(iptables.IPv6); !strings.Contains(text, "-A SLUICE-INPUT -s fd00::/64 -g SLUICE-NODE\n") {
+		t.Errorf("no rule for the source:\n%s", text)
+	}
 	guarded := iptables.Defaults
 	guarded.Guarded = true
 	tests["guarded"] = struct {
