@@ -32,7 +32,7 @@ would allow the flow.
 
 If ClusterNetworkPolicies are for a pod, explain prints what each tier did, in their
 order: Admin, NetworkPolicy, Baseline. It names these policies with their tier, as in
-admin/platform, and says which rule of which tier would have to change.
+admin/platform. The change that it prints is for the tier that denies the flow.
 
 A pod is written namespace/name, or name in namespace default; either end may be an
 IP address instead. A pod with two address families is explained for both.
