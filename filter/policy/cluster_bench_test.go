@@ -166,3 +166,20 @@ func BenchmarkLargestClusterPolicy(b *testing.B) {
 		w.Commit()
 	}
 }
+
+// BenchmarkCommitClusterPolicy changes the priority of a policy for all pods, and commits.
+func BenchmarkCommitClusterPolicy(b *testing.B) {
+	c, w := madeup.New(1, madeup.Options{Pods: 10_000, Policies: 1_000, Namespaces: 200}), policy.NewStore()
+	c.Fill(w)
+	all := platform(100, 25)
+	for _, o := range all {
+		w.SetPolicy(clusterpolicy.Read(o))
+	}
+	w.Commit()
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		all[0].Spec.Priority = int32(i % 100)
+		w.SetPolicy(clusterpolicy.Read(all[0]))
+		w.Commit()
+	}
+}
