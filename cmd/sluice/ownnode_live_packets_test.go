@@ -282,3 +282,22 @@ func TestOwnNodeInOwnTableOnPackets(t *testing.T) {
 		t.Errorf("a jump from INPUT without a policy:\n%s", text)
 	}
 }
+
+// The node reaches its own addresses, also one in the range of its pods, without an agent too.
+func TestOwnNodeLoopbackOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.serve(s.host("node-1"))
+	inRange := netip.PrefixFrom(s.host("default/web").IPv4, 24).Masked().Addr()
+	for range 250 {
+		inRange = inRange.Next()
+	}
+	if err := s.Nodes[0].Run("ip", "addr", "add", inRange.String()+"/32", "dev", "lo"); err != nil {
+		t.Fatal(err)
+	}
+	s.write("policies.yaml", clusterPolicies(everybody("Admin", "Deny")))
+	s.start("--kernel-cache", "off", "--on-exit", "keep", "--pod-cidrs", netip.PrefixFrom(inRange, 24).Masked().String())
+	own := []string{"node-1 node-1 tcp 80", "node-1 " + inRange.String() + " tcp 80", "node-1 default/web tcp 80"}
+	s.check(t, own, []string{"default/web node-1 tcp 80", "default/web " + inRange.String() + " tcp 80"})
+	s.agent.Kill()
+	s.check(t, own, []string{"default/web node-1 tcp 80"})
+}

@@ -41,6 +41,11 @@ func testOwnNode(t *testing.T, args ...string) {
 	s := newTestbed(t)
 	s.serve(s.host("node-1"))
 	s.serve(s.host("node-2"))
+	for _, name := range []string{"node-1", "node-2"} {
+		h := s.host(name)
+		s.write(name+".yaml", fmt.Sprintf("{apiVersion: v1, kind: Node, metadata: {name: %s, labels: {name: %s}}, status: {addresses: [{type: InternalIP, address: %q}, {type: InternalIP, address: %q}]}}\n",
+			name, name, h.IPv4, h.IPv6))
+	}
 	s.start(args...)
 	const tcp80 = ", protocols: [{tcp: {destinationPort: {number: 80}}}]"
 	probes := []string{"node-1 default/web tcp 80", "node-1 default/db udp 53", "node-1 default/db tcp 6379"}
@@ -65,6 +70,8 @@ func testOwnNode(t *testing.T, args ...string) {
 		{name: "a NetworkPolicy replaces Baseline", networkPolicy: denyAll, text: clusterPolicies(cnp("b", "Baseline", "frontend", "["+s.nodeNetworks("Deny", "node-1", "")+"]")), allow: web},
 		{name: "Baseline denies", text: clusterPolicies(cnp("b", "Baseline", "frontend", "["+s.nodeNetworks("Deny", "node-1", "")+"]")), deny: web},
 		{name: "another node", text: clusterPolicies(cnp("a", "Admin", "frontend", "["+s.nodeNetworks("Deny", "node-2", "")+"]")), allow: web, deny: []string{"default/web node-2 tcp 80", "mine/cart node-2 tcp 80"}},
+		{name: "nodes by label", text: clusterPolicies(cnp("a", "Admin", "frontend", "[{action: Deny, to: [{nodes: {matchLabels: {name: node-1}}}]}]")), deny: web, allow: []string{"default/web node-2 tcp 80"}},
+		{name: "other nodes by label", text: clusterPolicies(cnp("a", "Admin", "frontend", "[{action: Deny, to: [{nodes: {matchExpressions: [{key: name, operator: NotIn, values: [node-1]}]}}]}]")), allow: web, deny: []string{"default/web node-2 tcp 80"}},
 		{name: "no policy again", allow: web, without: true},
 	}
 	for _, c := range cases {

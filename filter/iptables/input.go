@@ -29,6 +29,10 @@ func (o Options) nodeSources(f Family) (rules []string) {
 			rules = append(rules, fmt.Sprintf("-s %s -g %s", p.Masked(), nodeChain))
 		}
 	}
+	if len(rules) > 0 {
+		// The node's own packets, which may have an address of a bridge in a range of pods.
+		rules = slices.Insert(rules, 0, "-i lo -j RETURN")
+	}
 	return inChain(inputChain, rules)
 }
 
