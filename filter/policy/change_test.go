@@ -3,6 +3,7 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -425,6 +426,7 @@ func (h *history) fail(f flow, what string) {
 }
 
 const (
+	historiesAll   = 2_000 // with SLUICE_FULL_TEST
 	historiesFull  = 400
 	historiesBrief = 40 // with -race or -short
 	historySteps   = 90 // enough to reuse ids, addresses and names many times
@@ -434,7 +436,10 @@ const (
 // only the remaining objects were set.
 func TestChangesMatchNewStore(t *testing.T) {
 	histories := uint64(historiesFull)
-	if raceEnabled || testing.Short() {
+	switch {
+	case os.Getenv("SLUICE_FULL_TEST") != "":
+		histories = historiesAll
+	case raceEnabled || testing.Short():
 		histories = historiesBrief
 	}
 	var changed, overdue, deferred atomic.Uint64

@@ -95,6 +95,9 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	for t := range out.ports {
 		table := &out.ports[t]
 		table.all = c.set(all[t])
+		if c.ordered && len(spans[t]) > 0 {
+			spans[t] = everyPort(spans[t], portless, all[t])
+		}
 		var tree portTree
 		if table.flat, tree = c.table(spans[t]); tree.sets != nil {
 			if out.extra == nil {
@@ -104,6 +107,17 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 		}
 	}
 	return out
+}
+
+// everyPort adds rules for every port to spans. So in ordered rule sets, the sets of a table
+// have all rules for their ports, and one lookup finds the first of them.
+func everyPort(spans []span, lists ...[]uint32) []span {
+	for _, list := range lists {
+		for _, rule := range list {
+			spans = append(spans, span{0, 1 << 16, rule})
+		}
+	}
+	return spans
 }
 
 // appendOnce appends i to an ascending list, unless i is the last element already.

@@ -43,8 +43,10 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 		return match{}, true
 	}
 	if pair = r.extra.ranks[at].portless; !pair {
-		if at = r.portless.lowest(&p); q.key.Transport == filter.Ported {
-			at = min(at, r.lowestAtPort(q, &p))
+		if q.key.Transport == filter.Ported {
+			at = r.lowestAtPort(q, &p)
+		} else {
+			at = r.portless.lowest(&p)
 		}
 		if at == noRule {
 			return match{}, false
@@ -70,13 +72,17 @@ func (r *ruleSet) lowestInParts(q *query) (m match, pair bool) {
 func (r *ruleSet) lowestAtPort(q *query, p *remote) uint32 {
 	k := q.key
 	table := portTableOf(k.Protocol)
-	t := &r.ports[table]
-	at := min(t.all.lowest(p), t.at(k.Port).lowest(p))
-	if r.extra != nil {
-		tree := &r.extra.trees[table]
+	t, tree := &r.ports[table], &r.extra.trees[table]
+	at := noRule
+	switch {
+	case t.flat != nil:
+		at = t.at(k.Port).lowest(p)
+	case tree.sets != nil:
 		for node := tree.leaf(k.Port); node > 0; node /= 2 {
 			at = min(at, tree.sets[node].lowest(p))
 		}
+	default: // no rule is for some ports of the protocol
+		at = min(r.portless.lowest(p), t.all.lowest(p))
 	}
 	if len(r.named) == 0 || q.dst == nil || q.dst.class == nil {
 		return at
