@@ -301,3 +301,32 @@ func TestOwnNodeLoopbackOnPackets(t *testing.T) {
 	s.agent.Kill()
 	s.check(t, own, []string{"default/web node-1 tcp 80"})
 }
+
+// The kernel remembers verdicts about packets to the node too, also after a hand-over and without
+// an agent, and forgets them with the policy.
+func TestOwnNodeInKernelCacheOnPackets(t *testing.T) {
+	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestbedWith(t, opts)
+			s.serve(s.host("node-1"))
+			s.start(kernelArgs("--on-exit", "keep")...)
+			const tcp80 = ", protocols: [{tcp: {destinationPort: {number: 80}}}]"
+			s.save("policies.yaml", clusterPolicies(cnp("a", "Admin", "frontend", "["+s.nodeNetworks("Deny", "node-1", tcp80)+"]")))
+			allow, deny := []string{"default/web node-1 tcp 8080", "default/other node-1 tcp 80"}, []string{"default/web node-1 tcp 80"}
+			s.check(t, allow, deny)
+			s.awaitNotQueued(t, func() { s.check(t, allow, deny) })
+			old := s.agent
+			s.start(kernelArgs("--on-exit", "keep")...) // takes over
+			s.check(t, allow, deny)
+			if err := old.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			s.awaitNotQueued(t, func() { s.check(t, allow, deny) })
+			s.agent.Kill()
+			s.check(t, allow, deny)
+			s.start(kernelArgs()...)
+			s.save("policies.yaml", "")
+			s.check(t, append(allow, deny...), nil)
+		})
+	}
+}
