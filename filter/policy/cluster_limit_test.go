@@ -51,7 +51,7 @@ func TestPoliciesOfTheClusterAreRefusedLast(t *testing.T) {
 	if got := refused(w.Store, "--policies-memory"); len(got) == 0 || slices.Contains(got, "c") {
 		t.Errorf("refused: %v", got)
 	}
-	w.SetPolicy(largeOfCluster("d", big)) // they alone are over the limit
+	w.SetPolicy(largeOfCluster("d", big)) // together they are over the limit
 	w.Commit()
 	if got := refused(w.Store, "--policies-memory"); len(got) != 31 || !slices.Contains(got, "d") {
 		t.Errorf("refused: %v", got)

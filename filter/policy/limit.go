@@ -47,7 +47,7 @@ const (
 )
 
 // costOf returns an upper bound of the bytes that a compiled policy takes, estimated from
-// its size and the number of ranges that its peers that are nodes stand for. It holds even
+// its size and the number of ranges of the nodes that its peers select. It holds even
 // for a policy that shares no selector with others.
 func (w *Store) costOf(p *Policy) int64 {
 	return costOf(p, func(sel labels.Selector) int { return len(w.nodes.selector(sel).ranges) })

@@ -36,7 +36,9 @@ type nodes struct {
 type nodeTable map[string]*Node
 
 // nodeSelector is the label selector of peers that are nodes, with the addresses that it
-// stands for. Policies that write it in the same way share it.
+// nodeSelector is the label selector of peers that are nodes, with the addresses that it
+// selects. Policies that write it in the same way share it.
+// selects. Policies that write it in the same way share it.
 type nodeSelector struct {
 	text   string
 	labels labels.Selector
@@ -150,8 +152,8 @@ func (w *Store) useNodes(sel labels.Selector) *nodeSelector {
 	return s
 }
 
-// renew reads the policies again whose peers stand for other addresses since a Node has
-// changed. Costs of policies change too, so it must precede balance.
+// renewNodes reads the policies again whose peers have other addresses since a Node has
+// changed. The costs of these policies change too, so it must precede balance.
 func (w *Store) renewNodes() {
 	x := &w.nodes
 	renewed := make(map[*nodeSelector]bool)

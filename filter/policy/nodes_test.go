@@ -77,7 +77,7 @@ func toNodes(rules int) *policy.Policy {
 	return p
 }
 
-// The cost of a policy counts the addresses of the Nodes that its peers stand for: it may
+// The cost of a policy counts the addresses of the Nodes that its peers select: it may
 // come to be over a limit, and back, when Nodes come and go.
 func TestNodesCountAgainstLimits(t *testing.T) {
 	w := onePod()
