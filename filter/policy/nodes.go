@@ -36,8 +36,6 @@ type nodes struct {
 type nodeTable map[string]*Node
 
 // nodeSelector is the label selector of peers that are nodes, with the addresses that it
-// nodeSelector is the label selector of peers that are nodes, with the addresses that it
-// selects. Policies that write it in the same way share it.
 // selects. Policies that write it in the same way share it.
 type nodeSelector struct {
 	text   string
