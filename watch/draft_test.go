@@ -114,8 +114,8 @@ func (d *drafted) step() chan struct{} {
 	}
 }
 
-// onPort returns a policy that allows the outside on one port of a pod. If large is set, it
-// has so many addresses and labels that it becomes a draft.
+// onPort returns a policy that allows connections from outside to one port of a pod. If large is
+// set, the policy has so many addresses and labels that it becomes a draft.
 func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkPolicy {
 	number := intstr.FromInt32(port)
 	rule := networkingv1.NetworkPolicyIngressRule{

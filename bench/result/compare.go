@@ -26,7 +26,7 @@ const (
 )
 
 // Compare compares two results figure by figure. It ignores figures that only one of the
-// results has, and figures without a better direction.
+// results has, and figures for which neither more nor less is better.
 //
 // If a row has a reference row, Compare compares ratios, so that the speed of the machine
 // on that day cancels out. With absolute, it compares the figures themselves. The values of
@@ -57,7 +57,7 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 	return changes
 }
 
-// markReal sets Real for those changes of a size of cluster that count.
+// markReal considers the changes for one size of cluster, and sets Real in those that count.
 func markReal(changes []Change, of Scenario) {
 	var p []float64
 	var its []*Change
@@ -114,7 +114,7 @@ func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int,
 	return worse, err
 }
 
-// fewest returns the smallest number of values of a figure.
+// fewest returns the number of values of the figure that has the fewest.
 func fewest(r *Result) int {
 	n := math.MaxInt
 	for _, s := range r.Series {

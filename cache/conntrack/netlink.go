@@ -29,7 +29,7 @@ const (
 	// kernel's whole table. To report all 50,000 connections of a table takes about as long
 	// as twenty walks (see the benchmarks).
 	maxFiltered = 4
-	// minFiltered is the number of connections from which selection pays off: a walk visits
+	// minFiltered is the least number of connections for which selection pays off: a walk visits
 	// every bucket of the kernel's hash table, full or empty, which takes some milliseconds
 	// in a large table.
 	minFiltered = 4096

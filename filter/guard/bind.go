@@ -11,7 +11,7 @@ import (
 // binding assigns a port to a pod.
 type binding struct {
 	pod    string
-	listed []netip.Addr // addresses at the port that the API lists for the pod
+	listed []netip.Addr // addresses that are at the port and, according to the API, the pod's
 	netns  int
 }
 

@@ -28,8 +28,9 @@ var lesser = []Less{
 	{Overflow: true, Pins: true, Sources: true},
 }
 
-// completeInterval is the time between attempts to add the omitted parts; the first attempt comes
-// already after checkInterval. A failed attempt costs two runs of iptables and changes nothing.
+// completeInterval is the time between attempts to add the omitted parts. Only the first attempt
+// comes sooner, after checkInterval. A failed attempt costs two runs of iptables and changes
+// nothing.
 const completeInterval = time.Minute
 
 // without returns the options without the parts in less.

@@ -203,7 +203,8 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading returns the rules outside of owned chains that lead to a chain that match selects.
+// leading returns the rules outside of owned chains that lead to a chain for which match returns
+// true. It skips the rules in such chains.
 func leading(ctx context.Context, t Table, now tableState, match func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {

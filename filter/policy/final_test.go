@@ -18,8 +18,8 @@ func (c *cluster) without(addr netip.Addr) *cluster {
 	return &out
 }
 
-// with returns the cluster and an additional random pod. The only address of the pod is
-// addr, and it may have a name for the port of the flow.
+// with returns the cluster with an additional random pod. The pod's only address is addr, and
+// the pod may have a name for the port of the flow.
 func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster {
 	out := *c
 	p := r.pod(name)

@@ -97,8 +97,8 @@ func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 // with more requirements has a matcher.
 const mostAsked = 8
 
-// asksOf returns the requirements of a selector that only an object with the required key
-// can meet: the first mostAsked of them.
+// asksOf returns the selector's requirements that only an object with the required key can
+// meet, but at most the first mostAsked.
 func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 	reqs, _ := sel.Requirements()
 	for _, r := range reqs {
@@ -208,7 +208,7 @@ func (x *labelIndex) add(s *selector) {
 	}
 }
 
-// remove removes a selector, which must be gone.
+// remove removes a selector for which gone already returns true.
 func (x *labelIndex) remove(s *selector) {
 	anyOf, key := anchor(s, entries)
 	switch {

@@ -32,8 +32,8 @@ func (w *Store) match() {
 // affect marks the identities and namespaces that must be matched again because the given
 // peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// whole has the namespace selectors that are scopes of empty selectors, some those that
-	// are scopes of other selectors.
+	// whole holds the namespace selectors that are the scope of an empty selector. The set
+	// some holds those that are the scope of any other selector.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -172,8 +172,8 @@ func (w *Store) matchPods() {
 	w.staleIdentities = nil
 }
 
-// keepOwn adds an id to w.ids if the scope of its selector is a single namespace by name:
-// the namespace of the pods.
+// keepOwn adds an id to w.ids if the scope of its selector is a namespace's name and not a
+// namespace selector. The selector has matched the pods, so the name is that of their namespace.
 func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
@@ -193,7 +193,7 @@ func (w *Store) sumOf(ids *idSet) (sum [2]uint64) {
 }
 
 // matchWhole updates w.everyone, the selectors that match whole namespaces. It writes to a
-// copy, because snapshots share everyone.
+// copy, because snapshots share the slice.
 func (w *Store) matchWhole() {
 	if len(w.dirtyNS) == 0 {
 		return

@@ -510,8 +510,8 @@ func readFlow(t *testing.T, text string) flow {
 	return f
 }
 
-// smallCluster is the cluster of the two scenarios that users start from, and of further
-// pods of every kind.
+// smallCluster has the pods of the two scenarios that users start from, and further pods of
+// every kind.
 const smallCluster = `
 {kind: Namespace, metadata: {name: default}}
 ---

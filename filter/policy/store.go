@@ -65,7 +65,7 @@ type Store struct {
 	table         *addrTable              // the owners of addresses; shared with the last snapshot
 	everyone      []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
 	unusedNS      []uint32                // namespace ids that can be reused
-	dirtyNS       map[*namespace]struct{} // namespaces whose element of everyone is out of date
+	dirtyNS       map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
 	staleIn       []*namespace            // namespaces in which a peer selector was added or removed
 	compiled      []*identity             // identities whose field recent is set
 	wideOnly      bool                    // while set, stale marks identities only for selectors whose scope is a namespace selector
@@ -171,7 +171,7 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
-	w.dirtyNS[ns] = struct{}{} // everyone may have the selectors of an earlier namespace with this id
+	w.dirtyNS[ns] = struct{}{} // w.everyone may have the selectors of an earlier namespace with this id
 	w.relabelNamespace(ns, nil)
 	return ns
 }
@@ -229,7 +229,7 @@ func (w *Store) replacePod(p, now *pod, set labels.Set) {
 	}
 	known := w.known(p)
 	if p.created != now.created {
-		known = nil // now is a new pod with the same name
+		known = nil // the pod was replaced by a new one with the same name
 	}
 	w.disclaim(p)
 	host := p.host
@@ -262,7 +262,7 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records the addresses of a pod. Addresses that are not in known are new, and may be
+// claim records the addresses of a pod. An address that the list known does not contain may be
 // deferred.
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
@@ -408,7 +408,7 @@ func (w *Store) SetEncoded(e Encoded) {
 	}
 }
 
-// put reads a policy and puts it in force in place of old, the version before, which may be
+// put reads a policy and puts it in force. It replaces old, the previous version, which may be
 // nil.
 func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
 	ns := w.namespace(ref.Namespace)

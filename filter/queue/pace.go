@@ -34,8 +34,8 @@ type pace struct {
 	floodUntil time.Time // time at which the current flood counts as over
 
 	// Once fullBacklog messages have come without a pause, full is called after each burst
-	// until the next pause; first is set in the first of these calls. A fullBacklog of 0
-	// disables the calls.
+	// until the next pause. Its parameter first is true in the first of these calls. If
+	// fullBacklog is 0, full is never called.
 	fullBacklog int
 	unpaused    int // messages since the last pause
 	full        func(first bool)
@@ -94,7 +94,7 @@ func (p *pace) adapt(n int, now time.Time) {
 // 17 times as long with neither call, 11 or 18 times with one of them, and twice as long
 // with both.
 //
-// yield does nothing without a flood, because every busy program would run first, for
+// Without a flood, yield does nothing. Otherwise every busy program would run first, for
 // milliseconds each: on a node that started containers, a client that was merely over its
 // limit waited for up to 770 ms, against 50 ms without yielding.
 //

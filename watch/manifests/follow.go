@@ -357,9 +357,9 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the netpol package finds in the policies. It omits
-// consequences of c.problems. A rule with such a problem would safely allow nothing, but it is
-// better to keep the last good state of the file.
+// inPolicies returns the problems that the netpol package finds in the policies, except
+// consequences of c.problems. A rule with a problem allows nothing, which is safe. But the
+// problem makes the file count as broken, so that its last good state stays in force.
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {
