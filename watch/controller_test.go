@@ -68,7 +68,8 @@ func runWithStore(t *testing.T, store *policy.Store, pub *policy.Published, logg
 	return runWith(t, store, pub, logger, func(*watch.Controller) {}, sources...)
 }
 
-// runWith is runWithStore, but calls change with the Controller before it runs.
+// runWith is like runWithStore, but calls change with the Controller before the Controller
+// runs.
 func runWith(t *testing.T, store *policy.Store, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	calls := make(chan published)

@@ -64,8 +64,8 @@ type Conn struct {
 	Ref Ref
 }
 
-// maxRef is the largest size of a Ref, in bytes: an IPv6 tuple of ICMPv6 with a zone of its
-// own, and the zone of the entry.
+// maxRef bounds the size of a Ref in bytes. The largest attributes are those of ICMPv6: 92
+// for the tuple (header 4, addresses 44, protocol 36, zone 8), and 8 for the entry's zone.
 const maxRef = 104
 
 // Ref identifies an entry of a table, in the table's own terms. It is comparable, and

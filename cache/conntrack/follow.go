@@ -52,8 +52,9 @@ func Follow(s *Sweeper, tracked *TrackedFlows, log *slog.Logger) *Follower {
 }
 
 // Published announces a snapshot that is in force, and the addresses that it changes. It is
-// called after Synchronize, so that no verdict of an older snapshot can still take effect;
-// otherwise the scope must be at least ScopeAddresses. It does not wait for the sweep.
+// called after Synchronize, so that no verdict of an older snapshot can still take effect.
+// If such a verdict can, the scope must be at least ScopeAddresses. Published does not wait
+// for the sweep.
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
 	before := f.snapshot

@@ -109,8 +109,8 @@ func interfaceAddrs() ([]netip.Addr, error) {
 // It dumps the table until a dump finds nothing to rewrite. One dump is enough except for a
 // rare race: the kernel finds the connection to mark by its five-tuple, and another
 // connection with that five-tuple may have replaced the one that was dumped. The next dump
-// finds such a wrong mark. The other dumps do not delay denied connections: the first dump
-// marks them.
+// finds such a wrong mark. Further dumps do not let denied connections live longer: the
+// first dump marks them.
 //
 // Sweep does nothing without a snapshot. After an error, some connections may not have been
 // evaluated; the sweep must be repeated for the same changes.

@@ -143,8 +143,8 @@ func (s *shard) forget(set *keySet, snapshot uint64) {
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room by dropping the keys of one address: of any address other than keep's or,
-// if no other address has keys, of keep's.
+// evict makes room by dropping the keys of one address. It drops those of keep only if no
+// other address has keys.
 func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != keep && len(set.keys) > 0 {
@@ -155,8 +155,8 @@ func (s *shard) evict(keep *keySet, snapshot uint64) {
 	s.forget(keep, snapshot)
 }
 
-// lose drops the keys of an address. It records that caches may answer for keys that are
-// not tracked, by the snapshot of that number and later ones.
+// lose drops the keys of an address. It records that, under the given snapshot and later
+// ones, caches may answer for keys that are no longer tracked.
 func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()
@@ -189,7 +189,7 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 }
 
 // swept records that a sweep has seen all connections of an address that last changed with
-// the given snapshot. A key that it did not see, and that was evaluated before that
+// the given snapshot. A key that the sweep did not see, and that was evaluated before that
 // snapshot, has no connection left, and no cache answers for it.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)

@@ -199,8 +199,8 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	return pending
 }
 
-// finalMidStream reports whether no pod can change the verdict about a packet that does not
-// begin a connection, but would be allowed if it did.
+// finalMidStream is Snapshot.Final for a packet that does not begin a connection, but would
+// be allowed if it did. Its verdict depends on both directions.
 func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reverse *filter.Key, back *filter.Verdict, unknown unknownEnds) bool {
 	return e.snapshot.Final(reverse, back, unknown.dst, unknown.src) &&
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))

@@ -62,9 +62,9 @@ struct place {
 	__u32 port;
 };
 
-// The values of own. LISTED: the API lists the address for the pod. EXTRA: only a route or
-// an interface of the pod has it. NODES: it is a link-local address of the node, at a port
-// that is OUTSIDE.
+// The values of own. LISTED: the API lists the address for the pod. EXTRA: the API does not
+// list it, but a host route for it leads to the pod, or an interface of the pod has it.
+// NODES: it is a link-local address of the node, at a port that is OUTSIDE.
 enum { LISTED = 1, EXTRA = 2, NODES = 4 };
 
 // own holds the addresses that belong to the pod behind a port, or to the node there.
@@ -409,7 +409,7 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 		struct iphdr *ip = data + ETH_LENGTH;
 		__be32 pods = from ? ip->saddr : ip->daddr;
 
-		// Multicast, reserved and broadcast addresses begin at 224.0.0.0.
+		// Multicast, reserved and broadcast addresses are all in 224.0.0.0/3.
 		if (!pods || pods != port->ipv4 || ip->ihl != 5 || ip->saddr == ip->daddr ||
 		    (ip->daddr & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000))
 			return 0;
@@ -427,7 +427,7 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 			return 0;
 		struct address *pods = from ? &ip->src : &ip->dst;
 
-		// Link-local (fe80::/10) and multicast (ff00::/8) addresses are all above fe00::.
+		// Link-local (fe80::/10) and multicast (ff00::/8) addresses are all in fe00::/7.
 		if (!pods->word[0] || pods->word[0] != port->ipv6.word[0] || pods->word[1] != port->ipv6.word[1] ||
 		    pods->word[2] != port->ipv6.word[2] || pods->word[3] != port->ipv6.word[3] ||
 		    (ip->src.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000) ||
@@ -472,9 +472,9 @@ static __always_inline int comes_back(struct __sk_buff *skb, __u32 flags)
 
 // from_outside drops packets whose source is the node's own or equals the destination. A
 // link-local address of the node counts only at its own network: on another one, another
-// machine may have it. Addresses behind an untagged Ethernet header are read directly. A
-// helper reads them if there is another header, as on some VLANs, or none, as in looped
-// back packets.
+// machine may have it. Addresses right behind an Ethernet header are read directly. A helper
+// reads them if a VLAN tag comes between, or if the frame has no Ethernet header, such as a
+// packet that is looped back.
 static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;

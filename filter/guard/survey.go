@@ -34,7 +34,7 @@ type port struct {
 	index, master int
 	name          string
 	tunnel        bool
-	bare, member  bool         // for found.outside: its frames have no Ethernet header; it belongs to a bridge
+	bare, member  bool         // only in found.outside; bare: no Ethernet header in its frames; member: part of a bridge
 	netns         int          // the kernel's ID of the other end's namespace
 	routed        []netip.Addr // addresses with a host route to the port
 	behind        []netip.Addr // addresses of the other end

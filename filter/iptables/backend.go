@@ -122,7 +122,7 @@ func (u *use) add(saved string) {
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
-			u.rules++ // owned rules do not count: they would only confirm an earlier choice
+			u.rules++ // the agent's own rules do not count: they would only confirm an earlier choice
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) boo
 	return egress == never || ingress == never || egress == always && ingress == always
 }
 
-// outcome is the decision of the policies of one end for all pods that may turn out to have
+// outcome tells whether the policies of one end allow a flow, whichever pods turn out to have
 // the pending addresses.
 type outcome uint8
 

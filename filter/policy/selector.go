@@ -21,13 +21,13 @@ type selector struct {
 	// twin is the shared selector that replaces this selector of a draft.
 	twin *selector
 
-	// members and subjects are for subject selectors: the identities that match, and the
+	// members and subjects are set in a subject selector: the identities that match, and the
 	// policies that use the selector. A peer selector has no list of its matches: instead,
 	// identities and namespaces list the peer selectors that match them. Lists in both
 	// directions took a hundred times the memory of the selectors.
 	members  map[*identity]struct{}
 	subjects map[*policy]struct{}
-	// within and pods are for namespace selectors: the pod selectors with this scope.
+	// within and pods are set in a namespace selector: the pod selectors that have it as scope.
 	within *scopeSelectors   // the empty pod selector
 	pods   bucket[*selector] // the other pod selectors
 }

@@ -24,7 +24,7 @@ type step struct {
 	remove   string // objects to remove first, as lines of "kind namespace/name"
 	// flows are lines of "source > destination protocol port = verdict". An end is an
 	// address or a key of ends. The verdict is a prefix of what verdictText returns: the
-	// action, or also the reason, or also the policies and rule of each isolated side.
+	// action, then the reason, then the policies and the rule of each isolated side.
 	flows string
 }
 

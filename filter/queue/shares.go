@@ -64,9 +64,9 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	return displaced, true
 }
 
-// displace returns the packet that p displaces; nil if p displaces none. Even with p, p's
-// sender must not have more places than the sender that loses one; otherwise the two would
-// displace each other's packets in turn.
+// displace returns the packet that p displaces; nil if p displaces none. Counting p, the
+// sender of p may have at most as many places as the other sender has left. Otherwise the two
+// would displace each other's packets in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {

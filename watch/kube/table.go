@@ -89,7 +89,7 @@ func (t *table) Replace(list []any, _ string) error {
 		}
 		changes = append(changes, c)
 		delete(gone, c.name)
-		list[i] = nil // frees the object sooner: only the queue still needs it
+		list[i] = nil // let the object be freed as soon as the queue is done with it
 	}
 	for name := range gone {
 		changes = append(changes, t.delete(name))

@@ -301,8 +301,6 @@ func wanted(kind string) (name, version string) {
 	return "", ""
 }
 
-// formerVersion is the API version of NetworkPolicies before Kubernetes 1.16. Fields and
-// meaning are the same.
 // known returns the name of the kind if the kind is supported, and "" otherwise. It accepts
 // a kind or an API version that is almost right and reports it as a problem, because a
 // policy that is skipped would isolate nothing. In that case, understood is false, and the

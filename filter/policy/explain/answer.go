@@ -63,7 +63,7 @@ type RuleAnswer struct {
 	Field  string `json:"field"` // as in "spec.ingress[0]"
 }
 
-// Details are the reasons of one side.
+// Details give the reasons for the verdict of one side.
 type Details struct {
 	Allows   string          `json:"allows,omitempty"` // what the rule allows, in words
 	Nearest  []NearestAnswer `json:"nearest,omitempty"`

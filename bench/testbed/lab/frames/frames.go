@@ -53,7 +53,7 @@ type Options struct {
 	// would pass.
 	Targets, Others []End
 	Ports           []uint16
-	// Tunnels are the UDP ports of tunnels, and the link address at the inner end of each.
+	// Tunnels maps the UDP port of a tunnel to the link address at its inner end.
 	Tunnels map[uint16]net.HardwareAddr
 }
 

@@ -224,7 +224,7 @@ var initialSeries = []series{
 	{"none", filter.Deny, filter.Malformed},
 }
 
-// byDirection sums up verdicts by the direction that decided.
+// byDirection sums up the verdicts of each series.
 func byDirection(v *engine.Verdicts) map[series]uint64 {
 	sums := make(map[series]uint64)
 	for _, s := range initialSeries {
@@ -243,8 +243,9 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 	return sums
 }
 
-// direction returns the value of the label direction: the direction that decided. s has the
-// directions in which policies isolate the ends.
+// direction returns the value of the "direction" label. For a flow that policies deny, it is
+// the direction that denied it; for all others, the directions in which policies isolate the
+// ends, which are in s.
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {
