@@ -36,7 +36,8 @@ func podOf(name string, addr netip.Addr) *corev1.Pod {
 	return p
 }
 
-// letIn returns a policy that lets the pod from into the pod into at port 6379, and no other pod.
+// letIn returns an ingress policy for one pod (into). The policy allows connections from one other
+// pod (from) to port 6379, and nothing else.
 func letIn(into, from string) *networkingv1.NetworkPolicy {
 	port := intstr.FromInt32(6379)
 	p := &networkingv1.NetworkPolicy{}

@@ -341,8 +341,8 @@ func (h *history) publishAndSweep(scope conntrack.Scope) {
 	}
 }
 
-// open begins a connection that the evaluator allows, or the kernel's flow cache if
-// byKernel is set.
+// open begins a connection. The evaluator must allow it or, if byKernel is set, the kernel's
+// flow cache.
 func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	h.t.Helper()
 	var action filter.Action

@@ -228,8 +228,8 @@ func TestForgedARPOnPackets(t *testing.T) {
 	}
 }
 
-// answerFor returns a frame for the host to, with an answer of ARP or neighbour discovery. The
-// answer claims that addr has the link address of the sender.
+// answerFor returns a frame from one host to another with an answer of ARP or neighbour
+// discovery. The answer claims that addr has the link address of the sender.
 func answerFor(addr netip.Addr, sender, to *lab.Host) []byte {
 	frame := append(append([]byte(nil), to.MAC()...), sender.MAC()...)
 	if addr.Is4() {

@@ -92,7 +92,7 @@ func (s *testbed) dropped(iptables string) int {
 	return n
 }
 
-// awaitDrop waits until the number of dropped packets exceeds before.
+// awaitDrop waits until the count of dropped packets is higher than the given one.
 func (s *testbed) awaitDrop(t *testing.T, iptables string, before int) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); s.dropped(iptables) <= before; {

@@ -116,8 +116,8 @@ func TestGuardReplacesVLANSettingOnPackets(t *testing.T) {
 	s.awaitProblem(t, "sysctl net.bridge.bridge-nf-call-ip6tables, br0: is 0: ")
 }
 
-// taggedArrives reports whether db receives a denied datagram of other in a frame with VLAN
-// tag 0.
+// taggedArrives reports whether default/db receives a datagram that policies deny. The datagram
+// is from default/other, and its frame has a VLAN tag with ID 0.
 func (s *testbed) taggedArrives(t *testing.T) bool {
 	t.Helper()
 	from, to := s.host("default/other"), s.host("default/db")

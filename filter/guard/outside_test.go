@@ -33,7 +33,7 @@ func TestOutsideDropsOnlyForgedSources(t *testing.T) {
 			if r.IntN(2) == 0 {
 				copy(frame, make([]byte, 6)) // the link address of the interface
 			}
-			if r.IntN(3) == 0 { // up to four VLAN tags, with ID 0 or another
+			if r.IntN(3) == 0 { // up to four VLAN tags with ID 0; in some frames, the last has ID 7
 				tags := bytes.Repeat([]byte{0x81, 0, 0x20, 0}, r.IntN(5))
 				if len(tags) > 0 && r.IntN(4) == 0 {
 					tags[len(tags)-1] = 7

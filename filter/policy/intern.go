@@ -59,7 +59,7 @@ type interner interface {
 type reader struct {
 	in   interner
 	p    *policy
-	seen map[string]bool // the content of each rule that was added, in this direction
+	seen map[string]bool // contents of the rules that have been added in the current direction
 }
 
 func (w *Store) readPolicy(form *Policy) *policy {

@@ -84,8 +84,8 @@ func (w *Store) changeRanges() {
 	w.adoptRanges()
 }
 
-// adoptRanges updates the local ranges at once rather than at the next Commit, because they
-// decide whether the addresses of pods that are set before that Commit are deferred.
+// adoptRanges updates the local ranges at once rather than at the next Commit. Pods may be set
+// before that Commit, and only addresses in the local ranges can be deferred (see deferrable).
 func (w *Store) adoptRanges() {
 	r := &w.ranges
 	w.setLocalRanges(slices.Concat(r.given, r.nodes[w.local.node], r.starting))

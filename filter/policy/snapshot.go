@@ -37,11 +37,12 @@ type Endpoint struct {
 
 // class is the compiled form of pods that no policy can tell apart. The fields that a
 // decision reads fill one cache line. The padding makes the struct 128 bytes large, so that
-// it begins at a cache line. Without it, at 112 bytes, two out of three classes began within
-// a line, and each decision about them read one more.
+// it begins at a cache line. Without it, Go would allocate 112 bytes for each class. Three
+// out of four would then begin within a line, and each decision about them would read one
+// line more.
 type class struct {
 	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
-	peers     idSet    // peer selectors that match, without those that match whole namespaces
+	peers     idSet    // peer selectors that match, except those that match whole namespaces
 	namespace uint32
 	refs      int
 	ports     []namedPort
@@ -181,8 +182,8 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	return v
 }
 
-// sideOutcome is the decision of one side. allows reports whether it allows the flow, pair
-// whether the decision is the same for all packets between the two addresses.
+// sideOutcome is the decision of one side. allows reports whether it allows the flow. pair
+// reports whether the decision is the same for all packets between the two addresses.
 type sideOutcome struct{ allows, pair bool }
 
 var passes = sideOutcome{true, true}

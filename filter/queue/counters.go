@@ -131,7 +131,7 @@ func (q *Queues) watch(ctx context.Context) {
 	}
 }
 
-// count adds and logs the packets that were dropped between the readings last and now. The
+// count adds and logs the packets that were dropped between the last reading and this one. The
 // counters of a queue start at 0 when it is bound again.
 func (q *Queues) count(last, now map[uint16]counter) {
 	for number, c := range now {
@@ -155,7 +155,8 @@ func (q *Queues) count(last, now map[uint16]counter) {
 	}
 }
 
-// inNetNS runs f in a network namespace, 0 for the current one.
+// inNetNS runs f in the network namespace with the given file descriptor; 0 means the current
+// namespace.
 func inNetNS(fd int, f func() error) error {
 	if fd == 0 {
 		return f()

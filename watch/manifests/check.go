@@ -54,9 +54,9 @@ func (c *checker) strict(object any, err error) {
 	}
 }
 
-// undecodable reports a value of the wrong type. text is the JSON of the field at, or of
-// the whole object if at is empty. undecodable decodes text again with encoding/json,
-// because only that decoder names the field.
+// undecodable reports a value of the wrong type. text is the JSON of the field with the path
+// at, or of the whole object if this path is empty. undecodable decodes text again with
+// encoding/json, because only that decoder names the field.
 func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))

@@ -167,8 +167,8 @@ func bomb() string {
 
 const policyHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {a: b}}\n"
 
-// An unknown field has no effect where it cannot affect what is allowed. In a rule, it
-// closes the rule.
+// An unknown field has no effect where it cannot affect what is allowed. A rule with an
+// unknown field allows nothing.
 func TestUnknownFields(t *testing.T) {
 	const closedRule, openRule = "closed", "open"
 	tests := map[string]struct {

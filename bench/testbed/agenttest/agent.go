@@ -114,7 +114,7 @@ func (a *Agent) follow(r io.ReadCloser, log io.Writer) {
 		}
 		a.line(in.Text())
 	}
-	_, _ = io.Copy(io.Discard, r) // the scanner stops at a too long line, but the agent must not block
+	_, _ = io.Copy(io.Discard, r) // the scanner stops at a line that is too long, but the agent must not block
 	a.err = a.cmd.Wait()
 	close(a.done)
 }

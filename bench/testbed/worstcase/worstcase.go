@@ -29,8 +29,8 @@ const (
 // Namespace is the namespace of the policies and pods.
 const Namespace = "attacker"
 
-// Recipe describes a large policy and the pods of its cluster. Ports, names, blocks and peers
-// are numbers for each rule.
+// Recipe describes a large policy and the pods of its cluster. The numbers of ports, names,
+// blocks and peers are those of each rule.
 type Recipe struct {
 	Layout               int // layout of the port ranges
 	Ports, Names, Blocks int
@@ -169,8 +169,8 @@ func (m Recipe) Pods() (list []*corev1.Pod) {
 	return list
 }
 
-// OfSize returns the recipe's policy with as many rules as possible, so that etcd still needs at
-// most size bytes to store the policy.
+// OfSize returns the recipe's policy with as many rules as fit if etcd may need at most size
+// bytes to store the policy.
 func (m Recipe) OfSize(name string, size int) *networkingv1.NetworkPolicy {
 	few := m.Policy(name, 8)
 	rules := max(1, 8*size/max(1, few.Size()))

@@ -35,8 +35,8 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
-	// The kernel remembers no denials with --fail open, because it would still deny while no
-	// agent runs, and with --log-verdicts, because it would not log them.
+	// The kernel must not remember denials in two cases: with --fail open, it would still
+	// deny while no agent runs; and with --log-verdicts, the denials would not be logged.
 	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
 	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {

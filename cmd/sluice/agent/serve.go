@@ -38,7 +38,7 @@ func (a *agent) tableNames() string {
 	return strings.Join(names, ", ")
 }
 
-// markNow stores the current time in when.
+// markNow stores the current time.
 func markNow(when *atomic.Pointer[time.Time]) {
 	now := time.Now()
 	when.Store(&now)
@@ -120,8 +120,8 @@ func (a *agent) state() *telemetry.State {
 	return s
 }
 
-// beyondManifests returns the problems in found that are not also in broken. A problem that is
-// in both is reported as in broken, which names the file.
+// beyondManifests returns the problems that the store found, except those that are also
+// problems of manifests: these are reported as such, because then the report names the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {

@@ -14,7 +14,7 @@ import (
 // RuleMatch is the result of matching one rule against a flow.
 type RuleMatch struct {
 	Rule       filter.Rule
-	Peers      string     // the rule's peer that matches the flow's or is nearest to it, in words
+	Peers      string     // the rule's peer that matches the peer of the flow or is nearest to it, in words
 	Ports      string     // the ports that the rule allows, in words
 	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
