@@ -360,8 +360,8 @@ func (f *frameFuzz) isSender(a netip.Addr) bool {
 	return slices.ContainsFunc(fuzzSenders, func(name string) bool { return slices.Contains(f.host(name).Addrs(), a) })
 }
 
-// essential reports whether p always passes (case 25): it is neighbour discovery directly
-// behind the IP header, or a message that joins a group.
+// essential reports whether p always passes: it is neighbour discovery directly behind the IP
+// header, or a message that joins a group.
 func essential(p []byte) bool {
 	switch {
 	case len(p) < 24:

@@ -103,7 +103,7 @@ func (s *testbed) awaitDrop(t *testing.T, iptables string, before int) {
 }
 
 // Live connections stop in both directions when the policy no longer allows them, and
-// continue when it allows them again (case 26). This also holds with address translation.
+// continue when it allows them again. This also holds with address translation.
 func TestLiveConnectionsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	for _, f := range families {

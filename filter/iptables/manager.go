@@ -21,7 +21,7 @@ type Manager struct {
 	// verdict before it. It must not block. Set it before Run.
 	OnRepair func()
 	// EnsurePins, if set, restores missing names of pinned programs: iptables can write a
-	// rule only while the programs that it calls have names. Set it before Run.
+	// rule only while the programs that the rule calls have names. Set it before Run.
 	EnsurePins func() error
 
 	opts     Options

@@ -73,7 +73,7 @@ func (m *Manager) Lacks() (less Less, because string) {
 }
 
 // ensure writes the wanted rules of a table if they differ, and returns the differences. If
-// writing all parts fails, it omits the parts whose requirements the node may not meet. Start,
+// writing all parts fails, it omits parts that require something that the node may lack. Start,
 // repair and takeover all use ensure, so that they have the same fallbacks.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
 	pinsErr := m.ensurePins()

@@ -135,7 +135,7 @@ func (w *Store) refuseOverTotal(form *Policy, cost int64) *policy {
 }
 
 // refuseOverBacklog refuses a large policy because too many bytes of its namespace's
-// policies already wait to be compiled.
+// policies are already waiting to be compiled.
 func (w *Store) refuseOverBacklog(form *Policy) *policy {
 	p := w.refuse(form, costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")

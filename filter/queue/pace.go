@@ -16,8 +16,8 @@ const (
 	// when the worker has kept up for floodQuiet: a flood has short pauses too.
 	//
 	// The other workers wait for at most one burst of the overflow queue. During a flood,
-	// their 99th percentile was a quarter longer with bursts of 4 messages instead of 2,
-	// and twice as long with 8. Without a flood, bursts of 2 cost a busy client a third of
+	// the 99th percentile of their waits was a quarter longer with bursts of 4 messages
+	// instead of 2, and twice as long with 8. Without a flood, bursts of 2 cost a busy client a third of
 	// its connections; bursts of 16 cost it none.
 	overflowBurst = 16
 	floodBurst    = 2
