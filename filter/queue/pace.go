@@ -17,8 +17,8 @@ const (
 	//
 	// The other workers wait for at most one burst of the overflow queue. During a flood,
 	// the 99th percentile of their waits was a quarter longer with bursts of 4 messages
-	// instead of 2, and twice as long with 8. Without a flood, bursts of 2 cost a busy client a third of
-	// its connections; bursts of 16 cost it none.
+	// instead of 2, and twice as long with 8. Without a flood, bursts of 2 cost a busy
+	// client a third of its connections; bursts of 16 cost it none.
 	overflowBurst = 16
 	floodBurst    = 2
 	floodBacklog  = 512
