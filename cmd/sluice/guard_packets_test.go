@@ -139,8 +139,8 @@ func TestForgedIsCountedOnPackets(t *testing.T) {
 	}
 }
 
-// forgedDropped returns the number of forged frames that were dropped for a reason, from the
-// metrics.
+// forgedDropped reads from the metrics how many forged frames were dropped for the given
+// reason.
 func (g *forger) forgedDropped(t *testing.T, reason string) int {
 	t.Helper()
 	_, page := g.scrape(t, "/metrics")

@@ -134,8 +134,8 @@ func (s *podStarter) run(count int) {
 // A pod that starts under a policy is isolated from its first packet on. Its allowed packets
 // are not rejected, but held until the agent knows the pod.
 func TestFirstPacketOnPackets(t *testing.T) {
-	// A long --hold, because on a busy machine the agent may get a pod's manifest long after
-	// the lag.
+	// Use a long --hold, because on a busy machine the agent may get a pod's manifest long
+	// after the lag.
 	s := newPodStarter(t, "--hold", waitTimeout.String())
 	s.run(18)
 	_, page := s.scrape(t, "/metrics")

@@ -23,7 +23,7 @@ func claimant(name, node string, created int64) *corev1.Pod {
 }
 
 // A pod of this node keeps an address in the ranges of this node's pods even if a pod of
-// another node claims the address too, in any order of events.
+// another node claims the address too, whatever the order of events.
 func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 	here := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
 	ending := claimant("far", "there", 2)

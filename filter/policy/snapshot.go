@@ -20,8 +20,8 @@ type Snapshot struct {
 	starting *StartingPods // shared by all snapshots
 }
 
-// Counts holds the numbers of objects that a snapshot was compiled from (namespaces, pods
-// and policies) and that it consists of.
+// Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,
+// pods and policies), and of those that it consists of (endpoints, classes, policy sets).
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
 }
@@ -72,9 +72,9 @@ type policySetKey struct {
 // store. The number grows by one with each Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
 
-// NewestEpoch returns the last epoch that was assigned before the snapshot was made. An
-// endpoint of a later snapshot whose epoch is not greater already existed in this snapshot,
-// possibly with different addresses.
+// NewestEpoch returns the last epoch that was assigned before the snapshot was made. If the
+// epoch of an endpoint in a later snapshot is not greater, the endpoint already existed in
+// this snapshot, possibly with different addresses.
 func (s *Snapshot) NewestEpoch() uint64 { return s.newest }
 
 // Counts returns the numbers of objects in the snapshot.

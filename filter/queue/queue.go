@@ -33,9 +33,9 @@ type Evaluator interface {
 	// Evaluate decides the packet that begins with its IP header at data[0]. The caller may
 	// reuse data after the call.
 	//
-	// If the action is filter.Hold, the packet is held until the pod with the address
-	// pending is known: it is evaluated again after each Reevaluate, until the action
-	// changes or the packet has waited for Options.Hold.
+	// If the action is filter.Hold, the packet is held, and pending is the address of a pod
+	// that is not known yet. The packet is evaluated again after each Reevaluate, until the
+	// action changes or the packet has waited for Options.Hold.
 	Evaluate(data []byte) (action filter.Action, pending netip.Addr)
 	// Expire decides a packet whose pod did not become known in time, or that cannot be held
 	// because there is no room. It never returns filter.Hold.

@@ -138,8 +138,9 @@ func (m maker) appOf(pod int) int { return pod / replicas % m.apps }
 // namespaceOf returns the namespace of all pods of an app.
 func (m maker) namespaceOf(app int) int { return app % m.options.Namespaces }
 
-// neighbor returns the app that follows steps apps later in the same namespace. If there is no
-// such app, it returns the namespace's first app, which may be the given app itself.
+// neighbor counts the given number of steps from one app to a later one in the same namespace,
+// and returns the latter. If there is no such app, it returns the namespace's first app, which
+// may be the given app itself.
 func (m maker) neighbor(app, steps int) int {
 	if next := app + steps*m.options.Namespaces; next < m.apps {
 		return next

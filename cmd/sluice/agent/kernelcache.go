@@ -55,8 +55,7 @@ func (a *agent) openKernel() error {
 	return nil
 }
 
-// setKernelStarting passes the ranges with the addresses of starting pods to the kernel's
-// flow cache.
+// setKernelStarting passes the addresses of starting pods to the kernel's flow cache.
 func (a *agent) setKernelStarting(addrs []netip.Prefix) {
 	if a.kernel == nil {
 		return
