@@ -124,7 +124,7 @@ func TestLiveClusterErrors(t *testing.T) {
 		args    []string
 		message string
 	}{
-		"both":          {[]string{"-f", dir, "--kubeconfig", forbidden}, "give one of them"},
+		"both":          {[]string{"-f", dir, "--kubeconfig", forbidden}, "give only one source"},
 		"neither":       {nil, "--kubeconfig FILE"},
 		"no file":       {[]string{"--kubeconfig", filepath.Join(dir, "none")}, "kubeconfig"},
 		"no context":    {[]string{"--kubeconfig", forbidden, "--context", "x"}, "use one of: c"},

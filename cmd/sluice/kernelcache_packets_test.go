@@ -73,7 +73,7 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 		args          []string
 	}{
 		{"works", "", []string{"--iptables", "nft"}},
-		{"each verdict logged", "each of them", []string{"--log-verdicts", "all", "--iptables", "nft"}},
+		{"each verdict logged", "every verdict in the log", []string{"--log-verdicts", "all", "--iptables", "nft"}},
 		{"legacy tables", "legacy tables", []string{"--iptables", "legacy"}},
 		{"cannot be pinned", "mount the BPF file system", []string{"--bpffs", notDirectory, "--iptables", "nft"}},
 	} {
