@@ -48,9 +48,9 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
 		changes = append(changes, c)
 	}
-	// Select separately for each size: all sizes together have too many figures for a few
-	// rounds. With 7 rounds on both sides, the lowest possible p-value is 1/1716. To count, a
-	// single change among a thousand figures would need a lower one.
+	// Apply the false discovery rate to each size separately. With 7 rounds on each side, no
+	// p-value is below 1/1716. Among the thousand figures of all sizes, a change that is the
+	// only real one would need 0.05/1000, and so could never count.
 	for _, of := range fresh.Scenarios() {
 		markReal(changes, of)
 	}

@@ -126,7 +126,7 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	// A real agent with a heap of this size also does this when it is ready.
 	debug.FreeOSMemory()
 	debug.SetGCPercent(40)
-	runtime.GC() // frees objects with cleanups
+	runtime.GC() // a second collection frees what the cleanups after the first have released
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	fmt.Fprintf(w, "live heap\t%d MiB\t\n", m.HeapAlloc>>20)

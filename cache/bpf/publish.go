@@ -119,8 +119,9 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	if c.tables == nil || c.snapshot == nil {
 		return nil // the next Publish writes the devices
 	}
-	// The entries are changed one by one, even in the table that the programs read, because no
-	// verdict depends on the device.
+	// The entries are changed in place, even in the table that the programs read. The device of
+	// an entry decides only whether the programs match a packet or leave it to user space, never
+	// which verdict it gets.
 	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
 		unknown := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
 		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), unknown))); err != nil {

@@ -144,8 +144,8 @@ var errUnfiltered = errors.New("kernel does not filter the connection table")
 // kernel's table.
 //
 // If some addresses are IPv6, it reports all IPv6 connections, in one more walk. The
-// kernel's filter compares IPv6 addresses the wrong way round
-// (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): it leaves out exactly the requested
+// kernel's comparison of IPv6 addresses is inverted
+// (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): its filter leaves out exactly the requested
 // connections, and if there are no others, its answer looks like that of an empty table.
 func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	v4 := slices.DeleteFunc(slices.Clone(among), netip.Addr.Is6)

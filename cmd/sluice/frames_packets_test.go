@@ -222,15 +222,15 @@ func (f *frameFuzz) wait(id uint32) {
 	}
 }
 
-// receives waits briefly at a target for the pacing frame with the number mark, and reports
-// whether the frame has arrived.
-func (f *frameFuzz) receives(target int, mark uint32) bool {
+// receives waits briefly for a target to receive the pacing frame with the given number, and
+// reports whether it did.
+func (f *frameFuzz) receives(target int, number uint32) bool {
 	timer := time.NewTimer(300 * time.Millisecond)
 	defer timer.Stop()
 	for {
 		select {
 		case got := <-f.received[target]:
-			if got == mark {
+			if got == number {
 				return true
 			}
 		case <-timer.C:

@@ -244,8 +244,8 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 }
 
 // direction returns the value of the "direction" label. For a flow that policies deny, it is
-// the direction that denied it; for all others, the directions in which policies isolate the
-// ends, which are in s.
+// the direction that denied it. For every other flow, it is the directions in s: those in
+// which policies isolate an end.
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {
