@@ -91,9 +91,9 @@ func (f *Follower) record(before, now *policy.Snapshot, a netip.Addr, scope Scop
 	f.changes[a] = change{now.Number(), n}
 }
 
-// comesBack handles an address whose earlier endpoint has come back. Verdicts that caches
-// remember about that endpoint are valid again, though TrackedFlows may have forgotten their
-// flows.
+// comesBack marks the tracked flows of an address as incomplete if its endpoint was in an
+// earlier snapshot already. Verdicts that caches remember about that endpoint are valid again,
+// and TrackedFlows may have forgotten their flows.
 func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	if f.tracked == nil || before == nil {
 		return

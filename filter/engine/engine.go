@@ -92,10 +92,10 @@ func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.A
 }
 
 // Expire decides a packet that was held for a pod which did not become known in time. If
-// the pod should be one of this node, the fail mode decides. Otherwise the packet gets the
-// verdict for an unknown address, which never allows more than the verdict for a pod. The
-// fail mode does not apply to a flow that policies deny for every possible pod. Expire is
-// called between Enter and Exit.
+// policies deny the flow whichever pod has the address, Expire denies it. Otherwise, if the
+// address is expected to belong to a pod of this node, the fail mode decides. In all other
+// cases the packet gets the verdict for an unknown address, which never allows more than the
+// verdict for a pod. Call Expire between Enter and Exit.
 func (e *Evaluator) Expire(data []byte) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict

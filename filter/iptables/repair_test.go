@@ -132,7 +132,7 @@ func TestShortFallBack(t *testing.T) {
 		synctest.Wait()
 		whole := m.v4.Dump()
 		m.change("-F SLUICE")
-		left := 3 // transactions that fail: the two that write all parts, and one of a fallback
+		left := 3 // transactions that still fail: both attempts to write all parts, and the first to write the fallback
 		m.v4.Refuse(func(string) error {
 			if left--; left < 0 {
 				return nil

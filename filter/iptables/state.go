@@ -54,8 +54,9 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 	return h, nil
 }
 
-// obviousDiff returns the differences that an outline shows. It saves time after a flush: the node
-// is open until the rules are written again.
+// obviousDiff returns the differences that can be found without reading the rules of owned
+// chains: missing chains, wrong numbers of rules, and wrong jumps. After a flush, nothing is
+// enforced until the rules are written again, and a full read first would prolong that.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
 		return nil // only a full read finds the rules that lead to older chains

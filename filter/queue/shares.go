@@ -64,9 +64,9 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	return displaced, true
 }
 
-// displace returns the packet that p displaces; nil if p displaces none. Counting p, the
-// sender of p may have at most as many places as the other sender has left. Otherwise the two
-// would displace each other's packets in turn.
+// displace returns the packet that p displaces, or nil. It is the newest packet of the sender
+// with the most places. The sender of p must have at least two places fewer: otherwise the two
+// senders would displace each other's packets in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
@@ -114,7 +114,7 @@ func (s *shares) held() int {
 func (s *shares) remove(p *pendingPacket) {
 	d := s.devices[p.device]
 	a := d.addresses[p.source]
-	for i, o := range a.packets { // few steps, because packets expire oldest first
+	for i, o := range a.packets { // usually few steps: the oldest packet is first, and expires first
 		if o == p {
 			a.packets = append(a.packets[:i], a.packets[i+1:]...)
 			break
