@@ -17,7 +17,7 @@ type loadSpec struct {
 	result.Load
 	do      string // see load.Order.Do
 	clients int
-	seen    bool // only for rows whose keys were seen before: the load makes only one connection
+	seen    bool // runs only on rows whose keys were seen before, because it makes a single connection
 }
 
 var loads = []loadSpec{

@@ -93,8 +93,8 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 	return selected, notes, nil
 }
 
-// known returns the row. If this sluice does not have the flag --kernel-cache, the returned row
-// does not use the flag.
+// known returns the row with the flags that this sluice has: without --kernel-cache, if help
+// does not list that flag.
 func (r row) known(help string) row {
 	if !strings.Contains(help, "--kernel-cache") {
 		r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })

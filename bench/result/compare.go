@@ -50,7 +50,7 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 	}
 	// Apply the false discovery rate to each size separately. With 7 rounds on each side, no
 	// p-value is below 1/1716. Among the thousand figures of all sizes, a change that is the
-	// only real one would need 0.05/1000, and so could never count.
+	// only real one would need a p-value of 0.05/1000, and so could never count.
 	for _, of := range fresh.Scenarios() {
 		markReal(changes, of)
 	}

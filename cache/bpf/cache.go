@@ -74,7 +74,7 @@ type Options struct {
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
-	Denied  uint64 // packets denied by a verdict in the cache, or because policies deny an end all packets
+	Denied  uint64 // packets denied by a verdict in the cache, or because an end is closed: policies allow it nothing
 	Failed  uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.
 	Published time.Duration

@@ -31,8 +31,9 @@ const (
 	shared          = 64
 )
 
-// endpointOf returns the table entry of an endpoint. device is the interface that leads only to
-// this pod; 0 if there is none. In that case a pod of this node shares its interface with others.
+// endpointOf returns the table entry of an endpoint. device is the index of the interface that
+// leads only to this pod; 0 if there is none. A pod of this node without such an interface
+// shares one with other pods.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
 	for _, one := range [...]struct {

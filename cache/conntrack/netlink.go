@@ -190,7 +190,8 @@ func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint
 	return nil
 }
 
-// filterError returns errUnfiltered if the kernel cannot filter, and otherwise err.
+// filterError returns errUnfiltered if the kernel refuses a filter (err), or if it reports
+// connections that it should have left out (strays). Otherwise, it returns err.
 func filterError(err error, strays bool) error {
 	if strays || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return errUnfiltered

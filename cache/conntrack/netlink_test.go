@@ -42,7 +42,7 @@ func newLive(t *testing.T) *live {
 	n := newNetwork(t)
 	r := newFixture(t)
 	l := &live{fixture: r, network: n, kernel: open(t, conntrack.Options{NetNS: n.router.NetNS()})}
-	local := r.Local // New's Local lists this machine's addresses, which may be those of the pods
+	local := r.Local // the Local that New sets lists this machine's addresses, and a pod may have the same address
 	l.Sweeper = conntrack.New(l.kernel, conntrack.DefaultMarks, nil, &r.seen)
 	l.Local = local
 	return l

@@ -26,7 +26,7 @@ const (
 // one. They are filled by
 //
 //   - the evaluators, with every key that they allow for the first time since one of its
-//     ends changed: before that, no cache can answer for the key. See Track.
+//     ends changed. Until they have allowed it, no cache answers for the key. See Track.
 //   - the sweeps, with all connections that they see.
 //
 // Connections that no policy concerns are not tracked; when a policy begins to concern
@@ -57,7 +57,7 @@ type trackedFlow struct {
 	actions  actions // all actions that live connections of the key may have
 }
 
-// actions is a set of actions.
+// actions is a set of values of filter.Action, one bit for each.
 type actions uint8
 
 func actionsOf(a filter.Action) actions { return 1 << a }
@@ -113,8 +113,8 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 		return
 	}
 	if was, ok := set.keys[*k]; ok {
-		// A sweep gives its action to all connections of the key, so that older actions are
-		// obsolete unless a newer snapshot has added one.
+		// A sweep gives its action to all connections of the key, and so replaces the
+		// recorded actions, unless a newer snapshot than the sweep's has recorded one.
 		if !sweep || was.snapshot > now.snapshot {
 			now.actions |= was.actions
 		}
@@ -188,9 +188,10 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 	return false
 }
 
-// swept records that a sweep has seen all connections of an address that last changed with
-// the given snapshot. A key that the sweep did not see, and that was evaluated before that
-// snapshot, has no connection left, and no cache answers for it.
+// swept records that a sweep has seen all connections of an address. The number of the
+// snapshot in which the address last changed is changed. swept drops each key that the sweep
+// did not see and that was last evaluated before that snapshot: the key has no connection
+// left, and no cache answers for it.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

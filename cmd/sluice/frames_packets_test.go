@@ -361,7 +361,7 @@ func (f *frameFuzz) isSender(a netip.Addr) bool {
 }
 
 // essential reports whether p always passes: it is neighbour discovery directly behind the IP
-// header, or a message that joins a group.
+// header, or a message about the membership of a multicast group (IGMP, MLD).
 func essential(p []byte) bool {
 	switch {
 	case len(p) < 24:

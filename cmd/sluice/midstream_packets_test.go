@@ -337,9 +337,9 @@ func (s *testbed) trackEverything() {
 	}
 }
 
-// A sweep knows from the entry which end began the connection, unless the kernel has not
-// seen the beginning. In that case, the sweep judges the connection in both directions, as
-// the agent judges its packets.
+// If the kernel has seen the beginning of a connection, a sweep knows from the entry which end
+// began it. Otherwise, the sweep judges the connection in both directions, as the agent judges
+// its packets.
 func TestSweepOfMidStreamOnPackets(t *testing.T) {
 	closed := "default/closed: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Ingress]}"
 	toDB := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")

@@ -83,7 +83,7 @@ func (w *Store) deferNew(p *pod, a netip.Addr) {
 	w.deferred[p.namespace][claim{p, a}] = w.drafts.last
 }
 
-// undefer makes an address known if no draft defers it any longer.
+// undefer makes the addresses known that no draft defers any longer.
 func (w *Store) undefer() {
 	for namespace, claims := range w.deferred {
 		first, widens := w.firstWidening(namespace)

@@ -75,8 +75,8 @@ func (h *history) endStarts(namespace, name string) map[podAddress]start {
 	return ended
 }
 
-// liveAddrs returns the addresses of a pod, if the list has a pod with the same name and
-// time of creation.
+// liveAddrs returns the addresses of the pod in the list with the name and time of creation of
+// o. It returns nil if there is none, if it is in the host network, or if it has ended.
 func liveAddrs(list []*corev1.Pod, o *corev1.Pod) []netip.Addr {
 	i := named(list, o.Namespace, o.Name)
 	if i < 0 || !list[i].CreationTimestamp.Equal(&o.CreationTimestamp) || list[i].Spec.HostNetwork ||

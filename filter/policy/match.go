@@ -32,8 +32,8 @@ func (w *Store) match() {
 // affect marks the identities and namespaces that must be matched again because the given
 // peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// whole holds the namespace selectors that are the scope of an empty selector. The set
-	// some holds those that are the scope of any other selector.
+	// Both sets hold ids of namespace selectors: whole those that are the scope of an empty
+	// peer selector, some those that are the scope of any other.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -66,9 +66,8 @@ func (w *Store) affect(selectors []*selector) {
 	}
 }
 
-// affectIn marks as stale the identities of a namespace that a selector matches. If finding
-// them takes more tests than matching all identities of the namespace again, it marks the
-// namespace as stale instead.
+// affectIn marks the identities of ns that s matches as stale. If finding them takes more
+// tests than matching all identities of ns again, it marks ns as stale instead.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():

@@ -25,7 +25,7 @@ const (
 // seq_show).
 type counter struct {
 	waiting uint64 // packets in the queue
-	dropped uint64 // packets that found the queue or the socket full
+	dropped uint64 // packets dropped because the queue or the socket was full
 }
 
 // counters returns the counters of the workers' queues, by number.

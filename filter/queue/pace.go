@@ -13,7 +13,8 @@ const (
 	maxBurst = 64
 	// overflowBurst replaces maxBurst for the overflow queue, and floodBurst replaces it
 	// during a flood. A flood begins after floodBacklog messages without a pause, and ends
-	// when the worker has kept up for floodQuiet: a flood has short pauses too.
+	// when the worker has kept up for floodQuiet. A shorter pause does not end it, because a
+	// flood has short pauses too.
 	//
 	// The other workers wait for at most one burst of the overflow queue. During a flood,
 	// the 99th percentile of their waits was a quarter longer with bursts of 4 messages

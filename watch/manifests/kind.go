@@ -21,8 +21,8 @@ type policyKind struct {
 	siblings []string // other kinds of the group, which are not policies
 	spec     reflect.Type
 	empty    func() metav1.Object
-	// check applies the defaulting and checks of the API server. It closes rules that it
-	// cannot read.
+	// check applies the defaulting and checks of the API server. A rule that it cannot read
+	// allows nothing.
 	check func(metav1.Object, *checker)
 	read  func(metav1.Object) *policy.Policy
 }

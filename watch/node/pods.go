@@ -8,8 +8,8 @@ import (
 )
 
 // PodBridges returns the bridges that lead to pods of this node. Such a bridge has a route
-// without a gateway whose destination overlaps one of ranges or contains one of pods. A
-// bridge without such a route is not found: the node reaches its pods in another way.
+// without a gateway whose destination overlaps one of ranges or contains one of pods. Other
+// bridges are left out, because the node does not reach its pods over them.
 func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	var found []Link
 	for _, l := range n.Links {
