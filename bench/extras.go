@@ -183,7 +183,7 @@ func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64,
 	time.Sleep(probeBefore)
 	wrote = time.Now().UnixNano()
 	err = s.allowing(t, "effect", allow)
-	a := <-answered // wait even after an error, because the driver handles one order at a time
+	a := <-answered // wait even after an error, because the driver carries out one load.Order at a time
 	if err == nil {
 		err = a.err
 	}

@@ -51,9 +51,9 @@ func Follow(s *Sweeper, tracked *TrackedFlows, log *slog.Logger) *Follower {
 	return &Follower{sweeper: s, tracked: tracked, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
 }
 
-// Published announces a snapshot that is in force, and the addresses that it changes. It is
-// called after Synchronize, so that no verdict of an older snapshot can still take effect.
-// If such a verdict can, the scope must be at least ScopeAddresses. Published does not wait
+// Published announces a snapshot that is in force, and the addresses that it changes. Call
+// it after Synchronize: then no verdict of an older snapshot can still take effect. If
+// Synchronize has failed, the scope must be at least ScopeAddresses. Published does not wait
 // for the sweep.
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
@@ -168,8 +168,8 @@ func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, al
 }
 
 // putBack records the given changes again, because they have not been swept. If an address
-// has changed again meanwhile, it needs a sweep: record has determined the need of the newer
-// change without the older one.
+// has changed again meanwhile, putBack demands a sweep for it: record did not know the older
+// change when it determined whether the newer one needs a sweep.
 func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

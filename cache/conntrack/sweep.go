@@ -197,14 +197,14 @@ type sweep struct {
 
 	updates []Update  // updates that are not yet written
 	oldest  time.Time // the time at which the first of updates was found
-	pending []verdict // verdicts to report, one for each of updates
+	pending []verdict // verdicts to report after the write: pending[i] is about updates[i]
 	result  Result
 
 	evaluated int   // connections of this pass
 	err       error // the first error of this pass
 }
 
-// verdict is the report about an update, which is made once the update is written.
+// verdict is what the sweep reports about an update after writing it.
 type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict

@@ -139,7 +139,7 @@ func (g *forger) arrives(frame []byte, text string) bool {
 	last := udpPacket(g.addr(g.attacker), g.addr(g.victim), uint16(20000+*g.sent), 53, end)
 	for _, f := range [][]byte{frame, append(g.frame(last), last...)} {
 		if f == nil {
-			continue // without a frame, the caller has already sent the text
+			continue // frame is nil: the caller has already sent the text
 		}
 		if err := g.attacker.SendFrame(f); err != nil {
 			g.t.Fatal(err)

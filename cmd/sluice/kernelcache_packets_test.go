@@ -174,7 +174,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		exit, fail      string
 		kill            bool
 		allow, deny     []string
-		pins, leftovers bool // what remains without an agent: pinned programs, rules or marks
+		pins, leftovers bool // pins: pinned programs remain without an agent; leftovers: rules or marks remain
 	}{
 		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},

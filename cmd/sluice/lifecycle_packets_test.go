@@ -65,7 +65,7 @@ func (c *session) checkFlows() {
 	}
 }
 
-// checkStopped checks that nothing has come back.
+// checkStopped checks that the server has not sent back any byte.
 func (c *session) checkStopped() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -143,8 +143,8 @@ func TestLiveConnectionsOnPackets(t *testing.T) {
 	}
 }
 
-// The agent judges the live connections when it starts. It must, because if only the server
-// sends, all further packets are replies, and would pass without a verdict.
+// The agent judges the live connections when it starts. Otherwise, on a connection where only
+// the server sends, all packets would be replies and pass without a verdict.
 func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

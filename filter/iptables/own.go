@@ -26,7 +26,7 @@ type ownTable struct {
 	// texts holds the text of each rule that this agent wrote, without "-A" and the chain. The
 	// keys are the kernel's forms of the rules.
 	texts map[string]string
-	stays bool // Leave keeps the table
+	stays bool // if set, Leave keeps the table
 }
 
 func newOwnTable(f Family) *ownTable { return &ownTable{family: f, texts: map[string]string{}} }

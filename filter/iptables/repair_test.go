@@ -277,8 +277,8 @@ func TestRunWithNotifications(t *testing.T) {
 				m.change(c.lines...)
 				synctest.Wait()
 				m.want(m.applied())
-				// Read the outline, then the whole table if the outline shows no difference, and
-				// again after the write.
+				// At most three reads: readOutline, readTable if the outline shows no difference,
+				// and one after the write.
 				if n := m.v4.Reads() - reads; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
 					t.Errorf("%d repairs with %d reads after %v, want one with at most three", m.Repairs(), n, time.Since(start))
 				}

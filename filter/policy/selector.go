@@ -71,8 +71,8 @@ type scopeSelectors struct {
 	some     labelIndex
 }
 
-// fewAbsent bounds the selectors that match by absence and are tested one by one. If there
-// are more, they are indexed.
+// fewAbsent is the largest number of selectors with only NotIn and DoesNotExist requirements
+// that are tested one by one. If there are more, they are indexed.
 const fewAbsent = 64
 
 func newSelectors() selectors {

@@ -68,7 +68,7 @@ type Store struct {
 	dirtyNS       map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
 	staleIn       []*namespace            // namespaces in which a peer selector was added or removed
 	compiled      []*identity             // identities whose field recent is set
-	wideOnly      bool                    // while set, stale marks identities only for selectors whose scope is a namespace selector
+	wideOnly      bool                    // while set, Store.stale requests no matching with selectors whose scope is one namespace by name
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
 	lastNumber    uint64 // number of the last snapshot
@@ -198,8 +198,8 @@ func (w *Store) relabelNamespace(ns *namespace, given labels.Set) {
 	w.dirtyNS[ns] = struct{}{}
 }
 
-// SetPod adds or updates a pod. If a draft may isolate the pod, its new addresses are
-// deferred: they stay unknown for now.
+// SetPod adds or updates a pod. If a draft may isolate the pod, the pod's new addresses are
+// deferred: they stay unknown until no such draft is left (see the type deferred).
 func (w *Store) SetPod(o *Pod) {
 	p := readPod(o)
 	p.local = w.local.node != "" && o.Node == w.local.node
@@ -262,8 +262,7 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records the addresses of a pod. An address that the list known does not contain may be
-// deferred.
+// claim records the addresses of a pod. It may defer those that are not in known.
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
 		if !slices.Contains(known, a) {

@@ -8,7 +8,7 @@ import (
 // shares divides the places for pending packets among their senders. A sender may use every
 // free place. If no place is free, a packet of a sender with fewer places displaces the
 // newest packet of the sender with the most. So no place need be reserved: even while a pod
-// scans unused addresses, starting pods get places for their few first packets.
+// scans unused addresses, starting pods get places for their first few packets.
 //
 // Places are counted for each input interface, which a pod cannot forge, and within an
 // interface for each source address. Packets whose interface the kernel does not report

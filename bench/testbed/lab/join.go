@@ -109,7 +109,7 @@ func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 
 // await waits until a condition holds.
 func await(what string, holds func() (bool, error)) error {
-	const bound = time.Minute // usually, it takes milliseconds
+	const bound = time.Minute // the wait usually takes milliseconds
 	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
 		switch ok, err := holds(); {
 		case err != nil:

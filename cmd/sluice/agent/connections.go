@@ -41,8 +41,8 @@ const predecessorInterval = 20 * time.Millisecond
 func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 	tick := time.NewTicker(predecessorInterval)
 	defer tick.Stop()
-	// The queues must be empty twice: the kernel stops counting a packet before it carries
-	// out the verdict.
+	// Two successive reads must find the queues empty: the kernel stops counting a packet
+	// before it carries out the verdict.
 	for empty := 0; empty < 2; {
 		select {
 		case <-ctx.Done():

@@ -141,7 +141,8 @@ var (
 	errNotEnforcing = errors.New("no agent that enforces answers on")
 )
 
-// TakeOver asks the agent to yield until it does, for at most takeOverTimeout.
+// TakeOver asks the agent to yield. It repeats the request while the agent cannot yield yet, for
+// at most takeOverTimeout.
 func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 	for end := time.Now().Add(takeOverTimeout); ; {
 		lease, err := requestYield(ctx, q.socket, takeOverTimeout)

@@ -121,7 +121,8 @@ func (a *agent) state() *telemetry.State {
 }
 
 // beyondManifests returns the problems that the store found, except those that are also
-// problems of manifests: these are reported as such, because then the report names the file.
+// problems of manifests. The report of a manifest's problem names the file, so that report is
+// enough.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {

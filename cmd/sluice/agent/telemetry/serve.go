@@ -75,8 +75,8 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	_ = group.Wait() // no error is possible
 }
 
-// withServers returns a function that calls read and adds to the state the servers'
-// connections and the addresses on which the servers cannot listen.
+// withServers wraps read. The function that it returns also sets the servers' connections in the
+// state, and adds a problem for each address on which a server cannot listen.
 func withServers(read func() *State, all []*slots, listens ...*binding) func() *State {
 	return func() *State {
 		s := *read()
