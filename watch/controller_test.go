@@ -279,7 +279,7 @@ func TestControllerLogsEachProblemOnce(t *testing.T) {
 	}
 }
 
-// The policy of a manifest is in force from the saving of its file until the file is
+// The policy in a manifest comes into force when its file is saved, and ends when the file is
 // deleted.
 func TestControllerFollowsManifests(t *testing.T) {
 	dir := t.TempDir()

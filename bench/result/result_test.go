@@ -169,7 +169,8 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	// The absolute rates overlap, because the machine's speed varies more than the difference.
+	// The absolute rates of the two results overlap, because the speed of the machine varies by
+	// more than the rates differ.
 	for _, c := range result.Compare(old, fresh, true) {
 		if c.Real || c.Ratio {
 			t.Errorf("in absolute figures: %+v", c)

@@ -33,7 +33,7 @@ type process struct {
 	*agenttest.Agent
 	served string // address of the process that serves the cluster
 	client http.Client
-	added  int // number of pods that were added to mark the end of events
+	added  int // number of added pods: one after each series of events, to mark its end
 }
 
 // measureProcess measures the memory of a complete agent in its own process. Unlike the

@@ -51,8 +51,8 @@ func letIn(into, from string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// newFixture returns a cache, its programs, and the part in user space. The store of that part has
-// the pods and the policy of db, but has not committed them yet.
+// newFixture returns a cache, its programs, and a user, which decides in user space. The store of
+// the user has the pods and the policy of db, but has not committed them yet.
 func newFixture(t testing.TB, opts bpf.Options, ranges []netip.Prefix) (*bpf.Cache, *programs, *user) {
 	t.Helper()
 	c := newCache(t, opts)

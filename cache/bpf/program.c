@@ -116,8 +116,8 @@ struct {
 	__type(value, __u64);
 } flows SEC(".maps");
 
-// answers counts packets that were allowed because no policy isolates either end, other
-// allowed packets, and denied packets.
+// answers counts three kinds of packets: allowed because no policy isolates either end,
+// allowed for another reason, and denied.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 3);

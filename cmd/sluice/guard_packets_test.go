@@ -218,7 +218,7 @@ func TestForgedARPOnPackets(t *testing.T) {
 			}
 			return out
 		}
-		reach(victim, family.addr(web)) // so that the victim has an entry for web
+		reach(victim, family.addr(web)) // so that the victim has a neighbour entry for web
 		if got := learn(family.addr(web)); strings.Contains(got, attacker.MAC().String()) {
 			t.Errorf("the victim takes the attacker for web: %s", got)
 		}

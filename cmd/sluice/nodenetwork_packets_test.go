@@ -73,7 +73,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			if r := s.host("default/other").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Reached {
 				t.Errorf("the reported setting stops a denied connection: %v", r.Outcome)
 			}
-			if f.name == "IPv4" { // setting the bridge's own attribute is enough
+			if f.name == "IPv4" { // the attribute of the bridge has the same effect as the sysctl
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
 					t.Fatal(err)
 				}

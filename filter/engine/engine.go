@@ -43,10 +43,10 @@ type Config struct {
 	// Observer may be nil.
 	Observer Observer
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
-	// packets with an end that should be a pod but is not known yet.
+	// packets from or to a pending address.
 	Memory Memory
 	// Tracker may be nil. It does not get a key again while a cache has its verdict. It gets
-	// keys with the reason NotIsolated only if one end should be a pod that is not known yet.
+	// keys with the reason NotIsolated only if the address of one end is pending.
 	Tracker FlowTracker
 	// FailOpen allows a packet that was held for a pod of this node if the pod did not become
 	// known in time. Otherwise the packet is denied.
@@ -72,8 +72,9 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 }
 
 // Evaluate decides the packet that begins with the IP header at data[0]. A packet that
-// cannot be decoded is denied. If action is filter.Hold, the packet must be held until the
-// pod with the address pending is known. Evaluate is called between Enter and Exit.
+// cannot be decoded is denied. If action is filter.Hold, pending is the address of a pod that
+// is not known yet, and the packet must be held until it is. Evaluate is called between Enter
+// and Exit.
 func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
@@ -189,8 +190,8 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 			return pending
 		}
 	}
-	// Both directions are recorded, even if this packet is held or denied, because caches
-	// may answer for them from now on. The kernel's cache does not use these verdicts to
+	// Record both directions, even if this packet is held or denied: the flow cache has
+	// both verdicts now, and may allow later packets. The kernel's cache does not use them to
 	// allow a packet in mid-stream if an end is isolated in the opposite direction.
 	if back.Action == filter.Allow {
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
@@ -206,8 +207,7 @@ func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reve
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))
 }
 
-// unknownEnds states, for each end of a flow, whether it should be a pod that is not known
-// yet.
+// unknownEnds states, for each end of a flow, whether its address is pending.
 type unknownEnds struct{ src, dst policy.Pending }
 
 var noneUnknown = unknownEnds{policy.Known, policy.Known}

@@ -56,18 +56,18 @@ struct {
 	__type(value, struct port);
 } ports SEC(".maps");
 
-// place is an address at a port, by interface index: the key of own.
+// place is an address at a port, by interface index: the key of the map "own".
 struct place {
 	struct address address;
 	__u32 port;
 };
 
-// The values of own. LISTED: the API lists the address for the pod. EXTRA: the API does not
+// The values of the map "own". LISTED: the API lists the address for the pod. EXTRA: the API does not
 // list it, but a host route for it leads to the pod, or an interface of the pod has it.
 // NODES: it is a link-local address of the node, at a port that is OUTSIDE.
 enum { LISTED = 1, EXTRA = 2, NODES = 4 };
 
-// own holds the addresses that belong to the pod behind a port, or to the node there.
+// "own" holds the addresses that belong to the pod behind a port, or to the node there.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -541,9 +541,9 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (same(&p.src, &p.dst) || (skb->protocol == bpf_htons(ETH_P_IP) && loopback4(&p.src)) || !may_claim(skb, flags, &p))
 		return drop(SOURCE);
 
-	// A unicast packet in a broadcast or multicast frame: a bridge also passes it to the
+	// Drop a unicast packet in a broadcast or multicast frame: a bridge also passes it to the
 	// node, where the kernel confirms its conntrack entry (br_nf_local_in) even if policies
-	// deny the packet. Replies, and ICMP errors about it, would then pass.
+	// deny the packet. Then replies to the packet, and ICMP errors about it, would pass.
 	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1) {
 		if (!for_all(&p))
 			return drop(STRAY);
@@ -613,10 +613,10 @@ int sluice_to_pod(struct __sk_buff *skb)
 	if (!from && whose(&p.src) & OF_NODE)
 		return TC_ACT_UNSPEC;
 
-	// Policies let packets to the node pass, but a bridge forwards by link address and may
-	// deliver them to a pod. Also, neighbour discovery must not be forwarded, but a router
-	// may send it back to the bridge that it came from; genuine messages have a hop limit
-	// of 255 and no extension headers.
+	// Drop packets to the node: policies let them pass, but a bridge forwards by link address
+	// and may deliver them to a pod. Drop neighbour discovery that a router has sent back to
+	// the bridge that it came from, although it must not be forwarded. Genuine messages have a
+	// hop limit of 255 and no extension headers.
 	if (flags & PRIMARY) {
 		if (whose(&p.dst) & OF_NODE)
 			return drop(STRAY);

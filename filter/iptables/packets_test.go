@@ -234,8 +234,8 @@ func TestRealOverflow(t *testing.T) {
 	})
 }
 
-// At shutdown, after Pause, no new packet is queued, and no queued packet is lost, whether the
-// rules are removed or stay. Only if a separate table is removed are the queued packets lost.
+// At shutdown, after Pause, no new packet is queued. The queued packets are not lost, unless a
+// separate table is removed.
 func TestRealShutdown(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		for _, open := range []bool{true, false} {

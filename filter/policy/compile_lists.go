@@ -65,8 +65,8 @@ func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	return sets
 }
 
-// large picks rules that sets do not copy, but refer to. It picks the rules whose copies
-// would take the most entries, and so many that all sets together have about limit entries
+// large picks rules that sets refer to instead of copying them. It picks those whose copies
+// would take the most entries, one by one, until all sets together have about limit entries
 // or fewer. It returns nil if it need not pick any.
 func (c *compiler) large(p *ruleLists, limit int) []bool {
 	seen, total := make(map[mark]bool), 0

@@ -6,17 +6,17 @@ import (
 	"sluice/filter"
 )
 
-// Pending states whether an address should belong to a pod, although no pod is known to have
-// it.
+// Pending states whether an address is expected to belong to a pod that is not known yet, and
+// on which node.
 type Pending uint8
 
 const (
-	// Known is an address whose owner is known, or an address that no pod should have.
+	// Known is an address whose owner is known, or that is not expected to belong to a pod.
 	Known Pending = iota
-	// PendingRemote is an address that a pod of another node should have. That node
-	// enforces the policies that isolate the pod.
+	// PendingRemote is an address that is expected to belong to a pod of another node. That
+	// node enforces the policies that isolate the pod.
 	PendingRemote
-	// PendingLocal is an address that a pod of this node should have.
+	// PendingLocal is an address that is expected to belong to a pod of this node.
 	PendingLocal
 )
 

@@ -8,8 +8,8 @@ import (
 )
 
 // ruleSet is the compiled rules of some policies in one direction, cut into intervals along
-// the port axis. For any number of policies, a lookup searches at most three peer sets, the
-// peer sets of the destination's named ports, and another one if no rule matches. If rules
+// the port axis. For any number of policies, a lookup searches at most three peer sets, plus
+// those of the destination's named ports, plus one more if no rule matches. If rules
 // overlap so much along the axis that a peer set for each interval would take far more
 // memory than the policies, a lookup walks a tree of peer sets instead.
 //

@@ -96,7 +96,7 @@ func (c jsonClient) get(path string, query url.Values, accept string, into any) 
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), err)
 	}
-	defer answer.Body.Close() // the body was only read
+	defer answer.Body.Close() // an error does not matter: the body was only read
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	switch {
 	case err != nil:

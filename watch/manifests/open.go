@@ -99,7 +99,7 @@ func (o opener) try(path string) (data []byte, settled bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	defer f.Close() // the file was only read
+	defer f.Close() // an error does not matter: the file was only read
 	before, err := f.Stat()
 	if err != nil {
 		return nil, false, err

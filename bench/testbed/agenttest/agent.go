@@ -85,8 +85,8 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("start the agent: %w", err)
 	}
 	go a.follow(read, opts.Log)
-	// The event of the first publication comes after the event ready. Wait for both, so that
-	// the caller does not mistake the first publication for the publication of a change.
+	// The agent logs its first event.Published after event.Ready. Wait for both, so that the
+	// caller does not mistake the first publication for the publication of a change.
 	if _, err = a.Await(ctx, 0, Event(event.Ready)); err == nil {
 		_, err = a.Await(ctx, 0, Event(event.Published))
 	}

@@ -68,7 +68,7 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
 }
 
-// inTheWay returns the problem of the nearest rule, if any. It must be corrected before
+// inTheWay returns the problem of the nearest rule, or nil. The problem must be corrected before
 // anything is added to the rule, because the API server refuses a policy with a malformed
 // item, and so does an agent that reads manifests. Often no addition is needed after the
 // correction, for example of a port in quotes.

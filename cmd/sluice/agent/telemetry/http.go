@@ -128,9 +128,9 @@ func answer(w http.ResponseWriter, wrong string) {
 // none is answered.
 const answerTimeout = 15 * time.Second
 
-// liveness answers /healthz. A part that fails ends the agent, so liveness only has to find a
-// part that hangs: then packets are queued, and none is answered. The packets that are held for
-// their pod are queued in the kernel too, but do not count.
+// liveness answers /healthz. A part that fails ends the agent, so liveness only has to detect a
+// part that hangs: packets are queued, and for answerTimeout none is answered. The packets that
+// are held for their pod are queued in the kernel too, but do not count.
 type liveness struct {
 	read func() *State
 
