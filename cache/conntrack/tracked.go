@@ -73,7 +73,7 @@ func NewTrackedFlows() *TrackedFlows {
 
 func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
-// Track records a key that was allowed by the snapshot of that number; src and dst report
+// Track records a key that the snapshot with the given number allows; src and dst report
 // which of its ends have an endpoint or are pending. The caller must call it before the
 // verdict takes effect, and may do so concurrently. It takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
@@ -188,10 +188,10 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 	return false
 }
 
-// swept records that a sweep has seen all connections of an address. The number of the
-// snapshot in which the address last changed is changed. swept drops each key that the sweep
-// did not see and that was last evaluated before that snapshot: the key has no connection
-// left, and no cache answers for it.
+// swept records that a sweep has seen all connections of an address; changed is the number of
+// the snapshot in which the address last changed. swept drops each key that the sweep did not
+// see and that was last evaluated before that snapshot: the key has no connection left, and no
+// cache answers for it.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

@@ -56,7 +56,7 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 
 // obviousDiff returns the differences that can be found without reading the rules of owned
 // chains: missing chains, wrong numbers of rules, and wrong jumps. After a flush, nothing is
-// enforced until the rules are written again, and a full read before that would take longer.
+// enforced until the rules are written again, and a full read first would delay that.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
 		return nil // only a full read finds the rules that lead to older chains

@@ -163,7 +163,7 @@ func (w *Store) NextDraft() *Draft {
 		d = w.drafts.waiting[w.drafts.of[in][0]]
 		more := len(w.drafts.of[in]) > 1
 		w.unwait(d.ref)
-		if more { // the next turn of the namespace is after those of all others
+		if more { // the namespace's next turn comes after those of all others
 			w.drafts.turns = append(w.drafts.turns[1:], in)
 		}
 		w.drafts.current = d

@@ -32,8 +32,8 @@ func (w *Store) match() {
 // affect marks the identities and namespaces that must be matched again because the given
 // peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// Both sets hold ids of namespace selectors: whole those that are the scope of an empty
-	// peer selector, some those that are the scope of any other.
+	// The sets hold ids of namespace selectors. Those in whole are the scope of an empty peer
+	// selector, those in some are the scope of any other peer selector.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {

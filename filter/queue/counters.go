@@ -131,8 +131,8 @@ func (q *Queues) watch(ctx context.Context) {
 	}
 }
 
-// count adds and logs the packets that were dropped between the last reading and this one. The
-// counters of a queue start at 0 when it is bound again.
+// count adds the packets that were dropped between the last reading and this one to the
+// statistics, and logs them. The counters of a queue start at 0 when it is bound again.
 func (q *Queues) count(last, now map[uint16]counter) {
 	for number, c := range now {
 		before := last[number].dropped

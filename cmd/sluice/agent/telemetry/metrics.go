@@ -117,8 +117,8 @@ var (
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// Values of the labels direction and reason for verdicts of the kernel's flow cache, which
-// does not store the direction and the reason.
+// The kernel's flow cache does not store the direction and the reason of a verdict. So its
+// verdicts have these values of the labels "direction" (notKnown) and "reason" (byKernel).
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
