@@ -128,7 +128,7 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events triggers events of one kind, named by sort, and waits until the agent has published the
+// events triggers events of one kind, which sort names, and waits until the agent has published the
 // pod that is added after them.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()

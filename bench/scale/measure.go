@@ -123,7 +123,7 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	fmt.Printf("%d pods, %d policies, %d namespaces, %d nodes; %s\n\n", c.Pods, c.Policies, c.Namespaces, opts.nodes, sizes)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "time to sync\t%v\tCPU %v, %d MB allocated\n", synced.at.Sub(before.at).Round(time.Millisecond), (synced.cpu - before.cpu).Round(time.Millisecond), (synced.bytes-before.bytes)>>20)
-	// A real agent with a heap of this size also does this when it is ready.
+	// Free memory as a real agent with a heap of this size does when it is ready.
 	debug.FreeOSMemory()
 	debug.SetGCPercent(40)
 	runtime.GC() // a second collection frees what the cleanups after the first have released

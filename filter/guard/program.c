@@ -40,7 +40,7 @@ enum {
 };
 
 // port describes an interface. ipv4 and ipv6 are addresses that the API lists for the pod;
-// neither is the node's or link-local. Each is zero if there is none. The map own has these
+// neither is the node's or link-local. Each is zero if there is none. The map "own" has these
 // addresses too; they are repeated here so that an ordinary frame needs no further lookup.
 struct port {
 	__u32 flags;
@@ -76,7 +76,7 @@ struct {
 	__type(value, __u32);
 } own SEC(".maps");
 
-// The flags in known.
+// The flags in the map "known".
 enum {
 	OF_POD = 1,	// address of a known pod of this node
 	OF_NODE = 2,	// address of this node
@@ -101,7 +101,7 @@ struct {
 	__type(value, __u32);
 } tunnels SEC(".maps");
 
-// reason is the reason why a frame is dropped, and its index in the map dropped. Reasons in
+// reason is the reason why a frame is dropped, and its index in the map "dropped". Reasons in
 // guard.go lists the names.
 enum reason { SOURCE, ARP, TAG, ROUTER, TUNNEL, LINK_LOCAL, GROUP, STRAY, REASONS };
 
@@ -299,7 +299,7 @@ static __always_inline int asks_dhcp(struct __sk_buff *skb, struct packet *p)
 	       p->sport == bpf_htons(546) && p->dport == bpf_htons(547);
 }
 
-// owned returns the value of own for an address at a port; 0 if there is none.
+// owned returns the value in the map "own" for an address at a port; 0 if there is none.
 static __always_inline __u32 owned(struct address *a, __u32 port)
 {
 	struct place at = { .address = *a, .port = port };
@@ -308,7 +308,7 @@ static __always_inline __u32 owned(struct address *a, __u32 port)
 	return how ? *how : 0;
 }
 
-// whose returns the flags of an address in known; 0 if there are none.
+// whose returns the flags of an address in the map "known"; 0 if there are none.
 static __always_inline __u32 whose(struct address *a)
 {
 	__u32 *who = bpf_map_lookup_elem(&known, a);

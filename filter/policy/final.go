@@ -71,7 +71,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 // mayAllow reports whether a rule may allow a flow once its pending peer is known, although
 // no rule allows it now. Such a rule names pods by labels and is for the port of the flow,
 // or it is for a named port, which the peer may have under any number. ports are the named
-// ports of the end that the rules are for.
+// ports of the pod that the rules isolate.
 func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
 	for _, part := range r.parts() {
 		if part.mayAllow(k, d, ports) {

@@ -189,7 +189,7 @@ type sideOutcome struct{ allows, pair bool }
 var passes = sideOutcome{true, true}
 
 // decideSide returns the decision of a chain, and stores in side the policies and the rule
-// that made it. The first branch is for chains without ordered rules, which are most.
+// that made it. The first branch is for chains without ordered rules, as most chains are.
 func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o sideOutcome) {
 	if l.isolation != nil {
 		side.Isolation = l.isolation

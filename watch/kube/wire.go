@@ -185,7 +185,7 @@ func (d decoder) wirePod(raw []byte) (*pod, error) {
 }
 
 // wireMeta decodes the metadata into m. If labels is not nil, wireMeta appends the text form of
-// the labels to it; the caller looks up the shared set only if the pod needs one.
+// the labels to it. The caller passes this text to labelsIn if it needs the set of labels.
 func wireMeta(m *slimMeta, meta []byte, labels *labelText) error {
 	return each(meta, func(f field) error {
 		switch f.number {

@@ -136,7 +136,7 @@ type liveness struct {
 
 	mu         sync.Mutex
 	answered   uint64    // number of answered packets at the last request
-	progressed time.Time // time of the last request at which more packets had been answered, or none waited for an answer
+	progressed time.Time // time of the last request that found more answered packets than before, or no packet to answer
 }
 
 func (p *liveness) ServeHTTP(w http.ResponseWriter, _ *http.Request) { answer(w, p.failure(p.read())) }
