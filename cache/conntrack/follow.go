@@ -24,8 +24,8 @@ const (
 // Most changes need no sweep: see due.go.
 //
 // A sweep by the latest snapshot covers all changes before it. If a snapshot is published
-// during a sweep, the next sweep evaluates again every connection whose verdict differs,
-// because one of its ends is among the changes of that snapshot.
+// during a sweep, the next sweep evaluates the connections of the addresses that it changes.
+// If the snapshot alters the verdict about a connection, one of the ends is among them.
 type Follower struct {
 	sweeper  *Sweeper
 	tracked  *TrackedFlows // if nil, every change is followed by a sweep

@@ -254,7 +254,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 }
 
 // requests counts the connection requests between two hosts, at both ends. A request that
-// does not arrive was lost, except that conntrack refuses a retransmitted request while the
+// does not arrive was lost, with one exception: conntrack refuses a retransmission while the
 // first one is still queued. Retransmissions are not a sign of loss: on a busy machine, TCP
 // retransmits before the answer has come.
 type requests struct {

@@ -22,8 +22,8 @@ func pinnedOptions() Options {
 	return opts
 }
 
-// refuseAny returns a function for Fake.Refuse that refuses rules that contain one of the words, as
-// if the kernel or iptables did not support them.
+// refuseAny returns a function for Fake.Refuse. It refuses rules that contain one of the words, as if
+// the kernel or iptables did not support them.
 func refuseAny(words ...string) func(string) error {
 	return func(text string) error {
 		if i := slices.IndexFunc(words, func(w string) bool { return strings.Contains(text, w) }); i >= 0 {

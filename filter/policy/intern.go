@@ -17,7 +17,7 @@ type policy struct {
 	ref      Ref
 	tier     Tier
 	id       uint64            // new with each version of the policy
-	mark     mark              // random, derived from the id
+	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of the version
 	kept     Source            // the source to read the rules from again; empty if there was no room to keep it

@@ -16,13 +16,14 @@ import (
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
-	// Policies bounds the sum of all policies. While the sum is larger, the most expensive
-	// policy of the most expensive namespace is refused.
+	// Policies bounds the memory of all policies together. While they need more, the most
+	// expensive policy of the most expensive namespace is refused.
 	Policies int64
 }
 
-// DefaultLimits returns limits that leave an agent with 512 MiB of memory enough for the
-// pods of a large cluster and for compiling the largest policy that an API server stores.
+// DefaultLimits returns the limits for an agent with 512 MiB of memory. The rest of the memory
+// is enough for the pods of a large cluster and for compiling the largest policy that an API
+// server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
 // mostRefused bounds the encoded bytes of recoverable policies that the store keeps. A

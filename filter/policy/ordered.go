@@ -40,7 +40,7 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 		at = min(at, r.lowestAtPort(q, &p))
 	}
 	// The result is the same for all flows if the rule is for all ports, and no rule of a
-	// lower rank is for this peer and some port.
+	// lower rank names this peer at any port.
 	pair = r.peers.lowest(&p) == at && r.portless.lowest(&p) == at
 	if at == noRule {
 		return match{}, pair

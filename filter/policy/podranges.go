@@ -21,7 +21,7 @@ type podRanges struct {
 type rangeSources struct {
 	given    []netip.Prefix            // ranges of this node from its configuration
 	nodes    map[string][]netip.Prefix // the ranges of each Node, by its name
-	starting []netip.Prefix            // the content of live at the last RenewStartingPods
+	starting []netip.Prefix            // what live.List returned at the last RenewStartingPods
 	live     *StartingPods
 	changes  uint64 // the number of the next podRanges
 	stale    bool   // current must be built again

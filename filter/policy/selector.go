@@ -57,7 +57,7 @@ type selectors struct {
 	byID    []*selector
 	byScope map[scope]*scopeSelectors
 	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
-	scopes  idBits     // ids of the namespace selectors that are scopes in wide
+	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in wide
 	unused  []uint32   // released ids, free for reuse
 	few     int        // at most this many selectors that match by absence are tested one by one
 }

@@ -85,7 +85,7 @@ type namespace struct {
 	identities identitySet
 	policies   int
 	size       int   // rule entries of its policies, except those of large policies
-	merged     int   // rule entries in merged sets of its policies
+	merged     int   // rule entries in the rule sets that merge several of its policies
 	matched    idSet // namespace selectors that match it, as of the last Commit
 
 	relabeled bool // its labels changed since the last Commit

@@ -14,7 +14,7 @@ type nodes struct {
 	warned bool
 }
 
-// read parses the pod ranges of a Node, for the put method of the Node.
+// read parses the pod ranges of a Node into o.prefixes, which o.put passes to the policy store.
 func (n *nodes) read(o *node) {
 	for _, text := range o.ranges {
 		p, err := netip.ParsePrefix(text)
