@@ -205,8 +205,9 @@ func TestForgedARPOnPackets(t *testing.T) {
 		}
 	}
 	for _, family := range families {
-		// learn sends the victim an answer with the attacker's link address for an IP
-		// address. It returns the victim's neighbour entry for this IP address.
+		// learn sends the victim an answer of ARP or neighbour discovery, which claims that an
+		// IP address has the attacker's link address. It returns the victim's neighbour entry
+		// for this IP address.
 		learn := func(of netip.Addr) string {
 			if err := attacker.SendFrame(answerFor(of, attacker, victim)); err != nil {
 				t.Fatal(err)

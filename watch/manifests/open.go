@@ -18,7 +18,7 @@ const (
 	maxFollowed = 64 << 20
 	// maxRead bounds the size of a file that is read once.
 	maxRead = 256 << 20
-	// maxTries bounds the attempts to read a file that changes meanwhile.
+	// maxTries bounds the attempts to read a file that changes while it is read.
 	maxTries = 3
 	// pipeTimeout bounds the wait for more data from a pipe.
 	pipeTimeout = 30 * time.Second

@@ -156,8 +156,8 @@ func (a *agent) without(less iptables.Less, because string) error {
 	return nil
 }
 
-// kernelError returns err if the kernel may still answer by an older snapshot: the agent must
-// end. It logs any other error and returns nil, because the cache has disabled itself and all
+// kernelError returns err if the kernel may still answer by an older snapshot, so that the agent
+// ends. It logs any other error and returns nil, because the cache has disabled itself and all
 // packets are queued.
 func (a *agent) kernelError(err error) error {
 	if err == nil || errors.Is(err, bpf.ErrStillAnswering) {
