@@ -58,7 +58,7 @@ func (s *testbed) extrasOf(ctx context.Context, b *bench, r *result.Result) erro
 	return nil
 }
 
-// adder returns a function that adds figures of a contender and an extra to the result.
+// adder returns a function that adds a contender's figures for one extra to the result.
 func (s *testbed) adder(r *result.Result, t *contender, name string) func(result.Metric, float64) {
 	return func(m result.Metric, v float64) {
 		r.Add(result.Key{Scenario: s.Scenario, Row: t.Name, Load: name, Metric: m}, v)
@@ -183,7 +183,7 @@ func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64,
 	time.Sleep(probeBefore)
 	wrote = time.Now().UnixNano()
 	err = s.allowing(t, "effect", allow)
-	a := <-answered // wait even after an error, because the driver handles one order at a time
+	a := <-answered // wait even after an error, because the driver carries out one load.Order at a time
 	if err == nil {
 		err = a.err
 	}

@@ -17,7 +17,7 @@ type loadSpec struct {
 	result.Load
 	do      string // see load.Order.Do
 	clients int
-	seen    bool // only for rows whose keys were seen before: the load makes only one connection
+	seen    bool // runs only on rows whose keys were seen before, because it makes a single connection
 }
 
 var loads = []loadSpec{
@@ -57,8 +57,8 @@ func (s *testbed) target(t *contender) load.Target {
 	return to
 }
 
-// window runs a load on a contender for a time. It returns the result of the load and its
-// cost.
+// window runs a load on a contender for the given time. It returns the result of the load
+// and its cost.
 func (s *testbed) window(t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	before, err := t.usage()
 	if err != nil {
@@ -147,8 +147,8 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 // takesPart reports whether the load runs on a row.
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
-// warmUp is the duration of a load that runs before the first round. After this load, the keys
-// that count as seen have been seen, and heap and tables have grown.
+// warmUp is the duration of a load that runs before the first round. It makes the agents see
+// the keys that the rounds treat as seen, and lets heap and tables grow.
 const warmUp = 200 * time.Millisecond
 
 // rounds runs, in each round, each load on one contender after the other.

@@ -39,14 +39,14 @@ func (b *bench) machine(ctx context.Context) (m result.Machine, err error) {
 }
 
 // cpuName returns the first "model name" of /proc/cpuinfo. If there is none, as on some
-// kinds of CPU, it returns the parameter otherwise.
-func cpuName(cpuinfo, otherwise string) string {
+// kinds of CPU, it returns fallback.
+func cpuName(cpuinfo, fallback string) string {
 	for line := range strings.Lines(cpuinfo) {
 		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
 			return strings.TrimSpace(value)
 		}
 	}
-	return otherwise
+	return fallback
 }
 
 func firstLine(ctx context.Context, name string, args ...string) (string, error) {

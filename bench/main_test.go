@@ -134,7 +134,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: the agent's CPU time has decreased", row)
 		}
 	}
-	last := r.Rows[len(r.Rows)-1].Name // the row whose agent the extra "start" starts again
+	last := r.Rows[len(r.Rows)-1].Name // the extra "start" measures a restart of this row's agent
 	if one(last, "start", toReady) <= 0 || one("user", "churn", quietRate) <= 0 || one("none", "flood", floodSent) <= 0 {
 		t.Error("the extras have no figures")
 	}

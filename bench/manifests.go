@@ -27,7 +27,7 @@ const (
 )
 
 // freshKeys is the number of different keys of a load with never-seen keys. It is twice the
-// size of the kernel's cache and far more than --cache-size of the row fresh, so that a cache
+// size of the kernel's cache and far more than --cache-size of the "fresh" row, so that a cache
 // has forgotten a key when it repeats.
 const freshKeys = 131072
 

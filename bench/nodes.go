@@ -150,8 +150,9 @@ func (v clientRun) target() (to load.Target, err error) {
 	return to, nil
 }
 
-// await looks up the server and waits until it accepts a connection. The two pods start in any
-// order, and the server's name cannot be resolved until its pod is ready.
+// await looks up the server and waits until it accepts a connection. In a cluster, the pods of
+// client and server start in any order, and the server's name cannot be resolved until its pod
+// is ready.
 func (v clientRun) await(ctx context.Context, c *load.Client, to *load.Target, server string) error {
 	const pause = 100 * time.Millisecond
 	for end := time.Now().Add(v.wait); ; {

@@ -26,7 +26,7 @@ type row struct {
 	fresh bool     // the keys of its connections were never seen before
 	on    string   // the row whose node this row shares; empty for a node of its own
 	args  []string // arguments of sluice run
-	needs string   // flag of sluice run without which the row is left out
+	needs string   // a flag; the row is left out if sluice run does not have it
 }
 
 // rows are the contenders, in the order of the tables.
@@ -93,8 +93,8 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 	return selected, notes, nil
 }
 
-// known returns the row. If this sluice does not have the flag --kernel-cache, the returned row
-// does not use the flag.
+// known returns the row with the flags that this sluice has: without --kernel-cache, if help
+// does not list that flag.
 func (r row) known(help string) row {
 	if !strings.Contains(help, "--kernel-cache") {
 		r.args = slices.DeleteFunc(slices.Clone(r.args), func(a string) bool { return a == "--kernel-cache" || a == "off" })
@@ -103,7 +103,7 @@ func (r row) known(help string) row {
 }
 
 // varied returns one row for each value of a flag of sluice run, as in "queues=1,2,4". The
-// rows are variants of the row user.
+// rows are variants of the "user" row.
 func varied(text string) (variants []row, err error) {
 	name, list, ok := strings.Cut(strings.TrimLeft(text, "-"), "=")
 	if values := strings.Split(list, ","); ok && name != "" && !slices.Contains(values, "") {

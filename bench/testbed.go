@@ -108,7 +108,7 @@ func (s *testbed) addContender(ctx context.Context, r row, shared string) error 
 	return s.programs(ctx, t)
 }
 
-// contender returns the contender of a row.
+// contender returns the contender that measures the row of the given name, or nil.
 func (s *testbed) contender(name string) *contender {
 	for _, t := range s.contenders {
 		if t.Name == name {
@@ -135,8 +135,8 @@ func (s *testbed) pods(t *contender) (err error) {
 		}
 		t.sources = append(t.sources, a)
 	}
-	// Let clients use all ports, and let closed connections expire soon. Otherwise the
-	// connections of ten seconds would fill the conntrack table.
+	// Let clients use all ports, and let closed connections expire soon. Otherwise ten
+	// seconds of load would fill the conntrack table.
 	if err := setting(t.client, "ipv4/ip_local_port_range", "1024 65535"); err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ func TestSelectRows(t *testing.T) {
 	if err != nil || !slices.Equal(names(got), []string{"none", "none-fresh", "fresh"}) || len(notes) > 0 {
 		t.Errorf("fresh: %v %v %v", names(got), notes, err)
 	}
-	// For a sluice without --kernel-cache, the row kernel is left out, and the row user does
+	// For a sluice without --kernel-cache, the "kernel" row is left out, and the "user" row does
 	// not use the flag.
 	got, notes, err = selectRows([]string{"kernel", "user"}, "--cache-size")
 	if err != nil || !slices.Equal(names(got), []string{"none", "user"}) || len(notes) != 1 || len(got[1].args) > 0 {

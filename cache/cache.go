@@ -30,11 +30,11 @@ type Stats struct {
 }
 
 // Flows is the flow cache of one queue worker: a bounded LRU of verdicts by key.
-// It takes no lock and serves one goroutine. The kernel sends all packets between two
-// addresses to one worker, so that workers would share almost no flows.
+// It takes no lock and serves one goroutine. A cache for all workers would save little: the
+// kernel sends all packets between two addresses to one worker.
 //
 // A flow is inserted when it is decided for the second time. A port scan then evicts no flow
-// in use, and a flow that never comes again costs no allocation; an insertion costs two.
+// in use, and a flow that is seen only once costs no allocation; an insertion costs two.
 type Flows struct {
 	lru        *simplelru.LRU[filter.Key, *flow]
 	seed       maphash.Seed

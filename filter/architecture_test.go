@@ -36,8 +36,8 @@ func TestArchitectureListsThePackages(t *testing.T) {
 	}
 }
 
-// directories returns the paths in a tree: a line begins with one or more directories, which
-// are below the last line with less indentation.
+// directories returns the paths in a tree. A line begins with one or more directories. Their
+// parent is in the nearest line above that has less indentation.
 func directories(tree string) (paths []string) {
 	var parents []string // the directories above a line, by depth; two spaces for each level
 	for line := range strings.Lines(tree) {

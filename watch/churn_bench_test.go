@@ -43,8 +43,8 @@ func BenchmarkBesideChurn(b *testing.B) {
 	}
 }
 
-// besideChurn applies the updates of churn one by one, in a loop, and measures the delay of
-// other updates meanwhile.
+// besideChurn applies the given updates one by one, again and again. Meanwhile it measures the
+// delay of other updates.
 func besideChurn(b *testing.B, pods []*corev1.Pod, interval time.Duration, churn []watch.Update) {
 	store := policy.NewStore()
 	for _, p := range pods {

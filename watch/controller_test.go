@@ -69,7 +69,8 @@ func runWithStore(t *testing.T, store *policy.Store, pub *policy.Published, logg
 	return runWith(t, store, pub, logger, func(*watch.Controller) {}, sources...)
 }
 
-// runWith is runWithStore, but calls change with the Controller before it runs.
+// runWith is like runWithStore, but calls change with the Controller before the Controller
+// runs.
 func runWith(t *testing.T, store *policy.Store, pub *policy.Published, logger *slog.Logger, change func(*watch.Controller), sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	calls := make(chan published)
@@ -308,7 +309,7 @@ func TestControllerLogsEachProblemOnce(t *testing.T) {
 	}
 }
 
-// The policy of a manifest is in force from the saving of its file until the file is
+// The policy in a manifest comes into force when its file is saved, and ends when the file is
 // deleted.
 func TestControllerFollowsManifests(t *testing.T) {
 	dir := t.TempDir()

@@ -15,8 +15,8 @@ type Change struct {
 	Snapshot *policy.Snapshot
 	// Addresses are the addresses for which a verdict may have changed.
 	Addresses policy.Changes
-	// Unsettled is set while verdicts of an older snapshot may still take effect, and also
-	// when the change is applied for the first time after that.
+	// Unsettled is set if an earlier stage has returned ErrUnsettled, so that verdicts of an
+	// older snapshot may still take effect. It is also set when the change is applied again.
 	Unsettled bool
 }
 

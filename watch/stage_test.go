@@ -12,8 +12,8 @@ import (
 	"sluice/watch"
 )
 
-// No change after the first is published until stages are attached. They apply the later
-// changes in their order, and a failed stage ends Run.
+// No change after the first is published until stages are attached. Then the stages apply each
+// later change one after the other, and a failed stage ends Run.
 func TestStagesAreAttachedAfterTheFirstChange(t *testing.T) {
 	in := make(feed)
 	var pub policy.Published

@@ -281,9 +281,9 @@ func (w *writer) within(s Set) (pods []*policy.Pod) {
 	return pods
 }
 
-// Has reports whether an address is in the set, or for hash:ip,port, whether the address and
-// the port are. If several ranges contain the address, the smallest one decides: the address
-// is in the set unless this range is an exception.
+// Has reports whether the set contains an address or, for hash:ip,port, an address with this
+// protocol and port. If several ranges contain the address, the smallest one decides: the
+// address is in the set unless this range is an exception.
 func (s Set) Has(a netip.Addr, proto filter.Protocol, port uint16) bool {
 	bits, in := -1, false
 	for _, m := range s.Members {

@@ -88,7 +88,8 @@ func TestSameVerdicts(t *testing.T) {
 		}
 		rules := baseline.Write(read(c), all)
 		keys := c.Keys(1, 1500)
-		// Flows to the outside, for egress by ipBlock, and over UDP.
+		// Add flows to addresses outside of the cluster, which egress rules with an ipBlock
+		// match, and flows over UDP.
 		for _, k := range c.Keys(2, 300) {
 			out := netip.AddrFrom4([4]byte{203, 0, byte(k.Port), byte(k.Port >> 3)})
 			keys = append(keys, filter.NewKey(k.SrcAddr(), out, filter.TCP, k.Port), filter.NewKey(k.SrcAddr(), k.DstAddr(), filter.UDP, k.Port))

@@ -11,8 +11,8 @@ import (
 )
 
 // Client makes connections or requests, several at a time. It keeps their count between
-// calls, so that each call continues with the next key. Only one goroutine at a time may use
-// a Client.
+// calls, so that a call does not begin with the keys of an earlier one. Only one goroutine at a
+// time may use a Client.
 type Client struct {
 	made uint64
 }
@@ -82,8 +82,8 @@ func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.
 	return w.out, ctx.Err()
 }
 
-// work handles answers until a deadline, or until no connection is open. If again is set, a
-// client whose connection is done begins a new one.
+// work records answers, errors and timeouts until a deadline, or until no connection is open.
+// If again is set, a client whose connection is done begins a new one.
 func (w *clientGroup) work(ctx context.Context, until time.Time, again bool) error {
 	events := make([]unix.EpollEvent, len(w.slots))
 	swept := time.Now()

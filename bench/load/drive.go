@@ -46,9 +46,9 @@ func (c *Client) Do(ctx context.Context, o Order) (a Answer, err error) {
 	return a, err
 }
 
-// ServeOrders reads orders from in until EOF and executes them. It writes an answer to out
-// for each order. Orders and answers are lines of JSON. A harness that sends its orders to a
-// running process does not measure the start of a process.
+// ServeOrders reads and executes orders until EOF, and writes an answer for each order. Orders
+// and answers are lines of JSON. A harness that sends its orders to a running process does not
+// measure the start of a process.
 func ServeOrders(ctx context.Context, in io.Reader, out io.Writer) error {
 	c, lines, answers := new(Client), bufio.NewScanner(in), json.NewEncoder(out)
 	for lines.Scan() {
@@ -78,7 +78,7 @@ type Driver struct {
 	answers *json.Decoder
 }
 
-// NewDriver returns a driver that writes orders to orders and reads answers from answers.
+// NewDriver returns a driver for the process at the other end of the two streams.
 func NewDriver(orders io.Writer, answers io.Reader) *Driver {
 	return &Driver{json.NewEncoder(orders), json.NewDecoder(answers)}
 }

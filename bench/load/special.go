@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream sends over one TCP connection as fast as possible for a time. Outcome.Bytes is the
-// number of bytes that the kernel has accepted. At most one socket buffer of them has not
+// Stream sends over one TCP connection as fast as possible for the given time. Outcome.Bytes is
+// the number of bytes that the kernel has accepted. At most one socket buffer of them has not
 // arrived.
 func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, err error) {
 	from, port := to.Key(0)
@@ -48,9 +48,9 @@ func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, 
 	}
 }
 
-// Flood sends first packets of new flows for a time, as fast as one thread can. It sends
-// UDP and TCP alternately, to random ports and random IPv4 addresses of the given ranges,
-// and does not wait for answers. Outcome.Done is the number of packets.
+// Flood sends first packets of new flows for the given time, as fast as one thread can. It
+// sends UDP and TCP alternately, to random ports and random IPv4 addresses of the given
+// ranges, and does not wait for answers. Outcome.Done is the number of packets.
 func Flood(ctx context.Context, ranges []netip.Prefix, during time.Duration) (out Outcome, err error) {
 	if len(ranges) == 0 {
 		return out, errors.New("flood: give at least one range of addresses")
@@ -100,7 +100,7 @@ type Seen struct {
 // probeInterval is the time between two datagrams of a probe.
 const probeInterval = 200 * time.Microsecond
 
-// Probe sends datagrams to the first port of the target for a time. Every probeInterval, it
+// Probe sends datagrams to the first port of the target for the given time. Every probeInterval, it
 // sends one datagram from a new socket and one from a permanent socket. An answered datagram
 // was allowed when it was sent.
 func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err error) {
@@ -135,7 +135,7 @@ type probe struct {
 }
 
 // probeSockets bounds the number of sockets that wait for an answer. With one new socket every
-// probeInterval, a socket is closed after 100 ms.
+// probeInterval, a socket is closed after 500 × 200 µs = 100 ms.
 const probeSockets = 500
 
 func (p *probe) open() (int, error) {

@@ -135,7 +135,7 @@ func (c chart) ticks(low, high float64) (ticks []float64) {
 	return ticks
 }
 
-// charts returns the charts for a size of cluster.
+// charts returns the charts of a scenario.
 func (r *Result) charts(of Scenario) (charts []chart) {
 	for _, l := range r.Loads {
 		metrics, _ := r.metrics(of, l)
@@ -152,7 +152,8 @@ func (r *Result) charts(of Scenario) (charts []chart) {
 	return charts
 }
 
-// shares returns a chart of the ratios of a load's first figure.
+// shares returns a chart of metric m of a load. It shows each row's values, divided by those of
+// the row that it is compared with.
 func (r *Result) shares(of Scenario, l Load, m Metric) chart {
 	c := chart{title: l.Label + ": " + m.Name + " as a share of the row it is held against", mark: 1}
 	low, high := 1.0, 1.0
@@ -170,8 +171,8 @@ func (r *Result) shares(of Scenario, l Load, m Metric) chart {
 	return c
 }
 
-// figures returns a chart of a load's figures in the given unit for which less is better. Each
-// figure has a color of its own.
+// figures returns one chart of a load, or none if it would be empty. The chart shows the
+// metrics that have the given unit and for which less is better, each in its own color.
 func (r *Result) figures(of Scenario, l Load, metrics []Metric, unit string) []chart {
 	c := chart{title: l.Label, unit: unit, log: unit != "µs/conn"}
 	var drawn []Metric

@@ -26,7 +26,7 @@ const (
 )
 
 // Compare compares two results figure by figure. It ignores figures that only one of the
-// results has, and figures without a better direction.
+// results has, and figures for which neither more nor less is better.
 //
 // If a row has a reference row, Compare compares ratios, so that the speed of the machine
 // on that day cancels out. With absolute, it compares the figures themselves. The values of
@@ -48,16 +48,16 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
 		changes = append(changes, c)
 	}
-	// Select separately for each size: all sizes together have too many figures for a few
-	// rounds. With 7 rounds on both sides, the lowest possible p-value is 1/1716. To count, a
-	// single change among a thousand figures would need a lower one.
+	// Apply the false discovery rate to each size separately. With 7 rounds on each side, no
+	// p-value is below 1/1716. Among the thousand figures of all sizes, a change that is the
+	// only real one would need a p-value of 0.05/1000, and so could never count.
 	for _, of := range fresh.Scenarios() {
 		markReal(changes, of)
 	}
 	return changes
 }
 
-// markReal sets Real for those changes of a size of cluster that count.
+// markReal considers the changes for one size of cluster, and sets Real in those that count.
 func markReal(changes []Change, of Scenario) {
 	var p []float64
 	var its []*Change
@@ -114,7 +114,7 @@ func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int,
 	return worse, err
 }
 
-// fewest returns the smallest number of values of a figure.
+// fewest returns the number of values of the figure that has the fewest.
 func fewest(r *Result) int {
 	n := math.MaxInt
 	for _, s := range r.Series {

@@ -150,8 +150,8 @@ func (r *Result) Values(k Key) []float64 {
 }
 
 // Ratios returns, for each round, the value of a series divided by the reference row's value
-// of the same figure. It returns nil if the row or its reference row does not exist, and no
-// ratios if the reference row lacks the figure.
+// of the same figure. It returns nil if the row has no reference row, or if the reference row
+// lacks the figure.
 func (r *Result) Ratios(s Series) []float64 {
 	i := slices.IndexFunc(r.Rows, func(row Row) bool { return row.Name == s.Row })
 	if i < 0 || r.Rows[i].Against == "" {

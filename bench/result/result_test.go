@@ -139,7 +139,7 @@ func TestHTML(t *testing.T) {
 			words = append(words, string(token))
 		}
 	}
-	// The charts have the ratios of 7 rounds, and the latencies of 7 rounds for two rows.
+	// 21 dots: the ratios of 7 rounds, and the latencies of 2 rows × 7 rounds.
 	if count["svg"] != 2 || count["circle"] != 21 || count["table"] != 1 {
 		t.Errorf("%d drawings, %d dots, %d tables; want 2, 21, 1", count["svg"], count["circle"], count["table"])
 	}
@@ -160,7 +160,7 @@ func TestCompare(t *testing.T) {
 	}
 	fresh := sample(0.80)
 	changes := result.Compare(old, fresh, false)
-	if len(changes) != 4 { // the figure queued has no better direction, and is not compared
+	if len(changes) != 4 { // "queued" is not compared, because neither more nor less of it is better
 		t.Fatalf("%d changes: %+v", len(changes), changes)
 	}
 	for _, c := range changes {
@@ -169,7 +169,8 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	// The absolute rates overlap, because the machine's speed varies more than the difference.
+	// The absolute rates of the two results overlap, because the speed of the machine varies by
+	// more than the rates differ.
 	for _, c := range result.Compare(old, fresh, true) {
 		if c.Real || c.Ratio {
 			t.Errorf("in absolute figures: %+v", c)

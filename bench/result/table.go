@@ -19,9 +19,9 @@ type Table struct {
 	Rows  [][]string
 }
 
-// Tables returns the tables of a size of cluster: the aims, and one table for each load
-// with a line for each contender. The first figure of a load is followed by its ratio, if
-// it has one.
+// Tables returns the tables of a scenario: the aims, and one table for each load with a row
+// for each contender. The first figure of a load is followed by its ratio to that of the
+// reference row, if there is such a row.
 func (r *Result) Tables(of Scenario) (tables []Table) {
 	if t := r.aims(of); len(t.Rows) > 0 {
 		tables = append(tables, t)
@@ -82,7 +82,8 @@ func (r *Result) table(of Scenario, l Load) Table {
 }
 
 // metrics returns the figures of a load that get a column, in the order of the row with the
-// most figures. Counts of errors that are 0 in all rows get no column; none has their names.
+// most figures. Counts of errors that are 0 in all rows get no column. metrics returns their
+// names separately.
 func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) {
 	rows := make(map[string][]Metric)
 	happened := make(map[Metric]bool)

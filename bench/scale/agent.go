@@ -33,7 +33,7 @@ type process struct {
 	*agenttest.Agent
 	served string // address of the process that serves the cluster
 	client http.Client
-	added  int // number of pods that were added to mark the end of events
+	added  int // number of added pods: one after each series of events, to mark its end
 }
 
 // measureProcess measures the memory of a complete agent in its own process. Unlike the
@@ -128,8 +128,8 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events triggers events of the kind sort, and waits until the agent has published the pod
-// that is added after them.
+// events triggers events of one kind, which sort names, and waits until the agent has published the
+// pod that is added after them.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
 	p.added++

@@ -20,7 +20,7 @@ import (
 	"syscall"
 )
 
-// options are the size of the cluster and of the events.
+// options holds the values of the flags.
 type options struct {
 	pods, policies, namespaces, nodes int
 	events                            int

@@ -73,8 +73,8 @@ func measure(ctx context.Context, opts options) (err error) {
 	return group.Wait()
 }
 
-// startServer starts the serving process with start, and returns its address and the sizes of
-// its objects. stop ends it.
+// startServer calls start to start the serving process, and returns the address of that process
+// and the sizes of its objects. stop ends the process.
 func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error) (address, sizes string, stop func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -123,10 +123,10 @@ func (a *agent) report(ctx context.Context, opts options, sizes string, before u
 	fmt.Printf("%d pods, %d policies, %d namespaces, %d nodes; %s\n\n", c.Pods, c.Policies, c.Namespaces, opts.nodes, sizes)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "time to sync\t%v\tCPU %v, %d MB allocated\n", synced.at.Sub(before.at).Round(time.Millisecond), (synced.cpu - before.cpu).Round(time.Millisecond), (synced.bytes-before.bytes)>>20)
-	// A real agent with a heap of this size also does this when it is ready.
+	// Free memory as a real agent with a heap of this size does when it is ready.
 	debug.FreeOSMemory()
 	debug.SetGCPercent(40)
-	runtime.GC() // frees objects with cleanups
+	runtime.GC() // a second collection frees what the cleanups after the first have released
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	fmt.Fprintf(w, "live heap\t%d MiB\t\n", m.HeapAlloc>>20)

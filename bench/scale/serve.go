@@ -98,7 +98,7 @@ func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) 
 func (c *servedCluster) event(what string, i int) bool {
 	pod := func() *corev1.Pod { return c.cluster.Pods[i*7%len(c.cluster.Pods)].DeepCopy() }
 	switch what {
-	case "status": // a status as the kubelet writes it, which no decision depends on
+	case "status": // a new status, as the kubelet writes it; no decision depends on it
 		p := pod()
 		p.Status.Conditions[0].LastTransitionTime = metav1.Unix(int64(c.round*1_000_000+i), 0)
 		c.server.Set(p)

@@ -74,7 +74,7 @@ type Options struct {
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
-	Denied  uint64 // packets denied by a verdict in the cache, or because policies deny an end all packets
+	Denied  uint64 // packets denied by a verdict in the cache, or because an end is closed: policies allow it nothing
 	Failed  uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.
 	Published time.Duration
@@ -94,7 +94,8 @@ type Cache struct {
 	ranges map[netip.Prefix]bool // the ranges in the kernel's map
 	// starting holds the addresses of pods that are starting.
 	starting []netip.Prefix
-	// devices holds the interfaces of this node's pods, if they share theirs with no other pod.
+	// devices holds, by address of a pod of this node, the index of the interface that leads to
+	// that pod and to no other.
 	devices  map[netip.Addr]uint32
 	snapshot *policy.Snapshot // the last published snapshot
 	stopped  atomic.Bool      // Stop was called
@@ -279,9 +280,9 @@ func (c *Cache) Remove() error {
 	return errors.Join(c.pins.remove(), c.Close())
 }
 
-// Stop disables the cache, because rules cannot call its programs; the agent continues without it.
-// From then on the programs match nothing, and no verdict is inserted. If the error is
-// ErrStillAnswering, the programs may still match.
+// Stop disables the cache, for an agent whose rules cannot call the programs. From then on the
+// programs match nothing, and no verdict is inserted. If the error is ErrStillAnswering, the
+// programs may still match.
 func (c *Cache) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

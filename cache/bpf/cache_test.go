@@ -38,7 +38,8 @@ func podOf(name string, addr netip.Addr) *corev1.Pod {
 	return p
 }
 
-// letIn returns a policy that lets the pod from into the pod into at port 6379, and no other pod.
+// letIn returns an ingress policy for one pod (into). The policy allows connections from one other
+// pod (from) to port 6379, and nothing else.
 func letIn(into, from string) *networkingv1.NetworkPolicy {
 	port := intstr.FromInt32(6379)
 	p := &networkingv1.NetworkPolicy{}
@@ -52,8 +53,8 @@ func letIn(into, from string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// newFixture returns a cache, its programs, and a user space with the pods and the policy of db,
-// not committed yet.
+// newFixture returns a cache, its programs, and a user, which decides in user space. The store of
+// the user has the pods and the policy of db, but has not committed them yet.
 func newFixture(t testing.TB, opts bpf.Options, ranges []netip.Prefix) (*bpf.Cache, *programs, *user) {
 	t.Helper()
 	c := newCache(t, opts)

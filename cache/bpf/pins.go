@@ -126,7 +126,7 @@ func (p *pins) release() error { return p.lock.Close() }
 
 // RemoveStale removes the pinned programs of dead agents of this network namespace, and
 // returns their directories. Rules that still call the programs continue to work, but the legacy
-// backend of iptables can no longer change the table with such rules.
+// backend of iptables can no longer change a table that contains such a rule.
 func RemoveStale(bpffs string) (removed []string, err error) {
 	if bpffs == "" {
 		bpffs = DefaultBPFFS

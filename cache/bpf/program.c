@@ -66,7 +66,7 @@ enum verdict { DENY = 0, ALLOW = 1 };
 volatile const __u64 secrets[7];
 
 // endpoints holds one table of all endpoints. To publish changes, user space writes another
-// table and replaces the table in endpoints. So the changes of a snapshot take effect
+// table and replaces the first one with it. So the changes of a snapshot take effect
 // together, and the system call returns when no program uses the previous table. Only the
 // device of an endpoint is changed in place. Without a table the programs match nothing.
 struct {
@@ -117,8 +117,8 @@ struct {
 	__type(value, __u64);
 } flows SEC(".maps");
 
-// answers counts packets that were allowed because no policy isolates either end, other
-// allowed packets, and denied packets.
+// answers counts three kinds of packets: allowed because no policy isolates either end,
+// allowed for another reason, and denied.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 3);
@@ -304,7 +304,7 @@ static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 	return h & ~1ULL;
 }
 
-// remembered reports whether flows has the wanted verdict about a key, valid for the epochs of
+// remembered reports whether the map "flows" has the wanted verdict about a key, valid for the epochs of
 // its ends.
 static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum verdict wanted)
 {

@@ -32,8 +32,9 @@ const (
 	askToNode       = 128
 )
 
-// endpointOf returns the table entry of an endpoint. device is the interface that leads only to
-// this pod; 0 if there is none. In that case a pod of this node shares its interface with others.
+// endpointOf returns the table entry of an endpoint. device is the index of the interface that
+// leads only to this pod; 0 if there is none. A pod of this node without such an interface
+// shares one with other pods.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
 	for _, one := range [...]struct {
@@ -121,8 +122,9 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	if c.tables == nil || c.snapshot == nil {
 		return nil // the next Publish writes the devices
 	}
-	// The entries are changed one by one, even in the table that the programs read, because no
-	// verdict depends on the device.
+	// The entries are changed in place, even in the table that the programs read. The device of
+	// an entry decides only whether the programs match a packet or leave it to user space, never
+	// which verdict it gets.
 	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
 		unknown := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
 		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), unknown))); err != nil {

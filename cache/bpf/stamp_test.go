@@ -100,8 +100,8 @@ func TestStampsOfAChainCollide(t *testing.T) {
 	}
 }
 
-// A stamp depends on the secrets, and on which end has which epoch. TestAgreesWithUserSpace tests
-// that the kernel computes the same stamps: it ignores verdicts with other stamps.
+// A stamp depends on the secrets, and on which end has which epoch. TestAgreesWithUserSpace would
+// fail if the kernel computed other stamps, because the kernel uses no verdict with another stamp.
 func TestStampDependsOnAll(t *testing.T) {
 	a, b := newSecrets(), newSecrets()
 	var k filter.Key

@@ -66,7 +66,8 @@ func TestDevices(t *testing.T) {
 	if got := p.run(in); got != allowed {
 		t.Errorf("to it, by its interface: %s", got)
 	}
-	// The interface of the next pod at the address may be set before the pod is.
+	// The cache may learn the interface of the next pod at the address before it learns of
+	// that pod.
 	u.store.DeletePod("default", "web")
 	u.commit(t)
 	devices(map[netip.Addr]uint32{web: 4})

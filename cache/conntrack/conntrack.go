@@ -64,8 +64,9 @@ type Conn struct {
 	Ref Ref
 }
 
-// maxRef is the largest size of a Ref, in bytes: an IPv6 tuple of ICMPv6 with a zone of its
-// own, and the zone of the entry.
+// maxRef bounds the size of a Ref in bytes. The largest attributes are those of ICMPv6, which
+// take 100: 92 for the tuple (4 header + 44 addresses + 36 protocol + 8 zone), and 8 for the
+// entry's zone.
 const maxRef = 104
 
 // Ref identifies an entry of a table, in the table's own terms. It is comparable, and

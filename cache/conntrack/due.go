@@ -93,9 +93,9 @@ func (f *Follower) record(before, now *policy.Snapshot, a netip.Addr, scope Scop
 	f.changes[a] = change{now.Number(), n}
 }
 
-// comesBack checks whether an address has an endpoint again that it had before. Remembered
-// verdicts about that endpoint are valid again, though TrackedFlows may have forgotten
-// their flows.
+// comesBack marks the tracked flows of an address as incomplete if its endpoint was in an
+// earlier snapshot already. Verdicts that caches remember about that endpoint are valid again,
+// and TrackedFlows may have forgotten their flows.
 func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	if f.tracked == nil || before == nil {
 		return
@@ -105,8 +105,9 @@ func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	}
 }
 
-// need returns what the change of an address requires, beyond a check of the tracked flows:
-// TrackedFlows may lack live connections of the address that may be denied now.
+// need returns what the change of an address requires beyond a check of the tracked flows. It
+// requires more if TrackedFlows may lack live connections of the address that may be denied
+// now.
 func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	if f.tracked == nil || before == nil {
 		return needSweep

@@ -24,8 +24,8 @@ const (
 // Most changes need no sweep: see due.go.
 //
 // A sweep by the latest snapshot covers all changes before it. If a snapshot is published
-// during a sweep, the next sweep evaluates again every connection whose verdict differs,
-// because one of its ends is among the changes of that snapshot.
+// during a sweep, the next sweep evaluates the connections of the addresses that it changes.
+// If the snapshot alters the verdict about a connection, one of the ends is among them.
 type Follower struct {
 	sweeper  *Sweeper
 	tracked  *TrackedFlows // if nil, every change is followed by a sweep
@@ -51,9 +51,10 @@ func Follow(s *Sweeper, tracked *TrackedFlows, log *slog.Logger) *Follower {
 	return &Follower{sweeper: s, tracked: tracked, log: log, wake: make(chan struct{}, 1), changes: make(map[netip.Addr]change)}
 }
 
-// Published announces a snapshot that is in force, and the addresses that it changes. It is
-// called after Synchronize, so that no verdict of an older snapshot can still take effect;
-// otherwise the scope must be at least ScopeAddresses. It does not wait for the sweep.
+// Published announces a snapshot that is in force, and the addresses that it changes. Call
+// it after Synchronize: then no verdict of an older snapshot can still take effect. If
+// Synchronize has failed, the scope must be at least ScopeAddresses. Published does not wait
+// for the sweep.
 func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope Scope) {
 	f.mu.Lock()
 	before := f.snapshot
@@ -167,8 +168,8 @@ func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, al
 }
 
 // putBack records the given changes again, because they have not been swept. If an address
-// has changed again meanwhile, it needs a sweep: record has determined the need of the newer
-// change without the older one.
+// has changed again meanwhile, putBack demands a sweep for it: record did not know the older
+// change when it determined whether the newer one needs a sweep.
 func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

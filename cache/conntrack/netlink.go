@@ -22,14 +22,14 @@ const (
 	readSize = 64 << 10
 	// sendBatch bounds the updates in one send. If all their entries are gone, each update
 	// fails, and all the answers must fit into the socket's receive buffer. An answer takes
-	// about 900 bytes there, of the usual 200 KiB.
+	// about 900 bytes there, so 128 answers take 113 KiB of the usual 200 KiB.
 	sendBatch = 128
 	// maxFiltered bounds the addresses for which the kernel selects connections; for more
 	// addresses, it reports all connections. Each address takes two walks through the
 	// kernel's whole table. To report all 50,000 connections of a table takes about as long
 	// as twenty walks (see the benchmarks).
 	maxFiltered = 4
-	// minFiltered is the number of connections from which selection pays off: a walk visits
+	// minFiltered is the least number of connections for which selection pays off: a walk visits
 	// every bucket of the kernel's hash table, full or empty, which takes some milliseconds
 	// in a large table.
 	minFiltered = 4096
@@ -144,8 +144,8 @@ var errUnfiltered = errors.New("kernel does not filter the connection table")
 // kernel's table.
 //
 // If some addresses are IPv6, it reports all IPv6 connections, in one more walk. The
-// kernel's filter compares IPv6 addresses the wrong way round
-// (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): it leaves out exactly the requested
+// kernel's comparison of IPv6 addresses is inverted
+// (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): its filter leaves out exactly the requested
 // connections, and if there are no others, its answer looks like that of an empty table.
 func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	v4 := slices.DeleteFunc(slices.Clone(among), netip.Addr.Is6)
@@ -190,7 +190,8 @@ func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint
 	return nil
 }
 
-// filterError returns errUnfiltered if the kernel cannot filter, and otherwise err.
+// filterError returns errUnfiltered if the kernel refuses a filter (err), or if it reports
+// connections that it should have left out (strays). Otherwise, it returns err.
 func filterError(err error, strays bool) error {
 	if strays || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return errUnfiltered

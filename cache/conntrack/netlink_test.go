@@ -42,7 +42,7 @@ func newLive(t *testing.T) *live {
 	n := newNetwork(t)
 	r := newFixture(t)
 	l := &live{fixture: r, network: n, kernel: open(t, conntrack.Options{NetNS: n.router.NetNS()})}
-	local := r.Local // New's Local lists this machine's addresses, which may be those of the pods
+	local := r.Local // the Local that New sets lists this machine's addresses, and a pod may have the same address
 	l.Sweeper = conntrack.New(l.kernel, conntrack.DefaultMarks, nil, &r.seen)
 	l.Local = local
 	return l
@@ -324,8 +324,8 @@ func TestICMPIsRevoked(t *testing.T) {
 }
 
 // The kernel selects the right connections from a table with both families. All IPv6
-// connections are between the same two addresses: a kernel that compares IPv6 addresses the
-// wrong way round would find none.
+// connections have the same two addresses. So a kernel whose comparison of IPv6 addresses is
+// inverted (see dumpAmong) would leave out all of them.
 func TestKernelFilter(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8"))

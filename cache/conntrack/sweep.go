@@ -110,8 +110,8 @@ func interfaceAddrs() ([]netip.Addr, error) {
 // It dumps the table until a dump finds nothing to rewrite. One dump is enough except for a
 // rare race: the kernel finds the connection to mark by its five-tuple, and another
 // connection with that five-tuple may have replaced the one that was dumped. The next dump
-// finds such a wrong mark. The other dumps do not delay denied connections: the first dump
-// marks them.
+// finds such a wrong mark. Further dumps do not let denied connections live longer: the
+// first dump marks them.
 //
 // Sweep does nothing without a snapshot. After an error, some connections may not have been
 // evaluated; the sweep must be repeated for the same changes.
@@ -198,14 +198,14 @@ type sweep struct {
 
 	updates []Update  // updates that are not yet written
 	oldest  time.Time // the time at which the first of updates was found
-	pending []verdict // verdicts to report, one for each of updates
+	pending []verdict // verdicts to report after the write: pending[i] is about updates[i]
 	result  Result
 
 	evaluated int   // connections of this pass
 	err       error // the first error of this pass
 }
 
-// verdict is the report about an update, which is made once the update is written.
+// verdict is what the sweep reports about an update after writing it.
 type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict

@@ -26,7 +26,7 @@ const (
 // one. They are filled by
 //
 //   - the evaluators, with every key that they allow for the first time since one of its
-//     ends changed: before that, no cache can answer for the key. See Track.
+//     ends changed. Until they have allowed it, no cache answers for the key. See Track.
 //   - the sweeps, with all connections that they see.
 //
 // Connections that no policy concerns are not tracked; when a policy begins to concern
@@ -57,7 +57,7 @@ type trackedFlow struct {
 	actions  actions // all actions that live connections of the key may have
 }
 
-// actions is a set of actions.
+// actions is a set of values of filter.Action, one bit for each.
 type actions uint8
 
 func actionsOf(a filter.Action) actions { return 1 << a }
@@ -73,7 +73,7 @@ func NewTrackedFlows() *TrackedFlows {
 
 func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
-// Track records a key that was allowed by the snapshot of that number; src and dst report
+// Track records a key that the snapshot with the given number allows; src and dst report
 // which of its ends have an endpoint or are pending. The caller must call it before the
 // verdict takes effect, and may do so concurrently. It takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
@@ -113,8 +113,8 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 		return
 	}
 	if was, ok := set.keys[*k]; ok {
-		// A sweep gives its action to all connections of the key, so that older actions are
-		// obsolete unless a newer snapshot has added one.
+		// A sweep gives its action to all connections of the key, and so replaces the
+		// recorded actions, unless a newer snapshot than the sweep's has recorded one.
 		if !sweep || was.snapshot > now.snapshot {
 			now.actions |= was.actions
 		}
@@ -143,8 +143,8 @@ func (s *shard) forget(set *keySet, snapshot uint64) {
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room by dropping the keys of one address: of any address other than keep's or,
-// if no other address has keys, of keep's.
+// evict makes room by dropping the keys of one address. It drops those of keep only if no
+// other address has keys.
 func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != keep && len(set.keys) > 0 {
@@ -155,8 +155,8 @@ func (s *shard) evict(keep *keySet, snapshot uint64) {
 	s.forget(keep, snapshot)
 }
 
-// lose drops the keys of an address. It records that caches may answer for keys that are
-// not tracked, by the snapshot of that number and later ones.
+// lose drops the keys of an address. It records that, under the given snapshot and later
+// ones, caches may answer for keys that are no longer tracked.
 func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()
@@ -188,9 +188,10 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 	return false
 }
 
-// swept records that a sweep has seen all connections of an address that last changed with
-// the given snapshot. A key that it did not see, and that was evaluated before that
-// snapshot, has no connection left, and no cache answers for it.
+// swept records that a sweep has seen all connections of an address; changed is the number of
+// the snapshot in which the address last changed. swept drops each key that the sweep did not
+// see and that was last evaluated before that snapshot: the key has no connection left, and no
+// cache answers for it.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

@@ -280,8 +280,8 @@ func (h *history) publish(scope conntrack.Scope) {
 	h.changed = append(h.changed, changes...)
 }
 
-// sweep sweeps, and reports whether the sweep read the connection table. Sometimes the first
-// attempt fails.
+// sweep sweeps, and reports whether the sweep read the connection table. It makes the first
+// attempt fail at random.
 func (h *history) sweep() (walked bool) {
 	before, _ := h.table.Uses()
 	defer func() { h.table.Interrupt = nil }()
@@ -379,8 +379,8 @@ func (h *history) publishAndSweep(scope conntrack.Scope) {
 	}
 }
 
-// open begins a connection that the evaluator allows, or the kernel's flow cache if
-// byKernel is set.
+// open begins a connection. It must be allowed by the evaluator or, if byKernel is set, by the
+// kernel's flow cache.
 func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	h.t.Helper()
 	var action filter.Action
@@ -408,8 +408,8 @@ func (h *history) revokes(k filter.Key) {
 }
 
 // If another pod has the address of a pod for some time, remembered verdicts about the
-// first pod are valid again afterwards, and the connections that they allow must be found.
-// That holds with and without a sweep in between.
+// first pod are valid again afterwards. The next sweep must find the connections that these
+// verdicts allow, whether or not there was a sweep in between.
 func TestAnAddressComesBack(t *testing.T) {
 	for _, sweep := range []bool{true, false} {
 		t.Run(fmt.Sprintf("sweep=%v", sweep), func(t *testing.T) { testComesBack(t, sweep) })
@@ -438,7 +438,7 @@ func testComesBack(t *testing.T, sweep bool) {
 }
 
 // A connection that begins and ends between a publication and its sweep leaves a remembered
-// verdict of the new snapshot. Connections that it allows later must be found.
+// verdict of the new snapshot. Later sweeps must find the connections that this verdict allows.
 func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h, k := quiet(t)
 	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))

@@ -7,7 +7,7 @@ import (
 )
 
 // The flows of a pod do not continue with the next pod that gets its address, even before
-// the agent knows the new pod (cases 28 and 29 of the API's documentation).
+// the agent knows the new pod.
 func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.start("--pod-cidrs", startRange4.String())

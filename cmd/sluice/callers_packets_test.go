@@ -46,7 +46,7 @@ func (c callers) open(n int, request string) {
 		conn, err := c.dial(ctx)
 		cancel()
 		if err != nil {
-			return // the agent may refuse more
+			return // the agent may refuse further connections
 		}
 		c.t.Cleanup(func() { _ = conn.Close() })
 		if tcp, is := conn.(*net.TCPConn); is && request == readNothing {
@@ -56,7 +56,7 @@ func (c callers) open(n int, request string) {
 		if request == keepAlive {
 			_ = conn.SetReadDeadline(time.Now().Add(waitTimeout))
 			if _, err := conn.Read(make([]byte, 1)); err != nil {
-				return // the agent may refuse more
+				return // the agent may refuse further connections
 			}
 		}
 	}

@@ -278,8 +278,8 @@ const (
 )
 
 // awaitChange waits until the change to the wanted outcome is complete: packets arrive, or do
-// not arrive. It ignores packets before the number from, and returns the time at which the
-// first packet with the new outcome was sent.
+// not arrive. It ignores packets with lower numbers than the given one, and returns the
+// time at which the first packet with the new outcome was sent.
 func (st *stream) awaitChange(ctx context.Context, from int, arrive bool) (time.Time, error) {
 	for {
 		if at, ok := st.changedAt(from, arrive); ok {
@@ -339,7 +339,7 @@ func TestClusterPacketLatency(t *testing.T) {
 		s.must(err)
 		line, err := s.agent.Await(ctx, mark, agenttest.Event(event.Published))
 		s.must(err)
-		// Wait until the agent is idle, as it is at most changes.
+		// Wait until the agent is idle. In a cluster, it usually is when a change arrives.
 		_, err = s.agent.Await(ctx, mark, agenttest.Followed(line))
 		s.must(err)
 		times[what+", from the request"] = append(times[what+", from the request"], at.Sub(before))

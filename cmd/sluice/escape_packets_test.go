@@ -31,9 +31,9 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			pr := s.newProber(t, i == 1)
-			// In odd stages, a policy that allows the flows is in force; in even stages,
-			// one that denies them. Stage 0 is the time of a change: packets may be
-			// allowed or denied.
+			// Stage 0 is the time of a change: packets may be allowed or denied. In odd
+			// stages, the policies in force allow the flows; in the other even stages,
+			// they deny the flows.
 			var stage atomic.Int64
 			var stop atomic.Bool
 			var wait sync.WaitGroup

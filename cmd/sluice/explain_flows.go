@@ -98,8 +98,8 @@ type answerWriter interface {
 	failed(flowError) error
 }
 
-// run answers all flows of in. It flushes the answers before it waits for input, so that a
-// program may write a flow, read its answer, and write the next.
+// run answers all flows of its input. It flushes the answers before it waits for input, so that
+// a program may write a flow, read its answer, and write the next.
 func (x *flowExplainer) run(in *bufio.Reader) error {
 	for {
 		if ready, _ := in.Peek(in.Buffered()); bytes.IndexByte(ready, '\n') < 0 {

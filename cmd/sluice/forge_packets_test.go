@@ -139,7 +139,7 @@ func (g *forger) arrives(frame []byte, text string) bool {
 	last := udpPacket(g.addr(g.attacker), g.addr(g.victim), uint16(20000+*g.sent), 53, end)
 	for _, f := range [][]byte{frame, append(g.frame(last), last...)} {
 		if f == nil {
-			continue // without a frame, the caller has already sent the text
+			continue // frame is nil: the caller has already sent the text
 		}
 		if err := g.attacker.SendFrame(f); err != nil {
 			g.t.Fatal(err)
@@ -333,7 +333,7 @@ func TestRouterMessagesOnPackets(t *testing.T) {
 		for _, to := range []netip.Addr{netip.MustParseAddr("ff02::1"), g.linkLocal(g.victim), g.addr(g.victim)} {
 			for _, kind := range []byte{134, 137} {
 				for _, options := range []bool{false, true} {
-					text := fmt.Sprintf("%-21s", g.uniqueText()) // 21 bytes: with a header of 2 and a dot, an option of 24 bytes
+					text := fmt.Sprintf("%-21s", g.uniqueText()) // the option has 24 bytes: type, length, 21 bytes of text, and a dot
 					size := map[byte]int{134: 16, 137: 40}[kind]
 					message := append(append(make([]byte, size), 200, 3), text[:21]+"."...)
 					message[0] = kind

@@ -222,15 +222,15 @@ func (f *frameFuzz) wait(id uint32) {
 	}
 }
 
-// receives waits briefly at a target for the pacing frame with the number mark, and reports
-// whether the frame has arrived.
-func (f *frameFuzz) receives(target int, mark uint32) bool {
+// receives waits briefly for a target to receive the pacing frame with the given number, and
+// reports whether it did.
+func (f *frameFuzz) receives(target int, number uint32) bool {
 	timer := time.NewTimer(300 * time.Millisecond)
 	defer timer.Stop()
 	for {
 		select {
 		case got := <-f.received[target]:
-			if got == mark {
+			if got == number {
 				return true
 			}
 		case <-timer.C:
@@ -360,8 +360,8 @@ func (f *frameFuzz) isSender(a netip.Addr) bool {
 	return slices.ContainsFunc(fuzzSenders, func(name string) bool { return slices.Contains(f.host(name).Addrs(), a) })
 }
 
-// essential reports whether p always passes (case 25): it is neighbour discovery directly
-// behind the IP header, or a message that joins a group.
+// essential reports whether p always passes: it is neighbour discovery directly behind the IP
+// header, or a message about the membership of a multicast group (IGMP, MLD).
 func essential(p []byte) bool {
 	switch {
 	case len(p) < 24:

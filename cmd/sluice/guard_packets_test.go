@@ -139,8 +139,8 @@ func TestForgedIsCountedOnPackets(t *testing.T) {
 	}
 }
 
-// forgedDropped returns the number of forged frames that were dropped for a reason, from the
-// metrics.
+// forgedDropped reads from the metrics how many forged frames were dropped for the given
+// reason.
 func (g *forger) forgedDropped(t *testing.T, reason string) int {
 	t.Helper()
 	_, page := g.scrape(t, "/metrics")
@@ -205,8 +205,9 @@ func TestForgedARPOnPackets(t *testing.T) {
 		}
 	}
 	for _, family := range families {
-		// learn sends the victim an answer with the attacker's link address for an IP
-		// address. It returns the victim's neighbour entry for this IP address.
+		// learn sends the victim an answer of ARP or neighbour discovery, which claims that an
+		// IP address has the attacker's link address. It returns the victim's neighbour entry
+		// for this IP address.
 		learn := func(of netip.Addr) string {
 			if err := attacker.SendFrame(answerFor(of, attacker, victim)); err != nil {
 				t.Fatal(err)
@@ -218,7 +219,7 @@ func TestForgedARPOnPackets(t *testing.T) {
 			}
 			return out
 		}
-		reach(victim, family.addr(web)) // so that the victim has an entry for web
+		reach(victim, family.addr(web)) // so that the victim has a neighbour entry for web
 		if got := learn(family.addr(web)); strings.Contains(got, attacker.MAC().String()) {
 			t.Errorf("the victim takes the attacker for web: %s", got)
 		}
@@ -228,8 +229,8 @@ func TestForgedARPOnPackets(t *testing.T) {
 	}
 }
 
-// answerFor returns a frame for the host to, with an answer of ARP or neighbour discovery. The
-// answer claims that addr has the link address of the sender.
+// answerFor returns a frame from one host to another with an answer of ARP or neighbour
+// discovery. The answer claims that addr has the link address of the sender.
 func answerFor(addr netip.Addr, sender, to *lab.Host) []byte {
 	frame := append(append([]byte(nil), to.MAC()...), sender.MAC()...)
 	if addr.Is4() {

@@ -38,7 +38,7 @@ func send(t *testing.T, conn net.Conn) {
 }
 
 // After a takeover, the old agent still answers its held packets by its own snapshot. A
-// connection that this allows and the new agent's newer snapshot denies is revoked.
+// connection that the old snapshot allows and the new agent's newer one denies is revoked.
 func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	args := []string{"--pod-cidrs", startRange4.String(), "--hold", "1m", "--on-exit", "keep"}

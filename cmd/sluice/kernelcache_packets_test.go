@@ -73,7 +73,7 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 		args          []string
 	}{
 		{"works", "", []string{"--iptables", "nft"}},
-		{"each verdict logged", "each of them", []string{"--log-verdicts", "all", "--iptables", "nft"}},
+		{"each verdict logged", "every verdict in the log", []string{"--log-verdicts", "all", "--iptables", "nft"}},
 		{"legacy tables", "legacy tables", []string{"--iptables", "legacy"}},
 		{"cannot be pinned", "mount the BPF file system", []string{"--bpffs", notDirectory, "--iptables", "nft"}},
 	} {
@@ -174,7 +174,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		exit, fail      string
 		kill            bool
 		allow, deny     []string
-		pins, leftovers bool // what remains without an agent: pinned programs, rules or marks
+		pins, leftovers bool // pins: pinned programs remain without an agent; leftovers: rules or marks remain
 	}{
 		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
@@ -334,7 +334,7 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	anyPort := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
 	s.save("policies.yaml", policies(web9))
 	webIs := func(name, labels string) string { return s.pod("default/"+name, labels, 0, web.Addrs()...) }
-	// Each entry has a change that makes the flow denied, and one that reverts this.
+	// Each entry has a change that denies the flow, and one that allows it again.
 	changes := []struct{ name, file, deny, allow string }{
 		{"policy", "policies.yaml", policies(db("[]")), policies(web9)},
 		{"port", "policies.yaml", policies(web10), policies(anyPort)},
@@ -361,8 +361,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster returns the manifests of the testbed, except for the manifest of the pod that the
-// parameter without names. It adds the text of the parameter instead.
+// cluster returns the manifests of the testbed, with one difference: the text in the second
+// parameter takes the place of the pod that the first parameter names.
 func (s *testbed) cluster(without, instead string) string {
 	text := testbedNamespaces + instead
 	for _, p := range testbedPods {

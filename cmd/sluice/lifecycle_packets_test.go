@@ -65,7 +65,7 @@ func (c *session) checkFlows() {
 	}
 }
 
-// checkStopped checks that nothing has come back.
+// checkStopped checks that the server has not sent back any byte.
 func (c *session) checkStopped() {
 	c.t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -92,7 +92,7 @@ func (s *testbed) dropped(iptables string) int {
 	return n
 }
 
-// awaitDrop waits until the number of dropped packets exceeds before.
+// awaitDrop waits until the count of dropped packets is higher than the given one.
 func (s *testbed) awaitDrop(t *testing.T, iptables string, before int) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); s.dropped(iptables) <= before; {
@@ -103,7 +103,7 @@ func (s *testbed) awaitDrop(t *testing.T, iptables string, before int) {
 }
 
 // Live connections stop in both directions when the policy no longer allows them, and
-// continue when it allows them again (case 26). This also holds with address translation.
+// continue when it allows them again. This also holds with address translation.
 func TestLiveConnectionsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	for _, f := range families {
@@ -143,8 +143,8 @@ func TestLiveConnectionsOnPackets(t *testing.T) {
 	}
 }
 
-// The agent judges the live connections when it starts. It must, because if only the server
-// sends, all further packets are replies, and would pass without a verdict.
+// The agent judges the live connections when it starts. Otherwise, on a connection where only
+// the server sends, all packets would be replies and pass without a verdict.
 func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -254,7 +254,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 }
 
 // requests counts the connection requests between two hosts, at both ends. A request that
-// does not arrive was lost, except that conntrack refuses a retransmitted request while the
+// does not arrive was lost, with one exception: conntrack refuses a retransmission while the
 // first one is still queued. Retransmissions are not a sign of loss: on a busy machine, TCP
 // retransmits before the answer has come.
 type requests struct {

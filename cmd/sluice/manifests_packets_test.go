@@ -11,9 +11,9 @@ import (
 	"sluice/filter/event"
 )
 
-// Faults in the directory of manifests open nothing: the pods stay isolated, other changes
-// take effect, and the agent reports the faults and can end. The faults are a policy behind an
-// invalid separator, a pipe, and a policy of an unknown API group.
+// Faults in the directory of manifests allow no traffic: the pods stay isolated. The agent
+// reports the faults, still applies other changes, and can be stopped. The faults are a policy
+// behind an invalid separator, a pipe, and a policy of an unknown API group.
 func TestManifestsThatCannotBeReadOpenNothing(t *testing.T) {
 	s := newTestbed(t)
 	s.write("shut.yaml", flowStyleNamespace+policies("default/shut: {podSelector: {matchLabels: {role: db}}}"))

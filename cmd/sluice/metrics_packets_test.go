@@ -62,7 +62,8 @@ func readPanel(t *testing.T, title string) panel {
 	return panel{}
 }
 
-// lines returns the values of the panel's lines for a page of metrics, by the lines' labels.
+// lines evaluates the panel's query for a page of metrics. It returns the value of each line of
+// the panel; the keys are the lines' labels.
 func (p panel) lines(t *testing.T, page string) map[string]float64 {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)

@@ -176,7 +176,7 @@ func (c *tcpPair) entry() (found *conntrack.Conn) {
 	return found
 }
 
-// awaitEntry waits until the function is returns true for the entry.
+// awaitEntry waits until the entry satisfies a condition.
 func (c *tcpPair) awaitEntry(what string, is func(*conntrack.Conn) bool) {
 	c.t.Helper()
 	for end := time.Now().Add(waitTimeout); !is(c.entry()); time.Sleep(time.Millisecond) {
@@ -232,8 +232,8 @@ var entryLosses = []struct {
 	}},
 }
 
-// removeEntry calls how, which removes the entry of the connection, and waits until the
-// entry is gone.
+// removeEntry removes the entry of the connection with the given function, and waits until
+// the entry is gone.
 func (c *tcpPair) removeEntry(how func(*tcpPair)) {
 	c.t.Helper()
 	how(c)
@@ -337,9 +337,9 @@ func (s *testbed) trackEverything() {
 	}
 }
 
-// A sweep knows from the entry which end began the connection, unless the kernel has not
-// seen the beginning. In that case, the sweep judges the connection in both directions, as
-// the agent judges its packets.
+// If the kernel has seen the beginning of a connection, a sweep knows from the entry which end
+// began it. Otherwise, the sweep judges the connection in both directions, as the agent judges
+// its packets.
 func TestSweepOfMidStreamOnPackets(t *testing.T) {
 	closed := "default/closed: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Ingress]}"
 	toDB := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
@@ -348,7 +348,7 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 			s := newTestbed(t)
 			s.trackEverything()
 			s.setConntrack("nf_conntrack_tcp_be_liberal", "1") // must not make the agent treat other connections as picked up
-			// The policy closed lets no connection reach clients with the role frontend. If
+			// The policy "closed" lets no connection reach clients with the role frontend. If
 			// the kernel saw the beginning of a connection, only the direction from the
 			// client is judged, so the connection is allowed nevertheless.
 			begun, other := s.newTCPPair(t, family, "default/web"), s.newTCPPair(t, family, "default/other")

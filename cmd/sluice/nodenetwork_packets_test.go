@@ -73,7 +73,7 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 			if r := s.host("default/other").Connect(t.Context(), "tcp", to, waitTimeout); r.Outcome != lab.Reached {
 				t.Errorf("the reported setting stops a denied connection: %v", r.Outcome)
 			}
-			if f.name == "IPv4" { // setting the bridge's own attribute is enough
+			if f.name == "IPv4" { // the attribute of the bridge has the same effect as the sysctl
 				if err := s.Nodes[0].Run("ip", "link", "set", lab.BridgeDevice, "type", "bridge", "nf_call_iptables", "1"); err != nil {
 					t.Fatal(err)
 				}
@@ -116,8 +116,8 @@ func TestGuardReplacesVLANSettingOnPackets(t *testing.T) {
 	s.awaitProblem(t, "sysctl net.bridge.bridge-nf-call-ip6tables, br0: is 0: ")
 }
 
-// taggedArrives reports whether db receives a denied datagram of other in a frame with VLAN
-// tag 0.
+// taggedArrives reports whether default/db receives a datagram that policies deny. The datagram
+// is from default/other, and its frame has a VLAN tag with ID 0.
 func (s *testbed) taggedArrives(t *testing.T) bool {
 	t.Helper()
 	from, to := s.host("default/other"), s.host("default/db")

@@ -111,7 +111,8 @@ func TestForgedFromOutsideOnPackets(t *testing.T) {
 				if n := g.sourcesDropped(t) - before; n != sent {
 					t.Errorf("%d packets are counted, want %d", n, sent)
 				}
-				// Any other source is possible from outside: a pod's packet may come back.
+				// Packets with other sources may arrive from outside: a load balancer may
+				// send a pod's packet back.
 				if !g.datagramArrives(g.addr(pod), g.addr(g.victim), 53) {
 					t.Error("a pod's packet that comes from outside does not arrive")
 				}

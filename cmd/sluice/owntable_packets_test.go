@@ -58,7 +58,7 @@ func (s *testbed) eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// inTable reports whether the rules of both families are in the table name, mangle or sluice,
+// inTable reports whether the rules of both families are in the given table, mangle or sluice,
 // and not in the other one.
 func (s *testbed) inTable(t *testing.T, name string) bool {
 	t.Helper()

@@ -31,8 +31,8 @@ const (
 	probeTimeout = 500 * time.Millisecond
 )
 
-// testbed is a lab with an agent on node-1 and the pods of the tests. The pod far runs on
-// node-2, which has no agent; all others run on node-1.
+// testbed is a lab with an agent on node-1 and the pods of the tests. The pod "default/far"
+// runs on node-2, which has no agent; all others run on node-1.
 type testbed struct {
 	*lab.Lab
 	t     testing.TB

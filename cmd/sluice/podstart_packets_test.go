@@ -132,10 +132,10 @@ func (s *podStarter) run(count int) {
 }
 
 // A pod that starts under a policy is isolated from its first packet on. Its allowed packets
-// are not rejected, but held until the agent knows the pod (case 28).
+// are not rejected, but held until the agent knows the pod.
 func TestFirstPacketOnPackets(t *testing.T) {
-	// A long --hold, because on a busy machine the agent may get a pod's manifest long after
-	// the lag.
+	// Use a long --hold, because on a busy machine the agent may get a pod's manifest long
+	// after the lag.
 	s := newPodStarter(t, "--hold", waitTimeout.String())
 	s.run(18)
 	_, page := s.scrape(t, "/metrics")

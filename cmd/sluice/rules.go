@@ -129,8 +129,8 @@ func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs 
 	return err
 }
 
-// removeAll removes rules, guard, programs and marks, and returns a line for each removed
-// thing. The rules come first, because they mark connections and call the programs.
+// removeAll removes rules, guard, programs and marks, and returns a line for each thing that
+// it has removed. The rules come first, because they mark connections and call the programs.
 func removeAll(ctx context.Context, opts iptables.Options, bpffs string) (removed []string, err error) {
 	tables, err := iptables.OpenAll(ctx)
 	if err == nil {

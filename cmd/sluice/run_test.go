@@ -44,8 +44,8 @@ func TestContextsNameTheirCause(t *testing.T) {
 	}
 }
 
-// missingCauses returns the positions in a file that hide why a context has ended: that call
-// context.WithTimeout or context.WithDeadline, or pass on ctx.Err().
+// missingCauses returns the positions in a file at which the code hides why a context has ended:
+// calls of context.WithTimeout and context.WithDeadline, and places that pass on ctx.Err().
 func missingCauses(file *ast.File) (found []token.Pos) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		switch n := n.(type) {

@@ -38,7 +38,7 @@ func (s *testbed) nat(iptables string, rule ...string) {
 }
 
 // Policies apply to the destination after Service translation, and to the source before
-// masquerading (cases 14 and 20). A pod can reach itself through a Service (case 23).
+// masquerading. A pod can reach itself through a Service.
 func TestServicesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	pod := s.host("default/db")
@@ -67,7 +67,7 @@ func TestServicesOnPackets(t *testing.T) {
 	}
 }
 
-// Traffic through a NodePort does not count as traffic from the pod's node (case 22).
+// Traffic through a NodePort does not count as traffic from the pod's node.
 func TestNodePortOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	pod := s.host("default/db")
@@ -83,8 +83,8 @@ func TestNodePortOnPackets(t *testing.T) {
 	s.check(t, []string{"outside node-1 tcp 30000"}, nil)
 }
 
-// Replies and ICMP errors of allowed traffic pass although no policy allows them (case 21): a
-// client learns that a port is closed.
+// Replies and ICMP errors of allowed traffic pass although no policy allows them: a client
+// learns that a port is closed.
 func TestErrorsPassOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
@@ -212,7 +212,7 @@ func (pr *prober) sctp(port uint16, text string) []byte {
 }
 
 // Policies apply to protocols for which the tests have no socket, and to packets that no
-// socket would send (cases 19, 24 and 25).
+// socket would send.
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
 	s := newTestbed(t)
@@ -270,7 +270,7 @@ func TestCraftedPackets(t *testing.T) {
 }
 
 // The kernel reassembles a fragmented packet before it queues it, so that all fragments get the
-// verdict of the whole packet (case 25).
+// verdict of the whole packet.
 func TestFragmentsOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 53}]}]")))

@@ -43,7 +43,7 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 	s.replacePod(t, "bare/odd")
 	delete(s.hosts, "bare/odd")
 	s.check(t, others, []string{"default/other new tcp 80", "outside new tcp 80", "new default/other tcp 80", "new outside udp 53"})
-	// A pod that a rule allows is replaced too.
+	// Also replace a pod whose traffic a rule allows.
 	s.replacePod(t, "default/web")
 	s.check(t, nil, []string{"new default/db tcp 6379"})
 	// The node itself reaches the new pod, as the kubelet's probes must.

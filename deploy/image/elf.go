@@ -82,8 +82,8 @@ func systemDirs() []string {
 	return dirs
 }
 
-// findLibrary returns the path of a library that the file by needs. The library must have the same
-// machine and class as by.
+// findLibrary returns the path of a library that an ELF file needs. The library must have the same
+// machine and class as that file.
 func findLibrary(name string, dirs []string, by *elf.File) (string, error) {
 	for _, dir := range dirs {
 		path := filepath.Join(dir, name)

@@ -43,10 +43,10 @@ type Config struct {
 	// Observer may be nil.
 	Observer Observer
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
-	// packets with an end that should be a pod but is not known yet.
+	// packets from or to a pending address.
 	Memory Memory
 	// Tracker may be nil. It does not get a key again while a cache has its verdict. It gets
-	// keys with the reason NotIsolated only if one end should be a pod that is not known yet.
+	// keys with the reason NotIsolated only if the address of one end is pending.
 	Tracker FlowTracker
 	// Translated reports whether the kernel gives a packet for this node another destination
 	// after the hook INPUT, as IPVS does. Such a packet is judged when it has that destination.
@@ -200,8 +200,8 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 			return pending
 		}
 	}
-	// Both directions are recorded, even if this packet is held or denied, because caches
-	// may answer for them from now on. The kernel's cache does not use these verdicts to
+	// Record both directions, even if this packet is held or denied: the flow cache has
+	// both verdicts now, and may allow later packets. The kernel's cache does not use them to
 	// allow a packet in mid-stream if an end is isolated in the opposite direction.
 	if back.Action == filter.Allow {
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
@@ -210,15 +210,14 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	return pending
 }
 
-// finalMidStream reports whether no pod can change the verdict about a packet that does not
-// begin a connection, but would be allowed if it did.
+// finalMidStream is Snapshot.Final for a packet that does not begin a connection, but would
+// be allowed if it did. Its verdict depends on both directions.
 func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reverse *filter.Key, back *filter.Verdict, unknown unknownEnds) bool {
 	return e.snapshot.Final(reverse, back, unknown.dst, unknown.src) &&
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))
 }
 
-// unknownEnds states, for each end of a flow, whether it should be a pod that is not known
-// yet.
+// unknownEnds states, for each end of a flow, whether its address is pending.
 type unknownEnds struct{ src, dst policy.Pending }
 
 var noneUnknown = unknownEnds{policy.Known, policy.Known}

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// sampleInterval is the number of decisions for each one that is timed: reading the
-	// clock twice costs about as much as a cache hit.
+	// One in sampleInterval decisions is timed. Timing each one would cost too much:
+	// reading the clock twice takes about as long as a cache hit.
 	sampleInterval = 64
 	// latencyBuckets is the number of buckets. The last one counts all decisions of 8.4 ms
 	// (2^23 ns) or longer.

@@ -11,7 +11,7 @@ import (
 // binding assigns a port to a pod.
 type binding struct {
 	pod    string
-	listed []netip.Addr // addresses at the port that the API lists for the pod
+	listed []netip.Addr // addresses that are at the port and, according to the API, the pod's
 	netns  int
 }
 
@@ -101,7 +101,7 @@ func of(pod string, s *policy.Snapshot, among ...[]netip.Addr) (addrs []netip.Ad
 	return addrs
 }
 
-// The flags of ports, the values of own and the flags of known, as in program.c.
+// The flags in the map "ports", the values of "own" and the flags in "known", as in program.c.
 const (
 	podPort         uint32 = 1
 	primaryPort     uint32 = 2
@@ -123,13 +123,13 @@ const (
 	ofAll    uint32 = 8
 )
 
-// place is an address at a port: a key of the map own, laid out as struct place in program.c.
+// place is an address at a port. It is a key of the map "own", laid out as struct place in program.c.
 type place struct {
 	Address [16]byte
 	Port    uint32
 }
 
-// portValue is a value of the map ports, laid out as struct port in program.c.
+// portValue is a value of the map "ports", laid out as struct port in program.c.
 type portValue struct {
 	Flags uint32
 	IPv4  [4]byte

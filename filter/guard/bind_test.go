@@ -142,7 +142,8 @@ func TestWanted(t *testing.T) {
 	}
 }
 
-// ordinary takes the first address of each family that is neither the node's nor link-local.
+// The method "ordinary" sets the first address of each family that is neither the node's nor
+// link-local.
 func TestOrdinary(t *testing.T) {
 	node := addresses{netip.MustParseAddr("10.0.0.9"): true}
 	for listed, want := range map[string]string{

@@ -74,9 +74,10 @@ type Guard struct {
 	failed    string // the last error that was logged; empty if the last pass succeeded
 }
 
-// Open loads the programs. They have no effect until Begin. Packets that need no verdict get
-// the mark allowed. A nil logger discards the log. An error means that the kernel does not
-// accept the programs, or that the caller lacks privileges.
+// Open loads the programs. They have no effect until Begin. The programs set the bit given as
+// allowed in the marks of packets that need no verdict. A nil logger discards the log. An
+// error means that the kernel does not accept the programs, or that the caller lacks
+// privileges.
 func Open(allowed uint32, logger *slog.Logger) (*Guard, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)

@@ -33,7 +33,7 @@ func TestOutsideDropsOnlyForgedSources(t *testing.T) {
 			if r.IntN(2) == 0 {
 				copy(frame, make([]byte, 6)) // the link address of the interface
 			}
-			if r.IntN(3) == 0 { // up to four VLAN tags, with ID 0 or another
+			if r.IntN(3) == 0 { // up to four VLAN tags with ID 0; in some frames, the last has ID 7
 				tags := bytes.Repeat([]byte{0x81, 0, 0x20, 0}, r.IntN(5))
 				if len(tags) > 0 && r.IntN(4) == 0 {
 					tags[len(tags)-1] = 7
@@ -144,8 +144,8 @@ func TestOtherInterfaces(t *testing.T) {
 	}
 }
 
-// Interfaces that lead to no pod get their flags and the node's link-local addresses there; a port
-// of a bridge gets the link-local addresses of the bridge.
+// The wanted state has the flags of each interface that leads to no pod, and the node's link-local
+// addresses at this interface. For a port of a bridge, these are the addresses of the bridge.
 func TestWantedOutside(t *testing.T) {
 	f := found{
 		outside: []port{{index: 1}, {index: 2, master: 9, member: true}, {index: 3, bare: true}},

@@ -41,7 +41,7 @@ enum {
 };
 
 // port describes an interface. ipv4 and ipv6 are addresses that the API lists for the pod;
-// neither is the node's or link-local. Each is zero if there is none. The map own has these
+// neither is the node's or link-local. Each is zero if there is none. The map "own" has these
 // addresses too; they are repeated here so that an ordinary frame needs no further lookup.
 struct port {
 	__u32 flags;
@@ -57,18 +57,18 @@ struct {
 	__type(value, struct port);
 } ports SEC(".maps");
 
-// place is an address at a port, by interface index: the key of own.
+// place is an address at a port, by interface index: the key of the map "own".
 struct place {
 	struct address address;
 	__u32 port;
 };
 
-// The values of own. LISTED: the API lists the address for the pod. EXTRA: only a route or
-// an interface of the pod has it. NODES: it is a link-local address of the node, at a port
-// that is OUTSIDE.
+// The values of the map "own". LISTED: the API lists the address for the pod. EXTRA: the API does not
+// list it, but a host route for it leads to the pod, or an interface of the pod has it.
+// NODES: it is a link-local address of the node, at a port that is OUTSIDE.
 enum { LISTED = 1, EXTRA = 2, NODES = 4 };
 
-// own holds the addresses that belong to the pod behind a port, or to the node there.
+// "own" holds the addresses that belong to the pod behind a port, or to the node there.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -77,7 +77,7 @@ struct {
 	__type(value, __u32);
 } own SEC(".maps");
 
-// The flags in known.
+// The flags in the map "known".
 enum {
 	OF_POD = 1,	// address of a known pod of this node
 	OF_NODE = 2,	// address of this node
@@ -102,7 +102,7 @@ struct {
 	__type(value, __u32);
 } tunnels SEC(".maps");
 
-// reason is the reason why a frame is dropped, and its index in the map dropped. Reasons in
+// reason is the reason why a frame is dropped, and its index in the map "dropped". Reasons in
 // guard.go lists the names.
 enum reason { SOURCE, ARP, TAG, ROUTER, TUNNEL, LINK_LOCAL, GROUP, STRAY, REASONS };
 
@@ -300,7 +300,7 @@ static __always_inline int asks_dhcp(struct __sk_buff *skb, struct packet *p)
 	       p->sport == bpf_htons(546) && p->dport == bpf_htons(547);
 }
 
-// owned returns the value of own for an address at a port; 0 if there is none.
+// owned returns the value in the map "own" for an address at a port; 0 if there is none.
 static __always_inline __u32 owned(struct address *a, __u32 port)
 {
 	struct place at = { .address = *a, .port = port };
@@ -309,7 +309,7 @@ static __always_inline __u32 owned(struct address *a, __u32 port)
 	return how ? *how : 0;
 }
 
-// whose returns the flags of an address in known; 0 if there are none.
+// whose returns the flags of an address in the map "known"; 0 if there are none.
 static __always_inline __u32 whose(struct address *a)
 {
 	__u32 *who = bpf_map_lookup_elem(&known, a);
@@ -410,7 +410,7 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 		struct iphdr *ip = data + ETH_LENGTH;
 		__be32 pods = from ? ip->saddr : ip->daddr;
 
-		// Multicast, reserved and broadcast addresses begin at 224.0.0.0.
+		// Multicast, reserved and broadcast addresses are all in 224.0.0.0/3.
 		if (!pods || pods != port->ipv4 || ip->ihl != 5 || ip->saddr == ip->daddr ||
 		    (ip->daddr & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000))
 			return 0;
@@ -428,7 +428,7 @@ static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, in
 			return 0;
 		struct address *pods = from ? &ip->src : &ip->dst;
 
-		// Link-local (fe80::/10) and multicast (ff00::/8) addresses are all above fe00::.
+		// Link-local (fe80::/10) and multicast (ff00::/8) addresses are all in fe00::/7.
 		if (!pods->word[0] || pods->word[0] != port->ipv6.word[0] || pods->word[1] != port->ipv6.word[1] ||
 		    pods->word[2] != port->ipv6.word[2] || pods->word[3] != port->ipv6.word[3] ||
 		    (ip->src.word[0] & bpf_htonl(0xfe000000)) == bpf_htonl(0xfe000000) ||
@@ -473,9 +473,9 @@ static __always_inline int comes_back(struct __sk_buff *skb, __u32 flags)
 
 // from_outside drops packets whose source is the node's own or equals the destination. A
 // link-local address of the node counts only at its own network: on another one, another
-// machine may have it. Addresses behind an untagged Ethernet header are read directly. A
-// helper reads them if there is another header, as on some VLANs, or none, as in looped
-// back packets.
+// machine may have it. Addresses right behind an Ethernet header are read directly. A helper
+// reads them if a VLAN tag comes between, or if the frame has no Ethernet header, such as a
+// packet that is looped back.
 static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -542,9 +542,9 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (same(&p.src, &p.dst) || (skb->protocol == bpf_htons(ETH_P_IP) && loopback4(&p.src)) || !may_claim(skb, flags, &p))
 		return drop(SOURCE);
 
-	// A unicast packet in a broadcast or multicast frame: a bridge also passes it to the
+	// Drop a unicast packet in a broadcast or multicast frame: a bridge also passes it to the
 	// node, where the kernel confirms its conntrack entry (br_nf_local_in) even if policies
-	// deny the packet. Replies, and ICMP errors about it, would then pass.
+	// deny the packet. Then replies to the packet, and ICMP errors about it, would pass.
 	if (flags & POD && !p.group && !bpf_skb_load_bytes(skb, 0, link, sizeof(link)) && link[0] & 1) {
 		if (!for_all(&p))
 			return drop(STRAY);
@@ -617,10 +617,10 @@ int sluice_to_pod(struct __sk_buff *skb)
 	if (!from && whose(&p.src) & OF_NODE)
 		return TC_ACT_UNSPEC;
 
-	// Policies let packets to the node pass, but a bridge forwards by link address and may
-	// deliver them to a pod. Also, neighbour discovery must not be forwarded, but a router
-	// may send it back to the bridge that it came from; genuine messages have a hop limit
-	// of 255 and no extension headers.
+	// Drop packets to the node: policies let them pass, but a bridge forwards by link address
+	// and may deliver them to a pod. Drop neighbour discovery that a router has sent back to
+	// the bridge that it came from, although it must not be forwarded. Genuine messages have a
+	// hop limit of 255 and no extension headers.
 	if (flags & PRIMARY) {
 		if (whose(&p.dst) & OF_NODE)
 			return drop(STRAY);

@@ -34,7 +34,7 @@ type port struct {
 	index, master int
 	name          string
 	tunnel        bool
-	bare, member  bool         // for found.outside: its frames have no Ethernet header; it belongs to a bridge
+	bare, member  bool         // only in found.outside; bare: no Ethernet header in its frames; member: part of a bridge
 	netns         int          // the kernel's ID of the other end's namespace
 	routed        []netip.Addr // addresses with a host route to the port
 	behind        []netip.Addr // addresses of the other end
@@ -177,9 +177,9 @@ func (f *found) own() error {
 	return nil
 }
 
-// localRoutes records the addresses that local routes make the node's own; the rules treat the same
-// addresses as the node's. If a route covers a range, which the programs cannot look up, it sets
-// f.beyond.
+// localRoutes records the destinations of local routes, because the rules in iptables treat them as
+// the node's own addresses. The programs look up only single addresses, so localRoutes sets f.beyond
+// if the destination of a route is a range.
 func (f *found) localRoutes() error {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	if err = interrupted(err); err != nil {

@@ -71,12 +71,12 @@ func findTools(ctx context.Context, f Family) []tool {
 // use describes how other programs use a backend on this node.
 type use struct {
 	kubelet bool // kubelet's chains are in this backend
-	rules   int  // number of their rules
+	rules   int  // number of rules of other programs
 }
 
 // usage reads all tables of a backend, for both families. Reading creates no tables: the -save
 // commands visit only existing tables. They stop at the first rule that they cannot print; in that
-// case usage reads the tables by other means.
+// case addUnprintable counts the rules.
 func usage(ctx context.Context, tools []tool) (use, error) {
 	var u use
 	for _, t := range tools {
@@ -122,7 +122,7 @@ func (u *use) add(saved string) {
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
-			u.rules++ // owned rules do not count: they would only confirm an earlier choice
+			u.rules++ // the agent's own rules do not count: they would only confirm an earlier choice
 		}
 	}
 }

@@ -22,7 +22,7 @@ type arguments map[string]string
 // (XT_ALIGN).
 const infoAlign = 8
 
-// pad appends zeros to a structure up to size, and to a multiple of infoAlign.
+// pad appends zeros to a structure, up to the next multiple of infoAlign that is at least size.
 func pad(info []byte, size int) []byte {
 	size = max(size, len(info))
 	return append(info, make([]byte, (size+infoAlign-1)&^(infoAlign-1)-len(info))...)

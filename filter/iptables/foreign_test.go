@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// nftOnly lists nft commands that create objects in the table which iptables cannot list or does
-// not expect. %s is the family, ip or ip6.
+// nftOnly lists nft commands, each of which adds to the table an object that iptables cannot list
+// or does not expect. %s is the family, ip or ip6.
 var nftOnly = map[string]string{
 	"a meter in another chain":  "add rule %s mangle FORWARD ct state new meter m { meta mark limit rate 1000/second } counter",
 	"a meter in our hook":       "add rule %s mangle POSTROUTING ct state new meter m { meta mark limit rate 1000/second } counter",
@@ -226,7 +226,8 @@ func TestRealReferredTo(t *testing.T) {
 }
 
 // Early versions of iptables-nft do not list chains of a table that has any object that they do
-// not understand. With such a version, changed rules are repaired, and unchanged rules are not.
+// not understand. With such a version, changed rules are repaired, and unchanged rules are left
+// alone.
 func TestRealIptablesThatListsNothing(t *testing.T) {
 	refusing := refusingIptables(t)
 	n := newRealNode(t, NFT, Defaults)

@@ -250,7 +250,7 @@ type ruleHandle struct {
 }
 
 // splitText splits a transaction that names rules by handle. A transaction without handles
-// becomes the first step only, and so remains one transaction.
+// becomes the first step as a whole, and so remains one transaction.
 func splitText(text string) steps {
 	var s steps
 	var first, last []string

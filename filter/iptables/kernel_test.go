@@ -246,8 +246,8 @@ func TestRealForgedWithoutRules(t *testing.T) {
 	})
 }
 
-// For every per-source limit, iptables prints the rule as it was written, or the Manager records
-// the printed form: the rule is not repaired in every check.
+// Whatever the per-source limit, checks do not repair its rule: either iptables prints the rule as
+// it was written, or the Manager records the printed form.
 func TestRealSourceLimits(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have iptables' default burst, 5

@@ -21,11 +21,11 @@ type Manager struct {
 	// verdict before it. It must not block. Set it before Run.
 	OnRepair func()
 	// EnsurePins, if set, restores missing names of pinned programs: iptables can write a
-	// rule only while the programs that it calls have names. Set it before Run.
+	// rule only while the programs that the rule calls have names. Set it before Run.
 	EnsurePins func() error
 
 	opts     Options
-	all      Options // opts with the parts that Without omits
+	all      Options // opts before Without removed parts
 	log      *slog.Logger
 	repairs  atomic.Uint64
 	failures atomic.Uint64
@@ -47,11 +47,9 @@ type keptTable struct {
 	logged    string                    // the last error that Run logged, until the next success
 	failing   int                       // number of consecutive failures of Run
 	failed    atomic.Pointer[string]    // the error for Failures; set by the second consecutive failure
-	// lacks lists the parts that the rules omit, reduced is the reason, and complete is the
-	// time of the next attempt to add them.
-	lacks    Less
-	reduced  atomic.Pointer[string]
-	complete time.Time
+	lacks     Less                      // the parts that the rules omit
+	reduced   atomic.Pointer[string]    // these parts and the reason, as text; nil if there are none
+	complete  time.Time                 // time of the next attempt to add the omitted parts
 	// stuck lists chains of older versions that were emptied but not deleted, because an object of
 	// another program refers to them.
 	stuck  []string
@@ -127,7 +125,7 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
-// Without sets the parts that the rules omit from the next Apply on. It replaces an earlier
+// Without sets which parts the rules omit, from the next Apply on. It replaces an earlier
 // setting.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
@@ -308,7 +306,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 }
 
 // compare reads a table, and returns its state and its differences from the wanted rules. If quick
-// is set, compare reads the outline first, and returns at once if the outline shows a difference.
+// is set, compare calls readOutline first, and returns at once if that shows a difference.
 func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (tableState, []string, error) {
 	if quick {
 		if now, err := readOutline(ctx, t); err == nil {

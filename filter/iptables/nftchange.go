@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deleteRule deletes a rule. A missing rule is not an error: the kernel uses a handle only once.
+// deleteRule deletes a rule. A rule that is already gone is not an error: the kernel does not
+// reuse its handle for another rule.
 func (t nftTable) deleteRule(chain string, handle uint64) error {
 	err := t.commit(unix.NFT_MSG_DELRULE, 0, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_RULE_TABLE, t.name)

@@ -143,8 +143,8 @@ func (r nftRule) text(chain string) string {
 // handleSign precedes a handle in the text of a rule.
 const handleSign = "@"
 
-// handleOf parses a line of a transaction that deletes a rule by its handle. is reports whether
-// the line does that.
+// handleOf parses a line of a transaction. If the line deletes a rule by its handle, handleOf
+// returns the rule's chain, the handle and true.
 func handleOf(line string) (chain string, handle uint64, is bool) {
 	words := strings.Fields(line)
 	if len(words) < 3 || words[0] != "-D" {

@@ -22,9 +22,9 @@ const (
 	limitUnits = 1_000_000
 )
 
-// Span returns the number of queues of an agent, with consecutive numbers: the balanced
-// ones and the overflow queue. The overflow queue keeps its number even without a limit, so
-// that agents with different limits can take over from each other.
+// Span returns how many consecutive queue numbers an agent uses: those of the balanced queues
+// and that of the overflow queue. The number of the overflow queue is reserved even if there is
+// no per-source limit, so that agents with different limits can take over from each other.
 func (o Options) Span() int { return o.Queues + 1 }
 
 // overflow returns the rule that sends the packets of a source beyond its limit to the

@@ -23,10 +23,10 @@ const ownName = "sluice"
 type ownTable struct {
 	noChoice
 	family Family
-	// texts maps the kernel's form of each rule that this agent wrote to its text, without "-A"
-	// and the chain.
+	// texts holds the text of each rule that this agent wrote, without "-A" and the chain. The
+	// keys are the kernel's forms of the rules.
 	texts map[string]string
-	stays bool // Leave keeps the table
+	stays bool // if set, Leave keeps the table
 }
 
 func newOwnTable(f Family) *ownTable { return &ownTable{family: f, texts: map[string]string{}} }

@@ -68,7 +68,7 @@ func TestEncodeRule(t *testing.T) {
 	}
 }
 
-// iptables prints the rules that encodeRule encodes as the text that they were encoded from.
+// For each rule that encodeRule encodes, iptables prints the text that was encoded.
 func TestRealEncodedAsIptablesDoes(t *testing.T) {
 	for i, o := range everyRule() {
 		o.AllowPin, o.DenyPin = "", "" // the kernel would require the programs
@@ -100,8 +100,8 @@ var obstacles = map[string]string{
 	"owned with chains": "add table %[1]s mangle { flags owner; }\nadd chain %[1]s mangle POSTROUTING { type filter hook postrouting priority mangle; }\nadd rule %[1]s mangle POSTROUTING counter",
 }
 
-// obstruct replaces a family's mangle by the result of script, one of the obstacles. end removes
-// that table. A table that a process owns is also removed when the test ends.
+// obstruct replaces a family's table mangle by the one that script, an entry of obstacles, creates.
+// end removes the new table. A table that a process owns is also removed when the test ends.
 func (n *realNode) obstruct(f Family, script string) (end func()) {
 	n.t.Helper()
 	script = strings.ReplaceAll("add table %[1]s mangle\ndelete table %[1]s mangle\n"+script, "%[1]s", nftFamily[f])

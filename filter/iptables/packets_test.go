@@ -143,7 +143,7 @@ func TestRealRevoked(t *testing.T) {
 			if a.Is6() {
 				family = IPv6
 			}
-			// This rule sets the revoked mark at the next packet, before the owned rules see it.
+			// This rule sets the revoked mark on the next packet, before the agent's rules see it.
 			revoke := []string{"PREROUTING", "-p", "udp", "-j", "CONNMARK", "--set-xmark", "0x20/0x30"}
 			p.iptables(family, append([]string{"-t", table, "-A"}, revoke...)...)
 			before := p.counter("-j DROP")
@@ -234,8 +234,8 @@ func TestRealOverflow(t *testing.T) {
 	})
 }
 
-// At shutdown, after Pause, no new packet is queued, and no queued packet is lost, whether the
-// rules are removed or stay. Only if a separate table is removed are the queued packets lost.
+// At shutdown, after Pause, no new packet is queued. The queued packets are not lost, unless a
+// separate table is removed.
 func TestRealShutdown(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		for _, open := range []bool{true, false} {
@@ -313,7 +313,7 @@ func (p *packets) checkAfterPause(removed bool, old []*flow) {
 	})
 	p.wantQueued(0, func() {
 		for _, f := range old {
-			if !removed { // after Remove, no rule has saved the allowed mark, so there is nothing to check
+			if !removed { // after Remove, the rules that save the allowed mark are gone, so there is nothing to check
 				f.send()
 				f.arrives()
 			}

@@ -28,8 +28,9 @@ var lesser = []Less{
 	{Overflow: true, Pins: true, Sources: true},
 }
 
-// completeInterval is the time between attempts to add the omitted parts; the first attempt comes
-// already after checkInterval. A failed attempt costs two runs of iptables and changes nothing.
+// completeInterval is the time between attempts to add the omitted parts. Only the first attempt
+// comes sooner, after checkInterval. A failed attempt costs two runs of iptables and changes
+// nothing.
 const completeInterval = time.Minute
 
 // without returns the options without the parts in less.
@@ -72,7 +73,7 @@ func (m *Manager) Lacks() (less Less, because string) {
 }
 
 // ensure writes the wanted rules of a table if they differ, and returns the differences. If
-// writing all parts fails, it omits the parts whose requirements the node may not meet. Start,
+// writing all parts fails, it omits parts that require something that the node may lack. Start,
 // repair and takeover all use ensure, so that they have the same fallbacks.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
 	pinsErr := m.ensurePins()

@@ -122,8 +122,8 @@ func newPackets(t *testing.T, b Backend, opts Options) *packets {
 	return p
 }
 
-// counter returns the sum of the packet counters of the rules of Chain whose text ends with end,
-// for both families.
+// counter adds up the packet counters of rules of Chain, in both families. It counts only the rules
+// whose text has the given ending.
 func (p *packets) counter(end string) (n int) {
 	p.realNode.t.Helper()
 	if p.own {

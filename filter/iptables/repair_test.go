@@ -22,8 +22,8 @@ func pinnedOptions() Options {
 	return opts
 }
 
-// refuseAny returns a function for Fake.Refuse that refuses rules that contain one of the words, as
-// if the kernel or iptables did not support them.
+// refuseAny returns a function for Fake.Refuse. It refuses rules that contain one of the words, as if
+// the kernel or iptables did not support them.
 func refuseAny(words ...string) func(string) error {
 	return func(text string) error {
 		if i := slices.IndexFunc(words, func(w string) bool { return strings.Contains(text, w) }); i >= 0 {
@@ -132,7 +132,7 @@ func TestShortFallBack(t *testing.T) {
 		synctest.Wait()
 		whole := m.v4.Dump()
 		m.change("-F SLUICE")
-		left := 3 // transactions that fail: the two that write all parts, and one of a fallback
+		left := 3 // transactions that still fail: both attempts to write all parts, and the first to write the fallback
 		m.v4.Refuse(func(string) error {
 			if left--; left < 0 {
 				return nil
@@ -277,8 +277,8 @@ func TestRunWithNotifications(t *testing.T) {
 				m.change(c.lines...)
 				synctest.Wait()
 				m.want(m.applied())
-				// Read the outline, then the whole table if the outline shows no difference, and
-				// again after the write.
+				// At most three reads: readOutline, readTable if the outline shows no difference,
+				// and one after the write.
 				if n := m.v4.Reads() - reads; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
 					t.Errorf("%d repairs with %d reads after %v, want one with at most three", m.Repairs(), n, time.Since(start))
 				}

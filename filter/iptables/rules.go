@@ -70,8 +70,9 @@ type Options struct {
 	AllowedMark uint32
 	// RevokedMark is the bit of the connection mark for "no longer allowed".
 	RevokedMark uint32
-	// FirstQueue is the number of the first of Queues NFQUEUEs. Each has one worker. The
-	// overflow queue has the number after the last of them.
+	// FirstQueue is the number of the first queue, and Queues is the number of queues. Their
+	// numbers are consecutive, and the overflow queue has the next one. Each queue has one
+	// worker.
 	FirstQueue uint16
 	Queues     int
 	// SourceShare is the number of packets per second that a source may send to these
@@ -82,7 +83,8 @@ type Options struct {
 	// AnySource omits the rules that drop forged sources.
 	AnySource bool
 	// Guarded omits the chain that drops forged sources, and the jump to it, because the guard
-	// drops them at every interface. Even an empty chain costs 1.5% of a connection.
+	// drops them at every interface. Even an empty chain adds 1.5% to the cost of a
+	// connection.
 	Guarded bool
 	// NodeSources are the ranges of addresses of pods whose packets to this node are judged. If
 	// there are none, the rules do not look at packets to the node.

@@ -53,14 +53,14 @@ const (
 // as iptables accepts and prints it. No other match compares two fields of a packet. Unlike the
 // programs of cache/bpf, it needs neither the system call bpf nor a pinned name.
 func sameAddress(f Family) string {
-	at, words := 12, 1 // offset and 32-bit words of the source in an IPv4 header
+	at, words := 12, 1 // the source in an IPv4 header: its offset in bytes, and its length in 32-bit words
 	if f == IPv6 {
 		at, words = 8, 4
 	}
 	const each = 4
 	code := []string{fmt.Sprint(each*words + 2)}
 	for i := range words {
-		differ := each*(words-i) - each + 1 // distance to the last instruction, which returns 0
+		differ := each*(words-i) - each + 1 // length of the jump to the last instruction, which returns 0
 		code = append(code,
 			fmt.Sprintf("%d 0 0 %d", bpfLoad, at+4*i),
 			fmt.Sprintf("%d 0 0 0", bpfToX),

@@ -2,8 +2,8 @@ package iptables
 
 import "strings"
 
-// leadsTo reports whether a rule, as iptables prints it, has a jump or goto to a chain that match
-// selects.
+// leadsTo reports whether a rule, as iptables prints it, has a jump or goto to a chain for which
+// match returns true.
 func leadsTo(rule string, match func(chain string) bool) bool {
 	words := splitRule(rule)
 	for i := 1; i < len(words); i++ {
@@ -15,7 +15,7 @@ func leadsTo(rule string, match func(chain string) bool) bool {
 }
 
 // splitRule returns the words of a rule. iptables puts text with blanks, such as comments, in
-// double quotes, and escapes quotes in it by a backslash. If splitRule ignored quotes, a comment
+// double quotes, and escapes quotes in it with a backslash. If splitRule ignored quotes, a comment
 // that mentions a jump would count as a jump.
 func splitRule(rule string) []string {
 	var words []string

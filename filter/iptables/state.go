@@ -54,8 +54,9 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 	return h, nil
 }
 
-// obviousDiff returns the differences that an outline shows. It saves time after a flush: the node
-// is open until the rules are written again.
+// obviousDiff returns the differences that can be found without reading the rules of owned
+// chains: missing chains, wrong numbers of rules, and wrong jumps. After a flush, nothing is
+// enforced until the rules are written again, and a full read first would delay that.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
 		return nil // only a full read finds the rules that lead to older chains
@@ -203,7 +204,8 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading returns the rules outside of owned chains that lead to a chain that match selects.
+// leading returns the rules outside of owned chains that lead to a chain for which match returns
+// true. It skips the rules in such chains.
 func leading(ctx context.Context, t Table, now tableState, match func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {

@@ -26,14 +26,14 @@ type Table interface {
 	// Jumps returns the rules of a chain like Rules, but may return the short form of each rule. It
 	// may be cheaper than Rules.
 	Jumps(ctx context.Context, chain string) ([]string, error)
-	// Count returns the number of rules of a chain. known is set only if counting is much cheaper
-	// than Rules.
+	// Count returns the number of rules of a chain, if counting is much cheaper than Rules.
+	// Otherwise, known is false.
 	Count(ctx context.Context, chain string) (rules int, known bool)
 	// Inactive returns the reason why packets do not traverse the existing rules; empty if they do.
 	// Restore makes the table active again where it can.
 	Inactive(ctx context.Context) (why string, err error)
 	// Generation returns a number that changes with every change to the table, and perhaps with
-	// changes to other tables. known is set only if reading it is much cheaper than Rules.
+	// changes to other tables. If reading the number is not much cheaper than Rules, known is false.
 	Generation() (number uint32, known bool)
 	// Watch calls notify soon after each relevant change to the table, including changes by
 	// Restore, until ctx ends. It returns at once, with [errors.ErrUnsupported] if the table has

@@ -10,7 +10,7 @@ const (
 	// Chain is the chain that POSTROUTING jumps to. Sluice owns the chain with this name, and
 	// all chains whose names begin with this name and a dash.
 	Chain = "SLUICE"
-	// allowChain handles packets that were allowed. It is a separate chain so that one match
+	// allowChain has the rules for packets that were allowed. It is a separate chain so that one match
 	// leads to three actions: save the mark, clear it, and leave Chain. If a rule of Chain
 	// cleared the packet mark, an allowed packet without a conntrack entry would go on to the
 	// queue again, forever.

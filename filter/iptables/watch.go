@@ -34,7 +34,7 @@ func (t nftTable) watch(ctx context.Context, notify func()) error {
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of nf_tables: %w", explain(err))
 	}
-	_ = c.SetReadBuffer(watchBuffer) // a smaller buffer only overflows sooner
+	_ = c.SetReadBuffer(watchBuffer) // after an error, the smaller buffer only overflows sooner
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	go func() {
 		defer stop()

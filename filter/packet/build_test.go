@@ -8,7 +8,7 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// The ends of all packets that the tests build.
+// The addresses of all packets that the tests build; their ports are srcPort and dstPort.
 var (
 	srcV4 = netip.MustParseAddr("10.0.0.1")
 	dstV4 = netip.MustParseAddr("10.0.0.2")
@@ -91,7 +91,7 @@ type extension struct {
 // Extension headers are laid out by hand, because gopacket writes only two kinds.
 var (
 	hopByHop    = extension{layers.IPProtocolIPv6HopByHop, []byte{0, 1, 4, 0, 0, 0, 0}}               // RFC 8200, 4.3: one PadN
-	destination = extension{layers.IPProtocolIPv6Destination, append([]byte{1}, make([]byte, 14)...)} // 4.6: 16 bytes of Pad1
+	destination = extension{layers.IPProtocolIPv6Destination, append([]byte{1}, make([]byte, 14)...)} // 4.6: 16 bytes, of them 14 Pad1
 	routing     = extension{layers.IPProtocolIPv6Routing, []byte{0, 4, 0, 0, 0, 0, 0}}                // 4.4: no segments left
 	// RFC 4302, 2.2: 24 bytes. The length field counts units of 4 bytes, minus 2.
 	auth = extension{layers.IPProtocolAH, append([]byte{4}, make([]byte, 22)...)}

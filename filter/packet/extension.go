@@ -18,7 +18,8 @@ const minExtensionLen = 8
 
 // skipExtensions skips the IPv6 extension headers at the beginning of s; next is the type
 // of the first header there. It returns the type and the span of the header behind them, or
-// false and the type of the header that it could not skip.
+// false and the type of the header at which it stopped: one that it cannot skip, or one that is
+// in another fragment.
 //
 // It skips exactly the headers that the kernel's connection tracking skips
 // (ipv6_skip_exthdr), including the Authentication Header. If it skipped more, a verdict

@@ -79,8 +79,8 @@ func (d *Decoder) ipv4(data []byte, k *filter.Key) (upper span, found bool, err 
 // gopacket decodes only the addresses of the fixed header. It would also decode a
 // hop-by-hop header, option by option, and it takes length 0 for an error. ipv6 therefore
 // decodes the next header and the length itself, and overwrites both fields in the copy
-// that gopacket gets. The destination is the one in the header even if a routing header
-// lists others, because a policy applies to the packet on its way to the next node.
+// that gopacket gets. The destination is the one in the fixed header, even if a routing
+// header lists others, because a policy applies to the packet on its way to the next node.
 func (d *Decoder) ipv6(data []byte, k *filter.Key) (upper span, found bool, err error) {
 	if len(data) < ipv6HeaderLen {
 		return upper, false, ErrTruncated

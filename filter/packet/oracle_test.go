@@ -69,7 +69,8 @@ func slowDecode(data []byte) (p packet.Packet, err error) {
 }
 
 // slowMidStream decides by the flags of a TCP header, and by the type of the first chunk of
-// an SCTP packet. A header that is not skipped may hide either, in IPv4 as in IPv6.
+// an SCTP packet. If either is not visible, the packet counts as mid-stream. So does a packet
+// with an extension header that cannot be skipped, because it may hide either.
 func slowMidStream(w rawPacket, last header, visible bool) bool {
 	switch last.protocol {
 	case 6:
@@ -227,7 +228,7 @@ func mutate(random *rand.Rand, base []sample) []byte {
 }
 
 // If both Decode and the packet decoder of gopacket find ports in a sample, they find the
-// same ports. Samples in which only gopacket finds ports are skipped: it does so even if
+// same ports. Samples in which only gopacket finds ports are skipped: it finds some even if
 // lengths or versions cannot be right.
 func TestDecodeAgainstGopacket(t *testing.T) {
 	d := packet.NewDecoder()

@@ -28,7 +28,7 @@ var (
 	ErrVersion = errors.New("packet is neither IPv4 nor IPv6")
 	// ErrMappedAddress: an IPv6 header holds an IPv4-mapped address (::ffff:0:0/96). Such
 	// addresses are for sockets, not for packets. A key holds IPv4 addresses in this form,
-	// so that the packet would be taken for one of an IPv4 endpoint.
+	// so the packet would be taken for one from or to an IPv4 endpoint.
 	ErrMappedAddress = errors.New("IPv6 header holds an IPv4-mapped address")
 )
 

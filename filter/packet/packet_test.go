@@ -187,7 +187,7 @@ func checkCut(t *testing.T, name string, n int, got packet.Packet, err error, wh
 	}
 }
 
-// A packet is Ported exactly from the last byte of the fixed transport header on.
+// A packet that is cut off is Ported only if its fixed transport header is complete.
 func TestDecodeNeedsTheFixedHeader(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -215,8 +215,8 @@ func TestDecodeNeedsTheFixedHeader(t *testing.T) {
 }
 
 // Decode does not allocate, even for malformed and cut off packets: a flood of them must
-// not fill the heap with garbage. Each is decoded ten times, so that a single allocation of
-// the runtime meanwhile is rounded down to 0.
+// not fill the heap with garbage. Each is decoded ten times, so that a single allocation by
+// the runtime in that time is rounded down to 0.
 func TestDecodeAllocatesNothing(t *testing.T) {
 	d := packet.NewDecoder()
 	for _, s := range samples() {

@@ -8,7 +8,7 @@ import (
 )
 
 // A table holds the same entries as a map while it grows and shrinks. A table does not
-// change when with derives a new one from it.
+// change when its method "with" derives a new one from it.
 func TestAddrTable(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 1))
 	addr := func() netip.Addr {

@@ -25,8 +25,8 @@ const (
 )
 
 // Effect is what a cache may assume about all packets of an endpoint in one direction
-// without a decision. It does not apply to packets between the endpoint and its node, or
-// from the endpoint to itself.
+// without asking for a decision. It does not apply to packets between the endpoint and its
+// node, or from the endpoint to itself.
 type Effect uint8
 
 // The effects.
@@ -37,9 +37,8 @@ const (
 )
 
 // link is an element of a chain: the rules of one tier for a pod in one direction, and the
-// next tier. A chain contains only tiers whose policies select the pod, and ends with the
-// tier that isolates the pod, because that tier always decides. A nil link is an empty
-// chain.
+// next tier. A chain contains only tiers whose policies select the pod. If a tier isolates the
+// pod, it is the last, because it always decides. A nil link is an empty chain.
 type link struct {
 	rules     *ruleSet
 	isolation *filter.Isolation // the policies, if the tier isolates; nil for ordered rules

@@ -22,8 +22,8 @@ func claimant(name, node string, created int64) *corev1.Pod {
 	}
 }
 
-// A pod of this node keeps an address in the ranges of this node's pods even if a pod of
-// another node claims the address too, in any order of events.
+// If an address is in the ranges of this node's pods, a pod of this node keeps it even if a pod
+// of another node claims it too, whatever the order of events.
 func TestAPodOfThisNodeKeepsItsAddress(t *testing.T) {
 	here := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
 	ending := claimant("far", "there", 2)

@@ -75,7 +75,7 @@ func (w *Store) commitPod(p *pod) {
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
-		w.releaseClass(c) // the endpoint already has a use of the class
+		w.releaseClass(c) // the endpoint is already counted as a use of the class
 		return
 	}
 	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
@@ -145,7 +145,7 @@ func (w *Store) classFor(p *pod) *class {
 		c.refs++
 		for d := range sets {
 			for _, set := range sets[d] {
-				w.releasePolicySet(set) // the class already has a use of the set
+				w.releasePolicySet(set) // the class is already counted as a use of the set
 			}
 		}
 		p.ports = c.ports // the lists are equal: keep only one of them

@@ -16,9 +16,9 @@ import (
 // than tree allows, sets refer to the largest of these rules instead of copying them, and
 // each such rule costs an additional lookup.
 type shape struct {
-	floor int  // number of entries that is always allowed
-	flat  int  // allowed entries for each entry of the rules
-	tree  int  // allowed entries for each entry of the rules and each level of the tree
+	floor int  // see flat
+	flat  int  // the sets of all intervals may take floor + flat × (entries in the rules)
+	tree  int  // a segment tree may take tree × levels × (entries in the rules)
 	apart bool // for tests: the rules of several policies are never merged
 }
 

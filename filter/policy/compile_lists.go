@@ -65,9 +65,9 @@ func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	return sets
 }
 
-// large picks rules that sets refer to instead of copying them, so that all sets together
-// have about limit entries or fewer. It picks the rules whose copies take the most entries,
-// and returns nil if it need not pick any.
+// large picks rules that sets refer to instead of copying them. It picks those whose copies
+// would take the most entries, one by one, until all sets together have about limit entries
+// or fewer. It returns nil if it need not pick any.
 func (c *compiler) large(p *ruleLists, limit int) []bool {
 	seen, total := make(map[mark]bool), 0
 	uses := make([]int, len(c.rules))

@@ -77,9 +77,9 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
 	open := make([]bool, len(c.rules))
-	// sweep calls f for each interval with the mark and the weight of its rules: those for
-	// which open is true. Spans of one rule do not touch, so each edge opens or closes its
-	// rule.
+	// sweep calls f for each interval with the combined mark and the total weight of the
+	// interval's rules. During the call, open is true for these rules. Spans of one rule do
+	// not touch, so each edge opens or closes its rule.
 	sweep := func(f func(interval int, m mark, weight int) bool) bool {
 		clear(open)
 		var m mark

@@ -20,12 +20,12 @@ type podAddress struct {
 	addr            netip.Addr
 }
 
-// start holds the state of the policies of a pod's namespace when the pod got an address: by
-// name, the index of the newest version.
+// start records which versions of policies existed when a pod got an address. It maps the name of
+// each policy in the pod's namespace to the index of its newest version at that time.
 type start map[string]int
 
-// recordStarts must be called before the store gets an update of a pod. It records those
-// addresses that the pod gains whose packets are held until the pod is known, and forgets
+// recordStarts must be called before the store gets an update of a pod. It records the
+// addresses that the pod gains, if their packets are held until the pod is known, and forgets
 // the addresses that the pod loses.
 func (h *history) recordStarts(o *corev1.Pod) {
 	before := h.endStarts(o.Namespace, o.Name)
@@ -75,8 +75,8 @@ func (h *history) endStarts(namespace, name string) map[podAddress]start {
 	return ended
 }
 
-// liveAddrs returns the addresses of a pod, if the list has a pod with the same name and
-// time of creation.
+// liveAddrs returns the addresses of the pod in the list with the name and time of creation of
+// o. It returns nil if there is none, if it is in the host network, or if it has ended.
 func liveAddrs(list []*corev1.Pod, o *corev1.Pod) []netip.Addr {
 	i := named(list, o.Namespace, o.Name)
 	if i < 0 || !list[i].CreationTimestamp.Equal(&o.CreationTimestamp) || list[i].Spec.HostNetwork ||

@@ -240,7 +240,7 @@ func TestPodsChangeWhileTheyWait(t *testing.T) {
 	w.SetPod(w.pod("a", "deleted", "10.0.0.2")) // a new pod with the same name
 	replaced := w.pod("a", "replaced", "10.0.0.3")
 	replaced.CreationTimestamp = metav1.Unix(1, 0)
-	w.SetPod(replaced) // also a new pod with the same name
+	w.SetPod(replaced) // a new pod with the same name: its time of creation differs
 	w.SetPod(w.pod("a", "grows", "10.0.0.4", "10.0.0.7"))
 	heir := w.pod("a", "heir", "10.0.0.5")
 	heir.CreationTimestamp = metav1.Unix(1, 0)

@@ -30,7 +30,7 @@ type Draft struct {
 	from    Source
 	sum     [sha256.Size]byte
 	reach   Reach
-	number  uint64 // grows with each draft, but a draft that replaces a waiting one keeps its number
+	number  uint64 // grows with each draft; a draft that replaces a waiting one gets that one's number
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
@@ -60,7 +60,7 @@ const (
 // the policies of one namespace do not delay those of another.
 type drafts struct {
 	on      bool
-	waiting map[Ref]*Draft   // the newest version of each policy
+	waiting map[Ref]*Draft   // by policy, its newest draft, until work on the draft begins
 	of      map[string][]Ref // by namespace, the waiting drafts in the order of their numbers
 	size    map[string]int   // by namespace, the encoded bytes of waiting drafts
 	turns   []string         // namespaces with waiting drafts, in the order of their turns
@@ -172,7 +172,7 @@ func (w *Store) NextDraft() *Draft {
 		d = w.drafts.waiting[w.drafts.of[in][0]]
 		more := len(w.drafts.of[in]) > 1
 		w.unwait(d.ref)
-		if more { // the namespace goes to the end of the turns
+		if more { // the namespace's next turn comes after those of all others
 			w.drafts.turns = append(w.drafts.turns[1:], in)
 		}
 		w.drafts.current = d

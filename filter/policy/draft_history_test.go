@@ -59,7 +59,7 @@ func (h *history) behind() bool {
 }
 
 // inForce returns the cluster with the versions of policies that are in force. It checks
-// that each of these versions was set, and is not older than at the last commit.
+// that each of these versions was set, and is not older than the one at the last commit.
 func (h *history) inForce() *cluster {
 	c := *h.cluster
 	c.Policies = nil

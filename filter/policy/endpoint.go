@@ -13,9 +13,8 @@ type NamedPort struct {
 	Number   uint16
 }
 
-// NamedPorts returns the ports of a pod that have a name, sorted by name. Decide looks up
-// port names in this list. NamedPorts returns nil for the node, and for an address outside
-// the cluster.
+// NamedPorts returns a pod's named ports, sorted by name. Decide looks up port names in this
+// list. NamedPorts returns nil for the node, and for an address outside the cluster.
 func (e *Endpoint) NamedPorts() []NamedPort {
 	if e == nil || e.class == nil {
 		return nil

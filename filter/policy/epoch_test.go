@@ -131,7 +131,7 @@ func epochsOf(s *policy.Snapshot) map[netip.Addr]uint64 {
 }
 
 // TestNodeChange changes the node's addresses. The addresses that the node gains or loses
-// are reported as changes, and a gained one is the node's even if a pod claims it.
+// are reported as changes, and an address that it gains is the node's even if a pod claims it.
 func TestNodeChange(t *testing.T) {
 	r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
 	r.store = r.cluster.newStore()

@@ -6,17 +6,17 @@ import (
 	"sluice/filter"
 )
 
-// Pending states whether an address should belong to a pod, although no pod is known to have
-// it.
+// Pending states whether an address is expected to belong to a pod that is not known yet, and
+// on which node.
 type Pending uint8
 
 const (
-	// Known is an address whose owner is known, or an address that no pod should have.
+	// Known is an address whose owner is known, or that is not expected to belong to a pod.
 	Known Pending = iota
-	// PendingRemote is an address that a pod of another node should have. That node
-	// enforces the policies that isolate the pod.
+	// PendingRemote is an address that is expected to belong to a pod of another node. That
+	// node enforces the policies that isolate the pod.
 	PendingRemote
-	// PendingLocal is an address that a pod of this node should have.
+	// PendingLocal is an address that is expected to belong to a pod of this node.
 	PendingLocal
 )
 
@@ -40,7 +40,7 @@ func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) boo
 	return egress == never || ingress == never || egress == always && ingress == always
 }
 
-// outcome is the decision of the policies of one end for all pods that may turn out to have
+// outcome tells whether the policies of one end allow a flow, whichever pods turn out to have
 // the pending addresses.
 type outcome uint8
 
@@ -72,7 +72,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 // mayAllow reports whether a rule may allow a flow once its pending peer is known, although
 // no rule allows it now. Such a rule names pods by labels and is for the port of the flow,
 // or it is for a named port, which the peer may have under any number. ports are the named
-// ports of the end that the rules are for.
+// ports of the pod that the rules isolate.
 func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
 	for _, part := range r.parts() {
 		if part.mayAllow(k, d, ports) {

@@ -18,8 +18,8 @@ func (c *cluster) without(addr netip.Addr) *cluster {
 	return &out
 }
 
-// with returns the cluster and an additional random pod. The only address of the pod is
-// addr, and it may have a name for the port of the flow.
+// with returns the cluster with an additional random pod. The pod's only address is addr, and
+// the pod may have a name for the port of the flow.
 func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster {
 	out := *c
 	p := r.pod(name)
@@ -38,7 +38,8 @@ func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster 
 // oracle's verdict for any such pods. Other verdicts usually differ for some pods.
 func TestFinalVerdictsAreFinal(t *testing.T) {
 	const clusters, flows, pods = 500, 15, 12
-	final, open, missed := map[filter.Action]int{}, 0, 0 // missed counts verdicts that are not final, but always the same
+	final, open := map[filter.Action]int{}, 0
+	missed := 0 // verdicts for which Final returned false although no tried pods changed them
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 9000)
 		whole := r.cluster()

@@ -103,7 +103,7 @@ func (s *idSet) sum(h *maphash.Hash) {
 type idBits struct {
 	words     []uint64
 	low, high int // words outside of words[low:high] are 0
-	few       int // a set of at most few ids becomes a list
+	few       int // a set of at most this many ids becomes a list
 }
 
 func (b *idBits) grow(words int) {

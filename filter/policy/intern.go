@@ -18,7 +18,7 @@ type policy struct {
 	tier     Tier
 	priority int32             // lower ones decide first
 	id       uint64            // new with each version of the policy
-	mark     mark              // random, derived from the id
+	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of the version
 	kept     Source            // the source to read the rules from again; empty if there was no room to keep it
@@ -63,7 +63,7 @@ type reader struct {
 	in   interner
 	form *Policy
 	p    *policy
-	seen map[string]bool // the content of each rule that was added, in this direction
+	seen map[string]bool // contents of the rules that have been added in the current direction
 }
 
 func (w *Store) readPolicy(form *Policy) *policy {

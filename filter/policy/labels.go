@@ -71,10 +71,11 @@ type absence struct {
 	byKey   map[string]bucket[*selector]
 }
 
-// anchor returns the requirement under which a selector is filed: a list of labels of which
-// a matching object must have one, or, if no requirement lists labels, a key that the object
-// must have. Of several requirements with labels, anchor chooses the one with the lowest
-// cost. It returns neither labels nor a key for a selector that matches by absence.
+// anchor returns the requirement under which a selector is filed. It is a list of labels: a
+// matching object must have one of them. Of several requirements that list labels, anchor
+// chooses the one with the lowest cost. If no requirement lists labels, anchor returns a key
+// that a matching object must have. It returns neither labels nor a key for a selector that
+// matches by absence.
 func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	lowest := math.MaxInt
 	for _, r := range s.asks {
@@ -97,8 +98,8 @@ func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 // with more requirements has a matcher.
 const mostAsked = 8
 
-// asksOf returns the requirements of a selector that only an object with the required key
-// can meet: the first mostAsked of them.
+// asksOf returns the selector's requirements that only an object with the required key can
+// meet, but at most the first mostAsked.
 func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 	reqs, _ := sel.Requirements()
 	for _, r := range reqs {
@@ -208,7 +209,7 @@ func (x *labelIndex) add(s *selector) {
 	}
 }
 
-// remove removes a selector, which must be gone.
+// remove removes a selector for which gone already returns true.
 func (x *labelIndex) remove(s *selector) {
 	anyOf, key := anchor(s, entries)
 	switch {
@@ -388,7 +389,7 @@ type identity struct {
 	ns     *namespace
 	labels labels.Set
 	hash   uint64
-	pods   []*pod // the place of pods[i] is i; empty when the identity is gone
+	pods   []*pod // pods[i].place is i; empty when the identity is gone
 
 	subjects []*selector // subject selectors that match
 	peers    idSet       // peer selectors that match, as of the last Commit
@@ -475,7 +476,7 @@ func (x *identitySet) having(anyOf []label) int {
 	return n
 }
 
-// candidates returns the number of identities that match would test for s.
+// candidates returns how many identities a call of match with s would test.
 func (x *identitySet) candidates(s *selector) int {
 	if anyOf, _ := anchor(s, x.having); anyOf != nil {
 		return x.having(anyOf)

@@ -16,13 +16,14 @@ import (
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
-	// Policies bounds the sum of all policies. While the sum is larger, the most expensive
-	// policy of the most expensive namespace is refused. Policies in no namespace come last.
+	// Policies bounds the memory of all policies together. While they need more, the most
+	// expensive policy of the most expensive namespace is refused.
 	Policies int64
 }
 
-// DefaultLimits returns limits that leave an agent with 512 MiB of memory enough for the
-// pods of a large cluster and for compiling the largest policy that an API server stores.
+// DefaultLimits returns the limits for an agent with 512 MiB of memory. The rest of the memory
+// is enough for the pods of a large cluster and for compiling the largest policy that an API
+// server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
 // mostRefused bounds the encoded bytes of recoverable policies that the store keeps. A
@@ -150,7 +151,7 @@ func (w *Store) refuseOverTotal(form *Policy, cost int64) *policy {
 }
 
 // refuseOverBacklog refuses a large policy because too many bytes of its namespace's
-// policies already wait to be compiled.
+// policies are already waiting to be compiled.
 func (w *Store) refuseOverBacklog(form *Policy) *policy {
 	p := w.refuse(form, w.costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")

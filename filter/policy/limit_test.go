@@ -102,8 +102,8 @@ func TestRefusedPolicyIsolates(t *testing.T) {
 }
 
 // If all policies together are over Limits.Policies, the largest policies of the namespace
-// that takes most are refused until all others are within the limit. The refused policies
-// come into force again when there is room.
+// with the highest cost are refused until all others are within the limit. The refused
+// policies come into force again when there is room.
 func TestPoliciesBeyondTheirLimit(t *testing.T) {
 	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policies: 5*cost + cost/2})

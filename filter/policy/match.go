@@ -32,8 +32,8 @@ func (w *Store) match() {
 // affect marks the identities and namespaces that must be matched again because the given
 // peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// whole has the namespace selectors that are scopes of empty selectors, some those that
-	// are scopes of other selectors.
+	// The sets hold ids of namespace selectors. Those in whole are the scope of an empty peer
+	// selector, those in some are the scope of any other peer selector.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -66,9 +66,8 @@ func (w *Store) affect(selectors []*selector) {
 	}
 }
 
-// affectIn marks as stale the identities of a namespace that a selector matches. If finding
-// them takes more tests than matching all identities of the namespace again, it marks the
-// namespace as stale instead.
+// affectIn marks the identities of ns that s matches as stale. If finding them takes more
+// tests than matching all identities of ns again, it marks ns as stale instead.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():
@@ -172,8 +171,8 @@ func (w *Store) matchPods() {
 	w.staleIdentities = nil
 }
 
-// keepOwn adds an id to w.ids if the scope of its selector is a single namespace by name:
-// the namespace of the pods.
+// keepOwn adds an id to w.ids if the scope of its selector is a namespace's name and not a
+// namespace selector. The selector has matched the pods, so the name is that of their namespace.
 func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
@@ -193,7 +192,7 @@ func (w *Store) sumOf(ids *idSet) (sum [2]uint64) {
 }
 
 // matchWhole updates w.everyone, the selectors that match whole namespaces. It writes to a
-// copy, because snapshots share everyone.
+// copy, because snapshots share the slice.
 func (w *Store) matchWhole() {
 	if len(w.dirtyNS) == 0 {
 		return

@@ -227,7 +227,7 @@ func rulesOf(p *networkingv1.NetworkPolicy, d filter.Direction) (rules []policyR
 	return rules
 }
 
-// anyPeerMatches implements from and to: "empty or missing ... matches all".
+// anyPeerMatches implements the fields "from" and "to": "empty or missing ... matches all".
 func (c *cluster) anyPeerMatches(peers []networkingv1.NetworkPolicyPeer, policyNamespace string, addr netip.Addr, pod *corev1.Pod) bool {
 	return len(peers) == 0 || slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool {
 		return c.peerMatches(p, policyNamespace, addr, pod)
@@ -281,8 +281,8 @@ func cidrContains(text string, addr netip.Addr) (contains, wellFormed bool) {
 	return prefix.Contains(addr), true
 }
 
-// anyPortMatches implements ports: "empty or missing ... matches all ports". Only such a
-// rule matches a packet without ports.
+// anyPortMatches implements the field "ports": "empty or missing ... matches all ports". Only a
+// rule without ports matches a packet without ports.
 func anyPortMatches(items []networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) bool {
 	return len(items) == 0 || slices.ContainsFunc(items, func(item networkingv1.NetworkPolicyPort) bool {
 		return portMatches(item, f, dst)
@@ -574,8 +574,8 @@ func readFlow(t *testing.T, text string) flow {
 	return f
 }
 
-// smallCluster is the cluster of the two scenarios that users start from, and of further
-// pods of every kind.
+// smallCluster has the pods of the two scenarios that users start from, and further pods of
+// every kind.
 const smallCluster = `
 {kind: Namespace, metadata: {name: default}}
 ---

@@ -21,7 +21,7 @@ type podRanges struct {
 type rangeSources struct {
 	given    []netip.Prefix            // ranges of this node from its configuration
 	nodes    map[string][]netip.Prefix // the ranges of each Node, by its name
-	starting []netip.Prefix            // the content of live at the last RenewStartingPods
+	starting []netip.Prefix            // what live.List returned at the last RenewStartingPods
 	live     *StartingPods
 	changes  uint64 // the number of the next podRanges
 	stale    bool   // current must be built again
@@ -84,8 +84,8 @@ func (w *Store) changeRanges() {
 	w.adoptRanges()
 }
 
-// adoptRanges updates the local ranges at once rather than at the next Commit, because they
-// decide whether the addresses of pods that are set before that Commit are deferred.
+// adoptRanges updates the local ranges at once rather than at the next Commit. Pods may be set
+// before that Commit, and only addresses in the local ranges can be deferred (see deferrable).
 func (w *Store) adoptRanges() {
 	r := &w.ranges
 	w.setLocalRanges(slices.Concat(r.given, r.nodes[w.local.node], r.starting))

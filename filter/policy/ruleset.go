@@ -8,8 +8,8 @@ import (
 )
 
 // ruleSet is the compiled rules of some policies in one direction, cut into intervals along
-// the port axis. For any number of policies, a lookup searches at most three peer sets, the
-// peer sets of the destination's named ports, and another one if no rule matches. If rules
+// the port axis. For any number of policies, a lookup searches at most three peer sets, plus
+// those of the destination's named ports, plus one more if no rule matches. If rules
 // overlap so much along the axis that a peer set for each interval would take far more
 // memory than the policies, a lookup walks a tree of peer sets instead.
 //
@@ -22,7 +22,7 @@ type ruleSet struct {
 	ports    [3]portTable
 	bounds   []netip.Addr // the first address of each range and the first one after it; sorted
 	named    map[portName]*peerSet
-	anyNamed [3]bool // whether there are rules for named ports, by protocol as in ports
+	anyNamed [3]bool // whether there are rules for named ports; indexed by protocol, like the field ports
 	extra    *extra  // nil for most rule sets
 }
 
@@ -108,8 +108,8 @@ type blockRange struct{ low, end, rule uint32 }
 
 // remote is the peer of a flow, prepared for lookups in a rule set.
 type remote struct {
-	// some is the set of selectors that match the peer's labels, whole the set of those that
-	// match all pods of its namespace. Both are nil if the peer is not a pod.
+	// some is the set of selectors that match the peer's labels. whole is the set of selectors
+	// that match all pods of its namespace. Both are nil if the peer is not a pod.
 	some, whole *idSet
 	addr        netip.Addr
 	rules       *ruleSet

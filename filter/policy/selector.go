@@ -21,7 +21,7 @@ type selector struct {
 	// twin is the shared selector that replaces this selector of a draft.
 	twin *selector
 
-	// members and subjects are for subject selectors: the identities that match, and the
+	// members and subjects are set in a subject selector: the identities that match, and the
 	// policies that use the selector. A peer selector has no list of its matches: instead,
 	// identities and namespaces list the peer selectors that match them. Lists in both
 	// directions took a hundred times the memory of the selectors.
@@ -57,7 +57,7 @@ type selectors struct {
 	byID    []*selector
 	byScope map[scope]*scopeSelectors
 	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
-	scopes  idBits     // ids of the namespace selectors that are scopes in wide
+	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in wide
 	unused  []uint32   // released ids, free for reuse
 	few     int        // at most this many selectors that match by absence are tested one by one
 }
@@ -71,8 +71,8 @@ type scopeSelectors struct {
 	some     labelIndex
 }
 
-// fewAbsent bounds the selectors that match by absence and are tested one by one. If there
-// are more, they are indexed.
+// fewAbsent is the largest number of selectors with only NotIn and DoesNotExist requirements
+// that are tested one by one. If there are more, they are indexed.
 const fewAbsent = 64
 
 func newSelectors() selectors {

@@ -1,7 +1,7 @@
 package policy_test
 
-// The numbered test cases of the meaning of NetworkPolicy. Most have one policy p in
-// namespace default that selects role=db.
+// The numbered cases in this file test the meaning of NetworkPolicy. Most have one policy, p, in
+// the namespace default, which selects role=db.
 
 // directionCases test which pods a policy isolates, and in which direction.
 var directionCases = []semanticsCase{

@@ -26,12 +26,12 @@ type step struct {
 	objects  string // manifests of other objects, applied
 	remove   string // lines of "kind namespace/name", removed first
 	// flows are lines of "source > destination protocol port = verdict". An end is an
-	// address or a key of ends. The verdict is a prefix of what verdictText returns: the
-	// action, or also the reason, or also the policies and rule of each isolated side.
+	// address or a key of the map "ends". The verdict is a prefix of what verdictText returns: the
+	// action, then the reason, then the policies and the rule of each isolated side.
 	flows string
 }
 
-// ends names the addresses of smallCluster, and a few outside of it.
+// ends maps names to the addresses of smallCluster, and a few outside of it.
 var ends = map[string]string{
 	"db": "10.0.0.1", "db6": "fd00::1", "web": "10.0.0.2", "web6": "fd00::2", "job": "10.0.0.3", "odd": "10.0.0.4",
 	"done": "10.0.0.5", "agent": "10.9.0.3", "new": "10.0.0.8",

@@ -22,8 +22,8 @@ type Snapshot struct {
 	starting *StartingPods // shared by all snapshots
 }
 
-// Counts holds the numbers of objects that a snapshot was compiled from (namespaces, pods
-// and policies) and that it consists of.
+// Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,
+// pods and policies), and of those that it consists of (endpoints, classes, policy sets).
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
 
@@ -41,11 +41,12 @@ type Endpoint struct {
 
 // class is the compiled form of pods that no policy can tell apart. The fields that a
 // decision reads fill one cache line. The padding makes the struct 128 bytes large, so that
-// it begins at a cache line. Without it, at 112 bytes, two out of three classes began within
-// a line, and each decision about them read one more.
+// it begins at a cache line. Without it, Go would allocate 112 bytes for each class. Three
+// out of four would then begin within a line, and each decision about them would read one
+// line more.
 type class struct {
 	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
-	peers     idSet    // peer selectors that match, without those that match whole namespaces
+	peers     idSet    // peer selectors that match, except those that match whole namespaces
 	namespace uint32
 	refs      int
 	ports     []namedPort
@@ -77,9 +78,9 @@ type policySetKey struct {
 // store. The number grows by one with each Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
 
-// NewestEpoch returns the last epoch that was assigned before the snapshot was made. An
-// endpoint of a later snapshot whose epoch is not greater already existed in this snapshot,
-// possibly with different addresses.
+// NewestEpoch returns the last epoch that was assigned before the snapshot was made. If the
+// epoch of an endpoint in a later snapshot is not greater, the endpoint already existed in
+// this snapshot, possibly with different addresses.
 func (s *Snapshot) NewestEpoch() uint64 { return s.newest }
 
 // Counts returns the numbers of objects in the snapshot.
@@ -238,14 +239,14 @@ func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *En
 	return v
 }
 
-// sideOutcome is the decision of one side. allows reports whether it allows the flow, pair
-// whether the decision is the same for all packets between the two addresses.
+// sideOutcome is the decision of one side. allows reports whether it allows the flow. pair
+// reports whether the decision is the same for all packets between the two addresses.
 type sideOutcome struct{ allows, pair bool }
 
 var passes = sideOutcome{true, true}
 
 // decideSide returns the decision of a chain, and stores in side the policies and the rule
-// that made it. The first branch is for chains without ordered rules, which are most.
+// that made it. The first branch is for chains without ordered rules, as most chains are.
 func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o sideOutcome) {
 	if l.isolation != nil {
 		side.Isolation = l.isolation

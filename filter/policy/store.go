@@ -73,10 +73,10 @@ type Store struct {
 	table         *addrTable              // the owners of addresses; shared with the last snapshot
 	everyone      []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
 	unusedNS      []uint32                // namespace ids that can be reused
-	dirtyNS       map[*namespace]struct{} // namespaces whose element of everyone is out of date
+	dirtyNS       map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
 	staleIn       []*namespace            // namespaces in which a peer selector was added or removed
 	compiled      []*identity             // identities whose field recent is set
-	wideOnly      bool                    // while set, stale marks identities only for selectors whose scope is a namespace selector
+	wideOnly      bool                    // while set, Store.stale requests no matching with selectors whose scope is one namespace by name
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
 	lastNumber    uint64 // number of the last snapshot
@@ -182,7 +182,7 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
-	w.dirtyNS[ns] = struct{}{} // everyone may have the selectors of an earlier namespace with this id
+	w.dirtyNS[ns] = struct{}{} // w.everyone may have the selectors of an earlier namespace with this id
 	w.relabelNamespace(ns, nil)
 	return ns
 }
@@ -210,8 +210,8 @@ func (w *Store) relabelNamespace(ns *namespace, given labels.Set) {
 	w.rescope(ns)
 }
 
-// SetPod adds or updates a pod. If a draft may isolate the pod, its new addresses are
-// deferred: they stay unknown for now.
+// SetPod adds or updates a pod. If a draft may isolate the pod, the pod's new addresses are
+// deferred: they stay unknown until no such draft is left (see the type deferred).
 func (w *Store) SetPod(o *Pod) {
 	p := readPod(o)
 	p.local = w.local.node != "" && o.Node == w.local.node
@@ -241,7 +241,7 @@ func (w *Store) replacePod(p, now *pod, set labels.Set) {
 	}
 	known := w.known(p)
 	if p.created != now.created {
-		known = nil // now is a new pod with the same name
+		known = nil // the pod was replaced by a new one with the same name
 	}
 	w.disclaim(p)
 	host := p.host
@@ -274,8 +274,7 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records the addresses of a pod. Addresses that are not in known are new, and may be
-// deferred.
+// claim records the addresses of a pod. It may defer those that are not in known.
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
 		if !slices.Contains(known, a) {
@@ -387,7 +386,7 @@ func (w *Store) SetEncoded(e Encoded) {
 	}
 }
 
-// put reads a policy and puts it in force in place of old, the version before, which may be
+// put reads a policy and puts it in force. It replaces old, the previous version, which may be
 // nil.
 func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
 	if !ref.clusterWide() {

@@ -55,8 +55,8 @@ func (w *Store) releaseDying() {
 	}
 }
 
-// beginSweep begins a sweep for the fresh selectors of a draft, which may be nil, and for
-// all ids in limbo.
+// beginSweep begins a sweep for the fresh selectors of a draft, if d is not nil, and for all
+// ids in limbo.
 func (w *Store) beginSweep(d *Draft) {
 	s := &sweep{retired: w.limbo}
 	w.limbo = limbo{}

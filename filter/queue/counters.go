@@ -25,7 +25,7 @@ const (
 // seq_show).
 type counter struct {
 	waiting uint64 // packets in the queue
-	dropped uint64 // packets that found the queue or the socket full
+	dropped uint64 // packets dropped because the queue or the socket was full
 }
 
 // counters returns the counters of the workers' queues, by number.
@@ -131,8 +131,8 @@ func (q *Queues) watch(ctx context.Context) {
 	}
 }
 
-// count adds and logs the packets that were dropped between the readings last and now. The
-// counters of a queue start at 0 when it is bound again.
+// count adds the packets that were dropped between the last reading and this one to the
+// statistics, and logs them. The counters of a queue start at 0 when it is bound again.
 func (q *Queues) count(last, now map[uint16]counter) {
 	for number, c := range now {
 		before := last[number].dropped
@@ -155,7 +155,8 @@ func (q *Queues) count(last, now map[uint16]counter) {
 	}
 }
 
-// inNetNS runs f in a network namespace, 0 for the current one.
+// inNetNS runs f in the network namespace with the given file descriptor; 0 means the current
+// namespace.
 func inNetNS(fd int, f func() error) error {
 	if fd == 0 {
 		return f()

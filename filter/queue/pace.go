@@ -13,12 +13,13 @@ const (
 	maxBurst = 64
 	// overflowBurst replaces maxBurst for the overflow queue, and floodBurst replaces it
 	// during a flood. A flood begins after floodBacklog messages without a pause, and ends
-	// when the worker has kept up for floodQuiet: a flood has short pauses too.
+	// when the worker has kept up for floodQuiet. A shorter pause does not end it, because a
+	// flood has short pauses too.
 	//
 	// The other workers wait for at most one burst of the overflow queue. During a flood,
-	// their 99th percentile was a quarter longer with bursts of 4 messages instead of 2,
-	// and twice as long with 8. Without a flood, bursts of 2 cost a busy client a third of
-	// its connections; bursts of 16 cost it none.
+	// the 99th percentile of their waits was a quarter longer with bursts of 4 messages
+	// instead of 2, and twice as long with 8. Without a flood, bursts of 2 cost a busy
+	// client a third of its connections; bursts of 16 cost it none.
 	overflowBurst = 16
 	floodBurst    = 2
 	floodBacklog  = 512
@@ -34,8 +35,8 @@ type pace struct {
 	floodUntil time.Time // time at which the current flood counts as over
 
 	// Once fullBacklog messages have come without a pause, full is called after each burst
-	// until the next pause; first is set in the first of these calls. A fullBacklog of 0
-	// disables the calls.
+	// until the next pause. Its parameter first is true in the first of these calls. If
+	// fullBacklog is 0, full is never called.
 	fullBacklog int
 	unpaused    int // messages since the last pause
 	full        func(first bool)
@@ -94,7 +95,7 @@ func (p *pace) adapt(n int, now time.Time) {
 // 17 times as long with neither call, 11 or 18 times with one of them, and twice as long
 // with both.
 //
-// yield does nothing without a flood, because every busy program would run first, for
+// Without a flood, yield does nothing. Otherwise every busy program would run first, for
 // milliseconds each: on a node that started containers, a client that was merely over its
 // limit waited for up to 770 ms, against 50 ms without yielding.
 //

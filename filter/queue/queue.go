@@ -81,7 +81,7 @@ type Options struct {
 	NetNS int
 }
 
-// span returns the number of queues, with the overflow queue.
+// span returns the number of queues, including the overflow queue.
 func (o Options) span() int {
 	if o.Overflow {
 		return o.Count + 1
@@ -157,10 +157,10 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 }
 
 // fullBacklog returns the least number of packets that a worker reads without a pause after
-// its queue or its socket's receive buffer was full; buffer is the size of the latter in
-// bytes. pace uses it to detect a full queue, because the kernel does not count the packets
-// that pass meanwhile. A full queue holds only pending packets, at most one burst under
-// evaluation, and unread packets.
+// its queue or its socket's receive buffer was full; buffer is the size of that receive buffer
+// in bytes. The type pace detects a full queue by this number, because with FailOpen the kernel
+// does not count the packets that find the queue full. Such a queue holds at most MaxHeld
+// pending packets and one burst under evaluation; the other packets are unread.
 func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // upper bound of the buffer space that the kernel charges for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))

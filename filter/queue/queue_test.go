@@ -72,7 +72,7 @@ func (b *buffer) String() string {
 	return b.Buffer.String()
 }
 
-// fixture is a node between a client and a server, whose queues are read by the test.
+// fixture is a node between a client and a server. The test reads the queues of the node.
 type fixture struct {
 	*testing.T
 	node           *lab.Node

@@ -8,7 +8,7 @@ import (
 // shares divides the places for pending packets among their senders. A sender may use every
 // free place. If no place is free, a packet of a sender with fewer places displaces the
 // newest packet of the sender with the most. So no place need be reserved: even while a pod
-// scans unused addresses, starting pods get places for their few first packets.
+// scans unused addresses, starting pods get places for their first few packets.
 //
 // Places are counted for each input interface, which a pod cannot forge, and within an
 // interface for each source address. Packets whose interface the kernel does not report
@@ -64,9 +64,9 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	return displaced, true
 }
 
-// displace returns the packet that p displaces; nil if p displaces none. Even with p, p's
-// sender must not have more places than the sender that loses one; otherwise the two would
-// displace each other's packets in turn.
+// displace returns the packet that p displaces, or nil. It is the newest packet of the sender
+// with the most places. The sender of p must have at least two places fewer: otherwise the two
+// senders would displace each other's packets in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
@@ -114,7 +114,7 @@ func (s *shares) held() int {
 func (s *shares) remove(p *pendingPacket) {
 	d := s.devices[p.device]
 	a := d.addresses[p.source]
-	for i, o := range a.packets { // few steps, because packets expire oldest first
+	for i, o := range a.packets { // usually few steps: the oldest packet is first, and expires first
 		if o == p {
 			a.packets = append(a.packets[:i], a.packets[i+1:]...)
 			break

@@ -65,8 +65,8 @@ type mmsghdr struct {
 	len uint32
 }
 
-// newSocket opens a socket in a network namespace, 0 for the process's own.
-// Messages hold up to copyRange bytes of a packet.
+// newSocket opens a socket in the network namespace with the file descriptor netNS; 0 means
+// the process's own. Messages hold up to copyRange bytes of a packet.
 func newSocket(netNS int, copyRange uint32, stale func()) (*socket, error) {
 	conn, err := nlsocket.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER, "nfqueue", &nlsocket.Config{NetNS: netNS})
 	if err != nil {

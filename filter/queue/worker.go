@@ -10,8 +10,9 @@ import (
 	"sluice/filter"
 )
 
-// A worker that failed is restarted after firstBackoff, which doubles with each failure up
-// to lastBackoff. Both are short, because the packets of its queue are dropped meanwhile.
+// A worker that failed is restarted after a backoff: firstBackoff at first, doubled with each
+// failure up to lastBackoff. Both are short, because the packets of the worker's queue are
+// dropped meanwhile.
 const (
 	firstBackoff = 10 * time.Millisecond
 	lastBackoff  = time.Second

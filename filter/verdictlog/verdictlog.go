@@ -57,8 +57,8 @@ type Log struct {
 }
 
 // New returns a log of the verdicts of a level. It logs at most perSecond lines a second,
-// with a burst of as many; 0 disables the limit. It takes the names of pods from the
-// snapshot in force in names.
+// with a burst of as many; 0 disables the limit. It takes the names of pods from
+// the snapshot in force.
 func New(level Level, perSecond int, names *policy.Published, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if perSecond > 0 {

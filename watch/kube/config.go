@@ -35,7 +35,7 @@ func Config(opts ConfigOptions) (*rest.Config, error) {
 	}
 	config.QPS, config.Burst = requestRate, requestBurst
 	config.UserAgent = strings.TrimSuffix("sluice/"+opts.Version, "/")
-	config.WarningHandler = rest.NoWarnings{} // the API server warns the authors of objects, not their readers
+	config.WarningHandler = rest.NoWarnings{} // the API server's warnings are for those who write objects
 	return config, nil
 }
 

@@ -196,8 +196,8 @@ func TestJSON(t *testing.T) {
 	f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Allow)
 }
 
-// TestRanges checks that the first snapshot has the pod ranges of the Nodes, and that
-// changes follow.
+// TestRanges checks that the first snapshot has the pod ranges of the Nodes, and that later
+// snapshots have their changes.
 func TestRanges(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	small(s)

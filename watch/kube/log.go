@@ -14,7 +14,7 @@ func (d debugHandler) Enabled(ctx context.Context, level slog.Level) bool {
 	return d.Handler.Enabled(ctx, min(level, slog.LevelDebug))
 }
 
-// Handle handles the record at the lowered level.
+// Handle lowers the level of the record and passes the record on.
 func (d debugHandler) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = min(r.Level, slog.LevelDebug)
 	return d.Handler.Handle(ctx, r)

@@ -80,8 +80,8 @@ type jsonClient struct {
 	http *http.Client
 }
 
-// get requests a path and decodes the response into into. If the path does not exist, get
-// returns nil and leaves into unchanged.
+// get requests a path and decodes the response into the value that the parameter into points
+// to. If the path does not exist, get returns nil and does not change the value.
 func (c jsonClient) get(path string, query url.Values, accept string, into any) error {
 	ctx, stop := context.WithTimeoutCause(c.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
 	defer stop()
@@ -96,7 +96,7 @@ func (c jsonClient) get(path string, query url.Values, accept string, into any) 
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), err)
 	}
-	defer answer.Body.Close() // the body was only read
+	defer answer.Body.Close() // an error does not matter: the body was only read
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	switch {
 	case err != nil:

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// maxUpdate bounds the changes in an Update after the first, so that Updates of other
-	// sources can run in between.
+	// maxUpdate bounds the changes in each Update except the first Update, so that Updates of
+	// other sources can run in between.
 	maxUpdate = 4096
 	// maxQueued bounds the queued changes. While the queue is full, add blocks, which is
 	// the backpressure on the watch.

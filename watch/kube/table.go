@@ -45,10 +45,10 @@ func newTable(k *kind, q *queue, h *health) *table {
 	return &table{kind: k, queue: q, health: h, known: make(map[types.NamespacedName]*labelSet)}
 }
 
-// Add handles a new object.
+// Add queues a new object.
 func (t *table) Add(o any) error { return t.Update(o) }
 
-// Update handles a changed object.
+// Update queues a changed object.
 func (t *table) Update(o any) error {
 	c, matters, err := t.set(o)
 	if err != nil {
@@ -62,7 +62,7 @@ func (t *table) Update(o any) error {
 	return nil
 }
 
-// Delete handles a deleted object. After a gap in the watch, o contains the last known
+// Delete queues the deletion of an object. After a gap in the watch, o contains the last known
 // state of the object.
 func (t *table) Delete(o any) error {
 	if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
@@ -78,8 +78,8 @@ func (t *table) Delete(o any) error {
 	return nil
 }
 
-// Replace handles a full list. Known objects that the list does not contain were deleted
-// while no watch was open.
+// Replace queues all objects of a full list. It also queues the deletion of known objects that
+// the list does not contain: they were deleted while no watch was open.
 func (t *table) Replace(list []any, _ string) error {
 	gone := t.known
 	t.known = make(map[types.NamespacedName]*labelSet, len(list))
@@ -93,7 +93,7 @@ func (t *table) Replace(list []any, _ string) error {
 			changes = append(changes, c)
 		}
 		delete(gone, c.name)
-		list[i] = nil // frees the object sooner: only the queue still needs it
+		list[i] = nil // let the object be freed as soon as the queue is done with it
 	}
 	for name := range gone {
 		changes = append(changes, t.delete(name))

@@ -87,9 +87,9 @@ func (s *taintFixture) awaitTaints(name string, want ...corev1.Taint) {
 	})
 }
 
-// TestStartupTaint checks that the taint stays until the agent is ready, and is removed
-// then, with any effect and at any index, each time that it is set. Other taints and other
-// Nodes do not change.
+// TestStartupTaint checks that the taint stays until the agent is ready. From then on, it is
+// removed each time that it is set, whatever its effect and its index. Other taints and
+// other Nodes do not change.
 func TestStartupTaint(t *testing.T) {
 	s := followTaint(t, apiserver.Options{}, tainted("here", others[0], startup, others[1:], evict), tainted("there", startup))
 	await(t, "Ready is called", func() bool { return s.calls.Load() > 2 })

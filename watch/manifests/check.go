@@ -38,10 +38,10 @@ func (c *checker) problem(field, detail, hint string) {
 	c.p.problem(c.object, c.at+field, detail, c.rule+hint)
 }
 
-// strict handles an unknown field. If the field is in a policy's spec, specByParts reports it
-// as a problem of the rule. The status of a policy is ignored: NetworkPolicies had one in
-// Kubernetes 1.24 to 1.27. Any other unknown field is only noted: it may belong to a newer
-// API, and does not affect decisions.
+// strict notes an unknown field, unless it is in the spec or the status of a policy. Such a
+// field may belong to a newer API, and does not affect decisions. specByParts reports a field
+// in a policy's spec, as a problem of the rule. The status is ignored: NetworkPolicies had one
+// in Kubernetes 1.24 to 1.27.
 func (c *checker) strict(object any, err error) {
 	isPolicy := c.kind != nil
 	c.uncertain = true // the decoder reports at most 100 unknown fields
@@ -56,9 +56,9 @@ func (c *checker) strict(object any, err error) {
 	}
 }
 
-// undecodable reports a value of the wrong type. text is the JSON of the field at, or of
-// the whole object if at is empty. undecodable decodes text again with encoding/json,
-// because only that decoder names the field.
+// undecodable reports a value of the wrong type. The parameter at is the path of a field, and
+// text is the field's JSON. If at is empty, text is the whole object. undecodable decodes text
+// again with encoding/json, because only that decoder names the field.
 func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))

@@ -306,9 +306,9 @@ func wanted(kind string) (name, version string) {
 }
 
 // known returns the name of the kind if the kind is supported, and "" otherwise. It accepts
-// a kind or an API version that is almost right and reports it as a problem, because a
-// policy that is skipped would isolate nothing. In that case, understood is false, and the
-// rules of the policy allow nothing.
+// a kind or an API version that is almost right, because a policy that is skipped would
+// isolate nothing. It reports such a mistake as a problem and returns understood = false, so
+// that the rules of the policy allow nothing.
 func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
 	name, version := wanted(kind)
 	policies := policyKindOf(name)

@@ -167,8 +167,9 @@ func bomb() string {
 
 const policyHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {a: b}}\n"
 
-// An unknown field has no effect where it cannot affect what is allowed. In a rule, it
-// closes the rule.
+// Unknown fields in the metadata or beside the spec are ignored, with a note. An unknown field
+// in a rule closes that rule. One in the spec itself closes the whole policy, in both
+// directions.
 func TestUnknownFields(t *testing.T) {
 	const closedRule, openRule = "closed", "open"
 	tests := map[string]struct {

@@ -90,7 +90,7 @@ func (l *lister) entry(path string, e fs.DirEntry) {
 	isDir := e.IsDir()
 	if e.Type()&fs.ModeSymlink != 0 {
 		info, err := os.Stat(path)
-		if err != nil && !named(path) { // for a manifest, reading it reports the error
+		if err != nil && !named(path) { // if path is a manifest, the later reading of it reports the error
 			l.problems = append(l.problems, Problem{File: path, Detail: err.Error(), Hint: "correct the link, or remove it"})
 		}
 		isDir = err == nil && info.IsDir()

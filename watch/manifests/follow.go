@@ -85,7 +85,7 @@ type follower struct {
 	touched map[string]bool // paths with events since the last scan
 	all     bool            // events were lost, so every file must be read
 	state   *merged
-	logged  map[Problem]bool // logged problems of roots and duplicate objects
+	logged  map[Problem]bool // problems that have been logged: of roots, and about duplicate objects
 
 	onProblems func([]Problem) // may be nil
 	reported   []Problem       // argument of the last call of onProblems
@@ -362,10 +362,9 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the reader of each kind finds in the policies. It omits
-// those that c.problems explains. The affected rules would safely allow nothing, but it is
-// better to keep the last good state of the file. A part that is not supported is no reason
-// for that: the store reports it.
+// inPolicies returns the problems that the netpol package finds in the policies, except
+// consequences of c.problems. A rule with a problem allows nothing, which is safe. But the
+// problem makes the file count as broken, so that its last good state stays in force.
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {

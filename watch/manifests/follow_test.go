@@ -222,7 +222,8 @@ func TestFollowOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// A series of events leads to one change, so that only part of the series is never in force.
+// A series of events leads to one change, so that there is never a time at which only some of
+// the events have taken effect.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()
@@ -290,8 +291,8 @@ func TestTruncatedFileKeepsItsObjects(t *testing.T) {
 	}
 }
 
-// An empty file loses its objects if it is deleted, or if a comment or an empty document is
-// written into it.
+// The objects of a truncated file are removed if the file is deleted, or if a comment or an
+// empty document is written into it.
 func TestTruncatedFileLosesItsObjects(t *testing.T) {
 	for name, text := range map[string]string{
 		"a comment": "# nothing\n", "empty documents": "---\n---\n", "null": "null\n",

@@ -27,8 +27,8 @@ type policyKind struct {
 	spec     reflect.Type
 	instead  map[string]string // fields of similar kinds, and hints what to write instead
 	empty    func() metav1.Object
-	// check applies the defaulting and checks of the API server. It closes rules that it
-	// cannot read.
+	// check applies the defaulting and checks of the API server. A rule that it cannot read
+	// allows nothing.
 	check func(metav1.Object, *checker)
 	read  func(metav1.Object) *policy.Policy
 }

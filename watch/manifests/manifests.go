@@ -54,8 +54,8 @@ type Origin struct {
 	Document int    // number in the file, from 1; 0 if the file has no documents
 }
 
-// FromCluster returns the given objects of a live cluster. origin is the File of their
-// Origins.
+// FromCluster returns the given objects of a live cluster. In Origins, each object has origin as
+// its File.
 func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*policy.Policy) Objects {
 	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: policies, Origins: make(map[string]Origin)}
 	note := func(kind string, object metav1.Object) {

@@ -2,7 +2,7 @@ package manifests
 
 import "testing"
 
-// Equal notes are combined into one with their number.
+// Equal notes are combined into one, which tells how many there were.
 func TestCondenseCounts(t *testing.T) {
 	note := Problem{File: "a.yaml", Document: 1, Object: "Pod default/a", Field: "spec.x", Detail: "there is no such field", Hint: "remove it"}
 	for n, want := range map[int]string{1: "", 2: " (once more)", 3: " (the same 2 times more)"} {

@@ -18,7 +18,7 @@ const (
 	maxFollowed = 64 << 20
 	// maxRead bounds the size of a file that is read once.
 	maxRead = 256 << 20
-	// maxTries bounds the attempts to read a file that changes meanwhile.
+	// maxTries bounds the attempts to read a file that changes while it is read.
 	maxTries = 3
 	// pipeTimeout bounds the wait for more data from a pipe.
 	pipeTimeout = 30 * time.Second
@@ -99,7 +99,7 @@ func (o opener) try(path string) (data []byte, settled bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	defer f.Close() // the file was only read
+	defer f.Close() // an error does not matter: the file was only read
 	before, err := f.Stat()
 	if err != nil {
 		return nil, false, err

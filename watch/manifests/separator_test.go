@@ -36,7 +36,7 @@ func TestMissingSeparatorIsNamed(t *testing.T) {
 	}
 }
 
-// The hint about any other mistake does not mention separators.
+// If no line near a syntax error looks like a separator, the hint does not mention separators.
 func TestSyntaxHintsKeepToTheirPlace(t *testing.T) {
 	far := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  text: |\n    ----\n" + strings.Repeat("    line\n", 9) + "  a: b: c\n"
 	for _, text := range []string{far, "kind: {\n", "a: [1, 2\nb: c\n"} {

@@ -57,7 +57,7 @@ func plainText(data []byte) ([]byte, string) {
 	return bytes.ReplaceAll(data, []byte("\n\ufeff"), []byte("\n")), ""
 }
 
-// lineOf returns the number, from 1, of the line that contains the offset at.
+// lineOf returns the number of the line, from 1, that contains the byte at the given offset.
 func lineOf(data []byte, at int) int { return 1 + bytes.Count(data[:at], []byte("\n")) }
 
 // fromWide decodes UTF-16 or UTF-32 with a byte order mark.

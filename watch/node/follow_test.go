@@ -44,7 +44,7 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	wait("the end of the context of that subscription", first.Done())
 	<-subscriptions
 	<-subscriptions
-	live <- 0 // once received, all signals of the subscriptions have been sent
+	live <- 0 // once this is received, all signals of the subscriptions have been sent
 	select {
 	case <-events:
 	default:

@@ -2,7 +2,7 @@
 // is always allowed, so the policy store needs these addresses.
 //
 // It also reads how the node reaches its pods, as a [Network], and derives the addresses of
-// the pods and the relevant kernel settings from it.
+// the pods from it. It checks the kernel settings that may let packets bypass policies.
 package node
 
 import (

@@ -8,8 +8,8 @@ import (
 )
 
 // PodBridges returns the bridges that lead to pods of this node. Such a bridge has a route
-// without a gateway whose destination overlaps one of ranges or contains one of pods. A
-// bridge without such a route is not found: the node reaches its pods in another way.
+// without a gateway whose destination overlaps one of ranges or contains one of pods. Other
+// bridges are left out, because the node does not reach its pods over them.
 func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	var found []Link
 	for _, l := range n.Links {
@@ -49,8 +49,8 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 //     of the bridge lead to other network namespaces. If a port leads out of the
 //     node, other machines may have addresses there.
 //
-// The range of a bridge stays when its last pod has ended, if before contains that range.
-// Ranges within known are omitted. The result is sorted.
+// The range of a bridge stays when its last pod has ended, if it is in the result of the
+// previous call (before). Ranges within the known ones are omitted. The result is sorted.
 func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []netip.Prefix {
 	var found []netip.Prefix
 	taken := n.takenNetns(pods)

@@ -15,8 +15,7 @@ import (
 // network namespace.
 const DefaultSysctls = "/proc/sys"
 
-// SettingProblem is a kernel setting that lets packets between pods bypass iptables, and so
-// all policies.
+// SettingProblem is a kernel setting that lets some packets bypass all policies.
 type SettingProblem struct {
 	Setting string // name of a sysctl or of a module
 	Where   string // the interface; if there are several, one of them and the number of others

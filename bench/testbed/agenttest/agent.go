@@ -85,8 +85,8 @@ func Start(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("start the agent: %w", err)
 	}
 	go a.follow(read, opts.Log)
-	// The event of the first publication comes after the event ready. Wait for both, so that
-	// the caller does not mistake the first publication for the publication of a change.
+	// The agent logs its first event.Published after event.Ready. Wait for both, so that the
+	// caller does not mistake the first publication for the publication of a change.
 	if _, err = a.Await(ctx, 0, Event(event.Ready)); err == nil {
 		_, err = a.Await(ctx, 0, Event(event.Published))
 	}
@@ -114,7 +114,7 @@ func (a *Agent) follow(r io.ReadCloser, log io.Writer) {
 		}
 		a.line(in.Text())
 	}
-	_, _ = io.Copy(io.Discard, r) // the scanner stops at a too long line, but the agent must not block
+	_, _ = io.Copy(io.Discard, r) // the scanner stops at a line that is too long, but the agent must not block
 	a.err = a.cmd.Wait()
 	close(a.done)
 }

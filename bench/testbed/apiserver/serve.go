@@ -23,8 +23,8 @@ var prefixes = map[string]string{
 	"pods": "/api/v1/", "namespaces": "/api/v1/", "nodes": "/api/v1/", "networkpolicies": "/apis/networking.k8s.io/v1/",
 }
 
-// ServeHTTP answers list and watch requests over the whole cluster, and get and JSON patch of
-// objects without a namespace. It also answers discovery of ClusterNetworkPolicies.
+// ServeHTTP answers list and watch requests for all objects of a kind in the cluster, and
+// requests to get or patch (as JSON patch) a Node.
 func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	enc := encodingFor(req)
 	if s.opts.Refuse != nil {

@@ -117,8 +117,8 @@ func namespaceName(i int) string { return fmt.Sprintf("ns-%04d", i) }
 func appName(i int) string       { return fmt.Sprintf("app-%05d", i) }
 func teamName(i int) string      { return fmt.Sprintf("team-%02d", i%20) }
 
-// address returns the addresses of pod i. It leaves the first addresses of 10.0.0.0/8 and
-// fd00::/104 to the other hosts of a benchmark.
+// address returns the addresses of pod i. It leaves the first 65,536 addresses of 10.0.0.0/8
+// and of fd00::/104 to the other hosts of a benchmark.
 func address(i int) (v4, v6 netip.Addr) {
 	i += 1 << 16
 	a := [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}
@@ -138,8 +138,9 @@ func (m maker) appOf(pod int) int { return pod / replicas % m.apps }
 // namespaceOf returns the namespace of all pods of an app.
 func (m maker) namespaceOf(app int) int { return app % m.options.Namespaces }
 
-// neighbor returns the app that follows steps apps later in the same namespace. If there is no
-// such app, it returns the namespace's first app, which may be the given app itself.
+// neighbor returns the app that comes the given number of steps after an app in the same
+// namespace. If there is no such app, it returns the namespace's first app, which may be the
+// given app itself.
 func (m maker) neighbor(app, steps int) int {
 	if next := app + steps*m.options.Namespaces; next < m.apps {
 		return next

@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestGeneratedCluster checks what benchmarks rely on: the sizes, valid policies, and
-// enough flows that are allowed and that are denied.
+// TestGeneratedCluster checks what benchmarks rely on: the sizes, valid policies, enough
+// allowed flows, and enough denied ones.
 func TestGeneratedCluster(t *testing.T) {
 	for _, o := range []cluster.Options{
 		{Pods: 1},

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Enable is the environment variable that enables tests with a control plane. Its build
-// takes minutes the first time.
+// Enable is the environment variable that enables tests with a control plane. Building the
+// control plane takes minutes the first time.
 const Enable = "SLUICE_TEST_CLUSTER"
 
 // TB is the part of testing.TB that the control plane uses, so that programs do not import

@@ -109,7 +109,7 @@ func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (
 	return r
 }
 
-// outcome returns the outcome that an error of a socket means.
+// outcome translates an error of a socket into an Outcome.
 func outcome(err error) Outcome {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET):

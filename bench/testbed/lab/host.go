@@ -167,8 +167,8 @@ func (h *Host) DialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, er
 	return c.(*net.TCPConn), nil
 }
 
-// DialUDP opens a socket on the host that sends to and receives from one address. It does
-// not send anything.
+// DialUDP opens a socket on the host. The socket sends only to the given address, and receives
+// only from it. DialUDP itself sends nothing.
 func (h *Host) DialUDP(to netip.AddrPort) (*net.UDPConn, error) {
 	c, err := h.dial(context.Background(), "udp", to)
 	if err != nil {

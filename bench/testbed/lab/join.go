@@ -109,7 +109,7 @@ func (n *namespace) awaitAddr(dev netlink.Link, a netip.Addr) error {
 
 // await waits until a condition holds.
 func await(what string, holds func() (bool, error)) error {
-	const bound = time.Minute // usually, it takes milliseconds
+	const bound = time.Minute // the wait usually takes milliseconds
 	for end := time.Now().Add(bound); ; time.Sleep(100 * time.Microsecond) {
 		switch ok, err := holds(); {
 		case err != nil:
@@ -133,9 +133,9 @@ func (l *Lab) nextIndex() int {
 	return 1000 + l.uplinks
 }
 
-// gateway returns the address at which a host reaches its router: pods for a pod, and router
-// for a host on the lab's router. A node cannot use the pods' gateway, because the node itself
-// has this address.
+// gateway returns the address at which a host reaches its router: the first parameter if the
+// host is a pod, the second if it is connected to the lab's router. A node cannot use the pods'
+// gateway, because the node itself has this address.
 func (h *Host) gateway(pods, router netip.Addr) netip.Addr {
 	if h.uplink.router == h.lab.router {
 		return router
@@ -196,7 +196,7 @@ func (n *namespace) addRoute(dev netlink.Link, to netip.Prefix, gateway, source 
 	return nil
 }
 
-// routeHere adds a route to the host for a range on the host's router. If the host is a
+// routeHere makes the host's router send packets for a range to the host. If the host is a
 // node, the range can be reached from the whole lab.
 func (h *Host) routeHere(to netip.Prefix) error {
 	if b := h.uplink.router.bridge; b != nil {

@@ -29,8 +29,8 @@ const (
 // Namespace is the namespace of the policies and pods.
 const Namespace = "attacker"
 
-// Recipe describes a large policy and the pods of its cluster. Ports, names, blocks and peers
-// are numbers for each rule.
+// Recipe describes a large policy and the pods of its cluster. The numbers of ports, names,
+// blocks and peers are those of each rule.
 type Recipe struct {
 	Layout               int // layout of the port ranges
 	Ports, Names, Blocks int
@@ -41,7 +41,7 @@ type Recipe struct {
 	Values               int // number of values in each In and NotIn
 	Namespaces           int // peers by labels of namespaces
 	Reuse                int // number of rules after which the peers repeat; 0 means never
-	Requirements         int // number of requirements of one more peer, for pods of all namespaces
+	Requirements         int // number of requirements of one more peer, which selects pods in all namespaces; 0 means no such peer
 	Both                 int // peers by labels of namespaces and pods
 	Identities           int // number of pods with distinct labels, in the policy's namespace
 	PodNamespaces        int // number of namespaces of these pods, if there is more than one
@@ -169,8 +169,8 @@ func (m Recipe) Pods() (list []*corev1.Pod) {
 	return list
 }
 
-// OfSize returns the recipe's policy with as many rules as possible, so that etcd still needs at
-// most size bytes to store the policy.
+// OfSize returns the recipe's policy with as many rules as fit into size bytes in etcd, but with
+// at least one.
 func (m Recipe) OfSize(name string, size int) *networkingv1.NetworkPolicy {
 	few := m.Policy(name, 8)
 	rules := max(1, 8*size/max(1, few.Size()))

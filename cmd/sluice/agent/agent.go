@@ -113,7 +113,7 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	}
 }
 
-// wire creates the parts that need the resources of open, and connects the parts.
+// wire creates the parts that need the resources that open has acquired, and connects the parts.
 func (a *agent) wire() error {
 	opts := a.opts
 	a.started = time.Now()

@@ -41,8 +41,8 @@ const predecessorInterval = 20 * time.Millisecond
 func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 	tick := time.NewTicker(predecessorInterval)
 	defer tick.Stop()
-	// The queues must be empty twice: the kernel stops counting a packet before it carries
-	// out the verdict.
+	// Two successive reads must find the queues empty: the kernel stops counting a packet
+	// before it carries out the verdict.
 	for empty := 0; empty < 2; {
 		select {
 		case <-ctx.Done():
@@ -66,8 +66,8 @@ func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 const (
 	// gapInterval is the shortest pause after a sweep of sweepAfterGaps.
 	gapInterval = time.Second
-	// gapPauseFactor makes the pause longer after a long sweep: at least this multiple of the
-	// sweep's duration. A sweep of 100,000 connections takes some hundred milliseconds of one
+	// gapPauseFactor makes the pause longer after a long sweep: the pause lasts at least this
+	// many times as long as the sweep. A sweep of 100,000 connections takes some hundred milliseconds of one
 	// CPU, and a pod that keeps a queue full must not keep that CPU busy.
 	gapPauseFactor = 9
 )
@@ -93,7 +93,7 @@ func (a *agent) sweepAfterGaps(ctx context.Context) {
 		}
 		began := time.Now()
 		if !a.judgeAll(conntrack.ScopeGap) && a.is(starting, applying, resuming) {
-			a.recordGap() // judge later: the sweep of the start may have run before the gap
+			a.recordGap() // judge later: the sweep at the agent's start may have run before the gap
 		}
 		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("cannot judge the connections that may have passed unjudged; trying again", "err", err)

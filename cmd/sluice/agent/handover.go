@@ -66,8 +66,9 @@ func (a *agent) chooseQueues() (predecessor, error) {
 	return p, nil
 }
 
-// freeQueues chooses between two ranges of count queues: the configured one, which begins at
-// first, and the one after it. It returns the first queue of the range that is free, and
+// freeQueues chooses between two ranges of queues: the configured one and the one after it.
+// first is the number of the first configured queue, and count is the number of queues in each
+// range. freeQueues returns the number of the first queue of the range that is free, and
 // whether a process reads the other range.
 func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
 	wanted, err := queue.Bound(0, first, count)
@@ -140,7 +141,8 @@ var (
 	errNotEnforcing = errors.New("no agent that enforces answers on")
 )
 
-// TakeOver asks the agent to yield until it does, for at most takeOverTimeout.
+// TakeOver asks the agent to yield. It repeats the request while the agent cannot yield yet, for
+// at most takeOverTimeout.
 func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 	for end := time.Now().Add(takeOverTimeout); ; {
 		lease, err := requestYield(ctx, q.socket, takeOverTimeout)

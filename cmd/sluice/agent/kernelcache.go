@@ -35,8 +35,8 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
-	// The kernel remembers no denials with --fail open, because it would still deny while no
-	// agent runs, and with --log-verdicts, because it would not log them.
+	// The kernel must not remember denials in two cases: with --fail open, it would still
+	// deny while no agent runs; and with --log-verdicts, the denials would not be logged.
 	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
 	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {
@@ -55,8 +55,7 @@ func (a *agent) openKernel() error {
 	return nil
 }
 
-// setKernelStarting passes the ranges with the addresses of starting pods to the kernel's
-// flow cache.
+// setKernelStarting passes the addresses of starting pods to the kernel's flow cache.
 func (a *agent) setKernelStarting(addrs []netip.Prefix) {
 	if a.kernel == nil {
 		return
@@ -157,8 +156,8 @@ func (a *agent) without(less iptables.Less, because string) error {
 	return nil
 }
 
-// kernelError returns err if the kernel may still answer by an older snapshot: the agent must
-// end. It logs any other error and returns nil, because the cache has disabled itself and all
+// kernelError returns err if the kernel may still answer by an older snapshot, so that the agent
+// ends. It logs any other error and returns nil, because the cache has disabled itself and all
 // packets are queued.
 func (a *agent) kernelError(err error) error {
 	if err == nil || errors.Is(err, bpf.ErrStillAnswering) {

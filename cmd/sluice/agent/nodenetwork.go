@@ -38,8 +38,8 @@ type nodeNetwork struct {
 	// interfaces. nil means that they never are.
 	guarded func() bool
 	log     *slog.Logger
-	// onDevices, if not nil, is called with the interface index of each address of this
-	// node's pods that has an interface of its own.
+	// onDevices, if not nil, is called with the interface indexes of those pods of this node
+	// that have an interface of their own. The keys are the pods' addresses.
 	onDevices func(map[netip.Addr]uint32)
 	// onStarting, if not nil, is called with the derived ranges before the snapshot treats
 	// unknown addresses in them as pending.

@@ -45,8 +45,8 @@ func snapshotWith(ranges []netip.Prefix, self string, pods ...*corev1.Pod) *poli
 	return s
 }
 
-// bridgeTo returns a network with a bridge that is connected to the range pods. One port of
-// the bridge leads to a pod.
+// bridgeTo returns a network with a bridge that is directly connected to the given range of
+// addresses. One port of the bridge leads to a pod.
 func bridgeTo(pods string) *node.Network {
 	return &node.Network{
 		Links:  []node.Link{{Index: 3, Name: "cni0", Kind: "bridge"}, {Index: 4, Name: "veth1", Kind: "veth", Master: 3, InOtherNetns: true}},

@@ -38,7 +38,7 @@ func (a *agent) tableNames() string {
 	return strings.Join(names, ", ")
 }
 
-// markNow stores the current time in when.
+// markNow stores the current time.
 func markNow(when *atomic.Pointer[time.Time]) {
 	now := time.Now()
 	when.Store(&now)

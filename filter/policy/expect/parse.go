@@ -216,7 +216,7 @@ func parseTest(text []byte) (Test, []error) {
 	return t, errs
 }
 
-// protocol parses the protocol of the test, and checks that the test has ports exactly if
+// protocol parses the protocol of the test, and checks that the test has ports if and only if
 // the protocol has ports.
 func (t *Test) protocol() (filter.Protocol, error) {
 	proto, ok := filter.TCP, true

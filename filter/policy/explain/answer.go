@@ -79,7 +79,7 @@ type TierAnswer struct {
 	Matches  string      `json:"matches,omitempty"` // what this rule matches, in words
 }
 
-// Details are the reasons of one side.
+// Details give the reasons for the verdict of one side.
 type Details struct {
 	Tiers    []TierAnswer    `json:"tiers,omitempty"`  // in the order of their evaluation
 	Allows   string          `json:"allows,omitempty"` // what the rule allows, in words

@@ -73,10 +73,10 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
 }
 
-// inTheWay returns the problem of the nearest rule, if any. It must be corrected before
+// inTheWay returns the problem of the nearest rule, or nil. The problem must be corrected before
 // anything is added to the rule, because the API server refuses a policy with a malformed
-// item, and so does an agent that reads manifests. Often the correction is enough, for
-// example of a port in quotes.
+// item, and so does an agent that reads manifests. Often no addition is needed after the
+// correction, for example of a port in quotes.
 func (c *Cluster) inTheWay(s *Side) *policy.Problem {
 	if len(s.Nearest) == 0 {
 		return nil
@@ -118,9 +118,9 @@ func portOf(k filter.Key) policy.PortRange {
 	return policy.PortRange{Protocol: k.Protocol, Low: k.Port, High: k.Port}
 }
 
-// peerOf returns a peer that matches the flow's. It selects a pod by those of its labels
-// whose keys the nearest rule uses, or by all of its labels if it has none of these keys.
-// Any other peer is selected by its address.
+// peerOf returns a peer for a rule: it matches the other end of the flow. It selects a pod by
+// those of its labels whose keys the nearest rule uses, or by all of its labels if it has
+// none of these keys. It selects any other end by the address.
 func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 	peer, addr := f.To, f.Key.DstAddr()
 	if s.Direction == filter.Ingress {

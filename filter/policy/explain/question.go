@@ -19,7 +19,7 @@ import (
 type Question struct {
 	From, To string // "namespace/name" of a pod, "name" in namespace default, or an IP address
 	Port     string // number, or the name of a port of the destination; empty for ICMP
-	Protocol string // TCP, UDP, SCTP or ICMP, in any case; empty means TCP
+	Protocol string // TCP, UDP, SCTP or ICMP, in upper or lower case; empty means TCP
 }
 
 // Flow is a flow that can be decided.

@@ -14,7 +14,7 @@ import (
 // RuleMatch is the result of matching one rule against a flow.
 type RuleMatch struct {
 	Rule       filter.Rule
-	Peers      string     // the rule's peer that matches the flow's or is nearest to it, in words
+	Peers      string     // the rule's peer that matches the peer of the flow or is nearest to it, in words
 	Ports      string     // the ports that the rule allows, in words
 	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
@@ -145,9 +145,8 @@ func (c *Cluster) brokenField(r filter.Rule, part string) string {
 }
 
 // problemOf returns a problem of a rule, preferably in the given part of the rule, or nil if
-// the rule has none. If the whole rule cannot be read, it is in force with an invalid peer
-// in place of its parts. The problem then names a different field of the rule, or the list
-// of rules.
+// the rule has none. If the whole rule could not be read, a rule with an invalid peer is in
+// force in its place. The problem then names another field of the rule, or the list of rules.
 func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	problems := c.problems[r.Policy]
 	for _, at := range []string{part, ruleField(r)} {

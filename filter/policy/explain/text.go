@@ -57,9 +57,9 @@ func viaText(all []Explanation) string {
 	return b.String()
 }
 
-// text formats one explanation, which also holds for the flows in also.
-func (e *Explanation) text(also ...Flow) string {
-	flows := append([]Flow{e.Flow}, also...)
+// text formats the explanation of e.Flow. The flows in others have the same explanation.
+func (e *Explanation) text(others ...Flow) string {
+	flows := append([]Flow{e.Flow}, others...)
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s): %s to %s, %s\n", e.Verdict.Action, e.Verdict.Reason,
 		endText(e.Flow.From, flows, filter.Key.SrcAddr), endText(e.Flow.To, flows, filter.Key.DstAddr), portText(e.Flow.Key))

@@ -29,7 +29,7 @@ func (l *linter) exceptions(p *lintPolicy, r *rule) {
 	}
 }
 
-// hostBits reports CIDRs with host bits, which are read as different CIDRs.
+// hostBits reports CIDRs with host bits, which the API ignores.
 func (l *linter) hostBits(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
 		if x.block == nil || x.block.written == nil {

@@ -1,5 +1,5 @@
-// Package lint finds parts of policies that are legal, but probably not as intended.
-// It reports nothing that may well be right, so that a pipeline can require manifests
+// Package lint finds parts of NetworkPolicies that are legal, but probably not as intended.
+// It reports nothing that is often intended, so that a pipeline can require manifests
 // without findings.
 //
 // It checks the policies against the given pods and namespaces, and skips checks for which

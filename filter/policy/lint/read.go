@@ -81,10 +81,10 @@ type rule struct {
 	whole     bool // no part is malformed
 }
 
-// peer is one item of from or to: a block, a network of a list, nodes or pods.
+// peer is one item of a "from" or "to" list: a block, or selectors.
 type peer struct {
 	field     string
-	namespace labels.Selector // selects the policy's namespace by name if own is set
+	namespace labels.Selector // if own is set, it selects only the policy's namespace, by name
 	own       bool
 	pods      labels.Selector
 	block     *block

@@ -59,7 +59,7 @@ func newPage(m *Matrix) page {
 		}
 		p.Pods = append(p.Pods, pod)
 		for _, port := range o.Ports {
-			port.Name = "" // the filter lists numbers only, because a number may have many names
+			port.Name = "" // the page's filter lists only numbers, because a number may have many names
 			labels[port] = true
 		}
 	}

@@ -16,7 +16,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// MaxPods bounds the pods of a matrix that is filled: the number of cells is its square.
+// MaxPods bounds the pods of a matrix that is filled: n pods have n*n cells.
 const MaxPods = 2000
 
 // Matrix holds a verdict for each pair of pods and each port.

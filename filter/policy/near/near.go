@@ -62,7 +62,7 @@ func Kind(value string) string {
 	return "a " + value
 }
 
-// WriteString returns the hint for a value of the given kind in place of a string. YAML
+// WriteString returns the hint for a value of the given kind where a string is expected. YAML
 // reads text without quotes as a number or bool if it looks like one.
 func WriteString(value string) string {
 	if value == "bool" || strings.HasPrefix(value, "number") {

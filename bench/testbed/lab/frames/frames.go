@@ -53,7 +53,7 @@ type Options struct {
 	// would pass.
 	Targets, Others []End
 	Ports           []uint16
-	// Tunnels are the UDP ports of tunnels, and the link address at the inner end of each.
+	// Tunnels maps the UDP port of a tunnel to the link address at its inner end.
 	Tunnels map[uint16]net.HardwareAddr
 }
 
@@ -111,7 +111,7 @@ func (s *Source) Next(id uint32) []byte {
 	return frame
 }
 
-// family returns a random one of the given addresses, of the given family.
+// family returns a random address among those that are IPv6 (if v6 is set) or IPv4.
 func (s *Source) family(among []netip.Addr, v6 bool) netip.Addr {
 	var fit []netip.Addr
 	for _, a := range among {

@@ -128,15 +128,15 @@ func answer(w http.ResponseWriter, wrong string) {
 // none is answered.
 const answerTimeout = 15 * time.Second
 
-// liveness answers /healthz. A part that fails ends the agent, so only a part that hangs must
-// be found: packets are queued, and none is answered. The packets that are held for their pod
-// are queued in the kernel too, but do not count.
+// liveness answers /healthz. A part that fails ends the agent, so liveness only has to detect a
+// part that hangs: packets are queued, and for answerTimeout none is answered. The packets that
+// are held for their pod are queued in the kernel too, but do not count.
 type liveness struct {
 	read func() *State
 
 	mu         sync.Mutex
 	answered   uint64    // number of answered packets at the last request
-	progressed time.Time // time of the last request at which answered had grown, or no packet waited for an answer
+	progressed time.Time // time of the last request that found more answered packets than before, or no packet to answer
 }
 
 func (p *liveness) ServeHTTP(w http.ResponseWriter, _ *http.Request) { answer(w, p.failure(p.read())) }

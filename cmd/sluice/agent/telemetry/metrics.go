@@ -119,8 +119,8 @@ var (
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, tiers, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// Values of the labels direction and reason for verdicts of the kernel's flow cache, which
-// does not store the direction and the reason.
+// The kernel's flow cache does not store the direction and the reason of a verdict. So its
+// verdicts have these values of the labels "direction" (notKnown) and "reason" (byKernel).
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
@@ -230,7 +230,7 @@ var initialSeries = []series{
 	{"none", filter.Deny, filter.Malformed},
 }
 
-// byDirection sums up verdicts by the direction that decided.
+// byDirection sums up the verdicts of each series.
 func byDirection(v *engine.Verdicts) map[series]uint64 {
 	sums := make(map[series]uint64)
 	for _, s := range initialSeries {
@@ -249,8 +249,9 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 	return sums
 }
 
-// direction returns the direction that decided, for the label direction. s is the set of ends
-// about which policies decided.
+// direction returns the value of the "direction" label. For a flow that policies deny, it is
+// the direction that denied it. For every other flow, it is the directions in s: those in
+// which policies isolate an end.
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {

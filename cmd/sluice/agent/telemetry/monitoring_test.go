@@ -98,7 +98,8 @@ var (
 	given      = []string{"instance", "le"} // labels that do not come from the agent's code
 )
 
-// familyOf returns the metric of a name in a query, or nil.
+// familyOf returns the metric to which a name in a query refers, or nil. The name may be that of
+// a part of a histogram, such as its "_sum".
 func familyOf(found map[string]*dto.MetricFamily, name string) *dto.MetricFamily {
 	if f := found[name]; f != nil {
 		return f

@@ -46,7 +46,7 @@ type Options struct {
 	// TookOver reports whether the agent that listens on the socket has yielded to this one.
 	// nil means that it has not.
 	TookOver func() bool
-	Logger   *slog.Logger // nil discards
+	Logger   *slog.Logger // nil discards all log lines
 }
 
 // Serve answers requests until ctx ends. If it cannot listen, it logs the reason and keeps
@@ -75,8 +75,8 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	_ = group.Wait() // no error is possible
 }
 
-// withServers returns a function that calls read and adds to the state the servers'
-// connections and the addresses on which the servers cannot listen.
+// withServers wraps read. The function that it returns also sets the servers' connections in the
+// state, and adds a problem for each address on which a server cannot listen.
 func withServers(read func() *State, all []*slots, listens ...*binding) func() *State {
 	return func() *State {
 		s := *read()
@@ -167,7 +167,7 @@ func markBusy(next http.Handler) http.Handler {
 // the deadline for reading expires, net/http also cancels the context of a request in progress.
 func setDeadlines(w http.ResponseWriter, until time.Time) {
 	control := http.NewResponseController(w)
-	// A writer without support for deadlines has none to set.
+	// Ignore the errors: they only mean that the writer does not support deadlines.
 	_ = control.SetReadDeadline(until)
 	_ = control.SetWriteDeadline(until)
 }

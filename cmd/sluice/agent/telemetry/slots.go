@@ -164,8 +164,9 @@ type limited struct {
 	slotsOf func(net.Conn) (*slots, netip.Addr)
 }
 
-// Accept closes the connection that is displaced, so that at most one connection is open
-// without a slot.
+// Accept returns the next connection that gets a slot. If that displaces another connection,
+// Accept closes the displaced one before it returns, so that at most one connection at a time
+// is open without a slot.
 func (l limited) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()

@@ -25,7 +25,7 @@ type occupant uint8
 
 const (
 	stranger    occupant = iota // a process that keeps the path while it listens
-	predecessor                 // an agent that has yielded to this one, which may take the path
+	predecessor                 // an agent that has yielded to this one; this agent may take the path
 )
 
 // occupant returns predecessor if this agent has taken over, otherwise stranger.

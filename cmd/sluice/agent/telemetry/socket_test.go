@@ -265,7 +265,7 @@ func TestServeWaitsForItsAddress(t *testing.T) {
 	}
 }
 
-// lines collects a log, and closes first at the first line.
+// lines collects a log. It closes the channel first when the log gets its first line.
 type lines struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
