@@ -9,18 +9,24 @@ import (
 
 func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
 
-// widens reports whether a draft may isolate a pod that the version in force does not
-// isolate. It assumes that different selectors select different pods, unless the version in
-// force selects all pods.
+// widens reports whether a draft may isolate a pod that the version in force, or an earlier
+// draft of the policy, does not isolate.
 func (w *Store) widens(d *Draft) bool {
 	p := w.policies[d.ref]
-	if p == nil {
+	if p == nil || d.reach.widens(p.reach()) {
 		return true
 	}
-	now := p.reach()
-	return now.Subject != "" && now.Subject != d.reach.Subject ||
-		d.reach.Isolates[filter.Egress] && !now.Isolates[filter.Egress] ||
-		d.reach.Isolates[filter.Ingress] && !now.Isolates[filter.Ingress]
+	earlier := w.drafts.current
+	return earlier != nil && earlier != d && earlier.ref == d.ref && !earlier.dropped && d.reach.widens(earlier.reach)
+}
+
+// widens reports whether a version of a policy may isolate a pod that the version before
+// does not isolate. It assumes that different selectors select different pods, unless the
+// version before selects all pods.
+func (r Reach) widens(before Reach) bool {
+	return before.Subject != "" && before.Subject != r.Subject ||
+		r.Isolates[filter.Egress] && !before.Isolates[filter.Egress] ||
+		r.Isolates[filter.Ingress] && !before.Isolates[filter.Ingress]
 }
 
 // firstWidening returns the lowest number of a namespace's drafts for which widens is true.

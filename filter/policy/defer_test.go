@@ -87,6 +87,33 @@ func (w starting) prepareNext() {
 	}
 }
 
+// A pod that starts behind two drafts of a policy stays unknown until the second is in force,
+// if the first does not isolate the pod.
+func TestPodsThatStartBehindTwoDrafts(t *testing.T) {
+	w := newStarting(t)
+	w.SetPolicy(w.policy("p", "", 1))
+	w.Commit()
+	w.SetPolicy(w.policy("p", "db", 100))
+	first := w.NextDraft()
+	w.SetPolicy(w.policy("p", "", 101))
+	w.SetPod(w.pod("a", "pod", "10.0.0.1"))
+	w.expect("10.0.0.1", "")
+	first.Prepare()
+	w.Prepared(first)
+	for range 100 {
+		w.Work(func() bool { return false })
+		if d := w.NextDraft(); d != nil {
+			d.Prepare()
+			w.Prepared(d)
+		}
+		s, _ := w.Commit()
+		if e := s.Endpoint(addrs("10.0.0.1")[0]); e != nil && e.Isolation(filter.Ingress) == nil {
+			t.Fatal("the pod is known and not isolated")
+		}
+	}
+	w.expect("10.0.0.1", "a/pod")
+}
+
 // A pod that starts while a draft waits stays unknown if the draft may isolate the pod and
 // the version in force does not.
 func TestPodsThatStartBehindDrafts(t *testing.T) {
