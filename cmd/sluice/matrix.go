@@ -71,7 +71,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 		m.NotRead = append(m.NotRead, n)
 	}
 	if m.LeftOut > 0 {
-		fmt.Fprintf(e.stderr, "sluice: left out: %s without its own address (status.podIPs)\n", count(m.LeftOut, "pod", "pods"))
+		fmt.Fprintf(e.stderr, "sluice: left out: %s (no status.podIPs, or those of its node)\n", count(m.LeftOut, "pod", "pods"))
 	}
 	switch {
 	case len(m.Pods) == 0:

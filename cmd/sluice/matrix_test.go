@@ -120,7 +120,7 @@ func matchesDecide(t *testing.T, dir string) {
 	objects.Apply(store)
 	snapshot, _ := store.Commit()
 	status, stdout, stderr := sluice(t, "matrix", "-f", dir, "-o", "json")
-	if status != 0 || !strings.Contains(stderr, "1 pod without its own address") {
+	if status != 0 || !strings.Contains(stderr, "left out: 1 pod ") {
 		t.Fatalf("status %d, %s", status, stderr)
 	}
 	var m matrix.Matrix
