@@ -149,7 +149,7 @@ func TestControllerWaitsForEverySource(t *testing.T) {
 	one, two := make(feed), make(feed)
 	_, calls, _ := run(t, &pub, nil, one, two)
 	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // taken only after the first update has been received
+	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // this send returns only after the Controller has received the first update
 	select {
 	case p := <-calls:
 		t.Fatalf("published %+v without the second source", p.snapshot.Counts())

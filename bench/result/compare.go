@@ -48,9 +48,10 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
 		changes = append(changes, c)
 	}
-	// Apply the false discovery rate to each size separately. With 7 rounds on each side, no
-	// p-value is below 1/1716. Among the thousand figures of all sizes, a change that is the
-	// only real one would need a p-value of 0.05/1000, and so could never count.
+	// Control the false discovery rate separately for each size of cluster. With 7 rounds on
+	// each side, the smallest possible p-value is 1/1716. If the roughly 1,000 figures of all
+	// sizes were tested together, a single real change would need a p-value of 0.05/1000, and
+	// could never be detected.
 	for _, of := range fresh.Scenarios() {
 		markReal(changes, of)
 	}

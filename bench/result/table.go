@@ -19,9 +19,9 @@ type Table struct {
 	Rows  [][]string
 }
 
-// Tables returns the tables of a scenario: the aims, and one table for each load with a row
-// for each contender. The first figure of a load is followed by its ratio to that of the
-// reference row, if there is such a row.
+// Tables returns the tables of a scenario: one for the aims, and one for each load, with a row
+// for each contender. If a contender has a reference row, the column of the load's first metric
+// is followed by its ratio to the reference row's value, and by the lowest and highest ratio.
 func (r *Result) Tables(of Scenario) (tables []Table) {
 	if t := r.aims(of); len(t.Rows) > 0 {
 		tables = append(tables, t)

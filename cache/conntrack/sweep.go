@@ -19,9 +19,9 @@ const (
 	// batchSize bounds the updates that are collected before they are written, and so the
 	// memory of a sweep. They are written while the dump goes on.
 	batchSize = 512
-	// batchTimeout bounds how long an update waits for others while the dump goes on: a
-	// dump of all connections can take a hundred milliseconds, and denied packets should
-	// not pass until its end.
+	// batchTimeout bounds how long an update waits for its batch to fill during a dump. A dump
+	// of all connections can take 100 ms, and a connection that is denied now should not keep
+	// passing until the dump ends.
 	batchTimeout = 5 * time.Millisecond
 	// maxPasses bounds the dumps of a sweep; see Sweep.
 	maxPasses = 5

@@ -26,9 +26,9 @@ type Limits struct {
 // server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
-// mostRefused bounds the encoded bytes of recoverable policies that the store keeps. A
-// policy that was kept comes back as soon as there is room. A policy that was not kept comes
-// back only when it is set again.
+// mostRefused bounds the encoded bytes of refused policies that the store keeps so that it can
+// read them again. A kept policy is admitted as soon as there is room. A refused policy that was
+// not kept must be set again.
 const mostRefused = 32 << 20
 
 // SetLimits sets the limits. Limits.Policies applies to all policies from the next Commit

@@ -59,7 +59,7 @@ type selectors struct {
 	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
 	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in wide
 	unused  []uint32   // released ids, free for reuse
-	few     int        // at most this many selectors that match by absence are tested one by one
+	few     int        // more selectors with only NotIn and DoesNotExist requirements are indexed; see fewAbsent
 }
 
 // scopeSelectors holds the selectors of a scope. If the scope is a namespace selector, it

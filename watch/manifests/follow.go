@@ -80,7 +80,7 @@ type follower struct {
 	touched map[string]bool // paths with events since the last scan
 	all     bool            // events were lost, so every file must be read
 	state   *merged
-	logged  map[Problem]bool // problems that have been logged: of roots, and about duplicate objects
+	logged  map[Problem]bool // problems that logNew has logged: duplicate objects and unreadable subdirectories
 
 	onProblems func([]Problem) // may be nil
 	reported   []Problem       // argument of the last call of onProblems
