@@ -228,7 +228,9 @@ func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 		await(t, calls)
 		reader.Enter()
 		in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-		for range 2 { // applied when the worker is found stuck, and again while it is still stuck
+		// The Controller applies the change although the worker is stuck, and applies it once
+		// more while the worker is still stuck.
+		for range 2 {
 			if p := await(t, calls); len(p.changes) != 1 {
 				t.Fatalf("changes %v, want the address of a", p.changes)
 			}

@@ -36,10 +36,10 @@ type Endpoint struct {
 }
 
 // class is the compiled form of pods that no policy can tell apart. The fields that a
-// decision reads fill one cache line. The padding makes the struct 128 bytes large, so that
-// it begins at a cache line. Without it, Go would allocate 112 bytes for each class. Three
-// out of four would then begin within a line, and each decision about them would read one
-// line more.
+// decision reads fill one cache line of 64 bytes. The padding makes the struct 128 bytes
+// large, so that every class begins at a cache line. Without the padding, Go would allocate
+// 112 bytes for each class. Three of four classes would then begin in the middle of a line,
+// and a decision about such a class would read two lines instead of one.
 type class struct {
 	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
 	peers     idSet    // peer selectors that match, except those that match whole namespaces
@@ -53,7 +53,7 @@ type class struct {
 // policySet holds the compiled rules of the policies of one tier that select a pod in one
 // direction. All pods that the same policies select share it.
 type policySet struct {
-	alone link // the link for chains that end with this set
+	alone link // used by all chains in which no other set follows this one
 	key   policySetKey
 	id    uint64
 	refs  int
@@ -128,10 +128,10 @@ func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.ch
 // Effect returns what a cache may assume about the endpoint's packets in a direction.
 func (e *Endpoint) Effect(d filter.Direction) Effect { return e.chain(d).effectOf() }
 
-// MayRestrict reports whether a change of an address from one endpoint to another may deny
-// flows that were allowed without a rule: because no policy decided (filter.NotIsolated),
-// or because the other end was the pod's node (filter.OwnNode). A nil endpoint is an
-// address outside the cluster; at most one of the two is nil.
+// MayRestrict compares the owners of an address before and after a change. It reports whether
+// the change may deny a flow that was allowed without a rule: because no policy decided
+// (filter.NotIsolated), or because the other end was the pod's node (filter.OwnNode). A nil
+// endpoint means that the address is outside the cluster; at most one of the two is nil.
 func MayRestrict(before, now *Endpoint) bool {
 	if before.IsNode() || now.IsNode() {
 		return !now.IsNode()
@@ -182,14 +182,16 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	return v
 }
 
-// sideOutcome is the decision of one side. allows reports whether it allows the flow. pair
-// reports whether the decision is the same for all packets between the two addresses.
+// sideOutcome is the decision of the policies of one end. allows is set if they allow the
+// flow. pair is set if they decide the same for all packets between the two addresses,
+// whatever the protocol and the ports.
 type sideOutcome struct{ allows, pair bool }
 
 var passes = sideOutcome{true, true}
 
 // decideSide returns the decision of a chain, and stores in side the policies and the rule
-// that made it. The first branch is for chains without ordered rules, as most chains are.
+// that made the decision. The first branch is for a chain without ordered rules, the usual
+// case.
 func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o sideOutcome) {
 	if l.isolation != nil {
 		side.Isolation = l.isolation
@@ -202,8 +204,8 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 	return sideOutcome{d.action == Accept, d.pair}
 }
 
-// runsOn reports whether e is a pod and addr an address of the node that it runs on. other
-// is the owner of addr, or nil; an address with an owner does not count as the node's.
+// runsOn reports whether e is a pod and addr is an address of e's node. other is the owner of
+// addr, or nil. If addr has an owner, runsOn returns false.
 func (e *Endpoint) runsOn(addr netip.Addr, other *Endpoint) bool {
 	return e != nil && other == nil && slices.Contains(e.host.list(), addr)
 }
