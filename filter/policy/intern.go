@@ -20,19 +20,20 @@ type policy struct {
 	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of the version
-	kept     Source            // the source to read the rules from again; empty if there was no room to keep it
+	kept     Source            // source to read the rules from again; zero if Store.count has not kept it
 	subject  *selector
 	isolates [2]bool // the directions in which the policy isolates
 	rules    [2][]rule
-	size     [2]int      // entries of the rules, by direction
-	compiled [2]*ruleSet // rule sets of this policy only; nil until they are needed
+	size     [2]int      // by direction: number of rules, plus all their selectors, blocks and ports
+	compiled [2]*ruleSet // rule sets built from this policy alone; nil until they are needed
 	uses     []*selector // selectors of peers, once for each use
 	problems []Problem
-	large    bool  // its rules are never merged with those of other policies
+	large    bool  // isLarge is true of it, so its rules are never merged with others
 	cost     int64 // estimated memory, in bytes
-	refused  bool  // its rules are not read, because it is over a limit
-	// recoverable reports that the policy is refused because of other policies (over
-	// Limits.Policies or mostWaiting), so that it may come back when there is room.
+	refused  bool  // the policy is over a limit, so its rules were not read
+	// recoverable is set if the policy is refused only because it and other policies together
+	// exceed Limits.Policies or mostWaiting. When the others take less, the store may read
+	// this policy again.
 	recoverable bool
 }
 
@@ -59,7 +60,7 @@ type interner interface {
 type reader struct {
 	in   interner
 	p    *policy
-	seen map[string]bool // contents of the rules that have been added in the current direction
+	seen map[string]bool // rule.content of each rule that was added in the current direction
 }
 
 func (w *Store) readPolicy(form *Policy) *policy {
@@ -73,7 +74,7 @@ func subjectOf(form *Policy) *selector {
 	return newSelector(selectorKey{scope{namespace: form.Subject.Namespace}, form.Subject.Pods.String()}, form.Subject.Pods)
 }
 
-// read turns a Policy into a policy, without its subject.
+// read converts a Policy to a policy, whose field subject the caller must set.
 func read(form *Policy, in interner) *policy {
 	p := &policy{ref: form.Ref, tier: form.Tier, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
 	rules := form.Rules
@@ -141,9 +142,10 @@ func (r reader) rule(d filter.Direction, index int, from *Rule) {
 	r.add(d, &out)
 }
 
-// denyMalformed changes a rule that does not accept: if peers or ports are malformed, the
-// rule denies all peers or ports. If it ignored malformed parts, it could let flows pass
-// that it or a later tier was meant to deny.
+// denyMalformed changes a rule whose action is not Accept. If a peer is malformed, the rule
+// denies every peer; if a port is malformed, it denies every port; if the action is unknown, it
+// denies. If the rule ignored its malformed parts, flows could pass that this rule or a later
+// tier was meant to deny.
 func (r reader) denyMalformed(d filter.Direction, out *rule, from *Rule) {
 	peers := slices.ContainsFunc(from.Peers, func(p Peer) bool { return p.Malformed != "" })
 	ports := slices.ContainsFunc(from.Ports, func(p PortRange) bool { return p.Malformed })
@@ -166,7 +168,7 @@ func (r reader) problem(d filter.Direction, index int, detail string) {
 // so that repeated rules take no memory.
 func (r reader) add(d filter.Direction, out *rule) {
 	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 || !out.portless && len(out.ports) == 0 {
-		return // all of its peers or ports are malformed
+		return // the rule matches nothing, because all its peers or all its ports are malformed
 	}
 	key := out.content()
 	if r.seen[string(key)] {
@@ -260,9 +262,9 @@ func (w *Store) useNamespaces(sel labels.Selector) *selector {
 	return s
 }
 
-// usePeer interns a peer selector. The next call of match finds the pods that it matches.
-// Their epochs stay the same, because verdicts change only with the rules that use the
-// selector, and the pods that these rules isolate get new epochs.
+// usePeer interns a peer selector. The next call of Store.match finds the pods that the selector
+// matches. These pods keep their epochs: a verdict changes only if a rule uses the selector, and
+// the pods to which that rule applies get new epochs.
 func (w *Store) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew || s.fresh {
