@@ -12,8 +12,8 @@ import (
 // Change is the difference of a figure between two results.
 type Change struct {
 	Key
-	Old, New float64 // medians, of ratios or of the figures themselves
-	Ratio    bool    // Old and New are ratios to the reference row
+	Old, New float64 // medians of the figure's values; if Ratio is set, medians of their ratios
+	Ratio    bool    // the values were divided by those of the reference row
 	P        float64 // p-value of the rank test
 	// Real reports that the change is beyond the noise.
 	Real bool
@@ -115,7 +115,7 @@ func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int,
 	return worse, err
 }
 
-// fewest returns the number of values of the figure that has the fewest.
+// fewest returns the smallest number of values that a figure of the result has.
 func fewest(r *Result) int {
 	n := math.MaxInt
 	for _, s := range r.Series {

@@ -81,9 +81,9 @@ func (r *Result) table(of Scenario, l Load) Table {
 	return t
 }
 
-// metrics returns the figures of a load that get a column, in the order of the row with the
-// most figures. Counts of errors that are 0 in all rows get no column. metrics returns their
-// names separately.
+// metrics returns the metrics that get a column in the table of a load, in the order of the row
+// that has the most metrics. A count of errors that is 0 in all rows gets no column; metrics
+// returns the names of such counts in none.
 func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) {
 	rows := make(map[string][]Metric)
 	happened := make(map[Metric]bool)
@@ -115,7 +115,7 @@ func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) 
 	return metrics, none
 }
 
-// hasRatio reports whether the first figure of a load has a reference row.
+// hasRatio reports whether any row of a load has a figure that the row's reference row has too.
 func (r *Result) hasRatio(of Scenario, l Load) bool {
 	for _, s := range r.Series {
 		if s.Scenario == of && s.Load == l.Name && len(r.Ratios(s)) > 0 {

@@ -15,8 +15,9 @@ func nodeObject(name string, ranges ...string) *node {
 	return n
 }
 
-// The snapshot after a change of a Node has the changed ranges. So the sweep that such a
-// change requires runs at once, and does not wait for another change.
+// The first snapshot after a change of a Node has the new pod ranges. So the publication of this
+// snapshot starts the sweep that new ranges require; otherwise, the sweep would wait for another
+// change.
 func TestRangesComeWithTheirChange(t *testing.T) {
 	q := newQueue(1)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))
