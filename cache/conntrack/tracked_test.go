@@ -106,8 +106,10 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-// allows reports whether a connection with key k, of which the node has seen no packet yet, is
-// allowed. With midStream, it is picked up in the middle: its first packet here is an ACK.
+// allows reports whether the first packet that the node sees of a connection with key k is
+// allowed. It asks the model of the kernel's flow cache at random, and the evaluator
+// otherwise. The packet is a SYN, or an ACK if midStream is set: then the connection began
+// before the node saw it.
 func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
@@ -143,8 +145,9 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	return 0, false
 }
 
-// openBack reports whether no policy isolates the source for ingress or the destination for
-// egress. Only then may the kernel's flow cache allow a packet from the middle of a connection.
+// openBack reports whether policies leave the opposite direction of the flow open: one end is
+// the node, or no policy isolates the source for ingress or the destination for egress. Only
+// then may the kernel's flow cache allow a packet from the middle of a connection.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
 	return src.IsNode() || dst.IsNode() || src.Isolation(filter.Ingress) == nil && dst.Isolation(filter.Egress) == nil
@@ -226,8 +229,9 @@ func (h *history) randomPolicy() *networkingv1.NetworkPolicy {
 	return p
 }
 
-// publish publishes the changes. Some connections begin before the kernel's flow cache has
-// the new snapshot: the evaluator uses the new one, the cache the old one.
+// publish commits the changes and publishes the snapshot, first to the evaluator and then to
+// the model of the kernel's flow cache. In between, up to three connections begin: the
+// evaluator decides them by the new snapshot, the model by the old one.
 func (h *history) publish(scope conntrack.Scope) {
 	s, changes := h.store.Commit()
 	h.published.Publish(s)
@@ -261,9 +265,9 @@ func (h *history) sweep() (walked bool) {
 	}
 }
 
-// After each sweep, which TrackedFlows may have limited or made unnecessary, a second
-// sweeper evaluates all live connections of the changed addresses: none may have a wrong
-// mark.
+// TrackedFlows lets the Follower limit a sweep to some connections, or leave it out. The test
+// checks that this misses none: after each sweep, a second sweeper evaluates all live
+// connections of the changed addresses, and must find no wrong mark.
 func TestNoSweepIsLeftOut(t *testing.T) {
 	const histories = 400
 	for _, limit := range []struct{ perAddr, perShard int }{{1000, 1000}, {5, 1000}, {1000, 12}} {
@@ -369,9 +373,10 @@ func (h *history) revokes(k filter.Key) {
 	h.want(ref, revoked)
 }
 
-// If another pod has the address of a pod for some time, remembered verdicts about the
-// first pod are valid again afterwards. The next sweep must find the connections that these
-// verdicts allow, whether or not there was a sweep in between.
+// The address of pod p0 goes to p1 for some time, and then back to p0. From then on, the
+// verdicts that the kernel's flow cache remembers about p0 are valid again. The next sweep
+// must find the connections that these verdicts allow, with and without a sweep while p1 had
+// the address.
 func TestAnAddressComesBack(t *testing.T) {
 	for _, sweep := range []bool{true, false} {
 		t.Run(fmt.Sprintf("sweep=%v", sweep), func(t *testing.T) { testComesBack(t, sweep) })
@@ -399,8 +404,9 @@ func testComesBack(t *testing.T, sweep bool) {
 	h.revokes(k)
 }
 
-// A connection that begins and ends between a publication and its sweep leaves a remembered
-// verdict of the new snapshot. Later sweeps must find the connections that this verdict allows.
+// A connection begins and ends after a publication and before the sweep that follows it. The
+// kernel's flow cache then remembers a verdict of the new snapshot. Later sweeps must find
+// the connections that this verdict allows.
 func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h, k := quiet(t)
 	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))
@@ -415,8 +421,8 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h.revokes(k)
 }
 
-// If an address has too many keys, they are not tracked one by one until a sweep finds few
-// enough keys.
+// If an address has more keys than the limit, TrackedFlows stops tracking its keys one by
+// one. It resumes when a sweep finds that live connections have no more keys than the limit.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(3, 1000)

@@ -282,7 +282,7 @@ func (p *pod) readSpec(spec []byte, at *texts) error {
 		case specInit:
 			before := len(at.sidecars)
 			always, err := wirePorts(&at.sidecars, f.bytes)
-			if !always { // not a sidecar: it ends before the containers start
+			if !always { // the init container is not a sidecar, and ends before the pod's containers start
 				at.sidecars = at.sidecars[:before]
 			}
 			return err

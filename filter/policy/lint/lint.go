@@ -79,7 +79,7 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 	}
 	slices.SortFunc(l.policies, func(a, b *lintPolicy) int { return cmp.Compare(a.text, b.text) })
 
-	store.Commit() // decides which policies are too large
+	store.Commit() // so that Problems includes the policies that are too large
 	for _, p := range store.Problems() {
 		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Hint})
 	}
