@@ -22,7 +22,7 @@ type Store struct {
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
 	faulty     map[*policy]struct{}    // policies that have problems
-	node       map[netip.Addr]struct{} // this node's addresses; with IPVS, also the addresses of all Services
+	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include those of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
@@ -31,8 +31,8 @@ type Store struct {
 	subjects    selectors // pod selectors of policies' subjects
 	peers       selectors // pod selectors of peers
 
-	owners     map[netip.Addr]*pod   // a live pod that claims the address
-	rivals     map[netip.Addr][]*pod // further live pods that claim the address; rarely any
+	owners     map[netip.Addr]*pod   // one of the live pods whose status lists the address
+	rivals     map[netip.Addr][]*pod // all other live pods whose status lists the address; rarely any
 	hosts      map[netip.Addr]*host  // hosts by their first address
 	policySets map[policySetKey]*policySet
 	shape      shape // bounds the size of rule sets
@@ -40,7 +40,7 @@ type Store struct {
 	drafts   drafts
 	deferred deferred
 	large    int         // policies with more encoded bytes are large
-	dying    []*selector // selectors to release, once for each use by a removed large policy
+	dying    []*selector // peer selectors of removed large policies, still to be released; listed once for each use
 	sweep    *sweep      // nil if none is in progress
 	limbo    limbo
 	due      bool // a policy came into force or was refused since the last Commit
@@ -49,7 +49,7 @@ type Store struct {
 	cost      int64 // estimated bytes of all policies that are not refused
 	refused   int   // encoded bytes of refused policies that are kept
 	overdrawn bool  // some policies are refused because of limits.Policies
-	recount   bool  // balance must decide again which policies are refused
+	recount   bool  // the next call of balance must decide again which policies to refuse
 	classes   map[string]*class
 
 	dirtyPods        []*pod // pods that are dirty, each once
@@ -62,13 +62,15 @@ type Store struct {
 	removed          []*selector // peer selectors removed since the last match
 	ids, spare, mask idBits
 
-	table         *addrTable              // the owners of addresses; shared with the last snapshot
-	everyone      []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
-	unusedNS      []uint32                // namespace ids that can be reused
-	dirtyNS       map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
-	staleIn       []*namespace            // namespaces in which a peer selector was added or removed
-	compiled      []*identity             // identities whose field recent is set
-	wideOnly      bool                    // while set, Store.stale requests no matching with selectors whose scope is one namespace by name
+	table    *addrTable              // the owners of addresses; shared with the last snapshot
+	everyone []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
+	unusedNS []uint32                // namespace ids that can be reused
+	dirtyNS  map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
+	staleIn  []*namespace            // namespaces in which a peer selector was added or removed
+	compiled []*identity             // identities whose field recent is set
+	// While wideOnly is set, Store.stale requests matching only with the peer selectors whose
+	// scope is a namespace selector.
+	wideOnly      bool
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
 	lastNumber    uint64 // number of the last snapshot
@@ -86,12 +88,12 @@ type namespace struct {
 	policies   int
 	size       int   // rule entries of its policies, except those of large policies
 	merged     int   // rule entries in the rule sets that merge several of its policies
-	matched    idSet // namespace selectors that match it, as of the last Commit
+	matched    idSet // ids of the namespace selectors that matched it in the last Commit
 
 	relabeled bool // its labels changed since the last Commit
 	stale     bool // all of its pods must be matched with the peer selectors again
-	staleOwn  bool // if stale: also with the peer selectors whose scope is only this namespace
-	tests     int  // cost of matching single selectors in this Commit; see affectIn
+	staleOwn  bool // stale includes the peer selectors whose scope is this namespace by name
+	tests     int  // number of tests so far in this Commit for matching selectors one by one; see affectIn
 }
 
 // NewStore returns an empty store.
@@ -262,7 +264,8 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records the addresses of a pod. It may defer those that are not in known.
+// claim records a pod as an owner or rival of its addresses. Addresses in known were known as
+// this pod's before; claim may defer the others (see the type deferred).
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
 		if !slices.Contains(known, a) {
@@ -333,8 +336,8 @@ func (w *Store) matchSubjects(k *identity) {
 	k.subjects = enroll(k, k.subjects, found)
 }
 
-// enroll makes k a member of the selectors in found, and no longer of those in old. It
-// returns found.
+// enroll removes k from the members of the selectors in old, and adds it to the members of
+// those in found. It returns found.
 func enroll(k *identity, old, found []*selector) []*selector {
 	for _, s := range old {
 		delete(s.members, k)
@@ -345,8 +348,8 @@ func enroll(k *identity, old, found []*selector) []*selector {
 	return found
 }
 
-// touch marks the pods that a subject selector matches: their policies must be found and
-// compiled again.
+// touch marks all pods that a subject selector matches. The next Commit determines again which
+// policies select these pods, and compiles the pods again.
 func (w *Store) touch(s *selector) {
 	for k := range s.members {
 		for _, p := range k.pods {
@@ -364,8 +367,8 @@ func (w *Store) dirty(p *pod) {
 	}
 }
 
-// renew marks a pod to get a new epoch in the next Commit. It does not mark it to be
-// compiled again.
+// renew marks a pod: the next Commit gives it a new epoch, so that remembered verdicts about it
+// become invalid. Unlike dirty, renew does not request that the pod is compiled again.
 func (w *Store) renew(p *pod) {
 	if !p.renewed {
 		p.renewed = true
@@ -373,8 +376,9 @@ func (w *Store) renew(p *pod) {
 	}
 }
 
-// stale marks an identity to be matched with the peer selectors again. If wideOnly is set,
-// it is matched only with those whose scope is a namespace selector.
+// stale marks an identity: the next call of matchPods matches it with the peer selectors again.
+// If wideOnly is set during all calls for the identity, matchPods uses only the selectors whose
+// scope is a namespace selector.
 func (w *Store) stale(k *identity) {
 	if !k.stale {
 		k.stale = true
@@ -430,7 +434,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	}
 	p.subject.subjects[p] = struct{}{}
 	w.touch(p.subject)
-	if old != nil { // last, so that selectors which both versions use are not released in between
+	if old != nil { // remove the old version last: selectors that both versions use then stay in use
 		w.removePolicy(old)
 	}
 	return p
