@@ -96,9 +96,9 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 			peers := slices.ContainsFunc(read.Peers, func(p policy.Peer) bool { return p.Malformed != "" })
 			ports := slices.ContainsFunc(read.Ports, func(p policy.PortRange) bool { return p.Malformed })
 			if action == policy.Accept {
-				peers, ports = false, false // a malformed part of a rule that accepts matches nothing
+				peers, ports = false, false // in a rule that accepts, a malformed peer or port matches nothing
 			} else if peers || ports {
-				action = policy.Deny // any other malformed rule denies everything that it may be meant for
+				action = policy.Deny // a malformed rule that denies or passes denies all flows that it may be meant for
 			}
 			if (ports || anyPortMatches(r.ports, f, dst)) && (peers || c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer)) {
 				return action, &filter.Rule{Policy: o.name(), Direction: d, Denies: action == policy.Deny, Index: i}
@@ -165,8 +165,9 @@ func (c *tiered) disagreement(s *policy.Snapshot, f flow) string {
 	return ""
 }
 
-// store returns a store with the cluster and its ordered policies. In half of the cases, the
-// policies had different actions at an earlier commit.
+// store returns a store with the objects of the cluster and its ordered policies, not
+// committed. In half of the calls, it first commits versions of the ordered policies with
+// other actions.
 func (c *tiered) store(r chance) *policy.Store {
 	w := c.newStore()
 	if r.oneIn(2) {

@@ -24,8 +24,9 @@ type status struct {
 	inForce   atomic.Pointer[time.Time] // when the current snapshot came into force
 	manifests atomic.Pointer[[]manifests.Problem]
 	notRead   atomic.Pointer[[]manifests.NotRead]
-	// otherBackend is the error of the last attempt to remove an earlier agent's rules from
-	// the other backend of iptables; nil if none remain. Packets pass through them too.
+	// otherBackend is the error of the last attempt to remove the rules that an earlier
+	// agent left in the other backend of iptables; nil if no such rules remain. While they
+	// remain, packets traverse both the old rules and those of this agent.
 	otherBackend atomic.Pointer[error]
 }
 
@@ -120,9 +121,9 @@ func (a *agent) state() *telemetry.State {
 	return s
 }
 
-// beyondManifests returns the problems that the store found, except those that are also
-// problems of manifests. The report of a manifest's problem names the file, so that report is
-// enough.
+// beyondManifests returns the problems that only the store has found (found), without those
+// that were already found in manifests (broken) or that follow from these. For such
+// problems, the report of the manifest is enough, and it also names the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {

@@ -97,8 +97,8 @@ type Side struct {
 	Allowed *RuleMatch
 
 	// The next fields are set only if the side denies the flow.
-	Nearest []RuleMatch // the nearest rules, sorted by number of mismatches, policy and index
-	More    int         // number of rules that are as near but not in Nearest
+	Nearest []RuleMatch // up to maxNearest of the rules with the fewest mismatches, sorted by policy and index
+	More    int         // number of further rules, not in Nearest, that have as few mismatches as the nearest ones
 	Empty   []string    // policies without rules in this direction
 	Change  *Change     // the change that would allow the flow
 
@@ -125,9 +125,10 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// notes warns that the verdict may differ on a real node. A node may have addresses that
-// neither the manifests nor the API contain, such as the address of a node-local DNS cache.
-// These are usually link-local. The agent on the node reads them from its interfaces.
+// notes returns a warning for each link-local address of a denied flow that belongs to no
+// known pod or node: on a real node, the verdict may differ. The address may be the node's
+// own, such as that of a node-local DNS cache. The agent reads such addresses from the
+// node's interfaces, but neither the manifests nor the API contain them.
 func notes(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow {
 		return nil
