@@ -67,7 +67,9 @@ type Guard struct {
 	snapshot *policy.Snapshot
 	bound    bindings
 	written  state
-	attached map[int]bool // indexes of the interfaces with our programs
+	// attached has the indexes of the interfaces with our programs. The value is true if
+	// sluice_to_pod is one of them.
+	attached map[int]bool
 	// tentative has the indexes of interfaces that got a program before their kind was known.
 	tentative map[int]bool
 	swept     bool   // earlier agents' programs were removed from all interfaces that need no program
@@ -281,26 +283,32 @@ func (g *Guard) attachEarly(update netlink.LinkUpdate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	index, kind := int(update.Index), update.Link.Type()
-	if update.Header.Type != unix.RTM_NEWLINK || !g.on || g.open != "" || g.attached[index] || kind == "bridge" || slices.Contains(g.found.others, index) {
+	if update.Header.Type != unix.RTM_NEWLINK || !g.on || g.open != "" || g.has(index) || kind == "bridge" || slices.Contains(g.found.others, index) {
 		return
 	}
 	if g.objs.attachOutside(index) == nil {
-		g.attached[index] = true
+		g.attached[index] = false
 		g.tentative[index] = true
 	}
 }
 
-// intact reports whether sluice_from_pod is still attached to each interface in g.attached. It
-// does not check sluice_to_pod. If Covers returns true, intact also requires that
-// sluice_from_pod is still the first program of each of these interfaces.
+// has reports whether an interface has our programs.
+func (g *Guard) has(index int) bool {
+	_, has := g.attached[index]
+	return has
+}
+
+// intact reports whether the programs are still attached to each interface in g.attached. If
+// Covers returns true, intact also requires that sluice_from_pod is still the first program of
+// each of these interfaces.
 func (g *Guard) intact() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.on {
 		return true
 	}
-	for index := range g.attached {
-		if !present(index) || g.open == "" && !first(index) {
+	for index, both := range g.attached {
+		if !present(index, both) || g.open == "" && !first(index) {
 			return false
 		}
 	}
@@ -385,9 +393,9 @@ func (g *Guard) ensure() error {
 func (g *Guard) attach() error {
 	var errs []error
 	there := make(map[int]bool)
-	put := func(p port, attach func() error) {
+	put := func(p port, both bool, attach func() error) {
 		there[p.index] = true
-		if !g.attached[p.index] || g.tentative[p.index] || !present(p.index) {
+		if !g.has(p.index) || g.tentative[p.index] || !present(p.index, both) {
 			err := attach()
 			switch {
 			case errors.Is(err, errNoTCX):
@@ -399,19 +407,19 @@ func (g *Guard) attach() error {
 				errs = append(errs, fmt.Errorf("guard interface %s: %w", p.name, err))
 				return
 			}
-			g.attached[p.index] = true
+			g.attached[p.index] = both
 			delete(g.tentative, p.index)
 		}
-		if g.open == "" && !first(p.index) && present(p.index) { // present excludes interfaces that are gone
+		if g.open == "" && !first(p.index) && present(p.index, both) { // present excludes interfaces that are gone
 			g.open = fmt.Sprintf("the guard is not the first of the programs that TCX attaches to %s", p.name)
 		}
 	}
 	for _, p := range g.found.ports {
-		put(p, func() error { return g.objs.attach(p) })
+		put(p, !p.tunnel, func() error { return g.objs.attach(p) })
 	}
 	if g.open == "" {
 		for _, p := range g.found.outside {
-			put(p, func() error { return g.objs.attachOutside(p.index) })
+			put(p, false, func() error { return g.objs.attachOutside(p.index) })
 		}
 	} else if g.followed {
 		// Do not detach yet: the rules do not drop forged sources until OnCovers has updated them.
