@@ -126,8 +126,9 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	return needNothing
 }
 
-// due returns the changed addresses whose connections must be evaluated now. It puts addresses
-// with needLater back into f.changes, unless there are more than maxLater of them.
+// due returns the changed addresses whose connections must be evaluated now. Addresses with
+// needLater are deferred: due puts them back into f.changes. If there are more than maxLater of
+// those, due returns them too.
 func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
 	evaluate := func(k *filter.Key) filter.Action {

@@ -249,10 +249,9 @@ func (t nftTable) inactive() (string, error) {
 	return t.wrongHook()
 }
 
-// wrongHook looks for a chain that has the name of a built-in chain in entries, but not the
-// type, hook and priority of that built-in chain. The kernel would not call the rules of
-// such a chain at the right place. wrongHook returns a description of the first such chain,
-// or "".
+// wrongHook describes the first chain that is named like a built-in chain that the rules use
+// (PREROUTING or POSTROUTING; see entries), but has a different type, hook or priority. The
+// kernel would not call its rules at the right place. wrongHook returns "" if there is none.
 func (t nftTable) wrongHook() (string, error) {
 	chains, err := t.chains()
 	if err != nil {

@@ -396,10 +396,10 @@ func TestRealWatchOverrun(t *testing.T) {
 	n.wantInForce()
 }
 
-// BenchmarkRepair flushes the hook and measures two times. The metric "open" is the time without
-// rules: from the kernel's notification of the flush to its notification of the repair. The metric
-// "command-to-checked" is the time from the start of the flush command until the Manager has
-// checked the repaired rules.
+// BenchmarkRepair flushes the hook and reports two durations. "open" is how long the rules are
+// missing: from the kernel's notification of the flush to its notification of the repair.
+// "command-to-checked" lasts from the start of the flush command until the Manager has checked
+// the repaired rules.
 func BenchmarkRepair(b *testing.B) {
 	for _, backend := range backends {
 		b.Run(string(backend), func(b *testing.B) { benchmarkRepair(b, backend) })

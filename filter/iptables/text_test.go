@@ -50,7 +50,8 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 	}
 }
 
-// The rules that consult the BPF cache directly precede the queues, and stay during a pause.
+// The rules that consult the BPF cache are immediately before the queue rules, and stay during a
+// pause.
 func TestCacheRules(t *testing.T) {
 	o := Defaults
 	o.AllowPin, o.DenyPin = "/sys/fs/bpf/s/allow", "/sys/fs/bpf/s/deny"

@@ -243,11 +243,10 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 	return set
 }
 
-// grantedToPolicySets is the constant part of the bound on the merged rules of a namespace:
-// they may have grantedToPolicySets + (entries in the namespace's policies, except large ones)
-// entries. Without the bound, they could take memory in proportion to pods × policies:
-// different policies may select each pod, and each combination of policies is merged
-// separately.
+// grantedToPolicySets bounds the memory of merged rules. The merged rule sets of a namespace may
+// have as many entries as its policies have, large policies excepted, plus grantedToPolicySets.
+// Each distinct combination of policies is merged separately, so without this bound the memory
+// could grow with pods × policies.
 const grantedToPolicySets = 1 << 15
 
 // rulesOf compiles the rules of some policies into one rule set. If merging them would take

@@ -268,7 +268,8 @@ func appendMissing(list []string, one []byte) []string {
 	return list
 }
 
-// readSpec decodes the spec, and appends the text forms of the ports to at.
+// readSpec decodes the spec into p. It appends the ports of containers to at.ports and those of
+// sidecars to at.sidecars, in text form.
 func (p *pod) readSpec(spec []byte, at *texts) error {
 	return each(spec, func(f field) error {
 		switch f.number {

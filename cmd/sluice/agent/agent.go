@@ -193,7 +193,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	if err == nil {
 		a.handOverUntil(ctx, serving)
 	} else if either.Err() != nil {
-		err = nil // ctx has ended, or group.Wait returns the error
+		err = nil // interrupted: ctx has ended, or a part has failed and group.Wait below returns its error
 	}
 	if ctx.Err() != nil {
 		a.log.Info("ending", "rules", string(a.opts.OnExit))
